@@ -1,0 +1,125 @@
+"""Text with places: where a value stands in the file it was read from.
+
+Every message about a rule file points at a line and a column, so every value keeps the place it was read from:
+a `Source` is a whole text, a `Span` a stretch of it, and a `Text` a string value whose single characters know
+their places even where YAML's quoting moved them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """A text and the name it is shown under.
+
+    >>> source = Source("rules.yaml", "a: 1\\nb: 2\\n")
+    >>> source.position(5)
+    (2, 1)
+    >>> source.line(2)
+    'b: 2'
+    """
+
+    name: str
+    text: str
+    _starts: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        starts = [0]
+        for index, character in enumerate(self.text):
+            if character == "\n":
+                starts.append(index + 1)
+        object.__setattr__(self, "_starts", tuple(starts))
+
+    def position(self, offset: int) -> tuple[int, int]:
+        """The line and the column, both counted from 1, of a character offset (clamped to the text)."""
+        offset = max(0, min(offset, len(self.text)))
+        line = bisect_right(self._starts, offset)
+        return line, offset - self._starts[line - 1] + 1
+
+    def line(self, number: int) -> str:
+        """The text of a line, counted from 1, without its line end."""
+        start = self._starts[number - 1]
+        end = self._starts[number] if number < len(self._starts) else len(self.text)
+        return self.text[start:end].rstrip("\r\n")
+
+    def whole(self) -> Span:
+        """The span of the whole text."""
+        return Span(self, 0, len(self.text))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The stretch `start` to `end` (character offsets, end excluded) of a source.
+
+    >>> span = Span(Source("rules.yaml", "name: wan\\n"), 6, 9)
+    >>> span.text, span.line, span.column, str(span)
+    ('wan', 1, 7, 'rules.yaml:1:7')
+    """
+
+    source: Source
+    start: int
+    end: int
+
+    @property
+    def text(self) -> str:
+        return self.source.text[self.start : self.end]
+
+    @property
+    def line(self) -> int:
+        return self.source.position(self.start)[0]
+
+    @property
+    def column(self) -> int:
+        return self.source.position(self.start)[1]
+
+    def __str__(self) -> str:
+        line, column = self.source.position(self.start)
+        return f"{self.source.name}:{line}:{column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Located(Generic[T]):
+    """A value with the place it was read from."""
+
+    value: T
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A string value with the place of each of its characters.
+
+    `offsets[i]` is where character `i` of the value begins in the source, and `offsets[len(value)]` where the
+    last one ends: quotes, escapes and folded lines make value and source differ. Without `offsets` the value
+    stands in the source as it is, from `span.start` on.
+
+    >>> text = Text.of(r"layers\\.(\\d+", "the pattern")
+    >>> str(text.at(8))
+    'the pattern:1:9'
+    """
+
+    value: str
+    span: Span
+    offsets: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, value: str, name: str = "<string>") -> Text:
+        """A text that was not read from a file: it is its own source."""
+        return cls(value, Source(name, value).whole())
+
+    def at(self, start: int, end: int | None = None) -> Span:
+        """The span of `value[start:end]` (one character where `end` is left out) in the source."""
+        end = start + 1 if end is None else end
+        start, end = min(start, len(self.value)), min(end, len(self.value))
+        if self.offsets is None:
+            return Span(self.span.source, self.span.start + start, self.span.start + max(end, start))
+        return Span(self.span.source, self.offsets[start], self.offsets[max(end, start)])
+
+    def __str__(self) -> str:
+        return self.value
