@@ -89,13 +89,13 @@ def render(diagnostic: Diagnostic, style: Style = plain) -> str:
     lines.extend(_excerpts(diagnostic.labels, style))
     for word, texts in (("note", diagnostic.notes), ("help", diagnostic.help)):
         for text in texts:
-            lines.append(" " * _MARGIN + _equals(style, word, text))
+            lines.append(_equals(style, word, text))
     return "\n".join(lines)
 
 
 def _equals(style: Style, word: str, text: str) -> str:
     hang = "\n" + " " * (_MARGIN + len(f"= {word}: "))
-    return style("frame", "= ") + style("help", word + ": ") + text.replace("\n", hang)
+    return " " * _MARGIN + style("frame", "= ") + style("help", word + ": ") + text.replace("\n", hang)
 
 
 def _excerpts(labels: Sequence[Label], style: Style) -> list[str]:
