@@ -49,8 +49,8 @@ class Diagnostic:
     `place` names where it is when no text can be shown (`model.pth: encoder.conv1.weight`); `values` are the
     facts of the message for programs that read JSON.
 
-    >>> print(Diagnostic("RK312", "2 missing keys", place="model.pth", help=("add a rule",)))
-    error[RK312]: 2 missing keys
+    >>> print(Diagnostic("RK310", "2 missing keys", place="model.pth", help=("add a rule",)))
+    error[RK310]: 2 missing keys
       --> model.pth
       = help: add a rule
     """
@@ -186,8 +186,8 @@ def to_github(diagnostic: Diagnostic) -> str:
     Source: "Workflow commands for GitHub Actions": `%`, CR and LF are escaped everywhere, `:` and `,` in
     properties too.
 
-    >>> to_github(Diagnostic("RK312", "2 missing keys", severity=Severity.NOTE))
-    '::notice title=RK312::2 missing keys'
+    >>> to_github(Diagnostic("RK310", "2 missing keys", severity=Severity.NOTE))
+    '::notice title=RK310::2 missing keys'
     """
     command = {"error": "error", "warning": "warning", "note": "notice"}[diagnostic.severity.value]
     properties = []

@@ -1,15 +1,25 @@
 """A plan: for one concrete header, every move, and everything that stands in its way.
 
-Pure: no file is opened and no data is read. Shapes and dtypes of the targets are inferred from the header.
+Pure: no file is opened and no data is read. Shapes and dtypes of the targets are inferred from the header, and all
+problems are collected before any is shown.
 """
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from remapkit.diagnostic import Diagnostic, FailedCheck, Label, Severity
 from remapkit.source import Span
-from remapkit.spec import TensorSpec
+from remapkit.spec import StateDictSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from remapkit.rules import Match, Rule, RuleSet
+
+SHOWN = 5
+"""How many keys a message names before it only counts; JSON output always has them all."""
 
 
 class Op(Protocol):
@@ -23,15 +33,335 @@ class RuleRef:
     """The rule that made a move: its id (`keep[0]` for the first `keep`) and its place in its file."""
 
     id: str
-    span: Span | None
+    span: Span | None = None
+
+    def __str__(self) -> str:
+        return self.id
+
+
+UNMATCHED = RuleRef("unmatched")
+"""Stands for `unmatched: keep` and `unmatched: drop` where no rule took the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One target tensor: where it comes from, what is done on the way, and what it will be."""
+    """One target tensor: where it comes from, what is done on the way, and what it will be.
+
+    A move without `ops` has exactly one source and copies its bytes.
+    """
 
     target: str
     sources: tuple[str, ...]
     ops: tuple[Op, ...]
     rule: RuleRef
     spec: TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A source key that is left behind, and the rule that says so."""
+
+    fqn: str
+    rule: RuleRef
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every move for one header, in the header's order, with what was dropped and what is wrong.
+
+    `problems` are errors: a plan that has any is never executed. `warnings` ask for a look: rules and table entries
+    that nothing used. `tied` holds the groups of targets whose sources share one storage.
+
+    >>> import remapkit
+    >>> plan = remapkit.load("wan22_pth").plan({"conv1.weight": remapkit.TensorSpec("F32", (96, 96, 1, 1, 1))})
+    >>> [(move.sources, move.target) for move in plan.moves], plan.ok
+    ([(('conv1.weight',), 'conv1.weight')], True)
+    """
+
+    name: str
+    source: StateDictSpec
+    moves: tuple[Move, ...]
+    dropped: tuple[Dropped, ...] = ()
+    problems: tuple[Diagnostic, ...] = ()
+    warnings: tuple[Diagnostic, ...] = ()
+    tied: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing stands in the way."""
+        return not self.problems
+
+    @property
+    def target(self) -> StateDictSpec:
+        """The header that the moves produce."""
+        tensors = {move.target: move.spec for move in self.moves}
+        return StateDictSpec(tensors, tied=self.tied, metadata=self.source.metadata, name=self.name)
+
+    @property
+    def renamed(self) -> int:
+        """How many moves change the name."""
+        return sum(move.sources != (move.target,) for move in self.moves)
+
+    def raise_for_problems(self) -> None:
+        """Raise `FailedCheck` with every problem, if there is any."""
+        if self.problems:
+            raise FailedCheck(self.problems)
+
+    def __str__(self) -> str:
+        kept = len(self.moves) - self.renamed
+        parts = [
+            f"{len(self.source)} keys",
+            f"{self.renamed} renamed",
+            f"{kept} kept",
+            f"{len(self.dropped)} dropped",
+        ]
+        if self.problems:
+            parts.append(f"{len(self.problems)} problem{'s' * (len(self.problems) > 1)}")
+        return f"{self.name}: {', '.join(parts)}"
+
+
+def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) -> Plan:
+    """The plan of `rules` for one header; never raises for what the header holds, but collects it in `problems`."""
+    source = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
+    matches = {fqn: rules.match(fqn) for fqn in source}
+    moves, dropped, unmatched = _decide(rules, source, matches)
+    problems = [
+        *_no_tensors(source),
+        *_unmatched(rules, source, unmatched),
+        *_ambiguous(source, matches),
+        *_collisions(source, moves),
+    ]
+    used = Counter(match.rule.id for found in matches.values() for match in found)
+    entries = {use for found in matches.values() for match in found for use in match.table_uses}
+    return Plan(
+        name=rules.name,
+        source=source,
+        moves=tuple(moves),
+        dropped=tuple(dropped),
+        problems=tuple(problems),
+        warnings=(*_unused_rules(rules, used), *_unused_entries(rules, used, entries)) if source else (),
+        tied=_tied_targets(source, moves),
+    )
+
+
+def _decide(
+    rules: RuleSet, source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]
+) -> tuple[list[Move], list[Dropped], list[str]]:
+    moves: list[Move] = []
+    dropped: list[Dropped] = []
+    unmatched: list[str] = []
+    for fqn, spec in source.items():
+        found = matches[fqn]
+        if not found and rules.unmatched == "error":
+            unmatched.append(fqn)
+        elif not found and rules.unmatched == "keep":
+            moves.append(Move(fqn, (fqn,), (), UNMATCHED, spec))
+        elif not found:
+            dropped.append(Dropped(fqn, UNMATCHED))
+        elif len(found) == 1:
+            match = found[0]
+            if match.target is None:
+                dropped.append(Dropped(fqn, _ref(match.rule)))
+            else:
+                moves.append(Move(match.target, (fqn,), (), _ref(match.rule), spec))
+    return moves, dropped, unmatched
+
+
+def _ref(rule: Rule) -> RuleRef:
+    return RuleRef(rule.id, rule.span)
+
+
+def _no_tensors(source: StateDictSpec) -> list[Diagnostic]:
+    if source:
+        return []
+    return [Diagnostic("RK300", "the checkpoint holds no tensors: there is nothing to map", place=source.name)]
+
+
+def _unmatched(rules: RuleSet, source: StateDictSpec, fqns: Sequence[str]) -> list[Diagnostic]:
+    if not fqns:
+        return []
+    help = ["add a rule for them, or name them under `keep:` or `drop:`"]
+    if len(fqns) == len(source):
+        title = f"none of the {len(fqns)} keys is matched by a rule of {rules.name}: is this another layout?"
+        help = [f"these rules read keys like {key}" for key in _examples(rules)[:1]] or help
+        prefix = _wrapper_prefix(rules, fqns)
+        if prefix:
+            help.insert(0, f"without the prefix {prefix!r} they would match: strip it when the checkpoint is saved")
+    else:
+        title = f"{_count(len(fqns), 'key')} of {len(source)} {'is' if len(fqns) == 1 else 'are'} matched by no rule"
+    notes = [named(fqns)]
+    notes += [near for fqn in fqns[:1] if (near := _near_miss(rules, fqn))]
+    return [
+        Diagnostic(
+            "RK301",
+            title,
+            notes=tuple(notes),
+            help=tuple(help),
+            place=source.name,
+            values={"unmatched": list(fqns)},
+        )
+    ]
+
+
+def _examples(rules: RuleSet) -> list[str]:
+    return [test.source.value for test in rules.tests]
+
+
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "_fsdp_wrapped_module.", "_forward_module.")
+"""What DDP, torch.compile, Lightning, FSDP and DeepSpeed put before every key."""
+
+
+def _wrapper_prefix(rules: RuleSet, fqns: Sequence[str]) -> str | None:
+    for prefix in WRAPPER_PREFIXES:
+        if all(fqn.startswith(prefix) and rules.match(fqn.removeprefix(prefix)) for fqn in fqns):
+            return prefix
+    return None
+
+
+def _near_miss(rules: RuleSet, fqn: str) -> str | None:
+    """Which rule read furthest into the key, and where it stopped."""
+    stops = [(rule, stop) for rule in (*rules.rules, *rules.keep, *rules.drop) if (stop := rule.stopped_at(fqn))]
+    if not stops:
+        return None
+    rule, stop = max(stops, key=lambda pair: pair[1].offset)
+    if stop.offset == 0:
+        return None
+    return f"nearest to {fqn} is {rule.id}, which stopped after {fqn[: stop.offset]!r}: expected {stop.expected}"
+
+
+def _ambiguous(source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]) -> list[Diagnostic]:
+    by_rules: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for fqn, found in matches.items():
+        if len(found) > 1:
+            by_rules[tuple(match.rule.id for match in found)].append(fqn)
+    problems = []
+    for ids, fqns in by_rules.items():
+        found = matches[fqns[0]]
+        labels = tuple(
+            Label(match.rule.span, f"{match.rule.id} -> {match.target or 'dropped'}", primary=number > 0)
+            for number, match in enumerate(found)
+            if match.rule.span is not None
+        )
+        title = f"{_count(len(fqns), 'key')} matched by {_and(ids)}: one key, one rule"
+        problems.append(
+            Diagnostic(
+                "RK302",
+                title,
+                labels=labels,
+                notes=(named(fqns),),
+                help=("narrow one of the patterns, or guard it with `where:` or `leaf:`; order never decides",),
+                place=source.name,
+                values={"rules": list(ids), "keys": fqns},
+            )
+        )
+    return problems
+
+
+def _collisions(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
+    by_target: defaultdict[str, list[Move]] = defaultdict(list)
+    for move in moves:
+        by_target[move.target].append(move)
+    by_rules: defaultdict[tuple[str, ...], list[list[Move]]] = defaultdict(list)
+    for group in by_target.values():
+        if len(group) > 1:
+            by_rules[tuple(dict.fromkeys(move.rule.id for move in group))].append(group)
+    problems = []
+    for groups in by_rules.values():
+        sources = sum(len(group) for group in groups)
+        counts = Counter(move.rule.id for group in groups for move in group)
+        spans = {move.rule.id: move.rule.span for move in groups[0]}
+        labels = tuple(
+            Label(span, f"{rule}: {counts[rule]} of them", number > 0)
+            for number, (rule, span) in enumerate(spans.items())
+            if span is not None
+        )
+        if len(labels) == 1:
+            labels = (Label(labels[0].span, labels[0].text),)
+        problems.append(
+            Diagnostic(
+                "RK303",
+                f"{sources} source keys land on {_count(len(groups), 'target key')}: the mapping is not injective",
+                labels=labels,
+                notes=tuple(_collision_note(group) for group in groups[:SHOWN])
+                + ((f"... and {len(groups) - SHOWN} more",) if len(groups) > SHOWN else ()),
+                help=("use the capture that tells them apart in the template, or drop all but one of them by name",),
+                place=source.name,
+                values={"collisions": {group[0].target: [move.sources[0] for move in group] for group in groups}},
+            )
+        )
+    return problems
+
+
+def _collision_note(group: Sequence[Move]) -> str:
+    sources = "\n".join(f"{move.sources[0]}  (by {move.rule})" for move in group[:SHOWN])
+    more = f"\n... and {len(group) - SHOWN} more" if len(group) > SHOWN else ""
+    return f"{sources}{more}\n{'both' if len(group) == 2 else 'all'} become {group[0].target}"
+
+
+def _unused_rules(rules: RuleSet, used: Mapping[str, int]) -> list[Diagnostic]:
+    return [
+        Diagnostic(
+            "RK304",
+            f"{rule.id} matched no key",
+            labels=(Label(rule.span),) if rule.span else (),
+            help=("remove it, or see `remapkit explain` for where it stops matching",),
+            severity=Severity.WARNING,
+            values={"rule": rule.id},
+        )
+        for rule in (*rules.rules, *rules.keep, *rules.drop)
+        if not used.get(rule.id)
+    ]
+
+
+def _unused_entries(rules: RuleSet, used: Mapping[str, int], entries: Iterable[tuple[str, str]]) -> list[Diagnostic]:
+    """Entries of tables that some key went through, but that no key needed.
+
+    A table that no key went through at all belongs to rules that matched nothing, which is said already.
+    """
+    seen = set(entries)
+    tables = {name for name, _ in seen}
+    return [
+        Diagnostic(
+            "RK305",
+            f"no key uses the entry {entry.key.value!r} of the table {table.name.value!r}",
+            labels=(Label(entry.span),),
+            help=("remove it if it is not meant for other checkpoints of this layout",),
+            severity=Severity.WARNING,
+            values={"table": table.name.value, "key": entry.key.value},
+        )
+        for table in rules.file.tables
+        if table.name.value in tables
+        for entry in table.entries
+        if (table.name.value, entry.key.value) not in seen
+    ]
+
+
+def _tied_targets(source: StateDictSpec, moves: Sequence[Move]) -> tuple[tuple[str, ...], ...]:
+    targets: defaultdict[str, list[str]] = defaultdict(list)
+    for move in moves:
+        if not move.ops:
+            targets[move.sources[0]].append(move.target)
+    groups = (tuple(target for fqn in group for target in targets.get(fqn, ())) for group in source.tied)
+    return tuple(group for group in groups if len(group) > 1)
+
+
+def named(fqns: Sequence[str], shown: int = SHOWN) -> str:
+    """The first few keys, one a line, and how many more there are.
+
+    >>> print(named(["a", "b", "c"], shown=2))
+    a
+    b
+    ... and 1 more
+    """
+    lines = list(fqns[:shown])
+    if len(fqns) > shown:
+        lines.append(f"... and {len(fqns) - shown} more")
+    return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
