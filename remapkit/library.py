@@ -13,7 +13,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ def plugins() -> tuple[Plugin, ...]:
     ['remapkit_plugins.wan']
     """
     found = sorted((*_folder_plugins(), *_entry_point_plugins()), key=lambda plugin: plugin.name)
-    for one, other in zip(found, found[1:], strict=False):
+    for one, other in pairwise(found):
         if one.name == other.name:
             raise UsageError(
                 Diagnostic(
@@ -84,6 +84,8 @@ def _folder_plugins() -> Iterator[Plugin]:
 
 
 def _entry_point_plugins() -> Iterator[Plugin]:
+    from importlib.metadata import entry_points  # 25 ms that most commands do not need
+
     for point in entry_points(group=GROUP):
         distribution = point.dist.name if point.dist else "an unknown distribution"
         yield Plugin(point.name, point.value, _folder_of(point.value), f"{point.value} ({distribution})")
