@@ -1,0 +1,205 @@
+"""What a rollout remembers between calls.
+
+A causal convolution over time looks at the last frames of what came before. Those frames, one small tensor a
+layer, are all the state there is: keep them and a video can be coded a few frames at a time, with the same result
+as at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+__all__ = ["Rollout", "RolloutKey", "Stream", "WanCache", "WanCacheError"]
+
+
+class WanCacheError(ValueError):
+    """The cache does not fit the call: another model, another size, or left half-way by a call that failed."""
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """The frames that the layers of one half remember, for one tile of the picture."""
+
+    chunks: int = 0
+    """Chunks coded so far. The first chunk is one frame; resampling in time starts after it."""
+    histories: dict[str, Tensor] = field(default_factory=dict)
+    """Layer name -> its last input frames, [B, C, frames, H, W]."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the chunk in hand is the first one."""
+        return self.chunks == 0
+
+    def extend(self, slot: str, x_BCTHW: Tensor, frames: int) -> Tensor:
+        """`x` with the `frames` frames before it in front; the last `frames` of both are kept under `slot`.
+
+        Before the first frame there are zeros.
+
+        >>> stream = Stream()
+        >>> stream.extend("conv", torch.ones(1, 1, 1, 1, 1), 2).flatten().tolist()
+        [0.0, 0.0, 1.0]
+        >>> stream.extend("conv", torch.full((1, 1, 2, 1, 1), 5.0), 2).flatten().tolist()
+        [0.0, 1.0, 5.0, 5.0]
+        """
+        history = self.histories.get(slot)
+        if history is None:
+            B, C, _, H, W = x_BCTHW.shape
+            history = x_BCTHW.new_zeros(B, C, frames, H, W)
+        joined_BCTHW = torch.cat((history, x_BCTHW), dim=2)
+        # A slice would keep the whole of `joined` alive until the next chunk.
+        self.histories[slot] = joined_BCTHW[:, :, -frames:].clone()
+        return joined_BCTHW
+
+    def clone(self) -> Stream:
+        """An independent copy."""
+        return replace(self, histories={slot: history.clone() for slot, history in self.histories.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutKey:
+    """What the remembered frames fit: nothing else may continue them."""
+
+    model: object
+    """Identity of the model instance; compared with `is`."""
+    label: str
+    """The model in words, for messages."""
+    batch: int
+    height: int
+    width: int
+    dtype: torch.dtype
+    tiles: tuple[tuple[int, int, int, int], ...]
+    """Where the frame is cut: (top, bottom, left, right) of each tile, in latent cells."""
+
+    def mismatches(self, other: RolloutKey) -> list[str]:
+        """In words, what keeps a rollout of `self` from being continued by `other`."""
+        problems = []
+        if self.model is not other.model:
+            problems.append(f"it was filled by another model instance ({self.label}), not by this {other.label}")
+        if self.batch != other.batch:
+            problems.append(f"it holds a batch of {self.batch}, this call has {other.batch}")
+        if (self.height, self.width) != (other.height, other.width):
+            problems.append(
+                f"it holds frames of {self.height}x{self.width}, this call has {other.height}x{other.width}"
+            )
+        elif self.tiles != other.tiles:
+            problems.append(f"it was filled in {len(self.tiles)} tile(s), this call cuts {len(other.tiles)} other(s)")
+        if self.dtype != other.dtype:
+            problems.append(f"it was filled in {self.dtype}, the model computes in {other.dtype} now")
+        return problems
+
+
+@dataclass(slots=True, eq=False)
+class Rollout:
+    """One direction (encoding or decoding) of one video: whom it belongs to, how far it came, what is remembered."""
+
+    key: RolloutKey | None = None
+    chunks: int = 0
+    """Chunks coded so far, which is also the number of latent frames."""
+    streams: dict[int, Stream] = field(default_factory=dict)
+    """One stream a tile; a frame that is not cut is tile 0."""
+    is_torn: bool = False
+    """A call failed in the middle of a chunk: some layers have moved on, others not."""
+
+    def stream(self, tile: int) -> Stream:
+        """The stream of a tile; a new one at the first use."""
+        return self.streams.setdefault(tile, Stream())
+
+    @contextmanager
+    def advance(self, chunks: int) -> Iterator[None]:
+        """The coding of some chunks, all tiles of them. If it fails the rollout stays torn."""
+        self.is_torn = True
+        yield
+        self.chunks += chunks
+        self.is_torn = False
+
+    def bind(self, key: RolloutKey, device: torch.device) -> None:
+        """Make sure that `key` may continue this rollout; the first call decides. Raises `WanCacheError`."""
+        problems = [] if self.key is None else self.key.mismatches(key)
+        where = {str(history.device) for history in self.histories()} - {str(device)}
+        if where:
+            problems.append(
+                f"it is on {', '.join(sorted(where))}, the model on {device}: cache.to('{device}') moves it"
+            )
+        if self.is_torn:
+            problems.append("an earlier call failed half-way through a chunk")
+        if problems:
+            raise WanCacheError(
+                "this cache cannot continue the rollout: "
+                + "; ".join(problems)
+                + ". For a new rollout take a new WanCache(), or call reset()"
+            )
+        self.key = key
+
+    def histories(self) -> Iterator[Tensor]:
+        """Every tensor that is remembered."""
+        for stream in self.streams.values():
+            yield from stream.histories.values()
+
+    def clone(self) -> Rollout:
+        """An independent copy."""
+        return replace(self, streams={tile: stream.clone() for tile, stream in self.streams.items()})
+
+    def change(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace every remembered tensor by `change` of it."""
+        for stream in self.streams.values():
+            stream.histories = {slot: change(history) for slot, history in stream.histories.items()}
+
+
+class WanCache:
+    """The memory of one video: pass the same object to `encode` or `decode` again, and it continues.
+
+    Encoding and decoding remember separately, so one cache serves both directions. Each direction is bound by its
+    first use to that model instance, batch, frame size, dtype and tiling; another use raises `WanCacheError`.
+    Gradients do not reach into earlier calls: what is kept is detached.
+
+    >>> from remapkit_plugins.wan.vae import WanVAE
+    >>> vae, cache = WanVAE(dim=8, dec_dim=12), WanCache()
+    >>> with torch.inference_mode():
+    ...     first = vae.encode(torch.zeros(1, 3, 1, 32, 48), cache)
+    ...     later = vae.encode(torch.zeros(1, 3, 8, 32, 48), cache)
+    >>> first.shape[2], later.shape[2], cache.encoding.chunks
+    (1, 2, 3)
+    >>> cache.reset().encoding.chunks
+    0
+    """
+
+    __slots__ = ("decoding", "encoding")
+
+    encoding: Rollout
+    decoding: Rollout
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> Self:
+        """Forget everything, the binding to a model too: the next call starts a new video."""
+        self.encoding, self.decoding = Rollout(), Rollout()
+        return self
+
+    def clone(self) -> WanCache:
+        """An independent copy, to continue one video in two ways."""
+        copy = WanCache()
+        copy.encoding, copy.decoding = self.encoding.clone(), self.decoding.clone()
+        return copy
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """Move what is remembered, in place, as `nn.Module.to` does: to follow a model, or to park a video."""
+        for rollout in (self.encoding, self.decoding):
+            rollout.change(lambda history: history.to(device, non_blocking=non_blocking))
+        return self
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor memory that the cache holds."""
+        histories = [*self.encoding.histories(), *self.decoding.histories()]
+        return sum(history.numel() * history.element_size() for history in histories)
+
+    def __repr__(self) -> str:
+        chunks = f"encoding: {self.encoding.chunks} chunks, decoding: {self.decoding.chunks} chunks"
+        return f"WanCache({chunks}, {self.nbytes / 2**20:.1f} MiB)"

@@ -1,0 +1,132 @@
+"""Wrong use of the VAE, told in full before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .config import VIDEO_CHANNELS, VAEConfig
+
+__all__ = ["WanInputError", "WanNotLoadedError", "check_input", "check_values", "placement"]
+
+# No picture in [-1, 1] comes near this, whatever resampling overshoots; one in [0, 255] does in its first pixels.
+_FAR_OUT_OF_RANGE = 10.0
+
+What = Literal["video", "latent"]
+
+
+class WanInputError(ValueError):
+    """The tensor given cannot be coded; the message lists every reason."""
+
+
+class WanNotLoadedError(RuntimeError):
+    """Weights that the call needs are not there, or not in one place."""
+
+
+def placement(weights: Iterable[tuple[str, Tensor]], wanted: torch.device) -> tuple[torch.device, torch.dtype]:
+    """The one device and compute dtype of the weights. Raises `WanNotLoadedError`.
+
+    `wanted` is where the input is: on meta, weights on meta are welcome (shapes are computed, no data).
+    """
+    by_device: dict[str, list[str]] = {}
+    by_dtype: dict[str, list[str]] = {}
+    total = 0
+    for fqn, weight in weights:
+        total += 1
+        device, dtype = weight.device, weight.dtype
+        by_device.setdefault(str(device), []).append(fqn)
+        # Norms compute in fp32 whatever their weights are, so a gamma in another dtype does no harm.
+        if not fqn.endswith(".gamma"):
+            by_dtype.setdefault(str(dtype), []).append(fqn)
+            compute = dtype
+    missing = by_device.get("meta", [])
+    if missing and not (len(by_device) == 1 and wanted.type == "meta"):
+        raise WanNotLoadedError(
+            f"{len(missing)} of the {total} weights needed are on meta, without data: {_some(missing)}. "
+            "Load a checkpoint with load_state_dict(..., strict=True, assign=True) first"
+        )
+    for what, groups in (("devices", by_device), ("dtypes", by_dtype)):
+        if len(groups) > 1:
+            parts = "; ".join(f"{len(fqns)} on {place} ({_some(fqns, 1)})" for place, fqns in groups.items())
+            raise WanNotLoadedError(f"the weights needed are spread over several {what}: {parts}. Use .to(...)")
+    return device, compute
+
+
+def check_input(what: What, x: Tensor, config: VAEConfig, device: torch.device, *, is_first: bool) -> None:
+    """Rank, channels, frames, size, dtype and device. Raises `WanInputError` with all problems at once."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{what} must be a torch.Tensor, not {type(x).__name__}")
+    problems = _shape_problems(what, tuple(x.shape), config, is_first=is_first)
+    if not x.is_floating_point():
+        hint = ": bring bytes to [-1, 1] with x.float() / 127.5 - 1" if what == "video" else ""
+        problems.append(f"its dtype is {x.dtype}, not a floating one{hint}")
+    if x.device != device:
+        problems.append(f"it is on {x.device} and the model on {device}: move one of them with .to(...)")
+    if problems:
+        raise WanInputError(f"this {what} of shape {list(x.shape)} cannot be coded: " + "; ".join(problems))
+
+
+def _shape_problems(what: What, shape: tuple[int, ...], config: VAEConfig, *, is_first: bool) -> list[str]:
+    if len(shape) != 5:
+        return [f"it has {len(shape)} dimensions, expected 5: [batch, channels, frames, height, width]"]
+    B, C, T, H, W = shape
+    wanted_C = VIDEO_CHANNELS if what == "video" else config.z_dim
+    problems = []
+    if B == 0:
+        problems.append("the batch is empty")
+    if wanted_C != C:
+        swapped = " (dimension 2 has: frames and channels look swapped)" if wanted_C == T else ""
+        problems.append(f"it has {C} channels, expected {wanted_C}{swapped}")
+    if what == "video":
+        problems += _frame_problems(T, config.temporal_factor, is_first=is_first)
+        problems += [
+            f"{side} {length} is not a multiple of {config.spatial_factor} (nearest: {_nearest(length, config)})"
+            for side, length in (("height", H), ("width", W))
+            if length == 0 or length % config.spatial_factor
+        ]
+    elif 0 in (T, H, W):
+        problems.append("it has no frames" if T == 0 else "its frames are empty")
+    return problems
+
+
+def _frame_problems(T: int, factor: int, *, is_first: bool) -> list[str]:
+    if T > 0 and T % factor == (1 % factor if is_first else 0):
+        return []
+    if is_first:
+        return [f"{T} frames do not start a video: expected 1 + {factor}k (1, {1 + factor}, {1 + 2 * factor}, ...)"]
+    return [
+        f"{T} frames do not continue a video: after the first call expected {factor}k ({factor}, {2 * factor}, ...)"
+    ]
+
+
+def _nearest(length: int, config: VAEConfig) -> str:
+    below = length // config.spatial_factor * config.spatial_factor
+    return " or ".join(str(n) for n in (below, below + config.spatial_factor) if n)
+
+
+def check_values(what: What, x: Tensor) -> None:
+    """No NaN, no infinity, and a video not in another range than [-1, 1]. Raises `WanInputError`.
+
+    Costs one pass over `x` and, on an accelerator, one wait for its result.
+    """
+    if x.is_meta:
+        return
+    low, high = torch.stack(torch.aminmax(x.detach())).tolist()  # NaN comes through
+    if not (-float("inf") < low and high < float("inf")):
+        bad = ~torch.isfinite(x.detach())
+        first = bad.nonzero()[0].tolist()
+        raise WanInputError(
+            f"this {what} holds {int(bad.sum())} values that are NaN or infinite, the first at [b, c, t, h, w] = "
+            f"{first}: one of them would spread over the whole frame and into all later ones"
+        )
+    if what == "video" and max(-low, high) > _FAR_OUT_OF_RANGE:
+        raise WanInputError(
+            f"this video has values from {low:g} to {high:g}, expected [-1, 1]: bring bytes there with x / 127.5 - 1"
+        )
+
+
+def _some(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

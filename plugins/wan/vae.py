@@ -1,0 +1,386 @@
+"""The Wan VAEs: videos to latents and back, a chunk at a time.
+
+`WanVAE` is the VAE of Wan 2.2 TI2V-5B, `Wan21VAE` that of Wan 2.1. The architecture is the published one; the state
+dict is grouped by stage (`encoder.downsamples.1.resnets.0.residual.2.weight`), which tells residual blocks from
+resampling by name, not by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .cache import Rollout, RolloutKey, Stream, WanCache, WanCacheError
+from .checks import WanInputError, WanNotLoadedError, check_input, check_values, placement
+from .coder import Decoder, Encoder
+from .config import VIDEO_CHANNELS, WAN21_MEAN, WAN21_STD, WAN22_MEAN, WAN22_STD, VAEConfig
+from .layers import CausalConv3d, patchify, unpatchify
+from .tiling import Tile, Tiling, whole_frame
+
+__all__ = ["Tiling", "Wan21VAE", "WanCache", "WanCacheError", "WanInputError", "WanNotLoadedError", "WanVAE"]
+
+
+class WanVAE(nn.Module):
+    """The causal video VAE of Wan 2.2 TI2V-5B: `[B, 3, T, H, W]` <-> `[B, 48, 1+(T-1)/4, H/16, W/16]`.
+
+    Videos are RGB in [-1, 1]; latents are the posterior's mean, normalised per channel with the published statistics,
+    so encoding is deterministic. The first frame stands alone, then every four frames make one latent frame. Both
+    directions work in such chunks, and with a `WanCache` they continue where the last call ended.
+
+    Args:
+        dim: base width of the encoder. Stage `i` is `dim * dim_mult[i]` wide.
+        dec_dim: base width of the decoder.
+        z_dim: latent channels.
+        dim_mult: widths of the stages, in units of the base width.
+        num_res_blocks: residual blocks of an encoder stage; a decoder stage has one more.
+        temporal_downsample: for each resampling, whether it halves the frame rate too.
+        patch_size: pixels a side that are folded into channels before the encoder.
+        stage_shortcuts: the parameter-free averaging and duplicating paths around the stages (Wan 2.2).
+        latents_mean, latents_std: per-channel statistics, `z_dim` values each. They are settings, not buffers: no
+            checkpoint has them, and a model built on meta lacks nothing after `load_state_dict(assign=True)`.
+        encoder, decoder: build only one half with the other `False`. Its weights are then no part of the state dict.
+
+    The model computes in the dtype of its weights (fp32, bf16, fp16); inputs of another floating dtype are cast. It
+    works under autograd: wrap inference in `torch.inference_mode()`.
+
+    Raises `ValueError` for settings that make no model, with every reason.
+
+    Source: the VAE published with Wan 2.2 TI2V-5B (`Wan2.2_VAE.pth`): 196 tensors, 704,688,668 parameters.
+
+    >>> with torch.device("meta"):
+    ...     vae = WanVAE()
+    >>> len(vae.state_dict()), sum(p.numel() for p in vae.parameters())
+    (196, 704688668)
+    >>> small = WanVAE(dim=8, dec_dim=12)
+    >>> with torch.inference_mode():
+    ...     latent = small.encode(torch.zeros(1, 3, 5, 32, 48))
+    ...     video = small.decode(latent)
+    >>> tuple(latent.shape), tuple(video.shape)
+    ((1, 48, 2, 2, 3), (1, 3, 5, 32, 48))
+    """
+
+    encoder: Encoder | None
+    conv1: nn.Conv3d | None
+    conv2: nn.Conv3d | None
+    decoder: Decoder | None
+
+    def __init__(
+        self,
+        *,
+        dim: int = 160,
+        dec_dim: int = 256,
+        z_dim: int = 48,
+        dim_mult: Sequence[int] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        temporal_downsample: Sequence[bool] = (False, True, True),
+        patch_size: int = 2,
+        stage_shortcuts: bool = True,
+        latents_mean: Sequence[float] = WAN22_MEAN,
+        latents_std: Sequence[float] = WAN22_STD,
+        encoder: bool = True,
+        decoder: bool = True,
+    ) -> None:
+        super().__init__()
+        self.config = VAEConfig(
+            dim=dim,
+            dec_dim=dec_dim,
+            z_dim=z_dim,
+            dim_mult=tuple(dim_mult),
+            num_res_blocks=num_res_blocks,
+            temporal_downsample=tuple(temporal_downsample),
+            patch_size=patch_size,
+            stage_shortcuts=stage_shortcuts,
+            latents_mean=tuple(latents_mean),
+            latents_std=tuple(latents_std),
+        )
+        if not (encoder or decoder):
+            raise ValueError("encoder=False and decoder=False leave no model")
+        # In the order of the published file.
+        self.encoder = Encoder(self.config) if encoder else None
+        self.conv1 = nn.Conv3d(z_dim * 2, z_dim * 2, 1) if encoder else None
+        self.conv2 = nn.Conv3d(z_dim, z_dim, 1) if decoder else None
+        self.decoder = Decoder(self.config) if decoder else None
+        for fqn, module in self.named_modules():
+            if isinstance(module, CausalConv3d):
+                module.slot = fqn
+        # What a cache is bound to. No reference to the model itself: a cache must not keep gigabytes alive.
+        self._identity = object()
+        self._statistics: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def encode(self, video_BCTHW: Tensor, cache: WanCache | None = None, *, check_finite: bool = True) -> Tensor:
+        """The normalised latent of a video: `[B, 3, T, H, W]` -> `[B, z_dim, t, h, w]`.
+
+        With no cache, or at the cache's first use, T is 1 + 4k and t is 1 + k. Later calls with the same cache
+        continue the video: T is 4k and t is k. How a video is split over calls does not change the latent. H and W
+        are multiples of 16. (4 and 16 are `config.temporal_factor` and `config.spatial_factor`.)
+
+        `check_finite=False` skips the one look at all values, which waits for the device.
+
+        Raises `WanInputError` (shape, dtype, device, NaN or infinite values, values far outside [-1, 1]),
+        `WanCacheError` (the cache belongs to another model, size or dtype) or `WanNotLoadedError` (weights on meta).
+
+        >>> vae, cache = WanVAE(dim=8, dec_dim=12), WanCache()
+        >>> vae.encode(torch.zeros(1, 3, 1, 32, 32), cache).shape
+        torch.Size([1, 48, 1, 2, 2])
+        >>> vae.encode(torch.zeros(1, 3, 4, 32, 32), cache).shape
+        torch.Size([1, 48, 1, 2, 2])
+        """
+        if self.encoder is None or self.conv1 is None:
+            raise WanNotLoadedError("this WanVAE was built with encoder=False: it cannot encode")
+        rollout = _cache(cache).encoding
+        device, dtype = self._placement(("encoder", "conv1"), video_BCTHW)
+        check_input("video", video_BCTHW, self.config, device, is_first=rollout.chunks == 0)
+        B, _, T, H, W = video_BCTHW.shape
+        factor = self.config.spatial_factor
+        tiles = whole_frame(H // factor, W // factor)
+        rollout.bind(self._key(B, H, W, dtype, tiles), device)
+        if check_finite:
+            check_values("video", video_BCTHW)
+        start = rollout.chunks
+        chunks = -(-T // self.config.temporal_factor)
+        latent_BCTHW = torch.empty(B, self.config.z_dim, chunks, H // factor, W // factor, device=device, dtype=dtype)
+        with rollout.advance(chunks):
+            for t in range(chunks):
+                frames = self._frames(start, start + t)
+                latent_BCTHW[:, :, t : t + 1] = self._encode_chunk(
+                    video_BCTHW[:, :, frames].to(dtype), rollout.stream(0)
+                )
+        rollout.change(Tensor.detach)
+        return latent_BCTHW
+
+    def decode(
+        self,
+        latent_BCTHW: Tensor,
+        cache: WanCache | None = None,
+        *,
+        clamp: bool = False,
+        tiling: Tiling | None = None,
+        check_finite: bool = True,
+    ) -> Tensor:
+        """The video of a normalised latent: `[B, z_dim, t, h, w]` -> `[B, 3, T, H, W]`.
+
+        With no cache, or at the cache's first use, T is 1 + 4(t-1); later calls with the same cache continue the
+        video and T is 4t. How a latent is split over calls does not change the video.
+
+        The decoder's range is not bounded: values beyond [-1, 1] are returned as they are, unless `clamp=True`.
+        `tiling` decodes tile by tile, for frames that do not fit in memory whole.
+
+        Raises as `encode` does.
+
+        >>> vae = WanVAE(dim=8, dec_dim=12)
+        >>> vae.decode(torch.zeros(1, 48, 2, 2, 3)).shape
+        torch.Size([1, 3, 5, 32, 48])
+        """
+        job = self._decoding(latent_BCTHW, cache, tiling, clamp=clamp, check_finite=check_finite)
+        video_BCTHW = job.run(keep=cache is not None)
+        job.rollout.change(Tensor.detach)
+        return video_BCTHW
+
+    def iter_decode(
+        self,
+        latents: Tensor | Iterable[Tensor],
+        cache: WanCache | None = None,
+        *,
+        clamp: bool = False,
+        tiling: Tiling | None = None,
+        check_finite: bool = True,
+    ) -> Iterator[Tensor]:
+        """As `decode`, but gives the frames as they come: one chunk `[B, 3, 1 or 4, H, W]` a latent frame.
+
+        `latents` is one tensor, or several that come one after the other (a generator, say, that makes them
+        meanwhile). A tensor is checked before the first frame is asked for, later ones as they come. The iteration
+        may be left after any chunk: the cache is then ready to continue from there.
+
+        >>> vae = WanVAE(dim=8, dec_dim=12)
+        >>> with torch.inference_mode():
+        ...     [chunk.shape[2] for chunk in vae.iter_decode(torch.zeros(1, 48, 3, 2, 2))]
+        [1, 4, 4]
+        """
+        cache = _cache(cache)
+        if isinstance(latents, Tensor):
+            jobs: Iterable[_Decoding] = [
+                self._decoding(latents, cache, tiling, clamp=clamp, check_finite=check_finite)
+            ]
+        else:
+            jobs = (self._decoding(z, cache, tiling, clamp=clamp, check_finite=check_finite) for z in latents)
+        return (chunk_BCTHW for job in jobs for chunk_BCTHW in job)
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """There and back: what is left of a video after encoding and decoding it."""
+        return self.decode(self.encode(video_BCTHW))
+
+    def extra_repr(self) -> str:
+        return f"dim={self.config.dim}, dec_dim={self.config.dec_dim}, z_dim={self.config.z_dim}"
+
+    def _encode_chunk(self, video_BCTHW: Tensor, stream: Stream) -> Tensor:
+        """One chunk of frames to one latent frame."""
+        assert self.encoder is not None and self.conv1 is not None
+        x_BCTHW = patchify(video_BCTHW, self.config.patch_size).contiguous()
+        posterior_BCTHW: Tensor = self.conv1(self.encoder(x_BCTHW, stream))
+        stream.chunks += 1
+        mean, std = self._latent_statistics(posterior_BCTHW.device)
+        # The second half is the log-variance, which a deterministic latent has no use for.
+        mu_BCTHW = posterior_BCTHW[:, : self.config.z_dim]
+        return ((mu_BCTHW - mean) / std).to(video_BCTHW.dtype)
+
+    def _decode_chunk(self, latent_BCTHW: Tensor, stream: Stream) -> Tensor:
+        """One latent frame to one chunk of frames."""
+        assert self.decoder is not None and self.conv2 is not None
+        mean, std = self._latent_statistics(latent_BCTHW.device)
+        z_BCTHW = (latent_BCTHW * std + mean).to(latent_BCTHW.dtype).contiguous()
+        patches_BCTHW = self.decoder(self.conv2(z_BCTHW), stream)
+        stream.chunks += 1
+        return unpatchify(patches_BCTHW, self.config.patch_size)
+
+    def _decoding(
+        self, latent_BCTHW: Tensor, cache: WanCache | None, tiling: Tiling | None, *, clamp: bool, check_finite: bool
+    ) -> _Decoding:
+        """A checked call of `decode`."""
+        if self.decoder is None or self.conv2 is None:
+            raise WanNotLoadedError("this WanVAE was built with decoder=False: it cannot decode")
+        rollout = _cache(cache).decoding
+        device, dtype = self._placement(("decoder", "conv2"), latent_BCTHW)
+        check_input("latent", latent_BCTHW, self.config, device, is_first=rollout.chunks == 0)
+        B, _, _, H, W = latent_BCTHW.shape
+        factor = self.config.spatial_factor
+        tiles = whole_frame(H, W) if tiling is None else tiling.tiles(H, W, factor)
+        rollout.bind(self._key(B, H * factor, W * factor, dtype, tiles), device)
+        if check_finite:
+            check_values("latent", latent_BCTHW)
+        return _Decoding(self, latent_BCTHW.to(dtype), rollout, tiles, clamp)
+
+    def _frames(self, start: int, chunk: int) -> slice:
+        """Where the frames of a chunk are in the video of a call that starts at chunk `start`."""
+        factor = self.config.temporal_factor
+        first, last = (max(0, 1 + factor * (c - 1)) for c in (chunk, chunk + 1))
+        offset = max(0, 1 + factor * (start - 1))
+        return slice(first - offset, last - offset)
+
+    def _placement(self, names: tuple[str, str], x: Tensor) -> tuple[torch.device, torch.dtype]:
+        half, conv = (self.get_submodule(name) for name in names)
+        weights = [(f"{names[0]}.{fqn}", p) for fqn, p in half.named_parameters()]
+        weights += [(f"{names[1]}.{fqn}", p) for fqn, p in conv.named_parameters()]
+        return placement(weights, x.device if isinstance(x, Tensor) else torch.device("cpu"))
+
+    def _key(self, B: int, H: int, W: int, dtype: torch.dtype, tiles: tuple[Tile, ...]) -> RolloutKey:
+        label = f"{type(self).__name__}({self.extra_repr()})"
+        return RolloutKey(self._identity, label, B, H, W, dtype, tuple(tile.box for tile in tiles))
+
+    def _latent_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and std as [1, C, 1, 1, 1] in fp32; made on first use, so nothing can be left on meta."""
+        if device not in self._statistics:
+            # An inference tensor kept from a first call would break a later call under autograd.
+            with torch.inference_mode(False):
+                mean, std = (
+                    torch.tensor(values, dtype=torch.float32, device=device).reshape(1, -1, 1, 1, 1)
+                    for values in (self.config.latents_mean, self.config.latents_std)
+                )
+            self._statistics[device] = mean, std
+        return self._statistics[device]
+
+
+class Wan21VAE(WanVAE):
+    """The causal video VAE of Wan 2.1: `[B, 3, T, H, W]` <-> `[B, 16, 1+(T-1)/4, H/8, W/8]`.
+
+    The same modules as `WanVAE` with one width for both halves, no patches and no shortcuts around the stages.
+    Arguments, calls and errors are those of `WanVAE`.
+
+    Source: the VAE published with Wan 2.1 (`Wan2.1_VAE.pth`): 194 tensors, 126,892,531 parameters.
+
+    >>> with torch.device("meta"):
+    ...     vae = Wan21VAE()
+    >>> len(vae.state_dict()), sum(p.numel() for p in vae.parameters())
+    (194, 126892531)
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int = 96,
+        dec_dim: int = 96,
+        z_dim: int = 16,
+        dim_mult: Sequence[int] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        temporal_downsample: Sequence[bool] = (False, True, True),
+        latents_mean: Sequence[float] = WAN21_MEAN,
+        latents_std: Sequence[float] = WAN21_STD,
+        encoder: bool = True,
+        decoder: bool = True,
+    ) -> None:
+        super().__init__(
+            dim=dim,
+            dec_dim=dec_dim,
+            z_dim=z_dim,
+            dim_mult=dim_mult,
+            num_res_blocks=num_res_blocks,
+            temporal_downsample=temporal_downsample,
+            patch_size=1,
+            stage_shortcuts=False,
+            latents_mean=latents_mean,
+            latents_std=latents_std,
+            encoder=encoder,
+            decoder=decoder,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Decoding:
+    """One checked call of `decode`: tile by tile into one video, or chunk by chunk."""
+
+    vae: WanVAE
+    latent_BCTHW: Tensor  # noqa: N815 (shape suffix)
+    rollout: Rollout
+    tiles: tuple[Tile, ...]
+    clamp: bool
+
+    def run(self, *, keep: bool) -> Tensor:
+        """The whole video. Tile after tile, so that without `keep` only one tile's memory is held at a time."""
+        start, chunks = self.rollout.chunks, self.latent_BCTHW.shape[2]
+        video_BCTHW = self._canvas(self.vae._frames(start, start + chunks - 1).stop)
+        with self.rollout.advance(chunks):
+            for index, tile in enumerate(self.tiles):
+                for t in range(chunks):
+                    part_BCTHW = video_BCTHW[:, :, self.vae._frames(start, start + t)]
+                    self._paint(part_BCTHW, index, tile, t)
+                if not keep:
+                    del self.rollout.streams[index]
+        return video_BCTHW.clamp_(-1, 1) if self.clamp else video_BCTHW
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Chunk after chunk: the memory of every tile is held all the time."""
+        for t in range(self.latent_BCTHW.shape[2]):
+            frames = self.vae._frames(self.rollout.chunks, self.rollout.chunks)
+            chunk_BCTHW = self._canvas(frames.stop)
+            with self.rollout.advance(1):
+                for index, tile in enumerate(self.tiles):
+                    self._paint(chunk_BCTHW, index, tile, t)
+            self.rollout.change(Tensor.detach)
+            yield chunk_BCTHW.clamp_(-1, 1) if self.clamp else chunk_BCTHW
+
+    def _canvas(self, frames: int) -> Tensor:
+        """An empty video. Tiles are added up, so with several of them it starts from zeros."""
+        B, _, _, H, W = self.latent_BCTHW.shape
+        factor = self.vae.config.spatial_factor
+        empty = self.latent_BCTHW.new_empty if len(self.tiles) == 1 else self.latent_BCTHW.new_zeros
+        return empty(B, VIDEO_CHANNELS, frames, H * factor, W * factor)
+
+    def _paint(self, part_BCTHW: Tensor, index: int, tile: Tile, t: int) -> None:
+        """Decode latent frame `t` of one tile into its place."""
+        latent_BCTHW = tile.cells(self.latent_BCTHW[:, :, t : t + 1])
+        decoded_BCTHW = self.vae._decode_chunk(latent_BCTHW, self.rollout.stream(index))
+        if len(self.tiles) == 1:
+            part_BCTHW.copy_(decoded_BCTHW)
+        else:
+            tile.add_to(part_BCTHW, decoded_BCTHW, self.vae.config.spatial_factor)
+
+
+def _cache(cache: WanCache | None) -> WanCache:
+    """The caller's cache, or one for this call alone."""
+    if cache is None:
+        return WanCache()
+    if not isinstance(cache, WanCache):
+        raise TypeError(f"cache must be a WanCache or None, not {type(cache).__name__}")
+    return cache
