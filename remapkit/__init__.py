@@ -1,3 +1,96 @@
-"""remapkit: prove that a checkpoint's keys map onto a model, then move the bytes at the speed of `cp`."""
+"""remapkit: prove that a checkpoint's keys map onto a model, then move the bytes at the speed of `cp`.
+
+    import remapkit
+    rules = remapkit.load("wan22_pth")             # an installed pack, or the path of a rule file
+    new_state_dict = rules(state_dict)             # renames share storage
+    plan = rules.plan("Wan2.2_VAE.pth")            # every move, nothing written
+    check = plan.check(model)                      # missing, unexpected, mismatched
+    check.raise_for_problems()
+
+`__all__` is the whole public surface. Names are imported when first used: `import remapkit` costs nothing.
+"""
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from remapkit.check import Check, Mismatch
+    from remapkit.checkpoint import Reader, open_checkpoint
+    from remapkit.diagnostic import (
+        Diagnostic,
+        FailedCheck,
+        InvalidRules,
+        RemapkitError,
+        UnreadableCheckpoint,
+        UnwritableOutput,
+        UsageError,
+    )
+    from remapkit.library import Pack, Plugin, load, packs, plugins
+    from remapkit.plan import Move, Plan
+    from remapkit.rules import RuleSet
+    from remapkit.spec import StateDictSpec, TensorSpec
+    from remapkit.targets import header
+
+_HOMES = {
+    "Check": "check",
+    "Diagnostic": "diagnostic",
+    "FailedCheck": "diagnostic",
+    "InvalidRules": "diagnostic",
+    "Mismatch": "check",
+    "Move": "plan",
+    "Pack": "library",
+    "Plan": "plan",
+    "Plugin": "library",
+    "Reader": "checkpoint",
+    "RemapkitError": "diagnostic",
+    "RuleSet": "rules",
+    "StateDictSpec": "spec",
+    "TensorSpec": "spec",
+    "UnreadableCheckpoint": "diagnostic",
+    "UnwritableOutput": "diagnostic",
+    "UsageError": "diagnostic",
+    "header": "targets",
+    "load": "library",
+    "open_checkpoint": "checkpoint",
+    "packs": "library",
+    "plugins": "library",
+}
+
+__all__ = [
+    "Check",
+    "Diagnostic",
+    "FailedCheck",
+    "InvalidRules",
+    "Mismatch",
+    "Move",
+    "Pack",
+    "Plan",
+    "Plugin",
+    "Reader",
+    "RemapkitError",
+    "RuleSet",
+    "StateDictSpec",
+    "TensorSpec",
+    "UnreadableCheckpoint",
+    "UnwritableOutput",
+    "UsageError",
+    "header",
+    "load",
+    "open_checkpoint",
+    "packs",
+    "plugins",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'remapkit' has no attribute {name!r}")
+    value = getattr(import_module(f"remapkit.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

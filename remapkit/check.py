@@ -151,6 +151,30 @@ def count_interchangeable(target: StateDictSpec) -> int:
     return sum(len(group) for group in groups.values() if len(group) > 1)
 
 
+def known_keys_problem(plan: Plan, known: StateDictSpec) -> list[Diagnostic]:
+    """Whether the source lacks keys that the rules are known to read: a half checkpoint converts without a word.
+
+    Only names are compared: the same layout comes in several widths.
+    """
+    lacking = [fqn for fqn in known if fqn not in plan.source]
+    if not lacking or len(lacking) == len(known):
+        return []  # where no name is the same, it is another layout, and the plan says so
+    return [
+        Diagnostic(
+            "RK316",
+            f"{_keys(lacking)} of the {len(known)} that {plan.name} is known to read "
+            f"{'is' if len(lacking) == 1 else 'are'} not in the checkpoint",
+            notes=(named(lacking),),
+            help=(
+                "get the whole checkpoint; if it is meant to be smaller (fewer layers, one half), say --partial",
+                "with --model M or --target-keys F, the target decides instead",
+            ),
+            place=plan.source.name,
+            values={"lacking": lacking, "known": known.name},
+        )
+    ]
+
+
 def _missing(check: Check) -> list[Diagnostic]:
     if not check.missing_keys:
         return []

@@ -1,0 +1,10 @@
+"""`python -m remapkit`."""
+
+from __future__ import annotations
+
+import sys
+
+from remapkit.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

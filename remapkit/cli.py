@@ -1,0 +1,196 @@
+"""The command line: arguments in, one function of `commands` called, its outcome shown, an exit code out.
+
+Exit codes: 0 as asked, 1 what was given fails, 2 it could not run, 3 a bug in remapkit, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+EXIT_BUG = 3
+EXIT_INTERRUPTED = 130
+_RULES = "a rule file, or the name of an installed pack"
+_MODEL = "plugin.module:Class (wan.vae:WanVAE) or py:package.module:Class; importing a model runs its code"
+_CKPT = "a checkpoint: .pth, .safetensors, an index.json of shards, or a folder that holds one"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.command is None:
+        parser.print_help()
+        return 2
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was changed", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not a failure, and nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        return _bug()
+
+
+def _run(args: argparse.Namespace) -> int:
+    from remapkit import commands, report
+    from remapkit.diagnostic import RemapkitError
+
+    try:
+        outcome = getattr(commands, args.command)(args)
+    except RemapkitError as error:
+        report.show_error(error.diagnostics, args.format, error.exit_code)
+        return error.exit_code
+    report.show(outcome, args.format)
+    sys.stdout.flush()
+    return int(outcome.exit_code)
+
+
+def _bug() -> int:
+    import traceback
+
+    from remapkit.library import version
+
+    traceback.print_exc()
+    print(
+        f"\nThis is a bug in remapkit {version()}, not in what you gave it. Please report it with the lines above.",
+        file=sys.stderr,
+    )
+    return EXIT_BUG
+
+
+class _VersionAction(argparse.Action):
+    """`--version`, looked up only when asked for: reading package metadata costs 25 ms."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from remapkit.library import version
+
+        print(f"remapkit {version()}")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="remapkit",
+        description="Prove that a checkpoint's keys map onto a model, then move the bytes at the speed of cp.",
+        epilog="exit codes: 0 as asked; 1 what was given fails; 2 it could not run; 3 a bug; 130 interrupted",
+    )
+    parser.add_argument("--version", action=_VersionAction, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    _add_apply(commands)
+    _add_check(commands)
+    _add_rule_commands(commands)
+    _add_checkpoint_commands(commands)
+    _add_authoring_commands(commands)
+    return parser
+
+
+Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _command(commands: Commands, name: str, help: str) -> argparse.ArgumentParser:  # type: ignore[valid-type]
+    parser: argparse.ArgumentParser = commands.add_parser(  # type: ignore[attr-defined]
+        name, help=help, description=help[0].upper() + help[1:] + "."
+    )
+    parser.add_argument(
+        "--format", choices=("text", "json", "github"), default="text", help="how results are printed (default: text)"
+    )
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="M", help=f"the target model: {_MODEL}")
+    parser.add_argument(
+        "--model-arg", metavar="KEY=VALUE", action="append", default=[], help="an argument of its constructor"
+    )
+    parser.add_argument("--model-config", metavar="FILE", help="its config, a JSON object")
+    parser.add_argument("--target-keys", metavar="FILE", help="a manifest or a checkpoint as the target instead")
+    parser.add_argument("--strict-dtype", action="store_true", help="a dtype mismatch is an error, not a note")
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", metavar="A.B", help="where the state dict lies in a checkpoint that holds several")
+    parser.add_argument(
+        "--strict-pickle",
+        action="store_true",
+        help="refuse a .pth with objects that are neither data nor tensors",
+    )
+
+
+def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _command(commands, "apply", "prove, plan and check, then write the checkpoint under its new keys")
+    parser.add_argument("rules", metavar="RULES", help=_RULES)
+    parser.add_argument("checkpoint", metavar="CKPT", help=_CKPT)
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", help="the file to write (default: CKPT with .safetensors, beside it)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show every move; write nothing")
+    parser.add_argument("--force", action="store_true", help="replace the output if it exists")
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="accept a checkpoint that lacks keys the rules are known to read",
+    )
+    _add_model(parser)
+    _add_reading(parser)
+
+
+def _add_check(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _command(commands, "check", "hold rules against a source header and a target; write nothing")
+    parser.add_argument(
+        "rules", metavar="RULES", nargs="*", help=f"{_RULES}; none: every pack whose target is --model"
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--ckpt", metavar="C", help=f"the source: {_CKPT}; default: the pack's own manifest")
+    source.add_argument("--keys", metavar="FILE", help="the source: a manifest")
+    _add_model(parser)
+    _add_reading(parser)
+
+
+def _add_rule_commands(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _command(commands, "lint", "check rule files for themselves: schema, patterns, templates, tables")
+    parser.add_argument("rules", metavar="RULES", nargs="*", help=f"{_RULES}; none: every installed pack")
+    parser = _command(commands, "test", "run the tests that rule files carry, and their manifests end to end")
+    parser.add_argument("rules", metavar="RULES", nargs="*", help=f"{_RULES}; none: every installed pack")
+    parser = _command(commands, "explain", "show which rule took a key, and where every other rule stopped matching")
+    parser.add_argument("rules", metavar="RULES", help=_RULES)
+    parser.add_argument("keys", metavar="KEY", nargs="+", help="a source key")
+
+
+def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _command(commands, "inspect", "show a checkpoint's header as key families, with dtypes and sizes")
+    parser.add_argument("checkpoint", metavar="CKPT", help=_CKPT)
+    parser.add_argument("--all", action="store_true", help="every key on a line of its own")
+    parser.add_argument("--manifest", metavar="FILE", help="also write the header as a manifest")
+    _add_reading(parser)
+    parser = _command(commands, "diff", "compare two checkpoints: keys, shapes, dtypes and values")
+    parser.add_argument("a", metavar="A", help=_CKPT)
+    parser.add_argument("b", metavar="B", help=_CKPT)
+    parser.add_argument("--rules-a", metavar="R", help="remap the keys of A first")
+    parser.add_argument("--rules-b", metavar="R", help="remap the keys of B first")
+    parser.add_argument("--root-a", metavar="A.B", help="where the state dict lies in A")
+    parser.add_argument("--root-b", metavar="A.B", help="where the state dict lies in B")
+    parser.add_argument(
+        "--tolerance", metavar="T", type=float, default=0.0, help="the largest |difference| that passes (default: 0)"
+    )
+
+
+def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _command(commands, "new", "start a rule file from a real checkpoint")
+    parser.add_argument("name", metavar="NAME", help="the name of the pack")
+    parser.add_argument("--from", dest="source", metavar="CKPT", required=True, help=f"the source: {_CKPT}")
+    parser.add_argument("--to", dest="target", metavar="M", help=f"the target: {_MODEL}; or a checkpoint or manifest")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: NAME.yaml; - for stdout)")
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+    _add_reading(parser)
+    _command(commands, "packs", "list the installed packs and plugins, and where they come from")
+    _command(commands, "schema", "print the JSON Schema of rule files")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""What a plan is held against: a model, a manifest or a checkpoint, each reduced to its header."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remapkit.checkpoint import open_checkpoint
+from remapkit.diagnostic import Diagnostic, UsageError
+from remapkit.library import resolve
+from remapkit.spec import StateDictSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from remapkit.rules import RuleSet
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRef:
+    """A target by name: `model` with its arguments and config, or `keys`, the path of a manifest or checkpoint."""
+
+    model: str | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    config: Path | None = None
+    keys: Path | None = None
+
+    @classmethod
+    def from_arguments(cls, args: Namespace) -> TargetRef | None:
+        """What `--model`, `--model-arg`, `--model-config` and `--target-keys` say; None where they say nothing."""
+        if args.model and args.target_keys:
+            raise UsageError(Diagnostic("RK609", "--model and --target-keys are two targets", help=("name one",)))
+        if not args.model and (args.model_arg or args.model_config):
+            raise UsageError(Diagnostic("RK609", "--model-arg and --model-config need --model"))
+        if not args.model and not args.target_keys:
+            return None
+        return cls(
+            model=args.model,
+            args=parse_model_args(args.model_arg),
+            config=Path(args.model_config) if args.model_config else None,
+            keys=Path(args.target_keys) if args.target_keys else None,
+        )
+
+    def __str__(self) -> str:
+        if self.model is None:
+            return str(self.keys)
+        args = ", ".join(f"{key}={value!r}" for key, value in self.args.items())
+        return f"{self.model}({args})" if args else self.model
+
+
+def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs; a value that is JSON is read as such, anything else is a string.
+
+    >>> parse_model_args(["dim=8", "dim_mult=[1, 2]", "name=tiny"])
+    {'dim': 8, 'dim_mult': [1, 2], 'name': 'tiny'}
+    """
+    parsed: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(
+                Diagnostic("RK609", f"--model-arg {pair!r} is not key=value", help=("for example --model-arg dim=8",))
+            )
+        try:
+            parsed[key] = json.loads(value)
+        except ValueError:
+            parsed[key] = value
+    return parsed
+
+
+def pack_target(rules: RuleSet) -> TargetRef | None:
+    """The target that a rule file declares."""
+    written = rules.file.target
+    if written is None:
+        return None
+    folder = rules.file.path.parent if rules.file.path else Path()
+    if written.model is not None:
+        return TargetRef(model=written.model.value, args=dict(written.model_args))
+    return TargetRef(keys=folder / written.keys.value) if written.keys is not None else None
+
+
+def target_header(reference: TargetRef) -> StateDictSpec:
+    """The header of a target: its model is built on the meta device, its file's header is read."""
+    if reference.model is None:
+        assert reference.keys is not None
+        return read_header(reference.keys)
+    factory = resolve(reference.model)
+    from remapkit.meta import build, header_of
+
+    config = _read_config(reference.config) if reference.config else None
+    return header_of(build(factory, reference.model, reference.args, config), name=str(reference))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(Diagnostic("RK611", f"cannot read {path}: {error.strerror}")) from None
+    except ValueError as error:
+        raise UsageError(Diagnostic("RK611", f"{path} is not JSON: {error}")) from None
+    if not isinstance(config, dict):
+        raise UsageError(Diagnostic("RK611", f"{path} holds a {type(config).__name__}, not a JSON object"))
+    return config
+
+
+def read_header(path: Path, *, root: str | None = None) -> StateDictSpec:
+    """The header of a manifest or a checkpoint."""
+    with open_checkpoint(path, root=root) as reader:
+        return reader.header()
+
+
+def header(thing: object) -> StateDictSpec:
+    """The header of whatever a caller of the library holds.
+
+    A path (checkpoint or manifest), a `StateDictSpec`, a mapping of `TensorSpec`s, a state dict of tensors, or a
+    `torch.nn.Module`, on the meta device or not.
+
+    >>> header({"weight": TensorSpec("F32", (2, 2))})["weight"].shape
+    (2, 2)
+    """
+    if isinstance(thing, StateDictSpec):
+        return thing
+    if isinstance(thing, str | Path):
+        return read_header(Path(thing))
+    if isinstance(thing, Mapping) and all(isinstance(value, TensorSpec) for value in thing.values()):
+        return StateDictSpec(dict(thing))
+    from torch import nn
+
+    from remapkit.meta import header_of
+
+    if isinstance(thing, nn.Module | Mapping):
+        return header_of(thing)
+    raise TypeError(f"no header in a {type(thing).__name__}: give a path, a header, a state dict or a module")
