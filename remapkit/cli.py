@@ -42,7 +42,7 @@ def _run(args: argparse.Namespace) -> int:
     from remapkit.diagnostic import RemapkitError
 
     try:
-        outcome = getattr(commands, args.command)(args)
+        outcome = getattr(commands, f"{args.command}_command")(args)
     except RemapkitError as error:
         report.show_error(error.diagnostics, args.format, error.exit_code)
         return error.exit_code

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # ------------------------------------------------------------------------------------------------ apply
 
 
-def apply(args: Namespace) -> Outcome:
+def apply_command(args: Namespace) -> Outcome:
     """Prove, plan, check, stream."""
     rules = load(args.rules)
     source = Path(args.checkpoint)
@@ -166,7 +166,7 @@ def _open(path: Path, args: Namespace) -> Reader:
 # ------------------------------------------------------------------------------------------------ check
 
 
-def check(args: Namespace) -> Outcome:
+def check_command(args: Namespace) -> Outcome:
     """The verdict only, for one rule file or for every pack that leads to the model."""
     rule_sets = [load(name) for name in args.rules] or _packs_for(args)
     checks = [_check_one(rules, args) for rules in rule_sets]
@@ -278,7 +278,7 @@ def check_data(each: Check) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ lint, test, explain
 
 
-def lint(args: Namespace) -> Outcome:
+def lint_command(args: Namespace) -> Outcome:
     """Schema and compilation of rule files."""
     diagnostics: list[Diagnostic] = []
     rows: list[tuple[str, ...]] = []
@@ -306,7 +306,7 @@ def _rule_paths(args: Namespace) -> list[Path]:
     return [find_rules(name) for name in args.rules] or [pack.path for pack in packs()]
 
 
-def test(args: Namespace) -> Outcome:
+def test_command(args: Namespace) -> Outcome:
     """The packs' own tests, then their manifests end to end."""
     from remapkit.ruletest import run_tests
 
@@ -343,7 +343,7 @@ def _manifest_end_to_end(rules: RuleSet) -> tuple[list[Diagnostic], str]:
     return list(verdict.problems), f"{verdict.matched} of {len(verdict.target)} targets"
 
 
-def explain(args: Namespace) -> Outcome:
+def explain_command(args: Namespace) -> Outcome:
     """What every rule made of a key."""
     rules = load(args.rules)
     text: list[str | Table] = []
@@ -398,7 +398,7 @@ def _explained(rules: RuleSet, fqn: str) -> Iterator[str | Table]:
 # ------------------------------------------------------------------------------------------------ inspect, diff
 
 
-def inspect(args: Namespace) -> Outcome:
+def inspect_command(args: Namespace) -> Outcome:
     """A header as key families."""
     from remapkit.families import families
 
@@ -444,7 +444,7 @@ def inspect(args: Namespace) -> Outcome:
     )
 
 
-def diff(args: Namespace) -> Outcome:
+def diff_command(args: Namespace) -> Outcome:
     """Same keys, shapes, dtypes, values? Exit code 1 where not."""
     from remapkit.compare import compare
 
@@ -499,7 +499,7 @@ def _diff_outcome(
 # ------------------------------------------------------------------------------------------------ new, packs, schema
 
 
-def new(args: Namespace) -> Outcome:
+def new_command(args: Namespace) -> Outcome:
     """A rule file started from a real header."""
     from remapkit.learn import new_rule_file
 
@@ -550,7 +550,7 @@ def _write_text(output: Path, text: str, force: bool) -> None:
         raise UnwritableOutput(Diagnostic("RK503", f"cannot write {output}: {error.strerror}")) from None
 
 
-def packs_(args: Namespace) -> Outcome:
+def packs_command(args: Namespace) -> Outcome:
     """What is installed, and from where."""
     rows = []
     for pack in packs():
@@ -583,7 +583,7 @@ def packs_(args: Namespace) -> Outcome:
     )
 
 
-def schema(args: Namespace) -> Outcome:
+def schema_command(args: Namespace) -> Outcome:
     """The JSON Schema of rule files."""
     from remapkit.rulefile import schema_text
 

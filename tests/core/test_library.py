@@ -1,0 +1,105 @@
+"""Packs and plugins are found by name, and never taken for one another."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from remapkit import library
+from remapkit.diagnostic import UsageError
+
+
+def fake_entry_points(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> None:
+    made = [importlib.metadata.EntryPoint(name, value, library.GROUP) for name, value in points]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: made if group == library.GROUP else [])
+
+
+def test_the_shipped_plugin_and_packs_are_found() -> None:
+    assert [plugin.name for plugin in library.plugins()] == ["wan"]
+    assert {"wan22_pth", "wan22_diffusers"} <= {pack.name for pack in library.packs()}
+
+
+def test_no_package_named_wan_becomes_importable() -> None:
+    library.resolve("wan.vae:WanVAE")
+    assert importlib.util.find_spec("wan") is None
+
+
+def test_upstreams_own_package_and_the_plugin_live_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "wan").mkdir()
+    (tmp_path / "wan" / "__init__.py").write_text("UPSTREAM = True\n")
+    code = (
+        "import wan\n"
+        "from remapkit.library import resolve\n"
+        "vae = resolve('wan.vae:WanVAE')\n"
+        "assert wan.UPSTREAM and vae.__module__ == 'remapkit_plugins.wan.vae', vae.__module__\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=_environment(tmp_path))
+
+
+def _environment(*folders: Path) -> dict[str, str]:
+    import os
+
+    root = Path(library.__file__).parent.parent
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*folders, root)))}
+
+
+def test_two_plugins_of_one_name_are_refused_with_both_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_entry_points(monkeypatch, ("wan", "somebody.wan"))
+    with pytest.raises(UsageError) as caught:
+        library.plugins()
+    assert "two plugins are named 'wan'" in str(caught.value)
+    assert "somebody.wan" in str(caught.value)
+    assert str(library.home("plugins")) in str(caught.value)
+
+
+def test_a_plugin_from_an_entry_point_brings_models_and_packs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "their_plugin"
+    (package / "rules").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "model.py").write_text("class Net: ...\n")
+    (package / "rules" / "theirs.yaml").write_text("remapkit: 1\nname: theirs\nkeep: ['{all:**}']\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    fake_entry_points(monkeypatch, ("their", "their_plugin"))
+    assert library.resolve("their.model:Net").__name__ == "Net"
+    assert library.find_rules("theirs") == package / "rules" / "theirs.yaml"
+    assert {pack.origin for pack in library.packs() if pack.name == "theirs"} == {"plugin their"}
+
+
+def test_two_packs_of_one_name_are_refused_with_both_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "clashing_plugin"
+    (package / "rules").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "rules" / "wan22_pth.yaml").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    fake_entry_points(monkeypatch, ("clashing", "clashing_plugin"))
+    with pytest.raises(UsageError) as caught:
+        library.find_rules("wan22_pth")
+    assert "two packs are named 'wan22_pth'" in str(caught.value)
+    assert str(package) in str(caught.value)
+
+
+def test_a_misspelt_pack_gets_the_near_name() -> None:
+    with pytest.raises(UsageError, match="did you mean 'wan22_pth'"):
+        library.find_rules("wan22_pht")
+
+
+def test_a_path_is_never_taken_for_a_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert library.find_rules("wan22_pth.yaml") == Path("wan22_pth.yaml")
+    (tmp_path / "local").write_text("")
+    assert library.find_rules("local") == Path("local")
+
+
+def test_the_wheel_layout_is_found_without_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "site-packages" / "remapkit"
+    (package / "_bundled" / "rules").mkdir(parents=True)
+    (tmp_path / "site-packages" / "rules").mkdir()  # a stranger's folder, not ours
+    monkeypatch.setattr(library, "_PACKAGE", package)
+    assert library.home("rules") == package / "_bundled" / "rules"
