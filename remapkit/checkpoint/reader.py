@@ -2,23 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
+from remapkit.checkpoint.faults import sized, unreadable
 from remapkit.diagnostic import Diagnostic
 from remapkit.spec import StateDictSpec
+
+CHUNK = 1 << 18
+"""Bytes read or written at once: larger buffers cost several times more on machines with slow first touch."""
+
+
+class SourceFile:
+    """A regular file held open for reading, with what it looked like when it was opened.
+
+    Holding the descriptor rather than the path means that a file which is renamed or replaced meanwhile is still
+    the one whose header was read. Raises `UnreadableCheckpoint` (RK400) where the path cannot be opened or is not a
+    regular file: a pipe or a device would block or never end.
+    """
+
+    __slots__ = ("_stamp", "device", "fd", "inode", "path", "size")
+
+    def __init__(self, path: Path, *, name: str | None = None, dir_fd: int | None = None) -> None:
+        self.path = path
+        self.fd = _open_regular(path, name, dir_fd)
+        found = os.fstat(self.fd)
+        self.size = found.st_size
+        self.device, self.inode = found.st_dev, found.st_ino
+        self._stamp = (found.st_size, found.st_mtime_ns)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes at `offset`; fewer are an error, because the size was known."""
+        pieces = []
+        while length > 0:
+            try:
+                piece = os.pread(self.fd, min(length, 1 << 30), offset)
+            except OSError as error:
+                raise unreadable("RK400", f"cannot read: {reason(error)}", self.path) from error
+            if not piece:
+                raise unreadable("RK412", f"{self.path.name} became shorter while it was read", self.path)
+            pieces.append(piece)
+            offset += len(piece)
+            length -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def chunks(self, offset: int, length: int, size: int = CHUNK) -> Iterator[memoryview]:
+        """`length` bytes at `offset` in pieces of at most `size`."""
+        while length > 0:
+            piece = self.read(offset, min(size, length))
+            yield memoryview(piece)
+            offset += len(piece)
+            length -= len(piece)
+
+    def changed(self) -> bool:
+        """Whether the file was written to since it was opened."""
+        found = os.fstat(self.fd)
+        return (found.st_size, found.st_mtime_ns) != self._stamp
+
+    def close(self) -> None:
+        """Close the descriptor; a second call does nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __repr__(self) -> str:
+        return f"SourceFile({str(self.path)!r}, {sized(self.size)})"
+
+
+def _open_regular(path: Path, name: str | None, dir_fd: int | None) -> int:
+    try:
+        # O_NONBLOCK: opening a named pipe would otherwise wait for a writer for ever.
+        fd = os.open(name or path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+    except FileNotFoundError as error:
+        raise unreadable("RK400", f"no such file: {path}") from error
+    except OSError as error:
+        raise unreadable("RK400", f"cannot open {path}: {reason(error)}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise unreadable("RK400", f"{path} is not a regular file")
+    return fd
+
+
+def reason(error: OSError) -> str:
+    """What the system says, in lower case and without numbers: `permission denied`."""
+    return (error.strerror or str(error)).lower()
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """`length` bytes at `offset` of `file`: the whole tensor, contiguous, row-major, little-endian."""
+    """`length` bytes at `offset` of a file: the whole tensor, contiguous, row-major, little-endian."""
 
-    file: Path
+    source: SourceFile
     offset: int
     length: int
+
+    @property
+    def file(self) -> Path:
+        """The path of the file."""
+        return self.source.path
 
 
 @runtime_checkable
@@ -36,6 +123,8 @@ class Reader(Protocol):
     """The wrapper the state dict was found under, `a.b`; empty where it is the file's top level."""
     notes: tuple[Diagnostic, ...]
     """What the user should hear about the file: a wrapper taken, objects ignored."""
+    sources: Sequence[SourceFile]
+    """The files that are read; a target that is one of them would be the source itself."""
 
     def header(self) -> StateDictSpec:
         """Names, dtypes, shapes and tied groups, in the file's order."""
@@ -45,8 +134,12 @@ class Reader(Protocol):
         """Where the tensor's bytes lie, or None where they are not one contiguous stretch of a file."""
         ...
 
-    def chunks(self, fqn: str, size: int = 1 << 18) -> Iterator[memoryview]:
+    def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
         """The tensor's bytes, contiguous, row-major and little-endian, in pieces of at most about `size` bytes."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raise `UnreadableCheckpoint` (RK412) where a file was written to since it was opened."""
         ...
 
     def close(self) -> None:
@@ -61,3 +154,36 @@ class Reader(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+class FileReader:
+    """What readers of files share: they hold their files, and close them."""
+
+    def __init__(self, path: Path, sources: Sequence[SourceFile]) -> None:
+        self.path = path
+        self.root = ""
+        self.notes: tuple[Diagnostic, ...] = ()
+        self.sources = sources
+
+    def check_unchanged(self) -> None:
+        """Raise `UnreadableCheckpoint` (RK412) where a file was written to since it was opened."""
+        for source in self.sources:
+            if source.changed():
+                raise unreadable("RK412", f"{source.path.name} changed while it was read", source.path)
+
+    def close(self) -> None:
+        """Close every file; a second call does nothing."""
+        for source in self.sources:
+            with contextlib.suppress(OSError):
+                source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,121 @@
+"""How broken and hostile files are reported: bare facts inside, one place that adds the file and the key."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from remapkit.diagnostic import Diagnostic, Severity, UnreadableCheckpoint, UnwritableOutput
+
+
+class FileFault(Exception):
+    """A bare fact about a file's content, raised where it is found; `opened` adds the path and raises it on."""
+
+    def __init__(
+        self,
+        code: str,
+        title: str,
+        *,
+        key: str | None = None,
+        help: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(title)
+        self.code, self.title, self.key, self.help, self.notes = code, title, key, help, notes
+
+    def at(self, path: Path) -> UnreadableCheckpoint:
+        """The same fact as the error that users see."""
+        return unreadable(self.code, self.title, path, key=self.key, help=self.help, notes=self.notes)
+
+
+def unreadable(
+    code: str,
+    title: str,
+    path: Path | None = None,
+    *,
+    key: str | None = None,
+    help: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> UnreadableCheckpoint:
+    """The error for a checkpoint that cannot be read, with its file and key as the place."""
+    place = None if path is None else str(path) if key is None else f"{path}: {shown(key)}"
+    return UnreadableCheckpoint(Diagnostic(code, printable(title), help=help, notes=notes, place=place))
+
+
+def remark(code: str, title: str, path: Path, *, help: tuple[str, ...] = ()) -> Diagnostic:
+    """A note about a checkpoint that was read."""
+    return Diagnostic(code, printable(title), help=help, place=str(path), severity=Severity.NOTE)
+
+
+def sized(nbytes: int) -> str:
+    """A number of bytes for people, in powers of ten.
+
+    >>> sized(16), sized(2_818_754_672), sized(4398046511104)
+    ('16 B', '2.82 GB', '4.40 TB')
+    """
+    if nbytes < 1000:
+        return f"{nbytes} B"
+    value = float(nbytes)
+    for unit in ("kB", "MB", "GB", "TB", "PB", "EB"):
+        value /= 1000
+        if value < 999.5:
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+    return f"{value:.3g} EB"
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters and lone surrogates escaped: a file must not steer a terminal.
+
+    >>> printable("a\x1b[31m")
+    'a\\x1b[31m'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable() or character == "\n"
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+def shown(key: str, width: int = 200) -> str:
+    """A key as messages show it: escaped, and cut where it is absurdly long."""
+    text = printable(key)
+    return text if len(text) <= width else f"{text[: width - 20]}... ({len(key)} characters)"
+
+
+def check_name(fqn: str) -> str | None:
+    r"""Why a name cannot be an FQN, or None: control characters and lone surrogates are in no honest checkpoint.
+
+    >>> check_name("encoder.conv1.weight"), check_name("a\nb")
+    (None, 'holds the control character U+000A')
+    """
+    if fqn.isprintable():
+        return None
+    for character in fqn:
+        code = ord(character)
+        if code < 32 or 127 <= code < 160:
+            return f"holds the control character U+{code:04X}"
+        if 0xD800 <= code < 0xE000:
+            return f"holds the lone surrogate U+{code:04X}, which UTF-8 cannot write"
+    return None
+
+
+def cannot_write(path: Path, error: OSError) -> UnwritableOutput:
+    """What the system refused, in words that say what to do: RK504 for a full disk, RK503 for anything else."""
+    folder = path.parent
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return unwritable("RK504", f"no space left on {folder}; nothing was changed")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return unwritable("RK503", f"cannot write in {folder}: {(error.strerror or 'refused').lower()}")
+    if error.errno == errno.EISDIR:
+        return unwritable("RK503", f"{path} is a directory", help=("name a file",))
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return unwritable("RK503", f"there is no directory {folder}", help=("make it first",))
+    return unwritable("RK503", f"cannot write {path}: {(error.strerror or str(error)).lower()}")
+
+
+def unwritable(code: str, title: str, *, help: tuple[str, ...] = (), notes: tuple[str, ...] = ()) -> UnwritableOutput:
+    """The error for an output that cannot be written."""
+    return UnwritableOutput(Diagnostic(code, printable(title), help=help, notes=notes))

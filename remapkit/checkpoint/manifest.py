@@ -1,0 +1,147 @@
+"""Manifests: headers kept as JSON, `{"<fqn>": {"dtype": "F32", "shape": [160]}}`, without any data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from remapkit.checkpoint.faults import FileFault, cannot_write, check_name, shown, sized
+from remapkit.checkpoint.reader import CHUNK, FileReader, SourceFile
+from remapkit.spec import DTYPE_BITS, StateDictSpec, TensorSpec
+
+MAX_MANIFEST = 256_000_000
+"""The largest JSON file that is read, in bytes; a manifest takes about 80 a tensor."""
+
+
+def _fault(title: str, key: str | None = None, help: tuple[str, ...] = ()) -> NoReturn:
+    raise FileFault("RK408", title, key=key, help=help)
+
+
+def read_manifest(path: str | Path) -> StateDictSpec:
+    """The header that a manifest holds, in its order.
+
+    Raises `UnreadableCheckpoint`: RK400 where there is no such file, RK408 where it is not a manifest, with the key.
+
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "keys.json")
+    >>> write_manifest(StateDictSpec({"conv1.weight": TensorSpec("F32", (96, 96))}), path)
+    >>> print(read_manifest(path)["conv1.weight"])
+    F32 [96, 96]
+    """
+    source = SourceFile(Path(path))
+    try:
+        return parse_manifest(read_json(source), source.path.name)
+    except FileFault as fault:
+        raise fault.at(source.path) from None
+    finally:
+        source.close()
+
+
+def read_json(source: SourceFile) -> Any:
+    """A JSON file's value; keys that occur twice, and what is not JSON, raise `FileFault` (RK408)."""
+    if source.size > MAX_MANIFEST:
+        _fault(f"the file is {sized(source.size)}; a manifest or an index is read up to {sized(MAX_MANIFEST)}")
+    try:
+        text = source.read(0, source.size).decode("utf-8")
+    except UnicodeDecodeError as error:
+        _fault(f"not UTF-8: byte {error.start}")
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        _fault("nested too deeply for a manifest or an index")
+    except json.JSONDecodeError as error:
+        _fault(f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}")
+    except ValueError as error:
+        _fault(f"not valid JSON: {error}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                _fault(f"the name {shown(key)!r} occurs twice", key)
+            seen.add(key)
+    return found
+
+
+def parse_manifest(value: Any, name: str) -> StateDictSpec:
+    """The header that a manifest's JSON value holds; raises `FileFault` (RK408) that names the key."""
+    if not isinstance(value, dict):
+        _fault(f"a manifest is a JSON object, not {_kind(value)}")
+    tensors = {fqn: _spec(fqn, entry) for fqn, entry in value.items() if fqn != "__metadata__"}
+    metadata = value.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        _fault("`__metadata__` must map strings to strings", "__metadata__")
+    return StateDictSpec(tensors, metadata=metadata, name=name)
+
+
+def _spec(fqn: str, entry: Any) -> TensorSpec:
+    if problem := check_name(fqn):
+        _fault(f"a name {problem}", fqn)
+    if not isinstance(entry, dict):
+        _fault(f'expected {{"dtype": "F32", "shape": [...]}}, found {_kind(entry)}', fqn)
+    if entry.keys() != {"dtype", "shape"}:
+        _fault(f"expected the fields dtype and shape, found {', '.join(map(shown, entry)) or 'none'}", fqn)
+    dtype, shape = entry["dtype"], entry["shape"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        _fault(f"unknown dtype {shown(str(dtype), 40)!r}", fqn, (f"one of {', '.join(DTYPE_BITS)}",))
+    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
+        _fault("`shape` must be a list of whole numbers", fqn)
+    return TensorSpec(dtype, tuple(shape))
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def manifest_json(header: Mapping[str, TensorSpec]) -> str:
+    """A header as the text of a manifest, one tensor a line.
+
+    >>> print(manifest_json({"w": TensorSpec("F32", (2,))}), end="")
+    {
+      "w": {"dtype": "F32", "shape": [2]}
+    }
+    """
+    lines = [
+        f'  {json.dumps(fqn, ensure_ascii=False)}: {{"dtype": "{spec.dtype}", "shape": {list(spec.shape)}}}'
+        for fqn, spec in header.items()
+    ]
+    return "{\n" + ",\n".join(lines) + ("\n}\n" if lines else "}\n")
+
+
+def write_manifest(header: Mapping[str, TensorSpec], path: str | Path) -> None:
+    """Write a header as a manifest; the same header gives the same bytes.
+
+    Raises `UnwritableOutput` (RK503, RK504) where the file cannot be written.
+    """
+    try:
+        Path(path).write_text(manifest_json(header), encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(Path(path), error) from error
+
+
+class ManifestReader(FileReader):
+    """A manifest as a checkpoint without data: it can be planned and checked, not applied."""
+
+    format = "manifest"
+
+    def __init__(self, source: SourceFile, header: StateDictSpec) -> None:
+        super().__init__(source.path, (source,))
+        self._header = header
+
+    def header(self) -> StateDictSpec:
+        """Names, dtypes and shapes in the manifest's order."""
+        return self._header
+
+    def extent(self, fqn: str) -> None:
+        """None: a manifest has no data."""
+
+    def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
+        """Raises `UnreadableCheckpoint` (RK408): a manifest has no data."""
+        title = "a manifest has no data to move, only names, dtypes and shapes"
+        raise FileFault("RK408", title, key=fqn).at(self.path)

@@ -1,0 +1,302 @@
+"""Checkpoints of torch.save, read without torch: the zip format, and the legacy format before it.
+
+Source: torch/serialization.py (the archive: `data.pkl`, `data/<key>`, `byteorder`, `version`; the legacy file: three
+small pickles, the object, the storages' keys, then each storage as a count and its bytes).
+"""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from remapkit.checkpoint.archive import Entry, entry_chunks, read_archive, read_entry
+from remapkit.checkpoint.faults import FileFault, remark, shown, sized
+from remapkit.checkpoint.pickle import Found, Opaque, PickleFault, Storage, Tensor, read_pickle
+from remapkit.checkpoint.pickle import Mapping as PickledMapping
+from remapkit.checkpoint.reader import CHUNK, Extent, FileReader, SourceFile
+from remapkit.checkpoint.views import (
+    EXPAND_FREE,
+    check_expansion,
+    check_view,
+    gather,
+    is_contiguous,
+)
+from remapkit.checkpoint.wrappers import StateDict, choose
+from remapkit.diagnostic import Diagnostic
+from remapkit.spec import DTYPE_BITS, StateDictSpec, TensorSpec
+
+MAX_PICKLE = 1 << 30
+"""The longest pickle that is read; 50,000 tensors take about 10 MB."""
+_MAX_INFLATED_PICKLE = 256_000_000
+_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a pickled checkpoint is to be read: which wrapper, and what is let through."""
+
+    root: str | None = None
+    strict_pickle: bool = False
+    allow_expand: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A storage's bytes: a stretch of the file, or an entry that must be inflated first."""
+
+    nbytes: int
+    offset: int
+    entry: Entry | None = None
+
+
+class PthReader(FileReader):
+    """A file of torch.save. Tensors come in the order of the state dict.
+
+    Raises `UnreadableCheckpoint`: RK403 for a broken zip, RK404 for a pickle that is broken or hostile, RK405 for
+    tensors that do not fit their storages, RK406 where no single mapping of tensors is found, RK409 for kinds of
+    files that are refused by name, RK410 for tensors that repeat their storage into much more than it is.
+    """
+
+    def __init__(self, source: SourceFile, format: str, options: Options) -> None:
+        super().__init__(source.path, (source,))
+        self.format = format
+        self._source = source
+        self._map: mmap.mmap | None = None
+        self._inflated: dict[str, mmap.mmap] = {}
+        try:
+            found, storages = _read_zip(source) if format == "pth" else _read_legacy(source)
+            state_dict = choose(found, options.root, options.strict_pickle)
+            self._tensors = state_dict.tensors
+            self._storages = storages
+            self._header = self._check(options)
+        except FileFault as fault:
+            raise fault.at(source.path) from None
+        self.root = state_dict.root
+        self.notes = tuple(self._notes(state_dict, options))
+
+    def _notes(self, state_dict: StateDict, options: Options) -> Iterator[Diagnostic]:
+        if state_dict.root and options.root is None:
+            yield remark("RK414", f"the state dict was found under {state_dict.root!r}", self.path)
+        for text in state_dict.ignored:
+            yield remark("RK413", text, self.path)
+
+    def _check(self, options: Options) -> StateDictSpec:
+        specs: dict[str, TensorSpec] = {}
+        for fqn, tensor in self._tensors.items():
+            stored = self._storages.get(tensor.storage.key)
+            if stored is None:
+                raise FileFault("RK405", f"its storage {shown(tensor.storage.key)!r} is not in the file", key=fqn)
+            _check_storage(tensor.storage, stored)
+            specs[fqn] = check_view(fqn, tensor, stored.nbytes)
+            if not options.allow_expand:
+                check_expansion(fqn, tensor, specs[fqn], stored.nbytes)
+        tied = _tied(self._tensors)
+        if not options.allow_expand:
+            self._check_total(specs, tied)
+        return StateDictSpec(specs, tied=tied, name=self.path.name)
+
+    def _check_total(self, specs: Mapping[str, TensorSpec], tied: Sequence[Sequence[str]]) -> None:
+        """Many views of one storage, or deflated entries, must not turn a small file into a huge one either."""
+        repeated = {fqn for group in tied for fqn in group[1:]}
+        total = sum(spec.nbytes for fqn, spec in specs.items() if fqn not in repeated)
+        inflated = sum(stored.nbytes for stored in self._storages.values() if stored.entry is not None)
+        most = max(total, inflated)
+        if most > 4 * self._source.size + EXPAND_FREE:
+            title = f"the file is {sized(self._source.size)} and its tensors {sized(most)}; refused"
+            raise FileFault("RK410", title, help=("--allow-expand reads it all the same",))
+
+    def header(self) -> StateDictSpec:
+        """Names, dtypes, shapes and tied groups in the order of the state dict."""
+        return self._header
+
+    def extent(self, fqn: str) -> Extent | None:
+        """Where the tensor's bytes lie, or None for a strided view or a compressed storage."""
+        tensor = self._tensors[fqn]
+        stored = self._storages[tensor.storage.key]
+        if stored.entry is not None or not is_contiguous(tensor.shape, tensor.stride):
+            return None
+        start = stored.offset + tensor.offset * (DTYPE_BITS[tensor.dtype] // 8)
+        return Extent(self._source, start, self._header[fqn].nbytes)
+
+    def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
+        """The tensor's bytes in pieces of about `size`; strided views are gathered, compressed storages inflated."""
+        extent = self.extent(fqn)
+        if extent is not None:
+            yield from self._source.chunks(extent.offset, extent.length, size)
+            return
+        tensor = self._tensors[fqn]
+        if not self._header[fqn].nbytes:
+            return
+        yield from gather(self._storage_view(tensor.storage.key), tensor, size)
+
+    def _storage_view(self, key: str) -> memoryview:
+        stored = self._storages[key]
+        if stored.entry is not None:
+            if key not in self._inflated:
+                self._inflated[key] = self._inflate(stored.entry)
+            return memoryview(self._inflated[key])
+        if self._map is None:
+            self._map = mmap.mmap(self._source.fd, 0, access=mmap.ACCESS_READ)
+        return memoryview(self._map)[stored.offset : stored.offset + stored.nbytes]
+
+    def _inflate(self, entry: Entry) -> mmap.mmap:
+        """A compressed storage, inflated once into an unnamed temporary file: memory stays small."""
+        with tempfile.TemporaryFile() as file:
+            try:
+                for piece in entry_chunks(self._source, entry):
+                    file.write(piece)
+            except FileFault as fault:
+                raise fault.at(self.path) from None
+            file.flush()
+            return mmap.mmap(file.fileno(), entry.size, access=mmap.ACCESS_READ)
+
+    def close(self) -> None:
+        """Close the file; maps go when their last view does."""
+        self._map = None
+        self._inflated.clear()
+        super().close()
+
+
+def _check_storage(storage: Storage, stored: _Stored) -> None:
+    width = DTYPE_BITS[storage.dtype] // 8 if storage.dtype else 1
+    claimed = storage.numel * width
+    if claimed != stored.nbytes:
+        raise FileFault("RK405", f"storage {storage.key!r} is {stored.nbytes} bytes, the pickle says {claimed}")
+
+
+def _tied(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for fqn, tensor in tensors.items():
+        if 0 not in tensor.shape:
+            key = (tensor.storage.key, tensor.dtype, tensor.offset, tensor.shape, tensor.stride)
+            groups.setdefault(key, []).append(fqn)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+# --- zip ------------------------------------------------------------------------------------------
+
+
+def _read_zip(source: SourceFile) -> tuple[Found, dict[str, _Stored]]:
+    entries = read_archive(source)
+    prefix = _prefix(entries)
+    _refuse_kinds(source, entries, prefix)
+    found = _read_data_pkl(source, entries[prefix + "data.pkl"], len(entries))
+    start = prefix + "data/"
+    storages = {
+        name.removeprefix(start): _Stored(entry.size, entry.offset, None if entry.stored else entry)
+        for name, entry in entries.items()
+        if name.startswith(start)
+    }
+    return found, storages
+
+
+def _prefix(entries: Mapping[str, Entry]) -> str:
+    """What stands before `data.pkl`: the archive's folder, whose name means nothing."""
+    found = [name.removesuffix("data.pkl") for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
+    if not found:
+        title = "a zip archive without data.pkl: not a file of torch.save"
+        raise FileFault("RK403", title, help=("unpack it first, if it holds a checkpoint",))
+    if len(found) > 1:
+        raise FileFault("RK403", f"the archive holds {len(found)} data.pkl: {', '.join(map(shown, found))}")
+    return found[0]
+
+
+def _refuse_kinds(source: SourceFile, entries: Mapping[str, Entry], prefix: str) -> None:
+    if prefix + "constants.pkl" in entries or any(name.startswith(prefix + "code/") for name in entries):
+        title = "a TorchScript archive: it holds code, not only tensors"
+        raise FileFault("RK409", title, help=("save `model.state_dict()` instead",))
+    order = entries.get(prefix + "byteorder")
+    if order is not None and (text := read_entry(source, order, 64)) != b"little":
+        title = f"byteorder {shown(repr(text.decode('latin-1')))}: only little-endian checkpoints are read"
+        raise FileFault("RK409", title, help=("save it again on a little-endian machine",))
+
+
+def _read_data_pkl(source: SourceFile, entry: Entry, entries: int) -> Found:
+    if not entry.stored or entry.size < 1 << 16:
+        data: bytes | mmap.mmap = read_entry(source, entry, _MAX_INFLATED_PICKLE)
+        start = 0
+    elif entry.size > MAX_PICKLE:
+        raise PickleFault(f"data.pkl is {sized(entry.size)}; up to {sized(MAX_PICKLE)} are read")
+    else:
+        for _ in entry_chunks(source, entry):
+            """Nothing is kept: this verifies the checksum."""
+        data, start = mmap.mmap(source.fd, 0, access=mmap.ACCESS_READ), entry.offset
+    found = read_pickle(data, start, start + entry.size, entries)
+    if found.end != start + entry.size:
+        raise PickleFault(f"{sized(start + entry.size - found.end)} follow the end of the pickle")
+    return found
+
+
+# --- legacy ------------------------------------------------------------------------------------------
+
+
+def _read_legacy(source: SourceFile) -> tuple[Found, dict[str, _Stored]]:
+    """Magic number, protocol version, system info, the object, the storages' keys; then the storages."""
+    data = mmap.mmap(source.fd, 0, access=mmap.ACCESS_READ)
+    limit = min(source.size, MAX_PICKLE)
+    magic = read_pickle(data, 0, limit)
+    if magic.value != _MAGIC:
+        title = "a pickle, but not one that torch.save wrote"
+        raise FileFault("RK409", title, help=("load it where it was made, and save it with torch.save",))
+    version = read_pickle(data, magic.end, limit)
+    if version.value != _LEGACY_PROTOCOL:
+        raise FileFault("RK409", f"version {version.value!r} of the legacy format is unknown")
+    info = read_pickle(data, version.end, limit)
+    if isinstance(info.value, PickledMapping) and ("little_endian", False) in info.value.items:
+        raise FileFault("RK409", "written on a big-endian machine: only little-endian checkpoints are read")
+    found = read_pickle(data, info.end, limit, source.size // 64)
+    keys = read_pickle(data, found.end, limit, source.size // 64)
+    if not isinstance(keys.value, list) or not all(isinstance(key, str) for key in keys.value):
+        raise PickleFault("the list of storages is not a list of keys")
+    hostile = dict.fromkeys((*magic.hostile, *version.hostile, *info.hostile, *found.hostile, *keys.hostile))
+    widths = _widths(found.value)
+    return Found(found.value, found.end, tuple(hostile)), _legacy_storages(source, keys, widths)
+
+
+def _widths(value: object) -> dict[str, int]:
+    """How wide an element of each storage is: the legacy format counts elements, and only the pickle knows."""
+    widths: dict[str, int] = {}
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Tensor):
+            storage = node.storage
+            widths[storage.key] = DTYPE_BITS[storage.dtype] // 8 if storage.dtype else 1
+        elif id(node) not in seen:
+            seen.add(id(node))
+            if isinstance(node, PickledMapping | Opaque):
+                waiting.extend(child for _, child in node.items or ())
+            elif isinstance(node, list | tuple):
+                waiting.extend(node)
+    return widths
+
+
+def _legacy_storages(source: SourceFile, keys: Found, widths: Mapping[str, int]) -> dict[str, _Stored]:
+    storages: dict[str, _Stored] = {}
+    at = keys.end
+    for key in keys.value:
+        if at + 8 > source.size:
+            _truncated(source)
+        numel = int.from_bytes(source.read(at, 8), "little")
+        if key not in widths:
+            # Nothing that is read refers to it, but where the next one begins depends on it.
+            raise FileFault("RK405", f"storage {shown(key)!r} belongs to no tensor that can be read")
+        if key in storages:
+            raise FileFault("RK405", f"storage {shown(key)!r} is listed twice")
+        storages[key] = _Stored(numel * widths[key], at + 8)
+        at += 8 + numel * widths[key]
+        if at > source.size:
+            _truncated(source)
+    if at != source.size:
+        raise FileFault("RK405", f"{sized(source.size - at)} follow the last storage")
+    return storages
+
+
+def _truncated(source: SourceFile) -> NoReturn:
+    title = f"the file ends within its storages, at {sized(source.size)}: it is truncated"
+    raise FileFault("RK405", title, help=("fetch it again",))

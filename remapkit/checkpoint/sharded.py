@@ -1,0 +1,171 @@
+"""Checkpoints in several files, tied together by an index: `{"metadata": {...}, "weight_map": {"<fqn>": "<file>"}}`.
+
+An index may come from anywhere, so its file names are trusted with nothing: plain names only, opened relative to the
+index's own folder, never through a link that leads out of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from remapkit.checkpoint.faults import FileFault, check_name, remark, shown
+from remapkit.checkpoint.pth import Options, PthReader
+from remapkit.checkpoint.reader import CHUNK, Extent, FileReader, SourceFile
+from remapkit.checkpoint.safetensors import SafetensorsReader
+from remapkit.spec import StateDictSpec, TensorSpec
+
+Shard = SafetensorsReader | PthReader
+
+
+class ShardedReader(FileReader):
+    """A sharded checkpoint. Tensors come shard after shard, in the order of the shards' names.
+
+    Raises `UnreadableCheckpoint` (RK407) where index and shards do not agree exactly.
+    """
+
+    def __init__(self, path: Path, shards: Mapping[str, Shard], index: Mapping[str, str], source: SourceFile) -> None:
+        super().__init__(path, (source, *(shard.sources[0] for shard in shards.values())))
+        self.format = "sharded pth" if any(shard.format != "safetensors" for shard in shards.values()) else ""
+        self.format = self.format or "sharded safetensors"
+        self.shards = shards
+        self._home: dict[str, Shard] = {}
+        tensors: dict[str, TensorSpec] = {}
+        metadata: dict[str, str] = {}
+        tied: list[tuple[str, ...]] = []
+        for shard in shards.values():
+            header = shard.header()
+            for fqn in header:
+                self._home[fqn] = shard
+                tensors[fqn] = header[fqn]
+            metadata.update(header.metadata)
+            tied.extend(header.tied)
+        self._header = StateDictSpec(tensors, tied=tuple(tied), metadata=metadata, name=path.name)
+        self.notes = tuple(note for shard in shards.values() for note in shard.notes)
+
+    def header(self) -> StateDictSpec:
+        """Names, dtypes and shapes of all shards."""
+        return self._header
+
+    def extent(self, fqn: str) -> Extent | None:
+        """Where the tensor's bytes lie in its shard."""
+        return self._home[fqn].extent(fqn)
+
+    def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
+        """The tensor's bytes, from its shard."""
+        return self._home[fqn].chunks(fqn, size)
+
+    def close(self) -> None:
+        """Close every shard."""
+        for shard in self.shards.values():
+            shard.close()
+        super().close()
+
+
+def parse_index(value: Any) -> dict[str, str]:
+    """The `weight_map` of an index; raises `FileFault` (RK407)."""
+    weight_map = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(weight_map, dict):
+        raise FileFault("RK407", "an index has an object `weight_map` of names and files")
+    if not weight_map:
+        raise FileFault("RK407", "the index's `weight_map` is empty")
+    for fqn, file in weight_map.items():
+        if problem := check_name(fqn):
+            raise FileFault("RK407", f"a name {problem}", key=fqn)
+        if not isinstance(file, str):
+            raise FileFault("RK407", "its shard is not a file name", key=fqn)
+        if not _is_plain(file):
+            raise FileFault("RK407", f"shard {shown(file)!r} for {shown(fqn)!r} points outside the checkpoint")
+    return weight_map
+
+
+def _is_plain(file: str) -> bool:
+    return bool(file) and file not in (".", "..") and not any(character in file for character in "/\\\0")
+
+
+def open_sharded(source: SourceFile, value: Any, options: Options) -> ShardedReader:
+    """A reader over the shards that an index names; `source` is the index itself, `value` its JSON."""
+    opened: dict[str, Shard] = {}
+    try:
+        weight_map = parse_index(value)
+        _open_all(source.path, weight_map, options, opened)
+        _agree(weight_map, opened)
+    except FileFault as fault:
+        _close(opened)
+        raise fault.at(source.path) from None
+    except BaseException:
+        _close(opened)
+        raise
+    reader = ShardedReader(source.path, opened, weight_map, source)
+    if unused := _unlisted(source.path, weight_map):
+        names = ", ".join(unused[:5])
+        reader.notes += (remark("RK413", f"files beside the index that it does not name: {names}", source.path),)
+    return reader
+
+
+def _open_all(path: Path, weight_map: Mapping[str, str], options: Options, opened: dict[str, Shard]) -> None:
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for file in sorted(set(weight_map.values())):
+            opened[file] = _open_shard(path.parent / file, file, folder, options)
+    finally:
+        os.close(folder)
+
+
+def _open_shard(path: Path, file: str, folder: int, options: Options) -> Shard:
+    from remapkit.checkpoint.opening import open_single
+
+    if not os.path.lexists(path):
+        raise FileFault("RK407", f"shard {shown(file)!r} is missing", help=("fetch it again",))
+    _check_link(path, file)
+    reader = open_single(SourceFile(path, name=file, dir_fd=folder), options)
+    if not isinstance(reader, SafetensorsReader | PthReader):
+        reader.close()
+        raise FileFault("RK407", f"shard {shown(file)!r} is no checkpoint")
+    return reader
+
+
+def _check_link(path: Path, file: str) -> None:
+    """A link is followed only to where a download cache keeps what it links: a folder `blobs` of the same tree."""
+    if not path.is_symlink():
+        return
+    target, home = path.resolve(), path.parent.resolve()
+    cache = home.parent.parent
+    inside = target.is_relative_to(home)
+    cached = home.parent.name == "snapshots" and target.is_relative_to(cache / "blobs")
+    if not inside and not cached:
+        raise FileFault("RK407", f"shard {shown(file)!r} is a link that points outside the checkpoint: {target}")
+
+
+def _agree(weight_map: Mapping[str, str], opened: Mapping[str, Shard]) -> None:
+    """Every name of the index is in the shard it says, and every tensor of a shard is in the index, once."""
+    homes: dict[str, str] = {}
+    for file, shard in opened.items():
+        for fqn in shard.header():
+            if fqn in homes:
+                raise FileFault("RK407", f"in two shards: {shown(homes[fqn])} and {shown(file)}", key=fqn)
+            homes[fqn] = file
+            if fqn not in weight_map:
+                raise FileFault("RK407", f"in the shard {shown(file)}, but not in the index", key=fqn)
+    for fqn, file in weight_map.items():
+        if homes.get(fqn) != file:
+            where = f"it is in {shown(homes[fqn])}" if fqn in homes else "it is in no shard"
+            raise FileFault("RK407", f"the index says {shown(file)}, but {where}", key=fqn)
+
+
+def _unlisted(path: Path, weight_map: Mapping[str, str]) -> list[str]:
+    files = set(weight_map.values())
+    suffixes = {Path(file).suffix for file in files}
+    stem = path.name.removesuffix(".json").removesuffix(".index").rpartition(".")[0] or path.name
+    return sorted(
+        entry.name
+        for entry in path.parent.iterdir()
+        if entry.suffix in suffixes and entry.name.startswith(f"{stem}-") and entry.name not in files
+    )
+
+
+def _close(opened: Mapping[str, Shard]) -> None:
+    for shard in opened.values():
+        shard.close()

@@ -1,0 +1,268 @@
+"""Which mapping of tensors in a pickle is the state dict: the only one there is, or the one that the user names.
+
+A checkpoint may hold its state dict under a key, several state dicts, or an optimizer beside it. Where exactly one
+mapping of tensors is found it is taken, and said; nothing is guessed from names or from how many keys a dict has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from remapkit.checkpoint.faults import FileFault, check_name, shown, sized
+from remapkit.checkpoint.pickle import (
+    HOSTILE_HELP,
+    Found,
+    Global,
+    Mapping,
+    Opaque,
+    PickleFault,
+    Storage,
+    Tensor,
+    kind,
+)
+from remapkit.spec import DTYPE_BITS, leaf
+
+_MAX_DEPTH = 200
+_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Path:
+    """A path as a chain to its parent, so that deep structures cost no copies."""
+
+    parent: _Path | None
+    key: Any
+    depth: int
+
+    def __str__(self) -> str:
+        keys: list[str] = []
+        path: _Path | None = self
+        while path is not None and path.parent is not None:
+            keys.append(str(path.key) if isinstance(path.key, str | int) else "?")
+            path = path.parent
+        return ".".join(reversed(keys))
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A mapping that holds tensors, and where it lies."""
+
+    path: str
+    items: Sequence[tuple[Any, Any]]
+    tensors: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateDict:
+    """The chosen mapping: its tensors by FQN, where it was found, and what else the user should hear."""
+
+    tensors: dict[str, Tensor]
+    root: str
+    ignored: tuple[str, ...]
+
+
+def choose(found: Found, root: str | None, strict: bool) -> StateDict:
+    """The state dict of a pickle; raises `FileFault` (RK404, RK406, RK411) where there is none or no single one."""
+    walk = _Walk()
+    walk.search(found.value)
+    if found.hostile:
+        raise _hostile(found, walk)
+    if strict and walk.opaque:
+        names = ", ".join(sorted(set(walk.opaque)))
+        raise FileFault("RK411", f"--strict-pickle: the pickle holds {_objects(len(walk.opaque))} ({names})")
+    candidate = _one(walk, root)
+    tensors = _tensors(candidate)
+    return StateDict(tensors, candidate.path, tuple(_ignored(walk, candidate)))
+
+
+class _Walk:
+    """One visit of every container: what is shared is visited once, however often it is reached."""
+
+    def __init__(self) -> None:
+        self.candidates: list[Candidate] = []
+        self.opaque: list[str] = []
+        self.loose = 0
+        self.modules: str | None = None
+        self.hostile_path: dict[str, str] = {}
+
+    def search(self, value: Any) -> None:
+        """Collect the mappings of tensors, and what is neither tensor nor plain value."""
+        seen: set[int] = set()
+        waiting = [(_Path(None, "", 0), value)]
+        while waiting:
+            path, node = waiting.pop()
+            if isinstance(node, Opaque):
+                self._opaque(path, node)
+            elif isinstance(node, Tensor) and not isinstance(path.key, str):
+                self.loose += 1
+            elif isinstance(node, Global):
+                self.hostile_path.setdefault(str(node), str(path))
+            children = _children(node)
+            if children is None or id(node) in seen:
+                continue
+            seen.add(id(node))
+            if path.depth > _MAX_DEPTH:
+                raise PickleFault(f"the pickle is nested more than {_MAX_DEPTH} levels deep")
+            self._mapping(path, node)
+            deeper = [(_Path(path, key, path.depth + 1), child) for key, child in children if _is_node(child)]
+            waiting.extend(reversed(deeper))
+
+    def _opaque(self, path: _Path, node: Opaque) -> None:
+        if not node.known:
+            self.opaque.append(node.name)
+            self.hostile_path.setdefault(node.name, str(path))
+            if node.name.startswith("torch.nn.modules."):
+                self.modules = node.name
+
+    def _mapping(self, path: _Path, node: Any) -> None:
+        items = node.items if isinstance(node, Mapping | Opaque) else None
+        tensors = [value for key, value in items or () if isinstance(value, Tensor) and isinstance(key, str)]
+        if items is not None and tensors:
+            self.candidates.append(Candidate(str(path), items, len(tensors), sum(map(nbytes, tensors))))
+
+
+def _children(node: Any) -> Iterator[tuple[Any, Any]] | None:
+    if isinstance(node, Mapping):
+        return iter(node.items)
+    if isinstance(node, Opaque):
+        return iter(node.items) if node.items else None
+    if isinstance(node, list | tuple):
+        return iter(enumerate(node))
+    return None
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, Mapping | Opaque | Tensor | Global | list | tuple)
+
+
+def nbytes(tensor: Tensor) -> int:
+    """The bytes of a tensor when packed, whatever its storage holds."""
+    return math.prod(tensor.shape) * (DTYPE_BITS[tensor.dtype] // 8)
+
+
+def _hostile(found: Found, walk: _Walk) -> FileFault:
+    for name in found.hostile:
+        where = walk.hostile_path.get(name)
+        if where:
+            title = f"'{shown(where)}' is a {name} object, not a tensor"
+            return FileFault("RK404", title, help=HOSTILE_HELP)
+    names = " and ".join(found.hostile[:5])
+    return FileFault("RK404", f"the pickle calls {names}", help=HOSTILE_HELP)
+
+
+def _one(walk: _Walk, root: str | None) -> Candidate:
+    candidates = walk.candidates
+    if root is not None:
+        return _named(walk, "" if root == "." else root)
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        help = ("choose one with --root, e.g. --root " + (max(candidates, key=lambda c: c.nbytes).path or "."),)
+        title = f"{len(candidates)} mappings of tensors: which one is the state dict?"
+        raise FileFault("RK406", title, notes=(listing(candidates),), help=help)
+    raise FileFault("RK406", "the file holds no mapping of tensors", notes=_why_none(walk), help=_help_none(walk))
+
+
+def _why_none(walk: _Walk) -> tuple[str, ...]:
+    notes = []
+    if walk.loose:
+        notes.append(f"{walk.loose} tensors lie in lists or under keys that are not text")
+    if walk.opaque:
+        notes.append(f"it holds {_objects(len(walk.opaque))} ({_names(walk.opaque)})")
+    return tuple(notes)
+
+
+def _help_none(walk: _Walk) -> tuple[str, ...]:
+    if walk.modules:
+        return ("a whole module was pickled: save `model.state_dict()` instead",)
+    return ()
+
+
+def _named(walk: _Walk, root: str) -> Candidate:
+    fitting = [candidate for candidate in walk.candidates if candidate.path == root]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise FileFault("RK406", f"{len(fitting)} mappings of tensors lie at {root!r}")
+    notes = (listing(walk.candidates),) if walk.candidates else _why_none(walk)
+    raise FileFault("RK406", f"no mapping of tensors at --root {shown(root)}", notes=notes)
+
+
+def listing(candidates: Sequence[Candidate]) -> str:
+    """The mappings with their counts and sizes; those that differ only in a number are one line."""
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        name = ".".join("*" if part.isdecimal() else part for part in candidate.path.split("."))
+        groups.setdefault(name, []).append(candidate)
+    ordered = sorted(groups.items(), key=lambda item: -sum(c.nbytes for c in item[1]))
+    lines = []
+    for name, group in ordered[:_SHOWN]:
+        path = group[0].path if len(group) == 1 else f"{name} ({len(group)} mappings)"
+        count = sum(c.tensors for c in group)
+        lines.append(f"{shown(path) or '.'}: {count} tensors, {sized(sum(c.nbytes for c in group))}")
+    if len(ordered) > _SHOWN:
+        lines.append(f"... and {len(ordered) - _SHOWN} more")
+    return "\n".join(lines)
+
+
+def _tensors(candidate: Candidate) -> dict[str, Tensor]:
+    """The tensors of the chosen mapping; an object in a tensor's place is an error."""
+    tensors: dict[str, Tensor] = {}
+    for key, value in candidate.items:
+        if isinstance(value, Tensor):
+            fqn = _fqn(key, candidate)
+            if fqn in tensors:
+                raise FileFault("RK406", f"the key {shown(fqn)!r} occurs twice", key=fqn)
+            tensors[fqn] = value
+        elif isinstance(value, Opaque | Global) and not _is_extra(key, value):
+            where = f"{candidate.path}.{key}" if candidate.path else str(key)
+            name = value.name if isinstance(value, Opaque) else str(value)
+            words = name if " " in name else f"{name} object"
+            title = f"'{shown(where)}' is a {words}, not a tensor"
+            raise FileFault("RK404", title)
+        elif isinstance(value, Storage):
+            raise FileFault("RK404", f"'{shown(str(key))}' is a bare storage, not a tensor")
+    return tensors
+
+
+def _is_extra(key: Any, value: Any) -> bool:
+    """What a state dict holds beside tensors by torch's own convention, or as a builtin without tensors."""
+    if isinstance(key, str) and leaf(key) == "_extra_state":
+        return True
+    return isinstance(value, Opaque) and value.known
+
+
+def _fqn(key: Any, candidate: Candidate) -> str:
+    if not isinstance(key, str):
+        raise FileFault("RK406", f"a tensor under the key {shown(repr(key), 60)}, which is not text")
+    if problem := check_name(key):
+        raise FileFault("RK406", f"a key {problem}", key=key)
+    return key
+
+
+def _ignored(walk: _Walk, chosen: Candidate) -> Iterator[str]:
+    if walk.opaque:
+        yield f"{_objects(len(walk.opaque))} were ignored ({_names(walk.opaque)})".replace(
+            "1 object were", "1 object was"
+        )
+    values = [(key, value) for key, value in chosen.items if not isinstance(value, Tensor | Opaque)]
+    if values:
+        names = ", ".join(f"{shown(str(key), 60)}: {kind(value)}" for key, value in values[:5])
+        more = f", ... and {len(values) - 5} more" if len(values) > 5 else ""
+        yield f"{len(values)} {'entry' if len(values) == 1 else 'entries'} beside the tensors ignored ({names}{more})"
+    if walk.loose:
+        yield f"{walk.loose} tensors in lists or under keys that are not text were ignored"
+
+
+def _objects(count: int) -> str:
+    return "1 object" if count == 1 else f"{count} objects"
+
+
+def _names(names: Sequence[str]) -> str:
+    counted = [name for name, _ in Counter(names).most_common()]
+    return ", ".join(counted[:5]) + (", …" if len(counted) > 5 else "")
