@@ -1,4 +1,4 @@
-"""The command line as a user meets it: right and wrong use, one clear message, the right exit code, nothing written."""
+"""The command line as a user meets it: right and wrong use, one clear message, the exit code, nothing written."""
 
 from __future__ import annotations
 

@@ -89,15 +89,13 @@ def reference() -> nn.Module:
     model = diffusers.AutoencoderKLWan(**DIFFUSERS, latents_mean=list(WAN22_MEAN), latents_std=list(WAN22_STD))
     with torch.no_grad():
         for fqn, parameter in model.named_parameters():
+            noise = torch.randn_like(parameter)
             if fqn.endswith("gamma"):
-                parameter.copy_(1 + 0.3 * torch.randn_like(parameter))
+                parameter.copy_(1 + 0.3 * noise)
+            elif parameter.dim() > 1:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
             else:
-                fan_in = max(1, parameter[0].numel())
-                parameter.copy_(
-                    torch.randn_like(parameter) / fan_in**0.5
-                    if parameter.dim() > 1
-                    else 0.1 * torch.randn_like(parameter)
-                )
+                parameter.copy_(0.1 * noise)
     return model.eval()  # type: ignore[no-any-return]
 
 
