@@ -1,0 +1,191 @@
+"""What an output file will consist of, byte by byte, before any is written.
+
+Pure: a layout is a list of pieces (bytes, stretches of source files, tensors that must be made) computed from headers
+and extents alone, so its size is known, and the same input gives the same output.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from remapkit.checkpoint.copying import BLOCK
+from remapkit.checkpoint.faults import unwritable
+from remapkit.checkpoint.reader import Reader, SourceFile
+from remapkit.checkpoint.safetensors import DTYPES, header_json, padded_header
+from remapkit.plan import Move
+from remapkit.spec import DTYPE_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """Bytes that are written as they are."""
+
+    data: bytes
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes."""
+        return len(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A stretch of a source file."""
+
+    source: SourceFile
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A tensor that is not one stretch of a file: a strided view, a compressed storage, the result of operations."""
+
+    move: Move
+    nbytes: int
+
+
+Piece = Literal | Copy | Stream
+
+
+@dataclass(frozen=True, slots=True)
+class FileLayout:
+    """One output file: its name, its pieces in order, and the moves whose tensors it holds."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+    moves: tuple[Move, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the file."""
+        return sum(piece.nbytes for piece in self.pieces)
+
+
+def without_ties(
+    moves: Sequence[Move], tied: Iterable[Sequence[str]], metadata: Mapping[str, str]
+) -> tuple[list[Move], dict[str, str]]:
+    """The moves with one name of each tied group, and metadata that records the others.
+
+    safetensors has no aliases. The first name in output order is kept; every other is recorded as `other -> kept`,
+    which is what `safetensors.torch.save_model` writes and `load_model` understands.
+    """
+    position = {move.target: number for number, move in enumerate(moves)}
+    recorded = dict(metadata)
+    removed: set[str] = set()
+    for group in tied:
+        kept, *others = sorted((name for name in group if name in position), key=position.__getitem__) or [""]
+        for name in others:
+            recorded[name] = kept
+            removed.add(name)
+    return [move for move in moves if move.target not in removed], recorded
+
+
+def in_aligned_order(moves: Sequence[Move]) -> list[Move]:
+    """The moves in their order where every tensor then starts at a multiple of its element's width, else wide first.
+
+    The format has no room for padding between tensors, so its own writer sorts by width; readers that map the file
+    need aligned tensors. Here the given order is kept wherever it is aligned as it stands.
+
+    >>> from remapkit import TensorSpec
+    >>> from remapkit.plan import RuleRef
+    >>> move = lambda name, dtype: Move(name, (name,), (), RuleRef("all"), TensorSpec(dtype, (3,)))
+    >>> [move.target for move in in_aligned_order([move("mask", "U8"), move("w", "F32")])]
+    ['w', 'mask']
+    """
+    position = 0
+    for move in moves:
+        if position % _width(move):
+            return sorted(moves, key=_width, reverse=True)
+        position += move.spec.nbytes
+    return list(moves)
+
+
+def _width(move: Move) -> int:
+    return max(1, DTYPE_BITS[move.spec.dtype] // 8)
+
+
+def lay_out_safetensors(name: str, moves: Sequence[Move], reader: Reader, metadata: Mapping[str, str]) -> FileLayout:
+    """One safetensors file. Its data starts at its first source byte's offset modulo the block size, see `BLOCK`.
+
+    Raises `UnwritableOutput` (RK505) for a dtype that the format has no name for.
+    """
+    _check_dtypes(moves)
+    moves = in_aligned_order(moves)
+    raw = header_json(((move.target, move.spec) for move in moves), metadata)
+    data = _merged(_piece(move, reader) for move in moves)
+    first = next(iter(data), None)
+    start = first.offset % BLOCK if isinstance(first, Copy) else 0
+    # A data start of odd offset would leave every tensor unaligned: it only pays where blocks can be shared.
+    try:
+        header = padded_header(raw, start if start % 8 == 0 else 0)
+    except ValueError as error:
+        raise unwritable("RK505", str(error), help=("write shards: --shard-size 5GB",)) from None
+    return FileLayout(name, (Literal(header), *data), tuple(moves))
+
+
+def _check_dtypes(moves: Iterable[Move]) -> None:
+    for move in moves:
+        if move.spec.dtype not in DTYPES:
+            title = f"{move.target} is {move.spec.dtype}, which safetensors has no name for"
+            raise unwritable("RK505", title, help=("write a .pth: -o OUT.pth",))
+
+
+def _piece(move: Move, reader: Reader) -> Piece:
+    extent = reader.extent(move.sources[0]) if not move.ops else None
+    if extent is None:
+        return Stream(move, move.spec.nbytes)
+    return Copy(extent.source, extent.offset, extent.length)
+
+
+def _merged(pieces: Iterable[Piece]) -> list[Piece]:
+    """The pieces without empty ones; neighbours that are neighbours in their source too become one."""
+    merged: list[Piece] = []
+    for piece in pieces:
+        last = merged[-1] if merged else None
+        if piece.nbytes == 0:
+            continue
+        if (
+            isinstance(piece, Copy)
+            and isinstance(last, Copy)
+            and last.source is piece.source
+            and last.offset + last.nbytes == piece.offset
+        ):
+            merged[-1] = Copy(piece.source, last.offset, last.nbytes + piece.nbytes)
+        else:
+            merged.append(piece)
+    return merged
+
+
+def lay_out_shards(
+    stem: str, moves: Sequence[Move], reader: Reader, metadata: Mapping[str, str], shard_size: int
+) -> list[FileLayout]:
+    """Shards of at most `shard_size` bytes of tensors, filled in order, and the index last.
+
+    Source: the layout of Hugging Face's sharded checkpoints: `stem-00001-of-00003.safetensors` and
+    `stem.safetensors.index.json` with `metadata.total_size` and `weight_map`. What fits one shard is one file.
+    """
+    groups = _groups(moves, shard_size)
+    if len(groups) == 1:
+        return [lay_out_safetensors(f"{stem}.safetensors", groups[0], reader, metadata)]
+    names = [f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    shards = [lay_out_safetensors(name, group, reader, metadata) for name, group in zip(names, groups, strict=True)]
+    weight_map = {move.target: shard.name for shard in shards for move in shard.moves}
+    total = sum(move.spec.nbytes for move in moves)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    text = json.dumps(index, ensure_ascii=False, indent=2) + "\n"
+    return [*shards, FileLayout(f"{stem}.safetensors.index.json", (Literal(text.encode("utf-8")),), ())]
+
+
+def _groups(moves: Sequence[Move], shard_size: int) -> list[list[Move]]:
+    groups: list[list[Move]] = [[]]
+    room = shard_size
+    for move in moves:
+        if groups[-1] and move.spec.nbytes > room:
+            groups.append([])
+            room = shard_size
+        groups[-1].append(move)
+        room -= move.spec.nbytes
+    return groups
