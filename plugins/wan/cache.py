@@ -24,7 +24,7 @@ class WanCacheError(ValueError):
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """The frames that the layers of one half remember, for one tile of the picture."""
+    """The frames that some layers remember, of the whole picture or of one tile."""
 
     chunks: int = 0
     """Chunks coded so far. The first chunk is one frame; resampling in time starts after it."""
@@ -75,6 +75,8 @@ class RolloutKey:
     dtype: torch.dtype
     tiles: tuple[tuple[int, int, int, int], ...]
     """Where the frame is cut: (top, bottom, left, right) of each tile, in latent cells."""
+    whole_stages: int
+    """Stages that run before the cut."""
 
     def mismatches(self, other: RolloutKey) -> list[str]:
         """In words, what keeps a rollout of `self` from being continued by `other`."""
@@ -87,8 +89,8 @@ class RolloutKey:
             problems.append(
                 f"it holds frames of {self.height}x{self.width}, this call has {other.height}x{other.width}"
             )
-        elif self.tiles != other.tiles:
-            problems.append(f"it was filled in {len(self.tiles)} tile(s), this call cuts {len(other.tiles)} other(s)")
+        elif (self.tiles, self.whole_stages) != (other.tiles, other.whole_stages):
+            problems.append(f"it was filled in {len(self.tiles)} tile(s), this call has another tiling")
         if self.dtype != other.dtype:
             problems.append(f"it was filled in {self.dtype}, the model computes in {other.dtype} now")
         return problems
@@ -101,14 +103,14 @@ class Rollout:
     key: RolloutKey | None = None
     chunks: int = 0
     """Chunks coded so far, which is also the number of latent frames."""
-    streams: dict[int, Stream] = field(default_factory=dict)
-    """One stream a tile; a frame that is not cut is tile 0."""
+    streams: dict[str, Stream] = field(default_factory=dict)
+    """One for what runs on whole frames, one for each tile."""
     is_torn: bool = False
     """A call failed in the middle of a chunk: some layers have moved on, others not."""
 
-    def stream(self, tile: int) -> Stream:
-        """The stream of a tile; a new one at the first use."""
-        return self.streams.setdefault(tile, Stream())
+    def stream(self, part: str) -> Stream:
+        """The stream of a part of the picture; a new one at the first use."""
+        return self.streams.setdefault(part, Stream())
 
     @contextmanager
     def advance(self, chunks: int) -> Iterator[None]:
@@ -143,7 +145,7 @@ class Rollout:
 
     def clone(self) -> Rollout:
         """An independent copy."""
-        return replace(self, streams={tile: stream.clone() for tile, stream in self.streams.items()})
+        return replace(self, streams={part: stream.clone() for part, stream in self.streams.items()})
 
     def change(self, change: Callable[[Tensor], Tensor]) -> None:
         """Replace every remembered tensor by `change` of it."""

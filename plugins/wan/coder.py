@@ -129,7 +129,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """One latent frame to one chunk of patches."""
+    """One latent frame to one chunk of patches: `begin` on the whole frame, then `finish` on it or on a part."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -145,9 +145,16 @@ class Decoder(nn.Module):
             channels = stage.out_channels
         self.head = Head(channels, config.patch_channels)
 
-    def forward(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:
-        h_BCTHW = self.middle(self.conv1(x_BCTHW, stream), stream)
-        for stage in self.upsamples:
+    def begin(self, x_BCTHW: Tensor, stages: int, stream: Stream) -> Tensor:
+        """All that needs the whole frame, attention above all, and the first `stages` stages."""
+        h_BCTHW: Tensor = self.middle(self.conv1(x_BCTHW, stream), stream)
+        for stage in list(self.upsamples)[:stages]:
+            h_BCTHW = stage(h_BCTHW, stream)
+        return h_BCTHW
+
+    def finish(self, h_BCTHW: Tensor, stages: int, stream: Stream) -> Tensor:
+        """The rest, on the whole frame or a part of it: only convolutions."""
+        for stage in list(self.upsamples)[stages:]:
             h_BCTHW = stage(h_BCTHW, stream)
         out_BCTHW: Tensor = self.head(h_BCTHW, stream)
         return out_BCTHW

@@ -86,7 +86,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:
         norm1, conv1, norm2, conv2 = self.residual.values()
-        h_BCTHW = conv1(norm1(x_BCTHW), stream)
+        h_BCTHW: Tensor = conv1(norm1(x_BCTHW), stream)
         h_BCTHW = conv2(norm2(h_BCTHW), stream)
         return h_BCTHW + (x_BCTHW if self.shortcut is None else self.shortcut(x_BCTHW))
 

@@ -8,24 +8,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Tile", "Tiling", "whole_frame"]
+from .config import VAEConfig
+
+__all__ = ["Span", "Tile", "Tiling", "whole_frame"]
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One tile's part of an axis: cells `start` to `stop`, and how much each of its pixels counts."""
+    """One tile's part of an axis: latent cells `start` to `stop`, and how much each of its pixels counts."""
 
     start: int
     stop: int
     weights: tuple[float, ...]
 
-    def pixels(self, factor: int) -> slice:
+    def scaled(self, factor: int) -> slice:
+        """The same part at `factor` times the latent's resolution."""
         return slice(self.start * factor, self.stop * factor)
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A rectangle of latent cells, and its pixels."""
+    """A rectangle of the frame."""
 
     rows: Span
     columns: Span
@@ -35,59 +38,73 @@ class Tile:
         """(top, bottom, left, right) in latent cells."""
         return self.rows.start, self.rows.stop, self.columns.start, self.columns.stop
 
-    def cells(self, latent_BCTHW: Tensor) -> Tensor:
-        return latent_BCTHW[..., self.rows.start : self.rows.stop, self.columns.start : self.columns.stop]
+    def cut(self, x_BCTHW: Tensor, factor: int) -> Tensor:
+        """The tile's part of a frame of `factor` times the latent's resolution; a view."""
+        return x_BCTHW[..., self.rows.scaled(factor), self.columns.scaled(factor)]
 
-    def add_to(self, video_BCTHW: Tensor, tile_BCTHW: Tensor, factor: int) -> None:
-        """Add the decoded tile to its place in the frame, weighted. The weights of all tiles add up to one."""
-        device = tile_BCTHW.device
-        weights_HW = torch.outer(torch.tensor(self.rows.weights), torch.tensor(self.columns.weights)).to(device)
-        part_BCTHW = video_BCTHW[..., self.rows.pixels(factor), self.columns.pixels(factor)]
-        part_BCTHW += (tile_BCTHW * weights_HW).to(part_BCTHW.dtype)
+    def weights(self, device: torch.device) -> Tensor:
+        """How much each pixel counts, [H, W] in fp32. Over all tiles the weights of a pixel add up to one."""
+        rows, columns = (torch.tensor(span.weights, device=device) for span in (self.rows, self.columns))
+        return torch.outer(rows, columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiling:
-    """Decode frames larger than `height` x `width` in tiles of that size, blended over at least `overlap` pixels.
+    """Decode frames larger than `height` x `width` in tiles of that size that share at least `overlap` pixels.
 
-    All three are pixels of the video and multiples of the model's spatial factor (16 for Wan 2.2, 8 for Wan 2.1). The
-    tiles are spread evenly and blended linearly. Memory then follows the tile, not the frame.
+    All three are pixels of the video and multiples of the model's spatial factor (16 for Wan 2.2, 8 for Wan 2.1).
+    Tiles are spread evenly. The memory of the expensive stages then follows the tile, not the frame.
 
-    Tiles are an approximation: attention sees one tile only, and convolutions see zeros behind its border.
+    What is cheap and looks far is never cut: attention, and the first `whole_stages` stages of the decoder, run on
+    whole frames at low resolution. Only convolutions are cut, and a tile is spoilt only within their reach: 208, 96
+    or 48 pixels from its border with 0, 1 or 2 whole stages (Wan 2.1: half as much). So the outer 3/8 of an overlap
+    are thrown away and the inner 1/4 is blended linearly; with an overlap of 576, 256 or 128 nothing is left of the
+    seam but rounding. Relative error (||tiled - untiled|| / ||untiled||) of noise through random weights at small
+    width, three tiles of 256x256 in a row, fp32:
+
+    ============  ========  =====  =====  =====  =====
+    whole_stages  overlap 0     32     64     96    128
+    ============  ========  =====  =====  =====  =====
+    0                 2e-1   9e-2   4e-2   2e-2   5e-3
+    1                 2e-1   2e-2   2e-3   2e-4   2e-5
+    2                 1e-1   2e-3   2e-5   2e-8   1e-8
+    ============  ========  =====  =====  =====  =====
+
+    Raises `ValueError` for a tiling that is not possible.
     """
 
     height: int = 512
     width: int = 512
     overlap: int = 128
+    whole_stages: int = 1
 
     def __post_init__(self) -> None:
+        sizes = {"height": self.height, "width": self.width, "overlap": self.overlap}
         problems = [
-            f"{name}={value!r} is not a whole number of pixels above zero"
-            for name, value in (("height", self.height), ("width", self.width))
-            if not isinstance(value, int) or value <= 0
+            f"{name}={value!r} is not a whole number of pixels"
+            for name, value in sizes.items()
+            if not isinstance(value, int) or value < (name != "overlap")
         ]
-        if not isinstance(self.overlap, int) or self.overlap < 0:
-            problems.append(f"overlap={self.overlap!r} is not a whole number of pixels")
-        elif not problems and 2 * self.overlap > min(self.height, self.width):
+        if not problems and 2 * self.overlap > min(self.height, self.width):
             problems.append(f"overlap={self.overlap} is more than half of a tile of {self.height}x{self.width}")
+        if not isinstance(self.whole_stages, int) or self.whole_stages < 0:
+            problems.append(f"whole_stages={self.whole_stages!r} is not a number of stages")
         if problems:
             raise ValueError("this tiling is not possible: " + "; ".join(problems))
 
-    def tiles(self, height: int, width: int, factor: int) -> tuple[Tile, ...]:
-        """The tiles of a latent frame of `height` x `width` cells, row by row.
-
-        >>> [tile.box for tile in Tiling(height=64, width=64, overlap=16).tiles(4, 10, 16)]
-        [(0, 4, 0, 4), (0, 4, 3, 7), (0, 4, 6, 10)]
-        """
-        odd = [
-            f"{name}={value}"
-            for name, value in (("height", self.height), ("width", self.width), ("overlap", self.overlap))
-            if value % factor
+    def tiles(self, height: int, width: int, config: VAEConfig) -> tuple[Tile, ...]:
+        """The tiles of a latent frame of `height` x `width` cells, row by row. Raises `ValueError`."""
+        factor = config.spatial_factor
+        sizes = {"height": self.height, "width": self.width, "overlap": self.overlap}
+        problems = [
+            f"{name}={value} is not a multiple of {factor}" for name, value in sizes.items() if value % factor
         ]
-        if odd:
-            raise ValueError(f"this tiling does not fit the model: {', '.join(odd)} is not a multiple of {factor}")
-        rows = _spans(height, self.height // factor, self.overlap // factor, factor)
-        columns = _spans(width, self.width // factor, self.overlap // factor, factor)
+        if self.whole_stages >= len(config.dim_mult):
+            problems.append(f"whole_stages={self.whole_stages} leaves no stage of {len(config.dim_mult)} to tile")
+        if problems:
+            raise ValueError("this tiling does not fit the model: " + "; ".join(problems))
+        rows = spans(height, self.height // factor, self.overlap // factor, factor)
+        columns = spans(width, self.width // factor, self.overlap // factor, factor)
         return tuple(Tile(row, column) for row in rows for column in columns)
 
 
@@ -96,29 +113,39 @@ def whole_frame(height: int, width: int) -> tuple[Tile, ...]:
     return (Tile(Span(0, height, ()), Span(0, width, ())),)
 
 
-def _spans(length: int, tile: int, overlap: int, factor: int) -> tuple[Span, ...]:
-    """An axis of `length` cells as evenly spread tiles with at least `overlap` cells in common."""
+def spans(length: int, tile: int, overlap: int, factor: int) -> tuple[Span, ...]:
+    """An axis of `length` cells as evenly spread tiles with at least `overlap` cells in common.
+
+    `factor` is the number of pixels a cell, of which each gets a weight.
+
+    >>> [(span.start, span.stop) for span in spans(10, 4, 1, 16)]
+    [(0, 4), (3, 7), (6, 10)]
+    """
     tile = min(tile, length)
     steps = math.ceil((length - tile) / (tile - overlap)) if length > tile else 0
-    starts = [round(i * (length - tile) / steps) for i in range(steps)] + [length - tile]
-    bounds = [(start, start + tile) for start in starts]
+    bounds = [(start, start + tile) for start in (i * (length - tile) // max(steps, 1) for i in range(steps + 1))]
     ramps = [_ramp(bounds, i, factor) for i in range(len(bounds))]
     total = [0.0] * (length * factor)
-    for start, ramp in zip(starts, ramps, strict=True):
-        for offset, weight in enumerate(ramp, start * factor):
-            total[offset] += weight
+    for (start, _), ramp in zip(bounds, ramps, strict=True):
+        for pixel, weight in enumerate(ramp, start * factor):
+            total[pixel] += weight
     return tuple(
-        Span(start, stop, tuple(weight / total[offset] for offset, weight in enumerate(ramp, start * factor)))
+        Span(start, stop, tuple(weight / total[pixel] for pixel, weight in enumerate(ramp, start * factor)))
         for (start, stop), ramp in zip(bounds, ramps, strict=True)
     )
 
 
 def _ramp(bounds: list[tuple[int, int]], i: int, factor: int) -> list[float]:
-    """Weights of tile `i`, pixel by pixel: one inside, falling linearly over what it shares with its neighbours."""
+    """Weights of tile `i`, pixel by pixel: one inside, none near a border that a neighbour covers."""
     start, stop = bounds[i]
     before = (bounds[i - 1][1] - start) * factor if i > 0 else 0
     after = (stop - bounds[i + 1][0]) * factor if i + 1 < len(bounds) else 0
     pixels = (stop - start) * factor
-    rising = [(p + 0.5) / before if p < before else 1.0 for p in range(pixels)]
-    falling = [(p + 0.5) / after if p < after else 1.0 for p in range(pixels)][::-1]
-    return [min(pair) for pair in zip(rising, falling, strict=True)]
+    return [min(_rise(p, before), _rise(pixels - 1 - p, after)) for p in range(pixels)]
+
+
+def _rise(pixel: int, overlap: int) -> float:
+    """0 over the first 3/8 of an overlap, 1 over the last 3/8, a line between; 1 after it."""
+    if pixel >= overlap:
+        return 1.0
+    return min(1.0, max(0.0, (pixel + 0.5 - overlap * 3 / 8) / (overlap / 4)))

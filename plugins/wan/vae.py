@@ -146,7 +146,7 @@ class WanVAE(nn.Module):
             for t in range(chunks):
                 frames = self._frames(start, start + t)
                 latent_BCTHW[:, :, t : t + 1] = self._encode_chunk(
-                    video_BCTHW[:, :, frames].to(dtype), rollout.stream(0)
+                    video_BCTHW[:, :, frames].to(dtype), rollout.stream("frame")
                 )
         rollout.change(Tensor.detach)
         return latent_BCTHW
@@ -226,12 +226,19 @@ class WanVAE(nn.Module):
         mu_BCTHW = posterior_BCTHW[:, : self.config.z_dim]
         return ((mu_BCTHW - mean) / std).to(video_BCTHW.dtype)
 
-    def _decode_chunk(self, latent_BCTHW: Tensor, stream: Stream) -> Tensor:
-        """One latent frame to one chunk of frames."""
+    def _begin_chunk(self, latent_BCTHW: Tensor, stages: int, stream: Stream) -> Tensor:
+        """One latent frame to what the decoder makes of it before the frame may be cut."""
         assert self.decoder is not None and self.conv2 is not None
         mean, std = self._latent_statistics(latent_BCTHW.device)
         z_BCTHW = (latent_BCTHW * std + mean).to(latent_BCTHW.dtype).contiguous()
-        patches_BCTHW = self.decoder(self.conv2(z_BCTHW), stream)
+        h_BCTHW = self.decoder.begin(self.conv2(z_BCTHW), stages, stream)
+        stream.chunks += 1
+        return h_BCTHW
+
+    def _finish_chunk(self, h_BCTHW: Tensor, stages: int, stream: Stream) -> Tensor:
+        """The rest of the decoder: one chunk of frames."""
+        assert self.decoder is not None
+        patches_BCTHW = self.decoder.finish(h_BCTHW, stages, stream)
         stream.chunks += 1
         return unpatchify(patches_BCTHW, self.config.patch_size)
 
@@ -246,11 +253,13 @@ class WanVAE(nn.Module):
         check_input("latent", latent_BCTHW, self.config, device, is_first=rollout.chunks == 0)
         B, _, _, H, W = latent_BCTHW.shape
         factor = self.config.spatial_factor
-        tiles = whole_frame(H, W) if tiling is None else tiling.tiles(H, W, factor)
-        rollout.bind(self._key(B, H * factor, W * factor, dtype, tiles), device)
+        tiles = whole_frame(H, W) if tiling is None else tiling.tiles(H, W, self.config)
+        # A tiling that does not cut the frame is none.
+        stages = 0 if tiling is None or len(tiles) == 1 else tiling.whole_stages
+        rollout.bind(self._key(B, H * factor, W * factor, dtype, tiles, stages), device)
         if check_finite:
             check_values("latent", latent_BCTHW)
-        return _Decoding(self, latent_BCTHW.to(dtype), rollout, tiles, clamp)
+        return _Decoding(self, latent_BCTHW.to(dtype), rollout, tiles, stages, clamp)
 
     def _frames(self, start: int, chunk: int) -> slice:
         """Where the frames of a chunk are in the video of a call that starts at chunk `start`."""
@@ -265,9 +274,11 @@ class WanVAE(nn.Module):
         weights += [(f"{names[1]}.{fqn}", p) for fqn, p in conv.named_parameters()]
         return placement(weights, x.device if isinstance(x, Tensor) else torch.device("cpu"))
 
-    def _key(self, B: int, H: int, W: int, dtype: torch.dtype, tiles: tuple[Tile, ...]) -> RolloutKey:
+    def _key(
+        self, B: int, H: int, W: int, dtype: torch.dtype, tiles: tuple[Tile, ...], stages: int = 0
+    ) -> RolloutKey:
         label = f"{type(self).__name__}({self.extra_repr()})"
-        return RolloutKey(self._identity, label, B, H, W, dtype, tuple(tile.box for tile in tiles))
+        return RolloutKey(self._identity, label, B, H, W, dtype, tuple(tile.box for tile in tiles), stages)
 
     def _latent_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and std as [1, C, 1, 1, 1] in fp32; made on first use, so nothing can be left on meta."""
@@ -328,35 +339,33 @@ class Wan21VAE(WanVAE):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Decoding:
-    """One checked call of `decode`: tile by tile into one video, or chunk by chunk."""
+    """One checked call of `decode`: into one video, or chunk by chunk."""
 
     vae: WanVAE
     latent_BCTHW: Tensor  # noqa: N815 (shape suffix)
     rollout: Rollout
     tiles: tuple[Tile, ...]
+    whole_stages: int
     clamp: bool
 
     def run(self, *, keep: bool) -> Tensor:
-        """The whole video. Tile after tile, so that without `keep` only one tile's memory is held at a time."""
+        """The whole video. Without `keep` the memory of the rollout is not needed afterwards."""
         start, chunks = self.rollout.chunks, self.latent_BCTHW.shape[2]
         video_BCTHW = self._canvas(self.vae._frames(start, start + chunks - 1).stop)
+        parts = [video_BCTHW[:, :, self.vae._frames(start, start + t)] for t in range(chunks)]
         with self.rollout.advance(chunks):
-            for index, tile in enumerate(self.tiles):
-                for t in range(chunks):
-                    part_BCTHW = video_BCTHW[:, :, self.vae._frames(start, start + t)]
-                    self._paint(part_BCTHW, index, tile, t)
-                if not keep:
-                    del self.rollout.streams[index]
+            if keep or len(self.tiles) == 1:
+                for t, part_BCTHW in enumerate(parts):
+                    self._paint_chunk(part_BCTHW, t)
+            else:
+                self._paint_by_tile(parts)
         return video_BCTHW.clamp_(-1, 1) if self.clamp else video_BCTHW
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Chunk after chunk: the memory of every tile is held all the time."""
         for t in range(self.latent_BCTHW.shape[2]):
-            frames = self.vae._frames(self.rollout.chunks, self.rollout.chunks)
-            chunk_BCTHW = self._canvas(frames.stop)
+            chunk_BCTHW = self._canvas(self.vae._frames(self.rollout.chunks, self.rollout.chunks).stop)
             with self.rollout.advance(1):
-                for index, tile in enumerate(self.tiles):
-                    self._paint(chunk_BCTHW, index, tile, t)
+                self._paint_chunk(chunk_BCTHW, t)
             self.rollout.change(Tensor.detach)
             yield chunk_BCTHW.clamp_(-1, 1) if self.clamp else chunk_BCTHW
 
@@ -367,14 +376,35 @@ class _Decoding:
         empty = self.latent_BCTHW.new_empty if len(self.tiles) == 1 else self.latent_BCTHW.new_zeros
         return empty(B, VIDEO_CHANNELS, frames, H * factor, W * factor)
 
-    def _paint(self, part_BCTHW: Tensor, index: int, tile: Tile, t: int) -> None:
-        """Decode latent frame `t` of one tile into its place."""
-        latent_BCTHW = tile.cells(self.latent_BCTHW[:, :, t : t + 1])
-        decoded_BCTHW = self.vae._decode_chunk(latent_BCTHW, self.rollout.stream(index))
+    def _paint_chunk(self, part_BCTHW: Tensor, t: int) -> None:
+        """Latent frame `t` into its frames, all tiles of it. What every tile remembers is held all the time."""
+        shared_BCTHW = self._begin(t)
+        for index, tile in enumerate(self.tiles):
+            self._finish(part_BCTHW, shared_BCTHW, index, tile)
+
+    def _paint_by_tile(self, parts: list[Tensor]) -> None:
+        """Tile after tile: only one tile's memory is held at a time, and the small shared features of all frames."""
+        shared = [self._begin(t) for t in range(len(parts))]
+        for index, tile in enumerate(self.tiles):
+            for part_BCTHW, shared_BCTHW in zip(parts, shared, strict=True):
+                self._finish(part_BCTHW, shared_BCTHW, index, tile)
+            del self.rollout.streams[f"tile {index}"]
+
+    def _begin(self, t: int) -> Tensor:
+        """The features of latent frame `t` that all tiles share."""
+        latent_BCTHW = self.latent_BCTHW[:, :, t : t + 1]
+        return self.vae._begin_chunk(latent_BCTHW, self.whole_stages, self.rollout.stream("frame"))
+
+    def _finish(self, part_BCTHW: Tensor, shared_BCTHW: Tensor, index: int, tile: Tile) -> None:
+        """One tile into its place."""
+        stream = self.rollout.stream(f"tile {index}")
+        cut_BCTHW = tile.cut(shared_BCTHW, 2**self.whole_stages)
+        decoded_BCTHW = self.vae._finish_chunk(cut_BCTHW.contiguous(), self.whole_stages, stream)
+        place_BCTHW = tile.cut(part_BCTHW, self.vae.config.spatial_factor)
         if len(self.tiles) == 1:
-            part_BCTHW.copy_(decoded_BCTHW)
+            place_BCTHW.copy_(decoded_BCTHW)
         else:
-            tile.add_to(part_BCTHW, decoded_BCTHW, self.vae.config.spatial_factor)
+            place_BCTHW += (decoded_BCTHW * tile.weights(decoded_BCTHW.device)).to(place_BCTHW.dtype)
 
 
 def _cache(cache: WanCache | None) -> WanCache:
