@@ -1,4 +1,4 @@
-"""The command line: arguments in, one function of `commands` called, its outcome shown, an exit code out.
+"""The command line: arguments in, one module of `commands/` run, its outcome shown, an exit code out.
 
 Exit codes: 0 as asked, 1 what was given fails, 2 it could not run, 3 a bug in remapkit, 130 interrupted.
 """
@@ -38,11 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from remapkit import commands, report
+    from importlib import import_module
+
+    from remapkit import report
     from remapkit.diagnostic import RemapkitError
 
     try:
-        outcome = getattr(commands, f"{args.command}_command")(args)
+        outcome = import_module(f"remapkit.commands.{args.command}").run(args)
     except RemapkitError as error:
         report.show_error(error.diagnostics, args.format, error.exit_code)
         return error.exit_code

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 import remapkit
-from remapkit import commands
 from remapkit.cli import main
+from remapkit.commands import packs
 
 ROOT = Path(remapkit.__file__).parent.parent
 TINY = ROOT / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"
@@ -209,7 +209,7 @@ def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "packs_command", interrupted)
+    monkeypatch.setattr(packs, "run", interrupted)
     assert main(["packs"]) == 130
     assert capsys.readouterr().err == "interrupted: nothing was changed\n"
 
@@ -220,7 +220,7 @@ def test_a_bug_exits_3_and_says_that_it_is_one(
     def broken(_: object) -> None:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(commands, "packs_command", broken)
+    monkeypatch.setattr(packs, "run", broken)
     assert main(["packs"]) == 3
     assert "This is a bug in remapkit" in capsys.readouterr().err
 

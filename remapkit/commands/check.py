@@ -1,0 +1,124 @@
+"""`remapkit check`: rules held against a source header and a target; nothing is written."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remapkit.check import Check, make_check
+from remapkit.commands.common import known_source, open_source
+from remapkit.diagnostic import Diagnostic, UsageError
+from remapkit.library import load, packs
+from remapkit.plan import make_plan
+from remapkit.report import Outcome, Table
+from remapkit.spec import StateDictSpec
+from remapkit.targets import TargetRef, pack_target, read_header, target_header
+
+if TYPE_CHECKING:
+    from remapkit.rules import RuleSet
+
+
+def run(args: Namespace) -> Outcome:
+    """The verdict only, for one rule file or for every pack that leads to the model."""
+    rule_sets = [load(name) for name in args.rules] or _packs_for(args)
+    checks = [_check_one(rules, args) for rules in rule_sets]
+    diagnostics = [diagnostic for each in checks for diagnostic in (*each.problems, *each.warnings, *each.notes)]
+    rows = tuple(_verdict_row(each) for each in checks)
+    failed = any(not each.ok for each in checks)
+    return Outcome(
+        data={"checks": [check_data(each) for each in checks]},
+        text=(
+            Table(("rules", "source", "target", ">matched", ">missing", ">unexpected", ">shapes", "verdict"), rows),
+        ),
+        diagnostics=tuple(diagnostics),
+        failed=failed,
+        findings=True,
+    )
+
+
+def _packs_for(args: Namespace) -> list[RuleSet]:
+    """Every installed pack whose declared target is `--model` (every pack with a target where none is named)."""
+    if args.ckpt or args.keys:
+        raise UsageError(
+            Diagnostic("RK609", "which rules should be checked against this source?", help=("name them: RULES",))
+        )
+    rule_sets = [load(pack.path) for pack in packs()]
+    with_target = [rules for rules in rule_sets if pack_target(rules) is not None and rules.file.source_keys]
+    if args.model is None:
+        return with_target
+    found = [rules for rules in with_target if rules.file.target and _names(rules.file.target.model, args.model)]
+    if not found:
+        known = sorted({str(rules.file.target.model) for rules in with_target if rules.file.target})
+        raise UsageError(
+            Diagnostic(
+                "RK610",
+                f"no installed pack has the target {args.model}",
+                help=(f"packs lead to: {', '.join(known) or 'no model'}", "name the rules: remapkit check RULES ..."),
+            )
+        )
+    return found
+
+
+def _check_one(rules: RuleSet, args: Namespace) -> Check:
+    reference = TargetRef.from_arguments(args) or pack_target(rules)
+    if reference is None:
+        raise UsageError(
+            Diagnostic(
+                "RK609",
+                f"what should {rules.name} be checked against? It declares no target",
+                help=("name it with --model M or --target-keys FILE, or declare `target:` in the rule file",),
+            )
+        )
+    source = _check_source(rules, args)
+    return make_check(make_plan(rules, source), target_header(reference), strict_dtype=args.strict_dtype)
+
+
+def _check_source(rules: RuleSet, args: Namespace) -> StateDictSpec:
+    if args.keys:
+        return read_header(Path(args.keys))
+    if args.ckpt:
+        with open_source(Path(args.ckpt), args) as reader:
+            return reader.header()
+    source = known_source(rules)
+    if source is None:
+        raise UsageError(
+            Diagnostic(
+                "RK609",
+                f"which checkpoint should {rules.name} be checked on? It declares no source",
+                help=("name one with --ckpt C or --keys FILE, or declare `source:` in the rule file",),
+            )
+        )
+    return source
+
+
+def _verdict_row(each: Check) -> tuple[str, ...]:
+    return (
+        each.plan.name,
+        f"{each.plan.source.name} ({len(each.plan.source)})",
+        f"{each.target.name} ({len(each.target)})",
+        str(each.matched),
+        str(len(each.missing_keys)),
+        str(len(each.unexpected_keys)),
+        str(len(each.shape_mismatches)),
+        "ok" if each.ok else "fails",
+    )
+
+
+def check_data(each: Check) -> dict[str, Any]:
+    """A check as JSON."""
+    return {
+        "rules": each.plan.name,
+        "source": each.plan.source.name,
+        "target": each.target.name,
+        "ok": each.ok,
+        "source_keys": len(each.plan.source),
+        "target_keys": len(each.target),
+        "matched": each.matched,
+        "missing_keys": list(each.missing_keys),
+        "unexpected_keys": list(each.unexpected_keys),
+        "shape_mismatches": len(each.shape_mismatches),
+        "dtype_mismatches": len(each.dtype_mismatches),
+        "satisfied_by_tie": dict(each.satisfied_by_tie),
+        "interchangeable": each.interchangeable,
+    }

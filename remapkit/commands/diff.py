@@ -1,0 +1,64 @@
+"""`remapkit diff`: two checkpoints, key by key and value by value."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from remapkit.checkpoint import Reader, open_checkpoint
+from remapkit.compare import Difference, compare
+from remapkit.library import load
+from remapkit.plan import make_plan
+from remapkit.report import Outcome, Table
+
+
+def run(args: Namespace) -> Outcome:
+    """Same keys, shapes, dtypes, values? Exit code 1 where not."""
+    with ExitStack() as stack:
+        a = stack.enter_context(open_checkpoint(Path(args.a), root=args.root_a))
+        b = stack.enter_context(open_checkpoint(Path(args.b), root=args.root_b))
+        names_a, names_b = _remapped(a, args.rules_a), _remapped(b, args.rules_b)
+        both = [fqn for fqn in names_a if fqn in names_b]
+        differences = list(compare(a, b, [(names_a[fqn], names_b[fqn]) for fqn in both]))
+    only_a = [fqn for fqn in names_a if fqn not in names_b]
+    only_b = [fqn for fqn in names_b if fqn not in names_a]
+    return _diff_outcome(args, dict(zip(both, differences, strict=True)), only_a, only_b)
+
+
+def _remapped(reader: Reader, rules: str | None) -> dict[str, str]:
+    """Name to compare under -> name in the file."""
+    if rules is None:
+        return {fqn: fqn for fqn in reader.header()}
+    plan = make_plan(load(rules), reader.header())
+    plan.raise_for_problems()
+    return {move.target: move.sources[0] for move in plan.moves}
+
+
+def _diff_outcome(
+    args: Namespace, differences: Mapping[str, Difference], only_a: Sequence[str], only_b: Sequence[str]
+) -> Outcome:
+    worst = max((each.max_abs for each in differences.values() if each.max_abs is not None), default=0.0)
+    same = sum(each.identical for each in differences.values())
+    bad = {fqn: each for fqn, each in differences.items() if not each.within(args.tolerance)}
+    rows = [(fqn, each.describe()) for fqn, each in differences.items() if not each.identical]
+    rows += [(fqn, f"only in {args.a}") for fqn in only_a] + [(fqn, f"only in {args.b}") for fqn in only_b]
+    total = len(differences) + len(only_a) + len(only_b)
+    text: list[str | Table] = [Table(("key", "difference"), tuple(rows))] if rows else []
+    text.append(f"{same} of {total} tensors identical, max |Δ| = {worst:g}")
+    if only_a or only_b:
+        text.append(f"{len(only_a)} only in {args.a}, {len(only_b)} only in {args.b}")
+    failed = bool(bad or only_a or only_b)
+    return Outcome(
+        data={
+            "identical": same,
+            "total": total,
+            "max_abs": worst,
+            "only_a": list(only_a),
+            "only_b": list(only_b),
+            "differences": {fqn: each.describe() for fqn, each in differences.items() if not each.identical},
+        },
+        text=tuple(text),
+        failed=failed,
+    )

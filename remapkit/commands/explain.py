@@ -1,0 +1,65 @@
+"""`remapkit explain`: which rule took a key, and where every other rule stopped matching."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from remapkit.library import load
+from remapkit.report import Outcome, Table
+
+if TYPE_CHECKING:
+    from remapkit.rules import RuleSet
+
+
+def run(args: Namespace) -> Outcome:
+    """What every rule made of a key."""
+    rules = load(args.rules)
+    text: list[str | Table] = []
+    data = []
+    for fqn in args.keys:
+        found = rules.match(fqn)
+        text += _explained(rules, fqn)
+        data.append(
+            {
+                "key": fqn,
+                "matches": [
+                    {"rule": each.rule.id, "target": each.target, "captures": dict(each.captures)} for each in found
+                ],
+                "stopped": [
+                    {"rule": rule.id, "offset": stop.offset, "expected": stop.expected}
+                    for rule in (*rules.rules, *rules.keep, *rules.drop)
+                    if (stop := rule.stopped_at(fqn)) is not None
+                ],
+            }
+        )
+    failed = any(len(each["matches"]) != 1 for each in data) and rules.unmatched == "error"
+    failed = failed or any(len(each["matches"]) > 1 for each in data)
+    return Outcome(data={"keys": data}, text=tuple(text), failed=failed)
+
+
+def _explained(rules: RuleSet, fqn: str) -> Iterator[str | Table]:
+    found = rules.match(fqn)
+    yield fqn
+    if not found:
+        words = {
+            "error": "matched by no rule",
+            "keep": "kept by `unmatched: keep`",
+            "drop": "dropped by `unmatched: drop`",
+        }
+        yield f"  {words[rules.unmatched]}"
+    for each in found:
+        captures = ", ".join(f"{name} = {value!r}" for name, value in each.captures.items())
+        yield f"  {each.rule.id} -> {each.target if each.target is not None else '(dropped)'}"
+        yield f"    where {captures}" if captures else "    no captures"
+    if len(found) > 1:
+        yield f"  fails: {len(found)} rules match one key; the order of rules never decides"
+    stops = [(rule, rule.stopped_at(fqn)) for rule in (*rules.rules, *rules.keep, *rules.drop)]
+    rows = tuple(
+        (rule.id, f"{fqn[: stop.offset]}^", stop.expected)
+        for rule, stop in sorted(stops, key=lambda pair: -(pair[1].offset if pair[1] else 0))
+        if stop is not None
+    )
+    if rows:
+        yield Table(("other rules", "read up to", "expected there"), rows)

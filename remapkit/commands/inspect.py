@@ -1,0 +1,54 @@
+"""`remapkit inspect`: a header as key families, with dtypes and sizes."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+
+from remapkit.checkpoint import write_manifest
+from remapkit.commands.common import open_source
+from remapkit.families import families
+from remapkit.report import Outcome, Table, human_bytes
+
+
+def run(args: Namespace) -> Outcome:
+    """A header as key families."""
+    with open_source(Path(args.checkpoint), args) as reader:
+        header = reader.header()
+        notes, format, root = reader.notes, reader.format, reader.root
+    if args.manifest:
+        write_manifest(header, Path(args.manifest))
+    dtypes = Counter(spec.dtype for spec in header.values())
+    numel = sum(spec.numel for spec in header.values())
+    if args.all:
+        table = Table(
+            ("key", "dtype", "shape", ">bytes"),
+            tuple((fqn, spec.dtype, str(list(spec.shape)), f"{spec.nbytes:,}") for fqn, spec in header.items()),
+        )
+    else:
+        table = Table(
+            (">keys", "family", "dtype", "shape", ">size"),
+            tuple(
+                (str(len(each.fqns)), each.pattern, each.dtypes_text, each.shapes_text, human_bytes(each.nbytes))
+                for each in families(header)
+            ),
+        )
+    what = f"{header.name}: {format}{f', state dict under {root!r}' if root else ''}"
+    kinds = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common())
+    total = f"{len(header)} tensors ({kinds}), {numel:,} elements, {human_bytes(header.nbytes)}"
+    tied = tuple(f"tied: {' = '.join(group)}" for group in header.tied)
+    metadata = tuple(f"metadata: {key} = {value}" for key, value in header.metadata.items())
+    manifest = {fqn: {"dtype": spec.dtype, "shape": list(spec.shape)} for fqn, spec in header.items()}
+    return Outcome(
+        data={
+            "format": format,
+            "root": root,
+            "tensors": manifest,
+            "tied": [list(group) for group in header.tied],
+            "metadata": dict(header.metadata),
+            "bytes": header.nbytes,
+        },
+        text=(what, table, total, *tied, *metadata),
+        diagnostics=notes,
+    )

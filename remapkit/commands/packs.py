@@ -1,0 +1,43 @@
+"""`remapkit packs`: what is installed, and from where."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from remapkit.diagnostic import RemapkitError
+from remapkit.library import load, packs, plugins
+from remapkit.report import Outcome, Table
+from remapkit.targets import pack_target
+
+
+def run(args: Namespace) -> Outcome:
+    """What is installed, and from where."""
+    rows = []
+    for pack in packs():
+        try:
+            rules = load(pack.path)
+        except RemapkitError as error:
+            rows.append(
+                (
+                    pack.name,
+                    f"{len(error.diagnostics)} problems: see `remapkit lint`",
+                    "",
+                    pack.origin,
+                    str(pack.path),
+                )
+            )
+            continue
+        target = pack_target(rules)
+        summary = rules.file.summary.value if rules.file.summary else ""
+        rows.append((pack.name, summary, str(target) if target else "", pack.origin, str(pack.path)))
+    found = plugins()
+    return Outcome(
+        data={
+            "packs": [dict(zip(("name", "summary", "target", "origin", "path"), row, strict=True)) for row in rows],
+            "plugins": [{"name": each.name, "package": each.package, "origin": each.origin} for each in found],
+        },
+        text=(
+            Table(("pack", "summary", "target", "from", "file"), tuple(rows)),
+            Table(("plugin", "package", "from"), tuple((each.name, each.package, each.origin) for each in found)),
+        ),
+    )
