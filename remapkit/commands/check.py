@@ -47,9 +47,9 @@ def _packs_for(args: Namespace) -> list[RuleSet]:
     with_target = [rules for rules in rule_sets if pack_target(rules) is not None and rules.file.source_keys]
     if args.model is None:
         return with_target
-    found = [rules for rules in with_target if rules.file.target and _names(rules.file.target.model, args.model)]
+    found = [rules for rules in with_target if _model_of(rules) == args.model]
     if not found:
-        known = sorted({str(rules.file.target.model) for rules in with_target if rules.file.target})
+        known = sorted({model for rules in with_target if (model := _model_of(rules))})
         raise UsageError(
             Diagnostic(
                 "RK610",
@@ -58,6 +58,11 @@ def _packs_for(args: Namespace) -> list[RuleSet]:
             )
         )
     return found
+
+
+def _model_of(rules: RuleSet) -> str | None:
+    target = rules.file.target
+    return target.model.value if target and target.model else None
 
 
 def _check_one(rules: RuleSet, args: Namespace) -> Check:
