@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from remapkit.checkpoint.reader import Reader
+from remapkit.checkpoint.reader import CHUNK, Reader, even
 from remapkit.spec import DTYPE_BITS, TensorSpec
 
 if TYPE_CHECKING:
@@ -83,24 +83,8 @@ def compare_tensor(a: Reader, name_a: str, b: Reader, name_b: str) -> Difference
 
 def same_bytes(a: Reader, name_a: str, b: Reader, name_b: str) -> bool:
     """Whether two tensors of one dtype and shape have the same bytes."""
-    size = 1 << 18
-    pairs = zip(_even(a.chunks(name_a, size), size), _even(b.chunks(name_b, size), size), strict=True)
+    pairs = zip(even(a.chunks(name_a), CHUNK), even(b.chunks(name_b), CHUNK), strict=True)
     return all(piece_a == piece_b for piece_a, piece_b in pairs)
-
-
-def _even(chunks: Iterator[memoryview], size: int) -> Iterator[memoryview]:
-    """The same bytes in pieces of exactly `size`, but for the last."""
-    kept = bytearray()
-    for chunk in chunks:
-        if not kept and len(chunk) == size:
-            yield chunk
-            continue
-        kept += chunk
-        while len(kept) >= size:
-            yield memoryview(bytes(kept[:size]))
-            del kept[:size]
-    if kept:
-        yield memoryview(bytes(kept))
 
 
 def _compare_values(a: Reader, name_a: str, b: Reader, name_b: str) -> Difference:
@@ -109,7 +93,7 @@ def _compare_values(a: Reader, name_a: str, b: Reader, name_b: str) -> Differenc
     spec_a, spec_b = a.header()[name_a], b.header()[name_b]
     worst, differing, nans = 0.0, 0, 0
     width_a, width_b = (_ELEMENTS * DTYPE_BITS[spec.dtype] // 8 for spec in (spec_a, spec_b))
-    pieces_a, pieces_b = _even(a.chunks(name_a), width_a), _even(b.chunks(name_b), width_b)
+    pieces_a, pieces_b = even(a.chunks(name_a), width_a), even(b.chunks(name_b), width_b)
     for piece_a, piece_b in zip(pieces_a, pieces_b, strict=True):
         deltas, only_one = _deltas(piece_a, spec_a.dtype, piece_b, spec_b.dtype)
         nans += int(only_one.sum())

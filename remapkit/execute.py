@@ -1,44 +1,36 @@
 """Execution: moves and a reader become files. One target tensor at a time, or the kernel's copy of whole stretches.
 
-Nothing but the target is ever opened for writing, and it appears whole or not at all.
+Nothing but the target is ever opened for writing, and it appears whole or not at all. `rename_in_place` is the one
+exception, and keeps a journal.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from remapkit.checkpoint.atomic import NewFile, check_space, check_target, sync_directory
-from remapkit.checkpoint.copying import Copier, expect_sequential, write_all
-from remapkit.checkpoint.faults import cannot_write, sized, unwritable
-from remapkit.checkpoint.layout import (
-    Copy,
-    FileLayout,
-    Literal,
-    Piece,
-    lay_out_safetensors,
-    lay_out_shards,
-    without_ties,
-)
-from remapkit.checkpoint.reader import Reader
+from remapkit.checkpoint.faults import shown, unwritable
+from remapkit.checkpoint.layout import FileLayout, lay_out_safetensors, lay_out_shards, without_ties
+from remapkit.checkpoint.opening import open_checkpoint
+from remapkit.checkpoint.reader import CHUNK, Reader, even
+from remapkit.checkpoint.writing import Progress, Run, Writer, forget_cached, target_chunks
+from remapkit.checkpoint.zipout import lay_out_pth
+from remapkit.diagnostic import UnwritableOutput
 from remapkit.plan import Move
 
-Progress = Callable[[int, int], None]
-"""`progress(done, total)`, both in bytes."""
-Run = Callable[[Move, Reader], Iterator[memoryview]]
-"""The bytes of a move with operations: contiguous, row-major, little-endian, in pieces of any size."""
-
 INDEX = ".index.json"
+PTH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+"""Outputs with these suffixes are written in the format of torch.save, all others as safetensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written: the files (the index last), how many tensors and bytes, and how the bytes went.
+    """What was written: the files (an index last), how many tensors and bytes, and how the bytes went.
 
-    `how` is a subset of reflink, copy_file_range, sendfile, loop (stretches of files), gathered (views, operations).
+    `how` is a subset of reflink, copy_file_range, sendfile, loop (stretches of files), gathered (views, operations),
+    header, shifted (in place). `tied` maps the names that are recorded but not written to those that are.
     """
 
     files: tuple[Path, ...]
@@ -47,6 +39,7 @@ class Written:
     seconds: float
     how: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
+    verified: bool = False
 
 
 def execute(
@@ -68,37 +61,73 @@ def execute(
 
     `format` is `safetensors` or `pth`; left out, the suffix of `out` decides. With `shard_size` (bytes) the output is
     `out` without its suffix, `-00001-of-00003.safetensors` and so on, with an index, or one file where one is enough.
-    `tied` are groups of targets that share one storage: safetensors keeps one name of each and records the others in
-    its metadata, unless `untie` writes copies. `run` makes the tensors of moves with operations.
+    `tied` are groups of targets that share one storage (by default those whose sources do): a `.pth` keeps them so,
+    safetensors keeps one name of each and records the others in its metadata, and `untie` writes copies. `run` makes
+    the tensors of moves with operations. `verify` reads the output back before it gets its name.
 
     Raises `UnwritableOutput` (RK5xx) with nothing changed, `UnreadableCheckpoint` where the source changes meanwhile.
     """
     started = time.monotonic()
     out = Path(out)
-    groups = tied if tied is not None else tied_targets(moves, reader)
-    given = {"format": "pt", **(metadata or {})}
-    kept, recorded = (list(moves), given) if untie else without_ties(moves, groups, given)
-    if shard_size is not None:
-        layouts = lay_out_shards(_stem(out), kept, reader, recorded, shard_size)
-    else:
-        layouts = [lay_out_safetensors(out.name, kept, reader, recorded)]
-    job = _Job(reader, force, progress, run, sum(layout.nbytes for layout in layouts))
-    files = job.write(out.parent, layouts)
+    groups = [] if untie else tied if tied is not None else tied_targets(moves, reader)
+    layouts, recorded = _lay_out(moves, reader, out, _format(out, format), metadata or {}, shard_size, groups)
+    writer = Writer(reader, layouts, progress, run)
+    inspect = _inspector(reader, run) if verify else None
+    if verify:
+        reader.check_sums()
+    files = writer.write(out.parent, force, inspect)
     return Written(
         files=files,
-        tensors=len(kept),
-        nbytes=job.total,
+        tensors=len(moves) - len(recorded),
+        nbytes=writer.total,
         seconds=time.monotonic() - started,
-        how=tuple(job.how),
+        how=tuple(writer.how),
+        tied=recorded,
+        verified=verify,
     )
 
 
-def _stem(out: Path) -> str:
+def _format(out: Path, format: str | None) -> str:
+    if format is None:
+        return "pth" if out.suffix in PTH_SUFFIXES else "safetensors"
+    if format not in ("safetensors", "pth"):
+        raise ValueError(f"format must be 'safetensors' or 'pth', not {format!r}")
+    return format
+
+
+def _lay_out(
+    moves: Sequence[Move],
+    reader: Reader,
+    out: Path,
+    format: str,
+    metadata: Mapping[str, str],
+    shard_size: int | None,
+    tied: Sequence[Sequence[str]],
+) -> tuple[list[FileLayout], Mapping[str, str]]:
+    """The files to write, and the tied names that are only recorded."""
+    if format == "pth":
+        if shard_size is not None:
+            raise unwritable("RK505", "--shard-size writes safetensors, not .pth", help=("leave one of them out",))
+        return [lay_out_pth(out.name, moves, reader, metadata, tied)], {}
+    kept, recorded = without_ties(moves, tied)
+    # transformers reads no file without this.
+    described = {"format": "pt", **metadata, **recorded}
+    if shard_size is not None:
+        return lay_out_shards(stem(out), kept, reader, described, shard_size), recorded
+    return [lay_out_safetensors(out.name, kept, reader, described)], recorded
+
+
+def stem(out: Path) -> str:
+    """What the names of shards begin with.
+
+    >>> stem(Path("out/model.safetensors")), stem(Path("model.safetensors.index.json"))
+    ('model', 'model')
+    """
     return out.name.removesuffix(INDEX).removesuffix(".safetensors")
 
 
 def tied_targets(moves: Sequence[Move], reader: Reader) -> list[list[str]]:
-    """The groups of targets whose sources share one storage."""
+    """The groups of targets whose sources share one storage with the same offset, shape and strides."""
     by_source: dict[str, list[str]] = {}
     for move in moves:
         if not move.ops:
@@ -107,90 +136,43 @@ def tied_targets(moves: Sequence[Move], reader: Reader) -> list[list[str]]:
     return [group for group in groups if len(group) > 1]
 
 
-class _Job:
-    """One run of `execute`: progress over all files, and the way the bytes went."""
+def verify(moves: Sequence[Move], reader: Reader, out: str | Path, *, run: Run | None = None) -> int:
+    """Read `out` back and compare every target with its source, byte by byte; how many tensors were compared.
 
-    def __init__(self, reader: Reader, force: bool, progress: Progress | None, run: Run | None, total: int) -> None:
-        self.reader = reader
-        self.force = force
-        self.total = total
-        self.done = 0
-        self.how: dict[str, None] = {}
-        self._progress = progress
-        self._run = run
-
-    def advance(self, nbytes: int) -> None:
-        self.done += nbytes
-        if self._progress is not None:
-            self._progress(self.done, self.total)
-
-    def write(self, folder: Path, layouts: Sequence[FileLayout]) -> tuple[Path, ...]:
-        """Write every file, then give all of them their names, the index last."""
-        targets = [check_target(folder / layout.name, self.reader.sources, self.force) for layout in layouts]
-        check_space(targets[0].parent, layouts[0].name, self.total)
-        for source in self.reader.sources:
-            expect_sequential(source)
-        with contextlib.ExitStack() as stack:
-            new_files = [stack.enter_context(NewFile(target, force=self.force)) for target in targets]
-            try:
-                for new, layout in zip(new_files, layouts, strict=True):
-                    self._fill(new, layout)
-                    new.flush()
-                self.reader.check_unchanged()
-                _name_all(new_files)
-            except OSError as error:
-                raise self._failed(targets[0], error) from error
-        return tuple(folder / layout.name for layout in layouts)
-
-    def _failed(self, target: Path, error: OSError) -> Exception:
-        refused = cannot_write(target, error)
-        if refused.diagnostics[0].code == "RK504":
-            after = f"{sized(self.done)} of {sized(self.total)}"
-            return unwritable("RK504", f"no space left on {target.parent} after {after}; nothing was changed")
-        return refused
-
-    def _fill(self, new: NewFile, layout: FileLayout) -> None:
-        copier = Copier(new.fd, self.advance)
-        at = 0
-        for piece in layout.pieces:
-            self._write_piece(new.fd, copier, piece, at)
-            at += piece.nbytes
-        self.how |= copier.used
-
-    def _write_piece(self, fd: int, copier: Copier, piece: Piece, at: int) -> None:
-        if isinstance(piece, Literal):
-            write_all(fd, piece.data, at)
-            self.advance(piece.nbytes)
-        elif isinstance(piece, Copy):
-            copier.copy(piece.source, piece.offset, piece.nbytes, at)
-        else:
-            self._stream(fd, piece.move, at, piece.nbytes)
-
-    def _stream(self, fd: int, move: Move, at: int, nbytes: int) -> None:
-        end = at + nbytes
-        for chunk in self._chunks(move):
-            write_all(fd, chunk, at)
-            at += len(chunk)
-            self.advance(len(chunk))
-        if at != end:
-            raise AssertionError(f"{move.target}: {at - (end - nbytes)} bytes written, {nbytes} planned")
-        self.how["gathered"] = None
-
-    def _chunks(self, move: Move) -> Iterator[memoryview]:
-        if not move.ops:
-            return self.reader.chunks(move.sources[0])
-        assert self._run is not None, "moves with operations need `run`"
-        return self._run(move, self.reader)
+    Names that the output only records as tied are compared with the name that holds their bytes. Raises
+    `UnwritableOutput` (RK506) that names the tensors that differ, `UnreadableCheckpoint` where `out` cannot be read.
+    """
+    with open_checkpoint(out, allow_expand=True) as written:
+        _compare(moves, reader, written, run)
+    return len(moves)
 
 
-def _name_all(new_files: Sequence[NewFile]) -> None:
-    """Give the files their names. An index goes first and comes last: between, nothing looks finished."""
-    if len(new_files) > 1:
-        new_files[-1].target.unlink(missing_ok=True)
-        sync_directory(new_files[-1].target.parent)
-    for new in new_files[:-1]:
-        new.rename()
-    if len(new_files) > 1:
-        sync_directory(new_files[-1].target.parent)
-    new_files[-1].rename()
-    sync_directory(new_files[-1].target.parent)
+def _inspector(reader: Reader, run: Run | None) -> Callable[[Path, FileLayout], None]:
+    def inspect(path: Path, layout: FileLayout) -> None:
+        if layout.moves:
+            forget_cached(path)
+            with open_checkpoint(path, allow_expand=True) as written:
+                _compare(layout.moves, reader, written, run)
+
+    return inspect
+
+
+def _compare(moves: Sequence[Move], reader: Reader, written: Reader, run: Run | None) -> None:
+    header = written.header()
+    wrong = [move.target for move in moves if not _same(move, reader, written, header.metadata, run)]
+    if wrong:
+        names = "\n".join(map(shown, wrong[:5])) + (f"\n... and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        title = f"{len(wrong)} of {len(moves)} tensors were written wrong"
+        raise unwritable("RK506", title, notes=(names,), help=("check the disk and the memory, and run it again",))
+
+
+def _same(move: Move, reader: Reader, written: Reader, tied: Mapping[str, str], run: Run | None) -> bool:
+    header = written.header()
+    name = move.target if move.target in header else tied.get(move.target, move.target)
+    if name not in header or header[name] != move.spec:
+        return False
+    expected, found = even(target_chunks(move, reader, run), CHUNK), even(written.chunks(name), CHUNK)
+    return all(a == b for a, b in zip(expected, found, strict=True))
+
+
+__all__ = ["Progress", "Run", "UnwritableOutput", "Written", "execute", "stem", "tied_targets", "verify"]

@@ -51,12 +51,21 @@ Piece = Literal | Copy | Stream
 
 
 @dataclass(frozen=True, slots=True)
+class Seal:
+    """The CRC-32 of a piece, known once it is written, goes to these places of the file (4 bytes each)."""
+
+    piece: int
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FileLayout:
     """One output file: its name, its pieces in order, and the moves whose tensors it holds."""
 
     name: str
     pieces: tuple[Piece, ...]
     moves: tuple[Move, ...]
+    seals: tuple[Seal, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -64,23 +73,18 @@ class FileLayout:
         return sum(piece.nbytes for piece in self.pieces)
 
 
-def without_ties(
-    moves: Sequence[Move], tied: Iterable[Sequence[str]], metadata: Mapping[str, str]
-) -> tuple[list[Move], dict[str, str]]:
-    """The moves with one name of each tied group, and metadata that records the others.
+def without_ties(moves: Sequence[Move], tied: Iterable[Sequence[str]]) -> tuple[list[Move], dict[str, str]]:
+    """The moves with one name of each tied group, and what the others are tied to.
 
     safetensors has no aliases. The first name in output order is kept; every other is recorded as `other -> kept`,
     which is what `safetensors.torch.save_model` writes and `load_model` understands.
     """
     position = {move.target: number for number, move in enumerate(moves)}
-    recorded = dict(metadata)
-    removed: set[str] = set()
+    recorded: dict[str, str] = {}
     for group in tied:
         kept, *others = sorted((name for name in group if name in position), key=position.__getitem__) or [""]
-        for name in others:
-            recorded[name] = kept
-            removed.add(name)
-    return [move for move in moves if move.target not in removed], recorded
+        recorded |= dict.fromkeys(others, kept)
+    return [move for move in moves if move.target not in recorded], recorded
 
 
 def in_aligned_order(moves: Sequence[Move]) -> list[Move]:
@@ -115,7 +119,7 @@ def lay_out_safetensors(name: str, moves: Sequence[Move], reader: Reader, metada
     _check_dtypes(moves)
     moves = in_aligned_order(moves)
     raw = header_json(((move.target, move.spec) for move in moves), metadata)
-    data = _merged(_piece(move, reader) for move in moves)
+    data = _merged(tensor_piece(move, reader) for move in moves)
     first = next(iter(data), None)
     start = first.offset % BLOCK if isinstance(first, Copy) else 0
     # A data start of odd offset would leave every tensor unaligned: it only pays where blocks can be shared.
@@ -133,7 +137,8 @@ def _check_dtypes(moves: Iterable[Move]) -> None:
             raise unwritable("RK505", title, help=("write a .pth: -o OUT.pth",))
 
 
-def _piece(move: Move, reader: Reader) -> Piece:
+def tensor_piece(move: Move, reader: Reader) -> Piece:
+    """What a target's bytes are: a stretch of a source file, or something that must be made."""
     extent = reader.extent(move.sources[0]) if not move.ops else None
     if extent is None:
         return Stream(move, move.spec.nbytes)

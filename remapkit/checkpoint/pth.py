@@ -6,6 +6,7 @@ small pickles, the object, the storages' keys, then each storage as a count and 
 
 from __future__ import annotations
 
+import json
 import mmap
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ from remapkit.spec import DTYPE_BITS, StateDictSpec, TensorSpec
 
 MAX_PICKLE = 1 << 30
 """The longest pickle that is read; 50,000 tensors take about 10 MB."""
+METADATA = ".data/remapkit.json"
+"""The record that keeps metadata, which torch's format has no place for."""
 _MAX_INFLATED_PICKLE = 256_000_000
 _MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -51,6 +54,7 @@ class _Stored:
     nbytes: int
     offset: int
     entry: Entry | None = None
+    deflated: bool = False
 
 
 class PthReader(FileReader):
@@ -68,11 +72,11 @@ class PthReader(FileReader):
         self._map: mmap.mmap | None = None
         self._inflated: dict[str, mmap.mmap] = {}
         try:
-            found, storages = _read_zip(source) if format == "pth" else _read_legacy(source)
+            found, storages, metadata = _read_zip(source) if format == "pth" else _read_legacy(source)
             state_dict = choose(found, options.root, options.strict_pickle)
             self._tensors = state_dict.tensors
             self._storages = storages
-            self._header = self._check(options)
+            self._header = self._check(options, metadata)
         except FileFault as fault:
             raise fault.at(source.path) from None
         self.root = state_dict.root
@@ -84,7 +88,7 @@ class PthReader(FileReader):
         for text in state_dict.ignored:
             yield remark("RK413", text, self.path)
 
-    def _check(self, options: Options) -> StateDictSpec:
+    def _check(self, options: Options, metadata: Mapping[str, str]) -> StateDictSpec:
         specs: dict[str, TensorSpec] = {}
         for fqn, tensor in self._tensors.items():
             stored = self._storages.get(tensor.storage.key)
@@ -97,13 +101,13 @@ class PthReader(FileReader):
         tied = _tied(self._tensors)
         if not options.allow_expand:
             self._check_total(specs, tied)
-        return StateDictSpec(specs, tied=tied, name=self.path.name)
+        return StateDictSpec(specs, tied=tied, metadata=metadata, name=self.path.name)
 
     def _check_total(self, specs: Mapping[str, TensorSpec], tied: Sequence[Sequence[str]]) -> None:
         """Many views of one storage, or deflated entries, must not turn a small file into a huge one either."""
         repeated = {fqn for group in tied for fqn in group[1:]}
         total = sum(spec.nbytes for fqn, spec in specs.items() if fqn not in repeated)
-        inflated = sum(stored.nbytes for stored in self._storages.values() if stored.entry is not None)
+        inflated = sum(stored.nbytes for stored in self._storages.values() if stored.deflated)
         most = max(total, inflated)
         if most > 4 * self._source.size + EXPAND_FREE:
             title = f"the file is {sized(self._source.size)} and its tensors {sized(most)}; refused"
@@ -117,7 +121,7 @@ class PthReader(FileReader):
         """Where the tensor's bytes lie, or None for a strided view or a compressed storage."""
         tensor = self._tensors[fqn]
         stored = self._storages[tensor.storage.key]
-        if stored.entry is not None or not is_contiguous(tensor.shape, tensor.stride):
+        if stored.deflated or not is_contiguous(tensor.shape, tensor.stride):
             return None
         start = stored.offset + tensor.offset * (DTYPE_BITS[tensor.dtype] // 8)
         return Extent(self._source, start, self._header[fqn].nbytes)
@@ -133,9 +137,28 @@ class PthReader(FileReader):
             return
         yield from gather(self._storage_view(tensor.storage.key), tensor, size)
 
+    def crc32(self, fqn: str) -> int | None:
+        """The storage's checksum, where the tensor is its storage and the archive has one."""
+        stored = self._storages[self._tensors[fqn].storage.key]
+        extent = self.extent(fqn)
+        if extent is None or stored.entry is None or extent.length != stored.nbytes:
+            return None
+        return stored.entry.crc or None
+
+    def check_sums(self) -> None:
+        """Read every storage that a tensor uses, and compare its checksum."""
+        try:
+            for key in dict.fromkeys(tensor.storage.key for tensor in self._tensors.values()):
+                entry = self._storages[key].entry
+                if entry is not None and entry.crc:
+                    for _ in entry_chunks(self._source, entry):
+                        """Nothing is kept: `entry_chunks` compares at the end."""
+        except FileFault as fault:
+            raise fault.at(self.path) from None
+
     def _storage_view(self, key: str) -> memoryview:
         stored = self._storages[key]
-        if stored.entry is not None:
+        if stored.entry is not None and stored.deflated:
             if key not in self._inflated:
                 self._inflated[key] = self._inflate(stored.entry)
             return memoryview(self._inflated[key])
@@ -180,18 +203,31 @@ def _tied(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
 # --- zip ------------------------------------------------------------------------------------------
 
 
-def _read_zip(source: SourceFile) -> tuple[Found, dict[str, _Stored]]:
+def _read_zip(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
     entries = read_archive(source)
     prefix = _prefix(entries)
     _refuse_kinds(source, entries, prefix)
     found = _read_data_pkl(source, entries[prefix + "data.pkl"], len(entries))
     start = prefix + "data/"
     storages = {
-        name.removeprefix(start): _Stored(entry.size, entry.offset, None if entry.stored else entry)
+        name.removeprefix(start): _Stored(entry.size, entry.offset, entry, not entry.stored)
         for name, entry in entries.items()
         if name.startswith(start)
     }
-    return found, storages
+    return found, storages, _metadata(source, entries.get(prefix + METADATA))
+
+
+def _metadata(source: SourceFile, entry: Entry | None) -> dict[str, str]:
+    """What a file written here says about itself."""
+    if entry is None:
+        return {}
+    try:
+        found = json.loads(read_entry(source, entry, 1 << 20))
+    except (ValueError, RecursionError):
+        raise FileFault("RK403", "the metadata is not JSON", key=entry.name) from None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise FileFault("RK403", "the metadata does not map strings to strings", key=entry.name)
+    return found
 
 
 def _prefix(entries: Mapping[str, Entry]) -> str:
@@ -234,7 +270,7 @@ def _read_data_pkl(source: SourceFile, entry: Entry, entries: int) -> Found:
 # --- legacy ------------------------------------------------------------------------------------------
 
 
-def _read_legacy(source: SourceFile) -> tuple[Found, dict[str, _Stored]]:
+def _read_legacy(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
     """Magic number, protocol version, system info, the object, the storages' keys; then the storages."""
     data = mmap.mmap(source.fd, 0, access=mmap.ACCESS_READ)
     limit = min(source.size, MAX_PICKLE)
@@ -254,7 +290,7 @@ def _read_legacy(source: SourceFile) -> tuple[Found, dict[str, _Stored]]:
         raise PickleFault("the list of storages is not a list of keys")
     hostile = dict.fromkeys((*magic.hostile, *version.hostile, *info.hostile, *found.hostile, *keys.hostile))
     widths = _widths(found.value)
-    return Found(found.value, found.end, tuple(hostile)), _legacy_storages(source, keys, widths)
+    return Found(found.value, found.end, tuple(hostile)), _legacy_storages(source, keys, widths), {}
 
 
 def _widths(value: object) -> dict[str, int]:

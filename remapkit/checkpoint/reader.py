@@ -108,6 +108,21 @@ class Extent:
         return self.source.path
 
 
+def even(chunks: Iterator[memoryview], size: int) -> Iterator[memoryview]:
+    """The same bytes in pieces of exactly `size`, but for the last."""
+    kept = bytearray()
+    for chunk in chunks:
+        if not kept and len(chunk) == size:
+            yield chunk
+            continue
+        kept += chunk
+        while len(kept) >= size:
+            yield memoryview(bytes(kept[:size]))
+            del kept[:size]
+    if kept:
+        yield memoryview(bytes(kept))
+
+
 @runtime_checkable
 class Reader(Protocol):
     """A checkpoint opened for reading.
@@ -138,8 +153,16 @@ class Reader(Protocol):
         """The tensor's bytes, contiguous, row-major and little-endian, in pieces of at most about `size` bytes."""
         ...
 
+    def crc32(self, fqn: str) -> int | None:
+        """The checksum of the tensor's bytes where the file holds just that, else None."""
+        ...
+
     def check_unchanged(self) -> None:
         """Raise `UnreadableCheckpoint` (RK412) where a file was written to since it was opened."""
+        ...
+
+    def check_sums(self) -> None:
+        """Read everything, and raise `UnreadableCheckpoint` (RK403) where a checksum of the file does not fit."""
         ...
 
     def close(self) -> None:
@@ -164,6 +187,13 @@ class FileReader:
         self.root = ""
         self.notes: tuple[Diagnostic, ...] = ()
         self.sources = sources
+
+    def crc32(self, fqn: str) -> int | None:
+        """None: most formats hold no checksums."""
+        return None
+
+    def check_sums(self) -> None:
+        """Nothing: most formats hold no checksums."""
 
     def check_unchanged(self) -> None:
         """Raise `UnreadableCheckpoint` (RK412) where a file was written to since it was opened."""

@@ -57,6 +57,15 @@ class ShardedReader(FileReader):
         """The tensor's bytes, from its shard."""
         return self._home[fqn].chunks(fqn, size)
 
+    def crc32(self, fqn: str) -> int | None:
+        """The checksum that the tensor's shard holds."""
+        return self._home[fqn].crc32(fqn)
+
+    def check_sums(self) -> None:
+        """Compare the checksums of every shard."""
+        for shard in self.shards.values():
+            shard.check_sums()
+
     def close(self) -> None:
         """Close every shard."""
         for shard in self.shards.values():
