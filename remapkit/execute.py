@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from remapkit.checkpoint import inplace
 from remapkit.checkpoint.faults import shown, unwritable
 from remapkit.checkpoint.layout import FileLayout, lay_out_safetensors, lay_out_shards, without_ties
 from remapkit.checkpoint.opening import open_checkpoint
 from remapkit.checkpoint.reader import CHUNK, Reader, even
 from remapkit.checkpoint.writing import Progress, Run, Writer, forget_cached, target_chunks
 from remapkit.checkpoint.zipout import lay_out_pth
-from remapkit.diagnostic import UnwritableOutput
 from remapkit.plan import Move
 
 INDEX = ".index.json"
@@ -136,6 +136,41 @@ def tied_targets(moves: Sequence[Move], reader: Reader) -> list[list[str]]:
     return [group for group in groups if len(group) > 1]
 
 
+def rename_in_place(moves: Sequence[Move], reader: Reader, *, metadata: Mapping[str, str] | None = None) -> Written:
+    """Rename the tensors of one safetensors file by writing only its header; the data stays where it is.
+
+    Every tensor must be kept, and none computed. An interrupted run leaves the file as it was, or with a journal that
+    `recover` restores it from. The reader's own view of the file is outdated afterwards.
+
+    Raises `UnwritableOutput` (RK507) where the file cannot be renamed in place: other formats, links to it, dropped or
+    computed tensors.
+    """
+    started = time.monotonic()
+    source = inplace.safetensors_only(reader)
+    path = source.path
+    inplace.check_alone(path, source.sources[0])
+    raw = inplace.header_for(moves, source, {"format": "pt", **(metadata or {})})
+    how, nbytes = inplace.replace_header(path, source, raw)
+    _check_renamed(path, moves)
+    return Written((path,), len(moves), nbytes, time.monotonic() - started, (how,))
+
+
+def _check_renamed(path: Path, moves: Sequence[Move]) -> None:
+    with open_checkpoint(path) as renamed:
+        header = renamed.header()
+        wrong = [move.target for move in moves if header.tensors.get(move.target) != move.spec]
+    if wrong:
+        raise unwritable("RK506", f"{len(wrong)} of {len(moves)} tensors were renamed wrong", notes=(wrong[0],))
+
+
+def recover(path: str | Path) -> bool:
+    """Restore a file whose rename in place was interrupted, to the byte; False where there is nothing to restore.
+
+    Raises `UnwritableOutput` (RK508) where the file is not the one that the journal speaks of.
+    """
+    return inplace.recover(Path(path))
+
+
 def verify(moves: Sequence[Move], reader: Reader, out: str | Path, *, run: Run | None = None) -> int:
     """Read `out` back and compare every target with its source, byte by byte; how many tensors were compared.
 
@@ -175,4 +210,14 @@ def _same(move: Move, reader: Reader, written: Reader, tied: Mapping[str, str], 
     return all(a == b for a, b in zip(expected, found, strict=True))
 
 
-__all__ = ["Progress", "Run", "UnwritableOutput", "Written", "execute", "stem", "tied_targets", "verify"]
+__all__ = [
+    "Progress",
+    "Run",
+    "Written",
+    "execute",
+    "recover",
+    "rename_in_place",
+    "stem",
+    "tied_targets",
+    "verify",
+]

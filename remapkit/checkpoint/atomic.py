@@ -50,6 +50,11 @@ def check_target(path: Path, sources: Sequence[SourceFile], force: bool) -> Path
     return real
 
 
+def journal_path(path: Path) -> Path:
+    """Where the journal of a rename in place lies: beside the file, under a name that fits, long as the file's is."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{zlib.crc32(os.fsencode(path.name)):08x}.journal")
+
+
 def check_space(folder: Path, name: str, needed: int) -> None:
     """Raise `UnwritableOutput` (RK502) where the filesystem has less room than the output needs."""
     found = os.statvfs(folder)

@@ -48,6 +48,10 @@ class Copier:
         self._clones = True
         self.used: dict[str, None] = {}
 
+    def can_clone(self, source: SourceFile) -> bool:
+        """Whether the filesystem shares blocks between the two files; found out by sharing the first."""
+        return self._clones and source.size >= BLOCK and self._clone(source, 0, BLOCK, 0) > 0
+
     def copy(self, source: SourceFile, offset: int, length: int, at: int) -> None:
         """Copy `length` bytes at `offset` of `source` to `at`."""
         if self._clones and length >= _CLONE_FROM and (offset - at) % BLOCK == 0:

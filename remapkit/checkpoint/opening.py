@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from remapkit.checkpoint.atomic import journal_path
 from remapkit.checkpoint.faults import FileFault, shown, sized, unreadable
 from remapkit.checkpoint.manifest import ManifestReader, parse_manifest, read_json
 from remapkit.checkpoint.pth import Options, PthReader
@@ -65,6 +66,10 @@ def open_checkpoint(
 
 def _open(path: Path, options: Options) -> Reader:
     source = SourceFile(path)
+    if journal_path(path).exists():
+        source.close()
+        title = f"a rename in place of {path.name} was interrupted: its header may be half old and half new"
+        raise unreadable("RK415", title, path, help=(f"restore it with `remapkit recover {path}`",))
     try:
         return open_single(source, options)
     except FileFault as fault:

@@ -1,0 +1,280 @@
+"""Renaming inside one safetensors file: only its header is written.
+
+Where the filesystem can share blocks, a new file is made of a new header and the old data, and takes the old one's
+name: that is atomic. Elsewhere the header is overwritten, and a journal beside the file holds the old one until the new
+one is on the disk. A header that has outgrown its place gets more of it: whole blocks are inserted at the front of the
+file (Linux: fallocate with FALLOC_FL_INSERT_RANGE, on ext4 and XFS). Where none of that works, or the file is
+small, it is written anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from remapkit.checkpoint.atomic import NewFile, journal_path, sync_directory
+from remapkit.checkpoint.copying import BLOCK, Copier, write_all
+from remapkit.checkpoint.faults import cannot_write, unwritable
+from remapkit.checkpoint.reader import Reader, SourceFile
+from remapkit.checkpoint.safetensors import MAX_HEADER, SafetensorsReader, header_json, padded_header
+from remapkit.plan import Move
+
+REWRITE_BELOW = 1 << 20
+"""A file smaller than this is written anew: that is as fast, and needs no journal."""
+_MAGIC = b"remapkit journal 1\n"
+_COLLAPSE, _INSERT = 0x08, 0x20
+
+
+def header_for(moves: Sequence[Move], reader: SafetensorsReader, metadata: Mapping[str, str]) -> bytes:
+    """The JSON of the new header: new names over the data as it lies. Raises `UnwritableOutput` (RK507)."""
+    if any(move.ops for move in moves):
+        raise _refused("--in-place only renames: this plan computes new values")
+    names = {move.sources[0]: move.target for move in moves}
+    header = reader.header()
+    left = [fqn for fqn in header if fqn not in names and header[fqn].nbytes]
+    if left:
+        count = (
+            f"{len(left)} tensor{'s' if len(left) > 1 else ''} behind ({left[0]}{', ...' if len(left) > 1 else ''})"
+        )
+        raise _refused(f"--in-place cannot leave {count}: the format allows no holes")
+    tensors = ((names[fqn], spec) for fqn, spec in header.items() if fqn in names)
+    return header_json(tensors, metadata)
+
+
+def _refused(title: str) -> Exception:
+    return unwritable("RK507", title, help=("write a new file with -o OUT",))
+
+
+def check_alone(path: Path, source: SourceFile) -> None:
+    """Raise `UnwritableOutput` (RK507) for a file that is known by other names too: they would all change."""
+    if path.is_symlink():
+        target = os.path.realpath(path)
+        help = ("name that file, if it is the one to change",)
+        raise unwritable("RK507", f"{path} is a link to {target}", help=help)
+    links = os.fstat(source.fd).st_nlink
+    if links > 1:
+        raise _refused(f"{path.name} has {links} hard links; --in-place would change them all")
+
+
+def replace_header(path: Path, reader: SafetensorsReader, raw: bytes) -> tuple[str, int]:
+    """Give the file a new header; how it was done, and how many bytes were written.
+
+    Raises `UnwritableOutput`; the file is then as it was, or has a journal that `recover` restores it from.
+    """
+    source = reader.sources[0]
+    try:
+        if source.size >= REWRITE_BELOW:
+            written = _clone(path, source, reader.data_start, raw)
+            if written:
+                return "reflink", written
+            written = _overwrite(path, source, reader.data_start, raw)
+            if written:
+                return "header" if len(raw) + 8 <= reader.data_start else "shifted", written
+        return _rewrite(path, source, reader.data_start, raw)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _clone(path: Path, source: SourceFile, data_start: int, raw: bytes) -> int:
+    """A new file of a new header and the old blocks; 0 where the filesystem cannot share blocks."""
+    header = padded_header(raw, data_start % BLOCK)
+    with NewFile(path, force=True) as new:
+        copier = Copier(new.fd, lambda nbytes: None)
+        if not copier.can_clone(source):
+            return 0
+        write_all(new.fd, header, 0)
+        copier.copy(source, data_start, source.size - data_start, len(header))
+        _commit(new, source)
+    return len(header)
+
+
+def _rewrite(path: Path, source: SourceFile, data_start: int, raw: bytes) -> tuple[str, int]:
+    header = padded_header(raw, data_start % BLOCK)
+    with NewFile(path, force=True) as new:
+        copier = Copier(new.fd, lambda nbytes: None)
+        write_all(new.fd, header, 0)
+        copier.copy(source, data_start, source.size - data_start, len(header))
+        _commit(new, source)
+    return next(iter(copier.used), "header"), len(header) + source.size - data_start
+
+
+def _commit(new: NewFile, source: SourceFile) -> None:
+    if source.changed():
+        raise unwritable("RK507", f"{new.target.name} changed while it was read; nothing was changed")
+    new.commit()
+
+
+# --- overwriting with a journal -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """How a file was before and will be: its size, the bytes inserted at its front, its old and its new header."""
+
+    file: str
+    size: int
+    insert: int
+    old: bytes
+    new: bytes
+
+    def pack(self) -> bytes:
+        """The journal as bytes, with a checksum."""
+        facts = json.dumps({"file": self.file, "size": self.size, "insert": self.insert}).encode("utf-8")
+        body = struct.pack("<3Q", len(facts), len(self.old), len(self.new)) + facts + self.old + self.new
+        return _MAGIC + struct.pack("<L", zlib.crc32(body)) + body
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Journal | None:
+        """The journal that bytes hold, or None where they are torn."""
+        head = len(_MAGIC)
+        if raw[:head] != _MAGIC or len(raw) < head + 28:
+            return None
+        (crc,) = struct.unpack_from("<L", raw, head)
+        body = raw[head + 4 :]
+        facts_len, old_len, new_len = struct.unpack_from("<3Q", body)
+        if zlib.crc32(body) != crc or len(body) != 24 + facts_len + old_len + new_len:
+            return None
+        facts = json.loads(body[24 : 24 + facts_len])
+        old_at, new_at = 24 + facts_len, 24 + facts_len + old_len
+        return cls(facts["file"], facts["size"], facts["insert"], body[old_at:new_at], body[new_at:])
+
+    def fits(self, front: bytes, size: int) -> bool:
+        """Whether a file that begins with `front` is between the two states: every byte is the old or the new one."""
+        inserted = size - self.size
+        if inserted not in (0, self.insert):
+            return False
+        before = b"\0" * inserted + self.old
+        after = self.new[: len(before)]
+        return len(front) == len(before) and all(
+            found in pair for found, pair in zip(front, zip(before, after, strict=True), strict=True)
+        )
+
+
+def _overwrite(path: Path, source: SourceFile, data_start: int, raw: bytes) -> int:
+    """Overwrite the header under a journal; 0 where it does not fit and the filesystem cannot insert blocks."""
+    insert = _needed(len(raw) + 8 - data_start)
+    length = data_start + insert - 8
+    if length > MAX_HEADER:
+        raise _refused("the new header would be longer than the format allows")
+    header = length.to_bytes(8, "little") + raw.ljust(length)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        _lock(fd, path)
+        if source.changed() or os.fstat(fd).st_ino != source.inode:
+            raise unwritable("RK507", f"{path.name} changed while it was read; nothing was changed")
+        if insert and not _can_shift(fd):
+            return 0
+        journal = Journal(path.name, source.size, insert, source.read(0, data_start), header)
+        _write_journal(path, journal)
+        if insert and not _fallocate(fd, _INSERT, insert):
+            _drop_journal(path)
+            return 0
+        write_all(fd, header, 0)
+        os.fsync(fd)
+        _drop_journal(path)
+    finally:
+        os.close(fd)
+    return len(header)
+
+
+def _needed(missing: int) -> int:
+    """Whole blocks that hold what is missing, and as much again, so that the next rename fits."""
+    return 0 if missing <= 0 else (2 * missing + BLOCK - 1) // BLOCK * BLOCK
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise unwritable("RK507", f"{path.name} is being rewritten by another process") from None
+    except OSError:
+        """Some network filesystems have no locks; two renames of one file at once are then the user's to avoid."""
+
+
+def _write_journal(path: Path, journal: Journal) -> None:
+    with NewFile(journal_path(path), force=True) as new:
+        write_all(new.fd, journal.pack(), 0)
+        new.commit()
+
+
+def _drop_journal(path: Path) -> None:
+    journal_path(path).unlink()
+    sync_directory(path.parent)
+
+
+def _can_shift(fd: int) -> bool:
+    """Whether blocks can be inserted here: only Linux has the call, and its blocks must be ours."""
+    return os.uname().sysname == "Linux" and BLOCK % os.fstatvfs(fd).f_bsize == 0
+
+
+def _fallocate(fd: int, mode: int, length: int) -> bool:
+    """Insert or collapse `length` bytes at the front of a file; False where the filesystem cannot."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    call = getattr(libc, "fallocate64", None) or libc.fallocate
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    while call(fd, mode, 0, length):
+        code = ctypes.get_errno()
+        if code in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EFBIG, errno.EPERM):
+            return False
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+    return True
+
+
+def recover(path: Path) -> bool:
+    """Restore a file from its journal, to the byte; False where there is none. Safe to be interrupted itself.
+
+    Raises `UnwritableOutput` (RK507, RK508) where the file is not the one that the journal speaks of, or is being
+    rewritten just now.
+    """
+    try:
+        raw = journal_path(path).read_bytes()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    journal = Journal.unpack(raw)
+    if journal is None or journal.file != path.name:
+        title = f"the journal of {path.name} is damaged: it is not used"
+        raise unwritable("RK508", title, help=(f"look at {path.name}, then remove {journal_path(path)}",))
+    try:
+        _restore(path, journal)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return True
+
+
+def _restore(path: Path, journal: Journal) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        _lock(fd, path)
+        size = os.fstat(fd).st_size
+        front = os.pread(fd, len(journal.old) + max(0, size - journal.size), 0)
+        if not journal.fits(front, size):
+            title = f"{path.name} is not the file whose rename was interrupted: it is left as it is"
+            raise unwritable("RK508", title, help=(f"remove {journal_path(path)} if that is meant",))
+        if size != journal.size:
+            if not _fallocate(fd, _COLLAPSE, journal.insert):
+                raise unwritable("RK508", f"the filesystem of {path.name} cannot remove inserted blocks")
+            os.fsync(fd)
+        write_all(fd, journal.old, 0)
+        os.fsync(fd)
+        _drop_journal(path)
+    finally:
+        os.close(fd)
+
+
+def safetensors_only(reader: Reader) -> SafetensorsReader:
+    """The reader, where it reads one safetensors file; raises `UnwritableOutput` (RK507) for any other."""
+    if not isinstance(reader, SafetensorsReader):
+        raise _refused(f"--in-place renames inside one safetensors file, and this is {reader.format}")
+    return reader
