@@ -142,8 +142,8 @@ def rename_in_place(moves: Sequence[Move], reader: Reader, *, metadata: Mapping[
     Every tensor must be kept, and none computed. An interrupted run leaves the file as it was, or with a journal that
     `recover` restores it from. The reader's own view of the file is outdated afterwards.
 
-    Raises `UnwritableOutput` (RK507) where the file cannot be renamed in place: other formats, links to it, dropped or
-    computed tensors.
+    Raises `UnwritableOutput` (RK507) where the file cannot be renamed in place: other formats, links to it, dropped
+    or computed tensors.
     """
     started = time.monotonic()
     source = inplace.safetensors_only(reader)

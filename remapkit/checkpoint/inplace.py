@@ -1,9 +1,9 @@
 """Renaming inside one safetensors file: only its header is written.
 
 Where the filesystem can share blocks, a new file is made of a new header and the old data, and takes the old one's
-name: that is atomic. Elsewhere the header is overwritten, and a journal beside the file holds the old one until the new
-one is on the disk. A header that has outgrown its place gets more of it: whole blocks are inserted at the front of the
-file (Linux: fallocate with FALLOC_FL_INSERT_RANGE, on ext4 and XFS). Where none of that works, or the file is
+name: that is atomic. Elsewhere the header is overwritten, and a journal beside the file holds the old one until the
+new one is on the disk. A header that has outgrown its place gets more of it: whole blocks are inserted at the front
+of the file (Linux: fallocate with FALLOC_FL_INSERT_RANGE, on ext4 and XFS). Where none of that works, or the file is
 small, it is written anew.
 """
 
@@ -40,10 +40,8 @@ def header_for(moves: Sequence[Move], reader: SafetensorsReader, metadata: Mappi
     header = reader.header()
     left = [fqn for fqn in header if fqn not in names and header[fqn].nbytes]
     if left:
-        count = (
-            f"{len(left)} tensor{'s' if len(left) > 1 else ''} behind ({left[0]}{', ...' if len(left) > 1 else ''})"
-        )
-        raise _refused(f"--in-place cannot leave {count}: the format allows no holes")
+        named = left[0] if len(left) == 1 else f"{left[0]} and {len(left) - 1} more"
+        raise _refused(f"--in-place cannot leave tensors behind ({named}): the format allows no holes")
     tensors = ((names[fqn], spec) for fqn, spec in header.items() if fqn in names)
     return header_json(tensors, metadata)
 
