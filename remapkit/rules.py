@@ -227,7 +227,7 @@ def compile_rules(rule_file: RuleFile) -> RuleSet:
     compiler.check_ids()
     compiler.check_unused_tables()
     if compiler.problems:
-        raise InvalidRules([*compiler.problems, *compiler.warnings])
+        raise InvalidRules(compiler.problems)
     tables = {name: table.entries for name, table in compiler.tables.items()}
     return RuleSet(rule_file.name.value, rule_file, rules, keep, drop, tables, domain, tuple(compiler.warnings))
 

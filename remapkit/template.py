@@ -1,8 +1,8 @@
 r"""Templates: the target key, written with the captures of a pattern.
 
 `{name}` is a capture, `{name|table}` its value in a table, `{i*4+j}` integer arithmetic on bounded captures; `{{` and
-`}}` are the braces themselves. Tables and arithmetic become finite maps when they are compiled, so that nothing is left
-to go wrong on a key, and everything can be proven and inverted by enumeration.
+`}}` are the braces themselves. Tables and arithmetic become finite maps when they are compiled, so that nothing
+is left to go wrong on a key, and everything can be proven and inverted by enumeration.
 """
 
 from __future__ import annotations
