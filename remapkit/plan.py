@@ -16,6 +16,7 @@ from remapkit.source import Span
 from remapkit.spec import StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
+    from remapkit.check import Check
     from remapkit.rules import Match, Rule, RuleSet
 
 SHOWN = 5
@@ -102,6 +103,20 @@ class Plan:
         """How many moves change the name."""
         return sum(move.sources != (move.target,) for move in self.moves)
 
+    def check(self, target: object, *, strict_dtype: bool = False) -> Check:
+        """Hold the plan against a target: a torch module (on meta or not), a path, a header, or a state dict.
+
+        >>> import remapkit
+        >>> spec = remapkit.TensorSpec("F32", (96,))
+        >>> plan = remapkit.load("wan22_pth").plan({"conv1.bias": spec})
+        >>> plan.check({"conv1.bias": spec, "conv2.bias": spec}).missing_keys
+        ('conv2.bias',)
+        """
+        from remapkit.check import make_check
+        from remapkit.targets import header
+
+        return make_check(self, header(target), strict_dtype=strict_dtype)
+
     def raise_for_problems(self) -> None:
         """Raise `FailedCheck` with every problem, if there is any."""
         if self.problems:
@@ -182,7 +197,7 @@ def _unmatched(rules: RuleSet, source: StateDictSpec, fqns: Sequence[str]) -> li
         return []
     help = ["add a rule for them, or name them under `keep:` or `drop:`"]
     if len(fqns) == len(source):
-        title = f"none of the {len(fqns)} keys is matched by a rule of {rules.name}: is this another layout?"
+        title = f"none of {_count(len(fqns), 'key')} is matched by a rule of {rules.name}: is this another layout?"
         help = [f"these rules read keys like {key}" for key in _examples(rules)[:1]] or help
         prefix = _wrapper_prefix(rules, fqns)
         if prefix:

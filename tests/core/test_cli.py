@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import struct
 import subprocess
 import sys
@@ -50,7 +49,7 @@ def wrong_inputs(folder: Path) -> dict[str, Path]:
     (folder / "empty.pth").touch()
     (folder / "directory").mkdir()
     (folder / "truncated.pth").write_bytes(TINY.read_bytes()[:100_000])
-    (folder / "evil.pth").write_bytes(pickle.dumps({"w": Evil()}))
+    torch.save({"w": Evil()}, folder / "evil.pth")
     (folder / "header.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
     (folder / "page.safetensors").write_text("<!DOCTYPE html><html><body>404</body></html>")
     save_file({"model.layers.0.mlp.weight": torch.ones(2)}, folder / "other.safetensors")
@@ -61,10 +60,10 @@ def wrong_inputs(folder: Path) -> dict[str, Path]:
     ("name", "exit_code", "words"),
     [
         ("missing", 2, "no such file"),
-        ("directory", 2, "no checkpoint"),
+        ("directory", 2, "a directory without a checkpoint"),
         ("empty", 2, "empty"),
         ("truncated", 2, "truncated"),
-        ("evil", 2, "system"),
+        ("evil", 2, "posix.system"),
         ("header", 2, "header"),
         ("page", 2, "HTML"),
         ("other", 1, "another layout"),
