@@ -2,16 +2,39 @@
 
 `read` parses YAML into located nodes, validates them against the JSON Schema (the one truth of the structure) and
 returns a `RuleFile`, or raises `InvalidRules` with all problems of the file. `rules.compile_rules` takes it from
-there.
+there. `examine` does the same without raising, so that what is sound in a file that has problems can be compiled too,
+and everything be said at once.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
+from remapkit.diagnostic import Diagnostic, InvalidRules, Label, UsageError
+from remapkit.schema import plain_value, schema_problems, schema_text
 from remapkit.source import Source, Span, Text
+from remapkit.yamlnodes import MAX_BYTES, ListNode, MapNode, Node, ScalarNode, compose, decode
+
+__all__ = [
+    "Reading",
+    "RuleFile",
+    "WrittenEntry",
+    "WrittenGuard",
+    "WrittenPattern",
+    "WrittenRule",
+    "WrittenTable",
+    "WrittenTarget",
+    "WrittenTest",
+    "examine",
+    "examine_text",
+    "read",
+    "read_text",
+    "schema_text",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +133,215 @@ class RuleFile:
     source_keys: Text | None
     source_domain: tuple[WrittenPattern, ...]
     target: WrittenTarget | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What could be made of a text: its problems, and the file as far as it is sound.
+
+    `file` is None where so much is wrong that a look at the rest would only bring follow-up errors. Else it lacks the
+    rules, keeps, drops and tests that have problems.
+    """
+
+    file: RuleFile | None
+    problems: tuple[Diagnostic, ...]
+
+
+def read(path: Path | str) -> RuleFile:
+    """The rule file at a path.
+
+    Raises `InvalidRules` with every problem of its YAML and its structure, and `UsageError` where there is no file that
+    can be read.
+    """
+    return _raised(examine(path))
+
+
+def read_text(text: str, name: str = "<string>") -> RuleFile:
+    """A rule file given as text; `name` is what messages call it.
+
+    >>> file = read_text("remapkit: 1\\nname: mine\\nrules:\\n  - {id: q, path: 'h.{n}.q', to: 'layers.{n}.query'}\\n")
+    >>> file.rules[0].to.value, str(file.rules[0].to.at(7, 10))
+    ('layers.{n}.query', '<string>:4:39')
+    """
+    return _raised(examine_text(text, name))
+
+
+def _raised(reading: Reading) -> RuleFile:
+    if reading.problems or reading.file is None:
+        raise InvalidRules(reading.problems)
+    return reading.file
+
+
+def examine(path: Path | str) -> Reading:
+    """Like `read`, but with the problems of the text in the result instead of raised."""
+    data = _bytes(Path(path))
+    source, problems = decode(data, str(path))
+    return Reading(None, problems) if problems else _examined(source, data, Path(path))
+
+
+def examine_text(text: str, name: str = "<string>") -> Reading:
+    """Like `read_text`, but with the problems in the result instead of raised.
+
+    >>> reading = examine_text("remapkit: 1\\nname: t\\nsumary: ...\\nkeep: ['{all:**}']\\n")
+    >>> [problem.title for problem in reading.problems], len(reading.file.keep)
+    (["unknown field 'sumary'"], 1)
+    """
+    return _examined(Source(name, text), text.encode("utf-8", "surrogatepass"), None)
+
+
+def _bytes(path: Path) -> bytes:
+    help: tuple[str, ...] = ("check the path, or see `remapkit packs` for what is installed",)
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        code, title = "RK620", f"{path}: no such rule file"
+    except IsADirectoryError:
+        code, title, help = "RK621", f"{path} is a directory", ("name a rule file in it",)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        code, title, help = "RK622", f"{path} cannot be read: {reason}", ()
+    raise UsageError(Diagnostic(code, title, help=help))
+
+
+def _examined(source: Source, data: bytes, path: Path | None) -> Reading:
+    root, problems = compose(source)
+    if root is None:
+        return Reading(None, problems)
+    problems = (*problems, *schema_problems(root))
+    written = _Written(source, problems)
+    if isinstance(root, MapNode):
+        problems = (*problems, *written.empty_tests(root))
+    problems = tuple(sorted(problems, key=lambda problem: problem.span.start if problem.span else len(source.text)))
+    file = None
+    if isinstance(root, MapNode) and written.is_worth_a_look(root):
+        file = written.file(root, f"sha256:{hashlib.sha256(data).hexdigest()}", path)
+    return Reading(file, problems)
+
+
+class _Written:
+    """Nodes to dataclasses: whatever has a problem is left out, and the rest is as the schema says."""
+
+    def __init__(self, source: Source, problems: Sequence[Diagnostic]) -> None:
+        self.source = source
+        self.places = [label.span.start for problem in problems for label in problem.labels]
+
+    def sound(self, node: Node, key: ScalarNode | None = None) -> bool:
+        start = key.span.start if key is not None else node.span.start
+        return not any(start <= place < max(node.span.end, start + 1) for place in self.places)
+
+    def is_worth_a_look(self, root: MapNode) -> bool:
+        """Rules speak of tables: where one is broken, each rule that uses it would be called wrong too."""
+        if not self.places:
+            return True
+        names = {"name", "remapkit", "tables", "unmatched"}
+        return all(root.key(name) is not None for name in ("name", "remapkit")) and all(
+            self.sound(node, key) for key, node in root.entries if key.value in names
+        )
+
+    def file(self, root: MapNode, digest: str, path: Path | None) -> RuleFile:
+        fields = {key.value: node for key, node in root.entries}
+        unmatched = fields.get("unmatched")
+        source = self.part(fields, "source")
+        summary = fields.get("summary")
+        name = fields["name"]
+        assert isinstance(name, ScalarNode)
+        return RuleFile(
+            source=self.source,
+            path=path,
+            name=name.text,
+            summary=_text(summary) if summary is not None and self.sound(summary) else None,
+            digest=digest,
+            rules=tuple(self.rule(node) for node in self.items(fields.get("rules"))),
+            keep=tuple(_pattern(node) for node in self.items(fields.get("keep"))),
+            drop=tuple(_pattern(node) for node in self.items(fields.get("drop"))),
+            tables=tuple(_table(key, node) for key, node in _entries(fields.get("tables"))),
+            unmatched=cast(Literal["error", "keep", "drop"], _text(unmatched).value) if unmatched else "error",
+            unmatched_span=unmatched.span if unmatched is not None else None,
+            tests=tuple(self.tests(fields.get("tests"))),
+            source_keys=_optional_text(source.get("keys")) if source else None,
+            source_domain=tuple(_pattern(node) for node in self.items(source.get("domain"))) if source else (),
+            target=self.target(fields),
+        )
+
+    def items(self, node: Node | None) -> Iterator[Node]:
+        if isinstance(node, ListNode):
+            yield from (item for item in node.items if not self.places or self.sound(item))
+
+    def part(self, fields: dict[str, Node], name: str) -> MapNode | None:
+        node = fields.get(name)
+        return node if isinstance(node, MapNode) and (not self.places or self.sound(node)) else None
+
+    def rule(self, node: Node) -> WrittenRule:
+        fields = _fields(node)
+        forget = tuple(_text(item) for item in _list(fields.get("forget")))
+        return WrittenRule(_text(fields["id"]), _pattern(node), _text(fields["to"]), node.span, forget)
+
+    def tests(self, node: Node | None) -> Iterator[WrittenTest]:
+        for key, value in _entries(node):
+            if (
+                isinstance(value, ScalarNode)
+                and value.kind != "empty"
+                and (not self.places or self.sound(value, key))
+            ):
+                yield WrittenTest(key.text, None if value.kind == "null" else value.text)
+
+    def target(self, fields: dict[str, Node]) -> WrittenTarget | None:
+        target = self.part(fields, "target")
+        if target is None:
+            return None
+        args = tuple((key.value, plain_value(node)) for key, node in _entries(target.get("args")))
+        return WrittenTarget(_optional_text(target.get("model")), args, _optional_text(target.get("keys")))
+
+    def empty_tests(self, root: MapNode) -> Iterator[Diagnostic]:
+        """A forgotten target looks like null to YAML, and null means that the key must be dropped."""
+        for key, value in _entries(root.get("tests")):
+            if isinstance(value, ScalarNode) and value.kind == "empty":
+                help = ("write the target key, or null to say that the key must be dropped",)
+                yield Diagnostic("RK022", f"the test of {key.value!r} has no target", (Label(key.span),), help)
+
+
+def _entries(node: Node | None) -> tuple[tuple[ScalarNode, Node], ...]:
+    return node.entries if isinstance(node, MapNode) else ()
+
+
+def _fields(node: Node) -> dict[str, Node]:
+    return {key.value: value for key, value in _entries(node)}
+
+
+def _list(node: Node | None) -> tuple[Node, ...]:
+    return node.items if isinstance(node, ListNode) else ()
+
+
+def _text(node: Node) -> Text:
+    assert isinstance(node, ScalarNode)
+    return node.text
+
+
+def _optional_text(node: Node | None) -> Text | None:
+    return None if node is None else _text(node)
+
+
+def _pattern(node: Node) -> WrittenPattern:
+    if isinstance(node, ScalarNode):
+        return WrittenPattern("path", node.text, node.span)
+    fields = _fields(node)
+    surface: Literal["match", "path"] = "match" if "match" in fields else "path"
+    where = tuple(_guard(key, value) for key, value in _entries(fields.get("where")))
+    leaf = tuple(_text(item) for item in _list(fields["leaf"])) if "leaf" in fields else None
+    return WrittenPattern(surface, _text(fields[surface]), node.span, where, leaf)
+
+
+def _guard(key: ScalarNode, value: Node) -> WrittenGuard:
+    if isinstance(value, ListNode):
+        return WrittenGuard(key.text, tuple(_text(item) for item in value.items), None)
+    return WrittenGuard(key.text, None, _text(value))
+
+
+def _table(key: ScalarNode, node: Node) -> WrittenTable:
+    entries = node.get("entries") if isinstance(node, MapNode) else None
+    lossy = node.get("lossy") if isinstance(node, MapNode) and isinstance(entries, MapNode) else None
+    if isinstance(entries, MapNode):
+        node = entries
+    written = tuple(WrittenEntry(each.text, _text(value)) for each, value in _entries(node))
+    return WrittenTable(key.text, written, isinstance(lossy, ScalarNode) and lossy.value == "true")

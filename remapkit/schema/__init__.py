@@ -1,0 +1,359 @@
+"""The structure of rule files: `rules-v1.schema.json` is the one truth, and this says in words where a file departs.
+
+jsonschema finds out *that* something is wrong, and where (`error.validator` and `error.absolute_path`); its messages
+are never looked at. The words come from the nodes, which know their lines and columns.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remapkit.diagnostic import Diagnostic, Label
+from remapkit.source import Span
+from remapkit.yamlnodes import READ_AS, BrokenNode, ListNode, MapNode, Node, ScalarNode, plain_kind
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator, ValidationError
+
+MAX_PROBLEMS = 100
+"""How many departures from the schema are said before the rest is only announced."""
+
+_FILE = Path(__file__).with_name("rules-v1.schema.json")
+_TYPES = {
+    "string": "text",
+    "integer": "a whole number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "null",
+}
+
+
+def schema_text() -> str:
+    """The JSON Schema of rule files, as it is shipped."""
+    return _FILE.read_text(encoding="utf-8")
+
+
+def schema_problems(root: Node) -> tuple[Diagnostic, ...]:
+    """Every departure of a file from the schema, in the order of the file."""
+    walked = _walk(root)
+    errors = list(islice(_validator().iter_errors(walked), MAX_PROBLEMS + 1))
+    problems: dict[Diagnostic, None] = {}
+    for error in errors:
+        for problem in _explained(_Place.of(root, error.absolute_path), error):
+            problems[problem] = None
+    version = next((problem for problem in problems if problem.code == "RK025"), None)
+    if version is not None:
+        return (version,)
+    found = sorted(problems, key=lambda problem: problem.span.start if problem.span else 0)
+    if len(found) > 1:
+        found = [problem for problem in found if problem.code != "RK027"]
+    if len(errors) > MAX_PROBLEMS:
+        found = [*found[:MAX_PROBLEMS], Diagnostic("RK029", f"only the first {MAX_PROBLEMS} problems are shown")]
+    return tuple(found)
+
+
+@cache
+def _validator() -> Draft202012Validator:
+    from jsonschema import Draft202012Validator  # 60 ms, and only rule files need it
+
+    schema = json.loads(schema_text())
+    return Draft202012Validator(_inlined(schema, schema["$defs"]))
+
+
+def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """The schema with every `$ref` replaced by what it names: validates twice as fast."""
+    if isinstance(schema, list):
+        return [_inlined(each, definitions) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inlined = {key: _inlined(value, definitions) for key, value in schema.items() if key not in ("$defs", "$ref")}
+    if "$ref" in schema:
+        named = _inlined(definitions[schema["$ref"].removeprefix("#/$defs/")], definitions)
+        return {**named, **inlined}
+    return inlined
+
+
+class _Refused:
+    """The plain value of what was refused already: it has no type, and nothing more is said about it."""
+
+
+def _walk(node: Node) -> Any:
+    """The plain value that the schema looks at. Keys are always text."""
+    if isinstance(node, MapNode):
+        return {key.value: _walk(value) for key, value in node.entries}
+    if isinstance(node, ListNode):
+        return [_walk(item) for item in node.items]
+    return _plain(node)
+
+
+def _plain(node: ScalarNode | BrokenNode) -> Any:
+    if isinstance(node, BrokenNode):
+        return _Refused()
+    if node.kind == "integer":
+        return int(node.value)
+    if node.kind == "number":
+        return Decimal(node.value)  # a float like 1.0 would be a whole number to JSON Schema
+    if node.kind == "boolean":
+        return node.value == "true"
+    return node.value if node.kind == "text" else None
+
+
+def plain_value(node: Node) -> object:
+    """The value as Python would write it: `dict`, `list`, `str`, `int`, `float`, `bool` or None."""
+    if isinstance(node, MapNode):
+        return {key.value: plain_value(value) for key, value in node.entries}
+    if isinstance(node, ListNode):
+        return [plain_value(item) for item in node.items]
+    value = _plain(node)
+    return float(value) if isinstance(value, Decimal) else value
+
+
+# ------------------------------------------------------------------------------------------------ errors in words
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an error is: the node, and the keys and numbers that lead to it, with the key's own node."""
+
+    path: tuple[str | int, ...]
+    node: Node
+    key: ScalarNode | None
+    parents: tuple[Node, ...]
+
+    @classmethod
+    def of(cls, root: Node, path: Sequence[str | int]) -> _Place:
+        node, key, parents = root, None, []
+        for step in path:
+            parents.append(node)
+            if isinstance(node, MapNode) and isinstance(step, str):
+                key = node.key(step)
+                node = node.get(step) or node
+            elif isinstance(node, ListNode) and isinstance(step, int):
+                key, node = None, node.items[step]
+        return cls(tuple(path), node, key, tuple(parents))
+
+    @property
+    def name(self) -> str:
+        """What the place is called in a sentence."""
+        if not self.path:
+            return "the rule file"
+        if self.path[0] == "rules" and len(self.path) == 2:
+            return self.rule
+        if isinstance(self.path[-1], int):
+            return f"entry {self.path[-1] + 1} of `{self.path[-2]}`"
+        return (
+            f"the table `{self.path[1]}`"
+            if self.path[0] == "tables" and len(self.path) == 2
+            else f"`{self.path[-1]}`"
+        )
+
+    @property
+    def rule(self) -> str:
+        id = self.node.get("id") if isinstance(self.node, MapNode) else None
+        if isinstance(id, ScalarNode) and id.kind == "text" and id.value:
+            return f"the rule {id.value!r}"
+        return f"rule {int(self.path[1]) + 1}"
+
+    @property
+    def at(self) -> Span:
+        """What to underline for the whole: the key it stands under, or its own first key."""
+        if self.key is not None:
+            return self.key.span
+        if isinstance(self.node, MapNode) and self.node.entries:
+            return self.node.entries[0][0].span
+        return self.node.span
+
+
+def _explained(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
+    if isinstance(place.node, BrokenNode):
+        return
+    explain = _EXPLAIN.get(error.validator)
+    if explain is None:
+        raise AssertionError(f"no words for the schema's {error.validator!r}")
+    yield from explain(place, error)
+
+
+def _unknown_fields(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
+    assert isinstance(place.node, MapNode) and isinstance(error.schema, dict)
+    known = list(error.schema["properties"])
+    free = [name for name in known if place.node.key(name) is None]
+    for key, _ in place.node.entries:
+        if key.value in known:
+            continue
+        close = difflib.get_close_matches(key.value.lower().strip(), free or known, n=1)
+        listed = f"known here: {', '.join(known)}"
+        help = (f"did you mean `{close[0]}`?",) if close else (listed,)
+        where = "" if not place.path else f" in {place.name}"
+        yield Diagnostic("RK020", f"unknown field {key.value!r}{where}", (Label(key.span),), help)
+
+
+def _missing_fields(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
+    assert isinstance(place.node, MapNode) and isinstance(error.schema, dict)
+    for name in error.validator_value:
+        if place.node.key(name) is None:
+            yield Diagnostic("RK021", f"{place.name} lacks `{name}`", (Label(place.at),), (_how(name, error.schema),))
+
+
+def _how(name: str, schema: Mapping[str, Any]) -> str:
+    field = schema["properties"][name]
+    if "const" in field:
+        return f"add `{name}: {field['const']}`: {_sentence(field)}"
+    example = f"add `{name}: {_flow(field['examples'][0])}`" if "examples" in field else f"add `{name}:`"
+    return f"{example}, with your own value: {_sentence(field)}"
+
+
+def _sentence(schema: Mapping[str, Any]) -> str:
+    text = str(schema["description"]).rstrip(".")
+    return text[0].lower() + text[1:]
+
+
+def _surfaces(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
+    assert isinstance(place.node, MapNode)
+    match, path = place.node.key("match"), place.node.key("path")
+    if match is not None and path is not None:
+        labels = (Label(match.span), Label(path.span))
+        help = "they are two ways to write one pattern: remove one"
+        yield Diagnostic("RK024", f"{place.name} has both `match` and `path`", labels, (help,))
+    else:
+        help = "add `path: 'layers.{n:int}.{rest:**}'` (a path pattern) or `match:` (a regular expression)"
+        yield Diagnostic("RK024", f"{place.name} has neither `match` nor `path`", (Label(place.at),), (help,))
+
+
+def _lacks_all(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
+    if place.path == ("target",):
+        help = "add `model: plugin.module:Class`, `keys: manifest.json`, or both"
+        yield Diagnostic("RK021", "`target` names neither a model nor keys", (Label(place.at),), (help,))
+    else:
+        help = "add a rule under `rules:`, or name the keys to pass through under `keep:`"
+        yield Diagnostic("RK027", "there are no rules: every key would be refused", (Label(place.at),), (help,))
+
+
+def _args_alone(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
+    assert isinstance(place.node, MapNode)
+    key = place.node.key("args")
+    help = "add `model:`, or remove them"
+    yield Diagnostic("RK021", "`args` of no model", (Label(key.span if key else place.at),), (help,))
+
+
+def _wrong_type(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
+    assert isinstance(error.schema, dict)
+    types = [error.validator_value] if isinstance(error.validator_value, str) else list(error.validator_value)
+    wanted = " or ".join(_TYPES[each] for each in types if each != "null" or types[0] == "string")
+    got, node = _got(place.node), place.node
+    nothing = isinstance(node, ScalarNode) and node.kind == "empty"
+    label = Label(place.at if nothing else node.span)
+    help = list(_type_help(place, types, error.schema))
+    yield Diagnostic("RK022", f"{place.name} wants {wanted}, and got {got}", (label,), tuple(help))
+
+
+def _got(node: Node) -> str:
+    if isinstance(node, ScalarNode):
+        return READ_AS[node.kind]
+    return "a list" if isinstance(node, ListNode) else "a mapping"
+
+
+def _type_help(place: _Place, types: Sequence[str], schema: Mapping[str, Any]) -> Iterator[str]:
+    node = place.node
+    scalar = isinstance(node, ScalarNode)
+    written = node.span.text if "\n" not in node.span.text else ""
+    if place.path[-2:-1] and place.path[0] == "tables" and place.path[-1] == "lossy":
+        yield "a lossy table is written `{lossy: true, entries: {key: value, ...}}`"
+    elif "string" in types and scalar and node.kind in ("integer", "number", "boolean"):
+        yield f"quote it: '{written}'"
+    elif "string" in types and not scalar and written[:1] in ("{", "["):
+        yield f"a text that begins with {written[0]} must be quoted: '{written}'"
+    elif types[0] == "integer" and scalar and node.kind == "text" and node.value.isdecimal():
+        yield f"write it without quotes: {node.value}"
+    elif "array" in types and scalar and node.kind in ("text", "integer"):
+        yield f"write a list: [{written or '...'}]"
+    elif "null" in types and types[0] == "string" and scalar and node.kind == "empty":
+        yield "write null to say that the key must be dropped"
+    elif "examples" in schema and isinstance(place.path[-1] if place.path else 0, str):
+        yield f"for example `{place.path[-1]}: {_flow(schema['examples'][0])}`"
+    elif not place.path:
+        yield "begin with `remapkit: 1` and `name: ...`, each on a line of its own"
+    else:
+        yield _sentence(schema) if "description" in schema else "see `remapkit schema`"
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML in one line, for an example."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_flow(key)}: {_flow(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    if value is None or isinstance(value, int):
+        return json.dumps(value)
+    safe = (
+        plain_kind(value) == "text"
+        and value[0].isalnum()
+        and not set(value) & set("{}[],#'\"\\*")
+        and ": " not in value
+    )
+    return str(value) if safe else f"'{value}'"
+
+
+def _not_one_of(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
+    options = [str(each) for each in error.validator_value]
+    value = place.node.value if isinstance(place.node, ScalarNode) else ""
+    close = difflib.get_close_matches(value.lower(), options, n=1)
+    help = f"did you mean `{close[0]}`?" if close else f"write one of {', '.join(options)}"
+    got = repr(value) if isinstance(place.node, ScalarNode) and place.node.kind == "text" else _got(place.node)
+    title = f"{place.name} is one of {', '.join(options)}, and not {got}"
+    label = Label(place.node.span if place.node.span.end > place.node.span.start else place.at)
+    yield Diagnostic("RK023", title, (label,), (help,))
+
+
+def _other_version(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
+    if isinstance(place.node, ScalarNode) and place.node.kind == "integer":
+        title = f"version {place.node.value} of the rule language is not known"
+        help = ("this remapkit reads version 1: write `remapkit: 1`, or install a newer remapkit",)
+        yield Diagnostic("RK025", title, (Label(place.node.span),), help)
+
+
+def _empty(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
+    what = {"minLength": "an empty text", "minItems": "an empty list", "minProperties": "an empty mapping"}
+    node = place.node.span
+    label = Label(node if node.end > node.start else place.at)
+    help = "write a value, or remove the field" if isinstance(place.path[-1], str) else "write a value, or remove it"
+    yield Diagnostic("RK026", f"{place.name} is {what[error.validator]}", (label,), (help,))
+
+
+def _bad_name(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
+    if "propertyNames" in error.absolute_schema_path and isinstance(place.node, MapNode):
+        key = place.node.key(str(error.instance))
+        at, what = (key.span if key else place.at), "name for a table"
+        help = "a table is named with letters, digits and _, and never `int`, which is a type"
+    else:
+        at, what, help = (
+            place.node.span,
+            "name",
+            "a name has letters, digits, _, - and . and does not begin with - or .",
+        )
+    yield Diagnostic("RK028", f"{error.instance!r} is no {what}", (Label(at),), (help,))
+
+
+_EXPLAIN: Mapping[str, Callable[[_Place, ValidationError], Iterator[Diagnostic]]] = {
+    "additionalProperties": _unknown_fields,
+    "anyOf": _lacks_all,
+    "const": _other_version,
+    "dependentRequired": _args_alone,
+    "enum": _not_one_of,
+    "minItems": _empty,
+    "minLength": _empty,
+    "minProperties": _empty,
+    "oneOf": _surfaces,
+    "pattern": _bad_name,
+    "required": _missing_fields,
+    "type": _wrong_type,
+}
+"""The words for each keyword of JSON Schema that the schema uses."""
