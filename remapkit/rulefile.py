@@ -150,8 +150,7 @@ class Reading:
 def read(path: Path | str) -> RuleFile:
     """The rule file at a path.
 
-    Raises `InvalidRules` with every problem of its YAML and its structure, and `UsageError` where there is no file that
-    can be read.
+    Raises `InvalidRules` with every problem of its YAML and its structure, and `UsageError` where there is none.
     """
     return _raised(examine(path))
 
@@ -159,9 +158,9 @@ def read(path: Path | str) -> RuleFile:
 def read_text(text: str, name: str = "<string>") -> RuleFile:
     """A rule file given as text; `name` is what messages call it.
 
-    >>> file = read_text("remapkit: 1\\nname: mine\\nrules:\\n  - {id: q, path: 'h.{n}.q', to: 'layers.{n}.query'}\\n")
+    >>> file = read_text("remapkit: 1\\nname: t\\nrules:\\n  - {id: q, path: 'h.{n}.q', to: 'layers.{n}.query'}\\n")
     >>> file.rules[0].to.value, str(file.rules[0].to.at(7, 10))
-    ('layers.{n}.query', '<string>:4:39')
+    ('layers.{n}.query', '<string>:4:42')
     """
     return _raised(examine_text(text, name))
 
@@ -266,11 +265,11 @@ class _Written:
 
     def items(self, node: Node | None) -> Iterator[Node]:
         if isinstance(node, ListNode):
-            yield from (item for item in node.items if not self.places or self.sound(item))
+            yield from (item for item in node.items if self.sound(item))
 
     def part(self, fields: dict[str, Node], name: str) -> MapNode | None:
         node = fields.get(name)
-        return node if isinstance(node, MapNode) and (not self.places or self.sound(node)) else None
+        return node if isinstance(node, MapNode) and self.sound(node) else None
 
     def rule(self, node: Node) -> WrittenRule:
         fields = _fields(node)

@@ -12,7 +12,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -25,8 +25,8 @@ MAX_BYTES = 10_000_000
 MAX_DEPTH = 20
 """How deep mappings and lists may be nested; the rule language needs 5."""
 
-LOADER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Splits text into events: libyaml's where PyYAML was built with it (some 20 times faster), else the one in Python."""
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Splits text into events: libyaml's where PyYAML was built with it (20 times faster), else the one in Python."""
 
 Kind = Literal["text", "integer", "number", "boolean", "null", "empty"]
 
@@ -201,16 +201,20 @@ class _Composer:
         labels = (Label(labels),) if isinstance(labels, Span) else labels
         self.problems.append(Diagnostic(code, title, labels, help))
 
-    def span(self, event: yaml.Event) -> Span:
+    def event(self) -> Any:
+        """The next event; PyYAML's stubs type its events too loosely to be of use."""
+        return self.loader.get_event()
+
+    def span(self, event: Any) -> Span:
         return Span(self.source, event.start_mark.index, event.end_mark.index)
 
     def document(self) -> Node:
-        self.loader.get_event()
-        if isinstance(self.loader.get_event(), yaml.StreamEndEvent):
+        self.event()
+        if isinstance(self.event(), yaml.StreamEndEvent):
             raise _Fatal(self.nothing())
-        root = self.node(self.loader.get_event(), 0)
-        self.loader.get_event()
-        following = self.loader.get_event()
+        root = self.node(self.event(), 0)
+        self.event()
+        following = self.event()
         if not isinstance(following, yaml.StreamEndEvent):
             label = Label(Span(self.source, following.start_mark.index, following.start_mark.index + 3))
             raise _Fatal(Diagnostic("RK010", "a second document begins here", (label,), ("one file, one rule file",)))
@@ -224,7 +228,7 @@ class _Composer:
         )
         return Diagnostic("RK011", "the rule file is empty", place=self.source.name, help=(help,))
 
-    def node(self, event: yaml.Event, depth: int) -> Node:
+    def node(self, event: Any, depth: int) -> Node:
         span = self.span(event)
         if depth > MAX_DEPTH:
             help = "a rule file needs no more than 5 levels"
@@ -236,14 +240,14 @@ class _Composer:
             return BrokenNode(span)
         refused = self.refuse_properties(event)
         if isinstance(event, yaml.SequenceStartEvent):
-            return self.list(span.start, depth)
+            return self.sequence(span.start, depth)
         if isinstance(event, yaml.MappingStartEvent):
             return self.mapping(span.start, depth)
         return BrokenNode(span) if refused else self.scalar(event, span)
 
-    def list(self, start: int, depth: int) -> Node:
+    def sequence(self, start: int, depth: int) -> Node:
         items: list[Node] = []
-        while not isinstance(event := self.loader.get_event(), yaml.SequenceEndEvent):
+        while not isinstance(event := self.event(), yaml.SequenceEndEvent):
             items.append(self.node(event, depth + 1))
         return ListNode(tuple(items), self.collection_span(start, event, items))
 
@@ -251,9 +255,9 @@ class _Composer:
         entries: list[tuple[ScalarNode, Node]] = []
         seen: dict[str, ScalarNode] = {}
         last: list[Node] = []
-        while not isinstance(event := self.loader.get_event(), yaml.MappingEndEvent):
+        while not isinstance(event := self.event(), yaml.MappingEndEvent):
             key = self.node(event, depth + 1)
-            value = self.node(self.loader.get_event(), depth + 1)
+            value = self.node(self.event(), depth + 1)
             last = [value]
             if self.is_key(key) and isinstance(key, ScalarNode):
                 first = seen.setdefault(key.value, key)
@@ -263,7 +267,7 @@ class _Composer:
                     self.refuse_duplicate(first, key)
         return MapNode(tuple(entries), self.collection_span(start, event, last))
 
-    def collection_span(self, start: int, end: yaml.Event, items: list[Node]) -> Span:
+    def collection_span(self, start: int, end: Any, items: list[Node]) -> Span:
         """A block collection ends with its last item: the parsers put its end after the blank lines that follow."""
         flow = end.end_mark.index > end.start_mark.index
         stop = end.end_mark.index if flow or not items else items[-1].span.end
@@ -299,7 +303,7 @@ class _Composer:
         )
         self.problem("RK003", f"{span.text} is a YAML alias", span, *help)
 
-    def refuse_properties(self, event: yaml.Event) -> bool:
+    def refuse_properties(self, event: Any) -> bool:
         """Whether the node has an anchor or a tag, each refused at its place; its span begins with them."""
         if event.anchor is None and event.tag is None:
             return False
@@ -315,7 +319,7 @@ class _Composer:
             here = match.end()
         return True
 
-    def scalar(self, event: yaml.ScalarEvent, span: Span) -> Node:
+    def scalar(self, event: Any, span: Span) -> Node:
         style = event.style or ""
         if style:
             self.protected.append((span.start, span.end))
@@ -490,7 +494,7 @@ def _leading_spaces(line: str) -> int:
 
 
 def _tabs(source: Source, protected: Iterable[tuple[int, int]]) -> list[Diagnostic]:
-    """The first tab that is neither in a quoted or block scalar nor in a comment: YAML readers disagree about those."""
+    """The first tab outside quoted and block scalars and comments, where YAML readers disagree about them."""
     if "\t" not in source.text:
         return []
     kept = sorted(protected)
@@ -517,7 +521,7 @@ def _tab(source: Source, place: int, count: int = 1) -> Diagnostic:
 
 
 def _syntax_error(source: Source, error: yaml.MarkedYAMLError) -> Diagnostic:
-    """In our own words, from the place of the error and what stands there: the two parsers word theirs differently."""
+    """In our own words, from the place of the error and what stands there: the two parsers use different ones."""
     text = source.text
     marked = error.problem_mark or error.context_mark
     here = min(marked.index, len(text)) if marked else len(text)

@@ -48,7 +48,7 @@ def schema_problems(root: Node) -> tuple[Diagnostic, ...]:
     errors = list(islice(_validator().iter_errors(walked), MAX_PROBLEMS + 1))
     problems: dict[Diagnostic, None] = {}
     for error in errors:
-        for problem in _explained(_Place.of(root, error.absolute_path), error):
+        for problem in _explained(_Place.of(root, tuple(error.absolute_path)), _Departure.of(error)):
             problems[problem] = None
     version = next((problem for problem in problems if problem.code == "RK025"), None)
     if version is not None:
@@ -146,15 +146,24 @@ class _Place:
         """What the place is called in a sentence."""
         if not self.path:
             return "the rule file"
-        if self.path[0] == "rules" and len(self.path) == 2:
+        section, last = self.path[0], self.path[-1]
+        if section == "rules" and len(self.path) == 2:
             return self.rule
-        if isinstance(self.path[-1], int):
-            return f"entry {self.path[-1] + 1} of `{self.path[-2]}`"
+        if isinstance(last, int):
+            return f"entry {last + 1} of `{self.path[-2]}`"
+        if section == "tables" and len(self.path) == 2:
+            return f"the table `{last}`"
+        return f"the test of {last!r}" if section == "tests" and len(self.path) == 2 else f"`{last}`"
         return (
             f"the table `{self.path[1]}`"
             if self.path[0] == "tables" and len(self.path) == 2
             else f"`{self.path[-1]}`"
         )
+
+    @property
+    def name_in_file(self) -> str | int:
+        """The key or the number of the place within its parent."""
+        return self.path[-1] if self.path else 0
 
     @property
     def rule(self) -> str:
@@ -173,17 +182,30 @@ class _Place:
         return self.node.span
 
 
-def _explained(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
-    if isinstance(place.node, BrokenNode):
-        return
-    explain = _EXPLAIN.get(error.validator)
-    if explain is None:
-        raise AssertionError(f"no words for the schema's {error.validator!r}")
-    yield from explain(place, error)
+@dataclass(frozen=True, slots=True)
+class _Departure:
+    """What jsonschema found: the keyword that does not hold, its value and its schema, and the value it met."""
+
+    keyword: str
+    wanted: Any
+    schema: Mapping[str, Any]
+    got: Any
+    of_a_name: bool
+
+    @classmethod
+    def of(cls, error: ValidationError) -> _Departure:
+        schema = error.schema if isinstance(error.schema, dict) else {}
+        of_a_name = "propertyNames" in error.absolute_schema_path
+        return cls(str(error.validator), error.validator_value, schema, error.instance, of_a_name)
 
 
-def _unknown_fields(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
-    assert isinstance(place.node, MapNode) and isinstance(error.schema, dict)
+def _explained(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    if not isinstance(place.node, BrokenNode):
+        yield from _EXPLAIN[error.keyword](place, error)
+
+
+def _unknown_fields(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    assert isinstance(place.node, MapNode)
     known = list(error.schema["properties"])
     free = [name for name in known if place.node.key(name) is None]
     for key, _ in place.node.entries:
@@ -196,9 +218,9 @@ def _unknown_fields(place: _Place, error: ValidationError) -> Iterator[Diagnosti
         yield Diagnostic("RK020", f"unknown field {key.value!r}{where}", (Label(key.span),), help)
 
 
-def _missing_fields(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
-    assert isinstance(place.node, MapNode) and isinstance(error.schema, dict)
-    for name in error.validator_value:
+def _missing_fields(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    assert isinstance(place.node, MapNode)
+    for name in error.wanted:
         if place.node.key(name) is None:
             yield Diagnostic("RK021", f"{place.name} lacks `{name}`", (Label(place.at),), (_how(name, error.schema),))
 
@@ -216,8 +238,9 @@ def _sentence(schema: Mapping[str, Any]) -> str:
     return text[0].lower() + text[1:]
 
 
-def _surfaces(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
-    assert isinstance(place.node, MapNode)
+def _surfaces(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    if not isinstance(place.node, MapNode):
+        return  # `required` holds of what is no mapping, so that both surfaces do: its type is wrong, which is said
     match, path = place.node.key("match"), place.node.key("path")
     if match is not None and path is not None:
         labels = (Label(match.span), Label(path.span))
@@ -228,7 +251,7 @@ def _surfaces(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
         yield Diagnostic("RK024", f"{place.name} has neither `match` nor `path`", (Label(place.at),), (help,))
 
 
-def _lacks_all(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
+def _lacks_all(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     if place.path == ("target",):
         help = "add `model: plugin.module:Class`, `keys: manifest.json`, or both"
         yield Diagnostic("RK021", "`target` names neither a model nor keys", (Label(place.at),), (help,))
@@ -237,22 +260,25 @@ def _lacks_all(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
         yield Diagnostic("RK027", "there are no rules: every key would be refused", (Label(place.at),), (help,))
 
 
-def _args_alone(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
+def _args_alone(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     assert isinstance(place.node, MapNode)
     key = place.node.key("args")
     help = "add `model:`, or remove them"
     yield Diagnostic("RK021", "`args` of no model", (Label(key.span if key else place.at),), (help,))
 
 
-def _wrong_type(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
-    assert isinstance(error.schema, dict)
-    types = [error.validator_value] if isinstance(error.validator_value, str) else list(error.validator_value)
+def _wrong_type(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    node = place.node
+    types = [error.wanted] if isinstance(error.wanted, str) else list(error.wanted)
+    # Nothing at all is fine where a list or a mapping is wanted, but not what anybody would write on purpose.
     wanted = " or ".join(_TYPES[each] for each in types if each != "null" or types[0] == "string")
-    got, node = _got(place.node), place.node
-    nothing = isinstance(node, ScalarNode) and node.kind == "empty"
-    label = Label(place.at if nothing else node.span)
-    help = list(_type_help(place, types, error.schema))
-    yield Diagnostic("RK022", f"{place.name} wants {wanted}, and got {got}", (label,), tuple(help))
+    label = Label(node.span if node.span.end > node.span.start else place.at)
+    help = _lossy_help(place) or (_scalar_help if isinstance(node, ScalarNode) else _text_help)(place, types)
+    if help is None and isinstance(place.name_in_file, str) and "examples" in error.schema:
+        help = f"for example `{place.name_in_file}: {_flow(error.schema['examples'][0])}`"
+    if help is None:
+        help = _sentence(error.schema) if place.path else "begin with `remapkit: 1` and `name: ...`, a line each"
+    yield Diagnostic("RK022", f"{place.name} wants {wanted}, and got {_got(node)}", (label,), (help,))
 
 
 def _got(node: Node) -> str:
@@ -261,28 +287,31 @@ def _got(node: Node) -> str:
     return "a list" if isinstance(node, ListNode) else "a mapping"
 
 
-def _type_help(place: _Place, types: Sequence[str], schema: Mapping[str, Any]) -> Iterator[str]:
+def _lossy_help(place: _Place) -> str | None:
+    if place.path[:1] == ("tables",) and place.path[2:] == ("lossy",):
+        return "a lossy table is written `{lossy: true, entries: {key: value, ...}}`"
+    return None
+
+
+def _scalar_help(place: _Place, types: Sequence[str]) -> str | None:
+    """What to write instead of a scalar of the wrong kind."""
     node = place.node
-    scalar = isinstance(node, ScalarNode)
-    written = node.span.text if "\n" not in node.span.text else ""
-    if place.path[-2:-1] and place.path[0] == "tables" and place.path[-1] == "lossy":
-        yield "a lossy table is written `{lossy: true, entries: {key: value, ...}}`"
-    elif "string" in types and scalar and node.kind in ("integer", "number", "boolean"):
-        yield f"quote it: '{written}'"
-    elif "string" in types and not scalar and written[:1] in ("{", "["):
-        yield f"a text that begins with {written[0]} must be quoted: '{written}'"
-    elif types[0] == "integer" and scalar and node.kind == "text" and node.value.isdecimal():
-        yield f"write it without quotes: {node.value}"
-    elif "array" in types and scalar and node.kind in ("text", "integer"):
-        yield f"write a list: [{written or '...'}]"
-    elif "null" in types and types[0] == "string" and scalar and node.kind == "empty":
-        yield "write null to say that the key must be dropped"
-    elif "examples" in schema and isinstance(place.path[-1] if place.path else 0, str):
-        yield f"for example `{place.path[-1]}: {_flow(schema['examples'][0])}`"
-    elif not place.path:
-        yield "begin with `remapkit: 1` and `name: ...`, each on a line of its own"
-    else:
-        yield _sentence(schema) if "description" in schema else "see `remapkit schema`"
+    assert isinstance(node, ScalarNode)
+    if "string" in types and node.kind in ("integer", "number", "boolean"):
+        return f"quote it: '{node.value}'"
+    if types == ["integer"] and node.kind == "text" and node.value.isdecimal():
+        return f"write it without quotes: {node.value}"
+    if "array" in types and node.kind in ("text", "integer") and "\n" not in node.span.text:
+        return f"write a list: [{node.span.text}]"
+    return None
+
+
+def _text_help(place: _Place, types: Sequence[str]) -> str | None:
+    """What to write instead of a mapping or a list that was meant as text: `to: {stage}`."""
+    written = place.node.span.text
+    if "string" in types and written[:1] in ("{", "[") and "\n" not in written:
+        return f"a text that begins with {written[0]} must be quoted: '{written}'"
+    return None
 
 
 def _flow(value: Any) -> str:
@@ -302,8 +331,8 @@ def _flow(value: Any) -> str:
     return str(value) if safe else f"'{value}'"
 
 
-def _not_one_of(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
-    options = [str(each) for each in error.validator_value]
+def _not_one_of(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    options = [str(each) for each in error.wanted]
     value = place.node.value if isinstance(place.node, ScalarNode) else ""
     close = difflib.get_close_matches(value.lower(), options, n=1)
     help = f"did you mean `{close[0]}`?" if close else f"write one of {', '.join(options)}"
@@ -313,24 +342,24 @@ def _not_one_of(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
     yield Diagnostic("RK023", title, (label,), (help,))
 
 
-def _other_version(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
+def _other_version(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     if isinstance(place.node, ScalarNode) and place.node.kind == "integer":
         title = f"version {place.node.value} of the rule language is not known"
         help = ("this remapkit reads version 1: write `remapkit: 1`, or install a newer remapkit",)
         yield Diagnostic("RK025", title, (Label(place.node.span),), help)
 
 
-def _empty(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
+def _empty(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     what = {"minLength": "an empty text", "minItems": "an empty list", "minProperties": "an empty mapping"}
     node = place.node.span
     label = Label(node if node.end > node.start else place.at)
     help = "write a value, or remove the field" if isinstance(place.path[-1], str) else "write a value, or remove it"
-    yield Diagnostic("RK026", f"{place.name} is {what[error.validator]}", (label,), (help,))
+    yield Diagnostic("RK026", f"{place.name} is {what[error.keyword]}", (label,), (help,))
 
 
-def _bad_name(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
-    if "propertyNames" in error.absolute_schema_path and isinstance(place.node, MapNode):
-        key = place.node.key(str(error.instance))
+def _bad_name(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    if error.of_a_name and isinstance(place.node, MapNode):
+        key = place.node.key(str(error.got))
         at, what = (key.span if key else place.at), "name for a table"
         help = "a table is named with letters, digits and _, and never `int`, which is a type"
     else:
@@ -339,10 +368,10 @@ def _bad_name(place: _Place, error: ValidationError) -> Iterator[Diagnostic]:
             "name",
             "a name has letters, digits, _, - and . and does not begin with - or .",
         )
-    yield Diagnostic("RK028", f"{error.instance!r} is no {what}", (Label(at),), (help,))
+    yield Diagnostic("RK028", f"{error.got!r} is no {what}", (Label(at),), (help,))
 
 
-_EXPLAIN: Mapping[str, Callable[[_Place, ValidationError], Iterator[Diagnostic]]] = {
+_EXPLAIN: Mapping[str, Callable[[_Place, _Departure], Iterator[Diagnostic]]] = {
     "additionalProperties": _unknown_fields,
     "anyOf": _lacks_all,
     "const": _other_version,
