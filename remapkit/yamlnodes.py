@@ -189,13 +189,13 @@ class _Fatal(Exception):
 
 
 class _Composer:
-    """Events to nodes; `protected` are the stretches of quoted and block scalars, where tabs are content."""
+    """Events to nodes; `protected` are the stretches where tabs are content, and whether it is a block scalar."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.loader = LOADER(source.text)
         self.problems: list[Diagnostic] = []
-        self.protected: list[tuple[int, int]] = []
+        self.protected: list[tuple[int, int, bool]] = []
 
     def problem(self, code: str, title: str, labels: Span | tuple[Label, ...], *help: str) -> None:
         labels = (Label(labels),) if isinstance(labels, Span) else labels
@@ -287,7 +287,7 @@ class _Composer:
             at = Span(self.source, key.span.start, key.span.start + 1)
             self.problem("RK015", "a colon without a key before it", at, "write the key, or '' for an empty one")
         else:
-            title = f"{key.value} as a key is read as {READ_AS[key.kind]}, not as text"
+            title = f"the key {key.value} is {READ_AS[key.kind]} to YAML, not text"
             self.problem("RK014", title, key.span, f"quote it: '{key.value}'")
         return False
 
@@ -321,9 +321,13 @@ class _Composer:
 
     def scalar(self, event: Any, span: Span) -> Node:
         style = event.style or ""
+        if style in ("|", ">"):
+            return self.block(event, span, style)
         if style:
-            self.protected.append((span.start, span.end))
+            self.protected.append((span.start, span.end, False))
             return ScalarNode(_located(span, style, event.value), span, "text")
+        if not event.value:
+            span = _nothing_at(span)
         text = _located(span, style, event.value)
         kind = plain_kind(event.value)
         if kind is not None:
@@ -335,14 +339,32 @@ class _Composer:
             self.problem("RK014", *_ambiguous(event.value, span))
         return BrokenNode(span)
 
+    def block(self, event: Any, span: Span, style: str) -> Node:
+        header = _BLOCK_HEADER.match(self.source.text, span.start)
+        if header is None:  # libyaml takes `|#` for a comment
+            end = _line_end(self.source, span.start)
+            label = Label(Span(self.source, span.start, end))
+            raise _Fatal(Diagnostic("RK001", f"a text after {style}", (label,), ("begin the text on a new line",)))
+        self.protected.append((header.end(), span.end, True))
+        return ScalarNode(_located(span, style, event.value), span, "text")
 
+
+def _nothing_at(span: Span) -> Span:
+    """Where nothing stands: right after what is before it, and not after the white space that follows."""
+    place = span.start
+    while place and span.source.text[place - 1] in " \r\n":
+        place -= 1
+    return Span(span.source, place, place)
+
+
+_BLOCK_HEADER = re.compile(r"[|>][-+1-9]{0,2}(?:[ \t]+#[^\n]*|[ \t\r]*)(?=\n|\Z)")
 _PROPERTY = re.compile(r"([&!][^\s,\[\]{}]*)\s*")
 
 READ_AS = {
     "text": "text",
     "integer": "a whole number",
     "number": "a number",
-    "boolean": "true or false",
+    "boolean": "a boolean",
     "null": "nothing (null)",
     "empty": "nothing",
 }
@@ -493,24 +515,27 @@ def _leading_spaces(line: str) -> int:
 # ------------------------------------------------------------------------------------------------ what does not parse
 
 
-def _tabs(source: Source, protected: Iterable[tuple[int, int]]) -> list[Diagnostic]:
+def _tabs(source: Source, protected: Iterable[tuple[int, int, bool]]) -> list[Diagnostic]:
     """The first tab outside quoted and block scalars and comments, where YAML readers disagree about them."""
     if "\t" not in source.text:
         return []
     kept = sorted(protected)
-    starts = [start for start, _ in kept]
+    starts = [start for start, _, _ in kept]
 
-    def free(place: int) -> bool:
+    def free(place: int, indents: bool) -> bool:
         before = bisect_right(starts, place) - 1
-        return before < 0 or place >= kept[before][1]
+        if before < 0 or place >= kept[before][1]:
+            return True
+        return indents and kept[before][2]
 
     found: list[int] = []
     for line in re.finditer(r"[^\n]*\t[^\n]*", source.text):
         for sign in re.finditer(r"\t|(?<!\S)#", line.group()):
             place = line.start() + sign.start()
-            if free(place) and sign.group() == "#":
+            indents = not line.group()[: sign.start()].strip(" ")
+            if sign.group() == "#" and free(place, False):
                 break
-            if free(place):
+            if sign.group() == "\t" and free(place, indents):
                 found.append(place)
     return [_tab(source, found[0], len(found))] if found else []
 
@@ -565,7 +590,13 @@ def _unexpected(source: Source, opened: int, here: int) -> Diagnostic:
     )
     opener, before, sign = text[opened : opened + 1], text[max(0, here - 1) : here], text[here : here + 1]
     value = _value_before(source, here)
-    if value is not None and before in ("}", "]") and sign not in ("", "\n", " "):
+    if (
+        value is not None
+        and value < here
+        and text[value] in "{["
+        and before in ("}", "]")
+        and sign not in ("", "\n", " ")
+    ):
         title = f"a text that begins with {text[value]} must be quoted"
         labels, helps = [Label(Span(source, value, _line_end(source, value)))], [_quote_line(source, value)]
     elif value is not None and text[value] in "'\"" and text[value + 1 : here].rstrip().endswith(text[value]):
@@ -581,6 +612,8 @@ def _unexpected(source: Source, opened: int, here: int) -> Diagnostic:
         helps = [f"close it with {closer}; a text that begins with {opener} must be quoted"]
     elif sign == ":":
         title, labels, helps = _colon(source, here)
+    elif sign == "-" and value == here:
+        title, helps = "a list begins on a line of its own", ["begin a new line, or quote it if it is text"]
     elif sign and sign in "@`%?,]}":
         title, helps = f"a plain text cannot begin with {sign}", [_quote_line(source, here)]
     elif opener and opener in "|>":
@@ -624,7 +657,7 @@ def _value_before(source: Source, place: int) -> int | None:
     """Where the value begins, after `key:` or `-`, that a place is within; None where there is none in its line."""
     begin = source.text.rfind("\n", 0, place) + 1
     match = re.compile(r"[ ]*(?:- +)*(?:[\w.-]+: +)?(?=\S)").match(source.text, begin)
-    return match.end() if match and match.end() > begin and match.end() < place else None
+    return match.end() if match and begin < match.end() <= place else None
 
 
 def _quote_line(source: Source, place: int) -> str:

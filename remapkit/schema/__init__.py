@@ -211,7 +211,7 @@ def _unknown_fields(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     for key, _ in place.node.entries:
         if key.value in known:
             continue
-        close = difflib.get_close_matches(key.value.lower().strip(), free or known, n=1)
+        close = _close(key.value, free or known)
         listed = f"known here: {', '.join(known)}"
         help = (f"did you mean `{close[0]}`?",) if close else (listed,)
         where = "" if not place.path else f" in {place.name}"
@@ -221,16 +221,20 @@ def _unknown_fields(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
 def _missing_fields(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     assert isinstance(place.node, MapNode)
     for name in error.wanted:
-        if place.node.key(name) is None:
-            yield Diagnostic("RK021", f"{place.name} lacks `{name}`", (Label(place.at),), (_how(name, error.schema),))
+        if place.node.key(name) is None and name not in _meant(place.node, error.schema):
+            field = error.schema["properties"][name]
+            how = f"add `{name}: {_flow(field['examples'][0])}`{'' if 'const' in field else ' with your own value'}"
+            yield Diagnostic("RK021", f"{place.name} lacks `{name}`", (Label(place.at),), (how, _sentence(field)))
 
 
-def _how(name: str, schema: Mapping[str, Any]) -> str:
-    field = schema["properties"][name]
-    if "const" in field:
-        return f"add `{name}: {field['const']}`: {_sentence(field)}"
-    example = f"add `{name}: {_flow(field['examples'][0])}`" if "examples" in field else f"add `{name}:`"
-    return f"{example}, with your own value: {_sentence(field)}"
+def _meant(node: MapNode, schema: Mapping[str, Any]) -> set[str]:
+    """The fields that misspelt ones were meant to be: to call them missing too would be saying it twice."""
+    known = list(schema["properties"])
+    return {name for key, _ in node.entries if key.value not in known for name in _close(key.value, known)}
+
+
+def _close(name: str, known: Sequence[str]) -> list[str]:
+    return difflib.get_close_matches(name.lower().strip(), known, n=1)
 
 
 def _sentence(schema: Mapping[str, Any]) -> str:
@@ -271,7 +275,7 @@ def _wrong_type(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     node = place.node
     types = [error.wanted] if isinstance(error.wanted, str) else list(error.wanted)
     # Nothing at all is fine where a list or a mapping is wanted, but not what anybody would write on purpose.
-    wanted = " or ".join(_TYPES[each] for each in types if each != "null" or types[0] == "string")
+    wanted = _or([_TYPES[each] for each in types if each != "null" or types[0] == "string"])
     label = Label(node.span if node.span.end > node.span.start else place.at)
     help = _lossy_help(place) or (_scalar_help if isinstance(node, ScalarNode) else _text_help)(place, types)
     if help is None and isinstance(place.name_in_file, str) and "examples" in error.schema:
@@ -279,6 +283,12 @@ def _wrong_type(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     if help is None:
         help = _sentence(error.schema) if place.path else "begin with `remapkit: 1` and `name: ...`, a line each"
     yield Diagnostic("RK022", f"{place.name} wants {wanted}, and got {_got(node)}", (label,), (help,))
+
+
+def _or(names: Sequence[str]) -> str:
+    if "text" in names:  # a whole number is welcome there, as the text that it is
+        names = [name for name in names if name != "a whole number"]
+    return f"{', '.join(names[:-1])} or {names[-1]}" if names[1:] else names[0]
 
 
 def _got(node: Node) -> str:
@@ -334,7 +344,7 @@ def _flow(value: Any) -> str:
 def _not_one_of(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     options = [str(each) for each in error.wanted]
     value = place.node.value if isinstance(place.node, ScalarNode) else ""
-    close = difflib.get_close_matches(value.lower(), options, n=1)
+    close = _close(value, options)
     help = f"did you mean `{close[0]}`?" if close else f"write one of {', '.join(options)}"
     got = repr(value) if isinstance(place.node, ScalarNode) and place.node.kind == "text" else _got(place.node)
     title = f"{place.name} is one of {', '.join(options)}, and not {got}"
