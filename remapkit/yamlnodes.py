@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +22,15 @@ from remapkit.source import Source, Span, Text
 
 MAX_BYTES = 10_000_000
 """The largest rule file that is read: about 50,000 rules."""
+
+MAX_NODES = 500_000
+"""The most keys, values, lists and mappings that are read: some 10 seconds."""
+
+MAX_LENGTH = 100_000
+"""The longest text, in characters."""
+
+MAX_PROBLEMS = 100
+"""How many problems of the YAML, and of the structure, are said before the rest is only announced."""
 
 MAX_DEPTH = 20
 """How deep mappings and lists may be nested; the rule language needs 5."""
@@ -101,11 +111,16 @@ def decode(data: bytes, name: str) -> tuple[Source, tuple[Diagnostic, ...]]:
         return source, (Diagnostic("RK007", title, (Label(Span(source, start, start + 1)),), (help,)),)
 
 
-def too_large(name: str) -> Diagnostic:
-    """The refusal of a text beyond `MAX_BYTES`."""
-    title = f"the rule file is larger than {MAX_BYTES // 1_000_000} MB"
+def too_large(name: str, how: str = f"is larger than {MAX_BYTES // 1_000_000} MB") -> Diagnostic:
+    """The refusal of a text beyond `MAX_BYTES` or `MAX_NODES`."""
+    title = f"the rule file {how}"
     help = ("is this a checkpoint or a manifest? A rule file of that size wants patterns instead of single keys",)
     return Diagnostic("RK012", title, place=name, help=help)
+
+
+def too_many() -> Diagnostic:
+    """What is said instead of every further problem."""
+    return Diagnostic("RK029", f"only the first {MAX_PROBLEMS} problems are shown")
 
 
 _FORBIDDEN = re.compile(
@@ -115,12 +130,14 @@ _FORBIDDEN = re.compile(
 
 def _forbidden_characters(source: Source) -> Iterator[Diagnostic]:
     """One message for each kind of character that no rule file may hold, at the first of them."""
-    found: dict[str, list[int]] = {}
+    first: dict[str, int] = {}
+    count: Counter[str] = Counter()
     for match in _FORBIDDEN.finditer(source.text):
-        found.setdefault(match.group(), []).append(match.start())
-    for character, places in found.items():
-        label = Label(Span(source, places[0], places[0] + 1), f"the first of {len(places)}" if places[1:] else "")
-        yield _forbidden(character, places[0] == 0, label)
+        first.setdefault(match.group(), match.start())
+        count[match.group()] += 1
+    for character, place in first.items():
+        more = f"the first of {count[character]}" if count[character] > 1 else ""
+        yield _forbidden(character, place == 0, Label(Span(source, place, place + 1), more))
 
 
 def _forbidden(character: str, first: bool, label: Label) -> Diagnostic:
@@ -146,11 +163,10 @@ def _forbidden(character: str, first: bool, label: Label) -> Diagnostic:
 
 def _directives(source: Source) -> Iterator[Diagnostic]:
     """`%YAML` and `%TAG` change how what follows is read, and parsers disagree about the ones they do not know."""
-    blank = re.compile(r"(?:[ \t]*+(?:#[^\n]*+)?\r?\n)*+(%[^\n\r]*+)")
-    line = blank.match(source.text)
-    while line:
-        yield Diagnostic("RK004", "a YAML directive", (Label(Span(source, *line.span(1))),), ("remove the line",))
-        line = blank.match(source.text, line.end())
+    line = re.compile(r"(?:[ \t]*+(?:#[^\n]*+)?\r?\n)*+(%[^\n\r]*+)").match(source.text)
+    if line:
+        help = "rule files need none: remove the line"
+        yield Diagnostic("RK004", "a YAML directive", (Label(Span(source, *line.span(1))),), (help,))
 
 
 # ------------------------------------------------------------------------------------------------ text to nodes
@@ -195,9 +211,12 @@ class _Composer:
         self.source = source
         self.loader = LOADER(source.text)
         self.problems: list[Diagnostic] = []
+        self.count = 0
         self.protected: list[tuple[int, int, bool]] = []
 
     def problem(self, code: str, title: str, labels: Span | tuple[Label, ...], *help: str) -> None:
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise _Fatal(too_many())
         labels = (Label(labels),) if isinstance(labels, Span) else labels
         self.problems.append(Diagnostic(code, title, labels, help))
 
@@ -230,6 +249,9 @@ class _Composer:
 
     def node(self, event: Any, depth: int) -> Node:
         span = self.span(event)
+        self.count += 1
+        if self.count > MAX_NODES:
+            raise _Fatal(too_large(self.source.name, f"holds more than {MAX_NODES:,} keys and values"))
         if depth > MAX_DEPTH:
             help = "a rule file needs no more than 5 levels"
             title = f"nested more than {MAX_DEPTH} levels deep"
@@ -320,6 +342,10 @@ class _Composer:
         return True
 
     def scalar(self, event: Any, span: Span) -> Node:
+        if len(event.value) > MAX_LENGTH:
+            label = Label(Span(self.source, span.start, span.start + 1))
+            help = "no key is that long: is a quote missing?"
+            raise _Fatal(Diagnostic("RK012", f"a text of more than {MAX_LENGTH:,} characters", (label,), (help,)))
         style = event.style or ""
         if style in ("|", ">"):
             return self.block(event, span, style)

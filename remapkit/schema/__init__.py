@@ -18,13 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostic import Diagnostic, Label
 from remapkit.source import Span
-from remapkit.yamlnodes import READ_AS, BrokenNode, ListNode, MapNode, Node, ScalarNode, plain_kind
+from remapkit.yamlnodes import (
+    MAX_PROBLEMS,
+    READ_AS,
+    BrokenNode,
+    ListNode,
+    MapNode,
+    Node,
+    ScalarNode,
+    plain_kind,
+    too_many,
+)
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator, ValidationError
-
-MAX_PROBLEMS = 100
-"""How many departures from the schema are said before the rest is only announced."""
 
 _FILE = Path(__file__).with_name("rules-v1.schema.json")
 _TYPES = {
@@ -57,7 +64,7 @@ def schema_problems(root: Node) -> tuple[Diagnostic, ...]:
     if len(found) > 1:
         found = [problem for problem in found if problem.code != "RK027"]
     if len(errors) > MAX_PROBLEMS:
-        found = [*found[:MAX_PROBLEMS], Diagnostic("RK029", f"only the first {MAX_PROBLEMS} problems are shown")]
+        found = [*found[:MAX_PROBLEMS], too_many()]
     return tuple(found)
 
 
