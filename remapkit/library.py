@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remapkit.diagnostic import Diagnostic, UsageError
+from remapkit.diagnostic import Diagnostic, InvalidRules, Severity, UsageError
 
 if TYPE_CHECKING:
     from remapkit.rules import RuleSet
@@ -154,10 +154,21 @@ def load(name_or_path: str | Path) -> RuleSet:
     >>> rules.name, len(rules.rules)
     ('wan22_pth', 4)
     """
-    from remapkit.rulefile import read
+    from remapkit.rulefile import examine
     from remapkit.rules import compile_rules
 
-    return compile_rules(read(find_rules(name_or_path)))
+    reading = examine(find_rules(name_or_path))
+    problems = list(reading.problems)
+    if reading.file is not None:
+        # What is sound is compiled even where the structure has problems, so that all of the file are said at once.
+        try:
+            rules = compile_rules(reading.file)
+        except InvalidRules as error:
+            problems += [each for each in error.diagnostics if not problems or each.severity is Severity.ERROR]
+        else:
+            if not problems:
+                return rules
+    raise InvalidRules(problems)
 
 
 def resolve(reference: str) -> Callable[..., Any]:

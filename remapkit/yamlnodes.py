@@ -253,10 +253,7 @@ class _Composer:
         if self.count > MAX_NODES:
             raise _Fatal(too_large(self.source.name, f"holds more than {MAX_NODES:,} keys and values"))
         if depth > MAX_DEPTH:
-            help = "a rule file needs no more than 5 levels"
-            title = f"nested more than {MAX_DEPTH} levels deep"
-            label = Label(Span(self.source, span.start, span.start + 1))
-            raise _Fatal(Diagnostic("RK013", title, (label,), (help,)))
+            raise _Fatal(_too_deep(self.source, span.start))
         if isinstance(event, yaml.AliasEvent):
             self.refuse_alias(span)
             return BrokenNode(span)
@@ -581,11 +578,19 @@ def _syntax_error(source: Source, error: yaml.MarkedYAMLError) -> Diagnostic:
     tab = re.compile(r"[ ]*\t").match(text, text.rfind("\n", 0, here) + 1) or re.compile(r"\t").match(text, here)
     if tab:
         return _tab(source, tab.end() - 1)
+    if here > MAX_DEPTH and not text[here - MAX_DEPTH - 1 : here].strip("{["):
+        return _too_deep(source, here - 1)  # libyaml gives up by itself at 1,000
     if opener in ("'", '"') and opened != here:
         return _quoted(source, opened, here)
     if opener and opener in "*&!":
         return _sigil(source, opened)
     return _unexpected(source, opened, here)
+
+
+def _too_deep(source: Source, place: int) -> Diagnostic:
+    label = Label(Span(source, place, place + 1))
+    help = "a rule file needs no more than 5 levels"
+    return Diagnostic("RK013", f"nested more than {MAX_DEPTH} levels deep", (label,), (help,))
 
 
 def _quoted(source: Source, opened: int, here: int) -> Diagnostic:
