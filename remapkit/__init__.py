@@ -6,6 +6,7 @@
     plan = rules.plan("Wan2.2_VAE.pth")            # every move, nothing written
     check = plan.check(model)                      # missing, unexpected, mismatched
     check.raise_for_problems()
+    remapkit.load_into(model, "Wan2.2_VAE.pth", rules)  # every tensor in its place, none copied
 
 `__all__` is the whole public surface. Names are imported when first used: `import remapkit` costs nothing.
 """
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from remapkit.library import Pack, Plugin, load, packs, plugins
+    from remapkit.loading import Loaded, load_into
     from remapkit.plan import Move, Plan
     from remapkit.rules import RuleSet
     from remapkit.spec import StateDictSpec, TensorSpec
@@ -38,6 +40,7 @@ _HOMES = {
     "Diagnostic": "diagnostic",
     "FailedCheck": "diagnostic",
     "InvalidRules": "diagnostic",
+    "Loaded": "loading",
     "Mismatch": "check",
     "Move": "plan",
     "Pack": "library",
@@ -53,6 +56,7 @@ _HOMES = {
     "UsageError": "diagnostic",
     "header": "targets",
     "load": "library",
+    "load_into": "loading",
     "open_checkpoint": "checkpoint",
     "packs": "library",
     "plugins": "library",
@@ -63,6 +67,7 @@ __all__ = [
     "Diagnostic",
     "FailedCheck",
     "InvalidRules",
+    "Loaded",
     "Mismatch",
     "Move",
     "Pack",
@@ -78,6 +83,7 @@ __all__ = [
     "UsageError",
     "header",
     "load",
+    "load_into",
     "open_checkpoint",
     "packs",
     "plugins",

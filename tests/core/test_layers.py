@@ -26,11 +26,12 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("rules", "prove", "invert"),
     ("plan", "check"),
     ("checkpoint",),
-    ("execute", "compare", "load", "meta"),
+    ("execute", "compare", "loading", "meta"),
     ("library", "ruletest", "learn", "families", "targets"),
     ("report", "progress", "commands", "cli", "__main__"),
 )
-MAY_IMPORT_TORCH = {"load", "meta", "ops_run", "checkpoint.legacy", "targets"}
+LOADING = {"loading.into", "loading.module", "loading.rebuild", "loading.upload", "loading.values"}
+MAY_IMPORT_TORCH = {*LOADING, "meta", "ops_run", "checkpoint.legacy", "targets"}
 
 
 def modules() -> dict[str, ast.Module]:

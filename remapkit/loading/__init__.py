@@ -1,0 +1,7 @@
+"""Checkpoints loaded straight into modules: planned and checked first, then every tensor in one step."""
+
+from __future__ import annotations
+
+from remapkit.loading.into import Loaded, load_into
+
+__all__ = ["Loaded", "load_into"]
