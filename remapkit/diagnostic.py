@@ -52,7 +52,7 @@ class Diagnostic:
     >>> print(Diagnostic("RK310", "2 missing keys", place="model.pth", help=("add a rule",)))
     error[RK310]: 2 missing keys
       --> model.pth
-      = help: add a rule
+          = help: add a rule
     """
 
     code: str
@@ -126,15 +126,18 @@ def _bar(style: Style) -> str:
 
 def _window(line: str, labels: Sequence[Label]) -> tuple[str, int]:
     """The part of a long line that holds its labels, and how many characters were cut before it."""
-    line = "".join(character if character.isprintable() else " " for character in line)
     if len(line) <= _WIDTH:
-        return line, 0
+        return _printable(line), 0
     first = min(label.span.column for label in labels) - 1
     cut = max(0, min(first - _WIDTH // 3, len(line) - _WIDTH))
-    text = line[cut : cut + _WIDTH]
+    text = _printable(line[cut : cut + _WIDTH])
     if cut:
         text = "…" + text[1:]
     return (text[:-1] + "…" if cut + _WIDTH < len(line) else text), cut
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _underline(label: Label, text: str, cut: int, style: Style) -> str:

@@ -17,7 +17,7 @@ from typing import Literal, cast
 from remapkit.diagnostic import Diagnostic, InvalidRules, Label, UsageError
 from remapkit.schema import plain_value, schema_problems, schema_text
 from remapkit.source import Source, Span, Text
-from remapkit.yamlnodes import MAX_BYTES, ListNode, MapNode, Node, ScalarNode, compose, decode
+from remapkit.yamlnodes import MAX_BYTES, ListNode, MapNode, Node, ScalarNode, compose, decode, shown
 
 __all__ = [
     "Reading",
@@ -297,7 +297,7 @@ class _Written:
         for key, value in _entries(root.get("tests")):
             if isinstance(value, ScalarNode) and value.kind == "empty":
                 help = ("write the target key, or null to say that the key must be dropped",)
-                yield Diagnostic("RK022", f"the test of {key.value!r} has no target", (Label(key.span),), help)
+                yield Diagnostic("RK022", f"the test of {shown(key.value)} has no target", (Label(key.span),), help)
 
 
 def _entries(node: Node | None) -> tuple[tuple[ScalarNode, Node], ...]:

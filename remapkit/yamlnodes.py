@@ -64,10 +64,11 @@ class ListNode:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MapNode:
-    """A mapping with distinct keys, in their order."""
+    """A mapping with distinct keys, in their order; `partial` where some of its keys were refused."""
 
     entries: tuple[tuple[ScalarNode, Node], ...]
     span: Span
+    partial: bool = False
 
     def key(self, name: str) -> ScalarNode | None:
         """The key of that name, with its place."""
@@ -121,6 +122,15 @@ def too_large(name: str, how: str = f"is larger than {MAX_BYTES // 1_000_000} MB
 def too_many() -> Diagnostic:
     """What is said instead of every further problem."""
     return Diagnostic("RK029", f"only the first {MAX_PROBLEMS} problems are shown")
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """A text for a message: quoted, escaped, and cut where it is long.
+
+    >>> print(shown("a\\tb"), shown("x" * 100, 5))
+    'a\\tb' 'xxxxx…'
+    """
+    return repr(text if len(text) <= limit else text[:limit] + "…")
 
 
 _FORBIDDEN = re.compile(
@@ -193,7 +203,10 @@ def compose(source: Source) -> tuple[Node | None, tuple[Diagnostic, ...]]:
         return None, (*composer.problems, fatal.diagnostic)
     except yaml.MarkedYAMLError as error:
         return None, (*composer.problems, _syntax_error(source, error))
-    composer.problems += _tabs(source, composer.protected)
+    tabs = _tabs(source, composer.protected)
+    if tabs:  # the parser in Python gives up there
+        place = tabs[0].labels[0].span.start
+        return None, (*(each for each in composer.problems if each.span and each.span.start < place), *tabs)
     composer.problems.sort(key=lambda problem: problem.span.start if problem.span else 0)
     return root, tuple(composer.problems)
 
@@ -212,6 +225,7 @@ class _Composer:
         self.loader = LOADER(source.text)
         self.problems: list[Diagnostic] = []
         self.count = 0
+        self.aliases: set[str] = set()
         self.protected: list[tuple[int, int, bool]] = []
 
     def problem(self, code: str, title: str, labels: Span | tuple[Label, ...], *help: str) -> None:
@@ -274,6 +288,7 @@ class _Composer:
         entries: list[tuple[ScalarNode, Node]] = []
         seen: dict[str, ScalarNode] = {}
         last: list[Node] = []
+        partial = False
         while not isinstance(event := self.event(), yaml.MappingEndEvent):
             key = self.node(event, depth + 1)
             value = self.node(self.event(), depth + 1)
@@ -284,7 +299,9 @@ class _Composer:
                     entries.append((key, value))
                 else:
                     self.refuse_duplicate(first, key)
-        return MapNode(tuple(entries), self.collection_span(start, event, last))
+            else:
+                partial = True
+        return MapNode(tuple(entries), self.collection_span(start, event, last), partial)
 
     def collection_span(self, start: int, end: Any, items: list[Node]) -> Span:
         """A block collection ends with its last item: the parsers put its end after the blank lines that follow."""
@@ -306,21 +323,24 @@ class _Composer:
             at = Span(self.source, key.span.start, key.span.start + 1)
             self.problem("RK015", "a colon without a key before it", at, "write the key, or '' for an empty one")
         else:
-            title = f"the key {key.value} is {READ_AS[key.kind]} to YAML, not text"
+            title = f"the key {shown(key.value)[1:-1]} is {READ_AS[key.kind]} to YAML, not text"
             self.problem("RK014", title, key.span, f"quote it: '{key.value}'")
         return False
 
     def refuse_duplicate(self, first: ScalarNode, again: ScalarNode) -> None:
         labels = (Label(first.span, "first here", primary=False), Label(again.span, "again here"))
         help = "a reader would silently take one of them: merge the two, or remove one"
-        self.problem("RK002", f"the key {again.value!r} stands twice", labels, help)
+        self.problem("RK002", f"the key {shown(again.value)} stands twice", labels, help)
 
     def refuse_alias(self, span: Span) -> None:
+        if span.text in self.aliases:
+            return
+        self.aliases.add(span.text)
         help = (
             "a plain text that begins with * is an alias: quote it if it is meant as text",
             "rule files have no anchors and aliases: write the value out",
         )
-        self.problem("RK003", f"{span.text} is a YAML alias", span, *help)
+        self.problem("RK003", f"{shown(span.text)[1:-1]} is a YAML alias", span, *help)
 
     def refuse_properties(self, event: Any) -> bool:
         """Whether the node has an anchor or a tag, each refused at its place; its span begins with them."""
@@ -329,12 +349,13 @@ class _Composer:
         here = event.start_mark.index
         while match := _PROPERTY.match(self.source.text, here):
             span = Span(self.source, here, match.end(1))
-            if span.text.startswith("&"):
+            name = shown(span.text)[1:-1]
+            if name.startswith("&"):
                 help = "a plain text that begins with & is an anchor: quote it if it is meant as text, else remove it"
-                self.problem("RK003", f"{span.text} is a YAML anchor", span, help)
+                self.problem("RK003", f"{name} is a YAML anchor", span, help)
             else:
                 help = "a plain text that begins with ! is a tag: quote it if it is meant as text, else remove it"
-                self.problem("RK004", f"{span.text} is a YAML tag", span, help)
+                self.problem("RK004", f"{name} is a YAML tag", span, help)
             here = match.end()
         return True
 
@@ -435,6 +456,7 @@ def plain_kind(value: str) -> Kind | None:
 
 def _ambiguous(value: str, span: Span) -> tuple[str, Span, str]:
     what = next(what for what, pattern in _SURPRISING if pattern.fullmatch(value))
+    value = shown(value)[1:-1]
     help = f"quote it if it is text: '{value}'"
     if what == "true or false":
         help += f"; else write {'true' if value.lower() in ('yes', 'on', 'true') else 'false'}"

@@ -27,6 +27,7 @@ from remapkit.yamlnodes import (
     Node,
     ScalarNode,
     plain_kind,
+    shown,
     too_many,
 )
 
@@ -159,8 +160,12 @@ class _Place:
         if isinstance(last, int):
             return f"entry {last + 1} of `{self.path[-2]}`"
         if section == "tables" and len(self.path) == 2:
-            return f"the table `{last}`"
-        return f"the test of {last!r}" if section == "tests" and len(self.path) == 2 else f"`{last}`"
+            return f"the table `{shown(str(last))[1:-1]}`"
+        return (
+            f"the test of {shown(str(last))}"
+            if section == "tests" and len(self.path) == 2
+            else f"`{shown(str(last))[1:-1]}`"
+        )
         return (
             f"the table `{self.path[1]}`"
             if self.path[0] == "tables" and len(self.path) == 2
@@ -168,15 +173,10 @@ class _Place:
         )
 
     @property
-    def name_in_file(self) -> str | int:
-        """The key or the number of the place within its parent."""
-        return self.path[-1] if self.path else 0
-
-    @property
     def rule(self) -> str:
         id = self.node.get("id") if isinstance(self.node, MapNode) else None
         if isinstance(id, ScalarNode) and id.kind == "text" and id.value:
-            return f"the rule {id.value!r}"
+            return f"the rule {shown(id.value)}"
         return f"rule {int(self.path[1]) + 1}"
 
     @property
@@ -207,8 +207,13 @@ class _Departure:
 
 
 def _explained(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
-    if not isinstance(place.node, BrokenNode):
+    node = place.node
+    lacking = isinstance(node, MapNode) and node.partial and error.keyword in _SAY_THAT_SOMETHING_IS_MISSING
+    if not isinstance(node, BrokenNode) and not lacking:
         yield from _EXPLAIN[error.keyword](place, error)
+
+
+_SAY_THAT_SOMETHING_IS_MISSING = ("required", "minProperties", "oneOf", "anyOf", "dependentRequired")
 
 
 def _unknown_fields(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
@@ -218,11 +223,11 @@ def _unknown_fields(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     for key, _ in place.node.entries:
         if key.value in known:
             continue
-        close = _close(key.value, free or known)
+        close = _close(key.value, free) or _close(key.value, known)
         listed = f"known here: {', '.join(known)}"
         help = (f"did you mean `{close[0]}`?",) if close else (listed,)
         where = "" if not place.path else f" in {place.name}"
-        yield Diagnostic("RK020", f"unknown field {key.value!r}{where}", (Label(key.span),), help)
+        yield Diagnostic("RK020", f"unknown field {shown(key.value)}{where}", (Label(key.span),), help)
 
 
 def _missing_fields(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
@@ -268,7 +273,9 @@ def _lacks_all(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
         yield Diagnostic("RK021", "`target` names neither a model nor keys", (Label(place.at),), (help,))
     else:
         help = "add a rule under `rules:`, or name the keys to pass through under `keep:`"
-        yield Diagnostic("RK027", "there are no rules: every key would be refused", (Label(place.at),), (help,))
+        empty = place.node.key("rules") if isinstance(place.node, MapNode) else None
+        label = Label(empty.span if empty else place.at)
+        yield Diagnostic("RK027", "there are no rules: every key would be refused", (label,), (help,))
 
 
 def _args_alone(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
@@ -284,9 +291,14 @@ def _wrong_type(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     # Nothing at all is fine where a list or a mapping is wanted, but not what anybody would write on purpose.
     wanted = _or([_TYPES[each] for each in types if each != "null" or types[0] == "string"])
     label = Label(node.span if node.span.end > node.span.start else place.at)
-    help = _lossy_help(place) or (_scalar_help if isinstance(node, ScalarNode) else _text_help)(place, types)
-    if help is None and isinstance(place.name_in_file, str) and "examples" in error.schema:
-        help = f"for example `{place.name_in_file}: {_flow(error.schema['examples'][0])}`"
+    if place.path[:1] == ("tables",) and place.path[2:] == ("lossy",) and types != ["boolean"]:
+        how = "write `{lossy: true, entries: {key: value, ...}}`"
+        yield Diagnostic("RK022", f"the lossy table `{place.path[1]}` lacks its `entries`", (label,), (how,))
+        return
+    help: str | None = (_scalar_help if isinstance(node, ScalarNode) else _text_help)(place, types)
+    if help is None and place.path and "examples" in error.schema:
+        begin = "- " if isinstance(place.path[-1], int) else f"{place.path[-1]}: "
+        help = f"for example `{begin}{_flow(error.schema['examples'][0])}`"
     if help is None:
         help = _sentence(error.schema) if place.path else "begin with `remapkit: 1` and `name: ...`, a line each"
     yield Diagnostic("RK022", f"{place.name} wants {wanted}, and got {_got(node)}", (label,), (help,))
@@ -304,17 +316,11 @@ def _got(node: Node) -> str:
     return "a list" if isinstance(node, ListNode) else "a mapping"
 
 
-def _lossy_help(place: _Place) -> str | None:
-    if place.path[:1] == ("tables",) and place.path[2:] == ("lossy",):
-        return "a lossy table is written `{lossy: true, entries: {key: value, ...}}`"
-    return None
-
-
 def _scalar_help(place: _Place, types: Sequence[str]) -> str | None:
     """What to write instead of a scalar of the wrong kind."""
     node = place.node
     assert isinstance(node, ScalarNode)
-    if "string" in types and node.kind in ("integer", "number", "boolean"):
+    if "string" in types and node.kind in ("integer", "number", "boolean", "null"):
         return f"quote it: '{node.value}'"
     if types == ["integer"] and node.kind == "text" and node.value.isdecimal():
         return f"write it without quotes: {node.value}"
@@ -353,7 +359,7 @@ def _not_one_of(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     value = place.node.value if isinstance(place.node, ScalarNode) else ""
     close = _close(value, options)
     help = f"did you mean `{close[0]}`?" if close else f"write one of {', '.join(options)}"
-    got = repr(value) if isinstance(place.node, ScalarNode) and place.node.kind == "text" else _got(place.node)
+    got = shown(value) if isinstance(place.node, ScalarNode) and place.node.kind == "text" else _got(place.node)
     title = f"{place.name} is one of {', '.join(options)}, and not {got}"
     label = Label(place.node.span if place.node.span.end > place.node.span.start else place.at)
     yield Diagnostic("RK023", title, (label,), (help,))
@@ -370,7 +376,7 @@ def _empty(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     what = {"minLength": "an empty text", "minItems": "an empty list", "minProperties": "an empty mapping"}
     node = place.node.span
     label = Label(node if node.end > node.start else place.at)
-    help = "write a value, or remove the field" if isinstance(place.path[-1], str) else "write a value, or remove it"
+    help = "write a value" + ("" if error.keyword == "minLength" else ", or remove the field")
     yield Diagnostic("RK026", f"{place.name} is {what[error.keyword]}", (label,), (help,))
 
 
@@ -385,7 +391,7 @@ def _bad_name(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
             "name",
             "a name has letters, digits, _, - and . and does not begin with - or .",
         )
-    yield Diagnostic("RK028", f"{error.got!r} is no {what}", (Label(at),), (help,))
+    yield Diagnostic("RK028", f"{shown(str(error.got))} is no {what}", (Label(at),), (help,))
 
 
 _EXPLAIN: Mapping[str, Callable[[_Place, _Departure], Iterator[Diagnostic]]] = {
