@@ -223,6 +223,7 @@ class _Written:
 
     def __init__(self, source: Source, problems: Sequence[Diagnostic]) -> None:
         self.source = source
+        self.more = any(problem.code == "RK029" for problem in problems)
         self.places = [label.span.start for problem in problems for label in problem.labels]
 
     def sound(self, node: Node, key: ScalarNode | None = None) -> bool:
@@ -233,6 +234,8 @@ class _Written:
         """Rules speak of tables: where one is broken, each rule that uses it would be called wrong too."""
         if not self.places:
             return True
+        if self.more:
+            return False
         names = {"name", "remapkit", "tables", "unmatched"}
         return all(root.key(name) is not None for name in ("name", "remapkit")) and all(
             self.sound(node, key) for key, node in root.entries if key.value in names

@@ -261,7 +261,7 @@ class _Composer:
         )
         return Diagnostic("RK011", "the rule file is empty", place=self.source.name, help=(help,))
 
-    def node(self, event: Any, depth: int) -> Node:
+    def node(self, event: Any, depth: int, key: bool = False) -> Node:
         span = self.span(event)
         self.count += 1
         if self.count > MAX_NODES:
@@ -276,7 +276,7 @@ class _Composer:
             return self.sequence(span.start, depth)
         if isinstance(event, yaml.MappingStartEvent):
             return self.mapping(span.start, depth)
-        return BrokenNode(span) if refused else self.scalar(event, span)
+        return BrokenNode(span) if refused else self.scalar(event, span, key)
 
     def sequence(self, start: int, depth: int) -> Node:
         items: list[Node] = []
@@ -290,7 +290,7 @@ class _Composer:
         last: list[Node] = []
         partial = False
         while not isinstance(event := self.event(), yaml.MappingEndEvent):
-            key = self.node(event, depth + 1)
+            key = self.node(event, depth + 1, key=True)
             value = self.node(self.event(), depth + 1)
             last = [value]
             if self.is_key(key) and isinstance(key, ScalarNode):
@@ -359,7 +359,7 @@ class _Composer:
             here = match.end()
         return True
 
-    def scalar(self, event: Any, span: Span) -> Node:
+    def scalar(self, event: Any, span: Span, key: bool) -> Node:
         if len(event.value) > MAX_LENGTH:
             label = Label(Span(self.source, span.start, span.start + 1))
             help = "no key is that long: is a quote missing?"
@@ -380,7 +380,7 @@ class _Composer:
             help = "write the entries out; quote the key if it is meant as text"
             self.problem("RK003", "<< is a YAML merge key", span, help)
         else:
-            self.problem("RK014", *_ambiguous(event.value, span))
+            self.problem("RK014", *_ambiguous(event.value, span, key))
         return BrokenNode(span)
 
     def block(self, event: Any, span: Span, style: str) -> Node:
@@ -454,14 +454,17 @@ def plain_kind(value: str) -> Kind | None:
     return None if any(pattern.fullmatch(value) for _, pattern in _SURPRISING) else "text"
 
 
-def _ambiguous(value: str, span: Span) -> tuple[str, Span, str]:
+def _ambiguous(value: str, span: Span, key: bool) -> tuple[str, Span, str]:
     what = next(what for what, pattern in _SURPRISING if pattern.fullmatch(value))
     value = shown(value)[1:-1]
-    help = f"quote it if it is text: '{value}'"
-    if what == "true or false":
-        help += f"; else write {'true' if value.lower() in ('yes', 'on', 'true') else 'false'}"
-    elif "number" in what:
-        help += "; else write it as a plain decimal number"
+    if key:
+        help = f"quote it: '{value}'"
+    elif what == "true or false":
+        boolean = "true" if value.lower() in ("yes", "on", "true") else "false"
+        help = f"quote it if it is text: '{value}'; else write {boolean}"
+    else:
+        help = f"quote it if it is text: '{value}'"
+        help += "; else write it as a plain decimal number" if "number" in what else ""
     return f"some YAML reads {value} as {what}, and some as text", span, help
 
 
