@@ -478,10 +478,15 @@ class _Lifts:
         return self._made[device]
 
 
+def _is_staged(device: torch.device) -> bool:
+    """Whether page-locked buffers make copies to the device faster."""
+    return device.type == "cuda"
+
+
 def _make(unit: _Unit, values: Values, lifts: _Lifts, report: _Report) -> torch.Tensor:
     """The tensor on its device, in its dtype."""
     brought = DTYPES[unit.move.spec.dtype]
-    extent = values.extent(unit.move) if unit.device.type == "cuda" else None
+    extent = values.extent(unit.move) if _is_staged(unit.device) else None
     if unit.dtype != brought:
         report.casts[unit.move.spec.dtype, _name(unit.dtype)] += 1
     if extent is not None:
@@ -525,16 +530,17 @@ def _moved(held: torch.Tensor, device: torch.device | None) -> torch.Tensor:
 
 def _placed(fills: Sequence[Fill], target: Target, device: torch.device | None) -> Iterator[Fill]:
     """The rebuilt values where the rest of the module will be."""
+    covered = target.covered
     for fill in fills:
-        yield Fill(fill.owner, fill.name, _onto(fill.value, device or torch.device("cpu")))
+        yield Fill(fill.owner, fill.name, _onto(fill.value, device or torch.device("cpu"), covered))
 
 
-def _onto(value: Any, device: torch.device) -> Any:
+def _onto(value: Any, device: torch.device, covered: frozenset[int]) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _onto(each, device) for key, each in value.items()}
-    return type(value)(_onto(each, device) for each in value) if type(value) in (list, tuple) else value
+        return value if id(value) in covered else value.to(device)
+    if type(value) is dict:
+        return {key: _onto(each, device, covered) for key, each in value.items()}
+    return type(value)(_onto(each, device, covered) for each in value) if type(value) in (list, tuple) else value
 
 
 def _others(target: Target, device: torch.device | None) -> Iterator[Fill]:

@@ -234,13 +234,11 @@ def assign(target: Target, tensors: Mapping[str, torch.Tensor], fills: Sequence[
             said = f"{type(error).__name__}: {error}"
             title = f"{target.header.name} refused its state dict; it is as it was before"
             raise FailedCheck(Diagnostic("RK327", title, notes=(said,))) from error
-        _follow(target, tensors)
         for fill in fills:
             owner = target.module.get_submodule(fill.owner)
-            if fill.name in owner._buffers:
-                owner._buffers[fill.name] = fill.value
-            else:
-                setattr(owner, fill.name, fill.value)
+            held = owner._buffers if fill.name in owner._buffers else vars(owner)
+            held[fill.name] = fill.value
+        _follow(target, tensors)
         _recompute(target.module)
         if left := tuple(_lost(target.module, frozenset())):
             title = f"the hooks of {target.header.name} left tensors on meta; it is as it was before"

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from remapkit.diagnostic import Diagnostic, FailedCheck
-from remapkit.loading.module import Fill, Lost, Target, target_of, tensors_in
+from remapkit.loading.module import Fill, Lost, Target, target_of
 from remapkit.plan import named
 
 Factory = Callable[[], nn.Module]
@@ -33,7 +33,7 @@ def rebuilt(
         return [], [_problem(title, unknown)]
     fills = [Fill(each.owner, each.name, buffers[each.fqn].detach()) for each in lost if each.fqn in buffers]
     problems = [*_misfits(target, [each for each in lost if each.fqn in buffers], fills)]
-    twins = _Twins(target.module, factory)
+    twins = _Twins(target, factory)
     without = []
     for each in lost:
         if each.fqn not in buffers:
@@ -85,8 +85,9 @@ def _held(module: nn.Module, name: str) -> Any:
 class _Twins:
     """Modules built once more, each at most once, and what was said where that failed."""
 
-    def __init__(self, module: nn.Module, factory: Factory | None) -> None:
-        self._module = module
+    def __init__(self, target: Target, factory: Factory | None) -> None:
+        self._module = target.module
+        self._covered = target.covered
         self._factory = factory
         self._built: dict[str, nn.Module | None] = {}
         self.said: list[str] = []
@@ -97,7 +98,8 @@ class _Twins:
             twin = self._twin(fqn)
             if twin is not None:
                 inside = lost.owner.removeprefix(fqn).removeprefix(".")
-                found = _fitting(self._module.get_submodule(lost.owner), twin.get_submodule(inside), lost)
+                owner = self._module.get_submodule(lost.owner)
+                found = _fitting(owner, twin.get_submodule(inside), lost, self._covered)
                 if found is not None:
                     return found
         return None
@@ -187,13 +189,25 @@ def _difference(module: nn.Module, twin: Any) -> str:
     return ""
 
 
-def _fitting(module: nn.Module, twin: nn.Module, lost: Lost) -> Any | None:
+def _fitting(module: nn.Module, twin: nn.Module, lost: Lost, covered: frozenset[int]) -> Any | None:
     """The twin's value, in the dtype that the module was built with; None where it does not fit or is no value."""
     wanted, found = _held(module, lost.name), _held(twin, lost.name)
-    ours, theirs = list(tensors_in(wanted)), list(tensors_in(found))
-    same = type(wanted) is type(found) and [each.shape for each in ours] == [each.shape for each in theirs]
-    if lost.kind == "parameter" or not same or any(each.is_meta for each in theirs):
+    if lost.kind == "parameter" or type(wanted) is not type(found):
         return None
-    if isinstance(found, torch.Tensor) and isinstance(wanted, torch.Tensor):
-        return found.detach().to(wanted.dtype)
-    return found
+    try:
+        if isinstance(wanted, dict):
+            return {key: _taken(each, found[key], covered) for key, each in wanted.items()}
+        if isinstance(wanted, list | tuple):
+            return type(wanted)(_taken(*pair, covered) for pair in zip(wanted, found, strict=True))
+        return _taken(wanted, found, covered)
+    except (KeyError, ValueError):
+        return None
+
+
+def _taken(ours: Any, theirs: Any, covered: frozenset[int]) -> Any:
+    """The twin's tensor where ours has no data and no checkpoint brings it; raises `ValueError` where it is unlike."""
+    if not isinstance(ours, torch.Tensor) or not ours.is_meta or id(ours) in covered:
+        return ours
+    if not isinstance(theirs, torch.Tensor) or theirs.is_meta or theirs.shape != ours.shape:
+        raise ValueError
+    return theirs.detach().to(ours.dtype)
