@@ -205,7 +205,7 @@ def _fitting(module: nn.Module, twin: nn.Module, lost: Lost, covered: frozenset[
 
 
 def _taken(ours: Any, theirs: Any, covered: frozenset[int]) -> Any:
-    """The twin's tensor where ours has no data and no checkpoint brings it; raises `ValueError` where it is unlike."""
+    """The twin's tensor where ours has no data and no checkpoint brings it; `ValueError` where it is unlike."""
     if not isinstance(ours, torch.Tensor) or not ours.is_meta or id(ours) in covered:
         return ours
     if not isinstance(theirs, torch.Tensor) or theirs.is_meta or theirs.shape != ours.shape:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,18 +171,18 @@ def test_any_one_fault_is_refused_and_nothing_is_touched(
     state = state_of(bag)
     ties = {each.tied_to for each in bag if each.tied_to}
     free = [each.name for each in bag if each.tied_to is None and each.name not in ties]
-    faults: list[tuple[str, Callable[[dict[str, torch.Tensor]], Any]]] = [
-        ("RK311", lambda state: state.update(stranger=torch.ones(1)))
-    ]
+    faults: list[tuple[str, str, torch.Tensor | None]] = [("RK311", "stranger", torch.ones(1))]
     for name in free:
         shape, dtype = state[name].shape, state[name].dtype
         other = torch.zeros(shape, dtype=torch.int64 if dtype.is_floating_point else torch.float32)
         if len(state) > 1:
-            faults.append(("RK310", lambda state, name=name: state.pop(name)))  # type: ignore[misc]
-        faults.append(("RK312", lambda state, name=name: state.update({name: torch.zeros(7, dtype=dtype)})))  # type: ignore[misc]
-        faults.append(("RK320", lambda state, name=name, other=other: state.update({name: other})))  # type: ignore[misc]
-    code, plant = data.draw(st.sampled_from(faults))
-    plant(state)
+            faults.append(("RK310", name, None))
+        faults.append(("RK312", name, torch.zeros(7, dtype=dtype)))
+        faults.append(("RK320", name, other))
+    code, name, planted = data.draw(st.sampled_from(faults))
+    state.pop(name, None)
+    if planted is not None:
+        state[name] = planted
     with tempfile.TemporaryDirectory() as folder:
         model = on_meta(lambda: build(bag)) if where == "meta" else build(bag)
         text = refused(code, model, save(state, kind, Path(folder)))

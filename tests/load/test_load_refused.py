@@ -189,7 +189,9 @@ def test_quantised_modules_are_refused() -> None:
 
 
 class WithExtra(Plain):
-    extra: Any = {"scale": 3}
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra: Any = {"scale": 3}
 
     def get_extra_state(self) -> Any:
         return self.extra

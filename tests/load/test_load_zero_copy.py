@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -215,10 +214,10 @@ def test_a_filesystem_without_maps_is_read(tmp_path: Path, monkeypatch: pytest.M
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     path = tmp_path / "p.safetensors"
     save_file(Plain().state_dict(), path)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         remapkit.load_into(on_meta(Plain), path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_saving_one_tensor_of_a_loaded_model_does_not_save_the_whole_file(tmp_path: Path) -> None:
