@@ -30,7 +30,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("library", "ruletest", "learn", "families", "targets"),
     ("report", "progress", "commands", "cli", "__main__"),
 )
-LOADING = {"loading.into", "loading.module", "loading.rebuild", "loading.upload", "loading.values"}
+LOADING = {f"loading.{name}" for name in ("carry", "into", "job", "module", "rebuild", "upload", "values")}
 MAY_IMPORT_TORCH = {*LOADING, "meta", "ops_run", "checkpoint.legacy", "targets"}
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import remapkit
-from remapkit.loading import into, values
+from remapkit.loading import carry, job, values
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool)
 NAMES = ("w", "a.w", "a.b", "a.c.w", "d.w", "d.b")
@@ -198,10 +198,10 @@ def shifted(buffer: Any, *, offset: int, **options: Any) -> torch.Tensor:
 
 
 MUTANTS: dict[str, tuple[Any, str, Any]] = {
-    "overlaps shared": (into, "overlapping", lambda *_: frozenset()),
+    "overlaps shared": (job, "overlapping", lambda *_: frozenset()),
     "the file's pages taken for one another": (values.torch, "frombuffer", shifted),
-    "ties forgotten": (into, "_groups", lambda moves, target: ((fqn,) for fqn in moves)),
-    "flags forgotten": (into, "_like", lambda held, made: made),
+    "ties forgotten": (job, "_groups", lambda moves, target: ((fqn,) for fqn in moves)),
+    "flags forgotten": (carry, "_like", lambda held, made: made),
 }
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import remapkit
 from remapkit.checkpoint.reader import Extent, SourceFile
-from remapkit.loading import into
+from remapkit.loading import carry
 from remapkit.loading.upload import Upload
 from remapkit.spec import TensorSpec
 
@@ -114,8 +114,8 @@ def test_load_into_through_an_upload(tmp_path: Path, monkeypatch: pytest.MonkeyP
         def __getitem__(self, device: torch.device) -> Upload:
             return self.lift  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(into, "_Lifts", Lifts)
-    monkeypatch.setattr(into, "_is_staged", lambda device: True)
+    monkeypatch.setattr(carry, "_Lifts", Lifts)
+    monkeypatch.setattr(carry, "_is_staged", lambda device: True)
     path = tmp_path / "p.safetensors"
     source = Plain()
     save_file(source.state_dict(), path)
