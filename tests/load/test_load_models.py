@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from load_kit import Plain, Tiny, on_meta, raw, same_state
-from safetensors.torch import save_model
+from load_kit import Plain, Tiny, on_meta, raw, refused, same_state
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 import remapkit
+from remapkit.plan import Move, Plan, make_plan
 
 
 def gpt2() -> nn.Module:
@@ -291,3 +294,39 @@ def test_the_paragraph_says_what_happened(tmp_path: Path) -> None:
     text = str(loaded)
     assert text.startswith("t.pth -> Tiny by identity: 7 tensors (248 B), 7 without a copy, 1 tied group")
     assert "1 value rebuilt on cpu" in text and "\n" not in text
+
+
+def test_shards_are_mapped_each(tmp_path: Path) -> None:
+    model = Plain()
+    state = model.state_dict()
+    shards = {"m-1.safetensors": ["a.weight"], "m-2.safetensors": ["a.bias", "b.weight"]}
+    for file, names in shards.items():
+        save_file({name: state[name] for name in names}, tmp_path / file)
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    (tmp_path / "m.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    twin = on_meta(Plain)
+    loaded = remapkit.load_into(twin, tmp_path)
+    assert loaded.shared == 3
+    same_state(twin, model)
+
+
+def test_moves_with_operations_need_somebody_to_run_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Negate:
+        name = "negate"
+
+    def with_operation(*args: Any) -> Plan:
+        plan = make_plan(*args)
+        return replace(plan, moves=tuple(replace(move, ops=(Negate(),)) for move in plan.moves))
+
+    def run(move: Move, reader: remapkit.Reader) -> Iterator[memoryview]:
+        whole = bytearray(b"".join(reader.chunks(move.sources[0])))
+        yield memoryview(raw(-torch.frombuffer(whole, dtype=torch.float32)))
+
+    monkeypatch.setattr("remapkit.loading.into.make_plan", with_operation)
+    model = Plain()
+    path = save(model, tmp_path / "p.safetensors")
+    assert "nothing was given to run them" in refused("RK328", on_meta(Plain), path)
+    twin = on_meta(Plain)
+    loaded = remapkit.load_into(twin, path, run=run)
+    assert (loaded.shared, loaded.copied) == (0, 3)
+    assert torch.equal(twin.a.weight, -model.a.weight)

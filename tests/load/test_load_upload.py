@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from load_kit import Plain, on_meta, same_state
+from load_kit import Plain, Tiny, everything, on_meta, same_state
 from safetensors.torch import save_file
 
 import remapkit
@@ -139,3 +139,17 @@ def test_on_cuda(dtype: torch.dtype | None, tmp_path: Path) -> None:
         assert value.is_cuda
         wanted = source.state_dict()[name].to(dtype or torch.float32)
         assert torch.equal(value.cpu(), wanted), name
+
+
+@needs_cuda
+def test_the_whole_module_is_on_the_device_afterwards() -> None:
+    """Also what the checkpoint does not bring: kept and tied names, non-persistent buffers, rebuilt values."""
+    source, model, twin = Tiny(), Tiny(), on_meta(Tiny)
+    state = {name: value for name, value in source.state_dict().items() if "weight" not in name}
+    remapkit.load_into(model, state, device="cuda", strict=False)
+    assert model.head.weight is model.embed.weight
+    remapkit.load_into(twin, source.state_dict(), device="cuda", factory=Tiny)
+    for module in (model, twin):
+        assert {str(value.device) for _, value in everything(module)} == {"cuda:0"}
+    tokens = torch.arange(4)
+    assert torch.allclose(twin.eval()(tokens.cuda()).cpu(), source.eval()(tokens), atol=1e-5)
