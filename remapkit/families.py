@@ -79,16 +79,22 @@ def families(spec: StateDictSpec) -> tuple[Family, ...]:
     ...     print(len(family.fqns), family.pattern, family.dtypes_text, family.shapes_text)
     16 layers.{0..3}.{q|k}.{weight|bias} F32 [8]
     """
-    boxes: list[tuple[tuple[str, ...], ...]] = [tuple((word,) for word in fqn.split(".")) for fqn in spec]
+    split = [fqn.split(".") for fqn in spec]
+    first_seen = {
+        word: number for number, word in enumerate(dict.fromkeys(word for words in split for word in words))
+    }
+    boxes: list[tuple[tuple[str, ...], ...]] = [tuple((word,) for word in words) for words in split]
     before = len(boxes) + 1
     while len(boxes) < before:
         before = len(boxes)
         for from_the_end in range(1, max(map(len, boxes), default=0) + 1):
-            boxes = _joined(boxes, from_the_end)
+            boxes = _joined(boxes, from_the_end, first_seen)
     return _filled(boxes, spec)
 
 
-def _joined(boxes: Sequence[tuple[tuple[str, ...], ...]], place: int) -> list[tuple[tuple[str, ...], ...]]:
+def _joined(
+    boxes: Sequence[tuple[tuple[str, ...], ...]], place: int, first_seen: Mapping[str, int]
+) -> list[tuple[tuple[str, ...], ...]]:
     """Boxes that differ only in the segment at `place` (from the end) as one, in the order of the first of each."""
     groups: dict[object, list[str]] = {}
     for box in boxes:
@@ -97,7 +103,11 @@ def _joined(boxes: Sequence[tuple[tuple[str, ...], ...]], place: int) -> list[tu
     for box in boxes:
         words = groups.pop(_but(box, place), None)
         if words is not None:
-            joined.append((*box[:-place], _sorted(words), *box[len(box) - place + 1 :]) if place <= len(box) else box)
+            if place <= len(box):
+                # One order for one set, or the same set met in two orders would count as two.
+                words.sort(key=int if is_integer(words[0]) else first_seen.__getitem__)
+                box = (*box[:-place], tuple(words), *box[len(box) - place + 1 :])
+            joined.append(box)
     return joined
 
 
@@ -114,11 +124,6 @@ def is_integer(word: str) -> bool:
     [True, True, False, False, False]
     """
     return _INTEGER.fullmatch(word) is not None
-
-
-def _sorted(words: Sequence[str]) -> tuple[str, ...]:
-    """Numbers in their order; words as they came, which is the order of the header."""
-    return tuple(sorted(words, key=int)) if is_integer(words[0]) else tuple(words)
 
 
 def _filled(boxes: Sequence[tuple[tuple[str, ...], ...]], spec: StateDictSpec) -> tuple[Family, ...]:

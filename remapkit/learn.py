@@ -52,7 +52,7 @@ def new_rule_file(
     keep:
       - 'layers.{layer:0..3}.attn.q.weight'  # 4 keys
     <BLANKLINE>
-    # A source key and the target key that it must become (null: it must be dropped). `remapkit test` runs these.
+    # A source key and the target key that it must become (null: it must be dropped), for `remapkit test`.
     tests:
       layers.0.attn.q.weight: layers.0.attn.q.weight
     <BLANKLINE>
@@ -215,7 +215,7 @@ def _head(
 def _rules(found: Sequence[_Candidate], free: Sequence[Family], target: StateDictSpec | None) -> Iterator[str]:
     alike = _alike(free)
     yield "# One candidate for each key family. To rename one: take its lines out of comments, edit `to:`, and delete"
-    yield "# its line under `keep:`. `{part:a|b}` reads one of the words, `{n:0..3}` a number, `{rest:**}` all that follows."
+    yield "# its line under `keep:`. `{part:a|b}` reads one of the words, `{n:0..3}` a number, `{rest:**}` the rest."
     yield "rules:"
     for candidate in found:
         if target is not None and not candidate.renamed:
