@@ -64,7 +64,7 @@ class _Stage:
     """One staging buffer, how much of it is taken, and the point from which it is free again."""
 
     def __init__(self, size: int, pinned: bool) -> None:
-        self.tensor = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        self.tensor = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         self.view = bytes_of(self.tensor)
         self.used = 0
         self.free_after: Mark | None = None

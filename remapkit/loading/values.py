@@ -104,7 +104,7 @@ class FileValues:
         return self._maps[source]
 
     def _read(self, move: Move, extent: Extent | None) -> torch.Tensor:
-        raw = torch.empty(move.spec.nbytes, dtype=torch.uint8)
+        raw = torch.empty(move.spec.nbytes, dtype=torch.uint8, device="cpu")
         buffer = bytes_of(raw)
         if extent is not None:
             read_into(extent.source, extent.offset, buffer)

@@ -330,3 +330,18 @@ def test_moves_with_operations_need_somebody_to_run_them(tmp_path: Path, monkeyp
     loaded = remapkit.load_into(twin, path, run=run)
     assert (loaded.shared, loaded.copied) == (0, 3)
     assert torch.equal(twin.a.weight, -model.a.weight)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_pack_leads_from_upstreams_file_to_a_model_in_one_call(dtype: torch.dtype | None) -> None:
+    from remapkit_plugins.wan.vae import WanVAE
+
+    path = Path(remapkit.__file__).parent.parent / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"
+    sizes = {"dim": 8, "dec_dim": 12}
+    twin = on_meta(lambda: WanVAE(**sizes))
+    loaded = remapkit.load_into(twin, path, "wan22_pth", dtype=dtype)
+    reference = WanVAE(**sizes)
+    renamed = remapkit.load("wan22_pth")(torch.load(path, weights_only=True))
+    reference.load_state_dict({name: value.to(dtype or value.dtype) for name, value in renamed.items()}, assign=True)
+    same_state(twin, reference)
+    assert (loaded.tensors, loaded.rules) == (196, "wan22_pth")

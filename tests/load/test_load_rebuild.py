@@ -177,9 +177,11 @@ def test_modules_that_another_thread_builds_meanwhile_keep_their_parameters() ->
     assert found == [False]
 
 
-def test_under_a_meta_default_the_factory_still_gives_values(tmp_path: Path) -> None:
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_default_device_of_meta_changes_nothing(copy: bool, tmp_path: Path) -> None:
     source = Tiny()
+    torch.save(source.state_dict(), tmp_path / "t.pth")
     with torch.device("meta"):
         twin = Tiny()
-        remapkit.load_into(twin, source.state_dict(), factory=Tiny)
+        remapkit.load_into(twin, tmp_path / "t.pth", factory=Tiny, copy=copy)
     same_state(twin, source)
