@@ -53,6 +53,6 @@ def _write_text(output: Path, text: str, force: bool) -> None:
         with output.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise UnwritableOutput(Diagnostic("RK501", f"{output} exists (use --force)")) from None
+        raise UnwritableOutput(Diagnostic("RK500", f"{output} exists (use --force)")) from None
     except OSError as error:
         raise UnwritableOutput(Diagnostic("RK503", f"cannot write {output}: {error.strerror}")) from None
