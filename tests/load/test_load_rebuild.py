@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,4 +185,52 @@ def test_a_default_device_of_meta_changes_nothing(copy: bool, tmp_path: Path) ->
     with torch.device("meta"):
         twin = Tiny()
         remapkit.load_into(twin, tmp_path / "t.pth", factory=Tiny, copy=copy)
+    same_state(twin, source)
+
+
+def transformer(name: str, **more: Any) -> nn.Module:
+    import transformers
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 8}
+    kind = getattr(transformers, name)
+    model: nn.Module = kind(kind.config_class(**sizes, vocab_size=9), **more)
+    return model
+
+
+def diffuser(name: str, **sizes: Any) -> nn.Module:
+    import diffusers
+
+    model: nn.Module = getattr(diffusers, name)(num_layers=1, num_attention_heads=2, **sizes)
+    return model
+
+
+PIXART = {"cross_attention_dim": 16, "caption_channels": 16, "sample_size": 8, "norm_type": "ada_norm_single"}
+LOSING: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "bert": (lambda: transformer("BertForMaskedLM"), "bert.embeddings.position_ids"),
+    "clip": (lambda: transformer("CLIPTextModel"), "embeddings.position_ids"),
+    "wan": (
+        lambda: diffuser("WanTransformer3DModel", attention_head_dim=12, ffn_dim=8, text_dim=8, freq_dim=8),
+        "rope.freqs_cos",
+    ),
+    "pixart": (lambda: diffuser("PixArtTransformer2DModel", attention_head_dim=8, **PIXART), "pos_embed.pos_embed"),
+}
+
+
+@pytest.mark.parametrize("name", LOSING)
+def test_what_real_models_lose_on_meta_comes_back_to_the_bit(name: str) -> None:
+    build, value = LOSING[name]
+    source, twin = build(), on_meta(build)
+    loaded = remapkit.load_into(twin, source.state_dict())
+    assert value in loaded.rebuilt
+    same_state(twin, source)
+
+
+def test_a_model_that_its_config_does_not_describe_wholly_wants_a_factory() -> None:
+    def build() -> nn.Module:
+        return transformer("BertModel", add_pooling_layer=False)
+
+    source, twin = build(), on_meta(build)
+    text = refused("RK323", twin, source.state_dict())
+    assert "BertModel built once more is another module: pooler.dense.weight is only in that one" in text
+    remapkit.load_into(twin, source.state_dict(), factory=build)
     same_state(twin, source)

@@ -227,3 +227,24 @@ def test_saving_one_tensor_of_a_loaded_model_does_not_save_the_whole_file(tmp_pa
     remapkit.load_into(model, path)
     torch.save({"bias": model.a.bias}, tmp_path / "bias.pth")
     assert (tmp_path / "bias.pth").stat().st_size < path.stat().st_size / 4
+
+
+@pytest.mark.skipif(not values._NORESERVE, reason="this system has no MAP_NORESERVE that is known here")
+def test_maps_reserve_no_memory(tmp_path: Path) -> None:
+    """A private map that reserves is refused where the file is larger than memory."""
+    path = tmp_path / "p.safetensors"
+    save_file(Plain().state_dict(), path)
+    model = on_meta(Plain)
+    remapkit.load_into(model, path)
+    areas = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+    flags = [re.search(r"VmFlags: (.*)", area) for area in areas if str(path) in area]
+    assert flags
+    assert all(found and "nr" in found[1].split() for found in flags)
+
+
+def test_the_package_that_loads_into_modules_hides_no_public_name() -> None:
+    """A submodule becomes an attribute of its package: none may be called like a public function."""
+    modules = {entry.stem for entry in Path(remapkit.__file__).parent.iterdir()}
+    functions = {name for name in remapkit.__all__ if callable(getattr(remapkit, name))}
+    assert not modules & functions
+    assert callable(remapkit.load)
