@@ -132,7 +132,9 @@ def _print_table(table: Table) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(title=table.title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    drawn = RichTable(
+        title=table.title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
+    )
     for column in table.columns:
         right = column.startswith(">")
         drawn.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")

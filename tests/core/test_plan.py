@@ -8,10 +8,10 @@ from collections import defaultdict
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from remapkit.rules import RuleSet, compile_rules
 
 from remapkit.plan import Plan, make_plan
 from remapkit.rulefile import read_text
+from remapkit.rules import RuleSet, compile_rules
 from remapkit.spec import StateDictSpec, TensorSpec
 
 SPEC = TensorSpec("F32", (2, 2))
