@@ -351,7 +351,7 @@ class _Compiler:
                 "RK102", title, written.at, "add it to the table, or bound the capture: " + bound, about=part
             )
             return None
-        mapping = {(value,): table.entries[value] for value in part.values}
+        mapping: dict[tuple[str, ...], str] = {(value,): table.entries[value] for value in part.values}
         return Mapped((part.name,), mapping, self.text.value[slice(*written.at)], table.name)
 
     def _bound(self, part: Part, table: str) -> str:
