@@ -23,7 +23,9 @@ def run(args: Namespace) -> Outcome:
     """The verdict only, for one rule file or for every pack that leads to the model."""
     rule_sets = [load(name) for name in args.rules] or _packs_for(args)
     checks = [_check_one(rules, args) for rules in rule_sets]
-    diagnostics = [diagnostic for each in checks for diagnostic in (*each.problems, *each.warnings, *each.notes)]
+    found = [diagnostic for each in checks for diagnostic in (*each.problems, *each.warnings, *each.notes)]
+    # Two packs that lead to one model have the same things to say about that model.
+    diagnostics = [diagnostic for number, diagnostic in enumerate(found) if diagnostic not in found[:number]]
     rows = tuple(_verdict_row(each) for each in checks)
     failed = any(not each.ok for each in checks)
     return Outcome(
