@@ -1,0 +1,87 @@
+"""Two real models of each pair of layouts: the same weights, in either layout, must give the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from layouts import MetaLlama, NanoGPT, TimmViT
+from pack_kit import BY_NAME, State, loaded_pack, planted
+from torch import Tensor, nn
+
+TOLERANCE = 1e-5
+"""Relative. The two models order their sums differently; a fault of layout gives an error near 1."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model in the pack's source layout, one in its target layout, and one input for both."""
+
+    source: nn.Module
+    target: nn.Module
+    given: Tensor
+
+    def error(self, convert: Callable[[Mapping[str, Tensor]], State]) -> float:
+        """The relative difference of the two outputs, once the target has the source's converted state dict."""
+        self.target.load_state_dict(convert(self.source.state_dict()), strict=True)
+        with torch.inference_mode():
+            one, other = (output(model.eval(), self.given) for model in (self.source, self.target))
+        return float((one - other).norm() / one.norm())
+
+
+def output(model: nn.Module, given: Tensor) -> Tensor:
+    out = model(given)
+    return out if isinstance(out, Tensor) else out.logits  # type: ignore[no-any-return]
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Every parameter random, norms and biases too: what is left at its first value hides a swap."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise if parameter.dim() == 1 else noise / parameter[0].numel() ** 0.5)
+    return model
+
+
+def gpt2_hf() -> Pair:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    # Without the tie each of the two matrices must find its own place.
+    config = GPT2Config(
+        **{"n_layer": 2, "n_embd": 12, "n_head": 3, "vocab_size": 31, "n_positions": 9},
+        **{"bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False},
+    )
+    return Pair(randomised(GPT2LMHeadModel(config)), NanoGPT(31, 9, 12, 2, 3), torch.arange(14).view(2, 7) * 2)
+
+
+def llama_meta() -> Pair:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    # Four heads that share two heads of keys; queries are square, keys are not.
+    config = LlamaConfig(
+        **{"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"head_dim": 8, "intermediate_size": 24, "vocab_size": 31, "rms_norm_eps": 1e-5},
+        **{"bos_token_id": None, "eos_token_id": None},
+    )
+    return Pair(
+        randomised(MetaLlama(31, 32, 2, 4, 2, 8, 24)), LlamaForCausalLM(config), torch.arange(14).view(2, 7) * 2
+    )
+
+
+def vit_timm() -> Pair:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        **{"num_hidden_layers": 2, "hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 20},
+        **{"image_size": 8, "patch_size": 4, "num_labels": 5, "layer_norm_eps": 1e-6},
+    )
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return Pair(randomised(TimmViT(8, 4, 12, 2, 3, 20, 5)), ViTForImageClassification(config), images)
+
+
+PAIRS = {make.__name__: make for make in (gpt2_hf, llama_meta, vit_timm)}
+PARAMS = {"llama_meta": {"heads": 4, "kv_heads": 2, "head_dim": 8}}
