@@ -58,20 +58,22 @@ class Template:
     items: tuple[Item, ...]
     forget: tuple[str, ...] = ()
 
-    def render(self, captures: Mapping[str, str]) -> str:
-        """The target key for what was captured.
+    def render(self, captures: Mapping[str, str | None]) -> str:
+        """The target key for what was captured; a capture that is None stands as it is written.
 
-        >>> Template(Text.of("x.{n}"), (Literal("x."), Copy("n"))).render({"n": "3"})
-        'x.3'
+        >>> template = Template(Text.of("x.{n}"), (Literal("x."), Copy("n")))
+        >>> template.render({"n": "3"}), template.render({"n": None})
+        ('x.3', 'x.{n}')
         """
-        return "".join(
-            item.text
-            if isinstance(item, Literal)
-            else captures[item.name]
-            if isinstance(item, Copy)
-            else item.mapping[tuple(captures[name] for name in item.names)]
-            for item in self.items
-        )
+        return "".join(item.text if isinstance(item, Literal) else _filled(item, captures) for item in self.items)
+
+
+def _filled(item: Copy | Mapped, captures: Mapping[str, str | None]) -> str:
+    if isinstance(item, Copy):
+        value = captures[item.name]
+        return f"{{{item.name}}}" if value is None else value
+    values = tuple(captures[name] for name in item.names)
+    return item.written if None in values else item.mapping[values]  # type: ignore[index]
 
 
 # ------------------------------------------------------------------------------------------------ expressions

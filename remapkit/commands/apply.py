@@ -14,7 +14,7 @@ from remapkit.checkpoint import Reader
 from remapkit.commands.common import known_source, open_source
 from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError
 from remapkit.library import load, version
-from remapkit.plan import Move, Plan, make_plan
+from remapkit.plan import Move, Plan, from_where, make_plan
 from remapkit.report import Outcome, Table, human_bytes
 from remapkit.spec import StateDictSpec
 from remapkit.targets import TargetRef, target_header
@@ -112,7 +112,7 @@ def _write(
 
 
 def _dry_run(plan: Plan, check: Check | None, moves: Sequence[Move], reader: Reader) -> Outcome:
-    rows = tuple((move.sources[0], move.target, str(move.spec), move.rule.id) for move in moves)
+    rows = tuple((from_where(move), move.target, str(move.spec), move.rule.id) for move in moves)
     rows += tuple((gone.fqn, "(dropped)", str(plan.source[gone.fqn]), gone.rule.id) for gone in plan.dropped)
     return Outcome(
         data={**plan_data(plan), "dry_run": True},

@@ -17,14 +17,11 @@ from typing import Protocol
 
 import torch
 
-from remapkit import meta
 from remapkit.checkpoint.faults import unreadable
 from remapkit.checkpoint.reader import Extent, Reader, SourceFile, reason
 from remapkit.checkpoint.writing import Run, target_chunks
+from remapkit.meta import DTYPES
 from remapkit.plan import Move
-
-DTYPES: Mapping[str, torch.dtype] = {name: dtype for dtype, name in meta._NAMES.items()}
-"""torch's dtype for each name of a header; the floats of less than a byte have none."""
 
 # Python names the flag from 3.13 on. Without it a private map of a file larger than memory is refused by systems that
 # count every page of it as if it were going to be written.
