@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 class NanoBlock(nn.Module):
-    """A GPT-2 block whose four linear maps are `nn.Linear`: weights are [out, in], where transformers keeps [in, out]."""
+    """A GPT-2 block whose linear maps are `nn.Linear`: weights are [out, in], where transformers has [in, out]."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

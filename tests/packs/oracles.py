@@ -1,8 +1,8 @@
 """Reference converters, each a function from state dict to state dict: what the packs are held against, bit for bit.
 
-None of this knows remapkit. Where diffusers or transformers ships a converter, it is called; what it does not do itself
-(names that were only ever spelled in a script) is written here as a plain list of replacements. The versions that the
-packs were held against stand in docs/packs.md.
+None of this knows remapkit. Where diffusers or transformers ships a converter, it is called; what it does not do
+itself (names that were only ever spelled in a script) is written here as a plain list of replacements. The versions
+that the packs were held against stand in docs/packs.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ State = dict[str, Tensor]
 
 
 def wan21_vae(state: Mapping[str, Tensor]) -> State:
-    """diffusers' single-file converter of the Wan VAE. It is right for Wan 2.1; of a Wan 2.2 VAE it loses 36 tensors."""
+    """diffusers' single-file converter of the Wan VAE. Right for Wan 2.1; of a Wan 2.2 VAE it loses 36 tensors."""
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
     return dict(convert_wan_vae_to_diffusers(dict(state)))
@@ -139,7 +139,7 @@ def _renamed(fqn: str, names: tuple[tuple[str, str], ...]) -> str:
 
 
 def gpt2_hf(state: Mapping[str, Tensor]) -> State:
-    """transformers keeps the linear maps of GPT-2 as `Conv1D`, [in, out]: every weight of such a module is transposed.
+    """transformers keeps the linear maps of GPT-2 as `Conv1D`, [in, out]: weights of these modules are transposed.
 
     Which modules those are is asked of a `GPT2LMHeadModel`, not of names or shapes.
     """
@@ -168,8 +168,8 @@ _VIT_NAMES = (
 
 
 def vit_timm(state: Mapping[str, Tensor]) -> State:
-    """transformers no longer ships the script for timm's ViT; this is what the layouts say, and the two models' numbers
-    (`test_values.py`) are the proof of it.
+    """transformers no longer ships the script for timm's ViT; this is what the layouts say. That two models then
+    give the same numbers (`test_values.py`) is the proof of it.
     """
     out: State = {}
     for fqn, tensor in state.items():

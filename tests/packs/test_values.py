@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from layouts import MetaLlama, NanoGPT, TimmViT
-from pack_kit import BY_NAME, State, loaded_pack, planted
+from pack_kit import BY_NAME, FAULTS, Fault, State, planted
 from torch import Tensor, nn
+
+import remapkit
 
 TOLERANCE = 1e-5
 """Relative. The two models order their sums differently; a fault of layout gives an error near 1."""
@@ -52,8 +54,14 @@ def gpt2_hf() -> Pair:
 
     # Without the tie each of the two matrices must find its own place.
     config = GPT2Config(
-        **{"n_layer": 2, "n_embd": 12, "n_head": 3, "vocab_size": 31, "n_positions": 9},
-        **{"bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False},
+        n_layer=2,
+        n_embd=12,
+        n_head=3,
+        vocab_size=31,
+        n_positions=9,
+        bos_token_id=None,
+        eos_token_id=None,
+        tie_word_embeddings=False,
     )
     return Pair(randomised(GPT2LMHeadModel(config)), NanoGPT(31, 9, 12, 2, 3), torch.arange(14).view(2, 7) * 2)
 
@@ -63,9 +71,16 @@ def llama_meta() -> Pair:
 
     # Four heads that share two heads of keys; queries are square, keys are not.
     config = LlamaConfig(
-        **{"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2},
-        **{"head_dim": 8, "intermediate_size": 24, "vocab_size": 31, "rms_norm_eps": 1e-5},
-        **{"bos_token_id": None, "eos_token_id": None},
+        num_hidden_layers=2,
+        hidden_size=32,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=24,
+        vocab_size=31,
+        rms_norm_eps=1e-5,
+        bos_token_id=None,
+        eos_token_id=None,
     )
     return Pair(
         randomised(MetaLlama(31, 32, 2, 4, 2, 8, 24)), LlamaForCausalLM(config), torch.arange(14).view(2, 7) * 2
@@ -76,8 +91,14 @@ def vit_timm() -> Pair:
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
-        **{"num_hidden_layers": 2, "hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 20},
-        **{"image_size": 8, "patch_size": 4, "num_labels": 5, "layer_norm_eps": 1e-6},
+        num_hidden_layers=2,
+        hidden_size=12,
+        num_attention_heads=3,
+        intermediate_size=20,
+        image_size=8,
+        patch_size=4,
+        num_labels=5,
+        layer_norm_eps=1e-6,
     )
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     return Pair(randomised(TimmViT(8, 4, 12, 2, 3, 20, 5)), ViTForImageClassification(config), images)
@@ -85,3 +106,22 @@ def vit_timm() -> Pair:
 
 PAIRS = {make.__name__: make for make in (gpt2_hf, llama_meta, vit_timm)}
 PARAMS = {"llama_meta": {"heads": 4, "kv_heads": 2, "head_dim": 8}}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_both_models_compute_the_same(name: str) -> None:
+    assert PAIRS[name]().error(remapkit.load(name, params=PARAMS.get(name))) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_and_so_they_do_the_other_way_round(name: str) -> None:
+    pair = PAIRS[name]()
+    randomised(pair.target)
+    back = Pair(pair.target, pair.source, pair.given)
+    assert back.error(remapkit.load(BY_NAME[name].back, params=PARAMS.get(name))) < TOLERANCE
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.pack in PAIRS], ids=str)
+def test_a_planted_fault_shows_in_the_numbers(fault: Fault, tmp_path: Path) -> None:
+    rules = remapkit.load(planted(fault.pack, fault.changes, tmp_path), params=PARAMS.get(fault.pack))
+    assert PAIRS[fault.pack]().error(rules) > 1000 * TOLERANCE
