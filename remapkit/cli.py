@@ -190,6 +190,17 @@ def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-t
     parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: NAME.yaml; - for stdout)")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     _add_reading(parser)
+    parser = _command(commands, "learn", "derive a rule file from two checkpoints that hold the same weights")
+    parser.add_argument("a", metavar="A", help=f"the source: {_CKPT}")
+    parser.add_argument("b", metavar="B", help="the same weights under the names of the target")
+    parser.add_argument("--name", default="learned", help="the name of the pack (default: learned)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: NAME.yaml; - for stdout)")
+    parser.add_argument(
+        "--pairs", metavar="FILE", help="pairs as a JSON object, source key to target key, not values"
+    )
+    parser.add_argument("--root-a", metavar="A.B", help="where the state dict lies in A")
+    parser.add_argument("--root-b", metavar="A.B", help="where the state dict lies in B")
+    parser.add_argument("--force", action="store_true", help="replace the files if they exist")
     _command(commands, "packs", "list the installed packs and plugins, and where they come from")
     _command(commands, "schema", "print the JSON Schema of rule files")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 
 from remapkit.checkpoint.atomic import NewFile, check_target
@@ -14,7 +15,6 @@ from remapkit.commands.common import open_source
 from remapkit.diagnostic import Diagnostic, UnwritableOutput
 from remapkit.learn import new_rule_file
 from remapkit.report import Outcome
-from remapkit.spec import StateDictSpec
 from remapkit.targets import TargetRef, target_header
 
 
@@ -31,7 +31,9 @@ def run(args: Namespace) -> Outcome:
     text = new_rule_file(args.name, source, _relative(manifest, output) if manifest else None, target, model)
     if output is None:
         return Outcome(data={}, raw=text)
-    _write(output, text, manifest, source, args)
+    # The manifest first: a rule file never names one that is not there.
+    beside = {Path(manifest): manifest_json(source)} if manifest and manifest != args.source else {}
+    write_texts({**beside, output: text}, args.force)
     said = (f"wrote {manifest}: the keys, dtypes and shapes of {source.name}",) if manifest != args.source else ()
     return Outcome(
         data={"output": str(output), "manifest": manifest},
@@ -52,16 +54,13 @@ def _manifest(args: Namespace, output: Path | None) -> str | None:
     return None if output is None else str(output.parent / "keys" / f"{args.name}.json")
 
 
-def _write(output: Path, text: str, manifest: str | None, source: StateDictSpec, args: Namespace) -> None:
-    """The manifest first: a rule file never names one that is not there."""
-    files = [(output, text)]
-    if manifest is not None and manifest != args.source:
-        files.insert(0, (Path(manifest), manifest_json(source)))
-    taken = [path for path, _ in files if path.exists()]
-    if taken and not args.force:
+def write_texts(files: Mapping[Path, str], force: bool) -> None:
+    """Write some files, each whole or not at all; none where one of them exists and `force` is not set."""
+    taken = [path for path in files if path.exists()]
+    if taken and not force:
         raise UnwritableOutput([Diagnostic("RK500", f"{path} exists (use --force)") for path in taken])
-    for path, content in files:
-        _write_text(path, content, args.force)
+    for path, content in files.items():
+        _write_text(path, content, force)
 
 
 def _write_text(path: Path, text: str, force: bool) -> None:
