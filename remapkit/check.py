@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from remapkit.diagnostic import Diagnostic, FailedCheck, Severity
-from remapkit.plan import SHOWN, Move, Plan, named
+from remapkit.plan import SHOWN, Move, Plan, counted, named
 from remapkit.spec import StateDictSpec, TensorSpec, leaf
 
 
@@ -80,7 +80,7 @@ class Check:
             raise FailedCheck(self.problems)
 
     def __str__(self) -> str:
-        verdict = "ok" if self.ok else f"{len(self.problems)} problems"
+        verdict = "ok" if self.ok else counted(len(self.problems), "problem")
         return (
             f"{self.plan.name} against {self.target.name}: {self.matched} of {len(self.target)} targets, "
             f"{len(self.missing_keys)} missing, {len(self.unexpected_keys)} unexpected, "
@@ -304,4 +304,4 @@ def _interchangeable(check: Check) -> list[Diagnostic]:
 
 
 def _keys(fqns: Sequence[str]) -> str:
-    return f"{len(fqns)} key" if len(fqns) == 1 else f"{len(fqns)} keys"
+    return counted(len(fqns), "key")

@@ -115,6 +115,17 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict-dtype", action="store_true", help="a dtype mismatch is an error, not a note")
 
 
+def _add_params(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--param",
+        metavar="NAME=NUMBER",
+        action="append",
+        default=[],
+        help="a number that the rules name under params",
+    )
+    parser.add_argument("--config", metavar="FILE", help="a model's config.json, where params are looked up by name")
+
+
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="A.B", help="where the state dict lies in a checkpoint that holds several")
     parser.add_argument(
@@ -139,6 +150,7 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
         help="accept a checkpoint that lacks keys the rules are known to read",
     )
     _add_model(parser)
+    _add_params(parser)
     _add_reading(parser)
 
 
@@ -151,6 +163,7 @@ def _add_check(commands: Commands) -> None:  # type: ignore[valid-type]
     source.add_argument("--ckpt", metavar="C", help=f"the source: {_CKPT}; default: the pack's own manifest")
     source.add_argument("--keys", metavar="FILE", help="the source: a manifest")
     _add_model(parser)
+    _add_params(parser)
     _add_reading(parser)
 
 
@@ -190,6 +203,17 @@ def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-t
     parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: NAME.yaml; - for stdout)")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     _add_reading(parser)
+    parser = _command(commands, "learn", "derive a rule file from two checkpoints that hold the same weights")
+    parser.add_argument("a", metavar="A", help=f"the source: {_CKPT}")
+    parser.add_argument("b", metavar="B", help="the same weights under the names of the target")
+    parser.add_argument("--name", default="learned", help="the name of the pack (default: learned)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: NAME.yaml; - for stdout)")
+    parser.add_argument(
+        "--pairs", metavar="FILE", help="pairs as a JSON object, source key to target key, not values"
+    )
+    parser.add_argument("--root-a", metavar="A.B", help="where the state dict lies in A")
+    parser.add_argument("--root-b", metavar="A.B", help="where the state dict lies in B")
+    parser.add_argument("--force", action="store_true", help="replace the files if they exist")
     _command(commands, "packs", "list the installed packs and plugins, and where they come from")
     _command(commands, "schema", "print the JSON Schema of rule files")
 

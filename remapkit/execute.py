@@ -63,7 +63,8 @@ def execute(
     `out` without its suffix, `-00001-of-00003.safetensors` and so on, with an index, or one file where one is enough.
     `tied` are groups of targets that share one storage (by default those whose sources do): a `.pth` keeps them so,
     safetensors keeps one name of each and records the others in its metadata, and `untie` writes copies. `run` makes
-    the tensors of moves with operations in another way than the usual one. `verify` reads the output back before it gets its name.
+    the tensors of moves with operations in another way than the usual one. `verify` reads the output back before it
+    gets its name.
 
     Raises `UnwritableOutput` (RK5xx) with nothing changed, `UnreadableCheckpoint` where the source changes meanwhile.
     """

@@ -14,7 +14,7 @@ from typing import Literal
 
 from remapkit.diagnostic import Diagnostic, Label
 from remapkit.ops import kinds
-from remapkit.ops.calls import Arg, Call, CallReader, Params, evaluated
+from remapkit.ops.calls import Arg, Call, CallReader, Params, evaluated, names_in
 from remapkit.ops.numbers import BadNumber
 from remapkit.pattern import CANONICAL, DIGITS, Alt, Chars, Group, Node, Part, Pattern, Repeat
 from remapkit.rulefile import WrittenFill, WrittenFlow
@@ -47,8 +47,8 @@ class Split:
 class Flow:
     """What a rule does with values. `before` has the operations of each source, `after` those of each target.
 
-    `templates[source][target]` are the target keys in the captures of each source's pattern. The capture `stack.by` is
-    in none of them (it is folded); `unstack.by` is in each of them, and in no pattern.
+    `templates[source][target]` are the target keys in the captures of each source's pattern. The capture `stack.by`
+    is in none of them (it is folded); `unstack.by` is in each of them, and in no pattern.
     """
 
     id: str
@@ -76,7 +76,7 @@ class Flow:
         numbers: list[Arg] = [arg for call in calls for _, arg in call.args]
         numbers += [axis.count for axis in (self.stack, self.unstack) if axis is not None]
         numbers += self.split.sizes or () if self.split is not None else ()
-        return tuple(dict.fromkeys(name for number in numbers for name in _names(number)))
+        return tuple(dict.fromkeys(name for number in numbers for name in names_in(number)))
 
     def resolved(self, params: Params) -> Resolved:
         """The flow with numbers; raises `BadNumber` where the params do not give them."""
@@ -107,12 +107,6 @@ class Flow:
         if min(sizes) < 1:
             raise BadNumber(f"a part of the split has the size {min(sizes)}")
         return sizes
-
-
-def _names(number: Arg) -> tuple[str, ...]:
-    from remapkit.ops.calls import names_in
-
-    return names_in(number)
 
 
 def _count(axis: Axis | None, params: Params) -> int | None:

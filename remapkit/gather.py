@@ -15,7 +15,7 @@ from remapkit.flows import Filled, Flow, Resolved
 from remapkit.ops.kinds import At, Join, Op, Part, Refused, after, dimension, result
 from remapkit.ops.numbers import BadNumber, NoValue
 from remapkit.pattern import Pattern
-from remapkit.plan import Move, RuleRef, named
+from remapkit.plan import Move, RuleRef, counted, named
 from remapkit.rules import Match, RuleSet
 from remapkit.source import Span
 from remapkit.spec import StateDictSpec, TensorSpec
@@ -133,17 +133,17 @@ class Gather:
             if resolved.stacked is not None:
                 beyond += [fqns[0] for (index, _), fqns in group.found.items() if index >= resolved.stacked]
         if twice:
-            title = f"{flow.id}: {_count(len(twice), 'source')} twice: one would be lost"
+            title = f"{flow.id}: {counted(len(twice), 'source')} twice: one would be lost"
             help = "the keys differ in what the pattern does not capture: capture it, or narrow the pattern"
             yield self._problem(flow, "RK342", title, twice, help, "duplicates")
         if lacking:
             number = sum(each.number for each in lacking)
-            title = f"{flow.id}: {_count(number, 'source key')} missing for {_count(len(groups), 'target')}"
+            title = f"{flow.id}: {counted(number, 'source key')} missing for {counted(len(groups), 'target')}"
             notes = [note for each in lacking for note in each.notes]
             help = "get the whole checkpoint; nothing is stacked or put together with a hole"
             yield self._problem(flow, "RK340", title, notes, help, "missing")
         if beyond:
-            title = f"{flow.id}: {_count(len(beyond), 'source key')} more than the {resolved.stacked} of `count`"
+            title = f"{flow.id}: {counted(len(beyond), 'source key')} more than the {resolved.stacked} of `count`"
             yield self._problem(flow, "RK343", title, beyond, "correct `count`, or the param it is made of", "beyond")
 
     def _problem(self, flow: Flow, code: str, title: str, lines: Sequence[str], help: str, what: str) -> Diagnostic:
@@ -323,7 +323,3 @@ def _bad_number(id: str, span: Span, error: BadNumber, place: str) -> Diagnostic
         help = (f"give it: --param {error.names[0]}=NUMBER, or --config config.json where the rules name its entry",)
         return Diagnostic("RK341", title, (Label(span),), help, place=place, values={"params": list(error.names)})
     return Diagnostic("RK341", f"{id}: {error}", (Label(span),), ("correct the params",), place=place)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -57,23 +57,23 @@ def new_rule_file(
       layers.0.attn.q.weight: layers.0.attn.q.weight
     <BLANKLINE>
     """
-    _check(name, source)
+    check_name_and_source(name, source)
     known = set(target or ())
     same = _some(source, [fqn for fqn in source if fqn in known])
     other = _some(source, [fqn for fqn in source if fqn not in known])
     found = _written(other, same)
     free = families(_some(target, [fqn for fqn in target if fqn not in source])) if target is not None else ()
     lines = [
-        *_head(name, source, source_ref, target, target_ref),
+        *head(name, source, source_ref, target, target_ref),
         *_rules(found, free, target),
         *_keeps(found, target),
         *_tests(found),
-        *_lacking(free, target),
+        *lacking_lines(free, target),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _check(name: str, source: StateDictSpec) -> None:
+def check_name_and_source(name: str, source: StateDictSpec) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         help = ("a name has letters, digits, _, - and ., and does not begin with - or .",)
         raise UsageError(Diagnostic("RK623", f"{name!r} is no name for a pack", help=help))
@@ -113,35 +113,35 @@ def _written(other: StateDictSpec, same: StateDictSpec) -> tuple[_Candidate, ...
 
 
 def _candidate(family: Family, renamed: bool, ids: set[str]) -> _Candidate:
-    names = _capture_names(family.segments)
-    to = ".".join(f"{{{name}}}" if name else _braces(words[0]) for name, words in names)
+    names = capture_names(family.segments)
+    to = ".".join(f"{{{name}}}" if name else braces(words[0]) for name, words in names)
     id = _id(family, ids)
     if any("" in words for words in family.segments):
         # A path has no empty segments, a regular expression can say them.
-        segments = (f"(?P<{name}>[^.]*)" if name else _escaped_regex(words[0]) for name, words in names)
+        segments = (f"(?P<{name}>[^.]*)" if name else escaped_regex(words[0]) for name, words in names)
         where = {name: words for name, words in names if name}
         return _Candidate(family, id, "match", r"\.".join(segments), where, to, renamed)
-    path = ".".join(_segment(name, words) for name, words in names)
-    where = {name: words for name, words in names if name and _bound(words) is None}
+    path = ".".join(segment(name, words) for name, words in names)
+    where = {name: words for name, words in names if name and bound(words) is None}
     return _Candidate(family, id, "path", path, where, to, renamed)
 
 
-def _segment(name: str, words: Sequence[str]) -> str:
+def segment(name: str, words: Sequence[str]) -> str:
     if not name:
-        return _braces(words[0])
-    bound = _bound(words)
-    return f"{{{name}:{bound}}}" if bound else f"{{{name}}}"
+        return braces(words[0])
+    kind = bound(words)
+    return f"{{{name}:{kind}}}" if kind else f"{{{name}}}"
 
 
-def _escaped_regex(text: str) -> str:
+def escaped_regex(text: str) -> str:
     return re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", text)
 
 
-def _braces(text: str) -> str:
+def braces(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def _bound(words: Sequence[str]) -> str | None:
+def bound(words: Sequence[str]) -> str | None:
     """What bounds a capture to these words, within its braces; None where only a list can."""
     if len(words) > MAX_WORDS or any(set(word) & set("|{}") for word in words):
         return None
@@ -152,7 +152,7 @@ def _bound(words: Sequence[str]) -> str | None:
     return "|".join(words)
 
 
-def _capture_names(segments: Sequence[tuple[str, ...]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def capture_names(segments: Sequence[tuple[str, ...]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """A name for each segment that is not the same word in all keys, and '' for one that is."""
     taken: set[str] = set()
     return tuple(
@@ -190,14 +190,14 @@ def _id(family: Family, ids: set[str]) -> str:
 # ------------------------------------------------------------------------------------------------ YAML
 
 
-def _head(
+def head(
     name: str, source: StateDictSpec, source_ref: str | None, target: StateDictSpec | None, target_ref: str | None
 ) -> Iterator[str]:
-    leads = f" -> {_comment(target_ref or target.name)}" if target is not None else ""
+    leads = f" -> {comment(target_ref or target.name)}" if target is not None else ""
     yield f"# yaml-language-server: $schema={_SCHEMA_FILE.as_uri()}"
     yield "remapkit: 1"
     yield f"name: {quoted(name)}"
-    yield f"summary: {quoted(f'{_comment(Path(source.name).name)}{leads}')}"
+    yield f"summary: {quoted(f'{comment(Path(source.name).name)}{leads}')}"
     yield ""
     if source_ref is not None:
         yield f"source: {{keys: {quoted(source_ref)}}}"
@@ -224,10 +224,10 @@ def _rules(found: Sequence[_Candidate], free: Sequence[Family], target: StateDic
         yield f"  # - id: {quoted(candidate.id)}"
         yield f"  #   {candidate.surface}: {quoted(candidate.pattern, always=True)}"
         if candidate.where:
-            yield f"  #   where: {_flow(candidate.where)}"
+            yield f"  #   where: {flow(candidate.where)}"
         yield f"  #   to: {quoted(candidate.to, always=True)}"
         for family in alike.get(_footprint(candidate.family), ())[:2]:
-            yield f"  #   # the target has as many keys of these shapes under {_comment(family.pattern)}"
+            yield f"  #   # the target has as many keys of these shapes under {comment(family.pattern)}"
         yield ""
 
 
@@ -252,7 +252,7 @@ def _keeps(found: Sequence[_Candidate], target: StateDictSpec | None) -> Iterato
             note += ", not in the target under this name" if candidate.renamed else ", in the target too"
         pattern = quoted(candidate.pattern, always=True)
         if candidate.where:
-            yield f"  - {{{candidate.surface}: {pattern}, where: {_flow(candidate.where)}}}  # {note}"
+            yield f"  - {{{candidate.surface}: {pattern}, where: {flow(candidate.where)}}}  # {note}"
         else:
             yield f"  - {pattern}  # {note}"
     yield ""
@@ -268,13 +268,13 @@ def _tests(found: Sequence[_Candidate]) -> Iterator[str]:
     yield ""
 
 
-def _lacking(free: Sequence[Family], target: StateDictSpec | None) -> Iterator[str]:
+def lacking_lines(free: Sequence[Family], target: StateDictSpec | None) -> Iterator[str]:
     if not free or target is None:
         return
     count = sum(len(family.fqns) for family in free)
     yield f"# In the target, but under no name of the source: {count} of {len(target)} keys for rules to lead to."
     for family in free:
-        yield f"#   {_comment(family.pattern)}  # {len(family.fqns)} · {_what(family)}"
+        yield f"#   {comment(family.pattern)}  # {len(family.fqns)} · {_what(family)}"
     yield ""
 
 
@@ -282,12 +282,12 @@ def _what(family: Family) -> str:
     return f"{family.dtypes_text} {family.shapes_text}"
 
 
-def _flow(where: Mapping[str, Sequence[str]]) -> str:
+def flow(where: Mapping[str, Sequence[str]]) -> str:
     entries = (f"{name}: [{', '.join(quoted(word, always=True) for word in words)}]" for name, words in where.items())
     return "{" + ", ".join(entries) + "}"
 
 
-def _comment(text: str) -> str:
+def comment(text: str) -> str:
     """A text in a comment: what would end the line, or be refused in a file, is escaped."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 

@@ -44,8 +44,8 @@ UNMATCHED = RuleRef("unmatched")
 class Move:
     """One target tensor: where it comes from, what is done on the way, and what it will be.
 
-    A move without `ops` has exactly one source and copies its bytes. Several sources are joined by the first operation;
-    a move without a source makes its tensor (`add:`).
+    A move without `ops` has exactly one source and copies its bytes. Several sources are joined by the first
+    operation; a move without a source makes its tensor (`add:`).
     """
 
     target: str
@@ -122,13 +122,13 @@ class Plan:
     def __str__(self) -> str:
         kept = len(self.moves) - self.renamed
         parts = [
-            f"{len(self.source)} keys",
+            counted(len(self.source), "key"),
             f"{self.renamed} renamed",
             f"{kept} kept",
             f"{len(self.dropped)} dropped",
         ]
         if self.problems:
-            parts.append(f"{len(self.problems)} problem{'s' * (len(self.problems) > 1)}")
+            parts.append(counted(len(self.problems), "problem"))
         return f"{self.name}: {', '.join(parts)}"
 
 
@@ -207,13 +207,13 @@ def _unmatched(rules: RuleSet, source: StateDictSpec, fqns: Sequence[str]) -> li
         return []
     help = ["add a rule for them, or name them under `keep:` or `drop:`"]
     if len(fqns) == len(source):
-        title = f"none of {_count(len(fqns), 'key')} is matched by a rule of {rules.name}: is this another layout?"
+        title = f"none of {counted(len(fqns), 'key')} is matched by a rule of {rules.name}: is this another layout?"
         help = [f"these rules read keys like {key}" for key in _examples(rules)[:1]] or help
         prefix = _wrapper_prefix(rules, fqns)
         if prefix:
             help.insert(0, f"without the prefix {prefix!r} they would match: strip it when the checkpoint is saved")
     else:
-        title = f"{_count(len(fqns), 'key')} of {len(source)} {'is' if len(fqns) == 1 else 'are'} matched by no rule"
+        title = f"{counted(len(fqns), 'key')} of {len(source)} {'is' if len(fqns) == 1 else 'are'} matched by no rule"
     notes = [named(fqns)]
     notes += [near for fqn in fqns[:1] if (near := _near_miss(rules, fqn))]
     return [
@@ -267,7 +267,7 @@ def _ambiguous(source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]) 
             for number, match in enumerate(found)
             if match.rule.span is not None
         )
-        title = f"{_count(len(fqns), 'key')} matched by {_and(ids)}: one key, one rule"
+        title = f"{counted(len(fqns), 'key')} matched by {_and(ids)}: one key, one rule"
         problems.append(
             Diagnostic(
                 "RK302",
@@ -305,7 +305,7 @@ def _collisions(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic
         problems.append(
             Diagnostic(
                 "RK303",
-                f"{sources} source keys land on {_count(len(groups), 'target key')}: the mapping is not injective",
+                f"{sources} source keys land on {counted(len(groups), 'target key')}: the mapping is not injective",
                 labels=labels,
                 notes=tuple(_collision_note(group) for group in groups[:SHOWN])
                 + ((f"... and {len(groups) - SHOWN} more",) if len(groups) > SHOWN else ()),
@@ -400,7 +400,12 @@ def named(fqns: Sequence[str], shown: int = SHOWN) -> str:
     return "\n".join(lines)
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "key"), counted(2, "key")
+    ('1 key', '2 keys')
+    """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

@@ -114,7 +114,8 @@ class WrittenFlow:
 class WrittenRule:
     """One rule: pattern, guards, template and the captures it may forget.
 
-    `flow` is None for a rule that only renames. Where there is one, `pattern` and `to` are its first source and output.
+    `flow` is None for a rule that only renames. Where there is one, `pattern` and `to` are its first source and
+    output.
     """
 
     id: Text
@@ -136,7 +137,7 @@ class WrittenFill:
 
 @dataclass(frozen=True, slots=True)
 class WrittenParam:
-    """A param: its value (a number or arithmetic on other params, None where it must be given), its name in configs."""
+    """A param: its value (a number or arithmetic on params, None where it must be given), its name in configs."""
 
     name: Text
     value: ScalarNode | None

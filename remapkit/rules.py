@@ -203,7 +203,7 @@ class RuleSet:
 
         >>> import remapkit
         >>> print(remapkit.load("wan22_pth").plan({"conv1.bias": remapkit.TensorSpec("F32", (96,))}))
-        wan22_pth: 1 keys, 0 renamed, 1 kept, 0 dropped
+        wan22_pth: 1 key, 0 renamed, 1 kept, 0 dropped
         """
         from remapkit.plan import make_plan
         from remapkit.targets import header

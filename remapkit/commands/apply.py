@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from remapkit.check import Check, known_keys_problem, make_check
 from remapkit.checkpoint import Reader
-from remapkit.commands.common import known_source, open_source
+from remapkit.commands.common import known_source, load_rules, open_source
 from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError
-from remapkit.library import load, version
+from remapkit.library import version
 from remapkit.plan import Move, Plan, from_where, make_plan
 from remapkit.report import Outcome, Table, human_bytes
 from remapkit.spec import StateDictSpec
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def run(args: Namespace) -> Outcome:
     """Prove, plan, check, stream."""
-    rules = load(args.rules)
+    rules = load_rules(args.rules, args)
     source = Path(args.checkpoint)
     with ExitStack() as stack:
         reader = stack.enter_context(open_source(source, args))

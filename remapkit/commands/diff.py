@@ -9,9 +9,11 @@ from pathlib import Path
 
 from remapkit.checkpoint import Reader, open_checkpoint
 from remapkit.compare import Difference, compare
+from remapkit.families import families
 from remapkit.library import load
 from remapkit.plan import make_plan
 from remapkit.report import Outcome, Table
+from remapkit.spec import StateDictSpec, TensorSpec
 
 
 def run(args: Namespace) -> Outcome:
@@ -36,6 +38,15 @@ def _remapped(reader: Reader, rules: str | None) -> dict[str, str]:
     return {move.target: move.sources[0] for move in plan.moves}
 
 
+def _only_in(name: str, fqns: Sequence[str]) -> list[tuple[str, str]]:
+    """Keys of one side as key families; JSON has every key."""
+    header = StateDictSpec(dict.fromkeys(fqns, TensorSpec("U8", (0,))))
+    return [
+        (each.pattern, f"only in {name}" + (f" ({len(each.fqns)} keys)" if len(each.fqns) > 1 else ""))
+        for each in families(header)
+    ]
+
+
 def _diff_outcome(
     args: Namespace, differences: Mapping[str, Difference], only_a: Sequence[str], only_b: Sequence[str]
 ) -> Outcome:
@@ -43,12 +54,14 @@ def _diff_outcome(
     same = sum(each.identical for each in differences.values())
     bad = {fqn: each for fqn, each in differences.items() if not each.within(args.tolerance)}
     rows = [(fqn, each.describe()) for fqn, each in differences.items() if not each.identical]
-    rows += [(fqn, f"only in {args.a}") for fqn in only_a] + [(fqn, f"only in {args.b}") for fqn in only_b]
+    rows += [*_only_in(args.a, only_a), *_only_in(args.b, only_b)]
     total = len(differences) + len(only_a) + len(only_b)
     text: list[str | Table] = [Table(("key", "difference"), tuple(rows))] if rows else []
     text.append(f"{same} of {total} tensors identical, max |Δ| = {worst:g}")
     if only_a or only_b:
         text.append(f"{len(only_a)} only in {args.a}, {len(only_b)} only in {args.b}")
+    if only_a and only_b and not (args.rules_a or args.rules_b):
+        text.append("two layouts of one model? `--rules-a R` or `--rules-b R` remaps the keys of one side first")
     failed = bool(bad or only_a or only_b)
     return Outcome(
         data={

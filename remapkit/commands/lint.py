@@ -7,6 +7,7 @@ from argparse import Namespace
 from remapkit.commands.common import rule_paths
 from remapkit.diagnostic import Diagnostic, InvalidRules
 from remapkit.library import load
+from remapkit.plan import counted
 from remapkit.report import Outcome, Table
 
 
@@ -19,7 +20,7 @@ def run(args: Namespace) -> Outcome:
             rules = load(path)
         except InvalidRules as error:
             diagnostics += error.diagnostics
-            rows.append((str(path), "", "", "", f"{len(error.diagnostics)} problems"))
+            rows.append((str(path), "", "", "", counted(len(error.diagnostics), "problem")))
             continue
         diagnostics += rules.warnings
         counts = (str(len(rules.rules)), str(len(rules.keep)), str(len(rules.drop)))

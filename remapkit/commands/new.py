@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 
+from remapkit.checkpoint.atomic import NewFile, check_target
+from remapkit.checkpoint.copying import write_all
+from remapkit.checkpoint.faults import cannot_write
+from remapkit.checkpoint.manifest import manifest_json
 from remapkit.commands.common import open_source
 from remapkit.diagnostic import Diagnostic, UnwritableOutput
 from remapkit.learn import new_rule_file
@@ -22,37 +27,54 @@ def run(args: Namespace) -> Outcome:
     model = None if args.target is None or is_file else args.target
     target_keys = args.target if is_file else None
     target = target_header(TargetRef(model=model, keys=target_keys)) if args.target else None
-    text = new_rule_file(
-        args.name,
-        source,
-        _relative(args.source, output) if args.source.endswith(".json") else None,
-        target,
-        model,
-    )
+    manifest = _manifest(args, output)
+    text = new_rule_file(args.name, source, _relative(manifest, output) if manifest else None, target, model)
     if output is None:
         return Outcome(data={}, raw=text)
-    _write_text(output, text, args.force)
+    # The manifest first: a rule file never names one that is not there.
+    beside = {Path(manifest): manifest_json(source)} if manifest and manifest != args.source else {}
+    write_texts({**beside, output: text}, args.force)
+    said = (f"wrote {manifest}: the keys, dtypes and shapes of {source.name}",) if manifest != args.source else ()
     return Outcome(
-        data={"output": str(output)},
+        data={"output": str(output), "manifest": manifest},
         text=(
             f"wrote {output}: one commented candidate rule for each key family of {source.name}",
-            f"next: edit it, then `remapkit lint {output}` and `remapkit check {output} --ckpt {args.source}"
-            + (f" --model {model}`" if model else "`"),
+            *said,
+            f"next: edit it, then `remapkit lint {output}` and `remapkit check {output}"
+            + (f" --model {model}`" if model else " --model M`"),
         ),
         diagnostics=notes,
     )
 
 
+def _manifest(args: Namespace, output: Path | None) -> str | None:
+    """The manifest that the rule file declares: the source itself where it is one, else a new one in `keys/`."""
+    if args.source.endswith(".json") and not args.source.endswith(".index.json"):
+        return str(args.source)
+    return None if output is None else str(output.parent / "keys" / f"{args.name}.json")
+
+
+def write_texts(files: Mapping[Path, str], force: bool) -> None:
+    """Write some files, each whole or not at all; none where one of them exists and `force` is not set."""
+    taken = [path for path in files if path.exists()]
+    if taken and not force:
+        raise UnwritableOutput([Diagnostic("RK500", f"{path} exists (use --force)") for path in taken])
+    for path, content in files.items():
+        _write_text(path, content, force)
+
+
+def _write_text(path: Path, text: str, force: bool) -> None:
+    try:
+        if path.parent.name == "keys":
+            path.parent.mkdir(exist_ok=True)
+        real = check_target(path, (), force)
+        with NewFile(real, force=force) as new:
+            write_all(new.fd, text.encode("utf-8"), 0)
+            new.commit()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def _relative(path: str, output: Path | None) -> str:
     """A path as a rule file at `output` would name it."""
     return os.path.relpath(path, output.parent if output else Path())
-
-
-def _write_text(output: Path, text: str, force: bool) -> None:
-    try:
-        with output.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise UnwritableOutput(Diagnostic("RK500", f"{output} exists (use --force)")) from None
-    except OSError as error:
-        raise UnwritableOutput(Diagnostic("RK503", f"cannot write {output}: {error.strerror}")) from None

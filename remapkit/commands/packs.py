@@ -6,6 +6,7 @@ from argparse import Namespace
 
 from remapkit.diagnostic import RemapkitError
 from remapkit.library import load, packs, plugins
+from remapkit.plan import counted
 from remapkit.report import Outcome, Table
 from remapkit.targets import pack_target
 
@@ -20,7 +21,7 @@ def run(args: Namespace) -> Outcome:
             rows.append(
                 (
                     pack.name,
-                    f"{len(error.diagnostics)} problems: see `remapkit lint`",
+                    f"{counted(len(error.diagnostics), 'problem')}: see `remapkit lint`",
                     "",
                     pack.origin,
                     str(pack.path),

@@ -21,8 +21,8 @@ from remapkit.loading.carry import carry_out
 from remapkit.loading.job import PLAIN_FLOATS, Dtype, Wanted, count, prepare
 from remapkit.loading.module import target_of, tensor_reason
 from remapkit.loading.rebuild import Factory, rebuilt
-from remapkit.loading.values import DTYPES, FileValues, MemoryValues, Values
-from remapkit.meta import header_of
+from remapkit.loading.values import FileValues, MemoryValues, Values
+from remapkit.meta import DTYPES, header_of
 from remapkit.plan import make_plan, named
 from remapkit.rulefile import read_text
 from remapkit.rules import RuleSet, compile_rules

@@ -12,7 +12,8 @@ from remapkit.check import Check, make_check
 from remapkit.checkpoint.writing import Run
 from remapkit.diagnostic import Diagnostic
 from remapkit.loading.module import Target
-from remapkit.loading.values import DTYPES, Values, overlapping, same_bytes
+from remapkit.loading.values import Values, overlapping, same_bytes
+from remapkit.meta import DTYPES
 from remapkit.plan import Move, Plan, named
 
 PLAIN_FLOATS = ("F16", "BF16", "F32", "F64")

@@ -103,8 +103,8 @@ Inverse = Callable[[Call], "Call | str"]
 class _Form:
     """How an operation is written: its arguments and their defaults, which one may stand alone, and its inverse.
 
-    `bare` where the name alone is enough; `short` the argument that may stand without its name, and `unwrap` where one
-    element of it may stand without a list.
+    `bare` where the name alone is enough; `short` the argument that may stand without its name, and `unwrap` where
+    one element of it may stand without a list.
     """
 
     args: tuple[tuple[str, Any], ...]
@@ -339,7 +339,7 @@ class CallReader:
         elif call.name == "scale" and call["factor"] == 0:
             self.problem("RK163", "scale by 0 leaves nothing", span, "name the targets under `add:` with fill: zeros")
         try:
-            call.op({name: None for name in self.params})
+            call.op(dict.fromkeys(self.params))
         except kinds.Refused as refused:
             self.problem("RK163", refused.title, span, *refused.help)
         except BadNumber as error:

@@ -132,7 +132,7 @@ class PermuteOp(Op):
 
 @dataclass(frozen=True, slots=True)
 class ReshapeOp(Op):
-    """Another shape for the same elements; at most one size is -1, whatever is left. `old` is what it must have had."""
+    """Another shape for the same elements; one size may be -1, what is left. `old` is what it must have had."""
 
     shape: tuple[int, ...]
     old: tuple[int, ...] | None = None

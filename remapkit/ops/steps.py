@@ -1,7 +1,7 @@
 """Steps: the few primitives that every operation comes down to, with exact shapes. No tensor is touched here.
 
-A step takes one tensor, `Concat`, `Stack` and `Fill` take several or none. `Pick` covers whatever only chooses or reorders along one
-dimension: slices, swapped halves, rotary permutations, grouped heads.
+A step takes one tensor. `Pick` covers whatever only chooses or reorders along one dimension: slices, swapped halves,
+rotary permutations, grouped heads.
 """
 
 from __future__ import annotations

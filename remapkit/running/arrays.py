@@ -117,9 +117,9 @@ class Permuted(Lazy):
 
     def read(self, box: Box) -> Array:
         """The same box of the inner tensor, turned."""
-        turned = [slice(0, 0)] * len(box)
+        turned: list[Along] = [slice(0, 0)] * len(box)
         for dim, source in enumerate(self.order):
-            turned[source] = box[dim]  # type: ignore[call-overload]
+            turned[source] = box[dim]
         return self.inner.read(tuple(turned)).transpose(self.order)
 
 
@@ -325,12 +325,13 @@ def _after(step: Step, inner: Lazy) -> Lazy:
 
 
 class Reshaped(Lazy):
-    """Another shape for the same row-major order: a view where numpy has one, else made as a whole when it is read."""
+    """Another shape for the same row-major order: a view where numpy has one, else made as a whole when read."""
 
     __slots__ = ("_made", "inner", "spec")
 
     def __init__(self, spec: TensorSpec, inner: Lazy) -> None:
-        self.spec, self.inner = spec, inner.inner if isinstance(inner, Reshaped) else inner
+        self.spec = spec
+        self.inner: Lazy = inner.inner if isinstance(inner, Reshaped) else inner
         self._made: Lazy | None = None
 
     def read(self, box: Box) -> Array:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from remapkit.ops.steps import Add, Cast, Scale
 from remapkit.spec import DTYPE_BITS
 
-WORDS = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8"), 16: np.dtype("V16")}
+WORDS: Mapping[int, np.dtype[Any]] = {
+    1: np.dtype("u1"),
+    2: np.dtype("<u2"),
+    4: np.dtype("<u4"),
+    8: np.dtype("<u8"),
+    16: np.dtype("V16"),
+}
 """Opaque elements by their width in bytes."""
 
 _NATIVE = {
@@ -27,7 +36,7 @@ _NATIVE = {
 Array = np.ndarray
 
 
-def word(dtype: str) -> np.dtype:  # type: ignore[type-arg]
+def word(dtype: str) -> np.dtype[Any]:
     """The opaque element of a dtype."""
     return WORDS[DTYPE_BITS[dtype] // 8]
 

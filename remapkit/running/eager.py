@@ -36,7 +36,7 @@ def remapped(rules: RuleSet, state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_plan(plan: Plan, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Every move of a plan. Names that the rules tie are one tensor; copies of one source are tensors of their own."""
+    """Every move of a plan. Names that the rules tie are one tensor; copies of one source are their own tensors."""
     tie = {fqn: group[0] for group in plan.tied for fqn in group}
     made: dict[str, Any] = {}
     seen: set[str] = set()

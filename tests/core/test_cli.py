@@ -235,8 +235,31 @@ def test_new_writes_a_rule_file_that_lints(tmp_path: Path, capsys: pytest.Captur
     path = tmp_path / "mine.yaml"
     assert main(["new", "mine", "--from", str(TINY), "-o", str(path)]) == 0
     assert main(["lint", str(path)]) == 0
+    assert main(["test", str(path)]) == 0
+    assert "196 of 196" in capsys.readouterr().out, "its manifest was written beside it, and is mapped whole"
+    before = path.read_bytes(), (tmp_path / "keys" / "mine.json").read_bytes()
     assert main(["new", "mine", "--from", str(TINY), "-o", str(path)]) == 2
-    assert "use --force" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("use --force") == 2, "both files are named"
+    assert before == (path.read_bytes(), (tmp_path / "keys" / "mine.json").read_bytes())
+    assert main(["new", "mine", "--from", str(TINY), "-o", str(path), "--force"]) == 0
+
+
+def test_diff_of_two_layouts_is_families_and_a_hint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    save_file({f"layers.{n}.{leaf}": torch.ones(2) for n in range(9) for leaf in ("q", "k")}, one)
+    save_file({f"h.{n}.q": torch.ones(2) for n in range(9)}, other)
+    assert main(["diff", str(one), str(other)]) == 1
+    out = capsys.readouterr().out
+    assert "layers.{0..8}.{" in out and "(18 keys)" in out and "h.{0..8}.q" in out
+    assert "--rules-a" in out and len(out.splitlines()) < 8
+    assert main(["diff", str(one), str(other), "--format", "json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["only_a"]) == 18
+
+
+def test_new_to_nowhere_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", "mine", "--from", str(TINY), "-o", str(tmp_path / "no" / "mine.yaml")]) == 2
+    assert "error[RK503]" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("plan", "gather", "check"),
     ("checkpoint",),
     ("execute", "compare", "loading", "meta", "running"),
-    ("library", "ruletest", "learn", "families", "targets"),
+    ("library", "ruletest", "learn", "generalise", "pairing", "examples", "families", "targets"),
     ("report", "progress", "commands", "cli", "__main__"),
 )
 LOADING = {f"loading.{name}" for name in ("carry", "into", "job", "module", "rebuild", "upload", "values")}

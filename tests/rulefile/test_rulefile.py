@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -253,7 +253,7 @@ def test_the_schema_is_a_schema_and_each_of_its_keywords_has_words() -> None:
 
     walk(data)
     passive = {"$schema", "$defs", "$ref", "title", "description", "examples", "default", "properties", "items"}
-    passive |= {"if", "then", "else", "propertyNames"}
+    passive |= {"if", "then", "else", "propertyNames", "allOf"}
     assert keywords - passive == set(schema._EXPLAIN)
 
 
@@ -324,18 +324,15 @@ def rules_text(count: int) -> str:
     return f"remapkit: 1\nname: many\nrules:\n{rules}"
 
 
-def test_two_hundred_rules_are_read_quickly() -> None:
-    examine_text(rules_text(1))  # the import of jsonschema, once
-    started = time.perf_counter()
-    assert len(read_text(rules_text(200)).rules) == 200
-    assert time.perf_counter() - started < 0.3
+def test_twice_the_rules_are_twice_the_work(work: Callable[[Callable[[], object]], int]) -> None:
+    read_text(rules_text(1))  # imports, once
+    one, two = (work(lambda count=count: read_text(rules_text(count))) for count in (200, 400))
+    assert two <= 2.1 * one
 
 
 @pytest.mark.slow
 def test_fifty_thousand_rules_are_read_and_half_a_million_are_refused() -> None:
-    started = time.perf_counter()
     assert len(read_text(rules_text(50_000)).rules) == 50_000
-    assert time.perf_counter() - started < 60
     flood = "".join(f"- {{id: {n}, path: a, to: b}}\n" for n in range(300_000))
     assert [each.code for each in examine_text(f"remapkit: 1\nname: t\nrules:\n{flood}").problems] == ["RK012"]
 

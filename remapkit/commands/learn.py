@@ -1,0 +1,110 @@
+"""`remapkit learn`: a rule file derived from two checkpoints that hold the same weights, or from written pairs."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from contextlib import ExitStack
+from pathlib import Path
+
+from remapkit.checkpoint import Reader, open_checkpoint
+from remapkit.checkpoint.manifest import manifest_json
+from remapkit.commands.new import write_texts
+from remapkit.diagnostic import Diagnostic, Severity, UsageError
+from remapkit.examples import Learned, learn
+from remapkit.pairing import Pairing, pair_by_value
+from remapkit.plan import counted, named
+from remapkit.report import Outcome
+from remapkit.spec import StateDictSpec
+
+
+def run(args: Namespace) -> Outcome:
+    """A rule file that says which key of A is which of B."""
+    output = None if args.output == "-" else Path(args.output or f"{args.name}.yaml")
+    with ExitStack() as stack:
+        a = stack.enter_context(open_checkpoint(Path(args.a), root=args.root_a))
+        b = stack.enter_context(open_checkpoint(Path(args.b), root=args.root_b))
+        source, target = a.header(), b.header()
+        pairing = _read_pairs(Path(args.pairs), source, target) if args.pairs else _by_value(a, b)
+    references = (f"keys/{args.name}.source.json", f"keys/{args.name}.target.json") if output else (None, None)
+    learned = learn(args.name, source, target, pairing, *references)
+    if output is None:
+        return Outcome(data={}, raw=learned.text)
+    headers = {str(references[0]): source, str(references[1]): target}
+    manifests = {output.parent / where: manifest_json(header) for where, header in headers.items()}
+    write_texts({**manifests, output: learned.text}, args.force)
+    return Outcome(
+        data={
+            "output": str(output),
+            "pairs": dict(learned.pairs),
+            "undecided": {fqn: list(others) for fqn, others in learned.undecided.items()},
+            "only_a": list(learned.only_a),
+            "only_b": list(learned.only_b),
+        },
+        text=(
+            f"wrote {output} with its manifests: rules that say {counted(len(learned.pairs), 'pair')} of "
+            f"{counted(len(source), 'key')} and {counted(len(target), 'key')}",
+            f"next: read it, then `remapkit lint {output}` and `remapkit test {output}`",
+        ),
+        diagnostics=tuple(_left(learned, source, target)),
+    )
+
+
+def _by_value(a: Reader, b: Reader) -> Pairing:
+    for reader in (a, b):
+        if reader.format == "manifest":
+            title = f"{reader.header().name} is a manifest: it has no values to tell keys by"
+            help = ("give the checkpoint itself, or the pairs that you know as a JSON object: --pairs FILE",)
+            raise UsageError(Diagnostic("RK626", title, help=help))
+    return pair_by_value(a, b)
+
+
+def _read_pairs(path: Path, source: StateDictSpec, target: StateDictSpec) -> Pairing:
+    """Pairs that somebody wrote: a JSON object, source key to target key; every problem of it at once."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(Diagnostic("RK611", f"cannot read {path}: {error.strerror}")) from None
+    except ValueError as error:
+        raise UsageError(Diagnostic("RK611", f"{path} is not JSON: {error}")) from None
+    if not isinstance(value, dict) or not all(isinstance(fqn, str) for fqn in value.values()):
+        raise UsageError(Diagnostic("RK611", f"{path} is no JSON object of source keys to target keys"))
+    by_target: dict[str, list[str]] = {}
+    for fqn, other in value.items():
+        by_target.setdefault(other, []).append(fqn)
+    wrong = [f"{fqn} is no key of {source.name}" for fqn in value if fqn not in source]
+    wrong += [f"{other} is no key of {target.name}" for other in by_target if other not in target]
+    wrong += [f"{' and '.join(fqns)} both become {other}" for other, fqns in by_target.items() if len(fqns) > 1]
+    if wrong:
+        raise UsageError(
+            Diagnostic("RK627", f"{path}: {counted(len(wrong), 'pair')} cannot be", notes=(named(wrong),))
+        )
+    only_a = tuple(fqn for fqn in source if fqn not in value)
+    only_b = tuple(fqn for fqn in target if fqn not in by_target)
+    return Pairing({fqn: value[fqn] for fqn in source if fqn in value}, {}, only_a, only_b)
+
+
+def _left(learned: Learned, source: StateDictSpec, target: StateDictSpec) -> list[Diagnostic]:
+    found = []
+    if learned.by_module:
+        title = (
+            f"{counted(len(learned.by_module), 'key')} with values that other keys have too went where the rest of "
+            "their module went"
+        )
+        pairs = [f"{fqn} -> {other}" for fqn, other in learned.by_module.items()]
+        found.append(Diagnostic("RK628", title, notes=(named(pairs),), severity=Severity.NOTE))
+    if learned.undecided:
+        title = f"{counted(len(learned.undecided), 'key')} share their values with others: not paired"
+        found.append(_warning("RK628", title, list(learned.undecided), source.name))
+    for fqns, header in ((learned.only_a, source), (learned.only_b, target)):
+        if fqns:
+            title = f"{counted(len(fqns), 'key')} of {len(header)} have no equal on the other side"
+            found.append(_warning("RK629", title, list(fqns), header.name))
+    return found
+
+
+def _warning(code: str, title: str, fqns: list[str], place: str) -> Diagnostic:
+    help = ("the rule file lists them in comments: write rules for them, or name them under `drop:`",)
+    return Diagnostic(
+        code, title, notes=(named(fqns),), help=help, place=place, severity=Severity.WARNING, values={"keys": fqns}
+    )
