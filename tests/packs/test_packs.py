@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import oracles
@@ -23,6 +24,7 @@ from pack_kit import (
     shapes,
 )
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import remapkit
 from remapkit.cli import main
@@ -47,6 +49,31 @@ def test_the_real_source_manifest_becomes_the_real_target_manifest(name: str) ->
     # Whatever comes in besides is refused, not carried along.
     assert rules.unmatched == "error" and not rules.drop
     assert len(plan.source) == len(shapes(source))
+
+
+def installed_models() -> dict[str, Callable[[], nn.Module]]:
+    """The models of diffusers and transformers whose headers the manifests are."""
+    import diffusers
+    import transformers as hf
+
+    wan = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
+    llama = {"num_key_value_heads": 8, "intermediate_size": 14336}
+    return {
+        "wan21_vae_diffusers": diffusers.AutoencoderKLWan,
+        "wan21_dit_diffusers": lambda: diffusers.WanTransformer3DModel(**wan),
+        "flux_diffusers": lambda: diffusers.FluxTransformer2DModel(guidance_embeds=True),
+        "llama_hf": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**llama)),
+        "mixtral_fused": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(num_hidden_layers=4)),
+        "gpt2_hf": lambda: hf.GPT2LMHeadModel(hf.GPT2Config()),
+        "vit_hf": lambda: hf.ViTForImageClassification(hf.ViTConfig(num_labels=1000)),
+    }
+
+
+def test_the_manifests_are_those_of_the_installed_models() -> None:
+    for manifest, make in installed_models().items():
+        with torch.device("meta"):
+            model = make()
+        assert header_of(model.state_dict()) == shapes(manifest), manifest
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
