@@ -1,10 +1,15 @@
 """Small models in the layouts that no installed library has: own code, written from what the layouts mean.
 
-They are the second witness: a real transformers model and one of these, given the same weights in either layout, must
-compute the same. Shapes: B batch, T tokens, D width, H heads, F head_dim, V vocabulary.
+They are the second witness: a real model of transformers or diffusers and one of these, given the same weights in
+either layout, must compute the same; the arguments of `forward` are called as there.
+
+Shapes: B batch, T tokens, D width, H heads, F head_dim, V vocabulary.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +50,9 @@ class NanoGPT(nn.Module):
         )
         self.lm_head = nn.Linear(width, vocabulary, bias=False)
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor) -> Tensor:
         parts = self.transformer
-        x_BTD = parts["wte"](ids_BT) + parts["wpe"](torch.arange(ids_BT.shape[1]))
+        x_BTD = parts["wte"](input_ids) + parts["wpe"](torch.arange(input_ids.shape[1]))
         for block in parts["h"]:  # type: ignore[union-attr]
             x_BTD = block(x_BTD)
         return self.lm_head(parts["ln_f"](x_BTD))
@@ -92,9 +97,9 @@ class TimmViT(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        patches_BTD = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)
-        x_BTD = torch.cat([self.cls_token.expand(len(images), -1, -1), patches_BTD], dim=1) + self.pos_embed
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        patches_BTD = self.patch_embed["proj"](pixel_values).flatten(2).transpose(1, 2)
+        x_BTD = torch.cat([self.cls_token.expand(len(pixel_values), -1, -1), patches_BTD], dim=1) + self.pos_embed
         for block in self.blocks:
             x_BTD = block(x_BTD)
         return self.head(self.norm(x_BTD)[:, 0])
@@ -148,10 +153,192 @@ class MetaLlama(nn.Module):
         self.norm = nn.RMSNorm(width, eps=1e-5)
         self.output = nn.Linear(width, vocabulary, bias=False)
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        angles_TF = torch.arange(ids_BT.shape[1])[:, None] * self.frequencies
+    def forward(self, input_ids: Tensor) -> Tensor:
+        angles_TF = torch.arange(input_ids.shape[1])[:, None] * self.frequencies
         turns_TF = torch.polar(torch.ones_like(angles_TF), angles_TF)
-        x_BTD = self.tok_embeddings(ids_BT)
+        x_BTD = self.tok_embeddings(input_ids)
         for layer in self.layers:
             x_BTD = layer(x_BTD, turns_TF)
         return self.output(self.norm(x_BTD))
+
+
+def embedded(x_B: Tensor, width: int = 256) -> Tensor:
+    """Numbers near [0, 1] as cosines and sines of `width / 2` frequencies."""
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(width // 2) / (width // 2))
+    angles = 1000.0 * x_B[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def normed(x_BTD: Tensor) -> Tensor:
+    """A layer norm without parameters."""
+    return functional.layer_norm(x_BTD, x_BTD.shape[-1:], eps=1e-6)
+
+
+class Embedder(nn.Module):
+    """Two maps with a SiLU between."""
+
+    def __init__(self, given: int, width: int) -> None:
+        super().__init__()
+        self.in_layer, self.out_layer = nn.Linear(given, width), nn.Linear(width, width)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        return self.out_layer(functional.silu(self.in_layer(x_BD)))
+
+
+class Modulation(nn.Module):
+    """Shift, scale and gate, once or twice, from the condition."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__()
+        self.parts, self.lin = parts, nn.Linear(width, parts * width)
+
+    def forward(self, vec_BD: Tensor) -> tuple[Tensor, ...]:
+        return self.lin(functional.silu(vec_BD))[:, None].chunk(self.parts, dim=-1)
+
+
+class Scale(nn.Module):
+    """An RMS norm over the channels of a head, whose parameter is called `scale`."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, x.shape[-1:], self.scale, eps=1e-6)
+
+
+def norms_of(head_dim: int) -> nn.ModuleDict:
+    return nn.ModuleDict({"query_norm": Scale(head_dim), "key_norm": Scale(head_dim)})
+
+
+def heads_of(qkv_BTD: Tensor, heads: int, norms: nn.ModuleDict) -> list[Tensor]:
+    """Queries, keys and values [B, T, H, F] of one fused result; queries and keys are normed."""
+    q, k, v = (part.unflatten(-1, (heads, -1)) for part in qkv_BTD.chunk(3, dim=-1))
+    return [norms["query_norm"](q), norms["key_norm"](k), v]
+
+
+def attended(q_BTHF: Tensor, k_BTHF: Tensor, v_BTHF: Tensor, turns_TF: Tensor) -> Tensor:
+    """Attention over all tokens with turned queries and keys: [B, T, H * F]."""
+    q, k = turned(q_BTHF, turns_TF), turned(k_BTHF, turns_TF)
+    return functional.scaled_dot_product_attention(q, k, v_BTHF.transpose(1, 2)).transpose(1, 2).flatten(2)
+
+
+class Stream(nn.Module):
+    """The half of a double block that images have, and texts too: attention's ends, modulation, feed-forward."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mod = Modulation(width, 6)
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
+        self.attn["norm"] = norms_of(width // heads)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
+        )
+
+    def begin(self, x_BTD: Tensor, vec_BD: Tensor) -> list[Tensor]:
+        shift, scale, *_ = self.mod(vec_BD)
+        return heads_of(self.attn["qkv"](normed(x_BTD) * (1 + scale) + shift), self.heads, self.attn["norm"])
+
+    def end(self, x_BTD: Tensor, mixed_BTD: Tensor, vec_BD: Tensor) -> Tensor:
+        _, _, gate, shift, scale, gate_mlp = self.mod(vec_BD)
+        x_BTD = x_BTD + gate * self.attn["proj"](mixed_BTD)
+        return x_BTD + gate_mlp * self.mlp(normed(x_BTD) * (1 + scale) + shift)
+
+
+class DoubleBlock(nn.Module):
+    """Text and image with weights of their own and one attention, in which the text stands first."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        # Registered part by part: the names are `img_mod`, `img_attn`, ..., with no module that holds both halves.
+        self.streams = [Stream(width, heads), Stream(width, heads)]
+        for name, stream in zip(("txt", "img"), self.streams, strict=True):
+            for part, module in stream.named_children():
+                self.add_module(f"{name}_{part}", module)
+
+    def forward(self, pair: list[Tensor], vec_BD: Tensor, turns_TF: Tensor) -> list[Tensor]:
+        begun = [stream.begin(x_BTD, vec_BD) for stream, x_BTD in zip(self.streams, pair, strict=True)]
+        mixed = attended(*(torch.cat(both, dim=1) for both in zip(*begun, strict=True)), turns_TF)
+        parts = mixed.split([x_BTD.shape[1] for x_BTD in pair], dim=1)
+        ends = zip(self.streams, pair, parts, strict=True)
+        return [stream.end(x_BTD, part, vec_BD) for stream, x_BTD, part in ends]
+
+
+class SingleBlock(nn.Module):
+    """One sequence; one map makes queries, keys, values and the hidden layer."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.linear1, self.linear2 = nn.Linear(width, 7 * width), nn.Linear(5 * width, width)
+        self.norm, self.modulation = norms_of(width // heads), Modulation(width, 3)
+
+    def forward(self, x_BTD: Tensor, vec_BD: Tensor, turns_TF: Tensor) -> Tensor:
+        shift, scale, gate = self.modulation(vec_BD)
+        made = self.linear1(normed(x_BTD) * (1 + scale) + shift)
+        qkv, hidden = made.split([3 * self.width, 4 * self.width], dim=-1)
+        mixed = attended(*heads_of(qkv, self.heads, self.norm), turns_TF)
+        return x_BTD + gate * self.linear2(torch.cat([mixed, functional.gelu(hidden, approximate="tanh")], dim=-1))
+
+
+class FinalLayer(nn.Module):
+    """Norm and map; its modulation gives shift, then scale."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x_BTD: Tensor, vec_BD: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(vec_BD)[:, None].chunk(2, dim=-1)
+        return self.linear(normed(x_BTD) * (1 + scale) + shift)
+
+
+class Flux(nn.Module):
+    """FLUX.1 with the names of Black Forest Labs' file.
+
+    Image tokens [B, T, channels], text tokens [B, S, text], places [T, 3] and [S, 3], a pooled text [B, pooled], time
+    and guidance [B] -> [B, T, channels].
+    """
+
+    def __init__(
+        self, channels: int, text: int, pooled: int, heads: int, axes: Sequence[int], double: int, single: int
+    ) -> None:
+        super().__init__()
+        width, self.axes = heads * sum(axes), axes
+        self.img_in, self.txt_in = nn.Linear(channels, width), nn.Linear(text, width)
+        self.time_in, self.guidance_in = Embedder(256, width), Embedder(256, width)
+        self.vector_in = Embedder(pooled, width)
+        self.double_blocks = nn.ModuleList(DoubleBlock(width, heads) for _ in range(double))
+        self.single_blocks = nn.ModuleList(SingleBlock(width, heads) for _ in range(single))
+        self.final_layer = FinalLayer(width, channels)
+
+    def turns(self, places_TA: Tensor) -> Tensor:
+        """The angle of each pair of channels of each token, as complex numbers; an axis has channels of its own."""
+        angles = [
+            places_TA[:, i, None] * 10000.0 ** -(torch.arange(0, size, 2) / size) for i, size in enumerate(self.axes)
+        ]
+        angles_TF = torch.cat(angles, dim=-1)
+        return torch.polar(torch.ones_like(angles_TF), angles_TF)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        img_ids: Tensor,
+        txt_ids: Tensor,
+        pooled_projections: Tensor,
+        timestep: Tensor,
+        guidance: Tensor,
+    ) -> Tensor:
+        vec_BD = self.time_in(embedded(timestep)) + self.guidance_in(embedded(guidance))
+        vec_BD = vec_BD + self.vector_in(pooled_projections)
+        turns_TF = self.turns(torch.cat([txt_ids, img_ids]))
+        pair = [self.txt_in(encoder_hidden_states), self.img_in(hidden_states)]
+        for block in self.double_blocks:
+            pair = block(pair, vec_BD, turns_TF)
+        x_BTD = torch.cat(pair, dim=1)
+        for block in self.single_blocks:
+            x_BTD = block(x_BTD, vec_BD, turns_TF)
+        return self.final_layer(x_BTD[:, len(txt_ids) :], vec_BD)

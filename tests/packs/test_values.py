@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from layouts import MetaLlama, NanoGPT, TimmViT
+from layouts import Flux, MetaLlama, NanoGPT, TimmViT
 from pack_kit import BY_NAME, FAULTS, Fault, State, planted
 from torch import Tensor, nn
 
@@ -17,6 +17,8 @@ import remapkit
 TOLERANCE = 1e-5
 """Relative. The two models order their sums differently; a fault of layout gives an error near 1."""
 
+TOKENS = {"input_ids": torch.arange(14).view(2, 7) * 2}
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -24,19 +26,18 @@ class Pair:
 
     source: nn.Module
     target: nn.Module
-    given: Tensor
+    given: Mapping[str, Tensor]
 
     def error(self, convert: Callable[[Mapping[str, Tensor]], State]) -> float:
         """The relative difference of the two outputs, once the target has the source's converted state dict."""
         self.target.load_state_dict(convert(self.source.state_dict()), strict=True)
         with torch.inference_mode():
-            one, other = (output(model.eval(), self.given) for model in (self.source, self.target))
+            one, other = (output(model.eval()(**self.given)) for model in (self.source, self.target))
         return float((one - other).norm() / one.norm())
 
 
-def output(model: nn.Module, given: Tensor) -> Tensor:
-    out = model(given)
-    return out if isinstance(out, Tensor) else out.logits  # type: ignore[no-any-return]
+def output(out: object) -> Tensor:
+    return out if isinstance(out, Tensor) else out.sample if hasattr(out, "sample") else out.logits  # type: ignore
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -63,7 +64,7 @@ def gpt2_hf() -> Pair:
         eos_token_id=None,
         tie_word_embeddings=False,
     )
-    return Pair(randomised(GPT2LMHeadModel(config)), NanoGPT(31, 9, 12, 2, 3), torch.arange(14).view(2, 7) * 2)
+    return Pair(randomised(GPT2LMHeadModel(config)), NanoGPT(31, 9, 12, 2, 3), TOKENS)
 
 
 def llama_meta() -> Pair:
@@ -83,7 +84,9 @@ def llama_meta() -> Pair:
         eos_token_id=None,
     )
     return Pair(
-        randomised(MetaLlama(31, 32, 2, 4, 2, 8, 24)), LlamaForCausalLM(config), torch.arange(14).view(2, 7) * 2
+        randomised(MetaLlama(31, 32, 2, 4, 2, 8, 24)),
+        LlamaForCausalLM(config),
+        TOKENS,
     )
 
 
@@ -101,11 +104,39 @@ def vit_timm() -> Pair:
         layer_norm_eps=1e-6,
     )
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    return Pair(randomised(TimmViT(8, 4, 12, 2, 3, 20, 5)), ViTForImageClassification(config), images)
+    return Pair(
+        randomised(TimmViT(8, 4, 12, 2, 3, 20, 5)), ViTForImageClassification(config), {"pixel_values": images}
+    )
 
 
-PAIRS = {make.__name__: make for make in (gpt2_hf, llama_meta, vit_timm)}
-PARAMS = {"llama_meta": {"heads": 4, "kv_heads": 2, "head_dim": 8}}
+def flux_bfl() -> Pair:
+    from diffusers import FluxTransformer2DModel
+
+    sizes = {"in_channels": 6, "joint_attention_dim": 10, "pooled_projection_dim": 14}
+    target = FluxTransformer2DModel(
+        **sizes,
+        num_attention_heads=3,
+        attention_head_dim=12,
+        axes_dims_rope=(2, 4, 6),
+        num_layers=2,
+        num_single_layers=2,
+        guidance_embeds=True,
+    )
+    generator = torch.Generator().manual_seed(1)
+    given = {
+        "hidden_states": torch.randn(2, 5, 6, generator=generator),
+        "encoder_hidden_states": torch.randn(2, 3, 10, generator=generator),
+        "pooled_projections": torch.randn(2, 14, generator=generator),
+        "img_ids": torch.randint(9, (5, 3), generator=generator).float(),
+        "txt_ids": torch.randint(9, (3, 3), generator=generator).float(),
+        "timestep": torch.tensor([0.25, 0.75]),
+        "guidance": torch.tensor([3.5, 1.0]),
+    }
+    return Pair(randomised(Flux(6, 10, 14, 3, (2, 4, 6), 2, 2)), target, given)
+
+
+PAIRS = {make.__name__: make for make in (gpt2_hf, llama_meta, vit_timm, flux_bfl)}
+PARAMS = {"flux_bfl": {"hidden": 36}, "llama_meta": {"heads": 4, "kv_heads": 2, "head_dim": 8}}
 
 
 @pytest.mark.parametrize("name", PAIRS)
