@@ -1,4 +1,7 @@
-"""Casts and arithmetic on raw elements with numpy, bit for bit what torch does (but for the payloads of NaN)."""
+"""Casts and arithmetic on raw elements with numpy, bit for bit what torch does (but for the payloads of NaN).
+
+Arithmetic on the 16-bit floats is done in single precision and rounded once.
+"""
 
 from __future__ import annotations
 
