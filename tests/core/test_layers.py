@@ -22,8 +22,8 @@ TINY = ROOT / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("source", "diagnostic", "spec"),
     ("yamlnodes", "rulefile", "schema", "ops"),
-    ("pattern", "regex", "pathpattern", "automaton", "guards", "template", "matcher"),
-    ("rules", "prove", "invert"),
+    ("pattern", "regex", "pathpattern", "automaton", "guards", "template", "matcher", "languages"),
+    ("arrows", "variants", "nets", "searches", "delays", "questions", "verdicts", "rules", "prove", "invert"),
     ("plan", "check"),
     ("checkpoint",),
     ("execute", "compare", "loading", "meta"),
