@@ -24,6 +24,7 @@ from remapkit.template import Mapped, Table, Template, compile_template
 
 if TYPE_CHECKING:
     from remapkit.plan import Plan
+    from remapkit.prove import Proof
 
 Kind = Literal["rule", "keep", "drop"]
 
@@ -209,6 +210,19 @@ class RuleSet:
         from remapkit.targets import header
 
         return make_plan(self, header(source))
+
+    def prove(self, *, header: Iterable[str] | None = None) -> Proof:
+        """Decide for every possible key whether these rules are unambiguous and lose nothing.
+
+        `header` are known source keys; see `Proof`.
+
+        >>> import remapkit
+        >>> remapkit.load("wan22_diffusers").prove().level.value
+        'proven for all keys'
+        """
+        from remapkit.prove import prove
+
+        return prove(self, header=header)
 
     def __call__(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """The state dict under its new keys; values are passed through as they are, so renames share storage.

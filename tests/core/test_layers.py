@@ -22,8 +22,11 @@ TINY = ROOT / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("source", "diagnostic", "spec"),
     ("yamlnodes", "rulefile", "schema", "ops"),
-    ("pattern", "regex", "pathpattern", "automaton", "guards", "template", "matcher"),
-    ("flows", "rules", "prove", "invert"),
+    ("pattern", "regex", "pathpattern", "automaton", "guards", "template", "matcher", "languages"),
+    (
+        *("flows", "arrows", "variants", "nets", "searches", "delays", "questions", "verdicts"),
+        *("rules", "prove", "invert"),
+    ),
     ("plan", "gather", "check"),
     ("checkpoint",),
     ("execute", "compare", "loading", "meta", "running"),
