@@ -123,7 +123,7 @@ def do(step: Step, tensor: torch.Tensor) -> torch.Tensor:
         return torch.cat([_opaque(tensor), _opaque(more)], step.dim).view(tensor.dtype)
     if isinstance(step, Cast):
         return tensor.to(DTYPES[step.dtype])
-    # Always in single precision: torch rounds the number to half precision first for some of these, and not for others.
+    # In single precision: torch rounds the number itself to half precision for some of these, and not for others.
     wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
     if isinstance(step, Scale):
         return (wide * step.factor).to(tensor.dtype)

@@ -200,7 +200,9 @@ def qkvs(draw: Draw) -> Case:
 
     def ungroup(rows: torch.Tensor) -> torch.Tensor:
         groups = rows.reshape(kv, share + 2, size, -1)
-        return torch.cat([groups[:, :share].flatten(0, 2), groups[:, share].flatten(0, 1), groups[:, -1].flatten(0, 1)])
+        return torch.cat(
+            [groups[:, :share].flatten(0, 2), groups[:, share].flatten(0, 1), groups[:, -1].flatten(0, 1)]
+        )
 
     def group(rows: torch.Tensor) -> torch.Tensor:
         q, k, v = rows.reshape(rows.shape[0], -1).split([kv * share * size, kv * size, kv * size])
