@@ -454,3 +454,16 @@ def lost(variant: Variant, tools: Tools) -> list[tuple[int, str, str]]:
         if len(words) == 2:
             found.append((slot.part, words[0], words[1]))
     return found
+
+
+def without_losses(variant: Variant) -> Variant:
+    """The variant with one key for each value of the tables that say they are lossy."""
+    target = []
+    for each in variant.target:
+        if isinstance(each, Table) and each.lossy:
+            by_value: dict[str, str] = {}
+            for key, value in sorted(each.entries, key=lambda entry: len(entry[0])):
+                by_value.setdefault(value, key)
+            each = replace(each, entries=tuple((key, value) for value, key in by_value.items()))
+        target.append(each)
+    return replace(variant, target=tuple(target))
