@@ -169,6 +169,13 @@ def embedded(x_B: Tensor, width: int = 256) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def turns_of(places_TA: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The angle of each pair of channels of each token, as complex numbers; an axis has its `sizes` channels."""
+    angles = [places_TA[:, i, None] * 10000.0 ** -(torch.arange(0, size, 2) / size) for i, size in enumerate(sizes)]
+    angles_TF = torch.cat(angles, dim=-1)
+    return torch.polar(torch.ones_like(angles_TF), angles_TF)
+
+
 def normed(x_BTD: Tensor) -> Tensor:
     """A layer norm without parameters."""
     return functional.layer_norm(x_BTD, x_BTD.shape[-1:], eps=1e-6)
@@ -314,14 +321,6 @@ class Flux(nn.Module):
         self.single_blocks = nn.ModuleList(SingleBlock(width, heads) for _ in range(single))
         self.final_layer = FinalLayer(width, channels)
 
-    def turns(self, places_TA: Tensor) -> Tensor:
-        """The angle of each pair of channels of each token, as complex numbers; an axis has channels of its own."""
-        angles = [
-            places_TA[:, i, None] * 10000.0 ** -(torch.arange(0, size, 2) / size) for i, size in enumerate(self.axes)
-        ]
-        angles_TF = torch.cat(angles, dim=-1)
-        return torch.polar(torch.ones_like(angles_TF), angles_TF)
-
     def forward(
         self,
         hidden_states: Tensor,
@@ -334,7 +333,7 @@ class Flux(nn.Module):
     ) -> Tensor:
         vec_BD = self.time_in(embedded(timestep)) + self.guidance_in(embedded(guidance))
         vec_BD = vec_BD + self.vector_in(pooled_projections)
-        turns_TF = self.turns(torch.cat([txt_ids, img_ids]))
+        turns_TF = turns_of(torch.cat([txt_ids, img_ids]), self.axes)
         pair = [self.txt_in(encoder_hidden_states), self.img_in(hidden_states)]
         for block in self.double_blocks:
             pair = block(pair, vec_BD, turns_TF)
@@ -342,3 +341,90 @@ class Flux(nn.Module):
         for block in self.single_blocks:
             x_BTD = block(x_BTD, vec_BD, turns_TF)
         return self.final_layer(x_BTD[:, len(txt_ids) :], vec_BD)
+
+
+class WanAttention(nn.Module):
+    """Attention to `to_BSD`, with norms of queries and keys over all heads together; turned where turns are given."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.norm_q, self.norm_k = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
+
+    def forward(self, x_BTD: Tensor, to_BSD: Tensor, turns_TF: Tensor | None = None) -> Tensor:
+        made = (self.norm_q(self.q(x_BTD)), self.norm_k(self.k(to_BSD)), self.v(to_BSD))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in made)
+        if turns_TF is not None:
+            return self.o(attended(q, k, v, turns_TF))
+        mixed = functional.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
+        return self.o(mixed.transpose(1, 2).flatten(2))
+
+
+class WanBlock(nn.Module):
+    """Self attention, cross attention, feed-forward. Of three norms only `norm3`, the second to run, has weights."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.self_attn, self.cross_attn = WanAttention(width, heads), WanAttention(width, heads)
+        self.norm3 = nn.LayerNorm(width, eps=1e-6)
+        self.ffn = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.modulation = nn.Parameter(torch.zeros(1, 6, width))
+
+    def forward(self, x_BTD: Tensor, text_BSD: Tensor, time_B6D: Tensor, turns_TF: Tensor) -> Tensor:
+        parts = (self.modulation + time_B6D).chunk(6, dim=1)
+        shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = parts
+        given = normed(x_BTD) * (1 + scale) + shift
+        x_BTD = x_BTD + gate * self.self_attn(given, given, turns_TF)
+        x_BTD = x_BTD + self.cross_attn(self.norm3(x_BTD), text_BSD)
+        return x_BTD + gate_ffn * self.ffn(normed(x_BTD) * (1 + scale_ffn) + shift_ffn)
+
+
+class WanHead(nn.Module):
+    """Norm and map, with a shift and a scale of its own."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.head, self.modulation = nn.Linear(width, channels), nn.Parameter(torch.zeros(1, 2, width))
+
+    def forward(self, x_BTD: Tensor, time_BD: Tensor) -> Tensor:
+        shift, scale = (self.modulation + time_BD[:, None]).chunk(2, dim=1)
+        return self.head(normed(x_BTD) * (1 + scale) + shift)
+
+
+class WanDiT(nn.Module):
+    """The Wan 2.1 text-to-video transformer with upstream's names.
+
+    Latents [B, C, frames, Y, X], text [B, S, text], time [B] in 0..1000 -> [B, C, frames, Y, X]; a patch is
+    1 x 2 x 2.
+    """
+
+    def __init__(
+        self, channels: int, text: int, frequencies: int, heads: int, head_dim: int, hidden: int, layers: int
+    ):
+        super().__init__()
+        width = heads * head_dim
+        self.frequencies, self.head_dim = frequencies, head_dim
+        self.patch_embedding = nn.Conv3d(channels, width, (1, 2, 2), (1, 2, 2))
+        self.text_embedding = nn.Sequential(
+            nn.Linear(text, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+        )
+        self.time_embedding = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.blocks = nn.ModuleList(WanBlock(width, heads, hidden) for _ in range(layers))
+        self.head = WanHead(width, 4 * channels)
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        patches = self.patch_embedding(hidden_states)
+        frames, rows, columns = patches.shape[2:]
+        third = 2 * (self.head_dim // 6)
+        places = torch.cartesian_prod(*(torch.arange(size).float() for size in (frames, rows, columns)))
+        turns_TF = turns_of(places, (self.head_dim - 2 * third, third, third))
+        time_BD = self.time_embedding(embedded(timestep / 1000, self.frequencies))
+        time_B6D = self.time_projection(time_BD).unflatten(1, (6, -1))
+        text_BSD = self.text_embedding(encoder_hidden_states)
+        x_BTD = patches.flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, text_BSD, time_B6D, turns_TF)
+        out = self.head(x_BTD, time_BD).unflatten(1, (frames, rows, columns)).unflatten(-1, (2, 2, -1))
+        return out.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from layouts import Flux, MetaLlama, NanoGPT, TimmViT
+from layouts import Flux, MetaLlama, NanoGPT, TimmViT, WanDiT
 from pack_kit import BY_NAME, FAULTS, Fault, State, planted
 from torch import Tensor, nn
 
@@ -135,7 +135,29 @@ def flux_bfl() -> Pair:
     return Pair(randomised(Flux(6, 10, 14, 3, (2, 4, 6), 2, 2)), target, given)
 
 
-PAIRS = {make.__name__: make for make in (gpt2_hf, llama_meta, vit_timm, flux_bfl)}
+def wan21_dit() -> Pair:
+    from diffusers import WanTransformer3DModel
+
+    target = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=10,
+        freq_dim=16,
+        ffn_dim=20,
+        num_layers=2,
+    )
+    generator = torch.Generator().manual_seed(1)
+    given = {
+        "hidden_states": torch.randn(2, 4, 3, 4, 6, generator=generator),
+        "timestep": torch.tensor([250.0, 750.0]),
+        "encoder_hidden_states": torch.randn(2, 3, 10, generator=generator),
+    }
+    return Pair(randomised(WanDiT(4, 10, 16, 2, 12, 20, 2)), target, given)
+
+
+PAIRS = {make.__name__: make for make in (gpt2_hf, llama_meta, vit_timm, flux_bfl, wan21_dit)}
 PARAMS = {"flux_bfl": {"hidden": 36}, "llama_meta": {"heads": 4, "kv_heads": 2, "head_dim": 8}}
 
 
