@@ -205,3 +205,13 @@ def test_heads_come_from_a_config() -> None:
     ours = remapkit.load("llama_meta", config=config)(dict(state))
     assert differing(ours, oracles.llama_meta(state, heads=64, kv_heads=16)) == []
     assert differing(ours, case.oracle(state))
+
+
+def test_explain_shows_every_target(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "vit_timm", "blocks.0.attn.qkv.bias"]) == 0
+    out = capsys.readouterr().out
+    for part in "qkv":
+        assert f" vit.layers.0.attention.{part}_proj.bias" in out
+    assert main(["explain", "mixtral_fused", "model.layers.0.mlp.experts.gate_up_proj"]) == 0
+    out = capsys.readouterr().out
+    assert "experts.{e}.w1.weight" in out and "experts.{e}.w3.weight" in out
