@@ -9,6 +9,7 @@ from typing import Any
 from remapkit.commands.common import known_source, rule_paths
 from remapkit.diagnostic import Diagnostic, InvalidRules, RemapkitError
 from remapkit.library import load
+from remapkit.plan import counted
 from remapkit.report import Outcome, Table
 
 
@@ -36,8 +37,7 @@ def _lint(path: Path, *, allow_undecided: bool) -> tuple[list[Diagnostic], tuple
     try:
         rules = load(path)
     except InvalidRules as error:
-        count = len(error.diagnostics)
-        verdict = f"{count} problem{'s' * (count > 1)}"
+        verdict = counted(len(error.diagnostics), "problem")
         return list(error.diagnostics), (str(path), "", "", "", verdict), {"file": str(path), "ok": False}
     diagnostics, unread = list(rules.warnings), False
     try:
