@@ -28,7 +28,8 @@ from remapkit.nets import Net, NetBuilder
 from remapkit.pattern import Pattern
 from remapkit.pattern import one as only
 from remapkit.searches import candidates, cheapest, cheapest_of_line, cheapest_outside, meets, splits
-from remapkit.variants import Tools, Variant, hanging_together, merged, one_to_one, piece_of, variants
+from remapkit.template import Mapped
+from remapkit.variants import Tools, Variant, hanging_together, merged, one_to_one, piece_of, variants, without_losses
 
 T = TypeVar("T")
 Fault = Literal["ambiguous", "cut", "within", "across", "open"]
@@ -262,7 +263,7 @@ class Questions:
         if meeting is None:
             return
         keys = self._keys(builder.net, meeting.lines, meeting.positions, meeting.text)
-        if keys[0] == keys[1]:
+        if keys[0] == keys[1] and not self._of_one_source(one, other):
             # A key that both match: said already, and whatever becomes of it is blocked.
             return
         self._collision(fault, (one, other), keys)
@@ -287,6 +288,7 @@ class Questions:
     # -------------------------------------------------------------------------------------------- within one arrow
 
     def _within(self, number: int) -> None:
+        """Can two keys of an arrow become one? Each way in which they can has its own smallest pair."""
         arrow = self.arrows[number]
         if arrow.identity:
             return
@@ -294,42 +296,30 @@ class Questions:
         losses = any(line.losses for line in net.lines)
         if losses:
             self._loss(number)
-        elif self._loses_by_table(number):
-            self._cheapest_within(number, admitted=False, blame=True)
         if self._still_cut(number):
-            self._inverse_conflict(number, losses)
+            if not losses:
+                self._inverse_conflict(number)
             return
-        if not splits(net, number, self.budget) and one_to_one(arrow):
-            return
-        if hanging_together(arrow):
+        if _says_lossy(arrow) and splits(self._net(number, exact=True), number, self.budget):
+            self._cheapest_within(number, blame=True)
+        if splits(net, number, self.budget) or not one_to_one(arrow):
             net = self._net(number, exact=True, admitted=True)
-            if not splits(net, number, self.budget):
-                return
-        if losses and not self._all_admitted(number):
-            return
-        self._cheapest_within(number, admitted=True, blame=False)
+            if splits(net, number, self.budget):
+                self._cheapest_within(number, blame=False)
 
     def _still_cut(self, number: int) -> bool:
         """Whether keys can be cut in several ways even as merged (harmlessly, or this would not be asked)."""
         return splits(self._net(number, source=True), number, self.budget)
 
-    def _inverse_conflict(self, number: int, losses: bool) -> None:
-        if losses:
-            return
+    def _inverse_conflict(self, number: int) -> None:
+        """Source and target change sides: do all readings of a target come from one key?"""
         exact = self._exact(number)
-        machine = transducer(exact, self.tools, backwards=True)
-        found = conflict(machine, self.tools.letters, self.budget, by_written=True)
-        if found is not None:
-            self._collision("within", (number,), found.written)
-
-    def _loses_by_table(self, number: int) -> bool:
-        arrow = self.arrows[number]
-        return any(getattr(item, "table", None) in arrow.lossy for item in arrow.items or ()) and splits(
-            self._net(number, exact=True), number, self.budget
-        )
-
-    def _all_admitted(self, number: int) -> bool:
-        return all(witness.admitted for witness in self.answers.witnesses if witness.arrows == (number,))
+        for admitted in (False, True) if _says_lossy(self.arrows[number]) else (False,):
+            found = exact if admitted else tuple(map(without_losses, exact))
+            machine = transducer(found, self.tools, backwards=True)
+            pair = conflict(machine, self.tools.letters, self.budget, by_written=True)
+            if pair is not None:
+                self._collision("within", (number,), pair.written, admitted=admitted)
 
     def _loss(self, number: int) -> None:
         """The smallest pairs that differ in what the target does not show: one for each part of the pattern."""
@@ -351,8 +341,9 @@ class Questions:
             name = arrow.pattern.parts[part].name
             self._collision("within", (number,), keys, part, name is not None and name in arrow.forget)
 
-    def _cheapest_within(self, number: int, *, admitted: bool, blame: bool) -> None:
-        net = self._net(number, exact=True, admitted=admitted)
+    def _cheapest_within(self, number: int, *, blame: bool) -> None:
+        """The smallest pair, with the tables that say that they are lossy to blame for it or not."""
+        net = self._net(number, exact=True, admitted=not blame)
         meeting = cheapest(net, number, number, self.budget)
         if meeting is not None:
             keys = self._keys(net, meeting.lines, meeting.positions, meeting.text)
@@ -396,6 +387,10 @@ def _whole(pattern: Pattern, letters: Letters, pieces: Pieces, budget: Budget) -
     guide = LeafGuide(pattern.leaf, letters)
     product = Product(whole, guide, guide.start, budget)
     return product.ending_in({end for end in product.ends if guide.accepts(end)})
+
+
+def _says_lossy(arrow: Arrow) -> bool:
+    return any(isinstance(item, Mapped) and item.table in arrow.lossy for item in arrow.items or ())
 
 
 def _captures(arrow: Arrow, reading: Sequence[str]) -> Mapping[str, str]:

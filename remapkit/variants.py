@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from remapkit.arrows import Arrow
+from remapkit.arrows import Arrow, Made
 from remapkit.languages import (
     BothGuides,
     Budget,
@@ -75,11 +75,11 @@ class Beyond:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """A stretch of the target that is no part of the source: any index."""
+class Index:
+    """A stretch of the target that is any whole number, whatever the source is: what `unstack` counts."""
 
 
-Stretch = str | Same | Table | Loose | Beyond | Made
+Stretch = str | Same | Table | Loose | Beyond | Index
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +134,11 @@ def _sets(arrow: Arrow) -> Iterator[Ranges]:
     for item in arrow.items or ():
         if isinstance(item, Literal):
             text.update(item.text)
+        elif isinstance(item, Made):
+            yield from characters(CANONICAL)
         elif isinstance(item, Mapped):
             text.update(*item.mapping.values())
     yield from map(one, text)
-    if arrow.made:
-        yield from characters(CANONICAL)
 
 
 # ------------------------------------------------------------------------------------------------ from arrows
@@ -275,6 +275,8 @@ def _target(
     for item in arrow.items or ():
         if isinstance(item, Literal):
             target.append(item.text)
+        elif isinstance(item, Made):
+            target.append(Index())
         elif isinstance(item, Copy):
             used.add(item.name)
             target.append(_copied(item, arrow, fixed, place, loose))
@@ -292,8 +294,6 @@ def _copied(
 ) -> Stretch:
     if item.name in fixed:
         return fixed[item.name]
-    if item.name in arrow.made:
-        return Made()
     if item.name not in loose:
         return Same(place[item.name])
     part = arrow.pattern.capture(item.name)
@@ -454,3 +454,16 @@ def lost(variant: Variant, tools: Tools) -> list[tuple[int, str, str]]:
         if len(words) == 2:
             found.append((slot.part, words[0], words[1]))
     return found
+
+
+def without_losses(variant: Variant) -> Variant:
+    """The variant with one key for each value of the tables that say they are lossy."""
+    target = []
+    for each in variant.target:
+        if isinstance(each, Table) and each.lossy:
+            by_value: dict[str, str] = {}
+            for key, value in sorted(each.entries, key=lambda entry: len(entry[0])):
+                by_value.setdefault(value, key)
+            each = replace(each, entries=tuple((key, value) for value, key in by_value.items()))
+        target.append(each)
+    return replace(variant, target=tuple(target))
