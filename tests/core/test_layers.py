@@ -123,6 +123,7 @@ def test_the_walk_sees_a_planted_torch_import_inside_a_function() -> None:
         ["packs"],
         ["schema"],
         ["explain", "wan22_pth", "conv1.weight"],
+        ["invert", "wan22_pth"],
         ["inspect", "{tiny}"],
         ["check", "wan22_pth", "--ckpt", "{tiny}", "--target-keys", "{converted}"],
         ["apply", "wan22_pth", "{tiny}", "-o", "{out}"],

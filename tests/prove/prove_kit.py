@@ -161,15 +161,18 @@ def words(tree: Tree, length: int) -> frozenset[str]:
         for _ in range(tree.high - tree.low):
             found |= _concatenated(found, inner, length)
         return found
-    while True:
-        more = found | _concatenated(found, inner, length)
-        if more == found:
-            return found
-        found = more
+    new = found
+    while new:
+        new = _concatenated(new, inner, length) - found
+        found |= new
+    return found
 
 
 def _concatenated(left: frozenset[str], right: frozenset[str], length: int) -> frozenset[str]:
-    return frozenset(one + other for one in left for other in right if len(one) + len(other) <= length)
+    by_size: list[list[str]] = [[] for _ in range(length + 1)]
+    for word in right:
+        by_size[len(word)].append(word)
+    return frozenset(one + other for one in left for size in range(length + 1 - len(one)) for other in by_size[size])
 
 
 def all_readings(rule: MadeRule, length: int) -> dict[str, list[tuple[str, ...]]]:
@@ -242,9 +245,10 @@ def brute(made: MadeSet, length: int) -> Truth:
 def affordable(made: MadeSet, most: int = 7, readings: int = 12_000) -> int:
     """The greatest length up to which every key of a rule set can be tried in little time."""
     patterns = [*(rule.parts for rule in made.rules), *made.domain]
-    for length in range(4, most + 1):
-        if max(_count(parts, length) for parts in patterns) > readings:
-            return length - 1
+    for length in range(4, most):
+        # Nothing grows by more than the alphabet, and by how much a word can be cut.
+        if max(_count(parts, length) for parts in patterns) > readings / len(ALPHABET):
+            return length
     return most
 
 
