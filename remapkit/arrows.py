@@ -16,7 +16,7 @@ from remapkit.automaton import Automaton, automaton
 from remapkit.matcher import Reader
 from remapkit.pattern import Pattern, contains
 from remapkit.source import Span
-from remapkit.template import Copy, Item, Literal, Template
+from remapkit.template import Copy, Item, Literal
 
 if TYPE_CHECKING:
     from remapkit.rules import Rule, RuleSet
@@ -26,10 +26,16 @@ WHOLE = Copy("")
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """A stretch of the target that comes from no capture: the index that `unstack` counts, so any whole number."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Arrow:
     """One source pattern to one target: `items` is None where the keys are dropped.
 
-    `made` are indices that an operation makes: they are in `items` and not in the pattern, and can be any integer.
     `forget` are the captures that the author leaves out on purpose, `lossy` the names of the tables that may send two
     keys to one value; `to` is where the template stands. Rules of one `rule_id` belong together, see above.
     """
@@ -38,10 +44,9 @@ class Arrow:
     kind: str
     span: Span
     pattern: Pattern
-    items: tuple[Item, ...] | None
+    items: tuple[Item | Made, ...] | None
     branch: int = 0
     folded: tuple[str, ...] = ()
-    made: tuple[str, ...] = ()
     forget: tuple[str, ...] = ()
     lossy: tuple[str, ...] = ()
     to: Span | None = None
@@ -63,8 +68,10 @@ class Arrow:
         for item in self.items:
             if isinstance(item, Literal):
                 text.append(item.text)
+            elif isinstance(item, Made):
+                text.append(f"{{{item.name}}}")
             elif isinstance(item, Copy):
-                text.append(fqn if item == WHOLE else captures.get(item.name, f"{{{item.name}}}"))
+                text.append(fqn if item == WHOLE else captures[item.name])
             else:
                 text.append(item.mapping[tuple(captures[name] for name in item.names)])
         return "".join(text)
@@ -107,7 +114,7 @@ def _before(machine: Automaton, position: int) -> list[int]:
 
 
 def arrows(rule_set: RuleSet) -> tuple[Arrow, ...]:
-    """Every rule, `keep` and `drop` as an arrow; a rule with operations is one for each source and target.
+    """Every rule, `keep` and `drop` as an arrow; a rule that writes several targets as one for each.
 
     >>> import remapkit
     >>> [arrow.rule_id for arrow in arrows(remapkit.load("wan22_pth"))][-2:]
@@ -123,22 +130,18 @@ def _arrows(rule: Rule, lossy: tuple[str, ...]) -> Iterator[Arrow]:
         yield Arrow(rule.id, rule.kind, rule.span, rule.pattern, items, to=rule.span)
         return
     flow = rule.flow
+    made = flow.unstack.by if flow is not None and flow.unstack is not None else None
+    folded = (flow.folded,) if flow is not None and flow.folded is not None else ()
     for template in flow.templates[rule.branch] if flow is not None else (rule.template,):
-        yield _arrow(rule, template, lossy)
-
-
-def _arrow(rule: Rule, template: Template, lossy: tuple[str, ...]) -> Arrow:
-    flow = rule.flow
-    return Arrow(
-        rule.id,
-        rule.kind,
-        rule.span,
-        rule.pattern,
-        template.items,
-        branch=rule.branch,
-        folded=(flow.stack.by,) if flow is not None and flow.stack is not None else (),
-        made=(flow.unstack.by,) if flow is not None and flow.unstack is not None else (),
-        forget=template.forget,
-        lossy=lossy,
-        to=template.text.span,
-    )
+        yield Arrow(
+            rule.id,
+            rule.kind,
+            rule.span,
+            rule.pattern,
+            tuple(Made(made) if made and item == Copy(made) else item for item in template.items),
+            branch=rule.branch,
+            folded=folded,
+            forget=template.forget,
+            lossy=lossy,
+            to=template.text.span,
+        )

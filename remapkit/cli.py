@@ -185,6 +185,11 @@ def _add_rule_commands(commands: Commands) -> None:  # type: ignore[valid-type]
     parser.add_argument("rules", metavar="RULES", help=_RULES)
     parser.add_argument("keys", metavar="KEY", nargs="+", help="a source key")
 
+    parser = _command(commands, "invert", "write the inverse of a rule file, or say why there is none")
+    parser.add_argument("rules", metavar="RULES", help=_RULES)
+    parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: stdout)")
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+
 
 def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-type]
     parser = _command(commands, "inspect", "show a checkpoint's header as key families, with dtypes and sizes")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from remapkit.languages import Budget, Exhausted, Letters, Piece
 from remapkit.nets import Net
-from remapkit.variants import Beyond, Made, Same, Table, Tools, Variant
+from remapkit.variants import Beyond, Index, Same, Table, Tools, Variant
 
 SEPARATOR = "\ud800"
 """Stands for what no key has: the end of a target, before what counts as part of it."""
@@ -52,7 +52,7 @@ class _Line:
 
     def read(self, variant: Variant) -> None:
         targets = list(variant.target)
-        if any(isinstance(each, Made) for each in targets):
+        if any(isinstance(each, Index) for each in targets):
             # Writes one of many words, which no such transducer does; asked only where a key can be cut in two ways.
             raise Exhausted
         for number, slot in enumerate(variant.slots):

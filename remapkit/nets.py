@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from remapkit.languages import Letters, Piece, shortest_words
 from remapkit.pattern import CANONICAL
-from remapkit.variants import Beyond, Loose, Made, Same, Slot, Table, Tools, Variant, lost
+from remapkit.variants import Beyond, Index, Loose, Same, Slot, Table, Tools, Variant, lost
 
 
 @dataclass(slots=True)
@@ -111,7 +111,7 @@ class NetBuilder:
             return self._read(variant.slots[stretch.slot])
         if isinstance(stretch, Loose):
             return pieces.spelt((word, "") for word in stretch.words), 0
-        if isinstance(stretch, Made):
+        if isinstance(stretch, Index):
             return pieces.of(CANONICAL), 0
         if isinstance(stretch, Beyond):
             return Piece([self.tools.letters.separator], [0], [[]], [0], False), 0

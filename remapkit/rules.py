@@ -224,6 +224,19 @@ class RuleSet:
 
         return prove(self, header=header)
 
+    def inverse(self) -> RuleSet:
+        """The rule set that leads every target back to its source; raises `InvalidRules`, and why, where there is none.
+
+        >>> import remapkit
+        >>> back = remapkit.load("wan22_pth").inverse()
+        >>> back.match("encoder.downsamples.0.downsampler.resample.1.bias")[0].target
+        'encoder.downsamples.0.downsamples.2.resample.1.bias'
+        """
+        from remapkit.invert import invert
+        from remapkit.rulefile import read_text
+
+        return compile_rules(read_text(invert(self), f"the inverse of {self.name}"))
+
     def __call__(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """The state dict under its new keys; values are passed through as they are, so renames share storage.
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from remapkit.arrows import Arrow
+from remapkit.arrows import Arrow, Made
 from remapkit.languages import (
     BothGuides,
     Budget,
@@ -75,11 +75,11 @@ class Beyond:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """A stretch of the target that is no part of the source: any index."""
+class Index:
+    """A stretch of the target that is any whole number, whatever the source is: what `unstack` counts."""
 
 
-Stretch = str | Same | Table | Loose | Beyond | Made
+Stretch = str | Same | Table | Loose | Beyond | Index
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +134,11 @@ def _sets(arrow: Arrow) -> Iterator[Ranges]:
     for item in arrow.items or ():
         if isinstance(item, Literal):
             text.update(item.text)
+        elif isinstance(item, Made):
+            yield from characters(CANONICAL)
         elif isinstance(item, Mapped):
             text.update(*item.mapping.values())
     yield from map(one, text)
-    if arrow.made:
-        yield from characters(CANONICAL)
 
 
 # ------------------------------------------------------------------------------------------------ from arrows
@@ -275,6 +275,8 @@ def _target(
     for item in arrow.items or ():
         if isinstance(item, Literal):
             target.append(item.text)
+        elif isinstance(item, Made):
+            target.append(Index())
         elif isinstance(item, Copy):
             used.add(item.name)
             target.append(_copied(item, arrow, fixed, place, loose))
@@ -292,8 +294,6 @@ def _copied(
 ) -> Stretch:
     if item.name in fixed:
         return fixed[item.name]
-    if item.name in arrow.made:
-        return Made()
     if item.name not in loose:
         return Same(place[item.name])
     part = arrow.pattern.capture(item.name)

@@ -14,8 +14,10 @@ from remapkit.questions import Fault, Witness
 from remapkit.source import Span
 
 if TYPE_CHECKING:
-    from remapkit.rules import RuleSet
+    from remapkit.rules import Match, RuleSet
 
+_INDEX = "\0"
+"""Stands for an index that `unstack` counts, in a target for which it can be any."""
 MAX_TOLD = 50
 """More findings than this are counted only."""
 _ASKED = {
@@ -65,33 +67,20 @@ class Teller:
 
     def replayed(self, witness: Witness) -> bool:
         """Whether the rules themselves do with the keys what the witness says."""
-        made = [{match.rule.id: match.targets for match in self.rules.match(key)} for key in witness.keys]
+        made = [_targets_by_rule(self.rules.match(key)) for key in witness.keys]
         ids = [self.arrows[number].rule_id for number in witness.arrows]
         if witness.fault == "ambiguous":
             return len(set(ids)) < 2 or all(rule in made[0] for rule in ids)
         if witness.fault == "open":
-            return self.lands(witness.arrows[0], made[0].get(ids[0], ()), (witness.keys[1],)) and not made[1]
+            return _meet(made[0].get(ids[0], ()), (witness.keys[1],)) and not made[1]
         if witness.fault == "cut":
             cuts = [reading for reading in witness.readings if "".join(reading) == witness.keys[0]]
-            return len(cuts) == 2 and witness.targets[0] in made[0].get(ids[0], ()) and len(set(witness.targets)) == 2
+            one, other = witness.targets
+            return len(cuts) == 2 and one in made[0].get(ids[0], ()) and one != other
         one, other = witness.keys
-        targets = made[0].get(ids[0], ()), made[1].get(ids[-1], ())
-        first, last = witness.arrows[0], witness.arrows[-1]
         if one == other:
-            # Two targets of one rule and key: the matcher lists both.
-            return any(self.lands(first, (left,), (right,)) for left, right in combinations(targets[0], 2))
-        return self.lands(first, *targets) or self.lands(last, targets[1], targets[0])
-
-    def lands(self, arrow: int, targets: Iterable[str], others: Iterable[str]) -> bool:
-        """Whether some target is one of the others, an index that the rule makes being any one."""
-        ready = tuple(others)
-        for target in targets:
-            pattern = re.escape(target)
-            for name in self.arrows[arrow].made:
-                pattern = pattern.replace(re.escape(f"{{{name}}}"), r"(?:0|[1-9]\d*)", 1)
-            if target in ready or any(re.fullmatch(pattern, other) for other in ready):
-                return True
-        return False
+            return any(_meet((left,), (right,)) for left, right in combinations(made[0].get(ids[0], ()), 2))
+        return _meet(made[0].get(ids[0], ()), made[1].get(ids[-1], ()))
 
     def disagreement(self, witness: Witness) -> Diagnostic:
         ids = _and(self.arrows[number].rule_id for number in witness.arrows)
@@ -327,6 +316,27 @@ def _core(part: Part) -> tuple[tuple[int, int], int, int]:
 
 def _pair(witness: Witness) -> str:
     return f"{witness.keys[0]}\n{witness.keys[1]}\nboth become {witness.targets[0]}"
+
+
+def _targets_by_rule(matches: Iterable[Match]) -> dict[str, tuple[str, ...]]:
+    """What the matcher makes of one key: for each rule its targets, with `_INDEX` for what `unstack` counts."""
+    found: dict[str, tuple[str, ...]] = {}
+    for match in matches:
+        flow = match.rule.flow
+        made = flow.unstack.by if flow is not None and flow.unstack is not None else None
+        targets = (target.replace(f"{{{made}}}", _INDEX) for target in match.targets)
+        found[match.rule.id] = (*found.get(match.rule.id, ()), *targets)
+    return found
+
+
+def _meet(ones: Iterable[str], others: Iterable[str]) -> bool:
+    """Whether one of the first targets is, for some index, one of the others."""
+    return any(_one_can_be(one, other) or _one_can_be(other, one) for one in ones for other in others)
+
+
+def _one_can_be(one: str, other: str) -> bool:
+    pattern = "(0|[1-9][0-9]*)".join(map(re.escape, one.split(_INDEX)))
+    return re.fullmatch(pattern, other.replace(_INDEX, "0")) is not None
 
 
 def _becomes(target: str, arrow: Arrow) -> str:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from remapkit.rules import RuleSet, compile_rules
 from remapkit.rulefile import read_text
+from remapkit.rules import RuleSet, compile_rules
 
 ALPHABET = "ab.0"
 
@@ -161,15 +161,18 @@ def words(tree: Tree, length: int) -> frozenset[str]:
         for _ in range(tree.high - tree.low):
             found |= _concatenated(found, inner, length)
         return found
-    while True:
-        more = found | _concatenated(found, inner, length)
-        if more == found:
-            return found
-        found = more
+    new = found
+    while new:
+        new = _concatenated(new, inner, length) - found
+        found |= new
+    return found
 
 
 def _concatenated(left: frozenset[str], right: frozenset[str], length: int) -> frozenset[str]:
-    return frozenset(one + other for one in left for other in right if len(one) + len(other) <= length)
+    by_size: list[list[str]] = [[] for _ in range(length + 1)]
+    for word in right:
+        by_size[len(word)].append(word)
+    return frozenset(one + other for one in left for size in range(length + 1 - len(one)) for other in by_size[size])
 
 
 def all_readings(rule: MadeRule, length: int) -> dict[str, list[tuple[str, ...]]]:
@@ -179,7 +182,10 @@ def all_readings(rule: MadeRule, length: int) -> dict[str, list[tuple[str, ...]]
         allowed = rule.where.get(name) if name else None
         language = [word for word in words(tree, length) if allowed is None or word in allowed]
         rows = [
-            (size + len(word), (*before, word)) for size, before in rows for word in language if size + len(word) <= length
+            (size + len(word), (*before, word))
+            for size, before in rows
+            for word in language
+            if size + len(word) <= length
         ]
     found: dict[str, list[tuple[str, ...]]] = {}
     for _, reading in rows:
@@ -239,9 +245,10 @@ def brute(made: MadeSet, length: int) -> Truth:
 def affordable(made: MadeSet, most: int = 7, readings: int = 12_000) -> int:
     """The greatest length up to which every key of a rule set can be tried in little time."""
     patterns = [*(rule.parts for rule in made.rules), *made.domain]
-    for length in range(4, most + 1):
-        if max(_count(parts, length) for parts in patterns) > readings:
-            return length - 1
+    for length in range(4, most):
+        # Nothing grows by more than the alphabet, and by how much a word can be cut.
+        if max(_count(parts, length) for parts in patterns) > readings / len(ALPHABET):
+            return length
     return most
 
 
@@ -341,7 +348,11 @@ class Maker:
             mixed.append(item)
         if self.chance(2) or not mixed:
             mixed.append(self.of(["a", "b", "."]))
-        leaf = tuple(dict.fromkeys(self.of(["a", "b", "ab", "0"]) for _ in range(1 + self.pick(2)))) if self.chance(6) else None
+        leaf = (
+            tuple(dict.fromkeys(self.of(["a", "b", "ab", "0"]) for _ in range(1 + self.pick(2))))
+            if self.chance(6)
+            else None
+        )
         kind = self.pick(8)
         return MadeRule(tuple(parts), None if kind == 0 else tuple(mixed), leaf, where, keep=kind == 1)
 
@@ -356,7 +367,9 @@ class Maker:
             keys = [("a", "b"), ("a", "ab", "b"), ("0", "a"), ("a", "aa")][self.pick(4)]
             tables["t"] = {key: str(self.of(["a", "b", "ab", "0", "a.", "b0"])) for key in keys}
         rules = tuple(self.rule(tables) for _ in range(1 + self.pick(3)))
-        used = {item[2] for rule in rules for item in rule.items or () if not isinstance(item, str) and item[0] == "table"}
+        used = {
+            item[2] for rule in rules for item in rule.items or () if not isinstance(item, str) and item[0] == "table"
+        }
         domain: tuple[tuple[tuple[str | None, Tree], ...], ...] = ()
         if self.chance(6):
             domain = tuple(((None, self.tree(2)), (None, self.tree(2))) for _ in range(1 + self.pick(2)))
