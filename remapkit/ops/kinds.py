@@ -418,12 +418,14 @@ class Join(Op):
     """Several tensors become one: each through its branch's operations, then concatenated, then stacked.
 
     The tensors come index by index, and for each index branch by branch. `concat` and `stack` are dimensions, None
-    where there is only one branch or one index.
+    where there is only one branch or one index. `sizes` are those that the branches must have, or `equal` ones.
     """
 
     branches: tuple[tuple[Op, ...], ...]
     concat: int | None
     stack: int | None
+    sizes: tuple[int, ...] | None = None
+    equal: bool = False
     name: ClassVar[str] = "join"
 
 
@@ -490,6 +492,18 @@ def concat_spec(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> 
     return TensorSpec(first.dtype, with_size(first.shape, at, sum(spec.shape[at] for spec in specs)))
 
 
+def _check_sizes(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) -> None:
+    assert join.concat is not None
+    sizes = [spec.shape[dimension(join.concat, spec)] for spec in specs]
+    wanted = list(join.sizes) if join.sizes is not None else [sizes[0]] * len(sizes) if join.equal else sizes
+    for name, size, expected in zip(names, sizes, wanted, strict=True):
+        if size != expected:
+            what = "`sizes` says" if join.sizes is not None else f"{names[0]} has"
+            raise Refused(
+                f"{name} has {size} elements along dimension {join.concat}, and {what} {expected}", code="RK353"
+            )
+
+
 def stack_spec(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> TensorSpec:
     """The header of tensors of one shape as the elements of a new dimension `dim`."""
     first = specs[0]
@@ -516,6 +530,8 @@ def join_spec(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) -> 
         width = len(join.branches)
         groups = [slice(at, at + width) for at in range(0, len(made), width)]
         firsts = [names[group][0] for group in groups]
+        for group in groups:
+            _check_sizes(join, made[group], names[group])
         made = [concat_spec(made[group], join.concat, names[group]) for group in groups]
         names = firsts
     return made[0] if join.stack is None else stack_spec(made, join.stack, names)
