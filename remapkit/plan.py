@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from remapkit.diagnostic import Diagnostic, FailedCheck, Label, Severity
 from remapkit.source import Span
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.spec import StateDictSpec, TensorSpec, name_problem
 
 if TYPE_CHECKING:
     from remapkit.check import Check
@@ -142,6 +142,7 @@ def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) 
     moves, dropped, unmatched = _decide(rules, source, matches)
     problems = [
         *_no_tensors(source),
+        *_impossible(source, moves),
         *_unmatched(rules, source, unmatched),
         *_ambiguous(source, matches),
         *_collisions(source, moves),
@@ -190,6 +191,30 @@ def _no_tensors(source: StateDictSpec) -> list[Diagnostic]:
     if source:
         return []
     return [Diagnostic("RK300", "the checkpoint holds no tensors: there is nothing to map", place=source.name)]
+
+
+def _impossible(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
+    """Targets that no checkpoint can hold: their names would be refused by whoever reads the file."""
+    found = {move.target: problem for move in moves if (problem := _name_problem(move.target))}
+    if not found:
+        return []
+    listed = [f"{fqn!r} {problem}" for fqn, problem in found.items()]
+    return [
+        Diagnostic(
+            "RK306",
+            f"{counted(len(found), 'target')} cannot be the name of a tensor",
+            notes=(named(listed),),
+            help=("correct the template, or name the source keys under `drop:`",),
+            place=source.name,
+            values={"targets": list(found)},
+        )
+    ]
+
+
+def _name_problem(fqn: str) -> str | None:
+    if fqn == "__metadata__":
+        return "is where safetensors files keep their metadata"
+    return name_problem(fqn)
 
 
 def _unmatched(rules: RuleSet, source: StateDictSpec, fqns: Sequence[str]) -> list[Diagnostic]:

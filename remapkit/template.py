@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from remapkit.diagnostic import Diagnostic, InvalidRules, Label
 from remapkit.pattern import Part, Pattern
 from remapkit.source import Span, Text
+from remapkit.spec import name_problem
 
 MAX_COMBINATIONS = 4096
 """The most combinations of captures that one arithmetic expression may have."""
@@ -299,12 +300,24 @@ class _Compiler:
             if isinstance(each, Diagnostic):
                 self.problems.append(each)
             elif isinstance(each, str):
+                self.check_literal(each)
                 items.append(Literal(each))
             else:
                 item = self.field(each)
                 if item is not None:
                     items.append(item)
         return tuple(items)
+
+    def check_literal(self, text: str) -> None:
+        problem = name_problem(text)
+        if "\\" in text:
+            place = self.text.value.find("\\")
+            title = "a backslash in a target: no key has one"
+            help = "write {name} for a capture: (?P<name>...) in the pattern"
+            self.problem("RK158", title, (place, min(place + 2, len(self.text.value))), help)
+        elif problem is not None:
+            help = "write the template on one line, in single quotes"
+            self.problem("RK158", f"the target {problem}", (0, len(self.text.value)), help)
 
     def field(self, written: _Field) -> Item | None:
         parts = [self.part(name) for name in _names(written.expression)]
@@ -313,6 +326,11 @@ class _Compiler:
         for name in dict.fromkeys(name.name for name in _names(written.expression)):
             (self.twice if name in self.used else self.used)[name] = written.at
         expression = written.expression
+        if isinstance(expression, _Number):
+            title = f"{self.text.value[slice(*written.at)]} is a number, the same for every key, and not a capture"
+            help = "name a capture, as (?P<name>...) or {name}; a constant is written without braces"
+            self.problem("RK159", title, written.at, help)
+            return None
         if written.table is not None:
             assert parts[0] is not None
             return self.looked_up(parts[0], written)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 def run(args: Namespace) -> Outcome:
     """Prove, plan, check, stream."""
+    if args.output in ("", "-"):
+        help = ("a checkpoint is written beside its final place and renamed: name a file",)
+        raise UsageError(Diagnostic("RK609", f"-o {args.output!r} names no file", help=help))
     rules = load(args.rules)
     source = Path(args.checkpoint)
     with ExitStack() as stack:
@@ -34,7 +37,7 @@ def run(args: Namespace) -> Outcome:
         moves = in_target_order(plan, check.target if check else None)
         if args.dry_run:
             return _dry_run(plan, check, moves, reader)
-        output = Path(args.output) if args.output else default_output(source)
+        output = Path(args.output) if args.output is not None else default_output(source)
         return _write(rules, plan, moves, reader, output, args)
 
 

@@ -226,6 +226,9 @@ def _unknown_fields(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
         close = _close(key.value, free) or _close(key.value, known)
         listed = f"known here: {', '.join(known)}"
         help = (f"did you mean `{close[0]}`?",) if close else (listed,)
+        name, colon, value = key.value.partition(":")
+        if colon and value and name in known:
+            help = (f"a space follows the colon: `{name}: {value}`",)
         where = "" if not place.path else f" in {place.name}"
         yield Diagnostic("RK020", f"unknown field {shown(key.value)}{where}", (Label(key.span),), help)
 
@@ -320,12 +323,15 @@ def _scalar_help(place: _Place, types: Sequence[str]) -> str | None:
     """What to write instead of a scalar of the wrong kind."""
     node = place.node
     assert isinstance(node, ScalarNode)
+    if "array" in types and "string" in types and node.kind == "integer":
+        return f"write a list: [{node.value}]"
     if "string" in types and node.kind in ("integer", "number", "boolean", "null"):
         return f"quote it: '{node.value}'"
     if types == ["integer"] and node.kind == "text" and node.value.isdecimal():
         return f"write it without quotes: {node.value}"
     if "array" in types and node.kind in ("text", "integer") and "\n" not in node.span.text:
-        return f"write a list: [{node.span.text}]"
+        inner = f"'{node.value}'" if set(node.value) & set("[]{},'\"") else node.span.text
+        return f"write a list: [{inner}]"
     return None
 
 
