@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ from remapkit.pattern import Part, Pattern
 from remapkit.source import Span, Text
 from remapkit.spec import name_problem
 
+_REFERENCE = re.compile(r"\\(?:[0-9]|g<)[^.{}]*", re.ASCII)
+"""How `re.sub` is told of a group."""
 MAX_COMBINATIONS = 4096
 """The most combinations of captures that one arithmetic expression may have."""
 
@@ -310,11 +313,11 @@ class _Compiler:
 
     def check_literal(self, text: str) -> None:
         problem = name_problem(text)
-        if "\\" in text:
-            place = self.text.value.find("\\")
-            title = "a backslash in a target: no key has one"
+        reference = _REFERENCE.search(self.text.value)
+        if reference is not None and reference.group() in text:
+            title = f"{reference.group()} would stand in the target as it is"
             help = "write {name} for a capture: (?P<name>...) in the pattern"
-            self.problem("RK158", title, (place, min(place + 2, len(self.text.value))), help)
+            self.problem("RK158", title, reference.span(), help)
         elif problem is not None:
             help = "write the template on one line, in single quotes"
             self.problem("RK158", f"the target {problem}", (0, len(self.text.value)), help)
