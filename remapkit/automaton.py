@@ -43,6 +43,10 @@ class _Fragment:
     empty: int
 
 
+MAX_EDGES = 1_000_000
+"""How many steps from one position to the next an automaton may have where it is only a means to be fast."""
+
+
 class TooMany(Exception):
     """An automaton, or a search through one, that outgrew its limit."""
 
@@ -130,15 +134,15 @@ class _Builder:
         return self.join(whole, tail)
 
 
-def automaton(parts: Sequence[Part]) -> Automaton:
-    """The automaton of parts, one after the other.
+def automaton(parts: Sequence[Part], limit: int | None = None) -> Automaton:
+    """The automaton of parts, one after the other. Raises `TooMany` beyond a limit of steps between positions.
 
     >>> from remapkit.pattern import SEGMENT, literal
     >>> found = automaton([Part(None, literal("a.")), Part("x", SEGMENT)])
     >>> found.first, found.follow, found.last, found.part
     ((0,), ((1,), (2,), (2,)), frozenset({2}), (0, 0, 1))
     """
-    builder = _Builder()
+    builder = _Builder(limit=limit)
     whole = _Fragment([], [], 1)
     for number, part in enumerate(parts):
         builder.here = number

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from remapkit.automaton import fragment, masks
-from remapkit.pattern import Alt, Chars, Group, Node, Pattern, Ranges, Repeat, Seq, one, unparse, unparse_chars
+from remapkit.automaton import MAX_EDGES, fragment, masks
+from remapkit.pattern import Alt, Chars, Group, Node, Pattern, Ranges, Repeat, Seq, one, size, unparse, unparse_chars
 
 MAX_STEPS = 400_000
 """How many pairs of positions one search looks at before it gives up: about a quarter of a second."""
@@ -132,8 +132,8 @@ def cooperating(patterns: Sequence[Pattern], limit: int = MAX_STEPS) -> Groups:
     Groups(together=((0, 1, 3), (2,)), alone=())
     """
     together: list[tuple[int, ...]] = []
-    alone: list[int] = []
-    for numbers in _decidable(patterns, list(range(len(patterns))), limit, alone):
+    alone = [number for number, pattern in enumerate(patterns) if _large(pattern)]
+    for numbers in _decidable(patterns, [n for n in range(len(patterns)) if n not in alone], limit, alone):
         together += numbers
     return Groups(tuple(together), tuple(sorted(alone)))
 
@@ -155,6 +155,15 @@ def _decidable(
         yield from _decidable(patterns, sorted(set(numbers) - set(literal)), limit, alone)
     else:
         alone += numbers
+
+
+MAX_SIZE = 1000
+"""How many characters a pattern may have, with its counted repeats written out and but for what is a list of words."""
+
+
+def _large(pattern: Pattern) -> bool:
+    """Whether it would use up the steps of all others."""
+    return sum(size(part.node) for part in pattern.parts if part.values is None) > MAX_SIZE
 
 
 def _begins_literally(pattern: Pattern) -> bool:
@@ -195,10 +204,6 @@ def _shared_keys(patterns: Sequence[Pattern], numbers: Sequence[int], limit: int
         if not positions.too_many and (found := positions.search(limit)) is not None:
             return found
     return None
-
-
-MAX_EDGES = 1_000_000
-"""How many steps from one position to the next an automaton may have before it is given up."""
 
 
 class _Positions:

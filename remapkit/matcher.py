@@ -6,8 +6,7 @@ Where it does not, the same priorities are followed by a search that remembers t
 the bit-state matcher of R. Cox's RE2).
 
 `SetMatcher` gives what a loop over the patterns would give, which is every one that matches. Patterns that share no
-key are tried at once, as one expression (`factor.py`): since at most one of them can match, the first that does is the
-only one.
+key are tried at once, as one expression (`factor.py`): at most one of them can match, so the first is the only one.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from remapkit.automaton import automaton, reads_one_way
+from remapkit.automaton import MAX_EDGES, TooMany, automaton, reads_one_way
 from remapkit.factor import cooperating, expression, trie
 from remapkit.pattern import Alt, Chars, Group, Node, Pattern, Repeat, contains, unparse
 from remapkit.template import Copy, Mapped, Template
@@ -47,9 +46,11 @@ class Reader:
         return captures if leaf is None or fqn.rpartition(".")[2] in leaf else None
 
     def _compiled(self) -> re.Pattern[str] | Program:
-        if reads_one_way(automaton(self.pattern.parts)):
-            return re.compile(regex_text(self.pattern))
-        return Program(self.pattern)
+        try:
+            one_way = reads_one_way(automaton(self.pattern.parts, MAX_EDGES))
+        except TooMany:
+            one_way = False
+        return re.compile(regex_text(self.pattern)) if one_way else Program(self.pattern)
 
 
 def _by_re(engine: re.Pattern[str], fqn: str) -> dict[str, str] | None:

@@ -165,7 +165,7 @@ def _decide(
     moves: list[Move] = []
     dropped: list[Dropped] = []
     unmatched: list[str] = []
-    refs = {rule.id: _ref(rule) for rule in rules.everything}
+    refs = {id(rule): _ref(rule) for rule in rules.everything}
     for fqn, spec in source.items():
         found = matches[fqn]
         if not found and rules.unmatched == "error":
@@ -177,9 +177,9 @@ def _decide(
         elif len(found) == 1:
             match = found[0]
             if match.target is None:
-                dropped.append(Dropped(fqn, refs[match.rule.id]))
+                dropped.append(Dropped(fqn, refs[id(match.rule)]))
             else:
-                moves.append(Move(match.target, (fqn,), (), refs[match.rule.id], spec))
+                moves.append(Move(match.target, (fqn,), (), refs[id(match.rule)], spec))
     return moves, dropped, unmatched
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from remapkit.automaton import automaton, read
+from remapkit.automaton import MAX_EDGES, TooMany, automaton, read
 from remapkit.diagnostic import Diagnostic, FailedCheck, InvalidRules, Label, Severity
 from remapkit.guards import compile_pattern
 from remapkit.matcher import Outcome, Reader, Renamer, SetMatcher
@@ -84,7 +84,11 @@ class Rule:
 
     def stopped_at(self, fqn: str) -> Stop | None:
         """Where the key stopped being one of this rule's, or None where it is one."""
-        machine = automaton(self.pattern.parts)
+        try:
+            machine = automaton(self.pattern.parts, MAX_EDGES)
+        except TooMany:
+            words = "a key of the pattern"
+            return None if self.reader(fqn) is not None else Stop(0, words, f"expected {words}, which is a large one")
         reading = read(machine, fqn)
         if reading.accepted:
             return self._wrong_leaf(fqn)
