@@ -158,7 +158,7 @@ def _decidable(
 
 
 MAX_SIZE = 1000
-"""How many characters a pattern may have, with its counted repeats written out and but for what is a list of words."""
+"""How many characters a pattern may have, with its counted repeats written out; a list of words does not count."""
 
 
 def _large(pattern: Pattern) -> bool:

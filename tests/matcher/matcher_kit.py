@@ -127,10 +127,23 @@ def keys_of(twin: Twin) -> st.SearchStrategy[str]:
     return readable(twin.expression, twin.leaf)
 
 
-MUTATIONS = tuple(
-    word.strip()
-    for word in """none, deleted, doubled, swapped, digit, zero, leaf, unicode, empty, newline, case, prefix, suffix,
-    cut, dotless, mixed""".split(",")
+MUTATIONS = (
+    "none",
+    "deleted",
+    "doubled",
+    "swapped",
+    "digit",
+    "zero",
+    "leaf",
+    "unicode",
+    "empty",
+    "newline",
+    "case",
+    "prefix",
+    "suffix",
+    "cut",
+    "dotless",
+    "mixed",
 )
 
 
