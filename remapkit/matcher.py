@@ -152,7 +152,7 @@ class SetMatcher:
         for numbers in groups.together:
             try:
                 together.append(self._together(numbers))
-            except (RecursionError, OverflowError, re.error):
+            except (RecursionError, OverflowError):
                 # Nested deeper than `re` can compile, though each pattern by itself is not.
                 alone += numbers
         return tuple(together), tuple(sorted(alone))
