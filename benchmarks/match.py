@@ -4,11 +4,11 @@
     python benchmarks/match.py --keys 50000      # small
 
 The keys are those of a mixture of experts (`tower_3.layers.12.mlp.experts.77.w1.weight`), the rules path patterns
-that begin with literals, or `suffix` rules, `(.*)\\.leaf_7\\.(weight|bias)`, that only differ near their ends. `targets`
-is the matcher with its templates, which renames a state dict; `match` also says which rule took a key and what its
-captures read; `plan` adds every move, and all checks. `start` is the time from the bytes of the rule file to the first
-match: YAML, schema, compilation, the matcher. Ways that are slow get a sample of the keys, and are scaled up.
-Printed are medians and the best of the rounds, ratios to `targets`, and the growth of peak memory, a key.
+that begin with literals, or `suffix` rules, `(.*)\\.leaf_7\\.(weight|bias)`, that only differ near their ends.
+`targets` is the matcher with its templates, which renames a state dict; `match` also says which rule took a key and
+what its captures read; `plan` adds every move, and all checks. `start` is the time from the bytes of the rule file to
+the first match: YAML, schema, compilation, the matcher. Ways that are slow get a sample of the keys, and are scaled
+up. Printed are medians and the best of the rounds, ratios to `targets`, and the growth of peak memory, a key.
 """
 
 from __future__ import annotations

@@ -130,15 +130,13 @@ class SetMatcher:
             end = each.ends[hit.lastindex or 0]
             if end.leaf is not None and fqn.rpartition(".")[2] not in end.leaf:
                 continue
-            if len(end.groups) > 1:
-                captures = dict(zip(end.names, hit.group(*end.groups), strict=True))
-            else:
-                captures = {name: hit[group] for name, group in zip(end.names, end.groups, strict=True)}
-            found.append((end.number, captures))
+            groups = end.groups
+            read = hit.group(0, *groups) if groups else ()
+            found.append((end.number, dict(zip(end.names, read[1:], strict=False))))
         for number in alone:
-            read = self.readers[number](fqn)
-            if read is not None:
-                found.append((number, read))
+            captures = self.readers[number](fqn)
+            if captures is not None:
+                found.append((number, captures))
         if len(found) > 1:
             found.sort(key=lambda each: each[0])
         return tuple(found)

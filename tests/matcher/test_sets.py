@@ -276,20 +276,29 @@ def names(text: str) -> str:
     return "t" + "".join(f".{{{name}}}" for name in re.findall(r"\?P<(\w+)>", text))
 
 
-@settings(max_examples=200)
-@given(st.lists(small, min_size=1, max_size=4))
-def test_forwards_and_backwards_find_the_same(texts: list[str]) -> None:
+def both_ways(texts: list[str]) -> list[factor._Shared | None]:
     patterns = [rule.pattern for rule in compiled([Twin("match", t, t, names(t)) for t in texts]).rules]
-    found = [
+    return [
         factor._Positions(factor.trie(enumerate(patterns), reverse=reverse)).search(10**6)
         for reverse in (False, True)
     ]
-    assert found[0] is not None and found[1] is not None
-    assert found[0].several_ways == found[1].several_ways
-    sure = set(range(len(texts))) - found[0].several_ways
-    assert {pair for pair in found[0].pairs if sure >= set(pair)} == {
-        pair for pair in found[1].pairs if sure >= set(pair)
+
+
+@settings(max_examples=200)
+@given(st.lists(small, min_size=1, max_size=4))
+def test_forwards_and_backwards_find_the_same(texts: list[str]) -> None:
+    forwards, backwards = both_ways(texts)
+    assert forwards is not None and backwards is not None
+    assert forwards.several_ways == backwards.several_ways
+    sure = set(range(len(texts))) - forwards.several_ways
+    assert {pair for pair in forwards.pairs if sure >= set(pair)} == {
+        pair for pair in backwards.pairs if sure >= set(pair)
     }
+
+
+def test_backwards_a_piece_is_read_backwards() -> None:
+    forwards, backwards = both_ways(["(?P<x>ab|b)(?P<y>a|ca)", "(?P<x>ab)a", "bca", "(?:ab)?c", "abc", "b?abc"])
+    assert forwards == backwards == factor._Shared({(0, 1), (0, 2), (3, 4), (3, 5), (4, 5)}, set())
 
 
 @pytest.mark.parametrize("limit", [0, 10, 100, 1000])
