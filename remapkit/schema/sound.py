@@ -161,20 +161,32 @@ def _names(wanted: Any, definitions: Mapping[str, Any]) -> Check:
     return lambda value: type(value) is not dict or all(map(each, value))
 
 
-def _least(kind: type[list[Any]] | type[str] | type[dict[str, Any]]) -> Callable[[Any, Mapping[str, Any]], Check]:
-    def make(wanted: Any, _: Mapping[str, Any]) -> Check:
-        return lambda value: type(value) is not kind or len(value) >= wanted
+def _all_of(wanted: Any, definitions: Mapping[str, Any]) -> Check:
+    return _all([_schema(each, definitions) for each in wanted])
 
-    return make
+
+Sized = type[list[Any]] | type[str] | type[dict[str, Any]]
+
+
+def _least(kind: Sized) -> Callable[[Any, Mapping[str, Any]], Check]:
+    return lambda wanted, _: lambda value: type(value) is not kind or len(value) >= wanted
+
+
+def _most(kind: Sized) -> Callable[[Any, Mapping[str, Any]], Check]:
+    return lambda wanted, _: lambda value: type(value) is not kind or len(value) <= wanted
 
 
 _KEYWORDS: Mapping[str, Callable[[Any, Mapping[str, Any]], Check]] = {
     "$ref": _ref,
+    "allOf": _all_of,
     "anyOf": _any_of,
     "const": lambda wanted, definitions: _enum([wanted], definitions),
     "dependentRequired": _dependent,
     "enum": _enum,
     "items": _items,
+    "maxItems": _most(list),
+    "maxLength": _most(str),
+    "maxProperties": _most(dict),
     "minItems": _least(list),
     "minLength": _least(str),
     "minProperties": _least(dict),

@@ -99,13 +99,23 @@ def test_every_single_change() -> None:
             agree(changed)
 
 
-@pytest.mark.parametrize("keyword", ["not", "maxLength", "prefixItems", "format"])
+@pytest.mark.parametrize("keyword", ["not", "maximum", "prefixItems", "format"])
 def test_what_it_does_not_know_it_never_calls_sound(keyword: str) -> None:
     """The schema may grow: until this knows the new keyword, jsonschema is asked."""
     check = sound({"items": {"type": "string", keyword: {}}})
     assert check([]) and not check(["a"])
     assert not sound({"if": {keyword: 1}, "else": {"type": "string"}})("a")
     assert not sound({"oneOf": [{"type": "string"}, {keyword: 1}]})("a")
+
+
+@settings(max_examples=300)
+@given(st.sampled_from([*ODD, ["a", "b"], {"a": 1, "b": 2}, "long"]))
+def test_upper_bounds_and_conjunctions(value: Any) -> None:
+    """Keywords that the schema may come to use."""
+    schema = {"allOf": [{"maxItems": 1}, {"maxLength": 1}, {"maxProperties": 1, "oneOf": [{"type": "array"}, True]}]}
+    assert not sound(schema)(value)  # a plain true within oneOf is not known: jsonschema is asked
+    schema["allOf"][2].pop("oneOf")
+    assert sound(schema)(value) == Draft202012Validator(schema).is_valid(value)
 
 
 CHANGES = [
