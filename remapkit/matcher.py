@@ -166,8 +166,8 @@ class SetMatcher:
         return End(number, names, groups, None if pattern.leaf is None else frozenset(pattern.leaf))
 
 
-Outcome = Template | Literal["keep", "drop"]
-"""What becomes of a key that a pattern matches."""
+Outcome = Template | Literal["keep", "drop", "plan"]
+"""What becomes of a key that a pattern matches; `plan`: more than a new name, which only a plan can say."""
 
 _Write = tuple[str, tuple[int, ...]]
 
@@ -188,8 +188,8 @@ class Renamer:
     def targets(self, fqns: Iterable[str], unmatched: str = "error") -> list[str | None] | None:
         """The target of each key, in order (None: the key is dropped).
 
-        None for all where some key is matched twice, or not at all and `unmatched` is not `keep` or `drop`: what is
-        wrong with it is for a plan to say.
+        None for all where some key is matched twice, or by a pattern whose outcome is `plan`, or not at all and
+        `unmatched` is not `keep` or `drop`: that is for a plan to say.
         """
         together, alone = self.matcher.engines
         writes = self._compiled(together) if self._writes is None else self._writes
@@ -217,6 +217,8 @@ class Renamer:
             if len(found) > 1 or (not found and unmatched == "error"):
                 return None
             outcome = self.outcomes[found[0][0]] if found else unmatched
+            if outcome == "plan":
+                return None
             if isinstance(outcome, Template):
                 targets.append(outcome.render(found[0][1]))
             else:

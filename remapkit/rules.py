@@ -234,8 +234,10 @@ class RuleSet:
 
 
 def _outcome(rule: Rule) -> Outcome:
-    """What becomes of the keys of a rule. A `keep` has no template, and says so."""
-    return rule.template or ("drop" if rule.kind == "drop" else "keep")
+    """What becomes of the keys of a rule."""
+    if rule.kind != "rule":
+        return rule.kind
+    return rule.template or "plan"
 
 
 # ------------------------------------------------------------------------------------------------ compilation

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from matcher_kit import MUTATIONS, Twin, compiled, keys_of, mutated, near, paths, twins
 
 import remapkit
-from remapkit import factor
+from remapkit import factor, matcher
 from remapkit.diagnostic import FailedCheck
 from remapkit.rules import RuleSet
 
@@ -322,3 +322,11 @@ def test_suffix_rules_are_told_apart_from_the_end() -> None:
     assert factor._Positions(factor.trie(enumerate(patterns))).search(10_000) is None
     assert factor.cooperating(patterns, 10_000) == factor.Groups((tuple(range(60)),), ())
     same_as_alone(rules, ["a.b.leaf_7.w", "leaf_7.w", ".leaf_7.w", "a.leaf_7.leaf_8.w", "a.leaf_60.w"])
+
+
+def test_what_only_a_plan_can_say_is_left_to_it() -> None:
+    rules = paths_of(("a.{x}", "t.{x}"), ("b.{x}", "u.{x}"))
+    outcomes = [rules.rules[0].template, "plan"]
+    renamer = matcher.Renamer(rules.matcher, outcomes)  # type: ignore[arg-type]
+    assert renamer.targets(["a.1", "a.2"]) == ["t.1", "t.2"]
+    assert renamer.targets(["a.1", "b.1"]) is None
