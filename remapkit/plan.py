@@ -147,8 +147,8 @@ def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) 
         *_ambiguous(source, matches),
         *_collisions(source, moves),
     ]
-    used = Counter(match.rule.id for found in matches.values() for match in found)
-    entries = {use for found in matches.values() for match in found for use in match.table_uses}
+    used = Counter([match.rule.id for found in matches.values() for match in found])
+    entries = {use for found in matches.values() for match in found if match.rule.tables for use in match.table_uses}
     return Plan(
         name=rules.name,
         source=source,
@@ -166,6 +166,7 @@ def _decide(
     moves: list[Move] = []
     dropped: list[Dropped] = []
     unmatched: list[str] = []
+    refs = {id(rule): _ref(rule) for rule in rules.everything}
     for fqn, spec in source.items():
         found = matches[fqn]
         if not found and rules.unmatched == "error":
@@ -177,9 +178,9 @@ def _decide(
         elif len(found) == 1:
             match = found[0]
             if match.target is None:
-                dropped.append(Dropped(fqn, _ref(match.rule)))
+                dropped.append(Dropped(fqn, refs[id(match.rule)]))
             else:
-                moves.append(Move(match.target, (fqn,), (), _ref(match.rule), spec))
+                moves.append(Move(match.target, (fqn,), (), refs[id(match.rule)], spec))
     return moves, dropped, unmatched
 
 
@@ -298,6 +299,8 @@ def _ambiguous(source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]) 
 
 
 def _collisions(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
+    if len({move.target for move in moves}) == len(moves):
+        return []
     by_target: defaultdict[str, list[Move]] = defaultdict(list)
     for move in moves:
         by_target[move.target].append(move)
@@ -377,6 +380,8 @@ def _unused_entries(rules: RuleSet, used: Mapping[str, int], entries: Iterable[t
 
 
 def _tied_targets(source: StateDictSpec, moves: Sequence[Move]) -> tuple[tuple[str, ...], ...]:
+    if not source.tied:
+        return ()
     targets: defaultdict[str, list[str]] = defaultdict(list)
     for move in moves:
         if not move.ops:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from remapkit.automaton import automaton, read
+from remapkit.automaton import MAX_EDGES, TooMany, automaton, read
 from remapkit.diagnostic import Diagnostic, FailedCheck, InvalidRules, Label, Severity
 from remapkit.guards import compile_pattern
-from remapkit.matcher import Reader
+from remapkit.matcher import Outcome, Reader, Renamer, SetMatcher
 from remapkit.pattern import DIGITS, NOT_DOT, NOT_NEWLINE, WORD, Pattern, Ranges, unparse_chars
 from remapkit.rulefile import RuleFile, WrittenPattern, WrittenRule, WrittenTable, WrittenTest
 from remapkit.source import Span, Text
@@ -84,7 +84,11 @@ class Rule:
 
     def stopped_at(self, fqn: str) -> Stop | None:
         """Where the key stopped being one of this rule's, or None where it is one."""
-        machine = automaton(self.pattern.parts)
+        try:
+            machine = automaton(self.pattern.parts, MAX_EDGES)
+        except TooMany:
+            words = "a key of the pattern"
+            return None if self.reader(fqn) is not None else Stop(0, words, f"expected {words}, which is a large one")
         reading = read(machine, fqn)
         if reading.accepted:
             return self._wrong_leaf(fqn)
@@ -151,6 +155,17 @@ class RuleSet:
     tables: Mapping[str, Mapping[str, str]] = field(hash=False)
     domain: tuple[Pattern, ...] = ()
     warnings: tuple[Diagnostic, ...] = ()
+    everything: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
+    """Rules, keeps and drops."""
+    matcher: SetMatcher = field(init=False, compare=False, repr=False)
+    renamer: Renamer = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        everything = (*self.rules, *self.keep, *self.drop)
+        object.__setattr__(self, "everything", everything)
+        matcher = SetMatcher([rule.pattern for rule in everything], [rule.reader for rule in everything])
+        object.__setattr__(self, "matcher", matcher)
+        object.__setattr__(self, "renamer", Renamer(matcher, map(_outcome, everything)))
 
     @property
     def unmatched(self) -> Literal["error", "keep", "drop"]:
@@ -167,14 +182,13 @@ class RuleSet:
         """The rule file's own tests."""
         return self.file.tests
 
-    @property
-    def everything(self) -> tuple[Rule, ...]:
-        """Rules, keeps and drops."""
-        return (*self.rules, *self.keep, *self.drop)
-
     def match(self, fqn: str) -> tuple[Match, ...]:
         """Every rule, `keep` and `drop` that matches the whole key."""
-        return tuple(match for rule in self.everything if (match := rule.match(fqn)) is not None)
+        found = []
+        for number, captures in self.matcher.match(fqn):
+            rule = self.everything[number]
+            found.append(Match(rule, captures, rule.target(fqn, captures)))
+        return tuple(found)
 
     def plan(self, source: object) -> Plan:
         """Every move for a checkpoint: a path, a header, a mapping of `TensorSpec`s or a state dict of tensors.
@@ -197,6 +211,17 @@ class RuleSet:
         >>> remapkit.load("wan22_pth")({"decoder.upsamples.0.upsamples.3.time_conv.bias": "any value"})
         {'decoder.upsamples.0.upsampler.time_conv.bias': 'any value'}
         """
+        targets = self.renamer.targets(state_dict, self.unmatched)
+        if targets is not None:
+            renamed = dict(zip(targets, state_dict.values(), strict=True))
+            dropped = targets.count(None)
+            if len(renamed) == len(targets) - dropped + bool(dropped):
+                renamed.pop(None, None)
+                return cast(dict[str, Any], renamed)
+        return self._planned(state_dict)
+
+    def _planned(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """The same by way of a plan, which has the words for what is wrong."""
         from remapkit.plan import make_plan
         from remapkit.spec import StateDictSpec, TensorSpec
 
@@ -206,6 +231,13 @@ class RuleSet:
         if problems:
             raise FailedCheck(problems)
         return {move.target: state_dict[move.sources[0]] for move in plan.moves}
+
+
+def _outcome(rule: Rule) -> Outcome:
+    """What becomes of the keys of a rule."""
+    if rule.kind != "rule":
+        return rule.kind
+    return rule.template or "plan"
 
 
 # ------------------------------------------------------------------------------------------------ compilation

@@ -56,11 +56,29 @@ Item = Literal | Copy | Mapped
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A compiled template: its items in order, and the captures it leaves out on purpose."""
+    """A compiled template: its items in order, and the captures it leaves out on purpose.
+
+    `format` is the same as text for the operator `%`, with a capture's name for each copy, and a number for each of
+    `maps`.
+    """
 
     text: Text
     items: tuple[Item, ...]
     forget: tuple[str, ...] = ()
+    format: str = field(init=False, compare=False, repr=False)
+    maps: tuple[Mapped, ...] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        maps = tuple(item for item in self.items if isinstance(item, Mapped))
+        numbers = iter(range(len(maps)))
+        format = "".join(
+            item.text.replace("%", "%%")
+            if isinstance(item, Literal)
+            else f"%({item.name if isinstance(item, Copy) else next(numbers)})s"
+            for item in self.items
+        )
+        object.__setattr__(self, "maps", maps)
+        object.__setattr__(self, "format", format)
 
     def render(self, captures: Mapping[str, str]) -> str:
         """The target key for what was captured.
@@ -68,14 +86,12 @@ class Template:
         >>> Template(Text.of("x.{n}"), (Literal("x."), Copy("n"))).render({"n": "3"})
         'x.3'
         """
-        return "".join(
-            item.text
-            if isinstance(item, Literal)
-            else captures[item.name]
-            if isinstance(item, Copy)
-            else item.mapping[tuple(captures[name] for name in item.names)]
-            for item in self.items
-        )
+        if not self.maps:
+            return self.format % captures
+        values = dict(captures)
+        for number, item in enumerate(self.maps):
+            values[str(number)] = item.mapping[tuple([captures[name] for name in item.names])]
+        return self.format % values
 
 
 # ------------------------------------------------------------------------------------------------ expressions

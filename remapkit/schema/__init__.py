@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostic import Diagnostic, Label
+from remapkit.schema.sound import Check, sound
 from remapkit.source import Span
 from remapkit.yamlnodes import (
     MAX_PROBLEMS,
@@ -53,6 +54,8 @@ def schema_text() -> str:
 def schema_problems(root: Node) -> tuple[Diagnostic, ...]:
     """Every departure of a file from the schema, in the order of the file."""
     walked = _walk(root)
+    if _sound()(walked):
+        return ()
     errors = list(islice(_validator().iter_errors(walked), MAX_PROBLEMS + 1))
     problems: dict[Diagnostic, None] = {}
     for error in errors:
@@ -70,8 +73,13 @@ def schema_problems(root: Node) -> tuple[Diagnostic, ...]:
 
 
 @cache
+def _sound() -> Check:
+    return sound(json.loads(schema_text()))
+
+
+@cache
 def _validator() -> Draft202012Validator:
-    from jsonschema import Draft202012Validator  # 60 ms, and only rule files need it
+    from jsonschema import Draft202012Validator  # 60 ms, and only rule files with mistakes need it
 
     schema = json.loads(schema_text())
     return Draft202012Validator(_inlined(schema, schema["$defs"]))

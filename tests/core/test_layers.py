@@ -22,7 +22,7 @@ TINY = ROOT / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("source", "diagnostic", "spec", "guest"),
     ("yamlnodes", "rulefile", "schema", "ops"),
-    ("pattern", "regex", "pathpattern", "automaton", "guards", "template", "matcher"),
+    ("pattern", "regex", "pathpattern", "automaton", "factor", "guards", "template", "matcher"),
     ("rules", "prove", "invert"),
     ("plan", "check"),
     ("checkpoint",),
