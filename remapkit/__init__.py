@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from remapkit.library import Pack, Plugin, load, packs, plugins
     from remapkit.loading import Loaded, load_into
     from remapkit.plan import Move, Plan
+    from remapkit.prove import Level, Proof
+    from remapkit.questions import Witness
     from remapkit.rules import RuleSet
     from remapkit.spec import StateDictSpec, TensorSpec
     from remapkit.targets import header
@@ -40,12 +42,14 @@ _HOMES = {
     "Diagnostic": "diagnostic",
     "FailedCheck": "diagnostic",
     "InvalidRules": "diagnostic",
+    "Level": "prove",
     "Loaded": "loading",
     "Mismatch": "check",
     "Move": "plan",
     "Pack": "library",
     "Plan": "plan",
     "Plugin": "library",
+    "Proof": "prove",
     "Reader": "checkpoint",
     "RemapkitError": "diagnostic",
     "RuleSet": "rules",
@@ -54,6 +58,7 @@ _HOMES = {
     "UnreadableCheckpoint": "diagnostic",
     "UnwritableOutput": "diagnostic",
     "UsageError": "diagnostic",
+    "Witness": "questions",
     "header": "targets",
     "load": "library",
     "load_into": "loading",
@@ -67,12 +72,14 @@ __all__ = [
     "Diagnostic",
     "FailedCheck",
     "InvalidRules",
+    "Level",
     "Loaded",
     "Mismatch",
     "Move",
     "Pack",
     "Plan",
     "Plugin",
+    "Proof",
     "Reader",
     "RemapkitError",
     "RuleSet",
@@ -81,6 +88,7 @@ __all__ = [
     "UnreadableCheckpoint",
     "UnwritableOutput",
     "UsageError",
+    "Witness",
     "header",
     "load",
     "load_into",

@@ -286,14 +286,14 @@ def _masks(distinct: Sequence[Ranges], classes: Iterable[int]) -> dict[Ranges, i
     return found
 
 
-_READABLE = (*range(97, 123), *range(48, 58), 95, 45, *range(65, 91), 46, *range(32, 127))
+READABLE = (*range(97, 123), *range(48, 58), 95, 45, *range(65, 91), 46, *range(32, 127))
 
 
 def _samples(intervals: Sequence[tuple[int, int]]) -> str:
     chars = ranges(intervals)
     found: list[str] = []
     if len(chars) > 1 or chars[0][0] != chars[0][1]:
-        found = [chr(code) for code in _READABLE if any(low <= code <= high for low, high in chars)][:3]
+        found = [chr(code) for code in READABLE if any(low <= code <= high for low, high in chars)][:3]
     rest = (chr(code) for low, high in chars for code in range(low, min(high, low + 3) + 1))
     for character in rest:
         if len(found) == 3:

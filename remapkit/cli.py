@@ -147,6 +147,12 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_undecided(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-undecided", action="store_true", help="go on where a proof over all keys takes too long"
+    )
+
+
 def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
     parser = _command(commands, "apply", "prove, plan and check, then write the checkpoint under its new keys")
     parser.add_argument("rules", metavar="RULES", help=_RULES)
@@ -161,6 +167,7 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
         action="store_true",
         help="accept a checkpoint that lacks keys the rules are known to read",
     )
+    _add_undecided(parser)
     _add_model(parser)
     _add_reading(parser)
 
@@ -173,18 +180,25 @@ def _add_check(commands: Commands) -> None:  # type: ignore[valid-type]
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--ckpt", metavar="C", help=f"the source: {_CKPT}; default: the pack's own manifest")
     source.add_argument("--keys", metavar="FILE", help="the source: a manifest")
+    _add_undecided(parser)
     _add_model(parser)
     _add_reading(parser)
 
 
 def _add_rule_commands(commands: Commands) -> None:  # type: ignore[valid-type]
-    parser = _command(commands, "lint", "check rule files for themselves: schema, patterns, templates, tables")
+    parser = _command(commands, "lint", "check rule files for themselves, and prove them over all keys")
     parser.add_argument("rules", metavar="RULES", nargs="*", help=f"{_RULES}; none: every installed pack")
+    _add_undecided(parser)
     parser = _command(commands, "test", "run the tests that rule files carry, and their manifests end to end")
     parser.add_argument("rules", metavar="RULES", nargs="*", help=f"{_RULES}; none: every installed pack")
     parser = _command(commands, "explain", "show which rule took a key, and where every other rule stopped matching")
     parser.add_argument("rules", metavar="RULES", help=_RULES)
     parser.add_argument("keys", metavar="KEY", nargs="+", help="a source key")
+
+    parser = _command(commands, "invert", "write the inverse of a rule file, or say why there is none")
+    parser.add_argument("rules", metavar="RULES", help=_RULES)
+    parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: stdout)")
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
 
 
 def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-type]

@@ -20,6 +20,7 @@ from remapkit.template import Mapped, Table, Template, compile_template
 
 if TYPE_CHECKING:
     from remapkit.plan import Plan
+    from remapkit.prove import Proof
 
 Kind = Literal["rule", "keep", "drop"]
 
@@ -201,6 +202,32 @@ class RuleSet:
         from remapkit.targets import header
 
         return make_plan(self, header(source))
+
+    def prove(self, *, header: Iterable[str] | None = None) -> Proof:
+        """Decide for every possible key whether these rules are unambiguous and lose nothing.
+
+        `header` are known source keys; see `Proof`.
+
+        >>> import remapkit
+        >>> remapkit.load("wan22_diffusers").prove().level.value
+        'proven for all keys'
+        """
+        from remapkit.prove import prove
+
+        return prove(self, header=header)
+
+    def inverse(self) -> RuleSet:
+        """The rule set that leads every target back to its source; raises `InvalidRules`, and why, where there is none.
+
+        >>> import remapkit
+        >>> back = remapkit.load("wan22_pth").inverse()
+        >>> back.match("encoder.downsamples.0.downsampler.resample.1.bias")[0].target
+        'encoder.downsamples.0.downsamples.2.resample.1.bias'
+        """
+        from remapkit.invert import invert
+        from remapkit.rulefile import read_text
+
+        return compile_rules(read_text(invert(self), f"the inverse of {self.name}"))
 
     def __call__(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """The state dict under its new keys; values are passed through as they are, so renames share storage.

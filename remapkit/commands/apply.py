@@ -6,12 +6,13 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.check import Check, known_keys_problem, make_check
 from remapkit.checkpoint import Reader
-from remapkit.commands.common import known_source, open_source
+from remapkit.commands.common import known_source, open_source, refuse_unproven
 from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError
 from remapkit.library import load, version
 from remapkit.plan import Move, Plan, make_plan
@@ -29,6 +30,7 @@ def run(args: Namespace) -> Outcome:
         help = ("a checkpoint is written beside its final place and renamed: name a file",)
         raise UsageError(Diagnostic("RK609", f"-o {args.output!r} names no file", help=help))
     rules = load(args.rules)
+    proven = tuple(finding for finding in refuse_unproven([rules], args) if finding.code != "RK205")
     source = Path(args.checkpoint)
     with ExitStack() as stack:
         reader = stack.enter_context(open_source(source, args))
@@ -36,9 +38,13 @@ def run(args: Namespace) -> Outcome:
         check = _check(rules, plan, args)
         moves = in_target_order(plan, check.target if check else None)
         if args.dry_run:
-            return _dry_run(plan, check, moves, reader)
+            return _with(_dry_run(plan, check, moves, reader), proven)
         output = Path(args.output) if args.output is not None else default_output(source)
-        return _write(rules, plan, moves, reader, output, args)
+        return _with(_write(rules, plan, moves, reader, output, args), proven)
+
+
+def _with(outcome: Outcome, proven: tuple[Diagnostic, ...]) -> Outcome:
+    return replace(outcome, diagnostics=(*proven, *outcome.diagnostics))
 
 
 def _check(rules: RuleSet, plan: Plan, args: Namespace) -> Check | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.check import Check, make_check
-from remapkit.commands.common import known_source, open_source
+from remapkit.commands.common import known_source, open_source, refuse_unproven
 from remapkit.diagnostic import Diagnostic, UsageError
 from remapkit.library import load, packs
 from remapkit.plan import make_plan
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 def run(args: Namespace) -> Outcome:
     """The verdict only, for one rule file or for every pack that leads to the model."""
     rule_sets = [load(name) for name in args.rules] or _packs_for(args)
+    proven = refuse_unproven(rule_sets, args)
     checks = [_check_one(rules, args) for rules in rule_sets]
     found = [diagnostic for each in checks for diagnostic in (*each.problems, *each.warnings, *each.notes)]
+    # A dead rule is in a plan's warnings too.
+    found += [finding for finding in proven if finding.code != "RK205"]
     # Two packs that lead to one model have the same things to say about that model.
     diagnostics = [diagnostic for number, diagnostic in enumerate(found) if diagnostic not in found[:number]]
     rows = tuple(_verdict_row(each) for each in checks)

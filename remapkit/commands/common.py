@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remapkit.checkpoint import Reader, open_checkpoint
+from remapkit.diagnostic import Diagnostic, InvalidRules
 from remapkit.library import find_rules, packs
+from remapkit.prove import Level, Proof
 from remapkit.spec import StateDictSpec
 from remapkit.targets import read_header
 
@@ -19,6 +22,26 @@ def known_source(rules: RuleSet) -> StateDictSpec | None:
     """The manifest that a pack declares as its source, if it does."""
     written = rules.file.source_keys
     return read_header(beside(rules, written.value)) if written is not None else None
+
+
+def proven(rules: RuleSet) -> Proof:
+    """The proof over all keys; the declared source is read only where that leaves something to say."""
+    proof = rules.prove()
+    if proof.level is Level.ALL or rules.file.source_keys is None:
+        return proof
+    return rules.prove(header=known_source(rules))
+
+
+def refuse_unproven(rule_sets: Sequence[RuleSet], args: Namespace) -> tuple[Diagnostic, ...]:
+    """Proves rule sets before anything is done with them; returns what is worth saying.
+
+    Raises `InvalidRules` with all that is refuted or, without `--allow-undecided`, undecided.
+    """
+    proofs = [proven(rules) for rules in rule_sets]
+    blocking = [each for proof in proofs for each in proof.blocking(allow_undecided=args.allow_undecided)]
+    if blocking:
+        raise InvalidRules(blocking)
+    return tuple(finding for proof in proofs for finding in proof.findings)
 
 
 def beside(rules: RuleSet, path: str) -> Path:

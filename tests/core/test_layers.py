@@ -22,8 +22,8 @@ TINY = ROOT / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("source", "diagnostic", "spec", "guest"),
     ("yamlnodes", "rulefile", "schema", "ops"),
-    ("pattern", "regex", "pathpattern", "automaton", "factor", "guards", "template", "matcher"),
-    ("rules", "prove", "invert"),
+    ("pattern", "regex", "pathpattern", "automaton", "factor", "guards", "template", "matcher", "languages"),
+    ("arrows", "variants", "nets", "searches", "delays", "questions", "verdicts", "rules", "prove", "invert"),
     ("plan", "check"),
     ("checkpoint",),
     ("execute", "compare", "loading", "meta"),
@@ -120,6 +120,7 @@ def test_the_walk_sees_a_planted_torch_import_inside_a_function() -> None:
         ["packs"],
         ["schema"],
         ["explain", "wan22_pth", "conv1.weight"],
+        ["invert", "wan22_pth"],
         ["inspect", "{tiny}"],
         ["check", "wan22_pth", "--ckpt", "{tiny}", "--target-keys", "{converted}"],
         ["apply", "wan22_pth", "{tiny}", "-o", "{out}"],

@@ -1,0 +1,132 @@
+r"""Arrows: what the proofs speak about. An arrow leads the keys of one pattern to the targets of one template.
+
+A rule, a `keep` and a `drop` are one arrow each. A rule with several sources or several targets is several, told
+apart by `branch`; a capture that an operation consumes on purpose (the index that a stack is stacked over) is
+`folded`. Within a rule, branch and folded captures count as part of the target: the twelve experts that become one
+tensor do not collide. To other rules the target is the plain key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from remapkit.automaton import Automaton, automaton
+from remapkit.matcher import Reader
+from remapkit.pattern import Pattern, contains
+from remapkit.source import Span
+from remapkit.template import Copy, Item, Literal
+
+if TYPE_CHECKING:
+    from remapkit.rules import Rule, RuleSet
+
+WHOLE = Copy("")
+"""The item that stands for the whole key, as `keep` copies it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrow:
+    """One source pattern to one target: `items` is None where the keys are dropped.
+
+    `forget` are the captures that the author leaves out on purpose, `lossy` the names of the tables that may send two
+    keys to one value; `to` is where the template stands. Rules of one `rule_id` belong together, see above.
+    """
+
+    rule_id: str
+    kind: str
+    span: Span
+    pattern: Pattern
+    items: tuple[Item, ...] | None
+    branch: int = 0
+    folded: tuple[str, ...] = ()
+    forget: tuple[str, ...] = ()
+    lossy: tuple[str, ...] = ()
+    to: Span | None = None
+    reader: Reader = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reader", Reader(self.pattern))
+
+    @property
+    def identity(self) -> bool:
+        """Whether every key stays as it is."""
+        return self.items == (WHOLE,)
+
+    def target(self, fqn: str, captures: Mapping[str, str]) -> str | None:
+        """The target for a reading of a key, None where it is dropped."""
+        if self.items is None:
+            return None
+        text = []
+        for item in self.items:
+            if isinstance(item, Literal):
+                text.append(item.text)
+            elif isinstance(item, Copy):
+                text.append(fqn if item == WHOLE else captures[item.name])
+            else:
+                text.append(item.mapping[tuple(captures[name] for name in item.names)])
+        return "".join(text)
+
+
+def readings(pattern: Pattern, fqn: str, limit: int = 200) -> tuple[tuple[str, ...], ...]:
+    """Every way in which a key is cut into the parts of a pattern, up to `limit` of them.
+
+    >>> from remapkit.pattern import SEGMENTS, Part, literal
+    >>> from remapkit.source import Text
+    >>> text = Text.of("...")
+    >>> dotted = (Part("a", SEGMENTS), Part(None, literal(".")), Part("b", SEGMENTS))
+    >>> readings(Pattern("match", text, text.span, dotted), "x.y.z")
+    (('x.y', '.', 'z'), ('x', '.', 'y.z'))
+    """
+    if pattern.leaf is not None and fqn.rpartition(".")[2] not in pattern.leaf:
+        return ()
+    machine = automaton(pattern.parts)
+    count = len(pattern.parts)
+    # From the back: for each place in the key and each position, the ways to go on, as where each part ends.
+    ways: dict[int, set[tuple[str, ...]]] = {p: {("",) * count} for p in machine.last}
+    for index in range(len(fqn) - 1, -1, -1):
+        character = fqn[index]
+        following: dict[int, set[tuple[str, ...]]] = {}
+        for position, tails in ways.items():
+            if contains(machine.chars[position], character):
+                part = machine.part[position]
+                grown = {(*t[:part], character + t[part], *t[part + 1 :]) for t in tails}
+                for before in _before(machine, position) if index else ():
+                    following.setdefault(before, set()).update(list(grown)[:limit])
+                if not index and position in machine.first:
+                    following.setdefault(-1, set()).update(grown)
+        ways = following
+    found = ways.get(-1, set()) if fqn else ({("",) * count} if machine.nullable else set())
+    return tuple(sorted(found, key=lambda parts: [-len(part) for part in parts])[:limit])
+
+
+def _before(machine: Automaton, position: int) -> list[int]:
+    return [each for each, following in enumerate(machine.follow) if position in following]
+
+
+def arrows(rule_set: RuleSet) -> tuple[Arrow, ...]:
+    """Every rule, `keep` and `drop` as an arrow.
+
+    >>> import remapkit
+    >>> [arrow.rule_id for arrow in arrows(remapkit.load("wan22_pth"))][-2:]
+    ['keep[1]', 'keep[2]']
+    """
+    lossy = tuple(table.name.value for table in rule_set.file.tables if table.lossy)
+    return tuple(_arrow(rule, lossy) for rule in rule_set.everything)
+
+
+def _arrow(rule: Rule, lossy: tuple[str, ...]) -> Arrow:
+    if rule.template is None:
+        items = None if rule.kind == "drop" else (WHOLE,)
+        return Arrow(rule.id, rule.kind, rule.span, rule.pattern, items, to=rule.span)
+    template = rule.template
+    return Arrow(
+        rule.id,
+        rule.kind,
+        rule.span,
+        rule.pattern,
+        template.items,
+        forget=template.forget,
+        lossy=lossy,
+        to=template.text.span,
+    )

@@ -1,0 +1,553 @@
+r"""The inverse of a rule set: what was the target is matched, and becomes what was the source.
+
+It exists exactly when nothing that can vary is lost, every target can be cut in one way, and no two rules share one:
+what a proof says. `inverse_of` is the one place where a rule becomes its inverse; the rest writes it down, reads it
+again, and proves the result.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from remapkit.arrows import Arrow, arrows
+from remapkit.automaton import automaton
+from remapkit.diagnostic import Diagnostic, InvalidRules, Label
+from remapkit.matcher import regex_text
+from remapkit.pathpattern import parse_path
+from remapkit.pattern import SEGMENT, Part, contains, literal, unparse
+from remapkit.prove import Level, prove
+from remapkit.rulefile import WrittenPattern, read_text
+from remapkit.rules import Rule, RuleSet, compile_rules
+from remapkit.source import Text
+from remapkit.template import Copy, Item, Literal, Mapped
+from remapkit.variants import hanging_together
+
+if TYPE_CHECKING:
+    from remapkit.source import Span
+
+MAX_CASES = 64
+"""Into so many rules a rule is spelt out at most, one for each combination of captures that hang together."""
+_SUFFIX = "_inverse"
+
+
+class _NoInverse(Exception):
+    def __init__(self, diagnostic: Diagnostic) -> None:
+        super().__init__(diagnostic.title)
+        self.diagnostic = diagnostic
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A capture of the inverse pattern; `values` are the words it can be (None: those of `part`)."""
+
+    name: str
+    part: Part | None
+    values: tuple[str, ...] | None = None
+    table: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InverseRule:
+    """A rule of the inverse: text and captures of its pattern, its template as written, its leaf guard."""
+
+    id: str
+    pattern: tuple[str | Capture, ...]
+    to: str
+    leaf: tuple[str, ...] | None = None
+    path: bool = True
+
+
+@dataclass(slots=True)
+class Tables:
+    """The tables of the inverse: those of the rule file turned round, and those that had to be made."""
+
+    found: dict[str, dict[str, str]] = field(default_factory=dict)
+    lossy: set[str] = field(default_factory=set)
+
+    def named(self, name: str, entries: Mapping[str, str], *, lossy: bool = False) -> str:
+        """The name of a table with these entries: `name`, or with a number where another one has it."""
+        for number in itertools.count(1):
+            chosen = name if number == 1 else f"{name}_{number}"
+            if self.found.setdefault(chosen, dict(entries)) == dict(entries):
+                if lossy:
+                    self.lossy.add(chosen)
+                return chosen
+        raise AssertionError
+
+
+# ------------------------------------------------------------------------------------------------ one rule
+
+
+def inverse_of(rule: Rule, arrow: Arrow, tables: Tables, known: Mapping[str, Mapping[str, str]]) -> list[InverseRule]:
+    """The inverse of one rule: one rule, or one for each combination of captures that cannot be told apart."""
+    assert rule.template is not None
+    together = hanging_together(arrow)
+    items = [item for item in rule.template.items if _hangs(item, together)]
+    if not together:
+        return [_Inverter(rule, {}, tables, known).rule(rule.id)]
+    if len(items) == 1 and isinstance(items[0], Mapped):
+        return [_Inverter(rule, {}, tables, known, together=together).rule(rule.id)]
+    spaces = [part.values or () for part in rule.pattern.captures if part.name in together]
+    names = [part.name for part in rule.pattern.captures if part.name in together]
+    cases = list(itertools.islice(itertools.product(*spaces), MAX_CASES + 1))
+    if len(cases) > MAX_CASES:
+        title = f"{rule.id} has no inverse that could be written: {_and(map(str, names))} have too many combinations"
+        help = (f"bound them to at most {MAX_CASES} combinations, or write one rule a case",)
+        raise _NoInverse(Diagnostic("RK213", title, _label(rule), help))
+    found = []
+    for number, case in enumerate(cases):
+        fixed = dict(zip(map(str, names), case, strict=True))
+        found.append(_Inverter(rule, fixed, tables, known).rule(f"{rule.id}.{number}"))
+    return found
+
+
+def _hangs(item: Item, together: Sequence[str]) -> bool:
+    if isinstance(item, Literal):
+        return False
+    return not set((item.name,) if isinstance(item, Copy) else item.names).isdisjoint(together)
+
+
+class _Inverter:
+    def __init__(
+        self,
+        rule: Rule,
+        fixed: Mapping[str, str],
+        tables: Tables,
+        known: Mapping[str, Mapping[str, str]],
+        together: Sequence[str] = (),
+    ) -> None:
+        self.given, self.tables, self.known, self.together = rule, tables, known, together
+        constants = {
+            part.name: part.values[0] for part in rule.pattern.captures if part.name and part.values and part.constant
+        }
+        self.fixed = {**constants, **fixed}
+        self.back: dict[str, str] = {}
+        """How each capture of the source is written in the template of the inverse."""
+        self.names = {part.name for part in rule.pattern.captures}
+
+    def rule(self, id: str) -> InverseRule:
+        assert self.given.template is not None
+        pattern = [self.element(item) for item in self.given.template.items]
+        pattern, leaf = self.with_leaf(pattern)
+        to = "".join(self.written(part) for part in self.given.pattern.parts)
+        return InverseRule(id, tuple(_joined(pattern)), to, leaf, self.given.pattern.surface == "path")
+
+    def written(self, part: Part) -> str:
+        if part.name is not None and part.name not in self.fixed:
+            return self.back[part.name]
+        word = self.fixed[part.name] if part.name is not None else part.values[0] if part.values else ""
+        return _braces(word)
+
+    def element(self, item: Item) -> str | Capture:
+        if isinstance(item, Literal):
+            return item.text
+        if isinstance(item, Copy):
+            if item.name in self.fixed:
+                return self.fixed[item.name]
+            self.back[item.name] = f"{{{item.name}}}"
+            return Capture(item.name, self.given.pattern.capture(item.name))
+        names = [name for name in dict.fromkeys(item.names) if name not in self.fixed]
+        rows = {
+            tuple(values[item.names.index(name)] for name in names): text
+            for values, text in item.mapping.items()
+            if all(self.fixed.get(name, value) == value for name, value in zip(item.names, values, strict=True))
+        }
+        if not names:
+            return rows[()]
+        if len(names) > 1 or names[0] in self.together:
+            return self.several(names, rows)
+        return self.mapped(names[0], item, {text: key for (key,), text in rows.items()})
+
+    def mapped(self, name: str, item: Mapped, entries: Mapping[str, str]) -> Capture:
+        """A table turned round; arithmetic on one capture turned round."""
+        if item.table is None:
+            shift = _shift(entries)
+            if shift is not None:
+                self.back[name] = f"{{{name}}}" if not shift else f"{{{name}{shift:+d}}}"
+                return Capture(name, None, tuple(entries))
+        whole = {value: key for key, value in self.known.get(item.table or "", {}).items()}
+        turned = (
+            dict(entries)
+            if len(whole) != len(entries)
+            else {value: whole[value] for value in whole if value in entries}
+        )
+        table = self.tables.named(item.table or f"{name}_back", turned)
+        self.back[name] = f"{{{name}|{table}}}"
+        return Capture(name, None, tuple(entries), table)
+
+    def several(self, names: Sequence[str], rows: Mapping[tuple[str, ...], str]) -> Capture:
+        """Captures that are put into one number, taken out of it again."""
+        number = next(name for name in ("n", "i", "index", "_".join(names)) if name not in self.names)
+        self.names.add(number)
+        for place, name in enumerate(names):
+            column = {text: values[place] for values, text in rows.items()}
+            expression = _expression(number, column)
+            if expression is None:
+                table = self.tables.named(f"{name}_of_{number}", column, lossy=True)
+                expression = f"{number}|{table}"
+            self.back[name] = f"{{{expression}}}"
+        return Capture(number, None, tuple(rows.values()))
+
+    # -------------------------------------------------------------------------------------------- leaves
+
+    def with_leaf(self, pattern: list[str | Capture]) -> tuple[list[str | Capture], tuple[str, ...] | None]:
+        """The leaf guard of the source as a guard on what carries its last segment."""
+        source = self.given.pattern
+        if source.leaf is None:
+            return pattern, None
+        last, before = source.parts[-1], source.parts[-2] if len(source.parts) > 1 else None
+        word = self.fixed.get(last.name or "") or (last.values[0] if last.values and len(last.values) == 1 else None)
+        if word is not None and "." in word:
+            return pattern, None
+        alone = before is None or (before.values is not None and all(value.endswith(".") for value in before.values))
+        if word is None and alone and last.name is not None and last.name not in self.together:
+            return self.guarded(pattern, last, source.leaf)
+        raise self.unwritable("its `leaf:` guard bounds text that the target does not end in")
+
+    def guarded(
+        self, pattern: list[str | Capture], last: Part, leaf: tuple[str, ...]
+    ) -> tuple[list[str | Capture], tuple[str, ...] | None]:
+        place = next(n for n, each in enumerate(pattern) if isinstance(each, Capture) and each.name == last.name)
+        capture = pattern[place]
+        assert isinstance(capture, Capture)
+        if capture.part is None:
+            raise self.unwritable("its `leaf:` guard bounds a capture that goes through a table")
+        if last.values is not None:
+            inside = tuple(value for value in last.values if value.rpartition(".")[2] in leaf)
+            pattern[place] = replace(capture, part=last.bounded(inside))
+            return pattern, None
+        if not any(contains(chars, ".") for chars in automaton((last,)).chars):
+            pattern[place] = replace(capture, part=last.bounded(leaf))
+            return pattern, None
+        text = pattern[place - 1] if place else "."
+        if place == len(pattern) - 1 and isinstance(text, str) and text.endswith("."):
+            return pattern, leaf
+        raise self.unwritable("its `leaf:` guard bounds text that the target does not end in")
+
+    def unwritable(self, why: str) -> _NoInverse:
+        title = f"{self.given.id} has no inverse that could be written: {why}"
+        help = ("bound the capture itself, with choices or `where:`",)
+        return _NoInverse(Diagnostic("RK213", title, _label(self.given), help))
+
+
+def _joined(pattern: Iterable[str | Capture]) -> Iterator[str | Capture]:
+    text = ""
+    for each in pattern:
+        if isinstance(each, str):
+            text += each
+            continue
+        if text:
+            yield text
+        text = ""
+        yield each
+    if text:
+        yield text
+
+
+def _integers(values: Iterable[str]) -> bool:
+    return all(value.isascii() and value.isdigit() and str(int(value)) == value for value in values)
+
+
+def _shift(entries: Mapping[str, str]) -> int | None:
+    """The number that leads from each key to its value, where it is one for all."""
+    if not (_integers(entries) and _integers(entries.values())):
+        return None
+    shifts = {int(value) - int(key) for key, value in entries.items()}
+    return shifts.pop() if len(shifts) == 1 else None
+
+
+def _expression(name: str, column: Mapping[str, str]) -> str | None:
+    """Arithmetic that leads from each key to its value, where something simple does."""
+    if not (_integers(column) and _integers(column.values())):
+        return None
+    pairs = [(int(key), int(value)) for key, value in column.items()]
+    most = max(value for _, value in pairs) + 1
+    for step in range(1, 257):
+        quotients = [(key // step, value) for key, value in pairs]
+        if all(quotient == value for quotient, value in quotients):
+            return name if step == 1 else f"{name}//{step}"
+        if all(quotient % most == value for quotient, value in quotients):
+            return f"{name}%{most}" if step == 1 else f"{name}//{step}%{most}"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------ the whole set
+
+
+def invert(rule_set: RuleSet, *, header: Iterable[str] | None = None, beside: Path | None = None) -> str:
+    """The inverse of a rule set as the text of a rule file.
+
+    `header` are known source keys that are led there and back; `beside` is the folder that the text is meant for
+    (paths in a rule file are relative to it; where it is None, they stay as they are). Raises `InvalidRules` with the
+    reason, the rule and the witness where there is no inverse. The result is proven, and leads every test and every
+    known key back to where it came from.
+
+    >>> import remapkit
+    >>> print(invert(remapkit.load("wan22_pth")).splitlines()[2])
+    name: wan22_pth_inverse
+    """
+    keys = tuple(header) if header is not None else ()
+    _refuse_unproven(rule_set, keys)
+    _refuse_lossy(rule_set)
+    tables = Tables()
+    known = {table.name.value: {e.key.value: e.value.value for e in table.entries} for table in rule_set.file.tables}
+    problems: list[Diagnostic] = []
+    found: list[InverseRule] = []
+    by_id = {arrow.rule_id: arrow for arrow in arrows(rule_set)}
+    for rule in rule_set.rules:
+        try:
+            found += inverse_of(rule, by_id[rule.id], tables, known)
+        except _NoInverse as none:
+            problems.append(none.diagnostic)
+    if problems:
+        raise InvalidRules(problems)
+    text = _Writer(rule_set, found, tables, beside).text()
+    _check(rule_set, text, keys)
+    return text
+
+
+def _refuse_unproven(rule_set: RuleSet, keys: tuple[str, ...]) -> None:
+    proof = prove(rule_set, header=keys)
+    if proof.level is Level.ALL or (proof.level is Level.DOMAIN and not proof.witnesses):
+        return
+    reason = "a proof over all keys comes first" if proof.level is Level.UNDECIDED else "two keys become one"
+    if proof.witnesses and proof.witnesses[0].fault in ("ambiguous", "cut"):
+        reason = "a key has no target, or two"
+    if proof.witnesses and all(witness.fault == "open" for witness in proof.witnesses):
+        reason = "a key that passes through unmatched can be the target of another"
+    title = f"{rule_set.name} has no inverse: {reason}"
+    help = ("repair what is found below; an inverse exists where all keys are proven",)
+    raise InvalidRules([Diagnostic("RK210", title, help=help, place=rule_set.file.source.name), *proof.findings])
+
+
+def _refuse_lossy(rule_set: RuleSet) -> None:
+    problems = []
+    for rule in rule_set.drop:
+        title = f"{rule_set.name} has no inverse: {rule.id} leaves tensors behind, and nothing could bring them back"
+        help = ("without the `drop` there is one, for checkpoints that do not have these keys",)
+        problems.append(Diagnostic("RK211", title, (Label(rule.pattern.text.span),), help))
+    if rule_set.unmatched != "error":
+        span = rule_set.file.unmatched_span
+        what = "pass through" if rule_set.unmatched == "keep" else "are dropped"
+        title = f"{rule_set.name} has no inverse: keys that no rule matches {what}"
+        help = ("name those keys under `keep:` and leave `unmatched` out",)
+        problems.append(Diagnostic("RK212", title, (Label(span),) if span is not None else (), help))
+    if problems:
+        raise InvalidRules(problems)
+
+
+def _check(rule_set: RuleSet, text: str, keys: Sequence[str]) -> None:
+    """The inverse is proven in its turn, and leads back."""
+    name = f"the inverse of {rule_set.name}"
+    try:
+        inverse = compile_rules(read_text(text, name))
+        proof = prove(inverse)
+        problems = list(proof.findings) if proof.level is not Level.ALL else []
+    except InvalidRules as error:
+        problems = list(error.diagnostics)
+    if problems:
+        title = f"{rule_set.name} has no inverse that could be proven for all keys"
+        help = ("the inverse that was tried is in the messages below",)
+        raise InvalidRules([Diagnostic("RK214", title, help=help, place=rule_set.file.source.name), *problems])
+    for key in (*keys, *(test.source.value for test in rule_set.tests)):
+        there = [match.target for match in rule_set.match(key)]
+        back = [match.target for match in inverse.match(there[0])] if len(there) == 1 and there[0] else [key]
+        if back != [key]:
+            title = f"{rule_set.name} has no inverse that leads {key!r} back: {there} becomes {back}"
+            raise InvalidRules(Diagnostic("RK214", title, help=("this is a bug in remapkit: please report it",)))
+
+
+# ------------------------------------------------------------------------------------------------ as text
+
+
+class _Writer:
+    def __init__(self, rule_set: RuleSet, found: Sequence[InverseRule], tables: Tables, beside: Path | None) -> None:
+        self.rules, self.found, self.tables, self.beside = rule_set, found, tables, beside
+
+    def text(self) -> str:
+        return "\n".join(self.lines()) + "\n"
+
+    def lines(self) -> Iterator[str]:
+        name = self.rules.name
+        yield f"# The inverse of {name}, written by `remapkit invert`."
+        yield "remapkit: 1"
+        yield f"name: {name.removesuffix(_SUFFIX) if name.endswith(_SUFFIX) else name + _SUFFIX}"
+        if self.rules.file.summary is not None:
+            yield f"summary: {quoted('The inverse of: ' + self.rules.file.summary.value)}"
+        yield from self.ends()
+        yield from self.written_tables()
+        if self.found:
+            yield from ("", "rules:")
+        for number, rule in enumerate(self.found):
+            yield from ([""] if number else [])
+            yield from self.rule(rule)
+        if self.rules.keep:
+            yield from ("", "keep:")
+            for kept in self.rules.keep:
+                yield f"  - {self.kept(kept)}"
+        yield from self.tests()
+
+    def ends(self) -> Iterator[str]:
+        """Source and target change sides, as far as a target can be a source: a model has no keys to read."""
+        file = self.rules.file
+        source = file.target.keys.value if file.target is not None and file.target.keys is not None else None
+        if source or file.source_keys is not None or file.target is not None:
+            yield ""
+        if file.target is not None and file.target.model is not None:
+            yield f"# The source is what a {file.target.model.value} saves."
+        if source:
+            yield f"source: {{keys: {quoted(self.placed(source))}}}"
+        if file.source_keys is not None:
+            yield f"target: {{keys: {quoted(self.placed(file.source_keys.value))}}}"
+
+    def placed(self, path: str) -> str:
+        """A path of the given rule file, as seen from where the inverse is to lie."""
+        given = self.rules.file.path
+        if self.beside is None or given is None or Path(path).is_absolute():
+            return path
+        return Path(os.path.relpath(given.parent / path, self.beside)).as_posix()
+
+    def written_tables(self) -> Iterator[str]:
+        if self.tables.found:
+            yield from ("", "tables:")
+        for name, entries in self.tables.found.items():
+            flow = ", ".join(f"{_plain(key)}: {_plain(value)}" for key, value in entries.items())
+            yield (
+                f"  {name}: {{lossy: true, entries: {{{flow}}}}}"
+                if name in self.tables.lossy
+                else f"  {name}: {{{flow}}}"
+            )
+
+    def rule(self, rule: InverseRule) -> Iterator[str]:
+        yield f"  - id: {_plain(rule.id)}"
+        path = self.path(rule) if rule.path else None
+        if path is not None:
+            yield f"    path: {quoted(path)}"
+        else:
+            yield f"    match: {quoted(''.join(_regex(each) for each in rule.pattern))}"
+        if rule.leaf is not None:
+            yield f"    leaf: [{', '.join(map(_plain, rule.leaf))}]"
+        yield f"    to: {quoted(rule.to)}"
+
+    def path(self, rule: InverseRule) -> str | None:
+        """The pattern on the path surface, where that can say the same."""
+        text = ""
+        for each in rule.pattern:
+            written = _braces(each) if isinstance(each, str) else self.path_capture(each)
+            if written is None:
+                return None
+            text += written
+        try:
+            parts = parse_path(Text.of(text), {name: tuple(entries) for name, entries in self.tables.found.items()})
+        except InvalidRules:
+            return None
+        named = {part.name: part for part in parts if part.name is not None}
+        same = all(_same(each, named[each.name]) for each in rule.pattern if isinstance(each, Capture))
+        return text if same else None
+
+    def path_capture(self, capture: Capture) -> str | None:
+        values = capture.values if capture.part is None else capture.part.values
+        if capture.table is not None and tuple(self.tables.found[capture.table]) == values:
+            return f"{{{capture.name}:{capture.table}}}"
+        if capture.table is not None and set(self.tables.found[capture.table]) == set(values or ()):
+            return f"{{{capture.name}:{capture.table}}}"
+        if values is None:
+            assert capture.part is not None
+            if capture.part.written in ("int", "**"):
+                return f"{{{capture.name}:{capture.part.written}}}"
+            return f"{{{capture.name}}}" if capture.part.node == SEGMENT else None
+        written = capture.part.written if capture.part is not None else None
+        if written is not None and set(written.split("|")) == set(values):
+            return f"{{{capture.name}:{written}}}"
+        numbers = sorted(map(int, values)) if _integers(values) else []
+        if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+            return f"{{{capture.name}:{numbers[0]}..{numbers[-1]}}}"
+        if len(values) < 2 or any(set(".|{}").intersection(value) or not value for value in values):
+            return None
+        return f"{{{capture.name}:{'|'.join(values)}}}"
+
+    def kept(self, rule: Rule) -> str:
+        """A `keep` stays as it is; one that names a table, which is turned round now, is written as what it means."""
+        number = int(rule.id.removeprefix("keep[").removesuffix("]"))
+        written: WrittenPattern = self.rules.file.keep[number]
+        tables = any(part.table for part in rule.pattern.parts)
+        surface, text = (
+            ("match", regex_text(rule.pattern)) if tables or written.where else (written.surface, written.text.value)
+        )
+        leaf = f", leaf: [{', '.join(map(_plain, rule.pattern.leaf))}]" if rule.pattern.leaf is not None else ""
+        if surface == "path" and not leaf:
+            return quoted(text)
+        return f"{{{surface}: {quoted(text)}{leaf}}}"
+
+    def tests(self) -> Iterator[str]:
+        tests = [test for test in self.rules.tests if test.target is not None]
+        if tests:
+            yield from ("", "tests:")
+        for test in tests:
+            assert test.target is not None
+            yield f"  {_plain(test.target.value)}: {_plain(test.source.value)}"
+
+
+def _regex(each: str | Capture) -> str:
+    if isinstance(each, str):
+        return unparse(literal(each))
+    if each.part is not None and each.part.values is None:
+        return f"(?P<{each.name}>{_inside(unparse(each.part.node))})"
+    values = each.values if each.part is None else each.part.values
+    return f"(?P<{each.name}>{'|'.join(unparse(literal(value)) for value in values or ())})"
+
+
+def _inside(text: str) -> str:
+    """A whole alternation needs no group of its own inside a capture."""
+    inner = text[3:-1]
+    return inner if text.startswith("(?:") and text.endswith(")") and not set("()").intersection(inner) else text
+
+
+def _same(capture: Capture, part: Part) -> bool:
+    """Whether a part that was read back has the language it was written for."""
+    wanted = capture.values if capture.part is None else capture.part.values
+    if wanted is not None:
+        return part.values is not None and set(part.values) == set(wanted)
+    assert capture.part is not None
+    return part.node == capture.part.node
+
+
+def _braces(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def quoted(text: str) -> str:
+    """A text as YAML: in single quotes, or in double quotes where it has what cannot be seen.
+
+    >>> quoted("it's {a}"), quoted("a\\tb")
+    ("'it''s {a}'", '"a\\\\tb"')
+    """
+    return "'" + text.replace("'", "''") + "'" if text.isprintable() else json.dumps(text)
+
+
+def _plain(text: str) -> str:
+    """A text without quotes where every reader takes it for that text."""
+    head = text[:1]
+    if text.isascii() and head.isalpha() and text.replace(".", "").replace("_", "").isalnum() and not _special(text):
+        return text
+    return text if text.isdigit() and str(int(text)) == text and text.isascii() else quoted(text)
+
+
+def _special(text: str) -> bool:
+    return text.lower() in {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
+
+
+def _label(rule: Rule) -> tuple[Label, ...]:
+    span: Span = rule.template.text.span if rule.template is not None else rule.span
+    return (Label(span),)
+
+
+def _and(words: Iterable[str]) -> str:
+    listed = list(words)
+    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"

@@ -1,0 +1,163 @@
+r"""Proofs over all keys: no ambiguity, no collision, no surprise; or the shortest key that shows one.
+
+It is decidable, because patterns are regular and templates are concatenations of captures. `questions.py` finds the
+witnesses, `verdicts.py` says them in words; here is which of them matter, and what may be claimed when none do.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from remapkit.arrows import Arrow, arrows
+from remapkit.diagnostic import Diagnostic, Severity
+from remapkit.languages import Budget
+from remapkit.pattern import CANONICAL, Part, Pattern, literal
+from remapkit.questions import Answers, Questions, Witness
+from remapkit.source import Text
+from remapkit.verdicts import Teller
+
+if TYPE_CHECKING:
+    from remapkit.rules import RuleSet
+
+BUDGET = 20_000_000
+"""Elementary steps that one proof may take: about ten seconds."""
+
+
+class Level(enum.Enum):
+    """What a proof says, and of which keys.
+
+    `ALL`: of every key there could be. `DOMAIN`: of the keys that the rule file declares, or of all keys that look
+    like those of the declared source, whatever their indices. `KEYS`: only of the keys at hand, which a plan checks
+    one by one. `REFUTED`: a witness shows a fault. `UNDECIDED`: a question took too long.
+    """
+
+    ALL = "proven for all keys"
+    DOMAIN = "proven for a domain"
+    KEYS = "holds for these keys only"
+    REFUTED = "refuted"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was proven about a rule set.
+
+    `findings` are messages with codes RK2xx, `witnesses` the same as data (their `arrows` count the rules, keeps and
+    drops of the rule set, in this order). `undecided` names the rules of each question that took too long.
+
+    >>> import remapkit
+    >>> proof = remapkit.load("wan22_pth").prove()
+    >>> proof.level.value, proof.ok, proof.witnesses
+    ('proven for all keys', True, ())
+    """
+
+    level: Level
+    findings: tuple[Diagnostic, ...] = ()
+    witnesses: tuple[Witness, ...] = ()
+    undecided: tuple[tuple[str, ...], ...] = ()
+    domain: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was refuted and nothing is undecided."""
+        return self.level not in (Level.REFUTED, Level.UNDECIDED)
+
+    @property
+    def verdict(self) -> str:
+        """The level in words, with the domain where it is one."""
+        return f"{self.level.value} ({self.domain})" if self.domain else self.level.value
+
+    def blocking(self, *, allow_undecided: bool = False) -> tuple[Diagnostic, ...]:
+        """The findings that refuse."""
+        return tuple(
+            finding
+            for finding in self.findings
+            if finding.severity is Severity.ERROR and not (allow_undecided and finding.code == "RK200")
+        )
+
+
+def prove(rule_set: RuleSet, *, budget: int = BUDGET, header: Iterable[str] | None = None) -> Proof:
+    """Decide for every possible key whether the rules are unambiguous and lose nothing.
+
+    `header` are known source keys: a `StateDictSpec`, or their names. They show which rules are dead, whether a fault
+    could be repaired by a literal, and the shapes that a weaker claim is made about where the strongest one fails.
+    Never raises for what the rules are; past `budget` elementary steps questions are left undecided.
+    """
+    keys = tuple(header) if header is not None else ()
+    found = arrows(rule_set)
+    prover = _Prover(rule_set, found, budget, keys)
+    return prover.run()
+
+
+class _Prover:
+    def __init__(self, rule_set: RuleSet, found: Sequence[Arrow], budget: int, keys: tuple[str, ...]) -> None:
+        self.rules, self.arrows, self.budget, self.keys = rule_set, found, budget, keys
+        self.passes = rule_set.unmatched == "keep"
+
+    def run(self) -> Proof:
+        everywhere = self.answers(())
+        if everywhere.clean and not everywhere.dead:
+            return self.told(Level.ALL, everywhere)
+        if self.rules.domain:
+            return self.in_domain(everywhere)
+        refuted = [each for each in everywhere.witnesses if not each.admitted and each.fault != "open"]
+        if refuted or any(fault != "open" for fault, _ in everywhere.undecided):
+            return self.told(Level.REFUTED if refuted else Level.UNDECIDED, everywhere)
+        shapes = _shapes(self.keys)
+        within = self.answers(shapes) if shapes else everywhere
+        if shapes and within.clean:
+            return self.told(Level.DOMAIN, everywhere, f"keys shaped like the {len(self.keys)} known ones")
+        return self.told(Level.KEYS, everywhere)
+
+    def in_domain(self, everywhere: Answers) -> Proof:
+        if not everywhere.witnesses and not everywhere.undecided:
+            return self.told(Level.ALL, everywhere)
+        within = self.answers(self.rules.domain)
+        refuted = [each for each in within.witnesses if not each.admitted and each.fault != "open"]
+        if refuted:
+            return self.told(Level.REFUTED, within)
+        if any(fault != "open" for fault, _ in within.undecided):
+            return self.told(Level.UNDECIDED, within)
+        if within.clean:
+            return self.told(Level.DOMAIN, within, "source.domain")
+        return self.told(Level.KEYS, within)
+
+    def answers(self, domain: Sequence[Pattern]) -> Answers:
+        return Questions(self.arrows, Budget(self.budget), domain, passes=self.passes).run()
+
+    def told(self, level: Level, answers: Answers, domain: str | None = None) -> Proof:
+        claim = level.value if level in (Level.ALL, Level.DOMAIN) else Level.KEYS.value
+        teller = Teller(self.rules, self.arrows, self.keys)
+        hard = [each for each in answers.undecided if each[0] != "open"]
+        findings, witnesses = teller.tell(answers.witnesses, hard, answers.dead, claim)
+        undecided = tuple(
+            tuple(self.arrows[number].rule_id for number in numbers) for _, numbers in answers.undecided
+        )
+        return Proof(level, findings, witnesses, undecided, domain)
+
+
+_INDEX = re.compile(r"0|[1-9][0-9]*")
+
+
+def _shapes(keys: Iterable[str]) -> tuple[Pattern, ...]:
+    """The keys as patterns, with every segment that is an index left free; each shape once."""
+    shapes = {
+        tuple(None if _INDEX.fullmatch(segment) else segment for segment in key.split(".")): None for key in keys
+    }
+    found = []
+    for shape in shapes:
+        parts: list[Part] = []
+        for number, segment in enumerate(shape):
+            if number:
+                parts.append(Part(None, literal("."), values=(".",)))
+            index = segment is None
+            parts.append(
+                Part(None, CANONICAL) if index else Part(None, literal(str(segment)), values=(str(segment),))
+            )
+        text = Text.of(".".join("{int}" if segment is None else segment for segment in shape))
+        found.append(Pattern("path", text, text.span, tuple(parts)))
+    return tuple(found)

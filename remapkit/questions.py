@@ -1,0 +1,407 @@
+r"""The questions of a proof, asked of arrows: who shares a key, who can be cut in two ways, whose targets collide.
+
+Every answer is a `Witness`: concrete keys, and what becomes of them. Nothing here knows of messages or of rule files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from remapkit.arrows import Arrow, readings
+from remapkit.delays import conflict, transducer, words_cut_twice
+from remapkit.languages import (
+    Budget,
+    Exhausted,
+    Guide,
+    LeafGuide,
+    Letters,
+    Piece,
+    Pieces,
+    Product,
+    SetGuide,
+    characters,
+    joined,
+)
+from remapkit.nets import Net, NetBuilder
+from remapkit.pattern import Pattern
+from remapkit.pattern import one as only
+from remapkit.searches import candidates, cheapest, cheapest_of_line, cheapest_outside, meets, splits
+from remapkit.template import Mapped
+from remapkit.variants import Tools, Variant, hanging_together, merged, one_to_one, piece_of, variants, without_losses
+
+T = TypeVar("T")
+Fault = Literal["ambiguous", "cut", "within", "across", "open"]
+HISTORY = 60_000
+"""Steps that may be spent on trying keys that are cut in several ways, where nothing else decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """Keys that show a fault.
+
+    `ambiguous`: one key that two rules match. `cut`: one key with two readings (a text for each part of the pattern)
+    and their targets. `within`, `across`: two keys that become one target. `open`: a key that a rule moves onto the
+    target, and the target itself, which passes through unmatched. `lost` is the part of the pattern that the target
+    does not show, where that is the reason; `admitted`: the author said so. `covered` are arrows all of whose keys
+    the other one matches too.
+    """
+
+    fault: Fault
+    arrows: tuple[int, ...]
+    keys: tuple[str, ...]
+    targets: tuple[str, ...] = ()
+    readings: tuple[tuple[str, ...], ...] = ()
+    lost: int | None = None
+    admitted: bool = False
+    covered: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Answers:
+    """What came out: witnesses, the questions that are undecided (arrows and fault), arrows without a key."""
+
+    witnesses: list[Witness] = field(default_factory=list)
+    undecided: list[tuple[Fault, tuple[int, ...]]] = field(default_factory=list)
+    dead: list[int] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Whether everything asked was proven."""
+        return not self.witnesses and not self.undecided
+
+
+class Questions:
+    """All questions about some arrows; with a `domain`, about the keys of these patterns only."""
+
+    def __init__(
+        self, arrows: Sequence[Arrow], budget: Budget, domain: Sequence[Pattern] = (), *, passes: bool = False
+    ) -> None:
+        self.arrows, self.budget, self.passes = arrows, budget, passes
+        more = [chars for pattern in domain for part in pattern.parts for chars in characters(part.node)]
+        more += [only(sign) for pattern in domain for leaf in pattern.leaf or () for sign in f".{leaf}"]
+        self.tools = Tools.for_arrows(arrows, more, budget)
+        self.domain = _guide_of(domain, self.tools.letters, self.tools.pieces, budget) if domain else None
+        self.answers = Answers()
+        self.found: dict[int, tuple[Variant, ...]] = {}
+        self.overlapping: set[tuple[int, int]] = set()
+        self.sources = Net(self.tools.letters)
+
+    def run(self) -> Answers:
+        """Ask everything."""
+        self._sources()
+        self._ambiguities()
+        targets = [number for number in self.found if self.arrows[number].items is not None]
+        exact = [number for number in targets if self._one_way(number)]
+        self._targets(exact)
+        if self.passes:
+            self._pass_through(exact)
+        return self.answers
+
+    def ask(
+        self, fault: Fault, arrows: tuple[int, ...], otherwise: T, question: Callable[..., T], *given: object
+    ) -> T:
+        """The answer to one question, or `otherwise` where it takes too long: then it is undecided."""
+        self.budget.ask()
+        try:
+            return question(*given)
+        except Exhausted:
+            self.answers.undecided.append((fault, arrows))
+            return otherwise
+
+    # -------------------------------------------------------------------------------------------- source keys
+
+    def _sources(self) -> None:
+        builder = NetBuilder(self.tools)
+        self.sources = builder.net
+        for number, arrow in enumerate(self.arrows):
+            found = self.ask("cut", (number,), None, variants, arrow, self.tools, self.domain)
+            if found is None:
+                continue
+            if not found:
+                self.answers.dead.append(number)
+                continue
+            self.found[number] = found
+            builder.sources(number, found)
+
+    def _ambiguities(self) -> None:
+        pairs = sorted(self.ask("ambiguous", (), self._all_pairs(), candidates, self.sources, self.budget))
+        for one, other in pairs:
+            if self._of_one_source(one, other):
+                continue
+            met = self.ask("ambiguous", (one, other), None, meets, self.sources, one, other, self.budget)
+            if met is None:
+                self.overlapping.add((one, other))
+            if met:
+                self.overlapping.add((one, other))
+                self.ask("ambiguous", (one, other), None, self._ambiguous, one, other)
+
+    def _all_pairs(self) -> set[tuple[int, int]]:
+        ordered = sorted(self.sources.starts)
+        return {(one, other) for number, one in enumerate(ordered) for other in ordered[number + 1 :]}
+
+    def _of_one_source(self, one: int, other: int) -> bool:
+        """Whether they are two targets of one source: not an ambiguity, but what was asked for."""
+        left, right = self.arrows[one], self.arrows[other]
+        return left.rule_id == right.rule_id and left.pattern == right.pattern
+
+    def _ambiguous(self, one: int, other: int) -> None:
+        meeting = cheapest(self.sources, one, other, self.budget)
+        assert meeting is not None
+        key = meeting.text
+        targets = tuple(_shown(self.arrows[number], key) for number in (one, other))
+        covered = tuple(a for a, b in ((one, other), (other, one)) if self._covers(b, a))
+        self.answers.witnesses.append(Witness("ambiguous", (one, other), (key,), targets, covered=covered))
+
+    def _covers(self, wide: int, narrow: int) -> bool:
+        """Whether every key of one arrow is one of the other's too; False also where that takes too long to say."""
+        pieces = [joined([piece_of(slot, self.tools) for slot in each.slots]) for each in self.found[wide]]
+        self.budget.ask(self.budget.total // 100)
+        try:
+            matched = SetGuide(pieces, self.tools.letters, self.budget)
+            return cheapest_outside(self.sources, narrow, matched, None, self.budget) is None
+        except Exhausted:
+            return False
+
+    # -------------------------------------------------------------------------------------------- cuts
+
+    def _one_way(self, number: int) -> bool:
+        """Whether the target of every key is one; where the cut matters a witness is found."""
+        arrow = self.arrows[number]
+        if arrow.identity or not self.ask("cut", (number,), True, splits, self.sources, number, self.budget):
+            return True
+        self.found[number] = tuple(merged(each, self.tools) for each in self.found[number])
+        return self.ask("cut", (number,), False, self._cut_harmless, number)
+
+    def _cut_harmless(self, number: int) -> bool:
+        net = self._net(number, source=True)
+        if not splits(net, number, self.budget):
+            return True
+        exact = self._exact(number)
+        if all(variant.in_order for variant in exact):
+            found = conflict(transducer(exact, self.tools), self.tools.letters, self.budget)
+            words: Iterable[str] = () if found is None else (found.text,)
+            harmless = found is None
+        else:
+            words, harmless = words_cut_twice(net, number, self.budget, HISTORY), False
+        for key in words:
+            witness = self._two_targets(number, key)
+            if witness is not None:
+                self.answers.witnesses.append(witness)
+                return False
+        if not harmless:
+            raise Exhausted
+        return True
+
+    def _two_targets(self, number: int, key: str) -> Witness | None:
+        arrow = self.arrows[number]
+        by_target: dict[tuple[str, ...], tuple[str, ...]] = {}
+        for reading in readings(arrow.pattern, key):
+            by_target.setdefault(_identity(arrow, key, _captures(arrow, reading)), reading)
+        taken = arrow.reader(key)
+        if len(by_target) < 2 or taken is None:
+            return None
+        first = _identity(arrow, key, taken)
+        other = next(target for target in by_target if target != first)
+        return Witness("cut", (number,), (key,), (first[0], other[0]), (by_target[first], by_target[other]))
+
+    # -------------------------------------------------------------------------------------------- targets
+
+    def _net(self, number: int, *, source: bool = False, exact: bool = False, admitted: bool = False) -> Net:
+        found = self._exact(number) if exact else self._with_folded(number)
+        builder = NetBuilder(self.tools, admitted=admitted)
+        (builder.sources if source else builder.targets)(number, found)
+        return builder.net
+
+    def _with_folded(self, number: int) -> tuple[Variant, ...]:
+        arrow = self.arrows[number]
+        if not arrow.folded:
+            return self.found[number]
+        return variants(arrow, self.tools, self.domain, folded=True)
+
+    def _exact(self, number: int, *, folded: bool = True) -> tuple[Variant, ...]:
+        arrow = self.arrows[number]
+        if not hanging_together(arrow):
+            return self._with_folded(number) if folded else self.found[number]
+        return variants(arrow, self.tools, self.domain, exact=True, folded=folded)
+
+    def _targets(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self.ask("within", (number,), None, self._within, number)
+        builder = NetBuilder(self.tools, admitted=True)
+        for number in numbers:
+            self.ask("across", (number,), None, builder.targets, number, self.found[number])
+        net = builder.net
+        pairs = sorted(self.ask("across", (), set[tuple[int, int]](), candidates, net, self.budget))
+        for one, other in pairs:
+            left, right = self.arrows[one], self.arrows[other]
+            if left.rule_id == right.rule_id or (left.identity and right.identity):
+                continue
+            self.ask("across", (one, other), None, self._across, net, one, other)
+        self._within_rules(numbers)
+
+    def _within_rules(self, numbers: Sequence[int]) -> None:
+        """Arrows of one rule and one branch: there, what is folded counts as part of the target."""
+        by_rule: dict[tuple[str, int], list[int]] = {}
+        for number in numbers:
+            by_rule.setdefault((self.arrows[number].rule_id, self.arrows[number].branch), []).append(number)
+        for members in by_rule.values():
+            for place, one in enumerate(members):
+                for other in members[place + 1 :]:
+                    self.ask("within", (one, other), None, self._pair, one, other, "within")
+
+    def _across(self, net: Net, one: int, other: int) -> None:
+        if meets(net, one, other, self.budget):
+            self._pair(one, other, "across")
+
+    def _pair(self, one: int, other: int, fault: Literal["within", "across"]) -> None:
+        builder = NetBuilder(self.tools)
+        for number in (one, other):
+            builder.targets(number, self._exact(number, folded=fault == "within"))
+        meeting = cheapest(builder.net, one, other, self.budget)
+        if meeting is None:
+            return
+        keys = self._keys(builder.net, meeting.lines, meeting.positions, meeting.text)
+        if keys[0] == keys[1]:
+            # A key that both match: said already, and whatever becomes of it is blocked.
+            return
+        self._collision(fault, (one, other), keys)
+
+    def _keys(
+        self, net: Net, lines: tuple[int, int], positions: tuple[tuple[int, ...], tuple[int, ...]], text: str
+    ) -> tuple[str, str]:
+        return net.source(lines[0], positions[0], text), net.source(lines[1], positions[1], text)
+
+    def _collision(
+        self,
+        fault: Fault,
+        arrows: tuple[int, ...],
+        keys: tuple[str, str],
+        lost: int | None = None,
+        admitted: bool = False,
+    ) -> None:
+        ordered = arrows if len(arrows) == 2 else arrows * 2
+        targets = tuple(_shown(self.arrows[number], key) for number, key in zip(ordered, keys, strict=True))
+        self.answers.witnesses.append(Witness(fault, arrows, keys, targets, (), lost, admitted))
+
+    # -------------------------------------------------------------------------------------------- within one arrow
+
+    def _within(self, number: int) -> None:
+        """Can two keys of an arrow become one? Each way in which they can has its own smallest pair."""
+        arrow = self.arrows[number]
+        if arrow.identity:
+            return
+        net = self._net(number, admitted=True)
+        losses = any(line.losses for line in net.lines)
+        if losses:
+            self._loss(number)
+        if self._still_cut(number):
+            if not losses:
+                self._inverse_conflict(number)
+            return
+        if _says_lossy(arrow) and splits(self._net(number, exact=True), number, self.budget):
+            self._cheapest_within(number, blame=True)
+        if splits(net, number, self.budget) or not one_to_one(arrow):
+            net = self._net(number, exact=True, admitted=True)
+            if splits(net, number, self.budget):
+                self._cheapest_within(number, blame=False)
+
+    def _still_cut(self, number: int) -> bool:
+        """Whether keys can be cut in several ways even as merged (harmlessly, or this would not be asked)."""
+        return splits(self._net(number, source=True), number, self.budget)
+
+    def _inverse_conflict(self, number: int) -> None:
+        """Source and target change sides: do all readings of a target come from one key?"""
+        exact = self._exact(number)
+        for admitted in (False, True) if _says_lossy(self.arrows[number]) else (False,):
+            found = exact if admitted else tuple(map(without_losses, exact))
+            machine = transducer(found, self.tools, backwards=True)
+            pair = conflict(machine, self.tools.letters, self.budget, by_written=True)
+            if pair is not None:
+                self._collision("within", (number,), pair.written, admitted=admitted)
+
+    def _loss(self, number: int) -> None:
+        """The smallest pairs that differ in what the target does not show: one for each part of the pattern."""
+        arrow = self.arrows[number]
+        net = self._net(number, exact=True)
+        best: dict[int, tuple[int, tuple[str, str]]] = {}
+        for line, each in enumerate(net.lines):
+            if not each.losses:
+                continue
+            cost, text, positions = cheapest_of_line(net, line, self.budget)
+            key = net.source(line, positions, text)
+            for part, shorter, longer in each.losses:
+                total = 2 * cost + len(longer) - len(shorter)
+                if part not in best or total < best[part][0]:
+                    net.shortest[line, part] = longer
+                    best[part] = (total, (key, net.source(line, positions, text)))
+                    net.shortest[line, part] = shorter
+        for part, (_, keys) in sorted(best.items()):
+            name = arrow.pattern.parts[part].name
+            self._collision("within", (number,), keys, part, name is not None and name in arrow.forget)
+
+    def _cheapest_within(self, number: int, *, blame: bool) -> None:
+        """The smallest pair, with the tables that say that they are lossy to blame for it or not."""
+        net = self._net(number, exact=True, admitted=not blame)
+        meeting = cheapest(net, number, number, self.budget)
+        if meeting is not None:
+            keys = self._keys(net, meeting.lines, meeting.positions, meeting.text)
+            self._collision("within", (number,), keys, admitted=blame)
+
+    # -------------------------------------------------------------------------------------------- pass-through
+
+    def _pass_through(self, numbers: Sequence[int]) -> None:
+        """Can a key pass through unmatched onto the target of another?"""
+        pieces = [
+            joined([piece_of(slot, self.tools) for slot in variant.slots])
+            for found in self.found.values()
+            for variant in found
+        ]
+        matched = SetGuide(pieces, self.tools.letters, self.budget)
+        for number in numbers:
+            if not self.arrows[number].identity:
+                self.ask("open", (number,), None, self._open, number, matched)
+            if self.answers.witnesses and self.answers.witnesses[-1].fault == "open":
+                return
+
+    def _open(self, number: int, matched: SetGuide) -> None:
+        builder = NetBuilder(self.tools)
+        builder.targets(number, self._exact(number, folded=False))
+        found = cheapest_outside(builder.net, number, matched, self.domain, self.budget)
+        if found is not None:
+            text, positions, line = found
+            key = builder.net.source(line, positions, text)
+            self.answers.witnesses.append(Witness("open", (number,), (key, text), (text, text)))
+
+
+def _guide_of(domain: Sequence[Pattern], letters: Letters, pieces: Pieces, budget: Budget) -> Guide:
+    return SetGuide([_whole(pattern, letters, pieces, budget) for pattern in domain], letters, budget)
+
+
+def _whole(pattern: Pattern, letters: Letters, pieces: Pieces, budget: Budget) -> Piece:
+    """The keys of a pattern as one piece."""
+    whole = joined([pieces.of(part.node) for part in pattern.parts])
+    if pattern.leaf is None:
+        return whole
+    guide = LeafGuide(pattern.leaf, letters)
+    product = Product(whole, guide, guide.start, budget)
+    return product.ending_in({end for end in product.ends if guide.accepts(end)})
+
+
+def _says_lossy(arrow: Arrow) -> bool:
+    return any(isinstance(item, Mapped) and item.table in arrow.lossy for item in arrow.items or ())
+
+
+def _captures(arrow: Arrow, reading: Sequence[str]) -> Mapping[str, str]:
+    return {part.name: text for part, text in zip(arrow.pattern.parts, reading, strict=True) if part.name is not None}
+
+
+def _identity(arrow: Arrow, key: str, captures: Mapping[str, str]) -> tuple[str, ...]:
+    """The target, and the folded captures that count as part of it."""
+    return (str(arrow.target(key, captures)), *(captures[name] for name in arrow.folded))
+
+
+def _shown(arrow: Arrow, key: str) -> str:
+    captures = arrow.reader(key)
+    return "" if captures is None else str(arrow.target(key, captures) or "")
