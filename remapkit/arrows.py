@@ -8,7 +8,7 @@ tensor do not collide. To other rules the target is the plain key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,13 @@ WHOLE = Copy("")
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """A stretch of the target that comes from no capture: the index that `unstack` counts, so any whole number."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Arrow:
     """One source pattern to one target: `items` is None where the keys are dropped.
 
@@ -37,7 +44,7 @@ class Arrow:
     kind: str
     span: Span
     pattern: Pattern
-    items: tuple[Item, ...] | None
+    items: tuple[Item | Made, ...] | None
     branch: int = 0
     folded: tuple[str, ...] = ()
     forget: tuple[str, ...] = ()
@@ -61,6 +68,8 @@ class Arrow:
         for item in self.items:
             if isinstance(item, Literal):
                 text.append(item.text)
+            elif isinstance(item, Made):
+                text.append(f"{{{item.name}}}")
             elif isinstance(item, Copy):
                 text.append(fqn if item == WHOLE else captures[item.name])
             else:
@@ -105,28 +114,34 @@ def _before(machine: Automaton, position: int) -> list[int]:
 
 
 def arrows(rule_set: RuleSet) -> tuple[Arrow, ...]:
-    """Every rule, `keep` and `drop` as an arrow.
+    """Every rule, `keep` and `drop` as an arrow; a rule that writes several targets as one for each.
 
     >>> import remapkit
     >>> [arrow.rule_id for arrow in arrows(remapkit.load("wan22_pth"))][-2:]
     ['keep[1]', 'keep[2]']
     """
     lossy = tuple(table.name.value for table in rule_set.file.tables if table.lossy)
-    return tuple(_arrow(rule, lossy) for rule in rule_set.everything)
+    return tuple(arrow for rule in rule_set.everything for arrow in _arrows(rule, lossy))
 
 
-def _arrow(rule: Rule, lossy: tuple[str, ...]) -> Arrow:
+def _arrows(rule: Rule, lossy: tuple[str, ...]) -> Iterator[Arrow]:
     if rule.template is None:
         items = None if rule.kind == "drop" else (WHOLE,)
-        return Arrow(rule.id, rule.kind, rule.span, rule.pattern, items, to=rule.span)
-    template = rule.template
-    return Arrow(
-        rule.id,
-        rule.kind,
-        rule.span,
-        rule.pattern,
-        template.items,
-        forget=template.forget,
-        lossy=lossy,
-        to=template.text.span,
-    )
+        yield Arrow(rule.id, rule.kind, rule.span, rule.pattern, items, to=rule.span)
+        return
+    flow = rule.flow
+    made = flow.unstack.by if flow is not None and flow.unstack is not None else None
+    folded = (flow.folded,) if flow is not None and flow.folded is not None else ()
+    for template in flow.templates[rule.branch] if flow is not None else (rule.template,):
+        yield Arrow(
+            rule.id,
+            rule.kind,
+            rule.span,
+            rule.pattern,
+            tuple(Made(made) if made and item == Copy(made) else item for item in template.items),
+            branch=rule.branch,
+            folded=folded,
+            forget=template.forget,
+            lossy=lossy,
+            to=template.text.span,
+        )

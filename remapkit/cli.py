@@ -138,6 +138,17 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-config", metavar="FILE", help="its config, a JSON object")
 
 
+def _add_params(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--param",
+        metavar="NAME=NUMBER",
+        action="append",
+        default=[],
+        help="a number that the rules name under params",
+    )
+    parser.add_argument("--config", metavar="FILE", help="a model's config.json, where params are looked up by name")
+
+
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="A.B", help="where the state dict lies in a checkpoint that holds several")
     parser.add_argument(
@@ -169,6 +180,7 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
     )
     _add_undecided(parser)
     _add_model(parser)
+    _add_params(parser)
     _add_reading(parser)
 
 
@@ -182,6 +194,7 @@ def _add_check(commands: Commands) -> None:  # type: ignore[valid-type]
     source.add_argument("--keys", metavar="FILE", help="the source: a manifest")
     _add_undecided(parser)
     _add_model(parser)
+    _add_params(parser)
     _add_reading(parser)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from remapkit.languages import Budget, Exhausted, Letters, Piece
 from remapkit.nets import Net
-from remapkit.variants import Beyond, Same, Table, Tools, Variant
+from remapkit.variants import Beyond, Index, Same, Table, Tools, Variant
 
 SEPARATOR = "\ud800"
 """Stands for what no key has: the end of a target, before what counts as part of it."""
@@ -52,6 +52,9 @@ class _Line:
 
     def read(self, variant: Variant) -> None:
         targets = list(variant.target)
+        if any(isinstance(each, Index) for each in targets):
+            # Writes one of many words, which no such transducer does; asked only where a key can be cut in two ways.
+            raise Exhausted
         for number, slot in enumerate(variant.slots):
             if slot.word is not None:
                 self.source(slot.word)

@@ -63,13 +63,15 @@ def execute(
     `out` without its suffix, `-00001-of-00003.safetensors` and so on, with an index, or one file where one is enough.
     `tied` are groups of targets that share one storage (by default those whose sources do): a `.pth` keeps them so,
     safetensors keeps one name of each and records the others in its metadata, and `untie` writes copies. `run` makes
-    the tensors of moves with operations. `verify` reads the output back before it gets its name.
+    the tensors of moves with operations in another way than the usual one. `verify` reads the output back before it
+    gets its name.
 
     Raises `UnwritableOutput` (RK5xx) with nothing changed, `UnreadableCheckpoint` where the source changes meanwhile.
     """
     started = time.monotonic()
     out = Path(out)
     groups = [] if untie else tied if tied is not None else tied_targets(moves, reader)
+    run = run or _streams(moves)
     layouts, recorded = _lay_out(moves, reader, out, _format(out, format), metadata or {}, shard_size, groups)
     writer = Writer(reader, layouts, progress, run)
     inspect = _inspector(reader, run) if verify else None
@@ -85,6 +87,15 @@ def execute(
         tied=recorded,
         verified=verify,
     )
+
+
+def _streams(moves: Sequence[Move]) -> Run | None:
+    """What makes the tensors of moves with operations; numpy is imported only where there are any."""
+    if not any(move.ops for move in moves):
+        return None
+    from remapkit.running.stream import Streams
+
+    return Streams()
 
 
 def _format(out: Path, format: str | None) -> str:
@@ -178,7 +189,7 @@ def verify(moves: Sequence[Move], reader: Reader, out: str | Path, *, run: Run |
     `UnwritableOutput` (RK506) that names the tensors that differ, `UnreadableCheckpoint` where `out` cannot be read.
     """
     with open_checkpoint(out, allow_expand=True) as written:
-        _compare(moves, reader, written, run)
+        _compare(moves, reader, written, run or _streams(moves))
     return len(moves)
 
 

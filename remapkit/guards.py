@@ -66,7 +66,7 @@ def _guarded(
         names = [each.name for each in parts if each.name]
         problems.append(_no_such_capture(guard.capture, names, "RK140", "guards"))
         return parts
-    values = _allowed(guard, tables, problems)
+    values = allowed(guard, tables, problems)
     if values is None:
         return parts
     language = re.compile(unparse(part.node))
@@ -89,9 +89,10 @@ def _no_such_capture(name: Text, names: Sequence[str | None], code: str, what: s
     return Diagnostic(code, title, (Label(name.span),), (help,))
 
 
-def _allowed(
+def allowed(
     guard: WrittenGuard, tables: Mapping[str, Sequence[str]], problems: list[Diagnostic]
 ) -> tuple[Text, ...] | None:
+    """The values that a guard allows: listed, a range, or the keys of a table. None where it has a problem."""
     if guard.values is not None:
         if not guard.values:
             title = f"the guard on {guard.capture.value!r} allows nothing"

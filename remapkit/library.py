@@ -10,8 +10,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -146,8 +147,16 @@ def find_rules(name_or_path: str | Path) -> Path:
     raise UsageError(Diagnostic("RK601", f"there is no rule file and no pack named {text!r}", help=(help,)))
 
 
-def load(name_or_path: str | Path) -> RuleSet:
+def load(
+    name_or_path: str | Path,
+    *,
+    params: Mapping[str, int] | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
+) -> RuleSet:
     """Read and compile a rule file: an installed pack's name, or a path.
+
+    `params` are values for the params of the file; `config` is a model's config.json (or its content), where params
+    that name one of its entries are looked up.
 
     Returns a `RuleSet`: call it on a state dict, or ask it for a plan. Raises `InvalidRules` with every problem of
     the file, and `UsageError` where there is no such file or pack.
@@ -164,13 +173,29 @@ def load(name_or_path: str | Path) -> RuleSet:
     if reading.file is not None:
         # What is sound is compiled even where the structure has problems, so that all of the file are said at once.
         try:
-            rules = compile_rules(reading.file)
+            rules = compile_rules(reading.file, params, read_config(config))
         except InvalidRules as error:
             problems += [each for each in error.diagnostics if not problems or each.severity is Severity.ERROR]
         else:
             if not problems:
                 return rules
     raise InvalidRules(problems)
+
+
+def read_config(config: str | Path | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A model's config: a JSON object in a file, or its content. Raises `UsageError` (RK611)."""
+    if config is None or isinstance(config, Mapping):
+        return config
+    path = Path(config)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(Diagnostic("RK611", f"cannot read {path}: {error.strerror}")) from None
+    except ValueError as error:
+        raise UsageError(Diagnostic("RK611", f"{path} is not JSON: {error}")) from None
+    if not isinstance(found, dict):
+        raise UsageError(Diagnostic("RK611", f"{path} holds a {type(found).__name__}, not a JSON object"))
+    return found
 
 
 def resolve(reference: str) -> Callable[..., Any]:

@@ -45,6 +45,9 @@ _NAMES: Mapping[torch.dtype, str] = {
     if hasattr(torch, name)
 }
 
+DTYPES: Mapping[str, torch.dtype] = {name: dtype for dtype, name in _NAMES.items()}
+"""torch's dtype for each name of a header; the floats of less than a byte have none."""
+
 
 def dtype_name(dtype: torch.dtype) -> str:
     """safetensors' name of a torch dtype.

@@ -9,24 +9,20 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from remapkit.diagnostic import Diagnostic, FailedCheck, Label, Severity
+from remapkit.ops.kinds import Op
 from remapkit.source import Span
 from remapkit.spec import StateDictSpec, TensorSpec, name_problem
 
 if TYPE_CHECKING:
     from remapkit.check import Check
+    from remapkit.gather import Gathered
     from remapkit.rules import Match, Rule, RuleSet
 
 SHOWN = 5
 """How many keys a message names before it only counts; JSON output always has them all."""
-
-
-class Op(Protocol):
-    """An operation on values, as a plan sees it; `ops.py` has them."""
-
-    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +44,8 @@ UNMATCHED = RuleRef("unmatched")
 class Move:
     """One target tensor: where it comes from, what is done on the way, and what it will be.
 
-    A move without `ops` has exactly one source and copies its bytes.
+    A move without `ops` has exactly one source and copies its bytes. Several sources are joined by the first
+    operation; a move without a source makes its tensor (`add:`).
     """
 
     target: str
@@ -139,12 +136,13 @@ def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) 
     """The plan of `rules` for one header; never raises for what the header holds, but collects it in `problems`."""
     source = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
     matches = {fqn: rules.match(fqn) for fqn in source}
-    moves, dropped, unmatched = _decide(rules, source, matches)
+    moves, dropped, unmatched, gathered = _decide(rules, source, matches)
     problems = [
         *_no_tensors(source),
         *_impossible(source, moves),
         *_unmatched(rules, source, unmatched),
         *_ambiguous(source, matches),
+        *gathered.problems,
         *_collisions(source, moves),
     ]
     used = Counter([match.rule.id for found in matches.values() for match in found])
@@ -156,32 +154,44 @@ def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) 
         dropped=tuple(dropped),
         problems=tuple(problems),
         warnings=(*_unused_rules(rules, used), *_unused_entries(rules, used, entries)) if source else (),
-        tied=_tied_targets(source, moves),
+        tied=(*_tied_targets(source, moves), *gathered.tied),
     )
 
 
 def _decide(
     rules: RuleSet, source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]
-) -> tuple[list[Move], list[Dropped], list[str]]:
+) -> tuple[list[Move], list[Dropped], list[str], Gathered]:
+    from remapkit.gather import Gather
+
     moves: list[Move] = []
+    places: list[int] = []
     dropped: list[Dropped] = []
     unmatched: list[str] = []
+    gather = Gather(rules, source)
     refs = {id(rule): _ref(rule) for rule in rules.everything}
-    for fqn, spec in source.items():
+    for place, (fqn, spec) in enumerate(source.items()):
         found = matches[fqn]
         if not found and rules.unmatched == "error":
             unmatched.append(fqn)
         elif not found and rules.unmatched == "keep":
             moves.append(Move(fqn, (fqn,), (), UNMATCHED, spec))
+            places.append(place)
         elif not found:
             dropped.append(Dropped(fqn, UNMATCHED))
         elif len(found) == 1:
             match = found[0]
-            if match.target is None:
+            if match.rule.flow is not None:
+                gather.take(fqn, match, place)
+            elif match.target is None:
                 dropped.append(Dropped(fqn, refs[id(match.rule)]))
             else:
                 moves.append(Move(match.target, (fqn,), (), refs[id(match.rule)], spec))
-    return moves, dropped, unmatched
+                places.append(place)
+    gathered = gather.finish()
+    if gathered.moves:
+        both = sorted([*zip(places, moves, strict=True), *gathered.moves], key=lambda pair: pair[0])
+        moves = [move for _, move in both]
+    return moves, dropped, unmatched, gathered
 
 
 def _ref(rule: Rule) -> RuleRef:
@@ -310,7 +320,7 @@ def _collisions(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic
             by_rules[tuple(dict.fromkeys(move.rule.id for move in group))].append(group)
     problems = []
     for groups in by_rules.values():
-        sources = sum(len(group) for group in groups)
+        sources = sum(len(move.sources) for group in groups for move in group)
         counts = Counter(move.rule.id for group in groups for move in group)
         spans = {move.rule.id: move.rule.span for move in groups[0]}
         labels = tuple(
@@ -329,16 +339,32 @@ def _collisions(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic
                 + ((f"... and {len(groups) - SHOWN} more",) if len(groups) > SHOWN else ()),
                 help=("use the capture that tells them apart in the template, or drop all but one of them by name",),
                 place=source.name,
-                values={"collisions": {group[0].target: [move.sources[0] for move in group] for group in groups}},
+                values={
+                    "collisions": {
+                        group[0].target: [fqn for move in group for fqn in move.sources] for group in groups
+                    }
+                },
             )
         )
     return problems
 
 
 def _collision_note(group: Sequence[Move]) -> str:
-    sources = "\n".join(f"{move.sources[0]}  (by {move.rule})" for move in group[:SHOWN])
+    sources = "\n".join(f"{from_where(move)}  (by {move.rule})" for move in group[:SHOWN])
     more = f"\n... and {len(group) - SHOWN} more" if len(group) > SHOWN else ""
     return f"{sources}{more}\n{'both' if len(group) == 2 else 'all'} become {group[0].target}"
+
+
+def from_where(move: Move) -> str:
+    """The sources of a move in a few words.
+
+    >>> from_where(Move("t", ("a", "b", "c"), (), RuleRef("r"), TensorSpec("F32", (1,))))
+    'a and 2 more'
+    """
+    if not move.sources:
+        return "(no source)"
+    more = f" and {len(move.sources) - 1} more" if len(move.sources) > 1 else ""
+    return move.sources[0] + more
 
 
 def _unused_rules(rules: RuleSet, used: Mapping[str, int]) -> list[Diagnostic]:
@@ -352,7 +378,7 @@ def _unused_rules(rules: RuleSet, used: Mapping[str, int]) -> list[Diagnostic]:
             values={"rule": rule.id},
         )
         for rule in (*rules.rules, *rules.keep, *rules.drop)
-        if not used.get(rule.id)
+        if not used.get(rule.id) and not rule.branch
     ]
 
 

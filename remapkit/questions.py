@@ -263,7 +263,7 @@ class Questions:
         if meeting is None:
             return
         keys = self._keys(builder.net, meeting.lines, meeting.positions, meeting.text)
-        if keys[0] == keys[1]:
+        if keys[0] == keys[1] and not self._of_one_source(one, other):
             # A key that both match: said already, and whatever becomes of it is blocked.
             return
         self._collision(fault, (one, other), keys)

@@ -23,9 +23,15 @@ __all__ = [
     "Reading",
     "RuleFile",
     "WrittenEntry",
+    "WrittenFill",
+    "WrittenFlow",
     "WrittenGuard",
+    "WrittenOp",
+    "WrittenOutput",
+    "WrittenParam",
     "WrittenPattern",
     "WrittenRule",
+    "WrittenSource",
     "WrittenTable",
     "WrittenTarget",
     "WrittenTest",
@@ -62,14 +68,80 @@ class WrittenPattern:
 
 
 @dataclass(frozen=True, slots=True)
+class WrittenOp:
+    """One operation: `transpose`, or `{name: arguments}`. The arguments are kept as the nodes they are."""
+
+    name: Text
+    args: Node | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenSource:
+    """One of the patterns that a rule reads, and what is done to what it brings."""
+
+    pattern: WrittenPattern
+    ops: tuple[WrittenOp, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenOutput:
+    """One of the templates that a rule writes, and what is done to what goes there."""
+
+    to: Text
+    ops: tuple[WrittenOp, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFlow:
+    """What a rule with operations does: sources, joined, changed, taken apart, to outputs.
+
+    `concat`, `stack`, `unstack` and `split` are the mappings with the numbers; `share` is set where every output gets
+    the whole value: `copy` or `tie`.
+    """
+
+    sources: tuple[WrittenSource, ...]
+    outputs: tuple[WrittenOutput, ...]
+    ops: tuple[WrittenOp, ...] = ()
+    concat: MapNode | None = None
+    stack: MapNode | None = None
+    unstack: MapNode | None = None
+    split: MapNode | None = None
+    share: Literal["copy", "tie"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class WrittenRule:
-    """One rule: pattern, guards, template and the captures it may forget."""
+    """One rule: pattern, guards, template and the captures it may forget.
+
+    `flow` is None for a rule that only renames. Where there is one, `pattern` and `to` are its first source and
+    output.
+    """
 
     id: Text
     pattern: WrittenPattern
     to: Text
     span: Span
     forget: tuple[Text, ...] = ()
+    flow: WrittenFlow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFill:
+    """One entry of `add`: targets that no source brings. `each` bounds the captures of `to`; `node` has the rest."""
+
+    to: Text
+    node: MapNode
+    each: tuple[WrittenGuard, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenParam:
+    """A param: its value (a number or arithmetic on params, None where it must be given), its name in configs."""
+
+    name: Text
+    value: ScalarNode | None
+    config: Text | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +168,14 @@ class WrittenTable:
 
 @dataclass(frozen=True, slots=True)
 class WrittenTest:
-    """One test: a source key and the target key it must become, or None where it must be dropped."""
+    """One test: a source key and the target key it must become, or None where it must be dropped.
+
+    `more` are the other targets of a rule that writes several.
+    """
 
     source: Text
     target: Text | None
+    more: tuple[Text, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +209,8 @@ class RuleFile:
     source_keys: Text | None
     source_domain: tuple[WrittenPattern, ...]
     target: WrittenTarget | None
+    params: tuple[WrittenParam, ...] = ()
+    add: tuple[WrittenFill, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +314,7 @@ class _Written:
             return True
         if self.more:
             return False
-        names = {"name", "remapkit", "tables", "unmatched"}
+        names = {"name", "remapkit", "tables", "params", "unmatched"}
         return all(root.key(name) is not None for name in ("name", "remapkit")) and all(
             self.sound(node, key) for key, node in root.entries if key.value in names
         )
@@ -264,6 +342,8 @@ class _Written:
             source_keys=_optional_text(source.get("keys")) if source else None,
             source_domain=tuple(_pattern(node) for node in self.items(source.get("domain"))) if source else (),
             target=self.target(fields),
+            params=tuple(_param(key, node) for key, node in _entries(fields.get("params"))),
+            add=tuple(_fill(node) for node in self.items(fields.get("add")) if isinstance(node, MapNode)),
         )
 
     def items(self, node: Node | None) -> Iterator[Node]:
@@ -275,9 +355,12 @@ class _Written:
         return node if isinstance(node, MapNode) and self.sound(node) else None
 
     def rule(self, node: Node) -> WrittenRule:
+        assert isinstance(node, MapNode)
         fields = _fields(node)
         forget = tuple(_text(item) for item in _list(fields.get("forget")))
-        return WrittenRule(_text(fields["id"]), _pattern(node), _text(fields["to"]), node.span, forget)
+        sources, outputs = _sources(node, fields), _outputs(fields)
+        flow = _flow(fields, sources, outputs) if _FLOWS & set(fields) else None
+        return WrittenRule(_text(fields["id"]), sources[0].pattern, outputs[0].to, node.span, forget, flow)
 
     def tests(self, node: Node | None) -> Iterator[WrittenTest]:
         for key, value in _entries(node):
@@ -287,6 +370,9 @@ class _Written:
                 and (not self.places or self.sound(value, key))
             ):
                 yield WrittenTest(key.text, None if value.kind == "null" else value.text)
+            elif isinstance(value, ListNode) and (not self.places or self.sound(value, key)):
+                first, *more = (_text(item) for item in value.items)
+                yield WrittenTest(key.text, first, tuple(more))
 
     def target(self, fields: dict[str, Node]) -> WrittenTarget | None:
         target = self.part(fields, "target")
@@ -332,6 +418,64 @@ def _pattern(node: Node) -> WrittenPattern:
     where = tuple(_guard(key, value) for key, value in _entries(fields.get("where")))
     leaf = tuple(_text(item) for item in _list(fields["leaf"])) if "leaf" in fields else None
     return WrittenPattern(surface, _text(fields[surface]), node.span, where, leaf)
+
+
+_FLOWS = {"ops", "concat", "stack", "unstack", "split", "copy", "tie"}
+"""The fields that make a rule more than a renaming."""
+
+
+def _sources(node: MapNode, fields: dict[str, Node]) -> tuple[WrittenSource, ...]:
+    concat = fields.get("concat")
+    if not isinstance(concat, MapNode):
+        return (WrittenSource(_pattern(node)),)
+    return tuple(WrittenSource(_pattern(item), _ops(item)) for item in _list(concat.get("from")))
+
+
+def _outputs(fields: dict[str, Node]) -> tuple[WrittenOutput, ...]:
+    split = fields.get("split")
+    several = split.get("into") if isinstance(split, MapNode) else fields.get("copy") or fields.get("tie")
+    if several is None:
+        return (WrittenOutput(_text(fields["to"])),)
+    return tuple(
+        WrittenOutput(item.text)
+        if isinstance(item, ScalarNode)
+        else WrittenOutput(_text(_fields(item)["to"]), _ops(item))
+        for item in _list(several)
+    )
+
+
+def _flow(
+    fields: dict[str, Node], sources: tuple[WrittenSource, ...], outputs: tuple[WrittenOutput, ...]
+) -> WrittenFlow:
+    parts = {
+        name: node
+        for name in ("concat", "stack", "unstack", "split")
+        if isinstance(node := fields.get(name), MapNode)
+    }
+    share: Literal["copy", "tie"] | None = "copy" if "copy" in fields else "tie" if "tie" in fields else None
+    return WrittenFlow(sources, outputs, tuple(map(_op, _list(fields.get("ops")))), share=share, **parts)
+
+
+def _ops(node: Node) -> tuple[WrittenOp, ...]:
+    return tuple(map(_op, _list(_fields(node).get("ops"))))
+
+
+def _op(node: Node) -> WrittenOp:
+    if isinstance(node, ScalarNode):
+        return WrittenOp(node.text, None, node.span)
+    ((key, value),) = _entries(node)
+    return WrittenOp(key.text, value, Span(key.span.source, key.span.start, max(key.span.end, value.span.end)))
+
+
+def _param(key: ScalarNode, node: Node) -> WrittenParam:
+    value = node.get("value") if isinstance(node, MapNode) else node
+    config = _optional_text(node.get("config")) if isinstance(node, MapNode) else None
+    return WrittenParam(key.text, value if isinstance(value, ScalarNode) else None, config)
+
+
+def _fill(node: MapNode) -> WrittenFill:
+    each = tuple(_guard(key, value) for key, value in _entries(node.get("each")))
+    return WrittenFill(_text(_fields(node)["to"]), node, each)
 
 
 def _guard(key: ScalarNode, value: Node) -> WrittenGuard:

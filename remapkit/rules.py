@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from remapkit.automaton import MAX_EDGES, TooMany, automaton, read
 from remapkit.diagnostic import Diagnostic, FailedCheck, InvalidRules, Label, Severity
-from remapkit.guards import compile_pattern
+from remapkit.flows import Filled, Flow, FlowReader, fill_pattern, fill_targets, template_pattern
+from remapkit.guards import allowed, compile_pattern
 from remapkit.matcher import Outcome, Reader, Renamer, SetMatcher
-from remapkit.pattern import DIGITS, NOT_DOT, NOT_NEWLINE, WORD, Pattern, Ranges, unparse_chars
-from remapkit.rulefile import RuleFile, WrittenPattern, WrittenRule, WrittenTable, WrittenTest
+from remapkit.ops.kinds import Refused
+from remapkit.ops.numbers import BadNumber, NoValue
+from remapkit.ops.params import param_values
+from remapkit.pattern import DIGITS, NOT_DOT, NOT_NEWLINE, SEGMENT, WORD, Part, Pattern, Ranges, unparse_chars
+from remapkit.rulefile import RuleFile, WrittenFill, WrittenPattern, WrittenRule, WrittenTable, WrittenTest
 from remapkit.source import Span, Text
 from remapkit.template import Mapped, Table, Template, compile_template
 
@@ -29,12 +33,21 @@ Kind = Literal["rule", "keep", "drop"]
 class Match:
     """What one rule made of one key: its captures, and the target key (None: the key is dropped).
 
-    `table_uses` are the entries of tables it went through, as (table, key).
+    Where a rule writes several targets, `target` is the first one and `targets` has all; `{e}` stands in them for an
+    index that the rule makes. `table_uses` are the entries of tables it went through, as (table, key).
     """
 
     rule: Rule
     captures: Mapping[str, str]
     target: str | None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Every target key; none for a key that is dropped."""
+        if self.rule.flow is None:
+            return () if self.target is None else (self.target,)
+        made = {} if self.rule.flow.unstack is None else {self.rule.flow.unstack.by: None}
+        return tuple(each.render({**self.captures, **made}) for each in self.rule.flow.templates[self.rule.branch])
 
     @property
     def table_uses(self) -> tuple[tuple[str, str], ...]:
@@ -52,7 +65,10 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One compiled rule, `keep` or `drop`; `tables` pairs captures with the tables that they go through."""
+    """One compiled rule, `keep` or `drop`; `tables` pairs captures with the tables that they go through.
+
+    A rule that reads several patterns is several of these, one a pattern (`branch` counts them), with one `flow`.
+    """
 
     id: str
     kind: Kind
@@ -60,6 +76,8 @@ class Rule:
     template: Template | None
     span: Span
     tables: tuple[tuple[str, str], ...] = ()
+    flow: Flow | None = None
+    branch: int = 0
     reader: Reader = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -77,10 +95,12 @@ class Rule:
         captures = self.reader(fqn)
         return None if captures is None else Match(self, captures, self.target(fqn, captures))
 
-    def target(self, fqn: str, captures: Mapping[str, str]) -> str | None:
-        """The target key for what was captured."""
+    def target(self, fqn: str, captures: Mapping[str, str | None]) -> str | None:
+        """The target key for what was captured (of a rule that writes several, the first)."""
         if self.kind == "drop":
             return None
+        if self.flow is not None and self.flow.unstack is not None:
+            captures = {**captures, self.flow.unstack.by: None}
         return fqn if self.template is None else self.template.render(captures)
 
     def stopped_at(self, fqn: str) -> Stop | None:
@@ -156,6 +176,8 @@ class RuleSet:
     tables: Mapping[str, Mapping[str, str]] = field(hash=False)
     domain: tuple[Pattern, ...] = ()
     warnings: tuple[Diagnostic, ...] = ()
+    add: tuple[Filled, ...] = ()
+    params: Mapping[str, int | None] = field(default_factory=dict, hash=False)
     everything: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
     """Rules, keeps and drops."""
     matcher: SetMatcher = field(init=False, compare=False, repr=False)
@@ -217,7 +239,9 @@ class RuleSet:
         return prove(self, header=header)
 
     def inverse(self) -> RuleSet:
-        """The rule set that leads every target back to its source; raises `InvalidRules`, and why, where there is none.
+        """The rule set that leads every target back to its source.
+
+        Raises `InvalidRules`, with the rule and the reason, where there is none.
 
         >>> import remapkit
         >>> back = remapkit.load("wan22_pth").inverse()
@@ -232,13 +256,15 @@ class RuleSet:
     def __call__(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """The state dict under its new keys; values are passed through as they are, so renames share storage.
 
-        Raises `FailedCheck` with every key that is matched by no rule or by two, and every collision.
+        Raises `FailedCheck` with every key that is matched by no rule or by two, and every collision; `TypeError`
+        where it is no mapping of names.
 
         >>> import remapkit
         >>> remapkit.load("wan22_pth")({"decoder.upsamples.0.upsamples.3.time_conv.bias": "any value"})
         {'decoder.upsamples.0.upsampler.time_conv.bias': 'any value'}
         """
-        targets = self.renamer.targets(state_dict, self.unmatched)
+        _check_state_dict(state_dict)
+        targets = None if self.has_operations else self.renamer.targets(state_dict, self.unmatched)
         if targets is not None:
             renamed = dict(zip(targets, state_dict.values(), strict=True))
             dropped = targets.count(None)
@@ -252,6 +278,10 @@ class RuleSet:
         from remapkit.plan import make_plan
         from remapkit.spec import StateDictSpec, TensorSpec
 
+        if self.has_operations:
+            from remapkit.running.eager import remapped
+
+            return remapped(self, state_dict)
         nothing = TensorSpec("U8", (0,))
         plan = make_plan(self, StateDictSpec(dict.fromkeys(state_dict, nothing), name="the state dict"))
         problems = [problem for problem in plan.problems if problem.code != "RK300"]
@@ -259,42 +289,67 @@ class RuleSet:
             raise FailedCheck(problems)
         return {move.target: state_dict[move.sources[0]] for move in plan.moves}
 
+    @property
+    def has_operations(self) -> bool:
+        """Whether any rule does more than to rename."""
+        return bool(self.add) or any(rule.flow is not None for rule in self.rules)
+
+
+def _check_state_dict(state_dict: object) -> None:
+    if not isinstance(state_dict, Mapping):
+        hint = ": call `.state_dict()` on it first" if hasattr(state_dict, "state_dict") else ""
+        hint = ": use `rules.plan(path)`, or read the file first" if isinstance(state_dict, str) else hint
+        raise TypeError(f"a state dict is a mapping of names to values, not a {type(state_dict).__name__}{hint}")
+    wrong = next((key for key in state_dict if not isinstance(key, str)), None)
+    if wrong is not None:
+        raise TypeError(f"the keys of a state dict are strings, and {wrong!r} is a {type(wrong).__name__}")
+
 
 def _outcome(rule: Rule) -> Outcome:
     """What becomes of the keys of a rule."""
     if rule.kind != "rule":
         return rule.kind
-    return rule.template or "plan"
+    return "plan" if rule.flow is not None or rule.template is None else rule.template
 
 
 # ------------------------------------------------------------------------------------------------ compilation
 
 
-def compile_rules(rule_file: RuleFile) -> RuleSet:
+def compile_rules(
+    rule_file: RuleFile, params: Mapping[str, int] | None = None, config: Mapping[str, Any] | None = None
+) -> RuleSet:
     """Compile a rule file; raises `InvalidRules` with all of its problems.
+
+    `params` are values for its params, `config` a model's config.json, where others are looked up by name.
 
     >>> from remapkit.rulefile import read_text
     >>> rules = compile_rules(read_text("remapkit: 1\\nname: t\\nkeep: ['{all:**}']\\n"))
     >>> [rule.id for rule in rules.keep]
     ['keep[0]']
     """
-    compiler = _Compiler(rule_file)
-    rules = tuple(filter(None, (compiler.rule(written) for written in rule_file.rules)))
+    compiler = _Compiler(rule_file, params, config)
+    rules = tuple(rule for written in rule_file.rules for rule in compiler.rule(written))
     keep = compiler.named("keep", rule_file.keep)
     drop = compiler.named("drop", rule_file.drop)
     domain = compiler.domain()
+    add = tuple(filter(None, (compiler.fill(number, each) for number, each in enumerate(rule_file.add))))
     compiler.check_ids()
     compiler.check_unused_tables()
     if compiler.problems:
         raise InvalidRules(compiler.problems)
     tables = {name: table.entries for name, table in compiler.tables.items()}
-    return RuleSet(rule_file.name.value, rule_file, rules, keep, drop, tables, domain, tuple(compiler.warnings))
+    warnings = tuple(compiler.warnings)
+    return RuleSet(rule_file.name.value, rule_file, rules, keep, drop, tables, domain, warnings, add, compiler.params)
 
 
 class _Compiler:
-    def __init__(self, rule_file: RuleFile) -> None:
+    def __init__(
+        self, rule_file: RuleFile, params: Mapping[str, int] | None, config: Mapping[str, Any] | None
+    ) -> None:
         self.file = rule_file
         self.problems: list[Diagnostic] = []
+        self.params = param_values(rule_file.params, params, config, self.problems)
+        self.flows = FlowReader(self.params, self.problems)
         self.warnings: list[Diagnostic] = []
         self.tables = {table.name.value: self.table(table) for table in rule_file.tables}
         self.keys = {name: tuple(table.entries) for name, table in self.tables.items()}
@@ -339,17 +394,106 @@ class _Compiler:
         self.used |= {part.table for part in pattern.parts if part.table is not None}
         return pattern
 
-    def rule(self, written: WrittenRule) -> Rule | None:
+    def template(self, to: Text, forget: tuple[Text, ...], pattern: Pattern) -> Template | None:
+        self.used |= {name for name in self.tables if f"|{name}}}" in to.value.replace(" ", "")}
+        template: Template | None = self.collect(lambda: compile_template(to, forget, pattern, self.tables))
+        return template
+
+    def rule(self, written: WrittenRule) -> tuple[Rule, ...]:
+        if written.flow is not None:
+            return self.flowing(written)
         pattern = self.pattern(written.pattern)
-        self.used |= {name for name in self.tables if f"|{name}}}" in written.to.value.replace(" ", "")}
         if pattern is None:
-            return None
-        template: Template | None = self.collect(
-            lambda: compile_template(written.to, written.forget, pattern, self.tables)
-        )
+            self.used |= {name for name in self.tables if f"|{name}}}" in written.to.value.replace(" ", "")}
+            return ()
+        template = self.template(written.to, written.forget, pattern)
         if template is None:
+            return ()
+        uses = _table_uses(pattern, template)
+        return (Rule(written.id.value, "rule", pattern, template, written.span, uses),)
+
+    def flowing(self, written: WrittenRule) -> tuple[Rule, ...]:
+        """A rule with operations: one `Rule` for each pattern that it reads."""
+        assert written.flow is not None
+        before = len(self.problems)
+        found = [self.pattern(source.pattern) for source in written.flow.sources]
+        patterns = [pattern for pattern in found if pattern is not None]
+        flow = self.flow(written, patterns) if len(patterns) == len(found) else None
+        if flow is None or len(self.problems) > before:
+            return ()
+        return tuple(
+            Rule(flow.id, "rule", pattern, templates[0], written.span, _all_uses(pattern, templates), flow, number)
+            for number, (pattern, templates) in enumerate(zip(flow.patterns, flow.templates, strict=True))
+        )
+
+    def flow(self, written: WrittenRule, patterns: list[Pattern]) -> Flow | None:
+        flow, read = written.flow, self.flows
+        assert flow is not None
+        before = len(self.problems)
+        read.check_captures(flow, patterns)
+        if len(self.problems) > before:
             return None
-        return Rule(written.id.value, "rule", pattern, template, written.span, _table_uses(pattern, template))
+        forget = written.forget
+        templates = []
+        for pattern in patterns:
+            seen = len(self.problems)
+            against = template_pattern(pattern, flow)
+            row = [self.template(each.to, forget, against) for each in flow.outputs]
+            if len(self.problems) > seen:
+                break
+            templates.append(tuple(each for each in row if each is not None))
+        made = Flow(
+            id=written.id.value,
+            span=written.span,
+            patterns=tuple(patterns),
+            templates=tuple(templates),
+            before=tuple(read.calls.calls(each.ops) for each in flow.sources),
+            after=tuple(read.calls.calls(each.ops) for each in flow.outputs),
+            ops=read.calls.calls(flow.ops),
+            concat=int(flow.concat.get("dim").value) if flow.concat is not None else None,  # type: ignore[union-attr]
+            stack=read.axis(flow.stack),
+            unstack=read.axis(flow.unstack),
+            split=read.split(flow.split, len(flow.outputs)),
+            share=flow.share,
+        )
+        return made if len(self.problems) == before else None
+
+    def fill(self, number: int, written: WrittenFill) -> Filled | None:
+        """One entry of `add`."""
+        before = len(self.problems)
+        parts = []
+        for guard in written.each:
+            values = allowed(guard, self.keys, self.problems)
+            if values is not None:
+                words = tuple(text.value for text in values)
+                at = (0, len(written.to.value))
+                parts.append(Part(guard.capture.value, SEGMENT, at).bounded(words))
+            if guard.named is not None:
+                self.used.add(guard.named.value)
+        pattern = fill_pattern(written, tuple(parts))
+        template = self.template(written.to, (), pattern)
+        if template is None or len(self.problems) > before:
+            return None
+        fields = {key.value: node for key, node in written.node.entries}
+        shape = self.flows.calls.arg(fields["shape"])
+        value = self.flows.calls.arg(fields["fill"]) if fields["fill"].kind != "text" else fields["fill"].value  # type: ignore[union-attr]
+        dtype = fields["dtype"].value  # type: ignore[union-attr]
+        filled = Filled(
+            f"add[{number}]",
+            written.node.span,
+            tuple(fill_targets(template, tuple(parts))),
+            value,  # type: ignore[arg-type]
+            shape,  # type: ignore[arg-type]
+            dtype,
+            template,
+        )
+        try:
+            filled.op(self.params)
+        except NoValue:
+            pass  # said when a plan needs it
+        except (BadNumber, Refused) as error:
+            self.problems.append(Diagnostic("RK163", str(error), (Label(written.node.span),), ("correct it",)))
+        return filled if len(self.problems) == before else None
 
     def named(self, kind: Kind, written: Iterable[WrittenPattern]) -> tuple[Rule, ...]:
         rules = []
@@ -380,6 +524,10 @@ class _Compiler:
                 )
                 warning = Diagnostic("RK104", title, (Label(table.at),), help, severity=Severity.WARNING)
                 self.warnings.append(warning)
+
+
+def _all_uses(pattern: Pattern, templates: Iterable[Template]) -> tuple[tuple[str, str], ...]:
+    return tuple(dict.fromkeys(use for template in templates for use in _table_uses(pattern, template)))
 
 
 def _table_uses(pattern: Pattern, template: Template | None) -> tuple[tuple[str, str], ...]:

@@ -50,9 +50,25 @@ def _failure(rules: RuleSet, test: WrittenTest) -> Diagnostic | None:
     if not found and rules.unmatched == "error":
         return _unmatched(rules, test)
     got = found[0].target if found else fqn if rules.unmatched == "keep" else None
+    if len(targets := found[0].targets if found else ()) > 1 or test.more:
+        return _several(test, targets, found[0].rule if found else None)
     if got == expected:
         return None
     return _other(test, got, found[0].rule if found else None, rules)
+
+
+def _several(test: WrittenTest, got: Sequence[str], rule: Rule | None) -> Diagnostic | None:
+    """A key that becomes several, or that should."""
+    expected = [text.value for text in (test.target, *test.more) if text is not None]
+    if list(got) == expected:
+        return None
+    labels = [Label(test.source.span)]
+    if rule is not None:
+        labels.append(Label(_template(rule), f"{rule.id} writes {len(got)}", primary=False))
+    title = f"{test.source.value} becomes {', '.join(got) or 'nothing'}, and not {', '.join(expected) or 'nothing'}"
+    help = "write all of them, in the order of the rule: [a, b, c]"
+    values = {"source": test.source.value, "expected": expected, "got": list(got), "rule": rule and rule.id}
+    return Diagnostic("RK700", title, tuple(labels), (help,), values=values)
 
 
 def _other(test: WrittenTest, got: str | None, rule: Rule | None, rules: RuleSet) -> Diagnostic:

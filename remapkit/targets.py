@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from remapkit.checkpoint import open_checkpoint
 from remapkit.diagnostic import Diagnostic, UsageError
-from remapkit.library import resolve
+from remapkit.library import read_config, resolve
 from remapkit.spec import StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -89,20 +89,8 @@ def target_header(reference: TargetRef) -> StateDictSpec:
     factory = resolve(reference.model)
     from remapkit.meta import build, header_of
 
-    config = _read_config(reference.config) if reference.config else None
+    config = read_config(reference.config) if reference.config else None
     return header_of(build(factory, reference.model, reference.args, config), name=str(reference))
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(Diagnostic("RK611", f"cannot read {path}: {error.strerror}")) from None
-    except ValueError as error:
-        raise UsageError(Diagnostic("RK611", f"{path} is not JSON: {error}")) from None
-    if not isinstance(config, dict):
-        raise UsageError(Diagnostic("RK611", f"{path} holds a {type(config).__name__}, not a JSON object"))
-    return config
 
 
 def read_header(path: Path, *, root: str | None = None) -> StateDictSpec:

@@ -80,18 +80,29 @@ class Template:
         object.__setattr__(self, "maps", maps)
         object.__setattr__(self, "format", format)
 
-    def render(self, captures: Mapping[str, str]) -> str:
-        """The target key for what was captured.
+    def render(self, captures: Mapping[str, str | None]) -> str:
+        """The target key for what was captured; a capture that is None stands as it is written.
 
-        >>> Template(Text.of("x.{n}"), (Literal("x."), Copy("n"))).render({"n": "3"})
-        'x.3'
+        >>> template = Template(Text.of("x.{n}"), (Literal("x."), Copy("n")))
+        >>> template.render({"n": "3"}), template.render({"n": None})
+        ('x.3', 'x.{n}')
         """
+        if None in captures.values():
+            return "".join(item.text if isinstance(item, Literal) else _filled(item, captures) for item in self.items)
         if not self.maps:
             return self.format % captures
         values = dict(captures)
         for number, item in enumerate(self.maps):
-            values[str(number)] = item.mapping[tuple([captures[name] for name in item.names])]
+            values[str(number)] = item.mapping[tuple([captures[name] for name in item.names])]  # type: ignore[misc]
         return self.format % values
+
+
+def _filled(item: Copy | Mapped, captures: Mapping[str, str | None]) -> str:
+    if isinstance(item, Copy):
+        value = captures[item.name]
+        return f"{{{item.name}}}" if value is None else value
+    values = tuple(captures[name] for name in item.names)
+    return item.written if None in values else item.mapping[values]  # type: ignore[index]
 
 
 # ------------------------------------------------------------------------------------------------ expressions

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from remapkit.arrows import Arrow
+from remapkit.arrows import Arrow, Made
 from remapkit.languages import (
     BothGuides,
     Budget,
@@ -29,7 +29,7 @@ from remapkit.languages import (
     shortest_words,
     walk,
 )
-from remapkit.pattern import Ranges, one
+from remapkit.pattern import CANONICAL, Ranges, one
 from remapkit.template import Copy, Literal, Mapped
 
 MAX_VARIANTS = 4096
@@ -74,7 +74,12 @@ class Beyond:
     """What stands between a target and what counts as part of it."""
 
 
-Stretch = str | Same | Table | Loose | Beyond
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A stretch of the target that is any whole number, whatever the source is: what `unstack` counts."""
+
+
+Stretch = str | Same | Table | Loose | Beyond | Index
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,8 @@ def _sets(arrow: Arrow) -> Iterator[Ranges]:
     for item in arrow.items or ():
         if isinstance(item, Literal):
             text.update(item.text)
+        elif isinstance(item, Made):
+            yield from characters(CANONICAL)
         elif isinstance(item, Mapped):
             text.update(*item.mapping.values())
     yield from map(one, text)
@@ -268,6 +275,8 @@ def _target(
     for item in arrow.items or ():
         if isinstance(item, Literal):
             target.append(item.text)
+        elif isinstance(item, Made):
+            target.append(Index())
         elif isinstance(item, Copy):
             used.add(item.name)
             target.append(_copied(item, arrow, fixed, place, loose))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from remapkit.arrows import Arrow, readings
@@ -13,8 +14,10 @@ from remapkit.questions import Fault, Witness
 from remapkit.source import Span
 
 if TYPE_CHECKING:
-    from remapkit.rules import RuleSet
+    from remapkit.rules import Match, RuleSet
 
+_INDEX = "\0"
+"""Stands for an index that `unstack` counts, in a target for which it can be any."""
 MAX_TOLD = 50
 """More findings than this are counted only."""
 _ASKED = {
@@ -64,18 +67,20 @@ class Teller:
 
     def replayed(self, witness: Witness) -> bool:
         """Whether the rules themselves do with the keys what the witness says."""
-        made = [{match.rule.id: match.target for match in self.rules.match(key)} for key in witness.keys]
+        made = [_targets_by_rule(self.rules.match(key)) for key in witness.keys]
         ids = [self.arrows[number].rule_id for number in witness.arrows]
         if witness.fault == "ambiguous":
             return len(set(ids)) < 2 or all(rule in made[0] for rule in ids)
         if witness.fault == "open":
-            return made[0].get(ids[0]) == witness.keys[1] and not made[1]
+            return _meet(made[0].get(ids[0], ()), (witness.keys[1],)) and not made[1]
         if witness.fault == "cut":
             cuts = [reading for reading in witness.readings if "".join(reading) == witness.keys[0]]
-            return len(cuts) == 2 and made[0].get(ids[0]) == witness.targets[0] != witness.targets[1]
+            one, other = witness.targets
+            return len(cuts) == 2 and one in made[0].get(ids[0], ()) and one != other
         one, other = witness.keys
-        target = made[0].get(ids[0])
-        return one != other and target is not None and target == made[1].get(ids[-1])
+        if one == other:
+            return any(_meet((left,), (right,)) for left, right in combinations(made[0].get(ids[0], ()), 2))
+        return _meet(made[0].get(ids[0], ()), made[1].get(ids[-1], ()))
 
     def disagreement(self, witness: Witness) -> Diagnostic:
         ids = _and(self.arrows[number].rule_id for number in witness.arrows)
@@ -113,6 +118,8 @@ class Teller:
 
     def within(self, witness: Witness, level: str) -> Diagnostic:
         arrow = self.arrows[witness.arrows[0]]
+        if len(witness.arrows) == 2:
+            return self.parts(witness, arrow.rule_id)
         target, note = witness.targets[0], _pair(witness)
         notes, help = [note], []
         labels = self.labels(witness.arrows)
@@ -149,16 +156,29 @@ class Teller:
     def across(self, witness: Witness, level: str) -> Diagnostic:
         one, other = (self.arrows[number] for number in witness.arrows)
         title = f"a key of {one.rule_id} and a key of {other.rule_id} become one: {witness.targets[0]}"
-        spans = [arrow.to or arrow.span for arrow in (one, other)]
-        labels = tuple(
-            Label(span, f"{key} -> {witness.targets[0]}", primary=number > 0)
-            for number, (span, key) in enumerate(zip(spans, witness.keys, strict=True))
-        )
         help = (
             "change one of the targets, or narrow the pattern that matches more than is meant",
             "if such keys never occur, say which can: `source: {domain: [...]}`",
         )
-        return Diagnostic("RK203", title, labels, help, (_pair(witness),), values=self.values(witness))
+        return Diagnostic(
+            "RK203", title, self.arriving(witness), help, (_pair(witness),), values=self.values(witness)
+        )
+
+    def parts(self, witness: Witness, rule_id: str) -> Diagnostic:
+        """Two targets of one rule that are one."""
+        title = f"two targets of {rule_id} become one: {witness.targets[0]}"
+        help = ("give each part that is written a target of its own",)
+        return Diagnostic(
+            "RK202", title, self.arriving(witness), help, (_pair(witness),), values=self.values(witness)
+        )
+
+    def arriving(self, witness: Witness) -> tuple[Label, ...]:
+        """The two templates that lead to one target."""
+        spans = [self.arrows[number].to or self.arrows[number].span for number in witness.arrows]
+        return tuple(
+            Label(span, f"{key} -> {witness.targets[0]}", primary=number > 0)
+            for number, (span, key) in enumerate(zip(spans, witness.keys, strict=True))
+        )
 
     def cut(self, witness: Witness, level: str) -> Diagnostic:
         arrow = self.arrows[witness.arrows[0]]
@@ -296,6 +316,27 @@ def _core(part: Part) -> tuple[tuple[int, int], int, int]:
 
 def _pair(witness: Witness) -> str:
     return f"{witness.keys[0]}\n{witness.keys[1]}\nboth become {witness.targets[0]}"
+
+
+def _targets_by_rule(matches: Iterable[Match]) -> dict[str, tuple[str, ...]]:
+    """What the matcher makes of one key: for each rule its targets, with `_INDEX` for what `unstack` counts."""
+    found: dict[str, tuple[str, ...]] = {}
+    for match in matches:
+        flow = match.rule.flow
+        made = flow.unstack.by if flow is not None and flow.unstack is not None else None
+        targets = (target.replace(f"{{{made}}}", _INDEX) for target in match.targets)
+        found[match.rule.id] = (*found.get(match.rule.id, ()), *targets)
+    return found
+
+
+def _meet(ones: Iterable[str], others: Iterable[str]) -> bool:
+    """Whether one of the first targets is, for some index, one of the others."""
+    return any(_one_can_be(one, other) or _one_can_be(other, one) for one in ones for other in others)
+
+
+def _one_can_be(one: str, other: str) -> bool:
+    pattern = "(0|[1-9][0-9]*)".join(map(re.escape, one.split(_INDEX)))
+    return re.fullmatch(pattern, other.replace(_INDEX, "0")) is not None
 
 
 def _becomes(target: str, arrow: Arrow) -> str:

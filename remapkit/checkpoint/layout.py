@@ -14,6 +14,7 @@ from remapkit.checkpoint.copying import BLOCK
 from remapkit.checkpoint.faults import unwritable
 from remapkit.checkpoint.reader import Reader, SourceFile
 from remapkit.checkpoint.safetensors import DTYPES, header_json, padded_header
+from remapkit.ops.ranges import byte_ranges
 from remapkit.plan import Move
 from remapkit.spec import DTYPE_BITS
 
@@ -119,7 +120,7 @@ def lay_out_safetensors(name: str, moves: Sequence[Move], reader: Reader, metada
     _check_dtypes(moves)
     moves = in_aligned_order(moves)
     raw = header_json(((move.target, move.spec) for move in moves), metadata)
-    data = _merged(tensor_piece(move, reader) for move in moves)
+    data = _merged(piece for move in moves for piece in tensor_pieces(move, reader))
     first = next(iter(data), None)
     start = first.offset % BLOCK if isinstance(first, Copy) else 0
     # A data start of odd offset would leave every tensor unaligned: it only pays where blocks can be shared.
@@ -143,6 +144,18 @@ def tensor_piece(move: Move, reader: Reader) -> Piece:
     if extent is None:
         return Stream(move, move.spec.nbytes)
     return Copy(extent.source, extent.offset, extent.length)
+
+
+def tensor_pieces(move: Move, reader: Reader) -> list[Piece]:
+    """What a target's bytes are, piece by piece: operations that only move stretches of bytes are copies too."""
+    if move.ops and move.sources:
+        header = reader.header()
+        ranges = byte_ranges(move.ops, [header[fqn] for fqn in move.sources])
+        extents = [reader.extent(fqn) for fqn in move.sources] if ranges is not None else [None]
+        found = [extent for extent in extents if extent is not None]
+        if ranges is not None and len(found) == len(extents):
+            return [Copy(found[r.source].source, found[r.source].offset + r.offset, r.length) for r in ranges]
+    return [tensor_piece(move, reader)]
 
 
 def _merged(pieces: Iterable[Piece]) -> list[Piece]:

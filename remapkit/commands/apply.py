@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from remapkit.check import Check, known_keys_problem, make_check
 from remapkit.checkpoint import Reader
-from remapkit.commands.common import known_source, open_source, refuse_unproven
+from remapkit.commands.common import known_source, load_rules, open_source, refuse_unproven
 from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError
-from remapkit.library import load, version
-from remapkit.plan import Move, Plan, make_plan
+from remapkit.library import version
+from remapkit.plan import Move, Plan, from_where, make_plan
 from remapkit.report import Outcome, Table, human_bytes
 from remapkit.spec import StateDictSpec
 from remapkit.targets import TargetRef, target_header
@@ -29,7 +29,7 @@ def run(args: Namespace) -> Outcome:
     if args.output in ("", "-"):
         help = ("a checkpoint is written beside its final place and renamed: name a file",)
         raise UsageError(Diagnostic("RK609", f"-o {args.output!r} names no file", help=help))
-    rules = load(args.rules)
+    rules = load_rules(args.rules, args)
     proven = tuple(finding for finding in refuse_unproven([rules], args) if finding.code != "RK205")
     source = Path(args.checkpoint)
     with ExitStack() as stack:
@@ -121,7 +121,7 @@ def _write(
 
 
 def _dry_run(plan: Plan, check: Check | None, moves: Sequence[Move], reader: Reader) -> Outcome:
-    rows = tuple((move.sources[0], move.target, str(move.spec), move.rule.id) for move in moves)
+    rows = tuple((from_where(move), move.target, str(move.spec), move.rule.id) for move in moves)
     rows += tuple((gone.fqn, "(dropped)", str(plan.source[gone.fqn]), gone.rule.id) for gone in plan.dropped)
     return Outcome(
         data={**plan_data(plan), "dry_run": True},

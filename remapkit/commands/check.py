@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.check import Check, make_check
-from remapkit.commands.common import known_source, open_source, refuse_unproven
+from remapkit.commands.common import known_source, load_rules, open_source, refuse_unproven
 from remapkit.diagnostic import Diagnostic, UsageError
 from remapkit.library import load, packs
 from remapkit.plan import make_plan
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def run(args: Namespace) -> Outcome:
     """The verdict only, for one rule file or for every pack that leads to the model."""
-    rule_sets = [load(name) for name in args.rules] or _packs_for(args)
+    rule_sets = [load_rules(name, args) for name in args.rules] or _packs_for(args)
     proven = refuse_unproven(rule_sets, args)
     checks = [_check_one(rules, args) for rules in rule_sets]
     found = [diagnostic for each in checks for diagnostic in (*each.problems, *each.warnings, *each.notes)]

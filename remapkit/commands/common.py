@@ -8,14 +8,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remapkit.checkpoint import Reader, open_checkpoint
-from remapkit.diagnostic import Diagnostic, InvalidRules
-from remapkit.library import find_rules, packs
+from remapkit.diagnostic import Diagnostic, InvalidRules, UsageError
+from remapkit.library import find_rules, load, packs
 from remapkit.prove import Level, Proof
 from remapkit.spec import StateDictSpec
 from remapkit.targets import read_header
 
 if TYPE_CHECKING:
     from remapkit.rules import RuleSet
+
+
+def load_rules(name_or_path: str | Path, args: Namespace) -> RuleSet:
+    """A rule file with the params and the config of the command line."""
+    return load(name_or_path, params=given_params(args.param), config=args.config)
+
+
+def given_params(written: Sequence[str]) -> dict[str, int]:
+    """`name=number` as it was typed; raises `UsageError` (RK640) for anything else.
+
+    >>> given_params(["heads=40"])
+    {'heads': 40}
+    """
+    found: dict[str, int] = {}
+    for each in written:
+        name, sign, value = each.partition("=")
+        try:
+            number = int(value)
+        except ValueError:
+            sign = ""
+        if not sign or not name or name in found:
+            title = f"--param {each}: " + ("given twice" if name in found else "that is no param with a whole number")
+            raise UsageError(Diagnostic("RK640", title, help=("write it as --param heads=40",)))
+        found[name] = number
+    return found
 
 
 def known_source(rules: RuleSet) -> StateDictSpec | None:

@@ -14,7 +14,8 @@ from torch import nn
 from remapkit.loading.job import Job, Unit, Wanted
 from remapkit.loading.module import Fill, Target, assign
 from remapkit.loading.upload import CudaQueue, Upload
-from remapkit.loading.values import DTYPES, Values
+from remapkit.loading.values import Values
+from remapkit.meta import DTYPES
 
 
 @dataclass(slots=True)

@@ -21,8 +21,8 @@ from remapkit.loading.carry import carry_out
 from remapkit.loading.job import PLAIN_FLOATS, Dtype, Wanted, count, prepare
 from remapkit.loading.module import target_of, tensor_reason
 from remapkit.loading.rebuild import Factory, rebuilt
-from remapkit.loading.values import DTYPES, FileValues, MemoryValues, Values
-from remapkit.meta import header_of
+from remapkit.loading.values import FileValues, MemoryValues, Values
+from remapkit.meta import DTYPES, header_of
 from remapkit.plan import make_plan, named
 from remapkit.rulefile import read_text
 from remapkit.rules import RuleSet, compile_rules
@@ -129,8 +129,8 @@ def load_into(
     Nothing stays on meta. Values that only the constructor knows (non-persistent buffers, plain tensors) come from
     `buffers={fqn: tensor}` or from building the module again: with `factory()`, or from the config that models of
     transformers and diffusers carry. `strict=False` lets unexpected keys go, and keeps missing ones that are not on
-    meta. `extra_state="keep"` leaves what modules keep as extra state; checkpoints cannot bring it. `run` gives the
-    bytes of moves with operations.
+    meta. `extra_state="keep"` leaves what modules keep as extra state; checkpoints cannot bring it. `run` makes
+    what operations make of a file, in another way than the usual one.
 
     Returns `Loaded`. Raises `FailedCheck` with everything that is wrong, `UnreadableCheckpoint`, `InvalidRules` or
     `UsageError`; the model is then as it was before.
@@ -148,7 +148,7 @@ def load_into(
     with ExitStack() as stack:
         source, values, notes = _open(ckpt, root, run, stack)
         plan = make_plan(rule_set, source)
-        job = prepare(target, plan, values, wanted, strict, extra_state, run)
+        job = prepare(target, plan, values, wanted, strict, extra_state)
         lost = target.lost()
         fills, unknown = rebuilt(target, lost, factory, buffers or {})
         if problems := (*job.problems, *unknown):

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 
 from remapkit.check import Check, make_check
-from remapkit.checkpoint.writing import Run
 from remapkit.diagnostic import Diagnostic
 from remapkit.loading.module import Target
-from remapkit.loading.values import DTYPES, Values, overlapping, same_bytes
+from remapkit.loading.values import Values, overlapping, same_bytes
+from remapkit.meta import DTYPES
 from remapkit.plan import Move, Plan, named
 
 PLAIN_FLOATS = ("F16", "BF16", "F32", "F64")
@@ -56,9 +56,7 @@ class Job:
     problems: tuple[Diagnostic, ...]
 
 
-def prepare(
-    target: Target, plan: Plan, values: Values, wanted: Wanted, strict: bool, extra_state: str, run: Run | None
-) -> Job:
+def prepare(target: Target, plan: Plan, values: Values, wanted: Wanted, strict: bool, extra_state: str) -> Job:
     """What is to be done, and everything that speaks against it. Reads no data but that of tied names."""
     check = make_check(plan, target.header)
     problems = list(check.problems)
@@ -70,7 +68,6 @@ def prepare(
     wrong = {each.target for each in check.shape_mismatches}
     moves = {m.target: m for m in plan.moves if m.target in target.header and m.target not in wrong}
     problems += _dtype_problems(moves, target, wanted)
-    problems += _operations(moves, run)
     units: tuple[Unit, ...] = ()
     if not problems:
         problems += _torn_ties(moves, target, values)
@@ -127,13 +124,6 @@ def _dtype_problems(moves: Mapping[str, Move], target: Target, wanted: Wanted) -
         title = f"dtype={wanted.dtype} would cast {count(len(small), 'tensor')} of 8-bit floats without their scales"
         help = "dtype='model' leaves them as they are"
         yield Diagnostic("RK326", title, (), (help,), (named(small),), values={"names": small})
-
-
-def _operations(moves: Mapping[str, Move], run: Run | None) -> Iterator[Diagnostic]:
-    with_ops = [fqn for fqn, move in moves.items() if move.ops]
-    if with_ops and run is None:
-        title = f"{count(len(with_ops), 'tensor')} made by operations, but nothing was given to run them"
-        yield Diagnostic("RK328", title, (), ("give run=",), (named(with_ops),), values={"names": with_ops})
 
 
 def _groups(moves: Mapping[str, Move], target: Target) -> Iterator[tuple[str, ...]]:

@@ -14,7 +14,8 @@ from typing import Protocol, Self
 import torch
 
 from remapkit.checkpoint.reader import Extent
-from remapkit.loading.values import DTYPES, bytes_of, read_into
+from remapkit.loading.values import bytes_of, read_into
+from remapkit.meta import DTYPES
 from remapkit.spec import TensorSpec
 
 STAGE = 32 << 20

@@ -17,14 +17,15 @@ from typing import Protocol
 
 import torch
 
-from remapkit import meta
 from remapkit.checkpoint.faults import unreadable
 from remapkit.checkpoint.reader import Extent, Reader, SourceFile, reason
 from remapkit.checkpoint.writing import Run, target_chunks
+from remapkit.meta import DTYPES, dtype_name
+from remapkit.ops.ranges import Range, byte_ranges
 from remapkit.plan import Move
-
-DTYPES: Mapping[str, torch.dtype] = {name: dtype for dtype, name in meta._NAMES.items()}
-"""torch's dtype for each name of a header; the floats of less than a byte have none."""
+from remapkit.running.eager import Maker
+from remapkit.running.stream import Streams
+from remapkit.spec import TensorSpec
 
 # Python names the flag from 3.13 on. Without it a private map of a file larger than memory is refused by systems that
 # count every page of it as if it were going to be written.
@@ -69,7 +70,7 @@ class FileValues:
 
     def __init__(self, reader: Reader, run: Run | None) -> None:
         self._reader = reader
-        self._run = run
+        self._run = run or Streams()
         self._maps: dict[SourceFile, mmap.mmap | None] = {}
 
     def place(self, move: Move) -> Place | None:
@@ -81,8 +82,15 @@ class FileValues:
         return f"file {id(extent.source)}", extent.offset, extent.offset + extent.length
 
     def extent(self, move: Move) -> Extent | None:
-        """The source's extent, where the move has no operations."""
-        return None if move.ops else self._reader.extent(move.sources[0])
+        """The stretch of a file that holds the target: its source's, or a part of that."""
+        if not move.ops:
+            return self._reader.extent(move.sources[0])
+        header = self._reader.header()
+        part = one_range(move, header)
+        extent = self._reader.extent(move.sources[part.source]) if part is not None else None
+        if part is None or extent is None:
+            return None
+        return Extent(extent.source, extent.offset + part.offset, part.length)
 
     def tensor(self, move: Move, *, own: bool = False) -> Value:
         """A view of the mapped file where that is possible, else a copy."""
@@ -163,9 +171,13 @@ class MemoryValues:
 
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
         self._state = state
+        self._maker = Maker(state)
+        self._specs = {fqn: TensorSpec(dtype_name(value.dtype), tuple(value.shape)) for fqn, value in state.items()}
 
     def place(self, move: Move) -> Place | None:
         """The stretch of memory that the tensor's elements lie in."""
+        if move.ops:
+            return self._part(move)
         tensor = self._state[move.sources[0]]
         if not tensor.numel() or tensor.is_meta:
             return None
@@ -177,12 +189,33 @@ class MemoryValues:
         """None: there is no file."""
 
     def tensor(self, move: Move, *, own: bool = False) -> Value:
-        """The tensor itself, detached."""
+        """The tensor itself, detached; what operations make is a tensor of its own, but for parts of one."""
+        if move.ops:
+            made = self._maker.tensor(move)
+            shared = self._part(move) is not None and not own
+            return Value(made if shared else made.clone(memory_format=torch.contiguous_format), shared=shared)
         tensor = self._state[move.sources[0]].detach()
         return Value(tensor.clone() if own else tensor, shared=not own)
 
+    def _part(self, move: Move) -> Place | None:
+        """Where a target lies that is one stretch of a contiguous source."""
+        part = one_range(move, self._specs)
+        source = self._state[move.sources[part.source]] if part is not None else None
+        if part is None or source is None or not source.is_contiguous() or source.is_meta:
+            return None
+        start = source.data_ptr() + part.offset
+        return str(source.device), start, start + part.length
+
     def check_unchanged(self) -> None:
         """Nothing: there is no file."""
+
+
+def one_range(move: Move, specs: Mapping[str, TensorSpec]) -> Range | None:
+    """The one stretch of one source that a target with operations consists of, or None."""
+    if not move.sources:
+        return None
+    ranges = byte_ranges(move.ops, [specs[fqn] for fqn in move.sources])
+    return ranges[0] if ranges is not None and len(ranges) == 1 else None
 
 
 def overlapping(moves: Iterable[Move], values: Values) -> frozenset[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
 from itertools import islice
@@ -39,6 +39,7 @@ _FILE = Path(__file__).with_name("rules-v1.schema.json")
 _TYPES = {
     "string": "text",
     "integer": "a whole number",
+    "number": "a number",
     "boolean": "true or false",
     "array": "a list",
     "object": "a mapping",
@@ -174,11 +175,6 @@ class _Place:
             if section == "tests" and len(self.path) == 2
             else f"`{shown(str(last))[1:-1]}`"
         )
-        return (
-            f"the table `{self.path[1]}`"
-            if self.path[0] == "tables" and len(self.path) == 2
-            else f"`{self.path[-1]}`"
-        )
 
     @property
     def rule(self) -> str:
@@ -268,14 +264,39 @@ def _sentence(schema: Mapping[str, Any]) -> str:
 def _surfaces(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     if not isinstance(place.node, MapNode):
         return  # `required` holds of what is no mapping, so that both surfaces do: its type is wrong, which is said
-    match, path = place.node.key("match"), place.node.key("path")
-    if match is not None and path is not None:
-        labels = (Label(match.span), Label(path.span))
-        help = "they are two ways to write one pattern: remove one"
-        yield Diagnostic("RK024", f"{place.name} has both `match` and `path`", labels, (help,))
+    options = [name for each in error.wanted for name in each["required"]]
+    present = [key for name in options if (key := place.node.key(name)) is not None]
+    if len(present) > 1:
+        names = " and ".join(f"`{key.value}`" for key in present)
+        number = "both" if len(present) == 2 else "all of"
+        labels = tuple(Label(key.span) for key in present)
+        help = _ONE_OF[options[0]]
+        if [key.value for key in present] == ["match", "path"]:
+            help = "they are two ways to write one pattern: remove one"
+        yield Diagnostic("RK024", f"{place.name} has {number} {names}", labels, (help,))
+    elif options[0] == "to":
+        rule = json.loads(schema_text())["$defs"]["rule"]
+        yield from _missing_fields(place, replace(error, wanted=["to"], schema=rule))
     else:
         help = "add `path: 'layers.{n:int}.{rest:**}'` (a path pattern) or `match:` (a regular expression)"
         yield Diagnostic("RK024", f"{place.name} has neither `match` nor `path`", (Label(place.at),), (help,))
+
+
+_ONE_OF = {
+    "match": "a rule reads one pattern, or joins several with `concat`: remove one",
+    "to": "a rule has one of `to`, `split`, `copy` and `tie`: remove one",
+}
+
+
+def _too_many(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    if isinstance(place.node, MapNode):
+        second = place.node.entries[1][0]
+        help = f"operations are a list, one an entry: write `- {second.value}: ...` on its own line"
+        yield Diagnostic("RK022", f"{place.name} has two operations", (Label(second.span),), (help,))
+    else:
+        help = f"for example `{place.path[-1]}: {_flow(error.schema['examples'][0])}`"
+        title = f"{place.name} wants {error.wanted} entries, and not more"
+        yield Diagnostic("RK022", title, (Label(place.node.span),), (help,))
 
 
 def _lacks_all(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
@@ -316,7 +337,7 @@ def _wrong_type(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
 
 
 def _or(names: Sequence[str]) -> str:
-    if "text" in names:  # a whole number is welcome there, as the text that it is
+    if "text" in names[:1]:  # a whole number is welcome there, as the text that it is
         names = [name for name in names if name != "a whole number"]
     return f"{', '.join(names[:-1])} or {names[-1]}" if names[1:] else names[0]
 
@@ -387,6 +408,11 @@ def _other_version(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
 
 
 def _empty(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    if error.keyword == "minItems" and isinstance(place.node, ListNode) and place.node.items:
+        title = f"{place.name} wants {error.wanted} entries at least"
+        help = f"for example `{_flow(error.schema['examples'][0])}`"
+        yield Diagnostic("RK026", title, (Label(place.node.span),), (help,))
+        return
     what = {"minLength": "an empty text", "minItems": "an empty list", "minProperties": "an empty mapping"}
     node = place.node.span
     label = Label(node if node.end > node.start else place.at)
@@ -397,8 +423,10 @@ def _empty(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
 def _bad_name(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     if error.of_a_name and isinstance(place.node, MapNode):
         key = place.node.key(str(error.got))
-        at, what = (key.span if key else place.at), "name for a table"
+        at, what = (key.span if key else place.at), f"name for a {str(place.path[-1])[:-1]}"
         help = "a table is named with letters, digits and _, and never `int`, which is a type"
+        if place.path[-1] == "params":
+            help = "a param is named with letters, digits and _"
     else:
         at, what, help = (
             place.node.span,
@@ -414,6 +442,8 @@ _EXPLAIN: Mapping[str, Callable[[_Place, _Departure], Iterator[Diagnostic]]] = {
     "const": _other_version,
     "dependentRequired": _args_alone,
     "enum": _not_one_of,
+    "maxItems": _too_many,
+    "maxProperties": _too_many,
     "minItems": _empty,
     "minLength": _empty,
     "minProperties": _empty,

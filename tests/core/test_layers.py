@@ -23,15 +23,18 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("source", "diagnostic", "spec", "guest"),
     ("yamlnodes", "rulefile", "schema", "ops"),
     ("pattern", "regex", "pathpattern", "automaton", "factor", "guards", "template", "matcher", "languages"),
-    ("arrows", "variants", "nets", "searches", "delays", "questions", "verdicts", "rules", "prove", "invert"),
-    ("plan", "check"),
+    (
+        *("flows", "arrows", "variants", "nets", "searches", "delays", "questions", "verdicts"),
+        *("rules", "prove", "invert"),
+    ),
+    ("plan", "gather", "check"),
     ("checkpoint",),
-    ("execute", "compare", "loading", "meta"),
+    ("execute", "compare", "loading", "meta", "running"),
     ("library", "ruletest", "learn", "generalise", "pairing", "examples", "families", "targets"),
     ("report", "progress", "commands", "cli", "__main__"),
 )
 LOADING = {f"loading.{name}" for name in ("carry", "into", "job", "module", "rebuild", "upload", "values")}
-MAY_IMPORT_TORCH = {*LOADING, "meta", "ops_run", "checkpoint.legacy", "targets"}
+MAY_IMPORT_TORCH = {*LOADING, "meta", "running.eager", "checkpoint.legacy", "targets"}
 
 
 def modules() -> dict[str, ast.Module]:

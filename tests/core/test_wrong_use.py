@@ -53,8 +53,15 @@ def test_a_number_in_braces_is_no_group() -> None:
 
 @pytest.mark.parametrize("name", ["__metadata__", "a\nb", "a\u2028b"])
 def test_a_name_that_no_file_can_hold_is_not_written(name: str) -> None:
+    plan = rules("unmatched: keep").plan({name: torch.ones(1)})
     with pytest.raises(FailedCheck, match="RK306"):
-        rules("unmatched: keep")({name: torch.ones(1)})
+        plan.raise_for_problems()
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "model.pth", torch.nn.Linear(2, 2), [("a", 1)], {1: torch.ones(1)}])
+def test_what_is_no_state_dict_is_called_so(wrong: object) -> None:
+    with pytest.raises(TypeError, match="state dict"):
+        rules("unmatched: keep")(wrong)  # type: ignore[arg-type]
 
 
 def test_a_text_with_braces_in_braces_wants_quotes() -> None:

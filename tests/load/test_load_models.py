@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from load_kit import Plain, Tiny, on_meta, raw, refused, same_state
+from load_kit import Plain, Tiny, on_meta, raw, same_state
 from safetensors.torch import save_file, save_model
 from torch import nn
 
 import remapkit
-from remapkit.plan import Move, Plan, make_plan
+from remapkit.rulefile import read_text
+from remapkit.rules import compile_rules
 
 
 def gpt2() -> nn.Module:
@@ -310,26 +310,33 @@ def test_shards_are_mapped_each(tmp_path: Path) -> None:
     same_state(twin, model)
 
 
-def test_moves_with_operations_need_somebody_to_run_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Negate:
-        name = "negate"
+OPERATIONS = """
+remapkit: 1
+name: ops
+rules:
+  - {id: negated, path: a.weight, ops: [{scale: -1}], to: a.weight}
+  - {id: parts, path: both, split: {dim: 0, sizes: [SIZES], into: [a.bias, b.weight]}}
+"""
 
-    def with_operation(*args: Any) -> Plan:
-        plan = make_plan(*args)
-        return replace(plan, moves=tuple(replace(move, ops=(Negate(),)) for move in plan.moves))
 
-    def run(move: Move, reader: remapkit.Reader) -> Iterator[memoryview]:
-        whole = bytearray(b"".join(reader.chunks(move.sources[0])))
-        yield memoryview(raw(-torch.frombuffer(whole, dtype=torch.float32)))
-
-    monkeypatch.setattr("remapkit.loading.into.make_plan", with_operation)
+@pytest.mark.parametrize("where", ["file", "memory"])
+def test_operations_run_on_their_way_into_a_module(where: str, tmp_path: Path) -> None:
     model = Plain()
-    path = save(model, tmp_path / "p.safetensors")
-    assert "nothing was given to run them" in refused("RK328", on_meta(Plain), path)
+    state = model.state_dict()
+    bias, weight = state["a.bias"], state["b.weight"]
+    flat = torch.cat([bias.reshape(-1), weight.reshape(-1)])
+    sizes = f"{bias.numel()}, {weight.numel()}"
+    text = OPERATIONS.replace("SIZES", sizes).replace(
+        "b.weight]", f"{{to: b.weight, ops: [{{reshape: {list(weight.shape)}}}]}}]"
+    )
+    rules = compile_rules(read_text(text))
+    given = {"a.weight": -state["a.weight"], "both": flat}
+    path = tmp_path / "p.safetensors"
+    save_file(given, path)
     twin = on_meta(Plain)
-    loaded = remapkit.load_into(twin, path, run=run)
-    assert (loaded.shared, loaded.copied) == (0, 3)
-    assert torch.equal(twin.a.weight, -model.a.weight)
+    loaded = remapkit.load_into(twin, path if where == "file" else given, rules)
+    assert (loaded.shared, loaded.copied) == (2, 1), "parts of one tensor are shared, what is calculated is made"
+    same_state(twin, model)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])

@@ -1,0 +1,366 @@
+"""Operations as written: a name and arguments, some of them params. What they are once params have values, and back.
+
+A `Call` is symbolic: `rope: {to: half, heads: n_heads, head_dim: 128}` knows no number of heads. `Call.op` gives the
+operation of `kinds` for given params, `Call.inverse` the call that undoes it, or the reason why none does.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from remapkit.diagnostic import Diagnostic, InvalidRules, Label
+from remapkit.ops import kinds
+from remapkit.ops.numbers import BadNumber, Expr, check_names, expr
+from remapkit.rulefile import WrittenOp
+from remapkit.source import Span
+from remapkit.spec import DTYPE_BITS
+from remapkit.yamlnodes import ListNode, MapNode, Node, ScalarNode
+
+Arg = int | float | str | None | Expr | tuple["Arg", ...]
+Params = Mapping[str, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An operation with its arguments, all of them present; numbers may be arithmetic on params."""
+
+    name: str
+    args: tuple[tuple[str, Arg], ...] = ()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+    def __getitem__(self, name: str) -> Arg:
+        return dict(self.args)[name]
+
+    def op(self, params: Params) -> kinds.Op:
+        """The operation itself; raises `NoValue` or `BadNumber` where the params do not give its numbers."""
+        values = {name: evaluated(arg, params) for name, arg in self.args}
+        checks = _FORMS[self.name].at_least
+        for name, least in checks.items():
+            value = values[name]
+            for each in value if isinstance(value, tuple) else (value,):
+                if each is not None and each < least and not (each == -1 and self.name == "reshape"):
+                    raise BadNumber(f"`{name}` of {self.name} is {each}, and must be at least {least}")
+        return _FORMS[self.name].make(values)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The params it speaks of."""
+        return tuple(dict.fromkeys(name for _, arg in self.args for name in names_in(arg)))
+
+    @property
+    def inverse(self) -> Call | str:
+        """The call that undoes it, or a sentence that says why there is none."""
+        return _FORMS[self.name].inverse(self)
+
+    def changed(self, **args: Arg) -> Call:
+        """The same call with other arguments."""
+        return Call(self.name, tuple((name, args.get(name, arg)) for name, arg in self.args))
+
+    def plain(self) -> object:
+        """As YAML would have it, in its shortest form.
+
+        >>> Call("transpose", (("dims", (0, 1)),)).plain(), Call("flip_halves", (("dim", 0),)).plain()
+        ({'transpose': [0, 1]}, 'flip_halves')
+        """
+        form = _FORMS[self.name]
+        given = {name: plain_arg(arg) for name, arg in self.args if form.default(name) != arg}
+        if not given and form.bare:
+            return self.name
+        if form.short is not None and set(given) <= {form.short}:
+            value = given[form.short]
+            return {self.name: value[0] if form.unwrap and isinstance(value, list) and len(value) == 1 else value}
+        return {self.name: given}
+
+
+def plain_arg(arg: Arg) -> Any:
+    """An argument as plain data."""
+    if isinstance(arg, tuple):
+        return [plain_arg(each) for each in arg]
+    return arg.text if isinstance(arg, Expr) else arg
+
+
+def evaluated(arg: Arg, params: Params) -> Any:
+    """An argument with its arithmetic done."""
+    if isinstance(arg, tuple):
+        return tuple(evaluated(each, params) for each in arg)
+    return arg.value(params) if isinstance(arg, Expr) else arg
+
+
+def names_in(arg: Arg) -> tuple[str, ...]:
+    """The params that an argument speaks of."""
+    if isinstance(arg, tuple):
+        return tuple(name for each in arg for name in names_in(each))
+    return arg.names if isinstance(arg, Expr) else ()
+
+
+Inverse = Callable[[Call], "Call | str"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How an operation is written: its arguments and their defaults, which one may stand alone, and its inverse.
+
+    `bare` where the name alone is enough; `short` the argument that may stand without its name, and `unwrap` where
+    one element of it may stand without a list.
+    """
+
+    args: tuple[tuple[str, Any], ...]
+    make: Callable[[dict[str, Any]], kinds.Op]
+    inverse: Inverse
+    short: str | None = None
+    bare: bool = False
+    unwrap: bool = False
+    at_least: Mapping[str, int] = field(default_factory=dict)
+
+    def default(self, name: str) -> Any:
+        return dict(self.args)[name]
+
+
+class _Required:
+    """The default of an argument that has none."""
+
+
+REQUIRED: Any = _Required()
+
+
+def _itself(call: Call) -> Call:
+    return call
+
+
+def _none(reason: str) -> Inverse:
+    return lambda call: reason
+
+
+def _undo_permute(call: Call) -> Call:
+    order = call["order"]
+    assert isinstance(order, tuple)
+    back = sorted(range(len(order)), key=lambda n: order[n])  # type: ignore[arg-type, return-value]
+    return call.changed(order=tuple(back))
+
+
+def _undo_reshape(call: Call) -> Call | str:
+    if call["from"] is None:
+        return "reshape does not say which shape it came from: write reshape: {from: [...], to: [...]}"
+    return call.changed(**{"from": call["to"], "to": call["from"]})
+
+
+def _undo_cast(call: Call) -> Call | str:
+    old, new = call["from"], call["to"]
+    if old is None:
+        return f"cast to {new} does not say from which dtype: write cast: {{from: ..., to: {new}}}"
+    if not kinds.is_exact(str(old), str(new)):
+        return f"a cast from {old} to {new} rounds, and what it rounded away is gone"
+    if str(old) not in kinds.FLOATS:
+        return f"there is no cast from {new} back to {old}: values might be lost"
+    return call.changed(**{"from": new, "to": old})
+
+
+def _undo_scale(call: Call) -> Call | str:
+    factor = float(call["factor"])  # type: ignore[arg-type]
+    mantissa = abs(factor)
+    while mantissa >= 2:
+        mantissa /= 2
+    while 0 < mantissa < 1:
+        mantissa *= 2
+    if mantissa != 1:
+        return f"scale by {call['factor']} rounds; only powers of two are undone exactly"
+    back = 1 / factor
+    return call.changed(factor=int(back) if back == int(back) else back)
+
+
+def _undo_rope(call: Call) -> Call:
+    return call.changed(to="interleaved" if call["to"] == "half" else "half")
+
+
+_DIM = (("dim", 0),)
+_HEADS = (("heads", REQUIRED), ("kv_heads", None), ("head_dim", REQUIRED), *_DIM)
+_HEADS_FROM = {"heads": 1, "kv_heads": 1, "head_dim": 1}
+
+
+def _qkv(kind: type[kinds.UngroupQkv] | type[kinds.GroupQkv]) -> Callable[[dict[str, Any]], kinds.Op]:
+    def make(args: dict[str, Any]) -> kinds.Op:
+        return kind(args["heads"], args["kv_heads"] or args["heads"], args["head_dim"], args["dim"])
+
+    return make
+
+
+_FORMS: Mapping[str, _Form] = {
+    "transpose": _Form((("dims", None),), lambda a: kinds.Transpose(a["dims"]), _itself, short="dims", bare=True),
+    "permute": _Form((("order", REQUIRED),), lambda a: kinds.PermuteOp(a["order"]), _undo_permute, short="order"),
+    "reshape": _Form(
+        (("from", None), ("to", REQUIRED)),
+        lambda a: kinds.ReshapeOp(a["to"], a["from"]),
+        _undo_reshape,
+        short="to",
+        at_least={"from": 0, "to": 0},
+    ),
+    "squeeze": _Form(
+        (("dims", REQUIRED),),
+        lambda a: kinds.Squeeze(a["dims"]),
+        lambda call: Call("unsqueeze", call.args),
+        short="dims",
+        unwrap=True,
+    ),
+    "unsqueeze": _Form(
+        (("dims", REQUIRED),),
+        lambda a: kinds.Unsqueeze(a["dims"]),
+        lambda call: Call("squeeze", call.args),
+        short="dims",
+        unwrap=True,
+    ),
+    "slice": _Form(
+        (*_DIM, ("start", 0), ("stop", None)),
+        lambda a: kinds.Slice(a["dim"], a["start"], a["stop"]),
+        _none("slice leaves elements behind, and nothing brings them back"),
+        at_least={"start": 0, "stop": 0},
+    ),
+    "pad": _Form(
+        (*_DIM, ("to", REQUIRED), ("value", 0)),
+        lambda a: kinds.PadOp(a["dim"], a["to"], a["value"]),
+        _none("pad does not say how many elements there were before"),
+        at_least={"to": 0},
+    ),
+    "flip_halves": _Form(_DIM, lambda a: kinds.FlipHalves(a["dim"]), _itself, bare=True),
+    "rope": _Form(
+        (("to", REQUIRED), ("heads", REQUIRED), ("head_dim", REQUIRED), *_DIM),
+        lambda a: kinds.Rope(a["to"], a["heads"], a["head_dim"], a["dim"]),
+        _undo_rope,
+        at_least={"heads": 1, "head_dim": 2},
+    ),
+    "ungroup_qkv": _Form(
+        _HEADS, _qkv(kinds.UngroupQkv), lambda call: Call("group_qkv", call.args), at_least=_HEADS_FROM
+    ),
+    "group_qkv": _Form(
+        _HEADS, _qkv(kinds.GroupQkv), lambda call: Call("ungroup_qkv", call.args), at_least=_HEADS_FROM
+    ),
+    "cast": _Form(
+        (("from", None), ("to", REQUIRED)), lambda a: kinds.CastOp(a["to"], a["from"]), _undo_cast, short="to"
+    ),
+    "scale": _Form((("factor", REQUIRED),), lambda a: kinds.ScaleOp(float(a["factor"])), _undo_scale, short="factor"),
+    "add": _Form(
+        (("term", REQUIRED),),
+        lambda a: kinds.AddOp(float(a["term"])),
+        _none("add rounds: x + 1 - 1 is not x for every float"),
+        short="term",
+    ),
+}
+"""Every operation on one tensor, by its name in rule files."""
+
+OPERATIONS = tuple(_FORMS)
+"""The names of all operations on one tensor."""
+
+
+# -------------------------------------------------------------------------------------------- from written to calls
+
+
+class CallReader:
+    """Reads written operations; what is wrong goes to `problems`. `params` are the names that numbers may use."""
+
+    def __init__(self, params: Mapping[str, object], problems: list[Diagnostic]) -> None:
+        self.params, self.problems = params, problems
+
+    def problem(self, code: str, title: str, span: Span, *help: str) -> None:
+        """Note a problem."""
+        self.problems.append(Diagnostic(code, title, (Label(span),), help))
+
+    def calls(self, written: Sequence[WrittenOp]) -> tuple[Call, ...]:
+        """Every operation that can be read."""
+        found = (self.call(each) for each in written)
+        return tuple(each for each in found if each is not None)
+
+    def call(self, written: WrittenOp) -> Call | None:
+        """One operation, or None where it has a problem."""
+        name = written.name.value
+        form = _FORMS[name]
+        before = len(self.problems)
+        given = self._given(form, written.args)
+        args = tuple((key, given.get(key, default)) for key, default in form.args)
+        call = Call(name, args, written.span)
+        if len(self.problems) == before:
+            self._check(call, written)
+        return call if len(self.problems) == before else None
+
+    def _given(self, form: _Form, node: Node | None) -> dict[str, Arg]:
+        if node is None:
+            return {}
+        if isinstance(node, MapNode):
+            return {key.value: self.arg(value, wrap=form.unwrap) for key, value in node.entries}
+        assert form.short is not None
+        return {form.short: self.arg(node, wrap=form.unwrap)}
+
+    def arg(self, node: Node, *, wrap: bool = False) -> Arg:
+        """One argument: a list, a number, a word, or arithmetic on params."""
+        if isinstance(node, ListNode):
+            return tuple(self.arg(item) for item in node.items)
+        assert isinstance(node, ScalarNode)
+        value: Arg
+        if node.kind == "integer":
+            value = int(node.value)
+        elif node.kind == "number":
+            value = float(node.value)
+        elif node.value in WORDS:
+            value = node.value
+        else:
+            value = self.number(node)
+        return (value,) if wrap else value
+
+    def number(self, node: ScalarNode) -> Arg:
+        """An integer, or arithmetic on params; 0 where it cannot be read, which is noted."""
+        if node.kind == "integer":
+            return int(node.value)
+        try:
+            expression = expr(node.text)
+        except InvalidRules as error:
+            self.problems += error.diagnostics
+            return 0
+        if (problem := check_names(expression, self.params)) is not None:
+            self.problems.append(problem)
+        return expression if expression.names else _constant(expression, self.problems)
+
+    def _check(self, call: Call, written: WrittenOp) -> None:
+        """What can be told without a tensor."""
+        span = written.args.span if written.args is not None else written.span
+        if call.name == "permute":
+            order = call["order"]
+            assert isinstance(order, tuple)
+            if sorted(map(repr, order)) != sorted(map(repr, range(len(order)))):
+                title = f"{plain_arg(order)} is no order of {len(order)} dimensions"
+                self.problem("RK163", title, span, "name every dimension from 0 on, each once: permute: [2, 0, 1]")
+        elif call.name == "transpose" and isinstance(dims := call["dims"], tuple):
+            if len(dims) != 2 or dims[0] == dims[1]:
+                self.problem("RK163", "transpose swaps two dimensions", span, "name both: transpose: [0, 1]")
+        elif call.name == "reshape":
+            for side in (call["from"], call["to"]):
+                if isinstance(side, tuple) and sum(size == -1 for size in side) > 1:
+                    self.problem("RK163", "two sizes are -1", span, "one size can be what is left, not two")
+        elif call.name == "scale" and call["factor"] == 0:
+            self.problem("RK163", "scale by 0 leaves nothing", span, "name the targets under `add:` with fill: zeros")
+        try:
+            call.op(dict.fromkeys(self.params))
+        except kinds.Refused as refused:
+            self.problem("RK163", refused.title, span, *refused.help)
+        except BadNumber as error:
+            if not call.names:
+                self.problem("RK163", str(error), span, "correct the number")
+
+
+WORDS = frozenset({"half", "interleaved", *DTYPE_BITS})
+"""Texts that are arguments of their own, and no numbers."""
+
+
+def _constant(expression: Expr, problems: list[Diagnostic]) -> int:
+    try:
+        return expression.value({})
+    except BadNumber as error:
+        labels = (Label(expression.span),) if expression.span else ()
+        problems.append(Diagnostic("RK161", str(error), labels, ("correct the arithmetic",)))
+        return 0
+
+
+def close_to(name: str, known: Sequence[str]) -> str:
+    """`did you mean ...` for a misspelt name, or all that there are."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"

@@ -1,0 +1,119 @@
+"""The params of a rule file and their values: given by the caller, else by a model's config, else by the file."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from remapkit.diagnostic import Diagnostic, InvalidRules, Label, UsageError
+from remapkit.ops.numbers import BadNumber, Expr, NoValue, check_names, expr
+from remapkit.rulefile import WrittenParam
+
+
+def param_values(
+    written: Sequence[WrittenParam],
+    given: Mapping[str, int] | None,
+    config: Mapping[str, Any] | None,
+    problems: list[Diagnostic],
+) -> dict[str, int | None]:
+    """Every param with its value, None where it has none yet. What is wrong in the file goes to `problems`.
+
+    Raises `UsageError` for a given param that the file does not have, and for a config that lacks one.
+    """
+    names = {param.name.value: param for param in written}
+    _check_given(given or {}, names)
+    values: dict[str, int | None] = dict.fromkeys(names)
+    waiting: dict[str, Expr] = {}
+    for name, param in names.items():
+        own = _own(param, names, problems)
+        if given and name in given:
+            values[name] = given[name]
+        elif config is not None and param.config is not None and (found := _lookup(config, param)) is not None:
+            values[name] = found
+        elif isinstance(own, Expr):
+            waiting[name] = own
+        elif config is not None and param.config is not None:
+            raise _lacking(param, own)
+        else:
+            values[name] = own
+    _work_out(waiting, values, problems)
+    return values
+
+
+def _check_given(given: Mapping[str, int], names: Mapping[str, WrittenParam]) -> None:
+    for name, value in given.items():
+        if name not in names:
+            close = difflib.get_close_matches(name, list(names), n=1)
+            listed = f"these rules have: {', '.join(names)}" if names else "these rules have no params"
+            help = f"did you mean {close[0]!r}?" if close else listed
+            raise UsageError(Diagnostic("RK640", f"there is no param {name!r}", help=(help,)))
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise UsageError(Diagnostic("RK640", f"the param {name!r} is a whole number, and not {value!r}"))
+
+
+def _own(param: WrittenParam, names: Mapping[str, object], problems: list[Diagnostic]) -> int | Expr | None:
+    """The file's own value: a number, or arithmetic on other params."""
+    if param.value is None:
+        return None
+    if param.value.kind == "integer":
+        return int(param.value.value)
+    try:
+        expression = expr(param.value.text)
+    except InvalidRules as error:
+        problems += error.diagnostics
+        return None
+    problem = check_names(expression, names)
+    if problem is not None:
+        problems.append(problem)
+    return expression if problem is None else None
+
+
+def _work_out(waiting: dict[str, Expr], values: dict[str, int | None], problems: list[Diagnostic]) -> None:
+    while waiting:
+        ready = [name for name, own in waiting.items() if not set(own.names) & set(waiting)]
+        if not ready:
+            name, own = next(iter(waiting.items()))
+            labels = (Label(own.span),) if own.span else ()
+            title = f"the param {name!r} is made of itself"
+            problems.append(Diagnostic("RK162", title, labels, ("give one of them a number",)))
+            return
+        for name in ready:
+            own = waiting.pop(name)
+            try:
+                values[name] = own.value(values)
+            except NoValue:
+                values[name] = None
+            except BadNumber as error:
+                labels = (Label(own.span),) if own.span else ()
+                problems.append(Diagnostic("RK161", str(error), labels, ("correct the arithmetic, or the params",)))
+
+
+def _lookup(config: Mapping[str, Any], param: WrittenParam) -> int | None:
+    """The number under a dotted name of a config, None where there is none."""
+    assert param.config is not None
+    value: Any = config
+    for step in param.config.value.split("."):
+        if isinstance(value, Mapping):
+            value = value.get(step)
+        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            return None
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        title = f"{param.config.value} of the config is {value!r}, and the param {param.name.value!r} a whole number"
+        raise UsageError(Diagnostic("RK641", title, help=(f"give it: --param {param.name.value}=NUMBER",)))
+    return value
+
+
+def _lacking(param: WrittenParam, own: int | None) -> UsageError:
+    assert param.config is not None
+    name = param.name.value
+    help = [f"give it: --param {name}={own if own is not None else 'NUMBER'}"]
+    if own is not None:
+        help.append(f"the rule file has {own}, which may be another model's: it is not taken unasked")
+    return UsageError(
+        Diagnostic("RK641", f"the config has no {param.config.value}, the param {name!r}", help=tuple(help))
+    )

@@ -1,0 +1,120 @@
+"""Operations on files: the bytes of one target at a time, in stripes, without torch.
+
+Sources are mapped, and pages that were read are given back at once, so that neither a stack of experts nor a
+transposed matrix is ever in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from remapkit.checkpoint.faults import unreadable
+from remapkit.checkpoint.reader import Extent, Reader, SourceFile
+from remapkit.plan import Move
+from remapkit.running.arrays import Box, Lazy, Leaf, Reshaped, tree
+from remapkit.running.casts import word
+from remapkit.spec import TensorSpec
+
+STRIPE = 16 << 20
+"""Bytes of a target that are made at once."""
+PIECE = 1 << 18
+"""Bytes that are handed out at once: larger writes cost several times more on machines with slow first touch."""
+
+
+class Streams:
+    """The bytes of moves with operations; files stay mapped between moves."""
+
+    def __init__(self) -> None:
+        self._maps: dict[int, tuple[SourceFile, mmap.mmap | None]] = {}
+
+    def __call__(self, move: Move, reader: Reader) -> Iterator[memoryview]:
+        """The target's bytes: contiguous, row-major, little-endian, in pieces."""
+        header = reader.header()
+        sources = [self._leaf(fqn, header[fqn], reader) for fqn in move.sources]
+        yield from stripes(tree(move.ops, sources))
+
+    def _leaf(self, fqn: str, spec: TensorSpec, reader: Reader) -> Lazy:
+        extent = reader.extent(fqn)
+        mapped = self._map(extent.source) if extent is not None and extent.length else None
+        if mapped is None or extent is None:
+            return _Later(fqn, spec, reader)
+        array = np.frombuffer(mapped, word(spec.dtype), spec.numel, extent.offset).reshape(spec.shape)
+        return Leaf(spec, array, lambda: _give_back(mapped, extent))
+
+    def _map(self, source: SourceFile) -> mmap.mmap | None:
+        key = id(source)
+        if key not in self._maps:
+            if source.changed():
+                raise unreadable("RK412", f"{source.path.name} changed while it was read", source.path)
+            try:
+                made = mmap.mmap(source.fd, source.size, access=mmap.ACCESS_READ)
+            except OSError:
+                made = None  # a filesystem without maps: it is read instead
+            self._maps[key] = (source, made)
+        return self._maps[key][1]
+
+
+class _Later(Lazy):
+    """A source that is not one stretch of a file: read as a whole, when it is first needed."""
+
+    def __init__(self, fqn: str, spec: TensorSpec, reader: Reader) -> None:
+        self.spec, self._fqn, self._reader = spec, fqn, reader
+        self._leaf: Leaf | None = None
+
+    def read(self, box: Box) -> np.ndarray:
+        """A box of what was read."""
+        if self._leaf is None:
+            raw = np.empty(self.spec.nbytes, "u1")
+            at = 0
+            for chunk in self._reader.chunks(self._fqn):
+                raw[at : at + len(chunk)] = np.frombuffer(chunk, "u1")
+                at += len(chunk)
+            self._leaf = Leaf(self.spec, raw.view(word(self.spec.dtype)).reshape(self.spec.shape))
+        return self._leaf.read(box)
+
+
+def _give_back(mapped: mmap.mmap, extent: Extent) -> None:
+    """The pages of an extent need no memory any more."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        start = extent.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, start, extent.offset + extent.length - start)
+
+
+def stripes(lazy: Lazy, size: int = STRIPE) -> Iterator[memoryview]:
+    """The bytes of a tensor, row-major, made in stripes of about `size` bytes."""
+    if isinstance(lazy, Reshaped):
+        lazy = lazy.inner  # the same bytes
+    if 0 in lazy.spec.shape:
+        return
+    itemsize = word(lazy.spec.dtype).itemsize
+    for box in boxes(lazy.spec.shape, max(1, size // itemsize)):
+        made = np.ascontiguousarray(lazy.read(box)).reshape(-1).view("u1")
+        for start in range(0, len(made), PIECE):
+            yield made[start : start + PIECE].data
+
+
+def boxes(shape: Sequence[int], elements: int) -> Iterator[Box]:
+    """Boxes that follow one another in row-major order, each of at most so many elements where that can be.
+
+    >>> list(boxes((2, 3), 4))
+    [(slice(0, 1, None), slice(0, 3, None)), (slice(1, 2, None), slice(0, 3, None))]
+    """
+    axis, inner = len(shape), 1
+    while axis > 0 and inner * shape[axis - 1] <= elements:
+        axis -= 1
+        inner *= shape[axis]
+    rest = tuple(slice(0, size) for size in shape[axis:])
+    if axis == 0:
+        yield rest
+        return
+    rows = max(1, elements // inner)
+    for index in np.ndindex(*shape[: axis - 1]):
+        outer = tuple(slice(each, each + 1) for each in index)
+        for start in range(0, shape[axis - 1], rows):
+            yield (*outer, slice(start, min(start + rows, shape[axis - 1])), *rest)
+
+
+__all__ = ["Streams", "boxes", "stripes"]

@@ -1,0 +1,270 @@
+"""Random operations that fit random tensors, and what each must give, said again with torch in other words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+
+from remapkit.meta import DTYPES, dtype_name
+from remapkit.ops.calls import Call, CallReader
+from remapkit.rulefile import WrittenOp, read_text
+from remapkit.spec import TensorSpec
+
+LAYOUT_DTYPES = ("F32", "BF16", "F16", "F64", "F8_E4M3", "U8", "I8", "I16", "U16", "I32", "I64", "BOOL", "C64")
+FLOATS = ("F32", "F16", "BF16", "F64")
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operation as a rule file has it, a tensor that it fits, and the expected result."""
+
+    written: Any
+    tensor: torch.Tensor
+    expected: torch.Tensor
+    params: Mapping[str, int]
+
+    @property
+    def spec(self) -> TensorSpec:
+        return spec_of(self.tensor)
+
+    @property
+    def call(self) -> Call:
+        return call_of(self.written, tuple(self.params))
+
+
+def spec_of(tensor: torch.Tensor) -> TensorSpec:
+    return TensorSpec(dtype_name(tensor.dtype), tuple(tensor.shape))
+
+
+def call_of(written: Any, params: tuple[str, ...] = ()) -> Call:
+    """What a rule file makes of an operation written like this."""
+    import json
+
+    text = f"remapkit: 1\nname: t\nrules:\n  - {{id: r, path: a, to: b, ops: [{json.dumps(written)}]}}\n"
+    flow = read_text(text).rules[0].flow
+    assert flow is not None
+    problems: list[Any] = []
+    (call,) = CallReader(dict.fromkeys(params), problems).calls(flow.ops)
+    assert not problems, problems
+    assert isinstance(flow.ops[0], WrittenOp)
+    return call
+
+
+def random_tensor(dtype: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """Random bytes as a tensor: every pattern of bits, NaN and infinities included."""
+    generator = torch.Generator().manual_seed(seed)
+    wanted = DTYPES[dtype]
+    count = TensorSpec(dtype, shape).nbytes
+    raw = torch.randint(0, 256, (count,), dtype=torch.uint8, generator=generator)
+    if dtype == "BOOL":
+        raw = raw % 2
+    return raw.view(wanted).reshape(shape) if count else torch.empty(shape, dtype=wanted)
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    """The tensor's bytes, row-major."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    return bytes(flat.view(torch.uint8).numpy().tobytes()) if flat.numel() else b""
+
+
+def opaque(tensor: torch.Tensor) -> torch.Tensor:
+    """As integers of the same width, which torch can move about whatever the dtype."""
+    width = tensor.element_size()
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[width])
+
+
+shapes = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
+seeds = st.integers(0, 1 << 30)
+Draw = Callable[[Any], Any]
+
+
+def _layout(
+    draw: Draw,
+    shape: tuple[int, ...],
+    written: Any,
+    oracle: Callable[[torch.Tensor], torch.Tensor],
+    params: Mapping[str, int] | None = None,
+) -> Case:
+    tensor = random_tensor(draw(st.sampled_from(LAYOUT_DTYPES)), shape, draw(seeds))
+    expected = oracle(opaque(tensor)).contiguous().view(tensor.dtype)
+    return Case(written, tensor, expected, params or {})
+
+
+def _dim(draw: Draw, rank: int) -> tuple[int, int]:
+    """A dimension as written (maybe counted from the end), and counted from 0."""
+    dim = draw(st.integers(0, rank - 1))
+    return (dim - rank if draw(st.booleans()) else dim), dim
+
+
+@st.composite
+def transposes(draw: Draw) -> Case:
+    if draw(st.booleans()):
+        rows, columns = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+        return _layout(draw, (rows, columns), "transpose", lambda x: x.t())
+    shape = draw(st.lists(st.integers(1, 5), min_size=2, max_size=4).map(tuple))
+    one, other = draw(st.permutations(range(len(shape))))[:2]
+    return _layout(draw, shape, {"transpose": [one, other]}, lambda x: x.transpose(one, other))
+
+
+@st.composite
+def permutes(draw: Draw) -> Case:
+    shape = draw(shapes)
+    order = draw(st.permutations(range(len(shape))))
+    return _layout(draw, shape, {"permute": order}, lambda x: x.permute(*order))
+
+
+@st.composite
+def reshapes(draw: Draw) -> Case:
+    shape, one, other = draw(shapes), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    old = (*shape, one * other)
+    new = (one, *shape, other)
+    left = draw(st.integers(0, len(new)))
+    short = [-1 if n == left else size for n, size in enumerate(new)]
+    written = {"reshape": short} if draw(st.booleans()) else {"reshape": {"from": list(old), "to": short}}
+    return _layout(draw, old, written, lambda x: x.reshape(new))
+
+
+@st.composite
+def squeezes(draw: Draw) -> Case:
+    shape = list(draw(shapes))
+    at = draw(st.integers(0, len(shape)))
+    long = (*shape[:at], 1, *shape[at:])
+    if draw(st.booleans()):
+        return _layout(draw, long, {"squeeze": at if draw(st.booleans()) else [at]}, lambda x: x.squeeze(at))
+    return _layout(draw, tuple(shape), {"unsqueeze": at}, lambda x: x.unsqueeze(at))
+
+
+@st.composite
+def slices(draw: Draw) -> Case:
+    shape = draw(shapes)
+    dim, at = _dim(draw, len(shape))
+    start = draw(st.integers(0, shape[at]))
+    stop = draw(st.integers(start, shape[at]))
+    written = {"slice": {"dim": dim, "start": start, "stop": stop}}
+    return _layout(draw, shape, written, lambda x: x.narrow(at, start, stop - start))
+
+
+@st.composite
+def pads(draw: Draw) -> Case:
+    shape = draw(shapes)
+    dim, at = _dim(draw, len(shape))
+    more = draw(st.integers(0, 3))
+    dtype = draw(st.sampled_from(("F32", "BF16", "I32", "U8", "BOOL")))
+    tensor = random_tensor(dtype, shape, draw(seeds))
+    ends = [0, 0] * (len(shape) - 1 - at) + [0, more]
+    expected = torch.nn.functional.pad(tensor, ends, value=1)
+    return Case({"pad": {"dim": dim, "to": shape[at] + more, "value": 1}}, tensor, expected, {})
+
+
+@st.composite
+def flips(draw: Draw) -> Case:
+    shape = list(draw(shapes))
+    dim, at = _dim(draw, len(shape))
+    shape[at] *= 2
+    written: Any = {"flip_halves": {"dim": dim}}
+    if at == 0 and draw(st.booleans()):
+        written = "flip_halves"
+    return _layout(draw, tuple(shape), written, lambda x: torch.cat(x.chunk(2, at)[::-1], at))
+
+
+def _along(x: torch.Tensor, dim: int, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """What `change` makes of the rows, done along another dimension."""
+    moved = x.movedim(dim, 0).contiguous()
+    return change(moved).reshape(moved.shape).movedim(0, dim)
+
+
+@st.composite
+def ropes(draw: Draw) -> Case:
+    heads, half = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    shape = list(draw(shapes))
+    dim, at = _dim(draw, len(shape))
+    shape[at] = heads * half * 2
+    to = draw(st.sampled_from(("half", "interleaved")))
+    # transformers' own words for Meta's checkpoints: view(heads, half, 2, ...).transpose(1, 2)
+    split = (heads, half, 2, -1) if to == "half" else (heads, 2, half, -1)
+    written = {"rope": {"to": to, "heads": "h", "head_dim": "2*half", "dim": dim}}
+    change = lambda rows: rows.view(split).transpose(1, 2)  # noqa: E731
+    return _layout(draw, tuple(shape), written, lambda x: _along(x, at, change), {"h": heads, "half": half})
+
+
+@st.composite
+def qkvs(draw: Draw) -> Case:
+    kv, share, size = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    shape = list(draw(shapes))
+    dim, at = _dim(draw, len(shape))
+    shape[at] = kv * (share + 2) * size
+
+    def ungroup(rows: torch.Tensor) -> torch.Tensor:
+        groups = rows.reshape(kv, share + 2, size, -1)
+        return torch.cat(
+            [groups[:, :share].flatten(0, 2), groups[:, share].flatten(0, 1), groups[:, -1].flatten(0, 1)]
+        )
+
+    def group(rows: torch.Tensor) -> torch.Tensor:
+        q, k, v = rows.reshape(rows.shape[0], -1).split([kv * share * size, kv * size, kv * size])
+        parts = (q.view(kv, share, size, -1), k.view(kv, 1, size, -1), v.view(kv, 1, size, -1))
+        return torch.cat(parts, 1)
+
+    numbers: dict[str, Any] = {"heads": "kv*share", "kv_heads": "kv", "head_dim": size, "dim": dim}
+    if share == 1 and draw(st.booleans()):
+        del numbers["kv_heads"]
+    name, change = draw(st.sampled_from((("ungroup_qkv", ungroup), ("group_qkv", group))))
+    params = {"kv": kv, "share": share}
+    return _layout(draw, tuple(shape), {name: numbers}, lambda x: _along(x, at, change), params)
+
+
+@st.composite
+def casts(draw: Draw) -> Case:
+    eights = ("F8_E4M3", "F8_E5M2")
+    old, new = draw(st.sampled_from((*FLOATS, *eights))), draw(st.sampled_from((*FLOATS, *eights)))
+    if draw(st.booleans()):
+        old, new = draw(st.sampled_from((("I8", "I32"), ("U8", "I16"), ("U8", "U32"), ("I32", "I64"))))
+    tensor = random_tensor(old, draw(shapes), draw(seeds))
+    written = {"cast": new} if draw(st.booleans()) else {"cast": {"from": old, "to": new}}
+    return Case(written, tensor, tensor.to(DTYPES[new]), {})
+
+
+@st.composite
+def sums(draw: Draw) -> Case:
+    tensor = random_tensor(draw(st.sampled_from(FLOATS)), draw(shapes), draw(seeds))
+    number = draw(st.sampled_from((2, 0.5, -1, 3, 0.1, 1 / 3, 1, 1e-3)))
+    # Double precision holds every product and sum of single ones; what is rounded twice comes to the same.
+    single = tensor.dtype != torch.float64
+    wide, constant = tensor.to(torch.float64), torch.tensor(number, dtype=torch.float32 if single else torch.float64)
+    if draw(st.booleans()):
+        made = wide * constant.double()
+        return Case({"scale": number}, tensor, (made.float() if single else made).to(tensor.dtype), {})
+    made = wide + constant.double()
+    return Case({"add": number}, tensor, (made.float() if single else made).to(tensor.dtype), {})
+
+
+LAYOUTS = {
+    "transpose": transposes(),
+    "permute": permutes(),
+    "reshape": reshapes(),
+    "squeeze": squeezes(),
+    "slice": slices(),
+    "pad": pads(),
+    "flip_halves": flips(),
+    "rope": ropes(),
+    "qkv": qkvs(),
+}
+CALCULATIONS = {"cast": casts(), "sums": sums()}
+EVERY = {**LAYOUTS, **CALCULATIONS}
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Bit for bit, but for the payloads of NaN."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    if raw(one) == raw(other):
+        return True
+    if not one.dtype.is_floating_point:
+        return False
+    wide, wider = one.to(torch.float64), other.to(torch.float64)
+    signs = wide.signbit() == wider.signbit()
+    return bool((wide.isnan() & wider.isnan() | (wide == wider) & signs).all())
