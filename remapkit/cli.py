@@ -6,10 +6,12 @@ Exit codes: 0 as asked, 1 what was given fails, 2 it could not run, 3 a bug in r
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+EXIT_UNABLE = 2
 EXIT_BUG = 3
 EXIT_INTERRUPTED = 130
 _RULES = "a rule file, or the name of an installed pack"
@@ -19,6 +21,8 @@ _CKPT = "a checkpoint: .pth, .safetensors, an index.json of shards, or a folder 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    if sys.stdout is None:  # started with `>&-`
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     parser = _parser()
     args = parser.parse_args(arguments)
     if args.command is None:
@@ -29,10 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: nothing was changed", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): not a failure, and nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception:
         return _bug()
 
@@ -46,11 +46,30 @@ def _run(args: argparse.Namespace) -> int:
     try:
         outcome = import_module(f"remapkit.commands.{args.command}").run(args)
     except RemapkitError as error:
-        report.show_error(error.diagnostics, args.format, error.exit_code)
-        return error.exit_code
-    report.show(outcome, args.format)
-    sys.stdout.flush()
-    return int(outcome.exit_code)
+        found, exit_code = error, error.exit_code
+        return _shown(lambda: report.show_error(found.diagnostics, args.format, exit_code), exit_code)
+    return _shown(lambda: report.show(outcome, args.format), int(outcome.exit_code))
+
+
+def _shown(show: Callable[[], None], exit_code: int) -> int:
+    """Print, and keep the verdict whatever becomes of the print."""
+    try:
+        show()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing more can be said to it, and the verdict is the same.
+        _silence()
+    except OSError as error:
+        _silence()
+        print(f"the result could not be printed: {error.strerror or error}", file=sys.stderr)
+        return exit_code or EXIT_UNABLE
+    return exit_code
+
+
+def _silence() -> None:
+    """Let what is still buffered go nowhere, or the interpreter fails on it when it ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _bug() -> int:
@@ -107,12 +126,16 @@ def _command(commands: Commands, name: str, help: str) -> argparse.ArgumentParse
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="M", help=f"the target model: {_MODEL}")
+    _add_model_arguments(parser)
+    parser.add_argument("--target-keys", metavar="FILE", help="a manifest or a checkpoint as the target instead")
+    parser.add_argument("--strict-dtype", action="store_true", help="a dtype mismatch is an error, not a note")
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model-arg", metavar="KEY=VALUE", action="append", default=[], help="an argument of its constructor"
     )
     parser.add_argument("--model-config", metavar="FILE", help="its config, a JSON object")
-    parser.add_argument("--target-keys", metavar="FILE", help="a manifest or a checkpoint as the target instead")
-    parser.add_argument("--strict-dtype", action="store_true", help="a dtype mismatch is an error, not a note")
 
 
 def _add_params(parser: argparse.ArgumentParser) -> None:
@@ -205,8 +228,19 @@ def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-
     parser.add_argument("--root-a", metavar="A.B", help="where the state dict lies in A")
     parser.add_argument("--root-b", metavar="A.B", help="where the state dict lies in B")
     parser.add_argument(
-        "--tolerance", metavar="T", type=float, default=0.0, help="the largest |difference| that passes (default: 0)"
+        "--tolerance",
+        metavar="T",
+        type=_tolerance,
+        default=0.0,
+        help="the largest |difference| that passes (default: 0)",
     )
+
+
+def _tolerance(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"a tolerance is not below zero, and {text} is")
+    return value
 
 
 def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-type]
@@ -214,6 +248,7 @@ def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-t
     parser.add_argument("name", metavar="NAME", help="the name of the pack")
     parser.add_argument("--from", dest="source", metavar="CKPT", required=True, help=f"the source: {_CKPT}")
     parser.add_argument("--to", dest="target", metavar="M", help=f"the target: {_MODEL}; or a checkpoint or manifest")
+    _add_model_arguments(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: NAME.yaml; - for stdout)")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     _add_reading(parser)

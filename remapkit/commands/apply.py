@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 def run(args: Namespace) -> Outcome:
     """Prove, plan, check, stream."""
+    if args.output in ("", "-"):
+        help = ("a checkpoint is written beside its final place and renamed: name a file",)
+        raise UsageError(Diagnostic("RK609", f"-o {args.output!r} names no file", help=help))
     rules = load_rules(args.rules, args)
     proven = tuple(finding for finding in refuse_unproven([rules], args) if finding.code != "RK205")
     source = Path(args.checkpoint)
@@ -36,7 +39,7 @@ def run(args: Namespace) -> Outcome:
         moves = in_target_order(plan, check.target if check else None)
         if args.dry_run:
             return _with(_dry_run(plan, check, moves, reader), proven)
-        output = Path(args.output) if args.output else default_output(source)
+        output = Path(args.output) if args.output is not None else default_output(source)
         return _with(_write(rules, plan, moves, reader, output, args), proven)
 
 
