@@ -14,6 +14,7 @@ from pack_kit import (
     CASES,
     FAULTS,
     KEYS,
+    ROOT,
     Case,
     Fault,
     State,
@@ -215,3 +216,9 @@ def test_explain_shows_every_target(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "mixtral_fused", "model.layers.0.mlp.experts.gate_up_proj"]) == 0
     out = capsys.readouterr().out
     assert "experts.{e}.w1.weight" in out and "experts.{e}.w3.weight" in out
+
+
+def test_every_pack_has_a_row_on_its_page() -> None:
+    page = (ROOT / "docs" / "packs.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    assert sorted(rows) == sorted(path.stem for path in (ROOT / "rules").glob("*.yaml"))
