@@ -9,6 +9,7 @@ from pathlib import Path
 import oracles
 import pytest
 import torch
+from backwards import BACK
 from pack_kit import (
     BY_NAME,
     CASES,
@@ -93,6 +94,8 @@ def test_every_tensor_is_the_references_bit_for_bit(case: Case) -> None:
     back = remapkit.load(case.back, params=case.params)
     assert differing(back(ours), state) == []
     assert differing(back(theirs), state) == []
+    # And is the reference the other way round.
+    assert differing(BACK[case.back](theirs), state) == []
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
