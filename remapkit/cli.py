@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_rule_commands(commands)
     _add_checkpoint_commands(commands)
+    _add_verify(commands)
     _add_authoring_commands(commands)
     return parser
 
@@ -241,6 +242,38 @@ def _tolerance(text: str) -> float:
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"a tolerance is not below zero, and {text} is")
     return value
+
+
+def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _command(commands, "verify", "compare values: run both models on one input, or ask an oracle")
+    parser.add_argument("rules", metavar="RULES", help=_RULES)
+    for side in ("source", "target"):
+        default = "" if side == "source" else "; default: the pack's own"
+        parser.add_argument(f"--{side}", metavar="M", help=f"the {side} model: {_MODEL}{default}")
+        parser.add_argument(
+            f"--{side}-arg", metavar="KEY=VALUE", action="append", default=[], help="an argument of its constructor"
+        )
+        parser.add_argument(f"--{side}-config", metavar="FILE", help="its config, a JSON object")
+    parser.add_argument(
+        "--forward",
+        metavar="NAME",
+        action="append",
+        help="the method to compare (default: forward); may be given several times",
+    )
+    parser.add_argument("--input", metavar="SHAPE", help="1,3,32,32, or 2,7:1000 for integers below 1000")
+    parser.add_argument("--oracle", metavar="py:module:function", help="a converter from state dict to state dict")
+    parser.add_argument("--keys", metavar="FILE", help="for an oracle: a manifest of the source; default: the pack's")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the random values (default: 0)")
+    parser.add_argument(
+        "--tolerance",
+        metavar="T",
+        type=_tolerance,
+        default=1e-4,
+        help="how far outputs may be apart, relative to the largest (default: 1e-4)",
+    )
+    parser.add_argument("--write", action="store_true", help="keep the result beside the rules as their witness")
+    _add_params(parser)
+    _add_undecided(parser)
 
 
 def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-type]

@@ -6,6 +6,7 @@ Every operation has `steps(spec)`, which raises `Refused` with an exact sentence
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -439,6 +440,11 @@ class Part(Op):
     sizes: tuple[int, ...] | None = None
     name: ClassVar[str] = "split"
 
+    @property
+    def has_equals(self) -> bool:
+        """Whether another part has the same size: the two could be swapped."""
+        return self.count > 1 and (self.sizes is None or self.sizes.count(self.sizes[self.index]) > 1)
+
     def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
         """One slice."""
         dim = dimension(self.dim, spec)
@@ -557,3 +563,31 @@ def result(ops: Sequence[Op], specs: Sequence[TensorSpec], names: Sequence[str])
     if ops and isinstance(ops[0], Join):
         return after(ops[1:], join_spec(ops[0], specs, names))
     return after(ops, specs[0])
+
+
+def needs_values(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> bool:
+    """Whether names and shapes could not tell if an operation was left out, done twice, or done in another order.
+
+    >>> spec = TensorSpec("F32", (6, 6))
+    >>> needs_values((Transpose(),), [spec]), needs_values((Transpose(),), [TensorSpec("F32", (6, 4))])
+    (True, False)
+    >>> needs_values((Part(0, 1, 3),), [spec]), needs_values((Part(0, 1, 2, (2, 4)),), [spec])
+    (True, False)
+    """
+    rest = ops
+    if ops and isinstance(ops[0], Fill):
+        return False
+    if ops and isinstance(ops[0], Join):
+        made = [after(ops[0].branches[n % len(ops[0].branches)], spec) for n, spec in enumerate(specs)]
+        branches = zip(itertools.cycle(ops[0].branches), specs, strict=False)
+        if len(set(made)) < len(made) or any(needs_values(branch, [spec]) for branch, spec in branches):
+            return True
+        spec, rest = join_spec(ops[0], specs, [""] * len(specs)), ops[1:]
+    else:
+        spec = specs[0]
+    for op in rest:
+        alike = isinstance(op, At) or (isinstance(op, Part) and op.has_equals)
+        if alike or (not isinstance(op, Part) and op.keeps_shape(spec)):
+            return True
+        spec = op.infer(spec)
+    return False
