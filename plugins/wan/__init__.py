@@ -9,6 +9,7 @@ Wan 2.1 (16 latent channels, 8x8x4). Both are configurations of the same modules
 * `coder` the stages, the encoder and the decoder;
 * `checks` wrong use, told in full before anything runs;
 * `tiling` large frames cut into overlapping tiles;
+* `checkpoint` a file to a loaded model;
 * `vae` the model itself.
 
 Nothing is imported here: finding the plugin must not import torch.

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,10 @@ from .coder import Decoder, Encoder
 from .config import VIDEO_CHANNELS, WAN21_MEAN, WAN21_STD, WAN22_MEAN, WAN22_STD, VAEConfig
 from .layers import CausalConv3d, patchify, unpatchify
 from .tiling import Tile, Tiling, whole_frame
+
+if TYPE_CHECKING:
+    from remapkit.checkpoint.reader import Reader
+    from remapkit.rules import RuleSet
 
 __all__ = ["Tiling", "Wan21VAE", "WanCache", "WanCacheError", "WanInputError", "WanNotLoadedError", "WanVAE"]
 
@@ -109,6 +115,53 @@ class WanVAE(nn.Module):
         # What a cache is bound to. No reference to the model itself: a cache must not keep gigabytes alive.
         self._identity = object()
         self._statistics: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path | Reader,
+        rules: RuleSet | str | Path | None = None,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | Literal["model"] | None = None,
+        encoder: bool = True,
+        decoder: bool = True,
+        root: str | None = None,
+        copy: bool = False,
+        requires_grad: bool | None = False,
+        train: bool = False,
+        **settings: Any,
+    ) -> Self:
+        """A loaded model: planned and checked first, then every tensor straight to its place.
+
+        `path` is a file, a folder of diffusers (the VAE's, or the pipeline's), an index of shards, or an open reader.
+        Without `rules` the layout is known by the keys: upstream's, that of diffusers, or the model's own as
+        `remapkit apply` writes it. Widths (`dim`, `dec_dim`, `z_dim`) come from the shapes, everything else of
+        `settings` from the arguments, then from a config of diffusers beside the checkpoint, then from the published
+        model. `encoder=False` or `decoder=False` load one half; the bytes of the other half are never read.
+
+        On the CPU the weights lie in the mapped file (`copy=True` takes them into memory); on CUDA they go through
+        page-locked buffers and are cast there. `dtype=None` keeps the checkpoint's dtype. The model is frozen and in
+        eval mode unless `requires_grad` (None: as built) and `train` say otherwise.
+
+        Raises `remapkit.UsageError` (`RK640`: no layout fits, or that of the other generation; `RK641`: several fit;
+        `RK642`: another input), `FailedCheck` (names or shapes), `UnreadableCheckpoint`, or `ValueError` for widths
+        that make no model.
+
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "vae.pth")
+        >>> torch.save(WanVAE(dim=8, dec_dim=12).state_dict(), file)
+        >>> vae = WanVAE.from_checkpoint(file, dtype=torch.bfloat16, encoder=False)
+        >>> vae.config.dec_dim, vae.conv2.weight.dtype, vae.encoder
+        (12, torch.bfloat16, None)
+        """
+        from .checkpoint import load_vae
+
+        settings |= {"encoder": encoder, "decoder": decoder}
+        how = {"device": device, "dtype": dtype, "copy": copy, "requires_grad": requires_grad, "train": train}
+        vae = load_vae(cls, path, rules, root=root, settings=settings, **how)
+        assert isinstance(vae, cls)
+        return vae
 
     def encode(self, video_BCTHW: Tensor, cache: WanCache | None = None, *, check_finite: bool = True) -> Tensor:
         """The normalised latent of a video: `[B, 3, T, H, W]` -> `[B, z_dim, t, h, w]`.
