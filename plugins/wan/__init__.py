@@ -11,7 +11,8 @@ Wan 2.1 (16 latent channels, 8x8x4). Both are configurations of the same modules
 * `checks` wrong use, told in full before anything runs;
 * `tiling` large frames cut into overlapping tiles;
 * `checkpoint` a file to a loaded model;
-* `vae` the model itself.
+* `vae` the model itself;
+* `media` and `roundtrip` pictures and videos, for `python -m remapkit_plugins.wan roundtrip`.
 
 Nothing is imported here: finding the plugin must not import torch.
 """
