@@ -156,7 +156,8 @@ def _cut(clip: Clip, config: VAEConfig, wanted: Wanted) -> tuple[Clip, list[str]
         broken.append(f"{frames} frames: expected 1 + {step}k (one, then {step} for each latent frame)")
     fits = cut.height > 0 and cut.width > 0 and frames >= 1
     if broken and (not wanted.crop or not fits):
-        offer = f"--crop takes the middle {cut.height}x{cut.width} of the first {cut.frames} frame{'s' * (cut.frames != 1)}"
+        kept = "frame" if cut.frames == 1 else f"{cut.frames} frames"
+        offer = f"--crop takes the middle {cut.height}x{cut.width} of the first {kept}"
         help = (offer,) if fits else (f"at least {factor}x{factor} pixels are needed",)
         title = "this input cannot be coded as it is: " + "; ".join(broken)
         raise UsageError(Diagnostic("RK652", title, help=help, place=str(clip.path)))

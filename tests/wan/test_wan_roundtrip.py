@@ -156,7 +156,7 @@ WRONG = {
         lambda p: write(p / "in.txt", b"text " * 99),
         "out.mp4",
         "RK651",
-        "cannot be read as a picture or a video",
+        "holds no pictures",
     ),
     "empty": (lambda p: write(p / "in.mp4", b""), "out.mp4", "RK651", "cannot be read"),
     "too small": (lambda p: make(p / "in.png", 1, 8, 40), "out.png", "RK652", "at least 16x16 pixels are needed"),
