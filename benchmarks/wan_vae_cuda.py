@@ -10,8 +10,8 @@ On a CPU it runs a small model on small frames, to show that it works and what t
 
 Weights are random, with the published shapes, and go from diffusers to `WanVAE` through the pack `wan22_diffusers`.
 Times are medians: by CUDA events on a GPU, one way after the other; on a CPU the ways take turns, because others use
-it too. Errors are relative, ||out - ref|| / ||ref||, against the plain way in fp32. What does not fit is said, and the
-rest goes on. Nothing is written but the report.
+it too. Errors are relative, ||out - ref|| / ||ref||, against the plain way in fp32. What does not fit is said, and
+the rest goes on. Nothing is written but the report.
 """
 
 from __future__ import annotations
