@@ -82,6 +82,11 @@ def _open(path: Path, options: Options) -> Reader:
 
 def open_single(source: SourceFile, options: Options) -> AnyReader:
     """A reader for an open file; raises `FileFault` or `UnreadableCheckpoint`, and leaves closing to the caller."""
+    return open_tensors(source, options) or _open_json(source, options)
+
+
+def open_tensors(source: SourceFile, options: Options) -> SafetensorsReader | PthReader | None:
+    """The same for a file that holds tensors itself; None for what looks like JSON: an index or a manifest."""
     head = source.read(0, min(source.size, 512))
     if not head:
         raise FileFault("RK401", "the file is empty", help=("fetch it again",))
@@ -92,7 +97,7 @@ def open_single(source: SourceFile, options: Options) -> AnyReader:
     if head[:1] == b"\x80" or head.startswith(b"L1195470371460388"):
         return PthReader(source, "legacy pth", options)
     if head.lstrip()[:1] == b"{":
-        return _open_json(source, options)
+        return None
     raise _stranger(source, head)
 
 
