@@ -271,17 +271,20 @@ def _refuse_kinds(source: SourceFile, entries: Mapping[str, Entry], prefix: str)
 
 def _read_data_pkl(source: SourceFile, entry: Entry, entries: int) -> Found:
     if not entry.stored or entry.size < 1 << 16:
-        data: bytes | mmap.mmap = read_entry(source, entry, _MAX_INFLATED_PICKLE)
-        start = 0
-    elif entry.size > MAX_PICKLE:
+        data = read_entry(source, entry, _MAX_INFLATED_PICKLE)
+        return _whole(read_pickle(data, 0, entry.size, entries), entry.size)
+    if entry.size > MAX_PICKLE:
         raise PickleFault(f"data.pkl is {sized(entry.size)}; up to {sized(MAX_PICKLE)} are read")
-    else:
-        for _ in entry_chunks(source, entry):
-            """Nothing is kept: this verifies the checksum."""
-        data, start = _map(source), entry.offset
-    found = read_pickle(data, start, start + entry.size, entries)
-    if found.end != start + entry.size:
-        raise PickleFault(f"{sized(start + entry.size - found.end)} follow the end of the pickle")
+    for _ in entry_chunks(source, entry):
+        """Nothing is kept: this verifies the checksum."""
+    end = entry.offset + entry.size
+    with _map(source) as mapped:
+        return _whole(read_pickle(mapped, entry.offset, end, entries), end)
+
+
+def _whole(found: Found, end: int) -> Found:
+    if found.end != end:
+        raise PickleFault(f"{sized(end - found.end)} follow the end of the pickle")
     return found
 
 
@@ -290,7 +293,11 @@ def _read_data_pkl(source: SourceFile, entry: Entry, entries: int) -> Found:
 
 def _read_legacy(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
     """Magic number, protocol version, system info, the object, the storages' keys; then the storages."""
-    data = _map(source)
+    with _map(source) as data:
+        return _legacy_pickles(source, data)
+
+
+def _legacy_pickles(source: SourceFile, data: mmap.mmap) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
     limit = min(source.size, MAX_PICKLE)
     magic = read_pickle(data, 0, limit)
     if magic.value != _MAGIC:

@@ -226,7 +226,8 @@ def _named(walk: _Walk, root: str) -> Candidate:
     if fitting:
         raise FileFault("RK406", f"{len(fitting)} mappings of tensors lie at {root!r}")
     notes = (listing(walk.candidates),) if walk.candidates else _why_none(walk)
-    raise FileFault("RK406", f"no mapping of tensors at --root {shown(root)}", notes=notes)
+    where = f"--root {shown(root)}" if root else "the top level"
+    raise FileFault("RK406", f"no mapping of tensors at {where}", notes=notes)
 
 
 def listing(candidates: Sequence[Candidate]) -> str:
