@@ -322,14 +322,14 @@ def _legacy_storages(source: SourceFile, keys: Found, widths: Mapping[str, int])
     storages: dict[str, _Stored] = {}
     at = keys.end
     for key in keys.value:
+        if key in storages:
+            raise FileFault("RK405", f"storage {shown(key)!r} is listed twice")
         if at + 8 > source.size:
             _truncated(source)
         numel = int.from_bytes(source.read(at, 8), "little")
         if not widths.get(key):
             # Nothing that is read refers to it, but where the next one begins depends on it.
             raise FileFault("RK405", f"storage {shown(key)!r} belongs to no tensor that can be read")
-        if key in storages:
-            raise FileFault("RK405", f"storage {shown(key)!r} is listed twice")
         storages[key] = _Stored(numel * widths[key], at + 8)
         at += 8 + numel * widths[key]
         if at > source.size:
