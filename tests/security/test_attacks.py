@@ -29,6 +29,7 @@ from remapkit.checkpoint import open_checkpoint
 from remapkit.diagnostic import RemapkitError
 
 ALLOWED = {"object.__getattr__", "sys._getframe", "mmap.__new__", "tempfile.mkstemp", "os.putenv", "builtins.id"}
+TEMPORARY = tempfile.gettempdir()
 seen = []
 def hook(event, arguments):
     if watching and event not in ALLOWED and not event.startswith(("marshal", "code.")):
@@ -37,7 +38,7 @@ def hook(event, arguments):
             writes = isinstance(arguments[2], int) and arguments[2] & 3
             if not writes or "/tmp" in str(arguments[0]) or isinstance(arguments[0], int):
                 return
-        if event == "os.remove" and os.path.dirname(arguments[0]) == tempfile.gettempdir():
+        if event == "os.remove" and os.path.dirname(arguments[0]) == TEMPORARY:
             return  # the name of that temporary file, at once, where the filesystem wants one
         seen.append(f"{event} {arguments!r}"[:200])
 watching = False
@@ -77,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def verdicts(folder: Path) -> dict[str, dict[str, Any]]:
     """What one process under a limit of memory says of each of them."""
     command = [sys.executable, "-c", READ_ALL, str(MEMORY), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     last = list(ALL)[len(found)] if len(found) < len(ALL) else "the end"
     assert done.returncode == 0, f"died at {last}: {done.stderr[-2000:]}"
