@@ -236,6 +236,8 @@ def compare(path: Path, count: int, seed: int) -> collections.Counter[str]:
         content = structured(generator)
         if generator.random() < 0.5:
             content = mutated(content, generator)
+        # A new file each time: writing over an old one waits for the disk.
+        path.unlink(missing_ok=True)
         path.write_bytes(content)
         here, there = ours(path), theirs(path)
         if isinstance(here, dict):
