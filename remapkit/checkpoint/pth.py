@@ -255,7 +255,10 @@ def _prefix(entries: Mapping[str, Entry]) -> str:
         title = "a zip archive without data.pkl: not a file of torch.save"
         raise FileFault("RK403", title, help=("unpack it first, if it holds a checkpoint",))
     if len(found) > 1:
-        raise FileFault("RK403", f"the archive holds {len(found)} data.pkl: {', '.join(map(shown, found))}")
+        raise FileFault(
+            "RK403",
+            f"the archive holds {len(found)} data.pkl: {', '.join(shown(name + 'data.pkl') for name in found)}",
+        )
     return found[0]
 
 

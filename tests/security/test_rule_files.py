@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from attacks import Attack
 
+from remapkit import cli
+
 HEAD = "remapkit: 1\nname: r\n"
 RULE = "rules: [{id: a, path: '{rest:**}', to: 'm.{rest}'}]\n"
 
@@ -104,6 +106,54 @@ def test_a_hostile_rule_file_is_refused_by_name(name: str, verdicts: dict[str, l
     assert any(code.startswith(attack.code) and attack.words in title for code, title in said), said[:5]
     assert len(said) <= 101
     assert all(len(title) < 500 for _, title in said)
+
+
+TARGETS: dict[str, Attack] = {
+    "a target that runs a program": Attack(
+        text(lambda: 'target: {model: "py:subprocess:run", args: {args: [touch, pwned]}}\n'),
+        "RK612",
+        "the rule file names code to import and call: py:subprocess:run",
+    ),
+    "a target that is a function of a plugin": Attack(
+        text(lambda: 'target: {model: "wan.vae:nn.init.zeros_", args: {}}\n'),
+        "RK606",
+        "is no class derived from torch.nn.Module",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["check", "test", "lint"])
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_in_a_rule_file_runs_nothing(
+    name: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = tmp_path / "k.json"
+    keys.write_text('{"w": {"dtype": "F32", "shape": [2]}}')
+    attack = TARGETS[name]
+    (tmp_path / "r.yaml").write_text(HEAD + "source: {keys: k.json}\n" + attack.make().decode() + RULE)
+    code = cli.main([command, "r.yaml"])
+    said = "".join(capsys.readouterr())
+    assert {path.name for path in tmp_path.iterdir()} == {"k.json", "r.yaml"}
+    if command == "check" or (command == "test" and attack.code == "RK606"):
+        assert code == 2
+        assert f"error[{attack.code}]" in said
+        assert attack.words in said
+    else:
+        assert code == 0
+        assert command == "lint" or "py:subprocess:run is not imported" in said
+
+
+def test_the_same_target_is_imported_where_the_user_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "k.json").write_text('{"weight": {"dtype": "F32", "shape": [2, 3]}}')
+    target = 'target: {model: "py:torch.nn:Linear", args: {in_features: 3, out_features: 2, bias: false}}\n'
+    (tmp_path / "r.yaml").write_text(HEAD + "source: {keys: k.json}\n" + target + RULE.replace("m.{rest}", "{rest}"))
+    assert cli.main(["check", "r.yaml"]) == 2
+    named = ["--model", "py:torch.nn:Linear", "--model-arg", "in_features=3", "--model-arg", "out_features=2"]
+    assert cli.main(["check", "r.yaml", *named, "--model-arg", "bias=false"]) == 0, capsys.readouterr()
 
 
 BACKTRACKING = [

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from attacks import ATTACKS
-from test_rule_files import RULE_FILES
+from test_rule_files import RULE_FILES, TARGETS
 
 import remapkit
 
 ROOT = Path(remapkit.__file__).parent.parent
 PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
-ALL = {**ATTACKS, "Rule files": RULE_FILES}
+ALL = {**ATTACKS, "Rule files": {**RULE_FILES, **TARGETS}}
 
 
 def rows(group: str) -> list[list[str]]:
