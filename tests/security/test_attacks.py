@@ -151,3 +151,16 @@ def test_an_expanded_view_is_read_where_that_is_asked_for(tmp_path: Path) -> Non
     with open_checkpoint(tmp_path / "m", allow_expand=True) as reader:
         assert reader.header()["w"].nbytes == 1 << 42
         assert bytes(next(reader.chunks("w"))) == bytes(1 << 18)
+
+
+def test_metadata_cannot_steer_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = {
+        "__metadata__": {"a\x1b]0;title\x07": "\x1b[2J\u202e", "long": "x" * 100_000},
+        "w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]},
+    }
+    (tmp_path / "m").write_bytes(safetensors(header, bytes(16)))
+    assert cli.main(["inspect", str(tmp_path / "m")]) == 0
+    said = capsys.readouterr().out
+    assert said.replace("\n", "").isprintable()
+    assert "\\x1b[2J" in said
+    assert len(said) < 10_000
