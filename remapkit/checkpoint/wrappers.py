@@ -46,11 +46,12 @@ class _Path:
         path: _Path | None = self
         length = 0
         while path is not None and path.parent is not None:
-            keys.append(name(path.key))
-            length += len(keys[-1]) + 1
+            key = name(path.key)
+            length += len(key) + 1
             if length > _MAX_PATH:
                 keys.append("…")
                 break
+            keys.append(key)
             path = path.parent
         return ".".join(reversed(keys))
 

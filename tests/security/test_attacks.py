@@ -62,6 +62,7 @@ for path in sorted(Path(sys.argv[2]).iterdir()):
     found["did"] = list(seen)
     found["imported"] = sorted(set(sys.modules) - before)
     print(json.dumps(found), flush=True)
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1], file=sys.stderr)
 """
 
 
@@ -82,6 +83,8 @@ def verdicts(folder: Path) -> dict[str, dict[str, Any]]:
     found = [json.loads(line) for line in done.stdout.splitlines()]
     last = list(ALL)[len(found)] if len(found) < len(ALL) else "the end"
     assert done.returncode == 0, f"died at {last}: {done.stderr[-2000:]}"
+    peak_mb = int(done.stderr.split()[-1]) / 1000
+    assert peak_mb < 600, "the largest of them is a file of 200 MB"
     return {list(ALL)[int(verdict["name"])]: verdict for verdict in found}
 
 
