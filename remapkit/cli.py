@@ -157,6 +157,11 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="refuse a .pth with objects that are neither data nor tensors",
     )
+    parser.add_argument(
+        "--allow-expand",
+        action="store_true",
+        help="read tensors that repeat a small storage into much more data than the file holds",
+    )
 
 
 def _add_undecided(parser: argparse.ArgumentParser) -> None:

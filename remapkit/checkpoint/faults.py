@@ -7,6 +7,30 @@ from pathlib import Path
 
 from remapkit.diagnostic import Diagnostic, Severity, UnreadableCheckpoint, UnwritableOutput
 
+MAX_DIMS = 64
+"""More dimensions than this no tensor of torch has."""
+MAX_DIGITS = 20
+"""2^64 has 20 digits: longer numbers mean nothing in a header."""
+MAX_TENSORS = 1_000_000
+"""More tensors than this no file has; each costs about 2 kB of memory."""
+
+
+def too_much(raw: bytes) -> str | None:
+    """Why the JSON of a header, a manifest or an index would take far more memory than its bytes, or None.
+
+    Counted before anything is parsed: `{}` is two bytes and becomes sixty-four, and much more with something in it.
+
+    >>> too_much(b"[" * 4_000_000)
+    'it opens 4000000 lists and objects: more than 1000000 tensors have'
+    """
+    containers = raw.count(b"[") + raw.count(b"{")
+    if containers > 3 * MAX_TENSORS + 100:
+        return f"it opens {containers} lists and objects: more than {MAX_TENSORS} tensors have"
+    values = raw.count(b",")
+    if values > 8 * MAX_TENSORS:
+        return f"it holds {values} values: more than {MAX_TENSORS} tensors have"
+    return None
+
 
 class FileFault(Exception):
     """A bare fact about a file's content, raised where it is found; `opened` adds the path and raises it on."""
@@ -83,23 +107,6 @@ def shown(key: str, width: int = 200) -> str:
     """A key as messages show it: escaped, and cut where it is absurdly long."""
     text = printable(key)
     return text if len(text) <= width else f"{text[: width - 20]}... ({len(key)} characters)"
-
-
-def check_name(fqn: str) -> str | None:
-    r"""Why a name cannot be an FQN, or None: control characters and lone surrogates are in no honest checkpoint.
-
-    >>> check_name("encoder.conv1.weight"), check_name("a\nb")
-    (None, 'holds the control character U+000A')
-    """
-    if fqn.isprintable():
-        return None
-    for character in fqn:
-        code = ord(character)
-        if code < 32 or 127 <= code < 160:
-            return f"holds the control character U+{code:04X}"
-        if 0xD800 <= code < 0xE000:
-            return f"holds the lone surrogate U+{code:04X}, which UTF-8 cannot write"
-    return None
 
 
 def cannot_write(path: Path, error: OSError) -> UnwritableOutput:

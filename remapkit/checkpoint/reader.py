@@ -81,8 +81,9 @@ def _open_regular(path: Path, name: str | None, dir_fd: int | None) -> int:
         fd = os.open(name or path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
     except FileNotFoundError as error:
         raise unreadable("RK400", f"no such file: {path}") from error
-    except OSError as error:
-        raise unreadable("RK400", f"cannot open {path}: {reason(error)}") from error
+    except (OSError, ValueError) as error:
+        words = reason(error) if isinstance(error, OSError) else str(error)
+        raise unreadable("RK400", f"cannot open {path}: {words}") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise unreadable("RK400", f"{path} is not a regular file")

@@ -30,16 +30,42 @@ FULL: dict[str, Any] = {
     "rules": [
         {"id": "a", "match": "a(?P<n>.)", "where": {"n": ["1", 2], "m": "0..4"}, "leaf": ["w"], "to": "b"},
         {"id": "b", "path": "a.{n}", "to": "b.{n}", "forget": ["n"], "note": "remark"},
+        {"id": "s", "path": "q", "ops": ["transpose", {"permute": [1, 0]}], "split": {"dim": 0, "into": ["a", "b"]}},
+        {
+            "id": "c",
+            "concat": {"dim": 0, "from": ["a.{e}", {"path": "b.{e}"}]},
+            "stack": {"by": "e", "dim": 0},
+            "to": "x",
+        },
+        {"id": "t", "path": "w", "tie": ["v", "u"]},
     ],
     "keep": ["a.{b}", {"match": "x", "leaf": ["w"]}],
     "drop": None,
     "unmatched": "keep",
-    "tests": {"a": "b", "c": None, "d": 1},
+    "params": {"heads": 32, "hidden": {"config": "hidden_size", "value": 4096}},
+    "add": [{"to": "ids", "fill": "arange", "shape": [1, "heads"], "dtype": "I64"}],
+    "tests": {"a": "b", "c": None, "d": 1, "q": ["a", "b"]},
 }
 ODD = [None, True, False, 0, 1, 2, "", "int", "x", "a b", "error", Decimal("1.0"), [], {}, ["a"], [None], {"a": 1}]
 odd = st.sampled_from([*ODD, object(), {"entries": None}, {"entries": {"a": 1}}, {"lossy": 1, "entries": {}}, [[]]])
 names = st.sampled_from(
-    ["match", "path", "to", "id", "entries", "lossy", "model", "args", "keys", "int", "x", "rules"]
+    [
+        "match",
+        "path",
+        "to",
+        "id",
+        "entries",
+        "lossy",
+        "model",
+        "args",
+        "keys",
+        "int",
+        "x",
+        "rules",
+        "ops",
+        "dim",
+        "into",
+    ]
 )
 
 
@@ -128,10 +154,11 @@ CHANGES = [
     (("properties", "target", "dependentRequired"), FULL | {"target": {"keys": "k", "args": {}}}),
     (("properties", "tables", "propertyNames"), FULL | {"tables": {"int": {"a": 1}}}),
     (("properties", "unmatched", "enum"), FULL | {"unmatched": "sometimes"}),
-    (("$defs", "rule", "oneOf"), FULL | {"rules": [{"id": "a", "match": "a", "path": "b", "to": "c"}]}),
+    (("$defs", "rule", "allOf"), FULL | {"rules": [{"id": "a", "match": "a", "path": "b", "to": "c"}]}),
     (("$defs", "table", "else"), FULL | {"tables": {"a": {}}}),
     (("$defs", "texts", "minItems"), FULL | {"keep": [{"path": "a", "leaf": []}]}),
     (("$defs", "match", "minLength"), FULL | {"keep": [{"match": ""}]}),
+    (("$defs", "stack", "required"), FULL | {"rules": [{"id": "a", "path": "b.{e}", "stack": {}, "to": "c"}]}),
 ]
 
 
