@@ -178,6 +178,7 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
         "-o", "--output", metavar="OUT", help="the file to write (default: CKPT with .safetensors, beside it)"
     )
     parser.add_argument("--dry-run", action="store_true", help="show every move; write nothing")
+    parser.add_argument("--dtype", metavar="D", help="cast every plain float: bf16, fp16, fp32 or fp64")
     parser.add_argument("--force", action="store_true", help="replace the output if it exists")
     parser.add_argument(
         "--partial",

@@ -8,6 +8,7 @@ A flow is symbolic: its numbers may be params. `Flow.resolved` gives it numbers,
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -224,9 +225,24 @@ class FlowReader:
                     title = f"`stack` counts {by.value!r}, which is no integer"
                     self.problem(title, by.span, f"write {{{by.value}:int}} in the path, or \\d+ in the regex")
                     break
+        self._check_templates(written)
         if written.unstack is not None and (by := _word(written.unstack, "by")).value in first:
             title = f"`unstack` makes {by.value!r}, which the pattern captures already"
             self.problem(title, by.span, "give the index a name of its own")
+
+    def _check_templates(self, written: WrittenFlow) -> None:
+        """What is counted away is in no target, and the index that is made in each."""
+        for output in written.outputs:
+            if written.stack is not None and _mentions(output.to, by := _word(written.stack, "by").value):
+                title = f"`stack` puts every {by!r} into one tensor, so the target has none"
+                self.problem(title, output.to.span, f"remove {{{by}}} from the target")
+            if written.unstack is not None and not _mentions(output.to, by := _word(written.unstack, "by").value):
+                title = f"`unstack` makes one tensor for each {by!r}, and the target does not name it"
+                self.problem(title, output.to.span, f"write {{{by}}} into the target")
+
+
+def _mentions(to: Text, name: str) -> bool:
+    return re.search(rf"{{[^}}]*\b{re.escape(name)}\b", to.value) is not None
 
 
 def _integer(node: MapNode, name: str) -> int:

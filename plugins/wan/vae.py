@@ -324,7 +324,7 @@ class WanVAE(nn.Module):
         return (call(x).latent_dist.mean - mean) / std if method == "encode" else call(x * std + mean).sample
 
     def comparable_output(self, method: str, x: Tensor) -> object:
-        """What is compared with `reference_output`: diffusers clamps what it decodes, and this class only if asked."""
+        """What is compared with `reference_output`: diffusers clamps what it decodes, this class only if asked."""
         return self.decode(x, clamp=True) if method == "decode" else NotImplemented
 
     def extra_repr(self) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from remapkit.checkpoint.faults import unreadable
 from remapkit.checkpoint.reader import Extent, Reader, SourceFile
 from remapkit.plan import Move
-from remapkit.running.arrays import Box, Lazy, Leaf, Reshaped, tree
+from remapkit.running.arrays import Box, Calculated, Lazy, Leaf, Reshaped, tree
 from remapkit.running.casts import word
 from remapkit.spec import TensorSpec
 
@@ -89,6 +89,8 @@ def stripes(lazy: Lazy, size: int = STRIPE) -> Iterator[memoryview]:
         lazy = lazy.inner  # the same bytes
     if 0 in lazy.spec.shape:
         return
+    if isinstance(lazy, Calculated):
+        size = min(size, STRIPE // 8)  # each step of a calculation makes an array of its own
     itemsize = word(lazy.spec.dtype).itemsize
     for box in boxes(lazy.spec.shape, max(1, size // itemsize)):
         made = np.ascontiguousarray(lazy.read(box)).reshape(-1).view("u1")

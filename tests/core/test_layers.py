@@ -27,7 +27,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         *("flows", "arrows", "variants", "nets", "searches", "delays", "questions", "verdicts"),
         *("rules", "prove", "invert"),
     ),
-    ("plan", "gather", "check"),
+    ("plan", "gather", "casting", "check"),
     ("checkpoint",),
     ("execute", "compare", "loading", "meta", "running"),
     (

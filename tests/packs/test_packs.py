@@ -9,6 +9,7 @@ from pathlib import Path
 import oracles
 import pytest
 import torch
+import witnesses
 from backwards import BACK
 from pack_kit import (
     BY_NAME,
@@ -30,6 +31,7 @@ from torch import nn
 
 import remapkit
 from remapkit.cli import main
+from remapkit.witness import read_witness
 
 PACKS = [name for case in CASES for name in (case.pack, case.back)]
 
@@ -225,3 +227,31 @@ def test_every_pack_has_a_row_on_its_page() -> None:
     page = (ROOT / "docs" / "packs.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
     assert sorted(rows) == sorted(path.stem for path in (ROOT / "rules").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "rules").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_pack_has_a_value_witness_for_the_rules_as_they_are(path: Path) -> None:
+    """After a change of a pack: `python tests/packs/witnesses.py`."""
+    witness = read_witness(path)
+    assert witness is not None and witness.verified
+    assert witness.state(remapkit.load(path)) not in ("no", "stale")
+
+
+def test_the_command_lines_of_the_witnesses_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one pack of each kind, as they are typed; and a planted fault fails by them."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    case = BY_NAME["vit_timm"]
+    for words in (
+        witnesses.arguments(case, "vit_timm", tmp_path),
+        witnesses.arguments(case, "vit_hf", tmp_path),
+        witnesses.by_forward("vit_timm", "vit_timm", tmp_path),
+        witnesses.by_forward("vit_timm", "vit_hf", tmp_path),
+    ):
+        assert main(words) == 0, words
+    fault = next(fault for fault in FAULTS if fault.pack == "vit_timm")
+    wrong = str(planted("vit_timm", fault.changes, tmp_path))
+    for words in (
+        witnesses.arguments(case, "vit_timm", tmp_path),
+        witnesses.by_forward("vit_timm", "vit_timm", tmp_path),
+    ):
+        assert main([words[0], wrong, *words[2:]]) == 1, words
