@@ -10,8 +10,9 @@ import contextlib
 import errno
 import os
 import struct
-from collections.abc import Callable
-from typing import Protocol
+import threading
+from collections.abc import Callable, Iterable
+from typing import Protocol, Self
 
 from remapkit.checkpoint.faults import unreadable
 from remapkit.checkpoint.reader import CHUNK, SourceFile
@@ -20,6 +21,9 @@ STEP = 32 << 20
 """Bytes that the kernel copies at once: small enough for a progress bar to move and Ctrl-C to be heard."""
 BLOCK = 4096
 """What reflinks are aligned to on XFS and btrfs."""
+AHEAD = 256 << 20
+"""How far the read-ahead runs before the copy."""
+_LOOK = 1 << 20
 _FICLONERANGE = 0x4020940D
 _CLONE_FROM = 1 << 16
 _NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ENOTTY}
@@ -126,6 +130,54 @@ def write_all(fd: int, data: bytes | memoryview, at: int) -> None:
         done = os.pwrite(fd, view, at)
         at += done
         view = view[done:]
+
+
+class ReadAhead:
+    """Has the kernel read what will be copied next while the last of it is written.
+
+    `stretches` are (file, offset, length) in the order of the copy, `done()` how many of their bytes are copied; file
+    is None for bytes that are made here. What is cached already is left alone. Only a hint: whatever fails, the copy
+    reads for itself.
+    """
+
+    def __init__(self, stretches: Iterable[tuple[SourceFile | None, int, int]], done: Callable[[], int]) -> None:
+        self._stretches = stretches
+        self._done = done
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="remapkit read-ahead", daemon=True)
+
+    def __enter__(self) -> Self:
+        if hasattr(os, "posix_fadvise") and hasattr(os, "RWF_NOWAIT"):
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        # The descriptors must outlive the thread that reads from them.
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        ahead = 0
+        with contextlib.suppress(OSError):
+            for source, offset, length in self._stretches:
+                for at in range(offset, offset + length, _LOOK) if source is not None else ():
+                    while ahead + at - offset - self._done() > AHEAD:
+                        if self._stop.wait(0.002):
+                            return
+                    if self._stop.is_set():
+                        return
+                    assert source is not None
+                    self._fetch(source, at, min(_LOOK, offset + length - at))
+                ahead += length
+
+    def _fetch(self, source: SourceFile, offset: int, length: int) -> None:
+        try:
+            os.preadv(source.fd, [bytearray(1)], offset + length - 1, os.RWF_NOWAIT)
+        except BlockingIOError:
+            # The kernel reads no more at once than the device's read-ahead, often 128 KiB.
+            for at in range(offset, offset + length, CHUNK):
+                os.posix_fadvise(source.fd, at, min(CHUNK, offset + length - at), os.POSIX_FADV_WILLNEED)
 
 
 def expect_sequential(source: SourceFile) -> None:

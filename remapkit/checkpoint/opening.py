@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from remapkit.checkpoint.atomic import journal_path
@@ -66,10 +67,6 @@ def open_checkpoint(
 
 def _open(path: Path, options: Options) -> Reader:
     source = SourceFile(path)
-    if journal_path(path).exists():
-        source.close()
-        title = f"a rename in place of {path.name} was interrupted: its header may be half old and half new"
-        raise unreadable("RK415", title, path, help=(f"restore it with `remapkit recover {path}`",))
     try:
         return open_single(source, options)
     except FileFault as fault:
@@ -82,6 +79,9 @@ def _open(path: Path, options: Options) -> Reader:
 
 def open_single(source: SourceFile, options: Options) -> AnyReader:
     """A reader for an open file; raises `FileFault` or `UnreadableCheckpoint`, and leaves closing to the caller."""
+    if journal_path(Path(os.path.realpath(source.path))).exists():
+        title = f"a rename in place of {source.path.name} was interrupted: its header may be half old and half new"
+        raise FileFault("RK415", title, help=(f"restore it with `remapkit recover {source.path}`",))
     head = source.read(0, min(source.size, 512))
     if not head:
         raise FileFault("RK401", "the file is empty", help=("fetch it again",))

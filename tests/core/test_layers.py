@@ -20,7 +20,7 @@ TINY = ROOT / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"
 
 # The module map of docs/architecture.md, top row first: a module imports from its own row or a row above.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("source", "diagnostic", "spec"),
+    ("source", "diagnostic", "spec", "units"),
     ("yamlnodes", "rulefile", "schema", "ops"),
     ("pattern", "regex", "pathpattern", "automaton", "guards", "template", "matcher"),
     ("rules", "prove", "invert"),
