@@ -21,7 +21,7 @@ UNCHANGED += "  - {id: one, path: 'layer.{n:int}.weight', to: 'block.{n}.weight'
 
 def raw(tensor: torch.Tensor) -> bytes:
     """A tensor's bytes, whatever its dtype and layout."""
-    return bytes(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    return bytes(tensor.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8).numpy())
 
 
 def rules(folder: Path, text: str = SUFFIX, name: str = "rules.yaml") -> Path:
