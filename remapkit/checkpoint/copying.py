@@ -117,7 +117,8 @@ class Copier:
     def _loop(self, source: SourceFile, offset: int, length: int, at: int) -> int:
         piece = os.pread(source.fd, min(length, CHUNK), offset)
         if not piece:
-            raise unreadable("RK412", f"{source.path.name} became shorter while it was read", source.path)
+            title = f"{source.path.name} became shorter while it was read; nothing was written"
+            raise unreadable("RK412", title, source.path)
         write_all(self._out, piece, at)
         self.used["loop"] = None
         return len(piece)

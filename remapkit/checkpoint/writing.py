@@ -10,7 +10,7 @@ from pathlib import Path
 
 from remapkit.checkpoint.atomic import NewFile, check_space, check_targets, sync_directory, undisturbed
 from remapkit.checkpoint.copying import Copier, ReadAhead, expect_sequential, write_all
-from remapkit.checkpoint.faults import NO_SPACE, cannot_write, no_space, sized_part
+from remapkit.checkpoint.faults import NO_SPACE, cannot_write, no_space, sized_part, unreadable
 from remapkit.checkpoint.layout import Copy, FileLayout, Literal, Piece, fingerprint
 from remapkit.checkpoint.reader import Reader
 from remapkit.diagnostic import UnwritableOutput
@@ -63,7 +63,7 @@ class Writer:
                 files = self._open(stack, targets, force)
                 self._check_space(files)
                 self._fill_all(files)
-                self._reader.check_unchanged()
+                self._check_unchanged()
                 for new, layout in zip(files, self._layouts, strict=True):
                     if inspect is not None:
                         inspect(new.temporary, layout)
@@ -96,6 +96,12 @@ class Writer:
         sources = [piece.source for layout in self._layouts for piece in layout.pieces if isinstance(piece, Copy)]
         if not (sources and Copier(first.fd, lambda _: None).can_clone(sources[0])):
             check_space(first.target.parent, self._layouts[0].name, needed)
+
+    def _check_unchanged(self) -> None:
+        for source in self._reader.sources:
+            if source.changed():
+                title = f"{source.path.name} changed while it was read; nothing was written"
+                raise unreadable("RK412", title, source.path)
 
     def _failed(self, target: Path, error: OSError) -> UnwritableOutput:
         if error.errno in NO_SPACE:
