@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from remapkit.checkpoint.atomic import NewFile, check_space, check_targets, sync_directory, undisturbed
-from remapkit.checkpoint.copying import Copier, ReadAhead, expect_sequential, write_all
+from remapkit.checkpoint.copying import Copier, ReadAhead, Writeback, expect_sequential, write_all
 from remapkit.checkpoint.faults import NO_SPACE, cannot_write, no_space, sized_part, unreadable
 from remapkit.checkpoint.layout import Copy, FileLayout, Literal, Piece, fingerprint
 from remapkit.checkpoint.reader import Reader
@@ -43,6 +43,7 @@ class Writer:
         self._progress = progress
         self._run = run
         self._marks: dict[str, str] = {}
+        self._writeback: Writeback | None = None
 
     @property
     def shards(self) -> int:
@@ -110,6 +111,8 @@ class Writer:
 
     def _advance(self, nbytes: int) -> None:
         self.done += nbytes
+        if self._writeback is not None:
+            self._writeback.advance(nbytes)
         if self._progress is not None:
             self._progress(self.done, self.total)
 
@@ -131,6 +134,7 @@ class Writer:
 
     def _fill(self, fd: int, layout: FileLayout) -> None:
         copier = Copier(fd, self._advance)
+        self._writeback = Writeback(fd)
         sealed = {seal.piece: seal.places for seal in layout.seals}
         patches: list[tuple[int, int]] = []
         at = 0
