@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from json.encoder import encode_basestring
 from typing import Any, NoReturn
 
 from remapkit.checkpoint.faults import FileFault, check_name, shown, sized
@@ -207,7 +208,7 @@ def header_json(tensors: Iterable[tuple[str, TensorSpec]], metadata: Mapping[str
         end = position + spec.nbytes
         shape = ",".join(map(str, spec.shape))
         entry = f'{{"dtype":"{spec.dtype}","shape":[{shape}],"data_offsets":[{position},{end}]}}'
-        parts.append(f"{_dump(fqn)}:{entry}")
+        parts.append(f"{encode_basestring(fqn)}:{entry}")
         position = end
     return ("{" + ",".join(parts) + "}").encode("utf-8")
 
