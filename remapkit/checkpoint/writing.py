@@ -11,8 +11,8 @@ from pathlib import Path
 from remapkit.checkpoint.atomic import NewFile, check_space, check_targets, sync_directory, undisturbed
 from remapkit.checkpoint.copying import Copier, ReadAhead, Writeback, expect_sequential, write_all
 from remapkit.checkpoint.faults import NO_SPACE, cannot_write, no_space, sized_part, unreadable
-from remapkit.checkpoint.layout import Copy, FileLayout, Literal, Piece, fingerprint
-from remapkit.checkpoint.reader import Reader
+from remapkit.checkpoint.layout import Copy, FileLayout, Literal, Piece, Stream, fingerprint
+from remapkit.checkpoint.reader import CHUNK, Reader
 from remapkit.diagnostic import UnwritableOutput
 from remapkit.plan import Move
 
@@ -22,6 +22,40 @@ Run = Callable[[Move, Reader], Iterator[memoryview]]
 """The bytes of a move with operations: contiguous, row-major, little-endian, in pieces of any size."""
 Inspect = Callable[[Path, FileLayout], None]
 """Looks at a file that is complete and on the disk, but not named yet; raises where it is not right."""
+
+
+SMALL = 1 << 16
+"""Pieces up to this size are gathered in memory: a system call for each would cost more than its bytes."""
+
+
+class Small:
+    """Small neighbouring pieces, written together."""
+
+    def __init__(self, fd: int, advance: Callable[[int], None]) -> None:
+        self._fd = fd
+        self._advance = advance
+        self._waiting = bytearray()
+        self._at = 0
+        self.used: dict[str, None] = {}
+
+    def add(self, piece: Literal | Copy, at: int) -> None:
+        """Take a piece that follows the last one, or is the first since `flush`."""
+        if not self._waiting:
+            self._at = at
+        if isinstance(piece, Literal):
+            self._waiting += piece.data
+        else:
+            self._waiting += piece.source.read(piece.offset, piece.nbytes)
+            self.used["loop"] = None
+        if len(self._waiting) >= CHUNK:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._waiting:
+            write_all(self._fd, bytes(self._waiting), self._at)
+            self._advance(len(self._waiting))
+            self._waiting.clear()
 
 
 class Writer:
@@ -138,7 +172,13 @@ class Writer:
         sealed = {seal.piece: seal.places for seal in layout.seals}
         patches: list[tuple[int, int]] = []
         at = 0
+        small = Small(fd, self._advance)
         for number, piece in enumerate(layout.pieces):
+            if number not in sealed and piece.nbytes <= SMALL and not isinstance(piece, Stream):
+                small.add(piece, at)
+                at += piece.nbytes
+                continue
+            small.flush()
             if number in sealed:
                 crc = self._write(fd, piece, at)
                 patches += [(place, crc) for place in sealed[number]]
@@ -147,9 +187,10 @@ class Writer:
             else:
                 self._write(fd, piece, at)
             at += piece.nbytes
+        small.flush()
         for place, crc in patches:
             write_all(fd, crc.to_bytes(4, "little"), place)
-        self.how |= copier.used
+        self.how |= copier.used | small.used
 
     def _write(self, fd: int, piece: Piece, at: int) -> int:
         """Write a piece through memory, chunk by chunk; its CRC-32."""

@@ -67,8 +67,9 @@ class Steps:
 
 
 def watch(steps: Steps) -> None:
-    from remapkit.checkpoint import atomic, copying, inplace
+    from remapkit.checkpoint import atomic, copying, inplace, writing
 
+    writing.SMALL = 0
     copying.STEP = STRETCH
     inplace.REWRITE_BELOW = 0  # small files go the way of large ones
     whole = os.pwrite

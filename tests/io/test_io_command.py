@@ -26,8 +26,8 @@ from remapkit.units import parse_size
 ROOT = Path(remapkit.__file__).parent.parent
 SLOW = """
 import sys, time
-from remapkit.checkpoint import copying
-copying.STEP = 20_000
+from remapkit.checkpoint import copying, writing
+copying.STEP, writing.SMALL = 20_000, 0
 def slowed(name):
     call = getattr(copying.Copier, name)
     def copy(self, *rest):

@@ -152,6 +152,7 @@ def greedy(pieces: object) -> list[layout.Piece]:
 
 
 tensor_piece, merged = layout.tensor_piece, layout._merged
+small_add = writing_module.Small.add
 strides, keys = zipout._strides, zipout._storage_keys
 FAULTS: dict[str, tuple[object, str, object, str]] = {
     "an extent that begins one byte early": (layout, "tensor_piece", wrong_offset, "safetensors"),
@@ -170,6 +171,12 @@ FAULTS: dict[str, tuple[object, str, object, str]] = {
         "target_chunks",
         lambda move, reader, run: iter([memoryview(bytes(move.spec.nbytes))]),
         "safetensors",
+    ),
+    "small pieces one byte off": (
+        writing_module.Small,
+        "add",
+        lambda self, piece, at: small_add(self, piece, at + 1),
+        "pth",
     ),
     "shards without the last tensor": (
         layout,
