@@ -53,8 +53,14 @@ class Copier:
         self.used: dict[str, None] = {}
 
     def can_clone(self, source: SourceFile) -> bool:
-        """Whether the filesystem shares blocks between the two files; found out by sharing the first."""
-        return self._clones and source.size >= BLOCK and self._clone(source, 0, BLOCK, 0) > 0
+        """Whether the filesystem shares blocks between the two files; found out by sharing the first.
+
+        Only for a new file, which is empty again afterwards: what will be written may be shorter than a block.
+        """
+        if not self._clones or source.size < BLOCK or not self._clone(source, 0, BLOCK, 0):
+            return False
+        os.ftruncate(self._out, 0)
+        return True
 
     def copy(self, source: SourceFile, offset: int, length: int, at: int) -> None:
         """Copy `length` bytes at `offset` of `source` to `at`."""

@@ -88,6 +88,15 @@ def test_a_rename_shares_the_blocks(shared: Path) -> None:
     assert contents(source) == state
 
 
+def test_an_output_that_is_shorter_than_a_block(shared: Path) -> None:
+    """The first block is shared to find out whether that is possible; nothing of it may be left."""
+    source = shared / "m.safetensors"
+    save_file({"w0": torch.randn(5), "w1": torch.randn(100_000)}, source)
+    only = rules(shared, SUFFIX.replace("{rest:**}", "w0").replace("{rest}", "w0") + "drop: [w1]\n")
+    assert main(["apply", str(only), str(source), "-o", str(shared / "o.safetensors"), "--verify"]) == 0
+    assert same({"w0": contents(source)["w0"]}, shared / "o.safetensors")
+
+
 def test_shared_blocks_need_no_space(shared: Path) -> None:
     source = make(shared)
     state = contents(source)
