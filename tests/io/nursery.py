@@ -95,6 +95,14 @@ def plant(fault: str) -> None:
         write = inplace._write_journal
         inplace._write_journal = lambda path, journal: (write(path, journal), inplace.journal_path(path).unlink())  # type: ignore[func-returns-value]
         inplace._drop_journal = lambda path: None
+    elif fault == "recovery is done at once":
+        # Blocks removed, then killed before the old header is back: half of that state would not be known again.
+        fits = inplace.Journal.fits
+        inplace.Journal.fits = (
+            lambda self, front, size: (  # type: ignore[method-assign]
+                fits(self, front, size) and (size != self.size or front in (self.old, self.new[: len(self.old)]))
+            )
+        )
     elif fault == "index first":
         name_all = writing._name_all
         writing._name_all = lambda files, force: name_all([files[-1], *files[:-1]], True)

@@ -234,7 +234,6 @@ def put(folder: Path, files: dict[str, bytes]) -> None:
 def test_a_recovery_that_is_killed_can_be_repeated(kind: str, folder: Path, nursery: Nursery) -> None:
     case = make(kind, folder, nursery, old=True)
     case.reset()
-    target = case.arguments[2]
     steps = nursery.run(*case.arguments)["steps"]
     half = {}
     for number in range(steps, 0, -1):
@@ -246,16 +245,23 @@ def test_a_recovery_that_is_killed_can_be_repeated(kind: str, folder: Path, nurs
             case.after["m.safetensors"],
         ):
             break
-    number = 0
+    assert recovered(case, half, nursery) > 8
+    if kind == "in place, longer":
+        with pytest.raises(AssertionError):
+            recovered(case, half, nursery, fault="recovery is done at once")
+
+
+def recovered(case: Case, half: dict[str, bytes], nursery: Nursery, fault: str = "") -> int:
+    """Recover from the same state again and again, killed one step later each time; how many steps there are."""
+    target, number = case.arguments[2], 0
     while True:
         number += 1
         put(case.folder, half)
-        killed = nursery.run("recover", target, die_at=number)["killed"]
-        nursery.run("recover", target)
+        killed = nursery.run("recover", target, die_at=number, fault=fault)["killed"]
+        nursery.run("recover", target, fault=fault)
         assert everything_in(case.folder) == case.before
         if not killed:
-            break
-    assert number > 8
+            return number
 
 
 def test_apply_in_place_restores_first(memory_path: Path, nursery: Nursery) -> None:
