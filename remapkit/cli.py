@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(args)
     except KeyboardInterrupt:
-        print("interrupted: nothing was changed", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception:
         return _bug()
@@ -48,6 +48,10 @@ def _run(args: argparse.Namespace) -> int:
     except RemapkitError as error:
         found, exit_code = error, error.exit_code
         return _shown(lambda: report.show_error(found.diagnostics, args.format, exit_code), exit_code)
+    except KeyboardInterrupt:
+        # A command changes files in its last step, which no interrupt stops.
+        print("interrupted: nothing was changed", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return _shown(lambda: report.show(outcome, args.format), int(outcome.exit_code))
 
 
@@ -160,7 +164,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-expand",
         action="store_true",
-        help="read tensors that repeat a small storage into much more data than the file holds",
+        help="accept tensors that repeat a small storage into very much data (stride 0)",
     )
 
 
@@ -179,6 +183,20 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
     )
     parser.add_argument("--dry-run", action="store_true", help="show every move; write nothing")
     parser.add_argument("--dtype", metavar="D", help="cast every plain float: bf16, fp16, fp32 or fp64")
+    parser.add_argument(
+        "--in-place",
+        action="store_true",
+        help="rename inside CKPT, one safetensors file: only its header is written, under a journal",
+    )
+    parser.add_argument(
+        "--shard-size", metavar="SIZE", help="write shards of at most SIZE (5GB, 500MiB) and their index"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="read the output back and compare every tensor with its source"
+    )
+    parser.add_argument(
+        "--untie", action="store_true", help="write tied weights as copies instead of once and recorded"
+    )
     parser.add_argument("--force", action="store_true", help="replace the output if it exists")
     parser.add_argument(
         "--partial",
@@ -227,6 +245,8 @@ def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-
     parser.add_argument("--all", action="store_true", help="every key on a line of its own")
     parser.add_argument("--manifest", metavar="FILE", help="also write the header as a manifest")
     _add_reading(parser)
+    parser = _command(commands, "recover", "restore a file whose rename in place was interrupted")
+    parser.add_argument("file", metavar="FILE", help="the file that was given to apply --in-place")
     parser = _command(commands, "diff", "compare two checkpoints: keys, shapes, dtypes and values")
     parser.add_argument("a", metavar="A", help=_CKPT)
     parser.add_argument("b", metavar="B", help=_CKPT)

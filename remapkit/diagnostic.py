@@ -256,6 +256,12 @@ class UnwritableOutput(RemapkitError):
     exit_code = 2
 
 
+class FailedWrite(UnwritableOutput):
+    """An output that could be written, but is not what was meant: the disk failed, or what was read back differs."""
+
+    exit_code = 1
+
+
 class UsageError(RemapkitError):
     """A wrong argument, an unknown name, a model that cannot be built."""
 

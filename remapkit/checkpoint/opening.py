@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,10 +76,6 @@ def _known(ask: Callable[[], bool]) -> bool:
 
 def _open(path: Path, options: Options) -> Reader:
     source = SourceFile(path)
-    if _known(journal_path(path).exists):
-        source.close()
-        title = f"a rename in place of {path.name} was interrupted: its header may be half old and half new"
-        raise unreadable("RK415", title, path, help=(f"restore it with `remapkit recover {path}`",))
     try:
         return open_single(source, options)
     except FileFault as fault:
@@ -91,6 +88,9 @@ def _open(path: Path, options: Options) -> Reader:
 
 def open_single(source: SourceFile, options: Options) -> AnyReader:
     """A reader for an open file; raises `FileFault` or `UnreadableCheckpoint`, and leaves closing to the caller."""
+    if _known(journal_path(Path(os.path.realpath(source.path))).exists):
+        title = f"a rename in place of {source.path.name} was interrupted: its header may be half old and half new"
+        raise FileFault("RK415", title, help=(f"restore it with `remapkit recover {source.path}`",))
     return open_tensors(source, options) or _open_json(source, options)
 
 

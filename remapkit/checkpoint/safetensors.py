@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from json.encoder import encode_basestring
 from typing import Any, NoReturn
 
 from remapkit.checkpoint.faults import MAX_DIGITS, MAX_DIMS, FileFault, shown, sized, too_much
@@ -215,7 +216,7 @@ def header_json(tensors: Iterable[tuple[str, TensorSpec]], metadata: Mapping[str
         end = position + spec.nbytes
         shape = ",".join(map(str, spec.shape))
         entry = f'{{"dtype":"{spec.dtype}","shape":[{shape}],"data_offsets":[{position},{end}]}}'
-        parts.append(f"{_dump(fqn)}:{entry}")
+        parts.append(f"{encode_basestring(fqn)}:{entry}")
         position = end
     return ("{" + ",".join(parts) + "}").encode("utf-8")
 

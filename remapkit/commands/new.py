@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
-from remapkit.checkpoint.atomic import NewFile, check_target
+from remapkit.checkpoint.atomic import NewFile, check_targets
 from remapkit.checkpoint.copying import write_all
 from remapkit.checkpoint.faults import cannot_write
 from remapkit.checkpoint.manifest import manifest_json
@@ -85,7 +85,7 @@ def _write_text(path: Path, text: str, force: bool) -> None:
     try:
         if path.parent.name == "keys" and path.parent.parent.is_dir():
             path.parent.mkdir(exist_ok=True)
-        real = check_target(path, (), force)
+        (real,) = check_targets([path], (), force)
         with NewFile(real, force=force) as new:
             write_all(new.fd, text.encode("utf-8"), 0)
             new.commit()

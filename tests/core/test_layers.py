@@ -20,7 +20,7 @@ TINY = ROOT / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"
 
 # The module map of docs/architecture.md, top row first: a module imports from its own row or a row above.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("source", "diagnostic", "spec", "guest"),
+    ("source", "diagnostic", "spec", "units", "guest"),
     ("yamlnodes", "rulefile", "schema", "ops"),
     ("pattern", "regex", "pathpattern", "automaton", "factor", "guards", "template", "matcher", "languages"),
     (
