@@ -3,18 +3,23 @@
     python benchmarks/io.py                      # 2.8 GB each, 5 rounds, warm cache
     python benchmarks/io.py --cold               # also with the page cache dropped before each run (needs root)
     python benchmarks/io.py --gigabytes 0.1      # small
+    python benchmarks/io.py --reflink /mnt/xfs   # also on a filesystem that shares blocks
+    python benchmarks/io.py --reflink loop       # the same on an XFS in a file, mounted for it (needs root)
 
 Every way is a whole process, start-up included, and every output is fsynced before the clock stops, also that of
 `cp`. All ways of a case are run once a round in shuffled order; round 0 warms up and is dropped. Printed are medians,
-ratios to `cp` of the same round's file, and the process's peak resident memory, and where it ran.
+ratios to `cp` of the same round's file, and the process's peak resident memory, and where it ran. "work" is what
+remapkit itself says it took to write, start-up, reading of headers, planning and checking left out.
 
 Cases: `pth` and `safetensors` are the Wan 2.2 VAE's header (196 tensors) with random data, `many` 50,000 small
-tensors in 8 shards, `in place` a safetensors file whose header is rewritten where it is.
+tensors in 8 shards, `in place` a safetensors file whose header is rewritten where it is, `reflink` the same
+safetensors file on a filesystem that shares blocks.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -26,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +112,10 @@ def remap(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "remapkit", *arguments]
 
 
+def apply(*arguments: str) -> list[str]:
+    return remap("apply", *arguments, "--format", "json")
+
+
 def rename(rules: Path) -> str:
     return f"import remapkit; rules = remapkit.load({str(rules)!r})"
 
@@ -125,7 +134,7 @@ def cases(folder: Path) -> dict[str, list[Way]]:
     return {
         "pth": [
             Way("cp", ["sh", "-c", f"cp {pth} {out}/c && sync {out}/c"]),
-            Way("remapkit apply", remap("apply", str(rules), str(pth), "-o", str(result))),
+            Way("remapkit apply", apply(str(rules), str(pth), "-o", str(result))),
             Way(
                 "torch.load(mmap) + save_file",
                 python(
@@ -141,7 +150,7 @@ def cases(folder: Path) -> dict[str, list[Way]]:
         ],
         "safetensors": [
             Way("cp", ["sh", "-c", f"cp {st} {out}/c && sync {out}/c"]),
-            Way("remapkit apply", remap("apply", str(rules), str(st), "-o", str(result))),
+            Way("remapkit apply", apply(str(rules), str(st), "-o", str(result))),
             Way(
                 "load_file + save_file",
                 python(load + repr(str(st)), rename(rules), "save_file(rules(load_file(src)), out)"),
@@ -149,6 +158,7 @@ def cases(folder: Path) -> dict[str, list[Way]]:
         ],
         "many": [
             Way("cp", ["sh", "-c", f"cp {many}/* {out}/ && sync {out}/*"]),
+            # Not as JSON: 50,000 moves are 10 MB of it, which would be part of the time and of this process.
             Way("remapkit apply", remap("apply", f"{folder}/experts.yaml", str(many), "-o", str(result))),
             Way(
                 "load_file + save_file",
@@ -166,12 +176,12 @@ def cases(folder: Path) -> dict[str, list[Way]]:
             Way("cp", ["sh", "-c", f"cp {st} {out}/c && sync {out}/c"]),
             Way(
                 "header that fits",
-                remap("apply", f"{folder}/same.yaml", str(result), "--in-place"),
+                apply(f"{folder}/same.yaml", str(result), "--in-place"),
                 copied,
             ),
             Way(
                 "header that does not",
-                remap("apply", f"{folder}/longer.yaml", str(result), "--in-place"),
+                apply(f"{folder}/longer.yaml", str(result), "--in-place"),
                 copied,
             ),
         ],
@@ -191,8 +201,17 @@ def drop_caches() -> None:
     DROP_CACHES.write_text("3\n", encoding="ascii")
 
 
-def once(way: Way, out: Path, cold: bool) -> tuple[float, int]:
-    """Seconds and peak resident bytes of one whole process."""
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One whole process: seconds, peak resident bytes, and the seconds of work that remapkit reports."""
+
+    seconds: float
+    peak: int
+    work: float = math.nan
+
+
+def once(way: Way, out: Path, cold: bool) -> Sample:
+    """Run one whole process."""
     empty(out)
     way.prepare()
     if cold:
@@ -208,11 +227,13 @@ def once(way: Way, out: Path, cold: bool) -> tuple[float, int]:
         if child.returncode:
             said.seek(0)
             sys.exit(f"{way.name} failed with {child.returncode}:\n{said.read().decode(errors='replace')}")
-    return seconds, usage.ru_maxrss * 1024
+        said.seek(0)
+        work = json.loads(said.read())["seconds"] if "json" in way.command else math.nan
+    return Sample(seconds, usage.ru_maxrss * 1024, work)
 
 
-def measure(ways: Sequence[Way], rounds: int, out: Path, cold: bool) -> dict[str, list[tuple[float, int]]]:
-    found: dict[str, list[tuple[float, int]]] = {way.name: [] for way in ways}
+def measure(ways: Sequence[Way], rounds: int, out: Path, cold: bool) -> dict[str, list[Sample]]:
+    found: dict[str, list[Sample]] = {way.name: [] for way in ways}
     for number in range(rounds + 1):
         for way in random.sample(list(ways), len(ways)):
             sample = once(way, out, cold)
@@ -222,17 +243,59 @@ def measure(ways: Sequence[Way], rounds: int, out: Path, cold: bool) -> dict[str
     return found
 
 
-def report(case: str, found: dict[str, list[tuple[float, int]]]) -> dict[str, dict[str, float]]:
+def report(case: str, found: dict[str, list[Sample]]) -> dict[str, dict[str, float]]:
     rows = {}
-    base = [seconds for seconds, _ in found["cp"]]
-    print(f"\n{case}\n{'way':32} {'seconds':>8} {'x cp':>6} {'peak MB':>8}")
+    print(f"\n{case}\n{'way':32} {'seconds':>8} {'x cp':>6} {'peak MB':>8} {'work ms':>8}")
     for name, samples in found.items():
-        seconds = statistics.median(each for each, _ in samples)
-        ratio = statistics.median(each / cp for (each, _), cp in zip(samples, base, strict=True))
-        peak = max(each for _, each in samples) / 1e6
-        rows[name] = {"seconds": seconds, "ratio": ratio, "peak_mb": peak}
-        print(f"{name:32} {seconds:8.3f} {ratio:6.2f} {peak:8.0f}", flush=True)
+        seconds = statistics.median(each.seconds for each in samples)
+        pairs = zip(samples, found["cp"], strict=True)
+        ratio = statistics.median(each.seconds / cp.seconds for each, cp in pairs)
+        peak = max(each.peak for each in samples) / 1e6
+        work = statistics.median(each.work for each in samples)
+        rows[name] = {"seconds": seconds, "ratio": ratio, "peak_mb": peak, "work": work}
+        shown = "" if math.isnan(work) else f"{work * 1e3:8.1f}"
+        print(f"{name:32} {seconds:8.3f} {ratio:6.2f} {peak:8.0f} {shown}", flush=True)
     return rows
+
+
+# ------------------------------------------------------------------------------------------------ shared blocks
+
+
+@contextlib.contextmanager
+def sharing(place: str, folder: Path, nbytes: int) -> Iterator[Path]:
+    """A folder on a filesystem that shares blocks: the one that was named, or an XFS in a file, mounted meanwhile."""
+    if place != "loop":
+        with tempfile.TemporaryDirectory(dir=place, prefix="remapkit-io-") as name:
+            yield Path(name)
+        return
+    image, mounted = folder / "xfs.image", folder / "xfs"
+    mounted.mkdir()
+    with image.open("wb") as file:
+        file.truncate(max(400 << 20, 3 * nbytes))
+    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(mounted)], check=True)
+    try:
+        yield mounted
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)
+        image.unlink()
+
+
+def reflink_ways(source: Path, folder: Path) -> list[Way]:
+    st, out = folder / "m.safetensors", folder / "out"
+    shutil.copyfile(source / "m.safetensors", st)
+    result = out / "o.safetensors"
+
+    def cloned() -> None:
+        subprocess.run(["cp", "--reflink=always", str(st), str(result)], check=True)
+
+    rules = ROOT / "rules" / "wan22_pth.yaml"
+    return [
+        Way("cp", ["sh", "-c", f"cp --reflink=never {st} {out}/c && sync {out}/c"]),
+        Way("cp --reflink", ["sh", "-c", f"cp --reflink=always {st} {out}/c && sync {out}/c"]),
+        Way("remapkit apply", apply(str(rules), str(st), "-o", str(result))),
+        Way("in place", apply(f"{source}/longer.yaml", str(result), "--in-place"), cloned),
+    ]
 
 
 def start_up(rounds: int) -> None:
@@ -263,6 +326,8 @@ def main() -> None:
     parser.add_argument("--tensors", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cold", action="store_true", help="also with a cold page cache; needs root")
+    parser.add_argument("--ours", action="store_true", help="only cp and remapkit")
+    parser.add_argument("--reflink", metavar="PLACE", help="a folder that can share blocks, or `loop`")
     parser.add_argument("--cases", nargs="*", default=None, help="some of: pth, safetensors, many, 'in place'")
     parser.add_argument("--folder", type=Path, default=None, help="where to work (default: the temporary folder)")
     parser.add_argument("--json", type=Path, default=None, help="write the figures here as well")
@@ -275,8 +340,13 @@ def main() -> None:
         for cold in [False, True] if args.cold else [False]:
             for case, ways in cases(folder).items():
                 if args.cases is None or case in args.cases:
+                    ways = [way for way in ways if not args.ours or "save_file" not in way.name]
                     title = f"{case}, {'cold' if cold else 'warm'}"
                     figures[title] = report(title, measure(ways, args.rounds, folder / "out", cold))
+        if args.reflink:
+            with sharing(args.reflink, folder, int(args.gigabytes * 1e9)) as shared:
+                found = measure(reflink_ways(folder, shared), args.rounds, shared / "out", False)
+                figures["reflink"] = report("reflink", found)
     start_up(args.rounds)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")

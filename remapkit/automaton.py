@@ -43,6 +43,14 @@ class _Fragment:
     empty: int
 
 
+MAX_EDGES = 1_000_000
+"""How many steps from one position to the next an automaton may have where it is only a means to be fast."""
+
+
+class TooMany(Exception):
+    """An automaton, or a search through one, that outgrew its limit."""
+
+
 @dataclass(slots=True)
 class _Builder:
     chars: list[Ranges] = field(default_factory=list)
@@ -50,13 +58,21 @@ class _Builder:
     follow: list[list[int]] = field(default_factory=list)
     here: int = 0
     strong: bool = True
+    base: int = 0
+    edges: int = 0
+    limit: int | None = None
+
+    def spend(self, edges: int) -> None:
+        self.edges += edges
+        if self.limit is not None and self.edges > self.limit:
+            raise TooMany
 
     def build(self, node: Node) -> _Fragment:
         if isinstance(node, Chars):
             self.chars.append(node.chars)
             self.part.append(self.here)
             self.follow.append([])
-            position = len(self.chars) - 1
+            position = self.base + len(self.chars) - 1
             return _Fragment([position], [position], 0)
         if isinstance(node, Seq):
             whole = _Fragment([], [], 1)
@@ -78,8 +94,9 @@ class _Builder:
         return min(count, 2)
 
     def join(self, left: _Fragment, right: _Fragment) -> _Fragment:
+        self.spend(len(left.last) * len(right.first))
         for position in left.last:
-            self.follow[position] += right.first
+            self.follow[position - self.base] += right.first
         first = left.first + right.first if left.empty else left.first
         last = left.last + right.last if right.empty else right.last
         return _Fragment(first, last, self.ways(left.empty * right.empty))
@@ -91,12 +108,13 @@ class _Builder:
         """`inner`, once or more."""
         if inner.empty:
             self.strong = False
+        self.spend(len(inner.last) * len(inner.first))
         for position in inner.last:
-            known = set(self.follow[position])
+            known = set(self.follow[position - self.base])
             new = [each for each in inner.first if each not in known]
             if len(new) < len(inner.first):
                 self.strong = False
-            self.follow[position] += new
+            self.follow[position - self.base] += new
         return inner
 
     def repeat(self, node: Repeat) -> _Fragment:
@@ -116,15 +134,15 @@ class _Builder:
         return self.join(whole, tail)
 
 
-def automaton(parts: Sequence[Part]) -> Automaton:
-    """The automaton of parts, one after the other.
+def automaton(parts: Sequence[Part], limit: int | None = None) -> Automaton:
+    """The automaton of parts, one after the other. Raises `TooMany` beyond a limit of steps between positions.
 
     >>> from remapkit.pattern import SEGMENT, literal
     >>> found = automaton([Part(None, literal("a.")), Part("x", SEGMENT)])
     >>> found.first, found.follow, found.last, found.part
     ((0,), ((1,), (2,), (2,)), frozenset({2}), (0, 0, 1))
     """
-    builder = _Builder()
+    builder = _Builder(limit=limit)
     whole = _Fragment([], [], 1)
     for number, part in enumerate(parts):
         builder.here = number
@@ -138,6 +156,28 @@ def automaton(parts: Sequence[Part]) -> Automaton:
         bool(whole.empty),
         builder.strong,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The positions of one tree, numbered from a base on, to be joined to others by who has them."""
+
+    chars: list[Ranges]
+    follow: list[list[int]]
+    first: list[int]
+    last: list[int]
+    nullable: bool
+    strong: bool
+
+
+def fragment(node: Node, base: int, limit: int) -> Piece | None:
+    """The positions of a tree, or None where there are more than `limit` steps between them."""
+    builder = _Builder(base=base, limit=limit)
+    try:
+        whole = builder.build(node)
+    except TooMany:
+        return None
+    return Piece(builder.chars, builder.follow, whole.first, whole.last, bool(whole.empty), builder.strong)
 
 
 # ------------------------------------------------------------------------------------------------ reading a key
@@ -209,6 +249,19 @@ def alphabet(sets: Iterable[Ranges]) -> Alphabet:
     ({((48, 57),): 6, ((48, 48),): 2}, ('abc', '0', '123'))
     """
     distinct = list(dict.fromkeys(sets))
+    classes = _classes(distinct)
+    return Alphabet(_masks(distinct, classes), tuple(_samples(each) for each in classes.values()))
+
+
+def masks(sets: Sequence[Ranges]) -> list[int]:
+    """The mask of each set over the classes of their alphabet: two sets share a character where their masks meet."""
+    distinct = list(dict.fromkeys(sets))
+    known = _masks(distinct, _classes(distinct))
+    return [known[chars] for chars in sets]
+
+
+def _classes(distinct: Sequence[Ranges]) -> dict[int, list[tuple[int, int]]]:
+    """The intervals of each class, by the set of sets (a mask over `distinct`) that its characters are in."""
     changes: dict[int, int] = {0: 0}
     for number, chars in enumerate(distinct):
         for low, high in chars:
@@ -220,15 +273,17 @@ def alphabet(sets: Iterable[Ranges]) -> Alphabet:
         members ^= changes[low]
         if low <= LAST:
             classes.setdefault(members, []).append((low, following - 1))
-    masks = dict.fromkeys(distinct, 0)
+    return classes
+
+
+def _masks(distinct: Sequence[Ranges], classes: Iterable[int]) -> dict[Ranges, int]:
+    found = dict.fromkeys(distinct, 0)
     for bit, signature in enumerate(classes):
-        number = 0
         while signature:
-            if signature & 1:
-                masks[distinct[number]] |= 1 << bit
-            signature >>= 1
-            number += 1
-    return Alphabet(masks, tuple(_samples(each) for each in classes.values()))
+            lowest = signature & -signature
+            found[distinct[lowest.bit_length() - 1]] |= 1 << bit
+            signature ^= lowest
+    return found
 
 
 READABLE = (*range(97, 123), *range(48, 58), 95, 45, *range(65, 91), 46, *range(32, 127))
@@ -254,16 +309,23 @@ def _samples(intervals: Sequence[tuple[int, int]]) -> str:
 def reads_one_way(machine: Automaton) -> bool:
     """Whether every key is read in at most one way, down to each repetition and branch.
 
-    That is what makes a backtracking matcher linear: it comes to a position at an offset in as many ways as a key
-    can be read that goes on from there, hence once.
+    One way is what makes a backtracking matcher linear: it comes to a position at an offset in as many ways as a key
+    can be read that goes on from there, hence once. The answer is False, too, where it is not known after `MAX_PAIRS`
+    steps.
     """
     if not machine.strong:
         return False
-    masks = alphabet(machine.chars).masks
-    mask = [masks[chars] for chars in machine.chars]
+    mask = masks(machine.chars)
     if _disjoint(machine.first, mask) and all(_disjoint(each, mask) for each in machine.follow):
         return True
-    return not _two_runs(machine, mask)
+    try:
+        return not _two_runs(machine, mask)
+    except TooMany:
+        return False
+
+
+MAX_PAIRS = 1_000_000
+"""How many pairs of positions are looked at before a pattern counts as read in several ways: about a second."""
 
 
 def _disjoint(positions: Sequence[int], mask: Sequence[int]) -> bool:
@@ -295,10 +357,14 @@ def _two_runs(machine: Automaton, mask: Sequence[int]) -> bool:
     part(machine.first)
     for following in machine.follow:
         part(following)
+    steps = 0
     while pending:
         one, other = pending.pop()
         if one in machine.last and other in machine.last:
             return True
+        steps += 1 + len(machine.follow[one]) * len(machine.follow[other])
+        if steps > MAX_PAIRS:
+            raise TooMany
         for left in machine.follow[one]:
             for right in machine.follow[other]:
                 if mask[left] & mask[right]:

@@ -6,10 +6,12 @@ Exit codes: 0 as asked, 1 what was given fails, 2 it could not run, 3 a bug in r
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+EXIT_UNABLE = 2
 EXIT_BUG = 3
 EXIT_INTERRUPTED = 130
 _RULES = "a rule file, or the name of an installed pack"
@@ -19,6 +21,8 @@ _CKPT = "a checkpoint: .pth, .safetensors, an index.json of shards, or a folder 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    if sys.stdout is None:  # started with `>&-`
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     parser = _parser()
     args = parser.parse_args(arguments)
     if args.command is None:
@@ -27,12 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(args)
     except KeyboardInterrupt:
-        print("interrupted: nothing was changed", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): not a failure, and nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception:
         return _bug()
 
@@ -46,11 +46,34 @@ def _run(args: argparse.Namespace) -> int:
     try:
         outcome = import_module(f"remapkit.commands.{args.command}").run(args)
     except RemapkitError as error:
-        report.show_error(error.diagnostics, args.format, error.exit_code)
-        return error.exit_code
-    report.show(outcome, args.format)
-    sys.stdout.flush()
-    return int(outcome.exit_code)
+        found, exit_code = error, error.exit_code
+        return _shown(lambda: report.show_error(found.diagnostics, args.format, exit_code), exit_code)
+    except KeyboardInterrupt:
+        # A command changes files in its last step, which no interrupt stops.
+        print("interrupted: nothing was changed", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return _shown(lambda: report.show(outcome, args.format), int(outcome.exit_code))
+
+
+def _shown(show: Callable[[], None], exit_code: int) -> int:
+    """Print, and keep the verdict whatever becomes of the print."""
+    try:
+        show()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing more can be said to it, and the verdict is the same.
+        _silence()
+    except OSError as error:
+        _silence()
+        print(f"the result could not be printed: {error.strerror or error}", file=sys.stderr)
+        return exit_code or EXIT_UNABLE
+    return exit_code
+
+
+def _silence() -> None:
+    """Let what is still buffered go nowhere, or the interpreter fails on it when it ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _bug() -> int:
@@ -108,12 +131,16 @@ def _command(commands: Commands, name: str, help: str) -> argparse.ArgumentParse
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="M", help=f"the target model: {_MODEL}")
+    _add_model_arguments(parser)
+    parser.add_argument("--target-keys", metavar="FILE", help="a manifest or a checkpoint as the target instead")
+    parser.add_argument("--strict-dtype", action="store_true", help="a dtype mismatch is an error, not a note")
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model-arg", metavar="KEY=VALUE", action="append", default=[], help="an argument of its constructor"
     )
     parser.add_argument("--model-config", metavar="FILE", help="its config, a JSON object")
-    parser.add_argument("--target-keys", metavar="FILE", help="a manifest or a checkpoint as the target instead")
-    parser.add_argument("--strict-dtype", action="store_true", help="a dtype mismatch is an error, not a note")
 
 
 def _add_params(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +161,11 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="refuse a .pth with objects that are neither data nor tensors",
     )
+    parser.add_argument(
+        "--allow-expand",
+        action="store_true",
+        help="accept tensors that repeat a small storage into very much data (stride 0)",
+    )
 
 
 def _add_undecided(parser: argparse.ArgumentParser) -> None:
@@ -151,6 +183,20 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
     )
     parser.add_argument("--dry-run", action="store_true", help="show every move; write nothing")
     parser.add_argument("--dtype", metavar="D", help="cast every plain float: bf16, fp16, fp32 or fp64")
+    parser.add_argument(
+        "--in-place",
+        action="store_true",
+        help="rename inside CKPT, one safetensors file: only its header is written, under a journal",
+    )
+    parser.add_argument(
+        "--shard-size", metavar="SIZE", help="write shards of at most SIZE (5GB, 500MiB) and their index"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="read the output back and compare every tensor with its source"
+    )
+    parser.add_argument(
+        "--untie", action="store_true", help="write tied weights as copies instead of once and recorded"
+    )
     parser.add_argument("--force", action="store_true", help="replace the output if it exists")
     parser.add_argument(
         "--partial",
@@ -199,6 +245,8 @@ def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-
     parser.add_argument("--all", action="store_true", help="every key on a line of its own")
     parser.add_argument("--manifest", metavar="FILE", help="also write the header as a manifest")
     _add_reading(parser)
+    parser = _command(commands, "recover", "restore a file whose rename in place was interrupted")
+    parser.add_argument("file", metavar="FILE", help="the file that was given to apply --in-place")
     parser = _command(commands, "diff", "compare two checkpoints: keys, shapes, dtypes and values")
     parser.add_argument("a", metavar="A", help=_CKPT)
     parser.add_argument("b", metavar="B", help=_CKPT)
@@ -207,7 +255,11 @@ def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-
     parser.add_argument("--root-a", metavar="A.B", help="where the state dict lies in A")
     parser.add_argument("--root-b", metavar="A.B", help="where the state dict lies in B")
     parser.add_argument(
-        "--tolerance", metavar="T", type=float, default=0.0, help="the largest |difference| that passes (default: 0)"
+        "--tolerance",
+        metavar="T",
+        type=_tolerance,
+        default=0.0,
+        help="the largest |difference| that passes (default: 0)",
     )
 
 
@@ -243,11 +295,19 @@ def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
     _add_undecided(parser)
 
 
+def _tolerance(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"a tolerance is not below zero, and {text} is")
+    return value
+
+
 def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-type]
     parser = _command(commands, "new", "start a rule file from a real checkpoint")
     parser.add_argument("name", metavar="NAME", help="the name of the pack")
     parser.add_argument("--from", dest="source", metavar="CKPT", required=True, help=f"the source: {_CKPT}")
     parser.add_argument("--to", dest="target", metavar="M", help=f"the target: {_MODEL}; or a checkpoint or manifest")
+    _add_model_arguments(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: NAME.yaml; - for stdout)")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     _add_reading(parser)

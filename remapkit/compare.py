@@ -113,9 +113,9 @@ def _deltas(a: memoryview, dtype_a: str, b: memoryview, dtype_b: str) -> tuple[n
         distance = np.where(x > y, unsigned[0] - unsigned[1], unsigned[1] - unsigned[0])
         return distance.astype("f8"), np.zeros(x.shape, dtype=bool)
     wide = "c16" if "c" in (x.dtype.kind, y.dtype.kind) else "f8"
-    x, y = x.astype(wide), y.astype(wide)
-    nan_x, nan_y = np.isnan(x), np.isnan(y)
     with np.errstate(invalid="ignore", over="ignore"):
+        x, y = x.astype(wide), y.astype(wide)
+        nan_x, nan_y = np.isnan(x), np.isnan(y)
         distance = np.abs(x - y)
     distance[(x == y) | nan_x | nan_y] = 0.0
     return distance, nan_x != nan_y

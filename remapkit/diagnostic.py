@@ -12,6 +12,7 @@ packs. `docs/diagnostics.md` lists them all.
 from __future__ import annotations
 
 import enum
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -144,10 +145,18 @@ def _underline(label: Label, text: str, cut: int, style: Style) -> str:
     start = max(0, label.span.column - 1 - cut)
     first_line_end = label.span.text.split("\n")[0]
     length = max(1, min(len(first_line_end), max(1, len(text) - start)))
-    mark = ("^" if label.primary else "-") * length
     role = "error" if label.primary else "note"
+    mark = ("^" if label.primary else "-") * _columns(text[start : start + length], length)
     drawn = style(role, f"{mark} {label.text}".rstrip())
-    return f"{_bar(style)} {' ' * start}{drawn}"
+    return f"{_bar(style)} {' ' * _columns(text[:start], start)}{drawn}"
+
+
+def _columns(text: str, count: int) -> int:
+    """How many columns of a terminal `count` characters take: wide ones take two, combining marks none."""
+    if text.isascii():
+        return count
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return max(1 if count else 0, count + wide - sum(unicodedata.combining(character) > 0 for character in text))
 
 
 def to_json(diagnostic: Diagnostic) -> dict[str, Any]:
@@ -245,6 +254,12 @@ class UnwritableOutput(RemapkitError):
     """An output that cannot be written; nothing was changed."""
 
     exit_code = 2
+
+
+class FailedWrite(UnwritableOutput):
+    """An output that could be written, but is not what was meant: the disk failed, or what was read back differs."""
+
+    exit_code = 1
 
 
 class UsageError(RemapkitError):

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from remapkit.checkpoint import inplace
+from remapkit.checkpoint.atomic import undisturbed
 from remapkit.checkpoint.faults import shown, unwritable
 from remapkit.checkpoint.layout import FileLayout, lay_out_safetensors, lay_out_shards, without_ties
 from remapkit.checkpoint.opening import open_checkpoint
 from remapkit.checkpoint.reader import CHUNK, Reader, even
 from remapkit.checkpoint.writing import Progress, Run, Writer, forget_cached, target_chunks
 from remapkit.checkpoint.zipout import lay_out_pth
+from remapkit.diagnostic import Diagnostic, FailedWrite
 from remapkit.plan import Move
 
 INDEX = ".index.json"
@@ -40,6 +42,8 @@ class Written:
     how: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     verified: bool = False
+    kept: int = 0
+    """How many complete shards of a killed run were taken over."""
 
 
 def execute(
@@ -86,6 +90,7 @@ def execute(
         how=tuple(writer.how),
         tied=recorded,
         verified=verify,
+        kept=writer.kept,
     )
 
 
@@ -162,7 +167,8 @@ def rename_in_place(moves: Sequence[Move], reader: Reader, *, metadata: Mapping[
     inplace.check_alone(path, source.sources[0])
     raw = inplace.header_for(moves, source, {"format": "pt", **(metadata or {})})
     how, nbytes = inplace.replace_header(path, source, raw)
-    _check_renamed(path, moves)
+    with undisturbed():
+        _check_renamed(path, moves)
     return Written((path,), len(moves), nbytes, time.monotonic() - started, (how,))
 
 
@@ -171,7 +177,7 @@ def _check_renamed(path: Path, moves: Sequence[Move]) -> None:
         header = renamed.header()
         wrong = [move.target for move in moves if header.tensors.get(move.target) != move.spec]
     if wrong:
-        raise unwritable("RK506", f"{len(wrong)} of {len(moves)} tensors were renamed wrong", notes=(wrong[0],))
+        raise _wrong(f"{len(wrong)} of {len(moves)} tensors were renamed wrong", shown(wrong[0]))
 
 
 def recover(path: str | Path) -> bool:
@@ -209,7 +215,12 @@ def _compare(moves: Sequence[Move], reader: Reader, written: Reader, run: Run | 
     if wrong:
         names = "\n".join(map(shown, wrong[:5])) + (f"\n... and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         title = f"{len(wrong)} of {len(moves)} tensors were written wrong"
-        raise unwritable("RK506", title, notes=(names,), help=("check the disk and the memory, and run it again",))
+        raise _wrong(title, names)
+
+
+def _wrong(title: str, names: str) -> FailedWrite:
+    help = ("check the disk and the memory, and run it again",)
+    return FailedWrite(Diagnostic("RK506", title, notes=(names,), help=help))
 
 
 def _same(move: Move, reader: Reader, written: Reader, tied: Mapping[str, str], run: Run | None) -> bool:

@@ -110,7 +110,8 @@ def allowed(
         return None if values is None else tuple(Text(value, named.span) for value in values)
     close = difflib.get_close_matches(named.value, list(tables), n=1)
     help = [f"did you mean {close[0]!r}?"] if close else []
-    help.append(f"write a list, [{named.value}], a range, 0..47, or the name of a table")
+    value = f"'{named.value}'" if set(named.value) & set("[]{},") else named.value
+    help.append(f"write a list, [{value}], a range, 0..47, or the name of a table")
     title = f"{named.value!r} is neither a range nor a table"
     problems.append(Diagnostic("RK144", title, (Label(named.span),), tuple(help)))
     return None

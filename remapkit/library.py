@@ -11,6 +11,7 @@ import difflib
 import importlib
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostic import Diagnostic, InvalidRules, Severity, UsageError
+from remapkit.guest import guest
 
 if TYPE_CHECKING:
     from remapkit.rules import RuleSet
@@ -203,11 +205,16 @@ def resolve(reference: str) -> Callable[..., Any]:
     'OrderedDict'
     """
     module_name, attribute = _module_of(reference)
+    here = str(Path.cwd())
+    if reference.startswith("py:") and not {"", here} & set(sys.path):
+        # `python -m` looks into the current folder, an installed command does not, and a model is often a file there.
+        sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
+        with guest():
+            module = importlib.import_module(module_name)
     except ImportError as error:
         raise UsageError(_not_importable(reference, module_name, error)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         said = f"{type(error).__name__}: {error}"
         raise UsageError(
             Diagnostic("RK604", f"{reference}: importing {module_name} failed", notes=(said,))
@@ -268,7 +275,7 @@ def _not_importable(reference: str, module: str, error: ImportError) -> Diagnost
         return Diagnostic(
             "RK603",
             f"{reference}: there is no module {missing}",
-            help=("check the spelling, or install the package that holds it",),
+            help=("check the spelling, or install what holds it; a file of the current folder is found too",),
         )
     return Diagnostic("RK604", f"{reference}: importing {module} failed", notes=(f"{error}",))
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from remapkit.diagnostic import Diagnostic, UsageError
+from remapkit.guest import guest
 from remapkit.spec import StateDictSpec, TensorSpec
 
 _NAMES: Mapping[torch.dtype, str] = {
@@ -78,6 +79,10 @@ def header_of(module: nn.Module | Mapping[str, Any], name: str | None = None) ->
     else:
         state = module
     tensors = {fqn: value for fqn, value in state.items() if isinstance(value, torch.Tensor)}
+    lazy = [fqn for fqn, value in tensors.items() if nn.parameter.is_lazy(value)]
+    if lazy:
+        title = f"{lazy[0]!r} has no shape yet: lazy modules get theirs from their first input"
+        raise UsageError(Diagnostic("RK608", title, help=("run the model on an input once, then check it",)))
     specs = {fqn: TensorSpec(dtype_name(value.dtype), tuple(value.shape)) for fqn, value in tensors.items()}
     return StateDictSpec(specs, tied=_tied(tensors), name=name or "a state dict in memory")
 
@@ -112,9 +117,9 @@ def build(
     True
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), guest():
             module = call_factory(factory, dict(args or {}), config)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(_refusal(reference, error)) from error
     if not isinstance(module, nn.Module):
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
@@ -141,7 +146,7 @@ def call_factory(factory: Callable[..., Any], args: dict[str, Any], config: Mapp
     return factory(**{**config, **args})
 
 
-def _refusal(reference: str, error: Exception) -> Diagnostic:
+def _refusal(reference: str, error: BaseException) -> Diagnostic:
     said = f"{type(error).__name__}: {error}".strip()
     message = str(error)
     if isinstance(error, TypeError) and "argument" in message:

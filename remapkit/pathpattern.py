@@ -10,6 +10,7 @@ or more. `{{` and `}}` are the braces themselves.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from remapkit.pattern import CANONICAL, MAX_WORDS, SEGMENT, SEGMENTS, Part, Seq,
 from remapkit.source import Text
 
 _TYPES = ("int", "**")
+_PLAIN = re.compile("[^{}.]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +137,13 @@ def _tokens(value: str, problems: Problems) -> Iterator[_Token]:
             problems.add("RK131", "a brace that closes nothing", here, here + 1, "write }} for the character itself")
             yield _Token("text", sign, here, here + 1)
             here += 1
-        else:
-            yield _Token("dot" if sign == "." else "text", sign, here, here + 1)
+        elif sign == ".":
+            yield _Token("dot", sign, here, here + 1)
             here += 1
+        else:
+            end = _PLAIN.match(value, here).end()  # type: ignore[union-attr]
+            yield _Token("text", value[here:end], here, end)
+            here = end
 
 
 def _literal(text: str, start: int) -> Part:

@@ -180,10 +180,11 @@ class Pattern:
 
 def literal(text: str, start: int = 0) -> Seq:
     """The language of one word."""
-    return Seq(
-        tuple(Chars(one(character), (start + i, start + i + 1)) for i, character in enumerate(text)),
-        (start, start + len(text)),
-    )
+    items = [Chars(_one(character), (here, here + 1)) for here, character in enumerate(text, start)]
+    return Seq(tuple(items), (start, start + len(text)))
+
+
+_one = lru_cache(maxsize=1024)(one)
 
 
 # ------------------------------------------------------------------------------------------------ finite languages

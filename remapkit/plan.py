@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from remapkit.diagnostic import Diagnostic, FailedCheck, Label, Severity
 from remapkit.ops.kinds import Op
 from remapkit.source import Span
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.spec import StateDictSpec, TensorSpec, name_problem
 
 if TYPE_CHECKING:
     from remapkit.check import Check
@@ -141,13 +141,14 @@ def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) 
     moves, dropped, unmatched, gathered = _decide(rules, source, matches)
     problems = [
         *_no_tensors(source),
+        *_impossible(source, moves),
         *_unmatched(rules, source, unmatched),
         *_ambiguous(source, matches),
         *gathered.problems,
         *_collisions(source, moves),
     ]
-    used = Counter(match.rule.id for found in matches.values() for match in found)
-    entries = {use for found in matches.values() for match in found for use in match.table_uses}
+    used = Counter([match.rule.id for found in matches.values() for match in found])
+    entries = {use for found in matches.values() for match in found if match.rule.tables for use in match.table_uses}
     return Plan(
         name=rules.name,
         source=source,
@@ -173,6 +174,7 @@ def _decide(
     dropped: list[Dropped] = []
     unmatched: list[str] = []
     gather = Gather(rules, source)
+    refs = {id(rule): _ref(rule) for rule in rules.everything}
     for place, (fqn, spec) in enumerate(source.items()):
         found = matches[fqn]
         if not found and rules.unmatched == "error":
@@ -187,9 +189,9 @@ def _decide(
             if match.rule.flow is not None:
                 gather.take(fqn, match, place)
             elif match.target is None:
-                dropped.append(Dropped(fqn, _ref(match.rule)))
+                dropped.append(Dropped(fqn, refs[id(match.rule)]))
             else:
-                moves.append(Move(match.target, (fqn,), (), _ref(match.rule), spec))
+                moves.append(Move(match.target, (fqn,), (), refs[id(match.rule)], spec))
                 places.append(place)
     gathered = gather.finish()
     if gathered.moves:
@@ -206,6 +208,30 @@ def _no_tensors(source: StateDictSpec) -> list[Diagnostic]:
     if source:
         return []
     return [Diagnostic("RK300", "the checkpoint holds no tensors: there is nothing to map", place=source.name)]
+
+
+def _impossible(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
+    """Targets that no checkpoint can hold: their names would be refused by whoever reads the file."""
+    found = {move.target: problem for move in moves if (problem := _name_problem(move.target))}
+    if not found:
+        return []
+    listed = [f"{fqn!r} {problem}" for fqn, problem in found.items()]
+    return [
+        Diagnostic(
+            "RK306",
+            f"{counted(len(found), 'target')} cannot be the name of a tensor",
+            notes=(named(listed),),
+            help=("correct the template, or name the source keys under `drop:`",),
+            place=source.name,
+            values={"targets": list(found)},
+        )
+    ]
+
+
+def _name_problem(fqn: str) -> str | None:
+    if fqn == "__metadata__":
+        return "is where safetensors files keep their metadata"
+    return name_problem(fqn)
 
 
 def _unmatched(rules: RuleSet, source: StateDictSpec, fqns: Sequence[str]) -> list[Diagnostic]:
@@ -289,6 +315,8 @@ def _ambiguous(source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]) 
 
 
 def _collisions(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
+    if len({move.target for move in moves}) == len(moves):
+        return []
     by_target: defaultdict[str, list[Move]] = defaultdict(list)
     for move in moves:
         by_target[move.target].append(move)
@@ -384,6 +412,8 @@ def _unused_entries(rules: RuleSet, used: Mapping[str, int], entries: Iterable[t
 
 
 def _tied_targets(source: StateDictSpec, moves: Sequence[Move]) -> tuple[tuple[str, ...], ...]:
+    if not source.tied:
+        return ()
     targets: defaultdict[str, list[str]] = defaultdict(list)
     for move in moves:
         if not move.ops:

@@ -48,7 +48,7 @@ class Outcome:
     diagnostics: tuple[Diagnostic, ...] = ()
     failed: bool = False
     raw: str | None = None
-    """Text that is the result itself (a rule file, a schema): printed as it is in every format."""
+    """Text that is the result itself (a rule file, a schema): printed as it is, in JSON too where `data` is empty."""
     findings: bool = field(default=False)
     """Whether the diagnostics are the result (lint, check, test) and so belong on stdout."""
 
@@ -66,7 +66,7 @@ def style_for(stream: TextIO) -> Style:
 
 def show(outcome: Outcome, format: str = "text") -> None:
     """Print an outcome."""
-    if outcome.raw is not None:
+    if outcome.raw is not None and not (format == "json" and outcome.data):
         sys.stdout.write(outcome.raw)
     elif format == "json":
         data = {**outcome.data, "ok": not outcome.failed, "diagnostics": [to_json(d) for d in outcome.diagnostics]}

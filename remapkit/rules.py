@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from remapkit.automaton import automaton, read
+from remapkit.automaton import MAX_EDGES, TooMany, automaton, read
 from remapkit.diagnostic import Diagnostic, FailedCheck, InvalidRules, Label, Severity
 from remapkit.flows import Filled, Flow, FlowReader, fill_pattern, fill_targets, template_pattern
 from remapkit.guards import allowed, compile_pattern
-from remapkit.matcher import Reader
+from remapkit.matcher import Outcome, Reader, Renamer, SetMatcher
 from remapkit.ops.kinds import Refused
 from remapkit.ops.numbers import BadNumber, NoValue
 from remapkit.ops.params import param_values
@@ -105,7 +105,11 @@ class Rule:
 
     def stopped_at(self, fqn: str) -> Stop | None:
         """Where the key stopped being one of this rule's, or None where it is one."""
-        machine = automaton(self.pattern.parts)
+        try:
+            machine = automaton(self.pattern.parts, MAX_EDGES)
+        except TooMany:
+            words = "a key of the pattern"
+            return None if self.reader(fqn) is not None else Stop(0, words, f"expected {words}, which is a large one")
         reading = read(machine, fqn)
         if reading.accepted:
             return self._wrong_leaf(fqn)
@@ -174,6 +178,17 @@ class RuleSet:
     warnings: tuple[Diagnostic, ...] = ()
     add: tuple[Filled, ...] = ()
     params: Mapping[str, int | None] = field(default_factory=dict, hash=False)
+    everything: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
+    """Rules, keeps and drops."""
+    matcher: SetMatcher = field(init=False, compare=False, repr=False)
+    renamer: Renamer = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        everything = (*self.rules, *self.keep, *self.drop)
+        object.__setattr__(self, "everything", everything)
+        matcher = SetMatcher([rule.pattern for rule in everything], [rule.reader for rule in everything])
+        object.__setattr__(self, "matcher", matcher)
+        object.__setattr__(self, "renamer", Renamer(matcher, map(_outcome, everything)))
 
     @property
     def unmatched(self) -> Literal["error", "keep", "drop"]:
@@ -190,14 +205,13 @@ class RuleSet:
         """The rule file's own tests."""
         return self.file.tests
 
-    @property
-    def everything(self) -> tuple[Rule, ...]:
-        """Rules, keeps and drops."""
-        return (*self.rules, *self.keep, *self.drop)
-
     def match(self, fqn: str) -> tuple[Match, ...]:
         """Every rule, `keep` and `drop` that matches the whole key."""
-        return tuple(match for rule in self.everything if (match := rule.match(fqn)) is not None)
+        found = []
+        for number, captures in self.matcher.match(fqn):
+            rule = self.everything[number]
+            found.append(Match(rule, captures, rule.target(fqn, captures)))
+        return tuple(found)
 
     def plan(self, source: object) -> Plan:
         """Every move for a checkpoint: a path, a header, a mapping of `TensorSpec`s or a state dict of tensors.
@@ -225,7 +239,9 @@ class RuleSet:
         return prove(self, header=header)
 
     def inverse(self) -> RuleSet:
-        """The rule set that leads every target back to its source; raises `InvalidRules` where there is none.
+        """The rule set that leads every target back to its source.
+
+        Raises `InvalidRules`, with the rule and the reason, where there is none.
 
         >>> import remapkit
         >>> back = remapkit.load("wan22_pth").inverse()
@@ -240,12 +256,25 @@ class RuleSet:
     def __call__(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """The state dict under its new keys; values are passed through as they are, so renames share storage.
 
-        Raises `FailedCheck` with every key that is matched by no rule or by two, and every collision.
+        Raises `FailedCheck` with every key that is matched by no rule or by two, and every collision; `TypeError`
+        where it is no mapping of names.
 
         >>> import remapkit
         >>> remapkit.load("wan22_pth")({"decoder.upsamples.0.upsamples.3.time_conv.bias": "any value"})
         {'decoder.upsamples.0.upsampler.time_conv.bias': 'any value'}
         """
+        _check_state_dict(state_dict)
+        targets = None if self.has_operations else self.renamer.targets(state_dict, self.unmatched)
+        if targets is not None:
+            renamed = dict(zip(targets, state_dict.values(), strict=True))
+            dropped = targets.count(None)
+            if len(renamed) == len(targets) - dropped + bool(dropped):
+                renamed.pop(None, None)
+                return cast(dict[str, Any], renamed)
+        return self._planned(state_dict)
+
+    def _planned(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """The same by way of a plan, which has the words for what is wrong."""
         from remapkit.plan import make_plan
         from remapkit.spec import StateDictSpec, TensorSpec
 
@@ -255,7 +284,7 @@ class RuleSet:
             return remapped(self, state_dict)
         nothing = TensorSpec("U8", (0,))
         plan = make_plan(self, StateDictSpec(dict.fromkeys(state_dict, nothing), name="the state dict"))
-        problems = [problem for problem in plan.problems if problem.code != "RK300"]
+        problems = [problem for problem in plan.problems if problem.code not in ("RK300", "RK306")]
         if problems:
             raise FailedCheck(problems)
         return {move.target: state_dict[move.sources[0]] for move in plan.moves}
@@ -264,6 +293,23 @@ class RuleSet:
     def has_operations(self) -> bool:
         """Whether any rule does more than to rename."""
         return bool(self.add) or any(rule.flow is not None for rule in self.rules)
+
+
+def _check_state_dict(state_dict: object) -> None:
+    if not isinstance(state_dict, Mapping):
+        hint = ": call `.state_dict()` on it first" if hasattr(state_dict, "state_dict") else ""
+        hint = ": use `rules.plan(path)`, or read the file first" if isinstance(state_dict, str) else hint
+        raise TypeError(f"a state dict is a mapping of names to values, not a {type(state_dict).__name__}{hint}")
+    wrong = next((key for key in state_dict if not isinstance(key, str)), None)
+    if wrong is not None:
+        raise TypeError(f"the keys of a state dict are strings, and {wrong!r} is a {type(wrong).__name__}")
+
+
+def _outcome(rule: Rule) -> Outcome:
+    """What becomes of the keys of a rule."""
+    if rule.kind != "rule":
+        return rule.kind
+    return "plan" if rule.flow is not None or rule.template is None else rule.template
 
 
 # ------------------------------------------------------------------------------------------------ compilation

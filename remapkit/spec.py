@@ -97,6 +97,28 @@ class StateDictSpec(Mapping[str, TensorSpec]):
         return sum(spec.nbytes for spec in self.tensors.values())
 
 
+_REORDERING = frozenset({*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, 0x200E, 0x200F, 0x061C})
+
+
+def name_problem(fqn: str) -> str | None:
+    r"""Why a name cannot be an FQN, or None: control characters and lone surrogates are in no honest checkpoint.
+
+    >>> name_problem("encoder.conv1.weight"), name_problem("a\nb")
+    (None, 'holds the control character U+000A')
+    """
+    if fqn.isprintable():
+        return None
+    for character in fqn:
+        code = ord(character)
+        if code < 32 or 127 <= code < 160:
+            return f"holds the control character U+{code:04X}"
+        if 0xD800 <= code < 0xE000:
+            return f"holds the lone surrogate U+{code:04X}, which UTF-8 cannot write"
+        if code in _REORDERING:
+            return f"holds U+{code:04X}, which changes the order or the lines in which text is shown"
+    return None
+
+
 def leaf(fqn: str) -> str:
     """The last segment of an FQN.
 

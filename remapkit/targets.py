@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from remapkit.checkpoint import open_checkpoint
 from remapkit.diagnostic import Diagnostic, UsageError
-from remapkit.library import read_config, resolve
+from remapkit.library import packs, read_config, resolve
 from remapkit.spec import StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -20,12 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TargetRef:
-    """A target by name: `model` with its arguments and config, or `keys`, the path of a manifest or checkpoint."""
+    """A target by name: `model` with its arguments and config, or `keys`, the path of a manifest or checkpoint.
+
+    `declared` where only a rule file says so that is no installed pack: it may come from anybody, and must not choose
+    what is imported and called.
+    """
 
     model: str | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
     config: Path | None = None
     keys: Path | None = None
+    declared: bool = False
 
     @classmethod
     def from_arguments(cls, args: Namespace) -> TargetRef | None:
@@ -77,8 +82,23 @@ def pack_target(rules: RuleSet) -> TargetRef | None:
         return None
     folder = rules.file.path.parent if rules.file.path else Path()
     if written.model is not None:
-        return TargetRef(model=written.model.value, args=dict(written.model_args))
+        declared = not _is_installed(rules.file.path)
+        return TargetRef(model=written.model.value, args=dict(written.model_args), declared=declared)
     return TargetRef(keys=folder / written.keys.value) if written.keys is not None else None
+
+
+def _is_installed(path: Path | None) -> bool:
+    """Whether a rule file is an installed pack, which is as trusted as the code that it was installed with."""
+    return path is not None and any(path.resolve() == pack.path.resolve() for pack in packs())
+
+
+def names_code(reference: TargetRef) -> Diagnostic | None:
+    """Why a target that a rule file declares is not imported: any module could be named, and be called."""
+    if not reference.declared or reference.model is None or not reference.model.startswith("py:"):
+        return None
+    title = f"the rule file names code to import and call: {reference.model}"
+    help = (f"if you trust it, say so with --model {reference.model}", "a manifest needs no code: --target-keys FILE")
+    return Diagnostic("RK612", title, help=help)
 
 
 def target_header(reference: TargetRef) -> StateDictSpec:
@@ -86,11 +106,24 @@ def target_header(reference: TargetRef) -> StateDictSpec:
     if reference.model is None:
         assert reference.keys is not None
         return read_header(reference.keys)
+    if problem := names_code(reference):
+        raise UsageError(problem)
     factory = resolve(reference.model)
     from remapkit.meta import build, header_of
 
+    if reference.declared:
+        _only_a_module(reference.model, factory)
     config = read_config(reference.config) if reference.config else None
     return header_of(build(factory, reference.model, reference.args, config), name=str(reference))
+
+
+def _only_a_module(reference: str, factory: object) -> None:
+    """A rule file may not call just any function that a plugin happens to have in a module."""
+    from torch import nn
+
+    if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
+        title = f"the rule file's target {reference} is no class derived from torch.nn.Module"
+        raise UsageError(Diagnostic("RK606", title, help=(f"if you trust it, say so with --model {reference}",)))
 
 
 def read_header(path: Path, *, root: str | None = None) -> StateDictSpec:

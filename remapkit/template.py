@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from remapkit.diagnostic import Diagnostic, InvalidRules, Label
 from remapkit.pattern import Part, Pattern
 from remapkit.source import Span, Text
+from remapkit.spec import name_problem
 
+_REFERENCE = re.compile(r"\\(?:[0-9]|g<)[^.{}]*", re.ASCII)
+"""How `re.sub` is told of a group."""
 MAX_COMBINATIONS = 4096
 """The most combinations of captures that one arithmetic expression may have."""
 
@@ -52,11 +56,29 @@ Item = Literal | Copy | Mapped
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A compiled template: its items in order, and the captures it leaves out on purpose."""
+    """A compiled template: its items in order, and the captures it leaves out on purpose.
+
+    `format` is the same as text for the operator `%`, with a capture's name for each copy, and a number for each of
+    `maps`.
+    """
 
     text: Text
     items: tuple[Item, ...]
     forget: tuple[str, ...] = ()
+    format: str = field(init=False, compare=False, repr=False)
+    maps: tuple[Mapped, ...] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        maps = tuple(item for item in self.items if isinstance(item, Mapped))
+        numbers = iter(range(len(maps)))
+        format = "".join(
+            item.text.replace("%", "%%")
+            if isinstance(item, Literal)
+            else f"%({item.name if isinstance(item, Copy) else next(numbers)})s"
+            for item in self.items
+        )
+        object.__setattr__(self, "maps", maps)
+        object.__setattr__(self, "format", format)
 
     def render(self, captures: Mapping[str, str | None]) -> str:
         """The target key for what was captured; a capture that is None stands as it is written.
@@ -65,7 +87,14 @@ class Template:
         >>> template.render({"n": "3"}), template.render({"n": None})
         ('x.3', 'x.{n}')
         """
-        return "".join(item.text if isinstance(item, Literal) else _filled(item, captures) for item in self.items)
+        if None in captures.values():
+            return "".join(item.text if isinstance(item, Literal) else _filled(item, captures) for item in self.items)
+        if not self.maps:
+            return self.format % captures
+        values = dict(captures)
+        for number, item in enumerate(self.maps):
+            values[str(number)] = item.mapping[tuple([captures[name] for name in item.names])]  # type: ignore[misc]
+        return self.format % values
 
 
 def _filled(item: Copy | Mapped, captures: Mapping[str, str | None]) -> str:
@@ -301,12 +330,24 @@ class _Compiler:
             if isinstance(each, Diagnostic):
                 self.problems.append(each)
             elif isinstance(each, str):
+                self.check_literal(each)
                 items.append(Literal(each))
             else:
                 item = self.field(each)
                 if item is not None:
                     items.append(item)
         return tuple(items)
+
+    def check_literal(self, text: str) -> None:
+        problem = name_problem(text)
+        reference = _REFERENCE.search(self.text.value)
+        if reference is not None and reference.group() in text:
+            title = f"{reference.group()} would stand in the target as it is"
+            help = "write {name} for a capture: (?P<name>...) in the pattern"
+            self.problem("RK158", title, reference.span(), help)
+        elif problem is not None:
+            help = "write the template on one line, in single quotes"
+            self.problem("RK158", f"the target {problem}", (0, len(self.text.value)), help)
 
     def field(self, written: _Field) -> Item | None:
         parts = [self.part(name) for name in _names(written.expression)]
@@ -315,6 +356,11 @@ class _Compiler:
         for name in dict.fromkeys(name.name for name in _names(written.expression)):
             (self.twice if name in self.used else self.used)[name] = written.at
         expression = written.expression
+        if isinstance(expression, _Number):
+            title = f"{self.text.value[slice(*written.at)]} is a number, the same for every key, and not a capture"
+            help = "name a capture, as (?P<name>...) or {name}; a constant is written without braces"
+            self.problem("RK159", title, written.at, help)
+            return None
         if written.table is not None:
             assert parts[0] is not None
             return self.looked_up(parts[0], written)

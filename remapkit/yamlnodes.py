@@ -401,6 +401,8 @@ def _nothing_at(span: Span) -> Span:
     return Span(span.source, place, place)
 
 
+_BRACED_TEXT = re.compile(r"[:,{\[]\s*([^\s'\"{}\[\],:#][^\s'\"{}\[\],]*\{[^\s,{}]*\}[^\s,}]*)")
+"""A plain text with braces in it, inside a mapping in braces: what a path that was not quoted looks like."""
 _BLOCK_HEADER = re.compile(r"[|>][-+1-9]{0,2}(?:[ \t]+#[^\n]*|[ \t\r]*)(?=\n|\Z)")
 _PROPERTY = re.compile(r"([&!][^\s,\[\]{}]*)\s*")
 
@@ -660,6 +662,16 @@ def _unexpected(source: Source, opened: int, here: int) -> Diagnostic:
         helps = [
             "within single quotes, '' is one quote" if text[value] == "'" else 'within double quotes, \\" is one'
         ]
+    elif (
+        opener
+        and opener in "{["
+        and opened < here
+        and (braced := _BRACED_TEXT.search(text, opened, _line_end(source, here)))
+    ):
+        at = braced.start(1)
+        title = "a text with braces stands unquoted between braces"
+        labels = [Label(Span(source, at, at + len(braced.group(1))))]
+        helps = [f"quote it: '{braced.group(1)}'"]
     elif opener and opener in "{[" and opened < here:
         closer = {"{": "}", "[": "]"}[opener]
         title = f"a {opener} that is never closed" if not sign else f"a , or {closer} is missing here"

@@ -6,10 +6,13 @@ Wan 2.1 (16 latent channels, 8x8x4). Both are configurations of the same modules
 * `config` the widths and constants of a model, checked once;
 * `cache` what a rollout remembers between calls;
 * `layers` norm, causal convolution, residual block, attention, resampling, patches;
+* `fast` which of the faster ways to compute, `kernel` one of them for Triton, `graphs` one for CUDA;
 * `coder` the stages, the encoder and the decoder;
 * `checks` wrong use, told in full before anything runs;
 * `tiling` large frames cut into overlapping tiles;
-* `vae` the model itself.
+* `checkpoint` a file to a loaded model;
+* `vae` the model itself;
+* `media` and `roundtrip` pictures and videos, for `python -m remapkit_plugins.wan roundtrip`.
 
 Nothing is imported here: finding the plugin must not import torch.
 """

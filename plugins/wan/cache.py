@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
+
+from .fast import PLAIN, Fast, memory_format
 
 __all__ = ["Rollout", "RolloutKey", "Stream", "WanCache", "WanCacheError"]
 
@@ -22,7 +24,13 @@ class WanCacheError(ValueError):
     """The cache does not fit the call: another model, another size, or left half-way by a call that failed."""
 
 
-@dataclass(slots=True, eq=False)
+class Host(Protocol):
+    """Fixed buffers that a stream may live in for a while."""
+
+    stream: Stream
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Stream:
     """The frames that some layers remember, of the whole picture or of one tile."""
 
@@ -30,6 +38,12 @@ class Stream:
     """Chunks coded so far. The first chunk is one frame; resampling in time starts after it."""
     histories: dict[str, Tensor] = field(default_factory=dict)
     """Layer name -> its last input frames, [B, C, frames, H, W]."""
+    windows: dict[str, Tensor] = field(default_factory=dict)
+    """Layer name -> the buffer whose first frames are its history, [B, C, frames + T, H, W]."""
+    fast: Fast = PLAIN
+    """How the chunk in hand is computed."""
+    host: Host | None = None
+    """Where the frames are, if not here."""
 
     @property
     def is_first(self) -> bool:
@@ -54,11 +68,84 @@ class Stream:
         joined_BCTHW = torch.cat((history, x_BCTHW), dim=2)
         # A slice would keep the whole of `joined` alive until the next chunk.
         self.histories[slot] = joined_BCTHW[:, :, -frames:].clone()
+        self.windows.pop(slot, None)
         return joined_BCTHW
+
+    def window(self, slot: str, x_BCTHW: Tensor, frames: int) -> Tensor:
+        """The buffer of `slot`, for a chunk like `x`: `frames` frames of history, then room for the chunk.
+
+        After the chunk was written and used, `shift` makes it history. A buffer stays as large as it ever was.
+
+        >>> stream, x = Stream(), torch.ones(1, 1, 1, 1, 1)
+        >>> for value in (1.0, 5.0):
+        ...     window = stream.window("conv", x, 2)
+        ...     window[:, :, 2:] = value * x
+        ...     print(window.flatten().tolist())
+        ...     stream.shift(window, 2)
+        [0.0, 0.0, 1.0]
+        [0.0, 1.0, 5.0]
+        """
+        B, C, T, H, W = x_BCTHW.shape
+        window = self.windows.get(slot)
+        if window is None or window.shape[2] < frames + T:
+            # Written to in later calls, which may be under another mode than this one.
+            with torch.inference_mode(False), torch.no_grad():
+                layout = memory_format(self.fast)
+                window = torch.empty(
+                    (B, C, frames + T, H, W), dtype=x_BCTHW.dtype, device=x_BCTHW.device, memory_format=layout
+                )
+                before = self.histories.get(slot)
+                if before is None:
+                    window[:, :, :frames].zero_()
+                else:
+                    window[:, :, :frames].copy_(before)
+            self.windows[slot] = window
+            self.histories[slot] = window[:, :, :frames]
+        return window[:, :, : frames + T]
+
+    @staticmethod
+    def shift(window_BCTHW: Tensor, frames: int) -> None:
+        """The last `frames` frames of a window become its first ones."""
+        T = window_BCTHW.shape[2] - frames
+        if frames <= T:
+            window_BCTHW[:, :, :frames].copy_(window_BCTHW[:, :, T:])
+            return
+        # They overlap: one after the other, from the front.
+        for i in range(frames):
+            window_BCTHW[:, :, i].copy_(window_BCTHW[:, :, T + i])
+
+    def held(self) -> Stream:
+        """Where the frames are: this stream, or the one that is its host."""
+        return self if self.host is None else self.host.stream
+
+    def settle(self) -> None:
+        """Take the frames out of the host, as they are now."""
+        if self.host is not None:
+            self.histories = {slot: history.clone() for slot, history in self.host.stream.histories.items()}
+            self.windows, self.host = {}, None
+
+    def detach(self) -> None:
+        """Cut the frames off from the graph of gradients."""
+        for slot, history in self.histories.items():
+            if history.requires_grad:
+                self.histories[slot] = history.detach()
+
+    def change(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace every remembered tensor by `change` of it."""
+        self.settle()
+        self.histories = {slot: change(history) for slot, history in self.histories.items()}
+        self.windows = {}
 
     def clone(self) -> Stream:
         """An independent copy."""
-        return replace(self, histories={slot: history.clone() for slot, history in self.histories.items()})
+        return Stream(self.chunks, {slot: history.clone() for slot, history in self.held().histories.items()})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor memory, that of the buffers included."""
+        held = self.held()
+        tensors = [held.windows.get(slot, history) for slot, history in held.histories.items()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +228,12 @@ class Rollout:
     def histories(self) -> Iterator[Tensor]:
         """Every tensor that is remembered."""
         for stream in self.streams.values():
-            yield from stream.histories.values()
+            yield from stream.held().histories.values()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor memory."""
+        return sum(stream.nbytes for stream in self.streams.values())
 
     def clone(self) -> Rollout:
         """An independent copy."""
@@ -150,7 +242,12 @@ class Rollout:
     def change(self, change: Callable[[Tensor], Tensor]) -> None:
         """Replace every remembered tensor by `change` of it."""
         for stream in self.streams.values():
-            stream.histories = {slot: change(history) for slot, history in stream.histories.items()}
+            stream.change(change)
+
+    def detach(self) -> None:
+        """Cut what is remembered off from the graph of gradients."""
+        for stream in self.streams.values():
+            stream.detach()
 
 
 class WanCache:
@@ -199,8 +296,7 @@ class WanCache:
     @property
     def nbytes(self) -> int:
         """Bytes of tensor memory that the cache holds."""
-        histories = [*self.encoding.histories(), *self.decoding.histories()]
-        return sum(history.numel() * history.element_size() for history in histories)
+        return self.encoding.nbytes + self.decoding.nbytes
 
     def __repr__(self) -> str:
         chunks = f"encoding: {self.encoding.chunks} chunks, decoding: {self.decoding.chunks} chunks"

@@ -46,7 +46,7 @@ def placement(weights: Iterable[tuple[str, Tensor]], wanted: torch.device) -> tu
     if missing and not (len(by_device) == 1 and wanted.type == "meta"):
         raise WanNotLoadedError(
             f"{len(missing)} of the {total} weights needed are on meta, without data: {_some(missing)}. "
-            "Load a checkpoint with load_state_dict(..., strict=True, assign=True) first"
+            "Load a checkpoint first: from_checkpoint(path), or load_state_dict(..., strict=True, assign=True)"
         )
     for what, groups in (("devices", by_device), ("dtypes", by_dtype)):
         if len(groups) > 1:

@@ -15,8 +15,9 @@ from .layers import (
     ResidualBlock,
     RMSNorm,
     Upsample,
+    add,
+    add_duplicate,
     average_down,
-    duplicate_up,
 )
 
 __all__ = ["Decoder", "DownStage", "Encoder", "UpStage"]
@@ -44,7 +45,7 @@ class DownStage(nn.Module):
         if self.shortcut_factors is None:
             return h_BCTHW
         time, space = self.shortcut_factors
-        return h_BCTHW + average_down(x_BCTHW, self.out_channels, time=time, space=space)
+        return add(h_BCTHW, average_down(x_BCTHW, self.out_channels, time=time, space=space), stream.fast)
 
 
 class UpStage(nn.Module):
@@ -72,7 +73,7 @@ class UpStage(nn.Module):
         if self.shortcut_factors is None:
             return h_BCTHW
         time, space = self.shortcut_factors
-        return h_BCTHW + duplicate_up(x_BCTHW, self.out_channels, time=time, space=space, is_first=stream.is_first)
+        return add_duplicate(h_BCTHW, x_BCTHW, stream.fast, time=time, space=space, is_first=stream.is_first)
 
 
 class Middle(nn.ModuleList):
@@ -85,7 +86,7 @@ class Middle(nn.ModuleList):
 
     def forward(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:
         before, attention, after = self
-        out_BCTHW: Tensor = after(attention(before(x_BCTHW, stream)), stream)
+        out_BCTHW: Tensor = after(attention(before(x_BCTHW, stream), stream), stream)
         return out_BCTHW
 
 
@@ -101,7 +102,7 @@ class Head(nn.ModuleDict):
         )
 
     def forward(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:
-        out_BCTHW: Tensor = self["2"](self["0"](x_BCTHW), stream)
+        out_BCTHW: Tensor = self["2"](x_BCTHW, stream, self["0"])
         return out_BCTHW
 
 

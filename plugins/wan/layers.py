@@ -7,6 +7,7 @@ differs from the published one only in how stages are grouped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
 from .cache import Stream
+from .fast import Fast, compiled_steps, memory_format, norm_steps
 
 __all__ = [
     "AttentionBlock",
@@ -22,6 +24,8 @@ __all__ = [
     "RMSNorm",
     "ResidualBlock",
     "Upsample",
+    "add",
+    "add_duplicate",
     "average_down",
     "duplicate_up",
     "patchify",
@@ -41,10 +45,30 @@ class RMSNorm(nn.Module):
         self.silu = silu
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        length = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(1e-12)
-        wide = wide / length * (self.gamma.to(wide.dtype) * self.gamma.shape[0] ** 0.5)
-        return (F.silu(wide) if self.silu else wide).to(x.dtype)
+        return norm_steps(x, self._scale(x), self.silu).to(x.dtype)
+
+    def into(self, out: Tensor, x: Tensor, fast: Fast) -> Tensor:
+        """As `forward`, but written to `out`, and without gradients."""
+        if fast.norm == "triton":
+            from . import kernel
+
+            if kernel.fits(x, out):
+                return kernel.norm_silu(x, self.gamma, out, silu=self.silu)
+        if fast.norm == "compile":
+            return out.copy_(compiled_steps()(x, self._scale(x), self.silu))
+        # The steps of `norm_steps` in place, on one tensor: the same values with a quarter of the memory.
+        scale = self._scale(x)
+        wide = x.to(scale.dtype)
+        length = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min_(1e-12)
+        wide = (wide / length if wide is x else wide.div_(length)).mul_(scale)
+        return out.copy_(F.silu(wide, inplace=True) if self.silu else wide)
+
+    def fresh(self, x: Tensor, fast: Fast) -> Tensor:
+        """As `forward`, the fast way where there is one."""
+        return self(x) if fast.norm == "eager" else self.into(torch.empty_like(x), x, fast)
+
+    def _scale(self, x: Tensor) -> Tensor:
+        return self.gamma.to(torch.promote_types(x.dtype, torch.float32)) * self.gamma.shape[0] ** 0.5
 
 
 class CausalConv3d(nn.Conv3d):
@@ -61,12 +85,34 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, (kT, kH, kW), stride=(time_stride, 1, 1), padding=spatial)
         self.lookback = kT - time_stride
 
-    def remember(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:
-        """The chunk with the frames before it in front; its own last frames are kept for the next chunk."""
-        return stream.extend(self.slot, x_BCTHW, self.lookback)
+    def remember(self, x_BCTHW: Tensor, stream: Stream) -> None:
+        """Keep the chunk's last frames for the next one, and compute nothing."""
+        if stream.fast.windows:
+            stream.shift(self._filled(x_BCTHW, stream, None), self.lookback)
+        else:
+            stream.extend(self.slot, x_BCTHW, self.lookback)
 
-    def forward(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:  # type: ignore[override]
-        return super().forward(self.remember(x_BCTHW, stream))
+    def forward(  # type: ignore[override]
+        self, x_BCTHW: Tensor, stream: Stream, norm: RMSNorm | None = None
+    ) -> Tensor:
+        """The convolution of `norm(x)`, or of `x`."""
+        if not stream.fast.windows:
+            x_BCTHW = x_BCTHW if norm is None else norm.fresh(x_BCTHW, stream.fast)
+            return super().forward(stream.extend(self.slot, x_BCTHW, self.lookback))
+        window_BCTHW = self._filled(x_BCTHW, stream, norm)
+        out_BCTHW = super().forward(window_BCTHW)
+        stream.shift(window_BCTHW, self.lookback)
+        return out_BCTHW
+
+    def _filled(self, x_BCTHW: Tensor, stream: Stream, norm: RMSNorm | None) -> Tensor:
+        """The layer's window with the chunk in it."""
+        window_BCTHW = stream.window(self.slot, x_BCTHW, self.lookback)
+        place_BCTHW = window_BCTHW[:, :, self.lookback :]
+        if norm is None:
+            place_BCTHW.copy_(x_BCTHW)
+        else:
+            norm.into(place_BCTHW, x_BCTHW, stream.fast)
+        return window_BCTHW
 
 
 class ResidualBlock(nn.Module):
@@ -86,9 +132,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:
         norm1, conv1, norm2, conv2 = self.residual.values()
-        h_BCTHW: Tensor = conv1(norm1(x_BCTHW), stream)
-        h_BCTHW = conv2(norm2(h_BCTHW), stream)
-        return h_BCTHW + (x_BCTHW if self.shortcut is None else self.shortcut(x_BCTHW))
+        h_BCTHW: Tensor = conv1(x_BCTHW, stream, norm1)
+        h_BCTHW = conv2(h_BCTHW, stream, norm2)
+        return add(h_BCTHW, x_BCTHW if self.shortcut is None else self.shortcut(x_BCTHW), stream.fast)
 
 
 class AttentionBlock(nn.Module):
@@ -100,12 +146,12 @@ class AttentionBlock(nn.Module):
         self.to_qkv = nn.Conv2d(channels, channels * 3, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
-        return x_BCTHW + _per_frame(self._attend, x_BCTHW)
+    def forward(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:
+        return x_BCTHW + _per_frame(lambda x_NCHW: self._attend(x_NCHW, stream.fast), x_BCTHW)
 
-    def _attend(self, x_NCHW: Tensor) -> Tensor:
+    def _attend(self, x_NCHW: Tensor, fast: Fast) -> Tensor:
         H, W = x_NCHW.shape[2:]
-        qkv_NCL = self.to_qkv(self.norm(x_NCHW)).flatten(2)
+        qkv_NCL = self.to_qkv(self.norm.fresh(x_NCHW, fast)).flatten(2)
         # [N, 1 head, L = H*W, C]
         q, k, v = (part.transpose(1, 2).unsqueeze(1).contiguous() for part in qkv_NCL.chunk(3, dim=1))
         mixed_NLC: Tensor = F.scaled_dot_product_attention(q, k, v).squeeze(1)
@@ -148,7 +194,7 @@ class Upsample(nn.Module):
     def forward(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:
         # The first frame is not doubled and not remembered either: what follows starts from zeros.
         if self.time_conv is not None and not stream.is_first:
-            x_BCTHW = _interleave(self.time_conv(x_BCTHW, stream))
+            x_BCTHW = _interleave(self.time_conv(x_BCTHW, stream), stream.fast)
         return _per_frame(self._double, x_BCTHW)
 
     def _double(self, x_NCHW: Tensor) -> Tensor:
@@ -163,8 +209,38 @@ def _per_frame(layer: Callable[[Tensor], Tensor], x_BCTHW: Tensor) -> Tensor:
     return torch.unflatten(layer(x_NCHW), 0, (B, T)).transpose(1, 2)
 
 
-def _interleave(x_BCTHW: Tensor) -> Tensor:
+def add(h_BCTHW: Tensor, x_BCTHW: Tensor, fast: Fast) -> Tensor:
+    """The sum, in the memory of `h` where no gradients are wanted: `h` must be nobody else's."""
+    return h_BCTHW.add_(x_BCTHW) if fast.windows else h_BCTHW + x_BCTHW
+
+
+def add_duplicate(h_BCTHW: Tensor, x_BCTHW: Tensor, fast: Fast, *, time: int, space: int, is_first: bool) -> Tensor:
+    """`h + duplicate_up(x)`, without making the duplicates where they are whole repetitions along axes."""
+    channels, cells = h_BCTHW.shape[1], (time, space, space)
+    parts, rest = divmod(x_BCTHW.shape[1], channels)
+    # The source channel changes along the first axes only, if their cells are as many as the parts.
+    axes = next((n for n in range(4) if math.prod(cells[:n]) == parts), None)
+    if not fast.windows or rest or axes is None:
+        return add(h_BCTHW, duplicate_up(x_BCTHW, channels, time=time, space=space, is_first=is_first), fast)
+    split = [size if axis < axes else 1 for axis, size in enumerate(cells)]
+    x = torch.unflatten(x_BCTHW, 1, (channels, *split)).permute(0, 1, 5, 2, 6, 3, 7, 4)  # [B, C, T, t, H, h, W, w]
+    if is_first:
+        x, time = x[:, :, :, -1:], 1
+    h = h_BCTHW.unflatten(4, (-1, space)).unflatten(3, (-1, space)).unflatten(2, (-1, time))
+    h.add_(x)
+    return h_BCTHW
+
+
+def _interleave(x_BCTHW: Tensor, fast: Fast) -> Tensor:
     """[B, 2*C, T, H, W] -> [B, C, 2*T, H, W]: the first half of the channels are the even frames."""
+    if fast.channels_last:
+        B, C, T, H, W = x_BCTHW.shape
+        # As below, but in the layout that the next layer wants.
+        out = torch.empty(
+            (B, C // 2, T * 2, H, W), dtype=x_BCTHW.dtype, device=x_BCTHW.device, memory_format=memory_format(fast)
+        )
+        out[:, :, ::2], out[:, :, 1::2] = x_BCTHW.chunk(2, dim=1)
+        return out
     return torch.unflatten(x_BCTHW, 1, (2, -1)).permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +19,28 @@ from .cache import Rollout, RolloutKey, Stream, WanCache, WanCacheError
 from .checks import WanInputError, WanNotLoadedError, check_input, check_values, placement
 from .coder import Decoder, Encoder
 from .config import VIDEO_CHANNELS, WAN21_MEAN, WAN21_STD, WAN22_MEAN, WAN22_STD, VAEConfig
+from .fast import Fast, Setting, WanFastError, autotuned, choose, lay_out, memory_format
+from .graphs import Graphs
 from .layers import CausalConv3d, patchify, unpatchify
 from .tiling import Tile, Tiling, whole_frame
 
-__all__ = ["Tiling", "Wan21VAE", "WanCache", "WanCacheError", "WanInputError", "WanNotLoadedError", "WanVAE"]
+StepName = Literal["encode", "begin", "finish"]
+
+if TYPE_CHECKING:
+    from remapkit.checkpoint.reader import Reader
+    from remapkit.rules import RuleSet
+
+__all__ = [
+    "Fast",
+    "Tiling",
+    "Wan21VAE",
+    "WanCache",
+    "WanCacheError",
+    "WanFastError",
+    "WanInputError",
+    "WanNotLoadedError",
+    "WanVAE",
+]
 
 
 class WanVAE(nn.Module):
@@ -44,7 +64,8 @@ class WanVAE(nn.Module):
         encoder, decoder: build only one half with the other `False`. Its weights are then no part of the state dict.
 
     The model computes in the dtype of its weights (fp32, bf16, fp16); inputs of another floating dtype are cast. It
-    works under autograd: wrap inference in `torch.inference_mode()`.
+    works under autograd: wrap inference in `torch.inference_mode()`. Without gradients it takes a faster way with the
+    same result, see `optimize`.
 
     Raises `ValueError` for settings that make no model, with every reason.
 
@@ -108,7 +129,80 @@ class WanVAE(nn.Module):
                 module.slot = fqn
         # What a cache is bound to. No reference to the model itself: a cache must not keep gigabytes alive.
         self._identity = object()
+        self._fast: Setting | Fast = "auto"
+        self._graphs = Graphs()
         self._statistics: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path | Reader,
+        rules: RuleSet | str | Path | None = None,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | Literal["model"] | None = None,
+        encoder: bool = True,
+        decoder: bool = True,
+        root: str | None = None,
+        copy: bool = False,
+        requires_grad: bool | None = False,
+        train: bool = False,
+        **settings: Any,
+    ) -> Self:
+        """A loaded model: planned and checked first, then every tensor straight to its place.
+
+        `path` is a file, a folder of diffusers (the VAE's, or the pipeline's), an index of shards, or an open reader.
+        Without `rules` the layout is known by the keys: upstream's, that of diffusers, or the model's own as
+        `remapkit apply` writes it. Widths (`dim`, `dec_dim`, `z_dim`) come from the shapes, everything else of
+        `settings` from the arguments, then from a config of diffusers beside the checkpoint, then from the published
+        model. `encoder=False` or `decoder=False` load one half; the bytes of the other half are never read.
+
+        On the CPU the weights lie in the mapped file (`copy=True` takes them into memory); on CUDA they go through
+        page-locked buffers and are cast there. `dtype=None` keeps the checkpoint's dtype. The model is frozen and in
+        eval mode unless `requires_grad` (None: as built) and `train` say otherwise.
+
+        Raises `remapkit.UsageError` (`RK645`: no layout fits, or that of the other generation; `RK646`: several fit;
+        `RK647`: another input), `FailedCheck` (names or shapes), `UnreadableCheckpoint`, or `ValueError` for widths
+        that make no model.
+
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "vae.pth")
+        >>> torch.save(WanVAE(dim=8, dec_dim=12).state_dict(), file)
+        >>> vae = WanVAE.from_checkpoint(file, dtype=torch.bfloat16, encoder=False)
+        >>> vae.config.dec_dim, vae.conv2.weight.dtype, vae.encoder
+        (12, torch.bfloat16, None)
+        """
+        from .checkpoint import load_vae
+
+        settings |= {"encoder": encoder, "decoder": decoder}
+        how = {"device": device, "dtype": dtype, "copy": copy, "requires_grad": requires_grad, "train": train}
+        vae = load_vae(cls, path, rules, root=root, settings=settings, **how)
+        assert isinstance(vae, cls)
+        return vae
+
+    @property
+    def fast(self) -> Setting | Fast:
+        """What `optimize` was told last; "auto" to begin with."""
+        return self._fast
+
+    def optimize(self, fast: Setting | Fast = "auto") -> Self:
+        """Choose how to compute wherever no gradients are wanted; returns the model.
+
+        "auto" takes what the device has: on CUDA all parts of `Fast` but torch.compile (Triton only where it is
+        installed); on the CPU the buffers alone, whose result is bit for bit the plain one, and for 16-bit weights
+        channels innermost. "off" is the plain way. A
+        `Fast` names the parts; one that cannot run raises `WanFastError` at the next call. Caches go on across a
+        change. What the parts did before is let go: buffers and graphs are released, weights laid out plainly again.
+
+        >>> WanVAE(dim=8, dec_dim=12).optimize(Fast(windows=True, norm="compile")).fast.norm
+        'compile'
+        """
+        if not isinstance(fast, Fast) and fast not in ("auto", "off"):
+            raise ValueError(f"fast={fast!r} is none of 'auto', 'off', or a Fast(...)")
+        self._fast = fast
+        self._graphs.clear()
+        lay_out([self], channels_last=False)
+        return self
 
     def encode(self, video_BCTHW: Tensor, cache: WanCache | None = None, *, check_finite: bool = True) -> Tensor:
         """The normalised latent of a video: `[B, 3, T, H, W]` -> `[B, z_dim, t, h, w]`.
@@ -139,16 +233,17 @@ class WanVAE(nn.Module):
         rollout.bind(self._key(B, H, W, dtype, tiles), device)
         if check_finite:
             check_values("video", video_BCTHW)
+        fast = self._fast_way(("encoder", "conv1"), video_BCTHW, device, dtype)
         start = rollout.chunks
         chunks = -(-T // self.config.temporal_factor)
         latent_BCTHW = torch.empty(B, self.config.z_dim, chunks, H // factor, W // factor, device=device, dtype=dtype)
         with rollout.advance(chunks):
             for t in range(chunks):
                 frames = self._frames(start, start + t)
-                latent_BCTHW[:, :, t : t + 1] = self._encode_chunk(
-                    video_BCTHW[:, :, frames].to(dtype), rollout.stream("frame")
+                latent_BCTHW[:, :, t : t + 1] = self._step(
+                    "encode", video_BCTHW[:, :, frames].to(dtype), 0, rollout.stream("frame"), fast
                 )
-        rollout.change(Tensor.detach)
+        rollout.detach()
         return latent_BCTHW
 
     def decode(
@@ -176,7 +271,7 @@ class WanVAE(nn.Module):
         """
         job = self._decoding(latent_BCTHW, cache, tiling, clamp=clamp, check_finite=check_finite)
         video_BCTHW = job.run(keep=cache is not None)
-        job.rollout.change(Tensor.detach)
+        job.rollout.detach()
         return video_BCTHW
 
     def iter_decode(
@@ -235,12 +330,30 @@ class WanVAE(nn.Module):
     def extra_repr(self) -> str:
         return f"dim={self.config.dim}, dec_dim={self.config.dec_dim}, z_dim={self.config.z_dim}"
 
-    def _encode_chunk(self, video_BCTHW: Tensor, stream: Stream) -> Tensor:
+    def _step(self, name: StepName, x_BCTHW: Tensor, stages: int, stream: Stream, fast: Fast) -> Tensor:
+        """One chunk through a part of the model; what it remembers is in `stream` afterwards."""
+        stream.fast = fast
+        step = {"encode": self._encode_chunk, "begin": self._begin_chunk, "finish": self._finish_chunk}[name]
+
+        def run(x_BCTHW: Tensor, stream: Stream) -> Tensor:
+            return step(x_BCTHW, stages, stream)
+
+        with autotuned(fast, x_BCTHW.device):
+            if fast.graphs:
+                B, _, _, H, W = x_BCTHW.shape
+                key = (stages, B, H, W, x_BCTHW.dtype, x_BCTHW.device, fast, self._weights(name))
+                out_BCTHW = self._graphs.run(name, key, run, x_BCTHW, stream)
+            else:
+                stream.settle()
+                out_BCTHW = run(x_BCTHW, stream)
+        stream.chunks += 1
+        return out_BCTHW
+
+    def _encode_chunk(self, video_BCTHW: Tensor, _: int, stream: Stream) -> Tensor:
         """One chunk of frames to one latent frame."""
         assert self.encoder is not None and self.conv1 is not None
-        x_BCTHW = patchify(video_BCTHW, self.config.patch_size).contiguous()
+        x_BCTHW = patchify(video_BCTHW, self.config.patch_size).contiguous(memory_format=memory_format(stream.fast))
         posterior_BCTHW: Tensor = self.conv1(self.encoder(x_BCTHW, stream))
-        stream.chunks += 1
         mean, std = self._latent_statistics(posterior_BCTHW.device)
         # The second half is the log-variance, which a deterministic latent has no use for.
         mu_BCTHW = posterior_BCTHW[:, : self.config.z_dim]
@@ -250,17 +363,15 @@ class WanVAE(nn.Module):
         """One latent frame to what the decoder makes of it before the frame may be cut."""
         assert self.decoder is not None and self.conv2 is not None
         mean, std = self._latent_statistics(latent_BCTHW.device)
-        z_BCTHW = (latent_BCTHW * std + mean).to(latent_BCTHW.dtype).contiguous()
-        h_BCTHW = self.decoder.begin(self.conv2(z_BCTHW), stages, stream)
-        stream.chunks += 1
-        return h_BCTHW
+        z_BCTHW = (latent_BCTHW * std + mean).to(latent_BCTHW.dtype)
+        z_BCTHW = z_BCTHW.contiguous(memory_format=memory_format(stream.fast))
+        return self.decoder.begin(self.conv2(z_BCTHW), stages, stream)
 
     def _finish_chunk(self, h_BCTHW: Tensor, stages: int, stream: Stream) -> Tensor:
         """The rest of the decoder: one chunk of frames."""
         assert self.decoder is not None
-        patches_BCTHW = self.decoder.finish(h_BCTHW, stages, stream)
-        stream.chunks += 1
-        return unpatchify(patches_BCTHW, self.config.patch_size)
+        h_BCTHW = h_BCTHW.contiguous(memory_format=memory_format(stream.fast))
+        return unpatchify(self.decoder.finish(h_BCTHW, stages, stream), self.config.patch_size)
 
     def _decoding(
         self, latent_BCTHW: Tensor, cache: WanCache | None, tiling: Tiling | None, *, clamp: bool, check_finite: bool
@@ -279,7 +390,8 @@ class WanVAE(nn.Module):
         rollout.bind(self._key(B, H * factor, W * factor, dtype, tiles, stages), device)
         if check_finite:
             check_values("latent", latent_BCTHW)
-        return _Decoding(self, latent_BCTHW.to(dtype), rollout, tiles, stages, clamp)
+        fast = self._fast_way(("decoder", "conv2"), latent_BCTHW, device, dtype)
+        return _Decoding(self, latent_BCTHW.to(dtype), rollout, tiles, stages, clamp, fast)
 
     def _frames(self, start: int, chunk: int) -> slice:
         """Where the frames of a chunk are in the video of a call that starts at chunk `start`."""
@@ -287,6 +399,26 @@ class WanVAE(nn.Module):
         first, last = (max(0, 1 + factor * (c - 1)) for c in (chunk, chunk + 1))
         offset = max(0, 1 + factor * (start - 1))
         return slice(first - offset, last - offset)
+
+    def _fast_way(self, names: tuple[str, str], x: Tensor, device: torch.device, dtype: torch.dtype) -> Fast:
+        """How this call computes; the weights it needs are laid out for it."""
+        half = [self.get_submodule(name) for name in names]
+        weights = [weight for module in half for weight in module.parameters()]
+        grads = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
+        fast = choose(self._fast, device, dtype, grads=grads, graphs_work=self._graphs.capture.works_on(device))
+        if fast.channels_last:
+            lay_out(half, channels_last=True)
+        return fast
+
+    def _weights(self, name: StepName) -> tuple[int, ...]:
+        """Where the weights of a step are: a graph reads them there, and knows of no others."""
+        half = (self.encoder, self.conv1) if name == "encode" else (self.decoder, self.conv2)
+        return tuple(weight.data_ptr() for module in half if module is not None for weight in module.parameters())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # Weights that move leave their graphs behind: better to give the memory back now than at the next call.
+        self._graphs.clear()
+        return super()._apply(fn, recurse)
 
     def _placement(self, names: tuple[str, str], x: Tensor) -> tuple[torch.device, torch.dtype]:
         half, conv = (self.get_submodule(name) for name in names)
@@ -367,6 +499,7 @@ class _Decoding:
     tiles: tuple[Tile, ...]
     whole_stages: int
     clamp: bool
+    fast: Fast
 
     def run(self, *, keep: bool) -> Tensor:
         """The whole video. Without `keep` the memory of the rollout is not needed afterwards."""
@@ -386,7 +519,7 @@ class _Decoding:
             chunk_BCTHW = self._canvas(self.vae._frames(self.rollout.chunks, self.rollout.chunks).stop)
             with self.rollout.advance(1):
                 self._paint_chunk(chunk_BCTHW, t)
-            self.rollout.change(Tensor.detach)
+            self.rollout.detach()
             yield chunk_BCTHW.clamp_(-1, 1) if self.clamp else chunk_BCTHW
 
     def _canvas(self, frames: int) -> Tensor:
@@ -413,13 +546,13 @@ class _Decoding:
     def _begin(self, t: int) -> Tensor:
         """The features of latent frame `t` that all tiles share."""
         latent_BCTHW = self.latent_BCTHW[:, :, t : t + 1]
-        return self.vae._begin_chunk(latent_BCTHW, self.whole_stages, self.rollout.stream("frame"))
+        return self.vae._step("begin", latent_BCTHW, self.whole_stages, self.rollout.stream("frame"), self.fast)
 
     def _finish(self, part_BCTHW: Tensor, shared_BCTHW: Tensor, index: int, tile: Tile) -> None:
         """One tile into its place."""
         stream = self.rollout.stream(f"tile {index}")
         cut_BCTHW = tile.cut(shared_BCTHW, 2**self.whole_stages)
-        decoded_BCTHW = self.vae._finish_chunk(cut_BCTHW.contiguous(), self.whole_stages, stream)
+        decoded_BCTHW = self.vae._step("finish", cut_BCTHW, self.whole_stages, stream, self.fast)
         place_BCTHW = tile.cut(part_BCTHW, self.vae.config.spatial_factor)
         if len(self.tiles) == 1:
             place_BCTHW.copy_(decoded_BCTHW)

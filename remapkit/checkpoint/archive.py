@@ -3,7 +3,8 @@
 Source: PKWARE's APPNOTE (local header, central directory, zip64). Zip readers disagree about archives whose parts
 contradict each other, and that is how one file shows one content to a scanner and another to a loader. So whatever
 contradicts itself is refused: two entries of one name, two entries in one place, overlaps, a local header that
-differs from the directory, bytes outside the file.
+differs from the directory, bytes outside the file. Names that differ only in case count as one, because the reader in
+torch looks for entries that way.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ _LOCATOR64 = struct.Struct("<4sLQL")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_COMMENT = 65535
+MAX_ENTRIES = 1_000_000
+"""More tensors than this no checkpoint has; each costs some hundred bytes of memory."""
+_MAX_ENTRY = 2000
+"""Bytes of the directory that an entry may take on average: its name and the extra fields."""
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 STORED, DEFLATED = 0, 8
 
@@ -64,6 +69,11 @@ def read_archive(source: SourceFile) -> dict[str, Entry]:
         if entry.name in entries:
             _fault(f"two entries of one name: {shown(entry.name)!r}", entry.name)
         entries[entry.name] = entry
+    lower: dict[str, str] = {}
+    for name in entries:
+        other = lower.setdefault(name.lower(), name)
+        if other != name:
+            _fault(f"the entries {shown(other)!r} and {shown(name)!r} differ only in case", name)
     _check_apart(entries, directory)
     return entries
 
@@ -79,7 +89,15 @@ def _directory(source: SourceFile) -> _Directory:
         _fault("bytes follow the end of the zip archive")
     end = tail_start + at
     if end >= _LOCATOR64.size and source.read(end - _LOCATOR64.size, 4) == b"PK\x06\x07":
-        return _directory64(source, end - _LOCATOR64.size)
+        found = _directory64(source, end - _LOCATOR64.size)
+        for narrow, wide, most in (
+            (count, found.count, _MAX16),
+            (size, found.size, _MAX32),
+            (offset, found.offset, _MAX32),
+        ):
+            if narrow not in (wide, most):
+                _fault("the zip archive's two end records contradict each other")
+        return found
     if disk or first_disk or here != count:
         _fault("a zip archive in several parts")
     if offset + size != end:
@@ -100,8 +118,10 @@ def _directory64(source: SourceFile, locator: int) -> _Directory:
 
 
 def _central_entries(source: SourceFile, directory: _Directory) -> Iterator[Entry]:
-    if directory.size < directory.count * _CENTRAL.size:
-        _fault(f"the zip directory of {sized(directory.size)} cannot hold {directory.count} entries")
+    if directory.count > MAX_ENTRIES:
+        _fault(f"the archive holds {directory.count} entries; up to {MAX_ENTRIES} are read")
+    if not directory.count * _CENTRAL.size <= directory.size <= directory.count * _MAX_ENTRY:
+        _fault(f"a zip directory of {sized(directory.size)} for {directory.count} entries")
     raw = source.read(directory.offset, directory.size)
     at = 0
     for _ in range(directory.count):
@@ -118,10 +138,12 @@ def _central_entries(source: SourceFile, directory: _Directory) -> Iterator[Entr
         extra = raw[start + name_len : start + name_len + extra_len]
         size, packed, header, disk = _wide(extra, size, packed, header, disk)
         name = _decode(raw_name)
+        if b"\0" in raw_name:
+            _fault("the entry's name holds a NUL, where many readers end it", name)
         if disk:
             _fault("a zip archive in several parts", name)
         _check_method(name, flags, method, packed, size)
-        offset = _data_offset(source, directory, header, raw_name, name, flags, method, packed, size)
+        offset = _data_offset(source, directory, header, raw_name, name, method, packed, size, crc)
         yield Entry(name, method, header, offset, packed, size, crc)
     if at != len(raw):
         _fault("the zip directory is longer than its entries")
@@ -176,10 +198,10 @@ def _data_offset(
     header: int,
     raw_name: bytes,
     name: str,
-    flags: int,
     method: int,
     packed: int,
     size: int,
+    crc: int,
 ) -> int:
     """Where the entry's bytes begin, from its local header, which must say what the directory says."""
     if header + _LOCAL.size + len(raw_name) > directory.offset:
@@ -187,18 +209,25 @@ def _data_offset(
     raw = source.read(header, _LOCAL.size + len(raw_name))
     fields = _LOCAL.unpack_from(raw)
     signature, _, local_flags, local_method = fields[:4]
-    local_packed, local_size, name_len, extra_len = fields[7:]
+    local_crc, local_packed, local_size, name_len, extra_len = fields[6:]
     if signature != b"PK\x03\x04":
         _fault("the entry's local header is not where the directory says", name)
     if name_len != len(raw_name) or raw[_LOCAL.size :] != raw_name:
         _fault("the entry's local header has another name", name)
     if local_method != method or local_flags & 0x2041:
         _fault("the entry's local header contradicts the directory", name)
-    # With bit 3 the sizes follow the data (torch writes them so) and the local header may hold zeros.
-    unknown = {_MAX32, 0} if local_flags & 8 else {_MAX32}
+    offset = header + _LOCAL.size + name_len + int(extra_len)
+    if offset > directory.offset:
+        _fault("the entry lies outside the file", name)
+    if _MAX32 in (local_size, local_packed):
+        extra = source.read(offset - extra_len, extra_len)
+        local_size, local_packed, _, _ = _wide(extra, local_size, local_packed, 0, 0)
+    # With bit 3 checksum and sizes follow the data (torch writes them so) and the local header may hold zeros.
+    unknown = {0, _MAX32} if local_flags & 8 else set()
     if (local_size != size and local_size not in unknown) or (local_packed != packed and local_packed not in unknown):
         _fault(f"the entry's sizes lie: {local_size} bytes by its local header, {size} by the directory", name)
-    offset = header + _LOCAL.size + name_len + int(extra_len)
+    if local_crc != crc and not (local_flags & 8 and local_crc == 0):
+        _fault("the entry's local header has another checksum than the directory", name)
     if offset + packed > directory.offset:
         _fault(f"the entry lies outside the file: {sized(packed)} at {offset}", name)
     return int(offset)

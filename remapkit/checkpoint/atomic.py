@@ -11,8 +11,11 @@ import contextlib
 import errno
 import fcntl
 import os
+import signal
+import stat
+import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,12 +26,21 @@ from remapkit.checkpoint.reader import SourceFile
 TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".remapkit-", ".tmp"
 
 
-def check_target(path: Path, sources: Sequence[SourceFile], force: bool) -> Path:
-    """Where a target really lies (links are followed), refused where it must not or cannot be written.
+def check_targets(paths: Sequence[Path], sources: Sequence[SourceFile], force: bool) -> list[Path]:
+    """Where the targets really lie (links are followed), refused where one must not or cannot be written.
 
-    Raises `UnwritableOutput`: RK500 where it exists and `force` is not set, RK501 where it is one of the sources,
+    Raises `UnwritableOutput`: RK500 where some exist and `force` is not set, RK501 where one is one of the sources,
     RK503 where it is a directory or has none.
     """
+    targets = [_check_target(path, sources) for path in paths]
+    existing = [] if force else [path for path, target in zip(paths, targets, strict=True) if target.exists()]
+    if existing:
+        more = f" and {len(existing) - 1} more of its files exist" if len(existing) > 1 else " exists"
+        raise unwritable("RK500", f"{existing[0]}{more} (use --force)")
+    return targets
+
+
+def _check_target(path: Path, sources: Sequence[SourceFile]) -> Path:
     real = Path(os.path.realpath(path))
     try:
         found = real.stat()
@@ -45,8 +57,6 @@ def check_target(path: Path, sources: Sequence[SourceFile], force: bool) -> Path
     if any((source.device, source.inode) == (found.st_dev, found.st_ino) for source in sources):
         title = "source and target are the same file (use --in-place)"
         raise unwritable("RK501", title, notes=(f"both are {real}",))
-    if not force:
-        raise unwritable("RK500", f"{path} exists (use --force)")
     return real
 
 
@@ -56,7 +66,7 @@ def journal_path(path: Path) -> Path:
 
 
 def check_space(folder: Path, name: str, needed: int) -> None:
-    """Raise `UnwritableOutput` (RK502) where the filesystem has less room than the output needs."""
+    """Raise `UnwritableOutput` (RK502) where the filesystem has less room than `needed` bytes."""
     found = os.statvfs(folder)
     free = found.f_bavail * found.f_frsize
     if needed > free:
@@ -75,14 +85,29 @@ class NewFile:
     b'data'
     """
 
-    def __init__(self, target: Path, *, force: bool) -> None:
+    def __init__(self, target: Path, *, force: bool, kept: tuple[Path, int] | None = None) -> None:
         self.target = target
         self._force = force
+        self.complete = kept is not None
+        if kept is not None:
+            self.temporary, self.fd = kept
+            return
         remove_stale(target.parent)
         try:
             self.temporary, self.fd = _create(target)
         except OSError as error:
             raise cannot_write(target, error) from error
+
+    @classmethod
+    def resumed(cls, target: Path, fingerprint: str, size: int, *, force: bool) -> Self | None:
+        """The file that a killed run with the same `fingerprint` completed, or None."""
+        kept = _claim(_completed(target, fingerprint), size)
+        return None if kept is None else cls(target, force=force, kept=kept)
+
+    def keep(self, fingerprint: str) -> None:
+        """Mark the file, flushed, as complete: a run with this fingerprint takes it over if this one is killed."""
+        with contextlib.suppress(OSError):
+            self.temporary = self.temporary.rename(_completed(self.target, fingerprint))
 
     def flush(self) -> None:
         """Give the file its mode and wait until its bytes are on the disk."""
@@ -105,16 +130,10 @@ class NewFile:
             self.temporary.rename(self.target)
             return
         try:
-            # A link never replaces: what appeared under this name since it was checked stays.
-            os.link(self.temporary, self.target)
+            # What appeared under this name since it was checked stays.
+            _rename_new(self.temporary, self.target)
         except FileExistsError:
             raise unwritable("RK500", f"{self.target} exists (use --force)") from None
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-                raise
-            self.temporary.rename(self.target)
-            return
-        self.temporary.unlink()
 
     def __enter__(self) -> Self:
         return self
@@ -145,6 +164,64 @@ def _create(target: Path) -> tuple[Path, int]:
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
 
 
+def _completed(target: Path, fingerprint: str) -> Path:
+    tag = zlib.crc32(os.fsencode(target.name))
+    return target.with_name(f"{TEMPORARY_PREFIX}{tag:08x}-{fingerprint}{TEMPORARY_SUFFIX}")
+
+
+def _claim(path: Path, size: int) -> tuple[Path, int] | None:
+    """The file opened and locked, where it is ours alone, has this size, and no living process holds it."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = os.fstat(fd)
+        alone = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
+        if alone and found.st_size == size:
+            return path, fd
+    os.close(fd)
+    return None
+
+
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
+_NO_SUCH_RENAME = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def _rename_new(old: Path, new: Path) -> None:
+    """Rename in one step, and never over another file; raises `FileExistsError` where there is one."""
+    try:
+        _rename_noreplace(old, new)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_SUCH_RENAME:
+            raise
+        # A link never replaces either. Filesystems without both have no way that is free of a race.
+        try:
+            os.link(old, new)
+        except OSError as refused:
+            if refused.errno not in _NO_LINKS:
+                raise
+            old.rename(new)
+        else:
+            old.unlink()
+
+
+def _rename_noreplace(old: Path, new: Path) -> None:
+    import ctypes
+
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if call(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(new))
+
+
 def remove_stale(folder: Path) -> None:
     """Remove the temporary files of dead processes: those that nobody holds a lock on."""
     with contextlib.suppress(OSError):
@@ -171,3 +248,16 @@ def sync_directory(folder: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ctrl-C is too late once files get their names: it is ignored for as long as the block runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)

@@ -5,7 +5,31 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from remapkit.diagnostic import Diagnostic, Severity, UnreadableCheckpoint, UnwritableOutput
+from remapkit.diagnostic import Diagnostic, FailedWrite, Severity, UnreadableCheckpoint, UnwritableOutput
+
+MAX_DIMS = 64
+"""More dimensions than this no tensor of torch has."""
+MAX_DIGITS = 20
+"""2^64 has 20 digits: longer numbers mean nothing in a header."""
+MAX_TENSORS = 1_000_000
+"""More tensors than this no file has; each costs about 2 kB of memory."""
+
+
+def too_much(raw: bytes) -> str | None:
+    """Why the JSON of a header, a manifest or an index would take far more memory than its bytes, or None.
+
+    Counted before anything is parsed: `{}` is two bytes and becomes sixty-four, and much more with something in it.
+
+    >>> too_much(b"[" * 4_000_000)
+    'it opens 4000000 lists and objects: more than 1000000 tensors have'
+    """
+    containers = raw.count(b"[") + raw.count(b"{")
+    if containers > 3 * MAX_TENSORS + 100:
+        return f"it opens {containers} lists and objects: more than {MAX_TENSORS} tensors have"
+    values = raw.count(b",")
+    if values > 8 * MAX_TENSORS:
+        return f"it holds {values} values: more than {MAX_TENSORS} tensors have"
+    return None
 
 
 class FileFault(Exception):
@@ -63,6 +87,18 @@ def sized(nbytes: int) -> str:
     return f"{value:.3g} EB"
 
 
+def sized_part(done: int, total: int) -> str:
+    """How much of a number of bytes, in the unit of the whole.
+
+    >>> sized_part(1_100_000_000, 2_818_754_672), sized_part(0, 16)
+    ('1.10 of 2.82 GB', '0 of 16 B')
+    """
+    whole, unit = sized(total).split()
+    power = ("B", "kB", "MB", "GB", "TB", "PB", "EB").index(unit)
+    decimals = len(whole.partition(".")[2])
+    return f"{done / 1000**power:.{decimals}f} of {whole} {unit}"
+
+
 def printable(text: str) -> str:
     r"""The text with control characters and lone surrogates escaped: a file must not steer a terminal.
 
@@ -85,28 +121,14 @@ def shown(key: str, width: int = 200) -> str:
     return text if len(text) <= width else f"{text[: width - 20]}... ({len(key)} characters)"
 
 
-def check_name(fqn: str) -> str | None:
-    r"""Why a name cannot be an FQN, or None: control characters and lone surrogates are in no honest checkpoint.
-
-    >>> check_name("encoder.conv1.weight"), check_name("a\nb")
-    (None, 'holds the control character U+000A')
-    """
-    if fqn.isprintable():
-        return None
-    for character in fqn:
-        code = ord(character)
-        if code < 32 or 127 <= code < 160:
-            return f"holds the control character U+{code:04X}"
-        if 0xD800 <= code < 0xE000:
-            return f"holds the lone surrogate U+{code:04X}, which UTF-8 cannot write"
-    return None
-
-
 def cannot_write(path: Path, error: OSError) -> UnwritableOutput:
     """What the system refused, in words that say what to do: RK504 for a full disk, RK503 for anything else."""
     folder = path.parent
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return unwritable("RK504", f"no space left on {folder}; nothing was changed")
+    if error.errno in NO_SPACE:
+        return no_space(path, error, "")
+    if error.errno == errno.EIO:
+        title = f"{path}: the disk failed (input/output error); nothing was changed"
+        return FailedWrite(Diagnostic("RK509", printable(title), help=("look at the system's log: dmesg",)))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return unwritable("RK503", f"cannot write in {folder}: {(error.strerror or 'refused').lower()}")
     if error.errno == errno.EISDIR:
@@ -114,6 +136,17 @@ def cannot_write(path: Path, error: OSError) -> UnwritableOutput:
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return unwritable("RK503", f"there is no directory {folder}", help=("make it first",))
     return unwritable("RK503", f"cannot write {path}: {(error.strerror or str(error)).lower()}")
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a quota, a limit on the size of a file: all of them end the same way."""
+
+
+def no_space(path: Path, error: OSError, after: str) -> UnwritableOutput:
+    """The error for a disk that filled up (RK504); `after` says how far it came."""
+    limits = {errno.EDQUOT: "the quota is used up", errno.EFBIG: "the limit on the size of a file was reached"}
+    notes = (limits[error.errno],) if error.errno in limits else ()
+    return unwritable("RK504", f"no space left on {path.parent}{after}; nothing was changed", notes=notes)
 
 
 def unwritable(code: str, title: str, *, help: tuple[str, ...] = (), notes: tuple[str, ...] = ()) -> UnwritableOutput:

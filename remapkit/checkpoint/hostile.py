@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 _PROCESSES = {"os", "posix", "nt", "subprocess", "_posixsubprocess", "pty", "commands", "popen2", "multiprocessing"}
 _FILES = {"shutil", "tempfile", "fileinput", "glob", "io", "_io", "mmap", "fcntl", "posixpath", "ntpath", "linecache"}
 _NETWORK = {
@@ -30,7 +32,6 @@ _CODE = {
     "site",
     "lib2to3",
     "idlelib",
-    "test",
 }
 _PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}
 _TOOLS = {"timeit", "cProfile", "profile", "pdb", "bdb", "doctest", "trace", "pydoc", "platform", "resource"}
@@ -39,6 +40,8 @@ _INSTALLERS = {"distutils", "setuptools", "pip", "ensurepip", "venv", "sysconfig
 _MODULES = frozenset().union(
     _PROCESSES, _FILES, _NETWORK, _CLIENTS, _IMPORTS, _CODE, _PICKLES, _TOOLS, _THREADS, _INSTALLERS
 )
+_SINGLE = frozenset({"code", "codeop", "site", "inspect", "trace", "profile", "platform", "resource", "glob", "io"})
+"""Modules of the standard library without submodules: `code.model.Net` is somebody's own package of that name."""
 _BUILTINS = frozenset({"eval", "exec", "compile", "open", "__import__", "setattr", "delattr", "globals", "locals"})
 _BUILTINS |= {"vars", "input", "breakpoint", "apply", "execfile", "file", "reload", "help", "exit", "quit"}
 _TYPES = frozenset({"types.FunctionType", "types.CodeType", "types.LambdaType"})
@@ -46,9 +49,11 @@ _OPERATORS = frozenset({"attrgetter", "methodcaller"})
 _TORCH = ("torch.hub", "torch.jit", "torch.package", "torch.serialization", "torch.ops", "torch.load", "torch.save")
 _TORCH_UTILS = ("torch.utils.cpp_extension", "torch.utils.model_zoo", "torch.utils.collect_env", "torch.compile")
 _TORCH_CALLS = frozenset({"torch.Size", "torch.device", "torch.memory_format", "torch.layout", "torch.qscheme"})
-_HARMLESS = frozenset({"_io.BytesIO", "io.BytesIO", "_io.StringIO", "io.StringIO"})
+_HARMLESS = frozenset({"_io.BytesIO", "io.BytesIO", "_io.StringIO", "io.StringIO", "inspect._empty"})
+_HARMLESS |= {"torch.serialization._get_layout"}
 
 
+@lru_cache(maxsize=4096)
 def is_hostile(name: str) -> bool:
     """Whether a checkpoint that names this global can only mean harm.
 
@@ -63,7 +68,8 @@ def is_hostile(name: str) -> bool:
     if name in _TYPES or (leaf in _OPERATORS and module in ("operator", "_operator")):
         return True
     inside = any(name == prefix or name.startswith(prefix + ".") for prefix in (*_TORCH, *_TORCH_UTILS))
-    return inside or (bool(module) and module.partition(".")[0] in _MODULES)
+    top, _, below = module.partition(".")
+    return inside or (top in _MODULES and not (below and top in _SINGLE)) or module.startswith("test.support")
 
 
 def is_hostile_call(name: str) -> bool:
@@ -75,4 +81,4 @@ def is_hostile_call(name: str) -> bool:
     (True, False, False)
     """
     leaf = name.rpartition(".")[2].lstrip("_")
-    return name.startswith("torch.") and leaf[:1].islower() and name not in _TORCH_CALLS
+    return name.startswith("torch.") and leaf[:1].islower() and name not in _TORCH_CALLS | _HARMLESS

@@ -19,11 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from remapkit.checkpoint.atomic import NewFile, journal_path, sync_directory
+from remapkit.checkpoint.atomic import NewFile, journal_path, sync_directory, undisturbed
 from remapkit.checkpoint.copying import BLOCK, Copier, write_all
 from remapkit.checkpoint.faults import cannot_write, unwritable
-from remapkit.checkpoint.reader import Reader, SourceFile
+from remapkit.checkpoint.reader import Reader, SourceFile, reason
 from remapkit.checkpoint.safetensors import MAX_HEADER, SafetensorsReader, header_json, padded_header
+from remapkit.diagnostic import UnwritableOutput
 from remapkit.plan import Move
 
 REWRITE_BELOW = 1 << 20
@@ -106,7 +107,8 @@ def _rewrite(path: Path, source: SourceFile, data_start: int, raw: bytes) -> tup
 def _commit(new: NewFile, source: SourceFile) -> None:
     if source.changed():
         raise unwritable("RK507", f"{new.target.name} changed while it was read; nothing was changed")
-    new.commit()
+    with undisturbed():
+        new.commit()
 
 
 # --- overwriting with a journal -------------------------------------------------------------------
@@ -149,7 +151,8 @@ class Journal:
         if inserted not in (0, self.insert):
             return False
         before = b"\0" * inserted + self.old
-        after = self.new[: len(before)]
+        # Where an interrupted recovery has removed the blocks again, what was the new header is their rest.
+        after = self.new[self.insert - inserted :][: len(before)]
         return len(front) == len(before) and all(
             found in pair for found, pair in zip(front, zip(before, after, strict=True), strict=True)
         )
@@ -170,16 +173,30 @@ def _overwrite(path: Path, source: SourceFile, data_start: int, raw: bytes) -> i
         if insert and not _can_shift(fd):
             return 0
         journal = Journal(path.name, source.size, insert, source.read(0, data_start), header)
-        _write_journal(path, journal)
-        if insert and not _fallocate(fd, _INSERT, insert):
-            _drop_journal(path)
-            return 0
-        write_all(fd, header, 0)
-        os.fsync(fd)
-        _drop_journal(path)
+        with undisturbed():
+            return len(header) if _under_journal(fd, path, journal) else 0
     finally:
         os.close(fd)
-    return len(header)
+
+
+def _under_journal(fd: int, path: Path, journal: Journal) -> bool:
+    """Write the journal, make room, write the header, drop the journal; False where there is no way to make room."""
+    _write_journal(path, journal)
+    try:
+        if journal.insert and not _fallocate(fd, _INSERT, journal.insert):
+            _drop_journal(path)
+            return False
+        write_all(fd, journal.new, 0)
+        os.fsync(fd)
+    except OSError as error:
+        try:
+            _put_back(fd, path, journal)
+        except (OSError, UnwritableOutput):
+            title = f"{path.name} is half renamed: {reason(error)}"
+            raise unwritable("RK508", title, help=(f"restore it with `remapkit recover {path}`",)) from error
+        raise
+    _drop_journal(path)
+    return True
 
 
 def _needed(missing: int) -> int:
@@ -234,6 +251,7 @@ def recover(path: Path) -> bool:
     Raises `UnwritableOutput` (RK507, RK508) where the file is not the one that the journal speaks of, or is being
     rewritten just now.
     """
+    path = Path(os.path.realpath(path))
     try:
         raw = journal_path(path).read_bytes()
     except FileNotFoundError:
@@ -255,20 +273,25 @@ def _restore(path: Path, journal: Journal) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         _lock(fd, path)
-        size = os.fstat(fd).st_size
-        front = os.pread(fd, len(journal.old) + max(0, size - journal.size), 0)
-        if not journal.fits(front, size):
-            title = f"{path.name} is not the file whose rename was interrupted: it is left as it is"
-            raise unwritable("RK508", title, help=(f"remove {journal_path(path)} if that is meant",))
-        if size != journal.size:
-            if not _fallocate(fd, _COLLAPSE, journal.insert):
-                raise unwritable("RK508", f"the filesystem of {path.name} cannot remove inserted blocks")
-            os.fsync(fd)
-        write_all(fd, journal.old, 0)
-        os.fsync(fd)
-        _drop_journal(path)
+        with undisturbed():
+            _put_back(fd, path, journal)
     finally:
         os.close(fd)
+
+
+def _put_back(fd: int, path: Path, journal: Journal) -> None:
+    size = os.fstat(fd).st_size
+    front = os.pread(fd, len(journal.old) + max(0, min(size - journal.size, journal.insert)), 0)
+    if not journal.fits(front, size):
+        title = f"{path.name} is not the file whose rename was interrupted: it is left as it is"
+        raise unwritable("RK508", title, help=(f"remove {journal_path(path)} if that is meant",))
+    if size != journal.size:
+        if not _fallocate(fd, _COLLAPSE, journal.insert):
+            raise unwritable("RK508", f"the filesystem of {path.name} cannot remove inserted blocks")
+        os.fsync(fd)
+    write_all(fd, journal.old, 0)
+    os.fsync(fd)
+    _drop_journal(path)
 
 
 def safetensors_only(reader: Reader) -> SafetensorsReader:

@@ -74,6 +74,27 @@ class FileLayout:
         return sum(piece.nbytes for piece in self.pieces)
 
 
+def fingerprint(layout: FileLayout, sources: Sequence[SourceFile]) -> str:
+    """32 hex digits that two layouts share only where they give the same bytes; empty where that cannot be told.
+
+    What operations compute depends on code, not on the layout alone, so files that hold such tensors have none.
+    Files are known by device, inode, size and time of change.
+    """
+    import hashlib
+
+    digest = hashlib.sha256(repr([source.stamp for source in sources]).encode())
+    for piece in layout.pieces:
+        if isinstance(piece, Literal):
+            digest.update(b"%d:" % piece.nbytes + piece.data)
+        elif isinstance(piece, Copy):
+            digest.update(repr((piece.source.stamp, piece.offset, piece.nbytes)).encode())
+        elif piece.move.ops:
+            return ""
+        else:
+            digest.update(repr((piece.move.sources, piece.move.spec, piece.nbytes)).encode())
+    return digest.hexdigest()[:32]
+
+
 def without_ties(moves: Sequence[Move], tied: Iterable[Sequence[str]]) -> tuple[list[Move], dict[str, str]]:
     """The moves with one name of each tied group, and what the others are tied to.
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from remapkit.checkpoint.faults import FileFault, cannot_write, check_name, shown, sized
+from remapkit.checkpoint.faults import (
+    MAX_DIGITS,
+    MAX_DIMS,
+    FileFault,
+    cannot_write,
+    shown,
+    sized,
+    too_much,
+)
 from remapkit.checkpoint.reader import CHUNK, FileReader, SourceFile
-from remapkit.spec import DTYPE_BITS, StateDictSpec, TensorSpec
+from remapkit.spec import DTYPE_BITS, StateDictSpec, TensorSpec, name_problem
 
-MAX_MANIFEST = 256_000_000
+MAX_MANIFEST = 100_000_000
 """The largest JSON file that is read, in bytes; a manifest takes about 80 a tensor."""
 
 
@@ -43,18 +52,33 @@ def read_json(source: SourceFile) -> Any:
     """A JSON file's value; keys that occur twice, and what is not JSON, raise `FileFault` (RK408)."""
     if source.size > MAX_MANIFEST:
         _fault(f"the file is {sized(source.size)}; a manifest or an index is read up to {sized(MAX_MANIFEST)}")
+    raw = source.read(0, source.size)
+    if problem := too_much(raw):
+        _fault(problem)
     try:
-        text = source.read(0, source.size).decode("utf-8")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         _fault(f"not UTF-8: byte {error.start}")
+    del raw
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=_object, parse_int=_int, parse_constant=_no_constant)
     except RecursionError:
         _fault("nested too deeply for a manifest or an index")
     except json.JSONDecodeError as error:
         _fault(f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}")
     except ValueError as error:
         _fault(f"not valid JSON: {error}")
+
+
+def _int(digits: str) -> int:
+    # A number of a million digits would take minutes; Python itself refuses them from 4,300 on, in other words.
+    if len(digits) > MAX_DIGITS:
+        _fault(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _no_constant(name: str) -> NoReturn:
+    _fault(f"{name} is no number of JSON")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -80,7 +104,7 @@ def parse_manifest(value: Any, name: str) -> StateDictSpec:
 
 
 def _spec(fqn: str, entry: Any) -> TensorSpec:
-    if problem := check_name(fqn):
+    if problem := name_problem(fqn):
         _fault(f"a name {problem}", fqn)
     if not isinstance(entry, dict):
         _fault(f'expected {{"dtype": "F32", "shape": [...]}}, found {_kind(entry)}', fqn)
@@ -91,6 +115,10 @@ def _spec(fqn: str, entry: Any) -> TensorSpec:
         _fault(f"unknown dtype {shown(str(dtype), 40)!r}", fqn, (f"one of {', '.join(DTYPE_BITS)}",))
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
         _fault("`shape` must be a list of whole numbers", fqn)
+    if len(shape) > MAX_DIMS:
+        _fault(f"a shape of {len(shape)} dimensions; tensors have at most {MAX_DIMS}", fqn)
+    if math.prod(size for size in shape if size) * DTYPE_BITS[dtype] >= 1 << 66:
+        _fault(f"the shape {shown(str(shape), 80)} overflows 64 bits", fqn)
     return TensorSpec(dtype, tuple(shape))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from remapkit.checkpoint.atomic import journal_path
@@ -57,19 +59,23 @@ def open_checkpoint(
     """
     path = Path(path)
     options = Options(None if root is None else root.strip(), strict_pickle, allow_expand)
-    reader = _open(_in_folder(path) if path.is_dir() else path, options)
+    reader = _open(_in_folder(path) if _known(path.is_dir) else path, options)
     if root not in (None, "", ".") and reader.format not in ("pth", "legacy pth", "sharded pth"):
         reader.close()
         raise unreadable("RK406", f"--root {shown(str(root))}: a {reader.format} file has no wrappers", path)
     return reader
 
 
+def _known(ask: Callable[[], bool]) -> bool:
+    """The answer, or False where the name is too long to ask: opening it will say so."""
+    try:
+        return ask()
+    except (OSError, ValueError):
+        return False
+
+
 def _open(path: Path, options: Options) -> Reader:
     source = SourceFile(path)
-    if journal_path(path).exists():
-        source.close()
-        title = f"a rename in place of {path.name} was interrupted: its header may be half old and half new"
-        raise unreadable("RK415", title, path, help=(f"restore it with `remapkit recover {path}`",))
     try:
         return open_single(source, options)
     except FileFault as fault:
@@ -82,6 +88,14 @@ def _open(path: Path, options: Options) -> Reader:
 
 def open_single(source: SourceFile, options: Options) -> AnyReader:
     """A reader for an open file; raises `FileFault` or `UnreadableCheckpoint`, and leaves closing to the caller."""
+    if _known(journal_path(Path(os.path.realpath(source.path))).exists):
+        title = f"a rename in place of {source.path.name} was interrupted: its header may be half old and half new"
+        raise FileFault("RK415", title, help=(f"restore it with `remapkit recover {source.path}`",))
+    return open_tensors(source, options) or _open_json(source, options)
+
+
+def open_tensors(source: SourceFile, options: Options) -> SafetensorsReader | PthReader | None:
+    """The same for a file that holds tensors itself; None for what looks like JSON: an index or a manifest."""
     head = source.read(0, min(source.size, 512))
     if not head:
         raise FileFault("RK401", "the file is empty", help=("fetch it again",))
@@ -92,7 +106,7 @@ def open_single(source: SourceFile, options: Options) -> AnyReader:
     if head[:1] == b"\x80" or head.startswith(b"L1195470371460388"):
         return PthReader(source, "legacy pth", options)
     if head.lstrip()[:1] == b"{":
-        return _open_json(source, options)
+        return None
     raise _stranger(source, head)
 
 

@@ -11,24 +11,27 @@ allocates what a pickle asks for (a memo of 2^31 slots, a string of 1 TB) before
 
 from __future__ import annotations
 
+import codecs
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from mmap import mmap
 from typing import Any
 
-from remapkit.checkpoint.faults import FileFault, shown, sized
+from remapkit.checkpoint.faults import MAX_DIMS, FileFault, shown, sized
 from remapkit.checkpoint.hostile import is_hostile, is_hostile_call
+from remapkit.spec import DTYPE_BITS
 
-MAX_TEXT = 1 << 20
+MAX_TEXT = 1 << 16
 """Strings longer than this (an embedded config, a blob) are not kept, only their length."""
-MAX_DIMS = 64
-"""More dimensions than this no tensor of torch has."""
 _MAX_LINE = 1 << 16
 _MAX_STACK = 1 << 20
 _MAX_INT_BYTES = 256
 _BASE_OBJECTS = 2_000_000
 _BASE_OPCODES = 20_000_000
+_TEXT_OBJECT = 64
+"""So many characters of text count as one object: a pickle may keep about 128 MB of it."""
 
 
 class PickleFault(FileFault):
@@ -94,11 +97,16 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a pickle holds: the object, where the pickle ended, and the hostile globals that it names."""
+    """What a pickle holds: the object, where the pickle ended, and the hostile globals that it names.
+
+    `widths` has the bytes that an element of each storage takes, by its key; 0 where that is not known, or said in
+    two ways.
+    """
 
     value: Any
     end: int
     hostile: tuple[str, ...]
+    widths: dict[str, int] = field(default_factory=dict)
 
 
 DTYPES = {
@@ -167,7 +175,7 @@ class Machine:
     storages): budgets grow with it.
     """
 
-    __slots__ = ("data", "end", "hostile", "memo", "objects", "opcodes", "pos", "stack")
+    __slots__ = ("data", "end", "hostile", "memo", "objects", "opcodes", "pos", "stack", "widths")
 
     def __init__(self, data: bytes | mmap, start: int, end: int, entries: int) -> None:
         self.data = data
@@ -178,6 +186,7 @@ class Machine:
         self.objects = _BASE_OBJECTS + 64 * entries
         self.opcodes = _BASE_OPCODES + 400 * entries
         self.hostile: dict[str, None] = {}
+        self.widths: dict[str, int] = {}
 
     def run(self) -> Any:
         """Read to STOP and give the object."""
@@ -189,7 +198,7 @@ class Machine:
             self.pos += 1
             handler = _OPCODES.get(opcode)
             if handler is None:
-                raise PickleFault(f"0x{opcode:02x} is no opcode that a checkpoint uses (byte {self.pos - 1})")
+                raise _strange(opcode, self.pos - 1)
             if handler is _stop:
                 return self.pop()
             handler(self)
@@ -224,6 +233,7 @@ class Machine:
             raise PickleFault("the pickle has a line without an end")
         line = self.data[self.pos : end]
         self.pos = end + 1
+        self.objects -= len(line) // _TEXT_OBJECT
         return line
 
     def push(self, value: Any) -> None:
@@ -267,6 +277,7 @@ class Machine:
             raise PickleFault("the pickle names a global by something that is not text")
         if len(module) + len(name) > 512:
             raise PickleFault("the pickle names a global with more than 512 characters")
+        self.objects -= 1
         found = Global(_MODULES.get(module, module), name)
         # A dotted name walks attributes: `numpy` and `os.system` is os.system too.
         if is_hostile(str(found)) or ("." in name and is_hostile(name)):
@@ -275,6 +286,21 @@ class Machine:
 
 
 _MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+_REFUSED = {
+    "P": "a persistent id as text (protocol 0), which torch.save never writes",
+    "\x82": "an extension code, which stands for a global",
+    "\x83": "an extension code, which stands for a global",
+    "\x84": "an extension code, which stands for a global",
+    "\x97": "a buffer outside the pickle",
+    "\x98": "a buffer outside the pickle",
+}
+
+
+def _strange(opcode: int, at: int) -> PickleFault:
+    words = _REFUSED.get(chr(opcode))
+    if words:
+        return PickleFault(f"the pickle uses {words} (byte {at})")
+    return PickleFault(f"0x{opcode:02x} is no opcode of pickles (byte {at}): the file is damaged")
 
 
 def read_pickle(data: bytes | mmap, start: int, end: int, entries: int = 0) -> Found:
@@ -293,7 +319,11 @@ def read_pickle(data: bytes | mmap, start: int, end: int, entries: int = 0) -> F
             raise
         names = " and ".join(list(machine.hostile)[:5])
         raise PickleFault(f"the pickle names {names}, and is broken: {fault.title}", HOSTILE_HELP) from None
-    return Found(value, machine.pos, tuple(machine.hostile))
+    except RecursionError:
+        # Only Python itself can come to this, where it frees or hashes what is nested very deep.
+        raise PickleFault("the pickle is nested too deeply") from None
+    machine.check_budget(0)
+    return Found(value, machine.pos, tuple(machine.hostile), machine.widths)
 
 
 HOSTILE_HELP = ("unpickling it would run that: treat the file as an attack; nothing was run here",)
@@ -333,7 +363,7 @@ def _instance(machine: Machine, cls: Any) -> Any:
 
 def _kind(value: Any) -> str:
     if isinstance(value, Opaque):
-        return f"a {value.name} object"
+        return f"a {value.name}" if " " in value.name else f"a {value.name} object"
     if isinstance(value, Global):
         return str(value)
     names: dict[type, str] = {Mapping: "a dict", Tensor: "a tensor", Storage: "a storage", type(None): "None"}
@@ -348,12 +378,12 @@ def kind(value: Any) -> str:
 
 def _rebuild_tensor(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaque:
     storage, offset, shape, stride = _arguments(args, 4, "_rebuild_tensor")
-    return _tensor(storage, None, offset, shape, stride)
+    return _tensor(machine, storage, None, offset, shape, stride)
 
 
 def _rebuild_tensor_v2(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaque:
     storage, offset, shape, stride = _arguments(args, 4, "_rebuild_tensor_v2")
-    return _lazy(args[6:7]) or _tensor(storage, None, offset, shape, stride)
+    return _lazy(args[6:7]) or _tensor(machine, storage, None, offset, shape, stride)
 
 
 def _rebuild_tensor_v3(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaque:
@@ -363,7 +393,7 @@ def _rebuild_tensor_v3(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaq
     name = DTYPES.get(dtype.name)
     if name is None:
         return Opaque(f"tensor of dtype torch.{dtype.name}")
-    return _lazy(args[7:8]) or _tensor(storage, name, offset, shape, stride)
+    return _lazy(args[7:8]) or _tensor(machine, storage, name, offset, shape, stride)
 
 
 def _lazy(metadata: tuple[Any, ...]) -> Opaque | None:
@@ -376,7 +406,9 @@ def _lazy(metadata: tuple[Any, ...]) -> Opaque | None:
     return None
 
 
-def _tensor(storage: Any, dtype: str | None, offset: Any, shape: Any, stride: Any) -> Tensor | Opaque:
+def _tensor(
+    machine: Machine, storage: Any, dtype: str | None, offset: Any, shape: Any, stride: Any
+) -> Tensor | Opaque:
     if isinstance(storage, Opaque):
         return Opaque(f"tensor over {storage.name}")
     if not isinstance(storage, Storage):
@@ -386,8 +418,9 @@ def _tensor(storage: Any, dtype: str | None, offset: Any, shape: Any, stride: An
         raise PickleFault("a tensor over an untyped storage has no dtype")
     if isinstance(shape, Opaque) or isinstance(stride, Opaque):
         return Opaque("tensor of unknown shape")
-    if not isinstance(offset, int) or not _are_ints(shape) or not _are_ints(stride):
+    if type(offset) is not int or not _are_ints(shape) or not _are_ints(stride):
         raise PickleFault("a tensor's offset, shape or stride is not made of whole numbers")
+    machine.objects -= 1 + len(shape) // 4
     return Tensor(storage, dtype, offset, tuple(shape), tuple(stride))
 
 
@@ -471,7 +504,7 @@ _CALLS["torch.storage._load_from_bytes"] = _unread("tensor pickled without torch
 """What the calls that a checkpoint is made of become; the kinds of tensors that are not read keep their names."""
 
 
-def _persistent(identity: Any) -> Any:
+def _persistent(machine: Machine, identity: Any) -> Any:
     """A storage: ('storage', class, key, location, numel), and in the legacy format a view of it."""
     if isinstance(identity, tuple) and identity[:1] == ("module",):
         return identity[1] if len(identity) > 1 else None
@@ -484,10 +517,17 @@ def _persistent(identity: Any) -> Any:
         return Opaque("torch storage that is a view of another")
     if not isinstance(cls, Global) or cls.module.partition(".")[0] != "torch":
         raise PickleFault(f"a storage's class is {_kind(cls)}")
-    if cls.name == "UntypedStorage":
-        return Storage(key, None, numel)
     dtype = STORAGES.get(cls.name)
-    return Storage(key, dtype, numel) if dtype else Opaque(str(cls))
+    if dtype is None and cls.name != "UntypedStorage":
+        machine.widths[key] = _STRANGE_WIDTHS.get(cls.name, 0)
+        return Opaque(str(cls))
+    width = DTYPE_BITS[dtype] // 8 if dtype else 1
+    if machine.widths.setdefault(key, width) != width:
+        machine.widths[key] = 0
+    return Storage(key, dtype, numel)
+
+
+_STRANGE_WIDTHS = {"QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1}
 
 
 # --- opcodes ------------------------------------------------------------------------------------------
@@ -576,6 +616,7 @@ def _long(width: int) -> Callable[[Machine], None]:
         length = machine.number(width)
         if length > _MAX_INT_BYTES:
             raise PickleFault(f"a number of {sized(length)}")
+        machine.objects -= length // _TEXT_OBJECT
         machine.push(int.from_bytes(machine.take(length), "little", signed=True))
 
     return push
@@ -591,6 +632,7 @@ def _text(width: int) -> Callable[[Machine], None]:
         if length > MAX_TEXT:
             _skip(machine, length, "str")
             return
+        machine.objects -= length // _TEXT_OBJECT
         try:
             machine.stack.append(machine.take(length).decode("utf-8", "surrogatepass"))
         except UnicodeDecodeError:
@@ -603,6 +645,7 @@ def _skip(machine: Machine, length: int, name: str) -> None:
     if length > machine.end - machine.pos:
         machine.take(length)
     machine.pos += length
+    machine.objects -= 1
     machine.push(Opaque(f"{name} of {sized(length)}", known=True))
 
 
@@ -621,19 +664,20 @@ def _string(width: int) -> Callable[[Machine], None]:
         if length > MAX_TEXT:
             _skip(machine, length, "str")
         else:
+            machine.objects -= length // _TEXT_OBJECT
             machine.push(machine.take(length).decode("latin-1"))
 
     return push
 
 
 def _string_line(machine: Machine) -> None:
-    import codecs
-
     line = machine.line().strip()
     if len(line) < 2 or line[:1] not in b"'\"" or line[-1:] != line[:1]:
         raise PickleFault("a quoted string without quotes")
     try:
-        machine.push(codecs.escape_decode(line[1:-1])[0].decode("latin-1"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            machine.push(codecs.escape_decode(line[1:-1])[0].decode("latin-1"))
     except ValueError:
         raise PickleFault("a quoted string with a broken escape") from None
 
@@ -672,6 +716,7 @@ def _list(machine: Machine) -> None:
 
 def _dict(machine: Machine) -> None:
     values = machine.pop_mark()
+    machine.objects -= len(values) // 2
     machine.push(Mapping(_pairs(values)))
 
 
@@ -817,7 +862,7 @@ def _build(machine: Machine) -> None:
 
 def _binpersid(machine: Machine) -> None:
     machine.objects -= 1
-    machine.push(_persistent(machine.pop()))
+    machine.push(_persistent(machine, machine.pop()))
 
 
 _OPCODES: dict[int, Callable[[Machine], None]] = {

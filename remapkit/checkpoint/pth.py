@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from remapkit.checkpoint.archive import Entry, entry_chunks, read_archive, read_entry
-from remapkit.checkpoint.faults import FileFault, remark, shown, sized
-from remapkit.checkpoint.pickle import Found, Opaque, PickleFault, Storage, Tensor, read_pickle
+from remapkit.checkpoint.faults import FileFault, remark, shown, sized, unreadable
+from remapkit.checkpoint.pickle import Found, PickleFault, Storage, Tensor, kind, read_pickle
 from remapkit.checkpoint.pickle import Mapping as PickledMapping
-from remapkit.checkpoint.reader import CHUNK, Extent, FileReader, SourceFile
+from remapkit.checkpoint.reader import CHUNK, Extent, FileReader, SourceFile, reason
 from remapkit.checkpoint.views import (
     EXPAND_FREE,
     check_expansion,
@@ -33,7 +33,7 @@ MAX_PICKLE = 1 << 30
 """The longest pickle that is read; 50,000 tensors take about 10 MB."""
 METADATA = ".data/remapkit.json"
 """The record that keeps metadata, which torch's format has no place for."""
-_MAX_INFLATED_PICKLE = 256_000_000
+_MAX_INFLATED_PICKLE = 64_000_000
 _MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
@@ -121,6 +121,9 @@ class PthReader(FileReader):
         """Where the tensor's bytes lie, or None for a strided view or a compressed storage."""
         tensor = self._tensors[fqn]
         stored = self._storages[tensor.storage.key]
+        if not self._header[fqn].nbytes:
+            # Its offset means nothing, and may lie anywhere.
+            return Extent(self._source, stored.offset, 0)
         if stored.deflated or not is_contiguous(tensor.shape, tensor.stride):
             return None
         start = stored.offset + tensor.offset * (DTYPE_BITS[tensor.dtype] // 8)
@@ -133,9 +136,11 @@ class PthReader(FileReader):
             yield from self._source.chunks(extent.offset, extent.length, size)
             return
         tensor = self._tensors[fqn]
-        if not self._header[fqn].nbytes:
-            return
-        yield from gather(self._storage_view(tensor.storage.key), tensor, size)
+        try:
+            view = self._storage_view(tensor.storage.key)
+        except FileFault as fault:
+            raise fault.at(self.path) from None
+        yield from gather(view, tensor, size)
 
     def crc32(self, fqn: str) -> int | None:
         """The storage's checksum, where the tensor is its storage and the archive has one."""
@@ -163,19 +168,23 @@ class PthReader(FileReader):
                 self._inflated[key] = self._inflate(stored.entry)
             return memoryview(self._inflated[key])
         if self._map is None:
-            self._map = mmap.mmap(self._source.fd, 0, access=mmap.ACCESS_READ)
+            self._map = _map(self._source)
         return memoryview(self._map)[stored.offset : stored.offset + stored.nbytes]
 
     def _inflate(self, entry: Entry) -> mmap.mmap:
         """A compressed storage, inflated once into an unnamed temporary file: memory stays small."""
-        with tempfile.TemporaryFile() as file:
-            try:
+        try:
+            with tempfile.TemporaryFile() as file:
                 for piece in entry_chunks(self._source, entry):
                     file.write(piece)
-            except FileFault as fault:
-                raise fault.at(self.path) from None
-            file.flush()
-            return mmap.mmap(file.fileno(), entry.size, access=mmap.ACCESS_READ)
+                file.flush()
+                return mmap.mmap(file.fileno(), entry.size, access=mmap.ACCESS_READ)
+        except FileFault as fault:
+            raise fault.at(self.path) from None
+        except OSError as error:
+            title = f"storage {shown(entry.name)!r} cannot be inflated to {sized(entry.size)}: {reason(error)}"
+            help = (f"make room in {tempfile.gettempdir()}, or set TMPDIR",)
+            raise unreadable("RK400", title, self.path, help=help) from error
 
     def close(self) -> None:
         """Close the file; maps go when their last view does."""
@@ -184,11 +193,20 @@ class PthReader(FileReader):
         super().close()
 
 
+def _map(source: SourceFile) -> mmap.mmap:
+    try:
+        return mmap.mmap(source.fd, 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        words = reason(error) if isinstance(error, OSError) else str(error)
+        raise FileFault("RK400", f"cannot map the file into memory: {words}") from error
+
+
 def _check_storage(storage: Storage, stored: _Stored) -> None:
     width = DTYPE_BITS[storage.dtype] // 8 if storage.dtype else 1
     claimed = storage.numel * width
     if claimed != stored.nbytes:
-        raise FileFault("RK405", f"storage {storage.key!r} is {stored.nbytes} bytes, the pickle says {claimed}")
+        title = f"storage {shown(storage.key)!r} is {stored.nbytes} bytes, the pickle says {claimed}"
+        raise FileFault("RK405", title, help=("fetch it again; if a tool wrote it, the tool is wrong",))
 
 
 def _tied(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
@@ -237,7 +255,10 @@ def _prefix(entries: Mapping[str, Entry]) -> str:
         title = "a zip archive without data.pkl: not a file of torch.save"
         raise FileFault("RK403", title, help=("unpack it first, if it holds a checkpoint",))
     if len(found) > 1:
-        raise FileFault("RK403", f"the archive holds {len(found)} data.pkl: {', '.join(map(shown, found))}")
+        raise FileFault(
+            "RK403",
+            f"the archive holds {len(found)} data.pkl: {', '.join(shown(name + 'data.pkl') for name in found)}",
+        )
     return found[0]
 
 
@@ -253,17 +274,20 @@ def _refuse_kinds(source: SourceFile, entries: Mapping[str, Entry], prefix: str)
 
 def _read_data_pkl(source: SourceFile, entry: Entry, entries: int) -> Found:
     if not entry.stored or entry.size < 1 << 16:
-        data: bytes | mmap.mmap = read_entry(source, entry, _MAX_INFLATED_PICKLE)
-        start = 0
-    elif entry.size > MAX_PICKLE:
+        data = read_entry(source, entry, _MAX_INFLATED_PICKLE)
+        return _whole(read_pickle(data, 0, entry.size, entries), entry.size)
+    if entry.size > MAX_PICKLE:
         raise PickleFault(f"data.pkl is {sized(entry.size)}; up to {sized(MAX_PICKLE)} are read")
-    else:
-        for _ in entry_chunks(source, entry):
-            """Nothing is kept: this verifies the checksum."""
-        data, start = mmap.mmap(source.fd, 0, access=mmap.ACCESS_READ), entry.offset
-    found = read_pickle(data, start, start + entry.size, entries)
-    if found.end != start + entry.size:
-        raise PickleFault(f"{sized(start + entry.size - found.end)} follow the end of the pickle")
+    for _ in entry_chunks(source, entry):
+        """Nothing is kept: this verifies the checksum."""
+    end = entry.offset + entry.size
+    with _map(source) as mapped:
+        return _whole(read_pickle(mapped, entry.offset, end, entries), end)
+
+
+def _whole(found: Found, end: int) -> Found:
+    if found.end != end:
+        raise PickleFault(f"{sized(end - found.end)} follow the end of the pickle")
     return found
 
 
@@ -272,7 +296,11 @@ def _read_data_pkl(source: SourceFile, entry: Entry, entries: int) -> Found:
 
 def _read_legacy(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
     """Magic number, protocol version, system info, the object, the storages' keys; then the storages."""
-    data = mmap.mmap(source.fd, 0, access=mmap.ACCESS_READ)
+    with _map(source) as data:
+        return _legacy_pickles(source, data)
+
+
+def _legacy_pickles(source: SourceFile, data: mmap.mmap) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
     limit = min(source.size, MAX_PICKLE)
     magic = read_pickle(data, 0, limit)
     if magic.value != _MAGIC:
@@ -280,7 +308,8 @@ def _read_legacy(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[st
         raise FileFault("RK409", title, help=("load it where it was made, and save it with torch.save",))
     version = read_pickle(data, magic.end, limit)
     if version.value != _LEGACY_PROTOCOL:
-        raise FileFault("RK409", f"version {version.value!r} of the legacy format is unknown")
+        words = repr(version.value) if type(version.value) is int else kind(version.value)
+        raise FileFault("RK409", f"version {words} of the legacy format is unknown")
     info = read_pickle(data, version.end, limit)
     if isinstance(info.value, PickledMapping) and ("little_endian", False) in info.value.items:
         raise FileFault("RK409", "written on a big-endian machine: only little-endian checkpoints are read")
@@ -289,41 +318,21 @@ def _read_legacy(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[st
     if not isinstance(keys.value, list) or not all(isinstance(key, str) for key in keys.value):
         raise PickleFault("the list of storages is not a list of keys")
     hostile = dict.fromkeys((*magic.hostile, *version.hostile, *info.hostile, *found.hostile, *keys.hostile))
-    widths = _widths(found.value)
-    return Found(found.value, found.end, tuple(hostile)), _legacy_storages(source, keys, widths), {}
-
-
-def _widths(value: object) -> dict[str, int]:
-    """How wide an element of each storage is: the legacy format counts elements, and only the pickle knows."""
-    widths: dict[str, int] = {}
-    seen: set[int] = set()
-    waiting = [value]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, Tensor):
-            storage = node.storage
-            widths[storage.key] = DTYPE_BITS[storage.dtype] // 8 if storage.dtype else 1
-        elif id(node) not in seen:
-            seen.add(id(node))
-            if isinstance(node, PickledMapping | Opaque):
-                waiting.extend(child for _, child in node.items or ())
-            elif isinstance(node, list | tuple):
-                waiting.extend(node)
-    return widths
+    return Found(found.value, found.end, tuple(hostile)), _legacy_storages(source, keys, found.widths), {}
 
 
 def _legacy_storages(source: SourceFile, keys: Found, widths: Mapping[str, int]) -> dict[str, _Stored]:
     storages: dict[str, _Stored] = {}
     at = keys.end
     for key in keys.value:
+        if key in storages:
+            raise FileFault("RK405", f"storage {shown(key)!r} is listed twice")
         if at + 8 > source.size:
             _truncated(source)
         numel = int.from_bytes(source.read(at, 8), "little")
-        if key not in widths:
+        if not widths.get(key):
             # Nothing that is read refers to it, but where the next one begins depends on it.
             raise FileFault("RK405", f"storage {shown(key)!r} belongs to no tensor that can be read")
-        if key in storages:
-            raise FileFault("RK405", f"storage {shown(key)!r} is listed twice")
         storages[key] = _Stored(numel * widths[key], at + 8)
         at += 8 + numel * widths[key]
         if at > source.size:

@@ -27,7 +27,7 @@ class SourceFile:
     regular file: a pipe or a device would block or never end.
     """
 
-    __slots__ = ("_stamp", "device", "fd", "inode", "path", "size")
+    __slots__ = ("device", "fd", "inode", "path", "size", "stamp")
 
     def __init__(self, path: Path, *, name: str | None = None, dir_fd: int | None = None) -> None:
         self.path = path
@@ -35,7 +35,7 @@ class SourceFile:
         found = os.fstat(self.fd)
         self.size = found.st_size
         self.device, self.inode = found.st_dev, found.st_ino
-        self._stamp = (found.st_size, found.st_mtime_ns)
+        self.stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes at `offset`; fewer are an error, because the size was known."""
@@ -63,7 +63,7 @@ class SourceFile:
     def changed(self) -> bool:
         """Whether the file was written to since it was opened."""
         found = os.fstat(self.fd)
-        return (found.st_size, found.st_mtime_ns) != self._stamp
+        return (found.st_size, found.st_mtime_ns) != self.stamp[2:]
 
     def close(self) -> None:
         """Close the descriptor; a second call does nothing."""
@@ -81,8 +81,9 @@ def _open_regular(path: Path, name: str | None, dir_fd: int | None) -> int:
         fd = os.open(name or path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
     except FileNotFoundError as error:
         raise unreadable("RK400", f"no such file: {path}") from error
-    except OSError as error:
-        raise unreadable("RK400", f"cannot open {path}: {reason(error)}") from error
+    except (OSError, ValueError) as error:
+        words = reason(error) if isinstance(error, OSError) else str(error)
+        raise unreadable("RK400", f"cannot open {path}: {words}") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise unreadable("RK400", f"{path} is not a regular file")

@@ -9,12 +9,14 @@ characters in names.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from json.encoder import encode_basestring
 from typing import Any, NoReturn
 
-from remapkit.checkpoint.faults import FileFault, check_name, shown, sized
+from remapkit.checkpoint.faults import MAX_DIGITS, MAX_DIMS, FileFault, shown, sized, too_much
 from remapkit.checkpoint.reader import CHUNK, Extent, FileReader, SourceFile
-from remapkit.spec import DTYPE_BITS, StateDictSpec, TensorSpec
+from remapkit.spec import DTYPE_BITS, StateDictSpec, TensorSpec, name_problem
 
 MAX_HEADER = 100_000_000
 """The longest header the format allows, in bytes."""
@@ -22,6 +24,7 @@ DTYPES = frozenset(DTYPE_BITS) - {"C128"}
 """The dtypes that the format has a name for."""
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 1 << 64
+_LONG = re.compile(rb"[0-9]{21}")
 
 
 def _fault(title: str, key: str | None = None, *help: str) -> NoReturn:
@@ -84,10 +87,10 @@ def parse_header(raw: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str,
     found = _parse_json(raw)
     metadata = _metadata(found.pop("__metadata__", {}))
     # An escape is the only way to a surrogate or a control character: the JSON itself must be UTF-8 without them.
-    careful = b"\\" in raw
+    careful = b"\\" in raw or not raw.isascii()
     entries = {fqn: _entry(fqn, value) for fqn, value in found.items()}
     for fqn in entries if careful else ():
-        if problem := check_name(fqn):
+        if problem := name_problem(fqn):
             _fault(f"a name {problem}", fqn)
     return metadata, _in_order(entries, data_bytes)
 
@@ -95,8 +98,10 @@ def parse_header(raw: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str,
 def _parse_json(raw: bytes) -> dict[str, Any]:
     if raw[:1] != b"{":
         _fault("the header is not a JSON object: it must start with '{'")
+    if problem := too_much(raw):
+        _fault(problem)
     # Negative zero is the one number that Python reads as an int and the format's parser does not.
-    parse_int = _refuse_negative if b"-" in raw else None
+    parse_int = _careful_int if b"-" in raw or _LONG.search(raw) else None
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -122,9 +127,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _refuse_negative(digits: str) -> int:
+def _careful_int(digits: str) -> int:
     if digits.startswith("-"):
         _fault(f"the header holds the negative number {shown(digits, 40)}")
+    if len(digits) > MAX_DIGITS:
+        _fault(f"the header holds a number of {len(digits)} digits")
     return int(digits)
 
 
@@ -153,6 +160,8 @@ def _entry(fqn: str, value: Any) -> Entry:
     for numbers, name in ((shape, "shape"), (offsets, "data_offsets")):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < _LIMIT for n in numbers):
             _fault(f"`{name}` must be a list of whole numbers from 0 to 2^64 - 1", fqn)
+    if len(shape) > MAX_DIMS:
+        _fault(f"a shape of {len(shape)} dimensions; tensors have at most {MAX_DIMS}", fqn)
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         _fault(f"`data_offsets` must be [start, end] with start <= end, not {shown(str(offsets), 60)}", fqn)
     spec = TensorSpec(dtype, tuple(shape))
@@ -207,7 +216,7 @@ def header_json(tensors: Iterable[tuple[str, TensorSpec]], metadata: Mapping[str
         end = position + spec.nbytes
         shape = ",".join(map(str, spec.shape))
         entry = f'{{"dtype":"{spec.dtype}","shape":[{shape}],"data_offsets":[{position},{end}]}}'
-        parts.append(f"{_dump(fqn)}:{entry}")
+        parts.append(f"{encode_basestring(fqn)}:{entry}")
         position = end
     return ("{" + ",".join(parts) + "}").encode("utf-8")
 

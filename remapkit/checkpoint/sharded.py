@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from remapkit.checkpoint.faults import FileFault, check_name, remark, shown
+from remapkit.checkpoint.faults import FileFault, remark, shown
 from remapkit.checkpoint.pth import Options, PthReader
-from remapkit.checkpoint.reader import CHUNK, Extent, FileReader, SourceFile
+from remapkit.checkpoint.reader import CHUNK, Extent, FileReader, SourceFile, reason
 from remapkit.checkpoint.safetensors import SafetensorsReader
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.spec import StateDictSpec, TensorSpec, name_problem
 
 Shard = SafetensorsReader | PthReader
 
@@ -81,7 +81,7 @@ def parse_index(value: Any) -> dict[str, str]:
     if not weight_map:
         raise FileFault("RK407", "the index's `weight_map` is empty")
     for fqn, file in weight_map.items():
-        if problem := check_name(fqn):
+        if problem := name_problem(fqn):
             raise FileFault("RK407", f"a name {problem}", key=fqn)
         if not isinstance(file, str):
             raise FileFault("RK407", "its shard is not a file name", key=fqn)
@@ -109,43 +109,82 @@ def open_sharded(source: SourceFile, value: Any, options: Options) -> ShardedRea
         raise
     reader = ShardedReader(source.path, opened, weight_map, source)
     if unused := _unlisted(source.path, weight_map):
-        names = ", ".join(unused[:5])
+        names = ", ".join(map(shown, unused[:5]))
         reader.notes += (remark("RK413", f"files beside the index that it does not name: {names}", source.path),)
     return reader
 
 
 def _open_all(path: Path, weight_map: Mapping[str, str], options: Options, opened: dict[str, Shard]) -> None:
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    files = sorted(set(weight_map.values()))
+    missing = [file for file in files if not os.path.lexists(path.parent / file)]
+    if missing:
+        raise _missing(missing, len(files))
     try:
-        for file in sorted(set(weight_map.values())):
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise FileFault("RK400", f"cannot read the directory of the shards: {reason(error)}") from error
+    try:
+        for file in files:
             opened[file] = _open_shard(path.parent / file, file, folder, options)
     finally:
         os.close(folder)
 
 
-def _open_shard(path: Path, file: str, folder: int, options: Options) -> Shard:
-    from remapkit.checkpoint.opening import open_single
+def _missing(missing: list[str], of: int) -> FileFault:
+    if len(missing) == 1:
+        title = f"shard {shown(missing[0])!r} is missing"
+    else:
+        names = ", ".join(repr(shown(file)) for file in missing[:5]) + (", ..." if len(missing) > 5 else "")
+        title = f"{len(missing)} of {of} shards are missing: {names}"
+    return FileFault("RK407", title, help=("fetch what is missing again",))
 
-    if not os.path.lexists(path):
-        raise FileFault("RK407", f"shard {shown(file)!r} is missing", help=("fetch it again",))
-    _check_link(path, file)
-    reader = open_single(SourceFile(path, name=file, dir_fd=folder), options)
-    if not isinstance(reader, SafetensorsReader | PthReader):
-        reader.close()
-        raise FileFault("RK407", f"shard {shown(file)!r} is no checkpoint")
+
+def _open_shard(path: Path, file: str, folder: int, options: Options) -> Shard:
+    from remapkit.checkpoint.opening import open_tensors
+
+    target = _target(path, file)
+    source = SourceFile(path, name=file, dir_fd=folder)
+    try:
+        if target is not None and not _is_file(source, target):
+            raise FileFault("RK407", f"shard {shown(file)!r} is a link that changed while it was followed")
+        reader = open_tensors(source, options)
+        if reader is None:
+            raise FileFault("RK407", f"shard {shown(file)!r} is an index or a manifest, not a file of tensors")
+    except FileFault as fault:
+        source.close()
+        # What is wrong with a shard is said at the shard; what is wrong with the index, at the index.
+        if fault.code == "RK407":
+            raise
+        raise fault.at(path) from None
+    except BaseException:
+        source.close()
+        raise
     return reader
 
 
-def _check_link(path: Path, file: str) -> None:
-    """A link is followed only to where a download cache keeps what it links: a folder `blobs` of the same tree."""
-    if not path.is_symlink():
-        return
-    target, home = path.resolve(), path.parent.resolve()
+def _target(path: Path, file: str) -> Path | None:
+    """Where a link leads, followed only to where a download cache keeps files: a folder `blobs` of the same tree."""
+    try:
+        if not path.is_symlink():
+            return None
+        target, home = path.resolve(strict=True), path.parent.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        words = reason(error) if isinstance(error, OSError) else "it leads to itself"
+        raise FileFault("RK407", f"shard {shown(file)!r} is a link that cannot be followed: {words}") from error
     cache = home.parent.parent
     inside = target.is_relative_to(home)
     cached = home.parent.name == "snapshots" and target.is_relative_to(cache / "blobs")
     if not inside and not cached:
         raise FileFault("RK407", f"shard {shown(file)!r} is a link that points outside the checkpoint: {target}")
+    return target
+
+
+def _is_file(source: SourceFile, path: Path) -> bool:
+    try:
+        found = path.stat(follow_symlinks=False)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == (source.device, source.inode)
 
 
 def _agree(weight_map: Mapping[str, str], opened: Mapping[str, Shard]) -> None:
@@ -168,9 +207,13 @@ def _unlisted(path: Path, weight_map: Mapping[str, str]) -> list[str]:
     files = set(weight_map.values())
     suffixes = {Path(file).suffix for file in files}
     stem = path.name.removesuffix(".json").removesuffix(".index").rpartition(".")[0] or path.name
+    try:
+        beside = list(path.parent.iterdir())
+    except OSError:
+        return []
     return sorted(
         entry.name
-        for entry in path.parent.iterdir()
+        for entry in beside
         if entry.suffix in suffixes and entry.name.startswith(f"{stem}-") and entry.name not in files
     )
 

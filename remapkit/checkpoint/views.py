@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from remapkit.checkpoint.faults import FileFault, sized
+from remapkit.checkpoint.faults import FileFault, shown, sized
 from remapkit.checkpoint.pickle import Tensor
 from remapkit.spec import DTYPE_BITS, TensorSpec
 
@@ -49,12 +49,15 @@ def check_view(fqn: str, tensor: Tensor, storage_bytes: int) -> TensorSpec:
     for name, values in (("offset", (tensor.offset,)), ("size", tensor.shape), ("stride", tensor.stride)):
         if any(value < 0 for value in values):
             raise FileFault("RK405", f"a negative {name}: {min(values)}", key=fqn)
+        if any(value >= 1 << 63 for value in values):
+            raise FileFault("RK405", f"the {name} {shown(str(max(values)), 40)} overflows 64 bits", key=fqn)
     itemsize = DTYPE_BITS[tensor.dtype] // 8
-    if math.prod(tensor.shape) * itemsize >= 1 << 63:
-        raise FileFault("RK405", f"the shape {list(tensor.shape)} overflows 64 bits", key=fqn)
+    # A 0 among the sizes does not help: other readers multiply from the left.
+    if math.prod(size for size in tensor.shape if size) * itemsize >= 1 << 63:
+        raise FileFault("RK405", f"the shape {shown(str(list(tensor.shape)), 80)} overflows 64 bits", key=fqn)
     if span(tensor) * itemsize > storage_bytes:
         title = (
-            f"the view ends at byte {span(tensor) * itemsize} of storage {tensor.storage.key!r}, "
+            f"the view ends at byte {span(tensor) * itemsize} of storage {shown(tensor.storage.key)!r}, "
             f"which is {storage_bytes} bytes"
         )
         raise FileFault("RK405", title, key=fqn)
@@ -66,8 +69,9 @@ def check_expansion(fqn: str, tensor: Tensor, spec: TensorSpec, storage_bytes: i
     if spec.nbytes > storage_bytes + EXPAND_FREE:
         zero = 0 in [step for size, step in zip(tensor.shape, tensor.stride, strict=True) if size > 1]
         why = "stride 0" if zero else "overlapping strides"
-        title = f"tensor {fqn!r} repeats a {_bytes(storage_bytes)} storage into {sized(spec.nbytes)} ({why}); refused"
-        raise FileFault("RK410", title, key=fqn, help=("--allow-expand writes it all the same",))
+        what = f"a {_bytes(storage_bytes)} storage into {sized(spec.nbytes)} ({why})"
+        title = f"tensor {shown(fqn)!r} repeats {what}; refused"
+        raise FileFault("RK410", title, key=fqn, help=("--allow-expand reads it all the same",))
 
 
 def _bytes(nbytes: int) -> str:
@@ -89,8 +93,10 @@ def gather(buffer: memoryview, tensor: Tensor, size: int) -> Iterator[memoryview
         return
     needed = base[tensor.offset * itemsize : span(tensor) * itemsize]
     flat = np.frombuffer(needed, dtype=word)
-    strides = [step * itemsize for step in tensor.stride]
-    view = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+    # Without the dimensions of size 1: numpy before 2 has at most 32.
+    kept = [(size, step * itemsize) for size, step in zip(tensor.shape, tensor.stride, strict=True) if size > 1]
+    shape, strides = [size for size, _ in kept], [step for _, step in kept]
+    view = np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
     for piece in _pieces(view, max(1, size // itemsize)):
         yield np.ascontiguousarray(piece).reshape(-1).view("u1").data
 

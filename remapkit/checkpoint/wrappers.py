@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from remapkit.checkpoint.faults import FileFault, check_name, shown, sized
+from remapkit.checkpoint.faults import FileFault, shown, sized
 from remapkit.checkpoint.pickle import (
     HOSTILE_HELP,
     Found,
@@ -24,9 +24,11 @@ from remapkit.checkpoint.pickle import (
     Tensor,
     kind,
 )
-from remapkit.spec import DTYPE_BITS, leaf
+from remapkit.spec import DTYPE_BITS, leaf, name_problem
 
 _MAX_DEPTH = 200
+_MAX_PATH = 2000
+_MAX_CANDIDATES = 100_000
 _SHOWN = 12
 
 
@@ -39,22 +41,39 @@ class _Path:
     depth: int
 
     def __str__(self) -> str:
+        """The path as text, cut at the front where it is long: memory must not grow with depth times keys."""
         keys: list[str] = []
         path: _Path | None = self
+        length = 0
         while path is not None and path.parent is not None:
-            keys.append(str(path.key) if isinstance(path.key, str | int) else "?")
+            key = name(path.key)
+            length += len(key) + 1
+            if length > _MAX_PATH:
+                keys.append("…")
+                break
+            keys.append(key)
             path = path.parent
         return ".".join(reversed(keys))
 
 
-@dataclass(frozen=True, slots=True)
+def name(key: Any) -> str:
+    """A key of a pickled dict as messages show it; what is neither text nor a number is not spelt out."""
+    return str(key) if isinstance(key, str | int) else f"<{kind(key)}>"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
     """A mapping that holds tensors, and where it lies."""
 
-    path: str
+    place: _Path
     items: Sequence[tuple[Any, Any]]
     tensors: int
     nbytes: int
+
+    @property
+    def path(self) -> str:
+        """Where it lies, `a.b`; empty for the top level."""
+        return str(self.place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +92,8 @@ def choose(found: Found, root: str | None, strict: bool) -> StateDict:
     if found.hostile:
         raise _hostile(found, walk)
     if strict and walk.opaque:
-        names = ", ".join(sorted(set(walk.opaque)))
-        raise FileFault("RK411", f"--strict-pickle: the pickle holds {_objects(len(walk.opaque))} ({names})")
+        title = f"--strict-pickle: the pickle holds {_objects(walk.opaque.total())} ({_names(walk.opaque)})"
+        raise FileFault("RK411", title, help=("leave --strict-pickle out: such objects are never built",))
     candidate = _one(walk, root)
     tensors = _tensors(candidate)
     return StateDict(tensors, candidate.path, tuple(_ignored(walk, candidate)))
@@ -85,37 +104,53 @@ class _Walk:
 
     def __init__(self) -> None:
         self.candidates: list[Candidate] = []
-        self.opaque: list[str] = []
+        self.opaque: Counter[str] = Counter()
         self.loose = 0
         self.modules: str | None = None
-        self.hostile_path: dict[str, str] = {}
+        self.hostile_path: dict[str, _Path] = {}
 
     def search(self, value: Any) -> None:
         """Collect the mappings of tensors, and what is neither tensor nor plain value."""
         seen: set[int] = set()
-        waiting = [(_Path(None, "", 0), value)]
+        root = _Path(None, "", 0)
+        self._visit(root, value)
+        # Iterators rather than lists of children: a list that holds one dict a million times costs nothing here.
+        waiting = [(root, self._enter(root, value, seen))]
         while waiting:
-            path, node = waiting.pop()
-            if isinstance(node, Opaque):
-                self._opaque(path, node)
-            elif isinstance(node, Tensor) and not isinstance(path.key, str):
-                self.loose += 1
-            elif isinstance(node, Global):
-                self.hostile_path.setdefault(str(node), str(path))
-            children = _children(node)
-            if children is None or id(node) in seen:
-                continue
-            seen.add(id(node))
-            if path.depth > _MAX_DEPTH:
-                raise PickleFault(f"the pickle is nested more than {_MAX_DEPTH} levels deep")
-            self._mapping(path, node)
-            deeper = [(_Path(path, key, path.depth + 1), child) for key, child in children if _is_node(child)]
-            waiting.extend(reversed(deeper))
+            parent, children = waiting[-1]
+            for key, child in children:
+                if not _is_node(child):
+                    continue
+                path = _Path(parent, key, parent.depth + 1)
+                self._visit(path, child)
+                if id(child) not in seen:
+                    waiting.append((path, self._enter(path, child, seen)))
+                    break
+            else:
+                waiting.pop()
+
+    def _enter(self, path: _Path, node: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
+        children = _children(node)
+        if children is None:
+            return iter(())
+        seen.add(id(node))
+        if path.depth > _MAX_DEPTH:
+            raise PickleFault(f"the pickle is nested more than {_MAX_DEPTH} levels deep")
+        self._mapping(path, node)
+        return children
+
+    def _visit(self, path: _Path, node: Any) -> None:
+        if isinstance(node, Opaque):
+            self._opaque(path, node)
+        elif isinstance(node, Tensor) and not isinstance(path.key, str):
+            self.loose += 1
+        elif isinstance(node, Global):
+            self.hostile_path.setdefault(str(node), path)
 
     def _opaque(self, path: _Path, node: Opaque) -> None:
         if not node.known:
-            self.opaque.append(node.name)
-            self.hostile_path.setdefault(node.name, str(path))
+            self.opaque[node.name] += 1
+            self.hostile_path.setdefault(node.name, path)
             if node.name.startswith("torch.nn.modules."):
                 self.modules = node.name
 
@@ -123,7 +158,9 @@ class _Walk:
         items = node.items if isinstance(node, Mapping | Opaque) else None
         tensors = [value for key, value in items or () if isinstance(value, Tensor) and isinstance(key, str)]
         if items is not None and tensors:
-            self.candidates.append(Candidate(str(path), items, len(tensors), sum(map(nbytes, tensors))))
+            self.candidates.append(Candidate(path, items, len(tensors), sum(map(nbytes, tensors))))
+            if len(self.candidates) > _MAX_CANDIDATES:
+                raise PickleFault(f"the pickle holds more than {_MAX_CANDIDATES} mappings of tensors")
 
 
 def _children(node: Any) -> Iterator[tuple[Any, Any]] | None:
@@ -141,13 +178,13 @@ def _is_node(value: Any) -> bool:
 
 
 def nbytes(tensor: Tensor) -> int:
-    """The bytes of a tensor when packed, whatever its storage holds."""
-    return math.prod(tensor.shape) * (DTYPE_BITS[tensor.dtype] // 8)
+    """The bytes of a tensor when packed; no more than 2^62, for nothing has been checked yet."""
+    return max(0, min(math.prod(tensor.shape) * (DTYPE_BITS[tensor.dtype] // 8), 1 << 62))
 
 
 def _hostile(found: Found, walk: _Walk) -> FileFault:
     for name in found.hostile:
-        where = walk.hostile_path.get(name)
+        where = str(walk.hostile_path.get(name) or "")
         if where:
             title = f"'{shown(where)}' is a {name} object, not a tensor"
             return FileFault("RK404", title, help=HOSTILE_HELP)
@@ -173,7 +210,7 @@ def _why_none(walk: _Walk) -> tuple[str, ...]:
     if walk.loose:
         notes.append(f"{walk.loose} tensors lie in lists or under keys that are not text")
     if walk.opaque:
-        notes.append(f"it holds {_objects(len(walk.opaque))} ({_names(walk.opaque)})")
+        notes.append(f"it holds {_objects(walk.opaque.total())} ({_names(walk.opaque)})")
     return tuple(notes)
 
 
@@ -190,7 +227,8 @@ def _named(walk: _Walk, root: str) -> Candidate:
     if fitting:
         raise FileFault("RK406", f"{len(fitting)} mappings of tensors lie at {root!r}")
     notes = (listing(walk.candidates),) if walk.candidates else _why_none(walk)
-    raise FileFault("RK406", f"no mapping of tensors at --root {shown(root)}", notes=notes)
+    where = f"--root {shown(root)}" if root else "the top level"
+    raise FileFault("RK406", f"no mapping of tensors at {where}", notes=notes)
 
 
 def listing(candidates: Sequence[Candidate]) -> str:
@@ -220,14 +258,19 @@ def _tensors(candidate: Candidate) -> dict[str, Tensor]:
                 raise FileFault("RK406", f"the key {shown(fqn)!r} occurs twice", key=fqn)
             tensors[fqn] = value
         elif isinstance(value, Opaque | Global) and not _is_extra(key, value):
-            where = f"{candidate.path}.{key}" if candidate.path else str(key)
-            name = value.name if isinstance(value, Opaque) else str(value)
-            words = name if " " in name else f"{name} object"
-            title = f"'{shown(where)}' is a {words}, not a tensor"
-            raise FileFault("RK404", title)
+            raise _no_tensor(value, shown(f"{candidate.path}.{name(key)}" if candidate.path else name(key)))
         elif isinstance(value, Storage):
-            raise FileFault("RK404", f"'{shown(str(key))}' is a bare storage, not a tensor")
+            raise FileFault("RK409", f"'{shown(name(key))}' is a bare storage, not a tensor")
     return tensors
+
+
+def _no_tensor(value: Opaque | Global, where: str) -> FileFault:
+    named = value.name if isinstance(value, Opaque) else str(value)
+    if " " in named:
+        # A tensor of a kind that is known and not read: its name says what, and mostly what to do.
+        return FileFault("RK409", f"'{where}' is {kind(value)}, which is not read")
+    help = ("it was not built; save it apart from the tensors, or name it `..._extra_state`",)
+    return FileFault("RK404", f"'{where}' is a {named} object, not a tensor", help=help)
 
 
 def _is_extra(key: Any, value: Any) -> bool:
@@ -239,20 +282,21 @@ def _is_extra(key: Any, value: Any) -> bool:
 
 def _fqn(key: Any, candidate: Candidate) -> str:
     if not isinstance(key, str):
-        raise FileFault("RK406", f"a tensor under the key {shown(repr(key), 60)}, which is not text")
-    if problem := check_name(key):
+        text = repr(key) if isinstance(key, int | float | bool) else name(key)
+        raise FileFault("RK406", f"a tensor under the key {shown(text, 60)}, which is not text")
+    if problem := name_problem(key):
         raise FileFault("RK406", f"a key {problem}", key=key)
     return key
 
 
 def _ignored(walk: _Walk, chosen: Candidate) -> Iterator[str]:
     if walk.opaque:
-        yield f"{_objects(len(walk.opaque))} were ignored ({_names(walk.opaque)})".replace(
+        yield f"{_objects(walk.opaque.total())} were ignored ({_names(walk.opaque)})".replace(
             "1 object were", "1 object was"
         )
     values = [(key, value) for key, value in chosen.items if not isinstance(value, Tensor | Opaque)]
     if values:
-        names = ", ".join(f"{shown(str(key), 60)}: {kind(value)}" for key, value in values[:5])
+        names = ", ".join(f"{shown(name(key), 60)}: {kind(value)}" for key, value in values[:5])
         more = f", ... and {len(values) - 5} more" if len(values) > 5 else ""
         yield f"{len(values)} {'entry' if len(values) == 1 else 'entries'} beside the tensors ignored ({names}{more})"
     if walk.loose:
@@ -263,6 +307,6 @@ def _objects(count: int) -> str:
     return "1 object" if count == 1 else f"{count} objects"
 
 
-def _names(names: Sequence[str]) -> str:
-    counted = [name for name, _ in Counter(names).most_common()]
+def _names(names: Counter[str]) -> str:
+    counted = [shown(name, 80) for name, _ in names.most_common(6)]
     return ", ".join(counted[:5]) + (", …" if len(counted) > 5 else "")

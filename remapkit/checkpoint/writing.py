@@ -8,11 +8,11 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from remapkit.checkpoint.atomic import NewFile, check_space, check_target, sync_directory
-from remapkit.checkpoint.copying import Copier, expect_sequential, write_all
-from remapkit.checkpoint.faults import cannot_write, sized, unwritable
-from remapkit.checkpoint.layout import Copy, FileLayout, Literal, Piece
-from remapkit.checkpoint.reader import Reader
+from remapkit.checkpoint.atomic import NewFile, check_space, check_targets, sync_directory, undisturbed
+from remapkit.checkpoint.copying import Copier, ReadAhead, Writeback, expect_sequential, write_all
+from remapkit.checkpoint.faults import NO_SPACE, cannot_write, no_space, sized_part, unreadable
+from remapkit.checkpoint.layout import Copy, FileLayout, Literal, Piece, Stream, fingerprint
+from remapkit.checkpoint.reader import CHUNK, Reader
 from remapkit.diagnostic import UnwritableOutput
 from remapkit.plan import Move
 
@@ -24,19 +24,65 @@ Inspect = Callable[[Path, FileLayout], None]
 """Looks at a file that is complete and on the disk, but not named yet; raises where it is not right."""
 
 
+SMALL = 1 << 16
+"""Pieces up to this size are gathered in memory: a system call for each would cost more than its bytes."""
+
+
+class Small:
+    """Small neighbouring pieces, written together."""
+
+    def __init__(self, fd: int, advance: Callable[[int], None]) -> None:
+        self._fd = fd
+        self._advance = advance
+        self._waiting = bytearray()
+        self._at = 0
+        self.used: dict[str, None] = {}
+
+    def add(self, piece: Literal | Copy, at: int) -> None:
+        """Take a piece that follows the last one, or is the first since `flush`."""
+        if not self._waiting:
+            self._at = at
+        if isinstance(piece, Literal):
+            self._waiting += piece.data
+        else:
+            self._waiting += piece.source.read(piece.offset, piece.nbytes)
+            self.used["loop"] = None
+        if len(self._waiting) >= CHUNK:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._waiting:
+            write_all(self._fd, bytes(self._waiting), self._at)
+            self._advance(len(self._waiting))
+            self._waiting.clear()
+
+
 class Writer:
-    """One run: progress over all files, and which ways the bytes went (`how`)."""
+    """One run: progress over all files, which ways the bytes went (`how`), and how many shards were `kept`.
+
+    A sharded output that was killed is resumed: every shard that it completed, from the same sources and for the
+    same plan, is taken over. What is being written has no name yet in either case.
+    """
 
     def __init__(
         self, reader: Reader, layouts: Sequence[FileLayout], progress: Progress | None, run: Run | None
     ) -> None:
         self.total = sum(layout.nbytes for layout in layouts)
         self.done = 0
+        self.kept = 0
         self.how: dict[str, None] = {}
         self._reader = reader
         self._layouts = layouts
         self._progress = progress
         self._run = run
+        self._marks: dict[str, str] = {}
+        self._writeback: Writeback | None = None
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are; 0 where the output is one file."""
+        return len(self._layouts) - 1
 
     def write(self, folder: Path, force: bool, inspect: Inspect | None) -> tuple[Path, ...]:
         """Write every file, then give all of them their names, the index last.
@@ -44,43 +90,95 @@ class Writer:
         Raises `UnwritableOutput` (RK5xx) or `UnreadableCheckpoint` (RK4xx), with nothing changed.
         """
         names = [layout.name for layout in self._layouts]
-        targets = [check_target(folder / name, self._reader.sources, force) for name in names]
-        check_space(targets[0].parent, names[0], self.total)
+        targets = check_targets([folder / name for name in names], self._reader.sources, force)
         for source in self._reader.sources:
             expect_sequential(source)
         with contextlib.ExitStack() as stack:
             try:
-                files = [stack.enter_context(NewFile(target, force=force)) for target in targets]
-                for new, layout in zip(files, self._layouts, strict=True):
-                    self._fill(new.fd, layout)
-                    new.flush()
-                self._reader.check_unchanged()
+                files = self._open(stack, targets, force)
+                self._check_space(files)
+                self._fill_all(files)
+                self._check_unchanged()
                 for new, layout in zip(files, self._layouts, strict=True):
                     if inspect is not None:
                         inspect(new.temporary, layout)
-                _name_all(files)
+                with undisturbed():
+                    _name_all(files, force)
             except OSError as error:
                 raise self._failed(targets[0], error) from error
         return tuple(folder / name for name in names)
 
+    def _open(self, stack: contextlib.ExitStack, targets: Sequence[Path], force: bool) -> list[NewFile]:
+        """The files to write, those that a killed run completed first: opening a new one removes its leftovers."""
+        _allow_open_files(2 * len(targets))
+        for layout in self._layouts if self.shards else ():
+            self._marks[layout.name] = fingerprint(layout, self._reader.sources) if layout.moves else ""
+        kept: list[NewFile | None] = []
+        for target, layout in zip(targets, self._layouts, strict=True):
+            mark = self._marks.get(layout.name)
+            found = mark and NewFile.resumed(target, mark, layout.nbytes, force=force)
+            kept.append(stack.enter_context(found) if found else None)
+        self.kept = sum(new is not None for new in kept)
+        return [
+            new or stack.enter_context(NewFile(target, force=force))
+            for new, target in zip(kept, targets, strict=True)
+        ]
+
+    def _check_space(self, files: Sequence[NewFile]) -> None:
+        """Shared blocks take no space, so a full filesystem may still hold another copy."""
+        needed = sum(layout.nbytes for new, layout in zip(files, self._layouts, strict=True) if not new.complete)
+        first = next(new for new in files if not new.complete)
+        sources = [piece.source for layout in self._layouts for piece in layout.pieces if isinstance(piece, Copy)]
+        if not (sources and Copier(first.fd, lambda _: None).can_clone(sources[0])):
+            check_space(first.target.parent, self._layouts[0].name, needed)
+
+    def _check_unchanged(self) -> None:
+        for source in self._reader.sources:
+            if source.changed():
+                title = f"{source.path.name} changed while it was read; nothing was written"
+                raise unreadable("RK412", title, source.path)
+
     def _failed(self, target: Path, error: OSError) -> UnwritableOutput:
-        refused = cannot_write(target, error)
-        if refused.diagnostics[0].code == "RK504":
-            after = f"{sized(self.done)} of {sized(self.total)}"
-            return unwritable("RK504", f"no space left on {target.parent} after {after}; nothing was changed")
-        return refused
+        if error.errno in NO_SPACE:
+            return no_space(target, error, f" after {sized_part(self.done, self.total)}")
+        return cannot_write(target, error)
 
     def _advance(self, nbytes: int) -> None:
         self.done += nbytes
+        if self._writeback is not None:
+            self._writeback.advance(nbytes)
         if self._progress is not None:
             self._progress(self.done, self.total)
 
+    def _fill_all(self, files: Sequence[NewFile]) -> None:
+        todo = [(new, layout) for new, layout in zip(files, self._layouts, strict=True) if not new.complete]
+        self._advance(self.total - sum(layout.nbytes for _, layout in todo))
+        skipped = self.done
+        copies = (
+            (piece.source, piece.offset, piece.nbytes) if isinstance(piece, Copy) else (None, 0, piece.nbytes)
+            for _, layout in todo
+            for piece in layout.pieces
+        )
+        with ReadAhead(copies, lambda: self.done - skipped):
+            for new, layout in todo:
+                self._fill(new.fd, layout)
+                new.flush()
+                if mark := self._marks.get(layout.name):
+                    new.keep(mark)
+
     def _fill(self, fd: int, layout: FileLayout) -> None:
         copier = Copier(fd, self._advance)
+        self._writeback = Writeback(fd)
         sealed = {seal.piece: seal.places for seal in layout.seals}
         patches: list[tuple[int, int]] = []
         at = 0
+        small = Small(fd, self._advance)
         for number, piece in enumerate(layout.pieces):
+            if number not in sealed and piece.nbytes <= SMALL and not isinstance(piece, Stream):
+                small.add(piece, at)
+                at += piece.nbytes
+                continue
+            small.flush()
             if number in sealed:
                 crc = self._write(fd, piece, at)
                 patches += [(place, crc) for place in sealed[number]]
@@ -89,9 +187,10 @@ class Writer:
             else:
                 self._write(fd, piece, at)
             at += piece.nbytes
+        small.flush()
         for place, crc in patches:
             write_all(fd, crc.to_bytes(4, "little"), place)
-        self.how |= copier.used
+        self.how |= copier.used | small.used
 
     def _write(self, fd: int, piece: Piece, at: int) -> int:
         """Write a piece through memory, chunk by chunk; its CRC-32."""
@@ -123,18 +222,38 @@ def target_chunks(move: Move, reader: Reader, run: Run | None) -> Iterator[memor
     return run(move, reader)
 
 
-def _name_all(files: Sequence[NewFile]) -> None:
+def _name_all(files: Sequence[NewFile], force: bool) -> None:
     """Give the files their names. An index goes first and comes last: between, nothing looks finished."""
     *shards, last = files
-    if shards:
+    if shards and force:
         last.target.unlink(missing_ok=True)
         sync_directory(last.target.parent)
-    for shard in shards:
-        shard.rename()
-    if shards:
-        sync_directory(last.target.parent)
-    last.rename()
+    named: list[NewFile] = []
+    try:
+        for shard in shards:
+            shard.rename()
+            named.append(shard)
+        if shards:
+            sync_directory(last.target.parent)
+        last.rename()
+    except BaseException:
+        # Without `force` nothing was replaced, so what has its name already can be taken back.
+        for shard in () if force else named:
+            shard.target.unlink(missing_ok=True)
+        raise
     sync_directory(last.target.parent)
+
+
+def _allow_open_files(more: int) -> None:
+    """Every shard is held open until all are complete: raise the soft limit where it is too low for that."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 256 + more
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
 
 
 def forget_cached(path: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
+import gc
 from argparse import Namespace
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +20,28 @@ from remapkit.plan import Move, Plan, from_where, make_plan
 from remapkit.report import Outcome, Table, human_bytes
 from remapkit.spec import StateDictSpec
 from remapkit.targets import TargetRef, target_header
+from remapkit.units import parse_size
 
 if TYPE_CHECKING:
+    from remapkit.execute import Written
     from remapkit.rules import RuleSet
+
+INDEX = ".index.json"
 
 
 def run(args: Namespace) -> Outcome:
     """Prove, plan, check, stream."""
+    _check_usage(args)
+    with uncollected():
+        return _apply(args)
+
+
+def _apply(args: Namespace) -> Outcome:
     rules = load_rules(args.rules, args)
     proven = tuple(finding for finding in refuse_unproven([rules], args) if finding.code != "RK205")
     source = Path(args.checkpoint)
+    # Whoever asks to write the file anew asks for it whole; a reader only says what is wrong with it.
+    restored = args.in_place and not args.dry_run and _restore(source)
     with ExitStack() as stack:
         reader = stack.enter_context(open_source(source, args))
         plan = make_plan(rules, reader.header())
@@ -39,12 +51,63 @@ def run(args: Namespace) -> Outcome:
         moves = in_target_order(plan, check.target if check else None)
         if args.dry_run:
             return _with(_dry_run(plan, check, moves, reader), proven)
-        output = Path(args.output) if args.output else default_output(source)
-        return _with(_write(rules, plan, moves, reader, output, args), proven)
+        job = Job(rules, plan, moves, reader, args)
+        written = _rename(job) if args.in_place else _write(job)
+    return _with(_outcome(job, written, restored), proven)
 
 
 def _with(outcome: Outcome, proven: tuple[Diagnostic, ...]) -> Outcome:
     return replace(outcome, diagnostics=(*proven, *outcome.diagnostics))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection: a plan of 50,000 moves holds no cycles, and walking it again and again takes a third."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _check_usage(args: Namespace) -> None:
+    """Refuse options that do not fit together before anything is read; raises `UsageError` (RK609, RK613)."""
+    if args.output in ("", "-"):
+        help = ("a checkpoint is written beside its final place and renamed: name a file",)
+        raise UsageError(Diagnostic("RK609", f"-o {args.output!r} names no file", help=help))
+    given = [
+        option
+        for option in ("output", "shard_size", "verify", "untie", "force")
+        if args.in_place and getattr(args, option)
+    ]
+    if given:
+        names = ", ".join(f"--{option.replace('_', '-')}" for option in given)
+        title = f"--in-place writes no other file and moves no data: {names} does not go with it"
+        raise UsageError(Diagnostic("RK609", title, help=("leave one of them out",)))
+    if args.shard_size is not None:
+        parse_size(args.shard_size)
+    elif args.output is not None and args.output.endswith(INDEX):
+        title = f"{args.output} is the name of an index of shards"
+        raise UsageError(Diagnostic("RK609", title, help=("say how large they are: --shard-size 5GB",)))
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be done, proven and checked."""
+
+    rules: RuleSet
+    plan: Plan
+    moves: Sequence[Move]
+    reader: Reader
+    args: Namespace
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The source's own, with its records of tied names remapped, and where the output comes from."""
+        kept = remapped_metadata(self.rules, self.plan)
+        return {**kept, **provenance(self.rules, Path(self.args.checkpoint))}
 
 
 def _check(rules: RuleSet, plan: Plan, args: Namespace) -> Check | None:
@@ -90,34 +153,106 @@ def provenance(rules: RuleSet, source: Path) -> dict[str, str]:
     }
 
 
-def _write(
-    rules: RuleSet, plan: Plan, moves: Sequence[Move], reader: Reader, output: Path, args: Namespace
-) -> Outcome:
+def remapped_metadata(rules: RuleSet, plan: Plan) -> dict[str, str]:
+    """The source's metadata; where it says that a name is tied to a tensor of the file, both get their new names.
+
+    safetensors has no aliases, so its writers record `other -> kept`. A record whose tensor is dropped, or whose
+    other name no rule takes, is left out: it would name what does not exist.
+    """
+    source = plan.source
+    targets = {move.sources[0]: move.target for move in plan.moves if not move.ops}
+    metadata: dict[str, str] = {}
+    for name, value in source.metadata.items():
+        if not is_tie(name, value, source):
+            metadata[name] = value
+        elif value in targets and (other := _new_name(rules, name)) is not None:
+            metadata[other] = targets[value]
+    return metadata
+
+
+def is_tie(name: str, value: str, source: StateDictSpec) -> bool:
+    """Whether an entry of the metadata records a name that is tied to a tensor of the file."""
+    return value in source and name not in source and name != "format" and not name.startswith("remapkit.")
+
+
+def _new_name(rules: RuleSet, fqn: str) -> str | None:
+    found = rules.match(fqn)
+    if len(found) == 1:
+        return found[0].target
+    return fqn if not found and rules.unmatched == "keep" else None
+
+
+def _restore(source: Path) -> bool:
+    from remapkit.execute import recover
+
+    return recover(source)
+
+
+def _rename(job: Job) -> Written:
+    from remapkit.execute import rename_in_place
+
+    return rename_in_place(job.moves, job.reader, metadata=job.metadata)
+
+
+def _write(job: Job) -> Written:
     from remapkit.execute import execute
     from remapkit.progress import progress
 
-    metadata = {**plan.source.metadata, **provenance(rules, Path(args.checkpoint))}
-    started = time.monotonic()
+    args = job.args
+    output = Path(args.output) if args.output else default_output(Path(args.checkpoint))
     with progress(f"writing {output.name}") as advance:
-        written = execute(
-            moves, reader, output, metadata=metadata, tied=plan.tied, force=args.force, progress=advance
+        return execute(
+            job.moves,
+            job.reader,
+            output,
+            metadata=job.metadata,
+            shard_size=None if args.shard_size is None else parse_size(args.shard_size),
+            tied=job.plan.tied,
+            untie=args.untie,
+            verify=args.verify,
+            force=args.force,
+            progress=advance,
         )
-    seconds = time.monotonic() - started
-    rate = human_bytes(written.nbytes / max(seconds, 1e-9))
+
+
+def _outcome(job: Job, written: Written, restored: bool) -> Outcome:
     return Outcome(
         data={
-            **plan_data(plan),
+            **plan_data(job.plan),
             "output": [str(path) for path in written.files],
+            "tensors": written.tensors,
             "bytes": written.nbytes,
-            "seconds": seconds,
+            "seconds": written.seconds,
+            "how": list(written.how),
+            "tied": dict(written.tied),
+            "verified": written.verified,
+            "shards_kept": written.kept,
         },
-        text=(
-            str(plan),
-            *(f"wrote {path}" for path in written.files),
-            f"{len(moves)} tensors, {human_bytes(written.nbytes)} in {seconds:.2f} s ({rate}/s)",
-        ),
-        diagnostics=(*reader.notes, *plan.warnings),
+        text=(str(job.plan), *_lines(job, written, restored)),
+        diagnostics=(*job.reader.notes, *job.plan.warnings),
     )
+
+
+def _lines(job: Job, written: Written, restored: bool) -> Iterator[str]:
+    if restored:
+        yield f"{written.files[0]} was restored first: an earlier rename of it was interrupted"
+    if written.kept:
+        yield f"resume: {written.kept} of {len(written.files) - 1} shards kept"
+    if job.args.in_place:
+        yield f"renamed {written.tensors} tensors in {written.files[0]}"
+        yield f"{human_bytes(written.nbytes)} written in {written.seconds:.2f} s; the data is where it was"
+        return
+    for path in written.files:
+        yield f"wrote {path}"
+    if written.tied:
+        names = ", ".join(f"{other} = {kept}" for other, kept in list(written.tied.items())[:3])
+        more = f", ... and {len(written.tied) - 3} more" if len(written.tied) > 3 else ""
+        yield f"{len(written.tied)} tied names are recorded, not written ({names}{more}); --untie writes copies"
+    rate = human_bytes(written.nbytes / max(written.seconds, 1e-9))
+    size = human_bytes(written.nbytes)
+    yield f"{written.tensors} tensors, {size} in {written.seconds:.2f} s ({rate}/s)"
+    if written.verified:
+        yield f"ok: read back, all {written.tensors} tensors are the source's, byte for byte"
 
 
 def _dry_run(plan: Plan, check: Check | None, moves: Sequence[Move], reader: Reader) -> Outcome:

@@ -75,7 +75,7 @@ def beside(rules: RuleSet, path: str) -> Path:
 
 
 def open_source(path: Path, args: Namespace) -> Reader:
-    return open_checkpoint(path, root=args.root, strict_pickle=args.strict_pickle)
+    return open_checkpoint(path, root=args.root, strict_pickle=args.strict_pickle, allow_expand=args.allow_expand)
 
 
 def rule_paths(args: Namespace) -> list[Path]:

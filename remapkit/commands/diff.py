@@ -57,7 +57,7 @@ def _diff_outcome(
     rows += [*_only_in(args.a, only_a), *_only_in(args.b, only_b)]
     total = len(differences) + len(only_a) + len(only_b)
     text: list[str | Table] = [Table(("key", "difference"), tuple(rows))] if rows else []
-    text.append(f"{same} of {total} tensors identical, max |Δ| = {worst:g}")
+    text.append(f"{same} of {total} tensors identical" + (f", max |Δ| = {worst:g}" if differences else ""))
     if only_a or only_b:
         text.append(f"{len(only_a)} only in {args.a}, {len(only_b)} only in {args.b}")
     if only_a and only_b and not (args.rules_a or args.rules_b):

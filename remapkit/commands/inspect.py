@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from remapkit.checkpoint import write_manifest
+from remapkit.checkpoint.faults import shown
 from remapkit.commands.common import open_source
 from remapkit.families import families
 from remapkit.report import Outcome, Table, human_bytes
@@ -38,7 +39,7 @@ def run(args: Namespace) -> Outcome:
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common())
     total = f"{len(header)} tensors ({kinds}), {numel:,} elements, {human_bytes(header.nbytes)}"
     tied = tuple(f"tied: {' = '.join(group)}" for group in header.tied)
-    metadata = tuple(f"metadata: {key} = {value}" for key, value in header.metadata.items())
+    metadata = tuple(f"metadata: {shown(key)} = {shown(value, 2000)}" for key, value in header.metadata.items())
     manifest = {fqn: {"dtype": spec.dtype, "shape": list(spec.shape)} for fqn, spec in header.items()}
     return Outcome(
         data={

@@ -29,7 +29,7 @@ def run(args: Namespace) -> Outcome:
     references = (f"keys/{args.name}.source.json", f"keys/{args.name}.target.json") if output else (None, None)
     learned = learn(args.name, source, target, pairing, *references)
     if output is None:
-        return Outcome(data={}, raw=learned.text)
+        return Outcome(data={"text": learned.text}, raw=learned.text)
     headers = {str(references[0]): source, str(references[1]): target}
     manifests = {output.parent / where: manifest_json(header) for where, header in headers.items()}
     write_texts({**manifests, output: learned.text}, args.force)

@@ -7,15 +7,16 @@ from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
-from remapkit.checkpoint.atomic import NewFile, check_target
+from remapkit.checkpoint.atomic import NewFile, check_targets
 from remapkit.checkpoint.copying import write_all
 from remapkit.checkpoint.faults import cannot_write
 from remapkit.checkpoint.manifest import manifest_json
 from remapkit.commands.common import open_source
-from remapkit.diagnostic import Diagnostic, UnwritableOutput
+from remapkit.diagnostic import Diagnostic, UnwritableOutput, UsageError
 from remapkit.learn import new_rule_file
 from remapkit.report import Outcome
-from remapkit.targets import TargetRef, target_header
+from remapkit.spec import StateDictSpec
+from remapkit.targets import TargetRef, parse_model_args, target_header
 
 
 def run(args: Namespace) -> Outcome:
@@ -23,14 +24,12 @@ def run(args: Namespace) -> Outcome:
     output = None if args.output == "-" else Path(args.output or f"{args.name}.yaml")
     with open_source(Path(args.source), args) as reader:
         source, notes = reader.header(), reader.notes
-    is_file = args.target is not None and Path(args.target).exists()
-    model = None if args.target is None or is_file else args.target
-    target_keys = args.target if is_file else None
-    target = target_header(TargetRef(model=model, keys=target_keys)) if args.target else None
+    model = args.target if args.target is not None and _is_model(args.target) else None
+    target = _target(args, model)
     manifest = _manifest(args, output)
     text = new_rule_file(args.name, source, _relative(manifest, output) if manifest else None, target, model)
     if output is None:
-        return Outcome(data={}, raw=text)
+        return Outcome(data={"text": text}, raw=text)
     # The manifest first: a rule file never names one that is not there.
     beside = {Path(manifest): manifest_json(source)} if manifest and manifest != args.source else {}
     write_texts({**beside, output: text}, args.force)
@@ -47,6 +46,22 @@ def run(args: Namespace) -> Outcome:
     )
 
 
+def _is_model(target: str) -> bool:
+    """Whether `--to` names a model (`plugin.module:Class`), and not a file."""
+    return ":" in target and not Path(target).exists()
+
+
+def _target(args: Namespace, model: str | None) -> StateDictSpec | None:
+    if model is None and (args.model_arg or args.model_config):
+        raise UsageError(Diagnostic("RK609", "--model-arg and --model-config need a model: --to plugin.module:Class"))
+    if args.target is None:
+        return None
+    if model is None:
+        return target_header(TargetRef(keys=Path(args.target)))
+    config = Path(args.model_config) if args.model_config else None
+    return target_header(TargetRef(model, parse_model_args(args.model_arg), config))
+
+
 def _manifest(args: Namespace, output: Path | None) -> str | None:
     """The manifest that the rule file declares: the source itself where it is one, else a new one in `keys/`."""
     if args.source.endswith(".json") and not args.source.endswith(".index.json"):
@@ -59,15 +74,18 @@ def write_texts(files: Mapping[Path, str], force: bool) -> None:
     taken = [path for path in files if path.exists()]
     if taken and not force:
         raise UnwritableOutput([Diagnostic("RK500", f"{path} exists (use --force)") for path in taken])
+    for folder in dict.fromkeys(path.parent for path in files if path.parent.name != "keys"):
+        if not folder.is_dir():
+            raise UnwritableOutput(Diagnostic("RK503", f"there is no directory {folder}", help=("make it first",)))
     for path, content in files.items():
         _write_text(path, content, force)
 
 
 def _write_text(path: Path, text: str, force: bool) -> None:
     try:
-        if path.parent.name == "keys":
+        if path.parent.name == "keys" and path.parent.parent.is_dir():
             path.parent.mkdir(exist_ok=True)
-        real = check_target(path, (), force)
+        (real,) = check_targets([path], (), force)
         with NewFile(real, force=force) as new:
             write_all(new.fd, text.encode("utf-8"), 0)
             new.commit()

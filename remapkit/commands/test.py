@@ -12,7 +12,7 @@ from remapkit.library import load
 from remapkit.plan import make_plan
 from remapkit.report import Outcome, Table
 from remapkit.ruletest import run_tests
-from remapkit.targets import pack_target, target_header
+from remapkit.targets import names_code, pack_target, target_header
 
 if TYPE_CHECKING:
     from remapkit.rules import RuleSet
@@ -49,5 +49,7 @@ def _manifest_end_to_end(rules: RuleSet) -> tuple[list[Diagnostic], str]:
     reference = pack_target(rules)
     if reference is None:
         return list(plan.problems), f"{len(plan.moves)} of {len(source)} keys; no target declared"
+    if names_code(reference):
+        return list(plan.problems), f"{len(plan.moves)} of {len(source)} keys; {reference.model} is not imported"
     verdict = make_check(plan, target_header(reference))
     return list(verdict.problems), f"{verdict.matched} of {len(verdict.target)} targets"

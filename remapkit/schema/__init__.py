@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostic import Diagnostic, Label
+from remapkit.schema.sound import Check, sound
 from remapkit.source import Span
 from remapkit.yamlnodes import (
     MAX_PROBLEMS,
@@ -54,6 +55,8 @@ def schema_text() -> str:
 def schema_problems(root: Node) -> tuple[Diagnostic, ...]:
     """Every departure of a file from the schema, in the order of the file."""
     walked = _walk(root)
+    if _sound()(walked):
+        return ()
     errors = list(islice(_validator().iter_errors(walked), MAX_PROBLEMS + 1))
     problems: dict[Diagnostic, None] = {}
     for error in errors:
@@ -71,8 +74,13 @@ def schema_problems(root: Node) -> tuple[Diagnostic, ...]:
 
 
 @cache
+def _sound() -> Check:
+    return sound(json.loads(schema_text()))
+
+
+@cache
 def _validator() -> Draft202012Validator:
-    from jsonschema import Draft202012Validator  # 60 ms, and only rule files need it
+    from jsonschema import Draft202012Validator  # 60 ms, and only rule files with mistakes need it
 
     schema = json.loads(schema_text())
     return Draft202012Validator(_inlined(schema, schema["$defs"]))
@@ -222,6 +230,9 @@ def _unknown_fields(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
         close = _close(key.value, free) or _close(key.value, known)
         listed = f"known here: {', '.join(known)}"
         help = (f"did you mean `{close[0]}`?",) if close else (listed,)
+        name, colon, value = key.value.partition(":")
+        if colon and value and name in known:
+            help = (f"a space follows the colon: `{name}: {value}`",)
         where = "" if not place.path else f" in {place.name}"
         yield Diagnostic("RK020", f"unknown field {shown(key.value)}{where}", (Label(key.span),), help)
 
@@ -341,12 +352,15 @@ def _scalar_help(place: _Place, types: Sequence[str]) -> str | None:
     """What to write instead of a scalar of the wrong kind."""
     node = place.node
     assert isinstance(node, ScalarNode)
+    if "array" in types and "string" in types and node.kind == "integer":
+        return f"write a list: [{node.value}]"
     if "string" in types and node.kind in ("integer", "number", "boolean", "null"):
         return f"quote it: '{node.value}'"
     if types == ["integer"] and node.kind == "text" and node.value.isdecimal():
         return f"write it without quotes: {node.value}"
     if "array" in types and node.kind in ("text", "integer") and "\n" not in node.span.text:
-        return f"write a list: [{node.span.text}]"
+        inner = f"'{node.value}'" if set(node.value) & set("[]{},'\"") else node.span.text
+        return f"write a list: [{inner}]"
     return None
 
 

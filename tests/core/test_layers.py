@@ -20,9 +20,9 @@ TINY = ROOT / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"
 
 # The module map of docs/architecture.md, top row first: a module imports from its own row or a row above.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("source", "diagnostic", "spec"),
+    ("source", "diagnostic", "spec", "units", "guest"),
     ("yamlnodes", "rulefile", "schema", "ops"),
-    ("pattern", "regex", "pathpattern", "automaton", "guards", "template", "matcher", "languages"),
+    ("pattern", "regex", "pathpattern", "automaton", "factor", "guards", "template", "matcher", "languages"),
     (
         *("flows", "arrows", "variants", "nets", "searches", "delays", "questions", "verdicts"),
         *("rules", "prove", "invert"),

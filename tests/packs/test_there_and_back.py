@@ -1,4 +1,4 @@
-"""Every pack there, and back by its derived inverse: the same header, the same bytes, on every key of its manifest."""
+"""Every pack there, and back by its derived inverse: the same header and bytes, on every key of its manifest."""
 
 from __future__ import annotations
 

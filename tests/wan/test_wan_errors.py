@@ -152,6 +152,48 @@ def test_a_cache_of_another_size(vae, shape, words):
     assert "call reset()" in str(caught.value)
 
 
+def test_a_cache_of_another_size_in_the_other_direction(vae):
+    cache = WanCache()
+    vae.encode(video(1, 3, 1, 32, 32), cache)
+    with pytest.raises(WanCacheError, match=r"it holds frames of 32x32, this call has 32x48"):
+        vae.encode(video(1, 3, 4, 32, 48), cache)
+    vae.encode(video(1, 3, 4, 32, 32), cache)
+    assert cache.encoding.chunks == 2
+
+
+def test_a_cache_of_the_other_generation(vae, randomise):
+    other = randomise(Wan21VAE(dim=2, dec_dim=2), 0)
+    cache = WanCache()
+    other.encode(video(1, 3, 1, 32, 32), cache)
+    words = r"another model instance \(Wan21VAE\(dim=2, dec_dim=2, z_dim=16\)\), not by this WanVAE\(dim=4"
+    with pytest.raises(WanCacheError, match=words):
+        vae.encode(video(1, 3, 4, 32, 32), cache)
+
+
+def test_a_latent_of_the_other_generation(vae):
+    latent = Wan21VAE(dim=2, dec_dim=2).encode(video(1, 3, 1, 32, 32))
+    with pytest.raises(WanInputError, match="it has 16 channels, expected 48"):
+        vae.decode(latent)
+
+
+def test_nan_in_a_later_call_leaves_the_video_whole(vae):
+    cache, wanted = WanCache(), WanCache()
+    later = torch.rand(1, 3, 4, 32, 32)
+    for each in (cache, wanted):
+        vae.encode(video(1, 3, 1, 32, 32), each)
+    with pytest.raises(WanInputError, match="NaN or infinite"):
+        vae.encode(with_value(later.clone(), (0, 1, 2, 3, 4), NAN), cache)
+    assert torch.equal(vae.encode(later, cache), vae.encode(later, wanted))
+
+
+def test_a_half_model_says_which_half_it_has_not(randomise):
+    encoder, decoder = WanVAE(dim=4, dec_dim=4, decoder=False), WanVAE(dim=4, dec_dim=4, encoder=False)
+    with pytest.raises(WanNotLoadedError, match="built with decoder=False: it cannot decode"):
+        encoder.decode(video(1, 48, 1, 2, 2))
+    with pytest.raises(WanNotLoadedError, match="built with encoder=False: it cannot encode"):
+        decoder.encode(video(1, 3, 1, 32, 32))
+
+
 def test_a_cache_of_another_dtype(randomise):
     vae = randomise(WanVAE(dim=4, dec_dim=4), 0)
     cache = start(vae)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import doctest
 import importlib
+import importlib.util
 import pkgutil
 import subprocess
 import sys
@@ -132,7 +133,9 @@ def test_finding_the_plugin_does_not_import_torch():
 
 
 def test_examples_in_the_docstrings():
-    names = [name for _, name, _ in pkgutil.iter_modules(remapkit_plugins.wan.__path__)]
+    names = {name for _, name, _ in pkgutil.iter_modules(remapkit_plugins.wan.__path__)} - {"__main__"}
+    if importlib.util.find_spec("triton") is None:
+        names.remove("kernel")
     results = [doctest.testmod(importlib.import_module(f"remapkit_plugins.wan.{name}")) for name in names]
     assert sum(result.failed for result in results) == 0
     assert sum(result.attempted for result in results) > 15

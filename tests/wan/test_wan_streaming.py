@@ -87,6 +87,7 @@ def test_the_past_does_not_see_the_future(world, where, data):
 
 def test_a_stream_that_forgets_is_caught(world, monkeypatch):
     vae, video, latent, decoded = world
+    vae = copy.deepcopy(vae).optimize("off")
     extend = Stream.extend
 
     def forgetful(self, slot, x_BCTHW, frames):
@@ -203,10 +204,10 @@ def test_a_cache_moves_whole(world):
     vae, video, _, _ = world
     cache = WanCache()
     vae.decode(vae.encode(video[:, :, :1], cache), cache)
-    kept = cache.nbytes
+    kept = [h.shape for r in (cache.encoding, cache.decoding) for h in r.histories()]
     assert cache.to("meta") is cache
     assert {h.device.type for r in (cache.encoding, cache.decoding) for h in r.histories()} == {"meta"}
-    assert cache.nbytes == kept
+    assert [h.shape for r in (cache.encoding, cache.decoding) for h in r.histories()] == kept
     with pytest.raises(WanCacheError, match=r"it is on meta, the model on cpu: cache\.to\('cpu'\) moves it"):
         vae.encode(video[:, :, 1:5], cache)
 

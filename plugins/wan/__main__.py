@@ -1,0 +1,82 @@
+"""`python -m remapkit_plugins.wan roundtrip video.mp4 -o out.mp4 --checkpoint CKPT`: look at what the VAE does."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from remapkit import report
+from remapkit.diagnostic import Diagnostic, RemapkitError, UsageError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 1 (a checkpoint that does not fit), 2, 130."""
+    args = _parser().parse_args(arguments)
+    try:
+        return _roundtrip(args)
+    except RemapkitError as error:
+        report.show_error(error.diagnostics, "text", error.exit_code)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+
+
+def _roundtrip(args: argparse.Namespace) -> int:
+    import torch
+
+    from .roundtrip import Wanted, roundtrip
+
+    wanted = Wanted(
+        source=args.input,
+        out=args.output,
+        checkpoint=args.checkpoint,
+        rules=args.rules,
+        device=args.device,
+        dtype=args.dtype,
+        fast=args.fast,
+        crop=args.crop,
+        max_frames=args.max_frames,
+        tile=args.tile,
+    )
+    try:
+        done = roundtrip(wanted)
+    except torch.OutOfMemoryError as error:
+        help = ("decode in tiles with --tile 512, or leave the buffers out with --fast off",)
+        said = str(error).splitlines()[0]
+        raise UsageError(Diagnostic("RK654", f"the device's memory is not enough: {said}", help=help)) from None
+    print(done)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m remapkit_plugins.wan", description="The Wan video VAEs at work.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    command = commands.add_parser("roundtrip", help="encode and decode a picture or a video, and say the PSNR")
+    command.add_argument("input", type=Path, help="a picture or a video")
+    command.add_argument("-o", "--output", type=Path, required=True, help=".png for a picture, .mp4, .mov or .mkv")
+    command.add_argument(
+        "--checkpoint", type=Path, required=True, help="the VAE, of either generation, in any layout"
+    )
+    command.add_argument("--rules", help="a pack or a rule file, where the layout is none of the known ones")
+    command.add_argument("--device", default="auto", help="auto (cuda where there is one), cpu, cuda, cuda:1")
+    command.add_argument(
+        "--dtype", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="auto: bf16 on cuda"
+    )
+    command.add_argument("--fast", default="auto", choices=("auto", "off"), help="how to compute; off saves memory")
+    command.add_argument("--crop", action="store_true", help="cut odd frames to the middle, odd lengths at the end")
+    command.add_argument("--max-frames", type=_count, metavar="N", help="only the first N frames")
+    command.add_argument("--tile", type=_count, metavar="PIXELS", help="decode in tiles of this size")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""A checkpoint to a model in one call: which layout it has is read from its keys, which widths from its shapes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import remapkit
+from remapkit.checkpoint.reader import Reader
+from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError
+from remapkit.plan import Plan, named
+from remapkit.rules import RuleSet
+
+if TYPE_CHECKING:
+    from .vae import WanVAE
+
+__all__ = ["OWN_LAYOUT", "PACKS", "load_vae"]
+
+PACKS: Mapping[str, tuple[str, ...]] = {
+    "WanVAE": ("wan22_pth", "wan22_diffusers"),
+    "Wan21VAE": ("wan21_pth", "wan21_diffusers"),
+}
+"""The packs that lead to each model. A checkpoint that one of them wrote has the model's own layout."""
+OWN_LAYOUT = "the model's own layout"
+
+_HALVES = {"encoder": ("encoder.", "conv1."), "decoder": ("decoder.", "conv2.")}
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """One way to read the checkpoint."""
+
+    name: str
+    rules: RuleSet | None
+    plan: Plan
+    strangers: tuple[str, ...]
+    """Source keys that this layout does not have."""
+
+
+def load_vae(
+    cls: type[WanVAE],
+    path: str | Path | Reader,
+    rules: RuleSet | str | Path | None,
+    *,
+    root: str | None,
+    settings: Mapping[str, Any],
+    **how: Any,
+) -> WanVAE:
+    """What `WanVAE.from_checkpoint` promises. Nothing is made before layout, widths and names are right."""
+    with ExitStack() as stack:
+        config: dict[str, Any] = {}
+        if isinstance(path, Reader):
+            reader = path
+        else:
+            place = _place(Path(path))
+            config = _diffusers_settings(place)
+            reader = stack.enter_context(remapkit.open_checkpoint(place, root=root))
+        header = reader.header()
+        # Names do not depend on widths, so any width serves to tell whose they are.
+        structure = {key: value for key, value in (config | dict(settings)).items() if key not in _HALVES}
+        names = frozenset(_on_meta(cls, {**structure, "encoder": True, "decoder": True}).state_dict())
+        if rules is None:
+            chosen = _recognise(cls, reader, names)
+        else:
+            rule_set = rules if isinstance(rules, RuleSet) else remapkit.load(rules)
+            plan = rule_set.plan(header)
+            plan.raise_for_problems()
+            chosen = _Candidate(rule_set.name, rule_set, plan, ())
+        vae = _on_meta(cls, {**_widths(cls, chosen.plan, reader.header().name), **config, **settings})
+        _refuse_strangers(chosen, names, cls.__name__)
+        # A half model leaves the other half's keys where they are: they are known, and nothing of them is read.
+        half = not (settings.get("encoder", True) and settings.get("decoder", True))
+        remapkit.load_into(vae, reader, chosen.rules, strict=not half, **how)
+    return vae
+
+
+def _place(path: Path) -> Path:
+    """The folder of a whole pipeline holds its VAE in `vae`."""
+    inside = path / "vae"
+    return inside if path.is_dir() and (path / "model_index.json").is_file() and inside.is_dir() else path
+
+
+def _diffusers_settings(path: Path) -> dict[str, Any]:
+    """What a config of diffusers beside the checkpoint says about structure and statistics; shapes say the widths."""
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(config, dict) or config.get("_class_name") != "AutoencoderKLWan":
+        return {}
+    ours = {"dim_mult": "dim_mult", "num_res_blocks": "num_res_blocks", "temperal_downsample": "temporal_downsample"}
+    ours |= {"latents_mean": "latents_mean", "latents_std": "latents_std"}
+    return {ours[key]: value for key, value in config.items() if key in ours and value is not None}
+
+
+def _on_meta(cls: type[WanVAE], settings: Mapping[str, Any]) -> WanVAE:
+    with torch.device("meta"):
+        return cls(**settings)
+
+
+def _recognise(cls: type[WanVAE], reader: Reader, names: frozenset[str]) -> _Candidate:
+    """The one layout that has all keys of the checkpoint. Raises `UsageError` where none or several have."""
+    candidates = list(_candidates(cls.__name__, reader, names))
+    fitting = [each for each in candidates if not each.strangers and each.plan.moves]
+    if len(fitting) == 1:
+        return fitting[0]
+    place = reader.header().name
+    if fitting:
+        found = ", ".join(each.name for each in fitting)
+        title = f"the keys of this checkpoint fit several layouts of {cls.__name__}: {found}"
+        note = f"it holds {named(list(reader.header()))}, which those layouts name alike"
+        help = ("say which it is with rules=",)
+        raise UsageError(Diagnostic("RK646", title, notes=(note,), help=help, place=place))
+    notes = tuple(
+        f"{each.name}: {len(each.strangers)} of {len(reader.header())} keys are not its own:\n{named(each.strangers)}"
+        for each in candidates
+    )
+    help = [_other_generation(cls, reader)]
+    help.append("name a rule file with rules=, or start one with `remapkit new`")
+    title = f"the keys of this checkpoint fit no layout of {cls.__name__}"
+    raise UsageError(Diagnostic("RK645", title, notes=notes, help=tuple(filter(None, help)), place=place))
+
+
+def _candidates(model: str, reader: Reader, names: frozenset[str]) -> Iterator[_Candidate]:
+    header = reader.header()
+    for pack in PACKS.get(model, ()):
+        rules = remapkit.load(pack)
+        plan = rules.plan(header)
+        taken = {source for move in plan.moves if move.target in names for source in move.sources}
+        yield _Candidate(pack, rules, plan, tuple(fqn for fqn in header if fqn not in taken))
+    plan = _identity().plan(header)
+    yield _Candidate(OWN_LAYOUT, None, plan, tuple(fqn for fqn in header if fqn not in names))
+
+
+def _identity() -> RuleSet:
+    from remapkit.rulefile import read_text
+    from remapkit.rules import compile_rules
+
+    return compile_rules(read_text("remapkit: 1\nname: identity\nunmatched: keep\nrules: []\n"))
+
+
+def _other_generation(cls: type[WanVAE], reader: Reader) -> str:
+    """Whether the checkpoint is of the other generation: the likeliest mistake."""
+    from . import vae
+
+    for name in PACKS:
+        other = getattr(vae, name)
+        if other is cls:
+            continue
+        names = frozenset(_on_meta(other, {}).state_dict())
+        if any(not each.strangers and each.plan.moves for each in _candidates(name, reader, names)):
+            return f"they are those of the other generation: {name}.from_checkpoint loads them"
+    return ""
+
+
+def _widths(cls: type[WanVAE], plan: Plan, place: str) -> dict[str, int]:
+    """Base widths, from the shapes that say them. What is not there keeps the published width."""
+    shapes = {move.target: move.spec.shape for move in plan.moves}
+    found = {
+        setting: shapes[fqn][axis] for setting, (fqn, axis) in _WIDTHS.items() if len(shapes.get(fqn, ())) > axis
+    }
+    patched = cls.__name__ == "WanVAE"
+    inputs = shapes.get("encoder.conv1.weight", ())
+    if len(inputs) == 5 and inputs[1] != (12 if patched else 3):
+        title = f"encoder.conv1.weight takes {inputs[1]} channels: this is no checkpoint of {cls.__name__}"
+        help = ("Wan 2.2 folds 2x2 pixels of 3 channels into 12 (WanVAE); Wan 2.1 takes 3 (Wan21VAE)",)
+        raise UsageError(Diagnostic("RK647", title, help=help, place=place))
+    return found
+
+
+_WIDTHS = {
+    "dim": ("encoder.conv1.weight", 0),
+    "dec_dim": ("decoder.head.0.gamma", 0),
+    "z_dim": ("conv2.weight", 1),
+}
+
+
+def _refuse_strangers(chosen: _Candidate, names: frozenset[str], model: str) -> None:
+    """Targets that no half of the model has: a half model must not swallow them."""
+    strangers = [move.target for move in chosen.plan.moves if move.target not in names]
+    if strangers:
+        title = f"{len(strangers)} targets of {chosen.name} are no tensors of {model}"
+        help = ("these rules lead to another model",)
+        raise FailedCheck([Diagnostic("RK311", title, notes=(named(strangers),), help=help)])

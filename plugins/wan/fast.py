@@ -1,0 +1,163 @@
+"""How a model computes: the plain way, or one of the faster ones that give the same result.
+
+`Fast` names the parts one by one, so that each can be measured and held against the plain way; "auto" takes what the
+device has. Gradients always go the plain way, whatever is set.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["PLAIN", "Fast", "Setting", "WanFastError", "autotuned", "choose", "lay_out", "memory_format"]
+
+Setting = Literal["auto", "off"]
+
+
+class WanFastError(RuntimeError):
+    """A part of the fast path was asked for by name, and cannot run here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fast:
+    """The parts of the fast path; with none of them it is the plain one.
+
+    Args:
+        windows: each causal convolution keeps one buffer that holds the frames before the chunk and the chunk. What
+            comes before it writes into the buffer, what comes next moves the last frames to the front: nothing is
+            joined, padded or cloned. Bit for bit the plain result. Costs memory: a chunk per convolution.
+        channels_last: weights and features with channels innermost, as CUDA's convolutions want them. The weights
+            of the model are laid out anew at the first call.
+        norm: RMS norm and SiLU as separate steps ("eager"), as one Triton kernel ("triton", with channels_last; falls
+            back to eager steps where the layout is another one), or as torch.compile makes it ("compile").
+        graphs: the steady chunk is recorded once as a CUDA graph, then replayed. Needs `windows`.
+        autotune: cuDNN measures its algorithms at the first chunk of a size (CUDA only).
+
+    Raises `ValueError` for parts that do not go together.
+
+    >>> Fast(windows=True).norm
+    'eager'
+    """
+
+    windows: bool = False
+    channels_last: bool = False
+    norm: Literal["eager", "triton", "compile"] = "eager"
+    graphs: bool = False
+    autotune: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{field.name}={value!r} is not a bool"
+            for field in fields(self)
+            if field.name != "norm" and not isinstance(value := getattr(self, field.name), bool)
+        ]
+        if self.norm not in ("eager", "triton", "compile"):
+            problems.append(f"norm={self.norm!r} is none of 'eager', 'triton', 'compile'")
+        if self.graphs and not self.windows:
+            problems.append("graphs=True needs windows=True: a graph replays on fixed addresses")
+        if problems:
+            raise ValueError("these settings make no fast path: " + "; ".join(problems))
+
+
+PLAIN = Fast()
+
+
+def choose(
+    setting: Setting | Fast, device: torch.device, dtype: torch.dtype, *, grads: bool, graphs_work: bool
+) -> Fast:
+    """What to do on a device. Raises `WanFastError` where a named part cannot be had."""
+    if grads or device.type == "meta" or setting == "off":
+        return PLAIN
+    if setting == "auto":
+        return _automatic(device, dtype)
+    assert isinstance(setting, Fast)
+    problems = []
+    if setting.graphs and not graphs_work:
+        problems.append(f"graphs=True needs CUDA, the model is on {device}")
+    if setting.norm == "triton" and not has_triton():
+        problems.append("norm='triton' needs the package triton, which is not installed")
+    elif setting.norm == "triton" and device.type != "cuda" and not interpreted():
+        problems.append(f"norm='triton' needs CUDA (or TRITON_INTERPRET=1), the model is on {device}")
+    if problems:
+        raise WanFastError(
+            "this fast path cannot run here: " + "; ".join(problems) + ". optimize('auto') takes the rest"
+        )
+    return setting
+
+
+def _automatic(device: torch.device, dtype: torch.dtype) -> Fast:
+    if device.type != "cuda":
+        # Measured: with the buffers, channels innermost about halve the time in 16 bits, and gain nothing in fp32.
+        return Fast(windows=True, channels_last=dtype in (torch.bfloat16, torch.float16) and device.type == "cpu")
+    norm: Literal["triton", "eager"] = "triton" if has_triton() else "eager"
+    return Fast(windows=True, channels_last=True, norm=norm, graphs=True, autotune=True)
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed; it is imported only when a kernel runs."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in Python, on the CPU."""
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def memory_format(fast: Fast) -> torch.memory_format:
+    """How the features of a video lie in memory."""
+    return torch.channels_last_3d if fast.channels_last else torch.contiguous_format
+
+
+def lay_out(modules: list[nn.Module], *, channels_last: bool) -> None:
+    """Weights of convolutions in the layout of the features; values, names and shapes stay."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d} if channels_last else {}
+    # An inference tensor could not be trained or saved for backward later.
+    with torch.inference_mode(False), torch.no_grad():
+        for module in modules:
+            for layer in module.modules():
+                if isinstance(layer, nn.Conv2d | nn.Conv3d):
+                    wanted = formats.get(layer.weight.dim(), torch.contiguous_format)
+                    if not layer.weight.is_contiguous(memory_format=wanted):
+                        layer.weight.data = layer.weight.data.contiguous(memory_format=wanted)
+
+
+@contextmanager
+def autotuned(fast: Fast, device: torch.device) -> Iterator[None]:
+    """cuDNN's search among its algorithms, for the time of a chunk."""
+    if not fast.autotune or device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def norm_steps(x: Tensor, scale: Tensor, silu: bool) -> Tensor:
+    """RMS norm over dimension 1, then SiLU, in `scale`'s dtype: what every fused way must equal.
+
+    >>> norm_steps(torch.tensor([[3.0, 4.0]]), torch.tensor([5.0, 10.0]), False)
+    tensor([[3., 8.]])
+    """
+    wide = x.to(scale.dtype)
+    length = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(1e-12)
+    wide = wide / length * scale
+    return nn.functional.silu(wide) if silu else wide
+
+
+@cache
+def compiled_steps() -> object:
+    """`norm_steps`, compiled. Once for the process."""
+    return torch.compile(norm_steps, dynamic=True)

@@ -1,0 +1,196 @@
+"""A process that has remapkit imported and forks a child for every command it is given: to be slowed, or killed.
+
+Lines of JSON in, lines of JSON out. A command names the arguments of `remapkit`, and:
+
+* `slow`: seconds to sleep at every step. A step is a system call that changes a file, before it and after it; copies
+  and writes are cut into small pieces, so that a step falls within every one of them;
+* `die_at`: the number of the step at which the child kills itself;
+* `fault`: a fault to plant, which the tests must find.
+
+The answer is `{"pid": ...}` at once, and `{"status": ..., "steps": ..., "out": ...}` when the child is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PIECE = 900
+"""Bytes of a single write."""
+STRETCH = 12_000
+"""Bytes of a single copy."""
+WATCHED = ("pwrite", "copy_file_range", "sendfile", "fsync", "rename", "link", "unlink", "fchmod")
+
+
+# ------------------------------------------------------------------------------------------------ in the nursery
+
+
+class Steps:
+    """Counts the steps of a child where its parent can read them."""
+
+    def __init__(self, slow: float, die_at: int | None) -> None:
+        self._counter = mmap.mmap(-1, 8)
+        self._slow = slow
+        self._die_at = die_at
+
+    @property
+    def count(self) -> int:
+        return int.from_bytes(self._counter[:8], "little")
+
+    def __call__(self) -> None:
+        count = self.count + 1
+        self._counter[:8] = count.to_bytes(8, "little")
+        if count == self._die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._slow:
+            time.sleep(self._slow)
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **options: Any) -> Any:
+            self()
+            result = function(*args, **options)
+            self()
+            return result
+
+        return watched
+
+
+def watch(steps: Steps) -> None:
+    from remapkit.checkpoint import atomic, copying, inplace, writing
+
+    writing.SMALL = 0
+    copying.STEP = STRETCH
+    inplace.REWRITE_BELOW = 0  # small files go the way of large ones
+    whole = os.pwrite
+    os.pwrite = lambda fd, data, at: whole(fd, memoryview(data)[:PIECE], at)  # type: ignore[assignment]
+    for name in WATCHED:
+        setattr(os, name, steps.around(getattr(os, name)))
+    fcntl.ioctl = steps.around(fcntl.ioctl)
+    inplace._fallocate = steps.around(inplace._fallocate)
+    atomic._rename_noreplace = steps.around(atomic._rename_noreplace)
+
+
+def plant(fault: str) -> None:
+    from remapkit.checkpoint import atomic, inplace, writing
+
+    if fault == "straight to the target":
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+        atomic._create = lambda target: (target, os.open(target, flags))
+        atomic.NewFile.rename = lambda self: None  # type: ignore[method-assign]
+    elif fault == "no journal":
+        inplace._write_journal = lambda path, journal: None
+        inplace._drop_journal = lambda path: None
+    elif fault == "journal dropped early":
+        write = inplace._write_journal
+        inplace._write_journal = lambda path, journal: (write(path, journal), inplace.journal_path(path).unlink())  # type: ignore[func-returns-value]
+        inplace._drop_journal = lambda path: None
+    elif fault == "recovery is done at once":
+        # Blocks removed, then killed before the old header is back: half of that state would not be known again.
+        fits = inplace.Journal.fits
+        inplace.Journal.fits = (
+            lambda self, front, size: (  # type: ignore[method-assign]
+                fits(self, front, size) and (size != self.size or front in (self.old, self.new[: len(self.old)]))
+            )
+        )
+    elif fault == "index first":
+        name_all = writing._name_all
+        writing._name_all = lambda files, force: name_all([files[-1], *files[:-1]], True)
+    elif fault == "old index stays":
+        writing._name_all = lambda files, force: [new.rename() for new in files]  # type: ignore[misc]
+    elif fault == "resume trusts any shard":
+        writing.fingerprint = lambda layout, sources: "0" * 32
+    elif fault:
+        raise ValueError(fault)
+
+
+def child(command: dict[str, Any], steps: Steps, answer: int) -> None:
+    from remapkit.cli import main
+
+    plant(command.get("fault", ""))
+    watch(steps)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        code = main(command["arguments"])
+    os.write(answer, out.getvalue().encode())
+    os._exit(code)
+
+
+def serve() -> None:
+    import remapkit.commands.apply
+    import remapkit.commands.recover
+    import remapkit.execute  # noqa: F401
+    from remapkit.cli import main
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        main(["lint", "wan22_pth"])  # whatever is made once is made before the children are
+    for line in sys.stdin:
+        command = json.loads(line)
+        steps = Steps(command.get("slow", 0.0), command.get("die_at"))
+        read, write = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                child(command, steps, write)
+            finally:
+                os._exit(99)
+        os.close(write)
+        print(json.dumps({"pid": pid}), flush=True)
+        with os.fdopen(read, "rb") as pipe:
+            said = pipe.read().decode()
+        _, status = os.waitpid(pid, 0)
+        print(json.dumps({"status": status, "steps": steps.count, "out": said}), flush=True)
+
+
+# ------------------------------------------------------------------------------------------------ in the tests
+
+
+class Nursery:
+    """The process, as tests see it."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, __file__]
+        root = str(Path(__file__).parent.parent.parent)
+        environment = {**os.environ, "PYTHONPATH": root}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=root
+        )
+
+    def run(self, *arguments: object, kill_after: float | None = None, **command: Any) -> dict[str, Any]:
+        """What became of one command; `killed` says whether it was killed, `code` how it ended otherwise."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps({"arguments": [str(each) for each in arguments], **command}) + "\n")
+        self._process.stdin.flush()
+        started = time.monotonic()
+        pid = json.loads(self._process.stdout.readline())["pid"]
+        if kill_after is not None:
+            time.sleep(max(0.0, kill_after))
+            # The nursery has not waited for it yet, or has: then this is no child any more, and nothing is killed.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        found: dict[str, Any] = json.loads(self._process.stdout.readline())
+        found["seconds"] = time.monotonic() - started
+        found["killed"] = os.WIFSIGNALED(found["status"])
+        found["code"] = None if found["killed"] else os.WEXITSTATUS(found["status"])
+        assert found["code"] != 99, "the child failed"
+        return found
+
+    def close(self) -> None:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+if __name__ == "__main__":
+    serve()
