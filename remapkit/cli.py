@@ -263,13 +263,6 @@ def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-
     )
 
 
-def _tolerance(text: str) -> float:
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"a tolerance is not below zero, and {text} is")
-    return value
-
-
 def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
     parser = _command(commands, "verify", "compare values: run both models on one input, or ask an oracle")
     parser.add_argument("rules", metavar="RULES", help=_RULES)
@@ -293,13 +286,20 @@ def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
     parser.add_argument(
         "--tolerance",
         metavar="T",
-        type=_tolerance,
+        type=float,
         default=1e-4,
         help="how far outputs may be apart, relative to the largest (default: 1e-4)",
     )
     parser.add_argument("--write", action="store_true", help="keep the result beside the rules as their witness")
     _add_params(parser)
     _add_undecided(parser)
+
+
+def _tolerance(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"a tolerance is not below zero, and {text} is")
+    return value
 
 
 def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-type]
