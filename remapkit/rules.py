@@ -5,7 +5,7 @@ r"""Rule sets: a rule file compiled. Every rule speaks about the original key; t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -442,7 +442,6 @@ class _Compiler:
             if len(self.problems) > seen:
                 break
             templates.append(tuple(each for each in row if each is not None))
-            self.check_outputs(templates[0])
         made = Flow(
             id=written.id.value,
             span=written.span,
@@ -458,19 +457,6 @@ class _Compiler:
             share=flow.share,
         )
         return made if len(self.problems) == before else None
-
-    def check_outputs(self, templates: Sequence[Template]) -> None:
-        """No two outputs of a rule are the same: the one would overwrite the other."""
-        seen: dict[tuple[object, ...], Template] = {}
-        for template in templates:
-            first = seen.setdefault(template.items, template)
-            if first is not template:
-                labels = (
-                    Label(first.text.span, "first here", primary=False),
-                    Label(template.text.span, "again here"),
-                )
-                title = f"two targets of one rule are the same: {template.text.value}"
-                self.problems.append(Diagnostic("RK164", title, labels, ("give each its own name",)))
 
     def fill(self, number: int, written: WrittenFill) -> Filled | None:
         """One entry of `add`."""

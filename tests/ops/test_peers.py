@@ -118,3 +118,16 @@ def test_8_bit_floats_are_not_cast_without_their_scales() -> None:
     state = {"a": torch.ones(2).to(torch.float8_e4m3fn)}
     problems = with_dtype(rules_of("path: a, to: b").plan(state), "bf16").problems
     assert [problem.code for problem in problems] == ["RK346"]
+
+
+def test_diff_compares_what_rules_make_and_not_what_they_read(tmp_path: Path) -> None:
+    from remapkit.cli import main
+
+    rules = tmp_path / "r.yaml"
+    rules.write_text("remapkit: 1\nname: t\nrules:\n  - {id: r, path: w, ops: [transpose], to: w}\n")
+    state = {"w": torch.randn(4, 4)}
+    save_file(state, tmp_path / "a.safetensors")
+    save_file({"w": state["w"].t().contiguous()}, tmp_path / "b.safetensors")
+    files = [str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")]
+    assert main(["diff", *files, "--rules-a", str(rules)]) == 0
+    assert main(["diff", *files]) == 1
