@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from remapkit.languages import Budget, Exhausted, Letters, Piece
+from remapkit.languages import Budget, Exhausted, Letters, Piece, shortest_words
 from remapkit.nets import Net
 from remapkit.variants import Beyond, Same, Table, Tools, Variant
 
@@ -65,7 +65,10 @@ class _Line:
                 self.piece(slot.piece, [None] * len(slot.piece.masks))
             elif targets and isinstance(targets[0], Table) and targets[0].slot == number:
                 self.table(targets.pop(0))
-            elif not self.backwards:
+            elif self.backwards:
+                # Not shown in the target, so a guard leaves it one word, or this would not be asked.
+                self.wrote(shortest_words(slot.piece, self.tools.letters, 1, self.tools.budget)[0])
+            else:
                 self.piece(slot.piece, [""] * len(slot.piece.masks))
         for each in targets:
             self.beyond() if isinstance(each, Beyond) else self.target(str(each))

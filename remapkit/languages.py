@@ -129,12 +129,14 @@ class Pieces:
         """The language of a tree."""
         found = self._known.get(node)
         if found is None:
-            machine = automaton((Part(None, node),))
-            masks = [self.letters.masks[chars] for chars in machine.chars]
-            follow = [list(each) for each in machine.follow]
-            found = Piece(masks, list(machine.first), follow, sorted(machine.last), machine.nullable)
-            self._known[node] = found
+            found = self._known[node] = self._made(node)
         return found
+
+    def _made(self, node: Node) -> Piece:
+        machine = automaton((Part(None, node),))
+        masks = [self.letters.masks[chars] for chars in machine.chars]
+        follow = [list(each) for each in machine.follow]
+        return Piece(masks, list(machine.first), follow, sorted(machine.last), machine.nullable)
 
     def word(self, word: str) -> Piece:
         """The language of one word."""

@@ -36,6 +36,9 @@ Fault = Literal["ambiguous", "cut", "within", "across", "open"]
 HISTORY = 60_000
 """Steps that may be spent on trying keys that are cut in several ways, where nothing else decides."""
 
+TRIED = 100
+"""So many of those keys are tried."""
+
 
 @dataclass(frozen=True, slots=True)
 class Witness:
@@ -144,7 +147,10 @@ class Questions:
     def _of_one_source(self, one: int, other: int) -> bool:
         """Whether they are two targets of one source: not an ambiguity, but what was asked for."""
         left, right = self.arrows[one], self.arrows[other]
-        return left.rule_id == right.rule_id and left.pattern == right.pattern
+        one_source = [(part.name, part.node) for part in left.pattern.parts] == [
+            (part.name, part.node) for part in right.pattern.parts
+        ]
+        return left.rule_id == right.rule_id and one_source and left.pattern.leaf == right.pattern.leaf
 
     def _ambiguous(self, one: int, other: int) -> None:
         meeting = cheapest(self.sources, one, other, self.budget)
@@ -185,7 +191,9 @@ class Questions:
             harmless = found is None
         else:
             words, harmless = words_cut_twice(net, number, self.budget, HISTORY), False
-        for key in words:
+        for tried, key in enumerate(words):
+            if tried == TRIED:
+                break
             witness = self._two_targets(number, key)
             if witness is not None:
                 self.answers.witnesses.append(witness)

@@ -203,7 +203,7 @@ class RuleSet:
         return prove(self, header=header)
 
     def inverse(self) -> RuleSet:
-        """The rule set that leads every target back to its source; raises `InvalidRules`, and why, where there is none.
+        """The rule set that leads every target back to its source; raises `InvalidRules` where there is none.
 
         >>> import remapkit
         >>> back = remapkit.load("wan22_pth").inverse()

@@ -71,7 +71,8 @@ class Teller:
         if witness.fault == "open":
             return made[0].get(ids[0]) == witness.keys[1] and not made[1]
         if witness.fault == "cut":
-            cuts = [reading for reading in witness.readings if "".join(reading) == witness.keys[0]]
+            possible = readings(self.arrows[witness.arrows[0]].pattern, witness.keys[0])
+            cuts = [reading for reading in witness.readings if reading in possible]
             return len(cuts) == 2 and made[0].get(ids[0]) == witness.targets[0] != witness.targets[1]
         one, other = witness.keys
         target = made[0].get(ids[0])

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from remapkit.rules import RuleSet, compile_rules
 from remapkit.rulefile import read_text
+from remapkit.rules import RuleSet, compile_rules
 
 ALPHABET = "ab.0"
 
