@@ -177,7 +177,8 @@ class _Search:
                 for bit, sign in self.signs:
                     if not bit & mask:
                         continue
-                    self.budget.spend(1)
+                    # A long delay is dear to keep.
+                    self.budget.spend(1 if delay is None else 1 + len(delay[0]) + len(delay[1]))
                     one = out + (sign if writes[left] is None else str(writes[left]))
                     other = also + (sign if writes[right] is None else str(writes[right]))
                     step = len(one) + len(other) if self.by_written else 1

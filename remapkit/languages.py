@@ -70,8 +70,11 @@ class Letters:
         return _RANK.get(character, len(_RANK))
 
     def character(self, character: str) -> int:
-        """The mask of one character, which must be one of those the partition was made for."""
-        return self.masks[one(character)]
+        """The mask of one character, which must be a class of its own in the partition."""
+        mask = self.masks.get(one(character))
+        if mask is not None:
+            return mask
+        return next(1 << bit for bit, samples in enumerate(self.samples) if samples == character)
 
     def pick(self, mask: int) -> str:
         """The most readable character of a mask."""

@@ -39,6 +39,11 @@ PROVEN = {
         r"match: '(?P<c>\d)\.(?P<a>.*)\.(?P<b>.*)', to: '{a}.{b}.{c}'"
     ],
     "a cut that does not matter, though what is between changes": [r"match: '(?P<a>x*)(?P<b>x*)', to: 'y{a}{b}'"],
+    "runs that write at different times and end alike": [r"match: '(?P<a>x*)(?P<b>x*)', to: '{a}xx{b}'"],
+    "targets that only captures taken apart would share": [
+        "path: 'a.{n:0..5}', to: 'b.{n}.{n}'",
+        "path: 'c', to: 'b.0.1'",
+    ],
     "arithmetic on two captures": ["path: 'a.{i:0..3}.{j:0..4}', to: 'b.{i*5+j}'"],
     "one capture as two numbers": ["path: 'a.{n:0..11}', to: 'b.{n//4}.{n%4}'"],
     "a capture used twice": ["path: 'a.{n:0..5}', to: 'b.{n}.{n}'"],
@@ -83,6 +88,14 @@ FAULTS = {
         [("within", ("a.0.4", "a.1.0"))],
     ),
     "a loss that is not named": ([r"match: 'a\.\d+\.w', to: 'a.w'"], [("within", ("a.0.w", "a.1.w"))]),
+    "the empty key of two rules": (
+        [r"match: '(?P<a>a*)', to: 'x{a}'", r"match: '(?P<b>b*)', to: 'y{b}'"],
+        [("ambiguous", ("",))],
+    ),
+    "a class of characters that are nowhere written": (
+        [r"match: '[^.]*(?P<x>[^.])[^.]*', to: '{x}'"],
+        [("cut", ("ab",))],
+    ),
     "the empty key": ([r"match: 'a*', to: 'x'"], [("within", ("", "a"))]),
 }
 
