@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from remapkit.languages import Budget, Exhausted, Letters, Piece, shortest_words
+from remapkit.languages import Budget, Letters, Piece, shortest_words
 from remapkit.nets import Net
 from remapkit.variants import Beyond, Same, Table, Tools, Variant
 
@@ -224,14 +224,8 @@ def _delayed(delay: _Delay, one: str, other: str) -> _Delay:
 
 def _signs(machine: Transducer, letters: Letters) -> Iterator[tuple[int, str]]:
     """Characters enough to show every difference: two of each class that this machine tells apart."""
-    masks = list(dict.fromkeys([*machine.masks, *(letters.character(character) for character in machine.written)]))
-    groups: dict[tuple[bool, ...], list[tuple[int, str]]] = {}
-    for bit in range(len(letters.samples)):
-        signature = tuple(bool(mask >> bit & 1) for mask in masks)
-        groups.setdefault(signature, []).extend((1 << bit, sign) for sign in letters.some(1 << bit))
-    for signature, members in groups.items():
-        if any(signature):
-            yield from sorted(members, key=lambda member: letters.rank(member[1]))[:2]
+    masks = [*machine.masks, *(letters.character(character) for character in machine.written)]
+    return _two_of_each(list(dict.fromkeys(masks)), letters)
 
 
 def _alive(machine: Transducer, budget: Budget) -> set[tuple[int, int]]:
@@ -262,47 +256,92 @@ def _alive(machine: Transducer, budget: Budget) -> set[tuple[int, int]]:
     return alive
 
 
-def words_cut_twice(net: Net, arrow: int, budget: Budget, limit: int) -> Iterator[str]:
-    """Keys that an arrow can cut in several ways, shortest first; `Exhausted` once `limit` steps are spent."""
-    masks, follow, tags = net.masks, net.follow, net.tags
-    words = list(_net_signs(net, arrow))
-    layer: dict[str, set[tuple[int, int, bool]]] = {"": set()}
+_Pair = tuple[int, int, bool]
+
+
+def words_cut_twice(net: Net, arrow: int, budget: Budget) -> Iterator[str]:
+    """Keys that an arrow can cut in several ways, shortest first, until the budget is spent."""
     if len(net.nulls[arrow]) > 1:
         yield ""
-    spent = 0
+    edges, ends = _pairs(net, arrow, budget)
+    left = _distances(edges, ends)
+    signs = list(_net_signs(net, arrow))
+    begin = (-1, -1, False)
+    # A key of a length is looked for only where one of that length can still be reached.
+    for length in range(left.get(begin, 0), left.get(begin, -1) + len(edges) + 1):
+        layer: dict[str, set[_Pair]] = {"": {begin}}
+        for depth in range(1, length + 1):
+            following: dict[str, set[_Pair]] = {}
+            for word, pairs in layer.items():
+                for mask, to in (edge for pair in pairs for edge in edges[pair]):
+                    budget.spend(1)
+                    if left.get(to, length) > length - depth:
+                        continue
+                    for bit, sign in signs:
+                        budget.spend(1)
+                        if bit & mask:
+                            following.setdefault(word + sign, set()).add(to)
+            layer = following
+        yield from (word for word, pairs in layer.items() if not pairs.isdisjoint(ends))
+
+
+def _pairs(net: Net, arrow: int, budget: Budget) -> tuple[dict[_Pair, list[tuple[int, _Pair]]], set[_Pair]]:
+    """Pairs of positions that one key can lead to, and whether the two runs differ by then; those it can end in."""
+    masks, follow, tags = net.masks, net.follow, net.tags
+    begin = (-1, -1, False)
+    edges: dict[_Pair, list[tuple[int, _Pair]]] = {begin: []}
+    ends: set[_Pair] = set()
+    pending = [begin]
+    while pending:
+        pair = pending.pop()
+        one, other, different = pair
+        lefts, rights = (follow[one], follow[other]) if one >= 0 else (net.starts[arrow], net.starts[arrow])
+        budget.spend(len(lefts) * len(rights) + 1)
+        for left in lefts:
+            for right in rights:
+                mask = masks[left] & masks[right]
+                if not mask:
+                    continue
+                to = (left, right, different or tags[left] != tags[right])
+                edges[pair].append((mask, to))
+                if to not in edges:
+                    edges[to] = []
+                    pending.append(to)
+                    if to[2] and left in net.ends and right in net.ends:
+                        ends.add(to)
+    return edges, ends
+
+
+def _distances(edges: dict[_Pair, list[tuple[int, _Pair]]], ends: set[_Pair]) -> dict[_Pair, int]:
+    """How many characters are at least to come from a pair to an end; pairs that lead to none are left out."""
+    before: dict[_Pair, list[_Pair]] = {}
+    for pair, following in edges.items():
+        for _, to in following:
+            before.setdefault(to, []).append(pair)
+    found = dict.fromkeys(ends, 0)
+    layer = list(ends)
     while layer:
-        following: dict[str, set[tuple[int, int, bool]]] = {}
-        for word, states in layer.items():
-            pairs = (
-                [(net.starts[arrow], net.starts[arrow], False)]
-                if not word
-                else [(follow[left], follow[right], different) for left, right, different in states]
-            )
-            for lefts, rights, different in pairs:
-                for left in lefts:
-                    for right in rights:
-                        mask = masks[left] & masks[right]
-                        for bit, sign in words if mask else ():
-                            spent += 1
-                            if bit & mask:
-                                state = (left, right, different or tags[left] != tags[right])
-                                following.setdefault(word + sign, set()).add(state)
-            if spent > limit:
-                raise Exhausted
-        budget.spend(spent // 4)
-        for word, states in following.items():
-            if any(different and left in net.ends and right in net.ends for left, right, different in states):
-                yield word
-        layer = following
+        following_layer = []
+        for pair in layer:
+            for each in before.get(pair, ()):
+                if each not in found:
+                    found[each] = found[pair] + 1
+                    following_layer.append(each)
+        layer = following_layer
+    return found
 
 
 def _net_signs(net: Net, arrow: int) -> Iterator[tuple[int, str]]:
     low, high = net.span[arrow]
-    masks = list(dict.fromkeys(net.masks[low:high]))
+    return _two_of_each(list(dict.fromkeys(net.masks[low:high])), net.letters)
+
+
+def _two_of_each(masks: Sequence[int], letters: Letters) -> Iterator[tuple[int, str]]:
+    """Two characters, the most readable ones, of each class that these masks tell apart."""
     groups: dict[tuple[bool, ...], list[tuple[int, str]]] = {}
-    for bit in range(len(net.letters.samples)):
+    for bit in range(len(letters.samples)):
         signature = tuple(bool(mask >> bit & 1) for mask in masks)
-        groups.setdefault(signature, []).extend((1 << bit, sign) for sign in net.letters.some(1 << bit))
+        groups.setdefault(signature, []).extend((1 << bit, sign) for sign in letters.some(1 << bit))
     for signature, members in groups.items():
         if any(signature):
-            yield from sorted(members, key=lambda member: net.letters.rank(member[1]))[:2]
+            yield from sorted(members, key=lambda member: letters.rank(member[1]))[:2]

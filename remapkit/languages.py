@@ -61,8 +61,8 @@ class Letters:
         self.all = (1 << len(found.samples)) - 1
         self.separator = 1 << len(found.samples)
         """A class of its own that no key has: what stands between a target and what counts as part of it."""
-        best = sorted(range(len(found.samples)), key=lambda bit: self.rank(found.samples[bit][0]))
-        self._best = [(1 << bit, found.samples[bit]) for bit in best]
+        two = [(1 << bit, sign) for bit, samples in enumerate(found.samples) for sign in samples[:2]]
+        self._best = sorted(two, key=lambda each: self.rank(each[1]))
 
     @staticmethod
     def rank(character: str) -> int:
@@ -78,7 +78,7 @@ class Letters:
 
     def pick(self, mask: int) -> str:
         """The most readable character of a mask."""
-        return next((samples[0] for bit, samples in self._best if bit & mask), "|")
+        return next((sign for bit, sign in self._best if bit & mask), "|")
 
     def some(self, mask: int) -> Iterator[str]:
         """Two characters of every class of a mask (one where it has one), the most readable first.
@@ -86,9 +86,9 @@ class Letters:
         Two are enough: characters of one class can be exchanged for one another in every automaton, so what can be
         shown with any number of them can be shown with two.
         """
-        for bit, samples in self._best:
+        for bit, sign in self._best:
             if bit & mask:
-                yield from samples[:2]
+                yield sign
 
 
 def characters(node: Node) -> Iterator[Ranges]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal as OneOf
+from typing import TypeVar
 
 from remapkit.arrows import Arrow, readings
 from remapkit.delays import conflict, transducer, words_cut_twice
@@ -28,16 +29,13 @@ from remapkit.nets import Net, NetBuilder
 from remapkit.pattern import Pattern
 from remapkit.pattern import one as only
 from remapkit.searches import candidates, cheapest, cheapest_of_line, cheapest_outside, meets, splits
-from remapkit.template import Mapped
+from remapkit.template import Copy, Literal, Mapped
 from remapkit.variants import Tools, Variant, hanging_together, merged, one_to_one, piece_of, variants, without_losses
 
 T = TypeVar("T")
-Fault = Literal["ambiguous", "cut", "within", "across", "open"]
-HISTORY = 60_000
-"""Steps that may be spent on trying keys that are cut in several ways, where nothing else decides."""
-
+Fault = OneOf["ambiguous", "cut", "within", "across", "open"]
 TRIED = 100
-"""So many of those keys are tried."""
+"""So many keys that can be cut in several ways are tried, shortest first, where nothing else decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +188,7 @@ class Questions:
             words: Iterable[str] = () if found is None else (found.text,)
             harmless = found is None
         else:
-            words, harmless = words_cut_twice(net, number, self.budget, HISTORY), False
+            words, harmless = words_cut_twice(net, number, self.budget), False
         for tried, key in enumerate(words):
             if tried == TRIED:
                 break
@@ -263,7 +261,7 @@ class Questions:
         if meets(net, one, other, self.budget):
             self._pair(one, other, "across")
 
-    def _pair(self, one: int, other: int, fault: Literal["within", "across"]) -> None:
+    def _pair(self, one: int, other: int, fault: OneOf["within", "across"]) -> None:
         builder = NetBuilder(self.tools)
         for number in (one, other):
             builder.targets(number, self._exact(number, folded=fault == "within"))
@@ -289,9 +287,23 @@ class Questions:
         lost: int | None = None,
         admitted: bool = False,
     ) -> None:
+        if len(arrows) == 1 and lost is None and not admitted:
+            lost, admitted = self._blamed(self.arrows[arrows[0]], keys)
         ordered = arrows if len(arrows) == 2 else arrows * 2
         targets = tuple(_shown(self.arrows[number], key) for number, key in zip(ordered, keys, strict=True))
         self.answers.witnesses.append(Witness(fault, arrows, keys, targets, (), lost, admitted))
+
+    def _blamed(self, arrow: Arrow, keys: tuple[str, str]) -> tuple[int | None, bool]:
+        """The part that two keys differ in, where the target shows none in which they do; whether that is meant."""
+        one, other = (readings(arrow.pattern, key, 1) for key in keys)
+        if not one or not other:
+            return None, False
+        shown = {name for item in arrow.items or () if not isinstance(item, Literal) for name in _names(item)}
+        parts = arrow.pattern.parts
+        differing = [number for number in range(len(parts)) if one[0][number] != other[0][number]]
+        if not differing or any(parts[number].name in {*shown, *arrow.folded} for number in differing):
+            return None, False
+        return differing[0], all(parts[number].name in arrow.forget for number in differing)
 
     # -------------------------------------------------------------------------------------------- within one arrow
 
@@ -305,8 +317,7 @@ class Questions:
         if losses:
             self._loss(number)
         if self._still_cut(number):
-            if not losses:
-                self._inverse_conflict(number)
+            self._inverse_conflict(number)
             return
         if _says_lossy(arrow) and splits(self._net(number, exact=True), number, self.budget):
             self._cheapest_within(number, blame=True)
@@ -395,6 +406,10 @@ def _whole(pattern: Pattern, letters: Letters, pieces: Pieces, budget: Budget) -
     guide = LeafGuide(pattern.leaf, letters)
     product = Product(whole, guide, guide.start, budget)
     return product.ending_in({end for end in product.ends if guide.accepts(end)})
+
+
+def _names(item: Copy | Mapped) -> tuple[str, ...]:
+    return (item.name,) if isinstance(item, Copy) else item.names
 
 
 def _says_lossy(arrow: Arrow) -> bool:

@@ -136,9 +136,7 @@ def put(target: Any, name: str, value: Any) -> Patch:
 
 
 def _one_sample(self: Letters, mask: int) -> Iterator[str]:
-    for bit, samples in self._best:
-        if bit & mask:
-            yield samples[0]
+    yield from (samples[0] for bit, samples in enumerate(self.samples) if mask >> bit & 1)
 
 
 def _same_tag(self: nets.NetBuilder, piece: languages.Piece, stretch: int) -> list[int]:
@@ -298,7 +296,7 @@ EQUIVALENT: dict[str, Patch] = {
     ),
     # Which of two characters of one class is shown is a matter of taste.
     "the least readable character": put(
-        Letters, "pick", lambda self, mask: next((s[-1] for bit, s in reversed(self._best) if bit & mask), "|")
+        Letters, "pick", lambda self, mask: next((sign for bit, sign in reversed(self._best) if bit & mask), "|")
     ),
 }
 
