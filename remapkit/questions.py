@@ -86,7 +86,7 @@ class Questions:
         self.domain = _guide_of(domain, self.tools.letters, self.tools.pieces, budget) if domain else None
         self.answers = Answers()
         self.found: dict[int, tuple[Variant, ...]] = {}
-        self.overlapping: set[tuple[int, int]] = set()
+        self.several_cuts: set[int] = set()
         self.sources = Net(self.tools.letters)
 
     def run(self) -> Answers:
@@ -132,10 +132,7 @@ class Questions:
             if self._of_one_source(one, other):
                 continue
             met = self.ask("ambiguous", (one, other), None, meets, self.sources, one, other, self.budget)
-            if met is None:
-                self.overlapping.add((one, other))
             if met:
-                self.overlapping.add((one, other))
                 self.ask("ambiguous", (one, other), None, self._ambiguous, one, other)
 
     def _all_pairs(self) -> set[tuple[int, int]]:
@@ -175,7 +172,8 @@ class Questions:
         arrow = self.arrows[number]
         if arrow.identity or not self.ask("cut", (number,), True, splits, self.sources, number, self.budget):
             return True
-        self.found[number] = tuple(merged(each, self.tools) for each in self.found[number])
+        self.several_cuts.add(number)
+        self.found[number] = self._merged(number, self.found[number])
         return self.ask("cut", (number,), False, self._cut_harmless, number)
 
     def _cut_harmless(self, number: int) -> bool:
@@ -224,13 +222,17 @@ class Questions:
         arrow = self.arrows[number]
         if not arrow.folded:
             return self.found[number]
-        return variants(arrow, self.tools, self.domain, folded=True)
+        return self._merged(number, variants(arrow, self.tools, self.domain, folded=True))
 
     def _exact(self, number: int, *, folded: bool = True) -> tuple[Variant, ...]:
         arrow = self.arrows[number]
         if not hanging_together(arrow):
             return self._with_folded(number) if folded else self.found[number]
-        return variants(arrow, self.tools, self.domain, exact=True, folded=folded)
+        return self._merged(number, variants(arrow, self.tools, self.domain, exact=True, folded=folded))
+
+    def _merged(self, number: int, found: tuple[Variant, ...]) -> tuple[Variant, ...]:
+        """The variants as those of an arrow that can be cut in several ways are looked at."""
+        return tuple(merged(each, self.tools) for each in found) if number in self.several_cuts else found
 
     def _targets(self, numbers: Sequence[int]) -> None:
         for number in numbers:
@@ -364,9 +366,13 @@ class Questions:
         """The smallest pair, with the tables that say that they are lossy to blame for it or not."""
         net = self._net(number, exact=True, admitted=not blame)
         meeting = cheapest(net, number, number, self.budget)
-        if meeting is not None:
-            keys = self._keys(net, meeting.lines, meeting.positions, meeting.text)
-            self._collision("within", (number,), keys, admitted=blame)
+        if meeting is None:
+            return
+        keys = self._keys(net, meeting.lines, meeting.positions, meeting.text)
+        if keys[0] == keys[1]:
+            # One key in two cuts after all: no witness, and no proof either.
+            raise Exhausted
+        self._collision("within", (number,), keys, admitted=blame)
 
     # -------------------------------------------------------------------------------------------- pass-through
 
