@@ -9,6 +9,7 @@ one delay only. Source: M.-P. Béal, O. Carton, C. Prieur, J. Sakarovitch, "Squa
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -145,22 +146,27 @@ class _Search:
         self.signs = [*_signs(machine, letters), (letters.separator, SEPARATOR)]
         self.alive = _alive(machine, budget)
         self.came: dict[_State, tuple[_State | None, str, int]] = {}
-        self.heap: list[tuple[int, int, _State]] = []
+        self.heap: list[tuple[int, int, _State, bool]] = []
+        self.order = itertools.count()
 
     def run(self) -> Conflict | None:
-        nulls = self.machine.nulls
+        nulls = sorted(self.machine.nulls, key=len)
         for written in nulls:
             if written != nulls[0]:
                 return Conflict("", (nulls[0], written))
         self.enter(None, self.machine.starts, self.machine.starts, ("", ""), 0)
         while self.heap:
-            cost, _, state = heapq.heappop(self.heap)
+            cost, _, state, ended = heapq.heappop(self.heap)
+            if ended:
+                return self.traced(state)
             if self.came[state][2] < cost:
                 continue
             left, right, delay = state
             ends = self.machine.ends
             if left in ends and right in ends and (delay is None or delay[0] + ends[left] != delay[1] + ends[right]):
-                return self.traced(state)
+                # What is written after the last character counts too, so a dearer word may still be cheaper.
+                total = cost + (len(ends[left]) + len(ends[right]) if self.by_written else 0)
+                heapq.heappush(self.heap, (total, next(self.order), state, True))
             self.enter(state, self.machine.follow[left], self.machine.follow[right], delay, cost)
         return None
 
@@ -186,7 +192,7 @@ class _Search:
                     total = cost + step
                     if state not in self.came or self.came[state][2] > total:
                         self.came[state] = (before, sign, total)
-                        heapq.heappush(self.heap, (total, len(self.came), state))
+                        heapq.heappush(self.heap, (total, next(self.order), state, False))
 
     def traced(self, state: _State) -> Conflict:
         states, text = [], ""

@@ -5,6 +5,7 @@ Every answer is a `Witness`: concrete keys, and what becomes of them. Nothing he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal as OneOf
@@ -26,14 +27,16 @@ from remapkit.languages import (
     joined,
 )
 from remapkit.nets import Net, NetBuilder
-from remapkit.pattern import Pattern
+from remapkit.pattern import Part, Pattern
 from remapkit.pattern import one as only
 from remapkit.searches import candidates, cheapest, cheapest_of_line, cheapest_outside, meets, splits
 from remapkit.template import Copy, Literal, Mapped
-from remapkit.variants import Tools, Variant, hanging_together, merged, one_to_one, piece_of, variants, without_losses
+from remapkit.variants import Tools, Variant, confused, hanging_together, merged, piece_of, variants, without_losses
 
 T = TypeVar("T")
 Fault = OneOf["ambiguous", "cut", "within", "across", "open"]
+SPELT_OUT = 1000
+"""So many combinations of captures that hang together are spelt out where two of them are to be compared."""
 TRIED = 100
 """So many keys that can be cut in several ways are tried, shortest first, where nothing else decides."""
 
@@ -123,8 +126,12 @@ class Questions:
             if not found:
                 self.answers.dead.append(number)
                 continue
-            self.found[number] = found
-            builder.sources(number, found)
+            if self.ask("cut", (number,), False, self._added, builder, number, found):
+                self.found[number] = found
+
+    def _added(self, builder: NetBuilder, number: int, found: tuple[Variant, ...]) -> bool:
+        builder.sources(number, found)
+        return True
 
     def _ambiguities(self) -> None:
         pairs = sorted(self.ask("ambiguous", (), self._all_pairs(), candidates, self.sources, self.budget))
@@ -323,10 +330,35 @@ class Questions:
             return
         if _says_lossy(arrow) and splits(self._net(number, exact=True), number, self.budget):
             self._cheapest_within(number, blame=True)
-        if splits(net, number, self.budget) or not one_to_one(arrow):
+        pair = confused(arrow) if hanging_together(arrow) else None
+        if pair is not None and self._too_many(number):
+            self._confused(number, pair)
+        elif splits(net, number, self.budget) or pair is not None:
             net = self._net(number, exact=True, admitted=True)
             if splits(net, number, self.budget):
                 self._cheapest_within(number, blame=False)
+
+    def _too_many(self, number: int) -> bool:
+        """Whether combinations of captures are too many to be spelt out and held against one another."""
+        spaces = [
+            len(part.values or ()) for part in self.arrows[number].pattern.captures if self._hangs(number, part)
+        ]
+        return math.prod(spaces) > SPELT_OUT
+
+    def _hangs(self, number: int, part: Part) -> bool:
+        return part.name in hanging_together(self.arrows[number])
+
+    def _confused(self, number: int, pair: tuple[Mapping[str, str], Mapping[str, str]]) -> None:
+        """Two combinations that decide the same stretches: their two keys, all else being the same."""
+        builder = NetBuilder(self.tools, admitted=True)
+        builder.targets(
+            number, variants(self.arrows[number], self.tools, self.domain, folded=True, exact=True, only=pair)
+        )
+        meeting = cheapest(builder.net, number, number, self.budget)
+        if meeting is None:
+            # A guard forbids one of them: the other combinations were not looked at.
+            raise Exhausted
+        self._collision("within", (number,), self._keys(builder.net, meeting.lines, meeting.positions, meeting.text))
 
     def _still_cut(self, number: int) -> bool:
         """Whether keys can be cut in several ways even as merged (harmlessly, or this would not be asked)."""

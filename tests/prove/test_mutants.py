@@ -241,7 +241,7 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
         ),
         "proven",
     ),
-    "numbers are taken for one to one": (put(questions, "one_to_one", lambda _: True), "faults"),
+    "numbers are taken for one to one": (put(questions, "confused", lambda _: None), "faults"),
     "exact variants are loose": (
         put(questions, "variants", lambda *given, exact=False, **rest: original_variants(*given, **rest)),
         "proven",

@@ -83,6 +83,10 @@ FAULTS = {
         [("across", ("a.0", "b.0"))],
     ),
     "arithmetic that loses": (["path: 'a.{n:0..3}', to: 'b.{n//2}'"], [("within", ("a.0", "a.1"))]),
+    "two captures in one number, in many combinations": (
+        ["path: 'a.{i:0..63}.{j:0..63}', to: 'b.{i*63+j}'"],
+        [("within", ("a.0.63", "a.1.0"))],
+    ),
     "two captures in one number": (
         ["path: 'a.{i:0..3}.{j:0..4}', to: 'b.{i*4+j}'"],
         [("within", ("a.0.4", "a.1.0"))],
