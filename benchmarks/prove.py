@@ -102,7 +102,7 @@ def main() -> None:
     )
     cases = [
         ("wan22_pth (4 rules, 3 keeps)", load("wan22_pth"), 0.010),
-        ("wan22_diffusers (10 rules)", load("wan22_diffusers"), 0.010),
+        ("wan22_diffusers (10 rules)", load("wan22_diffusers"), None),
         ("50 rules", model_rules(50), 0.100),
         ("200 rules", model_rules(200), 0.5),
         ("500 rules", model_rules(500), 1.5),
@@ -111,7 +111,7 @@ def main() -> None:
     print(f"{'':32}{'best':>10}{'median':>10}{'goal':>10}")
     for name, rules, goal in cases:
         seconds = timed(rules, repeat)
-        print(f"{name:32}{_ms(seconds[0]):>10}{_ms(statistics.median(seconds)):>10}{_ms(goal):>10}")
+        print(f"{name:32}{_ms(seconds[0]):>10}{_ms(statistics.median(seconds)):>10}{_ms(goal) if goal else '':>10}")
     print(f"{'lint, the whole process':32}{_ms(start_up()):>10}")
 
 

@@ -11,8 +11,8 @@ import sys
 import time
 from collections import Counter
 
-from oracle import asked, differences
 from prove_kit import affordable, sets
+from prove_oracle import asked, differences
 
 from remapkit.diagnostic import InvalidRules
 

@@ -10,8 +10,8 @@ from functools import cache
 from typing import Any
 
 import pytest
-from oracle import against, asked
 from prove_kit import Truth, affordable, brute, sets
+from prove_oracle import against, asked
 from test_proofs import FAULTS, PASSES, PROVEN, arrow, ask, faults, rules
 
 from remapkit import arrows as arrows_module

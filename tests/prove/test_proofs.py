@@ -6,8 +6,8 @@ import pytest
 from fuzz import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import asked, differences
 from prove_kit import Maker, affordable
+from prove_oracle import asked, differences
 
 from remapkit.arrows import Arrow, arrows
 from remapkit.diagnostic import InvalidRules, Severity
