@@ -180,6 +180,13 @@ def test_a_rule_that_no_key_of_the_domain_can_match_is_dead() -> None:
     ]
 
 
+def test_a_dead_rule_is_named_though_everything_is_proven_without_the_domain() -> None:
+    lines = ["path: 'a.{n}', to: 'b.{n}'", "path: 'd.{n}', to: 'e.{n}'"]
+    proof = prove(rules(*lines, head="source: {domain: ['a.{n}']}\n"))
+    assert proof.level is Level.ALL
+    assert [(each.code, each.values["rule"]) for each in proof.findings] == [("RK205", "r1")]
+
+
 def test_a_rule_that_matches_none_of_the_known_keys_is_named() -> None:
     proof = prove(rules("path: 'a.{n}', to: 'b.{n}'", "path: 'd.{n}', to: 'e.{n}'"), header=["a.1"])
     assert [each.values["rule"] for each in proof.findings] == ["r1"]
