@@ -323,6 +323,9 @@ class Questions:
             return
         net = self._net(number, admitted=True)
         losses = any(line.losses for line in net.lines)
+        if not losses and hanging_together(arrow) and (self.domain is not None or arrow.pattern.leaf is not None):
+            # A guard may leave one word to a slot in each way through it, and several once the ways are spelt out.
+            losses = any(line.losses for line in self._net(number, exact=True).lines)
         if losses:
             self._loss(number)
         if self._still_cut(number):

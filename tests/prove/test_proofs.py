@@ -162,6 +162,13 @@ def test_a_domain_takes_back_a_refutation_and_no_more() -> None:
     assert [witness.keys for witness in prove(rules(*lines, head=together)).witnesses] == [("b.0",)]
 
 
+def test_a_loss_that_shows_only_once_combinations_are_spelt_out() -> None:
+    """In this domain `x` decides which `y` there may be; with `y` given, `x` is free."""
+    line = r"match: '(?P<x>[ab.])(?P<y>[ab])', to: '{y}.{y}', forget: [x]"
+    found = rules(line, head="source: {domain: [{match: 'a[ab]'}, {match: '\\.b'}]}\n")
+    assert [sorted(witness.keys) for witness in prove(found).witnesses] == [[".b", "ab"]]
+
+
 def test_the_shapes_of_known_keys_are_a_domain_with_indices_left_free() -> None:
     found = rules("path: 'a.{n:int}.w', to: 'b.{n}.w'", head=PASSES)
     assert prove(found, header=["a.0.w", "a.1.w", "c.w"]).level is Level.DOMAIN
