@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 Check = Callable[[Any], bool]
 
-_TYPES: Mapping[str, type] = {
-    "string": str,
-    "integer": int,
-    "boolean": bool,
-    "array": list,
-    "object": dict,
-    "null": type(None),
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float, Decimal),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+    "null": (type(None),),
 }
 _NOTES = frozenset({"$schema", "$defs", "title", "description", "examples", "default"})
 
@@ -76,7 +78,7 @@ def _type(wanted: Any, _: Mapping[str, Any]) -> Check:
     names = [wanted] if isinstance(wanted, str) else wanted
     if not set(names) <= set(_TYPES):
         return _no
-    types = frozenset(_TYPES[name] for name in names)
+    types = frozenset(each for name in names for each in _TYPES[name])
     return lambda value: type(value) in types
 
 

@@ -11,13 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 from io_kit import SUFFIX, convert, everything_in, leftovers, raw, rules
 from safetensors.torch import load_file, save_file
 
-from remapkit.checkpoint import atomic, copying, open_checkpoint
+from remapkit.checkpoint import Reader, atomic, copying, open_checkpoint
 from remapkit.cli import main
 from remapkit.diagnostic import UnreadableCheckpoint, UnwritableOutput
 from remapkit.execute import execute
@@ -449,7 +450,7 @@ def test_tensors_that_are_repeated_into_much_more(tmp_path: Path, capsys: pytest
 
 
 def test_moves_without_a_way_to_compute_them_are_a_bug_not_a_file(source: Path, out: Path) -> None:
-    def fails(move: Move) -> None:
+    def fails(move: Move, reader: Reader) -> NoReturn:
         raise RuntimeError("nobody runs this")
 
     with open_checkpoint(source) as reader:
