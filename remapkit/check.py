@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from remapkit.diagnostic import Diagnostic, FailedCheck, Severity
+from remapkit.ops.kinds import needs_values
 from remapkit.plan import SHOWN, Move, Plan, counted, named
 from remapkit.spec import StateDictSpec, TensorSpec, leaf
 
@@ -34,6 +35,8 @@ class Check:
     `missing_keys` and `unexpected_keys` have torch's meaning: of the target. `satisfied_by_tie` maps a target that
     the plan does not bring to the tied name that brings it. `interchangeable` counts the targets that share their
     leaf and their shape with another target: a swap of those passes every check of names and shapes.
+    `through_operations` are the targets that go through an operation which keeps the shape (a square transpose, rope,
+    equal parts): that it was done right shows only in values.
     """
 
     plan: Plan
@@ -45,6 +48,7 @@ class Check:
     satisfied_by_tie: dict[str, str]
     interchangeable: int
     strict_dtype: bool = False
+    through_operations: tuple[str, ...] = ()
 
     @property
     def matched(self) -> int:
@@ -72,7 +76,7 @@ class Check:
     def notes(self) -> tuple[Diagnostic, ...]:
         """What is only said: tied weights, dtypes that differ, interchangeable targets."""
         dtype = [] if self.strict_dtype else _dtype_problem(self, Severity.NOTE)
-        return (*_tied(self), *dtype, *_interchangeable(self))
+        return (*_tied(self), *dtype, *_interchangeable(self), *_through_operations(self))
 
     def raise_for_problems(self) -> None:
         """Raise `FailedCheck` with every problem, if there is any."""
@@ -111,7 +115,12 @@ def make_check(plan: Plan, target: StateDictSpec, *, strict_dtype: bool = False)
         satisfied_by_tie=tied,
         interchangeable=count_interchangeable(target),
         strict_dtype=strict_dtype,
+        through_operations=tuple(move.target for move in plan.moves if move.ops and _needs_values(move, plan.source)),
     )
+
+
+def _needs_values(move: Move, source: StateDictSpec) -> bool:
+    return needs_values(move.ops, [source[fqn] for fqn in move.sources])
 
 
 def _ties(target: StateDictSpec, brought: dict[str, Move]) -> dict[str, str]:
@@ -299,6 +308,24 @@ def _interchangeable(check: Check) -> list[Diagnostic]:
             severity=Severity.NOTE,
             place=check.target.name,
             values={"interchangeable": check.interchangeable},
+        )
+    ]
+
+
+def _through_operations(check: Check) -> list[Diagnostic]:
+    if not check.through_operations:
+        return []
+    rules = sorted({move.rule.id for move in check.plan.moves if move.target in set(check.through_operations)})
+    return [
+        Diagnostic(
+            "RK317",
+            f"{len(check.through_operations)} of {len(check.target)} targets go through an operation that keeps the "
+            "shape: that it was done right shows only in values",
+            notes=(f"made by {', '.join(rules)}",),
+            help=("`remapkit verify` compares values: against both models, or an oracle",),
+            severity=Severity.NOTE,
+            place=check.target.name,
+            values={"through_operations": list(check.through_operations)},
         )
     ]
 

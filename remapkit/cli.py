@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_rule_commands(commands)
     _add_checkpoint_commands(commands)
+    _add_verify(commands)
     _add_authoring_commands(commands)
     return parser
 
@@ -181,6 +182,7 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
         "-o", "--output", metavar="OUT", help="the file to write (default: CKPT with .safetensors, beside it)"
     )
     parser.add_argument("--dry-run", action="store_true", help="show every move; write nothing")
+    parser.add_argument("--dtype", metavar="D", help="cast every plain float: bf16, fp16, fp32 or fp64")
     parser.add_argument(
         "--in-place",
         action="store_true",
@@ -259,6 +261,38 @@ def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-
         default=0.0,
         help="the largest |difference| that passes (default: 0)",
     )
+
+
+def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _command(commands, "verify", "compare values: run both models on one input, or ask an oracle")
+    parser.add_argument("rules", metavar="RULES", help=_RULES)
+    for side in ("source", "target"):
+        default = "" if side == "source" else "; default: the pack's own"
+        parser.add_argument(f"--{side}", metavar="M", help=f"the {side} model: {_MODEL}{default}")
+        parser.add_argument(
+            f"--{side}-arg", metavar="KEY=VALUE", action="append", default=[], help="an argument of its constructor"
+        )
+        parser.add_argument(f"--{side}-config", metavar="FILE", help="its config, a JSON object")
+    parser.add_argument(
+        "--forward",
+        metavar="NAME",
+        action="append",
+        help="the method to compare (default: forward); may be given several times",
+    )
+    parser.add_argument("--input", metavar="SHAPE", help="1,3,32,32, or 2,7:1000 for integers below 1000")
+    parser.add_argument("--oracle", metavar="py:module:function", help="a converter from state dict to state dict")
+    parser.add_argument("--keys", metavar="FILE", help="for an oracle: a manifest of the source; default: the pack's")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the random values (default: 0)")
+    parser.add_argument(
+        "--tolerance",
+        metavar="T",
+        type=float,
+        default=1e-4,
+        help="how far outputs may be apart, relative to the largest (default: 1e-4)",
+    )
+    parser.add_argument("--write", action="store_true", help="keep the result beside the rules as their witness")
+    _add_params(parser)
+    _add_undecided(parser)
 
 
 def _tolerance(text: str) -> float:

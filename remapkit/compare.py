@@ -8,16 +8,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from remapkit.checkpoint.reader import CHUNK, Reader, even
-from remapkit.spec import DTYPE_BITS, TensorSpec
+from remapkit.checkpoint.reader import CHUNK, even
+from remapkit.spec import DTYPE_BITS, StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
 
 _ELEMENTS = 1 << 16
 """Elements that are compared at once."""
+
+
+class Contents(Protocol):
+    """What can be compared: a checkpoint that is read, or what rules would make of one."""
+
+    def header(self) -> StateDictSpec:
+        """Names, dtypes and shapes."""
+        ...
+
+    def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
+        """The tensor's bytes, row-major and little-endian, in pieces."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +77,13 @@ class Difference:
         return ", ".join(parts)
 
 
-def compare(a: Reader, b: Reader, names: Iterable[tuple[str, str]]) -> Iterator[Difference]:
+def compare(a: Contents, b: Contents, names: Iterable[tuple[str, str]]) -> Iterator[Difference]:
     """How each pair of tensors (a name in `a`, a name in `b`) differs, one at a time, in bounded memory."""
     for name_a, name_b in names:
         yield compare_tensor(a, name_a, b, name_b)
 
 
-def compare_tensor(a: Reader, name_a: str, b: Reader, name_b: str) -> Difference:
+def compare_tensor(a: Contents, name_a: str, b: Contents, name_b: str) -> Difference:
     """How one tensor of `a` differs from one of `b`."""
     spec_a, spec_b = a.header()[name_a], b.header()[name_b]
     if spec_a.shape != spec_b.shape:
@@ -81,13 +93,13 @@ def compare_tensor(a: Reader, name_a: str, b: Reader, name_b: str) -> Difference
     return _compare_values(a, name_a, b, name_b)
 
 
-def same_bytes(a: Reader, name_a: str, b: Reader, name_b: str) -> bool:
+def same_bytes(a: Contents, name_a: str, b: Contents, name_b: str) -> bool:
     """Whether two tensors of one dtype and shape have the same bytes."""
     pairs = zip(even(a.chunks(name_a), CHUNK), even(b.chunks(name_b), CHUNK), strict=True)
     return all(piece_a == piece_b for piece_a, piece_b in pairs)
 
 
-def _compare_values(a: Reader, name_a: str, b: Reader, name_b: str) -> Difference:
+def _compare_values(a: Contents, name_a: str, b: Contents, name_b: str) -> Difference:
     import numpy as np
 
     spec_a, spec_b = a.header()[name_a], b.header()[name_b]

@@ -8,6 +8,7 @@ A flow is symbolic: its numbers may be params. `Flow.resolved` gives it numbers,
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -36,10 +37,14 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Where a tensor is cut: into equal parts (`sizes` is None), or into ones of these sizes."""
+    """Where a tensor is cut, or put together: `sizes` are those of the parts, `equal` says that they are the same.
+
+    A split without sizes is an equal one; a concat without them takes whatever comes.
+    """
 
     dim: int
     sizes: tuple[Arg, ...] | None = None
+    equal: bool = False
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -58,7 +63,7 @@ class Flow:
     before: tuple[tuple[Call, ...], ...]
     after: tuple[tuple[Call, ...], ...]
     ops: tuple[Call, ...] = ()
-    concat: int | None = None
+    concat: Split | None = None
     stack: Axis | None = None
     unstack: Axis | None = None
     split: Split | None = None
@@ -75,7 +80,7 @@ class Flow:
         calls = [*itertools.chain(*self.before, self.ops, *self.after)]
         numbers: list[Arg] = [arg for call in calls for _, arg in call.args]
         numbers += [axis.count for axis in (self.stack, self.unstack) if axis is not None]
-        numbers += self.split.sizes or () if self.split is not None else ()
+        numbers += [size for each in (self.split, self.concat) if each is not None for size in each.sizes or ()]
         return tuple(dict.fromkeys(name for number in numbers for name in names_in(number)))
 
     def resolved(self, params: Params) -> Resolved:
@@ -96,17 +101,19 @@ class Flow:
             after=tuple(map(ops, self.after)),
             stacked=_count(self.stack, params),
             unstacked=_count(self.unstack, params),
-            sizes=self._sizes(params),
+            sizes=_sizes(self.split, params),
+            joined=_sizes(self.concat, params),
             spans=spans,
         )
 
-    def _sizes(self, params: Params) -> tuple[int, ...] | None:
-        if self.split is None or self.split.sizes is None:
-            return None
-        sizes = tuple(int(evaluated(size, params)) for size in self.split.sizes)
-        if min(sizes) < 1:
-            raise BadNumber(f"a part of the split has the size {min(sizes)}")
-        return sizes
+
+def _sizes(split: Split | None, params: Params) -> tuple[int, ...] | None:
+    if split is None or split.sizes is None:
+        return None
+    sizes = tuple(int(evaluated(size, params)) for size in split.sizes)
+    if min(sizes) < 1:
+        raise BadNumber(f"a part has the size {min(sizes)}")
+    return sizes
 
 
 def _count(axis: Axis | None, params: Params) -> int | None:
@@ -128,6 +135,7 @@ class Resolved:
     stacked: int | None
     unstacked: int | None
     sizes: tuple[int, ...] | None
+    joined: tuple[int, ...] | None
     spans: dict[int, Span | None]
 
 
@@ -180,10 +188,11 @@ class FlowReader:
         return Axis(_integer(node, "dim"), _word(node, "by").value, number, node.span)
 
     def split(self, node: MapNode | None, parts: int) -> Split | None:
-        """`split`, with one size for each part."""
+        """`split` or `concat`, with one size for each part."""
         if node is None:
             return None
         sizes = node.get("sizes")
+        equal = isinstance(sizes, ScalarNode)
         numbers: tuple[Arg, ...] | None = None
         if isinstance(sizes, ListNode):
             numbers = tuple(self.calls.number(item) for item in sizes.items if isinstance(item, ScalarNode))
@@ -191,7 +200,7 @@ class FlowReader:
                 self.problem(
                     f"{len(numbers)} sizes for {parts} parts", sizes.span, "one size for each entry of `into`"
                 )
-        return Split(_integer(node, "dim"), numbers, node.span)
+        return Split(_integer(node, "dim"), numbers, equal, node.span)
 
     def check_captures(self, written: WrittenFlow, patterns: list[Pattern]) -> None:
         """Every pattern of one rule has the same captures; what `stack` counts is an integer, `unstack` is new."""
@@ -216,9 +225,24 @@ class FlowReader:
                     title = f"`stack` counts {by.value!r}, which is no integer"
                     self.problem(title, by.span, f"write {{{by.value}:int}} in the path, or \\d+ in the regex")
                     break
+        self._check_templates(written)
         if written.unstack is not None and (by := _word(written.unstack, "by")).value in first:
             title = f"`unstack` makes {by.value!r}, which the pattern captures already"
             self.problem(title, by.span, "give the index a name of its own")
+
+    def _check_templates(self, written: WrittenFlow) -> None:
+        """What is counted away is in no target, and the index that is made in each."""
+        for output in written.outputs:
+            if written.stack is not None and _mentions(output.to, by := _word(written.stack, "by").value):
+                title = f"`stack` puts every {by!r} into one tensor, so the target has none"
+                self.problem(title, output.to.span, f"remove {{{by}}} from the target")
+            if written.unstack is not None and not _mentions(output.to, by := _word(written.unstack, "by").value):
+                title = f"`unstack` makes one tensor for each {by!r}, and the target does not name it"
+                self.problem(title, output.to.span, f"write {{{by}}} into the target")
+
+
+def _mentions(to: Text, name: str) -> bool:
+    return re.search(rf"{{[^}}]*\b{re.escape(name)}\b", to.value) is not None
 
 
 def _integer(node: MapNode, name: str) -> int:

@@ -262,7 +262,9 @@ def trunk_of(flow: Flow, resolved: Resolved) -> tuple[Op, ...]:
     if len(resolved.before) == 1 and flow.stack is None:
         return (*resolved.before[0], *resolved.ops)
     stack = flow.stack.dim if flow.stack is not None else None
-    return (Join(resolved.before, flow.concat if len(resolved.before) > 1 else None, stack), *resolved.ops)
+    concat = flow.concat.dim if flow.concat is not None else None
+    equal = flow.concat is not None and flow.concat.equal
+    return (Join(resolved.before, concat, stack, resolved.joined, equal), *resolved.ops)
 
 
 def _tails(flow: Flow, resolved: Resolved, whole: TensorSpec) -> Iterator[tuple[int, tuple[Op, ...]]]:

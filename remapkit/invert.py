@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 from remapkit.arrows import Arrow, arrows
 from remapkit.automaton import automaton
 from remapkit.diagnostic import Diagnostic, InvalidRules, Label
+from remapkit.flows import Axis, Flow, Split
 from remapkit.matcher import regex_text
+from remapkit.ops.calls import Call, plain_arg
 from remapkit.pathpattern import parse_path
-from remapkit.pattern import SEGMENT, Part, contains, literal, unparse
+from remapkit.pattern import CANONICAL, SEGMENT, Part, contains, literal, unparse
 from remapkit.prove import Level, prove
 from remapkit.rulefile import WrittenPattern, read_text
 from remapkit.rules import Rule, RuleSet, compile_rules
@@ -36,10 +38,12 @@ MAX_CASES = 64
 _SUFFIX = "_inverse"
 
 
-class _NoInverse(Exception):
-    def __init__(self, diagnostic: Diagnostic) -> None:
-        super().__init__(diagnostic.title)
-        self.diagnostic = diagnostic
+class NoInverse(Exception):
+    """Why a rule has no inverse."""
+
+    def __init__(self, *diagnostics: Diagnostic) -> None:
+        super().__init__(diagnostics[0].title)
+        self.diagnostics = diagnostics
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ def inverse_of(rule: Rule, arrow: Arrow, tables: Tables, known: Mapping[str, Map
     if len(cases) > MAX_CASES:
         title = f"{rule.id} has no inverse that could be written: {_and(map(str, names))} have too many combinations"
         help = (f"bound them to at most {MAX_CASES} combinations, or write one rule a case",)
-        raise _NoInverse(Diagnostic("RK213", title, _label(rule), help))
+        raise NoInverse(Diagnostic("RK213", title, _label(rule), help))
     found = []
     for number, case in enumerate(cases):
         fixed = dict(zip(map(str, names), case, strict=True))
@@ -115,6 +119,107 @@ def _hangs(item: Item, together: Sequence[str]) -> bool:
     if isinstance(item, Literal):
         return False
     return not set((item.name,) if isinstance(item, Copy) else item.names).isdisjoint(together)
+
+
+@dataclass(frozen=True, slots=True)
+class InverseFlow:
+    """A rule with operations turned round: what it joins, does and takes apart, each as plain data."""
+
+    id: str
+    sources: tuple[tuple[InverseRule, tuple[object, ...]], ...]
+    targets: tuple[tuple[str, tuple[object, ...]], ...]
+    ops: tuple[object, ...] = ()
+    concat: Mapping[str, object] | None = None
+    stack: Mapping[str, object] | None = None
+    unstack: Mapping[str, object] | None = None
+    split: Mapping[str, object] | None = None
+
+
+def inverse_flow(
+    rule_set: RuleSet, flow: Flow, tables: Tables, known: Mapping[str, Mapping[str, str]]
+) -> InverseFlow:
+    """The inverse of a rule with operations: sources and targets change places, everything is undone backwards."""
+    rules = [rule for rule in rule_set.rules if rule.flow is flow]
+    _refuse_one_way(flow)
+    turned = [
+        [_turned(replace(rule, template=template), tables, known) for template in flow.templates[rule.branch]]
+        for rule in rules
+    ]
+    if not all(_alike(row, turned[0]) for row in turned):
+        title = f"{flow.id} has no inverse that could be written: its sources do not bound their captures alike"
+        raise NoInverse(Diagnostic("RK213", title, (Label(flow.span),), ("bound them alike",)))
+    return InverseFlow(
+        id=flow.id,
+        sources=tuple((rule, _undone(calls)) for rule, calls in zip(turned[0], flow.after, strict=True)),
+        targets=tuple((row[0].to, _undone(calls)) for row, calls in zip(turned, flow.before, strict=True)),
+        ops=_undone(flow.ops),
+        concat=_cut(flow.split, "equal"),
+        stack=_axis(flow.unstack),
+        unstack=_axis(flow.stack),
+        split=_cut(flow.concat, None),
+    )
+
+
+def _alike(row: Sequence[InverseRule], first: Sequence[InverseRule]) -> bool:
+    """Whether all targets of one source give back the same key, and are read like those of the first source."""
+    same = all((one.pattern, one.leaf) == (other.pattern, other.leaf) for one, other in zip(row, first, strict=True))
+    return same and all(each.to == row[0].to for each in row)
+
+
+def _turned(rule: Rule, tables: Tables, known: Mapping[str, Mapping[str, str]]) -> InverseRule:
+    assert rule.template is not None
+    together = hanging_together(_arrow_of(rule))
+    if together:
+        title = f"{rule.id} has no inverse that could be written: {_and(together)} hang together in its target"
+        help = ("use each capture once, or write one rule a case",)
+        raise NoInverse(Diagnostic("RK213", title, _label(rule), help))
+    return _Inverter(rule, {}, tables, known).rule(rule.id)
+
+
+def _arrow_of(rule: Rule) -> Arrow:
+    assert rule.template is not None
+    return Arrow(rule.id, rule.kind, rule.span, rule.pattern, rule.template.items)
+
+
+def _refuse_one_way(flow: Flow) -> None:
+    """Raise with everything of a rule that nothing undoes."""
+    problems = []
+    for call in (*itertools.chain(*flow.before), *flow.ops, *itertools.chain(*flow.after)):
+        if isinstance(reason := call.inverse, str):
+            label = Label(call.span if call.span is not None else flow.span)
+            problems.append(Diagnostic("RK215", f"{flow.id} has no inverse: {reason}", (label,), (_ONE_WAY,)))
+    if flow.share is not None:
+        title = f"{flow.id} has no inverse: it writes one tensor under {len(flow.after)} names"
+        help = "which of them would be read is not said; write that rule yourself, and drop the others"
+        problems.append(Diagnostic("RK215", title, (Label(flow.span),), (help,)))
+    if flow.concat is not None and flow.concat.sizes is None and not flow.concat.equal:
+        title = f"{flow.id} has no inverse: it does not say how long the parts of its concat are"
+        help = "write `sizes: equal`, or the size of each: `sizes: [hidden, hidden, 4*hidden]`"
+        problems.append(Diagnostic("RK215", title, (Label(flow.concat.span or flow.span),), (help,)))
+    if problems:
+        raise NoInverse(*problems)
+
+
+_ONE_WAY = "write the way back yourself, as a rule file of its own"
+
+
+def _undone(calls: Sequence[Call]) -> tuple[object, ...]:
+    inverses = [call.inverse for call in reversed(calls)]
+    return tuple(each.plain() for each in inverses if not isinstance(each, str))
+
+
+def _cut(split: Split | None, otherwise: str | None) -> Mapping[str, object] | None:
+    if split is None:
+        return None
+    sizes = plain_arg(split.sizes) if split.sizes is not None else otherwise
+    return {"dim": split.dim, **({"sizes": sizes} if sizes is not None else {})}
+
+
+def _axis(axis: Axis | None) -> Mapping[str, object] | None:
+    if axis is None:
+        return None
+    count = {"count": plain_arg(axis.count)} if axis.count is not None else {}
+    return {"dim": axis.dim, "by": axis.by, **count}
 
 
 class _Inverter:
@@ -134,6 +239,9 @@ class _Inverter:
         self.back: dict[str, str] = {}
         """How each capture of the source is written in the template of the inverse."""
         self.names = {part.name for part in rule.pattern.captures}
+        self.made = rule.flow.unstack.by if rule.flow is not None and rule.flow.unstack is not None else None
+        if rule.flow is not None and rule.flow.folded is not None:
+            self.back[rule.flow.folded] = f"{{{rule.flow.folded}}}"
 
     def rule(self, id: str) -> InverseRule:
         assert self.given.template is not None
@@ -162,6 +270,8 @@ class _Inverter:
         if isinstance(item, Copy):
             if item.name in self.fixed:
                 return self.fixed[item.name]
+            if item.name == self.made:
+                return Capture(item.name, Part(item.name, CANONICAL, written="int"))
             self.back[item.name] = f"{{{item.name}}}"
             return Capture(item.name, self.given.pattern.capture(item.name))
         names = [name for name in dict.fromkeys(item.names) if name not in self.fixed]
@@ -269,10 +379,10 @@ class _Inverter:
             return pattern, leaf
         raise self.unwritable("its `leaf:` guard bounds text that the target does not end in")
 
-    def unwritable(self, why: str) -> _NoInverse:
+    def unwritable(self, why: str) -> NoInverse:
         title = f"{self.given.id} has no inverse that could be written: {why}"
         help = ("bound the capture itself, with choices or `where:`",)
-        return _NoInverse(Diagnostic("RK213", title, _label(self.given), help))
+        return NoInverse(Diagnostic("RK213", title, _label(self.given), help))
 
 
 def _joined(pattern: Iterable[str | Capture]) -> Iterator[str | Capture]:
@@ -364,13 +474,16 @@ def invert(rule_set: RuleSet, *, header: Iterable[str] | None = None, beside: Pa
     tables = Tables()
     known = {table.name.value: {e.key.value: e.value.value for e in table.entries} for table in rule_set.file.tables}
     problems: list[Diagnostic] = []
-    found: list[InverseRule] = []
+    found: list[InverseRule | InverseFlow] = []
     by_id = {arrow.rule_id: arrow for arrow in arrows(rule_set)}
     for rule in rule_set.rules:
         try:
-            found += inverse_of(rule, by_id[rule.id], tables, known)
-        except _NoInverse as none:
-            problems.append(none.diagnostic)
+            if rule.flow is None:
+                found += inverse_of(rule, by_id[rule.id], tables, known)
+            elif rule.branch == 0:
+                found.append(inverse_flow(rule_set, rule.flow, tables, known))
+        except NoInverse as none:
+            problems += none.diagnostics
     if problems:
         raise InvalidRules(problems)
     text = _Writer(rule_set, found, tables, beside).text()
@@ -412,7 +525,7 @@ def _check(rule_set: RuleSet, text: str, keys: Sequence[str]) -> None:
     """The inverse is proven in its turn, and leads back."""
     name = f"the inverse of {rule_set.name}"
     try:
-        inverse = compile_rules(read_text(text, name))
+        inverse = compile_rules(read_text(text, name), given_params(rule_set))
         proof = prove(inverse)
         problems = list(proof.findings) if proof.level is not Level.ALL else []
     except InvalidRules as error:
@@ -422,18 +535,28 @@ def _check(rule_set: RuleSet, text: str, keys: Sequence[str]) -> None:
         help = ("the inverse that was tried is in the messages below",)
         raise InvalidRules([Diagnostic("RK214", title, help=help, place=rule_set.file.source.name), *problems])
     for key in (*keys, *(test.source.value for test in rule_set.tests)):
-        there = [match.target for match in rule_set.match(key)]
+        matches = rule_set.match(key)
+        there = [match.target for match in matches]
+        if any(match.rule.flow is not None for match in matches):
+            continue  # `_check_values` leads whole headers back
         back = [match.target for match in inverse.match(there[0])] if len(there) == 1 and there[0] else [key]
         if back != [key]:
             title = f"{rule_set.name} has no inverse that leads {key!r} back: {there} becomes {back}"
             raise InvalidRules(Diagnostic("RK214", title, help=("this is a bug in remapkit: please report it",)))
 
 
+def given_params(rule_set: RuleSet) -> dict[str, int]:
+    """The params of a rule set that have values."""
+    return {name: value for name, value in rule_set.params.items() if value is not None}
+
+
 # ------------------------------------------------------------------------------------------------ as text
 
 
 class _Writer:
-    def __init__(self, rule_set: RuleSet, found: Sequence[InverseRule], tables: Tables, beside: Path | None) -> None:
+    def __init__(
+        self, rule_set: RuleSet, found: Sequence[InverseRule | InverseFlow], tables: Tables, beside: Path | None
+    ) -> None:
         self.rules, self.found, self.tables, self.beside = rule_set, found, tables, beside
 
     def text(self) -> str:
@@ -447,16 +570,20 @@ class _Writer:
         if self.rules.file.summary is not None:
             yield f"summary: {quoted('The inverse of: ' + self.rules.file.summary.value)}"
         yield from self.ends()
+        yield from self.params()
         yield from self.written_tables()
         if self.found:
             yield from ("", "rules:")
         for number, rule in enumerate(self.found):
             yield from ([""] if number else [])
-            yield from self.rule(rule)
+            yield from self.flow(rule) if isinstance(rule, InverseFlow) else self.rule(rule)
         if self.rules.keep:
             yield from ("", "keep:")
             for kept in self.rules.keep:
                 yield f"  - {self.kept(kept)}"
+        if self.rules.add:
+            yield from ("", "drop:")
+            yield from (f"  - {quoted(_braces(target))}" for filled in self.rules.add for target in filled.targets)
         yield from self.tests()
 
     def ends(self) -> Iterator[str]:
@@ -490,16 +617,64 @@ class _Writer:
                 else f"  {name}: {{{flow}}}"
             )
 
+    def params(self) -> Iterator[str]:
+        written = self.rules.file.params
+        if written:
+            yield from ("", "params:")
+        for param in written:
+            config = {"config": param.config.value} if param.config is not None else {}
+            value: object = None
+            if param.value is not None:
+                value = int(param.value.value) if param.value.kind == "integer" else param.value.value
+            given = {"value": value} if value is not None else {}
+            yield f"  {param.name.value}: {flow_text({**config, **given}) if config else flow_text(value)}"
+
     def rule(self, rule: InverseRule) -> Iterator[str]:
         yield f"  - id: {_plain(rule.id)}"
-        path = self.path(rule) if rule.path else None
-        if path is not None:
-            yield f"    path: {quoted(path)}"
-        else:
-            yield f"    match: {quoted(''.join(_regex(each) for each in rule.pattern))}"
+        yield from self.pattern(rule)
+        yield f"    to: {quoted(rule.to)}"
+
+    def pattern(self, rule: InverseRule) -> Iterator[str]:
+        surface, text = self.surface(rule)
+        yield f"    {surface}: {quoted(text)}"
         if rule.leaf is not None:
             yield f"    leaf: [{', '.join(map(_plain, rule.leaf))}]"
-        yield f"    to: {quoted(rule.to)}"
+
+    def surface(self, rule: InverseRule) -> tuple[str, str]:
+        path = self.path(rule) if rule.path else None
+        return ("path", path) if path is not None else ("match", "".join(map(_regex, rule.pattern)))
+
+    def flow(self, rule: InverseFlow) -> Iterator[str]:
+        """A rule with operations, in the order in which they are done."""
+        yield f"  - id: {_plain(rule.id)}"
+        if rule.concat is None:
+            yield from self.pattern(rule.sources[0][0])
+        else:
+            yield "    concat:"
+            yield from (f"      {name}: {flow_text(value)}" for name, value in rule.concat.items())
+            yield "      from:"
+            yield from (f"        - {self.source(each, ops)}" for each, ops in rule.sources)
+        if rule.stack is not None:
+            yield f"    stack: {flow_text(rule.stack)}"
+        if rule.ops:
+            yield f"    ops: {flow_text(list(rule.ops))}"
+        if rule.unstack is not None:
+            yield f"    unstack: {flow_text(rule.unstack)}"
+        if rule.split is None:
+            yield f"    to: {quoted(rule.targets[0][0])}"
+            return
+        yield "    split:"
+        yield from (f"      {name}: {flow_text(value)}" for name, value in rule.split.items())
+        yield "      into:"
+        for to, ops in rule.targets:
+            yield f"        - {{to: {quoted(to)}, ops: {flow_text(list(ops))}}}" if ops else f"        - {quoted(to)}"
+
+    def source(self, rule: InverseRule, ops: tuple[object, ...]) -> str:
+        """One source of a concat: its pattern alone where that is all."""
+        surface, text = self.surface(rule)
+        leaf = f", leaf: [{', '.join(map(_plain, rule.leaf))}]" if rule.leaf is not None else ""
+        done = f", ops: {flow_text(list(ops))}" if ops else ""
+        return f"{{{surface}: {quoted(text)}{leaf}{done}}}" if leaf or done or surface == "match" else quoted(text)
 
     def path(self, rule: InverseRule) -> str | None:
         """The pattern on the path surface, where that can say the same."""
@@ -552,12 +727,42 @@ class _Writer:
         return f"{{{surface}: {quoted(text)}{leaf}}}"
 
     def tests(self) -> Iterator[str]:
-        tests = [test for test in self.rules.tests if test.target is not None]
-        if tests:
+        back = list(self.tests_back())
+        if back:
             yield from ("", "tests:")
-        for test in tests:
-            assert test.target is not None
-            yield f"  {_plain(test.target.value)}: {_plain(test.source.value)}"
+        for target, sources in back:
+            written = _plain(sources[0]) if len(sources) == 1 else f"[{', '.join(map(_plain, sources))}]"
+            yield f"  {_plain(target)}: {written}"
+
+    def tests_back(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """What each target becomes; of a rule with several sources only where the tests have all of them."""
+        joined: dict[str, dict[int, str]] = {}
+        for test in self.rules.tests:
+            found = self.rules.match(test.source.value)
+            if test.target is None or len(found) != 1:
+                continue
+            flow = found[0].rule.flow
+            if flow is None:
+                yield test.target.value, (test.source.value,)
+            elif flow.stack is None and flow.unstack is None:
+                for target in found[0].targets:
+                    sources = joined.setdefault(target, {})
+                    sources[found[0].rule.branch] = test.source.value
+                    if len(sources) == len(flow.patterns):
+                        yield target, tuple(sources[branch] for branch in sorted(sources))
+
+
+def flow_text(value: object) -> str:
+    """Plain data as YAML in one line.
+
+    >>> flow_text({"rope": {"to": "half", "heads": "2*n"}}), flow_text([0, "layers.{i}"])
+    ("{rope: {to: half, heads: '2*n'}}", "[0, 'layers.{i}']")
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {flow_text(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(flow_text, value)) + "]"
+    return _plain(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _regex(each: str | Capture) -> str:

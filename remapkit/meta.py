@@ -133,7 +133,7 @@ def build(
     """
     try:
         with torch.device("meta"), guest():
-            module = _call(factory, dict(args or {}), config)
+            module = call_factory(factory, dict(args or {}), config)
     except (Exception, SystemExit) as error:
         raise UsageError(_refusal(reference, error)) from error
     if not isinstance(module, nn.Module):
@@ -148,7 +148,8 @@ def build(
     return module
 
 
-def _call(factory: Callable[..., Any], args: dict[str, Any], config: Mapping[str, Any] | None) -> Any:
+def call_factory(factory: Callable[..., Any], args: dict[str, Any], config: Mapping[str, Any] | None) -> Any:
+    """Call a model's class or factory with keyword arguments, and a config in the way its library wants it."""
     if config is None:
         return factory(**args)
     config_class = getattr(factory, "config_class", None)

@@ -134,6 +134,8 @@ class Plan:
 
 def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) -> Plan:
     """The plan of `rules` for one header; never raises for what the header holds, but collects it in `problems`."""
+    from remapkit.casting import losses
+
     source = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
     matches = {fqn: rules.match(fqn) for fqn in source}
     moves, dropped, unmatched, gathered = _decide(rules, source, matches)
@@ -153,7 +155,11 @@ def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) 
         moves=tuple(moves),
         dropped=tuple(dropped),
         problems=tuple(problems),
-        warnings=(*_unused_rules(rules, used), *_unused_entries(rules, used, entries)) if source else (),
+        warnings=(
+            (*_unused_rules(rules, used), *_unused_entries(rules, used, entries), *losses(moves, source))
+            if source
+            else ()
+        ),
         tied=(*_tied_targets(source, moves), *gathered.tied),
     )
 

@@ -248,10 +248,10 @@ class RuleSet:
         >>> back.match("encoder.downsamples.0.downsampler.resample.1.bias")[0].target
         'encoder.downsamples.0.downsamples.2.resample.1.bias'
         """
-        from remapkit.invert import invert
+        from remapkit.invert import given_params, invert
         from remapkit.rulefile import read_text
 
-        return compile_rules(read_text(invert(self), f"the inverse of {self.name}"))
+        return compile_rules(read_text(invert(self), f"the inverse of {self.name}"), given_params(self))
 
     def __call__(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """The state dict under its new keys; values are passed through as they are, so renames share storage.
@@ -452,7 +452,7 @@ class _Compiler:
             before=tuple(read.calls.calls(each.ops) for each in flow.sources),
             after=tuple(read.calls.calls(each.ops) for each in flow.outputs),
             ops=read.calls.calls(flow.ops),
-            concat=int(flow.concat.get("dim").value) if flow.concat is not None else None,  # type: ignore[union-attr]
+            concat=read.split(flow.concat, len(flow.sources)),
             stack=read.axis(flow.stack),
             unstack=read.axis(flow.unstack),
             split=read.split(flow.split, len(flow.outputs)),

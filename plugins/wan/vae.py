@@ -307,6 +307,26 @@ class WanVAE(nn.Module):
         """There and back: what is left of a video after encoding and decoding it."""
         return self.decode(self.encode(video_BCTHW))
 
+    def example_input(self, method: str) -> Tensor:
+        """What `encode`, `decode` or `forward` may be tried on: random, small, two latent frames long."""
+        factor = self.config.spatial_factor
+        if method == "decode":
+            return torch.rand(1, self.config.z_dim, 2, 2, 3) * 2 - 1
+        return torch.rand(1, 3, 1 + self.config.temporal_factor, 2 * factor, 3 * factor) * 2 - 1
+
+    def reference_output(self, source: nn.Module, method: str, x: Tensor) -> object:
+        """What diffusers' `AutoencoderKLWan` gives, in the terms of this class: it leaves latents unnormalised."""
+        config = getattr(source, "config", None)
+        if not hasattr(config, "latents_mean") or method not in ("encode", "decode"):
+            return NotImplemented
+        mean, std = (torch.tensor(v).reshape(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+        call = getattr(source, method)
+        return (call(x).latent_dist.mean - mean) / std if method == "encode" else call(x * std + mean).sample
+
+    def comparable_output(self, method: str, x: Tensor) -> object:
+        """What is compared with `reference_output`: diffusers clamps what it decodes, this class only if asked."""
+        return self.decode(x, clamp=True) if method == "decode" else NotImplemented
+
     def extra_repr(self) -> str:
         return f"dim={self.config.dim}, dec_dim={self.config.dec_dim}, z_dim={self.config.z_dim}"
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from remapkit.casting import with_dtype
 from remapkit.check import Check, known_keys_problem, make_check
 from remapkit.checkpoint import Reader
 from remapkit.commands.common import known_source, load_rules, open_source, refuse_unproven
@@ -44,6 +45,8 @@ def _apply(args: Namespace) -> Outcome:
     with ExitStack() as stack:
         reader = stack.enter_context(open_source(source, args))
         plan = make_plan(rules, reader.header())
+        if args.dtype is not None:
+            plan = with_dtype(plan, args.dtype)
         check = _check(rules, plan, args)
         moves = in_target_order(plan, check.target if check else None)
         if args.dry_run:

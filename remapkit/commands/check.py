@@ -131,4 +131,5 @@ def check_data(each: Check) -> dict[str, Any]:
         "dtype_mismatches": len(each.dtype_mismatches),
         "satisfied_by_tie": dict(each.satisfied_by_tie),
         "interchangeable": each.interchangeable,
+        "through_operations": list(each.through_operations),
     }

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from remapkit.checkpoint import Reader, open_checkpoint
-from remapkit.compare import Difference, compare
+from remapkit.compare import Contents, Difference, compare
 from remapkit.families import families
 from remapkit.library import load
 from remapkit.plan import make_plan
@@ -21,21 +21,24 @@ def run(args: Namespace) -> Outcome:
     with ExitStack() as stack:
         a = stack.enter_context(open_checkpoint(Path(args.a), root=args.root_a))
         b = stack.enter_context(open_checkpoint(Path(args.b), root=args.root_b))
-        names_a, names_b = _remapped(a, args.rules_a), _remapped(b, args.rules_b)
+        side_a, side_b = _remapped(a, args.rules_a), _remapped(b, args.rules_b)
+        names_a, names_b = side_a.header(), side_b.header()
         both = [fqn for fqn in names_a if fqn in names_b]
-        differences = list(compare(a, b, [(names_a[fqn], names_b[fqn]) for fqn in both]))
+        differences = list(compare(side_a, side_b, [(fqn, fqn) for fqn in both]))
     only_a = [fqn for fqn in names_a if fqn not in names_b]
     only_b = [fqn for fqn in names_b if fqn not in names_a]
     return _diff_outcome(args, dict(zip(both, differences, strict=True)), only_a, only_b)
 
 
-def _remapped(reader: Reader, rules: str | None) -> dict[str, str]:
-    """Name to compare under -> name in the file."""
+def _remapped(reader: Reader, rules: str | None) -> Contents:
+    """The checkpoint, or what rules would make of it."""
     if rules is None:
-        return {fqn: fqn for fqn in reader.header()}
+        return reader
+    from remapkit.running.view import Remapped  # numpy, which a comparison as it stands may not need
+
     plan = make_plan(load(rules), reader.header())
     plan.raise_for_problems()
-    return {move.target: move.sources[0] for move in plan.moves}
+    return Remapped(reader, plan)
 
 
 def _only_in(name: str, fqns: Sequence[str]) -> list[tuple[str, str]]:

@@ -25,7 +25,13 @@ def run(args: Namespace) -> Outcome:
             {
                 "key": fqn,
                 "matches": [
-                    {"rule": each.rule.id, "target": each.target, "captures": dict(each.captures)} for each in found
+                    {
+                        "rule": each.rule.id,
+                        "target": each.target,
+                        "targets": list(each.targets),
+                        "captures": dict(each.captures),
+                    }
+                    for each in found
                 ],
                 "stopped": [
                     {"rule": rule.id, "offset": stop.offset, "expected": stop.expected}
@@ -51,7 +57,10 @@ def _explained(rules: RuleSet, fqn: str) -> Iterator[str | Table]:
         yield f"  {words[rules.unmatched]}"
     for each in found:
         captures = ", ".join(f"{name} = {value!r}" for name, value in each.captures.items())
-        yield f"  {each.rule.id} -> {each.target if each.target is not None else '(dropped)'}"
+        first, *more = each.targets or ("(dropped)",)
+        yield f"  {each.rule.id} -> {first}"
+        # A rule that writes several targets: each below the first.
+        yield from (f"{' ' * len(each.rule.id)}  and {target}" for target in more)
         yield f"    where {captures}" if captures else "    no captures"
     if len(found) > 1:
         yield f"  fails: {len(found)} rules match one key; the order of rules never decides"

@@ -9,6 +9,9 @@ from remapkit.library import load, packs, plugins
 from remapkit.plan import counted
 from remapkit.report import Outcome, Table
 from remapkit.targets import pack_target
+from remapkit.witness import read_witness
+
+NAMES = ("name", "summary", "target", "by_value", "origin", "path")
 
 
 def run(args: Namespace) -> Outcome:
@@ -23,22 +26,28 @@ def run(args: Namespace) -> Outcome:
                     pack.name,
                     f"{counted(len(error.diagnostics), 'problem')}: see `remapkit lint`",
                     "",
+                    "",
                     pack.origin,
                     str(pack.path),
                 )
             )
             continue
+        witness = read_witness(pack.path)
+        by_value = witness.state(rules) if witness is not None else "no"
         target = pack_target(rules)
         summary = rules.file.summary.value if rules.file.summary else ""
-        rows.append((pack.name, summary, str(target) if target else "", pack.origin, str(pack.path)))
+        rows.append((pack.name, summary, str(target) if target else "", by_value, pack.origin, str(pack.path)))
     found = plugins()
     return Outcome(
         data={
-            "packs": [dict(zip(("name", "summary", "target", "origin", "path"), row, strict=True)) for row in rows],
+            "packs": [
+                dict(zip(("name", "summary", "target", "by_value", "origin", "path"), row, strict=True))
+                for row in rows
+            ],
             "plugins": [{"name": each.name, "package": each.package, "origin": each.origin} for each in found],
         },
         text=(
-            Table(("pack", "summary", "target", "from", "file"), tuple(rows)),
+            Table(("pack", "summary", "target", "by value", "from", "file"), tuple(rows)),
             Table(("plugin", "package", "from"), tuple((each.name, each.package, each.origin) for each in found)),
         ),
     )

@@ -6,6 +6,7 @@ Every operation has `steps(spec)`, which raises `Refused` with an exact sentence
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -418,12 +419,14 @@ class Join(Op):
     """Several tensors become one: each through its branch's operations, then concatenated, then stacked.
 
     The tensors come index by index, and for each index branch by branch. `concat` and `stack` are dimensions, None
-    where there is only one branch or one index.
+    where there is only one branch or one index. `sizes` are those that the branches must have, or `equal` ones.
     """
 
     branches: tuple[tuple[Op, ...], ...]
     concat: int | None
     stack: int | None
+    sizes: tuple[int, ...] | None = None
+    equal: bool = False
     name: ClassVar[str] = "join"
 
 
@@ -436,6 +439,11 @@ class Part(Op):
     count: int
     sizes: tuple[int, ...] | None = None
     name: ClassVar[str] = "split"
+
+    @property
+    def has_equals(self) -> bool:
+        """Whether another part has the same size: the two could be swapped."""
+        return self.count > 1 and (self.sizes is None or self.sizes.count(self.sizes[self.index]) > 1)
 
     def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
         """One slice."""
@@ -490,6 +498,18 @@ def concat_spec(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> 
     return TensorSpec(first.dtype, with_size(first.shape, at, sum(spec.shape[at] for spec in specs)))
 
 
+def _check_sizes(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) -> None:
+    assert join.concat is not None
+    sizes = [spec.shape[dimension(join.concat, spec)] for spec in specs]
+    wanted = list(join.sizes) if join.sizes is not None else [sizes[0]] * len(sizes) if join.equal else sizes
+    for name, size, expected in zip(names, sizes, wanted, strict=True):
+        if size != expected:
+            what = "`sizes` says" if join.sizes is not None else f"{names[0]} has"
+            raise Refused(
+                f"{name} has {size} elements along dimension {join.concat}, and {what} {expected}", code="RK353"
+            )
+
+
 def stack_spec(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> TensorSpec:
     """The header of tensors of one shape as the elements of a new dimension `dim`."""
     first = specs[0]
@@ -516,6 +536,8 @@ def join_spec(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) -> 
         width = len(join.branches)
         groups = [slice(at, at + width) for at in range(0, len(made), width)]
         firsts = [names[group][0] for group in groups]
+        for group in groups:
+            _check_sizes(join, made[group], names[group])
         made = [concat_spec(made[group], join.concat, names[group]) for group in groups]
         names = firsts
     return made[0] if join.stack is None else stack_spec(made, join.stack, names)
@@ -541,3 +563,31 @@ def result(ops: Sequence[Op], specs: Sequence[TensorSpec], names: Sequence[str])
     if ops and isinstance(ops[0], Join):
         return after(ops[1:], join_spec(ops[0], specs, names))
     return after(ops, specs[0])
+
+
+def needs_values(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> bool:
+    """Whether names and shapes could not tell if an operation was left out, done twice, or done in another order.
+
+    >>> spec = TensorSpec("F32", (6, 6))
+    >>> needs_values((Transpose(),), [spec]), needs_values((Transpose(),), [TensorSpec("F32", (6, 4))])
+    (True, False)
+    >>> needs_values((Part(0, 1, 3),), [spec]), needs_values((Part(0, 1, 2, (2, 4)),), [spec])
+    (True, False)
+    """
+    rest = ops
+    if ops and isinstance(ops[0], Fill):
+        return False
+    if ops and isinstance(ops[0], Join):
+        made = [after(ops[0].branches[n % len(ops[0].branches)], spec) for n, spec in enumerate(specs)]
+        branches = zip(itertools.cycle(ops[0].branches), specs, strict=False)
+        if len(set(made)) < len(made) or any(needs_values(branch, [spec]) for branch, spec in branches):
+            return True
+        spec, rest = join_spec(ops[0], specs, [""] * len(specs)), ops[1:]
+    else:
+        spec = specs[0]
+    for op in rest:
+        alike = isinstance(op, At) or (isinstance(op, Part) and op.has_equals)
+        if alike or (not isinstance(op, Part) and op.keeps_shape(spec)):
+            return True
+        spec = op.infer(spec)
+    return False

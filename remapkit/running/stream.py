@@ -14,12 +14,14 @@ import numpy as np
 from remapkit.checkpoint.faults import unreadable
 from remapkit.checkpoint.reader import Extent, Reader, SourceFile
 from remapkit.plan import Move
-from remapkit.running.arrays import Box, Lazy, Leaf, Reshaped, tree
+from remapkit.running.arrays import Box, Calculated, Lazy, Leaf, Permuted, Reshaped, packed, tree
 from remapkit.running.casts import word
 from remapkit.spec import TensorSpec
 
 STRIPE = 16 << 20
 """Bytes of a target that are made at once."""
+TURNED = 48 << 20
+"""The same for a target with its dimensions in another order: every stripe of it touches the whole source."""
 PIECE = 1 << 18
 """Bytes that are handed out at once: larger writes cost several times more on machines with slow first touch."""
 
@@ -89,9 +91,13 @@ def stripes(lazy: Lazy, size: int = STRIPE) -> Iterator[memoryview]:
         lazy = lazy.inner  # the same bytes
     if 0 in lazy.spec.shape:
         return
+    if isinstance(lazy, Permuted) and size == STRIPE:
+        size = TURNED
+    if isinstance(lazy, Calculated):
+        size = min(size, STRIPE // 8)  # each step of a calculation makes an array of its own
     itemsize = word(lazy.spec.dtype).itemsize
     for box in boxes(lazy.spec.shape, max(1, size // itemsize)):
-        made = np.ascontiguousarray(lazy.read(box)).reshape(-1).view("u1")
+        made = packed(lazy.read(box)).reshape(-1).view("u1")
         for start in range(0, len(made), PIECE):
             yield made[start : start + PIECE].data
 

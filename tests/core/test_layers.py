@@ -27,14 +27,34 @@ ROWS: tuple[tuple[str, ...], ...] = (
         *("flows", "arrows", "variants", "nets", "searches", "delays", "questions", "verdicts"),
         *("rules", "prove", "invert"),
     ),
-    ("plan", "gather", "check"),
+    ("plan", "gather", "casting", "check"),
     ("checkpoint",),
     ("execute", "compare", "loading", "meta", "running"),
-    ("library", "ruletest", "learn", "generalise", "pairing", "examples", "families", "targets"),
+    (
+        "library",
+        "ruletest",
+        "learn",
+        "generalise",
+        "pairing",
+        "examples",
+        "families",
+        "targets",
+        "witness",
+        "verification",
+    ),
     ("report", "progress", "commands", "cli", "__main__"),
 )
 LOADING = {f"loading.{name}" for name in ("carry", "into", "job", "module", "rebuild", "upload", "values")}
-MAY_IMPORT_TORCH = {*LOADING, "meta", "running.eager", "checkpoint.legacy", "targets"}
+VERIFICATION = {f"verification.{name}" for name in ("forward", "models", "oracle")}
+MAY_IMPORT_TORCH = {
+    *LOADING,
+    *VERIFICATION,
+    "commands.verify",
+    "meta",
+    "running.eager",
+    "checkpoint.legacy",
+    "targets",
+}
 
 
 def modules() -> dict[str, ast.Module]:

@@ -67,8 +67,7 @@ def random_tensor(dtype: str, shape: tuple[int, ...], seed: int) -> torch.Tensor
 
 def raw(tensor: torch.Tensor) -> bytes:
     """The tensor's bytes, row-major."""
-    flat = tensor.detach().contiguous().reshape(-1)
-    return bytes(flat.view(torch.uint8).numpy().tobytes()) if flat.numel() else b""
+    return bytes(opaque(tensor.detach()).numpy().tobytes())
 
 
 def opaque(tensor: torch.Tensor) -> torch.Tensor:

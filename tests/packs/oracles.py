@@ -84,10 +84,15 @@ def _to_half_split(fqn: str, tensor: Tensor, heads: int, groups: int) -> Tensor:
 
 def mixtral_per_expert(state: Mapping[str, Tensor]) -> State:
     """`MixtralForCausalLM.from_pretrained` on the state dict: transformers stacks the experts while it loads."""
+    import torch
     from transformers import MixtralForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    # torch notes at the first use which functions a device applies to. Inside `from_pretrained`, where `linspace` is
+    # another one, it would note the wrong one for the rest of the process.
+    with torch.device("meta"):
+        torch.empty(0)
     with tempfile.TemporaryDirectory() as folder:
         save_file({fqn: tensor.contiguous() for fqn, tensor in state.items()}, Path(folder, "model.safetensors"))
         Path(folder, "config.json").write_text(json.dumps(mixtral_config(state)), encoding="utf-8")

@@ -9,11 +9,14 @@ from pathlib import Path
 import oracles
 import pytest
 import torch
+import witnesses
+from backwards import BACK
 from pack_kit import (
     BY_NAME,
     CASES,
     FAULTS,
     KEYS,
+    ROOT,
     Case,
     Fault,
     State,
@@ -28,6 +31,7 @@ from torch import nn
 
 import remapkit
 from remapkit.cli import main
+from remapkit.witness import read_witness
 
 PACKS = [name for case in CASES for name in (case.pack, case.back)]
 
@@ -92,6 +96,8 @@ def test_every_tensor_is_the_references_bit_for_bit(case: Case) -> None:
     back = remapkit.load(case.back, params=case.params)
     assert differing(back(ours), state) == []
     assert differing(back(theirs), state) == []
+    # And is the reference the other way round.
+    assert differing(BACK[case.back](theirs), state) == []
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -205,3 +211,47 @@ def test_heads_come_from_a_config() -> None:
     ours = remapkit.load("llama_meta", config=config)(dict(state))
     assert differing(ours, oracles.llama_meta(state, heads=64, kv_heads=16)) == []
     assert differing(ours, case.oracle(state))
+
+
+def test_explain_shows_every_target(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "vit_timm", "blocks.0.attn.qkv.bias"]) == 0
+    out = capsys.readouterr().out
+    for part in "qkv":
+        assert f" vit.layers.0.attention.{part}_proj.bias" in out
+    assert main(["explain", "mixtral_fused", "model.layers.0.mlp.experts.gate_up_proj"]) == 0
+    out = capsys.readouterr().out
+    assert "experts.{e}.w1.weight" in out and "experts.{e}.w3.weight" in out
+
+
+def test_every_pack_has_a_row_on_its_page() -> None:
+    page = (ROOT / "docs" / "packs.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    assert sorted(rows) == sorted(path.stem for path in (ROOT / "rules").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "rules").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_pack_has_a_value_witness_for_the_rules_as_they_are(path: Path) -> None:
+    """After a change of a pack: `python tests/packs/witnesses.py`."""
+    witness = read_witness(path)
+    assert witness is not None and witness.verified
+    assert witness.state(remapkit.load(path)) not in ("no", "stale")
+
+
+def test_the_command_lines_of_the_witnesses_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one pack of each kind, as they are typed; and a planted fault fails by them."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    case = BY_NAME["vit_timm"]
+    for words in (
+        witnesses.arguments(case, "vit_timm", tmp_path),
+        witnesses.arguments(case, "vit_hf", tmp_path),
+        witnesses.by_forward("vit_timm", "vit_timm", tmp_path),
+        witnesses.by_forward("vit_timm", "vit_hf", tmp_path),
+    ):
+        assert main(words) == 0, words
+    fault = next(fault for fault in FAULTS if fault.pack == "vit_timm")
+    wrong = str(planted("vit_timm", fault.changes, tmp_path))
+    for words in (
+        witnesses.arguments(case, "vit_timm", tmp_path),
+        witnesses.by_forward("vit_timm", "vit_timm", tmp_path),
+    ):
+        assert main([words[0], wrong, *words[2:]]) == 1, words

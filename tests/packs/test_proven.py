@@ -41,9 +41,12 @@ REFUTED = {
         [("attention.v_proj.{leaf}", "attention.o_proj.{leaf}")],
         "vit.layers.0.attention.o_proj.",
     ),
-    "a split that writes one target twice": (
+    "a split that writes one target twice, of some keys": (
         "vit_timm",
-        [("attention.v_proj.{leaf}", "attention.k_proj.{leaf}")],
+        [
+            ("attention.v_proj.{leaf}", "attention.k_proj.{leaf|other}"),
+            ("tables:\n", "tables:\n  other: {weight: weight, bias: no_bias}\n"),
+        ],
         "vit.layers.0.attention.k_proj.",
     ),
     "a concatenation that writes what another rule writes": (

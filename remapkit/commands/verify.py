@@ -1,0 +1,127 @@
+"""`remapkit verify`: rules held against values, by running both models or by an oracle."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remapkit.commands.common import known_source, load_rules, refuse_unproven
+from remapkit.diagnostic import Diagnostic, UsageError
+from remapkit.library import read_config, resolve, version
+from remapkit.plan import counted
+from remapkit.report import Outcome, Table
+from remapkit.targets import pack_target, parse_model_args, read_header
+from remapkit.witness import write_witness
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from remapkit.rules import RuleSet
+    from remapkit.verification import Verdict
+
+
+def run(args: Namespace) -> Outcome:
+    """Both models on the same input, or the oracle on the same state dict."""
+    rules = load_rules(args.rules, args)
+    proven = refuse_unproven([rules], args)
+    if args.write and rules.file.path is None:
+        raise UsageError(Diagnostic("RK609", "--write keeps the witness beside a rule file, and this is none"))
+    verdicts = _by_oracle(rules, args) if args.oracle else _by_forward(rules, args)
+    problems = [problem for verdict in verdicts for problem in verdict.problems]
+    text = [_sentence(rules, verdict) for verdict in verdicts]
+    if args.write and not problems:
+        for verdict in verdicts:
+            path = write_witness(rules, verdict.data(), _versions())
+        text.append(f"wrote {path}")
+    return Outcome(
+        data={"rules": rules.name, "ok": not problems, "verified": [verdict.data() for verdict in verdicts]},
+        text=(Table(("by", "against", ">tensors", ">apart", "verdict"), tuple(map(_row, verdicts))), *text),
+        diagnostics=(*problems, *proven),
+        failed=bool(problems),
+        findings=True,
+    )
+
+
+def _by_oracle(rules: RuleSet, args: Namespace) -> list[Verdict]:
+    import torch
+
+    from remapkit.verification import random_state, verify_oracle
+
+    oracle = resolve(args.oracle)
+    if args.source:
+        model = _model(args.source, args.source_arg, args.source_config, args.seed)
+        state = {fqn: value for fqn, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    else:
+        header = read_header(Path(args.keys)) if args.keys else known_source(rules)
+        if header is None:
+            title = f"which tensors should {rules.name} be verified on? It declares no source"
+            help = ("name a model with --source M, or a manifest with --keys FILE",)
+            raise UsageError(Diagnostic("RK609", title, help=help))
+        state = random_state(header, args.seed)
+    return [verify_oracle(rules, oracle, state, args.oracle)]
+
+
+def _by_forward(rules: RuleSet, args: Namespace) -> list[Verdict]:
+    from remapkit.verification import verify_forward
+
+    reference = args.target or _declared(rules)
+    if not args.source or not reference:
+        lacking = "--source" if not args.source else "--target"
+        title = f"verify runs two models, or asks an oracle: {lacking} is missing"
+        models = "for example --source py:diffusers:AutoencoderKLWan --target wan.vae:WanVAE"
+        raise UsageError(Diagnostic("RK609", title, help=(models, "or --oracle py:module:function")))
+    source = _model(args.source, args.source_arg, args.source_config, args.seed)
+    target = _model(reference, args.target_arg, args.target_config, args.seed + 1)
+    return [
+        verify_forward(rules, source, target, method, written=args.input, seed=args.seed, tolerance=args.tolerance)
+        for method in args.forward or ["forward"]
+    ]
+
+
+def _declared(rules: RuleSet) -> str | None:
+    target = pack_target(rules)
+    return target.model if target is not None else None
+
+
+def _model(reference: str, arguments: list[str], config: str | None, seed: int) -> nn.Module:
+    from remapkit.meta import call_factory
+    from remapkit.verification import build_real
+
+    factory: Callable[..., Any] = resolve(reference)
+    return build_real(
+        lambda: call_factory(factory, parse_model_args(arguments), read_config(config)), reference, seed
+    )
+
+
+def _row(verdict: Verdict) -> tuple[str, ...]:
+    apart = f"{verdict.apart:.1e}" if verdict.input else "0" if verdict.ok else ""
+    count = f"{len(verdict.tensors)} of {verdict.total}" if verdict.total else str(len(verdict.tensors))
+    return verdict.by, verdict.other, count, apart, "verified by value" if verdict.ok else "fails"
+
+
+def _sentence(rules: RuleSet, verdict: Verdict) -> str:
+    if not verdict.ok:
+        return f"{rules.name} is not verified by {verdict.by}"
+    if not verdict.total:
+        same = f"{counted(len(verdict.tensors), 'tensor')} are those of {verdict.other}, bit for bit"
+        return f"{rules.name}: verified by value: {same}"
+    rest = verdict.total - len(verdict.tensors)
+    left = f"; {counted(rest, 'tensor')} took no part in it" if rest else ""
+    return f"{rules.name}: verified by value: {verdict.other} gives the same{left}"
+
+
+def _versions() -> dict[str, str]:
+    """remapkit, torch, and whatever else was imported that makes models or converts them."""
+    found = {"remapkit": version()}
+    for name in ("torch", "diffusers", "transformers", "timm"):
+        if name in sys.modules:
+            try:
+                found[name] = installed(name)
+            except PackageNotFoundError:
+                continue
+    return found

@@ -1,0 +1,239 @@
+"""Two models with the same values on the same input: are their outputs the same, and if not, where do they part?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError
+from remapkit.meta import header_of
+from remapkit.plan import Plan, counted, make_plan, named
+from remapkit.rules import RuleSet
+from remapkit.running.eager import run_plan
+from remapkit.verification.models import inputs
+
+TOLERANCE = 1e-4
+"""How far outputs may differ, relative to the largest value: sums in another order, in single precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a comparison came to: `by` what (`oracle`, or a method), with `other`, and which `tensors` took part."""
+
+    by: str
+    other: str
+    tensors: tuple[str, ...]
+    problems: tuple[Diagnostic, ...] = ()
+    total: int = 0
+    apart: float = 0.0
+    input: tuple[int, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the values are the same."""
+        return not self.problems
+
+    def data(self) -> dict[str, Any]:
+        """As JSON, for the witness."""
+        found: dict[str, Any] = {"by": self.by, "against": self.other, "tensors": len(self.tensors)}
+        if self.input:
+            found |= {"of": self.total, "input": list(self.input), "relative_difference": self.apart}
+        return found
+
+
+def verify_forward(
+    rules: RuleSet,
+    source: nn.Module,
+    target: nn.Module,
+    method: str,
+    *,
+    written: str | None = None,
+    seed: int = 0,
+    tolerance: float = TOLERANCE,
+) -> Verdict:
+    """Load the target with what the rules make of the source, and call the same method of both.
+
+    Raises `FailedCheck` where the rules do not lead to the target, `UsageError` where no input fits both.
+    """
+    state = {fqn: value for fqn, value in source.state_dict().items() if isinstance(value, torch.Tensor)}
+    plan = make_plan(rules, header_of(source))
+    check = plan.check(target)
+    if not check.ok:
+        raise FailedCheck(check.problems)
+    target.load_state_dict(run_plan(plan, state), strict=not check.satisfied_by_tie)
+    calls = (_method(source, method), _method(target, method))
+    theirs = _Watched(source)
+    ours = _Watched(target)
+    x, expected, found = _both(source, target, calls, theirs, ours, method, written, seed)
+    name = f"{type(source).__name__}.{method}"
+    apart = max((_apart(a, b) for a, b in zip(expected, found, strict=True)), default=float("inf"))
+    used = _taking_part(target, found)
+    total = len(header_of(target))
+    problems = []
+    if not apart <= tolerance:
+        problems.append(_parted(name, apart, tolerance, plan, theirs, ours))
+    elif not used:
+        title = f"{name} gives the same whatever the weights are: nothing was verified"
+        problems.append(Diagnostic("RK716", title, help=("name another method: --forward NAME",)))
+    return Verdict(method, name, used, tuple(problems), total, apart, tuple(x.shape))
+
+
+def _method(model: nn.Module, name: str) -> Callable[..., Any]:
+    found = getattr(model, name, None)
+    if not callable(found):
+        known = [each for each in ("forward", "encode", "decode") if callable(getattr(model, each, None))]
+        title = f"{type(model).__name__} has no method {name!r}"
+        raise UsageError(Diagnostic("RK713", title, help=(f"it has {', '.join(known)}",)))
+    return found  # type: ignore[no-any-return]
+
+
+class _Watched:
+    """What every module of a model gave at its first call, in the order of the calls."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.outputs: dict[str, torch.Tensor] = {}
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        self.outputs.clear()
+        handles = [module.register_forward_hook(self._hook(name)) for name, module in self.model.named_modules()]
+        try:
+            return function()
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, given: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor) and name not in self.outputs:
+                self.outputs[name] = output.detach().clone()  # what comes next may write into it
+
+        return hook
+
+
+def _both(
+    source: nn.Module,
+    target: nn.Module,
+    calls: tuple[Callable[..., Any], Callable[..., Any]],
+    theirs: _Watched,
+    ours: _Watched,
+    method: str,
+    written: str | None,
+    seed: int,
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    """The first input that both models take, and what they give."""
+    refused = []
+    for x in inputs((target, source), method, written, seed):
+        try:
+            expected = theirs.call(partial(_expected, source, target, calls[0], method, x))
+            found = ours.call(partial(_found, target, calls[1], method, x))
+        except Exception as error:
+            refused.append(f"{list(x.shape)}: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
+            continue
+        shapes = [[list(each.shape) for each in side] for side in (expected, found)]
+        if shapes[0] == shapes[1] and found:
+            return x, expected, found
+        refused.append(f"{list(x.shape)}: {shapes[0]} from {type(source).__name__}, {shapes[1]} from the target")
+    title = f"no input was found that {method} of both models takes and gives the same shapes for"
+    help = "give the shape: --input 1,3,32,32, or --input 2,7:1000 for integers below 1000"
+    raise UsageError(Diagnostic("RK713", title, notes=(named(refused) or "none was tried",), help=(help,)))
+
+
+def _expected(
+    source: nn.Module, target: nn.Module, call: Callable[..., Any], method: str, x: Any
+) -> list[torch.Tensor]:
+    """What the source gives, in the target's terms where the target knows better: `reference_output`."""
+    translate = getattr(target, "reference_output", None)
+    given = translate(source, method, x) if callable(translate) else NotImplemented
+    return list(tensors(call(x) if given is NotImplemented else given))
+
+
+def _found(target: nn.Module, call: Callable[..., Any], method: str, x: Any) -> list[torch.Tensor]:
+    """What the target gives, or what it says should be compared: `comparable_output`."""
+    comparable = getattr(target, "comparable_output", None)
+    given = comparable(method, x) if callable(comparable) else NotImplemented
+    return list(tensors(call(x) if given is NotImplemented else given))
+
+
+def tensors(output: Any) -> Iterator[torch.Tensor]:
+    """Every floating tensor of what a model gave: of lists, mappings, output classes and distributions."""
+    if isinstance(output, torch.Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from tensors(value)
+    elif isinstance(output, Sequence) and not isinstance(output, str):
+        for value in output:
+            yield from tensors(value)
+    elif isinstance(mean := getattr(output, "mean", None), torch.Tensor):
+        yield mean
+    elif output is not None and hasattr(output, "__dict__"):
+        for value in vars(output).values():
+            if isinstance(value, torch.Tensor | Mapping | list | tuple):
+                yield from tensors(value)
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference, relative to the largest value; infinite where one of them is no number."""
+    if not (one.isfinite().all() and other.isfinite().all()):
+        return float("inf")
+    scale = max(one.abs().max().item(), 1e-30) if one.numel() else 1.0
+    return float((one - other).abs().max().item() / scale) if one.numel() else 0.0
+
+
+def _taking_part(target: nn.Module, found: Sequence[torch.Tensor]) -> tuple[str, ...]:
+    """The tensors that the outputs depend on, as gradients tell; a verdict says nothing about the others."""
+    parameters = {fqn: each for fqn, each in target.named_parameters(remove_duplicate=False) if each.requires_grad}
+    outputs = [each for each in found if each.requires_grad]
+    if not outputs or not parameters:
+        return ()
+    # Different factors: what goes into a norm adds up to nothing otherwise.
+    total = sum((each * torch.rand_like(each)).square().sum() for each in outputs)
+    assert isinstance(total, torch.Tensor)
+    grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    return tuple(fqn for fqn, grad in zip(parameters, grads, strict=True) if grad is not None and bool(grad.any()))
+
+
+# ---------------------------------------------------------------------------------------------- where they part
+
+
+def _parted(name: str, apart: float, tolerance: float, plan: Plan, theirs: _Watched, ours: _Watched) -> Diagnostic:
+    title = f"{name} gives other values: they are {apart:.3g} apart (relative; {tolerance:g} is allowed)"
+    place = first_parting(plan, theirs.outputs, ours.outputs, tolerance)
+    notes = (place,) if place is not None else ("no module whose tensors come from one module gives other values",)
+    help = "look at the rules that write there; a swap or a wrong operation upstream shows in the first such module"
+    return Diagnostic("RK715", title, (), (help,), notes, values={"relative_difference": apart})
+
+
+def first_parting(
+    plan: Plan, theirs: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor], tolerance: float
+) -> str | None:
+    """The first module, in the order of the calls, that gives other values than the one its tensors come from."""
+    origin: dict[str, dict[str, str]] = {}
+    for move in plan.moves:
+        owner = move.target.rpartition(".")[0]
+        for fqn in move.sources:
+            origin.setdefault(owner, {})[fqn.rpartition(".")[0]] = move.rule.id
+    before = None
+    for owner, output in ours.items():
+        sources = origin.get(owner, {})
+        if len(sources) != 1:
+            continue
+        ((source, rule),) = sources.items()
+        expected = theirs.get(source)
+        if expected is None or expected.shape != output.shape:
+            continue
+        if not _apart(expected, output) <= tolerance:
+            after = f", after {before}" if before is not None else ""
+            return f"they part at {owner} (from {source}, by {rule}){after}"
+        before = owner
+    return None
+
+
+__all__ = ["TOLERANCE", "Verdict", "counted", "first_parting", "tensors", "verify_forward"]

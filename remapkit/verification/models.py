@@ -1,0 +1,143 @@
+"""Models with random values: every tensor different, none so large that a deep model overflows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from remapkit.diagnostic import Diagnostic, UsageError
+from remapkit.meta import DTYPES, header_of
+from remapkit.spec import StateDictSpec, TensorSpec, leaf
+
+MOST_BYTES = 8_000_000_000
+"""Larger models are refused: a small config shows the same."""
+
+
+def build_real(make: Callable[[], Any], reference: str, seed: int) -> nn.Module:
+    """A model on the CPU in single precision, in evaluation mode, every tensor filled with random values.
+
+    `make` builds it on the meta device or not; what lies on meta is given memory first.
+    """
+    try:
+        torch.manual_seed(seed)
+        model = make()
+    except UsageError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".strip()
+        help = "give its arguments or a config: --source-arg key=value, --source-config FILE (--target-... likewise)"
+        raise UsageError(Diagnostic("RK604", f"{reference} cannot be built", notes=(said,), help=(help,))) from error
+    if not isinstance(model, nn.Module):
+        title = f"{reference} gave a {type(model).__name__}, not a torch module"
+        raise UsageError(Diagnostic("RK606", title, help=("name a class derived from torch.nn.Module",)))
+    header = header_of(model, reference)
+    if header.nbytes > MOST_BYTES:
+        title = f"{reference} has {header.nbytes / 1e9:.1f} GB of weights: too many to try values on"
+        help = "verify a small one of the same kind: --source-config FILE or --source-arg key=value"
+        raise UsageError(Diagnostic("RK712", title, help=(help,)))
+    model = model.float().eval()
+    fill(model, seed)
+    return model
+
+
+def fill(model: nn.Module, seed: int) -> None:
+    """Random values for every floating tensor of a model's state dict."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for fqn, tensor in model.state_dict(keep_vars=True).items():
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                tensor.copy_(_values(fqn, tensor.shape, generator))
+
+
+def _values(fqn: str, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Weights of unit gain; scales and variances around 1, all positive; biases small."""
+    if len(shape) >= 2 and math.prod(shape[1:]) > 1:
+        return torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
+    if leaf(fqn) == "bias":
+        return torch.randn(shape, generator=generator) / 10
+    return torch.rand(shape, generator=generator) + 0.5
+
+
+def random_state(header: StateDictSpec, seed: int) -> dict[str, torch.Tensor]:
+    """A state dict with this header and random values; tied names are one tensor."""
+    if header.nbytes > MOST_BYTES:
+        title = f"{header.name} has {header.nbytes / 1e9:.1f} GB: too many to try values on"
+        help = "name a small model (--source M --source-config FILE), or a manifest with smaller shapes (--keys FILE)"
+        raise UsageError(Diagnostic("RK712", title, help=(help,)))
+    generator = torch.Generator().manual_seed(seed)
+    tie = {fqn: group[0] for group in header.tied for fqn in group}
+    made: dict[str, torch.Tensor] = {}
+    for fqn, spec in header.items():
+        first = tie.get(fqn, fqn)
+        made[fqn] = made[first] if first in made else _random(fqn, spec, generator)
+    return made
+
+
+def _random(fqn: str, spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
+    dtype = DTYPES[spec.dtype]
+    if dtype.is_floating_point:
+        return _values(fqn, spec.shape, generator).to(dtype)
+    if dtype == torch.bool:
+        return torch.rand(spec.shape, generator=generator) < 0.5
+    return torch.randint(0, 100, spec.shape, generator=generator).to(dtype)
+
+
+# ------------------------------------------------------------------------------------------------------ inputs
+
+
+def inputs(models: Sequence[nn.Module], method: str, written: str | None, seed: int) -> Iterator[torch.Tensor]:
+    """What a method may be tried on: the shape that was written, else what the models say of themselves.
+
+    A model may have `example_input(method)`, or `dummy_inputs` as those of transformers have; else its first
+    convolution, embedding or linear layer tells how many channels it reads.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if written is not None:
+        yield _written(written, generator)
+        return
+    for model in models:
+        example = getattr(model, "example_input", None)
+        if callable(example):
+            yield example(method)
+    for model in models:
+        dummies = getattr(model, "dummy_inputs", None)
+        if isinstance(dummies, Mapping) and isinstance(tokens := dummies.get("input_ids"), torch.Tensor):
+            yield tokens
+    for shape in dict.fromkeys(shape for model in models for shape in _shapes(model)):
+        yield torch.rand(shape, generator=generator) * 2 - 1
+    for model in models:
+        embedding = next((each for each in model.modules() if isinstance(each, nn.Embedding)), None)
+        if embedding is not None:
+            yield torch.randint(0, embedding.num_embeddings, (2, 7), generator=generator)
+
+
+def _written(text: str, generator: torch.Generator) -> torch.Tensor:
+    """`1,3,32,32` is a tensor in [-1, 1); `2,7:1000` holds integers below 1000."""
+    shape, _, below = text.partition(":")
+    try:
+        sizes = tuple(map(int, shape.split(",")))
+        if below:
+            return torch.randint(0, int(below), sizes, generator=generator)
+        return torch.rand(sizes, generator=generator) * 2 - 1
+    except (ValueError, RuntimeError):
+        help = "write the shape, as in --input 1,3,32,32, or --input 2,7:1000 for integers below 1000"
+        raise UsageError(Diagnostic("RK713", f"--input {text} is no input", help=(help,))) from None
+
+
+def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d):
+            yield from ((1, channels, 5, 32, 32) for channels in (module.in_channels, 3))
+        elif isinstance(module, nn.Conv2d):
+            yield from ((1, channels, size, size) for channels in (module.in_channels, 3) for size in (32, 224))
+        elif isinstance(module, nn.Conv1d):
+            yield (1, module.in_channels, 64)
+        elif isinstance(module, nn.Linear):
+            yield from ((3, module.in_features), (2, 5, module.in_features))
+        else:
+            continue
+        return

@@ -1,0 +1,74 @@
+"""A plan against an oracle: a function from state dict to state dict that is known to be right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from remapkit.diagnostic import Diagnostic
+from remapkit.plan import counted, named
+from remapkit.rules import RuleSet
+from remapkit.spec import TensorSpec
+from remapkit.verification.forward import Verdict
+
+
+def verify_oracle(
+    rules: RuleSet, oracle: Callable[[Any], Any], state: Mapping[str, torch.Tensor], name: str
+) -> Verdict:
+    """The rules and the oracle on the same state dict, every tensor compared bit for bit."""
+    copies = {fqn: value.detach().clone() for fqn, value in state.items()}
+    try:
+        theirs = oracle(copies)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".strip()
+        title = f"the oracle {name} failed on this state dict"
+        problem = Diagnostic("RK714", title, notes=(said,), help=("try it on a state dict of the layout it reads",))
+        return Verdict("oracle", name, (), (problem,))
+    if not isinstance(theirs, Mapping):
+        title = f"the oracle {name} gave a {type(theirs).__name__}, not a state dict"
+        return Verdict("oracle", name, (), (Diagnostic("RK714", title, help=("name a function that returns one",)),))
+    ours = rules(dict(state))
+    problems = [*_names(ours, theirs, name), *_values(ours, theirs, name)]
+    return Verdict("oracle", name, tuple(fqn for fqn in ours if fqn in theirs), tuple(problems))
+
+
+def _names(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> list[Diagnostic]:
+    lacking = [fqn for fqn in theirs if fqn not in ours]
+    beyond = [fqn for fqn in ours if fqn not in theirs]
+    if not lacking and not beyond:
+        return []
+    title = f"{name} makes other names: {len(lacking)} that the rules do not, {len(beyond)} that only they make"
+    lines = [f"only {name}: {fqn}" for fqn in lacking] + [f"only the rules: {fqn}" for fqn in beyond]
+    values = {"missing_keys": lacking, "unexpected_keys": beyond}
+    return [Diagnostic("RK710", title, (), ("correct the templates",), (named(lines),), values=values)]
+
+
+def _values(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> list[Diagnostic]:
+    lines, wrong = [], []
+    for fqn, value in ours.items():
+        if fqn in theirs and (said := difference(value, theirs[fqn])) is not None:
+            wrong.append(fqn)
+            lines.append(f"{fqn}: {said}")
+    if not wrong:
+        return []
+    title = f"{counted(len(wrong), 'tensor')} of {len(ours)} differ from those of {name}"
+    help = "look at the operations of the rule that makes them: `remapkit explain`, `remapkit apply --dry-run`"
+    return [Diagnostic("RK711", title, (), (help,), (named(lines),), values={"names": wrong})]
+
+
+def difference(one: Any, other: Any) -> str | None:
+    """How two tensors differ, None where they are the same to the bit."""
+    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return None if one is other or one == other else "one of them is no tensor"
+    if one.shape != other.shape or one.dtype != other.dtype:
+        specs = [TensorSpec(str(each.dtype).removeprefix("torch."), tuple(each.shape)) for each in (one, other)]
+        return f"{specs[0]} here, {specs[1]} there"
+    if torch.equal(one, other):
+        return None
+    if one.shape == other.shape and one.dim() == 2 and one.shape[0] == one.shape[1] and torch.equal(one.t(), other):
+        return "transposed"
+    if torch.equal(one.flatten().sort().values, other.flatten().sort().values):
+        return "the same values in another order"
+    return f"max |difference| {(one.double() - other.double()).abs().max().item():.3g}"
