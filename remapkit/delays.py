@@ -9,10 +9,11 @@ one delay only. Source: M.-P. Béal, O. Carton, C. Prieur, J. Sakarovitch, "Squa
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from remapkit.languages import Budget, Exhausted, Letters, Piece
+from remapkit.languages import Budget, Exhausted, Letters, Piece, shortest_words
 from remapkit.nets import Net
 from remapkit.variants import Beyond, Index, Same, Table, Tools, Variant
 
@@ -68,7 +69,10 @@ class _Line:
                 self.piece(slot.piece, [None] * len(slot.piece.masks))
             elif targets and isinstance(targets[0], Table) and targets[0].slot == number:
                 self.table(targets.pop(0))
-            elif not self.backwards:
+            elif self.backwards:
+                # Not shown in the target, so a guard leaves it one word, or this would not be asked.
+                self.wrote(shortest_words(slot.piece, self.tools.letters, 1, self.tools.budget)[0])
+            else:
                 self.piece(slot.piece, [""] * len(slot.piece.masks))
         for each in targets:
             self.beyond() if isinstance(each, Beyond) else self.target(str(each))
@@ -145,22 +149,27 @@ class _Search:
         self.signs = [*_signs(machine, letters), (letters.separator, SEPARATOR)]
         self.alive = _alive(machine, budget)
         self.came: dict[_State, tuple[_State | None, str, int]] = {}
-        self.heap: list[tuple[int, int, _State]] = []
+        self.heap: list[tuple[int, int, _State, bool]] = []
+        self.order = itertools.count()
 
     def run(self) -> Conflict | None:
-        nulls = self.machine.nulls
+        nulls = sorted(self.machine.nulls, key=len)
         for written in nulls:
             if written != nulls[0]:
                 return Conflict("", (nulls[0], written))
         self.enter(None, self.machine.starts, self.machine.starts, ("", ""), 0)
         while self.heap:
-            cost, _, state = heapq.heappop(self.heap)
+            cost, _, state, ended = heapq.heappop(self.heap)
+            if ended:
+                return self.traced(state)
             if self.came[state][2] < cost:
                 continue
             left, right, delay = state
             ends = self.machine.ends
             if left in ends and right in ends and (delay is None or delay[0] + ends[left] != delay[1] + ends[right]):
-                return self.traced(state)
+                # What is written after the last character counts too, so a dearer word may still be cheaper.
+                total = cost + (len(ends[left]) + len(ends[right]) if self.by_written else 0)
+                heapq.heappush(self.heap, (total, next(self.order), state, True))
             self.enter(state, self.machine.follow[left], self.machine.follow[right], delay, cost)
         return None
 
@@ -177,7 +186,8 @@ class _Search:
                 for bit, sign in self.signs:
                     if not bit & mask:
                         continue
-                    self.budget.spend(1)
+                    # A long delay is dear to keep.
+                    self.budget.spend(1 if delay is None else 1 + len(delay[0]) + len(delay[1]))
                     one = out + (sign if writes[left] is None else str(writes[left]))
                     other = also + (sign if writes[right] is None else str(writes[right]))
                     step = len(one) + len(other) if self.by_written else 1
@@ -185,7 +195,7 @@ class _Search:
                     total = cost + step
                     if state not in self.came or self.came[state][2] > total:
                         self.came[state] = (before, sign, total)
-                        heapq.heappush(self.heap, (total, len(self.came), state))
+                        heapq.heappush(self.heap, (total, next(self.order), state, False))
 
     def traced(self, state: _State) -> Conflict:
         states, text = [], ""
@@ -223,14 +233,8 @@ def _delayed(delay: _Delay, one: str, other: str) -> _Delay:
 
 def _signs(machine: Transducer, letters: Letters) -> Iterator[tuple[int, str]]:
     """Characters enough to show every difference: two of each class that this machine tells apart."""
-    masks = list(dict.fromkeys([*machine.masks, *(letters.character(character) for character in machine.written)]))
-    groups: dict[tuple[bool, ...], list[tuple[int, str]]] = {}
-    for bit in range(len(letters.samples)):
-        signature = tuple(bool(mask >> bit & 1) for mask in masks)
-        groups.setdefault(signature, []).extend((1 << bit, sign) for sign in letters.some(1 << bit))
-    for signature, members in groups.items():
-        if any(signature):
-            yield from sorted(members, key=lambda member: letters.rank(member[1]))[:2]
+    masks = [*machine.masks, *(letters.character(character) for character in machine.written)]
+    return _two_of_each(list(dict.fromkeys(masks)), letters)
 
 
 def _alive(machine: Transducer, budget: Budget) -> set[tuple[int, int]]:
@@ -261,47 +265,92 @@ def _alive(machine: Transducer, budget: Budget) -> set[tuple[int, int]]:
     return alive
 
 
-def words_cut_twice(net: Net, arrow: int, budget: Budget, limit: int) -> Iterator[str]:
-    """Keys that an arrow can cut in several ways, shortest first; `Exhausted` once `limit` steps are spent."""
-    masks, follow, tags = net.masks, net.follow, net.tags
-    words = list(_net_signs(net, arrow))
-    layer: dict[str, set[tuple[int, int, bool]]] = {"": set()}
+_Pair = tuple[int, int, bool]
+
+
+def words_cut_twice(net: Net, arrow: int, budget: Budget) -> Iterator[str]:
+    """Keys that an arrow can cut in several ways, shortest first, until the budget is spent."""
     if len(net.nulls[arrow]) > 1:
         yield ""
-    spent = 0
+    edges, ends = _pairs(net, arrow, budget)
+    left = _distances(edges, ends)
+    signs = list(_net_signs(net, arrow))
+    begin = (-1, -1, False)
+    # A key of a length is looked for only where one of that length can still be reached.
+    for length in range(left.get(begin, 0), left.get(begin, -1) + len(edges) + 1):
+        layer: dict[str, set[_Pair]] = {"": {begin}}
+        for depth in range(1, length + 1):
+            following: dict[str, set[_Pair]] = {}
+            for word, pairs in layer.items():
+                for mask, to in (edge for pair in pairs for edge in edges[pair]):
+                    budget.spend(1)
+                    if left.get(to, length) > length - depth:
+                        continue
+                    for bit, sign in signs:
+                        budget.spend(1)
+                        if bit & mask:
+                            following.setdefault(word + sign, set()).add(to)
+            layer = following
+        yield from (word for word, pairs in layer.items() if not pairs.isdisjoint(ends))
+
+
+def _pairs(net: Net, arrow: int, budget: Budget) -> tuple[dict[_Pair, list[tuple[int, _Pair]]], set[_Pair]]:
+    """Pairs of positions that one key can lead to, and whether the two runs differ by then; those it can end in."""
+    masks, follow, tags = net.masks, net.follow, net.tags
+    begin = (-1, -1, False)
+    edges: dict[_Pair, list[tuple[int, _Pair]]] = {begin: []}
+    ends: set[_Pair] = set()
+    pending = [begin]
+    while pending:
+        pair = pending.pop()
+        one, other, different = pair
+        lefts, rights = (follow[one], follow[other]) if one >= 0 else (net.starts[arrow], net.starts[arrow])
+        budget.spend(len(lefts) * len(rights) + 1)
+        for left in lefts:
+            for right in rights:
+                mask = masks[left] & masks[right]
+                if not mask:
+                    continue
+                to = (left, right, different or tags[left] != tags[right])
+                edges[pair].append((mask, to))
+                if to not in edges:
+                    edges[to] = []
+                    pending.append(to)
+                    if to[2] and left in net.ends and right in net.ends:
+                        ends.add(to)
+    return edges, ends
+
+
+def _distances(edges: dict[_Pair, list[tuple[int, _Pair]]], ends: set[_Pair]) -> dict[_Pair, int]:
+    """How many characters are at least to come from a pair to an end; pairs that lead to none are left out."""
+    before: dict[_Pair, list[_Pair]] = {}
+    for pair, following in edges.items():
+        for _, to in following:
+            before.setdefault(to, []).append(pair)
+    found = dict.fromkeys(ends, 0)
+    layer = list(ends)
     while layer:
-        following: dict[str, set[tuple[int, int, bool]]] = {}
-        for word, states in layer.items():
-            pairs = (
-                [(net.starts[arrow], net.starts[arrow], False)]
-                if not word
-                else [(follow[left], follow[right], different) for left, right, different in states]
-            )
-            for lefts, rights, different in pairs:
-                for left in lefts:
-                    for right in rights:
-                        mask = masks[left] & masks[right]
-                        for bit, sign in words if mask else ():
-                            spent += 1
-                            if bit & mask:
-                                state = (left, right, different or tags[left] != tags[right])
-                                following.setdefault(word + sign, set()).add(state)
-            if spent > limit:
-                raise Exhausted
-        budget.spend(spent // 4)
-        for word, states in following.items():
-            if any(different and left in net.ends and right in net.ends for left, right, different in states):
-                yield word
-        layer = following
+        following_layer = []
+        for pair in layer:
+            for each in before.get(pair, ()):
+                if each not in found:
+                    found[each] = found[pair] + 1
+                    following_layer.append(each)
+        layer = following_layer
+    return found
 
 
 def _net_signs(net: Net, arrow: int) -> Iterator[tuple[int, str]]:
     low, high = net.span[arrow]
-    masks = list(dict.fromkeys(net.masks[low:high]))
+    return _two_of_each(list(dict.fromkeys(net.masks[low:high])), net.letters)
+
+
+def _two_of_each(masks: Sequence[int], letters: Letters) -> Iterator[tuple[int, str]]:
+    """Two characters, the most readable ones, of each class that these masks tell apart."""
     groups: dict[tuple[bool, ...], list[tuple[int, str]]] = {}
-    for bit in range(len(net.letters.samples)):
+    for bit in range(len(letters.samples)):
         signature = tuple(bool(mask >> bit & 1) for mask in masks)
-        groups.setdefault(signature, []).extend((1 << bit, sign) for sign in net.letters.some(1 << bit))
+        groups.setdefault(signature, []).extend((1 << bit, sign) for sign in letters.some(1 << bit))
     for signature, members in groups.items():
         if any(signature):
-            yield from sorted(members, key=lambda member: net.letters.rank(member[1]))[:2]
+            yield from sorted(members, key=lambda member: letters.rank(member[1]))[:2]

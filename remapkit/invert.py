@@ -97,6 +97,10 @@ def inverse_of(rule: Rule, arrow: Arrow, tables: Tables, known: Mapping[str, Map
         return [_Inverter(rule, {}, tables, known).rule(rule.id)]
     if len(items) == 1 and isinstance(items[0], Mapped):
         return [_Inverter(rule, {}, tables, known, together=together).rule(rule.id)]
+    if len(together) == 1:
+        split = _Inverter(rule, {}, tables, known, together=together).split(rule.id)
+        if split is not None:
+            return [split]
     spaces = [part.values or () for part in rule.pattern.captures if part.name in together]
     names = [part.name for part in rule.pattern.captures if part.name in together]
     cases = list(itertools.islice(itertools.product(*spaces), MAX_CASES + 1))
@@ -241,15 +245,23 @@ class _Inverter:
 
     def rule(self, id: str) -> InverseRule:
         assert self.given.template is not None
-        pattern = [self.element(item) for item in self.given.template.items]
+        return self.finished(id, [self.element(item) for item in self.given.template.items])
+
+    def finished(self, id: str, pattern: list[str | Capture]) -> InverseRule:
         pattern, leaf = self.with_leaf(pattern)
         to = "".join(self.written(part) for part in self.given.pattern.parts)
         return InverseRule(id, tuple(_joined(pattern)), to, leaf, self.given.pattern.surface == "path")
 
     def written(self, part: Part) -> str:
-        if part.name is not None and part.name not in self.fixed:
+        if part.name in self.back:
             return self.back[part.name]
-        word = self.fixed[part.name] if part.name is not None else part.values[0] if part.values else ""
+        word = self.fixed.get(part.name) if part.name is not None else None
+        if part.name is None and part.constant and part.values is not None:
+            word = part.values[0]
+        if word is None:
+            raise self.unwritable(
+                "only its `leaf:` guard, or a domain, leaves one word to what the target does not show"
+            )
         return _braces(word)
 
     def element(self, item: Item) -> str | Capture:
@@ -272,7 +284,10 @@ class _Inverter:
             return rows[()]
         if len(names) > 1 or names[0] in self.together:
             return self.several(names, rows)
-        return self.mapped(names[0], item, {text: key for (key,), text in rows.items()})
+        entries = {text: key for (key,), text in rows.items()}
+        if len(entries) < len(rows):
+            raise self.unwritable("two entries of a table have one value, and only the domain says which one occurs")
+        return self.mapped(names[0], item, entries)
 
     def mapped(self, name: str, item: Mapped, entries: Mapping[str, str]) -> Capture:
         """A table turned round; arithmetic on one capture turned round."""
@@ -303,6 +318,30 @@ class _Inverter:
                 expression = f"{number}|{table}"
             self.back[name] = f"{{{expression}}}"
         return Capture(number, None, tuple(rows.values()))
+
+    def split(self, id: str) -> InverseRule | None:
+        """One capture that was taken apart into several numbers, put together again; None where that is not a sum."""
+        (name,) = self.together
+        assert self.given.template is not None
+        part = self.given.pattern.capture(name)
+        assert part is not None
+        items = [item for item in self.given.template.items if _hangs(item, self.together)]
+        rows = {value: tuple(_text(item, name, value, self.fixed) for item in items) for value in part.values or ()}
+        scales = _scales(rows)
+        if scales is None:
+            return None
+        captures = []
+        for number, (column, scale) in enumerate(zip(zip(*rows.values(), strict=True), scales, strict=True)):
+            fresh = f"{name}_{number}"
+            captures.append(
+                (Capture(fresh, None, tuple(dict.fromkeys(column))), f"{fresh}*{scale}" if scale > 1 else fresh)
+            )
+        self.back[name] = f"{{{'+'.join(text for _, text in captures)}}}"
+        left = iter(captures)
+        pattern = [
+            next(left)[0] if _hangs(item, self.together) else self.element(item) for item in self.given.template.items
+        ]
+        return self.finished(id, pattern)
 
     # -------------------------------------------------------------------------------------------- leaves
 
@@ -358,6 +397,33 @@ def _joined(pattern: Iterable[str | Capture]) -> Iterator[str | Capture]:
         yield each
     if text:
         yield text
+
+
+def _text(item: Item, name: str, value: str, fixed: Mapping[str, str]) -> str:
+    """What an item that depends on one capture shows of a value of it."""
+    assert not isinstance(item, Literal)
+    if isinstance(item, Copy):
+        return value
+    return item.mapping[tuple(value if each == name else fixed[each] for each in item.names)]
+
+
+def _scales(rows: Mapping[str, tuple[str, ...]]) -> tuple[int, ...] | None:
+    """By what each number of a row is to be multiplied, so that the sum is the row's key; every row must be there."""
+    if not (_integers(rows) and all(_integers(row) for row in rows.values())):
+        return None
+    columns = [sorted({int(text) for text in column}) for column in zip(*rows.values(), strict=True)]
+    whole = 1
+    for column in columns:
+        whole *= len(column)
+    by_row = {tuple(map(int, row)): int(key) for key, row in rows.items()}
+    if whole != len(by_row) or any(column[0] for column in columns) or by_row.get((0,) * len(columns)) != 0:
+        return None
+    units = [tuple(int(other == number) for other in range(len(columns))) for number in range(len(columns))]
+    if any(unit not in by_row for unit in units):
+        return None
+    scales = tuple(by_row[unit] for unit in units)
+    fits = all(sum(a * b for a, b in zip(row, scales, strict=True)) == key for row, key in by_row.items())
+    return scales if fits and all(scales) else None
 
 
 def _integers(values: Iterable[str]) -> bool:

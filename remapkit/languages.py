@@ -61,8 +61,8 @@ class Letters:
         self.all = (1 << len(found.samples)) - 1
         self.separator = 1 << len(found.samples)
         """A class of its own that no key has: what stands between a target and what counts as part of it."""
-        best = sorted(range(len(found.samples)), key=lambda bit: self.rank(found.samples[bit][0]))
-        self._best = [(1 << bit, found.samples[bit]) for bit in best]
+        two = [(1 << bit, sign) for bit, samples in enumerate(found.samples) for sign in samples[:2]]
+        self._best = sorted(two, key=lambda each: self.rank(each[1]))
 
     @staticmethod
     def rank(character: str) -> int:
@@ -70,12 +70,15 @@ class Letters:
         return _RANK.get(character, len(_RANK))
 
     def character(self, character: str) -> int:
-        """The mask of one character, which must be one of those the partition was made for."""
-        return self.masks[one(character)]
+        """The mask of one character, which must be a class of its own in the partition."""
+        mask = self.masks.get(one(character))
+        if mask is not None:
+            return mask
+        return next(1 << bit for bit, samples in enumerate(self.samples) if samples == character)
 
     def pick(self, mask: int) -> str:
         """The most readable character of a mask."""
-        return next((samples[0] for bit, samples in self._best if bit & mask), "|")
+        return next((sign for bit, sign in self._best if bit & mask), "|")
 
     def some(self, mask: int) -> Iterator[str]:
         """Two characters of every class of a mask (one where it has one), the most readable first.
@@ -83,9 +86,9 @@ class Letters:
         Two are enough: characters of one class can be exchanged for one another in every automaton, so what can be
         shown with any number of them can be shown with two.
         """
-        for bit, samples in self._best:
+        for bit, sign in self._best:
             if bit & mask:
-                yield from samples[:2]
+                yield sign
 
 
 def characters(node: Node) -> Iterator[Ranges]:
@@ -129,12 +132,14 @@ class Pieces:
         """The language of a tree."""
         found = self._known.get(node)
         if found is None:
-            machine = automaton((Part(None, node),))
-            masks = [self.letters.masks[chars] for chars in machine.chars]
-            follow = [list(each) for each in machine.follow]
-            found = Piece(masks, list(machine.first), follow, sorted(machine.last), machine.nullable)
-            self._known[node] = found
+            found = self._known[node] = self._made(node)
         return found
+
+    def _made(self, node: Node) -> Piece:
+        machine = automaton((Part(None, node),))
+        masks = [self.letters.masks[chars] for chars in machine.chars]
+        follow = [list(each) for each in machine.follow]
+        return Piece(masks, list(machine.first), follow, sorted(machine.last), machine.nullable)
 
     def word(self, word: str) -> Piece:
         """The language of one word."""

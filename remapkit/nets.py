@@ -127,6 +127,7 @@ class NetBuilder:
     def _sequence(self, stretches: Sequence[tuple[int, Piece, list[int] | int]]) -> None:
         net, number = self.net, len(self.net.lines) - 1
         starts = net.starts[net.lines[number].arrow]
+        self.tools.budget.spend(sum(len(piece.masks) for _, piece, _ in stretches))
         open_ends: list[int] = []
         empty = True
         for stretch, piece, costs in stretches:

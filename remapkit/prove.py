@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from remapkit.arrows import Arrow, arrows
@@ -100,10 +100,10 @@ class _Prover:
 
     def run(self) -> Proof:
         everywhere = self.answers(())
-        if everywhere.clean and not everywhere.dead:
-            return self.told(Level.ALL, everywhere)
         if self.rules.domain:
             return self.in_domain(everywhere)
+        if everywhere.clean:
+            return self.told(Level.ALL, everywhere)
         refuted = [each for each in everywhere.witnesses if not each.admitted and each.fault != "open"]
         if refuted or any(fault != "open" for fault, _ in everywhere.undecided):
             return self.told(Level.REFUTED if refuted else Level.UNDECIDED, everywhere)
@@ -114,9 +114,10 @@ class _Prover:
         return self.told(Level.KEYS, everywhere)
 
     def in_domain(self, everywhere: Answers) -> Proof:
-        if not everywhere.witnesses and not everywhere.undecided:
-            return self.told(Level.ALL, everywhere)
         within = self.answers(self.rules.domain)
+        if everywhere.clean:
+            # Proven without the domain; but what can match nothing in it is dead all the same.
+            return self.told(Level.ALL, replace(everywhere, dead=within.dead))
         refuted = [each for each in within.witnesses if not each.admitted and each.fault != "open"]
         if refuted:
             return self.told(Level.REFUTED, within)

@@ -5,9 +5,11 @@ Every answer is a `Witness`: concrete keys, and what becomes of them. Nothing he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal as OneOf
+from typing import TypeVar
 
 from remapkit.arrows import Arrow, readings
 from remapkit.delays import conflict, transducer, words_cut_twice
@@ -25,16 +27,18 @@ from remapkit.languages import (
     joined,
 )
 from remapkit.nets import Net, NetBuilder
-from remapkit.pattern import Pattern
+from remapkit.pattern import Part, Pattern
 from remapkit.pattern import one as only
 from remapkit.searches import candidates, cheapest, cheapest_of_line, cheapest_outside, meets, splits
-from remapkit.template import Mapped
-from remapkit.variants import Tools, Variant, hanging_together, merged, one_to_one, piece_of, variants, without_losses
+from remapkit.template import Copy, Mapped
+from remapkit.variants import Tools, Variant, confused, hanging_together, merged, piece_of, variants, without_losses
 
 T = TypeVar("T")
-Fault = Literal["ambiguous", "cut", "within", "across", "open"]
-HISTORY = 60_000
-"""Steps that may be spent on trying keys that are cut in several ways, where nothing else decides."""
+Fault = OneOf["ambiguous", "cut", "within", "across", "open"]
+SPELT_OUT = 1000
+"""So many combinations of captures that hang together are spelt out where two of them are to be compared."""
+TRIED = 100
+"""So many keys that can be cut in several ways are tried, shortest first, where nothing else decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ class Questions:
         self.domain = _guide_of(domain, self.tools.letters, self.tools.pieces, budget) if domain else None
         self.answers = Answers()
         self.found: dict[int, tuple[Variant, ...]] = {}
-        self.overlapping: set[tuple[int, int]] = set()
+        self.several_cuts: set[int] = set()
         self.sources = Net(self.tools.letters)
 
     def run(self) -> Answers:
@@ -122,8 +126,12 @@ class Questions:
             if not found:
                 self.answers.dead.append(number)
                 continue
-            self.found[number] = found
-            builder.sources(number, found)
+            if self.ask("cut", (number,), False, self._added, builder, number, found):
+                self.found[number] = found
+
+    def _added(self, builder: NetBuilder, number: int, found: tuple[Variant, ...]) -> bool:
+        builder.sources(number, found)
+        return True
 
     def _ambiguities(self) -> None:
         pairs = sorted(self.ask("ambiguous", (), self._all_pairs(), candidates, self.sources, self.budget))
@@ -131,10 +139,7 @@ class Questions:
             if self._of_one_source(one, other):
                 continue
             met = self.ask("ambiguous", (one, other), None, meets, self.sources, one, other, self.budget)
-            if met is None:
-                self.overlapping.add((one, other))
             if met:
-                self.overlapping.add((one, other))
                 self.ask("ambiguous", (one, other), None, self._ambiguous, one, other)
 
     def _all_pairs(self) -> set[tuple[int, int]]:
@@ -144,7 +149,10 @@ class Questions:
     def _of_one_source(self, one: int, other: int) -> bool:
         """Whether they are two targets of one source: not an ambiguity, but what was asked for."""
         left, right = self.arrows[one], self.arrows[other]
-        return left.rule_id == right.rule_id and left.pattern == right.pattern
+        one_source = [(part.name, part.node) for part in left.pattern.parts] == [
+            (part.name, part.node) for part in right.pattern.parts
+        ]
+        return left.rule_id == right.rule_id and one_source and left.pattern.leaf == right.pattern.leaf
 
     def _ambiguous(self, one: int, other: int) -> None:
         meeting = cheapest(self.sources, one, other, self.budget)
@@ -171,7 +179,8 @@ class Questions:
         arrow = self.arrows[number]
         if arrow.identity or not self.ask("cut", (number,), True, splits, self.sources, number, self.budget):
             return True
-        self.found[number] = tuple(merged(each, self.tools) for each in self.found[number])
+        self.several_cuts.add(number)
+        self.found[number] = self._merged(number, self.found[number])
         return self.ask("cut", (number,), False, self._cut_harmless, number)
 
     def _cut_harmless(self, number: int) -> bool:
@@ -184,8 +193,10 @@ class Questions:
             words: Iterable[str] = () if found is None else (found.text,)
             harmless = found is None
         else:
-            words, harmless = words_cut_twice(net, number, self.budget, HISTORY), False
-        for key in words:
+            words, harmless = words_cut_twice(net, number, self.budget), False
+        for tried, key in enumerate(words):
+            if tried == TRIED:
+                break
             witness = self._two_targets(number, key)
             if witness is not None:
                 self.answers.witnesses.append(witness)
@@ -218,13 +229,17 @@ class Questions:
         arrow = self.arrows[number]
         if not arrow.folded:
             return self.found[number]
-        return variants(arrow, self.tools, self.domain, folded=True)
+        return self._merged(number, variants(arrow, self.tools, self.domain, folded=True))
 
     def _exact(self, number: int, *, folded: bool = True) -> tuple[Variant, ...]:
         arrow = self.arrows[number]
         if not hanging_together(arrow):
             return self._with_folded(number) if folded else self.found[number]
-        return variants(arrow, self.tools, self.domain, exact=True, folded=folded)
+        return self._merged(number, variants(arrow, self.tools, self.domain, exact=True, folded=folded))
+
+    def _merged(self, number: int, found: tuple[Variant, ...]) -> tuple[Variant, ...]:
+        """The variants as those of an arrow that can be cut in several ways are looked at."""
+        return tuple(merged(each, self.tools) for each in found) if number in self.several_cuts else found
 
     def _targets(self, numbers: Sequence[int]) -> None:
         for number in numbers:
@@ -255,7 +270,7 @@ class Questions:
         if meets(net, one, other, self.budget):
             self._pair(one, other, "across")
 
-    def _pair(self, one: int, other: int, fault: Literal["within", "across"]) -> None:
+    def _pair(self, one: int, other: int, fault: OneOf["within", "across"]) -> None:
         builder = NetBuilder(self.tools)
         for number in (one, other):
             builder.targets(number, self._exact(number, folded=fault == "within"))
@@ -281,9 +296,23 @@ class Questions:
         lost: int | None = None,
         admitted: bool = False,
     ) -> None:
+        if len(arrows) == 1 and lost is None and not admitted:
+            lost, admitted = self._blamed(self.arrows[arrows[0]], keys)
         ordered = arrows if len(arrows) == 2 else arrows * 2
         targets = tuple(_shown(self.arrows[number], key) for number, key in zip(ordered, keys, strict=True))
         self.answers.witnesses.append(Witness(fault, arrows, keys, targets, (), lost, admitted))
+
+    def _blamed(self, arrow: Arrow, keys: tuple[str, str]) -> tuple[int | None, bool]:
+        """The part that two keys differ in, where the target shows none in which they do; whether that is meant."""
+        one, other = (readings(arrow.pattern, key, 1) for key in keys)
+        if not one or not other:
+            return None, False
+        shown = {name for item in arrow.items or () if isinstance(item, Copy | Mapped) for name in _names(item)}
+        parts = arrow.pattern.parts
+        differing = [number for number in range(len(parts)) if one[0][number] != other[0][number]]
+        if not differing or any(parts[number].name in {*shown, *arrow.folded} for number in differing):
+            return None, False
+        return differing[0], all(parts[number].name in arrow.forget for number in differing)
 
     # -------------------------------------------------------------------------------------------- within one arrow
 
@@ -297,15 +326,39 @@ class Questions:
         if losses:
             self._loss(number)
         if self._still_cut(number):
-            if not losses:
-                self._inverse_conflict(number)
+            self._inverse_conflict(number)
             return
         if _says_lossy(arrow) and splits(self._net(number, exact=True), number, self.budget):
             self._cheapest_within(number, blame=True)
-        if splits(net, number, self.budget) or not one_to_one(arrow):
+        pair = confused(arrow) if hanging_together(arrow) else None
+        if pair is not None and self._too_many(number):
+            self._confused(number, pair)
+        elif splits(net, number, self.budget) or pair is not None:
             net = self._net(number, exact=True, admitted=True)
             if splits(net, number, self.budget):
                 self._cheapest_within(number, blame=False)
+
+    def _too_many(self, number: int) -> bool:
+        """Whether combinations of captures are too many to be spelt out and held against one another."""
+        spaces = [
+            len(part.values or ()) for part in self.arrows[number].pattern.captures if self._hangs(number, part)
+        ]
+        return math.prod(spaces) > SPELT_OUT
+
+    def _hangs(self, number: int, part: Part) -> bool:
+        return part.name in hanging_together(self.arrows[number])
+
+    def _confused(self, number: int, pair: tuple[Mapping[str, str], Mapping[str, str]]) -> None:
+        """Two combinations that decide the same stretches: their two keys, all else being the same."""
+        builder = NetBuilder(self.tools, admitted=True)
+        builder.targets(
+            number, variants(self.arrows[number], self.tools, self.domain, folded=True, exact=True, only=pair)
+        )
+        meeting = cheapest(builder.net, number, number, self.budget)
+        if meeting is None:
+            # A guard forbids one of them: the other combinations were not looked at.
+            raise Exhausted
+        self._collision("within", (number,), self._keys(builder.net, meeting.lines, meeting.positions, meeting.text))
 
     def _still_cut(self, number: int) -> bool:
         """Whether keys can be cut in several ways even as merged (harmlessly, or this would not be asked)."""
@@ -345,9 +398,13 @@ class Questions:
         """The smallest pair, with the tables that say that they are lossy to blame for it or not."""
         net = self._net(number, exact=True, admitted=not blame)
         meeting = cheapest(net, number, number, self.budget)
-        if meeting is not None:
-            keys = self._keys(net, meeting.lines, meeting.positions, meeting.text)
-            self._collision("within", (number,), keys, admitted=blame)
+        if meeting is None:
+            return
+        keys = self._keys(net, meeting.lines, meeting.positions, meeting.text)
+        if keys[0] == keys[1]:
+            # One key in two cuts after all: no witness, and no proof either.
+            raise Exhausted
+        self._collision("within", (number,), keys, admitted=blame)
 
     # -------------------------------------------------------------------------------------------- pass-through
 
@@ -387,6 +444,10 @@ def _whole(pattern: Pattern, letters: Letters, pieces: Pieces, budget: Budget) -
     guide = LeafGuide(pattern.leaf, letters)
     product = Product(whole, guide, guide.start, budget)
     return product.ending_in({end for end in product.ends if guide.accepts(end)})
+
+
+def _names(item: Copy | Mapped) -> tuple[str, ...]:
+    return (item.name,) if isinstance(item, Copy) else item.names
 
 
 def _says_lossy(arrow: Arrow) -> bool:

@@ -197,6 +197,7 @@ def cheapest(net: Net, one: int, other: int, budget: Budget) -> Meeting | None:
             came[state] = (before, total)
             heapq.heappush(heap, (total, left, right, different))
 
+    budget.spend(len(net.starts[one]) * len(net.starts[other]))
     for left in net.starts[one]:
         for right in net.starts[other]:
             if masks[left] & masks[right]:

@@ -166,23 +166,26 @@ def hanging_together(arrow: Arrow) -> tuple[str, ...]:
     return tuple(part.name for part in arrow.pattern.captures if part.name is not None and part.name in together)
 
 
-def one_to_one(arrow: Arrow) -> bool:
-    """Whether captures that hang together can be told from the stretches of the target that they decide."""
+def confused(arrow: Arrow) -> tuple[Mapping[str, str], Mapping[str, str]] | None:
+    """The two shortest combinations of captures that hang together and decide the same stretches."""
+    pairs = list(_confused(arrow))
+    return min(pairs, key=lambda pair: sum(len(word) for each in pair for word in each.values()), default=None)
+
+
+def _confused(arrow: Arrow) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
+    """Each combination with the shortest earlier one that decides the same, shorter ones first."""
     fixed, names = _constants(arrow), hanging_together(arrow)
-    if not names:
-        return True
     items = [item for item in arrow.items or () if isinstance(item, Copy | Mapped) and _depends(item, names)]
-    seen: set[tuple[str, ...]] = set()
-    for values in _assignments(arrow, names):
+    seen: dict[tuple[str, ...], dict[str, str]] = {}
+    for values in sorted(_assignments(arrow, names), key=lambda each: sum(map(len, each.values()))):
         known = {**fixed, **values}
         stretches = tuple(
             known[item.name] if isinstance(item, Copy) else item.mapping[tuple(known[name] for name in item.names)]
             for item in items
         )
-        if stretches in seen:
-            return False
-        seen.add(stretches)
-    return True
+        first = seen.setdefault(stretches, values)
+        if first is not values:
+            yield first, values
 
 
 def _depends(item: Copy | Mapped, names: Sequence[str]) -> bool:
@@ -212,16 +215,25 @@ def _assignments(arrow: Arrow, names: Sequence[str]) -> Iterator[dict[str, str]]
 
 
 def variants(
-    arrow: Arrow, tools: Tools, domain: Guide | None = None, *, exact: bool = False, folded: bool = False
+    arrow: Arrow,
+    tools: Tools,
+    domain: Guide | None = None,
+    *,
+    exact: bool = False,
+    folded: bool = False,
+    only: Sequence[Mapping[str, str]] | None = None,
 ) -> tuple[Variant, ...]:
     """The variants of an arrow.
 
     Without `exact`, captures that hang together are taken to be independent: sources are then as they are, and
-    targets more than there are. With `folded`, folded captures count as part of the target.
+    targets more than there are. With `folded`, folded captures count as part of the target. `only` are the
+    combinations of such captures that are wanted, where not all are.
     """
     names = hanging_together(arrow)
     found: list[Variant] = []
-    for values in _assignments(arrow, names) if exact and names else ({},):
+    combinations = only if only is not None else _assignments(arrow, names) if exact and names else ({},)
+    for values in combinations:
+        tools.budget.spend(len(arrow.pattern.parts))
         fixed = {**_constants(arrow), **values}
         slots = _slots(arrow, fixed, tools)
         loose = names if not exact else ()

@@ -74,7 +74,8 @@ class Teller:
         if witness.fault == "open":
             return _meet(made[0].get(ids[0], ()), (witness.keys[1],)) and not made[1]
         if witness.fault == "cut":
-            cuts = [reading for reading in witness.readings if "".join(reading) == witness.keys[0]]
+            possible = readings(self.arrows[witness.arrows[0]].pattern, witness.keys[0])
+            cuts = [reading for reading in witness.readings if reading in possible]
             one, other = witness.targets
             return len(cuts) == 2 and one in made[0].get(ids[0], ()) and one != other
         one, other = witness.keys

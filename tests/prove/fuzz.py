@@ -1,8 +1,8 @@
 """Random rule sets, proven and tried out: `python tests/prove/fuzz.py SEED COUNT [MOST]`.
 
-Every key up to a length of MOST (7 where it is not given, less where a rule has very many keys) is read by brute force,
-and what the proofs say is held against it: every fault that brute force has must be named, and every witness must be
-one, and the smallest. Prints the figures and the first sets that disagree; exits with 1 where any does.
+Every key up to a length of MOST (7 where it is not given, less where a rule has very many keys) is read by brute
+force, and what the proofs say is held against it: every fault that brute force has must be named, and every witness
+must be one, and the smallest. Prints the figures and the first sets that disagree; exits with 1 where any does.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import sys
 import time
 from collections import Counter
 
-from oracle import asked, differences
 from prove_kit import affordable, sets
+from prove_oracle import asked, differences
 
 from remapkit.diagnostic import InvalidRules
 

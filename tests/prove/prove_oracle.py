@@ -17,9 +17,12 @@ def asked(rules: RuleSet, budget: int = 2_000_000) -> Answers:
 
 def differences(made: MadeSet, rules: RuleSet, answers: Answers, length: int) -> list[str]:
     """Where answers and brute force disagree; each word says what, and for which rules."""
-    truth = brute(made, length)
-    found = [*_missed(truth, answers), *_wrong(truth, rules, answers, length)]
-    return found
+    return against(brute(made, length), rules, answers, length)
+
+
+def against(truth: Truth, rules: RuleSet, answers: Answers, length: int) -> list[str]:
+    """The same, for what is known to be true already."""
+    return [*_missed(truth, answers), *_wrong(truth, rules, answers, length)]
 
 
 def _missed(truth: Truth, answers: Answers) -> list[str]:
@@ -75,7 +78,8 @@ def _wrong(truth: Truth, rules: RuleSet, answers: Answers, length: int) -> list[
                 best = truth.open.get(witness.arrows[0])
                 found.append(f"not the smallest: {name}, {best}")
         else:
-            made = [matches[0][wanted[0]].target, matches[1][wanted[-1]].target]
+            hits = [matches[0].get(wanted[0]), matches[1].get(wanted[-1])]
+            made = [hit and hit.target for hit in hits]
             if made[0] is None or made[0] != made[1] or witness.keys[0] == witness.keys[1]:
                 found.append(f"no witness: {name}")
             elif witness.fault == "across":

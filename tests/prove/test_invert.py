@@ -1,0 +1,202 @@
+"""Inverses: there and back is the identity, the result is proven, and where there is none the reason is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prove_kit import MadeRule, MadeSet, Maker, all_readings, sets
+from test_proofs import PASSES, PROVEN, rules
+
+import remapkit
+from remapkit.cli import main
+from remapkit.diagnostic import InvalidRules
+from remapkit.invert import invert
+from remapkit.prove import Level
+from remapkit.rulefile import read_text
+from remapkit.rules import RuleSet, compile_rules
+
+
+def there_and_back(given: RuleSet, inverse: RuleSet, key: str) -> list[str | None]:
+    (there,) = given.match(key)
+    assert there.target is not None
+    return [match.target for match in inverse.match(there.target)]
+
+
+ODD = r"""
+remapkit: 1
+name: odd
+tables:
+  t: {a: x.1, b: y, c: z}
+rules:
+  - {id: one, path: 'a.{i:0..3}.{j:0..4}.{rest:**}', to: 'A.{i*5+j}.{rest}'}
+  - {id: two, path: 'b.{n:0..11}.w', to: 'B.{n//4}.{n%4}.w'}
+  - {id: three, path: 'c.{n:1..3}.w', to: 'C.{n}.{n-1}.w'}
+  - {id: four, path: 'd.{n:1..5}.w', to: 'D.{n-1}.w'}
+  - {id: five, match: 'e\.(?P<p>[^.]+)\.(?P<q>(?:x|y)z*)\.w', to: 'E.{q}.{p}'}
+  - {id: six, path: 'f.{s:a|b}.{l}', leaf: [weight, bias], to: 'F.{s|t}.{l}'}
+  - {id: seven, path: 'g.{rest:**}', leaf: [weight, bias], to: 'G.{rest}'}
+  - {id: eight, match: 'h\.(?P<l>weight|bias)', to: '{{H}}.{l}'}
+  - {id: nine, path: 'i.{s:t}.x', to: 'I.{s}.x'}
+  - {id: ten, path: 'j.{n:0..5}.x', to: 'J.{n}.{n}.x'}
+keep:
+  - {path: 'k.{s:t}.z', leaf: [z]}
+  - {match: 'l\.(?P<a>.+)', where: {a: [b, c]}}
+tests:
+  a.1.2.x: A.7.x
+"""
+KEYS = [
+    *(f"a.{i}.{j}.x.y" for i in range(4) for j in range(5)),
+    *(f"b.{n}.w" for n in range(12)),
+    *(f"c.{n}.w" for n in (1, 2, 3)),
+    *(f"d.{n}.w" for n in range(1, 6)),
+    "e.it's.xzz.w", "e.%.y.w", "f.a.weight", "f.b.bias", "g.weight", "g.a.b.bias", "h.weight", "h.bias",
+    "i.a.x", "i.c.x", *(f"j.{n}.x" for n in range(6)), "k.a.z", "k.c.z", "l.b", "l.c",
+]  # fmt: skip
+
+
+def test_everything_that_a_rule_can_be_is_turned_round_and_back() -> None:
+    given = compile_rules(read_text(ODD))
+    inverse = given.inverse()
+    assert inverse.prove().level is Level.ALL
+    again = inverse.inverse()
+    for key in KEYS:
+        assert there_and_back(given, inverse, key) == [key]
+        (target,) = [match.target for match in given.match(key)]
+        assert [match.target for match in again.match(key)] == [target]
+    for wrong in ("A.20.x", "B.3.0.w", "C.1.1.w", "D.5.w", "F.z.weight", "G.a.gamma", "J.1.2.x", "l.d", "k.d.z"):
+        assert not inverse.match(wrong), wrong
+
+
+def test_the_text_is_readable() -> None:
+    text = invert(compile_rules(read_text(ODD)))
+    for line in (
+        "name: odd_inverse",
+        "  t: {x.1: a, 'y': b}",
+        "    path: 'A.{n:0..19}.{rest:**}'",
+        "    to: 'a.{n//5}.{n%5}.{rest}'",
+        "    path: 'B.{n_0:0..2}.{n_1:0..3}.w'",
+        "    to: 'b.{n_0*4+n_1}.w'",
+        "    to: 'd.{n+1}.w'",
+        "    path: 'F.{s:t}.{l:bias|weight}'",
+        "    leaf: [weight, bias]",
+        "  A.7.x: a.1.2.x",
+    ):
+        assert line in text.splitlines(), f"{line!r} in\n{text}"
+
+
+@pytest.mark.parametrize("name", PROVEN)
+def test_what_is_proven_has_an_inverse(name: str) -> None:
+    inverse = rules(*PROVEN[name]).inverse()
+    assert inverse.prove().level is Level.ALL
+
+
+@pytest.mark.parametrize(
+    ("lines", "head", "codes"),
+    [
+        (["path: 'a.{n:int}.{m:int}', to: 'b.{n}', forget: [m]"], "", ["RK210", "RK202"]),
+        ([r"match: 'a\.\d', to: 'b'"], "", ["RK210", "RK202"]),
+        (["path: 'a.{n}', to: 'c.{n}'", "path: 'b.{n}', to: 'c.{n}'"], "", ["RK210", "RK203"]),
+        (["path: 'a.{n}', to: 'c.{n}'"], "drop: ['b.{n}', 'd']\n", ["RK211", "RK211"]),
+        (["path: 'a.{n}', to: 'c.{n}'"], "unmatched: drop\n", ["RK212"]),
+        (["path: 'a.{n}', to: 'c.{n}'"], PASSES, ["RK210", "RK206"]),
+        (["path: 'a.{n:0..99}', to: 'b.{n}.{n}'"], "", ["RK213"]),
+        ([r"match: '(?P<a>[^.]+)(?P<b>x)', leaf: [pqx], to: '{a}.{b}'"], "", ["RK213"]),
+        (
+            [r"match: '(?P<a>[ab]*)', to: '{a}'", "path: '{c}', to: 'd.{c}'"],
+            "source: {domain: [{match: 'a|c'}]}\n",
+            ["RK201"],
+        ),
+    ],
+)
+def test_without_an_inverse_the_reason_is_named(lines: list[str], head: str, codes: list[str]) -> None:
+    with pytest.raises(InvalidRules) as error:
+        invert(rules(*lines, head=head))
+    assert [each.code for each in error.value.diagnostics][-len(codes) :] == codes
+
+
+def inside(made: MadeSet, keys: Iterable[str]) -> list[str]:
+    """The keys that the domain has."""
+    if not made.domain:
+        return list(keys)
+    domain = set().union(*(all_readings(MadeRule(parts, None), 4) for parts in made.domain))
+    return [key for key in keys if key in domain]
+
+
+def test_random_proven_sets_lead_back() -> None:
+    """Over every key up to a length of the sets that are proven and have an inverse that can be written."""
+    turned = 0
+    for _, made in sets(500_000, 700):
+        try:
+            given = made.compiled()
+            inverse = given.inverse()
+        except InvalidRules:
+            continue
+        turned += 1
+        assert inverse.prove().level is Level.ALL, made.text
+        for rule in made.rules:
+            for key in inside(made, all_readings(rule, 4)):
+                assert there_and_back(given, inverse, key) == [key], made.text
+    assert turned > 60
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_sets_of_hypothesis_lead_back(data: st.DataObject) -> None:
+    made = Maker(lambda count: data.draw(st.integers(0, count - 1))).rule_set()
+    try:
+        given = made.compiled()
+        inverse = given.inverse()
+    except InvalidRules:
+        return
+    for rule in made.rules:
+        for key in inside(made, all_readings(rule, 4))[:40]:
+            assert there_and_back(given, inverse, key) == [key], made.text
+
+
+def test_names_that_yaml_or_python_would_misread() -> None:
+    lines = [r"path: 'a.{n}.yes', to: 'no.{n}'", r"path: 'it''s.{n:int}', to: '0x1f.{n}'"]
+    text = "tests: {a.b.yes: no.b, 'it''s.3': '0x1f.3'}\n"
+    given = rules(*lines, head=text)
+    assert [test.source.value for test in given.inverse().tests] == ["no.b", "0x1f.3"]
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def test_the_command_writes_a_file_that_lints_tests_and_leads_back(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "back.yaml"
+    out.parent.mkdir()
+    assert main(["invert", "wan22_pth", "-o", str(out)]) == 0
+    assert main(["lint", str(out)]) == 0
+    assert main(["test", str(out)]) == 0
+    inverse = remapkit.load(out)
+    # The path of the manifest is seen from where the file lies now.
+    assert inverse.file.target is not None and inverse.file.target.keys is not None
+    assert (out.parent / inverse.file.target.keys.value).is_file()
+    again = tmp_path / "again.yaml"
+    assert main(["invert", str(out), "-o", str(again)]) == 0
+    assert remapkit.load(again).name == "wan22_pth"
+
+
+def test_the_command_refuses_to_replace_a_file_and_says_why_there_is_no_inverse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.yaml"
+    out.write_text("mine", encoding="utf-8")
+    assert main(["invert", "wan22_pth", "-o", str(out)]) == 2
+    assert out.read_text(encoding="utf-8") == "mine" and "RK500" in capsys.readouterr().err
+    assert main(["invert", "wan22_pth", "-o", str(tmp_path / "no" / "out.yaml")]) == 2
+    assert "RK503" in capsys.readouterr().err
+    lossy = tmp_path / "lossy.yaml"
+    lossy.write_text("remapkit: 1\nname: t\nrules: [{id: r, match: 'a\\.\\d', to: b}]\n", encoding="utf-8")
+    assert main(["invert", str(lossy), "-o", str(out), "--force"]) == 1
+    assert out.read_text(encoding="utf-8") == "mine"
+    said = capsys.readouterr().err
+    assert "RK210" in said and "a.0" in said and "a.1" in said
+    assert main(["invert", "wan22_pth", "-o", str(out), "--force"]) == 0
+    assert out.read_text(encoding="utf-8").startswith("# The inverse of wan22_pth")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -1,0 +1,323 @@
+"""Faults planted in the analyser: each is found by a named quick check, so each check is worth having.
+
+Three of them are *equivalent*: what they take away only makes answers faster or nicer, and the test says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+from prove_kit import Truth, affordable, brute, sets
+from prove_oracle import against, asked
+from test_proofs import FAULTS, PASSES, PROVEN, arrow, ask, faults, rules
+
+from remapkit import arrows as arrows_module
+from remapkit import delays, languages, nets, prove, questions, searches, variants, verdicts
+from remapkit.arrows import arrows
+from remapkit.diagnostic import InvalidRules
+from remapkit.languages import Budget, Exhausted, Letters
+from remapkit.prove import Level
+from remapkit.questions import Questions, Witness
+from remapkit.rules import RuleSet
+
+# ------------------------------------------------------------------------------------------------ quick checks
+
+
+@cache
+def known(count: int = 260) -> tuple[tuple[RuleSet, Truth, int], ...]:
+    """Random rule sets and what is true of them, worked out once and by no part of the analyser."""
+    found = []
+    for _, made in sets(77_000, count):
+        try:
+            compiled = made.compiled()
+        except InvalidRules:
+            continue
+        length = affordable(made, 6)
+        found.append((compiled, brute(made, length), length))
+    return tuple(found)
+
+
+def check_random_sets() -> bool:
+    return all(not against(truth, found, asked(found), length) for found, truth, length in known())
+
+
+def check_proven() -> bool:
+    return all(prove.prove(rules(*lines)).level is Level.ALL for lines in PROVEN.values())
+
+
+def check_faults() -> bool:
+    return all(
+        [(fault, sorted(map(len, keys))) for fault, keys in faults(rules(*lines))]
+        == [(fault, sorted(map(len, keys))) for fault, keys in expected]
+        for lines, expected in FAULTS.values()
+    )
+
+
+def check_sampled_away() -> bool:
+    """Classes of two characters that are never written literally: one sample of each is not enough."""
+    lines = (rf"match: '{each}*(?P<x>{each}){each}*', to: '{{x}}'" for each in ("[ab]", "[^.]"))
+    return all([fault for fault, _ in faults(rules(line))] == ["cut"] for line in lines)
+
+
+def check_arrows() -> bool:
+    stack = arrow("s", "x.{n:int}.{e:int}", "y.", "{n}", folded=("e",))
+    split = [arrow("s", "a.{n:int}", to, "{n}", branch=number) for number, to in enumerate(("q.", "k."))]
+    twin = arrow("s", "z.{n:int}.{e:int}", "y.", "{n}", folded=("e",))
+    plain = arrow("s", "x.{n:int}.{e:int}", "y.", "{n}")
+    overlap = (arrow("s", "a.{n}", "x.", "{n}"), arrow("s", "a.{n:int}", "y.", "{n}", branch=1))
+    answers = [ask(stack), ask(*split), ask(stack, twin), ask(plain), ask(*overlap)]
+    return answers == [[], [], [("within", (0, 1))], [("within", (0,))], [("ambiguous", (0, 1))]]
+
+
+def check_budget() -> bool:
+    found = rules("path: 'a.{n:int}.{rest:**}', to: 'b.{n}.{rest}'", "path: 'a.{n}.w', to: 'c.{n}'")
+    counter = Budget(20_000)
+    hard = [rf"match: '(?P<x>[ab]*a[ab]{{{n}}})', to: 'x{n}.{{x}}'" for n in (14, 15)]
+    Questions(arrows(rules(*hard, head=PASSES)), counter, passes=True).run()
+    return prove.prove(found, budget=60).level is Level.UNDECIDED and counter.left >= -5_000
+
+
+def check_domains() -> bool:
+    found = rules("path: 'a.{n:int}.w', to: 'b.{n}.w'", head=PASSES)
+    dead = rules("path: 'd.{n}', to: 'e.{n}'", head="unmatched: keep\nsource: {domain: ['a.{n}']}\n")
+    either = (r"match: '(?P<a>a*)', to: 'x{a}'", r"match: '(?P<b>b*)', to: 'y{b}'")
+    empty = rules(*either, head="source: {domain: [{match: 'a*'}]}\n")
+    return (
+        prove.prove(found, header=["a.0.w", "a.1.w", "c.w"]).level is Level.DOMAIN
+        and prove.prove(found, header=["a.0.w", "b.7.w"]).level is Level.KEYS
+        and "RK205" in [each.code for each in prove.prove(dead).findings]
+        and [witness.keys for witness in prove.prove(empty).witnesses] == [("",)]
+    )
+
+
+def check_replay() -> bool:
+    found = rules("path: 'a.{n}', to: 'b.{n}'", "path: 'c.{n}', to: 'd.{n}'")
+    wrong = [
+        Witness("ambiguous", (0, 1), ("a.0",), ("b.0", "")),
+        Witness("across", (0, 1), ("a.0", "c.0"), ("b.0", "b.0")),
+    ]
+    return not verdicts.Teller(found, arrows(found), ()).tell(wrong, [], [], "...")[1]
+
+
+def check_admitted() -> bool:
+    line = r"match: '(?P<a>x*)\.(?P<b>x*)\.(?P<c>\d)', to: '{a}{b}', forget: [c]"
+    lossy = rules("path: 'a.{s:t}', to: 'b.{s|t}'", head="tables:\n  t: {lossy: true, entries: {p: x, q: x}}\n")
+    return prove.prove(rules(line)).level is Level.REFUTED and prove.prove(lossy).level is Level.KEYS
+
+
+CHECKS: dict[str, Callable[[], bool]] = {
+    "proven": check_proven,
+    "faults": check_faults,
+    "sampled away": check_sampled_away,
+    "arrows": check_arrows,
+    "budget": check_budget,
+    "domains": check_domains,
+    "replay": check_replay,
+    "admitted": check_admitted,
+    "random sets": check_random_sets,
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_without_a_fault_every_check_passes(name: str) -> None:
+    assert CHECKS[name]()
+
+
+# ------------------------------------------------------------------------------------------------ mutants
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def put(target: Any, name: str, value: Any) -> Patch:
+    return lambda patch: patch.setattr(target, name, value)
+
+
+def _one_sample(self: Letters, mask: int) -> Iterator[str]:
+    yield from (samples[0] for bit, samples in enumerate(self.samples) if mask >> bit & 1)
+
+
+def _same_tag(self: nets.NetBuilder, piece: languages.Piece, stretch: int) -> list[int]:
+    if not self.net.stretches:
+        self.net.stretches.append(0)
+    return [0] * len(piece.masks)
+
+
+def _free(patch: pytest.MonkeyPatch) -> None:
+    """Targets cost nothing, so that the smallest pair is not looked for."""
+    original = nets.NetBuilder._written
+    patch.setattr(nets.NetBuilder, "_written", lambda self, each, variant: (original(self, each, variant)[0], 0))
+
+
+def _without_wide(positions: Any, masks: Any, everything: int) -> Any:
+    narrow: dict[int, list[int]] = {}
+    wide: dict[int, list[int]] = {}
+    for position in positions:
+        mask = masks[position]
+        (wide if mask & (mask - 1) else narrow).setdefault(mask, []).append(position)
+    return list(narrow.items() or wide.items())
+
+
+def _joined_without_nullable(patch: pytest.MonkeyPatch) -> None:
+    original = languages.joined
+
+    def joined(pieces: Any) -> Any:
+        whole = original(pieces)
+        whole.nullable = False
+        return whole
+
+    patch.setattr(variants, "joined", joined)
+    patch.setattr(questions, "joined", joined)
+
+
+def _not_merged_between(variant: Any, start: int, place: Any) -> int:
+    """Merges what stands beside one another, whatever is between."""
+    end = start
+    if start in place:
+        for number in range(start + 1, len(variant.slots)):
+            if number in place and place[number] > place[end]:
+                end = number
+    return end
+
+
+def _silent(self: Questions, fault: Any, numbers: Any, otherwise: Any, question: Any, *given: Any) -> Any:
+    self.budget.ask()
+    try:
+        return question(*given)
+    except Exhausted:
+        return otherwise
+
+
+def _states_only(self: Budget, steps: int) -> None:
+    self.left -= 1 if steps else 0
+    if self.left <= 0:
+        raise Exhausted
+
+
+def _first_reading(self: Questions, number: int, key: str) -> Witness | None:
+    found = arrows_module.readings(self.arrows[number].pattern, key)
+    targets = [self.arrows[number].target(key, questions._captures(self.arrows[number], each)) for each in found]
+    other = next((n for n, target in enumerate(targets) if target != targets[-1]), None)
+    if other is None:
+        return None
+    return Witness("cut", (number,), (key,), (str(targets[-1]), str(targets[other])), (found[-1], found[other]))
+
+
+def _loose_ends(self: languages.Product, ends: set[int]) -> languages.Piece:
+    return original_ending_in(self, set(self.ends))
+
+
+original_ending_in = languages.Product.ending_in
+original_some_of_each = nets._some_of_each
+original_variants = questions.variants
+original_outside = questions.cheapest_outside
+
+MUTANTS: dict[str, tuple[Patch, str]] = {
+    "one sample of a class": (put(Letters, "some", _one_sample), "sampled away"),
+    "no cut is ever found": (put(questions, "splits", lambda *_: False), "faults"),
+    "cuts are taken for harmless": (put(Questions, "_cut_harmless", lambda *_: True), "faults"),
+    "stretches are not told apart": (put(nets.NetBuilder, "_tagged", _same_tag), "faults"),
+    "delays are forgotten": (put(delays, "_delayed", lambda delay, one, other: ("", "")), "random sets"),
+    "a difference is forgotten": (
+        put(delays, "_delayed", lambda d, one, other: None if d is None else (d[0] + one, d[1] + other)),
+        "proven",
+    ),
+    "transducers never disagree": (put(questions, "conflict", lambda *_, **__: None), "random sets"),
+    "what is between merged captures is not looked at": (put(variants, "_run", _not_merged_between), "random sets"),
+    "nothing is merged": (put(questions, "merged", lambda variant, tools: variant), "proven"),
+    "no two arrows are candidates": (put(questions, "candidates", lambda *_: set()), "faults"),
+    "wide sets are lost beside narrow ones": (put(searches, "partition", _without_wide), "faults"),
+    "no two arrows meet": (put(questions, "meets", lambda *_: False), "faults"),
+    "the empty key is not shared": (put(searches, "_empty", lambda *_: None), "faults"),
+    "the empty word is lost where pieces are joined": (_joined_without_nullable, "random sets"),
+    "targets cost nothing": (_free, "random sets"),
+    "nothing is lost": (put(nets, "lost", lambda *_: []), "faults"),
+    "only one shortest word": (put(variants, "shortest_words", lambda *_: [""]), "faults"),
+    "captures never hang together": (
+        lambda patch: (
+            [patch.setattr(module, "hanging_together", lambda _: ()) for module in (variants, questions)] and None
+        ),
+        "proven",
+    ),
+    "numbers are taken for one to one": (put(questions, "confused", lambda _: None), "faults"),
+    "exact variants are loose": (
+        put(questions, "variants", lambda *given, exact=False, **rest: original_variants(*given, **rest)),
+        "proven",
+    ),
+    "tables show one key of a value": (
+        put(nets, "_some_of_each", lambda entries, count: original_some_of_each(entries, 1)),
+        "admitted",
+    ),
+    "a loss that is admitted hides the others": (
+        put(questions.Questions, "_cheapest_within", lambda self, number, *, blame: None),
+        "admitted",
+    ),
+    "leaf guards are not looked at": (put(variants, "_guide", lambda arrow, tools, domain: domain), "random sets"),
+    "guards are worked in without their ends": (put(languages.Product, "ending_in", _loose_ends), "random sets"),
+    "a domain without the empty key": (
+        put(languages.SetGuide, "accepts", lambda self, state: state and not self._sets[state].isdisjoint(self.ends)),
+        "domains",
+    ),
+    "indices of known keys are not left free": (put(prove, "_INDEX", prove.re.compile("x^")), "domains"),
+    "what passes through is not looked at": (put(Questions, "_pass_through", lambda *_: None), "random sets"),
+    "what passes through may be matched": (
+        put(
+            questions,
+            "cheapest_outside",
+            lambda net, arrow, matched, domain, budget: original_outside(
+                net, arrow, languages.SetGuide([], net.letters, budget), domain, budget
+            ),
+        ),
+        "random sets",
+    ),
+    "overlaps within a rule are allowed": (put(Questions, "_of_one_source", lambda self, a, b: True), "faults"),
+    "two targets of a source are an ambiguity": (put(Questions, "_of_one_source", lambda *_: False), "arrows"),
+    "folded captures are forgotten": (
+        put(Questions, "_with_folded", lambda self, number: self.found[number]),
+        "arrows",
+    ),
+    "rules are not held against themselves": (put(Questions, "_within_rules", lambda *_: None), "arrows"),
+    "undecided is proven": (put(Questions, "ask", _silent), "budget"),
+    "states are counted, not steps": (put(Budget, "spend", _states_only), "budget"),
+    "witnesses are not replayed": (put(verdicts.Teller, "replayed", lambda *_: True), "replay"),
+    "the matcher's own reading is not asked for": (put(Questions, "_two_targets", _first_reading), "random sets"),
+}
+
+EQUIVALENT: dict[str, Patch] = {
+    # Only pairs that cannot meet are saved: `meets` decides.
+    "every two arrows are candidates": put(
+        questions, "candidates", lambda net, budget: searches._pairs(set(net.starts))
+    ),
+    # Only repeated work is saved.
+    "pieces are not remembered": put(
+        languages.Pieces, "of", lambda self, node: languages.Pieces(self.letters)._made(node)
+    ),
+    # Which of two characters of one class is shown is a matter of taste.
+    "the least readable character": put(
+        Letters, "pick", lambda self, mask: next((sign for bit, sign in reversed(self._best) if bit & mask), "|")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_planted_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    known()
+    plant, check = MUTANTS[name]
+    plant(monkeypatch)
+    try:
+        passed = CHECKS[check]()
+    except (AssertionError, IndexError, KeyError, StopIteration, RecursionError):
+        passed = False
+    assert not passed, f"{check!r} does not see it"
+
+
+@pytest.mark.parametrize("name", EQUIVALENT)
+def test_an_equivalent_change_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    EQUIVALENT[name](monkeypatch)
+    assert all(check() for check in CHECKS.values())
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(MUTANTS) >= 20

@@ -1,0 +1,353 @@
+"""What is proven and what is refuted: named cases, then random rule sets against brute force over every key."""
+
+from __future__ import annotations
+
+import pytest
+from fuzz import run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prove_kit import Maker, affordable
+from prove_oracle import asked, differences
+
+from remapkit.arrows import Arrow, arrows
+from remapkit.diagnostic import InvalidRules, Severity
+from remapkit.languages import Budget
+from remapkit.prove import Level, prove
+from remapkit.questions import Questions, Witness
+from remapkit.rulefile import read_text
+from remapkit.rules import RuleSet, compile_rules
+from remapkit.template import Copy, Literal
+
+
+def rules(*lines: str, head: str = "") -> RuleSet:
+    """Rules from lines of flow mappings; `id` is given by number where it is left out."""
+    body = "".join(f"  - {{id: r{number}, {line}}}\n" for number, line in enumerate(lines))
+    return compile_rules(read_text(f"remapkit: 1\nname: t\n{head}" + (f"rules:\n{body}" if lines else "")))
+
+
+def faults(found: RuleSet) -> list[tuple[str, tuple[str, ...]]]:
+    return [(witness.fault, witness.keys) for witness in prove(found).witnesses]
+
+
+# ------------------------------------------------------------------------------------------------ named cases
+
+PROVEN = {
+    "a swap is two plain rules": ["path: 'a.{n}', to: 'b.{n}'", "path: 'b.{n}', to: 'a.{n}'"],
+    "captures that change places": [r"match: '(?P<a>[a-z]+)\.(?P<b>\d+)', to: '{b}.{a}'"],
+    "a cut that does not matter": [r"match: '(?P<a>.*)\.(?P<b>.*)', to: 'x.{a}.{b}'"],
+    "a cut that does not matter, beside a capture that moved": [
+        r"match: '(?P<c>\d)\.(?P<a>.*)\.(?P<b>.*)', to: '{a}.{b}.{c}'"
+    ],
+    "a cut that does not matter, though what is between changes": [r"match: '(?P<a>x*)(?P<b>x*)', to: 'y{a}{b}'"],
+    "runs that write at different times and end alike": [r"match: '(?P<a>x*)(?P<b>x*)', to: '{a}xx{b}'"],
+    "targets that only captures taken apart would share": [
+        "path: 'a.{n:0..5}', to: 'b.{n}.{n}'",
+        "path: 'c', to: 'b.0.1'",
+    ],
+    "arithmetic on two captures": ["path: 'a.{i:0..3}.{j:0..4}', to: 'b.{i*5+j}'"],
+    "one capture as two numbers": ["path: 'a.{n:0..11}', to: 'b.{n//4}.{n%4}'"],
+    "a capture used twice": ["path: 'a.{n:0..5}', to: 'b.{n}.{n}'"],
+    "guards that keep rules apart": [
+        "path: 'a.{x}', where: {x: [p, q]}, to: 'b.{x}'",
+        "path: 'a.{x}', where: {x: [r]}, to: 'c.{x}'",
+    ],
+    "leaves that keep rules apart": [
+        "path: 'a.{rest:**}', leaf: [weight], to: 'b.{rest}'",
+        "path: 'a.{rest:**}', leaf: [bias], to: 'b.{rest}'",
+    ],
+    "a loose target that is apart all the same": [
+        "path: 'a.{n:0..3}', to: 'b.{n//2}.{n%2}'",
+        "path: 'c.{n}', to: 'd.{n}'",
+    ],
+}
+FAULTS = {
+    "a part that two readings share": (
+        [r"match: '[ab]*(?P<x>[ab])[ab]*', to: '{x}'"],
+        [("cut", ("ab",))],
+    ),
+    "overlap": (
+        ["path: 'a.{n:int}.{rest:**}', to: 'b.{n}.{rest}'", "path: 'a.0.w', to: 'c'"],
+        [("ambiguous", ("a.0.w",))],
+    ),
+    "an unescaped dot": (
+        [r"match: 'a.b', to: 'x'", r"match: 'a\.b', to: 'y'"],
+        [("ambiguous", ("a.b",)), ("within", ("aab", "abb"))],
+    ),
+    "a greedy double": ([r"match: '(?P<a>.*)\.(?P<b>.*)', to: '{b}/{a}'"], [("cut", ("..",))]),
+    "a target that can be cut in two ways": (
+        [r"match: '(?P<a>\w)\.(?P<b>\w*)\.(?P<c>\w*)', to: '{a}{b}{c}'"],
+        [("within", ("a.a.", "a..a"))],
+    ),
+    "targets of two rules": (
+        ["path: 'a.{n}', to: 'c.{n}'", "path: 'b.{n:int}', to: 'c.{n}'"],
+        [("across", ("a.0", "b.0"))],
+    ),
+    "arithmetic that loses": (["path: 'a.{n:0..3}', to: 'b.{n//2}'"], [("within", ("a.0", "a.1"))]),
+    "two captures in one number, in many combinations": (
+        ["path: 'a.{i:0..63}.{j:0..63}', to: 'b.{i*63+j}'"],
+        [("within", ("a.0.63", "a.1.0"))],
+    ),
+    "two captures in one number": (
+        ["path: 'a.{i:0..3}.{j:0..4}', to: 'b.{i*4+j}'"],
+        [("within", ("a.0.4", "a.1.0"))],
+    ),
+    "a loss that is not named": ([r"match: 'a\.\d+\.w', to: 'a.w'"], [("within", ("a.0.w", "a.1.w"))]),
+    "the empty key of two rules": (
+        [r"match: '(?P<a>a*)', to: 'x{a}'", r"match: '(?P<b>b*)', to: 'y{b}'"],
+        [("ambiguous", ("",))],
+    ),
+    "a class of characters that are nowhere written": (
+        [r"match: '[^.]*(?P<x>[^.])[^.]*', to: '{x}'"],
+        [("cut", ("ab",))],
+    ),
+    "the empty key": ([r"match: 'a*', to: 'x'"], [("within", ("", "a"))]),
+}
+
+
+@pytest.mark.parametrize("name", PROVEN)
+def test_proven_for_all_keys(name: str) -> None:
+    proof = prove(rules(*PROVEN[name]))
+    assert (proof.level, proof.findings, proof.ok) == (Level.ALL, (), True)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_refuted_with_the_smallest_witness(name: str) -> None:
+    lines, expected = FAULTS[name]
+    found = faults(rules(*lines))
+    sizes = [(fault, sorted(map(len, keys))) for fault, keys in found]
+    assert sizes == [(fault, sorted(map(len, keys))) for fault, keys in expected]
+
+
+def test_an_ambiguity_says_which_rule_covers_the_other() -> None:
+    (witness,) = prove(rules("path: 'a.{n}', to: 'b.{n}'", "path: 'a.{n:int}', to: 'c.{n}'")).witnesses
+    assert witness.covered == (1,)
+    (finding,) = prove(rules("path: 'a.{n}', to: 'b.{n}'", "path: 'a.{n:int}', to: 'c.{n}'")).findings
+    assert "r0 matches every key that r1 matches" in finding.notes
+
+
+def test_a_leaf_guard_is_part_of_the_language_wherever_the_leaf_lies() -> None:
+    """The leaf of `(?P<a>[^.]+)(?P<b>x+)` lies across two parts."""
+    one = r"match: '(?P<a>[^.]+)(?P<b>x)', leaf: [pqx], to: '{a}.{b}'"
+    assert prove(rules(one, "path: 'pqx', to: 'z'")).level is Level.REFUTED
+    assert prove(rules(one, "path: 'prx', to: 'z'")).level is Level.ALL
+
+
+# ------------------------------------------------------------------------------------------------ levels
+
+PASSES = "unmatched: keep\n"
+
+
+def test_with_open_pass_through_no_rename_is_proven_for_all_keys() -> None:
+    proof = prove(rules("path: 'a.{n:int}', to: 'b.{n}'", head=PASSES))
+    assert proof.level is Level.KEYS and proof.ok
+    (finding,) = proof.findings
+    assert (finding.code, finding.severity) == ("RK206", Severity.NOTE)
+    assert proof.witnesses[0].keys == ("a.0", "b.0")
+
+
+def test_a_domain_closes_what_passes_through() -> None:
+    domain = "unmatched: keep\nsource: {domain: ['a.{n:int}', 'c.{x}']}\n"
+    proof = prove(rules("path: 'a.{n:int}', to: 'b.{n}'", head=domain))
+    assert (proof.level, proof.verdict, proof.findings) == (Level.DOMAIN, "proven for a domain (source.domain)", ())
+    inside = "unmatched: keep\nsource: {domain: ['a.{n:int}', 'b.{x}']}\n"
+    assert prove(rules("path: 'a.{n:int}', to: 'b.{n}'", head=inside)).level is Level.KEYS
+
+
+def test_a_domain_takes_back_a_refutation_and_no_more() -> None:
+    lines = ["path: '{a}.{n:int}', to: 'x.{a}.{n}'", "path: 'b.{m}', to: 'y.{m}'"]
+    assert prove(rules(*lines)).level is Level.REFUTED
+    apart = "source: {domain: ['a.{n:int}', 'b.{w:p|q}']}\n"
+    assert prove(rules(*lines, head=apart)).level is Level.DOMAIN
+    together = "source: {domain: ['a.{n:int}', 'b.{rest:**}']}\n"
+    assert [witness.keys for witness in prove(rules(*lines, head=together)).witnesses] == [("b.0",)]
+
+
+def test_the_shapes_of_known_keys_are_a_domain_with_indices_left_free() -> None:
+    found = rules("path: 'a.{n:int}.w', to: 'b.{n}.w'", head=PASSES)
+    assert prove(found, header=["a.0.w", "a.1.w", "c.w"]).level is Level.DOMAIN
+    assert prove(found, header=["a.0.w", "b.7.w"]).level is Level.KEYS
+
+
+def test_a_rule_that_no_key_of_the_domain_can_match_is_dead() -> None:
+    lines = [
+        "path: 'a.{n}', to: 'b.{n}'",
+        "path: 'd.{n}', to: 'e.{n}'",
+        "path: 'a.{n}.w', to: 'b'",
+    ]
+    proof = prove(rules(*lines[:2], head="source: {domain: ['a.{n}', 'b.{n}.d.{n2}']}\nunmatched: keep\n"))
+    assert [(each.code, each.severity, each.values["rule"]) for each in proof.findings if each.code == "RK205"] == [
+        ("RK205", Severity.WARNING, "r1")
+    ]
+
+
+def test_a_dead_rule_is_named_though_everything_is_proven_without_the_domain() -> None:
+    lines = ["path: 'a.{n}', to: 'b.{n}'", "path: 'd.{n}', to: 'e.{n}'"]
+    proof = prove(rules(*lines, head="source: {domain: ['a.{n}']}\n"))
+    assert proof.level is Level.ALL
+    assert [(each.code, each.values["rule"]) for each in proof.findings] == [("RK205", "r1")]
+
+
+def test_a_rule_that_matches_none_of_the_known_keys_is_named() -> None:
+    proof = prove(rules("path: 'a.{n}', to: 'b.{n}'", "path: 'd.{n}', to: 'e.{n}'"), header=["a.1"])
+    assert [each.values["rule"] for each in proof.findings] == ["r1"]
+    assert proof.level is Level.ALL
+
+
+@pytest.mark.parametrize(
+    ("line", "head"),
+    [
+        ("path: 'a.{n:int}.{m:int}', to: 'b.{n}', forget: [m]", ""),
+        ("path: 'a.{s:t}', to: 'b.{s|t}'", "tables:\n  t: {lossy: true, entries: {p: x, q: x}}\n"),
+    ],
+)
+def test_a_loss_that_the_author_admits_warns_and_lowers_the_level(line: str, head: str) -> None:
+    proof = prove(rules(line, head=head))
+    assert (proof.level, proof.ok, proof.blocking()) == (Level.KEYS, True, ())
+    assert [(each.code, each.severity) for each in proof.findings] == [("RK202", Severity.WARNING)]
+
+
+def test_admitting_one_loss_hides_no_other() -> None:
+    line = r"match: '(?P<a>x*)\.(?P<b>x*)\.(?P<c>\d)', to: '{a}{b}', forget: [c]"
+    proof = prove(rules(line))
+    assert [(each.code, each.severity) for each in proof.findings] == [
+        ("RK202", Severity.WARNING),
+        ("RK202", Severity.ERROR),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ budgets
+
+HARD = r"match: '(?P<a>(?:ab|ba|a)*)(?P<b>(?:a|b|ab)*)', to: '{b}.{a}.x'"
+
+
+def test_past_the_budget_a_question_is_undecided_and_refuses() -> None:
+    found = rules("path: 'a.{n:int}.{rest:**}', to: 'b.{n}.{rest}'", "path: 'a.{n}.w', to: 'c.{n}'")
+    proof = prove(found, budget=60)
+    assert proof.level is Level.UNDECIDED and not proof.ok and proof.undecided
+    assert {each.code for each in proof.blocking()} == {"RK200"}
+    assert proof.blocking(allow_undecided=True) == ()
+
+
+@pytest.mark.parametrize("budget", [1_000, 10_000, 100_000, 1_000_000])
+def test_steps_are_counted_whatever_a_state_costs(budget: int) -> None:
+    """Subsets grow exponentially here: (a|b)*a(a|b){n} wants 2**n of them, and states dear in transitions."""
+    hard = [rf"match: '(?P<x>[ab]*a[ab]{{{n}}})', to: 'x{n}.{{x}}'" for n in (14, 15)]
+    counter = Budget(budget)
+    Questions(arrows(rules(*hard, head=PASSES)), counter, passes=True).run()
+    assert counter.left >= -5_000
+
+
+def test_a_harmless_cut_with_captures_that_change_places_is_undecided_not_refuted() -> None:
+    answers = asked(rules(r"match: '(?P<a>x*)(?P<b>x*)', to: '{b}{a}'"))
+    assert not answers.witnesses and answers.undecided == [("cut", (0,))]
+
+
+# ------------------------------------------------------------------------------------------------ arrows
+
+
+def arrow(id: str, path: str, *to: str, branch: int = 0, folded: tuple[str, ...] = ()) -> Arrow:
+    (rule,) = rules(f"path: '{path}', to: 'x', forget: [{', '.join(_names(path))}]").rules
+    items = tuple(Copy(word[1:-1]) if word.startswith("{") else Literal(word) for word in to)
+    return Arrow(id, "rule", rule.span, rule.pattern, items, branch, folded)
+
+
+def _names(path: str) -> list[str]:
+    return [word.split(":")[0].rstrip("}") for word in path.split("{")[1:]]
+
+
+def ask(*given: Arrow) -> list[tuple[str, tuple[int, ...]]]:
+    answers = Questions(given, Budget(1_000_000)).run()
+    assert not answers.undecided
+    return [(witness.fault, witness.arrows) for witness in answers.witnesses]
+
+
+def test_two_targets_of_one_source_are_no_ambiguity() -> None:
+    split = [arrow("s", "a.{n:int}", to, "{n}", branch=number) for number, to in enumerate(("q.", "k."))]
+    assert ask(*split) == []
+    other = arrow("o", "a.{m:int}", "z.", "{m}")
+    assert ask(*split, other) == [("ambiguous", (0, 2)), ("ambiguous", (1, 2))]
+
+
+def test_two_sources_of_one_rule_that_overlap_are_one() -> None:
+    assert ask(arrow("s", "a.{n}", "x.", "{n}"), arrow("s", "a.{n:int}", "y.", "{n}", branch=1)) == [
+        ("ambiguous", (0, 1))
+    ]
+
+
+def test_branches_of_one_rule_share_a_target_on_purpose() -> None:
+    sources = [arrow("c", f"{side}.{{n:int}}", "qkv.", "{n}", branch=number) for number, side in enumerate("qkv")]
+    assert ask(*sources) == []
+    assert ask(sources[0], arrow("other", "z.{n:int}", "qkv.", "{n}")) == [("across", (0, 1))]
+
+
+def test_a_folded_capture_counts_as_part_of_the_target_within_its_rule() -> None:
+    stack = ("x.{n:int}.{e:int}", "y.", "{n}")
+    assert ask(arrow("s", *stack, folded=("e",))) == []
+    assert ask(arrow("s", *stack)) == [("within", (0,))]
+    # A folded capture that cannot be told from another does not save the rule.
+    assert ask(arrow("s", "x.{n:int}.{e:int}.{f:int}", "y.", "{n}", folded=("e",))) == [("within", (0,))]
+
+
+def test_to_other_rules_a_folded_target_is_the_plain_key() -> None:
+    stack = arrow("s", "x.{n:int}.{e:int}", "y.", "{n}", folded=("e",))
+    assert ask(stack, arrow("o", "z.{n:int}", "y.", "{n}")) == [("across", (0, 1))]
+    assert ask(stack, arrow("s", "z.{n:int}.{e:int}", "y.", "{n}", folded=("e",))) == [("within", (0, 1))]
+    assert ask(stack, arrow("s", "z.{n:int}.{e:int}", "y.", "{n}", branch=1, folded=("e",))) == []
+
+
+# ------------------------------------------------------------------------------------------------ brute force
+
+
+def test_random_rule_sets_against_every_key() -> None:
+    figures, wrong = run(0, 1500, 6)
+    assert not wrong, wrong[0]
+    compiled = 1500 - figures["refused when compiled"]
+    assert figures["undecided"] <= compiled / 100
+    for fault in ("ambiguous", "cut", "within", "across", "open"):
+        assert figures[f"witness: {fault}"] > 50, "the sets no longer have this fault: nothing would be tested"
+    assert figures["without a finding"] > compiled / 4
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_rule_sets_of_hypothesis_against_every_key(data: st.DataObject) -> None:
+    made = Maker(lambda count: data.draw(st.integers(0, count - 1))).rule_set()
+    try:
+        found = made.compiled()
+    except InvalidRules:
+        return
+    assert differences(made, found, asked(found), affordable(made, 6)) == [], made.text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_proven_set_is_a_bijection_onto_its_image(data: st.DataObject) -> None:
+    made = Maker(lambda count: data.draw(st.integers(0, count - 1))).rule_set()
+    try:
+        found = made.compiled()
+    except InvalidRules:
+        return
+    if prove(found).level is not Level.ALL:
+        return
+    keys = data.draw(st.lists(st.text("ab.0", max_size=6), unique=True, max_size=40))
+    targets = []
+    for key in keys:
+        matches = found.match(key)
+        assert len(matches) < 2
+        targets += [match.target for match in matches if match.target is not None]
+    assert len(set(targets)) == len(targets)
+
+
+def test_a_witness_that_the_matcher_does_not_bear_out_is_not_shown() -> None:
+    from remapkit.verdicts import Teller
+
+    found = rules("path: 'a.{n}', to: 'b.{n}'", "path: 'c.{n}', to: 'd.{n}'")
+    wrong = [
+        Witness("ambiguous", (0, 1), ("a.0",), ("b.0", "")),
+        Witness("within", (0,), ("a.0", "a.1"), ("b.0", "b.0")),
+        Witness("across", (0, 1), ("a.0", "c.0"), ("b.0", "b.0")),
+        Witness("cut", (0,), ("a.0",), ("b.0", "b.1"), (("a.", "0"), ("a", ".0"))),
+        Witness("open", (0,), ("a.0", "a.1"), ("a.1", "a.1")),
+    ]
+    findings, shown = Teller(found, arrows(found), ()).tell(wrong, [], [], "...")
+    assert (shown, [each.code for each in findings]) == ((), ["RK200"] * 5)
