@@ -239,7 +239,7 @@ def test_the_wan_vae_of_diffusers_by_value(capsys: pytest.CaptureFixture[str], t
 
 
 def test_no_witness_that_is_shipped_is_stale() -> None:
-    """Made again with `remapkit verify PACK ... --write`; for an oracle of tests/packs, with PYTHONPATH=tests/packs."""
+    """Made again with `remapkit verify PACK ... --write`; PYTHONPATH=tests/packs for an oracle from there."""
     found = {pack.name: (read_witness(pack.path), remapkit.load(pack.path)) for pack in remapkit.packs()}
     states = {name: witness.state(rules) for name, (witness, rules) in found.items() if witness is not None}
     assert states and "stale" not in states.values(), states
