@@ -27,6 +27,7 @@ from remapkit.prove import Level, prove
 from remapkit.rulefile import WrittenPattern, read_text
 from remapkit.rules import Rule, RuleSet, compile_rules
 from remapkit.source import Text
+from remapkit.spec import StateDictSpec
 from remapkit.template import Copy, Item, Literal, Mapped
 from remapkit.variants import hanging_together
 
@@ -487,7 +488,9 @@ def invert(rule_set: RuleSet, *, header: Iterable[str] | None = None, beside: Pa
     if problems:
         raise InvalidRules(problems)
     text = _Writer(rule_set, found, tables, beside).text()
-    _check(rule_set, text, keys)
+    inverse = _check(rule_set, text, keys)
+    if isinstance(header, StateDictSpec) and rule_set.has_operations:
+        _check_header(rule_set, inverse, header)
     return text
 
 
@@ -521,8 +524,8 @@ def _refuse_lossy(rule_set: RuleSet) -> None:
         raise InvalidRules(problems)
 
 
-def _check(rule_set: RuleSet, text: str, keys: Sequence[str]) -> None:
-    """The inverse is proven in its turn, and leads back."""
+def _check(rule_set: RuleSet, text: str, keys: Sequence[str]) -> RuleSet:
+    """The inverse, proven in its turn, which leads back."""
     name = f"the inverse of {rule_set.name}"
     try:
         inverse = compile_rules(read_text(text, name), given_params(rule_set))
@@ -538,11 +541,26 @@ def _check(rule_set: RuleSet, text: str, keys: Sequence[str]) -> None:
         matches = rule_set.match(key)
         there = [match.target for match in matches]
         if any(match.rule.flow is not None for match in matches):
-            continue  # `_check_values` leads whole headers back
+            continue  # one key alone says nothing here: `_check_header` leads all of them back
         back = [match.target for match in inverse.match(there[0])] if len(there) == 1 and there[0] else [key]
         if back != [key]:
             title = f"{rule_set.name} has no inverse that leads {key!r} back: {there} becomes {back}"
             raise InvalidRules(Diagnostic("RK214", title, help=("this is a bug in remapkit: please report it",)))
+    return inverse
+
+
+def _check_header(rule_set: RuleSet, inverse: RuleSet, header: StateDictSpec) -> None:
+    """A known header goes there and back, shapes and dtypes included; one that the rules do not take says nothing."""
+    there = rule_set.plan(header)
+    if not there.ok:
+        return
+    back = inverse.plan(there.target)
+    if dict(back.target) != dict(header) or not back.ok:
+        title = f"{rule_set.name} has no inverse that gives {header.name} back"
+        differing = sorted(set(header.items()) ^ set(back.target.items()), key=str)[:5]
+        notes = ("\n".join(f"{fqn}: {spec}" for fqn, spec in differing),) if differing else ()
+        help = ("the inverse that was tried is in the messages below",)
+        raise InvalidRules([Diagnostic("RK214", title, notes=notes, help=help), *back.problems])
 
 
 def given_params(rule_set: RuleSet) -> dict[str, int]:

@@ -256,7 +256,7 @@ def _lines(job: Job, written: Written, restored: bool) -> Iterator[str]:
 
 
 def _dry_run(plan: Plan, check: Check | None, moves: Sequence[Move], reader: Reader) -> Outcome:
-    rows = tuple((from_where(move), move.target, str(move.spec), move.rule.id) for move in moves)
+    rows = tuple((from_where(move), move.target, str(move.spec), _by(move)) for move in moves)
     rows += tuple((gone.fqn, "(dropped)", str(plan.source[gone.fqn]), gone.rule.id) for gone in plan.dropped)
     return Outcome(
         data={**plan_data(plan), "dry_run": True},
@@ -270,6 +270,11 @@ def _dry_run(plan: Plan, check: Check | None, moves: Sequence[Move], reader: Rea
     )
 
 
+def _by(move: Move) -> str:
+    """The rule, and what it does to the value."""
+    return f"{move.rule.id} ({', '.join(op.name for op in move.ops)})" if move.ops else move.rule.id
+
+
 def plan_data(plan: Plan) -> dict[str, Any]:
     """A plan as JSON."""
     return {
@@ -280,6 +285,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
                 "target": move.target,
                 "sources": list(move.sources),
                 "rule": move.rule.id,
+                "ops": [op.name for op in move.ops],
                 "dtype": move.spec.dtype,
                 "shape": list(move.spec.shape),
             }

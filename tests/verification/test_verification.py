@@ -236,3 +236,10 @@ def test_the_wan_vae_of_diffusers_by_value(capsys: pytest.CaptureFixture[str], t
     assert main([*command, "--forward", "encode", "--forward", "decode", "--format", "json"]) == 0
     verified = json.loads(capsys.readouterr().out)["verified"]
     assert [each["tensors"] for each in verified] == [86, 110]
+
+
+def test_no_witness_that_is_shipped_is_stale() -> None:
+    """Made again with `remapkit verify PACK ... --write`; PYTHONPATH=tests/packs for an oracle from there."""
+    found = {pack.name: (read_witness(pack.path), remapkit.load(pack.path)) for pack in remapkit.packs()}
+    states = {name: witness.state(rules) for name, (witness, rules) in found.items() if witness is not None}
+    assert states and "stale" not in states.values(), states
