@@ -87,6 +87,21 @@ def header_of(module: nn.Module | Mapping[str, Any], name: str | None = None) ->
     return StateDictSpec(specs, tied=_tied(tensors), name=name or "a state dict in memory")
 
 
+def no_tensors(state: Mapping[Any, Any]) -> Diagnostic:
+    """Why a mapping that was given as a state dict is none: it wraps one, or holds arrays."""
+    wrapped = [
+        str(key)
+        for key, value in state.items()
+        if isinstance(value, Mapping) and any(isinstance(each, torch.Tensor) for each in value.values())
+    ]
+    kinds = sorted({type(value).__name__ for value in state.values()})
+    help = [f"it wraps a state dict: give the value under {key!r}" for key in wrapped[:3]]
+    if "ndarray" in kinds:
+        help.append("turn the arrays into tensors first: torch.from_numpy")
+    title = "the state dict holds no tensors"
+    return Diagnostic("RK329", title, notes=(f"its values are of the type {', '.join(kinds)}",), help=tuple(help))
+
+
 def _tied(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], ...]:
     groups: defaultdict[object, list[str]] = defaultdict(list)
     for fqn, tensor in tensors.items():

@@ -251,7 +251,7 @@ def _raised(reading: Reading) -> RuleFile:
 
 def examine(path: Path | str) -> Reading:
     """Like `read`, but with the problems of the text in the result instead of raised."""
-    data = _bytes(Path(path))
+    data = file_bytes(Path(path))
     source, problems = decode(data, str(path))
     return Reading(None, problems) if problems else _examined(source, data, Path(path))
 
@@ -266,7 +266,8 @@ def examine_text(text: str, name: str = "<string>") -> Reading:
     return _examined(Source(name, text), text.encode("utf-8", "surrogatepass"), None)
 
 
-def _bytes(path: Path) -> bytes:
+def file_bytes(path: Path) -> bytes:
+    """The bytes of a rule file, of one that is too large only the beginning; raises `UsageError` (RK620 to RK622)."""
     help: tuple[str, ...] = ("check the path, or see `remapkit packs` for what is installed",)
     try:
         with path.open("rb") as file:

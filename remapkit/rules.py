@@ -20,7 +20,7 @@ from remapkit.ops.params import param_values
 from remapkit.pattern import DIGITS, NOT_DOT, NOT_NEWLINE, SEGMENT, WORD, Part, Pattern, Ranges, unparse_chars
 from remapkit.rulefile import RuleFile, WrittenFill, WrittenPattern, WrittenRule, WrittenTable, WrittenTest
 from remapkit.source import Span, Text
-from remapkit.template import Mapped, Table, Template, compile_template
+from remapkit.template import Mapped, Table, Template, compile_template, syntax_problems
 
 if TYPE_CHECKING:
     from remapkit.plan import Plan
@@ -404,6 +404,8 @@ class _Compiler:
             return self.flowing(written)
         pattern = self.pattern(written.pattern)
         if pattern is None:
+            # What can be said of a template without its pattern is said now, not in the next round.
+            self.problems += syntax_problems(written.to)
             self.used |= {name for name in self.tables if f"|{name}}}" in written.to.value.replace(" ", "")}
             return ()
         template = self.template(written.to, written.forget, pattern)

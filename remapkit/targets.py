@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.checkpoint import open_checkpoint
-from remapkit.diagnostic import Diagnostic, UsageError
+from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError
 from remapkit.library import packs, read_config, resolve
 from remapkit.spec import StateDictSpec, TensorSpec
 
@@ -80,7 +81,7 @@ def pack_target(rules: RuleSet) -> TargetRef | None:
     written = rules.file.target
     if written is None:
         return None
-    folder = rules.file.path.parent if rules.file.path else Path()
+    folder = Path(os.path.realpath(rules.file.path)).parent if rules.file.path else Path()
     if written.model is not None:
         declared = not _is_installed(rules.file.path)
         return TargetRef(model=written.model.value, args=dict(written.model_args), declared=declared)
@@ -135,8 +136,8 @@ def read_header(path: Path, *, root: str | None = None) -> StateDictSpec:
 def header(thing: object) -> StateDictSpec:
     """The header of whatever a caller of the library holds.
 
-    A path (checkpoint or manifest), a `StateDictSpec`, a mapping of `TensorSpec`s, a state dict of tensors, or a
-    `torch.nn.Module`, on the meta device or not.
+    A path (checkpoint or manifest), an open `Reader`, a `StateDictSpec`, a mapping of `TensorSpec`s, a state dict of
+    tensors, or a `torch.nn.Module`, on the meta device or not.
 
     >>> header({"weight": TensorSpec("F32", (2, 2))})["weight"].shape
     (2, 2)
@@ -145,12 +146,23 @@ def header(thing: object) -> StateDictSpec:
         return thing
     if isinstance(thing, str | Path):
         return read_header(Path(thing))
+    if hasattr(thing, "chunks") and hasattr(thing, "header"):
+        found = thing.header()  # an open reader
+        assert isinstance(found, StateDictSpec)
+        return found
     if isinstance(thing, Mapping) and all(isinstance(value, TensorSpec) for value in thing.values()):
         return StateDictSpec(dict(thing))
     from torch import nn
 
-    from remapkit.meta import header_of
+    from remapkit.meta import header_of, no_tensors
 
     if isinstance(thing, nn.Module | Mapping):
-        return header_of(thing)
+        found = header_of(thing)
+        if isinstance(thing, Mapping) and not found:
+            raise FailedCheck(no_tensors(thing))
+        return found
+    if isinstance(thing, type) and issubclass(thing, nn.Module):
+        raise TypeError(
+            f"the class {thing.__name__} has no header before it is built, on the meta device for example"
+        )
     raise TypeError(f"no header in a {type(thing).__name__}: give a path, a header, a state dict or a module")

@@ -311,6 +311,11 @@ def compile_template(text: Text, forget: tuple[Text, ...], pattern: Pattern, tab
     return Template(text, items, tuple(name.value for name in forget))
 
 
+def syntax_problems(text: Text) -> list[Diagnostic]:
+    """What is wrong with a template whatever its pattern captures."""
+    return [each for each in _fields(text) if isinstance(each, Diagnostic)]
+
+
 class _Compiler:
     def __init__(self, text: Text, pattern: Pattern, tables: Mapping[str, Table]) -> None:
         self.text, self.pattern, self.tables = text, pattern, tables

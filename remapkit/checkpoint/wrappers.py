@@ -104,6 +104,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.candidates: list[Candidate] = []
+        self.optimizers: dict[int, _Path] = {}
         self.opaque: Counter[str] = Counter()
         self.loose = 0
         self.modules: str | None = None
@@ -156,11 +157,30 @@ class _Walk:
 
     def _mapping(self, path: _Path, node: Any) -> None:
         items = node.items if isinstance(node, Mapping | Opaque) else None
+        if isinstance(node, Mapping) and _is_optimizer(node):
+            self.optimizers[id(path)] = path
         tensors = [value for key, value in items or () if isinstance(value, Tensor) and isinstance(key, str)]
         if items is not None and tensors:
             self.candidates.append(Candidate(path, items, len(tensors), sum(map(nbytes, tensors))))
             if len(self.candidates) > _MAX_CANDIDATES:
                 raise PickleFault(f"the pickle holds more than {_MAX_CANDIDATES} mappings of tensors")
+
+    def is_optimizers(self, candidate: Candidate) -> bool:
+        """Whether a mapping of tensors is within the state of an optimizer."""
+        path: _Path | None = candidate.place
+        while path is not None:
+            if id(path) in self.optimizers:
+                return True
+            path = path.parent
+        return False
+
+
+def _is_optimizer(node: Mapping) -> bool:
+    """Whether a mapping is what `torch.optim.Optimizer.state_dict` gives: `state`, `param_groups`, nothing else."""
+    if len(node.items) != 2 or not all(isinstance(key, str) for key, _ in node.items):
+        return False
+    found = dict(node.items)
+    return found.keys() == {"state", "param_groups"} and isinstance(found["param_groups"], list)
 
 
 def _children(node: Any) -> Iterator[tuple[Any, Any]] | None:
@@ -196,8 +216,10 @@ def _one(walk: _Walk, root: str | None) -> Candidate:
     candidates = walk.candidates
     if root is not None:
         return _named(walk, "" if root == "." else root)
-    if len(candidates) == 1:
-        return candidates[0]
+    models = [candidate for candidate in candidates if not walk.is_optimizers(candidate)]
+    if len(models) == 1:
+        # The format of an optimizer is its own: leaving it aside is no guess.
+        return models[0]
     if candidates:
         help = ("choose one with --root, e.g. --root " + (max(candidates, key=lambda c: c.nbytes).path or "."),)
         title = f"{len(candidates)} mappings of tensors: which one is the state dict?"
@@ -299,6 +321,10 @@ def _ignored(walk: _Walk, chosen: Candidate) -> Iterator[str]:
         names = ", ".join(f"{shown(name(key), 60)}: {kind(value)}" for key, value in values[:5])
         more = f", ... and {len(values) - 5} more" if len(values) > 5 else ""
         yield f"{len(values)} {'entry' if len(values) == 1 else 'entries'} beside the tensors ignored ({names}{more})"
+    aside = [candidate for candidate in walk.candidates if walk.is_optimizers(candidate)]
+    if aside and chosen not in aside:
+        tensors = sum(candidate.tensors for candidate in aside)
+        yield f"the state of an optimizer was left aside ({tensors} tensors)"
     if walk.loose:
         yield f"{walk.loose} tensors in lists or under keys that are not text were ignored"
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remapkit.checkpoint import Reader, open_checkpoint
-from remapkit.diagnostic import Diagnostic, InvalidRules, UsageError
+from remapkit.diagnostic import Diagnostic, InvalidRules, Label, UnreadableCheckpoint, UsageError
 from remapkit.library import find_rules, load, packs
 from remapkit.prove import Level, Proof
+from remapkit.rulefile import file_bytes
+from remapkit.source import Text
 from remapkit.spec import StateDictSpec
 from remapkit.targets import read_header
 
@@ -46,7 +50,20 @@ def given_params(written: Sequence[str]) -> dict[str, int]:
 def known_source(rules: RuleSet) -> StateDictSpec | None:
     """The manifest that a pack declares as its source, if it does."""
     written = rules.file.source_keys
-    return read_header(beside(rules, written.value)) if written is not None else None
+    if written is None:
+        return None
+    try:
+        return read_header(beside(rules, written.value))
+    except UnreadableCheckpoint as error:
+        raise UnreadableCheckpoint([_declared(each, rules, written) for each in error.diagnostics]) from None
+
+
+def _declared(problem: Diagnostic, rules: RuleSet, written: Text) -> Diagnostic:
+    """What is wrong with a declared manifest, at the place that declares it."""
+    title = f"the declared source: {problem.title}"
+    folder = beside(rules, written.value).parent
+    help = (*problem.help, f"the path is relative to the rule file; it was looked for in {folder}")
+    return replace(problem, title=title, labels=(Label(written.span), *problem.labels), help=help)
 
 
 def proven(rules: RuleSet) -> Proof:
@@ -70,8 +87,8 @@ def refuse_unproven(rule_sets: Sequence[RuleSet], args: Namespace) -> tuple[Diag
 
 
 def beside(rules: RuleSet, path: str) -> Path:
-    """A path that a rule file names is relative to that file."""
-    return (rules.file.path.parent if rules.file.path else Path()) / path
+    """A path that a rule file names is relative to that file, to the real one where it is known by a link."""
+    return (Path(os.path.realpath(rules.file.path)).parent if rules.file.path else Path()) / path
 
 
 def open_source(path: Path, args: Namespace) -> Reader:
@@ -79,4 +96,15 @@ def open_source(path: Path, args: Namespace) -> Reader:
 
 
 def rule_paths(args: Namespace) -> list[Path]:
-    return [find_rules(name) for name in args.rules] or [pack.path for pack in packs()]
+    """The rule files that are named, or every pack; raises `UsageError` with all names that lead to no file."""
+    found: list[Path] = []
+    problems: list[Diagnostic] = []
+    for name in args.rules:
+        try:
+            found.append(find_rules(name))
+            file_bytes(found[-1])
+        except UsageError as error:
+            problems += error.diagnostics
+    if problems:
+        raise UsageError(problems)
+    return found or [pack.path for pack in packs()]

@@ -22,7 +22,7 @@ from remapkit.loading.job import PLAIN_FLOATS, Dtype, Wanted, count, prepare
 from remapkit.loading.module import target_of, tensor_reason
 from remapkit.loading.rebuild import Factory, rebuilt
 from remapkit.loading.values import FileValues, MemoryValues, Values
-from remapkit.meta import DTYPES, header_of
+from remapkit.meta import DTYPES, header_of, no_tensors
 from remapkit.plan import make_plan, named
 from remapkit.rulefile import read_text
 from remapkit.rules import RuleSet, compile_rules
@@ -132,8 +132,8 @@ def load_into(
     meta. `extra_state="keep"` leaves what modules keep as extra state; checkpoints cannot bring it. `run` makes
     what operations make of a file, in another way than the usual one.
 
-    Returns `Loaded`. Raises `FailedCheck` with everything that is wrong, `UnreadableCheckpoint`, `InvalidRules` or
-    `UsageError`; the model is then as it was before.
+    Returns `Loaded`. Raises `TypeError` for arguments of another kind, `FailedCheck` with everything that is wrong,
+    `UnreadableCheckpoint`, `InvalidRules` or `UsageError`; the model is then as it was before.
 
     >>> with torch.device("meta"):
     ...     layer = nn.Linear(2, 1)
@@ -142,6 +142,7 @@ def load_into(
     (tensor([[3.]], grad_fn=<AddmmBackward0>), 2)
     """
     started = time.monotonic()
+    _check_kinds(model, ckpt, rules)
     wanted = Wanted(_device(device), _dtype(dtype), requires_grad, copy)
     rule_set = _rules(rules)
     target = target_of(model)
@@ -204,6 +205,22 @@ def _dtype(dtype: Dtype) -> Dtype:
     )
 
 
+def _check_kinds(model: object, ckpt: object, rules: object) -> None:
+    """Say at once what was mixed up: the arguments change places easily."""
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}: build it first" if isinstance(model, type) else _a(model)
+        raise TypeError(f"load_into(model, ckpt, rules): `model` is a torch.nn.Module, not {what}")
+    if not isinstance(ckpt, str | Path | Mapping) and not hasattr(ckpt, "chunks"):
+        what = f"{_a(ckpt)}: call `.state_dict()` on it first" if isinstance(ckpt, nn.Module) else _a(ckpt)
+        raise TypeError(f"load_into(model, ckpt, rules): `ckpt` is a path, a reader or a state dict, not {what}")
+    if rules is not None and not isinstance(rules, RuleSet | str | Path):
+        raise TypeError(f"load_into(model, ckpt, rules): `rules` is a RuleSet, a name or a path, not {_a(rules)}")
+
+
+def _a(thing: object) -> str:
+    return f"a {type(thing).__name__}"
+
+
 def _rules(rules: RuleSet | str | Path | None) -> RuleSet:
     if isinstance(rules, RuleSet):
         return rules
@@ -222,6 +239,8 @@ def _open(
             raise UsageError(Diagnostic("RK632", f"root={root!r}: a state dict in memory has no wrappers"))
         tensors = {fqn: value for fqn, value in ckpt.items() if isinstance(value, torch.Tensor)}
         _check_plain(tensors)
+        if ckpt and not tensors:
+            raise FailedCheck(no_tensors(ckpt))
         return header_of(tensors, "a state dict in memory"), MemoryValues(tensors), tuple(_ignored(ckpt, tensors))
     if isinstance(ckpt, str | Path):
         reader = stack.enter_context(open_checkpoint(ckpt, root=root))

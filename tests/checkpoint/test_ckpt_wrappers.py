@@ -107,11 +107,20 @@ def test_an_optimizer_is_never_taken_for_the_model(tmp_path: Path) -> None:
     optimizer.step()
     path = tmp_path / "m.pth"
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
+    with open_checkpoint(path) as reader:
+        assert reader.root == "model" and list(reader.header()) == list(model.state_dict())
+        assert any("the state of an optimizer was left aside (12 tensors)" in str(note) for note in reader.notes)
+    with open_checkpoint(path, root="optimizer.state.0") as reader:
+        assert set(reader.header()) == {"step", "exp_avg", "exp_avg_sq"}
+    torch.save({"model": model.state_dict(), "ema": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
     found = refusal(path)
-    assert found.code == "RK406"
-    assert "optimizer.state.* (4 mappings): 12 tensors" in found.notes[0]
-    with open_checkpoint(path, root="model") as reader:
-        assert list(reader.header()) == list(model.state_dict())
+    assert found.code == "RK406" and "optimizer.state.* (4 mappings): 12 tensors" in found.notes[0]
+
+
+def test_what_only_looks_like_an_optimizer_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "m.pth"
+    torch.save({"a": weights(1.0), "b": {"state": weights(2.0), "param_groups": [], "more": 1}}, path)
+    assert refusal(path).code == "RK406"
 
 
 def test_a_whole_module_is_refused_with_what_to_save_instead(tmp_path: Path) -> None:

@@ -152,3 +152,66 @@ def test_a_tolerance_is_a_number_from_zero_up(tolerance: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["diff", str(TINY), str(TINY), f"--tolerance={tolerance}"])
     assert caught.value.code == 2
+
+
+# ------------------------------------------------------------------------------------------------ the library
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((torch.nn.Linear, {}), "the class Linear: build it first"),
+        (("model.pth", torch.nn.Linear(2, 2)), "`model` is a torch.nn.Module, not a str"),
+        ((torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)), "call `.state_dict\\(\\)` on it first"),
+        ((torch.nn.Linear(2, 2), None), "`ckpt` is a path, a reader or a state dict, not a NoneType"),
+        ((torch.nn.Linear(2, 2), {}, 3), "`rules` is a RuleSet, a name or a path, not a int"),
+    ],
+)
+def test_arguments_that_changed_places(arguments: tuple[object, ...], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        remapkit.load_into(*arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"state_dict": {"weight": torch.ones(2, 2)}}, "give the value under 'state_dict'"),
+        ({"weight": torch.ones(2, 2).numpy()}, "torch.from_numpy"),
+    ],
+)
+def test_a_mapping_without_tensors_says_what_it_is(state: dict[str, object], words: str) -> None:
+    for use in (lambda: remapkit.load_into(torch.nn.Linear(2, 2), state), lambda: remapkit.header(state)):
+        with pytest.raises(FailedCheck, match=words):
+            use()
+
+
+def test_an_open_reader_has_a_header() -> None:
+    with remapkit.open_checkpoint(TINY) as reader:
+        assert remapkit.header(reader) == reader.header()
+        assert remapkit.load("wan22_pth").plan(reader).ok
+
+
+def test_a_declared_source_that_is_not_there_is_found_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("remapkit: 1\nname: mine\nsource: {keys: keys/none.json}\nkeep: ['{a:**}']\n")
+    assert main(["lint", str(path)]) == 1
+    shown = capsys.readouterr().out
+    assert f"{path}:3:16" in shown and "the declared source: no such file" in shown
+
+
+def test_a_rule_file_known_by_a_link_finds_its_manifest(tmp_path: Path) -> None:
+    (tmp_path / "link.yaml").symlink_to(ROOT / "rules" / "wan22_pth.yaml")
+    assert main(["test", str(tmp_path / "link.yaml")]) == 0
+
+
+def test_every_name_that_leads_nowhere_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint", "wan22_pth", "nowhere.yaml", "no_pack", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("error[") == 3
+
+
+def test_a_broken_pattern_does_not_hide_its_template() -> None:
+    with pytest.raises(InvalidRules) as caught:
+        rules("rules: [{id: r, match: '^a', to: 'b.{'}]")
+    assert {problem.code for problem in caught.value.diagnostics} == {"RK114", "RK150"}
