@@ -106,9 +106,9 @@ def planted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, fault: Calla
 
 
 def killed(name: str) -> bool:
-    """Whether the property of this operation fails now."""
+    """Whether the property of this operation fails now, on the same cases each time."""
 
-    @settings(max_examples=200, database=None)
+    @settings(max_examples=200, database=None, derandomize=True)
     @given(EVERY[name], st.sampled_from((8, 64)))
     def run(case: Case, stripe: int) -> None:
         checked(case, stripe)
