@@ -304,7 +304,7 @@ def _interchangeable(check: Check) -> list[Diagnostic]:
             "RK314",
             f"{check.interchangeable} of {len(check.target)} targets share leaf and shape with another one: "
             "names and shapes alone cannot tell a swap of those",
-            help=("compare values with a model that is known to be right, or with `remapkit diff`",),
+            help=("`remapkit verify` runs both models on one input; `remapkit diff` compares two converted files",),
             severity=Severity.NOTE,
             place=check.target.name,
             values={"interchangeable": check.interchangeable},

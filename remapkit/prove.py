@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from remapkit.arrows import Arrow, arrows
-from remapkit.diagnostic import Diagnostic, Severity
+from remapkit.constants import Meeting, meetings, twice
+from remapkit.diagnostic import Diagnostic, Label, Severity
 from remapkit.languages import Budget
+from remapkit.matcher import Reader
 from remapkit.pattern import CANONICAL, Part, Pattern, literal
 from remapkit.questions import Answers, Questions, Witness
 from remapkit.source import Text
@@ -89,8 +91,54 @@ def prove(rule_set: RuleSet, *, budget: int = BUDGET, header: Iterable[str] | No
     """
     keys = tuple(header) if header is not None else ()
     found = arrows(rule_set)
-    prover = _Prover(rule_set, found, budget, keys)
-    return prover.run()
+    proof = _Prover(rule_set, found, budget, keys).run()
+    return _with_constants(proof, rule_set, found) if rule_set.add else proof
+
+
+def _with_constants(proof: Proof, rule_set: RuleSet, found: Sequence[Arrow]) -> Proof:
+    """The proof with what `add:` brings: a constant and a rule must not lead to one target."""
+    findings = [
+        Diagnostic(
+            "RK207",
+            f"{one.id} and {other.id} bring one target: {target}",
+            (Label(one.span, "first here", primary=False), Label(other.span, "again here")),
+            ("add it once",),
+        )
+        for one, other, target in twice(rule_set.add)
+    ]
+    undecided: list[tuple[str, ...]] = list(proof.undecided)
+    for meeting in meetings(rule_set.add, found):
+        outside = bool(rule_set.domain) and not _in_domain(rule_set.domain, meeting.key)
+        if meeting.key is None or outside:
+            undecided.append((meeting.added.id, meeting.arrow.rule_id))
+        findings.append(_constant_met(meeting, is_undecided=meeting.key is None or outside))
+    refuted = any(finding.code == "RK207" for finding in findings)
+    level = proof.level
+    if refuted:
+        level = Level.REFUTED
+    elif findings and proof.ok:
+        level = Level.UNDECIDED
+    return replace(proof, level=level, findings=(*proof.findings, *findings), undecided=tuple(undecided))
+
+
+def _in_domain(domain: Sequence[Pattern], key: str | None) -> bool:
+    return key is not None and any(Reader(pattern)(key) is not None for pattern in domain)
+
+
+def _constant_met(meeting: Meeting, *, is_undecided: bool) -> Diagnostic:
+    added, arrow = meeting.added, meeting.arrow
+    labels: tuple[Label, ...] = (
+        Label(added.span, f"brings {meeting.target}", primary=False),
+        Label(arrow.to or arrow.span, f"{meeting.key or 'a key?'} -> {meeting.target}"),
+    )
+    values = {"rules": [added.id, arrow.rule_id], "target": meeting.target, "keys": [meeting.key]}
+    if is_undecided:
+        title = f"undecided: may {arrow.rule_id} lead a key to {meeting.target}, which {added.id} brings?"
+        help = ("bound the captures of the rule more tightly", "or go on with --allow-undecided")
+        return Diagnostic("RK200", title, labels, help, values=values)
+    title = f"{arrow.rule_id} can lead a key to {meeting.target}, which {added.id} brings"
+    advice = ("bound the captures of the rule, or do not add what a source brings",)
+    return Diagnostic("RK207", title, labels, advice, (f"{meeting.key}  (by {arrow.rule_id})",), values=values)
 
 
 class _Prover:

@@ -24,7 +24,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("yamlnodes", "rulefile", "schema", "ops"),
     ("pattern", "regex", "pathpattern", "automaton", "factor", "guards", "template", "matcher", "languages"),
     (
-        *("flows", "arrows", "variants", "nets", "searches", "delays", "questions", "verdicts"),
+        *("flows", "arrows", "variants", "nets", "searches", "delays", "questions", "verdicts", "constants"),
         *("rules", "prove", "invert"),
     ),
     ("plan", "gather", "casting", "check"),
