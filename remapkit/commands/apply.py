@@ -218,7 +218,8 @@ def _write(job: Job) -> Written:
 def _outcome(job: Job, written: Written, restored: bool) -> Outcome:
     return Outcome(
         data={
-            **plan_data(job.plan),
+            # 50,000 moves as data are only made where they are printed.
+            **(plan_data(job.plan) if job.args.format == "json" else {}),
             "output": [str(path) for path in written.files],
             "tensors": written.tensors,
             "bytes": written.nbytes,
