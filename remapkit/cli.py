@@ -185,6 +185,10 @@ def _add_params(parser: argparse.ArgumentParser) -> None:
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="A.B", help="where the state dict lies in a checkpoint that holds several")
+    _add_reading_options(parser)
+
+
+def _add_reading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict-pickle",
         action="store_true",
@@ -258,6 +262,7 @@ def _add_rule_commands(commands: Commands) -> None:  # type: ignore[valid-type]
     _add_undecided(parser)
     parser = _command(commands, "test", "run the tests that rule files carry, and their manifests end to end")
     parser.add_argument("rules", metavar="RULES", nargs="*", help=f"{_RULES}; none: every installed pack")
+    _add_params(parser)
     parser = _command(commands, "explain", "show which rule took a key, and where every other rule stopped matching")
     parser.add_argument("rules", metavar="RULES", help=_RULES)
     parser.add_argument("keys", metavar="KEY", nargs="+", help="a source key")
@@ -283,6 +288,8 @@ def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-
     parser.add_argument("--rules-b", metavar="R", help="remap the keys of B first")
     parser.add_argument("--root-a", metavar="A.B", help="where the state dict lies in A")
     parser.add_argument("--root-b", metavar="A.B", help="where the state dict lies in B")
+    _add_reading_options(parser)
+    _add_params(parser)
     parser.add_argument(
         "--tolerance",
         metavar="T",
@@ -350,6 +357,7 @@ def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-t
     )
     parser.add_argument("--root-a", metavar="A.B", help="where the state dict lies in A")
     parser.add_argument("--root-b", metavar="A.B", help="where the state dict lies in B")
+    _add_reading_options(parser)
     parser.add_argument("--force", action="store_true", help="replace the files if they exist")
     _command(commands, "packs", "list the installed packs and plugins, and where they come from")
     _command(commands, "schema", "print the JSON Schema of rule files")

@@ -15,8 +15,6 @@ from typing import Any, TextIO
 
 from remapkit.diagnostic import Diagnostic, Severity, Style, plain, render, to_github, to_json
 
-FORMATS = ("text", "json", "github")
-
 _COLOURS = {
     "error": "1;31",
     "warning": "1;33",

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,14 +78,6 @@ class Span:
     def __str__(self) -> str:
         line, column = self.source.position(self.start)
         return f"{self.source.name}:{line}:{column}"
-
-
-@dataclass(frozen=True, slots=True)
-class Located(Generic[T]):
-    """A value with the place it was read from."""
-
-    value: T
-    span: Span
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,13 +93,18 @@ def _is_installed(path: Path | None) -> bool:
     return path is not None and any(path.resolve() == pack.path.resolve() for pack in packs())
 
 
-def names_code(reference: TargetRef) -> Diagnostic | None:
-    """Why a target that a rule file declares is not imported: any module could be named, and be called."""
+def names_code(reference: TargetRef, option: str = "--model") -> Diagnostic | None:
+    """Why a target that a rule file declares is not imported: any module could be named, and be called.
+
+    `option` is how the command at hand lets the user name it.
+    """
     if not reference.declared or reference.model is None or not reference.model.startswith("py:"):
         return None
     title = f"the rule file names code to import and call: {reference.model}"
-    help = (f"if you trust it, say so with --model {reference.model}", "a manifest needs no code: --target-keys FILE")
-    return Diagnostic("RK612", title, help=help)
+    help = [f"if you trust it, say so with {option} {reference.model}"]
+    if option == "--model":
+        help.append("a manifest needs no code: --target-keys FILE")
+    return Diagnostic("RK612", title, help=tuple(help))
 
 
 def target_header(reference: TargetRef) -> StateDictSpec:
@@ -107,24 +112,31 @@ def target_header(reference: TargetRef) -> StateDictSpec:
     if reference.model is None:
         assert reference.keys is not None
         return read_header(reference.keys)
-    if problem := names_code(reference):
-        raise UsageError(problem)
-    factory = resolve(reference.model)
+    factory = trusted_factory(reference)
     from remapkit.meta import build, header_of
 
-    if reference.declared:
-        _only_a_module(reference.model, factory)
     config = read_config(reference.config) if reference.config else None
     return header_of(build(factory, reference.model, reference.args, config), name=str(reference))
 
 
-def _only_a_module(reference: str, factory: object) -> None:
-    """A rule file may not call just any function that a plugin happens to have in a module."""
-    from torch import nn
+def trusted_factory(reference: TargetRef, option: str = "--model") -> Callable[..., Any]:
+    """The class or factory of a target's model, imported: what the user named, or what a rule file may name.
 
-    if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
-        title = f"the rule file's target {reference} is no class derived from torch.nn.Module"
-        raise UsageError(Diagnostic("RK606", title, help=(f"if you trust it, say so with --model {reference}",)))
+    A rule file may name a module class of a plugin, never just any function. Raises `UsageError`: RK612, RK606, and
+    what `resolve` raises.
+    """
+    assert reference.model is not None
+    if problem := names_code(reference, option):
+        raise UsageError(problem)
+    factory = resolve(reference.model)
+    if reference.declared:
+        from torch import nn
+
+        if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
+            title = f"the rule file's target {reference} is no class derived from torch.nn.Module"
+            help = (f"if you trust it, say so with {option} {reference.model}",)
+            raise UsageError(Diagnostic("RK606", title, help=help))
+    return factory
 
 
 def read_header(path: Path, *, root: str | None = None) -> StateDictSpec:
@@ -138,6 +150,9 @@ def header(thing: object) -> StateDictSpec:
 
     A path (checkpoint or manifest), an open `Reader`, a `StateDictSpec`, a mapping of `TensorSpec`s, a state dict of
     tensors, or a `torch.nn.Module`, on the meta device or not.
+
+    Raises `UnreadableCheckpoint` for a file that cannot be read, `FailedCheck` for a mapping without tensors, and
+    `TypeError` for anything else.
 
     >>> header({"weight": TensorSpec("F32", (2, 2))})["weight"].shape
     (2, 2)

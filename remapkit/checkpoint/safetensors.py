@@ -239,12 +239,3 @@ def padded_header(raw: bytes, start_modulo: int = 0, block: int = 4096) -> bytes
     if length > MAX_HEADER:
         raise ValueError(f"the header would be {sized(length)}; the format allows {sized(MAX_HEADER)}")
     return length.to_bytes(8, "little") + raw + b" " * padding
-
-
-def open_safetensors(source: SourceFile) -> SafetensorsReader:
-    """A reader for an open file, which is closed where it cannot be read."""
-    try:
-        return SafetensorsReader(source)
-    except BaseException:
-        source.close()
-        raise

@@ -84,8 +84,9 @@ def _check_usage(args: Namespace) -> None:
     ]
     if given:
         names = ", ".join(f"--{option.replace('_', '-')}" for option in given)
-        title = f"--in-place writes no other file and moves no data: {names} does not go with it"
-        raise UsageError(Diagnostic("RK609", title, help=("leave one of them out",)))
+        verb = "does" if len(given) == 1 else "do"
+        title = f"--in-place writes no other file and moves no data: {names} {verb} not go with it"
+        raise UsageError(Diagnostic("RK609", title, help=("leave out --in-place, or the others",)))
     if args.shard_size is not None:
         parse_size(args.shard_size)
     elif args.output is not None and args.output.endswith(INDEX):

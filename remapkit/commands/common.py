@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,6 +94,28 @@ def beside(rules: RuleSet, path: str) -> Path:
 
 def open_source(path: Path, args: Namespace) -> Reader:
     return open_checkpoint(path, root=args.root, strict_pickle=args.strict_pickle, allow_expand=args.allow_expand)
+
+
+def open_sides(args: Namespace, stack: ExitStack) -> tuple[Reader, Reader]:
+    """The two checkpoints A and B of a command, each with its own `--root`, which messages then name."""
+    return _open_side(args.a, args.root_a, "--root-a", args, stack), _open_side(
+        args.b, args.root_b, "--root-b", args, stack
+    )
+
+
+def _open_side(path: str, root: str | None, option: str, args: Namespace, stack: ExitStack) -> Reader:
+    try:
+        reader = open_checkpoint(
+            Path(path), root=root, strict_pickle=args.strict_pickle, allow_expand=args.allow_expand
+        )
+    except UnreadableCheckpoint as error:
+        raise UnreadableCheckpoint([_with_option(each, option) for each in error.diagnostics]) from None
+    return stack.enter_context(reader)
+
+
+def _with_option(problem: Diagnostic, option: str) -> Diagnostic:
+    help = tuple(text.replace("--root", option) for text in problem.help)
+    return replace(problem, title=problem.title.replace("--root", option), help=help)
 
 
 def rule_paths(args: Namespace) -> list[Path]:

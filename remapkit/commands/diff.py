@@ -5,12 +5,11 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
-from remapkit.checkpoint import Reader, open_checkpoint
+from remapkit.checkpoint import Reader
+from remapkit.commands.common import load_rules, open_sides
 from remapkit.compare import Contents, Difference, compare
 from remapkit.families import families
-from remapkit.library import load
 from remapkit.plan import make_plan
 from remapkit.report import Outcome, Table
 from remapkit.spec import StateDictSpec, TensorSpec
@@ -19,9 +18,8 @@ from remapkit.spec import StateDictSpec, TensorSpec
 def run(args: Namespace) -> Outcome:
     """Same keys, shapes, dtypes, values? Exit code 1 where not."""
     with ExitStack() as stack:
-        a = stack.enter_context(open_checkpoint(Path(args.a), root=args.root_a))
-        b = stack.enter_context(open_checkpoint(Path(args.b), root=args.root_b))
-        side_a, side_b = _remapped(a, args.rules_a), _remapped(b, args.rules_b)
+        a, b = open_sides(args, stack)
+        side_a, side_b = _remapped(a, args.rules_a, args), _remapped(b, args.rules_b, args)
         names_a, names_b = side_a.header(), side_b.header()
         both = [fqn for fqn in names_a if fqn in names_b]
         differences = list(compare(side_a, side_b, [(fqn, fqn) for fqn in both]))
@@ -30,13 +28,13 @@ def run(args: Namespace) -> Outcome:
     return _diff_outcome(args, dict(zip(both, differences, strict=True)), only_a, only_b)
 
 
-def _remapped(reader: Reader, rules: str | None) -> Contents:
+def _remapped(reader: Reader, rules: str | None, args: Namespace) -> Contents:
     """The checkpoint, or what rules would make of it."""
     if rules is None:
         return reader
     from remapkit.running.view import Remapped  # numpy, which a comparison as it stands may not need
 
-    plan = make_plan(load(rules), reader.header())
+    plan = make_plan(load_rules(rules, args), reader.header())
     plan.raise_for_problems()
     return Remapped(reader, plan)
 

@@ -7,8 +7,9 @@ from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
 
-from remapkit.checkpoint import Reader, open_checkpoint
+from remapkit.checkpoint import Reader
 from remapkit.checkpoint.manifest import manifest_json
+from remapkit.commands.common import open_sides
 from remapkit.commands.new import write_texts
 from remapkit.diagnostic import Diagnostic, Severity, UsageError
 from remapkit.examples import Learned, learn
@@ -22,8 +23,7 @@ def run(args: Namespace) -> Outcome:
     """A rule file that says which key of A is which of B."""
     output = None if args.output == "-" else Path(args.output or f"{args.name}.yaml")
     with ExitStack() as stack:
-        a = stack.enter_context(open_checkpoint(Path(args.a), root=args.root_a))
-        b = stack.enter_context(open_checkpoint(Path(args.b), root=args.root_b))
+        a, b = open_sides(args, stack)
         source, target = a.header(), b.header()
         pairing = _read_pairs(Path(args.pairs), source, target) if args.pairs else _by_value(a, b)
     references = (f"keys/{args.name}.source.json", f"keys/{args.name}.target.json") if output else (None, None)

@@ -40,7 +40,7 @@ def run(args: Namespace) -> Outcome:
             f"wrote {output}: one commented candidate rule for each key family of {source.name}",
             *said,
             f"next: edit it, then `remapkit lint {output}` and `remapkit check {output}"
-            + (f" --model {model}`" if model else " --model M`"),
+            + (f" --model {model}`" if model else f" --target-keys {args.target}`" if args.target else " --model M`"),
         ),
         diagnostics=notes,
     )

@@ -6,9 +6,8 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from remapkit.check import make_check
-from remapkit.commands.common import known_source, rule_paths
+from remapkit.commands.common import known_source, load_rules, rule_paths
 from remapkit.diagnostic import Diagnostic
-from remapkit.library import load
 from remapkit.plan import make_plan
 from remapkit.report import Outcome, Table
 from remapkit.ruletest import run_tests
@@ -24,7 +23,7 @@ def run(args: Namespace) -> Outcome:
     rows: list[tuple[str, ...]] = []
     failed = False
     for path in rule_paths(args):
-        rules = load(path)
+        rules = load_rules(path, args)
         report = run_tests(rules)
         found, manifest = _manifest_end_to_end(rules)
         diagnostics += [*report.problems, *found]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -15,7 +15,7 @@ from remapkit.diagnostic import Diagnostic, UsageError
 from remapkit.library import read_config, resolve, version
 from remapkit.plan import counted
 from remapkit.report import Outcome, Table
-from remapkit.targets import pack_target, parse_model_args, read_header
+from remapkit.targets import TargetRef, pack_target, parse_model_args, read_header, trusted_factory
 from remapkit.witness import write_witness
 
 if TYPE_CHECKING:
@@ -69,33 +69,34 @@ def _by_oracle(rules: RuleSet, args: Namespace) -> list[Verdict]:
 def _by_forward(rules: RuleSet, args: Namespace) -> list[Verdict]:
     from remapkit.verification import verify_forward
 
-    reference = args.target or _declared(rules)
-    if not args.source or not reference:
+    reference = TargetRef(args.target) if args.target else pack_target(rules)
+    if not args.source or reference is None or reference.model is None:
         lacking = "--source" if not args.source else "--target"
         title = f"verify runs two models, or asks an oracle: {lacking} is missing"
         models = "for example --source py:diffusers:AutoencoderKLWan --target wan.vae:WanVAE"
         raise UsageError(Diagnostic("RK609", title, help=(models, "or --oracle py:module:function")))
+    # What a rule file names is imported only where it may be, before anything else is built.
+    factory = trusted_factory(reference, "--target")
     source = _model(args.source, args.source_arg, args.source_config, args.seed)
-    target = _model(reference, args.target_arg, args.target_config, args.seed + 1)
+    arguments = {**reference.args, **parse_model_args(args.target_arg)}
+    target = _built(factory, str(reference.model), arguments, args.target_config, args.seed + 1)
     return [
         verify_forward(rules, source, target, method, written=args.input, seed=args.seed, tolerance=args.tolerance)
         for method in args.forward or ["forward"]
     ]
 
 
-def _declared(rules: RuleSet) -> str | None:
-    target = pack_target(rules)
-    return target.model if target is not None else None
-
-
 def _model(reference: str, arguments: list[str], config: str | None, seed: int) -> nn.Module:
+    return _built(resolve(reference), reference, parse_model_args(arguments), config, seed)
+
+
+def _built(
+    factory: Callable[..., Any], reference: str, arguments: Mapping[str, Any], config: str | None, seed: int
+) -> nn.Module:
     from remapkit.meta import call_factory
     from remapkit.verification import build_real
 
-    factory: Callable[..., Any] = resolve(reference)
-    return build_real(
-        lambda: call_factory(factory, parse_model_args(arguments), read_config(config)), reference, seed
-    )
+    return build_real(lambda: call_factory(factory, dict(arguments), read_config(config)), reference, seed)
 
 
 def _row(verdict: Verdict) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ operation of `kinds` for given params, `Call.inverse` the call that undoes it, o
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -358,9 +357,3 @@ def _constant(expression: Expr, problems: list[Diagnostic]) -> int:
         labels = (Label(expression.span),) if expression.span else ()
         problems.append(Diagnostic("RK161", str(error), labels, ("correct the arithmetic",)))
         return 0
-
-
-def close_to(name: str, known: Sequence[str]) -> str:
-    """`did you mean ...` for a misspelt name, or all that there are."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"

@@ -215,3 +215,29 @@ def test_a_broken_pattern_does_not_hide_its_template() -> None:
     with pytest.raises(InvalidRules) as caught:
         rules("rules: [{id: r, match: '^a', to: 'b.{'}]")
     assert {problem.code for problem in caught.value.diagnostics} == {"RK114", "RK150"}
+
+
+def test_diff_names_its_own_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = {"model": {"w": torch.ones(2)}, "ema": {"w": torch.ones(2)}}
+    torch.save(both, tmp_path / "both.pth")
+    one, other = str(TINY), str(tmp_path / "both.pth")
+    assert main(["diff", one, other]) == 2
+    assert "--root-b model" in capsys.readouterr().err
+    torch.save({"w": torch.ones(1).expand(1 << 30)}, tmp_path / "wide.pth")
+    assert main(["diff", other, str(tmp_path / "wide.pth"), "--root-a", "model"]) == 2
+    assert "--allow-expand" in capsys.readouterr().err
+
+
+def test_rules_with_params_are_diffed_and_tested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pack = tmp_path / "p.yaml"
+    pack.write_text(
+        "remapkit: 1\nname: p\nparams: {n: {config: n}}\nsource: {keys: k.json}\nrules:\n"
+        "  - {id: r, path: w, split: {dim: 0, sizes: [n, n], into: [a, b]}}\n"
+    )
+    (tmp_path / "k.json").write_text('{"w": {"dtype": "F32", "shape": [4]}}')
+    torch.save({"w": torch.arange(4.0)}, tmp_path / "w.pth")
+    torch.save({"a": torch.arange(2.0), "b": torch.arange(2.0, 4.0)}, tmp_path / "ab.pth")
+    arguments = ["diff", str(tmp_path / "w.pth"), str(tmp_path / "ab.pth"), "--rules-a", str(pack)]
+    assert main(arguments) == 1 and "--param n=NUMBER" in capsys.readouterr().err
+    assert main([*arguments, "--param", "n=2"]) == 0
+    assert main(["test", str(pack), "--param", "n=2"]) == 0, capsys.readouterr()

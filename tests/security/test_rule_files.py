@@ -151,6 +151,20 @@ def test_the_same_target_is_imported_where_the_user_names_it(
     assert cli.main(["check", "r.yaml", *named, "--model-arg", "bias=false"]) == 0, capsys.readouterr()
 
 
+@pytest.mark.parametrize("name", TARGETS)
+def test_verify_runs_no_target_of_a_rule_file_either(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    attack = TARGETS[name]
+    (tmp_path / "r.yaml").write_text(HEAD + attack.make().decode() + RULE)
+    source = ["--source", "py:torch.nn:Linear", "--source-arg", "in_features=3", "--source-arg", "out_features=2"]
+    assert cli.main(["verify", "r.yaml", *source]) == 2
+    said = capsys.readouterr().err
+    assert f"error[{attack.code}]" in said and attack.words in said and "--target" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"r.yaml"}
+
+
 BACKTRACKING = [
     r"(a|a)*b",
     r"(a*)*b",
