@@ -239,7 +239,8 @@ def _unmatched(rules: RuleSet, source: StateDictSpec, fqns: Sequence[str]) -> li
         return []
     help = ["add a rule for them, or name them under `keep:` or `drop:`"]
     if len(fqns) == len(source):
-        title = f"none of {counted(len(fqns), 'key')} is matched by a rule of {rules.name}: is this another layout?"
+        none = f"none of {len(fqns)} keys is" if len(fqns) > 1 else "the only key is not"
+        title = f"{none} matched by a rule of {rules.name}: is this another layout?"
         help = [f"these rules read keys like {key}" for key in _examples(rules)[:1]] or help
         prefix = _wrapper_prefix(rules, fqns)
         if prefix:

@@ -252,7 +252,7 @@ def _lines(job: Job, written: Written, restored: bool) -> Iterator[str]:
         yield f"{len(written.tied)} tied names are recorded, not written ({names}{more}); --untie writes copies"
     rate = human_bytes(written.nbytes / max(written.seconds, 1e-9))
     size = human_bytes(written.nbytes)
-    yield f"{written.tensors} tensors, {size} in {written.seconds:.2f} s ({rate}/s)"
+    yield f"{counted(written.tensors, 'tensor')}, {size} in {written.seconds:.2f} s ({rate}/s)"
     if written.verified:
         yield f"ok: read back, all {written.tensors} tensors are the source's, byte for byte"
 

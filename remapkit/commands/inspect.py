@@ -10,6 +10,7 @@ from remapkit.checkpoint import write_manifest
 from remapkit.checkpoint.faults import shown
 from remapkit.commands.common import open_source
 from remapkit.families import families
+from remapkit.plan import counted
 from remapkit.report import Outcome, Table, human_bytes
 
 
@@ -37,7 +38,7 @@ def run(args: Namespace) -> Outcome:
         )
     what = f"{header.name}: {format}{f', state dict under {root!r}' if root else ''}"
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common())
-    total = f"{len(header)} tensors ({kinds}), {numel:,} elements, {human_bytes(header.nbytes)}"
+    total = f"{counted(len(header), 'tensor')} ({kinds}), {numel:,} elements, {human_bytes(header.nbytes)}"
     tied = tuple(f"tied: {' = '.join(group)}" for group in header.tied)
     metadata = tuple(f"metadata: {shown(key)} = {shown(value, 2000)}" for key, value in header.metadata.items())
     manifest = {fqn: {"dtype": spec.dtype, "shape": list(spec.shape)} for fqn, spec in header.items()}

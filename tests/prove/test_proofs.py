@@ -224,8 +224,6 @@ def test_admitting_one_loss_hides_no_other() -> None:
 
 # ------------------------------------------------------------------------------------------------ budgets
 
-HARD = r"match: '(?P<a>(?:ab|ba|a)*)(?P<b>(?:a|b|ab)*)', to: '{b}.{a}.x'"
-
 
 def test_past_the_budget_a_question_is_undecided_and_refuses() -> None:
     found = rules("path: 'a.{n:int}.{rest:**}', to: 'b.{n}.{rest}'", "path: 'a.{n}.w', to: 'c.{n}'")

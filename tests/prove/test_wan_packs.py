@@ -53,9 +53,7 @@ def test_the_inverse_of_the_inverse_does_what_the_pack_does(pack: str) -> None:
 
 
 DOWN = "path: 'encoder.downsamples.{stage:int}.downsamples.2.{part:resample|time_conv}.{rest:**}'"
-UP = "path: 'decoder.upsamples.{stage:int}.upsamples.3.{part:resample|time_conv}.{rest:**}'"
 RESNET = "path: 'encoder.downsamples.{stage:int}.downsamples.{block:int}.{part:residual|shortcut}.{rest:**}'"
-RESNET_TO = "to: 'encoder.downsamples.{stage}.resnets.{block}.{part}.{rest}'"
 # pack, changes, (code, rules, keys) of every error
 PLANTED: dict[str, tuple[str, Sequence[tuple[str, str]], list[tuple[str, list[str], list[str]]]]] = {
     "overlap": (

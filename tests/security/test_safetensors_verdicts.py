@@ -265,10 +265,6 @@ def _lenient_size(fqn: str, spec: Any, start: int, end: int) -> None:
     assert spec.nbytes == end - start or 0 in spec.shape
 
 
-def _lenient_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return dict(pairs)
-
-
 def _lenient_order(entries: dict[str, Any], data_bytes: int) -> dict[str, Any]:
     return dict(sorted(entries.items(), key=lambda item: item[1][1]))
 
