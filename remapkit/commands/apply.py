@@ -16,7 +16,7 @@ from remapkit.checkpoint import Reader
 from remapkit.commands.common import known_source, load_rules, open_source, refuse_unproven
 from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError
 from remapkit.library import version
-from remapkit.plan import Move, Plan, from_where, make_plan
+from remapkit.plan import Move, Plan, counted, from_where, make_plan
 from remapkit.report import Outcome, Table, human_bytes
 from remapkit.spec import StateDictSpec
 from remapkit.targets import TargetRef, target_header
