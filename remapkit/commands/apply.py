@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 from remapkit.casting import with_dtype
 from remapkit.check import Check, known_keys_problem, make_check
 from remapkit.checkpoint import Reader
-from remapkit.commands.common import known_source, load_rules, open_source, refuse_unproven
+from remapkit.checkpoint.layout import without_ties
+from remapkit.commands.common import (
+    known_source,
+    load_rules,
+    open_source,
+    recorded_ties,
+    refuse_unproven,
+    with_recorded,
+)
 from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError
 from remapkit.library import version
 from remapkit.plan import Move, Plan, counted, from_where, make_plan
@@ -44,14 +52,15 @@ def _apply(args: Namespace) -> Outcome:
     restored = args.in_place and not args.dry_run and _restore(source)
     with ExitStack() as stack:
         reader = stack.enter_context(open_source(source, args))
-        plan = make_plan(rules, reader.header())
+        ties = recorded_ties(reader.header())
+        plan = make_plan(rules, with_recorded(reader.header(), ties))
         if args.dtype is not None:
             plan = with_dtype(plan, args.dtype)
         check = _check(rules, plan, args)
         moves = in_target_order(plan, check.target if check else None)
         if args.dry_run:
             return _with(_dry_run(plan, check, moves, reader), proven)
-        job = Job(rules, plan, moves, reader, args)
+        job = Job(rules, plan, from_the_file(moves, ties), reader, args, ties)
         written = _rename(job) if args.in_place else _write(job)
     return _with(_outcome(job, written, restored), proven)
 
@@ -103,11 +112,12 @@ class Job:
     moves: Sequence[Move]
     reader: Reader
     args: Namespace
+    ties: Mapping[str, str]
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The source's own, with its records of tied names remapped, and where the output comes from."""
-        kept = remapped_metadata(self.rules, self.plan)
+        """The source's own without its records of tied names (the output makes its own), and where it comes from."""
+        kept = {name: value for name, value in self.reader.header().metadata.items() if name not in self.ties}
         return {**kept, **provenance(self.rules, Path(self.args.checkpoint))}
 
 
@@ -154,33 +164,16 @@ def provenance(rules: RuleSet, source: Path) -> dict[str, str]:
     }
 
 
-def remapped_metadata(rules: RuleSet, plan: Plan) -> dict[str, str]:
-    """The source's metadata; where it says that a name is tied to a tensor of the file, both get their new names.
-
-    safetensors has no aliases, so its writers record `other -> kept`. A record whose tensor is dropped, or whose
-    other name no rule takes, is left out: it would name what does not exist.
-    """
-    source = plan.source
-    targets = {move.sources[0]: move.target for move in plan.moves if not move.ops}
-    metadata: dict[str, str] = {}
-    for name, value in source.metadata.items():
-        if not is_tie(name, value, source):
-            metadata[name] = value
-        elif value in targets and (other := _new_name(rules, name)) is not None:
-            metadata[other] = targets[value]
-    return metadata
-
-
-def is_tie(name: str, value: str, source: StateDictSpec) -> bool:
-    """Whether an entry of the metadata records a name that is tied to a tensor of the file."""
-    return value in source and name not in source and name != "format" and not name.startswith("remapkit.")
-
-
-def _new_name(rules: RuleSet, fqn: str) -> str | None:
-    found = rules.match(fqn)
-    if len(found) == 1:
-        return found[0].target
-    return fqn if not found and rules.unmatched == "keep" else None
+def from_the_file(moves: Sequence[Move], ties: Mapping[str, str]) -> Sequence[Move]:
+    """The moves with recorded names replaced by those that hold the data."""
+    if not ties:
+        return moves
+    return tuple(
+        replace(move, sources=tuple(ties.get(fqn, fqn) for fqn in move.sources))
+        if any(fqn in ties for fqn in move.sources)
+        else move
+        for move in moves
+    )
 
 
 def _restore(source: Path) -> bool:
@@ -192,7 +185,8 @@ def _restore(source: Path) -> bool:
 def _rename(job: Job) -> Written:
     from remapkit.execute import rename_in_place
 
-    return rename_in_place(job.moves, job.reader, metadata=job.metadata)
+    moves, recorded = without_ties(job.moves, job.plan.tied)
+    return rename_in_place(moves, job.reader, metadata={**job.metadata, **recorded})
 
 
 def _write(job: Job) -> Written:

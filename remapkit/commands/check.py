@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.check import Check, make_check
-from remapkit.commands.common import known_source, load_rules, open_source, refuse_unproven
+from remapkit.commands.common import (
+    known_source,
+    load_rules,
+    open_source,
+    recorded_ties,
+    refuse_unproven,
+    with_recorded,
+)
 from remapkit.diagnostic import Diagnostic, UsageError
 from remapkit.library import load, packs
 from remapkit.plan import make_plan
@@ -89,7 +96,7 @@ def _check_source(rules: RuleSet, args: Namespace) -> StateDictSpec:
         return read_header(Path(args.keys))
     if args.ckpt:
         with open_source(Path(args.ckpt), args) as reader:
-            return reader.header()
+            return with_recorded(reader.header(), recorded_ties(reader.header()))
     source = known_source(rules)
     if source is None:
         raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +94,30 @@ def beside(rules: RuleSet, path: str) -> Path:
 
 def open_source(path: Path, args: Namespace) -> Reader:
     return open_checkpoint(path, root=args.root, strict_pickle=args.strict_pickle, allow_expand=args.allow_expand)
+
+
+def recorded_ties(header: StateDictSpec) -> dict[str, str]:
+    """The names that a safetensors file only records as tied, each with the tensor that it is tied to.
+
+    The format has no aliases, so its writers keep one name and put `other: kept` into the metadata.
+    """
+    return {
+        other: kept
+        for other, kept in header.metadata.items()
+        if kept in header and other not in header and other != "format" and not other.startswith("remapkit.")
+    }
+
+
+def with_recorded(header: StateDictSpec, ties: Mapping[str, str]) -> StateDictSpec:
+    """The header with the recorded names as keys of their own: rules speak about them as about all others."""
+    if not ties:
+        return header
+    groups: dict[str, list[str]] = {group[0]: list(group) for group in header.tied}
+    first = {fqn: group[0] for group in header.tied for fqn in group}
+    for other, kept in ties.items():
+        groups.setdefault(first.get(kept, kept), [kept]).append(other)
+    tensors = {**header.tensors, **{other: header[kept] for other, kept in ties.items()}}
+    return replace(header, tensors=tensors, tied=tuple(map(tuple, groups.values())))
 
 
 def open_sides(args: Namespace, stack: ExitStack) -> tuple[Reader, Reader]:

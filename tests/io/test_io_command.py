@@ -78,7 +78,7 @@ def test_not_a_size(text: str, source: Path, capsys: pytest.CaptureFixture[str])
         (["-o", "o.pth", "--shard-size", "1MB"], "--shard-size writes safetensors, not .pth"),
         (["-o", "o.safetensors.index.json"], "is the name of an index"),
         (["--in-place", "-o", "x.safetensors"], "--output does not go with it"),
-        (["--in-place", "--shard-size", "1MB", "--untie"], "--shard-size, --untie does not go with it"),
+        (["--in-place", "--shard-size", "1MB", "--untie"], "--shard-size, --untie do not go with it"),
     ],
 )
 def test_options_that_do_not_fit_together(
@@ -306,3 +306,59 @@ def test_nothing_on_these_paths_imports_torch_or_numpy(source: Path, tmp_path: P
         imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
         assert "remapkit.cli" in imported
         assert not imported & {"torch", "numpy", "safetensors", "rich"}
+
+
+# --------------------------------------------------------------------- names that a file only records as tied
+
+BOTH = "  - {id: a, path: x, to: p}\n  - {id: b, path: y, to: q}\n"
+TURNED = "  - {id: a, path: x, to: p}\n  - {id: b, path: y, ops: [transpose], to: q}\n"
+OWNER_TURNED = "  - {id: a, path: x, ops: [transpose], to: p}\n  - {id: b, path: y, to: q}\n"
+JOINED = "  - {id: c, concat: {dim: 0, from: [x, y]}, to: z}\n"
+OWNER_DROPPED = "  - {id: b, path: y, to: q}\ndrop: [x]\n"
+OWNER_ONLY = "  - {id: a, path: x, to: p}\n"
+
+
+@pytest.mark.parametrize("options", [("o.safetensors",), ("o.pth",), ("o.safetensors", "--untie")])
+@pytest.mark.parametrize("rules", [BOTH, TURNED, OWNER_TURNED, JOINED, OWNER_DROPPED, OWNER_ONLY])
+def test_a_recorded_name_is_a_key_like_any_other(
+    rules: str, options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same rules on the .pth that ties two names, and on the safetensors file that records one of them."""
+    weight = torch.arange(24.0).view(4, 6)
+    torch.save({"x": weight, "y": weight}, tmp_path / "t.pth")
+    save_file({"x": weight}, tmp_path / "t.safetensors", metadata={"y": "x", "format": "pt", "who": "me"})
+    (tmp_path / "r.yaml").write_text(f"remapkit: 1\nname: r\nrules:\n{rules}")
+    results = []
+    for source in ("t.pth", "t.safetensors"):
+        out = tmp_path / source.replace(".", "-") / options[0]
+        out.parent.mkdir()
+        arguments = ["apply", str(tmp_path / "r.yaml"), str(tmp_path / source), "-o", str(out), "--verify"]
+        code = main([*arguments, *options[1:]])
+        results.append((code, loaded_with_ties(out) if code == 0 else None))
+    capsys.readouterr()
+    (code, expected), (other_code, found) = results
+    assert code == other_code == (1 if rules == OWNER_ONLY else 0)
+    if expected is not None and found is not None:
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[fqn], found[fqn]) for fqn in expected)
+
+
+def loaded_with_ties(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix == ".pth":
+        found: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+        return found
+    state = load_file(path)
+    with safe_open(path, "pt") as opened:
+        metadata = opened.metadata()
+    return state | {other: state[kept] for other, kept in metadata.items() if kept in state}
+
+
+def test_recorded_names_in_place(tmp_path: Path) -> None:
+    save_file({"x": torch.ones(2), "w": torch.ones(3)}, tmp_path / "m.safetensors", metadata={"y": "x", "who": "me"})
+    pack = tmp_path / "r.yaml"
+    pack.write_text("remapkit: 1\nname: r\nrules: [{id: a, path: '{n:x|y|w}', to: 'new.{n}'}]\n")
+    assert main(["apply", str(pack), str(tmp_path / "m.safetensors"), "--in-place"]) == 0
+    with safe_open(tmp_path / "m.safetensors", "pt") as opened:
+        assert set(opened.keys()) == {"new.x", "new.w"}
+        assert opened.metadata()["new.y"] == "new.x" and opened.metadata()["who"] == "me"
+        assert "y" not in opened.metadata()
