@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from remapkit.automaton import Automaton, automaton
 from remapkit.matcher import Reader
-from remapkit.pattern import Pattern, contains
+from remapkit.pattern import CANONICAL, MAX_WORDS, Node, Pattern, contains, words_node
 from remapkit.source import Span
 from remapkit.template import Copy, Item, Literal
 
@@ -27,9 +27,20 @@ WHOLE = Copy("")
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A stretch of the target that comes from no capture: the index that `unstack` counts, so any whole number."""
+    """A stretch of the target that comes from no capture: the index that `unstack` counts.
+
+    Any whole number, or one below `count` where the rule says how many there are.
+    """
 
     name: str
+    count: int | None = None
+
+    @property
+    def node(self) -> Node:
+        """Its language."""
+        if self.count is None or self.count > MAX_WORDS:
+            return CANONICAL
+        return words_node(tuple(map(str, range(self.count))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +141,10 @@ def _arrows(rule: Rule, lossy: tuple[str, ...]) -> Iterator[Arrow]:
         yield Arrow(rule.id, rule.kind, rule.span, rule.pattern, items, to=rule.span)
         return
     flow = rule.flow
-    made = flow.unstack.by if flow is not None and flow.unstack is not None else None
+    made = None
+    if flow is not None and flow.unstack is not None:
+        count = flow.unstack.count
+        made = Made(flow.unstack.by, count if isinstance(count, int) else None)
     folded = (flow.folded,) if flow is not None and flow.folded is not None else ()
     for template in flow.templates[rule.branch] if flow is not None else (rule.template,):
         yield Arrow(
@@ -138,7 +152,7 @@ def _arrows(rule: Rule, lossy: tuple[str, ...]) -> Iterator[Arrow]:
             rule.kind,
             rule.span,
             rule.pattern,
-            tuple(Made(made) if made and item == Copy(made) else item for item in template.items),
+            tuple(made if made is not None and item == Copy(made.name) else item for item in template.items),
             branch=rule.branch,
             folded=folded,
             forget=template.forget,

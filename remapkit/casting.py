@@ -62,6 +62,8 @@ def losses(moves: Iterable[Move], source: StateDictSpec) -> list[Diagnostic]:
     for (old, new), count in counts.items():
         verb, whose = ("is", "its") if count == 1 else ("are", "their")
         title = f"{counted(count, 'tensor')} {verb} cast from {old} to {new}, which rounds {whose} values"
+        if new == "F16" and old != "F16":
+            title += "; what is beyond 65504 becomes infinite"
         values = {"from": old, "to": new, "count": count, "names": names[old, new]}
         notes.append(Diagnostic("RK345", title, severity=Severity.NOTE, place=source.name, values=values))
     return notes

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from remapkit.arrows import Arrow, Made, readings
 from remapkit.flows import Filled
-from remapkit.pattern import CANONICAL, Alt, Chars, Group, Node, Part, Pattern, Repeat, literal, words_node
+from remapkit.pattern import Alt, Chars, Group, Node, Part, Pattern, Repeat, literal, words_node
 from remapkit.template import Copy, Literal, Mapped
 
 
@@ -83,7 +83,7 @@ def _image(arrow: Arrow) -> Pattern:
         if isinstance(item, Literal):
             parts.append(Part(None, literal(item.text)))
         elif isinstance(item, Made):
-            parts.append(Part(None, CANONICAL))
+            parts.append(Part(None, item.node))
         elif isinstance(item, Copy):
             part = arrow.pattern.capture(item.name)
             assert part is not None

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from remapkit.languages import Letters, Piece, shortest_words
-from remapkit.pattern import CANONICAL
 from remapkit.variants import Beyond, Index, Loose, Same, Slot, Table, Tools, Variant, lost
 
 
@@ -112,7 +111,7 @@ class NetBuilder:
         if isinstance(stretch, Loose):
             return pieces.spelt((word, "") for word in stretch.words), 0
         if isinstance(stretch, Index):
-            return pieces.of(CANONICAL), 0
+            return pieces.of(stretch.made.node), 0
         if isinstance(stretch, Beyond):
             return Piece([self.tools.letters.separator], [0], [[]], [0], False), 0
         assert isinstance(stretch, Table)

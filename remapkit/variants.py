@@ -29,7 +29,7 @@ from remapkit.languages import (
     shortest_words,
     walk,
 )
-from remapkit.pattern import CANONICAL, Ranges, one
+from remapkit.pattern import Ranges, one
 from remapkit.template import Copy, Literal, Mapped
 
 MAX_VARIANTS = 4096
@@ -76,7 +76,9 @@ class Beyond:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """A stretch of the target that is any whole number, whatever the source is: what `unstack` counts."""
+    """A stretch of the target that is a number whatever the source is: what `unstack` counts."""
+
+    made: Made
 
 
 Stretch = str | Same | Table | Loose | Beyond | Index
@@ -135,7 +137,7 @@ def _sets(arrow: Arrow) -> Iterator[Ranges]:
         if isinstance(item, Literal):
             text.update(item.text)
         elif isinstance(item, Made):
-            yield from characters(CANONICAL)
+            yield from characters(item.node)
         elif isinstance(item, Mapped):
             text.update(*item.mapping.values())
     yield from map(one, text)
@@ -288,7 +290,7 @@ def _target(
         if isinstance(item, Literal):
             target.append(item.text)
         elif isinstance(item, Made):
-            target.append(Index())
+            target.append(Index(item))
         elif isinstance(item, Copy):
             used.add(item.name)
             target.append(_copied(item, arrow, fixed, place, loose))

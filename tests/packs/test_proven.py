@@ -9,6 +9,8 @@ from pack_kit import CASES, planted
 
 import remapkit
 from remapkit.prove import Level
+from remapkit.rulefile import read_text
+from remapkit.rules import compile_rules
 
 PACKS = [name for case in CASES for name in (case.pack, case.back)]
 
@@ -79,3 +81,18 @@ def test_what_is_folded_and_made_does_not_collide_but_what_is_forgotten_does(tmp
     ((one, other),) = {witness.keys for witness in proof.witnesses}
     assert one.split(".")[2] != other.split(".")[2]
     assert one.split(".")[3:] == other.split(".")[3:]
+
+
+def test_an_unstack_that_says_how_many_is_proven_for_so_many() -> None:
+    """A target beyond the count is no collision; one below it is, and so it is where the count is left open."""
+
+    def level(other: str, count: str = ", count: 2") -> str:
+        text = (
+            "remapkit: 1\nname: t\nrules:\n"
+            f"  - {{id: a, path: 'd.{{i:int}}.w', unstack: {{dim: 0, by: e{count}}}, to: 'q.{{e}}.{{i}}'}}\n"
+            f"  - {{id: b, path: x, to: '{other}'}}\n"
+        )
+        return compile_rules(read_text(text)).prove().level.name
+
+    assert level("q.2.3") == "ALL"
+    assert level("q.1.3") == level("q.2.3", "") == "REFUTED"
