@@ -322,7 +322,7 @@ def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
     parser.add_argument(
         "--tolerance",
         metavar="T",
-        type=float,
+        type=_tolerance,
         default=1e-4,
         help="how far outputs may be apart, relative to the largest (default: 1e-4)",
     )
@@ -350,7 +350,7 @@ def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-t
     parser = _command(commands, "learn", "derive a rule file from two checkpoints that hold the same weights")
     parser.add_argument("a", metavar="A", help=f"the source: {_CKPT}")
     parser.add_argument("b", metavar="B", help="the same weights under the names of the target")
-    parser.add_argument("--name", default="learned", help="the name of the pack (default: learned)")
+    parser.add_argument("--name", help="the name of the pack (default: that of the file, else learned)")
     parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: NAME.yaml; - for stdout)")
     parser.add_argument(
         "--pairs", metavar="FILE", help="pairs as a JSON object, source key to target key, not values"

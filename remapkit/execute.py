@@ -105,7 +105,7 @@ def _streams(moves: Sequence[Move]) -> Run | None:
 
 def _format(out: Path, format: str | None) -> str:
     if format is None:
-        return "pth" if out.suffix in PTH_SUFFIXES else "safetensors"
+        return "pth" if out.suffix.lower() in PTH_SUFFIXES else "safetensors"
     if format not in ("safetensors", "pth"):
         raise ValueError(f"format must be 'safetensors' or 'pth', not {format!r}")
     return format

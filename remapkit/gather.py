@@ -273,6 +273,9 @@ def _tails(flow: Flow, resolved: Resolved, whole: TensorSpec) -> Iterator[tuple[
         yield 0, ()
         return
     size = whole.shape[dimension(flow.unstack.dim, whole)]
+    if not size:
+        title = f"nothing to unstack: the dimension has 0 elements, {list(whole.shape)}"
+        raise Refused(title, "a key would be gone without a word: name it under `drop:` if that is meant")
     if resolved.unstacked is not None and size != resolved.unstacked:
         title = f"{size} elements to unstack, and `count` is {resolved.unstacked}, {list(whole.shape)}"
         raise Refused(title, "correct `count`, or the param it is made of")

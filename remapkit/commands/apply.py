@@ -248,7 +248,8 @@ def _lines(job: Job, written: Written, restored: bool) -> Iterator[str]:
     size = human_bytes(written.nbytes)
     yield f"{counted(written.tensors, 'tensor')}, {size} in {written.seconds:.2f} s ({rate}/s)"
     if written.verified:
-        yield f"ok: read back, all {written.tensors} tensors are the source's, byte for byte"
+        what = "what the rules make of the source" if any(move.ops for move in job.moves) else "the source's"
+        yield f"ok: read back, all {written.tensors} tensors are {what}, byte for byte"
 
 
 def _dry_run(plan: Plan, check: Check | None, moves: Sequence[Move], reader: Reader) -> Outcome:

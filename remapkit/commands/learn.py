@@ -21,13 +21,14 @@ from remapkit.spec import StateDictSpec
 
 def run(args: Namespace) -> Outcome:
     """A rule file that says which key of A is which of B."""
-    output = None if args.output == "-" else Path(args.output or f"{args.name}.yaml")
+    name = args.name or (Path(args.output).stem if args.output and args.output != "-" else "learned")
+    output = None if args.output == "-" else Path(args.output or f"{name}.yaml")
     with ExitStack() as stack:
         a, b = open_sides(args, stack)
         source, target = a.header(), b.header()
         pairing = _read_pairs(Path(args.pairs), source, target) if args.pairs else _by_value(a, b)
-    references = (f"keys/{args.name}.source.json", f"keys/{args.name}.target.json") if output else (None, None)
-    learned = learn(args.name, source, target, pairing, *references)
+    references = (f"keys/{output.stem}.source.json", f"keys/{output.stem}.target.json") if output else (None, None)
+    learned = learn(name, source, target, pairing, *references)
     if output is None:
         return Outcome(data={"text": learned.text}, raw=learned.text)
     headers = {str(references[0]): source, str(references[1]): target}

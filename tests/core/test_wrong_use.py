@@ -241,3 +241,20 @@ def test_rules_with_params_are_diffed_and_tested(tmp_path: Path, capsys: pytest.
     assert main(arguments) == 1 and "--param n=NUMBER" in capsys.readouterr().err
     assert main([*arguments, "--param", "n=2"]) == 0
     assert main(["test", str(pack), "--param", "n=2"]) == 0, capsys.readouterr()
+
+
+def test_an_unstack_of_nothing_is_not_nothing() -> None:
+    found = rules("rules: [{id: r, path: 'd.{i:int}', unstack: {dim: 0, by: e}, to: 'q.{i}.{e}'}]")
+    header = {"d.0": remapkit.TensorSpec("F32", (2, 3)), "d.1": remapkit.TensorSpec("F32", (0, 3))}
+    with pytest.raises(FailedCheck, match="nothing to unstack"):
+        found.plan(header).raise_for_problems()
+
+
+def test_learned_files_have_manifests_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"a.w": torch.ones(2), "a.b": torch.zeros(3)}, tmp_path / "a.pth")
+    torch.save({"b.w": torch.ones(2), "b.b": torch.zeros(3)}, tmp_path / "b.pth")
+    for name in ("one", "two"):
+        arguments = ["learn", str(tmp_path / "a.pth"), str(tmp_path / "b.pth"), "-o", str(tmp_path / f"{name}.yaml")]
+        assert main(arguments) == 0
+    assert main(["test", str(tmp_path / "one.yaml"), str(tmp_path / "two.yaml")]) == 0, capsys.readouterr()
+    assert len(list((tmp_path / "keys").iterdir())) == 4
