@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from remapkit.diagnostic import Diagnostic, Severity, UsageError
+from remapkit.diagnostic import Diagnostic, Severity, UsageError, counted
 from remapkit.ops.kinds import CastOp, Fill, Join, Op, is_exact, join_spec
-from remapkit.plan import Move, Plan, counted, named
+from remapkit.plan import Move, Plan, named
 from remapkit.spec import StateDictSpec
 
 PLAIN = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp64": "F64"}

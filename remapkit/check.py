@@ -12,9 +12,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from remapkit.diagnostic import Diagnostic, FailedCheck, Severity
+from remapkit.diagnostic import Diagnostic, FailedCheck, Severity, counted
 from remapkit.ops.kinds import needs_values
-from remapkit.plan import SHOWN, Move, Plan, counted, named
+from remapkit.plan import SHOWN, Move, Plan, named
 from remapkit.spec import StateDictSpec, TensorSpec, leaf
 
 

@@ -74,6 +74,25 @@ class Diagnostic:
         return render(self)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "key"), counted(2, "key")
+    ('1 key', '2 keys')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words as a sentence has them, each once.
+
+    >>> listed(["a"]), listed(["a", "b", "c", "b"])
+    ('a', 'a, b and c')
+    """
+    *before, last = dict.fromkeys(words) or {"": None}
+    return f"{', '.join(before)} and {last}" if before else last
+
+
 def plain(role: str, text: str) -> str:
     """The style without colour."""
     return text

@@ -10,12 +10,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from remapkit.diagnostic import Diagnostic, Label
+from remapkit.diagnostic import Diagnostic, Label, counted
 from remapkit.flows import Filled, Flow, Resolved
 from remapkit.ops.kinds import At, Join, Op, Part, Refused, after, dimension, result
 from remapkit.ops.numbers import BadNumber, NoValue
 from remapkit.pattern import Pattern
-from remapkit.plan import Move, RuleRef, counted, named
+from remapkit.plan import Move, RuleRef, named
 from remapkit.rules import Match, RuleSet
 from remapkit.source import Span
 from remapkit.spec import StateDictSpec, TensorSpec

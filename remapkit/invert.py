@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from remapkit.arrows import Arrow, arrows
 from remapkit.automaton import automaton
-from remapkit.diagnostic import Diagnostic, InvalidRules, Label
+from remapkit.diagnostic import Diagnostic, InvalidRules, Label, listed
 from remapkit.flows import Axis, Flow, Split
 from remapkit.matcher import regex_text
 from remapkit.ops.calls import Call, plain_arg
@@ -106,7 +106,9 @@ def inverse_of(rule: Rule, arrow: Arrow, tables: Tables, known: Mapping[str, Map
     names = [part.name for part in rule.pattern.captures if part.name in together]
     cases = list(itertools.islice(itertools.product(*spaces), MAX_CASES + 1))
     if len(cases) > MAX_CASES:
-        title = f"{rule.id} has no inverse that could be written: {_and(map(str, names))} have too many combinations"
+        title = (
+            f"{rule.id} has no inverse that could be written: {listed(map(str, names))} have too many combinations"
+        )
         help = (f"bound them to at most {MAX_CASES} combinations, or write one rule a case",)
         raise NoInverse(Diagnostic("RK213", title, _label(rule), help))
     found = []
@@ -171,7 +173,7 @@ def _turned(rule: Rule, tables: Tables, known: Mapping[str, Mapping[str, str]]) 
     assert rule.template is not None
     together = hanging_together(_arrow_of(rule))
     if together:
-        title = f"{rule.id} has no inverse that could be written: {_and(together)} hang together in its target"
+        title = f"{rule.id} has no inverse that could be written: {listed(together)} hang together in its target"
         help = ("use each capture once, or write one rule a case",)
         raise NoInverse(Diagnostic("RK213", title, _label(rule), help))
     return _Inverter(rule, {}, tables, known).rule(rule.id)
@@ -835,8 +837,3 @@ def _special(text: str) -> bool:
 def _label(rule: Rule) -> tuple[Label, ...]:
     span: Span = rule.template.text.span if rule.template is not None else rule.span
     return (Label(span),)
-
-
-def _and(words: Iterable[str]) -> str:
-    listed = list(words)
-    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from remapkit.diagnostic import Diagnostic, FailedCheck, Label, Severity
+from remapkit.diagnostic import Diagnostic, FailedCheck, Label, Severity, counted, listed
 from remapkit.ops.kinds import Op
 from remapkit.source import Span
 from remapkit.spec import StateDictSpec, TensorSpec, name_problem
@@ -300,7 +300,7 @@ def _ambiguous(source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]) 
             for number, match in enumerate(found)
             if match.rule.span is not None
         )
-        title = f"{counted(len(fqns), 'key')} matched by {_and(ids)}: one key, one rule"
+        title = f"{counted(len(fqns), 'key')} matched by {listed(ids)}: one key, one rule"
         problems.append(
             Diagnostic(
                 "RK302",
@@ -435,16 +435,3 @@ def named(fqns: Sequence[str], shown: int = SHOWN) -> str:
     if len(fqns) > shown:
         lines.append(f"... and {len(fqns) - shown} more")
     return "\n".join(lines)
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun.
-
-    >>> counted(1, "key"), counted(2, "key")
-    ('1 key', '2 keys')
-    """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _and(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from remapkit.arrows import Arrow, readings
-from remapkit.diagnostic import Diagnostic, Label, Severity
+from remapkit.diagnostic import Diagnostic, Label, Severity, listed
 from remapkit.pattern import Chars, Part, Seq
 from remapkit.questions import Fault, Witness
 from remapkit.source import Span
@@ -84,7 +84,7 @@ class Teller:
         return _meet(made[0].get(ids[0], ()), made[1].get(ids[-1], ()))
 
     def disagreement(self, witness: Witness) -> Diagnostic:
-        ids = _and(self.arrows[number].rule_id for number in witness.arrows)
+        ids = listed(self.arrows[number].rule_id for number in witness.arrows)
         title = f"the proof and the matcher disagree about {ids}"
         note = "\n".join(map(repr, witness.keys))
         help = ("this is a bug in remapkit, not in the rules: please report it with these keys",)
@@ -208,7 +208,7 @@ class Teller:
         return Diagnostic("RK206", title, labels, help, (note,), Severity.NOTE, values=self.values(witness))
 
     def undecided(self, fault: Fault, numbers: Sequence[int]) -> Diagnostic:
-        ids = _and(self.arrows[number].rule_id for number in numbers) or "the rules"
+        ids = listed(self.arrows[number].rule_id for number in numbers) or "the rules"
         title = f"undecided: {_ASKED[fault].format(ids)}"
         help = ("simplify the patterns (fewer .*, shorter counted repeats)", "or go on with --allow-undecided")
         note = "the search was given up after its budget of steps; a plan still checks the keys at hand"
@@ -351,8 +351,3 @@ def _captured(arrow: Arrow, reading: Sequence[str]) -> str:
         if part.name is not None
     ]
     return ", ".join(named)
-
-
-def _and(words: Iterable[str]) -> str:
-    listed = list(dict.fromkeys(words))
-    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}" if listed else ""

@@ -22,9 +22,9 @@ from remapkit.commands.common import (
     refuse_unproven,
     with_recorded,
 )
-from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError
+from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError, counted
 from remapkit.library import version
-from remapkit.plan import Move, Plan, counted, from_where, make_plan
+from remapkit.plan import Move, Plan, from_where, make_plan
 from remapkit.report import Outcome, Table, human_bytes
 from remapkit.spec import StateDictSpec
 from remapkit.targets import TargetRef, target_header

@@ -9,8 +9,8 @@ from pathlib import Path
 from remapkit.checkpoint import write_manifest
 from remapkit.checkpoint.faults import shown
 from remapkit.commands.common import open_source
+from remapkit.diagnostic import counted
 from remapkit.families import families
-from remapkit.plan import counted
 from remapkit.report import Outcome, Table, human_bytes
 
 

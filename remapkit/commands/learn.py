@@ -11,10 +11,10 @@ from remapkit.checkpoint import Reader
 from remapkit.checkpoint.manifest import manifest_json
 from remapkit.commands.common import open_sides
 from remapkit.commands.new import write_texts
-from remapkit.diagnostic import Diagnostic, Severity, UsageError
+from remapkit.diagnostic import Diagnostic, Severity, UsageError, counted
 from remapkit.examples import Learned, learn
 from remapkit.pairing import Pairing, pair_by_value
-from remapkit.plan import counted, named
+from remapkit.plan import named
 from remapkit.report import Outcome
 from remapkit.spec import StateDictSpec
 

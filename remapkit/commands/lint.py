@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from remapkit.commands.common import known_source, rule_paths
-from remapkit.diagnostic import Diagnostic, InvalidRules, RemapkitError
+from remapkit.diagnostic import Diagnostic, InvalidRules, RemapkitError, counted
 from remapkit.library import load
-from remapkit.plan import counted
 from remapkit.report import Outcome, Table
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from remapkit.diagnostic import RemapkitError
+from remapkit.diagnostic import RemapkitError, counted
 from remapkit.library import load, packs, plugins
-from remapkit.plan import counted
 from remapkit.report import Outcome, Table
 from remapkit.targets import pack_target
 from remapkit.witness import read_witness

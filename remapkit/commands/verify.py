@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.commands.common import known_source, load_rules, refuse_unproven
-from remapkit.diagnostic import Diagnostic, UsageError
+from remapkit.diagnostic import Diagnostic, UsageError, counted
 from remapkit.library import read_config, resolve, version
-from remapkit.plan import counted
 from remapkit.report import Outcome, Table
 from remapkit.targets import TargetRef, pack_target, parse_model_args, read_header, trusted_factory
 from remapkit.witness import write_witness

@@ -16,9 +16,9 @@ from remapkit.checkpoint.faults import sized, unreadable
 from remapkit.checkpoint.opening import open_checkpoint
 from remapkit.checkpoint.reader import Reader
 from remapkit.checkpoint.writing import Run
-from remapkit.diagnostic import Diagnostic, FailedCheck, Severity, UsageError
+from remapkit.diagnostic import Diagnostic, FailedCheck, Severity, UsageError, counted
 from remapkit.loading.carry import carry_out
-from remapkit.loading.job import PLAIN_FLOATS, Dtype, Wanted, count, prepare
+from remapkit.loading.job import PLAIN_FLOATS, Dtype, Wanted, prepare
 from remapkit.loading.module import target_of, tensor_reason
 from remapkit.loading.rebuild import Factory, rebuilt
 from remapkit.loading.values import FileValues, MemoryValues, Values
@@ -75,15 +75,15 @@ class Loaded:
         return sum(number for (old, new), number in self.casts.items() if new not in _EXACT.get(old, ()))
 
     def __str__(self) -> str:
-        parts = [f"{count(self.tensors, 'tensor')} ({sized(self.nbytes)})"]
+        parts = [f"{counted(self.tensors, 'tensor')} ({sized(self.nbytes)})"]
         parts += [f"{self.shared} without a copy"] if self.shared else []
         parts += [f"{self.copied} copied"] if self.copied else []
         parts += [f"{number} cast {old} -> {new}{_loss(old, new)}" for (old, new), number in self.casts.items()]
-        parts += [f"{count(len(self.dropped), 'key')} dropped"] if self.dropped else []
-        parts += [f"{count(len(self.unexpected), 'unexpected key')} left out"] if self.unexpected else []
-        parts += [f"{count(len(self.missing), 'missing key')} kept as they were"] if self.missing else []
-        parts += [f"{count(len(self.tied), 'tied group')}"] if self.tied else []
-        parts += [f"{count(len(self.rebuilt), 'value')} rebuilt"] if self.rebuilt else []
+        parts += [f"{counted(len(self.dropped), 'key')} dropped"] if self.dropped else []
+        parts += [f"{counted(len(self.unexpected), 'unexpected key')} left out"] if self.unexpected else []
+        parts += [f"{counted(len(self.missing), 'missing key')} kept as they were"] if self.missing else []
+        parts += [f"{counted(len(self.tied), 'tied group')}"] if self.tied else []
+        parts += [f"{counted(len(self.rebuilt), 'value')} rebuilt"] if self.rebuilt else []
         where = f" on {', '.join(self.devices)}" if self.devices else ""
         head = f"{self.checkpoint} -> {self.model} by {self.rules}"
         return f"{head}: {', '.join(parts)}{where}, {self.seconds:.3f} s"
@@ -259,10 +259,10 @@ def _check_plain(state: Mapping[str, torch.Tensor]) -> None:
     odd = {fqn: reason[0] for fqn, value in state.items() if (reason := tensor_reason(value))}
     problems = []
     if on_meta:
-        title = f"{count(len(on_meta), 'tensor')} of the state dict on meta: there is no data to load"
+        title = f"{counted(len(on_meta), 'tensor')} of the state dict on meta: there is no data to load"
         problems.append(Diagnostic("RK329", title, notes=(named(on_meta),), values={"names": on_meta}))
     if odd:
-        title = f"{count(len(odd), 'tensor')} of the state dict not plain"
+        title = f"{counted(len(odd), 'tensor')} of the state dict not plain"
         lines = [f"{fqn}: {reason}" for fqn, reason in odd.items()]
         problems.append(Diagnostic("RK329", title, notes=(named(lines),), values={"names": list(odd)}))
     if problems:
@@ -272,5 +272,5 @@ def _check_plain(state: Mapping[str, torch.Tensor]) -> None:
 def _ignored(state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Iterator[Diagnostic]:
     others = [str(key) for key in state if key not in tensors]
     if others:
-        title = f"{count(len(others), 'entry').replace('entrys', 'entries')} beside the tensors ignored"
+        title = f"{counted(len(others), 'entry').replace('entrys', 'entries')} beside the tensors ignored"
         yield Diagnostic("RK413", title, notes=(named(others),), severity=Severity.NOTE)

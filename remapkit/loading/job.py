@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from remapkit.check import Check, make_check
-from remapkit.diagnostic import Diagnostic
+from remapkit.diagnostic import Diagnostic, counted
 from remapkit.loading.module import Target
 from remapkit.loading.values import Values, overlapping, same_bytes
 from remapkit.meta import DTYPES
@@ -19,11 +19,6 @@ PLAIN_FLOATS = ("F16", "BF16", "F32", "F64")
 """The dtypes that are cast into one another when asked."""
 
 Dtype = torch.dtype | Literal["model"] | None
-
-
-def count(number: int, noun: str) -> str:
-    """A number and its noun: `1 tensor`, `2 tensors`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +76,7 @@ def _missing_on_meta(target: Target, check: Check) -> list[Diagnostic]:
     lacking = [fqn for fqn in check.missing_keys if target.slots[fqn].value.is_meta]
     if not lacking:
         return []
-    title = f"{count(len(lacking), 'missing key')} would be left on meta, strict=False or not"
+    title = f"{counted(len(lacking), 'missing key')} would be left on meta, strict=False or not"
     help = "build the module on a real device if these are to be initialised by it"
     return [Diagnostic("RK310", title, (), (help,), (named(lacking),), values={"missing_keys": lacking})]
 
@@ -90,7 +85,7 @@ def _extra_states(target: Target) -> list[Diagnostic]:
     if not target.extra:
         return []
     keep = "keeps" if len(target.extra) == 1 else "keep"
-    title = f"{count(len(target.extra), 'module')} {keep} extra state, which no checkpoint brings"
+    title = f"{counted(len(target.extra), 'module')} {keep} extra state, which no checkpoint brings"
     help = "extra_state='keep' leaves it as it is; set it yourself with set_extra_state"
     return [Diagnostic("RK325", title, (), (help,), (named(target.extra),), values={"names": list(target.extra)})]
 
@@ -107,7 +102,7 @@ def _dtype_problems(moves: Mapping[str, Move], target: Target, wanted: Wanted) -
     unknown = [fqn for fqn, move in moves.items() if move.spec.dtype not in DTYPES]
     if unknown:
         names = ", ".join(sorted({moves[fqn].spec.dtype for fqn in unknown}))
-        title = f"torch has no dtype for {names}: {count(len(unknown), 'tensor')} cannot be loaded"
+        title = f"torch has no dtype for {names}: {counted(len(unknown), 'tensor')} cannot be loaded"
         yield Diagnostic("RK321", title, notes=(named(unknown),), values={"names": unknown})
     pairs = {fqn: (move.spec.dtype, target.header[fqn].dtype) for fqn, move in moves.items() if fqn not in unknown}
     crossed = {fqn: pair for fqn, pair in pairs.items() if _kind(pair[0]) != _kind(pair[1])}
@@ -116,12 +111,14 @@ def _dtype_problems(moves: Mapping[str, Move], target: Target, wanted: Wanted) -
             f"{fqn}: the checkpoint brings {old} ({_kind(old)}), {target.header.name} holds {new} ({_kind(new)})"
             for fqn, (old, new) in crossed.items()
         ]
-        title = f"{count(len(crossed), 'tensor')} of another kind of number than the model holds: that is no cast"
+        title = f"{counted(len(crossed), 'tensor')} of another kind of number than the model holds: that is no cast"
         help = "convert the checkpoint on purpose, or correct the rule that leads there"
         yield Diagnostic("RK320", title, (), (help,), (named(lines),), values={"names": list(crossed)})
     small = [fqn for fqn, (old, _) in pairs.items() if old.startswith("F8") and fqn not in crossed]
     if small and isinstance(wanted.dtype, torch.dtype):
-        title = f"dtype={wanted.dtype} would cast {count(len(small), 'tensor')} of 8-bit floats without their scales"
+        title = (
+            f"dtype={wanted.dtype} would cast {counted(len(small), 'tensor')} of 8-bit floats without their scales"
+        )
         help = "dtype='model' leaves them as they are"
         yield Diagnostic("RK326", title, (), (help,), (named(small),), values={"names": small})
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError
 from remapkit.meta import header_of
-from remapkit.plan import Plan, counted, make_plan, named
+from remapkit.plan import Plan, make_plan, named
 from remapkit.rules import RuleSet
 from remapkit.running.eager import run_plan
 from remapkit.verification.models import inputs
@@ -236,4 +236,4 @@ def first_parting(
     return None
 
 
-__all__ = ["TOLERANCE", "Verdict", "counted", "first_parting", "tensors", "verify_forward"]
+__all__ = ["TOLERANCE", "Verdict", "first_parting", "tensors", "verify_forward"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from remapkit.diagnostic import Diagnostic
-from remapkit.plan import counted, named
+from remapkit.diagnostic import Diagnostic, counted
+from remapkit.plan import named
 from remapkit.rules import RuleSet
 from remapkit.spec import TensorSpec
 from remapkit.verification.forward import Verdict
