@@ -2,12 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The plainest arithmetic that torch can be held to: what any other processor may round differently from this one.
+PORTABLE := OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41
 
-.PHONY: help demo test lint types unit build clean
+.PHONY: help demo test test-fast test-portable lint types unit system-deps build clean
 
 help:
 	@echo "make demo   make $(VENV), install, and run the main job on a small Wan 2.2 VAE checkpoint"
 	@echo "make test   install the test extras; run lint, types and tests"
+	@echo "make test-fast      the tests without those that take more than a few seconds"
+	@echo "make test-portable  the tests with torch held to the plainest instructions"
+	@echo "make system-deps    install what some tests want beside Python, or say what that is"
 	@echo "make build  a wheel and an sdist in dist/"
 	@echo "make clean  remove what these made"
 
@@ -25,6 +30,15 @@ types: $(VENV)/.installed-test
 
 unit: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -n auto --durations=10
+
+test-fast: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -n auto -m "not slow"
+
+test-portable: $(VENV)/.installed-test
+	$(PORTABLE) $(BIN)/python -m pytest -q -n auto
+
+system-deps:
+	@bash .ci/system-deps
 
 build: $(VENV)/.installed
 	$(BIN)/pip install --quiet build

@@ -8,14 +8,29 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+sys.path.insert(0, str(Path(__file__).parent))
+import strict_skips
+
 settings.register_profile("remapkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("remapkit")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--strict-skips", action="store_true", help="fail for a skip that tests/strict_skips.py does not allow"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if strict_skips.wanted(config):
+        config.pluginmanager.register(strict_skips.StrictSkips(), "strict-skips")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -123,7 +123,8 @@ class FileValues:
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous uint8 tensor in host memory, for reading into."""
-    return memoryview(tensor.numpy())  # type: ignore[arg-type]
+    data: Any = tensor.numpy()  # a buffer, which types say only since Python 3.12
+    return memoryview(data)
 
 
 def _fill(buffer: memoryview, chunks: Iterable[memoryview]) -> None:

@@ -121,6 +121,7 @@ def tied_in_metadata(file: Path, tied: dict[str, str]) -> None:
 PROPERTY = settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(state_dicts(), st.sampled_from(SOURCES), st.sampled_from(OUTPUTS), st.booleans())
 def test_every_route_keeps_every_byte(state: dict[str, torch.Tensor], source: str, output: str, untie: bool) -> None:
@@ -288,6 +289,7 @@ def test_a_pth_is_a_sound_zip_with_aligned_storages(tmp_path: Path) -> None:
         assert reader.header().metadata == {"who": "me"}
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_more_than_65535_entries_are_written_with_zip64(tmp_path: Path) -> None:
     header = header_json(((f"w{n}", TensorSpec("U8", (1,))) for n in range(66_000)), {})

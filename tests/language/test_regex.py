@@ -62,6 +62,7 @@ def compiled(text: str) -> Pattern:
     return compile_pattern(pattern(match=text), {}).pattern
 
 
+@pytest.mark.slow
 @settings(max_examples=1500, deadline=None)
 @given(regexes(), st.lists(keys, min_size=1, max_size=8))
 def test_what_is_accepted_means_what_re_says(text: str, found: list[str]) -> None:

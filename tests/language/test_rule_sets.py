@@ -78,6 +78,7 @@ def compiled(picked: list[tuple[str, str]]) -> RuleSet:
     return rules(*(rule(f"r{i}", to, match=match) for i, (match, to) in enumerate(picked)))
 
 
+@pytest.mark.slow
 @settings(max_examples=800, deadline=None)
 @given(shapes, st.lists(near_keys(), min_size=1, max_size=10, unique=True))
 def test_same_mapping_same_ambiguities_same_collisions(picked: list[tuple[str, str]], keys: list[str]) -> None:
