@@ -1,5 +1,5 @@
 """What `make system-deps` does where it may install, where it may not, and where an installation fails; and
-that a setting which holds torch to plainer instructions, where one is given, is in force: a wrong value is ignored."""
+that a setting which holds torch to plainer instructions, where one is given, is in force."""
 
 from __future__ import annotations
 
