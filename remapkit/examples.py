@@ -1,41 +1,60 @@
 """Rule files derived from examples: two checkpoints that hold the same weights, or pairs of keys that somebody wrote.
 
-The derived file is compiled and tried on every key of the source before anybody sees it: what it says of the examples
-is what the examples say, to the key. What it says of other keys (deeper models) is the author's to read.
+The derived file is compiled and tried on every key of the source, proven for all keys, and run through its own tests
+before anybody sees it: a rule that says more than the examples is split until it does not. What it says of keys that
+the source does not have (deeper models) is the author's to read.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from remapkit.diagnostic import Diagnostic, UsageError
-from remapkit.families import families, is_integer
-from remapkit.generalise import Copied, Example, Fixed, Item, Looked, generalise
-from remapkit.learn import bound, braces, capture_names, check_name_and_source, comment, escaped_regex, flow, head
-from remapkit.learn import quoted as scalar
+from remapkit.check import make_check
+from remapkit.derived import Draft, How, Part, draft
+from remapkit.diagnostic import Diagnostic, InvalidRules, UsageError, counted
+from remapkit.families import families
+from remapkit.generalise import generalise, narrower
+from remapkit.learn import check_name_and_source, comment, head
 from remapkit.pairing import Pairing
+from remapkit.plan import make_plan, named
+from remapkit.prove import Level
 from remapkit.rulefile import read_text
 from remapkit.rules import RuleSet, compile_rules
-from remapkit.spec import StateDictSpec
+from remapkit.ruletest import run_tests
+from remapkit.settling import Alike, By, Settled, settle
+from remapkit.spec import StateDictSpec, TensorSpec, name_problem
+
+MAX_ROUNDS = 40
+"""So often rules are split; then what still does not hold is written key by key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
     """A derived rule file, the pairs that it says, and what no example decided.
 
-    `by_module` are those pairs whose values several keys share, and that were settled because everything else of
-    their module went to one module. `undecided` are keys of A that nothing settles; `only_a` and `only_b` are keys
-    that the other side has no equal of.
+    Every key of A is in one of `pairs`, `undecided`, `only_a` and `unsaid`; every key of B is the target of a pair,
+    or in one of `open_b` and `only_b`. `settled` are those of the pairs that values left open (constants, and bytes
+    that several keys hold), with what settled them. `undecided` are keys of A that nothing settles, with the free
+    keys of B that hold the same bytes; `open_b` are keys of B that have an equal, and that no rule leads to. `only_a`
+    and `only_b` are keys that the other side has no equal of. `unsaid` are pairs that no rule can say.
     """
 
     text: str
     pairs: Mapping[str, str]
-    by_module: Mapping[str, str]
+    settled: Mapping[str, Settled]
     undecided: Mapping[str, tuple[str, ...]]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+    open_b: tuple[str, ...] = ()
+    unsaid: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def by_module(self) -> Mapping[str, str]:
+        """The pairs that were settled because everything else of their module went to one module."""
+        return {fqn: settled.target for fqn, settled in self.settled.items() if settled.by is By.MODULE}
 
 
 def learn(
@@ -48,7 +67,8 @@ def learn(
 ) -> Learned:
     """The rule file that says a pairing, and settles by its rules what values alone could not.
 
-    Raises `UsageError`: RK623 for a name that is none, RK625 where there is no pair at all.
+    It lints, is proven for all keys, and its tests hold. Raises `UsageError`: RK623 for a name that is none, RK625
+    where there is no pair at all, RK655 where no rules can be written that hold.
 
     >>> from remapkit.spec import StateDictSpec, TensorSpec
     >>> pairs = {f"layers.{n}.{p}.w": f"h.{n}.{p}_proj.w" for n in range(3) for p in "qk"}
@@ -63,26 +83,68 @@ def learn(
         path: 'layers.{layer:int}.{part:part}.w'
     """
     check_name_and_source(name, source)
-    # The language has no word for the empty key.
-    pairs = {fqn: other for fqn, other in pairing.pairs.items() if fqn and other}
+    # The language has no word for the empty key, and no checkpoint may hold a name that steers a terminal.
+    pairs = {fqn: other for fqn, other in pairing.pairs.items() if fqn and other and not name_problem(other)}
     if not pairs:
         raise UsageError(_no_pairs(source, target))
-    alike, by_module = {fqn: others for fqn, others in pairing.alike.items() if fqn}, dict[str, str]()
-    while True:
-        text = _fitting_text(name, source, target, pairs, source_ref, target_ref)
-        settled = _settled(_by_rules(compile_rules(read_text(text, name)), alike), pairs, alike)
-        if not settled:
-            settled = _settled(_by_module(pairs, alike), pairs, alike)
-            by_module |= settled
-        if not settled:
+    fitting = _Fitting(name, source, target, source_ref, target_ref)
+    pairs, settled = _settled(fitting, pairs, pairing)
+    text, said = fitting.proven(pairs)
+    learned = _accounted(text, source, target, pairing, said, pairs, settled)
+    left = "\n".join(_left(source, target, learned))
+    return replace(learned, text=f"{text}{left}\n") if left else learned
+
+
+def _settled(fitting: _Fitting, pairs: dict[str, str], pairing: Pairing) -> tuple[dict[str, str], dict[str, Settled]]:
+    """The pairs with those that can be settled, and what settled each of these."""
+    source, target = fitting.source, fitting.target
+    alike = {fqn: others for fqn, others in _open(source, target, pairing).items() if fqn}
+    settled: dict[str, Settled] = {}
+    while alike:
+        rules = compile_rules(read_text(fitting.replayed(pairs, alike).text, fitting.name))
+        found = settle(rules, pairs, alike, pairing)
+        if not found:
             break
-        pairs = {fqn: (pairs | settled)[fqn] for fqn in source if fqn in pairs or fqn in settled}
+        settled |= found
+        known = pairs | {fqn: each.target for fqn, each in found.items()}
+        pairs = {fqn: known[fqn] for fqn in source if fqn in known}
         alike = {fqn: others for fqn, others in alike.items() if fqn not in settled}
-    reached = set(pairs.values())
-    undecided = {fqn: tuple(other for other in others if other not in reached) for fqn, others in alike.items()}
-    left = "\n".join(_left(source, target, undecided, pairing))
-    whole = f"{text}{left}\n" if left else text
-    return Learned(whole, pairs, by_module, undecided, pairing.only_a, pairing.only_b)
+    return pairs, settled
+
+
+def _open(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Alike:
+    """Where each key without a pair may go: to equal bytes; where values are unknown, to equal dtype and shape."""
+    if pairing.by_value:
+        return pairing.alike
+    free: defaultdict[TensorSpec, set[str]] = defaultdict(set)
+    for fqn in pairing.only_b:
+        free[target[fqn]].add(fqn)
+    return {fqn: free[source[fqn]] for fqn in pairing.only_a}
+
+
+def _accounted(
+    text: str,
+    source: StateDictSpec,
+    target: StateDictSpec,
+    pairing: Pairing,
+    said: Mapping[str, str],
+    pairs: Mapping[str, str],
+    settled: Mapping[str, Settled],
+) -> Learned:
+    """Every key of either side in its place."""
+    reached = set(said.values())
+    unsaid = {fqn: other for fqn, other in {**pairing.pairs, **pairs}.items() if fqn not in said}
+    undecided = {
+        fqn: tuple(other for other in others if other not in reached)
+        for fqn, others in pairing.alike.items()
+        if fqn not in pairs
+    }
+    only_a = tuple(fqn for fqn in pairing.only_a if fqn not in pairs)
+    only_b = tuple(fqn for fqn in pairing.only_b if fqn not in reached)
+    without = {*reached, *only_b}
+    open_b = tuple(fqn for fqn in target if fqn not in without)
+    kept = {fqn: each for fqn, each in settled.items() if fqn in said}
+    return Learned(text, said, kept, undecided, only_a, only_b, open_b, unsaid)
 
 
 def _no_pairs(source: StateDictSpec, target: StateDictSpec) -> Diagnostic:
@@ -96,234 +158,162 @@ def _no_pairs(source: StateDictSpec, target: StateDictSpec) -> Diagnostic:
     )
 
 
-def _settled(
-    proposed: Mapping[str, str], pairs: Mapping[str, str], alike: Mapping[str, Sequence[str]]
-) -> dict[str, str]:
-    """Those of the proposed pairs whose values are equal, and whose target is free and proposed once."""
-    reached = set(pairs.values())
-    found = {fqn: other for fqn, other in proposed.items() if other in alike[fqn] and other not in reached}
-    twice = {other for other, count in Counter(found.values()).items() if count > 1}
-    return {fqn: other for fqn, other in found.items() if other not in twice}
-
-
-def _by_rules(rules: RuleSet, alike: Iterable[str]) -> dict[str, str]:
-    """Where the rules so far lead keys that share their values with others."""
-    found: dict[str, str] = {}
-    for fqn in alike:
-        targets = [match.target for match in rules.match(fqn)]
-        if len(targets) == 1 and targets[0] is not None:
-            found[fqn] = targets[0]
-    return found
-
-
-def _by_module(pairs: Mapping[str, str], alike: Iterable[str]) -> dict[str, str]:
-    """Where the rest of the module went, leaf by leaf under the same name: its bias goes there too."""
-    homes: defaultdict[str, set[str | None]] = defaultdict(set)
-    for fqn, other in pairs.items():
-        (module, _, leaf), (home, _, other_leaf) = fqn.rpartition("."), other.rpartition(".")
-        homes[module].add(home if leaf == other_leaf else None)
-    found: dict[str, str] = {}
-    for fqn in alike:
-        module, _, leaf = fqn.rpartition(".")
-        known = [home for home in homes[module] if home is not None]
-        if len(known) == len(homes[module]) == 1:
-            found[fqn] = f"{known[0]}.{leaf}"
-    return found
-
-
 # ------------------------------------------------------------------------------------------------ a text that fits
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
-    """One rule as it will be written; `example` is the number of the example it stands for."""
+class _Fitting:
+    """What a text has to fit: two headers, and where the file will say that they lie."""
 
-    id: str
-    example: int
-    pattern: str
-    to: str | None
-    surface: str = "path"
-    where: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    count: int = 1
-    first: tuple[str, str] = ("", "")
+    name: str
+    source: StateDictSpec
+    target: StateDictSpec
+    source_ref: str | None
+    target_ref: str | None
+
+    def replayed(self, pairs: Mapping[str, str], alike: Alike) -> Draft:
+        """The most general text that says the pairs, and of other keys only what leads them to equal values."""
+        return self.fitted(pairs, alike, proves=False)[0]
+
+    def proven(self, pairs: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+        """The most general text that says the pairs and takes nothing else, proven; with the pairs that it says."""
+        found, parts = self.fitted(pairs, {}, proves=True)
+        return found.text, {fqn: pairs[fqn] for part in parts for fqn, _ in part.example.pairs}
+
+    def fitted(self, pairs: Mapping[str, str], alike: Alike, *, proves: bool) -> tuple[Draft, list[Part]]:
+        parts = [Part(example) for example in generalise(pairs)]
+        problems: Sequence[Diagnostic] = ()
+        for number in itertools.count():
+            if not parts:
+                raise UsageError(_no_rules(len(pairs), problems))
+            said = {fqn: other for part in parts for fqn, other in part.example.pairs}
+            found = draft(parts, self.before(said))
+            wrong, problems = self.wrong(found, said, alike, proves=proves)
+            if not wrong:
+                return found, parts
+            # What says most gives way first: of a rule and a literal that take one key, the rule.
+            widest = min((parts[place].how for place in wrong), key=list(How).index)
+            wrong = {place for place in wrong if parts[place].how is widest}
+            parts = [
+                each
+                for place, part in enumerate(parts)
+                for each in (_narrower(part, at_once=number >= MAX_ROUNDS) if place in wrong else (part,))
+            ]
+        raise AssertionError("counting does not end")
+
+    def before(self, said: Mapping[str, str]) -> list[str]:
+        """The lines before the rules."""
+        reached = set(said.values())
+        return list(
+            head(
+                *(self.name, self.source, self.source_ref, self.target, self.target_ref),
+                all_taken=all(fqn in said for fqn in self.source),
+                all_reached=all(fqn in reached for fqn in self.target),
+            )
+        )
+
+    def wrong(
+        self, found: Draft, said: Mapping[str, str], alike: Alike, *, proves: bool
+    ) -> tuple[set[int], Sequence[Diagnostic]]:
+        """The numbers of the parts that do not hold, and what is wrong with them."""
+        try:
+            rules = compile_rules(read_text(found.text, self.name))
+        except InvalidRules as error:
+            return _owners(found, error.diagnostics), error.diagnostics
+        replayed = _wrong(rules, self.source, said, alike)
+        if replayed or not proves:
+            return {found.ids[id] for id in replayed}, ()
+        problems, ids = _unproven(rules, self.source, self.target)
+        if not problems:
+            return set(), ()
+        return {found.ids[id] for id in ids} or _owners(found, problems), problems
 
 
-def _fitting_text(
-    name: str,
-    source: StateDictSpec,
-    target: StateDictSpec,
-    pairs: Mapping[str, str],
-    source_ref: str | None,
-    target_ref: str | None,
-) -> str:
-    """The most general text that says the pairs and nothing wrong: an index is free where that does no harm."""
-    examples = generalise(pairs)
-    tight: frozenset[int] = frozenset()
-    while True:
-        written, tables = _written(examples, tight)
-        lines = [*head(name, source, source_ref, target, target_ref), *_lines(written, tables)]
-        text = "\n".join(lines) + "\n"
-        wrong = _wrong(compile_rules(read_text(text, name)), source, target, pairs)
-        harmful = {rule.example for rule in written if rule.id in wrong}
-        if harmful <= tight:
-            if wrong:
-                raise AssertionError(f"the derived rules do not say the examples: {sorted(wrong)}")
-            return text
-        tight |= harmful
+def _narrower(part: Part, *, at_once: bool) -> Iterator[Part]:
+    """What takes the place of a part that does not hold: the same with fewer keys, or several; or nothing at all."""
+    if part.how is How.FREE and not at_once:
+        yield Part(part.example, How.TIGHT)
+    elif len(part.example.pairs) > 1:
+        yield from (Part(example) for example in narrower(part.example, singly=at_once))
+    elif part.how is not How.LITERAL:
+        yield Part(part.example, How.LITERAL)
 
 
-def _wrong(rules: RuleSet, source: StateDictSpec, target: StateDictSpec, pairs: Mapping[str, str]) -> set[str]:
-    """The ids of rules that take a key of another's, or lead one to where no example and no target leads."""
+def _owners(found: Draft, problems: Iterable[Diagnostic]) -> set[int]:
+    """The parts in whose lines the problems lie; all of them where a problem lies in none."""
+    lines = {label.span.line for problem in problems for label in problem.labels}
+    owners = {found.owners[line - 1] for line in lines if line <= len(found.owners)} - {-1}
+    return owners or set(found.owners) - {-1}
+
+
+def _wrong(rules: RuleSet, source: StateDictSpec, said: Mapping[str, str], alike: Alike) -> set[str]:
+    """The ids of rules that lead a key to anything but its equal, or two keys to one target: every key is tried."""
     found: set[str] = set()
+    first: dict[str, str] = {}
     for fqn in source:
         matches = rules.match(fqn)
+        wanted: Collection[str | None] = (said[fqn],) if fqn in said else alike.get(fqn, ())
         for match in matches:
-            wanted = pairs.get(fqn)
-            is_wrong = match.target != wanted if wanted is not None else match.target not in target
-            if is_wrong or len(matches) > 1:
+            again = not alike and first.setdefault(match.target or "", fqn) != fqn
+            if match.target not in wanted or len(matches) > 1 or again:
                 found.add(match.rule.id)
+        if fqn in said and not matches:
+            raise AssertionError(f"the derived rules do not take {fqn}")
     return found
 
 
-def _written(
-    examples: Sequence[Example], tight: frozenset[int]
-) -> tuple[list[_Rule], Mapping[str, tuple[tuple[str, str], ...]]]:
-    tables: dict[str, tuple[tuple[str, str], ...]] = {}
-    ids: set[str] = set()
-    written: list[_Rule] = []
-    keeps = 0
-    for number, example in enumerate(examples):
-        if any("" in words for words in example.words):
-            # A path has no empty segments: such a key is written out, as a regular expression.
-            written += [_literal(pair, number, ids) for pair in example.pairs]
-            continue
-        rule = _rule(example, number, number in tight, ids, tables)
-        if example.is_identity:
-            rule = replace(rule, id=f"keep[{keeps}]", to=None)
-            keeps += 1
-        written.append(rule)
-    return written, tables
+def _unproven(rules: RuleSet, source: StateDictSpec, target: StateDictSpec) -> tuple[list[Diagnostic], set[str]]:
+    """What lint, the proof over all keys and the file's own tests find, and the ids of the rules concerned."""
+    declares = rules.file.source_keys is not None
+    proof = rules.prove(header=source if declares else None)
+    problems = [*rules.warnings, *proof.findings]
+    ids = {rules.everything[number].id for witness in proof.witnesses for number in witness.arrows}
+    ids.update(*proof.undecided)
+    problems += run_tests(rules).problems
+    if declares:
+        plan = make_plan(rules, source)
+        checked = rules.file.target is not None and not plan.problems
+        problems += make_check(plan, target).problems if checked else plan.problems
+    if proof.level is not Level.ALL and not problems:
+        problems.append(Diagnostic("RK655", f"the rules hold only as far: {proof.verdict}"))
+    return problems, ids
 
 
-def _literal(pair: tuple[str, str], number: int, ids: set[str]) -> _Rule:
-    id = _unique(pair[0], ids)
-    return _Rule(id, number, escaped_regex(pair[0]), braces(pair[1]), surface="match", first=pair)
+def _no_rules(count: int, problems: Sequence[Diagnostic]) -> Diagnostic:
+    return Diagnostic(
+        "RK655",
+        f"{counted(count, 'pair')} found, but no rules that say them can be proven: nothing is written",
+        notes=(named([problem.title for problem in problems]),) if problems else (),
+        help=("report this with the two headers (`remapkit inspect CKPT --manifest`)",),
+    )
 
 
-def _rule(
-    example: Example, number: int, tight: bool, ids: set[str], tables: dict[str, tuple[tuple[str, str], ...]]
-) -> _Rule:
-    names = [name for name, _ in capture_names(example.words)]
-    bounded = example.computed_places
-    of_place = {
-        item.place: _table(names[item.place], item.entries, tables)
-        for item in reversed(example.items)
-        if isinstance(item, Looked)
-    }
-    segments, where = [], {}
-    for place, (name, words) in enumerate(zip(names, example.words, strict=True)):
-        kind = _kind(words, free=place not in bounded and not tight)
-        if not name:
-            segments.append(braces(words[0]))
-        elif place in of_place:
-            segments.append(f"{{{name}:{of_place[place]}}}")
-        elif kind is not None:
-            segments.append(f"{{{name}:{kind}}}")
-        else:
-            segments.append(f"{{{name}}}")
-            where[name] = words
-    to = ".".join(_target_segment(item, names, tables) for item in example.items)
-    shared = [each[0] for each in example.words if len(each) == 1 and not is_integer(each[0])]
-    id = _unique(".".join(shared) or "all", ids)
-    return _Rule(id, number, ".".join(segments), to, "path", where, len(example.pairs), example.pairs[0])
+# ------------------------------------------------------------------------------------------------ what is left
 
 
-def _kind(words: Sequence[str], *, free: bool) -> str | None:
-    return "int" if free and all(map(is_integer, words)) else bound(words)
-
-
-def _target_segment(item: Item, names: Sequence[str], tables: dict[str, tuple[tuple[str, str], ...]]) -> str:
-    if isinstance(item, Fixed):
-        return braces(item.word)
-    if isinstance(item, Copied):
-        return f"{{{names[item.place]}}}"
-    if isinstance(item, Looked):
-        return f"{{{names[item.place]}|{_table(names[item.place], item.entries, tables)}}}"
-    return "{" + item.written.format(*(names[place] for place in item.places)) + "}"
-
-
-def _table(name: str, entries: tuple[tuple[str, str], ...], tables: dict[str, tuple[tuple[str, str], ...]]) -> str:
-    """The name of the table with these entries, made where there is none yet."""
-    known = next((each for each, found in tables.items() if sorted(found) == sorted(entries)), None)
-    if known is not None:
-        return known
-    base = name.rstrip("0123456789")
-    number, unique = 2, base
-    while unique in tables:
-        number, unique = number + 1, f"{base}{number}"
-    tables[unique] = entries
-    return unique
-
-
-def _unique(name: str, ids: set[str]) -> str:
-    number, unique = 2, name
-    while unique in ids:
-        number, unique = number + 1, f"{name}-{number}"
-    ids.add(unique)
-    return unique
-
-
-# ------------------------------------------------------------------------------------------------ YAML
-
-
-def _lines(written: Sequence[_Rule], tables: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[str]:
-    if tables:
-        yield "tables:"
-        for name, entries in tables.items():
-            inner = ", ".join(f"{scalar(key)}: {scalar(value)}" for key, value in entries)
-            lossy = len({value for _, value in entries}) < len(entries)
-            yield f"  {name}: {{lossy: true, entries: {{{inner}}}}}" if lossy else f"  {name}: {{{inner}}}"
-        yield ""
-    rules = [rule for rule in written if rule.to is not None]
-    if rules:
-        yield "rules:"
-        for rule in rules:
-            yield f"  # {rule.count} key{'s' * (rule.count > 1)}"
-            yield f"  - id: {scalar(rule.id)}"
-            yield f"    {rule.surface}: {scalar(rule.pattern, always=True)}"
-            if rule.where:
-                yield f"    where: {flow(rule.where)}"
-            yield f"    to: {scalar(rule.to or '', always=True)}"
-            yield ""
-    keeps = [rule for rule in written if rule.to is None]
-    if keeps:
-        yield "keep:"
-        for rule in keeps:
-            pattern = scalar(rule.pattern, always=True)
-            yield f"  - {{path: {pattern}, where: {flow(rule.where)}}}" if rule.where else f"  - {pattern}"
-        yield ""
-    yield "tests:"
-    for rule in written:
-        source, target = map(scalar, rule.first)
-        yield f"  {source}: {target}" if len(source) < 1000 else f"  ? {source}\n  : {target}"
-
-
-def _left(
-    source: StateDictSpec, target: StateDictSpec, undecided: Mapping[str, Sequence[str]], pairing: Pairing
-) -> Iterator[str]:
-    """What the author has to decide, as comments."""
-    if undecided:
-        yield ""
-        yield "# The values of these occur under several keys (zeros, ones), and nothing settles which is which:"
-        yield from _families(source, tuple(undecided))
-        yield "# They are these, in some order:"
-        yield from _families(target, tuple(dict.fromkeys(other for others in undecided.values() for other in others)))
-    for fqns, header, what in ((pairing.only_a, source, "source"), (pairing.only_b, target, "target")):
+def _left(source: StateDictSpec, target: StateDictSpec, learned: Learned) -> Iterator[str]:
+    """What the author has to know or to decide, as comments."""
+    for by in By:
+        fqns = [fqn for fqn, settled in learned.settled.items() if settled.by is by]
         if fqns:
             yield ""
-            count = f"{len(fqns)} of {len(header)} keys"
+            yield f"# Values leave these open (constants, bytes of several keys). Taken, because {by.value}:"
+            yield from _families(source, fqns)
+    if learned.undecided:
+        yield ""
+        yield "# Values leave these open (constants, bytes of several keys), and nothing settles them:"
+        yield from _families(source, tuple(learned.undecided))
+    if learned.open_b:
+        yield "# Keys of the target that have an equal, and that no rule leads to:"
+        yield from _families(target, learned.open_b)
+    for fqn, other in learned.unsaid.items():
+        yield f"# No rule can say this pair: {comment(fqn)} -> {comment(other)}"
+    for rest, header, what in ((learned.only_a, source, "source"), (learned.only_b, target, "target")):
+        if rest:
+            yield ""
+            count = f"{len(rest)} of {counted(len(header), 'key')}"
             yield f"# In the {what} only, or computed on the way (fused, transposed, cast): {count}."
-            yield from _families(header, fqns)
+            yield from _families(header, rest)
 
 
 def _families(header: StateDictSpec, fqns: Sequence[str]) -> Iterator[str]:

@@ -90,7 +90,7 @@ def generalise(pairs: Mapping[str, str]) -> tuple[Example, ...]:
     >>> example.items[3]
     Looked(place=2, entries=(('q', 'query'), ('k', 'key')))
     """
-    split = {source: (tuple(source.split(".")), tuple(target.split("."))) for source, target in pairs.items()}
+    split = _split(pairs)
     finest: defaultdict[object, list[str]] = defaultdict(list)
     for fqn, (source, target) in split.items():
         finest[_abstract(source), _abstract(target)].append(fqn)
@@ -103,6 +103,35 @@ def generalise(pairs: Mapping[str, str]) -> tuple[Example, ...]:
     order = {fqn: number for number, fqn in enumerate(pairs)}
     groups = [sorted(group, key=order.__getitem__) for group in groups]
     return tuple(_example(group, split, pairs) for group in sorted(groups, key=lambda group: order[group[0]]))
+
+
+def narrower(example: Example, *, singly: bool = False) -> tuple[Example, ...]:
+    """An example as several, which say the same pairs: by its words, else by the lower and the upper indices.
+
+    `singly` makes one of each pair.
+
+    >>> example, = generalise({f"l.{n}.{leaf}": f"h.{n}.{leaf}" for n in range(2) for leaf in "wb"})
+    >>> [each.words[-1] for each in narrower(example)], len(narrower(example, singly=True))
+    ([('w',), ('b',)], 4)
+    """
+    pairs = dict(example.pairs)
+    split = _split(pairs)
+    varying = [place for place, words in enumerate(example.words) if len(words) > 1]
+    groups: defaultdict[object, list[str]] = defaultdict(list)
+    # The last word, `weight` or `bias`, is likelier to differ than the part that it belongs to.
+    place = max(varying, key=lambda place: (not all(map(is_integer, example.words[place])), place))
+    words = example.words[place]
+    is_index = all(map(is_integer, words))
+    upper = set(words[len(words) // 2 :])
+    for fqn in pairs:
+        word = split[fqn][0][place]
+        groups[fqn if singly else word in upper if is_index else word].append(fqn)
+    found = [group for members in groups.values() for group in _explainable(members, split)]
+    return tuple(_example(group, split, pairs) for group in found)
+
+
+def _split(pairs: Mapping[str, str]) -> Split:
+    return {source: (tuple(source.split(".")), tuple(target.split("."))) for source, target in pairs.items()}
 
 
 Split = Mapping[str, tuple[Segments, Segments]]

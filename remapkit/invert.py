@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from remapkit.pattern import CANONICAL, SEGMENT, Part, contains, literal, unpars
 from remapkit.prove import Level, prove
 from remapkit.rulefile import WrittenPattern, read_text
 from remapkit.rules import Rule, RuleSet, compile_rules
+from remapkit.scalars import entry, in_quotes, quoted
 from remapkit.source import Text
 from remapkit.spec import StateDictSpec
 from remapkit.template import Copy, Item, Literal, Mapped
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 MAX_CASES = 64
 """Into so many rules a rule is spelt out at most, one for each combination of captures that hang together."""
 _SUFFIX = "_inverse"
+_INDEX = re.compile(r"0|[1-9][0-9]*")
 
 
 class NoInverse(Exception):
@@ -588,7 +591,7 @@ class _Writer:
         yield "remapkit: 1"
         yield f"name: {name.removesuffix(_SUFFIX) if name.endswith(_SUFFIX) else name + _SUFFIX}"
         if self.rules.file.summary is not None:
-            yield f"summary: {quoted('The inverse of: ' + self.rules.file.summary.value)}"
+            yield f"summary: {in_quotes('The inverse of: ' + self.rules.file.summary.value)}"
         yield from self.ends()
         yield from self.params()
         yield from self.written_tables()
@@ -603,7 +606,7 @@ class _Writer:
                 yield f"  - {self.kept(kept)}"
         if self.rules.add:
             yield from ("", "drop:")
-            yield from (f"  - {quoted(_braces(target))}" for filled in self.rules.add for target in filled.targets)
+            yield from (f"  - {in_quotes(_braces(target))}" for filled in self.rules.add for target in filled.targets)
         yield from self.tests()
 
     def ends(self) -> Iterator[str]:
@@ -615,9 +618,9 @@ class _Writer:
         if file.target is not None and file.target.model is not None:
             yield f"# The source is what a {file.target.model.value} saves."
         if source:
-            yield f"source: {{keys: {quoted(self.placed(source))}}}"
+            yield f"source: {{keys: {in_quotes(self.placed(source))}}}"
         if file.source_keys is not None:
-            yield f"target: {{keys: {quoted(self.placed(file.source_keys.value))}}}"
+            yield f"target: {{keys: {in_quotes(self.placed(file.source_keys.value))}}}"
 
     def placed(self, path: str) -> str:
         """A path of the given rule file, as seen from where the inverse is to lie."""
@@ -652,11 +655,11 @@ class _Writer:
     def rule(self, rule: InverseRule) -> Iterator[str]:
         yield f"  - id: {_plain(rule.id)}"
         yield from self.pattern(rule)
-        yield f"    to: {quoted(rule.to)}"
+        yield f"    to: {in_quotes(rule.to)}"
 
     def pattern(self, rule: InverseRule) -> Iterator[str]:
         surface, text = self.surface(rule)
-        yield f"    {surface}: {quoted(text)}"
+        yield f"    {surface}: {in_quotes(text)}"
         if rule.leaf is not None:
             yield f"    leaf: [{', '.join(map(_plain, rule.leaf))}]"
 
@@ -681,20 +684,26 @@ class _Writer:
         if rule.unstack is not None:
             yield f"    unstack: {flow_text(rule.unstack)}"
         if rule.split is None:
-            yield f"    to: {quoted(rule.targets[0][0])}"
+            yield f"    to: {in_quotes(rule.targets[0][0])}"
             return
         yield "    split:"
         yield from (f"      {name}: {flow_text(value)}" for name, value in rule.split.items())
         yield "      into:"
         for to, ops in rule.targets:
-            yield f"        - {{to: {quoted(to)}, ops: {flow_text(list(ops))}}}" if ops else f"        - {quoted(to)}"
+            yield (
+                f"        - {{to: {in_quotes(to)}, ops: {flow_text(list(ops))}}}"
+                if ops
+                else f"        - {in_quotes(to)}"
+            )
 
     def source(self, rule: InverseRule, ops: tuple[object, ...]) -> str:
         """One source of a concat: its pattern alone where that is all."""
         surface, text = self.surface(rule)
         leaf = f", leaf: [{', '.join(map(_plain, rule.leaf))}]" if rule.leaf is not None else ""
         done = f", ops: {flow_text(list(ops))}" if ops else ""
-        return f"{{{surface}: {quoted(text)}{leaf}{done}}}" if leaf or done or surface == "match" else quoted(text)
+        return (
+            f"{{{surface}: {in_quotes(text)}{leaf}{done}}}" if leaf or done or surface == "match" else in_quotes(text)
+        )
 
     def path(self, rule: InverseRule) -> str | None:
         """The pattern on the path surface, where that can say the same."""
@@ -743,8 +752,8 @@ class _Writer:
         )
         leaf = f", leaf: [{', '.join(map(_plain, rule.pattern.leaf))}]" if rule.pattern.leaf is not None else ""
         if surface == "path" and not leaf:
-            return quoted(text)
-        return f"{{{surface}: {quoted(text)}{leaf}}}"
+            return in_quotes(text)
+        return f"{{{surface}: {in_quotes(text)}{leaf}}}"
 
     def tests(self) -> Iterator[str]:
         back = list(self.tests_back())
@@ -752,7 +761,7 @@ class _Writer:
             yield from ("", "tests:")
         for target, sources in back:
             written = _plain(sources[0]) if len(sources) == 1 else f"[{', '.join(map(_plain, sources))}]"
-            yield f"  {_plain(target)}: {written}"
+            yield entry(_plain(target), written)
 
     def tests_back(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """What each target becomes; of a rule with several sources only where the tests have all of them."""
@@ -813,25 +822,9 @@ def _braces(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def quoted(text: str) -> str:
-    """A text as YAML: in single quotes, or in double quotes where it has what cannot be seen.
-
-    >>> quoted("it's {a}"), quoted("a\\tb")
-    ("'it''s {a}'", '"a\\\\tb"')
-    """
-    return "'" + text.replace("'", "''") + "'" if text.isprintable() else json.dumps(text)
-
-
 def _plain(text: str) -> str:
-    """A text without quotes where every reader takes it for that text."""
-    head = text[:1]
-    if text.isascii() and head.isalpha() and text.replace(".", "").replace("_", "").isalnum() and not _special(text):
-        return text
-    return text if text.isdigit() and str(int(text)) == text and text.isascii() else quoted(text)
-
-
-def _special(text: str) -> bool:
-    return text.lower() in {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
+    """A text without quotes where every reader takes it for that text; this program's own reads an index as text."""
+    return text if _INDEX.fullmatch(text) else quoted(text)
 
 
 def _label(rule: Rule) -> tuple[Label, ...]:

@@ -16,8 +16,8 @@ from remapkit import schema
 from remapkit.diagnostic import Diagnostic, UsageError
 from remapkit.families import Family, families, is_integer
 from remapkit.pattern import MAX_WORDS
+from remapkit.scalars import entry, in_quotes, quoted
 from remapkit.spec import StateDictSpec
-from remapkit.yamlnodes import plain_kind
 
 MAX_TESTS = 100
 """How many tests are drawn from real keys, one a family."""
@@ -191,22 +191,35 @@ def _id(family: Family, ids: set[str]) -> str:
 
 
 def head(
-    name: str, source: StateDictSpec, source_ref: str | None, target: StateDictSpec | None, target_ref: str | None
+    name: str,
+    source: StateDictSpec,
+    source_ref: str | None,
+    target: StateDictSpec | None,
+    target_ref: str | None,
+    *,
+    all_taken: bool = True,
+    all_reached: bool = True,
 ) -> Iterator[str]:
+    """The lines before the rules. A manifest that the rules do not cover yet stands in a comment."""
     leads = f" -> {comment(target_ref or target.name)}" if target is not None else ""
     yield f"# yaml-language-server: $schema={_SCHEMA_FILE.as_uri()}"
     yield "remapkit: 1"
     yield f"name: {quoted(name)}"
     yield f"summary: {quoted(f'{comment(Path(source.name).name)}{leads}')}"
     yield ""
-    if source_ref is not None:
+    if source_ref is not None and not all_taken:
+        yield "# No rule takes some of these keys. Declare them when all have one: `remapkit test` then tries all."
+        yield f"# source: {{keys: {quoted(source_ref)}}}"
+    elif source_ref is not None:
         yield f"source: {{keys: {quoted(source_ref)}}}"
     else:
         yield "# A manifest (`remapkit inspect CKPT --manifest keys.json`) lets `remapkit test` try all keys:"
         yield "# source: {keys: keys.json}"
     if target_ref is not None:
         kind = "keys" if target_ref.endswith(".json") else "model"
-        yield f"target: {{{kind}: {quoted(target_ref)}}}"
+        if not all_reached:
+            yield "# No rule leads to some of these keys. Declare them when all are brought."
+        yield f"{'' if all_reached else '# '}target: {{{kind}: {quoted(target_ref)}}}"
     else:
         yield '# target: {model: "plugin.module:Class"}'
     yield ""
@@ -222,10 +235,10 @@ def _rules(found: Sequence[_Candidate], free: Sequence[Family], target: StateDic
             continue
         yield f"  # {candidate.count} · {_what(candidate.family)}"
         yield f"  # - id: {quoted(candidate.id)}"
-        yield f"  #   {candidate.surface}: {quoted(candidate.pattern, always=True)}"
+        yield f"  #   {candidate.surface}: {in_quotes(candidate.pattern)}"
         if candidate.where:
             yield f"  #   where: {flow(candidate.where)}"
-        yield f"  #   to: {quoted(candidate.to, always=True)}"
+        yield f"  #   to: {in_quotes(candidate.to)}"
         for family in alike.get(_footprint(candidate.family), ())[:2]:
             yield f"  #   # the target has as many keys of these shapes under {comment(family.pattern)}"
         yield ""
@@ -250,7 +263,7 @@ def _keeps(found: Sequence[_Candidate], target: StateDictSpec | None) -> Iterato
         note = candidate.count
         if target is not None:
             note += ", not in the target under this name" if candidate.renamed else ", in the target too"
-        pattern = quoted(candidate.pattern, always=True)
+        pattern = in_quotes(candidate.pattern)
         if candidate.where:
             yield f"  - {{{candidate.surface}: {pattern}, where: {flow(candidate.where)}}}  # {note}"
         else:
@@ -263,8 +276,7 @@ def _tests(found: Sequence[_Candidate]) -> Iterator[str]:
     yield "tests:"
     for candidate in found[:MAX_TESTS]:
         fqn = quoted(candidate.family.fqns[0])
-        # YAML reads a key of more than 1,024 characters only after a question mark.
-        yield f"  {fqn}: {fqn}" if len(fqn) < 1000 else f"  ? {fqn}\n  : {fqn}"
+        yield entry(fqn, fqn)
     yield ""
 
 
@@ -283,37 +295,10 @@ def _what(family: Family) -> str:
 
 
 def flow(where: Mapping[str, Sequence[str]]) -> str:
-    entries = (f"{name}: [{', '.join(quoted(word, always=True) for word in words)}]" for name, words in where.items())
+    entries = (f"{name}: [{', '.join(in_quotes(word) for word in words)}]" for name, words in where.items())
     return "{" + ", ".join(entries) + "}"
 
 
 def comment(text: str) -> str:
     """A text in a comment: what would end the line, or be refused in a file, is escaped."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
-
-
-_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*", re.ASCII)
-
-
-def quoted(text: str, *, always: bool = False) -> str:
-    """A text as a YAML scalar that every reader takes for that text.
-
-    >>> print(quoted("conv1.weight"), quoted("no"), quoted("it's"), quoted("a\\tb"), quoted("1"))
-    conv1.weight 'no' 'it''s' "a\\tb" '1'
-    """
-    if not always and _PLAIN.fullmatch(text) and plain_kind(text) == "text":
-        return text
-    if text.isprintable():
-        return "'" + text.replace("'", "''") + "'"
-    return '"' + "".join(map(_escaped, text)) + '"'
-
-
-_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
-
-
-def _escaped(sign: str) -> str:
-    if sign in _ESCAPES:
-        return _ESCAPES[sign]
-    if sign.isprintable():
-        return sign
-    return f"\\u{ord(sign):04x}" if ord(sign) < 0x10000 else f"\\U{ord(sign):08x}"

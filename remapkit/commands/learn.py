@@ -16,6 +16,7 @@ from remapkit.examples import Learned, learn
 from remapkit.pairing import Pairing, pair_by_value
 from remapkit.plan import named
 from remapkit.report import Outcome
+from remapkit.settling import By
 from remapkit.spec import StateDictSpec
 
 
@@ -29,26 +30,35 @@ def run(args: Namespace) -> Outcome:
         pairing = _read_pairs(Path(args.pairs), source, target) if args.pairs else _by_value(a, b)
     references = (f"keys/{output.stem}.source.json", f"keys/{output.stem}.target.json") if output else (None, None)
     learned = learn(name, source, target, pairing, *references)
+    said = tuple(_left(learned, source, target))
     if output is None:
-        return Outcome(data={"text": learned.text}, raw=learned.text)
+        return Outcome(data={"text": learned.text, **_data(learned)}, raw=learned.text, diagnostics=said)
     headers = {str(references[0]): source, str(references[1]): target}
     manifests = {output.parent / where: manifest_json(header) for where, header in headers.items()}
     write_texts({**manifests, output: learned.text}, args.force)
     return Outcome(
-        data={
-            "output": str(output),
-            "pairs": dict(learned.pairs),
-            "undecided": {fqn: list(others) for fqn, others in learned.undecided.items()},
-            "only_a": list(learned.only_a),
-            "only_b": list(learned.only_b),
-        },
+        data={"output": str(output), **_data(learned)},
         text=(
-            f"wrote {output} with its manifests: rules that say {counted(len(learned.pairs), 'pair')} of "
-            f"{counted(len(source), 'key')} and {counted(len(target), 'key')}",
-            f"next: read it, then `remapkit lint {output}` and `remapkit test {output}`",
+            f"wrote {output} with its manifests: rules, proven for all keys, that take "
+            f"{len(learned.pairs)} of {counted(len(source), 'key')} to {len(learned.pairs)} of {len(target)}",
+            f"next: read it; `remapkit lint {output}` and `remapkit test {output}` say the same again",
         ),
-        diagnostics=tuple(_left(learned, source, target)),
+        diagnostics=said,
     )
+
+
+def _data(learned: Learned) -> dict[str, object]:
+    return {
+        "pairs": dict(learned.pairs),
+        "settled": {
+            fqn: {"target": settled.target, "by": settled.by.name.lower()} for fqn, settled in learned.settled.items()
+        },
+        "undecided": {fqn: list(others) for fqn, others in learned.undecided.items()},
+        "open_b": list(learned.open_b),
+        "only_a": list(learned.only_a),
+        "only_b": list(learned.only_b),
+        "unsaid": dict(learned.unsaid),
+    }
 
 
 def _by_value(a: Reader, b: Reader) -> Pairing:
@@ -75,6 +85,11 @@ def _read_pairs(path: Path, source: StateDictSpec, target: StateDictSpec) -> Pai
         by_target.setdefault(other, []).append(fqn)
     wrong = [f"{fqn} is no key of {source.name}" for fqn in value if fqn not in source]
     wrong += [f"{other} is no key of {target.name}" for other in by_target if other not in target]
+    wrong += [
+        f"{fqn} is {source[fqn]} and {other} is {target[other]}"
+        for fqn, other in value.items()
+        if fqn in source and other in target and source[fqn].shape != target[other].shape
+    ]
     wrong += [f"{' and '.join(fqns)} both become {other}" for other, fqns in by_target.items() if len(fqns) > 1]
     if wrong:
         raise UsageError(
@@ -82,21 +97,25 @@ def _read_pairs(path: Path, source: StateDictSpec, target: StateDictSpec) -> Pai
         )
     only_a = tuple(fqn for fqn in source if fqn not in value)
     only_b = tuple(fqn for fqn in target if fqn not in by_target)
-    return Pairing({fqn: value[fqn] for fqn in source if fqn in value}, {}, only_a, only_b)
+    return Pairing({fqn: value[fqn] for fqn in source if fqn in value}, {}, only_a, only_b, by_value=False)
 
 
 def _left(learned: Learned, source: StateDictSpec, target: StateDictSpec) -> list[Diagnostic]:
     found = []
-    if learned.by_module:
-        title = (
-            f"{counted(len(learned.by_module), 'key')} with values that other keys have too went where the rest of "
-            "their module went"
-        )
-        pairs = [f"{fqn} -> {other}" for fqn, other in learned.by_module.items()]
-        found.append(Diagnostic("RK628", title, notes=(named(pairs),), severity=Severity.NOTE))
+    for by in By:
+        pairs = [f"{fqn} -> {each.target}" for fqn, each in learned.settled.items() if each.by is by]
+        if pairs:
+            title = f"values leave {counted(len(pairs), 'pair')} open; taken, because {by.value}"
+            found.append(Diagnostic("RK628", title, notes=(named(pairs),), severity=Severity.NOTE))
     if learned.undecided:
-        title = f"{counted(len(learned.undecided), 'key')} share their values with others: not paired"
+        title = f"{counted(len(learned.undecided), 'key')} undetermined: constants, or bytes that other keys have"
         found.append(_warning("RK628", title, list(learned.undecided), source.name))
+    if learned.open_b:
+        title = f"{counted(len(learned.open_b), 'key')} with an equal on the other side that no rule leads to"
+        found.append(_warning("RK628", title, list(learned.open_b), target.name))
+    if learned.unsaid:
+        title = f"{counted(len(learned.unsaid), 'pair')} that no rule can say"
+        found.append(_warning("RK656", title, list(learned.unsaid), source.name))
     for fqns, header in ((learned.only_a, source), (learned.only_b, target)):
         if fqns:
             title = f"{counted(len(fqns), 'key')} of {len(header)} have no equal on the other side"

@@ -21,7 +21,7 @@ TINY = ROOT / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"
 # The module map of docs/architecture.md, top row first: a module imports from its own row or a row above.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("source", "diagnostic", "spec", "units", "guest"),
-    ("yamlnodes", "rulefile", "schema", "ops"),
+    ("yamlnodes", "scalars", "rulefile", "schema", "ops"),
     ("pattern", "regex", "pathpattern", "automaton", "factor", "guards", "template", "matcher", "languages"),
     (
         *("flows", "arrows", "variants", "nets", "searches", "delays", "questions", "verdicts", "constants"),
@@ -36,6 +36,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
         "learn",
         "generalise",
         "pairing",
+        "settling",
+        "derived",
         "examples",
         "families",
         "targets",
