@@ -103,9 +103,7 @@ def one_line(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text
-    )
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
 
 
 def inert(line: str) -> str:
@@ -130,7 +128,9 @@ def plain(role: str, text: str) -> str:
 def render(diagnostic: Diagnostic, style: Style = plain) -> str:
     """A diagnostic as text: title, place, excerpt with underlines, notes, help."""
     severity = diagnostic.severity.value
-    head = style(severity, f"{severity}[{diagnostic.code}]") + style("title", f": {inert(one_line(diagnostic.title))}")
+    head = style(severity, f"{severity}[{diagnostic.code}]") + style(
+        "title", f": {inert(one_line(diagnostic.title))}"
+    )
     lines = [head]
     span = diagnostic.span
     if span is not None or diagnostic.place is not None:

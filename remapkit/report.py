@@ -171,7 +171,11 @@ def _print_table(table: Table) -> None:
     from rich.text import Text
 
     drawn = RichTable(
-        title=Text(one_line(table.title)) if table.title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
+        title=Text(one_line(table.title)) if table.title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
     )
     for column in table.columns:
         right = column.startswith(">")

@@ -76,13 +76,13 @@ def test_a_message_as_json(made: Diagnostic, encoding: str | None) -> None:
 
 @settings(max_examples=50)
 @given(texts, texts, texts, st.lists(diagnostics(), max_size=2), st.sampled_from(["text", "github"]))
-def test_all_that_a_command_shows(
-    title: str, cell: str, line: str, found: list[Diagnostic], format: str
-) -> None:
+def test_all_that_a_command_shows(title: str, cell: str, line: str, found: list[Diagnostic], format: str) -> None:
     import contextlib
     import io
 
-    outcome = Outcome({}, (line, Table(("a", ">b"), ((cell, line), (line, cell)), title)), tuple(found), findings=True)
+    outcome = Outcome(
+        {}, (line, Table(("a", ">b"), ((cell, line), (line, cell)), title)), tuple(found), findings=True
+    )
     with contextlib.redirect_stdout(io.StringIO()) as out:
         report.show(outcome, format)
     lines = out.getvalue().split("\n")

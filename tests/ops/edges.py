@@ -143,7 +143,9 @@ def grouped(order: Sequence[int]) -> Make:
 def joined(dim: int) -> Make:
     def make(*given: Any) -> list[Any]:
         at = dim_of(dim, given[0].ndim)
-        out = np.empty(tuple(n * (len(given) if d == at else 1) for d, n in enumerate(given[0].shape)), given[0].dtype)
+        out = np.empty(
+            tuple(n * (len(given) if d == at else 1) for d, n in enumerate(given[0].shape)), given[0].dtype
+        )
         for index in np.ndindex(*out.shape):
             number, inner = divmod(index[at], given[0].shape[at])
             out[index] = given[number][(*index[:at], inner, *index[at + 1 :])]
@@ -319,7 +321,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[TensorSpec, bytes]
     header: dict[str, Any] = {}
     data = b""
     for fqn, (spec, raw) in sorted(tensors.items(), key=lambda item: -DTYPE_BITS[item[1][0].dtype]):
-        header[fqn] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        header[fqn] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
         data += raw
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
