@@ -92,7 +92,7 @@ def _tensor_record(name: str, move: Move, reader: Reader) -> _Record:
 
 
 def _folder(name: str) -> str:
-    """What torch calls the folder in the archive: the file without its suffix, `archive` where zip cannot say that."""
+    """The archive's folder as torch names it: the file without its suffix; `archive` where that is no UTF-8."""
     stem = name.rpartition(".")[0] or name
     return stem if is_utf8(stem) else "archive"
 

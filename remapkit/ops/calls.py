@@ -323,7 +323,7 @@ class CallReader:
     def number(self, node: ScalarNode) -> Arg:
         """An integer, or arithmetic on params; 0 where it cannot be read, which is noted."""
         if node.kind == "integer":
-            return self._integer(node)
+            return int(node.value)
         try:
             expression = expr(node.text)
         except InvalidRules as error:
@@ -332,13 +332,6 @@ class CallReader:
         if (problem := check_names(expression, self.params)) is not None:
             self.problems.append(problem)
         return expression if expression.names else _constant(expression, self.problems)
-
-    def _integer(self, node: ScalarNode) -> int:
-        value = int(node.value)
-        if abs(value) > 1 << 64:
-            self.problem("RK163", f"{shown(node.value)} is too large", node.span, "write a smaller number")
-            return 0
-        return value
 
     def _check(self, call: Call, written: WrittenOp) -> None:
         """What can be told without a tensor."""

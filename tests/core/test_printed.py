@@ -4,6 +4,8 @@ The kinds: control characters, characters that reorder text, lone surrogates, li
 the commands of workflows (`::error::`, `##[error]`), in every place that text can come to.
 """
 
+# ruff: noqa: E501 - tables of values, one line each
+
 from __future__ import annotations
 
 import json

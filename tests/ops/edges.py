@@ -4,6 +4,8 @@ The expected tensors are made element by element with numpy from the definitions
 bytes: nothing of the library runs there, and no dtype needs a number type of its own.
 """
 
+# ruff: noqa: E501 - tables of values, one line each
+
 from __future__ import annotations
 
 import itertools

@@ -1,4 +1,4 @@
-"""The ways that rules are run: in memory, to files of each format, verified, compared, seen through a view, loaded."""
+"""The ways that rules are run: in memory, to files of each format, verified, compared, through a view, loaded."""
 
 from __future__ import annotations
 
