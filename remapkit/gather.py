@@ -123,6 +123,8 @@ class Gather:
         indices = {index for index, _ in group.found}
         if len(indices) != max(indices) + 1 or any(len(fqns) > 1 for fqns in group.found.values()):
             return True
+        if resolved.stacked is not None and len(indices) != resolved.stacked:
+            return True
         return sorted(group.found) != self._wanted(flow, resolved, group)
 
     def _holes(self, flow: Flow, resolved: Resolved, groups: Sequence[_Group]) -> Iterator[Diagnostic]:

@@ -1,7 +1,7 @@
 """Any value in any place of a rule file: it works, or one message says where it does not.
 
-The kinds: a value of another type than a number, a size, a word or a list; numbers without end, infinities; nodes that are
-missing or there twice; and the messages themselves, whose examples are values of every type too.
+The kinds: a value of another type than a number, a size, a word or a list; numbers without end and infinities; nodes
+that are missing or there twice; and the messages themselves, whose examples are values of every type too.
 """
 
 from __future__ import annotations
