@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -127,7 +128,9 @@ class Leaf(Lazy):
         return max(1, TOUCH // touched)
 
     def _get(self, box: Box) -> Array:
-        found = self.array[(*(along if isinstance(along, slice) else slice(None) for along in box), ...)]
+        slices = [along if isinstance(along, slice) else slice(None) for along in box]
+        index: tuple[Any, ...] = (*slices, ...)
+        found: Array = self.array[index]
         for dim, along in enumerate(box):
             if not isinstance(along, slice):
                 found = np.take(found, along, dim)
