@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 EXIT_UNABLE = 2
 EXIT_BUG = 3
@@ -21,8 +23,7 @@ _CKPT = "a checkpoint: .pth, .safetensors, an index.json of shards, or a folder 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    if sys.stdout is None:  # started with `>&-`
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    _open_streams()
     parser = _parser()
     args = parser.parse_args(arguments)
     if args.command is None:
@@ -35,6 +36,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except Exception:
         return _bug()
+
+
+def _open_streams() -> None:
+    """Streams that are closed (`2>&-`) go nowhere, and what an encoding lacks is escaped.
+
+    A closed descriptor is filled first: the next file to be opened would get its number, and with it whatever a
+    library says on it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: PTH123, SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -108,14 +127,24 @@ def _silence() -> None:
 def _bug() -> int:
     import traceback
 
+    from remapkit.diagnostic import one_line
     from remapkit.library import version
 
-    traceback.print_exc()
+    print("\n".join(map(one_line, traceback.format_exc().splitlines())), file=sys.stderr)
     print(
         f"\nThis is a bug in remapkit {version()}, not in what you gave it. Please report it with the lines above.",
         file=sys.stderr,
     )
     return EXIT_BUG
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with arguments with nothing in it that steers a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        from remapkit.diagnostic import one_line
+
+        super().error("\n".join(map(one_line, message.split("\n"))))
 
 
 class _VersionAction(argparse.Action):
@@ -129,7 +158,7 @@ class _VersionAction(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="remapkit",
         description="Prove that a checkpoint's keys map onto a model, then move the bytes at the speed of cp.",
         epilog="exit codes: 0 as asked; 1 what was given fails; 2 it could not run; 3 a bug; 130 interrupted",

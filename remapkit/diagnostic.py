@@ -93,6 +93,33 @@ def listed(words: Iterable[str]) -> str:
     return f"{', '.join(before)} and {last}" if before else last
 
 
+def one_line(text: str) -> str:
+    r"""Text from anywhere as part of a line: control, reordering and lone characters are escaped.
+
+    A name must not steer a terminal, begin a line of its own or show itself backwards.
+
+    >>> one_line("a\x1b[2J\nerror: b")
+    'a\\x1b[2J\\nerror: b'
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
+
+
+def inert(line: str) -> str:
+    r"""A printed line that no build service takes for a command of a workflow.
+
+    Source: GitHub's runner takes `::` at the beginning of a line (after spaces) and `##[` anywhere for one.
+
+    >>> inert("  ::error::forged"), inert("##[error]forged")
+    ('  \\x3a:error::forged', '#\\x23[error]forged')
+    """
+    bare = line.lstrip()
+    if bare.startswith("::"):
+        line = line[: len(line) - len(bare)] + "\\x3a" + bare[1:]
+    return line.replace("##[", "#\\x23[")
+
+
 def plain(role: str, text: str) -> str:
     """The style without colour."""
     return text
@@ -101,11 +128,13 @@ def plain(role: str, text: str) -> str:
 def render(diagnostic: Diagnostic, style: Style = plain) -> str:
     """A diagnostic as text: title, place, excerpt with underlines, notes, help."""
     severity = diagnostic.severity.value
-    head = style(severity, f"{severity}[{diagnostic.code}]") + style("title", f": {diagnostic.title}")
+    head = style(severity, f"{severity}[{diagnostic.code}]") + style(
+        "title", f": {inert(one_line(diagnostic.title))}"
+    )
     lines = [head]
     span = diagnostic.span
     if span is not None or diagnostic.place is not None:
-        lines.append(style("frame", "  --> ") + style("place", str(span) if span else str(diagnostic.place)))
+        lines.append(style("frame", "  --> ") + style("place", _shown_place(span or diagnostic.place)))
     lines.extend(_excerpts(diagnostic.labels, style))
     for word, texts in (("note", diagnostic.notes), ("help", diagnostic.help)):
         for text in texts:
@@ -115,7 +144,12 @@ def render(diagnostic: Diagnostic, style: Style = plain) -> str:
 
 def _equals(style: Style, word: str, text: str) -> str:
     hang = "\n" + " " * (_MARGIN + len(f"= {word}: "))
-    return " " * _MARGIN + style("frame", "= ") + style("help", word + ": ") + text.replace("\n", hang)
+    lines = hang.join(inert(one_line(line)) for line in text.split("\n"))
+    return " " * _MARGIN + style("frame", "= ") + style("help", word + ": ") + lines
+
+
+def _shown_place(place: object) -> str:
+    return inert(one_line(str(place)))
 
 
 def _excerpts(labels: Sequence[Label], style: Style) -> list[str]:
@@ -129,12 +163,12 @@ def _excerpts(labels: Sequence[Label], style: Style) -> list[str]:
     for (source_number, line_number), group in sorted(by_place.items(), key=lambda item: item[0]):
         source = group[0].span.source
         if shown != -1 and shown != source_number:
-            lines.append(style("frame", "  ::: ") + style("place", str(group[0].span)))
+            lines.append(style("frame", "  ::: ") + style("place", _shown_place(group[0].span)))
         if shown != source_number:
             lines.append(_bar(style))
         shown = source_number
         text, cut = _window(source.line(line_number), group)
-        lines.append(f"{style('frame', f'{line_number:>{_MARGIN - 1}} |')} {text}")
+        lines.append(f"{style('frame', f'{line_number:>{_MARGIN - 1}} |')} {inert(text)}")
         for label in sorted(group, key=lambda each: each.span.column):
             lines.append(_underline(label, text, cut, style))
     return lines
@@ -166,7 +200,7 @@ def _underline(label: Label, text: str, cut: int, style: Style) -> str:
     length = max(1, min(len(first_line_end), max(1, len(text) - start)))
     role = "error" if label.primary else "note"
     mark = ("^" if label.primary else "-") * _columns(text[start : start + length], length)
-    drawn = style(role, f"{mark} {label.text}".rstrip())
+    drawn = style(role, f"{mark} {inert(one_line(label.text))}".rstrip())
     return f"{_bar(style)} {' ' * _columns(text[:start], start)}{drawn}"
 
 
@@ -228,8 +262,11 @@ def to_github(diagnostic: Diagnostic) -> str:
     properties.append(f"title={_property(diagnostic.code)}")
     parts = [diagnostic.title if span or not diagnostic.place else f"{diagnostic.place}: {diagnostic.title}"]
     parts += [label.text for label in diagnostic.labels if label.text]
-    parts += [f"note: {text}" for text in diagnostic.notes] + [f"help: {text}" for text in diagnostic.help]
-    message = _message("\n".join(parts))
+    # Notes and helps have lines of their own; whatever else is one line.
+    lines = list(map(one_line, parts))
+    for word, texts in (("note", diagnostic.notes), ("help", diagnostic.help)):
+        lines += [one_line(line) for text in texts for line in f"{word}: {text}".split("\n")]
+    message = _message("\n".join(lines))
     return f"::{command} {','.join(properties)}::{message}"
 
 
@@ -238,7 +275,7 @@ def _message(text: str) -> str:
 
 
 def _property(text: str) -> str:
-    return _message(text).replace(":", "%3A").replace(",", "%2C")
+    return _message(one_line(text)).replace(":", "%3A").replace(",", "%2C")
 
 
 class RemapkitError(Exception):

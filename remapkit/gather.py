@@ -123,6 +123,8 @@ class Gather:
         indices = {index for index, _ in group.found}
         if len(indices) != max(indices) + 1 or any(len(fqns) > 1 for fqns in group.found.values()):
             return True
+        if resolved.stacked is not None and len(indices) != resolved.stacked:
+            return True
         return sorted(group.found) != self._wanted(flow, resolved, group)
 
     def _holes(self, flow: Flow, resolved: Resolved, groups: Sequence[_Group]) -> Iterator[Diagnostic]:
@@ -141,7 +143,8 @@ class Gather:
             title = f"{flow.id}: {counted(number, 'source key')} missing for {counted(len(groups), 'target')}"
             notes = [note for each in lacking for note in each.notes]
             help = "get the whole checkpoint; nothing is stacked or put together with a hole"
-            yield self._problem(flow, "RK340", title, notes, help, "missing")
+            bounds = next((found for group in groups if (found := _bounds(flow, group))), None)
+            yield self._problem(flow, "RK340", title, notes, bounds or help, "missing")
         if beyond:
             title = f"{flow.id}: {counted(len(beyond), 'source key')} more than the {resolved.stacked} of `count`"
             yield self._problem(flow, "RK343", title, beyond, "correct `count`, or the param it is made of", "beyond")
@@ -160,7 +163,9 @@ class Gather:
     def _lacking(self, flow: Flow, resolved: Resolved, group: _Group) -> Iterator[_Lacking]:
         indices = sorted({index for index, _ in group.found})
         top = indices[-1] + 1 if resolved.stacked is None else resolved.stacked
-        target = flow.templates[0][0].render(_with_made(flow, group.captures))
+        # The template in the captures of a source that is there: those of another may never be what was captured.
+        here = min(branch for _, branch in group.found)
+        target = flow.templates[here][0].render(_with_made(flow, group.captures))
         if flow.stack is not None:
             gaps = list(_gaps(indices, top))
             if gaps:
@@ -183,6 +188,17 @@ class Gather:
                 for index, branch in absent
             ]
             yield _Lacking(len(absent), [f"{key} (for {target})" for key in keys])
+
+
+def _bounds(flow: Flow, group: _Group) -> str | None:
+    """What to do where a source can never be there, because its pattern excludes what another one captured."""
+    for pattern in flow.patterns:
+        for name, value in group.captures.items():
+            part = pattern.capture(name)
+            if part is not None and part.values is not None and value not in part.values:
+                bound = f"{name} = {value}, which {pattern.text} never has"
+                return f"another source has {bound}: bound `{name}` alike in all sources of the rule"
+    return None
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from remapkit.diagnostic import Diagnostic, FailedCheck, Label, Severity, counted, listed
+from remapkit.diagnostic import Diagnostic, FailedCheck, Label, Severity, counted, listed, one_line
 from remapkit.ops.kinds import Op
 from remapkit.source import Span
 from remapkit.spec import StateDictSpec, TensorSpec, name_problem
@@ -431,7 +431,7 @@ def named(fqns: Sequence[str], shown: int = SHOWN) -> str:
     b
     ... and 1 more
     """
-    lines = list(fqns[:shown])
+    lines = list(map(one_line, fqns[:shown]))
     if len(fqns) > shown:
         lines.append(f"... and {len(fqns) - shown} more")
     return "\n".join(lines)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from remapkit.diagnostic import one_line
+
 Advance = Callable[[int, int], None]
 """`advance(done, total)`, both in bytes."""
 
@@ -26,7 +28,7 @@ def progress(title: str) -> Iterator[Advance | None]:
         TransferSpeedColumn,
     )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
+        task = bar.add_task(one_line(title), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

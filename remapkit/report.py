@@ -2,18 +2,22 @@
 
 A command returns an `Outcome`, plain data; only this module prints. Results go to stdout, warnings, notes and errors
 that kept a command from its result to stderr. Colour only on a terminal, and never with `NO_COLOR` set.
+
+Text may come from anywhere: names of keys and files, metadata, rule files. It is escaped here and in
+`diagnostic.render`, where it is drawn, and nowhere else.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from remapkit.diagnostic import Diagnostic, Severity, Style, plain, render, to_github, to_json
+from remapkit.diagnostic import Diagnostic, Severity, Style, inert, one_line, plain, render, to_github, to_json
 
 _COLOURS = {
     "error": "1;31",
@@ -65,10 +69,10 @@ def style_for(stream: TextIO) -> Style:
 def show(outcome: Outcome, format: str = "text") -> None:
     """Print an outcome."""
     if outcome.raw is not None and not (format == "json" and outcome.data):
-        sys.stdout.write(outcome.raw)
+        _write_raw(outcome.raw)
     elif format == "json":
         data = {**outcome.data, "ok": not outcome.failed, "diagnostics": [to_json(d) for d in outcome.diagnostics]}
-        print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+        print(json_text(data, sys.stdout.encoding))
     elif format == "github":
         for diagnostic in outcome.diagnostics:
             print(to_github(diagnostic))
@@ -87,7 +91,7 @@ def show_error(diagnostics: Sequence[Diagnostic], format: str, exit_code: int) -
     """Print what kept a command from its result: to stderr, or as the JSON document that stdout promises."""
     if format == "json":
         data = {"ok": False, "exit_code": exit_code, "diagnostics": [to_json(d) for d in diagnostics]}
-        print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+        print(json_text(data, sys.stdout.encoding))
     elif format == "github":
         for diagnostic in diagnostics:
             print(to_github(diagnostic))
@@ -113,7 +117,43 @@ def _print_text(parts: Iterable[str | Table]) -> None:
         if isinstance(part, Table):
             _print_table(part)
         else:
-            print(_marks(part, style))
+            print(_marks(inert(one_line(part)), style))
+
+
+_SPECIAL = re.compile(r"[^\n -~]|##\[")
+
+
+def json_text(data: object, encoding: str | None = None) -> str:
+    r"""JSON to print: what is escaped in text is escaped here too, and so is what the stream's encoding lacks.
+
+    >>> print(json_text({"a\x1b": "\u202e"}))
+    {
+      "a\u001b": "\u202e"
+    }
+    """
+    text = json.dumps(data, indent=2, ensure_ascii=False, default=str)
+    try:
+        plain = encoding is None or text.encode(encoding, "surrogatepass") is not None
+    except (UnicodeError, LookupError):
+        plain = False
+    return _SPECIAL.sub(lambda found: _json_escape(found.group(), plain), text)
+
+
+def _json_escape(text: str, plain: bool) -> str:
+    if text == "##[":
+        return "#\\u0023["  # "##[" is a command to build services
+    return text if plain and text.isprintable() else json.dumps(text)[1:-1] if text != "\x7f" else "\\u007f"
+
+
+def _write_raw(text: str) -> None:
+    """Files are UTF-8 whatever the terminal speaks."""
+    buffer = getattr(sys.stdout, "buffer", None)
+    if buffer is None:
+        sys.stdout.write(text)
+        return
+    sys.stdout.flush()
+    buffer.write(text.encode("utf-8", "backslashreplace"))
+    buffer.flush()
 
 
 def _marks(text: str, style: Style) -> str:
@@ -131,19 +171,23 @@ def _print_table(table: Table) -> None:
     from rich.text import Text
 
     drawn = RichTable(
-        title=table.title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
+        title=Text(one_line(table.title)) if table.title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
     )
     for column in table.columns:
         right = column.startswith(">")
         drawn.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(one_line(cell)) for cell in row))
     # A pipe has no width: what is read by a program must not be folded at 80 columns.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 400)
     with console.capture() as capture:
         console.print(drawn)
     lines = [line.rstrip() for line in capture.get().splitlines()]
-    print("\n".join(line for line in lines if line))
+    print("\n".join(inert(line) for line in lines if line))
 
 
 def human_bytes(count: float) -> str:

@@ -32,6 +32,9 @@ MAX_LENGTH = 100_000
 MAX_PROBLEMS = 100
 """How many problems of the YAML, and of the structure, are said before the rest is only announced."""
 
+MAX_DIGITS = 400
+"""The longest number, in characters: the largest float has 309 digits, and no size has more than 19."""
+
 MAX_DEPTH = 20
 """How deep mappings and lists may be nested; the rule language needs 5."""
 
@@ -374,6 +377,10 @@ class _Composer:
             span = _nothing_at(span)
         text = _located(span, style, event.value)
         kind = plain_kind(event.value)
+        if kind in ("integer", "number") and len(event.value) > MAX_DIGITS:
+            title = f"a number of {len(event.value):,} characters: at most {MAX_DIGITS} are read"
+            self.problem("RK170", title, span, "quote it if it is text")
+            return BrokenNode(span)
         if kind is not None:
             return ScalarNode(text, span, kind)
         if event.value == "<<":

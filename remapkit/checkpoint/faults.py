@@ -115,6 +115,19 @@ def printable(text: str) -> str:
     )
 
 
+def is_utf8(name: str) -> bool:
+    r"""Whether a file's name is text; Python keeps the bytes of others as lone surrogates.
+
+    >>> is_utf8("a.pth"), is_utf8("a\udcff.pth")
+    (True, False)
+    """
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shown(key: str, width: int = 200) -> str:
     """A key as messages show it: escaped, and cut where it is absurdly long."""
     text = printable(key)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from remapkit.checkpoint.copying import BLOCK
-from remapkit.checkpoint.faults import unwritable
+from remapkit.checkpoint.faults import is_utf8, unwritable
 from remapkit.checkpoint.reader import Reader, SourceFile
 from remapkit.checkpoint.safetensors import DTYPES, header_json, padded_header
 from remapkit.ops.ranges import byte_ranges
@@ -207,6 +207,9 @@ def lay_out_shards(
     `stem.safetensors.index.json` with `metadata.total_size` and `weight_map`. What fits one shard is one file.
     """
     groups = _groups(moves, shard_size)
+    if not is_utf8(stem):
+        title = f"the index cannot name shards of {stem}: the name is not UTF-8, and JSON is"
+        raise unwritable("RK171", title, help=("give -o a name in UTF-8, or leave out --shard-size",))
     if len(groups) == 1:
         return [lay_out_safetensors(f"{stem}.safetensors", groups[0], reader, metadata)]
     names = [f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from remapkit.checkpoint.faults import unwritable
+from remapkit.checkpoint.faults import is_utf8, unwritable
 from remapkit.checkpoint.layout import FileLayout, Literal, Piece, Seal, tensor_piece
 from remapkit.checkpoint.pickle import DTYPES, STORAGES
 from remapkit.checkpoint.pth import METADATA
@@ -50,7 +50,7 @@ def lay_out_pth(
     Raises `UnwritableOutput` (RK505) for a dtype that torch has no name for.
     """
     keys, owners = _storage_keys(moves, tied)
-    prefix = (name.rpartition(".")[0] or name) + "/"
+    prefix = _folder(name) + "/"
     records = [
         _literal(prefix + "data.pkl", pickle_of((move.target, move.spec, keys[move.target]) for move in moves)),
         _literal(prefix + "byteorder", b"little"),
@@ -89,6 +89,12 @@ def _literal(name: str, data: bytes) -> _Record:
 def _tensor_record(name: str, move: Move, reader: Reader) -> _Record:
     crc = None if move.ops else reader.crc32(move.sources[0])
     return _Record(name, tensor_piece(move, reader), 0 if not move.spec.nbytes else crc)
+
+
+def _folder(name: str) -> str:
+    """The archive's folder as torch names it: the file without its suffix; `archive` where that is no UTF-8."""
+    stem = name.rpartition(".")[0] or name
+    return stem if is_utf8(stem) else "archive"
 
 
 # --- zip ------------------------------------------------------------------------------------------

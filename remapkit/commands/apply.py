@@ -22,7 +22,7 @@ from remapkit.commands.common import (
     refuse_unproven,
     with_recorded,
 )
-from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError, counted
+from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError, counted, one_line
 from remapkit.library import version
 from remapkit.plan import Move, Plan, from_where, make_plan
 from remapkit.report import Outcome, Table, human_bytes
@@ -159,7 +159,7 @@ def provenance(rules: RuleSet, source: Path) -> dict[str, str]:
     return {
         "remapkit.rules": rules.name,
         "remapkit.digest": rules.digest,
-        "remapkit.source": source.name,
+        "remapkit.source": one_line(source.name),
         "remapkit.version": version(),
     }
 

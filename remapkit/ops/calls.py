@@ -6,6 +6,8 @@ operation of `kinds` for given params, `Call.inverse` the call that undoes it, o
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +17,7 @@ from remapkit.ops import kinds
 from remapkit.ops.numbers import BadNumber, Expr, check_names, expr
 from remapkit.rulefile import WrittenOp
 from remapkit.source import Span
-from remapkit.spec import DTYPE_BITS
-from remapkit.yamlnodes import ListNode, MapNode, Node, ScalarNode
+from remapkit.yamlnodes import ListNode, MapNode, Node, ScalarNode, shown
 
 Arg = int | float | str | None | Expr | tuple["Arg", ...]
 Params = Mapping[str, int | None]
@@ -103,7 +104,7 @@ class _Form:
     """How an operation is written: its arguments and their defaults, which one may stand alone, and its inverse.
 
     `bare` where the name alone is enough; `short` the argument that may stand without its name, and `unwrap` where
-    one element of it may stand without a list.
+    one element of it may stand without a list. `words` are the arguments that are texts, all others are numbers.
     """
 
     args: tuple[tuple[str, Any], ...]
@@ -113,6 +114,7 @@ class _Form:
     bare: bool = False
     unwrap: bool = False
     at_least: Mapping[str, int] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
 
     def default(self, name: str) -> Any:
         return dict(self.args)[name]
@@ -228,6 +230,7 @@ _FORMS: Mapping[str, _Form] = {
         lambda a: kinds.Rope(a["to"], a["heads"], a["head_dim"], a["dim"]),
         _undo_rope,
         at_least={"heads": 1, "head_dim": 2},
+        words=("to",),
     ),
     "ungroup_qkv": _Form(
         _HEADS, _qkv(kinds.UngroupQkv), lambda call: Call("group_qkv", call.args), at_least=_HEADS_FROM
@@ -236,7 +239,11 @@ _FORMS: Mapping[str, _Form] = {
         _HEADS, _qkv(kinds.GroupQkv), lambda call: Call("ungroup_qkv", call.args), at_least=_HEADS_FROM
     ),
     "cast": _Form(
-        (("from", None), ("to", REQUIRED)), lambda a: kinds.CastOp(a["to"], a["from"]), _undo_cast, short="to"
+        (("from", None), ("to", REQUIRED)),
+        lambda a: kinds.CastOp(a["to"], a["from"]),
+        _undo_cast,
+        short="to",
+        words=("from", "to"),
     ),
     "scale": _Form((("factor", REQUIRED),), lambda a: kinds.ScaleOp(float(a["factor"])), _undo_scale, short="factor"),
     "add": _Form(
@@ -286,25 +293,32 @@ class CallReader:
         if node is None:
             return {}
         if isinstance(node, MapNode):
-            return {key.value: self.arg(value, wrap=form.unwrap) for key, value in node.entries}
+            return {key.value: self._argument(form, key.value, value) for key, value in node.entries}
         assert form.short is not None
-        return {form.short: self.arg(node, wrap=form.unwrap)}
+        return {form.short: self._argument(form, form.short, node)}
+
+    def _argument(self, form: _Form, name: str, node: Node) -> Arg:
+        if name in form.words:
+            assert isinstance(node, ScalarNode)
+            return node.value
+        return self.arg(node, wrap=form.unwrap)
 
     def arg(self, node: Node, *, wrap: bool = False) -> Arg:
-        """One argument: a list, a number, a word, or arithmetic on params."""
+        """One argument: a list, a number, or arithmetic on params."""
         if isinstance(node, ListNode):
             return tuple(self.arg(item) for item in node.items)
         assert isinstance(node, ScalarNode)
-        value: Arg
-        if node.kind == "integer":
-            value = int(node.value)
-        elif node.kind == "number":
-            value = float(node.value)
-        elif node.value in WORDS:
-            value = node.value
-        else:
-            value = self.number(node)
+        value: Arg = self.real(node) if node.kind == "number" else self.number(node)
         return (value,) if wrap else value
+
+    def real(self, node: ScalarNode) -> float:
+        """A number with a fraction or an exponent; 0 where no float holds it, which is noted."""
+        value = float(node.value)
+        if math.isinf(value):
+            title = f"{shown(node.value)} is beyond the largest number there is, {sys.float_info.max:.3g}"
+            self.problem("RK163", title, node.span, "write a smaller number")
+            return 0
+        return value
 
     def number(self, node: ScalarNode) -> Arg:
         """An integer, or arithmetic on params; 0 where it cannot be read, which is noted."""
@@ -344,10 +358,6 @@ class CallReader:
         except BadNumber as error:
             if not call.names:
                 self.problem("RK163", str(error), span, "correct the number")
-
-
-WORDS = frozenset({"half", "interleaved", *DTYPE_BITS})
-"""Texts that are arguments of their own, and no numbers."""
 
 
 def _constant(expression: Expr, problems: list[Diagnostic]) -> int:

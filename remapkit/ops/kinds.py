@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -235,10 +236,25 @@ class PadOp(Op):
 def check_holds(value: float, dtype: str) -> None:
     """Refuse a value that a dtype has no number for."""
     if dtype in FLOATS:
+        if abs(value) > _LARGEST[dtype]:
+            raise Refused(f"{value} is beyond the largest {dtype}, {_LARGEST[dtype]:g}")
         return
     low, high = integer_range(dtype)
     if value != int(value) or not low <= value <= high:
         raise Refused(f"{value} is no {dtype}")
+
+
+_LARGEST = {
+    "F64": sys.float_info.max,
+    "F32": float((2 - 2**-23) * 2.0**127),
+    "F16": 65504.0,
+    "BF16": float((2 - 2**-7) * 2.0**127),
+    "F8_E4M3": 448.0,
+    "F8_E5M2": 57344.0,
+    "F8_E4M3FNUZ": 240.0,
+    "F8_E5M2FNUZ": 57344.0,
+}
+"""The largest finite value of each float."""
 
 
 def integer_range(dtype: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -70,8 +71,14 @@ def simple(chosen: Array) -> Along:
     return chosen
 
 
-def put(out: Array, made: Array) -> None:
-    """Copy a box into its place. A turned one goes tile by tile: whole columns would miss the cache each time."""
+def put(out: Array, dim: int, place: slice | int, made: Array) -> None:
+    """Copy a box into its place along a dimension."""
+    # The dots make it a view even where one element is meant, of which numpy else makes a number of its own.
+    _copy(out[(*(slice(None),) * dim, place, ...)], made)
+
+
+def _copy(out: Array, made: Array) -> None:
+    """Copy. A turned box goes tile by tile: whole columns would miss the cache each time."""
     if made.ndim < 2 or made.strides[-1] == made.itemsize or not made.size:
         out[...] = made
         return
@@ -85,7 +92,7 @@ def packed(made: Array) -> Array:
     if made.flags.c_contiguous:
         return made
     out = np.empty(made.shape, made.dtype)
-    put(out, made)
+    _copy(out, made)
     return out
 
 
@@ -121,7 +128,9 @@ class Leaf(Lazy):
         return max(1, TOUCH // touched)
 
     def _get(self, box: Box) -> Array:
-        found = self.array[tuple(along if isinstance(along, slice) else slice(None) for along in box)]
+        slices = [along if isinstance(along, slice) else slice(None) for along in box]
+        index: tuple[Any, ...] = (*slices, ...)
+        found: Array = self.array[index]
         for dim, along in enumerate(box):
             if not isinstance(along, slice):
                 found = np.take(found, along, dim)
@@ -185,7 +194,7 @@ class Padded(Lazy):
             here = (*box[: self.dim], simple(wanted[there]), *box[self.dim + 1 :])
             made = self.inner.read(here)
             if isinstance(place := simple(there), slice):
-                put(out[(slice(None),) * self.dim + (place,)], made)
+                put(out, self.dim, place, made)
             else:
                 out[(slice(None),) * self.dim + (place,)] = made
         return out
@@ -241,7 +250,7 @@ class Concatenated(Lazy):
                 here = (*box[: self.dim], simple(wanted[there] - start), *box[self.dim + 1 :])
                 made = part.read(here)
                 if isinstance(place := simple(there), slice):
-                    put(out[(slice(None),) * self.dim + (place,)], made)
+                    put(out, self.dim, place, made)
                 else:
                     out[(slice(None),) * self.dim + (place,)] = made
             start = stop
@@ -261,7 +270,7 @@ class Stacked(Lazy):
         out = np.empty(shape_of(box), word(self.spec.dtype))
         here = (*box[: self.dim], *box[self.dim + 1 :])
         for place, index in enumerate(indices(box[self.dim])):
-            put(out[(slice(None),) * self.dim + (place,)], self.parts[index].read(here))
+            put(out, self.dim, place, self.parts[index].read(here))
         return out
 
 

@@ -46,6 +46,8 @@ def word(dtype: str) -> np.dtype[Any]:
 
 def calculated(step: Cast | Scale | Add, block: Array, dtype: str) -> Array:
     """A block of raw elements of `dtype` after one step, raw again."""
+    if not block.ndim:  # numpy makes numbers of its own of arrays without a dimension
+        return calculated(step, block.reshape(1), dtype).reshape(())
     if isinstance(step, Cast):
         return cast(block, dtype, step.dtype)
     with np.errstate(all="ignore"):

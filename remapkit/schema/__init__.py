@@ -378,7 +378,7 @@ def _flow(value: Any) -> str:
         return "{" + ", ".join(f"{_flow(key)}: {_flow(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_flow, value)) + "]"
-    if value is None or isinstance(value, int):
+    if value is None or isinstance(value, int | float):
         return json.dumps(value)
     safe = (
         plain_kind(value) == "text"
