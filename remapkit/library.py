@@ -205,10 +205,8 @@ def resolve(reference: str) -> Callable[..., Any]:
     'OrderedDict'
     """
     module_name, attribute = _module_of(reference)
-    here = str(Path.cwd())
-    if reference.startswith("py:") and not {"", here} & set(sys.path):
-        # `python -m` looks into the current folder, an installed command does not, and a model is often a file there.
-        sys.path.append(here)
+    if reference.startswith("py:"):
+        _look_in_current_folder()
     try:
         with guest():
             module = importlib.import_module(module_name)
@@ -233,6 +231,16 @@ def resolve(reference: str) -> Callable[..., Any]:
             )
         )
     return value  # type: ignore[no-any-return]
+
+
+def _look_in_current_folder() -> None:
+    """`python -m` looks into the current folder, an installed command does not, and a model is often a file there."""
+    try:
+        here = str(Path.cwd())
+    except OSError:  # a folder that was deleted holds no module
+        return
+    if not {"", here} & set(sys.path):
+        sys.path.append(here)
 
 
 def _module_of(reference: str) -> tuple[str, str]:

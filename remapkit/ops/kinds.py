@@ -540,6 +540,11 @@ def stack_spec(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> T
 
 
 def _same_dtype(first: TensorSpec, spec: TensorSpec, one: str, other: str) -> None:
+    for name, each in ((one, first), (other, spec)):
+        if DTYPE_BITS[each.dtype] < 8:  # two elements share a byte: no byte range is one element's
+            raise Refused(
+                f"{name} is {each.dtype}, whose elements are less than a byte; it can only be renamed", code="RK352"
+            )
     if spec.dtype != first.dtype:
         title = f"{other} is {spec.dtype} and {one} is {first.dtype}: nothing is cast unasked"
         raise Refused(title, "cast one of them first, in its entry: {path: ..., ops: [{cast: F32}]}", code="RK353")
