@@ -1,7 +1,7 @@
 """Families with members missing, put together under computed targets: a problem that names what is missing.
 
-The kind: a message that renders the target of an absent source with the captures of a present one. The property builds
-random families of two patterns with other bounds, leaves out some members, and asks for the plan.
+The kind: a message that renders the target of an absent source with the captures of a present one. The property
+builds random families of two patterns with other bounds, leaves out some members, and asks for the plan.
 """
 
 from __future__ import annotations
