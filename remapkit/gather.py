@@ -160,7 +160,9 @@ class Gather:
     def _lacking(self, flow: Flow, resolved: Resolved, group: _Group) -> Iterator[_Lacking]:
         indices = sorted({index for index, _ in group.found})
         top = indices[-1] + 1 if resolved.stacked is None else resolved.stacked
-        target = flow.templates[0][0].render(_with_made(flow, group.captures))
+        # The captures are those of a source that is there: another one may not know all of their values.
+        present = min(branch for _, branch in group.found)
+        target = flow.templates[present][0].render(_with_made(flow, group.captures))
         if flow.stack is not None:
             gaps = list(_gaps(indices, top))
             if gaps:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from remapkit.automaton import READABLE, alphabet, automaton
-from remapkit.pattern import Alt, Chars, Group, Node, Part, Ranges, Repeat, Seq, one
+from remapkit.pattern import Alt, Chars, Group, Node, Part, Ranges, Repeat, Seq, contains, one
 
 _RANK: dict[str, int] = {chr(code): number for number, code in reversed(list(enumerate(READABLE)))}
 
@@ -61,6 +61,7 @@ class Letters:
         self.all = (1 << len(found.samples)) - 1
         self.separator = 1 << len(found.samples)
         """A class of its own that no key has: what stands between a target and what counts as part of it."""
+        self._known: dict[str, int] = {}
         two = [(1 << bit, sign) for bit, samples in enumerate(found.samples) for sign in samples[:2]]
         self._best = sorted(two, key=lambda each: self.rank(each[1]))
 
@@ -70,11 +71,16 @@ class Letters:
         return _RANK.get(character, len(_RANK))
 
     def character(self, character: str) -> int:
-        """The mask of one character, which must be a class of its own in the partition."""
-        mask = self.masks.get(one(character))
-        if mask is not None:
-            return mask
-        return next(1 << bit for bit, samples in enumerate(self.samples) if samples == character)
+        """The mask of the class that a character belongs to: of it alone, where the partition has it as a set."""
+        mask = self._known.get(character)
+        if mask is None:
+            mask = self.masks.get(one(character))
+            if mask is None:
+                mask = self.all
+                for chars, members in self.masks.items():
+                    mask &= members if contains(chars, character) else ~members
+            self._known[character] = mask
+        return mask
 
     def pick(self, mask: int) -> str:
         """The most readable character of a mask."""

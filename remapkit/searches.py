@@ -10,8 +10,10 @@ import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from remapkit.automaton import Automaton, automaton
 from remapkit.languages import Budget, Guide, partition
 from remapkit.nets import Net
+from remapkit.pattern import Node, Part, Ranges, contains
 
 # ------------------------------------------------------------------------------------------------ which arrows meet
 
@@ -334,3 +336,57 @@ def _moves_or_none(guide: Guide, state: int | None, mask: int) -> list[tuple[int
     for step, _ in moves:
         rest &= ~step
     return [*moves, (rest, None)] if rest else moves
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+
+def two_spellings(node: Node, budget: Budget) -> tuple[str, str] | None:
+    """The shortest two digit strings of a language that are one number, as 1 and 01; None where there are none.
+
+    The longer one is the shorter one with more zeros before it: one run reads zeros alone, then both read the same.
+
+    >>> from remapkit.pattern import CANONICAL, DIGITS, Chars, Repeat
+    >>> two_spellings(Repeat(Chars(DIGITS), 1, None), Budget(10_000)), two_spellings(CANONICAL, Budget(10_000))
+    (('0', '00'), None)
+    """
+    machine = automaton((Part(None, node),))
+    begun = _zeros(machine, budget)
+    # A state is a place of each run, -1 before the first character.
+    pending: list[tuple[int, int, str, str]] = [(-1, place, "", zeros) for place, zeros in begun.items()]
+    seen = {(one, other) for one, other, _, _ in pending}
+    for one, other, word, longer in pending:
+        for left in _after(machine, one):
+            for right in _after(machine, other):
+                budget.spend(1)
+                both = _digits(machine.chars[left]) & _digits(machine.chars[right])
+                if not both or (left, right) in seen:
+                    continue
+                seen.add((left, right))
+                sign = str((both & -both).bit_length() - 1)
+                if left in machine.last and right in machine.last:
+                    return word + sign, longer + sign
+                pending.append((left, right, word + sign, longer + sign))
+    return None
+
+
+def _zeros(machine: Automaton, budget: Budget) -> dict[int, str]:
+    """The places that one zero or more lead to, with the fewest."""
+    found: dict[int, str] = {}
+    layer, zeros = [-1], ""
+    while layer:
+        zeros += "0"
+        layer = [each for place in layer for each in _after(machine, place) if _digits(machine.chars[each]) & 1]
+        layer = [each for each in dict.fromkeys(layer) if each not in found]
+        budget.spend(len(layer) + 1)
+        found.update(dict.fromkeys(layer, zeros))
+    return found
+
+
+def _after(machine: Automaton, place: int) -> Sequence[int]:
+    return machine.first if place < 0 else machine.follow[place]
+
+
+def _digits(chars: Ranges) -> int:
+    """The digits of a set, as a mask."""
+    return sum(1 << digit for digit in range(10) if contains(chars, str(digit)))

@@ -35,6 +35,9 @@ from remapkit.template import Copy, Literal, Mapped
 MAX_VARIANTS = 4096
 """Past so many variants of one arrow a question is undecided."""
 
+MAX_LISTED = 50_000
+"""So many combinations of captures are listed at most, where each is only looked at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -160,6 +163,7 @@ def hanging_together(arrow: Arrow) -> tuple[str, ...]:
             empty = "" in item.mapping.values() or any("" in values for values in item.mapping)
             if len(names) > 1 or empty:
                 together.update(names)
+    uses.update(arrow.folded)
     together.update(name for name, count in uses.items() if count > 1 and name not in fixed)
     # What shares an item with one of them hangs on it too.
     for item in arrow.items or ():
@@ -179,7 +183,7 @@ def _confused(arrow: Arrow) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
     fixed, names = _constants(arrow), hanging_together(arrow)
     items = [item for item in arrow.items or () if isinstance(item, Copy | Mapped) and _depends(item, names)]
     seen: dict[tuple[str, ...], dict[str, str]] = {}
-    for values in sorted(_assignments(arrow, names), key=lambda each: sum(map(len, each.values()))):
+    for values in sorted(_assignments(arrow, names, MAX_LISTED), key=lambda each: sum(map(len, each.values()))):
         known = {**fixed, **values}
         stretches = tuple(
             known[item.name] if isinstance(item, Copy) else item.mapping[tuple(known[name] for name in item.names)]
@@ -200,7 +204,7 @@ def _constants(arrow: Arrow) -> dict[str, str]:
     }
 
 
-def _assignments(arrow: Arrow, names: Sequence[str]) -> Iterator[dict[str, str]]:
+def _assignments(arrow: Arrow, names: Sequence[str], limit: int = MAX_VARIANTS) -> Iterator[dict[str, str]]:
     spaces = []
     for name in names:
         part = arrow.pattern.capture(name)
@@ -210,7 +214,7 @@ def _assignments(arrow: Arrow, names: Sequence[str]) -> Iterator[dict[str, str]]
     count = 1
     for space in spaces:
         count *= len(space)
-    if count > MAX_VARIANTS:
+    if count > limit:
         raise Exhausted
     for values in itertools.product(*spaces):
         yield dict(zip(names, values, strict=True))
@@ -285,21 +289,17 @@ def _target(
         return (Same(0),)
     place = {slot.name: number for number, slot in enumerate(slots) if slot.name is not None}
     target: list[Stretch] = []
-    used: set[str] = set()
     for item in arrow.items or ():
         if isinstance(item, Literal):
             target.append(item.text)
         elif isinstance(item, Made):
             target.append(Index(item))
         elif isinstance(item, Copy):
-            used.add(item.name)
             target.append(_copied(item, arrow, fixed, place, loose))
         else:
-            used.update(item.names)
             target.append(_mapped(item, fixed, place, loose, lossy=item.table in arrow.lossy))
     for name in arrow.folded if folded else ():
-        if name not in used:
-            target += [Beyond(), fixed[name] if name in fixed else Same(place[name])]
+        target += [Beyond(), _copied(Copy(name), arrow, fixed, place, loose)]
     return tuple(target)
 
 
