@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from remapkit.automaton import Automaton, automaton
+from remapkit.automaton import MAX_EDGES, Automaton, TooMany, automaton
 from remapkit.matcher import Reader
 from remapkit.pattern import CANONICAL, MAX_WORDS, Node, Pattern, contains, words_node
 from remapkit.source import Span
@@ -62,6 +62,8 @@ class Arrow:
     lossy: tuple[str, ...] = ()
     to: Span | None = None
     reader: Reader = field(init=False, compare=False, repr=False)
+    together: tuple[str, ...] | None = field(init=False, default=None, compare=False, repr=False)
+    """What `variants.hanging_together` found, once it was asked."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reader", Reader(self.pattern))
@@ -89,7 +91,7 @@ class Arrow:
 
 
 def readings(pattern: Pattern, fqn: str, limit: int = 200) -> tuple[tuple[str, ...], ...]:
-    """Every way in which a key is cut into the parts of a pattern, up to `limit` of them.
+    """Every way in which a key is cut into the parts of a pattern, up to `limit` of them; none of a huge pattern.
 
     >>> from remapkit.pattern import SEGMENTS, Part, literal
     >>> from remapkit.source import Text
@@ -100,7 +102,10 @@ def readings(pattern: Pattern, fqn: str, limit: int = 200) -> tuple[tuple[str, .
     """
     if pattern.leaf is not None and fqn.rpartition(".")[2] not in pattern.leaf:
         return ()
-    machine = automaton(pattern.parts)
+    try:
+        machine = automaton(pattern.parts, MAX_EDGES)
+    except TooMany:
+        return ()
     count = len(pattern.parts)
     # From the back: for each place in the key and each position, the ways to go on, as where each part ends.
     ways: dict[int, set[tuple[str, ...]]] = {p: {("",) * count} for p in machine.last}

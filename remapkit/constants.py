@@ -65,7 +65,7 @@ class Meetings:
         return None
 
     def passing(self, rule_set: RuleSet, shapes: Sequence[Pattern]) -> tuple[Filled, str] | None:
-        """A target of `add` that would pass through as a key, matched by nothing; within `shapes`, if there are any."""
+        """A target of `add` that would pass through as a key, matched by nothing; within `shapes`, if any."""
         if rule_set.unmatched != "keep":
             return None
         readers = [Reader(pattern) for pattern in shapes]

@@ -13,10 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from remapkit.automaton import READABLE, alphabet, automaton
+from remapkit.automaton import READABLE, TooMany, alphabet, automaton
 from remapkit.pattern import Alt, Chars, Group, Node, Part, Ranges, Repeat, Seq, contains, one
 
 _RANK: dict[str, int] = {chr(code): number for number, code in reversed(list(enumerate(READABLE)))}
+
+
+PIECE_EDGES = 200_000
+"""A pattern with more steps from one position to the next is not looked into."""
 
 
 class Exhausted(Exception):
@@ -82,6 +86,17 @@ class Letters:
             self._known[character] = mask
         return mask
 
+    def mask(self, chars: Ranges) -> int:
+        """The mask of a set that the partition knows, or of characters that are classes of their own."""
+        known = self.masks.get(chars)
+        if known is not None:
+            return known
+        found = 0
+        for low, high in chars:
+            for code in range(low, high + 1):
+                found |= self.character(chr(code))
+        return found
+
     def pick(self, mask: int) -> str:
         """The most readable character of a mask."""
         return next((sign for bit, sign in self._best if bit & mask), "|")
@@ -142,8 +157,11 @@ class Pieces:
         return found
 
     def _made(self, node: Node) -> Piece:
-        machine = automaton((Part(None, node),))
-        masks = [self.letters.masks[chars] for chars in machine.chars]
+        try:
+            machine = automaton((Part(None, node),), PIECE_EDGES)
+        except TooMany:
+            raise Exhausted from None
+        masks = [self.letters.mask(chars) for chars in machine.chars]
         follow = [list(each) for each in machine.follow]
         return Piece(masks, list(machine.first), follow, sorted(machine.last), machine.nullable)
 

@@ -221,7 +221,7 @@ class _Prover:
         claim = level.value if level in (Level.ALL, Level.DOMAIN) else Level.KEYS.value
         teller = Teller(self.rules, self.arrows, self.keys)
         hard = [each for each in answers.undecided if each[0] != "open"]
-        findings, witnesses = teller.tell(answers.witnesses, hard, answers.dead, claim)
+        findings, witnesses = teller.tell(answers.witnesses, hard, answers.dead, claim, answers.unasked)
         undecided = tuple(
             tuple(self.arrows[number].rule_id for number in numbers) for _, numbers in answers.undecided
         )

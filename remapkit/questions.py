@@ -40,6 +40,8 @@ T = TypeVar("T")
 Fault = OneOf["ambiguous", "cut", "within", "across", "open"]
 SPELT_OUT = 1000
 """So many combinations of captures that hang together are spelt out where two of them are to be compared."""
+MOST = 50
+"""After so many faults, or questions that are undecided, pairs of rules are counted and not looked at."""
 APART = 100
 """So many values of what may be lost are looked at one by one."""
 TRIED = 100
@@ -74,11 +76,13 @@ class Answers:
     witnesses: list[Witness] = field(default_factory=list)
     undecided: list[tuple[Fault, tuple[int, ...]]] = field(default_factory=list)
     dead: list[int] = field(default_factory=list)
+    unasked: int = 0
+    """Pairs of arrows that were not looked at, because there were faults enough."""
 
     @property
     def clean(self) -> bool:
         """Whether everything asked was proven."""
-        return not self.witnesses and not self.undecided
+        return not self.witnesses and not self.undecided and not self.unasked
 
 
 class Questions:
@@ -139,18 +143,22 @@ class Questions:
         return True
 
     def _ambiguities(self) -> None:
-        pairs = sorted(self.ask("ambiguous", (), self._all_pairs(), candidates, self.sources, self.budget))
+        pairs = sorted(self.ask("ambiguous", (), set[tuple[int, int]](), candidates, self.sources, self.budget))
         first = self._first_of_each_source()
-        for one, other in pairs:
+        for place, (one, other) in enumerate(pairs):
             if one not in first or other not in first or self._of_one_source(one, other):
                 continue
+            if self._enough():
+                self.answers.unasked += len(pairs) - place
+                return
             met = self.ask("ambiguous", (one, other), None, meets, self.sources, one, other, self.budget)
             if met:
                 self.ask("ambiguous", (one, other), None, self._ambiguous, one, other)
 
-    def _all_pairs(self) -> set[tuple[int, int]]:
-        ordered = sorted(self.sources.starts)
-        return {(one, other) for number, one in enumerate(ordered) for other in ordered[number + 1 :]}
+    def _enough(self) -> bool:
+        """Whether there are so many faults, or questions without an answer, that more of them help nobody."""
+        faults = sum(each.fault != "open" and not each.admitted for each in self.answers.witnesses)
+        return faults >= MOST or sum(fault != "open" for fault, _ in self.answers.undecided) >= MOST
 
     def _first_of_each_source(self) -> set[int]:
         """One arrow for each pattern: a rule that writes several targets matches a key once."""
@@ -259,10 +267,13 @@ class Questions:
             self.ask("across", (number,), None, builder.targets, number, self.found[number])
         net = builder.net
         pairs = sorted(self.ask("across", (), set[tuple[int, int]](), candidates, net, self.budget))
-        for one, other in pairs:
+        for place, (one, other) in enumerate(pairs):
             left, right = self.arrows[one], self.arrows[other]
             if left.rule_id == right.rule_id or (left.identity and right.identity):
                 continue
+            if self._enough():
+                self.answers.unasked += len(pairs) - place
+                break
             self.ask("across", (one, other), None, self._across, net, one, other)
         self._within_rules(numbers)
 
@@ -321,7 +332,7 @@ class Questions:
         self.answers.witnesses.append(Witness(fault, arrows, keys, targets, (), lost, admitted))
 
     def _blamed(self, arrow: Arrow, keys: tuple[str, str]) -> int | None:
-        """The part that two keys differ in, where the target shows none in which they do, or one that is forgotten."""
+        """The part that two keys differ in, where the target shows none in which they do, or a forgotten one."""
         one, other = (readings(arrow.pattern, key, 1) for key in keys)
         if not one or not other:
             return None
@@ -356,42 +367,43 @@ class Questions:
         """The smallest pair that agrees in every capture that the author says may be lost."""
         arrow = self.arrows[number]
         names = tuple(dict.fromkeys((*arrow.forget, *_lossy_names(arrow))))
-        best: tuple[str, str] | None = None
-        for each in _agreeing(arrow, names):
-            keys = self._collides(number, each)
-            if keys is not None and (best is None or sum(map(len, keys)) < sum(map(len, best))):
-                best = keys
-        if best is None:
-            return
-        if _admits(arrow, best):
-            # The key is cut in several ways, and not in this one.
+        found = [keys for each in _agreeing(arrow, names) for keys in self._collides(number, each)]
+        found.sort(key=lambda keys: sum(map(len, keys)))
+        told = next((keys for keys in found if not _admits(arrow, keys)), None)
+        if told is not None:
+            self._collision("within", (number,), told)
+        elif found:
+            # The keys are cut in several ways, and not in these.
             raise Exhausted
-        self._collision("within", (number,), best)
 
-    def _collides(self, number: int, arrow: Arrow) -> tuple[str, str] | None:
-        """The smallest two keys of an arrow, a part of that number, with one target."""
+    def _collides(self, number: int, arrow: Arrow) -> Iterator[tuple[str, str]]:
+        """Small pairs of keys of an arrow, a part of that number, with one target; none where there are none."""
         found = variants(arrow, self.tools, self.domain, exact=True, folded=True)
         found = tuple(merged(each, self.tools) for each in found) if number in self.several_cuts else found
         sources, targets = NetBuilder(self.tools), NetBuilder(self.tools)
         if not found:
-            return None
+            return
         sources.sources(number, found)
+        targets.targets(number, found)
         if splits(sources.net, number, self.budget):
+            yield from (keys for _, keys in self._losses(targets.net).values())
             if not all(variant.in_order for variant in found):
                 raise Exhausted
             machine = transducer(found, self.tools, backwards=True)
             pair = conflict(machine, self.tools.letters, self.budget, by_written=True)
-            return None if pair is None else pair.written
-        targets.targets(number, found)
+            if pair is not None:
+                yield pair.written
+            return
+        yield from (keys for _, keys in self._losses(targets.net).values())
         if not splits(targets.net, number, self.budget):
-            return None
+            return
         meeting = cheapest(targets.net, number, number, self.budget)
         if meeting is None:
-            return None
+            return
         keys = self._keys(targets.net, meeting.lines, meeting.positions, meeting.text)
         if keys[0] == keys[1]:
             raise Exhausted
-        return keys
+        yield keys
 
     def _counted_twice(self, number: int) -> None:
         """Two spellings of one index, as 1 and 01: what is stacked is put together by the number."""
@@ -439,7 +451,7 @@ class Questions:
             return
         if _says_lossy(arrow) and splits(self._net(number, exact=True), number, self.budget):
             self._cheapest_within(number, blame=True)
-        pair = confused(arrow) if hanging_together(arrow) else None
+        pair = confused(arrow, self.tools) if hanging_together(arrow) else None
         if pair is not None and self._too_many(number):
             self._confused(number, pair)
         elif splits(net, number, self.budget) or pair is not None:
@@ -485,8 +497,11 @@ class Questions:
 
     def _loss(self, number: int) -> None:
         """The smallest pairs that differ in what the target does not show: one for each part of the pattern."""
-        arrow = self.arrows[number]
-        net = self._net(number, exact=True)
+        for part, (_, keys) in sorted(self._losses(self._net(number, exact=True)).items()):
+            self._collision("within", (number,), keys, part)
+
+    def _losses(self, net: Net) -> dict[int, tuple[int, tuple[str, str]]]:
+        """The smallest pair, with its size, for each part that a net of targets does not show."""
         best: dict[int, tuple[int, tuple[str, str]]] = {}
         for line, each in enumerate(net.lines):
             if not each.losses:
@@ -499,8 +514,7 @@ class Questions:
                     net.shortest[line, part] = longer
                     best[part] = (total, (key, net.source(line, positions, text)))
                     net.shortest[line, part] = shorter
-        for part, (_, keys) in sorted(best.items()):
-            self._collision("within", (number,), keys, part)
+        return best
 
     def _cheapest_within(self, number: int, *, blame: bool) -> None:
         """The smallest pair, with the tables that say that they are lossy to blame for it or not."""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from remapkit.arrows import Arrow, Made, readings
 from remapkit.automaton import Automaton, automaton
-from remapkit.diagnostic import Diagnostic, Label, Severity, listed
+from remapkit.diagnostic import Diagnostic, Label, Severity, counted, listed
 from remapkit.pattern import Chars, Part, Seq, literal
 from remapkit.questions import Fault, Witness
 from remapkit.source import Span
 
 if TYPE_CHECKING:
-    from remapkit.rules import RuleSet
+    from remapkit.rules import Match, RuleSet
 
 MAX_TOLD = 50
 """More findings than this are counted only."""
@@ -32,6 +32,7 @@ class Teller:
 
     def __init__(self, rules: RuleSet, arrows: Sequence[Arrow], keys: Sequence[str]) -> None:
         self.rules, self.arrows, self.keys = rules, arrows, keys
+        self.matches: dict[str, tuple[Match, ...]] = {}
 
     def tell(
         self,
@@ -39,6 +40,7 @@ class Teller:
         undecided: Iterable[tuple[Fault, tuple[int, ...]]],
         dead: Iterable[int],
         level: str,
+        unasked: int = 0,
     ) -> tuple[tuple[Diagnostic, ...], tuple[Witness, ...]]:
         """The findings, and the witnesses that the real matcher bears out."""
         findings: list[Diagnostic] = []
@@ -52,7 +54,13 @@ class Teller:
         findings += [self.undecided(fault, numbers) for fault, numbers in undecided]
         findings += [self.dead(number) for number in dead]
         findings += self.unread(dead)
-        return tuple(findings[:MAX_TOLD] + self._more(findings[MAX_TOLD:])), tuple(shown)
+        return tuple(findings[:MAX_TOLD] + self._more(findings[MAX_TOLD:]) + self._unasked(unasked)), tuple(shown)
+
+    def _unasked(self, count: int) -> list[Diagnostic]:
+        if not count:
+            return []
+        title = f"{counted(count, 'pair')} of rules not looked at: there are faults enough"
+        return [Diagnostic("RK209", title, help=("repair those above first",))]
 
     def _more(self, rest: Sequence[Diagnostic]) -> list[Diagnostic]:
         if not rest:
@@ -81,7 +89,9 @@ class Teller:
 
     def made(self, arrow: Arrow, key: str) -> Target | None:
         """What an arrow makes of a key that the real matcher gives to its rule; None where it does not."""
-        for match in self.rules.match(key):
+        if key not in self.matches:
+            self.matches[key] = self.rules.match(key)
+        for match in self.matches[key]:
             if (match.rule.id, match.rule.branch) == (arrow.rule_id, arrow.branch):
                 items = [item for item in arrow.items or () if isinstance(item, Made)]
                 return _stretches(arrow.target(key, match.captures) or "", items)
