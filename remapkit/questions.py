@@ -146,7 +146,7 @@ class Questions:
         pairs = sorted(self.ask("ambiguous", (), set[tuple[int, int]](), candidates, self.sources, self.budget))
         first = self._first_of_each_source()
         for place, (one, other) in enumerate(pairs):
-            if one not in first or other not in first or self._of_one_source(one, other):
+            if one not in first or other not in first:
                 continue
             if self._enough():
                 self.answers.unasked += len(pairs) - place

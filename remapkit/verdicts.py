@@ -14,7 +14,7 @@ from remapkit.questions import Fault, Witness
 from remapkit.source import Span
 
 if TYPE_CHECKING:
-    from remapkit.rules import Match, RuleSet
+    from remapkit.rules import Rule, RuleSet
 
 MAX_TOLD = 50
 """More findings than this are counted only."""
@@ -32,7 +32,9 @@ class Teller:
 
     def __init__(self, rules: RuleSet, arrows: Sequence[Arrow], keys: Sequence[str]) -> None:
         self.rules, self.arrows, self.keys = rules, arrows, keys
-        self.matches: dict[str, tuple[Match, ...]] = {}
+        self.by_arrow: dict[tuple[str, str, int], Rule] = {
+            (rule.kind, rule.id, rule.branch): rule for rule in rules.everything
+        }
 
     def tell(
         self,
@@ -89,13 +91,11 @@ class Teller:
 
     def made(self, arrow: Arrow, key: str) -> Target | None:
         """What an arrow makes of a key that the real matcher gives to its rule; None where it does not."""
-        if key not in self.matches:
-            self.matches[key] = self.rules.match(key)
-        for match in self.matches[key]:
-            if (match.rule.id, match.rule.branch) == (arrow.rule_id, arrow.branch):
-                items = [item for item in arrow.items or () if isinstance(item, Made)]
-                return _stretches(arrow.target(key, match.captures) or "", items)
-        return None
+        match = self.by_arrow[arrow.kind, arrow.rule_id, arrow.branch].match(key)
+        if match is None:
+            return None
+        items = [item for item in arrow.items or () if isinstance(item, Made)]
+        return _stretches(arrow.target(key, match.captures) or "", items)
 
     def disagreement(self, witness: Witness) -> Diagnostic:
         ids = listed(self.arrows[number].rule_id for number in witness.arrows)

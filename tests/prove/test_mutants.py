@@ -130,6 +130,18 @@ def test_without_a_fault_every_check_passes(name: str) -> None:
 
 # ------------------------------------------------------------------------------------------------ mutants
 
+
+def _everyone(self: Questions) -> set[int]:
+    return set(range(len(self.arrows)))
+
+
+def _first_of_each_rule(self: Questions) -> set[int]:
+    first: dict[str, int] = {}
+    for number, each in enumerate(self.arrows):
+        first.setdefault(each.rule_id, number)
+    return set(first.values())
+
+
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -243,7 +255,7 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
         ),
         "proven",
     ),
-    "numbers are taken for one to one": (put(questions, "confused", lambda _: None), "faults"),
+    "numbers are taken for one to one": (put(questions, "confused", lambda *_: None), "faults"),
     "exact variants are loose": (
         put(questions, "variants", lambda *given, exact=False, **rest: original_variants(*given, **rest)),
         "proven",
@@ -274,8 +286,8 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
         ),
         "random sets",
     ),
-    "overlaps within a rule are allowed": (put(Questions, "_of_one_source", lambda self, a, b: True), "faults"),
-    "two targets of a source are an ambiguity": (put(Questions, "_of_one_source", lambda *_: False), "arrows"),
+    "overlaps within a rule are allowed": (put(Questions, "_first_of_each_source", _first_of_each_rule), "arrows"),
+    "two targets of a source are an ambiguity": (put(Questions, "_first_of_each_source", _everyone), "arrows"),
     "folded captures are forgotten": (
         put(Questions, "_with_folded", lambda self, number: self.found[number]),
         "arrows",
