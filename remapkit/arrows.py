@@ -9,14 +9,14 @@ tensor do not collide. To other rules the target is the plain key.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from remapkit.automaton import Automaton, automaton
+from remapkit.automaton import MAX_EDGES, Automaton, TooMany, automaton
 from remapkit.matcher import Reader
 from remapkit.pattern import CANONICAL, MAX_WORDS, Node, Pattern, contains, words_node
 from remapkit.source import Span
-from remapkit.template import Copy, Item, Literal
+from remapkit.template import Copy, Item, Literal, Mapped
 
 if TYPE_CHECKING:
     from remapkit.rules import Rule, RuleSet
@@ -62,6 +62,8 @@ class Arrow:
     lossy: tuple[str, ...] = ()
     to: Span | None = None
     reader: Reader = field(init=False, compare=False, repr=False)
+    together: tuple[str, ...] | None = field(init=False, default=None, compare=False, repr=False)
+    """What `variants.hanging_together` found, once it was asked."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reader", Reader(self.pattern))
@@ -89,7 +91,7 @@ class Arrow:
 
 
 def readings(pattern: Pattern, fqn: str, limit: int = 200) -> tuple[tuple[str, ...], ...]:
-    """Every way in which a key is cut into the parts of a pattern, up to `limit` of them.
+    """Every way in which a key is cut into the parts of a pattern, up to `limit` of them; none of a huge pattern.
 
     >>> from remapkit.pattern import SEGMENTS, Part, literal
     >>> from remapkit.source import Text
@@ -100,7 +102,10 @@ def readings(pattern: Pattern, fqn: str, limit: int = 200) -> tuple[tuple[str, .
     """
     if pattern.leaf is not None and fqn.rpartition(".")[2] not in pattern.leaf:
         return ()
-    machine = automaton(pattern.parts)
+    try:
+        machine = automaton(pattern.parts, MAX_EDGES)
+    except TooMany:
+        return ()
     count = len(pattern.parts)
     # From the back: for each place in the key and each position, the ways to go on, as where each part ends.
     ways: dict[int, set[tuple[str, ...]]] = {p: {("",) * count} for p in machine.last}
@@ -132,10 +137,10 @@ def arrows(rule_set: RuleSet) -> tuple[Arrow, ...]:
     ['keep[1]', 'keep[2]']
     """
     lossy = tuple(table.name.value for table in rule_set.file.tables if table.lossy)
-    return tuple(arrow for rule in rule_set.everything for arrow in _arrows(rule, lossy))
+    return tuple(arrow for rule in rule_set.everything for arrow in _arrows(rule, lossy, rule_set.params))
 
 
-def _arrows(rule: Rule, lossy: tuple[str, ...]) -> Iterator[Arrow]:
+def _arrows(rule: Rule, lossy: tuple[str, ...], params: Mapping[str, int | None]) -> Iterator[Arrow]:
     if rule.template is None:
         items = None if rule.kind == "drop" else (WHOLE,)
         yield Arrow(rule.id, rule.kind, rule.span, rule.pattern, items, to=rule.span)
@@ -143,19 +148,52 @@ def _arrows(rule: Rule, lossy: tuple[str, ...]) -> Iterator[Arrow]:
     flow = rule.flow
     made = None
     if flow is not None and flow.unstack is not None:
-        count = flow.unstack.count
-        made = Made(flow.unstack.by, count if isinstance(count, int) else None)
+        made = Made(flow.unstack.by, flow.unstack.known_count(params))
     folded = (flow.folded,) if flow is not None and flow.folded is not None else ()
     for template in flow.templates[rule.branch] if flow is not None else (rule.template,):
-        yield Arrow(
-            rule.id,
-            rule.kind,
-            rule.span,
-            rule.pattern,
-            tuple(made if made is not None and item == Copy(made.name) else item for item in template.items),
-            branch=rule.branch,
-            folded=folded,
-            forget=template.forget,
-            lossy=lossy,
-            to=template.text.span,
-        )
+        for written in _made(template.items, made):
+            yield Arrow(
+                rule.id,
+                rule.kind,
+                rule.span,
+                rule.pattern,
+                written,
+                branch=rule.branch,
+                folded=folded,
+                forget=template.forget,
+                lossy=lossy,
+                to=template.text.span,
+            )
+
+
+def _made(items: tuple[Item, ...], made: Made | None) -> Iterator[tuple[Item | Made, ...]]:
+    """The items with what `unstack` counts: one stretch of its own, or spelt out where it is reckoned with."""
+    if made is None:
+        yield items
+        return
+    uses = [item for item in items if not isinstance(item, Literal) and made.name in _names(item)]
+    if len(uses) == 1 and isinstance(uses[0], Copy):
+        yield tuple(made if item == uses[0] else item for item in items)
+        return
+    for number in range(made.count or 0):
+        yield tuple(_with(item, made.name, str(number)) for item in items)
+
+
+def _names(item: Copy | Mapped) -> tuple[str, ...]:
+    return (item.name,) if isinstance(item, Copy) else item.names
+
+
+def _with(item: Item, name: str, value: str) -> Item:
+    """An item for one value of a capture."""
+    if isinstance(item, Literal) or name not in _names(item):
+        return item
+    if isinstance(item, Copy):
+        return Literal(value)
+    place = item.names.index(name)
+    rows = {
+        (*values[:place], *values[place + 1 :]): text
+        for values, text in item.mapping.items()
+        if values[place] == value
+    }
+    names = (*item.names[:place], *item.names[place + 1 :])
+    return replace(item, names=names, mapping=rows) if names else Literal(rows[()])

@@ -207,8 +207,11 @@ def read(machine: Automaton, key: str) -> Reading:
 
 
 def possible_leaves(pattern: Pattern) -> frozenset[str]:
-    """Those of the pattern's leaves that some key of it ends in."""
-    machine = automaton(pattern.parts)
+    """Those of the pattern's leaves that some key of it ends in; all of them for a huge pattern."""
+    try:
+        machine = automaton(pattern.parts, MAX_EDGES)
+    except TooMany:
+        return frozenset(pattern.leaf or ())
     before: list[list[int]] = [[] for _ in machine.chars]
     for position, following in enumerate(machine.follow):
         for each in following:

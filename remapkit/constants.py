@@ -9,11 +9,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from remapkit.arrows import Arrow, Made, readings
+from remapkit.automaton import MAX_EDGES, TooMany, automaton, read
 from remapkit.flows import Filled
+from remapkit.languages import Budget, Exhausted
+from remapkit.matcher import Reader
 from remapkit.pattern import Alt, Chars, Group, Node, Part, Pattern, Repeat, literal, words_node
 from remapkit.template import Copy, Literal, Mapped
+
+if TYPE_CHECKING:
+    from remapkit.rules import RuleSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +33,49 @@ class Meeting:
     key: str | None
 
 
-def meetings(added: Sequence[Filled], found: Sequence[Arrow]) -> Iterator[Meeting]:
-    """Every entry of `add` with every arrow that may lead to one of its targets; the first target of each pair."""
-    for entry in added:
-        for arrow in found:
+class Meetings:
+    """Every entry of `add` with every arrow that may lead to one of its targets.
+
+    All targets of all entries and the images of all arrows are looked at under one budget; an arrow that it does not
+    suffice for is reported with a key of None.
+    """
+
+    def __init__(self, added: Sequence[Filled], found: Sequence[Arrow], budget: Budget) -> None:
+        self.added, self.arrows, self.budget = added, found, budget
+
+    def found(self) -> Iterator[Meeting]:
+        """The first target of each pair."""
+        for entry in self.added:
+            for arrow in self.arrows:
+                if arrow.items is not None:
+                    meeting = self._first(entry, arrow)
+                    if meeting is not None:
+                        yield meeting
+
+    def _first(self, entry: Filled, arrow: Arrow) -> Meeting | None:
+        self.budget.ask()
+        try:
+            image = _Image(arrow, self.budget)
             for target in entry.targets:
-                meeting = _meeting(entry, target, arrow)
+                meeting = image.meeting(entry, target)
                 if meeting is not None:
-                    yield meeting
-                    break
+                    return meeting
+        except (Exhausted, TooMany):
+            return Meeting(entry, entry.targets[0], arrow, None)
+        return None
+
+    def passing(self, rule_set: RuleSet, shapes: Sequence[Pattern]) -> tuple[Filled, str] | None:
+        """A target of `add` that would pass through as a key, matched by nothing; within `shapes`, if any."""
+        if rule_set.unmatched != "keep":
+            return None
+        readers = [Reader(pattern) for pattern in shapes]
+        for entry in self.added:
+            for target in entry.targets:
+                if readers and not any(reader(target) is not None for reader in readers):
+                    continue
+                if not rule_set.match(target):
+                    return entry, target
+        return None
 
 
 def twice(added: Sequence[Filled]) -> Iterator[tuple[Filled, Filled, str]]:
@@ -48,22 +89,41 @@ def twice(added: Sequence[Filled]) -> Iterator[tuple[Filled, Filled, str]]:
             seen[target] = entry
 
 
-def _meeting(entry: Filled, target: str, arrow: Arrow) -> Meeting | None:
-    if arrow.items is None:
-        return None
-    if arrow.identity:
-        return Meeting(entry, target, arrow, target) if arrow.reader(target) is not None else None
-    image = _image(arrow)
-    cuts = readings(image, target)
-    if not cuts:
-        return None
-    for cut in cuts:
-        for captures in _captures(arrow, cut):
-            key = _key(arrow, captures)
-            read = arrow.reader(key)
-            if read is not None and _makes(arrow, key, read, target):
-                return Meeting(entry, target, arrow, key)
-    return Meeting(entry, target, arrow, None)
+class _Image:
+    """What the targets of an arrow look like, as an automaton that words are held against."""
+
+    def __init__(self, arrow: Arrow, budget: Budget) -> None:
+        self.arrow, self.budget = arrow, budget
+        self.pattern = arrow.pattern if arrow.identity else _image(arrow)
+        self.machine = automaton(self.pattern.parts, MAX_EDGES)
+        words = [part.values[0] if part.values is not None and part.constant else None for part in self.pattern.parts]
+        self.begins = _before_first_gap(words)
+        budget.spend(len(self.machine.chars))
+
+    def meeting(self, entry: Filled, target: str) -> Meeting | None:
+        self.budget.spend(1)
+        if not target.startswith(self.begins):
+            return None
+        arrow = self.arrow
+        if arrow.identity:
+            self.budget.spend(len(target) * 10)
+            return Meeting(entry, target, arrow, target) if arrow.reader(target) is not None else None
+        self.budget.spend(len(target) * 20)
+        if not read(self.machine, target).accepted:
+            return None
+        for cut in readings(self.pattern, target):
+            for captures in _captures(arrow, cut):
+                self.budget.spend(50)
+                key = _key(arrow, captures)
+                given = arrow.reader(key)
+                if given is not None and _makes(arrow, key, given, target):
+                    return Meeting(entry, target, arrow, key)
+        return Meeting(entry, target, arrow, None)
+
+
+def _before_first_gap(words: Sequence[str | None]) -> str:
+    """The text that every target begins with."""
+    return "".join(itertools.takewhile(lambda word: word is not None, words))  # type: ignore[arg-type]
 
 
 def _makes(arrow: Arrow, key: str, captures: Mapping[str, str], target: str) -> bool:
@@ -81,7 +141,7 @@ def _image(arrow: Arrow) -> Pattern:
     parts = []
     for item in arrow.items or ():
         if isinstance(item, Literal):
-            parts.append(Part(None, literal(item.text)))
+            parts.append(Part(None, literal(item.text), values=(item.text,)))
         elif isinstance(item, Made):
             parts.append(Part(None, item.node))
         elif isinstance(item, Copy):

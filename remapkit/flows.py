@@ -17,7 +17,7 @@ from remapkit.diagnostic import Diagnostic, Label
 from remapkit.ops import kinds
 from remapkit.ops.calls import Arg, Call, CallReader, Params, evaluated, names_in
 from remapkit.ops.numbers import BadNumber
-from remapkit.pattern import CANONICAL, DIGITS, Alt, Chars, Group, Node, Part, Pattern, Repeat
+from remapkit.pattern import CANONICAL, DIGITS, MAX_WORDS, Alt, Chars, Group, Node, Part, Pattern, Repeat
 from remapkit.rulefile import WrittenFill, WrittenFlow
 from remapkit.source import Span, Text
 from remapkit.spec import TensorSpec
@@ -33,6 +33,13 @@ class Axis:
     by: str
     count: Arg = None
     span: Span | None = field(default=None, compare=False, repr=False)
+
+    def known_count(self, params: Params) -> int | None:
+        """How many there are, where the rule says so and its params have values."""
+        try:
+            return _count(self, params)
+        except BadNumber:
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +192,10 @@ class FlowReader:
             return None
         count = node.get("count")
         number = self.calls.number(count) if isinstance(count, ScalarNode) else None
+        if isinstance(number, int) and isinstance(count, ScalarNode) and number < 1:
+            self.problem(
+                f"`count` must be at least 1, got {number}", count.span, "say how many there are", code="RK216"
+            )
         return Axis(_integer(node, "dim"), _word(node, "by").value, number, node.span)
 
     def split(self, node: MapNode | None, parts: int) -> Split | None:
@@ -196,6 +207,10 @@ class FlowReader:
         numbers: tuple[Arg, ...] | None = None
         if isinstance(sizes, ListNode):
             numbers = tuple(self.calls.number(item) for item in sizes.items if isinstance(item, ScalarNode))
+            for number, item in zip(numbers, sizes.items, strict=False):
+                if isinstance(number, int) and number < 1:
+                    help = "give each part its own number of elements, or leave `sizes` out for equal parts"
+                    self.problem(f"a size must be at least 1, got {number}", item.span, help, code="RK216")
             if len(numbers) != parts:
                 self.problem(
                     f"{len(numbers)} sizes for {parts} parts", sizes.span, "one size for each entry of `into`"
@@ -275,14 +290,19 @@ def _only_digits(node: Node) -> bool:
     return bool(node.items) and all(map(_only_digits, node.items))
 
 
-def template_pattern(pattern: Pattern, written: WrittenFlow) -> Pattern:
-    """The pattern that templates are compiled against: without what is folded, with the index that is made."""
+def template_pattern(pattern: Pattern, written: WrittenFlow, count: int | None = None) -> Pattern:
+    """The pattern that templates are compiled against: without what is folded, with the index that is made.
+
+    `count` is how many `unstack` makes, where that is known: then the index is bounded.
+    """
     parts = pattern.parts
     if written.stack is not None:
         by = _word(written.stack, "by").value
         parts = tuple(replace(part, name=None) if part.name == by else part for part in parts)
     if written.unstack is not None:
         made = Part(_word(written.unstack, "by").value, CANONICAL, (0, 0), written="int")
+        if count is not None and count <= MAX_WORDS:
+            made = made.bounded(tuple(map(str, range(count))))
         parts = (*parts, made)
     return replace(pattern, parts=parts)
 

@@ -19,6 +19,8 @@ from remapkit.rulefile import WrittenGuard, WrittenPattern
 from remapkit.source import Span, Text
 
 SHOWN = 5
+MAX_LETTERS = 200_000
+"""So many characters the words of one guard may have in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,11 @@ def _guarded(
         report = problems if not inside else warnings
         report.append(_outside(part, guard, outside, written, contradicts=not inside))
     if not inside:
+        return parts
+    if sum(map(len, inside)) > MAX_LETTERS:
+        place = guard.named.span if guard.named is not None else guard.capture.span
+        title = f"the guard on {name!r} lists words of more than {MAX_LETTERS:,} characters in all"
+        problems.append(Diagnostic("RK218", title, (Label(place),), ("list fewer words",)))
         return parts
     table = guard.named.value if guard.named is not None and guard.named.value in tables else None
     return tuple(each.bounded(inside, table=table) if each is part else each for each in parts)

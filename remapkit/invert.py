@@ -280,6 +280,8 @@ class _Inverter:
                 return Capture(item.name, Part(item.name, CANONICAL, written="int"))
             self.back[item.name] = f"{{{item.name}}}"
             return Capture(item.name, self.given.pattern.capture(item.name))
+        if self.made in item.names:
+            raise self.unwritable("it reckons with the index that `unstack` counts")
         names = [name for name in dict.fromkeys(item.names) if name not in self.fixed]
         rows = {
             tuple(values[item.names.index(name)] for name in names): text
@@ -368,7 +370,10 @@ class _Inverter:
     def guarded(
         self, pattern: list[str | Capture], last: Part, leaf: tuple[str, ...]
     ) -> tuple[list[str | Capture], tuple[str, ...] | None]:
-        place = next(n for n, each in enumerate(pattern) if isinstance(each, Capture) and each.name == last.name)
+        places = [n for n, each in enumerate(pattern) if isinstance(each, Capture) and each.name == last.name]
+        if not places:
+            raise self.unwritable("its `leaf:` guard bounds a capture that the target does not show")
+        place = places[0]
         capture = pattern[place]
         assert isinstance(capture, Capture)
         if capture.part is None:

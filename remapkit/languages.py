@@ -13,10 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from remapkit.automaton import READABLE, alphabet, automaton
-from remapkit.pattern import Alt, Chars, Group, Node, Part, Ranges, Repeat, Seq, one
+from remapkit.automaton import READABLE, TooMany, alphabet, automaton
+from remapkit.pattern import Alt, Chars, Group, Node, Part, Ranges, Repeat, Seq, contains, one
 
 _RANK: dict[str, int] = {chr(code): number for number, code in reversed(list(enumerate(READABLE)))}
+
+
+PIECE_EDGES = 200_000
+"""A pattern with more steps from one position to the next is not looked into."""
 
 
 class Exhausted(Exception):
@@ -61,6 +65,7 @@ class Letters:
         self.all = (1 << len(found.samples)) - 1
         self.separator = 1 << len(found.samples)
         """A class of its own that no key has: what stands between a target and what counts as part of it."""
+        self._known: dict[str, int] = {}
         two = [(1 << bit, sign) for bit, samples in enumerate(found.samples) for sign in samples[:2]]
         self._best = sorted(two, key=lambda each: self.rank(each[1]))
 
@@ -70,11 +75,27 @@ class Letters:
         return _RANK.get(character, len(_RANK))
 
     def character(self, character: str) -> int:
-        """The mask of one character, which must be a class of its own in the partition."""
-        mask = self.masks.get(one(character))
-        if mask is not None:
-            return mask
-        return next(1 << bit for bit, samples in enumerate(self.samples) if samples == character)
+        """The mask of the class that a character belongs to: of it alone, where the partition has it as a set."""
+        mask = self._known.get(character)
+        if mask is None:
+            mask = self.masks.get(one(character))
+            if mask is None:
+                mask = self.all
+                for chars, members in self.masks.items():
+                    mask &= members if contains(chars, character) else ~members
+            self._known[character] = mask
+        return mask
+
+    def mask(self, chars: Ranges) -> int:
+        """The mask of a set that the partition knows, or of characters that are classes of their own."""
+        known = self.masks.get(chars)
+        if known is not None:
+            return known
+        found = 0
+        for low, high in chars:
+            for code in range(low, high + 1):
+                found |= self.character(chr(code))
+        return found
 
     def pick(self, mask: int) -> str:
         """The most readable character of a mask."""
@@ -136,8 +157,11 @@ class Pieces:
         return found
 
     def _made(self, node: Node) -> Piece:
-        machine = automaton((Part(None, node),))
-        masks = [self.letters.masks[chars] for chars in machine.chars]
+        try:
+            machine = automaton((Part(None, node),), PIECE_EDGES)
+        except TooMany:
+            raise Exhausted from None
+        masks = [self.letters.mask(chars) for chars in machine.chars]
         follow = [list(each) for each in machine.follow]
         return Piece(masks, list(machine.first), follow, sorted(machine.last), machine.nullable)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from remapkit.languages import Letters, Piece, shortest_words
+from remapkit.pattern import words_node
 from remapkit.variants import Beyond, Index, Loose, Same, Slot, Table, Tools, Variant, lost
 
 
@@ -109,7 +110,7 @@ class NetBuilder:
         if isinstance(stretch, Same):
             return self._read(variant.slots[stretch.slot])
         if isinstance(stretch, Loose):
-            return pieces.spelt((word, "") for word in stretch.words), 0
+            return pieces.of(words_node(stretch.words)), 0
         if isinstance(stretch, Index):
             return pieces.of(stretch.made.node), 0
         if isinstance(stretch, Beyond):

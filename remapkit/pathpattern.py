@@ -18,6 +18,7 @@ from remapkit.diagnostic import Diagnostic, InvalidRules, Label
 from remapkit.pattern import CANONICAL, MAX_WORDS, SEGMENT, SEGMENTS, Part, Seq, literal
 from remapkit.source import Text
 
+MAX_DIGITS = 18
 _TYPES = ("int", "**")
 _PLAIN = re.compile("[^{}.]+")
 
@@ -191,6 +192,9 @@ def integer_range(kind: str, problems: Problems, start: int) -> tuple[str, ...] 
     """The canonical decimals of a range like `0..47`."""
     low, _, high = kind.partition("..")
     end = start + len(kind)
+    if max(len(low), len(high)) > MAX_DIGITS:
+        problems.add("RK135", f"a bound of more than {MAX_DIGITS} digits", start, end, "no key has such an index")
+        return None
     if not all(side.isascii() and side.isdigit() and str(int(side)) == side for side in (low, high)):
         problems.add(
             "RK135", f"{kind!r} is no range of integers", start, end, "write it as in {n:0..47}, both ends included"

@@ -24,6 +24,12 @@ LAST = 0x10FFFF
 MAX_WORDS = 10_000
 """A language with more words than this counts as unbounded."""
 
+MAX_LETTERS = 1_000_000
+"""A language with more characters than this in all its words counts as unbounded."""
+
+MAX_NESTED = 60
+"""Words longer than this are put side by side and do not share their prefixes."""
+
 MAX_POSITIONS = 20_000
 """The most characters a pattern may have once its counted repeats are written out."""
 
@@ -215,21 +221,26 @@ def _words(node: Node, limit: int) -> set[str] | None:
 
 
 def _all_concatenations(items: Iterable[Node], limit: int) -> set[str] | None:
-    found = {""}
+    found, text, length = {""}, "", 0
     for item in items:
         if isinstance(item, Chars) and item.chars[0][0] == item.chars[-1][1]:
-            character = chr(item.chars[0][0])
-            found = {word + character for word in found}
+            text += chr(item.chars[0][0])
             continue
         following = _words(item, limit)
         if following is None:
             return None
         if len(found) * len(following) > limit * 4:
             return None
-        found = {word + tail for word in found for tail in following}
+        length += len(text) + max(map(len, following), default=0)
+        if length * len(found) * len(following) > MAX_LETTERS:
+            return None
+        found = {word + text + tail for word in found for tail in following}
+        text = ""
         if len(found) > limit:
             return None
-    return found
+    if (length + len(text)) * len(found) > MAX_LETTERS:
+        return None
+    return {word + text for word in found} if text else found
 
 
 def _union(sets: Iterable[set[str] | None], limit: int) -> set[str] | None:
@@ -255,8 +266,12 @@ def _repeated_words(node: Repeat, limit: int) -> set[str] | None:
         return None
     found: set[str] | None = _all_concatenations((node.item,) * node.low, limit)
     last = found
+    letters = 0
     for _ in range(node.low, node.high):
         if found is None or last is None:
+            return None
+        letters += sum(map(len, last)) * len(inner)
+        if letters > MAX_LETTERS:
             return None
         if len(last) * len(inner) > limit * 4:
             return None
@@ -274,6 +289,9 @@ def words_node(values: tuple[str, ...]) -> Node:
     >>> unparse(words_node(tuple(str(n) for n in range(48))))
     '(?:[05-9]|[1-3][0-9]?|4[0-7]?)'
     """
+    if max(map(len, values), default=0) > MAX_NESTED:
+        # A tree of their prefixes could be nested deeper than it can be walked.
+        return Alt(tuple(map(literal, values))) if len(values) > 1 else literal(values[0])
     trie: dict[str, object] = {}
     for value in values:
         node = trie

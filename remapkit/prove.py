@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from remapkit.arrows import Arrow, arrows
-from remapkit.constants import Meeting, meetings, twice
+from remapkit.constants import Meeting, Meetings, twice
 from remapkit.diagnostic import Diagnostic, Label, Severity
+from remapkit.flows import Filled
 from remapkit.languages import Budget
 from remapkit.matcher import Reader
 from remapkit.pattern import CANONICAL, Part, Pattern, literal
@@ -92,11 +93,19 @@ def prove(rule_set: RuleSet, *, budget: int = BUDGET, header: Iterable[str] | No
     keys = tuple(header) if header is not None else ()
     found = arrows(rule_set)
     proof = _Prover(rule_set, found, budget, keys).run()
-    return _with_constants(proof, rule_set, found) if rule_set.add else proof
+    if not rule_set.add:
+        return proof
+    shapes = rule_set.domain or (_shapes(keys) if proof.level is Level.DOMAIN else ())
+    return _with_constants(proof, rule_set, found, shapes, budget)
 
 
-def _with_constants(proof: Proof, rule_set: RuleSet, found: Sequence[Arrow]) -> Proof:
-    """The proof with what `add:` brings: a constant and a rule must not lead to one target."""
+def _with_constants(
+    proof: Proof, rule_set: RuleSet, found: Sequence[Arrow], shapes: Sequence[Pattern], budget: int
+) -> Proof:
+    """The proof with what `add:` brings: a constant and a rule must not lead to one target.
+
+    With `unmatched: keep` a key of that name passes through onto it; `shapes` are the keys that are spoken of.
+    """
     findings = [
         Diagnostic(
             "RK207",
@@ -107,7 +116,9 @@ def _with_constants(proof: Proof, rule_set: RuleSet, found: Sequence[Arrow]) -> 
         for one, other, target in twice(rule_set.add)
     ]
     undecided: list[tuple[str, ...]] = list(proof.undecided)
-    for meeting in meetings(rule_set.add, found):
+    witnesses = list(proof.witnesses)
+    met = Meetings(rule_set.add, found, Budget(budget))
+    for meeting in met.found():
         outside = bool(rule_set.domain) and not _in_domain(rule_set.domain, meeting.key)
         if meeting.key is None or outside:
             undecided.append((meeting.added.id, meeting.arrow.rule_id))
@@ -118,7 +129,35 @@ def _with_constants(proof: Proof, rule_set: RuleSet, found: Sequence[Arrow]) -> 
         level = Level.REFUTED
     elif findings and proof.ok:
         level = Level.UNDECIDED
-    return replace(proof, level=level, findings=(*proof.findings, *findings), undecided=tuple(undecided))
+    domain = proof.domain
+    passing = met.passing(rule_set, shapes) if level in (Level.ALL, Level.DOMAIN) else None
+    if passing is not None:
+        level, domain = Level.KEYS, None
+        entry, target = passing
+        witnesses.append(Witness("open", (), (target,), (target,)))
+        findings.append(_constant_passed(rule_set, entry, target))
+    return replace(
+        proof,
+        level=level,
+        findings=(*proof.findings, *findings),
+        witnesses=tuple(witnesses),
+        undecided=tuple(undecided),
+        domain=domain,
+    )
+
+
+def _constant_passed(rule_set: RuleSet, entry: Filled, target: str) -> Diagnostic:
+    """A key that no rule matches is one that `add` brings."""
+    span = rule_set.file.unmatched_span
+    labels = (*((Label(span),) if span is not None else ()), Label(entry.span, f"brings {target}", primary=False))
+    note = (
+        f"{target}  would pass through as it is, and collide with the one that {entry.id} brings\n"
+        "every plan checks the keys of its checkpoint one by one"
+    )
+    help = ("name what passes through under `keep:` and leave `unmatched` out, or declare `source: {domain: [...]}`",)
+    title = f"keys that no rule matches pass through: {Level.KEYS.value}"
+    values = {"rules": [entry.id], "keys": [target], "targets": [target]}
+    return Diagnostic("RK206", title, labels, help, (note,), Severity.NOTE, values=values)
 
 
 def _in_domain(domain: Sequence[Pattern], key: str | None) -> bool:
@@ -182,7 +221,7 @@ class _Prover:
         claim = level.value if level in (Level.ALL, Level.DOMAIN) else Level.KEYS.value
         teller = Teller(self.rules, self.arrows, self.keys)
         hard = [each for each in answers.undecided if each[0] != "open"]
-        findings, witnesses = teller.tell(answers.witnesses, hard, answers.dead, claim)
+        findings, witnesses = teller.tell(answers.witnesses, hard, answers.dead, claim, answers.unasked)
         undecided = tuple(
             tuple(self.arrows[number].rule_id for number in numbers) for _, numbers in answers.undecided
         )

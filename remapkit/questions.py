@@ -5,13 +5,14 @@ Every answer is a `Witness`: concrete keys, and what becomes of them. Nothing he
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal as OneOf
 from typing import TypeVar
 
-from remapkit.arrows import Arrow, readings
+from remapkit.arrows import Arrow, Made, readings
 from remapkit.delays import conflict, transducer, words_cut_twice
 from remapkit.languages import (
     Budget,
@@ -25,11 +26,13 @@ from remapkit.languages import (
     SetGuide,
     characters,
     joined,
+    shortest_words,
+    walk,
 )
 from remapkit.nets import Net, NetBuilder
 from remapkit.pattern import Part, Pattern
 from remapkit.pattern import one as only
-from remapkit.searches import candidates, cheapest, cheapest_of_line, cheapest_outside, meets, splits
+from remapkit.searches import candidates, cheapest, cheapest_of_line, cheapest_outside, meets, splits, two_spellings
 from remapkit.template import Copy, Mapped
 from remapkit.variants import Tools, Variant, confused, hanging_together, merged, piece_of, variants, without_losses
 
@@ -37,6 +40,10 @@ T = TypeVar("T")
 Fault = OneOf["ambiguous", "cut", "within", "across", "open"]
 SPELT_OUT = 1000
 """So many combinations of captures that hang together are spelt out where two of them are to be compared."""
+MOST = 50
+"""After so many faults, or questions that are undecided, pairs of rules are counted and not looked at."""
+APART = 100
+"""So many values of what may be lost are looked at one by one."""
 TRIED = 100
 """So many keys that can be cut in several ways are tried, shortest first, where nothing else decides."""
 
@@ -69,11 +76,13 @@ class Answers:
     witnesses: list[Witness] = field(default_factory=list)
     undecided: list[tuple[Fault, tuple[int, ...]]] = field(default_factory=list)
     dead: list[int] = field(default_factory=list)
+    unasked: int = 0
+    """Pairs of arrows that were not looked at, because there were faults enough."""
 
     @property
     def clean(self) -> bool:
         """Whether everything asked was proven."""
-        return not self.witnesses and not self.undecided
+        return not self.witnesses and not self.undecided and not self.unasked
 
 
 class Questions:
@@ -134,25 +143,34 @@ class Questions:
         return True
 
     def _ambiguities(self) -> None:
-        pairs = sorted(self.ask("ambiguous", (), self._all_pairs(), candidates, self.sources, self.budget))
-        for one, other in pairs:
-            if self._of_one_source(one, other):
+        pairs = sorted(self.ask("ambiguous", (), set[tuple[int, int]](), candidates, self.sources, self.budget))
+        first = self._first_of_each_source()
+        for place, (one, other) in enumerate(pairs):
+            if one not in first or other not in first:
                 continue
+            if self._enough():
+                self.answers.unasked += len(pairs) - place
+                return
             met = self.ask("ambiguous", (one, other), None, meets, self.sources, one, other, self.budget)
             if met:
                 self.ask("ambiguous", (one, other), None, self._ambiguous, one, other)
 
-    def _all_pairs(self) -> set[tuple[int, int]]:
-        ordered = sorted(self.sources.starts)
-        return {(one, other) for number, one in enumerate(ordered) for other in ordered[number + 1 :]}
+    def _enough(self) -> bool:
+        """Whether there are so many faults, or questions without an answer, that more of them help nobody."""
+        faults = sum(each.fault != "open" and not each.admitted for each in self.answers.witnesses)
+        return faults >= MOST or sum(fault != "open" for fault, _ in self.answers.undecided) >= MOST
+
+    def _first_of_each_source(self) -> set[int]:
+        """One arrow for each pattern: a rule that writes several targets matches a key once."""
+        first: dict[tuple[str, str, int], int] = {}
+        for number, arrow in enumerate(self.arrows):
+            first.setdefault((arrow.kind, arrow.rule_id, arrow.branch), number)
+        return set(first.values())
 
     def _of_one_source(self, one: int, other: int) -> bool:
         """Whether they are two targets of one source: not an ambiguity, but what was asked for."""
         left, right = self.arrows[one], self.arrows[other]
-        one_source = [(part.name, part.node) for part in left.pattern.parts] == [
-            (part.name, part.node) for part in right.pattern.parts
-        ]
-        return left.rule_id == right.rule_id and one_source and left.pattern.leaf == right.pattern.leaf
+        return (left.kind, left.rule_id, left.branch) == (right.kind, right.rule_id, right.branch)
 
     def _ambiguous(self, one: int, other: int) -> None:
         meeting = cheapest(self.sources, one, other, self.budget)
@@ -249,10 +267,13 @@ class Questions:
             self.ask("across", (number,), None, builder.targets, number, self.found[number])
         net = builder.net
         pairs = sorted(self.ask("across", (), set[tuple[int, int]](), candidates, net, self.budget))
-        for one, other in pairs:
+        for place, (one, other) in enumerate(pairs):
             left, right = self.arrows[one], self.arrows[other]
             if left.rule_id == right.rule_id or (left.identity and right.identity):
                 continue
+            if self._enough():
+                self.answers.unasked += len(pairs) - place
+                break
             self.ask("across", (one, other), None, self._across, net, one, other)
         self._within_rules(numbers)
 
@@ -281,7 +302,7 @@ class Questions:
         if keys[0] == keys[1] and not self._of_one_source(one, other):
             # A key that both match: said already, and whatever becomes of it is blocked.
             return
-        self._collision(fault, (one, other), keys)
+        self._collision(fault, (one, other), keys, text=_plain(meeting.text, self.arrows[one]))
 
     def _keys(
         self, net: Net, lines: tuple[int, int], positions: tuple[tuple[int, ...], tuple[int, ...]], text: str
@@ -294,33 +315,130 @@ class Questions:
         arrows: tuple[int, ...],
         keys: tuple[str, str],
         lost: int | None = None,
-        admitted: bool = False,
+        text: str | None = None,
     ) -> None:
-        if len(arrows) == 1 and lost is None and not admitted:
-            lost, admitted = self._blamed(self.arrows[arrows[0]], keys)
+        admitted = False
+        if len(arrows) == 1:
+            arrow = self.arrows[arrows[0]]
+            if lost is None:
+                lost = self._blamed(arrow, keys)
+            admitted = _admits(arrow, keys)
+            if any(each.arrows == arrows and each.keys == keys for each in self.answers.witnesses):
+                return
         ordered = arrows if len(arrows) == 2 else arrows * 2
         targets = tuple(_shown(self.arrows[number], key) for number, key in zip(ordered, keys, strict=True))
+        if text is not None and any(isinstance(item, Made) for item in self.arrows[ordered[0]].items or ()):
+            targets = (text, text)
         self.answers.witnesses.append(Witness(fault, arrows, keys, targets, (), lost, admitted))
 
-    def _blamed(self, arrow: Arrow, keys: tuple[str, str]) -> tuple[int | None, bool]:
-        """The part that two keys differ in, where the target shows none in which they do; whether that is meant."""
+    def _blamed(self, arrow: Arrow, keys: tuple[str, str]) -> int | None:
+        """The part that two keys differ in, where the target shows none in which they do, or a forgotten one."""
         one, other = (readings(arrow.pattern, key, 1) for key in keys)
         if not one or not other:
-            return None, False
+            return None
         shown = {name for item in arrow.items or () if isinstance(item, Copy | Mapped) for name in _names(item)}
         parts = arrow.pattern.parts
         differing = [number for number in range(len(parts)) if one[0][number] != other[0][number]]
+        forgotten = [number for number in differing if parts[number].name in arrow.forget]
+        if forgotten:
+            return forgotten[0]
         if not differing or any(parts[number].name in {*shown, *arrow.folded} for number in differing):
-            return None, False
-        return differing[0], all(parts[number].name in arrow.forget for number in differing)
+            return None
+        return differing[0]
 
     # -------------------------------------------------------------------------------------------- within one arrow
 
     def _within(self, number: int) -> None:
-        """Can two keys of an arrow become one? Each way in which they can has its own smallest pair."""
-        arrow = self.arrows[number]
-        if arrow.identity:
+        """Can two keys of an arrow become one? Each way in which they can has its own smallest pair.
+
+        Where the author admits that something is lost, the smallest pair may be one that is admitted, and hide
+        another: so those that agree in what is admitted are looked for by themselves.
+        """
+        if self.arrows[number].identity:
             return
+        before = len(self.answers.witnesses)
+        self._counted_twice(number)
+        self._within_any(number)
+        found = self.answers.witnesses[before:]
+        if found and all(each.admitted for each in found):
+            self._not_admitted(number)
+
+    def _not_admitted(self, number: int) -> None:
+        """The smallest pair that agrees in every capture that the author says may be lost."""
+        arrow = self.arrows[number]
+        names = tuple(dict.fromkeys((*arrow.forget, *_lossy_names(arrow))))
+        found = [keys for each in _agreeing(arrow, names) for keys in self._collides(number, each)]
+        found.sort(key=lambda keys: sum(map(len, keys)))
+        told = next((keys for keys in found if not _admits(arrow, keys)), None)
+        if told is not None:
+            self._collision("within", (number,), told)
+        elif found:
+            # The keys are cut in several ways, and not in these.
+            raise Exhausted
+
+    def _collides(self, number: int, arrow: Arrow) -> Iterator[tuple[str, str]]:
+        """Small pairs of keys of an arrow, a part of that number, with one target; none where there are none."""
+        found = variants(arrow, self.tools, self.domain, exact=True, folded=True)
+        found = tuple(merged(each, self.tools) for each in found) if number in self.several_cuts else found
+        sources, targets = NetBuilder(self.tools), NetBuilder(self.tools)
+        if not found:
+            return
+        sources.sources(number, found)
+        targets.targets(number, found)
+        if splits(sources.net, number, self.budget):
+            yield from (keys for _, keys in self._losses(targets.net).values())
+            if not all(variant.in_order for variant in found):
+                raise Exhausted
+            machine = transducer(found, self.tools, backwards=True)
+            pair = conflict(machine, self.tools.letters, self.budget, by_written=True)
+            if pair is not None:
+                yield pair.written
+            return
+        yield from (keys for _, keys in self._losses(targets.net).values())
+        if not splits(targets.net, number, self.budget):
+            return
+        meeting = cheapest(targets.net, number, number, self.budget)
+        if meeting is None:
+            return
+        keys = self._keys(targets.net, meeting.lines, meeting.positions, meeting.text)
+        if keys[0] == keys[1]:
+            raise Exhausted
+        yield keys
+
+    def _counted_twice(self, number: int) -> None:
+        """Two spellings of one index, as 1 and 01: what is stacked is put together by the number."""
+        arrow = self.arrows[number]
+        for name in arrow.folded:
+            part = arrow.pattern.capture(name)
+            assert part is not None
+            pair = two_spellings(part.node, self.budget)
+            if pair is None:
+                continue
+            keys = tuple(self._spelt(arrow, name, word) for word in pair)
+            inside = all(arrow.reader(key) is not None and self._inside(key) for key in keys)
+            if not inside:
+                # A guard on the whole key may forbid it, or only this pair.
+                raise Exhausted
+            self._collision("within", (number,), (keys[0], keys[1]), arrow.pattern.parts.index(part))
+
+    def _spelt(self, arrow: Arrow, name: str, word: str) -> str:
+        """The shortest key in which a capture is a word."""
+        texts = []
+        for part in arrow.pattern.parts:
+            piece = self.tools.pieces.of(part.node)
+            texts.append(word if part.name == name else shortest_words(piece, self.tools.letters, 1, self.budget)[0])
+        return "".join(texts)
+
+    def _inside(self, key: str) -> bool:
+        """Whether a key is one of the domain's."""
+        if self.domain is None:
+            return True
+        state = walk(self.domain, self.domain.start, key, self.tools.letters)
+        return state is not None and self.domain.accepts(state)
+
+    def _within_any(self, number: int) -> None:
+        """The smallest pairs, admitted or not."""
+        arrow = self.arrows[number]
         net = self._net(number, admitted=True)
         losses = any(line.losses for line in net.lines)
         if not losses and hanging_together(arrow) and (self.domain is not None or arrow.pattern.leaf is not None):
@@ -333,7 +451,7 @@ class Questions:
             return
         if _says_lossy(arrow) and splits(self._net(number, exact=True), number, self.budget):
             self._cheapest_within(number, blame=True)
-        pair = confused(arrow) if hanging_together(arrow) else None
+        pair = confused(arrow, self.tools) if hanging_together(arrow) else None
         if pair is not None and self._too_many(number):
             self._confused(number, pair)
         elif splits(net, number, self.budget) or pair is not None:
@@ -375,12 +493,15 @@ class Questions:
             machine = transducer(found, self.tools, backwards=True)
             pair = conflict(machine, self.tools.letters, self.budget, by_written=True)
             if pair is not None:
-                self._collision("within", (number,), pair.written, admitted=admitted)
+                self._collision("within", (number,), pair.written)
 
     def _loss(self, number: int) -> None:
         """The smallest pairs that differ in what the target does not show: one for each part of the pattern."""
-        arrow = self.arrows[number]
-        net = self._net(number, exact=True)
+        for part, (_, keys) in sorted(self._losses(self._net(number, exact=True)).items()):
+            self._collision("within", (number,), keys, part)
+
+    def _losses(self, net: Net) -> dict[int, tuple[int, tuple[str, str]]]:
+        """The smallest pair, with its size, for each part that a net of targets does not show."""
         best: dict[int, tuple[int, tuple[str, str]]] = {}
         for line, each in enumerate(net.lines):
             if not each.losses:
@@ -393,9 +514,7 @@ class Questions:
                     net.shortest[line, part] = longer
                     best[part] = (total, (key, net.source(line, positions, text)))
                     net.shortest[line, part] = shorter
-        for part, (_, keys) in sorted(best.items()):
-            name = arrow.pattern.parts[part].name
-            self._collision("within", (number,), keys, part, name is not None and name in arrow.forget)
+        return best
 
     def _cheapest_within(self, number: int, *, blame: bool) -> None:
         """The smallest pair, with the tables that say that they are lossy to blame for it or not."""
@@ -407,7 +526,7 @@ class Questions:
         if keys[0] == keys[1]:
             # One key in two cuts after all: no witness, and no proof either.
             raise Exhausted
-        self._collision("within", (number,), keys, admitted=blame)
+        self._collision("within", (number,), keys, text=_plain(meeting.text, self.arrows[number]))
 
     # -------------------------------------------------------------------------------------------- pass-through
 
@@ -451,6 +570,54 @@ def _whole(pattern: Pattern, letters: Letters, pieces: Pieces, budget: Budget) -
 
 def _names(item: Copy | Mapped) -> tuple[str, ...]:
     return (item.name,) if isinstance(item, Copy) else item.names
+
+
+def _lossy_names(arrow: Arrow) -> tuple[str, ...]:
+    """The captures that go through a table that says it is lossy."""
+    return tuple(
+        name
+        for item in arrow.items or ()
+        if isinstance(item, Mapped) and item.table in arrow.lossy
+        for name in item.names
+    )
+
+
+def _admits(arrow: Arrow, keys: tuple[str, str]) -> bool:
+    """Whether the author said that these two keys never occur together: they differ in what may be lost."""
+    one, other = (arrow.reader(key) for key in keys)
+    if one is None or other is None:
+        return False
+    if any(one[name] != other[name] for name in arrow.forget):
+        return True
+    return any(
+        one[name] != other[name] and item.mapping[(one[name],)] == item.mapping[(other[name],)]
+        for item in arrow.items or ()
+        if isinstance(item, Mapped) and item.table in arrow.lossy
+        for name in item.names
+    )
+
+
+def _agreeing(arrow: Arrow, names: Sequence[str]) -> Iterator[Arrow]:
+    """The arrow in pieces, within each of which no two keys differ in some captures; or with them in the target."""
+    parts = [part for part in arrow.pattern.captures if part.name in names]
+    spaces = [part.values for part in parts if part.values is not None]
+    if len(spaces) < len(parts) or math.prod(map(len, spaces)) > APART:
+        yield replace(arrow, folded=(*arrow.folded, *names), forget=(), lossy=())
+        return
+    for values in itertools.product(*spaces):
+        given = {part.name: value for part, value in zip(parts, values, strict=True)}
+        pattern = replace(
+            arrow.pattern,
+            parts=tuple(
+                part.bounded((given[part.name],)) if part.name in given else part for part in arrow.pattern.parts
+            ),
+        )
+        yield replace(arrow, pattern=pattern, forget=(), lossy=())
+
+
+def _plain(text: str, arrow: Arrow) -> str | None:
+    """A target as it was found, where nothing but the target was looked at."""
+    return None if arrow.folded else text
 
 
 def _says_lossy(arrow: Arrow) -> bool:

@@ -5,6 +5,7 @@ r"""Rule sets: a rule file compiled. Every rule speaks about the original key; t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -132,6 +133,8 @@ class Rule:
 
 
 SHOWN = 4
+MAX_ADDED = 100_000
+"""So many tensors one entry of `add` may bring."""
 _NAMES: Mapping[Ranges, str] = {
     DIGITS: "a digit",
     ((49, 57),): "a digit from 1 to 9",
@@ -437,9 +440,11 @@ class _Compiler:
             return None
         forget = written.forget
         templates = []
+        unstack = read.axis(flow.unstack)
+        count = unstack.known_count(self.params) if unstack is not None else None
         for pattern in patterns:
             seen = len(self.problems)
-            against = template_pattern(pattern, flow)
+            against = template_pattern(pattern, flow, count)
             row = [self.template(each.to, forget, against) for each in flow.outputs]
             if len(self.problems) > seen:
                 break
@@ -454,7 +459,7 @@ class _Compiler:
             ops=read.calls.calls(flow.ops),
             concat=read.split(flow.concat, len(flow.sources)),
             stack=read.axis(flow.stack),
-            unstack=read.axis(flow.unstack),
+            unstack=unstack,
             split=read.split(flow.split, len(flow.outputs)),
             share=flow.share,
         )
@@ -472,6 +477,12 @@ class _Compiler:
                 parts.append(Part(guard.capture.value, SEGMENT, at).bounded(words))
             if guard.named is not None:
                 self.used.add(guard.named.value)
+        count = math.prod(len(part.values or ()) for part in parts)
+        if count > MAX_ADDED:
+            title = f"add[{number}] would bring {count:,} tensors: at most {MAX_ADDED:,} can be added by one entry"
+            help = ("bound `each` more tightly",)
+            self.problems.append(Diagnostic("RK217", title, (Label(written.to.span),), help))
+            return None
         pattern = fill_pattern(written, tuple(parts))
         template = self.template(written.to, (), pattern)
         if template is None or len(self.problems) > before:

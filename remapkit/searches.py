@@ -10,8 +10,10 @@ import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from remapkit.languages import Budget, Guide, partition
+from remapkit.automaton import MAX_EDGES, Automaton, TooMany, automaton
+from remapkit.languages import Budget, Exhausted, Guide, partition
 from remapkit.nets import Net
+from remapkit.pattern import Node, Part, Ranges, contains
 
 # ------------------------------------------------------------------------------------------------ which arrows meet
 
@@ -31,13 +33,18 @@ def candidates(net: Net, budget: Budget) -> set[tuple[int, int]]:
     starts = [position for each in net.starts.values() for position in each]
     forward, complete = _walked(net.masks, net.follow, starts, net.ends, owners, net.letters.all, limit, budget)
     if complete or not forward:
-        return shared | forward
+        return shared | _in_one(forward, budget)
     before: list[list[int]] = [[] for _ in net.masks]
     for position, following in enumerate(net.follow):
         for each in following:
             before[each].append(position)
     back, _ = _walked(net.masks, before, sorted(net.ends), set(starts), owners, net.letters.all, limit, budget)
-    return shared | (forward & back)
+    # Where one walk says nothing, because it was given up with everyone together, the other one is the answer.
+    if frozenset(everyone) in forward:
+        return shared | _in_one(back, budget)
+    if frozenset(everyone) in back:
+        return shared | _in_one(forward, budget)
+    return shared | (_in_one(forward, budget) & _in_one(back, budget))
 
 
 def _walked(
@@ -49,15 +56,17 @@ def _walked(
     everything: int,
     limit: int,
     budget: Budget,
-) -> tuple[set[tuple[int, int]], bool]:
-    found: set[tuple[int, int]] = set()
+) -> tuple[set[frozenset[int]], bool]:
+    """Sets of arrows that came to one place together, and whether the walk came to its end."""
+    found: set[frozenset[int]] = set()
     seen: set[frozenset[int]] = set()
     pending: list[Iterable[int]] = [starts]
     spent = 0
     while pending:
         following = pending.pop()
         if spent > limit:
-            found |= _pairs({owners[position] for position in following})
+            found.add(frozenset(owners[position] for position in following))
+            budget.spend(len(pending) + 1)
             continue
         groups = partition(following, masks, everything)
         for _, group in groups:
@@ -69,7 +78,7 @@ def _walked(
                 continue
             ended = {owners[position] for position in group if position in ends}
             if len(ended) > 1:
-                found |= _pairs(ended)
+                found.add(frozenset(ended))
             key = frozenset(group)
             if key in seen:
                 continue
@@ -79,9 +88,18 @@ def _walked(
     return found, spent <= limit
 
 
-def _pairs(owners: set[int]) -> set[tuple[int, int]]:
-    ordered = sorted(owners)
-    return {(one, other) for number, one in enumerate(ordered) for other in ordered[number + 1 :]}
+def _in_one(sets: Iterable[frozenset[int]], budget: Budget) -> set[tuple[int, int]]:
+    """The pairs that are in one of some sets."""
+    found: set[tuple[int, int]] = set()
+    largest: list[frozenset[int]] = []
+    for each in sorted(sets, key=len, reverse=True):
+        if any(each <= other for other in largest[:20]):
+            continue
+        largest.append(each)
+        budget.spend(len(each) * len(each) // 2)
+        ordered = sorted(each)
+        found.update((one, other) for number, one in enumerate(ordered) for other in ordered[number + 1 :])
+    return found
 
 
 def meets(net: Net, one: int, other: int, budget: Budget) -> bool:
@@ -334,3 +352,60 @@ def _moves_or_none(guide: Guide, state: int | None, mask: int) -> list[tuple[int
     for step, _ in moves:
         rest &= ~step
     return [*moves, (rest, None)] if rest else moves
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+
+def two_spellings(node: Node, budget: Budget) -> tuple[str, str] | None:
+    """The shortest two digit strings of a language that are one number, as 1 and 01; None where there are none.
+
+    The longer one is the shorter one with more zeros before it: one run reads zeros alone, then both read the same.
+
+    >>> from remapkit.pattern import CANONICAL, DIGITS, Chars, Repeat
+    >>> two_spellings(Repeat(Chars(DIGITS), 1, None), Budget(10_000)), two_spellings(CANONICAL, Budget(10_000))
+    (('0', '00'), None)
+    """
+    try:
+        machine = automaton((Part(None, node),), MAX_EDGES)
+    except TooMany:
+        raise Exhausted from None
+    begun = _zeros(machine, budget)
+    # A state is a place of each run, -1 before the first character.
+    pending: list[tuple[int, int, str, str]] = [(-1, place, "", zeros) for place, zeros in begun.items()]
+    seen = {(one, other) for one, other, _, _ in pending}
+    for one, other, word, longer in pending:
+        for left in _after(machine, one):
+            for right in _after(machine, other):
+                budget.spend(1)
+                both = _digits(machine.chars[left]) & _digits(machine.chars[right])
+                if not both or (left, right) in seen:
+                    continue
+                seen.add((left, right))
+                sign = str((both & -both).bit_length() - 1)
+                if left in machine.last and right in machine.last:
+                    return word + sign, longer + sign
+                pending.append((left, right, word + sign, longer + sign))
+    return None
+
+
+def _zeros(machine: Automaton, budget: Budget) -> dict[int, str]:
+    """The places that one zero or more lead to, with the fewest."""
+    found: dict[int, str] = {}
+    layer, zeros = [-1], ""
+    while layer:
+        zeros += "0"
+        layer = [each for place in layer for each in _after(machine, place) if _digits(machine.chars[each]) & 1]
+        layer = [each for each in dict.fromkeys(layer) if each not in found]
+        budget.spend(len(layer) + 1)
+        found.update(dict.fromkeys(layer, zeros))
+    return found
+
+
+def _after(machine: Automaton, place: int) -> Sequence[int]:
+    return machine.first if place < 0 else machine.follow[place]
+
+
+def _digits(chars: Ranges) -> int:
+    """The digits of a set, as a mask."""
+    return sum(1 << digit for digit in range(10) if contains(chars, str(digit)))

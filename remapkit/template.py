@@ -12,6 +12,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from remapkit.diagnostic import Diagnostic, InvalidRules, Label
 from remapkit.pattern import Part, Pattern
@@ -20,6 +21,8 @@ from remapkit.spec import name_problem
 
 _REFERENCE = re.compile(r"\\(?:[0-9]|g<)[^.{}]*", re.ASCII)
 """How `re.sub` is told of a group."""
+MAX_OPERATIONS = 100
+"""The most signs that one arithmetic expression may have."""
 MAX_COMBINATIONS = 4096
 """The most combinations of captures that one arithmetic expression may have."""
 
@@ -116,7 +119,7 @@ class _Number:
 @dataclass(frozen=True, slots=True)
 class _Name:
     name: str
-    at: tuple[int, int]
+    at: tuple[int, int] = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,23 @@ def _value(expression: _Expression, values: Mapping[str, int]) -> int:
     return left // right if expression.sign == "//" else left % right
 
 
+@lru_cache(maxsize=64)
+def _tabulated(
+    expression: _Expression, names: tuple[str, ...], spaces: tuple[tuple[str, ...], ...]
+) -> tuple[Mapping[tuple[str, ...], str], tuple[str, ...] | None]:
+    """What an expression is for each combination; the first one, if any, for which it is no index."""
+    mapping: dict[tuple[str, ...], str] = {}
+    for values in itertools.product(*spaces):
+        try:
+            result = _value(expression, dict(zip(names, map(int, values), strict=True)))
+        except ZeroDivisionError:
+            return mapping, values
+        if result < 0:
+            return mapping, values
+        mapping[values] = str(result)
+    return mapping, None
+
+
 class _Refused(Exception):
     def __init__(self, diagnostic: Diagnostic) -> None:
         super().__init__(diagnostic.title)
@@ -173,6 +193,7 @@ class _FieldParser:
 
     def __init__(self, text: Text, start: int, end: int) -> None:
         self.text, self.start, self.end, self.here, self.depth = text, start, end, start, 0
+        self.operations = 0
 
     def refuse(self, title: str, start: int, end: int, help: str) -> _Refused:
         return _Refused(Diagnostic("RK150", title, (Label(self.text.at(start, max(end, start + 1))),), (help,)))
@@ -210,8 +231,15 @@ class _FieldParser:
         left = self.product()
         while (sign := self.skip()) and sign in "+-":
             self.here += 1
-            left = _Operation(sign, left, self.product())
+            left = self.operation(sign, left, self.product())
         return left
+
+    def operation(self, sign: str, left: _Expression, right: _Expression) -> _Operation:
+        self.operations += 1
+        if self.operations > MAX_OPERATIONS:
+            title = f"an expression of more than {MAX_OPERATIONS} signs"
+            raise self.refuse(title, self.start - 1, self.end + 1, "write it shorter")
+        return _Operation(sign, left, right)
 
     def product(self) -> _Expression:
         left = self.term()
@@ -222,7 +250,7 @@ class _FieldParser:
                 raise self.refuse("a power", self.here, self.here + 2, "known are + - * // %")
             sign = "//" if sign == "/" else sign
             self.here += len(sign)
-            left = _Operation(sign, left, self.term())
+            left = self.operation(sign, left, self.term())
         return left
 
     def term(self) -> _Expression:
@@ -429,12 +457,10 @@ class _Compiler:
             title = f"{count} combinations of {' and '.join(names)}: more than {MAX_COMBINATIONS}"
             self.problem("RK156", title, written.at, "bound the captures more tightly, or write one rule a case")
             return None
-        mapping = {}
-        for values in itertools.product(*spaces):
-            result = self.evaluated(expression, dict(zip(names, map(int, values), strict=True)), written)
-            if result is None:
-                return None
-            mapping[values] = str(result)
+        mapping, failing = _tabulated(expression, names, tuple(spaces))
+        if failing is not None:
+            self.no_index(expression, dict(zip(names, map(int, failing), strict=True)), written)
+            return None
         if not names:
             return Literal(mapping[()])
         return Mapped(names, mapping, self.text.value[slice(*written.at)])
@@ -453,19 +479,19 @@ class _Compiler:
                 return None
         return part.values
 
-    def evaluated(self, expression: _Expression, values: dict[str, int], written: _Field) -> int | None:
+    def no_index(self, expression: _Expression, values: dict[str, int], written: _Field) -> None:
+        """Says for which values an expression gives no index."""
+        try:
+            result: int | None = _value(expression, values)
+        except ZeroDivisionError:
+            result = None
         given = ", ".join(f"{name} = {value}" for name, value in values.items())
         source = self.text.value[slice(*written.at)]
-        try:
-            result = _value(expression, values)
-        except ZeroDivisionError:
+        if result is None:
             self.problem("RK155", f"{source} divides by zero for {given}", written.at, "bound the captures")
-            return None
-        if result < 0:
+        else:
             title = f"{source} is {result} for {given}: no index is negative"
             self.problem("RK155", title, written.at, "bound the captures, or change the expression")
-            return None
-        return result
 
     def check_uses(self, forget: tuple[Text, ...]) -> None:
         forgotten = {name.value for name in forget}

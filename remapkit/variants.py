@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from remapkit.arrows import Arrow, Made
 from remapkit.languages import (
@@ -34,6 +34,9 @@ from remapkit.template import Copy, Literal, Mapped
 
 MAX_VARIANTS = 4096
 """Past so many variants of one arrow a question is undecided."""
+
+MAX_LISTED = 50_000
+"""So many combinations of captures are listed at most, where each is only looked at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,20 @@ class Tools:
     letters: Letters
     pieces: Pieces
     budget: Budget
+    words: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """The values of the maps that were looked at, by the identity of the map: rules may share one."""
+
+    def values(self, mapping: Mapping[tuple[str, ...], str]) -> tuple[str, ...]:
+        """The distinct values of a map, sorted."""
+        found = self.words.get(id(mapping))
+        if found is None:
+            found = self.words[id(mapping)] = tuple(sorted(set(mapping.values())))
+            self.budget.spend(len(mapping))
+        return found
+
+    def injective(self, mapping: Mapping[tuple[str, ...], str]) -> bool:
+        """Whether no two entries of a map have one value."""
+        return len(self.values(mapping)) == len(mapping)
 
     @classmethod
     def for_arrows(cls, arrows: Iterable[Arrow], more: Iterable[Ranges], budget: Budget) -> Tools:
@@ -148,6 +165,13 @@ def _sets(arrow: Arrow) -> Iterator[Ranges]:
 
 def hanging_together(arrow: Arrow) -> tuple[str, ...]:
     """The captures that the target cannot be said to depend on one by one."""
+    if arrow.together is None:
+        object.__setattr__(arrow, "together", _hanging_together(arrow))
+    assert arrow.together is not None
+    return arrow.together
+
+
+def _hanging_together(arrow: Arrow) -> tuple[str, ...]:
     fixed = _constants(arrow)
     uses = Counter[str]()
     together: set[str] = set()
@@ -157,9 +181,9 @@ def hanging_together(arrow: Arrow) -> tuple[str, ...]:
         elif isinstance(item, Mapped):
             names = [name for name in dict.fromkeys(item.names) if name not in fixed]
             uses.update(names)
-            empty = "" in item.mapping.values() or any("" in values for values in item.mapping)
-            if len(names) > 1 or empty:
+            if len(names) > 1 or "" in item.mapping.values() or any("" in values for values in item.mapping):
                 together.update(names)
+    uses.update(arrow.folded)
     together.update(name for name, count in uses.items() if count > 1 and name not in fixed)
     # What shares an item with one of them hangs on it too.
     for item in arrow.items or ():
@@ -168,8 +192,13 @@ def hanging_together(arrow: Arrow) -> tuple[str, ...]:
     return tuple(part.name for part in arrow.pattern.captures if part.name is not None and part.name in together)
 
 
-def confused(arrow: Arrow) -> tuple[Mapping[str, str], Mapping[str, str]] | None:
+def confused(arrow: Arrow, tools: Tools) -> tuple[Mapping[str, str], Mapping[str, str]] | None:
     """The two shortest combinations of captures that hang together and decide the same stretches."""
+    names = hanging_together(arrow)
+    items = [item for item in arrow.items or () if isinstance(item, Copy | Mapped) and _depends(item, names)]
+    alone = items[0] if len(items) == 1 else None
+    if isinstance(alone, Mapped) and set(alone.names) == set(names) and tools.injective(alone.mapping):
+        return None
     pairs = list(_confused(arrow))
     return min(pairs, key=lambda pair: sum(len(word) for each in pair for word in each.values()), default=None)
 
@@ -179,7 +208,7 @@ def _confused(arrow: Arrow) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
     fixed, names = _constants(arrow), hanging_together(arrow)
     items = [item for item in arrow.items or () if isinstance(item, Copy | Mapped) and _depends(item, names)]
     seen: dict[tuple[str, ...], dict[str, str]] = {}
-    for values in sorted(_assignments(arrow, names), key=lambda each: sum(map(len, each.values()))):
+    for values in sorted(_assignments(arrow, names, MAX_LISTED), key=lambda each: sum(map(len, each.values()))):
         known = {**fixed, **values}
         stretches = tuple(
             known[item.name] if isinstance(item, Copy) else item.mapping[tuple(known[name] for name in item.names)]
@@ -200,7 +229,7 @@ def _constants(arrow: Arrow) -> dict[str, str]:
     }
 
 
-def _assignments(arrow: Arrow, names: Sequence[str]) -> Iterator[dict[str, str]]:
+def _assignments(arrow: Arrow, names: Sequence[str], limit: int = MAX_VARIANTS) -> Iterator[dict[str, str]]:
     spaces = []
     for name in names:
         part = arrow.pattern.capture(name)
@@ -210,7 +239,7 @@ def _assignments(arrow: Arrow, names: Sequence[str]) -> Iterator[dict[str, str]]
     count = 1
     for space in spaces:
         count *= len(space)
-    if count > MAX_VARIANTS:
+    if count > limit:
         raise Exhausted
     for values in itertools.product(*spaces):
         yield dict(zip(names, values, strict=True))
@@ -239,7 +268,7 @@ def variants(
         fixed = {**_constants(arrow), **values}
         slots = _slots(arrow, fixed, tools)
         loose = names if not exact else ()
-        whole = Variant(slots, _target(arrow, fixed, slots, loose, folded=folded), loose)
+        whole = Variant(slots, _target(arrow, fixed, slots, loose, tools, folded=folded), loose)
         guide = _guide(arrow, tools, domain)
         if guide is None:
             found.append(whole)
@@ -279,27 +308,31 @@ def piece_of(slot: Slot, tools: Tools) -> Piece:
 
 
 def _target(
-    arrow: Arrow, fixed: Mapping[str, str], slots: Sequence[Slot], loose: Sequence[str], *, folded: bool
+    arrow: Arrow,
+    fixed: Mapping[str, str],
+    slots: Sequence[Slot],
+    loose: Sequence[str],
+    tools: Tools,
+    *,
+    folded: bool,
 ) -> tuple[Stretch, ...]:
     if arrow.identity:
         return (Same(0),)
     place = {slot.name: number for number, slot in enumerate(slots) if slot.name is not None}
     target: list[Stretch] = []
-    used: set[str] = set()
     for item in arrow.items or ():
         if isinstance(item, Literal):
             target.append(item.text)
         elif isinstance(item, Made):
             target.append(Index(item))
         elif isinstance(item, Copy):
-            used.add(item.name)
             target.append(_copied(item, arrow, fixed, place, loose))
+        elif not fixed and (len(set(item.names)) > 1 or item.names[0] in loose):
+            target.append(Loose(tools.values(item.mapping)))
         else:
-            used.update(item.names)
             target.append(_mapped(item, fixed, place, loose, lossy=item.table in arrow.lossy))
     for name in arrow.folded if folded else ():
-        if name not in used:
-            target += [Beyond(), fixed[name] if name in fixed else Same(place[name])]
+        target += [Beyond(), _copied(Copy(name), arrow, fixed, place, loose)]
     return tuple(target)
 
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import combinations
 from typing import TYPE_CHECKING
 
-from remapkit.arrows import Arrow, readings
-from remapkit.diagnostic import Diagnostic, Label, Severity, listed
-from remapkit.pattern import Chars, Part, Seq
+from remapkit.arrows import Arrow, Made, readings
+from remapkit.automaton import Automaton, automaton
+from remapkit.diagnostic import Diagnostic, Label, Severity, counted, listed
+from remapkit.pattern import Chars, Part, Seq, literal
 from remapkit.questions import Fault, Witness
 from remapkit.source import Span
 
 if TYPE_CHECKING:
-    from remapkit.rules import Match, RuleSet
+    from remapkit.rules import Rule, RuleSet
 
-_INDEX = "\0"
-"""Stands for an index that `unstack` counts, in a target for which it can be any."""
 MAX_TOLD = 50
 """More findings than this are counted only."""
 _ASKED = {
@@ -34,6 +32,9 @@ class Teller:
 
     def __init__(self, rules: RuleSet, arrows: Sequence[Arrow], keys: Sequence[str]) -> None:
         self.rules, self.arrows, self.keys = rules, arrows, keys
+        self.by_arrow: dict[tuple[str, str, int], Rule] = {
+            (rule.kind, rule.id, rule.branch): rule for rule in rules.everything
+        }
 
     def tell(
         self,
@@ -41,6 +42,7 @@ class Teller:
         undecided: Iterable[tuple[Fault, tuple[int, ...]]],
         dead: Iterable[int],
         level: str,
+        unasked: int = 0,
     ) -> tuple[tuple[Diagnostic, ...], tuple[Witness, ...]]:
         """The findings, and the witnesses that the real matcher bears out."""
         findings: list[Diagnostic] = []
@@ -54,7 +56,13 @@ class Teller:
         findings += [self.undecided(fault, numbers) for fault, numbers in undecided]
         findings += [self.dead(number) for number in dead]
         findings += self.unread(dead)
-        return tuple(findings[:MAX_TOLD] + self._more(findings[MAX_TOLD:])), tuple(shown)
+        return tuple(findings[:MAX_TOLD] + self._more(findings[MAX_TOLD:]) + self._unasked(unasked)), tuple(shown)
+
+    def _unasked(self, count: int) -> list[Diagnostic]:
+        if not count:
+            return []
+        title = f"{counted(count, 'pair')} of rules not looked at: there are faults enough"
+        return [Diagnostic("RK209", title, help=("repair those above first",))]
 
     def _more(self, rest: Sequence[Diagnostic]) -> list[Diagnostic]:
         if not rest:
@@ -67,21 +75,27 @@ class Teller:
 
     def replayed(self, witness: Witness) -> bool:
         """Whether the rules themselves do with the keys what the witness says."""
-        made = [_targets_by_rule(self.rules.match(key)) for key in witness.keys]
-        ids = [self.arrows[number].rule_id for number in witness.arrows]
+        arrows = [self.arrows[number] for number in witness.arrows]
         if witness.fault == "ambiguous":
-            return len(set(ids)) < 2 or all(rule in made[0] for rule in ids)
+            return all(self.made(arrow, witness.keys[0]) is not None for arrow in arrows)
         if witness.fault == "open":
-            return _meet(made[0].get(ids[0], ()), (witness.keys[1],)) and not made[1]
+            target = self.made(arrows[0], witness.keys[0])
+            return target is not None and _meet(target, (witness.keys[1],)) and not self.rules.match(witness.keys[1])
         if witness.fault == "cut":
-            possible = readings(self.arrows[witness.arrows[0]].pattern, witness.keys[0])
+            possible = readings(arrows[0].pattern, witness.keys[0])
             cuts = [reading for reading in witness.readings if reading in possible]
             one, other = witness.targets
-            return len(cuts) == 2 and one in made[0].get(ids[0], ()) and one != other
-        one, other = witness.keys
-        if one == other:
-            return any(_meet((left,), (right,)) for left, right in combinations(made[0].get(ids[0], ()), 2))
-        return _meet(made[0].get(ids[0], ()), made[1].get(ids[-1], ()))
+            return len(cuts) == 2 and one != other and self.made(arrows[0], witness.keys[0]) is not None
+        left, right = self.made(arrows[0], witness.keys[0]), self.made(arrows[-1], witness.keys[1])
+        return left is not None and right is not None and _meet(left, right)
+
+    def made(self, arrow: Arrow, key: str) -> Target | None:
+        """What an arrow makes of a key that the real matcher gives to its rule; None where it does not."""
+        match = self.by_arrow[arrow.kind, arrow.rule_id, arrow.branch].match(key)
+        if match is None:
+            return None
+        items = [item for item in arrow.items or () if isinstance(item, Made)]
+        return _stretches(arrow.target(key, match.captures) or "", items)
 
     def disagreement(self, witness: Witness) -> Diagnostic:
         ids = listed(self.arrows[number].rule_id for number in witness.arrows)
@@ -106,6 +120,8 @@ class Teller:
         one, other = (self.arrows[number] for number in witness.arrows)
         key = witness.keys[0]
         title = f"{one.rule_id} and {other.rule_id} both match {key!r}: one key, one rule"
+        if one.rule_id == other.rule_id:
+            title = f"two sources of {one.rule_id} both match {key!r}: a key can be one of them only"
         labels = tuple(
             Label(arrow.pattern.text.span, f"{arrow.rule_id} -> {_becomes(target, arrow)}", primary=number > 0)
             for number, (arrow, target) in enumerate(zip((one, other), witness.targets, strict=True))
@@ -129,6 +145,8 @@ class Teller:
             span = arrow.pattern.text.at(*_core(part)[0])
             what = f"the capture {part.name!r}" if part.name else f"what {span.text} reads"
             title = f"two keys become one: the target of {arrow.rule_id} does not show {what}"
+            if part.name is not None and part.name in arrow.folded:
+                title = f"two keys become one: {arrow.rule_id} can spell one index of {part.name!r} in two ways"
             labels = (
                 Label(span, "lost here"),
                 *((Label(arrow.to, "not shown here", primary=False),) if arrow.to else ()),
@@ -319,25 +337,40 @@ def _pair(witness: Witness) -> str:
     return f"{witness.keys[0]}\n{witness.keys[1]}\nboth become {witness.targets[0]}"
 
 
-def _targets_by_rule(matches: Iterable[Match]) -> dict[str, tuple[str, ...]]:
-    """What the matcher makes of one key: for each rule its targets, with `_INDEX` for what `unstack` counts."""
-    found: dict[str, tuple[str, ...]] = {}
-    for match in matches:
-        flow = match.rule.flow
-        made = flow.unstack.by if flow is not None and flow.unstack is not None else None
-        targets = (target.replace(f"{{{made}}}", _INDEX) for target in match.targets)
-        found[match.rule.id] = (*found.get(match.rule.id, ()), *targets)
-    return found
+Target = tuple["str | Made", ...]
+"""A target key: text, and what `unstack` counts."""
 
 
-def _meet(ones: Iterable[str], others: Iterable[str]) -> bool:
-    """Whether one of the first targets is, for some index, one of the others."""
-    return any(_one_can_be(one, other) or _one_can_be(other, one) for one in ones for other in others)
+def _stretches(target: str, made: Sequence[Made]) -> Target:
+    """A target in which `{e}` stands for an index that the rule makes, taken apart."""
+    found: list[str | Made] = []
+    for each in made:
+        before, _, target = target.partition(f"{{{each.name}}}")
+        found += [before, each]
+    return (*found, target)
 
 
-def _one_can_be(one: str, other: str) -> bool:
-    pattern = "(0|[1-9][0-9]*)".join(map(re.escape, one.split(_INDEX)))
-    return re.fullmatch(pattern, other.replace(_INDEX, "0")) is not None
+def _meet(one: Target, other: Target) -> bool:
+    """Whether two targets can be one, for some index of each."""
+    left, right = (_machine(each) for each in (one, other))
+    if left.nullable and right.nullable:
+        return True
+    pending = [(a, b) for a in left.first for b in right.first]
+    seen = set(pending)
+    while pending:
+        a, b = pending.pop()
+        if not any(low <= top and bottom <= high for low, high in left.chars[a] for bottom, top in right.chars[b]):
+            continue
+        if a in left.last and b in right.last:
+            return True
+        following = {(c, d) for c in left.follow[a] for d in right.follow[b]} - seen
+        seen |= following
+        pending += following
+    return False
+
+
+def _machine(target: Target) -> Automaton:
+    return automaton([Part(None, literal(each) if isinstance(each, str) else each.node) for each in target])
 
 
 def _becomes(target: str, arrow: Arrow) -> str:

@@ -333,6 +333,11 @@ class CallReader:
             self.problems.append(problem)
         return expression if expression.names else _constant(expression, self.problems)
 
+    def _place(self, written: WrittenOp, name: str, otherwise: Span) -> Span:
+        """Where an argument's value stands."""
+        node = written.args.get(name) if isinstance(written.args, MapNode) else None
+        return node.span if node is not None else otherwise
+
     def _check(self, call: Call, written: WrittenOp) -> None:
         """What can be told without a tensor."""
         span = written.args.span if written.args is not None else written.span
@@ -349,6 +354,12 @@ class CallReader:
             for side in (call["from"], call["to"]):
                 if isinstance(side, tuple) and sum(size == -1 for size in side) > 1:
                     self.problem("RK163", "two sizes are -1", span, "one size can be what is left, not two")
+        elif (
+            call.name == "slice" and isinstance(start := call["start"], int) and isinstance(stop := call["stop"], int)
+        ):
+            if 0 <= stop <= start:
+                title = f"`stop` must be greater than `start`, got start {start} and stop {stop}"
+                self.problem("RK216", title, self._place(written, "stop", span), "a slice keeps start to stop - 1")
         elif call.name == "scale" and call["factor"] == 0:
             self.problem("RK163", "scale by 0 leaves nothing", span, "name the targets under `add:` with fill: zeros")
         try:

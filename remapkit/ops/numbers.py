@@ -6,15 +6,19 @@ heads: 32            heads: n_heads            sizes: [hidden, hidden, 4*hidden]
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from remapkit.diagnostic import Diagnostic, InvalidRules, Label
 from remapkit.source import Span, Text
 
 LARGEST = 1 << 62
-_TOKEN = re.compile(r"\s*(?:(\d+)|([A-Za-z_]\w*)|(//|[-+*%()])|(\S))", re.ASCII)
+_TOKEN = re.compile(
+    r"\s*(?:(\d+)|((?!(?:floor|ceil)\s*\()[A-Za-z_]\w*)|((?:floor|ceil)\s*\(|//|[-+*/%()])|(\S))", re.ASCII
+)
 
 
 class BadNumber(Exception):
@@ -35,6 +39,8 @@ class Expr:
 
     >>> expr("2*heads + 1").value({"heads": 8})
     17
+    >>> expr("128 * ceil(vocab / 128)").value({"vocab": 300})
+    384
     """
 
     text: str
@@ -44,17 +50,23 @@ class Expr:
     @property
     def names(self) -> tuple[str, ...]:
         """The params it speaks of."""
-        return tuple(dict.fromkeys(each for each in self.postfix if isinstance(each, str) and each not in _SIGNS))
+        return tuple(
+            dict.fromkeys(
+                each for each in self.postfix if isinstance(each, str) and each not in _SIGNS and each not in _ROUNDED
+            )
+        )
 
     def value(self, params: Mapping[str, int | None]) -> int:
         """Its value; raises `NoValue` where a param has none, `BadNumber` where the arithmetic fails."""
         lacking = tuple(name for name in self.names if params.get(name) is None)
         if lacking:
             raise NoValue(lacking)
-        stack: list[int] = []
+        stack: list[int | Fraction] = []
         for each in self.postfix:
             if isinstance(each, int):
                 stack.append(each)
+            elif each in _ROUNDED:
+                stack.append(_ROUNDED[each](stack.pop()))
             elif each in _SIGNS:
                 right, left = stack.pop(), stack.pop()
                 stack.append(self._apply(each, left, right))
@@ -62,21 +74,27 @@ class Expr:
                 value = params[each]
                 assert value is not None
                 stack.append(value)
-        return stack[0]
+        if stack[0] != int(stack[0]):
+            whole = float(stack[0])
+            raise BadNumber(f"{self.text} is {whole:g}, which is no whole number: say floor(...) or ceil(...)")
+        return int(stack[0])
 
-    def _apply(self, sign: str, left: int, right: int) -> int:
-        if sign in ("//", "%") and right == 0:
+    def _apply(self, sign: str, left: int | Fraction, right: int | Fraction) -> int | Fraction:
+        if sign in ("/", "//", "%") and right == 0:
             raise BadNumber(f"{self.text} divides by zero")
         if sign == "//" and left % right:
-            raise BadNumber(f"{self.text}: {left} is not a multiple of {right}")
-        value = {
+            said = "say floor(a / b) or ceil(a / b) to round"
+            raise BadNumber(f"{self.text}: {left} is not a multiple of {right}; {said}")
+        made: dict[str, Callable[[], int | Fraction]] = {
             "+": lambda: left + right,
             "-": lambda: left - right,
             "*": lambda: left * right,
+            "/": lambda: Fraction(left) / right,
             "//": lambda: left // right,
             "%": lambda: left % right,
-        }[sign]()
-        if abs(value) >= LARGEST:
+        }
+        value = made[sign]()
+        if not -LARGEST < value < LARGEST:
             raise BadNumber(f"{self.text} is too large for a size")
         return value
 
@@ -84,8 +102,10 @@ class Expr:
         return self.text
 
 
-_SIGNS = {"+": 1, "-": 1, "*": 2, "//": 2, "%": 2}
+_SIGNS = {"+": 1, "-": 1, "*": 2, "/": 2, "//": 2, "%": 2}
 """The signs with how strongly they bind."""
+_ROUNDED: Mapping[str, Callable[[int | Fraction], int]] = {"floor(": math.floor, "ceil(": math.ceil}
+"""What rounds: down, and up."""
 
 
 def expr(text: str | Text) -> Expr:
@@ -95,7 +115,10 @@ def expr(text: str | Text) -> Expr:
 
 
 def _refuse(text: Text, title: str, start: int, end: int) -> InvalidRules:
-    help = "a number is an integer, a param, or their sums and products: + - * // % with parentheses"
+    help = (
+        "a number is an integer, a param, or their sums and products: + - * / // % with parentheses, "
+        "floor(...) and ceil(...)"
+    )
     return InvalidRules(Diagnostic("RK161", title, (Label(text.at(start, max(end, start + 1))),), (help,)))
 
 
@@ -106,7 +129,8 @@ def _postfix(text: Text) -> Iterator[int | str]:
     for found in _TOKEN.finditer(text.value.rstrip()):
         number, name, sign, other = found.groups()
         start = found.start(found.lastindex or 0)
-        if other or operand == (sign is not None and sign != "("):
+        opens = sign is not None and sign.endswith("(")
+        if other or operand == (sign is not None and not opens):
             if other in ("{", "}"):
                 raise _refuse(text, f"{other!r} in a number: write params without braces", start, found.end())
             raise _refuse(text, f"{found.group().strip()!r} cannot stand here", start, found.end())
@@ -115,14 +139,16 @@ def _postfix(text: Text) -> Iterator[int | str]:
         if sign is None:
             yield int(number) if number else name
             operand = False
-        elif sign == "(":
-            waiting.append((sign, start))
+        elif opens:
+            waiting.append(("".join(sign.split()), start))
         elif sign == ")":
-            while waiting and waiting[-1][0] != "(":
+            while waiting and not waiting[-1][0].endswith("("):
                 yield waiting.pop()[0]
             if not waiting:
                 raise _refuse(text, "a parenthesis that closes nothing", start, found.end())
-            waiting.pop()
+            opened = waiting.pop()[0]
+            if opened in _ROUNDED:
+                yield opened
         else:
             while waiting and _SIGNS.get(waiting[-1][0], 0) >= _SIGNS[sign]:
                 yield waiting.pop()[0]
@@ -131,7 +157,7 @@ def _postfix(text: Text) -> Iterator[int | str]:
     if operand:
         raise _refuse(text, "a number that ends too early", len(text.value), len(text.value) + 1)
     for sign, start in reversed(waiting):
-        if sign == "(":
+        if sign.endswith("("):
             raise _refuse(text, "a parenthesis that is never closed", start, start + 1)
         yield sign
 

@@ -64,12 +64,14 @@ def check_sampled_away() -> bool:
 
 def check_arrows() -> bool:
     stack = arrow("s", "x.{n:int}.{e:int}", "y.", "{n}", folded=("e",))
-    split = [arrow("s", "a.{n:int}", to, "{n}", branch=number) for number, to in enumerate(("q.", "k."))]
+    split = [arrow("s", "a.{n:int}", to, "{n}") for to in ("q.", "k.")]
+    same = [arrow("s", "a.{n:int}", "q.", "{n}", branch=number) for number in (0, 1)]
     twin = arrow("s", "z.{n:int}.{e:int}", "y.", "{n}", folded=("e",))
     plain = arrow("s", "x.{n:int}.{e:int}", "y.", "{n}")
     overlap = (arrow("s", "a.{n}", "x.", "{n}"), arrow("s", "a.{n:int}", "y.", "{n}", branch=1))
-    answers = [ask(stack), ask(*split), ask(stack, twin), ask(plain), ask(*overlap)]
-    return answers == [[], [], [("within", (0, 1))], [("within", (0,))], [("ambiguous", (0, 1))]]
+    answers = [ask(stack), ask(*split), ask(stack, twin), ask(plain), ask(*overlap), ask(*same)]
+    both = [("ambiguous", (0, 1))]
+    return answers == [[], [], [("within", (0, 1))], [("within", (0,))], both, both]
 
 
 def check_budget() -> bool:
@@ -127,6 +129,18 @@ def test_without_a_fault_every_check_passes(name: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ mutants
+
+
+def _everyone(self: Questions) -> set[int]:
+    return set(range(len(self.arrows)))
+
+
+def _first_of_each_rule(self: Questions) -> set[int]:
+    first: dict[str, int] = {}
+    for number, each in enumerate(self.arrows):
+        first.setdefault(each.rule_id, number)
+    return set(first.values())
+
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -241,7 +255,7 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
         ),
         "proven",
     ),
-    "numbers are taken for one to one": (put(questions, "confused", lambda _: None), "faults"),
+    "numbers are taken for one to one": (put(questions, "confused", lambda *_: None), "faults"),
     "exact variants are loose": (
         put(questions, "variants", lambda *given, exact=False, **rest: original_variants(*given, **rest)),
         "proven",
@@ -272,8 +286,8 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
         ),
         "random sets",
     ),
-    "overlaps within a rule are allowed": (put(Questions, "_of_one_source", lambda self, a, b: True), "faults"),
-    "two targets of a source are an ambiguity": (put(Questions, "_of_one_source", lambda *_: False), "arrows"),
+    "overlaps within a rule are allowed": (put(Questions, "_first_of_each_source", _first_of_each_rule), "arrows"),
+    "two targets of a source are an ambiguity": (put(Questions, "_first_of_each_source", _everyone), "arrows"),
     "folded captures are forgotten": (
         put(Questions, "_with_folded", lambda self, number: self.found[number]),
         "arrows",

@@ -1,0 +1,297 @@
+"""Verdicts on small files: what is admitted hides nothing, and what is huge is answered with a word.
+
+Kinds: losses that the author admits beside others; sources that match one key; constants beside keys that pass
+through; indices as numbers; an index that the rule makes; inputs that are dear to look into.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+import pytest
+import whole_files
+
+from remapkit import questions
+from remapkit.automaton import TooMany, automaton
+from remapkit.diagnostic import InvalidRules
+from remapkit.invert import invert
+from remapkit.languages import PIECE_EDGES
+from remapkit.ops.numbers import BadNumber, expr
+from remapkit.prove import BUDGET, Level, Proof, prove
+from remapkit.rulefile import read_text
+from remapkit.rules import RuleSet, compile_rules
+from remapkit.spec import StateDictSpec, TensorSpec
+
+
+def compiled(body: str) -> RuleSet:
+    return compile_rules(read_text(f"remapkit: 1\nname: t\n{body}\n"))
+
+
+def rule(fields: str) -> str:
+    return f"rules: [{{id: r, {fields}}}]"
+
+
+def hard(proof: Proof) -> set[tuple[str, ...]]:
+    """The pairs of the findings that refuse."""
+    return {tuple(sorted(each.keys)) for each in proof.witnesses if not each.admitted and each.fault != "open"}
+
+
+FORGOTTEN = {
+    "A14": (rule("match: '(?P<u>a*)(?P<f>x?)(?P<v>a*)', to: 'k.{u}{v}', forget: [f]"), {("ax", "xa")}),
+    "A15": (
+        rule(
+            "match: '(?P<x>a|b)(?P<y>[de]*)c(?P<z>[de]*)', "
+            "leaf: [adce, bdce, addce, adcde], to: '{y}{z}', forget: [x]"
+        ),
+        {("adcde", "addce")},
+    ),
+    "A16": (
+        "source: {domain: ['a.p.{y}.{z}', 'a.q.{y}.{z}']}\n"
+        + rule("path: 'a.{x:p|q}.{y}.{z}', to: '{y}{z}', forget: [x]"),
+        {("a.p.a.aa", "a.p.aa.a")},
+    ),
+    "A17": (rule(r"match: 'a\.(?P<e>\d+)', stack: {dim: 0, by: e}, to: b"), {("a.0", "a.00")}),
+    "A20": (rule(r"match: '(?P<n>\d+)\w*', to: b, forget: [n]"), {("0", "0a")}),
+    "A23": (rule("path: 'w{c}', unstack: {dim: 0, by: k}, to: '{k}{c}'"), {("w0a", "wa")}),
+}
+
+
+@pytest.mark.parametrize("name", FORGOTTEN)
+def test_refuted_with_its_witness(name: str) -> None:
+    body, expected = FORGOTTEN[name]
+    proof = prove(compiled(body))
+    assert proof.level is Level.REFUTED
+    assert hard(proof) == expected
+    assert not [each.title for each in proof.findings if "disagree" in each.title]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(rule("concat: {dim: 0, from: ['a.{i:int}', 'a.{i:int}']}, to: 'b.{i}'"), id="A13"),
+        pytest.param(rule("concat: {dim: 0, from: [x, x]}, to: b"), id="A13-literal"),
+    ],
+)
+def test_two_sources_of_one_rule_cannot_be_one_key(body: str) -> None:
+    proof = prove(compiled(body))
+    assert proof.level is Level.REFUTED
+    (finding,) = proof.findings
+    assert finding.code == "RK201"
+    assert "two sources of r" in finding.title
+
+
+def test_a_rule_with_several_targets_is_ambiguous_once() -> None:
+    rules = "[{id: r, path: 'a.{n}', split: {dim: 0, into: ['b.{n}', 'c.{n}', 'd.{n}']}}, {id: s, path: a.w, to: x}]"
+    findings = [each for each in prove(compiled(f"rules: {rules}")).findings if each.code == "RK201"]
+    assert len(findings) == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "level", "keys"),
+    [
+        pytest.param("unmatched: keep\ndrop: ['a.{r:**}']", Level.KEYS, ("x",), id="A12"),
+        pytest.param("unmatched: keep\ndrop: [x]", Level.ALL, None, id="A12-dropped"),
+        pytest.param("drop: ['a.{r:**}']", Level.ALL, None, id="A12-error"),
+        pytest.param(
+            "unmatched: keep\nsource: {domain: ['a.{r:**}']}\ndrop: ['a.{r:**}']", Level.ALL, None, id="A12-domain"
+        ),
+    ],
+)
+def test_a_constant_beside_keys_that_pass_through(head: str, level: Level, keys: Sequence[str] | None) -> None:
+    proof = prove(compiled(head + "\nadd: [{to: x, fill: zeros, shape: [1], dtype: F32}]"))
+    assert proof.level is level
+    assert [each.keys for each in proof.witnesses] == ([keys] if keys else [])
+    assert [each.code for each in proof.findings] == (["RK206"] if keys else [])
+
+
+def test_a_group_without_a_part_is_named_whatever_its_index_A21() -> None:
+    body = rule("concat: {dim: 0, from: ['a.{i:0..11}', 'b.{i:0..23}']}, to: 'c.{i+1}'")
+    spec = TensorSpec("F32", (2,))
+    header = StateDictSpec(dict.fromkeys(("a.0", "b.0", "b.13"), spec))
+    problems = compiled(body).plan(header).problems
+    assert [(each.code, "c.14" in str(each.notes)) for each in problems] == [("RK340", True)]
+
+
+@pytest.mark.parametrize(
+    ("body", "level"),
+    [
+        pytest.param(rule("path: a, unstack: {dim: 0, by: n, count: 6}, to: 'g.{n//2}.{n%2}'"), Level.ALL, id="A41"),
+        pytest.param(
+            rule("path: a, unstack: {dim: 0, by: n, count: 6}, to: 'g.{n//2}'"), Level.REFUTED, id="A41-lost"
+        ),
+        pytest.param(rule("path: 'a.{i:0..9999}', to: 'b.{i}.x{i}'"), Level.ALL, id="A32"),
+        pytest.param(rule(f"path: 'a.{{c}}', where: {{c: [{'x' * 3000}]}}, to: 'b.{{c}}'"), Level.ALL, id="A22"),
+        pytest.param(rule(f"path: 'a.{{c}}', leaf: [{'x' * 3000}], to: 'b.{{c}}'"), Level.ALL, id="A22-leaf"),
+    ],
+)
+def test_the_level(body: str, level: Level) -> None:
+    assert prove(compiled(body)).level is level
+
+
+def test_an_index_beyond_its_count_is_written_by_a_plan_A41() -> None:
+    rules = compiled(rule("path: a, unstack: {dim: 0, by: n, count: 4}, to: 'g.{n//2}.{n%2}'"))
+    moves = rules.plan({"a": TensorSpec("F32", (4, 2))}).moves
+    assert [move.target for move in moves] == ["g.0.0", "g.0.1", "g.1.0", "g.1.1"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        pytest.param("path: a, split: {dim: 0, sizes: [-1, 2], into: [b, c]}", "RK216", id="A32-size"),
+        pytest.param("path: a, split: {dim: 0, sizes: [0, 2], into: [b, c]}", "RK216", id="A32-zero"),
+        pytest.param("path: a, ops: [{slice: {dim: 0, start: 3, stop: 1}}], to: b", "RK216", id="A32-slice"),
+        pytest.param("path: a, ops: [{slice: {dim: 0, start: 3, stop: 3}}], to: b", "RK216", id="A32-empty"),
+        pytest.param("path: a, unstack: {dim: 0, by: n, count: 0}, to: 'b.{n}'", "RK216", id="A41-count"),
+        pytest.param(f"path: 'a.{{n:0..{'9' * 5000}}}', to: 'b.{{n}}'", "RK135", id="D12-range"),
+        pytest.param(f"path: 'a.{{n}}', where: {{n: '0..{'9' * 5000}'}}, to: 'b.{{n}}'", "RK135", id="D12-guard"),
+        pytest.param(f"path: 'a.{{n:0..1}}', to: 'b.{{{'*'.join('n' * 5000)}}}'", "RK150", id="D12-product"),
+    ],
+)
+def test_refused_at_the_value(fields: str, code: str) -> None:
+    with pytest.raises(InvalidRules) as caught:
+        compiled(rule(fields))
+    assert code in [each.code for each in caught.value.diagnostics]
+
+
+@pytest.mark.parametrize("each", ["{i: 0..999, j: 0..999}", "{i: 0..9999, j: 0..9999, k: 0..9999}"])
+def test_too_many_constants_are_refused(each: str) -> None:
+    names = [field.split(":")[0].strip("{ ") for field in each.split(",")]
+    to = "x." + ".".join(f"{{{name}}}" for name in names)
+    with pytest.raises(InvalidRules) as caught:
+        compiled(f"add: [{{to: '{to}', each: {each}, fill: zeros, shape: [1], dtype: F32}}]")
+    assert [each.code for each in caught.value.diagnostics] == ["RK217"]
+
+
+def test_a_guard_that_the_target_does_not_show_has_a_verdict_A20() -> None:
+    rules = compiled(rule("path: 'a.{c}', leaf: [w], to: x, forget: [c]"))
+    assert prove(rules).level is Level.ALL
+    with pytest.raises(InvalidRules) as caught:
+        invert(rules)
+    assert [each.code for each in caught.value.diagnostics] == ["RK213"]
+
+
+# ------------------------------------------------------------------------------------------------ budgets
+
+
+def many(count: int, line: str) -> str:
+    return "rules:\n" + "".join(f"  - {{id: r{n}, {line.replace('#', str(n))}}}\n" for n in range(count))
+
+
+NASTY = {
+    "nested": (rule("match: '(?:(?:a?){1000}){20}', to: b"), Level.UNDECIDED),
+    "optional": (rule("match: '(?P<a>(?:a?){1000})', to: 'b.{a}'"), Level.UNDECIDED),
+    "long": (rule(rf"match: '(?P<a>\d{{3}}{'ab' * 2000})', to: 'b.{{a}}'"), Level.ALL),
+    "longer": (rule(rf"match: '(?P<a>\d{{3}}{'ab' * 7500})', to: 'b.{{a}}'"), Level.ALL),
+    "one key": (many(60, "match: '(?P<a>.*)x.*', to: 'b#.{a}'"), Level.REFUTED),
+    "last words": (many(300, "match: '(?P<a>.*)name#', to: 'b.{a}.other#'"), Level.ALL),
+    "last segments": (many(300, "path: '{p:**}.name#', to: '{p}.other#'"), Level.ALL),
+    "grids": (many(60, "path: 'm#.{i:0..63}.{j:0..63}.w', to: 'n#.{i*64+j}.w'"), Level.ALL),
+    "overlapping": (many(60, "path: 'a.{x:**}', to: 'b#.{x}'"), Level.REFUTED),
+    "in the middle": (many(40, "match: '(?P<a>.*)x#x(?P<b>.*)', to: 'b#.{a}.{b}'"), Level.REFUTED),
+}
+
+
+def steps(body: str) -> tuple[int, Level]:
+    """How many Python lines' worth of calls a verdict takes, counted and not timed."""
+    count = 0
+
+    def counted(frame: object, event: str, arg: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(counted)
+    try:
+        level = prove(compiled(body)).level
+    finally:
+        sys.setprofile(None)
+    return count, level
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_hostile_files_are_answered_within_a_number_of_calls(name: str) -> None:
+    body, level = NASTY[name]
+    taken, found = steps(body)
+    assert found is level
+    assert taken < 4_000_000, f"{taken:,} calls"
+
+
+def test_past_enough_faults_pairs_are_counted() -> None:
+    proof = prove(compiled(many(40, "path: 'a.{x:**}', to: 'b#.{x}'")))
+    assert [each.code for each in proof.findings].count("RK201") <= questions.MOST
+    assert "pairs of rules not looked at" in proof.findings[-1].title
+
+
+def test_an_automaton_is_given_up_while_it_is_built() -> None:
+    (only,) = compiled(NASTY["nested"][0]).rules
+    started = time.perf_counter()
+    with pytest.raises(TooMany):
+        automaton(only.pattern.parts, PIECE_EDGES)
+    assert time.perf_counter() - started < 5
+    assert BUDGET == 20_000_000
+
+
+# ------------------------------------------------------------------------------------------------ the sweep
+
+
+def disagreements(seed: int, count: int, length: int = 4) -> list[str]:
+    found = []
+    for number, file in whole_files.files(seed, count):
+        try:
+            proof = whole_files.verdict(file)
+        except InvalidRules:
+            continue
+        found += [f"{number}: {each}\n{file.text}" for each in whole_files.differences(file, proof, length)]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(0, 2000, 250))
+def test_random_files_are_judged_as_they_are(seed: int) -> None:
+    assert disagreements(seed, 250) == []
+
+
+def nothing(*given: object, **named: object) -> None:
+    return None
+
+
+PLANTED = {
+    "what is admitted hides the rest": ("_not_admitted", nothing),
+    "an index in two spellings": ("_counted_twice", nothing),
+    "sources of one rule are one": (
+        "_of_one_source",
+        lambda self, one, other: self.arrows[one].rule_id == self.arrows[other].rule_id,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_the_sweep_finds_planted_faults(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attribute, fault = PLANTED[name]
+    monkeypatch.setattr(questions.Questions, attribute, fault)
+    assert disagreements(0, 400)
+
+
+# ------------------------------------------------------------------------------------------------ division
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        pytest.param("x / 7", 1, id="A25-exact"),
+        pytest.param("x // 7", 1, id="A25-whole"),
+        pytest.param("floor(x / 2)", 3, id="A25-down"),
+        pytest.param("ceil(x / 2)", 4, id="A25-up"),
+        pytest.param("128 * floor((x + 127) / 128)", 128, id="A25-multiple"),
+        pytest.param("x / 2 * 2", 7, id="A25-exact-inside"),
+        pytest.param("x // 2", None, id="A25-inexact"),
+        pytest.param("x / 2", None, id="A25-no-whole-number"),
+        pytest.param("x / 0", None, id="A25-zero"),
+    ],
+)
+def test_a_size_is_rounded_only_where_it_says_so(text: str, value: int | None) -> None:
+    if value is not None:
+        assert expr(text).value({"x": 7}) == value
+        return
+    with pytest.raises(BadNumber):
+        expr(text).value({"x": 7})
