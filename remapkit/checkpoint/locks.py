@@ -117,4 +117,5 @@ def _release(path: Path, fd: int | None) -> None:
 
 def _busy(target: Path) -> UnwritableOutput:
     help = ("wait for it, or write to another name",)
-    return unwritable("RK510", f"{target} is being written by another process; nothing was changed", help=help)
+    output = target.with_name(output_name(target.name))
+    return unwritable("RK510", f"{output} is being written by another process; nothing was changed", help=help)
