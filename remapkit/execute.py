@@ -252,7 +252,8 @@ def _same(move: Move, reader: Reader, written: Reader, tied: Mapping[str, str], 
     if name not in header or header[name] != move.spec:
         return False
     expected, found = even(target_chunks(move, reader, run), CHUNK), even(written.chunks(name), CHUNK)
-    return all(a == b for a, b in zip(expected, found, strict=True))
+    # Views are compared element by element, bytes at once.
+    return all(a.tobytes() == b.tobytes() for a, b in zip(expected, found, strict=True))
 
 
 __all__ = [

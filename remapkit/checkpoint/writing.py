@@ -16,12 +16,12 @@ from remapkit.checkpoint.atomic import (
     undisturbed,
 )
 from remapkit.checkpoint.copying import Copier, ReadAhead, Writeback, expect_sequential, write_all
-from remapkit.checkpoint.faults import NO_SPACE, cannot_write, no_space, sized_part, unreadable
+from remapkit.checkpoint.faults import NO_SPACE, cannot_write, no_space, printable, sized_part, unreadable
 from remapkit.checkpoint.layout import Copy, FileLayout, Literal, Piece, Stream, fingerprint
 from remapkit.checkpoint.locks import hold
-from remapkit.checkpoint.reader import CHUNK, Reader
+from remapkit.checkpoint.reader import CHUNK, Reader, reason
 from remapkit.checkpoint.replaced import other_layouts, remove_replaced
-from remapkit.diagnostic import UnwritableOutput
+from remapkit.diagnostic import Diagnostic, FailedWrite, UnwritableOutput
 from remapkit.plan import Move
 
 Progress = Callable[[int, int], None]
@@ -153,7 +153,8 @@ class Writer:
         at = 0
         for piece in layout.pieces:
             for chunk in self._expected(piece):
-                if os.pread(fd, len(chunk), at) != chunk:
+                # Views are compared element by element, bytes at once.
+                if os.pread(fd, len(chunk), at) != chunk.tobytes():
                     return False
                 at += len(chunk)
                 self._advance(len(chunk))
@@ -262,23 +263,34 @@ def target_chunks(move: Move, reader: Reader, run: Run | None) -> Iterator[memor
 def _name_all(files: Sequence[NewFile], force: bool) -> None:
     """Give the files their names. An index goes first and comes last: between, nothing looks finished."""
     *shards, last = files
-    if shards and force:
-        last.target.unlink(missing_ok=True)
-        sync_directory(last.target.parent)
     named: list[NewFile] = []
+    had_index = last.target.exists()
     try:
+        if shards and force:
+            last.target.unlink(missing_ok=True)
+            sync_directory(last.target.parent)
         for shard in shards:
             shard.rename()
             named.append(shard)
         if shards:
             sync_directory(last.target.parent)
         last.rename()
-    except BaseException:
+    except BaseException as error:
         # Without `force` nothing was replaced, so what has its name already can be taken back.
         for shard in () if force else named:
             shard.target.unlink(missing_ok=True)
+        changed = named or had_index != last.target.exists()
+        if force and changed and isinstance(error, OSError):
+            raise _half_replaced(last.target, len(named), len(shards), error) from error
         raise
     sync_directory(last.target.parent)
+
+
+def _half_replaced(index: Path, named: int, of: int, error: OSError) -> FailedWrite:
+    title = f"{named} of {of} shards were replaced when the system refused: {reason(error)}"
+    notes = (f"{index.name} was removed first, so that nothing looks finished",)
+    help = ("once the cause is gone, run the same command again",)
+    return FailedWrite(Diagnostic("RK514", printable(title), notes=notes, help=help, place=str(index)))
 
 
 def _allow_open_files(more: int) -> None:

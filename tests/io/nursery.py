@@ -61,14 +61,14 @@ class Steps:
     def count(self) -> int:
         return int.from_bytes(self._counter[:8], "little")
 
-    def __call__(self) -> None:
+    def __call__(self, before: bool = True) -> None:
         count = self.count + 1
         self._counter[:8] = count.to_bytes(8, "little")
         if count == self._pause_at:
             self._pause()
         if count == self._die_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        if count == self._fail_at:
+        if count == self._fail_at and before:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         if self._slow:
             time.sleep(self._slow)
@@ -77,7 +77,7 @@ class Steps:
         def watched(*args: Any, **options: Any) -> Any:
             self()
             result = function(*args, **options)
-            self()
+            self(before=False)
             return result
 
         return watched
