@@ -243,6 +243,11 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
     parser.add_argument(
         "-o", "--output", metavar="OUT", help="the file to write (default: CKPT with .safetensors, beside it)"
     )
+    parser.add_argument(
+        "--to-format",
+        choices=("safetensors", "pth"),
+        help="the format of OUT (default: what its suffix says: .safetensors, or .pth, .pt, .bin, .ckpt)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show every move; write nothing")
     parser.add_argument("--dtype", metavar="D", help="cast every plain float: bf16, fp16, fp32 or fp64")
     parser.add_argument(
@@ -307,6 +312,7 @@ def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-
     parser.add_argument("checkpoint", metavar="CKPT", help=_CKPT)
     parser.add_argument("--all", action="store_true", help="every key on a line of its own")
     parser.add_argument("--manifest", metavar="FILE", help="also write the header as a manifest")
+    parser.add_argument("--force", action="store_true", help="replace the manifest if it exists")
     _add_reading(parser)
     parser = _command(commands, "recover", "restore a file whose rename in place was interrupted")
     parser.add_argument("file", metavar="FILE", help="the file that was given to apply --in-place")

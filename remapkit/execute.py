@@ -6,6 +6,7 @@ exception, and keeps a journal.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from remapkit.checkpoint import inplace
 from remapkit.checkpoint.atomic import undisturbed
 from remapkit.checkpoint.faults import shown, unwritable
 from remapkit.checkpoint.layout import FileLayout, lay_out_safetensors, lay_out_shards, without_ties
+from remapkit.checkpoint.locks import hold
 from remapkit.checkpoint.opening import open_checkpoint
 from remapkit.checkpoint.reader import CHUNK, Reader, even
 from remapkit.checkpoint.writing import Progress, Run, Writer, forget_cached, target_chunks
@@ -24,7 +26,9 @@ from remapkit.plan import Move
 
 INDEX = ".index.json"
 PTH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
-"""Outputs with these suffixes are written in the format of torch.save, all others as safetensors."""
+"""Outputs with these suffixes are written in the format of torch.save."""
+KNOWN_SUFFIXES = (".safetensors", *PTH_SUFFIXES)
+FORMATS = ("safetensors", "pth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ def execute(
 ) -> Written:
     """Write the targets of `moves`, in their order, to `out`.
 
-    `format` is `safetensors` or `pth`; left out, the suffix of `out` decides. With `shard_size` (bytes) the output is
+    `format` is `safetensors` or `pth`; left out, the suffix of `out` must say it. With `shard_size` (bytes) it is
     `out` without its suffix, `-00001-of-00003.safetensors` and so on, with an index, or one file where one is enough.
     `tied` are groups of targets that share one storage (by default those whose sources do): a `.pth` keeps them so,
     safetensors keeps one name of each and records the others in its metadata, and `untie` writes copies. `run` makes
@@ -74,9 +78,10 @@ def execute(
     """
     started = time.monotonic()
     out = Path(out)
+    format = output_format(out, format, shards=shard_size is not None)
     groups = [] if untie else tied if tied is not None else tied_targets(moves, reader)
     run = run or _streams(moves)
-    layouts, recorded = _lay_out(moves, reader, out, _format(out, format), metadata or {}, shard_size, groups)
+    layouts, recorded = _lay_out(moves, reader, out, format, metadata or {}, shard_size, groups)
     writer = Writer(reader, layouts, progress, run)
     inspect = _inspector(reader, run) if verify else None
     if verify:
@@ -103,12 +108,29 @@ def _streams(moves: Sequence[Move]) -> Run | None:
     return Streams()
 
 
-def _format(out: Path, format: str | None) -> str:
-    if format is None:
-        return "pth" if out.suffix.lower() in PTH_SUFFIXES else "safetensors"
-    if format not in ("safetensors", "pth"):
-        raise ValueError(f"format must be 'safetensors' or 'pth', not {format!r}")
-    return format
+def output_format(out: str | Path, format: str | None = None, *, shards: bool = False) -> str:
+    """The format of an output, `safetensors` or `pth`: the one that is named, else the one that its name says.
+
+    Shards get `.safetensors` after whatever name is given. Raises `UnwritableOutput` (RK511) where nothing says it.
+
+    >>> output_format("model.safetensors"), output_format("model.PT"), output_format("model.v2", "pth")
+    ('safetensors', 'pth', 'pth')
+    """
+    if format is not None:
+        if format not in FORMATS:
+            raise ValueError(f"format must be 'safetensors' or 'pth', not {format!r}")
+        return format
+    out = Path(out)
+    suffix = out.suffix.lower()
+    if suffix in PTH_SUFFIXES:
+        return "pth"
+    # A folder in the place of the file is refused for being one.
+    if suffix == ".safetensors" or shards or os.path.isdir(out):  # noqa: PTH112 - any name may be asked
+        return "safetensors"
+    what = f"the suffix {out.suffix} names no format that is written" if suffix else "it has no suffix"
+    title = f"which format should {out.name} have? {what[0].upper()}{what[1:]}"
+    help = ("name the file .safetensors or .pth, or say --to-format safetensors or --to-format pth",)
+    raise unwritable("RK511", title, help=help)
 
 
 def _lay_out(
@@ -166,9 +188,10 @@ def rename_in_place(moves: Sequence[Move], reader: Reader, *, metadata: Mapping[
     path = source.path
     inplace.check_alone(path, source.sources[0])
     raw = inplace.header_for(moves, source, {"format": "pt", **(metadata or {})})
-    how, nbytes = inplace.replace_header(path, source, raw)
-    with undisturbed():
-        _check_renamed(path, moves)
+    with hold([path]):
+        how, nbytes = inplace.replace_header(path, source, raw)
+        with undisturbed():
+            _check_renamed(path, moves)
     return Written((path,), len(moves), nbytes, time.monotonic() - started, (how,))
 
 
@@ -229,7 +252,8 @@ def _same(move: Move, reader: Reader, written: Reader, tied: Mapping[str, str], 
     if name not in header or header[name] != move.spec:
         return False
     expected, found = even(target_chunks(move, reader, run), CHUNK), even(written.chunks(name), CHUNK)
-    return all(a == b for a, b in zip(expected, found, strict=True))
+    # Views are compared element by element, bytes at once.
+    return all(a.tobytes() == b.tobytes() for a, b in zip(expected, found, strict=True))
 
 
 __all__ = [
@@ -237,6 +261,7 @@ __all__ = [
     "Run",
     "Written",
     "execute",
+    "output_format",
     "recover",
     "rename_in_place",
     "stem",

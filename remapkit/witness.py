@@ -6,13 +6,12 @@ A witness names the digest of the rules it is for. Where the rules have changed 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remapkit.checkpoint.atomic import NewFile
-from remapkit.checkpoint.copying import write_all
+from remapkit.files.text import Opened, write_texts
 from remapkit.rules import RuleSet
 
 SUFFIX = ".witness.json"
@@ -51,7 +50,9 @@ def read_witness(rules: Path) -> ValueWitness | None:
         return None
 
 
-def write_witness(rules: RuleSet, verified: Mapping[str, Any], versions: Mapping[str, str]) -> Path:
+def write_witness(
+    rules: RuleSet, verified: Mapping[str, Any], versions: Mapping[str, str], sources: Iterable[Path | Opened] = ()
+) -> Path:
     """Add what was verified to the witness of a rule file; what other rules had been verified for is forgotten."""
     assert rules.file.path is not None
     old = read_witness(rules.file.path)
@@ -66,8 +67,6 @@ def write_witness(rules: RuleSet, verified: Mapping[str, Any], versions: Mapping
     }
     path = witness_path(rules.file.path)
     text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
-    with NewFile(path.resolve(), force=True) as new:
-        write_all(new.fd, memoryview(text.encode("utf-8")), 0)
-        new.flush()
-        new.rename()
+    # A witness is made anew each time: whoever asks to keep it asks for that.
+    write_texts({path: text}, force=True, sources=[rules.file.path, *sources])
     return path

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from remapkit.checkpoint.faults import cannot_write, sized, unwritable
+from remapkit.checkpoint.locks import LOCK_SUFFIX, is_named
 from remapkit.checkpoint.reader import SourceFile
 
 TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".remapkit-", ".tmp"
@@ -85,9 +86,10 @@ class NewFile:
     b'data'
     """
 
-    def __init__(self, target: Path, *, force: bool, kept: tuple[Path, int] | None = None) -> None:
+    def __init__(self, target: Path, *, force: bool, mode: int = 0o666, kept: tuple[Path, int] | None = None) -> None:
         self.target = target
         self._force = force
+        self._mode = mode
         self.complete = kept is not None
         if kept is not None:
             self.temporary, self.fd = kept
@@ -99,10 +101,10 @@ class NewFile:
             raise cannot_write(target, error) from error
 
     @classmethod
-    def resumed(cls, target: Path, fingerprint: str, size: int, *, force: bool) -> Self | None:
+    def resumed(cls, target: Path, fingerprint: str, size: int, *, force: bool, mode: int = 0o666) -> Self | None:
         """The file that a killed run with the same `fingerprint` completed, or None."""
         kept = _claim(_completed(target, fingerprint), size)
-        return None if kept is None else cls(target, force=force, kept=kept)
+        return None if kept is None else cls(target, force=force, mode=mode, kept=kept)
 
     def keep(self, fingerprint: str) -> None:
         """Mark the file, flushed, as complete: a run with this fingerprint takes it over if this one is killed."""
@@ -110,12 +112,7 @@ class NewFile:
             self.temporary = self.temporary.rename(_completed(self.target, fingerprint))
 
     def flush(self) -> None:
-        """Give the file its mode and wait until its bytes are on the disk."""
-        with contextlib.suppress(FileNotFoundError):
-            old = self.target.stat()
-            os.fchmod(self.fd, old.st_mode & 0o7777)
-            with contextlib.suppress(OSError):
-                os.fchown(self.fd, old.st_uid, old.st_gid)
+        """Wait until the file's bytes are on the disk."""
         os.fsync(self.fd)
 
     def commit(self) -> None:
@@ -125,7 +122,12 @@ class NewFile:
         sync_directory(self.target.parent)
 
     def rename(self) -> None:
-        """Give the file its name; raises `UnwritableOutput` (RK500) where another file took it meanwhile."""
+        """Give the file its mode, then its name; raises `UnwritableOutput` (RK500) where another took it meanwhile.
+
+        Only now: until here nobody but its owner may read it. Owner, mode and extended attributes are those of the
+        file that it replaces, else `mode` and the umask say who may read it.
+        """
+        _dress(self.fd, self.target, self._mode)
         if self._force:
             self.temporary.rename(self.target)
             return
@@ -152,7 +154,7 @@ def _create(target: Path) -> tuple[Path, int]:
         name = f"{TEMPORARY_PREFIX}{tag:08x}-{os.getpid()}-{number}{TEMPORARY_SUFFIX}"
         temporary = target.with_name(name)
         try:
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError:
             continue
         with contextlib.suppress(OSError):
@@ -162,6 +164,38 @@ def _create(target: Path) -> tuple[Path, int]:
             return temporary, fd
         os.close(fd)
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+
+
+def _dress(fd: int, target: Path, mode: int) -> None:
+    try:
+        old = target.stat()
+    except FileNotFoundError:
+        os.fchmod(fd, mode & ~_umask())
+        return
+    with contextlib.suppress(OSError):
+        os.fchown(fd, old.st_uid, old.st_gid)
+    os.fchmod(fd, old.st_mode & 0o7777)
+    # After the mode, which would change an access control list.
+    with contextlib.suppress(OSError, AttributeError):
+        for name in os.listxattr(target):
+            if name not in _OF_THE_BYTES:
+                with contextlib.suppress(OSError):
+                    os.setxattr(fd, name, os.getxattr(target, name))
+
+
+_OF_THE_BYTES = ("security.ima", "security.evm", "security.capability")
+"""Attributes that say something of the old bytes, and would be wrong of the new ones."""
+
+
+def _umask() -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    # The only other way to ask is to set it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _completed(target: Path, fingerprint: str) -> Path:
@@ -223,10 +257,10 @@ def _rename_noreplace(old: Path, new: Path) -> None:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove the temporary files of dead processes: those that nobody holds a lock on."""
+    """Remove the temporary files and the locks of dead processes: those that nobody holds a lock on."""
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
-            if entry.name.startswith(TEMPORARY_PREFIX) and entry.name.endswith(TEMPORARY_SUFFIX):
+            if entry.name.startswith(TEMPORARY_PREFIX) and entry.name.endswith((TEMPORARY_SUFFIX, LOCK_SUFFIX)):
                 _remove_if_dead(Path(entry.path))
 
 
@@ -235,7 +269,9 @@ def _remove_if_dead(path: Path) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+            # Between the open and the lock the name may have gone to a living process's file.
+            if is_named(fd, path):
+                path.unlink()
         finally:
             os.close(fd)
 

@@ -9,10 +9,12 @@ small, it is written anew.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
+import shlex
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -21,10 +23,11 @@ from pathlib import Path
 
 from remapkit.checkpoint.atomic import NewFile, journal_path, sync_directory, undisturbed
 from remapkit.checkpoint.copying import BLOCK, Copier, write_all
-from remapkit.checkpoint.faults import cannot_write, unwritable
+from remapkit.checkpoint.faults import cannot_write, printable, unwritable
+from remapkit.checkpoint.locks import hold, is_named
 from remapkit.checkpoint.reader import Reader, SourceFile, reason
 from remapkit.checkpoint.safetensors import MAX_HEADER, SafetensorsReader, header_json, padded_header
-from remapkit.diagnostic import UnwritableOutput
+from remapkit.diagnostic import Diagnostic, UnwritableOutput
 from remapkit.plan import Move
 
 REWRITE_BELOW = 1 << 20
@@ -105,7 +108,7 @@ def _rewrite(path: Path, source: SourceFile, data_start: int, raw: bytes) -> tup
 
 
 def _commit(new: NewFile, source: SourceFile) -> None:
-    if source.changed():
+    if source.changed() or not is_named(source.fd, new.target):
         raise unwritable("RK507", f"{new.target.name} changed while it was read; nothing was changed")
     with undisturbed():
         new.commit()
@@ -184,18 +187,20 @@ def _under_journal(fd: int, path: Path, journal: Journal) -> bool:
     _write_journal(path, journal)
     try:
         if journal.insert and not _fallocate(fd, _INSERT, journal.insert):
-            _drop_journal(path)
+            _drop_journal(path, "is as it was")
             return False
         write_all(fd, journal.new, 0)
         os.fsync(fd)
     except OSError as error:
         try:
             _put_back(fd, path, journal)
+        except JournalLeft:
+            raise
         except (OSError, UnwritableOutput):
             title = f"{path.name} is half renamed: {reason(error)}"
             raise unwritable("RK508", title, help=(f"restore it with `remapkit recover {path}`",)) from error
         raise
-    _drop_journal(path)
+    _drop_journal(path, "is renamed")
     return True
 
 
@@ -214,13 +219,30 @@ def _lock(fd: int, path: Path) -> None:
 
 
 def _write_journal(path: Path, journal: Journal) -> None:
-    with NewFile(journal_path(path), force=True) as new:
+    with NewFile(journal_path(path), force=True, mode=0o600) as new:
+        with contextlib.suppress(OSError):
+            owner = path.stat()
+            os.fchown(new.fd, owner.st_uid, owner.st_gid)
         write_all(new.fd, journal.pack(), 0)
         new.commit()
 
 
-def _drop_journal(path: Path) -> None:
-    journal_path(path).unlink()
+class JournalLeft(UnwritableOutput):
+    """The file is whole, and its journal cannot be removed."""
+
+
+def _drop_journal(path: Path, state: str) -> None:
+    """Remove the journal; raises `JournalLeft` (RK512), which says what the file is now: `state`."""
+    journal = journal_path(path)
+    try:
+        journal.unlink()
+    except OSError as error:
+        title = f"{path.name} {state}, but its journal cannot be removed: {reason(error)}"
+        notes = ("while the journal is there, nobody reads the file",)
+        help = [f"to keep the file as it is now, remove the journal: rm {shlex.quote(str(journal))}"]
+        if state == "is renamed":
+            help.append(f"to have the old names back: remapkit recover {shlex.quote(str(path))}")
+        raise JournalLeft(Diagnostic("RK512", printable(title), notes=notes, help=tuple(help))) from error
     sync_directory(path.parent)
 
 
@@ -252,6 +274,13 @@ def recover(path: Path) -> bool:
     rewritten just now.
     """
     path = Path(os.path.realpath(path))
+    if not os.path.lexists(journal_path(path)):
+        return False
+    with hold([path]):
+        return _recover(path)
+
+
+def _recover(path: Path) -> bool:
     try:
         raw = journal_path(path).read_bytes()
     except FileNotFoundError:
@@ -291,7 +320,7 @@ def _put_back(fd: int, path: Path, journal: Journal) -> None:
         os.fsync(fd)
     write_all(fd, journal.old, 0)
     os.fsync(fd)
-    _drop_journal(path)
+    _drop_journal(path, "is what it was before the rename")
 
 
 def safetensors_only(reader: Reader) -> SafetensorsReader:

@@ -12,7 +12,6 @@ from remapkit.checkpoint.faults import (
     MAX_DIGITS,
     MAX_DIMS,
     FileFault,
-    cannot_write,
     shown,
     sized,
     too_much,
@@ -142,15 +141,15 @@ def manifest_json(header: Mapping[str, TensorSpec]) -> str:
     return "{\n" + ",\n".join(lines) + ("\n}\n" if lines else "}\n")
 
 
-def write_manifest(header: Mapping[str, TensorSpec], path: str | Path) -> None:
+def write_manifest(header: Mapping[str, TensorSpec], path: str | Path, *, force: bool = False) -> None:
     """Write a header as a manifest; the same header gives the same bytes.
 
-    Raises `UnwritableOutput` (RK503, RK504) where the file cannot be written.
+    Raises `UnwritableOutput`: RK500 where the file exists and `force` is not set, RK503, RK504 and RK510 where it
+    cannot be written.
     """
-    try:
-        Path(path).write_text(manifest_json(header), encoding="utf-8")
-    except OSError as error:
-        raise cannot_write(Path(path), error) from error
+    from remapkit.files.text import write_texts
+
+    write_texts({Path(path): manifest_json(header)}, force=force)
 
 
 class ManifestReader(FileReader):

@@ -35,7 +35,7 @@ class SourceFile:
         found = os.fstat(self.fd)
         self.size = found.st_size
         self.device, self.inode = found.st_dev, found.st_ino
-        self.stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        self.stamp = _stamp(found)
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes at `offset`; fewer are an error, because the size was known."""
@@ -62,8 +62,9 @@ class SourceFile:
 
     def changed(self) -> bool:
         """Whether the file was written to since it was opened."""
-        found = os.fstat(self.fd)
-        return (found.st_size, found.st_mtime_ns) != self.stamp[2:]
+        now = _stamp(os.fstat(self.fd))
+        # A name given to the file or taken from it moves its time of change as well.
+        return now[:4] != self.stamp[:4] or (now[4] != self.stamp[4] and now[5] == self.stamp[5])
 
     def close(self) -> None:
         """Close the descriptor; a second call does nothing."""
@@ -73,6 +74,11 @@ class SourceFile:
 
     def __repr__(self) -> str:
         return f"SourceFile({str(self.path)!r}, {sized(self.size)})"
+
+
+def _stamp(found: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written to: a time of modification can be set back, one of change cannot."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_nlink
 
 
 def _open_regular(path: Path, name: str | None, dir_fd: int | None) -> int:

@@ -8,12 +8,20 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from remapkit.checkpoint.atomic import NewFile, check_space, check_targets, sync_directory, undisturbed
+from remapkit.checkpoint.atomic import (
+    NewFile,
+    check_space,
+    check_targets,
+    sync_directory,
+    undisturbed,
+)
 from remapkit.checkpoint.copying import Copier, ReadAhead, Writeback, expect_sequential, write_all
-from remapkit.checkpoint.faults import NO_SPACE, cannot_write, no_space, sized_part, unreadable
+from remapkit.checkpoint.faults import NO_SPACE, cannot_write, no_space, printable, sized_part, unreadable
 from remapkit.checkpoint.layout import Copy, FileLayout, Literal, Piece, Stream, fingerprint
-from remapkit.checkpoint.reader import CHUNK, Reader
-from remapkit.diagnostic import UnwritableOutput
+from remapkit.checkpoint.locks import hold
+from remapkit.checkpoint.reader import CHUNK, Reader, reason
+from remapkit.checkpoint.replaced import other_layouts, remove_replaced
+from remapkit.diagnostic import Diagnostic, FailedWrite, UnwritableOutput
 from remapkit.plan import Move
 
 Progress = Callable[[int, int], None]
@@ -61,8 +69,8 @@ class Small:
 class Writer:
     """One run: progress over all files, which ways the bytes went (`how`), and how many shards were `kept`.
 
-    A sharded output that was killed is resumed: every shard that it completed, from the same sources and for the
-    same plan, is taken over. What is being written has no name yet in either case.
+    A sharded output that was killed is resumed: every shard that it completed is compared with its sources, and taken
+    over where it holds what would be written. What is being written has no name yet in either case.
     """
 
     def __init__(
@@ -90,10 +98,13 @@ class Writer:
         Raises `UnwritableOutput` (RK5xx) or `UnreadableCheckpoint` (RK4xx), with nothing changed.
         """
         names = [layout.name for layout in self._layouts]
-        targets = check_targets([folder / name for name in names], self._reader.sources, force)
-        for source in self._reader.sources:
-            expect_sequential(source)
+        paths = [folder / name for name in names]
         with contextlib.ExitStack() as stack:
+            stack.enter_context(hold(paths))
+            targets = check_targets(paths, self._reader.sources, force)
+            replaced = other_layouts(folder, names, self._reader.sources, force)
+            for source in self._reader.sources:
+                expect_sequential(source)
             try:
                 files = self._open(stack, targets, force)
                 self._check_space(files)
@@ -104,9 +115,10 @@ class Writer:
                         inspect(new.temporary, layout)
                 with undisturbed():
                     _name_all(files, force)
+                    remove_replaced(replaced, paths[-1])
             except OSError as error:
                 raise self._failed(targets[0], error) from error
-        return tuple(folder / name for name in names)
+        return tuple(paths)
 
     def _open(self, stack: contextlib.ExitStack, targets: Sequence[Path], force: bool) -> list[NewFile]:
         """The files to write, those that a killed run completed first: opening a new one removes its leftovers."""
@@ -116,13 +128,44 @@ class Writer:
         kept: list[NewFile | None] = []
         for target, layout in zip(targets, self._layouts, strict=True):
             mark = self._marks.get(layout.name)
-            found = mark and NewFile.resumed(target, mark, layout.nbytes, force=force)
-            kept.append(stack.enter_context(found) if found else None)
+            found = NewFile.resumed(target, mark, layout.nbytes, force=force) if mark else None
+            kept.append(self._if_right(found, layout, stack))
         self.kept = sum(new is not None for new in kept)
         return [
             new or stack.enter_context(NewFile(target, force=force))
             for new, target in zip(kept, targets, strict=True)
         ]
+
+    def _if_right(self, found: NewFile | None, layout: FileLayout, stack: contextlib.ExitStack) -> NewFile | None:
+        """The file where it holds, byte for byte, what would be written now; else it is removed."""
+        if found is None:
+            return None
+        with contextlib.ExitStack() as own:
+            own.enter_context(found)
+            done = self.done
+            if not self._holds(found.fd, layout):
+                self.done = done
+                return None
+            stack.push(own.pop_all())
+        return found
+
+    def _holds(self, fd: int, layout: FileLayout) -> bool:
+        at = 0
+        for piece in layout.pieces:
+            for chunk in self._expected(piece):
+                # Views are compared element by element, bytes at once.
+                if os.pread(fd, len(chunk), at) != chunk.tobytes():
+                    return False
+                at += len(chunk)
+                self._advance(len(chunk))
+        return at == layout.nbytes
+
+    def _expected(self, piece: Piece) -> Iterator[memoryview]:
+        if isinstance(piece, Literal):
+            return iter((memoryview(piece.data),))
+        if isinstance(piece, Copy):
+            return piece.source.chunks(piece.offset, piece.nbytes)
+        return target_chunks(piece.move, self._reader, self._run)
 
     def _check_space(self, files: Sequence[NewFile]) -> None:
         """Shared blocks take no space, so a full filesystem may still hold another copy."""
@@ -152,7 +195,6 @@ class Writer:
 
     def _fill_all(self, files: Sequence[NewFile]) -> None:
         todo = [(new, layout) for new, layout in zip(files, self._layouts, strict=True) if not new.complete]
-        self._advance(self.total - sum(layout.nbytes for _, layout in todo))
         skipped = self.done
         copies = (
             (piece.source, piece.offset, piece.nbytes) if isinstance(piece, Copy) else (None, 0, piece.nbytes)
@@ -205,13 +247,9 @@ class Writer:
         return crc
 
     def _chunks(self, piece: Piece) -> Iterator[memoryview]:
-        if isinstance(piece, Literal):
-            return iter((memoryview(piece.data),))
-        if isinstance(piece, Copy):
-            self.how["loop"] = None
-            return piece.source.chunks(piece.offset, piece.nbytes)
-        self.how["gathered"] = None
-        return target_chunks(piece.move, self._reader, self._run)
+        if not isinstance(piece, Literal):
+            self.how["loop" if isinstance(piece, Copy) else "gathered"] = None
+        return self._expected(piece)
 
 
 def target_chunks(move: Move, reader: Reader, run: Run | None) -> Iterator[memoryview]:
@@ -225,23 +263,34 @@ def target_chunks(move: Move, reader: Reader, run: Run | None) -> Iterator[memor
 def _name_all(files: Sequence[NewFile], force: bool) -> None:
     """Give the files their names. An index goes first and comes last: between, nothing looks finished."""
     *shards, last = files
-    if shards and force:
-        last.target.unlink(missing_ok=True)
-        sync_directory(last.target.parent)
     named: list[NewFile] = []
+    had_index = last.target.exists()
     try:
+        if shards and force:
+            last.target.unlink(missing_ok=True)
+            sync_directory(last.target.parent)
         for shard in shards:
             shard.rename()
             named.append(shard)
         if shards:
             sync_directory(last.target.parent)
         last.rename()
-    except BaseException:
+    except BaseException as error:
         # Without `force` nothing was replaced, so what has its name already can be taken back.
         for shard in () if force else named:
             shard.target.unlink(missing_ok=True)
+        changed = named or had_index != last.target.exists()
+        if force and changed and isinstance(error, OSError):
+            raise _half_replaced(last.target, len(named), len(shards), error) from error
         raise
     sync_directory(last.target.parent)
+
+
+def _half_replaced(index: Path, named: int, of: int, error: OSError) -> FailedWrite:
+    title = f"{named} of {of} shards were replaced when the system refused: {reason(error)}"
+    notes = (f"{index.name} was removed first, so that nothing looks finished",)
+    help = ("once the cause is gone, run the same command again",)
+    return FailedWrite(Diagnostic("RK514", printable(title), notes=notes, help=help, place=str(index)))
 
 
 def _allow_open_files(more: int) -> None:

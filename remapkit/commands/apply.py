@@ -88,7 +88,7 @@ def _check_usage(args: Namespace) -> None:
         raise UsageError(Diagnostic("RK609", f"-o {args.output!r} names no file", help=help))
     given = [
         option
-        for option in ("output", "shard_size", "verify", "untie", "force")
+        for option in ("output", "to_format", "shard_size", "verify", "untie", "force")
         if args.in_place and getattr(args, option)
     ]
     if given:
@@ -101,6 +101,21 @@ def _check_usage(args: Namespace) -> None:
     elif args.output is not None and args.output.endswith(INDEX):
         title = f"{args.output} is the name of an index of shards"
         raise UsageError(Diagnostic("RK609", title, help=("say how large they are: --shard-size 5GB",)))
+    if args.output is not None:
+        _check_format(args)
+
+
+def _check_format(args: Namespace) -> None:
+    """Raise `UnwritableOutput` (RK511) where the name of the output says no format, or another than `--to-format`."""
+    from remapkit.checkpoint.faults import unwritable
+    from remapkit.execute import KNOWN_SUFFIXES, output_format
+
+    shards = args.shard_size is not None
+    format = output_format(args.output, args.to_format, shards=shards)
+    suffix = Path(args.output).suffix.lower()
+    if suffix in KNOWN_SUFFIXES and output_format(args.output) != format:
+        title = f"{args.output} is a name for {output_format(args.output)}, and --to-format says {format}"
+        raise unwritable("RK511", title, help=("leave out --to-format, or give the file another suffix",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +158,7 @@ def in_target_order(plan: Plan, target: StateDictSpec | None) -> tuple[Move, ...
     return tuple(sorted(plan.moves, key=lambda move: order.get(move.target, len(order))))
 
 
-def default_output(source: Path) -> Path:
+def default_output(source: Path, suffix: str = ".safetensors") -> Path:
     """`ckpt.pth` -> `ckpt.safetensors`; shards and folders have no such name, so one must be given."""
     if source.is_dir() or source.name.endswith(".index.json"):
         raise UsageError(
@@ -151,7 +166,7 @@ def default_output(source: Path) -> Path:
                 "RK609", f"where should the remapped shards of {source} go?", help=("name a file with -o OUT",)
             )
         )
-    return source.with_suffix(".safetensors")
+    return source.with_suffix(suffix)
 
 
 def provenance(rules: RuleSet, source: Path) -> dict[str, str]:
@@ -194,12 +209,14 @@ def _write(job: Job) -> Written:
     from remapkit.progress import progress
 
     args = job.args
-    output = Path(args.output) if args.output else default_output(Path(args.checkpoint))
+    format = args.to_format or ("safetensors" if args.output is None else None)
+    output = Path(args.output) if args.output else default_output(Path(args.checkpoint), f".{format}")
     with progress(f"writing {output.name}") as advance:
         return execute(
             job.moves,
             job.reader,
             output,
+            format=format,
             metadata=job.metadata,
             shard_size=None if args.shard_size is None else parse_size(args.shard_size),
             tied=job.plan.tied,

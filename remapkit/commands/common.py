@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remapkit.checkpoint import Reader, open_checkpoint
+from remapkit.checkpoint.reader import SourceFile
 from remapkit.diagnostic import Diagnostic, InvalidRules, Label, UnreadableCheckpoint, UsageError
 from remapkit.library import find_rules, load, packs
 from remapkit.prove import Level, Proof
@@ -155,3 +156,23 @@ def rule_paths(args: Namespace) -> list[Path]:
     if problems:
         raise UsageError(problems)
     return found or [pack.path for pack in packs()]
+
+
+def files_read(args: Namespace, *readers: Reader, but: Sequence[str]) -> list[Path | SourceFile]:
+    """The files that a command reads and may not write: whatever its arguments name, and the readers' own files.
+
+    `but` are the arguments that name what is written. An argument that is added later is covered too.
+    """
+    given = [value for name, value in vars(args).items() if name not in but]
+    words = [each for value in given for each in (value if isinstance(value, list) else [value])]
+    # `PREFIX=FILE` and `KEY=FILE` name files as well.
+    named = [part for word in words if isinstance(word, str) for part in (word, word.partition("=")[2])]
+    files = [Path(part) for part in named if os.path.isfile(part)]  # noqa: PTH113 - any text may be asked
+    return [*files, *(source for reader in readers for source in reader.sources)]
+
+
+def rules_read(rules: RuleSet) -> list[Path]:
+    """The files that a rule set comes from: its own, and the manifests that it declares."""
+    declared = [rules.file.source_keys]
+    found = [beside(rules, written.value) for written in declared if written is not None]
+    return found if rules.file.path is None else [rules.file.path, *found]

@@ -6,11 +6,12 @@ from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
-from remapkit.checkpoint import write_manifest
 from remapkit.checkpoint.faults import shown
-from remapkit.commands.common import open_source
+from remapkit.checkpoint.manifest import manifest_json
+from remapkit.commands.common import files_read, open_source
 from remapkit.diagnostic import counted
 from remapkit.families import families
+from remapkit.files.text import write_texts
 from remapkit.report import Outcome, Table, human_bytes
 
 
@@ -19,8 +20,9 @@ def run(args: Namespace) -> Outcome:
     with open_source(Path(args.checkpoint), args) as reader:
         header = reader.header()
         notes, format, root = reader.notes, reader.format, reader.root
-    if args.manifest:
-        write_manifest(header, Path(args.manifest))
+        read = files_read(args, reader, but=("manifest",))
+    if args.manifest is not None:
+        write_texts({Path(args.manifest): manifest_json(header)}, force=args.force, sources=read)
     dtypes = Counter(spec.dtype for spec in header.values())
     numel = sum(spec.numel for spec in header.values())
     if args.all:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from remapkit.checkpoint import Reader
 from remapkit.checkpoint.manifest import manifest_json
-from remapkit.commands.common import open_sides
-from remapkit.commands.new import write_texts
+from remapkit.commands.common import files_read, open_sides
 from remapkit.diagnostic import Diagnostic, Severity, UsageError, counted
 from remapkit.examples import Learned, learn
+from remapkit.files.text import write_texts
 from remapkit.pairing import Pairing, pair_by_value
 from remapkit.plan import named
 from remapkit.report import Outcome
@@ -27,6 +27,7 @@ def run(args: Namespace) -> Outcome:
     with ExitStack() as stack:
         a, b = open_sides(args, stack)
         source, target = a.header(), b.header()
+        read = files_read(args, a, b, but=("output",))
         pairing = _read_pairs(Path(args.pairs), source, target) if args.pairs else _by_value(a, b)
     references = (f"keys/{output.stem}.source.json", f"keys/{output.stem}.target.json") if output else (None, None)
     learned = learn(name, source, target, pairing, *references)
@@ -35,7 +36,8 @@ def run(args: Namespace) -> Outcome:
         return Outcome(data={"text": learned.text, **_data(learned)}, raw=learned.text, diagnostics=said)
     headers = {str(references[0]): source, str(references[1]): target}
     manifests = {output.parent / where: manifest_json(header) for where, header in headers.items()}
-    write_texts({**manifests, output: learned.text}, args.force)
+    texts = {**manifests, output: learned.text}
+    write_texts(texts, force=args.force, sources=read, folders=[output.parent / "keys"])
     return Outcome(
         data={"output": str(output), **_data(learned)},
         text=(

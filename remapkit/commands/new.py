@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
 
-from remapkit.checkpoint.atomic import NewFile, check_targets
-from remapkit.checkpoint.copying import write_all
-from remapkit.checkpoint.faults import cannot_write
 from remapkit.checkpoint.manifest import manifest_json
-from remapkit.commands.common import open_source
-from remapkit.diagnostic import Diagnostic, UnwritableOutput, UsageError
+from remapkit.commands.common import files_read, open_source
+from remapkit.diagnostic import Diagnostic, UsageError
+from remapkit.files.text import write_texts
 from remapkit.learn import new_rule_file
 from remapkit.report import Outcome
 from remapkit.spec import StateDictSpec
@@ -24,6 +21,7 @@ def run(args: Namespace) -> Outcome:
     output = None if args.output == "-" else Path(args.output or f"{args.name}.yaml")
     with open_source(Path(args.source), args) as reader:
         source, notes = reader.header(), reader.notes
+        read = files_read(args, reader, but=("output",))
     model = args.target if args.target is not None and _is_model(args.target) else None
     target = _target(args, model)
     manifest = _manifest(args, output)
@@ -32,7 +30,8 @@ def run(args: Namespace) -> Outcome:
         return Outcome(data={"text": text}, raw=text)
     # The manifest first: a rule file never names one that is not there.
     beside = {Path(manifest): manifest_json(source)} if manifest and manifest != args.source else {}
-    write_texts({**beside, output: text}, args.force)
+    keys = [Path(manifest).parent] if beside and manifest else []
+    write_texts({**beside, output: text}, force=args.force, sources=read, folders=keys)
     said = (f"wrote {manifest}: the keys, dtypes and shapes of {source.name}",) if manifest != args.source else ()
     return Outcome(
         data={"output": str(output), "manifest": manifest},
@@ -67,30 +66,6 @@ def _manifest(args: Namespace, output: Path | None) -> str | None:
     if args.source.endswith(".json") and not args.source.endswith(".index.json"):
         return str(args.source)
     return None if output is None else str(output.parent / "keys" / f"{args.name}.json")
-
-
-def write_texts(files: Mapping[Path, str], force: bool) -> None:
-    """Write some files, each whole or not at all; none where one of them exists and `force` is not set."""
-    taken = [path for path in files if path.exists()]
-    if taken and not force:
-        raise UnwritableOutput([Diagnostic("RK500", f"{path} exists (use --force)") for path in taken])
-    for folder in dict.fromkeys(path.parent for path in files if path.parent.name != "keys"):
-        if not folder.is_dir():
-            raise UnwritableOutput(Diagnostic("RK503", f"there is no directory {folder}", help=("make it first",)))
-    for path, content in files.items():
-        _write_text(path, content, force)
-
-
-def _write_text(path: Path, text: str, force: bool) -> None:
-    try:
-        if path.parent.name == "keys" and path.parent.parent.is_dir():
-            path.parent.mkdir(exist_ok=True)
-        (real,) = check_targets([path], (), force)
-        with NewFile(real, force=force) as new:
-            write_all(new.fd, text.encode("utf-8"), 0)
-            new.commit()
-    except OSError as error:
-        raise cannot_write(path, error) from error
 
 
 def _relative(path: str, output: Path | None) -> str:

@@ -10,7 +10,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remapkit.commands.common import known_source, load_rules, refuse_unproven
+from remapkit.commands.common import files_read, known_source, load_rules, refuse_unproven, rules_read
 from remapkit.diagnostic import Diagnostic, UsageError, counted
 from remapkit.library import read_config, resolve, version
 from remapkit.report import Outcome, Table
@@ -34,8 +34,9 @@ def run(args: Namespace) -> Outcome:
     problems = [problem for verdict in verdicts for problem in verdict.problems]
     text = [_sentence(rules, verdict) for verdict in verdicts]
     if args.write and not problems:
+        read = [*files_read(args, but=()), *rules_read(rules)]
         for verdict in verdicts:
-            path = write_witness(rules, verdict.data(), _versions())
+            path = write_witness(rules, verdict.data(), _versions(), read)
         text.append(f"wrote {path}")
     return Outcome(
         data={"rules": rules.name, "ok": not problems, "verified": [verdict.data() for verdict in verdicts]},

@@ -28,7 +28,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         *("rules", "prove", "invert"),
     ),
     ("plan", "gather", "casting", "check"),
-    ("checkpoint",),
+    ("checkpoint", "files"),
     ("execute", "compare", "loading", "meta", "running"),
     (
         "library",

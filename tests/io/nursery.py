@@ -5,6 +5,8 @@ Lines of JSON in, lines of JSON out. A command names the arguments of `remapkit`
 * `slow`: seconds to sleep at every step. A step is a system call that changes a file, before it and after it; copies
   and writes are cut into small pieces, so that a step falls within every one of them;
 * `die_at`: the number of the step at which the child kills itself;
+* `fail_at`: the number of the step at which the system refuses, with an input/output error;
+* `second`: the arguments of a second process, which runs from start to end while the first waits at step `pause_at`;
 * `fault`: a fault to plant, which the tests must find.
 
 The answer is `{"pid": ...}` at once, and `{"status": ..., "steps": ..., "out": ...}` when the child is gone.
@@ -13,6 +15,7 @@ The answer is `{"pid": ...}` at once, and `{"status": ..., "steps": ..., "out": 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -39,20 +42,34 @@ WATCHED = ("pwrite", "copy_file_range", "sendfile", "fsync", "rename", "link", "
 class Steps:
     """Counts the steps of a child where its parent can read them."""
 
-    def __init__(self, slow: float, die_at: int | None) -> None:
+    def __init__(
+        self,
+        slow: float = 0.0,
+        die_at: int | None = None,
+        fail_at: int | None = None,
+        pause_at: int | None = None,
+        pause: Callable[[], None] = lambda: None,
+    ) -> None:
         self._counter = mmap.mmap(-1, 8)
         self._slow = slow
         self._die_at = die_at
+        self._fail_at = fail_at
+        self._pause_at = pause_at
+        self._pause = pause
 
     @property
     def count(self) -> int:
         return int.from_bytes(self._counter[:8], "little")
 
-    def __call__(self) -> None:
+    def __call__(self, before: bool = True) -> None:
         count = self.count + 1
         self._counter[:8] = count.to_bytes(8, "little")
+        if count == self._pause_at:
+            self._pause()
         if count == self._die_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if count == self._fail_at and before:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         if self._slow:
             time.sleep(self._slow)
 
@@ -60,7 +77,7 @@ class Steps:
         def watched(*args: Any, **options: Any) -> Any:
             self()
             result = function(*args, **options)
-            self()
+            self(before=False)
             return result
 
         return watched
@@ -82,7 +99,7 @@ def watch(steps: Steps) -> None:
 
 
 def plant(fault: str) -> None:
-    from remapkit.checkpoint import atomic, inplace, writing
+    from remapkit.checkpoint import atomic, inplace, locks, writing
 
     if fault == "straight to the target":
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -109,7 +126,11 @@ def plant(fault: str) -> None:
     elif fault == "old index stays":
         writing._name_all = lambda files, force: [new.rename() for new in files]  # type: ignore[misc]
     elif fault == "resume trusts any shard":
-        writing.fingerprint = lambda layout, sources: "0" * 32
+        writing.Writer._holds = lambda self, fd, layout: True  # type: ignore[method-assign]
+    elif fault == "no lock":
+        locks._take = lambda path, target: None
+    elif fault == "other layouts stay":
+        writing.remove_replaced = lambda paths, new: None
     elif fault:
         raise ValueError(fault)
 
@@ -136,20 +157,47 @@ def serve() -> None:
         main(["lint", "wan22_pth"])  # whatever is made once is made before the children are
     for line in sys.stdin:
         command = json.loads(line)
-        steps = Steps(command.get("slow", 0.0), command.get("die_at"))
-        read, write = os.pipe()
-        pid = os.fork()
-        if not pid:
-            try:
-                child(command, steps, write)
-            finally:
-                os._exit(99)
-        os.close(write)
+        asked, ask = os.pipe()
+        told, tell = os.pipe()
+
+        def pause(ask: int = ask, told: int = told) -> None:
+            os.write(ask, b"?")
+            os.read(told, 1)
+
+        steps = Steps(*(command.get(name) for name in ("slow", "die_at", "fail_at", "pause_at")), pause)
+        pid, pipe = born(command, steps)
+        os.close(ask)
         print(json.dumps({"pid": pid}), flush=True)
-        with os.fdopen(read, "rb") as pipe:
-            said = pipe.read().decode()
-        _, status = os.waitpid(pid, 0)
-        print(json.dumps({"status": status, "steps": steps.count, "out": said}), flush=True)
+        second: dict[str, Any] = {}
+        # Nothing comes where the first ends before the step.
+        if command.get("second") and os.read(asked, 1):
+            another = {"arguments": command["second"], "fault": command.get("fault", "")}
+            second = {"second": ended(*born(another, Steps()))}
+            os.write(tell, b"!")
+        first = ended(pid, pipe)
+        for fd in (asked, told, tell):
+            os.close(fd)
+        print(json.dumps({**first, "steps": steps.count, **second}), flush=True)
+
+
+def born(command: dict[str, Any], steps: Steps) -> tuple[int, int]:
+    """A child that runs a command: its number, and where what it says can be read."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            child(command, steps, write)
+        finally:
+            os._exit(99)
+    os.close(write)
+    return pid, read
+
+
+def ended(pid: int, read: int) -> dict[str, Any]:
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read().decode()
+    _, status = os.waitpid(pid, 0)
+    return {"status": status, "out": said}
 
 
 # ------------------------------------------------------------------------------------------------ in the tests
@@ -182,6 +230,8 @@ class Nursery:
         found["seconds"] = time.monotonic() - started
         found["killed"] = os.WIFSIGNALED(found["status"])
         found["code"] = None if found["killed"] else os.WEXITSTATUS(found["status"])
+        if "second" in found:
+            found["second"]["code"] = os.WEXITSTATUS(found["second"]["status"])
         assert found["code"] != 99, "the child failed"
         return found
 

@@ -294,7 +294,7 @@ def test_nothing_on_these_paths_imports_torch_or_numpy(source: Path, tmp_path: P
     for arguments in (
         ["--help"],
         ["apply", path, source, "-o", f"{out}.safetensors", "--verify"],
-        ["apply", path, source, "-o", f"{out}.safetensors", "--shard-size", "30kB"],
+        ["apply", path, source, "-o", f"{out}3.safetensors", "--shard-size", "30kB"],
         ["apply", path, source, "-o", f"{out}.pth"],
         ["apply", path, f"{out}.pth", "-o", f"{out}2.safetensors"],
         ["apply", path, source, "--in-place"],

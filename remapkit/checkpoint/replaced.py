@@ -1,0 +1,78 @@
+"""What an output replaces besides the files of its own names: the same checkpoint in another layout.
+
+`model.safetensors` and `model.safetensors.index.json` with its shards are one checkpoint, and so are shards of
+another count. Side by side, readers would take whichever they look for first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from remapkit.checkpoint.atomic import sync_directory
+from remapkit.checkpoint.faults import printable, unwritable
+from remapkit.checkpoint.locks import output_name
+from remapkit.checkpoint.reader import SourceFile, reason
+from remapkit.diagnostic import Diagnostic, FailedWrite
+
+INDEX = ".index.json"
+
+
+def other_layouts(folder: Path, names: Sequence[str], sources: Sequence[SourceFile], force: bool) -> list[Path]:
+    """The files in `folder` that are one output with `names` and not among them: indexes first.
+
+    Raises `UnwritableOutput`: RK501 where one of them is a source, RK500 where there are any and `force` is not set.
+    """
+    found = _found(folder, names)
+    read = {(source.device, source.inode) for source in sources}
+    for path in found:
+        if _identity(path) in read:
+            title = f"{folder / names[-1]} is another layout of its own source {path.name}"
+            help = ("write under another name, or into another folder",)
+            raise unwritable("RK501", title, help=help)
+    if found and not force:
+        more = f" and {len(found) - 1} more of its files exist" if len(found) > 1 else " exists"
+        notes = (f"{names[-1]} is the same checkpoint in another layout; --force replaces it",)
+        raise unwritable("RK500", f"{found[0]}{more} (use --force)", notes=notes)
+    return found
+
+
+def _found(folder: Path, names: Sequence[str]) -> list[Path]:
+    own = set(names)
+    output = output_name(names[-1])
+    try:
+        beside = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
+    found = [name for name in beside if name not in own and output_name(name) == output]
+    return [folder / name for name in sorted(found, key=lambda name: not name.endswith(INDEX))]
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def remove_replaced(paths: Sequence[Path], new: Path) -> None:
+    """Remove the old layout, now that the new one has its name.
+
+    A link goes, not what it leads to. Raises `FailedWrite` (RK513) with every file that could not be removed.
+    """
+    left = []
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            left.append((path, reason(error)))
+    if paths:
+        sync_directory(new.parent)
+    if left:
+        title = (
+            f"{new} is written, but {left[0][0].name} of the layout that it replaces cannot be removed: {left[0][1]}"
+        )
+        names = ", ".join(str(path) for path, _ in left)
+        help = (f"remove it, since readers may take it for the checkpoint: {names}",)
+        raise FailedWrite(Diagnostic("RK513", printable(title), help=help))

@@ -1,0 +1,1 @@
+"""What has to do with files and not with checkpoints: small texts."""

@@ -1,0 +1,170 @@
+"""Small texts (rule files, manifests, witnesses): every command that writes one writes it here."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from remapkit.checkpoint.atomic import (
+    TEMPORARY_PREFIX,
+    TEMPORARY_SUFFIX,
+    NewFile,
+    check_targets,
+    sync_directory,
+    undisturbed,
+)
+from remapkit.checkpoint.copying import write_all
+from remapkit.checkpoint.faults import cannot_write, printable, unwritable
+from remapkit.checkpoint.locks import hold
+from remapkit.diagnostic import Diagnostic, UnwritableOutput
+
+
+class Opened(Protocol):
+    """A file that is held open for reading, known by device and inode."""
+
+    device: int
+    inode: int
+
+
+def write_texts(
+    files: Mapping[Path, str],
+    *,
+    force: bool,
+    sources: Iterable[Path | Opened] = (),
+    folders: Sequence[Path] = (),
+) -> None:
+    """Write some texts, in this order: all of them or none, each whole or not at all.
+
+    `sources` are the files that the command reads: none of them is ever written, whatever it is called here. A
+    symbolic link stays a link, and the file behind it is replaced; a replaced file keeps its mode. `folders` are made
+    where they are missing. Raises `UnwritableOutput` with nothing changed: RK500 where files exist and `force` is not
+    set, RK501 where one is a source, RK503 and RK504 where one cannot be written, RK510 where another process writes
+    it.
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "keys.json")
+    >>> write_texts({path: "{}"}, force=False)
+    >>> path.read_text()
+    '{}'
+    """
+    _check_names(files)
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(_made(folder))
+        stack.enter_context(hold(files))
+        _check(files, force, sources)
+        targets = check_targets(list(files), (), force)
+        try:
+            new = [stack.enter_context(NewFile(target, force=force)) for target in targets]
+            for each, text in zip(new, files.values(), strict=True):
+                write_all(each.fd, text.encode("utf-8"), 0)
+                each.flush()
+            with undisturbed():
+                _name_all(new)
+        except OSError as error:
+            raise cannot_write(targets[0], error) from error
+
+
+def _check_names(files: Mapping[Path, str]) -> None:
+    real: dict[str, Path] = {}
+    for path in files:
+        if path.name in ("", "-"):
+            raise unwritable("RK503", f"{str(path)!r} names no file", help=("name a file",))
+        other = real.setdefault(os.path.realpath(path), path)
+        if other is not path:
+            raise unwritable("RK503", f"{other} and {path} are one file", help=("name another file",))
+
+
+def _check(files: Mapping[Path, str], force: bool, sources: Iterable[Path | Opened]) -> None:
+    """Raise for every file that is a source, and for every one that exists where `force` is not set."""
+    read = set(_identities(sources))
+    problems = []
+    for path in files:
+        try:
+            found = path.stat()
+        except OSError:
+            continue
+        if (found.st_dev, found.st_ino) in read:
+            title = f"{path} is read by this command: it is not written"
+            problems.append(Diagnostic("RK501", printable(title), help=("name another file",)))
+        elif not force and not stat.S_ISDIR(found.st_mode):
+            problems.append(Diagnostic("RK500", printable(f"{path} exists (use --force)")))
+    if problems:
+        raise UnwritableOutput(problems)
+
+
+def _identities(sources: Iterable[Path | Opened]) -> Iterator[tuple[int, int]]:
+    for source in sources:
+        if not isinstance(source, Path):
+            yield source.device, source.inode
+            continue
+        with contextlib.suppress(OSError):
+            found = source.stat()
+            yield found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder, made where it is missing; removed again where the block fails and nothing is in it."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        yield
+        return
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+def _name_all(files: Sequence[NewFile]) -> None:
+    """Give the files their names; where one of them fails, those before it get their old content back."""
+    with contextlib.ExitStack() as kept, contextlib.ExitStack() as undo:
+        for new in files:
+            old = _second_name(new.target, kept)
+            existed = new.target.exists()
+            new.rename()
+            undo.callback(_put_back, new.target, old, existed)
+        undo.pop_all()
+        for folder in dict.fromkeys(new.target.parent for new in files):
+            sync_directory(folder)
+
+
+def _second_name(target: Path, stack: contextlib.ExitStack) -> Path | None:
+    """Another name of a file, for as long as the stack is open: None where there is no file, or no way to that."""
+    second = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY_SUFFIX}")
+    try:
+        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    stack.callback(os.close, fd)
+    try:
+        # Locked, so that nobody takes the second name for a dead process's.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.link(target, second)
+    except OSError:
+        return None
+    stack.callback(_remove, second)
+    return second
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _put_back(target: Path, old: Path | None, existed: bool) -> None:
+    with contextlib.suppress(OSError):
+        if old is not None:
+            old.replace(target)
+        elif not existed:
+            target.unlink(missing_ok=True)
