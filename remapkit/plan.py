@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from remapkit.diagnostic import Diagnostic, FailedCheck, Label, Severity, counted, listed
 from remapkit.ops.kinds import Op
 from remapkit.source import Span
-from remapkit.spec import StateDictSpec, TensorSpec, name_problem
+from remapkit.spec import DTYPE_BITS, StateDictSpec, TensorSpec, name_problem
 
 if TYPE_CHECKING:
     from remapkit.check import Check
@@ -159,6 +159,7 @@ def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) 
     problems = [
         *_no_tensors(source),
         *_impossible(source, moves),
+        *_below_a_byte(source, moves),
         *_unmatched(rules, source, unmatched),
         *_ambiguous(source, matches),
         *gathered.problems,
@@ -241,6 +242,30 @@ def _impossible(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic
             f"{counted(len(found), 'target')} cannot be the name of a tensor",
             notes=(named(listed),),
             help=("correct the template, or name the source keys under `drop:`",),
+            place=source.name,
+            values={"targets": list(found)},
+        )
+    ]
+
+
+def _below_a_byte(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
+    """Operations on elements that share bytes with their neighbours: where one begins depends on its place."""
+    found = {
+        move.target: spec.dtype
+        for move in moves
+        if move.ops
+        for fqn in move.sources
+        if (spec := source.tensors.get(fqn)) is not None and DTYPE_BITS[spec.dtype] % 8
+    }
+    if not found:
+        return []
+    names = ", ".join(sorted(set(found.values())))
+    return [
+        Diagnostic(
+            "RK425",
+            f"{counted(len(found), 'target')} would be computed from {names}, whose elements take no whole bytes",
+            notes=(named(list(found)),),
+            help=("rename such tensors, or convert them to a wider dtype first",),
             place=source.name,
             values={"targets": list(found)},
         )

@@ -38,7 +38,7 @@ def names_it(rule: Rule, fqn: str) -> bool:
 
 
 def sort_out(rules: RuleSet, header: StateDictSpec) -> tuple[StateDictSpec, dict[str, Move]]:
-    """The header with the recorded names that a rule names as keys, and where rules that take anything lead the rest."""
+    """The header with the recorded names that a rule names as keys; where rules that take anything lead others."""
     taken: list[str] = []
     led: dict[str, Move] = {}
     for fqn, kept in header.recorded.items():
@@ -70,7 +70,7 @@ def with_data(moves: Iterable[Move], recorded: Mapping[str, str]) -> list[Move]:
 
 
 def records(plan: Plan) -> dict[str, str]:
-    """The names that stay records, in new names: `other -> kept`; those whose tensor is left behind are not among them."""
+    """The names that stay records, in new names: `other -> kept`. A name whose tensor is left behind is not there."""
     if not plan.recorded:
         return {}
     kept: dict[object, str] = {}
@@ -114,7 +114,7 @@ def only_recorded(source: StateDictSpec) -> list[Diagnostic]:
         return []
     one = len(source.recorded) == 1
     title = (
-        f"{counted(len(source.recorded), 'name')} {'is' if one else 'are'} only recorded as another name of a tensor: "
+        f"{counted(len(source.recorded), 'name')} {'is' if one else 'are'} only recorded as a name of a tensor: "
         f"{'it stays a record' if one else 'they stay records'}"
     )
     return [

@@ -59,7 +59,8 @@ def check_alone(path: Path, source: SourceFile) -> None:
         target = os.path.realpath(path)
         help = ("name that file, if it is the one to change",)
         raise unwritable("RK507", f"{path} is a link to {target}", help=help)
-    links = os.fstat(source.fd).st_nlink
+    with source.held() as fd:
+        links = os.fstat(fd).st_nlink
     if links > 1:
         raise _refused(f"{path.name} has {links} hard links; --in-place would change them all")
 

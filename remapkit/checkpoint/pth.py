@@ -195,7 +195,8 @@ class PthReader(FileReader):
 
 def _map(source: SourceFile) -> mmap.mmap:
     try:
-        return mmap.mmap(source.fd, 0, access=mmap.ACCESS_READ)
+        with source.held() as fd:
+            return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         words = reason(error) if isinstance(error, OSError) else str(error)
         raise FileFault("RK400", f"cannot map the file into memory: {words}") from error

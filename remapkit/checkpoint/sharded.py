@@ -154,7 +154,7 @@ def _open_shard(path: Path, file: str, folder: int, options: Options) -> Shard:
     from remapkit.checkpoint.opening import open_tensors
 
     target = None if options.follow_links else _target(path, file)
-    source = SourceFile(path, name=file, dir_fd=folder)
+    source = SourceFile(path, name=file, dir_fd=folder, lasting=False)
     try:
         if target is not None and not _is_file(source, target):
             raise FileFault("RK407", f"shard {shown(file)!r} is a link that changed while it was followed")
@@ -230,7 +230,7 @@ def _wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator[Diag
     """A note where the index says another size than its shards have; several writers count tied weights otherwise."""
     metadata = value.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    if type(total) in (int, float) and total != header.nbytes:
+    if isinstance(total, int | float) and total != header.nbytes:
         said = sized(int(total)) if 0 <= total < 1 << 63 else shown(str(total), 40)
         title = f"the index says {said} of tensors, its shards hold {sized(header.nbytes)}"
         if said == sized(header.nbytes):

@@ -82,7 +82,7 @@ def _bytes(nbytes: int) -> str:
 Read = Callable[[int, int], bytes | memoryview]
 """`length` bytes at an offset of a storage."""
 _STRIPE = 64 << 20
-"""Bytes of a target that are made at once where its dimensions are in another order: each touches its whole storage."""
+"""Bytes of a target that are made at once where its dimensions are in another order: each takes its whole storage."""
 _NEAR = 1 << 18
 """Elements within so many bytes are read in one go, whatever lies between them."""
 _DENSE = 16 << 20

@@ -1,8 +1,8 @@
 """What readers say of files that are not what they look like, and which roots a message proposes.
 
-Kinds covered: content that contradicts the name and polyglots (D7), one mapping under several names, several mappings,
-and what a trainer keeps beside the model (D9), writing what cannot be read back (D19), tensors without elements, wrong
-totals, variants of an index, whole modules, messages of a server (D20), absurdly long names (D22).
+Kinds covered: content that contradicts the name and polyglots, one mapping under several names, several mappings, and
+what a trainer keeps beside the model, writing what cannot be read back, tensors without elements, wrong totals,
+variants of an index, whole modules, messages of a server, absurdly long names.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def weights(value: float = 1.0) -> dict[str, torch.Tensor]:
     return {"w": torch.full((2, 3), value), "b": torch.full((3,), value)}
 
 
-# ------------------------------------------------------------------------------------------------- D7
+# -------------------------------------------------------------------------------------------------
 
 
 def test_D7_what_safetensors_sees_is_what_is_read(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_D7_a_pickle_named_safetensors_is_said(zipped: bool, tmp_path: Path) -> 
     assert notes(tmp_path / "ok.pth") == []
 
 
-# ------------------------------------------------------------------------------------------------- D9
+# -------------------------------------------------------------------------------------------------
 
 
 def test_D9_one_mapping_under_two_names_is_found_by_both(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_D9_where_nothing_looks_like_a_model_none_is_proposed(tmp_path: Path) ->
     assert "--root ." not in " ".join(refusal(tmp_path / "m.pth").help).replace("--root A.B", "")
 
 
-# ---------------------------------------------------------------------------------------- D19, D20, D22
+# ----------------------------------------------------------------------------------------
 
 
 def test_D19_what_is_written_can_be_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +219,7 @@ def test_D20_tensors_without_elements(tmp_path: Path) -> None:
     assert note == "RK422 3 tensors of 3 have no elements"
 
 
-@pytest.mark.parametrize(("total", "said"), [(40, 0), (39, 1), (0, 1), (10**30, 1), ("40", 0), (None, 0)])
+@pytest.mark.parametrize(("total", "said"), [(40, 0), (39, 1), (0, 1), (10**18, 1), ("40", 0), (None, 0)])
 def test_D20_the_total_of_an_index(total: Any, said: int, tmp_path: Path) -> None:
     save_file({"a": torch.zeros(10)}, tmp_path / "m-00001-of-00001.safetensors")
     index = tmp_path / "m.safetensors.index.json"

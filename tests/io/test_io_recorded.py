@@ -1,6 +1,6 @@
 """Names that a safetensors file only records as tied: keys where somebody asks for them, records where nobody does.
 
-Kinds covered: every command and function that reads a header (A33), and metadata that only looks like a record (D6).
+Kinds covered: every command and function that reads a header, and metadata that only looks like a record.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Tied(torch.nn.Module):
         getattr(self, head).weight = getattr(self, embed).weight
 
 
-# ------------------------------------------------------------------------------------------ A33: keys like any other
+# ------------------------------------------------------------------------------------------ keys like any other
 
 
 def test_A33_plan_and_check(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_A33_a_target_that_only_records_a_name(tmp_path: Path, capsys: pytest.Ca
     capsys.readouterr()
 
 
-# ----------------------------------------------------------------------------------- D6: metadata that looks like it
+# ----------------------------------------------------------------------------------- metadata that looks like it
 
 
 @pytest.mark.parametrize(
