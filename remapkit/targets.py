@@ -74,7 +74,7 @@ def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
             )
         try:
             parsed[key] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             parsed[key] = value
     return parsed
 

@@ -311,8 +311,9 @@ def test_the_four_rules_that_forget_where_the_resample_stands() -> None:
     assert repaired.inverse().prove().level is Level.ALL
 
 
-def test_one_rule_for_both_sides_is_told_what_the_index_is_on_each() -> None:
-    text = PACKS["wan22_pth"].replace("{keys: keys/", f"{{keys: {ROOT}/rules/keys/")
+def test_one_rule_for_both_sides_is_told_what_the_index_is_on_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT / "rules")
+    text = PACKS["wan22_pth"]
     begin, end = text.index("  - id: encoder.downsampler"), text.index("keep:")
     both = """  - id: resample
     path: '{side:encoder|decoder}.{way}.{i:int}.{again}.{block:int}.{p:resample|time_conv}.{rest:**}'
