@@ -41,7 +41,8 @@ def with_dtype(plan: Plan, dtype: str) -> Plan:
         problems.append(Diagnostic("RK346", title, (), (help,), (named(small),), values={"names": small}))
     said = [each for each in plan.warnings if each.code != "RK345"]
     notes = losses(moves, plan.source)
-    return replace(plan, moves=moves, problems=tuple(problems), warnings=(*said, *notes))
+    recorded = {fqn: _cast(move, new) for fqn, move in plan.recorded.items()}
+    return replace(plan, moves=moves, problems=tuple(problems), warnings=(*said, *notes), recorded=recorded)
 
 
 def _cast(move: Move, new: str) -> Move:

@@ -102,7 +102,10 @@ def make_check(plan: Plan, target: StateDictSpec, *, strict_dtype: bool = False)
     >>> check.missing_keys, check.unexpected_keys
     (('c',), ('b',))
     """
+    plan = plan.asked(target)
     brought = {move.target: move for move in plan.moves}
+    # What the target only records counts where it is brought, and is never missing.
+    target = target.with_recorded(fqn for fqn in target.recorded if fqn in brought)
     tied = _ties(target, brought)
     shapes, dtypes = _mismatches(brought, target)
     return Check(

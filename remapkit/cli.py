@@ -228,6 +228,11 @@ def _add_reading_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="accept tensors that repeat a small storage into very much data (stride 0)",
     )
+    parser.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="read shards that are links out of the checkpoint's folder (those of a download cache are read anyway)",
+    )
 
 
 def _add_undecided(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remapkit.diagnostic import Diagnostic, InvalidRules, Severity, UsageError
+from remapkit.diagnostic import Diagnostic, InvalidRules, Severity, UnreadableCheckpoint, UsageError
 from remapkit.guest import guest
 
 if TYPE_CHECKING:
@@ -187,15 +186,22 @@ def read_config(config: str | Path | Mapping[str, Any] | None) -> Mapping[str, A
     if config is None or isinstance(config, Mapping):
         return config
     path = Path(config)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(Diagnostic("RK611", f"cannot read {path}: {error.strerror}")) from None
-    except ValueError as error:
-        raise UsageError(Diagnostic("RK611", f"{path} is not JSON: {error}")) from None
+    found = read_object(path)
     if not isinstance(found, dict):
         raise UsageError(Diagnostic("RK611", f"{path} holds a {type(found).__name__}, not a JSON object"))
     return found
+
+
+def read_object(path: Path) -> Any:
+    """The value of a small JSON file that the user named; raises `UsageError` (RK611)."""
+    from remapkit.checkpoint.strictjson import read_small_json
+
+    try:
+        return read_small_json(path)
+    except UnreadableCheckpoint as error:
+        (one,) = error.diagnostics
+        words = one.title if str(path) in one.title else f"{path}: {one.title}"
+        raise UsageError(Diagnostic("RK611", words, help=one.help)) from None
 
 
 def resolve(reference: str) -> Callable[..., Any]:

@@ -25,6 +25,7 @@ _PIECE = 1 << 20
 class Pairing:
     """What values say: `pairs` for certain; `alike` are keys of A with all the keys of B that hold the same bytes.
 
+    `recorded_a` and `recorded_b` are names that the side only records as tied, and that count as keys of it.
     `alike` holds constants too, even where there is one on each side; `numbers` are those of a single number that
     has all its digits (0.0371.., and not 0 or 1).
     Where the pairs were written by hand, and `by_value` is not set, nothing
@@ -35,6 +36,8 @@ class Pairing:
     alike: Mapping[str, tuple[str, ...]]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+    recorded_a: tuple[str, ...] = ()
+    recorded_b: tuple[str, ...] = ()
     numbers: frozenset[str] = frozenset()
     by_value: bool = True
 
@@ -58,19 +61,25 @@ def pair_by_value(a: Values, b: Values) -> Pairing:
     `UnreadableCheckpoint` where data is missing (a manifest has none).
     """
     in_a, in_b = _by_content(a), _by_content(b)
+    recorded_a, recorded_b = _with_recorded(in_a, in_b, a.header(), b.header())
     pairs: dict[str, str] = {}
     alike: dict[str, tuple[str, ...]] = {}
     for content, fqns in in_a.items():
         others = in_b.get(content, [])
         if len(fqns) == len(others) == 1 and not content.is_constant:
             pairs[fqns[0]] = others[0]
+        elif len(fqns) == len(others) == 2 and fqns[1] in recorded_a and others[1] in recorded_b:
+            # One tensor under two names on both sides, and both say which of them holds it.
+            pairs |= zip(fqns, others, strict=True)
         elif others:
             alike.update(dict.fromkeys(fqns, tuple(others)))
     return Pairing(
-        {fqn: pairs[fqn] for fqn in a.header() if fqn in pairs},
-        {fqn: alike[fqn] for fqn in a.header() if fqn in alike},
+        {fqn: pairs[fqn] for fqn in (*a.header(), *recorded_a) if fqn in pairs},
+        {fqn: alike[fqn] for fqn in (*a.header(), *recorded_a) if fqn in alike},
         tuple(fqn for content, fqns in in_a.items() if content not in in_b for fqn in fqns),
         tuple(fqn for content, fqns in in_b.items() if content not in in_a for fqn in fqns),
+        recorded_a,
+        recorded_b,
         frozenset(fqn for content, fqns in in_a.items() if content.is_number for fqn in fqns if fqn in alike),
     )
 
@@ -85,6 +94,31 @@ class _Content(NamedTuple):
     digest: bytes
     is_constant: bool
     is_number: bool
+
+
+def _with_recorded(
+    in_a: Mapping[_Content, list[str]], in_b: Mapping[_Content, list[str]], a: StateDictSpec, b: StateDictSpec
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Add the recorded names of both sides where the other side has more names of that tensor than this one.
+
+    A record alone is no evidence: the metadata holds pairs of any meaning. What both sides record alike says nothing.
+    """
+    candidates = [
+        {fqn: kept for fqn, kept in one.recorded.items() if fqn not in other.recorded}
+        for one, other in ((a, b), (b, a))
+    ]
+    added: tuple[list[str], list[str]] = ([], [])
+    for content in in_a.keys() & in_b.keys():
+        sides = [in_a[content], in_b[content]]
+        names = [
+            [fqn for fqn, kept in each.items() if kept in side] for each, side in zip(candidates, sides, strict=True)
+        ]
+        real = [len(side) for side in sides]
+        for here, there in ((0, 1), (1, 0)):
+            if real[there] + len(names[there]) > real[here]:
+                sides[here] += names[here]
+                added[here].extend(names[here])
+    return tuple(added[0]), tuple(added[1])
 
 
 def _by_content(values: Values) -> Mapping[_Content, list[str]]:

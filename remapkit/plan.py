@@ -7,14 +7,14 @@ problems are collected before any is shown.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from remapkit.diagnostic import Diagnostic, FailedCheck, Label, Severity, counted, listed, one_line
 from remapkit.ops.kinds import Op
 from remapkit.source import Span
-from remapkit.spec import StateDictSpec, TensorSpec, name_problem
+from remapkit.spec import DTYPE_BITS, StateDictSpec, TensorSpec, name_problem
 
 if TYPE_CHECKING:
     from remapkit.check import Check
@@ -68,7 +68,9 @@ class Plan:
     """Every move for one header, in the header's order, with what was dropped and what is wrong.
 
     `problems` are errors: a plan that has any is never executed. `warnings` ask for a look: rules and table entries
-    that nothing used. `tied` holds the groups of targets whose sources share one storage.
+    that nothing used. `tied` holds the groups of targets whose sources share one storage. `recorded` are the moves of
+    names that a safetensors file only records as tied and that no rule names, by those names: they are made where a
+    target asks for them (`asked`).
 
     >>> import remapkit
     >>> plan = remapkit.load("wan22_pth").plan({"conv1.weight": remapkit.TensorSpec("F32", (96, 96, 1, 1, 1))})
@@ -83,6 +85,7 @@ class Plan:
     problems: tuple[Diagnostic, ...] = ()
     warnings: tuple[Diagnostic, ...] = ()
     tied: tuple[tuple[str, ...], ...] = ()
+    recorded: Mapping[str, Move] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -93,7 +96,19 @@ class Plan:
     def target(self) -> StateDictSpec:
         """The header that the moves produce."""
         tensors = {move.target: move.spec for move in self.moves}
-        return StateDictSpec(tensors, tied=self.tied, metadata=self.source.metadata, name=self.name)
+        return StateDictSpec(tensors, self.tied, self.source.metadata, self.name, self.records())
+
+    def asked(self, names: Container[str]) -> Plan:
+        """The plan with the recorded names that a target has as moves of their own; `names` are the target's."""
+        from remapkit.recorded import asked
+
+        return asked(self, names)
+
+    def records(self) -> dict[str, str]:
+        """The names that stay records, in new names: `other -> kept`."""
+        from remapkit.recorded import records
+
+        return records(self)
 
     @property
     def renamed(self) -> int:
@@ -135,13 +150,16 @@ class Plan:
 def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) -> Plan:
     """The plan of `rules` for one header; never raises for what the header holds, but collects it in `problems`."""
     from remapkit.casting import losses
+    from remapkit.recorded import only_recorded, sort_out, with_data
 
-    source = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
+    whole = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
+    source, led = sort_out(rules, whole) if whole.recorded else (whole, {})
     matches = {fqn: rules.match(fqn) for fqn in source}
     moves, dropped, unmatched, gathered = _decide(rules, source, matches)
     problems = [
         *_no_tensors(source),
         *_impossible(source, moves),
+        *_below_a_byte(source, moves),
         *_unmatched(rules, source, unmatched),
         *_ambiguous(source, matches),
         *gathered.problems,
@@ -152,15 +170,17 @@ def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) 
     return Plan(
         name=rules.name,
         source=source,
-        moves=tuple(moves),
+        moves=tuple(with_data(moves, whole.recorded) if whole.recorded else moves),
         dropped=tuple(dropped),
         problems=tuple(problems),
         warnings=(
             (*_unused_rules(rules, used), *_unused_entries(rules, used, entries), *losses(moves, source))
             if source
             else ()
-        ),
+        )
+        + tuple(only_recorded(source)),
         tied=(*_tied_targets(source, moves), *gathered.tied),
+        recorded=led,
     )
 
 
@@ -222,6 +242,30 @@ def _impossible(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic
             f"{counted(len(found), 'target')} cannot be the name of a tensor",
             notes=(named(listed),),
             help=("correct the template, or name the source keys under `drop:`",),
+            place=source.name,
+            values={"targets": list(found)},
+        )
+    ]
+
+
+def _below_a_byte(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
+    """Operations on elements that share bytes with their neighbours: where one begins depends on its place."""
+    found = {
+        move.target: spec.dtype
+        for move in moves
+        if move.ops
+        for fqn in move.sources
+        if (spec := source.tensors.get(fqn)) is not None and DTYPE_BITS[spec.dtype] % 8
+    }
+    if not found:
+        return []
+    names = ", ".join(sorted(set(found.values())))
+    return [
+        Diagnostic(
+            "RK425",
+            f"{counted(len(found), 'target')} would be computed from {names}, whose elements take no whole bytes",
+            notes=(named(list(found)),),
+            help=("rename such tensors, or convert them to a wider dtype first",),
             place=source.name,
             values={"targets": list(found)},
         )

@@ -7,8 +7,8 @@ kept as JSON in the same form: `{"<fqn>": {"dtype": "F32", "shape": [160]}}`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 DTYPE_BITS: Mapping[str, int] = {
     "BOOL": 8,
@@ -70,7 +70,9 @@ class StateDictSpec(Mapping[str, TensorSpec]):
     """A header: an ordered mapping FQN -> `TensorSpec`, with what else a file says about its tensors.
 
     `tied` holds the groups of FQNs that share one storage with the same offset, shape and strides, `metadata`
-    the file's own `__metadata__`, and `name` what to call it in messages.
+    the file's own `__metadata__`, and `name` what to call it in messages. `recorded` are names that the file has no
+    tensor of, but whose metadata reads as another name of one that it has: `other -> kept`. They are no keys; a plan
+    takes one where a rule or a target asks for it (`with_recorded`).
 
     >>> header = StateDictSpec({"conv1.weight": TensorSpec("F32", (96, 96))}, name="tiny.pth")
     >>> header["conv1.weight"].shape, len(header), header.nbytes
@@ -81,6 +83,7 @@ class StateDictSpec(Mapping[str, TensorSpec]):
     tied: tuple[tuple[str, ...], ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     name: str = "<header>"
+    recorded: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, fqn: str) -> TensorSpec:
         return self.tensors[fqn]
@@ -96,16 +99,60 @@ class StateDictSpec(Mapping[str, TensorSpec]):
         """The bytes of all tensors, tied ones counted once a name."""
         return sum(spec.nbytes for spec in self.tensors.values())
 
+    def with_recorded(self, names: Iterable[str]) -> StateDictSpec:
+        """The header with some of its recorded names as keys of their own, tied to the tensors that hold their data.
 
+        >>> header = StateDictSpec({"embed": TensorSpec("F32", (2,))}, recorded={"head": "embed", "author": "embed"})
+        >>> header.with_recorded(["head"]).tied, list(header.with_recorded(["head"]))
+        ((('embed', 'head'),), ['embed', 'head'])
+        """
+        taken = [fqn for fqn in names if fqn in self.recorded]
+        if not taken:
+            return self
+        groups: dict[str, list[str]] = {group[0]: list(group) for group in self.tied}
+        first = {fqn: group[0] for group in self.tied for fqn in group}
+        for fqn in taken:
+            kept = self.recorded[fqn]
+            groups.setdefault(first.get(kept, kept), [kept]).append(fqn)
+        tensors = {**self.tensors, **{fqn: self.tensors[self.recorded[fqn]] for fqn in taken}}
+        left = {fqn: kept for fqn, kept in self.recorded.items() if fqn not in tensors}
+        return replace(self, tensors=tensors, tied=tuple(map(tuple, groups.values())), recorded=left)
+
+
+def recorded_names(tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The pairs of a file's metadata that may be names of tied tensors: `other -> kept`.
+
+    The safetensors format has no aliases. Its writers keep one name of a tied tensor and put `other: kept` into the
+    metadata, among pairs of any other meaning; `{"author": "w"}` beside a tensor `w` looks the same.
+
+    >>> recorded_names({"w": TensorSpec("F32", (2,))}, {"head": "w", "format": "pt", "who": "me"})
+    {'head': 'w'}
+    """
+    return {
+        other: kept
+        for other, kept in metadata.items()
+        if kept in tensors
+        and other
+        and other not in tensors
+        and other not in ("format", "__metadata__")
+        and not other.startswith("remapkit.")
+        and name_problem(other) is None
+    }
+
+
+MAX_NAME = 1 << 16
+"""The longest name of a tensor, in bytes of UTF-8. The longest of a real checkpoint have a few hundred."""
 _REORDERING = frozenset({*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, 0x200E, 0x200F, 0x061C})
 
 
 def name_problem(fqn: str) -> str | None:
-    r"""Why a name cannot be an FQN, or None: control characters and lone surrogates are in no honest checkpoint.
+    r"""Why a name cannot be an FQN, or None: its length, or characters that are in no honest checkpoint.
 
     >>> name_problem("encoder.conv1.weight"), name_problem("a\nb")
     (None, 'holds the control character U+000A')
     """
+    if len(fqn) > MAX_NAME // 4 and len(fqn.encode("utf-8", "surrogatepass")) > MAX_NAME:
+        return f"is {len(fqn):,} characters long; at most {MAX_NAME:,} bytes are read"
     if fqn.isprintable():
         return None
     for character in fqn:

@@ -6,13 +6,15 @@ import json
 import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.checkpoint import open_checkpoint
-from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError
+from remapkit.checkpoint.faults import printable
+from remapkit.diagnostic import Diagnostic, FailedCheck, Label, UnreadableCheckpoint, UsageError
 from remapkit.library import packs, read_config, resolve
+from remapkit.source import Text
 from remapkit.spec import StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ class TargetRef:
     """A target by name: `model` with its arguments and config, or `keys`, the path of a manifest or checkpoint.
 
     `declared` where only a rule file says so that is no installed pack: it may come from anybody, and must not choose
-    what is imported and called.
+    what is imported and called. What is wrong with a manifest is
+    then said without showing what it holds.
     """
 
     model: str | None = None
@@ -71,7 +74,7 @@ def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
             )
         try:
             parsed[key] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             parsed[key] = value
     return parsed
 
@@ -81,11 +84,49 @@ def pack_target(rules: RuleSet) -> TargetRef | None:
     written = rules.file.target
     if written is None:
         return None
-    folder = Path(os.path.realpath(rules.file.path)).parent if rules.file.path else Path()
     if written.model is not None:
         declared = not _is_installed(rules.file.path)
         return TargetRef(model=written.model.value, args=dict(written.model_args), declared=declared)
-    return TargetRef(keys=folder / written.keys.value) if written.keys is not None else None
+    if written.keys is None:
+        return None
+    return TargetRef(keys=declared_path(rules, written.keys), declared=True)
+
+
+def declared_path(rules: RuleSet, written: Text) -> Path:
+    """The file that a rule file names: relative to it, and not outside its folder, links followed.
+
+    A rule file may come from anybody. What it names is read, and parts of it are shown. Raises `UsageError` (RK424).
+    """
+    folder = Path(os.path.realpath(rules.file.path)).parent if rules.file.path else Path(os.path.realpath("."))
+    path = folder / written.value
+    try:
+        real = Path(os.path.realpath(path))
+    except (OSError, ValueError):
+        real = Path("/")
+    if real.is_relative_to(folder) and "\0" not in written.value:
+        return path
+    title = f"the rule file names a file outside its folder: {written.value}"
+    help = (
+        "if you trust it, name the file yourself: --target-keys FILE, or --keys FILE for the source",
+        f"or put it below {folder}",
+    )
+    raise UsageError(Diagnostic("RK424", printable(title), (Label(written.span),), help))
+
+
+def read_declared(path: Path) -> StateDictSpec:
+    """The header of a file that a rule file names; a refusal shows nothing of what it holds."""
+    try:
+        return read_header(path)
+    except UnreadableCheckpoint as error:
+        raise UnreadableCheckpoint([_without_content(each, path) for each in error.diagnostics]) from None
+
+
+def _without_content(problem: Diagnostic, path: Path) -> Diagnostic:
+    if problem.code != "RK401":
+        return problem
+    title = "neither a manifest nor a checkpoint that can be read"
+    help = (f"look at it yourself: remapkit inspect {path}",)
+    return replace(problem, title=title, help=help, notes=(), place=str(path))
 
 
 def _is_installed(path: Path | None) -> bool:
@@ -111,7 +152,7 @@ def target_header(reference: TargetRef) -> StateDictSpec:
     """The header of a target: its model is built on the meta device, its file's header is read."""
     if reference.model is None:
         assert reference.keys is not None
-        return read_header(reference.keys)
+        return read_declared(reference.keys) if reference.declared else read_header(reference.keys)
     factory = trusted_factory(reference)
     from remapkit.meta import build, header_of
 

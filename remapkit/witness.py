@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from remapkit.checkpoint.strictjson import read_small_json
+from remapkit.diagnostic import UnreadableCheckpoint
 from remapkit.files.text import Opened, write_texts
 from remapkit.rules import RuleSet
 
@@ -44,9 +46,9 @@ def witness_path(rules: Path) -> Path:
 def read_witness(rules: Path) -> ValueWitness | None:
     """The witness of a rule file, None where there is none that can be read."""
     try:
-        found = json.loads(witness_path(rules).read_text(encoding="utf-8"))
+        found = read_small_json(witness_path(rules))
         return ValueWitness(str(found["digest"]), tuple(map(dict, found["verified"])), dict(found["versions"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UnreadableCheckpoint, ValueError, KeyError, TypeError):
         return None
 
 

@@ -38,7 +38,10 @@ def _fault(title: str, key: str | None = None, *help: str) -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of an archive: `packed` bytes at `offset` that hold `size` bytes."""
+    """One file of an archive: `packed` bytes at `offset` that hold `size` bytes.
+
+    `described` where checksum and sizes may follow the data once more, in a data descriptor.
+    """
 
     name: str
     method: int
@@ -47,6 +50,7 @@ class Entry:
     packed: int
     size: int
     crc: int
+    described: bool = False
 
     @property
     def stored(self) -> bool:
@@ -74,7 +78,7 @@ def read_archive(source: SourceFile) -> dict[str, Entry]:
         other = lower.setdefault(name.lower(), name)
         if other != name:
             _fault(f"the entries {shown(other)!r} and {shown(name)!r} differ only in case", name)
-    _check_apart(entries, directory)
+    _check_apart(source, entries, directory)
     return entries
 
 
@@ -144,7 +148,7 @@ def _central_entries(source: SourceFile, directory: _Directory) -> Iterator[Entr
             _fault("a zip archive in several parts", name)
         _check_method(name, flags, method, packed, size)
         offset = _data_offset(source, directory, header, raw_name, name, method, packed, size, crc)
-        yield Entry(name, method, header, offset, packed, size, crc)
+        yield Entry(name, method, header, offset, packed, size, crc, bool(flags & 8))
     if at != len(raw):
         _fault("the zip directory is longer than its entries")
 
@@ -233,15 +237,34 @@ def _data_offset(
     return int(offset)
 
 
-def _check_apart(entries: dict[str, Entry], directory: _Directory) -> None:
-    """No two entries share a byte: one local header under two names is how a small file becomes a huge one."""
+def _check_apart(source: SourceFile, entries: dict[str, Entry], directory: _Directory) -> None:
+    """Every byte up to the directory belongs to one entry, and no byte to two.
+
+    One local header under two names is how a small file becomes a huge one; bytes that belong to nothing are where a
+    file hides what another reader finds.
+    """
     end, before = 0, None
     for entry in sorted(entries.values(), key=lambda entry: entry.header):
         if entry.header < end and before is not None:
             same = entry.header == before.header
             words = "lie in one place" if same else "overlap"
             _fault(f"the entries {shown(before.name)!r} and {shown(entry.name)!r} {words}", entry.name)
+        _check_gap(source, before, end, entry.header)
         end, before = entry.offset + entry.packed, entry
+    _check_gap(source, before, end, directory.offset)
+
+
+def _check_gap(source: SourceFile, entry: Entry | None, start: int, end: int) -> None:
+    """Between an entry's data and what follows lies nothing, or the entry's data descriptor."""
+    if start == end:
+        return
+    if entry is None:
+        _fault(f"{sized(end - start)} lie before the first entry of the zip archive")
+    raw = source.read(start, end - start) if entry.described and end - start <= 24 else b""
+    raw = raw[4:] if len(raw) in (16, 24) and raw[:4] == b"PK\x07\x08" else raw
+    forms = {12: "<3L", 20: "<L2Q"}
+    if len(raw) not in forms or struct.unpack(forms[len(raw)], raw) != (entry.crc, entry.packed, entry.size):
+        _fault(f"{sized(end - start)} follow the entry's data and belong to no entry", entry.name)
 
 
 def read_entry(source: SourceFile, entry: Entry, limit: int) -> bytes:

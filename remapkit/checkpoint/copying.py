@@ -16,6 +16,7 @@ from typing import Protocol, Self
 
 from remapkit.checkpoint.faults import unreadable
 from remapkit.checkpoint.reader import CHUNK, SourceFile
+from remapkit.diagnostic import UnreadableCheckpoint
 
 STEP = 16 << 20
 """Bytes that the kernel copies at once: small enough for a progress bar to move and Ctrl-C to be heard."""
@@ -81,7 +82,8 @@ class Copier:
         import fcntl
 
         try:
-            fcntl.ioctl(self._out, _FICLONERANGE, struct.pack("=qQQQ", source.fd, offset, length, at))
+            with source.held() as fd:
+                fcntl.ioctl(self._out, _FICLONERANGE, struct.pack("=qQQQ", fd, offset, length, at))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
@@ -114,14 +116,17 @@ class Copier:
         return self._loop(source, offset, length, at)
 
     def _copy_file_range(self, source: SourceFile, offset: int, length: int, at: int) -> int:
-        return os.copy_file_range(source.fd, self._out, length, offset, at)
+        with source.held() as fd:
+            return os.copy_file_range(fd, self._out, length, offset, at)
 
     def _sendfile(self, source: SourceFile, offset: int, length: int, at: int) -> int:
         os.lseek(self._out, at, os.SEEK_SET)
-        return os.sendfile(self._out, source.fd, offset, length)
+        with source.held() as fd:
+            return os.sendfile(self._out, fd, offset, length)
 
     def _loop(self, source: SourceFile, offset: int, length: int, at: int) -> int:
-        piece = os.pread(source.fd, min(length, CHUNK), offset)
+        with source.held() as fd:
+            piece = os.pread(fd, min(length, CHUNK), offset)
         if not piece:
             title = f"{source.path.name} became shorter while it was read; nothing was written"
             raise unreadable("RK412", title, source.path)
@@ -200,7 +205,7 @@ class ReadAhead:
 
     def _run(self) -> None:
         ahead = 0
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UnreadableCheckpoint):
             for source, offset, length in self._stretches:
                 for at in range(offset, offset + length, _LOOK) if source is not None else ():
                     while ahead + at - offset - self._done() > AHEAD:
@@ -213,16 +218,17 @@ class ReadAhead:
                 ahead += length
 
     def _fetch(self, source: SourceFile, offset: int, length: int) -> None:
-        try:
-            os.preadv(source.fd, [bytearray(1)], offset + length - 1, os.RWF_NOWAIT)
-        except BlockingIOError:
-            # The kernel reads no more at once than the device's read-ahead, often 128 KiB.
-            for at in range(offset, offset + length, CHUNK):
-                os.posix_fadvise(source.fd, at, min(CHUNK, offset + length - at), os.POSIX_FADV_WILLNEED)
+        with source.held() as fd:
+            try:
+                os.preadv(fd, [bytearray(1)], offset + length - 1, os.RWF_NOWAIT)
+            except BlockingIOError:
+                # The kernel reads no more at once than the device's read-ahead, often 128 KiB.
+                for at in range(offset, offset + length, CHUNK):
+                    os.posix_fadvise(fd, at, min(CHUNK, offset + length - at), os.POSIX_FADV_WILLNEED)
 
 
 def expect_sequential(source: SourceFile) -> None:
     """Tell the kernel that the file will be read from start to end."""
     if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(source.fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        with contextlib.suppress(OSError), source.held() as fd:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)

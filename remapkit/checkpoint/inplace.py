@@ -23,16 +23,18 @@ from pathlib import Path
 
 from remapkit.checkpoint.atomic import NewFile, journal_path, sync_directory, undisturbed
 from remapkit.checkpoint.copying import BLOCK, Copier, write_all
-from remapkit.checkpoint.faults import cannot_write, printable, unwritable
+from remapkit.checkpoint.faults import FileFault, cannot_write, printable, unwritable
 from remapkit.checkpoint.locks import hold, is_named
 from remapkit.checkpoint.reader import Reader, SourceFile, reason
-from remapkit.checkpoint.safetensors import MAX_HEADER, SafetensorsReader, header_json, padded_header
-from remapkit.diagnostic import Diagnostic, UnwritableOutput
+from remapkit.checkpoint.safetensors import MAX_HEADER, SafetensorsReader, header_json, padded_header, parse_header
+from remapkit.checkpoint.strictjson import parse_json
+from remapkit.diagnostic import Diagnostic, UnreadableCheckpoint, UnwritableOutput
 from remapkit.plan import Move
 
 REWRITE_BELOW = 1 << 20
 """A file smaller than this is written anew: that is as fast, and needs no journal."""
 _MAGIC = b"remapkit journal 1\n"
+_MAX_JOURNAL = 2 * MAX_HEADER + (1 << 16)
 _COLLAPSE, _INSERT = 0x08, 0x20
 
 
@@ -60,7 +62,8 @@ def check_alone(path: Path, source: SourceFile) -> None:
         target = os.path.realpath(path)
         help = ("name that file, if it is the one to change",)
         raise unwritable("RK507", f"{path} is a link to {target}", help=help)
-    links = os.fstat(source.fd).st_nlink
+    with source.held() as fd:
+        links = os.fstat(fd).st_nlink
     if links > 1:
         raise _refused(f"{path.name} has {links} hard links; --in-place would change them all")
 
@@ -135,7 +138,7 @@ class Journal:
 
     @classmethod
     def unpack(cls, raw: bytes) -> Journal | None:
-        """The journal that bytes hold, or None where they are torn."""
+        """The journal that bytes hold, or None where they are torn or say what no rename could have written."""
         head = len(_MAGIC)
         if raw[:head] != _MAGIC or len(raw) < head + 28:
             return None
@@ -144,9 +147,37 @@ class Journal:
         facts_len, old_len, new_len = struct.unpack_from("<3Q", body)
         if zlib.crc32(body) != crc or len(body) != 24 + facts_len + old_len + new_len:
             return None
-        facts = json.loads(body[24 : 24 + facts_len])
+        try:
+            facts = parse_json(body[24 : 24 + facts_len])
+        except FileFault:
+            return None
+        if not isinstance(facts, dict) or facts.keys() != {"file", "size", "insert"}:
+            return None
         old_at, new_at = 24 + facts_len, 24 + facts_len + old_len
-        return cls(facts["file"], facts["size"], facts["insert"], body[old_at:new_at], body[new_at:])
+        journal = cls(facts["file"], facts["size"], facts["insert"], body[old_at:new_at], body[new_at:])
+        return journal if journal._is_sound() else None
+
+    def _is_sound(self) -> bool:
+        """Whether it may be one of ours: two headers of the same tensors, apart by whole blocks.
+
+        Whoever can write a folder can put a journal into it, under a name that is no secret. One that is used can
+        only do what a rename does.
+        """
+        if type(self.file) is not str or type(self.size) is not int or type(self.insert) is not int:
+            return False
+        if self.insert < 0 or self.insert % BLOCK or len(self.new) != len(self.old) + self.insert:
+            return False
+        if not 8 <= len(self.old) <= self.size or len(self.new) > MAX_HEADER + 8:
+            return False
+        data_bytes = self.size - len(self.old)
+        try:
+            (_, old), (_, new) = (parse_header(raw[8:], data_bytes) for raw in (self.old, self.new))
+        except FileFault:
+            return False
+        lengths = all(int.from_bytes(raw[:8], "little") == len(raw) - 8 for raw in (self.old, self.new))
+        # Tensors without elements may be left behind by a rename: they have no bytes.
+        held = [[entry for entry in header.values() if entry[0].nbytes] for header in (old, new)]
+        return lengths and held[0] == held[1]
 
     def fits(self, front: bytes, size: int) -> bool:
         """Whether a file that begins with `front` is between the two states: every byte is the old or the new one."""
@@ -156,9 +187,18 @@ class Journal:
         before = b"\0" * inserted + self.old
         # Where an interrupted recovery has removed the blocks again, what was the new header is their rest.
         after = self.new[self.insert - inserted :][: len(before)]
-        return len(front) == len(before) and all(
-            found in pair for found, pair in zip(front, zip(before, after, strict=True), strict=True)
-        )
+        return len(front) == len(before) == len(after) and _is_either(front, before, after)
+
+
+def _is_either(front: bytes, before: bytes, after: bytes) -> bool:
+    """Whether every byte is that of one of two texts; quick where long stretches are."""
+    for at in range(0, len(front), BLOCK):
+        found, one, other = (text[at : at + BLOCK] for text in (front, before, after))
+        if found not in (one, other) and not all(
+            byte in pair for byte, pair in zip(found, zip(one, other, strict=True), strict=True)
+        ):
+            return False
+    return True
 
 
 def _overwrite(path: Path, source: SourceFile, data_start: int, raw: bytes) -> int:
@@ -281,13 +321,11 @@ def recover(path: Path) -> bool:
 
 
 def _recover(path: Path) -> bool:
-    try:
-        raw = journal_path(path).read_bytes()
-    except FileNotFoundError:
+    journal_at = journal_path(path)
+    if not os.path.lexists(journal_at):
         return False
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    journal = Journal.unpack(raw)
+    raw = _read_journal(journal_at)
+    journal = None if raw is None else Journal.unpack(raw)
     if journal is None or journal.file != path.name:
         title = f"the journal of {path.name} is damaged: it is not used"
         raise unwritable("RK508", title, help=(f"look at {path.name}, then remove {journal_path(path)}",))
@@ -296,6 +334,20 @@ def _recover(path: Path) -> bool:
     except OSError as error:
         raise cannot_write(path, error) from error
     return True
+
+
+def _read_journal(path: Path) -> bytes | None:
+    """The bytes of a journal, or None for what is none: a link, a pipe, a device, or more than two headers take."""
+    try:
+        if path.is_symlink():
+            return None
+        source = SourceFile(path)
+    except (OSError, UnreadableCheckpoint):
+        return None
+    try:
+        return source.read(0, source.size) if source.size <= _MAX_JOURNAL else None
+    finally:
+        source.close()
 
 
 def _restore(path: Path, journal: Journal) -> None:

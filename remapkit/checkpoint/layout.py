@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from remapkit.checkpoint.copying import BLOCK
-from remapkit.checkpoint.faults import is_utf8, unwritable
+from remapkit.checkpoint.faults import MAX_DIMS, is_utf8, shown, unwritable
 from remapkit.checkpoint.reader import Reader, SourceFile
 from remapkit.checkpoint.safetensors import DTYPES, header_json, padded_header
 from remapkit.ops.ranges import byte_ranges
@@ -139,6 +139,7 @@ def lay_out_safetensors(name: str, moves: Sequence[Move], reader: Reader, metada
 
     Raises `UnwritableOutput` (RK505) for a dtype that the format has no name for.
     """
+    check_dims(moves)
     _check_dtypes(moves)
     moves = in_aligned_order(moves)
     raw = header_json(((move.target, move.spec) for move in moves), metadata)
@@ -151,6 +152,16 @@ def lay_out_safetensors(name: str, moves: Sequence[Move], reader: Reader, metada
     except ValueError as error:
         raise unwritable("RK505", str(error), help=("write shards: --shard-size 5GB",)) from None
     return FileLayout(name, (Literal(header), *data), tuple(moves))
+
+
+def check_dims(moves: Iterable[Move]) -> None:
+    """Raise `UnwritableOutput` (RK505) for tensors that no reader takes back, this one included."""
+    for move in moves:
+        if len(move.spec.shape) > MAX_DIMS:
+            title = (
+                f"{shown(move.target)} would have {len(move.spec.shape)} dimensions; tensors have at most {MAX_DIMS}"
+            )
+            raise unwritable("RK505", title, help=("reshape it to fewer",))
 
 
 def _check_dtypes(moves: Iterable[Move]) -> None:

@@ -9,18 +9,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from remapkit.checkpoint.faults import (
-    MAX_DIGITS,
     MAX_DIMS,
     FileFault,
     shown,
-    sized,
-    too_much,
 )
 from remapkit.checkpoint.reader import CHUNK, FileReader, SourceFile
-from remapkit.spec import DTYPE_BITS, StateDictSpec, TensorSpec, name_problem
-
-MAX_MANIFEST = 100_000_000
-"""The largest JSON file that is read, in bytes; a manifest takes about 80 a tensor."""
+from remapkit.checkpoint.strictjson import read_json
+from remapkit.spec import DTYPE_BITS, StateDictSpec, TensorSpec, name_problem, recorded_names
 
 
 def _fault(title: str, key: str | None = None, help: tuple[str, ...] = ()) -> NoReturn:
@@ -47,59 +42,29 @@ def read_manifest(path: str | Path) -> StateDictSpec:
         source.close()
 
 
-def read_json(source: SourceFile) -> Any:
-    """A JSON file's value; keys that occur twice, and what is not JSON, raise `FileFault` (RK408)."""
-    if source.size > MAX_MANIFEST:
-        _fault(f"the file is {sized(source.size)}; a manifest or an index is read up to {sized(MAX_MANIFEST)}")
-    raw = source.read(0, source.size)
-    if problem := too_much(raw):
-        _fault(problem)
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        _fault(f"not UTF-8: byte {error.start}")
-    del raw
-    try:
-        return json.loads(text, object_pairs_hook=_object, parse_int=_int, parse_constant=_no_constant)
-    except RecursionError:
-        _fault("nested too deeply for a manifest or an index")
-    except json.JSONDecodeError as error:
-        _fault(f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}")
-    except ValueError as error:
-        _fault(f"not valid JSON: {error}")
-
-
-def _int(digits: str) -> int:
-    # A number of a million digits would take minutes; Python itself refuses them from 4,300 on, in other words.
-    if len(digits) > MAX_DIGITS:
-        _fault(f"a number of {len(digits)} digits")
-    return int(digits)
-
-
-def _no_constant(name: str) -> NoReturn:
-    _fault(f"{name} is no number of JSON")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                _fault(f"the name {shown(key)!r} occurs twice", key)
-            seen.add(key)
-    return found
-
-
 def parse_manifest(value: Any, name: str) -> StateDictSpec:
     """The header that a manifest's JSON value holds; raises `FileFault` (RK408) that names the key."""
     if not isinstance(value, dict):
         _fault(f"a manifest is a JSON object, not {_kind(value)}")
+    if words := _message(value):
+        title = f"a message, not a checkpoint: {shown(words)}"
+        raise FileFault("RK401", title, help=("the download failed: check the address and what it asks for",))
     tensors = {fqn: _spec(fqn, entry) for fqn, entry in value.items() if fqn != "__metadata__"}
     metadata = value.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         _fault("`__metadata__` must map strings to strings", "__metadata__")
-    return StateDictSpec(tensors, metadata=metadata, name=name)
+    return StateDictSpec(tensors, metadata=metadata, name=name, recorded=recorded_names(tensors, metadata))
+
+
+def _message(value: Mapping[str, Any]) -> str | None:
+    """What a server said instead of sending a file: `{"error": "Repository not found"}` and its like."""
+    for key in ("error", "message", "detail", "errors"):
+        found = value.get(key)
+        found = found.get("message") if isinstance(found, dict) and "dtype" not in found else found
+        found = found[0] if isinstance(found, list) and found else found
+        if isinstance(found, str) and found.strip():
+            return found.strip()
+    return None
 
 
 def _spec(fqn: str, entry: Any) -> TensorSpec:
@@ -127,7 +92,7 @@ def _kind(value: Any) -> str:
 
 
 def manifest_json(header: Mapping[str, TensorSpec]) -> str:
-    """A header as the text of a manifest, one tensor a line.
+    """A header as the text of a manifest, one tensor a line; names that are only recorded stay records.
 
     >>> print(manifest_json({"w": TensorSpec("F32", (2,))}), end="")
     {
@@ -138,6 +103,9 @@ def manifest_json(header: Mapping[str, TensorSpec]) -> str:
         f'  {json.dumps(fqn, ensure_ascii=False)}: {{"dtype": "{spec.dtype}", "shape": {list(spec.shape)}}}'
         for fqn, spec in header.items()
     ]
+    recorded = header.recorded if isinstance(header, StateDictSpec) else {}
+    if recorded:
+        lines.append(f'  "__metadata__": {json.dumps(dict(recorded), ensure_ascii=False)}')
     return "{\n" + ",\n".join(lines) + ("\n}\n" if lines else "}\n")
 
 

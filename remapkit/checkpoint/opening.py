@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from remapkit.checkpoint.atomic import journal_path
-from remapkit.checkpoint.faults import FileFault, shown, sized, unreadable
-from remapkit.checkpoint.manifest import ManifestReader, parse_manifest, read_json
+from remapkit.checkpoint.faults import FileFault, remark, shown, sized, unreadable
+from remapkit.checkpoint.manifest import ManifestReader, parse_manifest
 from remapkit.checkpoint.pth import Options, PthReader
 from remapkit.checkpoint.reader import Reader, SourceFile
 from remapkit.checkpoint.safetensors import MAX_HEADER, SafetensorsReader
-from remapkit.checkpoint.sharded import ShardedReader, open_sharded
+from remapkit.checkpoint.sharded import ShardedReader, is_index, open_sharded
+from remapkit.checkpoint.strictjson import read_json
+from remapkit.diagnostic import Diagnostic, Severity, counted
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 """How checkpoints are named; only used to find one in a folder."""
@@ -37,7 +40,12 @@ _STRANGERS: tuple[tuple[bytes, str, str], ...] = (
 
 
 def open_checkpoint(
-    path: str | Path, *, root: str | None = None, strict_pickle: bool = False, allow_expand: bool = False
+    path: str | Path,
+    *,
+    root: str | None = None,
+    strict_pickle: bool = False,
+    allow_expand: bool = False,
+    follow_links: bool = False,
 ) -> Reader:
     """A reader for a checkpoint: safetensors, torch.save's zip or legacy format, or a manifest (which has no data).
 
@@ -45,7 +53,9 @@ def open_checkpoint(
 
     `root` names the wrapper to take (`state_dict`, `a.b`, or `.` for the top level) where a pickle holds several
     mappings of tensors. `strict_pickle` refuses pickles with objects other than tensors and plain values;
-    `allow_expand` lets tensors through that repeat a small storage into very much data.
+    `allow_expand` lets tensors through that repeat a small storage into very much data. `follow_links` reads shards
+    that are links to anywhere; without it a link must stay in the checkpoint's folder, or in the download cache that
+    the folder is part of.
 
     Raises `UnreadableCheckpoint` with one clear message for anything else. Nothing that a file says is run, imported
     or allocated.
@@ -58,12 +68,41 @@ def open_checkpoint(
     manifest F32 [2, 3]
     """
     path = Path(path)
-    options = Options(None if root is None else root.strip(), strict_pickle, allow_expand)
+    options = Options(None if root is None else root.strip(), strict_pickle, allow_expand, follow_links)
     reader = _open(_in_folder(path) if _known(path.is_dir) else path, options)
+    reader.notes += (*_contradictions(reader), *_empty(reader))
     if root not in (None, "", ".") and reader.format not in ("pth", "legacy pth", "sharded pth"):
         reader.close()
         raise unreadable("RK406", f"--root {shown(str(root))}: a {reader.format} file has no wrappers", path)
     return reader
+
+
+def _contradictions(reader: Reader) -> Iterator[Diagnostic]:
+    """Where content and name differ: what looks like a file that cannot hold code may be a pickle."""
+    shards = reader.shards.values() if isinstance(reader, ShardedReader) else ()
+    for shard in shards:
+        yield from _contradictions(shard)
+    name = reader.path.name
+    if not shards and name.endswith(".safetensors") and reader.format != "safetensors":
+        pickled = reader.format.endswith("pth")
+        what = "a file of torch.save, which holds a pickle" if pickled else "a manifest, which has no data"
+        help = ("nothing in it was run here, but what unpickles it may run it",) if pickled else ()
+        yield remark("RK421", f"{name} is {what}, not a safetensors file as its name says", reader.path, help=help)
+    elif reader.format == "safetensors" and name.endswith((".pth", ".pt", ".ckpt")):
+        yield remark("RK421", f"{name} is a safetensors file, not a file of torch.save as its name says", reader.path)
+
+
+def _empty(reader: Reader) -> Iterator[Diagnostic]:
+    """A training framework that partitions its parameters leaves tensors without elements in the place of each."""
+    header = reader.header()
+    empty = [fqn for fqn, spec in header.items() if 0 in spec.shape]
+    if not empty:
+        return
+    title = f"{counted(len(empty), 'tensor')} of {len(header)} {'has' if len(empty) == 1 else 'have'} no elements"
+    help = "if ZeRO-3 wrote it, the weights are in other files: gather them first, with zero_to_fp32.py"
+    severity = Severity.WARNING if len(empty) == len(header) else Severity.NOTE
+    notes = (", ".join(map(shown, empty[:3])) + (", ..." if len(empty) > 3 else ""),)
+    yield replace(remark("RK422", title, reader.path, help=(help,)), notes=notes, severity=severity)
 
 
 def _known(ask: Callable[[], bool]) -> bool:
@@ -99,10 +138,11 @@ def open_tensors(source: SourceFile, options: Options) -> SafetensorsReader | Pt
     head = source.read(0, min(source.size, 512))
     if not head:
         raise FileFault("RK401", "the file is empty", help=("fetch it again",))
-    if head[:4] == b"PK\x03\x04":
-        return PthReader(source, "pth", options)
+    # Before zip: a length of 0x04034b50 reads as the mark of a zip's first entry, and safetensors looks nowhere else.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         return SafetensorsReader(source)
+    if head[:4] == b"PK\x03\x04":
+        return PthReader(source, "pth", options)
     if head[:1] == b"\x80" or head.startswith(b"L1195470371460388"):
         return PthReader(source, "legacy pth", options)
     if head.lstrip()[:1] == b"{":
@@ -146,7 +186,7 @@ def _in_folder(folder: Path) -> Path:
         files = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise unreadable("RK400", f"cannot read the directory: {(error.strerror or '').lower()}", folder) from error
-    indexes = [file for file in files if file.name.endswith(".index.json")]
+    indexes = [file for file in files if is_index(file.name)]
     found = indexes or [file for file in files if file.suffix in SUFFIXES]
     if len(found) == 1:
         return found[0]

@@ -57,12 +57,13 @@ class Opaque:
     """An object that was not built: only the name of its class or of the function that makes it.
 
     `items` are the pairs that the pickle sets on it, for subclasses of dict. `known` marks builtins (sets, bytes) and
-    harmless library objects that every checkpoint may hold.
+    harmless library objects that every checkpoint may hold, `module` what has the state of a torch.nn.Module.
     """
 
     name: str
     known: bool = False
     items: list[tuple[Any, Any]] | None = None
+    module: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +98,9 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a pickle holds: the object, where the pickle ended, and the hostile globals that it names.
+    """What a pickle holds: the object, where the pickle ended, and the globals that it names.
+
+    `named` are all of them, whether anything in the object uses them or not; `hostile` what only an attack names.
 
     `widths` has the bytes that an element of each storage takes, by its key; 0 where that is not known, or said in
     two ways.
@@ -106,6 +109,7 @@ class Found:
     value: Any
     end: int
     hostile: tuple[str, ...]
+    named: tuple[str, ...] = ()
     widths: dict[str, int] = field(default_factory=dict)
 
 
@@ -175,7 +179,7 @@ class Machine:
     storages): budgets grow with it.
     """
 
-    __slots__ = ("data", "end", "hostile", "memo", "objects", "opcodes", "pos", "stack", "widths")
+    __slots__ = ("data", "end", "hostile", "memo", "named", "objects", "opcodes", "pos", "stack", "widths")
 
     def __init__(self, data: bytes | mmap, start: int, end: int, entries: int) -> None:
         self.data = data
@@ -186,6 +190,7 @@ class Machine:
         self.objects = _BASE_OBJECTS + 64 * entries
         self.opcodes = _BASE_OPCODES + 400 * entries
         self.hostile: dict[str, None] = {}
+        self.named: dict[str, None] = {}
         self.widths: dict[str, int] = {}
 
     def run(self) -> Any:
@@ -279,6 +284,7 @@ class Machine:
             raise PickleFault("the pickle names a global with more than 512 characters")
         self.objects -= 1
         found = Global(_MODULES.get(module, module), name)
+        self.named[str(found)] = None
         # A dotted name walks attributes: `numpy` and `os.system` is os.system too.
         if is_hostile(str(found)) or ("." in name and is_hostile(name)):
             self.hostile[str(found)] = None
@@ -323,7 +329,7 @@ def read_pickle(data: bytes | mmap, start: int, end: int, entries: int = 0) -> F
         # Only Python itself can come to this, where it frees or hashes what is nested very deep.
         raise PickleFault("the pickle is nested too deeply") from None
     machine.check_budget(0)
-    return Found(value, machine.pos, tuple(machine.hostile), machine.widths)
+    return Found(value, machine.pos, tuple(machine.hostile), tuple(machine.named), machine.widths)
 
 
 HOSTILE_HELP = ("unpickling it would run that: treat the file as an attack; nothing was run here",)
@@ -853,8 +859,11 @@ def _obj(machine: Machine) -> None:
 
 
 def _build(machine: Machine) -> None:
-    machine.pop()
+    state = machine.pop()
     target = machine.top()
+    if isinstance(target, Opaque) and isinstance(state, Mapping):
+        # What every torch.nn.Module has; the first keys of its state are enough to tell.
+        target.module = {"_parameters", "_modules"} <= {key for key, _ in state.items[:50] if isinstance(key, str)}
     # The state of an OrderedDict is the `_metadata` of a state dict; an unknown object's stays unknown.
     if not isinstance(target, Mapping | Opaque):
         raise PickleFault(f"the pickle sets the state of {_kind(target)}")

@@ -6,7 +6,6 @@ small pickles, the object, the storages' keys, then each storage as a count and 
 
 from __future__ import annotations
 
-import json
 import mmap
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,10 @@ from remapkit.checkpoint.faults import FileFault, remark, shown, sized, unreadab
 from remapkit.checkpoint.pickle import Found, PickleFault, Storage, Tensor, kind, read_pickle
 from remapkit.checkpoint.pickle import Mapping as PickledMapping
 from remapkit.checkpoint.reader import CHUNK, Extent, FileReader, SourceFile, reason
+from remapkit.checkpoint.strictjson import parse_json
 from remapkit.checkpoint.views import (
     EXPAND_FREE,
+    Read,
     check_expansion,
     check_view,
     gather,
@@ -40,11 +41,12 @@ _LEGACY_PROTOCOL = 1001
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a pickled checkpoint is to be read: which wrapper, and what is let through."""
+    """How a checkpoint is to be read: which wrapper of a pickle, and what is let through."""
 
     root: str | None = None
     strict_pickle: bool = False
     allow_expand: bool = False
+    follow_links: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,6 @@ class PthReader(FileReader):
         super().__init__(source.path, (source,))
         self.format = format
         self._source = source
-        self._map: mmap.mmap | None = None
         self._inflated: dict[str, mmap.mmap] = {}
         try:
             found, storages, metadata = _read_zip(source) if format == "pth" else _read_legacy(source)
@@ -137,10 +138,10 @@ class PthReader(FileReader):
             return
         tensor = self._tensors[fqn]
         try:
-            view = self._storage_view(tensor.storage.key)
+            read = self._reading(tensor.storage.key)
         except FileFault as fault:
             raise fault.at(self.path) from None
-        yield from gather(view, tensor, size)
+        yield from gather(read, tensor, size)
 
     def crc32(self, fqn: str) -> int | None:
         """The storage's checksum, where the tensor is its storage and the archive has one."""
@@ -161,15 +162,15 @@ class PthReader(FileReader):
         except FileFault as fault:
             raise fault.at(self.path) from None
 
-    def _storage_view(self, key: str) -> memoryview:
+    def _reading(self, key: str) -> Read:
+        """Reads of a storage: from the file as it is now, or from the temporary one that it was inflated into."""
         stored = self._storages[key]
         if stored.entry is not None and stored.deflated:
             if key not in self._inflated:
                 self._inflated[key] = self._inflate(stored.entry)
-            return memoryview(self._inflated[key])
-        if self._map is None:
-            self._map = _map(self._source)
-        return memoryview(self._map)[stored.offset : stored.offset + stored.nbytes]
+            inflated = memoryview(self._inflated[key])
+            return lambda start, length: inflated[start : start + length]
+        return lambda start, length: self._source.read(stored.offset + start, length)
 
     def _inflate(self, entry: Entry) -> mmap.mmap:
         """A compressed storage, inflated once into an unnamed temporary file: memory stays small."""
@@ -188,14 +189,14 @@ class PthReader(FileReader):
 
     def close(self) -> None:
         """Close the file; maps go when their last view does."""
-        self._map = None
         self._inflated.clear()
         super().close()
 
 
 def _map(source: SourceFile) -> mmap.mmap:
     try:
-        return mmap.mmap(source.fd, 0, access=mmap.ACCESS_READ)
+        with source.held() as fd:
+            return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         words = reason(error) if isinstance(error, OSError) else str(error)
         raise FileFault("RK400", f"cannot map the file into memory: {words}") from error
@@ -240,8 +241,10 @@ def _metadata(source: SourceFile, entry: Entry | None) -> dict[str, str]:
     if entry is None:
         return {}
     try:
-        found = json.loads(read_entry(source, entry, 1 << 20))
-    except (ValueError, RecursionError):
+        found = parse_json(read_entry(source, entry, 1 << 20))
+    except FileFault as fault:
+        if fault.code != "RK408":
+            raise
         raise FileFault("RK403", "the metadata is not JSON", key=entry.name) from None
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise FileFault("RK403", "the metadata does not map strings to strings", key=entry.name)
@@ -317,8 +320,14 @@ def _legacy_pickles(source: SourceFile, data: mmap.mmap) -> tuple[Found, dict[st
     keys = read_pickle(data, found.end, limit, source.size // 64)
     if not isinstance(keys.value, list) or not all(isinstance(key, str) for key in keys.value):
         raise PickleFault("the list of storages is not a list of keys")
-    hostile = dict.fromkeys((*magic.hostile, *version.hostile, *info.hostile, *found.hostile, *keys.hostile))
-    return Found(found.value, found.end, tuple(hostile)), _legacy_storages(source, keys, found.widths), {}
+    pickles = (magic, version, info, found, keys)
+    hostile = dict.fromkeys(name for each in pickles for name in each.hostile)
+    named = dict.fromkeys(name for each in pickles for name in each.named)
+    return (
+        Found(found.value, found.end, tuple(hostile), tuple(named)),
+        _legacy_storages(source, keys, found.widths),
+        {},
+    )
 
 
 def _legacy_storages(source: SourceFile, keys: Found, widths: Mapping[str, int]) -> dict[str, _Stored]:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from remapkit.checkpoint.faults import MAX_DIGITS, MAX_DIMS, FileFault, shown, sized, too_much
 from remapkit.checkpoint.reader import CHUNK, Extent, FileReader, SourceFile
-from remapkit.spec import DTYPE_BITS, StateDictSpec, TensorSpec, name_problem
+from remapkit.spec import DTYPE_BITS, MAX_NAME, StateDictSpec, TensorSpec, name_problem, recorded_names
 
 MAX_HEADER = 100_000_000
 """The longest header the format allows, in bytes."""
@@ -48,15 +48,16 @@ class SafetensorsReader(FileReader):
             raise fault.at(source.path) from None
         self._spans = {fqn: span for fqn, (_, span) in entries.items()}
         tensors = {fqn: spec for fqn, (spec, _) in entries.items()}
-        self._header = StateDictSpec(tensors, metadata=metadata, name=source.path.name)
+        recorded = recorded_names(tensors, metadata)
+        self._header = StateDictSpec(tensors, metadata=metadata, name=source.path.name, recorded=recorded)
 
     def header(self) -> StateDictSpec:
         """Names, dtypes and shapes in the order of the data."""
         return self._header
 
     def extent(self, fqn: str) -> Extent:
-        """Where the tensor's bytes lie: always one stretch."""
-        start, end = self._spans[fqn]
+        """Where the tensor's bytes lie: always one stretch. A recorded name has those of its tensor."""
+        start, end = self._spans[self._header.recorded.get(fqn, fqn)]
         return Extent(self._source, self.data_start + start, end - start)
 
     def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
@@ -89,8 +90,8 @@ def parse_header(raw: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str,
     # An escape is the only way to a surrogate or a control character: the JSON itself must be UTF-8 without them.
     careful = b"\\" in raw or not raw.isascii()
     entries = {fqn: _entry(fqn, value) for fqn, value in found.items()}
-    for fqn in entries if careful else ():
-        if problem := name_problem(fqn):
+    for fqn in entries:
+        if (careful or len(fqn) > MAX_NAME // 4) and (problem := name_problem(fqn)):
             _fault(f"a name {problem}", fqn)
     return metadata, _in_order(entries, data_bytes)
 

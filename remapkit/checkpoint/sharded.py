@@ -7,17 +7,20 @@ index's own folder, never through a link that leads out of it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from remapkit.checkpoint.faults import FileFault, remark, shown
+from remapkit.checkpoint.faults import FileFault, remark, shown, sized
 from remapkit.checkpoint.pth import Options, PthReader
 from remapkit.checkpoint.reader import CHUNK, Extent, FileReader, SourceFile, reason
 from remapkit.checkpoint.safetensors import SafetensorsReader
-from remapkit.spec import StateDictSpec, TensorSpec, name_problem
+from remapkit.diagnostic import Diagnostic
+from remapkit.spec import StateDictSpec, TensorSpec, name_problem, recorded_names
 
 Shard = SafetensorsReader | PthReader
+FOLLOW_HELP = "if you trust who made it, --follow-links reads it (in Python: open_checkpoint(..., follow_links=True))"
 
 
 class ShardedReader(FileReader):
@@ -42,7 +45,8 @@ class ShardedReader(FileReader):
                 tensors[fqn] = header[fqn]
             metadata.update(header.metadata)
             tied.extend(header.tied)
-        self._header = StateDictSpec(tensors, tied=tuple(tied), metadata=metadata, name=path.name)
+        recorded = recorded_names(tensors, metadata)
+        self._header = StateDictSpec(tensors, tuple(tied), metadata, path.name, recorded)
         self.notes = tuple(note for shard in shards.values() for note in shard.notes)
 
     def header(self) -> StateDictSpec:
@@ -51,15 +55,21 @@ class ShardedReader(FileReader):
 
     def extent(self, fqn: str) -> Extent | None:
         """Where the tensor's bytes lie in its shard."""
+        fqn = self._named(fqn)
         return self._home[fqn].extent(fqn)
 
     def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
         """The tensor's bytes, from its shard."""
+        fqn = self._named(fqn)
         return self._home[fqn].chunks(fqn, size)
 
     def crc32(self, fqn: str) -> int | None:
         """The checksum that the tensor's shard holds."""
+        fqn = self._named(fqn)
         return self._home[fqn].crc32(fqn)
+
+    def _named(self, fqn: str) -> str:
+        return self._header.recorded.get(fqn, fqn)
 
     def check_sums(self) -> None:
         """Compare the checksums of every shard."""
@@ -111,6 +121,7 @@ def open_sharded(source: SourceFile, value: Any, options: Options) -> ShardedRea
     if unused := _unlisted(source.path, weight_map):
         names = ", ".join(map(shown, unused[:5]))
         reader.notes += (remark("RK413", f"files beside the index that it does not name: {names}", source.path),)
+    reader.notes += tuple(_wrong_total(source.path, value, reader.header()))
     return reader
 
 
@@ -142,8 +153,8 @@ def _missing(missing: list[str], of: int) -> FileFault:
 def _open_shard(path: Path, file: str, folder: int, options: Options) -> Shard:
     from remapkit.checkpoint.opening import open_tensors
 
-    target = _target(path, file)
-    source = SourceFile(path, name=file, dir_fd=folder)
+    target = None if options.follow_links else _target(path, file)
+    source = SourceFile(path, name=file, dir_fd=folder, lasting=False)
     try:
         if target is not None and not _is_file(source, target):
             raise FileFault("RK407", f"shard {shown(file)!r} is a link that changed while it was followed")
@@ -163,7 +174,7 @@ def _open_shard(path: Path, file: str, folder: int, options: Options) -> Shard:
 
 
 def _target(path: Path, file: str) -> Path | None:
-    """Where a link leads, followed only to where a download cache keeps files: a folder `blobs` of the same tree."""
+    """Where a link leads, followed only within the folder and to where a download cache keeps its files."""
     try:
         if not path.is_symlink():
             return None
@@ -171,12 +182,24 @@ def _target(path: Path, file: str) -> Path | None:
     except (OSError, RuntimeError) as error:
         words = reason(error) if isinstance(error, OSError) else "it leads to itself"
         raise FileFault("RK407", f"shard {shown(file)!r} is a link that cannot be followed: {words}") from error
-    cache = home.parent.parent
-    inside = target.is_relative_to(home)
-    cached = home.parent.name == "snapshots" and target.is_relative_to(cache / "blobs")
-    if not inside and not cached:
-        raise FileFault("RK407", f"shard {shown(file)!r} is a link that points outside the checkpoint: {target}")
+    blobs = cache_blobs(home)
+    if not target.is_relative_to(home) and (blobs is None or target.parent != blobs):
+        title = f"shard {shown(file)!r} is a link that points outside the checkpoint: {target}"
+        raise FileFault("RK407", title, help=(FOLLOW_HELP,))
     return target
+
+
+def cache_blobs(home: Path) -> Path | None:
+    """The folder where the download cache that `home` lies in keeps the content of its files, or None.
+
+    The layout of huggingface_hub: `snapshots/<revision>/[folders/]name -> ../../[../]blobs/<hash>`, at any depth
+    below the revision. `home` is a real path; a folder `blobs` that is a link would lead anywhere, and is none.
+    """
+    for folder in home.parents:
+        blobs = folder.parent / "blobs"
+        if folder.name == "snapshots" and blobs.is_dir() and not blobs.is_symlink():
+            return blobs
+    return None
 
 
 def _is_file(source: SourceFile, path: Path) -> bool:
@@ -203,10 +226,43 @@ def _agree(weight_map: Mapping[str, str], opened: Mapping[str, Shard]) -> None:
             raise FileFault("RK407", f"the index says {shown(file)}, but {where}", key=fqn)
 
 
+def _wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator[Diagnostic]:
+    """A note where the index says another size than its shards have; several writers count tied weights otherwise."""
+    metadata = value.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if isinstance(total, int | float) and total != header.nbytes:
+        said = sized(int(total)) if 0 <= total < 1 << 63 else shown(str(total), 40)
+        title = f"the index says {said} of tensors, its shards hold {sized(header.nbytes)}"
+        if said == sized(header.nbytes):
+            title = f"the index says {total} bytes of tensors, its shards hold {header.nbytes}"
+        yield remark("RK423", title, path, help=("fetch it again where you are not sure that it is whole",))
+
+
+_INDEX = re.compile(r"\.index(\.[A-Za-z0-9_-]+)?\.json")
+
+
+def is_index(name: str) -> bool:
+    """Whether a file is named as an index is, with a variant or without.
+
+    >>> is_index("model.safetensors.index.json"), is_index("model.safetensors.index.fp16.json"), is_index("m.json")
+    (True, True, False)
+    """
+    return index_stem(name) != name
+
+
+def index_stem(name: str) -> str:
+    """The name of an index without what makes it one: `model.safetensors`."""
+    found = list(_INDEX.finditer(name))
+    return name[: found[-1].start()] if found and found[-1].end() == len(name) else name
+
+
 def _unlisted(path: Path, weight_map: Mapping[str, str]) -> list[str]:
     files = set(weight_map.values())
     suffixes = {Path(file).suffix for file in files}
-    stem = path.name.removesuffix(".json").removesuffix(".index").rpartition(".")[0] or path.name
+    whole = index_stem(path.name)
+    # A variant stands in the names of its shards too: `model.fp16-00001-of-00002.safetensors`.
+    variant = path.name.removeprefix(whole).removeprefix(".index").removesuffix(".json")
+    stem = (whole.rpartition(".")[0] or path.name) + variant
     try:
         beside = list(path.parent.iterdir())
     except OSError:

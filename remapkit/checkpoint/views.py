@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
 from remapkit.checkpoint.faults import FileFault, shown, sized
@@ -78,41 +79,69 @@ def _bytes(nbytes: int) -> str:
     return f"{nbytes}-byte" if nbytes < 1000 else sized(nbytes)
 
 
-def gather(buffer: memoryview, tensor: Tensor, size: int) -> Iterator[memoryview]:
+Read = Callable[[int, int], bytes | memoryview]
+"""`length` bytes at an offset of a storage."""
+_STRIPE = 64 << 20
+"""Bytes of a target that are made at once where its dimensions are in another order: each takes its whole storage."""
+_NEAR = 1 << 18
+"""Elements within so many bytes are read in one go, whatever lies between them."""
+_DENSE = 16 << 20
+"""The same where a quarter of what is read is wanted."""
+
+
+def gather(read: Read, tensor: Tensor, size: int) -> Iterator[memoryview]:
     """The bytes of a strided view, contiguous and row-major, in pieces of about `size` bytes.
 
-    `buffer` is the storage. Elements are moved as opaque words of their width, so every dtype comes through to the
-    bit.
+    Elements are moved as opaque words of their width, so every dtype comes through to the bit. Everything is read,
+    not mapped: a file that becomes shorter meanwhile would end the process where it is mapped.
     """
     import numpy as np
 
-    itemsize = DTYPE_BITS[tensor.dtype] // 8
-    word = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8", 16: "V16"}[itemsize]
-    base = np.frombuffer(buffer, dtype="u1")
     if 0 in tensor.shape:
         return
-    needed = base[tensor.offset * itemsize : span(tensor) * itemsize]
-    flat = np.frombuffer(needed, dtype=word)
+    itemsize = DTYPE_BITS[tensor.dtype] // 8
+    word = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8", 16: "V16"}[itemsize]
     # Without the dimensions of size 1: numpy before 2 has at most 32.
     kept = [(size, step * itemsize) for size, step in zip(tensor.shape, tensor.stride, strict=True) if size > 1]
-    shape, strides = [size for size, _ in kept], [step for _, step in kept]
-    view = np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
-    for piece in _pieces(view, max(1, size // itemsize)):
-        yield np.ascontiguousarray(piece).reshape(-1).view("u1").data
+    shape, strides = tuple(size for size, _ in kept), tuple(step for _, step in kept)
+    turned = any(outer < inner for outer, inner in pairwise(step for step in strides if step))
+    for start, part in _slabs(shape, strides, max(1, (_STRIPE if turned else max(size, _NEAR)) // itemsize)):
+        out = np.empty(part, word)
+        read_strided(read, out, tensor.offset * itemsize + start, strides[len(strides) - len(part) :])
+        flat = out.reshape(-1).view("u1").data
+        for at in range(0, len(flat), max(size, itemsize)):
+            yield flat[at : at + max(size, itemsize)]
 
 
-def _pieces(view: np.ndarray, elements: int) -> Iterator[np.ndarray]:
-    """A view in row-major pieces of at most `elements` elements."""
-    axis, inner = view.ndim, 1
-    while axis > 0 and inner * view.shape[axis - 1] <= elements:
+def _slabs(shape: tuple[int, ...], strides: tuple[int, ...], elements: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """A view in row-major slabs of at most `elements` elements: where each starts, and its shape."""
+    axis, inner = len(shape), 1
+    while axis > 0 and inner * shape[axis - 1] <= elements:
         axis -= 1
-        inner *= view.shape[axis]
+        inner *= shape[axis]
     if axis == 0:
-        yield view
+        yield 0, shape
         return
+    rows = max(1, elements // inner)
+    for index in product(*(range(count) for count in shape[: axis - 1])):
+        before = sum(place * step for place, step in zip(index, strides, strict=False))
+        for row in range(0, shape[axis - 1], rows):
+            count = min(rows, shape[axis - 1] - row)
+            yield before + row * strides[axis - 1], (count, *shape[axis:])
+
+
+def read_strided(read: Read, out: np.ndarray, start: int, strides: Sequence[int]) -> None:
+    """Fill `out` with the elements that lie `strides` bytes apart from `start` on, in bounded memory."""
     import numpy as np
 
-    rows = max(1, elements // inner)
-    for index in np.ndindex(*view.shape[: axis - 1]):
-        for start in range(0, view.shape[axis - 1], rows):
-            yield view[(*index, slice(start, start + rows))]
+    reach = [(count - 1) * step for count, step in zip(out.shape, strides, strict=True)]
+    length = sum(reach) + out.itemsize
+    if length <= _NEAR or (length <= _DENSE and length <= 4 * out.nbytes) or not any(reach):
+        raw = read(start, length)
+        out[...] = np.ndarray(out.shape, out.dtype, raw, strides=tuple(strides))
+        return
+    axis = max(range(len(reach)), key=reach.__getitem__)
+    half = out.shape[axis] // 2
+    before = (slice(None),) * axis
+    read_strided(read, out[(*before, slice(None, half))], start, strides)
+    read_strided(read, out[(*before, slice(half, None))], start + half * strides[axis], strides)

@@ -7,11 +7,13 @@ mapping of tensors is found it is taken, and said; nothing is guessed from names
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from remapkit.checkpoint.allowed import is_allowed
 from remapkit.checkpoint.faults import FileFault, shown, sized
 from remapkit.checkpoint.pickle import (
     HOSTILE_HELP,
@@ -91,12 +93,17 @@ def choose(found: Found, root: str | None, strict: bool) -> StateDict:
     walk.search(found.value)
     if found.hostile:
         raise _hostile(found, walk)
-    if strict and walk.opaque:
-        title = f"--strict-pickle: the pickle holds {_objects(walk.opaque.total())} ({_names(walk.opaque)})"
-        raise FileFault("RK411", title, help=("leave --strict-pickle out: such objects are never built",))
+    strange = [name for name in found.named if not is_allowed(name)]
+    if strict and strange:
+        count = "a global" if len(strange) == 1 else f"{len(strange)} globals"
+        title = f"--strict-pickle: the pickle names {count} that no state dict needs ({_first(strange)})"
+        raise FileFault(
+            "RK411", title, help=("leave --strict-pickle out: nothing that a pickle names is ever built",)
+        )
     candidate = _one(walk, root)
     tensors = _tensors(candidate)
-    return StateDict(tensors, candidate.path, tuple(_ignored(walk, candidate)))
+    unused = [name for name in strange if name not in walk.opaque and name not in walk.hostile_path]
+    return StateDict(tensors, candidate.path, (*_ignored(walk, candidate), *_unused(unused)))
 
 
 class _Walk:
@@ -104,6 +111,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.candidates: list[Candidate] = []
+        self.top: Any = None
         self.optimizers: dict[int, _Path] = {}
         self.opaque: Counter[str] = Counter()
         self.loose = 0
@@ -112,6 +120,7 @@ class _Walk:
 
     def search(self, value: Any) -> None:
         """Collect the mappings of tensors, and what is neither tensor nor plain value."""
+        self.top = value
         seen: set[int] = set()
         root = _Path(None, "", 0)
         self._visit(root, value)
@@ -152,8 +161,8 @@ class _Walk:
         if not node.known:
             self.opaque[node.name] += 1
             self.hostile_path.setdefault(node.name, path)
-            if node.name.startswith("torch.nn.modules."):
-                self.modules = node.name
+            if node.module or node.name.startswith("torch.nn.modules."):
+                self.modules = self.modules or node.name
 
     def _mapping(self, path: _Path, node: Any) -> None:
         items = node.items if isinstance(node, Mapping | Opaque) else None
@@ -221,10 +230,37 @@ def _one(walk: _Walk, root: str | None) -> Candidate:
         # The format of an optimizer is its own: leaving it aside is no guess.
         return models[0]
     if candidates:
-        help = ("choose one with --root, e.g. --root " + (max(candidates, key=lambda c: c.nbytes).path or "."),)
+        help = _help_several(walk)
         title = f"{len(candidates)} mappings of tensors: which one is the state dict?"
         raise FileFault("RK406", title, notes=(listing(candidates),), help=help)
     raise FileFault("RK406", "the file holds no mapping of tensors", notes=_why_none(walk), help=_help_none(walk))
+
+
+_NO_MODEL = re.compile(
+    r"(?:^|[._])(?:optim\w*|\w*schedulers?|\w*rng_states?|callbacks?|grad_scaler|scaler|amp|loops)(?:[._]|$)"
+)
+
+
+def _help_several(walk: _Walk) -> tuple[str, ...]:
+    """The roots worth a look: never what a trainer keeps for itself beside the model."""
+    models = [each for each in walk.candidates if not walk.is_optimizers(each) and _may_be_model(each)]
+    if walk.modules and not models:
+        return _help_none(walk)
+    if not models:
+        return ("name the one that is meant with --root A.B; none of them looks like the weights of a model",)
+    roots = [f"--root {shown(each.path) or '.'}" for each in sorted(models, key=lambda each: -each.nbytes)[:4]]
+    more = ", …" if len(models) > 4 else ""
+    return (
+        f"choose one: {' or '.join(roots)}{more}" if len(roots) > 1 else f"choose one with --root, e.g. {roots[0]}",
+    )
+
+
+def _may_be_model(candidate: Candidate) -> bool:
+    """Whether it has a tensor of at least one dimension under a name that is not a trainer's own."""
+    return not _NO_MODEL.search(candidate.path) and any(
+        isinstance(value, Tensor) and value.shape and isinstance(key, str) and not _NO_MODEL.search(key)
+        for key, value in candidate.items
+    )
 
 
 def _why_none(walk: _Walk) -> tuple[str, ...]:
@@ -238,12 +274,18 @@ def _why_none(walk: _Walk) -> tuple[str, ...]:
 
 def _help_none(walk: _Walk) -> tuple[str, ...]:
     if walk.modules:
-        return ("a whole module was pickled: save `model.state_dict()` instead",)
+        own = "" if walk.modules.startswith("torch.") else f" (a {shown(walk.modules, 80)})"
+        return (f"a whole module was pickled{own}: save `model.state_dict()` instead",)
     return ()
 
 
 def _named(walk: _Walk, root: str) -> Candidate:
     fitting = [candidate for candidate in walk.candidates if candidate.path == root]
+    if not fitting:
+        # One mapping under several names is one candidate, and is found by each of them.
+        nodes = _at(walk.top, root)
+        fitting = [each for each in walk.candidates if any(each.items is node.items for node in nodes)]
+        fitting = [replace(each, place=_Path(_Path(None, "", 0), root, 1)) for each in fitting]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -251,6 +293,29 @@ def _named(walk: _Walk, root: str) -> Candidate:
     notes = (listing(walk.candidates),) if walk.candidates else _why_none(walk)
     where = f"--root {shown(root)}" if root else "the top level"
     raise FileFault("RK406", f"no mapping of tensors at {where}", notes=notes)
+
+
+def _at(top: Any, root: str) -> list[Mapping | Opaque]:
+    """The mappings that a path leads to; keys may hold dots, so there may be several ways to read it."""
+    found: dict[int, Mapping | Opaque] = {}
+    seen: set[tuple[int, int]] = set()
+    waiting = [(top, 0)]
+    while waiting:
+        node, at = waiting.pop()
+        if at > len(root):
+            if isinstance(node, Mapping | Opaque):
+                found[id(node)] = node
+            continue
+        children = _children(node)
+        if children is None or (id(node), at) in seen or len(seen) > _MAX_CANDIDATES:
+            continue
+        seen.add((id(node), at))
+        for key, child in children:
+            text = name(key)
+            end = at + len(text)
+            if _is_node(child) and root.startswith(text, at) and root[end : end + 1] in ("", "."):
+                waiting.append((child, end + 1))
+    return list(found.values())
 
 
 def listing(candidates: Sequence[Candidate]) -> str:
@@ -327,6 +392,15 @@ def _ignored(walk: _Walk, chosen: Candidate) -> Iterator[str]:
         yield f"the state of an optimizer was left aside ({tensors} tensors)"
     if walk.loose:
         yield f"{walk.loose} tensors in lists or under keys that are not text were ignored"
+
+
+def _unused(names: Sequence[str]) -> Iterator[str]:
+    if names:
+        yield f"the pickle names what none of its objects is ({_first(names)}); nothing of it was built"
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(shown(name, 80) for name in names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def _objects(count: int) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from remapkit.checkpoint.faults import is_utf8, unwritable
-from remapkit.checkpoint.layout import FileLayout, Literal, Piece, Seal, tensor_piece
+from remapkit.checkpoint.layout import FileLayout, Literal, Piece, Seal, check_dims, tensor_piece
 from remapkit.checkpoint.pickle import DTYPES, STORAGES
 from remapkit.checkpoint.pth import METADATA
 from remapkit.checkpoint.reader import Reader
@@ -49,6 +49,7 @@ def lay_out_pth(
 
     Raises `UnwritableOutput` (RK505) for a dtype that torch has no name for.
     """
+    check_dims(moves)
     keys, owners = _storage_keys(moves, tied)
     prefix = _folder(name) + "/"
     records = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +14,12 @@ from remapkit.casting import with_dtype
 from remapkit.check import Check, known_keys_problem, make_check
 from remapkit.checkpoint import Reader
 from remapkit.checkpoint.layout import without_ties
+from remapkit.checkpoint.sharded import is_index
 from remapkit.commands.common import (
     known_source,
     load_rules,
     open_source,
-    recorded_ties,
     refuse_unproven,
-    with_recorded,
 )
 from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError, counted, one_line
 from remapkit.library import version
@@ -52,15 +51,15 @@ def _apply(args: Namespace) -> Outcome:
     restored = args.in_place and not args.dry_run and _restore(source)
     with ExitStack() as stack:
         reader = stack.enter_context(open_source(source, args))
-        ties = recorded_ties(reader.header())
-        plan = make_plan(rules, with_recorded(reader.header(), ties))
+        plan = make_plan(rules, reader.header())
         if args.dtype is not None:
             plan = with_dtype(plan, args.dtype)
         check = _check(rules, plan, args)
+        plan = check.plan if check else plan
         moves = in_target_order(plan, check.target if check else None)
         if args.dry_run:
             return _with(_dry_run(plan, check, moves, reader), proven)
-        job = Job(rules, plan, from_the_file(moves, ties), reader, args, ties)
+        job = Job(rules, plan, moves, reader, args)
         written = _rename(job) if args.in_place else _write(job)
     return _with(_outcome(job, written, restored), proven)
 
@@ -98,7 +97,7 @@ def _check_usage(args: Namespace) -> None:
         raise UsageError(Diagnostic("RK609", title, help=("leave out --in-place, or the others",)))
     if args.shard_size is not None:
         parse_size(args.shard_size)
-    elif args.output is not None and args.output.endswith(INDEX):
+    elif args.output is not None and is_index(Path(args.output).name):
         title = f"{args.output} is the name of an index of shards"
         raise UsageError(Diagnostic("RK609", title, help=("say how large they are: --shard-size 5GB",)))
     if args.output is not None:
@@ -127,13 +126,13 @@ class Job:
     moves: Sequence[Move]
     reader: Reader
     args: Namespace
-    ties: Mapping[str, str]
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The source's own without its records of tied names (the output makes its own), and where it comes from."""
-        kept = {name: value for name, value in self.reader.header().metadata.items() if name not in self.ties}
-        return {**kept, **provenance(self.rules, Path(self.args.checkpoint))}
+        """The source's own without what became a key (the output makes its own records), and where it comes from."""
+        keys = self.plan.source
+        kept = {name: value for name, value in self.reader.header().metadata.items() if name not in keys}
+        return {**kept, **self.plan.records(), **provenance(self.rules, Path(self.args.checkpoint))}
 
 
 def _check(rules: RuleSet, plan: Plan, args: Namespace) -> Check | None:
@@ -160,7 +159,7 @@ def in_target_order(plan: Plan, target: StateDictSpec | None) -> tuple[Move, ...
 
 def default_output(source: Path, suffix: str = ".safetensors") -> Path:
     """`ckpt.pth` -> `ckpt.safetensors`; shards and folders have no such name, so one must be given."""
-    if source.is_dir() or source.name.endswith(".index.json"):
+    if source.is_dir() or is_index(source.name):
         raise UsageError(
             Diagnostic(
                 "RK609", f"where should the remapped shards of {source} go?", help=("name a file with -o OUT",)
@@ -177,18 +176,6 @@ def provenance(rules: RuleSet, source: Path) -> dict[str, str]:
         "remapkit.source": one_line(source.name),
         "remapkit.version": version(),
     }
-
-
-def from_the_file(moves: Sequence[Move], ties: Mapping[str, str]) -> Sequence[Move]:
-    """The moves with recorded names replaced by those that hold the data."""
-    if not ties:
-        return moves
-    return tuple(
-        replace(move, sources=tuple(ties.get(fqn, fqn) for fqn in move.sources))
-        if any(fqn in ties for fqn in move.sources)
-        else move
-        for move in moves
-    )
 
 
 def _restore(source: Path) -> bool:

@@ -11,9 +11,7 @@ from remapkit.commands.common import (
     known_source,
     load_rules,
     open_source,
-    recorded_ties,
     refuse_unproven,
-    with_recorded,
 )
 from remapkit.diagnostic import Diagnostic, UsageError
 from remapkit.library import load, packs
@@ -96,7 +94,7 @@ def _check_source(rules: RuleSet, args: Namespace) -> StateDictSpec:
         return read_header(Path(args.keys))
     if args.ckpt:
         with open_source(Path(args.ckpt), args) as reader:
-            return with_recorded(reader.header(), recorded_ties(reader.header()))
+            return reader.header()
     source = known_source(rules)
     if source is None:
         raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from remapkit.prove import Level, Proof
 from remapkit.rulefile import file_bytes
 from remapkit.source import Text
 from remapkit.spec import StateDictSpec
-from remapkit.targets import read_header
+from remapkit.targets import declared_path, read_declared
 
 if TYPE_CHECKING:
     from remapkit.rules import RuleSet
@@ -54,8 +54,9 @@ def known_source(rules: RuleSet) -> StateDictSpec | None:
     written = rules.file.source_keys
     if written is None:
         return None
+    path = declared_path(rules, written)
     try:
-        return read_header(beside(rules, written.value))
+        return read_declared(path)
     except UnreadableCheckpoint as error:
         raise UnreadableCheckpoint([_declared(each, rules, written) for each in error.diagnostics]) from None
 
@@ -63,7 +64,7 @@ def known_source(rules: RuleSet) -> StateDictSpec | None:
 def _declared(problem: Diagnostic, rules: RuleSet, written: Text) -> Diagnostic:
     """What is wrong with a declared manifest, at the place that declares it."""
     title = f"the declared source: {problem.title}"
-    folder = beside(rules, written.value).parent
+    folder = declared_path(rules, written).parent
     help = (*problem.help, f"the path is relative to the rule file; it was looked for in {folder}")
     return replace(problem, title=title, labels=(Label(written.span), *problem.labels), help=help)
 
@@ -88,37 +89,12 @@ def refuse_unproven(rule_sets: Sequence[RuleSet], args: Namespace) -> tuple[Diag
     return tuple(finding for proof in proofs for finding in proof.findings)
 
 
-def beside(rules: RuleSet, path: str) -> Path:
-    """A path that a rule file names is relative to that file, to the real one where it is known by a link."""
-    return (Path(os.path.realpath(rules.file.path)).parent if rules.file.path else Path()) / path
-
-
 def open_source(path: Path, args: Namespace) -> Reader:
-    return open_checkpoint(path, root=args.root, strict_pickle=args.strict_pickle, allow_expand=args.allow_expand)
+    return open_checkpoint(path, root=args.root, **_let_through(args))
 
 
-def recorded_ties(header: StateDictSpec) -> dict[str, str]:
-    """The names that a safetensors file only records as tied, each with the tensor that it is tied to.
-
-    The format has no aliases, so its writers keep one name and put `other: kept` into the metadata.
-    """
-    return {
-        other: kept
-        for other, kept in header.metadata.items()
-        if kept in header and other not in header and other != "format" and not other.startswith("remapkit.")
-    }
-
-
-def with_recorded(header: StateDictSpec, ties: Mapping[str, str]) -> StateDictSpec:
-    """The header with the recorded names as keys of their own: rules speak about them as about all others."""
-    if not ties:
-        return header
-    groups: dict[str, list[str]] = {group[0]: list(group) for group in header.tied}
-    first = {fqn: group[0] for group in header.tied for fqn in group}
-    for other, kept in ties.items():
-        groups.setdefault(first.get(kept, kept), [kept]).append(other)
-    tensors = {**header.tensors, **{other: header[kept] for other, kept in ties.items()}}
-    return replace(header, tensors=tensors, tied=tuple(map(tuple, groups.values())))
+def _let_through(args: Namespace) -> dict[str, bool]:
+    return {name: getattr(args, name) for name in ("strict_pickle", "allow_expand", "follow_links")}
 
 
 def open_sides(args: Namespace, stack: ExitStack) -> tuple[Reader, Reader]:
@@ -130,9 +106,7 @@ def open_sides(args: Namespace, stack: ExitStack) -> tuple[Reader, Reader]:
 
 def _open_side(path: str, root: str | None, option: str, args: Namespace, stack: ExitStack) -> Reader:
     try:
-        reader = open_checkpoint(
-            Path(path), root=root, strict_pickle=args.strict_pickle, allow_expand=args.allow_expand
-        )
+        reader = open_checkpoint(Path(path), root=root, **_let_through(args))
     except UnreadableCheckpoint as error:
         raise UnreadableCheckpoint([_with_option(each, option) for each in error.diagnostics]) from None
     return stack.enter_context(reader)
@@ -167,12 +141,12 @@ def files_read(args: Namespace, *readers: Reader, but: Sequence[str]) -> list[Pa
     words = [each for value in given for each in (value if isinstance(value, list) else [value])]
     # `PREFIX=FILE` and `KEY=FILE` name files as well.
     named = [part for word in words if isinstance(word, str) for part in (word, word.partition("=")[2])]
-    files = [Path(part) for part in named if os.path.isfile(part)]  # noqa: PTH113 - any text may be asked
+    files = [Path(part) for part in named if os.path.isfile(part)]
     return [*files, *(source for reader in readers for source in reader.sources)]
 
 
 def rules_read(rules: RuleSet) -> list[Path]:
     """The files that a rule set comes from: its own, and the manifests that it declares."""
     declared = [rules.file.source_keys]
-    found = [beside(rules, written.value) for written in declared if written is not None]
+    found = [declared_path(rules, written) for written in declared if written is not None]
     return found if rules.file.path is None else [rules.file.path, *found]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from remapkit.checkpoint import Reader
+from remapkit.checkpoint.reader import CHUNK
 from remapkit.commands.common import load_rules, open_sides
 from remapkit.compare import Contents, Difference, compare
 from remapkit.families import families
-from remapkit.plan import make_plan
+from remapkit.plan import Plan, make_plan
 from remapkit.report import Outcome, Table
 from remapkit.spec import StateDictSpec, TensorSpec
 
@@ -19,8 +21,11 @@ def run(args: Namespace) -> Outcome:
     """Same keys, shapes, dtypes, values? Exit code 1 where not."""
     with ExitStack() as stack:
         a, b = open_sides(args, stack)
-        side_a, side_b = _remapped(a, args.rules_a, args), _remapped(b, args.rules_b, args)
-        names_a, names_b = side_a.header(), side_b.header()
+        plans = _plan(a, args.rules_a, args), _plan(b, args.rules_b, args)
+        headers = [each.header() if plan is None else plan.target for each, plan in zip((a, b), plans, strict=True)]
+        # A name that one side only records as tied is compared where the other side has it.
+        names_a, names_b = headers[0].with_recorded(headers[1]), headers[1].with_recorded(headers[0])
+        side_a, side_b = _remapped(a, plans[0], names_a), _remapped(b, plans[1], names_b)
         both = [fqn for fqn in names_a if fqn in names_b]
         differences = list(compare(side_a, side_b, [(fqn, fqn) for fqn in both]))
     only_a = [fqn for fqn in names_a if fqn not in names_b]
@@ -28,15 +33,35 @@ def run(args: Namespace) -> Outcome:
     return _diff_outcome(args, dict(zip(both, differences, strict=True)), only_a, only_b)
 
 
-def _remapped(reader: Reader, rules: str | None, args: Namespace) -> Contents:
-    """The checkpoint, or what rules would make of it."""
+def _plan(reader: Reader, rules: str | None, args: Namespace) -> Plan | None:
     if rules is None:
-        return reader
-    from remapkit.running.view import Remapped  # numpy, which a comparison as it stands may not need
-
+        return None
     plan = make_plan(load_rules(rules, args), reader.header())
     plan.raise_for_problems()
-    return Remapped(reader, plan)
+    return plan
+
+
+def _remapped(reader: Reader, plan: Plan | None, names: StateDictSpec) -> Contents:
+    """The checkpoint under these names, or what rules would make of it."""
+    if plan is None:
+        return _Named(reader, names)
+    from remapkit.running.view import Remapped  # numpy, which a comparison as it stands may not need
+
+    return Remapped(reader, plan.asked(names))
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A checkpoint whose header has recorded names as keys too."""
+
+    reader: Reader
+    names: StateDictSpec
+
+    def header(self) -> StateDictSpec:
+        return self.names
+
+    def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
+        return self.reader.chunks(fqn, size)
 
 
 def _only_in(name: str, fqns: Sequence[str]) -> list[tuple[str, str]]:

@@ -42,6 +42,7 @@ def run(args: Namespace) -> Outcome:
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common())
     total = f"{counted(len(header), 'tensor')} ({kinds}), {numel:,} elements, {human_bytes(header.nbytes)}"
     tied = tuple(f"tied: {' = '.join(group)}" for group in header.tied)
+    tied += tuple(f"recorded as tied: {shown(other)} = {shown(kept)}" for other, kept in header.recorded.items())
     metadata = tuple(f"metadata: {shown(key)} = {shown(value, 2000)}" for key, value in header.metadata.items())
     manifest = {fqn: {"dtype": spec.dtype, "shape": list(spec.shape)} for fqn, spec in header.items()}
     return Outcome(
@@ -50,6 +51,7 @@ def run(args: Namespace) -> Outcome:
             "root": root,
             "tensors": manifest,
             "tied": [list(group) for group in header.tied],
+            "recorded": dict(header.recorded),
             "metadata": dict(header.metadata),
             "bytes": header.nbytes,
         },

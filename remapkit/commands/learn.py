@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ from remapkit.commands.common import files_read, open_sides
 from remapkit.diagnostic import Diagnostic, Severity, UsageError, counted
 from remapkit.examples import Learned, learn
 from remapkit.files.text import write_texts
+from remapkit.library import read_object
 from remapkit.pairing import Pairing, pair_by_value
 from remapkit.plan import named
 from remapkit.report import Outcome
@@ -29,6 +29,7 @@ def run(args: Namespace) -> Outcome:
         source, target = a.header(), b.header()
         read = files_read(args, a, b, but=("output",))
         pairing = _read_pairs(Path(args.pairs), source, target) if args.pairs else _by_value(a, b)
+    source, target = source.with_recorded(pairing.recorded_a), target.with_recorded(pairing.recorded_b)
     references = (f"keys/{output.stem}.source.json", f"keys/{output.stem}.target.json") if output else (None, None)
     learned = learn(name, source, target, pairing, *references)
     said = tuple(_left(learned, source, target))
@@ -74,17 +75,17 @@ def _by_value(a: Reader, b: Reader) -> Pairing:
 
 def _read_pairs(path: Path, source: StateDictSpec, target: StateDictSpec) -> Pairing:
     """Pairs that somebody wrote: a JSON object, source key to target key; every problem of it at once."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(Diagnostic("RK611", f"cannot read {path}: {error.strerror}")) from None
-    except ValueError as error:
-        raise UsageError(Diagnostic("RK611", f"{path} is not JSON: {error}")) from None
+    value = read_object(path)
     if not isinstance(value, dict) or not all(isinstance(fqn, str) for fqn in value.values()):
         raise UsageError(Diagnostic("RK611", f"{path} is no JSON object of source keys to target keys"))
     by_target: dict[str, list[str]] = {}
     for fqn, other in value.items():
         by_target.setdefault(other, []).append(fqn)
+    recorded = (
+        tuple(fqn for fqn in value if fqn in source.recorded),
+        tuple(f for f in by_target if f in target.recorded),
+    )
+    source, target = source.with_recorded(recorded[0]), target.with_recorded(recorded[1])
     wrong = [f"{fqn} is no key of {source.name}" for fqn in value if fqn not in source]
     wrong += [f"{other} is no key of {target.name}" for other in by_target if other not in target]
     wrong += [
@@ -99,7 +100,8 @@ def _read_pairs(path: Path, source: StateDictSpec, target: StateDictSpec) -> Pai
         )
     only_a = tuple(fqn for fqn in source if fqn not in value)
     only_b = tuple(fqn for fqn in target if fqn not in by_target)
-    return Pairing({fqn: value[fqn] for fqn in source if fqn in value}, {}, only_a, only_b, by_value=False)
+    pairs = {fqn: value[fqn] for fqn in source if fqn in value}
+    return Pairing(pairs, {}, only_a, only_b, *recorded, by_value=False)
 
 
 def _left(learned: Learned, source: StateDictSpec, target: StateDictSpec) -> list[Diagnostic]:

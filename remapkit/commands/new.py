@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from remapkit.checkpoint.manifest import manifest_json
+from remapkit.checkpoint.sharded import is_index
 from remapkit.commands.common import files_read, open_source
 from remapkit.diagnostic import Diagnostic, UsageError
 from remapkit.files.text import write_texts
@@ -24,6 +25,7 @@ def run(args: Namespace) -> Outcome:
         read = files_read(args, reader, but=("output",))
     model = args.target if args.target is not None and _is_model(args.target) else None
     target = _target(args, model)
+    source = source.with_recorded(target or ())
     manifest = _manifest(args, output)
     text = new_rule_file(args.name, source, _relative(manifest, output) if manifest else None, target, model)
     if output is None:
@@ -63,9 +65,15 @@ def _target(args: Namespace, model: str | None) -> StateDictSpec | None:
 
 def _manifest(args: Namespace, output: Path | None) -> str | None:
     """The manifest that the rule file declares: the source itself where it is one, else a new one in `keys/`."""
-    if args.source.endswith(".json") and not args.source.endswith(".index.json"):
+    if args.source.endswith(".json") and not is_index(args.source) and not _is_outside(args.source, output):
         return str(args.source)
     return None if output is None else str(output.parent / "keys" / f"{args.name}.json")
+
+
+def _is_outside(path: str, output: Path | None) -> bool:
+    """Whether a rule file at `output` could not name the path: it names what is below it."""
+    folder = os.path.realpath(output.parent if output else ".")
+    return not Path(os.path.realpath(path)).is_relative_to(folder)
 
 
 def _relative(path: str, output: Path | None) -> str:

@@ -61,7 +61,7 @@ def prepare(target: Target, plan: Plan, values: Values, wanted: Wanted, strict: 
     if extra_state != "keep":
         problems += _extra_states(target)
     wrong = {each.target for each in check.shape_mismatches}
-    moves = {m.target: m for m in plan.moves if m.target in target.header and m.target not in wrong}
+    moves = {m.target: m for m in check.plan.moves if m.target in target.header and m.target not in wrong}
     problems += _dtype_problems(moves, target, wanted)
     units: tuple[Unit, ...] = ()
     if not problems:

@@ -139,7 +139,8 @@ def _map_private(source: SourceFile) -> mmap.mmap | None:
     """The whole file, mapped copy on write; None where its filesystem has no maps, so that it is read instead."""
     try:
         flags = mmap.MAP_PRIVATE | _NORESERVE
-        return mmap.mmap(source.fd, source.size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        with source.held() as fd:
+            return mmap.mmap(fd, source.size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     except ValueError as error:
         raise unreadable("RK412", f"{source.path.name} became shorter while it was read", source.path) from error
     except OSError:
@@ -159,7 +160,8 @@ def read_into(source: SourceFile, offset: int, buffer: memoryview) -> None:
     at = 0
     while at < len(buffer):
         try:
-            count = os.preadv(source.fd, [buffer[at : at + (1 << 30)]], offset + at)
+            with source.held() as fd:
+                count = os.preadv(fd, [buffer[at : at + (1 << 30)]], offset + at)
         except OSError as error:
             raise unreadable("RK400", f"cannot read: {reason(error)}", source.path) from error
         if not count:

@@ -7,12 +7,13 @@ or arithmetic needs numbers, so every dtype comes through to the bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from remapkit.checkpoint.views import Read, read_strided
 from remapkit.ops.kinds import Fill, Join, Op
 from remapkit.ops.steps import Add, Cast, Pad, Permute, Pick, Reshape, Scale, Step
 from remapkit.running.casts import Array, calculated, encoded, word
@@ -21,12 +22,10 @@ from remapkit.spec import TensorSpec
 Along = slice | Array
 """What is wanted along one dimension: a slice of step 1 with both ends, or indices."""
 Box = tuple[Along, ...]
-TOUCH = 16 << 20
-"""Bytes of a mapped file that are read before its pages are given back."""
+BOUND = 16 << 20
+"""Bytes that are read at most in one go where only some of them are wanted."""
 TILE = 1 << 18
 """Bytes of a turned box that are copied at once: they stay in the cache."""
-FAULT = 1 << 16
-"""What the kernel maps around a page that is touched."""
 
 
 class Lazy:
@@ -98,36 +97,13 @@ def packed(made: Array) -> Array:
 
 @dataclass(slots=True)
 class Leaf(Lazy):
-    """A source: an array in memory or of a mapped file, whose pages `release` gives back."""
+    """A source that is an array in memory."""
 
     spec: TensorSpec
     array: Array
-    release: Callable[[], None] | None = None
 
     def read(self, box: Box) -> Array:
-        """Copied out of the file bit by bit, so that its pages never count for much; in memory, a view."""
-        if self.release is None or not box:
-            return self._get(box)
-        out = np.empty(shape_of(box), self.array.dtype)
-        axis = max(range(len(box)), key=lambda dim: self.array.strides[dim] if out.shape[dim] > 1 else 0)
-        count = self._count(box, axis, out.nbytes)
-        for start in range(0, out.shape[axis], count):
-            stop = min(start + count, out.shape[axis])
-            here = (*box[:axis], sub(box[axis], start, stop), *box[axis + 1 :])
-            out[(slice(None),) * axis + (slice(start, stop),)] = self._get(here)
-            self.release()
-        return out
-
-    def _count(self, box: Box, axis: int, nbytes: int) -> int:
-        size = length(box[axis])
-        if not size or not nbytes:
-            return 1
-        inner = nbytes // size
-        runs = math.prod(length(along) for dim, along in enumerate(box[:-1]) if dim != axis)
-        touched = min(max(self.array.strides[axis], inner), inner + FAULT * max(1, runs))
-        return max(1, TOUCH // touched)
-
-    def _get(self, box: Box) -> Array:
+        """A view where it can be one."""
         slices = [along if isinstance(along, slice) else slice(None) for along in box]
         index: tuple[Any, ...] = (*slices, ...)
         found: Array = self.array[index]
@@ -135,6 +111,40 @@ class Leaf(Lazy):
             if not isinstance(along, slice):
                 found = np.take(found, along, dim)
         return found
+
+
+@dataclass(slots=True)
+class Stretch(Lazy):
+    """A source that is one stretch of a file. It is read, never mapped: the file may become shorter meanwhile."""
+
+    spec: TensorSpec
+    bytes_at: Read
+
+    def read(self, box: Box) -> Array:
+        """The elements of a box; only what is near to them is read."""
+        out = np.empty(shape_of(box), word(self.spec.dtype))
+        if out.size:
+            self._fill(out, box)
+        return out
+
+    def _fill(self, out: Array, box: Box) -> None:
+        listed = next((dim for dim, along in enumerate(box) if not isinstance(along, slice)), None)
+        if listed is None:
+            steps = [out.itemsize * math.prod(self.spec.shape[dim + 1 :]) for dim in range(len(box))]
+            start = sum(
+                along.start * step for along, step in zip(box, steps, strict=True) if isinstance(along, slice)
+            )
+            read_strided(self.bytes_at, out, start, steps)
+            return
+        chosen = indices(box[listed])
+        low, high = int(chosen.min()), int(chosen.max()) + 1
+        if (high - low) * (out.nbytes // len(chosen)) <= max(BOUND, 4 * out.nbytes):
+            near = self.read((*box[:listed], slice(low, high), *box[listed + 1 :]))
+            np.take(near, chosen - low, listed, out=out)
+            return
+        for place, index in enumerate(chosen):
+            one = (*box[:listed], slice(int(index), int(index) + 1), *box[listed + 1 :])
+            self._fill(out[(slice(None),) * listed + (slice(place, place + 1),)], one)
 
 
 @dataclass(slots=True)
@@ -383,5 +393,7 @@ class Reshaped(Lazy):
         if [size for size in old if size != 1] == [size for size in new if size != 1]:
             return Squeezed(self.spec, self.inner)
         if isinstance(self.inner, Leaf) and self.inner.array.flags.c_contiguous:
-            return Leaf(self.spec, self.inner.array.reshape(new), self.inner.release)
+            return Leaf(self.spec, self.inner.array.reshape(new))
+        if isinstance(self.inner, Stretch):
+            return Stretch(self.spec, self.inner.bytes_at)
         return Leaf(self.spec, packed(self.inner.read(whole(self.inner.spec))).reshape(new))

@@ -1,20 +1,18 @@
 """Operations on files: the bytes of one target at a time, in stripes, without torch.
 
-Sources are mapped, and pages that were read are given back at once, so that neither a stack of experts nor a
-transposed matrix is ever in memory as a whole.
+Sources are read box by box, so that neither a stack of experts nor a transposed matrix is ever in memory as a whole.
+They are not mapped: a file that becomes shorter while it is read would end the process.
 """
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from remapkit.checkpoint.faults import unreadable
-from remapkit.checkpoint.reader import Extent, Reader, SourceFile
+from remapkit.checkpoint.reader import Reader
 from remapkit.plan import Move
-from remapkit.running.arrays import Box, Calculated, Lazy, Leaf, Permuted, Reshaped, packed, tree
+from remapkit.running.arrays import Box, Calculated, Lazy, Leaf, Permuted, Reshaped, Stretch, packed, tree
 from remapkit.running.casts import word
 from remapkit.spec import TensorSpec
 
@@ -27,36 +25,21 @@ PIECE = 1 << 18
 
 
 class Streams:
-    """The bytes of moves with operations; files stay mapped between moves."""
-
-    def __init__(self) -> None:
-        self._maps: dict[int, tuple[SourceFile, mmap.mmap | None]] = {}
+    """The bytes of moves with operations."""
 
     def __call__(self, move: Move, reader: Reader) -> Iterator[memoryview]:
         """The target's bytes: contiguous, row-major, little-endian, in pieces."""
         header = reader.header()
-        sources = [self._leaf(fqn, header[fqn], reader) for fqn in move.sources]
+        sources = [_leaf(fqn, header[fqn], reader) for fqn in move.sources]
         yield from stripes(tree(move.ops, sources))
 
-    def _leaf(self, fqn: str, spec: TensorSpec, reader: Reader) -> Lazy:
-        extent = reader.extent(fqn)
-        mapped = self._map(extent.source) if extent is not None and extent.length else None
-        if mapped is None or extent is None:
-            return _Later(fqn, spec, reader)
-        array = np.frombuffer(mapped, word(spec.dtype), spec.numel, extent.offset).reshape(spec.shape)
-        return Leaf(spec, array, lambda: _give_back(mapped, extent))
 
-    def _map(self, source: SourceFile) -> mmap.mmap | None:
-        key = id(source)
-        if key not in self._maps:
-            if source.changed():
-                raise unreadable("RK412", f"{source.path.name} changed while it was read", source.path)
-            try:
-                made = mmap.mmap(source.fd, source.size, access=mmap.ACCESS_READ)
-            except OSError:
-                made = None  # a filesystem without maps: it is read instead
-            self._maps[key] = (source, made)
-        return self._maps[key][1]
+def _leaf(fqn: str, spec: TensorSpec, reader: Reader) -> Lazy:
+    extent = reader.extent(fqn)
+    if extent is None:
+        return _Later(fqn, spec, reader)
+    source, start = extent.source, extent.offset
+    return Stretch(spec, lambda offset, length: source.read(start + offset, length))
 
 
 class _Later(Lazy):
@@ -76,13 +59,6 @@ class _Later(Lazy):
                 at += len(chunk)
             self._leaf = Leaf(self.spec, raw.view(word(self.spec.dtype)).reshape(self.spec.shape))
         return self._leaf.read(box)
-
-
-def _give_back(mapped: mmap.mmap, extent: Extent) -> None:
-    """The pages of an extent need no memory any more."""
-    if hasattr(mmap, "MADV_DONTNEED"):
-        start = extent.offset // mmap.PAGESIZE * mmap.PAGESIZE
-        mapped.madvise(mmap.MADV_DONTNEED, start, extent.offset + extent.length - start)
 
 
 def stripes(lazy: Lazy, size: int = STRIPE) -> Iterator[memoryview]:

@@ -198,18 +198,25 @@ def test_an_archive_beyond_four_gigabytes(tmp_path: Path) -> None:
     with zipfile.ZipFile(small) as archive:
         infos = archive.infolist()
     with path.open("wb") as file:
-        file.write(content[:4])
+        # What lies before is an entry too: bytes that belong to none are refused.
+        name = infos[0].filename.split("/")[0].encode() + b"/pad"
+        length = gap - 30 - len(name) - 20
+        sizes = struct.pack("<HHQQ", 1, 16, length, length)
+        file.write(b"PK\x03\x04" + struct.pack("<5H3L2H", 45, 0, 0, 0, 0, 0, *[0xFFFFFFFF] * 2, len(name), 20))
+        file.write(name + sizes)
         file.seek(gap)
         start = file.tell()
         file.write(content[: archive.start_dir])
         directory = file.tell()
+        fields = (45, 45, 0, 0, 0, 0, 0, *[0xFFFFFFFF] * 2, len(name), len(sizes), 0, 0, 0, 0, 0)
+        file.write(b"PK\x01\x02" + struct.pack("<6H3L5H2L", *fields) + name + sizes)
         for info in infos:
             name = info.filename.encode()
             extra = struct.pack("<HHQ", 1, 8, start + info.header_offset)
             fields = (20, 20, 0, 0, 0, 0, info.CRC, info.file_size, info.file_size, len(name), len(extra), 0, 0, 0, 0)
             file.write(b"PK\x01\x02" + struct.pack("<6H3L5H2L", *fields, 0xFFFFFFFF) + name + extra)
         end = file.tell()
-        here = len(infos)
+        here = len(infos) + 1
         file.write(b"PK\x06\x06" + struct.pack("<Q2H2L4Q", 44, 45, 45, 0, 0, here, here, end - directory, directory))
         file.write(b"PK\x06\x07" + struct.pack("<LQL", 0, end, 1))
         file.write(b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, here, here, end - directory, 0xFFFFFFFF, 0))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from remapkit.checkpoint import open_checkpoint
+from remapkit.checkpoint import reader as reader_module
 from remapkit.diagnostic import Diagnostic, UnreadableCheckpoint
 
 ONE, TWO = "model-00001-of-00002", "model-00002-of-00002"
@@ -208,3 +211,66 @@ def test_an_index_that_says_a_name_twice(tmp_path: Path) -> None:
     index = write(tmp_path)
     index.write_text('{"weight_map": {"a": "x", "a": "y"}}')
     assert "the name 'a' occurs twice" in refusal(index).title
+
+
+def many(folder: Path, count: int) -> Path:
+    """So many shards of one tensor each."""
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        save_file({f"w{number}": torch.full((5,), float(number))}, folder / f"m-{number:05d}.safetensors")
+    index = folder / "m.safetensors.index.json"
+    index.write_text(
+        json.dumps({"weight_map": {f"w{number}": f"m-{number:05d}.safetensors" for number in range(count)}})
+    )
+    return index
+
+
+MANY = """
+import resource, sys
+import numpy
+from remapkit.cli import main
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+rules, index, out = sys.argv[1:]
+sys.exit(main(["apply", rules, index, "-o", out, "--verify"]) or main(["diff", out, index, "--rules-b", rules]))
+"""
+
+
+def test_D18_more_shards_than_open_files_are_allowed(tmp_path: Path) -> None:
+    index = many(tmp_path / "m", 200)
+    rules = tmp_path / "r.yaml"
+    rules.write_text("remapkit: 1\nname: r\nrules: [{id: a, path: 'w{n:int}', to: 'v.{n}'}]\n")
+    arguments = [sys.executable, "-c", MANY, rules, index, tmp_path / "o.safetensors"]
+    done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "200 of 200 tensors identical" in done.stdout
+
+
+def test_D18_shards_that_are_closed_meanwhile_are_the_same_when_they_are_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "most_open", lambda: 2)
+    index = many(tmp_path, 6)
+    before = open_files()
+    with open_checkpoint(index) as reader:
+        assert open_files() <= before + 4
+        for number in (0, 5, 3, 0, 1, 2, 5):
+            assert b"".join(reader.chunks(f"w{number}")) == torch.full((5,), float(number)).numpy().tobytes()
+        shard = tmp_path / "m-00004.safetensors"
+        shard.rename(tmp_path / "away")
+        save_file({"w4": torch.full((5,), 666.0)}, shard)
+        with pytest.raises(UnreadableCheckpoint, match="RK412"):
+            b"".join(reader.chunks("w4"))
+    assert open_files() == before
+
+
+def test_D18_one_shard_taken_for_another_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: whatever lies under the name is opened again."""
+
+    def reopen(self: Any) -> None:
+        reader_module._POOL.make_room()
+        self.fd = os.open(self.path, os.O_RDONLY)
+        reader_module._POOL.files[id(self)] = self
+
+    monkeypatch.setattr(reader_module.SourceFile, "_reopen", reopen)
+    with pytest.raises(pytest.fail.Exception):
+        test_D18_shards_that_are_closed_meanwhile_are_the_same_when_they_are_opened_again(tmp_path, monkeypatch)

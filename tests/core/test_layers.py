@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         *("flows", "arrows", "variants", "nets", "searches", "delays", "questions", "verdicts", "constants"),
         *("rules", "prove", "invert"),
     ),
-    ("plan", "gather", "casting", "check"),
+    ("plan", "recorded", "gather", "casting", "check"),
     ("checkpoint", "files"),
     ("execute", "compare", "loading", "meta", "running"),
     (
@@ -163,7 +164,8 @@ def test_no_command_imports_torch_for_headers_and_bytes(arguments: list[str], tm
     pack = tmp_path / "wan22_pth.yaml"
     # A pack without its target model: the model is what would rightly import torch.
     text = (PACKS / "wan22_pth.yaml").read_text(encoding="utf-8")
-    pack.write_text(text.replace('target: {model: "wan.vae:WanVAE"}', "").replace("keys/", f"{PACKS}/keys/"))
+    pack.write_text(text.replace('target: {model: "wan.vae:WanVAE"}', ""))
+    shutil.copytree(PACKS / "keys", tmp_path / "keys")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(trap), str(ROOT)])}
     if "{converted}" in arguments:
         command = [sys.executable, "-m", "remapkit", "apply", "wan22_pth", str(TINY), "-o", str(converted)]

@@ -265,7 +265,7 @@ def test_a_swap_that_is_wrong_but_injective_is_no_finding(changes: Sequence[tupl
 CLASSIC = """
 remapkit: 1
 name: classic
-source: {keys: FOLDER/keys/wan22_vae_upstream.json}
+source: {keys: keys/wan22_vae_upstream.json}
 rules:
   - id: encoder.resnets
     match: 'encoder\\.downsamples\\.(?P<i>\\d+)\\.downsamples\\.(?P<j>\\d+)\\.(?P<p>residual|shortcut)\\.(?P<rest>.+)'
@@ -283,10 +283,11 @@ keep:
   - '{conv:conv1|conv2}.{leaf:weight|bias}'
   - '{side:encoder|decoder}.conv1.{leaf:weight|bias}'
   - '{side:encoder|decoder}.{part:middle|head}.{rest:**}'
-""".replace("FOLDER", str(ROOT / "rules"))
+"""
 
 
-def test_the_four_rules_that_forget_where_the_resample_stands() -> None:
+def test_the_four_rules_that_forget_where_the_resample_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT / "rules")
     rules = compile_rules(read_text(CLASSIC))
     proof = rules.prove(header=known_source(rules))
     assert proof.level is Level.REFUTED
@@ -311,8 +312,9 @@ def test_the_four_rules_that_forget_where_the_resample_stands() -> None:
     assert repaired.inverse().prove().level is Level.ALL
 
 
-def test_one_rule_for_both_sides_is_told_what_the_index_is_on_each() -> None:
-    text = PACKS["wan22_pth"].replace("{keys: keys/", f"{{keys: {ROOT}/rules/keys/")
+def test_one_rule_for_both_sides_is_told_what_the_index_is_on_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT / "rules")
+    text = PACKS["wan22_pth"]
     begin, end = text.index("  - id: encoder.downsampler"), text.index("keep:")
     both = """  - id: resample
     path: '{side:encoder|decoder}.{way}.{i:int}.{again}.{block:int}.{p:resample|time_conv}.{rest:**}'

@@ -1,0 +1,91 @@
+"""The globals that state dicts are made of: `--strict-pickle` holds every name of a pickle against this one list."""
+
+from __future__ import annotations
+
+_TENSORS = {
+    f"torch._utils.{name}"
+    for name in (
+        "_rebuild_tensor",
+        "_rebuild_tensor_v2",
+        "_rebuild_tensor_v3",
+        "_rebuild_parameter",
+        "_rebuild_parameter_with_state",
+        "_rebuild_qtensor",
+        "_rebuild_sparse_tensor",
+        "_rebuild_meta_tensor_no_storage",
+        "_rebuild_nested_tensor",
+    )
+}
+_CLASSES = {
+    "torch._tensor._rebuild_from_type_v2",
+    "torch.Tensor",
+    "torch._tensor.Tensor",
+    "torch.nn.parameter.Parameter",
+    "torch.nn.parameter.Buffer",
+    "torch.Size",
+    "torch.device",
+    "torch.storage.UntypedStorage",
+    "torch.storage.TypedStorage",
+    "torch.UntypedStorage",
+    "torch.serialization._get_layout",
+}
+_STORAGES = {
+    f"torch.{kind}Storage"
+    for kind in (
+        *("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"),
+        *("ComplexFloat", "ComplexDouble", "QInt8", "QUInt8", "QInt32", "QUInt4x2", "QUInt2x4"),
+    )
+}
+_DTYPES = {
+    f"torch.{name}"
+    for name in (
+        *("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8"),
+        *("uint64", "uint32", "uint16", "uint8", "bool", "complex128", "complex64", "complex32"),
+        *("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float8_e4m3fnuz", "float8_e5m2fnuz", "float4_e2m1fn_x2"),
+        *("qint8", "quint8", "qint32", "quint4x2", "quint2x4", "per_tensor_affine", "per_channel_affine"),
+        *("strided", "sparse_coo", "contiguous_format", "preserve_format"),
+    )
+}
+_CONTAINERS = {
+    "collections.OrderedDict",
+    "collections.defaultdict",
+    "collections.Counter",
+    "collections.deque",
+    "_codecs.encode",
+}
+_BUILTINS = {
+    f"builtins.{name}"
+    for name in (
+        *(
+            "dict",
+            "list",
+            "tuple",
+            "set",
+            "frozenset",
+            "int",
+            "float",
+            "complex",
+            "bool",
+            "str",
+            "bytes",
+            "bytearray",
+        ),
+        *("slice", "range"),
+    )
+}
+_ARRAYS = {
+    f"numpy.{package}.multiarray.{name}" for package in ("core", "_core") for name in ("_reconstruct", "scalar")
+}
+_ARRAYS |= {"numpy.ndarray", "numpy.dtype"}
+
+ALLOWED = frozenset(_TENSORS | _CLASSES | _STORAGES | _DTYPES | _CONTAINERS | _BUILTINS | _ARRAYS)
+"""By full name. What is not here is refused, so that nobody has to know every way in which an object can do harm."""
+
+
+def is_allowed(name: str) -> bool:
+    """Whether a state dict may name this global.
+
+    >>> is_allowed("collections.OrderedDict"), is_allowed("trace.Trace.run"), is_allowed("torch.hub.load")
+    (True, False, False)
+    """
+    return name in ALLOWED or (name.startswith("numpy.dtypes.") and name.count(".") == 2)
