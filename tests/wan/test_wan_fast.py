@@ -19,14 +19,12 @@ from hypothesis import strategies as st
 from remapkit_plugins.wan import fast as fast_module
 from remapkit_plugins.wan.cache import Stream
 from remapkit_plugins.wan.fast import PLAIN, choose
-from remapkit_plugins.wan.graphs import Graphs
 from remapkit_plugins.wan.layers import RMSNorm, add_duplicate, duplicate_up
 from remapkit_plugins.wan.vae import Fast, Tiling, Wan21VAE, WanCache, WanFastError, WanVAE
 from torch.utils._python_dispatch import TorchDispatchMode
+from wan_kit import GRAPHS, WINDOWS, like
 
 CHUNKS = 5
-WINDOWS = Fast(windows=True)
-GRAPHS = Fast(windows=True, graphs=True)
 GENERATIONS = {
     "2.2": (lambda: WanVAE(dim=4, dec_dim=4), (2, 3, 4 * CHUNKS - 3, 32, 48), (2, 48, CHUNKS, 2, 3)),
     "2.1": (lambda: Wan21VAE(dim=4, dec_dim=4), (2, 3, 4 * CHUNKS - 3, 16, 24), (2, 16, CHUNKS, 2, 3)),
@@ -43,46 +41,6 @@ def world(request, randomise):
     latent = torch.randn(latent_shape, generator=generator)
     with torch.no_grad():
         return vae, video, latent, vae.encode(video), vae.decode(latent)
-
-
-def like(vae, fast):
-    """The same weights, computing another way; graphs are recorded by a stand-in."""
-    other = copy.deepcopy(vae)
-    other._graphs = Graphs(Recorder(other))
-    return other.optimize(fast)
-
-
-class Recorder:
-    """Stands in for CUDA graphs. Recording leaves memory as it was; a replay wants every buffer where it was."""
-
-    def __init__(self, vae):
-        self.vae, self.records, self.replays = vae, 0, 0
-
-    def works_on(self, device):
-        return True
-
-    def record(self, run):
-        self.records += 1
-        arenas = list(self.vae._graphs.arenas.values())
-        before = [{slot: h.clone() for slot, h in arena.stream.histories.items()} for arena in arenas]
-        out = run().clone()
-        for arena, histories in zip(arenas, before, strict=True):
-            assert arena.stream.histories.keys() == histories.keys(), "the recording found a layer not warm"
-            for slot, history in histories.items():
-                arena.stream.histories[slot].copy_(history)
-        addresses = self.addresses()
-
-        def replay():
-            self.replays += 1
-            now = self.addresses()
-            assert all(now[key] == address for key, address in addresses.items() if key in now)
-            out.copy_(run())
-
-        return replay, out
-
-    def addresses(self):
-        arenas = self.vae._graphs.arenas
-        return {(id(a), slot): w.data_ptr() for a in arenas.values() for slot, w in a.stream.windows.items()}
 
 
 def frames_before(chunk):
@@ -416,7 +374,7 @@ def test_a_recording_that_fails_is_said_once_and_done_without(world):
     vae, _, latent, _, decoded = world
     quick = like(vae, GRAPHS)
 
-    def refuse(run):
+    def refuse(run, device):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     quick._graphs.capture.record = refuse
