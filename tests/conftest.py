@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))  # `numbers_kit`
 
 import pytest
 from hypothesis import HealthCheck, settings

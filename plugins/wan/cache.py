@@ -8,9 +8,9 @@ as at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class Host(Protocol):
     """Fixed buffers that a stream may live in for a while."""
 
     stream: Stream
+    lock: AbstractContextManager[Any]
+    """Held by whoever looks at the buffers, or moves a stream in or out."""
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -118,11 +120,22 @@ class Stream:
         """Where the frames are: this stream, or the one that is its host."""
         return self if self.host is None else self.host.stream
 
+    def alone(self) -> AbstractContextManager[Any]:
+        """While this is held nobody moves the frames: another caller who needs the host's place may at any time."""
+        host = self.host
+        return nullcontext() if host is None else host.lock
+
     def settle(self) -> None:
         """Take the frames out of the host, as they are now."""
-        if self.host is not None:
-            self.histories = {slot: history.clone() for slot, history in self.host.stream.histories.items()}
-            self.windows, self.host = {}, None
+        with self.alone():
+            if self.host is None:
+                return
+            # Whoever needs the place may do this, under a mode that the owner of the frames is not in.
+            with torch.inference_mode(False), torch.no_grad():
+                self.histories = {slot: history.clone() for slot, history in self.host.stream.histories.items()}
+            # The host last: without one, its owner looks for the frames here.
+            self.windows = {}
+            self.host = None
 
     def detach(self) -> None:
         """Cut the frames off from the graph of gradients."""
@@ -138,13 +151,15 @@ class Stream:
 
     def clone(self) -> Stream:
         """An independent copy."""
-        return Stream(self.chunks, {slot: history.clone() for slot, history in self.held().histories.items()})
+        with self.alone():
+            return Stream(self.chunks, {slot: history.clone() for slot, history in self.held().histories.items()})
 
     @property
     def nbytes(self) -> int:
         """Bytes of tensor memory, that of the buffers included."""
-        held = self.held()
-        tensors = [held.windows.get(slot, history) for slot, history in held.histories.items()]
+        with self.alone():
+            held = self.held()
+            tensors = [held.windows.get(slot, history) for slot, history in held.histories.items()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -164,6 +179,8 @@ class RolloutKey:
     """Where the frame is cut: (top, bottom, left, right) of each tile, in latent cells."""
     whole_stages: int
     """Stages that run before the cut."""
+    autocast: torch.dtype | None = None
+    """What autocast computes in; None where it is off. What is remembered has the dtype that it gave."""
 
     def mismatches(self, other: RolloutKey) -> list[str]:
         """In words, what keeps a rollout of `self` from being continued by `other`."""
@@ -180,6 +197,11 @@ class RolloutKey:
             problems.append(f"it was filled in {len(self.tiles)} tile(s), this call has another tiling")
         if self.dtype != other.dtype:
             problems.append(f"it was filled in {self.dtype}, the model computes in {other.dtype} now")
+        if self.autocast != other.autocast:
+            was, now = (
+                f"under autocast to {x}" if x else "without autocast" for x in (self.autocast, other.autocast)
+            )
+            problems.append(f"it was filled {was}, this call is {now}")
         return problems
 
 
@@ -228,7 +250,9 @@ class Rollout:
     def histories(self) -> Iterator[Tensor]:
         """Every tensor that is remembered."""
         for stream in self.streams.values():
-            yield from stream.held().histories.values()
+            with stream.alone():
+                histories = list(stream.held().histories.values())
+            yield from histories
 
     @property
     def nbytes(self) -> int:

@@ -7,6 +7,7 @@ device has. Gradients always go the plain way, whatever is set.
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -16,7 +17,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PLAIN", "Fast", "Setting", "WanFastError", "autotuned", "choose", "lay_out", "memory_format"]
+__all__ = [
+    "PLAIN",
+    "Fast",
+    "Setting",
+    "WanFastError",
+    "autocast_dtype",
+    "autotuned",
+    "choose",
+    "lay_out",
+    "memory_format",
+]
 
 Setting = Literal["auto", "off"]
 
@@ -137,12 +148,51 @@ def autotuned(fast: Fast, device: torch.device) -> Iterator[None]:
     if not fast.autotune or device.type != "cuda":
         yield
         return
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+    _BENCHMARK.enter()
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        _BENCHMARK.leave()
+
+
+class _Benchmark:
+    """`torch.backends.cudnn.benchmark` is one switch for all threads: set by the first in, put back by the last out.
+
+    Each thread putting back what it had found would leave the switch on, where one comes before another goes.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = False
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = torch.backends.cudnn.benchmark
+                torch.backends.cudnn.benchmark = True
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.backends.cudnn.benchmark = self._before
+
+
+_BENCHMARK = _Benchmark()
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast computes in on a device; None where it is off.
+
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     autocast_dtype(torch.device("cpu"))
+    torch.bfloat16
+    """
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
 
 
 def norm_steps(x: Tensor, scale: Tensor, silu: bool) -> Tensor:

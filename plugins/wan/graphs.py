@@ -5,14 +5,21 @@ A graph reads and writes fixed addresses. So each step of the model (encode a ch
 the arena with its memory; the one that was there before takes its own memory out, unless it is gone. As long as one
 rollout goes on alone, which is the rule, nothing is copied between chunks.
 
+The invariant: an arena serves one caller at a time, and the arenas of a model are one resource, since their
+recordings share a pool of memory. Whoever lets a rollout in, takes one out, computes a chunk or reads what a guest
+remembers holds `Graphs.lock` (an arena's `lock` is the same one) from the first look to the copy of the output. The
+lock orders the threads; the work that they queue on CUDA streams of their own is ordered by the `Fence` beside it.
+
 Everything but the recording itself runs on the CPU too: see `Capture`.
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -20,7 +27,7 @@ from torch import Tensor
 
 from .cache import Stream
 
-__all__ = ["Arena", "Capture", "CudaCapture", "Graphs"]
+__all__ = ["Arena", "Capture", "CudaCapture", "Fence", "Graphs"]
 
 Step = Callable[[Tensor, Stream], Tensor]
 
@@ -32,8 +39,11 @@ class Capture(Protocol):
         """Whether steps on that device can be recorded."""
         ...
 
-    def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """A function that repeats what `run` did, on the same addresses; and the tensor that holds its result."""
+    def record(self, run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+        """A function that repeats what `run` did, on the same addresses; and the tensor that holds its result.
+
+        Raises `RuntimeError` where it cannot be recorded; the thread computes on the same stream as before then.
+        """
         ...
 
 
@@ -41,31 +51,102 @@ class CudaCapture:
     """CUDA graphs that share one pool of memory: they never run at the same time, and no result is left in it."""
 
     def __init__(self) -> None:
-        self._pool: object = None
+        self._pools: dict[torch.device, object] = {}
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def works_on(self, device: torch.device) -> bool:
         return device.type == "cuda"
 
-    def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            out = run()
-        self._pool = graph.pool()
-        return graph.replay, out
+    def record(self, run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+        # On the model's device, which need not be the current one: work queued elsewhere would not be recorded.
+        with torch.cuda.device(device), _same_stream_afterwards(device):
+            graph = torch.cuda.CUDAGraph()
+            side = self._streams.setdefault(device, torch.cuda.Stream(device))
+            # Other threads may go on allocating: the strictest mode would fail the recording, or them.
+            recording = torch.cuda.graph(
+                graph, pool=self._pools.get(device), stream=side, capture_error_mode="thread_local"
+            )
+            with recording:
+                out = run()
+                is_recording = torch.cuda.is_current_stream_capturing()
+            if not is_recording or out.device != device:
+                raise RuntimeError(f"nothing was recorded: the result is on {out.device}, the recording on {device}")
+            self._pools[device] = graph.pool()
+
+        def replay() -> None:
+            with torch.cuda.device(device):
+                graph.replay()
+
+        return replay, out
+
+
+@contextmanager
+def _same_stream_afterwards(device: torch.device) -> Iterator[None]:
+    """Back to the stream that was current: `torch.cuda.graph` leaves the thread on its own one where it fails."""
+    before = torch.cuda.current_stream(device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_stream(before)
+
+
+class Fence:
+    """Puts what several callers queue on CUDA streams of their own into the order in which they came.
+
+    On other devices, where work is done when a call returns, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._stream: torch.cuda.Stream | None = None
+
+    def enter(self, device: torch.device) -> None:
+        """What the current stream is given from now on comes after what was queued before the last `leave`."""
+        if self._event is not None and self._stream is not None and device.type == "cuda":
+            current = torch.cuda.current_stream(device)
+            if current != self._stream:
+                current.wait_event(self._event)
+
+    def leave(self, device: torch.device) -> None:
+        """All that the current stream was given so far comes before the next `enter`."""
+        if device.type != "cuda":
+            return
+        current = torch.cuda.current_stream(device)
+        if self._event is None or self._stream is None or self._stream.device != current.device:
+            self._event = torch.cuda.Event()
+        self._stream = current
+        self._event.record(current)
+
+    def as_before(self) -> AbstractContextManager[object]:
+        """The stream of the caller before: what it is given now it finds there, in order and in its own memory."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def record(self) -> None:
+        """After work that was queued under `as_before`."""
+        if self._event is not None and self._stream is not None:
+            self._event.record(self._stream)
+
+    def drain(self) -> None:
+        """Wait until all of it is done: before memory is given back that streams other than its own have used."""
+        if self._event is not None:
+            self._event.synchronize()
 
 
 class Arena:
     """Fixed buffers of one step in one size, and the recording of its steady chunk."""
 
-    def __init__(self, key: Hashable, capture: Capture) -> None:
+    def __init__(self, key: Hashable, capture: Capture, lock: threading.RLock, fence: Fence) -> None:
         self.key = key
+        self.lock = lock
         self.stream = Stream()
+        self._fence = fence
         self._capture = capture
         self._tenant: weakref.ref[Stream] | None = None
         self._is_warm = False
         self._input: Tensor | None = None
         self._output: Tensor | None = None
         self._replay: Callable[[], None] | None = None
+        self._is_proven = False
 
     @property
     def is_recorded(self) -> bool:
@@ -94,7 +175,9 @@ class Arena:
         """The memory of the tenant becomes its own again, if it is still there."""
         tenant = self._tenant() if self._tenant is not None else None
         if tenant is not None:
-            tenant.settle()
+            with self._fence.as_before():
+                tenant.settle()
+            self._fence.record()
         self._tenant = None
 
     def step(self, step: Step, x: Tensor, stream: Stream) -> Tensor:
@@ -109,8 +192,24 @@ class Arena:
         assert self._input is not None and self._output is not None and self._replay is not None
         self._input.copy_(x)
         self._replay()
+        if not self._is_proven and not self._prove():
+            return step(x, self.stream)
         # The next replay writes over the output.
         return self._output.clone()
+
+    def _prove(self) -> bool:
+        """Whether the first replay wrote its output: a recording of nothing changes nothing, in silence."""
+        assert self._output is not None
+        if torch.equal(self._output, _pattern(self._output)):
+            self._give_up("nothing was recorded, a replay writes no output")
+            return False
+        self._is_proven = True
+        return True
+
+    def _give_up(self, why: str) -> None:
+        self._capture, self._replay, self._output, self._input = _NOTHING, None, None, None
+        message = f"a CUDA graph could not be recorded, going on without: {why}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def _record(self, step: Step, x: Tensor) -> bool:
         """Whether it worked. Recording runs nothing, so one that failed leaves all that is remembered as it was."""
@@ -120,15 +219,30 @@ class Arena:
             self._input = torch.empty_like(x)
         fixed = self._input
         try:
-            self._replay, self._output = self._capture.record(lambda: step(fixed, self.stream))
+            with _no_cached_casts():
+                self._replay, self._output = self._capture.record(lambda: step(fixed, self.stream), x.device)
         except RuntimeError as error:
-            self._capture = _NOTHING
-            said = str(error).splitlines()[0]
-            warnings.warn(
-                f"a CUDA graph could not be recorded, going on without: {said}", RuntimeWarning, stacklevel=2
-            )
+            self._give_up(str(error).splitlines()[0])
             return False
+        self._output.copy_(_pattern(self._output))
+        self._is_proven = False
         return True
+
+
+def _pattern(out: Tensor) -> Tensor:
+    """Values that no model gives, so that an output that was not written is known by them."""
+    return torch.linspace(-3.7, 2.9, out.numel(), device=out.device).to(out.dtype).reshape(out.shape)
+
+
+@contextmanager
+def _no_cached_casts() -> Iterator[None]:
+    """Autocast keeps the weights that it cast until its block ends; a recording would go on reading them after."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 class _Nothing:
@@ -137,7 +251,7 @@ class _Nothing:
     def works_on(self, device: torch.device) -> bool:
         return False
 
-    def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    def record(self, run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
         raise RuntimeError("nothing is recorded here")
 
 
@@ -150,22 +264,32 @@ class Graphs:
     def __init__(self, capture: Capture | None = None) -> None:
         self.capture = CudaCapture() if capture is None else capture
         self.arenas: dict[str, Arena] = {}
+        self.lock = threading.RLock()
+        self._fence = Fence()
 
     def run(self, name: str, key: Hashable, step: Step, x: Tensor, stream: Stream) -> Tensor:
         """`step(x, stream)`, in the arena of its name. Another key is another size, or other weights."""
-        arena = self.arenas.get(name)
-        if arena is None or arena.key != key:
-            if arena is not None:
-                arena.vacate()
-            arena = self.arenas[name] = Arena(key, self.capture)
-        arena.admit(stream)
-        return arena.step(step, x, stream)
+        with self.lock:
+            self._fence.enter(x.device)
+            try:
+                arena = self.arenas.get(name)
+                if arena is None or arena.key != key:
+                    if arena is not None:
+                        arena.vacate()
+                        self._fence.drain()
+                    arena = self.arenas[name] = Arena(key, self.capture, self.lock, self._fence)
+                arena.admit(stream)
+                return arena.step(step, x, stream)
+            finally:
+                self._fence.leave(x.device)
 
     def clear(self) -> None:
         """Give the memory back. Rollouts keep what they remember."""
-        for arena in self.arenas.values():
-            arena.vacate()
-        self.arenas = {}
+        with self.lock:
+            for arena in self.arenas.values():
+                arena.vacate()
+            self._fence.drain()
+            self.arenas = {}
 
     def __deepcopy__(self, memo: object) -> Graphs:
         return Graphs(self.capture if not isinstance(self.capture, CudaCapture) else None)

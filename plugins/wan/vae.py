@@ -19,7 +19,7 @@ from .cache import Rollout, RolloutKey, Stream, WanCache, WanCacheError
 from .checks import WanInputError, WanNotLoadedError, check_input, check_values, placement
 from .coder import Decoder, Encoder
 from .config import VIDEO_CHANNELS, WAN21_MEAN, WAN21_STD, WAN22_MEAN, WAN22_STD, VAEConfig
-from .fast import Fast, Setting, WanFastError, autotuned, choose, lay_out, memory_format
+from .fast import Fast, Setting, WanFastError, autocast_dtype, autotuned, choose, lay_out, memory_format
 from .graphs import Graphs
 from .layers import CausalConv3d, patchify, unpatchify
 from .tiling import Tile, Tiling, whole_frame
@@ -200,8 +200,9 @@ class WanVAE(nn.Module):
         if not isinstance(fast, Fast) and fast not in ("auto", "off"):
             raise ValueError(f"fast={fast!r} is none of 'auto', 'off', or a Fast(...)")
         self._fast = fast
-        self._graphs.clear()
-        lay_out([self], channels_last=False)
+        with self._graphs.lock:
+            self._graphs.clear()
+            lay_out([self], channels_last=False)
         return self
 
     def encode(self, video_BCTHW: Tensor, cache: WanCache | None = None, *, check_finite: bool = True) -> Tensor:
@@ -230,7 +231,7 @@ class WanVAE(nn.Module):
         B, _, T, H, W = video_BCTHW.shape
         factor = self.config.spatial_factor
         tiles = whole_frame(H // factor, W // factor)
-        rollout.bind(self._key(B, H, W, dtype, tiles), device)
+        rollout.bind(self._key(B, H, W, dtype, autocast_dtype(device), tiles), device)
         if check_finite:
             check_values("video", video_BCTHW)
         fast = self._fast_way(("encoder", "conv1"), video_BCTHW, device, dtype)
@@ -341,8 +342,10 @@ class WanVAE(nn.Module):
         with autotuned(fast, x_BCTHW.device):
             if fast.graphs:
                 B, _, _, H, W = x_BCTHW.shape
-                key = (stages, B, H, W, x_BCTHW.dtype, x_BCTHW.device, fast, self._weights(name))
-                out_BCTHW = self._graphs.run(name, key, run, x_BCTHW, stream)
+                cast = autocast_dtype(x_BCTHW.device)
+                with self._graphs.lock:
+                    key = (stages, B, H, W, x_BCTHW.dtype, cast, x_BCTHW.device, fast, self._weights(name))
+                    out_BCTHW = self._graphs.run(name, key, run, x_BCTHW, stream)
             else:
                 stream.settle()
                 out_BCTHW = run(x_BCTHW, stream)
@@ -387,7 +390,7 @@ class WanVAE(nn.Module):
         tiles = whole_frame(H, W) if tiling is None else tiling.tiles(H, W, self.config)
         # A tiling that does not cut the frame is none.
         stages = 0 if tiling is None or len(tiles) == 1 else tiling.whole_stages
-        rollout.bind(self._key(B, H * factor, W * factor, dtype, tiles, stages), device)
+        rollout.bind(self._key(B, H * factor, W * factor, dtype, autocast_dtype(device), tiles, stages), device)
         if check_finite:
             check_values("latent", latent_BCTHW)
         fast = self._fast_way(("decoder", "conv2"), latent_BCTHW, device, dtype)
@@ -407,7 +410,9 @@ class WanVAE(nn.Module):
         grads = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
         fast = choose(self._fast, device, dtype, grads=grads, graphs_work=self._graphs.capture.works_on(device))
         if fast.channels_last:
-            lay_out(half, channels_last=True)
+            # Another thread's recording reads the weights where they lie.
+            with self._graphs.lock:
+                lay_out(half, channels_last=True)
         return fast
 
     def _weights(self, name: StepName) -> tuple[int, ...]:
@@ -427,10 +432,18 @@ class WanVAE(nn.Module):
         return placement(weights, x.device if isinstance(x, Tensor) else torch.device("cpu"))
 
     def _key(
-        self, B: int, H: int, W: int, dtype: torch.dtype, tiles: tuple[Tile, ...], stages: int = 0
+        self,
+        B: int,
+        H: int,
+        W: int,
+        dtype: torch.dtype,
+        autocast: torch.dtype | None,
+        tiles: tuple[Tile, ...],
+        stages: int = 0,
     ) -> RolloutKey:
         label = f"{type(self).__name__}({self.extra_repr()})"
-        return RolloutKey(self._identity, label, B, H, W, dtype, tuple(tile.box for tile in tiles), stages)
+        boxes = tuple(tile.box for tile in tiles)
+        return RolloutKey(self._identity, label, B, H, W, dtype, boxes, stages, autocast)
 
     def _latent_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and std as [1, C, 1, 1, 1] in fp32; made on first use, so nothing can be left on meta."""
@@ -441,7 +454,8 @@ class WanVAE(nn.Module):
                     torch.tensor(values, dtype=torch.float32, device=device).reshape(1, -1, 1, 1, 1)
                     for values in (self.config.latents_mean, self.config.latents_std)
                 )
-            self._statistics[device] = mean, std
+            # The first to come stays: a recording reads it where it lies.
+            self._statistics.setdefault(device, (mean, std))
         return self._statistics[device]
 
 

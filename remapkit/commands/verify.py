@@ -54,7 +54,8 @@ def _by_oracle(rules: RuleSet, args: Namespace) -> list[Verdict]:
 
     oracle = resolve(args.oracle)
     if args.source:
-        model = _model(args.source, args.source_arg, args.source_config, args.seed)
+        given = parse_model_args(args.source_arg)
+        model = _built(resolve(args.source), args.source, given, args.source_config, args.seed)
         state = {fqn: value for fqn, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     else:
         header = read_header(Path(args.keys)) if args.keys else known_source(rules)
@@ -77,7 +78,8 @@ def _by_forward(rules: RuleSet, args: Namespace) -> list[Verdict]:
         raise UsageError(Diagnostic("RK609", title, help=(models, "or --oracle py:module:function")))
     # What a rule file names is imported only where it may be, before anything else is built.
     factory = trusted_factory(reference, "--target")
-    source = _model(args.source, args.source_arg, args.source_config, args.seed)
+    given = parse_model_args(args.source_arg)
+    source = _built(resolve(args.source), args.source, given, args.source_config, args.seed, rules)
     arguments = {**reference.args, **parse_model_args(args.target_arg)}
     target = _built(factory, str(reference.model), arguments, args.target_config, args.seed + 1)
     return [
@@ -86,17 +88,18 @@ def _by_forward(rules: RuleSet, args: Namespace) -> list[Verdict]:
     ]
 
 
-def _model(reference: str, arguments: list[str], config: str | None, seed: int) -> nn.Module:
-    return _built(resolve(reference), reference, parse_model_args(arguments), config, seed)
-
-
 def _built(
-    factory: Callable[..., Any], reference: str, arguments: Mapping[str, Any], config: str | None, seed: int
+    factory: Callable[..., Any],
+    reference: str,
+    arguments: Mapping[str, Any],
+    config: str | None,
+    seed: int,
+    rules: RuleSet | None = None,
 ) -> nn.Module:
     from remapkit.meta import call_factory
     from remapkit.verification import build_real
 
-    return build_real(lambda: call_factory(factory, dict(arguments), read_config(config)), reference, seed)
+    return build_real(lambda: call_factory(factory, dict(arguments), read_config(config)), reference, seed, rules)
 
 
 def _row(verdict: Verdict) -> tuple[str, ...]:
@@ -113,6 +116,8 @@ def _sentence(rules: RuleSet, verdict: Verdict) -> str:
         return f"{rules.name}: verified by value: {same}"
     rest = verdict.total - len(verdict.tensors)
     left = f"; {counted(rest, 'tensor')} took no part in it" if rest else ""
+    if kept := len(verdict.constants):
+        left += f"; {counted(kept, 'dropped buffer')} taken as the constructor makes {'it' if kept == 1 else 'them'}"
     return f"{rules.name}: verified by value: {verdict.other} gives the same{left}"
 
 

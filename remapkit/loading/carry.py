@@ -38,7 +38,8 @@ def carry_out(job: Job, values: Values, wanted: Wanted, fills: Sequence[Fill]) -
         placed = [*_placed(fills, job.target, wanted.device), *_others(job.target, wanted.device)]
     values.check_unchanged()
     report.devices = tuple(dict.fromkeys(str(unit.device) for unit in job.units))
-    assign(job.target, tensors, placed)
+    staying = [fqn for unit in job.units if unit.into for fqn in unit.targets]
+    assign(job.target, tensors, placed, staying)
     if wanted.requires_grad is not None:
         for parameter in job.target.module.parameters():
             if parameter.is_floating_point() or parameter.is_complex():
@@ -73,9 +74,9 @@ def _make(unit: Unit, values: Values, lifts: _Lifts, report: Report) -> torch.Te
         report.casts[unit.move.spec.dtype, _name(unit.dtype)] += 1
     if extent is not None:
         return lifts[unit.device].tensor(extent, unit.move.spec).to(unit.dtype)
-    value = values.tensor(unit.move)
+    value = values.tensor(unit.move, own=unit.into and unit.own)
     if value.shared and value.tensor.device == unit.device and unit.dtype == brought:
-        report.shared += not unit.own
+        report.shared += not (unit.own or unit.into)
         return values.tensor(unit.move, own=True).tensor if unit.own else value.tensor
     made = value.tensor.to(unit.device).to(unit.dtype)
     if made is not value.tensor:

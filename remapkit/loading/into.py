@@ -105,6 +105,7 @@ def load_into(
     requires_grad: bool | None = None,
     train: bool | None = None,
     copy: bool = False,
+    assign: bool = False,
     factory: Factory | None = None,
     buffers: Mapping[str, torch.Tensor] | None = None,
     extra_state: Literal["refuse", "keep"] = "refuse",
@@ -115,16 +116,21 @@ def load_into(
     `ckpt` is a path, an open `Reader`, or a state dict in memory; `rules` a `RuleSet`, a pack's name, a path, or None
     where the names are the model's own. `root` names the wrapper to take where a pickle holds several.
 
-    Tensors are assigned: every parameter is a new `nn.Parameter`, contiguous as the checkpoint brings it, with the
-    `requires_grad` of the old one unless `requires_grad` says otherwise; names that were one tensor are one tensor
-    again. Make the optimizer afterwards. On the CPU nothing is copied: tensors lie in the file, mapped copy on write,
-    so training never writes to it, but the file must not be overwritten in place while the model lives (renaming,
-    replacing and deleting it is fine); `copy=True` takes the bytes into memory. On CUDA, bytes go through two
-    page-locked buffers. A state dict in memory is shared, not copied.
+    What has memory stays and is copied into, so that an optimizer, a `DistributedDataParallel`, an average of the
+    weights go on with the same tensors: object, memory, dtype, device and hooks are as before. What is on meta is
+    replaced by new tensors, and with `assign=True` all of it is: every parameter is a new `nn.Parameter`, contiguous
+    as the checkpoint brings it; make the optimizer afterwards. Either way `requires_grad` stays unless
+    `requires_grad=` says otherwise, and names that were one tensor are one tensor again.
+
+    New tensors on the CPU are not copied: they lie in the file, mapped copy on write, so training never writes to it,
+    but the file must not be overwritten in place while the model lives (renaming, replacing and deleting it is fine);
+    `copy=True` takes the bytes into memory. On CUDA, bytes go through two page-locked buffers. A state dict in memory
+    is shared. What is copied into the module's own tensors is read into memory first, all of it.
 
     `device` is where the whole module will be; without it a tensor goes where the old one was, from meta to the CPU.
     `dtype` casts floating tensors that the checkpoint brings, on their device (`"model"`: each to what the model
-    holds); without it they keep the checkpoint's. Nothing is ever cast between floats, integers and bools.
+    holds); without it new tensors keep the checkpoint's. A tensor that stays casts what it is given to its own dtype,
+    and is refused where `device=` or `dtype=` ask for another. Nothing is cast between floats, integers and bools.
 
     Nothing stays on meta. Values that only the constructor knows (non-persistent buffers, plain tensors) come from
     `buffers={fqn: tensor}` or from building the module again: with `factory()`, or from the config that models of
@@ -143,9 +149,10 @@ def load_into(
     """
     started = time.monotonic()
     _check_kinds(model, ckpt, rules)
-    wanted = Wanted(_device(device), _dtype(dtype), requires_grad, copy)
+    wanted = Wanted(_device(device), _dtype(dtype), requires_grad, copy, assign)
     rule_set = _rules(rules)
-    target = target_of(model)
+    target = target_of(model, assign)
+    _check_flags(model, requires_grad)
     with ExitStack() as stack:
         source, values, notes = _open(ckpt, root, run, stack)
         plan = make_plan(rule_set, source)
@@ -172,8 +179,16 @@ def load_into(
         rebuilt=tuple(each.fqn for each in lost),
         devices=report.devices,
         seconds=time.monotonic() - started,
-        notes=(*notes, *job.check.notes, *job.check.warnings),
+        notes=(*notes, *job.notes, *job.check.warnings),
     )
+
+
+def _check_flags(model: nn.Module, requires_grad: bool | None) -> None:
+    """Which parameters are trained is what `DistributedDataParallel` waits for, as it was when it was built."""
+    if requires_grad is None or not any(isinstance(e, nn.parallel.DistributedDataParallel) for e in model.modules()):
+        return
+    title = f"requires_grad={requires_grad} would change what DistributedDataParallel was built with"
+    raise FailedCheck(Diagnostic("RK334", title, help=("leave requires_grad= out, or set it first and wrap then",)))
 
 
 def _device(device: torch.device | str | int | None) -> torch.device | None:

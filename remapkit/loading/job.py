@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from torch import nn
 
 from remapkit.check import Check, make_check
 from remapkit.diagnostic import Diagnostic, counted
+from remapkit.loading.inplace import overlaps, writes_to_itself
 from remapkit.loading.module import Target
-from remapkit.loading.values import Values, overlapping, same_bytes
+from remapkit.loading.values import Values, overlapping, same_bytes, stretch
 from remapkit.meta import DTYPES
 from remapkit.plan import Move, Plan, named
 
@@ -29,6 +31,7 @@ class Wanted:
     dtype: Dtype
     requires_grad: bool | None
     copy: bool
+    assign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class Unit:
     device: torch.device
     dtype: torch.dtype
     own: bool
+    into: bool
+    """Whether the module's own tensor takes the values, rather than make way for a new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,18 @@ class Job:
     units: tuple[Unit, ...]
     kept: tuple[str, ...]
     problems: tuple[Diagnostic, ...]
+
+    @property
+    def notes(self) -> tuple[Diagnostic, ...]:
+        """Those of the check; what is cast to the model's dtype on the way differs from it no more."""
+        cast = {
+            fqn
+            for unit in self.units
+            if unit.dtype == self.target.slots[unit.move.target].value.dtype
+            for fqn in unit.targets
+        }
+        left = tuple(each for each in self.check.dtype_mismatches if each.target not in cast)
+        return replace(self.check, dtype_mismatches=left).notes
 
 
 def prepare(target: Target, plan: Plan, values: Values, wanted: Wanted, strict: bool, extra_state: str) -> Job:
@@ -63,6 +80,7 @@ def prepare(target: Target, plan: Plan, values: Values, wanted: Wanted, strict: 
     wrong = {each.target for each in check.shape_mismatches}
     moves = {m.target: m for m in check.plan.moves if m.target in target.header and m.target not in wrong}
     problems += _dtype_problems(moves, target, wanted)
+    problems += _copy_problems(moves, target, wanted)
     units: tuple[Unit, ...] = ()
     if not problems:
         problems += _torn_ties(moves, target, values)
@@ -152,14 +170,95 @@ def _torn(first: Move, other: Move, model: str) -> Diagnostic:
     return Diagnostic("RK322", title, (), help, ("\n".join(lines),), values={"names": [first.target, other.target]})
 
 
+# ------------------------------------------------------------------------------------- tensors that the module keeps
+
+
+def stays(held: torch.Tensor, target: Target, wanted: Wanted) -> bool:
+    """Whether this tensor of the module takes the values, rather than make way for a new one.
+
+    Parameters that have memory do: optimizers and others hold on to them. Buffers too, but in a module that is being
+    built (some parameter is on meta still) a buffer follows `device=` and `dtype=`, as `Module.to` would have it.
+    """
+    if wanted.assign or held.is_meta:
+        return False
+    if isinstance(held, nn.Parameter) or not _is_being_built(target.module):
+        return True
+    elsewhere = wanted.device is not None and held.device != wanted.device
+    recast = isinstance(wanted.dtype, torch.dtype) and held.dtype != wanted.dtype
+    return not elsewhere and not (recast and held.dtype in _PLAIN)
+
+
+_PLAIN = frozenset(DTYPES[name] for name in PLAIN_FLOATS)
+
+
+def _is_being_built(module: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in module.parameters())
+
+
+def _copy_problems(moves: Mapping[str, Move], target: Target, wanted: Wanted) -> Iterator[Diagnostic]:
+    """Tensors that stay, and cannot take what they are to be given."""
+    staying = {fqn: held for fqn in moves if stays(held := target.slots[fqn].value, target, wanted)}
+    brought = {fqn: moves[fqn].spec.dtype for fqn in staying if moves[fqn].spec.dtype in DTYPES}
+    asked = wanted.dtype
+    recast = [
+        fqn
+        for fqn, dtype in brought.items()
+        if isinstance(asked, torch.dtype) and dtype in PLAIN_FLOATS and staying[fqn].dtype != asked
+    ]
+    name = target.header.name
+    if recast:
+        lines = [f"{fqn} is {staying[fqn].dtype}" for fqn in recast]
+        title = f"dtype={asked}, but {name} holds {counted(len(recast), 'tensor')} of another dtype"
+        help = f"call model.to({asked}) first, leave dtype= out to cast to what the model holds, or pass assign=True"
+        yield Diagnostic("RK330", title, (), (help,), (named(lines),), values={"names": recast})
+    if elsewhere := _elsewhere(target, wanted):
+        lines = [f"{fqn} is on {device}" for fqn, device in elsewhere.items()]
+        title = f"device={str(wanted.device)!r}, but {name} has {counted(len(elsewhere), 'tensor')} elsewhere"
+        help = f"call model.to({str(wanted.device)!r}) first, leave device= out, or pass assign=True"
+        yield Diagnostic("RK331", title, (), (help,), (named(lines),), values={"names": list(elsewhere)})
+    if expanded := [fqn for fqn, held in staying.items() if writes_to_itself(held)]:
+        title = f"{counted(len(expanded), 'tensor')} of {name} cannot be copied into: elements share their memory"
+        help = "assign=True replaces them; or give them memory of their own, with clone()"
+        yield Diagnostic("RK332", title, (), (help,), (named(expanded),), values={"names": expanded})
+    wide = {fqn: (dtype, target.header[fqn].dtype) for fqn, dtype in brought.items() if dtype not in PLAIN_FLOATS}
+    widths = {fqn: pair for fqn, pair in wide.items() if pair[0] != pair[1] and _kind(pair[0]) == _kind(pair[1])}
+    if widths:
+        lines = [f"{fqn}: the checkpoint brings {old}, {name} holds {new}" for fqn, (old, new) in widths.items()]
+        title = f"{counted(len(widths), 'tensor')} of another width than {name} holds: only floats are cast"
+        help = "assign=True takes the checkpoint's; or convert the model's or the checkpoint's on purpose"
+        yield Diagnostic("RK333", title, (), (help,), (named(lines),), values={"names": list(widths)})
+
+
+def _elsewhere(target: Target, wanted: Wanted) -> dict[str, str]:
+    """Tensors that stay where they are, although another device was asked for."""
+    if wanted.device is None or wanted.assign:
+        return {}
+    parts: list[dict[str, torch.Tensor]] = [{**dict(target.module.named_parameters())}]
+    if not _is_being_built(target.module):
+        parts.append(dict(target.module.named_buffers()))
+    return {
+        fqn: str(value.device)
+        for part in parts
+        for fqn, value in part.items()
+        if not value.is_meta and value.device != wanted.device
+    }
+
+
 def _units(moves: Mapping[str, Move], target: Target, values: Values, wanted: Wanted) -> Iterator[Unit]:
     groups = list(_groups(moves, target))
     firsts = [next(moves[fqn] for fqn in group if fqn in moves) for group in groups]
     apart = overlapping(firsts, values)
-    for move, group in zip(firsts, groups, strict=True):
-        held = target.slots[move.target].value
+    helds = [target.slots[move.target].value for move in firsts]
+    # What a copy is going to write to is no place to copy from: a state dict may hold the module's own tensors.
+    written = [stretch(held) for held in helds if stays(held, target, wanted)]
+    for move, group, held in zip(firsts, groups, helds, strict=True):
+        into = stays(held, target, wanted)
+        place = values.place(move)
         device = wanted.device or (torch.device("cpu") if held.is_meta else held.device)
-        yield Unit(move, group, device, _cast_to(move, held, wanted.dtype), wanted.copy or move.target in apart)
+        dtype = held.dtype if into else _cast_to(move, held, wanted.dtype)
+        lent = into and place is not None and (values.is_mapped or overlaps(place, written))
+        own = wanted.copy or move.target in apart or lent
+        yield Unit(move, group, held.device if into else device, dtype, own, into)
 
 
 def _cast_to(move: Move, held: torch.Tensor, dtype: Dtype) -> torch.dtype:

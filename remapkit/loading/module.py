@@ -8,7 +8,7 @@ undone.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from remapkit.diagnostic import Diagnostic, FailedCheck
+from remapkit.loading.inplace import copy_into, places_of, put_back
 from remapkit.meta import header_of
 from remapkit.plan import named
 from remapkit.spec import StateDictSpec, leaf
@@ -69,8 +70,10 @@ class Target:
         return tuple(_lost(self.module, self.covered))
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside `torch.compile` and `DataParallel`; loading it is loading them.
+def unwrap(model: nn.Module, assign: bool = False) -> nn.Module:
+    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`; loading it is loading them.
+
+    The last one holds on to the tensors that it was built with: it is left where these are to be replaced.
 
     >>> layer = nn.Linear(2, 2)
     >>> unwrap(nn.DataParallel(layer)) is layer
@@ -79,8 +82,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if _is_compiled(model):
             model = model._modules[_COMPILED] or model
-        elif isinstance(model, nn.DataParallel):
-            model = model.module
+        elif isinstance(model, nn.DataParallel) or (not assign and _is_distributed(model)):
+            model = model.module  # type: ignore[assignment]
         else:
             return model
 
@@ -91,10 +94,17 @@ def _is_compiled(module: nn.Module) -> bool:
     return kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo")
 
 
-def target_of(model: nn.Module) -> Target:
-    """The module as a target; raises `FailedCheck` (RK324) for one whose tensors are not plain ones."""
-    module = unwrap(model)
-    if problems := list(_unsupported(module)):
+def _is_distributed(module: nn.Module) -> bool:
+    return isinstance(module, nn.parallel.DistributedDataParallel)
+
+
+def target_of(model: nn.Module, assign: bool = False) -> Target:
+    """The module as a target; raises `FailedCheck` (RK324) for one whose tensors are not plain ones.
+
+    With `assign`, also for one that something holds on to: every tensor of it will be replaced.
+    """
+    module = unwrap(model, assign)
+    if problems := list(_unsupported(module, assign)):
         raise FailedCheck(problems)
     state = module.state_dict(keep_vars=True)
     compiled = {f"{fqn}.{_COMPILED}." for fqn, each in module.named_modules() if fqn and _is_compiled(each)}
@@ -124,13 +134,13 @@ def _without(key: str, compiled: set[str]) -> str:
 # ---------------------------------------------------------------------------------------------- what is refused
 
 
-def _unsupported(module: nn.Module) -> Iterator[Diagnostic]:
+def _unsupported(module: nn.Module, assign: bool) -> Iterator[Diagnostic]:
     found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for fqn, each in module.named_modules():
-        if reason := _module_reason(each):
+        if reason := _module_reason(each, assign):
             found[reason].append(fqn or type(each).__name__)
         for name, value in (*each._parameters.items(), *each._buffers.items()):
-            if value is not None and (reason := tensor_reason(value)):
+            if value is not None and (reason := tensor_reason(value) or _hooks_reason(value, assign)):
                 found[reason].append(f"{fqn}.{name}" if fqn else name)
     for (title, help), fqns in found.items():
         yield _refused(title, fqns, help)
@@ -140,10 +150,11 @@ def _refused(title: str, fqns: Sequence[str], help: str) -> Diagnostic:
     return Diagnostic("RK324", title, notes=(named(fqns),), help=(help,), values={"names": list(fqns)})
 
 
-def _module_reason(module: nn.Module) -> tuple[str, str] | None:
+def _module_reason(module: nn.Module, assign: bool) -> tuple[str, str] | None:
     kind = type(module)
-    if isinstance(module, nn.parallel.DistributedDataParallel):
-        return "DistributedDataParallel holds on to the parameters it was built with", "load first, wrap then"
+    if assign and _is_distributed(module):
+        help = "load first, wrap then; or leave assign=True out, and the values are copied into them"
+        return "DistributedDataParallel holds on to the parameters it was built with", help
     if kind.__module__.startswith(("torch.distributed.fsdp", "torch.distributed._composable")):
         return f"{kind.__name__} holds shards, not whole tensors", "load first, shard then"
     if isinstance(module, torch.jit.ScriptModule):
@@ -163,7 +174,12 @@ def tensor_reason(value: torch.Tensor) -> tuple[str, str] | None:
     if value.is_quantized or value.layout != torch.strided:
         what = "quantised" if value.is_quantized else str(value.layout).removeprefix("torch.")
         return f"{what} tensors are more than their bytes", "load it with its own load_state_dict"
-    if value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None):
+    return None
+
+
+def _hooks_reason(value: torch.Tensor, assign: bool) -> tuple[str, str] | None:
+    hooks = value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None)
+    if hooks and (assign or value.is_meta):
         return "hooks on a parameter would be lost with it", "load first, register hooks then"
     return None
 
@@ -222,12 +238,18 @@ class Fill:
     value: Any
 
 
-def assign(target: Target, tensors: Mapping[str, torch.Tensor], fills: Sequence[Fill]) -> None:
+def assign(
+    target: Target, tensors: Mapping[str, torch.Tensor], fills: Sequence[Fill], staying: Collection[str] = ()
+) -> None:
     """Put every tensor into its slot. Whatever fails, the module is then as it was before.
+
+    The names of `staying` keep the tensors that they have, which take the values. That comes last and cannot fail by
+    what is known beforehand: until then every tensor is assigned, so that the module's own loading has had its say.
 
     Raises `FailedCheck` (RK327) with what the module's own loading said, or with what it left on meta.
     """
     with _undone_on_error(target.module), _plain_assignment():
+        places = places_of(target.module, [target.slots[fqn].value for fqn in staying])
         try:
             _load(target, tensors)
         except Exception as error:
@@ -238,11 +260,14 @@ def assign(target: Target, tensors: Mapping[str, torch.Tensor], fills: Sequence[
             owner = target.module.get_submodule(fill.owner)
             held = owner._buffers if fill.name in owner._buffers else vars(owner)
             held[fill.name] = fill.value
-        _follow(target, tensors)
+        _follow(target.module, {id(target.slots[fqn].value): tensor for fqn, tensor in tensors.items()})
         _recompute(target.module)
         if left := tuple(_lost(target.module, frozenset())):
             title = f"the hooks of {target.header.name} left tensors on meta; it is as it was before"
             raise FailedCheck(Diagnostic("RK327", title, notes=(named([each.words for each in left]),)))
+        pairs = put_back(places)
+        _follow(target.module, {id(new): old for old, new in pairs})
+        copy_into(pairs)
 
 
 def _load(target: Target, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -258,10 +283,9 @@ def _load(target: Target, tensors: Mapping[str, torch.Tensor]) -> None:
         raise RuntimeError(f"not taken: {', '.join(wrong)}")
 
 
-def _follow(target: Target, tensors: Mapping[str, torch.Tensor]) -> None:
+def _follow(root: nn.Module, now: Mapping[int, torch.Tensor]) -> None:
     """Names outside the state dict, and plain attributes, that were the same tensor go on being the same tensor."""
-    now = {id(target.slots[fqn].value): tensor for fqn, tensor in tensors.items()}
-    for module in target.module.modules():
+    for module in root.modules():
         for held in (module._parameters, module._buffers):
             for name, value in held.items():
                 if id(value) in now:

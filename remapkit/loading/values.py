@@ -48,6 +48,9 @@ class Value:
 class Values(Protocol):
     """The tensors that moves bring."""
 
+    is_mapped: bool
+    """Whether what is shared lies in a mapped file, where a disk that fails is no exception but a signal."""
+
     def place(self, move: Move) -> Place | None:
         """Where the bytes lie that `tensor` would share, or None where it would copy."""
         ...
@@ -67,6 +70,8 @@ class Values(Protocol):
 
 class FileValues:
     """The tensors of an open checkpoint."""
+
+    is_mapped = True
 
     def __init__(self, reader: Reader, run: Run | None) -> None:
         self._reader = reader
@@ -121,6 +126,13 @@ class FileValues:
         return raw.view(DTYPES[move.spec.dtype]).view(move.spec.shape)
 
 
+def stretch(tensor: torch.Tensor) -> Place:
+    """The stretch of memory that a tensor's elements lie in."""
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return str(tensor.device), start, start + (last + 1) * tensor.element_size() * (tensor.numel() > 0)
+
+
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous uint8 tensor in host memory, for reading into."""
     data: Any = tensor.numpy()  # a buffer, which types say only since Python 3.12
@@ -172,6 +184,8 @@ def read_into(source: SourceFile, offset: int, buffer: memoryview) -> None:
 class MemoryValues:
     """The tensors of a state dict in memory: taken as they are, so that they share its storage."""
 
+    is_mapped = False
+
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
         self._state = state
         self._maker = Maker(state)
@@ -184,9 +198,7 @@ class MemoryValues:
         tensor = self._state[move.sources[0]]
         if not tensor.numel() or tensor.is_meta:
             return None
-        last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-        start = tensor.data_ptr()
-        return str(tensor.device), start, start + (last + 1) * tensor.element_size()
+        return stretch(tensor)
 
     def extent(self, move: Move) -> None:
         """None: there is no file."""

@@ -15,7 +15,7 @@ from remapkit.meta import header_of
 from remapkit.plan import Plan, make_plan, named
 from remapkit.rules import RuleSet
 from remapkit.running.eager import run_plan
-from remapkit.verification.models import inputs
+from remapkit.verification.models import constants, inputs
 
 TOLERANCE = 1e-4
 """How far outputs may differ, relative to the largest value: sums in another order, in single precision."""
@@ -32,6 +32,8 @@ class Verdict:
     total: int = 0
     apart: float = 0.0
     input: tuple[int, ...] = ()
+    constants: tuple[str, ...] = ()
+    """Buffers of the source that the rules drop: taken to be what the constructor makes them."""
 
     @property
     def ok(self) -> bool:
@@ -43,6 +45,8 @@ class Verdict:
         found: dict[str, Any] = {"by": self.by, "against": self.other, "tensors": len(self.tensors)}
         if self.input:
             found |= {"of": self.total, "input": list(self.input), "relative_difference": self.apart}
+        if self.constants:
+            found |= {"constants": list(self.constants)}
         return found
 
 
@@ -80,7 +84,8 @@ def verify_forward(
     elif not used:
         title = f"{name} gives the same whatever the weights are: nothing was verified"
         problems.append(Diagnostic("RK716", title, help=("name another method: --forward NAME",)))
-    return Verdict(method, name, used, tuple(problems), total, apart, tuple(x.shape))
+    kept = constants(source, {gone.fqn for gone in plan.dropped})
+    return Verdict(method, name, used, tuple(problems), total, apart, tuple(x.shape), kept)
 
 
 def _method(model: nn.Module, name: str) -> Callable[..., Any]:
@@ -93,20 +98,31 @@ def _method(model: nn.Module, name: str) -> Callable[..., Any]:
 
 
 class _Watched:
-    """What every module of a model gave at its first call, in the order of the calls."""
+    """What every module of a model was given and gave at its first call, in the order of the calls."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.inputs: dict[str, list[torch.Tensor]] = {}
         self.outputs: dict[str, torch.Tensor] = {}
 
     def call(self, function: Callable[[], Any]) -> Any:
         self.outputs.clear()
-        handles = [module.register_forward_hook(self._hook(name)) for name, module in self.model.named_modules()]
+        self.inputs.clear()
+        named_modules = list(self.model.named_modules())
+        handles = [module.register_forward_hook(self._hook(name)) for name, module in named_modules]
+        handles += [module.register_forward_pre_hook(self._before(name)) for name, module in named_modules]
         try:
             return function()
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _before(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, given: Any) -> None:
+            if name not in self.inputs:
+                self.inputs[name] = [each.detach().clone() for each in given if isinstance(each, torch.Tensor)]
+
+        return hook
 
     def _hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: Any, output: Any) -> None:
@@ -205,35 +221,57 @@ def _taking_part(target: nn.Module, found: Sequence[torch.Tensor]) -> tuple[str,
 
 def _parted(name: str, apart: float, tolerance: float, plan: Plan, theirs: _Watched, ours: _Watched) -> Diagnostic:
     title = f"{name} gives other values: they are {apart:.3g} apart (relative; {tolerance:g} is allowed)"
-    place = first_parting(plan, theirs.outputs, ours.outputs, tolerance)
-    notes = (place,) if place is not None else ("no module whose tensors come from one module gives other values",)
+    place, is_rule = first_parting(plan, theirs, ours, tolerance)
     help = "look at the rules that write there; a swap or a wrong operation upstream shows in the first such module"
-    return Diagnostic("RK715", title, (), (help,), notes, values={"relative_difference": apart})
+    if not is_rule:
+        help = "compare what the two models compute there, and the buffers and constants that no rule carries over"
+        help += "; a rule that writes to the modules before, with the right shape, may still be wrong"
+    return Diagnostic("RK715", title, (), (help,), (place,), values={"relative_difference": apart})
 
 
-def first_parting(
-    plan: Plan, theirs: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor], tolerance: float
-) -> str | None:
-    """The first module, in the order of the calls, that gives other values than the one its tensors come from."""
+def first_parting(plan: Plan, theirs: _Watched, ours: _Watched, tolerance: float) -> tuple[str, bool]:
+    """In words, the first module that gives other values than the one its tensors come from, in order of the calls.
+
+    And whether a rule is to blame: only where the module was given what the source computes too. What differs before
+    a module is called was computed between the modules, by what no rule writes to.
+    """
     origin: dict[str, dict[str, str]] = {}
     for move in plan.moves:
         owner = move.target.rpartition(".")[0]
         for fqn in move.sources:
             origin.setdefault(owner, {})[fqn.rpartition(".")[0]] = move.rule.id
     before = None
-    for owner, output in ours.items():
+    for owner, output in ours.outputs.items():
         sources = origin.get(owner, {})
         if len(sources) != 1:
             continue
         ((source, rule),) = sources.items()
-        expected = theirs.get(source)
+        expected = theirs.outputs.get(source)
         if expected is None or expected.shape != output.shape:
             continue
         if not _apart(expected, output) <= tolerance:
             after = f", after {before}" if before is not None else ""
-            return f"they part at {owner} (from {source}, by {rule}){after}"
-        before = owner
-    return None
+            name = owner or "the end"
+            if _was_right_before(theirs.inputs, ours.inputs.get(owner, []), tolerance):
+                return f"they part at {name} (from {source or 'the model itself'}, by {rule}){after}", True
+            between = f"between {before} and {name}" if before is not None else f"before {name}"
+            why = "what goes into it differs already, so that no rule that writes there is to blame"
+            return f"they part {between}: {why}", False
+        before = owner or "the end"
+    if before is not None:
+        return f"they part after {before}: every module up to there that can be compared gives the same", False
+    return "no module whose tensors come from one module gives other values", False
+
+
+def _was_right_before(
+    theirs: Mapping[str, Sequence[torch.Tensor]], ours: Sequence[torch.Tensor], tolerance: float
+) -> bool:
+    """Whether some module of the source was given the same: not the counterpart, where two are swapped."""
+    given = [each for inputs in theirs.values() for each in inputs]
+    return all(
+        any(each.shape == other.shape and _apart(other.float(), each.float()) <= tolerance for other in given)
+        for each in ours
+    )
 
 
 __all__ = ["TOLERANCE", "Verdict", "first_parting", "tensors", "verify_forward"]

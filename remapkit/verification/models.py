@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,16 +11,19 @@ from torch import nn
 
 from remapkit.diagnostic import Diagnostic, UsageError
 from remapkit.meta import DTYPES, header_of
+from remapkit.plan import make_plan
+from remapkit.rules import RuleSet
 from remapkit.spec import StateDictSpec, TensorSpec, leaf
 
 MOST_BYTES = 8_000_000_000
 """Larger models are refused: a small config shows the same."""
 
 
-def build_real(make: Callable[[], Any], reference: str, seed: int) -> nn.Module:
+def build_real(make: Callable[[], Any], reference: str, seed: int, rules: RuleSet | None = None) -> nn.Module:
     """A model on the CPU in single precision, in evaluation mode, every tensor filled with random values.
 
-    `make` builds it on the meta device or not; what lies on meta is given memory first.
+    But for the constants that `rules` leave behind: see `constants`. `make` builds it on the meta device or not; what
+    lies on meta is given memory first.
     """
     try:
         torch.manual_seed(seed)
@@ -40,17 +43,40 @@ def build_real(make: Callable[[], Any], reference: str, seed: int) -> nn.Module:
         help = "verify a small one of the same kind: --source-config FILE or --source-arg key=value"
         raise UsageError(Diagnostic("RK712", title, help=(help,)))
     model = model.float().eval()
-    fill(model, seed)
+    dropped = {gone.fqn for gone in make_plan(rules, header).dropped} if rules is not None else ()
+    fill(model, seed, dropped)
     return model
 
 
-def fill(model: nn.Module, seed: int) -> None:
-    """Random values for every floating tensor of a model's state dict."""
+def fill(model: nn.Module, seed: int, dropped: Collection[str] = ()) -> None:
+    """Random values for every floating tensor of a model's state dict, but for the constants among those dropped."""
     generator = torch.Generator().manual_seed(seed)
+    constant = constants(model, dropped)
     with torch.no_grad():
         for fqn, tensor in model.state_dict(keep_vars=True).items():
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-                tensor.copy_(_values(fqn, tensor.shape, generator))
+                values = _values(fqn, tensor.shape, generator)
+                if fqn not in constant:
+                    tensor.copy_(values)
+
+
+def constants(model: nn.Module, dropped: Collection[str]) -> tuple[str, ...]:
+    """The buffers among these names that a constructor computes: masks, positions, frequencies.
+
+    Rules leave them behind where the other model computes its own. Parameters and the statistics of norms are
+    learned: one that is dropped is missing, whatever value it begins with, and random values show it.
+
+    >>> constants(nn.BatchNorm1d(2), ["weight", "running_mean", "num_batches_tracked"])
+    ('num_batches_tracked',)
+    """
+    learned = {
+        f"{owner}.{name}" if owner else name
+        for owner, module in model.named_modules()
+        for name in ("running_mean", "running_var")
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+    }
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    return tuple(fqn for fqn in buffers if fqn in dropped and fqn not in learned)
 
 
 def _values(fqn: str, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:

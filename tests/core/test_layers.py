@@ -47,7 +47,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ),
     ("report", "progress", "commands", "cli", "__main__"),
 )
-LOADING = {f"loading.{name}" for name in ("carry", "into", "job", "module", "rebuild", "upload", "values")}
+LOADING = {f"loading.{name}" for name in ("carry", "inplace", "into", "job", "module", "rebuild", "upload", "values")}
 VERIFICATION = {f"verification.{name}" for name in ("forward", "models", "oracle")}
 MAY_IMPORT_TORCH = {
     *LOADING,

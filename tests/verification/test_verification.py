@@ -112,6 +112,112 @@ def test_where_two_models_part_is_named() -> None:
     assert problem.notes[0] == "they part at layers.b (from layers.c, by swapped), after layers.a"
 
 
+class Causal(nn.Module):
+    """Attention with a mask that it keeps in a buffer, if `persistent` in the state dict, or computes."""
+
+    def __init__(self, persistent: bool, kind: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.norm = nn.BatchNorm1d(WIDTH)
+        mask = torch.ones(16, 16, dtype=torch.bool).tril()
+        self.register_buffer("mask", mask.to(kind), persistent=persistent)
+        self.register_buffer("ids", torch.arange(16).flip(0), persistent=persistent)
+        self.register_buffer("scale", torch.linspace(0.5, 1.5, WIDTH), persistent=persistent)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length = x.shape[-2]
+        mask, ids = self.get_buffer("mask")[:length, :length], self.get_buffer("ids")[:length, None]
+        weights = self.q(x) @ self.k(x).transpose(-1, -2)
+        weights = weights.masked_fill(mask == 0, float("-inf")).softmax(-1)
+        attended = (weights @ self.v(x) + ids / 16) * self.get_buffer("scale")
+        out: torch.Tensor = self.out(self.norm(attended))
+        return out
+
+
+CAUSAL = """
+remapkit: 1
+name: causal
+rules: [{id: all, path: '{m:q|k|v|out|norm}.{p}', to: '{m}.{p}'}]
+drop: [mask, ids, scale]
+"""
+
+
+def causal(rules: RuleSet, kind: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
+    source = build_real(lambda: Causal(True, kind), "Causal", 0, rules)
+    return source, build_real(lambda: Causal(False, kind), "Causal", 1)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bool, torch.uint8], ids=["A29", "A29-bool", "A29-integers"])
+def test_buffers_that_the_rules_drop_keep_their_values(kind: torch.dtype) -> None:
+    rules = compiled(CAUSAL)
+    verdict = verify_forward(rules, *causal(rules, kind), "forward", written=f"7,{WIDTH}")
+    assert verdict.ok, verdict.problems
+    assert verdict.constants == ("mask", "ids", "scale") and verdict.data()["constants"] == ["mask", "ids", "scale"]
+
+
+def test_buffers_that_are_randomised_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remapkit.verification.models.constants", lambda *_: ())
+    with pytest.raises(AssertionError):
+        test_buffers_that_the_rules_drop_keep_their_values(torch.float32)
+
+
+class Scaled(nn.Module):
+    """A gain and the statistics of a norm: learned, or fixed at what they begin with."""
+
+    def __init__(self, learned: bool) -> None:
+        super().__init__()
+        self.a = nn.Linear(WIDTH, WIDTH)
+        if learned:
+            self.norm = nn.BatchNorm1d(WIDTH, affine=False)
+            self.gain = nn.Parameter(torch.ones(WIDTH))
+        self.learned = learned
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.a(x)
+        return self.norm(out) * self.gain if self.learned else out
+
+
+@pytest.mark.parametrize("left", ["norm", "gain"])
+def test_what_is_learned_is_no_constant(left: str) -> None:
+    """One that is dropped is missed, though it begins with a value that changes nothing."""
+    rules = compiled("remapkit: 1\nname: t\nkeep: ['a.{p}']\ndrop: ['norm.{p}', gain]\n")
+    source = build_real(lambda: Scaled(True), "Scaled", 0, rules)
+    with torch.no_grad():  # one of them as it begins
+        if left == "norm":
+            source.gain.fill_(1)  # type: ignore[operator, union-attr]
+        else:
+            source.norm.reset_running_stats()  # type: ignore[operator, union-attr]
+    target = build_real(lambda: Scaled(False), "Scaled", 1)
+    verdict = verify_forward(rules, source, target, "forward", written=f"7,{WIDTH}")
+    assert [problem.code for problem in verdict.problems] == ["RK715"]
+
+
+def test_a_difference_between_modules_blames_no_rule() -> None:
+    rules = compiled(CAUSAL)
+    source, target = causal(rules)
+    target.get_buffer("scale").mul_(2)
+    (problem,) = verify_forward(rules, source, target, "forward", written=f"7,{WIDTH}").problems
+    assert problem.notes[0].startswith("they part between v and norm: what goes into it differs already")
+    assert "by all" not in str(problem)
+
+
+class End(Chain):
+    def __init__(self, factor: float) -> None:
+        super().__init__(("a", "b"))
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.factor
+
+
+def test_a_difference_at_the_end_blames_no_rule() -> None:
+    rules = compiled("remapkit: 1\nname: t\nrules: [{id: all, path: '{p:**}', to: '{p}'}]\n")
+    source, target = build_real(lambda: End(1.0), "End", 0), build_real(lambda: End(2.0), "End", 1)
+    (problem,) = verify_forward(rules, source, target, "forward").problems
+    assert problem.notes[0].startswith("they part after layers.b: every module")
+    assert "by all" not in str(problem) and "look at the rules" not in str(problem)
+
+
 def test_a_method_that_ignores_the_weights_verifies_nothing() -> None:
     class Blind(nn.Linear):
         def size(self, x: torch.Tensor) -> torch.Tensor:
