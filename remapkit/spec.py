@@ -97,6 +97,9 @@ class StateDictSpec(Mapping[str, TensorSpec]):
         return sum(spec.nbytes for spec in self.tensors.values())
 
 
+OPAQUE = TensorSpec("BOOL", (0,))
+"""Stands for a value of which only the name is known; told by `is`, never by `==`."""
+
 _REORDERING = frozenset({*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, 0x200E, 0x200F, 0x061C})
 
 

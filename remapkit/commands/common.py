@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remapkit.checkpoint import Reader, open_checkpoint
-from remapkit.diagnostic import Diagnostic, InvalidRules, Label, UnreadableCheckpoint, UsageError
+from remapkit.declared import declared_source
+from remapkit.diagnostic import Diagnostic, InvalidRules, UnreadableCheckpoint, UsageError
 from remapkit.library import find_rules, load, packs
 from remapkit.prove import Level, Proof
 from remapkit.rulefile import file_bytes
-from remapkit.source import Text
 from remapkit.spec import StateDictSpec
-from remapkit.targets import read_header
 
 if TYPE_CHECKING:
     from remapkit.rules import RuleSet
@@ -50,21 +48,7 @@ def given_params(written: Sequence[str]) -> dict[str, int]:
 
 def known_source(rules: RuleSet) -> StateDictSpec | None:
     """The manifest that a pack declares as its source, if it does."""
-    written = rules.file.source_keys
-    if written is None:
-        return None
-    try:
-        return read_header(beside(rules, written.value))
-    except UnreadableCheckpoint as error:
-        raise UnreadableCheckpoint([_declared(each, rules, written) for each in error.diagnostics]) from None
-
-
-def _declared(problem: Diagnostic, rules: RuleSet, written: Text) -> Diagnostic:
-    """What is wrong with a declared manifest, at the place that declares it."""
-    title = f"the declared source: {problem.title}"
-    folder = beside(rules, written.value).parent
-    help = (*problem.help, f"the path is relative to the rule file; it was looked for in {folder}")
-    return replace(problem, title=title, labels=(Label(written.span), *problem.labels), help=help)
+    return declared_source(rules)
 
 
 def proven(rules: RuleSet) -> Proof:
@@ -85,11 +69,6 @@ def refuse_unproven(rule_sets: Sequence[RuleSet], args: Namespace) -> tuple[Diag
     if blocking:
         raise InvalidRules(blocking)
     return tuple(finding for proof in proofs for finding in proof.findings)
-
-
-def beside(rules: RuleSet, path: str) -> Path:
-    """A path that a rule file names is relative to that file, to the real one where it is known by a link."""
-    return (Path(os.path.realpath(rules.file.path)).parent if rules.file.path else Path()) / path
 
 
 def open_source(path: Path, args: Namespace) -> Reader:

@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from remapkit.checkpoint import Reader
 from remapkit.commands.common import load_rules, open_sides
 from remapkit.compare import Contents, Difference, compare
+from remapkit.declared import hold
+from remapkit.diagnostic import FailedCheck
 from remapkit.families import families
 from remapkit.plan import make_plan
 from remapkit.report import Outcome, Table
@@ -34,8 +36,12 @@ def _remapped(reader: Reader, rules: str | None, args: Namespace) -> Contents:
         return reader
     from remapkit.running.view import Remapped  # numpy, which a comparison as it stands may not need
 
-    plan = make_plan(load_rules(rules, args), reader.header())
+    rule_set = load_rules(rules, args)
+    plan = make_plan(rule_set, reader.header())
     plan.raise_for_problems()
+    # Keys that only one side has are what a difference shows; a target that does not exist is a fault of the rules.
+    if problems := hold(rule_set, plan, partial=True).problems:
+        raise FailedCheck(problems)
     return Remapped(reader, plan)
 
 

@@ -25,7 +25,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("pattern", "regex", "pathpattern", "automaton", "factor", "guards", "template", "matcher", "languages"),
     (
         *("flows", "arrows", "variants", "nets", "searches", "delays", "questions", "verdicts", "constants"),
-        *("rules", "prove", "invert"),
+        *("rules", "prove", "invert", "require", "companions"),
     ),
     ("plan", "gather", "casting", "check"),
     ("checkpoint",),
@@ -39,6 +39,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         "examples",
         "families",
         "targets",
+        "declared",
         "witness",
         "verification",
     ),
