@@ -66,7 +66,11 @@ def hold(rules: RuleSet, plan: Plan, *, partial: bool = False, strict_dtype: boo
         return not_held(rules)
     known = declared_source(rules)
     other_size = known is not None and is_another_size(plan.source, known)
-    check = _by_layout(plan, target) if other_size else make_check(plan, target, strict_dtype=strict_dtype)
+    check = (
+        make_check(plan, target, strict_dtype=strict_dtype)
+        if known is None or not other_size
+        else _by_layout(plan, target, known)
+    )
     opaque = {move.target for move in plan.moves if any(plan.source[fqn] is OPAQUE for fqn in move.sources)}
     if partial or opaque:
         check = replace(
@@ -165,8 +169,8 @@ def is_another_size(source: Mapping[str, TensorSpec], known: StateDictSpec) -> b
     return any(kind_of_name(fqn) in kinds for fqn in more)
 
 
-def _by_layout(plan: Plan, target: StateDictSpec) -> Check:
-    """A check of names with their numbers left open, and of how many dimensions each has."""
+def _by_layout(plan: Plan, target: StateDictSpec, known: StateDictSpec) -> Check:
+    """A check of names with their numbers left open, and of how many dimensions the rules make of what is known."""
     wanted: defaultdict[str, list[str]] = defaultdict(list)
     ranks: defaultdict[str, set[int]] = defaultdict(set)
     for fqn, spec in target.items():
@@ -177,7 +181,9 @@ def _by_layout(plan: Plan, target: StateDictSpec) -> Check:
     flat = [
         Mismatch(move.target, ", ".join(move.sources), move.spec, target[wanted[kind][0]])
         for move in plan.moves
-        if (kind := kind_of_name(move.target)) in wanted and len(move.spec.shape) not in ranks[kind]
+        if (kind := kind_of_name(move.target)) in wanted
+        and len(move.spec.shape) not in ranks[kind]
+        and not any(fqn in known and len(known[fqn].shape) != len(plan.source[fqn].shape) for fqn in move.sources)
     ]
     tied = set(exact.satisfied_by_tie)
     lacking = [kind for kind, fqns in wanted.items() if kind not in brought and not tied.issuperset(fqns)]

@@ -6,6 +6,7 @@ files without companions, and scales of activations, which nothing is said about
 rules at random and holds that what passes means what it meant.
 """
 
+# ruff: noqa: E501 (tables of rules read as tables)
 from __future__ import annotations
 
 import pytest
@@ -66,7 +67,10 @@ def test_a_dropped_companion_is_named(weight: str, scale: str) -> None:
     ],
 )
 def test_what_belongs_to_no_scaled_weight_may_be_dropped(header: Header) -> None:
-    assert codes(plan_of("rules: [{id: w, path: m.weight, ops: [{cast: BF16}], to: m.weight}]\nunmatched: drop", header)) == []
+    assert (
+        codes(plan_of("rules: [{id: w, path: m.weight, ops: [{cast: BF16}], to: m.weight}]\nunmatched: drop", header))
+        == []
+    )
 
 
 # row, rules, header, codes of problems, codes of warnings
@@ -84,7 +88,7 @@ CASES: list[tuple[str, str, Header, list[str], list[str]]] = [
     ),
     (
         "A6b-transpose",
-        "rules: [{id: w, path: m.weight, ops: [transpose: [0, 1]], to: m.weight}]\nkeep: [m.weight_scale_inv]".replace("[transpose: [0, 1]]", "[transpose]"),
+        "rules: [{id: w, path: m.weight, ops: [transpose], to: m.weight}]\nkeep: [m.weight_scale_inv]",
         {"m.weight": F8, "m.weight_scale_inv": ("F32", [2, 3])},
         ["RK362"],
         [],
@@ -206,9 +210,7 @@ def worlds(draw: st.DrawFn) -> tuple[Header, str]:
         m, _, leaf = fqn.partition(".")
         fate = draw(st.sampled_from(FATES))
         to = {"apart": f"c{number}.{leaf}", "other": f"{'b' if m == 'a' else 'a'}.{leaf}"}.get(fate, fqn)
-        op = {"cast": "{cast: BF16}", "transpose": "{transpose: [0, -1]}", "double": "{scale: 2}"}.get(fate)
-        if op == "{transpose: [0, -1]}":
-            op = "transpose"
+        op = {"cast": "{cast: BF16}", "transpose": "transpose", "double": "{scale: 2}"}.get(fate)
         if fate == "drop":
             drops.append(fqn)
         elif fate == "keep":
@@ -220,6 +222,7 @@ def worlds(draw: st.DrawFn) -> tuple[Header, str]:
 
 def changes_meaning(plan: Plan) -> bool:
     """An oracle of its own: whether any weight that is kept has another scale than before, going by whole names."""
+
     def scales(names: object, weight: str) -> set[str]:
         m = weight.partition(".")[0]
         return {f"{m}.{leaf}" for leaf in ("weight_scale", "scale_weight", "weight_scale_inv")} & set(names)  # type: ignore[call-overload]
@@ -234,7 +237,9 @@ def changes_meaning(plan: Plan) -> bool:
             return True
         if {by_target[each].sources[0] for each in after} != before:
             return True
-        exact = [op.name == "cast" and getattr(op, "dtype", "") == "F32" for each in after for op in by_target[each].ops]
+        exact = [
+            op.name == "cast" and getattr(op, "dtype", "") == "F32" for each in after for op in by_target[each].ops
+        ]
         if not all(exact):
             return True
     return False
@@ -244,10 +249,7 @@ def changes_meaning(plan: Plan) -> bool:
 @given(worlds())
 def test_what_passes_means_what_it_meant(world: tuple[Header, str]) -> None:
     header, body = world
-    try:
-        plan = plan_of(body, header)
-    except Exception:  # a rule file of no rules at all
-        return
+    plan = plan_of(body, header)
     if plan.ok:
         assert not changes_meaning(plan), (header, body)
 

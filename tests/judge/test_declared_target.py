@@ -82,7 +82,10 @@ def test_what_is_not_checked_is_said(
     manifest(tmp_path / "t.json", W)
     rules = rule_file(tmp_path / "t.yaml", target + RENAME)
     file = safetensors(tmp_path / "a.safetensors", {"a.w": ("F32", [4, 4])})
-    assert main(["apply", str(rules), str(file), "-o", str(tmp_path / "o.safetensors"), *options, "--format", "json"]) == 0
+    assert (
+        main(["apply", str(rules), str(file), "-o", str(tmp_path / "o.safetensors"), *options, "--format", "json"])
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["target"] == {"checked": "no", "against": None}
     (note,) = [each for each in found["diagnostics"] if each["code"] == "RK360"]

@@ -5,6 +5,7 @@ with another value, or none; arithmetic on params; entries that cannot be read. 
 sets of indices against their definition.
 """
 
+# ruff: noqa: E501 (tables of rules read as tables)
 from __future__ import annotations
 
 import itertools
@@ -89,7 +90,9 @@ def test_a_requirement_that_cannot_be_read_is_named(entry: str, code: str, words
     assert any(each.code == code and words in each.title for each in refused.value.diagnostics), refused.value
 
 
-def test_the_command_line_refuses_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_refuses_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rules = rule_file(tmp_path / "t.yaml", KEEP + BLOCKS)
     file, out = safetensors(tmp_path / "a.safetensors", blocks(0, 1)), tmp_path / "o.safetensors"
     assert main(["apply", str(rules), str(file), "-o", str(out)]) == 1
@@ -98,7 +101,9 @@ def test_the_command_line_refuses_before_anything_is_written(tmp_path: Path, cap
 
 
 def test_the_inverse_requires_what_it_may() -> None:
-    rules = rules_of(f"params: {{heads: 4}}\nrequire: [{{param: heads, is: [4, 8]}}, {{count: 'j.{{i:int}}.w', is: 2}}]\n{KEEP}")
+    rules = rules_of(
+        f"params: {{heads: 4}}\nrequire: [{{param: heads, is: [4, 8]}}, {{count: 'j.{{i:int}}.w', is: 2}}]\n{KEEP}"
+    )
     back = invert(rules)
     assert "require:\n  - {param: heads, is: [4, 8]}" in back
     assert "# Not carried over, as it speaks of the other side's keys: j.{i:int}.w" in back
@@ -109,7 +114,9 @@ def wrong_counts() -> list[object]:
     for size in range(4):
         for indices in itertools.combinations(range(4), size):
             for wanted in range(4):
-                refused = codes(plan_of(f"require: [{{count: 'j.{{i:int}}.w', is: {wanted}}}]\n{KEEP}", blocks(*indices)))
+                refused = codes(
+                    plan_of(f"require: [{{count: 'j.{{i:int}}.w', is: {wanted}}}]\n{KEEP}", blocks(*indices))
+                )
                 if (refused == []) != (list(indices) == list(range(wanted))):
                     found.append((indices, wanted))
     return found
