@@ -85,16 +85,13 @@ def not_held(rules: RuleSet, *, unasked: bool = False) -> Held:
     """Nothing is checked, and the note that says so: none is declared, only a model is, or nobody wants it."""
     written = rules.file.target
     model = written.model.value if written is not None and written.model is not None else None
-    help = "name it with --target-keys FILE or --model M, or declare `target: {keys: FILE}` in the rule file"
+    why = f"{rules.name} declares none; --target-keys FILE names one"
     if unasked:
-        why, help = "--no-target", "leave out --no-target, or name one with --target-keys FILE or --model M"
+        why = "--no-target"
     elif model is not None:
-        why = f"{rules.name} declares only the model {model}, which is not imported unasked"
-        help = f"name it with --model {model}, or a manifest with --target-keys FILE"
-    else:
-        why = f"{rules.name} declares none"
+        why = f"{rules.name} declares only the model {model}, which is not imported unasked; --model {model} does"
     title = f"the result is not checked against a target: {why}"
-    return Held(None, "no", (Diagnostic("RK360", title, help=(help,), severity=Severity.NOTE),))
+    return Held(None, "no", (Diagnostic("RK360", title, severity=Severity.NOTE),))
 
 
 def declared_target(rules: RuleSet) -> StateDictSpec | None:
