@@ -15,7 +15,7 @@ from remapkit.spec import StateDictSpec, TensorSpec
 
 RULES = "rules: [{id: r, path: 'a.q.{x}', to: 'a.query.{x}'}]\nkeep: ['b.{rest:**}']\ndrop: ['c.{rest:**}']"
 SPEC = TensorSpec("F32", (1,))
-HEADER = {fqn: SPEC for fqn in ("a.q.weight", "b.k.weight", "c.v.weight")}
+HEADER = dict.fromkeys(("a.q.weight", "b.k.weight", "c.v.weight"), SPEC)
 
 
 @pytest.mark.parametrize(
