@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from remapkit.companions.names import scaled_weights
 from remapkit.diagnostic import Diagnostic, Severity, UsageError, counted
 from remapkit.ops.kinds import CastOp, Fill, Join, Op, is_exact, join_spec
 from remapkit.plan import Move, Plan, named
@@ -33,16 +34,30 @@ def with_dtype(plan: Plan, dtype: str) -> Plan:
         help = f"one of {', '.join(PLAIN)}: nothing is cast to integers or to 8-bit floats unasked"
         raise UsageError(Diagnostic("RK642", f"--dtype {dtype} is no cast that is done", help=(help,)))
     moves = tuple(_cast(move, new) for move in plan.moves)
-    small = [move.target for move in plan.moves if move.spec.dtype.startswith("F8")]
-    problems = list(plan.problems)
-    if small:
-        title = f"{counted(len(small), 'tensor')} of 8-bit floats would be cast without their scales"
-        help = "leave --dtype out, or cast the others in their rules: ops: [{cast: BF16}]"
-        problems.append(Diagnostic("RK346", title, (), (help,), (named(small),), values={"names": small}))
+    problems = [*plan.problems, *_small(plan)]
     said = [each for each in plan.warnings if each.code != "RK345"]
     notes = losses(moves, plan.source)
     recorded = {fqn: _cast(move, new) for fqn, move in plan.recorded.items()}
     return replace(plan, moves=moves, problems=tuple(problems), warnings=(*said, *notes), recorded=recorded)
+
+
+def _small(plan: Plan) -> list[Diagnostic]:
+    """Small floats, and whatever else has scales: those of a file are cast with it, or would be left alone."""
+    scaled = scaled_weights(plan.source)
+    small = [
+        move.target
+        for move in plan.moves
+        if move.spec.dtype.startswith("F8") or any(fqn in scaled for fqn in move.sources)
+    ]
+    if not small:
+        return []
+    title = f"{counted(len(small), 'tensor')} of 8-bit floats would be cast without their scales"
+    help = "leave --dtype out: scaled weights and their scales are converted together, or stay as they are"
+    if not scaled:
+        help = "leave --dtype out; the file has no scales for them: a rule may cast them, ops: [{cast: BF16}]"
+    elif not any(move.spec.dtype.startswith("F8") for move in plan.moves):
+        title = f"{counted(len(small), 'scaled weight')} would be kept while the scales are cast"
+    return [Diagnostic("RK346", title, (), (help,), (named(small),), values={"names": small})]
 
 
 def _cast(move: Move, new: str) -> Move:

@@ -275,6 +275,9 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
         action="store_true",
         help="accept a checkpoint that lacks keys the rules are known to read",
     )
+    parser.add_argument(
+        "--no-target", action="store_true", help="do not hold the result against the target that RULES declare"
+    )
     _add_undecided(parser)
     _add_model(parser)
     _add_params(parser)

@@ -236,7 +236,7 @@ class FlowReader:
                     known = ", ".join(sorted(map(str, first))) or "nothing"
                     self.problem(title, by.span, f"captured are: {known}")
                     break
-                if not _is_integer(part):
+                if not is_integer(part):
                     title = f"`stack` counts {by.value!r}, which is no integer"
                     self.problem(title, by.span, f"write {{{by.value}:int}} in the path, or \\d+ in the regex")
                     break
@@ -272,7 +272,8 @@ def _word(node: MapNode, name: str) -> Text:
     return value.text
 
 
-def _is_integer(part: Part) -> bool:
+def is_integer(part: Part) -> bool:
+    """Whether all that a part can be are integers."""
     if part.values is not None:
         return all(value.isascii() and value.isdigit() for value in part.values)
     return part.node == CANONICAL or _only_digits(part.node)

@@ -28,6 +28,7 @@ from remapkit.prove import Level, prove
 from remapkit.rulefile import WrittenPattern, read_text
 from remapkit.rules import Rule, RuleSet, compile_rules
 from remapkit.scalars import entry, in_quotes, quoted
+from remapkit.schema import plain_value
 from remapkit.source import Text
 from remapkit.spec import StateDictSpec
 from remapkit.template import Copy, Item, Literal, Mapped
@@ -599,6 +600,7 @@ class _Writer:
             yield f"summary: {in_quotes('The inverse of: ' + self.rules.file.summary.value)}"
         yield from self.ends()
         yield from self.params()
+        yield from self.required()
         yield from self.written_tables()
         if self.found:
             yield from ("", "rules:")
@@ -656,6 +658,19 @@ class _Writer:
                 value = int(param.value.value) if param.value.kind == "integer" else param.value.value
             given = {"value": value} if value is not None else {}
             yield f"  {param.name.value}: {flow_text({**config, **given}) if config else flow_text(value)}"
+
+    def required(self) -> Iterator[str]:
+        """What is required of params stays true; what is required of keys speaks of those that are targets now."""
+        held = [each for each in self.rules.file.require if each.what == "param"]
+        left = [each.name.value for each in self.rules.file.require if each.what != "param"]
+        if held or left:
+            yield ""
+        yield from (f"# Not carried over, as it speaks of the other side's keys: {name}" for name in left)
+        if held:
+            yield "require:"
+        for each in held:
+            entry: dict[str, object] = {"param": each.name.value, "is": plain_value(each.wanted)}
+            yield f"  - {flow_text({**entry, **({'note': each.note.value} if each.note is not None else {})})}"
 
     def rule(self, rule: InverseRule) -> Iterator[str]:
         yield f"  - id: {_plain(rule.id)}"

@@ -150,12 +150,16 @@ class Plan:
 def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) -> Plan:
     """The plan of `rules` for one header; never raises for what the header holds, but collects it in `problems`."""
     from remapkit.casting import losses
+    from remapkit.companions.judge import judge_companions
+    from remapkit.companions.metadata import stale_names
     from remapkit.recorded import only_recorded, sort_out, with_data
+    from remapkit.require import unmet
 
     whole = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
     source, led = sort_out(rules, whole) if whole.recorded else (whole, {})
     matches = {fqn: rules.match(fqn) for fqn in source}
     moves, dropped, unmatched, gathered = _decide(rules, source, matches)
+    judged = judge_companions(source, moves, dropped, rules.neutral)
     problems = [
         *_no_tensors(source),
         *_impossible(source, moves),
@@ -164,7 +168,11 @@ def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) 
         *_ambiguous(source, matches),
         *gathered.problems,
         *_collisions(source, moves),
+        *judged.problems,
+        *unmet(rules, source),
     ]
+    if source and not moves and not problems:
+        problems.append(_nothing_left(rules, source))
     used = Counter([match.rule.id for found in matches.values() for match in found])
     entries = {use for found in matches.values() for match in found if match.rule.tables for use in match.table_uses}
     return Plan(
@@ -174,7 +182,13 @@ def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) 
         dropped=tuple(dropped),
         problems=tuple(problems),
         warnings=(
-            (*_unused_rules(rules, used), *_unused_entries(rules, used, entries), *losses(moves, source))
+            (
+                *_unused_rules(rules, used),
+                *_unused_entries(rules, used, entries),
+                *losses(moves, source),
+                *judged.warnings,
+                *stale_names(source, moves),
+            )
             if source
             else ()
         )
@@ -228,6 +242,18 @@ def _no_tensors(source: StateDictSpec) -> list[Diagnostic]:
     if source:
         return []
     return [Diagnostic("RK300", "the checkpoint holds no tensors: there is nothing to map", place=source.name)]
+
+
+def _nothing_left(rules: RuleSet, source: StateDictSpec) -> Diagnostic:
+    number = counted(len(source), "key")
+    title = f"nothing is left: {rules.name} drops all of the {number}: is this another layout?"
+    if len(source) == 1:
+        title = f"nothing is left: {rules.name} drops the only key: is this another layout?"
+    help = [f"these rules read keys like {key}" for key in _examples(rules)[:1]]
+    help += ["see `remapkit explain RULES KEY` for where a rule stops"]
+    notes = (named(list(source)),)
+    values = {"dropped": list(source)}
+    return Diagnostic("RK368", title, help=tuple(help), notes=notes, place=source.name, values=values)
 
 
 def _impossible(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:

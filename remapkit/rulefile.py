@@ -30,6 +30,7 @@ __all__ = [
     "WrittenOutput",
     "WrittenParam",
     "WrittenPattern",
+    "WrittenRequirement",
     "WrittenRule",
     "WrittenSource",
     "WrittenTable",
@@ -58,13 +59,17 @@ class WrittenGuard:
 
 @dataclass(frozen=True, slots=True)
 class WrittenPattern:
-    """A pattern with its guards: `match` (a regular expression) or `path` (a path pattern)."""
+    """A pattern with its guards: `match` (a regular expression) or `path` (a path pattern).
+
+    `neutral`, of a `drop`, says that what it drops changes nothing: a scale of 1, an alpha equal to its LoRA rank.
+    """
 
     surface: Literal["match", "path"]
     text: Text
     span: Span
     where: tuple[WrittenGuard, ...] = ()
     leaf: tuple[Text, ...] | None = None
+    neutral: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +150,18 @@ class WrittenParam:
 
 
 @dataclass(frozen=True, slots=True)
+class WrittenRequirement:
+    """One entry of `require`: what (`count` or `shape` of keys, or a `param`), of which name, and the numbers."""
+
+    what: Literal["count", "shape", "param"]
+    name: Text
+    wanted: Node
+    span: Span
+    by: Text | None = None
+    note: Text | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class WrittenEntry:
     """One entry of a table; a number as key or value is kept in its canonical decimal form."""
 
@@ -211,6 +228,7 @@ class RuleFile:
     target: WrittenTarget | None
     params: tuple[WrittenParam, ...] = ()
     add: tuple[WrittenFill, ...] = ()
+    require: tuple[WrittenRequirement, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +363,7 @@ class _Written:
             target=self.target(fields),
             params=tuple(_param(key, node) for key, node in _entries(fields.get("params"))),
             add=tuple(_fill(node) for node in self.items(fields.get("add")) if isinstance(node, MapNode)),
+            require=tuple(_requirement(node) for node in self.items(fields.get("require"))),
         )
 
     def items(self, node: Node | None) -> Iterator[Node]:
@@ -418,7 +437,9 @@ def _pattern(node: Node) -> WrittenPattern:
     surface: Literal["match", "path"] = "match" if "match" in fields else "path"
     where = tuple(_guard(key, value) for key, value in _entries(fields.get("where")))
     leaf = tuple(_text(item) for item in _list(fields["leaf"])) if "leaf" in fields else None
-    return WrittenPattern(surface, _text(fields[surface]), node.span, where, leaf)
+    neutral = fields.get("neutral")
+    said = isinstance(neutral, ScalarNode) and neutral.value == "true"
+    return WrittenPattern(surface, _text(fields[surface]), node.span, where, leaf, said)
 
 
 _FLOWS = {"ops", "concat", "stack", "unstack", "split", "copy", "tie"}
@@ -477,6 +498,15 @@ def _param(key: ScalarNode, node: Node) -> WrittenParam:
 def _fill(node: MapNode) -> WrittenFill:
     each = tuple(_guard(key, value) for key, value in _entries(node.get("each")))
     return WrittenFill(_text(_fields(node)["to"]), node, each)
+
+
+def _requirement(node: Node) -> WrittenRequirement:
+    fields = _fields(node)
+    what: Literal["count", "shape", "param"] = (
+        "count" if "count" in fields else "shape" if "shape" in fields else "param"
+    )
+    by, note = _optional_text(fields.get("by")), _optional_text(fields.get("note"))
+    return WrittenRequirement(what, _text(fields[what]), fields["is"], node.span, by, note)
 
 
 def _guard(key: ScalarNode, value: Node) -> WrittenGuard:

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from remapkit.automaton import MAX_EDGES, TooMany, automaton, read
-from remapkit.diagnostic import Diagnostic, FailedCheck, InvalidRules, Label, Severity
-from remapkit.flows import Filled, Flow, FlowReader, fill_pattern, fill_targets, template_pattern
+from remapkit.diagnostic import Diagnostic, InvalidRules, Label, Severity
+from remapkit.flows import Filled, Flow, FlowReader, fill_pattern, fill_targets, is_integer, template_pattern
 from remapkit.guards import allowed, compile_pattern
 from remapkit.matcher import Outcome, Reader, Renamer, SetMatcher
 from remapkit.ops.kinds import Refused
 from remapkit.ops.numbers import BadNumber, NoValue
 from remapkit.ops.params import param_values
 from remapkit.pattern import DIGITS, NOT_DOT, NOT_NEWLINE, SEGMENT, WORD, Part, Pattern, Ranges, unparse_chars
+from remapkit.require import Requirement, read_requirements
 from remapkit.rulefile import RuleFile, WrittenFill, WrittenPattern, WrittenRule, WrittenTable, WrittenTest
 from remapkit.source import Span, Text
 from remapkit.template import Mapped, Table, Template, compile_template, syntax_problems
@@ -181,6 +182,7 @@ class RuleSet:
     warnings: tuple[Diagnostic, ...] = ()
     add: tuple[Filled, ...] = ()
     params: Mapping[str, int | None] = field(default_factory=dict, hash=False)
+    require: tuple[Requirement, ...] = ()
     everything: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
     """Rules, keeps and drops."""
     matcher: SetMatcher = field(init=False, compare=False, repr=False)
@@ -197,6 +199,11 @@ class RuleSet:
     def unmatched(self) -> Literal["error", "keep", "drop"]:
         """What becomes of a key that no rule matches."""
         return self.file.unmatched
+
+    @property
+    def neutral(self) -> frozenset[str]:
+        """The ids of the drops whose author says that what they drop changes nothing."""
+        return frozenset(f"drop[{number}]" for number, each in enumerate(self.file.drop) if each.neutral)
 
     @property
     def digest(self) -> str:
@@ -259,38 +266,35 @@ class RuleSet:
     def __call__(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """The state dict under its new keys; values are passed through as they are, so renames share storage.
 
-        Raises `FailedCheck` with every key that is matched by no rule or by two, and every collision; `TypeError`
-        where it is no mapping of names.
+        The result is held against the manifest that the rule file declares as its target, except that a state dict
+        which lacks keys of the declared source (or where none is declared) may be a part: nothing is missing then.
+
+        Raises `FailedCheck` with everything that is wrong: keys that no rule or two match, collisions, scales that
+        would be lost, names that the target does not have; `TypeError` where it is no mapping of names.
 
         >>> import remapkit
         >>> remapkit.load("wan22_pth")({"decoder.upsamples.0.upsamples.3.time_conv.bias": "any value"})
         {'decoder.upsamples.0.upsampler.time_conv.bias': 'any value'}
         """
         _check_state_dict(state_dict)
-        targets = None if self.has_operations else self.renamer.targets(state_dict, self.unmatched)
-        if targets is not None:
-            renamed = dict(zip(targets, state_dict.values(), strict=True))
-            dropped = targets.count(None)
-            if len(renamed) == len(targets) - dropped + bool(dropped):
-                renamed.pop(None, None)
-                return cast(dict[str, Any], renamed)
-        return self._planned(state_dict)
+        if not self.has_operations and self.file.target is None and not self.require:
+            targets = self.renamer.targets(state_dict, self.unmatched)
+            if targets is not None and (renamed := self._distinct(targets, state_dict)) is not None:
+                return renamed
+        from remapkit.running.renaming import remapped
 
-    def _planned(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """The same by way of a plan, which has the words for what is wrong."""
-        from remapkit.plan import make_plan
-        from remapkit.spec import StateDictSpec, TensorSpec
+        return remapped(self, state_dict)
 
-        if self.has_operations:
-            from remapkit.running.eager import remapped
+    def _distinct(self, targets: list[str | None], state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The values under their new keys; None where a plan has to say what is wrong, or to look closer."""
+        from remapkit.companions.names import may_have_companions
 
-            return remapped(self, state_dict)
-        nothing = TensorSpec("U8", (0,))
-        plan = make_plan(self, StateDictSpec(dict.fromkeys(state_dict, nothing), name="the state dict"))
-        problems = [problem for problem in plan.problems if problem.code not in ("RK300", "RK306")]
-        if problems:
-            raise FailedCheck(problems)
-        return {move.target: state_dict[move.sources[0]] for move in plan.moves}
+        renamed = dict(zip(targets, state_dict.values(), strict=True))
+        dropped = targets.count(None)
+        if len(renamed) != len(targets) - dropped + bool(dropped) or may_have_companions(state_dict):
+            return None
+        renamed.pop(None, None)
+        return cast(dict[str, Any], renamed) if renamed or not state_dict else None
 
     @property
     def has_operations(self) -> bool:
@@ -335,6 +339,7 @@ def compile_rules(
     keep = compiler.named("keep", rule_file.keep)
     drop = compiler.named("drop", rule_file.drop)
     domain = compiler.domain()
+    require = compiler.requirements()
     add = tuple(filter(None, (compiler.fill(number, each) for number, each in enumerate(rule_file.add))))
     compiler.check_ids()
     compiler.check_unused_tables()
@@ -342,7 +347,19 @@ def compile_rules(
         raise InvalidRules(compiler.problems)
     tables = {name: table.entries for name, table in compiler.tables.items()}
     warnings = tuple(compiler.warnings)
-    return RuleSet(rule_file.name.value, rule_file, rules, keep, drop, tables, domain, warnings, add, compiler.params)
+    return RuleSet(
+        rule_file.name.value,
+        rule_file,
+        rules,
+        keep,
+        drop,
+        tables,
+        domain,
+        warnings,
+        add,
+        compiler.params,
+        require,
+    )
 
 
 class _Compiler:
@@ -518,6 +535,10 @@ class _Compiler:
 
     def domain(self) -> tuple[Pattern, ...]:
         return tuple(filter(None, (self.pattern(each) for each in self.file.source_domain)))
+
+    def requirements(self) -> tuple[Requirement, ...]:
+        calls, written = self.flows.calls, self.file.require
+        return tuple(read_requirements(written, self.params, self.pattern, calls, is_integer, self.problems))
 
     def check_ids(self) -> None:
         seen: dict[str, Text] = {}

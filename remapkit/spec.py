@@ -142,6 +142,10 @@ def recorded_names(tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str
 
 MAX_NAME = 1 << 16
 """The longest name of a tensor, in bytes of UTF-8. The longest of a real checkpoint have a few hundred."""
+
+OPAQUE = TensorSpec("BOOL", (0,))
+"""Stands for a value of which only the name is known; told by `is`, never by `==`."""
+
 _REORDERING = frozenset({*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, 0x200E, 0x200F, 0x061C})
 
 

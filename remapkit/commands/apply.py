@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.casting import with_dtype
-from remapkit.check import Check, known_keys_problem, make_check
+from remapkit.check import known_keys_problem, make_check
 from remapkit.checkpoint import Reader
 from remapkit.checkpoint.layout import without_ties
 from remapkit.checkpoint.sharded import is_index
@@ -21,6 +21,7 @@ from remapkit.commands.common import (
     open_source,
     refuse_unproven,
 )
+from remapkit.declared import Held, hold, not_held
 from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError, counted, one_line
 from remapkit.library import version
 from remapkit.plan import Move, Plan, from_where, make_plan
@@ -54,12 +55,12 @@ def _apply(args: Namespace) -> Outcome:
         plan = make_plan(rules, reader.header())
         if args.dtype is not None:
             plan = with_dtype(plan, args.dtype)
-        check = _check(rules, plan, args)
-        plan = check.plan if check else plan
-        moves = in_target_order(plan, check.target if check else None)
+        held = _held(rules, plan, args)
+        plan = held.check.plan if held.check else plan
+        moves = in_target_order(plan, held.check.target if held.check else None)
         if args.dry_run:
-            return _with(_dry_run(plan, check, moves, reader), proven)
-        job = Job(rules, plan, moves, reader, args)
+            return _with(_dry_run(plan, held, moves, reader), proven)
+        job = Job(rules, plan, moves, reader, args, held)
         written = _rename(job) if args.in_place else _write(job)
     return _with(_outcome(job, written, restored), proven)
 
@@ -95,6 +96,9 @@ def _check_usage(args: Namespace) -> None:
         verb = "does" if len(given) == 1 else "do"
         title = f"--in-place writes no other file and moves no data: {names} {verb} not go with it"
         raise UsageError(Diagnostic("RK609", title, help=("leave out --in-place, or the others",)))
+    if args.no_target and (args.model or args.target_keys):
+        option = "--model" if args.model else "--target-keys"
+        raise UsageError(Diagnostic("RK609", f"--no-target and {option} contradict each other", help=("say one",)))
     if args.shard_size is not None:
         parse_size(args.shard_size)
     elif args.output is not None and is_index(Path(args.output).name):
@@ -126,6 +130,7 @@ class Job:
     moves: Sequence[Move]
     reader: Reader
     args: Namespace
+    held: Held
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -135,18 +140,29 @@ class Job:
         return {**kept, **self.plan.records(), **provenance(self.rules, Path(self.args.checkpoint))}
 
 
-def _check(rules: RuleSet, plan: Plan, args: Namespace) -> Check | None:
-    """Against the named target if there is one, else against the keys that the pack is known to read."""
+def _held(rules: RuleSet, plan: Plan, args: Namespace) -> Held:
+    """Against the named target if there is one, else the declared one and the keys that the pack is known to read.
+
+    Raises `FailedCheck` with everything that is wrong.
+    """
     reference = TargetRef.from_arguments(args)
     if reference is not None:
-        check = make_check(plan, target_header(reference), strict_dtype=args.strict_dtype)
-        check.raise_for_problems()
-        return check
-    known = known_source(rules)
-    lacking = known_keys_problem(plan, known) if known is not None and not args.partial else []
-    if plan.problems or lacking:
-        raise FailedCheck([*plan.problems, *lacking])
-    return None
+        held = Held(make_check(plan, target_header(reference), strict_dtype=args.strict_dtype), "exact")
+        lacking: list[Diagnostic] = []
+    else:
+        known = known_source(rules)
+        lacking = known_keys_problem(plan, known) if known is not None and not args.partial else []
+        # What lacks its sources is no target to be missed as well.
+        partial = args.partial or bool(lacking) or bool(plan.problems)
+        held = (
+            not_held(rules, unasked=True)
+            if args.no_target
+            else hold(rules, plan, partial=partial, strict_dtype=args.strict_dtype)
+        )
+    found = held.problems if held.check is not None else plan.problems
+    if found or lacking:
+        raise FailedCheck([*found, *lacking])
+    return held
 
 
 def in_target_order(plan: Plan, target: StateDictSpec | None) -> tuple[Move, ...]:
@@ -219,6 +235,7 @@ def _outcome(job: Job, written: Written, restored: bool) -> Outcome:
         data={
             # 50,000 moves as data are only made where they are printed.
             **(plan_data(job.plan) if job.args.format == "json" else {}),
+            "target": job.held.data(),
             "output": [str(path) for path in written.files],
             "tensors": written.tensors,
             "bytes": written.nbytes,
@@ -229,7 +246,7 @@ def _outcome(job: Job, written: Written, restored: bool) -> Outcome:
             "shards_kept": written.kept,
         },
         text=(str(job.plan), *_lines(job, written, restored)),
-        diagnostics=(*job.reader.notes, *job.plan.warnings),
+        diagnostics=(*job.reader.notes, *job.plan.warnings, *job.held.notes),
     )
 
 
@@ -256,18 +273,18 @@ def _lines(job: Job, written: Written, restored: bool) -> Iterator[str]:
         yield f"ok: read back, all {written.tensors} tensors are {what}, byte for byte"
 
 
-def _dry_run(plan: Plan, check: Check | None, moves: Sequence[Move], reader: Reader) -> Outcome:
+def _dry_run(plan: Plan, held: Held, moves: Sequence[Move], reader: Reader) -> Outcome:
     rows = tuple((from_where(move), move.target, str(move.spec), _by(move)) for move in moves)
     rows += tuple((gone.fqn, "(dropped)", str(plan.source[gone.fqn]), gone.rule.id) for gone in plan.dropped)
     return Outcome(
-        data={**plan_data(plan), "dry_run": True},
+        data={**plan_data(plan), "dry_run": True, "target": held.data()},
         text=(
             Table(("source", "target", "tensor", "rule"), rows),
             str(plan),
-            *((str(check),) if check else ()),
+            *((str(held.check),) if held.check else ()),
             "nothing was written (--dry-run)",
         ),
-        diagnostics=(*reader.notes, *plan.warnings),
+        diagnostics=(*reader.notes, *plan.warnings, *held.notes),
     )
 
 

@@ -13,6 +13,7 @@ from remapkit.commands.common import (
     open_source,
     refuse_unproven,
 )
+from remapkit.declared import Held, hold
 from remapkit.diagnostic import Diagnostic, UsageError
 from remapkit.library import load, packs
 from remapkit.plan import make_plan
@@ -28,8 +29,10 @@ def run(args: Namespace) -> Outcome:
     """The verdict only, for one rule file or for every pack that leads to the model."""
     rule_sets = [load_rules(name, args) for name in args.rules] or _packs_for(args)
     proven = refuse_unproven(rule_sets, args)
-    checks = [_check_one(rules, args) for rules in rule_sets]
+    held = [_check_one(rules, args) for rules in rule_sets]
+    checks = [each.check for each in held if each.check is not None]
     found = [diagnostic for each in checks for diagnostic in (*each.problems, *each.warnings, *each.notes)]
+    found += [note for each in held for note in each.notes]
     # A dead rule is in a plan's warnings too.
     found += [finding for finding in proven if finding.code != "RK205"]
     # Two packs that lead to one model have the same things to say about that model.
@@ -37,7 +40,7 @@ def run(args: Namespace) -> Outcome:
     rows = tuple(_verdict_row(each) for each in checks)
     failed = any(not each.ok for each in checks)
     return Outcome(
-        data={"checks": [check_data(each) for each in checks]},
+        data={"checks": [{**check_data(each.check), "checked": each.how} for each in held if each.check is not None]},
         text=(
             Table(("rules", "source", "target", ">matched", ">missing", ">unexpected", ">shapes", "verdict"), rows),
         ),
@@ -75,8 +78,9 @@ def _model_of(rules: RuleSet) -> str | None:
     return target.model.value if target and target.model else None
 
 
-def _check_one(rules: RuleSet, args: Namespace) -> Check:
-    reference = TargetRef.from_arguments(args) or pack_target(rules)
+def _check_one(rules: RuleSet, args: Namespace) -> Held:
+    named = TargetRef.from_arguments(args)
+    reference = named or pack_target(rules)
     if reference is None:
         raise UsageError(
             Diagnostic(
@@ -85,8 +89,10 @@ def _check_one(rules: RuleSet, args: Namespace) -> Check:
                 help=("name it with --model M or --target-keys FILE, or declare `target:` in the rule file",),
             )
         )
-    source = _check_source(rules, args)
-    return make_check(make_plan(rules, source), target_header(reference), strict_dtype=args.strict_dtype)
+    plan = make_plan(rules, _check_source(rules, args))
+    if named is None and reference.model is None:
+        return hold(rules, plan, strict_dtype=args.strict_dtype)
+    return Held(make_check(plan, target_header(reference), strict_dtype=args.strict_dtype), "exact")
 
 
 def _check_source(rules: RuleSet, args: Namespace) -> StateDictSpec:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from remapkit.checkpoint import Reader, open_checkpoint
 from remapkit.checkpoint.reader import SourceFile
-from remapkit.diagnostic import Diagnostic, InvalidRules, Label, UnreadableCheckpoint, UsageError
+from remapkit.declared import declared_source
+from remapkit.diagnostic import Diagnostic, InvalidRules, UnreadableCheckpoint, UsageError
 from remapkit.library import find_rules, load, packs
 from remapkit.prove import Level, Proof
 from remapkit.rulefile import file_bytes
-from remapkit.source import Text
 from remapkit.spec import StateDictSpec
-from remapkit.targets import declared_path, read_declared
+from remapkit.targets import declared_path
 
 if TYPE_CHECKING:
     from remapkit.rules import RuleSet
@@ -51,22 +51,7 @@ def given_params(written: Sequence[str]) -> dict[str, int]:
 
 def known_source(rules: RuleSet) -> StateDictSpec | None:
     """The manifest that a pack declares as its source, if it does."""
-    written = rules.file.source_keys
-    if written is None:
-        return None
-    path = declared_path(rules, written)
-    try:
-        return read_declared(path)
-    except UnreadableCheckpoint as error:
-        raise UnreadableCheckpoint([_declared(each, rules, written) for each in error.diagnostics]) from None
-
-
-def _declared(problem: Diagnostic, rules: RuleSet, written: Text) -> Diagnostic:
-    """What is wrong with a declared manifest, at the place that declares it."""
-    title = f"the declared source: {problem.title}"
-    folder = declared_path(rules, written).parent
-    help = (*problem.help, f"the path is relative to the rule file; it was looked for in {folder}")
-    return replace(problem, title=title, labels=(Label(written.span), *problem.labels), help=help)
+    return declared_source(rules)
 
 
 def proven(rules: RuleSet) -> Proof:
@@ -141,7 +126,11 @@ def files_read(args: Namespace, *readers: Reader, but: Sequence[str]) -> list[Pa
     words = [each for value in given for each in (value if isinstance(value, list) else [value])]
     # `PREFIX=FILE` and `KEY=FILE` name files as well.
     named = [part for word in words if isinstance(word, str) for part in (word, word.partition("=")[2])]
-    files = [Path(part) for part in named if os.path.isfile(part)]
+    files = [
+        Path(part)
+        for part in named
+        if os.path.isfile(part)  # noqa: PTH113 - a word too long for a path is no file
+    ]
     return [*files, *(source for reader in readers for source in reader.sources)]
 
 

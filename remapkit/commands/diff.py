@@ -11,6 +11,8 @@ from remapkit.checkpoint import Reader
 from remapkit.checkpoint.reader import CHUNK
 from remapkit.commands.common import load_rules, open_sides
 from remapkit.compare import Contents, Difference, compare
+from remapkit.declared import hold
+from remapkit.diagnostic import FailedCheck
 from remapkit.families import families
 from remapkit.plan import Plan, make_plan
 from remapkit.report import Outcome, Table
@@ -36,8 +38,12 @@ def run(args: Namespace) -> Outcome:
 def _plan(reader: Reader, rules: str | None, args: Namespace) -> Plan | None:
     if rules is None:
         return None
-    plan = make_plan(load_rules(rules, args), reader.header())
+    rule_set = load_rules(rules, args)
+    plan = make_plan(rule_set, reader.header())
     plan.raise_for_problems()
+    # Keys that only one side has are what a difference shows; a target that does not exist is a fault of the rules.
+    if problems := hold(rule_set, plan, partial=True).problems:
+        raise FailedCheck(problems)
     return plan
 
 

@@ -8,31 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from remapkit.diagnostic import Diagnostic, FailedCheck
-from remapkit.meta import DTYPES, dtype_name, header_of
+from remapkit.meta import DTYPES, dtype_name
 from remapkit.ops.kinds import At, Fill, Join, Op, Part
 from remapkit.ops.steps import Add, Cast, Pad, Permute, Pick, Reshape, Scale, Step
-from remapkit.plan import Move, Plan, make_plan, named
-from remapkit.rules import RuleSet
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.plan import Move, Plan
+from remapkit.spec import TensorSpec
 
 _OPAQUE: Mapping[int, torch.dtype] = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_NOTHING = TensorSpec("U8", (0,))
-
-
-def remapped(rules: RuleSet, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict under its new keys, operations run. Raises `FailedCheck` with everything that is wrong."""
-    header = header_of(state_dict, "the state dict")
-    specs = {fqn: header.tensors.get(fqn, _NOTHING) for fqn in state_dict}
-    plan = make_plan(rules, StateDictSpec(specs, tied=header.tied, name=header.name))
-    problems = [problem for problem in plan.problems if problem.code != "RK300"]
-    odd = [fqn for move in plan.moves if move.ops for fqn in move.sources if fqn not in header]
-    if odd:
-        title = f"{len(odd)} values that operations need are no tensors"
-        problems.append(Diagnostic("RK344", title, notes=(named(odd),), help=("give a state dict of tensors",)))
-    if problems:
-        raise FailedCheck(problems)
-    return run_plan(plan, state_dict)
 
 
 def run_plan(plan: Plan, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,4 +148,4 @@ def cast_block(block: np.ndarray, old: str, new: str) -> np.ndarray:
     return made.view(f"<u{made.size // block.size}" if block.size else "u1").reshape(block.shape)
 
 
-__all__ = ["Maker", "cast_block", "chain", "do", "filled", "remapped", "run", "run_plan"]
+__all__ = ["Maker", "cast_block", "chain", "do", "filled", "run", "run_plan"]

@@ -274,6 +274,9 @@ def _surfaces(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
         if [key.value for key in present] == ["match", "path"]:
             help = "they are two ways to write one pattern: remove one"
         yield Diagnostic("RK024", f"{place.name} has {number} {names}", labels, (help,))
+    elif options[0] == "count":
+        help = "add `count: 'layers.{n:int}.{rest:**}'`, `shape: 'head.weight'` or `param: heads`"
+        yield Diagnostic("RK021", f"{place.name} requires nothing", (Label(place.at),), (help,))
     elif options[0] == "to":
         rule = json.loads(schema_text())["$defs"]["rule"]
         yield from _missing_fields(place, replace(error, wanted=["to"], schema=rule))
@@ -284,6 +287,7 @@ def _surfaces(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
 
 _ONE_OF = {
     "match": "a rule reads one pattern, or joins several with `concat`: remove one",
+    "count": "an entry requires one thing: write the others as entries of their own",
     "to": "a rule has one of `to`, `split`, `copy` and `tie`: remove one",
 }
 
@@ -312,6 +316,12 @@ def _lacks_all(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
 
 def _args_alone(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     assert isinstance(place.node, MapNode)
+    if "by" in error.wanted:
+        key = place.node.key("by")
+        yield Diagnostic(
+            "RK021", "`by` of no `count`", (Label(key.span if key else place.at),), ("add `count:`, or remove it",)
+        )
+        return
     key = place.node.key("args")
     help = "add `model:`, or remove them"
     yield Diagnostic("RK021", "`args` of no model", (Label(key.span if key else place.at),), (help,))

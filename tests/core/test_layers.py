@@ -26,7 +26,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("pattern", "regex", "pathpattern", "automaton", "factor", "guards", "template", "matcher", "languages"),
     (
         *("flows", "arrows", "variants", "nets", "searches", "delays", "questions", "verdicts", "constants"),
-        *("rules", "prove", "invert"),
+        *("rules", "prove", "invert", "require", "companions"),
     ),
     ("plan", "recorded", "gather", "casting", "check"),
     ("checkpoint", "files"),
@@ -42,6 +42,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         "examples",
         "families",
         "targets",
+        "declared",
         "witness",
         "verification",
     ),

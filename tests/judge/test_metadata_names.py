@@ -1,0 +1,37 @@
+"""Metadata that quotes keys or modules which the rules change is reported; other metadata is not.
+
+Kinds: names as keys and as values, whole modules and ends of paths, renamed and dropped, entries that are no JSON.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from judge_kit import rules_of
+
+from remapkit.plan import make_plan
+from remapkit.spec import StateDictSpec, TensorSpec
+
+RULES = "rules: [{id: r, path: 'a.q.{x}', to: 'a.query.{x}'}]\nkeep: ['b.{rest:**}']\ndrop: ['c.{rest:**}']"
+SPEC = TensorSpec("F32", (1,))
+HEADER = dict.fromkeys(("a.q.weight", "b.k.weight", "c.v.weight"), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "names"),
+    [
+        ({"_quantization_metadata": json.dumps({"layers": {"a.q": {"format": "float8"}}})}, ["a.q"]),
+        ({"_quantization_metadata": json.dumps({"layers": {"b.k": {}}})}, []),
+        ({"_quantization_metadata": json.dumps({"layers": {"c.v": {}}})}, ["c.v"]),
+        ({"lora_adapter_metadata": json.dumps({"transformer.target_modules": ["q", "k"]})}, ["q"]),
+        ({"x": json.dumps(["a.q.weight", "q"])}, ["a.q.weight"]),
+        ({"format": "pt", "x": "{", "y": "a.q.weight", "z": "[" * 5000}, []),
+    ],
+    ids=["A34-layers", "kept", "dropped", "A34-lora", "whole", "no JSON"],
+)
+def test_names_that_would_be_gone_are_reported(metadata: dict[str, str], names: list[str]) -> None:
+    plan = make_plan(rules_of(RULES), StateDictSpec(HEADER, metadata=metadata))
+    found = [each for each in plan.warnings if each.code == "RK369"]
+    assert [name for each in found for name in each.values["names"]] == names
+    assert plan.ok
