@@ -468,6 +468,18 @@ def _expression(name: str, column: Mapping[str, str]) -> str | None:
 # ------------------------------------------------------------------------------------------------ the whole set
 
 
+def placed(rules: RuleSet, path: str, folder: Path) -> str:
+    """How a rule file in `folder` names a file that the given one names: `keys/NAME` where that lies outside.
+
+    A rule file names what is below its own folder, so whoever writes the inverse elsewhere copies the manifest there.
+    """
+    given = rules.file.path
+    if given is None:
+        return path
+    seen = Path(os.path.relpath(given.parent / path, folder))
+    return f"keys/{seen.name}" if ".." in seen.parts or seen.is_absolute() else seen.as_posix()
+
+
 def invert(rule_set: RuleSet, *, header: Iterable[str] | None = None, beside: Path | None = None) -> str:
     """The inverse of a rule set as the text of a rule file.
 
@@ -631,10 +643,7 @@ class _Writer:
 
     def placed(self, path: str) -> str:
         """A path of the given rule file, as seen from where the inverse is to lie."""
-        given = self.rules.file.path
-        if self.beside is None or given is None or Path(path).is_absolute():
-            return path
-        return Path(os.path.relpath(given.parent / path, self.beside)).as_posix()
+        return path if self.beside is None else placed(self.rules, path, self.beside)
 
     def written_tables(self) -> Iterator[str]:
         if self.tables.found:

@@ -229,6 +229,8 @@ class RuleFile:
     params: tuple[WrittenParam, ...] = ()
     add: tuple[WrittenFill, ...] = ()
     require: tuple[WrittenRequirement, ...] = ()
+    folder: Path | None = None
+    """Where the files that it names lie, for a text that was derived from a rule file and has no path of its own."""
 
 
 @dataclass(frozen=True, slots=True)

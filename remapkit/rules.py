@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from remapkit.automaton import MAX_EDGES, TooMany, automaton, read
@@ -260,8 +260,10 @@ class RuleSet:
         """
         from remapkit.invert import given_params, invert
         from remapkit.rulefile import read_text
+        from remapkit.targets import home_folder
 
-        return compile_rules(read_text(invert(self), f"the inverse of {self.name}"), given_params(self))
+        file = read_text(invert(self), f"the inverse of {self.name}")
+        return compile_rules(replace(file, folder=home_folder(self)), given_params(self))
 
     def __call__(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """The state dict under its new keys; values are passed through as they are, so renames share storage.

@@ -92,12 +92,19 @@ def pack_target(rules: RuleSet) -> TargetRef | None:
     return TargetRef(keys=declared_path(rules, written.keys), declared=True)
 
 
+def home_folder(rules: RuleSet) -> Path:
+    """The folder that paths in a rule file are relative to: its own, the real one where it is known by a link."""
+    if rules.file.path is not None:
+        return Path(os.path.realpath(rules.file.path)).parent
+    return Path(os.path.realpath(rules.file.folder or "."))
+
+
 def declared_path(rules: RuleSet, written: Text) -> Path:
     """The file that a rule file names: relative to it, and not outside its folder, links followed.
 
     A rule file may come from anybody. What it names is read, and parts of it are shown. Raises `UsageError` (RK424).
     """
-    folder = Path(os.path.realpath(rules.file.path)).parent if rules.file.path else Path(os.path.realpath("."))
+    folder = home_folder(rules)
     path = folder / written.value
     try:
         real = Path(os.path.realpath(path))

@@ -8,16 +8,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent))  # `numbers_kit`
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-sys.path.insert(0, str(Path(__file__).parent))
-import strict_skips
+from tests import strict_skips
 
 settings.register_profile("remapkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("remapkit")

@@ -91,7 +91,7 @@ def test_several_candidates_are_listed_and_chosen_by_name(zipped: bool, tmp_path
     assert found.code == "RK406"
     assert found.title == "2 mappings of tensors: which one is the state dict?"
     assert found.notes == ("model: 2 tensors, 36 B\nema.shadow: 2 tensors, 36 B",)
-    assert found.help == ("choose one with --root, e.g. --root model",)
+    assert found.help == ("choose one: --root model or --root ema.shadow",)
     for root, value in (("model", 1.0), ("ema.shadow", 2.0)):
         with open_checkpoint(path, root=root) as reader:
             assert reader.root == root

@@ -6,7 +6,8 @@ import os
 
 import pytest
 import torch
-from numbers_kit import ULPS, computed_alike
+
+from tests.numbers_kit import ULPS, computed_alike
 
 CAPABILITIES = {"default": ("DEFAULT", "NO AVX"), "avx2": ("AVX2",), "avx512": ("AVX512",)}
 

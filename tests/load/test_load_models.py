@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from load_kit import Plain, Tiny, on_meta, raw, same_state
-from numbers_kit import computed_alike
 from safetensors.torch import save_file, save_model
 from torch import nn
 
 import remapkit
 from remapkit.rulefile import read_text
 from remapkit.rules import compile_rules
+from tests.numbers_kit import computed_alike
 
 
 def gpt2() -> nn.Module:

@@ -67,7 +67,8 @@ with torch.device("meta"):
 options = {"copy": sys.argv[2] == "copy", "dtype": torch.bfloat16 if sys.argv[2] == "cast" else None}
 with torch.device("meta"):
     warm = nn.ModuleList([nn.Linear(1024, 1024, bias=False) for _ in range(16)])
-remapkit.load_into(nn.Linear(2, 2), {"weight": torch.ones(2, 2), "bias": torch.ones(2)}, dtype=options["dtype"])
+ones = {"weight": torch.ones(2, 2), "bias": torch.ones(2)}
+remapkit.load_into(nn.Linear(2, 2), ones, dtype=options["dtype"], assign=True)
 before = peak()
 loaded = remapkit.load_into(model, sys.argv[1], **options)
 print(json.dumps({"grown": peak() - before, "shared": loaded.shared, "nbytes": loaded.nbytes}))

@@ -17,6 +17,7 @@ import remapkit
 from remapkit import factor, matcher
 from remapkit.diagnostic import FailedCheck
 from remapkit.rules import RuleSet
+from remapkit.running import renaming
 
 KEYS = json.loads((Path(__file__).parent.parent / "data" / "checkpoint_keys.json").read_text(encoding="utf-8"))
 
@@ -78,7 +79,7 @@ def test_a_state_dict_is_renamed_as_its_plan_says(data: st.DataObject, picked: l
     except FailedCheck:
         found = None
     try:
-        planned = rules._planned(state)
+        planned = renaming.remapped(rules, state)
     except FailedCheck:
         planned = None
     assert found == planned

@@ -67,12 +67,14 @@ def test_57_blocks_take_one_rule() -> None:
 def test_parts_of_one_tensor_are_written_with_their_own_bytes(tmp_path: Path) -> None:
     save_file({"qkv": torch.arange(12.0).view(6, 2)}, tmp_path / "in.safetensors")
     found = written(
-        rules_of("path: qkv, split: {dim: 0, into: [q, k, v]}"), tmp_path / "in.safetensors", tmp_path / "o"
+        rules_of("path: qkv, split: {dim: 0, into: [q, k, v]}"),
+        tmp_path / "in.safetensors",
+        tmp_path / "o.safetensors",
     )
     assert [found[name].flatten().tolist() for name in "qkv"] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    with safe_open(tmp_path / "o", "pt") as file:
+    with safe_open(tmp_path / "o.safetensors", "pt") as file:
         assert sorted(file.keys()) == ["k", "q", "v"]
-    assert (tmp_path / "o").stat().st_size < 48 + 5000
+    assert (tmp_path / "o.safetensors").stat().st_size < 48 + 5000
 
 
 def test_a_saved_view_is_read_within_its_bounds(tmp_path: Path) -> None:

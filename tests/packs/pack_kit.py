@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,7 +189,7 @@ def planted(pack: str, changes: Sequence[tuple[str, str]], folder: Path) -> Path
     for old, new in changes:
         assert old in text, f"{pack} has no {old!r} to plant a fault in"
         text = text.replace(old, new)
-    (folder / "keys").symlink_to(KEYS)
+    shutil.copytree(KEYS, folder / "keys", dirs_exist_ok=True)  # a rule file names what is below its own folder
     path = folder / f"{pack}.yaml"
     path.write_text(text.partition("\ntests:")[0] + "\n", encoding="utf-8")
     return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from numbers_kit import computed_alike
 from remapkit_plugins.wan.vae import (
     Tiling,
     Wan21VAE,
@@ -14,6 +13,8 @@ from remapkit_plugins.wan.vae import (
     WanNotLoadedError,
     WanVAE,
 )
+
+from tests.numbers_kit import computed_alike
 
 NAN, INF = float("nan"), float("inf")
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numbers_kit import computed_alike
 from remapkit_plugins.wan import fast as fast_module
 from remapkit_plugins.wan.cache import Stream
 from remapkit_plugins.wan.fast import PLAIN, choose
@@ -24,6 +23,8 @@ from remapkit_plugins.wan.layers import RMSNorm, add_duplicate, duplicate_up
 from remapkit_plugins.wan.vae import Fast, Tiling, Wan21VAE, WanCache, WanFastError, WanVAE
 from torch.utils._python_dispatch import TorchDispatchMode
 from wan_kit import GRAPHS, WINDOWS, like
+
+from tests.numbers_kit import computed_alike
 
 CHUNKS = 5
 GENERATIONS = {

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from numbers_kit import computed_alike
 from remapkit_plugins.wan.vae import Wan21VAE, WanCache, WanNotLoadedError, WanVAE
 from safetensors.torch import load_file, save_file
 
 import remapkit
 from remapkit.cli import main
+from tests.numbers_kit import computed_alike
 
 TINY = Path(remapkit.__file__).parent.parent / "tests/data/wan22_vae_tiny/upstream.pth"
 

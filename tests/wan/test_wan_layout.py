@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import remapkit_plugins.wan
 import torch
-from numbers_kit import computed_alike
 from remapkit_plugins.wan.vae import Wan21VAE, WanVAE
+
+from tests.numbers_kit import computed_alike
 
 PUBLISHED = [
     (WanVAE, "wan22_vae_upstream", "upstream22", 196, 704_688_668),

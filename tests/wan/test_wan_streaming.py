@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numbers_kit import computed_alike
 from remapkit_plugins.wan.cache import Stream
 from remapkit_plugins.wan.vae import Wan21VAE, WanCache, WanCacheError, WanVAE
+
+from tests.numbers_kit import computed_alike
 
 GENERATIONS = {
     "2.2": (lambda **halves: WanVAE(dim=8, dec_dim=12, **halves), 16),

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numbers_kit import computed_alike
 from remapkit_plugins.wan import tiling as module
 from remapkit_plugins.wan.tiling import spans
 from remapkit_plugins.wan.vae import Tiling, Wan21VAE, WanCache, WanVAE
+
+from tests.numbers_kit import computed_alike
 
 
 @st.composite
