@@ -68,7 +68,7 @@ def learn(
     """The rule file that says a pairing, and settles by its rules what values alone could not.
 
     It lints, is proven for all keys, and its tests hold. Raises `UsageError`: RK623 for a name that is none, RK625
-    where there is no pair at all, RK655 where no rules can be written that hold.
+    where nothing tells two keys apart, RK655 where no rules can be written that hold.
 
     >>> from remapkit.spec import StateDictSpec, TensorSpec
     >>> pairs = {f"layers.{n}.{p}.w": f"h.{n}.{p}_proj.w" for n in range(3) for p in "qk"}
@@ -85,10 +85,10 @@ def learn(
     check_name_and_source(name, source)
     # The language has no word for the empty key, and no checkpoint may hold a name that steers a terminal.
     pairs = {fqn: other for fqn, other in pairing.pairs.items() if fqn and other and not name_problem(other)}
-    if not pairs:
-        raise UsageError(_no_pairs(source, target))
     fitting = _Fitting(name, source, target, source_ref, target_ref)
     pairs, settled = _settled(fitting, pairs, pairing)
+    if not pairs:
+        raise UsageError(_no_pairs(source, target, pairing))
     text, said = fitting.proven(pairs)
     learned = _accounted(text, source, target, pairing, said, pairs, settled)
     left = "\n".join(_left(source, target, learned))
@@ -101,7 +101,7 @@ def _settled(fitting: _Fitting, pairs: dict[str, str], pairing: Pairing) -> tupl
     alike = {fqn: others for fqn, others in _open(source, target, pairing).items() if fqn}
     settled: dict[str, Settled] = {}
     while alike:
-        rules = compile_rules(read_text(fitting.replayed(pairs, alike).text, fitting.name))
+        rules = compile_rules(read_text(fitting.replayed(pairs, alike).text, fitting.name)) if pairs else None
         found = settle(rules, pairs, alike, pairing)
         if not found:
             break
@@ -147,10 +147,16 @@ def _accounted(
     return Learned(text, said, kept, undecided, only_a, only_b, open_b, unsaid)
 
 
-def _no_pairs(source: StateDictSpec, target: StateDictSpec) -> Diagnostic:
+def _no_pairs(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Diagnostic:
+    title = f"no tensor of {source.name} has the dtype, shape and bytes of one of {target.name} alone"
+    if pairing.alike:
+        title = f"what {source.name} and {target.name} share tells no key apart: constants, or bytes of several keys"
     return Diagnostic(
         "RK625",
-        f"no tensor of {source.name} has the dtype, shape and bytes of one of {target.name} alone",
+        title,
+        notes=(named([f"{fqn}: {' or '.join(others)}" for fqn, others in pairing.alike.items()]),)
+        if pairing.alike
+        else (),
         help=(
             "give two checkpoints that hold the same weights: convert one by the means that you have now",
             "or write the pairs that you know into a JSON object, source key to target key: --pairs FILE",
