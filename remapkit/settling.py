@@ -37,7 +37,8 @@ Alike = Mapping[str, Collection[str]]
 def settle(rules: RuleSet | None, pairs: Mapping[str, str], alike: Alike, pairing: Pairing) -> dict[str, Settled]:
     """The keys of `alike` that the strongest evidence settles: rules, the rest of the module, names, numbers.
 
-    `rules` are None where there is no pair yet. Of hand-written pairs only what the rules say: there are no values that would back anything else.
+    `rules` are None where there is no pair yet. Of hand-written pairs only what the rules say: there are no values
+    that would back anything else.
     """
     found = _agreed(_by_rules(rules, alike), pairs, alike) if rules is not None else {}
     if found or not pairing.by_value:

@@ -29,11 +29,12 @@ ODD = ("no", "1e3", "it's", "{x}", "a|b", "back\\slash", "\U000e0001", "\ue000",
 class Memory:
     """A checkpoint in memory, as far as pairing reads one."""
 
-    def __init__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        self.name, self.tensors = name, dict(tensors)
+    def __init__(self, name: str, tensors: Mapping[str, Tensor], recorded: Mapping[str, str] | None = None) -> None:
+        self.name, self.tensors, self.recorded = name, dict(tensors), dict(recorded or {})
 
     def header(self) -> StateDictSpec:
-        return StateDictSpec({fqn: spec for fqn, (spec, _) in self.tensors.items()}, name=self.name)
+        specs = {fqn: spec for fqn, (spec, _) in self.tensors.items()}
+        return StateDictSpec(specs, name=self.name, recorded=self.recorded)
 
     def chunks(self, fqn: str, size: int = 7) -> Iterator[memoryview]:
         data = self.tensors[fqn][1]
@@ -66,6 +67,8 @@ def random_case(seed: int) -> Case:
     case = Case(Memory("a.pth", a), Memory("b.pth", b), truth)
     for _ in range(rng.choice((0, 1, 1, 2))):
         rng.choice(HARMS)(rng, case)
+    # What is turned twice is what it was.
+    case.harmed = {fqn for fqn, other in truth.items() if case.b.tensors.get(other) != case.a.tensors[fqn]}
     for side in (case.a, case.b):
         items = list(side.tensors.items())
         rng.shuffle(items)
@@ -175,7 +178,6 @@ def _flip(rng: random.Random, case: Case) -> None:
         spec, data = case.b.tensors[target]
         turned = b"".join(data[place : place + 4] for place in range(len(data) - 4, -1, -4))
         case.b.tensors[target] = spec, turned if turned != data else rng.randbytes(len(data))
-        case.harmed.add(fqn)
 
 
 def _cast(rng: random.Random, case: Case) -> None:
@@ -187,13 +189,11 @@ def _cast(rng: random.Random, case: Case) -> None:
         half = TensorSpec("F16", spec.shape), data[: len(data) // 2]
         shape = TensorSpec("F32", (*spec.shape, 1)), data
         case.b.tensors[target] = rng.choice((bits, half, shape))
-        case.harmed.add(fqn)
 
 
 def _lose(rng: random.Random, case: Case) -> None:
     fqn = rng.choice(sorted(case.truth))
     case.b.tensors.pop(case.truth[fqn], None)
-    case.harmed.add(fqn)
 
 
 def _gain(rng: random.Random, case: Case) -> None:
@@ -218,8 +218,10 @@ HARMS: tuple[Callable[[random.Random, Case], None], ...] = (_flip, _cast, _lose,
 
 
 def sit(case: Case, **references: str) -> Learned:
-    source, target = case.a.header(), case.b.header()
-    return learn("t", source, target, pair_by_value(case.a, case.b), **references)  # type: ignore[arg-type]
+    pairing = pair_by_value(case.a, case.b)
+    source = case.a.header().with_recorded(pairing.recorded_a)
+    target = case.b.header().with_recorded(pairing.recorded_b)
+    return learn("t", source, target, pairing, **references)  # type: ignore[arg-type]
 
 
 def wrong_tensors(case: Case, text: str) -> list[str]:
