@@ -89,9 +89,9 @@ def _by_module(pairs: Mapping[str, str], alike: Iterable[str]) -> dict[str, str]
 
 def _by_number(alike: Alike, numbers: Collection[str]) -> dict[str, str]:
     """Single numbers that one key has on each side."""
-    holders = Counter(tuple(alike[fqn]) for fqn in numbers if fqn in alike)
-    lone = [fqn for fqn in alike if fqn in numbers and len(alike[fqn]) == 1 and holders[tuple(alike[fqn])] == 1]
-    return {fqn: next(iter(alike[fqn])) for fqn in lone}
+    ones = {fqn: next(iter(others)) for fqn, others in alike.items() if fqn in numbers and len(others) == 1}
+    holders = Counter(ones.values())
+    return {fqn: other for fqn, other in ones.items() if holders[other] == 1}
 
 
 def _not_against(proposed: Mapping[str, str], pairs: Mapping[str, str]) -> dict[str, str]:

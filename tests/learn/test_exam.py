@@ -7,6 +7,7 @@ proof, constants taken for certain) is killed.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -174,6 +175,27 @@ def test_of_two_equal_targets_the_one_of_the_same_name_is_taken_and_the_other_sa
     learned = said({"tok.weight": value(1), **others}, {"tok.weight": value(1), "out.weight": value(1), **others})
     assert learned.pairs["tok.weight"] == "tok.weight" and learned.settled["tok.weight"].by is By.NAME
     assert learned.open_b == ("out.weight",) and not learned.undecided
+
+
+def test_thousands_of_equal_biases_share_their_candidates() -> None:
+    a = {f"a.{n}.bias": ZEROS for n in range(3000)} | {"head.weight": value(2)}
+    b = {f"b.{n}.bias": ZEROS for n in range(3000)} | {"head.weight": value(2)}
+    learned = sit(Case(Memory("a.pth", a), Memory("b.pth", b), {}))
+    assert len(learned.undecided) == 3000 and len(set(map(id, learned.undecided.values()))) == 1
+    del a["head.weight"]
+    assert len(refused(a, b).notes[0]) < 1000
+
+
+def test_keys_that_share_their_candidates_are_reported_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        ones = {f"{name}.{n}.bias": array([1.0, 1.0], "f4") for n in range(2)}
+        save_file({"head.weight": array([1.0, 2.0], "f4"), **ones}, tmp_path / f"{name}.safetensors")
+    both = [str(tmp_path / f"{name}.safetensors") for name in "ab"]
+    assert main(["learn", *both, "-o", "-", "--format", "json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["undecided"] == [{"keys": ["a.0.bias", "a.1.bias"], "candidates": ["b.0.bias", "b.1.bias"]}]
 
 
 def test_rules_that_cannot_be_proven_are_not_written(
