@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from remapkit.check import make_check
 from remapkit.derived import Draft, How, Part, draft
@@ -68,7 +69,7 @@ def learn(
     """The rule file that says a pairing, and settles by its rules what values alone could not.
 
     It lints, is proven for all keys, and its tests hold. Raises `UsageError`: RK623 for a name that is none, RK625
-    where there is no pair at all, RK655 where no rules can be written that hold.
+    where nothing tells two keys apart, RK655 where no rules can be written that hold.
 
     >>> from remapkit.spec import StateDictSpec, TensorSpec
     >>> pairs = {f"layers.{n}.{p}.w": f"h.{n}.{p}_proj.w" for n in range(3) for p in "qk"}
@@ -85,10 +86,10 @@ def learn(
     check_name_and_source(name, source)
     # The language has no word for the empty key, and no checkpoint may hold a name that steers a terminal.
     pairs = {fqn: other for fqn, other in pairing.pairs.items() if fqn and other and not name_problem(other)}
-    if not pairs:
-        raise UsageError(_no_pairs(source, target))
     fitting = _Fitting(name, source, target, source_ref, target_ref)
     pairs, settled = _settled(fitting, pairs, pairing)
+    if not pairs:
+        raise UsageError(_no_pairs(source, target, pairing))
     text, said = fitting.proven(pairs)
     learned = _accounted(text, source, target, pairing, said, pairs, settled)
     left = "\n".join(_left(source, target, learned))
@@ -101,7 +102,7 @@ def _settled(fitting: _Fitting, pairs: dict[str, str], pairing: Pairing) -> tupl
     alike = {fqn: others for fqn, others in _open(source, target, pairing).items() if fqn}
     settled: dict[str, Settled] = {}
     while alike:
-        rules = compile_rules(read_text(fitting.replayed(pairs, alike).text, fitting.name))
+        rules = compile_rules(read_text(fitting.replayed(pairs, alike).text, fitting.name)) if pairs else None
         found = settle(rules, pairs, alike, pairing)
         if not found:
             break
@@ -115,11 +116,24 @@ def _settled(fitting: _Fitting, pairs: dict[str, str], pairing: Pairing) -> tupl
 def _open(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Alike:
     """Where each key without a pair may go: to equal bytes; where values are unknown, to equal dtype and shape."""
     if pairing.by_value:
-        return pairing.alike
+        return _of_each(pairing.alike, frozenset)
     free: defaultdict[TensorSpec, set[str]] = defaultdict(set)
     for fqn in pairing.only_b:
         free[target[fqn]].add(fqn)
     return {fqn: free[source[fqn]] for fqn in pairing.only_a}
+
+
+_T = TypeVar("_T")
+
+
+def _of_each(alike: Mapping[str, tuple[str, ...]], made: Callable[[tuple[str, ...]], _T]) -> dict[str, _T]:
+    """What is made of the keys that each key is equal to; made once for all keys that share them.
+
+    Thousands of biases may all be equal to thousands of others.
+    """
+    distinct = {id(others): others for others in alike.values()}
+    found = {number: made(others) for number, others in distinct.items()}
+    return {fqn: found[id(others)] for fqn, others in alike.items()}
 
 
 def _accounted(
@@ -134,11 +148,10 @@ def _accounted(
     """Every key of either side in its place."""
     reached = set(said.values())
     unsaid = {fqn: other for fqn, other in {**pairing.pairs, **pairs}.items() if fqn not in said}
-    undecided = {
-        fqn: tuple(other for other in others if other not in reached)
-        for fqn, others in pairing.alike.items()
-        if fqn not in pairs
-    }
+    undecided = _of_each(
+        {fqn: others for fqn, others in pairing.alike.items() if fqn not in pairs},
+        lambda others: tuple(other for other in others if other not in reached),
+    )
     only_a = tuple(fqn for fqn in pairing.only_a if fqn not in pairs)
     only_b = tuple(fqn for fqn in pairing.only_b if fqn not in reached)
     without = {*reached, *only_b}
@@ -147,10 +160,15 @@ def _accounted(
     return Learned(text, said, kept, undecided, only_a, only_b, open_b, unsaid)
 
 
-def _no_pairs(source: StateDictSpec, target: StateDictSpec) -> Diagnostic:
+def _no_pairs(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Diagnostic:
+    title = f"no tensor of {source.name} has the dtype, shape and bytes of one of {target.name} alone"
+    said = _of_each(pairing.alike, lambda others: " or ".join(others[:3]) + (" or .." if others[3:] else ""))
+    if pairing.alike:
+        title = f"what {source.name} and {target.name} share tells no key apart: constants, or bytes of several keys"
     return Diagnostic(
         "RK625",
-        f"no tensor of {source.name} has the dtype, shape and bytes of one of {target.name} alone",
+        title,
+        notes=(named([f"{fqn}: {said[fqn]}" for fqn in pairing.alike]),) if pairing.alike else (),
         help=(
             "give two checkpoints that hold the same weights: convert one by the means that you have now",
             "or write the pairs that you know into a JSON object, source key to target key: --pairs FILE",

@@ -108,7 +108,9 @@ def _with_recorded(
         for one, other in ((a, b), (b, a))
     ]
     added: tuple[list[str], list[str]] = ([], [])
-    for content in in_a.keys() & in_b.keys():
+    for content in in_a:
+        if content not in in_b:
+            continue
         sides = [in_a[content], in_b[content]]
         names = [
             [fqn for fqn, kept in each.items() if kept in side] for each, side in zip(candidates, sides, strict=True)

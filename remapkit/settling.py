@@ -34,12 +34,13 @@ class Settled:
 Alike = Mapping[str, Collection[str]]
 
 
-def settle(rules: RuleSet, pairs: Mapping[str, str], alike: Alike, pairing: Pairing) -> dict[str, Settled]:
+def settle(rules: RuleSet | None, pairs: Mapping[str, str], alike: Alike, pairing: Pairing) -> dict[str, Settled]:
     """The keys of `alike` that the strongest evidence settles: rules, the rest of the module, names, numbers.
 
-    Of hand-written pairs only what the rules say: there are no values that would back anything else.
+    `rules` are None where there is no pair yet. Of hand-written pairs only what the rules say: there are no values
+    that would back anything else.
     """
-    found = _agreed(_by_rules(rules, alike), pairs, alike)
+    found = _agreed(_by_rules(rules, alike), pairs, alike) if rules is not None else {}
     if found or not pairing.by_value:
         return {fqn: Settled(other, By.RULE) for fqn, other in found.items()}
     proposals: tuple[tuple[By, Callable[[], dict[str, str]]], ...] = (
@@ -88,9 +89,9 @@ def _by_module(pairs: Mapping[str, str], alike: Iterable[str]) -> dict[str, str]
 
 def _by_number(alike: Alike, numbers: Collection[str]) -> dict[str, str]:
     """Single numbers that one key has on each side."""
-    holders = Counter(tuple(alike[fqn]) for fqn in numbers if fqn in alike)
-    lone = [fqn for fqn in alike if fqn in numbers and len(alike[fqn]) == 1 and holders[tuple(alike[fqn])] == 1]
-    return {fqn: next(iter(alike[fqn])) for fqn in lone}
+    ones = {fqn: next(iter(others)) for fqn, others in alike.items() if fqn in numbers and len(others) == 1}
+    holders = Counter(ones.values())
+    return {fqn: other for fqn, other in ones.items() if holders[other] == 1}
 
 
 def _not_against(proposed: Mapping[str, str], pairs: Mapping[str, str]) -> dict[str, str]:

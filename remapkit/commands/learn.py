@@ -56,12 +56,20 @@ def _data(learned: Learned) -> dict[str, object]:
         "settled": {
             fqn: {"target": settled.target, "by": settled.by.name.lower()} for fqn, settled in learned.settled.items()
         },
-        "undecided": {fqn: list(others) for fqn, others in learned.undecided.items()},
+        "undecided": _undecided(learned),
         "open_b": list(learned.open_b),
         "only_a": list(learned.only_a),
         "only_b": list(learned.only_b),
         "unsaid": dict(learned.unsaid),
     }
+
+
+def _undecided(learned: Learned) -> list[dict[str, object]]:
+    """The keys that share their candidates, together: thousands of zeros may all have thousands."""
+    together: dict[int, list[str]] = {}
+    for fqn, others in learned.undecided.items():
+        together.setdefault(id(others), []).append(fqn)
+    return [{"keys": fqns, "candidates": list(learned.undecided[fqns[0]])} for fqns in together.values()]
 
 
 def _by_value(a: Reader, b: Reader) -> Pairing:

@@ -251,8 +251,8 @@ def test_an_unstack_of_nothing_is_not_nothing() -> None:
 
 
 def test_learned_files_have_manifests_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save({"a.w": torch.ones(2), "a.b": torch.zeros(3)}, tmp_path / "a.pth")
-    torch.save({"b.w": torch.ones(2), "b.b": torch.zeros(3)}, tmp_path / "b.pth")
+    torch.save({"a.w": torch.arange(2.0), "a.b": torch.arange(3.0)}, tmp_path / "a.pth")
+    torch.save({"b.w": torch.arange(2.0), "b.b": torch.arange(3.0)}, tmp_path / "b.pth")
     for name in ("one", "two"):
         arguments = ["learn", str(tmp_path / "a.pth"), str(tmp_path / "b.pth"), "-o", str(tmp_path / f"{name}.yaml")]
         assert main(arguments) == 0

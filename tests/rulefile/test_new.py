@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 import remapkit
 from remapkit.diagnostic import UsageError
-from remapkit.learn import new_rule_file, quoted
+from remapkit.learn import new_rule_file
 from remapkit.rulefile import read_text
 from remapkit.rules import RuleSet, compile_rules
 from remapkit.ruletest import run_tests
+from remapkit.scalars import in_quotes, quoted
 from remapkit.spec import StateDictSpec, TensorSpec
 
 KEYS = Path(remapkit.__file__).parent.parent / "rules" / "keys"
@@ -92,9 +93,7 @@ def test_the_candidates_are_rules_that_change_nothing_until_edited(
 
 @given(st.text(st.characters(exclude_categories=("Cs",))))
 def test_a_quoted_text_is_read_as_that_text(text: str) -> None:
-    file = read_text(
-        f"remapkit: 1\nname: t\nkeep: [x]\ntests:\n  ? {quoted(text)}\n  : {quoted(text, always=True)}\n"
-    )
+    file = read_text(f"remapkit: 1\nname: t\nkeep: [x]\ntests:\n  ? {quoted(text)}\n  : {in_quotes(text)}\n")
     assert [(test.source.value, test.target and test.target.value) for test in file.tests] == [(text, text)]
 
 
