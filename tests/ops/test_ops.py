@@ -27,9 +27,9 @@ every = pytest.mark.parametrize("name", EVERY)
 
 
 def leaf(tensor: torch.Tensor) -> Leaf:
-    """A tensor as a source that gives its pages back, so that it is read in small boxes."""
+    """A tensor as a source in memory."""
     spec = spec_of(tensor)
-    return Leaf(spec, np.frombuffer(raw(tensor), word(spec.dtype)).reshape(spec.shape), lambda: None)
+    return Leaf(spec, np.frombuffer(raw(tensor), word(spec.dtype)).reshape(spec.shape))
 
 
 def streamed(op: kinds.Op, tensor: torch.Tensor, stripe: int) -> torch.Tensor:
