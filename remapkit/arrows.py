@@ -43,6 +43,10 @@ class Made:
         return words_node(tuple(map(str, range(self.count))))
 
 
+Source = tuple[str, str, int]
+"""One pattern of one rule, keep or drop: its kind, its name, and which of its patterns."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arrow:
     """One source pattern to one target: `items` is None where the keys are dropped.
@@ -67,6 +71,16 @@ class Arrow:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reader", Reader(self.pattern))
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """Whose it is: a rule may have the name that a keep goes by."""
+        return self.kind, self.rule_id
+
+    @property
+    def source(self) -> Source:
+        """Which pattern of which rule: a rule that writes several targets has several arrows of one source."""
+        return self.kind, self.rule_id, self.branch
 
     @property
     def identity(self) -> bool:

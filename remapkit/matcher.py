@@ -254,30 +254,35 @@ def _write(template: Template, end: End) -> _Write:
 
 # ------------------------------------------------------------------------------------------------ one pattern
 
-_CHARS, _SPLIT, _JUMP, _SAVE, _MATCH = range(5)
+CHARS, SPLIT, JUMP, SAVE, MATCH = range(5)
+"""What an instruction does."""
 _Instruction = tuple[int, Any, int]
 
 
 class Program:
-    """A pattern as instructions; a search through them that never goes to one place twice."""
+    """A pattern as instructions; a search through them that never goes to one place twice.
+
+    `part[p]` is the part of the pattern that instruction `p` belongs to.
+    """
 
     def __init__(self, pattern: Pattern) -> None:
         self.code: list[_Instruction] = []
+        self.part: list[int] = []
         self.names: list[str] = []
-        for part in pattern.parts:
-            if part.name is None:
-                self._emit(part.node)
-                continue
+        for number, part in enumerate(pattern.parts):
             slot = 2 * len(self.names)
-            self.names.append(part.name)
-            self.code.append((_SAVE, slot, 0))
+            if part.name is not None:
+                self.names.append(part.name)
+                self.code.append((SAVE, slot, 0))
             self._emit(part.node)
-            self.code.append((_SAVE, slot + 1, 0))
-        self.code.append((_MATCH, None, 0))
+            if part.name is not None:
+                self.code.append((SAVE, slot + 1, 0))
+            self.part += [number] * (len(self.code) - len(self.part))
+        self.code.append((MATCH, None, 0))
 
     def _emit(self, node: Node) -> None:
         if isinstance(node, Chars):
-            self.code.append((_CHARS, node.chars, 0))
+            self.code.append((CHARS, node.chars, 0))
         elif isinstance(node, Alt):
             self._alternatives(node.branches)
         elif isinstance(node, Repeat):
@@ -292,32 +297,32 @@ class Program:
         ends = []
         for branch in branches[:-1]:
             split = len(self.code)
-            self.code.append((_SPLIT, 0, 0))
+            self.code.append((SPLIT, 0, 0))
             self._emit(branch)
             ends.append(len(self.code))
-            self.code.append((_JUMP, 0, 0))
-            self.code[split] = (_SPLIT, split + 1, len(self.code))
+            self.code.append((JUMP, 0, 0))
+            self.code[split] = (SPLIT, split + 1, len(self.code))
         self._emit(branches[-1])
         for end in ends:
-            self.code[end] = (_JUMP, len(self.code), 0)
+            self.code[end] = (JUMP, len(self.code), 0)
 
     def _repeat(self, node: Repeat) -> None:
         for _ in range(node.low):
             self._emit(node.item)
         if node.high is None:
             split = len(self.code)
-            self.code.append((_SPLIT, 0, 0))
+            self.code.append((SPLIT, 0, 0))
             self._emit(node.item)
-            self.code.append((_JUMP, split, 0))
-            self.code[split] = (_SPLIT, split + 1, len(self.code))
+            self.code.append((JUMP, split, 0))
+            self.code[split] = (SPLIT, split + 1, len(self.code))
             return
         splits = []
         for _ in range(node.high - node.low):
             splits.append(len(self.code))
-            self.code.append((_SPLIT, 0, 0))
+            self.code.append((SPLIT, 0, 0))
             self._emit(node.item)
         for split in splits:
-            self.code[split] = (_SPLIT, split + 1, len(self.code))
+            self.code[split] = (SPLIT, split + 1, len(self.code))
 
     def captures(self, key: str) -> dict[str, str] | None:
         """The captures of the first reading in the order of priorities, the one `re.fullmatch` finds."""
@@ -333,16 +338,16 @@ class Program:
             while (place, offset) not in visited:
                 visited.add((place, offset))
                 kind, argument, other = self.code[place]
-                if kind == _CHARS:
+                if kind == CHARS:
                     if offset == len(key) or not contains(argument, key[offset]):
                         break
                     place, offset = place + 1, offset + 1
-                elif kind == _SPLIT:
+                elif kind == SPLIT:
                     pending.append((other, offset))
                     place = argument
-                elif kind == _JUMP:
+                elif kind == JUMP:
                     place = argument
-                elif kind == _SAVE:
+                elif kind == SAVE:
                     pending.append((-argument - 1, slots[argument]))
                     slots[argument] = offset
                     place += 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal as OneOf
 from typing import TypeVar
 
-from remapkit.arrows import Arrow, Made, readings
+from remapkit.arrows import Arrow, Made, Source, readings
 from remapkit.delays import conflict, transducer, words_cut_twice
 from remapkit.languages import (
     Budget,
@@ -162,15 +162,10 @@ class Questions:
 
     def _first_of_each_source(self) -> set[int]:
         """One arrow for each pattern: a rule that writes several targets matches a key once."""
-        first: dict[tuple[str, str, int], int] = {}
+        first: dict[Source, int] = {}
         for number, arrow in enumerate(self.arrows):
-            first.setdefault((arrow.kind, arrow.rule_id, arrow.branch), number)
+            first.setdefault(arrow.source, number)
         return set(first.values())
-
-    def _of_one_source(self, one: int, other: int) -> bool:
-        """Whether they are two targets of one source: not an ambiguity, but what was asked for."""
-        left, right = self.arrows[one], self.arrows[other]
-        return (left.kind, left.rule_id, left.branch) == (right.kind, right.rule_id, right.branch)
 
     def _ambiguous(self, one: int, other: int) -> None:
         meeting = cheapest(self.sources, one, other, self.budget)
@@ -269,7 +264,7 @@ class Questions:
         pairs = sorted(self.ask("across", (), set[tuple[int, int]](), candidates, net, self.budget))
         for place, (one, other) in enumerate(pairs):
             left, right = self.arrows[one], self.arrows[other]
-            if left.rule_id == right.rule_id or (left.identity and right.identity):
+            if left.owner == right.owner or (left.identity and right.identity):
                 continue
             if self._enough():
                 self.answers.unasked += len(pairs) - place
@@ -279,10 +274,10 @@ class Questions:
 
     def _within_rules(self, numbers: Sequence[int]) -> None:
         """Arrows of one rule and one branch: there, what is folded counts as part of the target."""
-        by_rule: dict[tuple[str, int], list[int]] = {}
+        by_source: dict[Source, list[int]] = {}
         for number in numbers:
-            by_rule.setdefault((self.arrows[number].rule_id, self.arrows[number].branch), []).append(number)
-        for members in by_rule.values():
+            by_source.setdefault(self.arrows[number].source, []).append(number)
+        for members in by_source.values():
             for place, one in enumerate(members):
                 for other in members[place + 1 :]:
                     self.ask("within", (one, other), None, self._pair, one, other, "within")
@@ -299,7 +294,7 @@ class Questions:
         if meeting is None:
             return
         keys = self._keys(builder.net, meeting.lines, meeting.positions, meeting.text)
-        if keys[0] == keys[1] and not self._of_one_source(one, other):
+        if keys[0] == keys[1] and fault == "across":
             # A key that both match: said already, and whatever becomes of it is blocked.
             return
         self._collision(fault, (one, other), keys, text=_plain(meeting.text, self.arrows[one]))

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from remapkit.automaton import MAX_EDGES, TooMany, automaton, read
 from remapkit.diagnostic import Diagnostic, InvalidRules, Label, Severity
 from remapkit.flows import Filled, Flow, FlowReader, fill_pattern, fill_targets, is_integer, template_pattern
 from remapkit.guards import allowed, compile_pattern
@@ -18,10 +17,11 @@ from remapkit.matcher import Outcome, Reader, Renamer, SetMatcher
 from remapkit.ops.kinds import Refused
 from remapkit.ops.numbers import BadNumber, NoValue
 from remapkit.ops.params import param_values
-from remapkit.pattern import DIGITS, NOT_DOT, NOT_NEWLINE, SEGMENT, WORD, Part, Pattern, Ranges, unparse_chars
+from remapkit.pattern import SEGMENT, Part, Pattern
 from remapkit.require import Requirement, read_requirements
 from remapkit.rulefile import RuleFile, WrittenFill, WrittenPattern, WrittenRule, WrittenTable, WrittenTest
 from remapkit.source import Span, Text
+from remapkit.stopping import Stop, stopped_at
 from remapkit.template import Mapped, Table, Template, compile_template, syntax_problems
 
 if TYPE_CHECKING:
@@ -54,15 +54,6 @@ class Match:
     @property
     def table_uses(self) -> tuple[tuple[str, str], ...]:
         return tuple((table, self.captures[name]) for name, table in self.rule.tables)
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Where a rule stopped matching a key: after `offset` characters, and what it expected there."""
-
-    offset: int
-    expected: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,57 +98,11 @@ class Rule:
 
     def stopped_at(self, fqn: str) -> Stop | None:
         """Where the key stopped being one of this rule's, or None where it is one."""
-        try:
-            machine = automaton(self.pattern.parts, MAX_EDGES)
-        except TooMany:
-            words = "a key of the pattern"
-            return None if self.reader(fqn) is not None else Stop(0, words, f"expected {words}, which is a large one")
-        reading = read(machine, fqn)
-        if reading.accepted:
-            return self._wrong_leaf(fqn)
-        following = [q for p in reading.at for q in machine.follow[p]] if reading.length else list(machine.first)
-        ends = any(p in machine.last for p in reading.at) if reading.length else machine.nullable
-        expected = list(dict.fromkeys(_expected(q, machine.chars, machine.follow, machine.part) for q in following))
-        if ends:
-            expected.append("the end of the key")
-        text = " or ".join(expected[:SHOWN]) + (" or ..." if len(expected) > SHOWN else "")
-        rest = fqn[reading.length :]
-        found = f"found {rest[:1]!r}" if rest else "the key ended"
-        return Stop(reading.length, text, f"expected {text}, {found}")
-
-    def _wrong_leaf(self, fqn: str) -> Stop | None:
-        leaf = fqn.rpartition(".")[2]
-        if self.pattern.leaf is None or leaf in self.pattern.leaf:
-            return None
-        listed = ", ".join(self.pattern.leaf)
-        return Stop(len(fqn) - len(leaf), f"a leaf of {listed}", f"leaf {leaf!r} is not one of {listed}")
+        return stopped_at(self.pattern, fqn)
 
 
-SHOWN = 4
 MAX_ADDED = 100_000
 """So many tensors one entry of `add` may bring."""
-_NAMES: Mapping[Ranges, str] = {
-    DIGITS: "a digit",
-    ((49, 57),): "a digit from 1 to 9",
-    WORD: "a letter, a digit or _",
-    NOT_DOT: "a character other than '.'",
-    NOT_NEWLINE: "a character",
-}
-
-
-def _expected(
-    position: int, chars: tuple[Ranges, ...], follow: tuple[tuple[int, ...], ...], part: tuple[int, ...]
-) -> str:
-    """What a position wants to read: the whole word from there on, where there is only one."""
-    word = ""
-    here: int | None = position
-    while here is not None and part[here] == part[position] and chars[here][0][0] == chars[here][-1][1]:
-        word += chr(chars[here][0][0])
-        here = follow[here][0] if len(follow[here]) == 1 and len(word) < 80 else None
-    if word:
-        return repr(word)
-    wanted = chars[position]
-    return _NAMES.get(wanted) or f"one of {unparse_chars(wanted)}"
 
 
 @dataclass(frozen=True, slots=True)

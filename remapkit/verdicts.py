@@ -147,17 +147,14 @@ class Teller:
             title = f"two keys become one: the target of {arrow.rule_id} does not show {what}"
             if part.name is not None and part.name in arrow.folded:
                 title = f"two keys become one: {arrow.rule_id} can spell one index of {part.name!r} in two ways"
+                return self.spelt_twice(witness, title, span, note)
             labels = (
                 Label(span, "lost here"),
                 *((Label(arrow.to, "not shown here", primary=False),) if arrow.to else ()),
             )
             found = self.known_values(arrow, witness.lost)
             notes += found[0]
-            help += found[1] or [
-                f"use {{{part.name}}} in the target, or write the one value it has"
-                if part.name
-                else "capture it and use it in the target, or write the one text it is"
-            ]
+            help += found[1] or [self.not_shown(arrow, part)]
         elif witness.admitted:
             title = f"two keys become one: a lossy table of {arrow.rule_id} sends two entries to one value"
             help.append("give each entry its own value, or declare with `source.domain` which keys can occur")
@@ -171,6 +168,32 @@ class Teller:
             notes.append(f"the rule file says that this is meant, so this is no error; {level}, at best")
         values = {**self.values(witness), "target": target}
         return Diagnostic("RK202", title, labels, tuple(help), tuple(notes), severity, values=values)
+
+    def not_shown(self, arrow: Arrow, part: Part) -> str:
+        if part.name is None:
+            return "capture it and use it in the target, or write the one text it is"
+        return f"use {{{part.name}}} in the target, or write the one value it has"
+
+    def spelt_twice(self, witness: Witness, title: str, span: Span, note: str) -> Diagnostic:
+        """1 and 01 are one index of a stack: the way out is one spelling, not a target that shows it."""
+        arrow = self.arrows[witness.arrows[0]]
+        assert witness.lost is not None
+        part = arrow.pattern.parts[witness.lost]
+        if self.has_guard(arrow, part):
+            help = f"keep one spelling of each index of {part.name!r} in `where:`"
+        else:
+            is_path = arrow.pattern.surface == "path"
+            written = f"{{{part.name}:int}}" if is_path else f"(?P<{part.name}>0|[1-9][0-9]*)"
+            help = f"write {self.replaced(arrow, part, written)}"
+        labels = (Label(span, "1 and 01 are one index"),)
+        values = {**self.values(witness), "target": witness.targets[0]}
+        return Diagnostic("RK202", title, labels, (help,), (note,), values=values)
+
+    def has_guard(self, arrow: Arrow, part: Part) -> bool:
+        """Whether `where:` says what a capture may be."""
+        written = next(each for each in self.rules.file.rules if each.id.value == arrow.rule_id)
+        pattern = written.pattern if written.flow is None else written.flow.sources[arrow.branch].pattern
+        return any(guard.capture.value == part.name for guard in pattern.where)
 
     def across(self, witness: Witness, level: str) -> Diagnostic:
         one, other = (self.arrows[number] for number in witness.arrows)
@@ -299,6 +322,11 @@ class Teller:
             if opened is not None and text[end : end + 1] == ")":
                 start, end = opened.start(), end + 1
         return f"{arrow.pattern.surface}: {text[:start]}{escaped}{text[end:]}"
+
+    def replaced(self, arrow: Arrow, part: Part, written: str) -> str:
+        """The pattern with something else in the place of a capture."""
+        text, (start, end) = arrow.pattern.text.value, part.at
+        return f"{arrow.pattern.surface}: {text[:start]}{written}{text[end:]}"
 
     # -------------------------------------------------------------------------------------------- pieces of messages
 

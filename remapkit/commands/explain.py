@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from remapkit.library import load
 from remapkit.report import Outcome, Table
 
 if TYPE_CHECKING:
-    from remapkit.rules import RuleSet
+    from remapkit.rules import Match, Rule, RuleSet
+    from remapkit.stopping import Stop
 
 
 def run(args: Namespace) -> Outcome:
@@ -20,7 +21,8 @@ def run(args: Namespace) -> Outcome:
     data = []
     for fqn in args.keys:
         found = rules.match(fqn)
-        text += _explained(rules, fqn)
+        stops = [(rule, stop) for rule in rules.everything if (stop := rule.stopped_at(fqn)) is not None]
+        text += _explained(rules, fqn, found, stops)
         data.append(
             {
                 "key": fqn,
@@ -34,9 +36,7 @@ def run(args: Namespace) -> Outcome:
                     for each in found
                 ],
                 "stopped": [
-                    {"rule": rule.id, "offset": stop.offset, "expected": stop.expected}
-                    for rule in (*rules.rules, *rules.keep, *rules.drop)
-                    if (stop := rule.stopped_at(fqn)) is not None
+                    {"rule": rule.id, "offset": stop.offset, "expected": stop.expected} for rule, stop in stops
                 ],
             }
         )
@@ -45,8 +45,9 @@ def run(args: Namespace) -> Outcome:
     return Outcome(data={"keys": data}, text=tuple(text), failed=failed)
 
 
-def _explained(rules: RuleSet, fqn: str) -> Iterator[str | Table]:
-    found = rules.match(fqn)
+def _explained(
+    rules: RuleSet, fqn: str, found: Sequence[Match], stops: Sequence[tuple[Rule, Stop]]
+) -> Iterator[str | Table]:
     yield fqn
     if not found:
         words = {
@@ -64,11 +65,9 @@ def _explained(rules: RuleSet, fqn: str) -> Iterator[str | Table]:
         yield f"    where {captures}" if captures else "    no captures"
     if len(found) > 1:
         yield f"  fails: {len(found)} rules match one key; the order of rules never decides"
-    stops = [(rule, rule.stopped_at(fqn)) for rule in (*rules.rules, *rules.keep, *rules.drop)]
     rows = tuple(
         (rule.id, f"{fqn[: stop.offset]}^", stop.expected)
-        for rule, stop in sorted(stops, key=lambda pair: -(pair[1].offset if pair[1] else 0))
-        if stop is not None
+        for rule, stop in sorted(stops, key=lambda pair: -pair[1].offset)
     )
     if rows:
         yield Table(("other rules", "read up to", "expected there"), rows)

@@ -197,7 +197,7 @@ class Unsqueeze(Op):
 
 @dataclass(frozen=True, slots=True)
 class Slice(Op):
-    """Elements `start` to `stop` (excluded) along a dimension; to the end where `stop` is None."""
+    """Elements `start` to `stop` (excluded) along a dimension; where `stop` is None, all from `start` on, if any."""
 
     dim: int
     start: int
@@ -209,7 +209,7 @@ class Slice(Op):
         dim = dimension(self.dim, spec)
         size = spec.shape[dim]
         stop = size if self.stop is None else self.stop
-        if not self.start <= stop <= size:
+        if not self.start <= stop <= size or self.start == self.stop:
             raise Refused(f"slice {self.start} to {stop} of {rows(dim, size)}, {list(spec.shape)}")
         return (Pick(dim, (range(self.start, stop),)),)
 

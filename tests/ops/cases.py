@@ -141,8 +141,8 @@ def squeezes(draw: Draw) -> Case:
 def slices(draw: Draw) -> Case:
     shape = draw(shapes)
     dim, at = _dim(draw, len(shape))
-    start = draw(st.integers(0, shape[at]))
-    stop = draw(st.integers(start, shape[at]))
+    start = draw(st.integers(0, shape[at] - 1))
+    stop = draw(st.integers(start + 1, shape[at]))
     written = {"slice": {"dim": dim, "start": start, "stop": stop}}
     return _layout(draw, shape, written, lambda x: x.narrow(at, start, stop - start))
 

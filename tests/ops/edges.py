@@ -109,9 +109,15 @@ def sliced(x: Any) -> Any:
     return chosen(x, dim, range(1, x.shape[dim]))
 
 
-def nothing(x: Any) -> Any:
+def whole(x: Any) -> Any:
     dim = dim_of(0, x.ndim)
-    return chosen(x, dim, [])
+    return chosen(x, dim, range(x.shape[dim]))
+
+
+def from_two_on(x: Any) -> Any:
+    dim = dim_of(0, x.ndim)
+    need(x.shape[dim] >= 2)
+    return chosen(x, dim, range(2, x.shape[dim]))
 
 
 def padded(x: Any) -> Any:
@@ -225,7 +231,8 @@ EDGES: tuple[Edge, ...] = (
     one("unsqueeze", {"unsqueeze": 0}, lambda x: x.reshape((1, *x.shape))),
     one("unsqueeze last", {"unsqueeze": -1}, lambda x: x.reshape((*x.shape, 1))),
     one("slice", {"slice": {"dim": -1, "start": 1}}, sliced),
-    one("slice to nothing", {"slice": {"dim": 0, "stop": 0}}, nothing),
+    one("slice of nothing", {"slice": {"dim": 0, "start": 0}}, whole),
+    one("slice from two on", {"slice": {"dim": 0, "start": 2}}, from_two_on),
     one("pad", {"pad": {"dim": 0, "to": 4}}, padded, dtypes=_PADDED),
     one("flip_halves", "flip_halves", flipped),
     one("rope half", {"rope": {"to": "half", "heads": 1, "head_dim": 4}}, roped),

@@ -27,9 +27,9 @@ every = pytest.mark.parametrize("name", EVERY)
 
 
 def leaf(tensor: torch.Tensor) -> Leaf:
-    """A tensor as a source that gives its pages back, so that it is read in small boxes."""
+    """A tensor as a source in memory."""
     spec = spec_of(tensor)
-    return Leaf(spec, np.frombuffer(raw(tensor), word(spec.dtype)).reshape(spec.shape), lambda: None)
+    return Leaf(spec, np.frombuffer(raw(tensor), word(spec.dtype)).reshape(spec.shape))
 
 
 def streamed(op: kinds.Op, tensor: torch.Tensor, stripe: int) -> torch.Tensor:
@@ -177,6 +177,7 @@ def test_a_planted_fault_is_found(
         ({"reshape": {"from": [9], "to": [3, 3]}}, (3, 3), "F32", "reshape is from [9], and the tensor is [3, 3]"),
         ({"squeeze": 1}, (1, 3), "F32", "squeeze takes dimension 1 away, which has 3 elements, [1, 3]"),
         ({"slice": {"stop": 9}}, (8, 2), "F32", "slice 0 to 9 of 8 rows, [8, 2]"),
+        ({"slice": {"start": 9}}, (8, 2), "F32", "slice 9 to 8 of 8 rows, [8, 2]"),
         ({"pad": {"to": 4}}, (8, 2), "F32", "pad to 4, and there are 8 rows already, [8, 2]"),
         ({"pad": {"to": 9, "value": 0.5}}, (8, 2), "I32", "0.5 is no I32"),
         ("flip_halves", (7, 2), "F32", "7 rows have no two halves, [7, 2]"),
@@ -200,6 +201,16 @@ def test_what_does_not_fit_is_refused_with_its_numbers(
     with pytest.raises(kinds.Refused) as caught:
         call_of(written).op({}).infer(TensorSpec(dtype, shape))
     assert caught.value.title == title
+
+
+@pytest.mark.parametrize("stop", [0, 2, 3])
+def test_a_slice_to_nothing_by_a_param_is_refused(stop: int) -> None:
+    from remapkit.spec import TensorSpec
+
+    call = call_of({"slice": {"start": 3, "stop": "n"}}, ("n",))
+    with pytest.raises(kinds.Refused, match=f"slice 3 to {stop} of 8 rows"):
+        call.op({"n": stop}).infer(TensorSpec("F32", (8, 2)))
+    assert call.op({"n": 4}).infer(TensorSpec("F32", (8, 2))) == TensorSpec("F32", (1, 2))
 
 
 def test_parts_must_add_up() -> None:

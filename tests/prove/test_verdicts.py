@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import whole_files
 
 from remapkit import questions
 from remapkit.automaton import TooMany, automaton
+from remapkit.cli import main
 from remapkit.diagnostic import InvalidRules
 from remapkit.invert import invert
 from remapkit.languages import PIECE_EDGES
@@ -23,6 +26,8 @@ from remapkit.prove import BUDGET, Level, Proof, prove
 from remapkit.rulefile import read_text
 from remapkit.rules import RuleSet, compile_rules
 from remapkit.spec import StateDictSpec, TensorSpec
+
+T = TypeVar("T")
 
 
 def compiled(body: str) -> RuleSet:
@@ -80,6 +85,13 @@ def test_two_sources_of_one_rule_cannot_be_one_key(body: str) -> None:
     (finding,) = proof.findings
     assert finding.code == "RK201"
     assert "two sources of r" in finding.title
+
+
+def test_a_rule_that_is_named_as_a_keep_is_another_one() -> None:
+    """A key of the second pattern becomes one that is kept; rules are not told apart by their names alone."""
+    concat = "concat: {dim: 0, from: ['x.{n:1|2}', 'y.{n:int}']}, to: 'b.{n}'"
+    proof = prove(compiled(f"rules: [{{id: 'keep[0]', {concat}}}]\nkeep: [b.3]"))
+    assert [(each.fault, each.keys) for each in proof.witnesses] == [("across", ("y.3", "b.3"))]
 
 
 def test_a_rule_with_several_targets_is_ambiguous_once() -> None:
@@ -172,6 +184,32 @@ def test_a_guard_that_the_target_does_not_show_has_a_verdict_A20() -> None:
     assert [each.code for each in caught.value.diagnostics] == ["RK213"]
 
 
+SPELT_TWICE = {
+    "A17-match": (r"match: 'a\.(?P<e>\d+)'", "to: b"),
+    "A17-between": (r"match: 'a\.(?P<e>[0-9]{1,2})\.(?P<n>x|y)'", "to: 'b.{n}'"),
+    "A17-choices": (r"match: 'a\.(?P<e>\d|0[01])'", "to: b"),
+    "A17-path": ("path: 'a.{e:0|00|1}.w'", "to: b"),
+}
+
+
+@pytest.mark.parametrize("name", SPELT_TWICE)
+def test_the_help_for_an_index_in_two_spellings_works(name: str) -> None:
+    pattern, to = SPELT_TWICE[name]
+    stacked = "stack: {dim: 0, by: e}, " + to
+    (finding,) = prove(compiled(rule(f"{pattern}, {stacked}"))).findings
+    assert "can spell one index of 'e' in two ways" in finding.title
+    surface, _, text = finding.help[0].removeprefix("write ").partition(": ")
+    proof = prove(compiled(rule(f"{surface}: '{text}', {stacked}")))
+    assert (proof.level, proof.findings) == (Level.ALL, ())
+
+
+def test_the_help_for_an_index_in_two_spellings_of_a_guard_works() -> None:
+    body = rule("path: 'a.{e}', where: {e: ['0', '00', 1]}, stack: {dim: 0, by: e}, to: b")
+    (finding,) = prove(compiled(body)).findings
+    assert finding.help == ("keep one spelling of each index of 'e' in `where:`",)
+    assert prove(compiled(body.replace("'00', ", ""))).findings == ()
+
+
 # ------------------------------------------------------------------------------------------------ budgets
 
 
@@ -189,12 +227,14 @@ NASTY = {
     "last segments": (many(300, "path: '{p:**}.name#', to: '{p}.other#'"), Level.ALL),
     "grids": (many(60, "path: 'm#.{i:0..63}.{j:0..63}.w', to: 'n#.{i*64+j}.w'"), Level.ALL),
     "overlapping": (many(60, "path: 'a.{x:**}', to: 'b#.{x}'"), Level.REFUTED),
+    "literals": ("keep: [" + ", ".join(f"k{n}.x" for n in range(8000)) + "]", Level.ALL),
+    "in the middle, many": (many(300, "match: '(?P<a>.*)x#x(?P<b>.*)', to: 'b#.{a}.{b}'"), Level.REFUTED),
     "in the middle": (many(40, "match: '(?P<a>.*)x#x(?P<b>.*)', to: 'b#.{a}.{b}'"), Level.REFUTED),
 }
 
 
-def steps(body: str) -> tuple[int, Level]:
-    """How many Python lines' worth of calls a verdict takes, counted and not timed."""
+def calls(question: Callable[[], T]) -> tuple[int, T]:
+    """How many calls of Python functions an answer takes, counted and not timed; and the answer."""
     count = 0
 
     def counted(frame: object, event: str, arg: object) -> None:
@@ -203,18 +243,44 @@ def steps(body: str) -> tuple[int, Level]:
 
     sys.setprofile(counted)
     try:
-        level = prove(compiled(body)).level
+        answer = question()
     finally:
         sys.setprofile(None)
-    return count, level
+    return count, answer
 
 
 @pytest.mark.parametrize("name", NASTY)
 def test_hostile_files_are_answered_within_a_number_of_calls(name: str) -> None:
     body, level = NASTY[name]
-    taken, found = steps(body)
+    taken, found = calls(lambda: prove(compiled(body)).level)
     assert found is level
     assert taken < 4_000_000, f"{taken:,} calls"
+
+
+LARGE = {
+    "optional": ("(?:a?){1000}", "a" * 40, "x", 40),
+    "nested": ("(?:(?:a?){1000}){20}", "a" * 40, "x", 40),
+    "the key ends": ("(?:a?){1000}y", "a" * 60, "", 60),
+    "in several ways": ("(?:[ab]{0,900}c?[ab]{0,900}){2}x", "abc" * 12, "y", 8),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_where_a_large_pattern_stopped_is_said_within_a_number_of_calls(name: str) -> None:
+    pattern, begun, rest, offset = LARGE[name]
+    (only,) = compiled(rule(f"match: '{pattern}', to: b")).rules
+    taken, stop = calls(lambda: only.stopped_at(begun + rest))
+    assert stop is not None and stop.offset == offset
+    assert taken < 1_000_000, f"{taken:,} calls"
+
+
+def test_explain_shows_how_a_guard_cuts_a_key_A40(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "r.yaml"
+    for where, cut in (("", "a = 'xxx', b = ''"), ("where: {a: [x]}, ", "a = 'x', b = 'xx'")):
+        fields = f"match: '(?P<a>x+)(?P<b>x*)', {where}to: '{{a}}.{{b}}'"
+        file.write_text(f"remapkit: 1\nname: t\n{rule(fields)}\n")
+        assert main(["explain", str(file), "xxx"]) == 0
+        assert cut in capsys.readouterr().out
 
 
 def test_past_enough_faults_pairs_are_counted() -> None:
@@ -259,8 +325,8 @@ PLANTED = {
     "what is admitted hides the rest": ("_not_admitted", nothing),
     "an index in two spellings": ("_counted_twice", nothing),
     "sources of one rule are one": (
-        "_of_one_source",
-        lambda self, one, other: self.arrows[one].rule_id == self.arrows[other].rule_id,
+        "_first_of_each_source",
+        lambda self: {number for number, each in enumerate(self.arrows) if each.branch == 0},
     ),
 }
 
