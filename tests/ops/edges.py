@@ -109,11 +109,6 @@ def sliced(x: Any) -> Any:
     return chosen(x, dim, range(1, x.shape[dim]))
 
 
-def nothing(x: Any) -> Any:
-    dim = dim_of(0, x.ndim)
-    return chosen(x, dim, [])
-
-
 def padded(x: Any) -> Any:
     dim = dim_of(0, x.ndim)
     need(x.shape[dim] <= 4)
@@ -225,7 +220,6 @@ EDGES: tuple[Edge, ...] = (
     one("unsqueeze", {"unsqueeze": 0}, lambda x: x.reshape((1, *x.shape))),
     one("unsqueeze last", {"unsqueeze": -1}, lambda x: x.reshape((*x.shape, 1))),
     one("slice", {"slice": {"dim": -1, "start": 1}}, sliced),
-    one("slice to nothing", {"slice": {"dim": 0, "stop": 0}}, nothing),
     one("pad", {"pad": {"dim": 0, "to": 4}}, padded, dtypes=_PADDED),
     one("flip_halves", "flip_halves", flipped),
     one("rope half", {"rope": {"to": "half", "heads": 1, "head_dim": 4}}, roped),
