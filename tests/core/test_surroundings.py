@@ -66,7 +66,7 @@ def plant(fault):
         library._look_in_current_folder = lambda: sys.path.append(os.getcwd())
     elif fault == "torch is imported where there is none":
         cli._outlive_the_working_directory = lambda: None
-    elif fault == "what an encoding lacks is not escaped":
+    elif fault == "streams that are closed stay closed":
         cli._open_streams = lambda: None
 
 def surround(condition, at):
@@ -218,7 +218,7 @@ def test_no_command_falls_over_in_a_process_of_its_own(condition: str, tmp_path:
 
 FAULTS = {
     "torch is imported where there is none": ("no working directory", "verify"),
-    "what an encoding lacks is not escaped": ("as usual", "apply"),
+    "streams that are closed stay closed": ("no stdout", "apply"),
     "the working directory is asked for": ("no working directory", "verify"),
 }
 
