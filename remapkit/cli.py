@@ -24,6 +24,7 @@ _CKPT = "a checkpoint: .pth, .safetensors, an index.json of shards, or a folder 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     _open_streams()
+    _outlive_the_working_directory()
     parser = _parser()
     args = parser.parse_args(arguments)
     if args.command is None:
@@ -36,6 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except Exception:
         return _bug()
+
+
+def _outlive_the_working_directory() -> None:
+    """Where the working directory is gone, torch is imported in another: a library of its ends the process else."""
+    try:
+        os.getcwd()  # noqa: PTH109 - pathlib is not imported yet
+    except OSError:
+        from remapkit import elsewhere
+
+        elsewhere.import_there("torch")
 
 
 def _open_streams() -> None:

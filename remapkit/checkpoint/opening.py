@@ -127,14 +127,12 @@ def _open(path: Path, options: Options) -> Reader:
 
 def open_single(source: SourceFile, options: Options) -> AnyReader:
     """A reader for an open file; raises `FileFault` or `UnreadableCheckpoint`, and leaves closing to the caller."""
-    if _known(journal_path(Path(os.path.realpath(source.path))).exists):
-        title = f"a rename in place of {source.path.name} was interrupted: its header may be half old and half new"
-        raise FileFault("RK415", title, help=(f"restore it with `remapkit recover {source.path}`",))
     return open_tensors(source, options) or _open_json(source, options)
 
 
 def open_tensors(source: SourceFile, options: Options) -> SafetensorsReader | PthReader | None:
     """The same for a file that holds tensors itself; None for what looks like JSON: an index or a manifest."""
+    _check_journal(source.path)
     head = source.read(0, min(source.size, 512))
     if not head:
         raise FileFault("RK401", "the file is empty", help=("fetch it again",))
@@ -148,6 +146,13 @@ def open_tensors(source: SourceFile, options: Options) -> SafetensorsReader | Pt
     if head.lstrip()[:1] == b"{":
         return None
     raise _stranger(source, head)
+
+
+def _check_journal(path: Path) -> None:
+    """Raise `FileFault` (RK415) for a file, or where a link leads, whose rename in place came to no end."""
+    if _known(journal_path(Path(os.path.realpath(path))).exists):
+        title = f"a rename in place of {path.name} was interrupted: its header may be half old and half new"
+        raise FileFault("RK415", title, help=(f"restore it with `remapkit recover {path}`",))
 
 
 def _open_json(source: SourceFile, options: Options) -> ShardedReader | ManifestReader:

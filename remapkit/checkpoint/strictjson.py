@@ -29,7 +29,7 @@ def read_json(source: SourceFile) -> Any:
     """The value of a manifest or an index; raises `FileFault` (RK408)."""
     if source.size > MAX_MANIFEST:
         _fault(f"the file is {sized(source.size)}; a manifest or an index is read up to {sized(MAX_MANIFEST)}")
-    return parse_json(source.read(0, source.size), digits=20)
+    return parse_json(source.read(0, source.size), "a manifest or an index", digits=20)
 
 
 def read_small_json(path: Path, limit: int = MAX_SMALL) -> Any:
@@ -45,8 +45,8 @@ def read_small_json(path: Path, limit: int = MAX_SMALL) -> Any:
         source.close()
 
 
-def parse_json(raw: bytes, digits: int = _MAX_INTEGER) -> Any:
-    """The value that bytes hold; raises `FileFault` (RK408).
+def parse_json(raw: bytes, kind: str = "a small JSON file", digits: int = _MAX_INTEGER) -> Any:
+    """The value that bytes hold; raises `FileFault` (RK408). `kind` is what they are called where they are no such.
 
     >>> parse_json(b'{"a": [1, 2]}')
     {'a': [1, 2]}
@@ -66,7 +66,7 @@ def parse_json(raw: bytes, digits: int = _MAX_INTEGER) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=whole, parse_constant=_no_constant)
     except RecursionError:
-        _fault("nested too deeply for such a file")
+        _fault(f"nested too deeply for {kind}")
     except json.JSONDecodeError as error:
         _fault(f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}")
     except ValueError as error:

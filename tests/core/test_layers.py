@@ -57,7 +57,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         "witness",
         "verification",
     ),
-    ("report", "progress", "commands", "cli", "__main__"),
+    ("report", "progress", "elsewhere", "commands", "cli", "__main__"),
 )
 LOADING = {f"loading.{name}" for name in ("carry", "inplace", "into", "job", "module", "rebuild", "upload", "values")}
 VERIFICATION = {f"verification.{name}" for name in ("forward", "models", "oracle")}

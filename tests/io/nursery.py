@@ -5,11 +5,13 @@ Lines of JSON in, lines of JSON out. A command names the arguments of `remapkit`
 * `slow`: seconds to sleep at every step. A step is a system call that changes a file, before it and after it; copies
   and writes are cut into small pieces, so that a step falls within every one of them;
 * `die_at`: the number of the step at which the child kills itself;
+* `kill_from`: the number of the step after which the child is killed from outside, wherever it is by then; at its end
+  it waits for that, so that a busy machine makes it later, never too late;
 * `fail_at`: the number of the step at which the system refuses, with an input/output error;
 * `second`: the arguments of a second process, which runs from start to end while the first waits at step `pause_at`;
 * `fault`: a fault to plant, which the tests must find.
 
-The answer is `{"pid": ...}` at once, and `{"status": ..., "steps": ..., "out": ...}` when the child is gone.
+The answer is `{"status": ..., "steps": ..., "out": ...}` when the child is gone.
 """
 
 from __future__ import annotations
@@ -135,7 +137,7 @@ def plant(fault: str) -> None:
         raise ValueError(fault)
 
 
-def child(command: dict[str, Any], steps: Steps, answer: int) -> None:
+def child(command: dict[str, Any], steps: Steps, answer: int, last: Callable[[], None]) -> None:
     from remapkit.cli import main
 
     plant(command.get("fault", ""))
@@ -144,11 +146,13 @@ def child(command: dict[str, Any], steps: Steps, answer: int) -> None:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         code = main(command["arguments"])
     os.write(answer, out.getvalue().encode())
+    last()
     os._exit(code)
 
 
 def serve() -> None:
     import remapkit.commands.apply
+    import remapkit.commands.inspect
     import remapkit.commands.recover
     import remapkit.execute  # noqa: F401
     from remapkit.cli import main
@@ -160,33 +164,43 @@ def serve() -> None:
         asked, ask = os.pipe()
         told, tell = os.pipe()
 
-        def pause(ask: int = ask, told: int = told) -> None:
-            os.write(ask, b"?")
-            os.read(told, 1)
+        from_outside = bool(command.get("kill_from"))
 
-        steps = Steps(*(command.get(name) for name in ("slow", "die_at", "fail_at", "pause_at")), pause)
-        pid, pipe = born(command, steps)
+        def pause(ask: int = ask, told: int = told, wait: bool = not from_outside) -> None:
+            os.write(ask, b"?")
+            if wait:
+                os.read(told, 1)
+
+        names = ("slow", "die_at", "fail_at", "kill_from" if from_outside else "pause_at")
+        steps = Steps(*(command.get(name) for name in names), pause)
+
+        def last(steps: Steps = steps, told: int = told, number: int = command.get("kill_from") or 0) -> None:
+            if 0 < number <= steps.count:
+                os.read(told, 1)
+
+        pid, pipe = born(command, steps, last)
         os.close(ask)
-        print(json.dumps({"pid": pid}), flush=True)
         second: dict[str, Any] = {}
         # Nothing comes where the first ends before the step.
         if command.get("second") and os.read(asked, 1):
             another = {"arguments": command["second"], "fault": command.get("fault", "")}
             second = {"second": ended(*born(another, Steps()))}
             os.write(tell, b"!")
+        if from_outside and os.read(asked, 1):
+            os.kill(pid, signal.SIGKILL)
         first = ended(pid, pipe)
         for fd in (asked, told, tell):
             os.close(fd)
         print(json.dumps({**first, "steps": steps.count, **second}), flush=True)
 
 
-def born(command: dict[str, Any], steps: Steps) -> tuple[int, int]:
+def born(command: dict[str, Any], steps: Steps, last: Callable[[], None] = lambda: None) -> tuple[int, int]:
     """A child that runs a command: its number, and where what it says can be read."""
     read, write = os.pipe()
     pid = os.fork()
     if not pid:
         try:
-            child(command, steps, write)
+            child(command, steps, write, last)
         finally:
             os._exit(99)
     os.close(write)
@@ -214,20 +228,12 @@ class Nursery:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=root
         )
 
-    def run(self, *arguments: object, kill_after: float | None = None, **command: Any) -> dict[str, Any]:
+    def run(self, *arguments: object, **command: Any) -> dict[str, Any]:
         """What became of one command; `killed` says whether it was killed, `code` how it ended otherwise."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps({"arguments": [str(each) for each in arguments], **command}) + "\n")
         self._process.stdin.flush()
-        started = time.monotonic()
-        pid = json.loads(self._process.stdout.readline())["pid"]
-        if kill_after is not None:
-            time.sleep(max(0.0, kill_after))
-            # The nursery has not waited for it yet, or has: then this is no child any more, and nothing is killed.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
         found: dict[str, Any] = json.loads(self._process.stdout.readline())
-        found["seconds"] = time.monotonic() - started
         found["killed"] = os.WIFSIGNALED(found["status"])
         found["code"] = None if found["killed"] else os.WEXITSTATUS(found["status"])
         if "second" in found:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from io_kit import LONGER, SUFFIX, everything_in, leftovers, read_back, rules
+from io_kit import LONGER, SUFFIX, everything_in, leftovers, read_back, rules, with_room
 from nursery import Nursery
 from safetensors.torch import save_file
 
@@ -76,9 +76,7 @@ def make(kind: str, tmp_path: Path, nursery: Nursery, *, old: bool) -> Case:
         text = LONGER if kind == "in place, longer" else SUFFIX.replace("renamed.{rest}", "{rest}.x")
         data = source.read_bytes()
         if kind == "in place, fits":
-            data = (int.from_bytes(data[:8], "little") + 4096).to_bytes(8, "little") + data[8:]
-            head = 8 + int.from_bytes(data[:8], "little") - 4096
-            data = data[:head] + b" " * 4096 + data[head:]
+            data = with_room(data)
         arguments: tuple[object, ...] = ("apply", rules(inputs, text), target, "--in-place")
 
         def reset() -> None:
@@ -162,25 +160,17 @@ def test_killed_at_random_moments(kind: str, old: bool, folder: Path, nursery: N
     case = make(kind, folder, nursery, old=old)
     input_before = case.source.read_bytes()
     case.reset()
-    slow = 0.0003
-    seconds = nursery.run(*case.arguments, slow=slow)["seconds"]
-    case.reset()
+    steps = nursery.run(*case.arguments)["steps"]
     chance = random.Random(kind)
-    killed, found = 0, set()
-    for moment in range(4 * MOMENTS):
-        # One in every stretch of the time, so that none is left out by chance.
-        after = seconds * (moment % MOMENTS + chance.random()) / MOMENTS
-        done = nursery.run(*case.arguments, slow=slow, kill_after=after)
-        killed += done["killed"]
-        found.add(after_kill(case, nursery))
+    for moment in range(MOMENTS):
+        # After one step in every stretch of them, so that none is left out by chance.
+        number = 1 + int((steps - 1) * (moment + chance.random()) / MOMENTS)
+        case.reset()
+        assert nursery.run(*case.arguments, slow=0.0003, kill_from=number)["killed"]
+        after_kill(case, nursery)
         assert case.source.read_bytes() == input_before
         if moment % 10 == 0 and case.see(case.folder) != case.after:
             finish(case, nursery)
-        case.reset()
-        if killed == MOMENTS:
-            break
-    assert killed == MOMENTS
-    assert ("old" if old else "absent") in found
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ import torch
 from io_kit import SUFFIX, convert, everything_in, leftovers, raw, rules
 from safetensors.torch import load_file, save_file
 
-from remapkit.checkpoint import Reader, atomic, copying, open_checkpoint
+from remapkit.checkpoint import Reader, atomic, copying, open_checkpoint, opening
 from remapkit.cli import main
 from remapkit.diagnostic import UnreadableCheckpoint, UnwritableOutput
 from remapkit.execute import execute
@@ -429,6 +429,31 @@ def test_a_journal_that_does_not_fit_is_not_used(source: Path, capsys: pytest.Ca
     assert main(["recover", str(source)]) == 2
     assert "is damaged: it is not used" in capsys.readouterr().err
     assert source.read_bytes() == before and journal.exists()
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["D2-shard", "D2-linked shard"])
+def test_a_shard_with_a_journal_is_not_read_through_its_index(
+    linked: bool, source: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert apply(source, "-o", out, "--shard-size", "1MB") == 0
+    shard, index = out.with_name("o-00001-of-00002.safetensors"), out.with_name("o.safetensors.index.json")
+    held = shard
+    if linked:
+        held = shard.with_name("sub") / "x.safetensors"
+        held.parent.mkdir()
+        shard.rename(held)
+        shard.symlink_to(held)
+    assert main(["inspect", str(index)]) == 0
+    capsys.readouterr()
+    atomic.journal_path(held).write_bytes(b"remapkit journal 1\n")
+    commands = [["inspect", index], ["inspect", out.parent], ["diff", index, source]]
+    commands.append(["apply", source.parent / "rules.yaml", index, "-o", source.with_name("again.safetensors")])
+    for command in commands:
+        assert main(list(map(str, command))) == 2
+        said = capsys.readouterr().err
+        assert "RK415" in said and f"remapkit recover {shard}" in said
+    monkeypatch.setattr(opening, "_check_journal", lambda path: None)
+    assert main(["inspect", str(index)]) == 0, "nothing else would have refused it"
 
 
 def test_recover_with_nothing_to_recover(source: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from io_kit import everything_in, leftovers, rules
+from io_kit import chosen, everything_in, leftovers, rules
 from nursery import Nursery
 from safetensors.torch import save_file
 
@@ -116,21 +116,16 @@ def at_step(case: Case, nursery: Nursery, number: int, second: str, end: str, fa
     hold(case, done, second, end)
 
 
-def chosen(count: int) -> list[int]:
-    """The steps of the end, where files get their names, and some before."""
-    return [n for n in range(1, count + 1) if n == 1 or n % 20 == 0 or n > count - 10]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("second", ["a", "b"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_second_process_at_every_step(
-    kind: str, second: str, end: str, memory_path: Path, nursery: Nursery
-) -> None:
+def test_a_second_process_at_every_step(kind: str, memory_path: Path, nursery: Nursery) -> None:
+    """Every step in one way, each in its turn; the steps that give names in all of them."""
     case = make(kind, memory_path)
-    for number in range(1, steps_of(case, nursery) + 1):
-        at_step(case, nursery, number, second, end)
+    count = steps_of(case, nursery)
+    ways = [(second, end) for second in case.seconds for end in ENDS]
+    for number in range(1, count + 1):
+        for second, end in ways if number > count - 12 else [ways[number % len(ways)]]:
+            at_step(case, nursery, number, second, end)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"D2-{kind}")

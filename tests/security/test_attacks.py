@@ -23,6 +23,7 @@ ALL = {name: attack for group in ATTACKS.values() for name, attack in group.item
 READ_ALL = """
 import json, os, resource, sys, tempfile
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
 from pathlib import Path
 import numpy, encodings.cp437, encodings.latin_1, encodings.raw_unicode_escape, encodings.unicode_escape
 from remapkit.checkpoint import open_checkpoint
@@ -79,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def verdicts(folder: Path) -> dict[str, dict[str, Any]]:
     """What one process under a limit of memory says of each of them."""
     command = [sys.executable, "-c", READ_ALL, str(MEMORY), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     last = list(ALL)[len(found)] if len(found) < len(ALL) else "the end"
     assert done.returncode == 0, f"died at {last}: {done.stderr[-2000:]}"

@@ -1,0 +1,68 @@
+"""Modules that are imported in another working directory, where the process's own is gone.
+
+oneMKL asks for the working directory while torch loads it, and ends the process where there is none. Everything else
+stays in the directory that is gone: a relative path must lead to nothing, not to a file of another place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+
+def import_there(name: str) -> None:
+    """Have the import of a module, whenever it comes, happen in the root directory; nothing where it was before."""
+    if name not in sys.modules and not any(isinstance(each, _Finder) and each.name == name for each in sys.meta_path):
+        sys.meta_path.insert(0, _Finder(name))
+
+
+class _Finder(MetaPathFinder):
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The module as it is found anyway, but with another loader; None for any other module."""
+        if fullname != self.name:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(Loader):
+    """A loader that runs the module in the root directory, and is the real one in everything else."""
+
+    def __init__(self, real: Loader) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._real, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """The module, before it is run."""
+        return self._real.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module in the root directory."""
+        with _in_root():
+            self._real.exec_module(module)
+
+
+@contextlib.contextmanager
+def _in_root() -> Iterator[None]:
+    # A directory that has lost its name can still be opened, and gone back to.
+    back = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.chdir("/")
+        yield
+    finally:
+        os.fchdir(back)
+        os.close(back)
