@@ -14,6 +14,7 @@ from remapkit.automaton import MAX_EDGES, TooMany, automaton, read
 from remapkit.diagnostic import Diagnostic, InvalidRules, Label, Severity
 from remapkit.flows import Filled, Flow, FlowReader, fill_pattern, fill_targets, is_integer, template_pattern
 from remapkit.guards import allowed, compile_pattern
+from remapkit.literals import read_word
 from remapkit.matcher import Outcome, Reader, Renamer, SetMatcher
 from remapkit.ops.kinds import Refused
 from remapkit.ops.numbers import BadNumber, NoValue
@@ -386,7 +387,11 @@ class _Compiler:
         entries: dict[str, str] = {}
         by_value: dict[str, Any] = {}
         for entry in written.entries:
-            key, value = entry.key.value, entry.value.value
+            key, value = self.word(entry.key, "a key of a table"), self.word(entry.value, "a value of a table")
+            if key in entries:
+                title = f"the table {written.name.value!r} has the key {key!r} twice, once as a quoted literal"
+                self.problems.append(Diagnostic("RK221", title, (Label(entry.key.span),), ("remove one",)))
+                continue
             if value in by_value and not written.lossy:
                 first = by_value[value]
                 labels = (
@@ -402,6 +407,11 @@ class _Compiler:
             by_value.setdefault(value, entry)
             entries[key] = value
         return Table(written.name.value, entries, written.lossy, written.name.span)
+
+    def word(self, text: Text, what: str) -> str:
+        """What a word of a table says; one that has a problem stays as it is, so that no other follows from it."""
+        read = read_word(text, what, self.problems)
+        return text.value if read is None else read.value
 
     def pattern(self, written: WrittenPattern) -> Pattern | None:
         compiled = self.collect(lambda: compile_pattern(written, self.keys))

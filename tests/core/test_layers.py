@@ -23,7 +23,18 @@ TINY = ROOT / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("source", "diagnostic", "spec", "units", "guest"),
     ("yamlnodes", "scalars", "rulefile", "schema", "ops"),
-    ("pattern", "regex", "pathpattern", "automaton", "factor", "guards", "template", "matcher", "languages"),
+    (
+        "literals",
+        "pattern",
+        "regex",
+        "pathpattern",
+        "automaton",
+        "factor",
+        "guards",
+        "template",
+        "matcher",
+        "languages",
+    ),
     (
         *("flows", "arrows", "variants", "nets", "searches", "delays", "questions", "verdicts", "constants"),
         *("rules", "prove", "invert", "require", "companions"),
