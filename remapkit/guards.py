@@ -34,7 +34,10 @@ class Compiled:
 
 def compile_pattern(written: WrittenPattern, tables: Mapping[str, Sequence[str]]) -> Compiled:
     """The pattern of a rule, guards included; raises `InvalidRules` with everything that is wrong with it."""
-    parts = parse_path(written.text, tables) if written.surface == "path" else linear(parse(written.text))
+    try:
+        parts = parse_path(written.text, tables) if written.surface == "path" else linear(parse(written.text))
+    except InvalidRules as error:
+        raise InvalidRules([*error.diagnostics, *_word_problems(written)]) from None
     problems: list[Diagnostic] = []
     warnings: list[Diagnostic] = []
     guarded: dict[str, Span] = {}
@@ -53,6 +56,17 @@ def compile_pattern(written: WrittenPattern, tables: Mapping[str, Sequence[str]]
     if problems:
         raise InvalidRules(problems)
     return Compiled(pattern, tuple(warnings))
+
+
+def _word_problems(written: WrittenPattern) -> list[Diagnostic]:
+    """What is wrong with the words of guards, whatever the pattern is."""
+    problems: list[Diagnostic] = []
+    for guard in written.where:
+        for text in guard.values or ():
+            read_word(text, "a word of a guard", problems)
+    for text in written.leaf or ():
+        read_word(text, "a leaf", problems)
+    return problems
 
 
 def _guarded(

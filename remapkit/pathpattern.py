@@ -76,7 +76,6 @@ def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, .
     """
     problems = Problems(text)
     tokens = list(_tokens(text, problems))
-    _judge_literals(text, tokens, tables, problems)
     parts: list[Part] = []
     names: dict[str, tuple[int, int]] = {}
     deep: tuple[int, int] | None = None
@@ -113,6 +112,7 @@ def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, .
                     problems.add("RK133", "two `**` in one path", token.start, token.end, help, earlier=deep)
                 deep = deep or (token.start, token.end)
             parts.append(part)
+    _judge_literals(text, tokens, tables, problems)
     if problems.found:
         raise InvalidRules(problems.found)
     return _merged(parts)
@@ -139,13 +139,14 @@ def _segments(tokens: list[_Token], length: int) -> Iterator[_Segment]:
 def _judge_literals(
     text: Text, tokens: Sequence[_Token], tables: Mapping[str, Sequence[str]], problems: Problems
 ) -> None:
-    """Says once for a path what is wrong with its literal text."""
+    """Says once for a path, and first, what is wrong with its literal text."""
+    others = {(each.code, each.title) for each in problems.found}
 
     def works(value: str) -> bool:
         try:
             return bool(parse_path(Text.of(value), tables))
-        except InvalidRules:
-            return False
+        except InvalidRules as error:
+            return {(each.code, each.title) for each in error.diagnostics} <= others
 
     literal = "".join(token.value for token in tokens if token.kind != "capture")
     found = hidden(text, "a path", literal)
@@ -159,7 +160,7 @@ def _judge_literals(
             else:
                 stretches.append((token.start, token.end))
         found = judge(text, "a path", stretches, works, wildcards=True)
-    problems.found += [found] if found is not None else []
+    problems.found[:0] = [found] if found is not None else []
 
 
 def _tokens(text: Text, problems: Problems) -> Iterator[_Token]:

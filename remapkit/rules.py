@@ -504,6 +504,9 @@ class _Compiler:
                 parts.append(Part(guard.capture.value, SEGMENT, at).bounded(words))
             if guard.named is not None:
                 self.used.add(guard.named.value)
+        if len(self.problems) > before:
+            self.problems += syntax_problems(written.to)
+            return None
         count = math.prod(len(part.values or ()) for part in parts)
         if count > MAX_ADDED:
             title = f"add[{number}] would bring {count:,} tensors: at most {MAX_ADDED:,} can be added by one entry"
