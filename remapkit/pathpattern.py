@@ -317,7 +317,10 @@ def _unknown_type(name: str, kind: str, tables: Mapping[str, Sequence[str]], pro
     if kind and "." not in kind:
         found = QUOTED.fullmatch(f"{{{kind}}}")
         word = unquoted(found[1]) if found is not None else kind
-        help.append(f"for the one word {word!r} write it without braces: {literal_text(word)}")
+        written = literal_text(word)
+        help.append(
+            f"for the one word {word!r} write it without braces" + (f": {written}" if written != word else "")
+        )
     title = f"{kind!r} is neither a type nor a table" if kind else "a colon without a type"
     problems.add("RK134", title, start, start + max(1, len(kind)), *help)
 
