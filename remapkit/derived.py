@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from remapkit.diagnostic import counted
 from remapkit.families import is_integer
 from remapkit.generalise import Copied, Example, Fixed, Item, Looked
-from remapkit.learn import bound, braces, capture_names, escaped_regex, flow
+from remapkit.learn import bound, capture_names, escaped_regex, flow
+from remapkit.literals import literal_text
 from remapkit.scalars import entry, in_quotes, quoted
 
 
@@ -83,7 +84,7 @@ def _written(parts: Sequence[Part]) -> tuple[list[_Rule], _Tables]:
 
 def _literal(pair: tuple[str, str], number: int, ids: set[str]) -> _Rule:
     id = _unique(pair[0], ids)
-    return _Rule(id, number, escaped_regex(pair[0]), braces(pair[1]), surface="match", first=pair)
+    return _Rule(id, number, escaped_regex(pair[0]), literal_text(pair[1]), surface="match", first=pair)
 
 
 def _rule(part: Part, number: int, ids: set[str], tables: _Tables) -> _Rule:
@@ -99,7 +100,7 @@ def _rule(part: Part, number: int, ids: set[str], tables: _Tables) -> _Rule:
     for place, (name, words) in enumerate(zip(names, example.words, strict=True)):
         kind = _kind(words, free=part.how is How.FREE and place not in bounded)
         if not name:
-            segments.append(braces(words[0]))
+            segments.append(literal_text(words[0]))
         elif place in of_place:
             segments.append(f"{{{name}:{of_place[place]}}}")
         elif kind is not None:
@@ -119,7 +120,7 @@ def _kind(words: Sequence[str], *, free: bool) -> str | None:
 
 def _target_segment(item: Item, names: Sequence[str], tables: _Tables) -> str:
     if isinstance(item, Fixed):
-        return braces(item.word)
+        return literal_text(item.word)
     if isinstance(item, Copied):
         return f"{{{names[item.place]}}}"
     if isinstance(item, Looked):
@@ -155,7 +156,7 @@ def _lines(written: Sequence[_Rule], tables: _Tables) -> Iterator[tuple[str, int
     if tables:
         yield "tables:", -1
         for name, entries in tables.items():
-            inner = ", ".join(f"{quoted(key)}: {quoted(value)}" for key, value in entries)
+            inner = ", ".join(f"{quoted(literal_text(key))}: {quoted(literal_text(value))}" for key, value in entries)
             lossy = len({value for _, value in entries}) < len(entries)
             yield f"  {name}: {{lossy: true, entries: {{{inner}}}}}" if lossy else f"  {name}: {{{inner}}}", -1
         yield "", -1

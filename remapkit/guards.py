@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from remapkit.diagnostic import Diagnostic, InvalidRules, Label, Severity
+from remapkit.literals import literal_text, read_word
 from remapkit.pathpattern import Problems, integer_range, parse_path
 from remapkit.pattern import Part, Pattern, linear, unparse
 from remapkit.regex import parse
@@ -33,7 +34,10 @@ class Compiled:
 
 def compile_pattern(written: WrittenPattern, tables: Mapping[str, Sequence[str]]) -> Compiled:
     """The pattern of a rule, guards included; raises `InvalidRules` with everything that is wrong with it."""
-    parts = parse_path(written.text, tables) if written.surface == "path" else linear(parse(written.text))
+    try:
+        parts = parse_path(written.text, tables) if written.surface == "path" else linear(parse(written.text))
+    except InvalidRules as error:
+        raise InvalidRules([*error.diagnostics, *_word_problems(written)]) from None
     problems: list[Diagnostic] = []
     warnings: list[Diagnostic] = []
     guarded: dict[str, Span] = {}
@@ -52,6 +56,17 @@ def compile_pattern(written: WrittenPattern, tables: Mapping[str, Sequence[str]]
     if problems:
         raise InvalidRules(problems)
     return Compiled(pattern, tuple(warnings))
+
+
+def _word_problems(written: WrittenPattern) -> list[Diagnostic]:
+    """What is wrong with the words of guards, whatever the pattern is."""
+    problems: list[Diagnostic] = []
+    for guard in written.where:
+        for text in guard.values or ():
+            read_word(text, "a word of a guard", problems)
+    for text in written.leaf or ():
+        read_word(text, "a leaf", problems)
+    return problems
 
 
 def _guarded(
@@ -105,7 +120,9 @@ def allowed(
             title = f"the guard on {guard.capture.value!r} allows nothing"
             problems.append(Diagnostic("RK141", title, (Label(guard.capture.span),), ("list the values",)))
             return None
-        return guard.values
+        words = [read_word(text, "a word of a guard", problems) for text in guard.values]
+        read = tuple(word for word in words if word is not None)
+        return read if len(read) == len(words) else None
     assert guard.named is not None
     named = guard.named
     if named.value in tables:
@@ -146,12 +163,13 @@ def _leaves(written: WrittenPattern, problems: list[Diagnostic]) -> tuple[str, .
         problems.append(
             Diagnostic("RK143", "the leaf guard allows nothing", (Label(written.span),), ("list leaves",))
         )
-    for text in written.leaf:
+    leaves = [read_word(text, "a leaf", problems) for text in written.leaf]
+    for text in filter(None, leaves):
         if "." in text.value or not text.value:
-            help = f"write {text.value.rpartition('.')[2] or 'a name'}"
+            help = f"write {literal_text(text.value.rpartition('.')[2]) or 'a name'}"
             title = f"{text.value!r} is no leaf: the leaf is the text after the last dot"
             problems.append(Diagnostic("RK143", title, (Label(text.span),), (help,)))
-    return tuple(dict.fromkeys(text.value for text in written.leaf))
+    return tuple(dict.fromkeys(text.value for text in leaves if text is not None))
 
 
 def _leaf_checked(
@@ -162,7 +180,8 @@ def _leaf_checked(
 
     assert written.leaf is not None and pattern.leaf is not None
     possible = possible_leaves(pattern)
-    never = [text for text in written.leaf if text.value not in possible]
+    read = ((text, read_word(text, "a leaf", [])) for text in written.leaf)
+    never = [text for text, word in read if word is None or word.value not in possible]
     if never:
         listed = ", ".join(repr(text.value) for text in never)
         labels = (Label(written.text.span, "no key of it ends so", primary=False), Label(never[0].span))

@@ -20,6 +20,7 @@ from remapkit.arrows import Arrow, arrows
 from remapkit.automaton import automaton
 from remapkit.diagnostic import Diagnostic, InvalidRules, Label, listed
 from remapkit.flows import Axis, Flow, Split
+from remapkit.literals import choice_text, literal_text
 from remapkit.matcher import regex_text
 from remapkit.ops.calls import Call, plain_arg
 from remapkit.pathpattern import parse_path
@@ -269,7 +270,7 @@ class _Inverter:
             raise self.unwritable(
                 "only its `leaf:` guard, or a domain, leaves one word to what the target does not show"
             )
-        return _braces(word)
+        return literal_text(word)
 
     def element(self, item: Item) -> str | Capture:
         if isinstance(item, Literal):
@@ -496,7 +497,7 @@ def invert(rule_set: RuleSet, *, header: Iterable[str] | None = None, beside: Pa
     _refuse_unproven(rule_set, keys)
     _refuse_lossy(rule_set)
     tables = Tables()
-    known = {table.name.value: {e.key.value: e.value.value for e in table.entries} for table in rule_set.file.tables}
+    known = rule_set.tables
     problems: list[Diagnostic] = []
     found: list[InverseRule | InverseFlow] = []
     by_id = {arrow.rule_id: arrow for arrow in arrows(rule_set)}
@@ -625,7 +626,9 @@ class _Writer:
                 yield f"  - {self.kept(kept)}"
         if self.rules.add:
             yield from ("", "drop:")
-            yield from (f"  - {in_quotes(_braces(target))}" for filled in self.rules.add for target in filled.targets)
+            yield from (
+                f"  - {in_quotes(literal_text(target))}" for filled in self.rules.add for target in filled.targets
+            )
         yield from self.tests()
 
     def ends(self) -> Iterator[str]:
@@ -649,7 +652,7 @@ class _Writer:
         if self.tables.found:
             yield from ("", "tables:")
         for name, entries in self.tables.found.items():
-            flow = ", ".join(f"{_plain(key)}: {_plain(value)}" for key, value in entries.items())
+            flow = ", ".join(f"{_word(key)}: {_word(value)}" for key, value in entries.items())
             yield (
                 f"  {name}: {{lossy: true, entries: {{{flow}}}}}"
                 if name in self.tables.lossy
@@ -690,7 +693,7 @@ class _Writer:
         surface, text = self.surface(rule)
         yield f"    {surface}: {in_quotes(text)}"
         if rule.leaf is not None:
-            yield f"    leaf: [{', '.join(map(_plain, rule.leaf))}]"
+            yield f"    leaf: [{', '.join(map(_word, rule.leaf))}]"
 
     def surface(self, rule: InverseRule) -> tuple[str, str]:
         path = self.path(rule) if rule.path else None
@@ -728,7 +731,7 @@ class _Writer:
     def source(self, rule: InverseRule, ops: tuple[object, ...]) -> str:
         """One source of a concat: its pattern alone where that is all."""
         surface, text = self.surface(rule)
-        leaf = f", leaf: [{', '.join(map(_plain, rule.leaf))}]" if rule.leaf is not None else ""
+        leaf = f", leaf: [{', '.join(map(_word, rule.leaf))}]" if rule.leaf is not None else ""
         done = f", ops: {flow_text(list(ops))}" if ops else ""
         return (
             f"{{{surface}: {in_quotes(text)}{leaf}{done}}}" if leaf or done or surface == "match" else in_quotes(text)
@@ -738,7 +741,7 @@ class _Writer:
         """The pattern on the path surface, where that can say the same."""
         text = ""
         for each in rule.pattern:
-            written = _braces(each) if isinstance(each, str) else self.path_capture(each)
+            written = literal_text(each) if isinstance(each, str) else self.path_capture(each)
             if written is None:
                 return None
             text += written
@@ -767,7 +770,7 @@ class _Writer:
         numbers = sorted(map(int, values)) if _integers(values) else []
         if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
             return f"{{{capture.name}:{numbers[0]}..{numbers[-1]}}}"
-        if len(values) < 2 or any(set(".|{}").intersection(value) or not value for value in values):
+        if len(values) < 2 or any("." in value or choice_text(value) != value for value in values):
             return None
         return f"{{{capture.name}:{'|'.join(values)}}}"
 
@@ -779,7 +782,7 @@ class _Writer:
         surface, text = (
             ("match", regex_text(rule.pattern)) if tables or written.where else (written.surface, written.text.value)
         )
-        leaf = f", leaf: [{', '.join(map(_plain, rule.pattern.leaf))}]" if rule.pattern.leaf is not None else ""
+        leaf = f", leaf: [{', '.join(map(_word, rule.pattern.leaf))}]" if rule.pattern.leaf is not None else ""
         if surface == "path" and not leaf:
             return in_quotes(text)
         return f"{{{surface}: {in_quotes(text)}{leaf}}}"
@@ -847,13 +850,14 @@ def _same(capture: Capture, part: Part) -> bool:
     return part.node == capture.part.node
 
 
-def _braces(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
-
-
 def _plain(text: str) -> str:
     """A text without quotes where every reader takes it for that text; this program's own reads an index as text."""
     return text if _INDEX.fullmatch(text) else quoted(text)
+
+
+def _word(text: str) -> str:
+    """A word of a guard or a table, which stands for itself."""
+    return _plain(literal_text(text))
 
 
 def _label(rule: Rule) -> tuple[Label, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from remapkit import schema
 from remapkit.diagnostic import Diagnostic, UsageError
 from remapkit.families import Family, families, is_integer
+from remapkit.literals import choice_text, literal_text
 from remapkit.pattern import MAX_WORDS
 from remapkit.scalars import entry, in_quotes, quoted
 from remapkit.spec import StateDictSpec
@@ -114,7 +115,7 @@ def _written(other: StateDictSpec, same: StateDictSpec) -> tuple[_Candidate, ...
 
 def _candidate(family: Family, renamed: bool, ids: set[str]) -> _Candidate:
     names = capture_names(family.segments)
-    to = ".".join(f"{{{name}}}" if name else braces(words[0]) for name, words in names)
+    to = ".".join(f"{{{name}}}" if name else literal_text(words[0]) for name, words in names)
     id = _id(family, ids)
     if any("" in words for words in family.segments):
         # A path has no empty segments, a regular expression can say them.
@@ -128,7 +129,7 @@ def _candidate(family: Family, renamed: bool, ids: set[str]) -> _Candidate:
 
 def segment(name: str, words: Sequence[str]) -> str:
     if not name:
-        return braces(words[0])
+        return literal_text(words[0])
     kind = bound(words)
     return f"{{{name}:{kind}}}" if kind else f"{{{name}}}"
 
@@ -137,13 +138,9 @@ def escaped_regex(text: str) -> str:
     return re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", text)
 
 
-def braces(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
-
-
 def bound(words: Sequence[str]) -> str | None:
     """What bounds a capture to these words, within its braces; None where only a list can."""
-    if len(words) > MAX_WORDS or any(set(word) & set("|{}") for word in words):
+    if len(words) > MAX_WORDS or any(choice_text(word) != word for word in words):
         return None
     if is_integer(words[0]):
         numbers = [int(word) for word in words]
@@ -295,7 +292,9 @@ def _what(family: Family) -> str:
 
 
 def flow(where: Mapping[str, Sequence[str]]) -> str:
-    entries = (f"{name}: [{', '.join(in_quotes(word) for word in words)}]" for name, words in where.items())
+    entries = (
+        f"{name}: [{', '.join(in_quotes(literal_text(word)) for word in words)}]" for name, words in where.items()
+    )
     return "{" + ", ".join(entries) + "}"
 
 

@@ -4,7 +4,7 @@ r"""The `path` surface: literal segments and captures, parsed into the parts of 
 
 `{name}` is one segment (or, beside literal text, the rest of one), `{name:int}` a canonical decimal, `{name:0..47}`
 one of a range, `{name:a|b}` one of several words, `{name:slots}` a key of the table `slots`, `{name:**}` one segment
-or more. `{{` and `}}` are the braces themselves.
+or more. `{{` and `}}` are the braces themselves, and `{'...'}` is a literal with any characters (`literals.py`).
 """
 
 from __future__ import annotations
@@ -15,17 +15,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from remapkit.diagnostic import Diagnostic, InvalidRules, Label
+from remapkit.literals import (
+    QUOTED,
+    choice_text,
+    hidden,
+    is_plain,
+    judge,
+    literal_text,
+    quoted_at,
+    shown_sign,
+    unquoted,
+)
 from remapkit.pattern import CANONICAL, MAX_WORDS, SEGMENT, SEGMENTS, Part, Seq, literal
+from remapkit.scalars import in_quotes
 from remapkit.source import Text
 
 MAX_DIGITS = 18
 _TYPES = ("int", "**")
 _PLAIN = re.compile("[^{}.]+")
+_CAPTURE = re.compile(r"\{(?:[^{}']|'[^']*')*\}")
+"""A capture, with choices in quotes that may hold anything."""
+_PIECE = re.compile(r"(?:[^'|]|'[^']*'|'(?![^']*'))*")
+"""A choice, up to the next `|` outside quotes."""
+_CHOICE = re.compile(r"'((?:[^']|'')+)'")
 
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """A stretch of a path: `text` (literal), `dot` or `capture`, at `start` to `end`."""
+    """A stretch of a path: `text` or `quoted` (both literal), `dot` or `capture`, at `start` to `end`."""
 
     kind: str
     value: str
@@ -58,12 +75,13 @@ def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, .
     [None, 'n', None, 'leaf']
     """
     problems = Problems(text)
+    tokens = list(_tokens(text, problems))
     parts: list[Part] = []
     names: dict[str, tuple[int, int]] = {}
     deep: tuple[int, int] | None = None
-    for number, segment in enumerate(_segments(list(_tokens(text.value, problems)), len(text.value))):
+    for number, segment in enumerate(_segments(tokens, len(text.value))):
         if number:
-            parts.append(_literal(".", segment.start - 1))
+            parts.append(_literal(".", segment.start - 1, segment.start))
         if not segment.tokens:
             help = (
                 "remove the extra dot"
@@ -75,8 +93,8 @@ def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, .
         if len(captures) > 1:
             _two_captures(captures, problems)
         for token in segment.tokens:
-            if token.kind == "text":
-                parts.append(_literal(token.value, token.start))
+            if token.kind != "capture":
+                parts.append(_literal(token.value, token.start, token.end))
                 continue
             part = _capture(token, tables, problems)
             if part is None or part.name is None:
@@ -94,6 +112,7 @@ def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, .
                     problems.add("RK133", "two `**` in one path", token.start, token.end, help, earlier=deep)
                 deep = deep or (token.start, token.end)
             parts.append(part)
+    _judge_literals(text, tokens, tables, problems)
     if problems.found:
         raise InvalidRules(problems.found)
     return _merged(parts)
@@ -117,15 +136,47 @@ def _segments(tokens: list[_Token], length: int) -> Iterator[_Segment]:
     yield _Segment(tuple(pending), start, length)
 
 
-def _tokens(value: str, problems: Problems) -> Iterator[_Token]:
-    here = 0
+def _judge_literals(
+    text: Text, tokens: Sequence[_Token], tables: Mapping[str, Sequence[str]], problems: Problems
+) -> None:
+    """Says once for a path, and first, what is wrong with its literal text."""
+    others = {(each.code, each.title) for each in problems.found}
+
+    def works(value: str) -> bool:
+        try:
+            return bool(parse_path(Text.of(value), tables))
+        except InvalidRules as error:
+            return {(each.code, each.title) for each in error.diagnostics} <= others
+
+    literal = "".join(token.value for token in tokens if token.kind != "capture")
+    found = hidden(text, "a path", literal)
+    if found is None and any(not is_plain(sign) for token in tokens if token.kind == "text" for sign in token.value):
+        stretches: list[tuple[int, int]] = []
+        for token in tokens:
+            if token.kind not in ("text", "dot") or token.end - token.start > len(token.value):
+                continue
+            if stretches and stretches[-1][1] == token.start:
+                stretches[-1] = (stretches[-1][0], token.end)
+            else:
+                stretches.append((token.start, token.end))
+        found = judge(text, "a path", stretches, works, wildcards=True)
+    problems.found[:0] = [found] if found is not None else []
+
+
+def _tokens(text: Text, problems: Problems) -> Iterator[_Token]:
+    here, value = 0, text.value
     while here < len(value):
         sign = value[here]
         if value[here : here + 2] in ("{{", "}}"):
             yield _Token("text", sign, here, here + 2)
             here += 2
+        elif value.startswith("{'", here):
+            literal, end = quoted_at(text, here, problems.found)
+            yield _Token("quoted", literal, here, end)
+            here = end
         elif sign == "{":
-            end = value.find("}", here)
+            found = _CAPTURE.match(value, here)
+            end = value.find("}", here) if found is None else found.end() - 1
             if end < 0 or "{" in value[here + 1 : end]:
                 help = "close it with }, or write {{ for the character itself"
                 problems.add("RK131", "a brace that is never closed", here, here + 1, help)
@@ -147,9 +198,8 @@ def _tokens(value: str, problems: Problems) -> Iterator[_Token]:
             here = end
 
 
-def _literal(text: str, start: int) -> Part:
-    node = literal(text, start)
-    return Part(None, node, node.at, values=(text,))
+def _literal(text: str, start: int, end: int) -> Part:
+    return Part(None, Seq(literal(text, start).items, (start, end)), (start, end), values=(text,))
 
 
 def _two_captures(captures: list[_Token], problems: Problems) -> None:
@@ -178,7 +228,7 @@ def _capture(token: _Token, tables: Mapping[str, Sequence[str]], problems: Probl
         part = blank.bounded(tuple(tables[kind]), table=kind)
         return replace(part, written=kind)
     values: tuple[str, ...] | None
-    if ".." in kind:
+    if ".." in kind and "'" not in kind:
         values = integer_range(kind, problems, start)
     elif "|" in kind:
         values = _choices(kind, problems, start)
@@ -211,10 +261,13 @@ def integer_range(kind: str, problems: Problems, start: int) -> tuple[str, ...] 
 
 
 def _choices(kind: str, problems: Problems, start: int) -> tuple[str, ...] | None:
-    values = kind.split("|")
+    written = _split(kind)
+    values = [unquoted(found[1]) if (found := _CHOICE.fullmatch(each)) else each for each in written]
     here, good = start, True
     for number, value in enumerate(values):
-        where = (max(start, here - 1), here + len(value) + 1) if not value else (here, here + len(value))
+        length = len(written[number])
+        where = (max(start, here - 1), here + length + 1) if not value else (here, here + length)
+        odd = None if value != written[number] else next((sign for sign in value if not is_plain(sign)), None)
         if not value:
             problems.add("RK136", "an empty choice", *where, "remove the extra |")
         elif "." in value:
@@ -222,23 +275,52 @@ def _choices(kind: str, problems: Problems, start: int) -> tuple[str, ...] | Non
             problems.add("RK136", f"a dot in the choice {value!r}", *where, help)
         elif value in values[:number]:
             problems.add("RK136", f"the choice {value!r} stands twice", *where, "remove one")
+        elif odd is not None:
+            read = "|".join(
+                each if _CHOICE.fullmatch(each) else choice_text(word) if word else ""
+                for word, each in zip(values, written, strict=True)
+            )
+            whole = problems.text.value
+            literal = in_quotes(whole[:start] + read + whole[start + len(kind) :])
+            help = f"choices are words, not patterns; for these very characters write {literal}"
+            problems.add("RK219", f"a choice must be plain text, got {shown_sign(odd)}", *where, help)
+        elif (hidden_in := hidden(problems.text, "a choice", value)) is not None:
+            problems.found.append(hidden_in)
         else:
-            here += len(value) + 1
+            here += length + 1
             continue
         good = False
-        here += len(value) + 1
+        here += length + 1
     return tuple(values) if good else None
+
+
+def _split(kind: str) -> list[str]:
+    """Choices as they are written: a `|` in quotes is one of their characters."""
+    pieces, here = [], 0
+    while here <= len(kind):
+        found = _PIECE.match(kind, here)
+        assert found is not None
+        pieces.append(found.group())
+        here = found.end() + 1
+    return pieces
 
 
 def _unknown_type(name: str, kind: str, tables: Mapping[str, Sequence[str]], problems: Problems, start: int) -> None:
     close = difflib.get_close_matches(kind, [*_TYPES, *tables], n=1)
+    if re.fullmatch(r"(?:\\d|\[0-9\])[+*]?", kind):
+        close = ["int"]
     help = [f"did you mean {close[0]!r}?"] if close else []
     help.append(
         "a type is int, a range (0..47), choices (a|b), ** or the name of a table"
         + (f": {', '.join(tables)}" if tables else "; this file has no tables")
     )
     if kind and "." not in kind:
-        help.append(f"for the one word {kind!r} write it without braces")
+        found = QUOTED.fullmatch(f"{{{kind}}}")
+        word = unquoted(found[1]) if found is not None else kind
+        written = literal_text(word)
+        help.append(
+            f"for the one word {word!r} write it without braces" + (f": {written}" if written != word else "")
+        )
     title = f"{kind!r} is neither a type nor a table" if kind else "a colon without a type"
     problems.add("RK134", title, start, start + max(1, len(kind)), *help)
 

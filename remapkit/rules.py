@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from remapkit.diagnostic import Diagnostic, InvalidRules, Label, Severity
 from remapkit.flows import Filled, Flow, FlowReader, fill_pattern, fill_targets, is_integer, template_pattern
 from remapkit.guards import allowed, compile_pattern
+from remapkit.literals import read_word
 from remapkit.matcher import Outcome, Reader, Renamer, SetMatcher
 from remapkit.ops.kinds import Refused
 from remapkit.ops.numbers import BadNumber, NoValue
@@ -333,7 +334,11 @@ class _Compiler:
         entries: dict[str, str] = {}
         by_value: dict[str, Any] = {}
         for entry in written.entries:
-            key, value = entry.key.value, entry.value.value
+            key, value = self.word(entry.key, "a key of a table"), self.word(entry.value, "a value of a table")
+            if key in entries:
+                title = f"the table {written.name.value!r} has the key {key!r} twice, once as a quoted literal"
+                self.problems.append(Diagnostic("RK221", title, (Label(entry.key.span),), ("remove one",)))
+                continue
             if value in by_value and not written.lossy:
                 first = by_value[value]
                 labels = (
@@ -349,6 +354,11 @@ class _Compiler:
             by_value.setdefault(value, entry)
             entries[key] = value
         return Table(written.name.value, entries, written.lossy, written.name.span)
+
+    def word(self, text: Text, what: str) -> str:
+        """What a word of a table says; one that has a problem stays as it is, so that no other follows from it."""
+        read = read_word(text, what, self.problems)
+        return text.value if read is None else read.value
 
     def pattern(self, written: WrittenPattern) -> Pattern | None:
         compiled = self.collect(lambda: compile_pattern(written, self.keys))
@@ -441,6 +451,9 @@ class _Compiler:
                 parts.append(Part(guard.capture.value, SEGMENT, at).bounded(words))
             if guard.named is not None:
                 self.used.add(guard.named.value)
+        if len(self.problems) > before:
+            self.problems += syntax_problems(written.to)
+            return None
         count = math.prod(len(part.values or ()) for part in parts)
         if count > MAX_ADDED:
             title = f"add[{number}] would bring {count:,} tensors: at most {MAX_ADDED:,} can be added by one entry"

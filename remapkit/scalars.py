@@ -17,19 +17,19 @@ def quoted(text: str) -> str:
     r"""A text as a YAML scalar that every reader takes for that text, plain where nothing could be mistaken.
 
     >>> print(quoted("conv1.weight"), quoted("no"), quoted("y"), quoted("it's"), quoted("a\tb"), quoted("1"))
-    conv1.weight 'no' 'y' 'it''s' "a\tb" '1'
+    conv1.weight 'no' 'y' "it's" "a\tb" '1'
     """
     is_plain = _PLAIN.fullmatch(text) and text.lower() not in _ELSEWHERE and plain_kind(text) == "text"
     return text if is_plain else in_quotes(text)
 
 
 def in_quotes(text: str) -> str:
-    """A text in single quotes, or in double quotes where it has what cannot be seen.
+    """A text in single quotes, or in double quotes where it has what cannot be seen, or single quotes of its own.
 
     >>> print(in_quotes("{a}"), in_quotes("tag\\U000e0001"))
     '{a}' "tag\\U000e0001"
     """
-    if text.isprintable():
+    if text.isprintable() and ("'" not in text or '"' in text or "\\" in text):
         return "'" + text.replace("'", "''") + "'"
     return '"' + "".join(map(_escaped, text)) + '"'
 

@@ -1,8 +1,9 @@
 r"""Templates: the target key, written with the captures of a pattern.
 
 `{name}` is a capture, `{name|table}` its value in a table, `{i*4+j}` integer arithmetic on bounded captures; `{{` and
-`}}` are the braces themselves. Tables and arithmetic become finite maps when they are compiled, so that nothing
-is left to go wrong on a key, and everything can be proven and inverted by enumeration.
+`}}` are the braces themselves, and `{'...'}` is a literal with any characters (`literals.py`). Tables and arithmetic
+become finite maps when they are compiled, so that nothing is left to go wrong on a key, and everything can be proven
+and inverted by enumeration.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from remapkit.diagnostic import Diagnostic, InvalidRules, Label
+from remapkit.literals import judge, quoted_at
 from remapkit.pattern import Part, Pattern
 from remapkit.source import Span, Text
 from remapkit.spec import name_problem
 
 _REFERENCE = re.compile(r"\\(?:[0-9]|g<)[^.{}]*", re.ASCII)
 """How `re.sub` is told of a group."""
+_PLAIN = re.compile("[^{}]+")
 MAX_OPERATIONS = 100
 """The most signs that one arithmetic expression may have."""
 MAX_COMBINATIONS = 4096
@@ -290,12 +293,20 @@ class _FieldParser:
 def _fields(text: Text) -> Iterator[str | _Field | Diagnostic]:
     value, here = text.value, 0
     pending = ""
+    plain: list[tuple[int, int]] = []
     while here < len(value):
         sign = value[here]
         if value[here : here + 2] in ("{{", "}}"):
             pending, here = pending + sign, here + 2
+        elif value.startswith("{'", here):
+            problems: list[Diagnostic] = []
+            literal, here = quoted_at(text, here, problems)
+            pending += literal
+            yield from problems
         elif sign not in "{}":
-            pending, here = pending + sign, here + 1
+            start, here = here, _PLAIN.match(value, here).end()  # type: ignore[union-attr]
+            pending += value[start:here]
+            plain.append((start, here))
         else:
             end = value.find("}", here)
             if sign == "}" or end < 0 or "{" in value[here + 1 : end]:
@@ -314,6 +325,16 @@ def _fields(text: Text) -> Iterator[str | _Field | Diagnostic]:
             here = end + 1
     if pending:
         yield pending
+    wrong = _judged(text, plain)
+    if wrong is not None:
+        yield wrong
+
+
+def _judged(text: Text, plain: list[tuple[int, int]]) -> Diagnostic | None:
+    """What is wrong with the literal text, but for what RK158 says better: references, and what no key may have."""
+    if name_problem(text.value) is not None or any(_REFERENCE.search(text.value, *each) for each in plain):
+        return None
+    return judge(text, "a template", plain, lambda value: bool(value) and not syntax_problems(Text.of(value)))
 
 
 # ------------------------------------------------------------------------------------------------ compilation

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from remapkit.arrows import Arrow, Made, readings
 from remapkit.automaton import Automaton, automaton
 from remapkit.diagnostic import Diagnostic, Label, Severity, counted, listed
+from remapkit.literals import literal_text
 from remapkit.pattern import Chars, Part, Seq, literal
 from remapkit.questions import Fault, Witness
 from remapkit.source import Span
@@ -315,7 +316,7 @@ class Teller:
         """The pattern with a literal in the place of one part."""
         text, (start, end) = arrow.pattern.text.value, _core(arrow.pattern.parts[lost])[0]
         if arrow.pattern.surface == "path":
-            escaped = value.replace("{", "{{").replace("}", "}}")
+            escaped = literal_text(value)
         else:
             escaped = re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", value)
             opened = re.search(r"\(\?P<\w+>$", text[:start])

@@ -24,6 +24,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("source", "diagnostic", "spec", "units", "guest"),
     ("yamlnodes", "scalars", "rulefile", "schema", "ops"),
     (
+        "literals",
         "pattern",
         "regex",
         "pathpattern",

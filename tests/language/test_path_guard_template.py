@@ -31,7 +31,7 @@ SEGMENTS = [
     ("{f:slots}", r"(?P<f>norm1|conv\.1)"),
     ("{g:**}", r"(?P<g>[^.]+(?:\.[^.]+)*)"),
     ("lit{{}}", r"lit\{\}"),
-    ("a*b?", r"a\*b\?"),
+    ("{'a*b?'}", r"a\*b\?"),
 ]
 pieces = st.sampled_from(
     ["q", "k", "0", "7", "12", "13", "01", "x3", "q_proj", "norm1", "conv", "1", "lit{}", "a*b?", "", "٣", "\n"]

@@ -158,7 +158,7 @@ def test_sets_of_hypothesis_lead_back(data: st.DataObject) -> None:
 
 
 def test_names_that_yaml_or_python_would_misread() -> None:
-    lines = [r"path: 'a.{n}.yes', to: 'no.{n}'", r"path: 'it''s.{n:int}', to: '0x1f.{n}'"]
+    lines = [r"path: 'a.{n}.yes', to: 'no.{n}'", "path: \"it{'''s'}.{n:int}\", to: '0x1f.{n}'"]
     text = "tests: {a.b.yes: no.b, 'it''s.3': '0x1f.3'}\n"
     given = rules(*lines, head=text)
     assert [test.source.value for test in given.inverse().tests] == ["no.b", "0x1f.3"]
