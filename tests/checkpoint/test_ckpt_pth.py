@@ -213,7 +213,23 @@ def test_an_archive_beyond_four_gigabytes(tmp_path: Path) -> None:
         for info in infos:
             name = info.filename.encode()
             extra = struct.pack("<HHQ", 1, 8, start + info.header_offset)
-            fields = (20, 20, 0, 0, 0, 0, info.CRC, info.file_size, info.file_size, len(name), len(extra), 0, 0, 0, 0)
+            fields = (
+                20,
+                20,
+                info.flag_bits,
+                0,
+                0,
+                0,
+                info.CRC,
+                info.file_size,
+                info.file_size,
+                len(name),
+                len(extra),
+                0,
+                0,
+                0,
+                0,
+            )
             file.write(b"PK\x01\x02" + struct.pack("<6H3L5H2L", *fields, 0xFFFFFFFF) + name + extra)
         end = file.tell()
         here = len(infos) + 1

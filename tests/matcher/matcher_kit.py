@@ -108,7 +108,7 @@ def matches(draw: st.DrawFn) -> Twin:
 def target(draw: st.DrawFn, names: list[str]) -> str:
     """A template that uses every capture once, in some order."""
     shuffled = draw(st.permutations(names))
-    return draw(st.sampled_from(["t", "50%s", "h.%(x)s"])) + "".join(f".{{{name}}}" for name in shuffled)
+    return draw(st.sampled_from(["t", "50%s", "h.%s%d%%"])) + "".join(f".{{{name}}}" for name in shuffled)
 
 
 twins = st.lists(paths() | paths() | matches(), min_size=1, max_size=7)

@@ -217,7 +217,7 @@ def test_swapped_targets() -> None:
 
 
 def test_percent_signs_and_braces_in_templates() -> None:
-    rules = compiled([Twin("path", "a.{x}", "", "50%.%s.%(x)s.{{{x}}}"), Twin("path", "b", "", "%d{{}}")])
+    rules = compiled([Twin("path", "a.{x}", "", "50%.%s.%{'(x)'}s.{{{x}}}"), Twin("path", "b", "", "%d{{}}")])
     assert rules.match("b")[0].target == "%d{}" and rules({"b": 0}) == {"%d{}": 0}
     assert rules.match("a.1")[0].target == "50%.%s.%(x)s.{1}" and rules({"a.1": 0}) == {"50%.%s.%(x)s.{1}": 0}
 
