@@ -201,35 +201,20 @@ def test_an_archive_beyond_four_gigabytes(tmp_path: Path) -> None:
         # What lies before is an entry too: bytes that belong to none are refused.
         name = infos[0].filename.split("/")[0].encode() + b"/pad"
         length = gap - 30 - len(name) - 20
-        sizes = struct.pack("<HHQQ", 1, 16, length, length)
+        wide = struct.pack("<HHQQ", 1, 16, length, length)
         file.write(b"PK\x03\x04" + struct.pack("<5H3L2H", 45, 0, 0, 0, 0, 0, *[0xFFFFFFFF] * 2, len(name), 20))
-        file.write(name + sizes)
+        file.write(name + wide)
         file.seek(gap)
         start = file.tell()
         file.write(content[: archive.start_dir])
         directory = file.tell()
-        fields = (45, 45, 0, 0, 0, 0, 0, *[0xFFFFFFFF] * 2, len(name), len(sizes), 0, 0, 0, 0, 0)
-        file.write(b"PK\x01\x02" + struct.pack("<6H3L5H2L", *fields) + name + sizes)
+        fields = (45, 45, 0, 0, 0, 0, 0, *[0xFFFFFFFF] * 2, len(name), len(wide), 0, 0, 0, 0, 0)
+        file.write(b"PK\x01\x02" + struct.pack("<6H3L5H2L", *fields) + name + wide)
         for info in infos:
             name = info.filename.encode()
             extra = struct.pack("<HHQ", 1, 8, start + info.header_offset)
-            fields = (
-                20,
-                20,
-                info.flag_bits,
-                0,
-                0,
-                0,
-                info.CRC,
-                info.file_size,
-                info.file_size,
-                len(name),
-                len(extra),
-                0,
-                0,
-                0,
-                0,
-            )
+            sizes = (info.CRC, info.file_size, info.file_size)
+            fields = (20, 20, info.flag_bits, 0, 0, 0, *sizes, len(name), len(extra), 0, 0, 0, 0)
             file.write(b"PK\x01\x02" + struct.pack("<6H3L5H2L", *fields, 0xFFFFFFFF) + name + extra)
         end = file.tell()
         here = len(infos) + 1
