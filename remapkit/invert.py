@@ -478,7 +478,13 @@ def placed(rules: RuleSet, path: str, folder: Path) -> str:
     if given is None:
         return path
     seen = Path(os.path.relpath(given.parent / path, folder))
-    return f"keys/{seen.name}" if ".." in seen.parts or seen.is_absolute() else seen.as_posix()
+    if ".." not in seen.parts and not seen.is_absolute():
+        return seen.as_posix()
+    declared = [rules.file.source_keys, rules.file.target.keys if rules.file.target is not None else None]
+    same = {each.value for each in declared if each is not None and Path(each.value).name == seen.name}
+    # Two manifests of one name, in two folders, would become one file: their folders tell them apart.
+    name = seen.name if len(same) < 2 else "_".join(part for part in Path(path).parts if part not in ("..", "/"))
+    return f"keys/{name}"
 
 
 def invert(rule_set: RuleSet, *, header: Iterable[str] | None = None, beside: Path | None = None) -> str:

@@ -192,7 +192,7 @@ def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) 
             if source
             else ()
         )
-        + tuple(only_recorded(source)),
+        + tuple(only_recorded(source, moves, led)),
         tied=(*_tied_targets(source, moves), *gathered.tied),
         recorded=led,
     )

@@ -12,7 +12,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from remapkit.diagnostic import Diagnostic, Severity, counted
+from remapkit.diagnostic import Diagnostic, Severity, counted, listed
+from remapkit.literals import literal_text
 from remapkit.plan import UNMATCHED, Move, Plan, RuleRef, named
 from remapkit.spec import StateDictSpec
 
@@ -98,31 +99,42 @@ def asked(plan: Plan, names: Container[str]) -> Plan:
             kept = again[move.target]
             groups.setdefault(first.get(kept, kept), [kept]).append(move.target)
     source = plan.source.with_recorded(taken)
+    left = {fqn: move for fqn, move in plan.recorded.items() if fqn not in taken}
+    others = [each for each in plan.warnings if each.code != "RK420"]
     return replace(
         plan,
         source=source,
         moves=(*plan.moves, *taken.values()),
         tied=tuple(map(tuple, groups.values())),
-        recorded={fqn: move for fqn, move in plan.recorded.items() if fqn not in taken},
-        warnings=(*(each for each in plan.warnings if each.code != "RK420"), *only_recorded(source)),
+        recorded=left,
+        warnings=(*others, *only_recorded(source, plan.moves, left)),
     )
 
 
-def only_recorded(source: StateDictSpec) -> list[Diagnostic]:
-    """The note on the names that stay records."""
+def only_recorded(source: StateDictSpec, moves: Sequence[Move], led: Mapping[str, Move]) -> list[Diagnostic]:
+    """The note on the names that stay records, and on those that then name nothing: their tensor has another name.
+
+    `led` are those that rules which take anything lead to new names: they are recorded anew.
+    """
     if not source.recorded:
         return []
+    kept = {move.target for move in moves if not move.ops and move.sources == (move.target,)}
+    dangling = [other for other, tensor in source.recorded.items() if tensor not in kept and other not in led]
     one = len(source.recorded) == 1
     title = (
         f"{counted(len(source.recorded), 'name')} {'is' if one else 'are'} only recorded as a name of a tensor: "
         f"{'it stays a record' if one else 'they stay records'}"
     )
+    if dangling:
+        gone = listed(dict.fromkeys(source.recorded[other] for other in dangling))
+        title += f", which names what the output does not have: {gone}"
+    first = next(iter(dangling or source.recorded))
     return [
         Diagnostic(
             "RK420",
             title,
             notes=(named([f"{other} = {kept}" for other, kept in source.recorded.items()]),),
-            help=("what a rule names, or a target has (--model M, --target-keys F), becomes a tensor",),
+            help=(f"a tied tensor is kept by a rule that names it: {{path: {literal_text(first)}, to: ...}}",),
             place=source.name,
             severity=Severity.NOTE,
             values={"recorded": dict(source.recorded)},

@@ -8,6 +8,7 @@ require:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,6 +30,9 @@ ANY = "any"
 """A size that is not required to be anything."""
 
 SHOWN = 5
+
+MAX_DIGITS = 18
+"""The longest index that is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +143,15 @@ def unmet(rules: RuleSet, source: StateDictSpec) -> Iterator[Diagnostic]:
 
 def _count(each: Requirement, wanted: tuple[object, ...], source: StateDictSpec) -> Iterator[Diagnostic]:
     assert each.reader is not None and each.by is not None
-    indices = sorted({int(found[each.by]) for fqn in source if (found := each.reader(fqn)) is not None})
+    written = {found[each.by] for fqn in source if (found := each.reader(fqn)) is not None}
+    # No model has 10^18 layers: such a number is a gap whatever it is, and Python reads no text of 5,000 digits.
+    indices = sorted({int(text) if len(text) <= MAX_DIGITS else 10**MAX_DIGITS for text in written})
     number = indices[-1] + 1 if indices else 0
     if number in wanted and len(indices) == number:
         return
     if len(indices) != number:
         there = set(indices)
-        first = next(index for index in range(number) if index not in there)
+        first = next(index for index in itertools.count() if index not in there)
         gap = f"{each.by} goes to {number - 1} without {first}"
         title = f"{each.name} must count {_one_of(wanted)} without a gap, and {gap}"
     else:

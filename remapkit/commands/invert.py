@@ -42,7 +42,14 @@ def _manifests(rules: RuleSet, folder: Path) -> dict[Path, str]:
     for written in filter(None, named):
         source, copy = declared_path(rules, written), folder / placed(rules, written.value, folder)
         content = manifest_json(read_declared(source))
-        is_there = copy.is_file() and (copy.samefile(source) or copy.read_text(encoding="utf-8") == content)
-        if not is_there:
+        if not _holds(copy, source, content):
             copies[copy] = content
     return copies
+
+
+def _holds(copy: Path, source: Path, content: str) -> bool:
+    """Whether a file is the manifest already, or has its bytes; what cannot be read has not."""
+    try:
+        return copy.samefile(source) or copy.read_bytes() == content.encode("utf-8")
+    except OSError:
+        return False

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from remapkit.checkpoint.faults import FileFault
+from remapkit.checkpoint.strictjson import parse_json
 from remapkit.diagnostic import Diagnostic, Severity, counted
 from remapkit.spec import StateDictSpec
 
@@ -33,10 +34,11 @@ def stale_names(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic
     quoted = {name: list(dict.fromkeys(_names(value, False, 0))) for name, value in entries.items()}
     if not any(quoted.values()):
         return []
-    before, after = _modules(source), _modules(move.target for move in moves)
+    asked = {each for names in quoted.values() for each in names}
+    before, after = _there(asked, source), _there(asked, (move.target for move in moves))
     found = []
     for entry, names in quoted.items():
-        gone = [name for name, end in names if _is_there(name, end, before) and not _is_there(name, end, after)]
+        gone = [name for name, end in names if (name, end) in before and (name, end) not in after]
         if gone:
             found.append(_stale(entry, list(dict.fromkeys(gone)), source))
     return found
@@ -44,8 +46,8 @@ def stale_names(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text.encode())
+    except FileFault:
         return None
 
 
@@ -62,22 +64,30 @@ def _names(value: Any, end: bool, depth: int) -> Iterator[tuple[str, bool]]:
             yield from _names(each, end, depth + 1)
 
 
-def _modules(fqns: Any) -> tuple[set[str], set[str]]:
-    """Every key and module of some keys; and the ends of the modules' paths."""
-    whole: set[str] = set()
+def _there(asked: Collection[tuple[str, bool]], fqns: Iterable[str]) -> set[tuple[str, bool]]:
+    """Which of the quoted names are keys or modules of these keys, or the ends of such a path.
+
+    Only names that are asked for are kept: a key of a thousand segments has half a million stretches of its own, and
+    one with more than `DEEPEST` segments is in no model, so that nothing is looked for in it.
+    """
+    whole = {name for name, end in asked if not end}
+    ends = {name for name, end in asked if end}
+    lengths = sorted({name.count(".") + 1 for name in ends})
+    found: set[tuple[str, bool]] = set()
+    seen: set[str] = set()
     for fqn in fqns:
-        while fqn and fqn not in whole:
-            whole.add(fqn)
-            fqn = fqn.rpartition(".")[0]
-    ends: set[str] = set()
-    for fqn in whole:
-        steps = fqn.split(".")
-        ends.update(".".join(steps[at:]) for at in range(len(steps)))
-    return whole, ends
-
-
-def _is_there(name: str, end: bool, modules: tuple[set[str], set[str]]) -> bool:
-    return name in modules[1 if end else 0]
+        path = fqn if fqn.count(".") < DEEPEST else ""
+        while path and path not in seen:
+            seen.add(path)
+            if path in whole:
+                found.add((path, False))
+            for length in lengths:
+                tail = path.rsplit(".", length)
+                name = ".".join(tail[-length:]) if len(tail) >= length else ""
+                if name in ends:
+                    found.add((name, True))
+            path = path.rpartition(".")[0]
+    return found
 
 
 def _stale(entry: str, names: list[str], source: StateDictSpec) -> Diagnostic:

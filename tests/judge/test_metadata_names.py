@@ -6,10 +6,12 @@ Kinds: names as keys and as values, whole modules and ends of paths, renamed and
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 from judge_kit import rules_of
 
+from remapkit.companions.metadata import stale_names
 from remapkit.plan import make_plan
 from remapkit.spec import StateDictSpec, TensorSpec
 
@@ -35,3 +37,18 @@ def test_names_that_would_be_gone_are_reported(metadata: dict[str, str], names: 
     found = [each for each in plan.warnings if each.code == "RK369"]
     assert [name for each in found for name in each.values["names"]] == names
     assert plan.ok
+
+
+def test_a_name_of_a_thousand_segments_costs_no_more_than_its_length(
+    work: Callable[[Callable[[], object]], int],
+) -> None:
+    """All stretches of such a name are half a million; none is made."""
+    quoted = {"ignore": json.dumps({"ignore": ["q"]})}
+
+    def cost(segments: int) -> int:
+        name = ".".join(["s"] * segments)
+        header = StateDictSpec({**HEADER, name: SPEC}, metadata=quoted)
+        plan = make_plan(rules_of(RULES + "\nunmatched: keep"), header)
+        return work(lambda: stale_names(header, plan.moves))
+
+    assert cost(1000) <= 2 * cost(30)

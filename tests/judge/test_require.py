@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from judge_kit import Header, codes, plan_of, rule_file, rules_of, safetensors
 
+import remapkit
 from remapkit import require
 from remapkit.cli import main
 from remapkit.diagnostic import FailedCheck, InvalidRules
@@ -135,3 +136,10 @@ def test_a_count_that_only_counts_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(require, "_count", careless)
     assert wrong_counts()
+
+
+def test_an_index_that_no_computer_counts_to_is_a_gap() -> None:
+    rules = rules_of("require: [{count: 'j.{i:int}.w', is: 3}]\nkeep: ['j.{i:int}.w']")
+    for digits in (17, 18, 19, 5000):
+        found = rules.plan({f"j.{i}.w": remapkit.TensorSpec("F32", (1,)) for i in ("0", "1", "1" * digits)}).problems
+        assert [each.code for each in found] == ["RK370"] and "without 2" in found[0].title

@@ -70,3 +70,24 @@ def test_the_inverse_of_a_faulty_pack_is_not_the_way_back(fault: Fault, tmp_path
     wrong = remapkit.load(planted(fault.pack, fault.changes, tmp_path), params=case.params)
     assert differing(wrong.inverse()(wrong(dict(state))), state) == []
     assert differing(wrong.inverse()(remapkit.load(case.pack, params=case.params)(dict(state))), state)
+
+
+def test_two_manifests_of_one_name_stay_two(tmp_path: Path) -> None:
+    """Beside the inverse both would be `keys/keys.json`; what is no text is refused, unharmed."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, name in (("src", "a.w"), ("dst", "b.w")):
+        (here / folder).mkdir(parents=True)
+        (here / folder / "keys.json").write_text(f'{{"{name}": {{"dtype": "F32", "shape": [2]}}}}')
+    rules = here / "r.yaml"
+    rules.write_text(
+        "remapkit: 1\nname: r\nsource: {keys: src/keys.json}\ntarget: {keys: dst/keys.json}\n"
+        "rules: [{id: r, path: 'a.{l}', to: 'b.{l}'}]\n"
+    )
+    there.mkdir()
+    inverse = there / "back.yaml"
+    assert main(["invert", str(rules), "-o", str(inverse)]) == 0
+    assert main(["test", str(inverse)]) == 0 and len(list((there / "keys").iterdir())) == 2
+    taken = next((there / "keys").iterdir())
+    taken.write_bytes(b"\xff")
+    assert main(["invert", str(rules), "-o", str(inverse)]) == 2 and taken.read_bytes() == b"\xff"
+    assert main(["invert", str(rules), "-o", str(inverse), "--force"]) == 0 and main(["test", str(inverse)]) == 0
