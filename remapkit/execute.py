@@ -17,6 +17,7 @@ from remapkit.checkpoint.atomic import undisturbed
 from remapkit.checkpoint.faults import shown, unwritable
 from remapkit.checkpoint.layout import FileLayout, lay_out_safetensors, lay_out_shards, without_ties
 from remapkit.checkpoint.locks import hold
+from remapkit.checkpoint.names import index_parts
 from remapkit.checkpoint.opening import open_checkpoint
 from remapkit.checkpoint.reader import CHUNK, Reader, even
 from remapkit.checkpoint.writing import Progress, Run, Writer, forget_cached, target_chunks
@@ -24,7 +25,6 @@ from remapkit.checkpoint.zipout import lay_out_pth
 from remapkit.diagnostic import Diagnostic, FailedWrite
 from remapkit.plan import Move
 
-INDEX = ".index.json"
 PTH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 """Outputs with these suffixes are written in the format of torch.save."""
 KNOWN_SUFFIXES = (".safetensors", *PTH_SUFFIXES)
@@ -160,8 +160,11 @@ def stem(out: Path) -> str:
 
     >>> stem(Path("out/model.safetensors")), stem(Path("model.safetensors.index.json"))
     ('model', 'model')
+    >>> stem(Path("model.safetensors.index.fp16.json"))
+    'model.fp16'
     """
-    return out.name.removesuffix(INDEX).removesuffix(".safetensors")
+    name, variant = index_parts(out.name)
+    return name.removesuffix(".safetensors") + variant
 
 
 def tied_targets(moves: Sequence[Move], reader: Reader) -> list[list[str]]:

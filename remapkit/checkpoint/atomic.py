@@ -16,6 +16,7 @@ import stat
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -90,6 +91,7 @@ class NewFile:
         self.target = target
         self._force = force
         self._mode = mode
+        self._dress: Dress | None = None
         self.complete = kept is not None
         if kept is not None:
             self.temporary, self.fd = kept
@@ -121,13 +123,21 @@ class NewFile:
         self.rename()
         sync_directory(self.target.parent)
 
+    def dress_as(self, dress: Dress | None) -> None:
+        """What the file will get with its name, where the file that it replaces will be gone by then."""
+        self._dress = dress
+
     def rename(self) -> None:
         """Give the file its mode, then its name; raises `UnwritableOutput` (RK500) where another took it meanwhile.
 
         Only now: until here nobody but its owner may read it. Owner, mode and extended attributes are those of the
-        file that it replaces, else `mode` and the umask say who may read it.
+        file that it replaces, or of `dress_as`; else `mode` and the umask say who may read it.
         """
-        _dress(self.fd, self.target, self._mode)
+        dress = self._dress or Dress.of(self.target)
+        if dress is None:
+            os.fchmod(self.fd, self._mode & ~_umask())
+        else:
+            dress.put_on(self.fd)
         if self._force:
             self.temporary.rename(self.target)
             return
@@ -166,21 +176,41 @@ def _create(target: Path) -> tuple[Path, int]:
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
 
 
-def _dress(fd: int, target: Path, mode: int) -> None:
-    try:
-        old = target.stat()
-    except FileNotFoundError:
-        os.fchmod(fd, mode & ~_umask())
-        return
-    with contextlib.suppress(OSError):
-        os.fchown(fd, old.st_uid, old.st_gid)
-    os.fchmod(fd, old.st_mode & 0o7777)
-    # After the mode, which would change an access control list.
-    with contextlib.suppress(OSError, AttributeError):
-        for name in os.listxattr(target):
-            if name not in _OF_THE_BYTES:
-                with contextlib.suppress(OSError):
-                    os.setxattr(fd, name, os.getxattr(target, name))
+@dataclass(frozen=True, slots=True)
+class Dress:
+    """What a file has besides its bytes: owner, group, mode, extended attributes."""
+
+    owner: int
+    group: int
+    mode: int
+    attributes: tuple[tuple[str, bytes], ...]
+
+    @classmethod
+    def of(cls, path: Path) -> Self | None:
+        """That of a file, links followed; None where there is none."""
+        try:
+            found = path.stat()
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP):
+                return None
+            raise
+        attributes = []
+        with contextlib.suppress(OSError, AttributeError):
+            for name in os.listxattr(path):
+                if name not in _OF_THE_BYTES:
+                    with contextlib.suppress(OSError):
+                        attributes.append((name, os.getxattr(path, name)))
+        return cls(found.st_uid, found.st_gid, found.st_mode & 0o7777, tuple(attributes))
+
+    def put_on(self, fd: int) -> None:
+        """Give it to an open file, as far as the system allows; the mode always."""
+        with contextlib.suppress(OSError):
+            os.fchown(fd, self.owner, self.group)
+        os.fchmod(fd, self.mode)
+        # After the mode, which would change an access control list.
+        for name, value in self.attributes:
+            with contextlib.suppress(OSError):
+                os.setxattr(fd, name, value)
 
 
 _OF_THE_BYTES = ("security.ima", "security.evm", "security.capability")

@@ -2,7 +2,9 @@
 
 The lock is on a file beside the output, `.remapkit-<tag>.lock`. Whoever holds it removes it; one that a killed
 process left behind is locked by nobody, so the next writer takes it. A checkpoint as one file and the same checkpoint
-as shards with their index are one output.
+as shards with their index are one output. A file that is written alone under a shard's name is an output of its own,
+and shares the lock of the checkpoint that it is a shard of: processes may write a shard each, but none of them while
+another writes, or removes, all of the shards.
 """
 
 from __future__ import annotations
@@ -11,34 +13,24 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import re
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from remapkit.checkpoint.faults import cannot_write, unwritable
+from remapkit.checkpoint.names import output_name, whole_name
 from remapkit.diagnostic import UnwritableOutput
 
 LOCK_PREFIX, LOCK_SUFFIX = ".remapkit-", ".lock"
-_LAYOUT = re.compile(r"(?s)(.+?)(?:-[0-9]{5,}-of-[0-9]{5,})?(\.[^.]+?)(?:\.index\.json)?")
 _ATTEMPTS = 100
+_PATIENCE, _PAUSE = 20, 0.005
+"""How often, and after how many seconds, a lock is asked for that somebody holds."""
 
 
-def output_name(name: str) -> str:
-    """The name that a checkpoint has as one file, from that of any of its files in any layout.
-
-    >>> output_name("model-00001-of-00003.safetensors"), output_name("model.safetensors.index.json")
-    ('model.safetensors', 'model.safetensors')
-    >>> output_name("pytorch_model.bin"), output_name("rules.yaml"), output_name("README")
-    ('pytorch_model.bin', 'rules.yaml', 'README')
-    """
-    found = _LAYOUT.fullmatch(name)
-    return name if found is None else found[1] + found[2]
-
-
-def lock_path(target: Path) -> Path:
+def lock_path(output: Path) -> Path:
     """Where the lock of an output lies: in its folder, under a name that fits however long the output's is."""
-    tag = hashlib.sha256(os.fsencode(output_name(target.name))).hexdigest()[:16]
-    return target.with_name(f"{LOCK_PREFIX}{tag}{LOCK_SUFFIX}")
+    tag = hashlib.sha256(os.fsencode(output.name)).hexdigest()[:16]
+    return output.parent / f"{LOCK_PREFIX}{tag}{LOCK_SUFFIX}"
 
 
 @contextlib.contextmanager
@@ -48,18 +40,35 @@ def hold(targets: Iterable[Path]) -> Iterator[None]:
     Filesystems without locks have none to hold. Raises `UnwritableOutput`: RK510 where another process writes one of
     the outputs, RK503 where nothing can be written beside it.
     """
-    wanted: dict[Path, Path] = {}
-    for target in targets:
-        for path in (Path(os.path.realpath(target.parent), target.name), Path(os.path.realpath(target))):
-            wanted.setdefault(lock_path(path), target)
+    alone, shared = _wanted(targets)
     with contextlib.ExitStack() as stack:
         # In one order, so that of two processes that want the same locks one gets them all.
-        for path in sorted(wanted):
-            stack.callback(_release, path, _take(path, wanted[path]))
+        for path in sorted(alone | shared):
+            mode = fcntl.LOCK_EX if path in alone else fcntl.LOCK_SH
+            stack.callback(_release, path, _take(path, (alone | shared)[path], mode))
         yield
 
 
-def _take(path: Path, target: Path) -> int | None:
+def _wanted(targets: Iterable[Path]) -> tuple[dict[Path, Path], dict[Path, Path]]:
+    """The locks to hold alone, and those to share, each with the output that it is of as the user knows it."""
+    outputs: dict[Path, Path] = {}
+    for target in targets:
+        known = target.parent / whole_name(target.name)
+        for path in (Path(os.path.realpath(target.parent), target.name), Path(os.path.realpath(target))):
+            outputs.setdefault(path.parent / whole_name(path.name), known)
+    alone: dict[Path, Path] = {}
+    shared: dict[Path, Path] = {}
+    for path, known in outputs.items():
+        whole = path.parent / output_name(path.name)
+        # Shards that are written with their index need no lock but that of all.
+        if whole == path or whole not in outputs:
+            alone[lock_path(path)] = known
+        if whole not in outputs:
+            shared[lock_path(whole)] = known.parent / output_name(known.name)
+    return alone, shared
+
+
+def _take(path: Path, target: Path, mode: int) -> int | None:
     for _ in range(_ATTEMPTS):
         try:
             fd = _open(path)
@@ -71,7 +80,7 @@ def _take(path: Path, target: Path) -> int | None:
         except OSError as error:
             raise cannot_write(target, error) from error
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(fd, mode)
         except BlockingIOError:
             os.close(fd)
             raise _busy(target) from None
@@ -84,6 +93,19 @@ def _take(path: Path, target: Path) -> int | None:
             return fd
         os.close(fd)
     raise _busy(target)
+
+
+def _lock(fd: int, mode: int) -> None:
+    """Lock an open file; raises `BlockingIOError` where somebody else goes on holding it.
+
+    Whoever removes what dead processes left holds a lock too, for an instant: that is no writer.
+    """
+    for _ in range(_PATIENCE):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, mode | fcntl.LOCK_NB)
+            return
+        time.sleep(_PAUSE)
+    fcntl.flock(fd, mode | fcntl.LOCK_NB)
 
 
 def _open(path: Path) -> int:
@@ -108,14 +130,25 @@ def is_named(fd: int, path: Path) -> bool:
 
 
 def _release(path: Path, fd: int | None) -> None:
-    """Remove the file while it is still locked: whoever waits at it finds out that it is no longer there."""
-    if fd is not None:
+    """Remove the file while it is still locked: whoever waits at it finds out that it is no longer there.
+
+    One that others still share is left to the last of them.
+    """
+    if fd is None:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        last = True
+    except OSError as error:
+        # Any other error: the filesystem has no locks.
+        last = not isinstance(error, BlockingIOError)
+    # Between the two locks another process may have taken the file, and removed it.
+    if last and is_named(fd, path):
         with contextlib.suppress(OSError):
             path.unlink()
-        os.close(fd)
+    os.close(fd)
 
 
 def _busy(target: Path) -> UnwritableOutput:
     help = ("wait for it, or write to another name",)
-    output = target.with_name(output_name(target.name))
-    return unwritable("RK510", f"{output} is being written by another process; nothing was changed", help=help)
+    return unwritable("RK510", f"{target} is being written by another process; nothing was changed", help=help)

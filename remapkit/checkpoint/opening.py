@@ -10,10 +10,11 @@ from pathlib import Path
 from remapkit.checkpoint.atomic import journal_path
 from remapkit.checkpoint.faults import FileFault, remark, shown, sized, unreadable
 from remapkit.checkpoint.manifest import ManifestReader, parse_manifest
+from remapkit.checkpoint.names import is_index
 from remapkit.checkpoint.pth import Options, PthReader
 from remapkit.checkpoint.reader import Reader, SourceFile
 from remapkit.checkpoint.safetensors import MAX_HEADER, SafetensorsReader
-from remapkit.checkpoint.sharded import ShardedReader, is_index, open_sharded
+from remapkit.checkpoint.sharded import ShardedReader, open_sharded
 from remapkit.checkpoint.strictjson import read_json
 from remapkit.diagnostic import Diagnostic, Severity, counted
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from remapkit.checkpoint.atomic import sync_directory
+from remapkit.checkpoint.atomic import Dress, NewFile, sync_directory
 from remapkit.checkpoint.faults import printable, unwritable
-from remapkit.checkpoint.locks import output_name
+from remapkit.checkpoint.names import is_index, output_name, whole_name
 from remapkit.checkpoint.reader import SourceFile, reason
 from remapkit.diagnostic import Diagnostic, FailedWrite
-
-INDEX = ".index.json"
 
 
 def other_layouts(folder: Path, names: Sequence[str], sources: Sequence[SourceFile], force: bool) -> list[Path]:
@@ -39,13 +37,13 @@ def other_layouts(folder: Path, names: Sequence[str], sources: Sequence[SourceFi
 
 def _found(folder: Path, names: Sequence[str]) -> list[Path]:
     own = set(names)
-    output = output_name(names[-1])
+    output = whole_name(names[-1])
     try:
         beside = sorted(path.name for path in folder.iterdir())
     except OSError:
         return []
     found = [name for name in beside if name not in own and output_name(name) == output]
-    return [folder / name for name in sorted(found, key=lambda name: not name.endswith(INDEX))]
+    return [folder / name for name in sorted(found, key=lambda name: not is_index(name))]
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -54,6 +52,20 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def dress(files: Sequence[NewFile], replaced: Sequence[Path]) -> None:
+    """Let every file keep what the one under its name has, and a new name take it from the layout that it replaces.
+
+    That is from the narrowest mode of the same kind (index or weights), else of the other: nobody may read more of a
+    checkpoint because it lies there in other pieces. To be called before any of the old files goes.
+    """
+    found = [(path, Dress.of(path)) for path in (*(new.target for new in files), *replaced)]
+    old = [(path.name, worn) for path, worn in found if worn is not None]
+    for new, (_, own) in zip(files, found, strict=False):
+        kind = is_index(new.target.name)
+        others = sorted(old, key=lambda each: (is_index(each[0]) != kind, (each[1].mode & 0o777).bit_count()))
+        new.dress_as(own or (others[0][1] if others else None))
 
 
 def remove_replaced(paths: Sequence[Path], new: Path) -> None:

@@ -7,12 +7,12 @@ index's own folder, never through a link that leads out of it.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from remapkit.checkpoint.faults import FileFault, remark, shown, sized
+from remapkit.checkpoint.names import index_parts
 from remapkit.checkpoint.pth import Options, PthReader
 from remapkit.checkpoint.reader import CHUNK, Extent, FileReader, SourceFile, reason
 from remapkit.checkpoint.safetensors import SafetensorsReader
@@ -238,30 +238,11 @@ def _wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator[Diag
         yield remark("RK423", title, path, help=("fetch it again where you are not sure that it is whole",))
 
 
-_INDEX = re.compile(r"\.index(\.[A-Za-z0-9_-]+)?\.json")
-
-
-def is_index(name: str) -> bool:
-    """Whether a file is named as an index is, with a variant or without.
-
-    >>> is_index("model.safetensors.index.json"), is_index("model.safetensors.index.fp16.json"), is_index("m.json")
-    (True, True, False)
-    """
-    return index_stem(name) != name
-
-
-def index_stem(name: str) -> str:
-    """The name of an index without what makes it one: `model.safetensors`."""
-    found = list(_INDEX.finditer(name))
-    return name[: found[-1].start()] if found and found[-1].end() == len(name) else name
-
-
 def _unlisted(path: Path, weight_map: Mapping[str, str]) -> list[str]:
     files = set(weight_map.values())
     suffixes = {Path(file).suffix for file in files}
-    whole = index_stem(path.name)
     # A variant stands in the names of its shards too: `model.fp16-00001-of-00002.safetensors`.
-    variant = path.name.removeprefix(whole).removeprefix(".index").removesuffix(".json")
+    whole, variant = index_parts(path.name)
     stem = (whole.rpartition(".")[0] or path.name) + variant
     try:
         beside = list(path.parent.iterdir())

@@ -19,8 +19,9 @@ from remapkit.checkpoint.copying import Copier, ReadAhead, Writeback, expect_seq
 from remapkit.checkpoint.faults import NO_SPACE, cannot_write, no_space, printable, sized_part, unreadable
 from remapkit.checkpoint.layout import Copy, FileLayout, Literal, Piece, Stream, fingerprint
 from remapkit.checkpoint.locks import hold
+from remapkit.checkpoint.names import is_index
 from remapkit.checkpoint.reader import CHUNK, Reader, reason
-from remapkit.checkpoint.replaced import other_layouts, remove_replaced
+from remapkit.checkpoint.replaced import dress, other_layouts, remove_replaced
 from remapkit.diagnostic import Diagnostic, FailedWrite, UnwritableOutput
 from remapkit.plan import Move
 
@@ -114,7 +115,8 @@ class Writer:
                     if inspect is not None:
                         inspect(new.temporary, layout)
                 with undisturbed():
-                    _name_all(files, force)
+                    dress(files, replaced)
+                    _name_all(files, force, [path for path in replaced if is_index(path.name)])
                     remove_replaced(replaced, paths[-1])
             except OSError as error:
                 raise self._failed(targets[0], error) from error
@@ -260,14 +262,18 @@ def target_chunks(move: Move, reader: Reader, run: Run | None) -> Iterator[memor
     return run(move, reader)
 
 
-def _name_all(files: Sequence[NewFile], force: bool) -> None:
-    """Give the files their names. An index goes first and comes last: between, nothing looks finished."""
+def _name_all(files: Sequence[NewFile], force: bool, indexes: Sequence[Path] = ()) -> None:
+    """Give the files their names. An index goes first and comes last: between, nothing looks finished.
+
+    `indexes` are the output's other ones, which may name the same shards: they go with it.
+    """
     *shards, last = files
     named: list[NewFile] = []
-    had_index = last.target.exists()
+    had = [index for index in (last.target, *indexes) if index.exists()]
     try:
         if shards and force:
-            last.target.unlink(missing_ok=True)
+            for index in had:
+                index.unlink(missing_ok=True)
             sync_directory(last.target.parent)
         for shard in shards:
             shard.rename()
@@ -279,7 +285,7 @@ def _name_all(files: Sequence[NewFile], force: bool) -> None:
         # Without `force` nothing was replaced, so what has its name already can be taken back.
         for shard in () if force else named:
             shard.target.unlink(missing_ok=True)
-        changed = named or had_index != last.target.exists()
+        changed = named or not all(index.exists() for index in had)
         if force and changed and isinstance(error, OSError):
             raise _half_replaced(last.target, len(named), len(shards), error) from error
         raise

@@ -14,7 +14,7 @@ from remapkit.casting import with_dtype
 from remapkit.check import known_keys_problem, make_check
 from remapkit.checkpoint import Reader
 from remapkit.checkpoint.layout import without_ties
-from remapkit.checkpoint.sharded import is_index
+from remapkit.checkpoint.names import is_index
 from remapkit.commands.common import (
     known_source,
     load_rules,
@@ -33,8 +33,6 @@ from remapkit.units import parse_size
 if TYPE_CHECKING:
     from remapkit.execute import Written
     from remapkit.rules import RuleSet
-
-INDEX = ".index.json"
 
 
 def run(args: Namespace) -> Outcome:

@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from remapkit.checkpoint.manifest import manifest_json
-from remapkit.checkpoint.sharded import is_index
+from remapkit.checkpoint.names import is_index
 from remapkit.commands.common import files_read, open_source
 from remapkit.diagnostic import Diagnostic, UsageError
 from remapkit.files.text import write_texts

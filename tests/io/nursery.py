@@ -124,13 +124,13 @@ def plant(fault: str) -> None:
         )
     elif fault == "index first":
         name_all = writing._name_all
-        writing._name_all = lambda files, force: name_all([files[-1], *files[:-1]], True)
+        writing._name_all = lambda files, *_: name_all([files[-1], *files[:-1]], True)
     elif fault == "old index stays":
-        writing._name_all = lambda files, force: [new.rename() for new in files]  # type: ignore[misc]
+        writing._name_all = lambda files, *_: [new.rename() for new in files]  # type: ignore[misc]
     elif fault == "resume trusts any shard":
         writing.Writer._holds = lambda self, fd, layout: True  # type: ignore[method-assign]
     elif fault == "no lock":
-        locks._take = lambda path, target: None
+        locks._take = lambda *_: None
     elif fault == "other layouts stay":
         writing.remove_replaced = lambda paths, new: None
     elif fault:

@@ -2,15 +2,18 @@
 
 Covers: the format that a name says, and names that say none; one file and shards with their index as one output;
 shards of another count; shards of a killed run that are kept only where they hold what would be written; who may read
-temporary files and journals; what a replaced file keeps; a journal that cannot be removed.
+temporary files and journals; what a replaced file keeps, and a replaced layout; shards written one by one, and their
+locks; indexes of variants; a lock that is being swept; a journal that cannot be removed.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +24,9 @@ from hypothesis import strategies as st
 from io_kit import SUFFIX, convert, everything_in, leftovers, read_back, rules
 from safetensors.torch import load_file, save_file
 
-from remapkit.checkpoint import atomic, inplace, open_checkpoint, replaced, writing
+from remapkit.checkpoint import atomic, inplace, locks, open_checkpoint, replaced, writing
 from remapkit.checkpoint.atomic import NewFile
-from remapkit.checkpoint.locks import output_name
+from remapkit.checkpoint.names import output_name
 from remapkit.checkpoint.reader import SourceFile
 from remapkit.cli import main
 from remapkit.diagnostic import UnwritableOutput
@@ -161,6 +164,75 @@ def test_other_files_are_not_of_the_output(source: Path, out: Path) -> None:
     write(source, out, "one file", force=True)
     assert sorted(everything_in(out.parent)) == sorted([*names, out.name])
     assert {output_name(name) for name in names} & {out.name} == set()
+
+
+SHARDS = ["o-00001-of-00002.safetensors", "o-00002-of-00002.safetensors"]
+
+
+def test_shards_that_are_written_one_by_one_all_stay(source: Path, out: Path) -> None:
+    for force in (False, True):
+        for name in SHARDS:
+            convert(source, out.with_name(name), force=force)
+        assert sorted(everything_in(out.parent)) == SHARDS
+
+
+def test_a_shard_written_alone_has_its_own_lock_and_shares_that_of_all(source: Path, out: Path) -> None:
+    one, two = (out.with_name(name) for name in SHARDS)
+    with locks.hold([one]):
+        convert(source, two)
+        for layout in ("one file", "two"):
+            with pytest.raises(UnwritableOutput, match=r"o\.safetensors is being written"):
+                write(source, out, layout, force=True)
+        with pytest.raises(UnwritableOutput, match=r"00001-of-00002\.safetensors is being written"):
+            convert(source, one)
+    with locks.hold([one, two, out.with_name("o.safetensors.index.json")]):
+        assert len(leftovers(out.parent)) == 1, "one lock is enough"
+        with pytest.raises(UnwritableOutput, match="is being written"):
+            convert(source, one)
+    assert leftovers(out.parent) == []
+
+
+def test_the_last_who_shares_a_lock_removes_it(out: Path) -> None:
+    one, two = (out.with_name(name) for name in SHARDS)
+    with locks.hold([one]):
+        with locks.hold([two]):
+            assert len(leftovers(out.parent)) == 3
+        assert len(leftovers(out.parent)) == 2
+        with pytest.raises(UnwritableOutput), locks.hold([out]):
+            pass
+    assert leftovers(out.parent) == []
+
+
+def variant_index(files: tuple[Path, ...]) -> Path:
+    """The index of `o.fp16` under the name that transformers gives it."""
+    return files[-1].rename(files[-1].with_name("o.safetensors.index.fp16.json"))
+
+
+@pytest.mark.parametrize("new", SIZES)
+def test_the_index_of_a_variant_goes_with_its_shards(new: str, source: Path, out: Path) -> None:
+    other = out.with_name("o.safetensors.index.json")
+    other.write_text("{}")
+    index = variant_index(write(source, out.with_name("o.fp16.safetensors"), "two", force=False))
+    with pytest.raises(UnwritableOutput, match="exist"):
+        write(source, out.with_name("o.fp16.safetensors"), new, force=False)
+    files = write(source, out.with_name("o.fp16.safetensors"), new, force=True)
+    assert not index.exists()
+    assert sorted(everything_in(out.parent)) == sorted([other.name, *(path.name for path in files)])
+
+
+def test_an_index_of_a_variant_is_gone_before_its_shards_are_replaced(
+    source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = out.with_name("o.fp16.safetensors")
+    index = variant_index(write(source, target, "two", force=False))
+    rename = NewFile.rename
+
+    def looked(self: NewFile) -> None:
+        assert not index.exists()
+        rename(self)
+
+    monkeypatch.setattr(NewFile, "rename", looked)
+    write(source, target, "two", force=True)
 
 
 # ------------------------------------------------------------------------------------------------ resume
@@ -314,6 +386,69 @@ def test_a_replaced_file_keeps_its_attributes(source: Path, out: Path) -> None:
     convert(source, out, force=True)
     assert os.getxattr(out, "user.origin") == b"a hub"
     assert stat.S_IMODE(out.stat().st_mode) == 0o640
+
+
+def all_modes(folder: Path) -> set[int]:
+    return {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+
+
+def private_stays_private(source: Path, out: Path, old: str, new: str) -> None:
+    for path in write(source, out, old, force=False):
+        path.chmod(0o600)
+    write(source, out, new, force=True)
+    assert all_modes(out.parent) == {0o600}
+
+
+@pytest.mark.parametrize("new", SIZES)
+@pytest.mark.parametrize("old", SIZES)
+def test_a_private_layout_stays_private_in_every_other(old: str, new: str, source: Path, out: Path) -> None:
+    private_stays_private(source, out, old, new)
+
+
+@pytest.mark.parametrize(("old", "new"), [("two", "two"), ("one file", "two")])
+def test_modes_that_are_looked_at_too_late_are_found(
+    old: str, new: str, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "dress", lambda files, replaced: None)
+    with pytest.raises(AssertionError):
+        private_stays_private(source, out, old, new)
+
+
+def test_an_index_that_all_may_read_opens_no_weights(source: Path, out: Path) -> None:
+    for path in write(source, out, "two", force=False)[:-1]:
+        path.chmod(0o640)
+    files = write(source, out, "four", force=True)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in files] == [0o640] * 4 + [0o644]
+
+
+# ------------------------------------------------------------------------------------------------ sweeping
+
+
+def swept(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer opens its lock; before it locks it, another process holds it for as long as removing it takes."""
+    flock, sweepers = fcntl.flock, []
+
+    def met(fd: int, mode: int) -> None:
+        if not sweepers:
+            (name,) = leftovers(out.parent)
+            sweepers.append(os.open(out.with_name(name), os.O_RDONLY))
+            flock(sweepers[0], fcntl.LOCK_EX)
+            threading.Timer(0.02, lambda: (out.with_name(name).unlink(), os.close(sweepers[0]))).start()
+        flock(fd, mode)
+
+    monkeypatch.setattr(fcntl, "flock", met)
+    with locks.hold([out]):
+        assert len(leftovers(out.parent)) == 1
+
+
+def test_who_removes_old_locks_is_no_writer(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept(out, monkeypatch)
+
+
+def test_a_lock_that_is_asked_for_once_is_found(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_PATIENCE", 0)
+    with pytest.raises(UnwritableOutput, match="another process"):
+        swept(out, monkeypatch)
 
 
 # ------------------------------------------------------------------------------------------------ journals
