@@ -6,6 +6,7 @@ Small convolutions are ten times slower where the threads of several processes w
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -15,6 +16,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import strict_skips
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts jobs in the background with Ctrl-C ignored, and so would be what the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("remapkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("remapkit")
