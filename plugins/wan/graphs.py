@@ -19,7 +19,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -117,14 +117,19 @@ class Fence:
         self._stream = current
         self._event.record(current)
 
-    def as_before(self) -> AbstractContextManager[object]:
-        """The stream of the caller before: what it is given now it finds there, in order and in its own memory."""
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-
-    def record(self) -> None:
-        """After work that was queued under `as_before`."""
-        if self._event is not None and self._stream is not None:
-            self._event.record(self._stream)
+    @contextmanager
+    def on(self, stream: torch.cuda.Stream | None) -> Iterator[None]:
+        """A turn of another stream, in its own memory; the current stream's work goes on after it."""
+        if stream is None:
+            yield
+            return
+        with torch.cuda.stream(stream):
+            self.enter(stream.device)
+            try:
+                yield
+            finally:
+                self.leave(stream.device)
+        self.enter(stream.device)
 
     def drain(self) -> None:
         """Wait until all of it is done: before memory is given back that streams other than its own have used."""
@@ -142,6 +147,7 @@ class Arena:
         self._fence = fence
         self._capture = capture
         self._tenant: weakref.ref[Stream] | None = None
+        self._tenant_queue: torch.cuda.Stream | None = None
         self._is_warm = False
         self._input: Tensor | None = None
         self._output: Tensor | None = None
@@ -152,9 +158,14 @@ class Arena:
     def is_recorded(self) -> bool:
         return self._replay is not None
 
-    def admit(self, stream: Stream) -> None:
-        """Bring in what `stream` remembers. Whoever was here before takes his memory along."""
+    def admit(self, stream: Stream, queue: torch.cuda.Stream | None = None) -> None:
+        """Bring in what `stream` remembers; `queue` is its caller's CUDA stream.
+
+        Whoever was here before takes his memory along: made on the CUDA stream that he came on last, since he goes on
+        using it there, and memory that is free again may be used again by the stream that it was made on.
+        """
         if stream.host is self:
+            self._tenant_queue = queue
             return
         self.vacate()
         stream.settle()
@@ -169,16 +180,15 @@ class Arena:
                 self.stream.histories[slot] = stream.histories[slot].detach().clone()
         stream.histories, stream.windows = {}, {}
         stream.host = self
-        self._tenant = weakref.ref(stream)
+        self._tenant, self._tenant_queue = weakref.ref(stream), queue
 
     def vacate(self) -> None:
         """The memory of the tenant becomes its own again, if it is still there."""
         tenant = self._tenant() if self._tenant is not None else None
         if tenant is not None:
-            with self._fence.as_before():
+            with self._fence.on(self._tenant_queue):
                 tenant.settle()
-            self._fence.record()
-        self._tenant = None
+        self._tenant, self._tenant_queue = None, None
 
     def step(self, step: Step, x: Tensor, stream: Stream) -> Tensor:
         """One chunk: as it is for the first one and the one that warms up, replayed from then on."""
@@ -278,7 +288,7 @@ class Graphs:
                         arena.vacate()
                         self._fence.drain()
                     arena = self.arenas[name] = Arena(key, self.capture, self.lock, self._fence)
-                arena.admit(stream)
+                arena.admit(stream, torch.cuda.current_stream(x.device) if x.device.type == "cuda" else None)
                 return arena.step(step, x, stream)
             finally:
                 self._fence.leave(x.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from torch import nn
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """A tensor of the module, and the new one that holds its values."""
+
+Stretch = tuple[str, int, int]
+"""A stretch of memory: on what device, from where, up to where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,28 @@ def writes_to_itself(tensor: torch.Tensor) -> bool:
     return any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def overlaps(one: tuple[str, int, int], others: Iterable[tuple[str, int, int]]) -> bool:
-    """Whether a stretch of memory has bytes in common with one of the others."""
+def merged(stretches: Iterable[Stretch]) -> list[Stretch]:
+    """The same bytes as stretches in order, of which no two have bytes in common.
+
+    >>> merged([("cpu", 4, 8), ("cpu", 0, 2), ("cpu", 5, 6), ("cpu", 7, 9), ("cpu", 3, 3)])
+    [('cpu', 0, 2), ('cpu', 4, 9)]
+    """
+    found: list[Stretch] = []
+    for where, start, stop in sorted(each for each in stretches if each[1] < each[2]):
+        if found and found[-1][0] == where and start < found[-1][2]:
+            where, start, end = found.pop()
+            stop = max(stop, end)
+        found.append((where, start, stop))
+    return found
+
+
+def overlaps(one: Stretch, others: Sequence[Stretch]) -> bool:
+    """Whether a stretch of memory has bytes in common with one of the others, which are `merged`.
+
+    >>> others = [("cpu", 0, 2), ("cpu", 4, 9)]
+    >>> overlaps(("cpu", 2, 5), others), overlaps(("cpu", 2, 4), others)
+    (True, False)
+    """
     where, start, stop = one
-    return any(where == there and start < end and begin < stop for there, begin, end in others)
+    before = bisect_left(others, (where, stop, stop))  # how many begin before it ends: the last of them ends last
+    return before > 0 and others[before - 1][0] == where and start < others[before - 1][2]

@@ -11,7 +11,7 @@ from torch import nn
 
 from remapkit.check import Check, make_check
 from remapkit.diagnostic import Diagnostic, counted
-from remapkit.loading.inplace import overlaps, writes_to_itself
+from remapkit.loading.inplace import merged, overlaps, writes_to_itself
 from remapkit.loading.module import Target
 from remapkit.loading.values import Values, overlapping, same_bytes, stretch
 from remapkit.meta import DTYPES
@@ -181,7 +181,7 @@ def stays(held: torch.Tensor, target: Target, wanted: Wanted) -> bool:
     """
     if wanted.assign or held.is_meta:
         return False
-    if isinstance(held, nn.Parameter) or not _is_being_built(target.module):
+    if isinstance(held, nn.Parameter) or not target.is_being_built:
         return True
     elsewhere = wanted.device is not None and held.device != wanted.device
     recast = isinstance(wanted.dtype, torch.dtype) and held.dtype != wanted.dtype
@@ -189,10 +189,6 @@ def stays(held: torch.Tensor, target: Target, wanted: Wanted) -> bool:
 
 
 _PLAIN = frozenset(DTYPES[name] for name in PLAIN_FLOATS)
-
-
-def _is_being_built(module: nn.Module) -> bool:
-    return any(parameter.is_meta for parameter in module.parameters())
 
 
 def _copy_problems(moves: Mapping[str, Move], target: Target, wanted: Wanted) -> Iterator[Diagnostic]:
@@ -234,7 +230,7 @@ def _elsewhere(target: Target, wanted: Wanted) -> dict[str, str]:
     if wanted.device is None or wanted.assign:
         return {}
     parts: list[dict[str, torch.Tensor]] = [{**dict(target.module.named_parameters())}]
-    if not _is_being_built(target.module):
+    if not target.is_being_built:
         parts.append(dict(target.module.named_buffers()))
     return {
         fqn: str(value.device)
@@ -250,7 +246,7 @@ def _units(moves: Mapping[str, Move], target: Target, values: Values, wanted: Wa
     apart = overlapping(firsts, values)
     helds = [target.slots[move.target].value for move in firsts]
     # What a copy is going to write to is no place to copy from: a state dict may hold the module's own tensors.
-    written = [stretch(held) for held in helds if stays(held, target, wanted)]
+    written = merged(stretch(held) for held in helds if stays(held, target, wanted))
     for move, group, held in zip(firsts, groups, helds, strict=True):
         into = stays(held, target, wanted)
         place = values.place(move)

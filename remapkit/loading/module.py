@@ -59,6 +59,8 @@ class Target:
     header: StateDictSpec
     slots: Mapping[str, Slot]
     extra: tuple[str, ...]
+    is_being_built: bool
+    """Whether some parameter is on meta still."""
 
     @property
     def covered(self) -> frozenset[int]:
@@ -116,7 +118,8 @@ def target_of(model: nn.Module, assign: bool = False) -> Target:
     if packed:
         title = f"{_entries(packed)} of the state dict of {header.name} no tensor: what it packs cannot be assigned"
         raise FailedCheck(_refused(title, packed, "load it with its own load_state_dict"))
-    return Target(module, header, slots, tuple(others))
+    is_being_built = any(parameter.is_meta for parameter in module.parameters())
+    return Target(module, header, slots, tuple(others), is_being_built)
 
 
 def _entries(keys: Sequence[str]) -> str:

@@ -28,7 +28,8 @@ def rebuilt(
     target: Target, lost: Sequence[Lost], factory: Factory | None, buffers: Mapping[str, torch.Tensor]
 ) -> tuple[list[Fill], list[Diagnostic]]:
     """A value for everything that was lost, in host memory, and a problem where there is none."""
-    if unknown := [fqn for fqn in buffers if fqn not in {each.fqn for each in lost}]:
+    needed = {each.fqn for each in lost}
+    if unknown := [fqn for fqn in buffers if fqn not in needed]:
         title = f"{target.header.name} does not need {_count(unknown)}: no such value is on meta"
         return [], [_problem(title, unknown)]
     fills = [Fill(each.owner, each.name, buffers[each.fqn].detach()) for each in lost if each.fqn in buffers]

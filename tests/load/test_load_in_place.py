@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import remapkit
-from remapkit.loading import job, module
+from remapkit.loading import inplace, job, module
+from remapkit.loading.values import MemoryValues
+from remapkit.meta import header_of
+from remapkit.plan import make_plan
 from remapkit.rulefile import read_text
 from remapkit.rules import compile_rules
 
@@ -183,6 +187,51 @@ def test_a_copy_from_what_was_written_would_be_seen(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(job, "overlaps", lambda *_: False)
     with pytest.raises(AssertionError):
         test_the_modules_own_tensors_change_places()
+
+
+def preparing(layers: int, kind: type[nn.Module]) -> Callable[[], object]:
+    """What comes before the module's own loading, whose work torch makes grow with children times keys."""
+    model, source = (nn.Sequential(*(kind(2, 2) for _ in range(layers))) for _ in range(2))
+    state = source.state_dict()
+    identity = compile_rules(read_text("remapkit: 1\nname: i\nunmatched: keep\nrules: []\n"))
+    wanted = job.Wanted(None, None, None, False)
+
+    def prepare() -> None:
+        plan = make_plan(identity, header_of(state, "a state dict"))
+        found = job.prepare(module.target_of(model), plan, MemoryValues(state), wanted, True, "refuse")
+        assert len(found.units) == len(state) and not found.problems
+
+    return prepare
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.Linear], ids=["buffers", "parameters"])
+def test_twice_the_keys_are_twice_the_work(
+    work: Callable[[Callable[[], object]], int], kind: type[nn.Module]
+) -> None:
+    preparing(2, kind)()  # what is made at the first use
+    one, two = (work(preparing(layers, kind)) for layers in (100, 200))
+    assert two <= 2.2 * one + 1000
+
+
+def test_looking_at_every_stretch_for_every_tensor_would_be_seen(
+    work: Callable[[Callable[[], object]], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "overlaps", lambda one, others: any(meets(one, other) for other in others))
+    with pytest.raises(AssertionError):
+        test_twice_the_keys_are_twice_the_work(work, nn.Linear)
+
+
+def meets(one: inplace.Stretch, other: inplace.Stretch) -> bool:
+    return one[0] == other[0] and max(one[1], other[1]) < min(one[2], other[2])
+
+
+ends = st.tuples(st.integers(0, 30), st.integers(0, 6))
+stretches = st.builds(lambda where, ends: (where, ends[0], sum(ends)), st.sampled_from(["cpu", "cuda:0"]), ends)
+
+
+@given(stretches.filter(lambda one: one[1] < one[2]), st.lists(stretches, max_size=8))
+def test_overlaps_are_those_of_each_with_each(one: inplace.Stretch, others: list[inplace.Stretch]) -> None:
+    assert inplace.overlaps(one, inplace.merged(others)) == any(meets(one, other) for other in others)
 
 
 def test_inference_tensors_and_inference_mode() -> None:

@@ -1,7 +1,9 @@
 """Who may use a recording, where it is made, and what is left behind where that fails.
 
 The kinds: several threads with one model (any schedule of chunks that they compute gives what each alone gives; the
-same threads without the lock are seen to fail), what a recording may rely on (the device, the stream, the state of
+same threads without the lock are seen to fail), several CUDA streams (whatever the order of callers, a
+stand-in sees every access to memory ordered after the one before, and what a rollout takes out made on its own
+stream), what a recording may rely on (the device, the stream, the state of
 autocast, that something was recorded), and the switches of torch that are put back.
 """
 
@@ -17,7 +19,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from remapkit_plugins.wan import fast as fast_module
-from remapkit_plugins.wan.graphs import CudaCapture, Graphs
+from remapkit_plugins.wan.cache import Stream
+from remapkit_plugins.wan.graphs import CudaCapture, Fence, Graphs
 from remapkit_plugins.wan.vae import Fast, WanCache, WanCacheError, WanVAE
 from wan_kit import GRAPHS, WINDOWS, Recorder, like
 
@@ -290,6 +293,106 @@ def test_a_stream_that_is_not_put_back_would_be_seen(monkeypatch):
     monkeypatch.setattr("remapkit_plugins.wan.graphs._same_stream_afterwards", lambda device: nullcontext())
     with pytest.raises(AssertionError):
         test_one_that_fails_leaves_the_thread_on_its_stream(monkeypatch, "begin", True, Result)
+
+
+# ------------------------------------------------------------------------------------------ streams of their own
+
+
+class Queue:
+    """A CUDA stream that does nothing, but knows what comes before its next work: so much of each queue."""
+
+    device = torch.device("cuda", 0)
+    current = None
+
+    def __init__(self):
+        self.before = {self: 0}
+
+    def work(self):
+        self.before[self] += 1
+
+    def wait_event(self, event):
+        for queue, count in event.before.items():
+            self.before[queue] = max(count, self.before.get(queue, 0))
+
+    @contextmanager
+    def chosen(self):
+        before, Queue.current = Queue.current, self
+        try:
+            yield
+        finally:
+            Queue.current = before
+
+
+class Event:
+    def record(self, queue):
+        self.before = dict(queue.before)
+
+
+class Memory:
+    """A tensor on CUDA, as far as its memory goes: made on one queue, used on others, one after the other."""
+
+    device = Queue.device
+
+    def __init__(self):
+        self.made_on, self.used_on, self.count = Queue.current, Queue.current, 0
+
+    def use(self, *_):
+        queue = Queue.current
+        assert queue is self.used_on or queue.before.get(self.used_on, 0) >= self.count, "not in order"
+        queue.work()
+        self.used_on, self.count = queue, queue.before[queue]
+
+    zero_ = copy_ = use
+
+    def detach(self):
+        return self
+
+    def clone(self):
+        self.use()
+        return Memory()
+
+
+def a_first_chunk(x, stream):
+    for slot in ("one", "two"):
+        stream.histories.setdefault(slot, Memory()).use()
+    return x
+
+
+def take_turns(turns):
+    """Each rollout on a queue of its own; two directions, which are an arena each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "current_stream", lambda device: Queue.current)
+        patch.setattr(torch.cuda, "stream", Queue.chosen)
+        patch.setattr(torch.cuda, "Event", Event)
+        graphs, queues = Graphs(), [Queue() for _ in range(3)]
+        rollouts = {(name, i): Stream() for name in ("encode", "decode") for i in range(3)}
+        for name, i in turns:
+            with queues[i].chosen():
+                graphs.run(name, "key", a_first_chunk, Memory(), rollouts[name, i])
+            for (_, owner), rollout in rollouts.items():
+                assert all(history.made_on is queues[owner] for history in rollout.histories.values())
+
+
+@given(st.lists(st.tuples(st.sampled_from(["encode", "decode"]), st.integers(0, 2)), max_size=12))
+def test_any_order_of_callers_with_streams_of_their_own(turns):
+    take_turns(turns)
+
+
+MADE_ELSEWHERE = [("encode", 0), ("decode", 1), ("encode", 1)]
+
+
+def test_memory_made_on_the_last_callers_stream_would_be_seen(monkeypatch):
+    take_turns(MADE_ELSEWHERE)
+    on = Fence.on
+    monkeypatch.setattr(Fence, "on", lambda fence, stream: on(fence, fence._stream))
+    with pytest.raises(AssertionError):
+        take_turns(MADE_ELSEWHERE)
+
+
+def test_a_caller_that_does_not_wait_for_what_is_taken_out_would_be_seen(monkeypatch):
+    monkeypatch.setattr(Fence, "on", lambda fence, stream: torch.cuda.stream(stream))
+    with pytest.raises(AssertionError, match="not in order"):
+        take_turns([("encode", 0), ("encode", 1)])
 
 
 # ------------------------------------------------------------------------------------- switches that are put back
