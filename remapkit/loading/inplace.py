@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,3 +97,53 @@ def overlaps(one: Stretch, others: Sequence[Stretch]) -> bool:
     where, start, stop = one
     before = bisect_left(others, (where, stop, stop))  # how many begin before it ends: the last of them ends last
     return before > 0 and others[before - 1][0] == where and start < others[before - 1][2]
+
+
+def sharing(named: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
+    """Pairs of different tensors that have elements in common, as a transposed or a sliced parameter has them.
+
+    One tensor under two names, and two views of the very same elements, are tied weights, not this. Tensors whose
+    stretches of memory meet are marked element by element, so that the columns of one matrix are told from its rows.
+
+    >>> whole = torch.zeros(4, 4)
+    >>> sharing({"a": whole, "b": whole.t()}), sharing({"a": whole[:, :2], "b": whole[:, 2:]})
+    ([('a', 'b')], [])
+    """
+    found: list[tuple[str, str]] = []
+    reach: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
+    for fqn, held in named.items():
+        storage = held.untyped_storage()
+        last = sum((size - 1) * step for size, step in zip(held.shape, held.stride(), strict=True))
+        if held.numel():
+            start = int(held.storage_offset()) * held.element_size()
+            stop = start + (int(last) + 1) * held.element_size()
+            reach.setdefault((str(held.device), storage.data_ptr()), []).append((start, stop, fqn))
+    for stretches in reach.values():
+        stretches.sort()
+        for number, (_, stop, fqn) in enumerate(stretches):
+            for start, _, other in stretches[number + 1 :]:
+                if start >= stop:
+                    break
+                if not _is_same_view(named[fqn], named[other]) and _meet(named[fqn], named[other]):
+                    found.append((fqn, other))
+    return found
+
+
+def _is_same_view(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (one.shape, one.stride(), one.data_ptr(), one.dtype) == (
+        other.shape,
+        other.stride(),
+        other.data_ptr(),
+        other.dtype,
+    )
+
+
+def _meet(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two views of one storage have an element in common; of two dtypes it is taken for granted."""
+    if one.dtype != other.dtype:
+        return True
+    base = min(one.storage_offset(), other.storage_offset())
+    size = one.untyped_storage().nbytes() // one.element_size() - base
+    marks = torch.zeros(size, dtype=torch.bool)
+    marks.as_strided(one.shape, one.stride(), one.storage_offset() - base).fill_(True)
+    return bool(marks.as_strided(other.shape, other.stride(), other.storage_offset() - base).any())

@@ -11,7 +11,7 @@ from torch import nn
 
 from remapkit.check import Check, make_check
 from remapkit.diagnostic import Diagnostic, counted
-from remapkit.loading.inplace import merged, overlaps, writes_to_itself
+from remapkit.loading.inplace import merged, overlaps, sharing, writes_to_itself
 from remapkit.loading.module import Target
 from remapkit.loading.values import Values, overlapping, same_bytes, stretch
 from remapkit.meta import DTYPES
@@ -216,6 +216,12 @@ def _copy_problems(moves: Mapping[str, Move], target: Target, wanted: Wanted) ->
         title = f"{counted(len(expanded), 'tensor')} of {name} cannot be copied into: elements share their memory"
         help = "assign=True replaces them; or give them memory of their own, with clone()"
         yield Diagnostic("RK332", title, (), (help,), (named(expanded),), values={"names": expanded})
+    elif torn := sharing(staying):
+        pairs = [list(each) for each in torn]
+        title = f"{counted(len(pairs), 'pair')} of tensors of {name} share memory: one copy would undo another"
+        lines = [" and ".join(each) for each in pairs]
+        help = "assign=True replaces them; or give them memory of their own, with clone()"
+        yield Diagnostic("RK332", title, (), (help,), (named(lines),), values={"names": pairs})
     wide = {fqn: (dtype, target.header[fqn].dtype) for fqn, dtype in brought.items() if dtype not in PLAIN_FLOATS}
     widths = {fqn: pair for fqn, pair in wide.items() if pair[0] != pair[1] and _kind(pair[0]) == _kind(pair[1])}
     if widths:

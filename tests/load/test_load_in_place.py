@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import remapkit
+from remapkit.diagnostic import FailedCheck
 from remapkit.loading import inplace, job, module
 from remapkit.loading.values import MemoryValues
 from remapkit.meta import header_of
@@ -334,3 +335,29 @@ def test_a_module_that_changes_what_it_loads() -> None:
     remapkit.load_into(model, source.state_dict())
     assert model.a.weight is held and raw(held) == raw(source.a.weight.flip(0))
     assert raw(source.a.weight) == given_bytes
+
+
+@pytest.mark.parametrize("view", ["transposed", "sliced"])
+def test_parameters_that_share_some_of_their_memory_are_refused(view: str) -> None:
+    """One copy would undo another; columns of one matrix that have no element in common are told from them."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tok = nn.Embedding(16, 8)
+            data = self.tok.weight.data
+            self.out = nn.Parameter(data.t() if view == "transposed" else data[8:])
+
+    model = Net()
+    before = model.tok.weight.clone()
+    state = {"tok.weight": torch.ones(16, 8), "out": torch.full(model.out.shape, 2.0)}
+    with pytest.raises(FailedCheck) as error:
+        remapkit.load_into(model, state)
+    assert [each.code for each in error.value.diagnostics] == ["RK332"]
+    assert "tok.weight" in str(error.value) and torch.equal(model.tok.weight, before)
+    remapkit.load_into(model, state, assign=True)
+    assert model.tok.weight.eq(1).all() and model.out.eq(2).all()
+    whole = torch.zeros(4, 4)
+    halves = nn.ParameterDict({"a": nn.Parameter(whole[:, :2]), "b": nn.Parameter(whole[:, 2:])})
+    remapkit.load_into(halves, {"a": torch.ones(4, 2), "b": torch.full((4, 2), 2.0)})
+    assert whole.sum() == 24
