@@ -60,7 +60,7 @@ save_file(new, out)
 """
 OURS = """
 import sys
-from remapkit.cli import main
+from remapkit.cli.app import main
 code = main(sys.argv[1:])
 print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0], file=sys.stderr)
 sys.exit(code)

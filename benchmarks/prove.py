@@ -18,10 +18,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from remapkit.library import load
-from remapkit.prove import Level, prove
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
+from remapkit.proofs.prover import Level, prove
+from remapkit.registry.installed import load
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import RuleSet, compile_rules
 
 ROOT = Path(__file__).resolve().parent.parent
 

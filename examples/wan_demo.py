@@ -57,7 +57,7 @@ def timed(name: str, step: Callable[[], tuple[bool, str]]) -> Step:
 
 def command(*arguments: object) -> tuple[bool, str]:
     """Run the remapkit command line in this process, as a user would type it."""
-    from remapkit.cli import main as remapkit
+    from remapkit.cli.app import main as remapkit
 
     words = [str(Path(word).relative_to(ROOT)) if isinstance(word, Path) else str(word) for word in arguments]
     print(f"$ remapkit {' '.join(words)}", flush=True)

@@ -17,9 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from remapkit.check import Check, Mismatch
-    from remapkit.checkpoint import Reader, open_checkpoint
-    from remapkit.diagnostic import (
+    from remapkit.diagnostics.diagnostic import (
         Diagnostic,
         FailedCheck,
         InvalidRules,
@@ -28,14 +26,16 @@ if TYPE_CHECKING:
         UnwritableOutput,
         UsageError,
     )
-    from remapkit.library import Pack, Plugin, load, packs, plugins
+    from remapkit.formats import Reader, open_checkpoint
     from remapkit.loading import Loaded, load_into
-    from remapkit.plan import Move, Plan
-    from remapkit.prove import Level, Proof
-    from remapkit.questions import Witness
-    from remapkit.rules import RuleSet
-    from remapkit.spec import StateDictSpec, TensorSpec
-    from remapkit.targets import header
+    from remapkit.models.target import header
+    from remapkit.plans.check import Check, Mismatch
+    from remapkit.plans.make import Move, Plan
+    from remapkit.proofs.checks import Witness
+    from remapkit.proofs.prover import Level, Proof
+    from remapkit.registry.installed import Pack, Plugin, load, packs, plugins
+    from remapkit.rules.compile import RuleSet
+    from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 _HOMES = {
     "Check": "check",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from remapkit.cli import main
+from remapkit.cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from remapkit import report
-from remapkit.diagnostic import Diagnostic, RemapkitError, UsageError
+from remapkit.cli.app import render as report
+from remapkit.diagnostics.diagnostic import Diagnostic, RemapkitError, UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import remapkit
-from remapkit.checkpoint.reader import Reader
-from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError
-from remapkit.plan import Plan, named
-from remapkit.rules import RuleSet
+from remapkit.diagnostics.diagnostic import Diagnostic, FailedCheck, UsageError
+from remapkit.formats.reader import Reader
+from remapkit.plans.make import Plan, named
+from remapkit.rules.compile import RuleSet
 
 if TYPE_CHECKING:
     from .vae import WanVAE
@@ -140,8 +140,8 @@ def _candidates(model: str, reader: Reader, names: frozenset[str]) -> Iterator[_
 
 
 def _identity() -> RuleSet:
-    from remapkit.rulefile import read_text
-    from remapkit.rules import compile_rules
+    from remapkit.rulefile.read import read_text
+    from remapkit.rules.compile import compile_rules
 
     return compile_rules(read_text("remapkit: 1\nname: identity\nunmatched: keep\nrules: []\n"))
 

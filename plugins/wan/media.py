@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remapkit.diagnostic import Diagnostic, UnwritableOutput, UsageError
+from remapkit.diagnostics.diagnostic import Diagnostic, UnwritableOutput, UsageError
 
 __all__ = ["Clip", "Writer", "open_clip", "writing"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from remapkit.diagnostic import Diagnostic, UsageError
+from remapkit.diagnostics.diagnostic import Diagnostic, UsageError
 
 from .cache import WanCache
 from .config import VAEConfig

@@ -27,8 +27,8 @@ from .tiling import Tile, Tiling, whole_frame
 StepName = Literal["encode", "begin", "finish"]
 
 if TYPE_CHECKING:
-    from remapkit.checkpoint.reader import Reader
-    from remapkit.rules import RuleSet
+    from remapkit.formats.reader import Reader
+    from remapkit.rules.compile import RuleSet
 
 __all__ = [
     "Fast",

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 
-from remapkit.spec import TensorSpec
+from remapkit.tensors.spec import TensorSpec
 
 AFTER = (
     *("_scale", "_scales", "_scale_inv", "_scale_2", "_scale_inverse", "_scaling_factor", "_global_scale"),

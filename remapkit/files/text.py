@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from remapkit.checkpoint.atomic import (
+from remapkit.diagnostics.diagnostic import Diagnostic, UnwritableOutput
+from remapkit.files.atomic import (
     TEMPORARY_PREFIX,
     TEMPORARY_SUFFIX,
     NewFile,
@@ -18,10 +19,9 @@ from remapkit.checkpoint.atomic import (
     sync_directory,
     undisturbed,
 )
-from remapkit.checkpoint.copying import write_all
-from remapkit.checkpoint.faults import cannot_write, printable, unwritable
-from remapkit.checkpoint.locks import hold
-from remapkit.diagnostic import Diagnostic, UnwritableOutput
+from remapkit.files.copy import write_all
+from remapkit.files.errors import cannot_write, printable, unwritable
+from remapkit.files.locks import hold
 
 
 class Opened(Protocol):

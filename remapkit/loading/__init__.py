@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from remapkit.loading.into import Loaded, load_into
+from remapkit.loading.load import Loaded, load_into
 
 __all__ = ["Loaded", "load_into"]

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from remapkit.diagnostic import Diagnostic, FailedCheck
-from remapkit.loading.inplace import copy_into, places_of, put_back
-from remapkit.meta import header_of
-from remapkit.plan import named
-from remapkit.spec import StateDictSpec, leaf
+from remapkit.diagnostics.diagnostic import Diagnostic, FailedCheck
+from remapkit.loading.in_place import copy_into, places_of, put_back
+from remapkit.models.build import header_of
+from remapkit.plans.make import named
+from remapkit.tensors.spec import StateDictSpec, leaf
 
 _INTERNAL = frozenset(vars(nn.Module()))
 _COMPILED = "_orig_mod"

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from remapkit.diagnostic import Diagnostic, InvalidRules, Label
-from remapkit.ops import kinds
-from remapkit.ops.numbers import BadNumber, Expr, check_names, expr
-from remapkit.rulefile import WrittenOp
-from remapkit.source import Span
-from remapkit.yamlnodes import ListNode, MapNode, Node, ScalarNode, shown
+from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, Label
+from remapkit.diagnostics.source import Span
+from remapkit.ops import shape as kinds
+from remapkit.rulefile.arithmetic import BadNumber, Expr, check_names, expr
+from remapkit.rulefile.read import WrittenOp
+from remapkit.rulefile.yaml.compose import ListNode, MapNode, Node, ScalarNode, excerpt_of
 
 Arg = int | float | str | None | Expr | tuple["Arg", ...]
 Params = Mapping[str, int | None]
@@ -315,7 +315,7 @@ class CallReader:
         """A number with a fraction or an exponent; 0 where no float holds it, which is noted."""
         value = float(node.value)
         if math.isinf(value):
-            title = f"{shown(node.value)} is beyond the largest number there is, {sys.float_info.max:.3g}"
+            title = f"{excerpt_of(node.value)} is beyond the largest number there is, {sys.float_info.max:.3g}"
             self.problem("RK163", title, node.span, "write a smaller number")
             return 0
         return value

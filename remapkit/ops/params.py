@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from remapkit.diagnostic import Diagnostic, InvalidRules, Label, UsageError
-from remapkit.ops.numbers import BadNumber, Expr, NoValue, check_names, expr
-from remapkit.rulefile import WrittenParam
+from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, Label, UsageError
+from remapkit.rulefile.arithmetic import BadNumber, Expr, NoValue, check_names, expr
+from remapkit.rulefile.read import WrittenParam
 
 
 def param_values(

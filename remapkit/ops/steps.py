@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from remapkit.spec import TensorSpec
+from remapkit.tensors.spec import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from remapkit.diagnostic import Diagnostic, FailedCheck, UsageError
-from remapkit.meta import header_of
-from remapkit.plan import Plan, make_plan, named
-from remapkit.rules import RuleSet
-from remapkit.running.eager import run_plan
+from remapkit.compute.torch_eager import run_plan
+from remapkit.diagnostics.diagnostic import Diagnostic, FailedCheck, UsageError
+from remapkit.models.build import header_of
+from remapkit.plans.make import Plan, make_plan, named
+from remapkit.rules.compile import RuleSet
 from remapkit.verification.models import constants, inputs
 
 TOLERANCE = 1e-4

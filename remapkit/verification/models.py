@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from remapkit.diagnostic import Diagnostic, UsageError
-from remapkit.meta import DTYPES, header_of
-from remapkit.plan import make_plan
-from remapkit.rules import RuleSet
-from remapkit.spec import StateDictSpec, TensorSpec, leaf
+from remapkit.diagnostics.diagnostic import Diagnostic, UsageError
+from remapkit.models.build import DTYPES, header_of
+from remapkit.plans.make import make_plan
+from remapkit.rules.compile import RuleSet
+from remapkit.tensors.spec import StateDictSpec, TensorSpec, leaf
 
 MOST_BYTES = 8_000_000_000
 """Larger models are refused: a small config shows the same."""

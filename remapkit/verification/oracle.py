@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from remapkit.diagnostic import Diagnostic, counted
-from remapkit.plan import named
-from remapkit.rules import RuleSet
-from remapkit.spec import TensorSpec
+from remapkit.diagnostics.diagnostic import Diagnostic, counted
+from remapkit.plans.make import named
+from remapkit.rules.compile import RuleSet
+from remapkit.tensors.spec import TensorSpec
 from remapkit.verification.forward import Verdict
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from remapkit import yamlnodes
-from remapkit.diagnostic import InvalidRules, render
-from remapkit.library import load
+from remapkit.diagnostics.diagnostic import InvalidRules, render
+from remapkit.registry.installed import load
+from remapkit.rulefile.yaml import compose as yamlnodes
 
 HERE = Path(__file__).parent
 FILES = sorted(path.name for path in HERE.glob("*.yaml"))

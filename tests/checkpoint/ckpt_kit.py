@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from remapkit.checkpoint import Reader, open_checkpoint
+from remapkit.formats import Reader, open_checkpoint
 
 DTYPES: dict[str, torch.dtype] = {
     "F32": torch.float32,

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from remapkit.checkpoint import open_checkpoint, sharded
-from remapkit.cli import main
-from remapkit.diagnostic import UnreadableCheckpoint
+from remapkit.cli.app import main
+from remapkit.diagnostics.diagnostic import UnreadableCheckpoint
+from remapkit.formats import open_checkpoint, sharded
 
 STATE = {"a": torch.arange(4.0), "b": torch.ones(2, 3)}
 INDEX = "diffusion_pytorch_model.safetensors.index.json"

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from remapkit.checkpoint import open_checkpoint
-from remapkit.diagnostic import Diagnostic, UnreadableCheckpoint
+from remapkit.diagnostics.diagnostic import Diagnostic, UnreadableCheckpoint
+from remapkit.formats import open_checkpoint
 
 STATE = {"w": torch.arange(6.0).reshape(2, 3)}
 

@@ -14,8 +14,11 @@ from ckpt_kit import DTYPES, SAVED, Saved, assert_same, check_saved, load, raw, 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from remapkit.checkpoint import open_checkpoint, pickle, pth, views
-from remapkit.diagnostic import UnreadableCheckpoint
+from remapkit.diagnostics.diagnostic import UnreadableCheckpoint
+from remapkit.formats import open_checkpoint
+from remapkit.formats import strided as views
+from remapkit.formats import torch_file as pth
+from remapkit.formats.pickle import machine as pickle
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::UserWarning")
 ALL = settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

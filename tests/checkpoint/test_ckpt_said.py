@@ -23,10 +23,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from remapkit.checkpoint import archive, open_checkpoint, wrappers
-from remapkit.cli import main
-from remapkit.diagnostic import UnreadableCheckpoint
-from remapkit.spec import MAX_NAME, name_problem
+from remapkit.cli.app import main
+from remapkit.diagnostics.diagnostic import UnreadableCheckpoint
+from remapkit.formats import open_checkpoint
+from remapkit.formats import state_dict as wrappers
+from remapkit.formats import zip_reader as archive
+from remapkit.tensors.spec import MAX_NAME, name_problem
 
 
 def refusal(path: Path, **options: Any) -> Any:

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from remapkit.checkpoint import open_checkpoint
-from remapkit.checkpoint import reader as reader_module
-from remapkit.diagnostic import Diagnostic, UnreadableCheckpoint
+from remapkit.diagnostics.diagnostic import Diagnostic, UnreadableCheckpoint
+from remapkit.formats import open_checkpoint
+from remapkit.formats import reader as reader_module
 
 ONE, TWO = "model-00001-of-00002", "model-00002-of-00002"
 
@@ -228,7 +228,7 @@ def many(folder: Path, count: int) -> Path:
 MANY = """
 import resource, sys
 import numpy
-from remapkit.cli import main
+from remapkit.cli.app import main
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 rules, index, out = sys.argv[1:]
 sys.exit(main(["apply", rules, index, "-o", out, "--verify"]) or main(["diff", out, index, "--rules-b", rules]))

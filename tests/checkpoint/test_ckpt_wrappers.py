@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remapkit.checkpoint import open_checkpoint
-from remapkit.diagnostic import Diagnostic, UnreadableCheckpoint
+from remapkit.diagnostics.diagnostic import Diagnostic, UnreadableCheckpoint
+from remapkit.formats import open_checkpoint
 
 
 class Mode(enum.Enum):

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import remapkit
-from remapkit.check import Check, count_interchangeable, known_keys_problem, make_check
-from remapkit.plan import Move, Plan, RuleRef
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.plans.check import Check, count_interchangeable, known_keys_problem, make_check
+from remapkit.plans.make import Move, Plan, RuleRef
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 F32 = TensorSpec("F32", (4, 4))
 

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 import remapkit
-from remapkit.cli import main
-from remapkit.commands import packs
+from remapkit.cli.app import main
+from remapkit.cli.commands import packs
 
 ROOT = Path(remapkit.__file__).parent.parent
 TINY = ROOT / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from remapkit import library
-from remapkit.diagnostic import UsageError
+from remapkit.diagnostics.diagnostic import UsageError
+from remapkit.registry import installed as library
 
 
 def fake_entry_points(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> None:

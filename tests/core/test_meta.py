@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from remapkit.diagnostic import UsageError
-from remapkit.library import resolve
-from remapkit.meta import build, header_of
-from remapkit.spec import TensorSpec
-from remapkit.targets import TargetRef, target_header
+from remapkit.diagnostics.diagnostic import UsageError
+from remapkit.models.build import build, header_of
+from remapkit.models.target import TargetRef, target_header
+from remapkit.registry.installed import resolve
+from remapkit.tensors.spec import TensorSpec
 
 
 class Buffers(nn.Module):

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remapkit.plan import Plan, make_plan
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.plans.make import Plan, make_plan
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 SPEC = TensorSpec("F32", (2, 2))
 

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remapkit import diagnostic, report
-from remapkit.diagnostic import Diagnostic, Label, render, to_github, to_json
-from remapkit.plan import named
-from remapkit.report import Outcome, Table
-from remapkit.source import Source, Span
+from remapkit.cli.app import render as report
+from remapkit.cli.render import Outcome, Table
+from remapkit.diagnostics import diagnostic
+from remapkit.diagnostics.diagnostic import Diagnostic, Label, render, to_github, to_json
+from remapkit.diagnostics.source import Source, Span
+from remapkit.plans.make import named
 
 HOSTILE = (
     "\n", "\r", "\x1b[2J", "\x1b]0;x\x07", "\x00", "\x7f", "\x85", "\x9b", "\u2028", "\u2029", "\u202e", "\u2066", "\u200f", "\udcff", "\ud800",

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from remapkit.checkpoint.opening import open_checkpoint
+from remapkit.formats.detect import open_checkpoint
 
 ROOT = str(Path(__file__).parents[2])
 BAD = os.fsdecode(b"b\xff\xe9d")

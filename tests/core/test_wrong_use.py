@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import remapkit
-from remapkit.cli import main
-from remapkit.diagnostic import FailedCheck, InvalidRules, UsageError
-from remapkit.rulefile import examine_text, read_text
-from remapkit.rules import RuleSet, compile_rules
+from remapkit.cli.app import main
+from remapkit.diagnostics.diagnostic import FailedCheck, InvalidRules, UsageError
+from remapkit.rulefile.read import examine_text, read_text
+from remapkit.rules.compile import RuleSet, compile_rules
 
 ROOT = Path(remapkit.__file__).parent.parent
 TINY = ROOT / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import remapkit
-from remapkit.families import Family, families, ranges
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.tensors.families import Family, families, ranges
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 ROOT = Path(remapkit.__file__).parent.parent
 

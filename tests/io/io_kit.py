@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from remapkit.checkpoint import open_checkpoint
-from remapkit.execute import Written, execute
-from remapkit.plan import Move, RuleRef
+from remapkit.formats import open_checkpoint
+from remapkit.plans.make import Move, RuleRef
+from remapkit.write.execute import Written, execute
 
 SUFFIX = "remapkit: 1\nname: prefix\nrules:\n  - {id: all, path: '{rest:**}', to: 'renamed.{rest}'}\n"
 LONGER = SUFFIX.replace("renamed", "a_much_longer_name_than_any_that_stood_there_before.so_that_it_cannot_fit")

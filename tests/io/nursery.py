@@ -86,7 +86,10 @@ class Steps:
 
 
 def watch(steps: Steps) -> None:
-    from remapkit.checkpoint import atomic, copying, inplace, writing
+    from remapkit.files import atomic
+    from remapkit.files import copy as copying
+    from remapkit.write import in_place as inplace
+    from remapkit.write import writer as writing
 
     writing.SMALL = 0
     copying.STEP = STRETCH
@@ -101,7 +104,9 @@ def watch(steps: Steps) -> None:
 
 
 def plant(fault: str) -> None:
-    from remapkit.checkpoint import atomic, inplace, locks, writing
+    from remapkit.files import atomic, locks
+    from remapkit.write import in_place as inplace
+    from remapkit.write import writer as writing
 
     if fault == "straight to the target":
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -138,7 +143,7 @@ def plant(fault: str) -> None:
 
 
 def child(command: dict[str, Any], steps: Steps, answer: int, last: Callable[[], None]) -> None:
-    from remapkit.cli import main
+    from remapkit.cli.app import main
 
     plant(command.get("fault", ""))
     watch(steps)
@@ -151,11 +156,11 @@ def child(command: dict[str, Any], steps: Steps, answer: int, last: Callable[[],
 
 
 def serve() -> None:
-    import remapkit.commands.apply
-    import remapkit.commands.inspect
-    import remapkit.commands.recover
-    import remapkit.execute  # noqa: F401
-    from remapkit.cli import main
+    import remapkit.cli.commands.apply
+    import remapkit.cli.commands.inspect
+    import remapkit.cli.commands.recover
+    import remapkit.write.execute  # noqa: F401
+    from remapkit.cli.app import main
 
     with contextlib.redirect_stdout(io.StringIO()):
         main(["lint", "wan22_pth"])  # whatever is made once is made before the children are

@@ -19,14 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file, save_model
 
 import remapkit
-from remapkit.cli import main
-from remapkit.diagnostic import UsageError
-from remapkit.units import parse_size
+from remapkit.cli.app import main
+from remapkit.cli.sizes import parse_size
+from remapkit.diagnostics.diagnostic import UsageError
 
 ROOT = Path(remapkit.__file__).parent.parent
 SLOW = """
 import sys, time
-from remapkit.checkpoint import copying, writing
+from remapkit.formats import copying, writing
 copying.STEP, writing.SMALL = 20_000, 0
 def slowed(name):
     call = getattr(copying.Copier, name)
@@ -35,7 +35,7 @@ def slowed(name):
         return call(self, *rest)
     setattr(copying.Copier, name, copy)
 slowed("_step")
-from remapkit.cli import main
+from remapkit.cli.app import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -246,7 +246,7 @@ def test_ctrl_c_leaves_nothing_behind(options: list[str], source: Path, tmp_path
 def test_ctrl_c_is_too_late_once_files_get_their_names(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from remapkit.checkpoint import atomic
+    from remapkit.files import atomic
 
     name = atomic.NewFile.rename
 

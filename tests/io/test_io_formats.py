@@ -18,12 +18,14 @@ from io_kit import convert, leftovers, moves_for, raw, read_back
 from safetensors import safe_open
 from safetensors.torch import save_file, save_model
 
-from remapkit.checkpoint import layout, open_checkpoint, zipout
-from remapkit.checkpoint import writing as writing_module
-from remapkit.checkpoint.safetensors import header_json
-from remapkit.diagnostic import UnwritableOutput
-from remapkit.execute import verify
-from remapkit.spec import TensorSpec
+from remapkit.diagnostics.diagnostic import UnwritableOutput
+from remapkit.formats import open_checkpoint
+from remapkit.formats.safetensors import header_json
+from remapkit.tensors.spec import TensorSpec
+from remapkit.write import layout
+from remapkit.write import torch_zip as zipout
+from remapkit.write import writer as writing_module
+from remapkit.write.execute import verify
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -195,7 +197,7 @@ def test_the_property_finds_a_planted_fault(fault: str, monkeypatch: pytest.Monk
     where, name, planted, output = FAULTS[fault]
     monkeypatch.setattr(where, name, planted)
     # What the writer notices by itself would hide whether the property does.
-    monkeypatch.setattr("remapkit.execute._compare", lambda *_: None)
+    monkeypatch.setattr("remapkit.write.execute._compare", lambda *_: None)
 
     @settings(PROPERTY, max_examples=200, database=None, phases=[Phase.generate], derandomize=True)
     @given(state_dicts(), st.sampled_from(("zip", "safetensors")))

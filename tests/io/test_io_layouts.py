@@ -24,13 +24,17 @@ from hypothesis import strategies as st
 from io_kit import SUFFIX, convert, everything_in, leftovers, read_back, rules
 from safetensors.torch import load_file, save_file
 
-from remapkit.checkpoint import atomic, inplace, locks, open_checkpoint, replaced, writing
-from remapkit.checkpoint.atomic import NewFile
-from remapkit.checkpoint.names import output_name
-from remapkit.checkpoint.reader import SourceFile
-from remapkit.cli import main
-from remapkit.diagnostic import UnwritableOutput
-from remapkit.execute import PTH_SUFFIXES, output_format
+from remapkit.cli.app import main
+from remapkit.diagnostics.diagnostic import UnwritableOutput
+from remapkit.files import atomic, locks
+from remapkit.files.atomic import NewFile
+from remapkit.files.index_names import output_name
+from remapkit.formats import open_checkpoint
+from remapkit.formats.reader import SourceFile
+from remapkit.write import in_place as inplace
+from remapkit.write import replaced
+from remapkit.write import writer as writing
+from remapkit.write.execute import PTH_SUFFIXES, output_format
 
 
 def state(seed: int = 0) -> dict[str, torch.Tensor]:

@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import remapkit
-from remapkit import recorded
-from remapkit.cli import main
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.cli.app import main
+from remapkit.plans import recorded
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 WEIGHT = torch.arange(12.0).view(3, 4)
 ALL = "rules: [{id: all, path: '{r:**}', to: '{r}'}]"
@@ -193,8 +193,8 @@ def takes_anything(fqn: str) -> None:
 
 
 def compiled(body: str) -> Any:
-    from remapkit.rulefile import read_text
-    from remapkit.rules import compile_rules
+    from remapkit.rulefile.read import read_text
+    from remapkit.rules.compile import compile_rules
 
     return compile_rules(read_text(f"remapkit: 1\nname: t\n{body}\n"))
 

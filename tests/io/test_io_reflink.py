@@ -13,8 +13,9 @@ import torch
 from io_kit import LONGER, SUFFIX, convert, leftovers, raw, rules
 from safetensors.torch import load_file, save_file
 
-from remapkit.checkpoint import inplace, layout
-from remapkit.cli import main
+from remapkit.cli.app import main
+from remapkit.write import in_place as inplace
+from remapkit.write import layout
 
 SIZE = 24_000_000
 COMMANDS = {"xfs": ["mkfs.xfs", "-q", "-m", "reflink=1"], "btrfs": ["mkfs.btrfs", "-q"]}

@@ -18,12 +18,15 @@ import torch
 from io_kit import SUFFIX, convert, everything_in, leftovers, raw, rules
 from safetensors.torch import load_file, save_file
 
-from remapkit.checkpoint import Reader, atomic, copying, open_checkpoint, opening
-from remapkit.cli import main
-from remapkit.diagnostic import UnreadableCheckpoint, UnwritableOutput
-from remapkit.execute import execute
-from remapkit.ops.kinds import AddOp
-from remapkit.plan import Move, RuleRef
+from remapkit.cli.app import main
+from remapkit.diagnostics.diagnostic import UnreadableCheckpoint, UnwritableOutput
+from remapkit.files import atomic
+from remapkit.files import copy as copying
+from remapkit.formats import Reader, open_checkpoint
+from remapkit.formats import detect as opening
+from remapkit.ops.shape import AddOp
+from remapkit.plans.make import Move, RuleRef
+from remapkit.write.execute import execute
 
 ROOT = Path(__file__).parent.parent.parent
 NOBODY = 65534

@@ -17,11 +17,10 @@ import torch
 from io_kit import everything_in, rules
 from safetensors.torch import save_file
 
-from remapkit.checkpoint import atomic
-from remapkit.checkpoint.locks import hold
-from remapkit.cli import main
-from remapkit.diagnostic import UnwritableOutput
-from remapkit.files import text
+from remapkit.cli.app import main
+from remapkit.diagnostics.diagnostic import UnwritableOutput
+from remapkit.files import atomic, text
+from remapkit.files.locks import hold
 from remapkit.files.text import write_texts
 
 

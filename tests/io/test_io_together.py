@@ -19,7 +19,7 @@ from io_kit import chosen, everything_in, leftovers, rules
 from nursery import Nursery
 from safetensors.torch import save_file
 
-from remapkit.cli import main
+from remapkit.cli.app import main
 
 KINDS = ("single", "shards", "single over shards")
 ENDS = ("goes on", "dies", "is refused")

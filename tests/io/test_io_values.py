@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from io_kit import raw
 from safetensors.torch import save_file
 
-from remapkit import compare
-from remapkit.checkpoint import open_checkpoint
-from remapkit.checkpoint.zipout import _TORCH_OF
-from remapkit.cli import main
-from remapkit.spec import DTYPE_BITS
+from remapkit.cli.app import main
+from remapkit.formats import compare, open_checkpoint
+from remapkit.tensors.spec import DTYPE_BITS
+from remapkit.write.torch_zip import _TORCH_OF
 
 DTYPES = [name for name in DTYPE_BITS if hasattr(torch, _TORCH_OF.get(name, "?")) and DTYPE_BITS[name] >= 8]
 

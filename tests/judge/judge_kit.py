@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from remapkit.plan import Plan
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
-from remapkit.spec import DTYPE_BITS, TensorSpec
+from remapkit.plans.make import Plan
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
 
 Header = Mapping[str, tuple[str, list[int]]]
 

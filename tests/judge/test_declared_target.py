@@ -14,9 +14,9 @@ import torch
 from judge_kit import Header, manifest, rule_file, rules_of, safetensors, specs
 
 import remapkit
-from remapkit.cli import main
-from remapkit.declared import hold
-from remapkit.diagnostic import FailedCheck
+from remapkit.cli.app import main
+from remapkit.diagnostics.diagnostic import FailedCheck
+from remapkit.plans.declared import hold
 
 RENAME = "rules: [{id: r, path: 'a.{l}', to: 'bb.{l}'}]"
 SPLIT = "rules: [{id: r, path: qkv, split: {dim: 0, sizes: equal, into: [q, k]}}]"
@@ -146,8 +146,8 @@ def test_a_part_lacks_nothing_and_a_whole_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["WanVAE", "Wan21VAE"])
 def test_the_manifests_of_models_are_those_of_the_models(model: str) -> None:
-    from remapkit.library import home, resolve
-    from remapkit.meta import build, header_of
+    from remapkit.models.build import build, header_of
+    from remapkit.registry.installed import home, resolve
 
     folder = home("rules")
     assert folder is not None
@@ -176,7 +176,7 @@ def test_nothing_left_is_an_error(face: str, body: str) -> None:
 
 def test_a_judge_that_is_asleep_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The planted fault: nobody asks for the declared target, and the first test of this module fails."""
-    from remapkit.running import renaming
+    from remapkit.compute import rename as renaming
 
     manifest(tmp_path / "keys" / "t.json", W)
     rules = remapkit.load(rule_file(tmp_path / "t.yaml", f"target: {{keys: keys/t.json}}\n{RENAME}"))

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import pytest
 from judge_kit import rules_of
 
-from remapkit.companions.metadata import stale_names
-from remapkit.plan import make_plan
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.plans.make import make_plan
+from remapkit.plans.stale_metadata import stale_names
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 RULES = "rules: [{id: r, path: 'a.q.{x}', to: 'a.query.{x}'}]\nkeep: ['b.{rest:**}']\ndrop: ['c.{rest:**}']"
 SPEC = TensorSpec("F32", (1,))

@@ -15,10 +15,10 @@ import pytest
 from judge_kit import Header, codes, plan_of, rule_file, rules_of, safetensors
 
 import remapkit
-from remapkit import require
-from remapkit.cli import main
-from remapkit.diagnostic import FailedCheck, InvalidRules
-from remapkit.invert import invert
+from remapkit.authoring.invert import invert
+from remapkit.cli.app import main
+from remapkit.diagnostics.diagnostic import FailedCheck, InvalidRules
+from remapkit.rules.compile import requirements as require
 
 KEEP = "keep: ['{all:**}']\n"
 BLOCKS = "require: [{count: 'j.{i:int}.w', is: 3}]"

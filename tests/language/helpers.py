@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from remapkit.rulefile import (
+from remapkit.diagnostics.source import Source, Text
+from remapkit.rulefile.read import (
     RuleFile,
     WrittenEntry,
     WrittenGuard,
@@ -14,8 +15,7 @@ from remapkit.rulefile import (
     WrittenTable,
     WrittenTest,
 )
-from remapkit.rules import RuleSet, compile_rules
-from remapkit.source import Source, Text
+from remapkit.rules.compile import RuleSet, compile_rules
 
 Where = Mapping[str, Sequence[str] | str]
 

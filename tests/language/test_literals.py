@@ -13,18 +13,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import remapkit.literals as module
-from remapkit import invert as inverting
-from remapkit import learn as starting
-from remapkit.diagnostic import Diagnostic, InvalidRules
-from remapkit.examples import learn
-from remapkit.learn import new_rule_file
-from remapkit.literals import is_plain, literal_text
-from remapkit.pairing import Pairing
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
-from remapkit.scalars import in_quotes
-from remapkit.spec import StateDictSpec, TensorSpec, name_problem
+import remapkit.patterns.literals as module
+from remapkit.authoring import invert as inverting
+from remapkit.authoring import scaffold as starting
+from remapkit.authoring.learn import learn
+from remapkit.authoring.pair_by_value import Pairing
+from remapkit.authoring.scaffold import new_rule_file
+from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules
+from remapkit.patterns.literals import is_plain, literal_text
+from remapkit.rulefile.read import read_text
+from remapkit.rulefile.yaml.emit import in_quotes
+from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.tensors.spec import StateDictSpec, TensorSpec, name_problem
 
 SPEC = TensorSpec("F32", (2,))
 ODD = [

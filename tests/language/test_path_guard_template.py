@@ -10,9 +10,9 @@ from helpers import pattern, rule, rules, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remapkit.diagnostic import Diagnostic, InvalidRules, Severity
-from remapkit.guards import compile_pattern
-from remapkit.matcher import Reader, regex_text
+from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, Severity
+from remapkit.patterns.compile import compile_pattern
+from remapkit.patterns.matcher import Reader, regex_text
 
 TABLES = {"slots": {"norm1": "residual.0", "conv.1": "residual.2"}, "digits": {"0": "1", "1": "0"}}
 KEYS = {name: tuple(entries) for name, entries in TABLES.items()}

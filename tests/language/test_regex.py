@@ -9,13 +9,13 @@ from helpers import pattern, rule, rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remapkit.automaton import automaton, read, reads_one_way
-from remapkit.diagnostic import InvalidRules
-from remapkit.guards import compile_pattern
-from remapkit.matcher import Program, Reader, regex_text
-from remapkit.pattern import Pattern, linear, unparse, words
-from remapkit.regex import parse
-from remapkit.source import Text
+from remapkit.diagnostics.diagnostic import InvalidRules
+from remapkit.diagnostics.source import Text
+from remapkit.patterns.automaton import automaton, read, reads_one_way
+from remapkit.patterns.compile import compile_pattern
+from remapkit.patterns.matcher import Program, Reader, regex_text
+from remapkit.patterns.regex import parse
+from remapkit.patterns.tree import Pattern, linear, unparse, words
 
 # Pieces that are or are not of the dialect, so that random patterns lie on both sides of its border.
 ATOMS = [

@@ -11,10 +11,10 @@ from helpers import pattern, rule, rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remapkit.diagnostic import InvalidRules
-from remapkit.plan import make_plan
-from remapkit.rules import RuleSet
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.diagnostics.diagnostic import InvalidRules
+from remapkit.plans.make import make_plan
+from remapkit.rules.compile import RuleSet
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 NOTHING = TensorSpec("U8", (0,))
 

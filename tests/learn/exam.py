@@ -11,15 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from remapkit.check import make_check
-from remapkit.examples import Learned, learn
-from remapkit.pairing import pair_by_value
-from remapkit.plan import make_plan
-from remapkit.prove import Level
-from remapkit.rulefile import read_text
-from remapkit.rules import compile_rules
-from remapkit.ruletest import run_tests
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.authoring.learn import Learned, learn
+from remapkit.authoring.pair_by_value import pair_by_value
+from remapkit.plans.check import make_check
+from remapkit.plans.make import make_plan
+from remapkit.proofs.prover import Level
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.selftest import run_tests
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 Tensor = tuple[TensorSpec, bytes]
 PARTS = (("q", "k", "v"), ("norm1", "norm2"), ("mlp", "attn", "é"), ("op", "skip"))

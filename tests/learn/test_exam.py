@@ -21,19 +21,20 @@ from hypothesis import strategies as st
 from numpy import array
 from safetensors.numpy import save_file
 
-from remapkit import examples, pairing
-from remapkit.cli import main
-from remapkit.diagnostic import Diagnostic, UsageError
-from remapkit.examples import learn
-from remapkit.learn import new_rule_file
-from remapkit.literals import literal_text
-from remapkit.pairing import Pairing
-from remapkit.rulefile import read_text
-from remapkit.rules import compile_rules
-from remapkit.ruletest import run_tests
-from remapkit.scalars import in_quotes, quoted
-from remapkit.settling import By
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.authoring import learn as examples
+from remapkit.authoring import pair_by_value as pairing
+from remapkit.authoring.learn import learn
+from remapkit.authoring.pair_by_value import Pairing
+from remapkit.authoring.scaffold import new_rule_file
+from remapkit.authoring.settle import By
+from remapkit.cli.app import main
+from remapkit.diagnostics.diagnostic import Diagnostic, UsageError
+from remapkit.patterns.literals import literal_text
+from remapkit.rulefile.read import read_text
+from remapkit.rulefile.yaml.emit import in_quotes, quoted
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.selftest import run_tests
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 FEW, MANY = 30, int(os.environ.get("REMAPKIT_EXAM", "200"))
 

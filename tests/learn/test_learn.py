@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import remapkit
-from remapkit import examples
-from remapkit import generalise as module
-from remapkit.checkpoint import open_checkpoint
-from remapkit.cli import main
-from remapkit.diagnostic import UsageError
-from remapkit.examples import learn
-from remapkit.pairing import Pairing, pair_by_value
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
-from remapkit.ruletest import run_tests
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.authoring import generalize as module
+from remapkit.authoring import learn as examples
+from remapkit.authoring.learn import learn
+from remapkit.authoring.pair_by_value import Pairing, pair_by_value
+from remapkit.cli.app import main
+from remapkit.diagnostics.diagnostic import UsageError
+from remapkit.formats import open_checkpoint
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.rules.selftest import run_tests
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 SPEC = TensorSpec("F32", (2,))
 words = st.sampled_from(["0", "1", "2", "3", "10", "q", "k", "norm", "weight", "bias", "", "a|b", "{x}", "é"])

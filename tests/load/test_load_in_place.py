@@ -25,13 +25,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 import remapkit
-from remapkit.diagnostic import FailedCheck
-from remapkit.loading import inplace, job, module
-from remapkit.loading.values import MemoryValues
-from remapkit.meta import header_of
-from remapkit.plan import make_plan
-from remapkit.rulefile import read_text
-from remapkit.rules import compile_rules
+from remapkit.diagnostics.diagnostic import FailedCheck
+from remapkit.loading import in_place as inplace
+from remapkit.loading import module
+from remapkit.loading import prepare as job
+from remapkit.loading.sources import MemoryValues
+from remapkit.models.build import header_of
+from remapkit.plans.make import make_plan
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import compile_rules
 
 
 def file(state: dict[str, torch.Tensor], folder: Path) -> Path:
@@ -289,7 +291,7 @@ def test_another_device_is_refused_and_buffers_of_a_module_that_is_being_built_f
 
 def test_a_disk_that_fails_leaves_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain call, without `copy=True`: what is copied into the module is read before the first copy."""
-    from remapkit.loading import values
+    from remapkit.loading import sources as values
 
     path = file(Plain().state_dict(), tmp_path)
     preadv, reads = values.os.preadv, []

@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import remapkit
-from remapkit.loading import carry, job, values
+from remapkit.loading import prepare as job
+from remapkit.loading import sources as values
+from remapkit.loading import transfer as carry
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool)
 NAMES = ("w", "a.w", "a.b", "a.c.w", "d.w", "d.b")

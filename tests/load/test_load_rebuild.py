@@ -13,7 +13,7 @@ from load_kit import Plain, Tiny, on_meta, raw, refused, same_state
 from torch import nn
 
 import remapkit
-from remapkit.loading.rebuild import build_without_parameters
+from remapkit.loading.non_persistent import build_without_parameters
 
 
 def test_the_factory_gives_just_what_is_lost() -> None:

@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import remapkit
-from remapkit.loading import into, module, values
+from remapkit.loading import load as into
+from remapkit.loading import module
+from remapkit.loading import sources as values
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:

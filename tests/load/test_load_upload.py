@@ -14,10 +14,10 @@ from load_kit import Plain, Tiny, everything, on_meta, same_state
 from safetensors.torch import save_file
 
 import remapkit
-from remapkit.checkpoint.reader import Extent, SourceFile
-from remapkit.loading import carry
-from remapkit.loading.upload import Upload
-from remapkit.spec import TensorSpec
+from remapkit.formats.reader import Extent, SourceFile
+from remapkit.loading import transfer as carry
+from remapkit.loading.cuda_upload import Upload
+from remapkit.tensors.spec import TensorSpec
 
 CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
@@ -93,7 +93,7 @@ def test_a_buffer_that_is_not_waited_for_would_be_seen(source: SourceFile, monke
 
 
 def test_large_pieces_are_read_by_several_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remapkit.loading.upload._SLICE", 7)
+    monkeypatch.setattr("remapkit.loading.cuda_upload._SLICE", 7)
     path = tmp_path / "bytes"
     path.write_bytes(bytes(range(256)) * 4)
     opened = SourceFile(path)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import remapkit
-from remapkit.loading import values
+from remapkit.loading import sources as values
 
 
 def maps_of(path: Path) -> list[tuple[int, int, str]]:
@@ -194,7 +194,7 @@ def test_what_is_one_storage_in_the_file_and_two_tensors_in_the_model_is_not_sha
 
 
 def test_a_loader_that_shares_overlaps_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remapkit.loading.job.overlapping", lambda *_: frozenset())
+    monkeypatch.setattr("remapkit.loading.prepare.overlapping", lambda *_: frozenset())
     assert not apart(tmp_path / "t.pth")
 
 

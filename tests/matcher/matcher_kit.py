@@ -11,8 +11,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import RuleSet, compile_rules
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import pytest
 from matcher_kit import Twin, compiled
 from test_sets import matches_of, paths_of
 
-from remapkit.diagnostic import FailedCheck
-from remapkit.plan import make_plan
-from remapkit.rules import RuleSet
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.diagnostics.diagnostic import FailedCheck
+from remapkit.plans.make import make_plan
+from remapkit.rules.compile import RuleSet
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 SPEC = TensorSpec("F32", (2, 2))
 

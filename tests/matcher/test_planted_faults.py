@@ -10,8 +10,9 @@ import pytest
 import test_safe_time
 import test_sets
 
-from remapkit import factor, matcher
-from remapkit.pattern import Chars, Group, Pattern, unparse
+from remapkit.patterns import combine as factor
+from remapkit.patterns import matcher
+from remapkit.patterns.tree import Chars, Group, Pattern, unparse
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from matcher_kit import Twin, compiled, near, twins
 from test_sets import matches_of, small
 
-from remapkit.automaton import automaton, reads_one_way
-from remapkit.matcher import Program, Reader, SetMatcher
-from remapkit.rules import RuleSet
+from remapkit.patterns.automaton import automaton, reads_one_way
+from remapkit.patterns.matcher import Program, Reader, SetMatcher
+from remapkit.rules.compile import RuleSet
 
 
 class Backtracking:
@@ -145,7 +145,7 @@ def program_is_linear(reader: Reader, keys: list[str]) -> None:
 
 
 def re_text(reader: Reader) -> str:
-    from remapkit.matcher import regex_text
+    from remapkit.patterns.matcher import regex_text
 
     return regex_text(reader.pattern)
 

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from matcher_kit import MUTATIONS, Twin, compiled, keys_of, mutated, near, paths, twins
 
 import remapkit
-from remapkit import factor, matcher
-from remapkit.diagnostic import FailedCheck
-from remapkit.rules import RuleSet
-from remapkit.running import renaming
+from remapkit.compute import rename as renaming
+from remapkit.diagnostics.diagnostic import FailedCheck
+from remapkit.patterns import combine as factor
+from remapkit.patterns import matcher
+from remapkit.rules.compile import RuleSet
 
 KEYS = json.loads((Path(__file__).parent.parent / "data" / "checkpoint_keys.json").read_text(encoding="utf-8"))
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from remapkit.meta import DTYPES, dtype_name
+from remapkit.models.build import DTYPES, dtype_name
 from remapkit.ops.calls import Call, CallReader
-from remapkit.rulefile import WrittenOp, read_text
-from remapkit.spec import TensorSpec
+from remapkit.rulefile.read import WrittenOp, read_text
+from remapkit.tensors.spec import TensorSpec
 
 LAYOUT_DTYPES = ("F32", "BF16", "F16", "F64", "F8_E4M3", "U8", "I8", "I16", "U16", "I32", "I64", "BOOL", "C64")
 FLOATS = ("F32", "F16", "BF16", "F64")

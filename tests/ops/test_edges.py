@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from remapkit.running import arrays
+from remapkit.compute import lazy as arrays
 from tests.ops import edges, ways
 
 SOME = ("F32", "BF16", "F8_E4M3", "F8_E8M0", "F4", "BOOL", "C64", "I64", "U16")

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import remapkit
-from remapkit import gather
-from remapkit.checkpoint.layout import Copy, tensor_pieces
-from remapkit.checkpoint.opening import open_checkpoint
-from remapkit.execute import execute
-from remapkit.ops.ranges import byte_ranges
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
-from remapkit.running import stream
-from remapkit.spec import TensorSpec
+from remapkit.compute import stream
+from remapkit.formats.detect import open_checkpoint
+from remapkit.ops.byte_ranges import byte_ranges
+from remapkit.plans import groups as gather
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.tensors.spec import TensorSpec
+from remapkit.write.execute import execute
+from remapkit.write.layout import Copy, tensor_pieces
 from tests.ops.cases import raw
 from tests.ops.flows import Flowing, flowing
 

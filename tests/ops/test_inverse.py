@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 
 import remapkit
-from remapkit.diagnostic import InvalidRules
-from remapkit.library import home
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
+from remapkit.diagnostics.diagnostic import InvalidRules
+from remapkit.registry.installed import home
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import RuleSet, compile_rules
 from tests.ops.cases import random_tensor, raw
 from tests.ops.flows import Flowing, flowing
 
@@ -99,7 +99,7 @@ add:
 
 def test_a_planted_fault_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Operations undone in the order in which they were done."""
-    from remapkit import invert
+    from remapkit.authoring import invert
 
     def forwards(calls: tuple[object, ...]) -> tuple[object, ...]:
         return tuple(call.inverse.plain() for call in calls)  # type: ignore[attr-defined]

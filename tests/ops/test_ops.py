@@ -12,15 +12,15 @@ import torch
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
-from remapkit.meta import DTYPES
-from remapkit.ops import kinds
+from remapkit.compute import cast as numpy_casts
+from remapkit.compute import torch_eager as eager
+from remapkit.compute.cast import word
+from remapkit.compute.lazy import Leaf, tree
+from remapkit.compute.stream import stripes
+from remapkit.models.build import DTYPES
+from remapkit.ops import shape as kinds
+from remapkit.ops.byte_ranges import byte_ranges
 from remapkit.ops.calls import OPERATIONS, Call
-from remapkit.ops.ranges import byte_ranges
-from remapkit.running import casts as numpy_casts
-from remapkit.running import eager
-from remapkit.running.arrays import Leaf, tree
-from remapkit.running.casts import word
-from remapkit.running.stream import stripes
 from tests.ops.cases import CALCULATIONS, EVERY, LAYOUTS, Case, call_of, raw, same, spec_of
 
 every = pytest.mark.parametrize("name", EVERY)
@@ -196,7 +196,7 @@ def test_a_planted_fault_is_found(
 def test_what_does_not_fit_is_refused_with_its_numbers(
     written: Any, shape: tuple[int, ...], dtype: str, title: str
 ) -> None:
-    from remapkit.spec import TensorSpec
+    from remapkit.tensors.spec import TensorSpec
 
     with pytest.raises(kinds.Refused) as caught:
         call_of(written).op({}).infer(TensorSpec(dtype, shape))
@@ -205,7 +205,7 @@ def test_what_does_not_fit_is_refused_with_its_numbers(
 
 @pytest.mark.parametrize("stop", [0, 2, 3])
 def test_a_slice_to_nothing_by_a_param_is_refused(stop: int) -> None:
-    from remapkit.spec import TensorSpec
+    from remapkit.tensors.spec import TensorSpec
 
     call = call_of({"slice": {"start": 3, "stop": "n"}}, ("n",))
     with pytest.raises(kinds.Refused, match=f"slice 3 to {stop} of 8 rows"):
@@ -214,7 +214,7 @@ def test_a_slice_to_nothing_by_a_param_is_refused(stop: int) -> None:
 
 
 def test_parts_must_add_up() -> None:
-    from remapkit.spec import TensorSpec
+    from remapkit.tensors.spec import TensorSpec
 
     spec = TensorSpec("F32", (85, 4))
     with pytest.raises(kinds.Refused, match="85 rows do not split into 3 equal parts"):

@@ -9,12 +9,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from remapkit.casting import with_dtype
-from remapkit.checkpoint.opening import open_checkpoint
-from remapkit.diagnostic import FailedCheck, UsageError
-from remapkit.execute import execute
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
+from remapkit.diagnostics.diagnostic import FailedCheck, UsageError
+from remapkit.formats.detect import open_checkpoint
+from remapkit.plans.cast import with_dtype
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.write.execute import execute
 
 
 def rules_of(*rules: str) -> RuleSet:
@@ -123,7 +123,7 @@ def test_8_bit_floats_are_not_cast_without_their_scales() -> None:
 
 
 def test_diff_compares_what_rules_make_and_not_what_they_read(tmp_path: Path) -> None:
-    from remapkit.cli import main
+    from remapkit.cli.app import main
 
     rules = tmp_path / "r.yaml"
     rules.write_text("remapkit: 1\nname: t\nrules:\n  - {id: r, path: w, ops: [transpose], to: w}\n")

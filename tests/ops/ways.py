@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from remapkit import cli
-from remapkit.checkpoint.opening import open_checkpoint
-from remapkit.diagnostic import RemapkitError
+from remapkit.cli.app import app as cli
+from remapkit.compute.remapped_reader import Remapped
+from remapkit.diagnostics.diagnostic import RemapkitError
+from remapkit.formats.detect import open_checkpoint
 from remapkit.loading import load_into
-from remapkit.meta import DTYPES, dtype_name
-from remapkit.plan import make_plan
-from remapkit.rulefile import read_text
-from remapkit.rules import compile_rules
-from remapkit.running.view import Remapped
-from remapkit.spec import TensorSpec
+from remapkit.models.build import DTYPES, dtype_name
+from remapkit.plans.make import make_plan
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import compile_rules
+from remapkit.tensors.spec import TensorSpec
 
 Tensors = Mapping[str, tuple[TensorSpec, bytes]]
 

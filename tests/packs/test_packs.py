@@ -30,8 +30,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import remapkit
-from remapkit.cli import main
-from remapkit.witness import read_witness
+from remapkit.cli.app import main
+from remapkit.registry.verified import read_witness
 
 PACKS = [name for case in CASES for name in (case.pack, case.back)]
 

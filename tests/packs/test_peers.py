@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import remapkit
-from remapkit.diagnostic import FailedCheck
-from remapkit.rulefile import read_text
-from remapkit.rules import compile_rules
-from remapkit.spec import StateDictSpec
+from remapkit.diagnostics.diagnostic import FailedCheck
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import compile_rules
+from remapkit.tensors.spec import StateDictSpec
 
 ROOT = Path(remapkit.__file__).parent.parent
 UPSTREAM = remapkit.header(ROOT / "rules" / "keys" / "wan22_vae_upstream.json")

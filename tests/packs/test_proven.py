@@ -8,9 +8,9 @@ import pytest
 from pack_kit import CASES, planted
 
 import remapkit
-from remapkit.prove import Level
-from remapkit.rulefile import read_text
-from remapkit.rules import compile_rules
+from remapkit.proofs.prover import Level
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import compile_rules
 
 PACKS = [name for case in CASES for name in (case.pack, case.back)]
 

@@ -10,9 +10,9 @@ from pack_kit import CASES, Case
 from safetensors.torch import save_file
 
 import remapkit
-from remapkit.checkpoint.opening import open_checkpoint
-from remapkit.cli import main
-from remapkit.execute import execute
+from remapkit.cli.app import main
+from remapkit.formats.detect import open_checkpoint
+from remapkit.write.execute import execute
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["there", "ways back"])

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import remapkit
-from remapkit.cli import main
-from remapkit.diagnostic import FailedCheck
-from remapkit.targets import TargetRef, target_header
+from remapkit.cli.app import main
+from remapkit.diagnostics.diagnostic import FailedCheck
+from remapkit.models.target import TargetRef, target_header
 
 ROOT = Path(remapkit.__file__).parent.parent
 KEYS = ROOT / "rules" / "keys"

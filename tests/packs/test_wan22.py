@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import remapkit
-from remapkit.cli import main
-from remapkit.targets import TargetRef, target_header
+from remapkit.cli.app import main
+from remapkit.models.target import TargetRef, target_header
 
 ROOT = Path(remapkit.__file__).parent.parent
 TINY = ROOT / "tests" / "data" / "wan22_vae_tiny"

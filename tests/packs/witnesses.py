@@ -15,7 +15,7 @@ from pathlib import Path
 from backwards import BACK
 from pack_kit import CASES, Case, Shape, shapes
 
-from remapkit.cli import main
+from remapkit.cli.app import main
 
 
 def manifest(header: Mapping[str, Shape], path: Path) -> Path:

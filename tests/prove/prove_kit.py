@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import RuleSet, compile_rules
 
 ALPHABET = "ab.0"
 

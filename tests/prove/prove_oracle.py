@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prove_kit import MadeSet, Truth, brute
 
-from remapkit.arrows import arrows
-from remapkit.languages import Budget
-from remapkit.questions import Answers, Questions
-from remapkit.rules import RuleSet
+from remapkit.proofs.automata import Budget
+from remapkit.proofs.checks import Answers, Questions
+from remapkit.proofs.keymap import arrows
+from remapkit.rules.compile import RuleSet
 
 
 def asked(rules: RuleSet, budget: int = 2_000_000) -> Answers:

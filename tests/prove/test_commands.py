@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import remapkit
-from remapkit.cli import main
+from remapkit.cli.app import main
 
 ROOT = Path(remapkit.__file__).parent.parent
 TINY = ROOT / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"

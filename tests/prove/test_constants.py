@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from remapkit import constants
-from remapkit.prove import Level, Proof, prove
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
+from remapkit.proofs import added_targets as constants
+from remapkit.proofs.prover import Level, Proof, prove
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import RuleSet, compile_rules
 
 
 def made(rules: str, to: str, more: str = "") -> RuleSet:

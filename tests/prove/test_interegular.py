@@ -7,12 +7,12 @@ import re
 import pytest
 from prove_kit import seeded
 
-from remapkit.arrows import Arrow
-from remapkit.languages import Budget
-from remapkit.pattern import Pattern, linear
-from remapkit.questions import Questions
-from remapkit.regex import parse
-from remapkit.source import Text
+from remapkit.diagnostics.source import Text
+from remapkit.patterns.regex import parse
+from remapkit.patterns.tree import Pattern, linear
+from remapkit.proofs.automata import Budget
+from remapkit.proofs.checks import Questions
+from remapkit.proofs.keymap import Arrow
 
 interegular = pytest.importorskip("interegular")
 

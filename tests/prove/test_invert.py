@@ -12,12 +12,12 @@ from prove_kit import MadeRule, MadeSet, Maker, all_readings, sets
 from test_proofs import PASSES, PROVEN, rules
 
 import remapkit
-from remapkit.cli import main
-from remapkit.diagnostic import InvalidRules
-from remapkit.invert import invert
-from remapkit.prove import Level
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
+from remapkit.authoring.invert import invert
+from remapkit.cli.app import main
+from remapkit.diagnostics.diagnostic import InvalidRules
+from remapkit.proofs.prover import Level
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import RuleSet, compile_rules
 
 
 def there_and_back(given: RuleSet, inverse: RuleSet, key: str) -> list[str | None]:

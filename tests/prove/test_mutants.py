@@ -15,14 +15,21 @@ from prove_kit import Truth, affordable, brute, sets
 from prove_oracle import against, asked
 from test_proofs import FAULTS, PASSES, PROVEN, arrow, ask, faults, rules
 
-from remapkit import arrows as arrows_module
-from remapkit import delays, languages, nets, prove, questions, searches, variants, verdicts
-from remapkit.arrows import arrows
-from remapkit.diagnostic import InvalidRules
-from remapkit.languages import Budget, Exhausted, Letters
-from remapkit.prove import Level
-from remapkit.questions import Questions, Witness
-from remapkit.rules import RuleSet
+from remapkit.diagnostics.diagnostic import InvalidRules
+from remapkit.proofs import automata as languages
+from remapkit.proofs import checks as questions
+from remapkit.proofs import findings as verdicts
+from remapkit.proofs import keymap as arrows_module
+from remapkit.proofs import linear as variants
+from remapkit.proofs import product as searches
+from remapkit.proofs import prover as prove
+from remapkit.proofs import transducer as delays
+from remapkit.proofs import union as nets
+from remapkit.proofs.automata import Budget, Exhausted, Letters
+from remapkit.proofs.checks import Questions, Witness
+from remapkit.proofs.keymap import arrows
+from remapkit.proofs.prover import Level
+from remapkit.rules.compile import RuleSet
 
 # ------------------------------------------------------------------------------------------------ quick checks
 

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from prove_kit import Maker, affordable
 from prove_oracle import asked, differences
 
-from remapkit.arrows import Arrow, arrows
-from remapkit.diagnostic import InvalidRules, Severity
-from remapkit.languages import Budget
-from remapkit.prove import Level, prove
-from remapkit.questions import Questions, Witness
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
-from remapkit.template import Copy, Literal
+from remapkit.diagnostics.diagnostic import InvalidRules, Severity
+from remapkit.patterns.template import Copy, Literal
+from remapkit.proofs.automata import Budget
+from remapkit.proofs.checks import Questions, Witness
+from remapkit.proofs.keymap import Arrow, arrows
+from remapkit.proofs.prover import Level, prove
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import RuleSet, compile_rules
 
 
 def rules(*lines: str, head: str = "") -> RuleSet:
@@ -344,7 +344,7 @@ def test_a_proven_set_is_a_bijection_onto_its_image(data: st.DataObject) -> None
 
 
 def test_a_witness_that_the_matcher_does_not_bear_out_is_not_shown() -> None:
-    from remapkit.verdicts import Teller
+    from remapkit.proofs.findings import Teller
 
     found = rules("path: 'a.{n}', to: 'b.{n}'", "path: 'c.{n}', to: 'd.{n}'")
     wrong = [

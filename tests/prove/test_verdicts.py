@@ -15,17 +15,17 @@ from typing import TypeVar
 import pytest
 import whole_files
 
-from remapkit import questions
-from remapkit.automaton import TooMany, automaton
-from remapkit.cli import main
-from remapkit.diagnostic import InvalidRules
-from remapkit.invert import invert
-from remapkit.languages import PIECE_EDGES
-from remapkit.ops.numbers import BadNumber, expr
-from remapkit.prove import BUDGET, Level, Proof, prove
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.authoring.invert import invert
+from remapkit.cli.app import main
+from remapkit.diagnostics.diagnostic import InvalidRules
+from remapkit.patterns.automaton import TooMany, automaton
+from remapkit.proofs import checks as questions
+from remapkit.proofs.automata import PIECE_EDGES
+from remapkit.proofs.prover import BUDGET, Level, Proof, prove
+from remapkit.rulefile.arithmetic import BadNumber, expr
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 T = TypeVar("T")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import remapkit
-from remapkit.commands.common import known_source
-from remapkit.diagnostic import InvalidRules
-from remapkit.prove import Level
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
+from remapkit.cli.commands.common import known_source
+from remapkit.diagnostics.diagnostic import InvalidRules
+from remapkit.proofs.prover import Level
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import RuleSet, compile_rules
 
 ROOT = Path(remapkit.__file__).parent.parent
 PACKS = {

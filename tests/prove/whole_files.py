@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from remapkit.prove import Level, Proof, prove
-from remapkit.rulefile import read_text
-from remapkit.rules import compile_rules
+from remapkit.proofs.prover import Level, Proof, prove
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import compile_rules
 
 Parts = tuple[tuple[str | None, str], ...]
 """Captures and text between them, each with a regular expression."""

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import remapkit
-from remapkit.diagnostic import UsageError
-from remapkit.learn import new_rule_file
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
-from remapkit.ruletest import run_tests
-from remapkit.scalars import in_quotes, quoted
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.authoring.scaffold import new_rule_file
+from remapkit.diagnostics.diagnostic import UsageError
+from remapkit.rulefile.read import read_text
+from remapkit.rulefile.yaml.emit import in_quotes, quoted
+from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.rules.selftest import run_tests
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 KEYS = Path(remapkit.__file__).parent.parent / "rules" / "keys"
 ODD = [

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import remapkit
-from remapkit import schema, yamlnodes
-from remapkit.diagnostic import InvalidRules, UsageError
-from remapkit.rulefile import examine_text, read, read_text, schema_text
-from remapkit.source import Text
+from remapkit.diagnostics.diagnostic import InvalidRules, UsageError
+from remapkit.diagnostics.source import Text
+from remapkit.rulefile.read import examine_text, read, read_text, schema_text
+from remapkit.rulefile.schema import validate as schema
+from remapkit.rulefile.yaml import compose as yamlnodes
 
 PACKS = Path(remapkit.__file__).parent.parent / "rules"
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remapkit.rulefile import read_text
-from remapkit.rules import compile_rules
-from remapkit.ruletest import TestReport, run_tests
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.selftest import TestReport, run_tests
 
 RULES = r"""
 remapkit: 1

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from remapkit.schema import schema_text
-from remapkit.schema.sound import sound
+from remapkit.rulefile.schema.fast_check import sound
+from remapkit.rulefile.schema.validate import schema_text
 
 SCHEMA = json.loads(schema_text())
 JSONSCHEMA = Draft202012Validator(SCHEMA)

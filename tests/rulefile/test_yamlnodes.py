@@ -11,10 +11,19 @@ import yaml
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from remapkit import yamlnodes
-from remapkit.diagnostic import Diagnostic
-from remapkit.source import Source, Text
-from remapkit.yamlnodes import BrokenNode, ListNode, MapNode, Node, ScalarNode, compose, decode, plain_kind
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.source import Source, Text
+from remapkit.rulefile.yaml import compose as yamlnodes
+from remapkit.rulefile.yaml.compose import (
+    BrokenNode,
+    ListNode,
+    MapNode,
+    Node,
+    ScalarNode,
+    compose,
+    decode,
+    plain_kind,
+)
 
 LOADERS = [yaml.SafeLoader, yaml.CSafeLoader]
 assert yaml.__with_libyaml__, "these tests compare the two parsers of PyYAML"

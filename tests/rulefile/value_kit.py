@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from remapkit.diagnostic import Diagnostic, RemapkitError, render, to_github, to_json
-from remapkit.invert import invert
-from remapkit.plan import make_plan
-from remapkit.prove import prove
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
-from remapkit.ruletest import run_tests
-from remapkit.spec import StateDictSpec, TensorSpec
+from remapkit.authoring.invert import invert
+from remapkit.diagnostics.diagnostic import Diagnostic, RemapkitError, render, to_github, to_json
+from remapkit.plans.make import make_plan
+from remapkit.proofs.prover import prove
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.rules.selftest import run_tests
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import pytest
 from attacks import ATTACKS, GOOD, Attack
 from hostile_kit import archive, legacy, pickled, pth, safetensors
 
-from remapkit import cli
-from remapkit.checkpoint import open_checkpoint
+from remapkit.cli.app import app as cli
+from remapkit.formats import open_checkpoint
 
 MEMORY = 1_200_000_000
 """Address space of the process that reads them all: every library is mapped in it, so 1.2 GB leave less than 1 GB."""
@@ -26,8 +26,8 @@ resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
 resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
 from pathlib import Path
 import numpy, encodings.cp437, encodings.latin_1, encodings.raw_unicode_escape, encodings.unicode_escape
-from remapkit.checkpoint import open_checkpoint
-from remapkit.diagnostic import RemapkitError
+from remapkit.formats import open_checkpoint
+from remapkit.diagnostics.diagnostic import RemapkitError
 
 ALLOWED = {"object.__getattr__", "sys._getframe", "mmap.__new__", "tempfile.mkstemp", "os.putenv", "builtins.id"}
 TEMPORARY = tempfile.gettempdir()

@@ -19,8 +19,9 @@ from attacks import ATTACKS
 from hostile_kit import Archive, Entry
 from safetensors.torch import save as save_safetensors
 
-from remapkit.checkpoint import open_checkpoint, pickle
-from remapkit.diagnostic import RemapkitError
+from remapkit.diagnostics.diagnostic import RemapkitError
+from remapkit.formats import open_checkpoint
+from remapkit.formats.pickle import machine as pickle
 
 COUNT = int(os.environ.get("REMAPKIT_FUZZ", "5000")) // 5
 """How many files of each kind; set REMAPKIT_FUZZ=60000 for a longer run."""

@@ -21,12 +21,16 @@ import torch
 from hostile_kit import call, legacy, mapping, name, pth, tensor, text
 from safetensors.torch import load_file, save_file
 
-from remapkit.checkpoint import allowed, inplace, open_checkpoint, strictjson, views
-from remapkit.checkpoint.atomic import journal_path
-from remapkit.checkpoint.safetensors import header_json
-from remapkit.cli import main
-from remapkit.diagnostic import UnreadableCheckpoint, UnwritableOutput
-from remapkit.spec import TensorSpec
+from remapkit.cli.app import main
+from remapkit.diagnostics.diagnostic import UnreadableCheckpoint, UnwritableOutput
+from remapkit.files import strict_json as strictjson
+from remapkit.files.atomic import journal_path
+from remapkit.formats import open_checkpoint
+from remapkit.formats import strided as views
+from remapkit.formats.pickle import allowlist as allowed
+from remapkit.formats.safetensors import header_json
+from remapkit.tensors.spec import TensorSpec
+from remapkit.write import in_place as inplace
 
 COUNT = int(os.environ.get("REMAPKIT_FUZZ", "300"))
 
@@ -96,7 +100,7 @@ def test_D5_a_global_is_held_against_one_list_wherever_it_is_named(
 def test_D5_a_list_of_what_is_reachable_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: what lies in the object only is looked at."""
     monkeypatch.setattr(allowed, "is_allowed", lambda name: True)
-    monkeypatch.setattr("remapkit.checkpoint.wrappers.is_allowed", lambda name: True)
+    monkeypatch.setattr("remapkit.formats.state_dict.is_allowed", lambda name: True)
     with pytest.raises(pytest.fail.Exception):
         test_D5_a_global_is_held_against_one_list_wherever_it_is_named("my.Thing", popped, pth, tmp_path)
 
@@ -128,9 +132,9 @@ CHILD = """
 import sys, torch
 from pathlib import Path
 from remapkit import open_checkpoint, RemapkitError, load
-from remapkit.checkpoint import views
-from remapkit.execute import execute
-from remapkit.running import stream
+from remapkit.formats import views
+from remapkit.write.execute import execute
+from remapkit.compute import stream
 views._STRIPE = 1 << 16
 stream.STRIPE, stream.TURNED = 1 << 16, 1 << 16 | 1
 source, rules, out = map(Path, sys.argv[1:])
@@ -179,7 +183,7 @@ def test_D10_any_view_is_gathered_to_the_bit(seed: int, monkeypatch: pytest.Monk
     width = {"F32": 4, "I8": 1, "C128": 16, "BF16": 2}[dtype]
     last = 3 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     storage = bytes(draw.randbytes((last + 1) * width))
-    from remapkit.checkpoint.pickle import Storage, Tensor
+    from remapkit.formats.pickle.machine import Storage, Tensor
 
     found = b"".join(
         bytes(piece)
@@ -261,8 +265,8 @@ def test_D12_a_reader_that_takes_the_last_of_two_names_would_be_seen(
 def test_D12_elements_below_a_byte(dtype: str, rule: str) -> None:
     spec = TensorSpec(dtype, (8, 8))
     names = ["x0", "x1"] if "stack" in rule else ["a", "b"]
-    from remapkit.rulefile import read_text
-    from remapkit.rules import compile_rules
+    from remapkit.rulefile.read import read_text
+    from remapkit.rules.compile import compile_rules
 
     plan = compile_rules(read_text(f"remapkit: 1\nname: r\nrules: [{rule}]\n")).plan(dict.fromkeys(names, spec))
     assert {"RK425", "RK352"} & {each.code for each in plan.problems}

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from attacks import Attack
 
-from remapkit import cli
+from remapkit.cli.app import app as cli
 
 HEAD = "remapkit: 1\nname: r\n"
 RULE = "rules: [{id: a, path: '{rest:**}', to: 'm.{rest}'}]\n"
@@ -74,7 +74,7 @@ resource.setrlimit(resource.RLIMIT_AS, (1_500_000_000,) * 2)
 resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
 from pathlib import Path
 import remapkit
-from remapkit.diagnostic import RemapkitError
+from remapkit.diagnostics.diagnostic import RemapkitError
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
         remapkit.load(path)
@@ -182,7 +182,7 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (1_500_000_000,) * 2)
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 import remapkit
-from remapkit.diagnostic import RemapkitError
+from remapkit.diagnostics.diagnostic import RemapkitError
 try:
     rules = remapkit.load(sys.argv[1])
     for length in (30, 1000, 20000):

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError, safe_open
 
-from remapkit.checkpoint import open_checkpoint, safetensors
-from remapkit.diagnostic import RemapkitError
+from remapkit.diagnostics.diagnostic import RemapkitError
+from remapkit.formats import open_checkpoint, safetensors
 
 COUNT = int(os.environ.get("REMAPKIT_FUZZ", "5000"))
 """How many files; set REMAPKIT_FUZZ=60000 for a longer run."""

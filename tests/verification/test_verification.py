@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 import remapkit
-from remapkit.cli import main
-from remapkit.diagnostic import FailedCheck, UsageError
-from remapkit.rulefile import read_text
-from remapkit.rules import RuleSet, compile_rules
+from remapkit.cli.app import main
+from remapkit.diagnostics.diagnostic import FailedCheck, UsageError
+from remapkit.registry.verified import read_witness, witness_path
+from remapkit.rulefile.read import read_text
+from remapkit.rules.compile import RuleSet, compile_rules
 from remapkit.verification import random_state, verify_forward, verify_oracle
 from remapkit.verification.models import build_real
-from remapkit.witness import read_witness, witness_path
 
 WIDTH = 8
 

@@ -12,7 +12,7 @@ from remapkit_plugins.wan.vae import Wan21VAE, WanCache, WanNotLoadedError, WanV
 from safetensors.torch import load_file, save_file
 
 import remapkit
-from remapkit.cli import main
+from remapkit.cli.app import main
 from tests.numbers_kit import computed_alike
 
 TINY = Path(remapkit.__file__).parent.parent / "tests/data/wan22_vae_tiny/upstream.pth"

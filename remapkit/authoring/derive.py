@@ -1,0 +1,189 @@
+"""Rule files from what was found in examples: the text, and which of its lines say which example."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from remapkit.authoring.generalize import Copied, Example, Fixed, Item, Looked
+from remapkit.authoring.scaffold import bound, capture_names, escaped_regex, flow
+from remapkit.diagnostics.diagnostic import counted
+from remapkit.patterns.literals import literal_text
+from remapkit.rulefile.yaml.emit import entry, in_quotes, quoted
+from remapkit.tensors.families import is_integer
+
+
+class How(enum.Enum):
+    """How an example is written: with any index, with those that it was seen with, or key by key."""
+
+    FREE = "any index"
+    TIGHT = "these indices"
+    LITERAL = "key by key"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An example, and how it is written."""
+
+    example: Example
+    how: How = How.FREE
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A text, the part (by its number) that each line and each rule says; a line that says none has -1."""
+
+    text: str
+    owners: tuple[int, ...]
+    ids: Mapping[str, int]
+
+
+def draft(parts: Sequence[Part], before: Sequence[str]) -> Draft:
+    """The rule file of these parts, after the lines `before`."""
+    written, tables = _written(parts)
+    lines = [*((line, -1) for line in before), *_lines(written, tables)]
+    text = "".join(f"{line}\n" for line, _ in lines)
+    return Draft(text, tuple(owner for _, owner in lines), {rule.id: rule.part for rule in written})
+
+
+_Tables = dict[str, tuple[tuple[str, str], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """One rule as it will be written; `part` is the number of the part that it says."""
+
+    id: str
+    part: int
+    pattern: str
+    to: str | None
+    surface: str = "path"
+    where: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    count: int = 1
+    first: tuple[str, str] = ("", "")
+
+
+def _written(parts: Sequence[Part]) -> tuple[list[_Rule], _Tables]:
+    tables: _Tables = {}
+    ids: set[str] = set()
+    written: list[_Rule] = []
+    keeps = 0
+    for number, part in enumerate(parts):
+        if part.how is How.LITERAL or any("" in words for words in part.example.words):
+            # A path has no empty segments: such a key is written out, as a regular expression.
+            written += [_literal(pair, number, ids) for pair in part.example.pairs]
+            continue
+        rule = _rule(part, number, ids, tables)
+        if part.example.is_identity:
+            rule = replace(rule, id=f"keep[{keeps}]", to=None)
+            keeps += 1
+        written.append(rule)
+    return written, tables
+
+
+def _literal(pair: tuple[str, str], number: int, ids: set[str]) -> _Rule:
+    id = _unique(pair[0], ids)
+    return _Rule(id, number, escaped_regex(pair[0]), literal_text(pair[1]), surface="match", first=pair)
+
+
+def _rule(part: Part, number: int, ids: set[str], tables: _Tables) -> _Rule:
+    example = part.example
+    names = [name for name, _ in capture_names(example.words)]
+    bounded = example.computed_places
+    of_place = {
+        item.place: _table(names[item.place], item.entries, tables)
+        for item in reversed(example.items)
+        if isinstance(item, Looked)
+    }
+    segments, where = [], {}
+    for place, (name, words) in enumerate(zip(names, example.words, strict=True)):
+        kind = _kind(words, free=part.how is How.FREE and place not in bounded)
+        if not name:
+            segments.append(literal_text(words[0]))
+        elif place in of_place:
+            segments.append(f"{{{name}:{of_place[place]}}}")
+        elif kind is not None:
+            segments.append(f"{{{name}:{kind}}}")
+        else:
+            segments.append(f"{{{name}}}")
+            where[name] = words
+    to = ".".join(_target_segment(item, names, tables) for item in example.items)
+    shared = [each[0] for each in example.words if len(each) == 1 and not is_integer(each[0])]
+    id = _unique(".".join(shared) or "all", ids)
+    return _Rule(id, number, ".".join(segments), to, "path", where, len(example.pairs), example.pairs[0])
+
+
+def _kind(words: Sequence[str], *, free: bool) -> str | None:
+    return "int" if free and all(map(is_integer, words)) else bound(words)
+
+
+def _target_segment(item: Item, names: Sequence[str], tables: _Tables) -> str:
+    if isinstance(item, Fixed):
+        return literal_text(item.word)
+    if isinstance(item, Copied):
+        return f"{{{names[item.place]}}}"
+    if isinstance(item, Looked):
+        return f"{{{names[item.place]}|{_table(names[item.place], item.entries, tables)}}}"
+    return "{" + item.written.format(*(names[place] for place in item.places)) + "}"
+
+
+def _table(name: str, entries: tuple[tuple[str, str], ...], tables: _Tables) -> str:
+    """The name of the table with these entries, made where there is none yet."""
+    known = next((each for each, found in tables.items() if sorted(found) == sorted(entries)), None)
+    if known is not None:
+        return known
+    base = name.rstrip("0123456789")
+    number, unique = 2, base
+    while unique in tables:
+        number, unique = number + 1, f"{base}{number}"
+    tables[unique] = entries
+    return unique
+
+
+def _unique(name: str, ids: set[str]) -> str:
+    number, unique = 2, name
+    while unique in ids:
+        number, unique = number + 1, f"{name}-{number}"
+    ids.add(unique)
+    return unique
+
+
+# ------------------------------------------------------------------------------------------------ YAML
+
+
+def _lines(written: Sequence[_Rule], tables: _Tables) -> Iterator[tuple[str, int]]:
+    if tables:
+        yield "tables:", -1
+        for name, entries in tables.items():
+            inner = ", ".join(f"{quoted(literal_text(key))}: {quoted(literal_text(value))}" for key, value in entries)
+            lossy = len({value for _, value in entries}) < len(entries)
+            yield f"  {name}: {{lossy: true, entries: {{{inner}}}}}" if lossy else f"  {name}: {{{inner}}}", -1
+        yield "", -1
+    rules = [rule for rule in written if rule.to is not None]
+    if rules:
+        yield "rules:", -1
+    for rule in rules:
+        yield from ((line, rule.part) for line in _rule_lines(rule))
+    keeps = [rule for rule in written if rule.to is None]
+    if keeps:
+        yield "keep:", -1
+        for rule in keeps:
+            pattern = in_quotes(rule.pattern)
+            guarded = f"{{path: {pattern}, where: {flow(rule.where)}}}"
+            yield f"  - {guarded if rule.where else pattern}", rule.part
+        yield "", -1
+    yield "tests:", -1
+    for rule in written:
+        source, target = map(quoted, rule.first)
+        yield from ((line, rule.part) for line in entry(source, target).split("\n"))
+
+
+def _rule_lines(rule: _Rule) -> Iterator[str]:
+    yield f"  # {counted(rule.count, 'key')}"
+    yield f"  - id: {quoted(rule.id)}"
+    yield f"    {rule.surface}: {in_quotes(rule.pattern)}"
+    if rule.where:
+        yield f"    where: {flow(rule.where)}"
+    yield f"    to: {in_quotes(rule.to or '')}"
+    yield ""

@@ -1,0 +1,308 @@
+"""Rules from examples: pairs of keys, source and target, generalised to as few rules as say exactly the same.
+
+Nothing is guessed from what names look like. A target segment is explained by the source's segments (a copy, a
+shifted or folded index, an entry of a table) only where that holds for every pair, keys are joined to one rule only
+where every combination of their words occurs, and what cannot be explained stays a rule for one key.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from remapkit.tensors.families import is_integer
+
+Segments = tuple[str, ...]
+_FOLDS = range(2, 65)
+"""The strides that are tried for `i*k+j`, `n//k` and `n%k`."""
+_LARGEST = 1000
+"""Arithmetic is enumerated when a rule is compiled: an index beyond this is only copied, or looked up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A target segment that is one word in every pair."""
+
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A target segment that is the source segment at `place`."""
+
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A target segment that is an arithmetic expression of source segments; `{0}` in `written` is the first one."""
+
+    places: tuple[int, ...]
+    written: str
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A target segment (or several, joined by dots) that is a function of the source segment at `place`."""
+
+    place: int
+    entries: tuple[tuple[str, str], ...]
+
+
+Item = Fixed | Copied | Computed | Looked
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A rule as found: the words of each source segment, what makes each target segment, and the pairs it says."""
+
+    words: tuple[Segments, ...]
+    items: tuple[Item, ...]
+    pairs: tuple[tuple[str, str], ...]
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every key keeps its name."""
+        return all(source == target for source, target in self.pairs)
+
+    @property
+    def computed_places(self) -> frozenset[int]:
+        """The source segments that arithmetic or a table needs bounded."""
+        bounded: set[int] = set()
+        for item in self.items:
+            if isinstance(item, Computed):
+                bounded.update(item.places)
+            elif isinstance(item, Looked):
+                bounded.add(item.place)
+        return frozenset(bounded)
+
+
+def generalise(pairs: Mapping[str, str]) -> tuple[Example, ...]:
+    """As few rules as say exactly these pairs, in the order of their first keys.
+
+    >>> words = {"q": "query", "k": "key"}
+    >>> pairs = {f"layers.{n}.{word}.w": f"h.{n}.attn.{words[word]}.w" for n in range(3) for word in words}
+    >>> example, = generalise(pairs)
+    >>> example.words
+    (('layers',), ('0', '1', '2'), ('q', 'k'), ('w',))
+    >>> example.items[3]
+    Looked(place=2, entries=(('q', 'query'), ('k', 'key')))
+    """
+    split = _split(pairs)
+    finest: defaultdict[object, list[str]] = defaultdict(list)
+    for fqn, (source, target) in split.items():
+        finest[_abstract(source), _abstract(target)].append(fqn)
+    groups = [group for members in finest.values() for group in _explainable(members, split)]
+    before = len(groups) + 1
+    while len(groups) < before:
+        before = len(groups)
+        for from_the_end in range(1, max((len(split[group[0]][0]) for group in groups), default=0) + 1):
+            groups = _joined(groups, from_the_end, split)
+    order = {fqn: number for number, fqn in enumerate(pairs)}
+    groups = [sorted(group, key=order.__getitem__) for group in groups]
+    return tuple(_example(group, split, pairs) for group in sorted(groups, key=lambda group: order[group[0]]))
+
+
+def narrower(example: Example, *, singly: bool = False) -> tuple[Example, ...]:
+    """An example as several, which say the same pairs: by its words, else by the lower and the upper indices.
+
+    `singly` makes one of each pair.
+
+    >>> example, = generalise({f"l.{n}.{leaf}": f"h.{n}.{leaf}" for n in range(2) for leaf in "wb"})
+    >>> [each.words[-1] for each in narrower(example)], len(narrower(example, singly=True))
+    ([('w',), ('b',)], 4)
+    """
+    pairs = dict(example.pairs)
+    split = _split(pairs)
+    varying = [place for place, words in enumerate(example.words) if len(words) > 1]
+    groups: defaultdict[object, list[str]] = defaultdict(list)
+    # The last word, `weight` or `bias`, is likelier to differ than the part that it belongs to.
+    place = max(varying, key=lambda place: (not all(map(is_integer, example.words[place])), place))
+    words = example.words[place]
+    is_index = all(map(is_integer, words))
+    upper = set(words[len(words) // 2 :])
+    for fqn in pairs:
+        word = split[fqn][0][place]
+        groups[fqn if singly else word in upper if is_index else word].append(fqn)
+    found = [group for members in groups.values() for group in _explainable(members, split)]
+    return tuple(_example(group, split, pairs) for group in found)
+
+
+def _split(pairs: Mapping[str, str]) -> Split:
+    return {source: (tuple(source.split(".")), tuple(target.split("."))) for source, target in pairs.items()}
+
+
+Split = Mapping[str, tuple[Segments, Segments]]
+
+
+def _abstract(segments: Segments) -> Segments:
+    return tuple("#" if is_integer(word) else word for word in segments)
+
+
+def _example(group: Sequence[str], split: Split, pairs: Mapping[str, str]) -> Example:
+    items = _explain(group, split)
+    assert items is not None
+    return Example(_columns(group, split), items, tuple((fqn, pairs[fqn]) for fqn in group))
+
+
+def _columns(group: Sequence[str], split: Split, side: int = 0) -> tuple[Segments, ...]:
+    """The distinct words of each segment: indices in their order, words in the order they were met."""
+    columns = (tuple(dict.fromkeys(words)) for words in zip(*(split[fqn][side] for fqn in group), strict=True))
+    return tuple(tuple(sorted(words, key=int)) if all(map(is_integer, words)) else words for words in columns)
+
+
+# ------------------------------------------------------------------------------------------------ joining
+
+
+def _explainable(group: list[str], split: Split) -> list[list[str]]:
+    """The group, or where no rule says it whole: parts of it, split by the index that makes the fewest."""
+    if _explain(group, split) is not None:
+        return [group]
+    best: list[list[str]] = [[fqn] for fqn in group]
+    for place, words in enumerate(_columns(group, split)):
+        if len(words) < 2:
+            continue
+        parts: defaultdict[str, list[str]] = defaultdict(list)
+        for fqn in group:
+            parts[split[fqn][0][place]].append(fqn)
+        found = [part for members in parts.values() for part in _explainable(members, split)]
+        if len(found) < len(best):
+            best = found
+    return best
+
+
+def _joined(groups: list[list[str]], from_the_end: int, split: Split) -> list[list[str]]:
+    """Groups whose words differ only in one segment as one, where one rule says it all.
+
+    All other segments have the same words, so every combination of words of the joined group occurs in it.
+    """
+    buckets: defaultdict[object, list[list[str]]] = defaultdict(list)
+    for group in groups:
+        source, target = split[group[0]]
+        columns = _columns(group, split)
+        place = len(source) - from_the_end
+        if place < 0 or any(map(is_integer, columns[place])):
+            buckets[id(group)].append(group)
+            continue
+        rest = tuple(
+            frozenset(words) if not is_integer(words[0]) else None
+            for number, words in enumerate(columns)
+            if number != place
+        )
+        buckets[len(source), len(target), rest].append(group)
+    return [group for bucket in buckets.values() for group in _merged(bucket, split)]
+
+
+def _merged(bucket: list[list[str]], split: Split) -> list[list[str]]:
+    whole = [fqn for group in bucket for fqn in group]
+    if len(bucket) == 1 or _explain(whole, split) is not None:
+        return [whole]
+    merged: list[list[str]] = []
+    for group in bucket:
+        for known in merged:
+            if _explain([*known, *group], split) is not None:
+                known += group
+                break
+        else:
+            merged.append(list(group))
+    return merged
+
+
+# ------------------------------------------------------------------------------------------------ explaining
+
+
+def _explain(group: Sequence[str], split: Split) -> tuple[Item, ...] | None:
+    """What makes each target segment; None where something cannot be said, or a varying segment would be lost."""
+    sources = [split[fqn][0] for fqn in group]
+    targets = [split[fqn][1] for fqn in group]
+    if len({len(words) for words in sources}) > 1 or len({len(words) for words in targets}) > 1:
+        return None
+    varying = [place for place, words in enumerate(zip(*sources, strict=True)) if len(set(words)) > 1]
+    columns = list(zip(*sources, strict=True))
+    items: list[Item] = []
+    used: set[int] = set()
+    for wanted in zip(*targets, strict=True):
+        item = _explain_segment(wanted, columns, varying, used)
+        if item is None:
+            return None
+        used.update(_places(item))
+        items.append(item)
+    if set(varying) - used:
+        return None
+    return tuple(_tables_joined(items))
+
+
+def _places(item: Item) -> tuple[int, ...]:
+    if isinstance(item, Computed):
+        return item.places
+    return (item.place,) if isinstance(item, Copied | Looked) else ()
+
+
+def _explain_segment(
+    wanted: Sequence[str], columns: Sequence[Sequence[str]], varying: Sequence[int], used: set[int]
+) -> Item | None:
+    if len(set(wanted)) == 1:
+        return Fixed(wanted[0])
+    # A segment that no other target segment has taken yet is the likelier source, the leftmost the next.
+    for place in sorted(varying, key=lambda place: (place in used, place)):
+        if tuple(columns[place]) == tuple(wanted):
+            return Copied(place)
+    if all(map(is_integer, wanted)):
+        computed = _computed([int(word) for word in wanted], columns, varying)
+        if computed is not None:
+            return computed
+    for place in sorted(varying, key=lambda place: (is_integer(columns[place][0]), place in used, place)):
+        entries: dict[str, str] = {}
+        if all(entries.setdefault(word, found) == found for word, found in zip(columns[place], wanted, strict=True)):
+            return Looked(place, tuple(entries.items()))
+    return None
+
+
+def _computed(wanted: Sequence[int], columns: Sequence[Sequence[str]], varying: Sequence[int]) -> Computed | None:
+    """The first of `n+c`, `i*k+j`, `n//k` and `n%k` that gives every wanted index."""
+    numbers = {
+        place: values
+        for place in varying
+        if all(map(is_integer, columns[place])) and max(values := [int(word) for word in columns[place]]) < _LARGEST
+    }
+    for places, written, value in _expressions(numbers, wanted):
+        rows = zip(*(numbers[place] for place in places), strict=True)
+        if all(value(row) == found for row, found in zip(rows, wanted, strict=True)):
+            return Computed(places, written)
+    return None
+
+
+Expression = tuple[tuple[int, ...], str, Callable[[Sequence[int]], int]]
+
+
+def _expressions(numbers: Mapping[int, Sequence[int]], wanted: Sequence[int]) -> Iterator[Expression]:
+    for place, values in numbers.items():
+        shift = wanted[0] - values[0]
+        yield (place,), f"{{0}}{shift:+d}", lambda row, shift=shift: row[0] + shift  # type: ignore[misc]
+    for one, other in itertools.permutations(numbers, 2):
+        # Below that stride two pairs of indices would give one number.
+        for stride in (stride for stride in _FOLDS if stride > max(numbers[other])):
+            yield (one, other), f"{{0}}*{stride}+{{1}}", lambda row, k=stride: row[0] * k + row[1]  # type: ignore[misc]
+    for place, values in numbers.items():
+        for stride in (stride for stride in _FOLDS if stride < max(values)):
+            yield (place,), f"{{0}}//{stride}", lambda row, k=stride: row[0] // k  # type: ignore[misc]
+            yield (place,), f"{{0}}%{stride}", lambda row, k=stride: row[0] % k  # type: ignore[misc]
+
+
+def _tables_joined(items: Iterable[Item]) -> Iterator[Item]:
+    """Neighbours that are functions of one segment as one table: `norm1 -> residual.0`."""
+    pending: Looked | None = None
+    for item in items:
+        if isinstance(item, Looked) and pending is not None and item.place == pending.place:
+            values = dict(item.entries)
+            pending = Looked(item.place, tuple((word, f"{value}.{values[word]}") for word, value in pending.entries))
+            continue
+        if pending is not None:
+            yield pending
+        pending = item if isinstance(item, Looked) else None
+        if pending is None:
+            yield item
+    if pending is not None:
+        yield pending

@@ -1,0 +1,145 @@
+"""Which key of one checkpoint is which key of another, told by their values: equal dtype, shape and bytes.
+
+Tensors that several keys hold with equal bytes cannot be told apart by their values, and neither can constants
+(zeros, ones, one number): one on each side may be equal by chance. They are reported as such, never paired by their
+place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from remapkit.formats.reader import even
+from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
+
+_PIECE = 1 << 20
+"""About so many bytes of a tensor are held at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """What values say: `pairs` for certain; `alike` are keys of A with all the keys of B that hold the same bytes.
+
+    `recorded_a` and `recorded_b` are names that the side only records as tied, and that count as keys of it.
+    `alike` holds constants too, even where there is one on each side; `numbers` are those of a single number that
+    has all its digits (0.0371.., and not 0 or 1).
+    Where the pairs were written by hand, and `by_value` is not set, nothing
+    is known of the values of all other keys.
+    """
+
+    pairs: Mapping[str, str]
+    alike: Mapping[str, tuple[str, ...]]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    recorded_a: tuple[str, ...] = ()
+    recorded_b: tuple[str, ...] = ()
+    numbers: frozenset[str] = frozenset()
+    by_value: bool = True
+
+
+class Values(Protocol):
+    """What can be paired: a checkpoint that is read."""
+
+    def header(self) -> StateDictSpec:
+        """Names, dtypes and shapes."""
+        ...
+
+    def chunks(self, fqn: str) -> Iterator[memoryview]:
+        """The tensor's bytes, row-major and little-endian, in pieces."""
+        ...
+
+
+def pair_by_value(a: Values, b: Values) -> Pairing:
+    """The pairing of two open checkpoints; each is read once, in bounded memory.
+
+    Two keys are paired where no other key on either side holds the same bytes, and those are no constant. Raises
+    `UnreadableCheckpoint` where data is missing (a manifest has none).
+    """
+    in_a, in_b = _by_content(a), _by_content(b)
+    recorded_a, recorded_b = _with_recorded(in_a, in_b, a.header(), b.header())
+    pairs: dict[str, str] = {}
+    alike: dict[str, tuple[str, ...]] = {}
+    for content, fqns in in_a.items():
+        others = in_b.get(content, [])
+        if len(fqns) == len(others) == 1 and not content.is_constant:
+            pairs[fqns[0]] = others[0]
+        elif len(fqns) == len(others) == 2 and fqns[1] in recorded_a and others[1] in recorded_b:
+            # One tensor under two names on both sides, and both say which of them holds it.
+            pairs |= zip(fqns, others, strict=True)
+        elif others:
+            alike.update(dict.fromkeys(fqns, tuple(others)))
+    return Pairing(
+        {fqn: pairs[fqn] for fqn in (*a.header(), *recorded_a) if fqn in pairs},
+        {fqn: alike[fqn] for fqn in (*a.header(), *recorded_a) if fqn in alike},
+        tuple(fqn for content, fqns in in_a.items() if content not in in_b for fqn in fqns),
+        tuple(fqn for content, fqns in in_b.items() if content not in in_a for fqn in fqns),
+        recorded_a,
+        recorded_b,
+        frozenset(fqn for content, fqns in in_a.items() if content.is_number for fqn in fqns if fqn in alike),
+    )
+
+
+class _Content(NamedTuple):
+    """What is equal where two tensors are.
+
+    `is_constant` says that all elements are the same; `is_number` that there is one, and it has all its digits.
+    """
+
+    spec: TensorSpec
+    digest: bytes
+    is_constant: bool
+    is_number: bool
+
+
+def _with_recorded(
+    in_a: Mapping[_Content, list[str]], in_b: Mapping[_Content, list[str]], a: StateDictSpec, b: StateDictSpec
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Add the recorded names of both sides where the other side has more names of that tensor than this one.
+
+    A record alone is no evidence: the metadata holds pairs of any meaning. What both sides record alike says nothing.
+    """
+    candidates = [
+        {fqn: kept for fqn, kept in one.recorded.items() if fqn not in other.recorded}
+        for one, other in ((a, b), (b, a))
+    ]
+    added: tuple[list[str], list[str]] = ([], [])
+    for content in in_a:
+        if content not in in_b:
+            continue
+        sides = [in_a[content], in_b[content]]
+        names = [
+            [fqn for fqn, kept in each.items() if kept in side] for each, side in zip(candidates, sides, strict=True)
+        ]
+        real = [len(side) for side in sides]
+        for here, there in ((0, 1), (1, 0)):
+            if real[there] + len(names[there]) > real[here]:
+                sides[here] += names[here]
+                added[here].extend(names[here])
+    return tuple(added[0]), tuple(added[1])
+
+
+def _by_content(values: Values) -> Mapping[_Content, list[str]]:
+    found: defaultdict[_Content, list[str]] = defaultdict(list)
+    for fqn, spec in values.header().items():
+        found[_content(values, fqn, spec)].append(fqn)
+    return found
+
+
+def _content(values: Values, fqn: str, spec: TensorSpec) -> _Content:
+    """The digest of a tensor's bytes, and whether they repeat its first element."""
+    width = math.lcm(DTYPE_BITS[spec.dtype], 8) // 8
+    digest, first, is_constant = hashlib.blake2b(digest_size=20), b"", True
+    for piece in even(values.chunks(fqn), width * (_PIECE // width)):
+        digest.update(piece)
+        first = first or bytes(piece[:width])
+        # The second element tells most tensors apart; only of the others the whole piece is looked at.
+        is_constant = is_constant and piece[width : 2 * width] in (first, b"")
+        is_constant = is_constant and piece == first * (len(piece) // width)
+    # The low half of a float is zero in 0, 1, 0.5 and all that somebody would begin with.
+    is_number = spec.numel == 1 and spec.dtype in ("F32", "F64") and any(first[: width // 2])
+    return _Content(spec, digest.digest(), is_constant, is_number)

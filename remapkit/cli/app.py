@@ -1,0 +1,421 @@
+"""The command line: arguments in, one module of `commands/` run, its outcome shown, an exit code out.
+
+Exit codes: 0 as asked, 1 what was given fails, 2 it could not run, 3 a bug in remapkit, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+EXIT_UNABLE = 2
+EXIT_BUG = 3
+EXIT_INTERRUPTED = 130
+_RULES = "a rule file, or the name of an installed pack"
+_MODEL = "plugin.module:Class (wan.vae:WanVAE) or py:package.module:Class; importing a model runs its code"
+_CKPT = "a checkpoint: .pth, .safetensors, an index.json of shards, or a folder that holds one"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    _open_streams()
+    _outlive_the_working_directory()
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.command is None:
+        parser.print_help()
+        return 2
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception:
+        return _bug()
+
+
+def _outlive_the_working_directory() -> None:
+    """Where the working directory is gone, torch is imported in another: a library of its ends the process else."""
+    try:
+        os.getcwd()  # noqa: PTH109 - pathlib is not imported yet
+    except OSError:
+        from remapkit.files import torch_import as elsewhere
+
+        elsewhere.import_there("torch")
+
+
+def _open_streams() -> None:
+    """Streams that are closed (`2>&-`) go nowhere, and what an encoding lacks is escaped.
+
+    A closed descriptor is filled first: the next file to be opened would get its number, and with it whatever a
+    library says on it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: PTH123, SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from importlib import import_module
+
+    if args.command == "apply" and not (args.dry_run or args.in_place):
+        _read_ahead(args.checkpoint)
+    from remapkit.cli.app import render as report
+    from remapkit.diagnostics.diagnostic import RemapkitError
+
+    try:
+        outcome = import_module(f"remapkit.commands.{args.command}").run(args)
+    except RemapkitError as error:
+        found, exit_code = error, error.exit_code
+        return _shown(lambda: report.show_error(found.diagnostics, args.format, exit_code), exit_code)
+    except KeyboardInterrupt:
+        # A command changes files in its last step, which no interrupt stops.
+        print("interrupted: nothing was changed", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return _shown(lambda: report.show(outcome, args.format), int(outcome.exit_code))
+
+
+_FIRST, _STEP = 256 << 20, 128 << 10
+
+
+def _read_ahead(path: str) -> None:
+    """Have the kernel read the beginning of a checkpoint while this process still imports what it needs.
+
+    Only a hint, for a file that is not cached: a third of a second of the disk's time would else go by unused.
+    """
+    from stat import S_ISREG
+    from threading import Thread
+
+    def ask() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            found = os.stat(path)  # noqa: PTH116 - pathlib is not imported yet
+            if not S_ISREG(found.st_mode):
+                return
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                for offset in range(0, min(found.st_size, _FIRST), _STEP):
+                    os.posix_fadvise(fd, offset, _STEP, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(fd)
+
+    if hasattr(os, "posix_fadvise"):
+        Thread(target=ask, name="remapkit read-ahead", daemon=True).start()
+
+
+def _shown(show: Callable[[], None], exit_code: int) -> int:
+    """Print, and keep the verdict whatever becomes of the print."""
+    try:
+        show()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing more can be said to it, and the verdict is the same.
+        _silence()
+    except OSError as error:
+        _silence()
+        print(f"the result could not be printed: {error.strerror or error}", file=sys.stderr)
+        return exit_code or EXIT_UNABLE
+    return exit_code
+
+
+def _silence() -> None:
+    """Let what is still buffered go nowhere, or the interpreter fails on it when it ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _bug() -> int:
+    import traceback
+
+    from remapkit.diagnostics.diagnostic import one_line
+    from remapkit.registry.installed import version
+
+    print("\n".join(map(one_line, traceback.format_exc().splitlines())), file=sys.stderr)
+    print(
+        f"\nThis is a bug in remapkit {version()}, not in what you gave it. Please report it with the lines above.",
+        file=sys.stderr,
+    )
+    return EXIT_BUG
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with arguments with nothing in it that steers a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        from remapkit.diagnostics.diagnostic import one_line
+
+        super().error("\n".join(map(one_line, message.split("\n"))))
+
+
+class _VersionAction(argparse.Action):
+    """`--version`, looked up only when asked for: reading package metadata costs 25 ms."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from remapkit.registry.installed import version
+
+        print(f"remapkit {version()}")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="remapkit",
+        description="Prove that a checkpoint's keys map onto a model, then move the bytes at the speed of cp.",
+        epilog="exit codes: 0 as asked; 1 what was given fails; 2 it could not run; 3 a bug; 130 interrupted",
+    )
+    parser.add_argument("--version", action=_VersionAction, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    _add_apply(commands)
+    _add_check(commands)
+    _add_rule_commands(commands)
+    _add_checkpoint_commands(commands)
+    _add_verify(commands)
+    _add_authoring_commands(commands)
+    return parser
+
+
+Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _command(commands: Commands, name: str, help: str) -> argparse.ArgumentParser:  # type: ignore[valid-type]
+    parser: argparse.ArgumentParser = commands.add_parser(  # type: ignore[attr-defined]
+        name, help=help, description=help[0].upper() + help[1:] + "."
+    )
+    parser.add_argument(
+        "--format", choices=("text", "json", "github"), default="text", help="how results are printed (default: text)"
+    )
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="M", help=f"the target model: {_MODEL}")
+    _add_model_arguments(parser)
+    parser.add_argument("--target-keys", metavar="FILE", help="a manifest or a checkpoint as the target instead")
+    parser.add_argument("--strict-dtype", action="store_true", help="a dtype mismatch is an error, not a note")
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model-arg", metavar="KEY=VALUE", action="append", default=[], help="an argument of its constructor"
+    )
+    parser.add_argument("--model-config", metavar="FILE", help="its config, a JSON object")
+
+
+def _add_params(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--param",
+        metavar="NAME=NUMBER",
+        action="append",
+        default=[],
+        help="a number that the rules name under params",
+    )
+    parser.add_argument("--config", metavar="FILE", help="a model's config.json, where params are looked up by name")
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", metavar="A.B", help="where the state dict lies in a checkpoint that holds several")
+    _add_reading_options(parser)
+
+
+def _add_reading_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--strict-pickle",
+        action="store_true",
+        help="refuse a .pth with objects that are neither data nor tensors",
+    )
+    parser.add_argument(
+        "--allow-expand",
+        action="store_true",
+        help="accept tensors that repeat a small storage into very much data (stride 0)",
+    )
+    parser.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="read shards that are links out of the checkpoint's folder (those of a download cache are read anyway)",
+    )
+
+
+def _add_undecided(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-undecided", action="store_true", help="go on where a proof over all keys takes too long"
+    )
+
+
+def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _command(commands, "apply", "prove, plan and check, then write the checkpoint under its new keys")
+    parser.add_argument("rules", metavar="RULES", help=_RULES)
+    parser.add_argument("checkpoint", metavar="CKPT", help=_CKPT)
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", help="the file to write (default: CKPT with .safetensors, beside it)"
+    )
+    parser.add_argument(
+        "--to-format",
+        choices=("safetensors", "pth"),
+        help="the format of OUT (default: what its suffix says: .safetensors, or .pth, .pt, .bin, .ckpt)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show every move; write nothing")
+    parser.add_argument("--dtype", metavar="D", help="cast every plain float: bf16, fp16, fp32 or fp64")
+    parser.add_argument(
+        "--in-place",
+        action="store_true",
+        help="rename inside CKPT, one safetensors file: only its header is written, under a journal",
+    )
+    parser.add_argument(
+        "--shard-size", metavar="SIZE", help="write shards of at most SIZE (5GB, 500MiB) and their index"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="read the output back and compare every tensor with its source"
+    )
+    parser.add_argument(
+        "--untie", action="store_true", help="write tied weights as copies instead of once and recorded"
+    )
+    parser.add_argument("--force", action="store_true", help="replace the output if it exists")
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="accept a checkpoint that lacks keys the rules are known to read",
+    )
+    parser.add_argument(
+        "--no-target", action="store_true", help="do not hold the result against the target that RULES declare"
+    )
+    _add_undecided(parser)
+    _add_model(parser)
+    _add_params(parser)
+    _add_reading(parser)
+
+
+def _add_check(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _command(commands, "check", "hold rules against a source header and a target; write nothing")
+    parser.add_argument(
+        "rules", metavar="RULES", nargs="*", help=f"{_RULES}; none: every pack whose target is --model"
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--ckpt", metavar="C", help=f"the source: {_CKPT}; default: the pack's own manifest")
+    source.add_argument("--keys", metavar="FILE", help="the source: a manifest")
+    _add_undecided(parser)
+    _add_model(parser)
+    _add_params(parser)
+    _add_reading(parser)
+
+
+def _add_rule_commands(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _command(commands, "lint", "check rule files for themselves, and prove them over all keys")
+    parser.add_argument("rules", metavar="RULES", nargs="*", help=f"{_RULES}; none: every installed pack")
+    _add_undecided(parser)
+    parser = _command(commands, "test", "run the tests that rule files carry, and their manifests end to end")
+    parser.add_argument("rules", metavar="RULES", nargs="*", help=f"{_RULES}; none: every installed pack")
+    _add_params(parser)
+    parser = _command(commands, "explain", "show which rule took a key, and where every other rule stopped matching")
+    parser.add_argument("rules", metavar="RULES", help=_RULES)
+    parser.add_argument("keys", metavar="KEY", nargs="+", help="a source key")
+
+    parser = _command(commands, "invert", "write the inverse of a rule file, or say why there is none")
+    parser.add_argument("rules", metavar="RULES", help=_RULES)
+    parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: stdout)")
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+
+
+def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _command(commands, "inspect", "show a checkpoint's header as key families, with dtypes and sizes")
+    parser.add_argument("checkpoint", metavar="CKPT", help=_CKPT)
+    parser.add_argument("--all", action="store_true", help="every key on a line of its own")
+    parser.add_argument("--manifest", metavar="FILE", help="also write the header as a manifest")
+    parser.add_argument("--force", action="store_true", help="replace the manifest if it exists")
+    _add_reading(parser)
+    parser = _command(commands, "recover", "restore a file whose rename in place was interrupted")
+    parser.add_argument("file", metavar="FILE", help="the file that was given to apply --in-place")
+    parser = _command(commands, "diff", "compare two checkpoints: keys, shapes, dtypes and values")
+    parser.add_argument("a", metavar="A", help=_CKPT)
+    parser.add_argument("b", metavar="B", help=_CKPT)
+    parser.add_argument("--rules-a", metavar="R", help="remap the keys of A first")
+    parser.add_argument("--rules-b", metavar="R", help="remap the keys of B first")
+    parser.add_argument("--root-a", metavar="A.B", help="where the state dict lies in A")
+    parser.add_argument("--root-b", metavar="A.B", help="where the state dict lies in B")
+    _add_reading_options(parser)
+    _add_params(parser)
+    parser.add_argument(
+        "--tolerance",
+        metavar="T",
+        type=_tolerance,
+        default=0.0,
+        help="the largest |difference| that passes (default: 0)",
+    )
+
+
+def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _command(commands, "verify", "compare values: run both models on one input, or ask an oracle")
+    parser.add_argument("rules", metavar="RULES", help=_RULES)
+    for side in ("source", "target"):
+        default = "" if side == "source" else "; default: the pack's own"
+        parser.add_argument(f"--{side}", metavar="M", help=f"the {side} model: {_MODEL}{default}")
+        parser.add_argument(
+            f"--{side}-arg", metavar="KEY=VALUE", action="append", default=[], help="an argument of its constructor"
+        )
+        parser.add_argument(f"--{side}-config", metavar="FILE", help="its config, a JSON object")
+    parser.add_argument(
+        "--forward",
+        metavar="NAME",
+        action="append",
+        help="the method to compare (default: forward); may be given several times",
+    )
+    parser.add_argument("--input", metavar="SHAPE", help="1,3,32,32, or 2,7:1000 for integers below 1000")
+    parser.add_argument("--oracle", metavar="py:module:function", help="a converter from state dict to state dict")
+    parser.add_argument("--keys", metavar="FILE", help="for an oracle: a manifest of the source; default: the pack's")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the random values (default: 0)")
+    parser.add_argument(
+        "--tolerance",
+        metavar="T",
+        type=_tolerance,
+        default=1e-4,
+        help="how far outputs may be apart, relative to the largest (default: 1e-4)",
+    )
+    parser.add_argument("--write", action="store_true", help="keep the result beside the rules as their witness")
+    _add_params(parser)
+    _add_undecided(parser)
+
+
+def _tolerance(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"a tolerance is not below zero, and {text} is")
+    return value
+
+
+def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _command(commands, "new", "start a rule file from a real checkpoint")
+    parser.add_argument("name", metavar="NAME", help="the name of the pack")
+    parser.add_argument("--from", dest="source", metavar="CKPT", required=True, help=f"the source: {_CKPT}")
+    parser.add_argument("--to", dest="target", metavar="M", help=f"the target: {_MODEL}; or a checkpoint or manifest")
+    _add_model_arguments(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: NAME.yaml; - for stdout)")
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+    _add_reading(parser)
+    parser = _command(commands, "learn", "derive a rule file from two checkpoints that hold the same weights")
+    parser.add_argument("a", metavar="A", help=f"the source: {_CKPT}")
+    parser.add_argument("b", metavar="B", help="the same weights under the names of the target")
+    parser.add_argument("--name", help="the name of the pack (default: that of the file, else learned)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: NAME.yaml; - for stdout)")
+    parser.add_argument(
+        "--pairs", metavar="FILE", help="pairs as a JSON object, source key to target key, not values"
+    )
+    parser.add_argument("--root-a", metavar="A.B", help="where the state dict lies in A")
+    parser.add_argument("--root-b", metavar="A.B", help="where the state dict lies in B")
+    _add_reading_options(parser)
+    parser.add_argument("--force", action="store_true", help="replace the files if they exist")
+    _command(commands, "packs", "list the installed packs and plugins, and where they come from")
+    _command(commands, "schema", "print the JSON Schema of rule files")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

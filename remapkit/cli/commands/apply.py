@@ -1,0 +1,306 @@
+"""`remapkit apply`: prove, plan, check, stream."""
+
+from __future__ import annotations
+
+import gc
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remapkit.cli.commands.common import known_source, load_rules, open_source, refuse_unproven
+from remapkit.cli.render import Outcome, Table, human_bytes
+from remapkit.cli.sizes import parse_size
+from remapkit.diagnostics.diagnostic import Diagnostic, FailedCheck, UsageError, counted, one_line
+from remapkit.files.index_names import is_index
+from remapkit.formats import Reader
+from remapkit.models.target import TargetRef, target_header
+from remapkit.plans.cast import with_dtype
+from remapkit.plans.check import known_keys_problem, make_check
+from remapkit.plans.declared import Held, hold, not_held
+from remapkit.plans.make import Move, Plan, from_where, make_plan
+from remapkit.registry.installed import version
+from remapkit.tensors.spec import StateDictSpec
+from remapkit.write.layout import without_ties
+
+if TYPE_CHECKING:
+    from remapkit.rules.compile import RuleSet
+    from remapkit.write.execute import Written
+
+
+def run(args: Namespace) -> Outcome:
+    """Prove, plan, check, stream."""
+    _check_usage(args)
+    with uncollected():
+        return _apply(args)
+
+
+def _apply(args: Namespace) -> Outcome:
+    rules = load_rules(args.rules, args)
+    proven = tuple(finding for finding in refuse_unproven([rules], args) if finding.code != "RK205")
+    source = Path(args.checkpoint)
+    # Whoever asks to write the file anew asks for it whole; a reader only says what is wrong with it.
+    restored = args.in_place and not args.dry_run and _restore(source)
+    with ExitStack() as stack:
+        reader = stack.enter_context(open_source(source, args))
+        plan = make_plan(rules, reader.header())
+        if args.dtype is not None:
+            plan = with_dtype(plan, args.dtype)
+        held = _held(rules, plan, args)
+        plan = held.check.plan if held.check else plan
+        moves = in_target_order(plan, held.check.target if held.check else None)
+        if args.dry_run:
+            return _with(_dry_run(plan, held, moves, reader), proven)
+        job = Job(rules, plan, moves, reader, args, held)
+        written = _rename(job) if args.in_place else _write(job)
+    return _with(_outcome(job, written, restored), proven)
+
+
+def _with(outcome: Outcome, proven: tuple[Diagnostic, ...]) -> Outcome:
+    return replace(outcome, diagnostics=(*proven, *outcome.diagnostics))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection: a plan of 50,000 moves holds no cycles, and walking it again and again takes a third."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _check_usage(args: Namespace) -> None:
+    """Refuse options that do not fit together before anything is read; raises `UsageError` (RK609, RK613)."""
+    if args.output in ("", "-"):
+        help = ("a checkpoint is written beside its final place and renamed: name a file",)
+        raise UsageError(Diagnostic("RK609", f"-o {args.output!r} names no file", help=help))
+    given = [
+        option
+        for option in ("output", "to_format", "shard_size", "verify", "untie", "force")
+        if args.in_place and getattr(args, option)
+    ]
+    if given:
+        names = ", ".join(f"--{option.replace('_', '-')}" for option in given)
+        verb = "does" if len(given) == 1 else "do"
+        title = f"--in-place writes no other file and moves no data: {names} {verb} not go with it"
+        raise UsageError(Diagnostic("RK609", title, help=("leave out --in-place, or the others",)))
+    if args.no_target and (args.model or args.target_keys):
+        option = "--model" if args.model else "--target-keys"
+        raise UsageError(Diagnostic("RK609", f"--no-target and {option} contradict each other", help=("say one",)))
+    if args.shard_size is not None:
+        parse_size(args.shard_size)
+    elif args.output is not None and is_index(Path(args.output).name):
+        title = f"{args.output} is the name of an index of shards"
+        raise UsageError(Diagnostic("RK609", title, help=("say how large they are: --shard-size 5GB",)))
+    if args.output is not None:
+        _check_format(args)
+
+
+def _check_format(args: Namespace) -> None:
+    """Raise `UnwritableOutput` (RK511) where the name of the output says no format, or another than `--to-format`."""
+    from remapkit.files.errors import unwritable
+    from remapkit.write.execute import KNOWN_SUFFIXES, output_format
+
+    shards = args.shard_size is not None
+    format = output_format(args.output, args.to_format, shards=shards)
+    suffix = Path(args.output).suffix.lower()
+    if suffix in KNOWN_SUFFIXES and output_format(args.output) != format:
+        title = f"{args.output} is a name for {output_format(args.output)}, and --to-format says {format}"
+        raise unwritable("RK511", title, help=("leave out --to-format, or give the file another suffix",))
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be done, proven and checked."""
+
+    rules: RuleSet
+    plan: Plan
+    moves: Sequence[Move]
+    reader: Reader
+    args: Namespace
+    held: Held
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The source's own without what became a key (the output makes its own records), and where it comes from."""
+        keys = self.plan.source
+        kept = {name: value for name, value in self.reader.header().metadata.items() if name not in keys}
+        return {**kept, **self.plan.records(), **provenance(self.rules, Path(self.args.checkpoint))}
+
+
+def _held(rules: RuleSet, plan: Plan, args: Namespace) -> Held:
+    """Against the named target if there is one, else the declared one and the keys that the pack is known to read.
+
+    Raises `FailedCheck` with everything that is wrong.
+    """
+    reference = TargetRef.from_arguments(args)
+    if reference is not None:
+        held = Held(make_check(plan, target_header(reference), strict_dtype=args.strict_dtype), "exact")
+        lacking: list[Diagnostic] = []
+    else:
+        known = known_source(rules)
+        lacking = known_keys_problem(plan, known) if known is not None and not args.partial else []
+        # What lacks its sources is no target to be missed as well.
+        partial = args.partial or bool(lacking) or bool(plan.problems)
+        held = (
+            not_held(rules, unasked=True)
+            if args.no_target
+            else hold(rules, plan, partial=partial, strict_dtype=args.strict_dtype)
+        )
+    found = held.problems if held.check is not None else plan.problems
+    if found or lacking:
+        raise FailedCheck([*found, *lacking])
+    return held
+
+
+def in_target_order(plan: Plan, target: StateDictSpec | None) -> tuple[Move, ...]:
+    """The moves in the order of the target's names where it is known, else of the source's."""
+    if target is None:
+        return plan.moves
+    order = {fqn: number for number, fqn in enumerate(target)}
+    return tuple(sorted(plan.moves, key=lambda move: order.get(move.target, len(order))))
+
+
+def default_output(source: Path, suffix: str = ".safetensors") -> Path:
+    """`ckpt.pth` -> `ckpt.safetensors`; shards and folders have no such name, so one must be given."""
+    if source.is_dir() or is_index(source.name):
+        raise UsageError(
+            Diagnostic(
+                "RK609", f"where should the remapped shards of {source} go?", help=("name a file with -o OUT",)
+            )
+        )
+    return source.with_suffix(suffix)
+
+
+def provenance(rules: RuleSet, source: Path) -> dict[str, str]:
+    """What the written file says about where it comes from. No time: the same input gives the same bytes."""
+    return {
+        "remapkit.rules": rules.name,
+        "remapkit.digest": rules.digest,
+        "remapkit.source": one_line(source.name),
+        "remapkit.version": version(),
+    }
+
+
+def _restore(source: Path) -> bool:
+    from remapkit.write.execute import recover
+
+    return recover(source)
+
+
+def _rename(job: Job) -> Written:
+    from remapkit.write.execute import rename_in_place
+
+    moves, recorded = without_ties(job.moves, job.plan.tied)
+    return rename_in_place(moves, job.reader, metadata={**job.metadata, **recorded})
+
+
+def _write(job: Job) -> Written:
+    from remapkit.cli.progress import progress
+    from remapkit.write.execute import execute
+
+    args = job.args
+    format = args.to_format or ("safetensors" if args.output is None else None)
+    output = Path(args.output) if args.output else default_output(Path(args.checkpoint), f".{format}")
+    with progress(f"writing {output.name}") as advance:
+        return execute(
+            job.moves,
+            job.reader,
+            output,
+            format=format,
+            metadata=job.metadata,
+            shard_size=None if args.shard_size is None else parse_size(args.shard_size),
+            tied=job.plan.tied,
+            untie=args.untie,
+            verify=args.verify,
+            force=args.force,
+            progress=advance,
+        )
+
+
+def _outcome(job: Job, written: Written, restored: bool) -> Outcome:
+    return Outcome(
+        data={
+            # 50,000 moves as data are only made where they are printed.
+            **(plan_data(job.plan) if job.args.format == "json" else {}),
+            "target": job.held.data(),
+            "output": [str(path) for path in written.files],
+            "tensors": written.tensors,
+            "bytes": written.nbytes,
+            "seconds": written.seconds,
+            "how": list(written.how),
+            "tied": dict(written.tied),
+            "verified": written.verified,
+            "shards_kept": written.kept,
+        },
+        text=(str(job.plan), *_lines(job, written, restored)),
+        diagnostics=(*job.reader.notes, *job.plan.warnings, *job.held.notes),
+    )
+
+
+def _lines(job: Job, written: Written, restored: bool) -> Iterator[str]:
+    if restored:
+        yield f"{written.files[0]} was restored first: an earlier rename of it was interrupted"
+    if written.kept:
+        yield f"resume: {written.kept} of {len(written.files) - 1} shards kept"
+    if job.args.in_place:
+        yield f"renamed {written.tensors} tensors in {written.files[0]}"
+        yield f"{human_bytes(written.nbytes)} written in {written.seconds:.2f} s; the data is where it was"
+        return
+    for path in written.files:
+        yield f"wrote {path}"
+    if written.tied:
+        names = ", ".join(f"{other} = {kept}" for other, kept in list(written.tied.items())[:3])
+        more = f", ... and {len(written.tied) - 3} more" if len(written.tied) > 3 else ""
+        yield f"{len(written.tied)} tied names are recorded, not written ({names}{more}); --untie writes copies"
+    rate = human_bytes(written.nbytes / max(written.seconds, 1e-9))
+    size = human_bytes(written.nbytes)
+    yield f"{counted(written.tensors, 'tensor')}, {size} in {written.seconds:.2f} s ({rate}/s)"
+    if written.verified:
+        what = "what the rules make of the source" if any(move.ops for move in job.moves) else "the source's"
+        yield f"ok: read back, all {written.tensors} tensors are {what}, byte for byte"
+
+
+def _dry_run(plan: Plan, held: Held, moves: Sequence[Move], reader: Reader) -> Outcome:
+    rows = tuple((from_where(move), move.target, str(move.spec), _by(move)) for move in moves)
+    rows += tuple((gone.fqn, "(dropped)", str(plan.source[gone.fqn]), gone.rule.id) for gone in plan.dropped)
+    return Outcome(
+        data={**plan_data(plan), "dry_run": True, "target": held.data()},
+        text=(
+            Table(("source", "target", "tensor", "rule"), rows),
+            str(plan),
+            *((str(held.check),) if held.check else ()),
+            "nothing was written (--dry-run)",
+        ),
+        diagnostics=(*reader.notes, *plan.warnings, *held.notes),
+    )
+
+
+def _by(move: Move) -> str:
+    """The rule, and what it does to the value."""
+    return f"{move.rule.id} ({', '.join(op.name for op in move.ops)})" if move.ops else move.rule.id
+
+
+def plan_data(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON."""
+    return {
+        "rules": plan.name,
+        "source": plan.source.name,
+        "moves": [
+            {
+                "target": move.target,
+                "sources": list(move.sources),
+                "rule": move.rule.id,
+                "ops": [op.name for op in move.ops],
+                "dtype": move.spec.dtype,
+                "shape": list(move.spec.shape),
+            }
+            for move in plan.moves
+        ],
+        "dropped": [{"fqn": gone.fqn, "rule": gone.rule.id} for gone in plan.dropped],
+    }

@@ -1,0 +1,60 @@
+"""`remapkit inspect`: a header as key families, with dtypes and sizes."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+
+from remapkit.cli.commands.common import files_read, open_source
+from remapkit.cli.render import Outcome, Table, human_bytes
+from remapkit.diagnostics.diagnostic import counted
+from remapkit.files.errors import shown
+from remapkit.files.text import write_texts
+from remapkit.formats.manifest import manifest_json
+from remapkit.tensors.families import families
+
+
+def run(args: Namespace) -> Outcome:
+    """A header as key families."""
+    with open_source(Path(args.checkpoint), args) as reader:
+        header = reader.header()
+        notes, format, root = reader.notes, reader.format, reader.root
+        read = files_read(args, reader, but=("manifest",))
+    if args.manifest is not None:
+        write_texts({Path(args.manifest): manifest_json(header)}, force=args.force, sources=read)
+    dtypes = Counter(spec.dtype for spec in header.values())
+    numel = sum(spec.numel for spec in header.values())
+    if args.all:
+        table = Table(
+            ("key", "dtype", "shape", ">bytes"),
+            tuple((fqn, spec.dtype, str(list(spec.shape)), f"{spec.nbytes:,}") for fqn, spec in header.items()),
+        )
+    else:
+        table = Table(
+            (">keys", "family", "dtype", "shape", ">size"),
+            tuple(
+                (str(len(each.fqns)), each.pattern, each.dtypes_text, each.shapes_text, human_bytes(each.nbytes))
+                for each in families(header)
+            ),
+        )
+    what = f"{header.name}: {format}{f', state dict under {root!r}' if root else ''}"
+    kinds = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common())
+    total = f"{counted(len(header), 'tensor')} ({kinds}), {numel:,} elements, {human_bytes(header.nbytes)}"
+    tied = tuple(f"tied: {' = '.join(group)}" for group in header.tied)
+    tied += tuple(f"recorded as tied: {shown(other)} = {shown(kept)}" for other, kept in header.recorded.items())
+    metadata = tuple(f"metadata: {shown(key)} = {shown(value, 2000)}" for key, value in header.metadata.items())
+    manifest = {fqn: {"dtype": spec.dtype, "shape": list(spec.shape)} for fqn, spec in header.items()}
+    return Outcome(
+        data={
+            "format": format,
+            "root": root,
+            "tensors": manifest,
+            "tied": [list(group) for group in header.tied],
+            "recorded": dict(header.recorded),
+            "metadata": dict(header.metadata),
+            "bytes": header.nbytes,
+        },
+        text=(what, table, total, *tied, *metadata),
+        diagnostics=notes,
+    )

@@ -1,0 +1,55 @@
+"""`remapkit invert`: the inverse rule file, or the reason why there is none."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from remapkit.authoring.invert import invert, placed
+from remapkit.cli.commands.common import files_read, known_source, rules_read
+from remapkit.cli.render import Outcome
+from remapkit.diagnostics.diagnostic import listed
+from remapkit.files.text import write_texts
+from remapkit.formats.manifest import manifest_json
+from remapkit.models.target import declared_path, read_declared
+from remapkit.registry.installed import load
+from remapkit.rules.compile import RuleSet
+
+
+def run(args: Namespace) -> Outcome:
+    """The text of the inverse, to a file or as the result itself."""
+    rules = load(args.rules)
+    output = Path(args.output) if args.output not in (None, "-") else None
+    text = invert(rules, header=known_source(rules), beside=None if output is None else output.parent)
+    if output is None:
+        return Outcome(data={}, raw=text)
+    manifests = _manifests(rules, output.parent)
+    sources = [*files_read(args, but=("output",)), *rules_read(rules)]
+    folders = list(dict.fromkeys(path.parent for path in manifests))
+    write_texts({**manifests, output: text}, force=args.force, sources=sources, folders=folders)
+    copied = f", with {listed([str(path) for path in manifests])} copied beside it" if manifests else ""
+    return Outcome(
+        data={"output": str(output), "rules": rules.name, "manifests": [str(path) for path in manifests]},
+        text=(f"wrote {output}: the inverse of {rules.name}, proven for all keys{copied}",),
+    )
+
+
+def _manifests(rules: RuleSet, folder: Path) -> dict[Path, str]:
+    """The declared manifests that lie outside the folder of the inverse: where each is copied to, and its text."""
+    file = rules.file
+    named = [file.source_keys, file.target.keys if file.target is not None else None]
+    copies: dict[Path, str] = {}
+    for written in filter(None, named):
+        source, copy = declared_path(rules, written), folder / placed(rules, written.value, folder)
+        content = manifest_json(read_declared(source))
+        if not _holds(copy, source, content):
+            copies[copy] = content
+    return copies
+
+
+def _holds(copy: Path, source: Path, content: str) -> bool:
+    """Whether a file is the manifest already, or has its bytes; what cannot be read has not."""
+    try:
+        return copy.samefile(source) or copy.read_bytes() == content.encode("utf-8")
+    except OSError:
+        return False

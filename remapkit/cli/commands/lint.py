@@ -1,0 +1,52 @@
+"""`remapkit lint`: rule files for themselves, over all keys."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from remapkit.cli.commands.common import known_source, rule_paths
+from remapkit.cli.render import Outcome, Table
+from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, RemapkitError, counted
+from remapkit.registry.installed import load
+
+
+def run(args: Namespace) -> Outcome:
+    """Schema, compilation and the proofs over all keys."""
+    diagnostics: list[Diagnostic] = []
+    rows: list[tuple[str, ...]] = []
+    files: list[dict[str, Any]] = []
+    for path in rule_paths(args):
+        found, row, data = _lint(path, allow_undecided=args.allow_undecided)
+        diagnostics += found
+        rows.append(row)
+        files.append(data)
+    return Outcome(
+        data={"files": files},
+        text=(Table(("file", ">rules", ">keep", ">drop", "verdict"), tuple(rows)),),
+        diagnostics=tuple(diagnostics),
+        failed=not all(data["ok"] for data in files),
+        findings=True,
+    )
+
+
+def _lint(path: Path, *, allow_undecided: bool) -> tuple[list[Diagnostic], tuple[str, ...], dict[str, Any]]:
+    """What there is to say of one file, its row of the table, and its data."""
+    try:
+        rules = load(path)
+    except InvalidRules as error:
+        verdict = counted(len(error.diagnostics), "problem")
+        return list(error.diagnostics), (str(path), "", "", "", verdict), {"file": str(path), "ok": False}
+    diagnostics, unread = list(rules.warnings), False
+    try:
+        header = known_source(rules)
+    except RemapkitError as error:
+        diagnostics += error.diagnostics
+        header, unread = None, True
+    proof = rules.prove(header=header)
+    diagnostics += proof.findings
+    ok = not proof.blocking(allow_undecided=allow_undecided) and not unread
+    counts = (str(len(rules.rules)), str(len(rules.keep)), str(len(rules.drop)))
+    data = {"file": str(path), "ok": ok, "level": proof.level.name.lower(), "verdict": proof.verdict}
+    return diagnostics, (str(path), *counts, f"{'ok' if ok else 'fails'}: {proof.verdict}"), data

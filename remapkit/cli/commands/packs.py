@@ -1,0 +1,52 @@
+"""`remapkit packs`: what is installed, and from where."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from remapkit.cli.render import Outcome, Table
+from remapkit.diagnostics.diagnostic import RemapkitError, counted
+from remapkit.models.target import pack_target
+from remapkit.registry.installed import load, packs, plugins
+from remapkit.registry.verified import read_witness
+
+NAMES = ("name", "summary", "target", "by_value", "origin", "path")
+
+
+def run(args: Namespace) -> Outcome:
+    """What is installed, and from where."""
+    rows = []
+    for pack in packs():
+        try:
+            rules = load(pack.path)
+        except RemapkitError as error:
+            rows.append(
+                (
+                    pack.name,
+                    f"{counted(len(error.diagnostics), 'problem')}: see `remapkit lint`",
+                    "",
+                    "",
+                    pack.origin,
+                    str(pack.path),
+                )
+            )
+            continue
+        witness = read_witness(pack.path)
+        by_value = witness.state(rules) if witness is not None else "no"
+        target = pack_target(rules)
+        summary = rules.file.summary.value if rules.file.summary else ""
+        rows.append((pack.name, summary, str(target) if target else "", by_value, pack.origin, str(pack.path)))
+    found = plugins()
+    return Outcome(
+        data={
+            "packs": [
+                dict(zip(("name", "summary", "target", "by_value", "origin", "path"), row, strict=True))
+                for row in rows
+            ],
+            "plugins": [{"name": each.name, "package": each.package, "origin": each.origin} for each in found],
+        },
+        text=(
+            Table(("pack", "summary", "target", "by value", "from", "file"), tuple(rows)),
+            Table(("plugin", "package", "from"), tuple((each.name, each.package, each.origin) for each in found)),
+        ),
+    )

@@ -1,0 +1,215 @@
+"""What a command shows: text for people, JSON for programs, annotations for GitHub.
+
+A command returns an `Outcome`, plain data; only this module prints. Results go to stdout, warnings, notes and errors
+that kept a command from its result to stderr. Colour only on a terminal, and never with `NO_COLOR` set.
+
+Text may come from anywhere: names of keys and files, metadata, rule files. It is escaped here and in
+`diagnostic.render`, where it is drawn, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from remapkit.diagnostics.diagnostic import (
+    Diagnostic,
+    Severity,
+    Style,
+    inert,
+    one_line,
+    plain,
+    render,
+    to_github,
+    to_json,
+)
+
+_COLOURS = {
+    "error": "1;31",
+    "warning": "1;33",
+    "note": "1;36",
+    "help": "1;32",
+    "frame": "34",
+    "title": "1",
+    "ok": "1;32",
+    "fails": "1;31",
+    "dim": "2",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of strings. Columns whose name begins with `>` are aligned to the right."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command found: data for JSON, text and tables for people, messages for both."""
+
+    data: dict[str, Any]
+    text: tuple[str | Table, ...] = ()
+    diagnostics: tuple[Diagnostic, ...] = ()
+    failed: bool = False
+    raw: str | None = None
+    """Text that is the result itself (a rule file, a schema): printed as it is, in JSON too where `data` is empty."""
+    findings: bool = field(default=False)
+    """Whether the diagnostics are the result (lint, check, test) and so belong on stdout."""
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.failed else 0
+
+
+def style_for(stream: TextIO) -> Style:
+    """Colours where the stream is a terminal that wants them, else the text as it is."""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return plain
+    return lambda role, text: f"\x1b[{_COLOURS[role]}m{text}\x1b[0m" if role in _COLOURS else text
+
+
+def show(outcome: Outcome, format: str = "text") -> None:
+    """Print an outcome."""
+    if outcome.raw is not None and not (format == "json" and outcome.data):
+        _write_raw(outcome.raw)
+    elif format == "json":
+        data = {**outcome.data, "ok": not outcome.failed, "diagnostics": [to_json(d) for d in outcome.diagnostics]}
+        print(json_text(data, sys.stdout.encoding))
+    elif format == "github":
+        for diagnostic in outcome.diagnostics:
+            print(to_github(diagnostic))
+        _print_text(outcome.text)
+    else:
+        if outcome.findings:
+            show_diagnostics(outcome.diagnostics, sys.stdout)
+            _print_text(outcome.text)
+        else:
+            _print_text(outcome.text)
+            sys.stdout.flush()
+            show_diagnostics(outcome.diagnostics, sys.stderr)
+
+
+def show_error(diagnostics: Sequence[Diagnostic], format: str, exit_code: int) -> None:
+    """Print what kept a command from its result: to stderr, or as the JSON document that stdout promises."""
+    if format == "json":
+        data = {"ok": False, "exit_code": exit_code, "diagnostics": [to_json(d) for d in diagnostics]}
+        print(json_text(data, sys.stdout.encoding))
+    elif format == "github":
+        for diagnostic in diagnostics:
+            print(to_github(diagnostic))
+    else:
+        show_diagnostics(diagnostics, sys.stderr)
+        errors = sum(diagnostic.severity is Severity.ERROR for diagnostic in diagnostics)
+        if errors > 1:
+            print(f"\n{errors} errors", file=sys.stderr)
+
+
+def show_diagnostics(diagnostics: Iterable[Diagnostic], stream: TextIO) -> None:
+    """Print diagnostics as text, an empty line between two."""
+    style = style_for(stream)
+    for number, diagnostic in enumerate(diagnostics):
+        if number:
+            print(file=stream)
+        print(render(diagnostic, style), file=stream)
+
+
+def _print_text(parts: Iterable[str | Table]) -> None:
+    style = style_for(sys.stdout)
+    for part in parts:
+        if isinstance(part, Table):
+            _print_table(part)
+        else:
+            print(_marks(inert(one_line(part)), style))
+
+
+_SPECIAL = re.compile(r"[^\n -~]|##\[")
+
+
+def json_text(data: object, encoding: str | None = None) -> str:
+    r"""JSON to print: what is escaped in text is escaped here too, and so is what the stream's encoding lacks.
+
+    >>> print(json_text({"a\x1b": "\u202e"}))
+    {
+      "a\u001b": "\u202e"
+    }
+    """
+    text = json.dumps(data, indent=2, ensure_ascii=False, default=str)
+    try:
+        plain = encoding is None or text.encode(encoding, "surrogatepass") is not None
+    except (UnicodeError, LookupError):
+        plain = False
+    return _SPECIAL.sub(lambda found: _json_escape(found.group(), plain), text)
+
+
+def _json_escape(text: str, plain: bool) -> str:
+    if text == "##[":
+        return "#\\u0023["  # "##[" is a command to build services
+    return text if plain and text.isprintable() else json.dumps(text)[1:-1] if text != "\x7f" else "\\u007f"
+
+
+def _write_raw(text: str) -> None:
+    """Files are UTF-8 whatever the terminal speaks."""
+    buffer = getattr(sys.stdout, "buffer", None)
+    if buffer is None:
+        sys.stdout.write(text)
+        return
+    sys.stdout.flush()
+    buffer.write(text.encode("utf-8", "backslashreplace"))
+    buffer.flush()
+
+
+def _marks(text: str, style: Style) -> str:
+    """Colour the verdict that a line begins with."""
+    for word in ("ok", "fails"):
+        if text == word or text.startswith((f"{word} ", f"{word}:")):
+            return style(word, word) + text[len(word) :]
+    return text
+
+
+def _print_table(table: Table) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(
+        title=Text(one_line(table.title)) if table.title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+    )
+    for column in table.columns:
+        right = column.startswith(">")
+        drawn.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*(Text(one_line(cell)) for cell in row))
+    # A pipe has no width: what is read by a program must not be folded at 80 columns.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 400)
+    with console.capture() as capture:
+        console.print(drawn)
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    print("\n".join(inert(line) for line in lines if line))
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in decimal units, as disks count them.
+
+    >>> human_bytes(2_818_839_376), human_bytes(196), human_bytes(999_999)
+    ('2.82 GB', '196 bytes', '1.00 MB')
+    """
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in ("kB", "MB", "GB", "TB", "PB"):
+        count /= 1000
+        if count < 999.995:
+            return f"{count:.2f} {unit}"
+    return f"{count * 1000:.0f} PB"

@@ -1,0 +1,399 @@
+"""Tensors that are not there yet: any box of them can be read, and only what it needs is.
+
+`tree` turns the operations of a move into such a tensor. Elements are opaque words of their width except where a cast
+or arithmetic needs numbers, so every dtype comes through to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from remapkit.compute.cast import Array, calculated, encoded, word
+from remapkit.formats.strided import Read, read_strided
+from remapkit.ops.shape import Fill, Join, Op
+from remapkit.ops.steps import Add, Cast, Pad, Permute, Pick, Reshape, Scale, Step
+from remapkit.tensors.spec import TensorSpec
+
+Along = slice | Array
+"""What is wanted along one dimension: a slice of step 1 with both ends, or indices."""
+Box = tuple[Along, ...]
+BOUND = 16 << 20
+"""Bytes that are read at most in one go where only some of them are wanted."""
+TILE = 1 << 18
+"""Bytes of a turned box that are copied at once: they stay in the cache."""
+
+
+class Lazy:
+    """A tensor of which boxes can be read."""
+
+    spec: TensorSpec
+
+    def read(self, box: Box) -> Array:
+        """The elements of a box, in any memory order."""
+        raise NotImplementedError
+
+
+def length(along: Along) -> int:
+    """How many elements are wanted."""
+    return along.stop - along.start if isinstance(along, slice) else len(along)
+
+
+def shape_of(box: Box) -> tuple[int, ...]:
+    """The shape of what a box reads."""
+    return tuple(map(length, box))
+
+
+def whole(spec: TensorSpec) -> Box:
+    """The box of everything."""
+    return tuple(slice(0, size) for size in spec.shape)
+
+
+def sub(along: Along, start: int, stop: int) -> Along:
+    """Elements `start` to `stop` of what is wanted."""
+    return slice(along.start + start, along.start + stop) if isinstance(along, slice) else along[start:stop]
+
+
+def indices(along: Along) -> Array:
+    """What is wanted as indices."""
+    return np.arange(along.start, along.stop) if isinstance(along, slice) else along
+
+
+def simple(chosen: Array) -> Along:
+    """Indices as a slice where they follow one another."""
+    if len(chosen) and chosen[-1] - chosen[0] == len(chosen) - 1 and (np.diff(chosen) == 1).all():
+        return slice(int(chosen[0]), int(chosen[-1]) + 1)
+    return chosen
+
+
+def put(out: Array, dim: int, place: slice | int, made: Array) -> None:
+    """Copy a box into its place along a dimension."""
+    # The dots make it a view even where one element is meant, of which numpy else makes a number of its own.
+    _copy(out[(*(slice(None),) * dim, place, ...)], made)
+
+
+def _copy(out: Array, made: Array) -> None:
+    """Copy. A turned box goes tile by tile: whole columns would miss the cache each time."""
+    if made.ndim < 2 or made.strides[-1] == made.itemsize or not made.size:
+        out[...] = made
+        return
+    across = max(16, TILE // (made.nbytes // made.shape[-1]))
+    for start in range(0, made.shape[-1], across):
+        out[..., start : start + across] = made[..., start : start + across]
+
+
+def packed(made: Array) -> Array:
+    """A box as contiguous memory."""
+    if made.flags.c_contiguous:
+        return made
+    out = np.empty(made.shape, made.dtype)
+    _copy(out, made)
+    return out
+
+
+@dataclass(slots=True)
+class Leaf(Lazy):
+    """A source that is an array in memory."""
+
+    spec: TensorSpec
+    array: Array
+
+    def read(self, box: Box) -> Array:
+        """A view where it can be one."""
+        slices = [along if isinstance(along, slice) else slice(None) for along in box]
+        index: tuple[Any, ...] = (*slices, ...)
+        found: Array = self.array[index]
+        for dim, along in enumerate(box):
+            if not isinstance(along, slice):
+                found = np.take(found, along, dim)
+        return found
+
+
+@dataclass(slots=True)
+class Stretch(Lazy):
+    """A source that is one stretch of a file. It is read, never mapped: the file may become shorter meanwhile."""
+
+    spec: TensorSpec
+    bytes_at: Read
+
+    def read(self, box: Box) -> Array:
+        """The elements of a box; only what is near to them is read."""
+        out = np.empty(shape_of(box), word(self.spec.dtype))
+        if out.size:
+            self._fill(out, box)
+        return out
+
+    def _fill(self, out: Array, box: Box) -> None:
+        listed = next((dim for dim, along in enumerate(box) if not isinstance(along, slice)), None)
+        if listed is None:
+            steps = [out.itemsize * math.prod(self.spec.shape[dim + 1 :]) for dim in range(len(box))]
+            start = sum(
+                along.start * step for along, step in zip(box, steps, strict=True) if isinstance(along, slice)
+            )
+            read_strided(self.bytes_at, out, start, steps)
+            return
+        chosen = indices(box[listed])
+        low, high = int(chosen.min()), int(chosen.max()) + 1
+        if (high - low) * (out.nbytes // len(chosen)) <= max(BOUND, 4 * out.nbytes):
+            near = self.read((*box[:listed], slice(low, high), *box[listed + 1 :]))
+            np.take(near, chosen - low, listed, out=out)
+            return
+        for place, index in enumerate(chosen):
+            one = (*box[:listed], slice(int(index), int(index) + 1), *box[listed + 1 :])
+            self._fill(out[(slice(None),) * listed + (slice(place, place + 1),)], one)
+
+
+@dataclass(slots=True)
+class Permuted(Lazy):
+    """Dimensions in another order."""
+
+    spec: TensorSpec
+    inner: Lazy
+    order: tuple[int, ...]
+
+    def read(self, box: Box) -> Array:
+        """The same box of the inner tensor, turned."""
+        turned: list[Along] = [slice(0, 0)] * len(box)
+        for dim, source in enumerate(self.order):
+            turned[source] = box[dim]
+        return self.inner.read(tuple(turned)).transpose(self.order)
+
+
+@dataclass(slots=True)
+class Picked(Lazy):
+    """Chosen elements along one dimension."""
+
+    spec: TensorSpec
+    inner: Lazy
+    dim: int
+    chosen: Along
+
+    def read(self, box: Box) -> Array:
+        """The inner tensor at the chosen indices."""
+        along = box[self.dim]
+        if isinstance(self.chosen, slice):
+            start = self.chosen.start
+            here: Along = (
+                slice(start + along.start, start + along.stop) if isinstance(along, slice) else start + along
+            )
+        else:
+            here = simple(self.chosen[along])
+        return self.inner.read((*box[: self.dim], here, *box[self.dim + 1 :]))
+
+
+@dataclass(slots=True)
+class Padded(Lazy):
+    """More elements at the end of one dimension."""
+
+    spec: TensorSpec
+    inner: Lazy
+    dim: int
+    value: Array
+
+    def read(self, box: Box) -> Array:
+        """What is there, and the value elsewhere."""
+        out = np.empty(shape_of(box), self.value.dtype)
+        out[...] = self.value
+        wanted = indices(box[self.dim])
+        there = np.flatnonzero(wanted < self.inner.spec.shape[self.dim])
+        if len(there):
+            here = (*box[: self.dim], simple(wanted[there]), *box[self.dim + 1 :])
+            made = self.inner.read(here)
+            if isinstance(place := simple(there), slice):
+                put(out, self.dim, place, made)
+            else:
+                out[(slice(None),) * self.dim + (place,)] = made
+        return out
+
+
+@dataclass(slots=True)
+class Squeezed(Lazy):
+    """Another shape that differs only in dimensions of size 1."""
+
+    spec: TensorSpec
+    inner: Lazy
+
+    def read(self, box: Box) -> Array:
+        """The inner box without and with such dimensions."""
+        long = iter(along for along, size in zip(box, self.spec.shape, strict=True) if size != 1)
+        here = tuple(slice(0, 1) if size == 1 else next(long) for size in self.inner.spec.shape)
+        empty = any(length(along) == 0 for along in box)
+        return (
+            np.empty(shape_of(box), word(self.spec.dtype)) if empty else self.inner.read(here).reshape(shape_of(box))
+        )
+
+
+@dataclass(slots=True)
+class Calculated(Lazy):
+    """Every element cast, scaled or added to."""
+
+    spec: TensorSpec
+    inner: Lazy
+    step: Cast | Scale | Add
+
+    def read(self, box: Box) -> Array:
+        """The inner box, calculated."""
+        return calculated(self.step, packed(self.inner.read(box)), self.inner.spec.dtype)
+
+
+@dataclass(slots=True)
+class Concatenated(Lazy):
+    """Tensors one after the other along a dimension."""
+
+    spec: TensorSpec
+    parts: Sequence[Lazy]
+    dim: int
+
+    def read(self, box: Box) -> Array:
+        """The pieces of every part that the box meets."""
+        out = np.empty(shape_of(box), word(self.spec.dtype))
+        wanted = indices(box[self.dim])
+        start = 0
+        for part in self.parts:
+            stop = start + part.spec.shape[self.dim]
+            there = np.flatnonzero((wanted >= start) & (wanted < stop))
+            if len(there):
+                here = (*box[: self.dim], simple(wanted[there] - start), *box[self.dim + 1 :])
+                made = part.read(here)
+                if isinstance(place := simple(there), slice):
+                    put(out, self.dim, place, made)
+                else:
+                    out[(slice(None),) * self.dim + (place,)] = made
+            start = stop
+        return out
+
+
+@dataclass(slots=True)
+class Stacked(Lazy):
+    """Tensors of one shape as the elements of a new dimension."""
+
+    spec: TensorSpec
+    parts: Sequence[Lazy]
+    dim: int
+
+    def read(self, box: Box) -> Array:
+        """The same box of every wanted tensor."""
+        out = np.empty(shape_of(box), word(self.spec.dtype))
+        here = (*box[: self.dim], *box[self.dim + 1 :])
+        for place, index in enumerate(indices(box[self.dim])):
+            put(out, self.dim, place, self.parts[index].read(here))
+        return out
+
+
+@dataclass(slots=True)
+class Filled(Lazy):
+    """A tensor without a source."""
+
+    fill: Fill
+
+    @property
+    def spec(self) -> TensorSpec:  # type: ignore[override]
+        """Its header."""
+        return self.fill.spec
+
+    def read(self, box: Box) -> Array:
+        """The values of a box, worked out from their indices."""
+        shape, value = shape_of(box), self.fill.value
+        if value == "arange":
+            strides = np.cumprod((1, *reversed(self.spec.shape[1:])))[::-1] if self.spec.shape else ()
+            grid = np.zeros(shape, "<i8")
+            for dim, (along, stride) in enumerate(zip(box, strides, strict=True)):
+                grid += (indices(along) * stride).reshape([-1 if n == dim else 1 for n in range(len(box))])
+            return encoded(grid, self.spec.dtype)
+        if value == "tril":
+            lower = indices(box[-2])[:, None] >= indices(box[-1])[None, :]
+            return encoded(np.broadcast_to(lower, shape).astype("<i8"), self.spec.dtype)
+        number = {"zeros": 0, "ones": 1}.get(value, value) if isinstance(value, str) else value
+        kind = "<i8" if isinstance(number, int) and abs(number) < 1 << 63 else "<f8"
+        if isinstance(number, int) and kind == "<f8":
+            kind = "<u8"
+        return np.broadcast_to(encoded(np.array([number], kind), self.spec.dtype)[0], shape)
+
+
+# ------------------------------------------------------------------------------------------------------- the tree
+
+
+def tree(ops: Sequence[Op], sources: Sequence[Lazy]) -> Lazy:
+    """The tensor that the operations of a move make of its sources."""
+    if ops and isinstance(ops[0], Fill):
+        return _chain(ops[1:], Filled(ops[0]))
+    if ops and isinstance(ops[0], Join):
+        return _chain(ops[1:], _joined(ops[0], sources))
+    return _chain(ops, sources[0])
+
+
+def _joined(join: Join, sources: Sequence[Lazy]) -> Lazy:
+    width = len(join.branches)
+    made = [_chain(join.branches[n % width], source) for n, source in enumerate(sources)]
+    if join.concat is not None:
+        made = [_concatenated(made[at : at + width], join.concat) for at in range(0, len(made), width)]
+    if join.stack is None:
+        return made[0]
+    first = made[0].spec
+    dim = join.stack % (len(first.shape) + 1)
+    shape = (*first.shape[:dim], len(made), *first.shape[dim:])
+    return Stacked(TensorSpec(first.dtype, shape), made, dim)
+
+
+def _concatenated(parts: Sequence[Lazy], dim: int) -> Lazy:
+    first = parts[0].spec
+    dim %= len(first.shape)
+    size = sum(part.spec.shape[dim] for part in parts)
+    return Concatenated(TensorSpec(first.dtype, (*first.shape[:dim], size, *first.shape[dim + 1 :])), parts, dim)
+
+
+def _chain(ops: Sequence[Op], inner: Lazy) -> Lazy:
+    for op in ops:
+        for step in op.steps(inner.spec):
+            inner = _after(step, inner)
+    return inner
+
+
+def _after(step: Step, inner: Lazy) -> Lazy:
+    spec = step.infer(inner.spec)
+    if isinstance(step, Permute):
+        return Permuted(spec, inner, step.order)
+    if isinstance(step, Pick):
+        if len(step.ranges) == 1 and step.ranges[0].step == 1:
+            return Picked(spec, inner, step.dim, slice(step.ranges[0].start, step.ranges[0].stop))
+        chosen = np.concatenate([np.arange(each.start, each.stop, each.step) for each in step.ranges])
+        return Picked(spec, inner, step.dim, chosen)
+    if isinstance(step, Pad):
+        return Padded(spec, inner, step.dim, encoded(np.array([step.value], "<f8"), spec.dtype)[0])
+    if isinstance(step, Reshape):
+        return Reshaped(spec, inner)
+    # What is done to each element can be done before a reshape as well, which then is the last thing of all.
+    if isinstance(inner, Reshaped):
+        return Reshaped(spec, Calculated(TensorSpec(spec.dtype, inner.inner.spec.shape), inner.inner, step))
+    return Calculated(spec, inner, step)
+
+
+class Reshaped(Lazy):
+    """Another shape for the same row-major order: a view where numpy has one, else made as a whole when read."""
+
+    __slots__ = ("_made", "inner", "spec")
+
+    def __init__(self, spec: TensorSpec, inner: Lazy) -> None:
+        self.spec = spec
+        self.inner: Lazy = inner.inner if isinstance(inner, Reshaped) else inner
+        self._made: Lazy | None = None
+
+    def read(self, box: Box) -> Array:
+        """A box of the reshaped tensor."""
+        if self._made is None:
+            self._made = self._make()
+        return self._made.read(box)
+
+    def _make(self) -> Lazy:
+        old, new = self.inner.spec.shape, self.spec.shape
+        if [size for size in old if size != 1] == [size for size in new if size != 1]:
+            return Squeezed(self.spec, self.inner)
+        if isinstance(self.inner, Leaf) and self.inner.array.flags.c_contiguous:
+            return Leaf(self.spec, self.inner.array.reshape(new))
+        if isinstance(self.inner, Stretch):
+            return Stretch(self.spec, self.inner.bytes_at)
+        return Leaf(self.spec, packed(self.inner.read(whole(self.inner.spec))).reshape(new))

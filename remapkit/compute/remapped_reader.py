@@ -1,0 +1,28 @@
+"""A checkpoint as its plan would have it, without writing it: the header and the bytes of the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from remapkit.compute.stream import Streams
+from remapkit.formats.reader import CHUNK, Reader, even
+from remapkit.plans.make import Plan
+from remapkit.tensors.spec import StateDictSpec
+from remapkit.write.writer import target_chunks
+
+
+class Remapped:
+    """The targets of a plan, read like a checkpoint; nothing is kept."""
+
+    def __init__(self, reader: Reader, plan: Plan) -> None:
+        self._reader, self._header = reader, plan.target
+        self._moves = {move.target: move for move in plan.moves}
+        self._streams = Streams()
+
+    def header(self) -> StateDictSpec:
+        """Names, dtypes and shapes of the targets."""
+        return self._header
+
+    def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
+        """The bytes of a target, made as they are asked for."""
+        return even(target_chunks(self._moves[fqn], self._reader, self._streams), size)

@@ -1,0 +1,66 @@
+"""A state dict in memory under its new keys: planned, held against the declared target, then moved.
+
+torch is imported only where there are tensors, and then it is there already.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from remapkit.diagnostics.diagnostic import Diagnostic, FailedCheck
+from remapkit.plans.make import Plan, make_plan, named
+from remapkit.tensors.spec import OPAQUE, StateDictSpec
+
+if TYPE_CHECKING:
+    from remapkit.rules.compile import RuleSet
+
+UNSAID = ("RK300", "RK306")
+"""What is no fault of a state dict in memory: to be empty, and to have names that no file can hold."""
+
+
+def remapped(rules: RuleSet, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict under its new keys, operations run. Raises `FailedCheck` with everything that is wrong."""
+    header = _header(state_dict)
+    plan = make_plan(rules, header)
+    problems = [problem for problem in plan.problems if problem.code not in UNSAID]
+    if not rules.has_operations:
+        problems += [] if problems else _not_the_target(rules, plan)
+        if problems:
+            raise FailedCheck(problems)
+        return {move.target: state_dict[move.sources[0]] for move in plan.moves}
+    odd = [fqn for move in plan.moves if move.ops for fqn in move.sources if header[fqn] is OPAQUE]
+    if odd:
+        title = f"{len(odd)} values that operations need are no tensors"
+        problems.append(Diagnostic("RK344", title, notes=(named(odd),), help=("give a state dict of tensors",)))
+    problems += [] if problems else _not_the_target(rules, plan)
+    if problems:
+        raise FailedCheck(problems)
+    from remapkit.compute.torch_eager import run_plan
+
+    return run_plan(plan, state_dict)
+
+
+def _header(state_dict: Mapping[str, Any]) -> StateDictSpec:
+    """Names, dtypes and shapes of the tensors; of other values only the names."""
+    torch = sys.modules.get("torch")
+    name = "the state dict"
+    if torch is None or not any(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        return StateDictSpec(dict.fromkeys(state_dict, OPAQUE), name=name)
+    from remapkit.models.build import header_of
+
+    found = header_of(state_dict, name)
+    specs = {fqn: found.tensors.get(fqn, OPAQUE) for fqn in state_dict}
+    return StateDictSpec(specs, tied=found.tied, name=name)
+
+
+def _not_the_target(rules: RuleSet, plan: Plan) -> list[Diagnostic]:
+    """What the declared target says against the result; what is not there may be in another part."""
+    if rules.file.target is None or not plan.source:
+        return []
+    from remapkit.plans.declared import declared_source, hold
+
+    known = declared_source(rules)
+    whole = known is not None and all(fqn in plan.source for fqn in known)
+    return list(hold(rules, plan, partial=not whole).problems)

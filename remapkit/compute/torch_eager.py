@@ -1,0 +1,151 @@
+"""Operations on torch tensors in memory, one after the other; views wherever torch has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from remapkit.models.build import DTYPES, dtype_name
+from remapkit.ops.shape import At, Fill, Join, Op, Part
+from remapkit.ops.steps import Add, Cast, Pad, Permute, Pick, Reshape, Scale, Step
+from remapkit.plans.make import Move, Plan
+from remapkit.tensors.spec import TensorSpec
+
+_OPAQUE: Mapping[int, torch.dtype] = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def run_plan(plan: Plan, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Every move of a plan. Names that the rules tie are one tensor; copies of one source are their own tensors."""
+    tie = {fqn: group[0] for group in plan.tied for fqn in group}
+    made: dict[str, Any] = {}
+    seen: set[str] = set()
+    maker = Maker(state_dict)
+    for move in plan.moves:
+        first = tie.get(move.target, move.target)
+        if first in made and (move.ops or move.sources[0] in seen):
+            made[move.target] = made[first]
+        elif move.ops:
+            made[move.target] = maker.tensor(move)
+        else:
+            value = state_dict[move.sources[0]]
+            copied = move.sources[0] in seen and isinstance(value, torch.Tensor)
+            made[move.target] = value.detach().clone() if copied else value
+            seen.add(move.sources[0])
+    return made
+
+
+class Maker:
+    """Makes the tensors of moves with operations; what the parts of one split share is made once."""
+
+    def __init__(self, state_dict: Mapping[str, torch.Tensor]) -> None:
+        self._state = state_dict
+        self._trunk: tuple[Any, torch.Tensor] | None = None
+
+    def tensor(self, move: Move) -> torch.Tensor:
+        """The tensor of one move, on the device of its sources; a view of them where that can be."""
+        with torch.no_grad():
+            cut = next((n for n, op in enumerate(move.ops) if isinstance(op, Part | At)), 0)
+            if not cut:
+                return run(move.ops, [self._state[fqn].detach() for fqn in move.sources])
+            key = (move.sources, move.ops[:cut])
+            if self._trunk is None or self._trunk[0] != key:
+                sources = [self._state[fqn].detach() for fqn in move.sources]
+                self._trunk = (key, run(move.ops[:cut], sources))
+            return run(move.ops[cut:], [self._trunk[1]])
+
+
+def run(ops: Sequence[Op], sources: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The operations of a move on its sources.
+
+    >>> from remapkit.ops.shape import FlipHalves
+    >>> run((FlipHalves(),), [torch.tensor([1, 2, 3, 4])])
+    tensor([3, 4, 1, 2])
+    """
+    first = ops[0] if ops else None
+    if isinstance(first, Fill):
+        return chain(ops[1:], filled(first))
+    if isinstance(first, Join):
+        return chain(ops[1:], _joined(first, sources))
+    return chain(ops, sources[0])
+
+
+def _joined(join: Join, sources: Sequence[torch.Tensor]) -> torch.Tensor:
+    width = len(join.branches)
+    made = [chain(join.branches[n % width], source) for n, source in enumerate(sources)]
+    dtype = made[0].dtype
+    made = [_opaque(each) for each in made]
+    if join.concat is not None:
+        made = [torch.cat(made[at : at + width], join.concat) for at in range(0, len(made), width)]
+    whole = made[0] if join.stack is None else torch.stack(made, join.stack)
+    return whole.view(dtype)
+
+
+def chain(ops: Sequence[Op], tensor: torch.Tensor) -> torch.Tensor:
+    """Operations on one tensor, one after the other."""
+    for op in ops:
+        for step in op.steps(TensorSpec(dtype_name(tensor.dtype), tuple(tensor.shape))):
+            tensor = do(step, tensor)
+    return tensor
+
+
+def do(step: Step, tensor: torch.Tensor) -> torch.Tensor:
+    """One step."""
+    if isinstance(step, Permute):
+        return tensor.permute(step.order)
+    if isinstance(step, Reshape):
+        return tensor.reshape(step.shape)
+    if isinstance(step, Pick):
+        return _picked(step, tensor)
+    if isinstance(step, Pad):
+        shape = (*tensor.shape[: step.dim], step.after, *tensor.shape[step.dim + 1 :])
+        more = torch.full(shape, step.value, dtype=torch.float64).to(tensor.device, tensor.dtype)
+        return torch.cat([_opaque(tensor), _opaque(more)], step.dim).view(tensor.dtype)
+    if isinstance(step, Cast):
+        return tensor.to(DTYPES[step.dtype])
+    # In single precision: torch rounds the number itself to half precision for some of these, and not for others.
+    wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    if isinstance(step, Scale):
+        return (wide * step.factor).to(tensor.dtype)
+    assert isinstance(step, Add)
+    return (wide + step.term).to(tensor.dtype)
+
+
+def _picked(step: Pick, tensor: torch.Tensor) -> torch.Tensor:
+    if len(step.ranges) == 1 and step.ranges[0].step == 1:
+        return tensor.narrow(step.dim, step.ranges[0].start, len(step.ranges[0]))
+    indices = torch.cat([torch.arange(each.start, each.stop, each.step) for each in step.ranges])
+    return _opaque(tensor).index_select(step.dim, indices.to(tensor.device)).view(tensor.dtype)
+
+
+def _opaque(tensor: torch.Tensor) -> torch.Tensor:
+    """The same bytes as integers: torch cannot move every dtype about."""
+    wanted = _OPAQUE.get(tensor.element_size())
+    return tensor if wanted is None or tensor.dtype == torch.bool else tensor.view(wanted)
+
+
+def filled(fill: Fill) -> torch.Tensor:
+    """The tensor that an entry of `add` describes."""
+    shape, dtype = fill.spec.shape, DTYPES[fill.spec.dtype]
+    if fill.value == "zeros":
+        return torch.zeros(shape, dtype=dtype)
+    if fill.value == "ones":
+        return torch.ones(shape, dtype=dtype)
+    if fill.value == "arange":
+        return torch.arange(fill.spec.numel).view(shape).to(dtype)
+    if fill.value == "tril":
+        return torch.ones(shape).tril().to(dtype)
+    integral = isinstance(fill.value, int)
+    return torch.full(shape, fill.value, dtype=torch.int64 if integral else torch.float64).to(dtype)  # type: ignore[arg-type]
+
+
+def cast_block(block: np.ndarray, old: str, new: str) -> np.ndarray:
+    """A block of raw elements of one dtype as raw elements of another: for the 8-bit floats, which numpy lacks."""
+    flat = torch.from_numpy(np.ascontiguousarray(block).reshape(-1).view("u1").copy()).view(DTYPES[old])
+    made = flat.to(DTYPES[new]).view(torch.uint8).numpy()
+    return made.view(f"<u{made.size // block.size}" if block.size else "u1").reshape(block.shape)
+
+
+__all__ = ["Maker", "cast_block", "chain", "do", "filled", "run", "run_plan"]

@@ -1,0 +1,324 @@
+"""Messages: what is wrong, where, with which values, and what to do next.
+
+A `Diagnostic` is plain data; `render` draws it as text with an excerpt, `to_json` as data, `to_github` as an
+annotation. Errors that a user can cause are subclasses of `RemapkitError`, carry every diagnostic that was
+collected, and know the exit code of the command line.
+
+The codes are in ranges: RK0 rule files as text (YAML, schema), RK1 patterns, templates, tables, RK2 proofs over
+all keys, RK3 plans and checks, RK4 reading checkpoints, RK5 writing, RK6 models, plugins and usage, RK7 tests of
+packs. `docs/diagnostics.md` lists them all.
+"""
+
+from __future__ import annotations
+
+import enum
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from remapkit.diagnostics.source import Span
+
+Style = Callable[[str, str], str]
+"""`style(role, text)`: the text as it is to be shown; roles are error, warning, note, help, frame and place."""
+
+_MARGIN = 6
+_WIDTH = 160
+
+
+class Severity(enum.Enum):
+    """How bad it is: an error refuses, a warning asks for a look, a note only tells."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A place in a text, underlined, with a few words beside it (`^^^` where primary, `---` where not)."""
+
+    span: Span
+    text: str = ""
+    primary: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One message.
+
+    `place` names where it is when no text can be shown (`model.pth: encoder.conv1.weight`); `values` are the
+    facts of the message for programs that read JSON.
+
+    >>> print(Diagnostic("RK310", "2 missing keys", place="model.pth", help=("add a rule",)))
+    error[RK310]: 2 missing keys
+      --> model.pth
+          = help: add a rule
+    """
+
+    code: str
+    title: str
+    labels: tuple[Label, ...] = ()
+    help: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    severity: Severity = Severity.ERROR
+    place: str | None = None
+    values: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def span(self) -> Span | None:
+        """The place of the first primary label."""
+        return next((label.span for label in self.labels if label.primary), None)
+
+    def __str__(self) -> str:
+        return render(self)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "key"), counted(2, "key")
+    ('1 key', '2 keys')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words as a sentence has them, each once.
+
+    >>> listed(["a"]), listed(["a", "b", "c", "b"])
+    ('a', 'a, b and c')
+    """
+    *before, last = dict.fromkeys(words) or {"": None}
+    return f"{', '.join(before)} and {last}" if before else last
+
+
+def one_line(text: str) -> str:
+    r"""Text from anywhere as part of a line: control, reordering and lone characters are escaped.
+
+    A name must not steer a terminal, begin a line of its own or show itself backwards.
+
+    >>> one_line("a\x1b[2J\nerror: b")
+    'a\\x1b[2J\\nerror: b'
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
+
+
+def inert(line: str) -> str:
+    r"""A printed line that no build service takes for a command of a workflow.
+
+    Source: GitHub's runner takes `::` at the beginning of a line (after spaces) and `##[` anywhere for one.
+
+    >>> inert("  ::error::forged"), inert("##[error]forged")
+    ('  \\x3a:error::forged', '#\\x23[error]forged')
+    """
+    bare = line.lstrip()
+    if bare.startswith("::"):
+        line = line[: len(line) - len(bare)] + "\\x3a" + bare[1:]
+    return line.replace("##[", "#\\x23[")
+
+
+def plain(role: str, text: str) -> str:
+    """The style without colour."""
+    return text
+
+
+def render(diagnostic: Diagnostic, style: Style = plain) -> str:
+    """A diagnostic as text: title, place, excerpt with underlines, notes, help."""
+    severity = diagnostic.severity.value
+    head = style(severity, f"{severity}[{diagnostic.code}]") + style(
+        "title", f": {inert(one_line(diagnostic.title))}"
+    )
+    lines = [head]
+    span = diagnostic.span
+    if span is not None or diagnostic.place is not None:
+        lines.append(style("frame", "  --> ") + style("place", _shown_place(span or diagnostic.place)))
+    lines.extend(_excerpts(diagnostic.labels, style))
+    for word, texts in (("note", diagnostic.notes), ("help", diagnostic.help)):
+        for text in texts:
+            lines.append(_equals(style, word, text))
+    return "\n".join(lines)
+
+
+def _equals(style: Style, word: str, text: str) -> str:
+    hang = "\n" + " " * (_MARGIN + len(f"= {word}: "))
+    lines = hang.join(inert(one_line(line)) for line in text.split("\n"))
+    return " " * _MARGIN + style("frame", "= ") + style("help", word + ": ") + lines
+
+
+def _shown_place(place: object) -> str:
+    return inert(one_line(str(place)))
+
+
+def _excerpts(labels: Sequence[Label], style: Style) -> list[str]:
+    lines: list[str] = []
+    by_place: dict[tuple[int, int], list[Label]] = {}
+    sources = {id(label.span.source): label.span.source for label in labels}
+    order = {key: number for number, key in enumerate(sources)}
+    for label in labels:
+        by_place.setdefault((order[id(label.span.source)], label.span.line), []).append(label)
+    shown = -1
+    for (source_number, line_number), group in sorted(by_place.items(), key=lambda item: item[0]):
+        source = group[0].span.source
+        if shown != -1 and shown != source_number:
+            lines.append(style("frame", "  ::: ") + style("place", _shown_place(group[0].span)))
+        if shown != source_number:
+            lines.append(_bar(style))
+        shown = source_number
+        text, cut = _window(source.line(line_number), group)
+        lines.append(f"{style('frame', f'{line_number:>{_MARGIN - 1}} |')} {inert(text)}")
+        for label in sorted(group, key=lambda each: each.span.column):
+            lines.append(_underline(label, text, cut, style))
+    return lines
+
+
+def _bar(style: Style) -> str:
+    return " " * _MARGIN + style("frame", "|")
+
+
+def _window(line: str, labels: Sequence[Label]) -> tuple[str, int]:
+    """The part of a long line that holds its labels, and how many characters were cut before it."""
+    if len(line) <= _WIDTH:
+        return _printable(line), 0
+    first = min(label.span.column for label in labels) - 1
+    cut = max(0, min(first - _WIDTH // 3, len(line) - _WIDTH))
+    text = _printable(line[cut : cut + _WIDTH])
+    if cut:
+        text = "…" + text[1:]
+    return (text[:-1] + "…" if cut + _WIDTH < len(line) else text), cut
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _underline(label: Label, text: str, cut: int, style: Style) -> str:
+    start = max(0, label.span.column - 1 - cut)
+    first_line_end = label.span.text.split("\n")[0]
+    length = max(1, min(len(first_line_end), max(1, len(text) - start)))
+    role = "error" if label.primary else "note"
+    mark = ("^" if label.primary else "-") * _columns(text[start : start + length], length)
+    drawn = style(role, f"{mark} {inert(one_line(label.text))}".rstrip())
+    return f"{_bar(style)} {' ' * _columns(text[:start], start)}{drawn}"
+
+
+def _columns(text: str, count: int) -> int:
+    """How many columns of a terminal `count` characters take: wide ones take two, combining marks none."""
+    if text.isascii():
+        return count
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return max(1 if count else 0, count + wide - sum(unicodedata.combining(character) > 0 for character in text))
+
+
+def to_json(diagnostic: Diagnostic) -> dict[str, Any]:
+    """A diagnostic as data: what `--format json` prints."""
+    data: dict[str, Any] = {
+        "code": diagnostic.code,
+        "severity": diagnostic.severity.value,
+        "title": diagnostic.title,
+    }
+    if diagnostic.place is not None:
+        data["place"] = diagnostic.place
+    if diagnostic.labels:
+        data["labels"] = [_label_json(label) for label in diagnostic.labels]
+    if diagnostic.notes:
+        data["notes"] = list(diagnostic.notes)
+    if diagnostic.help:
+        data["help"] = list(diagnostic.help)
+    if diagnostic.values:
+        data["values"] = dict(diagnostic.values)
+    return data
+
+
+def _label_json(label: Label) -> dict[str, Any]:
+    end_line, end_column = label.span.source.position(label.span.end)
+    return {
+        "file": label.span.source.name,
+        "line": label.span.line,
+        "column": label.span.column,
+        "end_line": end_line,
+        "end_column": end_column,
+        "text": label.text,
+        "primary": label.primary,
+    }
+
+
+def to_github(diagnostic: Diagnostic) -> str:
+    """A diagnostic as a workflow command that GitHub shows beside the line.
+
+    Source: "Workflow commands for GitHub Actions": `%`, CR and LF are escaped everywhere, `:` and `,` in
+    properties too.
+
+    >>> to_github(Diagnostic("RK310", "2 missing keys", severity=Severity.NOTE))
+    '::notice title=RK310::2 missing keys'
+    """
+    command = {"error": "error", "warning": "warning", "note": "notice"}[diagnostic.severity.value]
+    properties = []
+    span = diagnostic.span
+    if span is not None:
+        properties += [f"file={_property(span.source.name)}", f"line={span.line}", f"col={span.column}"]
+    properties.append(f"title={_property(diagnostic.code)}")
+    parts = [diagnostic.title if span or not diagnostic.place else f"{diagnostic.place}: {diagnostic.title}"]
+    parts += [label.text for label in diagnostic.labels if label.text]
+    # Notes and helps have lines of their own; whatever else is one line.
+    lines = list(map(one_line, parts))
+    for word, texts in (("note", diagnostic.notes), ("help", diagnostic.help)):
+        lines += [one_line(line) for text in texts for line in f"{word}: {text}".split("\n")]
+    message = _message("\n".join(lines))
+    return f"::{command} {','.join(properties)}::{message}"
+
+
+def _message(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _message(one_line(text)).replace(":", "%3A").replace(",", "%2C")
+
+
+class RemapkitError(Exception):
+    """The base of every error that a user can cause; `diagnostics` holds all problems found, not only the first.
+
+    `exit_code` is the command line's: 1 where what was given fails, 2 where it could not run.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, diagnostics: Diagnostic | Iterable[Diagnostic]) -> None:
+        given = (diagnostics,) if isinstance(diagnostics, Diagnostic) else tuple(diagnostics)
+        self.diagnostics: tuple[Diagnostic, ...] = given
+        super().__init__("\n\n".join(map(str, given)))
+
+
+class InvalidRules(RemapkitError):
+    """A rule file that cannot be read, compiled or proven."""
+
+
+class FailedCheck(RemapkitError):
+    """A plan or a check that has problems: nothing was written or loaded."""
+
+
+class UnreadableCheckpoint(RemapkitError):
+    """A checkpoint, an index or a manifest that is missing, broken or hostile."""
+
+    exit_code = 2
+
+
+class UnwritableOutput(RemapkitError):
+    """An output that cannot be written; nothing was changed."""
+
+    exit_code = 2
+
+
+class FailedWrite(UnwritableOutput):
+    """An output that could be written, but is not what was meant: the disk failed, or what was read back differs."""
+
+    exit_code = 1
+
+
+class UsageError(RemapkitError):
+    """A wrong argument, an unknown name, a model that cannot be built."""
+
+    exit_code = 2

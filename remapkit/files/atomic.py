@@ -1,0 +1,329 @@
+"""New files that appear whole or not at all.
+
+A file is written under a temporary name beside its target, flushed to the disk, and only then given its name. A
+process that is killed leaves the old target, or none, and a temporary file that the next run removes: a living
+writer holds a lock on its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+import stat
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from remapkit.files.errors import cannot_write, sized, unwritable
+from remapkit.files.locks import LOCK_SUFFIX, is_named
+from remapkit.formats.reader import SourceFile
+
+TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".remapkit-", ".tmp"
+
+
+def check_targets(paths: Sequence[Path], sources: Sequence[SourceFile], force: bool) -> list[Path]:
+    """Where the targets really lie (links are followed), refused where one must not or cannot be written.
+
+    Raises `UnwritableOutput`: RK500 where some exist and `force` is not set, RK501 where one is one of the sources,
+    RK503 where it is a directory or has none.
+    """
+    targets = [_check_target(path, sources) for path in paths]
+    existing = [] if force else [path for path, target in zip(paths, targets, strict=True) if target.exists()]
+    if existing:
+        more = f" and {len(existing) - 1} more of its files exist" if len(existing) > 1 else " exists"
+        raise unwritable("RK500", f"{existing[0]}{more} (use --force)")
+    return targets
+
+
+def _check_target(path: Path, sources: Sequence[SourceFile]) -> Path:
+    real = Path(os.path.realpath(path))
+    try:
+        found = real.stat()
+    except FileNotFoundError:
+        if not real.parent.is_dir():
+            raise unwritable("RK503", f"there is no directory {real.parent}", help=("make it first",)) from None
+        return real
+    except OSError as error:
+        raise cannot_write(real, error) from error
+    if real.is_dir():
+        raise unwritable("RK503", f"{path} is a directory", help=("name a file",))
+    if not real.is_file():
+        raise unwritable("RK503", f"{path} is not a regular file")
+    if any((source.device, source.inode) == (found.st_dev, found.st_ino) for source in sources):
+        title = "source and target are the same file (use --in-place)"
+        raise unwritable("RK501", title, notes=(f"both are {real}",))
+    return real
+
+
+def journal_path(path: Path) -> Path:
+    """Where the journal of a rename in place lies: beside the file, under a name that fits, long as the file's is."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{zlib.crc32(os.fsencode(path.name)):08x}.journal")
+
+
+def check_space(folder: Path, name: str, needed: int) -> None:
+    """Raise `UnwritableOutput` (RK502) where the filesystem has less room than `needed` bytes."""
+    found = os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    if needed > free:
+        raise unwritable("RK502", f"{name} needs {sized(needed)}, {folder} has {sized(free)} free")
+
+
+class NewFile:
+    """A file that is being written. `commit` gives it its name; leaving the block without it removes it.
+
+    >>> import pathlib, tempfile
+    >>> target = pathlib.Path(tempfile.mkdtemp(), "out.bin")
+    >>> with NewFile(target, force=False) as new:
+    ...     _ = os.write(new.fd, b"data")
+    ...     new.commit()
+    >>> target.read_bytes()
+    b'data'
+    """
+
+    def __init__(self, target: Path, *, force: bool, mode: int = 0o666, kept: tuple[Path, int] | None = None) -> None:
+        self.target = target
+        self._force = force
+        self._mode = mode
+        self._dress: Dress | None = None
+        self.complete = kept is not None
+        if kept is not None:
+            self.temporary, self.fd = kept
+            return
+        remove_stale(target.parent)
+        try:
+            self.temporary, self.fd = _create(target)
+        except OSError as error:
+            raise cannot_write(target, error) from error
+
+    @classmethod
+    def resumed(cls, target: Path, fingerprint: str, size: int, *, force: bool, mode: int = 0o666) -> Self | None:
+        """The file that a killed run with the same `fingerprint` completed, or None."""
+        kept = _claim(_completed(target, fingerprint), size)
+        return None if kept is None else cls(target, force=force, mode=mode, kept=kept)
+
+    def keep(self, fingerprint: str) -> None:
+        """Mark the file, flushed, as complete: a run with this fingerprint takes it over if this one is killed."""
+        with contextlib.suppress(OSError):
+            self.temporary = self.temporary.rename(_completed(self.target, fingerprint))
+
+    def flush(self) -> None:
+        """Wait until the file's bytes are on the disk."""
+        os.fsync(self.fd)
+
+    def commit(self) -> None:
+        """Flush, and give the file its name in one step. The directory is flushed too."""
+        self.flush()
+        self.rename()
+        sync_directory(self.target.parent)
+
+    def dress_as(self, dress: Dress | None) -> None:
+        """What the file will get with its name, where the file that it replaces will be gone by then."""
+        self._dress = dress
+
+    def rename(self) -> None:
+        """Give the file its mode, then its name; raises `UnwritableOutput` (RK500) where another took it meanwhile.
+
+        Only now: until here nobody but its owner may read it. Owner, mode and extended attributes are those of the
+        file that it replaces, or of `dress_as`; else `mode` and the umask say who may read it.
+        """
+        dress = self._dress or Dress.of(self.target)
+        if dress is None:
+            os.fchmod(self.fd, self._mode & ~_umask())
+        else:
+            dress.put_on(self.fd)
+        if self._force:
+            self.temporary.rename(self.target)
+            return
+        try:
+            # What appeared under this name since it was checked stays.
+            _rename_new(self.temporary, self.target)
+        except FileExistsError:
+            raise unwritable("RK500", f"{self.target} exists (use --force)") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self.temporary.unlink(missing_ok=True)
+        os.close(self.fd)
+
+
+def _create(target: Path) -> tuple[Path, int]:
+    tag = zlib.crc32(os.fsencode(target.name))
+    for number in range(100):
+        name = f"{TEMPORARY_PREFIX}{tag:08x}-{os.getpid()}-{number}{TEMPORARY_SUFFIX}"
+        temporary = target.with_name(name)
+        try:
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            continue
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        # Between the open and the lock another process may have taken the file for a dead one's.
+        if os.fstat(fd).st_nlink:
+            return temporary, fd
+        os.close(fd)
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+
+
+@dataclass(frozen=True, slots=True)
+class Dress:
+    """What a file has besides its bytes: owner, group, mode, extended attributes."""
+
+    owner: int
+    group: int
+    mode: int
+    attributes: tuple[tuple[str, bytes], ...]
+
+    @classmethod
+    def of(cls, path: Path) -> Self | None:
+        """That of a file, links followed; None where there is none."""
+        try:
+            found = path.stat()
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP):
+                return None
+            raise
+        attributes = []
+        with contextlib.suppress(OSError, AttributeError):
+            for name in os.listxattr(path):
+                if name not in _OF_THE_BYTES:
+                    with contextlib.suppress(OSError):
+                        attributes.append((name, os.getxattr(path, name)))
+        return cls(found.st_uid, found.st_gid, found.st_mode & 0o7777, tuple(attributes))
+
+    def put_on(self, fd: int) -> None:
+        """Give it to an open file, as far as the system allows; the mode always."""
+        with contextlib.suppress(OSError):
+            os.fchown(fd, self.owner, self.group)
+        os.fchmod(fd, self.mode)
+        # After the mode, which would change an access control list.
+        for name, value in self.attributes:
+            with contextlib.suppress(OSError):
+                os.setxattr(fd, name, value)
+
+
+_OF_THE_BYTES = ("security.ima", "security.evm", "security.capability")
+"""Attributes that say something of the old bytes, and would be wrong of the new ones."""
+
+
+def _umask() -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    # The only other way to ask is to set it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _completed(target: Path, fingerprint: str) -> Path:
+    tag = zlib.crc32(os.fsencode(target.name))
+    return target.with_name(f"{TEMPORARY_PREFIX}{tag:08x}-{fingerprint}{TEMPORARY_SUFFIX}")
+
+
+def _claim(path: Path, size: int) -> tuple[Path, int] | None:
+    """The file opened and locked, where it is ours alone, has this size, and no living process holds it."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = os.fstat(fd)
+        alone = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
+        if alone and found.st_size == size:
+            return path, fd
+    os.close(fd)
+    return None
+
+
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
+_NO_SUCH_RENAME = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def _rename_new(old: Path, new: Path) -> None:
+    """Rename in one step, and never over another file; raises `FileExistsError` where there is one."""
+    try:
+        _rename_noreplace(old, new)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_SUCH_RENAME:
+            raise
+        # A link never replaces either. Filesystems without both have no way that is free of a race.
+        try:
+            os.link(old, new)
+        except OSError as refused:
+            if refused.errno not in _NO_LINKS:
+                raise
+            old.rename(new)
+        else:
+            old.unlink()
+
+
+def _rename_noreplace(old: Path, new: Path) -> None:
+    import ctypes
+
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if call(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(new))
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files and the locks of dead processes: those that nobody holds a lock on."""
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if entry.name.startswith(TEMPORARY_PREFIX) and entry.name.endswith((TEMPORARY_SUFFIX, LOCK_SUFFIX)):
+                _remove_if_dead(Path(entry.path))
+
+
+def _remove_if_dead(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between the open and the lock the name may have gone to a living process's file.
+            if is_named(fd, path):
+                path.unlink()
+        finally:
+            os.close(fd)
+
+
+def sync_directory(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ctrl-C is too late once files get their names: it is ignored for as long as the block runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)

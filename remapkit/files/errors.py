@@ -1,0 +1,167 @@
+"""How broken and hostile files are reported: bare facts inside, one place that adds the file and the key."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from remapkit.diagnostics.diagnostic import Diagnostic, FailedWrite, Severity, UnreadableCheckpoint, UnwritableOutput
+
+MAX_DIMS = 64
+"""More dimensions than this no tensor of torch has."""
+MAX_DIGITS = 20
+"""2^64 has 20 digits: longer numbers mean nothing in a header."""
+MAX_TENSORS = 1_000_000
+"""More tensors than this no file has; each costs about 2 kB of memory."""
+
+
+def too_much(raw: bytes) -> str | None:
+    """Why the JSON of a header, a manifest or an index would take far more memory than its bytes, or None.
+
+    Counted before anything is parsed: `{}` is two bytes and becomes sixty-four, and much more with something in it.
+
+    >>> too_much(b"[" * 4_000_000)
+    'it opens 4000000 lists and objects: more than 1000000 tensors have'
+    """
+    containers = raw.count(b"[") + raw.count(b"{")
+    if containers > 3 * MAX_TENSORS + 100:
+        return f"it opens {containers} lists and objects: more than {MAX_TENSORS} tensors have"
+    values = raw.count(b",")
+    if values > 8 * MAX_TENSORS:
+        return f"it holds {values} values: more than {MAX_TENSORS} tensors have"
+    return None
+
+
+class FileFault(Exception):
+    """A bare fact about a file's content, raised where it is found; `opened` adds the path and raises it on."""
+
+    def __init__(
+        self,
+        code: str,
+        title: str,
+        *,
+        key: str | None = None,
+        help: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(title)
+        self.code, self.title, self.key, self.help, self.notes = code, title, key, help, notes
+
+    def at(self, path: Path) -> UnreadableCheckpoint:
+        """The same fact as the error that users see."""
+        return unreadable(self.code, self.title, path, key=self.key, help=self.help, notes=self.notes)
+
+
+def unreadable(
+    code: str,
+    title: str,
+    path: Path | None = None,
+    *,
+    key: str | None = None,
+    help: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> UnreadableCheckpoint:
+    """The error for a checkpoint that cannot be read, with its file and key as the place."""
+    place = None if path is None else str(path) if key is None else f"{path}: {shown(key)}"
+    return UnreadableCheckpoint(Diagnostic(code, printable(title), help=help, notes=notes, place=place))
+
+
+def remark(code: str, title: str, path: Path, *, help: tuple[str, ...] = ()) -> Diagnostic:
+    """A note about a checkpoint that was read."""
+    return Diagnostic(code, printable(title), help=help, place=str(path), severity=Severity.NOTE)
+
+
+def sized(nbytes: int) -> str:
+    """A number of bytes for people, in powers of ten.
+
+    >>> sized(16), sized(2_818_754_672), sized(4398046511104)
+    ('16 B', '2.82 GB', '4.40 TB')
+    """
+    if nbytes < 1000:
+        return f"{nbytes} B"
+    value = float(nbytes)
+    for unit in ("kB", "MB", "GB", "TB", "PB", "EB"):
+        value /= 1000
+        if value < 999.5:
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+    return f"{value:.3g} EB"
+
+
+def sized_part(done: int, total: int) -> str:
+    """How much of a number of bytes, in the unit of the whole.
+
+    >>> sized_part(1_100_000_000, 2_818_754_672), sized_part(0, 16)
+    ('1.10 of 2.82 GB', '0 of 16 B')
+    """
+    whole, unit = sized(total).split()
+    power = ("B", "kB", "MB", "GB", "TB", "PB", "EB").index(unit)
+    decimals = len(whole.partition(".")[2])
+    return f"{done / 1000**power:.{decimals}f} of {whole} {unit}"
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters and lone surrogates escaped: a file must not steer a terminal.
+
+    >>> printable("a\x1b[31m")
+    'a\\x1b[31m'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable() or character == "\n"
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+def is_utf8(name: str) -> bool:
+    r"""Whether a file's name is text; Python keeps the bytes of others as lone surrogates.
+
+    >>> is_utf8("a.pth"), is_utf8("a\udcff.pth")
+    (True, False)
+    """
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(key: str, width: int = 200) -> str:
+    """A key as messages show it: escaped, and cut where it is absurdly long."""
+    text = printable(key)
+    return text if len(text) <= width else f"{text[: width - 20]}... ({len(key)} characters)"
+
+
+def cannot_write(path: Path, error: OSError) -> UnwritableOutput:
+    """What the system refused, in words that say what to do: RK504 for a full disk, RK503 for anything else."""
+    folder = path.parent
+    if error.errno in NO_SPACE:
+        return no_space(path, error, "")
+    if error.errno == errno.EIO:
+        title = f"{path}: the disk failed (input/output error); nothing was changed"
+        return FailedWrite(Diagnostic("RK509", printable(title), help=("look at the system's log: dmesg",)))
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return unwritable("RK503", f"cannot write in {folder}: {(error.strerror or 'refused').lower()}")
+    if error.errno == errno.EISDIR:
+        return unwritable("RK503", f"{path} is a directory", help=("name a file",))
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return unwritable("RK503", f"there is no directory {folder}", help=("make it first",))
+    return unwritable("RK503", f"cannot write {path}: {(error.strerror or str(error)).lower()}")
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a quota, a limit on the size of a file: all of them end the same way."""
+
+
+def no_space(path: Path, error: OSError, after: str) -> UnwritableOutput:
+    """The error for a disk that filled up (RK504); `after` says how far it came."""
+    limits = {errno.EDQUOT: "the quota is used up", errno.EFBIG: "the limit on the size of a file was reached"}
+    notes = (limits[error.errno],) if error.errno in limits else ()
+    return unwritable("RK504", f"no space left on {path.parent}{after}; nothing was changed", notes=notes)
+
+
+def unwritable(code: str, title: str, *, help: tuple[str, ...] = (), notes: tuple[str, ...] = ()) -> UnwritableOutput:
+    """The error for an output that cannot be written."""
+    return UnwritableOutput(Diagnostic(code, printable(title), help=help, notes=notes))

@@ -1,0 +1,18 @@
+"""Checkpoints: readers and writers, opened by content, not by suffix."""
+
+from __future__ import annotations
+
+from remapkit.formats.detect import SUFFIXES, open_checkpoint
+from remapkit.formats.manifest import manifest_json, read_manifest, write_manifest
+from remapkit.formats.reader import Extent, Reader, SourceFile
+
+__all__ = [
+    "SUFFIXES",
+    "Extent",
+    "Reader",
+    "SourceFile",
+    "manifest_json",
+    "open_checkpoint",
+    "read_manifest",
+    "write_manifest",
+]

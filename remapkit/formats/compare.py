@@ -1,0 +1,224 @@
+"""Values of two checkpoints, tensor by tensor, streaming: equal bytes are not decoded, the rest is.
+
+No torch: bfloat16 and the 8-bit floats are decoded here, through tables and shifts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from remapkit.formats.reader import CHUNK, even
+from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_ELEMENTS = 1 << 16
+"""Elements that are compared at once."""
+
+
+class Contents(Protocol):
+    """What can be compared: a checkpoint that is read, or what rules would make of one."""
+
+    def header(self) -> StateDictSpec:
+        """Names, dtypes and shapes."""
+        ...
+
+    def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
+        """The tensor's bytes, row-major and little-endian, in pieces."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How two tensors differ.
+
+    `max_abs` is the largest |a - b|: 0.0 where every value is equal, `inf` where one is infinite and the other is
+    not, and None where shapes differ. A NaN equals a NaN of any payload; `nans` counts the places where only one of
+    the two is NaN, and `max_abs` is then NaN.
+    """
+
+    a: str
+    b: str
+    spec_a: TensorSpec
+    spec_b: TensorSpec
+    max_abs: float | None
+    differing: int = 0
+    nans: int = 0
+    bytes_equal: bool = False
+
+    @property
+    def identical(self) -> bool:
+        """Same dtype, same shape, same bytes."""
+        return self.bytes_equal and self.spec_a == self.spec_b
+
+    def within(self, tolerance: float = 0.0) -> bool:
+        """Same shape, and no value further apart than `tolerance`."""
+        return self.max_abs is not None and not math.isnan(self.max_abs) and self.max_abs <= tolerance
+
+    def describe(self) -> str:
+        """One line: what differs, and by how much."""
+        parts = []
+        if self.spec_a.shape != self.spec_b.shape:
+            return f"shape {list(self.spec_a.shape)} and {list(self.spec_b.shape)}"
+        if self.spec_a.dtype != self.spec_b.dtype:
+            parts.append(f"{self.spec_a.dtype} and {self.spec_b.dtype}")
+        if self.bytes_equal:
+            parts.append("identical" if not parts else "same bytes")
+        elif self.max_abs == 0:
+            parts.append("equal values, other bytes")
+        else:
+            parts.append(f"{self.differing} of {self.spec_a.numel} values, max |Δ| = {self.max_abs:g}")
+        if self.nans:
+            parts.append(f"{self.nans} NaN in one only")
+        return ", ".join(parts)
+
+
+def compare(a: Contents, b: Contents, names: Iterable[tuple[str, str]]) -> Iterator[Difference]:
+    """How each pair of tensors (a name in `a`, a name in `b`) differs, one at a time, in bounded memory."""
+    for name_a, name_b in names:
+        yield compare_tensor(a, name_a, b, name_b)
+
+
+def compare_tensor(a: Contents, name_a: str, b: Contents, name_b: str) -> Difference:
+    """How one tensor of `a` differs from one of `b`."""
+    spec_a, spec_b = a.header()[name_a], b.header()[name_b]
+    if spec_a.shape != spec_b.shape:
+        return Difference(name_a, name_b, spec_a, spec_b, None)
+    if spec_a.dtype == spec_b.dtype and same_bytes(a, name_a, b, name_b):
+        return Difference(name_a, name_b, spec_a, spec_b, 0.0, bytes_equal=True)
+    return _compare_values(a, name_a, b, name_b)
+
+
+def same_bytes(a: Contents, name_a: str, b: Contents, name_b: str) -> bool:
+    """Whether two tensors of one dtype and shape have the same bytes."""
+    pairs = zip(even(a.chunks(name_a), CHUNK), even(b.chunks(name_b), CHUNK), strict=True)
+    return all(piece_a == piece_b for piece_a, piece_b in pairs)
+
+
+def _compare_values(a: Contents, name_a: str, b: Contents, name_b: str) -> Difference:
+    import numpy as np
+
+    spec_a, spec_b = a.header()[name_a], b.header()[name_b]
+    worst, differing, nans = 0.0, 0, 0
+    width_a, width_b = (_ELEMENTS * DTYPE_BITS[spec.dtype] // 8 for spec in (spec_a, spec_b))
+    pieces_a, pieces_b = even(a.chunks(name_a), width_a), even(b.chunks(name_b), width_b)
+    for piece_a, piece_b in zip(pieces_a, pieces_b, strict=True):
+        deltas, only_one = _deltas(piece_a, spec_a.dtype, piece_b, spec_b.dtype)
+        nans += int(only_one.sum())
+        differing += int(np.count_nonzero(deltas)) + int(only_one.sum())
+        worst = max(worst, float(deltas.max(initial=0.0)))
+    return Difference(name_a, name_b, spec_a, spec_b, math.nan if nans else worst, differing, nans)
+
+
+def _deltas(a: memoryview, dtype_a: str, b: memoryview, dtype_b: str) -> tuple[np.ndarray, np.ndarray]:
+    """|a - b| (0 where both are NaN or equal infinities) and where only one of them is NaN."""
+    import numpy as np
+
+    x, y = decode(a, dtype_a), decode(b, dtype_b)
+    if x.dtype == y.dtype and x.dtype.kind in "iu":
+        # Integers of 64 bits do not fit a float: their distance is exact in unsigned arithmetic.
+        unsigned = x.astype("u8"), y.astype("u8")
+        distance = np.where(x > y, unsigned[0] - unsigned[1], unsigned[1] - unsigned[0])
+        return distance.astype("f8"), np.zeros(x.shape, dtype=bool)
+    wide = "c16" if "c" in (x.dtype.kind, y.dtype.kind) else "f8"
+    with np.errstate(invalid="ignore", over="ignore"):
+        x, y = x.astype(wide), y.astype(wide)
+        nan_x, nan_y = np.isnan(x), np.isnan(y)
+        distance = np.abs(x - y)
+    distance[(x == y) | nan_x | nan_y] = 0.0
+    return distance, nan_x != nan_y
+
+
+_PLAIN: dict[str, str] = {
+    "BOOL": "u1",
+    "U8": "u1",
+    "I8": "i1",
+    "I16": "<i2",
+    "U16": "<u2",
+    "I32": "<i4",
+    "U32": "<u4",
+    "I64": "<i8",
+    "U64": "<u8",
+    "F16": "<f2",
+    "F32": "<f4",
+    "F64": "<f8",
+    "C64": "<c8",
+    "C128": "<c16",
+}
+_SMALL: dict[str, tuple[int, int, int, str]] = {
+    "F8_E4M3": (4, 3, 7, "fn"),
+    "F8_E5M2": (5, 2, 15, "ieee"),
+    "F8_E4M3FNUZ": (4, 3, 8, "fnuz"),
+    "F8_E5M2FNUZ": (5, 2, 16, "fnuz"),
+    "F8_E8M0": (8, 0, 127, "exponent"),
+    "F6_E2M3": (2, 3, 1, "finite"),
+    "F6_E3M2": (3, 2, 3, "finite"),
+    "F4": (2, 1, 1, "finite"),
+}
+"""Exponent bits, mantissa bits, bias, and which codes are special, of the floats that numpy does not have."""
+
+
+def decode(data: memoryview, dtype: str) -> np.ndarray:
+    """The values of packed elements: numpy's own dtype where it has one, float32 or float64 otherwise.
+
+    >>> decode(memoryview(bytes([0x80, 0x3F, 0x00, 0xC0])), "BF16").tolist()
+    [1.0, -2.0]
+    >>> decode(memoryview(bytes([0x38, 0x7E])), "F8_E4M3").tolist()
+    [1.0, 448.0]
+    """
+    import numpy as np
+
+    if dtype in _PLAIN:
+        return np.frombuffer(data, dtype=_PLAIN[dtype])
+    if dtype == "BF16":
+        return (np.frombuffer(data, dtype="<u2").astype("<u4") << np.uint32(16)).view("<f4")
+    codes = _codes(np.frombuffer(data, dtype="u1"), DTYPE_BITS[dtype])
+    values: np.ndarray = _table(dtype)[codes]
+    return values
+
+
+def _codes(raw: np.ndarray, bits: int) -> np.ndarray:
+    """Elements of less than a byte, lowest bits first."""
+    import numpy as np
+
+    if bits == 8:
+        return raw
+    stream = np.unpackbits(raw, bitorder="little")
+    elements = stream[: len(stream) // bits * bits].reshape(-1, bits)
+    return np.packbits(elements, axis=1, bitorder="little").reshape(-1)
+
+
+def _table(dtype: str) -> Any:
+    """The value of each code of a small float, as float64."""
+    import numpy as np
+
+    exponent_bits, mantissa_bits, bias, special = _SMALL[dtype]
+    if special == "exponent":
+        return np.array([math.ldexp(1.0, code - bias) for code in range(255)] + [math.nan])
+    size = 1 << (1 + exponent_bits + mantissa_bits)
+    values = np.empty(size)
+    for code in range(size):
+        values[code] = _small_float(code, exponent_bits, mantissa_bits, bias, special)
+    return values
+
+
+def _small_float(code: int, exponent_bits: int, mantissa_bits: int, bias: int, special: str) -> float:
+    mantissa = code & ((1 << mantissa_bits) - 1)
+    exponent = (code >> mantissa_bits) & ((1 << exponent_bits) - 1)
+    negative = code >> (mantissa_bits + exponent_bits)
+    top = (1 << exponent_bits) - 1
+    if special == "fnuz" and negative and not exponent and not mantissa:
+        return math.nan
+    if special == "fn" and exponent == top and mantissa == (1 << mantissa_bits) - 1:
+        return math.nan
+    if special == "ieee" and exponent == top:
+        return math.nan if mantissa else (-math.inf if negative else math.inf)
+    if exponent:
+        value = math.ldexp((1 << mantissa_bits) + mantissa, exponent - bias - mantissa_bits)
+    else:
+        value = math.ldexp(mantissa, 1 - bias - mantissa_bits)
+    return -value if negative else value

@@ -1,0 +1,203 @@
+"""Which kind of checkpoint a path is: told by what it holds, never by its suffix."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity, counted
+from remapkit.files.atomic import journal_path
+from remapkit.files.errors import FileFault, remark, shown, sized, unreadable
+from remapkit.files.index_names import is_index
+from remapkit.files.strict_json import read_json
+from remapkit.formats.manifest import ManifestReader, parse_manifest
+from remapkit.formats.reader import Reader, SourceFile
+from remapkit.formats.safetensors import MAX_HEADER, SafetensorsReader
+from remapkit.formats.sharded import ShardedReader, open_sharded
+from remapkit.formats.torch_file import Options, PthReader
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+"""How checkpoints are named; only used to find one in a folder."""
+
+AnyReader = SafetensorsReader | PthReader | ShardedReader | ManifestReader
+
+_STRANGERS: tuple[tuple[bytes, str, str], ...] = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the file it points to", "run `git lfs pull`"),
+    (b"GGUF", "a GGUF file, which is not read", "convert it to safetensors first"),
+    (b"\x1f\x8b", "compressed with gzip", "unpack it with gunzip"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it with unzstd"),
+    (b"BZh", "compressed with bzip2", "unpack it with bunzip2"),
+    (b"\xfd7zXZ", "compressed with xz", "unpack it with unxz"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it"),
+    (b"Rar!", "a rar archive", "unpack it"),
+    (b"\x89HDF", "an HDF5 file (Keras?), which is not read", "convert it to safetensors first"),
+    (b"\x93NUMPY", "a NumPy array, not a state dict", "save a state dict of tensors"),
+    (b"\x08\x07\x12", "an ONNX model, which is not read", "save `model.state_dict()` instead"),
+    (b"PK\x05\x06", "an empty zip archive", "fetch it again"),
+    (b"\0" * 64, "full of zeros: a download that was not finished?", "fetch it again"),
+)
+
+
+def open_checkpoint(
+    path: str | Path,
+    *,
+    root: str | None = None,
+    strict_pickle: bool = False,
+    allow_expand: bool = False,
+    follow_links: bool = False,
+) -> Reader:
+    """A reader for a checkpoint: safetensors, torch.save's zip or legacy format, or a manifest (which has no data).
+
+    Several files are opened by their index, and a folder where it holds exactly one index or exactly one checkpoint.
+
+    `root` names the wrapper to take (`state_dict`, `a.b`, or `.` for the top level) where a pickle holds several
+    mappings of tensors. `strict_pickle` refuses pickles with objects other than tensors and plain values;
+    `allow_expand` lets tensors through that repeat a small storage into very much data. `follow_links` reads shards
+    that are links to anywhere; without it a link must stay in the checkpoint's folder, or in the download cache that
+    the folder is part of.
+
+    Raises `UnreadableCheckpoint` with one clear message for anything else. Nothing that a file says is run, imported
+    or allocated.
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "keys.json")
+    >>> _ = path.write_text('{"w": {"dtype": "F32", "shape": [2, 3]}}')
+    >>> with open_checkpoint(path) as reader:
+    ...     print(reader.format, reader.header()["w"])
+    manifest F32 [2, 3]
+    """
+    path = Path(path)
+    options = Options(None if root is None else root.strip(), strict_pickle, allow_expand, follow_links)
+    reader = _open(_in_folder(path) if _known(path.is_dir) else path, options)
+    reader.notes += (*_contradictions(reader), *_empty(reader))
+    if root not in (None, "", ".") and reader.format not in ("pth", "legacy pth", "sharded pth"):
+        reader.close()
+        raise unreadable("RK406", f"--root {shown(str(root))}: a {reader.format} file has no wrappers", path)
+    return reader
+
+
+def _contradictions(reader: Reader) -> Iterator[Diagnostic]:
+    """Where content and name differ: what looks like a file that cannot hold code may be a pickle."""
+    shards = reader.shards.values() if isinstance(reader, ShardedReader) else ()
+    for shard in shards:
+        yield from _contradictions(shard)
+    name = reader.path.name
+    if not shards and name.endswith(".safetensors") and reader.format != "safetensors":
+        pickled = reader.format.endswith("pth")
+        what = "a file of torch.save, which holds a pickle" if pickled else "a manifest, which has no data"
+        help = ("nothing in it was run here, but what unpickles it may run it",) if pickled else ()
+        yield remark("RK421", f"{name} is {what}, not a safetensors file as its name says", reader.path, help=help)
+    elif reader.format == "safetensors" and name.endswith((".pth", ".pt", ".ckpt")):
+        yield remark("RK421", f"{name} is a safetensors file, not a file of torch.save as its name says", reader.path)
+
+
+def _empty(reader: Reader) -> Iterator[Diagnostic]:
+    """A training framework that partitions its parameters leaves tensors without elements in the place of each."""
+    header = reader.header()
+    empty = [fqn for fqn, spec in header.items() if 0 in spec.shape]
+    if not empty:
+        return
+    title = f"{counted(len(empty), 'tensor')} of {len(header)} {'has' if len(empty) == 1 else 'have'} no elements"
+    help = "if ZeRO-3 wrote it, the weights are in other files: gather them first, with zero_to_fp32.py"
+    severity = Severity.WARNING if len(empty) == len(header) else Severity.NOTE
+    notes = (", ".join(map(shown, empty[:3])) + (", ..." if len(empty) > 3 else ""),)
+    yield replace(remark("RK422", title, reader.path, help=(help,)), notes=notes, severity=severity)
+
+
+def _known(ask: Callable[[], bool]) -> bool:
+    """The answer, or False where the name is too long to ask: opening it will say so."""
+    try:
+        return ask()
+    except (OSError, ValueError):
+        return False
+
+
+def _open(path: Path, options: Options) -> Reader:
+    source = SourceFile(path)
+    try:
+        return open_single(source, options)
+    except FileFault as fault:
+        source.close()
+        raise fault.at(path) from None
+    except BaseException:
+        source.close()
+        raise
+
+
+def open_single(source: SourceFile, options: Options) -> AnyReader:
+    """A reader for an open file; raises `FileFault` or `UnreadableCheckpoint`, and leaves closing to the caller."""
+    return open_tensors(source, options) or _open_json(source, options)
+
+
+def open_tensors(source: SourceFile, options: Options) -> SafetensorsReader | PthReader | None:
+    """The same for a file that holds tensors itself; None for what looks like JSON: an index or a manifest."""
+    _check_journal(source.path)
+    head = source.read(0, min(source.size, 512))
+    if not head:
+        raise FileFault("RK401", "the file is empty", help=("fetch it again",))
+    # Before zip: a length of 0x04034b50 reads as the mark of a zip's first entry, and safetensors looks nowhere else.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
+        return SafetensorsReader(source)
+    if head[:4] == b"PK\x03\x04":
+        return PthReader(source, "pth", options)
+    if head[:1] == b"\x80" or head.startswith(b"L1195470371460388"):
+        return PthReader(source, "legacy pth", options)
+    if head.lstrip()[:1] == b"{":
+        return None
+    raise _stranger(source, head)
+
+
+def _check_journal(path: Path) -> None:
+    """Raise `FileFault` (RK415) for a file, or where a link leads, whose rename in place came to no end."""
+    if _known(journal_path(Path(os.path.realpath(path))).exists):
+        title = f"a rename in place of {path.name} was interrupted: its header may be half old and half new"
+        raise FileFault("RK415", title, help=(f"restore it with `remapkit recover {path}`",))
+
+
+def _open_json(source: SourceFile, options: Options) -> ShardedReader | ManifestReader:
+    value = read_json(source)
+    if "weight_map" in value and not isinstance(value["weight_map"], str):
+        return open_sharded(source, value, options)
+    return ManifestReader(source, parse_manifest(value, source.path.name))
+
+
+def _stranger(source: SourceFile, head: bytes) -> FileFault:
+    for magic, words, help in _STRANGERS:
+        if head.startswith(magic):
+            return FileFault("RK401", words, help=(help,))
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return FileFault(
+            "RK401", "an HTML page, not a checkpoint: the download failed?", help=("open it to see why",)
+        )
+    if head[257:262] == b"ustar":
+        title = "a tar archive (torch before 0.1.10, or a packed folder), which is not read"
+        return FileFault("RK409", title, help=("unpack it, or load it with that torch and save it again",))
+    length = int.from_bytes(head[:8], "little")
+    if source.path.suffix == ".safetensors" or head[8:9] == b"{":
+        if len(head) < 8 or length > MAX_HEADER:
+            title = f"the header would be {length} bytes ({sized(length)}); the format allows {sized(MAX_HEADER)}"
+        else:
+            title = "the header is not a JSON object: it must start with '{'"
+        return FileFault("RK402", title, help=("is this a safetensors file?",))
+    title = f"not a checkpoint: it starts with {head[:8]!r}"
+    return FileFault("RK401", title, help=("safetensors files and files of torch.save are read",))
+
+
+def _in_folder(folder: Path) -> Path:
+    """The one index or the one checkpoint that a folder holds; raises `UnreadableCheckpoint` (RK400) otherwise."""
+    try:
+        files = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise unreadable("RK400", f"cannot read the directory: {(error.strerror or '').lower()}", folder) from error
+    indexes = [file for file in files if is_index(file.name)]
+    found = indexes or [file for file in files if file.suffix in SUFFIXES]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise unreadable("RK400", "a directory without a checkpoint", folder, help=("name the file itself",))
+    names = ", ".join(file.name for file in found[:8]) + (", ..." if len(found) > 8 else "")
+    title = f"a directory with {len(found)} {'indexes' if indexes else 'checkpoints'}: {names}"
+    raise unreadable("RK400", title, folder, help=("name the one that is meant",))

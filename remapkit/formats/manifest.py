@@ -1,0 +1,138 @@
+"""Manifests: headers kept as JSON, `{"<fqn>": {"dtype": "F32", "shape": [160]}}`, without any data."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from remapkit.files.errors import MAX_DIMS, FileFault, shown
+from remapkit.files.strict_json import read_json
+from remapkit.formats.reader import CHUNK, FileReader, SourceFile
+from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec, name_problem, recorded_names
+
+
+def _fault(title: str, key: str | None = None, help: tuple[str, ...] = ()) -> NoReturn:
+    raise FileFault("RK408", title, key=key, help=help)
+
+
+def read_manifest(path: str | Path) -> StateDictSpec:
+    """The header that a manifest holds, in its order.
+
+    Raises `UnreadableCheckpoint`: RK400 where there is no such file, RK408 where it is not a manifest, with the key.
+
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "keys.json")
+    >>> write_manifest(StateDictSpec({"conv1.weight": TensorSpec("F32", (96, 96))}), path)
+    >>> print(read_manifest(path)["conv1.weight"])
+    F32 [96, 96]
+    """
+    source = SourceFile(Path(path))
+    try:
+        return parse_manifest(read_json(source), source.path.name)
+    except FileFault as fault:
+        raise fault.at(source.path) from None
+    finally:
+        source.close()
+
+
+def parse_manifest(value: Any, name: str) -> StateDictSpec:
+    """The header that a manifest's JSON value holds; raises `FileFault` (RK408) that names the key."""
+    if not isinstance(value, dict):
+        _fault(f"a manifest is a JSON object, not {_kind(value)}")
+    if words := _message(value):
+        title = f"a message, not a checkpoint: {shown(words)}"
+        raise FileFault("RK401", title, help=("the download failed: check the address and what it asks for",))
+    tensors = {fqn: _spec(fqn, entry) for fqn, entry in value.items() if fqn != "__metadata__"}
+    metadata = value.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        _fault("`__metadata__` must map strings to strings", "__metadata__")
+    return StateDictSpec(tensors, metadata=metadata, name=name, recorded=recorded_names(tensors, metadata))
+
+
+def _message(value: Mapping[str, Any]) -> str | None:
+    """What a server said instead of sending a file: `{"error": "Repository not found"}` and its like."""
+    for key in ("error", "message", "detail", "errors"):
+        found = value.get(key)
+        found = found.get("message") if isinstance(found, dict) and "dtype" not in found else found
+        found = found[0] if isinstance(found, list) and found else found
+        if isinstance(found, str) and found.strip():
+            return found.strip()
+    return None
+
+
+def _spec(fqn: str, entry: Any) -> TensorSpec:
+    if problem := name_problem(fqn):
+        _fault(f"a name {problem}", fqn)
+    if not isinstance(entry, dict):
+        _fault(f'expected {{"dtype": "F32", "shape": [...]}}, found {_kind(entry)}', fqn)
+    if entry.keys() != {"dtype", "shape"}:
+        _fault(f"expected the fields dtype and shape, found {', '.join(map(shown, entry)) or 'none'}", fqn)
+    dtype, shape = entry["dtype"], entry["shape"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        _fault(f"unknown dtype {shown(str(dtype), 40)!r}", fqn, (f"one of {', '.join(DTYPE_BITS)}",))
+    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
+        _fault("`shape` must be a list of whole numbers", fqn)
+    if len(shape) > MAX_DIMS:
+        _fault(f"a shape of {len(shape)} dimensions; tensors have at most {MAX_DIMS}", fqn)
+    if math.prod(size for size in shape if size) * DTYPE_BITS[dtype] >= 1 << 66:
+        _fault(f"the shape {shown(str(shape), 80)} overflows 64 bits", fqn)
+    return TensorSpec(dtype, tuple(shape))
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def manifest_json(header: Mapping[str, TensorSpec]) -> str:
+    """A header as the text of a manifest, one tensor a line; names that are only recorded stay records.
+
+    >>> print(manifest_json({"w": TensorSpec("F32", (2,))}), end="")
+    {
+      "w": {"dtype": "F32", "shape": [2]}
+    }
+    """
+    lines = [
+        f'  {json.dumps(fqn, ensure_ascii=False)}: {{"dtype": "{spec.dtype}", "shape": {list(spec.shape)}}}'
+        for fqn, spec in header.items()
+    ]
+    recorded = header.recorded if isinstance(header, StateDictSpec) else {}
+    if recorded:
+        lines.append(f'  "__metadata__": {json.dumps(dict(recorded), ensure_ascii=False)}')
+    return "{\n" + ",\n".join(lines) + ("\n}\n" if lines else "}\n")
+
+
+def write_manifest(header: Mapping[str, TensorSpec], path: str | Path, *, force: bool = False) -> None:
+    """Write a header as a manifest; the same header gives the same bytes.
+
+    Raises `UnwritableOutput`: RK500 where the file exists and `force` is not set, RK503, RK504 and RK510 where it
+    cannot be written.
+    """
+    from remapkit.files.text import write_texts
+
+    write_texts({Path(path): manifest_json(header)}, force=force)
+
+
+class ManifestReader(FileReader):
+    """A manifest as a checkpoint without data: it can be planned and checked, not applied."""
+
+    format = "manifest"
+
+    def __init__(self, source: SourceFile, header: StateDictSpec) -> None:
+        super().__init__(source.path, (source,))
+        self._header = header
+
+    def header(self) -> StateDictSpec:
+        """Names, dtypes and shapes in the manifest's order."""
+        return self._header
+
+    def extent(self, fqn: str) -> None:
+        """None: a manifest has no data."""
+
+    def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
+        """Raises `UnreadableCheckpoint` (RK408): a manifest has no data."""
+        title = "a manifest has no data to move, only names, dtypes and shapes"
+        raise FileFault("RK408", title, key=fqn).at(self.path)

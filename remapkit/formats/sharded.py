@@ -1,0 +1,260 @@
+"""Checkpoints in several files, tied together by an index: `{"metadata": {...}, "weight_map": {"<fqn>": "<file>"}}`.
+
+An index may come from anywhere, so its file names are trusted with nothing: plain names only, opened relative to the
+index's own folder, never through a link that leads out of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.files.errors import FileFault, remark, shown, sized
+from remapkit.files.index_names import index_parts
+from remapkit.formats.reader import CHUNK, Extent, FileReader, SourceFile, reason
+from remapkit.formats.safetensors import SafetensorsReader
+from remapkit.formats.torch_file import Options, PthReader
+from remapkit.tensors.spec import StateDictSpec, TensorSpec, name_problem, recorded_names
+
+Shard = SafetensorsReader | PthReader
+FOLLOW_HELP = "if you trust who made it, --follow-links reads it (in Python: open_checkpoint(..., follow_links=True))"
+
+
+class ShardedReader(FileReader):
+    """A sharded checkpoint. Tensors come shard after shard, in the order of the shards' names.
+
+    Raises `UnreadableCheckpoint` (RK407) where index and shards do not agree exactly.
+    """
+
+    def __init__(self, path: Path, shards: Mapping[str, Shard], index: Mapping[str, str], source: SourceFile) -> None:
+        super().__init__(path, (source, *(shard.sources[0] for shard in shards.values())))
+        self.format = "sharded pth" if any(shard.format != "safetensors" for shard in shards.values()) else ""
+        self.format = self.format or "sharded safetensors"
+        self.shards = shards
+        self._home: dict[str, Shard] = {}
+        tensors: dict[str, TensorSpec] = {}
+        metadata: dict[str, str] = {}
+        tied: list[tuple[str, ...]] = []
+        for shard in shards.values():
+            header = shard.header()
+            for fqn in header:
+                self._home[fqn] = shard
+                tensors[fqn] = header[fqn]
+            metadata.update(header.metadata)
+            tied.extend(header.tied)
+        recorded = recorded_names(tensors, metadata)
+        self._header = StateDictSpec(tensors, tuple(tied), metadata, path.name, recorded)
+        self.notes = tuple(note for shard in shards.values() for note in shard.notes)
+
+    def header(self) -> StateDictSpec:
+        """Names, dtypes and shapes of all shards."""
+        return self._header
+
+    def extent(self, fqn: str) -> Extent | None:
+        """Where the tensor's bytes lie in its shard."""
+        fqn = self._named(fqn)
+        return self._home[fqn].extent(fqn)
+
+    def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
+        """The tensor's bytes, from its shard."""
+        fqn = self._named(fqn)
+        return self._home[fqn].chunks(fqn, size)
+
+    def crc32(self, fqn: str) -> int | None:
+        """The checksum that the tensor's shard holds."""
+        fqn = self._named(fqn)
+        return self._home[fqn].crc32(fqn)
+
+    def _named(self, fqn: str) -> str:
+        return self._header.recorded.get(fqn, fqn)
+
+    def check_sums(self) -> None:
+        """Compare the checksums of every shard."""
+        for shard in self.shards.values():
+            shard.check_sums()
+
+    def close(self) -> None:
+        """Close every shard."""
+        for shard in self.shards.values():
+            shard.close()
+        super().close()
+
+
+def parse_index(value: Any) -> dict[str, str]:
+    """The `weight_map` of an index; raises `FileFault` (RK407)."""
+    weight_map = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(weight_map, dict):
+        raise FileFault("RK407", "an index has an object `weight_map` of names and files")
+    if not weight_map:
+        raise FileFault("RK407", "the index's `weight_map` is empty")
+    for fqn, file in weight_map.items():
+        if problem := name_problem(fqn):
+            raise FileFault("RK407", f"a name {problem}", key=fqn)
+        if not isinstance(file, str):
+            raise FileFault("RK407", "its shard is not a file name", key=fqn)
+        if not _is_plain(file):
+            raise FileFault("RK407", f"shard {shown(file)!r} for {shown(fqn)!r} points outside the checkpoint")
+    return weight_map
+
+
+def _is_plain(file: str) -> bool:
+    return bool(file) and file not in (".", "..") and not any(character in file for character in "/\\\0")
+
+
+def open_sharded(source: SourceFile, value: Any, options: Options) -> ShardedReader:
+    """A reader over the shards that an index names; `source` is the index itself, `value` its JSON."""
+    opened: dict[str, Shard] = {}
+    try:
+        weight_map = parse_index(value)
+        _open_all(source.path, weight_map, options, opened)
+        _agree(weight_map, opened)
+    except FileFault as fault:
+        _close(opened)
+        raise fault.at(source.path) from None
+    except BaseException:
+        _close(opened)
+        raise
+    reader = ShardedReader(source.path, opened, weight_map, source)
+    if unused := _unlisted(source.path, weight_map):
+        names = ", ".join(map(shown, unused[:5]))
+        reader.notes += (remark("RK413", f"files beside the index that it does not name: {names}", source.path),)
+    reader.notes += tuple(_wrong_total(source.path, value, reader.header()))
+    return reader
+
+
+def _open_all(path: Path, weight_map: Mapping[str, str], options: Options, opened: dict[str, Shard]) -> None:
+    files = sorted(set(weight_map.values()))
+    missing = [file for file in files if not os.path.lexists(path.parent / file)]
+    if missing:
+        raise _missing(missing, len(files))
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise FileFault("RK400", f"cannot read the directory of the shards: {reason(error)}") from error
+    try:
+        for file in files:
+            opened[file] = _open_shard(path.parent / file, file, folder, options)
+    finally:
+        os.close(folder)
+
+
+def _missing(missing: list[str], of: int) -> FileFault:
+    if len(missing) == 1:
+        title = f"shard {shown(missing[0])!r} is missing"
+    else:
+        names = ", ".join(repr(shown(file)) for file in missing[:5]) + (", ..." if len(missing) > 5 else "")
+        title = f"{len(missing)} of {of} shards are missing: {names}"
+    return FileFault("RK407", title, help=("fetch what is missing again",))
+
+
+def _open_shard(path: Path, file: str, folder: int, options: Options) -> Shard:
+    from remapkit.formats.detect import open_tensors
+
+    target = None if options.follow_links else _target(path, file)
+    source = SourceFile(path, name=file, dir_fd=folder, lasting=False)
+    try:
+        if target is not None and not _is_file(source, target):
+            raise FileFault("RK407", f"shard {shown(file)!r} is a link that changed while it was followed")
+        reader = open_tensors(source, options)
+        if reader is None:
+            raise FileFault("RK407", f"shard {shown(file)!r} is an index or a manifest, not a file of tensors")
+    except FileFault as fault:
+        source.close()
+        # What is wrong with a shard is said at the shard; what is wrong with the index, at the index.
+        if fault.code == "RK407":
+            raise
+        raise fault.at(path) from None
+    except BaseException:
+        source.close()
+        raise
+    return reader
+
+
+def _target(path: Path, file: str) -> Path | None:
+    """Where a link leads, followed only within the folder and to where a download cache keeps its files."""
+    try:
+        if not path.is_symlink():
+            return None
+        target, home = path.resolve(strict=True), path.parent.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        words = reason(error) if isinstance(error, OSError) else "it leads to itself"
+        raise FileFault("RK407", f"shard {shown(file)!r} is a link that cannot be followed: {words}") from error
+    blobs = cache_blobs(home)
+    if not target.is_relative_to(home) and (blobs is None or target.parent != blobs):
+        title = f"shard {shown(file)!r} is a link that points outside the checkpoint: {target}"
+        raise FileFault("RK407", title, help=(FOLLOW_HELP,))
+    return target
+
+
+def cache_blobs(home: Path) -> Path | None:
+    """The folder where the download cache that `home` lies in keeps the content of its files, or None.
+
+    The layout of huggingface_hub: `snapshots/<revision>/[folders/]name -> ../../[../]blobs/<hash>`, at any depth
+    below the revision. `home` is a real path; a folder `blobs` that is a link would lead anywhere, and is none.
+    """
+    for folder in home.parents:
+        blobs = folder.parent / "blobs"
+        if folder.name == "snapshots" and blobs.is_dir() and not blobs.is_symlink():
+            return blobs
+    return None
+
+
+def _is_file(source: SourceFile, path: Path) -> bool:
+    try:
+        found = path.stat(follow_symlinks=False)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == (source.device, source.inode)
+
+
+def _agree(weight_map: Mapping[str, str], opened: Mapping[str, Shard]) -> None:
+    """Every name of the index is in the shard it says, and every tensor of a shard is in the index, once."""
+    homes: dict[str, str] = {}
+    for file, shard in opened.items():
+        for fqn in shard.header():
+            if fqn in homes:
+                raise FileFault("RK407", f"in two shards: {shown(homes[fqn])} and {shown(file)}", key=fqn)
+            homes[fqn] = file
+            if fqn not in weight_map:
+                raise FileFault("RK407", f"in the shard {shown(file)}, but not in the index", key=fqn)
+    for fqn, file in weight_map.items():
+        if homes.get(fqn) != file:
+            where = f"it is in {shown(homes[fqn])}" if fqn in homes else "it is in no shard"
+            raise FileFault("RK407", f"the index says {shown(file)}, but {where}", key=fqn)
+
+
+def _wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator[Diagnostic]:
+    """A note where the index says another size than its shards have; several writers count tied weights otherwise."""
+    metadata = value.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if isinstance(total, int | float) and total != header.nbytes:
+        said = sized(int(total)) if 0 <= total < 1 << 63 else shown(str(total), 40)
+        title = f"the index says {said} of tensors, its shards hold {sized(header.nbytes)}"
+        if said == sized(header.nbytes):
+            title = f"the index says {total} bytes of tensors, its shards hold {header.nbytes}"
+        yield remark("RK423", title, path, help=("fetch it again where you are not sure that it is whole",))
+
+
+def _unlisted(path: Path, weight_map: Mapping[str, str]) -> list[str]:
+    files = set(weight_map.values())
+    suffixes = {Path(file).suffix for file in files}
+    # A variant stands in the names of its shards too: `model.fp16-00001-of-00002.safetensors`.
+    whole, variant = index_parts(path.name)
+    stem = (whole.rpartition(".")[0] or path.name) + variant
+    try:
+        beside = list(path.parent.iterdir())
+    except OSError:
+        return []
+    return sorted(
+        entry.name
+        for entry in beside
+        if entry.suffix in suffixes and entry.name.startswith(f"{stem}-") and entry.name not in files
+    )
+
+
+def _close(opened: Mapping[str, Shard]) -> None:
+    for shard in opened.values():
+        shard.close()

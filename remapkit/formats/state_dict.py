@@ -1,0 +1,412 @@
+"""Which mapping of tensors in a pickle is the state dict: the only one there is, or the one that the user names.
+
+A checkpoint may hold its state dict under a key, several state dicts, or an optimizer beside it. Where exactly one
+mapping of tensors is found it is taken, and said; nothing is guessed from names or from how many keys a dict has.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from remapkit.files.errors import FileFault, shown, sized
+from remapkit.formats.pickle.allowlist import is_allowed
+from remapkit.formats.pickle.machine import (
+    HOSTILE_HELP,
+    Found,
+    Global,
+    Mapping,
+    Opaque,
+    PickleFault,
+    Storage,
+    Tensor,
+    kind,
+)
+from remapkit.tensors.spec import DTYPE_BITS, leaf, name_problem
+
+_MAX_DEPTH = 200
+_MAX_PATH = 2000
+_MAX_CANDIDATES = 100_000
+_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Path:
+    """A path as a chain to its parent, so that deep structures cost no copies."""
+
+    parent: _Path | None
+    key: Any
+    depth: int
+
+    def __str__(self) -> str:
+        """The path as text, cut at the front where it is long: memory must not grow with depth times keys."""
+        keys: list[str] = []
+        path: _Path | None = self
+        length = 0
+        while path is not None and path.parent is not None:
+            key = name(path.key)
+            length += len(key) + 1
+            if length > _MAX_PATH:
+                keys.append("…")
+                break
+            keys.append(key)
+            path = path.parent
+        return ".".join(reversed(keys))
+
+
+def name(key: Any) -> str:
+    """A key of a pickled dict as messages show it; what is neither text nor a number is not spelt out."""
+    return str(key) if isinstance(key, str | int) else f"<{kind(key)}>"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A mapping that holds tensors, and where it lies."""
+
+    place: _Path
+    items: Sequence[tuple[Any, Any]]
+    tensors: int
+    nbytes: int
+
+    @property
+    def path(self) -> str:
+        """Where it lies, `a.b`; empty for the top level."""
+        return str(self.place)
+
+
+@dataclass(frozen=True, slots=True)
+class StateDict:
+    """The chosen mapping: its tensors by FQN, where it was found, and what else the user should hear."""
+
+    tensors: dict[str, Tensor]
+    root: str
+    ignored: tuple[str, ...]
+
+
+def choose(found: Found, root: str | None, strict: bool) -> StateDict:
+    """The state dict of a pickle; raises `FileFault` (RK404, RK406, RK411) where there is none or no single one."""
+    walk = _Walk()
+    walk.search(found.value)
+    if found.hostile:
+        raise _hostile(found, walk)
+    strange = [name for name in found.named if not is_allowed(name)]
+    if strict and strange:
+        count = "a global" if len(strange) == 1 else f"{len(strange)} globals"
+        title = f"--strict-pickle: the pickle names {count} that no state dict needs ({_first(strange)})"
+        raise FileFault(
+            "RK411", title, help=("leave --strict-pickle out: nothing that a pickle names is ever built",)
+        )
+    candidate = _one(walk, root)
+    tensors = _tensors(candidate)
+    unused = [name for name in strange if name not in walk.opaque and name not in walk.hostile_path]
+    return StateDict(tensors, candidate.path, (*_ignored(walk, candidate), *_unused(unused)))
+
+
+class _Walk:
+    """One visit of every container: what is shared is visited once, however often it is reached."""
+
+    def __init__(self) -> None:
+        self.candidates: list[Candidate] = []
+        self.top: Any = None
+        self.optimizers: dict[int, _Path] = {}
+        self.opaque: Counter[str] = Counter()
+        self.loose = 0
+        self.modules: str | None = None
+        self.hostile_path: dict[str, _Path] = {}
+
+    def search(self, value: Any) -> None:
+        """Collect the mappings of tensors, and what is neither tensor nor plain value."""
+        self.top = value
+        seen: set[int] = set()
+        root = _Path(None, "", 0)
+        self._visit(root, value)
+        # Iterators rather than lists of children: a list that holds one dict a million times costs nothing here.
+        waiting = [(root, self._enter(root, value, seen))]
+        while waiting:
+            parent, children = waiting[-1]
+            for key, child in children:
+                if not _is_node(child):
+                    continue
+                path = _Path(parent, key, parent.depth + 1)
+                self._visit(path, child)
+                if id(child) not in seen:
+                    waiting.append((path, self._enter(path, child, seen)))
+                    break
+            else:
+                waiting.pop()
+
+    def _enter(self, path: _Path, node: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
+        children = _children(node)
+        if children is None:
+            return iter(())
+        seen.add(id(node))
+        if path.depth > _MAX_DEPTH:
+            raise PickleFault(f"the pickle is nested more than {_MAX_DEPTH} levels deep")
+        self._mapping(path, node)
+        return children
+
+    def _visit(self, path: _Path, node: Any) -> None:
+        if isinstance(node, Opaque):
+            self._opaque(path, node)
+        elif isinstance(node, Tensor) and not isinstance(path.key, str):
+            self.loose += 1
+        elif isinstance(node, Global):
+            self.hostile_path.setdefault(str(node), path)
+
+    def _opaque(self, path: _Path, node: Opaque) -> None:
+        if not node.known:
+            self.opaque[node.name] += 1
+            self.hostile_path.setdefault(node.name, path)
+            if node.module or node.name.startswith("torch.nn.modules."):
+                self.modules = self.modules or node.name
+
+    def _mapping(self, path: _Path, node: Any) -> None:
+        items = node.items if isinstance(node, Mapping | Opaque) else None
+        if isinstance(node, Mapping) and _is_optimizer(node):
+            self.optimizers[id(path)] = path
+        tensors = [value for key, value in items or () if isinstance(value, Tensor) and isinstance(key, str)]
+        if items is not None and tensors:
+            self.candidates.append(Candidate(path, items, len(tensors), sum(map(nbytes, tensors))))
+            if len(self.candidates) > _MAX_CANDIDATES:
+                raise PickleFault(f"the pickle holds more than {_MAX_CANDIDATES} mappings of tensors")
+
+    def is_optimizers(self, candidate: Candidate) -> bool:
+        """Whether a mapping of tensors is within the state of an optimizer."""
+        path: _Path | None = candidate.place
+        while path is not None:
+            if id(path) in self.optimizers:
+                return True
+            path = path.parent
+        return False
+
+
+def _is_optimizer(node: Mapping) -> bool:
+    """Whether a mapping is what `torch.optim.Optimizer.state_dict` gives: `state`, `param_groups`, nothing else."""
+    if len(node.items) != 2 or not all(isinstance(key, str) for key, _ in node.items):
+        return False
+    found = dict(node.items)
+    return found.keys() == {"state", "param_groups"} and isinstance(found["param_groups"], list)
+
+
+def _children(node: Any) -> Iterator[tuple[Any, Any]] | None:
+    if isinstance(node, Mapping):
+        return iter(node.items)
+    if isinstance(node, Opaque):
+        return iter(node.items) if node.items else None
+    if isinstance(node, list | tuple):
+        return iter(enumerate(node))
+    return None
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, Mapping | Opaque | Tensor | Global | list | tuple)
+
+
+def nbytes(tensor: Tensor) -> int:
+    """The bytes of a tensor when packed; no more than 2^62, for nothing has been checked yet."""
+    return max(0, min(math.prod(tensor.shape) * (DTYPE_BITS[tensor.dtype] // 8), 1 << 62))
+
+
+def _hostile(found: Found, walk: _Walk) -> FileFault:
+    for name in found.hostile:
+        where = str(walk.hostile_path.get(name) or "")
+        if where:
+            title = f"'{shown(where)}' is a {name} object, not a tensor"
+            return FileFault("RK404", title, help=HOSTILE_HELP)
+    names = " and ".join(found.hostile[:5])
+    return FileFault("RK404", f"the pickle calls {names}", help=HOSTILE_HELP)
+
+
+def _one(walk: _Walk, root: str | None) -> Candidate:
+    candidates = walk.candidates
+    if root is not None:
+        return _named(walk, "" if root == "." else root)
+    models = [candidate for candidate in candidates if not walk.is_optimizers(candidate)]
+    if len(models) == 1:
+        # The format of an optimizer is its own: leaving it aside is no guess.
+        return models[0]
+    if candidates:
+        help = _help_several(walk)
+        title = f"{len(candidates)} mappings of tensors: which one is the state dict?"
+        raise FileFault("RK406", title, notes=(listing(candidates),), help=help)
+    raise FileFault("RK406", "the file holds no mapping of tensors", notes=_why_none(walk), help=_help_none(walk))
+
+
+_NO_MODEL = re.compile(
+    r"(?:^|[._])(?:optim\w*|\w*schedulers?|\w*rng_states?|callbacks?|grad_scaler|scaler|amp|loops)(?:[._]|$)"
+)
+
+
+def _help_several(walk: _Walk) -> tuple[str, ...]:
+    """The roots worth a look: never what a trainer keeps for itself beside the model."""
+    models = [each for each in walk.candidates if not walk.is_optimizers(each) and _may_be_model(each)]
+    if walk.modules and not models:
+        return _help_none(walk)
+    if not models:
+        return ("name the one that is meant with --root A.B; none of them looks like the weights of a model",)
+    roots = [f"--root {shown(each.path) or '.'}" for each in sorted(models, key=lambda each: -each.nbytes)[:4]]
+    more = ", …" if len(models) > 4 else ""
+    return (
+        f"choose one: {' or '.join(roots)}{more}" if len(roots) > 1 else f"choose one with --root, e.g. {roots[0]}",
+    )
+
+
+def _may_be_model(candidate: Candidate) -> bool:
+    """Whether it has a tensor of at least one dimension under a name that is not a trainer's own."""
+    return not _NO_MODEL.search(candidate.path) and any(
+        isinstance(value, Tensor) and value.shape and isinstance(key, str) and not _NO_MODEL.search(key)
+        for key, value in candidate.items
+    )
+
+
+def _why_none(walk: _Walk) -> tuple[str, ...]:
+    notes = []
+    if walk.loose:
+        notes.append(f"{walk.loose} tensors lie in lists or under keys that are not text")
+    if walk.opaque:
+        notes.append(f"it holds {_objects(walk.opaque.total())} ({_names(walk.opaque)})")
+    return tuple(notes)
+
+
+def _help_none(walk: _Walk) -> tuple[str, ...]:
+    if walk.modules:
+        own = "" if walk.modules.startswith("torch.") else f" (a {shown(walk.modules, 80)})"
+        return (f"a whole module was pickled{own}: save `model.state_dict()` instead",)
+    return ()
+
+
+def _named(walk: _Walk, root: str) -> Candidate:
+    fitting = [candidate for candidate in walk.candidates if candidate.path == root]
+    if not fitting:
+        # One mapping under several names is one candidate, and is found by each of them.
+        nodes = _at(walk.top, root)
+        fitting = [each for each in walk.candidates if any(each.items is node.items for node in nodes)]
+        fitting = [replace(each, place=_Path(_Path(None, "", 0), root, 1)) for each in fitting]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise FileFault("RK406", f"{len(fitting)} mappings of tensors lie at {root!r}")
+    notes = (listing(walk.candidates),) if walk.candidates else _why_none(walk)
+    where = f"--root {shown(root)}" if root else "the top level"
+    raise FileFault("RK406", f"no mapping of tensors at {where}", notes=notes)
+
+
+def _at(top: Any, root: str) -> list[Mapping | Opaque]:
+    """The mappings that a path leads to; keys may hold dots, so there may be several ways to read it."""
+    found: dict[int, Mapping | Opaque] = {}
+    seen: set[tuple[int, int]] = set()
+    waiting = [(top, 0)]
+    while waiting:
+        node, at = waiting.pop()
+        if at > len(root):
+            if isinstance(node, Mapping | Opaque):
+                found[id(node)] = node
+            continue
+        children = _children(node)
+        if children is None or (id(node), at) in seen or len(seen) > _MAX_CANDIDATES:
+            continue
+        seen.add((id(node), at))
+        for key, child in children:
+            text = name(key)
+            end = at + len(text)
+            if _is_node(child) and root.startswith(text, at) and root[end : end + 1] in ("", "."):
+                waiting.append((child, end + 1))
+    return list(found.values())
+
+
+def listing(candidates: Sequence[Candidate]) -> str:
+    """The mappings with their counts and sizes; those that differ only in a number are one line."""
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        name = ".".join("*" if part.isdecimal() else part for part in candidate.path.split("."))
+        groups.setdefault(name, []).append(candidate)
+    ordered = sorted(groups.items(), key=lambda item: -sum(c.nbytes for c in item[1]))
+    lines = []
+    for name, group in ordered[:_SHOWN]:
+        path = group[0].path if len(group) == 1 else f"{name} ({len(group)} mappings)"
+        count = sum(c.tensors for c in group)
+        lines.append(f"{shown(path) or '.'}: {count} tensors, {sized(sum(c.nbytes for c in group))}")
+    if len(ordered) > _SHOWN:
+        lines.append(f"... and {len(ordered) - _SHOWN} more")
+    return "\n".join(lines)
+
+
+def _tensors(candidate: Candidate) -> dict[str, Tensor]:
+    """The tensors of the chosen mapping; an object in a tensor's place is an error."""
+    tensors: dict[str, Tensor] = {}
+    for key, value in candidate.items:
+        if isinstance(value, Tensor):
+            fqn = _fqn(key, candidate)
+            if fqn in tensors:
+                raise FileFault("RK406", f"the key {shown(fqn)!r} occurs twice", key=fqn)
+            tensors[fqn] = value
+        elif isinstance(value, Opaque | Global) and not _is_extra(key, value):
+            raise _no_tensor(value, shown(f"{candidate.path}.{name(key)}" if candidate.path else name(key)))
+        elif isinstance(value, Storage):
+            raise FileFault("RK409", f"'{shown(name(key))}' is a bare storage, not a tensor")
+    return tensors
+
+
+def _no_tensor(value: Opaque | Global, where: str) -> FileFault:
+    named = value.name if isinstance(value, Opaque) else str(value)
+    if " " in named:
+        # A tensor of a kind that is known and not read: its name says what, and mostly what to do.
+        return FileFault("RK409", f"'{where}' is {kind(value)}, which is not read")
+    help = ("it was not built; save it apart from the tensors, or name it `..._extra_state`",)
+    return FileFault("RK404", f"'{where}' is a {named} object, not a tensor", help=help)
+
+
+def _is_extra(key: Any, value: Any) -> bool:
+    """What a state dict holds beside tensors by torch's own convention, or as a builtin without tensors."""
+    if isinstance(key, str) and leaf(key) == "_extra_state":
+        return True
+    return isinstance(value, Opaque) and value.known
+
+
+def _fqn(key: Any, candidate: Candidate) -> str:
+    if not isinstance(key, str):
+        text = repr(key) if isinstance(key, int | float | bool) else name(key)
+        raise FileFault("RK406", f"a tensor under the key {shown(text, 60)}, which is not text")
+    if problem := name_problem(key):
+        raise FileFault("RK406", f"a key {problem}", key=key)
+    return key
+
+
+def _ignored(walk: _Walk, chosen: Candidate) -> Iterator[str]:
+    if walk.opaque:
+        yield f"{_objects(walk.opaque.total())} were ignored ({_names(walk.opaque)})".replace(
+            "1 object were", "1 object was"
+        )
+    values = [(key, value) for key, value in chosen.items if not isinstance(value, Tensor | Opaque)]
+    if values:
+        names = ", ".join(f"{shown(name(key), 60)}: {kind(value)}" for key, value in values[:5])
+        more = f", ... and {len(values) - 5} more" if len(values) > 5 else ""
+        yield f"{len(values)} {'entry' if len(values) == 1 else 'entries'} beside the tensors ignored ({names}{more})"
+    aside = [candidate for candidate in walk.candidates if walk.is_optimizers(candidate)]
+    if aside and chosen not in aside:
+        tensors = sum(candidate.tensors for candidate in aside)
+        yield f"the state of an optimizer was left aside ({tensors} tensors)"
+    if walk.loose:
+        yield f"{walk.loose} tensors in lists or under keys that are not text were ignored"
+
+
+def _unused(names: Sequence[str]) -> Iterator[str]:
+    if names:
+        yield f"the pickle names what none of its objects is ({_first(names)}); nothing of it was built"
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(shown(name, 80) for name in names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def _objects(count: int) -> str:
+    return "1 object" if count == 1 else f"{count} objects"
+
+
+def _names(names: Counter[str]) -> str:
+    counted = [shown(name, 80) for name, _ in names.most_common(6)]
+    return ", ".join(counted[:5]) + (", …" if len(counted) > 5 else "")

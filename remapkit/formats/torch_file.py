@@ -1,0 +1,349 @@
+"""Checkpoints of torch.save, read without torch: the zip format, and the legacy format before it.
+
+Source: torch/serialization.py (the archive: `data.pkl`, `data/<key>`, `byteorder`, `version`; the legacy file: three
+small pickles, the object, the storages' keys, then each storage as a count and its bytes).
+"""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.files.errors import FileFault, remark, shown, sized, unreadable
+from remapkit.files.strict_json import parse_json
+from remapkit.formats.pickle.machine import Found, PickleFault, Storage, Tensor, kind, read_pickle
+from remapkit.formats.pickle.machine import Mapping as PickledMapping
+from remapkit.formats.reader import CHUNK, Extent, FileReader, SourceFile, reason
+from remapkit.formats.state_dict import StateDict, choose
+from remapkit.formats.strided import EXPAND_FREE, Read, check_expansion, check_view, gather, is_contiguous
+from remapkit.formats.zip_reader import Entry, entry_chunks, read_archive, read_entry
+from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
+
+MAX_PICKLE = 1 << 30
+"""The longest pickle that is read; 50,000 tensors take about 10 MB."""
+METADATA = ".data/remapkit.json"
+"""The record that keeps metadata, which torch's format has no place for."""
+_MAX_INFLATED_PICKLE = 64_000_000
+_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a checkpoint is to be read: which wrapper of a pickle, and what is let through."""
+
+    root: str | None = None
+    strict_pickle: bool = False
+    allow_expand: bool = False
+    follow_links: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A storage's bytes: a stretch of the file, or an entry that must be inflated first."""
+
+    nbytes: int
+    offset: int
+    entry: Entry | None = None
+    deflated: bool = False
+
+
+class PthReader(FileReader):
+    """A file of torch.save. Tensors come in the order of the state dict.
+
+    Raises `UnreadableCheckpoint`: RK403 for a broken zip, RK404 for a pickle that is broken or hostile, RK405 for
+    tensors that do not fit their storages, RK406 where no single mapping of tensors is found, RK409 for kinds of
+    files that are refused by name, RK410 for tensors that repeat their storage into much more than it is.
+    """
+
+    def __init__(self, source: SourceFile, format: str, options: Options) -> None:
+        super().__init__(source.path, (source,))
+        self.format = format
+        self._source = source
+        self._inflated: dict[str, mmap.mmap] = {}
+        try:
+            found, storages, metadata = _read_zip(source) if format == "pth" else _read_legacy(source)
+            state_dict = choose(found, options.root, options.strict_pickle)
+            self._tensors = state_dict.tensors
+            self._storages = storages
+            self._header = self._check(options, metadata)
+        except FileFault as fault:
+            raise fault.at(source.path) from None
+        self.root = state_dict.root
+        self.notes = tuple(self._notes(state_dict, options))
+
+    def _notes(self, state_dict: StateDict, options: Options) -> Iterator[Diagnostic]:
+        if state_dict.root and options.root is None:
+            yield remark("RK414", f"the state dict was found under {state_dict.root!r}", self.path)
+        for text in state_dict.ignored:
+            yield remark("RK413", text, self.path)
+
+    def _check(self, options: Options, metadata: Mapping[str, str]) -> StateDictSpec:
+        specs: dict[str, TensorSpec] = {}
+        for fqn, tensor in self._tensors.items():
+            stored = self._storages.get(tensor.storage.key)
+            if stored is None:
+                raise FileFault("RK405", f"its storage {shown(tensor.storage.key)!r} is not in the file", key=fqn)
+            _check_storage(tensor.storage, stored)
+            specs[fqn] = check_view(fqn, tensor, stored.nbytes)
+            if not options.allow_expand:
+                check_expansion(fqn, tensor, specs[fqn], stored.nbytes)
+        tied = _tied(self._tensors)
+        if not options.allow_expand:
+            self._check_total(specs, tied)
+        return StateDictSpec(specs, tied=tied, metadata=metadata, name=self.path.name)
+
+    def _check_total(self, specs: Mapping[str, TensorSpec], tied: Sequence[Sequence[str]]) -> None:
+        """Many views of one storage, or deflated entries, must not turn a small file into a huge one either."""
+        repeated = {fqn for group in tied for fqn in group[1:]}
+        total = sum(spec.nbytes for fqn, spec in specs.items() if fqn not in repeated)
+        inflated = sum(stored.nbytes for stored in self._storages.values() if stored.deflated)
+        most = max(total, inflated)
+        if most > 4 * self._source.size + EXPAND_FREE:
+            title = f"the file is {sized(self._source.size)} and its tensors {sized(most)}; refused"
+            raise FileFault("RK410", title, help=("--allow-expand reads it all the same",))
+
+    def header(self) -> StateDictSpec:
+        """Names, dtypes, shapes and tied groups in the order of the state dict."""
+        return self._header
+
+    def extent(self, fqn: str) -> Extent | None:
+        """Where the tensor's bytes lie, or None for a strided view or a compressed storage."""
+        tensor = self._tensors[fqn]
+        stored = self._storages[tensor.storage.key]
+        if not self._header[fqn].nbytes:
+            # Its offset means nothing, and may lie anywhere.
+            return Extent(self._source, stored.offset, 0)
+        if stored.deflated or not is_contiguous(tensor.shape, tensor.stride):
+            return None
+        start = stored.offset + tensor.offset * (DTYPE_BITS[tensor.dtype] // 8)
+        return Extent(self._source, start, self._header[fqn].nbytes)
+
+    def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
+        """The tensor's bytes in pieces of about `size`; strided views are gathered, compressed storages inflated."""
+        extent = self.extent(fqn)
+        if extent is not None:
+            yield from self._source.chunks(extent.offset, extent.length, size)
+            return
+        tensor = self._tensors[fqn]
+        try:
+            read = self._reading(tensor.storage.key)
+        except FileFault as fault:
+            raise fault.at(self.path) from None
+        yield from gather(read, tensor, size)
+
+    def crc32(self, fqn: str) -> int | None:
+        """The storage's checksum, where the tensor is its storage and the archive has one."""
+        stored = self._storages[self._tensors[fqn].storage.key]
+        extent = self.extent(fqn)
+        if extent is None or stored.entry is None or extent.length != stored.nbytes:
+            return None
+        return stored.entry.crc or None
+
+    def check_sums(self) -> None:
+        """Read every storage that a tensor uses, and compare its checksum."""
+        try:
+            for key in dict.fromkeys(tensor.storage.key for tensor in self._tensors.values()):
+                entry = self._storages[key].entry
+                if entry is not None and entry.crc:
+                    for _ in entry_chunks(self._source, entry):
+                        """Nothing is kept: `entry_chunks` compares at the end."""
+        except FileFault as fault:
+            raise fault.at(self.path) from None
+
+    def _reading(self, key: str) -> Read:
+        """Reads of a storage: from the file as it is now, or from the temporary one that it was inflated into."""
+        stored = self._storages[key]
+        if stored.entry is not None and stored.deflated:
+            if key not in self._inflated:
+                self._inflated[key] = self._inflate(stored.entry)
+            inflated = memoryview(self._inflated[key])
+            return lambda start, length: inflated[start : start + length]
+        return lambda start, length: self._source.read(stored.offset + start, length)
+
+    def _inflate(self, entry: Entry) -> mmap.mmap:
+        """A compressed storage, inflated once into an unnamed temporary file: memory stays small."""
+        try:
+            with tempfile.TemporaryFile() as file:
+                for piece in entry_chunks(self._source, entry):
+                    file.write(piece)
+                file.flush()
+                return mmap.mmap(file.fileno(), entry.size, access=mmap.ACCESS_READ)
+        except FileFault as fault:
+            raise fault.at(self.path) from None
+        except OSError as error:
+            title = f"storage {shown(entry.name)!r} cannot be inflated to {sized(entry.size)}: {reason(error)}"
+            help = (f"make room in {tempfile.gettempdir()}, or set TMPDIR",)
+            raise unreadable("RK400", title, self.path, help=help) from error
+
+    def close(self) -> None:
+        """Close the file; maps go when their last view does."""
+        self._inflated.clear()
+        super().close()
+
+
+def _map(source: SourceFile) -> mmap.mmap:
+    try:
+        with source.held() as fd:
+            return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        words = reason(error) if isinstance(error, OSError) else str(error)
+        raise FileFault("RK400", f"cannot map the file into memory: {words}") from error
+
+
+def _check_storage(storage: Storage, stored: _Stored) -> None:
+    width = DTYPE_BITS[storage.dtype] // 8 if storage.dtype else 1
+    claimed = storage.numel * width
+    if claimed != stored.nbytes:
+        title = f"storage {shown(storage.key)!r} is {stored.nbytes} bytes, the pickle says {claimed}"
+        raise FileFault("RK405", title, help=("fetch it again; if a tool wrote it, the tool is wrong",))
+
+
+def _tied(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for fqn, tensor in tensors.items():
+        if 0 not in tensor.shape:
+            key = (tensor.storage.key, tensor.dtype, tensor.offset, tensor.shape, tensor.stride)
+            groups.setdefault(key, []).append(fqn)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+# --- zip ------------------------------------------------------------------------------------------
+
+
+def _read_zip(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
+    entries = read_archive(source)
+    prefix = _prefix(entries)
+    _refuse_kinds(source, entries, prefix)
+    found = _read_data_pkl(source, entries[prefix + "data.pkl"], len(entries))
+    start = prefix + "data/"
+    storages = {
+        name.removeprefix(start): _Stored(entry.size, entry.offset, entry, not entry.stored)
+        for name, entry in entries.items()
+        if name.startswith(start)
+    }
+    return found, storages, _metadata(source, entries.get(prefix + METADATA))
+
+
+def _metadata(source: SourceFile, entry: Entry | None) -> dict[str, str]:
+    """What a file written here says about itself."""
+    if entry is None:
+        return {}
+    try:
+        found = parse_json(read_entry(source, entry, 1 << 20))
+    except FileFault as fault:
+        if fault.code != "RK408":
+            raise
+        raise FileFault("RK403", "the metadata is not JSON", key=entry.name) from None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise FileFault("RK403", "the metadata does not map strings to strings", key=entry.name)
+    return found
+
+
+def _prefix(entries: Mapping[str, Entry]) -> str:
+    """What stands before `data.pkl`: the archive's folder, whose name means nothing."""
+    found = [name.removesuffix("data.pkl") for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
+    if not found:
+        title = "a zip archive without data.pkl: not a file of torch.save"
+        raise FileFault("RK403", title, help=("unpack it first, if it holds a checkpoint",))
+    if len(found) > 1:
+        raise FileFault(
+            "RK403",
+            f"the archive holds {len(found)} data.pkl: {', '.join(shown(name + 'data.pkl') for name in found)}",
+        )
+    return found[0]
+
+
+def _refuse_kinds(source: SourceFile, entries: Mapping[str, Entry], prefix: str) -> None:
+    if prefix + "constants.pkl" in entries or any(name.startswith(prefix + "code/") for name in entries):
+        title = "a TorchScript archive: it holds code, not only tensors"
+        raise FileFault("RK409", title, help=("save `model.state_dict()` instead",))
+    order = entries.get(prefix + "byteorder")
+    if order is not None and (text := read_entry(source, order, 64)) != b"little":
+        title = f"byteorder {shown(repr(text.decode('latin-1')))}: only little-endian checkpoints are read"
+        raise FileFault("RK409", title, help=("save it again on a little-endian machine",))
+
+
+def _read_data_pkl(source: SourceFile, entry: Entry, entries: int) -> Found:
+    if not entry.stored or entry.size < 1 << 16:
+        data = read_entry(source, entry, _MAX_INFLATED_PICKLE)
+        return _whole(read_pickle(data, 0, entry.size, entries), entry.size)
+    if entry.size > MAX_PICKLE:
+        raise PickleFault(f"data.pkl is {sized(entry.size)}; up to {sized(MAX_PICKLE)} are read")
+    for _ in entry_chunks(source, entry):
+        """Nothing is kept: this verifies the checksum."""
+    end = entry.offset + entry.size
+    with _map(source) as mapped:
+        return _whole(read_pickle(mapped, entry.offset, end, entries), end)
+
+
+def _whole(found: Found, end: int) -> Found:
+    if found.end != end:
+        raise PickleFault(f"{sized(end - found.end)} follow the end of the pickle")
+    return found
+
+
+# --- legacy ------------------------------------------------------------------------------------------
+
+
+def _read_legacy(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
+    """Magic number, protocol version, system info, the object, the storages' keys; then the storages."""
+    with _map(source) as data:
+        return _legacy_pickles(source, data)
+
+
+def _legacy_pickles(source: SourceFile, data: mmap.mmap) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
+    limit = min(source.size, MAX_PICKLE)
+    magic = read_pickle(data, 0, limit)
+    if magic.value != _MAGIC:
+        title = "a pickle, but not one that torch.save wrote"
+        raise FileFault("RK409", title, help=("load it where it was made, and save it with torch.save",))
+    version = read_pickle(data, magic.end, limit)
+    if version.value != _LEGACY_PROTOCOL:
+        words = repr(version.value) if type(version.value) is int else kind(version.value)
+        raise FileFault("RK409", f"version {words} of the legacy format is unknown")
+    info = read_pickle(data, version.end, limit)
+    if isinstance(info.value, PickledMapping) and ("little_endian", False) in info.value.items:
+        raise FileFault("RK409", "written on a big-endian machine: only little-endian checkpoints are read")
+    found = read_pickle(data, info.end, limit, source.size // 64)
+    keys = read_pickle(data, found.end, limit, source.size // 64)
+    if not isinstance(keys.value, list) or not all(isinstance(key, str) for key in keys.value):
+        raise PickleFault("the list of storages is not a list of keys")
+    pickles = (magic, version, info, found, keys)
+    hostile = dict.fromkeys(name for each in pickles for name in each.hostile)
+    named = dict.fromkeys(name for each in pickles for name in each.named)
+    return (
+        Found(found.value, found.end, tuple(hostile), tuple(named)),
+        _legacy_storages(source, keys, found.widths),
+        {},
+    )
+
+
+def _legacy_storages(source: SourceFile, keys: Found, widths: Mapping[str, int]) -> dict[str, _Stored]:
+    storages: dict[str, _Stored] = {}
+    at = keys.end
+    for key in keys.value:
+        if key in storages:
+            raise FileFault("RK405", f"storage {shown(key)!r} is listed twice")
+        if at + 8 > source.size:
+            _truncated(source)
+        numel = int.from_bytes(source.read(at, 8), "little")
+        if not widths.get(key):
+            # Nothing that is read refers to it, but where the next one begins depends on it.
+            raise FileFault("RK405", f"storage {shown(key)!r} belongs to no tensor that can be read")
+        storages[key] = _Stored(numel * widths[key], at + 8)
+        at += 8 + numel * widths[key]
+        if at > source.size:
+            _truncated(source)
+    if at != source.size:
+        raise FileFault("RK405", f"{sized(source.size - at)} follow the last storage")
+    return storages
+
+
+def _truncated(source: SourceFile) -> NoReturn:
+    title = f"the file ends within its storages, at {sized(source.size)}: it is truncated"
+    raise FileFault("RK405", title, help=("fetch it again",))

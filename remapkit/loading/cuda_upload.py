@@ -1,0 +1,132 @@
+"""Files to a device: read into one of two staging buffers while the other one is on its way.
+
+The buffers are page-locked, so that copies from them run beside the host. Small tensors share a buffer; a buffer is
+filled again only when everything that was copied from it has arrived.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Protocol, Self
+
+import torch
+
+from remapkit.formats.reader import Extent
+from remapkit.loading.sources import bytes_of, read_into
+from remapkit.models.build import DTYPES
+from remapkit.tensors.spec import TensorSpec
+
+STAGE = 32 << 20
+"""Bytes of one staging buffer."""
+_READERS = 4
+_SLICE = 4 << 20
+
+
+class Mark(Protocol):
+    """A point in a device's queue."""
+
+    def synchronize(self) -> None:
+        """Wait until everything before it is done."""
+        ...
+
+
+class Queue(Protocol):
+    """A device's queue of copies."""
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy bytes, now or later, in the order of the calls."""
+        ...
+
+    def mark(self) -> Mark:
+        """The point after everything that was asked for."""
+        ...
+
+
+class CudaQueue:
+    """The current stream of a CUDA device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy beside the host; `source` is page-locked."""
+        target.copy_(source, non_blocking=True)
+
+    def mark(self) -> Mark:
+        """An event of the stream."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+
+class _Stage:
+    """One staging buffer, how much of it is taken, and the point from which it is free again."""
+
+    def __init__(self, size: int, pinned: bool) -> None:
+        self.tensor = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+        self.view = bytes_of(self.tensor)
+        self.used = 0
+        self.free_after: Mark | None = None
+
+
+class Upload:
+    """Tensors of files as tensors of a device."""
+
+    def __init__(self, device: torch.device, queue: Queue, *, size: int = STAGE, pinned: bool = True) -> None:
+        self._device = device
+        self._queue = queue
+        self._size = size
+        self._stages = [_Stage(size, pinned) for _ in range(2)]
+        self._readers = ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1))
+
+    def tensor(self, extent: Extent, spec: TensorSpec) -> torch.Tensor:
+        """The tensor that the extent holds; it is there when the device's queue has come so far."""
+        target = torch.empty(extent.length, dtype=torch.uint8, device=self._device)
+        done = 0
+        while done < extent.length:
+            stage, count = self._reserve(extent.length - done)
+            start = stage.used - count
+            self._read(extent, done, stage.view[start : stage.used])
+            self._queue.copy(target[done : done + count], stage.tensor[start : stage.used])
+            done += count
+        return target.view(DTYPES[spec.dtype]).view(spec.shape)
+
+    def _reserve(self, wanted: int) -> tuple[_Stage, int]:
+        """A stage with room, and how many bytes of it (its last used ones) are the caller's."""
+        stage = self._stages[0]
+        if stage.used == self._size:
+            stage.free_after = self._queue.mark()
+            self._stages.reverse()
+            stage = self._stages[0]
+            if stage.free_after is not None:
+                stage.free_after.synchronize()
+            stage.used = 0
+        count = min(wanted, self._size - stage.used)
+        stage.used += count
+        return stage, count
+
+    def _read(self, extent: Extent, done: int, view: memoryview) -> None:
+        """Several readers at once: one alone is slower than the bus."""
+        offset = extent.offset + done
+        if len(view) <= _SLICE:
+            read_into(extent.source, offset, view)
+            return
+        starts = range(0, len(view), _SLICE)
+        jobs = [
+            self._readers.submit(read_into, extent.source, offset + start, view[start : start + _SLICE])
+            for start in starts
+        ]
+        for job in jobs:
+            job.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Also after an error: the readers write into the stages, and the device reads from them.
+        self._readers.shutdown()
+        self._queue.mark().synchronize()

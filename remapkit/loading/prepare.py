@@ -1,0 +1,270 @@
+"""What is to be done to load a plan into a module, and everything that speaks against it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from remapkit.diagnostics.diagnostic import Diagnostic, counted
+from remapkit.loading.in_place import merged, overlaps, sharing, writes_to_itself
+from remapkit.loading.module import Target
+from remapkit.loading.sources import Values, overlapping, same_bytes, stretch
+from remapkit.models.build import DTYPES
+from remapkit.plans.check import Check, make_check
+from remapkit.plans.make import Move, Plan, named
+
+PLAIN_FLOATS = ("F16", "BF16", "F32", "F64")
+"""The dtypes that are cast into one another when asked."""
+
+Dtype = torch.dtype | Literal["model"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the caller asked for."""
+
+    device: torch.device | None
+    dtype: Dtype
+    requires_grad: bool | None
+    copy: bool
+    assign: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One tensor of the checkpoint and every slot that it fills: more than one where the model ties them."""
+
+    move: Move
+    targets: tuple[str, ...]
+    device: torch.device
+    dtype: torch.dtype
+    own: bool
+    into: bool
+    """Whether the module's own tensor takes the values, rather than make way for a new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    target: Target
+    check: Check
+    units: tuple[Unit, ...]
+    kept: tuple[str, ...]
+    problems: tuple[Diagnostic, ...]
+
+    @property
+    def notes(self) -> tuple[Diagnostic, ...]:
+        """Those of the check; what is cast to the model's dtype on the way differs from it no more."""
+        cast = {
+            fqn
+            for unit in self.units
+            if unit.dtype == self.target.slots[unit.move.target].value.dtype
+            for fqn in unit.targets
+        }
+        left = tuple(each for each in self.check.dtype_mismatches if each.target not in cast)
+        return replace(self.check, dtype_mismatches=left).notes
+
+
+def prepare(target: Target, plan: Plan, values: Values, wanted: Wanted, strict: bool, extra_state: str) -> Job:
+    """What is to be done, and everything that speaks against it. Reads no data but that of tied names."""
+    check = make_check(plan, target.header)
+    problems = list(check.problems)
+    if not strict:
+        problems = [each for each in problems if each.code not in ("RK310", "RK311")]
+        problems += _missing_on_meta(target, check)
+    if extra_state != "keep":
+        problems += _extra_states(target)
+    wrong = {each.target for each in check.shape_mismatches}
+    moves = {m.target: m for m in check.plan.moves if m.target in target.header and m.target not in wrong}
+    problems += _dtype_problems(moves, target, wanted)
+    problems += _copy_problems(moves, target, wanted)
+    units: tuple[Unit, ...] = ()
+    if not problems:
+        problems += _torn_ties(moves, target, values)
+        units = tuple(_units(moves, target, values, wanted))
+    brought = {fqn for unit in units for fqn in unit.targets}
+    kept = tuple(fqn for fqn in target.header if fqn not in brought)
+    return Job(target, check, units, kept, tuple(problems))
+
+
+def _missing_on_meta(target: Target, check: Check) -> list[Diagnostic]:
+    lacking = [fqn for fqn in check.missing_keys if target.slots[fqn].value.is_meta]
+    if not lacking:
+        return []
+    title = f"{counted(len(lacking), 'missing key')} would be left on meta, strict=False or not"
+    help = "build the module on a real device if these are to be initialised by it"
+    return [Diagnostic("RK310", title, (), (help,), (named(lacking),), values={"missing_keys": lacking})]
+
+
+def _extra_states(target: Target) -> list[Diagnostic]:
+    if not target.extra:
+        return []
+    keep = "keeps" if len(target.extra) == 1 else "keep"
+    title = f"{counted(len(target.extra), 'module')} {keep} extra state, which no checkpoint brings"
+    help = "extra_state='keep' leaves it as it is; set it yourself with set_extra_state"
+    return [Diagnostic("RK325", title, (), (help,), (named(target.extra),), values={"names": list(target.extra)})]
+
+
+def _kind(dtype: str) -> str:
+    if dtype in PLAIN_FLOATS:
+        return "floats"
+    if dtype.startswith("F"):
+        return "8-bit floats" if dtype.startswith("F8") else "floats of less than a byte"
+    return "bools" if dtype == "BOOL" else "complex numbers" if dtype.startswith("C") else "integers"
+
+
+def _dtype_problems(moves: Mapping[str, Move], target: Target, wanted: Wanted) -> Iterator[Diagnostic]:
+    unknown = [fqn for fqn, move in moves.items() if move.spec.dtype not in DTYPES]
+    if unknown:
+        names = ", ".join(sorted({moves[fqn].spec.dtype for fqn in unknown}))
+        title = f"torch has no dtype for {names}: {counted(len(unknown), 'tensor')} cannot be loaded"
+        yield Diagnostic("RK321", title, notes=(named(unknown),), values={"names": unknown})
+    pairs = {fqn: (move.spec.dtype, target.header[fqn].dtype) for fqn, move in moves.items() if fqn not in unknown}
+    crossed = {fqn: pair for fqn, pair in pairs.items() if _kind(pair[0]) != _kind(pair[1])}
+    if crossed:
+        lines = [
+            f"{fqn}: the checkpoint brings {old} ({_kind(old)}), {target.header.name} holds {new} ({_kind(new)})"
+            for fqn, (old, new) in crossed.items()
+        ]
+        title = f"{counted(len(crossed), 'tensor')} of another kind of number than the model holds: that is no cast"
+        help = "convert the checkpoint on purpose, or correct the rule that leads there"
+        yield Diagnostic("RK320", title, (), (help,), (named(lines),), values={"names": list(crossed)})
+    small = [fqn for fqn, (old, _) in pairs.items() if old.startswith("F8") and fqn not in crossed]
+    if small and isinstance(wanted.dtype, torch.dtype):
+        title = (
+            f"dtype={wanted.dtype} would cast {counted(len(small), 'tensor')} of 8-bit floats without their scales"
+        )
+        help = "dtype='model' leaves them as they are"
+        yield Diagnostic("RK326", title, (), (help,), (named(small),), values={"names": small})
+
+
+def _groups(moves: Mapping[str, Move], target: Target) -> Iterator[tuple[str, ...]]:
+    """The names of the model that are one tensor, wherever the checkpoint brings one of them."""
+    tied = {fqn: group for group in target.header.tied for fqn in group}
+    for fqn in moves:
+        group = tied.get(fqn, (fqn,))
+        if fqn == next(name for name in group if name in moves):
+            yield group
+
+
+def _torn_ties(moves: Mapping[str, Move], target: Target, values: Values) -> Iterator[Diagnostic]:
+    """Names that the model holds as one tensor, and that the checkpoint brings with different values."""
+    for group in _groups(moves, target):
+        first, *others = (moves[fqn] for fqn in group if fqn in moves)
+        for other in others:
+            if values.place(first) is not None and values.place(first) == values.place(other):
+                continue
+            if same_bytes(values.tensor(first).tensor, values.tensor(other).tensor):
+                continue
+            yield _torn(first, other, target.header.name)
+            break
+
+
+def _torn(first: Move, other: Move, model: str) -> Diagnostic:
+    title = f"{first.target} and {other.target} are one tensor in {model}, but two in the checkpoint"
+    lines = [f"{move.target} is {move.spec} from {', '.join(move.sources)}" for move in (first, other)]
+    help = ("build the model untied, or drop one of the two keys by name",)
+    return Diagnostic("RK322", title, (), help, ("\n".join(lines),), values={"names": [first.target, other.target]})
+
+
+# ------------------------------------------------------------------------------------- tensors that the module keeps
+
+
+def stays(held: torch.Tensor, target: Target, wanted: Wanted) -> bool:
+    """Whether this tensor of the module takes the values, rather than make way for a new one.
+
+    Parameters that have memory do: optimizers and others hold on to them. Buffers too, but in a module that is being
+    built (some parameter is on meta still) a buffer follows `device=` and `dtype=`, as `Module.to` would have it.
+    """
+    if wanted.assign or held.is_meta:
+        return False
+    if isinstance(held, nn.Parameter) or not target.is_being_built:
+        return True
+    elsewhere = wanted.device is not None and held.device != wanted.device
+    recast = isinstance(wanted.dtype, torch.dtype) and held.dtype != wanted.dtype
+    return not elsewhere and not (recast and held.dtype in _PLAIN)
+
+
+_PLAIN = frozenset(DTYPES[name] for name in PLAIN_FLOATS)
+
+
+def _copy_problems(moves: Mapping[str, Move], target: Target, wanted: Wanted) -> Iterator[Diagnostic]:
+    """Tensors that stay, and cannot take what they are to be given."""
+    staying = {fqn: held for fqn in moves if stays(held := target.slots[fqn].value, target, wanted)}
+    brought = {fqn: moves[fqn].spec.dtype for fqn in staying if moves[fqn].spec.dtype in DTYPES}
+    asked = wanted.dtype
+    recast = [
+        fqn
+        for fqn, dtype in brought.items()
+        if isinstance(asked, torch.dtype) and dtype in PLAIN_FLOATS and staying[fqn].dtype != asked
+    ]
+    name = target.header.name
+    if recast:
+        lines = [f"{fqn} is {staying[fqn].dtype}" for fqn in recast]
+        title = f"dtype={asked}, but {name} holds {counted(len(recast), 'tensor')} of another dtype"
+        help = f"call model.to({asked}) first, leave dtype= out to cast to what the model holds, or pass assign=True"
+        yield Diagnostic("RK330", title, (), (help,), (named(lines),), values={"names": recast})
+    if elsewhere := _elsewhere(target, wanted):
+        lines = [f"{fqn} is on {device}" for fqn, device in elsewhere.items()]
+        title = f"device={str(wanted.device)!r}, but {name} has {counted(len(elsewhere), 'tensor')} elsewhere"
+        help = f"call model.to({str(wanted.device)!r}) first, leave device= out, or pass assign=True"
+        yield Diagnostic("RK331", title, (), (help,), (named(lines),), values={"names": list(elsewhere)})
+    if expanded := [fqn for fqn, held in staying.items() if writes_to_itself(held)]:
+        title = f"{counted(len(expanded), 'tensor')} of {name} cannot be copied into: elements share their memory"
+        help = "assign=True replaces them; or give them memory of their own, with clone()"
+        yield Diagnostic("RK332", title, (), (help,), (named(expanded),), values={"names": expanded})
+    elif torn := sharing(staying):
+        pairs = [list(each) for each in torn]
+        title = f"{counted(len(pairs), 'pair')} of tensors of {name} share memory: one copy would undo another"
+        lines = [" and ".join(each) for each in pairs]
+        help = "assign=True replaces them; or give them memory of their own, with clone()"
+        yield Diagnostic("RK332", title, (), (help,), (named(lines),), values={"names": pairs})
+    wide = {fqn: (dtype, target.header[fqn].dtype) for fqn, dtype in brought.items() if dtype not in PLAIN_FLOATS}
+    widths = {fqn: pair for fqn, pair in wide.items() if pair[0] != pair[1] and _kind(pair[0]) == _kind(pair[1])}
+    if widths:
+        lines = [f"{fqn}: the checkpoint brings {old}, {name} holds {new}" for fqn, (old, new) in widths.items()]
+        title = f"{counted(len(widths), 'tensor')} of another width than {name} holds: only floats are cast"
+        help = "assign=True takes the checkpoint's; or convert the model's or the checkpoint's on purpose"
+        yield Diagnostic("RK333", title, (), (help,), (named(lines),), values={"names": list(widths)})
+
+
+def _elsewhere(target: Target, wanted: Wanted) -> dict[str, str]:
+    """Tensors that stay where they are, although another device was asked for."""
+    if wanted.device is None or wanted.assign:
+        return {}
+    parts: list[dict[str, torch.Tensor]] = [{**dict(target.module.named_parameters())}]
+    if not target.is_being_built:
+        parts.append(dict(target.module.named_buffers()))
+    return {
+        fqn: str(value.device)
+        for part in parts
+        for fqn, value in part.items()
+        if not value.is_meta and value.device != wanted.device
+    }
+
+
+def _units(moves: Mapping[str, Move], target: Target, values: Values, wanted: Wanted) -> Iterator[Unit]:
+    groups = list(_groups(moves, target))
+    firsts = [next(moves[fqn] for fqn in group if fqn in moves) for group in groups]
+    apart = overlapping(firsts, values)
+    helds = [target.slots[move.target].value for move in firsts]
+    # What a copy is going to write to is no place to copy from: a state dict may hold the module's own tensors.
+    written = merged(stretch(held) for held in helds if stays(held, target, wanted))
+    for move, group, held in zip(firsts, groups, helds, strict=True):
+        into = stays(held, target, wanted)
+        place = values.place(move)
+        device = wanted.device or (torch.device("cpu") if held.is_meta else held.device)
+        dtype = held.dtype if into else _cast_to(move, held, wanted.dtype)
+        lent = into and place is not None and (values.is_mapped or overlaps(place, written))
+        own = wanted.copy or move.target in apart or lent
+        yield Unit(move, group, held.device if into else device, dtype, own, into)
+
+
+def _cast_to(move: Move, held: torch.Tensor, dtype: Dtype) -> torch.dtype:
+    brought = DTYPES[move.spec.dtype]
+    if dtype is None or move.spec.dtype not in PLAIN_FLOATS:
+        return brought
+    return held.dtype if dtype == "model" else dtype

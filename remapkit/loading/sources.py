@@ -1,0 +1,255 @@
+"""Where the tensors of a plan come from: mapped files, or a state dict in memory. Shared where that is safe.
+
+Files are mapped privately, copy on write: a write to a loaded tensor (a step of an optimizer, say) goes to memory of
+the process's own, never to the file. Pages that nobody writes to or reads take no memory that the system could not
+have back.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from remapkit.compute.stream import Streams
+from remapkit.compute.torch_eager import Maker
+from remapkit.files.errors import unreadable
+from remapkit.formats.reader import Extent, Reader, SourceFile, reason
+from remapkit.models.build import DTYPES, dtype_name
+from remapkit.ops.byte_ranges import Range, byte_ranges
+from remapkit.plans.make import Move
+from remapkit.tensors.spec import TensorSpec
+from remapkit.write.writer import Run, target_chunks
+
+# Python names the flag from 3.13 on. Without it a private map of a file larger than memory is refused by systems that
+# count every page of it as if it were going to be written.
+_GENERIC = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64")
+_NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if _GENERIC else 0)
+
+Place = tuple[str, int, int]
+"""Where bytes lie: in what (a file, or memory), from where, up to where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor in host memory; `shared` where it is the source's own bytes, `release` gives its pages back."""
+
+    tensor: torch.Tensor
+    shared: bool
+    release: Callable[[], None] = lambda: None
+
+
+class Values(Protocol):
+    """The tensors that moves bring."""
+
+    is_mapped: bool
+    """Whether what is shared lies in a mapped file, where a disk that fails is no exception but a signal."""
+
+    def place(self, move: Move) -> Place | None:
+        """Where the bytes lie that `tensor` would share, or None where it would copy."""
+        ...
+
+    def extent(self, move: Move) -> Extent | None:
+        """The stretch of a file that a device can be filled from, or None."""
+        ...
+
+    def tensor(self, move: Move, *, own: bool = False) -> Value:
+        """The tensor in host memory; with `own` never shared."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raise `UnreadableCheckpoint` (RK412) where a file was written to meanwhile."""
+        ...
+
+
+class FileValues:
+    """The tensors of an open checkpoint."""
+
+    is_mapped = True
+
+    def __init__(self, reader: Reader, run: Run | None) -> None:
+        self._reader = reader
+        self._run = run or Streams()
+        self._maps: dict[SourceFile, mmap.mmap | None] = {}
+
+    def place(self, move: Move) -> Place | None:
+        """The tensor's extent, where it can be mapped as it lies."""
+        extent = self.extent(move)
+        # A tensor that does not start at a multiple of its width cannot be used where it lies.
+        if extent is None or not extent.length or extent.offset % DTYPES[move.spec.dtype].itemsize:
+            return None
+        return f"file {id(extent.source)}", extent.offset, extent.offset + extent.length
+
+    def extent(self, move: Move) -> Extent | None:
+        """The stretch of a file that holds the target: its source's, or a part of that."""
+        if not move.ops:
+            return self._reader.extent(move.sources[0])
+        header = self._reader.header()
+        part = one_range(move, header)
+        extent = self._reader.extent(move.sources[part.source]) if part is not None else None
+        if part is None or extent is None:
+            return None
+        return Extent(extent.source, extent.offset + part.offset, part.length)
+
+    def tensor(self, move: Move, *, own: bool = False) -> Value:
+        """A view of the mapped file where that is possible, else a copy."""
+        place, extent = self.place(move), self.extent(move)
+        mapped = self._map(extent.source) if place and extent and not own else None
+        if mapped is None or extent is None:
+            return Value(self._read(move, extent), shared=False)
+        dtype = DTYPES[move.spec.dtype]
+        flat = torch.frombuffer(mapped, dtype=dtype, count=move.spec.numel, offset=extent.offset)
+        return Value(flat.view(move.spec.shape), shared=True, release=lambda: _forget(mapped, extent))
+
+    def check_unchanged(self) -> None:
+        """The reader's own word."""
+        self._reader.check_unchanged()
+
+    def _map(self, source: SourceFile) -> mmap.mmap | None:
+        if source not in self._maps:
+            self._maps[source] = _map_private(source)
+        return self._maps[source]
+
+    def _read(self, move: Move, extent: Extent | None) -> torch.Tensor:
+        raw = torch.empty(move.spec.nbytes, dtype=torch.uint8, device="cpu")
+        buffer = bytes_of(raw)
+        if extent is not None:
+            read_into(extent.source, extent.offset, buffer)
+        else:
+            _fill(buffer, target_chunks(move, self._reader, self._run))
+        return raw.view(DTYPES[move.spec.dtype]).view(move.spec.shape)
+
+
+def stretch(tensor: torch.Tensor) -> Place:
+    """The stretch of memory that a tensor's elements lie in."""
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return str(tensor.device), start, start + (last + 1) * tensor.element_size() * (tensor.numel() > 0)
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous uint8 tensor in host memory, for reading into."""
+    data: Any = tensor.numpy()  # a buffer, which types say only since Python 3.12
+    return memoryview(data)
+
+
+def _fill(buffer: memoryview, chunks: Iterable[memoryview]) -> None:
+    at = 0
+    for chunk in chunks:
+        buffer[at : at + len(chunk)] = chunk
+        at += len(chunk)
+    assert at == len(buffer), f"{at} of {len(buffer)} bytes came"
+
+
+def _map_private(source: SourceFile) -> mmap.mmap | None:
+    """The whole file, mapped copy on write; None where its filesystem has no maps, so that it is read instead."""
+    try:
+        flags = mmap.MAP_PRIVATE | _NORESERVE
+        with source.held() as fd:
+            return mmap.mmap(fd, source.size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    except ValueError as error:
+        raise unreadable("RK412", f"{source.path.name} became shorter while it was read", source.path) from error
+    except OSError:
+        return None
+
+
+def _forget(mapped: mmap.mmap, extent: Extent) -> None:
+    """Give back the pages of an extent that was read and is not needed any more."""
+    start = -(-extent.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (extent.offset + extent.length - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED, start, length)
+
+
+def read_into(source: SourceFile, offset: int, buffer: memoryview) -> None:
+    """Fill the buffer from `offset` on; raises `UnreadableCheckpoint` where the file cannot be read, or ends."""
+    at = 0
+    while at < len(buffer):
+        try:
+            with source.held() as fd:
+                count = os.preadv(fd, [buffer[at : at + (1 << 30)]], offset + at)
+        except OSError as error:
+            raise unreadable("RK400", f"cannot read: {reason(error)}", source.path) from error
+        if not count:
+            raise unreadable("RK412", f"{source.path.name} became shorter while it was read", source.path)
+        at += count
+
+
+class MemoryValues:
+    """The tensors of a state dict in memory: taken as they are, so that they share its storage."""
+
+    is_mapped = False
+
+    def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
+        self._state = state
+        self._maker = Maker(state)
+        self._specs = {fqn: TensorSpec(dtype_name(value.dtype), tuple(value.shape)) for fqn, value in state.items()}
+
+    def place(self, move: Move) -> Place | None:
+        """The stretch of memory that the tensor's elements lie in."""
+        if move.ops:
+            return self._part(move)
+        tensor = self._state[move.sources[0]]
+        if not tensor.numel() or tensor.is_meta:
+            return None
+        return stretch(tensor)
+
+    def extent(self, move: Move) -> None:
+        """None: there is no file."""
+
+    def tensor(self, move: Move, *, own: bool = False) -> Value:
+        """The tensor itself, detached; what operations make is a tensor of its own, but for parts of one."""
+        if move.ops:
+            made = self._maker.tensor(move)
+            shared = self._part(move) is not None and not own
+            return Value(made if shared else made.clone(memory_format=torch.contiguous_format), shared=shared)
+        tensor = self._state[move.sources[0]].detach()
+        return Value(tensor.clone() if own else tensor, shared=not own)
+
+    def _part(self, move: Move) -> Place | None:
+        """Where a target lies that is one stretch of a contiguous source."""
+        part = one_range(move, self._specs)
+        source = self._state[move.sources[part.source]] if part is not None else None
+        if part is None or source is None or not source.is_contiguous() or source.is_meta:
+            return None
+        start = source.data_ptr() + part.offset
+        return str(source.device), start, start + part.length
+
+    def check_unchanged(self) -> None:
+        """Nothing: there is no file."""
+
+
+def one_range(move: Move, specs: Mapping[str, TensorSpec]) -> Range | None:
+    """The one stretch of one source that a target with operations consists of, or None."""
+    if not move.sources:
+        return None
+    ranges = byte_ranges(move.ops, [specs[fqn] for fqn in move.sources])
+    return ranges[0] if ranges is not None and len(ranges) == 1 else None
+
+
+def overlapping(moves: Iterable[Move], values: Values) -> frozenset[str]:
+    """The targets whose bytes overlap those of an earlier one: sharing them would tie what the model does not tie."""
+    places = [(place, move.target) for move in moves if (place := values.place(move)) is not None]
+    found = set()
+    inside, end = "", 0
+    for (where, start, stop), target in sorted(places):
+        if where != inside:
+            inside, end = where, 0
+        if start < end:
+            found.add(target)
+        end = max(end, stop)
+    return frozenset(found)
+
+
+def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors of one shape hold the same bytes."""
+    if one.dtype != other.dtype:
+        return False
+    flat = (one.contiguous().view(-1).view(torch.uint8), other.contiguous().view(-1).view(torch.uint8))
+    return torch.equal(*flat)

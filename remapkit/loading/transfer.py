@@ -1,0 +1,141 @@
+"""Every tensor made, on its device and in its dtype; then all of them assigned at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from remapkit.loading.cuda_upload import CudaQueue, Upload
+from remapkit.loading.module import Fill, Target, assign
+from remapkit.loading.prepare import Job, Unit, Wanted
+from remapkit.loading.sources import Values
+from remapkit.models.build import DTYPES
+
+
+@dataclass(slots=True)
+class Report:
+    shared: int
+    casts: Counter[tuple[str, str]]
+    devices: tuple[str, ...]
+
+
+def carry_out(job: Job, values: Values, wanted: Wanted, fills: Sequence[Fill]) -> Report:
+    """Make every tensor, then assign all of them at once."""
+    report = Report(0, Counter(), ())
+    tensors: dict[str, torch.Tensor] = {}
+    with ExitStack() as stack, torch.no_grad():
+        lifts = _Lifts(stack)
+        for unit in job.units:
+            made = _make(unit, values, lifts, report)
+            tensors.update(_into_slots(unit, made, job.target))
+        tensors.update(_moved(job, wanted.device))
+        placed = [*_placed(fills, job.target, wanted.device), *_others(job.target, wanted.device)]
+    values.check_unchanged()
+    report.devices = tuple(dict.fromkeys(str(unit.device) for unit in job.units))
+    staying = [fqn for unit in job.units if unit.into for fqn in unit.targets]
+    assign(job.target, tensors, placed, staying)
+    if wanted.requires_grad is not None:
+        for parameter in job.target.module.parameters():
+            if parameter.is_floating_point() or parameter.is_complex():
+                parameter.requires_grad_(wanted.requires_grad)
+    return report
+
+
+class _Lifts:
+    """One upload for each device, made when it is first needed."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._made: dict[torch.device, Upload] = {}
+
+    def __getitem__(self, device: torch.device) -> Upload:
+        if device not in self._made:
+            self._stack.enter_context(torch.cuda.device(device))
+            self._made[device] = self._stack.enter_context(Upload(device, CudaQueue(device)))
+        return self._made[device]
+
+
+def _is_staged(device: torch.device) -> bool:
+    """Whether page-locked buffers make copies to the device faster."""
+    return device.type == "cuda"
+
+
+def _make(unit: Unit, values: Values, lifts: _Lifts, report: Report) -> torch.Tensor:
+    """The tensor on its device, in its dtype."""
+    brought = DTYPES[unit.move.spec.dtype]
+    extent = values.extent(unit.move) if _is_staged(unit.device) else None
+    if unit.dtype != brought:
+        report.casts[unit.move.spec.dtype, _name(unit.dtype)] += 1
+    if extent is not None:
+        return lifts[unit.device].tensor(extent, unit.move.spec).to(unit.dtype)
+    value = values.tensor(unit.move, own=unit.into and unit.own)
+    if value.shared and value.tensor.device == unit.device and unit.dtype == brought:
+        report.shared += not (unit.own or unit.into)
+        return values.tensor(unit.move, own=True).tensor if unit.own else value.tensor
+    made = value.tensor.to(unit.device).to(unit.dtype)
+    if made is not value.tensor:
+        value.release()
+    return made
+
+
+def _name(dtype: torch.dtype) -> str:
+    return next(name for name, each in DTYPES.items() if each == dtype)
+
+
+def _into_slots(unit: Unit, made: torch.Tensor, target: Target) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensor under every name: one object for names that were one object, a parameter where one was."""
+    objects: dict[int, torch.Tensor] = {}
+    for fqn in unit.targets:
+        held = target.slots[fqn].value
+        if id(held) not in objects:
+            objects[id(held)] = _like(held, made)
+        yield fqn, objects[id(held)]
+
+
+def _like(held: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+    if not isinstance(held, nn.Parameter):
+        return made
+    parameter = nn.Parameter(made, requires_grad=held.requires_grad)
+    vars(parameter).update(vars(held))  # marks that libraries put on parameters: no weight decay, parallel ranks
+    return parameter
+
+
+def _moved(job: Job, device: torch.device | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """What the checkpoint does not bring, where it is not on the device yet; one object for each that was one."""
+    objects: dict[int, torch.Tensor] = {}
+    for fqn in job.kept:
+        held = job.target.slots[fqn].value
+        if device is not None and held.device != device:
+            if id(held) not in objects:
+                objects[id(held)] = _like(held, held.detach().to(device))
+            yield fqn, objects[id(held)]
+
+
+def _placed(fills: Sequence[Fill], target: Target, device: torch.device | None) -> Iterator[Fill]:
+    """The rebuilt values where the rest of the module will be."""
+    covered = target.covered
+    for fill in fills:
+        yield Fill(fill.owner, fill.name, _onto(fill.value, device or torch.device("cpu"), covered))
+
+
+def _onto(value: Any, device: torch.device, covered: frozenset[int]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value if id(value) in covered else value.to(device)
+    if type(value) is dict:
+        return {key: _onto(each, device, covered) for key, each in value.items()}
+    return type(value)(_onto(each, device, covered) for each in value) if type(value) in (list, tuple) else value
+
+
+def _others(target: Target, device: torch.device | None) -> Iterator[Fill]:
+    """Buffers outside the state dict that hold values, but on another device than the one asked for."""
+    covered = target.covered
+    for owner, module in target.module.named_modules() if device is not None else ():
+        for name, value in module._buffers.items():
+            if value is not None and not value.is_meta and id(value) not in covered and value.device != device:
+                yield Fill(owner, name, value.to(device))

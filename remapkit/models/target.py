@@ -1,0 +1,231 @@
+"""What a plan is held against: a model, a manifest or a checkpoint, each reduced to its header."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remapkit.diagnostics.diagnostic import Diagnostic, FailedCheck, Label, UnreadableCheckpoint, UsageError
+from remapkit.diagnostics.source import Text
+from remapkit.files.errors import printable
+from remapkit.formats import open_checkpoint
+from remapkit.registry.installed import packs, read_config, resolve
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from remapkit.rules.compile import RuleSet
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRef:
+    """A target by name: `model` with its arguments and config, or `keys`, the path of a manifest or checkpoint.
+
+    `declared` where only a rule file says so that is no installed pack: it may come from anybody, and must not choose
+    what is imported and called. What is wrong with a manifest is
+    then said without showing what it holds.
+    """
+
+    model: str | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    config: Path | None = None
+    keys: Path | None = None
+    declared: bool = False
+
+    @classmethod
+    def from_arguments(cls, args: Namespace) -> TargetRef | None:
+        """What `--model`, `--model-arg`, `--model-config` and `--target-keys` say; None where they say nothing."""
+        if args.model and args.target_keys:
+            raise UsageError(Diagnostic("RK609", "--model and --target-keys are two targets", help=("name one",)))
+        if not args.model and (args.model_arg or args.model_config):
+            raise UsageError(Diagnostic("RK609", "--model-arg and --model-config need --model"))
+        if not args.model and not args.target_keys:
+            return None
+        return cls(
+            model=args.model,
+            args=parse_model_args(args.model_arg),
+            config=Path(args.model_config) if args.model_config else None,
+            keys=Path(args.target_keys) if args.target_keys else None,
+        )
+
+    def __str__(self) -> str:
+        if self.model is None:
+            return str(self.keys)
+        args = ", ".join(f"{key}={value!r}" for key, value in self.args.items())
+        return f"{self.model}({args})" if args else self.model
+
+
+def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs; a value that is JSON is read as such, anything else is a string.
+
+    >>> parse_model_args(["dim=8", "dim_mult=[1, 2]", "name=tiny"])
+    {'dim': 8, 'dim_mult': [1, 2], 'name': 'tiny'}
+    """
+    parsed: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(
+                Diagnostic("RK609", f"--model-arg {pair!r} is not key=value", help=("for example --model-arg dim=8",))
+            )
+        try:
+            parsed[key] = json.loads(value)
+        except (ValueError, RecursionError):
+            parsed[key] = value
+    return parsed
+
+
+def pack_target(rules: RuleSet) -> TargetRef | None:
+    """The target that a rule file declares."""
+    written = rules.file.target
+    if written is None:
+        return None
+    if written.model is not None:
+        declared = not _is_installed(rules.file.path)
+        return TargetRef(model=written.model.value, args=dict(written.model_args), declared=declared)
+    if written.keys is None:
+        return None
+    return TargetRef(keys=declared_path(rules, written.keys), declared=True)
+
+
+def home_folder(rules: RuleSet) -> Path:
+    """The folder that paths in a rule file are relative to: its own, the real one where it is known by a link."""
+    if rules.file.path is not None:
+        return Path(os.path.realpath(rules.file.path)).parent
+    return Path(os.path.realpath(rules.file.folder or "."))
+
+
+def declared_path(rules: RuleSet, written: Text) -> Path:
+    """The file that a rule file names: relative to it, and not outside its folder, links followed.
+
+    A rule file may come from anybody. What it names is read, and parts of it are shown. Raises `UsageError` (RK424).
+    """
+    folder = home_folder(rules)
+    path = folder / written.value
+    try:
+        real = Path(os.path.realpath(path))
+    except (OSError, ValueError):
+        real = Path("/")
+    if real.is_relative_to(folder) and "\0" not in written.value:
+        return path
+    title = f"the rule file names a file outside its folder: {written.value}"
+    help = (
+        "if you trust it, name the file yourself: --target-keys FILE, or --keys FILE for the source",
+        f"or put it below {folder}",
+    )
+    raise UsageError(Diagnostic("RK424", printable(title), (Label(written.span),), help))
+
+
+def read_declared(path: Path) -> StateDictSpec:
+    """The header of a file that a rule file names; a refusal shows nothing of what it holds."""
+    try:
+        return read_header(path)
+    except UnreadableCheckpoint as error:
+        raise UnreadableCheckpoint([_without_content(each, path) for each in error.diagnostics]) from None
+
+
+def _without_content(problem: Diagnostic, path: Path) -> Diagnostic:
+    if problem.code != "RK401":
+        return problem
+    title = "neither a manifest nor a checkpoint that can be read"
+    help = (f"look at it yourself: remapkit inspect {path}",)
+    return replace(problem, title=title, help=help, notes=(), place=str(path))
+
+
+def _is_installed(path: Path | None) -> bool:
+    """Whether a rule file is an installed pack, which is as trusted as the code that it was installed with."""
+    return path is not None and any(path.resolve() == pack.path.resolve() for pack in packs())
+
+
+def names_code(reference: TargetRef, option: str = "--model") -> Diagnostic | None:
+    """Why a target that a rule file declares is not imported: any module could be named, and be called.
+
+    `option` is how the command at hand lets the user name it.
+    """
+    if not reference.declared or reference.model is None or not reference.model.startswith("py:"):
+        return None
+    title = f"the rule file names code to import and call: {reference.model}"
+    help = [f"if you trust it, say so with {option} {reference.model}"]
+    if option == "--model":
+        help.append("a manifest needs no code: --target-keys FILE")
+    return Diagnostic("RK612", title, help=tuple(help))
+
+
+def target_header(reference: TargetRef) -> StateDictSpec:
+    """The header of a target: its model is built on the meta device, its file's header is read."""
+    if reference.model is None:
+        assert reference.keys is not None
+        return read_declared(reference.keys) if reference.declared else read_header(reference.keys)
+    factory = trusted_factory(reference)
+    from remapkit.models.build import build, header_of
+
+    config = read_config(reference.config) if reference.config else None
+    return header_of(build(factory, reference.model, reference.args, config), name=str(reference))
+
+
+def trusted_factory(reference: TargetRef, option: str = "--model") -> Callable[..., Any]:
+    """The class or factory of a target's model, imported: what the user named, or what a rule file may name.
+
+    A rule file may name a module class of a plugin, never just any function. Raises `UsageError`: RK612, RK606, and
+    what `resolve` raises.
+    """
+    assert reference.model is not None
+    if problem := names_code(reference, option):
+        raise UsageError(problem)
+    factory = resolve(reference.model)
+    if reference.declared:
+        from torch import nn
+
+        if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
+            title = f"the rule file's target {reference} is no class derived from torch.nn.Module"
+            help = (f"if you trust it, say so with {option} {reference.model}",)
+            raise UsageError(Diagnostic("RK606", title, help=help))
+    return factory
+
+
+def read_header(path: Path, *, root: str | None = None) -> StateDictSpec:
+    """The header of a manifest or a checkpoint."""
+    with open_checkpoint(path, root=root) as reader:
+        return reader.header()
+
+
+def header(thing: object) -> StateDictSpec:
+    """The header of whatever a caller of the library holds.
+
+    A path (checkpoint or manifest), an open `Reader`, a `StateDictSpec`, a mapping of `TensorSpec`s, a state dict of
+    tensors, or a `torch.nn.Module`, on the meta device or not.
+
+    Raises `UnreadableCheckpoint` for a file that cannot be read, `FailedCheck` for a mapping without tensors, and
+    `TypeError` for anything else.
+
+    >>> header({"weight": TensorSpec("F32", (2, 2))})["weight"].shape
+    (2, 2)
+    """
+    if isinstance(thing, StateDictSpec):
+        return thing
+    if isinstance(thing, str | Path):
+        return read_header(Path(thing))
+    if hasattr(thing, "chunks") and hasattr(thing, "header"):
+        found = thing.header()  # an open reader
+        assert isinstance(found, StateDictSpec)
+        return found
+    if isinstance(thing, Mapping) and all(isinstance(value, TensorSpec) for value in thing.values()):
+        return StateDictSpec(dict(thing))
+    from torch import nn
+
+    from remapkit.models.build import header_of, no_tensors
+
+    if isinstance(thing, nn.Module | Mapping):
+        found = header_of(thing)
+        if isinstance(thing, Mapping) and not found:
+            raise FailedCheck(no_tensors(thing))
+        return found
+    if isinstance(thing, type) and issubclass(thing, nn.Module):
+        raise TypeError(
+            f"the class {thing.__name__} has no header before it is built, on the meta device for example"
+        )
+    raise TypeError(f"no header in a {type(thing).__name__}: give a path, a header, a state dict or a module")

@@ -1,0 +1,377 @@
+r"""Patterns as automata: one state for every character of a pattern (Glushkov's construction).
+
+Source: V. M. Glushkov, "The abstract theory of automata" (1961); A. Brüggemann-Klein, "Regular expressions into
+finite automata" (1993), for what makes an expression strongly unambiguous.
+
+A state is a *position*: a character that the pattern wants next to be read. There are no empty steps, and every
+position is reachable and leads to an end, because no class of a pattern is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from remapkit.patterns.tree import LAST, Alt, Chars, Group, Node, Part, Pattern, Ranges, Repeat, Seq, contains, ranges
+
+
+@dataclass(frozen=True, slots=True)
+class Automaton:
+    """The positions of a sequence of parts.
+
+    `chars[p]` is what position `p` reads and `part[p]` the part it belongs to; `first` are the positions that can
+    read the first character, `follow[p]` those that can read the next one after `p`, `last` those that can read the
+    last one. `nullable`: the empty key is accepted. `strong`: no word is derived in two ways by the same positions,
+    as `(a*)*` does it.
+    """
+
+    chars: tuple[Ranges, ...]
+    part: tuple[int, ...]
+    first: tuple[int, ...]
+    follow: tuple[tuple[int, ...], ...]
+    last: frozenset[int]
+    nullable: bool
+    strong: bool
+
+
+@dataclass(slots=True)
+class _Fragment:
+    """A piece under construction: its ends, and in how many ways it can be empty (2: two or more)."""
+
+    first: list[int]
+    last: list[int]
+    empty: int
+
+
+MAX_EDGES = 1_000_000
+"""How many steps from one position to the next an automaton may have where it is only a means to be fast."""
+
+
+class TooMany(Exception):
+    """An automaton, or a search through one, that outgrew its limit."""
+
+
+@dataclass(slots=True)
+class _Builder:
+    chars: list[Ranges] = field(default_factory=list)
+    part: list[int] = field(default_factory=list)
+    follow: list[list[int]] = field(default_factory=list)
+    here: int = 0
+    strong: bool = True
+    base: int = 0
+    edges: int = 0
+    limit: int | None = None
+
+    def spend(self, edges: int) -> None:
+        self.edges += edges
+        if self.limit is not None and self.edges > self.limit:
+            raise TooMany
+
+    def build(self, node: Node) -> _Fragment:
+        if isinstance(node, Chars):
+            self.chars.append(node.chars)
+            self.part.append(self.here)
+            self.follow.append([])
+            position = self.base + len(self.chars) - 1
+            return _Fragment([position], [position], 0)
+        if isinstance(node, Seq):
+            whole = _Fragment([], [], 1)
+            for item in node.items:
+                whole = self.join(whole, self.build(item))
+            return whole
+        if isinstance(node, Alt):
+            branches = [self.build(branch) for branch in node.branches]
+            first = [position for each in branches for position in each.first]
+            last = [position for each in branches for position in each.last]
+            return _Fragment(first, last, self.ways(sum(each.empty for each in branches)))
+        if isinstance(node, Group):
+            return self.build(node.item)
+        return self.repeat(node)
+
+    def ways(self, count: int) -> int:
+        if count > 1:
+            self.strong = False
+        return min(count, 2)
+
+    def join(self, left: _Fragment, right: _Fragment) -> _Fragment:
+        self.spend(len(left.last) * len(right.first))
+        for position in left.last:
+            self.follow[position - self.base] += right.first
+        first = left.first + right.first if left.empty else left.first
+        last = left.last + right.last if right.empty else right.last
+        return _Fragment(first, last, self.ways(left.empty * right.empty))
+
+    def optional(self, inner: _Fragment) -> _Fragment:
+        return _Fragment(inner.first, inner.last, self.ways(inner.empty + 1))
+
+    def loop(self, inner: _Fragment) -> _Fragment:
+        """`inner`, once or more."""
+        if inner.empty:
+            self.strong = False
+        self.spend(len(inner.last) * len(inner.first))
+        for position in inner.last:
+            known = set(self.follow[position - self.base])
+            new = [each for each in inner.first if each not in known]
+            if len(new) < len(inner.first):
+                self.strong = False
+            self.follow[position - self.base] += new
+        return inner
+
+    def repeat(self, node: Repeat) -> _Fragment:
+        if node.high is None:
+            whole = _Fragment([], [], 1)
+            for _ in range(node.low - 1):
+                whole = self.join(whole, self.build(node.item))
+            looped = self.loop(self.build(node.item))
+            return self.join(whole, self.optional(looped) if node.low == 0 else looped)
+        tail = _Fragment([], [], 1)
+        for _ in range(node.high - node.low):
+            # x{0,3} is (x(x(x)?)?)?: built from the inside out, each word is read in one way only.
+            tail = self.optional(self.join(self.build(node.item), tail))
+        whole = _Fragment([], [], 1)
+        for _ in range(node.low):
+            whole = self.join(whole, self.build(node.item))
+        return self.join(whole, tail)
+
+
+def automaton(parts: Sequence[Part], limit: int | None = None) -> Automaton:
+    """The automaton of parts, one after the other. Raises `TooMany` beyond a limit of steps between positions.
+
+    >>> from remapkit.patterns.tree import SEGMENT, literal
+    >>> found = automaton([Part(None, literal("a.")), Part("x", SEGMENT)])
+    >>> found.first, found.follow, found.last, found.part
+    ((0,), ((1,), (2,), (2,)), frozenset({2}), (0, 0, 1))
+    """
+    builder = _Builder(limit=limit)
+    whole = _Fragment([], [], 1)
+    for number, part in enumerate(parts):
+        builder.here = number
+        whole = builder.join(whole, builder.build(part.node))
+    return Automaton(
+        tuple(builder.chars),
+        tuple(builder.part),
+        tuple(dict.fromkeys(whole.first)),
+        tuple(tuple(dict.fromkeys(each)) for each in builder.follow),
+        frozenset(whole.last),
+        bool(whole.empty),
+        builder.strong,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The positions of one tree, numbered from a base on, to be joined to others by who has them."""
+
+    chars: list[Ranges]
+    follow: list[list[int]]
+    first: list[int]
+    last: list[int]
+    nullable: bool
+    strong: bool
+
+
+def fragment(node: Node, base: int, limit: int) -> Piece | None:
+    """The positions of a tree, or None where there are more than `limit` steps between them."""
+    builder = _Builder(base=base, limit=limit)
+    try:
+        whole = builder.build(node)
+    except TooMany:
+        return None
+    return Piece(builder.chars, builder.follow, whole.first, whole.last, bool(whole.empty), builder.strong)
+
+
+# ------------------------------------------------------------------------------------------------ reading a key
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How far a key could be read: the length, the positions that read the last character, and whether it ended."""
+
+    length: int
+    at: tuple[int, ...]
+    accepted: bool
+
+
+def read(machine: Automaton, key: str) -> Reading:
+    """The longest beginning of a key that some key of the language begins with."""
+    at: tuple[int, ...] = ()
+    following: Iterable[int] = machine.first
+    for offset, character in enumerate(key):
+        found = tuple(position for position in following if contains(machine.chars[position], character))
+        if not found:
+            return Reading(offset, at, False)
+        at = found
+        following = dict.fromkeys(each for position in at for each in machine.follow[position])
+    accepted = any(position in machine.last for position in at) if key else machine.nullable
+    return Reading(len(key), at, accepted)
+
+
+def possible_leaves(pattern: Pattern) -> frozenset[str]:
+    """Those of the pattern's leaves that some key of it ends in; all of them for a huge pattern."""
+    try:
+        machine = automaton(pattern.parts, MAX_EDGES)
+    except TooMany:
+        return frozenset(pattern.leaf or ())
+    before: list[list[int]] = [[] for _ in machine.chars]
+    for position, following in enumerate(machine.follow):
+        for each in following:
+            before[each].append(position)
+    return frozenset(leaf for leaf in pattern.leaf or () if _ends_in(machine, before, leaf))
+
+
+def _ends_in(machine: Automaton, before: Sequence[Sequence[int]], leaf: str) -> bool:
+    at: set[int] = set(machine.last)
+    for number, character in enumerate(reversed(leaf)):
+        at = {position for position in at if contains(machine.chars[position], character)}
+        if number == len(leaf) - 1 and any(position in machine.first for position in at):
+            return True
+        at = {each for position in at for each in before[position]}
+    return any(contains(machine.chars[position], ".") for position in at)
+
+
+# ------------------------------------------------------------------------------------------------ alphabets
+
+
+@dataclass(frozen=True, slots=True)
+class Alphabet:
+    """All characters, partitioned into classes that no set in play tells apart.
+
+    A set of characters is a bit mask over the classes (`masks`); `samples[c]` are up to three characters of class
+    `c`, the most readable ones first.
+    """
+
+    masks: dict[Ranges, int]
+    samples: tuple[str, ...]
+
+
+def alphabet(sets: Iterable[Ranges]) -> Alphabet:
+    """The coarsest partition for some sets of characters.
+
+    >>> found = alphabet([((48, 57),), ((48, 48),)])
+    >>> found.masks, found.samples
+    ({((48, 57),): 6, ((48, 48),): 2}, ('abc', '0', '123'))
+    """
+    distinct = list(dict.fromkeys(sets))
+    classes = _classes(distinct)
+    return Alphabet(_masks(distinct, classes), tuple(_samples(each) for each in classes.values()))
+
+
+def masks(sets: Sequence[Ranges]) -> list[int]:
+    """The mask of each set over the classes of their alphabet: two sets share a character where their masks meet."""
+    distinct = list(dict.fromkeys(sets))
+    known = _masks(distinct, _classes(distinct))
+    return [known[chars] for chars in sets]
+
+
+def _classes(distinct: Sequence[Ranges]) -> dict[int, list[tuple[int, int]]]:
+    """The intervals of each class, by the set of sets (a mask over `distinct`) that its characters are in."""
+    changes: dict[int, int] = {0: 0}
+    for number, chars in enumerate(distinct):
+        for low, high in chars:
+            changes[low] = changes.get(low, 0) ^ (1 << number)
+            changes[high + 1] = changes.get(high + 1, 0) ^ (1 << number)
+    classes: dict[int, list[tuple[int, int]]] = {}
+    members, bounds = 0, sorted(changes)
+    for low, following in zip(bounds, [*bounds[1:], LAST + 1], strict=True):
+        members ^= changes[low]
+        if low <= LAST:
+            classes.setdefault(members, []).append((low, following - 1))
+    return classes
+
+
+def _masks(distinct: Sequence[Ranges], classes: Iterable[int]) -> dict[Ranges, int]:
+    found = dict.fromkeys(distinct, 0)
+    for bit, signature in enumerate(classes):
+        while signature:
+            lowest = signature & -signature
+            found[distinct[lowest.bit_length() - 1]] |= 1 << bit
+            signature ^= lowest
+    return found
+
+
+READABLE = (*range(97, 123), *range(48, 58), 95, 45, *range(65, 91), 46, *range(32, 127))
+
+
+def _samples(intervals: Sequence[tuple[int, int]]) -> str:
+    chars = ranges(intervals)
+    found: list[str] = []
+    if len(chars) > 1 or chars[0][0] != chars[0][1]:
+        found = [chr(code) for code in READABLE if any(low <= code <= high for low, high in chars)][:3]
+    rest = (chr(code) for low, high in chars for code in range(low, min(high, low + 3) + 1))
+    for character in rest:
+        if len(found) == 3:
+            break
+        if character not in found:
+            found.append(character)
+    return "".join(found)
+
+
+# ------------------------------------------------------------------------------------------------ one way or several
+
+
+def reads_one_way(machine: Automaton) -> bool:
+    """Whether every key is read in at most one way, down to each repetition and branch.
+
+    One way is what makes a backtracking matcher linear: it comes to a position at an offset in as many ways as a key
+    can be read that goes on from there, hence once. The answer is False, too, where it is not known after `MAX_PAIRS`
+    steps.
+    """
+    if not machine.strong:
+        return False
+    mask = masks(machine.chars)
+    if _disjoint(machine.first, mask) and all(_disjoint(each, mask) for each in machine.follow):
+        return True
+    try:
+        return not _two_runs(machine, mask)
+    except TooMany:
+        return False
+
+
+MAX_PAIRS = 1_000_000
+"""How many pairs of positions are looked at before a pattern counts as read in several ways: about a second."""
+
+
+def _disjoint(positions: Sequence[int], mask: Sequence[int]) -> bool:
+    seen = 0
+    for position in positions:
+        if seen & mask[position]:
+            return False
+        seen |= mask[position]
+    return True
+
+
+def _two_runs(machine: Automaton, mask: Sequence[int]) -> bool:
+    """Whether two different runs accept one word: a search from the points where runs part."""
+    pending: list[tuple[int, int]] = []
+    seen: set[tuple[int, int]] = set()
+
+    def part(positions: Sequence[int]) -> None:
+        for number, one in enumerate(positions):
+            for other in positions[number + 1 :]:
+                if mask[one] & mask[other]:
+                    add(one, other)
+
+    def add(one: int, other: int) -> None:
+        pair = (one, other) if one < other else (other, one)
+        if pair not in seen:
+            seen.add(pair)
+            pending.append(pair)
+
+    part(machine.first)
+    for following in machine.follow:
+        part(following)
+    steps = 0
+    while pending:
+        one, other = pending.pop()
+        if one in machine.last and other in machine.last:
+            return True
+        steps += 1 + len(machine.follow[one]) * len(machine.follow[other])
+        if steps > MAX_PAIRS:
+            raise TooMany
+        for left in machine.follow[one]:
+            for right in machine.follow[other]:
+                if mask[left] & mask[right]:
+                    if left == right:
+                        return True
+                    add(left, right)
+    return False

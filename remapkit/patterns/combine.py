@@ -1,0 +1,441 @@
+r"""Many patterns as one: a trie over what they read, and which of them can be tried together.
+
+Patterns that begin alike share what they begin with, character by character and capture by capture, so that one walk
+reads a key for all of them. The trie is at the same time an automaton: a run through it that accepts a key is one
+reading of that key by one pattern. Where no key has two such runs, no two patterns match one key, it does not matter
+which is tried first, and a backtracking matcher comes to each place of the trie at each offset at most once (the
+lemma of `automaton.reads_one_way`, for all patterns at once). `cooperating` finds the groups of patterns of which
+that holds.
+
+The search for keys with two runs is a walk through pairs of positions. It counts its steps; where there are too many
+it is tried once more from the ends of the keys, which tells suffix patterns apart at once, and then given up: what is
+not known to be unambiguous is tried one pattern at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from remapkit.patterns.automaton import MAX_EDGES, fragment, masks
+from remapkit.patterns.tree import (
+    Alt,
+    Chars,
+    Group,
+    Node,
+    Pattern,
+    Ranges,
+    Repeat,
+    Seq,
+    one,
+    size,
+    unparse,
+    unparse_chars,
+)
+
+MAX_STEPS = 400_000
+"""How many pairs of positions one search looks at before it gives up: about a quarter of a second."""
+
+MAX_NESTING = 40
+"""How deep branches are nested in one expression; what parts from the others later is written out unshared."""
+
+
+@dataclass(slots=True)
+class Branch:
+    """A place of the trie: how one gets there, where one can go from there, and the patterns that end there.
+
+    `named` where the token is a capture; `below` counts the patterns that end here or further on.
+    """
+
+    token: str = ""
+    node: Node | None = None
+    named: bool = False
+    children: dict[str, Branch] = field(default_factory=dict)
+    ends: list[int] = field(default_factory=list)
+    below: int = 0
+
+
+_Token = tuple[str, Node, bool]
+
+
+def trie(patterns: Iterable[tuple[int, Pattern]], *, reverse: bool = False) -> Branch:
+    """The trie of some patterns, each known by its number; with `reverse`, of what they read backwards."""
+    root = Branch()
+    for number, pattern in patterns:
+        here = root
+        here.below += 1
+        for token, node, named in _reversed(pattern) if reverse else _tokens(pattern):
+            following = here.children.get(token)
+            if following is None:
+                following = here.children[token] = Branch(token, node, named)
+            here = following
+            here.below += 1
+        here.ends.append(number)
+    return root
+
+
+def _tokens(pattern: Pattern) -> Iterator[_Token]:
+    """What a pattern reads, one piece after the other: single characters, captures, and what lies between them.
+
+    Two tokens are equal exactly when their text is; a capture is never equal to something that is not one.
+    """
+    for part in pattern.parts:
+        if part.name is not None:
+            yield f"({unparse(part.node)})", part.node, True
+        elif part.constant and part.values is not None:
+            yield from map(_character, part.values[0])
+        else:
+            yield from _pieces(part.node)
+
+
+@lru_cache(maxsize=1024)
+def _character(character: str) -> _Token:
+    node = Chars(one(character))
+    return unparse_chars(node.chars), node, False
+
+
+def _pieces(node: Node) -> Iterator[_Token]:
+    if isinstance(node, Seq):
+        for item in node.items:
+            yield from _pieces(item)
+    else:
+        yield unparse(node), node, False
+
+
+def _reversed(pattern: Pattern) -> Iterator[_Token]:
+    for token, node, named in reversed(list(_tokens(pattern))):
+        yield token, node if isinstance(node, Chars) else _mirrored(node), named
+
+
+def _mirrored(node: Node) -> Node:
+    """The tree of all words of a language, read backwards."""
+    if isinstance(node, Seq):
+        return Seq(tuple(_mirrored(item) for item in reversed(node.items)))
+    if isinstance(node, Alt):
+        return Alt(tuple(_mirrored(branch) for branch in node.branches))
+    if isinstance(node, Repeat):
+        return Repeat(_mirrored(node.item), node.low, node.high)
+    return _mirrored(node.item) if isinstance(node, Group) else node
+
+
+# ------------------------------------------------------------------------------------------------ which go together
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Patterns by number: `together` can be tried at once, group by group, those that are `alone` one at a time."""
+
+    together: tuple[tuple[int, ...], ...]
+    alone: tuple[int, ...]
+
+
+def cooperating(patterns: Sequence[Pattern], limit: int = MAX_STEPS) -> Groups:
+    """Groups within which no key has two readings: neither by two patterns, nor by one.
+
+    A pattern that reads some key in several ways is alone. The fewer pairs of patterns share a key, the fewer groups:
+    one where none does. Sound whatever `limit` is; with a small one, more patterns are alone.
+
+    >>> from remapkit.patterns.path import parse_path
+    >>> from remapkit.diagnostics.source import Text
+    >>> def path(text):
+    ...     text = Text.of(text)
+    ...     return Pattern("path", text, text.span, parse_path(text, {}))
+    >>> cooperating([path("a.{x:int}"), path("a.{x:int}.{y}"), path("{all:**}"), path("b")])
+    Groups(together=((0, 1, 3), (2,)), alone=())
+    """
+    together: list[tuple[int, ...]] = []
+    alone = [number for number, pattern in enumerate(patterns) if _large(pattern)]
+    for numbers in _decidable(patterns, [n for n in range(len(patterns)) if n not in alone], limit, alone):
+        together += numbers
+    return Groups(tuple(together), tuple(sorted(alone)))
+
+
+def _decidable(
+    patterns: Sequence[Pattern], numbers: list[int], limit: int, alone: list[int]
+) -> Iterator[list[tuple[int, ...]]]:
+    """The groups of some patterns; where that takes too long, first of those that begin with a literal."""
+    if not numbers:
+        return
+    shared = _shared_keys(patterns, numbers, limit)
+    if shared is not None:
+        alone += shared.several_ways
+        yield _coloured([number for number in numbers if number not in shared.several_ways], shared.pairs)
+        return
+    literal = [number for number in numbers if _begins_literally(patterns[number])]
+    if 0 < len(literal) < len(numbers):
+        yield from _decidable(patterns, literal, limit, alone)
+        yield from _decidable(patterns, sorted(set(numbers) - set(literal)), limit, alone)
+    else:
+        alone += numbers
+
+
+MAX_SIZE = 1000
+"""How many characters a pattern may have, with its counted repeats written out; a list of words does not count."""
+
+
+def _large(pattern: Pattern) -> bool:
+    """Whether it would use up the steps of all others."""
+    return sum(size(part.node) for part in pattern.parts if part.values is None) > MAX_SIZE
+
+
+def _begins_literally(pattern: Pattern) -> bool:
+    return bool(pattern.parts) and pattern.parts[0].name is None and pattern.parts[0].constant
+
+
+def _coloured(numbers: Sequence[int], pairs: set[tuple[int, int]]) -> list[tuple[int, ...]]:
+    """Each pattern to the first group that holds none it shares a key with."""
+    foes: dict[int, set[int]] = {}
+    for one_, other in pairs:
+        foes.setdefault(one_, set()).add(other)
+        foes.setdefault(other, set()).add(one_)
+    groups: list[list[int]] = []
+    members: list[set[int]] = []
+    for number in numbers:
+        against = foes.get(number, set())
+        place = next((place for place, each in enumerate(members) if not against & each), len(groups))
+        if place == len(groups):
+            groups.append([])
+            members.append(set())
+        groups[place].append(number)
+        members[place].add(number)
+    return [tuple(group) for group in groups]
+
+
+@dataclass(slots=True)
+class _Shared:
+    """What a search found: pairs of patterns that share a key, and patterns that read a key in several ways."""
+
+    pairs: set[tuple[int, int]] = field(default_factory=set)
+    several_ways: set[int] = field(default_factory=set)
+
+
+def _shared_keys(patterns: Sequence[Pattern], numbers: Sequence[int], limit: int) -> _Shared | None:
+    """From the beginnings of the keys, else from their ends; None where both take too many steps."""
+    for reverse in (False, True):
+        positions = _Positions(trie(((number, patterns[number]) for number in numbers), reverse=reverse))
+        if not positions.too_many and (found := positions.search(limit)) is not None:
+            return found
+    return None
+
+
+class _Positions:
+    """The trie as an automaton of positions, and the walk through pairs of them.
+
+    `follow[0]` is where keys begin; `ends[p]` are the patterns whose keys may end after position `p`, and `branch[p]`
+    the place of the trie that it belongs to.
+    """
+
+    def __init__(self, root: Branch) -> None:
+        self.chars: list[Ranges] = [()]
+        self.follow: list[list[int]] = [[]]
+        self.branch: list[Branch] = [root]
+        self.ends: dict[int, list[int]] = {}
+        self.found = _Shared()
+        self.edges = 0
+        self.too_many = False
+        self.build(root)
+
+    def build(self, root: Branch) -> None:
+        pending: list[tuple[Branch, list[int]]] = [(root, [0])]
+        while pending and not self.too_many:
+            here, last = pending.pop()
+            if here.ends:
+                for position in last:
+                    self.ends[position] = self.ends.get(position, []) + here.ends
+            for child in here.children.values():
+                pending.append((child, self.step(child, last)))
+
+    def step(self, child: Branch, before: list[int]) -> list[int]:
+        """The positions of a token, reached from those before it; returns the last ones of what was read then."""
+        node = child.node
+        if isinstance(node, Chars):
+            first = last = [len(self.chars)]
+            self.chars.append(node.chars)
+            self.follow.append([])
+            empty = False
+        else:
+            assert node is not None
+            piece = fragment(node, len(self.chars), MAX_EDGES)
+            if piece is None:
+                self.too_many = True
+                return []
+            self.chars += piece.chars
+            self.follow += piece.follow
+            first, last, empty = piece.first, piece.last, piece.nullable
+            if not piece.strong:
+                self.found.several_ways.update(_below(child))
+        self.branch += [child] * (len(self.chars) - len(self.branch))
+        self.edges += len(before) * len(first)
+        if self.edges > MAX_EDGES:
+            self.too_many = True
+            return []
+        for position in before:
+            self.follow[position] += first
+        return last + before if empty else last
+
+    def search(self, limit: int) -> _Shared | None:
+        self.mask = masks(self.chars)
+        self.steps, self.limit = 0, limit
+        self.pending: list[tuple[int, int]] = []
+        self.seen: set[tuple[int, int]] = set()
+        for numbers in self.ends.values():
+            self.conflicts(numbers, numbers)
+        for following in self.follow:
+            self.part(following)
+        while self.pending and self.steps <= limit:
+            one_, other = self.pending.pop()
+            if one_ in self.ends and other in self.ends:
+                self.conflicts(self.ends[one_], self.ends[other], apart=True)
+            self.both(self.follow[one_], self.follow[other])
+        return self.found if self.steps <= limit else None
+
+    def part(self, positions: list[int]) -> None:
+        """The pairs that a run can part into from here."""
+        taken = 0
+        for position in positions:
+            if taken & self.mask[position]:
+                break
+            taken |= self.mask[position]
+        else:
+            return
+        for number, position in enumerate(positions):
+            self.steps += len(positions) - number
+            if self.steps > self.limit:
+                return
+            for other in positions[number + 1 :]:
+                if self.mask[position] & self.mask[other]:
+                    self.meet(position, other)
+
+    def both(self, left: list[int], right: list[int]) -> None:
+        """Two runs, one character further."""
+        mask = self.mask
+        self.steps += 1 + len(left) * len(right)
+        if self.steps > self.limit:
+            return
+        for one_ in left:
+            for other in right:
+                if mask[one_] & mask[other]:
+                    self.meet(one_, other)
+
+    def meet(self, one_: int, other: int) -> None:
+        if one_ == other:
+            # Two runs that have met again: whatever ends from here on is read in two ways.
+            self.found.several_ways.update(_below(self.branch[one_]))
+            return
+        pair = (one_, other) if one_ < other else (other, one_)
+        if pair not in self.seen:
+            self.seen.add(pair)
+            self.pending.append(pair)
+
+    def conflicts(self, left: Sequence[int], right: Sequence[int], *, apart: bool = False) -> None:
+        """Patterns that end in two runs over one key; `apart` where the runs are different ones."""
+        for one_ in left:
+            for other in right:
+                self.steps += 1
+                if one_ != other:
+                    self.found.pairs.add((min(one_, other), max(one_, other)))
+                elif apart:
+                    self.found.several_ways.add(one_)
+
+
+def _below(branch: Branch) -> Iterator[int]:
+    pending = [branch]
+    while pending:
+        here = pending.pop()
+        yield from here.ends
+        pending += here.children.values()
+
+
+# ------------------------------------------------------------------------------------------------ one expression
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """One regular expression for several patterns.
+
+    After a match, `ends[found.lastindex]` is the pattern that matched, and the numbers of the groups that hold its
+    captures, in their order.
+    """
+
+    text: str
+    ends: dict[int, tuple[int, tuple[int, ...]]]
+
+
+def expression(root: Branch) -> Expression:
+    r"""The trie as one expression: an alternation wherever patterns part, and for each end the group that marks it.
+
+    The last capture on the way to an end marks it where no other pattern uses that capture; else an empty group does.
+
+    >>> from remapkit.patterns.path import parse_path
+    >>> from remapkit.diagnostics.source import Text
+    >>> def path(text):
+    ...     text = Text.of(text)
+    ...     return Pattern("path", text, text.span, parse_path(text, {}))
+    >>> written = expression(trie(enumerate([path("ab.{x:int}"), path("ab.{n:int}.w.{y:q|k}"), path("ac")])))
+    >>> written.text
+    'a(?:b\\.((?:0|[1-9][0-9]*))(?:()|\\.w\\.([kq]))|c())'
+    >>> written.ends
+    {2: (0, (1,)), 3: (1, (1, 3)), 4: (2, ())}
+    """
+    return _Writer().whole(root)
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.count = 0
+        self.ends: dict[int, tuple[int, tuple[int, ...]]] = {}
+
+    def whole(self, root: Branch) -> Expression:
+        self.branch(root, (), False, 0)
+        return Expression("".join(self.text), self.ends)
+
+    def branch(self, here: Branch, groups: tuple[int, ...], own: bool, depth: int) -> None:
+        """From one place of the trie on; `own` where the last of the groups is used by one pattern only."""
+        while len(here.children) == 1 and not here.ends:
+            (here,) = here.children.values()
+            groups, own = self.enter(here, groups, own)
+        several = len(here.children) + bool(here.ends) > 1
+        if several and depth >= MAX_NESTING:
+            self.unshared(here, groups)
+            return
+        if several:
+            self.text.append("(?:")
+        for number in here.ends:
+            if not own:
+                self.count += 1
+                self.text.append("()")
+            self.ends[groups[-1] if own else self.count] = (number, groups)
+        for position, child in enumerate(here.children.values()):
+            if position or here.ends:
+                self.text.append("|")
+            self.branch(child, *self.enter(child, groups, own), depth + 1)
+        if several:
+            self.text.append(")")
+
+    def enter(self, child: Branch, groups: tuple[int, ...], own: bool) -> tuple[tuple[int, ...], bool]:
+        self.text.append(child.token)
+        if not child.named:
+            return groups, own
+        self.count += 1
+        return (*groups, self.count), child.below == 1
+
+    def unshared(self, here: Branch, groups: tuple[int, ...]) -> None:
+        """Every pattern from here on by itself."""
+        self.text.append("(?:")
+        pending: list[tuple[Branch, tuple[Branch, ...]]] = [(here, ())]
+        first = True
+        while pending:
+            place, way = pending.pop()
+            for number in place.ends:
+                self.text.append("" if first else "|")
+                first = False
+                found = groups
+                for each in way:
+                    found, _ = self.enter(each, found, False)
+                self.count += 1
+                self.text.append("()")
+                self.ends[self.count] = (number, found)
+            pending += [(child, (*way, child)) for child in place.children.values()]
+        self.text.append(")")

@@ -1,0 +1,195 @@
+r"""Written patterns compiled: the surface parsed, and the guards made part of the pattern.
+
+A guard that were looked at after a key was cut would depend on how it was cut; so `where:` replaces the language of a
+capture by those of the listed values that the capture can be, and `leaf:` bounds the keys themselves.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, Label, Severity
+from remapkit.diagnostics.source import Span, Text
+from remapkit.patterns.literals import literal_text, read_word
+from remapkit.patterns.path import Problems, integer_range, parse_path
+from remapkit.patterns.regex import parse
+from remapkit.patterns.tree import Part, Pattern, linear, unparse
+from remapkit.rulefile.read import WrittenGuard, WrittenPattern
+
+SHOWN = 5
+MAX_LETTERS = 200_000
+"""So many characters the words of one guard may have in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A pattern with what was worth a warning."""
+
+    pattern: Pattern
+    warnings: tuple[Diagnostic, ...] = ()
+
+
+def compile_pattern(written: WrittenPattern, tables: Mapping[str, Sequence[str]]) -> Compiled:
+    """The pattern of a rule, guards included; raises `InvalidRules` with everything that is wrong with it."""
+    try:
+        parts = parse_path(written.text, tables) if written.surface == "path" else linear(parse(written.text))
+    except InvalidRules as error:
+        raise InvalidRules([*error.diagnostics, *_word_problems(written)]) from None
+    problems: list[Diagnostic] = []
+    warnings: list[Diagnostic] = []
+    guarded: dict[str, Span] = {}
+    for guard in written.where:
+        name = guard.capture.value
+        if name in guarded:
+            labels = (Label(guarded[name], "first here", primary=False), Label(guard.capture.span, "again here"))
+            problems.append(Diagnostic("RK145", f"two guards on the capture {name!r}", labels, ("merge them",)))
+            continue
+        guarded[name] = guard.capture.span
+        parts = _guarded(parts, guard, written, tables, problems, warnings)
+    leaf = _leaves(written, problems)
+    pattern = Pattern(written.surface, written.text, written.span, parts, leaf)
+    if leaf is not None and not problems:
+        pattern = _leaf_checked(pattern, written, problems, warnings)
+    if problems:
+        raise InvalidRules(problems)
+    return Compiled(pattern, tuple(warnings))
+
+
+def _word_problems(written: WrittenPattern) -> list[Diagnostic]:
+    """What is wrong with the words of guards, whatever the pattern is."""
+    problems: list[Diagnostic] = []
+    for guard in written.where:
+        for text in guard.values or ():
+            read_word(text, "a word of a guard", problems)
+    for text in written.leaf or ():
+        read_word(text, "a leaf", problems)
+    return problems
+
+
+def _guarded(
+    parts: tuple[Part, ...],
+    guard: WrittenGuard,
+    written: WrittenPattern,
+    tables: Mapping[str, Sequence[str]],
+    problems: list[Diagnostic],
+    warnings: list[Diagnostic],
+) -> tuple[Part, ...]:
+    name = guard.capture.value
+    part = next((part for part in parts if part.name == name), None)
+    if part is None:
+        names = [each.name for each in parts if each.name]
+        problems.append(_no_such_capture(guard.capture, names, "RK140", "guards"))
+        return parts
+    values = allowed(guard, tables, problems)
+    if values is None:
+        return parts
+    language = re.compile(unparse(part.node))
+    inside = tuple(text.value for text in values if language.fullmatch(text.value))
+    outside = [text for text in values if not language.fullmatch(text.value)]
+    if outside:
+        report = problems if not inside else warnings
+        report.append(_outside(part, guard, outside, written, contradicts=not inside))
+    if not inside:
+        return parts
+    if sum(map(len, inside)) > MAX_LETTERS:
+        place = guard.named.span if guard.named is not None else guard.capture.span
+        title = f"the guard on {name!r} lists words of more than {MAX_LETTERS:,} characters in all"
+        problems.append(Diagnostic("RK218", title, (Label(place),), ("list fewer words",)))
+        return parts
+    table = guard.named.value if guard.named is not None and guard.named.value in tables else None
+    return tuple(each.bounded(inside, table=table) if each is part else each for each in parts)
+
+
+def _no_such_capture(name: Text, names: Sequence[str | None], code: str, what: str) -> Diagnostic:
+    known = [each for each in names if each]
+    close = difflib.get_close_matches(name.value, known, n=1)
+    help = f"did you mean {close[0]!r}?" if close else f"the pattern captures {', '.join(known) or 'nothing'}"
+    title = f"this {what} {name.value!r}, which the pattern does not capture"
+    return Diagnostic(code, title, (Label(name.span),), (help,))
+
+
+def allowed(
+    guard: WrittenGuard, tables: Mapping[str, Sequence[str]], problems: list[Diagnostic]
+) -> tuple[Text, ...] | None:
+    """The values that a guard allows: listed, a range, or the keys of a table. None where it has a problem."""
+    if guard.values is not None:
+        if not guard.values:
+            title = f"the guard on {guard.capture.value!r} allows nothing"
+            problems.append(Diagnostic("RK141", title, (Label(guard.capture.span),), ("list the values",)))
+            return None
+        words = [read_word(text, "a word of a guard", problems) for text in guard.values]
+        read = tuple(word for word in words if word is not None)
+        return read if len(read) == len(words) else None
+    assert guard.named is not None
+    named = guard.named
+    if named.value in tables:
+        return tuple(Text(key, named.span) for key in tables[named.value])
+    if ".." in named.value:
+        collector = Problems(named)
+        values = integer_range(named.value, collector, 0)
+        problems += collector.found
+        return None if values is None else tuple(Text(value, named.span) for value in values)
+    close = difflib.get_close_matches(named.value, list(tables), n=1)
+    help = [f"did you mean {close[0]!r}?"] if close else []
+    value = f"'{named.value}'" if set(named.value) & set("[]{},") else named.value
+    help.append(f"write a list, [{value}], a range, 0..47, or the name of a table")
+    title = f"{named.value!r} is neither a range nor a table"
+    problems.append(Diagnostic("RK144", title, (Label(named.span),), tuple(help)))
+    return None
+
+
+def _outside(
+    part: Part, guard: WrittenGuard, outside: Sequence[Text], written: WrittenPattern, *, contradicts: bool
+) -> Diagnostic:
+    listed = ", ".join(repr(text.value) for text in outside[:SHOWN])
+    more = f" and {len(outside) - SHOWN} more" if len(outside) > SHOWN else ""
+    place = guard.named.span if guard.named is not None else outside[0].span
+    labels = (Label(written.text.at(*part.at), "can never be that", primary=False), Label(place))
+    if contradicts:
+        title = f"the guard contradicts the pattern: {part.name!r} can never be {listed}{more}"
+        return Diagnostic("RK141", title, labels, ("no key could match; change the guard or the capture",))
+    title = f"{part.name!r} can never be {listed}{more}"
+    help = ("remove it from the guard, or widen the capture",)
+    return Diagnostic("RK142", title, labels, help, severity=Severity.WARNING)
+
+
+def _leaves(written: WrittenPattern, problems: list[Diagnostic]) -> tuple[str, ...] | None:
+    if written.leaf is None:
+        return None
+    if not written.leaf:
+        problems.append(
+            Diagnostic("RK143", "the leaf guard allows nothing", (Label(written.span),), ("list leaves",))
+        )
+    leaves = [read_word(text, "a leaf", problems) for text in written.leaf]
+    for text in filter(None, leaves):
+        if "." in text.value or not text.value:
+            help = f"write {literal_text(text.value.rpartition('.')[2]) or 'a name'}"
+            title = f"{text.value!r} is no leaf: the leaf is the text after the last dot"
+            problems.append(Diagnostic("RK143", title, (Label(text.span),), (help,)))
+    return tuple(dict.fromkeys(text.value for text in leaves if text is not None))
+
+
+def _leaf_checked(
+    pattern: Pattern, written: WrittenPattern, problems: list[Diagnostic], warnings: list[Diagnostic]
+) -> Pattern:
+    """Drops the leaves that no key of the pattern ends in, with a word about them."""
+    from remapkit.patterns.automaton import possible_leaves
+
+    assert written.leaf is not None and pattern.leaf is not None
+    possible = possible_leaves(pattern)
+    read = ((text, read_word(text, "a leaf", [])) for text in written.leaf)
+    never = [text for text, word in read if word is None or word.value not in possible]
+    if never:
+        listed = ", ".join(repr(text.value) for text in never)
+        labels = (Label(written.text.span, "no key of it ends so", primary=False), Label(never[0].span))
+        if not possible:
+            title = f"the guard contradicts the pattern: no key can have the leaf {listed}"
+            problems.append(Diagnostic("RK143", title, labels, ("change the guard or the pattern",)))
+        else:
+            title = f"no key of the pattern can have the leaf {listed}"
+            help = ("remove it from the guard, or widen the pattern",)
+            warnings.append(Diagnostic("RK142", title, labels, help, severity=Severity.WARNING))
+    return replace(pattern, leaf=tuple(value for value in pattern.leaf if value in possible))

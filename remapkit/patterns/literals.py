@@ -1,0 +1,321 @@
+r"""Literal text: the one judge of it and the one writer, for paths, templates, guards and tables.
+
+Text outside braces stands for itself. Signs that mean something else in regular expressions, globs and shells
+(`* ? \ ^ $ ( ) [ ] |`), spaces, quotes and what cannot be seen are refused there: `attn_*` would be proven, and take
+no key. A name that really has them is written as a quoted literal: `layers{'[0]'}`, with `''` for a quote in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from remapkit.diagnostics.diagnostic import Diagnostic, Label
+from remapkit.diagnostics.source import Text
+from remapkit.rulefile.yaml.emit import in_quotes
+from remapkit.tensors.spec import name_problem
+
+QUOTED = re.compile(r"\{'((?:[^']|'')*)'\}")
+"""A quoted literal; `''` is one quote."""
+_SPECIAL = frozenset("*?\\^$()[]|")
+_QUOTES = frozenset("'\"`´‘’‚‛“”„‟«»‹›＂＇")
+_SHOWN = 5
+
+
+def is_plain(sign: str) -> bool:
+    """Whether a character stands for itself outside of quoted literals (of braces, each surface says what they are).
+
+    >>> [sign for sign in "a-é.*[ '" if not is_plain(sign)]
+    ['*', '[', ' ', "'"]
+    """
+    return sign.isprintable() and sign != " " and sign not in _SPECIAL and sign not in _QUOTES
+
+
+def literal_text(name: str) -> str:
+    """A name as it is written where it stands for itself: in a path, a template, a guard or a table.
+
+    >>> literal_text("a.weight"), literal_text("x[0].w"), literal_text("it's {n}")
+    ('a.weight', "x{'[0]'}.w", "it{'''s {n}'}")
+    """
+    return ".".join(map(_segment, name.split(".")))
+
+
+def _segment(text: str) -> str:
+    odd = [place for place, sign in enumerate(text) if sign in "{}" or not is_plain(sign)]
+    if not odd:
+        return text
+    start, end = odd[0], odd[-1] + 1
+    return text[:start] + "{" + choice_text(text[start:end], always=True) + "}" + text[end:]
+
+
+def choice_text(word: str, *, always: bool = False) -> str:
+    """A word as one of the choices of a capture: in quotes where it is not plain.
+
+    >>> choice_text("weight"), choice_text("w*")
+    ('weight', "'w*'")
+    """
+    if not always and word and all(is_plain(sign) and sign not in "{}" for sign in word):
+        return word
+    return "'" + word.replace("'", "''") + "'"
+
+
+def unquoted(found: str) -> str:
+    """The text between the quotes of a quoted literal.
+
+    >>> unquoted("it''s")
+    "it's"
+    """
+    return found.replace("''", "'")
+
+
+def quoted_at(text: Text, here: int, problems: list[Diagnostic]) -> tuple[str, int]:
+    """The text of the quoted literal that begins at a place, and where it ends; a broken one ends with the text."""
+    found = QUOTED.match(text.value, here)
+    if found is not None and found[1]:
+        return unquoted(found[1]), found.end()
+    end = found.end() if found is not None else len(text.value)
+    title = "an empty quoted literal" if found is not None else "a quoted literal that is never closed"
+    help = "leave it out" if found is not None else "close it with '}, and write '' for a quote in it"
+    problems.append(Diagnostic("RK220", title, (Label(text.at(here, end)),), (help,)))
+    return text.value[here:end], end
+
+
+# ------------------------------------------------------------------------------------------------ the judge
+
+
+_PATTERNS = {
+    "a path": ("a path has no wildcards but captures; a regular expression is written as `match:`",),
+    "a word of a guard": (
+        "a guard lists words in full; leave it out, or bound the capture itself, as in {name:int}",
+    ),
+    "a leaf": ("`leaf:` lists words in full; to take others, leave it out and capture the last segment, {leaf}",),
+}
+"""What to do instead where a pattern was meant."""
+Stretch = tuple[int, int]
+"""Where literal text stands in a value: start and end."""
+Works = Callable[[str], bool]
+"""Whether a spelling can be written in the place of the one that is refused."""
+
+
+def judge(
+    text: Text, what: str, stretches: Sequence[Stretch], works: Works, *, wildcards: bool = False
+) -> Diagnostic | None:
+    """What is wrong with the literal text of a value (RK219), or None.
+
+    `what` is what the value is, `a path`; `works` holds of the spellings that may be shown, and `wildcards` says that
+    captures may be made, so that a `*` can be told what to become.
+    """
+    places = [here for start, end in stretches for here in range(start, end) if not is_plain(text.value[here])]
+    if not places:
+        return None
+    signs = list(dict.fromkeys(shown_sign(text.value[here]) for here in places))
+    got = ", ".join(signs[:_SHOWN]) + (", ..." if len(signs) > _SHOWN else "")
+    allowed = "plain text" if what.startswith(("a word", "a key", "a value", "a leaf")) else "plain text and braces"
+    labels = tuple(Label(text.at(*run)) for run in list(_runs(places))[:_SHOWN])
+    help = _help(text, stretches, works, wildcards)
+    if any(text.value[here] in _SPECIAL for here in places):
+        help += _PATTERNS.get(what, ())
+    return Diagnostic("RK219", f"{what} must be {allowed}, got {got}", labels, help)
+
+
+def hidden(text: Text, what: str, value: str) -> Diagnostic | None:
+    """What is wrong with the characters of a literal, quoted or not: those that no key may have."""
+    problem = name_problem(value)
+    if problem is None:
+        return None
+    return Diagnostic("RK219", f"{what} {problem}", (Label(text.span),), ("remove it: no key is read that has it",))
+
+
+def read_word(text: Text, what: str, problems: list[Diagnostic]) -> Text | None:
+    """A word that stands for itself, its quoted literals read; None where it has a problem.
+
+    >>> found = []
+    >>> read_word(Text.of("w{'*'}"), "a word of a guard", found).value, found
+    ('w*', [])
+    >>> read_word(Text.of("w*"), "a word of a guard", found), found[0].title, found[0].help[0]
+    (None, "a word of a guard must be plain text, got '*'", 'for these very characters write "w{\\'*\\'}"')
+    """
+    value, before = text.value, len(problems)
+    if not value or (all(map(is_plain, value)) and not set("{}") & set(value)):
+        return text
+    signs: list[tuple[str, int]] = []
+    stretches: list[Stretch] = []
+    here = 0
+    while here < len(value):
+        if value.startswith("{'", here):
+            start = here
+            literal, here = quoted_at(text, start, problems)
+            signs += [(sign, min(start + 2 + number, here - 1)) for number, sign in enumerate(literal)]
+        else:
+            stretches.append((here, here + 1))
+            signs.append((value[here], here))
+            here += 1
+    read = "".join(sign for sign, _ in signs)
+    found = (
+        _braced(text, what, stretches) or judge(text, what, _joined(stretches), _is_word) or hidden(text, what, read)
+    )
+    problems += [found] if found is not None and len(problems) == before else []
+    if len(problems) > before:
+        return None
+    first = [text.at(place, place).start for _, place in signs]
+    return Text(read, text.span, (*first, text.at(len(value), len(value)).end))
+
+
+def _braced(text: Text, what: str, stretches: Sequence[Stretch]) -> Diagnostic | None:
+    """Braces in a word look like a capture, and are none."""
+    places = [start for start, _ in stretches if text.value[start] in "{}"]
+    if not places:
+        return None
+    labels = tuple(Label(text.at(*run)) for run in list(_runs(places))[:_SHOWN])
+    got = " and ".join(dict.fromkeys(repr(text.value[place]) for place in places))
+    literal = in_quotes(_spelt(text.value, _joined(stretches)))
+    help = ("captures stand in paths and templates only", f"for these very characters write {literal}")
+    return Diagnostic("RK219", f"{what} must be plain text, got {got}", labels, help)
+
+
+def _is_word(value: str) -> bool:
+    problems: list[Diagnostic] = []
+    return bool(value) and read_word(Text.of(value), "a word", problems) is not None
+
+
+def shown_sign(sign: str) -> str:
+    r"""A character in a message.
+
+    >>> shown_sign("*"), shown_sign(" "), shown_sign("\u200b")
+    ("'*'", 'a space', 'U+200B')
+    """
+    if sign == " ":
+        return "a space"
+    return (f'"{sign}"' if sign == "'" else f"'{sign}'") if sign.isprintable() else f"U+{ord(sign):04X}"
+
+
+def _runs(places: Sequence[int]) -> Iterator[Stretch]:
+    return iter(_joined([(place, place + 1) for place in places]))
+
+
+def _joined(stretches: Sequence[Stretch]) -> list[Stretch]:
+    """Stretches that touch as one."""
+    joined: list[Stretch] = []
+    for start, end in stretches:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return joined
+
+
+# ------------------------------------------------------------------------------------------------ the right spelling
+
+
+def _help(text: Text, stretches: Sequence[Stretch], works: Works, wildcards: bool) -> tuple[str, ...]:
+    meant = [each for each in _meant(text.value, stretches, wildcards) if each != text.value and works(each)]
+    help = []
+    if meant:
+        below = f", and {in_quotes(meant[1])} for all below it" if len(meant) > 1 else ""
+        help.append(f"write {in_quotes(meant[0])}{below}")
+    literal = _spelt(text.value, stretches)
+    if works(literal):
+        help.append(f"for these very characters write {in_quotes(literal)}")
+    elif not meant:
+        start, end = next(each for each in stretches if not all(map(is_plain, text.value[slice(*each)])))
+        help.append(f"for these very characters write {literal_text(text.value[start:end])}")
+    return tuple(help)
+
+
+def _spelt(value: str, stretches: Iterable[Stretch]) -> str:
+    """A value with its literal text as `literal_text` writes it."""
+    written, done = "", 0
+    for start, end in stretches:
+        written += value[done:start] + literal_text(value[start:end])
+        done = end
+    return written + value[done:]
+
+
+_HELD = 0xF0000
+_NAME = r"[A-Za-z_]\w*"
+_WORDS = r"[\w-]+(?:\|[\w-]+)+"
+
+
+@dataclass
+class _Names:
+    """Names for captures that are not taken yet."""
+
+    taken: set[str]
+
+    def fresh(self, name: str) -> str:
+        number, unique = 2, name
+        while unique in self.taken:
+            number, unique = number + 1, f"{name}{number}"
+        self.taken.add(unique)
+        return unique
+
+
+def _meant(value: str, stretches: Sequence[Stretch], wildcards: bool) -> tuple[str, ...]:
+    """What was probably meant by shells', globs' and regular expressions' spellings; a second one for all below it.
+
+    The braces of the value are held as single characters meanwhile, so that nothing in them is taken for text.
+    """
+    held: list[str] = []
+    shape, done = "", 0
+    for start, end in (*stretches, (len(value), len(value))):
+        if start > done:
+            shape += chr(_HELD + len(held))
+            held.append(value[done:start])
+        shape += value[start:end]
+        done = end
+    if len(held) > 1000 or any(ord(sign) >= _HELD for start, end in stretches for sign in value[start:end]):
+        return ()
+    shape = re.sub(rf"\$(?=[{chr(_HELD)}-{chr(_HELD + 1000)}])", "", _unwrapped(shape))
+    if not wildcards:
+        return _restored([shape], held)
+    names = _Names(set(re.findall(r"\{(\w+)", value)))
+    shape = _captured(shape, names)
+    below = []
+    if shape.endswith("*") and not re.search(r"(?:^|\.)\**$", shape):
+        part = names.fresh("part")
+        below = [f"{shape.rstrip('*')}{{{part}}}.{{{names.fresh('rest')}:**}}"]
+        shape = f"{shape.rstrip('*')}{{{part}}}"
+    return _restored([_globbed(shape, names), *below], held)
+
+
+def _restored(shapes: Iterable[str], held: Sequence[str]) -> tuple[str, ...]:
+    return tuple(
+        "".join(held[ord(sign) - _HELD] if _HELD <= ord(sign) <= _HELD + 1000 else sign for sign in shape)
+        for shape in shapes
+    )
+
+
+def _unwrapped(shape: str) -> str:
+    """Without the spaces and the quotes around the whole of it."""
+    shape = shape.strip()
+    while len(shape) > 1 and shape[0] in _QUOTES and shape[-1] in _QUOTES:
+        shape = shape[1:-1].strip()
+    return shape
+
+
+def _captured(shape: str, names: _Names) -> str:
+    """Regular expressions that a capture can say, and indices in brackets, as captures."""
+    shape = shape.removeprefix("^").removesuffix("$").replace(r"\.", ".").replace("..*", ".*")
+    steps: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
+        (r"\((?:\\d|\[0-9\])[+*]\)|(?:\\d|\[0-9\])[+*]", lambda _: f"{{{names.fresh('n')}:int}}"),
+        (r"\((?:\\w|\[\^\.\])[+*]\)|(?:\\w|\[\^\.\])[+*]", lambda _: f"{{{names.fresh('part')}}}"),
+        (rf"\((?:\?:)?({_WORDS})\)", lambda found: f"{{{names.fresh('part')}:{found[1]}}}"),
+        (rf"(?<![^.])({_WORDS})(?![^.])", lambda found: f"{{{names.fresh('part')}:{found[1]}}}"),
+        (rf"\$({_NAME})|\[({_NAME})\]", lambda found: f"{{{names.fresh(found[1] or found[2])}}}"),
+    )
+    for pattern, made in steps:
+        shape = re.sub(pattern, made, shape, flags=re.ASCII)
+    return shape
+
+
+def _globbed(shape: str, names: _Names) -> str:
+    """A `*` that is a segment as a capture of one, at the end or doubled of all that follow; others of the rest."""
+    segments = re.split(r"\.(?![^{}]*\})", shape)
+    for number, segment in enumerate(segments):
+        last = number == len(segments) - 1
+        if segment == "**" or (segment == "*" and last):
+            segments[number] = f"{{{names.fresh('rest')}:**}}"
+        elif not segment.count("{"):
+            segments[number] = re.sub(r"\*+", lambda _: f"{{{names.fresh('part')}}}", segment)
+    return ".".join(segments)

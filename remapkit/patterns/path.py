@@ -1,0 +1,341 @@
+r"""The `path` surface: literal segments and captures, parsed into the parts of `pattern.py`.
+
+    encoder.down_blocks.{stage:int}.resnets.{block:0..2}.{layer:layer}.{rest:**}
+
+`{name}` is one segment (or, beside literal text, the rest of one), `{name:int}` a canonical decimal, `{name:0..47}`
+one of a range, `{name:a|b}` one of several words, `{name:slots}` a key of the table `slots`, `{name:**}` one segment
+or more. `{{` and `}}` are the braces themselves, and `{'...'}` is a literal with any characters (`literals.py`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, Label
+from remapkit.diagnostics.source import Text
+from remapkit.patterns.literals import (
+    QUOTED,
+    choice_text,
+    hidden,
+    is_plain,
+    judge,
+    literal_text,
+    quoted_at,
+    shown_sign,
+    unquoted,
+)
+from remapkit.patterns.tree import CANONICAL, MAX_WORDS, SEGMENT, SEGMENTS, Part, Seq, literal
+from remapkit.rulefile.yaml.emit import in_quotes
+
+MAX_DIGITS = 18
+_TYPES = ("int", "**")
+_PLAIN = re.compile("[^{}.]+")
+_CAPTURE = re.compile(r"\{(?:[^{}']|'[^']*')*\}")
+"""A capture, with choices in quotes that may hold anything."""
+_PIECE = re.compile(r"(?:[^'|]|'[^']*'|'(?![^']*'))*")
+"""A choice, up to the next `|` outside quotes."""
+_CHOICE = re.compile(r"'((?:[^']|'')+)'")
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """A stretch of a path: `text` or `quoted` (both literal), `dot` or `capture`, at `start` to `end`."""
+
+    kind: str
+    value: str
+    start: int
+    end: int
+
+
+class Problems:
+    """Collects what is wrong with one path."""
+
+    def __init__(self, text: Text) -> None:
+        self.text = text
+        self.found: list[Diagnostic] = []
+
+    def add(
+        self, code: str, title: str, start: int, end: int, *help: str, earlier: tuple[int, int] | None = None
+    ) -> None:
+        labels = [Label(self.text.at(start, end))]
+        if earlier is not None:
+            labels.insert(0, Label(self.text.at(*earlier), "the first one", primary=False))
+        self.found.append(Diagnostic(code, title, tuple(labels), help))
+
+
+def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, ...]:
+    """The parts of a path pattern; raises `InvalidRules` with everything that is wrong with it.
+
+    `tables` are the known tables, by name, with their keys.
+
+    >>> [part.name for part in parse_path(Text.of("layers.{n:int}.{leaf}"), {})]
+    [None, 'n', None, 'leaf']
+    """
+    problems = Problems(text)
+    tokens = list(_tokens(text, problems))
+    parts: list[Part] = []
+    names: dict[str, tuple[int, int]] = {}
+    deep: tuple[int, int] | None = None
+    for number, segment in enumerate(_segments(tokens, len(text.value))):
+        if number:
+            parts.append(_literal(".", segment.start - 1, segment.start))
+        if not segment.tokens:
+            help = (
+                "remove the extra dot"
+                if len(text.value)
+                else "write a key, `{name}` for a segment, `{all:**}` for any key"
+            )
+            problems.add("RK130", "an empty segment", max(0, segment.start - 1), segment.end, help)
+        captures = [token for token in segment.tokens if token.kind == "capture"]
+        if len(captures) > 1:
+            _two_captures(captures, problems)
+        for token in segment.tokens:
+            if token.kind != "capture":
+                parts.append(_literal(token.value, token.start, token.end))
+                continue
+            part = _capture(token, tables, problems)
+            if part is None or part.name is None:
+                continue
+            if part.name in names:
+                title, earlier = f"two captures are named {part.name!r}", names[part.name]
+                problems.add("RK122", title, token.start, token.end, "give each its own name", earlier=earlier)
+            names.setdefault(part.name, (token.start, token.end))
+            if part.written == "**":
+                if len(segment.tokens) > 1:
+                    help = f"put dots around it, or write {{{part.name}}} for the rest of one segment"
+                    problems.add("RK137", "`**` stands for whole segments", token.start, token.end, help)
+                if deep is not None:
+                    help = "a key could be cut in several ways; bound one of them, or write the segments out"
+                    problems.add("RK133", "two `**` in one path", token.start, token.end, help, earlier=deep)
+                deep = deep or (token.start, token.end)
+            parts.append(part)
+    _judge_literals(text, tokens, tables, problems)
+    if problems.found:
+        raise InvalidRules(problems.found)
+    return _merged(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    tokens: tuple[_Token, ...]
+    start: int
+    end: int
+
+
+def _segments(tokens: list[_Token], length: int) -> Iterator[_Segment]:
+    start, pending = 0, list[_Token]()
+    for token in tokens:
+        if token.kind == "dot":
+            yield _Segment(tuple(pending), start, token.start)
+            start, pending = token.end, []
+        else:
+            pending.append(token)
+    yield _Segment(tuple(pending), start, length)
+
+
+def _judge_literals(
+    text: Text, tokens: Sequence[_Token], tables: Mapping[str, Sequence[str]], problems: Problems
+) -> None:
+    """Says once for a path, and first, what is wrong with its literal text."""
+    others = {(each.code, each.title) for each in problems.found}
+
+    def works(value: str) -> bool:
+        try:
+            return bool(parse_path(Text.of(value), tables))
+        except InvalidRules as error:
+            return {(each.code, each.title) for each in error.diagnostics} <= others
+
+    literal = "".join(token.value for token in tokens if token.kind != "capture")
+    found = hidden(text, "a path", literal)
+    if found is None and any(not is_plain(sign) for token in tokens if token.kind == "text" for sign in token.value):
+        stretches: list[tuple[int, int]] = []
+        for token in tokens:
+            if token.kind not in ("text", "dot") or token.end - token.start > len(token.value):
+                continue
+            if stretches and stretches[-1][1] == token.start:
+                stretches[-1] = (stretches[-1][0], token.end)
+            else:
+                stretches.append((token.start, token.end))
+        found = judge(text, "a path", stretches, works, wildcards=True)
+    problems.found[:0] = [found] if found is not None else []
+
+
+def _tokens(text: Text, problems: Problems) -> Iterator[_Token]:
+    here, value = 0, text.value
+    while here < len(value):
+        sign = value[here]
+        if value[here : here + 2] in ("{{", "}}"):
+            yield _Token("text", sign, here, here + 2)
+            here += 2
+        elif value.startswith("{'", here):
+            literal, end = quoted_at(text, here, problems.found)
+            yield _Token("quoted", literal, here, end)
+            here = end
+        elif sign == "{":
+            found = _CAPTURE.match(value, here)
+            end = value.find("}", here) if found is None else found.end() - 1
+            if end < 0 or "{" in value[here + 1 : end]:
+                help = "close it with }, or write {{ for the character itself"
+                problems.add("RK131", "a brace that is never closed", here, here + 1, help)
+                yield _Token("text", sign, here, here + 1)
+                here += 1
+            else:
+                yield _Token("capture", value[here + 1 : end], here, end + 1)
+                here = end + 1
+        elif sign == "}":
+            problems.add("RK131", "a brace that closes nothing", here, here + 1, "write }} for the character itself")
+            yield _Token("text", sign, here, here + 1)
+            here += 1
+        elif sign == ".":
+            yield _Token("dot", sign, here, here + 1)
+            here += 1
+        else:
+            end = _PLAIN.match(value, here).end()  # type: ignore[union-attr]
+            yield _Token("text", value[here:end], here, end)
+            here = end
+
+
+def _literal(text: str, start: int, end: int) -> Part:
+    return Part(None, Seq(literal(text, start).items, (start, end)), (start, end), values=(text,))
+
+
+def _two_captures(captures: list[_Token], problems: Problems) -> None:
+    help = "put a dot between them, or use `match:` with classes that say where the first one ends"
+    earlier = (captures[0].start, captures[0].end)
+    for token in captures[1:]:
+        problems.add("RK132", "two captures in one segment", token.start, token.end, help, earlier=earlier)
+
+
+def _capture(token: _Token, tables: Mapping[str, Sequence[str]], problems: Problems) -> Part | None:
+    name, colon, kind = token.value.partition(":")
+    at = (token.start, token.end)
+    if not (name.isascii() and name.isidentifier()):
+        help = "write {name} or {name:type}, the name of letters, digits and _"
+        problems.add("RK120", f"{name!r} is no name for a capture", *at, help)
+        return None
+    if not colon:
+        return Part(name, SEGMENT, at)
+    if kind == "int":
+        return Part(name, CANONICAL, at, written=kind)
+    if kind == "**":
+        return Part(name, SEGMENTS, at, written=kind)
+    blank = Part(name, SEGMENT, at)
+    start = token.start + 1 + len(name) + 1
+    if kind in tables:
+        part = blank.bounded(tuple(tables[kind]), table=kind)
+        return replace(part, written=kind)
+    values: tuple[str, ...] | None
+    if ".." in kind and "'" not in kind:
+        values = integer_range(kind, problems, start)
+    elif "|" in kind:
+        values = _choices(kind, problems, start)
+    else:
+        _unknown_type(name, kind, tables, problems, start)
+        return None
+    return None if values is None else replace(blank.bounded(values), written=kind)
+
+
+def integer_range(kind: str, problems: Problems, start: int) -> tuple[str, ...] | None:
+    """The canonical decimals of a range like `0..47`."""
+    low, _, high = kind.partition("..")
+    end = start + len(kind)
+    if max(len(low), len(high)) > MAX_DIGITS:
+        problems.add("RK135", f"a bound of more than {MAX_DIGITS} digits", start, end, "no key has such an index")
+        return None
+    if not all(side.isascii() and side.isdigit() and str(int(side)) == side for side in (low, high)):
+        problems.add(
+            "RK135", f"{kind!r} is no range of integers", start, end, "write it as in {n:0..47}, both ends included"
+        )
+        return None
+    if int(low) > int(high):
+        problems.add("RK135", f"the range {kind} is empty", start, end, f"write {high}..{low}")
+        return None
+    if int(high) - int(low) >= MAX_WORDS:
+        title = f"the range {kind} has more than {MAX_WORDS} values"
+        problems.add("RK135", title, start, end, "write :int for any canonical integer")
+        return None
+    return tuple(str(number) for number in range(int(low), int(high) + 1))
+
+
+def _choices(kind: str, problems: Problems, start: int) -> tuple[str, ...] | None:
+    written = _split(kind)
+    values = [unquoted(found[1]) if (found := _CHOICE.fullmatch(each)) else each for each in written]
+    here, good = start, True
+    for number, value in enumerate(values):
+        length = len(written[number])
+        where = (max(start, here - 1), here + length + 1) if not value else (here, here + length)
+        odd = None if value != written[number] else next((sign for sign in value if not is_plain(sign)), None)
+        if not value:
+            problems.add("RK136", "an empty choice", *where, "remove the extra |")
+        elif "." in value:
+            help = "choices are parts of one segment; write a table, whose keys may hold dots, or two rules"
+            problems.add("RK136", f"a dot in the choice {value!r}", *where, help)
+        elif value in values[:number]:
+            problems.add("RK136", f"the choice {value!r} stands twice", *where, "remove one")
+        elif odd is not None:
+            read = "|".join(
+                each if _CHOICE.fullmatch(each) else choice_text(word) if word else ""
+                for word, each in zip(values, written, strict=True)
+            )
+            whole = problems.text.value
+            literal = in_quotes(whole[:start] + read + whole[start + len(kind) :])
+            help = f"choices are words, not patterns; for these very characters write {literal}"
+            problems.add("RK219", f"a choice must be plain text, got {shown_sign(odd)}", *where, help)
+        elif (hidden_in := hidden(problems.text, "a choice", value)) is not None:
+            problems.found.append(hidden_in)
+        else:
+            here += length + 1
+            continue
+        good = False
+        here += length + 1
+    return tuple(values) if good else None
+
+
+def _split(kind: str) -> list[str]:
+    """Choices as they are written: a `|` in quotes is one of their characters."""
+    pieces, here = [], 0
+    while here <= len(kind):
+        found = _PIECE.match(kind, here)
+        assert found is not None
+        pieces.append(found.group())
+        here = found.end() + 1
+    return pieces
+
+
+def _unknown_type(name: str, kind: str, tables: Mapping[str, Sequence[str]], problems: Problems, start: int) -> None:
+    close = difflib.get_close_matches(kind, [*_TYPES, *tables], n=1)
+    if re.fullmatch(r"(?:\\d|\[0-9\])[+*]?", kind):
+        close = ["int"]
+    help = [f"did you mean {close[0]!r}?"] if close else []
+    help.append(
+        "a type is int, a range (0..47), choices (a|b), ** or the name of a table"
+        + (f": {', '.join(tables)}" if tables else "; this file has no tables")
+    )
+    if kind and "." not in kind:
+        found = QUOTED.fullmatch(f"{{{kind}}}")
+        word = unquoted(found[1]) if found is not None else kind
+        written = literal_text(word)
+        help.append(
+            f"for the one word {word!r} write it without braces" + (f": {written}" if written != word else "")
+        )
+    title = f"{kind!r} is neither a type nor a table" if kind else "a colon without a type"
+    problems.add("RK134", title, start, start + max(1, len(kind)), *help)
+
+
+def _merged(parts: list[Part]) -> tuple[Part, ...]:
+    """Adjacent literals as one."""
+    merged: list[Part] = []
+    for part in parts:
+        if part.name is None and merged and merged[-1].name is None:
+            before = merged[-1]
+            assert isinstance(before.node, Seq) and isinstance(part.node, Seq)
+            assert before.values is not None and part.values is not None
+            at = (before.at[0], part.at[1])
+            node = Seq(before.node.items + part.node.items, at)
+            merged[-1] = Part(None, node, at, values=(before.values[0] + part.values[0],))
+        else:
+            merged.append(part)
+    return tuple(merged)

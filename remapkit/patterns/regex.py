@@ -1,0 +1,403 @@
+r"""The `match` surface: a regular expression, parsed into the trees of `pattern.py`.
+
+The dialect is the regular part of Python's `re` with `re.ASCII`, matched against the whole key: literals, escapes,
+`.`, classes, groups, named captures, alternation, greedy quantifiers. Whatever it accepts means what it means to
+`re.fullmatch`; everything else is refused at its column, with what to write instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, Label
+from remapkit.diagnostics.source import Text
+from remapkit.patterns.tree import (
+    DIGITS,
+    LAST,
+    MAX_POSITIONS,
+    NOT_NEWLINE,
+    SPACE,
+    WORD,
+    Alt,
+    Chars,
+    Group,
+    Node,
+    Ranges,
+    Repeat,
+    Seq,
+    complement,
+    one,
+    ranges,
+    size,
+)
+
+MAX_REPEAT = 1000
+"""The highest bound of a counted repeat."""
+MAX_DEPTH = 100
+"""How deep groups may be nested."""
+
+_CLASSES: dict[str, Ranges] = {
+    "d": DIGITS,
+    "w": WORD,
+    "s": SPACE,
+    "D": complement(DIGITS),
+    "W": complement(WORD),
+    "S": complement(SPACE),
+}
+_CONTROLS = {"t": "\t", "n": "\n", "r": "\r", "f": "\f", "v": "\v"}
+_ANCHORS = {"A": "the start", "Z": "the end", "z": "the end", "b": "a word boundary", "B": "no word boundary"}
+_HEX = frozenset("0123456789abcdefABCDEF")
+
+_EXTENSIONS: tuple[tuple[str, str, str, str], ...] = (
+    # what stands after "(?", code, what it is, what to write
+    ("P=", "RK111", "a back-reference", "no regular pattern can repeat what it captured; name the values instead"),
+    ("P>", "RK113", "a recursive call", "no regular pattern can call itself"),
+    (
+        "<=",
+        "RK112",
+        "a look-behind",
+        "write the text before it as part of the pattern: it always reads the whole key",
+    ),
+    ("<!", "RK112", "a look-behind", "say what may stand there, with a class, an alternation or `where:`"),
+    ("=", "RK112", "a look-ahead", "write the text after it as part of the pattern: it always reads the whole key"),
+    ("!", "RK112", "a look-ahead", "say what may stand there, with a class, an alternation, `where:` or `leaf:`"),
+    (">", "RK113", "an atomic group", "write (?:...): the proofs, not the pattern, see to it that matching is fast"),
+    ("#", "RK113", "a comment", "write it as a YAML comment, after #"),
+    ("(", "RK113", "a conditional", "write an alternation, or two rules"),
+    ("|", "RK113", "a branch reset", "write (?:...)"),
+)
+
+
+class Refused(Exception):
+    """A pattern that cannot be compiled; carries the diagnostic."""
+
+    def __init__(self, diagnostic: Diagnostic) -> None:
+        super().__init__(diagnostic.title)
+        self.diagnostic = diagnostic
+
+
+def parse(text: Text) -> Node:
+    r"""The tree of a regular expression; raises `InvalidRules` at the column of what it cannot accept.
+
+    >>> from remapkit.patterns.tree import unparse
+    >>> unparse(parse(Text.of(r"layers\.(?P<n>\d+)\.(q|k)")))
+    'layers\\.(?P<n>[0-9]+)\\.(?:q|k)'
+    """
+    try:
+        return _Parser(text).whole()
+    except Refused as refused:
+        raise InvalidRules(refused.diagnostic) from None
+
+
+class _Parser:
+    """Recursive descent over one pattern; `here` is the next character."""
+
+    def __init__(self, text: Text) -> None:
+        self.text = text
+        self.value = text.value
+        self.here = 0
+        self.depth = 0
+        self.names: dict[str, tuple[int, int]] = {}
+
+    def refuse(self, code: str, title: str, start: int, end: int, *help: str, label: str = "") -> Refused:
+        return Refused(Diagnostic(code, title, (Label(self.text.at(start, end), label),), help))
+
+    def peek(self, count: int = 1) -> str:
+        return self.value[self.here : self.here + count]
+
+    def whole(self) -> Node:
+        node = self.alternation()
+        if self.here < len(self.value):
+            help = r"write \) for the character itself, or remove it"
+            raise self.refuse("RK116", "a parenthesis that closes nothing", self.here, self.here + 1, help)
+        count = size(node)
+        if count > MAX_POSITIONS:
+            title = f"the pattern is {count} characters long once its counted repeats are written out"
+            help = f"at most {MAX_POSITIONS} can be proven: use + or * where the exact count does not matter"
+            raise self.refuse("RK119", title, 0, len(self.value), help)
+        self.check_captures(node, None)
+        return node
+
+    # -------------------------------------------------------------------------------------------- structure
+
+    def alternation(self) -> Node:
+        start = self.here
+        branches = [self.sequence()]
+        while self.peek() == "|":
+            self.here += 1
+            branches.append(self.sequence())
+        return branches[0] if len(branches) == 1 else Alt(tuple(branches), (start, self.here))
+
+    def sequence(self) -> Node:
+        start = self.here
+        items: list[Node] = []
+        while self.here < len(self.value) and self.peek() not in "|)":
+            items.append(self.quantified())
+        return items[0] if len(items) == 1 else Seq(tuple(items), (start, self.here))
+
+    def quantified(self) -> Node:
+        start = self.here
+        if self.peek() in "*+?":
+            title = f"there is nothing before {self.peek()} to repeat"
+            raise self.refuse("RK118", title, start, start + 1, f"write \\{self.peek()} for the character itself")
+        item = self.atom()
+        quantifier = self.quantifier()
+        if quantifier is None:
+            return item
+        low, high = quantifier
+        following = self.peek()
+        if following == "?":
+            raise self.lazy(start)
+        if following == "+":
+            title = "a possessive quantifier"
+            help = "drop the + after the quantifier: matching is linear without it"
+            raise self.refuse("RK110", title, self.here, self.here + 1, help)
+        if following in ("*", "{"):
+            title = "a quantifier after a quantifier"
+            raise self.refuse("RK118", title, self.here, self.here + 1, "group the inner one: (?:...)")
+        return Repeat(item, low, high, (start, self.here))
+
+    def lazy(self, start: int) -> Refused:
+        help = "drop the ?, and say with a class where to stop: `[^.]+` stops before the next dot"
+        return self.refuse("RK110", "a lazy quantifier", self.here, self.here + 1, help)
+
+    def quantifier(self) -> tuple[int, int | None] | None:
+        sign = self.peek()
+        if sign and sign in "*+?":
+            self.here += 1
+            return {"*": (0, None), "+": (1, None), "?": (0, 1)}[sign]
+        return self.counted() if sign == "{" else None
+
+    def counted(self) -> tuple[int, int | None]:
+        start = self.here
+        end = self.value.find("}", start)
+        low, comma, high = (self.value[start + 1 : end] if end > 0 else "").partition(",")
+        digits = frozenset("0123456789")
+        if end < 0 or not low or not set(low + high) <= digits:
+            help = [r"write \{ for the character itself, or {2}, {2,} or {2,4} for a counted repeat"]
+            if end > 0 and not low and comma and high and set(high) <= digits:
+                help = [f"write {{0,{high}}}"]
+            raise self.refuse(
+                "RK118", "a brace that is no counted repeat", start, end + 1 if end > 0 else start + 1, *help
+            )
+        if max(len(low), len(high)) > 6 or max(int(low), int(high or 0)) > MAX_REPEAT:
+            help_ = f"the highest bound is {MAX_REPEAT}; use + or * where the exact count does not matter"
+            raise self.refuse("RK119", "a counted repeat with a very high bound", start, end + 1, help_)
+        bounds = int(low), (int(high) if high else None) if comma else int(low)
+        if bounds[1] is not None and bounds[1] < bounds[0]:
+            raise self.refuse(
+                "RK118", "the lower bound is above the upper bound", start, end + 1, f"write {{{high},{low}}}"
+            )
+        self.here = end + 1
+        return bounds
+
+    # -------------------------------------------------------------------------------------------- atoms
+
+    def atom(self) -> Node:
+        start, sign = self.here, self.peek()
+        if sign == "(":
+            return self.group()
+        if sign == "[":
+            return self.char_class()
+        if sign == "\\":
+            chars = self.escape(in_class=False)
+            return Chars(chars, (start, self.here))
+        if sign == ".":
+            self.here += 1
+            return Chars(NOT_NEWLINE, (start, self.here))
+        if sign in "^$":
+            where = "start" if sign == "^" else "end"
+            help = f"drop it: a pattern always matches the whole key; write \\{sign} for the character itself"
+            raise self.refuse("RK114", f"an anchor to the {where}", start, start + 1, help)
+        if sign in "{}]":
+            title = f"a {sign} that belongs to nothing"
+            code = "RK118" if sign == "{" else "RK116"
+            raise self.refuse(code, title, start, start + 1, f"write \\{sign} for the character itself")
+        self.here += 1
+        return Chars(one(sign), (start, self.here))
+
+    def group(self) -> Node:
+        start = self.here
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise self.refuse(
+                "RK119", f"groups nested more than {MAX_DEPTH} deep", start, start + 1, "write two rules"
+            )
+        self.here += 1
+        name: tuple[str, int, int] | None = None
+        if self.peek() == "?":
+            name = self.extension(start)
+        item = self.alternation()
+        if self.peek() != ")":
+            help = r"write \( for the character itself, or close it with )"
+            raise self.refuse("RK116", "a parenthesis that is never closed", start, start + 1, help)
+        self.here += 1
+        self.depth -= 1
+        if name is None:
+            return replace(item, at=(start, self.here))
+        return Group(name[0], item, (start, self.here))
+
+    def extension(self, start: int) -> tuple[str, int, int] | None:
+        """After `(?`: None for `(?:`, the name for `(?P<name>`; anything else is refused."""
+        self.here += 1
+        rest = self.value[self.here :]
+        if rest.startswith(":"):
+            self.here += 1
+            return None
+        if rest.startswith("P<"):
+            return self.group_name(start)
+        for sign, code, what, help in _EXTENSIONS:
+            if rest.startswith(sign):
+                raise self.refuse(code, what, start, self.here + len(sign), help)
+        if rest.startswith("<"):
+            raise self.refuse("RK120", "a capture without the P", start, self.here + 1, "write (?P<name>...)")
+        if rest[:1].isalpha() or rest[:1] == "-":
+            help = "drop it: matching is ASCII and case-sensitive; write [Aa] for both cases"
+            raise self.refuse("RK113", "an inline flag", start, self.here + 1, help)
+        raise self.refuse("RK113", "an unknown kind of group", start, self.here + 1, "write (?:...) or (?P<name>...)")
+
+    def group_name(self, start: int) -> tuple[str, int, int]:
+        begin = self.here + 2
+        end = self.value.find(">", begin)
+        name = self.value[begin : end if end >= 0 else len(self.value)]
+        if end < 0 or not (name.isascii() and name.isidentifier()):
+            stop = end if end >= 0 else begin
+            help = "write (?P<name>...), the name of letters, digits and _, not starting with a digit"
+            raise self.refuse(
+                "RK120",
+                f"{name!r} is no name for a capture" if end >= 0 else "a name without its >",
+                start,
+                stop + 1,
+                help,
+            )
+        if name in self.names:
+            first = self.names[name]
+            labels = (
+                Label(self.text.at(*first), "first here", primary=False),
+                Label(self.text.at(begin, end), "again here"),
+            )
+            title = f"two captures are named {name!r}"
+            raise Refused(Diagnostic("RK122", title, labels, ("give each capture its own name",)))
+        self.names[name] = (begin, end)
+        self.here = end + 1
+        return name, begin, end
+
+    # -------------------------------------------------------------------------------------------- escapes, classes
+
+    def escape(self, *, in_class: bool) -> Ranges:
+        start = self.here
+        sign = self.value[start + 1 : start + 2]
+        self.here += 2
+        if not sign:
+            raise self.refuse("RK115", "a backslash at the end", start, start + 1, r"write \\ for a backslash")
+        if sign in _CLASSES:
+            return _CLASSES[sign]
+        if sign in _CONTROLS:
+            return one(_CONTROLS[sign])
+        if sign in "xu":
+            return self.hexadecimal(start, 2 if sign == "x" else 4)
+        if sign in "0123456789":
+            raise self.digit_escape(start, sign, in_class)
+        if sign in _ANCHORS and not in_class:
+            help = "drop it: a pattern always matches the whole key"
+            raise self.refuse("RK114", f"an anchor to {_ANCHORS[sign]}", start, self.here, help)
+        if sign.isalnum() or not sign.isascii():
+            help = r"known are \d \w \s \D \W \S \t \n \r \f \v \xhh \uhhhh, and a backslash before punctuation"
+            raise self.refuse("RK115", f"the unknown escape \\{sign}", start, self.here, help)
+        return one(sign)
+
+    def digit_escape(self, start: int, sign: str, in_class: bool) -> Refused:
+        if sign == "0" or in_class:
+            return self.refuse("RK115", "an octal escape", start, self.here, r"write \xhh")
+        help = "no regular pattern can repeat what it captured; bound the capture and write one rule a value"
+        return self.refuse("RK111", "a back-reference", start, self.here, help)
+
+    def hexadecimal(self, start: int, count: int) -> Ranges:
+        digits = self.value[self.here : self.here + count]
+        if len(digits) < count or not set(digits) <= _HEX:
+            title = f"{self.value[start : start + 2]} wants {count} hexadecimal digits"
+            raise self.refuse("RK115", title, start, self.here + len(digits), r"write \xhh or \uhhhh")
+        self.here += count
+        return one(chr(int(digits, 16)))
+
+    def char_class(self) -> Node:
+        start = self.here
+        self.here += 1
+        negated = self.peek() == "^"
+        self.here += negated
+        pairs: list[tuple[int, int]] = []
+        while self.peek() != "]":
+            if self.here >= len(self.value):
+                help = r"write \[ for the character itself, or close it with ]"
+                raise self.refuse("RK116", "a class that is never closed", start, start + 1, help)
+            pairs += self.member(start)
+        self.here += 1
+        if not pairs:
+            help = r"write \] for a ] inside a class"
+            raise self.refuse("RK117", "an empty class", start, self.here, help)
+        chars = ranges(pairs)
+        if negated:
+            chars = complement(chars)
+        if not chars:
+            raise self.refuse("RK117", "a class that no character is in", start, self.here, "remove it")
+        return Chars(chars, (start, self.here))
+
+    def member(self, opened: int) -> Ranges:
+        """One member of a class: a character, an escape or a range."""
+        start = self.here
+        low = self.class_character(opened)
+        if self.peek() != "-" or self.peek(2) in ("-", "-]"):
+            return low
+        self.here += 1
+        high = self.class_character(opened)
+        if len(low) != 1 or low[0][0] != low[0][1] or len(high) != 1 or high[0][0] != high[0][1]:
+            help = r"write \- for the character itself"
+            raise self.refuse("RK117", "a range with a class at one end", start, self.here, help)
+        if low[0][0] > high[0][0]:
+            low_text, _, high_text = self.value[start : self.here].partition("-")
+            title = f"the range {self.value[start : self.here]} runs backwards"
+            raise self.refuse("RK117", title, start, self.here, f"write {high_text}-{low_text}")
+        return ((low[0][0], min(high[0][0], LAST)),)
+
+    def class_character(self, opened: int) -> Ranges:
+        sign = self.peek()
+        if sign == "\\":
+            return self.escape(in_class=True)
+        if not sign:
+            raise self.refuse("RK116", "a class that is never closed", opened, opened + 1, "close it with ]")
+        if sign == "[" or self.peek(2) in ("--", "&&", "~~", "||"):
+            title = f"a {sign} inside a class" if sign == "[" else f"a doubled {sign} inside a class"
+            help = f"write \\{sign} for the character itself: bare, it may come to mean a set operation"
+            raise self.refuse("RK117", title, self.here, self.here + 1, help)
+        self.here += 1
+        return one(sign)
+
+    # -------------------------------------------------------------------------------------------- captures
+
+    def check_captures(self, node: Node, inside: str | None) -> None:
+        """Every capture stands at the top level: not where it could be missing, doubled or part of another."""
+        if isinstance(node, Group):
+            if inside is not None:
+                raise self.misplaced(node, inside)
+            self.check_captures(node.item, f"the capture {node.name!r}")
+        elif isinstance(node, Repeat):
+            self.check_captures(node.item, inside or ("an optional part" if node.high == 1 else "a repetition"))
+        elif isinstance(node, Alt):
+            for branch in node.branches:
+                self.check_captures(branch, inside or "a branch of an alternation")
+        elif isinstance(node, Seq):
+            for item in node.items:
+                self.check_captures(item, inside)
+
+    def misplaced(self, node: Group, inside: str) -> Refused:
+        reasons = {
+            "an optional part": ("it could be missing", "write two rules, one with the part and one without"),
+            "a repetition": (
+                "it would have several values",
+                f"capture the whole repetition: (?P<{node.name}>(?:...)*)",
+            ),
+            "a branch of an alternation": ("it could be missing", "write one rule a branch"),
+        }
+        why, help = reasons.get(inside, ("its text would be used twice", "capture the parts side by side"))
+        title = f"the capture {node.name!r} stands inside {inside}: {why}"
+        return self.refuse("RK121", title, *node.at, help)

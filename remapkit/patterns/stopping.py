@@ -1,0 +1,138 @@
+r"""Where a key stopped being one of a pattern's: how far it could be read, and what was expected there.
+
+The pattern's instructions are walked breadth first, all places of one offset at a time (the idea of K. Thompson,
+"Regular expression search algorithm", 1968). That takes as many steps as there are instructions, times the length of
+the key, whatever the pattern is: an automaton without empty steps can be quadratic in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from remapkit.patterns.matcher import CHARS, JUMP, MATCH, SPLIT, Program
+from remapkit.patterns.tree import DIGITS, NOT_DOT, NOT_NEWLINE, WORD, Pattern, Ranges, contains, unparse_chars
+
+SHOWN = 4
+"""So many of the things that were expected are named."""
+WORD_SHOWN = 80
+"""So many characters of a word that was expected are shown."""
+_NAMES: Mapping[Ranges, str] = {
+    DIGITS: "a digit",
+    ((49, 57),): "a digit from 1 to 9",
+    WORD: "a letter, a digit or _",
+    NOT_DOT: "a character other than '.'",
+    NOT_NEWLINE: "a character",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Where a rule stopped matching a key: after `offset` characters, and what it expected there."""
+
+    offset: int
+    expected: str
+    reason: str
+
+
+def stopped_at(pattern: Pattern, fqn: str) -> Stop | None:
+    """Where a key stopped being one of a pattern's, or None where it is one.
+
+    >>> from remapkit.patterns.tree import CANONICAL, Part, literal
+    >>> from remapkit.diagnostics.source import Text
+    >>> text = Text.of("...")
+    >>> pattern = Pattern("match", text, text.span, (Part(None, literal("h.")), Part("n", CANONICAL)))
+    >>> stopped_at(pattern, "h.x").reason, stopped_at(pattern, "h.10")
+    ("expected '0' or a digit from 1 to 9, found 'x'", None)
+    """
+    program = Program(pattern)
+    places, ends = _reached(program, [0])
+    offset = 0
+    for character in fqn:
+        following, also = _reached(program, _stepped(program, places, character))
+        if not following and not also:
+            break
+        places, ends, offset = following, also, offset + 1
+    if ends and offset == len(fqn):
+        return _wrong_leaf(pattern, fqn)
+    expected = _listed(program, places, ends)
+    rest = fqn[offset:]
+    found = f"found {rest[:1]!r}" if rest else "the key ended"
+    return Stop(offset, expected, f"expected {expected}, {found}")
+
+
+def _listed(program: Program, places: Iterable[int], ends: bool) -> str:
+    found: dict[str, None] = {}
+    for place in places:
+        found[_expected(program, place)] = None
+        if len(found) > SHOWN:
+            break
+    else:
+        found.update({"the end of the key": None} if ends else {})
+    return " or ".join([*found][:SHOWN]) + (" or ..." if len(found) > SHOWN else "")
+
+
+def _wrong_leaf(pattern: Pattern, fqn: str) -> Stop | None:
+    leaf = fqn.rpartition(".")[2]
+    if pattern.leaf is None or leaf in pattern.leaf:
+        return None
+    listed = ", ".join(pattern.leaf)
+    return Stop(len(fqn) - len(leaf), f"a leaf of {listed}", f"leaf {leaf!r} is not one of {listed}")
+
+
+def _stepped(program: Program, places: Iterable[int], character: str) -> list[int]:
+    """Where those that read a character lead; many of them read the same characters."""
+    known: dict[Ranges, bool] = {}
+    found = []
+    for place in places:
+        chars: Ranges = program.code[place][1]
+        reads = known.get(chars)
+        if reads is None:
+            reads = known[chars] = contains(chars, character)
+        if reads:
+            found.append(place + 1)
+    return found
+
+
+def _reached(program: Program, starts: Iterable[int], most: int | None = None) -> tuple[list[int], bool]:
+    """The places that read the next character, by priority, and whether the key may end.
+
+    The search is over once it has found more than `most` of them.
+    """
+    found: list[int] = []
+    ends = False
+    seen: set[int] = set()
+    pending = list(starts)[::-1]
+    while pending and (most is None or len(found) <= most):
+        place = pending.pop()
+        if place in seen:
+            continue
+        seen.add(place)
+        kind, argument, other = program.code[place]
+        if kind == CHARS:
+            found.append(place)
+        elif kind == MATCH:
+            ends = True
+        elif kind == SPLIT:
+            pending += (other, argument)
+        else:
+            pending.append(argument if kind == JUMP else place + 1)
+    return found, ends
+
+
+def _expected(program: Program, place: int) -> str:
+    """What a place wants to read: the whole word from there on, where there is only one."""
+    word = ""
+    here: int | None = place
+    while here is not None and program.part[here] == program.part[place] and _is_one(program.code[here][1]):
+        word += chr(program.code[here][1][0][0])
+        following, _ = _reached(program, [here + 1], 1)
+        here = following[0] if len(following) == 1 and len(word) < WORD_SHOWN else None
+    if word:
+        return repr(word)
+    wanted = program.code[place][1]
+    return _NAMES.get(wanted) or f"one of {unparse_chars(wanted)}"
+
+
+def _is_one(chars: Ranges) -> bool:
+    return chars[0][0] == chars[-1][1]

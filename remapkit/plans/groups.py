@@ -1,0 +1,346 @@
+"""Moves of rules with operations: sources put together by their captures, headers inferred, nothing guessed.
+
+A group is what one set of captures brings together: every pattern of the rule, and every index that it counts. A
+group that lacks one, or has one twice, is an error that names it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from remapkit.diagnostics.diagnostic import Diagnostic, Label, counted
+from remapkit.diagnostics.source import Span
+from remapkit.ops.shape import At, Join, Op, Part, Refused, after, dimension, result
+from remapkit.patterns.tree import Pattern
+from remapkit.plans.make import Move, RuleRef, named
+from remapkit.rulefile.arithmetic import BadNumber, NoValue
+from remapkit.rules.compile import Match, RuleSet
+from remapkit.rules.pipeline import Filled, Flow, Resolved
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
+
+SHOWN = 5
+
+
+@dataclass(slots=True)
+class Gathered:
+    """What flows made of a header: moves with their place in its order, ties, and problems."""
+
+    moves: list[tuple[int, Move]] = field(default_factory=list)
+    tied: list[tuple[str, ...]] = field(default_factory=list)
+    problems: list[Diagnostic] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Group:
+    """The sources of one group, by index (None without `stack`) and branch, and where the first one stands."""
+
+    captures: Mapping[str, str]
+    place: int
+    found: defaultdict[tuple[int, int], list[str]] = field(default_factory=lambda: defaultdict(list))
+
+
+@dataclass(slots=True)
+class _Failure:
+    title: str
+    help: tuple[str, ...]
+    code: str
+    span: Span | None
+    notes: list[str]
+
+
+class Gather:
+    """Takes the keys that rules with operations match, one by one, and makes moves of them at the end."""
+
+    def __init__(self, rules: RuleSet, source: StateDictSpec) -> None:
+        self.rules, self.source = rules, source
+        self.groups: dict[int, dict[tuple[tuple[str, str], ...], _Group]] = {}
+        self.flows: dict[int, Flow] = {}
+
+    def take(self, fqn: str, match: Match, place: int) -> None:
+        """One source key; `place` is its number in the header."""
+        flow = match.rule.flow
+        assert flow is not None
+        captures = dict(match.captures)
+        index = int(captures.pop(flow.stack.by)) if flow.stack is not None else 0
+        self.flows[id(flow)] = flow
+        groups = self.groups.setdefault(id(flow), {})
+        key = tuple(sorted(captures.items()))
+        group = groups.setdefault(key, _Group(captures, place))
+        group.found[index, match.rule.branch].append(fqn)
+
+    def finish(self) -> Gathered:
+        """Every move, and everything that is wrong."""
+        gathered = Gathered()
+        for number, groups in self.groups.items():
+            self._flow(self.flows[number], list(groups.values()), gathered)
+        end = len(self.source)
+        for filled in self.rules.add:
+            gathered.moves += ((end, move) for move in self._filled(filled, gathered.problems))
+        return gathered
+
+    def _flow(self, flow: Flow, groups: Sequence[_Group], gathered: Gathered) -> None:
+        resolved = self._resolved(flow, gathered.problems)
+        if resolved is None:
+            return
+        whole = [group for group in groups if not self._incomplete(flow, resolved, group)]
+        gathered.problems += self._holes(flow, resolved, [group for group in groups if group not in whole])
+        failures: dict[tuple[str, int], _Failure] = {}
+        for group in whole:
+            made = list(_moves(flow, resolved, group, self.source, failures))
+            gathered.moves += ((group.place, move) for move in made)
+            if flow.share == "tie" and len(made) > 1:
+                gathered.tied += _tied(made, len(flow.templates[0]))
+        gathered.problems += (_failed(flow, each, self.source) for each in failures.values())
+
+    def _resolved(self, flow: Flow, problems: list[Diagnostic]) -> Resolved | None:
+        try:
+            return flow.resolved(self.rules.params)
+        except BadNumber as error:
+            problems.append(_bad_number(flow.id, flow.span, error, self.source.name))
+            return None
+
+    def _filled(self, filled: Filled, problems: list[Diagnostic]) -> Iterator[Move]:
+        try:
+            op = filled.op(self.rules.params)
+        except BadNumber as error:
+            problems.append(_bad_number(filled.id, filled.span, error, self.source.name))
+            return
+        for target in filled.targets:
+            yield Move(target, (), (op,), RuleRef(filled.id, filled.span), op.spec)
+
+    # -------------------------------------------------------------------------------------------- completeness
+
+    def _wanted(self, flow: Flow, resolved: Resolved, group: _Group) -> list[tuple[int, int]]:
+        """Every index and branch that a group must have."""
+        largest = max(index for index, _ in group.found) + 1
+        count = largest if resolved.stacked is None else resolved.stacked
+        return [(index, branch) for index in range(count) for branch in range(len(flow.patterns))]
+
+    def _incomplete(self, flow: Flow, resolved: Resolved, group: _Group) -> bool:
+        # A key like experts.4000000000 must not make four billion wanted ones: first see whether all can be there.
+        indices = {index for index, _ in group.found}
+        if len(indices) != max(indices) + 1 or any(len(fqns) > 1 for fqns in group.found.values()):
+            return True
+        if resolved.stacked is not None and len(indices) != resolved.stacked:
+            return True
+        return sorted(group.found) != self._wanted(flow, resolved, group)
+
+    def _holes(self, flow: Flow, resolved: Resolved, groups: Sequence[_Group]) -> Iterator[Diagnostic]:
+        twice, lacking, beyond = [], [], []
+        for group in groups:
+            twice += [" and ".join(fqns) for fqns in group.found.values() if len(fqns) > 1]
+            lacking += list(self._lacking(flow, resolved, group))
+            if resolved.stacked is not None:
+                beyond += [fqns[0] for (index, _), fqns in group.found.items() if index >= resolved.stacked]
+        if twice:
+            title = f"{flow.id}: {counted(len(twice), 'source')} twice: one would be lost"
+            help = "the keys differ in what the pattern does not capture: capture it, or narrow the pattern"
+            yield self._problem(flow, "RK342", title, twice, help, "duplicates")
+        if lacking:
+            number = sum(each.number for each in lacking)
+            title = f"{flow.id}: {counted(number, 'source key')} missing for {counted(len(groups), 'target')}"
+            notes = [note for each in lacking for note in each.notes]
+            help = "get the whole checkpoint; nothing is stacked or put together with a hole"
+            bounds = next((found for group in groups if (found := _bounds(flow, group))), None)
+            yield self._problem(flow, "RK340", title, notes, bounds or help, "missing")
+        if beyond:
+            title = f"{flow.id}: {counted(len(beyond), 'source key')} more than the {resolved.stacked} of `count`"
+            yield self._problem(flow, "RK343", title, beyond, "correct `count`, or the param it is made of", "beyond")
+
+    def _problem(self, flow: Flow, code: str, title: str, lines: Sequence[str], help: str, what: str) -> Diagnostic:
+        return Diagnostic(
+            code,
+            title,
+            labels=(Label(flow.span),),
+            notes=(named(lines),),
+            help=(help,),
+            place=self.source.name,
+            values={"rule": flow.id, what: list(lines)},
+        )
+
+    def _lacking(self, flow: Flow, resolved: Resolved, group: _Group) -> Iterator[_Lacking]:
+        indices = sorted({index for index, _ in group.found})
+        top = indices[-1] + 1 if resolved.stacked is None else resolved.stacked
+        # The template in the captures of a source that is there: those of another may never be what was captured.
+        here = min(branch for _, branch in group.found)
+        target = flow.templates[here][0].render(_with_made(flow, group.captures))
+        if flow.stack is not None:
+            gaps = list(_gaps(indices, top))
+            if gaps:
+                words = ", ".join(_span_words(start, stop) for start, stop in gaps[:SHOWN])
+                there = ", ".join(map(str, indices[:SHOWN])) + (", ..." if len(indices) > SHOWN else "")
+                number = sum(stop - start for start, stop in gaps) * len(flow.patterns)
+                first = _source(flow.patterns[0], {**group.captures, flow.stack.by: str(gaps[0][0])})
+                note = f"{target}: {flow.stack.by} goes {there}, and lacks {words}: no {first}"
+                yield _Lacking(number, [note])
+        absent = [
+            (index, branch)
+            for index in indices
+            for branch in range(len(flow.patterns))
+            if (index, branch) not in group.found and index < top
+        ]
+        if absent:
+            by = flow.folded
+            keys = [
+                _source(flow.patterns[branch], {**group.captures, **({by: str(index)} if by is not None else {})})
+                for index, branch in absent
+            ]
+            yield _Lacking(len(absent), [f"{key} (for {target})" for key in keys])
+
+
+def _bounds(flow: Flow, group: _Group) -> str | None:
+    """What to do where a source can never be there, because its pattern excludes what another one captured."""
+    for pattern in flow.patterns:
+        for name, value in group.captures.items():
+            part = pattern.capture(name)
+            if part is not None and part.values is not None and value not in part.values:
+                bound = f"{name} = {value}, which {pattern.text} never has"
+                return f"another source has {bound}: bound `{name}` alike in all sources of the rule"
+    return None
+
+
+@dataclass(slots=True)
+class _Lacking:
+    number: int
+    notes: list[str]
+
+
+def _gaps(indices: Sequence[int], top: int) -> Iterator[tuple[int, int]]:
+    """The stretches of indices below `top` that are not there."""
+    expected = 0
+    for index in [*(each for each in indices if each < top), top]:
+        if index > expected:
+            yield expected, index
+        expected = index + 1
+
+
+def _span_words(start: int, stop: int) -> str:
+    return str(start) if stop == start + 1 else f"{start} to {stop - 1}"
+
+
+def _source(pattern: Pattern, captures: Mapping[str, str]) -> str:
+    """The source key that captures spell, `...` where a pattern is open."""
+    words = []
+    for part in pattern.parts:
+        if part.name is not None:
+            words.append(captures.get(part.name, "..."))
+        else:
+            words.append(part.values[0] if part.values and len(part.values) == 1 else "...")
+    return "".join(words)
+
+
+# ------------------------------------------------------------------------------------------------------- moves
+
+
+def _moves(
+    flow: Flow,
+    resolved: Resolved,
+    group: _Group,
+    source: StateDictSpec,
+    failures: dict[tuple[str, int], _Failure],
+) -> Iterator[Move]:
+    """The moves of one whole group; where its tensors do not fit, a failure instead."""
+    sources = tuple(fqns[0] for _, fqns in sorted(group.found.items()))
+    specs = [source[fqn] for fqn in sources]
+    ref = RuleRef(flow.id, flow.span)
+    try:
+        trunk = trunk_of(flow, resolved)
+        whole = result(trunk, specs, sources)
+        for number, tail in _tails(flow, resolved, whole):
+            captures = dict(group.captures)
+            if flow.unstack is not None:
+                captures[flow.unstack.by] = str(number)
+            for output, branch in enumerate(resolved.after):
+                target = flow.templates[0][output].render(captures)
+                part = _part(flow, resolved, output)
+                ops = (*trunk, *tail, *part, *branch)
+                spec = after((*tail, *part, *branch), whole)
+                yield Move(target, sources, ops, ref, spec)
+    except Refused as refused:
+        place = resolved.spans.get(id(refused.op)) or _place(flow, refused.op)
+        failure = failures.setdefault(
+            (refused.title, place.start if place else 0),
+            _Failure(refused.title, refused.help, refused.code, place, []),
+        )
+        target = flow.templates[0][0].render(_with_made(flow, group.captures))
+        failure.notes.append(f"{_shown_sources(sources, specs)} -> {target}")
+
+
+def _shown_sources(sources: Sequence[str], specs: Sequence[TensorSpec]) -> str:
+    more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+    return f"{sources[0]} ({specs[0]}){more}"
+
+
+def trunk_of(flow: Flow, resolved: Resolved) -> tuple[Op, ...]:
+    """The operations that every target of a group shares."""
+    if len(resolved.before) == 1 and flow.stack is None:
+        return (*resolved.before[0], *resolved.ops)
+    stack = flow.stack.dim if flow.stack is not None else None
+    concat = flow.concat.dim if flow.concat is not None else None
+    equal = flow.concat is not None and flow.concat.equal
+    return (Join(resolved.before, concat, stack, resolved.joined, equal), *resolved.ops)
+
+
+def _tails(flow: Flow, resolved: Resolved, whole: TensorSpec) -> Iterator[tuple[int, tuple[Op, ...]]]:
+    """For each index that `unstack` makes: the operation that takes it."""
+    if flow.unstack is None:
+        yield 0, ()
+        return
+    size = whole.shape[dimension(flow.unstack.dim, whole)]
+    if not size:
+        title = f"nothing to unstack: the dimension has 0 elements, {list(whole.shape)}"
+        raise Refused(title, "a key would be gone without a word: name it under `drop:` if that is meant")
+    if resolved.unstacked is not None and size != resolved.unstacked:
+        title = f"{size} elements to unstack, and `count` is {resolved.unstacked}, {list(whole.shape)}"
+        raise Refused(title, "correct `count`, or the param it is made of")
+    for index in range(size):
+        yield index, (At(flow.unstack.dim, index),)
+
+
+def _part(flow: Flow, resolved: Resolved, output: int) -> tuple[Op, ...]:
+    if flow.split is None:
+        return ()
+    return (Part(flow.split.dim, output, len(resolved.after), resolved.sizes),)
+
+
+def _with_made(flow: Flow, captures: Mapping[str, str]) -> dict[str, str | None]:
+    return {**captures, **({flow.unstack.by: None} if flow.unstack is not None else {})}
+
+
+def _place(flow: Flow, op: Op | None) -> Span | None:
+    if isinstance(op, Part) and flow.split is not None:
+        return flow.split.span
+    if isinstance(op, At) and flow.unstack is not None:
+        return flow.unstack.span
+    return flow.span
+
+
+def _tied(moves: Sequence[Move], outputs: int) -> Iterator[tuple[str, ...]]:
+    for start in range(0, len(moves), outputs):
+        yield tuple(move.target for move in moves[start : start + outputs])
+
+
+# ---------------------------------------------------------------------------------------------------- problems
+
+
+def _failed(flow: Flow, failure: _Failure, source: StateDictSpec) -> Diagnostic:
+    more = "" if len(failure.notes) == 1 else f" ({len(failure.notes)} times)"
+    return Diagnostic(
+        failure.code,
+        f"{flow.id}: {failure.title}{more}",
+        labels=(Label(failure.span),) if failure.span is not None else (),
+        notes=(named(failure.notes),),
+        help=failure.help,
+        place=source.name,
+        values={"rule": flow.id, "at": failure.notes},
+    )
+
+
+def _bad_number(id: str, span: Span, error: BadNumber, place: str) -> Diagnostic:
+    if isinstance(error, NoValue):
+        title = f"{id} needs the param {error.names[0]!r}, which has no value"
+        help = (f"give it: --param {error.names[0]}=NUMBER, or --config config.json where the rules name its entry",)
+        return Diagnostic("RK341", title, (Label(span),), help, place=place, values={"params": list(error.names)})
+    return Diagnostic("RK341", f"{id}: {error}", (Label(span),), ("correct the params",), place=place)

@@ -1,0 +1,142 @@
+"""Names that a safetensors file only records as tied: when they are keys, and what becomes of the others.
+
+The format has no aliases. Its writers keep one name of a tied tensor and put `other: kept` into the metadata, where
+pairs of any other meaning lie too: `{"author": "w"}` beside a tensor `w` has the same form. So a record is a
+candidate. It is a key like any other where a rule names it or the target has it, and stays a record elsewhere: it
+never makes a tensor that nobody asked for, and never an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity, counted, listed
+from remapkit.patterns.literals import literal_text
+from remapkit.plans.make import UNMATCHED, Move, Plan, RuleRef, named
+from remapkit.tensors.spec import StateDictSpec
+
+if TYPE_CHECKING:
+    from remapkit.rules.compile import Match, Rule, RuleSet
+
+_NOBODYS = "zqxjkv"
+"""A segment that is in no checkpoint: a pattern that takes it takes anything of that form."""
+
+
+def names_it(rule: Rule, fqn: str) -> bool:
+    """Whether a rule speaks of a key: it matches it, and would not match just any key of as many segments.
+
+    >>> from remapkit.rulefile.read import read_text
+    >>> from remapkit.rules.compile import compile_rules
+    >>> text = "remapkit: 1\\nname: t\\nrules:\\n"
+    >>> text += "  - {id: all, path: '{r:**}', to: 'm.{r}'}\\n  - {id: head, path: '{m}.weight', to: '{m}.w'}\\n"
+    >>> [names_it(rule, "head.weight") for rule in compile_rules(read_text(text)).rules]
+    [False, True]
+    """
+    anything = ".".join(_NOBODYS for _ in fqn.split("."))
+    return rule.match(fqn) is not None and rule.match(anything) is None
+
+
+def sort_out(rules: RuleSet, header: StateDictSpec) -> tuple[StateDictSpec, dict[str, Move]]:
+    """The header with the recorded names that a rule names as keys; where rules that take anything lead others."""
+    taken: list[str] = []
+    led: dict[str, Move] = {}
+    for fqn, kept in header.recorded.items():
+        found = rules.match(fqn)
+        if any(names_it(match.rule, fqn) for match in found):
+            taken.append(fqn)
+        elif (to := _renamed(rules, fqn, found)) is not None:
+            led[fqn] = Move(to[0], (kept,), (), to[1], header[kept])
+    return header.with_recorded(taken), led
+
+
+def _renamed(rules: RuleSet, fqn: str, found: Sequence[Match]) -> tuple[str, RuleRef] | None:
+    """The one new name, where nothing but a name changes."""
+    if not found and rules.unmatched == "keep":
+        return fqn, UNMATCHED
+    if len(found) != 1 or found[0].target is None or found[0].rule.flow is not None:
+        return None
+    return found[0].target, RuleRef(found[0].rule.id, found[0].rule.span)
+
+
+def with_data(moves: Iterable[Move], recorded: Mapping[str, str]) -> list[Move]:
+    """The moves with recorded names among their sources replaced by the names that hold the data."""
+    return [
+        replace(move, sources=tuple(recorded.get(fqn, fqn) for fqn in move.sources))
+        if any(fqn in recorded for fqn in move.sources)
+        else move
+        for move in moves
+    ]
+
+
+def records(plan: Plan) -> dict[str, str]:
+    """The names that stay records, in new names: `other -> kept`. A name whose tensor is left behind is not there."""
+    if not plan.recorded:
+        return {}
+    kept: dict[object, str] = {}
+    for move in plan.moves:
+        kept.setdefault((move.sources, move.ops), move.target)
+    brought = {move.target for move in plan.moves}
+    return {
+        move.target: kept[move.sources, move.ops]
+        for move in plan.recorded.values()
+        if (move.sources, move.ops) in kept and move.target not in brought
+    }
+
+
+def asked(plan: Plan, names: Container[str]) -> Plan:
+    """The plan with those recorded names as moves of their own whose target is among `names`."""
+    brought = {move.target for move in plan.moves}
+    taken = {fqn: move for fqn, move in plan.recorded.items() if move.target in names and move.target not in brought}
+    if not taken:
+        return plan
+    again = records(plan)
+    groups = {group[0]: list(group) for group in plan.tied}
+    first = {fqn: group[0] for group in plan.tied for fqn in group}
+    for move in taken.values():
+        if move.target in again:
+            kept = again[move.target]
+            groups.setdefault(first.get(kept, kept), [kept]).append(move.target)
+    source = plan.source.with_recorded(taken)
+    left = {fqn: move for fqn, move in plan.recorded.items() if fqn not in taken}
+    others = [each for each in plan.warnings if each.code != "RK420"]
+    return replace(
+        plan,
+        source=source,
+        moves=(*plan.moves, *taken.values()),
+        tied=tuple(map(tuple, groups.values())),
+        recorded=left,
+        warnings=(*others, *only_recorded(source, plan.moves, left)),
+    )
+
+
+def only_recorded(source: StateDictSpec, moves: Sequence[Move], led: Mapping[str, Move]) -> list[Diagnostic]:
+    """The note on the names that stay records, and on those that then name nothing: their tensor has another name.
+
+    `led` are those that rules which take anything lead to new names: they are recorded anew.
+    """
+    if not source.recorded:
+        return []
+    kept = {move.target for move in moves if not move.ops and move.sources == (move.target,)}
+    dangling = [other for other, tensor in source.recorded.items() if tensor not in kept and other not in led]
+    one = len(source.recorded) == 1
+    title = (
+        f"{counted(len(source.recorded), 'name')} {'is' if one else 'are'} only recorded as a name of a tensor: "
+        f"{'it stays a record' if one else 'they stay records'}"
+    )
+    if dangling:
+        gone = listed(dict.fromkeys(source.recorded[other] for other in dangling))
+        title += f", which names what the output does not have: {gone}"
+    first = next(iter(dangling or source.recorded))
+    return [
+        Diagnostic(
+            "RK420",
+            title,
+            notes=(named([f"{other} = {kept}" for other, kept in source.recorded.items()]),),
+            help=(f"a tied tensor is kept by a rule that names it: {{path: {literal_text(first)}, to: ...}}",),
+            place=source.name,
+            severity=Severity.NOTE,
+            values={"recorded": dict(source.recorded)},
+        )
+    ]

@@ -1,0 +1,105 @@
+"""Names of keys and modules that a file's `__metadata__` quotes, and that would stay as they were."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity, counted
+from remapkit.tensors.spec import StateDictSpec
+
+if TYPE_CHECKING:
+    from remapkit.plans.make import Move
+
+SUFFIXES = ("target_modules", "modules_to_save", "rank_pattern", "alpha_pattern", "exclude_modules", "ignore")
+"""Fields that name modules by the end of their path."""
+
+DEEPEST = 32
+SHOWN = 5
+
+
+def stale_names(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
+    """A warning for each entry of the metadata that quotes names which are renamed or dropped.
+
+    >>> from remapkit.plans.make import Move, RuleRef
+    >>> from remapkit.tensors.spec import TensorSpec
+    >>> spec, quoted = TensorSpec("F32", (1,)), {"_quantization_metadata": '{"layers": {"a": {}}}'}
+    >>> header = StateDictSpec({"a.weight": spec}, metadata=quoted)
+    >>> stale_names(header, [Move("b.weight", ("a.weight",), (), RuleRef("r"), spec)])[0].values["names"]
+    ['a']
+    """
+    entries = {name: _json(text) for name, text in source.metadata.items() if text[:1] in ("{", "[")}
+    quoted = {name: list(dict.fromkeys(_names(value, False, 0))) for name, value in entries.items()}
+    if not any(quoted.values()):
+        return []
+    asked = {each for names in quoted.values() for each in names}
+    before, after = _there(asked, source), _there(asked, (move.target for move in moves))
+    found = []
+    for entry, names in quoted.items():
+        gone = [name for name, end in names if (name, end) in before and (name, end) not in after]
+        if gone:
+            found.append(_stale(entry, list(dict.fromkeys(gone)), source))
+    return found
+
+
+def _json(text: str) -> Any:
+    """The value, where the text is JSON; an entry of the metadata may be anything, and other texts quote no name."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _names(value: Any, end: bool, depth: int) -> Iterator[tuple[str, bool]]:
+    """Every text in a value, keys included, and whether it may be only the end of a name."""
+    if isinstance(value, str):
+        yield value, end
+    elif isinstance(value, dict) and depth < DEEPEST:
+        for key, each in value.items():
+            yield key, end
+            yield from _names(each, end or key.rpartition(".")[2] in SUFFIXES, depth + 1)
+    elif isinstance(value, list) and depth < DEEPEST:
+        for each in value:
+            yield from _names(each, end, depth + 1)
+
+
+def _there(asked: Collection[tuple[str, bool]], fqns: Iterable[str]) -> set[tuple[str, bool]]:
+    """Which of the quoted names are keys or modules of these keys, or the ends of such a path.
+
+    Only names that are asked for are kept: a key of a thousand segments has half a million stretches of its own, and
+    one with more than `DEEPEST` segments is in no model, so that nothing is looked for in it.
+    """
+    whole = {name for name, end in asked if not end}
+    ends = {name for name, end in asked if end}
+    lengths = sorted({name.count(".") + 1 for name in ends})
+    found: set[tuple[str, bool]] = set()
+    seen: set[str] = set()
+    for fqn in fqns:
+        path = fqn if fqn.count(".") < DEEPEST else ""
+        while path and path not in seen:
+            seen.add(path)
+            if path in whole:
+                found.add((path, False))
+            for length in lengths:
+                tail = path.rsplit(".", length)
+                name = ".".join(tail[-length:]) if len(tail) >= length else ""
+                if name in ends:
+                    found.add((name, True))
+            path = path.rpartition(".")[0]
+    return found
+
+
+def _stale(entry: str, names: list[str], source: StateDictSpec) -> Diagnostic:
+    title = f"the metadata `{entry}` quotes {counted(len(names), 'name')} that the rules change: it stays as it was"
+    lines = names[:SHOWN] + [f"... and {len(names) - SHOWN} more"] * (len(names) > SHOWN)
+    help = "correct the entry in the written file, or whoever reads it looks for names that are gone"
+    return Diagnostic(
+        "RK369",
+        title,
+        notes=("\n".join(lines),),
+        help=(help,),
+        severity=Severity.WARNING,
+        place=source.name,
+        values={"entry": entry, "names": names},
+    )

@@ -1,0 +1,650 @@
+r"""The questions of a proof, asked of arrows: who shares a key, who can be cut in two ways, whose targets collide.
+
+Every answer is a `Witness`: concrete keys, and what becomes of them. Nothing here knows of messages or of rule files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal as OneOf
+from typing import TypeVar
+
+from remapkit.patterns.template import Copy, Mapped
+from remapkit.patterns.tree import Part, Pattern
+from remapkit.patterns.tree import one as only
+from remapkit.proofs.automata import (
+    Budget,
+    Exhausted,
+    Guide,
+    LeafGuide,
+    Letters,
+    Piece,
+    Pieces,
+    Product,
+    SetGuide,
+    characters,
+    joined,
+    shortest_words,
+    walk,
+)
+from remapkit.proofs.keymap import Arrow, Made, Source, readings
+from remapkit.proofs.linear import (
+    Tools,
+    Variant,
+    confused,
+    hanging_together,
+    merged,
+    piece_of,
+    variants,
+    without_losses,
+)
+from remapkit.proofs.product import (
+    candidates,
+    cheapest,
+    cheapest_of_line,
+    cheapest_outside,
+    meets,
+    splits,
+    two_spellings,
+)
+from remapkit.proofs.transducer import conflict, transducer, words_cut_twice
+from remapkit.proofs.union import Net, NetBuilder
+
+T = TypeVar("T")
+Fault = OneOf["ambiguous", "cut", "within", "across", "open"]
+SPELT_OUT = 1000
+"""So many combinations of captures that hang together are spelt out where two of them are to be compared."""
+MOST = 50
+"""After so many faults, or questions that are undecided, pairs of rules are counted and not looked at."""
+APART = 100
+"""So many values of what may be lost are looked at one by one."""
+TRIED = 100
+"""So many keys that can be cut in several ways are tried, shortest first, where nothing else decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """Keys that show a fault.
+
+    `ambiguous`: one key that two rules match. `cut`: one key with two readings (a text for each part of the pattern)
+    and their targets. `within`, `across`: two keys that become one target. `open`: a key that a rule moves onto the
+    target, and the target itself, which passes through unmatched. `lost` is the part of the pattern that the target
+    does not show, where that is the reason; `admitted`: the author said so. `covered` are arrows all of whose keys
+    the other one matches too.
+    """
+
+    fault: Fault
+    arrows: tuple[int, ...]
+    keys: tuple[str, ...]
+    targets: tuple[str, ...] = ()
+    readings: tuple[tuple[str, ...], ...] = ()
+    lost: int | None = None
+    admitted: bool = False
+    covered: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Answers:
+    """What came out: witnesses, the questions that are undecided (arrows and fault), arrows without a key."""
+
+    witnesses: list[Witness] = field(default_factory=list)
+    undecided: list[tuple[Fault, tuple[int, ...]]] = field(default_factory=list)
+    dead: list[int] = field(default_factory=list)
+    unasked: int = 0
+    """Pairs of arrows that were not looked at, because there were faults enough."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether everything asked was proven."""
+        return not self.witnesses and not self.undecided and not self.unasked
+
+
+class Questions:
+    """All questions about some arrows; with a `domain`, about the keys of these patterns only."""
+
+    def __init__(
+        self, arrows: Sequence[Arrow], budget: Budget, domain: Sequence[Pattern] = (), *, passes: bool = False
+    ) -> None:
+        self.arrows, self.budget, self.passes = arrows, budget, passes
+        more = [chars for pattern in domain for part in pattern.parts for chars in characters(part.node)]
+        more += [only(sign) for pattern in domain for leaf in pattern.leaf or () for sign in f".{leaf}"]
+        self.tools = Tools.for_arrows(arrows, more, budget)
+        self.domain = _guide_of(domain, self.tools.letters, self.tools.pieces, budget) if domain else None
+        self.answers = Answers()
+        self.found: dict[int, tuple[Variant, ...]] = {}
+        self.several_cuts: set[int] = set()
+        self.sources = Net(self.tools.letters)
+
+    def run(self) -> Answers:
+        """Ask everything."""
+        self._sources()
+        self._ambiguities()
+        targets = [number for number in self.found if self.arrows[number].items is not None]
+        exact = [number for number in targets if self._one_way(number)]
+        self._targets(exact)
+        if self.passes:
+            self._pass_through(exact)
+        return self.answers
+
+    def ask(
+        self, fault: Fault, arrows: tuple[int, ...], otherwise: T, question: Callable[..., T], *given: object
+    ) -> T:
+        """The answer to one question, or `otherwise` where it takes too long: then it is undecided."""
+        self.budget.ask()
+        try:
+            return question(*given)
+        except Exhausted:
+            self.answers.undecided.append((fault, arrows))
+            return otherwise
+
+    # -------------------------------------------------------------------------------------------- source keys
+
+    def _sources(self) -> None:
+        builder = NetBuilder(self.tools)
+        self.sources = builder.net
+        for number, arrow in enumerate(self.arrows):
+            found = self.ask("cut", (number,), None, variants, arrow, self.tools, self.domain)
+            if found is None:
+                continue
+            if not found:
+                self.answers.dead.append(number)
+                continue
+            if self.ask("cut", (number,), False, self._added, builder, number, found):
+                self.found[number] = found
+
+    def _added(self, builder: NetBuilder, number: int, found: tuple[Variant, ...]) -> bool:
+        builder.sources(number, found)
+        return True
+
+    def _ambiguities(self) -> None:
+        pairs = sorted(self.ask("ambiguous", (), set[tuple[int, int]](), candidates, self.sources, self.budget))
+        first = self._first_of_each_source()
+        for place, (one, other) in enumerate(pairs):
+            if one not in first or other not in first:
+                continue
+            if self._enough():
+                self.answers.unasked += len(pairs) - place
+                return
+            met = self.ask("ambiguous", (one, other), None, meets, self.sources, one, other, self.budget)
+            if met:
+                self.ask("ambiguous", (one, other), None, self._ambiguous, one, other)
+
+    def _enough(self) -> bool:
+        """Whether there are so many faults, or questions without an answer, that more of them help nobody."""
+        faults = sum(each.fault != "open" and not each.admitted for each in self.answers.witnesses)
+        return faults >= MOST or sum(fault != "open" for fault, _ in self.answers.undecided) >= MOST
+
+    def _first_of_each_source(self) -> set[int]:
+        """One arrow for each pattern: a rule that writes several targets matches a key once."""
+        first: dict[Source, int] = {}
+        for number, arrow in enumerate(self.arrows):
+            first.setdefault(arrow.source, number)
+        return set(first.values())
+
+    def _ambiguous(self, one: int, other: int) -> None:
+        meeting = cheapest(self.sources, one, other, self.budget)
+        assert meeting is not None
+        key = meeting.text
+        targets = tuple(_shown(self.arrows[number], key) for number in (one, other))
+        covered = tuple(a for a, b in ((one, other), (other, one)) if self._covers(b, a))
+        self.answers.witnesses.append(Witness("ambiguous", (one, other), (key,), targets, covered=covered))
+
+    def _covers(self, wide: int, narrow: int) -> bool:
+        """Whether every key of one arrow is one of the other's too; False also where that takes too long to say."""
+        pieces = [joined([piece_of(slot, self.tools) for slot in each.slots]) for each in self.found[wide]]
+        self.budget.ask(self.budget.total // 100)
+        try:
+            matched = SetGuide(pieces, self.tools.letters, self.budget)
+            return cheapest_outside(self.sources, narrow, matched, None, self.budget) is None
+        except Exhausted:
+            return False
+
+    # -------------------------------------------------------------------------------------------- cuts
+
+    def _one_way(self, number: int) -> bool:
+        """Whether the target of every key is one; where the cut matters a witness is found."""
+        arrow = self.arrows[number]
+        if arrow.identity or not self.ask("cut", (number,), True, splits, self.sources, number, self.budget):
+            return True
+        self.several_cuts.add(number)
+        self.found[number] = self._merged(number, self.found[number])
+        return self.ask("cut", (number,), False, self._cut_harmless, number)
+
+    def _cut_harmless(self, number: int) -> bool:
+        net = self._net(number, source=True)
+        if not splits(net, number, self.budget):
+            return True
+        exact = self._exact(number)
+        if all(variant.in_order for variant in exact):
+            found = conflict(transducer(exact, self.tools), self.tools.letters, self.budget)
+            words: Iterable[str] = () if found is None else (found.text,)
+            harmless = found is None
+        else:
+            words, harmless = words_cut_twice(net, number, self.budget), False
+        for tried, key in enumerate(words):
+            if tried == TRIED:
+                break
+            witness = self._two_targets(number, key)
+            if witness is not None:
+                self.answers.witnesses.append(witness)
+                return False
+        if not harmless:
+            raise Exhausted
+        return True
+
+    def _two_targets(self, number: int, key: str) -> Witness | None:
+        arrow = self.arrows[number]
+        by_target: dict[tuple[str, ...], tuple[str, ...]] = {}
+        for reading in readings(arrow.pattern, key):
+            by_target.setdefault(_identity(arrow, key, _captures(arrow, reading)), reading)
+        taken = arrow.reader(key)
+        if len(by_target) < 2 or taken is None:
+            return None
+        first = _identity(arrow, key, taken)
+        other = next(target for target in by_target if target != first)
+        return Witness("cut", (number,), (key,), (first[0], other[0]), (by_target[first], by_target[other]))
+
+    # -------------------------------------------------------------------------------------------- targets
+
+    def _net(self, number: int, *, source: bool = False, exact: bool = False, admitted: bool = False) -> Net:
+        found = self._exact(number) if exact else self._with_folded(number)
+        builder = NetBuilder(self.tools, admitted=admitted)
+        (builder.sources if source else builder.targets)(number, found)
+        return builder.net
+
+    def _with_folded(self, number: int) -> tuple[Variant, ...]:
+        arrow = self.arrows[number]
+        if not arrow.folded:
+            return self.found[number]
+        return self._merged(number, variants(arrow, self.tools, self.domain, folded=True))
+
+    def _exact(self, number: int, *, folded: bool = True) -> tuple[Variant, ...]:
+        arrow = self.arrows[number]
+        if not hanging_together(arrow):
+            return self._with_folded(number) if folded else self.found[number]
+        return self._merged(number, variants(arrow, self.tools, self.domain, exact=True, folded=folded))
+
+    def _merged(self, number: int, found: tuple[Variant, ...]) -> tuple[Variant, ...]:
+        """The variants as those of an arrow that can be cut in several ways are looked at."""
+        return tuple(merged(each, self.tools) for each in found) if number in self.several_cuts else found
+
+    def _targets(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self.ask("within", (number,), None, self._within, number)
+        builder = NetBuilder(self.tools, admitted=True)
+        for number in numbers:
+            self.ask("across", (number,), None, builder.targets, number, self.found[number])
+        net = builder.net
+        pairs = sorted(self.ask("across", (), set[tuple[int, int]](), candidates, net, self.budget))
+        for place, (one, other) in enumerate(pairs):
+            left, right = self.arrows[one], self.arrows[other]
+            if left.owner == right.owner or (left.identity and right.identity):
+                continue
+            if self._enough():
+                self.answers.unasked += len(pairs) - place
+                break
+            self.ask("across", (one, other), None, self._across, net, one, other)
+        self._within_rules(numbers)
+
+    def _within_rules(self, numbers: Sequence[int]) -> None:
+        """Arrows of one rule and one branch: there, what is folded counts as part of the target."""
+        by_source: dict[Source, list[int]] = {}
+        for number in numbers:
+            by_source.setdefault(self.arrows[number].source, []).append(number)
+        for members in by_source.values():
+            for place, one in enumerate(members):
+                for other in members[place + 1 :]:
+                    self.ask("within", (one, other), None, self._pair, one, other, "within")
+
+    def _across(self, net: Net, one: int, other: int) -> None:
+        if meets(net, one, other, self.budget):
+            self._pair(one, other, "across")
+
+    def _pair(self, one: int, other: int, fault: OneOf["within", "across"]) -> None:
+        builder = NetBuilder(self.tools)
+        for number in (one, other):
+            builder.targets(number, self._exact(number, folded=fault == "within"))
+        meeting = cheapest(builder.net, one, other, self.budget)
+        if meeting is None:
+            return
+        keys = self._keys(builder.net, meeting.lines, meeting.positions, meeting.text)
+        if keys[0] == keys[1] and fault == "across":
+            # A key that both match: said already, and whatever becomes of it is blocked.
+            return
+        self._collision(fault, (one, other), keys, text=_plain(meeting.text, self.arrows[one]))
+
+    def _keys(
+        self, net: Net, lines: tuple[int, int], positions: tuple[tuple[int, ...], tuple[int, ...]], text: str
+    ) -> tuple[str, str]:
+        return net.source(lines[0], positions[0], text), net.source(lines[1], positions[1], text)
+
+    def _collision(
+        self,
+        fault: Fault,
+        arrows: tuple[int, ...],
+        keys: tuple[str, str],
+        lost: int | None = None,
+        text: str | None = None,
+    ) -> None:
+        admitted = False
+        if len(arrows) == 1:
+            arrow = self.arrows[arrows[0]]
+            if lost is None:
+                lost = self._blamed(arrow, keys)
+            admitted = _admits(arrow, keys)
+            if any(each.arrows == arrows and each.keys == keys for each in self.answers.witnesses):
+                return
+        ordered = arrows if len(arrows) == 2 else arrows * 2
+        targets = tuple(_shown(self.arrows[number], key) for number, key in zip(ordered, keys, strict=True))
+        if text is not None and any(isinstance(item, Made) for item in self.arrows[ordered[0]].items or ()):
+            targets = (text, text)
+        self.answers.witnesses.append(Witness(fault, arrows, keys, targets, (), lost, admitted))
+
+    def _blamed(self, arrow: Arrow, keys: tuple[str, str]) -> int | None:
+        """The part that two keys differ in, where the target shows none in which they do, or a forgotten one."""
+        one, other = (readings(arrow.pattern, key, 1) for key in keys)
+        if not one or not other:
+            return None
+        shown = {name for item in arrow.items or () if isinstance(item, Copy | Mapped) for name in _names(item)}
+        parts = arrow.pattern.parts
+        differing = [number for number in range(len(parts)) if one[0][number] != other[0][number]]
+        forgotten = [number for number in differing if parts[number].name in arrow.forget]
+        if forgotten:
+            return forgotten[0]
+        if not differing or any(parts[number].name in {*shown, *arrow.folded} for number in differing):
+            return None
+        return differing[0]
+
+    # -------------------------------------------------------------------------------------------- within one arrow
+
+    def _within(self, number: int) -> None:
+        """Can two keys of an arrow become one? Each way in which they can has its own smallest pair.
+
+        Where the author admits that something is lost, the smallest pair may be one that is admitted, and hide
+        another: so those that agree in what is admitted are looked for by themselves.
+        """
+        if self.arrows[number].identity:
+            return
+        before = len(self.answers.witnesses)
+        self._counted_twice(number)
+        self._within_any(number)
+        found = self.answers.witnesses[before:]
+        if found and all(each.admitted for each in found):
+            self._not_admitted(number)
+
+    def _not_admitted(self, number: int) -> None:
+        """The smallest pair that agrees in every capture that the author says may be lost."""
+        arrow = self.arrows[number]
+        names = tuple(dict.fromkeys((*arrow.forget, *_lossy_names(arrow))))
+        found = [keys for each in _agreeing(arrow, names) for keys in self._collides(number, each)]
+        found.sort(key=lambda keys: sum(map(len, keys)))
+        told = next((keys for keys in found if not _admits(arrow, keys)), None)
+        if told is not None:
+            self._collision("within", (number,), told)
+        elif found:
+            # The keys are cut in several ways, and not in these.
+            raise Exhausted
+
+    def _collides(self, number: int, arrow: Arrow) -> Iterator[tuple[str, str]]:
+        """Small pairs of keys of an arrow, a part of that number, with one target; none where there are none."""
+        found = variants(arrow, self.tools, self.domain, exact=True, folded=True)
+        found = tuple(merged(each, self.tools) for each in found) if number in self.several_cuts else found
+        sources, targets = NetBuilder(self.tools), NetBuilder(self.tools)
+        if not found:
+            return
+        sources.sources(number, found)
+        targets.targets(number, found)
+        if splits(sources.net, number, self.budget):
+            yield from (keys for _, keys in self._losses(targets.net).values())
+            if not all(variant.in_order for variant in found):
+                raise Exhausted
+            machine = transducer(found, self.tools, backwards=True)
+            pair = conflict(machine, self.tools.letters, self.budget, by_written=True)
+            if pair is not None:
+                yield pair.written
+            return
+        yield from (keys for _, keys in self._losses(targets.net).values())
+        if not splits(targets.net, number, self.budget):
+            return
+        meeting = cheapest(targets.net, number, number, self.budget)
+        if meeting is None:
+            return
+        keys = self._keys(targets.net, meeting.lines, meeting.positions, meeting.text)
+        if keys[0] == keys[1]:
+            raise Exhausted
+        yield keys
+
+    def _counted_twice(self, number: int) -> None:
+        """Two spellings of one index, as 1 and 01: what is stacked is put together by the number."""
+        arrow = self.arrows[number]
+        for name in arrow.folded:
+            part = arrow.pattern.capture(name)
+            assert part is not None
+            pair = two_spellings(part.node, self.budget)
+            if pair is None:
+                continue
+            keys = tuple(self._spelt(arrow, name, word) for word in pair)
+            inside = all(arrow.reader(key) is not None and self._inside(key) for key in keys)
+            if not inside:
+                # A guard on the whole key may forbid it, or only this pair.
+                raise Exhausted
+            self._collision("within", (number,), (keys[0], keys[1]), arrow.pattern.parts.index(part))
+
+    def _spelt(self, arrow: Arrow, name: str, word: str) -> str:
+        """The shortest key in which a capture is a word."""
+        texts = []
+        for part in arrow.pattern.parts:
+            piece = self.tools.pieces.of(part.node)
+            texts.append(word if part.name == name else shortest_words(piece, self.tools.letters, 1, self.budget)[0])
+        return "".join(texts)
+
+    def _inside(self, key: str) -> bool:
+        """Whether a key is one of the domain's."""
+        if self.domain is None:
+            return True
+        state = walk(self.domain, self.domain.start, key, self.tools.letters)
+        return state is not None and self.domain.accepts(state)
+
+    def _within_any(self, number: int) -> None:
+        """The smallest pairs, admitted or not."""
+        arrow = self.arrows[number]
+        net = self._net(number, admitted=True)
+        losses = any(line.losses for line in net.lines)
+        if not losses and hanging_together(arrow) and (self.domain is not None or arrow.pattern.leaf is not None):
+            # A guard may leave one word to a slot in each way through it, and several once the ways are spelt out.
+            losses = any(line.losses for line in self._net(number, exact=True).lines)
+        if losses:
+            self._loss(number)
+        if self._still_cut(number):
+            self._inverse_conflict(number)
+            return
+        if _says_lossy(arrow) and splits(self._net(number, exact=True), number, self.budget):
+            self._cheapest_within(number, blame=True)
+        pair = confused(arrow, self.tools) if hanging_together(arrow) else None
+        if pair is not None and self._too_many(number):
+            self._confused(number, pair)
+        elif splits(net, number, self.budget) or pair is not None:
+            net = self._net(number, exact=True, admitted=True)
+            if splits(net, number, self.budget):
+                self._cheapest_within(number, blame=False)
+
+    def _too_many(self, number: int) -> bool:
+        """Whether combinations of captures are too many to be spelt out and held against one another."""
+        spaces = [
+            len(part.values or ()) for part in self.arrows[number].pattern.captures if self._hangs(number, part)
+        ]
+        return math.prod(spaces) > SPELT_OUT
+
+    def _hangs(self, number: int, part: Part) -> bool:
+        return part.name in hanging_together(self.arrows[number])
+
+    def _confused(self, number: int, pair: tuple[Mapping[str, str], Mapping[str, str]]) -> None:
+        """Two combinations that decide the same stretches: their two keys, all else being the same."""
+        builder = NetBuilder(self.tools, admitted=True)
+        builder.targets(
+            number, variants(self.arrows[number], self.tools, self.domain, folded=True, exact=True, only=pair)
+        )
+        meeting = cheapest(builder.net, number, number, self.budget)
+        if meeting is None:
+            # A guard forbids one of them: the other combinations were not looked at.
+            raise Exhausted
+        self._collision("within", (number,), self._keys(builder.net, meeting.lines, meeting.positions, meeting.text))
+
+    def _still_cut(self, number: int) -> bool:
+        """Whether keys can be cut in several ways even as merged (harmlessly, or this would not be asked)."""
+        return splits(self._net(number, source=True), number, self.budget)
+
+    def _inverse_conflict(self, number: int) -> None:
+        """Source and target change sides: do all readings of a target come from one key?"""
+        exact = self._exact(number)
+        for admitted in (False, True) if _says_lossy(self.arrows[number]) else (False,):
+            found = exact if admitted else tuple(map(without_losses, exact))
+            machine = transducer(found, self.tools, backwards=True)
+            pair = conflict(machine, self.tools.letters, self.budget, by_written=True)
+            if pair is not None:
+                self._collision("within", (number,), pair.written)
+
+    def _loss(self, number: int) -> None:
+        """The smallest pairs that differ in what the target does not show: one for each part of the pattern."""
+        for part, (_, keys) in sorted(self._losses(self._net(number, exact=True)).items()):
+            self._collision("within", (number,), keys, part)
+
+    def _losses(self, net: Net) -> dict[int, tuple[int, tuple[str, str]]]:
+        """The smallest pair, with its size, for each part that a net of targets does not show."""
+        best: dict[int, tuple[int, tuple[str, str]]] = {}
+        for line, each in enumerate(net.lines):
+            if not each.losses:
+                continue
+            cost, text, positions = cheapest_of_line(net, line, self.budget)
+            key = net.source(line, positions, text)
+            for part, shorter, longer in each.losses:
+                total = 2 * cost + len(longer) - len(shorter)
+                if part not in best or total < best[part][0]:
+                    net.shortest[line, part] = longer
+                    best[part] = (total, (key, net.source(line, positions, text)))
+                    net.shortest[line, part] = shorter
+        return best
+
+    def _cheapest_within(self, number: int, *, blame: bool) -> None:
+        """The smallest pair, with the tables that say that they are lossy to blame for it or not."""
+        net = self._net(number, exact=True, admitted=not blame)
+        meeting = cheapest(net, number, number, self.budget)
+        if meeting is None:
+            return
+        keys = self._keys(net, meeting.lines, meeting.positions, meeting.text)
+        if keys[0] == keys[1]:
+            # One key in two cuts after all: no witness, and no proof either.
+            raise Exhausted
+        self._collision("within", (number,), keys, text=_plain(meeting.text, self.arrows[number]))
+
+    # -------------------------------------------------------------------------------------------- pass-through
+
+    def _pass_through(self, numbers: Sequence[int]) -> None:
+        """Can a key pass through unmatched onto the target of another?"""
+        pieces = [
+            joined([piece_of(slot, self.tools) for slot in variant.slots])
+            for found in self.found.values()
+            for variant in found
+        ]
+        matched = SetGuide(pieces, self.tools.letters, self.budget)
+        for number in numbers:
+            if not self.arrows[number].identity:
+                self.ask("open", (number,), None, self._open, number, matched)
+            if self.answers.witnesses and self.answers.witnesses[-1].fault == "open":
+                return
+
+    def _open(self, number: int, matched: SetGuide) -> None:
+        builder = NetBuilder(self.tools)
+        builder.targets(number, self._exact(number, folded=False))
+        found = cheapest_outside(builder.net, number, matched, self.domain, self.budget)
+        if found is not None:
+            text, positions, line = found
+            key = builder.net.source(line, positions, text)
+            self.answers.witnesses.append(Witness("open", (number,), (key, text), (text, text)))
+
+
+def _guide_of(domain: Sequence[Pattern], letters: Letters, pieces: Pieces, budget: Budget) -> Guide:
+    return SetGuide([_whole(pattern, letters, pieces, budget) for pattern in domain], letters, budget)
+
+
+def _whole(pattern: Pattern, letters: Letters, pieces: Pieces, budget: Budget) -> Piece:
+    """The keys of a pattern as one piece."""
+    whole = joined([pieces.of(part.node) for part in pattern.parts])
+    if pattern.leaf is None:
+        return whole
+    guide = LeafGuide(pattern.leaf, letters)
+    product = Product(whole, guide, guide.start, budget)
+    return product.ending_in({end for end in product.ends if guide.accepts(end)})
+
+
+def _names(item: Copy | Mapped) -> tuple[str, ...]:
+    return (item.name,) if isinstance(item, Copy) else item.names
+
+
+def _lossy_names(arrow: Arrow) -> tuple[str, ...]:
+    """The captures that go through a table that says it is lossy."""
+    return tuple(
+        name
+        for item in arrow.items or ()
+        if isinstance(item, Mapped) and item.table in arrow.lossy
+        for name in item.names
+    )
+
+
+def _admits(arrow: Arrow, keys: tuple[str, str]) -> bool:
+    """Whether the author said that these two keys never occur together: they differ in what may be lost."""
+    one, other = (arrow.reader(key) for key in keys)
+    if one is None or other is None:
+        return False
+    if any(one[name] != other[name] for name in arrow.forget):
+        return True
+    return any(
+        one[name] != other[name] and item.mapping[(one[name],)] == item.mapping[(other[name],)]
+        for item in arrow.items or ()
+        if isinstance(item, Mapped) and item.table in arrow.lossy
+        for name in item.names
+    )
+
+
+def _agreeing(arrow: Arrow, names: Sequence[str]) -> Iterator[Arrow]:
+    """The arrow in pieces, within each of which no two keys differ in some captures; or with them in the target."""
+    parts = [part for part in arrow.pattern.captures if part.name in names]
+    spaces = [part.values for part in parts if part.values is not None]
+    if len(spaces) < len(parts) or math.prod(map(len, spaces)) > APART:
+        yield replace(arrow, folded=(*arrow.folded, *names), forget=(), lossy=())
+        return
+    for values in itertools.product(*spaces):
+        given = {part.name: value for part, value in zip(parts, values, strict=True)}
+        pattern = replace(
+            arrow.pattern,
+            parts=tuple(
+                part.bounded((given[part.name],)) if part.name in given else part for part in arrow.pattern.parts
+            ),
+        )
+        yield replace(arrow, pattern=pattern, forget=(), lossy=())
+
+
+def _plain(text: str, arrow: Arrow) -> str | None:
+    """A target as it was found, where nothing but the target was looked at."""
+    return None if arrow.folded else text
+
+
+def _says_lossy(arrow: Arrow) -> bool:
+    return any(isinstance(item, Mapped) and item.table in arrow.lossy for item in arrow.items or ())
+
+
+def _captures(arrow: Arrow, reading: Sequence[str]) -> Mapping[str, str]:
+    return {part.name: text for part, text in zip(arrow.pattern.parts, reading, strict=True) if part.name is not None}
+
+
+def _identity(arrow: Arrow, key: str, captures: Mapping[str, str]) -> tuple[str, ...]:
+    """The target, and the folded captures that count as part of it."""
+    return (str(arrow.target(key, captures)), *(captures[name] for name in arrow.folded))
+
+
+def _shown(arrow: Arrow, key: str) -> str:
+    captures = arrow.reader(key)
+    return "" if captures is None else str(arrow.target(key, captures) or "")

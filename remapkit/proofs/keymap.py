@@ -1,0 +1,213 @@
+r"""Arrows: what the proofs speak about. An arrow leads the keys of one pattern to the targets of one template.
+
+A rule, a `keep` and a `drop` are one arrow each. A rule with several sources or several targets is several, told
+apart by `branch`; a capture that an operation consumes on purpose (the index that a stack is stacked over) is
+`folded`. Within a rule, branch and folded captures count as part of the target: the twelve experts that become one
+tensor do not collide. To other rules the target is the plain key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from remapkit.diagnostics.source import Span
+from remapkit.patterns.automaton import MAX_EDGES, Automaton, TooMany, automaton
+from remapkit.patterns.matcher import Reader
+from remapkit.patterns.template import Copy, Item, Literal, Mapped
+from remapkit.patterns.tree import CANONICAL, MAX_WORDS, Node, Pattern, contains, words_node
+
+if TYPE_CHECKING:
+    from remapkit.rules.compile import Rule, RuleSet
+
+WHOLE = Copy("")
+"""The item that stands for the whole key, as `keep` copies it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A stretch of the target that comes from no capture: the index that `unstack` counts.
+
+    Any whole number, or one below `count` where the rule says how many there are.
+    """
+
+    name: str
+    count: int | None = None
+
+    @property
+    def node(self) -> Node:
+        """Its language."""
+        if self.count is None or self.count > MAX_WORDS:
+            return CANONICAL
+        return words_node(tuple(map(str, range(self.count))))
+
+
+Source = tuple[str, str, int]
+"""One pattern of one rule, keep or drop: its kind, its name, and which of its patterns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrow:
+    """One source pattern to one target: `items` is None where the keys are dropped.
+
+    `forget` are the captures that the author leaves out on purpose, `lossy` the names of the tables that may send two
+    keys to one value; `to` is where the template stands. Rules of one `rule_id` belong together, see above.
+    """
+
+    rule_id: str
+    kind: str
+    span: Span
+    pattern: Pattern
+    items: tuple[Item | Made, ...] | None
+    branch: int = 0
+    folded: tuple[str, ...] = ()
+    forget: tuple[str, ...] = ()
+    lossy: tuple[str, ...] = ()
+    to: Span | None = None
+    reader: Reader = field(init=False, compare=False, repr=False)
+    together: tuple[str, ...] | None = field(init=False, default=None, compare=False, repr=False)
+    """What `variants.hanging_together` found, once it was asked."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reader", Reader(self.pattern))
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """Whose it is: a rule may have the name that a keep goes by."""
+        return self.kind, self.rule_id
+
+    @property
+    def source(self) -> Source:
+        """Which pattern of which rule: a rule that writes several targets has several arrows of one source."""
+        return self.kind, self.rule_id, self.branch
+
+    @property
+    def identity(self) -> bool:
+        """Whether every key stays as it is."""
+        return self.items == (WHOLE,)
+
+    def target(self, fqn: str, captures: Mapping[str, str]) -> str | None:
+        """The target for a reading of a key, None where it is dropped."""
+        if self.items is None:
+            return None
+        text = []
+        for item in self.items:
+            if isinstance(item, Literal):
+                text.append(item.text)
+            elif isinstance(item, Made):
+                text.append(f"{{{item.name}}}")
+            elif isinstance(item, Copy):
+                text.append(fqn if item == WHOLE else captures[item.name])
+            else:
+                text.append(item.mapping[tuple(captures[name] for name in item.names)])
+        return "".join(text)
+
+
+def readings(pattern: Pattern, fqn: str, limit: int = 200) -> tuple[tuple[str, ...], ...]:
+    """Every way in which a key is cut into the parts of a pattern, up to `limit` of them; none of a huge pattern.
+
+    >>> from remapkit.patterns.tree import SEGMENTS, Part, literal
+    >>> from remapkit.diagnostics.source import Text
+    >>> text = Text.of("...")
+    >>> dotted = (Part("a", SEGMENTS), Part(None, literal(".")), Part("b", SEGMENTS))
+    >>> readings(Pattern("match", text, text.span, dotted), "x.y.z")
+    (('x.y', '.', 'z'), ('x', '.', 'y.z'))
+    """
+    if pattern.leaf is not None and fqn.rpartition(".")[2] not in pattern.leaf:
+        return ()
+    try:
+        machine = automaton(pattern.parts, MAX_EDGES)
+    except TooMany:
+        return ()
+    count = len(pattern.parts)
+    # From the back: for each place in the key and each position, the ways to go on, as where each part ends.
+    ways: dict[int, set[tuple[str, ...]]] = {p: {("",) * count} for p in machine.last}
+    for index in range(len(fqn) - 1, -1, -1):
+        character = fqn[index]
+        following: dict[int, set[tuple[str, ...]]] = {}
+        for position, tails in ways.items():
+            if contains(machine.chars[position], character):
+                part = machine.part[position]
+                grown = {(*t[:part], character + t[part], *t[part + 1 :]) for t in tails}
+                for before in _before(machine, position) if index else ():
+                    following.setdefault(before, set()).update(list(grown)[:limit])
+                if not index and position in machine.first:
+                    following.setdefault(-1, set()).update(grown)
+        ways = following
+    found = ways.get(-1, set()) if fqn else ({("",) * count} if machine.nullable else set())
+    return tuple(sorted(found, key=lambda parts: [-len(part) for part in parts])[:limit])
+
+
+def _before(machine: Automaton, position: int) -> list[int]:
+    return [each for each, following in enumerate(machine.follow) if position in following]
+
+
+def arrows(rule_set: RuleSet) -> tuple[Arrow, ...]:
+    """Every rule, `keep` and `drop` as an arrow; a rule that writes several targets as one for each.
+
+    >>> import remapkit
+    >>> [arrow.rule_id for arrow in arrows(remapkit.load("wan22_pth"))][-2:]
+    ['keep[1]', 'keep[2]']
+    """
+    lossy = tuple(table.name.value for table in rule_set.file.tables if table.lossy)
+    return tuple(arrow for rule in rule_set.everything for arrow in _arrows(rule, lossy, rule_set.params))
+
+
+def _arrows(rule: Rule, lossy: tuple[str, ...], params: Mapping[str, int | None]) -> Iterator[Arrow]:
+    if rule.template is None:
+        items = None if rule.kind == "drop" else (WHOLE,)
+        yield Arrow(rule.id, rule.kind, rule.span, rule.pattern, items, to=rule.span)
+        return
+    flow = rule.flow
+    made = None
+    if flow is not None and flow.unstack is not None:
+        made = Made(flow.unstack.by, flow.unstack.known_count(params))
+    folded = (flow.folded,) if flow is not None and flow.folded is not None else ()
+    for template in flow.templates[rule.branch] if flow is not None else (rule.template,):
+        for written in _made(template.items, made):
+            yield Arrow(
+                rule.id,
+                rule.kind,
+                rule.span,
+                rule.pattern,
+                written,
+                branch=rule.branch,
+                folded=folded,
+                forget=template.forget,
+                lossy=lossy,
+                to=template.text.span,
+            )
+
+
+def _made(items: tuple[Item, ...], made: Made | None) -> Iterator[tuple[Item | Made, ...]]:
+    """The items with what `unstack` counts: one stretch of its own, or spelt out where it is reckoned with."""
+    if made is None:
+        yield items
+        return
+    uses = [item for item in items if not isinstance(item, Literal) and made.name in _names(item)]
+    if len(uses) == 1 and isinstance(uses[0], Copy):
+        yield tuple(made if item == uses[0] else item for item in items)
+        return
+    for number in range(made.count or 0):
+        yield tuple(_with(item, made.name, str(number)) for item in items)
+
+
+def _names(item: Copy | Mapped) -> tuple[str, ...]:
+    return (item.name,) if isinstance(item, Copy) else item.names
+
+
+def _with(item: Item, name: str, value: str) -> Item:
+    """An item for one value of a capture."""
+    if isinstance(item, Literal) or name not in _names(item):
+        return item
+    if isinstance(item, Copy):
+        return Literal(value)
+    place = item.names.index(name)
+    rows = {
+        (*values[:place], *values[place + 1 :]): text
+        for values, text in item.mapping.items()
+        if values[place] == value
+    }
+    names = (*item.names[:place], *item.names[place + 1 :])
+    return replace(item, names=names, mapping=rows) if names else Literal(rows[()])

@@ -1,0 +1,251 @@
+r"""Proofs over all keys: no ambiguity, no collision, no surprise; or the shortest key that shows one.
+
+It is decidable, because patterns are regular and templates are concatenations of captures. `questions.py` finds the
+witnesses, `verdicts.py` says them in words; here is which of them matter, and what may be claimed when none do.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
+from remapkit.diagnostics.source import Text
+from remapkit.patterns.matcher import Reader
+from remapkit.patterns.tree import CANONICAL, Part, Pattern, literal
+from remapkit.proofs.added_targets import Meeting, Meetings, twice
+from remapkit.proofs.automata import Budget
+from remapkit.proofs.checks import Answers, Questions, Witness
+from remapkit.proofs.findings import Teller
+from remapkit.proofs.keymap import Arrow, arrows
+from remapkit.rules.pipeline import Filled
+
+if TYPE_CHECKING:
+    from remapkit.rules.compile import RuleSet
+
+BUDGET = 20_000_000
+"""Elementary steps that one proof may take: about ten seconds."""
+
+
+class Level(enum.Enum):
+    """What a proof says, and of which keys.
+
+    `ALL`: of every key there could be. `DOMAIN`: of the keys that the rule file declares, or of all keys that look
+    like those of the declared source, whatever their indices. `KEYS`: only of the keys at hand, which a plan checks
+    one by one. `REFUTED`: a witness shows a fault. `UNDECIDED`: a question took too long.
+    """
+
+    ALL = "proven for all keys"
+    DOMAIN = "proven for a domain"
+    KEYS = "holds for these keys only"
+    REFUTED = "refuted"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was proven about a rule set.
+
+    `findings` are messages with codes RK2xx, `witnesses` the same as data (their `arrows` count the rules, keeps and
+    drops of the rule set, in this order). `undecided` names the rules of each question that took too long.
+
+    >>> import remapkit
+    >>> proof = remapkit.load("wan22_pth").prove()
+    >>> proof.level.value, proof.ok, proof.witnesses
+    ('proven for all keys', True, ())
+    """
+
+    level: Level
+    findings: tuple[Diagnostic, ...] = ()
+    witnesses: tuple[Witness, ...] = ()
+    undecided: tuple[tuple[str, ...], ...] = ()
+    domain: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was refuted and nothing is undecided."""
+        return self.level not in (Level.REFUTED, Level.UNDECIDED)
+
+    @property
+    def verdict(self) -> str:
+        """The level in words, with the domain where it is one."""
+        return f"{self.level.value} ({self.domain})" if self.domain else self.level.value
+
+    def blocking(self, *, allow_undecided: bool = False) -> tuple[Diagnostic, ...]:
+        """The findings that refuse."""
+        return tuple(
+            finding
+            for finding in self.findings
+            if finding.severity is Severity.ERROR and not (allow_undecided and finding.code == "RK200")
+        )
+
+
+def prove(rule_set: RuleSet, *, budget: int = BUDGET, header: Iterable[str] | None = None) -> Proof:
+    """Decide for every possible key whether the rules are unambiguous and lose nothing.
+
+    `header` are known source keys: a `StateDictSpec`, or their names. They show which rules are dead, whether a fault
+    could be repaired by a literal, and the shapes that a weaker claim is made about where the strongest one fails.
+    Never raises for what the rules are; past `budget` elementary steps questions are left undecided.
+    """
+    keys = tuple(header) if header is not None else ()
+    found = arrows(rule_set)
+    proof = _Prover(rule_set, found, budget, keys).run()
+    if not rule_set.add:
+        return proof
+    shapes = rule_set.domain or (_shapes(keys) if proof.level is Level.DOMAIN else ())
+    return _with_constants(proof, rule_set, found, shapes, budget)
+
+
+def _with_constants(
+    proof: Proof, rule_set: RuleSet, found: Sequence[Arrow], shapes: Sequence[Pattern], budget: int
+) -> Proof:
+    """The proof with what `add:` brings: a constant and a rule must not lead to one target.
+
+    With `unmatched: keep` a key of that name passes through onto it; `shapes` are the keys that are spoken of.
+    """
+    findings = [
+        Diagnostic(
+            "RK207",
+            f"{one.id} and {other.id} bring one target: {target}",
+            (Label(one.span, "first here", primary=False), Label(other.span, "again here")),
+            ("add it once",),
+        )
+        for one, other, target in twice(rule_set.add)
+    ]
+    undecided: list[tuple[str, ...]] = list(proof.undecided)
+    witnesses = list(proof.witnesses)
+    met = Meetings(rule_set.add, found, Budget(budget))
+    for meeting in met.found():
+        outside = bool(rule_set.domain) and not _in_domain(rule_set.domain, meeting.key)
+        if meeting.key is None or outside:
+            undecided.append((meeting.added.id, meeting.arrow.rule_id))
+        findings.append(_constant_met(meeting, is_undecided=meeting.key is None or outside))
+    refuted = any(finding.code == "RK207" for finding in findings)
+    level = proof.level
+    if refuted:
+        level = Level.REFUTED
+    elif findings and proof.ok:
+        level = Level.UNDECIDED
+    domain = proof.domain
+    passing = met.passing(rule_set, shapes) if level in (Level.ALL, Level.DOMAIN) else None
+    if passing is not None:
+        level, domain = Level.KEYS, None
+        entry, target = passing
+        witnesses.append(Witness("open", (), (target,), (target,)))
+        findings.append(_constant_passed(rule_set, entry, target))
+    return replace(
+        proof,
+        level=level,
+        findings=(*proof.findings, *findings),
+        witnesses=tuple(witnesses),
+        undecided=tuple(undecided),
+        domain=domain,
+    )
+
+
+def _constant_passed(rule_set: RuleSet, entry: Filled, target: str) -> Diagnostic:
+    """A key that no rule matches is one that `add` brings."""
+    span = rule_set.file.unmatched_span
+    labels = (*((Label(span),) if span is not None else ()), Label(entry.span, f"brings {target}", primary=False))
+    note = (
+        f"{target}  would pass through as it is, and collide with the one that {entry.id} brings\n"
+        "every plan checks the keys of its checkpoint one by one"
+    )
+    help = ("name what passes through under `keep:` and leave `unmatched` out, or declare `source: {domain: [...]}`",)
+    title = f"keys that no rule matches pass through: {Level.KEYS.value}"
+    values = {"rules": [entry.id], "keys": [target], "targets": [target]}
+    return Diagnostic("RK206", title, labels, help, (note,), Severity.NOTE, values=values)
+
+
+def _in_domain(domain: Sequence[Pattern], key: str | None) -> bool:
+    return key is not None and any(Reader(pattern)(key) is not None for pattern in domain)
+
+
+def _constant_met(meeting: Meeting, *, is_undecided: bool) -> Diagnostic:
+    added, arrow = meeting.added, meeting.arrow
+    labels: tuple[Label, ...] = (
+        Label(added.span, f"brings {meeting.target}", primary=False),
+        Label(arrow.to or arrow.span, f"{meeting.key or 'a key?'} -> {meeting.target}"),
+    )
+    values = {"rules": [added.id, arrow.rule_id], "target": meeting.target, "keys": [meeting.key]}
+    if is_undecided:
+        title = f"undecided: may {arrow.rule_id} lead a key to {meeting.target}, which {added.id} brings?"
+        help = ("bound the captures of the rule more tightly", "or go on with --allow-undecided")
+        return Diagnostic("RK200", title, labels, help, values=values)
+    title = f"{arrow.rule_id} can lead a key to {meeting.target}, which {added.id} brings"
+    advice = ("bound the captures of the rule, or do not add what a source brings",)
+    return Diagnostic("RK207", title, labels, advice, (f"{meeting.key}  (by {arrow.rule_id})",), values=values)
+
+
+class _Prover:
+    def __init__(self, rule_set: RuleSet, found: Sequence[Arrow], budget: int, keys: tuple[str, ...]) -> None:
+        self.rules, self.arrows, self.budget, self.keys = rule_set, found, budget, keys
+        self.passes = rule_set.unmatched == "keep"
+
+    def run(self) -> Proof:
+        everywhere = self.answers(())
+        if self.rules.domain:
+            return self.in_domain(everywhere)
+        if everywhere.clean:
+            return self.told(Level.ALL, everywhere)
+        refuted = [each for each in everywhere.witnesses if not each.admitted and each.fault != "open"]
+        if refuted or any(fault != "open" for fault, _ in everywhere.undecided):
+            return self.told(Level.REFUTED if refuted else Level.UNDECIDED, everywhere)
+        shapes = _shapes(self.keys)
+        within = self.answers(shapes) if shapes else everywhere
+        if shapes and within.clean:
+            return self.told(Level.DOMAIN, everywhere, f"keys shaped like the {len(self.keys)} known ones")
+        return self.told(Level.KEYS, everywhere)
+
+    def in_domain(self, everywhere: Answers) -> Proof:
+        within = self.answers(self.rules.domain)
+        if everywhere.clean:
+            # Proven without the domain; but what can match nothing in it is dead all the same.
+            return self.told(Level.ALL, replace(everywhere, dead=within.dead))
+        refuted = [each for each in within.witnesses if not each.admitted and each.fault != "open"]
+        if refuted:
+            return self.told(Level.REFUTED, within)
+        if any(fault != "open" for fault, _ in within.undecided):
+            return self.told(Level.UNDECIDED, within)
+        if within.clean:
+            return self.told(Level.DOMAIN, within, "source.domain")
+        return self.told(Level.KEYS, within)
+
+    def answers(self, domain: Sequence[Pattern]) -> Answers:
+        return Questions(self.arrows, Budget(self.budget), domain, passes=self.passes).run()
+
+    def told(self, level: Level, answers: Answers, domain: str | None = None) -> Proof:
+        claim = level.value if level in (Level.ALL, Level.DOMAIN) else Level.KEYS.value
+        teller = Teller(self.rules, self.arrows, self.keys)
+        hard = [each for each in answers.undecided if each[0] != "open"]
+        findings, witnesses = teller.tell(answers.witnesses, hard, answers.dead, claim, answers.unasked)
+        undecided = tuple(
+            tuple(self.arrows[number].rule_id for number in numbers) for _, numbers in answers.undecided
+        )
+        return Proof(level, findings, witnesses, undecided, domain)
+
+
+_INDEX = re.compile(r"0|[1-9][0-9]*")
+
+
+def _shapes(keys: Iterable[str]) -> tuple[Pattern, ...]:
+    """The keys as patterns, with every segment that is an index left free; each shape once."""
+    shapes = {
+        tuple(None if _INDEX.fullmatch(segment) else segment for segment in key.split(".")): None for key in keys
+    }
+    found = []
+    for shape in shapes:
+        parts: list[Part] = []
+        for number, segment in enumerate(shape):
+            if number:
+                parts.append(Part(None, literal("."), values=(".",)))
+            index = segment is None
+            parts.append(
+                Part(None, CANONICAL) if index else Part(None, literal(str(segment)), values=(str(segment),))
+            )
+        text = Text.of(".".join("{int}" if segment is None else segment for segment in shape))
+        found.append(Pattern("path", text, text.span, tuple(parts)))
+    return tuple(found)

@@ -1,0 +1,356 @@
+r"""Arrows whose keys can be cut in several ways: does the target depend on the cut, and can two keys share one?
+
+Where the variables stand in the target as they do in the source, source and target are read side by side, as by a
+transducer. Two runs over one key may write at different times; what one of them is ahead by is the *delay*. All
+runs over one key write the same exactly when no pair of them ends with a delay, and then every pair of states has
+one delay only. Source: M.-P. Béal, O. Carton, C. Prieur, J. Sakarovitch, "Squaring transducers" (2003).
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from remapkit.proofs.automata import Budget, Exhausted, Letters, Piece, shortest_words
+from remapkit.proofs.linear import Beyond, Index, Same, Table, Tools, Variant
+from remapkit.proofs.union import Net
+
+SEPARATOR = "\ud800"
+"""Stands for what no key has: the end of a target, before what counts as part of it."""
+
+Edge = tuple[int, str]
+"""A position, and what is written on the way to it."""
+
+
+@dataclass(slots=True)
+class Transducer:
+    """Positions that read a character and write it too (`writes[p]` is None), or write a word instead."""
+
+    masks: list[int] = field(default_factory=list)
+    writes: list[str | None] = field(default_factory=list)
+    starts: list[Edge] = field(default_factory=list)
+    follow: list[list[Edge]] = field(default_factory=list)
+    ends: dict[int, str] = field(default_factory=dict)
+    nulls: list[str] = field(default_factory=list)
+    written: set[str] = field(default_factory=set)
+
+
+def transducer(found: Iterable[Variant], tools: Tools, *, backwards: bool = False) -> Transducer:
+    """The arrow as a transducer from source to target, or from target to source; its variants must be in order."""
+    machine = Transducer()
+    for variant in found:
+        _Line(machine, tools, backwards).read(variant)
+    return machine
+
+
+class _Line:
+    def __init__(self, machine: Transducer, tools: Tools, backwards: bool) -> None:
+        self.machine, self.tools, self.backwards = machine, tools, backwards
+        self.open: list[Edge] = []
+        self.null: str | None = ""
+
+    def read(self, variant: Variant) -> None:
+        targets = list(variant.target)
+        if any(isinstance(each, Index) for each in targets):
+            # Writes one of many words, which no such transducer does; asked only where a key can be cut in two ways.
+            raise Exhausted
+        for number, slot in enumerate(variant.slots):
+            if slot.word is not None:
+                self.source(slot.word)
+                continue
+            while targets and isinstance(targets[0], str | Beyond):
+                each = targets.pop(0)
+                self.beyond() if isinstance(each, Beyond) else self.target(str(each))
+            assert slot.piece is not None
+            if targets and isinstance(targets[0], Same) and targets[0].slot == number:
+                targets.pop(0)
+                self.piece(slot.piece, [None] * len(slot.piece.masks))
+            elif targets and isinstance(targets[0], Table) and targets[0].slot == number:
+                self.table(targets.pop(0))
+            elif self.backwards:
+                # Not shown in the target, so a guard leaves it one word, or this would not be asked.
+                self.wrote(shortest_words(slot.piece, self.tools.letters, 1, self.tools.budget)[0])
+            else:
+                self.piece(slot.piece, [""] * len(slot.piece.masks))
+        for each in targets:
+            self.beyond() if isinstance(each, Beyond) else self.target(str(each))
+        self.machine.ends.update(self.open)
+        if self.null is not None:
+            self.machine.nulls.append(self.null)
+
+    def source(self, word: str) -> None:
+        self.wrote(word) if self.backwards else self.word(word)
+
+    def target(self, word: str) -> None:
+        self.word(word) if self.backwards else self.wrote(word)
+
+    def beyond(self) -> None:
+        if self.backwards:
+            self.piece(Piece([self.tools.letters.separator], [0], [[]], [0], False), [""])
+        else:
+            self.wrote(SEPARATOR)
+
+    def wrote(self, word: str) -> None:
+        self.open = [(position, out + word) for position, out in self.open]
+        self.null = None if self.null is None else self.null + word
+        self.machine.written.update(word.replace(SEPARATOR, ""))
+
+    def word(self, word: str) -> None:
+        self.piece(self.tools.pieces.word(word), [""] * len(word))
+
+    def table(self, table: object) -> None:
+        assert isinstance(table, Table)
+        pairs = [(value, key) if self.backwards else (key, value) for key, value in table.entries]
+        piece = self.tools.pieces.spelt(pairs)
+        for _, written in pairs:
+            self.machine.written.update(written)
+        self.piece(piece, [piece.labels.get(position, "") for position in range(len(piece.masks))])
+
+    def piece(self, piece: Piece, writes: Sequence[str | None]) -> None:
+        machine = self.machine
+        here = len(machine.masks)
+        machine.masks += piece.masks
+        machine.writes += writes
+        machine.follow += [[(here + position, "") for position in each] for each in piece.follow]
+        for position, out in self.open:
+            machine.follow[position] += [(here + each, out) for each in piece.first]
+        if self.null is not None:
+            machine.starts += [(here + each, self.null) for each in piece.first]
+        last = [(here + each, "") for each in piece.last]
+        self.open = self.open + last if piece.nullable else last
+        self.null = self.null if piece.nullable else None
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A word that two runs read, and the different things they write."""
+
+    text: str
+    written: tuple[str, str]
+
+
+_Delay = tuple[str, str] | None
+_State = tuple[int, int, _Delay]
+
+
+def conflict(machine: Transducer, letters: Letters, budget: Budget, *, by_written: bool = False) -> Conflict | None:
+    """The shortest word that is written in two ways, or None where there is none.
+
+    `by_written` counts what is written instead of what is read.
+    """
+    return _Search(machine, letters, budget, by_written).run()
+
+
+class _Search:
+    def __init__(self, machine: Transducer, letters: Letters, budget: Budget, by_written: bool) -> None:
+        self.machine, self.budget, self.by_written = machine, budget, by_written
+        self.signs = [*_signs(machine, letters), (letters.separator, SEPARATOR)]
+        self.alive = _alive(machine, budget)
+        self.came: dict[_State, tuple[_State | None, str, int]] = {}
+        self.heap: list[tuple[int, int, _State, bool]] = []
+        self.order = itertools.count()
+
+    def run(self) -> Conflict | None:
+        nulls = sorted(self.machine.nulls, key=len)
+        for written in nulls:
+            if written != nulls[0]:
+                return Conflict("", (nulls[0], written))
+        self.enter(None, self.machine.starts, self.machine.starts, ("", ""), 0)
+        while self.heap:
+            cost, _, state, ended = heapq.heappop(self.heap)
+            if ended:
+                return self.traced(state)
+            if self.came[state][2] < cost:
+                continue
+            left, right, delay = state
+            ends = self.machine.ends
+            if left in ends and right in ends and (delay is None or delay[0] + ends[left] != delay[1] + ends[right]):
+                # What is written after the last character counts too, so a dearer word may still be cheaper.
+                total = cost + (len(ends[left]) + len(ends[right]) if self.by_written else 0)
+                heapq.heappush(self.heap, (total, next(self.order), state, True))
+            self.enter(state, self.machine.follow[left], self.machine.follow[right], delay, cost)
+        return None
+
+    def enter(
+        self, before: _State | None, lefts: Sequence[Edge], rights: Sequence[Edge], delay: _Delay, cost: int
+    ) -> None:
+        masks, writes = self.machine.masks, self.machine.writes
+        for left, out in lefts:
+            for right, also in rights:
+                self.budget.spend(1)
+                mask = masks[left] & masks[right]
+                if not mask or (left, right) not in self.alive:
+                    continue
+                for bit, sign in self.signs:
+                    if not bit & mask:
+                        continue
+                    # A long delay is dear to keep.
+                    self.budget.spend(1 if delay is None else 1 + len(delay[0]) + len(delay[1]))
+                    one = out + (sign if writes[left] is None else str(writes[left]))
+                    other = also + (sign if writes[right] is None else str(writes[right]))
+                    step = len(one) + len(other) if self.by_written else 1
+                    state = (left, right, _delayed(delay, one, other))
+                    total = cost + step
+                    if state not in self.came or self.came[state][2] > total:
+                        self.came[state] = (before, sign, total)
+                        heapq.heappush(self.heap, (total, next(self.order), state, False))
+
+    def traced(self, state: _State) -> Conflict:
+        states, text = [], ""
+        here: _State | None = state
+        while here is not None:
+            before, sign, _ = self.came[here]
+            states.append(here)
+            text = sign + text
+            here = before
+        states.reverse()
+        return Conflict(text, (self.written(states, text, 0), self.written(states, text, 1)))
+
+    def written(self, states: Sequence[_State], text: str, side: int) -> str:
+        machine, found, edges = self.machine, "", self.machine.starts
+        for state, sign in zip(states, text, strict=True):
+            position = state[1] if side else state[0]
+            out = next(out for each, out in edges if each == position)
+            written = machine.writes[position]
+            found += out + (sign if written is None else written)
+            edges = machine.follow[position]
+        return found + machine.ends[states[-1][1] if side else states[-1][0]]
+
+
+def _delayed(delay: _Delay, one: str, other: str) -> _Delay:
+    """What one run is ahead by after both wrote; None once they wrote different characters at one place."""
+    if delay is None:
+        return None
+    left, right = delay[0] + one, delay[1] + other
+    if left.startswith(right):
+        return left[len(right) :], ""
+    if right.startswith(left):
+        return "", right[len(left) :]
+    return None
+
+
+def _signs(machine: Transducer, letters: Letters) -> Iterator[tuple[int, str]]:
+    """Characters enough to show every difference: two of each class that this machine tells apart."""
+    masks = [*machine.masks, *(letters.character(character) for character in machine.written)]
+    return _two_of_each(list(dict.fromkeys(masks)), letters)
+
+
+def _alive(machine: Transducer, budget: Budget) -> set[tuple[int, int]]:
+    """Pairs of positions that are reached together and can end together."""
+    masks, follow = machine.masks, machine.follow
+    before: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    pending = [
+        (left, right) for left, _ in machine.starts for right, _ in machine.starts if masks[left] & masks[right]
+    ]
+    seen = set(pending)
+    while pending:
+        pair = pending.pop()
+        budget.spend(len(follow[pair[0]]) * len(follow[pair[1]]) + 1)
+        for left, _ in follow[pair[0]]:
+            for right, _ in follow[pair[1]]:
+                if masks[left] & masks[right]:
+                    before.setdefault((left, right), []).append(pair)
+                    if (left, right) not in seen:
+                        seen.add((left, right))
+                        pending.append((left, right))
+    alive = {(left, right) for left, right in seen if left in machine.ends and right in machine.ends}
+    pending = list(alive)
+    while pending:
+        for pair in before.get(pending.pop(), ()):
+            if pair not in alive:
+                alive.add(pair)
+                pending.append(pair)
+    return alive
+
+
+_Pair = tuple[int, int, bool]
+
+
+def words_cut_twice(net: Net, arrow: int, budget: Budget) -> Iterator[str]:
+    """Keys that an arrow can cut in several ways, shortest first, until the budget is spent."""
+    if len(net.nulls[arrow]) > 1:
+        yield ""
+    edges, ends = _pairs(net, arrow, budget)
+    left = _distances(edges, ends)
+    signs = list(_net_signs(net, arrow))
+    begin = (-1, -1, False)
+    # A key of a length is looked for only where one of that length can still be reached.
+    for length in range(left.get(begin, 0), left.get(begin, -1) + len(edges) + 1):
+        layer: dict[str, set[_Pair]] = {"": {begin}}
+        for depth in range(1, length + 1):
+            following: dict[str, set[_Pair]] = {}
+            for word, pairs in layer.items():
+                for mask, to in (edge for pair in pairs for edge in edges[pair]):
+                    budget.spend(1)
+                    if left.get(to, length) > length - depth:
+                        continue
+                    for bit, sign in signs:
+                        budget.spend(1)
+                        if bit & mask:
+                            following.setdefault(word + sign, set()).add(to)
+            layer = following
+        yield from (word for word, pairs in layer.items() if not pairs.isdisjoint(ends))
+
+
+def _pairs(net: Net, arrow: int, budget: Budget) -> tuple[dict[_Pair, list[tuple[int, _Pair]]], set[_Pair]]:
+    """Pairs of positions that one key can lead to, and whether the two runs differ by then; those it can end in."""
+    masks, follow, tags = net.masks, net.follow, net.tags
+    begin = (-1, -1, False)
+    edges: dict[_Pair, list[tuple[int, _Pair]]] = {begin: []}
+    ends: set[_Pair] = set()
+    pending = [begin]
+    while pending:
+        pair = pending.pop()
+        one, other, different = pair
+        lefts, rights = (follow[one], follow[other]) if one >= 0 else (net.starts[arrow], net.starts[arrow])
+        budget.spend(len(lefts) * len(rights) + 1)
+        for left in lefts:
+            for right in rights:
+                mask = masks[left] & masks[right]
+                if not mask:
+                    continue
+                to = (left, right, different or tags[left] != tags[right])
+                edges[pair].append((mask, to))
+                if to not in edges:
+                    edges[to] = []
+                    pending.append(to)
+                    if to[2] and left in net.ends and right in net.ends:
+                        ends.add(to)
+    return edges, ends
+
+
+def _distances(edges: dict[_Pair, list[tuple[int, _Pair]]], ends: set[_Pair]) -> dict[_Pair, int]:
+    """How many characters are at least to come from a pair to an end; pairs that lead to none are left out."""
+    before: dict[_Pair, list[_Pair]] = {}
+    for pair, following in edges.items():
+        for _, to in following:
+            before.setdefault(to, []).append(pair)
+    found = dict.fromkeys(ends, 0)
+    layer = list(ends)
+    while layer:
+        following_layer = []
+        for pair in layer:
+            for each in before.get(pair, ()):
+                if each not in found:
+                    found[each] = found[pair] + 1
+                    following_layer.append(each)
+        layer = following_layer
+    return found
+
+
+def _net_signs(net: Net, arrow: int) -> Iterator[tuple[int, str]]:
+    low, high = net.span[arrow]
+    return _two_of_each(list(dict.fromkeys(net.masks[low:high])), net.letters)
+
+
+def _two_of_each(masks: Sequence[int], letters: Letters) -> Iterator[tuple[int, str]]:
+    """Two characters, the most readable ones, of each class that these masks tell apart."""
+    groups: dict[tuple[bool, ...], list[tuple[int, str]]] = {}
+    for bit in range(len(letters.samples)):
+        signature = tuple(bool(mask >> bit & 1) for mask in masks)
+        groups.setdefault(signature, []).extend((1 << bit, sign) for sign in letters.some(1 << bit))
+    for signature, members in groups.items():
+        if any(signature):
+            yield from sorted(members, key=lambda member: letters.rank(member[1]))[:2]

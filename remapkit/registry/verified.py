@@ -1,0 +1,74 @@
+"""Value witnesses: what was verified by value for a pack, kept beside it as `NAME.witness.json`.
+
+A witness names the digest of the rules it is for. Where the rules have changed since, it is stale, and says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remapkit.diagnostics.diagnostic import UnreadableCheckpoint
+from remapkit.files.strict_json import read_small_json
+from remapkit.files.text import Opened, write_texts
+from remapkit.rules.compile import RuleSet
+
+SUFFIX = ".witness.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ValueWitness:
+    """What was verified, by which means, for which rules (`digest`), with which versions of what."""
+
+    digest: str
+    verified: tuple[Mapping[str, Any], ...]
+    versions: Mapping[str, str]
+
+    def state(self, rules: RuleSet) -> str:
+        """A word for the table of packs: what was compared, or that it is stale."""
+        if self.digest != rules.digest:
+            return "stale"
+        return ", ".join(dict.fromkeys(str(each["by"]) for each in self.verified)) or "no"
+
+
+def witness_path(rules: Path) -> Path:
+    """Where the witness of a rule file lies: beside it.
+
+    >>> str(witness_path(Path("rules/wan22_pth.yaml")))
+    'rules/wan22_pth.witness.json'
+    """
+    return rules.with_name(rules.stem + SUFFIX)
+
+
+def read_witness(rules: Path) -> ValueWitness | None:
+    """The witness of a rule file, None where there is none that can be read."""
+    try:
+        found = read_small_json(witness_path(rules))
+        return ValueWitness(str(found["digest"]), tuple(map(dict, found["verified"])), dict(found["versions"]))
+    except (UnreadableCheckpoint, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_witness(
+    rules: RuleSet, verified: Mapping[str, Any], versions: Mapping[str, str], sources: Iterable[Path | Opened] = ()
+) -> Path:
+    """Add what was verified to the witness of a rule file; what other rules had been verified for is forgotten."""
+    assert rules.file.path is not None
+    old = read_witness(rules.file.path)
+    kept = (
+        [each for each in old.verified if each["by"] != verified["by"]] if old and old.digest == rules.digest else []
+    )
+    found = {
+        "rules": rules.name,
+        "digest": rules.digest,
+        "verified": sorted([*kept, dict(verified)], key=lambda each: str(each["by"])),
+        "versions": dict(sorted(versions.items())),
+    }
+    path = witness_path(rules.file.path)
+    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    # A witness is made anew each time: whoever asks to keep it asks for that.
+    write_texts({path: text}, force=True, sources=[rules.file.path, *sources])
+    return path

@@ -1,0 +1,528 @@
+"""A rule file as its author wrote it: every value with its line and column, nothing compiled yet.
+
+`read` parses YAML into located nodes, validates them against the JSON Schema (the one truth of the structure) and
+returns a `RuleFile`, or raises `InvalidRules` with all problems of the file. `rules.compile_rules` takes it from
+there. `examine` does the same without raising, so that what is sound in a file that has problems can be compiled too,
+and everything be said at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, Label, UsageError
+from remapkit.diagnostics.source import Source, Span, Text
+from remapkit.rulefile.schema.validate import plain_value, schema_problems, schema_text
+from remapkit.rulefile.yaml.compose import MAX_BYTES, ListNode, MapNode, Node, ScalarNode, compose, decode, excerpt_of
+
+__all__ = [
+    "Reading",
+    "RuleFile",
+    "WrittenEntry",
+    "WrittenFill",
+    "WrittenFlow",
+    "WrittenGuard",
+    "WrittenOp",
+    "WrittenOutput",
+    "WrittenParam",
+    "WrittenPattern",
+    "WrittenRequirement",
+    "WrittenRule",
+    "WrittenSource",
+    "WrittenTable",
+    "WrittenTarget",
+    "WrittenTest",
+    "examine",
+    "examine_text",
+    "read",
+    "read_text",
+    "schema_text",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenGuard:
+    """One entry of `where`: the values a capture may have, listed, or named.
+
+    `values` are the listed ones (integers in their canonical decimal form); `named` is the other form, a string that
+    is a range (`0..47`) or the name of a table (its keys). Exactly one of the two is set.
+    """
+
+    capture: Text
+    values: tuple[Text, ...] | None
+    named: Text | None
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenPattern:
+    """A pattern with its guards: `match` (a regular expression) or `path` (a path pattern).
+
+    `neutral`, of a `drop`, says that what it drops changes nothing: a scale of 1, an alpha equal to its LoRA rank.
+    """
+
+    surface: Literal["match", "path"]
+    text: Text
+    span: Span
+    where: tuple[WrittenGuard, ...] = ()
+    leaf: tuple[Text, ...] | None = None
+    neutral: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenOp:
+    """One operation: `transpose`, or `{name: arguments}`. The arguments are kept as the nodes they are."""
+
+    name: Text
+    args: Node | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenSource:
+    """One of the patterns that a rule reads, and what is done to what it brings."""
+
+    pattern: WrittenPattern
+    ops: tuple[WrittenOp, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenOutput:
+    """One of the templates that a rule writes, and what is done to what goes there."""
+
+    to: Text
+    ops: tuple[WrittenOp, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFlow:
+    """What a rule with operations does: sources, joined, changed, taken apart, to outputs.
+
+    `concat`, `stack`, `unstack` and `split` are the mappings with the numbers; `share` is set where every output gets
+    the whole value: `copy` or `tie`.
+    """
+
+    sources: tuple[WrittenSource, ...]
+    outputs: tuple[WrittenOutput, ...]
+    ops: tuple[WrittenOp, ...] = ()
+    concat: MapNode | None = None
+    stack: MapNode | None = None
+    unstack: MapNode | None = None
+    split: MapNode | None = None
+    share: Literal["copy", "tie"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenRule:
+    """One rule: pattern, guards, template and the captures it may forget.
+
+    `flow` is None for a rule that only renames. Where there is one, `pattern` and `to` are its first source and
+    output.
+    """
+
+    id: Text
+    pattern: WrittenPattern
+    to: Text
+    span: Span
+    forget: tuple[Text, ...] = ()
+    flow: WrittenFlow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFill:
+    """One entry of `add`: targets that no source brings. `each` bounds the captures of `to`; `node` has the rest."""
+
+    to: Text
+    node: MapNode
+    each: tuple[WrittenGuard, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenParam:
+    """A param: its value (a number or arithmetic on params, None where it must be given), its name in configs."""
+
+    name: Text
+    value: ScalarNode | None
+    config: Text | None
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenRequirement:
+    """One entry of `require`: what (`count` or `shape` of keys, or a `param`), of which name, and the numbers."""
+
+    what: Literal["count", "shape", "param"]
+    name: Text
+    wanted: Node
+    span: Span
+    by: Text | None = None
+    note: Text | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenEntry:
+    """One entry of a table; a number as key or value is kept in its canonical decimal form."""
+
+    key: Text
+    value: Text
+
+    @property
+    def span(self) -> Span:
+        """From the key's first to the value's last character."""
+        return Span(self.key.span.source, self.key.span.start, self.value.span.end)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenTable:
+    """A table: `name: {key: value, ...}`, or `name: {lossy: true, entries: {key: value, ...}}`."""
+
+    name: Text
+    entries: tuple[WrittenEntry, ...]
+    lossy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenTest:
+    """One test: a source key and the target key it must become, or None where it must be dropped.
+
+    `more` are the other targets of a rule that writes several.
+    """
+
+    source: Text
+    target: Text | None
+    more: tuple[Text, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenTarget:
+    """What the rules lead to: a model (with keyword arguments for its constructor), a manifest, or both."""
+
+    model: Text | None
+    model_args: tuple[tuple[str, object], ...]
+    keys: Text | None
+
+
+@dataclass(frozen=True, slots=True)
+class RuleFile:
+    """What the author wrote. `path` is None for a text that was not read from a file.
+
+    `digest` is `sha256:` and the hex digest of the file's bytes.
+    """
+
+    source: Source
+    path: Path | None
+    name: Text
+    summary: Text | None
+    digest: str
+    rules: tuple[WrittenRule, ...]
+    keep: tuple[WrittenPattern, ...]
+    drop: tuple[WrittenPattern, ...]
+    tables: tuple[WrittenTable, ...]
+    unmatched: Literal["error", "keep", "drop"]
+    unmatched_span: Span | None
+    tests: tuple[WrittenTest, ...]
+    source_keys: Text | None
+    source_domain: tuple[WrittenPattern, ...]
+    target: WrittenTarget | None
+    params: tuple[WrittenParam, ...] = ()
+    add: tuple[WrittenFill, ...] = ()
+    require: tuple[WrittenRequirement, ...] = ()
+    folder: Path | None = None
+    """Where the files that it names lie, for a text that was derived from a rule file and has no path of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What could be made of a text: its problems, and the file as far as it is sound.
+
+    `file` is None where so much is wrong that a look at the rest would only bring follow-up errors. Else it lacks the
+    rules, keeps, drops and tests that have problems.
+    """
+
+    file: RuleFile | None
+    problems: tuple[Diagnostic, ...]
+
+
+def read(path: Path | str) -> RuleFile:
+    """The rule file at a path.
+
+    Raises `InvalidRules` with every problem of its YAML and its structure, and `UsageError` where there is none.
+    """
+    return _raised(examine(path))
+
+
+def read_text(text: str, name: str = "<string>") -> RuleFile:
+    """A rule file given as text; `name` is what messages call it.
+
+    >>> file = read_text("remapkit: 1\\nname: t\\nrules:\\n  - {id: q, path: 'h.{n}.q', to: 'layers.{n}.query'}\\n")
+    >>> file.rules[0].to.value, str(file.rules[0].to.at(7, 10))
+    ('layers.{n}.query', '<string>:4:42')
+    """
+    return _raised(examine_text(text, name))
+
+
+def _raised(reading: Reading) -> RuleFile:
+    if reading.problems or reading.file is None:
+        raise InvalidRules(reading.problems)
+    return reading.file
+
+
+def examine(path: Path | str) -> Reading:
+    """Like `read`, but with the problems of the text in the result instead of raised."""
+    data = file_bytes(Path(path))
+    source, problems = decode(data, str(path))
+    return Reading(None, problems) if problems else _examined(source, data, Path(path))
+
+
+def examine_text(text: str, name: str = "<string>") -> Reading:
+    """Like `read_text`, but with the problems in the result instead of raised.
+
+    >>> reading = examine_text("remapkit: 1\\nname: t\\nsumary: ...\\nkeep: ['{all:**}']\\n")
+    >>> [problem.title for problem in reading.problems], len(reading.file.keep)
+    (["unknown field 'sumary'"], 1)
+    """
+    return _examined(Source(name, text), text.encode("utf-8", "surrogatepass"), None)
+
+
+def file_bytes(path: Path) -> bytes:
+    """The bytes of a rule file, of one that is too large only the beginning; raises `UsageError` (RK620 to RK622)."""
+    help: tuple[str, ...] = ("check the path, or see `remapkit packs` for what is installed",)
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        code, title = "RK620", f"{path}: no such rule file"
+    except IsADirectoryError:
+        code, title, help = "RK621", f"{path} is a directory", ("name a rule file in it",)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        code, title, help = "RK622", f"{path} cannot be read: {reason}", ()
+    raise UsageError(Diagnostic(code, title, help=help))
+
+
+def _examined(source: Source, data: bytes, path: Path | None) -> Reading:
+    root, problems = compose(source)
+    if root is None:
+        return Reading(None, problems)
+    problems = (*problems, *schema_problems(root))
+    written = _Written(source, problems)
+    if isinstance(root, MapNode):
+        problems = (*problems, *written.empty_tests(root))
+    problems = tuple(sorted(problems, key=lambda problem: problem.span.start if problem.span else len(source.text)))
+    file = None
+    if isinstance(root, MapNode) and written.is_worth_a_look(root):
+        file = written.file(root, f"sha256:{hashlib.sha256(data).hexdigest()}", path)
+    return Reading(file, problems)
+
+
+class _Written:
+    """Nodes to dataclasses: whatever has a problem is left out, and the rest is as the schema says."""
+
+    def __init__(self, source: Source, problems: Sequence[Diagnostic]) -> None:
+        self.source = source
+        self.more = any(problem.code == "RK029" for problem in problems)
+        self.places = [label.span.start for problem in problems for label in problem.labels]
+
+    def sound(self, node: Node, key: ScalarNode | None = None) -> bool:
+        start = key.span.start if key is not None else node.span.start
+        return not any(start <= place < max(node.span.end, start + 1) for place in self.places)
+
+    def is_worth_a_look(self, root: MapNode) -> bool:
+        """Rules speak of tables: where one is broken, each rule that uses it would be called wrong too."""
+        if not self.places:
+            return True
+        if self.more:
+            return False
+        names = {"name", "remapkit", "tables", "params", "unmatched"}
+        return all(root.key(name) is not None for name in ("name", "remapkit")) and all(
+            self.sound(node, key) for key, node in root.entries if key.value in names
+        )
+
+    def file(self, root: MapNode, digest: str, path: Path | None) -> RuleFile:
+        fields = {key.value: node for key, node in root.entries}
+        unmatched = fields.get("unmatched")
+        source = self.part(fields, "source")
+        summary = fields.get("summary")
+        name = fields["name"]
+        assert isinstance(name, ScalarNode)
+        return RuleFile(
+            source=self.source,
+            path=path,
+            name=name.text,
+            summary=_text(summary) if summary is not None and self.sound(summary) else None,
+            digest=digest,
+            rules=tuple(self.rule(node) for node in self.items(fields.get("rules"))),
+            keep=tuple(_pattern(node) for node in self.items(fields.get("keep"))),
+            drop=tuple(_pattern(node) for node in self.items(fields.get("drop"))),
+            tables=tuple(_table(key, node) for key, node in _entries(fields.get("tables"))),
+            unmatched=cast(Literal["error", "keep", "drop"], _text(unmatched).value) if unmatched else "error",
+            unmatched_span=unmatched.span if unmatched is not None else None,
+            tests=tuple(self.tests(fields.get("tests"))),
+            source_keys=_optional_text(source.get("keys")) if source else None,
+            source_domain=tuple(_pattern(node) for node in self.items(source.get("domain"))) if source else (),
+            target=self.target(fields),
+            params=tuple(_param(key, node) for key, node in _entries(fields.get("params"))),
+            add=tuple(_fill(node) for node in self.items(fields.get("add")) if isinstance(node, MapNode)),
+            require=tuple(_requirement(node) for node in self.items(fields.get("require"))),
+        )
+
+    def items(self, node: Node | None) -> Iterator[Node]:
+        if isinstance(node, ListNode):
+            yield from (item for item in node.items if self.sound(item))
+
+    def part(self, fields: dict[str, Node], name: str) -> MapNode | None:
+        node = fields.get(name)
+        return node if isinstance(node, MapNode) and self.sound(node) else None
+
+    def rule(self, node: Node) -> WrittenRule:
+        assert isinstance(node, MapNode)
+        fields = _fields(node)
+        forget = tuple(_text(item) for item in _list(fields.get("forget")))
+        sources, outputs = _sources(node, fields), _outputs(fields)
+        flow = _flow(fields, sources, outputs) if _FLOWS & set(fields) else None
+        return WrittenRule(_text(fields["id"]), sources[0].pattern, outputs[0].to, node.span, forget, flow)
+
+    def tests(self, node: Node | None) -> Iterator[WrittenTest]:
+        for key, value in _entries(node):
+            if (
+                isinstance(value, ScalarNode)
+                and value.kind != "empty"
+                and (not self.places or self.sound(value, key))
+            ):
+                yield WrittenTest(key.text, None if value.kind == "null" else value.text)
+            elif isinstance(value, ListNode) and (not self.places or self.sound(value, key)):
+                first, *more = (_text(item) for item in value.items)
+                yield WrittenTest(key.text, first, tuple(more))
+
+    def target(self, fields: dict[str, Node]) -> WrittenTarget | None:
+        target = self.part(fields, "target")
+        if target is None:
+            return None
+        args = tuple((key.value, plain_value(node)) for key, node in _entries(target.get("args")))
+        return WrittenTarget(_optional_text(target.get("model")), args, _optional_text(target.get("keys")))
+
+    def empty_tests(self, root: MapNode) -> Iterator[Diagnostic]:
+        """A forgotten target looks like null to YAML, and null means that the key must be dropped."""
+        for key, value in _entries(root.get("tests")):
+            if isinstance(value, ScalarNode) and value.kind == "empty":
+                help = ("write the target key, or null to say that the key must be dropped",)
+                yield Diagnostic(
+                    "RK022", f"the test of {excerpt_of(key.value)} has no target", (Label(key.span),), help
+                )
+
+
+def _entries(node: Node | None) -> tuple[tuple[ScalarNode, Node], ...]:
+    return node.entries if isinstance(node, MapNode) else ()
+
+
+def _fields(node: Node) -> dict[str, Node]:
+    return {key.value: value for key, value in _entries(node)}
+
+
+def _list(node: Node | None) -> tuple[Node, ...]:
+    return node.items if isinstance(node, ListNode) else ()
+
+
+def _text(node: Node) -> Text:
+    assert isinstance(node, ScalarNode)
+    return node.text
+
+
+def _optional_text(node: Node | None) -> Text | None:
+    return None if node is None else _text(node)
+
+
+def _pattern(node: Node) -> WrittenPattern:
+    if isinstance(node, ScalarNode):
+        return WrittenPattern("path", node.text, node.span)
+    fields = _fields(node)
+    surface: Literal["match", "path"] = "match" if "match" in fields else "path"
+    where = tuple(_guard(key, value) for key, value in _entries(fields.get("where")))
+    leaf = tuple(_text(item) for item in _list(fields["leaf"])) if "leaf" in fields else None
+    neutral = fields.get("neutral")
+    said = isinstance(neutral, ScalarNode) and neutral.value == "true"
+    return WrittenPattern(surface, _text(fields[surface]), node.span, where, leaf, said)
+
+
+_FLOWS = {"ops", "concat", "stack", "unstack", "split", "copy", "tie"}
+"""The fields that make a rule more than a renaming."""
+
+
+def _sources(node: MapNode, fields: dict[str, Node]) -> tuple[WrittenSource, ...]:
+    concat = fields.get("concat")
+    if not isinstance(concat, MapNode):
+        return (WrittenSource(_pattern(node)),)
+    return tuple(WrittenSource(_pattern(item), _ops(item)) for item in _list(concat.get("from")))
+
+
+def _outputs(fields: dict[str, Node]) -> tuple[WrittenOutput, ...]:
+    split = fields.get("split")
+    several = split.get("into") if isinstance(split, MapNode) else fields.get("copy") or fields.get("tie")
+    if several is None:
+        return (WrittenOutput(_text(fields["to"])),)
+    return tuple(
+        WrittenOutput(item.text)
+        if isinstance(item, ScalarNode)
+        else WrittenOutput(_text(_fields(item)["to"]), _ops(item))
+        for item in _list(several)
+    )
+
+
+def _flow(
+    fields: dict[str, Node], sources: tuple[WrittenSource, ...], outputs: tuple[WrittenOutput, ...]
+) -> WrittenFlow:
+    parts = {
+        name: node
+        for name in ("concat", "stack", "unstack", "split")
+        if isinstance(node := fields.get(name), MapNode)
+    }
+    share: Literal["copy", "tie"] | None = "copy" if "copy" in fields else "tie" if "tie" in fields else None
+    return WrittenFlow(sources, outputs, tuple(map(_op, _list(fields.get("ops")))), share=share, **parts)
+
+
+def _ops(node: Node) -> tuple[WrittenOp, ...]:
+    return tuple(map(_op, _list(_fields(node).get("ops"))))
+
+
+def _op(node: Node) -> WrittenOp:
+    if isinstance(node, ScalarNode):
+        return WrittenOp(node.text, None, node.span)
+    ((key, value),) = _entries(node)
+    return WrittenOp(key.text, value, Span(key.span.source, key.span.start, max(key.span.end, value.span.end)))
+
+
+def _param(key: ScalarNode, node: Node) -> WrittenParam:
+    value = node.get("value") if isinstance(node, MapNode) else node
+    config = _optional_text(node.get("config")) if isinstance(node, MapNode) else None
+    return WrittenParam(key.text, value if isinstance(value, ScalarNode) else None, config)
+
+
+def _fill(node: MapNode) -> WrittenFill:
+    each = tuple(_guard(key, value) for key, value in _entries(node.get("each")))
+    return WrittenFill(_text(_fields(node)["to"]), node, each)
+
+
+def _requirement(node: Node) -> WrittenRequirement:
+    fields = _fields(node)
+    what: Literal["count", "shape", "param"] = (
+        "count" if "count" in fields else "shape" if "shape" in fields else "param"
+    )
+    by, note = _optional_text(fields.get("by")), _optional_text(fields.get("note"))
+    return WrittenRequirement(what, _text(fields[what]), fields["is"], node.span, by, note)
+
+
+def _guard(key: ScalarNode, value: Node) -> WrittenGuard:
+    if isinstance(value, ListNode):
+        return WrittenGuard(key.text, tuple(_text(item) for item in value.items), None)
+    return WrittenGuard(key.text, None, _text(value))
+
+
+def _table(key: ScalarNode, node: Node) -> WrittenTable:
+    entries = node.get("entries") if isinstance(node, MapNode) else None
+    lossy = node.get("lossy") if isinstance(node, MapNode) and isinstance(entries, MapNode) else None
+    if isinstance(entries, MapNode):
+        node = entries
+    written = tuple(WrittenEntry(each.text, _text(value)) for each, value in _entries(node))
+    return WrittenTable(key.text, written, isinstance(lossy, ScalarNode) and lossy.value == "true")

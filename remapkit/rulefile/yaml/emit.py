@@ -1,0 +1,54 @@
+"""Texts as YAML: whatever a rule file that this program writes says, it is read back as the very same text."""
+
+from __future__ import annotations
+
+import re
+
+from remapkit.rulefile.yaml.compose import plain_kind
+
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*", re.ASCII)
+_ELSEWHERE = frozenset({"y", "n", "nan", "inf"})
+"""Words that some readers of YAML 1.1 take for something else than text."""
+_LONGEST_KEY = 1000
+"""YAML reads a key of more than 1,024 characters only after a question mark."""
+
+
+def quoted(text: str) -> str:
+    r"""A text as a YAML scalar that every reader takes for that text, plain where nothing could be mistaken.
+
+    >>> print(quoted("conv1.weight"), quoted("no"), quoted("y"), quoted("it's"), quoted("a\tb"), quoted("1"))
+    conv1.weight 'no' 'y' "it's" "a\tb" '1'
+    """
+    is_plain = _PLAIN.fullmatch(text) and text.lower() not in _ELSEWHERE and plain_kind(text) == "text"
+    return text if is_plain else in_quotes(text)
+
+
+def in_quotes(text: str) -> str:
+    """A text in single quotes, or in double quotes where it has what cannot be seen, or single quotes of its own.
+
+    >>> print(in_quotes("{a}"), in_quotes("tag\\U000e0001"))
+    '{a}' "tag\\U000e0001"
+    """
+    if text.isprintable() and ("'" not in text or '"' in text or "\\" in text):
+        return "'" + text.replace("'", "''") + "'"
+    return '"' + "".join(map(_escaped, text)) + '"'
+
+
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+def _escaped(sign: str) -> str:
+    if sign in _ESCAPES:
+        return _ESCAPES[sign]
+    if sign.isprintable():
+        return sign
+    return f"\\u{ord(sign):04x}" if ord(sign) < 0x10000 else f"\\U{ord(sign):08x}"
+
+
+def entry(key: str, value: str) -> str:
+    """A line (or two) of a mapping: a key and a value, both already written as YAML.
+
+    >>> entry("a.b", "[c, d]")
+    '  a.b: [c, d]'
+    """
+    return f"  {key}: {value}" if len(key) < _LONGEST_KEY else f"  ? {key}\n  : {value}"

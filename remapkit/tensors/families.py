@@ -1,0 +1,184 @@
+"""Key families: a header of hundreds of keys as a few dozen lines that say the same.
+
+A family is a product: one set of words for each segment, and exactly the keys that choose one word from each set. So
+its pattern and its count say which keys it has, and nothing is lost by showing it instead of them.
+
+    encoder.downsamples.{0..3}.downsamples.{0,1}.residual.{2,6}.{weight|bias}     32 keys
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
+
+_INTEGER = re.compile(r"0|[1-9][0-9]{0,17}")
+_NUMBERED = re.compile(r"(.*?[^0-9])(0|[1-9][0-9]{0,17})", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Keys that differ only in which word of a set stands in a segment.
+
+    `segments` has the words of each segment, integers in their order, other words in the order of the header.
+    `fqns` are the keys in the header's order: as many as the product of the sets, no two the same.
+    """
+
+    segments: tuple[tuple[str, ...], ...]
+    fqns: tuple[str, ...]
+    specs: tuple[TensorSpec, ...]
+
+    @property
+    def pattern(self) -> str:
+        """The family in one line: `layers.{0..31}.attn.{q|k|v}.weight`."""
+        return ".".join(_shown(words) for words in self.segments)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all its tensors."""
+        return sum(spec.nbytes for spec in self.specs)
+
+    @property
+    def dtypes(self) -> Mapping[str, int]:
+        """How many tensors there are of each dtype."""
+        return Counter(spec.dtype for spec in self.specs)
+
+    @property
+    def dtypes_text(self) -> str:
+        """The dtypes in one line: `F32`, or `62 F8_E4M3, 2 F32` where there are several."""
+        if len(self.dtypes) == 1:
+            return self.specs[0].dtype
+        return ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.items())
+
+    @property
+    def shapes_text(self) -> str:
+        """The shapes in one line, `160..640` where a dimension varies; one after the other where the rank varies."""
+        ranks = sorted({len(spec.shape) for spec in self.specs}, reverse=True)
+        return " ".join(_shapes([spec.shape for spec in self.specs if len(spec.shape) == rank]) for rank in ranks)
+
+    def __contains__(self, fqn: object) -> bool:
+        words = str(fqn).split(".")
+        return len(words) == len(self.segments) and all(
+            word in known for word, known in zip(words, self.segments, strict=True)
+        )
+
+
+def families(spec: StateDictSpec) -> tuple[Family, ...]:
+    """The keys of a header as families, in the order of their first keys. Every key is in exactly one.
+
+    Sets are joined from the last segment to the first, as long as all other segments are the same: first what a layer
+    has, then which layers have it. Numbers are never joined with words.
+
+    >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
+    >>> keys = [f"layers.{n}.{part}.{leaf}" for n in range(4) for part in ("q", "k") for leaf in ("weight", "bias")]
+    >>> for family in families(StateDictSpec(dict.fromkeys(keys, TensorSpec("F32", (8,))))):
+    ...     print(len(family.fqns), family.pattern, family.dtypes_text, family.shapes_text)
+    16 layers.{0..3}.{q|k}.{weight|bias} F32 [8]
+    """
+    split = [fqn.split(".") for fqn in spec]
+    first_seen = {
+        word: number for number, word in enumerate(dict.fromkeys(word for words in split for word in words))
+    }
+    boxes: list[tuple[tuple[str, ...], ...]] = [tuple((word,) for word in words) for words in split]
+    before = len(boxes) + 1
+    while len(boxes) < before:
+        before = len(boxes)
+        for from_the_end in range(1, max(map(len, boxes), default=0) + 1):
+            boxes = _joined(boxes, from_the_end, first_seen)
+    return _filled(boxes, spec)
+
+
+def _joined(
+    boxes: Sequence[tuple[tuple[str, ...], ...]], place: int, first_seen: Mapping[str, int]
+) -> list[tuple[tuple[str, ...], ...]]:
+    """Boxes that differ only in the segment at `place` (from the end) as one, in the order of the first of each."""
+    groups: dict[object, list[str]] = {}
+    for box in boxes:
+        groups.setdefault(_but(box, place), []).extend(box[-place] if place <= len(box) else ())
+    joined = []
+    for box in boxes:
+        words = groups.pop(_but(box, place), None)
+        if words is not None:
+            if place <= len(box):
+                # One order for one set, or the same set met in two orders would count as two.
+                words.sort(key=int if is_integer(words[0]) else first_seen.__getitem__)
+                box = (*box[:-place], tuple(words), *box[len(box) - place + 1 :])
+            joined.append(box)
+    return joined
+
+
+def _but(box: tuple[tuple[str, ...], ...], place: int) -> object:
+    if place > len(box):
+        return box
+    return (*box[:-place], is_integer(box[-place][0]), *box[len(box) - place + 1 :])
+
+
+def is_integer(word: str) -> bool:
+    """Whether a segment is a number in canonical decimal form: an index.
+
+    >>> [is_integer(word) for word in ("0", "12", "012", "w1", "")]
+    [True, True, False, False, False]
+    """
+    return _INTEGER.fullmatch(word) is not None
+
+
+def _filled(boxes: Sequence[tuple[tuple[str, ...], ...]], spec: StateDictSpec) -> tuple[Family, ...]:
+    members: dict[str, int] = {}
+    for number, box in enumerate(boxes):
+        for fqn in _product(box):
+            members[fqn] = number
+    found: list[list[str]] = [[] for _ in boxes]
+    for fqn in spec:
+        found[members[fqn]].append(fqn)
+    filled = [
+        Family(box, tuple(fqns), tuple(spec[fqn] for fqn in fqns)) for box, fqns in zip(boxes, found, strict=True)
+    ]
+    order = {fqn: number for number, fqn in enumerate(spec)}
+    return tuple(sorted(filled, key=lambda family: order[family.fqns[0]]))
+
+
+def _product(box: Sequence[Sequence[str]]) -> Iterable[str]:
+    fqns: list[str] = [""]
+    for number, words in enumerate(box):
+        fqns = [f"{fqn}.{word}" if number else word for fqn in fqns for word in words]
+    return fqns
+
+
+# ------------------------------------------------------------------------------------------------ in one line
+
+
+def _shown(words: Sequence[str]) -> str:
+    if len(words) == 1:
+        return words[0]
+    if is_integer(words[0]):
+        return "{" + ranges([int(word) for word in words]) + "}"
+    parts = [_NUMBERED.fullmatch(word) for word in words]
+    prefixes = {part.group(1) for part in parts if part}
+    if len(words) > 2 and all(parts) and len(prefixes) == 1:
+        return prefixes.pop() + "{" + ranges([int(part.group(2)) for part in parts if part]) + "}"
+    return "{" + "|".join(words) + "}"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Distinct integers in one line, runs of three and more as ranges.
+
+    >>> ranges([0, 1, 2, 3, 7, 8])
+    '0..3,7,8'
+    """
+    runs = []
+    for _, group in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        runs.append(f"{run[0]}..{run[-1]}" if len(run) > 2 else ",".join(map(str, run)))
+    return ",".join(runs)
+
+
+def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
+    dimensions = [
+        str(min(sizes)) if len(set(sizes)) == 1 else f"{min(sizes)}..{max(sizes)}"
+        for sizes in zip(*shapes, strict=True)
+    ]
+    return f"[{', '.join(dimensions)}]"

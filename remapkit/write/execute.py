@@ -1,0 +1,273 @@
+"""Execution: moves and a reader become files. One target tensor at a time, or the kernel's copy of whole stretches.
+
+Nothing but the target is ever opened for writing, and it appears whole or not at all. `rename_in_place` is the one
+exception, and keeps a journal.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from remapkit.diagnostics.diagnostic import Diagnostic, FailedWrite
+from remapkit.files.atomic import undisturbed
+from remapkit.files.errors import shown, unwritable
+from remapkit.files.index_names import index_parts
+from remapkit.files.locks import hold
+from remapkit.formats.detect import open_checkpoint
+from remapkit.formats.reader import CHUNK, Reader, even
+from remapkit.plans.make import Move
+from remapkit.write import in_place as inplace
+from remapkit.write.layout import FileLayout, lay_out_safetensors, lay_out_shards, without_ties
+from remapkit.write.torch_zip import lay_out_pth
+from remapkit.write.writer import Progress, Run, Writer, forget_cached, target_chunks
+
+PTH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+"""Outputs with these suffixes are written in the format of torch.save."""
+KNOWN_SUFFIXES = (".safetensors", *PTH_SUFFIXES)
+FORMATS = ("safetensors", "pth")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written: the files (an index last), how many tensors and bytes, and how the bytes went.
+
+    `how` is a subset of reflink, copy_file_range, sendfile, loop (stretches of files), gathered (views, operations),
+    header, shifted (in place). `tied` maps the names that are recorded but not written to those that are.
+    """
+
+    files: tuple[Path, ...]
+    tensors: int
+    nbytes: int
+    seconds: float
+    how: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    verified: bool = False
+    kept: int = 0
+    """How many complete shards of a killed run were taken over."""
+
+
+def execute(
+    moves: Sequence[Move],
+    reader: Reader,
+    out: str | Path,
+    *,
+    format: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    shard_size: int | None = None,
+    force: bool = False,
+    untie: bool = False,
+    tied: Sequence[Sequence[str]] | None = None,
+    progress: Progress | None = None,
+    verify: bool = False,
+    run: Run | None = None,
+) -> Written:
+    """Write the targets of `moves`, in their order, to `out`.
+
+    `format` is `safetensors` or `pth`; left out, the suffix of `out` must say it. With `shard_size` (bytes) it is
+    `out` without its suffix, `-00001-of-00003.safetensors` and so on, with an index, or one file where one is enough.
+    `tied` are groups of targets that share one storage (by default those whose sources do): a `.pth` keeps them so,
+    safetensors keeps one name of each and records the others in its metadata, and `untie` writes copies. `run` makes
+    the tensors of moves with operations in another way than the usual one. `verify` reads the output back before it
+    gets its name.
+
+    Raises `UnwritableOutput` (RK5xx) with nothing changed, `UnreadableCheckpoint` where the source changes meanwhile.
+    """
+    started = time.monotonic()
+    out = Path(out)
+    format = output_format(out, format, shards=shard_size is not None)
+    groups = [] if untie else tied if tied is not None else tied_targets(moves, reader)
+    run = run or _streams(moves)
+    layouts, recorded = _lay_out(moves, reader, out, format, metadata or {}, shard_size, groups)
+    writer = Writer(reader, layouts, progress, run)
+    inspect = _inspector(reader, run) if verify else None
+    if verify:
+        reader.check_sums()
+    files = writer.write(out.parent, force, inspect)
+    return Written(
+        files=files,
+        tensors=len(moves) - len(recorded),
+        nbytes=writer.total,
+        seconds=time.monotonic() - started,
+        how=tuple(writer.how),
+        tied=recorded,
+        verified=verify,
+        kept=writer.kept,
+    )
+
+
+def _streams(moves: Sequence[Move]) -> Run | None:
+    """What makes the tensors of moves with operations; numpy is imported only where there are any."""
+    if not any(move.ops for move in moves):
+        return None
+    from remapkit.compute.stream import Streams
+
+    return Streams()
+
+
+def output_format(out: str | Path, format: str | None = None, *, shards: bool = False) -> str:
+    """The format of an output, `safetensors` or `pth`: the one that is named, else the one that its name says.
+
+    Shards get `.safetensors` after whatever name is given. Raises `UnwritableOutput` (RK511) where nothing says it.
+
+    >>> output_format("model.safetensors"), output_format("model.PT"), output_format("model.v2", "pth")
+    ('safetensors', 'pth', 'pth')
+    """
+    if format is not None:
+        if format not in FORMATS:
+            raise ValueError(f"format must be 'safetensors' or 'pth', not {format!r}")
+        return format
+    out = Path(out)
+    suffix = out.suffix.lower()
+    if suffix in PTH_SUFFIXES:
+        return "pth"
+    # A folder in the place of the file is refused for being one.
+    if suffix == ".safetensors" or shards or os.path.isdir(out):  # noqa: PTH112 - any name may be asked
+        return "safetensors"
+    what = f"the suffix {out.suffix} names no format that is written" if suffix else "it has no suffix"
+    title = f"which format should {out.name} have? {what[0].upper()}{what[1:]}"
+    help = ("name the file .safetensors or .pth, or say --to-format safetensors or --to-format pth",)
+    raise unwritable("RK511", title, help=help)
+
+
+def _lay_out(
+    moves: Sequence[Move],
+    reader: Reader,
+    out: Path,
+    format: str,
+    metadata: Mapping[str, str],
+    shard_size: int | None,
+    tied: Sequence[Sequence[str]],
+) -> tuple[list[FileLayout], Mapping[str, str]]:
+    """The files to write, and the tied names that are only recorded."""
+    if format == "pth":
+        if shard_size is not None:
+            raise unwritable("RK505", "--shard-size writes safetensors, not .pth", help=("leave one of them out",))
+        return [lay_out_pth(out.name, moves, reader, metadata, tied)], {}
+    kept, recorded = without_ties(moves, tied)
+    # transformers reads no file without this.
+    described = {"format": "pt", **metadata, **recorded}
+    if shard_size is not None:
+        return lay_out_shards(stem(out), kept, reader, described, shard_size), recorded
+    return [lay_out_safetensors(out.name, kept, reader, described)], recorded
+
+
+def stem(out: Path) -> str:
+    """What the names of shards begin with.
+
+    >>> stem(Path("out/model.safetensors")), stem(Path("model.safetensors.index.json"))
+    ('model', 'model')
+    >>> stem(Path("model.safetensors.index.fp16.json"))
+    'model.fp16'
+    """
+    name, variant = index_parts(out.name)
+    return name.removesuffix(".safetensors") + variant
+
+
+def tied_targets(moves: Sequence[Move], reader: Reader) -> list[list[str]]:
+    """The groups of targets whose sources share one storage with the same offset, shape and strides."""
+    by_source: dict[str, list[str]] = {}
+    for move in moves:
+        if not move.ops:
+            by_source.setdefault(move.sources[0], []).append(move.target)
+    groups = ([target for fqn in group for target in by_source.get(fqn, ())] for group in reader.header().tied)
+    return [group for group in groups if len(group) > 1]
+
+
+def rename_in_place(moves: Sequence[Move], reader: Reader, *, metadata: Mapping[str, str] | None = None) -> Written:
+    """Rename the tensors of one safetensors file by writing only its header; the data stays where it is.
+
+    Every tensor must be kept, and none computed. An interrupted run leaves the file as it was, or with a journal that
+    `recover` restores it from. The reader's own view of the file is outdated afterwards.
+
+    Raises `UnwritableOutput` (RK507) where the file cannot be renamed in place: other formats, links to it, dropped
+    or computed tensors.
+    """
+    started = time.monotonic()
+    source = inplace.safetensors_only(reader)
+    path = source.path
+    inplace.check_alone(path, source.sources[0])
+    raw = inplace.header_for(moves, source, {"format": "pt", **(metadata or {})})
+    with hold([path]):
+        how, nbytes = inplace.replace_header(path, source, raw)
+        with undisturbed():
+            _check_renamed(path, moves)
+    return Written((path,), len(moves), nbytes, time.monotonic() - started, (how,))
+
+
+def _check_renamed(path: Path, moves: Sequence[Move]) -> None:
+    with open_checkpoint(path) as renamed:
+        header = renamed.header()
+        wrong = [move.target for move in moves if header.tensors.get(move.target) != move.spec]
+    if wrong:
+        raise _wrong(f"{len(wrong)} of {len(moves)} tensors were renamed wrong", shown(wrong[0]))
+
+
+def recover(path: str | Path) -> bool:
+    """Restore a file whose rename in place was interrupted, to the byte; False where there is nothing to restore.
+
+    Raises `UnwritableOutput` (RK508) where the file is not the one that the journal speaks of.
+    """
+    return inplace.recover(Path(path))
+
+
+def verify(moves: Sequence[Move], reader: Reader, out: str | Path, *, run: Run | None = None) -> int:
+    """Read `out` back and compare every target with its source, byte by byte; how many tensors were compared.
+
+    Names that the output only records as tied are compared with the name that holds their bytes. Raises
+    `UnwritableOutput` (RK506) that names the tensors that differ, `UnreadableCheckpoint` where `out` cannot be read.
+    """
+    with open_checkpoint(out, allow_expand=True) as written:
+        _compare(moves, reader, written, run or _streams(moves))
+    return len(moves)
+
+
+def _inspector(reader: Reader, run: Run | None) -> Callable[[Path, FileLayout], None]:
+    def inspect(path: Path, layout: FileLayout) -> None:
+        if layout.moves:
+            forget_cached(path)
+            with open_checkpoint(path, allow_expand=True) as written:
+                _compare(layout.moves, reader, written, run)
+
+    return inspect
+
+
+def _compare(moves: Sequence[Move], reader: Reader, written: Reader, run: Run | None) -> None:
+    header = written.header()
+    wrong = [move.target for move in moves if not _same(move, reader, written, header.metadata, run)]
+    if wrong:
+        names = "\n".join(map(shown, wrong[:5])) + (f"\n... and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        title = f"{len(wrong)} of {len(moves)} tensors were written wrong"
+        raise _wrong(title, names)
+
+
+def _wrong(title: str, names: str) -> FailedWrite:
+    help = ("check the disk and the memory, and run it again",)
+    return FailedWrite(Diagnostic("RK506", title, notes=(names,), help=help))
+
+
+def _same(move: Move, reader: Reader, written: Reader, tied: Mapping[str, str], run: Run | None) -> bool:
+    header = written.header()
+    name = move.target if move.target in header else tied.get(move.target, move.target)
+    if name not in header or header[name] != move.spec:
+        return False
+    expected, found = even(target_chunks(move, reader, run), CHUNK), even(written.chunks(name), CHUNK)
+    # Views are compared element by element, bytes at once.
+    return all(a.tobytes() == b.tobytes() for a, b in zip(expected, found, strict=True))
+
+
+__all__ = [
+    "Progress",
+    "Run",
+    "Written",
+    "execute",
+    "output_format",
+    "recover",
+    "rename_in_place",
+    "stem",
+    "tied_targets",
+    "verify",
+]

@@ -1,0 +1,382 @@
+"""Renaming inside one safetensors file: only its header is written.
+
+Where the filesystem can share blocks, a new file is made of a new header and the old data, and takes the old one's
+name: that is atomic. Elsewhere the header is overwritten, and a journal beside the file holds the old one until the
+new one is on the disk. A header that has outgrown its place gets more of it: whole blocks are inserted at the front
+of the file (Linux: fallocate with FALLOC_FL_INSERT_RANGE, on ext4 and XFS). Where none of that works, or the file is
+small, it is written anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shlex
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from remapkit.diagnostics.diagnostic import Diagnostic, UnreadableCheckpoint, UnwritableOutput
+from remapkit.files.atomic import NewFile, journal_path, sync_directory, undisturbed
+from remapkit.files.copy import BLOCK, Copier, write_all
+from remapkit.files.errors import FileFault, cannot_write, printable, unwritable
+from remapkit.files.locks import hold, is_named
+from remapkit.files.strict_json import parse_json
+from remapkit.formats.reader import Reader, SourceFile, reason
+from remapkit.formats.safetensors import MAX_HEADER, SafetensorsReader, header_json, padded_header, parse_header
+from remapkit.plans.make import Move
+
+REWRITE_BELOW = 1 << 20
+"""A file smaller than this is written anew: that is as fast, and needs no journal."""
+_MAGIC = b"remapkit journal 1\n"
+_MAX_JOURNAL = 2 * MAX_HEADER + (1 << 16)
+_COLLAPSE, _INSERT = 0x08, 0x20
+
+
+def header_for(moves: Sequence[Move], reader: SafetensorsReader, metadata: Mapping[str, str]) -> bytes:
+    """The JSON of the new header: new names over the data as it lies. Raises `UnwritableOutput` (RK507)."""
+    if any(move.ops for move in moves):
+        raise _refused("--in-place only renames: this plan computes new values")
+    names = {move.sources[0]: move.target for move in moves}
+    header = reader.header()
+    left = [fqn for fqn in header if fqn not in names and header[fqn].nbytes]
+    if left:
+        named = left[0] if len(left) == 1 else f"{left[0]} and {len(left) - 1} more"
+        raise _refused(f"--in-place cannot leave tensors behind ({named}): the format allows no holes")
+    tensors = ((names[fqn], spec) for fqn, spec in header.items() if fqn in names)
+    return header_json(tensors, metadata)
+
+
+def _refused(title: str) -> Exception:
+    return unwritable("RK507", title, help=("write a new file with -o OUT",))
+
+
+def check_alone(path: Path, source: SourceFile) -> None:
+    """Raise `UnwritableOutput` (RK507) for a file that is known by other names too: they would all change."""
+    if path.is_symlink():
+        target = os.path.realpath(path)
+        help = ("name that file, if it is the one to change",)
+        raise unwritable("RK507", f"{path} is a link to {target}", help=help)
+    with source.held() as fd:
+        links = os.fstat(fd).st_nlink
+    if links > 1:
+        raise _refused(f"{path.name} has {links} hard links; --in-place would change them all")
+
+
+def replace_header(path: Path, reader: SafetensorsReader, raw: bytes) -> tuple[str, int]:
+    """Give the file a new header; how it was done, and how many bytes were written.
+
+    Raises `UnwritableOutput`; the file is then as it was, or has a journal that `recover` restores it from.
+    """
+    source = reader.sources[0]
+    try:
+        if source.size >= REWRITE_BELOW:
+            written = _clone(path, source, reader.data_start, raw)
+            if written:
+                return "reflink", written
+            written = _overwrite(path, source, reader.data_start, raw)
+            if written:
+                return "header" if len(raw) + 8 <= reader.data_start else "shifted", written
+        return _rewrite(path, source, reader.data_start, raw)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _clone(path: Path, source: SourceFile, data_start: int, raw: bytes) -> int:
+    """A new file of a new header and the old blocks; 0 where the filesystem cannot share blocks."""
+    header = padded_header(raw, data_start % BLOCK)
+    with NewFile(path, force=True) as new:
+        copier = Copier(new.fd, lambda nbytes: None)
+        if not copier.can_clone(source):
+            return 0
+        write_all(new.fd, header, 0)
+        copier.copy(source, data_start, source.size - data_start, len(header))
+        _commit(new, source)
+    return len(header)
+
+
+def _rewrite(path: Path, source: SourceFile, data_start: int, raw: bytes) -> tuple[str, int]:
+    header = padded_header(raw, data_start % BLOCK)
+    with NewFile(path, force=True) as new:
+        copier = Copier(new.fd, lambda nbytes: None)
+        write_all(new.fd, header, 0)
+        copier.copy(source, data_start, source.size - data_start, len(header))
+        _commit(new, source)
+    return next(iter(copier.used), "header"), len(header) + source.size - data_start
+
+
+def _commit(new: NewFile, source: SourceFile) -> None:
+    if source.changed() or not is_named(source.fd, new.target):
+        raise unwritable("RK507", f"{new.target.name} changed while it was read; nothing was changed")
+    with undisturbed():
+        new.commit()
+
+
+# --- overwriting with a journal -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """How a file was before and will be: its size, the bytes inserted at its front, its old and its new header."""
+
+    file: str
+    size: int
+    insert: int
+    old: bytes
+    new: bytes
+
+    def pack(self) -> bytes:
+        """The journal as bytes, with a checksum."""
+        facts = json.dumps({"file": self.file, "size": self.size, "insert": self.insert}).encode("utf-8")
+        body = struct.pack("<3Q", len(facts), len(self.old), len(self.new)) + facts + self.old + self.new
+        return _MAGIC + struct.pack("<L", zlib.crc32(body)) + body
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Journal | None:
+        """The journal that bytes hold, or None where they are torn or say what no rename could have written."""
+        head = len(_MAGIC)
+        if raw[:head] != _MAGIC or len(raw) < head + 28:
+            return None
+        (crc,) = struct.unpack_from("<L", raw, head)
+        body = raw[head + 4 :]
+        facts_len, old_len, new_len = struct.unpack_from("<3Q", body)
+        if zlib.crc32(body) != crc or len(body) != 24 + facts_len + old_len + new_len:
+            return None
+        try:
+            facts = parse_json(body[24 : 24 + facts_len])
+        except FileFault:
+            return None
+        if not isinstance(facts, dict) or facts.keys() != {"file", "size", "insert"}:
+            return None
+        old_at, new_at = 24 + facts_len, 24 + facts_len + old_len
+        journal = cls(facts["file"], facts["size"], facts["insert"], body[old_at:new_at], body[new_at:])
+        return journal if journal._is_sound() else None
+
+    def _is_sound(self) -> bool:
+        """Whether it may be one of ours: two headers of the same tensors, apart by whole blocks.
+
+        Whoever can write a folder can put a journal into it, under a name that is no secret. One that is used can
+        only do what a rename does.
+        """
+        if type(self.file) is not str or type(self.size) is not int or type(self.insert) is not int:
+            return False
+        if self.insert < 0 or self.insert % BLOCK or len(self.new) != len(self.old) + self.insert:
+            return False
+        if not 8 <= len(self.old) <= self.size or len(self.new) > MAX_HEADER + 8:
+            return False
+        data_bytes = self.size - len(self.old)
+        try:
+            (_, old), (_, new) = (parse_header(raw[8:], data_bytes) for raw in (self.old, self.new))
+        except FileFault:
+            return False
+        lengths = all(int.from_bytes(raw[:8], "little") == len(raw) - 8 for raw in (self.old, self.new))
+        # Tensors without elements may be left behind by a rename: they have no bytes.
+        held = [[entry for entry in header.values() if entry[0].nbytes] for header in (old, new)]
+        return lengths and held[0] == held[1]
+
+    def fits(self, front: bytes, size: int) -> bool:
+        """Whether a file that begins with `front` is between the two states: every byte is the old or the new one."""
+        inserted = size - self.size
+        if inserted not in (0, self.insert):
+            return False
+        before = b"\0" * inserted + self.old
+        # Where an interrupted recovery has removed the blocks again, what was the new header is their rest.
+        after = self.new[self.insert - inserted :][: len(before)]
+        return len(front) == len(before) == len(after) and _is_either(front, before, after)
+
+
+def _is_either(front: bytes, before: bytes, after: bytes) -> bool:
+    """Whether every byte is that of one of two texts; quick where long stretches are."""
+    for at in range(0, len(front), BLOCK):
+        found, one, other = (text[at : at + BLOCK] for text in (front, before, after))
+        if found not in (one, other) and not all(
+            byte in pair for byte, pair in zip(found, zip(one, other, strict=True), strict=True)
+        ):
+            return False
+    return True
+
+
+def _overwrite(path: Path, source: SourceFile, data_start: int, raw: bytes) -> int:
+    """Overwrite the header under a journal; 0 where it does not fit and the filesystem cannot insert blocks."""
+    insert = _needed(len(raw) + 8 - data_start)
+    length = data_start + insert - 8
+    if length > MAX_HEADER:
+        raise _refused("the new header would be longer than the format allows")
+    header = length.to_bytes(8, "little") + raw.ljust(length)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        _lock(fd, path)
+        if source.changed() or os.fstat(fd).st_ino != source.inode:
+            raise unwritable("RK507", f"{path.name} changed while it was read; nothing was changed")
+        if insert and not _can_shift(fd):
+            return 0
+        journal = Journal(path.name, source.size, insert, source.read(0, data_start), header)
+        with undisturbed():
+            return len(header) if _under_journal(fd, path, journal) else 0
+    finally:
+        os.close(fd)
+
+
+def _under_journal(fd: int, path: Path, journal: Journal) -> bool:
+    """Write the journal, make room, write the header, drop the journal; False where there is no way to make room."""
+    _write_journal(path, journal)
+    try:
+        if journal.insert and not _fallocate(fd, _INSERT, journal.insert):
+            _drop_journal(path, "is as it was")
+            return False
+        write_all(fd, journal.new, 0)
+        os.fsync(fd)
+    except OSError as error:
+        try:
+            _put_back(fd, path, journal)
+        except JournalLeft:
+            raise
+        except (OSError, UnwritableOutput):
+            title = f"{path.name} is half renamed: {reason(error)}"
+            raise unwritable("RK508", title, help=(f"restore it with `remapkit recover {path}`",)) from error
+        raise
+    _drop_journal(path, "is renamed")
+    return True
+
+
+def _needed(missing: int) -> int:
+    """Whole blocks that hold what is missing, and as much again, so that the next rename fits."""
+    return 0 if missing <= 0 else (2 * missing + BLOCK - 1) // BLOCK * BLOCK
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise unwritable("RK507", f"{path.name} is being rewritten by another process") from None
+    except OSError:
+        """Some network filesystems have no locks; two renames of one file at once are then the user's to avoid."""
+
+
+def _write_journal(path: Path, journal: Journal) -> None:
+    with NewFile(journal_path(path), force=True, mode=0o600) as new:
+        with contextlib.suppress(OSError):
+            owner = path.stat()
+            os.fchown(new.fd, owner.st_uid, owner.st_gid)
+        write_all(new.fd, journal.pack(), 0)
+        new.commit()
+
+
+class JournalLeft(UnwritableOutput):
+    """The file is whole, and its journal cannot be removed."""
+
+
+def _drop_journal(path: Path, state: str) -> None:
+    """Remove the journal; raises `JournalLeft` (RK512), which says what the file is now: `state`."""
+    journal = journal_path(path)
+    try:
+        journal.unlink()
+    except OSError as error:
+        title = f"{path.name} {state}, but its journal cannot be removed: {reason(error)}"
+        notes = ("while the journal is there, nobody reads the file",)
+        help = [f"to keep the file as it is now, remove the journal: rm {shlex.quote(str(journal))}"]
+        if state == "is renamed":
+            help.append(f"to have the old names back: remapkit recover {shlex.quote(str(path))}")
+        raise JournalLeft(Diagnostic("RK512", printable(title), notes=notes, help=tuple(help))) from error
+    sync_directory(path.parent)
+
+
+def _can_shift(fd: int) -> bool:
+    """Whether blocks can be inserted here: only Linux has the call, and its blocks must be ours."""
+    return os.uname().sysname == "Linux" and BLOCK % os.fstatvfs(fd).f_bsize == 0
+
+
+def _fallocate(fd: int, mode: int, length: int) -> bool:
+    """Insert or collapse `length` bytes at the front of a file; False where the filesystem cannot."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    call = getattr(libc, "fallocate64", None) or libc.fallocate
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    while call(fd, mode, 0, length):
+        code = ctypes.get_errno()
+        if code in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EFBIG, errno.EPERM):
+            return False
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+    return True
+
+
+def recover(path: Path) -> bool:
+    """Restore a file from its journal, to the byte; False where there is none. Safe to be interrupted itself.
+
+    Raises `UnwritableOutput` (RK507, RK508) where the file is not the one that the journal speaks of, or is being
+    rewritten just now.
+    """
+    path = Path(os.path.realpath(path))
+    if not os.path.lexists(journal_path(path)):
+        return False
+    with hold([path]):
+        return _recover(path)
+
+
+def _recover(path: Path) -> bool:
+    journal_at = journal_path(path)
+    if not os.path.lexists(journal_at):
+        return False
+    raw = _read_journal(journal_at)
+    journal = None if raw is None else Journal.unpack(raw)
+    if journal is None or journal.file != path.name:
+        title = f"the journal of {path.name} is damaged: it is not used"
+        raise unwritable("RK508", title, help=(f"look at {path.name}, then remove {journal_path(path)}",))
+    try:
+        _restore(path, journal)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return True
+
+
+def _read_journal(path: Path) -> bytes | None:
+    """The bytes of a journal, or None for what is none: a link, a pipe, a device, or more than two headers take."""
+    try:
+        if path.is_symlink():
+            return None
+        source = SourceFile(path)
+    except (OSError, UnreadableCheckpoint):
+        return None
+    try:
+        return source.read(0, source.size) if source.size <= _MAX_JOURNAL else None
+    finally:
+        source.close()
+
+
+def _restore(path: Path, journal: Journal) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        _lock(fd, path)
+        with undisturbed():
+            _put_back(fd, path, journal)
+    finally:
+        os.close(fd)
+
+
+def _put_back(fd: int, path: Path, journal: Journal) -> None:
+    size = os.fstat(fd).st_size
+    front = os.pread(fd, len(journal.old) + max(0, min(size - journal.size, journal.insert)), 0)
+    if not journal.fits(front, size):
+        title = f"{path.name} is not the file whose rename was interrupted: it is left as it is"
+        raise unwritable("RK508", title, help=(f"remove {journal_path(path)} if that is meant",))
+    if size != journal.size:
+        if not _fallocate(fd, _COLLAPSE, journal.insert):
+            raise unwritable("RK508", f"the filesystem of {path.name} cannot remove inserted blocks")
+        os.fsync(fd)
+    write_all(fd, journal.old, 0)
+    os.fsync(fd)
+    _drop_journal(path, "is what it was before the rename")
+
+
+def safetensors_only(reader: Reader) -> SafetensorsReader:
+    """The reader, where it reads one safetensors file; raises `UnwritableOutput` (RK507) for any other."""
+    if not isinstance(reader, SafetensorsReader):
+        raise _refused(f"--in-place renames inside one safetensors file, and this is {reader.format}")
+    return reader

@@ -1,0 +1,90 @@
+"""What an output replaces besides the files of its own names: the same checkpoint in another layout.
+
+`model.safetensors` and `model.safetensors.index.json` with its shards are one checkpoint, and so are shards of
+another count. Side by side, readers would take whichever they look for first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from remapkit.diagnostics.diagnostic import Diagnostic, FailedWrite
+from remapkit.files.atomic import Dress, NewFile, sync_directory
+from remapkit.files.errors import printable, unwritable
+from remapkit.files.index_names import is_index, output_name, whole_name
+from remapkit.formats.reader import SourceFile, reason
+
+
+def other_layouts(folder: Path, names: Sequence[str], sources: Sequence[SourceFile], force: bool) -> list[Path]:
+    """The files in `folder` that are one output with `names` and not among them: indexes first.
+
+    Raises `UnwritableOutput`: RK501 where one of them is a source, RK500 where there are any and `force` is not set.
+    """
+    found = _found(folder, names)
+    read = {(source.device, source.inode) for source in sources}
+    for path in found:
+        if _identity(path) in read:
+            title = f"{folder / names[-1]} is another layout of its own source {path.name}"
+            help = ("write under another name, or into another folder",)
+            raise unwritable("RK501", title, help=help)
+    if found and not force:
+        more = f" and {len(found) - 1} more of its files exist" if len(found) > 1 else " exists"
+        notes = (f"{names[-1]} is the same checkpoint in another layout; --force replaces it",)
+        raise unwritable("RK500", f"{found[0]}{more} (use --force)", notes=notes)
+    return found
+
+
+def _found(folder: Path, names: Sequence[str]) -> list[Path]:
+    own = set(names)
+    output = whole_name(names[-1])
+    try:
+        beside = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
+    found = [name for name in beside if name not in own and output_name(name) == output]
+    return [folder / name for name in sorted(found, key=lambda name: not is_index(name))]
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def dress(files: Sequence[NewFile], replaced: Sequence[Path]) -> None:
+    """Let every file keep what the one under its name has, and a new name take it from the layout that it replaces.
+
+    That is from the narrowest mode of the same kind (index or weights), else of the other: nobody may read more of a
+    checkpoint because it lies there in other pieces. To be called before any of the old files goes.
+    """
+    found = [(path, Dress.of(path)) for path in (*(new.target for new in files), *replaced)]
+    old = [(path.name, worn) for path, worn in found if worn is not None]
+    for new, (_, own) in zip(files, found, strict=False):
+        kind = is_index(new.target.name)
+        others = sorted(old, key=lambda each: (is_index(each[0]) != kind, (each[1].mode & 0o777).bit_count()))
+        new.dress_as(own or (others[0][1] if others else None))
+
+
+def remove_replaced(paths: Sequence[Path], new: Path) -> None:
+    """Remove the old layout, now that the new one has its name.
+
+    A link goes, not what it leads to. Raises `FailedWrite` (RK513) with every file that could not be removed.
+    """
+    left = []
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            left.append((path, reason(error)))
+    if paths:
+        sync_directory(new.parent)
+    if left:
+        title = (
+            f"{new} is written, but {left[0][0].name} of the layout that it replaces cannot be removed: {left[0][1]}"
+        )
+        names = ", ".join(str(path) for path, _ in left)
+        help = (f"remove it, since readers may take it for the checkpoint: {names}",)
+        raise FailedWrite(Diagnostic("RK513", printable(title), help=help))

@@ -1,0 +1,316 @@
+"""Layouts become files: every piece written, checked, flushed, and only then named."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from remapkit.diagnostics.diagnostic import Diagnostic, FailedWrite, UnwritableOutput
+from remapkit.files.atomic import NewFile, check_space, check_targets, sync_directory, undisturbed
+from remapkit.files.copy import Copier, ReadAhead, Writeback, expect_sequential, write_all
+from remapkit.files.errors import NO_SPACE, cannot_write, no_space, printable, sized_part, unreadable
+from remapkit.files.index_names import is_index
+from remapkit.files.locks import hold
+from remapkit.formats.reader import CHUNK, Reader, reason
+from remapkit.plans.make import Move
+from remapkit.write.layout import Copy, FileLayout, Literal, Piece, Stream, fingerprint
+from remapkit.write.replaced import dress, other_layouts, remove_replaced
+
+Progress = Callable[[int, int], None]
+"""`progress(done, total)`, both in bytes."""
+Run = Callable[[Move, Reader], Iterator[memoryview]]
+"""The bytes of a move with operations: contiguous, row-major, little-endian, in pieces of any size."""
+Inspect = Callable[[Path, FileLayout], None]
+"""Looks at a file that is complete and on the disk, but not named yet; raises where it is not right."""
+
+
+SMALL = 1 << 16
+"""Pieces up to this size are gathered in memory: a system call for each would cost more than its bytes."""
+
+
+class Small:
+    """Small neighbouring pieces, written together."""
+
+    def __init__(self, fd: int, advance: Callable[[int], None]) -> None:
+        self._fd = fd
+        self._advance = advance
+        self._waiting = bytearray()
+        self._at = 0
+        self.used: dict[str, None] = {}
+
+    def add(self, piece: Literal | Copy, at: int) -> None:
+        """Take a piece that follows the last one, or is the first since `flush`."""
+        if not self._waiting:
+            self._at = at
+        if isinstance(piece, Literal):
+            self._waiting += piece.data
+        else:
+            self._waiting += piece.source.read(piece.offset, piece.nbytes)
+            self.used["loop"] = None
+        if len(self._waiting) >= CHUNK:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._waiting:
+            write_all(self._fd, bytes(self._waiting), self._at)
+            self._advance(len(self._waiting))
+            self._waiting.clear()
+
+
+class Writer:
+    """One run: progress over all files, which ways the bytes went (`how`), and how many shards were `kept`.
+
+    A sharded output that was killed is resumed: every shard that it completed is compared with its sources, and taken
+    over where it holds what would be written. What is being written has no name yet in either case.
+    """
+
+    def __init__(
+        self, reader: Reader, layouts: Sequence[FileLayout], progress: Progress | None, run: Run | None
+    ) -> None:
+        self.total = sum(layout.nbytes for layout in layouts)
+        self.done = 0
+        self.kept = 0
+        self.how: dict[str, None] = {}
+        self._reader = reader
+        self._layouts = layouts
+        self._progress = progress
+        self._run = run
+        self._marks: dict[str, str] = {}
+        self._writeback: Writeback | None = None
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are; 0 where the output is one file."""
+        return len(self._layouts) - 1
+
+    def write(self, folder: Path, force: bool, inspect: Inspect | None) -> tuple[Path, ...]:
+        """Write every file, then give all of them their names, the index last.
+
+        Raises `UnwritableOutput` (RK5xx) or `UnreadableCheckpoint` (RK4xx), with nothing changed.
+        """
+        names = [layout.name for layout in self._layouts]
+        paths = [folder / name for name in names]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(hold(paths))
+            targets = check_targets(paths, self._reader.sources, force)
+            replaced = other_layouts(folder, names, self._reader.sources, force)
+            for source in self._reader.sources:
+                expect_sequential(source)
+            try:
+                files = self._open(stack, targets, force)
+                self._check_space(files)
+                self._fill_all(files)
+                self._check_unchanged()
+                for new, layout in zip(files, self._layouts, strict=True):
+                    if inspect is not None:
+                        inspect(new.temporary, layout)
+                with undisturbed():
+                    dress(files, replaced)
+                    _name_all(files, force, [path for path in replaced if is_index(path.name)])
+                    remove_replaced(replaced, paths[-1])
+            except OSError as error:
+                raise self._failed(targets[0], error) from error
+        return tuple(paths)
+
+    def _open(self, stack: contextlib.ExitStack, targets: Sequence[Path], force: bool) -> list[NewFile]:
+        """The files to write, those that a killed run completed first: opening a new one removes its leftovers."""
+        _allow_open_files(2 * len(targets))
+        for layout in self._layouts if self.shards else ():
+            self._marks[layout.name] = fingerprint(layout, self._reader.sources) if layout.moves else ""
+        kept: list[NewFile | None] = []
+        for target, layout in zip(targets, self._layouts, strict=True):
+            mark = self._marks.get(layout.name)
+            found = NewFile.resumed(target, mark, layout.nbytes, force=force) if mark else None
+            kept.append(self._if_right(found, layout, stack))
+        self.kept = sum(new is not None for new in kept)
+        return [
+            new or stack.enter_context(NewFile(target, force=force))
+            for new, target in zip(kept, targets, strict=True)
+        ]
+
+    def _if_right(self, found: NewFile | None, layout: FileLayout, stack: contextlib.ExitStack) -> NewFile | None:
+        """The file where it holds, byte for byte, what would be written now; else it is removed."""
+        if found is None:
+            return None
+        with contextlib.ExitStack() as own:
+            own.enter_context(found)
+            done = self.done
+            if not self._holds(found.fd, layout):
+                self.done = done
+                return None
+            stack.push(own.pop_all())
+        return found
+
+    def _holds(self, fd: int, layout: FileLayout) -> bool:
+        at = 0
+        for piece in layout.pieces:
+            for chunk in self._expected(piece):
+                # Views are compared element by element, bytes at once.
+                if os.pread(fd, len(chunk), at) != chunk.tobytes():
+                    return False
+                at += len(chunk)
+                self._advance(len(chunk))
+        return at == layout.nbytes
+
+    def _expected(self, piece: Piece) -> Iterator[memoryview]:
+        if isinstance(piece, Literal):
+            return iter((memoryview(piece.data),))
+        if isinstance(piece, Copy):
+            return piece.source.chunks(piece.offset, piece.nbytes)
+        return target_chunks(piece.move, self._reader, self._run)
+
+    def _check_space(self, files: Sequence[NewFile]) -> None:
+        """Shared blocks take no space, so a full filesystem may still hold another copy."""
+        needed = sum(layout.nbytes for new, layout in zip(files, self._layouts, strict=True) if not new.complete)
+        first = next(new for new in files if not new.complete)
+        sources = [piece.source for layout in self._layouts for piece in layout.pieces if isinstance(piece, Copy)]
+        if not (sources and Copier(first.fd, lambda _: None).can_clone(sources[0])):
+            check_space(first.target.parent, self._layouts[0].name, needed)
+
+    def _check_unchanged(self) -> None:
+        for source in self._reader.sources:
+            if source.changed():
+                title = f"{source.path.name} changed while it was read; nothing was written"
+                raise unreadable("RK412", title, source.path)
+
+    def _failed(self, target: Path, error: OSError) -> UnwritableOutput:
+        if error.errno in NO_SPACE:
+            return no_space(target, error, f" after {sized_part(self.done, self.total)}")
+        return cannot_write(target, error)
+
+    def _advance(self, nbytes: int) -> None:
+        self.done += nbytes
+        if self._writeback is not None:
+            self._writeback.advance(nbytes)
+        if self._progress is not None:
+            self._progress(self.done, self.total)
+
+    def _fill_all(self, files: Sequence[NewFile]) -> None:
+        todo = [(new, layout) for new, layout in zip(files, self._layouts, strict=True) if not new.complete]
+        skipped = self.done
+        copies = (
+            (piece.source, piece.offset, piece.nbytes) if isinstance(piece, Copy) else (None, 0, piece.nbytes)
+            for _, layout in todo
+            for piece in layout.pieces
+        )
+        with ReadAhead(copies, lambda: self.done - skipped):
+            for new, layout in todo:
+                self._fill(new.fd, layout)
+                new.flush()
+                if mark := self._marks.get(layout.name):
+                    new.keep(mark)
+
+    def _fill(self, fd: int, layout: FileLayout) -> None:
+        copier = Copier(fd, self._advance)
+        self._writeback = Writeback(fd)
+        sealed = {seal.piece: seal.places for seal in layout.seals}
+        patches: list[tuple[int, int]] = []
+        at = 0
+        small = Small(fd, self._advance)
+        for number, piece in enumerate(layout.pieces):
+            if number not in sealed and piece.nbytes <= SMALL and not isinstance(piece, Stream):
+                small.add(piece, at)
+                at += piece.nbytes
+                continue
+            small.flush()
+            if number in sealed:
+                crc = self._write(fd, piece, at)
+                patches += [(place, crc) for place in sealed[number]]
+            elif isinstance(piece, Copy):
+                copier.copy(piece.source, piece.offset, piece.nbytes, at)
+            else:
+                self._write(fd, piece, at)
+            at += piece.nbytes
+        small.flush()
+        for place, crc in patches:
+            write_all(fd, crc.to_bytes(4, "little"), place)
+        self.how |= copier.used | small.used
+
+    def _write(self, fd: int, piece: Piece, at: int) -> int:
+        """Write a piece through memory, chunk by chunk; its CRC-32."""
+        crc, end = 0, at + piece.nbytes
+        for chunk in self._chunks(piece):
+            write_all(fd, chunk, at)
+            crc = zlib.crc32(chunk, crc)
+            at += len(chunk)
+            self._advance(len(chunk))
+        if at != end:
+            raise AssertionError(f"{piece}: {at - end} bytes more than planned")
+        return crc
+
+    def _chunks(self, piece: Piece) -> Iterator[memoryview]:
+        if not isinstance(piece, Literal):
+            self.how["loop" if isinstance(piece, Copy) else "gathered"] = None
+        return self._expected(piece)
+
+
+def target_chunks(move: Move, reader: Reader, run: Run | None) -> Iterator[memoryview]:
+    """The bytes of a target: its source's, or what its operations make of its sources."""
+    if not move.ops:
+        return reader.chunks(move.sources[0])
+    assert run is not None, "moves with operations need `run`"
+    return run(move, reader)
+
+
+def _name_all(files: Sequence[NewFile], force: bool, indexes: Sequence[Path] = ()) -> None:
+    """Give the files their names. An index goes first and comes last: between, nothing looks finished.
+
+    `indexes` are the output's other ones, which may name the same shards: they go with it.
+    """
+    *shards, last = files
+    named: list[NewFile] = []
+    had = [index for index in (last.target, *indexes) if index.exists()]
+    try:
+        if shards and force:
+            for index in had:
+                index.unlink(missing_ok=True)
+            sync_directory(last.target.parent)
+        for shard in shards:
+            shard.rename()
+            named.append(shard)
+        if shards:
+            sync_directory(last.target.parent)
+        last.rename()
+    except BaseException as error:
+        # Without `force` nothing was replaced, so what has its name already can be taken back.
+        for shard in () if force else named:
+            shard.target.unlink(missing_ok=True)
+        changed = named or not all(index.exists() for index in had)
+        if force and changed and isinstance(error, OSError):
+            raise _half_replaced(last.target, len(named), len(shards), error) from error
+        raise
+    sync_directory(last.target.parent)
+
+
+def _half_replaced(index: Path, named: int, of: int, error: OSError) -> FailedWrite:
+    title = f"{named} of {of} shards were replaced when the system refused: {reason(error)}"
+    notes = (f"{index.name} was removed first, so that nothing looks finished",)
+    help = ("once the cause is gone, run the same command again",)
+    return FailedWrite(Diagnostic("RK514", printable(title), notes=notes, help=help, place=str(index)))
+
+
+def _allow_open_files(more: int) -> None:
+    """Every shard is held open until all are complete: raise the soft limit where it is too low for that."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 256 + more
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
+
+
+def forget_cached(path: Path) -> None:
+    """Ask the kernel to drop a file from its cache, so that reading it again reads the disk."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(fd)
