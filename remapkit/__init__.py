@@ -17,8 +17,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from remapkit.diagnostics.diagnostic import (
-        Diagnostic,
+    from remapkit.diagnostics.diagnostic import Diagnostic
+    from remapkit.diagnostics.errors import (
         FailedCheck,
         InvalidRules,
         RemapkitError,
@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from remapkit.loading import Loaded, load_into
     from remapkit.models.target import header
     from remapkit.plans.check import Check, Mismatch
-    from remapkit.plans.make import Move, Plan
-    from remapkit.proofs.checks import Witness
-    from remapkit.proofs.prover import Level, Proof
-    from remapkit.registry.installed import Pack, Plugin, load, packs, plugins
-    from remapkit.rules.compile import RuleSet
+    from remapkit.plans.model import Plan
+    from remapkit.plans.moves import Move
+    from remapkit.proofs.model import Level, Proof
+    from remapkit.proofs.witness import Witness
+    from remapkit.registry.installed import Pack, Plugin, packs, plugins
+    from remapkit.registry.load import load
+    from remapkit.rules.model import RuleSet
     from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 _HOMES = {

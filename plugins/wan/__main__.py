@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from remapkit.cli.app import render as report
-from remapkit.diagnostics.diagnostic import Diagnostic, RemapkitError, UsageError
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import RemapkitError, UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import remapkit
-from remapkit.diagnostics.diagnostic import Diagnostic, FailedCheck, UsageError
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import FailedCheck, UsageError
+from remapkit.diagnostics.wording import named
 from remapkit.formats.reader import Reader
-from remapkit.plans.make import Plan, named
-from remapkit.rules.compile import RuleSet
+from remapkit.plans.model import Plan
+from remapkit.rules.model import RuleSet
 
 if TYPE_CHECKING:
     from .vae import WanVAE

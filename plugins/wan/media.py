@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remapkit.diagnostics.diagnostic import Diagnostic, UnwritableOutput, UsageError
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UnwritableOutput, UsageError
 
 __all__ = ["Clip", "Writer", "open_clip", "writing"]
 

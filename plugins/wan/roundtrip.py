@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from remapkit.diagnostics.diagnostic import Diagnostic, UsageError
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UsageError
 
 from .cache import WanCache
 from .config import VAEConfig

@@ -28,7 +28,7 @@ StepName = Literal["encode", "begin", "finish"]
 
 if TYPE_CHECKING:
     from remapkit.formats.reader import Reader
-    from remapkit.rules.compile import RuleSet
+    from remapkit.rules.model import RuleSet
 
 __all__ = [
     "Fast",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from remapkit.authoring.generalize import Copied, Example, Fixed, Item, Looked
 from remapkit.authoring.scaffold import bound, capture_names, escaped_regex, flow
-from remapkit.diagnostics.diagnostic import counted
+from remapkit.diagnostics.wording import counted
 from remapkit.patterns.literals import literal_text
 from remapkit.rulefile.yaml.emit import entry, in_quotes, quoted
 from remapkit.tensors.families import is_integer

@@ -18,12 +18,15 @@ from remapkit.authoring.generalize import generalise, narrower
 from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.scaffold import check_name_and_source, comment, head
 from remapkit.authoring.settle import Alike, By, Settled, settle
-from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, UsageError, counted
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import InvalidRules, UsageError
+from remapkit.diagnostics.wording import counted, named
 from remapkit.plans.check import make_check
-from remapkit.plans.make import make_plan, named
-from remapkit.proofs.prover import Level
+from remapkit.plans.make import make_plan
+from remapkit.proofs.model import Level
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.model import RuleSet
 from remapkit.rules.selftest import run_tests
 from remapkit.tensors.families import families
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, name_problem

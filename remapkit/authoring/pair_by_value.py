@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from remapkit.formats.reader import even
+from remapkit.files.source_file import even
 from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
 
 _PIECE = 1 << 20

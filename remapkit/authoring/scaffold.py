@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from remapkit.diagnostics.diagnostic import Diagnostic, UsageError
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UsageError
+from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import choice_text, literal_text
-from remapkit.patterns.tree import MAX_WORDS
 from remapkit.rulefile.schema import validate as schema
 from remapkit.rulefile.yaml.emit import entry, in_quotes, quoted
 from remapkit.tensors.families import Family, families, is_integer

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from remapkit.authoring.pair_by_value import Pairing
-from remapkit.rules.compile import RuleSet
+from remapkit.rules.model import RuleSet
 
 
 class By(enum.Enum):

@@ -72,8 +72,7 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.command == "apply" and not (args.dry_run or args.in_place):
         _read_ahead(args.checkpoint)
-    from remapkit.cli.app import render as report
-    from remapkit.diagnostics.diagnostic import RemapkitError
+    from remapkit.diagnostics.errors import RemapkitError
 
     try:
         outcome = import_module(f"remapkit.commands.{args.command}").run(args)

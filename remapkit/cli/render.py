@@ -198,18 +198,3 @@ def _print_table(table: Table) -> None:
         console.print(drawn)
     lines = [line.rstrip() for line in capture.get().splitlines()]
     print("\n".join(inert(line) for line in lines if line))
-
-
-def human_bytes(count: float) -> str:
-    """Bytes in decimal units, as disks count them.
-
-    >>> human_bytes(2_818_839_376), human_bytes(196), human_bytes(999_999)
-    ('2.82 GB', '196 bytes', '1.00 MB')
-    """
-    if count < 1000:
-        return f"{count:.0f} bytes"
-    for unit in ("kB", "MB", "GB", "TB", "PB"):
-        count /= 1000
-        if count < 999.995:
-            return f"{count:.2f} {unit}"
-    return f"{count * 1000:.0f} PB"

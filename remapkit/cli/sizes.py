@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from remapkit.diagnostics.diagnostic import Diagnostic, UsageError
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UsageError
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(I?)B?", re.ASCII | re.IGNORECASE)
 

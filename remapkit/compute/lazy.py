@@ -15,7 +15,8 @@ import numpy as np
 
 from remapkit.compute.cast import Array, calculated, encoded, word
 from remapkit.formats.strided import Read, read_strided
-from remapkit.ops.shape import Fill, Join, Op
+from remapkit.ops.base import Op
+from remapkit.ops.join import Fill, Join
 from remapkit.ops.steps import Add, Cast, Pad, Permute, Pick, Reshape, Scale, Step
 from remapkit.tensors.spec import TensorSpec
 

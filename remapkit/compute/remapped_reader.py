@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from remapkit.compute.move_bytes import target_chunks
 from remapkit.compute.stream import Streams
-from remapkit.formats.reader import CHUNK, Reader, even
-from remapkit.plans.make import Plan
+from remapkit.files.source_file import CHUNK, even
+from remapkit.formats.reader import Reader
+from remapkit.plans.model import Plan
 from remapkit.tensors.spec import StateDictSpec
-from remapkit.write.writer import target_chunks
 
 
 class Remapped:

@@ -9,12 +9,15 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from remapkit.diagnostics.diagnostic import Diagnostic, FailedCheck
-from remapkit.plans.make import Plan, make_plan, named
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import FailedCheck
+from remapkit.diagnostics.wording import named
+from remapkit.plans.make import make_plan
+from remapkit.plans.model import Plan
 from remapkit.tensors.spec import OPAQUE, StateDictSpec
 
 if TYPE_CHECKING:
-    from remapkit.rules.compile import RuleSet
+    from remapkit.rules.model import RuleSet
 
 UNSAID = ("RK300", "RK306")
 """What is no fault of a state dict in memory: to be empty, and to have names that no file can hold."""
@@ -48,7 +51,7 @@ def _header(state_dict: Mapping[str, Any]) -> StateDictSpec:
     name = "the state dict"
     if torch is None or not any(isinstance(value, torch.Tensor) for value in state_dict.values()):
         return StateDictSpec(dict.fromkeys(state_dict, OPAQUE), name=name)
-    from remapkit.models.build import header_of
+    from remapkit.tensors.from_torch import header_of
 
     found = header_of(state_dict, name)
     specs = {fqn: found.tensors.get(fqn, OPAQUE) for fqn in state_dict}

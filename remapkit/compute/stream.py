@@ -13,7 +13,7 @@ import numpy as np
 from remapkit.compute.cast import word
 from remapkit.compute.lazy import Box, Calculated, Lazy, Leaf, Permuted, Reshaped, Stretch, packed, tree
 from remapkit.formats.reader import Reader
-from remapkit.plans.make import Move
+from remapkit.plans.moves import Move
 from remapkit.tensors.spec import TensorSpec
 
 STRIPE = 16 << 20

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from remapkit.models.build import DTYPES, dtype_name
-from remapkit.ops.shape import At, Fill, Join, Op, Part
+from remapkit.ops.base import Op
+from remapkit.ops.join import At, Fill, Join, Part
 from remapkit.ops.steps import Add, Cast, Pad, Permute, Pick, Reshape, Scale, Step
-from remapkit.plans.make import Move, Plan
+from remapkit.plans.model import Plan
+from remapkit.plans.moves import Move
+from remapkit.tensors.from_torch import DTYPES, dtype_name
 from remapkit.tensors.spec import TensorSpec
 
 _OPAQUE: Mapping[int, torch.dtype] = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -60,7 +62,7 @@ class Maker:
 def run(ops: Sequence[Op], sources: Sequence[torch.Tensor]) -> torch.Tensor:
     """The operations of a move on its sources.
 
-    >>> from remapkit.ops.shape import FlipHalves
+    >>> from remapkit.ops.attention import FlipHalves
     >>> run((FlipHalves(),), [torch.tensor([1, 2, 3, 4])])
     tensor([3, 4, 1, 2])
     """

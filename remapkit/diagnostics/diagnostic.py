@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import enum
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from remapkit.diagnostics.source import Span
 
 Style = Callable[[str, str], str]
 """`style(role, text)`: the text as it is to be shown; roles are error, warning, note, help, frame and place."""
 
+
 _MARGIN = 6
+
+
 _WIDTH = 160
 
 
@@ -72,25 +75,6 @@ class Diagnostic:
 
     def __str__(self) -> str:
         return render(self)
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun.
-
-    >>> counted(1, "key"), counted(2, "key")
-    ('1 key', '2 keys')
-    """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def listed(words: Iterable[str]) -> str:
-    """Words as a sentence has them, each once.
-
-    >>> listed(["a"]), listed(["a", "b", "c", "b"])
-    ('a', 'a, b and c')
-    """
-    *before, last = dict.fromkeys(words) or {"": None}
-    return f"{', '.join(before)} and {last}" if before else last
 
 
 def one_line(text: str) -> str:
@@ -276,49 +260,3 @@ def _message(text: str) -> str:
 
 def _property(text: str) -> str:
     return _message(one_line(text)).replace(":", "%3A").replace(",", "%2C")
-
-
-class RemapkitError(Exception):
-    """The base of every error that a user can cause; `diagnostics` holds all problems found, not only the first.
-
-    `exit_code` is the command line's: 1 where what was given fails, 2 where it could not run.
-    """
-
-    exit_code: ClassVar[int] = 1
-
-    def __init__(self, diagnostics: Diagnostic | Iterable[Diagnostic]) -> None:
-        given = (diagnostics,) if isinstance(diagnostics, Diagnostic) else tuple(diagnostics)
-        self.diagnostics: tuple[Diagnostic, ...] = given
-        super().__init__("\n\n".join(map(str, given)))
-
-
-class InvalidRules(RemapkitError):
-    """A rule file that cannot be read, compiled or proven."""
-
-
-class FailedCheck(RemapkitError):
-    """A plan or a check that has problems: nothing was written or loaded."""
-
-
-class UnreadableCheckpoint(RemapkitError):
-    """A checkpoint, an index or a manifest that is missing, broken or hostile."""
-
-    exit_code = 2
-
-
-class UnwritableOutput(RemapkitError):
-    """An output that cannot be written; nothing was changed."""
-
-    exit_code = 2
-
-
-class FailedWrite(UnwritableOutput):
-    """An output that could be written, but is not what was meant: the disk failed, or what was read back differs."""
-
-    exit_code = 1
-
-
-class UsageError(RemapkitError):
-    """A wrong argument, an unknown name, a model that cannot be built."""
-
-    exit_code = 2

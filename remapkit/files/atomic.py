@@ -21,9 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from remapkit.files.errors import cannot_write, sized, unwritable
+from remapkit.diagnostics.wording import sized
+from remapkit.files.errors import cannot_write, unwritable
 from remapkit.files.locks import LOCK_SUFFIX, is_named
-from remapkit.formats.reader import SourceFile
+from remapkit.files.source_file import SourceFile
 
 TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".remapkit-", ".tmp"
 

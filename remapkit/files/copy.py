@@ -14,9 +14,9 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Protocol, Self
 
-from remapkit.diagnostics.diagnostic import UnreadableCheckpoint
+from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.files.errors import unreadable
-from remapkit.formats.reader import CHUNK, SourceFile
+from remapkit.files.source_file import CHUNK, SourceFile
 
 STEP = 16 << 20
 """Bytes that the kernel copies at once: small enough for a progress bar to move and Ctrl-C to be heard."""

@@ -5,12 +5,18 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from remapkit.diagnostics.diagnostic import Diagnostic, FailedWrite, Severity, UnreadableCheckpoint, UnwritableOutput
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
+from remapkit.diagnostics.errors import FailedWrite, UnreadableCheckpoint, UnwritableOutput
+from remapkit.diagnostics.wording import printable, shown
 
 MAX_DIMS = 64
 """More dimensions than this no tensor of torch has."""
+
+
 MAX_DIGITS = 20
 """2^64 has 20 digits: longer numbers mean nothing in a header."""
+
+
 MAX_TENSORS = 1_000_000
 """More tensors than this no file has; each costs about 2 kB of memory."""
 
@@ -71,50 +77,6 @@ def remark(code: str, title: str, path: Path, *, help: tuple[str, ...] = ()) -> 
     return Diagnostic(code, printable(title), help=help, place=str(path), severity=Severity.NOTE)
 
 
-def sized(nbytes: int) -> str:
-    """A number of bytes for people, in powers of ten.
-
-    >>> sized(16), sized(2_818_754_672), sized(4398046511104)
-    ('16 B', '2.82 GB', '4.40 TB')
-    """
-    if nbytes < 1000:
-        return f"{nbytes} B"
-    value = float(nbytes)
-    for unit in ("kB", "MB", "GB", "TB", "PB", "EB"):
-        value /= 1000
-        if value < 999.5:
-            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
-    return f"{value:.3g} EB"
-
-
-def sized_part(done: int, total: int) -> str:
-    """How much of a number of bytes, in the unit of the whole.
-
-    >>> sized_part(1_100_000_000, 2_818_754_672), sized_part(0, 16)
-    ('1.10 of 2.82 GB', '0 of 16 B')
-    """
-    whole, unit = sized(total).split()
-    power = ("B", "kB", "MB", "GB", "TB", "PB", "EB").index(unit)
-    decimals = len(whole.partition(".")[2])
-    return f"{done / 1000**power:.{decimals}f} of {whole} {unit}"
-
-
-def printable(text: str) -> str:
-    r"""The text with control characters and lone surrogates escaped: a file must not steer a terminal.
-
-    >>> printable("a\x1b[31m")
-    'a\\x1b[31m'
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        character
-        if character.isprintable() or character == "\n"
-        else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
-
-
 def is_utf8(name: str) -> bool:
     r"""Whether a file's name is text; Python keeps the bytes of others as lone surrogates.
 
@@ -126,12 +88,6 @@ def is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def shown(key: str, width: int = 200) -> str:
-    """A key as messages show it: escaped, and cut where it is absurdly long."""
-    text = printable(key)
-    return text if len(text) <= width else f"{text[: width - 20]}... ({len(key)} characters)"
 
 
 def cannot_write(path: Path, error: OSError) -> UnwritableOutput:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from remapkit.diagnostics.diagnostic import UnwritableOutput
+from remapkit.diagnostics.errors import UnwritableOutput
 from remapkit.files.errors import cannot_write, unwritable
 from remapkit.files.index_names import output_name, whole_name
 

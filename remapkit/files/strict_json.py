@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
-from remapkit.files.errors import FileFault, shown, sized, too_much
-from remapkit.formats.reader import SourceFile
+from remapkit.diagnostics.wording import shown, sized
+from remapkit.files.errors import FileFault, too_much
+from remapkit.files.source_file import SourceFile
 
 MAX_MANIFEST = 100_000_000
 """The largest manifest or index that is read, in bytes; a manifest takes about 80 a tensor."""

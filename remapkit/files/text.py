@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from remapkit.diagnostics.diagnostic import Diagnostic, UnwritableOutput
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UnwritableOutput
+from remapkit.diagnostics.wording import printable
 from remapkit.files.atomic import (
     TEMPORARY_PREFIX,
     TEMPORARY_SUFFIX,
@@ -20,7 +22,7 @@ from remapkit.files.atomic import (
     undisturbed,
 )
 from remapkit.files.copy import write_all
-from remapkit.files.errors import cannot_write, printable, unwritable
+from remapkit.files.errors import cannot_write, unwritable
 from remapkit.files.locks import hold
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from remapkit.files.source_file import Extent, SourceFile
 from remapkit.formats.detect import SUFFIXES, open_checkpoint
 from remapkit.formats.manifest import manifest_json, read_manifest, write_manifest
-from remapkit.formats.reader import Extent, Reader, SourceFile
+from remapkit.formats.reader import Reader
 
 __all__ = [
     "SUFFIXES",

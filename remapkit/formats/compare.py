@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from remapkit.formats.reader import CHUNK, even
+from remapkit.files.source_file import CHUNK, even
 from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:

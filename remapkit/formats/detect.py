@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from remapkit.diagnostics.diagnostic import Diagnostic, Severity, counted
-from remapkit.files.atomic import journal_path
-from remapkit.files.errors import FileFault, remark, shown, sized, unreadable
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
+from remapkit.diagnostics.wording import counted, shown
+from remapkit.files.errors import FileFault, remark, unreadable
 from remapkit.files.index_names import is_index
+from remapkit.files.source_file import SourceFile
 from remapkit.files.strict_json import read_json
 from remapkit.formats.manifest import ManifestReader, parse_manifest
-from remapkit.formats.reader import Reader, SourceFile
-from remapkit.formats.safetensors import MAX_HEADER, SafetensorsReader
+from remapkit.formats.options import Options
+from remapkit.formats.reader import Reader
+from remapkit.formats.safetensors import SafetensorsReader
 from remapkit.formats.sharded import ShardedReader, open_sharded
-from remapkit.formats.torch_file import Options, PthReader
+from remapkit.formats.single_file import _known, open_tensors
+from remapkit.formats.torch_file import PthReader
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 """How checkpoints are named; only used to find one in a folder."""
 
-AnyReader = SafetensorsReader | PthReader | ShardedReader | ManifestReader
 
-_STRANGERS: tuple[tuple[bytes, str, str], ...] = (
-    (b"version https://git-lfs", "a git-lfs pointer, not the file it points to", "run `git lfs pull`"),
-    (b"GGUF", "a GGUF file, which is not read", "convert it to safetensors first"),
-    (b"\x1f\x8b", "compressed with gzip", "unpack it with gunzip"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it with unzstd"),
-    (b"BZh", "compressed with bzip2", "unpack it with bunzip2"),
-    (b"\xfd7zXZ", "compressed with xz", "unpack it with unxz"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it"),
-    (b"Rar!", "a rar archive", "unpack it"),
-    (b"\x89HDF", "an HDF5 file (Keras?), which is not read", "convert it to safetensors first"),
-    (b"\x93NUMPY", "a NumPy array, not a state dict", "save a state dict of tensors"),
-    (b"\x08\x07\x12", "an ONNX model, which is not read", "save `model.state_dict()` instead"),
-    (b"PK\x05\x06", "an empty zip archive", "fetch it again"),
-    (b"\0" * 64, "full of zeros: a download that was not finished?", "fetch it again"),
-)
+AnyReader = SafetensorsReader | PthReader | ShardedReader | ManifestReader
 
 
 def open_checkpoint(
@@ -106,14 +93,6 @@ def _empty(reader: Reader) -> Iterator[Diagnostic]:
     yield replace(remark("RK422", title, reader.path, help=(help,)), notes=notes, severity=severity)
 
 
-def _known(ask: Callable[[], bool]) -> bool:
-    """The answer, or False where the name is too long to ask: opening it will say so."""
-    try:
-        return ask()
-    except (OSError, ValueError):
-        return False
-
-
 def _open(path: Path, options: Options) -> Reader:
     source = SourceFile(path)
     try:
@@ -131,59 +110,11 @@ def open_single(source: SourceFile, options: Options) -> AnyReader:
     return open_tensors(source, options) or _open_json(source, options)
 
 
-def open_tensors(source: SourceFile, options: Options) -> SafetensorsReader | PthReader | None:
-    """The same for a file that holds tensors itself; None for what looks like JSON: an index or a manifest."""
-    _check_journal(source.path)
-    head = source.read(0, min(source.size, 512))
-    if not head:
-        raise FileFault("RK401", "the file is empty", help=("fetch it again",))
-    # Before zip: a length of 0x04034b50 reads as the mark of a zip's first entry, and safetensors looks nowhere else.
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
-        return SafetensorsReader(source)
-    if head[:4] == b"PK\x03\x04":
-        return PthReader(source, "pth", options)
-    if head[:1] == b"\x80" or head.startswith(b"L1195470371460388"):
-        return PthReader(source, "legacy pth", options)
-    if head.lstrip()[:1] == b"{":
-        return None
-    raise _stranger(source, head)
-
-
-def _check_journal(path: Path) -> None:
-    """Raise `FileFault` (RK415) for a file, or where a link leads, whose rename in place came to no end."""
-    if _known(journal_path(Path(os.path.realpath(path))).exists):
-        title = f"a rename in place of {path.name} was interrupted: its header may be half old and half new"
-        raise FileFault("RK415", title, help=(f"restore it with `remapkit recover {path}`",))
-
-
 def _open_json(source: SourceFile, options: Options) -> ShardedReader | ManifestReader:
     value = read_json(source)
     if "weight_map" in value and not isinstance(value["weight_map"], str):
         return open_sharded(source, value, options)
     return ManifestReader(source, parse_manifest(value, source.path.name))
-
-
-def _stranger(source: SourceFile, head: bytes) -> FileFault:
-    for magic, words, help in _STRANGERS:
-        if head.startswith(magic):
-            return FileFault("RK401", words, help=(help,))
-    text = head.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return FileFault(
-            "RK401", "an HTML page, not a checkpoint: the download failed?", help=("open it to see why",)
-        )
-    if head[257:262] == b"ustar":
-        title = "a tar archive (torch before 0.1.10, or a packed folder), which is not read"
-        return FileFault("RK409", title, help=("unpack it, or load it with that torch and save it again",))
-    length = int.from_bytes(head[:8], "little")
-    if source.path.suffix == ".safetensors" or head[8:9] == b"{":
-        if len(head) < 8 or length > MAX_HEADER:
-            title = f"the header would be {length} bytes ({sized(length)}); the format allows {sized(MAX_HEADER)}"
-        else:
-            title = "the header is not a JSON object: it must start with '{'"
-        return FileFault("RK402", title, help=("is this a safetensors file?",))
-    title = f"not a checkpoint: it starts with {head[:8]!r}"
-    return FileFault("RK401", title, help=("safetensors files and files of torch.save are read",))
 
 
 def _in_folder(folder: Path) -> Path:

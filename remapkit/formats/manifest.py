@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from remapkit.files.errors import MAX_DIMS, FileFault, shown
+from remapkit.diagnostics.wording import shown
+from remapkit.files.errors import MAX_DIMS, FileFault
+from remapkit.files.source_file import CHUNK, SourceFile
 from remapkit.files.strict_json import read_json
-from remapkit.formats.reader import CHUNK, FileReader, SourceFile
+from remapkit.formats.reader import FileReader
 from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec, name_problem, recorded_names
 
 

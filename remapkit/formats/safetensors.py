@@ -14,8 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from json.encoder import encode_basestring
 from typing import Any, NoReturn
 
-from remapkit.files.errors import MAX_DIGITS, MAX_DIMS, FileFault, shown, sized, too_much
-from remapkit.formats.reader import CHUNK, Extent, FileReader, SourceFile
+from remapkit.diagnostics.wording import shown, sized
+from remapkit.files.errors import MAX_DIGITS, MAX_DIMS, FileFault, too_much
+from remapkit.files.source_file import CHUNK, Extent, SourceFile
+from remapkit.formats.reader import FileReader
 from remapkit.tensors.spec import DTYPE_BITS, MAX_NAME, StateDictSpec, TensorSpec, name_problem, recorded_names
 
 MAX_HEADER = 100_000_000

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.files.errors import FileFault, remark, shown, sized
+from remapkit.diagnostics.wording import shown, sized
+from remapkit.files.errors import FileFault, remark
 from remapkit.files.index_names import index_parts
-from remapkit.formats.reader import CHUNK, Extent, FileReader, SourceFile, reason
+from remapkit.files.source_file import CHUNK, Extent, SourceFile, reason
+from remapkit.formats.options import Options
+from remapkit.formats.reader import FileReader
 from remapkit.formats.safetensors import SafetensorsReader
-from remapkit.formats.torch_file import Options, PthReader
+from remapkit.formats.torch_file import PthReader
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, name_problem, recorded_names
 
 Shard = SafetensorsReader | PthReader
@@ -151,7 +154,7 @@ def _missing(missing: list[str], of: int) -> FileFault:
 
 
 def _open_shard(path: Path, file: str, folder: int, options: Options) -> Shard:
-    from remapkit.formats.detect import open_tensors
+    from remapkit.formats.single_file import open_tensors
 
     target = None if options.follow_links else _target(path, file)
     source = SourceFile(path, name=file, dir_fd=folder, lasting=False)

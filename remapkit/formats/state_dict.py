@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from remapkit.files.errors import FileFault, shown, sized
+from remapkit.diagnostics.wording import shown, sized
+from remapkit.files.errors import FileFault
 from remapkit.formats.pickle.allowlist import is_allowed
-from remapkit.formats.pickle.machine import (
+from remapkit.formats.pickle.values import (
     HOSTILE_HELP,
     Found,
     Global,

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
-from remapkit.files.errors import FileFault, shown, sized
-from remapkit.formats.pickle.machine import Tensor
+from remapkit.diagnostics.wording import shown, sized
+from remapkit.files.errors import FileFault
+from remapkit.formats.pickle.values import Tensor
 from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
 
 if TYPE_CHECKING:

@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.files.errors import FileFault, remark, shown, sized, unreadable
+from remapkit.diagnostics.wording import shown, sized
+from remapkit.files.errors import FileFault, remark, unreadable
+from remapkit.files.source_file import CHUNK, Extent, SourceFile, reason
 from remapkit.files.strict_json import parse_json
-from remapkit.formats.pickle.machine import Found, PickleFault, Storage, Tensor, kind, read_pickle
-from remapkit.formats.pickle.machine import Mapping as PickledMapping
-from remapkit.formats.reader import CHUNK, Extent, FileReader, SourceFile, reason
+from remapkit.formats.options import Options
+from remapkit.formats.pickle.read import read_pickle
+from remapkit.formats.pickle.values import Found, PickleFault, Storage, Tensor, kind
+from remapkit.formats.pickle.values import Mapping as PickledMapping
+from remapkit.formats.reader import FileReader
 from remapkit.formats.state_dict import StateDict, choose
 from remapkit.formats.strided import EXPAND_FREE, Read, check_expansion, check_view, gather, is_contiguous
 from remapkit.formats.zip_reader import Entry, entry_chunks, read_archive, read_entry
@@ -25,21 +29,19 @@ from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
 
 MAX_PICKLE = 1 << 30
 """The longest pickle that is read; 50,000 tensors take about 10 MB."""
+
+
 METADATA = ".data/remapkit.json"
 """The record that keeps metadata, which torch's format has no place for."""
+
+
 _MAX_INFLATED_PICKLE = 64_000_000
+
+
 _MAGIC = 0x1950A86A20F9469CFC6C
+
+
 _LEGACY_PROTOCOL = 1001
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a checkpoint is to be read: which wrapper of a pickle, and what is let through."""
-
-    root: str | None = None
-    strict_pickle: bool = False
-    allow_expand: bool = False
-    follow_links: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +214,6 @@ def _tied(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
-# --- zip ------------------------------------------------------------------------------------------
-
-
 def _read_zip(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
     entries = read_archive(source)
     prefix = _prefix(entries)
@@ -285,9 +284,6 @@ def _whole(found: Found, end: int) -> Found:
     if found.end != end:
         raise PickleFault(f"{sized(end - found.end)} follow the end of the pickle")
     return found
-
-
-# --- legacy ------------------------------------------------------------------------------------------
 
 
 def _read_legacy(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[str, str]]:

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
-from remapkit.files.errors import FileFault, shown, sized
-from remapkit.formats.reader import SourceFile
+from remapkit.diagnostics.wording import shown, sized
+from remapkit.files.errors import FileFault
+from remapkit.files.source_file import SourceFile
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")

@@ -13,9 +13,9 @@ from typing import Protocol, Self
 
 import torch
 
-from remapkit.formats.reader import Extent
+from remapkit.files.source_file import Extent
 from remapkit.loading.sources import bytes_of, read_into
-from remapkit.models.build import DTYPES
+from remapkit.tensors.from_torch import DTYPES
 from remapkit.tensors.spec import TensorSpec
 
 STAGE = 32 << 20

@@ -12,8 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from remapkit.diagnostics.diagnostic import Diagnostic, FailedCheck, Severity, UsageError, counted
-from remapkit.files.errors import sized, unreadable
+from remapkit.compute.move_bytes import Run
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
+from remapkit.diagnostics.errors import FailedCheck, UsageError
+from remapkit.diagnostics.wording import counted, named, sized
+from remapkit.files.errors import unreadable
 from remapkit.formats.detect import open_checkpoint
 from remapkit.formats.reader import Reader
 from remapkit.loading.module import target_of, tensor_reason
@@ -21,12 +24,12 @@ from remapkit.loading.non_persistent import Factory, rebuilt
 from remapkit.loading.prepare import PLAIN_FLOATS, Dtype, Wanted, prepare
 from remapkit.loading.sources import FileValues, MemoryValues, Values
 from remapkit.loading.transfer import carry_out
-from remapkit.models.build import DTYPES, header_of, no_tensors
-from remapkit.plans.make import make_plan, named
+from remapkit.plans.make import make_plan
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.model import RuleSet
+from remapkit.tensors.from_torch import DTYPES, header_of, no_tensors
 from remapkit.tensors.spec import StateDictSpec
-from remapkit.write.writer import Run
 
 _EXACT: Mapping[str, tuple[str, ...]] = {"F16": ("F32", "F64"), "BF16": ("F32", "F64"), "F32": ("F64",)}
 """Casts that lose nothing."""
@@ -241,7 +244,7 @@ def _rules(rules: RuleSet | str | Path | None) -> RuleSet:
         return rules
     if rules is None:
         return compile_rules(read_text("remapkit: 1\nname: identity\nunmatched: keep\nrules: []\n"))
-    from remapkit.registry.installed import load
+    from remapkit.registry.load import load
 
     return load(rules)
 

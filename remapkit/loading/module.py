@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from remapkit.diagnostics.diagnostic import Diagnostic, FailedCheck
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import FailedCheck
+from remapkit.diagnostics.wording import named
 from remapkit.loading.in_place import copy_into, places_of, put_back
-from remapkit.models.build import header_of
-from remapkit.plans.make import named
+from remapkit.tensors.from_torch import header_of
 from remapkit.tensors.spec import StateDictSpec, leaf
 
 _INTERNAL = frozenset(vars(nn.Module()))

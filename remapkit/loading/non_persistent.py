@@ -17,9 +17,10 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from remapkit.diagnostics.diagnostic import Diagnostic, FailedCheck
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import FailedCheck
+from remapkit.diagnostics.wording import named
 from remapkit.loading.module import Fill, Lost, Target, target_of
-from remapkit.plans.make import named
 
 Factory = Callable[[], nn.Module]
 

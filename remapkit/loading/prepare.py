@@ -9,13 +9,15 @@ from typing import Literal
 import torch
 from torch import nn
 
-from remapkit.diagnostics.diagnostic import Diagnostic, counted
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.wording import counted, named
 from remapkit.loading.in_place import merged, overlaps, sharing, writes_to_itself
 from remapkit.loading.module import Target
 from remapkit.loading.sources import Values, overlapping, same_bytes, stretch
-from remapkit.models.build import DTYPES
 from remapkit.plans.check import Check, make_check
-from remapkit.plans.make import Move, Plan, named
+from remapkit.plans.model import Plan
+from remapkit.plans.moves import Move
+from remapkit.tensors.from_torch import DTYPES
 
 PLAIN_FLOATS = ("F16", "BF16", "F32", "F64")
 """The dtypes that are cast into one another when asked."""

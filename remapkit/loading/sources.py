@@ -17,15 +17,16 @@ from typing import Any, Protocol
 
 import torch
 
+from remapkit.compute.move_bytes import Run, target_chunks
 from remapkit.compute.stream import Streams
 from remapkit.compute.torch_eager import Maker
 from remapkit.files.errors import unreadable
-from remapkit.formats.reader import Extent, Reader, SourceFile, reason
-from remapkit.models.build import DTYPES, dtype_name
+from remapkit.files.source_file import Extent, SourceFile, reason
+from remapkit.formats.reader import Reader
 from remapkit.ops.byte_ranges import Range, byte_ranges
-from remapkit.plans.make import Move
+from remapkit.plans.moves import Move
+from remapkit.tensors.from_torch import DTYPES, dtype_name
 from remapkit.tensors.spec import TensorSpec
-from remapkit.write.writer import Run, target_chunks
 
 # Python names the flag from 3.13 on. Without it a private map of a file larger than memory is refused by systems that
 # count every page of it as if it were going to be written.

@@ -15,7 +15,7 @@ from remapkit.loading.cuda_upload import CudaQueue, Upload
 from remapkit.loading.module import Fill, Target, assign
 from remapkit.loading.prepare import Job, Unit, Wanted
 from remapkit.loading.sources import Values
-from remapkit.models.build import DTYPES
+from remapkit.tensors.from_torch import DTYPES
 
 
 @dataclass(slots=True)

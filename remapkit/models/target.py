@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remapkit.diagnostics.diagnostic import Diagnostic, FailedCheck, Label, UnreadableCheckpoint, UsageError
-from remapkit.diagnostics.source import Text
-from remapkit.files.errors import printable
-from remapkit.formats import open_checkpoint
-from remapkit.registry.installed import packs, read_config, resolve
+from remapkit.cli.arguments import parse_model_args
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import FailedCheck, UsageError
+from remapkit.models.reference import resolve
+from remapkit.registry.installed import packs
+from remapkit.registry.load import read_config
+from remapkit.sources.declared import declared_path, read_declared, read_header
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
-    from remapkit.rules.compile import RuleSet
+    from remapkit.rules.model import RuleSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +59,6 @@ class TargetRef:
         return f"{self.model}({args})" if args else self.model
 
 
-def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` pairs; a value that is JSON is read as such, anything else is a string.
-
-    >>> parse_model_args(["dim=8", "dim_mult=[1, 2]", "name=tiny"])
-    {'dim': 8, 'dim_mult': [1, 2], 'name': 'tiny'}
-    """
-    parsed: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.isidentifier():
-            raise UsageError(
-                Diagnostic("RK609", f"--model-arg {pair!r} is not key=value", help=("for example --model-arg dim=8",))
-            )
-        try:
-            parsed[key] = json.loads(value)
-        except (ValueError, RecursionError):
-            parsed[key] = value
-    return parsed
-
-
 def pack_target(rules: RuleSet) -> TargetRef | None:
     """The target that a rule file declares."""
     written = rules.file.target
@@ -90,50 +70,6 @@ def pack_target(rules: RuleSet) -> TargetRef | None:
     if written.keys is None:
         return None
     return TargetRef(keys=declared_path(rules, written.keys), declared=True)
-
-
-def home_folder(rules: RuleSet) -> Path:
-    """The folder that paths in a rule file are relative to: its own, the real one where it is known by a link."""
-    if rules.file.path is not None:
-        return Path(os.path.realpath(rules.file.path)).parent
-    return Path(os.path.realpath(rules.file.folder or "."))
-
-
-def declared_path(rules: RuleSet, written: Text) -> Path:
-    """The file that a rule file names: relative to it, and not outside its folder, links followed.
-
-    A rule file may come from anybody. What it names is read, and parts of it are shown. Raises `UsageError` (RK424).
-    """
-    folder = home_folder(rules)
-    path = folder / written.value
-    try:
-        real = Path(os.path.realpath(path))
-    except (OSError, ValueError):
-        real = Path("/")
-    if real.is_relative_to(folder) and "\0" not in written.value:
-        return path
-    title = f"the rule file names a file outside its folder: {written.value}"
-    help = (
-        "if you trust it, name the file yourself: --target-keys FILE, or --keys FILE for the source",
-        f"or put it below {folder}",
-    )
-    raise UsageError(Diagnostic("RK424", printable(title), (Label(written.span),), help))
-
-
-def read_declared(path: Path) -> StateDictSpec:
-    """The header of a file that a rule file names; a refusal shows nothing of what it holds."""
-    try:
-        return read_header(path)
-    except UnreadableCheckpoint as error:
-        raise UnreadableCheckpoint([_without_content(each, path) for each in error.diagnostics]) from None
-
-
-def _without_content(problem: Diagnostic, path: Path) -> Diagnostic:
-    if problem.code != "RK401":
-        return problem
-    title = "neither a manifest nor a checkpoint that can be read"
-    help = (f"look at it yourself: remapkit inspect {path}",)
-    return replace(problem, title=title, help=help, notes=(), place=str(path))
 
 
 def _is_installed(path: Path | None) -> bool:
@@ -161,7 +97,8 @@ def target_header(reference: TargetRef) -> StateDictSpec:
         assert reference.keys is not None
         return read_declared(reference.keys) if reference.declared else read_header(reference.keys)
     factory = trusted_factory(reference)
-    from remapkit.models.build import build, header_of
+    from remapkit.models.build import build
+    from remapkit.tensors.from_torch import header_of
 
     config = read_config(reference.config) if reference.config else None
     return header_of(build(factory, reference.model, reference.args, config), name=str(reference))
@@ -185,12 +122,6 @@ def trusted_factory(reference: TargetRef, option: str = "--model") -> Callable[.
             help = (f"if you trust it, say so with {option} {reference.model}",)
             raise UsageError(Diagnostic("RK606", title, help=help))
     return factory
-
-
-def read_header(path: Path, *, root: str | None = None) -> StateDictSpec:
-    """The header of a manifest or a checkpoint."""
-    with open_checkpoint(path, root=root) as reader:
-        return reader.header()
 
 
 def header(thing: object) -> StateDictSpec:
@@ -217,7 +148,7 @@ def header(thing: object) -> StateDictSpec:
         return StateDictSpec(dict(thing))
     from torch import nn
 
-    from remapkit.models.build import header_of, no_tensors
+    from remapkit.tensors.from_torch import header_of, no_tensors
 
     if isinstance(thing, nn.Module | Mapping):
         found = header_of(thing)

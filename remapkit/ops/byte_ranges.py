@@ -10,7 +10,8 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from remapkit.ops.shape import Fill, Join, Op
+from remapkit.ops.base import Op
+from remapkit.ops.join import Fill, Join
 from remapkit.ops.steps import Cast, Permute, Pick, Reshape, Step
 from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
 
@@ -68,7 +69,7 @@ class _Laid:
 def byte_ranges(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> tuple[Range, ...] | None:
     """The stretches of the sources that the result consists of, or None where its bytes must be made.
 
-    >>> from remapkit.ops.shape import Part
+    >>> from remapkit.ops.join import Part
     >>> byte_ranges((Part(0, 1, 3),), [TensorSpec("F32", (6, 2))])
     (Range(source=0, offset=16, length=16),)
     """

@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, Label
+from remapkit.diagnostics.diagnostic import Diagnostic, Label
+from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span
+from remapkit.diagnostics.wording import excerpt_of
+from remapkit.ops import attention, base, dtype
 from remapkit.ops import shape as kinds
 from remapkit.rulefile.arithmetic import BadNumber, Expr, check_names, expr
-from remapkit.rulefile.read import WrittenOp
-from remapkit.rulefile.yaml.compose import ListNode, MapNode, Node, ScalarNode, excerpt_of
+from remapkit.rulefile.syntax import WrittenOp
+from remapkit.rulefile.yaml.nodes import ListNode, MapNode, Node, ScalarNode
 
 Arg = int | float | str | None | Expr | tuple["Arg", ...]
 Params = Mapping[str, int | None]
@@ -34,7 +37,7 @@ class Call:
     def __getitem__(self, name: str) -> Arg:
         return dict(self.args)[name]
 
-    def op(self, params: Params) -> kinds.Op:
+    def op(self, params: Params) -> base.Op:
         """The operation itself; raises `NoValue` or `BadNumber` where the params do not give its numbers."""
         values = {name: evaluated(arg, params) for name, arg in self.args}
         checks = _FORMS[self.name].at_least
@@ -108,7 +111,7 @@ class _Form:
     """
 
     args: tuple[tuple[str, Any], ...]
-    make: Callable[[dict[str, Any]], kinds.Op]
+    make: Callable[[dict[str, Any]], base.Op]
     inverse: Inverse
     short: str | None = None
     bare: bool = False
@@ -152,9 +155,9 @@ def _undo_cast(call: Call) -> Call | str:
     old, new = call["from"], call["to"]
     if old is None:
         return f"cast to {new} does not say from which dtype: write cast: {{from: ..., to: {new}}}"
-    if not kinds.is_exact(str(old), str(new)):
+    if not dtype.is_exact(str(old), str(new)):
         return f"a cast from {old} to {new} rounds, and what it rounded away is gone"
-    if str(old) not in kinds.FLOATS:
+    if str(old) not in dtype.FLOATS:
         return f"there is no cast from {new} back to {old}: values might be lost"
     return call.changed(**{"from": new, "to": old})
 
@@ -181,8 +184,8 @@ _HEADS = (("heads", REQUIRED), ("kv_heads", None), ("head_dim", REQUIRED), *_DIM
 _HEADS_FROM = {"heads": 1, "kv_heads": 1, "head_dim": 1}
 
 
-def _qkv(kind: type[kinds.UngroupQkv] | type[kinds.GroupQkv]) -> Callable[[dict[str, Any]], kinds.Op]:
-    def make(args: dict[str, Any]) -> kinds.Op:
+def _qkv(kind: type[attention.UngroupQkv] | type[attention.GroupQkv]) -> Callable[[dict[str, Any]], base.Op]:
+    def make(args: dict[str, Any]) -> base.Op:
         return kind(args["heads"], args["kv_heads"] or args["heads"], args["head_dim"], args["dim"])
 
     return make
@@ -224,31 +227,31 @@ _FORMS: Mapping[str, _Form] = {
         _none("pad does not say how many elements there were before"),
         at_least={"to": 0},
     ),
-    "flip_halves": _Form(_DIM, lambda a: kinds.FlipHalves(a["dim"]), _itself, bare=True),
+    "flip_halves": _Form(_DIM, lambda a: attention.FlipHalves(a["dim"]), _itself, bare=True),
     "rope": _Form(
         (("to", REQUIRED), ("heads", REQUIRED), ("head_dim", REQUIRED), *_DIM),
-        lambda a: kinds.Rope(a["to"], a["heads"], a["head_dim"], a["dim"]),
+        lambda a: attention.Rope(a["to"], a["heads"], a["head_dim"], a["dim"]),
         _undo_rope,
         at_least={"heads": 1, "head_dim": 2},
         words=("to",),
     ),
     "ungroup_qkv": _Form(
-        _HEADS, _qkv(kinds.UngroupQkv), lambda call: Call("group_qkv", call.args), at_least=_HEADS_FROM
+        _HEADS, _qkv(attention.UngroupQkv), lambda call: Call("group_qkv", call.args), at_least=_HEADS_FROM
     ),
     "group_qkv": _Form(
-        _HEADS, _qkv(kinds.GroupQkv), lambda call: Call("ungroup_qkv", call.args), at_least=_HEADS_FROM
+        _HEADS, _qkv(attention.GroupQkv), lambda call: Call("ungroup_qkv", call.args), at_least=_HEADS_FROM
     ),
     "cast": _Form(
         (("from", None), ("to", REQUIRED)),
-        lambda a: kinds.CastOp(a["to"], a["from"]),
+        lambda a: dtype.CastOp(a["to"], a["from"]),
         _undo_cast,
         short="to",
         words=("from", "to"),
     ),
-    "scale": _Form((("factor", REQUIRED),), lambda a: kinds.ScaleOp(float(a["factor"])), _undo_scale, short="factor"),
+    "scale": _Form((("factor", REQUIRED),), lambda a: dtype.ScaleOp(float(a["factor"])), _undo_scale, short="factor"),
     "add": _Form(
         (("term", REQUIRED),),
-        lambda a: kinds.AddOp(float(a["term"])),
+        lambda a: dtype.AddOp(float(a["term"])),
         _none("add rounds: x + 1 - 1 is not x for every float"),
         short="term",
     ),
@@ -364,7 +367,7 @@ class CallReader:
             self.problem("RK163", "scale by 0 leaves nothing", span, "name the targets under `add:` with fill: zeros")
         try:
             call.op(dict.fromkeys(self.params))
-        except kinds.Refused as refused:
+        except base.Refused as refused:
             self.problem("RK163", refused.title, span, *refused.help)
         except BadNumber as error:
             if not call.names:

@@ -6,9 +6,10 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, Label, UsageError
+from remapkit.diagnostics.diagnostic import Diagnostic, Label
+from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.rulefile.arithmetic import BadNumber, Expr, NoValue, check_names, expr
-from remapkit.rulefile.read import WrittenParam
+from remapkit.rulefile.syntax import WrittenParam
 
 
 def param_values(

@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from remapkit.patterns.tree import LAST, Alt, Chars, Group, Node, Part, Pattern, Ranges, Repeat, Seq, contains, ranges
+from remapkit.patterns.charset import LAST, Ranges, contains, ranges
+from remapkit.patterns.pattern import Part, Pattern
+from remapkit.patterns.tree import Alt, Chars, Group, Node, Repeat, Seq
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,9 @@ class _Builder:
 def automaton(parts: Sequence[Part], limit: int | None = None) -> Automaton:
     """The automaton of parts, one after the other. Raises `TooMany` beyond a limit of steps between positions.
 
-    >>> from remapkit.patterns.tree import SEGMENT, literal
+    >>> from remapkit.patterns.pattern import SEGMENT
+
+    >>> from remapkit.patterns.tree import literal
     >>> found = automaton([Part(None, literal("a.")), Part("x", SEGMENT)])
     >>> found.first, found.follow, found.last, found.part
     ((0,), ((1,), (2,), (2,)), frozenset({2}), (0, 0, 1))

@@ -19,20 +19,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from remapkit.patterns.automaton import MAX_EDGES, fragment, masks
-from remapkit.patterns.tree import (
-    Alt,
-    Chars,
-    Group,
-    Node,
-    Pattern,
-    Ranges,
-    Repeat,
-    Seq,
-    one,
-    size,
-    unparse,
-    unparse_chars,
-)
+from remapkit.patterns.charset import Ranges, one
+from remapkit.patterns.pattern import Pattern
+from remapkit.patterns.tree import Alt, Chars, Group, Node, Repeat, Seq, size
+from remapkit.patterns.unparse import unparse, unparse_chars
 
 MAX_STEPS = 400_000
 """How many pairs of positions one search looks at before it gives up: about a quarter of a second."""

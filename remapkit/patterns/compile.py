@@ -11,13 +11,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, Label, Severity
+from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
+from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span, Text
 from remapkit.patterns.literals import literal_text, read_word
 from remapkit.patterns.path import Problems, integer_range, parse_path
+from remapkit.patterns.pattern import Part, Pattern, linear
 from remapkit.patterns.regex import parse
-from remapkit.patterns.tree import Part, Pattern, linear, unparse
-from remapkit.rulefile.read import WrittenGuard, WrittenPattern
+from remapkit.patterns.unparse import unparse
+from remapkit.rulefile.syntax import WrittenGuard, WrittenPattern
 
 SHOWN = 5
 MAX_LETTERS = 200_000

@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from remapkit.patterns.automaton import MAX_EDGES, TooMany, automaton, reads_one_way
+from remapkit.patterns.charset import contains
 from remapkit.patterns.combine import cooperating, expression, trie
+from remapkit.patterns.pattern import Pattern
 from remapkit.patterns.template import Copy, Mapped, Template
-from remapkit.patterns.tree import Alt, Chars, Group, Node, Pattern, Repeat, contains, unparse
+from remapkit.patterns.tree import Alt, Chars, Group, Node, Repeat
+from remapkit.patterns.unparse import unparse
 
 
 class Reader:

@@ -14,8 +14,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, Label
+from remapkit.diagnostics.diagnostic import Diagnostic, Label
+from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
+from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import (
     QUOTED,
     choice_text,
@@ -27,7 +29,8 @@ from remapkit.patterns.literals import (
     shown_sign,
     unquoted,
 )
-from remapkit.patterns.tree import CANONICAL, MAX_WORDS, SEGMENT, SEGMENTS, Part, Seq, literal
+from remapkit.patterns.pattern import CANONICAL, SEGMENT, SEGMENTS, Part
+from remapkit.patterns.tree import Seq, literal
 from remapkit.rulefile.yaml.emit import in_quotes
 
 MAX_DIGITS = 18

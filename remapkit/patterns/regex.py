@@ -9,27 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, Label
+from remapkit.diagnostics.diagnostic import Diagnostic, Label
+from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
-from remapkit.patterns.tree import (
-    DIGITS,
-    LAST,
-    MAX_POSITIONS,
-    NOT_NEWLINE,
-    SPACE,
-    WORD,
-    Alt,
-    Chars,
-    Group,
-    Node,
-    Ranges,
-    Repeat,
-    Seq,
-    complement,
-    one,
-    ranges,
-    size,
-)
+from remapkit.patterns.charset import DIGITS, LAST, NOT_NEWLINE, SPACE, WORD, Ranges, complement, one, ranges
+from remapkit.patterns.tree import MAX_POSITIONS, Alt, Chars, Group, Node, Repeat, Seq, size
 
 MAX_REPEAT = 1000
 """The highest bound of a counted repeat."""
@@ -79,7 +63,7 @@ class Refused(Exception):
 def parse(text: Text) -> Node:
     r"""The tree of a regular expression; raises `InvalidRules` at the column of what it cannot accept.
 
-    >>> from remapkit.patterns.tree import unparse
+    >>> from remapkit.patterns.unparse import unparse
     >>> unparse(parse(Text.of(r"layers\.(?P<n>\d+)\.(q|k)")))
     'layers\\.(?P<n>[0-9]+)\\.(?:q|k)'
     """

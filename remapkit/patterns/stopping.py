@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from remapkit.patterns.charset import DIGITS, NOT_DOT, NOT_NEWLINE, WORD, Ranges, contains
 from remapkit.patterns.matcher import CHARS, JUMP, MATCH, SPLIT, Program
-from remapkit.patterns.tree import DIGITS, NOT_DOT, NOT_NEWLINE, WORD, Pattern, Ranges, contains, unparse_chars
+from remapkit.patterns.pattern import Pattern
+from remapkit.patterns.unparse import unparse_chars
 
 SHOWN = 4
 """So many of the things that were expected are named."""
@@ -38,7 +40,9 @@ class Stop:
 def stopped_at(pattern: Pattern, fqn: str) -> Stop | None:
     """Where a key stopped being one of a pattern's, or None where it is one.
 
-    >>> from remapkit.patterns.tree import CANONICAL, Part, literal
+    >>> from remapkit.patterns.pattern import CANONICAL, Part
+
+    >>> from remapkit.patterns.tree import literal
     >>> from remapkit.diagnostics.source import Text
     >>> text = Text.of("...")
     >>> pattern = Pattern("match", text, text.span, (Part(None, literal("h.")), Part("n", CANONICAL)))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from remapkit.companions.names import scaled_weights
-from remapkit.diagnostics.diagnostic import Diagnostic, Severity, UsageError, counted
-from remapkit.ops.shape import CastOp, Fill, Join, Op, is_exact, join_spec
-from remapkit.plans.make import Move, Plan, named
-from remapkit.tensors.spec import StateDictSpec
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UsageError
+from remapkit.diagnostics.wording import counted, named
+from remapkit.ops.dtype import CastOp
+from remapkit.plans.model import Plan
+from remapkit.plans.moves import Move
+from remapkit.plans.rounding import losses
 
 PLAIN = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp64": "F64"}
 """What `--dtype` takes, and the names of the same in headers."""
@@ -22,7 +23,7 @@ def with_dtype(plan: Plan, dtype: str) -> Plan:
     Raises `UsageError` for a dtype that is none of those; 8-bit floats are a problem of the plan (RK346): a cast
     would drop what their scales mean.
 
-    >>> from remapkit.plans.make import RuleRef
+    >>> from remapkit.plans.moves import RuleRef
     >>> from remapkit.tensors.spec import TensorSpec
     >>> move = Move("a", ("a",), (), RuleRef("keep[0]"), TensorSpec("F32", (2,)))
     >>> cast = with_dtype(Plan("t", StateDictSpec({"a": move.spec}), (move,)), "bf16")
@@ -64,46 +65,3 @@ def _cast(move: Move, new: str) -> Move:
     if move.spec.dtype not in PLAIN.values() or move.spec.dtype == new:
         return move
     return replace(move, ops=(*move.ops, CastOp(new)), spec=replace(move.spec, dtype=new))
-
-
-def losses(moves: Iterable[Move], source: StateDictSpec) -> list[Diagnostic]:
-    """One note for each pair of dtypes between which values are rounded, with the count of tensors."""
-    counts: Counter[tuple[str, str]] = Counter()
-    names: dict[tuple[str, str], list[str]] = {}
-    for move in moves:
-        for pair in dict.fromkeys(_roundings(move, source)):
-            counts[pair] += 1
-            names.setdefault(pair, []).append(move.target)
-    notes = []
-    for (old, new), count in counts.items():
-        verb, whose = ("is", "its") if count == 1 else ("are", "their")
-        title = f"{counted(count, 'tensor')} {verb} cast from {old} to {new}, which rounds {whose} values"
-        if new == "F16" and old != "F16":
-            title += "; what is beyond 65504 becomes infinite"
-        values = {"from": old, "to": new, "count": count, "names": names[old, new]}
-        notes.append(Diagnostic("RK345", title, severity=Severity.NOTE, place=source.name, values=values))
-    return notes
-
-
-def _roundings(move: Move, source: StateDictSpec) -> Iterator[tuple[str, str]]:
-    ops = move.ops
-    if not any(isinstance(op, CastOp | Join) for op in ops):
-        return
-    if isinstance(ops[0], Fill):
-        spec, rest = ops[0].spec, ops[1:]
-    elif isinstance(ops[0], Join):
-        specs = [source[fqn] for fqn in move.sources]
-        for number, each in enumerate(specs):
-            yield from _along(ops[0].branches[number % len(ops[0].branches)], each.dtype)
-        spec, rest = join_spec(ops[0], specs, move.sources), ops[1:]
-    else:
-        spec, rest = source[move.sources[0]], ops
-    yield from _along(rest, spec.dtype)
-
-
-def _along(ops: Iterable[Op], dtype: str) -> Iterator[tuple[str, str]]:
-    for op in ops:
-        if isinstance(op, CastOp):
-            if not is_exact(dtype, op.dtype):
-                yield dtype, op.dtype
-            dtype = op.dtype

@@ -12,9 +12,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from remapkit.diagnostics.diagnostic import Diagnostic, FailedCheck, Severity, counted
-from remapkit.ops.shape import needs_values
-from remapkit.plans.make import SHOWN, Move, Plan, named
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
+from remapkit.diagnostics.errors import FailedCheck
+from remapkit.diagnostics.wording import SHOWN, counted, named
+from remapkit.ops.join import needs_values
+from remapkit.plans.model import Plan
+from remapkit.plans.moves import Move
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, leaf
 
 
@@ -95,7 +98,7 @@ class Check:
 def make_check(plan: Plan, target: StateDictSpec, *, strict_dtype: bool = False) -> Check:
     """Hold a plan against a target header.
 
-    >>> from remapkit.plans.make import Move, RuleRef
+    >>> from remapkit.plans.moves import Move, RuleRef
     >>> spec = TensorSpec("F32", (4,))
     >>> plan = Plan("tiny", StateDictSpec({"a": spec}), (Move("b", ("a",), (), RuleRef("r"), spec),))
     >>> check = make_check(plan, StateDictSpec({"c": spec}, name="a model"))

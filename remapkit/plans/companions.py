@@ -21,12 +21,16 @@ from remapkit.companions.names import (
     module_of_adapter,
     scaled_weights,
 )
-from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity, counted, listed
-from remapkit.ops.shape import CastOp, Fill, Join, Op, ReshapeOp, Squeeze, Unsqueeze, is_exact
+from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
+from remapkit.diagnostics.wording import counted, listed
+from remapkit.ops.base import Op
+from remapkit.ops.dtype import CastOp, is_exact
+from remapkit.ops.join import Fill, Join
+from remapkit.ops.shape import ReshapeOp, Squeeze, Unsqueeze
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
-    from remapkit.plans.make import Dropped, Move, RuleRef
+    from remapkit.plans.moves import Dropped, Move, RuleRef
 
 SHOWN = 5
 NEUTRAL = (

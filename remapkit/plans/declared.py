@@ -17,15 +17,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity, UnreadableCheckpoint
+from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
+from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.diagnostics.source import Text
-from remapkit.models.target import declared_path, read_declared
 from remapkit.plans.check import Check, Mismatch, make_check
-from remapkit.plans.make import Plan
+from remapkit.plans.model import Plan
+from remapkit.sources.declared import declared_path, read_declared
 from remapkit.tensors.spec import OPAQUE, StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
-    from remapkit.rules.compile import RuleSet
+    from remapkit.rules.model import RuleSet
 
 
 @dataclass(frozen=True, slots=True)

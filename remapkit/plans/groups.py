@@ -10,13 +10,15 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from remapkit.diagnostics.diagnostic import Diagnostic, Label, counted
+from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
-from remapkit.ops.shape import At, Join, Op, Part, Refused, after, dimension, result
-from remapkit.patterns.tree import Pattern
-from remapkit.plans.make import Move, RuleRef, named
+from remapkit.diagnostics.wording import counted, named
+from remapkit.ops.base import Op, Refused, after, dimension
+from remapkit.ops.join import At, Join, Part, result
+from remapkit.patterns.pattern import Pattern
+from remapkit.plans.moves import Move, RuleRef
 from remapkit.rulefile.arithmetic import BadNumber, NoValue
-from remapkit.rules.compile import Match, RuleSet
+from remapkit.rules.model import Match, RuleSet
 from remapkit.rules.pipeline import Filled, Flow, Resolved
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 

@@ -12,13 +12,16 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from remapkit.diagnostics.diagnostic import Diagnostic, Severity, counted, listed
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
+from remapkit.diagnostics.wording import counted, listed, named
 from remapkit.patterns.literals import literal_text
-from remapkit.plans.make import UNMATCHED, Move, Plan, RuleRef, named
+from remapkit.plans.model import Plan, records
+from remapkit.plans.moves import UNMATCHED, Move, RuleRef
 from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
-    from remapkit.rules.compile import Match, Rule, RuleSet
+    from remapkit.rules.model import Match, Rule, RuleSet
+
 
 _NOBODYS = "zqxjkv"
 """A segment that is in no checkpoint: a pattern that takes it takes anything of that form."""
@@ -68,21 +71,6 @@ def with_data(moves: Iterable[Move], recorded: Mapping[str, str]) -> list[Move]:
         else move
         for move in moves
     ]
-
-
-def records(plan: Plan) -> dict[str, str]:
-    """The names that stay records, in new names: `other -> kept`. A name whose tensor is left behind is not there."""
-    if not plan.recorded:
-        return {}
-    kept: dict[object, str] = {}
-    for move in plan.moves:
-        kept.setdefault((move.sources, move.ops), move.target)
-    brought = {move.target for move in plan.moves}
-    return {
-        move.target: kept[move.sources, move.ops]
-        for move in plan.recorded.values()
-        if (move.sources, move.ops) in kept and move.target not in brought
-    }
 
 
 def asked(plan: Plan, names: Container[str]) -> Plan:

@@ -6,11 +6,12 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from remapkit.diagnostics.diagnostic import Diagnostic, Severity, counted
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
+from remapkit.diagnostics.wording import counted
 from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
-    from remapkit.plans.make import Move
+    from remapkit.plans.moves import Move
 
 SUFFIXES = ("target_modules", "modules_to_save", "rank_pattern", "alpha_pattern", "exclude_modules", "ignore")
 """Fields that name modules by the end of their path."""
@@ -22,7 +23,7 @@ SHOWN = 5
 def stale_names(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
     """A warning for each entry of the metadata that quotes names which are renamed or dropped.
 
-    >>> from remapkit.plans.make import Move, RuleRef
+    >>> from remapkit.plans.moves import Move, RuleRef
     >>> from remapkit.tensors.spec import TensorSpec
     >>> spec, quoted = TensorSpec("F32", (1,)), {"_quantization_metadata": '{"layers": {"a": {}}}'}
     >>> header = StateDictSpec({"a.weight": spec}, metadata=quoted)

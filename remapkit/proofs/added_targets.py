@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from remapkit.patterns.automaton import MAX_EDGES, TooMany, automaton, read
+from remapkit.patterns.finite import words_node
 from remapkit.patterns.matcher import Reader
+from remapkit.patterns.pattern import Part, Pattern
 from remapkit.patterns.template import Copy, Literal, Mapped
-from remapkit.patterns.tree import Alt, Chars, Group, Node, Part, Pattern, Repeat, literal, words_node
-from remapkit.proofs.automata import Budget, Exhausted
+from remapkit.patterns.tree import Alt, Chars, Group, Node, Repeat, literal
+from remapkit.proofs.budget import Budget, Exhausted
 from remapkit.proofs.keymap import Arrow, Made, readings
 from remapkit.rules.pipeline import Filled
 
 if TYPE_CHECKING:
-    from remapkit.rules.compile import RuleSet
+    from remapkit.rules.model import RuleSet
 
 
 @dataclass(frozen=True, slots=True)

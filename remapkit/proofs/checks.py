@@ -1,4 +1,4 @@
-r"""The questions of a proof, asked of arrows: who shares a key, who can be cut in two ways, whose targets collide.
+"""The questions of a proof, asked of arrows: who shares a key, who can be cut in two ways, whose targets collide.
 
 Every answer is a `Witness`: concrete keys, and what becomes of them. Nothing here knows of messages or of rule files.
 """
@@ -8,28 +8,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Literal as OneOf
-from typing import TypeVar
 
+from remapkit.patterns.charset import one as only
+from remapkit.patterns.pattern import Part, Pattern
 from remapkit.patterns.template import Copy, Mapped
-from remapkit.patterns.tree import Part, Pattern
-from remapkit.patterns.tree import one as only
-from remapkit.proofs.automata import (
-    Budget,
-    Exhausted,
-    Guide,
-    LeafGuide,
-    Letters,
-    Piece,
-    Pieces,
-    Product,
-    SetGuide,
-    characters,
-    joined,
-    shortest_words,
-    walk,
-)
+from remapkit.proofs.automata import Letters, Piece, Pieces, characters, joined, shortest_words
+from remapkit.proofs.budget import Budget, Exhausted
+from remapkit.proofs.dfa import Guide, LeafGuide, Product, SetGuide, walk
 from remapkit.proofs.keymap import Arrow, Made, Source, readings
 from remapkit.proofs.linear import (
     Tools,
@@ -52,54 +39,22 @@ from remapkit.proofs.product import (
 )
 from remapkit.proofs.transducer import conflict, transducer, words_cut_twice
 from remapkit.proofs.union import Net, NetBuilder
+from remapkit.proofs.witness import Answers, Fault, T, Witness
 
-T = TypeVar("T")
-Fault = OneOf["ambiguous", "cut", "within", "across", "open"]
 SPELT_OUT = 1000
 """So many combinations of captures that hang together are spelt out where two of them are to be compared."""
+
+
 MOST = 50
 """After so many faults, or questions that are undecided, pairs of rules are counted and not looked at."""
+
+
 APART = 100
 """So many values of what may be lost are looked at one by one."""
+
+
 TRIED = 100
 """So many keys that can be cut in several ways are tried, shortest first, where nothing else decides."""
-
-
-@dataclass(frozen=True, slots=True)
-class Witness:
-    """Keys that show a fault.
-
-    `ambiguous`: one key that two rules match. `cut`: one key with two readings (a text for each part of the pattern)
-    and their targets. `within`, `across`: two keys that become one target. `open`: a key that a rule moves onto the
-    target, and the target itself, which passes through unmatched. `lost` is the part of the pattern that the target
-    does not show, where that is the reason; `admitted`: the author said so. `covered` are arrows all of whose keys
-    the other one matches too.
-    """
-
-    fault: Fault
-    arrows: tuple[int, ...]
-    keys: tuple[str, ...]
-    targets: tuple[str, ...] = ()
-    readings: tuple[tuple[str, ...], ...] = ()
-    lost: int | None = None
-    admitted: bool = False
-    covered: tuple[int, ...] = ()
-
-
-@dataclass(slots=True)
-class Answers:
-    """What came out: witnesses, the questions that are undecided (arrows and fault), arrows without a key."""
-
-    witnesses: list[Witness] = field(default_factory=list)
-    undecided: list[tuple[Fault, tuple[int, ...]]] = field(default_factory=list)
-    dead: list[int] = field(default_factory=list)
-    unasked: int = 0
-    """Pairs of arrows that were not looked at, because there were faults enough."""
-
-    @property
-    def clean(self) -> bool:
-        """Whether everything asked was proven."""
-        return not self.witnesses and not self.undecided and not self.unasked
 
 
 class Questions:

@@ -6,16 +6,18 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity, counted, listed
+from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.source import Span
+from remapkit.diagnostics.wording import counted, listed
 from remapkit.patterns.automaton import Automaton, automaton
 from remapkit.patterns.literals import literal_text
-from remapkit.patterns.tree import Chars, Part, Seq, literal
-from remapkit.proofs.checks import Fault, Witness
+from remapkit.patterns.pattern import Part
+from remapkit.patterns.tree import Chars, Seq, literal
 from remapkit.proofs.keymap import Arrow, Made, readings
+from remapkit.proofs.witness import Fault, Witness
 
 if TYPE_CHECKING:
-    from remapkit.rules.compile import Rule, RuleSet
+    from remapkit.rules.model import Rule, RuleSet
 
 MAX_TOLD = 50
 """More findings than this are counted only."""

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.source import Span
 from remapkit.patterns.automaton import MAX_EDGES, Automaton, TooMany, automaton
+from remapkit.patterns.charset import contains
+from remapkit.patterns.finite import MAX_WORDS, words_node
 from remapkit.patterns.matcher import Reader
+from remapkit.patterns.pattern import CANONICAL, Pattern
 from remapkit.patterns.template import Copy, Item, Literal, Mapped
-from remapkit.patterns.tree import CANONICAL, MAX_WORDS, Node, Pattern, contains, words_node
+from remapkit.patterns.tree import Node
 
 if TYPE_CHECKING:
-    from remapkit.rules.compile import Rule, RuleSet
+    from remapkit.rules.model import Rule, RuleSet
 
 WHOLE = Copy("")
 """The item that stands for the whole key, as `keep` copies it."""
@@ -107,7 +110,9 @@ class Arrow:
 def readings(pattern: Pattern, fqn: str, limit: int = 200) -> tuple[tuple[str, ...], ...]:
     """Every way in which a key is cut into the parts of a pattern, up to `limit` of them; none of a huge pattern.
 
-    >>> from remapkit.patterns.tree import SEGMENTS, Part, literal
+    >>> from remapkit.patterns.pattern import SEGMENTS, Part
+
+    >>> from remapkit.patterns.tree import literal
     >>> from remapkit.diagnostics.source import Text
     >>> text = Text.of("...")
     >>> dotted = (Part("a", SEGMENTS), Part(None, literal(".")), Part("b", SEGMENTS))

@@ -12,24 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from remapkit.patterns.charset import Ranges, one
 from remapkit.patterns.template import Copy, Literal, Mapped
-from remapkit.patterns.tree import Ranges, one
-from remapkit.proofs.automata import (
-    BothGuides,
-    Budget,
-    Exhausted,
-    Guide,
-    LeafGuide,
-    Letters,
-    Piece,
-    Pieces,
-    Product,
-    characters,
-    joined,
-    reads,
-    shortest_words,
-    walk,
-)
+from remapkit.proofs.automata import Letters, Piece, Pieces, characters, joined, reads, shortest_words
+from remapkit.proofs.budget import Budget, Exhausted
+from remapkit.proofs.dfa import BothGuides, Guide, LeafGuide, Product, walk
 from remapkit.proofs.keymap import Arrow, Made
 
 MAX_VARIANTS = 4096

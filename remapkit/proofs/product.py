@@ -11,8 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from remapkit.patterns.automaton import MAX_EDGES, Automaton, TooMany, automaton
-from remapkit.patterns.tree import Node, Part, Ranges, contains
-from remapkit.proofs.automata import Budget, Exhausted, Guide, partition
+from remapkit.patterns.charset import Ranges, contains
+from remapkit.patterns.pattern import Part
+from remapkit.patterns.tree import Node
+from remapkit.proofs.budget import Budget, Exhausted
+from remapkit.proofs.dfa import Guide, partition
 from remapkit.proofs.union import Net
 
 # ------------------------------------------------------------------------------------------------ which arrows meet
@@ -362,7 +365,11 @@ def two_spellings(node: Node, budget: Budget) -> tuple[str, str] | None:
 
     The longer one is the shorter one with more zeros before it: one run reads zeros alone, then both read the same.
 
-    >>> from remapkit.patterns.tree import CANONICAL, DIGITS, Chars, Repeat
+    >>> from remapkit.patterns.pattern import CANONICAL
+
+    >>> from remapkit.patterns.charset import DIGITS
+
+    >>> from remapkit.patterns.tree import Chars, Repeat
     >>> two_spellings(Repeat(Chars(DIGITS), 1, None), Budget(10_000)), two_spellings(CANONICAL, Budget(10_000))
     (('0', '00'), None)
     """

@@ -1,4 +1,4 @@
-r"""Proofs over all keys: no ambiguity, no collision, no surprise; or the shortest key that shows one.
+"""Proofs over all keys: no ambiguity, no collision, no surprise; or the shortest key that shows one.
 
 It is decidable, because patterns are regular and templates are concatenations of captures. `questions.py` finds the
 witnesses, `verdicts.py` says them in words; here is which of them matter, and what may be claimed when none do.
@@ -6,81 +6,31 @@ witnesses, `verdicts.py` says them in words; here is which of them matter, and w
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.source import Text
 from remapkit.patterns.matcher import Reader
-from remapkit.patterns.tree import CANONICAL, Part, Pattern, literal
+from remapkit.patterns.pattern import CANONICAL, Part, Pattern
+from remapkit.patterns.tree import literal
 from remapkit.proofs.added_targets import Meeting, Meetings, twice
-from remapkit.proofs.automata import Budget
-from remapkit.proofs.checks import Answers, Questions, Witness
+from remapkit.proofs.budget import Budget
+from remapkit.proofs.checks import Questions
 from remapkit.proofs.findings import Teller
 from remapkit.proofs.keymap import Arrow, arrows
+from remapkit.proofs.model import Level, Proof
+from remapkit.proofs.witness import Answers, Witness
 from remapkit.rules.pipeline import Filled
 
 if TYPE_CHECKING:
-    from remapkit.rules.compile import RuleSet
+    from remapkit.rules.model import RuleSet
+
 
 BUDGET = 20_000_000
 """Elementary steps that one proof may take: about ten seconds."""
-
-
-class Level(enum.Enum):
-    """What a proof says, and of which keys.
-
-    `ALL`: of every key there could be. `DOMAIN`: of the keys that the rule file declares, or of all keys that look
-    like those of the declared source, whatever their indices. `KEYS`: only of the keys at hand, which a plan checks
-    one by one. `REFUTED`: a witness shows a fault. `UNDECIDED`: a question took too long.
-    """
-
-    ALL = "proven for all keys"
-    DOMAIN = "proven for a domain"
-    KEYS = "holds for these keys only"
-    REFUTED = "refuted"
-    UNDECIDED = "undecided"
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """What was proven about a rule set.
-
-    `findings` are messages with codes RK2xx, `witnesses` the same as data (their `arrows` count the rules, keeps and
-    drops of the rule set, in this order). `undecided` names the rules of each question that took too long.
-
-    >>> import remapkit
-    >>> proof = remapkit.load("wan22_pth").prove()
-    >>> proof.level.value, proof.ok, proof.witnesses
-    ('proven for all keys', True, ())
-    """
-
-    level: Level
-    findings: tuple[Diagnostic, ...] = ()
-    witnesses: tuple[Witness, ...] = ()
-    undecided: tuple[tuple[str, ...], ...] = ()
-    domain: str | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing was refuted and nothing is undecided."""
-        return self.level not in (Level.REFUTED, Level.UNDECIDED)
-
-    @property
-    def verdict(self) -> str:
-        """The level in words, with the domain where it is one."""
-        return f"{self.level.value} ({self.domain})" if self.domain else self.level.value
-
-    def blocking(self, *, allow_undecided: bool = False) -> tuple[Diagnostic, ...]:
-        """The findings that refuse."""
-        return tuple(
-            finding
-            for finding in self.findings
-            if finding.severity is Severity.ERROR and not (allow_undecided and finding.code == "RK200")
-        )
 
 
 def prove(rule_set: RuleSet, *, budget: int = BUDGET, header: Iterable[str] | None = None) -> Proof:

@@ -13,7 +13,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from remapkit.proofs.automata import Budget, Exhausted, Letters, Piece, shortest_words
+from remapkit.proofs.automata import Letters, Piece, shortest_words
+from remapkit.proofs.budget import Budget, Exhausted
 from remapkit.proofs.linear import Beyond, Index, Same, Table, Tools, Variant
 from remapkit.proofs.union import Net
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from remapkit.patterns.tree import words_node
+from remapkit.patterns.finite import words_node
 from remapkit.proofs.automata import Letters, Piece, shortest_words
 from remapkit.proofs.linear import Beyond, Index, Loose, Same, Slot, Table, Tools, Variant, lost
 

@@ -8,24 +8,21 @@ any plugin. Plugins are packages named by entry points of the group `remapkit.pl
 from __future__ import annotations
 
 import difflib
-import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, Severity, UnreadableCheckpoint, UsageError
-from remapkit.models.isolation import guest
-
-if TYPE_CHECKING:
-    from remapkit.rules.compile import RuleSet
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UnreadableCheckpoint, UsageError
 
 GROUP = "remapkit.plugins"
 """The entry-point group of plugins: `wan = "my_package"` makes `wan.vae` mean the module `my_package.vae`."""
+
 
 _PACKAGE = Path(__file__).parent
 
@@ -146,52 +143,6 @@ def find_rules(name_or_path: str | Path) -> Path:
     raise UsageError(Diagnostic("RK601", f"there is no rule file and no pack named {text!r}", help=(help,)))
 
 
-def load(
-    name_or_path: str | Path,
-    *,
-    params: Mapping[str, int] | None = None,
-    config: str | Path | Mapping[str, Any] | None = None,
-) -> RuleSet:
-    """Read and compile a rule file: an installed pack's name, or a path.
-
-    `params` are values for the params of the file; `config` is a model's config.json (or its content), where params
-    that name one of its entries are looked up.
-
-    Returns a `RuleSet`: call it on a state dict, or ask it for a plan. Raises `InvalidRules` with every problem of
-    the file, and `UsageError` where there is no such file or pack.
-
-    >>> rules = load("wan22_pth")
-    >>> rules.name, len(rules.rules)
-    ('wan22_pth', 4)
-    """
-    from remapkit.rulefile.read import examine
-    from remapkit.rules.compile import compile_rules
-
-    reading = examine(find_rules(name_or_path))
-    problems = list(reading.problems)
-    if reading.file is not None:
-        # What is sound is compiled even where the structure has problems, so that all of the file are said at once.
-        try:
-            rules = compile_rules(reading.file, params, read_config(config))
-        except InvalidRules as error:
-            problems += [each for each in error.diagnostics if not problems or each.severity is Severity.ERROR]
-        else:
-            if not problems:
-                return rules
-    raise InvalidRules(problems)
-
-
-def read_config(config: str | Path | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """A model's config: a JSON object in a file, or its content. Raises `UsageError` (RK611)."""
-    if config is None or isinstance(config, Mapping):
-        return config
-    path = Path(config)
-    found = read_object(path)
-    if not isinstance(found, dict):
-        raise UsageError(Diagnostic("RK611", f"{path} holds a {type(found).__name__}, not a JSON object"))
-    return found
-
-
 def read_object(path: Path) -> Any:
     """The value of a small JSON file that the user named; raises `UsageError` (RK611)."""
     from remapkit.files.strict_json import read_small_json
@@ -204,41 +155,6 @@ def read_object(path: Path) -> Any:
         raise UsageError(Diagnostic("RK611", words, help=one.help)) from None
 
 
-def resolve(reference: str) -> Callable[..., Any]:
-    """The class or factory that `plugin.module:attr` or `py:package.module:attr` names. Imports it: runs its code.
-
-    >>> resolve("py:collections:OrderedDict").__name__
-    'OrderedDict'
-    """
-    module_name, attribute = _module_of(reference)
-    if reference.startswith("py:"):
-        _look_in_current_folder()
-    try:
-        with guest():
-            module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(_not_importable(reference, module_name, error)) from error
-    except (Exception, SystemExit) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise UsageError(
-            Diagnostic("RK604", f"{reference}: importing {module_name} failed", notes=(said,))
-        ) from error
-    value: Any = module
-    for part in attribute.split("."):
-        if not hasattr(value, part):
-            raise UsageError(_no_attribute(reference, module_name, value, part))
-        value = getattr(value, part)
-    if not callable(value):
-        raise UsageError(
-            Diagnostic(
-                "RK606",
-                f"{reference} is a {type(value).__name__}, which cannot be called",
-                help=("name a class derived from torch.nn.Module, or a function that returns one",),
-            )
-        )
-    return value  # type: ignore[no-any-return]
-
-
 def _look_in_current_folder() -> None:
     """`python -m` looks into the current folder, an installed command does not, and a model is often a file there."""
     try:
@@ -247,58 +163,6 @@ def _look_in_current_folder() -> None:
         return
     if not {"", here} & set(sys.path):
         sys.path.append(here)
-
-
-def _module_of(reference: str) -> tuple[str, str]:
-    """The full name of the module, and the attribute within it."""
-    if reference.startswith("py:"):
-        module, _, attribute = reference.removeprefix("py:").partition(":")
-        if module and attribute:
-            return module, attribute
-        raise UsageError(_bad_reference(reference))
-    dotted, _, attribute = reference.partition(":")
-    name, _, rest = dotted.partition(".")
-    if not name or not attribute:
-        raise UsageError(_bad_reference(reference))
-    package = _plugin_named(name, reference).package
-    return (f"{package}.{rest}" if rest else package), attribute
-
-
-def _bad_reference(reference: str) -> Diagnostic:
-    return Diagnostic(
-        "RK603",
-        f"{reference!r} does not name a model",
-        help=("write plugin.module:Class (wan.vae:WanVAE), or py:package.module:Class for anything importable",),
-    )
-
-
-def _plugin_named(name: str, reference: str) -> Plugin:
-    known = {plugin.name: plugin for plugin in plugins()}
-    if name in known:
-        return known[name]
-    close = difflib.get_close_matches(name, known, n=1)
-    help = [f"did you mean {close[0]!r}?"] if close else [f"installed plugins: {', '.join(known) or 'none'}"]
-    if _folder_of(name) is not None:
-        help.append(f"for the importable package write py:{reference}")
-    raise UsageError(Diagnostic("RK603", f"{reference}: there is no plugin named {name!r}", help=tuple(help)))
-
-
-def _not_importable(reference: str, module: str, error: ImportError) -> Diagnostic:
-    missing = error.name if isinstance(error, ModuleNotFoundError) else None
-    if missing and (module == missing or module.startswith(f"{missing}.")):
-        return Diagnostic(
-            "RK603",
-            f"{reference}: there is no module {missing}",
-            help=("check the spelling, or install what holds it; a file of the current folder is found too",),
-        )
-    return Diagnostic("RK604", f"{reference}: importing {module} failed", notes=(f"{error}",))
-
-
-def _no_attribute(reference: str, module: str, value: Any, part: str) -> Diagnostic:
-    public = [name for name in dir(value) if not name.startswith("_")]
-    close = difflib.get_close_matches(part, public, n=1)
-    help = (f"did you mean {close[0]!r}?",) if close else ()
-    return Diagnostic("RK603", f"{reference}: {module} has no {part!r}", help=help)
 
 
 @cache

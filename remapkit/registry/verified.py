@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remapkit.diagnostics.diagnostic import UnreadableCheckpoint
+from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.files.strict_json import read_small_json
 from remapkit.files.text import Opened, write_texts
-from remapkit.rules.compile import RuleSet
+from remapkit.rules.model import RuleSet
 
 SUFFIX = ".witness.json"
 

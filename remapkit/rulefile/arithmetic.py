@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, Label
+from remapkit.diagnostics.diagnostic import Diagnostic, Label
+from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span, Text
 
 LARGEST = 1 << 62

@@ -10,14 +10,36 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, Label, UsageError
+from remapkit.diagnostics.diagnostic import Diagnostic, Label
+from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.diagnostics.source import Source, Span, Text
-from remapkit.rulefile.schema.validate import plain_value, schema_problems, schema_text
-from remapkit.rulefile.yaml.compose import MAX_BYTES, ListNode, MapNode, Node, ScalarNode, compose, decode, excerpt_of
+from remapkit.diagnostics.wording import excerpt_of
+from remapkit.rulefile.schema.text import schema_text
+from remapkit.rulefile.schema.validate import schema_problems
+from remapkit.rulefile.syntax import (
+    Reading,
+    RuleFile,
+    WrittenEntry,
+    WrittenFill,
+    WrittenFlow,
+    WrittenGuard,
+    WrittenOp,
+    WrittenOutput,
+    WrittenParam,
+    WrittenPattern,
+    WrittenRequirement,
+    WrittenRule,
+    WrittenSource,
+    WrittenTable,
+    WrittenTarget,
+    WrittenTest,
+)
+from remapkit.rulefile.yaml.compose import MAX_BYTES, compose, decode
+from remapkit.rulefile.yaml.nodes import ListNode, MapNode, Node, ScalarNode
+from remapkit.rulefile.yaml.values import plain_value
 
 __all__ = [
     "Reading",
@@ -42,207 +64,6 @@ __all__ = [
     "read_text",
     "schema_text",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenGuard:
-    """One entry of `where`: the values a capture may have, listed, or named.
-
-    `values` are the listed ones (integers in their canonical decimal form); `named` is the other form, a string that
-    is a range (`0..47`) or the name of a table (its keys). Exactly one of the two is set.
-    """
-
-    capture: Text
-    values: tuple[Text, ...] | None
-    named: Text | None
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenPattern:
-    """A pattern with its guards: `match` (a regular expression) or `path` (a path pattern).
-
-    `neutral`, of a `drop`, says that what it drops changes nothing: a scale of 1, an alpha equal to its LoRA rank.
-    """
-
-    surface: Literal["match", "path"]
-    text: Text
-    span: Span
-    where: tuple[WrittenGuard, ...] = ()
-    leaf: tuple[Text, ...] | None = None
-    neutral: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenOp:
-    """One operation: `transpose`, or `{name: arguments}`. The arguments are kept as the nodes they are."""
-
-    name: Text
-    args: Node | None
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenSource:
-    """One of the patterns that a rule reads, and what is done to what it brings."""
-
-    pattern: WrittenPattern
-    ops: tuple[WrittenOp, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenOutput:
-    """One of the templates that a rule writes, and what is done to what goes there."""
-
-    to: Text
-    ops: tuple[WrittenOp, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenFlow:
-    """What a rule with operations does: sources, joined, changed, taken apart, to outputs.
-
-    `concat`, `stack`, `unstack` and `split` are the mappings with the numbers; `share` is set where every output gets
-    the whole value: `copy` or `tie`.
-    """
-
-    sources: tuple[WrittenSource, ...]
-    outputs: tuple[WrittenOutput, ...]
-    ops: tuple[WrittenOp, ...] = ()
-    concat: MapNode | None = None
-    stack: MapNode | None = None
-    unstack: MapNode | None = None
-    split: MapNode | None = None
-    share: Literal["copy", "tie"] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenRule:
-    """One rule: pattern, guards, template and the captures it may forget.
-
-    `flow` is None for a rule that only renames. Where there is one, `pattern` and `to` are its first source and
-    output.
-    """
-
-    id: Text
-    pattern: WrittenPattern
-    to: Text
-    span: Span
-    forget: tuple[Text, ...] = ()
-    flow: WrittenFlow | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenFill:
-    """One entry of `add`: targets that no source brings. `each` bounds the captures of `to`; `node` has the rest."""
-
-    to: Text
-    node: MapNode
-    each: tuple[WrittenGuard, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenParam:
-    """A param: its value (a number or arithmetic on params, None where it must be given), its name in configs."""
-
-    name: Text
-    value: ScalarNode | None
-    config: Text | None
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenRequirement:
-    """One entry of `require`: what (`count` or `shape` of keys, or a `param`), of which name, and the numbers."""
-
-    what: Literal["count", "shape", "param"]
-    name: Text
-    wanted: Node
-    span: Span
-    by: Text | None = None
-    note: Text | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenEntry:
-    """One entry of a table; a number as key or value is kept in its canonical decimal form."""
-
-    key: Text
-    value: Text
-
-    @property
-    def span(self) -> Span:
-        """From the key's first to the value's last character."""
-        return Span(self.key.span.source, self.key.span.start, self.value.span.end)
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenTable:
-    """A table: `name: {key: value, ...}`, or `name: {lossy: true, entries: {key: value, ...}}`."""
-
-    name: Text
-    entries: tuple[WrittenEntry, ...]
-    lossy: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenTest:
-    """One test: a source key and the target key it must become, or None where it must be dropped.
-
-    `more` are the other targets of a rule that writes several.
-    """
-
-    source: Text
-    target: Text | None
-    more: tuple[Text, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenTarget:
-    """What the rules lead to: a model (with keyword arguments for its constructor), a manifest, or both."""
-
-    model: Text | None
-    model_args: tuple[tuple[str, object], ...]
-    keys: Text | None
-
-
-@dataclass(frozen=True, slots=True)
-class RuleFile:
-    """What the author wrote. `path` is None for a text that was not read from a file.
-
-    `digest` is `sha256:` and the hex digest of the file's bytes.
-    """
-
-    source: Source
-    path: Path | None
-    name: Text
-    summary: Text | None
-    digest: str
-    rules: tuple[WrittenRule, ...]
-    keep: tuple[WrittenPattern, ...]
-    drop: tuple[WrittenPattern, ...]
-    tables: tuple[WrittenTable, ...]
-    unmatched: Literal["error", "keep", "drop"]
-    unmatched_span: Span | None
-    tests: tuple[WrittenTest, ...]
-    source_keys: Text | None
-    source_domain: tuple[WrittenPattern, ...]
-    target: WrittenTarget | None
-    params: tuple[WrittenParam, ...] = ()
-    add: tuple[WrittenFill, ...] = ()
-    require: tuple[WrittenRequirement, ...] = ()
-    folder: Path | None = None
-    """Where the files that it names lie, for a text that was derived from a rule file and has no path of its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What could be made of a text: its problems, and the file as far as it is sound.
-
-    `file` is None where so much is wrong that a look at the rest would only bring follow-up errors. Else it lacks the
-    rules, keeps, drops and tests that have problems.
-    """
-
-    file: RuleFile | None
-    problems: tuple[Diagnostic, ...]
 
 
 def read(path: Path | str) -> RuleFile:

@@ -15,13 +15,16 @@ from typing import Literal
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span, Text
-from remapkit.ops import shape as kinds
+from remapkit.ops import base, dtype, join
 from remapkit.ops.calls import Arg, Call, CallReader, Params, evaluated, names_in
+from remapkit.patterns.charset import DIGITS
+from remapkit.patterns.finite import MAX_WORDS
+from remapkit.patterns.pattern import CANONICAL, Part, Pattern
 from remapkit.patterns.template import Template
-from remapkit.patterns.tree import CANONICAL, DIGITS, MAX_WORDS, Alt, Chars, Group, Node, Part, Pattern, Repeat
+from remapkit.patterns.tree import Alt, Chars, Group, Node, Repeat
 from remapkit.rulefile.arithmetic import BadNumber
-from remapkit.rulefile.read import WrittenFill, WrittenFlow
-from remapkit.rulefile.yaml.compose import ListNode, MapNode, ScalarNode
+from remapkit.rulefile.syntax import WrittenFill, WrittenFlow
+from remapkit.rulefile.yaml.nodes import ListNode, MapNode, ScalarNode
 from remapkit.tensors.spec import TensorSpec
 
 
@@ -94,7 +97,7 @@ class Flow:
         """The flow with numbers; raises `BadNumber` where the params do not give them."""
         spans: dict[int, Span | None] = {}
 
-        def ops(calls: tuple[Call, ...]) -> tuple[kinds.Op, ...]:
+        def ops(calls: tuple[Call, ...]) -> tuple[base.Op, ...]:
             made = []
             for call in calls:
                 op = call.op(params)
@@ -136,9 +139,9 @@ def _count(axis: Axis | None, params: Params) -> int | None:
 class Resolved:
     """A flow with numbers; `spans` are the places of its operations in the rule file, by identity."""
 
-    before: tuple[tuple[kinds.Op, ...], ...]
-    ops: tuple[kinds.Op, ...]
-    after: tuple[tuple[kinds.Op, ...], ...]
+    before: tuple[tuple[base.Op, ...], ...]
+    ops: tuple[base.Op, ...]
+    after: tuple[tuple[base.Op, ...], ...]
     stacked: int | None
     unstacked: int | None
     sizes: tuple[int, ...] | None
@@ -158,19 +161,19 @@ class Filled:
     dtype: str
     template: Template | None = None
 
-    def op(self, params: Params) -> kinds.Fill:
+    def op(self, params: Params) -> join.Fill:
         """What it holds; raises `BadNumber` or `Refused`."""
         shape = tuple(int(evaluated(size, params)) for size in self.shape)
         if shape and min(shape) < 0:
             raise BadNumber(f"the shape {list(shape)} has a negative size")
         spec = TensorSpec(self.dtype, shape)
         if isinstance(self.value, float | int):
-            kinds.check_holds(self.value, self.dtype)
-        if self.value == "arange" and self.dtype not in kinds.FLOATS and spec.numel:
-            kinds.check_holds(spec.numel - 1, self.dtype)
+            dtype.check_holds(self.value, self.dtype)
+        if self.value == "arange" and self.dtype not in dtype.FLOATS and spec.numel:
+            dtype.check_holds(spec.numel - 1, self.dtype)
         if self.value == "tril" and len(shape) < 2:
-            raise kinds.Refused("tril wants two dimensions at least")
-        return kinds.Fill(self.value, spec)
+            raise base.Refused("tril wants two dimensions at least")
+        return join.Fill(self.value, spec)
 
 
 # ------------------------------------------------------------------------------------------------- compilation

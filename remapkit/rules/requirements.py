@@ -10,46 +10,33 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from remapkit.diagnostics.diagnostic import Diagnostic, Label, counted, listed
+from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
+from remapkit.diagnostics.wording import counted, listed
 from remapkit.ops.calls import Arg, CallReader, evaluated
 from remapkit.patterns.matcher import Reader
-from remapkit.patterns.tree import Part, Pattern
+from remapkit.patterns.pattern import Part, Pattern
 from remapkit.rulefile.arithmetic import BadNumber
-from remapkit.rulefile.read import WrittenPattern, WrittenRequirement
-from remapkit.rulefile.yaml.compose import ListNode, ScalarNode
+from remapkit.rulefile.syntax import WrittenPattern, WrittenRequirement
+from remapkit.rulefile.yaml.nodes import ListNode, ScalarNode
+from remapkit.rules.model import Requirement
 from remapkit.tensors.spec import OPAQUE, StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
-    from remapkit.rules.compile import RuleSet
+    from remapkit.rules.model import RuleSet
+
 
 ANY = "any"
 """A size that is not required to be anything."""
 
+
 SHOWN = 5
+
 
 MAX_DIGITS = 18
 """The longest index that is counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Requirement:
-    """One entry of `require`: `what` is `count`, `shape` or `param`, `name` the pattern or the param as written.
-
-    `wanted` has the sizes of a shape (None: any), else the numbers of which one has to be found. `by` is the capture
-    that is counted.
-    """
-
-    what: str
-    name: str
-    wanted: tuple[Arg, ...]
-    span: Span
-    reader: Reader | None = None
-    by: str | None = None
-    note: str | None = None
 
 
 def read_requirements(
@@ -116,9 +103,6 @@ def _counted_capture(
 
 def _bad(title: str, span: Span, help: str) -> Diagnostic:
     return Diagnostic("RK371", f"`require`: {title}", (Label(span),), (help,))
-
-
-# ------------------------------------------------------------------------------------------------------- held
 
 
 def unmet(rules: RuleSet, source: StateDictSpec) -> Iterator[Diagnostic]:

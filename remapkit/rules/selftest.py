@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
-from remapkit.rulefile.read import WrittenTest
-from remapkit.rules.compile import Match, Rule, RuleSet
+from remapkit.rulefile.syntax import WrittenTest
+from remapkit.rules.model import Match, Rule, RuleSet
 
 
 @dataclass(frozen=True, slots=True)

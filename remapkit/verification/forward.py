@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 from remapkit.compute.torch_eager import run_plan
-from remapkit.diagnostics.diagnostic import Diagnostic, FailedCheck, UsageError
-from remapkit.models.build import header_of
-from remapkit.plans.make import Plan, make_plan, named
-from remapkit.rules.compile import RuleSet
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import FailedCheck, UsageError
+from remapkit.diagnostics.wording import named
+from remapkit.plans.make import make_plan
+from remapkit.plans.model import Plan
+from remapkit.rules.model import RuleSet
+from remapkit.tensors.from_torch import header_of
 from remapkit.verification.models import constants, inputs
 
 TOLERANCE = 1e-4

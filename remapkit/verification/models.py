@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from remapkit.diagnostics.diagnostic import Diagnostic, UsageError
-from remapkit.models.build import DTYPES, header_of
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UsageError
 from remapkit.plans.make import make_plan
-from remapkit.rules.compile import RuleSet
+from remapkit.rules.model import RuleSet
+from remapkit.tensors.from_torch import DTYPES, header_of
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, leaf
 
 MOST_BYTES = 8_000_000_000

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from remapkit.diagnostics.diagnostic import Diagnostic, counted
-from remapkit.plans.make import named
-from remapkit.rules.compile import RuleSet
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.wording import counted, named
+from remapkit.rules.model import RuleSet
 from remapkit.tensors.spec import TensorSpec
 from remapkit.verification.forward import Verdict
 

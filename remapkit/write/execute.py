@@ -12,18 +12,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from remapkit.diagnostics.diagnostic import Diagnostic, FailedWrite
+from remapkit.compute.move_bytes import Run, target_chunks
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import FailedWrite
+from remapkit.diagnostics.wording import shown
 from remapkit.files.atomic import undisturbed
-from remapkit.files.errors import shown, unwritable
+from remapkit.files.errors import unwritable
 from remapkit.files.index_names import index_parts
 from remapkit.files.locks import hold
+from remapkit.files.source_file import CHUNK, even
 from remapkit.formats.detect import open_checkpoint
-from remapkit.formats.reader import CHUNK, Reader, even
-from remapkit.plans.make import Move
+from remapkit.formats.reader import Reader
+from remapkit.plans.moves import Move
 from remapkit.write import in_place as inplace
 from remapkit.write.layout import FileLayout, lay_out_safetensors, lay_out_shards, without_ties
 from remapkit.write.torch_zip import lay_out_pth
-from remapkit.write.writer import Progress, Run, Writer, forget_cached, target_chunks
+from remapkit.write.writer import Progress, Writer, forget_cached
 
 PTH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 """Outputs with these suffixes are written in the format of torch.save."""

@@ -21,15 +21,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from remapkit.diagnostics.diagnostic import Diagnostic, UnreadableCheckpoint, UnwritableOutput
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UnreadableCheckpoint, UnwritableOutput
+from remapkit.diagnostics.wording import printable
 from remapkit.files.atomic import NewFile, journal_path, sync_directory, undisturbed
 from remapkit.files.copy import BLOCK, Copier, write_all
-from remapkit.files.errors import FileFault, cannot_write, printable, unwritable
+from remapkit.files.errors import FileFault, cannot_write, unwritable
 from remapkit.files.locks import hold, is_named
+from remapkit.files.source_file import SourceFile, reason
 from remapkit.files.strict_json import parse_json
-from remapkit.formats.reader import Reader, SourceFile, reason
+from remapkit.formats.reader import Reader
 from remapkit.formats.safetensors import MAX_HEADER, SafetensorsReader, header_json, padded_header, parse_header
-from remapkit.plans.make import Move
+from remapkit.plans.moves import Move
 
 REWRITE_BELOW = 1 << 20
 """A file smaller than this is written anew: that is as fast, and needs no journal."""

@@ -10,12 +10,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from remapkit.diagnostics.wording import shown
 from remapkit.files.copy import BLOCK
-from remapkit.files.errors import MAX_DIMS, is_utf8, shown, unwritable
-from remapkit.formats.reader import Reader, SourceFile
+from remapkit.files.errors import MAX_DIMS, is_utf8, unwritable
+from remapkit.files.source_file import SourceFile
+from remapkit.formats.reader import Reader
 from remapkit.formats.safetensors import DTYPES, header_json, padded_header
 from remapkit.ops.byte_ranges import byte_ranges
-from remapkit.plans.make import Move
+from remapkit.plans.moves import Move
 from remapkit.tensors.spec import DTYPE_BITS
 
 
@@ -117,7 +119,7 @@ def in_aligned_order(moves: Sequence[Move]) -> list[Move]:
     need aligned tensors. Here the given order is kept wherever it is aligned as it stands.
 
     >>> from remapkit import TensorSpec
-    >>> from remapkit.plans.make import RuleRef
+    >>> from remapkit.plans.moves import RuleRef
     >>> move = lambda name, dtype: Move(name, (name,), (), RuleRef("all"), TensorSpec(dtype, (3,)))
     >>> [move.target for move in in_aligned_order([move("mask", "U8"), move("w", "F32")])]
     ['w', 'mask']

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from remapkit.diagnostics.diagnostic import Diagnostic, FailedWrite
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import FailedWrite
+from remapkit.diagnostics.wording import printable
 from remapkit.files.atomic import Dress, NewFile, sync_directory
-from remapkit.files.errors import printable, unwritable
+from remapkit.files.errors import unwritable
 from remapkit.files.index_names import is_index, output_name, whole_name
-from remapkit.formats.reader import SourceFile, reason
+from remapkit.files.source_file import SourceFile, reason
 
 
 def other_layouts(folder: Path, names: Sequence[str], sources: Sequence[SourceFile], force: bool) -> list[Path]:

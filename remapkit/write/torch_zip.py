@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from remapkit.files.errors import is_utf8, unwritable
-from remapkit.formats.pickle.machine import DTYPES, STORAGES
+from remapkit.formats.pickle.values import DTYPES, STORAGES
 from remapkit.formats.reader import Reader
 from remapkit.formats.torch_file import METADATA
-from remapkit.plans.make import Move
+from remapkit.plans.moves import Move
 from remapkit.tensors.spec import TensorSpec
 from remapkit.write.layout import FileLayout, Literal, Piece, Seal, check_dims, tensor_piece
 

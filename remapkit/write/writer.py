@@ -8,21 +8,24 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from remapkit.diagnostics.diagnostic import Diagnostic, FailedWrite, UnwritableOutput
+from remapkit.compute.move_bytes import Run, target_chunks
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import FailedWrite, UnwritableOutput
+from remapkit.diagnostics.wording import printable, sized_part
 from remapkit.files.atomic import NewFile, check_space, check_targets, sync_directory, undisturbed
 from remapkit.files.copy import Copier, ReadAhead, Writeback, expect_sequential, write_all
-from remapkit.files.errors import NO_SPACE, cannot_write, no_space, printable, sized_part, unreadable
+from remapkit.files.errors import NO_SPACE, cannot_write, no_space, unreadable
 from remapkit.files.index_names import is_index
 from remapkit.files.locks import hold
-from remapkit.formats.reader import CHUNK, Reader, reason
-from remapkit.plans.make import Move
+from remapkit.files.source_file import CHUNK, reason
+from remapkit.formats.reader import Reader
 from remapkit.write.layout import Copy, FileLayout, Literal, Piece, Stream, fingerprint
 from remapkit.write.replaced import dress, other_layouts, remove_replaced
 
 Progress = Callable[[int, int], None]
 """`progress(done, total)`, both in bytes."""
-Run = Callable[[Move, Reader], Iterator[memoryview]]
-"""The bytes of a move with operations: contiguous, row-major, little-endian, in pieces of any size."""
+
+
 Inspect = Callable[[Path, FileLayout], None]
 """Looks at a file that is complete and on the disk, but not named yet; raises where it is not right."""
 
@@ -246,14 +249,6 @@ class Writer:
         if not isinstance(piece, Literal):
             self.how["loop" if isinstance(piece, Copy) else "gathered"] = None
         return self._expected(piece)
-
-
-def target_chunks(move: Move, reader: Reader, run: Run | None) -> Iterator[memoryview]:
-    """The bytes of a target: its source's, or what its operations make of its sources."""
-    if not move.ops:
-        return reader.chunks(move.sources[0])
-    assert run is not None, "moves with operations need `run`"
-    return run(move, reader)
 
 
 def _name_all(files: Sequence[NewFile], force: bool, indexes: Sequence[Path] = ()) -> None:

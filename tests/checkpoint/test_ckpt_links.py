@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from remapkit.cli.app import main
-from remapkit.diagnostics.diagnostic import UnreadableCheckpoint
+from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.formats import open_checkpoint, sharded
 
 STATE = {"a": torch.arange(4.0), "b": torch.ones(2, 3)}

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from remapkit.diagnostics.diagnostic import Diagnostic, UnreadableCheckpoint
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.formats import open_checkpoint
 
 STATE = {"w": torch.arange(6.0).reshape(2, 3)}

@@ -14,11 +14,11 @@ from ckpt_kit import DTYPES, SAVED, Saved, assert_same, check_saved, load, raw, 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from remapkit.diagnostics.diagnostic import UnreadableCheckpoint
+from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.formats import open_checkpoint
 from remapkit.formats import strided as views
 from remapkit.formats import torch_file as pth
-from remapkit.formats.pickle import machine as pickle
+from remapkit.formats.pickle import values
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::UserWarning")
 ALL = settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -47,7 +47,7 @@ def _row_major(buffer: memoryview, tensor: Any, size: int) -> Any:
     contiguous = [1] * len(tensor.shape)
     for axis in range(len(tensor.shape) - 2, -1, -1):
         contiguous[axis] = contiguous[axis + 1] * tensor.shape[axis + 1]
-    yield from ORIGINAL_GATHER(buffer, pickle.Tensor(tensor.storage, tensor.dtype, 0, tensor.shape, contiguous), size)
+    yield from ORIGINAL_GATHER(buffer, values.Tensor(tensor.storage, tensor.dtype, 0, tensor.shape, contiguous), size)
 
 
 def _tied_by_storage(tensors: Any) -> Any:

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from remapkit.cli.app import main
-from remapkit.diagnostics.diagnostic import UnreadableCheckpoint
+from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.formats import open_checkpoint
 from remapkit.formats import state_dict as wrappers
 from remapkit.formats import zip_reader as archive

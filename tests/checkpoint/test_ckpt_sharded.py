@@ -17,7 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from remapkit.diagnostics.diagnostic import Diagnostic, UnreadableCheckpoint
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UnreadableCheckpoint
+from remapkit.files import source_file
 from remapkit.formats import open_checkpoint
 from remapkit.formats import reader as reader_module
 
@@ -267,10 +269,10 @@ def test_D18_one_shard_taken_for_another_would_be_seen(tmp_path: Path, monkeypat
     """Planted: whatever lies under the name is opened again."""
 
     def reopen(self: Any) -> None:
-        reader_module._POOL.make_room()
+        source_file._POOL.make_room()
         self.fd = os.open(self.path, os.O_RDONLY)
-        reader_module._POOL.files[id(self)] = self
+        source_file._POOL.files[id(self)] = self
 
-    monkeypatch.setattr(reader_module.SourceFile, "_reopen", reopen)
+    monkeypatch.setattr(source_file.SourceFile, "_reopen", reopen)
     with pytest.raises(pytest.fail.Exception):
         test_D18_shards_that_are_closed_meanwhile_are_the_same_when_they_are_opened_again(tmp_path, monkeypatch)

@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remapkit.diagnostics.diagnostic import Diagnostic, UnreadableCheckpoint
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.formats import open_checkpoint
 
 

@@ -9,7 +9,8 @@ from torch import nn
 
 import remapkit
 from remapkit.plans.check import Check, count_interchangeable, known_keys_problem, make_check
-from remapkit.plans.make import Move, Plan, RuleRef
+from remapkit.plans.model import Plan
+from remapkit.plans.moves import Move, RuleRef
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 F32 = TensorSpec("F32", (4, 4))

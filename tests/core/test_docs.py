@@ -9,7 +9,7 @@ import pytest
 
 import remapkit
 from remapkit.cli.app import main
-from remapkit.diagnostics.diagnostic import InvalidRules
+from remapkit.diagnostics.errors import InvalidRules
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
 

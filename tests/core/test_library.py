@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from remapkit.diagnostics.diagnostic import UsageError
+from remapkit.diagnostics.errors import UsageError
+from remapkit.models import reference
 from remapkit.registry import installed as library
 
 
@@ -25,7 +26,7 @@ def test_the_shipped_plugin_and_packs_are_found() -> None:
 
 
 def test_no_package_named_wan_becomes_importable() -> None:
-    library.resolve("wan.vae:WanVAE")
+    reference.resolve("wan.vae:WanVAE")
     assert importlib.util.find_spec("wan") is None
 
 
@@ -67,7 +68,7 @@ def test_a_plugin_from_an_entry_point_brings_models_and_packs(
     (package / "rules" / "theirs.yaml").write_text("remapkit: 1\nname: theirs\nkeep: ['{all:**}']\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     fake_entry_points(monkeypatch, ("their", "their_plugin"))
-    assert library.resolve("their.model:Net").__name__ == "Net"
+    assert reference.resolve("their.model:Net").__name__ == "Net"
     assert library.find_rules("theirs") == package / "rules" / "theirs.yaml"
     assert {pack.origin for pack in library.packs() if pack.name == "theirs"} == {"plugin their"}
 

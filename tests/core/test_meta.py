@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from remapkit.diagnostics.diagnostic import UsageError
-from remapkit.models.build import build, header_of
+from remapkit.diagnostics.errors import UsageError
+from remapkit.models.build import build
+from remapkit.models.reference import resolve
 from remapkit.models.target import TargetRef, target_header
-from remapkit.registry.installed import resolve
+from remapkit.tensors.from_torch import header_of
 from remapkit.tensors.spec import TensorSpec
 
 

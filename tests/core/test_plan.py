@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remapkit.plans.make import Plan, make_plan
+from remapkit.plans.make import make_plan
+from remapkit.plans.model import Plan
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.model import RuleSet
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 SPEC = TensorSpec("F32", (2, 2))

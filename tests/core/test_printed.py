@@ -19,7 +19,7 @@ from remapkit.cli.render import Outcome, Table
 from remapkit.diagnostics import diagnostic
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, render, to_github, to_json
 from remapkit.diagnostics.source import Source, Span
-from remapkit.plans.make import named
+from remapkit.diagnostics.wording import named
 
 HOSTILE = (
     "\n", "\r", "\x1b[2J", "\x1b]0;x\x07", "\x00", "\x7f", "\x85", "\x9b", "\u2028", "\u2029", "\u202e", "\u2066", "\u200f", "\udcff", "\ud800",

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from remapkit.formats import open_checkpoint
-from remapkit.plans.make import Move, RuleRef
+from remapkit.plans.moves import Move, RuleRef
 from remapkit.write.execute import Written, execute
 
 SUFFIX = "remapkit: 1\nname: prefix\nrules:\n  - {id: all, path: '{rest:**}', to: 'renamed.{rest}'}\n"

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file, save_model
 import remapkit
 from remapkit.cli.app import main
 from remapkit.cli.sizes import parse_size
-from remapkit.diagnostics.diagnostic import UsageError
+from remapkit.diagnostics.errors import UsageError
 
 ROOT = Path(remapkit.__file__).parent.parent
 SLOW = """

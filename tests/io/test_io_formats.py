@@ -18,7 +18,7 @@ from io_kit import convert, leftovers, moves_for, raw, read_back
 from safetensors import safe_open
 from safetensors.torch import save_file, save_model
 
-from remapkit.diagnostics.diagnostic import UnwritableOutput
+from remapkit.diagnostics.errors import UnwritableOutput
 from remapkit.formats import open_checkpoint
 from remapkit.formats.safetensors import header_json
 from remapkit.tensors.spec import TensorSpec

@@ -25,12 +25,12 @@ from io_kit import SUFFIX, convert, everything_in, leftovers, read_back, rules
 from safetensors.torch import load_file, save_file
 
 from remapkit.cli.app import main
-from remapkit.diagnostics.diagnostic import UnwritableOutput
+from remapkit.diagnostics.errors import UnwritableOutput
 from remapkit.files import atomic, locks
 from remapkit.files.atomic import NewFile
 from remapkit.files.index_names import output_name
+from remapkit.files.source_file import SourceFile
 from remapkit.formats import open_checkpoint
-from remapkit.formats.reader import SourceFile
 from remapkit.write import in_place as inplace
 from remapkit.write import replaced
 from remapkit.write import writer as writing

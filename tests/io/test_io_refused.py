@@ -19,13 +19,13 @@ from io_kit import SUFFIX, convert, everything_in, leftovers, raw, rules
 from safetensors.torch import load_file, save_file
 
 from remapkit.cli.app import main
-from remapkit.diagnostics.diagnostic import UnreadableCheckpoint, UnwritableOutput
+from remapkit.diagnostics.errors import UnreadableCheckpoint, UnwritableOutput
 from remapkit.files import atomic
 from remapkit.files import copy as copying
 from remapkit.formats import Reader, open_checkpoint
 from remapkit.formats import detect as opening
-from remapkit.ops.shape import AddOp
-from remapkit.plans.make import Move, RuleRef
+from remapkit.ops.dtype import AddOp
+from remapkit.plans.moves import Move, RuleRef
 from remapkit.write.execute import execute
 
 ROOT = Path(__file__).parent.parent.parent

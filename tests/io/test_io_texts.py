@@ -18,7 +18,7 @@ from io_kit import everything_in, rules
 from safetensors.torch import save_file
 
 from remapkit.cli.app import main
-from remapkit.diagnostics.diagnostic import UnwritableOutput
+from remapkit.diagnostics.errors import UnwritableOutput
 from remapkit.files import atomic, text
 from remapkit.files.locks import hold
 from remapkit.files.text import write_texts

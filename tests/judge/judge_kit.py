@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from remapkit.plans.make import Plan
+from remapkit.plans.model import Plan
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.model import RuleSet
 from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
 
 Header = Mapping[str, tuple[str, list[int]]]

@@ -15,7 +15,7 @@ from judge_kit import Header, manifest, rule_file, rules_of, safetensors, specs
 
 import remapkit
 from remapkit.cli.app import main
-from remapkit.diagnostics.diagnostic import FailedCheck
+from remapkit.diagnostics.errors import FailedCheck
 from remapkit.plans.declared import hold
 
 RENAME = "rules: [{id: r, path: 'a.{l}', to: 'bb.{l}'}]"
@@ -146,8 +146,10 @@ def test_a_part_lacks_nothing_and_a_whole_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["WanVAE", "Wan21VAE"])
 def test_the_manifests_of_models_are_those_of_the_models(model: str) -> None:
-    from remapkit.models.build import build, header_of
-    from remapkit.registry.installed import home, resolve
+    from remapkit.models.build import build
+    from remapkit.models.reference import resolve
+    from remapkit.registry.installed import home
+    from remapkit.tensors.from_torch import header_of
 
     folder = home("rules")
     assert folder is not None

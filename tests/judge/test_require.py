@@ -17,7 +17,7 @@ from judge_kit import Header, codes, plan_of, rule_file, rules_of, safetensors
 import remapkit
 from remapkit.authoring.invert import invert
 from remapkit.cli.app import main
-from remapkit.diagnostics.diagnostic import FailedCheck, InvalidRules
+from remapkit.diagnostics.errors import FailedCheck, InvalidRules
 from remapkit.rules.compile import requirements as require
 
 KEEP = "keep: ['{all:**}']\n"

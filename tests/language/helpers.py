@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from remapkit.diagnostics.source import Source, Text
-from remapkit.rulefile.read import (
+from remapkit.rulefile.syntax import (
     RuleFile,
     WrittenEntry,
     WrittenGuard,
@@ -15,7 +15,8 @@ from remapkit.rulefile.read import (
     WrittenTable,
     WrittenTest,
 )
-from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.model import RuleSet
 
 Where = Mapping[str, Sequence[str] | str]
 

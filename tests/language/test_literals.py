@@ -19,11 +19,13 @@ from remapkit.authoring import scaffold as starting
 from remapkit.authoring.learn import learn
 from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.scaffold import new_rule_file
-from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import InvalidRules
 from remapkit.patterns.literals import is_plain, literal_text
 from remapkit.rulefile.read import read_text
 from remapkit.rulefile.yaml.emit import in_quotes
-from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.model import RuleSet
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, name_problem
 
 SPEC = TensorSpec("F32", (2,))

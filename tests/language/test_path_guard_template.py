@@ -10,7 +10,8 @@ from helpers import pattern, rule, rules, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, Severity
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
+from remapkit.diagnostics.errors import InvalidRules
 from remapkit.patterns.compile import compile_pattern
 from remapkit.patterns.matcher import Reader, regex_text
 

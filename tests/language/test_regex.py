@@ -9,13 +9,15 @@ from helpers import pattern, rule, rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remapkit.diagnostics.diagnostic import InvalidRules
+from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
 from remapkit.patterns.automaton import automaton, read, reads_one_way
 from remapkit.patterns.compile import compile_pattern
+from remapkit.patterns.finite import words
 from remapkit.patterns.matcher import Program, Reader, regex_text
+from remapkit.patterns.pattern import Pattern, linear
 from remapkit.patterns.regex import parse
-from remapkit.patterns.tree import Pattern, linear, unparse, words
+from remapkit.patterns.unparse import unparse
 
 # Pieces that are or are not of the dialect, so that random patterns lie on both sides of its border.
 ATOMS = [

@@ -15,7 +15,7 @@ from remapkit.authoring.learn import Learned, learn
 from remapkit.authoring.pair_by_value import pair_by_value
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
-from remapkit.proofs.prover import Level
+from remapkit.proofs.model import Level
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
 from remapkit.rules.selftest import run_tests

@@ -28,7 +28,8 @@ from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.scaffold import new_rule_file
 from remapkit.authoring.settle import By
 from remapkit.cli.app import main
-from remapkit.diagnostics.diagnostic import Diagnostic, UsageError
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UsageError
 from remapkit.patterns.literals import literal_text
 from remapkit.rulefile.read import read_text
 from remapkit.rulefile.yaml.emit import in_quotes, quoted

@@ -17,10 +17,11 @@ from remapkit.authoring import learn as examples
 from remapkit.authoring.learn import learn
 from remapkit.authoring.pair_by_value import Pairing, pair_by_value
 from remapkit.cli.app import main
-from remapkit.diagnostics.diagnostic import UsageError
+from remapkit.diagnostics.errors import UsageError
 from remapkit.formats import open_checkpoint
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.model import RuleSet
 from remapkit.rules.selftest import run_tests
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 

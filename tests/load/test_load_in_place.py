@@ -25,15 +25,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 import remapkit
-from remapkit.diagnostics.diagnostic import FailedCheck
+from remapkit.diagnostics.errors import FailedCheck
 from remapkit.loading import in_place as inplace
 from remapkit.loading import module
 from remapkit.loading import prepare as job
 from remapkit.loading.sources import MemoryValues
-from remapkit.models.build import header_of
 from remapkit.plans.make import make_plan
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
+from remapkit.tensors.from_torch import header_of
 
 
 def file(state: dict[str, torch.Tensor], folder: Path) -> Path:

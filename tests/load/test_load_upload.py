@@ -14,7 +14,7 @@ from load_kit import Plain, Tiny, everything, on_meta, same_state
 from safetensors.torch import save_file
 
 import remapkit
-from remapkit.formats.reader import Extent, SourceFile
+from remapkit.files.source_file import Extent, SourceFile
 from remapkit.loading import transfer as carry
 from remapkit.loading.cuda_upload import Upload
 from remapkit.tensors.spec import TensorSpec

@@ -12,7 +12,9 @@ import test_sets
 
 from remapkit.patterns import combine as factor
 from remapkit.patterns import matcher
-from remapkit.patterns.tree import Chars, Group, Pattern, unparse
+from remapkit.patterns.pattern import Pattern
+from remapkit.patterns.tree import Chars, Group
+from remapkit.patterns.unparse import unparse
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 

@@ -16,7 +16,7 @@ from test_sets import matches_of, small
 
 from remapkit.patterns.automaton import automaton, reads_one_way
 from remapkit.patterns.matcher import Program, Reader, SetMatcher
-from remapkit.rules.compile import RuleSet
+from remapkit.rules.model import RuleSet
 
 
 class Backtracking:

@@ -15,10 +15,10 @@ from matcher_kit import MUTATIONS, Twin, compiled, keys_of, mutated, near, paths
 
 import remapkit
 from remapkit.compute import rename as renaming
-from remapkit.diagnostics.diagnostic import FailedCheck
+from remapkit.diagnostics.errors import FailedCheck
 from remapkit.patterns import combine as factor
 from remapkit.patterns import matcher
-from remapkit.rules.compile import RuleSet
+from remapkit.rules.model import RuleSet
 
 KEYS = json.loads((Path(__file__).parent.parent / "data" / "checkpoint_keys.json").read_text(encoding="utf-8"))
 

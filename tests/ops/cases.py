@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from remapkit.models.build import DTYPES, dtype_name
 from remapkit.ops.calls import Call, CallReader
-from remapkit.rulefile.read import WrittenOp, read_text
+from remapkit.rulefile.read import read_text
+from remapkit.rulefile.syntax import WrittenOp
+from remapkit.tensors.from_torch import DTYPES, dtype_name
 from remapkit.tensors.spec import TensorSpec
 
 LAYOUT_DTYPES = ("F32", "BF16", "F16", "F64", "F8_E4M3", "U8", "I8", "I16", "U16", "I32", "I64", "BOOL", "C64")

@@ -17,7 +17,8 @@ from remapkit.formats.detect import open_checkpoint
 from remapkit.ops.byte_ranges import byte_ranges
 from remapkit.plans import groups as gather
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.model import RuleSet
 from remapkit.tensors.spec import TensorSpec
 from remapkit.write.execute import execute
 from remapkit.write.layout import Copy, tensor_pieces

@@ -17,10 +17,11 @@ from remapkit.compute import torch_eager as eager
 from remapkit.compute.cast import word
 from remapkit.compute.lazy import Leaf, tree
 from remapkit.compute.stream import stripes
-from remapkit.models.build import DTYPES
+from remapkit.ops import attention, base, join
 from remapkit.ops import shape as kinds
 from remapkit.ops.byte_ranges import byte_ranges
 from remapkit.ops.calls import OPERATIONS, Call
+from remapkit.tensors.from_torch import DTYPES
 from tests.ops.cases import CALCULATIONS, EVERY, LAYOUTS, Case, call_of, raw, same, spec_of
 
 every = pytest.mark.parametrize("name", EVERY)
@@ -32,7 +33,7 @@ def leaf(tensor: torch.Tensor) -> Leaf:
     return Leaf(spec, np.frombuffer(raw(tensor), word(spec.dtype)).reshape(spec.shape))
 
 
-def streamed(op: kinds.Op, tensor: torch.Tensor, stripe: int) -> torch.Tensor:
+def streamed(op: base.Op, tensor: torch.Tensor, stripe: int) -> torch.Tensor:
     data = b"".join(bytes(piece) for piece in stripes(tree((op,), [leaf(tensor)]), stripe))
     spec = op.infer(spec_of(tensor))
     made = torch.frombuffer(bytearray(data), dtype=DTYPES[spec.dtype]) if data else torch.empty(0)
@@ -120,7 +121,7 @@ def killed(name: str) -> bool:
     return False
 
 
-def _no_steps(self: kinds.Op, spec: Any) -> tuple[Any, ...]:
+def _no_steps(self: base.Op, spec: Any) -> tuple[Any, ...]:
     return ()
 
 
@@ -129,8 +130,8 @@ def _skips_squares(self: kinds.Transpose, spec: Any) -> tuple[Any, ...]:
     return () if square else _TRANSPOSE(self, spec)
 
 
-def _whole_rope(self: kinds.Rope, spec: Any) -> tuple[Any, ...]:
-    one = kinds.Rope(self.to, 1, self.heads * self.head_dim, self.dim)
+def _whole_rope(self: attention.Rope, spec: Any) -> tuple[Any, ...]:
+    one = attention.Rope(self.to, 1, self.heads * self.head_dim, self.dim)
     return _ROPE(one, spec)
 
 
@@ -140,17 +141,17 @@ def _truncates(values: Any, dtype: str) -> Any:
     return (np.ascontiguousarray(values).astype("<f4").view("<u4") >> 16).astype("<u2")
 
 
-_TRANSPOSE, _ROPE, _RAW = kinds.Transpose.steps, kinds.Rope.steps, numpy_casts._raw
+_TRANSPOSE, _ROPE, _RAW = kinds.Transpose.steps, attention.Rope.steps, numpy_casts._raw
 
 
 @pytest.mark.parametrize(
     ("name", "owner", "attribute", "fault"),
     [
         ("transpose", kinds.Transpose, "steps", _skips_squares),
-        ("flip_halves", kinds.FlipHalves, "steps", _no_steps),
-        ("rope", kinds.Rope, "steps", _whole_rope),
-        ("rope", kinds.Rope, "steps", _no_steps),
-        ("qkv", kinds.UngroupQkv, "steps", _no_steps),
+        ("flip_halves", attention.FlipHalves, "steps", _no_steps),
+        ("rope", attention.Rope, "steps", _whole_rope),
+        ("rope", attention.Rope, "steps", _no_steps),
+        ("qkv", attention.UngroupQkv, "steps", _no_steps),
         ("cast", numpy_casts, "_raw", _truncates),
         ("sums", numpy_casts, "_raw", _truncates),
     ],
@@ -198,7 +199,7 @@ def test_what_does_not_fit_is_refused_with_its_numbers(
 ) -> None:
     from remapkit.tensors.spec import TensorSpec
 
-    with pytest.raises(kinds.Refused) as caught:
+    with pytest.raises(base.Refused) as caught:
         call_of(written).op({}).infer(TensorSpec(dtype, shape))
     assert caught.value.title == title
 
@@ -208,7 +209,7 @@ def test_a_slice_to_nothing_by_a_param_is_refused(stop: int) -> None:
     from remapkit.tensors.spec import TensorSpec
 
     call = call_of({"slice": {"start": 3, "stop": "n"}}, ("n",))
-    with pytest.raises(kinds.Refused, match=f"slice 3 to {stop} of 8 rows"):
+    with pytest.raises(base.Refused, match=f"slice 3 to {stop} of 8 rows"):
         call.op({"n": stop}).infer(TensorSpec("F32", (8, 2)))
     assert call.op({"n": 4}).infer(TensorSpec("F32", (8, 2))) == TensorSpec("F32", (1, 2))
 
@@ -217,10 +218,10 @@ def test_parts_must_add_up() -> None:
     from remapkit.tensors.spec import TensorSpec
 
     spec = TensorSpec("F32", (85, 4))
-    with pytest.raises(kinds.Refused, match="85 rows do not split into 3 equal parts"):
-        kinds.Part(0, 0, 3).infer(spec)
-    with pytest.raises(kinds.Refused, match=r"85 rows do not split into 40 \+ 44 = 84"):
-        kinds.Part(0, 0, 2, (40, 44)).infer(spec)
+    with pytest.raises(base.Refused, match="85 rows do not split into 3 equal parts"):
+        join.Part(0, 0, 3).infer(spec)
+    with pytest.raises(base.Refused, match=r"85 rows do not split into 40 \+ 44 = 84"):
+        join.Part(0, 0, 2, (40, 44)).infer(spec)
 
 
 @pytest.mark.parametrize(

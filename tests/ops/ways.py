@@ -14,13 +14,13 @@ from torch import nn
 
 from remapkit.cli.app import app as cli
 from remapkit.compute.remapped_reader import Remapped
-from remapkit.diagnostics.diagnostic import RemapkitError
+from remapkit.diagnostics.errors import RemapkitError
 from remapkit.formats.detect import open_checkpoint
 from remapkit.loading import load_into
-from remapkit.models.build import DTYPES, dtype_name
 from remapkit.plans.make import make_plan
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
+from remapkit.tensors.from_torch import DTYPES, dtype_name
 from remapkit.tensors.spec import TensorSpec
 
 Tensors = Mapping[str, tuple[TensorSpec, bytes]]

@@ -9,8 +9,8 @@ from pack_kit import BY_NAME, CASES, FAULTS, KEYS, Case, Fault, differing, plant
 
 import remapkit
 from remapkit.cli.app import main
-from remapkit.proofs.prover import Level
-from remapkit.rules.compile import RuleSet
+from remapkit.proofs.model import Level
+from remapkit.rules.model import RuleSet
 
 PACKS = [name for case in CASES for name in (case.pack, case.back)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import remapkit
-from remapkit.diagnostics.diagnostic import FailedCheck
+from remapkit.diagnostics.errors import FailedCheck
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
 from remapkit.tensors.spec import StateDictSpec

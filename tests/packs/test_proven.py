@@ -8,7 +8,7 @@ import pytest
 from pack_kit import CASES, planted
 
 import remapkit
-from remapkit.proofs.prover import Level
+from remapkit.proofs.model import Level
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import remapkit
 from remapkit.cli.app import main
-from remapkit.diagnostics.diagnostic import FailedCheck
+from remapkit.diagnostics.errors import FailedCheck
 from remapkit.models.target import TargetRef, target_header
 
 ROOT = Path(remapkit.__file__).parent.parent

@@ -17,7 +17,7 @@ from prove_oracle import asked, differences
 from whole_files import differences as unlike
 from whole_files import files, verdict
 
-from remapkit.diagnostics.diagnostic import InvalidRules
+from remapkit.diagnostics.errors import InvalidRules
 
 
 def run(seed: int, count: int, most: int = 7) -> tuple[Counter[str], list[tuple[int, list[str], str]]]:

@@ -15,7 +15,8 @@ from functools import lru_cache
 from typing import Any
 
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.model import RuleSet
 
 ALPHABET = "ab.0"
 

@@ -8,9 +8,9 @@ import pytest
 from prove_kit import seeded
 
 from remapkit.diagnostics.source import Text
+from remapkit.patterns.pattern import Pattern, linear
 from remapkit.patterns.regex import parse
-from remapkit.patterns.tree import Pattern, linear
-from remapkit.proofs.automata import Budget
+from remapkit.proofs.budget import Budget
 from remapkit.proofs.checks import Questions
 from remapkit.proofs.keymap import Arrow
 

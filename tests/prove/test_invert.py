@@ -14,10 +14,11 @@ from test_proofs import PASSES, PROVEN, rules
 import remapkit
 from remapkit.authoring.invert import invert
 from remapkit.cli.app import main
-from remapkit.diagnostics.diagnostic import InvalidRules
-from remapkit.proofs.prover import Level
+from remapkit.diagnostics.errors import InvalidRules
+from remapkit.proofs.model import Level
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.model import RuleSet
 
 
 def there_and_back(given: RuleSet, inverse: RuleSet, key: str) -> list[str | None]:

@@ -15,9 +15,10 @@ from prove_kit import Truth, affordable, brute, sets
 from prove_oracle import against, asked
 from test_proofs import FAULTS, PASSES, PROVEN, arrow, ask, faults, rules
 
-from remapkit.diagnostics.diagnostic import InvalidRules
+from remapkit.diagnostics.errors import InvalidRules
 from remapkit.proofs import automata as languages
 from remapkit.proofs import checks as questions
+from remapkit.proofs import dfa
 from remapkit.proofs import findings as verdicts
 from remapkit.proofs import keymap as arrows_module
 from remapkit.proofs import linear as variants
@@ -25,11 +26,13 @@ from remapkit.proofs import product as searches
 from remapkit.proofs import prover as prove
 from remapkit.proofs import transducer as delays
 from remapkit.proofs import union as nets
-from remapkit.proofs.automata import Budget, Exhausted, Letters
-from remapkit.proofs.checks import Questions, Witness
+from remapkit.proofs.automata import Letters
+from remapkit.proofs.budget import Budget, Exhausted
+from remapkit.proofs.checks import Questions
 from remapkit.proofs.keymap import arrows
-from remapkit.proofs.prover import Level
-from remapkit.rules.compile import RuleSet
+from remapkit.proofs.model import Level
+from remapkit.proofs.witness import Witness
+from remapkit.rules.model import RuleSet
 
 # ------------------------------------------------------------------------------------------------ quick checks
 
@@ -227,11 +230,11 @@ def _first_reading(self: Questions, number: int, key: str) -> Witness | None:
     return Witness("cut", (number,), (key,), (str(targets[-1]), str(targets[other])), (found[-1], found[other]))
 
 
-def _loose_ends(self: languages.Product, ends: set[int]) -> languages.Piece:
+def _loose_ends(self: dfa.Product, ends: set[int]) -> languages.Piece:
     return original_ending_in(self, set(self.ends))
 
 
-original_ending_in = languages.Product.ending_in
+original_ending_in = dfa.Product.ending_in
 original_some_of_each = nets._some_of_each
 original_variants = questions.variants
 original_outside = questions.cheapest_outside
@@ -277,9 +280,9 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
         "admitted",
     ),
     "leaf guards are not looked at": (put(variants, "_guide", lambda arrow, tools, domain: domain), "random sets"),
-    "guards are worked in without their ends": (put(languages.Product, "ending_in", _loose_ends), "random sets"),
+    "guards are worked in without their ends": (put(dfa.Product, "ending_in", _loose_ends), "random sets"),
     "a domain without the empty key": (
-        put(languages.SetGuide, "accepts", lambda self, state: state and not self._sets[state].isdisjoint(self.ends)),
+        put(dfa.SetGuide, "accepts", lambda self, state: state and not self._sets[state].isdisjoint(self.ends)),
         "domains",
     ),
     "indices of known keys are not left free": (put(prove, "_INDEX", prove.re.compile("x^")), "domains"),
@@ -289,7 +292,7 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
             questions,
             "cheapest_outside",
             lambda net, arrow, matched, domain, budget: original_outside(
-                net, arrow, languages.SetGuide([], net.letters, budget), domain, budget
+                net, arrow, dfa.SetGuide([], net.letters, budget), domain, budget
             ),
         ),
         "random sets",

@@ -9,14 +9,18 @@ from hypothesis import strategies as st
 from prove_kit import Maker, affordable
 from prove_oracle import asked, differences
 
-from remapkit.diagnostics.diagnostic import InvalidRules, Severity
+from remapkit.diagnostics.diagnostic import Severity
+from remapkit.diagnostics.errors import InvalidRules
 from remapkit.patterns.template import Copy, Literal
-from remapkit.proofs.automata import Budget
-from remapkit.proofs.checks import Questions, Witness
+from remapkit.proofs.budget import Budget
+from remapkit.proofs.checks import Questions
 from remapkit.proofs.keymap import Arrow, arrows
-from remapkit.proofs.prover import Level, prove
+from remapkit.proofs.model import Level
+from remapkit.proofs.prover import prove
+from remapkit.proofs.witness import Witness
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.model import RuleSet
 
 
 def rules(*lines: str, head: str = "") -> RuleSet:

@@ -17,14 +17,16 @@ import whole_files
 
 from remapkit.authoring.invert import invert
 from remapkit.cli.app import main
-from remapkit.diagnostics.diagnostic import InvalidRules
+from remapkit.diagnostics.errors import InvalidRules
 from remapkit.patterns.automaton import TooMany, automaton
 from remapkit.proofs import checks as questions
 from remapkit.proofs.automata import PIECE_EDGES
-from remapkit.proofs.prover import BUDGET, Level, Proof, prove
+from remapkit.proofs.model import Level, Proof
+from remapkit.proofs.prover import BUDGET, prove
 from remapkit.rulefile.arithmetic import BadNumber, expr
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.model import RuleSet
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 T = TypeVar("T")

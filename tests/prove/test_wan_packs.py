@@ -9,10 +9,11 @@ import pytest
 
 import remapkit
 from remapkit.cli.commands.common import known_source
-from remapkit.diagnostics.diagnostic import InvalidRules
-from remapkit.proofs.prover import Level
+from remapkit.diagnostics.errors import InvalidRules
+from remapkit.proofs.model import Level
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import RuleSet, compile_rules
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.model import RuleSet
 
 ROOT = Path(remapkit.__file__).parent.parent
 PACKS = {

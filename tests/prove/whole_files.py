@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from remapkit.proofs.prover import Level, Proof, prove
+from remapkit.proofs.model import Level, Proof
+from remapkit.proofs.prover import prove
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
 

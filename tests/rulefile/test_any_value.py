@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import value_kit as kit
 
-from remapkit.diagnostics.diagnostic import RemapkitError
+from remapkit.diagnostics.errors import RemapkitError
 from remapkit.rulefile.read import read_text
 from remapkit.rulefile.schema import validate as schema
 from remapkit.rules.compile import compile_rules

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from remapkit.rulefile.schema.fast_check import sound
-from remapkit.rulefile.schema.validate import schema_text
+from remapkit.rulefile.schema.text import schema_text
 
 SCHEMA = json.loads(schema_text())
 JSONSCHEMA = Draft202012Validator(SCHEMA)

@@ -14,27 +14,21 @@ from hypothesis import strategies as st
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.source import Source, Text
 from remapkit.rulefile.yaml import compose as yamlnodes
-from remapkit.rulefile.yaml.compose import (
-    BrokenNode,
-    ListNode,
-    MapNode,
-    Node,
-    ScalarNode,
-    compose,
-    decode,
-    plain_kind,
-)
+from remapkit.rulefile.yaml import nodes
+from remapkit.rulefile.yaml.compose import compose, decode
+from remapkit.rulefile.yaml.nodes import BrokenNode, ListNode, MapNode, Node, ScalarNode
+from remapkit.rulefile.yaml.scalars import plain_kind
 
 LOADERS = [yaml.SafeLoader, yaml.CSafeLoader]
 assert yaml.__with_libyaml__, "these tests compare the two parsers of PyYAML"
 
 
 def composed(text: str, loader: Any = yaml.CSafeLoader) -> tuple[Node | None, tuple[Diagnostic, ...]]:
-    before, yamlnodes.LOADER = yamlnodes.LOADER, loader
+    before, nodes.LOADER = nodes.LOADER, loader
     try:
         return compose(Source("r.yaml", text))
     finally:
-        yamlnodes.LOADER = before
+        nodes.LOADER = before
 
 
 def only_scalar(text: str, loader: Any) -> ScalarNode:

@@ -27,7 +27,7 @@ resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
 from pathlib import Path
 import numpy, encodings.cp437, encodings.latin_1, encodings.raw_unicode_escape, encodings.unicode_escape
 from remapkit.formats import open_checkpoint
-from remapkit.diagnostics.diagnostic import RemapkitError
+from remapkit.diagnostics.errors import RemapkitError
 
 ALLOWED = {"object.__getattr__", "sys._getframe", "mmap.__new__", "tempfile.mkstemp", "os.putenv", "builtins.id"}
 TEMPORARY = tempfile.gettempdir()

@@ -19,9 +19,10 @@ from attacks import ATTACKS
 from hostile_kit import Archive, Entry
 from safetensors.torch import save as save_safetensors
 
-from remapkit.diagnostics.diagnostic import RemapkitError
+from remapkit.diagnostics.errors import RemapkitError
 from remapkit.formats import open_checkpoint
 from remapkit.formats.pickle import machine as pickle
+from remapkit.formats.pickle import opcodes
 
 COUNT = int(os.environ.get("REMAPKIT_FUZZ", "5000")) // 5
 """How many files of each kind; set REMAPKIT_FUZZ=60000 for a longer run."""
@@ -68,7 +69,7 @@ def bytewise(content: bytes, random: random.Random, ends: int = 0) -> bytes:
     return bytes(raw)
 
 
-OPCODES = [bytes([opcode]) for opcode in pickle._OPCODES]
+OPCODES = [bytes([opcode]) for opcode in opcodes._OPCODES]
 
 
 def opcodewise(content: bytes, random: random.Random) -> bytes:

@@ -22,7 +22,7 @@ from hostile_kit import call, legacy, mapping, name, pth, tensor, text
 from safetensors.torch import load_file, save_file
 
 from remapkit.cli.app import main
-from remapkit.diagnostics.diagnostic import UnreadableCheckpoint, UnwritableOutput
+from remapkit.diagnostics.errors import UnreadableCheckpoint, UnwritableOutput
 from remapkit.files import strict_json as strictjson
 from remapkit.files.atomic import journal_path
 from remapkit.formats import open_checkpoint
@@ -183,7 +183,7 @@ def test_D10_any_view_is_gathered_to_the_bit(seed: int, monkeypatch: pytest.Monk
     width = {"F32": 4, "I8": 1, "C128": 16, "BF16": 2}[dtype]
     last = 3 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     storage = bytes(draw.randbytes((last + 1) * width))
-    from remapkit.formats.pickle.machine import Storage, Tensor
+    from remapkit.formats.pickle.values import Storage, Tensor
 
     found = b"".join(
         bytes(piece)

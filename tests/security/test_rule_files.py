@@ -74,7 +74,7 @@ resource.setrlimit(resource.RLIMIT_AS, (1_500_000_000,) * 2)
 resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
 from pathlib import Path
 import remapkit
-from remapkit.diagnostics.diagnostic import RemapkitError
+from remapkit.diagnostics.errors import RemapkitError
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
         remapkit.load(path)
@@ -182,7 +182,7 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (1_500_000_000,) * 2)
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 import remapkit
-from remapkit.diagnostics.diagnostic import RemapkitError
+from remapkit.diagnostics.errors import RemapkitError
 try:
     rules = remapkit.load(sys.argv[1])
     for length in (30, 1000, 20000):

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError, safe_open
 
-from remapkit.diagnostics.diagnostic import RemapkitError
+from remapkit.diagnostics.errors import RemapkitError
 from remapkit.formats import open_checkpoint, safetensors
 
 COUNT = int(os.environ.get("REMAPKIT_FUZZ", "5000"))

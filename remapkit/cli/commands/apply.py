@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import gc
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.cli.commands.common import known_source, load_rules, open_source, refuse_unproven
-from remapkit.cli.render import Outcome, Table, human_bytes
+from remapkit.cli.render import Outcome, Table
 from remapkit.cli.sizes import parse_size
-from remapkit.diagnostics.diagnostic import Diagnostic, FailedCheck, UsageError, counted, one_line
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import FailedCheck, UsageError
+from remapkit.diagnostics.wording import counted, human_bytes
 from remapkit.files.index_names import is_index
 from remapkit.formats import Reader
 from remapkit.models.target import TargetRef, target_header
 from remapkit.plans.cast import with_dtype
 from remapkit.plans.check import known_keys_problem, make_check
 from remapkit.plans.declared import Held, hold, not_held
-from remapkit.plans.make import Move, Plan, from_where, make_plan
-from remapkit.registry.installed import version
-from remapkit.tensors.spec import StateDictSpec
+from remapkit.plans.make import make_plan
+from remapkit.plans.model import Plan
+from remapkit.plans.moves import Move, from_where
+from remapkit.write.apply import _restore, default_output, in_target_order, provenance, uncollected
 from remapkit.write.layout import without_ties
 
 if TYPE_CHECKING:
-    from remapkit.rules.compile import RuleSet
+    from remapkit.rules.model import RuleSet
     from remapkit.write.execute import Written
 
 
@@ -60,18 +62,6 @@ def _apply(args: Namespace) -> Outcome:
 
 def _with(outcome: Outcome, proven: tuple[Diagnostic, ...]) -> Outcome:
     return replace(outcome, diagnostics=(*proven, *outcome.diagnostics))
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """No garbage collection: a plan of 50,000 moves holds no cycles, and walking it again and again takes a third."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _check_usage(args: Namespace) -> None:
@@ -156,41 +146,6 @@ def _held(rules: RuleSet, plan: Plan, args: Namespace) -> Held:
     if found or lacking:
         raise FailedCheck([*found, *lacking])
     return held
-
-
-def in_target_order(plan: Plan, target: StateDictSpec | None) -> tuple[Move, ...]:
-    """The moves in the order of the target's names where it is known, else of the source's."""
-    if target is None:
-        return plan.moves
-    order = {fqn: number for number, fqn in enumerate(target)}
-    return tuple(sorted(plan.moves, key=lambda move: order.get(move.target, len(order))))
-
-
-def default_output(source: Path, suffix: str = ".safetensors") -> Path:
-    """`ckpt.pth` -> `ckpt.safetensors`; shards and folders have no such name, so one must be given."""
-    if source.is_dir() or is_index(source.name):
-        raise UsageError(
-            Diagnostic(
-                "RK609", f"where should the remapped shards of {source} go?", help=("name a file with -o OUT",)
-            )
-        )
-    return source.with_suffix(suffix)
-
-
-def provenance(rules: RuleSet, source: Path) -> dict[str, str]:
-    """What the written file says about where it comes from. No time: the same input gives the same bytes."""
-    return {
-        "remapkit.rules": rules.name,
-        "remapkit.digest": rules.digest,
-        "remapkit.source": one_line(source.name),
-        "remapkit.version": version(),
-    }
-
-
-def _restore(source: Path) -> bool:
-    from remapkit.write.execute import recover
-
-    return recover(source)
 
 
 def _rename(job: Job) -> Written:

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from remapkit.cli.commands.common import known_source, load_rules, open_source, refuse_unproven
 from remapkit.cli.render import Outcome, Table
-from remapkit.diagnostics.diagnostic import Diagnostic, UsageError
-from remapkit.models.target import TargetRef, pack_target, read_header, target_header
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UsageError
+from remapkit.models.target import TargetRef, pack_target, target_header
 from remapkit.plans.check import Check, make_check
 from remapkit.plans.declared import Held, hold
 from remapkit.plans.make import make_plan
-from remapkit.registry.installed import load, packs
+from remapkit.registry.installed import packs
+from remapkit.registry.load import load
+from remapkit.sources.declared import read_header
 from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
-    from remapkit.rules.compile import RuleSet
+    from remapkit.rules.model import RuleSet
 
 
 def run(args: Namespace) -> Outcome:

@@ -10,18 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, UnreadableCheckpoint, UsageError
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import InvalidRules, UnreadableCheckpoint, UsageError
+from remapkit.files.source_file import SourceFile
 from remapkit.formats import Reader, open_checkpoint
-from remapkit.formats.reader import SourceFile
-from remapkit.models.target import declared_path
 from remapkit.plans.declared import declared_source
-from remapkit.proofs.prover import Level, Proof
-from remapkit.registry.installed import find_rules, load, packs
+from remapkit.proofs.model import Level, Proof
+from remapkit.registry.installed import find_rules, packs
+from remapkit.registry.load import load
 from remapkit.rulefile.read import file_bytes
+from remapkit.sources.declared import declared_path
 from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
-    from remapkit.rules.compile import RuleSet
+    from remapkit.rules.model import RuleSet
 
 
 def load_rules(name_or_path: str | Path, args: Namespace) -> RuleSet:

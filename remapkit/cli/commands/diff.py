@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from remapkit.cli.commands.common import load_rules, open_sides
 from remapkit.cli.render import Outcome, Table
-from remapkit.diagnostics.diagnostic import FailedCheck
+from remapkit.diagnostics.errors import FailedCheck
+from remapkit.files.source_file import CHUNK
 from remapkit.formats import Reader
 from remapkit.formats.compare import Contents, Difference, compare
-from remapkit.formats.reader import CHUNK
 from remapkit.plans.declared import hold
-from remapkit.plans.make import Plan, make_plan
+from remapkit.plans.make import make_plan
+from remapkit.plans.model import Plan
 from remapkit.tensors.families import families
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from remapkit.cli.render import Outcome, Table
-from remapkit.registry.installed import load
+from remapkit.registry.load import load
 
 if TYPE_CHECKING:
     from remapkit.patterns.stopping import Stop
-    from remapkit.rules.compile import Match, Rule, RuleSet
+    from remapkit.rules.model import Match, Rule, RuleSet
 
 
 def run(args: Namespace) -> Outcome:

@@ -7,9 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from remapkit.cli.commands.common import files_read, open_source
-from remapkit.cli.render import Outcome, Table, human_bytes
-from remapkit.diagnostics.diagnostic import counted
-from remapkit.files.errors import shown
+from remapkit.cli.render import Outcome, Table
+from remapkit.diagnostics.wording import counted, human_bytes, shown
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
 from remapkit.tensors.families import families

@@ -5,15 +5,16 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from remapkit.authoring.invert import invert, placed
+from remapkit.authoring.invert import invert
+from remapkit.authoring.write_inverse import placed
 from remapkit.cli.commands.common import files_read, known_source, rules_read
 from remapkit.cli.render import Outcome
-from remapkit.diagnostics.diagnostic import listed
+from remapkit.diagnostics.wording import listed
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
-from remapkit.models.target import declared_path, read_declared
-from remapkit.registry.installed import load
-from remapkit.rules.compile import RuleSet
+from remapkit.registry.load import load
+from remapkit.rules.model import RuleSet
+from remapkit.sources.declared import declared_path, read_declared
 
 
 def run(args: Namespace) -> Outcome:

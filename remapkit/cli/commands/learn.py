@@ -11,11 +11,12 @@ from remapkit.authoring.pair_by_value import Pairing, pair_by_value
 from remapkit.authoring.settle import By
 from remapkit.cli.commands.common import files_read, open_sides
 from remapkit.cli.render import Outcome
-from remapkit.diagnostics.diagnostic import Diagnostic, Severity, UsageError, counted
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
+from remapkit.diagnostics.errors import UsageError
+from remapkit.diagnostics.wording import counted, named
 from remapkit.files.text import write_texts
 from remapkit.formats import Reader
 from remapkit.formats.manifest import manifest_json
-from remapkit.plans.make import named
 from remapkit.registry.installed import read_object
 from remapkit.tensors.spec import StateDictSpec
 

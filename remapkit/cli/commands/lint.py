@@ -8,8 +8,10 @@ from typing import Any
 
 from remapkit.cli.commands.common import known_source, rule_paths
 from remapkit.cli.render import Outcome, Table
-from remapkit.diagnostics.diagnostic import Diagnostic, InvalidRules, RemapkitError, counted
-from remapkit.registry.installed import load
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import InvalidRules, RemapkitError
+from remapkit.diagnostics.wording import counted
+from remapkit.registry.load import load
 
 
 def run(args: Namespace) -> Outcome:

@@ -7,13 +7,15 @@ from argparse import Namespace
 from pathlib import Path
 
 from remapkit.authoring.scaffold import new_rule_file
+from remapkit.cli.arguments import parse_model_args
 from remapkit.cli.commands.common import files_read, open_source
 from remapkit.cli.render import Outcome
-from remapkit.diagnostics.diagnostic import Diagnostic, UsageError
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UsageError
 from remapkit.files.index_names import is_index
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
-from remapkit.models.target import TargetRef, parse_model_args, target_header
+from remapkit.models.target import TargetRef, target_header
 from remapkit.tensors.spec import StateDictSpec
 
 

@@ -10,17 +10,23 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from remapkit.cli.arguments import parse_model_args
 from remapkit.cli.commands.common import files_read, known_source, load_rules, refuse_unproven, rules_read
 from remapkit.cli.render import Outcome, Table
-from remapkit.diagnostics.diagnostic import Diagnostic, UsageError, counted
-from remapkit.models.target import TargetRef, pack_target, parse_model_args, read_header, trusted_factory
-from remapkit.registry.installed import read_config, resolve, version
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UsageError
+from remapkit.diagnostics.wording import counted
+from remapkit.models.reference import resolve
+from remapkit.models.target import TargetRef, pack_target, trusted_factory
+from remapkit.registry.installed import version
+from remapkit.registry.load import read_config
 from remapkit.registry.verified import write_witness
+from remapkit.sources.declared import read_header
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from remapkit.rules.compile import RuleSet
+    from remapkit.rules.model import RuleSet
     from remapkit.verification import Verdict
 
 

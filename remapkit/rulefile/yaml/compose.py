@@ -1,4 +1,4 @@
-r"""YAML text as located nodes: every scalar knows the place of each of its characters.
+"""YAML text as located nodes: every scalar knows the place of each of its characters.
 
 PyYAML only splits the text into events; what they mean is decided here, and strictly. Rule files are a small part of
 YAML, the part that every version of YAML reads alike: mappings, lists and scalars. Whatever could surprise is refused
@@ -9,90 +9,48 @@ at its place: duplicate keys, anchors, tags, tabs, and plain scalars that some Y
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
 import yaml
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
-from remapkit.diagnostics.source import Source, Span, Text
+from remapkit.diagnostics.source import Source, Span
+from remapkit.diagnostics.wording import excerpt_of
+from remapkit.rulefile.yaml.nodes import (
+    _BLOCK_HEADER,
+    _PROPERTY,
+    LOADER,
+    MAX_DEPTH,
+    BrokenNode,
+    ListNode,
+    MapNode,
+    Node,
+    ScalarNode,
+)
+from remapkit.rulefile.yaml.positions import _located
+from remapkit.rulefile.yaml.scalars import READ_AS, _ambiguous, plain_kind
+from remapkit.rulefile.yaml.syntax_errors import _line_end, _syntax_error, _tabs, _too_deep
 
 MAX_BYTES = 10_000_000
 """The largest rule file that is read: about 50,000 rules."""
 
+
 MAX_NODES = 500_000
 """The most keys, values, lists and mappings that are read: some 10 seconds."""
+
 
 MAX_LENGTH = 100_000
 """The longest text, in characters."""
 
+
 MAX_PROBLEMS = 100
 """How many problems of the YAML, and of the structure, are said before the rest is only announced."""
 
+
 MAX_DIGITS = 400
 """The longest number, in characters: the largest float has 309 digits, and no size has more than 19."""
-
-MAX_DEPTH = 20
-"""How deep mappings and lists may be nested; the rule language needs 5."""
-
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Splits text into events: libyaml's where PyYAML was built with it (20 times faster), else the one in Python."""
-
-Kind = Literal["text", "integer", "number", "boolean", "null", "empty"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ScalarNode:
-    """A scalar. `text` has its characters, `span` includes the quotes, `kind` is what a plain scalar is read as."""
-
-    text: Text
-    span: Span
-    kind: Kind
-
-    @property
-    def value(self) -> str:
-        return self.text.value
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ListNode:
-    """A list."""
-
-    items: tuple[Node, ...]
-    span: Span
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MapNode:
-    """A mapping with distinct keys, in their order; `partial` where some of its keys were refused."""
-
-    entries: tuple[tuple[ScalarNode, Node], ...]
-    span: Span
-    partial: bool = False
-
-    def key(self, name: str) -> ScalarNode | None:
-        """The key of that name, with its place."""
-        return next((key for key, _ in self.entries if key.value == name), None)
-
-    def get(self, name: str) -> Node | None:
-        """The value under that name."""
-        return next((node for key, node in self.entries if key.value == name), None)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BrokenNode:
-    """Stands for what was refused, so that the rest of the file can be looked at without saying it twice."""
-
-    span: Span
-
-
-Node = ScalarNode | ListNode | MapNode | BrokenNode
-
-
-# ------------------------------------------------------------------------------------------------ bytes to text
 
 
 def decode(data: bytes, name: str) -> tuple[Source, tuple[Diagnostic, ...]]:
@@ -125,15 +83,6 @@ def too_large(name: str, how: str = f"is larger than {MAX_BYTES // 1_000_000} MB
 def too_many() -> Diagnostic:
     """What is said instead of every further problem."""
     return Diagnostic("RK029", f"only the first {MAX_PROBLEMS} problems are shown")
-
-
-def excerpt_of(text: str, limit: int = 60) -> str:
-    """A text for a message: quoted, escaped, and cut where it is long.
-
-    >>> print(excerpt_of("a\\tb"), excerpt_of("x" * 100, 5))
-    'a\\tb' 'xxxxx…'
-    """
-    return repr(text if len(text) <= limit else text[:limit] + "…")
 
 
 _FORBIDDEN = re.compile(
@@ -180,9 +129,6 @@ def _directives(source: Source) -> Iterator[Diagnostic]:
     if line:
         help = "rule files need none: remove the line"
         yield Diagnostic("RK004", "a YAML directive", (Label(Span(source, *line.span(1))),), (help,))
-
-
-# ------------------------------------------------------------------------------------------------ text to nodes
 
 
 def compose(source: Source) -> tuple[Node | None, tuple[Diagnostic, ...]]:
@@ -406,340 +352,3 @@ def _nothing_at(span: Span) -> Span:
     while place and span.source.text[place - 1] in " \r\n":
         place -= 1
     return Span(span.source, place, place)
-
-
-_BRACED_TEXT = re.compile(r"[:,{\[]\s*([^\s'\"{}\[\],:#][^\s'\"{}\[\],]*\{[^\s,{}]*\}[^\s,}]*)")
-"""A plain text with braces in it, inside a mapping in braces: what a path that was not quoted looks like."""
-_BLOCK_HEADER = re.compile(r"[|>][-+1-9]{0,2}(?:[ \t]+#[^\n]*|[ \t\r]*)(?=\n|\Z)")
-_PROPERTY = re.compile(r"([&!][^\s,\[\]{}]*)\s*")
-
-READ_AS = {
-    "text": "text",
-    "integer": "a whole number",
-    "number": "a number",
-    "boolean": "a boolean",
-    "null": "nothing (null)",
-    "empty": "nothing",
-}
-"""What a kind of scalar is called in messages."""
-
-
-# ------------------------------------------------------------------------------------------------ plain scalars
-
-_CANONICAL: tuple[tuple[Kind, re.Pattern[str]], ...] = (
-    ("empty", re.compile("")),
-    ("integer", re.compile(r"0|-?[1-9][0-9]{0,14}")),
-    ("number", re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+(?:[eE][-+][0-9]+)?")),
-    ("boolean", re.compile("true|false")),
-    ("null", re.compile("null|~")),
-)
-
-_SURPRISING: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("true or false", re.compile("(?i:yes|no|on|off|true|false)")),
-    ("nothing (null)", re.compile("(?i:null)")),
-    ("a merge or value key", re.compile("<<|=")),
-    ("a date", re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt \t].*)?", re.DOTALL)),
-    ("a number in base 60", re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")),
-    ("a binary, octal or hexadecimal number", re.compile(r"[-+]?(?:0b[01_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|0[0-9_]+)")),
-    ("a number", re.compile(r"[-+]?\.(?i:inf)|\.(?i:nan)")),
-    ("a number", re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?")),
-)
-
-
-def plain_kind(value: str) -> Kind | None:
-    """What an unquoted scalar is, or None where some YAML would read it as something else than it looks like.
-
-    >>> [plain_kind(each) for each in ("norm1", "0", "1.5", "true", "~", "")]
-    ['text', 'integer', 'number', 'boolean', 'null', 'empty']
-    >>> [plain_kind(each) for each in ("no", "1:30", "012", "0x10", "1e3", ".5", "2024-01-31", "<<")]
-    [None, None, None, None, None, None, None, None]
-    """
-    for kind, pattern in _CANONICAL:
-        if pattern.fullmatch(value):
-            return kind
-    # Whatever YAML reads as something else begins with one of these; most scalars do not, and this runs on each.
-    if value[0] not in "0123456789+-.<=yYnNtTfFoO":
-        return "text"
-    return None if any(pattern.fullmatch(value) for _, pattern in _SURPRISING) else "text"
-
-
-def _ambiguous(value: str, span: Span, key: bool) -> tuple[str, Span, str]:
-    what = next(what for what, pattern in _SURPRISING if pattern.fullmatch(value))
-    value = excerpt_of(value)[1:-1]
-    if key:
-        help = f"quote it: '{value}'"
-    elif what == "true or false":
-        boolean = "true" if value.lower() in ("yes", "on", "true") else "false"
-        help = f"quote it if it is text: '{value}'; else write {boolean}"
-    else:
-        help = f"quote it if it is text: '{value}'"
-        help += "; else write it as a plain decimal number" if "number" in what else ""
-    return f"some YAML reads {value} as {what}, and some as text", span, help
-
-
-# ------------------------------------------------------------------------------------------------ places
-
-
-def _located(span: Span, style: str, value: str) -> Text:
-    """The value with the place of each character; quotes are left out of its span."""
-    source, start, end = span.source, span.start, span.end
-    if style in ("'", '"'):
-        start, end = start + 1, end - 1
-    inner = Span(source, start, end)
-    if source.text.startswith(value, start) and start + len(value) == end:
-        return Text(value, inner)
-    raw = source.text[start:end]
-    places = _block_places(raw, value) if style in ("|", ">") else _flow_places(raw, style)
-    offsets = tuple(start + place for place in places)
-    first, last = (offsets[0], offsets[-1]) if value else (start, end)
-    return Text(value, Span(source, first, max(first, last)), offsets)
-
-
-_BLANKS = r"(?P<blanks>[ \t]++(?!\r?\n))"
-_FOLD = r"(?P<fold>[ \t]*+(?:\r?\n[ \t]*+)+)"
-_FLOW_TOKENS = {
-    "": re.compile(rf"{_BLANKS}|{_FOLD}|."),
-    "'": re.compile(rf"{_BLANKS}|{_FOLD}|''|."),
-    '"': re.compile(
-        r"(?P<joined>\\\r?\n[ \t]*+(?:\r?\n[ \t]*+)*)"
-        r"|\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)"
-        rf"|{_BLANKS}|{_FOLD}|."
-    ),
-}
-_BREAK = re.compile(r"\r?\n")
-_NEWLINES = re.compile(r"\n*")
-
-
-def _flow_places(raw: str, style: str) -> list[int]:
-    """Where each character of a plain or quoted scalar begins, and where the last one ends.
-
-    One line break within it is a space, n + 1 of them are n line breaks; the white space around them is nothing.
-    """
-    places: list[int] = []
-    for token in _FLOW_TOKENS[style].finditer(raw):
-        if token.lastgroup is None:
-            places.append(token.start())
-        elif token.lastgroup == "blanks":
-            places += range(*token.span())
-        else:
-            breaks = [each.start() for each in _BREAK.finditer(raw, *token.span())]
-            places += breaks[1:] if len(breaks) > 1 or token.lastgroup == "joined" else breaks
-    return [*places, len(raw)]
-
-
-def _block_places(raw: str, value: str) -> list[int]:
-    """Where each character of a literal (`|`) or folded (`>`) scalar begins, and where the last one ends.
-
-    The characters of a line are those of the value; only what a run of line ends becomes differs: nothing, a
-    space, or line breaks.
-    """
-    lines = [(line.start(), line.group().rstrip("\r\n")) for line in re.finditer(r"[^\n]*\n|[^\n]+", raw)][1:]
-    indent = _indent([line for _, line in lines], value)
-    places: list[int] = []
-    breaks: list[int] = []
-    for start, line in lines:
-        if len(line) > indent and len(places) < len(value):
-            run = _newlines(value, len(places))
-            places += (
-                breaks[len(breaks) - run :] if run else breaks[:1] if value[len(places)] == " " and breaks else []
-            )
-            places += range(start + indent, start + len(line))
-            breaks = []
-        breaks.append(start + len(line))
-    places += breaks[: _newlines(value, len(places))]
-    return [*places, places[-1] + 1 if places else len(raw)]
-
-
-def _newlines(value: str, here: int) -> int:
-    """How many line breaks the value has from `here` on, before anything else."""
-    match = _NEWLINES.match(value, here)
-    return len(match.group()) if match else 0
-
-
-def _indent(lines: list[str], value: str) -> int:
-    """How far a block scalar is indented: its first line with content against the same line of the source."""
-    content = value.lstrip("\n")
-    blank = len(value) - len(content)
-    if not content or blank >= len(lines):
-        return max(map(len, lines), default=0)
-    return _leading_spaces(lines[blank]) - _leading_spaces(content)
-
-
-def _leading_spaces(line: str) -> int:
-    return len(line) - len(line.lstrip(" "))
-
-
-# ------------------------------------------------------------------------------------------------ what does not parse
-
-
-def _tabs(source: Source, protected: Iterable[tuple[int, int, bool]]) -> list[Diagnostic]:
-    """The first tab outside quoted and block scalars and comments, where YAML readers disagree about them."""
-    if "\t" not in source.text:
-        return []
-    kept = sorted(protected)
-    starts = [start for start, _, _ in kept]
-
-    def free(place: int, indents: bool) -> bool:
-        before = bisect_right(starts, place) - 1
-        if before < 0 or place >= kept[before][1]:
-            return True
-        return indents and kept[before][2]
-
-    found: list[int] = []
-    for line in re.finditer(r"[^\n]*\t[^\n]*", source.text):
-        for sign in re.finditer(r"\t|(?<!\S)#", line.group()):
-            place = line.start() + sign.start()
-            indents = not line.group()[: sign.start()].strip(" ")
-            if sign.group() == "#" and free(place, False):
-                break
-            if sign.group() == "\t" and free(place, indents):
-                found.append(place)
-    return [_tab(source, found[0], len(found))] if found else []
-
-
-def _tab(source: Source, place: int, count: int = 1) -> Diagnostic:
-    label = Label(Span(source, place, place + 1), f"the first of {count}" if count > 1 else "")
-    return Diagnostic("RK009", "a tab outside quotes", (label,), ("YAML is indented with spaces: replace it",))
-
-
-def _syntax_error(source: Source, error: yaml.MarkedYAMLError) -> Diagnostic:
-    """In our own words, from the place of the error and what stands there: the two parsers use different ones."""
-    text = source.text
-    marked = error.problem_mark or error.context_mark
-    here = min(marked.index, len(text)) if marked else len(text)
-    opened = error.context_mark.index if error.context_mark is not None else here
-    opener = text[opened : opened + 1]
-    tab = re.compile(r"[ ]*\t").match(text, text.rfind("\n", 0, here) + 1) or re.compile(r"\t").match(text, here)
-    if tab:
-        return _tab(source, tab.end() - 1)
-    if here > MAX_DEPTH and not text[here - MAX_DEPTH - 1 : here].strip("{["):
-        return _too_deep(source, here - 1)  # libyaml gives up by itself at 1,000
-    if opener in ("'", '"') and opened != here:
-        return _quoted(source, opened, here)
-    if opener and opener in "*&!":
-        return _sigil(source, opened)
-    return _unexpected(source, opened, here)
-
-
-def _too_deep(source: Source, place: int) -> Diagnostic:
-    label = Label(Span(source, place, place + 1))
-    help = "a rule file needs no more than 5 levels"
-    return Diagnostic("RK013", f"nested more than {MAX_DEPTH} levels deep", (label,), (help,))
-
-
-def _quoted(source: Source, opened: int, here: int) -> Diagnostic:
-    quote = source.text[opened]
-    backslash = next((place for place in (here, here - 1, here - 2) if source.text[place : place + 1] == "\\"), None)
-    if quote == '"' and here < len(source.text) and backslash is not None:
-        written = source.text[backslash : backslash + 2]
-        help = f"use single quotes, where a backslash is a backslash, or write \\{written} for one"
-        label = Label(Span(source, backslash, backslash + 2))
-        return Diagnostic("RK001", f"{written} is no escape that double quotes know", (label,), (help,))
-    help = "close it on the same line" + ("; within single quotes, '' is one quote" if quote == "'" else "")
-    return Diagnostic("RK001", "a quote that is never closed", (Label(Span(source, opened, opened + 1)),), (help,))
-
-
-def _sigil(source: Source, place: int) -> Diagnostic:
-    sign = source.text[place]
-    what, code = {"*": ("an alias", "RK003"), "&": ("an anchor", "RK003"), "!": ("a tag", "RK004")}[sign]
-    title = f"a plain text cannot begin with {sign}, which begins {what}"
-    return Diagnostic(code, title, (Label(Span(source, place, place + 1)),), (_quote_line(source, place),))
-
-
-def _unexpected(source: Source, opened: int, here: int) -> Diagnostic:
-    text = source.text
-    title, labels, helps = (
-        "this is not valid YAML",
-        [Label(_token(source, here))],
-        ["check the indentation and the quotes"],
-    )
-    opener, before, sign = text[opened : opened + 1], text[max(0, here - 1) : here], text[here : here + 1]
-    value = _value_before(source, here)
-    if (
-        value is not None
-        and value < here
-        and text[value] in "{["
-        and before in ("}", "]")
-        and sign not in ("", "\n", " ")
-    ):
-        title = f"a text that begins with {text[value]} must be quoted"
-        labels, helps = [Label(Span(source, value, _line_end(source, value)))], [_quote_line(source, value)]
-    elif value is not None and text[value] in "'\"" and text[value + 1 : here].rstrip().endswith(text[value]):
-        title = "text after a closing quote"
-        helps = [
-            "within single quotes, '' is one quote" if text[value] == "'" else 'within double quotes, \\" is one'
-        ]
-    elif (
-        opener
-        and opener in "{["
-        and opened < here
-        and (braced := _BRACED_TEXT.search(text, opened, _line_end(source, here)))
-    ):
-        at = braced.start(1)
-        title = "a text with braces stands unquoted between braces"
-        labels = [Label(Span(source, at, at + len(braced.group(1))))]
-        helps = [f"quote it: '{braced.group(1)}'"]
-    elif opener and opener in "{[" and opened < here:
-        closer = {"{": "}", "[": "]"}[opener]
-        title = f"a {opener} that is never closed" if not sign else f"a , or {closer} is missing here"
-        labels = [Label(Span(source, opened, opened + 1), "opened here", primary=not sign)]
-        labels += [Label(_token(source, here))] if sign else []
-        helps = [f"close it with {closer}; a text that begins with {opener} must be quoted"]
-    elif sign == ":":
-        title, labels, helps = _colon(source, here)
-    elif sign == "-" and value == here:
-        title, helps = "a list begins on a line of its own", ["begin a new line, or quote it if it is text"]
-    elif sign and sign in "@`%?,]}":
-        title, helps = f"a plain text cannot begin with {sign}", [_quote_line(source, here)]
-    elif opener and opener in "|>":
-        title, helps = f"a plain text cannot begin with {opener}", [_quote_line(source, opened)]
-    elif _has_no_colon(source, opened):
-        title, helps = "a line without a colon", ["write `key: value`"]
-        labels = [Label(Span(source, opened, _line_end(source, opened)))]
-    elif opened < here:
-        labels.insert(0, Label(_token(source, opened), "within what begins here", primary=False))
-        title, helps = "this line does not fit what it stands in", ["indent it like its neighbours, with spaces"]
-    return Diagnostic("RK001", title, tuple(labels), tuple(helps))
-
-
-def _colon(source: Source, here: int) -> tuple[str, list[Label], list[str]]:
-    begin = source.text.rfind("\n", 0, here) + 1
-    before = source.text[begin:here]
-    key = begin + _leading_spaces(before)
-    if not before.strip():
-        return "a colon without a key before it", [Label(Span(source, here, here + 1))], ["write the key"]
-    if re.search(r"[:{\[]", before):
-        help = "quote the whole value, or begin a new line"
-        return "a second colon in one line: YAML would read a key here", [Label(Span(source, here, here + 1))], [help]
-    help = "put the colon that is missing above, or indent this line like its neighbours"
-    return "this key is read as part of the value above it", [Label(Span(source, key, here + 1))], [help]
-
-
-def _token(source: Source, place: int) -> Span:
-    """What stands at a place, up to the next white space; the last line's end where the text has ended."""
-    if place >= len(source.text):
-        place = len(source.text.rstrip())
-    match = re.compile(r"[^\s,\[\]{}:]+|\S").match(source.text, place)
-    return Span(source, place, match.end() if match else place)
-
-
-def _line_end(source: Source, place: int) -> int:
-    end = source.text.find("\n", place)
-    return len(source.text[: end if end >= 0 else None].rstrip())
-
-
-def _value_before(source: Source, place: int) -> int | None:
-    """Where the value begins, after `key:` or `-`, that a place is within; None where there is none in its line."""
-    begin = source.text.rfind("\n", 0, place) + 1
-    match = re.compile(r"[ ]*(?:- +)*(?:[\w.-]+: +)?(?=\S)").match(source.text, begin)
-    return match.end() if match and begin < match.end() <= place else None
-
-
-def _quote_line(source: Source, place: int) -> str:
-    written = source.text[place : _line_end(source, place)]
-    return f"quote it: '{written}'" if len(written) <= 100 and "'" not in written else "quote it"
-
-
-def _has_no_colon(source: Source, place: int) -> bool:
-    line = source.text[place : _line_end(source, place)]
-    return bool(line) and ":" not in line and line[0] not in "{[-|>"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
-from remapkit.rulefile.yaml.compose import plain_kind
+from remapkit.rulefile.yaml.scalars import plain_kind
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*", re.ASCII)
 _ELSEWHERE = frozenset({"y", "n", "nan", "inf"})
@@ -52,3 +55,41 @@ def entry(key: str, value: str) -> str:
     '  a.b: [c, d]'
     """
     return f"  {key}: {value}" if len(key) < _LONGEST_KEY else f"  ? {key}\n  : {value}"
+
+
+_INDEX = re.compile(r"0|[1-9][0-9]*")
+
+
+def flow_text(value: object) -> str:
+    """Plain data as YAML in one line.
+
+    >>> flow_text({"rope": {"to": "half", "heads": "2*n"}}), flow_text([0, "layers.{i}"])
+    ("{rope: {to: half, heads: '2*n'}}", "[0, 'layers.{i}']")
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {flow_text(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(flow_text, value)) + "]"
+    return _plain(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _plain(text: str) -> str:
+    """A text without quotes where every reader takes it for that text; this program's own reads an index as text."""
+    return text if _INDEX.fullmatch(text) else quoted(text)
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML in one line, for an example."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_flow(key)}: {_flow(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    if value is None or isinstance(value, int | float):
+        return json.dumps(value)
+    safe = (
+        plain_kind(value) == "text"
+        and value[0].isalnum()
+        and not set(value) & set("{}[],#'\"\\*")
+        and ": " not in value
+    )
+    return str(value) if safe else f"'{value}'"

@@ -1,0 +1,452 @@
+"""The inverse of one rule: its patterns, tables and operations turned round."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from remapkit.diagnostics.diagnostic import Diagnostic, Label
+from remapkit.diagnostics.wording import listed
+from remapkit.ops.calls import Call, plain_arg
+from remapkit.patterns.automaton import automaton
+from remapkit.patterns.charset import contains
+from remapkit.patterns.literals import literal_text
+from remapkit.patterns.pattern import CANONICAL, Part
+from remapkit.patterns.template import Copy, Item, Literal, Mapped
+from remapkit.proofs.keymap import Arrow
+from remapkit.proofs.linear import hanging_together
+from remapkit.rules.model import Rule, RuleSet
+from remapkit.rules.pipeline import Axis, Flow, Split
+
+if TYPE_CHECKING:
+    from remapkit.diagnostics.source import Span
+
+
+MAX_CASES = 64
+"""Into so many rules a rule is spelt out at most, one for each combination of captures that hang together."""
+
+
+class NoInverse(Exception):
+    """Why a rule has no inverse."""
+
+    def __init__(self, *diagnostics: Diagnostic) -> None:
+        super().__init__(diagnostics[0].title)
+        self.diagnostics = diagnostics
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A capture of the inverse pattern; `values` are the words it can be (None: those of `part`)."""
+
+    name: str
+    part: Part | None
+    values: tuple[str, ...] | None = None
+    table: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InverseRule:
+    """A rule of the inverse: text and captures of its pattern, its template as written, its leaf guard."""
+
+    id: str
+    pattern: tuple[str | Capture, ...]
+    to: str
+    leaf: tuple[str, ...] | None = None
+    path: bool = True
+
+
+@dataclass(slots=True)
+class Tables:
+    """The tables of the inverse: those of the rule file turned round, and those that had to be made."""
+
+    found: dict[str, dict[str, str]] = field(default_factory=dict)
+    lossy: set[str] = field(default_factory=set)
+
+    def named(self, name: str, entries: Mapping[str, str], *, lossy: bool = False) -> str:
+        """The name of a table with these entries: `name`, or with a number where another one has it."""
+        for number in itertools.count(1):
+            chosen = name if number == 1 else f"{name}_{number}"
+            if self.found.setdefault(chosen, dict(entries)) == dict(entries):
+                if lossy:
+                    self.lossy.add(chosen)
+                return chosen
+        raise AssertionError
+
+
+def inverse_of(rule: Rule, arrow: Arrow, tables: Tables, known: Mapping[str, Mapping[str, str]]) -> list[InverseRule]:
+    """The inverse of one rule: one rule, or one for each combination of captures that cannot be told apart."""
+    assert rule.template is not None
+    together = hanging_together(arrow)
+    items = [item for item in rule.template.items if _hangs(item, together)]
+    if not together:
+        return [_Inverter(rule, {}, tables, known).rule(rule.id)]
+    if len(items) == 1 and isinstance(items[0], Mapped):
+        return [_Inverter(rule, {}, tables, known, together=together).rule(rule.id)]
+    if len(together) == 1:
+        split = _Inverter(rule, {}, tables, known, together=together).split(rule.id)
+        if split is not None:
+            return [split]
+    spaces = [part.values or () for part in rule.pattern.captures if part.name in together]
+    names = [part.name for part in rule.pattern.captures if part.name in together]
+    cases = list(itertools.islice(itertools.product(*spaces), MAX_CASES + 1))
+    if len(cases) > MAX_CASES:
+        title = (
+            f"{rule.id} has no inverse that could be written: {listed(map(str, names))} have too many combinations"
+        )
+        help = (f"bound them to at most {MAX_CASES} combinations, or write one rule a case",)
+        raise NoInverse(Diagnostic("RK213", title, _label(rule), help))
+    found = []
+    for number, case in enumerate(cases):
+        fixed = dict(zip(map(str, names), case, strict=True))
+        found.append(_Inverter(rule, fixed, tables, known).rule(f"{rule.id}.{number}"))
+    return found
+
+
+def _hangs(item: Item, together: Sequence[str]) -> bool:
+    if isinstance(item, Literal):
+        return False
+    return not set((item.name,) if isinstance(item, Copy) else item.names).isdisjoint(together)
+
+
+@dataclass(frozen=True, slots=True)
+class InverseFlow:
+    """A rule with operations turned round: what it joins, does and takes apart, each as plain data."""
+
+    id: str
+    sources: tuple[tuple[InverseRule, tuple[object, ...]], ...]
+    targets: tuple[tuple[str, tuple[object, ...]], ...]
+    ops: tuple[object, ...] = ()
+    concat: Mapping[str, object] | None = None
+    stack: Mapping[str, object] | None = None
+    unstack: Mapping[str, object] | None = None
+    split: Mapping[str, object] | None = None
+
+
+def inverse_flow(
+    rule_set: RuleSet, flow: Flow, tables: Tables, known: Mapping[str, Mapping[str, str]]
+) -> InverseFlow:
+    """The inverse of a rule with operations: sources and targets change places, everything is undone backwards."""
+    rules = [rule for rule in rule_set.rules if rule.flow is flow]
+    _refuse_one_way(flow)
+    turned = [
+        [_turned(replace(rule, template=template), tables, known) for template in flow.templates[rule.branch]]
+        for rule in rules
+    ]
+    if not all(_alike(row, turned[0]) for row in turned):
+        title = f"{flow.id} has no inverse that could be written: its sources do not bound their captures alike"
+        raise NoInverse(Diagnostic("RK213", title, (Label(flow.span),), ("bound them alike",)))
+    return InverseFlow(
+        id=flow.id,
+        sources=tuple((rule, _undone(calls)) for rule, calls in zip(turned[0], flow.after, strict=True)),
+        targets=tuple((row[0].to, _undone(calls)) for row, calls in zip(turned, flow.before, strict=True)),
+        ops=_undone(flow.ops),
+        concat=_cut(flow.split, "equal"),
+        stack=_axis(flow.unstack),
+        unstack=_axis(flow.stack),
+        split=_cut(flow.concat, None),
+    )
+
+
+def _alike(row: Sequence[InverseRule], first: Sequence[InverseRule]) -> bool:
+    """Whether all targets of one source give back the same key, and are read like those of the first source."""
+    same = all((one.pattern, one.leaf) == (other.pattern, other.leaf) for one, other in zip(row, first, strict=True))
+    return same and all(each.to == row[0].to for each in row)
+
+
+def _turned(rule: Rule, tables: Tables, known: Mapping[str, Mapping[str, str]]) -> InverseRule:
+    assert rule.template is not None
+    together = hanging_together(_arrow_of(rule))
+    if together:
+        title = f"{rule.id} has no inverse that could be written: {listed(together)} hang together in its target"
+        help = ("use each capture once, or write one rule a case",)
+        raise NoInverse(Diagnostic("RK213", title, _label(rule), help))
+    return _Inverter(rule, {}, tables, known).rule(rule.id)
+
+
+def _arrow_of(rule: Rule) -> Arrow:
+    assert rule.template is not None
+    return Arrow(rule.id, rule.kind, rule.span, rule.pattern, rule.template.items)
+
+
+def _refuse_one_way(flow: Flow) -> None:
+    """Raise with everything of a rule that nothing undoes."""
+    problems = []
+    for call in (*itertools.chain(*flow.before), *flow.ops, *itertools.chain(*flow.after)):
+        if isinstance(reason := call.inverse, str):
+            label = Label(call.span if call.span is not None else flow.span)
+            problems.append(Diagnostic("RK215", f"{flow.id} has no inverse: {reason}", (label,), (_ONE_WAY,)))
+    if flow.share is not None:
+        title = f"{flow.id} has no inverse: it writes one tensor under {len(flow.after)} names"
+        help = "which of them would be read is not said; write that rule yourself, and drop the others"
+        problems.append(Diagnostic("RK215", title, (Label(flow.span),), (help,)))
+    if flow.concat is not None and flow.concat.sizes is None and not flow.concat.equal:
+        title = f"{flow.id} has no inverse: it does not say how long the parts of its concat are"
+        help = "write `sizes: equal`, or the size of each: `sizes: [hidden, hidden, 4*hidden]`"
+        problems.append(Diagnostic("RK215", title, (Label(flow.concat.span or flow.span),), (help,)))
+    if problems:
+        raise NoInverse(*problems)
+
+
+_ONE_WAY = "write the way back yourself, as a rule file of its own"
+
+
+def _undone(calls: Sequence[Call]) -> tuple[object, ...]:
+    inverses = [call.inverse for call in reversed(calls)]
+    return tuple(each.plain() for each in inverses if not isinstance(each, str))
+
+
+def _cut(split: Split | None, otherwise: str | None) -> Mapping[str, object] | None:
+    if split is None:
+        return None
+    sizes = plain_arg(split.sizes) if split.sizes is not None else otherwise
+    return {"dim": split.dim, **({"sizes": sizes} if sizes is not None else {})}
+
+
+def _axis(axis: Axis | None) -> Mapping[str, object] | None:
+    if axis is None:
+        return None
+    count = {"count": plain_arg(axis.count)} if axis.count is not None else {}
+    return {"dim": axis.dim, "by": axis.by, **count}
+
+
+class _Inverter:
+    def __init__(
+        self,
+        rule: Rule,
+        fixed: Mapping[str, str],
+        tables: Tables,
+        known: Mapping[str, Mapping[str, str]],
+        together: Sequence[str] = (),
+    ) -> None:
+        self.given, self.tables, self.known, self.together = rule, tables, known, together
+        constants = {
+            part.name: part.values[0] for part in rule.pattern.captures if part.name and part.values and part.constant
+        }
+        self.fixed = {**constants, **fixed}
+        self.back: dict[str, str] = {}
+        """How each capture of the source is written in the template of the inverse."""
+        self.names = {part.name for part in rule.pattern.captures}
+        self.made = rule.flow.unstack.by if rule.flow is not None and rule.flow.unstack is not None else None
+        if rule.flow is not None and rule.flow.folded is not None:
+            self.back[rule.flow.folded] = f"{{{rule.flow.folded}}}"
+
+    def rule(self, id: str) -> InverseRule:
+        assert self.given.template is not None
+        return self.finished(id, [self.element(item) for item in self.given.template.items])
+
+    def finished(self, id: str, pattern: list[str | Capture]) -> InverseRule:
+        pattern, leaf = self.with_leaf(pattern)
+        to = "".join(self.written(part) for part in self.given.pattern.parts)
+        return InverseRule(id, tuple(_joined(pattern)), to, leaf, self.given.pattern.surface == "path")
+
+    def written(self, part: Part) -> str:
+        if part.name in self.back:
+            return self.back[part.name]
+        word = self.fixed.get(part.name) if part.name is not None else None
+        if part.name is None and part.constant and part.values is not None:
+            word = part.values[0]
+        if word is None:
+            raise self.unwritable(
+                "only its `leaf:` guard, or a domain, leaves one word to what the target does not show"
+            )
+        return literal_text(word)
+
+    def element(self, item: Item) -> str | Capture:
+        if isinstance(item, Literal):
+            return item.text
+        if isinstance(item, Copy):
+            if item.name in self.fixed:
+                return self.fixed[item.name]
+            if item.name == self.made:
+                return Capture(item.name, Part(item.name, CANONICAL, written="int"))
+            self.back[item.name] = f"{{{item.name}}}"
+            return Capture(item.name, self.given.pattern.capture(item.name))
+        if self.made in item.names:
+            raise self.unwritable("it reckons with the index that `unstack` counts")
+        names = [name for name in dict.fromkeys(item.names) if name not in self.fixed]
+        rows = {
+            tuple(values[item.names.index(name)] for name in names): text
+            for values, text in item.mapping.items()
+            if all(self.fixed.get(name, value) == value for name, value in zip(item.names, values, strict=True))
+        }
+        if not names:
+            return rows[()]
+        if len(names) > 1 or names[0] in self.together:
+            return self.several(names, rows)
+        entries = {text: key for (key,), text in rows.items()}
+        if len(entries) < len(rows):
+            raise self.unwritable("two entries of a table have one value, and only the domain says which one occurs")
+        return self.mapped(names[0], item, entries)
+
+    def mapped(self, name: str, item: Mapped, entries: Mapping[str, str]) -> Capture:
+        """A table turned round; arithmetic on one capture turned round."""
+        if item.table is None:
+            shift = _shift(entries)
+            if shift is not None:
+                self.back[name] = f"{{{name}}}" if not shift else f"{{{name}{shift:+d}}}"
+                return Capture(name, None, tuple(entries))
+        whole = {value: key for key, value in self.known.get(item.table or "", {}).items()}
+        turned = (
+            dict(entries)
+            if len(whole) != len(entries)
+            else {value: whole[value] for value in whole if value in entries}
+        )
+        table = self.tables.named(item.table or f"{name}_back", turned)
+        self.back[name] = f"{{{name}|{table}}}"
+        return Capture(name, None, tuple(entries), table)
+
+    def several(self, names: Sequence[str], rows: Mapping[tuple[str, ...], str]) -> Capture:
+        """Captures that are put into one number, taken out of it again."""
+        number = next(name for name in ("n", "i", "index", "_".join(names)) if name not in self.names)
+        self.names.add(number)
+        for place, name in enumerate(names):
+            column = {text: values[place] for values, text in rows.items()}
+            expression = _expression(number, column)
+            if expression is None:
+                table = self.tables.named(f"{name}_of_{number}", column, lossy=True)
+                expression = f"{number}|{table}"
+            self.back[name] = f"{{{expression}}}"
+        return Capture(number, None, tuple(rows.values()))
+
+    def split(self, id: str) -> InverseRule | None:
+        """One capture that was taken apart into several numbers, put together again; None where that is not a sum."""
+        (name,) = self.together
+        assert self.given.template is not None
+        part = self.given.pattern.capture(name)
+        assert part is not None
+        items = [item for item in self.given.template.items if _hangs(item, self.together)]
+        rows = {value: tuple(_text(item, name, value, self.fixed) for item in items) for value in part.values or ()}
+        scales = _scales(rows)
+        if scales is None:
+            return None
+        captures = []
+        for number, (column, scale) in enumerate(zip(zip(*rows.values(), strict=True), scales, strict=True)):
+            fresh = f"{name}_{number}"
+            captures.append(
+                (Capture(fresh, None, tuple(dict.fromkeys(column))), f"{fresh}*{scale}" if scale > 1 else fresh)
+            )
+        self.back[name] = f"{{{'+'.join(text for _, text in captures)}}}"
+        left = iter(captures)
+        pattern = [
+            next(left)[0] if _hangs(item, self.together) else self.element(item) for item in self.given.template.items
+        ]
+        return self.finished(id, pattern)
+
+    # -------------------------------------------------------------------------------------------- leaves
+
+    def with_leaf(self, pattern: list[str | Capture]) -> tuple[list[str | Capture], tuple[str, ...] | None]:
+        """The leaf guard of the source as a guard on what carries its last segment."""
+        source = self.given.pattern
+        if source.leaf is None:
+            return pattern, None
+        last, before = source.parts[-1], source.parts[-2] if len(source.parts) > 1 else None
+        word = self.fixed.get(last.name or "") or (last.values[0] if last.values and len(last.values) == 1 else None)
+        if word is not None and "." in word:
+            return pattern, None
+        alone = before is None or (before.values is not None and all(value.endswith(".") for value in before.values))
+        if word is None and alone and last.name is not None and last.name not in self.together:
+            return self.guarded(pattern, last, source.leaf)
+        raise self.unwritable("its `leaf:` guard bounds text that the target does not end in")
+
+    def guarded(
+        self, pattern: list[str | Capture], last: Part, leaf: tuple[str, ...]
+    ) -> tuple[list[str | Capture], tuple[str, ...] | None]:
+        places = [n for n, each in enumerate(pattern) if isinstance(each, Capture) and each.name == last.name]
+        if not places:
+            raise self.unwritable("its `leaf:` guard bounds a capture that the target does not show")
+        place = places[0]
+        capture = pattern[place]
+        assert isinstance(capture, Capture)
+        if capture.part is None:
+            raise self.unwritable("its `leaf:` guard bounds a capture that goes through a table")
+        if last.values is not None:
+            inside = tuple(value for value in last.values if value.rpartition(".")[2] in leaf)
+            pattern[place] = replace(capture, part=last.bounded(inside))
+            return pattern, None
+        if not any(contains(chars, ".") for chars in automaton((last,)).chars):
+            pattern[place] = replace(capture, part=last.bounded(leaf))
+            return pattern, None
+        text = pattern[place - 1] if place else "."
+        if place == len(pattern) - 1 and isinstance(text, str) and text.endswith("."):
+            return pattern, leaf
+        raise self.unwritable("its `leaf:` guard bounds text that the target does not end in")
+
+    def unwritable(self, why: str) -> NoInverse:
+        title = f"{self.given.id} has no inverse that could be written: {why}"
+        help = ("bound the capture itself, with choices or `where:`",)
+        return NoInverse(Diagnostic("RK213", title, _label(self.given), help))
+
+
+def _joined(pattern: Iterable[str | Capture]) -> Iterator[str | Capture]:
+    text = ""
+    for each in pattern:
+        if isinstance(each, str):
+            text += each
+            continue
+        if text:
+            yield text
+        text = ""
+        yield each
+    if text:
+        yield text
+
+
+def _text(item: Item, name: str, value: str, fixed: Mapping[str, str]) -> str:
+    """What an item that depends on one capture shows of a value of it."""
+    assert not isinstance(item, Literal)
+    if isinstance(item, Copy):
+        return value
+    return item.mapping[tuple(value if each == name else fixed[each] for each in item.names)]
+
+
+def _scales(rows: Mapping[str, tuple[str, ...]]) -> tuple[int, ...] | None:
+    """By what each number of a row is to be multiplied, so that the sum is the row's key; every row must be there."""
+    if not (_integers(rows) and all(_integers(row) for row in rows.values())):
+        return None
+    columns = [sorted({int(text) for text in column}) for column in zip(*rows.values(), strict=True)]
+    whole = 1
+    for column in columns:
+        whole *= len(column)
+    by_row = {tuple(map(int, row)): int(key) for key, row in rows.items()}
+    if whole != len(by_row) or any(column[0] for column in columns) or by_row.get((0,) * len(columns)) != 0:
+        return None
+    units = [tuple(int(other == number) for other in range(len(columns))) for number in range(len(columns))]
+    if any(unit not in by_row for unit in units):
+        return None
+    scales = tuple(by_row[unit] for unit in units)
+    fits = all(sum(a * b for a, b in zip(row, scales, strict=True)) == key for row, key in by_row.items())
+    return scales if fits and all(scales) else None
+
+
+def _integers(values: Iterable[str]) -> bool:
+    return all(value.isascii() and value.isdigit() and str(int(value)) == value for value in values)
+
+
+def _shift(entries: Mapping[str, str]) -> int | None:
+    """The number that leads from each key to its value, where it is one for all."""
+    if not (_integers(entries) and _integers(entries.values())):
+        return None
+    shifts = {int(value) - int(key) for key, value in entries.items()}
+    return shifts.pop() if len(shifts) == 1 else None
+
+
+def _expression(name: str, column: Mapping[str, str]) -> str | None:
+    """Arithmetic that leads from each key to its value, where something simple does."""
+    if not (_integers(column) and _integers(column.values())):
+        return None
+    pairs = [(int(key), int(value)) for key, value in column.items()]
+    most = max(value for _, value in pairs) + 1
+    for step in range(1, 257):
+        quotients = [(key // step, value) for key, value in pairs]
+        if all(quotient == value for quotient, value in quotients):
+            return name if step == 1 else f"{name}//{step}"
+        if all(quotient % most == value for quotient, value in quotients):
+            return f"{name}%{most}" if step == 1 else f"{name}//{step}%{most}"
+    return None
+
+
+def _label(rule: Rule) -> tuple[Label, ...]:
+    span: Span = rule.template.text.span if rule.template is not None else rule.span
+    return (Label(span),)

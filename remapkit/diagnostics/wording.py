@@ -1,0 +1,118 @@
+"""The one way to say counts, sizes, lists and names in messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from remapkit.diagnostics.diagnostic import one_line
+
+
+def sized(nbytes: int) -> str:
+    """A number of bytes for people, in powers of ten.
+
+    >>> sized(16), sized(2_818_754_672), sized(4398046511104)
+    ('16 B', '2.82 GB', '4.40 TB')
+    """
+    if nbytes < 1000:
+        return f"{nbytes} B"
+    value = float(nbytes)
+    for unit in ("kB", "MB", "GB", "TB", "PB", "EB"):
+        value /= 1000
+        if value < 999.5:
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+    return f"{value:.3g} EB"
+
+
+def sized_part(done: int, total: int) -> str:
+    """How much of a number of bytes, in the unit of the whole.
+
+    >>> sized_part(1_100_000_000, 2_818_754_672), sized_part(0, 16)
+    ('1.10 of 2.82 GB', '0 of 16 B')
+    """
+    whole, unit = sized(total).split()
+    power = ("B", "kB", "MB", "GB", "TB", "PB", "EB").index(unit)
+    decimals = len(whole.partition(".")[2])
+    return f"{done / 1000**power:.{decimals}f} of {whole} {unit}"
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters and lone surrogates escaped: a file must not steer a terminal.
+
+    >>> printable("a\x1b[31m")
+    'a\\x1b[31m'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable() or character == "\n"
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+def shown(key: str, width: int = 200) -> str:
+    """A key as messages show it: escaped, and cut where it is absurdly long."""
+    text = printable(key)
+    return text if len(text) <= width else f"{text[: width - 20]}... ({len(key)} characters)"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "key"), counted(2, "key")
+    ('1 key', '2 keys')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words as a sentence has them, each once.
+
+    >>> listed(["a"]), listed(["a", "b", "c", "b"])
+    ('a', 'a, b and c')
+    """
+    *before, last = dict.fromkeys(words) or {"": None}
+    return f"{', '.join(before)} and {last}" if before else last
+
+
+SHOWN = 5
+"""How many keys a message names before it only counts; JSON output always has them all."""
+
+
+def named(fqns: Sequence[str], shown: int = SHOWN) -> str:
+    """The first few keys, one a line, and how many more there are.
+
+    >>> print(named(["a", "b", "c"], shown=2))
+    a
+    b
+    ... and 1 more
+    """
+    lines = list(map(one_line, fqns[:shown]))
+    if len(fqns) > shown:
+        lines.append(f"... and {len(fqns) - shown} more")
+    return "\n".join(lines)
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in decimal units, as disks count them.
+
+    >>> human_bytes(2_818_839_376), human_bytes(196), human_bytes(999_999)
+    ('2.82 GB', '196 bytes', '1.00 MB')
+    """
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in ("kB", "MB", "GB", "TB", "PB"):
+        count /= 1000
+        if count < 999.995:
+            return f"{count:.2f} {unit}"
+    return f"{count * 1000:.0f} PB"
+
+
+def excerpt_of(text: str, limit: int = 60) -> str:
+    """A text for a message: quoted, escaped, and cut where it is long.
+
+    >>> print(excerpt_of("a\\tb"), excerpt_of("x" * 100, 5))
+    'a\\tb' 'xxxxx…'
+    """
+    return repr(text if len(text) <= limit else text[:limit] + "…")

@@ -1,0 +1,214 @@
+"""A source file held open for the whole run: its identity, its bytes by range, and whether it changed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from remapkit.diagnostics.wording import sized
+from remapkit.files.errors import unreadable
+
+CHUNK = 1 << 18
+"""Bytes read or written at once: larger buffers cost several times more on machines with slow first touch."""
+
+
+class _Pool:
+    """The shards that are open just now, those that were used last at the end."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.files: dict[int, SourceFile] = {}
+
+    def make_room(self) -> None:
+        """Close what was not used for longest where a quarter of what a process may have open is taken."""
+        while len(self.files) >= most_open():
+            for key, file in self.files.items():
+                if file.park():
+                    del self.files[key]
+                    break
+            else:
+                return
+
+
+def most_open() -> int:
+    """How many shards are open at once: outputs, libraries and other readers need descriptors too."""
+    try:
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    except (ImportError, OSError, ValueError):
+        soft = 256
+    return max(2, min(soft if soft > 0 else 1024, 4096) // 4)
+
+
+_POOL = _Pool()
+
+
+class SourceFile:
+    """A regular file held open for reading, with what it looked like when it was opened.
+
+    Holding the descriptor rather than the path means that a file which is renamed or replaced meanwhile is still
+    the one whose header was read. Raises `UnreadableCheckpoint` (RK400) where the path cannot be opened or is not a
+    regular file: a pipe or a device would block or never end.
+    """
+
+    __slots__ = ("_lasting", "_open", "_pins", "device", "fd", "inode", "path", "size", "stamp")
+
+    def __init__(
+        self, path: Path, *, name: str | None = None, dir_fd: int | None = None, lasting: bool = True
+    ) -> None:
+        self.path = path
+        self._lasting, self._open, self._pins = lasting, True, 0
+        with _POOL.lock:
+            if not lasting:
+                _POOL.make_room()
+            self.fd = _open_regular(path, name, dir_fd)
+            found = os.fstat(self.fd)
+            if not lasting:
+                _POOL.files[id(self)] = self
+        self.size = found.st_size
+        self.device, self.inode = found.st_dev, found.st_ino
+        self.stamp = _stamp(found)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[int]:
+        """The descriptor, open for as long as the block lasts.
+
+        There may be more shards than files that a process may have open: those that were not used for longest are
+        closed, and opened again when they are. What is then found under the name must still be the same file.
+        """
+        with _POOL.lock:
+            if self.fd < 0 and self._open:
+                self._reopen()
+            elif not self._lasting and self._open:
+                _POOL.files[id(self)] = _POOL.files.pop(id(self))
+            self._pins += 1
+        try:
+            yield self.fd
+        finally:
+            with _POOL.lock:
+                self._pins -= 1
+
+    def _reopen(self) -> None:
+        _POOL.make_room()
+        fd = _open_regular(self.path, None, None)
+        found = os.fstat(fd)
+        if _written_since(self.stamp, _stamp(found)):
+            os.close(fd)
+            raise unreadable("RK412", f"{self.path.name} changed while it was read", self.path)
+        self.fd = fd
+        _POOL.files[id(self)] = self
+
+    def park(self) -> bool:
+        """Close the descriptor until it is needed again; False where it is in use."""
+        if self._pins:
+            return False
+        os.close(self.fd)
+        self.fd = -1
+        return True
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes at `offset`; fewer are an error, because the size was known."""
+        pieces = []
+        while length > 0:
+            try:
+                with self.held() as fd:
+                    piece = os.pread(fd, min(length, 1 << 30), offset)
+            except OSError as error:
+                raise unreadable("RK400", f"cannot read: {reason(error)}", self.path) from error
+            if not piece:
+                raise unreadable("RK412", f"{self.path.name} became shorter while it was read", self.path)
+            pieces.append(piece)
+            offset += len(piece)
+            length -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def chunks(self, offset: int, length: int, size: int = CHUNK) -> Iterator[memoryview]:
+        """`length` bytes at `offset` in pieces of at most `size`."""
+        while length > 0:
+            piece = self.read(offset, min(size, length))
+            yield memoryview(piece)
+            offset += len(piece)
+            length -= len(piece)
+
+    def changed(self) -> bool:
+        """Whether the file was written to since it was opened."""
+        with self.held() as fd:
+            now = _stamp(os.fstat(fd))
+        return _written_since(self.stamp, now)
+
+    def close(self) -> None:
+        """Close the descriptor; a second call does nothing."""
+        with _POOL.lock:
+            self._open = False
+            _POOL.files.pop(id(self), None)
+            if self.fd >= 0:
+                os.close(self.fd)
+                self.fd = -1
+
+    def __repr__(self) -> str:
+        return f"SourceFile({str(self.path)!r}, {sized(self.size)})"
+
+
+def _stamp(found: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written to: a time of modification can be set back, one of change cannot."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_nlink
+
+
+def _written_since(then: tuple[int, ...], now: tuple[int, ...]) -> bool:
+    # A name given to the file or taken from it moves its time of change as well, and changes the number of links.
+    return now[:4] != then[:4] or (now[4] != then[4] and now[5] == then[5])
+
+
+def _open_regular(path: Path, name: str | None, dir_fd: int | None) -> int:
+    try:
+        # O_NONBLOCK: opening a named pipe would otherwise wait for a writer for ever.
+        fd = os.open(name or path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+    except FileNotFoundError as error:
+        raise unreadable("RK400", f"no such file: {path}") from error
+    except (OSError, ValueError) as error:
+        words = reason(error) if isinstance(error, OSError) else str(error)
+        raise unreadable("RK400", f"cannot open {path}: {words}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise unreadable("RK400", f"{path} is not a regular file")
+    return fd
+
+
+def reason(error: OSError) -> str:
+    """What the system says, in lower case and without numbers: `permission denied`."""
+    return (error.strerror or str(error)).lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """`length` bytes at `offset` of a file: the whole tensor, contiguous, row-major, little-endian."""
+
+    source: SourceFile
+    offset: int
+    length: int
+
+    @property
+    def file(self) -> Path:
+        """The path of the file."""
+        return self.source.path
+
+
+def even(chunks: Iterator[memoryview], size: int) -> Iterator[memoryview]:
+    """The same bytes in pieces of exactly `size`, but for the last."""
+    kept = bytearray()
+    for chunk in chunks:
+        if not kept and len(chunk) == size:
+            yield chunk
+            continue
+        kept += chunk
+        while len(kept) >= size:
+            yield memoryview(bytes(kept[:size]))
+            del kept[:size]
+    if kept:
+        yield memoryview(bytes(kept))

@@ -1,0 +1,195 @@
+"""The few callables of a state dict that the pickle machine carries out itself, on placeholders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from remapkit.files.errors import MAX_DIMS
+from remapkit.formats.pickle.denylist import is_hostile_call
+from remapkit.formats.pickle.machine import Machine
+from remapkit.formats.pickle.values import (
+    _KNOWN,
+    _MAPPINGS,
+    DTYPES,
+    STORAGES,
+    Global,
+    Mapping,
+    Opaque,
+    PickleFault,
+    Storage,
+    Tensor,
+    _kind,
+)
+from remapkit.tensors.spec import DTYPE_BITS
+
+
+def _call(machine: Machine, function: Any, args: Any) -> Any:
+    if not isinstance(function, Global):
+        if isinstance(function, Opaque):
+            return Opaque(f"{function.name}()", function.known)
+        raise PickleFault(f"the pickle calls {_kind(function)}")
+    name = str(function)
+    if not isinstance(args, tuple):
+        raise PickleFault(f"the pickle calls {name} with {_kind(args)} for arguments")
+    rebuild = _CALLS.get(name)
+    if rebuild is not None:
+        return rebuild(machine, args)
+    if name in _MAPPINGS:
+        return Mapping()
+    if is_hostile_call(name):
+        machine.hostile[name] = None
+    if name in ("copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__"):
+        return _instance(machine, args[0] if args else None)
+    return Opaque(name, known=name in _KNOWN)
+
+
+def _instance(machine: Machine, cls: Any) -> Any:
+    if not isinstance(cls, Global):
+        return Opaque(_kind(cls))
+    name = str(cls)
+    if name in _MAPPINGS:
+        return Mapping()
+    return Opaque(name, known=name in _KNOWN)
+
+
+def _rebuild_tensor(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaque:
+    storage, offset, shape, stride = _arguments(args, 4, "_rebuild_tensor")
+    return _tensor(machine, storage, None, offset, shape, stride)
+
+
+def _rebuild_tensor_v2(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaque:
+    storage, offset, shape, stride = _arguments(args, 4, "_rebuild_tensor_v2")
+    return _lazy(args[6:7]) or _tensor(machine, storage, None, offset, shape, stride)
+
+
+def _rebuild_tensor_v3(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaque:
+    storage, offset, shape, stride, _, _, dtype = _arguments(args, 7, "_rebuild_tensor_v3")
+    if not isinstance(dtype, Global) or dtype.module != "torch":
+        raise PickleFault(f"a tensor's dtype is {_kind(dtype)}")
+    name = DTYPES.get(dtype.name)
+    if name is None:
+        return Opaque(f"tensor of dtype torch.{dtype.name}")
+    return _lazy(args[7:8]) or _tensor(machine, storage, name, offset, shape, stride)
+
+
+def _lazy(metadata: tuple[Any, ...]) -> Opaque | None:
+    """A tensor whose bytes are not its values: a lazy conjugate or negative."""
+    if metadata and isinstance(metadata[0], Mapping):
+        for key, value in metadata[0].items:
+            if key in ("conj", "neg") and value:
+                words = "conjugate" if key == "conj" else "negative"
+                return Opaque(f"lazily {words} tensor (call .resolve_{key}() before it is saved)")
+    return None
+
+
+def _tensor(
+    machine: Machine, storage: Any, dtype: str | None, offset: Any, shape: Any, stride: Any
+) -> Tensor | Opaque:
+    if isinstance(storage, Opaque):
+        return Opaque(f"tensor over {storage.name}")
+    if not isinstance(storage, Storage):
+        raise PickleFault(f"a tensor's storage is {_kind(storage)}")
+    dtype = dtype or storage.dtype
+    if dtype is None:
+        raise PickleFault("a tensor over an untyped storage has no dtype")
+    if isinstance(shape, Opaque) or isinstance(stride, Opaque):
+        return Opaque("tensor of unknown shape")
+    if type(offset) is not int or not _are_ints(shape) or not _are_ints(stride):
+        raise PickleFault("a tensor's offset, shape or stride is not made of whole numbers")
+    machine.objects -= 1 + len(shape) // 4
+    return Tensor(storage, dtype, offset, tuple(shape), tuple(stride))
+
+
+def _are_ints(values: Any) -> bool:
+    return isinstance(values, tuple | list) and len(values) <= MAX_DIMS and all(type(n) is int for n in values)
+
+
+def _arguments(args: tuple[Any, ...], count: int, name: str) -> tuple[Any, ...]:
+    if len(args) < count:
+        raise PickleFault(f"{name} is called with {len(args)} arguments, fewer than its {count}")
+    return args[:count]
+
+
+def _rebuild_parameter(machine: Machine, args: tuple[Any, ...]) -> Any:
+    (data,) = _arguments(args, 1, "_rebuild_parameter")
+    return data
+
+
+def _rebuild_from_type(machine: Machine, args: tuple[Any, ...]) -> Any:
+    """A subclass of Tensor, or a tensor with attributes: for torch's own two classes it is the tensor itself."""
+    function, cls, inner = _arguments(args, 3, "_rebuild_from_type_v2")
+    name = str(cls) if isinstance(cls, Global) else _kind(cls)
+    rebuild = _CALLS.get(str(function)) if isinstance(function, Global) else None
+    own = {"torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"}
+    if rebuild is None or name not in own or not isinstance(inner, tuple):
+        return Opaque(name)
+    return rebuild(machine, inner)
+
+
+def _ordered_dict(machine: Machine, args: tuple[Any, ...]) -> Mapping:
+    """OrderedDict(): empty, or from the list of pairs that Python 2 wrote."""
+    found = Mapping()
+    if args and isinstance(args[0], list | Mapping):
+        # A copy: one list copied often is how a small pickle would fill the memory.
+        machine.objects -= len(args[0]) if isinstance(args[0], list) else len(args[0].items)
+        machine.check_budget(0)
+    if args and isinstance(args[0], list):
+        for pair in args[0]:
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise PickleFault("an OrderedDict is made of something that is not a pair")
+            found.items.append((pair[0], pair[1]))
+    elif args and isinstance(args[0], Mapping):
+        found.items.extend(args[0].items)
+    return found
+
+
+def _size(machine: Machine, args: tuple[Any, ...]) -> Any:
+    return tuple(args[0]) if args and _are_ints(args[0]) else Opaque("torch.Size", known=True)
+
+
+def _unread(name: str) -> Callable[[Machine, tuple[Any, ...]], Opaque]:
+    return lambda machine, args: Opaque(name)
+
+
+_CALLS: dict[str, Callable[[Machine, tuple[Any, ...]], Any]] = {
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    "collections.OrderedDict": _ordered_dict,
+    "builtins.dict": _ordered_dict,
+    "torch.Size": _size,
+}
+
+
+_CALLS["torch.storage._load_from_bytes"] = _unread("tensor pickled without torch.save")
+"""What the calls that a checkpoint is made of become; the kinds of tensors that are not read keep their names."""
+
+
+def _persistent(machine: Machine, identity: Any) -> Any:
+    """A storage: ('storage', class, key, location, numel), and in the legacy format a view of it."""
+    if isinstance(identity, tuple) and identity[:1] == ("module",):
+        return identity[1] if len(identity) > 1 else None
+    if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
+        raise PickleFault(f"a persistent id is {_kind(identity)}, not a storage")
+    _, cls, key, _, numel = identity[:5]
+    if not isinstance(key, str) or type(numel) is not int:
+        raise PickleFault("a storage's key or size is of the wrong kind")
+    if len(identity) == 6 and identity[5] is not None:
+        return Opaque("torch storage that is a view of another")
+    if not isinstance(cls, Global) or cls.module.partition(".")[0] != "torch":
+        raise PickleFault(f"a storage's class is {_kind(cls)}")
+    dtype = STORAGES.get(cls.name)
+    if dtype is None and cls.name != "UntypedStorage":
+        machine.widths[key] = _STRANGE_WIDTHS.get(cls.name, 0)
+        return Opaque(str(cls))
+    width = DTYPE_BITS[dtype] // 8 if dtype else 1
+    if machine.widths.setdefault(key, width) != width:
+        machine.widths[key] = 0
+    return Storage(key, dtype, numel)
+
+
+_STRANGE_WIDTHS = {"QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1}

@@ -1,0 +1,419 @@
+"""One function per pickle opcode (protocols 0 to 5, as documented in pickletools)."""
+
+from __future__ import annotations
+
+import codecs
+import struct
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from remapkit.diagnostics.wording import shown, sized
+from remapkit.formats.pickle.calls import _call, _instance, _persistent
+from remapkit.formats.pickle.machine import _MAX_INT_BYTES, _TEXT_OBJECT, Machine
+from remapkit.formats.pickle.values import _MARK, MAX_TEXT, Mapping, Opaque, PickleFault, _kind
+
+
+def _stop(machine: Machine) -> None:
+    """`run` ends here."""
+
+
+def _proto(machine: Machine) -> None:
+    version = machine.number(1)
+    if version > 5:
+        raise PickleFault(f"pickle protocol {version} is unknown")
+
+
+def _frame(machine: Machine) -> None:
+    length = machine.number(8)
+    if length > machine.end - machine.pos:
+        raise PickleFault(f"a frame of {sized(length)} where {sized(machine.end - machine.pos)} are left")
+
+
+def _mark(machine: Machine) -> None:
+    machine.stack.append(_MARK)
+
+
+def _pop(machine: Machine) -> None:
+    if not machine.stack:
+        raise PickleFault("the pickle takes a value from an empty stack")
+    machine.stack.pop()
+
+
+def _pop_mark(machine: Machine) -> None:
+    machine.pop_mark()
+
+
+def _constant(value: Any) -> Callable[[Machine], None]:
+    def push(machine: Machine) -> None:
+        machine.stack.append(value)
+
+    return push
+
+
+def _int_line(machine: Machine) -> None:
+    line = machine.line()
+    if line in (b"00", b"01"):
+        machine.push(line == b"01")
+    else:
+        machine.push(_parse_int(line))
+
+
+def _parse_int(line: bytes) -> int:
+    if len(line) > _MAX_INT_BYTES:
+        raise PickleFault(f"a number of {len(line)} digits")
+    try:
+        return int(line.rstrip(b"L").decode("ascii"))
+    except ValueError:
+        raise PickleFault(f"{shown(repr(line), 40)} is no number") from None
+
+
+def _long_line(machine: Machine) -> None:
+    machine.push(_parse_int(machine.line()))
+
+
+def _float_line(machine: Machine) -> None:
+    line = machine.line()
+    try:
+        machine.push(float(line[:_MAX_INT_BYTES]))
+    except ValueError:
+        raise PickleFault(f"{shown(repr(line), 40)} is no number") from None
+
+
+def _binint(machine: Machine) -> None:
+    machine.push(int.from_bytes(machine.take(4), "little", signed=True))
+
+
+def _binint1(machine: Machine) -> None:
+    machine.push(machine.number(1))
+
+
+def _binint2(machine: Machine) -> None:
+    machine.push(machine.number(2))
+
+
+def _long(width: int) -> Callable[[Machine], None]:
+    def push(machine: Machine) -> None:
+        length = machine.number(width)
+        if length > _MAX_INT_BYTES:
+            raise PickleFault(f"a number of {sized(length)}")
+        machine.objects -= length // _TEXT_OBJECT
+        machine.push(int.from_bytes(machine.take(length), "little", signed=True))
+
+    return push
+
+
+def _binfloat(machine: Machine) -> None:
+    machine.push(struct.unpack(">d", machine.take(8))[0])
+
+
+def _text(width: int) -> Callable[[Machine], None]:
+    def push(machine: Machine) -> None:
+        length = machine.number(width)
+        if length > MAX_TEXT:
+            _skip(machine, length, "str")
+            return
+        machine.objects -= length // _TEXT_OBJECT
+        try:
+            machine.stack.append(machine.take(length).decode("utf-8", "surrogatepass"))
+        except UnicodeDecodeError:
+            raise PickleFault("a string is not UTF-8") from None
+
+    return push
+
+
+def _skip(machine: Machine, length: int, name: str) -> None:
+    if length > machine.end - machine.pos:
+        machine.take(length)
+    machine.pos += length
+    machine.objects -= 1
+    machine.push(Opaque(f"{name} of {sized(length)}", known=True))
+
+
+def _bytes(width: int, name: str) -> Callable[[Machine], None]:
+    def push(machine: Machine) -> None:
+        _skip(machine, machine.number(width), name)
+
+    return push
+
+
+def _string(width: int) -> Callable[[Machine], None]:
+    """Python 2's str: text where it is ASCII, which is all that names and storage keys are."""
+
+    def push(machine: Machine) -> None:
+        length = machine.number(width)
+        if length > MAX_TEXT:
+            _skip(machine, length, "str")
+        else:
+            machine.objects -= length // _TEXT_OBJECT
+            machine.push(machine.take(length).decode("latin-1"))
+
+    return push
+
+
+def _string_line(machine: Machine) -> None:
+    line = machine.line().strip()
+    if len(line) < 2 or line[:1] not in b"'\"" or line[-1:] != line[:1]:
+        raise PickleFault("a quoted string without quotes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            machine.push(codecs.escape_decode(line[1:-1])[0].decode("latin-1"))
+    except ValueError:
+        raise PickleFault("a quoted string with a broken escape") from None
+
+
+def _unicode_line(machine: Machine) -> None:
+    try:
+        machine.push(machine.line().decode("raw-unicode-escape"))
+    except UnicodeDecodeError:
+        raise PickleFault("a string with a broken escape") from None
+
+
+def _empty(kind: Callable[[], Any]) -> Callable[[Machine], None]:
+    def push(machine: Machine) -> None:
+        machine.objects -= 1
+        machine.stack.append(kind())
+
+    return push
+
+
+def _tuple(machine: Machine) -> None:
+    machine.push(tuple(machine.pop_mark()))
+
+
+def _tuple_of(count: int) -> Callable[[Machine], None]:
+    def push(machine: Machine) -> None:
+        values = [machine.pop() for _ in range(count)]
+        machine.objects -= 1
+        machine.push(tuple(reversed(values)))
+
+    return push
+
+
+def _list(machine: Machine) -> None:
+    machine.push(machine.pop_mark())
+
+
+def _dict(machine: Machine) -> None:
+    values = machine.pop_mark()
+    machine.objects -= len(values) // 2
+    machine.push(Mapping(_pairs(values)))
+
+
+def _pairs(values: list[Any]) -> list[tuple[Any, Any]]:
+    if len(values) % 2:
+        raise PickleFault("a dict is given a key without a value")
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def _append(machine: Machine) -> None:
+    value = machine.pop()
+    _extend(machine, [value])
+
+
+def _appends(machine: Machine) -> None:
+    _extend(machine, machine.pop_mark())
+
+
+def _extend(machine: Machine, values: list[Any]) -> None:
+    target = machine.top()
+    if type(target) is list:
+        target.extend(values)
+    elif not isinstance(target, Opaque):
+        raise PickleFault(f"the pickle appends to {_kind(target)}")
+
+
+def _setitem(machine: Machine) -> None:
+    value = machine.pop()
+    key = machine.pop()
+    _update(machine, [(key, value)])
+
+
+def _setitems(machine: Machine) -> None:
+    _update(machine, _pairs(machine.pop_mark()))
+
+
+def _update(machine: Machine, pairs: list[tuple[Any, Any]]) -> None:
+    target = machine.top()
+    machine.objects -= len(pairs)
+    if isinstance(target, Mapping):
+        target.items.extend(pairs)
+    elif isinstance(target, Opaque):
+        target.items = [] if target.items is None else target.items
+        target.items.extend(pairs)
+    else:
+        raise PickleFault(f"the pickle sets an item of {_kind(target)}")
+
+
+def _additems(machine: Machine) -> None:
+    machine.pop_mark()
+    if not isinstance(machine.top(), Opaque):
+        raise PickleFault(f"the pickle adds to {_kind(machine.top())}")
+
+
+def _frozenset(machine: Machine) -> None:
+    machine.pop_mark()
+    machine.push(Opaque("frozenset", known=True))
+
+
+def _put_line(machine: Machine) -> None:
+    machine.remember(_slot(machine.line()))
+
+
+def _get_line(machine: Machine) -> None:
+    machine.recall(_slot(machine.line()))
+
+
+def _slot(line: bytes) -> int:
+    index = _parse_int(line)
+    if index < 0:
+        raise PickleFault(f"the pickle uses memo slot {index}")
+    return index
+
+
+def _put(width: int) -> Callable[[Machine], None]:
+    return lambda machine: machine.remember(machine.number(width))
+
+
+def _get(width: int) -> Callable[[Machine], None]:
+    return lambda machine: machine.recall(machine.number(width))
+
+
+def _memoize(machine: Machine) -> None:
+    machine.remember(len(machine.memo))
+
+
+def _dup(machine: Machine) -> None:
+    machine.push(machine.top())
+
+
+def _global(machine: Machine) -> None:
+    module, name = machine.line(), machine.line()
+    try:
+        machine.push(machine.find_global(module.decode("utf-8"), name.decode("utf-8")))
+    except UnicodeDecodeError:
+        raise PickleFault("the name of a global is not UTF-8") from None
+
+
+def _stack_global(machine: Machine) -> None:
+    name, module = machine.pop(), machine.pop()
+    machine.push(machine.find_global(module, name))
+
+
+def _reduce(machine: Machine) -> None:
+    args, function = machine.pop(), machine.pop()
+    machine.objects -= 1
+    machine.push(_call(machine, function, args))
+
+
+def _newobj(machine: Machine) -> None:
+    _, cls = machine.pop(), machine.pop()
+    machine.objects -= 1
+    machine.push(_instance(machine, cls))
+
+
+def _newobj_ex(machine: Machine) -> None:
+    _, _, cls = machine.pop(), machine.pop(), machine.pop()
+    machine.objects -= 1
+    machine.push(_instance(machine, cls))
+
+
+def _inst(machine: Machine) -> None:
+    _global(machine)
+    cls = machine.pop()
+    args = tuple(machine.pop_mark())
+    machine.push(_call(machine, cls, args))
+
+
+def _obj(machine: Machine) -> None:
+    values = machine.pop_mark()
+    if not values:
+        raise PickleFault("the pickle makes an object without a class")
+    machine.push(_call(machine, values[0], tuple(values[1:])))
+
+
+def _build(machine: Machine) -> None:
+    state = machine.pop()
+    target = machine.top()
+    if isinstance(target, Opaque) and isinstance(state, Mapping):
+        # What every torch.nn.Module has; the first keys of its state are enough to tell.
+        target.module = {"_parameters", "_modules"} <= {key for key, _ in state.items[:50] if isinstance(key, str)}
+    # The state of an OrderedDict is the `_metadata` of a state dict; an unknown object's stays unknown.
+    if not isinstance(target, Mapping | Opaque):
+        raise PickleFault(f"the pickle sets the state of {_kind(target)}")
+
+
+def _binpersid(machine: Machine) -> None:
+    machine.objects -= 1
+    machine.push(_persistent(machine, machine.pop()))
+
+
+_OPCODES: dict[int, Callable[[Machine], None]] = {
+    ord(opcode): handler
+    for opcode, handler in {
+        ".": _stop,
+        "\x80": _proto,
+        "\x95": _frame,
+        "(": _mark,
+        "0": _pop,
+        "1": _pop_mark,
+        "2": _dup,
+        "N": _constant(None),
+        "\x88": _constant(True),
+        "\x89": _constant(False),
+        "I": _int_line,
+        "L": _long_line,
+        "F": _float_line,
+        "J": _binint,
+        "K": _binint1,
+        "M": _binint2,
+        "\x8a": _long(1),
+        "\x8b": _long(4),
+        "G": _binfloat,
+        "X": _text(4),
+        "\x8c": _text(1),
+        "\x8d": _text(8),
+        "V": _unicode_line,
+        "S": _string_line,
+        "T": _string(4),
+        "U": _string(1),
+        "B": _bytes(4, "bytes"),
+        "C": _bytes(1, "bytes"),
+        "\x8e": _bytes(8, "bytes"),
+        "\x96": _bytes(8, "bytearray"),
+        ")": _constant(()),
+        "]": _empty(list),
+        "}": _empty(Mapping),
+        "\x8f": _empty(lambda: Opaque("set", known=True)),
+        "\x91": _frozenset,
+        "\x90": _additems,
+        "t": _tuple,
+        "\x85": _tuple_of(1),
+        "\x86": _tuple_of(2),
+        "\x87": _tuple_of(3),
+        "l": _list,
+        "d": _dict,
+        "a": _append,
+        "e": _appends,
+        "s": _setitem,
+        "u": _setitems,
+        "p": _put_line,
+        "q": _put(1),
+        "r": _put(4),
+        "g": _get_line,
+        "h": _get(1),
+        "j": _get(4),
+        "\x94": _memoize,
+        "c": _global,
+        "\x93": _stack_global,
+        "R": _reduce,
+        "\x81": _newobj,
+        "\x92": _newobj_ex,
+        "i": _inst,
+        "o": _obj,
+        "b": _build,
+        "Q": _binpersid,
+    }.items()
+}
+"""Every opcode that a checkpoint may use; persistent ids as text, extension codes and buffers are not among them."""

@@ -1,0 +1,47 @@
+"""Reads the pickle of a checkpoint with an opcode loop that imports nothing and calls nothing."""
+
+from __future__ import annotations
+
+from mmap import mmap
+
+from remapkit.formats.pickle.machine import Machine
+from remapkit.formats.pickle.values import HOSTILE_HELP, Found, PickleFault
+
+_REFUSED = {
+    "P": "a persistent id as text (protocol 0), which torch.save never writes",
+    "\x82": "an extension code, which stands for a global",
+    "\x83": "an extension code, which stands for a global",
+    "\x84": "an extension code, which stands for a global",
+    "\x97": "a buffer outside the pickle",
+    "\x98": "a buffer outside the pickle",
+}
+
+
+def _strange(opcode: int, at: int) -> PickleFault:
+    words = _REFUSED.get(chr(opcode))
+    if words:
+        return PickleFault(f"the pickle uses {words} (byte {at})")
+    return PickleFault(f"0x{opcode:02x} is no opcode of pickles (byte {at}): the file is damaged")
+
+
+def read_pickle(data: bytes | mmap, start: int, end: int, entries: int = 0) -> Found:
+    """The object that a pickle holds, as plain data; raises `PickleFault`.
+
+    >>> import pickle
+    >>> found = read_pickle(pickle.dumps({"epoch": 3}), 0, 100)
+    >>> found.value.items
+    [('epoch', 3)]
+    """
+    machine = Machine(data, start, min(end, len(data)), entries)
+    try:
+        value = machine.run()
+    except PickleFault as fault:
+        if not machine.hostile:
+            raise
+        names = " and ".join(list(machine.hostile)[:5])
+        raise PickleFault(f"the pickle names {names}, and is broken: {fault.title}", HOSTILE_HELP) from None
+    except RecursionError:
+        # Only Python itself can come to this, where it frees or hashes what is nested very deep.
+        raise PickleFault("the pickle is nested too deeply") from None
+    machine.check_budget(0)
+    return Found(value, machine.pos, tuple(machine.hostile), tuple(machine.named), machine.widths)

@@ -1,0 +1,173 @@
+"""What the inert pickle machine puts on its stack: placeholders, storages, tensors. Nothing is ever imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from remapkit.files.errors import FileFault
+
+MAX_TEXT = 1 << 16
+"""Strings longer than this (an embedded config, a blob) are not kept, only their length."""
+
+
+class PickleFault(FileFault):
+    """What is wrong with a pickle."""
+
+    def __init__(self, title: str, help: tuple[str, ...] = ()) -> None:
+        super().__init__("RK404", title, help=help)
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """The name of something that unpickling would import."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(slots=True, eq=False)
+class Opaque:
+    """An object that was not built: only the name of its class or of the function that makes it.
+
+    `items` are the pairs that the pickle sets on it, for subclasses of dict. `known` marks builtins (sets, bytes) and
+    harmless library objects that every checkpoint may hold, `module` what has the state of a torch.nn.Module.
+    """
+
+    name: str
+    known: bool = False
+    items: list[tuple[Any, Any]] | None = None
+    module: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Mapping:
+    """A dict, as the pairs that the pickle sets: nothing is hashed, so no key can be made to collide."""
+
+    items: list[tuple[Any, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A storage that the pickle refers to: its key in the archive and how many elements the pickle says it has.
+
+    `dtype` is None for an untyped storage, whose elements are bytes.
+    """
+
+    key: str
+    dtype: str | None
+    numel: int
+
+
+@dataclass(slots=True, eq=False)
+class Tensor:
+    """A tensor as a view of a storage; offset and strides count elements."""
+
+    storage: Storage
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a pickle holds: the object, where the pickle ended, and the globals that it names.
+
+    `named` are all of them, whether anything in the object uses them or not; `hostile` what only an attack names.
+
+    `widths` has the bytes that an element of each storage takes, by its key; 0 where that is not known, or said in
+    two ways.
+    """
+
+    value: Any
+    end: int
+    hostile: tuple[str, ...]
+    named: tuple[str, ...] = ()
+    widths: dict[str, int] = field(default_factory=dict)
+
+
+DTYPES = {
+    "float32": "F32",
+    "float64": "F64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
+    "bool": "BOOL",
+    "complex64": "C64",
+    "complex128": "C128",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+}
+"""torch's names of dtypes and safetensors'."""
+
+
+STORAGES = {
+    "FloatStorage": "F32",
+    "DoubleStorage": "F64",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
+    "ComplexFloatStorage": "C64",
+    "ComplexDoubleStorage": "C128",
+}
+"""torch's classes of storages and the dtype of their elements."""
+
+
+_KNOWN = {
+    "builtins.set",
+    "builtins.frozenset",
+    "builtins.bytearray",
+    "builtins.bytes",
+    "builtins.complex",
+    "builtins.object",
+    "builtins.slice",
+    "builtins.range",
+    "_codecs.encode",
+    "torch.Size",
+    "torch.device",
+    "collections.Counter",
+    "collections.deque",
+}
+
+
+_MAPPINGS = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"}
+
+
+_MARK = object()
+
+
+HOSTILE_HELP = ("unpickling it would run that: treat the file as an attack; nothing was run here",)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Opaque):
+        return f"a {value.name}" if " " in value.name else f"a {value.name} object"
+    if isinstance(value, Global):
+        return str(value)
+    names: dict[type, str] = {Mapping: "a dict", Tensor: "a tensor", Storage: "a storage", type(None): "None"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def kind(value: Any) -> str:
+    """What a value is, for messages: `a argparse.Namespace object`, `a dict`, `an int`."""
+    text = _kind(value)
+    return "an" + text[1:] if text[:3] in ("a i", "a a", "a o", "a u", "a e") else text

@@ -1,0 +1,117 @@
+"""Operations that reorder the rows of attention weights: rope, grouped qkv, flipped halves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from remapkit.ops.base import Op, Refused, dimension, rows
+from remapkit.ops.steps import Pick, Step
+from remapkit.tensors.spec import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class FlipHalves(Op):
+    """The two halves of a dimension change places: shift, scale -> scale, shift."""
+
+    dim: int = 0
+    name: ClassVar[str] = "flip_halves"
+
+    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+        """One reordering."""
+        dim = dimension(self.dim, spec)
+        size = spec.shape[dim]
+        if size % 2:
+            raise Refused(f"{rows(dim, size)} have no two halves, {list(spec.shape)}")
+        return (Pick(dim, (range(size // 2, size), range(size // 2))),)
+
+
+def _heads(dim: int, spec: TensorSpec, wanted: int, written: str) -> int:
+    """The dimension, which must hold exactly so many elements."""
+    dim = dimension(dim, spec)
+    if spec.shape[dim] != wanted:
+        title = f"{written} make {wanted}, and there are {rows(dim, spec.shape[dim])}, {list(spec.shape)}"
+        raise Refused(title, "correct the params, or give the model's own: --param name=number, --config config.json")
+    return dim
+
+
+@dataclass(frozen=True, slots=True)
+class Rope(Op):
+    """The order of rotary pairs within each head: neighbours (`interleaved`), or one from each half (`half`)."""
+
+    to: str
+    heads: int
+    head_dim: int
+    dim: int = 0
+    name: ClassVar[str] = "rope"
+
+    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+        """One reordering."""
+        written = f"{self.heads} heads of {self.head_dim}"
+        dim = _heads(self.dim, spec, self.heads * self.head_dim, written)
+        if self.head_dim % 2:
+            raise Refused(f"a head of {self.head_dim} has no pairs to rotate")
+        return (Pick(dim, tuple(self._ranges())),)
+
+    def _ranges(self) -> Iterable[range]:
+        half = self.head_dim // 2
+        for start in range(0, self.heads * self.head_dim, self.head_dim):
+            stop = start + self.head_dim
+            if self.to == "half":
+                yield range(start, stop, 2)
+                yield range(start + 1, stop, 2)
+            else:
+                yield from (range(start + pair, stop, half) for pair in range(half))
+
+
+@dataclass(frozen=True, slots=True)
+class UngroupQkv(Op):
+    """Fused q, k and v of grouped-query attention, group by group (q..., k, v) -> all q, all k, all v."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dim: int = 0
+    name: ClassVar[str] = "ungroup_qkv"
+
+    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+        """One reordering."""
+        dim = _grouped(self, spec)
+        share, size = self.heads // self.kv_heads, self.head_dim
+        group = (share + 2) * size
+        starts = range(0, self.kv_heads * group, group)
+        q = [range(start, start + share * size) for start in starts]
+        k = [range(start + share * size, start + (share + 1) * size) for start in starts]
+        v = [range(start + (share + 1) * size, start + group) for start in starts]
+        return (Pick(dim, (*q, *k, *v)),)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupQkv(Op):
+    """All q, all k, all v -> group by group of grouped-query attention: its queries, its key, its value."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dim: int = 0
+    name: ClassVar[str] = "group_qkv"
+
+    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+        """One reordering."""
+        dim = _grouped(self, spec)
+        share, size = self.heads // self.kv_heads, self.head_dim
+        k0, v0 = self.heads * size, (self.heads + self.kv_heads) * size
+        parts = []
+        for group in range(self.kv_heads):
+            parts.append(range(group * share * size, (group + 1) * share * size))
+            parts.append(range(k0 + group * size, k0 + (group + 1) * size))
+            parts.append(range(v0 + group * size, v0 + (group + 1) * size))
+        return (Pick(dim, tuple(parts)),)
+
+
+def _grouped(op: UngroupQkv | GroupQkv, spec: TensorSpec) -> int:
+    if op.kv_heads < 1 or op.heads % op.kv_heads:
+        raise Refused(f"{op.heads} heads do not share {op.kv_heads} kv heads equally")
+    written = f"{op.heads} + 2 x {op.kv_heads} heads of {op.head_dim}"
+    return _heads(op.dim, spec, (op.heads + 2 * op.kv_heads) * op.head_dim, written)

@@ -1,0 +1,81 @@
+"""What every operation is: its dtype and shape inference, and how it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from remapkit.ops.steps import Step
+from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
+
+
+class Refused(Exception):
+    """A tensor that an operation cannot be done on: a sentence with the numbers, and what to do."""
+
+    def __init__(self, title: str, *help: str, code: str = "RK350") -> None:
+        super().__init__(title)
+        self.title, self.help, self.code = title, help, code
+        self.op: Op | None = None
+
+
+def dimension(dim: int, spec: TensorSpec) -> int:
+    """The dimension counted from 0; raises `Refused` where the tensor has none such."""
+    rank = len(spec.shape)
+    if not -rank <= dim < rank:
+        raise Refused(f"there is no dimension {dim} in a tensor of {_dims(rank)}, {list(spec.shape)}", code="RK351")
+    return dim % rank
+
+
+def _dims(rank: int) -> str:
+    return "1 dimension" if rank == 1 else f"{rank} dimensions"
+
+
+def rows(dim: int, size: int) -> str:
+    """What lies along a dimension, in words.
+
+    >>> rows(0, 84), rows(1, 3), rows(2, 5)
+    ('84 rows', '3 columns', '5 elements of dimension 2')
+    """
+    noun = {0: "row", 1: "column"}.get(dim)
+    if noun is None:
+        return f"{size} elements of dimension {dim}"
+    return f"{size} {noun}{'s' * (size != 1)}"
+
+
+def infer(steps: Iterable[Step], spec: TensorSpec) -> TensorSpec:
+    """The header after all steps."""
+    for step in steps:
+        spec = step.infer(spec)
+    return spec
+
+
+class Op:
+    """One operation on one tensor."""
+
+    __slots__ = ()
+    name: ClassVar[str] = ""
+
+    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+        """The steps for a tensor of this header; raises `Refused` where it does not fit."""
+        raise NotImplementedError
+
+    def infer(self, spec: TensorSpec) -> TensorSpec:
+        """The header of the result; raises `Refused`."""
+        return infer(self.steps(spec), spec)
+
+    def keeps_shape(self, spec: TensorSpec) -> bool:
+        """Whether names and shapes could not tell if it was left out or done twice."""
+        return self.infer(spec).shape == spec.shape
+
+
+def after(ops: Iterable[Op], spec: TensorSpec) -> TensorSpec:
+    """The header after several operations on one tensor; raises `Refused`."""
+    for op in ops:
+        if DTYPE_BITS[spec.dtype] < 8:
+            raise Refused(f"{op.name} on {spec.dtype}, whose elements are less than a byte", code="RK352")
+        try:
+            spec = op.infer(spec)
+        except Refused as refused:
+            refused.op = op
+            raise
+    return spec

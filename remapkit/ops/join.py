@@ -1,0 +1,183 @@
+"""Several sources into one target and one source into several: concat, stack, split, fills."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from remapkit.ops.base import Op, Refused, after, dimension, rows
+from remapkit.ops.steps import Pick, Reshape, Step, with_size
+from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Join(Op):
+    """Several tensors become one: each through its branch's operations, then concatenated, then stacked.
+
+    The tensors come index by index, and for each index branch by branch. `concat` and `stack` are dimensions, None
+    where there is only one branch or one index. `sizes` are those that the branches must have, or `equal` ones.
+    """
+
+    branches: tuple[tuple[Op, ...], ...]
+    concat: int | None
+    stack: int | None
+    sizes: tuple[int, ...] | None = None
+    equal: bool = False
+    name: ClassVar[str] = "join"
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Op):
+    """Part `index` of a split along `dim` into `count` equal ones, or into ones of `sizes`."""
+
+    dim: int
+    index: int
+    count: int
+    sizes: tuple[int, ...] | None = None
+    name: ClassVar[str] = "split"
+
+    @property
+    def has_equals(self) -> bool:
+        """Whether another part has the same size: the two could be swapped."""
+        return self.count > 1 and (self.sizes is None or self.sizes.count(self.sizes[self.index]) > 1)
+
+    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+        """One slice."""
+        dim = dimension(self.dim, spec)
+        size = spec.shape[dim]
+        if self.sizes is None:
+            if size % self.count:
+                raise Refused(f"{rows(dim, size)} do not split into {self.count} equal parts", "give `sizes`")
+            start, length = self.index * (size // self.count), size // self.count
+        else:
+            if sum(self.sizes) != size:
+                written = " + ".join(map(str, self.sizes))
+                title = f"{rows(dim, size)} do not split into {written} = {sum(self.sizes)}"
+                raise Refused(title, "the sizes of the parts must add up to the whole")
+            start, length = sum(self.sizes[: self.index]), self.sizes[self.index]
+        return (Pick(dim, (range(start, start + length),)),)
+
+
+@dataclass(frozen=True, slots=True)
+class At(Op):
+    """One element of a dimension, which goes away."""
+
+    dim: int
+    index: int
+    name: ClassVar[str] = "unstack"
+
+    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+        """One slice, and one reshape."""
+        dim = dimension(self.dim, spec)
+        pick = Pick(dim, (range(self.index, self.index + 1),))
+        return pick, Reshape((*spec.shape[:dim], *spec.shape[dim + 1 :]))
+
+
+@dataclass(frozen=True, slots=True)
+class Fill(Op):
+    """A tensor without a source: `zeros`, `ones`, `arange` (row-major, from 0), `tril`, or one number everywhere."""
+
+    value: str | float
+    spec: TensorSpec
+    name: ClassVar[str] = "add"
+
+
+def concat_spec(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> TensorSpec:
+    """The header of tensors one after the other along `dim`; `names` are what messages call them."""
+    first = specs[0]
+    at = dimension(dim, first)
+    for spec, name in zip(specs, names, strict=True):
+        _same_dtype(first, spec, names[0], name)
+        if len(spec.shape) != len(first.shape) or with_size(spec.shape, at, 0) != with_size(first.shape, at, 0):
+            title = f"{name} is {list(spec.shape)} and {names[0]} is {list(first.shape)}"
+            raise Refused(f"{title}: they do not fit along dimension {at}", code="RK353")
+    return TensorSpec(first.dtype, with_size(first.shape, at, sum(spec.shape[at] for spec in specs)))
+
+
+def _check_sizes(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) -> None:
+    assert join.concat is not None
+    sizes = [spec.shape[dimension(join.concat, spec)] for spec in specs]
+    wanted = list(join.sizes) if join.sizes is not None else [sizes[0]] * len(sizes) if join.equal else sizes
+    for name, size, expected in zip(names, sizes, wanted, strict=True):
+        if size != expected:
+            what = "`sizes` says" if join.sizes is not None else f"{names[0]} has"
+            raise Refused(
+                f"{name} has {size} elements along dimension {join.concat}, and {what} {expected}", code="RK353"
+            )
+
+
+def stack_spec(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> TensorSpec:
+    """The header of tensors of one shape as the elements of a new dimension `dim`."""
+    first = specs[0]
+    rank = len(first.shape) + 1
+    at = dimension(dim, TensorSpec(first.dtype, (1,) * rank))
+    for spec, name in zip(specs, names, strict=True):
+        _same_dtype(first, spec, names[0], name)
+        if spec.shape != first.shape:
+            title = f"{name} is {list(spec.shape)} and {names[0]} is {list(first.shape)}: only equal ones are stacked"
+            raise Refused(title, code="RK353")
+    return TensorSpec(first.dtype, (*first.shape[:at], len(specs), *first.shape[at:]))
+
+
+def _same_dtype(first: TensorSpec, spec: TensorSpec, one: str, other: str) -> None:
+    for name, each in ((one, first), (other, spec)):
+        if DTYPE_BITS[each.dtype] < 8:  # two elements share a byte: no byte range is one element's
+            raise Refused(
+                f"{name} is {each.dtype}, whose elements are less than a byte; it can only be renamed", code="RK352"
+            )
+    if spec.dtype != first.dtype:
+        title = f"{other} is {spec.dtype} and {one} is {first.dtype}: nothing is cast unasked"
+        raise Refused(title, "cast one of them first, in its entry: {path: ..., ops: [{cast: F32}]}", code="RK353")
+
+
+def join_spec(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) -> TensorSpec:
+    """The header of what `join` makes of sources with these headers."""
+    made = [after(join.branches[n % len(join.branches)], spec) for n, spec in enumerate(specs)]
+    if join.concat is not None:
+        width = len(join.branches)
+        groups = [slice(at, at + width) for at in range(0, len(made), width)]
+        firsts = [names[group][0] for group in groups]
+        for group in groups:
+            _check_sizes(join, made[group], names[group])
+        made = [concat_spec(made[group], join.concat, names[group]) for group in groups]
+        names = firsts
+    return made[0] if join.stack is None else stack_spec(made, join.stack, names)
+
+
+def result(ops: Sequence[Op], specs: Sequence[TensorSpec], names: Sequence[str]) -> TensorSpec:
+    """The header of a move: its operations on its sources' headers. Raises `Refused`."""
+    if ops and isinstance(ops[0], Fill):
+        return after(ops[1:], ops[0].spec)
+    if ops and isinstance(ops[0], Join):
+        return after(ops[1:], join_spec(ops[0], specs, names))
+    return after(ops, specs[0])
+
+
+def needs_values(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> bool:
+    """Whether names and shapes could not tell if an operation was left out, done twice, or done in another order.
+
+    >>> spec = TensorSpec("F32", (6, 6))
+    >>> needs_values((Transpose(),), [spec]), needs_values((Transpose(),), [TensorSpec("F32", (6, 4))])
+    (True, False)
+    >>> needs_values((Part(0, 1, 3),), [spec]), needs_values((Part(0, 1, 2, (2, 4)),), [spec])
+    (True, False)
+    """
+    rest = ops
+    if ops and isinstance(ops[0], Fill):
+        return False
+    if ops and isinstance(ops[0], Join):
+        made = [after(ops[0].branches[n % len(ops[0].branches)], spec) for n, spec in enumerate(specs)]
+        branches = zip(itertools.cycle(ops[0].branches), specs, strict=False)
+        if len(set(made)) < len(made) or any(needs_values(branch, [spec]) for branch, spec in branches):
+            return True
+        spec, rest = join_spec(ops[0], specs, [""] * len(specs)), ops[1:]
+    else:
+        spec = specs[0]
+    for op in rest:
+        alike = isinstance(op, At) or (isinstance(op, Part) and op.has_equals)
+        if alike or (not isinstance(op, Part) and op.keeps_shape(spec)):
+            return True
+        spec = op.infer(spec)
+    return False

@@ -1,0 +1,70 @@
+"""Sets of characters as sorted ranges of code points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Ranges = tuple[tuple[int, int], ...]
+"""A set of characters: sorted, disjoint, inclusive intervals of code points."""
+
+
+LAST = 0x10FFFF
+"""The last code point."""
+
+
+def ranges(pairs: Iterable[tuple[int, int]]) -> Ranges:
+    """The sorted, merged form of intervals.
+
+    >>> ranges([(5, 9), (1, 2), (3, 3)])
+    ((1, 3), (5, 9))
+    """
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(pairs):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return tuple(merged)
+
+
+def complement(chars: Ranges) -> Ranges:
+    """Every other character.
+
+    >>> complement(((0, 9), (11, 0x10FFFF)))
+    ((10, 10),)
+    """
+    found: list[tuple[int, int]] = []
+    start = 0
+    for low, high in chars:
+        if low > start:
+            found.append((start, low - 1))
+        start = high + 1
+    if start <= LAST:
+        found.append((start, LAST))
+    return tuple(found)
+
+
+def contains(chars: Ranges, character: str) -> bool:
+    """Whether a character belongs to a set."""
+    code = ord(character)
+    return any(low <= code <= high for low, high in chars)
+
+
+def one(character: str) -> Ranges:
+    """The set of one character."""
+    return ((ord(character), ord(character)),)
+
+
+DIGITS: Ranges = ((48, 57),)
+
+
+WORD: Ranges = ranges([(48, 57), (65, 90), (95, 95), (97, 122)])
+
+
+SPACE: Ranges = ((9, 13), (32, 32))
+
+
+NOT_NEWLINE: Ranges = complement(one("\n"))
+
+
+NOT_DOT: Ranges = complement(one("."))

@@ -1,0 +1,95 @@
+"""A whole compiled pattern: its tree, its captures, and whether it is linear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from remapkit.diagnostics.source import Span, Text
+from remapkit.patterns.charset import DIGITS, NOT_DOT, one
+from remapkit.patterns.finite import words, words_node
+from remapkit.patterns.tree import Alt, Chars, Group, Node, Repeat, Seq
+
+CANONICAL = Alt((Chars(one("0")), Seq((Chars(((49, 57),)), Repeat(Chars(DIGITS), 0, None)))))
+"""A canonical decimal: `0|[1-9][0-9]*`."""
+
+
+SEGMENT = Repeat(Chars(NOT_DOT), 1, None)
+"""The text between two dots: `[^.]+`."""
+
+
+SEGMENTS = Seq((SEGMENT, Repeat(Seq((Chars(one(".")), SEGMENT)), 0, None)))
+"""One segment or more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of a pattern: a capture where it has a name, else text that is only read.
+
+    `values` are all the words it can be, sorted, where there are at most `MAX_WORDS` of them; `table` is the table
+    whose keys it was bounded to; `written` is how the author wrote its type on the path surface (`int`, `0..47`).
+    """
+
+    name: str | None
+    node: Node
+    at: tuple[int, int] = field(default=(0, 0), compare=False)
+    values: tuple[str, ...] | None = None
+    table: str | None = None
+    written: str | None = None
+
+    @property
+    def constant(self) -> bool:
+        """Whether it can only be one word."""
+        return self.values is not None and len(self.values) == 1
+
+    def bounded(self, values: tuple[str, ...], *, table: str | None = None) -> Part:
+        """The same part, restricted to some words."""
+        ordered = tuple(sorted(set(values), key=lambda word: (len(word), word)))
+        return replace(self, node=words_node(ordered), values=ordered, table=table or self.table, written=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A compiled pattern: its parts, in order, and the leaves its keys may end in (None: any)."""
+
+    surface: str
+    text: Text
+    span: Span
+    parts: tuple[Part, ...]
+    leaf: tuple[str, ...] | None = None
+
+    @property
+    def captures(self) -> tuple[Part, ...]:
+        """The parts that have a name."""
+        return tuple(part for part in self.parts if part.name is not None)
+
+    def capture(self, name: str) -> Part | None:
+        """The capture of that name."""
+        return next((part for part in self.parts if part.name == name), None)
+
+
+def linear(node: Node) -> tuple[Part, ...]:
+    """The parts of a tree whose captures all stand at its top level."""
+    parts: list[Part] = []
+    pending: list[Node] = []
+
+    def flush() -> None:
+        if pending:
+            whole = Seq(tuple(pending), (pending[0].at[0], pending[-1].at[1]))
+            parts.append(Part(None, whole, whole.at, values=words(whole)))
+            pending.clear()
+
+    def walk(each: Node) -> None:
+        if isinstance(each, Seq):
+            for item in each.items:
+                walk(item)
+        elif isinstance(each, Group):
+            flush()
+            parts.append(Part(each.name, each.item, each.at, values=words(each.item)))
+        elif isinstance(each, Alt) and len(each.branches) == 1:
+            walk(each.branches[0])
+        else:
+            pending.append(each)
+
+    walk(node)
+    flush()
+    return tuple(parts)

@@ -1,0 +1,114 @@
+"""A plan as data: every move for one header, with everything that stands in its way."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import FailedCheck
+from remapkit.diagnostics.wording import counted
+from remapkit.plans.moves import Dropped, Move
+from remapkit.tensors.spec import StateDictSpec
+
+if TYPE_CHECKING:
+    from remapkit.plans.check import Check
+
+
+def records(plan: Plan) -> dict[str, str]:
+    """The names that stay records, in new names: `other -> kept`. A name whose tensor is left behind is not there."""
+    if not plan.recorded:
+        return {}
+    kept: dict[object, str] = {}
+    for move in plan.moves:
+        kept.setdefault((move.sources, move.ops), move.target)
+    brought = {move.target for move in plan.moves}
+    return {
+        move.target: kept[move.sources, move.ops]
+        for move in plan.recorded.values()
+        if (move.sources, move.ops) in kept and move.target not in brought
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every move for one header, in the header's order, with what was dropped and what is wrong.
+
+    `problems` are errors: a plan that has any is never executed. `warnings` ask for a look: rules and table entries
+    that nothing used. `tied` holds the groups of targets whose sources share one storage. `recorded` are the moves of
+    names that a safetensors file only records as tied and that no rule names, by those names: they are made where a
+    target asks for them (`asked`).
+
+    >>> import remapkit
+    >>> plan = remapkit.load("wan22_pth").plan({"conv1.weight": remapkit.TensorSpec("F32", (96, 96, 1, 1, 1))})
+    >>> [(move.sources, move.target) for move in plan.moves], plan.ok
+    ([(('conv1.weight',), 'conv1.weight')], True)
+    """
+
+    name: str
+    source: StateDictSpec
+    moves: tuple[Move, ...]
+    dropped: tuple[Dropped, ...] = ()
+    problems: tuple[Diagnostic, ...] = ()
+    warnings: tuple[Diagnostic, ...] = ()
+    tied: tuple[tuple[str, ...], ...] = ()
+    recorded: Mapping[str, Move] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing stands in the way."""
+        return not self.problems
+
+    @property
+    def target(self) -> StateDictSpec:
+        """The header that the moves produce."""
+        tensors = {move.target: move.spec for move in self.moves}
+        return StateDictSpec(tensors, self.tied, self.source.metadata, self.name, self.records())
+
+    def asked(self, names: Container[str]) -> Plan:
+        """The plan with the recorded names that a target has as moves of their own; `names` are the target's."""
+        from remapkit.plans.recorded import asked
+
+        return asked(self, names)
+
+    def records(self) -> dict[str, str]:
+        """The names that stay records, in new names: `other -> kept`."""
+
+        return records(self)
+
+    @property
+    def renamed(self) -> int:
+        """How many moves change the name."""
+        return sum(move.sources != (move.target,) for move in self.moves)
+
+    def check(self, target: object, *, strict_dtype: bool = False) -> Check:
+        """Hold the plan against a target: a torch module (on meta or not), a path, a header, or a state dict.
+
+        >>> import remapkit
+        >>> spec = remapkit.TensorSpec("F32", (96,))
+        >>> plan = remapkit.load("wan22_pth").plan({"conv1.bias": spec})
+        >>> plan.check({"conv1.bias": spec, "conv2.bias": spec}).missing_keys
+        ('conv2.bias',)
+        """
+        from remapkit.models.target import header
+        from remapkit.plans.check import make_check
+
+        return make_check(self, header(target), strict_dtype=strict_dtype)
+
+    def raise_for_problems(self) -> None:
+        """Raise `FailedCheck` with every problem, if there is any."""
+        if self.problems:
+            raise FailedCheck(self.problems)
+
+    def __str__(self) -> str:
+        kept = len(self.moves) - self.renamed
+        parts = [
+            counted(len(self.source), "key"),
+            f"{self.renamed} renamed",
+            f"{kept} kept",
+            f"{len(self.dropped)} dropped",
+        ]
+        if self.problems:
+            parts.append(counted(len(self.problems), "problem"))
+        return f"{self.name}: {', '.join(parts)}"

@@ -1,0 +1,211 @@
+"""The words for what can be wrong with a plan."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
+from remapkit.diagnostics.wording import SHOWN, counted, listed, named
+from remapkit.plans.moves import Move, from_where
+from remapkit.tensors.spec import StateDictSpec, name_problem
+
+if TYPE_CHECKING:
+    from remapkit.rules.model import Match, RuleSet
+
+
+def _no_tensors(source: StateDictSpec) -> list[Diagnostic]:
+    if source:
+        return []
+    return [Diagnostic("RK300", "the checkpoint holds no tensors: there is nothing to map", place=source.name)]
+
+
+def _impossible(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
+    """Targets that no checkpoint can hold: their names would be refused by whoever reads the file."""
+    found = {move.target: problem for move in moves if (problem := _name_problem(move.target))}
+    if not found:
+        return []
+    listed = [f"{fqn!r} {problem}" for fqn, problem in found.items()]
+    return [
+        Diagnostic(
+            "RK306",
+            f"{counted(len(found), 'target')} cannot be the name of a tensor",
+            notes=(named(listed),),
+            help=("correct the template, or name the source keys under `drop:`",),
+            place=source.name,
+            values={"targets": list(found)},
+        )
+    ]
+
+
+def _name_problem(fqn: str) -> str | None:
+    if fqn == "__metadata__":
+        return "is where safetensors files keep their metadata"
+    return name_problem(fqn)
+
+
+def _unmatched(rules: RuleSet, source: StateDictSpec, fqns: Sequence[str]) -> list[Diagnostic]:
+    if not fqns:
+        return []
+    help = ["add a rule for them, or name them under `keep:` or `drop:`"]
+    if len(fqns) == len(source):
+        none = f"none of {len(fqns)} keys is" if len(fqns) > 1 else "the only key is not"
+        title = f"{none} matched by a rule of {rules.name}: is this another layout?"
+        help = [f"these rules read keys like {key}" for key in _examples(rules)[:1]] or help
+        prefix = _wrapper_prefix(rules, fqns)
+        if prefix:
+            help.insert(0, f"without the prefix {prefix!r} they would match: strip it when the checkpoint is saved")
+    else:
+        title = f"{counted(len(fqns), 'key')} of {len(source)} {'is' if len(fqns) == 1 else 'are'} matched by no rule"
+    notes = [named(fqns)]
+    notes += [near for fqn in fqns[:1] if (near := _near_miss(rules, fqn))]
+    return [
+        Diagnostic(
+            "RK301",
+            title,
+            notes=tuple(notes),
+            help=tuple(help),
+            place=source.name,
+            values={"unmatched": list(fqns)},
+        )
+    ]
+
+
+def _examples(rules: RuleSet) -> list[str]:
+    return [test.source.value for test in rules.tests]
+
+
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "_fsdp_wrapped_module.", "_forward_module.")
+"""What DDP, torch.compile, Lightning, FSDP and DeepSpeed put before every key."""
+
+
+def _wrapper_prefix(rules: RuleSet, fqns: Sequence[str]) -> str | None:
+    for prefix in WRAPPER_PREFIXES:
+        if all(fqn.startswith(prefix) and rules.match(fqn.removeprefix(prefix)) for fqn in fqns):
+            return prefix
+    return None
+
+
+def _near_miss(rules: RuleSet, fqn: str) -> str | None:
+    """Which rule read furthest into the key, and where it stopped."""
+    stops = [(rule, stop) for rule in (*rules.rules, *rules.keep, *rules.drop) if (stop := rule.stopped_at(fqn))]
+    if not stops:
+        return None
+    rule, stop = max(stops, key=lambda pair: pair[1].offset)
+    if stop.offset == 0:
+        return None
+    return f"nearest to {fqn} is {rule.id}, which stopped after {fqn[: stop.offset]!r}: expected {stop.expected}"
+
+
+def _ambiguous(source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]) -> list[Diagnostic]:
+    by_rules: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for fqn, found in matches.items():
+        if len(found) > 1:
+            by_rules[tuple(match.rule.id for match in found)].append(fqn)
+    problems = []
+    for ids, fqns in by_rules.items():
+        found = matches[fqns[0]]
+        labels = tuple(
+            Label(match.rule.span, f"{match.rule.id} -> {match.target or 'dropped'}", primary=number > 0)
+            for number, match in enumerate(found)
+            if match.rule.span is not None
+        )
+        title = f"{counted(len(fqns), 'key')} matched by {listed(ids)}: one key, one rule"
+        problems.append(
+            Diagnostic(
+                "RK302",
+                title,
+                labels=labels,
+                notes=(named(fqns),),
+                help=("narrow one of the patterns, or guard it with `where:` or `leaf:`; order never decides",),
+                place=source.name,
+                values={"rules": list(ids), "keys": fqns},
+            )
+        )
+    return problems
+
+
+def _collisions(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
+    if len({move.target for move in moves}) == len(moves):
+        return []
+    by_target: defaultdict[str, list[Move]] = defaultdict(list)
+    for move in moves:
+        by_target[move.target].append(move)
+    by_rules: defaultdict[tuple[str, ...], list[list[Move]]] = defaultdict(list)
+    for group in by_target.values():
+        if len(group) > 1:
+            by_rules[tuple(dict.fromkeys(move.rule.id for move in group))].append(group)
+    problems = []
+    for groups in by_rules.values():
+        sources = sum(len(move.sources) for group in groups for move in group)
+        counts = Counter(move.rule.id for group in groups for move in group)
+        spans = {move.rule.id: move.rule.span for move in groups[0]}
+        labels = tuple(
+            Label(span, f"{rule}: {counts[rule]} of them", number > 0)
+            for number, (rule, span) in enumerate(spans.items())
+            if span is not None
+        )
+        if len(labels) == 1:
+            labels = (Label(labels[0].span, labels[0].text),)
+        problems.append(
+            Diagnostic(
+                "RK303",
+                f"{sources} source keys land on {counted(len(groups), 'target key')}: the mapping is not injective",
+                labels=labels,
+                notes=tuple(_collision_note(group) for group in groups[:SHOWN])
+                + ((f"... and {len(groups) - SHOWN} more",) if len(groups) > SHOWN else ()),
+                help=("use the capture that tells them apart in the template, or drop all but one of them by name",),
+                place=source.name,
+                values={
+                    "collisions": {
+                        group[0].target: [fqn for move in group for fqn in move.sources] for group in groups
+                    }
+                },
+            )
+        )
+    return problems
+
+
+def _collision_note(group: Sequence[Move]) -> str:
+    sources = "\n".join(f"{from_where(move)}  (by {move.rule})" for move in group[:SHOWN])
+    more = f"\n... and {len(group) - SHOWN} more" if len(group) > SHOWN else ""
+    return f"{sources}{more}\n{'both' if len(group) == 2 else 'all'} become {group[0].target}"
+
+
+def _unused_rules(rules: RuleSet, used: Mapping[str, int]) -> list[Diagnostic]:
+    return [
+        Diagnostic(
+            "RK304",
+            f"{rule.id} matched no key",
+            labels=(Label(rule.span),) if rule.span else (),
+            help=("remove it, or see `remapkit explain` for where it stops matching",),
+            severity=Severity.WARNING,
+            values={"rule": rule.id},
+        )
+        for rule in (*rules.rules, *rules.keep, *rules.drop)
+        if not used.get(rule.id) and not rule.branch
+    ]
+
+
+def _unused_entries(rules: RuleSet, used: Mapping[str, int], entries: Iterable[tuple[str, str]]) -> list[Diagnostic]:
+    """Entries of tables that some key went through, but that no key needed.
+
+    A table that no key went through at all belongs to rules that matched nothing, which is said already.
+    """
+    seen = set(entries)
+    tables = {name for name, _ in seen}
+    return [
+        Diagnostic(
+            "RK305",
+            f"no key uses the entry {entry.key.value!r} of the table {table.name.value!r}",
+            labels=(Label(entry.span),),
+            help=("remove it if it is not meant for other checkpoints of this layout",),
+            severity=Severity.WARNING,
+            values={"table": table.name.value, "key": entry.key.value},
+        )
+        for table in rules.file.tables
+        if table.name.value in tables
+        for entry in table.entries
+        if (table.name.value, entry.key.value) not in seen
+    ]

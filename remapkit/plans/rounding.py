@@ -1,0 +1,57 @@
+"""Which casts of a plan cannot hold every value: what is rounded, and what becomes infinite."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
+from remapkit.diagnostics.wording import counted
+from remapkit.ops.base import Op
+from remapkit.ops.dtype import CastOp, is_exact
+from remapkit.ops.join import Fill, Join, join_spec
+from remapkit.plans.moves import Move
+from remapkit.tensors.spec import StateDictSpec
+
+
+def losses(moves: Iterable[Move], source: StateDictSpec) -> list[Diagnostic]:
+    """One note for each pair of dtypes between which values are rounded, with the count of tensors."""
+    counts: Counter[tuple[str, str]] = Counter()
+    names: dict[tuple[str, str], list[str]] = {}
+    for move in moves:
+        for pair in dict.fromkeys(_roundings(move, source)):
+            counts[pair] += 1
+            names.setdefault(pair, []).append(move.target)
+    notes = []
+    for (old, new), count in counts.items():
+        verb, whose = ("is", "its") if count == 1 else ("are", "their")
+        title = f"{counted(count, 'tensor')} {verb} cast from {old} to {new}, which rounds {whose} values"
+        if new == "F16" and old != "F16":
+            title += "; what is beyond 65504 becomes infinite"
+        values = {"from": old, "to": new, "count": count, "names": names[old, new]}
+        notes.append(Diagnostic("RK345", title, severity=Severity.NOTE, place=source.name, values=values))
+    return notes
+
+
+def _roundings(move: Move, source: StateDictSpec) -> Iterator[tuple[str, str]]:
+    ops = move.ops
+    if not any(isinstance(op, CastOp | Join) for op in ops):
+        return
+    if isinstance(ops[0], Fill):
+        spec, rest = ops[0].spec, ops[1:]
+    elif isinstance(ops[0], Join):
+        specs = [source[fqn] for fqn in move.sources]
+        for number, each in enumerate(specs):
+            yield from _along(ops[0].branches[number % len(ops[0].branches)], each.dtype)
+        spec, rest = join_spec(ops[0], specs, move.sources), ops[1:]
+    else:
+        spec, rest = source[move.sources[0]], ops
+    yield from _along(rest, spec.dtype)
+
+
+def _along(ops: Iterable[Op], dtype: str) -> Iterator[tuple[str, str]]:
+    for op in ops:
+        if isinstance(op, CastOp):
+            if not is_exact(dtype, op.dtype):
+                yield dtype, op.dtype
+            dtype = op.dtype

@@ -1,0 +1,49 @@
+"""Witnesses: the concrete keys that show a fault."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal as OneOf
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+Fault = OneOf["ambiguous", "cut", "within", "across", "open"]
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """Keys that show a fault.
+
+    `ambiguous`: one key that two rules match. `cut`: one key with two readings (a text for each part of the pattern)
+    and their targets. `within`, `across`: two keys that become one target. `open`: a key that a rule moves onto the
+    target, and the target itself, which passes through unmatched. `lost` is the part of the pattern that the target
+    does not show, where that is the reason; `admitted`: the author said so. `covered` are arrows all of whose keys
+    the other one matches too.
+    """
+
+    fault: Fault
+    arrows: tuple[int, ...]
+    keys: tuple[str, ...]
+    targets: tuple[str, ...] = ()
+    readings: tuple[tuple[str, ...], ...] = ()
+    lost: int | None = None
+    admitted: bool = False
+    covered: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Answers:
+    """What came out: witnesses, the questions that are undecided (arrows and fault), arrows without a key."""
+
+    witnesses: list[Witness] = field(default_factory=list)
+    undecided: list[tuple[Fault, tuple[int, ...]]] = field(default_factory=list)
+    dead: list[int] = field(default_factory=list)
+    unasked: int = 0
+    """Pairs of arrows that were not looked at, because there were faults enough."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether everything asked was proven."""
+        return not self.witnesses and not self.undecided and not self.unasked

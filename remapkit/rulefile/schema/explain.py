@@ -1,0 +1,342 @@
+"""What departs from the schema, in the words of the rule language."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from remapkit.diagnostics.diagnostic import Diagnostic, Label
+from remapkit.diagnostics.source import Span
+from remapkit.diagnostics.wording import excerpt_of
+from remapkit.rulefile.schema.text import schema_text
+from remapkit.rulefile.yaml.emit import _flow
+from remapkit.rulefile.yaml.nodes import BrokenNode, ListNode, MapNode, Node, ScalarNode
+from remapkit.rulefile.yaml.scalars import READ_AS
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
+
+
+_TYPES = {
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "null",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an error is: the node, and the keys and numbers that lead to it, with the key's own node."""
+
+    path: tuple[str | int, ...]
+    node: Node
+    key: ScalarNode | None
+    parents: tuple[Node, ...]
+
+    @classmethod
+    def of(cls, root: Node, path: Sequence[str | int]) -> _Place:
+        node, key, parents = root, None, []
+        for step in path:
+            parents.append(node)
+            if isinstance(node, MapNode) and isinstance(step, str):
+                key = node.key(step)
+                node = node.get(step) or node
+            elif isinstance(node, ListNode) and isinstance(step, int):
+                key, node = None, node.items[step]
+        return cls(tuple(path), node, key, tuple(parents))
+
+    @property
+    def name(self) -> str:
+        """What the place is called in a sentence."""
+        if not self.path:
+            return "the rule file"
+        section, last = self.path[0], self.path[-1]
+        if section == "rules" and len(self.path) == 2:
+            return self.rule
+        if isinstance(last, int):
+            return f"entry {last + 1} of `{self.path[-2]}`"
+        if section == "tables" and len(self.path) == 2:
+            return f"the table `{excerpt_of(str(last))[1:-1]}`"
+        return (
+            f"the test of {excerpt_of(str(last))}"
+            if section == "tests" and len(self.path) == 2
+            else f"`{excerpt_of(str(last))[1:-1]}`"
+        )
+
+    @property
+    def rule(self) -> str:
+        id = self.node.get("id") if isinstance(self.node, MapNode) else None
+        if isinstance(id, ScalarNode) and id.kind == "text" and id.value:
+            return f"the rule {excerpt_of(id.value)}"
+        return f"rule {int(self.path[1]) + 1}"
+
+    @property
+    def at(self) -> Span:
+        """What to underline for the whole: the key it stands under, or its own first key."""
+        if self.key is not None:
+            return self.key.span
+        if isinstance(self.node, MapNode) and self.node.entries:
+            return self.node.entries[0][0].span
+        return self.node.span
+
+
+@dataclass(frozen=True, slots=True)
+class _Departure:
+    """What jsonschema found: the keyword that does not hold, its value and its schema, and the value it met."""
+
+    keyword: str
+    wanted: Any
+    schema: Mapping[str, Any]
+    got: Any
+    of_a_name: bool
+
+    @classmethod
+    def of(cls, error: ValidationError) -> _Departure:
+        schema = error.schema if isinstance(error.schema, dict) else {}
+        of_a_name = "propertyNames" in error.absolute_schema_path
+        return cls(str(error.validator), error.validator_value, schema, error.instance, of_a_name)
+
+
+def _explained(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    node = place.node
+    lacking = isinstance(node, MapNode) and node.partial and error.keyword in _SAY_THAT_SOMETHING_IS_MISSING
+    if not isinstance(node, BrokenNode) and not lacking:
+        yield from _EXPLAIN[error.keyword](place, error)
+
+
+_SAY_THAT_SOMETHING_IS_MISSING = ("required", "minProperties", "oneOf", "anyOf", "dependentRequired")
+
+
+def _unknown_fields(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    assert isinstance(place.node, MapNode)
+    known = list(error.schema["properties"])
+    free = [name for name in known if place.node.key(name) is None]
+    for key, _ in place.node.entries:
+        if key.value in known:
+            continue
+        close = _close(key.value, free) or _close(key.value, known)
+        listed = f"known here: {', '.join(known)}"
+        help = (f"did you mean `{close[0]}`?",) if close else (listed,)
+        name, colon, value = key.value.partition(":")
+        if colon and value and name in known:
+            help = (f"a space follows the colon: `{name}: {value}`",)
+        where = "" if not place.path else f" in {place.name}"
+        yield Diagnostic("RK020", f"unknown field {excerpt_of(key.value)}{where}", (Label(key.span),), help)
+
+
+def _missing_fields(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    assert isinstance(place.node, MapNode)
+    for name in error.wanted:
+        if place.node.key(name) is None and name not in _meant(place.node, error.schema):
+            field = error.schema["properties"][name]
+            how = f"add `{name}: {_flow(field['examples'][0])}`{'' if 'const' in field else ' with your own value'}"
+            yield Diagnostic("RK021", f"{place.name} lacks `{name}`", (Label(place.at),), (how, _sentence(field)))
+
+
+def _meant(node: MapNode, schema: Mapping[str, Any]) -> set[str]:
+    """The fields that misspelt ones were meant to be: to call them missing too would be saying it twice."""
+    known = list(schema["properties"])
+    return {name for key, _ in node.entries if key.value not in known for name in _close(key.value, known)}
+
+
+def _close(name: str, known: Sequence[str]) -> list[str]:
+    return difflib.get_close_matches(name.lower().strip(), known, n=1)
+
+
+def _sentence(schema: Mapping[str, Any]) -> str:
+    text = str(schema["description"]).rstrip(".")
+    return text[0].lower() + text[1:]
+
+
+def _surfaces(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    if not isinstance(place.node, MapNode):
+        return  # `required` holds of what is no mapping, so that both surfaces do: its type is wrong, which is said
+    options = [name for each in error.wanted for name in each["required"]]
+    present = [key for name in options if (key := place.node.key(name)) is not None]
+    if len(present) > 1:
+        names = " and ".join(f"`{key.value}`" for key in present)
+        number = "both" if len(present) == 2 else "all of"
+        labels = tuple(Label(key.span) for key in present)
+        help = _ONE_OF[options[0]]
+        if [key.value for key in present] == ["match", "path"]:
+            help = "they are two ways to write one pattern: remove one"
+        yield Diagnostic("RK024", f"{place.name} has {number} {names}", labels, (help,))
+    elif options[0] == "count":
+        help = "add `count: 'layers.{n:int}.{rest:**}'`, `shape: 'head.weight'` or `param: heads`"
+        yield Diagnostic("RK021", f"{place.name} requires nothing", (Label(place.at),), (help,))
+    elif options[0] == "to":
+        rule = json.loads(schema_text())["$defs"]["rule"]
+        yield from _missing_fields(place, replace(error, wanted=["to"], schema=rule))
+    else:
+        help = "add `path: 'layers.{n:int}.{rest:**}'` (a path pattern) or `match:` (a regular expression)"
+        yield Diagnostic("RK024", f"{place.name} has neither `match` nor `path`", (Label(place.at),), (help,))
+
+
+_ONE_OF = {
+    "match": "a rule reads one pattern, or joins several with `concat`: remove one",
+    "count": "an entry requires one thing: write the others as entries of their own",
+    "to": "a rule has one of `to`, `split`, `copy` and `tie`: remove one",
+}
+
+
+def _too_many(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    if isinstance(place.node, MapNode):
+        second = place.node.entries[1][0]
+        help = f"operations are a list, one an entry: write `- {second.value}: ...` on its own line"
+        yield Diagnostic("RK022", f"{place.name} has two operations", (Label(second.span),), (help,))
+    else:
+        help = f"for example `{place.path[-1]}: {_flow(error.schema['examples'][0])}`"
+        title = f"{place.name} wants {error.wanted} entries, and not more"
+        yield Diagnostic("RK022", title, (Label(place.node.span),), (help,))
+
+
+def _lacks_all(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    if place.path == ("target",):
+        help = "add `model: plugin.module:Class`, `keys: manifest.json`, or both"
+        yield Diagnostic("RK021", "`target` names neither a model nor keys", (Label(place.at),), (help,))
+    else:
+        help = "add a rule under `rules:`, or name the keys to pass through under `keep:`"
+        empty = place.node.key("rules") if isinstance(place.node, MapNode) else None
+        label = Label(empty.span if empty else place.at)
+        yield Diagnostic("RK027", "there are no rules: every key would be refused", (label,), (help,))
+
+
+def _args_alone(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    assert isinstance(place.node, MapNode)
+    if "by" in error.wanted:
+        key = place.node.key("by")
+        yield Diagnostic(
+            "RK021", "`by` of no `count`", (Label(key.span if key else place.at),), ("add `count:`, or remove it",)
+        )
+        return
+    key = place.node.key("args")
+    help = "add `model:`, or remove them"
+    yield Diagnostic("RK021", "`args` of no model", (Label(key.span if key else place.at),), (help,))
+
+
+def _wrong_type(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    node = place.node
+    types = [error.wanted] if isinstance(error.wanted, str) else list(error.wanted)
+    # Nothing at all is fine where a list or a mapping is wanted, but not what anybody would write on purpose.
+    wanted = _or([_TYPES[each] for each in types if each != "null" or types[0] == "string"])
+    label = Label(node.span if node.span.end > node.span.start else place.at)
+    if place.path[:1] == ("tables",) and place.path[2:] == ("lossy",) and types != ["boolean"]:
+        how = "write `{lossy: true, entries: {key: value, ...}}`"
+        yield Diagnostic("RK022", f"the lossy table `{place.path[1]}` lacks its `entries`", (label,), (how,))
+        return
+    help: str | None = (_scalar_help if isinstance(node, ScalarNode) else _text_help)(place, types)
+    if help is None and place.path and "examples" in error.schema:
+        begin = "- " if isinstance(place.path[-1], int) else f"{place.path[-1]}: "
+        help = f"for example `{begin}{_flow(error.schema['examples'][0])}`"
+    if help is None:
+        help = _sentence(error.schema) if place.path else "begin with `remapkit: 1` and `name: ...`, a line each"
+    yield Diagnostic("RK022", f"{place.name} wants {wanted}, and got {_got(node)}", (label,), (help,))
+
+
+def _or(names: Sequence[str]) -> str:
+    if "text" in names[:1]:  # a whole number is welcome there, as the text that it is
+        names = [name for name in names if name != "a whole number"]
+    return f"{', '.join(names[:-1])} or {names[-1]}" if names[1:] else names[0]
+
+
+def _got(node: Node) -> str:
+    if isinstance(node, ScalarNode):
+        return READ_AS[node.kind]
+    return "a list" if isinstance(node, ListNode) else "a mapping"
+
+
+def _scalar_help(place: _Place, types: Sequence[str]) -> str | None:
+    """What to write instead of a scalar of the wrong kind."""
+    node = place.node
+    assert isinstance(node, ScalarNode)
+    if "array" in types and "string" in types and node.kind == "integer":
+        return f"write a list: [{node.value}]"
+    if "string" in types and node.kind in ("integer", "number", "boolean", "null"):
+        return f"quote it: '{node.value}'"
+    if types == ["integer"] and node.kind == "text" and node.value.isdecimal():
+        return f"write it without quotes: {node.value}"
+    if "array" in types and node.kind in ("text", "integer") and "\n" not in node.span.text:
+        inner = f"'{node.value}'" if set(node.value) & set("[]{},'\"") else node.span.text
+        return f"write a list: [{inner}]"
+    return None
+
+
+def _text_help(place: _Place, types: Sequence[str]) -> str | None:
+    """What to write instead of a mapping or a list that was meant as text: `to: {stage}`."""
+    written = place.node.span.text
+    if "string" in types and written[:1] in ("{", "[") and "\n" not in written:
+        return f"a text that begins with {written[0]} must be quoted: '{written}'"
+    return None
+
+
+def _not_one_of(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    options = [str(each) for each in error.wanted]
+    value = place.node.value if isinstance(place.node, ScalarNode) else ""
+    close = _close(value, options)
+    help = f"did you mean `{close[0]}`?" if close else f"write one of {', '.join(options)}"
+    got = excerpt_of(value) if isinstance(place.node, ScalarNode) and place.node.kind == "text" else _got(place.node)
+    title = f"{place.name} is one of {', '.join(options)}, and not {got}"
+    label = Label(place.node.span if place.node.span.end > place.node.span.start else place.at)
+    yield Diagnostic("RK023", title, (label,), (help,))
+
+
+def _other_version(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    if isinstance(place.node, ScalarNode) and place.node.kind == "integer":
+        title = f"version {place.node.value} of the rule language is not known"
+        help = ("this remapkit reads version 1: write `remapkit: 1`, or install a newer remapkit",)
+        yield Diagnostic("RK025", title, (Label(place.node.span),), help)
+
+
+def _empty(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    if error.keyword == "minItems" and isinstance(place.node, ListNode) and place.node.items:
+        title = f"{place.name} wants {error.wanted} entries at least"
+        help = f"for example `{_flow(error.schema['examples'][0])}`"
+        yield Diagnostic("RK026", title, (Label(place.node.span),), (help,))
+        return
+    what = {"minLength": "an empty text", "minItems": "an empty list", "minProperties": "an empty mapping"}
+    node = place.node.span
+    label = Label(node if node.end > node.start else place.at)
+    help = "write a value" + ("" if error.keyword == "minLength" else ", or remove the field")
+    yield Diagnostic("RK026", f"{place.name} is {what[error.keyword]}", (label,), (help,))
+
+
+def _bad_name(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+    if error.of_a_name and isinstance(place.node, MapNode):
+        key = place.node.key(str(error.got))
+        at, what = (key.span if key else place.at), f"name for a {str(place.path[-1])[:-1]}"
+        help = "a table is named with letters, digits and _, and never `int`, which is a type"
+        if place.path[-1] == "params":
+            help = "a param is named with letters, digits and _"
+    else:
+        at, what, help = (
+            place.node.span,
+            "name",
+            "a name has letters, digits, _, - and . and does not begin with - or .",
+        )
+    yield Diagnostic("RK028", f"{excerpt_of(str(error.got))} is no {what}", (Label(at),), (help,))
+
+
+_EXPLAIN: Mapping[str, Callable[[_Place, _Departure], Iterator[Diagnostic]]] = {
+    "additionalProperties": _unknown_fields,
+    "anyOf": _lacks_all,
+    "const": _other_version,
+    "dependentRequired": _args_alone,
+    "enum": _not_one_of,
+    "maxItems": _too_many,
+    "maxProperties": _too_many,
+    "minItems": _empty,
+    "minLength": _empty,
+    "minProperties": _empty,
+    "oneOf": _surfaces,
+    "pattern": _bad_name,
+    "required": _missing_fields,
+    "type": _wrong_type,
+}
+"""The words for each keyword of JSON Schema that the schema uses."""

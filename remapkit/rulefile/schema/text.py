@@ -1,0 +1,12 @@
+"""The JSON Schema of rule files, as it is shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_FILE = Path(__file__).with_name("rules-v1.schema.json")
+
+
+def schema_text() -> str:
+    """The JSON Schema of rule files, as it is shipped."""
+    return _FILE.read_text(encoding="utf-8")

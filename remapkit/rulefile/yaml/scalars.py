@@ -1,0 +1,71 @@
+"""Which kind a plain scalar is, and which ones some YAML reads differently."""
+
+from __future__ import annotations
+
+import re
+
+from remapkit.diagnostics.source import Span
+from remapkit.diagnostics.wording import excerpt_of
+from remapkit.rulefile.yaml.nodes import Kind
+
+READ_AS = {
+    "text": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "a boolean",
+    "null": "nothing (null)",
+    "empty": "nothing",
+}
+"""What a kind of scalar is called in messages."""
+
+
+_CANONICAL: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+    ("empty", re.compile("")),
+    ("integer", re.compile(r"0|-?[1-9][0-9]{0,14}")),
+    ("number", re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+(?:[eE][-+][0-9]+)?")),
+    ("boolean", re.compile("true|false")),
+    ("null", re.compile("null|~")),
+)
+
+
+_SURPRISING: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("true or false", re.compile("(?i:yes|no|on|off|true|false)")),
+    ("nothing (null)", re.compile("(?i:null)")),
+    ("a merge or value key", re.compile("<<|=")),
+    ("a date", re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt \t].*)?", re.DOTALL)),
+    ("a number in base 60", re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")),
+    ("a binary, octal or hexadecimal number", re.compile(r"[-+]?(?:0b[01_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|0[0-9_]+)")),
+    ("a number", re.compile(r"[-+]?\.(?i:inf)|\.(?i:nan)")),
+    ("a number", re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?")),
+)
+
+
+def plain_kind(value: str) -> Kind | None:
+    """What an unquoted scalar is, or None where some YAML would read it as something else than it looks like.
+
+    >>> [plain_kind(each) for each in ("norm1", "0", "1.5", "true", "~", "")]
+    ['text', 'integer', 'number', 'boolean', 'null', 'empty']
+    >>> [plain_kind(each) for each in ("no", "1:30", "012", "0x10", "1e3", ".5", "2024-01-31", "<<")]
+    [None, None, None, None, None, None, None, None]
+    """
+    for kind, pattern in _CANONICAL:
+        if pattern.fullmatch(value):
+            return kind
+    # Whatever YAML reads as something else begins with one of these; most scalars do not, and this runs on each.
+    if value[0] not in "0123456789+-.<=yYnNtTfFoO":
+        return "text"
+    return None if any(pattern.fullmatch(value) for _, pattern in _SURPRISING) else "text"
+
+
+def _ambiguous(value: str, span: Span, key: bool) -> tuple[str, Span, str]:
+    what = next(what for what, pattern in _SURPRISING if pattern.fullmatch(value))
+    value = excerpt_of(value)[1:-1]
+    if key:
+        help = f"quote it: '{value}'"
+    elif what == "true or false":
+        boolean = "true" if value.lower() in ("yes", "on", "true") else "false"
+        help = f"quote it if it is text: '{value}'; else write {boolean}"
+    else:
+        help = f"quote it if it is text: '{value}'"
+        help += "; else write it as a plain decimal number" if "number" in what else ""
+    return f"some YAML reads {value} as {what}, and some as text", span, help

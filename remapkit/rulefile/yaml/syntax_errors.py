@@ -1,0 +1,187 @@
+"""What is wrong with a text that is not YAML, in words."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable
+
+import yaml
+
+from remapkit.diagnostics.diagnostic import Diagnostic, Label
+from remapkit.diagnostics.source import Source, Span
+from remapkit.rulefile.yaml.nodes import _BRACED_TEXT, MAX_DEPTH
+from remapkit.rulefile.yaml.positions import _leading_spaces
+
+
+def _tabs(source: Source, protected: Iterable[tuple[int, int, bool]]) -> list[Diagnostic]:
+    """The first tab outside quoted and block scalars and comments, where YAML readers disagree about them."""
+    if "\t" not in source.text:
+        return []
+    kept = sorted(protected)
+    starts = [start for start, _, _ in kept]
+
+    def free(place: int, indents: bool) -> bool:
+        before = bisect_right(starts, place) - 1
+        if before < 0 or place >= kept[before][1]:
+            return True
+        return indents and kept[before][2]
+
+    found: list[int] = []
+    for line in re.finditer(r"[^\n]*\t[^\n]*", source.text):
+        for sign in re.finditer(r"\t|(?<!\S)#", line.group()):
+            place = line.start() + sign.start()
+            indents = not line.group()[: sign.start()].strip(" ")
+            if sign.group() == "#" and free(place, False):
+                break
+            if sign.group() == "\t" and free(place, indents):
+                found.append(place)
+    return [_tab(source, found[0], len(found))] if found else []
+
+
+def _tab(source: Source, place: int, count: int = 1) -> Diagnostic:
+    label = Label(Span(source, place, place + 1), f"the first of {count}" if count > 1 else "")
+    return Diagnostic("RK009", "a tab outside quotes", (label,), ("YAML is indented with spaces: replace it",))
+
+
+def _syntax_error(source: Source, error: yaml.MarkedYAMLError) -> Diagnostic:
+    """In our own words, from the place of the error and what stands there: the two parsers use different ones."""
+    text = source.text
+    marked = error.problem_mark or error.context_mark
+    here = min(marked.index, len(text)) if marked else len(text)
+    opened = error.context_mark.index if error.context_mark is not None else here
+    opener = text[opened : opened + 1]
+    tab = re.compile(r"[ ]*\t").match(text, text.rfind("\n", 0, here) + 1) or re.compile(r"\t").match(text, here)
+    if tab:
+        return _tab(source, tab.end() - 1)
+    if here > MAX_DEPTH and not text[here - MAX_DEPTH - 1 : here].strip("{["):
+        return _too_deep(source, here - 1)  # libyaml gives up by itself at 1,000
+    if opener in ("'", '"') and opened != here:
+        return _quoted(source, opened, here)
+    if opener and opener in "*&!":
+        return _sigil(source, opened)
+    return _unexpected(source, opened, here)
+
+
+def _too_deep(source: Source, place: int) -> Diagnostic:
+    label = Label(Span(source, place, place + 1))
+    help = "a rule file needs no more than 5 levels"
+    return Diagnostic("RK013", f"nested more than {MAX_DEPTH} levels deep", (label,), (help,))
+
+
+def _quoted(source: Source, opened: int, here: int) -> Diagnostic:
+    quote = source.text[opened]
+    backslash = next((place for place in (here, here - 1, here - 2) if source.text[place : place + 1] == "\\"), None)
+    if quote == '"' and here < len(source.text) and backslash is not None:
+        written = source.text[backslash : backslash + 2]
+        help = f"use single quotes, where a backslash is a backslash, or write \\{written} for one"
+        label = Label(Span(source, backslash, backslash + 2))
+        return Diagnostic("RK001", f"{written} is no escape that double quotes know", (label,), (help,))
+    help = "close it on the same line" + ("; within single quotes, '' is one quote" if quote == "'" else "")
+    return Diagnostic("RK001", "a quote that is never closed", (Label(Span(source, opened, opened + 1)),), (help,))
+
+
+def _sigil(source: Source, place: int) -> Diagnostic:
+    sign = source.text[place]
+    what, code = {"*": ("an alias", "RK003"), "&": ("an anchor", "RK003"), "!": ("a tag", "RK004")}[sign]
+    title = f"a plain text cannot begin with {sign}, which begins {what}"
+    return Diagnostic(code, title, (Label(Span(source, place, place + 1)),), (_quote_line(source, place),))
+
+
+def _unexpected(source: Source, opened: int, here: int) -> Diagnostic:
+    text = source.text
+    title, labels, helps = (
+        "this is not valid YAML",
+        [Label(_token(source, here))],
+        ["check the indentation and the quotes"],
+    )
+    opener, before, sign = text[opened : opened + 1], text[max(0, here - 1) : here], text[here : here + 1]
+    value = _value_before(source, here)
+    if (
+        value is not None
+        and value < here
+        and text[value] in "{["
+        and before in ("}", "]")
+        and sign not in ("", "\n", " ")
+    ):
+        title = f"a text that begins with {text[value]} must be quoted"
+        labels, helps = [Label(Span(source, value, _line_end(source, value)))], [_quote_line(source, value)]
+    elif value is not None and text[value] in "'\"" and text[value + 1 : here].rstrip().endswith(text[value]):
+        title = "text after a closing quote"
+        helps = [
+            "within single quotes, '' is one quote" if text[value] == "'" else 'within double quotes, \\" is one'
+        ]
+    elif (
+        opener
+        and opener in "{["
+        and opened < here
+        and (braced := _BRACED_TEXT.search(text, opened, _line_end(source, here)))
+    ):
+        at = braced.start(1)
+        title = "a text with braces stands unquoted between braces"
+        labels = [Label(Span(source, at, at + len(braced.group(1))))]
+        helps = [f"quote it: '{braced.group(1)}'"]
+    elif opener and opener in "{[" and opened < here:
+        closer = {"{": "}", "[": "]"}[opener]
+        title = f"a {opener} that is never closed" if not sign else f"a , or {closer} is missing here"
+        labels = [Label(Span(source, opened, opened + 1), "opened here", primary=not sign)]
+        labels += [Label(_token(source, here))] if sign else []
+        helps = [f"close it with {closer}; a text that begins with {opener} must be quoted"]
+    elif sign == ":":
+        title, labels, helps = _colon(source, here)
+    elif sign == "-" and value == here:
+        title, helps = "a list begins on a line of its own", ["begin a new line, or quote it if it is text"]
+    elif sign and sign in "@`%?,]}":
+        title, helps = f"a plain text cannot begin with {sign}", [_quote_line(source, here)]
+    elif opener and opener in "|>":
+        title, helps = f"a plain text cannot begin with {opener}", [_quote_line(source, opened)]
+    elif _has_no_colon(source, opened):
+        title, helps = "a line without a colon", ["write `key: value`"]
+        labels = [Label(Span(source, opened, _line_end(source, opened)))]
+    elif opened < here:
+        labels.insert(0, Label(_token(source, opened), "within what begins here", primary=False))
+        title, helps = "this line does not fit what it stands in", ["indent it like its neighbours, with spaces"]
+    return Diagnostic("RK001", title, tuple(labels), tuple(helps))
+
+
+def _colon(source: Source, here: int) -> tuple[str, list[Label], list[str]]:
+    begin = source.text.rfind("\n", 0, here) + 1
+    before = source.text[begin:here]
+    key = begin + _leading_spaces(before)
+    if not before.strip():
+        return "a colon without a key before it", [Label(Span(source, here, here + 1))], ["write the key"]
+    if re.search(r"[:{\[]", before):
+        help = "quote the whole value, or begin a new line"
+        return "a second colon in one line: YAML would read a key here", [Label(Span(source, here, here + 1))], [help]
+    help = "put the colon that is missing above, or indent this line like its neighbours"
+    return "this key is read as part of the value above it", [Label(Span(source, key, here + 1))], [help]
+
+
+def _token(source: Source, place: int) -> Span:
+    """What stands at a place, up to the next white space; the last line's end where the text has ended."""
+    if place >= len(source.text):
+        place = len(source.text.rstrip())
+    match = re.compile(r"[^\s,\[\]{}:]+|\S").match(source.text, place)
+    return Span(source, place, match.end() if match else place)
+
+
+def _line_end(source: Source, place: int) -> int:
+    end = source.text.find("\n", place)
+    return len(source.text[: end if end >= 0 else None].rstrip())
+
+
+def _value_before(source: Source, place: int) -> int | None:
+    """Where the value begins, after `key:` or `-`, that a place is within; None where there is none in its line."""
+    begin = source.text.rfind("\n", 0, place) + 1
+    match = re.compile(r"[ ]*(?:- +)*(?:[\w.-]+: +)?(?=\S)").match(source.text, begin)
+    return match.end() if match and begin < match.end() <= place else None
+
+
+def _quote_line(source: Source, place: int) -> str:
+    written = source.text[place : _line_end(source, place)]
+    return f"quote it: '{written}'" if len(written) <= 100 and "'" not in written else "quote it"
+
+
+def _has_no_colon(source: Source, place: int) -> bool:
+    line = source.text[place : _line_end(source, place)]
+    return bool(line) and ":" not in line and line[0] not in "{[-|>"

@@ -1,0 +1,113 @@
+"""Headers of state dicts and modules of torch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UsageError
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
+
+_NAMES: Mapping[torch.dtype, str] = {
+    getattr(torch, name): spec_name
+    for name, spec_name in {
+        "bool": "BOOL",
+        "uint8": "U8",
+        "int8": "I8",
+        "uint16": "U16",
+        "int16": "I16",
+        "uint32": "U32",
+        "int32": "I32",
+        "uint64": "U64",
+        "int64": "I64",
+        "float16": "F16",
+        "bfloat16": "BF16",
+        "float32": "F32",
+        "float64": "F64",
+        "complex64": "C64",
+        "complex128": "C128",
+        "float8_e5m2": "F8_E5M2",
+        "float8_e4m3fn": "F8_E4M3",
+        "float8_e5m2fnuz": "F8_E5M2FNUZ",
+        "float8_e4m3fnuz": "F8_E4M3FNUZ",
+        "float8_e8m0fnu": "F8_E8M0",
+    }.items()
+    if hasattr(torch, name)
+}
+
+
+DTYPES: Mapping[str, torch.dtype] = {name: dtype for dtype, name in _NAMES.items()}
+"""torch's dtype for each name of a header; the floats of less than a byte have none."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """safetensors' name of a torch dtype.
+
+    >>> dtype_name(torch.bfloat16)
+    'BF16'
+    """
+    try:
+        return _NAMES[dtype]
+    except KeyError:
+        raise UsageError(
+            Diagnostic("RK608", f"{dtype} has no name in a header", help=("cast the tensor to a plain dtype first",))
+        ) from None
+
+
+def header_of(module: nn.Module | Mapping[str, Any], name: str | None = None) -> StateDictSpec:
+    """The header of a module (or of a state dict in memory): parameters and persistent buffers, in its order.
+
+    Weights that are one tensor under several FQNs are reported as tied. What a module keeps as non-tensor extra
+    state is no tensor, and left out.
+
+    >>> header = header_of(nn.Linear(3, 2, device="meta"))
+    >>> header["weight"], header["bias"]
+    (TensorSpec(dtype='F32', shape=(2, 3)), TensorSpec(dtype='F32', shape=(2,)))
+    """
+    if isinstance(module, nn.Module):
+        name = name or type(module).__name__
+        state: Mapping[str, Any] = module.state_dict(keep_vars=True)
+    else:
+        state = module
+    tensors = {fqn: value for fqn, value in state.items() if isinstance(value, torch.Tensor)}
+    lazy = [fqn for fqn, value in tensors.items() if nn.parameter.is_lazy(value)]
+    if lazy:
+        title = f"{lazy[0]!r} has no shape yet: lazy modules get theirs from their first input"
+        raise UsageError(Diagnostic("RK608", title, help=("run the model on an input once, then check it",)))
+    specs = {fqn: TensorSpec(dtype_name(value.dtype), tuple(value.shape)) for fqn, value in tensors.items()}
+    return StateDictSpec(specs, tied=_tied(tensors), name=name or "a state dict in memory")
+
+
+def no_tensors(state: Mapping[Any, Any]) -> Diagnostic:
+    """Why a mapping that was given as a state dict is none: it wraps one, or holds arrays."""
+    wrapped = [
+        str(key)
+        for key, value in state.items()
+        if isinstance(value, Mapping) and any(isinstance(each, torch.Tensor) for each in value.values())
+    ]
+    kinds = sorted({type(value).__name__ for value in state.values()})
+    help = [f"it wraps a state dict: give the value under {key!r}" for key in wrapped[:3]]
+    if "ndarray" in kinds:
+        help.append("turn the arrays into tensors first: torch.from_numpy")
+    title = "the state dict holds no tensors"
+    return Diagnostic("RK329", title, notes=(f"its values are of the type {', '.join(kinds)}",), help=tuple(help))
+
+
+def _tied(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], ...]:
+    groups: defaultdict[object, list[str]] = defaultdict(list)
+    for fqn, tensor in tensors.items():
+        groups[_identity(tensor)].append(fqn)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def _identity(tensor: torch.Tensor) -> object:
+    """What two tied tensors share: on meta (no storage to compare) and when empty, the tensor object itself."""
+    if tensor.is_meta or tensor.numel() == 0:
+        return id(tensor)
+    storage = tensor.untyped_storage().data_ptr()
+    return (storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)

@@ -1,0 +1,67 @@
+"""What `remapkit.apply` does besides writing: the order of moves, the default output, the provenance."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from remapkit.diagnostics.diagnostic import Diagnostic, one_line
+from remapkit.diagnostics.errors import UsageError
+from remapkit.files.index_names import is_index
+from remapkit.plans.model import Plan
+from remapkit.plans.moves import Move
+from remapkit.registry.installed import version
+from remapkit.tensors.spec import StateDictSpec
+
+if TYPE_CHECKING:
+    from remapkit.rules.model import RuleSet
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection: a plan of 50,000 moves holds no cycles, and walking it again and again takes a third."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def in_target_order(plan: Plan, target: StateDictSpec | None) -> tuple[Move, ...]:
+    """The moves in the order of the target's names where it is known, else of the source's."""
+    if target is None:
+        return plan.moves
+    order = {fqn: number for number, fqn in enumerate(target)}
+    return tuple(sorted(plan.moves, key=lambda move: order.get(move.target, len(order))))
+
+
+def default_output(source: Path, suffix: str = ".safetensors") -> Path:
+    """`ckpt.pth` -> `ckpt.safetensors`; shards and folders have no such name, so one must be given."""
+    if source.is_dir() or is_index(source.name):
+        raise UsageError(
+            Diagnostic(
+                "RK609", f"where should the remapped shards of {source} go?", help=("name a file with -o OUT",)
+            )
+        )
+    return source.with_suffix(suffix)
+
+
+def provenance(rules: RuleSet, source: Path) -> dict[str, str]:
+    """What the written file says about where it comes from. No time: the same input gives the same bytes."""
+    return {
+        "remapkit.rules": rules.name,
+        "remapkit.digest": rules.digest,
+        "remapkit.source": one_line(source.name),
+        "remapkit.version": version(),
+    }
+
+
+def _restore(source: Path) -> bool:
+    from remapkit.write.execute import recover
+
+    return recover(source)
