@@ -86,9 +86,9 @@ def bridge(kind: str, count: int) -> Callable[[list[str]], object]:
 
 def work(way: str, kind: str, count: int, total: int) -> dict[str, float]:
     """Seconds for all keys, seconds to start, and how many bytes of peak memory each key took."""
+    from remapkit.api.ruleset import compile_rules
     from remapkit.plans.make import make_plan
     from remapkit.rulefile.read import read_text
-    from remapkit.rules.compile import compile_rules
     from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
     sample = {"loop over rules": 100_000 // count, "torch-state-bridge": 20_000 // count}.get(way, total)

@@ -18,12 +18,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from remapkit.api.ruleset import RuleSet, compile_rules, load
 from remapkit.proofs.model import Level
 from remapkit.proofs.prover import prove
-from remapkit.registry.load import load
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 
 ROOT = Path(__file__).resolve().parent.parent
 

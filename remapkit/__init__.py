@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from remapkit.api.ruleset import Plan, RuleSet, load
     from remapkit.diagnostics.diagnostic import Diagnostic
     from remapkit.diagnostics.errors import (
         FailedCheck,
@@ -30,43 +31,40 @@ if TYPE_CHECKING:
     from remapkit.loading import Loaded, load_into
     from remapkit.models.target import header
     from remapkit.plans.check import Check, Mismatch
-    from remapkit.plans.model import Plan
     from remapkit.plans.moves import Move
     from remapkit.proofs.model import Level, Proof
     from remapkit.proofs.witness import Witness
     from remapkit.registry.installed import Pack, Plugin, packs, plugins
-    from remapkit.registry.load import load
-    from remapkit.rules.model import RuleSet
     from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 _HOMES = {
-    "Check": "check",
-    "Diagnostic": "diagnostic",
-    "FailedCheck": "diagnostic",
-    "InvalidRules": "diagnostic",
-    "Level": "prove",
+    "Check": "plans.check",
+    "Diagnostic": "diagnostics.diagnostic",
+    "FailedCheck": "diagnostics.errors",
+    "InvalidRules": "diagnostics.errors",
+    "Level": "proofs.model",
     "Loaded": "loading",
-    "Mismatch": "check",
-    "Move": "plan",
-    "Pack": "library",
-    "Plan": "plan",
-    "Plugin": "library",
-    "Proof": "prove",
-    "Reader": "checkpoint",
-    "RemapkitError": "diagnostic",
-    "RuleSet": "rules",
-    "StateDictSpec": "spec",
-    "TensorSpec": "spec",
-    "UnreadableCheckpoint": "diagnostic",
-    "UnwritableOutput": "diagnostic",
-    "UsageError": "diagnostic",
-    "Witness": "questions",
-    "header": "targets",
-    "load": "library",
+    "Mismatch": "plans.check",
+    "Move": "plans.moves",
+    "Pack": "registry.installed",
+    "Plan": "api.ruleset",
+    "Plugin": "registry.installed",
+    "Proof": "proofs.model",
+    "Reader": "formats.reader",
+    "RemapkitError": "diagnostics.errors",
+    "RuleSet": "api.ruleset",
+    "StateDictSpec": "tensors.spec",
+    "TensorSpec": "tensors.spec",
+    "UnreadableCheckpoint": "diagnostics.errors",
+    "UnwritableOutput": "diagnostics.errors",
+    "UsageError": "diagnostics.errors",
+    "Witness": "proofs.witness",
+    "header": "models.target",
+    "load": "api.ruleset",
     "load_into": "loading",
-    "open_checkpoint": "checkpoint",
-    "packs": "library",
-    "plugins": "library",
+    "open_checkpoint": "formats.detect",
+    "packs": "registry.installed",
+    "plugins": "registry.installed",
 }
 
 __all__ = [

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 import remapkit
+from remapkit.api.ruleset import Plan, RuleSet
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.wording import named
 from remapkit.formats.reader import Reader
-from remapkit.plans.model import Plan
-from remapkit.rules.model import RuleSet
 
-if TYPE_CHECKING:
-    from .vae import WanVAE
+Model = TypeVar("Model", bound=nn.Module)
 
 __all__ = ["OWN_LAYOUT", "PACKS", "load_vae"]
 
@@ -46,14 +45,15 @@ class _Candidate:
 
 
 def load_vae(
-    cls: type[WanVAE],
+    cls: type[Model],
     path: str | Path | Reader,
     rules: RuleSet | str | Path | None,
     *,
     root: str | None,
+    siblings: Sequence[type[nn.Module]],
     settings: Mapping[str, Any],
     **how: Any,
-) -> WanVAE:
+) -> Model:
     """What `WanVAE.from_checkpoint` promises. Nothing is made before layout, widths and names are right."""
     with ExitStack() as stack:
         config: dict[str, Any] = {}
@@ -68,7 +68,7 @@ def load_vae(
         structure = {key: value for key, value in (config | dict(settings)).items() if key not in _HALVES}
         names = frozenset(_on_meta(cls, {**structure, "encoder": True, "decoder": True}).state_dict())
         if rules is None:
-            chosen = _recognise(cls, reader, names)
+            chosen = _recognise(cls, siblings, reader, names)
         else:
             rule_set = rules if isinstance(rules, RuleSet) else remapkit.load(rules)
             plan = rule_set.plan(header)
@@ -102,12 +102,14 @@ def _diffusers_settings(path: Path) -> dict[str, Any]:
     return {ours[key]: value for key, value in config.items() if key in ours and value is not None}
 
 
-def _on_meta(cls: type[WanVAE], settings: Mapping[str, Any]) -> WanVAE:
+def _on_meta(cls: type[Model], settings: Mapping[str, Any]) -> Model:
     with torch.device("meta"):
         return cls(**settings)
 
 
-def _recognise(cls: type[WanVAE], reader: Reader, names: frozenset[str]) -> _Candidate:
+def _recognise(
+    cls: type[nn.Module], siblings: Sequence[type[nn.Module]], reader: Reader, names: frozenset[str]
+) -> _Candidate:
     """The one layout that has all keys of the checkpoint. Raises `UsageError` where none or several have."""
     candidates = list(_candidates(cls.__name__, reader, names))
     fitting = [each for each in candidates if not each.strangers and each.plan.moves]
@@ -124,7 +126,7 @@ def _recognise(cls: type[WanVAE], reader: Reader, names: frozenset[str]) -> _Can
         f"{each.name}: {len(each.strangers)} of {len(reader.header())} keys are not its own:\n{named(each.strangers)}"
         for each in candidates
     )
-    help = [_other_generation(cls, reader)]
+    help = [_other_generation(siblings, reader)]
     help.append("name a rule file with rules=, or start one with `remapkit new`")
     title = f"the keys of this checkpoint fit no layout of {cls.__name__}"
     raise UsageError(Diagnostic("RK645", title, notes=notes, help=tuple(filter(None, help)), place=place))
@@ -142,27 +144,23 @@ def _candidates(model: str, reader: Reader, names: frozenset[str]) -> Iterator[_
 
 
 def _identity() -> RuleSet:
+    from remapkit.api.ruleset import compile_rules
     from remapkit.rulefile.read import read_text
-    from remapkit.rules.compile import compile_rules
 
     return compile_rules(read_text("remapkit: 1\nname: identity\nunmatched: keep\nrules: []\n"))
 
 
-def _other_generation(cls: type[WanVAE], reader: Reader) -> str:
+def _other_generation(siblings: Sequence[type[nn.Module]], reader: Reader) -> str:
     """Whether the checkpoint is of the other generation: the likeliest mistake."""
-    from . import vae
-
-    for name in PACKS:
-        other = getattr(vae, name)
-        if other is cls:
-            continue
+    for other in siblings:
+        name = other.__name__
         names = frozenset(_on_meta(other, {}).state_dict())
         if any(not each.strangers and each.plan.moves for each in _candidates(name, reader, names)):
             return f"they are those of the other generation: {name}.from_checkpoint loads them"
     return ""
 
 
-def _widths(cls: type[WanVAE], plan: Plan, place: str) -> dict[str, int]:
+def _widths(cls: type[Model], plan: Plan, place: str) -> dict[str, int]:
     """Base widths, from the shapes that say them. What is not there keeps the published width."""
     shapes = {move.target: move.spec.shape for move in plan.moves}
     found = {

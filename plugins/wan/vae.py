@@ -27,8 +27,8 @@ from .tiling import Tile, Tiling, whole_frame
 StepName = Literal["encode", "begin", "finish"]
 
 if TYPE_CHECKING:
+    from remapkit.api.ruleset import RuleSet
     from remapkit.formats.reader import Reader
-    from remapkit.rules.model import RuleSet
 
 __all__ = [
     "Fast",
@@ -176,7 +176,8 @@ class WanVAE(nn.Module):
 
         settings |= {"encoder": encoder, "decoder": decoder}
         how = {"device": device, "dtype": dtype, "copy": copy, "requires_grad": requires_grad, "train": train}
-        vae = load_vae(cls, path, rules, root=root, settings=settings, **how)
+        siblings = [each for each in (WanVAE, Wan21VAE) if each is not cls]
+        vae = load_vae(cls, path, rules, root=root, siblings=siblings, settings=settings, **how)
         assert isinstance(vae, cls)
         return vae
 

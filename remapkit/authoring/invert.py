@@ -14,16 +14,17 @@ from remapkit.authoring.invert_rule import InverseFlow, InverseRule, NoInverse, 
 from remapkit.authoring.write_inverse import _Writer
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
+from remapkit.plans.make import make_plan
 from remapkit.proofs.keymap import arrows
 from remapkit.proofs.model import Level
 from remapkit.proofs.prover import prove
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
+from remapkit.rules.model import CompiledRules
 from remapkit.tensors.spec import StateDictSpec
 
 
-def invert(rule_set: RuleSet, *, header: Iterable[str] | None = None, beside: Path | None = None) -> str:
+def invert(rule_set: CompiledRules, *, header: Iterable[str] | None = None, beside: Path | None = None) -> str:
     """The inverse of a rule set as the text of a rule file.
 
     `header` are known source keys that are led there and back; `beside` is the folder that the text is meant for
@@ -60,7 +61,7 @@ def invert(rule_set: RuleSet, *, header: Iterable[str] | None = None, beside: Pa
     return text
 
 
-def _refuse_unproven(rule_set: RuleSet, keys: tuple[str, ...]) -> None:
+def _refuse_unproven(rule_set: CompiledRules, keys: tuple[str, ...]) -> None:
     proof = prove(rule_set, header=keys)
     if proof.level is Level.ALL or (proof.level is Level.DOMAIN and not proof.witnesses):
         return
@@ -74,7 +75,7 @@ def _refuse_unproven(rule_set: RuleSet, keys: tuple[str, ...]) -> None:
     raise InvalidRules([Diagnostic("RK210", title, help=help, place=rule_set.file.source.name), *proof.findings])
 
 
-def _refuse_lossy(rule_set: RuleSet) -> None:
+def _refuse_lossy(rule_set: CompiledRules) -> None:
     problems = []
     for rule in rule_set.drop:
         title = f"{rule_set.name} has no inverse: {rule.id} leaves tensors behind, and nothing could bring them back"
@@ -90,7 +91,7 @@ def _refuse_lossy(rule_set: RuleSet) -> None:
         raise InvalidRules(problems)
 
 
-def _check(rule_set: RuleSet, text: str, keys: Sequence[str]) -> RuleSet:
+def _check(rule_set: CompiledRules, text: str, keys: Sequence[str]) -> CompiledRules:
     """The inverse, proven in its turn, which leads back."""
     name = f"the inverse of {rule_set.name}"
     try:
@@ -115,12 +116,12 @@ def _check(rule_set: RuleSet, text: str, keys: Sequence[str]) -> RuleSet:
     return inverse
 
 
-def _check_header(rule_set: RuleSet, inverse: RuleSet, header: StateDictSpec) -> None:
+def _check_header(rule_set: CompiledRules, inverse: CompiledRules, header: StateDictSpec) -> None:
     """A known header goes there and back, shapes and dtypes included; one that the rules do not take says nothing."""
-    there = rule_set.plan(header)
+    there = make_plan(rule_set, header)
     if not there.ok:
         return
-    back = inverse.plan(there.target)
+    back = make_plan(inverse, there.target)
     if dict(back.target) != dict(header) or not back.ok:
         title = f"{rule_set.name} has no inverse that gives {header.name} back"
         differing = sorted(set(header.items()) ^ set(back.target.items()), key=str)[:5]
@@ -129,6 +130,6 @@ def _check_header(rule_set: RuleSet, inverse: RuleSet, header: StateDictSpec) ->
         raise InvalidRules([Diagnostic("RK214", title, notes=notes, help=help), *back.problems])
 
 
-def given_params(rule_set: RuleSet) -> dict[str, int]:
+def given_params(rule_set: CompiledRules) -> dict[str, int]:
     """The params of a rule set that have values."""
     return {name: value for name, value in rule_set.params.items() if value is not None}

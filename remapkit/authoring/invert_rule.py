@@ -17,7 +17,7 @@ from remapkit.patterns.pattern import CANONICAL, Part
 from remapkit.patterns.template import Copy, Item, Literal, Mapped
 from remapkit.proofs.keymap import Arrow
 from remapkit.proofs.linear import hanging_together
-from remapkit.rules.model import Rule, RuleSet
+from remapkit.rules.model import CompiledRules, Rule
 from remapkit.rules.pipeline import Axis, Flow, Split
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class InverseFlow:
 
 
 def inverse_flow(
-    rule_set: RuleSet, flow: Flow, tables: Tables, known: Mapping[str, Mapping[str, str]]
+    rule_set: CompiledRules, flow: Flow, tables: Tables, known: Mapping[str, Mapping[str, str]]
 ) -> InverseFlow:
     """The inverse of a rule with operations: sources and targets change places, everything is undone backwards."""
     rules = [rule for rule in rule_set.rules if rule.flow is flow]

@@ -24,9 +24,10 @@ from remapkit.diagnostics.wording import counted, named
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.proofs.model import Level
+from remapkit.proofs.prover import prove
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
+from remapkit.rules.model import CompiledRules
 from remapkit.rules.selftest import run_tests
 from remapkit.tensors.families import families
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, name_problem
@@ -267,7 +268,7 @@ def _owners(found: Draft, problems: Iterable[Diagnostic]) -> set[int]:
     return owners or set(found.owners) - {-1}
 
 
-def _wrong(rules: RuleSet, source: StateDictSpec, said: Mapping[str, str], alike: Alike) -> set[str]:
+def _wrong(rules: CompiledRules, source: StateDictSpec, said: Mapping[str, str], alike: Alike) -> set[str]:
     """The ids of rules that lead a key to anything but its equal, or two keys to one target: every key is tried."""
     found: set[str] = set()
     first: dict[str, str] = {}
@@ -283,10 +284,12 @@ def _wrong(rules: RuleSet, source: StateDictSpec, said: Mapping[str, str], alike
     return found
 
 
-def _unproven(rules: RuleSet, source: StateDictSpec, target: StateDictSpec) -> tuple[list[Diagnostic], set[str]]:
+def _unproven(
+    rules: CompiledRules, source: StateDictSpec, target: StateDictSpec
+) -> tuple[list[Diagnostic], set[str]]:
     """What lint, the proof over all keys and the file's own tests find, and the ids of the rules concerned."""
     declares = rules.file.source_keys is not None
-    proof = rules.prove(header=source if declares else None)
+    proof = prove(rules, header=source if declares else None)
     problems = [*rules.warnings, *proof.findings]
     ids = {rules.everything[number].id for witness in proof.witnesses for number in witness.arrows}
     ids.update(*proof.undecided)

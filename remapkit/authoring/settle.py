@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from remapkit.authoring.pair_by_value import Pairing
-from remapkit.rules.model import RuleSet
+from remapkit.rules.model import CompiledRules
 
 
 class By(enum.Enum):
@@ -34,7 +34,9 @@ class Settled:
 Alike = Mapping[str, Collection[str]]
 
 
-def settle(rules: RuleSet | None, pairs: Mapping[str, str], alike: Alike, pairing: Pairing) -> dict[str, Settled]:
+def settle(
+    rules: CompiledRules | None, pairs: Mapping[str, str], alike: Alike, pairing: Pairing
+) -> dict[str, Settled]:
     """The keys of `alike` that the strongest evidence settles: rules, the rest of the module, names, numbers.
 
     `rules` are None where there is no pair yet. Of hand-written pairs only what the rules say: there are no values
@@ -62,7 +64,7 @@ def _agreed(proposed: Mapping[str, str], pairs: Mapping[str, str], alike: Alike)
     return {fqn: other for fqn, other in found.items() if other not in twice}
 
 
-def _by_rules(rules: RuleSet, alike: Iterable[str]) -> dict[str, str]:
+def _by_rules(rules: CompiledRules, alike: Iterable[str]) -> dict[str, str]:
     """Where the rules so far lead keys that share their values with others."""
     found: dict[str, str] = {}
     for fqn in alike:

@@ -18,12 +18,12 @@ from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.syntax import WrittenPattern
 from remapkit.rulefile.yaml.emit import _plain, entry, flow_text, in_quotes
 from remapkit.rulefile.yaml.values import plain_value
-from remapkit.rules.model import Rule, RuleSet
+from remapkit.rules.model import CompiledRules, Rule
 
 _SUFFIX = "_inverse"
 
 
-def placed(rules: RuleSet, path: str, folder: Path) -> str:
+def placed(rules: CompiledRules, path: str, folder: Path) -> str:
     """How a rule file in `folder` names a file that the given one names: `keys/NAME` where that lies outside.
 
     A rule file names what is below its own folder, so whoever writes the inverse elsewhere copies the manifest there.
@@ -43,7 +43,7 @@ def placed(rules: RuleSet, path: str, folder: Path) -> str:
 
 class _Writer:
     def __init__(
-        self, rule_set: RuleSet, found: Sequence[InverseRule | InverseFlow], tables: Tables, beside: Path | None
+        self, rule_set: CompiledRules, found: Sequence[InverseRule | InverseFlow], tables: Tables, beside: Path | None
     ) -> None:
         self.rules, self.found, self.tables, self.beside = rule_set, found, tables, beside
 

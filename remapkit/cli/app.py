@@ -72,10 +72,11 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.command == "apply" and not (args.dry_run or args.in_place):
         _read_ahead(args.checkpoint)
+    from remapkit.cli import render as report
     from remapkit.diagnostics.errors import RemapkitError
 
     try:
-        outcome = import_module(f"remapkit.commands.{args.command}").run(args)
+        outcome = import_module(f"remapkit.cli.commands.{args.command}").run(args)
     except RemapkitError as error:
         found, exit_code = error, error.exit_code
         return _shown(lambda: report.show_error(found.diagnostics, args.format, exit_code), exit_code)

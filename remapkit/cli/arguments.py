@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
+from remapkit.models.target import TargetRef
 
 
 def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
@@ -28,3 +31,19 @@ def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
         except (ValueError, RecursionError):
             parsed[key] = value
     return parsed
+
+
+def target_from_arguments(args: Namespace) -> TargetRef | None:
+    """What `--model`, `--model-arg`, `--model-config` and `--target-keys` say; None where they say nothing."""
+    if args.model and args.target_keys:
+        raise UsageError(Diagnostic("RK609", "--model and --target-keys are two targets", help=("name one",)))
+    if not args.model and (args.model_arg or args.model_config):
+        raise UsageError(Diagnostic("RK609", "--model-arg and --model-config need --model"))
+    if not args.model and not args.target_keys:
+        return None
+    return TargetRef(
+        model=args.model,
+        args=parse_model_args(args.model_arg),
+        config=Path(args.model_config) if args.model_config else None,
+        keys=Path(args.target_keys) if args.target_keys else None,
+    )

@@ -8,14 +8,14 @@ from remapkit.compute.move_bytes import target_chunks
 from remapkit.compute.stream import Streams
 from remapkit.files.source_file import CHUNK, even
 from remapkit.formats.reader import Reader
-from remapkit.plans.model import Plan
+from remapkit.plans.model import ResolvedPlan
 from remapkit.tensors.spec import StateDictSpec
 
 
 class Remapped:
     """The targets of a plan, read like a checkpoint; nothing is kept."""
 
-    def __init__(self, reader: Reader, plan: Plan) -> None:
+    def __init__(self, reader: Reader, plan: ResolvedPlan) -> None:
         self._reader, self._header = reader, plan.target
         self._moves = {move.target: move for move in plan.moves}
         self._streams = Streams()

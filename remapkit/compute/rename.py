@@ -7,23 +7,54 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from remapkit.companions.names import may_have_companions
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import named
 from remapkit.plans.make import make_plan
-from remapkit.plans.model import Plan
+from remapkit.plans.model import ResolvedPlan
 from remapkit.tensors.spec import OPAQUE, StateDictSpec
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import RuleSet
+    from remapkit.rules.model import CompiledRules
 
 UNSAID = ("RK300", "RK306")
 """What is no fault of a state dict in memory: to be empty, and to have names that no file can hold."""
 
 
-def remapped(rules: RuleSet, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def remap(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """What `RuleSet.__call__` promises; a set of plain renames is carried out without a plan."""
+    _check_state_dict(state_dict)
+    if not rules.has_operations and rules.file.target is None and not rules.require:
+        targets = rules.renamer.targets(state_dict, rules.unmatched)
+        if targets is not None and (renamed := _distinct(targets, state_dict)) is not None:
+            return renamed
+    return remapped(rules, state_dict)
+
+
+def _distinct(targets: list[str | None], state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The values under their new keys; None where a plan has to say what is wrong, or to look closer."""
+    renamed = dict(zip(targets, state_dict.values(), strict=True))
+    dropped = targets.count(None)
+    if len(renamed) != len(targets) - dropped + bool(dropped) or may_have_companions(state_dict):
+        return None
+    renamed.pop(None, None)
+    return cast(dict[str, Any], renamed) if renamed or not state_dict else None
+
+
+def _check_state_dict(state_dict: object) -> None:
+    if not isinstance(state_dict, Mapping):
+        hint = ": call `.state_dict()` on it first" if hasattr(state_dict, "state_dict") else ""
+        hint = ": use `rules.plan(path)`, or read the file first" if isinstance(state_dict, str) else hint
+        raise TypeError(f"a state dict is a mapping of names to values, not a {type(state_dict).__name__}{hint}")
+    wrong = next((key for key in state_dict if not isinstance(key, str)), None)
+    if wrong is not None:
+        raise TypeError(f"the keys of a state dict are strings, and {wrong!r} is a {type(wrong).__name__}")
+
+
+def remapped(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """The state dict under its new keys, operations run. Raises `FailedCheck` with everything that is wrong."""
     header = _header(state_dict)
     plan = make_plan(rules, header)
@@ -58,7 +89,7 @@ def _header(state_dict: Mapping[str, Any]) -> StateDictSpec:
     return StateDictSpec(specs, tied=found.tied, name=name)
 
 
-def _not_the_target(rules: RuleSet, plan: Plan) -> list[Diagnostic]:
+def _not_the_target(rules: CompiledRules, plan: ResolvedPlan) -> list[Diagnostic]:
     """What the declared target says against the result; what is not there may be in another part."""
     if rules.file.target is None or not plan.source:
         return []

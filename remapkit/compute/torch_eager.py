@@ -11,7 +11,7 @@ import torch
 from remapkit.ops.base import Op
 from remapkit.ops.join import At, Fill, Join, Part
 from remapkit.ops.steps import Add, Cast, Pad, Permute, Pick, Reshape, Scale, Step
-from remapkit.plans.model import Plan
+from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.tensors.from_torch import DTYPES, dtype_name
 from remapkit.tensors.spec import TensorSpec
@@ -19,7 +19,7 @@ from remapkit.tensors.spec import TensorSpec
 _OPAQUE: Mapping[int, torch.dtype] = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def run_plan(plan: Plan, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def run_plan(plan: ResolvedPlan, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Every move of a plan. Names that the rules tie are one tensor; copies of one source are their own tensors."""
     tie = {fqn: group[0] for group in plan.tied for fqn in group}
     made: dict[str, Any] = {}

@@ -27,7 +27,7 @@ from remapkit.loading.transfer import carry_out
 from remapkit.plans.make import make_plan
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
+from remapkit.rules.model import CompiledRules
 from remapkit.tensors.from_torch import DTYPES, header_of, no_tensors
 from remapkit.tensors.spec import StateDictSpec
 
@@ -99,7 +99,7 @@ def _loss(old: str, new: str) -> str:
 def load_into(
     model: nn.Module,
     ckpt: str | Path | Reader | Mapping[str, Any],
-    rules: RuleSet | str | Path | None = None,
+    rules: CompiledRules | str | Path | None = None,
     *,
     device: torch.device | str | int | None = None,
     dtype: Dtype = None,
@@ -116,7 +116,7 @@ def load_into(
 ) -> Loaded:
     """Load a checkpoint into a module, on the meta device or not. All problems are raised before anything is touched.
 
-    `ckpt` is a path, an open `Reader`, or a state dict in memory; `rules` a `RuleSet`, a pack's name, a path, or None
+    `ckpt` is a path, an open `Reader`, or a state dict in memory; `rules` a `CompiledRules`, a pack's name, a path, or None
     where the names are the model's own. `root` names the wrapper to take where a pickle holds several.
 
     What has memory stays and is copied into, so that an optimizer, a `DistributedDataParallel`, an average of the
@@ -231,7 +231,7 @@ def _check_kinds(model: object, ckpt: object, rules: object) -> None:
     if not isinstance(ckpt, str | Path | Mapping) and not hasattr(ckpt, "chunks"):
         what = f"{_a(ckpt)}: call `.state_dict()` on it first" if isinstance(ckpt, nn.Module) else _a(ckpt)
         raise TypeError(f"load_into(model, ckpt, rules): `ckpt` is a path, a reader or a state dict, not {what}")
-    if rules is not None and not isinstance(rules, RuleSet | str | Path):
+    if rules is not None and not isinstance(rules, CompiledRules | str | Path):
         raise TypeError(f"load_into(model, ckpt, rules): `rules` is a RuleSet, a name or a path, not {_a(rules)}")
 
 
@@ -239,14 +239,13 @@ def _a(thing: object) -> str:
     return f"a {type(thing).__name__}"
 
 
-def _rules(rules: RuleSet | str | Path | None) -> RuleSet:
-    if isinstance(rules, RuleSet):
+def _rules(rules: CompiledRules | str | Path | None) -> CompiledRules:
+    if isinstance(rules, CompiledRules):
         return rules
     if rules is None:
         return compile_rules(read_text("remapkit: 1\nname: identity\nunmatched: keep\nrules: []\n"))
-    from remapkit.registry.load import load
 
-    return load(rules)
+    return load_rules(rules)
 
 
 def _open(

@@ -15,7 +15,7 @@ from remapkit.loading.in_place import merged, overlaps, sharing, writes_to_itsel
 from remapkit.loading.module import Target
 from remapkit.loading.sources import Values, overlapping, same_bytes, stretch
 from remapkit.plans.check import Check, make_check
-from remapkit.plans.model import Plan
+from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.tensors.from_torch import DTYPES
 
@@ -70,7 +70,9 @@ class Job:
         return replace(self.check, dtype_mismatches=left).notes
 
 
-def prepare(target: Target, plan: Plan, values: Values, wanted: Wanted, strict: bool, extra_state: str) -> Job:
+def prepare(
+    target: Target, plan: ResolvedPlan, values: Values, wanted: Wanted, strict: bool, extra_state: str
+) -> Job:
     """What is to be done, and everything that speaks against it. Reads no data but that of tied names."""
     check = make_check(plan, target.header)
     problems = list(check.problems)

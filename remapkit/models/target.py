@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remapkit.cli.arguments import parse_model_args
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.models.reference import resolve
@@ -18,7 +16,7 @@ from remapkit.sources.declared import declared_path, read_declared, read_header
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import RuleSet
+    from remapkit.rules.model import CompiledRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +34,6 @@ class TargetRef:
     keys: Path | None = None
     declared: bool = False
 
-    @classmethod
-    def from_arguments(cls, args: Namespace) -> TargetRef | None:
-        """What `--model`, `--model-arg`, `--model-config` and `--target-keys` say; None where they say nothing."""
-        if args.model and args.target_keys:
-            raise UsageError(Diagnostic("RK609", "--model and --target-keys are two targets", help=("name one",)))
-        if not args.model and (args.model_arg or args.model_config):
-            raise UsageError(Diagnostic("RK609", "--model-arg and --model-config need --model"))
-        if not args.model and not args.target_keys:
-            return None
-        return cls(
-            model=args.model,
-            args=parse_model_args(args.model_arg),
-            config=Path(args.model_config) if args.model_config else None,
-            keys=Path(args.target_keys) if args.target_keys else None,
-        )
-
     def __str__(self) -> str:
         if self.model is None:
             return str(self.keys)
@@ -59,7 +41,7 @@ class TargetRef:
         return f"{self.model}({args})" if args else self.model
 
 
-def pack_target(rules: RuleSet) -> TargetRef | None:
+def pack_target(rules: CompiledRules) -> TargetRef | None:
     """The target that a rule file declares."""
     written = rules.file.target
     if written is None:
@@ -69,7 +51,7 @@ def pack_target(rules: RuleSet) -> TargetRef | None:
         return TargetRef(model=written.model.value, args=dict(written.model_args), declared=declared)
     if written.keys is None:
         return None
-    return TargetRef(keys=declared_path(rules, written.keys), declared=True)
+    return TargetRef(keys=declared_path(rules.file, written.keys), declared=True)
 
 
 def _is_installed(path: Path | None) -> bool:

@@ -9,7 +9,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.wording import counted, named
 from remapkit.ops.dtype import CastOp
-from remapkit.plans.model import Plan
+from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.plans.rounding import losses
 
@@ -17,7 +17,7 @@ PLAIN = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp64": "F64"}
 """What `--dtype` takes, and the names of the same in headers."""
 
 
-def with_dtype(plan: Plan, dtype: str) -> Plan:
+def with_dtype(plan: ResolvedPlan, dtype: str) -> ResolvedPlan:
     """The plan with every plain float cast to one dtype; integers, bools and what has it already stay as they are.
 
     Raises `UsageError` for a dtype that is none of those; 8-bit floats are a problem of the plan (RK346): a cast
@@ -26,7 +26,7 @@ def with_dtype(plan: Plan, dtype: str) -> Plan:
     >>> from remapkit.plans.moves import RuleRef
     >>> from remapkit.tensors.spec import TensorSpec
     >>> move = Move("a", ("a",), (), RuleRef("keep[0]"), TensorSpec("F32", (2,)))
-    >>> cast = with_dtype(Plan("t", StateDictSpec({"a": move.spec}), (move,)), "bf16")
+    >>> cast = with_dtype(ResolvedPlan("t", StateDictSpec({"a": move.spec}), (move,)), "bf16")
     >>> str(cast.moves[0].spec), cast.warnings[0].title
     ('BF16 [2]', '1 tensor is cast from F32 to BF16, which rounds its values')
     """
@@ -42,7 +42,7 @@ def with_dtype(plan: Plan, dtype: str) -> Plan:
     return replace(plan, moves=moves, problems=tuple(problems), warnings=(*said, *notes), recorded=recorded)
 
 
-def _small(plan: Plan) -> list[Diagnostic]:
+def _small(plan: ResolvedPlan) -> list[Diagnostic]:
     """Small floats, and whatever else has scales: those of a file are cast with it, or would be left alone."""
     scaled = scaled_weights(plan.source)
     small = [

@@ -16,8 +16,9 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import SHOWN, counted, named
 from remapkit.ops.join import needs_values
-from remapkit.plans.model import Plan
+from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
+from remapkit.plans.recorded import asked
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, leaf
 
 
@@ -42,7 +43,7 @@ class Check:
     equal parts): that it was done right shows only in values.
     """
 
-    plan: Plan
+    plan: ResolvedPlan
     target: StateDictSpec
     missing_keys: tuple[str, ...]
     unexpected_keys: tuple[str, ...]
@@ -95,17 +96,17 @@ class Check:
         )
 
 
-def make_check(plan: Plan, target: StateDictSpec, *, strict_dtype: bool = False) -> Check:
+def make_check(plan: ResolvedPlan, target: StateDictSpec, *, strict_dtype: bool = False) -> Check:
     """Hold a plan against a target header.
 
     >>> from remapkit.plans.moves import Move, RuleRef
     >>> spec = TensorSpec("F32", (4,))
-    >>> plan = Plan("tiny", StateDictSpec({"a": spec}), (Move("b", ("a",), (), RuleRef("r"), spec),))
+    >>> plan = ResolvedPlan("tiny", StateDictSpec({"a": spec}), (Move("b", ("a",), (), RuleRef("r"), spec),))
     >>> check = make_check(plan, StateDictSpec({"c": spec}, name="a model"))
     >>> check.missing_keys, check.unexpected_keys
     (('c',), ('b',))
     """
-    plan = plan.asked(target)
+    plan = asked(plan, target)
     brought = {move.target: move for move in plan.moves}
     # What the target only records counts where it is brought, and is never missing.
     target = target.with_recorded(fqn for fqn in target.recorded if fqn in brought)
@@ -166,7 +167,7 @@ def count_interchangeable(target: StateDictSpec) -> int:
     return sum(len(group) for group in groups.values() if len(group) > 1)
 
 
-def known_keys_problem(plan: Plan, known: StateDictSpec) -> list[Diagnostic]:
+def known_keys_problem(plan: ResolvedPlan, known: StateDictSpec) -> list[Diagnostic]:
     """Whether the source lacks keys that the rules are known to read: a half checkpoint converts without a word.
 
     Only names are compared: the same layout comes in several widths.

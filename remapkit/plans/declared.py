@@ -21,12 +21,12 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.diagnostics.source import Text
 from remapkit.plans.check import Check, Mismatch, make_check
-from remapkit.plans.model import Plan
+from remapkit.plans.model import ResolvedPlan
 from remapkit.sources.declared import declared_path, read_declared
 from remapkit.tensors.spec import OPAQUE, StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import RuleSet
+    from remapkit.rules.model import CompiledRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Held:
         return {"checked": self.how, "against": None if self.check is None else self.check.target.name}
 
 
-def hold(rules: RuleSet, plan: Plan, *, partial: bool = False, strict_dtype: bool = False) -> Held:
+def hold(rules: CompiledRules, plan: ResolvedPlan, *, partial: bool = False, strict_dtype: bool = False) -> Held:
     """Hold a plan against the target that its rules declare; of a `partial` checkpoint nothing is missing.
 
     Raises `UnreadableCheckpoint` for a declared manifest that cannot be read.
@@ -81,7 +81,7 @@ def hold(rules: RuleSet, plan: Plan, *, partial: bool = False, strict_dtype: boo
     return Held(check, "layout" if other_size else "exact", (_size_note(plan, target),) if other_size else ())
 
 
-def not_held(rules: RuleSet, *, unasked: bool = False) -> Held:
+def not_held(rules: CompiledRules, *, unasked: bool = False) -> Held:
     """Nothing is checked, and the note that says so: none is declared, only a model is, or nobody wants it."""
     written = rules.file.target
     model = written.model.value if written is not None and written.model is not None else None
@@ -94,7 +94,7 @@ def not_held(rules: RuleSet, *, unasked: bool = False) -> Held:
     return Held(None, "no", (Diagnostic("RK360", title, severity=Severity.NOTE),))
 
 
-def declared_target(rules: RuleSet) -> StateDictSpec | None:
+def declared_target(rules: CompiledRules) -> StateDictSpec | None:
     """The manifest that a rule file declares as its target, if it does.
 
     A model as it is built without arguments may have one too: `keys/wan.vae.WanVAE.json` beside the rule file, for
@@ -110,17 +110,17 @@ def declared_target(rules: RuleSet) -> StateDictSpec | None:
     if "/" in written.model.value or "\\" in written.model.value:
         return None
     beside = replace(written.model, value=f"keys/{written.model.value.replace(':', '.')}.json")
-    return _declared(rules, beside, "target") if declared_path(rules, beside).is_file() else None
+    return _declared(rules, beside, "target") if declared_path(rules.file, beside).is_file() else None
 
 
-def declared_source(rules: RuleSet) -> StateDictSpec | None:
+def declared_source(rules: CompiledRules) -> StateDictSpec | None:
     """The manifest that a rule file declares as its source, if it does."""
     written = rules.file.source_keys
     return None if written is None else _declared(rules, written, "source")
 
 
-def _declared(rules: RuleSet, written: Text, what: str) -> StateDictSpec:
-    path = declared_path(rules, written)
+def _declared(rules: CompiledRules, written: Text, what: str) -> StateDictSpec:
+    path = declared_path(rules.file, written)
     try:
         stamp = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
         return read_declared(path) if stamp is None else _kept(path, *stamp)
@@ -162,7 +162,7 @@ def is_another_size(source: Mapping[str, TensorSpec], known: StateDictSpec) -> b
     return any(kind_of_name(fqn) in kinds for fqn in more)
 
 
-def _by_layout(plan: Plan, target: StateDictSpec, known: StateDictSpec) -> Check:
+def _by_layout(plan: ResolvedPlan, target: StateDictSpec, known: StateDictSpec) -> Check:
     """A check of names with their numbers left open, and of how many dimensions the rules make of what is known."""
     wanted: defaultdict[str, list[str]] = defaultdict(list)
     ranks: defaultdict[str, set[int]] = defaultdict(set)
@@ -188,7 +188,7 @@ def _by_layout(plan: Plan, target: StateDictSpec, known: StateDictSpec) -> Check
     )
 
 
-def _size_note(plan: Plan, target: StateDictSpec) -> Diagnostic:
+def _size_note(plan: ResolvedPlan, target: StateDictSpec) -> Diagnostic:
     title = (
         f"only names and numbers of dimensions are checked against {target.name}: "
         f"the checkpoint is of another size than {plan.name} is declared for"

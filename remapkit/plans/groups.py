@@ -18,7 +18,7 @@ from remapkit.ops.join import At, Join, Part, result
 from remapkit.patterns.pattern import Pattern
 from remapkit.plans.moves import Move, RuleRef
 from remapkit.rulefile.arithmetic import BadNumber, NoValue
-from remapkit.rules.model import Match, RuleSet
+from remapkit.rules.model import CompiledRules, Match
 from remapkit.rules.pipeline import Filled, Flow, Resolved
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
@@ -55,7 +55,7 @@ class _Failure:
 class Gather:
     """Takes the keys that rules with operations match, one by one, and makes moves of them at the end."""
 
-    def __init__(self, rules: RuleSet, source: StateDictSpec) -> None:
+    def __init__(self, rules: CompiledRules, source: StateDictSpec) -> None:
         self.rules, self.source = rules, source
         self.groups: dict[int, dict[tuple[tuple[str, str], ...], _Group]] = {}
         self.flows: dict[int, Flow] = {}

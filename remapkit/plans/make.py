@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.wording import counted, named
-from remapkit.plans.model import Plan
+from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import UNMATCHED, Dropped, Move, RuleRef
 from remapkit.plans.problems import (
     _ambiguous,
@@ -28,10 +28,10 @@ from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
     from remapkit.plans.groups import Gathered
-    from remapkit.rules.model import Match, Rule, RuleSet
+    from remapkit.rules.model import CompiledRules, Match, Rule
 
 
-def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) -> Plan:
+def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorSpec]) -> ResolvedPlan:
     """The plan of `rules` for one header; never raises for what the header holds, but collects it in `problems`."""
     from remapkit.plans.companions import judge_companions
     from remapkit.plans.recorded import only_recorded, sort_out, with_data
@@ -59,7 +59,7 @@ def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) 
         problems.append(_nothing_left(rules, source))
     used = Counter([match.rule.id for found in matches.values() for match in found])
     entries = {use for found in matches.values() for match in found if match.rule.tables for use in match.table_uses}
-    return Plan(
+    return ResolvedPlan(
         name=rules.name,
         source=source,
         moves=tuple(with_data(moves, whole.recorded) if whole.recorded else moves),
@@ -83,7 +83,7 @@ def make_plan(rules: RuleSet, header: StateDictSpec | Mapping[str, TensorSpec]) 
 
 
 def _decide(
-    rules: RuleSet, source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]
+    rules: CompiledRules, source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]
 ) -> tuple[list[Move], list[Dropped], list[str], Gathered]:
     from remapkit.plans.groups import Gather
 
@@ -122,7 +122,7 @@ def _ref(rule: Rule) -> RuleRef:
     return RuleRef(rule.id, rule.span)
 
 
-def _nothing_left(rules: RuleSet, source: StateDictSpec) -> Diagnostic:
+def _nothing_left(rules: CompiledRules, source: StateDictSpec) -> Diagnostic:
     number = counted(len(source), "key")
     title = f"nothing is left: {rules.name} drops all of the {number}: is this another layout?"
     if len(source) == 1:

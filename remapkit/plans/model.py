@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,10 @@ from remapkit.plans.moves import Dropped, Move
 from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
-    from remapkit.plans.check import Check
+    pass
 
 
-def records(plan: Plan) -> dict[str, str]:
+def records(plan: ResolvedPlan) -> dict[str, str]:
     """The names that stay records, in new names: `other -> kept`. A name whose tensor is left behind is not there."""
     if not plan.recorded:
         return {}
@@ -32,7 +32,7 @@ def records(plan: Plan) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ResolvedPlan:
     """Every move for one header, in the header's order, with what was dropped and what is wrong.
 
     `problems` are errors: a plan that has any is never executed. `warnings` ask for a look: rules and table entries
@@ -64,37 +64,12 @@ class Plan:
     def target(self) -> StateDictSpec:
         """The header that the moves produce."""
         tensors = {move.target: move.spec for move in self.moves}
-        return StateDictSpec(tensors, self.tied, self.source.metadata, self.name, self.records())
-
-    def asked(self, names: Container[str]) -> Plan:
-        """The plan with the recorded names that a target has as moves of their own; `names` are the target's."""
-        from remapkit.plans.recorded import asked
-
-        return asked(self, names)
-
-    def records(self) -> dict[str, str]:
-        """The names that stay records, in new names: `other -> kept`."""
-
-        return records(self)
+        return StateDictSpec(tensors, self.tied, self.source.metadata, self.name, records(self))
 
     @property
     def renamed(self) -> int:
         """How many moves change the name."""
         return sum(move.sources != (move.target,) for move in self.moves)
-
-    def check(self, target: object, *, strict_dtype: bool = False) -> Check:
-        """Hold the plan against a target: a torch module (on meta or not), a path, a header, or a state dict.
-
-        >>> import remapkit
-        >>> spec = remapkit.TensorSpec("F32", (96,))
-        >>> plan = remapkit.load("wan22_pth").plan({"conv1.bias": spec})
-        >>> plan.check({"conv1.bias": spec, "conv2.bias": spec}).missing_keys
-        ('conv2.bias',)
-        """
-        from remapkit.models.target import header
-        from remapkit.plans.check import make_check
-
-        return make_check(self, header(target), strict_dtype=strict_dtype)
 
     def raise_for_problems(self) -> None:
         """Raise `FailedCheck` with every problem, if there is any."""

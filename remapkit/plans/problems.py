@@ -12,7 +12,7 @@ from remapkit.plans.moves import Move, from_where
 from remapkit.tensors.spec import StateDictSpec, name_problem
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import Match, RuleSet
+    from remapkit.rules.model import CompiledRules, Match
 
 
 def _no_tensors(source: StateDictSpec) -> list[Diagnostic]:
@@ -45,7 +45,7 @@ def _name_problem(fqn: str) -> str | None:
     return name_problem(fqn)
 
 
-def _unmatched(rules: RuleSet, source: StateDictSpec, fqns: Sequence[str]) -> list[Diagnostic]:
+def _unmatched(rules: CompiledRules, source: StateDictSpec, fqns: Sequence[str]) -> list[Diagnostic]:
     if not fqns:
         return []
     help = ["add a rule for them, or name them under `keep:` or `drop:`"]
@@ -72,7 +72,7 @@ def _unmatched(rules: RuleSet, source: StateDictSpec, fqns: Sequence[str]) -> li
     ]
 
 
-def _examples(rules: RuleSet) -> list[str]:
+def _examples(rules: CompiledRules) -> list[str]:
     return [test.source.value for test in rules.tests]
 
 
@@ -80,14 +80,14 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "_fsdp_wrapped_module.", 
 """What DDP, torch.compile, Lightning, FSDP and DeepSpeed put before every key."""
 
 
-def _wrapper_prefix(rules: RuleSet, fqns: Sequence[str]) -> str | None:
+def _wrapper_prefix(rules: CompiledRules, fqns: Sequence[str]) -> str | None:
     for prefix in WRAPPER_PREFIXES:
         if all(fqn.startswith(prefix) and rules.match(fqn.removeprefix(prefix)) for fqn in fqns):
             return prefix
     return None
 
 
-def _near_miss(rules: RuleSet, fqn: str) -> str | None:
+def _near_miss(rules: CompiledRules, fqn: str) -> str | None:
     """Which rule read furthest into the key, and where it stopped."""
     stops = [(rule, stop) for rule in (*rules.rules, *rules.keep, *rules.drop) if (stop := rule.stopped_at(fqn))]
     if not stops:
@@ -173,7 +173,7 @@ def _collision_note(group: Sequence[Move]) -> str:
     return f"{sources}{more}\n{'both' if len(group) == 2 else 'all'} become {group[0].target}"
 
 
-def _unused_rules(rules: RuleSet, used: Mapping[str, int]) -> list[Diagnostic]:
+def _unused_rules(rules: CompiledRules, used: Mapping[str, int]) -> list[Diagnostic]:
     return [
         Diagnostic(
             "RK304",
@@ -188,7 +188,9 @@ def _unused_rules(rules: RuleSet, used: Mapping[str, int]) -> list[Diagnostic]:
     ]
 
 
-def _unused_entries(rules: RuleSet, used: Mapping[str, int], entries: Iterable[tuple[str, str]]) -> list[Diagnostic]:
+def _unused_entries(
+    rules: CompiledRules, used: Mapping[str, int], entries: Iterable[tuple[str, str]]
+) -> list[Diagnostic]:
     """Entries of tables that some key went through, but that no key needed.
 
     A table that no key went through at all belongs to rules that matched nothing, which is said already.

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.wording import counted, listed, named
 from remapkit.patterns.literals import literal_text
-from remapkit.plans.model import Plan, records
+from remapkit.plans.model import ResolvedPlan, records
 from remapkit.plans.moves import UNMATCHED, Move, RuleRef
 from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import Match, Rule, RuleSet
+    from remapkit.rules.model import CompiledRules, Match, Rule
 
 
 _NOBODYS = "zqxjkv"
@@ -41,7 +41,7 @@ def names_it(rule: Rule, fqn: str) -> bool:
     return rule.match(fqn) is not None and rule.match(anything) is None
 
 
-def sort_out(rules: RuleSet, header: StateDictSpec) -> tuple[StateDictSpec, dict[str, Move]]:
+def sort_out(rules: CompiledRules, header: StateDictSpec) -> tuple[StateDictSpec, dict[str, Move]]:
     """The header with the recorded names that a rule names as keys; where rules that take anything lead others."""
     taken: list[str] = []
     led: dict[str, Move] = {}
@@ -54,7 +54,7 @@ def sort_out(rules: RuleSet, header: StateDictSpec) -> tuple[StateDictSpec, dict
     return header.with_recorded(taken), led
 
 
-def _renamed(rules: RuleSet, fqn: str, found: Sequence[Match]) -> tuple[str, RuleRef] | None:
+def _renamed(rules: CompiledRules, fqn: str, found: Sequence[Match]) -> tuple[str, RuleRef] | None:
     """The one new name, where nothing but a name changes."""
     if not found and rules.unmatched == "keep":
         return fqn, UNMATCHED
@@ -73,7 +73,7 @@ def with_data(moves: Iterable[Move], recorded: Mapping[str, str]) -> list[Move]:
     ]
 
 
-def asked(plan: Plan, names: Container[str]) -> Plan:
+def asked(plan: ResolvedPlan, names: Container[str]) -> ResolvedPlan:
     """The plan with those recorded names as moves of their own whose target is among `names`."""
     brought = {move.target for move in plan.moves}
     taken = {fqn: move for fqn, move in plan.recorded.items() if move.target in names and move.target not in brought}

@@ -22,7 +22,7 @@ from remapkit.proofs.keymap import Arrow, Made, readings
 from remapkit.rules.pipeline import Filled
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import RuleSet
+    from remapkit.rules.model import CompiledRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Meetings:
             return Meeting(entry, entry.targets[0], arrow, None)
         return None
 
-    def passing(self, rule_set: RuleSet, shapes: Sequence[Pattern]) -> tuple[Filled, str] | None:
+    def passing(self, rule_set: CompiledRules, shapes: Sequence[Pattern]) -> tuple[Filled, str] | None:
         """A target of `add` that would pass through as a key, matched by nothing; within `shapes`, if any."""
         if rule_set.unmatched != "keep":
             return None

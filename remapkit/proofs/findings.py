@@ -17,7 +17,7 @@ from remapkit.proofs.keymap import Arrow, Made, readings
 from remapkit.proofs.witness import Fault, Witness
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import Rule, RuleSet
+    from remapkit.rules.model import CompiledRules, Rule
 
 MAX_TOLD = 50
 """More findings than this are counted only."""
@@ -33,7 +33,7 @@ _ASKED = {
 class Teller:
     """Makes diagnostics of witnesses."""
 
-    def __init__(self, rules: RuleSet, arrows: Sequence[Arrow], keys: Sequence[str]) -> None:
+    def __init__(self, rules: CompiledRules, arrows: Sequence[Arrow], keys: Sequence[str]) -> None:
         self.rules, self.arrows, self.keys = rules, arrows, keys
         self.by_arrow: dict[tuple[str, str, int], Rule] = {
             (rule.kind, rule.id, rule.branch): rule for rule in rules.everything

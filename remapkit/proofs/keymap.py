@@ -22,7 +22,7 @@ from remapkit.patterns.template import Copy, Item, Literal, Mapped
 from remapkit.patterns.tree import Node
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import Rule, RuleSet
+    from remapkit.rules.model import CompiledRules, Rule
 
 WHOLE = Copy("")
 """The item that stands for the whole key, as `keep` copies it."""
@@ -148,7 +148,7 @@ def _before(machine: Automaton, position: int) -> list[int]:
     return [each for each, following in enumerate(machine.follow) if position in following]
 
 
-def arrows(rule_set: RuleSet) -> tuple[Arrow, ...]:
+def arrows(rule_set: CompiledRules) -> tuple[Arrow, ...]:
     """Every rule, `keep` and `drop` as an arrow; a rule that writes several targets as one for each.
 
     >>> import remapkit

@@ -26,14 +26,14 @@ from remapkit.proofs.witness import Answers, Witness
 from remapkit.rules.pipeline import Filled
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import RuleSet
+    from remapkit.rules.model import CompiledRules
 
 
 BUDGET = 20_000_000
 """Elementary steps that one proof may take: about ten seconds."""
 
 
-def prove(rule_set: RuleSet, *, budget: int = BUDGET, header: Iterable[str] | None = None) -> Proof:
+def prove(rule_set: CompiledRules, *, budget: int = BUDGET, header: Iterable[str] | None = None) -> Proof:
     """Decide for every possible key whether the rules are unambiguous and lose nothing.
 
     `header` are known source keys: a `StateDictSpec`, or their names. They show which rules are dead, whether a fault
@@ -50,7 +50,7 @@ def prove(rule_set: RuleSet, *, budget: int = BUDGET, header: Iterable[str] | No
 
 
 def _with_constants(
-    proof: Proof, rule_set: RuleSet, found: Sequence[Arrow], shapes: Sequence[Pattern], budget: int
+    proof: Proof, rule_set: CompiledRules, found: Sequence[Arrow], shapes: Sequence[Pattern], budget: int
 ) -> Proof:
     """The proof with what `add:` brings: a constant and a rule must not lead to one target.
 
@@ -96,7 +96,7 @@ def _with_constants(
     )
 
 
-def _constant_passed(rule_set: RuleSet, entry: Filled, target: str) -> Diagnostic:
+def _constant_passed(rule_set: CompiledRules, entry: Filled, target: str) -> Diagnostic:
     """A key that no rule matches is one that `add` brings."""
     span = rule_set.file.unmatched_span
     labels = (*((Label(span),) if span is not None else ()), Label(entry.span, f"brings {target}", primary=False))
@@ -131,7 +131,7 @@ def _constant_met(meeting: Meeting, *, is_undecided: bool) -> Diagnostic:
 
 
 class _Prover:
-    def __init__(self, rule_set: RuleSet, found: Sequence[Arrow], budget: int, keys: tuple[str, ...]) -> None:
+    def __init__(self, rule_set: CompiledRules, found: Sequence[Arrow], budget: int, keys: tuple[str, ...]) -> None:
         self.rules, self.arrows, self.budget, self.keys = rule_set, found, budget, keys
         self.passes = rule_set.unmatched == "keep"
 

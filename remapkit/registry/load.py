@@ -11,26 +11,18 @@ from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.registry.installed import find_rules, read_object
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import RuleSet
+    from remapkit.rules.model import CompiledRules
 
 
-def load(
+def load_rules(
     name_or_path: str | Path,
     *,
     params: Mapping[str, int] | None = None,
     config: str | Path | Mapping[str, Any] | None = None,
-) -> RuleSet:
-    """Read and compile a rule file: an installed pack's name, or a path.
+) -> CompiledRules:
+    """The compiled rules of an installed pack's name, or of a path.
 
-    `params` are values for the params of the file; `config` is a model's config.json (or its content), where params
-    that name one of its entries are looked up.
-
-    Returns a `RuleSet`: call it on a state dict, or ask it for a plan. Raises `InvalidRules` with every problem of
-    the file, and `UsageError` where there is no such file or pack.
-
-    >>> rules = load("wan22_pth")
-    >>> rules.name, len(rules.rules)
-    ('wan22_pth', 4)
+    `params` and `config` are those of `remapkit.load`, which says what is raised.
     """
     from remapkit.rulefile.read import examine
     from remapkit.rules.compile import compile_rules

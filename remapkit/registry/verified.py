@@ -14,7 +14,7 @@ from typing import Any
 from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.files.strict_json import read_small_json
 from remapkit.files.text import Opened, write_texts
-from remapkit.rules.model import RuleSet
+from remapkit.rules.model import CompiledRules
 
 SUFFIX = ".witness.json"
 
@@ -27,7 +27,7 @@ class ValueWitness:
     verified: tuple[Mapping[str, Any], ...]
     versions: Mapping[str, str]
 
-    def state(self, rules: RuleSet) -> str:
+    def state(self, rules: CompiledRules) -> str:
         """A word for the table of packs: what was compared, or that it is stale."""
         if self.digest != rules.digest:
             return "stale"
@@ -53,7 +53,10 @@ def read_witness(rules: Path) -> ValueWitness | None:
 
 
 def write_witness(
-    rules: RuleSet, verified: Mapping[str, Any], versions: Mapping[str, str], sources: Iterable[Path | Opened] = ()
+    rules: CompiledRules,
+    verified: Mapping[str, Any],
+    versions: Mapping[str, str],
+    sources: Iterable[Path | Opened] = (),
 ) -> Path:
     """Add what was verified to the witness of a rule file; what other rules had been verified for is forgotten."""
     assert rules.file.path is not None

@@ -1,6 +1,6 @@
 """Rule sets: a rule file compiled. Every rule speaks about the original key; their order never matters.
 
-`compile_rules` takes a `RuleFile` and gives a `RuleSet`, or raises `InvalidRules` with all problems of the file.
+`compile_rules` takes a `RuleFile` and gives a `CompiledRules`, or raises `InvalidRules` with all problems of the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from remapkit.patterns.template import Mapped, Template
 from remapkit.rulefile.arithmetic import BadNumber, NoValue
 from remapkit.rulefile.syntax import RuleFile, WrittenFill, WrittenPattern, WrittenRule, WrittenTable
 from remapkit.rules.compile_template import compile_template, syntax_problems
-from remapkit.rules.model import Kind, Requirement, Rule, RuleSet, Table
+from remapkit.rules.model import CompiledRules, Kind, Requirement, Rule, Table
 from remapkit.rules.pipeline import Filled, Flow, FlowReader, fill_pattern, fill_targets, is_integer, template_pattern
 from remapkit.rules.requirements import read_requirements
 
@@ -31,7 +31,7 @@ MAX_ADDED = 100_000
 
 def compile_rules(
     rule_file: RuleFile, params: Mapping[str, int] | None = None, config: Mapping[str, Any] | None = None
-) -> RuleSet:
+) -> CompiledRules:
     """Compile a rule file; raises `InvalidRules` with all of its problems.
 
     `params` are values for its params, `config` a model's config.json, where others are looked up by name.
@@ -54,7 +54,7 @@ def compile_rules(
         raise InvalidRules(compiler.problems)
     tables = {name: table.entries for name, table in compiler.tables.items()}
     warnings = tuple(compiler.warnings)
-    return RuleSet(
+    return CompiledRules(
         rule_file.name.value,
         rule_file,
         rules,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.source import Span
@@ -13,12 +13,10 @@ from remapkit.patterns.pattern import Pattern
 from remapkit.patterns.stopping import Stop, stopped_at
 from remapkit.patterns.template import Template
 from remapkit.rulefile.syntax import RuleFile, WrittenTest
-from remapkit.rules.compile import compile_rules
 from remapkit.rules.pipeline import Filled, Flow
 
 if TYPE_CHECKING:
-    from remapkit.plans.model import Plan
-    from remapkit.proofs.model import Proof
+    pass
 
 
 from remapkit.ops.calls import Arg
@@ -115,10 +113,8 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class RuleSet:
-    """A compiled rule file.
-
-    Call it on a state dict to get the renamed one; ask `plan` for every move of a checkpoint before anything moves.
+class CompiledRules:
+    """A compiled rule file, as data: what becomes of each key. `remapkit.RuleSet` is its face.
 
     >>> import remapkit
     >>> rules = remapkit.load("wan22_pth")
@@ -177,95 +173,10 @@ class RuleSet:
             found.append(Match(rule, captures, rule.target(fqn, captures)))
         return tuple(found)
 
-    def plan(self, source: object) -> Plan:
-        """Every move for a checkpoint: a path, a header, a mapping of `TensorSpec`s or a state dict of tensors.
-
-        >>> import remapkit
-        >>> print(remapkit.load("wan22_pth").plan({"conv1.bias": remapkit.TensorSpec("F32", (96,))}))
-        wan22_pth: 1 key, 0 renamed, 1 kept, 0 dropped
-        """
-        from remapkit.models.target import header
-        from remapkit.plans.make import make_plan
-
-        return make_plan(self, header(source))
-
-    def prove(self, *, header: Iterable[str] | None = None) -> Proof:
-        """Decide for every possible key whether these rules are unambiguous and lose nothing.
-
-        `header` are known source keys; see `Proof`.
-
-        >>> import remapkit
-        >>> remapkit.load("wan22_diffusers").prove().level.value
-        'proven for all keys'
-        """
-        from remapkit.proofs.prover import prove
-
-        return prove(self, header=header)
-
-    def inverse(self) -> RuleSet:
-        """The rule set that leads every target back to its source.
-
-        Raises `InvalidRules`, with the rule and the reason, where there is none.
-
-        >>> import remapkit
-        >>> back = remapkit.load("wan22_pth").inverse()
-        >>> back.match("encoder.downsamples.0.downsampler.resample.1.bias")[0].target
-        'encoder.downsamples.0.downsamples.2.resample.1.bias'
-        """
-        from remapkit.authoring.invert import given_params, invert
-        from remapkit.rulefile.read import read_text
-        from remapkit.sources.declared import home_folder
-
-        file = read_text(invert(self), f"the inverse of {self.name}")
-        return compile_rules(replace(file, folder=home_folder(self)), given_params(self))
-
-    def __call__(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """The state dict under its new keys; values are passed through as they are, so renames share storage.
-
-        The result is held against the manifest that the rule file declares as its target, except that a state dict
-        which lacks keys of the declared source (or where none is declared) may be a part: nothing is missing then.
-
-        Raises `FailedCheck` with everything that is wrong: keys that no rule or two match, collisions, scales that
-        would be lost, names that the target does not have; `TypeError` where it is no mapping of names.
-
-        >>> import remapkit
-        >>> remapkit.load("wan22_pth")({"decoder.upsamples.0.upsamples.3.time_conv.bias": "any value"})
-        {'decoder.upsamples.0.upsampler.time_conv.bias': 'any value'}
-        """
-        _check_state_dict(state_dict)
-        if not self.has_operations and self.file.target is None and not self.require:
-            targets = self.renamer.targets(state_dict, self.unmatched)
-            if targets is not None and (renamed := self._distinct(targets, state_dict)) is not None:
-                return renamed
-        from remapkit.compute.rename import remapped
-
-        return remapped(self, state_dict)
-
-    def _distinct(self, targets: list[str | None], state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The values under their new keys; None where a plan has to say what is wrong, or to look closer."""
-        from remapkit.companions.names import may_have_companions
-
-        renamed = dict(zip(targets, state_dict.values(), strict=True))
-        dropped = targets.count(None)
-        if len(renamed) != len(targets) - dropped + bool(dropped) or may_have_companions(state_dict):
-            return None
-        renamed.pop(None, None)
-        return cast(dict[str, Any], renamed) if renamed or not state_dict else None
-
     @property
     def has_operations(self) -> bool:
         """Whether any rule does more than to rename."""
         return bool(self.add) or any(rule.flow is not None for rule in self.rules)
-
-
-def _check_state_dict(state_dict: object) -> None:
-    if not isinstance(state_dict, Mapping):
-        hint = ": call `.state_dict()` on it first" if hasattr(state_dict, "state_dict") else ""
-        hint = ": use `rules.plan(path)`, or read the file first" if isinstance(state_dict, str) else hint
-        raise TypeError(f"a state dict is a mapping of names to values, not a {type(state_dict).__name__}{hint}")
-    wrong = next((key for key in state_dict if not isinstance(key, str)), None)
-    if wrong is not None:
-        raise TypeError(f"the keys of a state dict are strings, and {wrong!r} is a {type(wrong).__name__}")
 
 
 def _outcome(rule: Rule) -> Outcome:

@@ -25,7 +25,7 @@ from remapkit.rules.model import Requirement
 from remapkit.tensors.spec import OPAQUE, StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import RuleSet
+    from remapkit.rules.model import CompiledRules
 
 
 ANY = "any"
@@ -105,7 +105,7 @@ def _bad(title: str, span: Span, help: str) -> Diagnostic:
     return Diagnostic("RK371", f"`require`: {title}", (Label(span),), (help,))
 
 
-def unmet(rules: RuleSet, source: StateDictSpec) -> Iterator[Diagnostic]:
+def unmet(rules: CompiledRules, source: StateDictSpec) -> Iterator[Diagnostic]:
     """Every requirement that is false for a header and the params in force; unknown shapes are not looked at."""
     for each in rules.require if source else ():
         try:

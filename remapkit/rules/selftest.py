@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
 from remapkit.rulefile.syntax import WrittenTest
-from remapkit.rules.model import Match, Rule, RuleSet
+from remapkit.rules.model import CompiledRules, Match, Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class TestReport:
         return not self.problems
 
 
-def run_tests(rules: RuleSet) -> TestReport:
+def run_tests(rules: CompiledRules) -> TestReport:
     """Every test of a rule file, each alone: a key that two rules match fails, and so does one that none matches.
 
     >>> from remapkit.rulefile.read import read_text
@@ -41,7 +41,7 @@ def run_tests(rules: RuleSet) -> TestReport:
     return TestReport(len(rules.tests), len(rules.tests) - len(problems), tuple(problems))
 
 
-def _failure(rules: RuleSet, test: WrittenTest) -> Diagnostic | None:
+def _failure(rules: CompiledRules, test: WrittenTest) -> Diagnostic | None:
     fqn = test.source.value
     expected = None if test.target is None else test.target.value
     found = rules.match(fqn)
@@ -71,7 +71,7 @@ def _several(test: WrittenTest, got: Sequence[str], rule: Rule | None) -> Diagno
     return Diagnostic("RK700", title, tuple(labels), (help,), values=values)
 
 
-def _other(test: WrittenTest, got: str | None, rule: Rule | None, rules: RuleSet) -> Diagnostic:
+def _other(test: WrittenTest, got: str | None, rule: Rule | None, rules: CompiledRules) -> Diagnostic:
     fqn, expected = test.source.value, test.target.value if test.target else None
     labels = [Label(_difference(test, got), "expected here")]
     if rule is not None:
@@ -116,7 +116,7 @@ def _ambiguous(test: WrittenTest, found: Sequence[Match]) -> Diagnostic:
     return Diagnostic("RK701", title, tuple(labels), help, values=_values(test, None, ids))
 
 
-def _unmatched(rules: RuleSet, test: WrittenTest) -> Diagnostic:
+def _unmatched(rules: CompiledRules, test: WrittenTest) -> Diagnostic:
     fqn = test.source.value
     expected = "dropped" if test.target is None else test.target.value
     notes, labels = [], [Label(test.source.span)]

@@ -15,22 +15,22 @@ from remapkit.formats import open_checkpoint
 from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import RuleSet
+    from remapkit.rulefile.syntax import RuleFile
 
 
-def home_folder(rules: RuleSet) -> Path:
+def home_folder(file: RuleFile) -> Path:
     """The folder that paths in a rule file are relative to: its own, the real one where it is known by a link."""
-    if rules.file.path is not None:
-        return Path(os.path.realpath(rules.file.path)).parent
-    return Path(os.path.realpath(rules.file.folder or "."))
+    if file.path is not None:
+        return Path(os.path.realpath(file.path)).parent
+    return Path(os.path.realpath(file.folder or "."))
 
 
-def declared_path(rules: RuleSet, written: Text) -> Path:
+def declared_path(file: RuleFile, written: Text) -> Path:
     """The file that a rule file names: relative to it, and not outside its folder, links followed.
 
     A rule file may come from anybody. What it names is read, and parts of it are shown. Raises `UsageError` (RK424).
     """
-    folder = home_folder(rules)
+    folder = home_folder(file)
     path = folder / written.value
     try:
         real = Path(os.path.realpath(path))

@@ -14,9 +14,10 @@ from remapkit.compute.torch_eager import run_plan
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.wording import named
+from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
-from remapkit.plans.model import Plan
-from remapkit.rules.model import RuleSet
+from remapkit.plans.model import ResolvedPlan
+from remapkit.rules.model import CompiledRules
 from remapkit.tensors.from_torch import header_of
 from remapkit.verification.models import constants, inputs
 
@@ -54,7 +55,7 @@ class Verdict:
 
 
 def verify_forward(
-    rules: RuleSet,
+    rules: CompiledRules,
     source: nn.Module,
     target: nn.Module,
     method: str,
@@ -69,7 +70,7 @@ def verify_forward(
     """
     state = {fqn: value for fqn, value in source.state_dict().items() if isinstance(value, torch.Tensor)}
     plan = make_plan(rules, header_of(source))
-    check = plan.check(target)
+    check = make_check(plan, header_of(target))
     if not check.ok:
         raise FailedCheck(check.problems)
     target.load_state_dict(run_plan(plan, state), strict=not check.satisfied_by_tie)
@@ -222,7 +223,9 @@ def _taking_part(target: nn.Module, found: Sequence[torch.Tensor]) -> tuple[str,
 # ---------------------------------------------------------------------------------------------- where they part
 
 
-def _parted(name: str, apart: float, tolerance: float, plan: Plan, theirs: _Watched, ours: _Watched) -> Diagnostic:
+def _parted(
+    name: str, apart: float, tolerance: float, plan: ResolvedPlan, theirs: _Watched, ours: _Watched
+) -> Diagnostic:
     title = f"{name} gives other values: they are {apart:.3g} apart (relative; {tolerance:g} is allowed)"
     place, is_rule = first_parting(plan, theirs, ours, tolerance)
     help = "look at the rules that write there; a swap or a wrong operation upstream shows in the first such module"
@@ -232,7 +235,7 @@ def _parted(name: str, apart: float, tolerance: float, plan: Plan, theirs: _Watc
     return Diagnostic("RK715", title, (), (help,), (place,), values={"relative_difference": apart})
 
 
-def first_parting(plan: Plan, theirs: _Watched, ours: _Watched, tolerance: float) -> tuple[str, bool]:
+def first_parting(plan: ResolvedPlan, theirs: _Watched, ours: _Watched, tolerance: float) -> tuple[str, bool]:
     """In words, the first module that gives other values than the one its tensors come from, in order of the calls.
 
     And whether a rule is to blame: only where the module was given what the source computes too. What differs before

@@ -12,7 +12,7 @@ from torch import nn
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.plans.make import make_plan
-from remapkit.rules.model import RuleSet
+from remapkit.rules.model import CompiledRules
 from remapkit.tensors.from_torch import DTYPES, header_of
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, leaf
 
@@ -20,7 +20,7 @@ MOST_BYTES = 8_000_000_000
 """Larger models are refused: a small config shows the same."""
 
 
-def build_real(make: Callable[[], Any], reference: str, seed: int, rules: RuleSet | None = None) -> nn.Module:
+def build_real(make: Callable[[], Any], reference: str, seed: int, rules: CompiledRules | None = None) -> nn.Module:
     """A model on the CPU in single precision, in evaluation mode, every tensor filled with random values.
 
     But for the constants that `rules` leave behind: see `constants`. `make` builds it on the meta device or not; what

@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 
+from remapkit.compute.rename import remap
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.wording import counted, named
-from remapkit.rules.model import RuleSet
+from remapkit.rules.model import CompiledRules
 from remapkit.tensors.spec import TensorSpec
 from remapkit.verification.forward import Verdict
 
 
 def verify_oracle(
-    rules: RuleSet, oracle: Callable[[Any], Any], state: Mapping[str, torch.Tensor], name: str
+    rules: CompiledRules, oracle: Callable[[Any], Any], state: Mapping[str, torch.Tensor], name: str
 ) -> Verdict:
     """The rules and the oracle on the same state dict, every tensor compared bit for bit."""
     copies = {fqn: value.detach().clone() for fqn, value in state.items()}
@@ -29,7 +30,7 @@ def verify_oracle(
     if not isinstance(theirs, Mapping):
         title = f"the oracle {name} gave a {type(theirs).__name__}, not a state dict"
         return Verdict("oracle", name, (), (Diagnostic("RK714", title, help=("name a function that returns one",)),))
-    ours = rules(dict(state))
+    ours = remap(rules, dict(state))
     problems = [*_names(ours, theirs, name), *_values(ours, theirs, name)]
     return Verdict("oracle", name, tuple(fqn for fqn in ours if fqn in theirs), tuple(problems))
 

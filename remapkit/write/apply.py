@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from remapkit.diagnostics.diagnostic import Diagnostic, one_line
 from remapkit.diagnostics.errors import UsageError
 from remapkit.files.index_names import is_index
-from remapkit.plans.model import Plan
+from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.registry.installed import version
 from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import RuleSet
+    from remapkit.rules.model import CompiledRules
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def in_target_order(plan: Plan, target: StateDictSpec | None) -> tuple[Move, ...]:
+def in_target_order(plan: ResolvedPlan, target: StateDictSpec | None) -> tuple[Move, ...]:
     """The moves in the order of the target's names where it is known, else of the source's."""
     if target is None:
         return plan.moves
@@ -51,7 +51,7 @@ def default_output(source: Path, suffix: str = ".safetensors") -> Path:
     return source.with_suffix(suffix)
 
 
-def provenance(rules: RuleSet, source: Path) -> dict[str, str]:
+def provenance(rules: CompiledRules, source: Path) -> dict[str, str]:
     """What the written file says about where it comes from. No time: the same input gives the same bytes."""
     return {
         "remapkit.rules": rules.name,

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from remapkit.api.ruleset import load
 from remapkit.diagnostics.diagnostic import render
 from remapkit.diagnostics.errors import InvalidRules
-from remapkit.registry.load import load
 from remapkit.rulefile.yaml import compose as yamlnodes
 
 HERE = Path(__file__).parent

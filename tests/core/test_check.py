@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import remapkit
+from remapkit.api.ruleset import Plan
 from remapkit.plans.check import Check, count_interchangeable, known_keys_problem, make_check
-from remapkit.plans.model import Plan
 from remapkit.plans.moves import Move, RuleRef
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 

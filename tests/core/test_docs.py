@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import remapkit
+from remapkit.api.ruleset import compile_rules
 from remapkit.cli.app import main
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
 
 ROOT = Path(remapkit.__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

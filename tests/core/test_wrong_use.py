@@ -11,11 +11,10 @@ import pytest
 import torch
 
 import remapkit
+from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.cli.app import main
 from remapkit.diagnostics.errors import FailedCheck, InvalidRules, UsageError
 from remapkit.rulefile.read import examine_text, read_text
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 
 ROOT = Path(remapkit.__file__).parent.parent
 TINY = ROOT / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"

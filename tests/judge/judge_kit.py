@@ -6,10 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from remapkit.plans.model import Plan
+from remapkit.api.ruleset import Plan, RuleSet, compile_rules
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
 
 Header = Mapping[str, tuple[str, list[int]]]

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from judge_kit import Header, codes, plan_of, rules_of, specs
 
+from remapkit.api.ruleset import Plan
 from remapkit.companions.names import scaled_weights
 from remapkit.diagnostics.diagnostic import Severity
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.plans import companions as judge
 from remapkit.plans.cast import with_dtype
-from remapkit.plans.model import Plan
 
 F8: tuple[str, list[int]] = ("F8_E4M3", [256, 384])
 ONE: tuple[str, list[int]] = ("F32", [])

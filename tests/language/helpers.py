@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.diagnostics.source import Source, Text
 from remapkit.rulefile.syntax import (
     RuleFile,
@@ -15,8 +16,6 @@ from remapkit.rulefile.syntax import (
     WrittenTable,
     WrittenTest,
 )
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 
 Where = Mapping[str, Sequence[str] | str]
 

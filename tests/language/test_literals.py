@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import remapkit.patterns.literals as module
+from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.authoring import invert as inverting
 from remapkit.authoring import scaffold as starting
 from remapkit.authoring.learn import learn
@@ -24,8 +25,6 @@ from remapkit.diagnostics.errors import InvalidRules
 from remapkit.patterns.literals import is_plain, literal_text
 from remapkit.rulefile.read import read_text
 from remapkit.rulefile.yaml.emit import in_quotes
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, name_problem
 
 SPEC = TensorSpec("F32", (2,))

@@ -11,9 +11,9 @@ from helpers import pattern, rule, rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from remapkit.api.ruleset import RuleSet
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.plans.make import make_plan
-from remapkit.rules.model import RuleSet
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 NOTHING = TensorSpec("U8", (0,))

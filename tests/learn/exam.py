@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from remapkit.api.ruleset import compile_rules
 from remapkit.authoring.learn import Learned, learn
 from remapkit.authoring.pair_by_value import pair_by_value
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.proofs.model import Level
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
 from remapkit.rules.selftest import run_tests
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from numpy import array
 from safetensors.numpy import save_file
 
+from remapkit.api.ruleset import compile_rules
 from remapkit.authoring import learn as examples
 from remapkit.authoring import pair_by_value as pairing
 from remapkit.authoring.learn import learn
@@ -33,7 +34,6 @@ from remapkit.diagnostics.errors import UsageError
 from remapkit.patterns.literals import literal_text
 from remapkit.rulefile.read import read_text
 from remapkit.rulefile.yaml.emit import in_quotes, quoted
-from remapkit.rules.compile import compile_rules
 from remapkit.rules.selftest import run_tests
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import remapkit
+from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.authoring import generalize as module
 from remapkit.authoring import learn as examples
 from remapkit.authoring.learn import learn
@@ -20,8 +21,6 @@ from remapkit.cli.app import main
 from remapkit.diagnostics.errors import UsageError
 from remapkit.formats import open_checkpoint
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 from remapkit.rules.selftest import run_tests
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 

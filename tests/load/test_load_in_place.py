@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import remapkit
+from remapkit.api.ruleset import compile_rules
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.loading import in_place as inplace
 from remapkit.loading import module
@@ -32,7 +33,6 @@ from remapkit.loading import prepare as job
 from remapkit.loading.sources import MemoryValues
 from remapkit.plans.make import make_plan
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
 from remapkit.tensors.from_torch import header_of
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 import remapkit
+from remapkit.api.ruleset import compile_rules
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
 from tests.numbers_kit import computed_alike
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 
 
 @dataclass(frozen=True)

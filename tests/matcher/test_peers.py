@@ -10,9 +10,9 @@ import pytest
 from matcher_kit import Twin, compiled
 from test_sets import matches_of, paths_of
 
+from remapkit.api.ruleset import RuleSet
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.plans.make import make_plan
-from remapkit.rules.model import RuleSet
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 SPEC = TensorSpec("F32", (2, 2))

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from matcher_kit import Twin, compiled, near, twins
 from test_sets import matches_of, small
 
+from remapkit.api.ruleset import RuleSet
 from remapkit.patterns.automaton import automaton, reads_one_way
 from remapkit.patterns.matcher import Program, Reader, SetMatcher
-from remapkit.rules.model import RuleSet
 
 
 class Backtracking:

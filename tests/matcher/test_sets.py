@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from matcher_kit import MUTATIONS, Twin, compiled, keys_of, mutated, near, paths, twins
 
 import remapkit
+from remapkit.api.ruleset import RuleSet
 from remapkit.compute import rename as renaming
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.patterns import combine as factor
 from remapkit.patterns import matcher
-from remapkit.rules.model import RuleSet
 
 KEYS = json.loads((Path(__file__).parent.parent / "data" / "checkpoint_keys.json").read_text(encoding="utf-8"))
 

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import remapkit
+from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.compute import stream
 from remapkit.formats.detect import open_checkpoint
 from remapkit.ops.byte_ranges import byte_ranges
 from remapkit.plans import groups as gather
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 from remapkit.tensors.spec import TensorSpec
 from remapkit.write.execute import execute
 from remapkit.write.layout import Copy, tensor_pieces

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import remapkit
+from remapkit.api.ruleset import compile_rules
 from remapkit.plans import groups as gather
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
 
 SPEC = remapkit.TensorSpec("F32", (2, 3))
 

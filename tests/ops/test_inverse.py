@@ -9,11 +9,10 @@ import torch
 from hypothesis import given, settings
 
 import remapkit
+from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.registry.installed import home
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 from tests.ops.cases import random_tensor, raw
 from tests.ops.flows import Flowing, flowing
 

@@ -9,12 +9,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.formats.detect import open_checkpoint
 from remapkit.plans.cast import with_dtype
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 from remapkit.write.execute import execute
 
 

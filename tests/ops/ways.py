@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from remapkit.api.ruleset import compile_rules
 from remapkit.cli.app import app as cli
 from remapkit.compute.remapped_reader import Remapped
 from remapkit.diagnostics.errors import RemapkitError
@@ -19,7 +20,6 @@ from remapkit.formats.detect import open_checkpoint
 from remapkit.loading import load_into
 from remapkit.plans.make import make_plan
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
 from remapkit.tensors.from_torch import DTYPES, dtype_name
 from remapkit.tensors.spec import TensorSpec
 

@@ -8,9 +8,9 @@ import pytest
 from pack_kit import BY_NAME, CASES, FAULTS, KEYS, Case, Fault, differing, planted
 
 import remapkit
+from remapkit.api.ruleset import RuleSet
 from remapkit.cli.app import main
 from remapkit.proofs.model import Level
-from remapkit.rules.model import RuleSet
 
 PACKS = [name for case in CASES for name in (case.pack, case.back)]
 

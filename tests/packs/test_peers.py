@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import remapkit
+from remapkit.api.ruleset import compile_rules
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
 from remapkit.tensors.spec import StateDictSpec
 
 ROOT = Path(remapkit.__file__).parent.parent

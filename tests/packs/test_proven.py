@@ -8,9 +8,9 @@ import pytest
 from pack_kit import CASES, planted
 
 import remapkit
+from remapkit.api.ruleset import compile_rules
 from remapkit.proofs.model import Level
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
 
 PACKS = [name for case in CASES for name in (case.pack, case.back)]
 

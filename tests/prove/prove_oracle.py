@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from prove_kit import MadeSet, Truth, brute
 
+from remapkit.api.ruleset import RuleSet
 from remapkit.proofs.budget import Budget
 from remapkit.proofs.checks import Questions
 from remapkit.proofs.keymap import arrows
 from remapkit.proofs.witness import Answers
-from remapkit.rules.model import RuleSet
 
 
 def asked(rules: RuleSet, budget: int = 2_000_000) -> Answers:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.proofs import added_targets as constants
 from remapkit.proofs.model import Level, Proof
 from remapkit.proofs.prover import prove
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 
 
 def made(rules: str, to: str, more: str = "") -> RuleSet:

@@ -12,13 +12,12 @@ from prove_kit import MadeRule, MadeSet, Maker, all_readings, sets
 from test_proofs import PASSES, PROVEN, rules
 
 import remapkit
+from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.authoring.invert import invert
 from remapkit.cli.app import main
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.proofs.model import Level
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 
 
 def there_and_back(given: RuleSet, inverse: RuleSet, key: str) -> list[str | None]:

@@ -15,6 +15,7 @@ from prove_kit import Truth, affordable, brute, sets
 from prove_oracle import against, asked
 from test_proofs import FAULTS, PASSES, PROVEN, arrow, ask, faults, rules
 
+from remapkit.api.ruleset import RuleSet
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.proofs import automata as languages
 from remapkit.proofs import checks as questions
@@ -32,7 +33,6 @@ from remapkit.proofs.checks import Questions
 from remapkit.proofs.keymap import arrows
 from remapkit.proofs.model import Level
 from remapkit.proofs.witness import Witness
-from remapkit.rules.model import RuleSet
 
 # ------------------------------------------------------------------------------------------------ quick checks
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from prove_kit import Maker, affordable
 from prove_oracle import asked, differences
 
+from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.diagnostics.diagnostic import Severity
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.patterns.template import Copy, Literal
@@ -19,8 +20,6 @@ from remapkit.proofs.model import Level
 from remapkit.proofs.prover import prove
 from remapkit.proofs.witness import Witness
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 
 
 def rules(*lines: str, head: str = "") -> RuleSet:

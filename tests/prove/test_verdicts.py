@@ -15,6 +15,7 @@ from typing import TypeVar
 import pytest
 import whole_files
 
+from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.authoring.invert import invert
 from remapkit.cli.app import main
 from remapkit.diagnostics.errors import InvalidRules
@@ -25,8 +26,6 @@ from remapkit.proofs.model import Level, Proof
 from remapkit.proofs.prover import BUDGET, prove
 from remapkit.rulefile.arithmetic import BadNumber, expr
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 T = TypeVar("T")

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 import remapkit
+from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.cli.commands.common import known_source
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.proofs.model import Level
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 
 ROOT = Path(remapkit.__file__).parent.parent
 PACKS = {

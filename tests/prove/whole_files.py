@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from remapkit.api.ruleset import compile_rules
 from remapkit.proofs.model import Level, Proof
 from remapkit.proofs.prover import prove
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
 
 Parts = tuple[tuple[str | None, str], ...]
 """Captures and text between them, each with a regular expression."""

@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import value_kit as kit
 
+from remapkit.api.ruleset import compile_rules
 from remapkit.diagnostics.errors import RemapkitError
 from remapkit.rulefile.read import read_text
 from remapkit.rulefile.schema import validate as schema
-from remapkit.rules.compile import compile_rules
 
 COUNT = int(os.environ.get("REMAPKIT_FUZZ", "600"))
 

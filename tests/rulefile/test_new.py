@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import remapkit
+from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.authoring.scaffold import new_rule_file
 from remapkit.diagnostics.errors import UsageError
 from remapkit.rulefile.read import read_text
 from remapkit.rulefile.yaml.emit import in_quotes, quoted
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 from remapkit.rules.selftest import run_tests
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 

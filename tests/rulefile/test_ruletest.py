@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remapkit.api.ruleset import compile_rules
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
 from remapkit.rules.selftest import TestReport, run_tests
 
 RULES = r"""

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.authoring.invert import invert
 from remapkit.diagnostics.diagnostic import Diagnostic, render, to_github, to_json
 from remapkit.diagnostics.errors import RemapkitError
 from remapkit.plans.make import make_plan
 from remapkit.proofs.prover import prove
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 from remapkit.rules.selftest import run_tests
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 

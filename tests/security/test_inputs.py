@@ -265,8 +265,8 @@ def test_D12_a_reader_that_takes_the_last_of_two_names_would_be_seen(
 def test_D12_elements_below_a_byte(dtype: str, rule: str) -> None:
     spec = TensorSpec(dtype, (8, 8))
     names = ["x0", "x1"] if "stack" in rule else ["a", "b"]
+    from remapkit.api.ruleset import compile_rules
     from remapkit.rulefile.read import read_text
-    from remapkit.rules.compile import compile_rules
 
     plan = compile_rules(read_text(f"remapkit: 1\nname: r\nrules: [{rule}]\n")).plan(dict.fromkeys(names, spec))
     assert {"RK425", "RK352"} & {each.code for each in plan.problems}

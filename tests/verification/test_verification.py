@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 import remapkit
+from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.cli.app import main
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.registry.verified import read_witness, witness_path
 from remapkit.rulefile.read import read_text
-from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import RuleSet
 from remapkit.verification import random_state, verify_forward, verify_oracle
 from remapkit.verification.models import build_real
 

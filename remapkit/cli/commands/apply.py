@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from remapkit.cli.arguments import target_from_arguments
 from remapkit.cli.commands.common import known_source, load_rules, open_source, refuse_unproven
 from remapkit.cli.render import Outcome, Table
 from remapkit.cli.sizes import parse_size
@@ -17,18 +18,18 @@ from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.wording import counted, human_bytes
 from remapkit.files.index_names import is_index
 from remapkit.formats import Reader
-from remapkit.models.target import TargetRef, target_header
+from remapkit.models.target import target_header
 from remapkit.plans.cast import with_dtype
 from remapkit.plans.check import known_keys_problem, make_check
 from remapkit.plans.declared import Held, hold, not_held
 from remapkit.plans.make import make_plan
-from remapkit.plans.model import Plan
+from remapkit.plans.model import ResolvedPlan, records
 from remapkit.plans.moves import Move, from_where
 from remapkit.write.apply import _restore, default_output, in_target_order, provenance, uncollected
 from remapkit.write.layout import without_ties
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import RuleSet
+    from remapkit.api.ruleset import RuleSet
     from remapkit.write.execute import Written
 
 
@@ -109,7 +110,7 @@ class Job:
     """What is to be done, proven and checked."""
 
     rules: RuleSet
-    plan: Plan
+    plan: ResolvedPlan
     moves: Sequence[Move]
     reader: Reader
     args: Namespace
@@ -120,15 +121,15 @@ class Job:
         """The source's own without what became a key (the output makes its own records), and where it comes from."""
         keys = self.plan.source
         kept = {name: value for name, value in self.reader.header().metadata.items() if name not in keys}
-        return {**kept, **self.plan.records(), **provenance(self.rules, Path(self.args.checkpoint))}
+        return {**kept, **records(self.plan), **provenance(self.rules, Path(self.args.checkpoint))}
 
 
-def _held(rules: RuleSet, plan: Plan, args: Namespace) -> Held:
+def _held(rules: RuleSet, plan: ResolvedPlan, args: Namespace) -> Held:
     """Against the named target if there is one, else the declared one and the keys that the pack is known to read.
 
     Raises `FailedCheck` with everything that is wrong.
     """
-    reference = TargetRef.from_arguments(args)
+    reference = target_from_arguments(args)
     if reference is not None:
         held = Held(make_check(plan, target_header(reference), strict_dtype=args.strict_dtype), "exact")
         lacking: list[Diagnostic] = []
@@ -221,7 +222,7 @@ def _lines(job: Job, written: Written, restored: bool) -> Iterator[str]:
         yield f"ok: read back, all {written.tensors} tensors are {what}, byte for byte"
 
 
-def _dry_run(plan: Plan, held: Held, moves: Sequence[Move], reader: Reader) -> Outcome:
+def _dry_run(plan: ResolvedPlan, held: Held, moves: Sequence[Move], reader: Reader) -> Outcome:
     rows = tuple((from_where(move), move.target, str(move.spec), _by(move)) for move in moves)
     rows += tuple((gone.fqn, "(dropped)", str(plan.source[gone.fqn]), gone.rule.id) for gone in plan.dropped)
     return Outcome(
@@ -241,7 +242,7 @@ def _by(move: Move) -> str:
     return f"{move.rule.id} ({', '.join(op.name for op in move.ops)})" if move.ops else move.rule.id
 
 
-def plan_data(plan: Plan) -> dict[str, Any]:
+def plan_data(plan: ResolvedPlan) -> dict[str, Any]:
     """A plan as JSON."""
     return {
         "rules": plan.name,

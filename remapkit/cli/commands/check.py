@@ -6,21 +6,22 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from remapkit.api.ruleset import load
+from remapkit.cli.arguments import target_from_arguments
 from remapkit.cli.commands.common import known_source, load_rules, open_source, refuse_unproven
 from remapkit.cli.render import Outcome, Table
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
-from remapkit.models.target import TargetRef, pack_target, target_header
+from remapkit.models.target import pack_target, target_header
 from remapkit.plans.check import Check, make_check
 from remapkit.plans.declared import Held, hold
 from remapkit.plans.make import make_plan
 from remapkit.registry.installed import packs
-from remapkit.registry.load import load
 from remapkit.sources.declared import read_header
 from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import RuleSet
+    from remapkit.api.ruleset import RuleSet
 
 
 def run(args: Namespace) -> Outcome:
@@ -77,7 +78,7 @@ def _model_of(rules: RuleSet) -> str | None:
 
 
 def _check_one(rules: RuleSet, args: Namespace) -> Held:
-    named = TargetRef.from_arguments(args)
+    named = target_from_arguments(args)
     reference = named or pack_target(rules)
     if reference is None:
         raise UsageError(

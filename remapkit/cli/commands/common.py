@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from remapkit.api.ruleset import load
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, UnreadableCheckpoint, UsageError
 from remapkit.files.source_file import SourceFile
@@ -17,13 +18,12 @@ from remapkit.formats import Reader, open_checkpoint
 from remapkit.plans.declared import declared_source
 from remapkit.proofs.model import Level, Proof
 from remapkit.registry.installed import find_rules, packs
-from remapkit.registry.load import load
 from remapkit.rulefile.read import file_bytes
 from remapkit.sources.declared import declared_path
 from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import RuleSet
+    from remapkit.api.ruleset import RuleSet
 
 
 def load_rules(name_or_path: str | Path, args: Namespace) -> RuleSet:
@@ -139,5 +139,5 @@ def files_read(args: Namespace, *readers: Reader, but: Sequence[str]) -> list[Pa
 def rules_read(rules: RuleSet) -> list[Path]:
     """The files that a rule set comes from: its own, and the manifests that it declares."""
     declared = [rules.file.source_keys]
-    found = [declared_path(rules, written) for written in declared if written is not None]
+    found = [declared_path(rules.file, written) for written in declared if written is not None]
     return found if rules.file.path is None else [rules.file.path, *found]

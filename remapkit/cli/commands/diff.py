@@ -15,7 +15,8 @@ from remapkit.formats import Reader
 from remapkit.formats.compare import Contents, Difference, compare
 from remapkit.plans.declared import hold
 from remapkit.plans.make import make_plan
-from remapkit.plans.model import Plan
+from remapkit.plans.model import ResolvedPlan
+from remapkit.plans.recorded import asked
 from remapkit.tensors.families import families
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
@@ -36,7 +37,7 @@ def run(args: Namespace) -> Outcome:
     return _diff_outcome(args, dict(zip(both, differences, strict=True)), only_a, only_b)
 
 
-def _plan(reader: Reader, rules: str | None, args: Namespace) -> Plan | None:
+def _plan(reader: Reader, rules: str | None, args: Namespace) -> ResolvedPlan | None:
     if rules is None:
         return None
     rule_set = load_rules(rules, args)
@@ -48,13 +49,13 @@ def _plan(reader: Reader, rules: str | None, args: Namespace) -> Plan | None:
     return plan
 
 
-def _remapped(reader: Reader, plan: Plan | None, names: StateDictSpec) -> Contents:
+def _remapped(reader: Reader, plan: ResolvedPlan | None, names: StateDictSpec) -> Contents:
     """The checkpoint under these names, or what rules would make of it."""
     if plan is None:
         return _Named(reader, names)
     from remapkit.compute.remapped_reader import Remapped
 
-    return Remapped(reader, plan.asked(names))
+    return Remapped(reader, asked(plan, names))
 
 
 @dataclass(frozen=True, slots=True)

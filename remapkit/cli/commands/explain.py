@@ -6,12 +6,13 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from remapkit.api.ruleset import load
 from remapkit.cli.render import Outcome, Table
-from remapkit.registry.load import load
 
 if TYPE_CHECKING:
+    from remapkit.api.ruleset import RuleSet
     from remapkit.patterns.stopping import Stop
-    from remapkit.rules.model import Match, Rule, RuleSet
+    from remapkit.rules.model import Match, Rule
 
 
 def run(args: Namespace) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from remapkit.api.ruleset import RuleSet, load
 from remapkit.authoring.invert import invert
 from remapkit.authoring.write_inverse import placed
 from remapkit.cli.commands.common import files_read, known_source, rules_read
@@ -12,8 +13,6 @@ from remapkit.cli.render import Outcome
 from remapkit.diagnostics.wording import listed
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
-from remapkit.registry.load import load
-from remapkit.rules.model import RuleSet
 from remapkit.sources.declared import declared_path, read_declared
 
 
@@ -41,7 +40,7 @@ def _manifests(rules: RuleSet, folder: Path) -> dict[Path, str]:
     named = [file.source_keys, file.target.keys if file.target is not None else None]
     copies: dict[Path, str] = {}
     for written in filter(None, named):
-        source, copy = declared_path(rules, written), folder / placed(rules, written.value, folder)
+        source, copy = declared_path(rules.file, written), folder / placed(rules, written.value, folder)
         content = manifest_json(read_declared(source))
         if not _holds(copy, source, content):
             copies[copy] = content

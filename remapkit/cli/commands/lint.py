@@ -6,12 +6,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from remapkit.api.ruleset import load
 from remapkit.cli.commands.common import known_source, rule_paths
 from remapkit.cli.render import Outcome, Table
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, RemapkitError
 from remapkit.diagnostics.wording import counted
-from remapkit.registry.load import load
 
 
 def run(args: Namespace) -> Outcome:

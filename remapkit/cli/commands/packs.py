@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from remapkit.api.ruleset import load
 from remapkit.cli.render import Outcome, Table
 from remapkit.diagnostics.errors import RemapkitError
 from remapkit.diagnostics.wording import counted
 from remapkit.models.target import pack_target
 from remapkit.registry.installed import packs, plugins
-from remapkit.registry.load import load
 from remapkit.registry.verified import read_witness
 
 NAMES = ("name", "summary", "target", "by_value", "origin", "path")

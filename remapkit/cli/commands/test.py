@@ -14,7 +14,7 @@ from remapkit.plans.make import make_plan
 from remapkit.rules.selftest import run_tests
 
 if TYPE_CHECKING:
-    from remapkit.rules.model import RuleSet
+    from remapkit.api.ruleset import RuleSet
 
 
 def run(args: Namespace) -> Outcome:

@@ -26,7 +26,7 @@ from remapkit.sources.declared import read_header
 if TYPE_CHECKING:
     from torch import nn
 
-    from remapkit.rules.model import RuleSet
+    from remapkit.api.ruleset import RuleSet
     from remapkit.verification import Verdict
 
 

@@ -193,3 +193,19 @@ def _persistent(machine: Machine, identity: Any) -> Any:
 
 
 _STRANGE_WIDTHS = {"QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1}
+
+
+_CALLS |= {
+    f"torch._utils.{name}": _unread(words)
+    for name, words in {
+        "_rebuild_qtensor": "quantized tensor",
+        "_rebuild_sparse_tensor": "sparse tensor",
+        "_rebuild_sparse_csr_tensor": "sparse tensor",
+        "_rebuild_meta_tensor_no_storage": "meta tensor (it has no data)",
+        "_rebuild_nested_tensor": "nested tensor",
+        "_rebuild_wrapper_subclass": "tensor subclass",
+        "_rebuild_device_tensor_from_numpy": "tensor of another device",
+        "_rebuild_device_tensor_from_cpu_tensor": "tensor of another device",
+        "_rebuild_xla_tensor": "tensor of another device",
+    }.items()
+}

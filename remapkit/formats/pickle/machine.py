@@ -15,10 +15,7 @@ from mmap import mmap
 from typing import Any
 
 from remapkit.diagnostics.wording import sized
-from remapkit.formats.pickle.calls import _CALLS, _unread
 from remapkit.formats.pickle.denylist import is_hostile
-from remapkit.formats.pickle.opcodes import _OPCODES, _stop
-from remapkit.formats.pickle.read import _strange
 from remapkit.formats.pickle.values import _MARK, Global, PickleFault
 
 _MAX_LINE = 1 << 16
@@ -60,24 +57,6 @@ class Machine:
         self.hostile: dict[str, None] = {}
         self.named: dict[str, None] = {}
         self.widths: dict[str, int] = {}
-
-    def run(self) -> Any:
-        """Read to STOP and give the object."""
-        step = 0
-        while True:
-            if self.pos >= self.end:
-                raise PickleFault("the pickle ends without STOP: the file is truncated")
-            opcode = self.data[self.pos]
-            self.pos += 1
-            handler = _OPCODES.get(opcode)
-            if handler is None:
-                raise _strange(opcode, self.pos - 1)
-            if handler is _stop:
-                return self.pop()
-            handler(self)
-            step += 1
-            if step & 0x3FF == 0:
-                self.check_budget(step)
 
     def check_budget(self, step: int) -> None:
         """Raise where the pickle is larger than any checkpoint."""
@@ -160,19 +139,3 @@ class Machine:
 
 
 _MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-
-
-_CALLS |= {
-    f"torch._utils.{name}": _unread(words)
-    for name, words in {
-        "_rebuild_qtensor": "quantized tensor",
-        "_rebuild_sparse_tensor": "sparse tensor",
-        "_rebuild_sparse_csr_tensor": "sparse tensor",
-        "_rebuild_meta_tensor_no_storage": "meta tensor (it has no data)",
-        "_rebuild_nested_tensor": "nested tensor",
-        "_rebuild_wrapper_subclass": "tensor subclass",
-        "_rebuild_device_tensor_from_numpy": "tensor of another device",
-        "_rebuild_device_tensor_from_cpu_tensor": "tensor of another device",
-        "_rebuild_xla_tensor": "tensor of another device",
-    }.items()
-}

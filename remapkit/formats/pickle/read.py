@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from mmap import mmap
+from typing import Any
 
 from remapkit.formats.pickle.machine import Machine
+from remapkit.formats.pickle.opcodes import _OPCODES, _stop
 from remapkit.formats.pickle.values import HOSTILE_HELP, Found, PickleFault
 
 _REFUSED = {
@@ -24,6 +26,28 @@ def _strange(opcode: int, at: int) -> PickleFault:
     return PickleFault(f"0x{opcode:02x} is no opcode of pickles (byte {at}): the file is damaged")
 
 
+def _run(machine: Machine) -> Any:
+    """Read to STOP and give the object.
+
+    Every opcode takes at least one byte, and the budget is looked at every 1,024 of them: the loop ends.
+    """
+    step = 0
+    while True:
+        if machine.pos >= machine.end:
+            raise PickleFault("the pickle ends without STOP: the file is truncated")
+        opcode = machine.data[machine.pos]
+        machine.pos += 1
+        handler = _OPCODES.get(opcode)
+        if handler is None:
+            raise _strange(opcode, machine.pos - 1)
+        if handler is _stop:
+            return machine.pop()
+        handler(machine)
+        step += 1
+        if step & 0x3FF == 0:
+            machine.check_budget(step)
+
+
 def read_pickle(data: bytes | mmap, start: int, end: int, entries: int = 0) -> Found:
     """The object that a pickle holds, as plain data; raises `PickleFault`.
 
@@ -34,7 +58,7 @@ def read_pickle(data: bytes | mmap, start: int, end: int, entries: int = 0) -> F
     """
     machine = Machine(data, start, min(end, len(data)), entries)
     try:
-        value = machine.run()
+        value = _run(machine)
     except PickleFault as fault:
         if not machine.hostile:
             raise

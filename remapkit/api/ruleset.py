@@ -1,0 +1,173 @@
+"""`RuleSet` and `Plan` as users call them: the data of the lower floors with the methods that reach across them.
+
+Everything below works on `CompiledRules` and `ResolvedPlan`, which know nothing of proofs, targets or inverses. A face
+is the same object one floor up: no copy is made of what was compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from remapkit.plans.model import ResolvedPlan
+from remapkit.rules.model import CompiledRules
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from remapkit.plans.check import Check
+    from remapkit.proofs.model import Proof
+    from remapkit.rulefile.syntax import RuleFile
+
+T = TypeVar("T")
+
+
+def _face(of: Any, cls: type[T]) -> T:
+    """The same data as an instance of a class that adds methods only."""
+    if isinstance(of, cls):
+        return of
+    face = object.__new__(cls)
+    for name in of.__dataclass_fields__:
+        object.__setattr__(face, name, getattr(of, name))
+    return face
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(ResolvedPlan):
+    """Every move for one header, in the header's order, with what was dropped and what is wrong.
+
+    >>> import remapkit
+    >>> plan = remapkit.load("wan22_pth").plan({"conv1.weight": remapkit.TensorSpec("F32", (96, 96, 1, 1, 1))})
+    >>> [(move.sources, move.target) for move in plan.moves], plan.ok
+    ([(('conv1.weight',), 'conv1.weight')], True)
+    """
+
+    @classmethod
+    def of(cls, plan: ResolvedPlan) -> Self:
+        """The face of a plan."""
+        return _face(plan, cls)
+
+    def check(self, target: object, *, strict_dtype: bool = False) -> Check:
+        """Hold the plan against a target: a torch module (on meta or not), a path, a header, or a state dict.
+
+        >>> import remapkit
+        >>> spec = remapkit.TensorSpec("F32", (96,))
+        >>> plan = remapkit.load("wan22_pth").plan({"conv1.bias": spec})
+        >>> plan.check({"conv1.bias": spec, "conv2.bias": spec}).missing_keys
+        ('conv2.bias',)
+        """
+        from remapkit.models.target import header
+        from remapkit.plans.check import make_check
+
+        return make_check(self, header(target), strict_dtype=strict_dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet(CompiledRules):
+    """A compiled rule file.
+
+    Call it on a state dict to get the renamed one; ask `plan` for every move of a checkpoint before anything moves.
+
+    >>> import remapkit
+    >>> rules = remapkit.load("wan22_pth")
+    >>> rules.match("encoder.downsamples.0.downsamples.2.resample.1.bias")[0].target
+    'encoder.downsamples.0.downsampler.resample.1.bias'
+    """
+
+    @classmethod
+    def of(cls, rules: CompiledRules) -> Self:
+        """The face of compiled rules."""
+        return _face(rules, cls)
+
+    def plan(self, source: object) -> Plan:
+        """Every move for a checkpoint: a path, a header, a mapping of `TensorSpec`s or a state dict of tensors.
+
+        >>> import remapkit
+        >>> print(remapkit.load("wan22_pth").plan({"conv1.bias": remapkit.TensorSpec("F32", (96,))}))
+        wan22_pth: 1 key, 0 renamed, 1 kept, 0 dropped
+        """
+        from remapkit.models.target import header
+        from remapkit.plans.make import make_plan
+
+        return Plan.of(make_plan(self, header(source)))
+
+    def prove(self, *, header: Iterable[str] | None = None) -> Proof:
+        """Decide for every possible key whether these rules are unambiguous and lose nothing.
+
+        `header` are known source keys; see `Proof`.
+
+        >>> import remapkit
+        >>> remapkit.load("wan22_diffusers").prove().level.value
+        'proven for all keys'
+        """
+        from remapkit.proofs.prover import prove
+
+        return prove(self, header=header)
+
+    def inverse(self) -> RuleSet:
+        """The rule set that leads every target back to its source.
+
+        Raises `InvalidRules`, with the rule and the reason, where there is none.
+
+        >>> import remapkit
+        >>> back = remapkit.load("wan22_pth").inverse()
+        >>> back.match("encoder.downsamples.0.downsampler.resample.1.bias")[0].target
+        'encoder.downsamples.0.downsamples.2.resample.1.bias'
+        """
+        from remapkit.authoring.invert import given_params, invert
+        from remapkit.rulefile.read import read_text
+        from remapkit.rules.compile import compile_rules
+        from remapkit.sources.declared import home_folder
+
+        file = read_text(invert(self), f"the inverse of {self.name}")
+        return RuleSet.of(compile_rules(replace(file, folder=home_folder(self.file)), given_params(self)))
+
+    def __call__(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """The state dict under its new keys; values are passed through as they are, so renames share storage.
+
+        The result is held against the manifest that the rule file declares as its target, except that a state dict
+        which lacks keys of the declared source (or where none is declared) may be a part: nothing is missing then.
+
+        Raises `FailedCheck` with everything that is wrong: keys that no rule or two match, collisions, scales that
+        would be lost, names that the target does not have; `TypeError` where it is no mapping of names.
+
+        >>> import remapkit
+        >>> remapkit.load("wan22_pth")({"decoder.upsamples.0.upsamples.3.time_conv.bias": "any value"})
+        {'decoder.upsamples.0.upsampler.time_conv.bias': 'any value'}
+        """
+        from remapkit.compute.rename import remap
+
+        return remap(self, state_dict)
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    params: Mapping[str, int] | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
+) -> RuleSet:
+    """Read and compile a rule file: an installed pack's name, or a path.
+
+    `params` are values for the params of the file; `config` is a model's config.json (or its content), where params
+    that name one of its entries are looked up.
+
+    Returns a `RuleSet`: call it on a state dict, or ask it for a plan. Raises `InvalidRules` with every problem of
+    the file, and `UsageError` where there is no such file or pack.
+
+    >>> rules = load("wan22_pth")
+    >>> rules.name, len(rules.rules)
+    ('wan22_pth', 4)
+    """
+    from remapkit.registry.load import load_rules
+
+    return RuleSet.of(load_rules(name_or_path, params=params, config=config))
+
+
+def compile_rules(
+    rule_file: RuleFile, params: Mapping[str, int] | None = None, config: Mapping[str, Any] | None = None
+) -> RuleSet:
+    """The rule set of a rule file that was read already; raises `InvalidRules` with all of its problems."""
+    from remapkit.rules import compile
+
+    return RuleSet.of(compile.compile_rules(rule_file, params, config))
