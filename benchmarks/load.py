@@ -25,6 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from remapkit.registry.installed import version
+
 WIDTH = 2048
 WAYS = {
     "remapkit, safetensors": "safetensors",
@@ -145,11 +147,9 @@ def report(results: dict[str, list[dict[str, float]]], nbytes: int, rounds: int)
     """The table."""
     import torch
 
-    import remapkit.registry.installed
-
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     print(
-        f"{nbytes / 1e9:.2f} GB, medians of {rounds} rounds, warm page cache; remapkit {remapkit.registry.installed.version()}, "
+        f"{nbytes / 1e9:.2f} GB, medians of {rounds} rounds, warm page cache; remapkit {version()}, "
         f"torch {torch.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}, "
         f"{os.cpu_count()} cores{gpu}"
     )

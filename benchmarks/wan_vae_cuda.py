@@ -28,9 +28,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from remapkit_plugins.wan.config import WAN21_MEAN, WAN21_STD, WAN22_MEAN, WAN22_STD
-from remapkit_plugins.wan.fast import has_triton
-from remapkit_plugins.wan.vae import Fast, Wan21VAE, WanCache, WanVAE
+from remapkit.plugins.wan.config import WAN21_MEAN, WAN21_STD, WAN22_MEAN, WAN22_STD
+from remapkit.plugins.wan.fast import has_triton
+from remapkit.plugins.wan.vae import Fast, Wan21VAE, WanCache, WanVAE
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -68,7 +68,7 @@ def command(*arguments: object) -> tuple[bool, str]:
 def load_model(path: Path) -> tuple[object, str]:
     """A WanVAE of the small width, built on meta and filled from the file: nothing missing, nothing left on meta."""
     import torch
-    from remapkit_plugins.wan.vae import WanVAE
+    from remapkit.plugins.wan.vae import WanVAE
     from safetensors.torch import load_file
 
     with torch.device("meta"):

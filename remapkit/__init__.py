@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from remapkit.api.ruleset import Plan, RuleSet, load
+    from remapkit.api.ruleset import Plan, RuleSet, load, loads
     from remapkit.diagnostics.diagnostic import Diagnostic
     from remapkit.diagnostics.errors import (
         FailedCheck,
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
         UnwritableOutput,
         UsageError,
     )
-    from remapkit.formats import Reader, open_checkpoint
+    from remapkit.formats.detect import open_checkpoint
+    from remapkit.formats.reader import Reader
     from remapkit.loading import Loaded, load_into
     from remapkit.models.target import header
     from remapkit.plans.check import Check, Mismatch
@@ -62,10 +63,11 @@ _HOMES = {
     "header": "models.target",
     "load": "api.ruleset",
     "load_into": "loading",
+    "loads": "api.ruleset",
     "open_checkpoint": "formats.detect",
     "packs": "registry.installed",
-    "plugins": "registry.installed",
 }
+"""Where each public name lives; `plugins` is a package, which is callable."""
 
 __all__ = [
     "Check",
@@ -92,18 +94,23 @@ __all__ = [
     "header",
     "load",
     "load_into",
+    "loads",
     "open_checkpoint",
     "packs",
     "plugins",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'remapkit' has no attribute {name!r}")
-    value = getattr(import_module(f"remapkit.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker must see that `remapkit.lod` is a mistake
+
+    def __getattr__(name: str) -> Any:
+        if name == "plugins":
+            return import_module("remapkit.plugins")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'remapkit' has no attribute {name!r}")
+        value = getattr(import_module(f"remapkit.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

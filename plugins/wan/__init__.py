@@ -12,7 +12,7 @@ Wan 2.1 (16 latent channels, 8x8x4). Both are configurations of the same modules
 * `tiling` large frames cut into overlapping tiles;
 * `checkpoint` a file to a loaded model;
 * `vae` the model itself;
-* `media` and `roundtrip` pictures and videos, for `python -m remapkit_plugins.wan roundtrip`.
+* `media` and `roundtrip` pictures and videos, for `python -m remapkit.plugins.wan roundtrip`.
 
 Nothing is imported here: finding the plugin must not import torch.
 """

@@ -1,4 +1,4 @@
-"""`python -m remapkit_plugins.wan roundtrip video.mp4 -o out.mp4 --checkpoint CKPT`: look at what the VAE does."""
+"""`python -m remapkit.plugins.wan roundtrip video.mp4 -o out.mp4 --checkpoint CKPT`: look at what the VAE does."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from remapkit.cli.app import render as report
-from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import RemapkitError, UsageError
+from remapkit import Diagnostic, RemapkitError, UsageError
+from remapkit.plugin import show_error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,8 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _roundtrip(args)
     except RemapkitError as error:
-        report.show_error(error.diagnostics, "text", error.exit_code)
-        return error.exit_code
+        return show_error(error)
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
@@ -53,7 +51,7 @@ def _roundtrip(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m remapkit_plugins.wan", description="The Wan video VAEs at work.")
+    parser = argparse.ArgumentParser(prog="python -m remapkit.plugins.wan", description="The Wan video VAEs at work.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     command = commands.add_parser("roundtrip", help="encode and decode a picture or a video, and say the PSNR")
     command.add_argument("input", type=Path, help="a picture or a video")

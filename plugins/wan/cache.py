@@ -281,7 +281,7 @@ class WanCache:
     first use to that model instance, batch, frame size, dtype and tiling; another use raises `WanCacheError`.
     Gradients do not reach into earlier calls: what is kept is detached.
 
-    >>> from remapkit_plugins.wan.vae import WanVAE
+    >>> from remapkit.plugins.wan.vae import WanVAE
     >>> vae, cache = WanVAE(dim=8, dec_dim=12), WanCache()
     >>> with torch.inference_mode():
     ...     first = vae.encode(torch.zeros(1, 3, 1, 32, 48), cache)

@@ -13,11 +13,8 @@ import torch
 from torch import nn
 
 import remapkit
-from remapkit.api.ruleset import Plan, RuleSet
-from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import FailedCheck, UsageError
-from remapkit.diagnostics.wording import named
-from remapkit.formats.reader import Reader
+from remapkit import Diagnostic, FailedCheck, Plan, Reader, RuleSet, UsageError
+from remapkit.plugin import named
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -144,10 +141,7 @@ def _candidates(model: str, reader: Reader, names: frozenset[str]) -> Iterator[_
 
 
 def _identity() -> RuleSet:
-    from remapkit.api.ruleset import compile_rules
-    from remapkit.rulefile.read import read_text
-
-    return compile_rules(read_text("remapkit: 1\nname: identity\nunmatched: keep\nrules: []\n"))
+    return remapkit.loads("remapkit: 1\nname: identity\nunmatched: keep\nrules: []\n")
 
 
 def _other_generation(siblings: Sequence[type[nn.Module]], reader: Reader) -> str:

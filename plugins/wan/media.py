@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import UnwritableOutput, UsageError
+from remapkit import Diagnostic, UnwritableOutput, UsageError
 
 __all__ = ["Clip", "Writer", "open_clip", "writing"]
 

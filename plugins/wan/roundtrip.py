@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import UsageError
+from remapkit import Diagnostic, UsageError
 
 from .cache import WanCache
 from .config import VAEConfig

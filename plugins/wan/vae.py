@@ -27,8 +27,7 @@ from .tiling import Tile, Tiling, whole_frame
 StepName = Literal["encode", "begin", "finish"]
 
 if TYPE_CHECKING:
-    from remapkit.api.ruleset import RuleSet
-    from remapkit.formats.reader import Reader
+    from remapkit import Reader, RuleSet
 
 __all__ = [
     "Fast",

@@ -1,7 +1,7 @@
 """`RuleSet` and `Plan` as users call them: the data of the lower floors with the methods that reach across them.
 
-Everything below works on `CompiledRules` and `ResolvedPlan`, which know nothing of proofs, targets or inverses. A face
-is the same object one floor up: no copy is made of what was compiled.
+Everything below works on `CompiledRules` and `ResolvedPlan`, which know nothing of proofs, targets or inverses.
+A face shares the data of what it stands for: nothing that was compiled is copied.
 """
 
 from __future__ import annotations
@@ -162,6 +162,24 @@ def load(
     from remapkit.registry.load import load_rules
 
     return RuleSet.of(load_rules(name_or_path, params=params, config=config))
+
+
+def loads(
+    text: str, *, params: Mapping[str, int] | None = None, config: str | Path | Mapping[str, Any] | None = None
+) -> RuleSet:
+    """Compile the text of a rule file; `params` and `config` are those of `load`.
+
+    Files that the text declares (manifests of its source and target) are looked up in the working directory. Raises
+    `InvalidRules` with every problem, placed in `<text>`.
+
+    >>> rules = loads("remapkit: 1\\nname: one\\nrules:\\n  - {id: a, path: 'a.{n:int}', to: 'b.{n}'}")
+    >>> rules.match("a.3")[0].target
+    'b.3'
+    """
+    from remapkit.registry.load import read_config
+    from remapkit.rulefile.read import read_text
+
+    return compile_rules(read_text(text), params, read_config(config))
 
 
 def compile_rules(

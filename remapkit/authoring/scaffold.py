@@ -16,15 +16,13 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import choice_text, literal_text
-from remapkit.rulefile.schema import validate as schema
+from remapkit.rulefile.schema.text import SCHEMA_FILE
 from remapkit.rulefile.yaml.emit import entry, in_quotes, quoted
 from remapkit.tensors.families import Family, families, is_integer
 from remapkit.tensors.spec import StateDictSpec
 
 MAX_TESTS = 100
 """How many tests are drawn from real keys, one a family."""
-
-_SCHEMA_FILE = Path(schema.__file__).with_name("rules-v1.schema.json")
 
 
 def new_rule_file(
@@ -200,7 +198,7 @@ def head(
 ) -> Iterator[str]:
     """The lines before the rules. A manifest that the rules do not cover yet stands in a comment."""
     leads = f" -> {comment(target_ref or target.name)}" if target is not None else ""
-    yield f"# yaml-language-server: $schema={_SCHEMA_FILE.as_uri()}"
+    yield f"# yaml-language-server: $schema={SCHEMA_FILE.as_uri()}"
     yield "remapkit: 1"
     yield f"name: {quoted(name)}"
     yield f"summary: {quoted(f'{comment(Path(source.name).name)}{leads}')}"

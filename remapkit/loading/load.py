@@ -25,6 +25,7 @@ from remapkit.loading.prepare import PLAIN_FLOATS, Dtype, Wanted, prepare
 from remapkit.loading.sources import FileValues, MemoryValues, Values
 from remapkit.loading.transfer import carry_out
 from remapkit.plans.make import make_plan
+from remapkit.registry.load import load_rules
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
 from remapkit.rules.model import CompiledRules
@@ -116,8 +117,8 @@ def load_into(
 ) -> Loaded:
     """Load a checkpoint into a module, on the meta device or not. All problems are raised before anything is touched.
 
-    `ckpt` is a path, an open `Reader`, or a state dict in memory; `rules` a `CompiledRules`, a pack's name, a path, or None
-    where the names are the model's own. `root` names the wrapper to take where a pickle holds several.
+    `ckpt` is a path, an open `Reader`, or a state dict in memory; `rules` a `RuleSet`, a pack's name, a path, or None where
+    the names are the model's own. `root` names the wrapper to take where a pickle holds several.
 
     What has memory stays and is copied into, so that an optimizer, a `DistributedDataParallel`, an average of the
     weights go on with the same tensors: object, memory, dtype, device and hooks are as before. What is on meta is

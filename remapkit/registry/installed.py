@@ -2,7 +2,7 @@
 
 Packs are YAML files in `rules/` of a checkout, in the copy inside an installed remapkit, and in the `rules` folder of
 any plugin. Plugins are packages named by entry points of the group `remapkit.plugins`, or folders of
-`plugins/`, imported as `remapkit_plugins.<name>`. Two things of one name are an error that names both places.
+`plugins/`, imported as `remapkit.plugins.<name>`. Two things of one name are an error that names both places.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GROUP = "remapkit.plugins"
 """The entry-point group of plugins: `wan = "my_package"` makes `wan.vae` mean the module `my_package.vae`."""
 
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def home(folder: str) -> Path | None:
     checkout = _PACKAGE.parent
     if (checkout / "pyproject.toml").is_file() and (checkout / folder).is_dir():
         return checkout / folder
-    bundled = _PACKAGE / "_bundled" / folder
+    bundled = _PACKAGE / ("plugins" if folder == "plugins" else "_bundled/rules")
     return bundled if bundled.is_dir() else None
 
 
@@ -59,7 +59,7 @@ def plugins() -> tuple[Plugin, ...]:
     """Every plugin, sorted by name; two of one name are a `UsageError`.
 
     >>> [plugin.package for plugin in plugins() if plugin.name == "wan"]
-    ['remapkit_plugins.wan']
+    ['remapkit.plugins.wan']
     """
     found = sorted((*_folder_plugins(), *_entry_point_plugins()), key=lambda plugin: plugin.name)
     for one, other in pairwise(found):
@@ -79,7 +79,7 @@ def _folder_plugins() -> Iterator[Plugin]:
     folder = home("plugins")
     for path in sorted(folder.iterdir()) if folder else ():
         if (path / "__init__.py").is_file():
-            yield Plugin(path.name, f"remapkit_plugins.{path.name}", path, str(path))
+            yield Plugin(path.name, f"remapkit.plugins.{path.name}", path, str(path))
 
 
 def _entry_point_plugins() -> Iterator[Plugin]:

@@ -9,9 +9,10 @@ and everything be said at once.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules, UsageError
@@ -94,7 +95,7 @@ def examine(path: Path | str) -> Reading:
     """Like `read`, but with the problems of the text in the result instead of raised."""
     data = file_bytes(Path(path))
     source, problems = decode(data, str(path))
-    return Reading(None, problems) if problems else _examined(source, data, Path(path))
+    return Reading(None, problems) if problems else _examined(source, Path(path))
 
 
 def examine_text(text: str, name: str = "<string>") -> Reading:
@@ -104,7 +105,7 @@ def examine_text(text: str, name: str = "<string>") -> Reading:
     >>> [problem.title for problem in reading.problems], len(reading.file.keep)
     (["unknown field 'sumary'"], 1)
     """
-    return _examined(Source(name, text), text.encode("utf-8", "surrogatepass"), None)
+    return _examined(Source(name, text), None)
 
 
 def file_bytes(path: Path) -> bytes:
@@ -123,7 +124,7 @@ def file_bytes(path: Path) -> bytes:
     raise UsageError(Diagnostic(code, title, help=help))
 
 
-def _examined(source: Source, data: bytes, path: Path | None) -> Reading:
+def _examined(source: Source, path: Path | None) -> Reading:
     root, problems = compose(source)
     if root is None:
         return Reading(None, problems)
@@ -134,8 +135,33 @@ def _examined(source: Source, data: bytes, path: Path | None) -> Reading:
     problems = tuple(sorted(problems, key=lambda problem: problem.span.start if problem.span else len(source.text)))
     file = None
     if isinstance(root, MapNode) and written.is_worth_a_look(root):
-        file = written.file(root, f"sha256:{hashlib.sha256(data).hexdigest()}", path)
+        file = written.file(root, path)
     return Reading(file, problems)
+
+
+_SAYS_NOTHING_OF_TENSORS = ("name", "summary", "tests")
+
+
+def _digest(root: MapNode) -> str:
+    """`sha256:` and the hex digest of what the rules mean.
+
+    Comments, quotes and layout do not count, nor does the order of rules, the pack's name, its tests, or the manifest
+    that it says it was written for: none of these changes a byte of what the rules write.
+    """
+    meaning: dict[str, Any] = {}
+    for key, node in root.entries:
+        value: Any = plain_value(node)
+        if key.value == "source" and isinstance(value, dict):
+            value = {name: each for name, each in value.items() if name != "keys"}
+        if isinstance(value, list):
+            value = sorted(value, key=_canonical_json)
+        if value and key.value not in _SAYS_NOTHING_OF_TENSORS:
+            meaning[key.value] = value
+    return f"sha256:{hashlib.sha256(_canonical_json(meaning).encode()).hexdigest()}"
+
+
+def _canonical_json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=repr)
 
 
 class _Written:
@@ -161,7 +187,7 @@ class _Written:
             self.sound(node, key) for key, node in root.entries if key.value in names
         )
 
-    def file(self, root: MapNode, digest: str, path: Path | None) -> RuleFile:
+    def file(self, root: MapNode, path: Path | None) -> RuleFile:
         fields = {key.value: node for key, node in root.entries}
         unmatched = fields.get("unmatched")
         source = self.part(fields, "source")
@@ -173,7 +199,7 @@ class _Written:
             path=path,
             name=name.text,
             summary=_text(summary) if summary is not None and self.sound(summary) else None,
-            digest=digest,
+            digest=_digest(root),
             rules=tuple(self.rule(node) for node in self.items(fields.get("rules"))),
             keep=tuple(_pattern(node) for node in self.items(fields.get("keep"))),
             drop=tuple(_pattern(node) for node in self.items(fields.get("drop"))),

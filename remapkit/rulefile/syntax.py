@@ -175,7 +175,7 @@ class WrittenTarget:
 class RuleFile:
     """What the author wrote. `path` is None for a text that was not read from a file.
 
-    `digest` is `sha256:` and the hex digest of the file's bytes.
+    `digest` is `sha256:` and the hex digest of what the rules mean, as canonical JSON.
     """
 
     source: Source

@@ -1,6 +1,6 @@
 """Rule sets: a rule file compiled. Every rule speaks about the original key; their order never matters.
 
-`compile_rules` takes a `RuleFile` and gives a `CompiledRules`, or raises `InvalidRules` with all problems of the file.
+`compile_rules` takes a `RuleFile` and gives `CompiledRules`, or raises `InvalidRules` with every problem.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class CompiledRules:
 
     @property
     def digest(self) -> str:
-        """`sha256:` and the hex digest of the rule file's bytes."""
+        """`sha256:` and the hex digest of what the rules mean; comments and tests do not count."""
         return self.file.digest
 
     @property

@@ -37,7 +37,7 @@ def test_upstreams_own_package_and_the_plugin_live_side_by_side(tmp_path: Path) 
         "import wan\n"
         "from remapkit.library import resolve\n"
         "vae = resolve('wan.vae:WanVAE')\n"
-        "assert wan.UPSTREAM and vae.__module__ == 'remapkit_plugins.wan.vae', vae.__module__\n"
+        "assert wan.UPSTREAM and vae.__module__ == 'remapkit.plugins.wan.vae', vae.__module__\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=_environment(tmp_path))
 

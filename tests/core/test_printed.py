@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remapkit.cli.app import render as report
+from remapkit.cli import render as report
 from remapkit.cli.render import Outcome, Table
 from remapkit.diagnostics import diagnostic
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, render, to_github, to_json

@@ -18,7 +18,7 @@ import remapkit
 from remapkit.authoring.invert import invert
 from remapkit.cli.app import main
 from remapkit.diagnostics.errors import FailedCheck, InvalidRules
-from remapkit.rules.compile import requirements as require
+from remapkit.rules import requirements as require
 
 KEEP = "keep: ['{all:**}']\n"
 BLOCKS = "require: [{count: 'j.{i:int}.w', is: 3}]"

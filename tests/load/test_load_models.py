@@ -342,7 +342,7 @@ def test_operations_run_on_their_way_into_a_module(where: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_a_pack_leads_from_upstreams_file_to_a_model_in_one_call(dtype: torch.dtype | None) -> None:
-    from remapkit_plugins.wan.vae import WanVAE
+    from remapkit.plugins.wan.vae import WanVAE
 
     path = Path(remapkit.__file__).parent.parent / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"
     sizes = {"dim": 8, "dec_dim": 12}

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from remapkit.api.ruleset import compile_rules
-from remapkit.cli.app import app as cli
+from remapkit.cli import app as cli
 from remapkit.compute.remapped_reader import Remapped
 from remapkit.diagnostics.errors import RemapkitError
 from remapkit.formats.detect import open_checkpoint

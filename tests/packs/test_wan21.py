@@ -24,7 +24,7 @@ PACKS = ("wan21_pth", "wan21_diffusers")
 
 
 def wan21_vae() -> nn.Module:
-    from remapkit_plugins.wan.vae import Wan21VAE
+    from remapkit.plugins.wan.vae import Wan21VAE
 
     with torch.device("meta"):
         return Wan21VAE(dim=8, dec_dim=8)
@@ -129,7 +129,7 @@ def errors(model: nn.Module, reference: nn.Module) -> tuple[float, float]:
 def test_diffusers_default_configuration_has_the_packs_keys() -> None:
     """The names and shapes of diffusers' own class, at full width on meta, and its statistics."""
     diffusers = pytest.importorskip("diffusers")
-    from remapkit_plugins.wan.config import WAN21_MEAN, WAN21_STD
+    from remapkit.plugins.wan.config import WAN21_MEAN, WAN21_STD
 
     with torch.device("meta"):
         model = diffusers.AutoencoderKLWan()

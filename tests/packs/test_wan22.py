@@ -34,7 +34,7 @@ DIFFUSERS = {
 
 
 def wan_vae() -> nn.Module:
-    from remapkit_plugins.wan.vae import WanVAE
+    from remapkit.plugins.wan.vae import WanVAE
 
     with torch.device("meta"):
         return WanVAE(**WIDTHS)
@@ -83,7 +83,7 @@ def test_the_small_checkpoint_loads_strictly_and_gives_upstreams_numbers(tmp_pat
 def reference() -> nn.Module:
     """diffusers' own model with every tensor random, norms and biases too: no two are alike."""
     diffusers = pytest.importorskip("diffusers")
-    from remapkit_plugins.wan.config import WAN22_MEAN, WAN22_STD
+    from remapkit.plugins.wan.config import WAN22_MEAN, WAN22_STD
 
     torch.manual_seed(0)
     model = diffusers.AutoencoderKLWan(**DIFFUSERS, latents_mean=list(WAN22_MEAN), latents_std=list(WAN22_STD))

@@ -120,7 +120,7 @@ def by_forward(pack: str, name: str, folder: Path) -> list[str]:
 
 def of_the_vaes(folder: Path) -> Iterator[list[str]]:
     """The packs of the plugin `wan`: two models for diffusers' layout, a chain for upstream's."""
-    from remapkit_plugins.wan.config import WAN22_MEAN, WAN22_STD
+    from remapkit.plugins.wan.config import WAN22_MEAN, WAN22_STD
 
     wan22 = {
         "base_dim": 8,

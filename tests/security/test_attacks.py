@@ -12,7 +12,7 @@ import pytest
 from attacks import ATTACKS, GOOD, Attack
 from hostile_kit import archive, legacy, pickled, pth, safetensors
 
-from remapkit.cli.app import app as cli
+from remapkit.cli import app as cli
 from remapkit.formats import open_checkpoint
 
 MEMORY = 1_200_000_000

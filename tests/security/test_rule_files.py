@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from attacks import Attack
 
-from remapkit.cli.app import app as cli
+from remapkit.cli import app as cli
 
 HEAD = "remapkit: 1\nname: r\n"
 RULE = "rules: [{id: a, path: '{rest:**}', to: 'm.{rest}'}]\n"

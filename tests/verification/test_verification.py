@@ -324,7 +324,7 @@ def test_a_witness_that_cannot_be_read_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_wan_vae_of_diffusers_by_value(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from remapkit_plugins.wan.config import WAN22_MEAN, WAN22_STD
+    from remapkit.plugins.wan.config import WAN22_MEAN, WAN22_STD
 
     config = {"base_dim": 8, "decoder_base_dim": 12, "z_dim": 48, "is_residual": True, "patch_size": 2}
     config |= {"in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16}

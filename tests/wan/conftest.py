@@ -18,12 +18,12 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))  # `wan_kit`
 
 try:
-    import remapkit_plugins  # noqa: F401
+    import remapkit.plugins  # noqa: F401
 except ModuleNotFoundError:
-    # The same by hand: `remapkit_plugins.wan` is plugins/wan, and no package named `wan` is put on sys.path.
-    package = ModuleType("remapkit_plugins")
+    # The same by hand: `remapkit.plugins.wan` is plugins/wan, and no package named `wan` is put on sys.path.
+    package = ModuleType("remapkit.plugins")
     package.__path__ = [str(REPO / "plugins")]
-    sys.modules["remapkit_plugins"] = package
+    sys.modules["remapkit.plugins"] = package
 
 State = dict[str, Tensor]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from remapkit_plugins.wan.config import WAN22_MEAN, WAN22_STD
-from remapkit_plugins.wan.vae import Wan21VAE, WanVAE
+from remapkit.plugins.wan.config import WAN22_MEAN, WAN22_STD
+from remapkit.plugins.wan.vae import Wan21VAE, WanVAE
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from remapkit_plugins.wan.vae import (
+from remapkit.plugins.wan.vae import (
     Tiling,
     Wan21VAE,
     WanCache,

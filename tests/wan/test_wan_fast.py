@@ -16,11 +16,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from remapkit_plugins.wan import fast as fast_module
-from remapkit_plugins.wan.cache import Stream
-from remapkit_plugins.wan.fast import PLAIN, choose
-from remapkit_plugins.wan.layers import RMSNorm, add_duplicate, duplicate_up
-from remapkit_plugins.wan.vae import Fast, Tiling, Wan21VAE, WanCache, WanFastError, WanVAE
+from remapkit.plugins.wan import fast as fast_module
+from remapkit.plugins.wan.cache import Stream
+from remapkit.plugins.wan.fast import PLAIN, choose
+from remapkit.plugins.wan.layers import RMSNorm, add_duplicate, duplicate_up
+from remapkit.plugins.wan.vae import Fast, Tiling, Wan21VAE, WanCache, WanFastError, WanVAE
 from torch.utils._python_dispatch import TorchDispatchMode
 from wan_kit import GRAPHS, WINDOWS, like
 
@@ -452,9 +452,9 @@ def test_a_named_part_that_cannot_run_is_refused(world, monkeypatch):
 
 TRITON = """
 import sys, torch
-from remapkit_plugins.wan import kernel
-from remapkit_plugins.wan.fast import Fast, norm_steps
-from remapkit_plugins.wan.vae import WanVAE
+from remapkit.plugins.wan import kernel
+from remapkit.plugins.wan.fast import Fast, norm_steps
+from remapkit.plugins.wan.vae import WanVAE
 torch.manual_seed(0)
 ULP = {torch.float32: 2**-20, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 for C in (1, 5, 8, 96, 160):
@@ -531,7 +531,7 @@ def test_compiled_norms():
 
 def test_the_triton_kernel_is_not_imported_unless_used(world):
     like(world[0], "auto").decode(world[2])
-    assert "remapkit_plugins.wan.kernel" not in sys.modules or fast_module.has_triton()
+    assert "remapkit.plugins.wan.kernel" not in sys.modules or fast_module.has_triton()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from remapkit_plugins.wan.vae import Wan21VAE, WanCache, WanNotLoadedError, WanVAE
+from remapkit.plugins.wan.vae import Wan21VAE, WanCache, WanNotLoadedError, WanVAE
 from safetensors.torch import load_file, save_file
 
 import remapkit

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from remapkit_plugins.wan import vae as wan
-from remapkit_plugins.wan.vae import WanCache, WanVAE
+from remapkit.plugins.wan import vae as wan
+from remapkit.plugins.wan.vae import WanCache, WanVAE
 
 CASES = ["1x32x48", "5x32x48", "9x48x32", "17x32x32"]
 TOLERANCE = 1e-4

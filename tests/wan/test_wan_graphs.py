@@ -18,10 +18,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from remapkit_plugins.wan import fast as fast_module
-from remapkit_plugins.wan.cache import Stream
-from remapkit_plugins.wan.graphs import CudaCapture, Fence, Graphs
-from remapkit_plugins.wan.vae import Fast, WanCache, WanCacheError, WanVAE
+from remapkit.plugins.wan import fast as fast_module
+from remapkit.plugins.wan.cache import Stream
+from remapkit.plugins.wan.graphs import CudaCapture, Fence, Graphs
+from remapkit.plugins.wan.vae import Fast, WanCache, WanCacheError, WanVAE
 from wan_kit import GRAPHS, WINDOWS, Recorder, like
 
 CHUNKS = 20
@@ -185,7 +185,7 @@ def test_a_recording_of_nothing_is_refused__A28(vae):
 
 
 def test_a_recording_of_nothing_that_is_taken_would_be_seen__A28(vae, monkeypatch):
-    monkeypatch.setattr("remapkit_plugins.wan.graphs.Arena._prove", lambda arena: True)
+    monkeypatch.setattr("remapkit.plugins.wan.graphs.Arena._prove", lambda arena: True)
     with pytest.raises(AssertionError):
         test_a_recording_of_nothing_is_refused__A28(vae)
 
@@ -290,7 +290,7 @@ def test_one_that_fails_leaves_the_thread_on_its_stream(monkeypatch, fail, recor
 
 
 def test_a_stream_that_is_not_put_back_would_be_seen(monkeypatch):
-    monkeypatch.setattr("remapkit_plugins.wan.graphs._same_stream_afterwards", lambda device: nullcontext())
+    monkeypatch.setattr("remapkit.plugins.wan.graphs._same_stream_afterwards", lambda device: nullcontext())
     with pytest.raises(AssertionError):
         test_one_that_fails_leaves_the_thread_on_its_stream(monkeypatch, "begin", True, Result)
 

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import remapkit_plugins.wan
+import remapkit.plugins.wan
 import torch
-from remapkit_plugins.wan.vae import Wan21VAE, WanVAE
+from remapkit.plugins.wan.vae import Wan21VAE, WanVAE
 
 from tests.numbers_kit import computed_alike
 
@@ -130,14 +130,14 @@ def test_other_factors_in_time_and_space(randomise):
 def test_finding_the_plugin_does_not_import_torch():
     code = "import importlib.util, sys; s = importlib.util.spec_from_file_location('p', sys.argv[1]); "
     code += "m = importlib.util.module_from_spec(s); s.loader.exec_module(m); assert 'torch' not in sys.modules"
-    path = Path(remapkit_plugins.wan.__file__)
+    path = Path(remapkit.plugins.wan.__file__)
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)
 
 
 def test_examples_in_the_docstrings():
-    names = {name for _, name, _ in pkgutil.iter_modules(remapkit_plugins.wan.__path__)} - {"__main__"}
+    names = {name for _, name, _ in pkgutil.iter_modules(remapkit.plugins.wan.__path__)} - {"__main__"}
     if importlib.util.find_spec("triton") is None:
         names.remove("kernel")
-    results = [doctest.testmod(importlib.import_module(f"remapkit_plugins.wan.{name}")) for name in names]
+    results = [doctest.testmod(importlib.import_module(f"remapkit.plugins.wan.{name}")) for name in names]
     assert sum(result.failed for result in results) == 0
     assert sum(result.attempted for result in results) > 15

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from remapkit_plugins.wan import roundtrip as module
-from remapkit_plugins.wan.__main__ import main
-from remapkit_plugins.wan.vae import Wan21VAE, WanVAE
+from remapkit.plugins.wan import roundtrip as module
+from remapkit.plugins.wan.__main__ import main
+from remapkit.plugins.wan.vae import Wan21VAE, WanVAE
 
 import remapkit
 

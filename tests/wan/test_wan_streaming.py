@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from remapkit_plugins.wan.cache import Stream
-from remapkit_plugins.wan.vae import Wan21VAE, WanCache, WanCacheError, WanVAE
+from remapkit.plugins.wan.cache import Stream
+from remapkit.plugins.wan.vae import Wan21VAE, WanCache, WanCacheError, WanVAE
 
 from tests.numbers_kit import computed_alike
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from remapkit_plugins.wan import tiling as module
-from remapkit_plugins.wan.tiling import spans
-from remapkit_plugins.wan.vae import Tiling, Wan21VAE, WanCache, WanVAE
+from remapkit.plugins.wan import tiling as module
+from remapkit.plugins.wan.tiling import spans
+from remapkit.plugins.wan.vae import Tiling, Wan21VAE, WanCache, WanVAE
 
 from tests.numbers_kit import computed_alike
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 
-from remapkit_plugins.wan.fast import Fast
-from remapkit_plugins.wan.graphs import Graphs
+from remapkit.plugins.wan.fast import Fast
+from remapkit.plugins.wan.graphs import Graphs
 
 WINDOWS = Fast(windows=True)
 GRAPHS = Fast(windows=True, graphs=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_FILE = Path(__file__).with_name("rules-v1.schema.json")
+SCHEMA_FILE = Path(__file__).with_name("rules-v1.schema.json")
 
 
 def schema_text() -> str:
     """The JSON Schema of rule files, as it is shipped."""
-    return _FILE.read_text(encoding="utf-8")
+    return SCHEMA_FILE.read_text(encoding="utf-8")

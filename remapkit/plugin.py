@@ -1,0 +1,36 @@
+"""What authors of plugins may use besides `remapkit` itself.
+
+A plugin is a package that `wan.vae:WanVAE` can name: a folder of `plugins/`, or a package with an entry point in the
+group `remapkit.plugins`. It imports `remapkit` and this module, nothing else of remapkit: everything else may move.
+
+* `show_error` prints a `RemapkitError` as the command line does, for plugins with a command of their own;
+* `named` lists names in a message, the first few of many;
+* `counted` says how many there are of a thing;
+* `sized` says a number of bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from remapkit.diagnostics.wording import counted, named, sized
+
+if TYPE_CHECKING:
+    from remapkit.diagnostics.errors import RemapkitError
+
+__all__ = ["counted", "named", "show_error", "sized"]
+
+
+def show_error(error: RemapkitError) -> int:
+    """Print the diagnostics of an error to stderr, as `remapkit` does, and return its exit code.
+
+    >>> import remapkit
+    >>> show_error(remapkit.UsageError(remapkit.Diagnostic("RK600", "x must be y, got z")))
+    2
+    """
+    from remapkit.cli import render
+
+    render.show_error(error.diagnostics, "text", error.exit_code)
+    sys.stderr.flush()
+    return error.exit_code
