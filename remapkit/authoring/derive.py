@@ -6,7 +6,7 @@ import enum
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from remapkit.authoring.generalize import Copied, Example, Fixed, Item, Looked
+from remapkit.authoring.generalize import Copied, Example, Fixed, Looked, SegmentItem
 from remapkit.authoring.scaffold import bound, capture_names, escaped_regex, flow
 from remapkit.diagnostics.wording import counted
 from remapkit.patterns.literals import literal_text
@@ -23,7 +23,7 @@ class How(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class DraftRule:
     """An example, and how it is written."""
 
     example: Example
@@ -39,7 +39,7 @@ class Draft:
     ids: Mapping[str, int]
 
 
-def draft(parts: Sequence[Part], before: Sequence[str]) -> Draft:
+def draft(parts: Sequence[DraftRule], before: Sequence[str]) -> Draft:
     """The rule file of these parts, after the lines `before`."""
     written, tables = _written(parts)
     lines = [*((line, -1) for line in before), *_lines(written, tables)]
@@ -64,7 +64,7 @@ class _Rule:
     first: tuple[str, str] = ("", "")
 
 
-def _written(parts: Sequence[Part]) -> tuple[list[_Rule], _Tables]:
+def _written(parts: Sequence[DraftRule]) -> tuple[list[_Rule], _Tables]:
     tables: _Tables = {}
     ids: set[str] = set()
     written: list[_Rule] = []
@@ -87,7 +87,7 @@ def _literal(pair: tuple[str, str], number: int, ids: set[str]) -> _Rule:
     return _Rule(id, number, escaped_regex(pair[0]), literal_text(pair[1]), surface="match", first=pair)
 
 
-def _rule(part: Part, number: int, ids: set[str], tables: _Tables) -> _Rule:
+def _rule(part: DraftRule, number: int, ids: set[str], tables: _Tables) -> _Rule:
     example = part.example
     names = [name for name, _ in capture_names(example.words)]
     bounded = example.computed_places
@@ -118,7 +118,7 @@ def _kind(words: Sequence[str], *, free: bool) -> str | None:
     return "int" if free and all(map(is_integer, words)) else bound(words)
 
 
-def _target_segment(item: Item, names: Sequence[str], tables: _Tables) -> str:
+def _target_segment(item: SegmentItem, names: Sequence[str], tables: _Tables) -> str:
     if isinstance(item, Fixed):
         return literal_text(item.word)
     if isinstance(item, Copied):

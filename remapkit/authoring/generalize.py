@@ -51,7 +51,7 @@ class Looked:
     entries: tuple[tuple[str, str], ...]
 
 
-Item = Fixed | Copied | Computed | Looked
+SegmentItem = Fixed | Copied | Computed | Looked
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Example:
     """A rule as found: the words of each source segment, what makes each target segment, and the pairs it says."""
 
     words: tuple[Segments, ...]
-    items: tuple[Item, ...]
+    items: tuple[SegmentItem, ...]
     pairs: tuple[tuple[str, str], ...]
 
     @property
@@ -130,24 +130,24 @@ def narrower(example: Example, *, singly: bool = False) -> tuple[Example, ...]:
     return tuple(_example(group, split, pairs) for group in found)
 
 
-def _split(pairs: Mapping[str, str]) -> Split:
+def _split(pairs: Mapping[str, str]) -> SplitKeys:
     return {source: (tuple(source.split(".")), tuple(target.split("."))) for source, target in pairs.items()}
 
 
-Split = Mapping[str, tuple[Segments, Segments]]
+SplitKeys = Mapping[str, tuple[Segments, Segments]]
 
 
 def _abstract(segments: Segments) -> Segments:
     return tuple("#" if is_integer(word) else word for word in segments)
 
 
-def _example(group: Sequence[str], split: Split, pairs: Mapping[str, str]) -> Example:
+def _example(group: Sequence[str], split: SplitKeys, pairs: Mapping[str, str]) -> Example:
     items = _explain(group, split)
     assert items is not None
     return Example(_columns(group, split), items, tuple((fqn, pairs[fqn]) for fqn in group))
 
 
-def _columns(group: Sequence[str], split: Split, side: int = 0) -> tuple[Segments, ...]:
+def _columns(group: Sequence[str], split: SplitKeys, side: int = 0) -> tuple[Segments, ...]:
     """The distinct words of each segment: indices in their order, words in the order they were met."""
     columns = (tuple(dict.fromkeys(words)) for words in zip(*(split[fqn][side] for fqn in group), strict=True))
     return tuple(tuple(sorted(words, key=int)) if all(map(is_integer, words)) else words for words in columns)
@@ -156,7 +156,7 @@ def _columns(group: Sequence[str], split: Split, side: int = 0) -> tuple[Segment
 # ------------------------------------------------------------------------------------------------ joining
 
 
-def _explainable(group: list[str], split: Split) -> list[list[str]]:
+def _explainable(group: list[str], split: SplitKeys) -> list[list[str]]:
     """The group, or where no rule says it whole: parts of it, split by the index that makes the fewest."""
     if _explain(group, split) is not None:
         return [group]
@@ -173,7 +173,7 @@ def _explainable(group: list[str], split: Split) -> list[list[str]]:
     return best
 
 
-def _joined(groups: list[list[str]], from_the_end: int, split: Split) -> list[list[str]]:
+def _joined(groups: list[list[str]], from_the_end: int, split: SplitKeys) -> list[list[str]]:
     """Groups whose words differ only in one segment as one, where one rule says it all.
 
     All other segments have the same words, so every combination of words of the joined group occurs in it.
@@ -195,7 +195,7 @@ def _joined(groups: list[list[str]], from_the_end: int, split: Split) -> list[li
     return [group for bucket in buckets.values() for group in _merged(bucket, split)]
 
 
-def _merged(bucket: list[list[str]], split: Split) -> list[list[str]]:
+def _merged(bucket: list[list[str]], split: SplitKeys) -> list[list[str]]:
     whole = [fqn for group in bucket for fqn in group]
     if len(bucket) == 1 or _explain(whole, split) is not None:
         return [whole]
@@ -213,7 +213,7 @@ def _merged(bucket: list[list[str]], split: Split) -> list[list[str]]:
 # ------------------------------------------------------------------------------------------------ explaining
 
 
-def _explain(group: Sequence[str], split: Split) -> tuple[Item, ...] | None:
+def _explain(group: Sequence[str], split: SplitKeys) -> tuple[SegmentItem, ...] | None:
     """What makes each target segment; None where something cannot be said, or a varying segment would be lost."""
     sources = [split[fqn][0] for fqn in group]
     targets = [split[fqn][1] for fqn in group]
@@ -221,7 +221,7 @@ def _explain(group: Sequence[str], split: Split) -> tuple[Item, ...] | None:
         return None
     varying = [place for place, words in enumerate(zip(*sources, strict=True)) if len(set(words)) > 1]
     columns = list(zip(*sources, strict=True))
-    items: list[Item] = []
+    items: list[SegmentItem] = []
     used: set[int] = set()
     for wanted in zip(*targets, strict=True):
         item = _explain_segment(wanted, columns, varying, used)
@@ -234,7 +234,7 @@ def _explain(group: Sequence[str], split: Split) -> tuple[Item, ...] | None:
     return tuple(_tables_joined(items))
 
 
-def _places(item: Item) -> tuple[int, ...]:
+def _places(item: SegmentItem) -> tuple[int, ...]:
     if isinstance(item, Computed):
         return item.places
     return (item.place,) if isinstance(item, Copied | Looked) else ()
@@ -242,7 +242,7 @@ def _places(item: Item) -> tuple[int, ...]:
 
 def _explain_segment(
     wanted: Sequence[str], columns: Sequence[Sequence[str]], varying: Sequence[int], used: set[int]
-) -> Item | None:
+) -> SegmentItem | None:
     if len(set(wanted)) == 1:
         return Fixed(wanted[0])
     # A segment that no other target segment has taken yet is the likelier source, the leftmost the next.
@@ -274,10 +274,10 @@ def _computed(wanted: Sequence[int], columns: Sequence[Sequence[str]], varying: 
     return None
 
 
-Expression = tuple[tuple[int, ...], str, Callable[[Sequence[int]], int]]
+IndexExpression = tuple[tuple[int, ...], str, Callable[[Sequence[int]], int]]
 
 
-def _expressions(numbers: Mapping[int, Sequence[int]], wanted: Sequence[int]) -> Iterator[Expression]:
+def _expressions(numbers: Mapping[int, Sequence[int]], wanted: Sequence[int]) -> Iterator[IndexExpression]:
     for place, values in numbers.items():
         shift = wanted[0] - values[0]
         yield (place,), f"{{0}}{shift:+d}", lambda row, shift=shift: row[0] + shift  # type: ignore[misc]
@@ -291,7 +291,7 @@ def _expressions(numbers: Mapping[int, Sequence[int]], wanted: Sequence[int]) ->
             yield (place,), f"{{0}}%{stride}", lambda row, k=stride: row[0] % k  # type: ignore[misc]
 
 
-def _tables_joined(items: Iterable[Item]) -> Iterator[Item]:
+def _tables_joined(items: Iterable[SegmentItem]) -> Iterator[SegmentItem]:
     """Neighbours that are functions of one segment as one table: `norm1 -> residual.0`."""
     pending: Looked | None = None
     for item in items:

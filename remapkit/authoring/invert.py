@@ -10,12 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from remapkit.authoring.invert_rule import InverseFlow, InverseRule, NoInverse, Tables, inverse_flow, inverse_of
-from remapkit.authoring.write_inverse import _Writer
+from remapkit.authoring.invert_rule import (
+    InversePipeline,
+    InverseRule,
+    NoInverse,
+    Tables,
+    inverse_of,
+    inverse_pipeline,
+)
+from remapkit.authoring.write_inverse import InverseWriter
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.plans.make import make_plan
-from remapkit.proofs.keymap import arrows
+from remapkit.proofs.keymap import key_maps
 from remapkit.proofs.model import Level
 from remapkit.proofs.prover import prove
 from remapkit.rulefile.read import read_text
@@ -42,19 +49,19 @@ def invert(rule_set: CompiledRules, *, header: Iterable[str] | None = None, besi
     tables = Tables()
     known = rule_set.tables
     problems: list[Diagnostic] = []
-    found: list[InverseRule | InverseFlow] = []
-    by_id = {arrow.rule_id: arrow for arrow in arrows(rule_set)}
+    found: list[InverseRule | InversePipeline] = []
+    by_id = {key_map.rule_id: key_map for key_map in key_maps(rule_set)}
     for rule in rule_set.rules:
         try:
-            if rule.flow is None:
+            if rule.pipeline is None:
                 found += inverse_of(rule, by_id[rule.id], tables, known)
             elif rule.branch == 0:
-                found.append(inverse_flow(rule_set, rule.flow, tables, known))
+                found.append(inverse_pipeline(rule_set, rule.pipeline, tables, known))
         except NoInverse as none:
             problems += none.diagnostics
     if problems:
         raise InvalidRules(problems)
-    text = _Writer(rule_set, found, tables, beside).text()
+    text = InverseWriter(rule_set, found, tables, beside).text()
     inverse = _check(rule_set, text, keys)
     if isinstance(header, StateDictSpec) and rule_set.has_operations:
         _check_header(rule_set, inverse, header)
@@ -107,7 +114,7 @@ def _check(rule_set: CompiledRules, text: str, keys: Sequence[str]) -> CompiledR
     for key in (*keys, *(test.source.value for test in rule_set.tests)):
         matches = rule_set.match(key)
         there = [match.target for match in matches]
-        if any(match.rule.flow is not None for match in matches):
+        if any(match.rule.pipeline is not None for match in matches):
             continue  # one key alone says nothing here: `_check_header` leads all of them back
         back = [match.target for match in inverse.match(there[0])] if len(there) == 1 and there[0] else [key]
         if back != [key]:

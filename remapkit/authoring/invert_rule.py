@@ -14,11 +14,11 @@ from remapkit.patterns.automaton import automaton
 from remapkit.patterns.charset import contains
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.pattern import CANONICAL, Part
-from remapkit.patterns.template import Copy, Item, Literal, Mapped
-from remapkit.proofs.keymap import Arrow
+from remapkit.patterns.template import CaptureItem, MapItem, TemplateItem, TextItem
+from remapkit.proofs.keymap import KeyMap
 from remapkit.proofs.linear import hanging_together
 from remapkit.rules.model import CompiledRules, Rule
-from remapkit.rules.pipeline import Axis, Flow, Split
+from remapkit.rules.pipeline import Axis, Pipeline, SplitRule
 
 if TYPE_CHECKING:
     from remapkit.diagnostics.source import Span
@@ -37,7 +37,7 @@ class NoInverse(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Capture:
+class InverseCapture:
     """A capture of the inverse pattern; `values` are the words it can be (None: those of `part`)."""
 
     name: str
@@ -51,7 +51,7 @@ class InverseRule:
     """A rule of the inverse: text and captures of its pattern, its template as written, its leaf guard."""
 
     id: str
-    pattern: tuple[str | Capture, ...]
+    pattern: tuple[str | InverseCapture, ...]
     to: str
     leaf: tuple[str, ...] | None = None
     path: bool = True
@@ -75,14 +75,16 @@ class Tables:
         raise AssertionError
 
 
-def inverse_of(rule: Rule, arrow: Arrow, tables: Tables, known: Mapping[str, Mapping[str, str]]) -> list[InverseRule]:
+def inverse_of(
+    rule: Rule, key_map: KeyMap, tables: Tables, known: Mapping[str, Mapping[str, str]]
+) -> list[InverseRule]:
     """The inverse of one rule: one rule, or one for each combination of captures that cannot be told apart."""
     assert rule.template is not None
-    together = hanging_together(arrow)
+    together = hanging_together(key_map)
     items = [item for item in rule.template.items if _hangs(item, together)]
     if not together:
         return [_Inverter(rule, {}, tables, known).rule(rule.id)]
-    if len(items) == 1 and isinstance(items[0], Mapped):
+    if len(items) == 1 and isinstance(items[0], MapItem):
         return [_Inverter(rule, {}, tables, known, together=together).rule(rule.id)]
     if len(together) == 1:
         split = _Inverter(rule, {}, tables, known, together=together).split(rule.id)
@@ -104,14 +106,14 @@ def inverse_of(rule: Rule, arrow: Arrow, tables: Tables, known: Mapping[str, Map
     return found
 
 
-def _hangs(item: Item, together: Sequence[str]) -> bool:
-    if isinstance(item, Literal):
+def _hangs(item: TemplateItem, together: Sequence[str]) -> bool:
+    if isinstance(item, TextItem):
         return False
-    return not set((item.name,) if isinstance(item, Copy) else item.names).isdisjoint(together)
+    return not set((item.name,) if isinstance(item, CaptureItem) else item.names).isdisjoint(together)
 
 
 @dataclass(frozen=True, slots=True)
-class InverseFlow:
+class InversePipeline:
     """A rule with operations turned round: what it joins, does and takes apart, each as plain data."""
 
     id: str
@@ -124,28 +126,28 @@ class InverseFlow:
     split: Mapping[str, object] | None = None
 
 
-def inverse_flow(
-    rule_set: CompiledRules, flow: Flow, tables: Tables, known: Mapping[str, Mapping[str, str]]
-) -> InverseFlow:
+def inverse_pipeline(
+    rule_set: CompiledRules, pipeline: Pipeline, tables: Tables, known: Mapping[str, Mapping[str, str]]
+) -> InversePipeline:
     """The inverse of a rule with operations: sources and targets change places, everything is undone backwards."""
-    rules = [rule for rule in rule_set.rules if rule.flow is flow]
-    _refuse_one_way(flow)
+    rules = [rule for rule in rule_set.rules if rule.pipeline is pipeline]
+    _refuse_one_way(pipeline)
     turned = [
-        [_turned(replace(rule, template=template), tables, known) for template in flow.templates[rule.branch]]
+        [_turned(replace(rule, template=template), tables, known) for template in pipeline.templates[rule.branch]]
         for rule in rules
     ]
     if not all(_alike(row, turned[0]) for row in turned):
-        title = f"{flow.id} has no inverse that could be written: its sources do not bound their captures alike"
-        raise NoInverse(Diagnostic("RK213", title, (Label(flow.span),), ("bound them alike",)))
-    return InverseFlow(
-        id=flow.id,
-        sources=tuple((rule, _undone(calls)) for rule, calls in zip(turned[0], flow.after, strict=True)),
-        targets=tuple((row[0].to, _undone(calls)) for row, calls in zip(turned, flow.before, strict=True)),
-        ops=_undone(flow.ops),
-        concat=_cut(flow.split, "equal"),
-        stack=_axis(flow.unstack),
-        unstack=_axis(flow.stack),
-        split=_cut(flow.concat, None),
+        title = f"{pipeline.id} has no inverse that could be written: its sources do not bound their captures alike"
+        raise NoInverse(Diagnostic("RK213", title, (Label(pipeline.span),), ("bound them alike",)))
+    return InversePipeline(
+        id=pipeline.id,
+        sources=tuple((rule, _undone(calls)) for rule, calls in zip(turned[0], pipeline.after, strict=True)),
+        targets=tuple((row[0].to, _undone(calls)) for row, calls in zip(turned, pipeline.before, strict=True)),
+        ops=_undone(pipeline.ops),
+        concat=_cut(pipeline.split, "equal"),
+        stack=_axis(pipeline.unstack),
+        unstack=_axis(pipeline.stack),
+        split=_cut(pipeline.concat, None),
     )
 
 
@@ -157,7 +159,7 @@ def _alike(row: Sequence[InverseRule], first: Sequence[InverseRule]) -> bool:
 
 def _turned(rule: Rule, tables: Tables, known: Mapping[str, Mapping[str, str]]) -> InverseRule:
     assert rule.template is not None
-    together = hanging_together(_arrow_of(rule))
+    together = hanging_together(_key_map_of(rule))
     if together:
         title = f"{rule.id} has no inverse that could be written: {listed(together)} hang together in its target"
         help = ("use each capture once, or write one rule a case",)
@@ -165,26 +167,26 @@ def _turned(rule: Rule, tables: Tables, known: Mapping[str, Mapping[str, str]]) 
     return _Inverter(rule, {}, tables, known).rule(rule.id)
 
 
-def _arrow_of(rule: Rule) -> Arrow:
+def _key_map_of(rule: Rule) -> KeyMap:
     assert rule.template is not None
-    return Arrow(rule.id, rule.kind, rule.span, rule.pattern, rule.template.items)
+    return KeyMap(rule.id, rule.kind, rule.span, rule.pattern, rule.template.items)
 
 
-def _refuse_one_way(flow: Flow) -> None:
+def _refuse_one_way(pipeline: Pipeline) -> None:
     """Raise with everything of a rule that nothing undoes."""
     problems = []
-    for call in (*itertools.chain(*flow.before), *flow.ops, *itertools.chain(*flow.after)):
+    for call in (*itertools.chain(*pipeline.before), *pipeline.ops, *itertools.chain(*pipeline.after)):
         if isinstance(reason := call.inverse, str):
-            label = Label(call.span if call.span is not None else flow.span)
-            problems.append(Diagnostic("RK215", f"{flow.id} has no inverse: {reason}", (label,), (_ONE_WAY,)))
-    if flow.share is not None:
-        title = f"{flow.id} has no inverse: it writes one tensor under {len(flow.after)} names"
+            label = Label(call.span if call.span is not None else pipeline.span)
+            problems.append(Diagnostic("RK215", f"{pipeline.id} has no inverse: {reason}", (label,), (_ONE_WAY,)))
+    if pipeline.share is not None:
+        title = f"{pipeline.id} has no inverse: it writes one tensor under {len(pipeline.after)} names"
         help = "which of them would be read is not said; write that rule yourself, and drop the others"
-        problems.append(Diagnostic("RK215", title, (Label(flow.span),), (help,)))
-    if flow.concat is not None and flow.concat.sizes is None and not flow.concat.equal:
-        title = f"{flow.id} has no inverse: it does not say how long the parts of its concat are"
+        problems.append(Diagnostic("RK215", title, (Label(pipeline.span),), (help,)))
+    if pipeline.concat is not None and pipeline.concat.sizes is None and not pipeline.concat.equal:
+        title = f"{pipeline.id} has no inverse: it does not say how long the parts of its concat are"
         help = "write `sizes: equal`, or the size of each: `sizes: [hidden, hidden, 4*hidden]`"
-        problems.append(Diagnostic("RK215", title, (Label(flow.concat.span or flow.span),), (help,)))
+        problems.append(Diagnostic("RK215", title, (Label(pipeline.concat.span or pipeline.span),), (help,)))
     if problems:
         raise NoInverse(*problems)
 
@@ -197,7 +199,7 @@ def _undone(calls: Sequence[Call]) -> tuple[object, ...]:
     return tuple(each.plain() for each in inverses if not isinstance(each, str))
 
 
-def _cut(split: Split | None, otherwise: str | None) -> Mapping[str, object] | None:
+def _cut(split: SplitRule | None, otherwise: str | None) -> Mapping[str, object] | None:
     if split is None:
         return None
     sizes = plain_arg(split.sizes) if split.sizes is not None else otherwise
@@ -228,15 +230,17 @@ class _Inverter:
         self.back: dict[str, str] = {}
         """How each capture of the source is written in the template of the inverse."""
         self.names = {part.name for part in rule.pattern.captures}
-        self.made = rule.flow.unstack.by if rule.flow is not None and rule.flow.unstack is not None else None
-        if rule.flow is not None and rule.flow.folded is not None:
-            self.back[rule.flow.folded] = f"{{{rule.flow.folded}}}"
+        self.made = (
+            rule.pipeline.unstack.by if rule.pipeline is not None and rule.pipeline.unstack is not None else None
+        )
+        if rule.pipeline is not None and rule.pipeline.folded is not None:
+            self.back[rule.pipeline.folded] = f"{{{rule.pipeline.folded}}}"
 
     def rule(self, id: str) -> InverseRule:
         assert self.given.template is not None
         return self.finished(id, [self.element(item) for item in self.given.template.items])
 
-    def finished(self, id: str, pattern: list[str | Capture]) -> InverseRule:
+    def finished(self, id: str, pattern: list[str | InverseCapture]) -> InverseRule:
         pattern, leaf = self.with_leaf(pattern)
         to = "".join(self.written(part) for part in self.given.pattern.parts)
         return InverseRule(id, tuple(_joined(pattern)), to, leaf, self.given.pattern.surface == "path")
@@ -253,16 +257,16 @@ class _Inverter:
             )
         return literal_text(word)
 
-    def element(self, item: Item) -> str | Capture:
-        if isinstance(item, Literal):
+    def element(self, item: TemplateItem) -> str | InverseCapture:
+        if isinstance(item, TextItem):
             return item.text
-        if isinstance(item, Copy):
+        if isinstance(item, CaptureItem):
             if item.name in self.fixed:
                 return self.fixed[item.name]
             if item.name == self.made:
-                return Capture(item.name, Part(item.name, CANONICAL, written="int"))
+                return InverseCapture(item.name, Part(item.name, CANONICAL, written="int"))
             self.back[item.name] = f"{{{item.name}}}"
-            return Capture(item.name, self.given.pattern.capture(item.name))
+            return InverseCapture(item.name, self.given.pattern.capture(item.name))
         if self.made in item.names:
             raise self.unwritable("it reckons with the index that `unstack` counts")
         names = [name for name in dict.fromkeys(item.names) if name not in self.fixed]
@@ -280,13 +284,13 @@ class _Inverter:
             raise self.unwritable("two entries of a table have one value, and only the domain says which one occurs")
         return self.mapped(names[0], item, entries)
 
-    def mapped(self, name: str, item: Mapped, entries: Mapping[str, str]) -> Capture:
+    def mapped(self, name: str, item: MapItem, entries: Mapping[str, str]) -> InverseCapture:
         """A table turned round; arithmetic on one capture turned round."""
         if item.table is None:
             shift = _shift(entries)
             if shift is not None:
                 self.back[name] = f"{{{name}}}" if not shift else f"{{{name}{shift:+d}}}"
-                return Capture(name, None, tuple(entries))
+                return InverseCapture(name, None, tuple(entries))
         whole = {value: key for key, value in self.known.get(item.table or "", {}).items()}
         turned = (
             dict(entries)
@@ -295,9 +299,9 @@ class _Inverter:
         )
         table = self.tables.named(item.table or f"{name}_back", turned)
         self.back[name] = f"{{{name}|{table}}}"
-        return Capture(name, None, tuple(entries), table)
+        return InverseCapture(name, None, tuple(entries), table)
 
-    def several(self, names: Sequence[str], rows: Mapping[tuple[str, ...], str]) -> Capture:
+    def several(self, names: Sequence[str], rows: Mapping[tuple[str, ...], str]) -> InverseCapture:
         """Captures that are put into one number, taken out of it again."""
         number = next(name for name in ("n", "i", "index", "_".join(names)) if name not in self.names)
         self.names.add(number)
@@ -308,7 +312,7 @@ class _Inverter:
                 table = self.tables.named(f"{name}_of_{number}", column, lossy=True)
                 expression = f"{number}|{table}"
             self.back[name] = f"{{{expression}}}"
-        return Capture(number, None, tuple(rows.values()))
+        return InverseCapture(number, None, tuple(rows.values()))
 
     def split(self, id: str) -> InverseRule | None:
         """One capture that was taken apart into several numbers, put together again; None where that is not a sum."""
@@ -325,7 +329,10 @@ class _Inverter:
         for number, (column, scale) in enumerate(zip(zip(*rows.values(), strict=True), scales, strict=True)):
             fresh = f"{name}_{number}"
             captures.append(
-                (Capture(fresh, None, tuple(dict.fromkeys(column))), f"{fresh}*{scale}" if scale > 1 else fresh)
+                (
+                    InverseCapture(fresh, None, tuple(dict.fromkeys(column))),
+                    f"{fresh}*{scale}" if scale > 1 else fresh,
+                )
             )
         self.back[name] = f"{{{'+'.join(text for _, text in captures)}}}"
         left = iter(captures)
@@ -336,7 +343,9 @@ class _Inverter:
 
     # -------------------------------------------------------------------------------------------- leaves
 
-    def with_leaf(self, pattern: list[str | Capture]) -> tuple[list[str | Capture], tuple[str, ...] | None]:
+    def with_leaf(
+        self, pattern: list[str | InverseCapture]
+    ) -> tuple[list[str | InverseCapture], tuple[str, ...] | None]:
         """The leaf guard of the source as a guard on what carries its last segment."""
         source = self.given.pattern
         if source.leaf is None:
@@ -351,14 +360,14 @@ class _Inverter:
         raise self.unwritable("its `leaf:` guard bounds text that the target does not end in")
 
     def guarded(
-        self, pattern: list[str | Capture], last: Part, leaf: tuple[str, ...]
-    ) -> tuple[list[str | Capture], tuple[str, ...] | None]:
-        places = [n for n, each in enumerate(pattern) if isinstance(each, Capture) and each.name == last.name]
+        self, pattern: list[str | InverseCapture], last: Part, leaf: tuple[str, ...]
+    ) -> tuple[list[str | InverseCapture], tuple[str, ...] | None]:
+        places = [n for n, each in enumerate(pattern) if isinstance(each, InverseCapture) and each.name == last.name]
         if not places:
             raise self.unwritable("its `leaf:` guard bounds a capture that the target does not show")
         place = places[0]
         capture = pattern[place]
-        assert isinstance(capture, Capture)
+        assert isinstance(capture, InverseCapture)
         if capture.part is None:
             raise self.unwritable("its `leaf:` guard bounds a capture that goes through a table")
         if last.values is not None:
@@ -379,7 +388,7 @@ class _Inverter:
         return NoInverse(Diagnostic("RK213", title, _label(self.given), help))
 
 
-def _joined(pattern: Iterable[str | Capture]) -> Iterator[str | Capture]:
+def _joined(pattern: Iterable[str | InverseCapture]) -> Iterator[str | InverseCapture]:
     text = ""
     for each in pattern:
         if isinstance(each, str):
@@ -393,17 +402,17 @@ def _joined(pattern: Iterable[str | Capture]) -> Iterator[str | Capture]:
         yield text
 
 
-def _text(item: Item, name: str, value: str, fixed: Mapping[str, str]) -> str:
+def _text(item: TemplateItem, name: str, value: str, fixed: Mapping[str, str]) -> str:
     """What an item that depends on one capture shows of a value of it."""
-    assert not isinstance(item, Literal)
-    if isinstance(item, Copy):
+    assert not isinstance(item, TextItem)
+    if isinstance(item, CaptureItem):
         return value
     return item.mapping[tuple(value if each == name else fixed[each] for each in item.names)]
 
 
 def _scales(rows: Mapping[str, tuple[str, ...]]) -> tuple[int, ...] | None:
     """By what each number of a row is to be multiplied, so that the sum is the row's key; every row must be there."""
-    if not (_integers(rows) and all(_integers(row) for row in rows.values())):
+    if not (all_integers(rows) and all(all_integers(row) for row in rows.values())):
         return None
     columns = [sorted({int(text) for text in column}) for column in zip(*rows.values(), strict=True)]
     whole = 1
@@ -420,13 +429,13 @@ def _scales(rows: Mapping[str, tuple[str, ...]]) -> tuple[int, ...] | None:
     return scales if fits and all(scales) else None
 
 
-def _integers(values: Iterable[str]) -> bool:
+def all_integers(values: Iterable[str]) -> bool:
     return all(value.isascii() and value.isdigit() and str(int(value)) == value for value in values)
 
 
 def _shift(entries: Mapping[str, str]) -> int | None:
     """The number that leads from each key to its value, where it is one for all."""
-    if not (_integers(entries) and _integers(entries.values())):
+    if not (all_integers(entries) and all_integers(entries.values())):
         return None
     shifts = {int(value) - int(key) for key, value in entries.items()}
     return shifts.pop() if len(shifts) == 1 else None
@@ -434,7 +443,7 @@ def _shift(entries: Mapping[str, str]) -> int | None:
 
 def _expression(name: str, column: Mapping[str, str]) -> str | None:
     """Arithmetic that leads from each key to its value, where something simple does."""
-    if not (_integers(column) and _integers(column.values())):
+    if not (all_integers(column) and all_integers(column.values())):
         return None
     pairs = [(int(key), int(value)) for key, value in column.items()]
     most = max(value for _, value in pairs) + 1

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from remapkit.authoring.derive import Draft, How, Part, draft
+from remapkit.authoring.derive import Draft, DraftRule, How, draft
 from remapkit.authoring.generalize import generalise, narrower
 from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.scaffold import check_name_and_source, comment, head
@@ -202,8 +202,8 @@ class _Fitting:
         found, parts = self.fitted(pairs, {}, proves=True)
         return found.text, {fqn: pairs[fqn] for part in parts for fqn, _ in part.example.pairs}
 
-    def fitted(self, pairs: Mapping[str, str], alike: Alike, *, proves: bool) -> tuple[Draft, list[Part]]:
-        parts = [Part(example) for example in generalise(pairs)]
+    def fitted(self, pairs: Mapping[str, str], alike: Alike, *, proves: bool) -> tuple[Draft, list[DraftRule]]:
+        parts = [DraftRule(example) for example in generalise(pairs)]
         problems: Sequence[Diagnostic] = ()
         for number in itertools.count():
             if not parts:
@@ -251,14 +251,14 @@ class _Fitting:
         return {found.ids[id] for id in ids} or _owners(found, problems), problems
 
 
-def _narrower(part: Part, *, at_once: bool) -> Iterator[Part]:
+def _narrower(part: DraftRule, *, at_once: bool) -> Iterator[DraftRule]:
     """What takes the place of a part that does not hold: the same with fewer keys, or several; or nothing at all."""
     if part.how is How.FREE and not at_once:
-        yield Part(part.example, How.TIGHT)
+        yield DraftRule(part.example, How.TIGHT)
     elif len(part.example.pairs) > 1:
-        yield from (Part(example) for example in narrower(part.example, singly=at_once))
+        yield from (DraftRule(example) for example in narrower(part.example, singly=at_once))
     elif part.how is not How.LITERAL:
-        yield Part(part.example, How.LITERAL)
+        yield DraftRule(part.example, How.LITERAL)
 
 
 def _owners(found: Draft, problems: Iterable[Diagnostic]) -> set[int]:
@@ -291,7 +291,7 @@ def _unproven(
     declares = rules.file.source_keys is not None
     proof = prove(rules, header=source if declares else None)
     problems = [*rules.warnings, *proof.findings]
-    ids = {rules.everything[number].id for witness in proof.witnesses for number in witness.arrows}
+    ids = {rules.everything[number].id for witness in proof.witnesses for number in witness.key_maps}
     ids.update(*proof.undecided)
     problems += run_tests(rules).problems
     if declares:

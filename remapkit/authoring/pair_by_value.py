@@ -42,7 +42,7 @@ class Pairing:
     by_value: bool = True
 
 
-class Values(Protocol):
+class PairableTensors(Protocol):
     """What can be paired: a checkpoint that is read."""
 
     def header(self) -> StateDictSpec:
@@ -54,7 +54,7 @@ class Values(Protocol):
         ...
 
 
-def pair_by_value(a: Values, b: Values) -> Pairing:
+def pair_by_value(a: PairableTensors, b: PairableTensors) -> Pairing:
     """The pairing of two open checkpoints; each is read once, in bounded memory.
 
     Two keys are paired where no other key on either side holds the same bytes, and those are no constant. Raises
@@ -123,14 +123,14 @@ def _with_recorded(
     return tuple(added[0]), tuple(added[1])
 
 
-def _by_content(values: Values) -> Mapping[_Content, list[str]]:
+def _by_content(values: PairableTensors) -> Mapping[_Content, list[str]]:
     found: defaultdict[_Content, list[str]] = defaultdict(list)
     for fqn, spec in values.header().items():
         found[_content(values, fqn, spec)].append(fqn)
     return found
 
 
-def _content(values: Values, fqn: str, spec: TensorSpec) -> _Content:
+def _content(values: PairableTensors, fqn: str, spec: TensorSpec) -> _Content:
     """The digest of a tensor's bytes, and whether they repeat its first element."""
     width = math.lcm(DTYPE_BITS[spec.dtype], 8) // 8
     digest, first, is_constant = hashlib.blake2b(digest_size=20), b"", True

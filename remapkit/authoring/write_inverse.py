@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from remapkit.authoring.invert_rule import Capture, InverseFlow, InverseRule, Tables, _integers
+from remapkit.authoring.invert_rule import InverseCapture, InversePipeline, InverseRule, Tables, all_integers
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
 from remapkit.patterns.literals import choice_text, literal_text
@@ -16,7 +16,7 @@ from remapkit.patterns.pattern import SEGMENT, Part
 from remapkit.patterns.tree import literal
 from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.syntax import WrittenPattern
-from remapkit.rulefile.yaml.emit import _plain, entry, flow_text, in_quotes
+from remapkit.rulefile.yaml.emit import entry, flow_text, in_quotes, plain_scalar
 from remapkit.rulefile.yaml.values import plain_value
 from remapkit.rules.model import CompiledRules, Rule
 
@@ -41,9 +41,13 @@ def placed(rules: CompiledRules, path: str, folder: Path) -> str:
     return f"keys/{name}"
 
 
-class _Writer:
+class InverseWriter:
     def __init__(
-        self, rule_set: CompiledRules, found: Sequence[InverseRule | InverseFlow], tables: Tables, beside: Path | None
+        self,
+        rule_set: CompiledRules,
+        found: Sequence[InverseRule | InversePipeline],
+        tables: Tables,
+        beside: Path | None,
     ) -> None:
         self.rules, self.found, self.tables, self.beside = rule_set, found, tables, beside
 
@@ -65,7 +69,7 @@ class _Writer:
             yield from ("", "rules:")
         for number, rule in enumerate(self.found):
             yield from ([""] if number else [])
-            yield from self.flow(rule) if isinstance(rule, InverseFlow) else self.rule(rule)
+            yield from self.pipeline(rule) if isinstance(rule, InversePipeline) else self.rule(rule)
         if self.rules.keep:
             yield from ("", "keep:")
             for kept in self.rules.keep:
@@ -98,11 +102,11 @@ class _Writer:
         if self.tables.found:
             yield from ("", "tables:")
         for name, entries in self.tables.found.items():
-            flow = ", ".join(f"{_word(key)}: {_word(value)}" for key, value in entries.items())
+            listed = ", ".join(f"{_word(key)}: {_word(value)}" for key, value in entries.items())
             yield (
-                f"  {name}: {{lossy: true, entries: {{{flow}}}}}"
+                f"  {name}: {{lossy: true, entries: {{{listed}}}}}"
                 if name in self.tables.lossy
-                else f"  {name}: {{{flow}}}"
+                else f"  {name}: {{{listed}}}"
             )
 
     def params(self) -> Iterator[str]:
@@ -131,7 +135,7 @@ class _Writer:
             yield f"  - {flow_text({**entry, **({'note': each.note.value} if each.note is not None else {})})}"
 
     def rule(self, rule: InverseRule) -> Iterator[str]:
-        yield f"  - id: {_plain(rule.id)}"
+        yield f"  - id: {plain_scalar(rule.id)}"
         yield from self.pattern(rule)
         yield f"    to: {in_quotes(rule.to)}"
 
@@ -145,9 +149,9 @@ class _Writer:
         path = self.path(rule) if rule.path else None
         return ("path", path) if path is not None else ("match", "".join(map(_regex, rule.pattern)))
 
-    def flow(self, rule: InverseFlow) -> Iterator[str]:
+    def pipeline(self, rule: InversePipeline) -> Iterator[str]:
         """A rule with operations, in the order in which they are done."""
-        yield f"  - id: {_plain(rule.id)}"
+        yield f"  - id: {plain_scalar(rule.id)}"
         if rule.concat is None:
             yield from self.pattern(rule.sources[0][0])
         else:
@@ -196,10 +200,10 @@ class _Writer:
         except InvalidRules:
             return None
         named = {part.name: part for part in parts if part.name is not None}
-        same = all(_same(each, named[each.name]) for each in rule.pattern if isinstance(each, Capture))
+        same = all(_same(each, named[each.name]) for each in rule.pattern if isinstance(each, InverseCapture))
         return text if same else None
 
-    def path_capture(self, capture: Capture) -> str | None:
+    def path_capture(self, capture: InverseCapture) -> str | None:
         values = capture.values if capture.part is None else capture.part.values
         if capture.table is not None and tuple(self.tables.found[capture.table]) == values:
             return f"{{{capture.name}:{capture.table}}}"
@@ -213,7 +217,7 @@ class _Writer:
         written = capture.part.written if capture.part is not None else None
         if written is not None and set(written.split("|")) == set(values):
             return f"{{{capture.name}:{written}}}"
-        numbers = sorted(map(int, values)) if _integers(values) else []
+        numbers = sorted(map(int, values)) if all_integers(values) else []
         if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
             return f"{{{capture.name}:{numbers[0]}..{numbers[-1]}}}"
         if len(values) < 2 or any("." in value or choice_text(value) != value for value in values):
@@ -238,8 +242,8 @@ class _Writer:
         if back:
             yield from ("", "tests:")
         for target, sources in back:
-            written = _plain(sources[0]) if len(sources) == 1 else f"[{', '.join(map(_plain, sources))}]"
-            yield entry(_plain(target), written)
+            written = plain_scalar(sources[0]) if len(sources) == 1 else f"[{', '.join(map(plain_scalar, sources))}]"
+            yield entry(plain_scalar(target), written)
 
     def tests_back(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """What each target becomes; of a rule with several sources only where the tests have all of them."""
@@ -248,18 +252,18 @@ class _Writer:
             found = self.rules.match(test.source.value)
             if test.target is None or len(found) != 1:
                 continue
-            flow = found[0].rule.flow
-            if flow is None:
+            pipeline = found[0].rule.pipeline
+            if pipeline is None:
                 yield test.target.value, (test.source.value,)
-            elif flow.stack is None and flow.unstack is None:
+            elif pipeline.stack is None and pipeline.unstack is None:
                 for target in found[0].targets:
                     sources = joined.setdefault(target, {})
                     sources[found[0].rule.branch] = test.source.value
-                    if len(sources) == len(flow.patterns):
+                    if len(sources) == len(pipeline.patterns):
                         yield target, tuple(sources[branch] for branch in sorted(sources))
 
 
-def _regex(each: str | Capture) -> str:
+def _regex(each: str | InverseCapture) -> str:
     if isinstance(each, str):
         return unparse(literal(each))
     if each.part is not None and each.part.values is None:
@@ -274,7 +278,7 @@ def _inside(text: str) -> str:
     return inner if text.startswith("(?:") and text.endswith(")") and not set("()").intersection(inner) else text
 
 
-def _same(capture: Capture, part: Part) -> bool:
+def _same(capture: InverseCapture, part: Part) -> bool:
     """Whether a part that was read back has the language it was written for."""
     wanted = capture.values if capture.part is None else capture.part.values
     if wanted is not None:
@@ -285,4 +289,4 @@ def _same(capture: Capture, part: Part) -> bool:
 
 def _word(text: str) -> str:
     """A word of a guard or a table, which stands for itself."""
-    return _plain(literal_text(text))
+    return plain_scalar(literal_text(text))

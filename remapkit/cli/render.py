@@ -1,7 +1,7 @@
 """What a command shows: text for people, JSON for programs, annotations for GitHub.
 
-A command returns an `Outcome`, plain data; only this module prints. Results go to stdout, warnings, notes and errors
-that kept a command from its result to stderr. Colour only on a terminal, and never with `NO_COLOR` set.
+A command returns a `CommandOutcome`, plain data; only this module prints. Results go to stdout; warnings, notes and
+errors that kept a command from its result go to stderr. Colour only on a terminal, and never with `NO_COLOR` set.
 
 Text may come from anywhere: names of keys and files, metadata, rule files. It is escaped here and in
 `diagnostic.render`, where it is drawn, and nowhere else.
@@ -43,7 +43,7 @@ _COLOURS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class TextTable:
     """A table of strings. Columns whose name begins with `>` are aligned to the right."""
 
     columns: tuple[str, ...]
@@ -52,11 +52,11 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CommandOutcome:
     """What a command found: data for JSON, text and tables for people, messages for both."""
 
     data: dict[str, Any]
-    text: tuple[str | Table, ...] = ()
+    text: tuple[str | TextTable, ...] = ()
     diagnostics: tuple[Diagnostic, ...] = ()
     failed: bool = False
     raw: str | None = None
@@ -76,7 +76,7 @@ def style_for(stream: TextIO) -> Style:
     return lambda role, text: f"\x1b[{_COLOURS[role]}m{text}\x1b[0m" if role in _COLOURS else text
 
 
-def show(outcome: Outcome, format: str = "text") -> None:
+def show(outcome: CommandOutcome, format: str = "text") -> None:
     """Print an outcome."""
     if outcome.raw is not None and not (format == "json" and outcome.data):
         _write_raw(outcome.raw)
@@ -121,10 +121,10 @@ def show_diagnostics(diagnostics: Iterable[Diagnostic], stream: TextIO) -> None:
         print(render(diagnostic, style), file=stream)
 
 
-def _print_text(parts: Iterable[str | Table]) -> None:
+def _print_text(parts: Iterable[str | TextTable]) -> None:
     style = style_for(sys.stdout)
     for part in parts:
-        if isinstance(part, Table):
+        if isinstance(part, TextTable):
             _print_table(part)
         else:
             print(_marks(inert(one_line(part)), style))
@@ -174,7 +174,7 @@ def _marks(text: str, style: Style) -> str:
     return text
 
 
-def _print_table(table: Table) -> None:
+def _print_table(table: TextTable) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable

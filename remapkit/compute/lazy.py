@@ -16,8 +16,8 @@ import numpy as np
 from remapkit.compute.cast import Array, calculated, encoded, word
 from remapkit.formats.strided import Read, read_strided
 from remapkit.ops.base import Op
-from remapkit.ops.join import Fill, Join
-from remapkit.ops.steps import Add, Cast, Pad, Permute, Pick, Reshape, Scale, Step
+from remapkit.ops.join import FillOp, Join
+from remapkit.ops.steps import Add, Cast, OpStep, Pad, Permute, Pick, Reshape, Scale
 from remapkit.tensors.spec import TensorSpec
 
 Along = slice | Array
@@ -115,7 +115,7 @@ class Leaf(Lazy):
 
 
 @dataclass(slots=True)
-class Stretch(Lazy):
+class FileRange(Lazy):
     """A source that is one stretch of a file. It is read, never mapped: the file may become shorter meanwhile."""
 
     spec: TensorSpec
@@ -286,10 +286,10 @@ class Stacked(Lazy):
 
 
 @dataclass(slots=True)
-class Filled(Lazy):
+class FilledTensor(Lazy):
     """A tensor without a source."""
 
-    fill: Fill
+    fill: FillOp
 
     @property
     def spec(self) -> TensorSpec:  # type: ignore[override]
@@ -320,8 +320,8 @@ class Filled(Lazy):
 
 def tree(ops: Sequence[Op], sources: Sequence[Lazy]) -> Lazy:
     """The tensor that the operations of a move make of its sources."""
-    if ops and isinstance(ops[0], Fill):
-        return _chain(ops[1:], Filled(ops[0]))
+    if ops and isinstance(ops[0], FillOp):
+        return _chain(ops[1:], FilledTensor(ops[0]))
     if ops and isinstance(ops[0], Join):
         return _chain(ops[1:], _joined(ops[0], sources))
     return _chain(ops, sources[0])
@@ -354,7 +354,7 @@ def _chain(ops: Sequence[Op], inner: Lazy) -> Lazy:
     return inner
 
 
-def _after(step: Step, inner: Lazy) -> Lazy:
+def _after(step: OpStep, inner: Lazy) -> Lazy:
     spec = step.infer(inner.spec)
     if isinstance(step, Permute):
         return Permuted(spec, inner, step.order)
@@ -395,6 +395,6 @@ class Reshaped(Lazy):
             return Squeezed(self.spec, self.inner)
         if isinstance(self.inner, Leaf) and self.inner.array.flags.c_contiguous:
             return Leaf(self.spec, self.inner.array.reshape(new))
-        if isinstance(self.inner, Stretch):
-            return Stretch(self.spec, self.inner.bytes_at)
+        if isinstance(self.inner, FileRange):
+            return FileRange(self.spec, self.inner.bytes_at)
         return Leaf(self.spec, packed(self.inner.read(whole(self.inner.spec))).reshape(new))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from remapkit.compute.cast import word
-from remapkit.compute.lazy import Box, Calculated, Lazy, Leaf, Permuted, Reshaped, Stretch, packed, tree
+from remapkit.compute.lazy import Box, Calculated, FileRange, Lazy, Leaf, Permuted, Reshaped, packed, tree
 from remapkit.formats.reader import Reader
 from remapkit.plans.moves import Move
 from remapkit.tensors.spec import TensorSpec
@@ -39,7 +39,7 @@ def _leaf(fqn: str, spec: TensorSpec, reader: Reader) -> Lazy:
     if extent is None:
         return _Later(fqn, spec, reader)
     source, start = extent.source, extent.offset
-    return Stretch(spec, lambda offset, length: source.read(start + offset, length))
+    return FileRange(spec, lambda offset, length: source.read(start + offset, length))
 
 
 class _Later(Lazy):

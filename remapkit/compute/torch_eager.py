@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from remapkit.ops.base import Op
-from remapkit.ops.join import At, Fill, Join, Part
-from remapkit.ops.steps import Add, Cast, Pad, Permute, Pick, Reshape, Scale, Step
+from remapkit.ops.join import FillOp, Join, SplitPart, TakeIndex
+from remapkit.ops.steps import Add, Cast, OpStep, Pad, Permute, Pick, Reshape, Scale
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.tensors.from_torch import DTYPES, dtype_name
@@ -49,7 +49,7 @@ class Maker:
     def tensor(self, move: Move) -> torch.Tensor:
         """The tensor of one move, on the device of its sources; a view of them where that can be."""
         with torch.no_grad():
-            cut = next((n for n, op in enumerate(move.ops) if isinstance(op, Part | At)), 0)
+            cut = next((n for n, op in enumerate(move.ops) if isinstance(op, SplitPart | TakeIndex)), 0)
             if not cut:
                 return run(move.ops, [self._state[fqn].detach() for fqn in move.sources])
             key = (move.sources, move.ops[:cut])
@@ -67,7 +67,7 @@ def run(ops: Sequence[Op], sources: Sequence[torch.Tensor]) -> torch.Tensor:
     tensor([3, 4, 1, 2])
     """
     first = ops[0] if ops else None
-    if isinstance(first, Fill):
+    if isinstance(first, FillOp):
         return chain(ops[1:], filled(first))
     if isinstance(first, Join):
         return chain(ops[1:], _joined(first, sources))
@@ -93,7 +93,7 @@ def chain(ops: Sequence[Op], tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def do(step: Step, tensor: torch.Tensor) -> torch.Tensor:
+def do(step: OpStep, tensor: torch.Tensor) -> torch.Tensor:
     """One step."""
     if isinstance(step, Permute):
         return tensor.permute(step.order)
@@ -128,7 +128,7 @@ def _opaque(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if wanted is None or tensor.dtype == torch.bool else tensor.view(wanted)
 
 
-def filled(fill: Fill) -> torch.Tensor:
+def filled(fill: FillOp) -> torch.Tensor:
     """The tensor that an entry of `add` describes."""
     shape, dtype = fill.spec.shape, DTYPES[fill.spec.dtype]
     if fill.value == "zeros":

@@ -30,7 +30,7 @@ _CLONE_FROM = 1 << 16
 _NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ENOTTY}
 
 
-class Advance(Protocol):
+class AdvanceBytes(Protocol):
     """Told how many more bytes are written."""
 
     def __call__(self, nbytes: int, /) -> None: ...
@@ -42,7 +42,7 @@ class Copier:
     `used` says how: a subset of reflink, copy_file_range, sendfile and loop.
     """
 
-    def __init__(self, out: int, advance: Advance) -> None:
+    def __init__(self, out: int, advance: AdvanceBytes) -> None:
         self._out = out
         self._advance = advance
         self._ways: list[tuple[str, Callable[[SourceFile, int, int, int], int]]] = []

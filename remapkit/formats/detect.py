@@ -17,7 +17,7 @@ from remapkit.formats.options import Options
 from remapkit.formats.reader import Reader
 from remapkit.formats.safetensors import SafetensorsReader
 from remapkit.formats.sharded import ShardedReader, open_sharded
-from remapkit.formats.single_file import _known, open_tensors
+from remapkit.formats.single_file import answers_yes, open_tensors
 from remapkit.formats.torch_file import PthReader
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -57,7 +57,7 @@ def open_checkpoint(
     """
     path = Path(path)
     options = Options(None if root is None else root.strip(), strict_pickle, allow_expand, follow_links)
-    reader = _open(_in_folder(path) if _known(path.is_dir) else path, options)
+    reader = _open(_in_folder(path) if answers_yes(path.is_dir) else path, options)
     reader.notes += (*_contradictions(reader), *_empty(reader))
     if root not in (None, "", ".") and reader.format not in ("pth", "legacy pth", "sharded pth"):
         reader.close()

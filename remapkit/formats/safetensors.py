@@ -68,10 +68,10 @@ class SafetensorsReader(FileReader):
         return self._source.chunks(extent.offset, extent.length, size)
 
 
-Entry = tuple[TensorSpec, tuple[int, int]]
+HeaderEntry = tuple[TensorSpec, tuple[int, int]]
 
 
-def read_header(source: SourceFile) -> tuple[int, dict[str, str], dict[str, Entry]]:
+def read_header(source: SourceFile) -> tuple[int, dict[str, str], dict[str, HeaderEntry]]:
     """Where the data starts, the metadata, and `fqn -> (spec, (start, end))` in the order of the data."""
     if source.size < 8:
         _fault(f"the file is {sized(source.size)}: a safetensors file starts with 8 bytes of length")
@@ -85,7 +85,7 @@ def read_header(source: SourceFile) -> tuple[int, dict[str, str], dict[str, Entr
     return 8 + length, metadata, entries
 
 
-def parse_header(raw: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str, Entry]]:
+def parse_header(raw: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str, HeaderEntry]]:
     """A header's JSON, checked against the number of data bytes that follow it; raises `FileFault` (RK402)."""
     found = _parse_json(raw)
     metadata = _metadata(found.pop("__metadata__", {}))
@@ -154,7 +154,7 @@ def _metadata(value: Any) -> dict[str, str]:
     return value
 
 
-def _entry(fqn: str, value: Any) -> Entry:
+def _entry(fqn: str, value: Any) -> HeaderEntry:
     if not isinstance(value, dict) or value.keys() != _FIELDS:
         _fault("a tensor has exactly the fields dtype, shape and data_offsets", fqn)
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -188,7 +188,7 @@ def _check_size(fqn: str, spec: TensorSpec, start: int, end: int) -> None:
         _fault(f"{spec} takes {bits // 8} bytes, its data_offsets span {end - start}", fqn)
 
 
-def _in_order(entries: dict[str, Entry], data_bytes: int) -> dict[str, Entry]:
+def _in_order(entries: dict[str, HeaderEntry], data_bytes: int) -> dict[str, HeaderEntry]:
     """The entries in the order of their data, which must be covered without holes and overlaps."""
     ordered = sorted(entries.items(), key=lambda item: item[1][1])
     position = 0

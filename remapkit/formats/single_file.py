@@ -31,7 +31,7 @@ _STRANGERS: tuple[tuple[bytes, str, str], ...] = (
 )
 
 
-def _known(ask: Callable[[], bool]) -> bool:
+def answers_yes(ask: Callable[[], bool]) -> bool:
     """The answer, or False where the name is too long to ask: opening it will say so."""
     try:
         return ask()
@@ -59,7 +59,7 @@ def open_tensors(source: SourceFile, options: Options) -> SafetensorsReader | Pt
 
 def _check_journal(path: Path) -> None:
     """Raise `FileFault` (RK415) for a file, or where a link leads, whose rename in place came to no end."""
-    if _known(journal_path(Path(os.path.realpath(path))).exists):
+    if answers_yes(journal_path(Path(os.path.realpath(path))).exists):
         title = f"a rename in place of {path.name} was interrupted: its header may be half old and half new"
         raise FileFault("RK415", title, help=(f"restore it with `remapkit recover {path}`",))
 

@@ -24,7 +24,7 @@ from remapkit.formats.pickle.values import Mapping as PickledMapping
 from remapkit.formats.reader import FileReader
 from remapkit.formats.state_dict import StateDict, choose
 from remapkit.formats.strided import EXPAND_FREE, Read, check_expansion, check_view, gather, is_contiguous
-from remapkit.formats.zip_reader import Entry, entry_chunks, read_archive, read_entry
+from remapkit.formats.zip_reader import ZipEntry, entry_chunks, read_archive, read_entry
 from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
 
 MAX_PICKLE = 1 << 30
@@ -50,7 +50,7 @@ class _Stored:
 
     nbytes: int
     offset: int
-    entry: Entry | None = None
+    entry: ZipEntry | None = None
     deflated: bool = False
 
 
@@ -167,7 +167,7 @@ class PthReader(FileReader):
             return lambda start, length: inflated[start : start + length]
         return lambda start, length: self._source.read(stored.offset + start, length)
 
-    def _inflate(self, entry: Entry) -> mmap.mmap:
+    def _inflate(self, entry: ZipEntry) -> mmap.mmap:
         """A compressed storage, inflated once into an unnamed temporary file: memory stays small."""
         try:
             with tempfile.TemporaryFile() as file:
@@ -228,7 +228,7 @@ def _read_zip(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[str, 
     return found, storages, _metadata(source, entries.get(prefix + METADATA))
 
 
-def _metadata(source: SourceFile, entry: Entry | None) -> dict[str, str]:
+def _metadata(source: SourceFile, entry: ZipEntry | None) -> dict[str, str]:
     """What a file written here says about itself."""
     if entry is None:
         return {}
@@ -243,7 +243,7 @@ def _metadata(source: SourceFile, entry: Entry | None) -> dict[str, str]:
     return found
 
 
-def _prefix(entries: Mapping[str, Entry]) -> str:
+def _prefix(entries: Mapping[str, ZipEntry]) -> str:
     """What stands before `data.pkl`: the archive's folder, whose name means nothing."""
     found = [name.removesuffix("data.pkl") for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if not found:
@@ -257,7 +257,7 @@ def _prefix(entries: Mapping[str, Entry]) -> str:
     return found[0]
 
 
-def _refuse_kinds(source: SourceFile, entries: Mapping[str, Entry], prefix: str) -> None:
+def _refuse_kinds(source: SourceFile, entries: Mapping[str, ZipEntry], prefix: str) -> None:
     if prefix + "constants.pkl" in entries or any(name.startswith(prefix + "code/") for name in entries):
         title = "a TorchScript archive: it holds code, not only tensors"
         raise FileFault("RK409", title, help=("save `model.state_dict()` instead",))
@@ -267,7 +267,7 @@ def _refuse_kinds(source: SourceFile, entries: Mapping[str, Entry], prefix: str)
         raise FileFault("RK409", title, help=("save it again on a little-endian machine",))
 
 
-def _read_data_pkl(source: SourceFile, entry: Entry, entries: int) -> Found:
+def _read_data_pkl(source: SourceFile, entry: ZipEntry, entries: int) -> Found:
     if not entry.stored or entry.size < 1 << 16:
         data = read_entry(source, entry, _MAX_INFLATED_PICKLE)
         return _whole(read_pickle(data, 0, entry.size, entries), entry.size)

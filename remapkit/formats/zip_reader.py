@@ -38,7 +38,7 @@ def _fault(title: str, key: str | None = None, *help: str) -> NoReturn:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ZipEntry:
     """One file of an archive: `packed` bytes at `offset` that hold `size` bytes.
 
     `described` where checksum and sizes may follow the data once more, in a data descriptor.
@@ -66,10 +66,10 @@ class _Directory:
     count: int
 
 
-def read_archive(source: SourceFile) -> dict[str, Entry]:
+def read_archive(source: SourceFile) -> dict[str, ZipEntry]:
     """The entries of a zip archive by name, in its order; raises `FileFault` (RK403)."""
     directory = _directory(source)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ZipEntry] = {}
     for entry in _central_entries(source, directory):
         if entry.name in entries:
             _fault(f"two entries of one name: {shown(entry.name)!r}", entry.name)
@@ -122,7 +122,7 @@ def _directory64(source: SourceFile, locator: int) -> _Directory:
     return _Directory(offset, size, count)
 
 
-def _central_entries(source: SourceFile, directory: _Directory) -> Iterator[Entry]:
+def _central_entries(source: SourceFile, directory: _Directory) -> Iterator[ZipEntry]:
     if directory.count > MAX_ENTRIES:
         _fault(f"the archive holds {directory.count} entries; up to {MAX_ENTRIES} are read")
     if not directory.count * _CENTRAL.size <= directory.size <= directory.count * _MAX_ENTRY:
@@ -149,7 +149,7 @@ def _central_entries(source: SourceFile, directory: _Directory) -> Iterator[Entr
             _fault("a zip archive in several parts", name)
         _check_method(name, flags, method, packed, size)
         offset = _data_offset(source, directory, header, raw_name, name, method, packed, size, crc)
-        yield Entry(name, method, header, offset, packed, size, crc, bool(flags & 8))
+        yield ZipEntry(name, method, header, offset, packed, size, crc, bool(flags & 8))
     if at != len(raw):
         _fault("the zip directory is longer than its entries")
 
@@ -238,7 +238,7 @@ def _data_offset(
     return int(offset)
 
 
-def _check_apart(source: SourceFile, entries: dict[str, Entry], directory: _Directory) -> None:
+def _check_apart(source: SourceFile, entries: dict[str, ZipEntry], directory: _Directory) -> None:
     """Every byte up to the directory belongs to one entry, and no byte to two.
 
     One local header under two names is how a small file becomes a huge one; bytes that belong to nothing are where a
@@ -255,7 +255,7 @@ def _check_apart(source: SourceFile, entries: dict[str, Entry], directory: _Dire
     _check_gap(source, before, end, directory.offset)
 
 
-def _check_gap(source: SourceFile, entry: Entry | None, start: int, end: int) -> None:
+def _check_gap(source: SourceFile, entry: ZipEntry | None, start: int, end: int) -> None:
     """Between an entry's data and what follows lies nothing, or the entry's data descriptor."""
     if start == end:
         return
@@ -268,14 +268,14 @@ def _check_gap(source: SourceFile, entry: Entry | None, start: int, end: int) ->
         _fault(f"{sized(end - start)} follow the entry's data and belong to no entry", entry.name)
 
 
-def read_entry(source: SourceFile, entry: Entry, limit: int) -> bytes:
+def read_entry(source: SourceFile, entry: ZipEntry, limit: int) -> bytes:
     """The content of a small entry, whole, with its checksum verified; raises `FileFault` (RK403)."""
     if entry.size > limit:
         _fault(f"the entry is {sized(entry.size)}; {sized(limit)} are read", entry.name)
     return b"".join(entry_chunks(source, entry))
 
 
-def entry_chunks(source: SourceFile, entry: Entry, size: int = 1 << 18) -> Iterator[bytes]:
+def entry_chunks(source: SourceFile, entry: ZipEntry, size: int = 1 << 18) -> Iterator[bytes]:
     """The content of an entry in pieces of at most `size`, inflated where it is compressed.
 
     Never gives more than the size the directory declares. Raises `FileFault` (RK403) where the content is shorter or
@@ -295,7 +295,7 @@ def entry_chunks(source: SourceFile, entry: Entry, size: int = 1 << 18) -> Itera
         _fault(f"the entry's checksum is {crc:08x}, not {entry.crc:08x}: the file is damaged", entry.name)
 
 
-def _inflate(pieces: Iterator[memoryview], entry: Entry, size: int) -> Iterator[bytes]:
+def _inflate(pieces: Iterator[memoryview], entry: ZipEntry, size: int) -> Iterator[bytes]:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         for piece in pieces:

@@ -12,12 +12,12 @@ from torch import nn
 Pair = tuple[torch.Tensor, torch.Tensor]
 """A tensor of the module, and the new one that holds its values."""
 
-Stretch = tuple[str, int, int]
+MemoryRange = tuple[str, int, int]
 """A stretch of memory: on what device, from where, up to where."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class HeldName:
     """A name under which one module holds a tensor that stays."""
 
     owner: nn.Module
@@ -26,11 +26,11 @@ class Place:
     held: torch.Tensor
 
 
-def places_of(root: nn.Module, staying: Iterable[torch.Tensor]) -> tuple[Place, ...]:
+def places_of(root: nn.Module, staying: Iterable[torch.Tensor]) -> tuple[HeldName, ...]:
     """Every name of these tensors, those outside the state dict too."""
     wanted = {id(tensor) for tensor in staying}
     return tuple(
-        Place(module, table, name, value)
+        HeldName(module, table, name, value)
         for module in root.modules()
         for table in ("_parameters", "_buffers")
         for name, value in getattr(module, table).items()
@@ -38,7 +38,7 @@ def places_of(root: nn.Module, staying: Iterable[torch.Tensor]) -> tuple[Place, 
     )
 
 
-def put_back(places: Sequence[Place]) -> list[Pair]:
+def put_back(places: Sequence[HeldName]) -> list[Pair]:
     """Each tensor back under its name; gives what was put there meanwhile.
 
     A module whose own loading writes into its tensors has put nothing there, and one that took a name away, or made a
@@ -72,13 +72,13 @@ def writes_to_itself(tensor: torch.Tensor) -> bool:
     return any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def merged(stretches: Iterable[Stretch]) -> list[Stretch]:
+def merged(stretches: Iterable[MemoryRange]) -> list[MemoryRange]:
     """The same bytes as stretches in order, of which no two have bytes in common.
 
     >>> merged([("cpu", 4, 8), ("cpu", 0, 2), ("cpu", 5, 6), ("cpu", 7, 9), ("cpu", 3, 3)])
     [('cpu', 0, 2), ('cpu', 4, 9)]
     """
-    found: list[Stretch] = []
+    found: list[MemoryRange] = []
     for where, start, stop in sorted(each for each in stretches if each[1] < each[2]):
         if found and found[-1][0] == where and start < found[-1][2]:
             where, start, end = found.pop()
@@ -87,7 +87,7 @@ def merged(stretches: Iterable[Stretch]) -> list[Stretch]:
     return found
 
 
-def overlaps(one: Stretch, others: Sequence[Stretch]) -> bool:
+def overlaps(one: MemoryRange, others: Sequence[MemoryRange]) -> bool:
     """Whether a stretch of memory has bytes in common with one of the others, which are `merged`.
 
     >>> others = [("cpu", 0, 2), ("cpu", 4, 9)]

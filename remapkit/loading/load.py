@@ -21,8 +21,8 @@ from remapkit.formats.detect import open_checkpoint
 from remapkit.formats.reader import Reader
 from remapkit.loading.module import target_of, tensor_reason
 from remapkit.loading.non_persistent import Factory, rebuilt
-from remapkit.loading.prepare import PLAIN_FLOATS, Dtype, Wanted, prepare
-from remapkit.loading.sources import FileValues, MemoryValues, Values
+from remapkit.loading.prepare import PLAIN_FLOATS, Dtype, LoadRequest, prepare
+from remapkit.loading.sources import FileValues, MemoryValues, TensorValues
 from remapkit.loading.transfer import carry_out
 from remapkit.plans.make import make_plan
 from remapkit.registry.load import load_rules
@@ -117,8 +117,8 @@ def load_into(
 ) -> Loaded:
     """Load a checkpoint into a module, on the meta device or not. All problems are raised before anything is touched.
 
-    `ckpt` is a path, an open `Reader`, or a state dict in memory; `rules` a `RuleSet`, a pack's name, a path, or None where
-    the names are the model's own. `root` names the wrapper to take where a pickle holds several.
+    `ckpt` is a path, an open `Reader`, or a state dict in memory; `rules` a `RuleSet`, a pack's name, a path, or None
+    where the names are the model's own. `root` names the wrapper to take where a pickle holds several.
 
     What has memory stays and is copied into, so that an optimizer, a `DistributedDataParallel`, an average of the
     weights go on with the same tensors: object, memory, dtype, device and hooks are as before. What is on meta is
@@ -153,7 +153,7 @@ def load_into(
     """
     started = time.monotonic()
     _check_kinds(model, ckpt, rules)
-    wanted = Wanted(_device(device), _dtype(dtype), requires_grad, copy, assign)
+    wanted = LoadRequest(_device(device), _dtype(dtype), requires_grad, copy, assign)
     rule_set = _rules(rules)
     target = target_of(model, assign)
     _check_flags(model, requires_grad)
@@ -251,7 +251,7 @@ def _rules(rules: CompiledRules | str | Path | None) -> CompiledRules:
 
 def _open(
     ckpt: str | Path | Reader | Mapping[str, Any], root: str | None, run: Run | None, stack: ExitStack
-) -> tuple[StateDictSpec, Values, tuple[Diagnostic, ...]]:
+) -> tuple[StateDictSpec, TensorValues, tuple[Diagnostic, ...]]:
     if isinstance(ckpt, Mapping):
         if root not in (None, "", "."):
             raise UsageError(Diagnostic("RK632", f"root={root!r}: a state dict in memory has no wrappers"))

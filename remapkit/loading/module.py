@@ -29,7 +29,7 @@ _EXTRA = "_extra_state"
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class ModuleSlot:
     """One target: its key in the module's own state dict, and the tensor that is there now."""
 
     key: str
@@ -37,7 +37,7 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class NonPersistent:
     """A value that is on meta and that no checkpoint has: `kind` is parameter, buffer or attribute."""
 
     fqn: str
@@ -53,12 +53,12 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class LoadTarget:
     """A module without its wrappers, the header of its state dict, and a slot for every name in it."""
 
     module: nn.Module
     header: StateDictSpec
-    slots: Mapping[str, Slot]
+    slots: Mapping[str, ModuleSlot]
     extra: tuple[str, ...]
     is_being_built: bool
     """Whether some parameter is on meta still."""
@@ -68,7 +68,7 @@ class Target:
         """The identities of the tensors that the slots hold."""
         return frozenset(id(slot.value) for slot in self.slots.values())
 
-    def lost(self) -> tuple[Lost, ...]:
+    def lost(self) -> tuple[NonPersistent, ...]:
         """What is on meta beside the slots."""
         return tuple(_lost(self.module, self.covered))
 
@@ -101,7 +101,7 @@ def _is_distributed(module: nn.Module) -> bool:
     return isinstance(module, nn.parallel.DistributedDataParallel)
 
 
-def target_of(model: nn.Module, assign: bool = False) -> Target:
+def target_of(model: nn.Module, assign: bool = False) -> LoadTarget:
     """The module as a target; raises `FailedCheck` (RK324) for one whose tensors are not plain ones.
 
     With `assign`, also for one that something holds on to: every tensor of it will be replaced.
@@ -112,7 +112,7 @@ def target_of(model: nn.Module, assign: bool = False) -> Target:
     state = module.state_dict(keep_vars=True)
     compiled = {f"{fqn}.{_COMPILED}." for fqn, each in module.named_modules() if fqn and _is_compiled(each)}
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    slots = {_without(key, compiled): Slot(key, value) for key, value in tensors.items()}
+    slots = {_without(key, compiled): ModuleSlot(key, value) for key, value in tensors.items()}
     header = header_of({fqn: slot.value for fqn, slot in slots.items()}, name=type(module).__name__)
     others = [key for key in state if key not in tensors]
     packed = [key for key in others if leaf(key) != _EXTRA]
@@ -120,7 +120,7 @@ def target_of(model: nn.Module, assign: bool = False) -> Target:
         title = f"{_entries(packed)} of the state dict of {header.name} no tensor: what it packs cannot be assigned"
         raise FailedCheck(_refused(title, packed, "load it with its own load_state_dict"))
     is_being_built = any(parameter.is_meta for parameter in module.parameters())
-    return Target(module, header, slots, tuple(others), is_being_built)
+    return LoadTarget(module, header, slots, tuple(others), is_being_built)
 
 
 def _entries(keys: Sequence[str]) -> str:
@@ -191,13 +191,13 @@ def _hooks_reason(value: torch.Tensor, assign: bool) -> tuple[str, str] | None:
 # ------------------------------------------------------------------------------------------- what would be left
 
 
-def _lost(module: nn.Module, covered: frozenset[int]) -> Iterator[Lost]:
+def _lost(module: nn.Module, covered: frozenset[int]) -> Iterator[NonPersistent]:
     for owner, each in module.named_modules():
         prefix = f"{owner}." if owner else ""
         for name, value in _values(each):
             if _is_left(value, covered):
                 kind = "parameter" if name in each._parameters else "buffer" if name in each._buffers else "attribute"
-                yield Lost(prefix + name, owner, name, kind)
+                yield NonPersistent(prefix + name, owner, name, kind)
 
 
 def _values(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -234,7 +234,7 @@ def _reparametrisations(module: nn.Module) -> list[Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Fill:
+class SuppliedValue:
     """A value for what no checkpoint brings: a buffer or an attribute of a submodule."""
 
     owner: str
@@ -243,7 +243,10 @@ class Fill:
 
 
 def assign(
-    target: Target, tensors: Mapping[str, torch.Tensor], fills: Sequence[Fill], staying: Collection[str] = ()
+    target: LoadTarget,
+    tensors: Mapping[str, torch.Tensor],
+    fills: Sequence[SuppliedValue],
+    staying: Collection[str] = (),
 ) -> None:
     """Put every tensor into its slot. Whatever fails, the module is then as it was before.
 
@@ -274,7 +277,7 @@ def assign(
         copy_into(pairs)
 
 
-def _load(target: Target, tensors: Mapping[str, torch.Tensor]) -> None:
+def _load(target: LoadTarget, tensors: Mapping[str, torch.Tensor]) -> None:
     state: OrderedDict[str, torch.Tensor] = OrderedDict(
         (target.slots[fqn].key, tensor) for fqn, tensor in tensors.items()
     )

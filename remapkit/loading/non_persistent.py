@@ -20,20 +20,20 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import named
-from remapkit.loading.module import Fill, Lost, Target, target_of
+from remapkit.loading.module import LoadTarget, NonPersistent, SuppliedValue, target_of
 
 Factory = Callable[[], nn.Module]
 
 
 def rebuilt(
-    target: Target, lost: Sequence[Lost], factory: Factory | None, buffers: Mapping[str, torch.Tensor]
-) -> tuple[list[Fill], list[Diagnostic]]:
+    target: LoadTarget, lost: Sequence[NonPersistent], factory: Factory | None, buffers: Mapping[str, torch.Tensor]
+) -> tuple[list[SuppliedValue], list[Diagnostic]]:
     """A value for everything that was lost, in host memory, and a problem where there is none."""
     needed = {each.fqn for each in lost}
     if unknown := [fqn for fqn in buffers if fqn not in needed]:
         title = f"{target.header.name} does not need {_count(unknown)}: no such value is on meta"
         return [], [_problem(title, unknown)]
-    fills = [Fill(each.owner, each.name, buffers[each.fqn].detach()) for each in lost if each.fqn in buffers]
+    fills = [SuppliedValue(each.owner, each.name, buffers[each.fqn].detach()) for each in lost if each.fqn in buffers]
     problems = [*_misfits(target, [each for each in lost if each.fqn in buffers], fills)]
     twins = _Twins(target, factory)
     without = []
@@ -43,7 +43,7 @@ def rebuilt(
             if found is None:
                 without.append(each)
             else:
-                fills.append(Fill(each.owner, each.name, found))
+                fills.append(SuppliedValue(each.owner, each.name, found))
     if without:
         problems.append(_nobody_knows(target, without, twins.said))
     return fills, problems
@@ -57,7 +57,7 @@ def _problem(title: str, fqns: Sequence[str], *help: str, said: Sequence[str] = 
     return Diagnostic("RK323", title, notes=(named(fqns), *said), help=help, values={"names": list(fqns)})
 
 
-def _nobody_knows(target: Target, lost: Sequence[Lost], said: Sequence[str]) -> Diagnostic:
+def _nobody_knows(target: LoadTarget, lost: Sequence[NonPersistent], said: Sequence[str]) -> Diagnostic:
     them = "it" if len(lost) == 1 else "them"
     return Diagnostic(
         "RK323",
@@ -71,7 +71,9 @@ def _nobody_knows(target: Target, lost: Sequence[Lost], said: Sequence[str]) -> 
     )
 
 
-def _misfits(target: Target, lost: Sequence[Lost], fills: Sequence[Fill]) -> Iterator[Diagnostic]:
+def _misfits(
+    target: LoadTarget, lost: Sequence[NonPersistent], fills: Sequence[SuppliedValue]
+) -> Iterator[Diagnostic]:
     for each, fill in zip(lost, fills, strict=True):
         wanted = _held(target.module.get_submodule(each.owner), each.name)
         if not isinstance(wanted, torch.Tensor) or wanted.shape != fill.value.shape or fill.value.is_meta:
@@ -87,14 +89,14 @@ def _held(module: nn.Module, name: str) -> Any:
 class _Twins:
     """Modules built once more, each at most once, and what was said where that failed."""
 
-    def __init__(self, target: Target, factory: Factory | None) -> None:
+    def __init__(self, target: LoadTarget, factory: Factory | None) -> None:
         self._module = target.module
         self._covered = target.covered
         self._factory = factory
         self._built: dict[str, nn.Module | None] = {}
         self.said: list[str] = []
 
-    def value(self, lost: Lost) -> Any | None:
+    def value(self, lost: NonPersistent) -> Any | None:
         """What the twin of a module around `lost` has in its place; None where no twin fits."""
         for fqn in _around(lost.owner):
             twin = self._twin(fqn)
@@ -191,7 +193,7 @@ def _difference(module: nn.Module, twin: Any) -> str:
     return ""
 
 
-def _fitting(module: nn.Module, twin: nn.Module, lost: Lost, covered: frozenset[int]) -> Any | None:
+def _fitting(module: nn.Module, twin: nn.Module, lost: NonPersistent, covered: frozenset[int]) -> Any | None:
     """The twin's value, in the dtype that the module was built with; None where it does not fit or is no value."""
     wanted, found = _held(module, lost.name), _held(twin, lost.name)
     if lost.kind == "parameter" or type(wanted) is not type(found):

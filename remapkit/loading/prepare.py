@@ -12,8 +12,8 @@ from torch import nn
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.wording import counted, named
 from remapkit.loading.in_place import merged, overlaps, sharing, writes_to_itself
-from remapkit.loading.module import Target
-from remapkit.loading.sources import Values, overlapping, same_bytes, stretch
+from remapkit.loading.module import LoadTarget
+from remapkit.loading.sources import TensorValues, overlapping, same_bytes, stretch
 from remapkit.plans.check import Check, make_check
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
@@ -26,7 +26,7 @@ Dtype = torch.dtype | Literal["model"] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class LoadRequest:
     """What the caller asked for."""
 
     device: torch.device | None
@@ -37,7 +37,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class Assignment:
     """One tensor of the checkpoint and every slot that it fills: more than one where the model ties them."""
 
     move: Move
@@ -50,10 +50,10 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    target: Target
+class LoadPlan:
+    target: LoadTarget
     check: Check
-    units: tuple[Unit, ...]
+    units: tuple[Assignment, ...]
     kept: tuple[str, ...]
     problems: tuple[Diagnostic, ...]
 
@@ -71,8 +71,8 @@ class Job:
 
 
 def prepare(
-    target: Target, plan: ResolvedPlan, values: Values, wanted: Wanted, strict: bool, extra_state: str
-) -> Job:
+    target: LoadTarget, plan: ResolvedPlan, values: TensorValues, wanted: LoadRequest, strict: bool, extra_state: str
+) -> LoadPlan:
     """What is to be done, and everything that speaks against it. Reads no data but that of tied names."""
     check = make_check(plan, target.header)
     problems = list(check.problems)
@@ -85,16 +85,16 @@ def prepare(
     moves = {m.target: m for m in check.plan.moves if m.target in target.header and m.target not in wrong}
     problems += _dtype_problems(moves, target, wanted)
     problems += _copy_problems(moves, target, wanted)
-    units: tuple[Unit, ...] = ()
+    units: tuple[Assignment, ...] = ()
     if not problems:
         problems += _torn_ties(moves, target, values)
         units = tuple(_units(moves, target, values, wanted))
     brought = {fqn for unit in units for fqn in unit.targets}
     kept = tuple(fqn for fqn in target.header if fqn not in brought)
-    return Job(target, check, units, kept, tuple(problems))
+    return LoadPlan(target, check, units, kept, tuple(problems))
 
 
-def _missing_on_meta(target: Target, check: Check) -> list[Diagnostic]:
+def _missing_on_meta(target: LoadTarget, check: Check) -> list[Diagnostic]:
     lacking = [fqn for fqn in check.missing_keys if target.slots[fqn].value.is_meta]
     if not lacking:
         return []
@@ -103,7 +103,7 @@ def _missing_on_meta(target: Target, check: Check) -> list[Diagnostic]:
     return [Diagnostic("RK310", title, (), (help,), (named(lacking),), values={"missing_keys": lacking})]
 
 
-def _extra_states(target: Target) -> list[Diagnostic]:
+def _extra_states(target: LoadTarget) -> list[Diagnostic]:
     if not target.extra:
         return []
     keep = "keeps" if len(target.extra) == 1 else "keep"
@@ -120,7 +120,7 @@ def _kind(dtype: str) -> str:
     return "bools" if dtype == "BOOL" else "complex numbers" if dtype.startswith("C") else "integers"
 
 
-def _dtype_problems(moves: Mapping[str, Move], target: Target, wanted: Wanted) -> Iterator[Diagnostic]:
+def _dtype_problems(moves: Mapping[str, Move], target: LoadTarget, wanted: LoadRequest) -> Iterator[Diagnostic]:
     unknown = [fqn for fqn, move in moves.items() if move.spec.dtype not in DTYPES]
     if unknown:
         names = ", ".join(sorted({moves[fqn].spec.dtype for fqn in unknown}))
@@ -145,7 +145,7 @@ def _dtype_problems(moves: Mapping[str, Move], target: Target, wanted: Wanted) -
         yield Diagnostic("RK326", title, (), (help,), (named(small),), values={"names": small})
 
 
-def _groups(moves: Mapping[str, Move], target: Target) -> Iterator[tuple[str, ...]]:
+def _groups(moves: Mapping[str, Move], target: LoadTarget) -> Iterator[tuple[str, ...]]:
     """The names of the model that are one tensor, wherever the checkpoint brings one of them."""
     tied = {fqn: group for group in target.header.tied for fqn in group}
     for fqn in moves:
@@ -154,7 +154,7 @@ def _groups(moves: Mapping[str, Move], target: Target) -> Iterator[tuple[str, ..
             yield group
 
 
-def _torn_ties(moves: Mapping[str, Move], target: Target, values: Values) -> Iterator[Diagnostic]:
+def _torn_ties(moves: Mapping[str, Move], target: LoadTarget, values: TensorValues) -> Iterator[Diagnostic]:
     """Names that the model holds as one tensor, and that the checkpoint brings with different values."""
     for group in _groups(moves, target):
         first, *others = (moves[fqn] for fqn in group if fqn in moves)
@@ -177,7 +177,7 @@ def _torn(first: Move, other: Move, model: str) -> Diagnostic:
 # ------------------------------------------------------------------------------------- tensors that the module keeps
 
 
-def stays(held: torch.Tensor, target: Target, wanted: Wanted) -> bool:
+def stays(held: torch.Tensor, target: LoadTarget, wanted: LoadRequest) -> bool:
     """Whether this tensor of the module takes the values, rather than make way for a new one.
 
     Parameters that have memory do: optimizers and others hold on to them. Buffers too, but in a module that is being
@@ -195,7 +195,7 @@ def stays(held: torch.Tensor, target: Target, wanted: Wanted) -> bool:
 _PLAIN = frozenset(DTYPES[name] for name in PLAIN_FLOATS)
 
 
-def _copy_problems(moves: Mapping[str, Move], target: Target, wanted: Wanted) -> Iterator[Diagnostic]:
+def _copy_problems(moves: Mapping[str, Move], target: LoadTarget, wanted: LoadRequest) -> Iterator[Diagnostic]:
     """Tensors that stay, and cannot take what they are to be given."""
     staying = {fqn: held for fqn in moves if stays(held := target.slots[fqn].value, target, wanted)}
     brought = {fqn: moves[fqn].spec.dtype for fqn in staying if moves[fqn].spec.dtype in DTYPES}
@@ -235,7 +235,7 @@ def _copy_problems(moves: Mapping[str, Move], target: Target, wanted: Wanted) ->
         yield Diagnostic("RK333", title, (), (help,), (named(lines),), values={"names": list(widths)})
 
 
-def _elsewhere(target: Target, wanted: Wanted) -> dict[str, str]:
+def _elsewhere(target: LoadTarget, wanted: LoadRequest) -> dict[str, str]:
     """Tensors that stay where they are, although another device was asked for."""
     if wanted.device is None or wanted.assign:
         return {}
@@ -250,7 +250,9 @@ def _elsewhere(target: Target, wanted: Wanted) -> dict[str, str]:
     }
 
 
-def _units(moves: Mapping[str, Move], target: Target, values: Values, wanted: Wanted) -> Iterator[Unit]:
+def _units(
+    moves: Mapping[str, Move], target: LoadTarget, values: TensorValues, wanted: LoadRequest
+) -> Iterator[Assignment]:
     groups = list(_groups(moves, target))
     firsts = [next(moves[fqn] for fqn in group if fqn in moves) for group in groups]
     apart = overlapping(firsts, values)
@@ -264,7 +266,7 @@ def _units(moves: Mapping[str, Move], target: Target, values: Values, wanted: Wa
         dtype = held.dtype if into else _cast_to(move, held, wanted.dtype)
         lent = into and place is not None and (values.is_mapped or overlaps(place, written))
         own = wanted.copy or move.target in apart or lent
-        yield Unit(move, group, held.device if into else device, dtype, own, into)
+        yield Assignment(move, group, held.device if into else device, dtype, own, into)
 
 
 def _cast_to(move: Move, held: torch.Tensor, dtype: Dtype) -> torch.dtype:

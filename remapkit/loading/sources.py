@@ -33,7 +33,7 @@ from remapkit.tensors.spec import TensorSpec
 _GENERIC = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64")
 _NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if _GENERIC else 0)
 
-Place = tuple[str, int, int]
+ByteRange = tuple[str, int, int]
 """Where bytes lie: in what (a file, or memory), from where, up to where."""
 
 
@@ -46,13 +46,13 @@ class Value:
     release: Callable[[], None] = lambda: None
 
 
-class Values(Protocol):
+class TensorValues(Protocol):
     """The tensors that moves bring."""
 
     is_mapped: bool
     """Whether what is shared lies in a mapped file, where a disk that fails is no exception but a signal."""
 
-    def place(self, move: Move) -> Place | None:
+    def place(self, move: Move) -> ByteRange | None:
         """Where the bytes lie that `tensor` would share, or None where it would copy."""
         ...
 
@@ -79,7 +79,7 @@ class FileValues:
         self._run = run or Streams()
         self._maps: dict[SourceFile, mmap.mmap | None] = {}
 
-    def place(self, move: Move) -> Place | None:
+    def place(self, move: Move) -> ByteRange | None:
         """The tensor's extent, where it can be mapped as it lies."""
         extent = self.extent(move)
         # A tensor that does not start at a multiple of its width cannot be used where it lies.
@@ -127,7 +127,7 @@ class FileValues:
         return raw.view(DTYPES[move.spec.dtype]).view(move.spec.shape)
 
 
-def stretch(tensor: torch.Tensor) -> Place:
+def stretch(tensor: torch.Tensor) -> ByteRange:
     """The stretch of memory that a tensor's elements lie in."""
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     start = tensor.data_ptr()
@@ -192,7 +192,7 @@ class MemoryValues:
         self._maker = Maker(state)
         self._specs = {fqn: TensorSpec(dtype_name(value.dtype), tuple(value.shape)) for fqn, value in state.items()}
 
-    def place(self, move: Move) -> Place | None:
+    def place(self, move: Move) -> ByteRange | None:
         """The stretch of memory that the tensor's elements lie in."""
         if move.ops:
             return self._part(move)
@@ -213,7 +213,7 @@ class MemoryValues:
         tensor = self._state[move.sources[0]].detach()
         return Value(tensor.clone() if own else tensor, shared=not own)
 
-    def _part(self, move: Move) -> Place | None:
+    def _part(self, move: Move) -> ByteRange | None:
         """Where a target lies that is one stretch of a contiguous source."""
         part = one_range(move, self._specs)
         source = self._state[move.sources[part.source]] if part is not None else None
@@ -234,7 +234,7 @@ def one_range(move: Move, specs: Mapping[str, TensorSpec]) -> Range | None:
     return ranges[0] if ranges is not None and len(ranges) == 1 else None
 
 
-def overlapping(moves: Iterable[Move], values: Values) -> frozenset[str]:
+def overlapping(moves: Iterable[Move], values: TensorValues) -> frozenset[str]:
     """The targets whose bytes overlap those of an earlier one: sharing them would tie what the model does not tie."""
     places = [(place, move.target) for move in moves if (place := values.place(move)) is not None]
     found = set()

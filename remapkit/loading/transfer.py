@@ -12,22 +12,24 @@ import torch
 from torch import nn
 
 from remapkit.loading.cuda_upload import CudaQueue, Upload
-from remapkit.loading.module import Fill, Target, assign
-from remapkit.loading.prepare import Job, Unit, Wanted
-from remapkit.loading.sources import Values
+from remapkit.loading.module import LoadTarget, SuppliedValue, assign
+from remapkit.loading.prepare import Assignment, LoadPlan, LoadRequest
+from remapkit.loading.sources import TensorValues
 from remapkit.tensors.from_torch import DTYPES
 
 
 @dataclass(slots=True)
-class Report:
+class TransferReport:
     shared: int
     casts: Counter[tuple[str, str]]
     devices: tuple[str, ...]
 
 
-def carry_out(job: Job, values: Values, wanted: Wanted, fills: Sequence[Fill]) -> Report:
+def carry_out(
+    job: LoadPlan, values: TensorValues, wanted: LoadRequest, fills: Sequence[SuppliedValue]
+) -> TransferReport:
     """Make every tensor, then assign all of them at once."""
-    report = Report(0, Counter(), ())
+    report = TransferReport(0, Counter(), ())
     tensors: dict[str, torch.Tensor] = {}
     with ExitStack() as stack, torch.no_grad():
         lifts = _Lifts(stack)
@@ -66,7 +68,7 @@ def _is_staged(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _make(unit: Unit, values: Values, lifts: _Lifts, report: Report) -> torch.Tensor:
+def _make(unit: Assignment, values: TensorValues, lifts: _Lifts, report: TransferReport) -> torch.Tensor:
     """The tensor on its device, in its dtype."""
     brought = DTYPES[unit.move.spec.dtype]
     extent = values.extent(unit.move) if _is_staged(unit.device) else None
@@ -88,7 +90,7 @@ def _name(dtype: torch.dtype) -> str:
     return next(name for name, each in DTYPES.items() if each == dtype)
 
 
-def _into_slots(unit: Unit, made: torch.Tensor, target: Target) -> Iterator[tuple[str, torch.Tensor]]:
+def _into_slots(unit: Assignment, made: torch.Tensor, target: LoadTarget) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensor under every name: one object for names that were one object, a parameter where one was."""
     objects: dict[int, torch.Tensor] = {}
     for fqn in unit.targets:
@@ -106,7 +108,7 @@ def _like(held: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
     return parameter
 
 
-def _moved(job: Job, device: torch.device | None) -> Iterator[tuple[str, torch.Tensor]]:
+def _moved(job: LoadPlan, device: torch.device | None) -> Iterator[tuple[str, torch.Tensor]]:
     """What the checkpoint does not bring, where it is not on the device yet; one object for each that was one."""
     objects: dict[int, torch.Tensor] = {}
     for fqn in job.kept:
@@ -117,11 +119,13 @@ def _moved(job: Job, device: torch.device | None) -> Iterator[tuple[str, torch.T
             yield fqn, objects[id(held)]
 
 
-def _placed(fills: Sequence[Fill], target: Target, device: torch.device | None) -> Iterator[Fill]:
+def _placed(
+    fills: Sequence[SuppliedValue], target: LoadTarget, device: torch.device | None
+) -> Iterator[SuppliedValue]:
     """The rebuilt values where the rest of the module will be."""
     covered = target.covered
     for fill in fills:
-        yield Fill(fill.owner, fill.name, _onto(fill.value, device or torch.device("cpu"), covered))
+        yield SuppliedValue(fill.owner, fill.name, _onto(fill.value, device or torch.device("cpu"), covered))
 
 
 def _onto(value: Any, device: torch.device, covered: frozenset[int]) -> Any:
@@ -132,10 +136,10 @@ def _onto(value: Any, device: torch.device, covered: frozenset[int]) -> Any:
     return type(value)(_onto(each, device, covered) for each in value) if type(value) in (list, tuple) else value
 
 
-def _others(target: Target, device: torch.device | None) -> Iterator[Fill]:
+def _others(target: LoadTarget, device: torch.device | None) -> Iterator[SuppliedValue]:
     """Buffers outside the state dict that hold values, but on another device than the one asked for."""
     covered = target.covered
     for owner, module in target.module.named_modules() if device is not None else ():
         for name, value in module._buffers.items():
             if value is not None and not value.is_meta and id(value) not in covered and value.device != device:
-                yield Fill(owner, name, value.to(device))
+                yield SuppliedValue(owner, name, value.to(device))

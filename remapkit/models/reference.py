@@ -10,7 +10,7 @@ from typing import Any
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.models.isolation import guest
-from remapkit.registry.installed import Plugin, _folder_of, _look_in_current_folder, plugins
+from remapkit.registry.installed import Plugin, folder_of, look_in_current_folder, plugins
 
 
 def resolve(reference: str) -> Callable[..., Any]:
@@ -21,7 +21,7 @@ def resolve(reference: str) -> Callable[..., Any]:
     """
     module_name, attribute = _module_of(reference)
     if reference.startswith("py:"):
-        _look_in_current_folder()
+        look_in_current_folder()
     try:
         with guest():
             module = importlib.import_module(module_name)
@@ -77,7 +77,7 @@ def _plugin_named(name: str, reference: str) -> Plugin:
         return known[name]
     close = difflib.get_close_matches(name, known, n=1)
     help = [f"did you mean {close[0]!r}?"] if close else [f"installed plugins: {', '.join(known) or 'none'}"]
-    if _folder_of(name) is not None:
+    if folder_of(name) is not None:
         help.append(f"for the importable package write py:{reference}")
     raise UsageError(Diagnostic("RK603", f"{reference}: there is no plugin named {name!r}", help=tuple(help)))
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from remapkit.ops.base import Op, Refused, dimension, rows
-from remapkit.ops.steps import Pick, Step
+from remapkit.ops.base import Op, RefusedOp, dimension, rows
+from remapkit.ops.steps import OpStep, Pick
 from remapkit.tensors.spec import TensorSpec
 
 
@@ -18,12 +18,12 @@ class FlipHalves(Op):
     dim: int = 0
     name: ClassVar[str] = "flip_halves"
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reordering."""
         dim = dimension(self.dim, spec)
         size = spec.shape[dim]
         if size % 2:
-            raise Refused(f"{rows(dim, size)} have no two halves, {list(spec.shape)}")
+            raise RefusedOp(f"{rows(dim, size)} have no two halves, {list(spec.shape)}")
         return (Pick(dim, (range(size // 2, size), range(size // 2))),)
 
 
@@ -32,7 +32,9 @@ def _heads(dim: int, spec: TensorSpec, wanted: int, written: str) -> int:
     dim = dimension(dim, spec)
     if spec.shape[dim] != wanted:
         title = f"{written} make {wanted}, and there are {rows(dim, spec.shape[dim])}, {list(spec.shape)}"
-        raise Refused(title, "correct the params, or give the model's own: --param name=number, --config config.json")
+        raise RefusedOp(
+            title, "correct the params, or give the model's own: --param name=number, --config config.json"
+        )
     return dim
 
 
@@ -46,12 +48,12 @@ class Rope(Op):
     dim: int = 0
     name: ClassVar[str] = "rope"
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reordering."""
         written = f"{self.heads} heads of {self.head_dim}"
         dim = _heads(self.dim, spec, self.heads * self.head_dim, written)
         if self.head_dim % 2:
-            raise Refused(f"a head of {self.head_dim} has no pairs to rotate")
+            raise RefusedOp(f"a head of {self.head_dim} has no pairs to rotate")
         return (Pick(dim, tuple(self._ranges())),)
 
     def _ranges(self) -> Iterable[range]:
@@ -75,7 +77,7 @@ class UngroupQkv(Op):
     dim: int = 0
     name: ClassVar[str] = "ungroup_qkv"
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reordering."""
         dim = _grouped(self, spec)
         share, size = self.heads // self.kv_heads, self.head_dim
@@ -97,7 +99,7 @@ class GroupQkv(Op):
     dim: int = 0
     name: ClassVar[str] = "group_qkv"
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reordering."""
         dim = _grouped(self, spec)
         share, size = self.heads // self.kv_heads, self.head_dim
@@ -112,6 +114,6 @@ class GroupQkv(Op):
 
 def _grouped(op: UngroupQkv | GroupQkv, spec: TensorSpec) -> int:
     if op.kv_heads < 1 or op.heads % op.kv_heads:
-        raise Refused(f"{op.heads} heads do not share {op.kv_heads} kv heads equally")
+        raise RefusedOp(f"{op.heads} heads do not share {op.kv_heads} kv heads equally")
     written = f"{op.heads} + 2 x {op.kv_heads} heads of {op.head_dim}"
     return _heads(op.dim, spec, (op.heads + 2 * op.kv_heads) * op.head_dim, written)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from remapkit.ops.steps import Step
+from remapkit.ops.steps import OpStep
 from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
 
 
-class Refused(Exception):
+class RefusedOp(Exception):
     """A tensor that an operation cannot be done on: a sentence with the numbers, and what to do."""
 
     def __init__(self, title: str, *help: str, code: str = "RK350") -> None:
@@ -19,14 +19,14 @@ class Refused(Exception):
 
 
 def dimension(dim: int, spec: TensorSpec) -> int:
-    """The dimension counted from 0; raises `Refused` where the tensor has none such."""
+    """The dimension counted from 0; raises `RefusedOp` where the tensor has none such."""
     rank = len(spec.shape)
     if not -rank <= dim < rank:
-        raise Refused(f"there is no dimension {dim} in a tensor of {_dims(rank)}, {list(spec.shape)}", code="RK351")
+        raise RefusedOp(f"there is no dimension {dim} in a tensor of {dims(rank)}, {list(spec.shape)}", code="RK351")
     return dim % rank
 
 
-def _dims(rank: int) -> str:
+def dims(rank: int) -> str:
     return "1 dimension" if rank == 1 else f"{rank} dimensions"
 
 
@@ -42,7 +42,7 @@ def rows(dim: int, size: int) -> str:
     return f"{size} {noun}{'s' * (size != 1)}"
 
 
-def infer(steps: Iterable[Step], spec: TensorSpec) -> TensorSpec:
+def infer(steps: Iterable[OpStep], spec: TensorSpec) -> TensorSpec:
     """The header after all steps."""
     for step in steps:
         spec = step.infer(spec)
@@ -55,12 +55,12 @@ class Op:
     __slots__ = ()
     name: ClassVar[str] = ""
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
-        """The steps for a tensor of this header; raises `Refused` where it does not fit."""
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
+        """The steps for a tensor of this header; raises `RefusedOp` where it does not fit."""
         raise NotImplementedError
 
     def infer(self, spec: TensorSpec) -> TensorSpec:
-        """The header of the result; raises `Refused`."""
+        """The header of the result; raises `RefusedOp`."""
         return infer(self.steps(spec), spec)
 
     def keeps_shape(self, spec: TensorSpec) -> bool:
@@ -69,13 +69,13 @@ class Op:
 
 
 def after(ops: Iterable[Op], spec: TensorSpec) -> TensorSpec:
-    """The header after several operations on one tensor; raises `Refused`."""
+    """The header after several operations on one tensor; raises `RefusedOp`."""
     for op in ops:
         if DTYPE_BITS[spec.dtype] < 8:
-            raise Refused(f"{op.name} on {spec.dtype}, whose elements are less than a byte", code="RK352")
+            raise RefusedOp(f"{op.name} on {spec.dtype}, whose elements are less than a byte", code="RK352")
         try:
             spec = op.infer(spec)
-        except Refused as refused:
+        except RefusedOp as refused:
             refused.op = op
             raise
     return spec

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from remapkit.ops.base import Op
-from remapkit.ops.join import Fill, Join
-from remapkit.ops.steps import Cast, Permute, Pick, Reshape, Step
+from remapkit.ops.join import FillOp, Join
+from remapkit.ops.steps import Cast, OpStep, Permute, Pick, Reshape
 from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
 
 FEW = 64
@@ -73,7 +73,7 @@ def byte_ranges(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> tuple[Range, 
     >>> byte_ranges((Part(0, 1, 3),), [TensorSpec("F32", (6, 2))])
     (Range(source=0, offset=16, length=16),)
     """
-    if ops and isinstance(ops[0], Fill):
+    if ops and isinstance(ops[0], FillOp):
         return None
     if ops and isinstance(ops[0], Join):
         laid, ops = _join(ops[0], specs), ops[1:]
@@ -102,7 +102,7 @@ def _chain(ops: Sequence[Op], laid: _Laid | None) -> _Laid | None:
     return laid
 
 
-def _step(step: Step, laid: _Laid) -> _Laid | None:
+def _step(step: OpStep, laid: _Laid) -> _Laid | None:
     spec = step.infer(laid.spec)
     if isinstance(step, Reshape) or (isinstance(step, Cast) and step.dtype == laid.spec.dtype):
         return _Laid(spec, laid.ranges, laid.starts)

@@ -367,7 +367,7 @@ class CallReader:
             self.problem("RK163", "scale by 0 leaves nothing", span, "name the targets under `add:` with fill: zeros")
         try:
             call.op(dict.fromkeys(self.params))
-        except base.Refused as refused:
+        except base.RefusedOp as refused:
             self.problem("RK163", refused.title, span, *refused.help)
         except BadNumber as error:
             if not call.names:

@@ -6,15 +6,15 @@ import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
-from remapkit.ops.base import Op, Refused
-from remapkit.ops.steps import Add, Cast, Scale, Step
+from remapkit.ops.base import Op, RefusedOp
+from remapkit.ops.steps import Add, Cast, OpStep, Scale
 from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 """The dtypes that are cast into one another."""
 
 
-_EXACT = {"BF16": ("F32", "F64"), "F16": ("F32", "F64"), "F32": ("F64",)}
+EXACT = {"BF16": ("F32", "F64"), "F16": ("F32", "F64"), "F32": ("F64",)}
 
 
 _INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64")
@@ -31,18 +31,18 @@ def is_exact(old: str, new: str) -> bool:
     if old in _INTEGERS and new in _INTEGERS:
         signed = old[0] == new[0] or new[0] == "I"
         return signed and DTYPE_BITS[new] > DTYPE_BITS[old]
-    return new in _EXACT.get(old, ())
+    return new in EXACT.get(old, ())
 
 
 def check_holds(value: float, dtype: str) -> None:
     """Refuse a value that a dtype has no number for."""
     if dtype in FLOATS:
         if abs(value) > _LARGEST[dtype]:
-            raise Refused(f"{value} is beyond the largest {dtype}, {_LARGEST[dtype]:g}")
+            raise RefusedOp(f"{value} is beyond the largest {dtype}, {_LARGEST[dtype]:g}")
         return
     low, high = integer_range(dtype)
     if value != int(value) or not low <= value <= high:
-        raise Refused(f"{value} is no {dtype}")
+        raise RefusedOp(f"{value} is no {dtype}")
 
 
 _LARGEST = {
@@ -63,7 +63,7 @@ def integer_range(dtype: str) -> tuple[int, int]:
     if dtype == "BOOL":
         return 0, 1
     if dtype not in _INTEGERS:
-        raise Refused(f"there are no plain numbers of {dtype}")
+        raise RefusedOp(f"there are no plain numbers of {dtype}")
     bits = DTYPE_BITS[dtype]
     return (0, (1 << bits) - 1) if dtype[0] == "U" else (-(1 << bits - 1), (1 << bits - 1) - 1)
 
@@ -76,14 +76,14 @@ class CastOp(Op):
     old: str | None = None
     name: ClassVar[str] = "cast"
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One cast."""
         if self.old is not None and spec.dtype != self.old:
-            raise Refused(f"cast is from {self.old}, and the tensor is {spec.dtype}", code="RK352")
+            raise RefusedOp(f"cast is from {self.old}, and the tensor is {spec.dtype}", code="RK352")
         both_floats = spec.dtype in FLOATS and self.dtype in FLOATS
         if not both_floats and not is_exact(spec.dtype, self.dtype):
             title = f"{spec.dtype} -> {self.dtype} is no cast: values would be lost"
-            raise Refused(title, "casts go between floats, and from integers to wider integers", code="RK352")
+            raise RefusedOp(title, "casts go between floats, and from integers to wider integers", code="RK352")
         return (Cast(self.dtype),)
 
     def keeps_shape(self, spec: TensorSpec) -> bool:
@@ -98,7 +98,7 @@ class ScaleOp(Op):
     factor: float
     name: ClassVar[str] = "scale"
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One multiplication."""
         _plain_float(self.name, spec)
         return (Scale(self.factor),)
@@ -111,7 +111,7 @@ class AddOp(Op):
     term: float
     name: ClassVar[str] = "add"
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One addition."""
         _plain_float(self.name, spec)
         return (Add(self.term),)
@@ -119,4 +119,4 @@ class AddOp(Op):
 
 def _plain_float(name: str, spec: TensorSpec) -> None:
     if spec.dtype not in FLOATS[:4]:
-        raise Refused(f"{name} is for {', '.join(FLOATS[:4])}, and the tensor is {spec.dtype}", code="RK352")
+        raise RefusedOp(f"{name} is for {', '.join(FLOATS[:4])}, and the tensor is {spec.dtype}", code="RK352")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from remapkit.ops.base import Op, Refused, after, dimension, rows
-from remapkit.ops.steps import Pick, Reshape, Step, with_size
+from remapkit.ops.base import Op, RefusedOp, after, dimension, rows
+from remapkit.ops.steps import OpStep, Pick, Reshape, with_size
 from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
 
 
@@ -29,7 +29,7 @@ class Join(Op):
 
 
 @dataclass(frozen=True, slots=True)
-class Part(Op):
+class SplitPart(Op):
     """Part `index` of a split along `dim` into `count` equal ones, or into ones of `sizes`."""
 
     dim: int
@@ -43,32 +43,32 @@ class Part(Op):
         """Whether another part has the same size: the two could be swapped."""
         return self.count > 1 and (self.sizes is None or self.sizes.count(self.sizes[self.index]) > 1)
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One slice."""
         dim = dimension(self.dim, spec)
         size = spec.shape[dim]
         if self.sizes is None:
             if size % self.count:
-                raise Refused(f"{rows(dim, size)} do not split into {self.count} equal parts", "give `sizes`")
+                raise RefusedOp(f"{rows(dim, size)} do not split into {self.count} equal parts", "give `sizes`")
             start, length = self.index * (size // self.count), size // self.count
         else:
             if sum(self.sizes) != size:
                 written = " + ".join(map(str, self.sizes))
                 title = f"{rows(dim, size)} do not split into {written} = {sum(self.sizes)}"
-                raise Refused(title, "the sizes of the parts must add up to the whole")
+                raise RefusedOp(title, "the sizes of the parts must add up to the whole")
             start, length = sum(self.sizes[: self.index]), self.sizes[self.index]
         return (Pick(dim, (range(start, start + length),)),)
 
 
 @dataclass(frozen=True, slots=True)
-class At(Op):
+class TakeIndex(Op):
     """One element of a dimension, which goes away."""
 
     dim: int
     index: int
     name: ClassVar[str] = "unstack"
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One slice, and one reshape."""
         dim = dimension(self.dim, spec)
         pick = Pick(dim, (range(self.index, self.index + 1),))
@@ -76,7 +76,7 @@ class At(Op):
 
 
 @dataclass(frozen=True, slots=True)
-class Fill(Op):
+class FillOp(Op):
     """A tensor without a source: `zeros`, `ones`, `arange` (row-major, from 0), `tril`, or one number everywhere."""
 
     value: str | float
@@ -92,7 +92,7 @@ def concat_spec(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> 
         _same_dtype(first, spec, names[0], name)
         if len(spec.shape) != len(first.shape) or with_size(spec.shape, at, 0) != with_size(first.shape, at, 0):
             title = f"{name} is {list(spec.shape)} and {names[0]} is {list(first.shape)}"
-            raise Refused(f"{title}: they do not fit along dimension {at}", code="RK353")
+            raise RefusedOp(f"{title}: they do not fit along dimension {at}", code="RK353")
     return TensorSpec(first.dtype, with_size(first.shape, at, sum(spec.shape[at] for spec in specs)))
 
 
@@ -103,7 +103,7 @@ def _check_sizes(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) 
     for name, size, expected in zip(names, sizes, wanted, strict=True):
         if size != expected:
             what = "`sizes` says" if join.sizes is not None else f"{names[0]} has"
-            raise Refused(
+            raise RefusedOp(
                 f"{name} has {size} elements along dimension {join.concat}, and {what} {expected}", code="RK353"
             )
 
@@ -117,19 +117,19 @@ def stack_spec(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> T
         _same_dtype(first, spec, names[0], name)
         if spec.shape != first.shape:
             title = f"{name} is {list(spec.shape)} and {names[0]} is {list(first.shape)}: only equal ones are stacked"
-            raise Refused(title, code="RK353")
+            raise RefusedOp(title, code="RK353")
     return TensorSpec(first.dtype, (*first.shape[:at], len(specs), *first.shape[at:]))
 
 
 def _same_dtype(first: TensorSpec, spec: TensorSpec, one: str, other: str) -> None:
     for name, each in ((one, first), (other, spec)):
         if DTYPE_BITS[each.dtype] < 8:  # two elements share a byte: no byte range is one element's
-            raise Refused(
+            raise RefusedOp(
                 f"{name} is {each.dtype}, whose elements are less than a byte; it can only be renamed", code="RK352"
             )
     if spec.dtype != first.dtype:
         title = f"{other} is {spec.dtype} and {one} is {first.dtype}: nothing is cast unasked"
-        raise Refused(title, "cast one of them first, in its entry: {path: ..., ops: [{cast: F32}]}", code="RK353")
+        raise RefusedOp(title, "cast one of them first, in its entry: {path: ..., ops: [{cast: F32}]}", code="RK353")
 
 
 def join_spec(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) -> TensorSpec:
@@ -147,8 +147,8 @@ def join_spec(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) -> 
 
 
 def result(ops: Sequence[Op], specs: Sequence[TensorSpec], names: Sequence[str]) -> TensorSpec:
-    """The header of a move: its operations on its sources' headers. Raises `Refused`."""
-    if ops and isinstance(ops[0], Fill):
+    """The header of a move: its operations on its sources' headers. Raises `RefusedOp`."""
+    if ops and isinstance(ops[0], FillOp):
         return after(ops[1:], ops[0].spec)
     if ops and isinstance(ops[0], Join):
         return after(ops[1:], join_spec(ops[0], specs, names))
@@ -161,11 +161,11 @@ def needs_values(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> bool:
     >>> spec = TensorSpec("F32", (6, 6))
     >>> needs_values((Transpose(),), [spec]), needs_values((Transpose(),), [TensorSpec("F32", (6, 4))])
     (True, False)
-    >>> needs_values((Part(0, 1, 3),), [spec]), needs_values((Part(0, 1, 2, (2, 4)),), [spec])
+    >>> needs_values((SplitPart(0, 1, 3),), [spec]), needs_values((SplitPart(0, 1, 2, (2, 4)),), [spec])
     (True, False)
     """
     rest = ops
-    if ops and isinstance(ops[0], Fill):
+    if ops and isinstance(ops[0], FillOp):
         return False
     if ops and isinstance(ops[0], Join):
         made = [after(ops[0].branches[n % len(ops[0].branches)], spec) for n, spec in enumerate(specs)]
@@ -176,8 +176,8 @@ def needs_values(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> bool:
     else:
         spec = specs[0]
     for op in rest:
-        alike = isinstance(op, At) or (isinstance(op, Part) and op.has_equals)
-        if alike or (not isinstance(op, Part) and op.keeps_shape(spec)):
+        alike = isinstance(op, TakeIndex) or (isinstance(op, SplitPart) and op.has_equals)
+        if alike or (not isinstance(op, SplitPart) and op.keeps_shape(spec)):
             return True
         spec = op.infer(spec)
     return False

@@ -1,6 +1,6 @@
 """What each operation does to a header, and the steps it comes down to. Shapes are checked, never read for a meaning.
 
-Every operation has `steps(spec)`, which raises `Refused` with an exact sentence where the tensor does not fit, and so
+Every operation has `steps(spec)`, which raises `RefusedOp` with an exact sentence where the tensor does not fit, and
 `infer(spec)`: the header of the result.
 """
 
@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from remapkit.ops.base import Op, Refused, _dims, dimension, rows
-from remapkit.ops.dtype import _EXACT, FLOATS, check_holds
-from remapkit.ops.steps import Pad, Permute, Pick, Reshape, Step
+from remapkit.ops.base import Op, RefusedOp, dimension, dims, rows
+from remapkit.ops.dtype import EXACT, FLOATS, check_holds
+from remapkit.ops.steps import OpStep, Pad, Permute, Pick, Reshape
 from remapkit.tensors.spec import TensorSpec
 
-_EXACT |= {name: ("F32", "F64", "BF16", "F16") for name in FLOATS if name in ("F8_E4M3", "F8_E5M2")}
+EXACT |= {name: ("F32", "F64", "BF16", "F16") for name in FLOATS if name in ("F8_E4M3", "F8_E5M2")}
 
 
-_EXACT |= {name: ("F32", "F64", "BF16", "F16") for name in FLOATS if name.endswith("FNUZ")}
+EXACT |= {name: ("F32", "F64", "BF16", "F16") for name in FLOATS if name.endswith("FNUZ")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ class Transpose(Op):
     dims: tuple[int, int] | None = None
     name: ClassVar[str] = "transpose"
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One permutation."""
         if self.dims is None and len(spec.shape) != 2:
-            title = f"transpose alone is for matrices, and this has {_dims(len(spec.shape))}, {list(spec.shape)}"
-            raise Refused(title, "name the two dimensions: transpose: [0, 1]")
+            title = f"transpose alone is for matrices, and this has {dims(len(spec.shape))}, {list(spec.shape)}"
+            raise RefusedOp(title, "name the two dimensions: transpose: [0, 1]")
         one, other = (dimension(dim, spec) for dim in self.dims or (0, 1))
         order = list(range(len(spec.shape)))
         order[one], order[other] = other, one
@@ -47,13 +47,13 @@ class PermuteOp(Op):
     order: tuple[int, ...]
     name: ClassVar[str] = "permute"
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One permutation."""
         if len(self.order) != len(spec.shape):
             title = (
-                f"permute orders {_dims(len(self.order))}, and the tensor has {len(spec.shape)}, {list(spec.shape)}"
+                f"permute orders {dims(len(self.order))}, and the tensor has {len(spec.shape)}, {list(spec.shape)}"
             )
-            raise Refused(title, "name every dimension once")
+            raise RefusedOp(title, "name every dimension once")
         return (Permute(self.order),)
 
 
@@ -65,10 +65,10 @@ class ReshapeOp(Op):
     old: tuple[int, ...] | None = None
     name: ClassVar[str] = "reshape"
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reshape."""
         if self.old is not None and tuple(_filled(self.old, spec)) != spec.shape:
-            raise Refused(f"reshape is from {list(self.old)}, and the tensor is {list(spec.shape)}")
+            raise RefusedOp(f"reshape is from {list(self.old)}, and the tensor is {list(spec.shape)}")
         return (Reshape(_filled(self.shape, spec)),)
 
 
@@ -77,10 +77,10 @@ def _filled(shape: Sequence[int], spec: TensorSpec) -> tuple[int, ...]:
     if -1 not in shape:
         if known != spec.numel:
             title = f"the {spec.numel} elements of {list(spec.shape)} do not fill {list(shape)}, which has {known}"
-            raise Refused(title)
+            raise RefusedOp(title)
         return tuple(shape)
     if known == 0 or spec.numel % known:
-        raise Refused(f"the {spec.numel} elements of {list(spec.shape)} do not fill {list(shape)}")
+        raise RefusedOp(f"the {spec.numel} elements of {list(spec.shape)} do not fill {list(shape)}")
     return tuple(spec.numel // known if size == -1 else size for size in shape)
 
 
@@ -91,7 +91,7 @@ class Squeeze(Op):
     dims: tuple[int, ...]
     name: ClassVar[str] = "squeeze"
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reshape."""
         gone = {dimension(dim, spec) for dim in self.dims}
         for dim in sorted(gone):
@@ -99,7 +99,7 @@ class Squeeze(Op):
                 title = (
                     f"squeeze takes dimension {dim} away, which has {spec.shape[dim]} elements, {list(spec.shape)}"
                 )
-                raise Refused(title)
+                raise RefusedOp(title)
         return (Reshape(tuple(size for dim, size in enumerate(spec.shape) if dim not in gone)),)
 
 
@@ -110,12 +110,12 @@ class Unsqueeze(Op):
     dims: tuple[int, ...]
     name: ClassVar[str] = "unsqueeze"
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reshape."""
         rank = len(spec.shape) + len(self.dims)
         new = {dimension(dim, TensorSpec(spec.dtype, (1,) * rank)) for dim in self.dims}
         if len(new) != len(self.dims):
-            raise Refused(f"unsqueeze names one dimension twice: {list(self.dims)} of {rank}")
+            raise RefusedOp(f"unsqueeze names one dimension twice: {list(self.dims)} of {rank}")
         sizes = iter(spec.shape)
         return (Reshape(tuple(1 if dim in new else next(sizes) for dim in range(rank))),)
 
@@ -129,13 +129,13 @@ class Slice(Op):
     stop: int | None
     name: ClassVar[str] = "slice"
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One choice."""
         dim = dimension(self.dim, spec)
         size = spec.shape[dim]
         stop = size if self.stop is None else self.stop
         if not self.start <= stop <= size or self.start == self.stop:
-            raise Refused(f"slice {self.start} to {stop} of {rows(dim, size)}, {list(spec.shape)}")
+            raise RefusedOp(f"slice {self.start} to {stop} of {rows(dim, size)}, {list(spec.shape)}")
         return (Pick(dim, (range(self.start, stop),)),)
 
 
@@ -148,11 +148,11 @@ class PadOp(Op):
     value: float = 0
     name: ClassVar[str] = "pad"
 
-    def steps(self, spec: TensorSpec) -> tuple[Step, ...]:
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One pad."""
         dim = dimension(self.dim, spec)
         size = spec.shape[dim]
         if self.to < size:
-            raise Refused(f"pad to {self.to}, and there are {rows(dim, size)} already, {list(spec.shape)}")
+            raise RefusedOp(f"pad to {self.to}, and there are {rows(dim, size)} already, {list(spec.shape)}")
         check_holds(self.value, spec.dtype)
         return (Pad(dim, self.to - size, self.value),)

@@ -92,7 +92,7 @@ class Add:
         return spec
 
 
-Step = Permute | Reshape | Pick | Pad | Cast | Scale | Add
+OpStep = Permute | Reshape | Pick | Pad | Cast | Scale | Add
 
 
 def with_size(shape: Sequence[int], dim: int, size: int) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from remapkit.patterns.charset import LAST, Ranges, contains, ranges
 from remapkit.patterns.pattern import Part, Pattern
-from remapkit.patterns.tree import Alt, Chars, Group, Node, Repeat, Seq
+from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class _Builder:
         if self.limit is not None and self.edges > self.limit:
             raise TooMany
 
-    def build(self, node: Node) -> _Fragment:
+    def build(self, node: PatternNode) -> _Fragment:
         if isinstance(node, Chars):
             self.chars.append(node.chars)
             self.part.append(self.here)
@@ -163,7 +163,7 @@ def automaton(parts: Sequence[Part], limit: int | None = None) -> Automaton:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Fragment:
     """The positions of one tree, numbered from a base on, to be joined to others by who has them."""
 
     chars: list[Ranges]
@@ -174,21 +174,21 @@ class Piece:
     strong: bool
 
 
-def fragment(node: Node, base: int, limit: int) -> Piece | None:
+def fragment(node: PatternNode, base: int, limit: int) -> Fragment | None:
     """The positions of a tree, or None where there are more than `limit` steps between them."""
     builder = _Builder(base=base, limit=limit)
     try:
         whole = builder.build(node)
     except TooMany:
         return None
-    return Piece(builder.chars, builder.follow, whole.first, whole.last, bool(whole.empty), builder.strong)
+    return Fragment(builder.chars, builder.follow, whole.first, whole.last, bool(whole.empty), builder.strong)
 
 
 # ------------------------------------------------------------------------------------------------ reading a key
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ReadPrefix:
     """How far a key could be read: the length, the positions that read the last character, and whether it ended."""
 
     length: int
@@ -196,18 +196,18 @@ class Reading:
     accepted: bool
 
 
-def read(machine: Automaton, key: str) -> Reading:
+def read(machine: Automaton, key: str) -> ReadPrefix:
     """The longest beginning of a key that some key of the language begins with."""
     at: tuple[int, ...] = ()
     following: Iterable[int] = machine.first
     for offset, character in enumerate(key):
         found = tuple(position for position in following if contains(machine.chars[position], character))
         if not found:
-            return Reading(offset, at, False)
+            return ReadPrefix(offset, at, False)
         at = found
         following = dict.fromkeys(each for position in at for each in machine.follow[position])
     accepted = any(position in machine.last for position in at) if key else machine.nullable
-    return Reading(len(key), at, accepted)
+    return ReadPrefix(len(key), at, accepted)
 
 
 def possible_leaves(pattern: Pattern) -> frozenset[str]:

@@ -21,7 +21,7 @@ from functools import lru_cache
 from remapkit.patterns.automaton import MAX_EDGES, fragment, masks
 from remapkit.patterns.charset import Ranges, one
 from remapkit.patterns.pattern import Pattern
-from remapkit.patterns.tree import Alt, Chars, Group, Node, Repeat, Seq, size
+from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq, size
 from remapkit.patterns.unparse import unparse, unparse_chars
 
 MAX_STEPS = 400_000
@@ -39,14 +39,14 @@ class Branch:
     """
 
     token: str = ""
-    node: Node | None = None
+    node: PatternNode | None = None
     named: bool = False
     children: dict[str, Branch] = field(default_factory=dict)
     ends: list[int] = field(default_factory=list)
     below: int = 0
 
 
-_Token = tuple[str, Node, bool]
+_Token = tuple[str, PatternNode, bool]
 
 
 def trie(patterns: Iterable[tuple[int, Pattern]], *, reverse: bool = False) -> Branch:
@@ -85,7 +85,7 @@ def _character(character: str) -> _Token:
     return unparse_chars(node.chars), node, False
 
 
-def _pieces(node: Node) -> Iterator[_Token]:
+def _pieces(node: PatternNode) -> Iterator[_Token]:
     if isinstance(node, Seq):
         for item in node.items:
             yield from _pieces(item)
@@ -98,7 +98,7 @@ def _reversed(pattern: Pattern) -> Iterator[_Token]:
         yield token, node if isinstance(node, Chars) else _mirrored(node), named
 
 
-def _mirrored(node: Node) -> Node:
+def _mirrored(node: PatternNode) -> PatternNode:
     """The tree of all words of a language, read backwards."""
     if isinstance(node, Seq):
         return Seq(tuple(_mirrored(item) for item in reversed(node.items)))
@@ -341,7 +341,7 @@ def _below(branch: Branch) -> Iterator[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Expression:
+class CombinedRegex:
     """One regular expression for several patterns.
 
     After a match, `ends[found.lastindex]` is the pattern that matched, and the numbers of the groups that hold its
@@ -352,7 +352,7 @@ class Expression:
     ends: dict[int, tuple[int, tuple[int, ...]]]
 
 
-def expression(root: Branch) -> Expression:
+def expression(root: Branch) -> CombinedRegex:
     r"""The trie as one expression: an alternation wherever patterns part, and for each end the group that marks it.
 
     The last capture on the way to an end marks it where no other pattern uses that capture; else an empty group does.
@@ -377,9 +377,9 @@ class _Writer:
         self.count = 0
         self.ends: dict[int, tuple[int, tuple[int, ...]]] = {}
 
-    def whole(self, root: Branch) -> Expression:
+    def whole(self, root: Branch) -> CombinedRegex:
         self.branch(root, (), False, 0)
-        return Expression("".join(self.text), self.ends)
+        return CombinedRegex("".join(self.text), self.ends)
 
     def branch(self, here: Branch, groups: tuple[int, ...], own: bool, depth: int) -> None:
         """From one place of the trie on; `own` where the last of the groups is used by one pattern only."""

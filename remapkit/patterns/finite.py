@@ -6,13 +6,24 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from remapkit.patterns.charset import ranges
-from remapkit.patterns.tree import EMPTY, MAX_LETTERS, MAX_NESTED, Alt, Chars, Group, Node, Repeat, Seq, literal
+from remapkit.patterns.tree import (
+    EMPTY,
+    MAX_LETTERS,
+    MAX_NESTED,
+    Alt,
+    Chars,
+    Group,
+    PatternNode,
+    Repeat,
+    Seq,
+    literal,
+)
 
 MAX_WORDS = 10_000
 """A language with more words than this counts as unbounded."""
 
 
-def words(node: Node, limit: int = MAX_WORDS) -> tuple[str, ...] | None:
+def words(node: PatternNode, limit: int = MAX_WORDS) -> tuple[str, ...] | None:
     """All words of a language, shortest first, or None where there are more than `limit`.
 
     >>> words(Alt((literal("a"), Seq((literal("b"), Repeat(Chars(((48, 49),)), 0, 1))))))
@@ -22,7 +33,7 @@ def words(node: Node, limit: int = MAX_WORDS) -> tuple[str, ...] | None:
     return None if found is None else tuple(sorted(found, key=lambda word: (len(word), word)))
 
 
-def _words(node: Node, limit: int) -> set[str] | None:
+def _words(node: PatternNode, limit: int) -> set[str] | None:
     if isinstance(node, Chars):
         if sum(high - low + 1 for low, high in node.chars) > limit:
             return None
@@ -36,7 +47,7 @@ def _words(node: Node, limit: int) -> set[str] | None:
     return _repeated_words(node, limit)
 
 
-def _all_concatenations(items: Iterable[Node], limit: int) -> set[str] | None:
+def _all_concatenations(items: Iterable[PatternNode], limit: int) -> set[str] | None:
     found, text, length = {""}, "", 0
     for item in items:
         if isinstance(item, Chars) and item.chars[0][0] == item.chars[-1][1]:
@@ -99,7 +110,7 @@ def _repeated_words(node: Repeat, limit: int) -> set[str] | None:
 
 
 @lru_cache(maxsize=256)
-def words_node(values: tuple[str, ...]) -> Node:
+def words_node(values: tuple[str, ...]) -> PatternNode:
     """A tree for a finite language that reads each word in one way: prefixes shared, equal continuations merged.
 
     >>> unparse(words_node(tuple(str(n) for n in range(48))))
@@ -117,20 +128,20 @@ def words_node(values: tuple[str, ...]) -> Node:
     return _trie_node(trie, {})
 
 
-def _trie_node(trie: dict[str, object], known: dict[tuple[object, ...], Node]) -> Node:
-    by_rest: dict[Node, list[int]] = {}
+def _trie_node(trie: dict[str, object], known: dict[tuple[object, ...], PatternNode]) -> PatternNode:
+    by_rest: dict[PatternNode, list[int]] = {}
     for character, rest in trie.items():
         if character:
             by_rest.setdefault(_trie_node(rest, known), []).append(ord(character))  # type: ignore[arg-type]
     key = (*((rest, tuple(codes)) for rest, codes in by_rest.items()), "" in trie)
     if key not in known:
         branches = [_after(Chars(ranges((code, code) for code in codes)), rest) for rest, codes in by_rest.items()]
-        body: Node = EMPTY if not branches else branches[0] if len(branches) == 1 else Alt(tuple(branches))
+        body: PatternNode = EMPTY if not branches else branches[0] if len(branches) == 1 else Alt(tuple(branches))
         known[key] = Repeat(body, 0, 1) if "" in trie and branches else body
     return known[key]
 
 
-def _after(head: Node, rest: Node) -> Node:
+def _after(head: PatternNode, rest: PatternNode) -> PatternNode:
     if rest == EMPTY:
         return head
     return Seq((head, *rest.items)) if isinstance(rest, Seq) else Seq((head, rest))

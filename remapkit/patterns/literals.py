@@ -92,14 +92,14 @@ _PATTERNS = {
     "a leaf": ("`leaf:` lists words in full; to take others, leave it out and capture the last segment, {leaf}",),
 }
 """What to do instead where a pattern was meant."""
-Stretch = tuple[int, int]
+TextRange = tuple[int, int]
 """Where literal text stands in a value: start and end."""
 Works = Callable[[str], bool]
 """Whether a spelling can be written in the place of the one that is refused."""
 
 
 def judge(
-    text: Text, what: str, stretches: Sequence[Stretch], works: Works, *, wildcards: bool = False
+    text: Text, what: str, stretches: Sequence[TextRange], works: Works, *, wildcards: bool = False
 ) -> Diagnostic | None:
     """What is wrong with the literal text of a value (RK219), or None.
 
@@ -140,7 +140,7 @@ def read_word(text: Text, what: str, problems: list[Diagnostic]) -> Text | None:
     if not value or (all(map(is_plain, value)) and not set("{}") & set(value)):
         return text
     signs: list[tuple[str, int]] = []
-    stretches: list[Stretch] = []
+    stretches: list[TextRange] = []
     here = 0
     while here < len(value):
         if value.startswith("{'", here):
@@ -162,7 +162,7 @@ def read_word(text: Text, what: str, problems: list[Diagnostic]) -> Text | None:
     return Text(read, text.span, (*first, text.at(len(value), len(value)).end))
 
 
-def _braced(text: Text, what: str, stretches: Sequence[Stretch]) -> Diagnostic | None:
+def _braced(text: Text, what: str, stretches: Sequence[TextRange]) -> Diagnostic | None:
     """Braces in a word look like a capture, and are none."""
     places = [start for start, _ in stretches if text.value[start] in "{}"]
     if not places:
@@ -190,13 +190,13 @@ def shown_sign(sign: str) -> str:
     return (f'"{sign}"' if sign == "'" else f"'{sign}'") if sign.isprintable() else f"U+{ord(sign):04X}"
 
 
-def _runs(places: Sequence[int]) -> Iterator[Stretch]:
+def _runs(places: Sequence[int]) -> Iterator[TextRange]:
     return iter(_joined([(place, place + 1) for place in places]))
 
 
-def _joined(stretches: Sequence[Stretch]) -> list[Stretch]:
+def _joined(stretches: Sequence[TextRange]) -> list[TextRange]:
     """Stretches that touch as one."""
-    joined: list[Stretch] = []
+    joined: list[TextRange] = []
     for start, end in stretches:
         if joined and joined[-1][1] == start:
             joined[-1] = (joined[-1][0], end)
@@ -208,7 +208,7 @@ def _joined(stretches: Sequence[Stretch]) -> list[Stretch]:
 # ------------------------------------------------------------------------------------------------ the right spelling
 
 
-def _help(text: Text, stretches: Sequence[Stretch], works: Works, wildcards: bool) -> tuple[str, ...]:
+def _help(text: Text, stretches: Sequence[TextRange], works: Works, wildcards: bool) -> tuple[str, ...]:
     meant = [each for each in _meant(text.value, stretches, wildcards) if each != text.value and works(each)]
     help = []
     if meant:
@@ -223,7 +223,7 @@ def _help(text: Text, stretches: Sequence[Stretch], works: Works, wildcards: boo
     return tuple(help)
 
 
-def _spelt(value: str, stretches: Iterable[Stretch]) -> str:
+def _spelt(value: str, stretches: Iterable[TextRange]) -> str:
     """A value with its literal text as `literal_text` writes it."""
     written, done = "", 0
     for start, end in stretches:
@@ -251,7 +251,7 @@ class _Names:
         return unique
 
 
-def _meant(value: str, stretches: Sequence[Stretch], wildcards: bool) -> tuple[str, ...]:
+def _meant(value: str, stretches: Sequence[TextRange], wildcards: bool) -> tuple[str, ...]:
     """What was probably meant by shells', globs' and regular expressions' spellings; a second one for all below it.
 
     The braces of the value are held as single characters meanwhile, so that nothing in them is taken for text.

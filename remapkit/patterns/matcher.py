@@ -20,12 +20,12 @@ from remapkit.patterns.automaton import MAX_EDGES, TooMany, automaton, reads_one
 from remapkit.patterns.charset import contains
 from remapkit.patterns.combine import cooperating, expression, trie
 from remapkit.patterns.pattern import Pattern
-from remapkit.patterns.template import Copy, Mapped, Template
-from remapkit.patterns.tree import Alt, Chars, Group, Node, Repeat
+from remapkit.patterns.template import CaptureItem, MapItem, Template
+from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat
 from remapkit.patterns.unparse import unparse
 
 
-class Reader:
+class PatternMatcher:
     """Reads a key by a pattern; compiled when first used."""
 
     __slots__ = ("_engine", "pattern")
@@ -35,7 +35,7 @@ class Reader:
         self._engine: re.Pattern[str] | Program | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Reader, (self.pattern,)
+        return PatternMatcher, (self.pattern,)
 
     def __call__(self, fqn: str) -> dict[str, str] | None:
         """The captures, or None where the whole key is not matched."""
@@ -107,9 +107,9 @@ class SetMatcher:
 
     __slots__ = ("_engines", "patterns", "readers")
 
-    def __init__(self, patterns: Iterable[Pattern], readers: Sequence[Reader] | None = None) -> None:
+    def __init__(self, patterns: Iterable[Pattern], readers: Sequence[PatternMatcher] | None = None) -> None:
         self.patterns = tuple(patterns)
-        self.readers = tuple(readers) if readers is not None else tuple(map(Reader, self.patterns))
+        self.readers = tuple(readers) if readers is not None else tuple(map(PatternMatcher, self.patterns))
         self._engines: tuple[tuple[Together, ...], tuple[int, ...]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -169,7 +169,7 @@ class SetMatcher:
         return End(number, names, groups, None if pattern.leaf is None else frozenset(pattern.leaf))
 
 
-Outcome = Template | Literal["keep", "drop", "plan"]
+KeyOutcome = Template | Literal["keep", "drop", "plan"]
 """What becomes of a key that a pattern matches; `plan`: more than a new name, which only a plan can say."""
 
 _Write = tuple[str, tuple[int, ...]]
@@ -180,7 +180,7 @@ class Renamer:
 
     __slots__ = ("_writes", "matcher", "outcomes")
 
-    def __init__(self, matcher: SetMatcher, outcomes: Iterable[Outcome]) -> None:
+    def __init__(self, matcher: SetMatcher, outcomes: Iterable[KeyOutcome]) -> None:
         self.matcher = matcher
         self.outcomes = tuple(outcomes)
         self._writes: list[_Write | None] | None = None
@@ -246,9 +246,9 @@ class Renamer:
 
 def _write(template: Template, end: End) -> _Write:
     groups = dict(zip(end.names, end.groups, strict=True))
-    wanted = tuple(groups[item.name] for item in template.items if isinstance(item, Copy))
+    wanted = tuple(groups[item.name] for item in template.items if isinstance(item, CaptureItem))
     text = "".join(
-        "%s" if isinstance(item, Copy) else "" if isinstance(item, Mapped) else item.text.replace("%", "%%")
+        "%s" if isinstance(item, CaptureItem) else "" if isinstance(item, MapItem) else item.text.replace("%", "%%")
         for item in template.items
     )
     # A template without captures is given the whole key, and writes none of it.
@@ -283,7 +283,7 @@ class Program:
             self.part += [number] * (len(self.code) - len(self.part))
         self.code.append((MATCH, None, 0))
 
-    def _emit(self, node: Node) -> None:
+    def _emit(self, node: PatternNode) -> None:
         if isinstance(node, Chars):
             self.code.append((CHARS, node.chars, 0))
         elif isinstance(node, Alt):
@@ -296,7 +296,7 @@ class Program:
             for item in node.items:
                 self._emit(item)
 
-    def _alternatives(self, branches: Sequence[Node]) -> None:
+    def _alternatives(self, branches: Sequence[PatternNode]) -> None:
         ends = []
         for branch in branches[:-1]:
             split = len(self.code)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from remapkit.diagnostics.source import Span, Text
 from remapkit.patterns.charset import DIGITS, NOT_DOT, one
 from remapkit.patterns.finite import words, words_node
-from remapkit.patterns.tree import Alt, Chars, Group, Node, Repeat, Seq
+from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq
 
 CANONICAL = Alt((Chars(one("0")), Seq((Chars(((49, 57),)), Repeat(Chars(DIGITS), 0, None)))))
 """A canonical decimal: `0|[1-9][0-9]*`."""
@@ -30,7 +30,7 @@ class Part:
     """
 
     name: str | None
-    node: Node
+    node: PatternNode
     at: tuple[int, int] = field(default=(0, 0), compare=False)
     values: tuple[str, ...] | None = None
     table: str | None = None
@@ -67,10 +67,10 @@ class Pattern:
         return next((part for part in self.parts if part.name == name), None)
 
 
-def linear(node: Node) -> tuple[Part, ...]:
+def linear(node: PatternNode) -> tuple[Part, ...]:
     """The parts of a tree whose captures all stand at its top level."""
     parts: list[Part] = []
-    pending: list[Node] = []
+    pending: list[PatternNode] = []
 
     def flush() -> None:
         if pending:
@@ -78,7 +78,7 @@ def linear(node: Node) -> tuple[Part, ...]:
             parts.append(Part(None, whole, whole.at, values=words(whole)))
             pending.clear()
 
-    def walk(each: Node) -> None:
+    def walk(each: PatternNode) -> None:
         if isinstance(each, Seq):
             for item in each.items:
                 walk(item)

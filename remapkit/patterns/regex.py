@@ -13,7 +13,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
 from remapkit.patterns.charset import DIGITS, LAST, NOT_NEWLINE, SPACE, WORD, Ranges, complement, one, ranges
-from remapkit.patterns.tree import MAX_POSITIONS, Alt, Chars, Group, Node, Repeat, Seq, size
+from remapkit.patterns.tree import MAX_POSITIONS, Alt, Chars, Group, PatternNode, Repeat, Seq, size
 
 MAX_REPEAT = 1000
 """The highest bound of a counted repeat."""
@@ -52,7 +52,7 @@ _EXTENSIONS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
-class Refused(Exception):
+class RefusedPattern(Exception):
     """A pattern that cannot be compiled; carries the diagnostic."""
 
     def __init__(self, diagnostic: Diagnostic) -> None:
@@ -60,7 +60,7 @@ class Refused(Exception):
         self.diagnostic = diagnostic
 
 
-def parse(text: Text) -> Node:
+def parse(text: Text) -> PatternNode:
     r"""The tree of a regular expression; raises `InvalidRules` at the column of what it cannot accept.
 
     >>> from remapkit.patterns.unparse import unparse
@@ -69,7 +69,7 @@ def parse(text: Text) -> Node:
     """
     try:
         return _Parser(text).whole()
-    except Refused as refused:
+    except RefusedPattern as refused:
         raise InvalidRules(refused.diagnostic) from None
 
 
@@ -83,13 +83,13 @@ class _Parser:
         self.depth = 0
         self.names: dict[str, tuple[int, int]] = {}
 
-    def refuse(self, code: str, title: str, start: int, end: int, *help: str, label: str = "") -> Refused:
-        return Refused(Diagnostic(code, title, (Label(self.text.at(start, end), label),), help))
+    def refuse(self, code: str, title: str, start: int, end: int, *help: str, label: str = "") -> RefusedPattern:
+        return RefusedPattern(Diagnostic(code, title, (Label(self.text.at(start, end), label),), help))
 
     def peek(self, count: int = 1) -> str:
         return self.value[self.here : self.here + count]
 
-    def whole(self) -> Node:
+    def whole(self) -> PatternNode:
         node = self.alternation()
         if self.here < len(self.value):
             help = r"write \) for the character itself, or remove it"
@@ -104,7 +104,7 @@ class _Parser:
 
     # -------------------------------------------------------------------------------------------- structure
 
-    def alternation(self) -> Node:
+    def alternation(self) -> PatternNode:
         start = self.here
         branches = [self.sequence()]
         while self.peek() == "|":
@@ -112,14 +112,14 @@ class _Parser:
             branches.append(self.sequence())
         return branches[0] if len(branches) == 1 else Alt(tuple(branches), (start, self.here))
 
-    def sequence(self) -> Node:
+    def sequence(self) -> PatternNode:
         start = self.here
-        items: list[Node] = []
+        items: list[PatternNode] = []
         while self.here < len(self.value) and self.peek() not in "|)":
             items.append(self.quantified())
         return items[0] if len(items) == 1 else Seq(tuple(items), (start, self.here))
 
-    def quantified(self) -> Node:
+    def quantified(self) -> PatternNode:
         start = self.here
         if self.peek() in "*+?":
             title = f"there is nothing before {self.peek()} to repeat"
@@ -141,7 +141,7 @@ class _Parser:
             raise self.refuse("RK118", title, self.here, self.here + 1, "group the inner one: (?:...)")
         return Repeat(item, low, high, (start, self.here))
 
-    def lazy(self, start: int) -> Refused:
+    def lazy(self, start: int) -> RefusedPattern:
         help = "drop the ?, and say with a class where to stop: `[^.]+` stops before the next dot"
         return self.refuse("RK110", "a lazy quantifier", self.here, self.here + 1, help)
 
@@ -177,7 +177,7 @@ class _Parser:
 
     # -------------------------------------------------------------------------------------------- atoms
 
-    def atom(self) -> Node:
+    def atom(self) -> PatternNode:
         start, sign = self.here, self.peek()
         if sign == "(":
             return self.group()
@@ -200,7 +200,7 @@ class _Parser:
         self.here += 1
         return Chars(one(sign), (start, self.here))
 
-    def group(self) -> Node:
+    def group(self) -> PatternNode:
         start = self.here
         self.depth += 1
         if self.depth > MAX_DEPTH:
@@ -261,7 +261,7 @@ class _Parser:
                 Label(self.text.at(begin, end), "again here"),
             )
             title = f"two captures are named {name!r}"
-            raise Refused(Diagnostic("RK122", title, labels, ("give each capture its own name",)))
+            raise RefusedPattern(Diagnostic("RK122", title, labels, ("give each capture its own name",)))
         self.names[name] = (begin, end)
         self.here = end + 1
         return name, begin, end
@@ -290,7 +290,7 @@ class _Parser:
             raise self.refuse("RK115", f"the unknown escape \\{sign}", start, self.here, help)
         return one(sign)
 
-    def digit_escape(self, start: int, sign: str, in_class: bool) -> Refused:
+    def digit_escape(self, start: int, sign: str, in_class: bool) -> RefusedPattern:
         if sign == "0" or in_class:
             return self.refuse("RK115", "an octal escape", start, self.here, r"write \xhh")
         help = "no regular pattern can repeat what it captured; bound the capture and write one rule a value"
@@ -304,7 +304,7 @@ class _Parser:
         self.here += count
         return one(chr(int(digits, 16)))
 
-    def char_class(self) -> Node:
+    def char_class(self) -> PatternNode:
         start = self.here
         self.here += 1
         negated = self.peek() == "^"
@@ -358,7 +358,7 @@ class _Parser:
 
     # -------------------------------------------------------------------------------------------- captures
 
-    def check_captures(self, node: Node, inside: str | None) -> None:
+    def check_captures(self, node: PatternNode, inside: str | None) -> None:
         """Every capture stands at the top level: not where it could be missing, doubled or part of another."""
         if isinstance(node, Group):
             if inside is not None:
@@ -373,7 +373,7 @@ class _Parser:
             for item in node.items:
                 self.check_captures(item, inside)
 
-    def misplaced(self, node: Group, inside: str) -> Refused:
+    def misplaced(self, node: Group, inside: str) -> RefusedPattern:
         reasons = {
             "an optional part": ("it could be missing", "write two rules, one with the part and one without"),
             "a repetition": (

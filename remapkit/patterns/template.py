@@ -14,25 +14,25 @@ from dataclasses import dataclass, field
 
 from remapkit.diagnostics.source import Text
 
-_PLAIN = re.compile("[^{}]+")
+PLAIN_TEXT = re.compile("[^{}]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Literal:
+class TextItem:
     """Text that stands in every target."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class CaptureItem:
     """A capture, as it was read."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class Mapped:
+class MapItem:
     """A finite map of captures to text: a table (`table` is its name) or an arithmetic expression.
 
     `mapping` has one entry for each combination of values of the captures `names`.
@@ -44,7 +44,7 @@ class Mapped:
     table: str | None = None
 
 
-Item = Literal | Copy | Mapped
+TemplateItem = TextItem | CaptureItem | MapItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +56,18 @@ class Template:
     """
 
     text: Text
-    items: tuple[Item, ...]
+    items: tuple[TemplateItem, ...]
     forget: tuple[str, ...] = ()
     format: str = field(init=False, compare=False, repr=False)
-    maps: tuple[Mapped, ...] = field(init=False, compare=False, repr=False)
+    maps: tuple[MapItem, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        maps = tuple(item for item in self.items if isinstance(item, Mapped))
+        maps = tuple(item for item in self.items if isinstance(item, MapItem))
         numbers = iter(range(len(maps)))
         format = "".join(
             item.text.replace("%", "%%")
-            if isinstance(item, Literal)
-            else f"%({item.name if isinstance(item, Copy) else next(numbers)})s"
+            if isinstance(item, TextItem)
+            else f"%({item.name if isinstance(item, CaptureItem) else next(numbers)})s"
             for item in self.items
         )
         object.__setattr__(self, "maps", maps)
@@ -76,12 +76,14 @@ class Template:
     def render(self, captures: Mapping[str, str | None]) -> str:
         """The target key for what was captured; a capture that is None stands as it is written.
 
-        >>> template = Template(Text.of("x.{n}"), (Literal("x."), Copy("n")))
+        >>> template = Template(Text.of("x.{n}"), (TextItem("x."), CaptureItem("n")))
         >>> template.render({"n": "3"}), template.render({"n": None})
         ('x.3', 'x.{n}')
         """
         if None in captures.values():
-            return "".join(item.text if isinstance(item, Literal) else _filled(item, captures) for item in self.items)
+            return "".join(
+                item.text if isinstance(item, TextItem) else _filled(item, captures) for item in self.items
+            )
         if not self.maps:
             return self.format % captures
         values = dict(captures)
@@ -90,8 +92,8 @@ class Template:
         return self.format % values
 
 
-def _filled(item: Copy | Mapped, captures: Mapping[str, str | None]) -> str:
-    if isinstance(item, Copy):
+def _filled(item: CaptureItem | MapItem, captures: Mapping[str, str | None]) -> str:
+    if isinstance(item, CaptureItem):
         value = captures[item.name]
         return f"{{{item.name}}}" if value is None else value
     values = tuple(captures[name] for name in item.names)

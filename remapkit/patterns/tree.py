@@ -39,7 +39,7 @@ class Chars:
 class Seq:
     """One thing after the other; the empty word where there is none."""
 
-    items: tuple[Node, ...]
+    items: tuple[PatternNode, ...]
     at: tuple[int, int] = field(default=(0, 0), compare=False)
 
 
@@ -47,7 +47,7 @@ class Seq:
 class Alt:
     """One of several branches."""
 
-    branches: tuple[Node, ...]
+    branches: tuple[PatternNode, ...]
     at: tuple[int, int] = field(default=(0, 0), compare=False)
 
 
@@ -55,7 +55,7 @@ class Alt:
 class Repeat:
     """`item`, at least `low` and at most `high` times (None: without an upper bound), as many as possible first."""
 
-    item: Node
+    item: PatternNode
     low: int
     high: int | None
     at: tuple[int, int] = field(default=(0, 0), compare=False)
@@ -66,11 +66,11 @@ class Group:
     """A named capture; only the parsers see it: `linear` turns a tree with groups into parts."""
 
     name: str
-    item: Node
+    item: PatternNode
     at: tuple[int, int] = field(default=(0, 0), compare=False)
 
 
-Node = Chars | Seq | Alt | Repeat | Group
+PatternNode = Chars | Seq | Alt | Repeat | Group
 
 
 EMPTY = Seq(())
@@ -85,7 +85,7 @@ def literal(text: str, start: int = 0) -> Seq:
 _one = lru_cache(maxsize=1024)(one)
 
 
-def size(node: Node) -> int:
+def size(node: PatternNode) -> int:
     """How many characters the pattern has once counted repeats are written out."""
     if isinstance(node, Chars):
         return 1
@@ -98,7 +98,7 @@ def size(node: Node) -> int:
     return size(node.item) * max(1, node.low if node.high is None else node.high)
 
 
-def groups(node: Node) -> Iterator[Group]:
+def groups(node: PatternNode) -> Iterator[Group]:
     """Every named capture in a tree."""
     if isinstance(node, Group):
         yield node

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from remapkit.patterns.charset import LAST, Ranges, complement
-from remapkit.patterns.tree import Alt, Chars, Group, Node, Seq
+from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Seq
 
 _SPECIAL = frozenset(r"\.^$*+?{}[]|()")
 
@@ -11,7 +11,7 @@ _SPECIAL = frozenset(r"\.^$*+?{}[]|()")
 _NAMED = {9: r"\t", 10: r"\n", 11: r"\v", 12: r"\f", 13: r"\r"}
 
 
-def unparse(node: Node) -> str:
+def unparse(node: PatternNode) -> str:
     r"""The tree as a regular expression, in the dialect it was parsed from; means the same to `re`, with any flags.
 
     >>> unparse(SEGMENTS)
@@ -28,13 +28,13 @@ def unparse(node: Node) -> str:
     return _atom(node.item) + _quantifier(node.low, node.high)
 
 
-def _unwrapped(node: Node) -> str:
+def _unwrapped(node: PatternNode) -> str:
     if isinstance(node, Alt):
         return "|".join(unparse(branch) for branch in node.branches)
     return unparse(node)
 
 
-def _atom(node: Node) -> str:
+def _atom(node: PatternNode) -> str:
     if isinstance(node, Seq) and len(node.items) == 1:
         return _atom(node.items[0])
     return unparse(node) if isinstance(node, Chars | Alt) else f"(?:{unparse(node)})"

@@ -25,7 +25,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.wording import counted, listed
 from remapkit.ops.base import Op
 from remapkit.ops.dtype import CastOp, is_exact
-from remapkit.ops.join import Fill, Join
+from remapkit.ops.join import FillOp, Join
 from remapkit.ops.shape import ReshapeOp, Squeeze, Unsqueeze
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
@@ -233,7 +233,7 @@ def _only_casts(ops: Iterable[Op]) -> bool:
 
 def _is_one(ops: Sequence[Op]) -> bool:
     """Whether a tensor is made of ones: a scale that changes nothing."""
-    return bool(ops) and isinstance(ops[0], Fill) and ops[0].value in ("ones", 1, 1.0)
+    return bool(ops) and isinstance(ops[0], FillOp) and ops[0].value in ("ones", 1, 1.0)
 
 
 def _keeps_value(ops: Iterable[Op], spec: TensorSpec) -> bool:

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import counted, named
-from remapkit.ops.base import Op, Refused, after, dimension
-from remapkit.ops.join import At, Join, Part, result
+from remapkit.ops.base import Op, RefusedOp, after, dimension
+from remapkit.ops.join import Join, SplitPart, TakeIndex, result
 from remapkit.patterns.pattern import Pattern
 from remapkit.plans.moves import Move, RuleRef
 from remapkit.rulefile.arithmetic import BadNumber, NoValue
 from remapkit.rules.model import CompiledRules, Match
-from remapkit.rules.pipeline import Filled, Flow, Resolved
+from remapkit.rules.pipeline import AddedTargets, Pipeline, Resolved
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 SHOWN = 5
@@ -27,7 +27,7 @@ SHOWN = 5
 
 @dataclass(slots=True)
 class Gathered:
-    """What flows made of a header: moves with their place in its order, ties, and problems."""
+    """What pipelines made of a header: moves with their place in its order, ties, and problems."""
 
     moves: list[tuple[int, Move]] = field(default_factory=list)
     tied: list[tuple[str, ...]] = field(default_factory=list)
@@ -52,22 +52,22 @@ class _Failure:
     notes: list[str]
 
 
-class Gather:
+class SourceGroups:
     """Takes the keys that rules with operations match, one by one, and makes moves of them at the end."""
 
     def __init__(self, rules: CompiledRules, source: StateDictSpec) -> None:
         self.rules, self.source = rules, source
         self.groups: dict[int, dict[tuple[tuple[str, str], ...], _Group]] = {}
-        self.flows: dict[int, Flow] = {}
+        self.pipelines: dict[int, Pipeline] = {}
 
     def take(self, fqn: str, match: Match, place: int) -> None:
         """One source key; `place` is its number in the header."""
-        flow = match.rule.flow
-        assert flow is not None
+        pipeline = match.rule.pipeline
+        assert pipeline is not None
         captures = dict(match.captures)
-        index = int(captures.pop(flow.stack.by)) if flow.stack is not None else 0
-        self.flows[id(flow)] = flow
-        groups = self.groups.setdefault(id(flow), {})
+        index = int(captures.pop(pipeline.stack.by)) if pipeline.stack is not None else 0
+        self.pipelines[id(pipeline)] = pipeline
+        groups = self.groups.setdefault(id(pipeline), {})
         key = tuple(sorted(captures.items()))
         group = groups.setdefault(key, _Group(captures, place))
         group.found[index, match.rule.branch].append(fqn)
@@ -76,34 +76,34 @@ class Gather:
         """Every move, and everything that is wrong."""
         gathered = Gathered()
         for number, groups in self.groups.items():
-            self._flow(self.flows[number], list(groups.values()), gathered)
+            self._pipeline(self.pipelines[number], list(groups.values()), gathered)
         end = len(self.source)
         for filled in self.rules.add:
             gathered.moves += ((end, move) for move in self._filled(filled, gathered.problems))
         return gathered
 
-    def _flow(self, flow: Flow, groups: Sequence[_Group], gathered: Gathered) -> None:
-        resolved = self._resolved(flow, gathered.problems)
+    def _pipeline(self, pipeline: Pipeline, groups: Sequence[_Group], gathered: Gathered) -> None:
+        resolved = self._resolved(pipeline, gathered.problems)
         if resolved is None:
             return
-        whole = [group for group in groups if not self._incomplete(flow, resolved, group)]
-        gathered.problems += self._holes(flow, resolved, [group for group in groups if group not in whole])
+        whole = [group for group in groups if not self._incomplete(pipeline, resolved, group)]
+        gathered.problems += self._holes(pipeline, resolved, [group for group in groups if group not in whole])
         failures: dict[tuple[str, int], _Failure] = {}
         for group in whole:
-            made = list(_moves(flow, resolved, group, self.source, failures))
+            made = list(_moves(pipeline, resolved, group, self.source, failures))
             gathered.moves += ((group.place, move) for move in made)
-            if flow.share == "tie" and len(made) > 1:
-                gathered.tied += _tied(made, len(flow.templates[0]))
-        gathered.problems += (_failed(flow, each, self.source) for each in failures.values())
+            if pipeline.share == "tie" and len(made) > 1:
+                gathered.tied += _tied(made, len(pipeline.templates[0]))
+        gathered.problems += (_failed(pipeline, each, self.source) for each in failures.values())
 
-    def _resolved(self, flow: Flow, problems: list[Diagnostic]) -> Resolved | None:
+    def _resolved(self, pipeline: Pipeline, problems: list[Diagnostic]) -> Resolved | None:
         try:
-            return flow.resolved(self.rules.params)
+            return pipeline.resolved(self.rules.params)
         except BadNumber as error:
-            problems.append(_bad_number(flow.id, flow.span, error, self.source.name))
+            problems.append(_bad_number(pipeline.id, pipeline.span, error, self.source.name))
             return None
 
-    def _filled(self, filled: Filled, problems: list[Diagnostic]) -> Iterator[Move]:
+    def _filled(self, filled: AddedTargets, problems: list[Diagnostic]) -> Iterator[Move]:
         try:
             op = filled.op(self.rules.params)
         except BadNumber as error:
@@ -114,87 +114,91 @@ class Gather:
 
     # -------------------------------------------------------------------------------------------- completeness
 
-    def _wanted(self, flow: Flow, resolved: Resolved, group: _Group) -> list[tuple[int, int]]:
+    def _wanted(self, pipeline: Pipeline, resolved: Resolved, group: _Group) -> list[tuple[int, int]]:
         """Every index and branch that a group must have."""
         largest = max(index for index, _ in group.found) + 1
         count = largest if resolved.stacked is None else resolved.stacked
-        return [(index, branch) for index in range(count) for branch in range(len(flow.patterns))]
+        return [(index, branch) for index in range(count) for branch in range(len(pipeline.patterns))]
 
-    def _incomplete(self, flow: Flow, resolved: Resolved, group: _Group) -> bool:
+    def _incomplete(self, pipeline: Pipeline, resolved: Resolved, group: _Group) -> bool:
         # A key like experts.4000000000 must not make four billion wanted ones: first see whether all can be there.
         indices = {index for index, _ in group.found}
         if len(indices) != max(indices) + 1 or any(len(fqns) > 1 for fqns in group.found.values()):
             return True
         if resolved.stacked is not None and len(indices) != resolved.stacked:
             return True
-        return sorted(group.found) != self._wanted(flow, resolved, group)
+        return sorted(group.found) != self._wanted(pipeline, resolved, group)
 
-    def _holes(self, flow: Flow, resolved: Resolved, groups: Sequence[_Group]) -> Iterator[Diagnostic]:
+    def _holes(self, pipeline: Pipeline, resolved: Resolved, groups: Sequence[_Group]) -> Iterator[Diagnostic]:
         twice, lacking, beyond = [], [], []
         for group in groups:
             twice += [" and ".join(fqns) for fqns in group.found.values() if len(fqns) > 1]
-            lacking += list(self._lacking(flow, resolved, group))
+            lacking += list(self._lacking(pipeline, resolved, group))
             if resolved.stacked is not None:
                 beyond += [fqns[0] for (index, _), fqns in group.found.items() if index >= resolved.stacked]
         if twice:
-            title = f"{flow.id}: {counted(len(twice), 'source')} twice: one would be lost"
+            title = f"{pipeline.id}: {counted(len(twice), 'source')} twice: one would be lost"
             help = "the keys differ in what the pattern does not capture: capture it, or narrow the pattern"
-            yield self._problem(flow, "RK342", title, twice, help, "duplicates")
+            yield self._problem(pipeline, "RK342", title, twice, help, "duplicates")
         if lacking:
             number = sum(each.number for each in lacking)
-            title = f"{flow.id}: {counted(number, 'source key')} missing for {counted(len(groups), 'target')}"
+            title = f"{pipeline.id}: {counted(number, 'source key')} missing for {counted(len(groups), 'target')}"
             notes = [note for each in lacking for note in each.notes]
             help = "get the whole checkpoint; nothing is stacked or put together with a hole"
-            bounds = next((found for group in groups if (found := _bounds(flow, group))), None)
-            yield self._problem(flow, "RK340", title, notes, bounds or help, "missing")
+            bounds = next((found for group in groups if (found := _bounds(pipeline, group))), None)
+            yield self._problem(pipeline, "RK340", title, notes, bounds or help, "missing")
         if beyond:
-            title = f"{flow.id}: {counted(len(beyond), 'source key')} more than the {resolved.stacked} of `count`"
-            yield self._problem(flow, "RK343", title, beyond, "correct `count`, or the param it is made of", "beyond")
+            title = f"{pipeline.id}: {counted(len(beyond), 'source key')} more than the {resolved.stacked} of `count`"
+            yield self._problem(
+                pipeline, "RK343", title, beyond, "correct `count`, or the param it is made of", "beyond"
+            )
 
-    def _problem(self, flow: Flow, code: str, title: str, lines: Sequence[str], help: str, what: str) -> Diagnostic:
+    def _problem(
+        self, pipeline: Pipeline, code: str, title: str, lines: Sequence[str], help: str, what: str
+    ) -> Diagnostic:
         return Diagnostic(
             code,
             title,
-            labels=(Label(flow.span),),
+            labels=(Label(pipeline.span),),
             notes=(named(lines),),
             help=(help,),
             place=self.source.name,
-            values={"rule": flow.id, what: list(lines)},
+            values={"rule": pipeline.id, what: list(lines)},
         )
 
-    def _lacking(self, flow: Flow, resolved: Resolved, group: _Group) -> Iterator[_Lacking]:
+    def _lacking(self, pipeline: Pipeline, resolved: Resolved, group: _Group) -> Iterator[_Lacking]:
         indices = sorted({index for index, _ in group.found})
         top = indices[-1] + 1 if resolved.stacked is None else resolved.stacked
         # The template in the captures of a source that is there: those of another may never be what was captured.
         here = min(branch for _, branch in group.found)
-        target = flow.templates[here][0].render(_with_made(flow, group.captures))
-        if flow.stack is not None:
+        target = pipeline.templates[here][0].render(_with_made(pipeline, group.captures))
+        if pipeline.stack is not None:
             gaps = list(_gaps(indices, top))
             if gaps:
                 words = ", ".join(_span_words(start, stop) for start, stop in gaps[:SHOWN])
                 there = ", ".join(map(str, indices[:SHOWN])) + (", ..." if len(indices) > SHOWN else "")
-                number = sum(stop - start for start, stop in gaps) * len(flow.patterns)
-                first = _source(flow.patterns[0], {**group.captures, flow.stack.by: str(gaps[0][0])})
-                note = f"{target}: {flow.stack.by} goes {there}, and lacks {words}: no {first}"
+                number = sum(stop - start for start, stop in gaps) * len(pipeline.patterns)
+                first = _source(pipeline.patterns[0], {**group.captures, pipeline.stack.by: str(gaps[0][0])})
+                note = f"{target}: {pipeline.stack.by} goes {there}, and lacks {words}: no {first}"
                 yield _Lacking(number, [note])
         absent = [
             (index, branch)
             for index in indices
-            for branch in range(len(flow.patterns))
+            for branch in range(len(pipeline.patterns))
             if (index, branch) not in group.found and index < top
         ]
         if absent:
-            by = flow.folded
+            by = pipeline.folded
             keys = [
-                _source(flow.patterns[branch], {**group.captures, **({by: str(index)} if by is not None else {})})
+                _source(pipeline.patterns[branch], {**group.captures, **({by: str(index)} if by is not None else {})})
                 for index, branch in absent
             ]
             yield _Lacking(len(absent), [f"{key} (for {target})" for key in keys])
 
 
-def _bounds(flow: Flow, group: _Group) -> str | None:
+def _bounds(pipeline: Pipeline, group: _Group) -> str | None:
     """What to do where a source can never be there, because its pattern excludes what another one captured."""
-    for pattern in flow.patterns:
+    for pattern in pipeline.patterns:
         for name, value in group.captures.items():
             part = pattern.capture(name)
             if part is not None and part.values is not None and value not in part.values:
@@ -237,7 +241,7 @@ def _source(pattern: Pattern, captures: Mapping[str, str]) -> str:
 
 
 def _moves(
-    flow: Flow,
+    pipeline: Pipeline,
     resolved: Resolved,
     group: _Group,
     source: StateDictSpec,
@@ -246,27 +250,27 @@ def _moves(
     """The moves of one whole group; where its tensors do not fit, a failure instead."""
     sources = tuple(fqns[0] for _, fqns in sorted(group.found.items()))
     specs = [source[fqn] for fqn in sources]
-    ref = RuleRef(flow.id, flow.span)
+    ref = RuleRef(pipeline.id, pipeline.span)
     try:
-        trunk = trunk_of(flow, resolved)
+        trunk = trunk_of(pipeline, resolved)
         whole = result(trunk, specs, sources)
-        for number, tail in _tails(flow, resolved, whole):
+        for number, tail in _tails(pipeline, resolved, whole):
             captures = dict(group.captures)
-            if flow.unstack is not None:
-                captures[flow.unstack.by] = str(number)
+            if pipeline.unstack is not None:
+                captures[pipeline.unstack.by] = str(number)
             for output, branch in enumerate(resolved.after):
-                target = flow.templates[0][output].render(captures)
-                part = _part(flow, resolved, output)
+                target = pipeline.templates[0][output].render(captures)
+                part = _part(pipeline, resolved, output)
                 ops = (*trunk, *tail, *part, *branch)
                 spec = after((*tail, *part, *branch), whole)
                 yield Move(target, sources, ops, ref, spec)
-    except Refused as refused:
-        place = resolved.spans.get(id(refused.op)) or _place(flow, refused.op)
+    except RefusedOp as refused:
+        place = resolved.spans.get(id(refused.op)) or _place(pipeline, refused.op)
         failure = failures.setdefault(
             (refused.title, place.start if place else 0),
             _Failure(refused.title, refused.help, refused.code, place, []),
         )
-        target = flow.templates[0][0].render(_with_made(flow, group.captures))
+        target = pipeline.templates[0][0].render(_with_made(pipeline, group.captures))
         failure.notes.append(f"{_shown_sources(sources, specs)} -> {target}")
 
 
@@ -275,48 +279,48 @@ def _shown_sources(sources: Sequence[str], specs: Sequence[TensorSpec]) -> str:
     return f"{sources[0]} ({specs[0]}){more}"
 
 
-def trunk_of(flow: Flow, resolved: Resolved) -> tuple[Op, ...]:
+def trunk_of(pipeline: Pipeline, resolved: Resolved) -> tuple[Op, ...]:
     """The operations that every target of a group shares."""
-    if len(resolved.before) == 1 and flow.stack is None:
+    if len(resolved.before) == 1 and pipeline.stack is None:
         return (*resolved.before[0], *resolved.ops)
-    stack = flow.stack.dim if flow.stack is not None else None
-    concat = flow.concat.dim if flow.concat is not None else None
-    equal = flow.concat is not None and flow.concat.equal
+    stack = pipeline.stack.dim if pipeline.stack is not None else None
+    concat = pipeline.concat.dim if pipeline.concat is not None else None
+    equal = pipeline.concat is not None and pipeline.concat.equal
     return (Join(resolved.before, concat, stack, resolved.joined, equal), *resolved.ops)
 
 
-def _tails(flow: Flow, resolved: Resolved, whole: TensorSpec) -> Iterator[tuple[int, tuple[Op, ...]]]:
+def _tails(pipeline: Pipeline, resolved: Resolved, whole: TensorSpec) -> Iterator[tuple[int, tuple[Op, ...]]]:
     """For each index that `unstack` makes: the operation that takes it."""
-    if flow.unstack is None:
+    if pipeline.unstack is None:
         yield 0, ()
         return
-    size = whole.shape[dimension(flow.unstack.dim, whole)]
+    size = whole.shape[dimension(pipeline.unstack.dim, whole)]
     if not size:
         title = f"nothing to unstack: the dimension has 0 elements, {list(whole.shape)}"
-        raise Refused(title, "a key would be gone without a word: name it under `drop:` if that is meant")
+        raise RefusedOp(title, "a key would be gone without a word: name it under `drop:` if that is meant")
     if resolved.unstacked is not None and size != resolved.unstacked:
         title = f"{size} elements to unstack, and `count` is {resolved.unstacked}, {list(whole.shape)}"
-        raise Refused(title, "correct `count`, or the param it is made of")
+        raise RefusedOp(title, "correct `count`, or the param it is made of")
     for index in range(size):
-        yield index, (At(flow.unstack.dim, index),)
+        yield index, (TakeIndex(pipeline.unstack.dim, index),)
 
 
-def _part(flow: Flow, resolved: Resolved, output: int) -> tuple[Op, ...]:
-    if flow.split is None:
+def _part(pipeline: Pipeline, resolved: Resolved, output: int) -> tuple[Op, ...]:
+    if pipeline.split is None:
         return ()
-    return (Part(flow.split.dim, output, len(resolved.after), resolved.sizes),)
+    return (SplitPart(pipeline.split.dim, output, len(resolved.after), resolved.sizes),)
 
 
-def _with_made(flow: Flow, captures: Mapping[str, str]) -> dict[str, str | None]:
-    return {**captures, **({flow.unstack.by: None} if flow.unstack is not None else {})}
+def _with_made(pipeline: Pipeline, captures: Mapping[str, str]) -> dict[str, str | None]:
+    return {**captures, **({pipeline.unstack.by: None} if pipeline.unstack is not None else {})}
 
 
-def _place(flow: Flow, op: Op | None) -> Span | None:
-    if isinstance(op, Part) and flow.split is not None:
-        return flow.split.span
-    if isinstance(op, At) and flow.unstack is not None:
-        return flow.unstack.span
-    return flow.span
+def _place(pipeline: Pipeline, op: Op | None) -> Span | None:
+    if isinstance(op, SplitPart) and pipeline.split is not None:
+        return pipeline.split.span
+    if isinstance(op, TakeIndex) and pipeline.unstack is not None:
+        return pipeline.unstack.span
+    return pipeline.span
 
 
 def _tied(moves: Sequence[Move], outputs: int) -> Iterator[tuple[str, ...]]:
@@ -327,16 +331,16 @@ def _tied(moves: Sequence[Move], outputs: int) -> Iterator[tuple[str, ...]]:
 # ---------------------------------------------------------------------------------------------------- problems
 
 
-def _failed(flow: Flow, failure: _Failure, source: StateDictSpec) -> Diagnostic:
+def _failed(pipeline: Pipeline, failure: _Failure, source: StateDictSpec) -> Diagnostic:
     more = "" if len(failure.notes) == 1 else f" ({len(failure.notes)} times)"
     return Diagnostic(
         failure.code,
-        f"{flow.id}: {failure.title}{more}",
+        f"{pipeline.id}: {failure.title}{more}",
         labels=(Label(failure.span),) if failure.span is not None else (),
         notes=(named(failure.notes),),
         help=failure.help,
         place=source.name,
-        values={"rule": flow.id, "at": failure.notes},
+        values={"rule": pipeline.id, "at": failure.notes},
     )
 
 

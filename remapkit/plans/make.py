@@ -15,14 +15,14 @@ from remapkit.diagnostics.wording import counted, named
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import UNMATCHED, Dropped, Move, RuleRef
 from remapkit.plans.problems import (
-    _ambiguous,
-    _collisions,
-    _examples,
-    _impossible,
-    _no_tensors,
-    _unmatched,
-    _unused_entries,
-    _unused_rules,
+    ambiguous_match,
+    collision_problems,
+    example_keys,
+    impossible_move,
+    no_tensor_problems,
+    unmatched_problems,
+    unused_entry_problems,
+    unused_rule_problems,
 )
 from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
 
@@ -45,13 +45,13 @@ def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorS
     moves, dropped, unmatched, gathered = _decide(rules, source, matches)
     judged = judge_companions(source, moves, dropped, rules.neutral)
     problems = [
-        *_no_tensors(source),
-        *_impossible(source, moves),
+        *no_tensor_problems(source),
+        *impossible_move(source, moves),
         *_below_a_byte(source, moves),
-        *_unmatched(rules, source, unmatched),
-        *_ambiguous(source, matches),
+        *unmatched_problems(rules, source, unmatched),
+        *ambiguous_match(source, matches),
         *gathered.problems,
-        *_collisions(source, moves),
+        *collision_problems(source, moves),
         *judged.problems,
         *unmet(rules, source),
     ]
@@ -67,8 +67,8 @@ def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorS
         problems=tuple(problems),
         warnings=(
             (
-                *_unused_rules(rules, used),
-                *_unused_entries(rules, used, entries),
+                *unused_rule_problems(rules, used),
+                *unused_entry_problems(rules, used, entries),
                 *losses(moves, source),
                 *judged.warnings,
                 *stale_names(source, moves),
@@ -85,13 +85,13 @@ def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorS
 def _decide(
     rules: CompiledRules, source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]
 ) -> tuple[list[Move], list[Dropped], list[str], Gathered]:
-    from remapkit.plans.groups import Gather
+    from remapkit.plans.groups import SourceGroups
 
     moves: list[Move] = []
     places: list[int] = []
     dropped: list[Dropped] = []
     unmatched: list[str] = []
-    gather = Gather(rules, source)
+    gather = SourceGroups(rules, source)
     refs = {id(rule): _ref(rule) for rule in rules.everything}
     for place, (fqn, spec) in enumerate(source.items()):
         found = matches[fqn]
@@ -104,7 +104,7 @@ def _decide(
             dropped.append(Dropped(fqn, UNMATCHED))
         elif len(found) == 1:
             match = found[0]
-            if match.rule.flow is not None:
+            if match.rule.pipeline is not None:
                 gather.take(fqn, match, place)
             elif match.target is None:
                 dropped.append(Dropped(fqn, refs[id(match.rule)]))
@@ -127,7 +127,7 @@ def _nothing_left(rules: CompiledRules, source: StateDictSpec) -> Diagnostic:
     title = f"nothing is left: {rules.name} drops all of the {number}: is this another layout?"
     if len(source) == 1:
         title = f"nothing is left: {rules.name} drops the only key: is this another layout?"
-    help = [f"these rules read keys like {key}" for key in _examples(rules)[:1]]
+    help = [f"these rules read keys like {key}" for key in example_keys(rules)[:1]]
     help += ["see `remapkit explain RULES KEY` for where a rule stops"]
     notes = (named(list(source)),)
     values = {"dropped": list(source)}

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from remapkit.rules.model import CompiledRules, Match
 
 
-def _no_tensors(source: StateDictSpec) -> list[Diagnostic]:
+def no_tensor_problems(source: StateDictSpec) -> list[Diagnostic]:
     if source:
         return []
     return [Diagnostic("RK300", "the checkpoint holds no tensors: there is nothing to map", place=source.name)]
 
 
-def _impossible(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
+def impossible_move(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
     """Targets that no checkpoint can hold: their names would be refused by whoever reads the file."""
     found = {move.target: problem for move in moves if (problem := _name_problem(move.target))}
     if not found:
@@ -45,14 +45,14 @@ def _name_problem(fqn: str) -> str | None:
     return name_problem(fqn)
 
 
-def _unmatched(rules: CompiledRules, source: StateDictSpec, fqns: Sequence[str]) -> list[Diagnostic]:
+def unmatched_problems(rules: CompiledRules, source: StateDictSpec, fqns: Sequence[str]) -> list[Diagnostic]:
     if not fqns:
         return []
     help = ["add a rule for them, or name them under `keep:` or `drop:`"]
     if len(fqns) == len(source):
         none = f"none of {len(fqns)} keys is" if len(fqns) > 1 else "the only key is not"
         title = f"{none} matched by a rule of {rules.name}: is this another layout?"
-        help = [f"these rules read keys like {key}" for key in _examples(rules)[:1]] or help
+        help = [f"these rules read keys like {key}" for key in example_keys(rules)[:1]] or help
         prefix = _wrapper_prefix(rules, fqns)
         if prefix:
             help.insert(0, f"without the prefix {prefix!r} they would match: strip it when the checkpoint is saved")
@@ -72,7 +72,7 @@ def _unmatched(rules: CompiledRules, source: StateDictSpec, fqns: Sequence[str])
     ]
 
 
-def _examples(rules: CompiledRules) -> list[str]:
+def example_keys(rules: CompiledRules) -> list[str]:
     return [test.source.value for test in rules.tests]
 
 
@@ -98,7 +98,7 @@ def _near_miss(rules: CompiledRules, fqn: str) -> str | None:
     return f"nearest to {fqn} is {rule.id}, which stopped after {fqn[: stop.offset]!r}: expected {stop.expected}"
 
 
-def _ambiguous(source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]) -> list[Diagnostic]:
+def ambiguous_match(source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]) -> list[Diagnostic]:
     by_rules: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for fqn, found in matches.items():
         if len(found) > 1:
@@ -126,7 +126,7 @@ def _ambiguous(source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]) 
     return problems
 
 
-def _collisions(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
+def collision_problems(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
     if len({move.target for move in moves}) == len(moves):
         return []
     by_target: defaultdict[str, list[Move]] = defaultdict(list)
@@ -173,7 +173,7 @@ def _collision_note(group: Sequence[Move]) -> str:
     return f"{sources}{more}\n{'both' if len(group) == 2 else 'all'} become {group[0].target}"
 
 
-def _unused_rules(rules: CompiledRules, used: Mapping[str, int]) -> list[Diagnostic]:
+def unused_rule_problems(rules: CompiledRules, used: Mapping[str, int]) -> list[Diagnostic]:
     return [
         Diagnostic(
             "RK304",
@@ -188,7 +188,7 @@ def _unused_rules(rules: CompiledRules, used: Mapping[str, int]) -> list[Diagnos
     ]
 
 
-def _unused_entries(
+def unused_entry_problems(
     rules: CompiledRules, used: Mapping[str, int], entries: Iterable[tuple[str, str]]
 ) -> list[Diagnostic]:
     """Entries of tables that some key went through, but that no key needed.

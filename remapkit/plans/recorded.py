@@ -58,7 +58,7 @@ def _renamed(rules: CompiledRules, fqn: str, found: Sequence[Match]) -> tuple[st
     """The one new name, where nothing but a name changes."""
     if not found and rules.unmatched == "keep":
         return fqn, UNMATCHED
-    if len(found) != 1 or found[0].target is None or found[0].rule.flow is not None:
+    if len(found) != 1 or found[0].target is None or found[0].rule.pipeline is not None:
         return None
     return found[0].target, RuleRef(found[0].rule.id, found[0].rule.span)
 

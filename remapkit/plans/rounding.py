@@ -9,7 +9,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.wording import counted
 from remapkit.ops.base import Op
 from remapkit.ops.dtype import CastOp, is_exact
-from remapkit.ops.join import Fill, Join, join_spec
+from remapkit.ops.join import FillOp, Join, join_spec
 from remapkit.plans.moves import Move
 from remapkit.tensors.spec import StateDictSpec
 
@@ -37,7 +37,7 @@ def _roundings(move: Move, source: StateDictSpec) -> Iterator[tuple[str, str]]:
     ops = move.ops
     if not any(isinstance(op, CastOp | Join) for op in ops):
         return
-    if isinstance(ops[0], Fill):
+    if isinstance(ops[0], FillOp):
         spec, rest = ops[0].spec, ops[1:]
     elif isinstance(ops[0], Join):
         specs = [source[fqn] for fqn in move.sources]

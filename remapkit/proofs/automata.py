@@ -1,7 +1,7 @@
 """Regular languages for the proofs: small automata over one shared partition of the alphabet.
 
 A set of characters is a bit mask over the classes of that partition, so that "can both read one character" is one
-`&`. A `Piece` is the language of one stretch of a key; a `Guide` is a deterministic automaton that the keys must also
+`&`. A `Nfa` is the language of one stretch of a key; a `Guide` is a deterministic automaton that the keys must also
 satisfy (a `leaf:` guard, a declared domain), and `Product` makes it part of a piece.
 
 Every search spends from a `Budget` of elementary steps: steps, not states, because one state can be arbitrarily dear.
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from remapkit.patterns.automaton import READABLE, TooMany, alphabet, automaton
 from remapkit.patterns.charset import Ranges, contains, one
 from remapkit.patterns.pattern import Part
-from remapkit.patterns.tree import Alt, Chars, Group, Node, Repeat, Seq
+from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq
 from remapkit.proofs.budget import Budget, Exhausted
 
 _RANK: dict[str, int] = {chr(code): number for number, code in reversed(list(enumerate(READABLE)))}
@@ -25,7 +25,7 @@ PIECE_EDGES = 200_000
 """A pattern with more steps from one position to the next is not looked into."""
 
 
-class Letters:
+class Alphabet:
     """The shared partition: masks of sets and characters, and a readable character of each class."""
 
     def __init__(self, sets: Iterable[Ranges]) -> None:
@@ -82,7 +82,7 @@ class Letters:
                 yield sign
 
 
-def characters(node: Node) -> Iterator[Ranges]:
+def characters(node: PatternNode) -> Iterator[Ranges]:
     """Every set of characters in a tree."""
     pending = [node]
     while pending:
@@ -98,7 +98,7 @@ def characters(node: Node) -> Iterator[Ranges]:
 
 
 @dataclass(slots=True)
-class Piece:
+class Nfa:
     """An automaton without empty steps: position `p` reads `masks[p]`; see `automaton.Automaton`.
 
     `labels` gives, for a piece that spells a finite list out, the label of the entry that ends at a position.
@@ -115,35 +115,35 @@ class Piece:
 class Pieces:
     """Makes pieces over one partition, and remembers those of equal trees."""
 
-    def __init__(self, letters: Letters) -> None:
+    def __init__(self, letters: Alphabet) -> None:
         self.letters = letters
-        self._known: dict[Node, Piece] = {}
+        self._known: dict[PatternNode, Nfa] = {}
 
-    def of(self, node: Node) -> Piece:
+    def of(self, node: PatternNode) -> Nfa:
         """The language of a tree."""
         found = self._known.get(node)
         if found is None:
             found = self._known[node] = self._made(node)
         return found
 
-    def _made(self, node: Node) -> Piece:
+    def _made(self, node: PatternNode) -> Nfa:
         try:
             machine = automaton((Part(None, node),), PIECE_EDGES)
         except TooMany:
             raise Exhausted from None
         masks = [self.letters.mask(chars) for chars in machine.chars]
         follow = [list(each) for each in machine.follow]
-        return Piece(masks, list(machine.first), follow, sorted(machine.last), machine.nullable)
+        return Nfa(masks, list(machine.first), follow, sorted(machine.last), machine.nullable)
 
-    def word(self, word: str) -> Piece:
+    def word(self, word: str) -> Nfa:
         """The language of one word."""
         masks = [self.letters.character(character) for character in word]
         follow = [[number + 1] for number in range(len(word) - 1)] + [[] for _ in word[:1]]
-        return Piece(masks, [0] if word else [], follow, [len(word) - 1] if word else [], not word)
+        return Nfa(masks, [0] if word else [], follow, [len(word) - 1] if word else [], not word)
 
-    def spelt(self, entries: Iterable[tuple[str, str]]) -> Piece:
+    def spelt(self, entries: Iterable[tuple[str, str]]) -> Nfa:
         """A finite language as a trie; each entry is a word and a label, and ends at a position of its own."""
-        piece = Piece([], [], [], [], False)
+        piece = Nfa([], [], [], [], False)
         inner: dict[str, int] = {}
         for word, label in entries:
             if not word:
@@ -160,16 +160,16 @@ class Pieces:
             piece.labels[end] = label
         return piece
 
-    def _position(self, piece: Piece, before: list[int], character: str) -> int:
+    def _position(self, piece: Nfa, before: list[int], character: str) -> int:
         piece.masks.append(self.letters.character(character))
         piece.follow.append([])
         before.append(len(piece.masks) - 1)
         return len(piece.masks) - 1
 
 
-def joined(pieces: Sequence[Piece]) -> Piece:
+def joined(pieces: Sequence[Nfa]) -> Nfa:
     """One piece after the other."""
-    whole = Piece([], [], [], [], True)
+    whole = Nfa([], [], [], [], True)
     for piece in pieces:
         here = len(whole.masks)
         first = [here + position for position in piece.first]
@@ -185,7 +185,7 @@ def joined(pieces: Sequence[Piece]) -> Piece:
     return whole
 
 
-def reads(piece: Piece, word: str, letters: Letters) -> bool:
+def reads(piece: Nfa, word: str, letters: Alphabet) -> bool:
     """Whether a word belongs to the language; its characters must be ones the partition was made for."""
     if not word:
         return piece.nullable
@@ -197,7 +197,7 @@ def reads(piece: Piece, word: str, letters: Letters) -> bool:
     return not set(piece.last).isdisjoint(at)
 
 
-def shortest_words(piece: Piece, letters: Letters, count: int, budget: Budget) -> list[str]:
+def shortest_words(piece: Nfa, letters: Alphabet, count: int, budget: Budget) -> list[str]:
     """The `count` shortest words, or all where there are fewer."""
     found = [""] if piece.nullable else []
     last = set(piece.last)

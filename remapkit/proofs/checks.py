@@ -1,4 +1,4 @@
-"""The questions of a proof, asked of arrows: who shares a key, who can be cut in two ways, whose targets collide.
+"""The questions of a proof, asked of key maps: who shares a key, who can be cut in two ways, whose targets collide.
 
 Every answer is a `Witness`: concrete keys, and what becomes of them. Nothing here knows of messages or of rule files.
 """
@@ -13,14 +13,14 @@ from typing import Literal as OneOf
 
 from remapkit.patterns.charset import one as only
 from remapkit.patterns.pattern import Part, Pattern
-from remapkit.patterns.template import Copy, Mapped
-from remapkit.proofs.automata import Letters, Piece, Pieces, characters, joined, shortest_words
+from remapkit.patterns.template import CaptureItem, MapItem
+from remapkit.proofs.automata import Alphabet, Nfa, Pieces, characters, joined, shortest_words
 from remapkit.proofs.budget import Budget, Exhausted
-from remapkit.proofs.dfa import Guide, LeafGuide, Product, SetGuide, walk
-from remapkit.proofs.keymap import Arrow, Made, Source, readings
+from remapkit.proofs.dfa import Dfa, LeafDfa, Product, SubsetDfa, walk
+from remapkit.proofs.keymap import KeyMap, Made, PatternOf, readings
 from remapkit.proofs.linear import (
+    LinearMap,
     Tools,
-    Variant,
     confused,
     hanging_together,
     merged,
@@ -38,7 +38,7 @@ from remapkit.proofs.product import (
     two_spellings,
 )
 from remapkit.proofs.transducer import conflict, transducer, words_cut_twice
-from remapkit.proofs.union import Net, NetBuilder
+from remapkit.proofs.union import NetBuilder, UnionNfa
 from remapkit.proofs.witness import Answers, Fault, T, Witness
 
 SPELT_OUT = 1000
@@ -58,26 +58,26 @@ TRIED = 100
 
 
 class Questions:
-    """All questions about some arrows; with a `domain`, about the keys of these patterns only."""
+    """All questions about some key maps; with a `domain`, about the keys of these patterns only."""
 
     def __init__(
-        self, arrows: Sequence[Arrow], budget: Budget, domain: Sequence[Pattern] = (), *, passes: bool = False
+        self, key_maps: Sequence[KeyMap], budget: Budget, domain: Sequence[Pattern] = (), *, passes: bool = False
     ) -> None:
-        self.arrows, self.budget, self.passes = arrows, budget, passes
+        self.key_maps, self.budget, self.passes = key_maps, budget, passes
         more = [chars for pattern in domain for part in pattern.parts for chars in characters(part.node)]
         more += [only(sign) for pattern in domain for leaf in pattern.leaf or () for sign in f".{leaf}"]
-        self.tools = Tools.for_arrows(arrows, more, budget)
+        self.tools = Tools.for_arrows(key_maps, more, budget)
         self.domain = _guide_of(domain, self.tools.letters, self.tools.pieces, budget) if domain else None
         self.answers = Answers()
-        self.found: dict[int, tuple[Variant, ...]] = {}
+        self.found: dict[int, tuple[LinearMap, ...]] = {}
         self.several_cuts: set[int] = set()
-        self.sources = Net(self.tools.letters)
+        self.sources = UnionNfa(self.tools.letters)
 
     def run(self) -> Answers:
         """Ask everything."""
         self._sources()
         self._ambiguities()
-        targets = [number for number in self.found if self.arrows[number].items is not None]
+        targets = [number for number in self.found if self.key_maps[number].items is not None]
         exact = [number for number in targets if self._one_way(number)]
         self._targets(exact)
         if self.passes:
@@ -85,14 +85,14 @@ class Questions:
         return self.answers
 
     def ask(
-        self, fault: Fault, arrows: tuple[int, ...], otherwise: T, question: Callable[..., T], *given: object
+        self, fault: Fault, key_maps: tuple[int, ...], otherwise: T, question: Callable[..., T], *given: object
     ) -> T:
         """The answer to one question, or `otherwise` where it takes too long: then it is undecided."""
         self.budget.ask()
         try:
             return question(*given)
         except Exhausted:
-            self.answers.undecided.append((fault, arrows))
+            self.answers.undecided.append((fault, key_maps))
             return otherwise
 
     # -------------------------------------------------------------------------------------------- source keys
@@ -100,8 +100,8 @@ class Questions:
     def _sources(self) -> None:
         builder = NetBuilder(self.tools)
         self.sources = builder.net
-        for number, arrow in enumerate(self.arrows):
-            found = self.ask("cut", (number,), None, variants, arrow, self.tools, self.domain)
+        for number, key_map in enumerate(self.key_maps):
+            found = self.ask("cut", (number,), None, variants, key_map, self.tools, self.domain)
             if found is None:
                 continue
             if not found:
@@ -110,7 +110,7 @@ class Questions:
             if self.ask("cut", (number,), False, self._added, builder, number, found):
                 self.found[number] = found
 
-    def _added(self, builder: NetBuilder, number: int, found: tuple[Variant, ...]) -> bool:
+    def _added(self, builder: NetBuilder, number: int, found: tuple[LinearMap, ...]) -> bool:
         builder.sources(number, found)
         return True
 
@@ -133,26 +133,26 @@ class Questions:
         return faults >= MOST or sum(fault != "open" for fault, _ in self.answers.undecided) >= MOST
 
     def _first_of_each_source(self) -> set[int]:
-        """One arrow for each pattern: a rule that writes several targets matches a key once."""
-        first: dict[Source, int] = {}
-        for number, arrow in enumerate(self.arrows):
-            first.setdefault(arrow.source, number)
+        """One key map for each pattern: a rule that writes several targets matches a key once."""
+        first: dict[PatternOf, int] = {}
+        for number, key_map in enumerate(self.key_maps):
+            first.setdefault(key_map.source, number)
         return set(first.values())
 
     def _ambiguous(self, one: int, other: int) -> None:
         meeting = cheapest(self.sources, one, other, self.budget)
         assert meeting is not None
         key = meeting.text
-        targets = tuple(_shown(self.arrows[number], key) for number in (one, other))
+        targets = tuple(_shown(self.key_maps[number], key) for number in (one, other))
         covered = tuple(a for a, b in ((one, other), (other, one)) if self._covers(b, a))
         self.answers.witnesses.append(Witness("ambiguous", (one, other), (key,), targets, covered=covered))
 
     def _covers(self, wide: int, narrow: int) -> bool:
-        """Whether every key of one arrow is one of the other's too; False also where that takes too long to say."""
+        """Whether every key of one key map is one of the other's too; False also where that takes too long to say."""
         pieces = [joined([piece_of(slot, self.tools) for slot in each.slots]) for each in self.found[wide]]
         self.budget.ask(self.budget.total // 100)
         try:
-            matched = SetGuide(pieces, self.tools.letters, self.budget)
+            matched = SubsetDfa(pieces, self.tools.letters, self.budget)
             return cheapest_outside(self.sources, narrow, matched, None, self.budget) is None
         except Exhausted:
             return False
@@ -161,8 +161,8 @@ class Questions:
 
     def _one_way(self, number: int) -> bool:
         """Whether the target of every key is one; where the cut matters a witness is found."""
-        arrow = self.arrows[number]
-        if arrow.identity or not self.ask("cut", (number,), True, splits, self.sources, number, self.budget):
+        key_map = self.key_maps[number]
+        if key_map.identity or not self.ask("cut", (number,), True, splits, self.sources, number, self.budget):
             return True
         self.several_cuts.add(number)
         self.found[number] = self._merged(number, self.found[number])
@@ -191,39 +191,39 @@ class Questions:
         return True
 
     def _two_targets(self, number: int, key: str) -> Witness | None:
-        arrow = self.arrows[number]
+        key_map = self.key_maps[number]
         by_target: dict[tuple[str, ...], tuple[str, ...]] = {}
-        for reading in readings(arrow.pattern, key):
-            by_target.setdefault(_identity(arrow, key, _captures(arrow, reading)), reading)
-        taken = arrow.reader(key)
+        for reading in readings(key_map.pattern, key):
+            by_target.setdefault(_identity(key_map, key, _captures(key_map, reading)), reading)
+        taken = key_map.reader(key)
         if len(by_target) < 2 or taken is None:
             return None
-        first = _identity(arrow, key, taken)
+        first = _identity(key_map, key, taken)
         other = next(target for target in by_target if target != first)
         return Witness("cut", (number,), (key,), (first[0], other[0]), (by_target[first], by_target[other]))
 
     # -------------------------------------------------------------------------------------------- targets
 
-    def _net(self, number: int, *, source: bool = False, exact: bool = False, admitted: bool = False) -> Net:
+    def _net(self, number: int, *, source: bool = False, exact: bool = False, admitted: bool = False) -> UnionNfa:
         found = self._exact(number) if exact else self._with_folded(number)
         builder = NetBuilder(self.tools, admitted=admitted)
         (builder.sources if source else builder.targets)(number, found)
         return builder.net
 
-    def _with_folded(self, number: int) -> tuple[Variant, ...]:
-        arrow = self.arrows[number]
-        if not arrow.folded:
+    def _with_folded(self, number: int) -> tuple[LinearMap, ...]:
+        key_map = self.key_maps[number]
+        if not key_map.folded:
             return self.found[number]
-        return self._merged(number, variants(arrow, self.tools, self.domain, folded=True))
+        return self._merged(number, variants(key_map, self.tools, self.domain, folded=True))
 
-    def _exact(self, number: int, *, folded: bool = True) -> tuple[Variant, ...]:
-        arrow = self.arrows[number]
-        if not hanging_together(arrow):
+    def _exact(self, number: int, *, folded: bool = True) -> tuple[LinearMap, ...]:
+        key_map = self.key_maps[number]
+        if not hanging_together(key_map):
             return self._with_folded(number) if folded else self.found[number]
-        return self._merged(number, variants(arrow, self.tools, self.domain, exact=True, folded=folded))
+        return self._merged(number, variants(key_map, self.tools, self.domain, exact=True, folded=folded))
 
-    def _merged(self, number: int, found: tuple[Variant, ...]) -> tuple[Variant, ...]:
-        """The variants as those of an arrow that can be cut in several ways are looked at."""
+    def _merged(self, number: int, found: tuple[LinearMap, ...]) -> tuple[LinearMap, ...]:
+        """The variants as those of a key map that can be cut in several ways are looked at."""
         return tuple(merged(each, self.tools) for each in found) if number in self.several_cuts else found
 
     def _targets(self, numbers: Sequence[int]) -> None:
@@ -235,7 +235,7 @@ class Questions:
         net = builder.net
         pairs = sorted(self.ask("across", (), set[tuple[int, int]](), candidates, net, self.budget))
         for place, (one, other) in enumerate(pairs):
-            left, right = self.arrows[one], self.arrows[other]
+            left, right = self.key_maps[one], self.key_maps[other]
             if left.owner == right.owner or (left.identity and right.identity):
                 continue
             if self._enough():
@@ -246,15 +246,15 @@ class Questions:
 
     def _within_rules(self, numbers: Sequence[int]) -> None:
         """Arrows of one rule and one branch: there, what is folded counts as part of the target."""
-        by_source: dict[Source, list[int]] = {}
+        by_source: dict[PatternOf, list[int]] = {}
         for number in numbers:
-            by_source.setdefault(self.arrows[number].source, []).append(number)
+            by_source.setdefault(self.key_maps[number].source, []).append(number)
         for members in by_source.values():
             for place, one in enumerate(members):
                 for other in members[place + 1 :]:
                     self.ask("within", (one, other), None, self._pair, one, other, "within")
 
-    def _across(self, net: Net, one: int, other: int) -> None:
+    def _across(self, net: UnionNfa, one: int, other: int) -> None:
         if meets(net, one, other, self.budget):
             self._pair(one, other, "across")
 
@@ -269,59 +269,61 @@ class Questions:
         if keys[0] == keys[1] and fault == "across":
             # A key that both match: said already, and whatever becomes of it is blocked.
             return
-        self._collision(fault, (one, other), keys, text=_plain(meeting.text, self.arrows[one]))
+        self._collision(fault, (one, other), keys, text=_plain(meeting.text, self.key_maps[one]))
 
     def _keys(
-        self, net: Net, lines: tuple[int, int], positions: tuple[tuple[int, ...], tuple[int, ...]], text: str
+        self, net: UnionNfa, lines: tuple[int, int], positions: tuple[tuple[int, ...], tuple[int, ...]], text: str
     ) -> tuple[str, str]:
         return net.source(lines[0], positions[0], text), net.source(lines[1], positions[1], text)
 
     def _collision(
         self,
         fault: Fault,
-        arrows: tuple[int, ...],
+        key_maps: tuple[int, ...],
         keys: tuple[str, str],
         lost: int | None = None,
         text: str | None = None,
     ) -> None:
         admitted = False
-        if len(arrows) == 1:
-            arrow = self.arrows[arrows[0]]
+        if len(key_maps) == 1:
+            key_map = self.key_maps[key_maps[0]]
             if lost is None:
-                lost = self._blamed(arrow, keys)
-            admitted = _admits(arrow, keys)
-            if any(each.arrows == arrows and each.keys == keys for each in self.answers.witnesses):
+                lost = self._blamed(key_map, keys)
+            admitted = _admits(key_map, keys)
+            if any(each.key_maps == key_maps and each.keys == keys for each in self.answers.witnesses):
                 return
-        ordered = arrows if len(arrows) == 2 else arrows * 2
-        targets = tuple(_shown(self.arrows[number], key) for number, key in zip(ordered, keys, strict=True))
-        if text is not None and any(isinstance(item, Made) for item in self.arrows[ordered[0]].items or ()):
+        ordered = key_maps if len(key_maps) == 2 else key_maps * 2
+        targets = tuple(_shown(self.key_maps[number], key) for number, key in zip(ordered, keys, strict=True))
+        if text is not None and any(isinstance(item, Made) for item in self.key_maps[ordered[0]].items or ()):
             targets = (text, text)
-        self.answers.witnesses.append(Witness(fault, arrows, keys, targets, (), lost, admitted))
+        self.answers.witnesses.append(Witness(fault, key_maps, keys, targets, (), lost, admitted))
 
-    def _blamed(self, arrow: Arrow, keys: tuple[str, str]) -> int | None:
+    def _blamed(self, key_map: KeyMap, keys: tuple[str, str]) -> int | None:
         """The part that two keys differ in, where the target shows none in which they do, or a forgotten one."""
-        one, other = (readings(arrow.pattern, key, 1) for key in keys)
+        one, other = (readings(key_map.pattern, key, 1) for key in keys)
         if not one or not other:
             return None
-        shown = {name for item in arrow.items or () if isinstance(item, Copy | Mapped) for name in _names(item)}
-        parts = arrow.pattern.parts
+        shown = {
+            name for item in key_map.items or () if isinstance(item, CaptureItem | MapItem) for name in _names(item)
+        }
+        parts = key_map.pattern.parts
         differing = [number for number in range(len(parts)) if one[0][number] != other[0][number]]
-        forgotten = [number for number in differing if parts[number].name in arrow.forget]
+        forgotten = [number for number in differing if parts[number].name in key_map.forget]
         if forgotten:
             return forgotten[0]
-        if not differing or any(parts[number].name in {*shown, *arrow.folded} for number in differing):
+        if not differing or any(parts[number].name in {*shown, *key_map.folded} for number in differing):
             return None
         return differing[0]
 
-    # -------------------------------------------------------------------------------------------- within one arrow
+    # -------------------------------------------------------------------------------------------- within one key map
 
     def _within(self, number: int) -> None:
-        """Can two keys of an arrow become one? Each way in which they can has its own smallest pair.
+        """Can two keys of a key map become one? Each way in which they can has its own smallest pair.
 
         Where the author admits that something is lost, the smallest pair may be one that is admitted, and hide
         another: so those that agree in what is admitted are looked for by themselves.
         """
-        if self.arrows[number].identity:
+        if self.key_maps[number].identity:
             return
         before = len(self.answers.witnesses)
         self._counted_twice(number)
@@ -332,20 +334,20 @@ class Questions:
 
     def _not_admitted(self, number: int) -> None:
         """The smallest pair that agrees in every capture that the author says may be lost."""
-        arrow = self.arrows[number]
-        names = tuple(dict.fromkeys((*arrow.forget, *_lossy_names(arrow))))
-        found = [keys for each in _agreeing(arrow, names) for keys in self._collides(number, each)]
+        key_map = self.key_maps[number]
+        names = tuple(dict.fromkeys((*key_map.forget, *_lossy_names(key_map))))
+        found = [keys for each in _agreeing(key_map, names) for keys in self._collides(number, each)]
         found.sort(key=lambda keys: sum(map(len, keys)))
-        told = next((keys for keys in found if not _admits(arrow, keys)), None)
+        told = next((keys for keys in found if not _admits(key_map, keys)), None)
         if told is not None:
             self._collision("within", (number,), told)
         elif found:
             # The keys are cut in several ways, and not in these.
             raise Exhausted
 
-    def _collides(self, number: int, arrow: Arrow) -> Iterator[tuple[str, str]]:
-        """Small pairs of keys of an arrow, a part of that number, with one target; none where there are none."""
-        found = variants(arrow, self.tools, self.domain, exact=True, folded=True)
+    def _collides(self, number: int, key_map: KeyMap) -> Iterator[tuple[str, str]]:
+        """Small pairs of keys of a key map, a part of that number, with one target; none where there are none."""
+        found = variants(key_map, self.tools, self.domain, exact=True, folded=True)
         found = tuple(merged(each, self.tools) for each in found) if number in self.several_cuts else found
         sources, targets = NetBuilder(self.tools), NetBuilder(self.tools)
         if not found:
@@ -374,24 +376,24 @@ class Questions:
 
     def _counted_twice(self, number: int) -> None:
         """Two spellings of one index, as 1 and 01: what is stacked is put together by the number."""
-        arrow = self.arrows[number]
-        for name in arrow.folded:
-            part = arrow.pattern.capture(name)
+        key_map = self.key_maps[number]
+        for name in key_map.folded:
+            part = key_map.pattern.capture(name)
             assert part is not None
             pair = two_spellings(part.node, self.budget)
             if pair is None:
                 continue
-            keys = tuple(self._spelt(arrow, name, word) for word in pair)
-            inside = all(arrow.reader(key) is not None and self._inside(key) for key in keys)
+            keys = tuple(self._spelt(key_map, name, word) for word in pair)
+            inside = all(key_map.reader(key) is not None and self._inside(key) for key in keys)
             if not inside:
                 # A guard on the whole key may forbid it, or only this pair.
                 raise Exhausted
-            self._collision("within", (number,), (keys[0], keys[1]), arrow.pattern.parts.index(part))
+            self._collision("within", (number,), (keys[0], keys[1]), key_map.pattern.parts.index(part))
 
-    def _spelt(self, arrow: Arrow, name: str, word: str) -> str:
+    def _spelt(self, key_map: KeyMap, name: str, word: str) -> str:
         """The shortest key in which a capture is a word."""
         texts = []
-        for part in arrow.pattern.parts:
+        for part in key_map.pattern.parts:
             piece = self.tools.pieces.of(part.node)
             texts.append(word if part.name == name else shortest_words(piece, self.tools.letters, 1, self.budget)[0])
         return "".join(texts)
@@ -405,10 +407,10 @@ class Questions:
 
     def _within_any(self, number: int) -> None:
         """The smallest pairs, admitted or not."""
-        arrow = self.arrows[number]
+        key_map = self.key_maps[number]
         net = self._net(number, admitted=True)
         losses = any(line.losses for line in net.lines)
-        if not losses and hanging_together(arrow) and (self.domain is not None or arrow.pattern.leaf is not None):
+        if not losses and hanging_together(key_map) and (self.domain is not None or key_map.pattern.leaf is not None):
             # A guard may leave one word to a slot in each way through it, and several once the ways are spelt out.
             losses = any(line.losses for line in self._net(number, exact=True).lines)
         if losses:
@@ -416,9 +418,9 @@ class Questions:
         if self._still_cut(number):
             self._inverse_conflict(number)
             return
-        if _says_lossy(arrow) and splits(self._net(number, exact=True), number, self.budget):
+        if _says_lossy(key_map) and splits(self._net(number, exact=True), number, self.budget):
             self._cheapest_within(number, blame=True)
-        pair = confused(arrow, self.tools) if hanging_together(arrow) else None
+        pair = confused(key_map, self.tools) if hanging_together(key_map) else None
         if pair is not None and self._too_many(number):
             self._confused(number, pair)
         elif splits(net, number, self.budget) or pair is not None:
@@ -429,18 +431,18 @@ class Questions:
     def _too_many(self, number: int) -> bool:
         """Whether combinations of captures are too many to be spelt out and held against one another."""
         spaces = [
-            len(part.values or ()) for part in self.arrows[number].pattern.captures if self._hangs(number, part)
+            len(part.values or ()) for part in self.key_maps[number].pattern.captures if self._hangs(number, part)
         ]
         return math.prod(spaces) > SPELT_OUT
 
     def _hangs(self, number: int, part: Part) -> bool:
-        return part.name in hanging_together(self.arrows[number])
+        return part.name in hanging_together(self.key_maps[number])
 
     def _confused(self, number: int, pair: tuple[Mapping[str, str], Mapping[str, str]]) -> None:
         """Two combinations that decide the same stretches: their two keys, all else being the same."""
         builder = NetBuilder(self.tools, admitted=True)
         builder.targets(
-            number, variants(self.arrows[number], self.tools, self.domain, folded=True, exact=True, only=pair)
+            number, variants(self.key_maps[number], self.tools, self.domain, folded=True, exact=True, only=pair)
         )
         meeting = cheapest(builder.net, number, number, self.budget)
         if meeting is None:
@@ -455,7 +457,7 @@ class Questions:
     def _inverse_conflict(self, number: int) -> None:
         """Source and target change sides: do all readings of a target come from one key?"""
         exact = self._exact(number)
-        for admitted in (False, True) if _says_lossy(self.arrows[number]) else (False,):
+        for admitted in (False, True) if _says_lossy(self.key_maps[number]) else (False,):
             found = exact if admitted else tuple(map(without_losses, exact))
             machine = transducer(found, self.tools, backwards=True)
             pair = conflict(machine, self.tools.letters, self.budget, by_written=True)
@@ -467,7 +469,7 @@ class Questions:
         for part, (_, keys) in sorted(self._losses(self._net(number, exact=True)).items()):
             self._collision("within", (number,), keys, part)
 
-    def _losses(self, net: Net) -> dict[int, tuple[int, tuple[str, str]]]:
+    def _losses(self, net: UnionNfa) -> dict[int, tuple[int, tuple[str, str]]]:
         """The smallest pair, with its size, for each part that a net of targets does not show."""
         best: dict[int, tuple[int, tuple[str, str]]] = {}
         for line, each in enumerate(net.lines):
@@ -493,7 +495,7 @@ class Questions:
         if keys[0] == keys[1]:
             # One key in two cuts after all: no witness, and no proof either.
             raise Exhausted
-        self._collision("within", (number,), keys, text=_plain(meeting.text, self.arrows[number]))
+        self._collision("within", (number,), keys, text=_plain(meeting.text, self.key_maps[number]))
 
     # -------------------------------------------------------------------------------------------- pass-through
 
@@ -504,14 +506,14 @@ class Questions:
             for found in self.found.values()
             for variant in found
         ]
-        matched = SetGuide(pieces, self.tools.letters, self.budget)
+        matched = SubsetDfa(pieces, self.tools.letters, self.budget)
         for number in numbers:
-            if not self.arrows[number].identity:
+            if not self.key_maps[number].identity:
                 self.ask("open", (number,), None, self._open, number, matched)
             if self.answers.witnesses and self.answers.witnesses[-1].fault == "open":
                 return
 
-    def _open(self, number: int, matched: SetGuide) -> None:
+    def _open(self, number: int, matched: SubsetDfa) -> None:
         builder = NetBuilder(self.tools)
         builder.targets(number, self._exact(number, folded=False))
         found = cheapest_outside(builder.net, number, matched, self.domain, self.budget)
@@ -521,85 +523,87 @@ class Questions:
             self.answers.witnesses.append(Witness("open", (number,), (key, text), (text, text)))
 
 
-def _guide_of(domain: Sequence[Pattern], letters: Letters, pieces: Pieces, budget: Budget) -> Guide:
-    return SetGuide([_whole(pattern, letters, pieces, budget) for pattern in domain], letters, budget)
+def _guide_of(domain: Sequence[Pattern], letters: Alphabet, pieces: Pieces, budget: Budget) -> Dfa:
+    return SubsetDfa([_whole(pattern, letters, pieces, budget) for pattern in domain], letters, budget)
 
 
-def _whole(pattern: Pattern, letters: Letters, pieces: Pieces, budget: Budget) -> Piece:
+def _whole(pattern: Pattern, letters: Alphabet, pieces: Pieces, budget: Budget) -> Nfa:
     """The keys of a pattern as one piece."""
     whole = joined([pieces.of(part.node) for part in pattern.parts])
     if pattern.leaf is None:
         return whole
-    guide = LeafGuide(pattern.leaf, letters)
+    guide = LeafDfa(pattern.leaf, letters)
     product = Product(whole, guide, guide.start, budget)
     return product.ending_in({end for end in product.ends if guide.accepts(end)})
 
 
-def _names(item: Copy | Mapped) -> tuple[str, ...]:
-    return (item.name,) if isinstance(item, Copy) else item.names
+def _names(item: CaptureItem | MapItem) -> tuple[str, ...]:
+    return (item.name,) if isinstance(item, CaptureItem) else item.names
 
 
-def _lossy_names(arrow: Arrow) -> tuple[str, ...]:
+def _lossy_names(key_map: KeyMap) -> tuple[str, ...]:
     """The captures that go through a table that says it is lossy."""
     return tuple(
         name
-        for item in arrow.items or ()
-        if isinstance(item, Mapped) and item.table in arrow.lossy
+        for item in key_map.items or ()
+        if isinstance(item, MapItem) and item.table in key_map.lossy
         for name in item.names
     )
 
 
-def _admits(arrow: Arrow, keys: tuple[str, str]) -> bool:
+def _admits(key_map: KeyMap, keys: tuple[str, str]) -> bool:
     """Whether the author said that these two keys never occur together: they differ in what may be lost."""
-    one, other = (arrow.reader(key) for key in keys)
+    one, other = (key_map.reader(key) for key in keys)
     if one is None or other is None:
         return False
-    if any(one[name] != other[name] for name in arrow.forget):
+    if any(one[name] != other[name] for name in key_map.forget):
         return True
     return any(
         one[name] != other[name] and item.mapping[(one[name],)] == item.mapping[(other[name],)]
-        for item in arrow.items or ()
-        if isinstance(item, Mapped) and item.table in arrow.lossy
+        for item in key_map.items or ()
+        if isinstance(item, MapItem) and item.table in key_map.lossy
         for name in item.names
     )
 
 
-def _agreeing(arrow: Arrow, names: Sequence[str]) -> Iterator[Arrow]:
-    """The arrow in pieces, within each of which no two keys differ in some captures; or with them in the target."""
-    parts = [part for part in arrow.pattern.captures if part.name in names]
+def _agreeing(key_map: KeyMap, names: Sequence[str]) -> Iterator[KeyMap]:
+    """The key map in pieces, within each of which no two keys differ in some captures; or with them in the target."""
+    parts = [part for part in key_map.pattern.captures if part.name in names]
     spaces = [part.values for part in parts if part.values is not None]
     if len(spaces) < len(parts) or math.prod(map(len, spaces)) > APART:
-        yield replace(arrow, folded=(*arrow.folded, *names), forget=(), lossy=())
+        yield replace(key_map, folded=(*key_map.folded, *names), forget=(), lossy=())
         return
     for values in itertools.product(*spaces):
         given = {part.name: value for part, value in zip(parts, values, strict=True)}
         pattern = replace(
-            arrow.pattern,
+            key_map.pattern,
             parts=tuple(
-                part.bounded((given[part.name],)) if part.name in given else part for part in arrow.pattern.parts
+                part.bounded((given[part.name],)) if part.name in given else part for part in key_map.pattern.parts
             ),
         )
-        yield replace(arrow, pattern=pattern, forget=(), lossy=())
+        yield replace(key_map, pattern=pattern, forget=(), lossy=())
 
 
-def _plain(text: str, arrow: Arrow) -> str | None:
+def _plain(text: str, key_map: KeyMap) -> str | None:
     """A target as it was found, where nothing but the target was looked at."""
-    return None if arrow.folded else text
+    return None if key_map.folded else text
 
 
-def _says_lossy(arrow: Arrow) -> bool:
-    return any(isinstance(item, Mapped) and item.table in arrow.lossy for item in arrow.items or ())
+def _says_lossy(key_map: KeyMap) -> bool:
+    return any(isinstance(item, MapItem) and item.table in key_map.lossy for item in key_map.items or ())
 
 
-def _captures(arrow: Arrow, reading: Sequence[str]) -> Mapping[str, str]:
-    return {part.name: text for part, text in zip(arrow.pattern.parts, reading, strict=True) if part.name is not None}
+def _captures(key_map: KeyMap, reading: Sequence[str]) -> Mapping[str, str]:
+    return {
+        part.name: text for part, text in zip(key_map.pattern.parts, reading, strict=True) if part.name is not None
+    }
 
 
-def _identity(arrow: Arrow, key: str, captures: Mapping[str, str]) -> tuple[str, ...]:
+def _identity(key_map: KeyMap, key: str, captures: Mapping[str, str]) -> tuple[str, ...]:
     """The target, and the folded captures that count as part of it."""
-    return (str(arrow.target(key, captures)), *(captures[name] for name in arrow.folded))
+    return (str(key_map.target(key, captures)), *(captures[name] for name in key_map.folded))
 
 
-def _shown(arrow: Arrow, key: str) -> str:
-    captures = arrow.reader(key)
-    return "" if captures is None else str(arrow.target(key, captures) or "")
+def _shown(key_map: KeyMap, key: str) -> str:
+    captures = key_map.reader(key)
+    return "" if captures is None else str(key_map.target(key, captures) or "")

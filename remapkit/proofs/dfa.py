@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from remapkit.proofs.automata import Letters, Piece
+from remapkit.proofs.automata import Alphabet, Nfa
 from remapkit.proofs.budget import Budget
 
 
-class Guide(Protocol):
+class Dfa(Protocol):
     """A deterministic automaton, worked out as it is walked."""
 
     @property
@@ -23,10 +23,10 @@ class Guide(Protocol):
         """Whether a key may end here."""
 
 
-class LeafGuide:
+class LeafDfa:
     """Keys whose last segment is one of some words: a trie of them, begun anew after each dot."""
 
-    def __init__(self, leaves: Iterable[str], letters: Letters) -> None:
+    def __init__(self, leaves: Iterable[str], letters: Alphabet) -> None:
         dot = letters.character(".")
         self.start, self._lost = 0, 1
         edges: list[dict[str, int]] = [{}, {}]
@@ -52,10 +52,10 @@ class LeafGuide:
         return state in self._ends
 
 
-class SetGuide:
+class SubsetDfa:
     """The union of some pieces: the sets of positions that a key can have led to (the subset construction)."""
 
-    def __init__(self, pieces: Sequence[Piece], letters: Letters, budget: Budget) -> None:
+    def __init__(self, pieces: Sequence[Nfa], letters: Alphabet, budget: Budget) -> None:
         self.letters, self.budget = letters, budget
         self.masks: list[int] = []
         self.follow: list[list[int]] = []
@@ -92,10 +92,10 @@ class SetGuide:
         return self._nullable if state == 0 else not self._sets[state].isdisjoint(self.ends)
 
 
-class BothGuides:
+class IntersectionDfa:
     """What two guides accept."""
 
-    def __init__(self, one: Guide, other: Guide) -> None:
+    def __init__(self, one: Dfa, other: Dfa) -> None:
         self.one, self.other = one, other
         self._pairs: list[tuple[int, int]] = []
         self._numbers: dict[tuple[int, int], int] = {}
@@ -148,7 +148,7 @@ def partition(positions: Iterable[int], masks: Sequence[int], everything: int) -
     return [*narrow.items(), *((mask, members) for mask, members in regions if members)]
 
 
-def walk(guide: Guide, state: int, word: str, letters: Letters) -> int | None:
+def walk(guide: Dfa, state: int, word: str, letters: Alphabet) -> int | None:
     """Where a word leads, or None."""
     here: int | None = state
     for character in word:
@@ -163,7 +163,7 @@ class Product:
     A node is (position, mask, state): `position` read a character of `mask`, and the guide is in `state` after it.
     """
 
-    def __init__(self, piece: Piece, guide: Guide, start: int, budget: Budget) -> None:
+    def __init__(self, piece: Nfa, guide: Dfa, start: int, budget: Budget) -> None:
         self._piece, self._guide, self._start, self._budget = piece, guide, start, budget
         self._nodes: dict[tuple[int, int, int], int] = {}
         self._keys: list[tuple[int, int, int]] = []
@@ -194,7 +194,7 @@ class Product:
                 entered.append(self._nodes[key])
         return entered
 
-    def ending_in(self, ends: set[int]) -> Piece:
+    def ending_in(self, ends: set[int]) -> Nfa:
         """The words that lead from the start to one of these states."""
         last = [number for number in self._at_end if self._keys[number][2] in ends]
         before: list[list[int]] = [[] for _ in self._keys]
@@ -208,7 +208,7 @@ class Product:
                     alive.add(each)
                     pending.append(each)
         new = {number: place for place, number in enumerate(sorted(alive))}
-        return Piece(
+        return Nfa(
             [self._keys[number][1] for number in sorted(alive)],
             [new[number] for number in self._first if number in alive],
             [[new[each] for each in self._edges[number] if each in alive] for number in sorted(alive)],

@@ -13,7 +13,7 @@ from remapkit.patterns.automaton import Automaton, automaton
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.pattern import Part
 from remapkit.patterns.tree import Chars, Seq, literal
-from remapkit.proofs.keymap import Arrow, Made, readings
+from remapkit.proofs.keymap import KeyMap, Made, readings
 from remapkit.proofs.witness import Fault, Witness
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ _ASKED = {
 }
 
 
-class Teller:
+class FindingWriter:
     """Makes diagnostics of witnesses."""
 
-    def __init__(self, rules: CompiledRules, arrows: Sequence[Arrow], keys: Sequence[str]) -> None:
-        self.rules, self.arrows, self.keys = rules, arrows, keys
-        self.by_arrow: dict[tuple[str, str, int], Rule] = {
+    def __init__(self, rules: CompiledRules, key_maps: Sequence[KeyMap], keys: Sequence[str]) -> None:
+        self.rules, self.key_maps, self.keys = rules, key_maps, keys
+        self.by_key_map: dict[tuple[str, str, int], Rule] = {
             (rule.kind, rule.id, rule.branch): rule for rule in rules.everything
         }
 
@@ -78,34 +78,34 @@ class Teller:
 
     def replayed(self, witness: Witness) -> bool:
         """Whether the rules themselves do with the keys what the witness says."""
-        arrows = [self.arrows[number] for number in witness.arrows]
+        key_maps = [self.key_maps[number] for number in witness.key_maps]
         if witness.fault == "ambiguous":
-            return all(self.made(arrow, witness.keys[0]) is not None for arrow in arrows)
+            return all(self.made(key_map, witness.keys[0]) is not None for key_map in key_maps)
         if witness.fault == "open":
-            target = self.made(arrows[0], witness.keys[0])
+            target = self.made(key_maps[0], witness.keys[0])
             return target is not None and _meet(target, (witness.keys[1],)) and not self.rules.match(witness.keys[1])
         if witness.fault == "cut":
-            possible = readings(arrows[0].pattern, witness.keys[0])
+            possible = readings(key_maps[0].pattern, witness.keys[0])
             cuts = [reading for reading in witness.readings if reading in possible]
             one, other = witness.targets
-            return len(cuts) == 2 and one != other and self.made(arrows[0], witness.keys[0]) is not None
-        left, right = self.made(arrows[0], witness.keys[0]), self.made(arrows[-1], witness.keys[1])
+            return len(cuts) == 2 and one != other and self.made(key_maps[0], witness.keys[0]) is not None
+        left, right = self.made(key_maps[0], witness.keys[0]), self.made(key_maps[-1], witness.keys[1])
         return left is not None and right is not None and _meet(left, right)
 
-    def made(self, arrow: Arrow, key: str) -> Target | None:
-        """What an arrow makes of a key that the real matcher gives to its rule; None where it does not."""
-        match = self.by_arrow[arrow.kind, arrow.rule_id, arrow.branch].match(key)
+    def made(self, key_map: KeyMap, key: str) -> TargetKey | None:
+        """What a key map makes of a key that the real matcher gives to its rule; None where it does not."""
+        match = self.by_key_map[key_map.kind, key_map.rule_id, key_map.branch].match(key)
         if match is None:
             return None
-        items = [item for item in arrow.items or () if isinstance(item, Made)]
-        return _stretches(arrow.target(key, match.captures) or "", items)
+        items = [item for item in key_map.items or () if isinstance(item, Made)]
+        return _stretches(key_map.target(key, match.captures) or "", items)
 
     def disagreement(self, witness: Witness) -> Diagnostic:
-        ids = listed(self.arrows[number].rule_id for number in witness.arrows)
+        ids = listed(self.key_maps[number].rule_id for number in witness.key_maps)
         title = f"the proof and the matcher disagree about {ids}"
         note = "\n".join(map(repr, witness.keys))
         help = ("this is a bug in remapkit, not in the rules: please report it with these keys",)
-        return Diagnostic("RK200", title, self.labels(witness.arrows), help, (note,))
+        return Diagnostic("RK200", title, self.labels(witness.key_maps), help, (note,))
 
     # -------------------------------------------------------------------------------------------- findings
 
@@ -120,49 +120,49 @@ class Teller:
         }[witness.fault](witness, level)
 
     def ambiguous(self, witness: Witness, level: str) -> Diagnostic:
-        one, other = (self.arrows[number] for number in witness.arrows)
+        one, other = (self.key_maps[number] for number in witness.key_maps)
         key = witness.keys[0]
         title = f"{one.rule_id} and {other.rule_id} both match {key!r}: one key, one rule"
         if one.rule_id == other.rule_id:
             title = f"two sources of {one.rule_id} both match {key!r}: a key can be one of them only"
         labels = tuple(
-            Label(arrow.pattern.text.span, f"{arrow.rule_id} -> {_becomes(target, arrow)}", primary=number > 0)
-            for number, (arrow, target) in enumerate(zip((one, other), witness.targets, strict=True))
+            Label(key_map.pattern.text.span, f"{key_map.rule_id} -> {_becomes(target, key_map)}", primary=number > 0)
+            for number, (key_map, target) in enumerate(zip((one, other), witness.targets, strict=True))
         )
         notes = ["no shorter key is matched by both"]
         for number in witness.covered:
-            covered, by = (one, other) if number == witness.arrows[0] else (other, one)
+            covered, by = (one, other) if number == witness.key_maps[0] else (other, one)
             notes.append(f"{by.rule_id} matches every key that {covered.rule_id} matches")
         help = "narrow one of the patterns, or guard it with `where:` or `leaf:`; order never decides"
         return Diagnostic("RK201", title, labels, (help,), tuple(notes), values=self.values(witness))
 
     def within(self, witness: Witness, level: str) -> Diagnostic:
-        arrow = self.arrows[witness.arrows[0]]
-        if len(witness.arrows) == 2:
-            return self.parts(witness, arrow.rule_id)
+        key_map = self.key_maps[witness.key_maps[0]]
+        if len(witness.key_maps) == 2:
+            return self.parts(witness, key_map.rule_id)
         target, note = witness.targets[0], _pair(witness)
         notes, help = [note], []
-        labels = self.labels(witness.arrows)
+        labels = self.labels(witness.key_maps)
         if witness.lost is not None:
-            part = arrow.pattern.parts[witness.lost]
-            span = arrow.pattern.text.at(*_core(part)[0])
+            part = key_map.pattern.parts[witness.lost]
+            span = key_map.pattern.text.at(*_core(part)[0])
             what = f"the capture {part.name!r}" if part.name else f"what {span.text} reads"
-            title = f"two keys become one: the target of {arrow.rule_id} does not show {what}"
-            if part.name is not None and part.name in arrow.folded:
-                title = f"two keys become one: {arrow.rule_id} can spell one index of {part.name!r} in two ways"
+            title = f"two keys become one: the target of {key_map.rule_id} does not show {what}"
+            if part.name is not None and part.name in key_map.folded:
+                title = f"two keys become one: {key_map.rule_id} can spell one index of {part.name!r} in two ways"
                 return self.spelt_twice(witness, title, span, note)
             labels = (
                 Label(span, "lost here"),
-                *((Label(arrow.to, "not shown here", primary=False),) if arrow.to else ()),
+                *((Label(key_map.to, "not shown here", primary=False),) if key_map.to else ()),
             )
-            found = self.known_values(arrow, witness.lost)
+            found = self.known_values(key_map, witness.lost)
             notes += found[0]
-            help += found[1] or [self.not_shown(arrow, part)]
+            help += found[1] or [self.not_shown(key_map, part)]
         elif witness.admitted:
-            title = f"two keys become one: a lossy table of {arrow.rule_id} sends two entries to one value"
+            title = f"two keys become one: a lossy table of {key_map.rule_id} sends two entries to one value"
             help.append("give each entry its own value, or declare with `source.domain` which keys can occur")
         else:
-            title = f"two keys become one: the target of {arrow.rule_id} can be cut in two ways"
+            title = f"two keys become one: the target of {key_map.rule_id} can be cut in two ways"
             help.append(
                 "keep the captures apart in the target, with a dot or another text that none of them can hold"
             )
@@ -172,34 +172,34 @@ class Teller:
         values = {**self.values(witness), "target": target}
         return Diagnostic("RK202", title, labels, tuple(help), tuple(notes), severity, values=values)
 
-    def not_shown(self, arrow: Arrow, part: Part) -> str:
+    def not_shown(self, key_map: KeyMap, part: Part) -> str:
         if part.name is None:
             return "capture it and use it in the target, or write the one text it is"
         return f"use {{{part.name}}} in the target, or write the one value it has"
 
     def spelt_twice(self, witness: Witness, title: str, span: Span, note: str) -> Diagnostic:
         """1 and 01 are one index of a stack: the way out is one spelling, not a target that shows it."""
-        arrow = self.arrows[witness.arrows[0]]
+        key_map = self.key_maps[witness.key_maps[0]]
         assert witness.lost is not None
-        part = arrow.pattern.parts[witness.lost]
-        if self.has_guard(arrow, part):
+        part = key_map.pattern.parts[witness.lost]
+        if self.has_guard(key_map, part):
             help = f"keep one spelling of each index of {part.name!r} in `where:`"
         else:
-            is_path = arrow.pattern.surface == "path"
+            is_path = key_map.pattern.surface == "path"
             written = f"{{{part.name}:int}}" if is_path else f"(?P<{part.name}>0|[1-9][0-9]*)"
-            help = f"write {self.replaced(arrow, part, written)}"
+            help = f"write {self.replaced(key_map, part, written)}"
         labels = (Label(span, "1 and 01 are one index"),)
         values = {**self.values(witness), "target": witness.targets[0]}
         return Diagnostic("RK202", title, labels, (help,), (note,), values=values)
 
-    def has_guard(self, arrow: Arrow, part: Part) -> bool:
+    def has_guard(self, key_map: KeyMap, part: Part) -> bool:
         """Whether `where:` says what a capture may be."""
-        written = next(each for each in self.rules.file.rules if each.id.value == arrow.rule_id)
-        pattern = written.pattern if written.flow is None else written.flow.sources[arrow.branch].pattern
+        written = next(each for each in self.rules.file.rules if each.id.value == key_map.rule_id)
+        pattern = written.pattern if written.pipeline is None else written.pipeline.sources[key_map.branch].pattern
         return any(guard.capture.value == part.name for guard in pattern.where)
 
     def across(self, witness: Witness, level: str) -> Diagnostic:
-        one, other = (self.arrows[number] for number in witness.arrows)
+        one, other = (self.key_maps[number] for number in witness.key_maps)
         title = f"a key of {one.rule_id} and a key of {other.rule_id} become one: {witness.targets[0]}"
         help = (
             "change one of the targets, or narrow the pattern that matches more than is meant",
@@ -219,28 +219,28 @@ class Teller:
 
     def arriving(self, witness: Witness) -> tuple[Label, ...]:
         """The two templates that lead to one target."""
-        spans = [self.arrows[number].to or self.arrows[number].span for number in witness.arrows]
+        spans = [self.key_maps[number].to or self.key_maps[number].span for number in witness.key_maps]
         return tuple(
             Label(span, f"{key} -> {witness.targets[0]}", primary=number > 0)
             for number, (span, key) in enumerate(zip(spans, witness.keys, strict=True))
         )
 
     def cut(self, witness: Witness, level: str) -> Diagnostic:
-        arrow = self.arrows[witness.arrows[0]]
-        title = f"{arrow.rule_id} can cut {witness.keys[0]!r} in two ways, and they lead to two targets"
+        key_map = self.key_maps[witness.key_maps[0]]
+        title = f"{key_map.rule_id} can cut {witness.keys[0]!r} in two ways, and they lead to two targets"
         lines = [
-            f"{_captured(arrow, reading)} -> {target}"
+            f"{_captured(key_map, reading)} -> {target}"
             for reading, target in zip(witness.readings, witness.targets, strict=True)
         ]
-        first = arrow.pattern.text.span
+        first = key_map.pattern.text.span
         help = ("say where the first capture ends: with [^.]+ instead of .+, with a class, or with `where:`",)
         return Diagnostic("RK204", title, (Label(first),), help, ("\n".join(lines),), values=self.values(witness))
 
     def open(self, witness: Witness, level: str) -> Diagnostic:
-        arrow = self.arrows[witness.arrows[0]]
+        key_map = self.key_maps[witness.key_maps[0]]
         title = f"keys that no rule matches pass through: {level}"
         note = (
-            f"{witness.keys[0]}  (by {arrow.rule_id}) becomes {witness.keys[1]}\n"
+            f"{witness.keys[0]}  (by {key_map.rule_id}) becomes {witness.keys[1]}\n"
             f"{witness.keys[1]}  would pass through as it is, and collide\n"
             "every plan checks the keys of its checkpoint one by one"
         )
@@ -252,18 +252,18 @@ class Teller:
         return Diagnostic("RK206", title, labels, help, (note,), Severity.NOTE, values=self.values(witness))
 
     def undecided(self, fault: Fault, numbers: Sequence[int]) -> Diagnostic:
-        ids = listed(self.arrows[number].rule_id for number in numbers) or "the rules"
+        ids = listed(self.key_maps[number].rule_id for number in numbers) or "the rules"
         title = f"undecided: {_ASKED[fault].format(ids)}"
         help = ("simplify the patterns (fewer .*, shorter counted repeats)", "or go on with --allow-undecided")
         note = "the search was given up after its budget of steps; a plan still checks the keys at hand"
         return Diagnostic("RK200", title, self.labels(numbers), help, (note,), values={"rules": ids, "asked": fault})
 
     def dead(self, number: int) -> Diagnostic:
-        arrow = self.arrows[number]
-        title = f"{arrow.rule_id} can match no key of the declared domain"
+        key_map = self.key_maps[number]
+        title = f"{key_map.rule_id} can match no key of the declared domain"
         help = ("remove it, or widen `source.domain`",)
-        labels = (Label(arrow.pattern.text.span),)
-        return Diagnostic("RK205", title, labels, help, (), Severity.WARNING, values={"rule": arrow.rule_id})
+        labels = (Label(key_map.pattern.text.span),)
+        return Diagnostic("RK205", title, labels, help, (), Severity.WARNING, values={"rule": key_map.rule_id})
 
     def unread(self, dead: Iterable[int]) -> list[Diagnostic]:
         """A rule that matches nothing in the declared source."""
@@ -271,38 +271,40 @@ class Teller:
             return []
         used = {match.rule.id for key in self.keys for match in self.rules.match(key)}
         unread = [
-            arrow for number, arrow in enumerate(self.arrows) if arrow.rule_id not in used and number not in dead
+            key_map
+            for number, key_map in enumerate(self.key_maps)
+            if key_map.rule_id not in used and number not in dead
         ]
         return [
             Diagnostic(
                 "RK205",
-                f"{arrow.rule_id} matches none of the {len(self.keys)} keys of the declared source",
-                (Label(arrow.pattern.text.span),),
+                f"{key_map.rule_id} matches none of the {len(self.keys)} keys of the declared source",
+                (Label(key_map.pattern.text.span),),
                 ("remove it, or see `remapkit explain` for where it stops matching",),
                 (),
                 Severity.WARNING,
-                values={"rule": arrow.rule_id},
+                values={"rule": key_map.rule_id},
             )
-            for arrow in {arrow.rule_id: arrow for arrow in unread}.values()
+            for key_map in {key_map.rule_id: key_map for key_map in unread}.values()
         ]
 
     # -------------------------------------------------------------------------------------------- what is known
 
-    def known_values(self, arrow: Arrow, lost: int) -> tuple[list[str], list[str]]:
+    def known_values(self, key_map: KeyMap, lost: int) -> tuple[list[str], list[str]]:
         """What the lost part is in the known keys: notes, and a repair where one value, or one a case, is all."""
-        _, before, after = _core(arrow.pattern.parts[lost])
+        _, before, after = _core(key_map.pattern.parts[lost])
         found = [
             tuple(text[before : len(text) - after] if number == lost else text for number, text in enumerate(cuts[0]))
             for key in self.keys
-            if (cuts := readings(arrow.pattern, key, 2))
+            if (cuts := readings(key_map.pattern, key, 2))
         ]
         values = sorted({cut[lost] for cut in found}, key=lambda word: (len(word), word))
         known = f"in the {len(self.keys)} known keys ({len(found)} of them are this rule's)"
         if not values:
             return [], []
         if len(values) == 1:
-            return [f"{known} it is always {values[0]}"], [f"write {self.rewritten(arrow, lost, values[0])}"]
-        for number, part in enumerate(arrow.pattern.parts):
+            return [f"{known} it is always {values[0]}"], [f"write {self.rewritten(key_map, lost, values[0])}"]
+        for number, part in enumerate(key_map.pattern.parts):
             if part.name is None or number == lost or part.values is None or len(part.values) < 2:
                 continue
             by_case = {cut[number]: cut[lost] for cut in found}
@@ -314,28 +316,28 @@ class Teller:
         shown = ", ".join(values[:5]) + (", ..." if len(values) > 5 else "")
         return [f"{known} it is {shown}"], []
 
-    def rewritten(self, arrow: Arrow, lost: int, value: str) -> str:
+    def rewritten(self, key_map: KeyMap, lost: int, value: str) -> str:
         """The pattern with a literal in the place of one part."""
-        text, (start, end) = arrow.pattern.text.value, _core(arrow.pattern.parts[lost])[0]
-        if arrow.pattern.surface == "path":
+        text, (start, end) = key_map.pattern.text.value, _core(key_map.pattern.parts[lost])[0]
+        if key_map.pattern.surface == "path":
             escaped = literal_text(value)
         else:
             escaped = re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", value)
             opened = re.search(r"\(\?P<\w+>$", text[:start])
             if opened is not None and text[end : end + 1] == ")":
                 start, end = opened.start(), end + 1
-        return f"{arrow.pattern.surface}: {text[:start]}{escaped}{text[end:]}"
+        return f"{key_map.pattern.surface}: {text[:start]}{escaped}{text[end:]}"
 
-    def replaced(self, arrow: Arrow, part: Part, written: str) -> str:
+    def replaced(self, key_map: KeyMap, part: Part, written: str) -> str:
         """The pattern with something else in the place of a capture."""
-        text, (start, end) = arrow.pattern.text.value, part.at
-        return f"{arrow.pattern.surface}: {text[:start]}{written}{text[end:]}"
+        text, (start, end) = key_map.pattern.text.value, part.at
+        return f"{key_map.pattern.surface}: {text[:start]}{written}{text[end:]}"
 
     # -------------------------------------------------------------------------------------------- pieces of messages
 
     def labels(self, numbers: Sequence[int]) -> tuple[Label, ...]:
         spans: list[tuple[Span, str]] = [
-            (self.arrows[number].pattern.text.span, self.arrows[number].rule_id) for number in numbers
+            (self.key_maps[number].pattern.text.span, self.key_maps[number].rule_id) for number in numbers
         ]
         several = len(spans) > 1
         return tuple(
@@ -345,7 +347,7 @@ class Teller:
 
     def values(self, witness: Witness) -> dict[str, object]:
         values: dict[str, object] = {
-            "rules": [self.arrows[number].rule_id for number in witness.arrows],
+            "rules": [self.key_maps[number].rule_id for number in witness.key_maps],
             "keys": list(witness.keys),
             "targets": list(witness.targets),
         }
@@ -368,11 +370,11 @@ def _pair(witness: Witness) -> str:
     return f"{witness.keys[0]}\n{witness.keys[1]}\nboth become {witness.targets[0]}"
 
 
-Target = tuple["str | Made", ...]
+TargetKey = tuple["str | Made", ...]
 """A target key: text, and what `unstack` counts."""
 
 
-def _stretches(target: str, made: Sequence[Made]) -> Target:
+def _stretches(target: str, made: Sequence[Made]) -> TargetKey:
     """A target in which `{e}` stands for an index that the rule makes, taken apart."""
     found: list[str | Made] = []
     for each in made:
@@ -381,7 +383,7 @@ def _stretches(target: str, made: Sequence[Made]) -> Target:
     return (*found, target)
 
 
-def _meet(one: Target, other: Target) -> bool:
+def _meet(one: TargetKey, other: TargetKey) -> bool:
     """Whether two targets can be one, for some index of each."""
     left, right = (_machine(each) for each in (one, other))
     if left.nullable and right.nullable:
@@ -400,18 +402,18 @@ def _meet(one: Target, other: Target) -> bool:
     return False
 
 
-def _machine(target: Target) -> Automaton:
+def _machine(target: TargetKey) -> Automaton:
     return automaton([Part(None, literal(each) if isinstance(each, str) else each.node) for each in target])
 
 
-def _becomes(target: str, arrow: Arrow) -> str:
-    return "dropped" if arrow.items is None else target
+def _becomes(target: str, key_map: KeyMap) -> str:
+    return "dropped" if key_map.items is None else target
 
 
-def _captured(arrow: Arrow, reading: Sequence[str]) -> str:
+def _captured(key_map: KeyMap, reading: Sequence[str]) -> str:
     named = [
         f"{part.name} = {text!r}"
-        for part, text in zip(arrow.pattern.parts, reading, strict=True)
+        for part, text in zip(key_map.pattern.parts, reading, strict=True)
         if part.name is not None
     ]
     return ", ".join(named)

@@ -1,6 +1,6 @@
-r"""Arrows: what the proofs speak about. An arrow leads the keys of one pattern to the targets of one template.
+r"""Arrows: what the proofs speak about. An key map leads the keys of one pattern to the targets of one template.
 
-A rule, a `keep` and a `drop` are one arrow each. A rule with several sources or several targets is several, told
+A rule, a `keep` and a `drop` are one key map each. A rule with several sources or several targets is several, told
 apart by `branch`; a capture that an operation consumes on purpose (the index that a stack is stacked over) is
 `folded`. Within a rule, branch and folded captures count as part of the target: the twelve experts that become one
 tensor do not collide. To other rules the target is the plain key.
@@ -16,15 +16,15 @@ from remapkit.diagnostics.source import Span
 from remapkit.patterns.automaton import MAX_EDGES, Automaton, TooMany, automaton
 from remapkit.patterns.charset import contains
 from remapkit.patterns.finite import MAX_WORDS, words_node
-from remapkit.patterns.matcher import Reader
+from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import CANONICAL, Pattern
-from remapkit.patterns.template import Copy, Item, Literal, Mapped
-from remapkit.patterns.tree import Node
+from remapkit.patterns.template import CaptureItem, MapItem, TemplateItem, TextItem
+from remapkit.patterns.tree import PatternNode
 
 if TYPE_CHECKING:
     from remapkit.rules.model import CompiledRules, Rule
 
-WHOLE = Copy("")
+WHOLE = CaptureItem("")
 """The item that stands for the whole key, as `keep` copies it."""
 
 
@@ -39,19 +39,19 @@ class Made:
     count: int | None = None
 
     @property
-    def node(self) -> Node:
+    def node(self) -> PatternNode:
         """Its language."""
         if self.count is None or self.count > MAX_WORDS:
             return CANONICAL
         return words_node(tuple(map(str, range(self.count))))
 
 
-Source = tuple[str, str, int]
+PatternOf = tuple[str, str, int]
 """One pattern of one rule, keep or drop: its kind, its name, and which of its patterns."""
 
 
 @dataclass(frozen=True, slots=True)
-class Arrow:
+class KeyMap:
     """One source pattern to one target: `items` is None where the keys are dropped.
 
     `forget` are the captures that the author leaves out on purpose, `lossy` the names of the tables that may send two
@@ -62,18 +62,18 @@ class Arrow:
     kind: str
     span: Span
     pattern: Pattern
-    items: tuple[Item | Made, ...] | None
+    items: tuple[TemplateItem | Made, ...] | None
     branch: int = 0
     folded: tuple[str, ...] = ()
     forget: tuple[str, ...] = ()
     lossy: tuple[str, ...] = ()
     to: Span | None = None
-    reader: Reader = field(init=False, compare=False, repr=False)
+    reader: PatternMatcher = field(init=False, compare=False, repr=False)
     together: tuple[str, ...] | None = field(init=False, default=None, compare=False, repr=False)
     """What `variants.hanging_together` found, once it was asked."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reader", Reader(self.pattern))
+        object.__setattr__(self, "reader", PatternMatcher(self.pattern))
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -81,8 +81,8 @@ class Arrow:
         return self.kind, self.rule_id
 
     @property
-    def source(self) -> Source:
-        """Which pattern of which rule: a rule that writes several targets has several arrows of one source."""
+    def source(self) -> PatternOf:
+        """Which pattern of which rule: a rule that writes several targets has several key maps of one source."""
         return self.kind, self.rule_id, self.branch
 
     @property
@@ -96,11 +96,11 @@ class Arrow:
             return None
         text = []
         for item in self.items:
-            if isinstance(item, Literal):
+            if isinstance(item, TextItem):
                 text.append(item.text)
             elif isinstance(item, Made):
                 text.append(f"{{{item.name}}}")
-            elif isinstance(item, Copy):
+            elif isinstance(item, CaptureItem):
                 text.append(fqn if item == WHOLE else captures[item.name])
             else:
                 text.append(item.mapping[tuple(captures[name] for name in item.names)])
@@ -148,30 +148,30 @@ def _before(machine: Automaton, position: int) -> list[int]:
     return [each for each, following in enumerate(machine.follow) if position in following]
 
 
-def arrows(rule_set: CompiledRules) -> tuple[Arrow, ...]:
-    """Every rule, `keep` and `drop` as an arrow; a rule that writes several targets as one for each.
+def key_maps(rule_set: CompiledRules) -> tuple[KeyMap, ...]:
+    """Every rule, `keep` and `drop` as an key_map; a rule that writes several targets as one for each.
 
     >>> import remapkit
-    >>> [arrow.rule_id for arrow in arrows(remapkit.load("wan22_pth"))][-2:]
+    >>> [key_map.rule_id for key_map in key_maps(remapkit.load("wan22_pth"))][-2:]
     ['keep[1]', 'keep[2]']
     """
     lossy = tuple(table.name.value for table in rule_set.file.tables if table.lossy)
-    return tuple(arrow for rule in rule_set.everything for arrow in _arrows(rule, lossy, rule_set.params))
+    return tuple(key_map for rule in rule_set.everything for key_map in _key_maps(rule, lossy, rule_set.params))
 
 
-def _arrows(rule: Rule, lossy: tuple[str, ...], params: Mapping[str, int | None]) -> Iterator[Arrow]:
+def _key_maps(rule: Rule, lossy: tuple[str, ...], params: Mapping[str, int | None]) -> Iterator[KeyMap]:
     if rule.template is None:
         items = None if rule.kind == "drop" else (WHOLE,)
-        yield Arrow(rule.id, rule.kind, rule.span, rule.pattern, items, to=rule.span)
+        yield KeyMap(rule.id, rule.kind, rule.span, rule.pattern, items, to=rule.span)
         return
-    flow = rule.flow
+    pipeline = rule.pipeline
     made = None
-    if flow is not None and flow.unstack is not None:
-        made = Made(flow.unstack.by, flow.unstack.known_count(params))
-    folded = (flow.folded,) if flow is not None and flow.folded is not None else ()
-    for template in flow.templates[rule.branch] if flow is not None else (rule.template,):
+    if pipeline is not None and pipeline.unstack is not None:
+        made = Made(pipeline.unstack.by, pipeline.unstack.known_count(params))
+    folded = (pipeline.folded,) if pipeline is not None and pipeline.folded is not None else ()
+    for template in pipeline.templates[rule.branch] if pipeline is not None else (rule.template,):
         for written in _made(template.items, made):
-            yield Arrow(
+            yield KeyMap(
                 rule.id,
                 rule.kind,
                 rule.span,
@@ -185,29 +185,29 @@ def _arrows(rule: Rule, lossy: tuple[str, ...], params: Mapping[str, int | None]
             )
 
 
-def _made(items: tuple[Item, ...], made: Made | None) -> Iterator[tuple[Item | Made, ...]]:
+def _made(items: tuple[TemplateItem, ...], made: Made | None) -> Iterator[tuple[TemplateItem | Made, ...]]:
     """The items with what `unstack` counts: one stretch of its own, or spelt out where it is reckoned with."""
     if made is None:
         yield items
         return
-    uses = [item for item in items if not isinstance(item, Literal) and made.name in _names(item)]
-    if len(uses) == 1 and isinstance(uses[0], Copy):
+    uses = [item for item in items if not isinstance(item, TextItem) and made.name in _names(item)]
+    if len(uses) == 1 and isinstance(uses[0], CaptureItem):
         yield tuple(made if item == uses[0] else item for item in items)
         return
     for number in range(made.count or 0):
         yield tuple(_with(item, made.name, str(number)) for item in items)
 
 
-def _names(item: Copy | Mapped) -> tuple[str, ...]:
-    return (item.name,) if isinstance(item, Copy) else item.names
+def _names(item: CaptureItem | MapItem) -> tuple[str, ...]:
+    return (item.name,) if isinstance(item, CaptureItem) else item.names
 
 
-def _with(item: Item, name: str, value: str) -> Item:
+def _with(item: TemplateItem, name: str, value: str) -> TemplateItem:
     """An item for one value of a capture."""
-    if isinstance(item, Literal) or name not in _names(item):
+    if isinstance(item, TextItem) or name not in _names(item):
         return item
-    if isinstance(item, Copy):
-        return Literal(value)
+    if isinstance(item, CaptureItem):
+        return TextItem(value)
     place = item.names.index(name)
     rows = {
         (*values[:place], *values[place + 1 :]): text
@@ -215,4 +215,4 @@ def _with(item: Item, name: str, value: str) -> Item:
         if values[place] == value
     }
     names = (*item.names[:place], *item.names[place + 1 :])
-    return replace(item, names=names, mapping=rows) if names else Literal(rows[()])
+    return replace(item, names=names, mapping=rows) if names else TextItem(rows[()])

@@ -13,38 +13,38 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from remapkit.patterns.charset import Ranges, one
-from remapkit.patterns.template import Copy, Literal, Mapped
-from remapkit.proofs.automata import Letters, Piece, Pieces, characters, joined, reads, shortest_words
+from remapkit.patterns.template import CaptureItem, MapItem, TextItem
+from remapkit.proofs.automata import Alphabet, Nfa, Pieces, characters, joined, reads, shortest_words
 from remapkit.proofs.budget import Budget, Exhausted
-from remapkit.proofs.dfa import BothGuides, Guide, LeafGuide, Product, walk
-from remapkit.proofs.keymap import Arrow, Made
+from remapkit.proofs.dfa import Dfa, IntersectionDfa, LeafDfa, Product, walk
+from remapkit.proofs.keymap import KeyMap, Made
 
 MAX_VARIANTS = 4096
-"""Past so many variants of one arrow a question is undecided."""
+"""Past so many variants of one key map a question is undecided."""
 
 MAX_LISTED = 50_000
 """So many combinations of captures are listed at most, where each is only looked at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class Variable:
     """A stretch of the source key: a word, or a variable with its language; `part` is the pattern's part it is."""
 
     part: int
     name: str | None
     word: str | None
-    piece: Piece | None
+    piece: Nfa | None
 
 
 @dataclass(frozen=True, slots=True)
-class Same:
+class VariableRef:
     """A stretch of the target that is a slot of the source, as it was read."""
 
     slot: int
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class TableRef:
     """A stretch of the target that a slot of the source is mapped to; `lossy` where the author said it may lose."""
 
     slot: int
@@ -53,14 +53,14 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Loose:
+class AnyWord:
     """A stretch of the target that captures which hang together decide: here any of its words, whatever they are."""
 
     words: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Beyond:
+class Separator:
     """What stands between a target and what counts as part of it."""
 
 
@@ -71,21 +71,21 @@ class Index:
     made: Made
 
 
-Stretch = str | Same | Table | Loose | Beyond | Index
+TargetPart = str | VariableRef | TableRef | AnyWord | Separator | Index
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """Source and target of an arrow, side by side; `loose` are the captures that its `Loose` stretches depend on."""
+class LinearMap:
+    """Source and target of a key map, side by side; `loose` are the captures that its `AnyWord` parts need."""
 
-    slots: tuple[Slot, ...]
-    target: tuple[Stretch, ...]
+    slots: tuple[Variable, ...]
+    target: tuple[TargetPart, ...]
     loose: tuple[str, ...] = ()
 
     @property
-    def unused(self) -> tuple[Slot, ...]:
+    def unused(self) -> tuple[Variable, ...]:
         """The variables of the source that the target does not depend on."""
-        used = {each.slot for each in self.target if isinstance(each, Same | Table)}
+        used = {each.slot for each in self.target if isinstance(each, VariableRef | TableRef)}
         return tuple(
             slot
             for number, slot in enumerate(self.slots)
@@ -95,7 +95,7 @@ class Variant:
     @property
     def in_order(self) -> bool:
         """Whether the variables stand in the target as they do in the source."""
-        used = [each.slot for each in self.target if isinstance(each, Same | Table)]
+        used = [each.slot for each in self.target if isinstance(each, VariableRef | TableRef)]
         return used == sorted(used)
 
 
@@ -103,7 +103,7 @@ class Variant:
 class Tools:
     """What every question of one proof shares: the partition of the alphabet, the pieces, the budget."""
 
-    letters: Letters
+    letters: Alphabet
     pieces: Pieces
     budget: Budget
     words: dict[int, tuple[str, ...]] = field(default_factory=dict)
@@ -122,83 +122,89 @@ class Tools:
         return len(self.values(mapping)) == len(mapping)
 
     @classmethod
-    def for_arrows(cls, arrows: Iterable[Arrow], more: Iterable[Ranges], budget: Budget) -> Tools:
-        """The tools for some arrows, and for other sets of characters that are to be told apart."""
-        letters = Letters(dict.fromkeys([*more, *(chars for arrow in arrows for chars in _sets(arrow))]))
+    def for_arrows(cls, key_maps: Iterable[KeyMap], more: Iterable[Ranges], budget: Budget) -> Tools:
+        """The tools for some key maps, and for other sets of characters that are to be told apart."""
+        letters = Alphabet(dict.fromkeys([*more, *(chars for key_map in key_maps for chars in _sets(key_map))]))
         return cls(letters, Pieces(letters), budget)
 
 
-def _sets(arrow: Arrow) -> Iterator[Ranges]:
+def _sets(key_map: KeyMap) -> Iterator[Ranges]:
     text: set[str] = set()
-    for part in arrow.pattern.parts:
+    for part in key_map.pattern.parts:
         if part.values is not None:
             text.update(*part.values)
         if part.values is None or len(part.values) > 1:
             yield from characters(part.node)
-    if arrow.pattern.leaf is not None:
-        text.update(".", *arrow.pattern.leaf)
-    for item in arrow.items or ():
-        if isinstance(item, Literal):
+    if key_map.pattern.leaf is not None:
+        text.update(".", *key_map.pattern.leaf)
+    for item in key_map.items or ():
+        if isinstance(item, TextItem):
             text.update(item.text)
         elif isinstance(item, Made):
             yield from characters(item.node)
-        elif isinstance(item, Mapped):
+        elif isinstance(item, MapItem):
             text.update(*item.mapping.values())
     yield from map(one, text)
 
 
-# ------------------------------------------------------------------------------------------------ from arrows
+# ------------------------------------------------------------------------------------------------ from key maps
 
 
-def hanging_together(arrow: Arrow) -> tuple[str, ...]:
+def hanging_together(key_map: KeyMap) -> tuple[str, ...]:
     """The captures that the target cannot be said to depend on one by one."""
-    if arrow.together is None:
-        object.__setattr__(arrow, "together", _hanging_together(arrow))
-    assert arrow.together is not None
-    return arrow.together
+    if key_map.together is None:
+        object.__setattr__(key_map, "together", _hanging_together(key_map))
+    assert key_map.together is not None
+    return key_map.together
 
 
-def _hanging_together(arrow: Arrow) -> tuple[str, ...]:
-    fixed = _constants(arrow)
+def _hanging_together(key_map: KeyMap) -> tuple[str, ...]:
+    fixed = _constants(key_map)
     uses = Counter[str]()
     together: set[str] = set()
-    for item in arrow.items or ():
-        if isinstance(item, Copy):
+    for item in key_map.items or ():
+        if isinstance(item, CaptureItem):
             uses[item.name] += 1
-        elif isinstance(item, Mapped):
+        elif isinstance(item, MapItem):
             names = [name for name in dict.fromkeys(item.names) if name not in fixed]
             uses.update(names)
             if len(names) > 1 or "" in item.mapping.values() or any("" in values for values in item.mapping):
                 together.update(names)
-    uses.update(arrow.folded)
+    uses.update(key_map.folded)
     together.update(name for name, count in uses.items() if count > 1 and name not in fixed)
     # What shares an item with one of them hangs on it too.
-    for item in arrow.items or ():
-        if isinstance(item, Mapped) and together.intersection(item.names):
+    for item in key_map.items or ():
+        if isinstance(item, MapItem) and together.intersection(item.names):
             together.update(name for name in item.names if name not in fixed)
-    return tuple(part.name for part in arrow.pattern.captures if part.name is not None and part.name in together)
+    return tuple(part.name for part in key_map.pattern.captures if part.name is not None and part.name in together)
 
 
-def confused(arrow: Arrow, tools: Tools) -> tuple[Mapping[str, str], Mapping[str, str]] | None:
+def confused(key_map: KeyMap, tools: Tools) -> tuple[Mapping[str, str], Mapping[str, str]] | None:
     """The two shortest combinations of captures that hang together and decide the same stretches."""
-    names = hanging_together(arrow)
-    items = [item for item in arrow.items or () if isinstance(item, Copy | Mapped) and _depends(item, names)]
+    names = hanging_together(key_map)
+    items = [
+        item for item in key_map.items or () if isinstance(item, CaptureItem | MapItem) and _depends(item, names)
+    ]
     alone = items[0] if len(items) == 1 else None
-    if isinstance(alone, Mapped) and set(alone.names) == set(names) and tools.injective(alone.mapping):
+    if isinstance(alone, MapItem) and set(alone.names) == set(names) and tools.injective(alone.mapping):
         return None
-    pairs = list(_confused(arrow))
+    pairs = list(_confused(key_map))
     return min(pairs, key=lambda pair: sum(len(word) for each in pair for word in each.values()), default=None)
 
 
-def _confused(arrow: Arrow) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
+def _confused(key_map: KeyMap) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
     """Each combination with the shortest earlier one that decides the same, shorter ones first."""
-    fixed, names = _constants(arrow), hanging_together(arrow)
-    items = [item for item in arrow.items or () if isinstance(item, Copy | Mapped) and _depends(item, names)]
+    fixed, names = _constants(key_map), hanging_together(key_map)
+    items = [
+        item for item in key_map.items or () if isinstance(item, CaptureItem | MapItem) and _depends(item, names)
+    ]
     seen: dict[tuple[str, ...], dict[str, str]] = {}
-    for values in sorted(_assignments(arrow, names, MAX_LISTED), key=lambda each: sum(map(len, each.values()))):
+    for values in sorted(_assignments(key_map, names, MAX_LISTED), key=lambda each: sum(map(len, each.values()))):
         known = {**fixed, **values}
         stretches = tuple(
-            known[item.name] if isinstance(item, Copy) else item.mapping[tuple(known[name] for name in item.names)]
+            known[item.name]
+            if isinstance(item, CaptureItem)
+            else item.mapping[tuple(known[name] for name in item.names)]
             for item in items
         )
         first = seen.setdefault(stretches, values)
@@ -206,20 +212,20 @@ def _confused(arrow: Arrow) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
             yield first, values
 
 
-def _depends(item: Copy | Mapped, names: Sequence[str]) -> bool:
-    return item.name in names if isinstance(item, Copy) else not set(item.names).isdisjoint(names)
+def _depends(item: CaptureItem | MapItem, names: Sequence[str]) -> bool:
+    return item.name in names if isinstance(item, CaptureItem) else not set(item.names).isdisjoint(names)
 
 
-def _constants(arrow: Arrow) -> dict[str, str]:
+def _constants(key_map: KeyMap) -> dict[str, str]:
     return {
-        part.name: part.values[0] for part in arrow.pattern.captures if part.name and part.values and part.constant
+        part.name: part.values[0] for part in key_map.pattern.captures if part.name and part.values and part.constant
     }
 
 
-def _assignments(arrow: Arrow, names: Sequence[str], limit: int = MAX_VARIANTS) -> Iterator[dict[str, str]]:
+def _assignments(key_map: KeyMap, names: Sequence[str], limit: int = MAX_VARIANTS) -> Iterator[dict[str, str]]:
     spaces = []
     for name in names:
-        part = arrow.pattern.capture(name)
+        part = key_map.pattern.capture(name)
         if part is None or part.values is None:
             raise Exhausted
         spaces.append(part.values)
@@ -233,30 +239,30 @@ def _assignments(arrow: Arrow, names: Sequence[str], limit: int = MAX_VARIANTS) 
 
 
 def variants(
-    arrow: Arrow,
+    key_map: KeyMap,
     tools: Tools,
-    domain: Guide | None = None,
+    domain: Dfa | None = None,
     *,
     exact: bool = False,
     folded: bool = False,
     only: Sequence[Mapping[str, str]] | None = None,
-) -> tuple[Variant, ...]:
-    """The variants of an arrow.
+) -> tuple[LinearMap, ...]:
+    """The variants of a key map.
 
     Without `exact`, captures that hang together are taken to be independent: sources are then as they are, and
     targets more than there are. With `folded`, folded captures count as part of the target. `only` are the
     combinations of such captures that are wanted, where not all are.
     """
-    names = hanging_together(arrow)
-    found: list[Variant] = []
-    combinations = only if only is not None else _assignments(arrow, names) if exact and names else ({},)
+    names = hanging_together(key_map)
+    found: list[LinearMap] = []
+    combinations = only if only is not None else _assignments(key_map, names) if exact and names else ({},)
     for values in combinations:
-        tools.budget.spend(len(arrow.pattern.parts))
-        fixed = {**_constants(arrow), **values}
-        slots = _slots(arrow, fixed, tools)
+        tools.budget.spend(len(key_map.pattern.parts))
+        fixed = {**_constants(key_map), **values}
+        slots = _slots(key_map, fixed, tools)
         loose = names if not exact else ()
-        whole = Variant(slots, _target(arrow, fixed, slots, loose, tools, folded=folded), loose)
-        guide = _guide(arrow, tools, domain)
+        whole = LinearMap(slots, _target(key_map, fixed, slots, loose, tools, folded=folded), loose)
+        guide = _guide(key_map, tools, domain)
         if guide is None:
             found.append(whole)
         else:
@@ -266,27 +272,27 @@ def variants(
     return tuple(found)
 
 
-def _guide(arrow: Arrow, tools: Tools, domain: Guide | None) -> Guide | None:
-    if arrow.pattern.leaf is None:
+def _guide(key_map: KeyMap, tools: Tools, domain: Dfa | None) -> Dfa | None:
+    if key_map.pattern.leaf is None:
         return domain
-    leaf = LeafGuide(arrow.pattern.leaf, tools.letters)
-    return leaf if domain is None else BothGuides(leaf, domain)
+    leaf = LeafDfa(key_map.pattern.leaf, tools.letters)
+    return leaf if domain is None else IntersectionDfa(leaf, domain)
 
 
-def _slots(arrow: Arrow, fixed: Mapping[str, str], tools: Tools) -> tuple[Slot, ...]:
+def _slots(key_map: KeyMap, fixed: Mapping[str, str], tools: Tools) -> tuple[Variable, ...]:
     slots = []
-    for number, part in enumerate(arrow.pattern.parts):
+    for number, part in enumerate(key_map.pattern.parts):
         word = fixed.get(part.name) if part.name is not None else None
         if word is None and part.values is not None and len(part.values) == 1:
             word = part.values[0]
-        slots.append(Slot(number, part.name, word, None if word is not None else tools.pieces.of(part.node)))
-    if not arrow.identity:
+        slots.append(Variable(number, part.name, word, None if word is not None else tools.pieces.of(part.node)))
+    if not key_map.identity:
         return tuple(slots)
     whole = joined([piece_of(slot, tools) for slot in slots])
-    return (Slot(0, None, None, whole),)
+    return (Variable(0, None, None, whole),)
 
 
-def piece_of(slot: Slot, tools: Tools) -> Piece:
+def piece_of(slot: Variable, tools: Tools) -> Nfa:
     """The language of a slot, one word or many."""
     if slot.piece is not None:
         return slot.piece
@@ -295,51 +301,51 @@ def piece_of(slot: Slot, tools: Tools) -> Piece:
 
 
 def _target(
-    arrow: Arrow,
+    key_map: KeyMap,
     fixed: Mapping[str, str],
-    slots: Sequence[Slot],
+    slots: Sequence[Variable],
     loose: Sequence[str],
     tools: Tools,
     *,
     folded: bool,
-) -> tuple[Stretch, ...]:
-    if arrow.identity:
-        return (Same(0),)
+) -> tuple[TargetPart, ...]:
+    if key_map.identity:
+        return (VariableRef(0),)
     place = {slot.name: number for number, slot in enumerate(slots) if slot.name is not None}
-    target: list[Stretch] = []
-    for item in arrow.items or ():
-        if isinstance(item, Literal):
+    target: list[TargetPart] = []
+    for item in key_map.items or ():
+        if isinstance(item, TextItem):
             target.append(item.text)
         elif isinstance(item, Made):
             target.append(Index(item))
-        elif isinstance(item, Copy):
-            target.append(_copied(item, arrow, fixed, place, loose))
+        elif isinstance(item, CaptureItem):
+            target.append(_copied(item, key_map, fixed, place, loose))
         elif not fixed and (len(set(item.names)) > 1 or item.names[0] in loose):
-            target.append(Loose(tools.values(item.mapping)))
+            target.append(AnyWord(tools.values(item.mapping)))
         else:
-            target.append(_mapped(item, fixed, place, loose, lossy=item.table in arrow.lossy))
-    for name in arrow.folded if folded else ():
-        target += [Beyond(), _copied(Copy(name), arrow, fixed, place, loose)]
+            target.append(_mapped(item, fixed, place, loose, lossy=item.table in key_map.lossy))
+    for name in key_map.folded if folded else ():
+        target += [Separator(), _copied(CaptureItem(name), key_map, fixed, place, loose)]
     return tuple(target)
 
 
 def _copied(
-    item: Copy, arrow: Arrow, fixed: Mapping[str, str], place: Mapping[str, int], loose: Sequence[str]
-) -> Stretch:
+    item: CaptureItem, key_map: KeyMap, fixed: Mapping[str, str], place: Mapping[str, int], loose: Sequence[str]
+) -> TargetPart:
     if item.name in fixed:
         return fixed[item.name]
     if item.name not in loose:
-        return Same(place[item.name])
-    part = arrow.pattern.capture(item.name)
+        return VariableRef(place[item.name])
+    part = key_map.pattern.capture(item.name)
     assert part is not None
     if part.values is None:
         raise Exhausted
-    return Loose(part.values)
+    return AnyWord(part.values)
 
 
 def _mapped(
-    item: Mapped, fixed: Mapping[str, str], place: Mapping[str, int], loose: Sequence[str], *, lossy: bool
-) -> Stretch:
+    item: MapItem, fixed: Mapping[str, str], place: Mapping[str, int], loose: Sequence[str], *, lossy: bool
+) -> TargetPart:
     names = [name for name in dict.fromkeys(item.names) if name not in fixed]
     if not names:
         return item.mapping[tuple(fixed[name] for name in item.names)]
@@ -349,14 +355,14 @@ def _mapped(
         if all(fixed.get(name, value) == value for name, value in zip(item.names, values, strict=True))
     }
     if len(names) > 1 or names[0] in loose:
-        return Loose(tuple(sorted(set(rows.values()))))
-    return Table(place[names[0]], tuple((key, text) for (key,), text in rows.items()), lossy)
+        return AnyWord(tuple(sorted(set(rows.values()))))
+    return TableRef(place[names[0]], tuple((key, text) for (key,), text in rows.items()), lossy)
 
 
 # ------------------------------------------------------------------------------------------------ guards
 
 
-def _guarded(variant: Variant, guide: Guide, tools: Tools) -> Iterator[Variant]:
+def _guarded(variant: LinearMap, guide: Dfa, tools: Tools) -> Iterator[LinearMap]:
     """One variant for each way through the guide that makes a difference to what follows.
 
     A reading decides its way, because the guide is deterministic: no reading belongs to two variants.
@@ -364,7 +370,7 @@ def _guarded(variant: Variant, guide: Guide, tools: Tools) -> Iterator[Variant]:
     slots = variant.slots
     walked, products, groups = _boundaries(slots, guide, tools)
 
-    def ways(number: int, state: int, before: tuple[Slot, ...]) -> Iterator[tuple[Slot, ...]]:
+    def ways(number: int, state: int, before: tuple[Variable, ...]) -> Iterator[tuple[Variable, ...]]:
         if number == len(slots):
             yield before
             return
@@ -384,11 +390,11 @@ def _guarded(variant: Variant, guide: Guide, tools: Tools) -> Iterator[Variant]:
     if guide.start in groups[0]:
         for found in ways(0, guide.start, ()):
             tools.budget.spend(len(found))
-            yield Variant(found, tuple(_narrowed(each, found, tools) for each in variant.target), variant.loose)
+            yield LinearMap(found, tuple(_narrowed(each, found, tools) for each in variant.target), variant.loose)
 
 
 def _boundaries(
-    slots: Sequence[Slot], guide: Guide, tools: Tools
+    slots: Sequence[Variable], guide: Dfa, tools: Tools
 ) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int], Product], list[dict[int, object]]]:
     """The states between the slots: where words lead, what variables lead to, and which states are alike there."""
     walked: dict[tuple[int, int], int] = {}
@@ -420,9 +426,9 @@ def _boundaries(
     return walked, products, groups
 
 
-def _narrowed(stretch: Stretch, slots: Sequence[Slot], tools: Tools) -> Stretch:
+def _narrowed(stretch: TargetPart, slots: Sequence[Variable], tools: Tools) -> TargetPart:
     """A table without the entries that the guarded slot cannot be."""
-    if not isinstance(stretch, Table):
+    if not isinstance(stretch, TableRef):
         return stretch
     piece = slots[stretch.slot].piece
     assert piece is not None
@@ -433,14 +439,14 @@ def _narrowed(stretch: Stretch, slots: Sequence[Slot], tools: Tools) -> Stretch:
 # ------------------------------------------------------------------------------------------------ merging
 
 
-def merged(variant: Variant, tools: Tools) -> Variant:
+def merged(variant: LinearMap, tools: Tools) -> LinearMap:
     """The variant with stretches that stand in the target as they do in the source taken as one variable.
 
     `(.*)\\.(.*)` to `{a}.{b}` can be cut in several ways, and it does not matter: as one variable it is cut in one.
     """
-    place = {each.slot: number for number, each in enumerate(variant.target) if isinstance(each, Same)}
-    slots: list[Slot] = []
-    target: list[Stretch] = []
+    place = {each.slot: number for number, each in enumerate(variant.target) if isinstance(each, VariableRef)}
+    slots: list[Variable] = []
+    target: list[TargetPart] = []
     taken: dict[int, int] = {}
     gone: set[int] = set()
     number = 0
@@ -449,18 +455,18 @@ def merged(variant: Variant, tools: Tools) -> Variant:
         if run > number:
             piece = joined([piece_of(slot, tools) for slot in variant.slots[number : run + 1]])
             gone.update(range(place[number] + 1, place[run] + 1))
-            slots.append(Slot(variant.slots[number].part, None, None, piece))
+            slots.append(Variable(variant.slots[number].part, None, None, piece))
         else:
             slots.append(variant.slots[number])
         taken[number] = len(slots) - 1
         number = run + 1
     for number, each in enumerate(variant.target):
         if number not in gone:
-            target.append(replace(each, slot=taken[each.slot]) if isinstance(each, Same | Table) else each)
-    return Variant(tuple(slots), tuple(target), variant.loose)
+            target.append(replace(each, slot=taken[each.slot]) if isinstance(each, VariableRef | TableRef) else each)
+    return LinearMap(tuple(slots), tuple(target), variant.loose)
 
 
-def _run(variant: Variant, start: int, place: Mapping[int, int]) -> int:
+def _run(variant: LinearMap, start: int, place: Mapping[int, int]) -> int:
     """The last slot of the longest run from `start` on that is copied as it is; `start` where there is none."""
     if start not in place:
         return start
@@ -472,14 +478,14 @@ def _run(variant: Variant, start: int, place: Mapping[int, int]) -> int:
             continue
         if number not in place:
             break
-        between = variant.target[here + 1 : place[number]] if place[number] > here else (Beyond(),)
+        between = variant.target[here + 1 : place[number]] if place[number] > here else (Separator(),)
         if any(not isinstance(each, str) for each in between) or "".join(map(str, between)) != text:
             break
         end, text, here = number, "", place[number]
     return end
 
 
-def lost(variant: Variant, tools: Tools) -> list[tuple[int, str, str]]:
+def lost(variant: LinearMap, tools: Tools) -> list[tuple[int, str, str]]:
     """The slots that can be several words and that the target does not show, with their two shortest words."""
     found = []
     for slot in variant.unused:
@@ -490,11 +496,11 @@ def lost(variant: Variant, tools: Tools) -> list[tuple[int, str, str]]:
     return found
 
 
-def without_losses(variant: Variant) -> Variant:
+def without_losses(variant: LinearMap) -> LinearMap:
     """The variant with one key for each value of the tables that say they are lossy."""
     target = []
     for each in variant.target:
-        if isinstance(each, Table) and each.lossy:
+        if isinstance(each, TableRef) and each.lossy:
             by_value: dict[str, str] = {}
             for key, value in sorted(each.entries, key=lambda entry: len(entry[0])):
                 by_value.setdefault(value, key)

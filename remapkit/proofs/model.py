@@ -28,8 +28,8 @@ class Level(enum.Enum):
 class Proof:
     """What was proven about a rule set.
 
-    `findings` are messages with codes RK2xx, `witnesses` the same as data (their `arrows` count the rules, keeps and
-    drops of the rule set, in this order). `undecided` names the rules of each question that took too long.
+    `findings` are messages with codes RK2xx, `witnesses` the same as data (their `key_maps` are numbers of the rules,
+    keeps and drops of the rule set, in this order). `undecided` names the rules of each question that took too long.
 
     >>> import remapkit
     >>> proof = remapkit.load("wan22_pth").prove()

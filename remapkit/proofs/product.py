@@ -1,6 +1,6 @@
 r"""The searches behind the proofs, through nets.
 
-Which arrows have a word in common (`candidates`, then `meets`)? Can an arrow read a word in two ways that differ
+Which key maps have a word in common (`candidates`, then `meets`)? Can a key map read a word in two ways that differ
 (`splits`)? And what is the cheapest such word (`cheapest`)?
 """
 
@@ -13,25 +13,25 @@ from dataclasses import dataclass
 from remapkit.patterns.automaton import MAX_EDGES, Automaton, TooMany, automaton
 from remapkit.patterns.charset import Ranges, contains
 from remapkit.patterns.pattern import Part
-from remapkit.patterns.tree import Node
+from remapkit.patterns.tree import PatternNode
 from remapkit.proofs.budget import Budget, Exhausted
-from remapkit.proofs.dfa import Guide, partition
-from remapkit.proofs.union import Net
+from remapkit.proofs.dfa import Dfa, partition
+from remapkit.proofs.union import UnionNfa
 
-# ------------------------------------------------------------------------------------------------ which arrows meet
+# ------------------------------------------------------------------------------------------------ which key maps meet
 
 
-def candidates(net: Net, budget: Budget) -> set[tuple[int, int]]:
-    """Pairs of arrows that may have a word in common; those that are not among them have none.
+def candidates(net: UnionNfa, budget: Budget) -> set[tuple[int, int]]:
+    """Pairs of key maps that may have a word in common; those that are not among them have none.
 
-    All arrows are walked at once, from the front and then from the back, while more than one can go on: what two
-    arrows share is a set that both are in. Where a walk grows too long, what is left of it counts as shared.
+    All key maps are walked at once, from the front and then from the back, while more than one can go on: what two
+    key maps share is a set that both are in. Where a walk grows too long, what is left of it counts as shared.
     """
     everyone = sorted(net.starts)
     shared = {
         (one, other) for one in everyone if net.nulls[one] for other in everyone if net.nulls[other] and one < other
     }
-    owners = [net.lines[line].arrow for line in net.line]
+    owners = [net.lines[line].key_map for line in net.line]
     limit = 12 * len(net.masks) + 2000
     starts = [position for each in net.starts.values() for position in each]
     forward, complete = _walked(net.masks, net.follow, starts, net.ends, owners, net.letters.all, limit, budget)
@@ -60,7 +60,7 @@ def _walked(
     limit: int,
     budget: Budget,
 ) -> tuple[set[frozenset[int]], bool]:
-    """Sets of arrows that came to one place together, and whether the walk came to its end."""
+    """Sets of key maps that came to one place together, and whether the walk came to its end."""
     found: set[frozenset[int]] = set()
     seen: set[frozenset[int]] = set()
     pending: list[Iterable[int]] = [starts]
@@ -105,8 +105,8 @@ def _in_one(sets: Iterable[frozenset[int]], budget: Budget) -> set[tuple[int, in
     return found
 
 
-def meets(net: Net, one: int, other: int, budget: Budget) -> bool:
-    """Whether two arrows have a word in common."""
+def meets(net: UnionNfa, one: int, other: int, budget: Budget) -> bool:
+    """Whether two key maps have a word in common."""
     if net.nulls[one] and net.nulls[other]:
         return True
     masks, follow, ends = net.masks, net.follow, net.ends
@@ -132,18 +132,18 @@ def meets(net: Net, one: int, other: int, budget: Budget) -> bool:
         lefts, rights = follow[one], follow[other]
 
 
-# ------------------------------------------------------------------------------------------------ one arrow, two ways
+# ---------------------------------------------------------------------------------------------- one key map, two ways
 
 
-def splits(net: Net, arrow: int, budget: Budget) -> bool:
-    """Whether some word of an arrow has two readings that are tagged differently.
+def splits(net: UnionNfa, key_map: int, budget: Budget) -> bool:
+    """Whether some word of a key map has two readings that are tagged differently.
 
     A search from the places where two runs part; it is over at once where no two runs ever do.
     """
-    if len(net.nulls[arrow]) > 1:
+    if len(net.nulls[key_map]) > 1:
         return True
     masks, follow, ends, tags = net.masks, net.follow, net.ends, net.tags
-    low, high = net.span[arrow]
+    low, high = net.span[key_map]
     budget.spend(high - low + 1)
     seen: set[tuple[int, int, bool]] = set()
     pending: list[tuple[int, int, bool]] = []
@@ -161,7 +161,7 @@ def splits(net: Net, arrow: int, budget: Budget) -> bool:
             pending.append(state)
         return False
 
-    for following in (net.starts[arrow], *follow[low:high]):
+    for following in (net.starts[key_map], *follow[low:high]):
         if len(following) > 1 and _overlapping(following, masks):
             budget.spend(len(following) ** 2)
             for number, left in enumerate(following):
@@ -191,7 +191,7 @@ def _overlapping(positions: Iterable[int], masks: Sequence[int]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
+class SharedWord:
     """A word that two lines read, and the positions by which each does."""
 
     text: str
@@ -200,8 +200,8 @@ class Meeting:
     positions: tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def cheapest(net: Net, one: int, other: int, budget: Budget) -> Meeting | None:
-    """The cheapest word that two arrows share; of one arrow with itself, one that it reads in two ways that differ.
+def cheapest(net: UnionNfa, one: int, other: int, budget: Budget) -> SharedWord | None:
+    """The cheapest word that two key maps share; of one with itself, a word that it reads in two different ways.
 
     Dijkstra's algorithm over pairs of positions. The cost of a word is what both readings of it cost.
     """
@@ -241,18 +241,18 @@ def cheapest(net: Net, one: int, other: int, budget: Budget) -> Meeting | None:
     return best
 
 
-def _empty(net: Net, one: int, other: int) -> Meeting | None:
+def _empty(net: UnionNfa, one: int, other: int) -> SharedWord | None:
     pairs = [(left, right) for left in net.nulls[one] for right in net.nulls[other] if one != other or left < right]
-    found = [Meeting("", net.lines[a].base + net.lines[b].base, (a, b), ((), ())) for a, b in pairs]
+    found = [SharedWord("", net.lines[a].base + net.lines[b].base, (a, b), ((), ())) for a, b in pairs]
     return min(found, key=lambda meeting: meeting.cost, default=None)
 
 
 def _traced(
-    net: Net,
+    net: UnionNfa,
     came: dict[tuple[int, int, bool], tuple[tuple[int, int, bool] | None, int]],
     state: tuple[int, int, bool],
     cost: int,
-) -> Meeting:
+) -> SharedWord:
     states = []
     here: tuple[int, int, bool] | None = state
     while here is not None:
@@ -261,15 +261,15 @@ def _traced(
     states.reverse()
     text = "".join(net.letters.pick(net.masks[left] & net.masks[right]) for left, right, _ in states)
     left, right = tuple(each[0] for each in states), tuple(each[1] for each in states)
-    return Meeting(text, cost, (net.line[left[0]], net.line[right[0]]), (left, right))
+    return SharedWord(text, cost, (net.line[left[0]], net.line[right[0]]), (left, right))
 
 
-def cheapest_of_line(net: Net, line: int, budget: Budget) -> tuple[int, str, tuple[int, ...]]:
+def cheapest_of_line(net: UnionNfa, line: int, budget: Budget) -> tuple[int, str, tuple[int, ...]]:
     """The cheapest word of one line: its cost, the word and its positions."""
-    arrow, base = net.lines[line].arrow, net.lines[line].base
-    if line in net.nulls[arrow]:
+    key_map, base = net.lines[line].key_map, net.lines[line].base
+    if line in net.nulls[key_map]:
         return base, "", ()
-    heap = [(base + net.costs[each], each, -1) for each in net.starts[arrow] if net.line[each] == line]
+    heap = [(base + net.costs[each], each, -1) for each in net.starts[key_map] if net.line[each] == line]
     heapq.heapify(heap)
     came: dict[int, int] = {}
     while heap:
@@ -295,13 +295,13 @@ _Outside = tuple[int, int | None, int | None]
 
 
 def cheapest_outside(
-    net: Net, arrow: int, matched: Guide, domain: Guide | None, budget: Budget
+    net: UnionNfa, key_map: int, matched: Dfa, domain: Dfa | None, budget: Budget
 ) -> tuple[str, tuple[int, ...], int] | None:
-    """The cheapest target of an arrow that is a key of the domain, and matched by no arrow; None where there is none.
+    """The cheapest target of a key map that is a key of the domain and that no key map matches, or None.
 
     A target costs itself and the source key that it stands for. Returns it with its positions and its line.
     """
-    for line in net.nulls[arrow]:
+    for line in net.nulls[key_map]:
         if not matched.accepts(matched.start) and (domain is None or domain.accepts(domain.start)):
             return "", (), line
     heap: list[tuple[int, int, _Outside]] = []
@@ -318,7 +318,7 @@ def cheapest_outside(
                     heapq.heappush(heap, (total, len(came), state))
 
     begin = (matched.start, domain.start if domain is not None else None)
-    for position in net.starts[arrow]:
+    for position in net.starts[key_map]:
         offer(position, None, begin, net.lines[net.line[position]].base)
     while heap:
         total, _, state = heapq.heappop(heap)
@@ -340,13 +340,13 @@ def cheapest_outside(
     return None
 
 
-def _moves(guide: Guide | None, state: int | None, mask: int) -> list[tuple[int, int | None]]:
+def _moves(guide: Dfa | None, state: int | None, mask: int) -> list[tuple[int, int | None]]:
     if guide is None or state is None:
         return [(mask, None)]
     return [(step & mask, to) for step, to in guide.steps(state) if step & mask]
 
 
-def _moves_or_none(guide: Guide, state: int | None, mask: int) -> list[tuple[int, int | None]]:
+def _moves_or_none(guide: Dfa, state: int | None, mask: int) -> list[tuple[int, int | None]]:
     """Where the characters of a mask lead; None for those that lead nowhere."""
     if state is None:
         return [(mask, None)]
@@ -360,7 +360,7 @@ def _moves_or_none(guide: Guide, state: int | None, mask: int) -> list[tuple[int
 # ------------------------------------------------------------------------------------------------ numbers
 
 
-def two_spellings(node: Node, budget: Budget) -> tuple[str, str] | None:
+def two_spellings(node: PatternNode, budget: Budget) -> tuple[str, str] | None:
     """The shortest two digit strings of a language that are one number, as 1 and 01; None where there are none.
 
     The longer one is the shorter one with more zeros before it: one run reads zeros alone, then both read the same.

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.source import Text
-from remapkit.patterns.matcher import Reader
+from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import CANONICAL, Part, Pattern
 from remapkit.patterns.tree import literal
-from remapkit.proofs.added_targets import Meeting, Meetings, twice
+from remapkit.proofs.added_targets import AddedClash, Meetings, twice
 from remapkit.proofs.budget import Budget
 from remapkit.proofs.checks import Questions
-from remapkit.proofs.findings import Teller
-from remapkit.proofs.keymap import Arrow, arrows
+from remapkit.proofs.findings import FindingWriter
+from remapkit.proofs.keymap import KeyMap, key_maps
 from remapkit.proofs.model import Level, Proof
 from remapkit.proofs.witness import Answers, Witness
-from remapkit.rules.pipeline import Filled
+from remapkit.rules.pipeline import AddedTargets
 
 if TYPE_CHECKING:
     from remapkit.rules.model import CompiledRules
@@ -41,7 +41,7 @@ def prove(rule_set: CompiledRules, *, budget: int = BUDGET, header: Iterable[str
     Never raises for what the rules are; past `budget` elementary steps questions are left undecided.
     """
     keys = tuple(header) if header is not None else ()
-    found = arrows(rule_set)
+    found = key_maps(rule_set)
     proof = _Prover(rule_set, found, budget, keys).run()
     if not rule_set.add:
         return proof
@@ -50,7 +50,7 @@ def prove(rule_set: CompiledRules, *, budget: int = BUDGET, header: Iterable[str
 
 
 def _with_constants(
-    proof: Proof, rule_set: CompiledRules, found: Sequence[Arrow], shapes: Sequence[Pattern], budget: int
+    proof: Proof, rule_set: CompiledRules, found: Sequence[KeyMap], shapes: Sequence[Pattern], budget: int
 ) -> Proof:
     """The proof with what `add:` brings: a constant and a rule must not lead to one target.
 
@@ -71,7 +71,7 @@ def _with_constants(
     for meeting in met.found():
         outside = bool(rule_set.domain) and not _in_domain(rule_set.domain, meeting.key)
         if meeting.key is None or outside:
-            undecided.append((meeting.added.id, meeting.arrow.rule_id))
+            undecided.append((meeting.added.id, meeting.key_map.rule_id))
         findings.append(_constant_met(meeting, is_undecided=meeting.key is None or outside))
     refuted = any(finding.code == "RK207" for finding in findings)
     level = proof.level
@@ -96,7 +96,7 @@ def _with_constants(
     )
 
 
-def _constant_passed(rule_set: CompiledRules, entry: Filled, target: str) -> Diagnostic:
+def _constant_passed(rule_set: CompiledRules, entry: AddedTargets, target: str) -> Diagnostic:
     """A key that no rule matches is one that `add` brings."""
     span = rule_set.file.unmatched_span
     labels = (*((Label(span),) if span is not None else ()), Label(entry.span, f"brings {target}", primary=False))
@@ -111,28 +111,28 @@ def _constant_passed(rule_set: CompiledRules, entry: Filled, target: str) -> Dia
 
 
 def _in_domain(domain: Sequence[Pattern], key: str | None) -> bool:
-    return key is not None and any(Reader(pattern)(key) is not None for pattern in domain)
+    return key is not None and any(PatternMatcher(pattern)(key) is not None for pattern in domain)
 
 
-def _constant_met(meeting: Meeting, *, is_undecided: bool) -> Diagnostic:
-    added, arrow = meeting.added, meeting.arrow
+def _constant_met(meeting: AddedClash, *, is_undecided: bool) -> Diagnostic:
+    added, key_map = meeting.added, meeting.key_map
     labels: tuple[Label, ...] = (
         Label(added.span, f"brings {meeting.target}", primary=False),
-        Label(arrow.to or arrow.span, f"{meeting.key or 'a key?'} -> {meeting.target}"),
+        Label(key_map.to or key_map.span, f"{meeting.key or 'a key?'} -> {meeting.target}"),
     )
-    values = {"rules": [added.id, arrow.rule_id], "target": meeting.target, "keys": [meeting.key]}
+    values = {"rules": [added.id, key_map.rule_id], "target": meeting.target, "keys": [meeting.key]}
     if is_undecided:
-        title = f"undecided: may {arrow.rule_id} lead a key to {meeting.target}, which {added.id} brings?"
+        title = f"undecided: may {key_map.rule_id} lead a key to {meeting.target}, which {added.id} brings?"
         help = ("bound the captures of the rule more tightly", "or go on with --allow-undecided")
         return Diagnostic("RK200", title, labels, help, values=values)
-    title = f"{arrow.rule_id} can lead a key to {meeting.target}, which {added.id} brings"
+    title = f"{key_map.rule_id} can lead a key to {meeting.target}, which {added.id} brings"
     advice = ("bound the captures of the rule, or do not add what a source brings",)
-    return Diagnostic("RK207", title, labels, advice, (f"{meeting.key}  (by {arrow.rule_id})",), values=values)
+    return Diagnostic("RK207", title, labels, advice, (f"{meeting.key}  (by {key_map.rule_id})",), values=values)
 
 
 class _Prover:
-    def __init__(self, rule_set: CompiledRules, found: Sequence[Arrow], budget: int, keys: tuple[str, ...]) -> None:
-        self.rules, self.arrows, self.budget, self.keys = rule_set, found, budget, keys
+    def __init__(self, rule_set: CompiledRules, found: Sequence[KeyMap], budget: int, keys: tuple[str, ...]) -> None:
+        self.rules, self.key_maps, self.budget, self.keys = rule_set, found, budget, keys
         self.passes = rule_set.unmatched == "keep"
 
     def run(self) -> Proof:
@@ -165,15 +165,15 @@ class _Prover:
         return self.told(Level.KEYS, within)
 
     def answers(self, domain: Sequence[Pattern]) -> Answers:
-        return Questions(self.arrows, Budget(self.budget), domain, passes=self.passes).run()
+        return Questions(self.key_maps, Budget(self.budget), domain, passes=self.passes).run()
 
     def told(self, level: Level, answers: Answers, domain: str | None = None) -> Proof:
         claim = level.value if level in (Level.ALL, Level.DOMAIN) else Level.KEYS.value
-        teller = Teller(self.rules, self.arrows, self.keys)
+        teller = FindingWriter(self.rules, self.key_maps, self.keys)
         hard = [each for each in answers.undecided if each[0] != "open"]
         findings, witnesses = teller.tell(answers.witnesses, hard, answers.dead, claim, answers.unasked)
         undecided = tuple(
-            tuple(self.arrows[number].rule_id for number in numbers) for _, numbers in answers.undecided
+            tuple(self.key_maps[number].rule_id for number in numbers) for _, numbers in answers.undecided
         )
         return Proof(level, findings, witnesses, undecided, domain)
 

@@ -13,10 +13,10 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from remapkit.proofs.automata import Letters, Piece, shortest_words
+from remapkit.proofs.automata import Alphabet, Nfa, shortest_words
 from remapkit.proofs.budget import Budget, Exhausted
-from remapkit.proofs.linear import Beyond, Index, Same, Table, Tools, Variant
-from remapkit.proofs.union import Net
+from remapkit.proofs.linear import Index, LinearMap, Separator, TableRef, Tools, VariableRef
+from remapkit.proofs.union import UnionNfa
 
 SEPARATOR = "\ud800"
 """Stands for what no key has: the end of a target, before what counts as part of it."""
@@ -38,8 +38,8 @@ class Transducer:
     written: set[str] = field(default_factory=set)
 
 
-def transducer(found: Iterable[Variant], tools: Tools, *, backwards: bool = False) -> Transducer:
-    """The arrow as a transducer from source to target, or from target to source; its variants must be in order."""
+def transducer(found: Iterable[LinearMap], tools: Tools, *, backwards: bool = False) -> Transducer:
+    """The key map as a transducer from source to target, or from target to source; its variants must be in order."""
     machine = Transducer()
     for variant in found:
         _Line(machine, tools, backwards).read(variant)
@@ -52,7 +52,7 @@ class _Line:
         self.open: list[Edge] = []
         self.null: str | None = ""
 
-    def read(self, variant: Variant) -> None:
+    def read(self, variant: LinearMap) -> None:
         targets = list(variant.target)
         if any(isinstance(each, Index) for each in targets):
             # Writes one of many words, which no such transducer does; asked only where a key can be cut in two ways.
@@ -61,14 +61,14 @@ class _Line:
             if slot.word is not None:
                 self.source(slot.word)
                 continue
-            while targets and isinstance(targets[0], str | Beyond):
+            while targets and isinstance(targets[0], str | Separator):
                 each = targets.pop(0)
-                self.beyond() if isinstance(each, Beyond) else self.target(str(each))
+                self.beyond() if isinstance(each, Separator) else self.target(str(each))
             assert slot.piece is not None
-            if targets and isinstance(targets[0], Same) and targets[0].slot == number:
+            if targets and isinstance(targets[0], VariableRef) and targets[0].slot == number:
                 targets.pop(0)
                 self.piece(slot.piece, [None] * len(slot.piece.masks))
-            elif targets and isinstance(targets[0], Table) and targets[0].slot == number:
+            elif targets and isinstance(targets[0], TableRef) and targets[0].slot == number:
                 self.table(targets.pop(0))
             elif self.backwards:
                 # Not shown in the target, so a guard leaves it one word, or this would not be asked.
@@ -76,7 +76,7 @@ class _Line:
             else:
                 self.piece(slot.piece, [""] * len(slot.piece.masks))
         for each in targets:
-            self.beyond() if isinstance(each, Beyond) else self.target(str(each))
+            self.beyond() if isinstance(each, Separator) else self.target(str(each))
         self.machine.ends.update(self.open)
         if self.null is not None:
             self.machine.nulls.append(self.null)
@@ -89,7 +89,7 @@ class _Line:
 
     def beyond(self) -> None:
         if self.backwards:
-            self.piece(Piece([self.tools.letters.separator], [0], [[]], [0], False), [""])
+            self.piece(Nfa([self.tools.letters.separator], [0], [[]], [0], False), [""])
         else:
             self.wrote(SEPARATOR)
 
@@ -102,14 +102,14 @@ class _Line:
         self.piece(self.tools.pieces.word(word), [""] * len(word))
 
     def table(self, table: object) -> None:
-        assert isinstance(table, Table)
+        assert isinstance(table, TableRef)
         pairs = [(value, key) if self.backwards else (key, value) for key, value in table.entries]
         piece = self.tools.pieces.spelt(pairs)
         for _, written in pairs:
             self.machine.written.update(written)
         self.piece(piece, [piece.labels.get(position, "") for position in range(len(piece.masks))])
 
-    def piece(self, piece: Piece, writes: Sequence[str | None]) -> None:
+    def piece(self, piece: Nfa, writes: Sequence[str | None]) -> None:
         machine = self.machine
         here = len(machine.masks)
         machine.masks += piece.masks
@@ -136,7 +136,7 @@ _Delay = tuple[str, str] | None
 _State = tuple[int, int, _Delay]
 
 
-def conflict(machine: Transducer, letters: Letters, budget: Budget, *, by_written: bool = False) -> Conflict | None:
+def conflict(machine: Transducer, letters: Alphabet, budget: Budget, *, by_written: bool = False) -> Conflict | None:
     """The shortest word that is written in two ways, or None where there is none.
 
     `by_written` counts what is written instead of what is read.
@@ -145,7 +145,7 @@ def conflict(machine: Transducer, letters: Letters, budget: Budget, *, by_writte
 
 
 class _Search:
-    def __init__(self, machine: Transducer, letters: Letters, budget: Budget, by_written: bool) -> None:
+    def __init__(self, machine: Transducer, letters: Alphabet, budget: Budget, by_written: bool) -> None:
         self.machine, self.budget, self.by_written = machine, budget, by_written
         self.signs = [*_signs(machine, letters), (letters.separator, SEPARATOR)]
         self.alive = _alive(machine, budget)
@@ -232,7 +232,7 @@ def _delayed(delay: _Delay, one: str, other: str) -> _Delay:
     return None
 
 
-def _signs(machine: Transducer, letters: Letters) -> Iterator[tuple[int, str]]:
+def _signs(machine: Transducer, letters: Alphabet) -> Iterator[tuple[int, str]]:
     """Characters enough to show every difference: two of each class that this machine tells apart."""
     masks = [*machine.masks, *(letters.character(character) for character in machine.written)]
     return _two_of_each(list(dict.fromkeys(masks)), letters)
@@ -269,13 +269,13 @@ def _alive(machine: Transducer, budget: Budget) -> set[tuple[int, int]]:
 _Pair = tuple[int, int, bool]
 
 
-def words_cut_twice(net: Net, arrow: int, budget: Budget) -> Iterator[str]:
-    """Keys that an arrow can cut in several ways, shortest first, until the budget is spent."""
-    if len(net.nulls[arrow]) > 1:
+def words_cut_twice(net: UnionNfa, key_map: int, budget: Budget) -> Iterator[str]:
+    """Keys that a key map can cut in several ways, shortest first, until the budget is spent."""
+    if len(net.nulls[key_map]) > 1:
         yield ""
-    edges, ends = _pairs(net, arrow, budget)
+    edges, ends = _pairs(net, key_map, budget)
     left = _distances(edges, ends)
-    signs = list(_net_signs(net, arrow))
+    signs = list(_net_signs(net, key_map))
     begin = (-1, -1, False)
     # A key of a length is looked for only where one of that length can still be reached.
     for length in range(left.get(begin, 0), left.get(begin, -1) + len(edges) + 1):
@@ -295,7 +295,7 @@ def words_cut_twice(net: Net, arrow: int, budget: Budget) -> Iterator[str]:
         yield from (word for word, pairs in layer.items() if not pairs.isdisjoint(ends))
 
 
-def _pairs(net: Net, arrow: int, budget: Budget) -> tuple[dict[_Pair, list[tuple[int, _Pair]]], set[_Pair]]:
+def _pairs(net: UnionNfa, key_map: int, budget: Budget) -> tuple[dict[_Pair, list[tuple[int, _Pair]]], set[_Pair]]:
     """Pairs of positions that one key can lead to, and whether the two runs differ by then; those it can end in."""
     masks, follow, tags = net.masks, net.follow, net.tags
     begin = (-1, -1, False)
@@ -305,7 +305,7 @@ def _pairs(net: Net, arrow: int, budget: Budget) -> tuple[dict[_Pair, list[tuple
     while pending:
         pair = pending.pop()
         one, other, different = pair
-        lefts, rights = (follow[one], follow[other]) if one >= 0 else (net.starts[arrow], net.starts[arrow])
+        lefts, rights = (follow[one], follow[other]) if one >= 0 else (net.starts[key_map], net.starts[key_map])
         budget.spend(len(lefts) * len(rights) + 1)
         for left in lefts:
             for right in rights:
@@ -341,12 +341,12 @@ def _distances(edges: dict[_Pair, list[tuple[int, _Pair]]], ends: set[_Pair]) ->
     return found
 
 
-def _net_signs(net: Net, arrow: int) -> Iterator[tuple[int, str]]:
-    low, high = net.span[arrow]
+def _net_signs(net: UnionNfa, key_map: int) -> Iterator[tuple[int, str]]:
+    low, high = net.span[key_map]
     return _two_of_each(list(dict.fromkeys(net.masks[low:high])), net.letters)
 
 
-def _two_of_each(masks: Sequence[int], letters: Letters) -> Iterator[tuple[int, str]]:
+def _two_of_each(masks: Sequence[int], letters: Alphabet) -> Iterator[tuple[int, str]]:
     """Two characters, the most readable ones, of each class that these masks tell apart."""
     groups: dict[tuple[bool, ...], list[tuple[int, str]]] = {}
     for bit in range(len(letters.samples)):

@@ -1,7 +1,7 @@
-r"""Nets: the sources, or the targets, of many arrows as one automaton; `searches.py` asks the questions.
+r"""Nets: the sources, or the targets, of many key maps as one automaton; `searches.py` asks the questions.
 
 A position of a target costs as many characters as it stands for in the source, so that the cheapest target that two
-arrows share is that of the smallest pair of keys.
+key maps share is that of the smallest pair of keys.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from remapkit.patterns.finite import words_node
-from remapkit.proofs.automata import Letters, Piece, shortest_words
-from remapkit.proofs.linear import Beyond, Index, Loose, Same, Slot, Table, Tools, Variant, lost
+from remapkit.proofs.automata import Alphabet, Nfa, shortest_words
+from remapkit.proofs.linear import AnyWord, Index, LinearMap, Separator, TableRef, Tools, Variable, VariableRef, lost
 
 
 @dataclass(slots=True)
-class Net:
-    """A union of automata, one for each variant ("line") of each arrow.
+class UnionNfa:
+    """A union of automata, one for each variant ("line") of each key map.
 
     Position `p` reads `masks[p]`, costs `costs[p]`, and is tagged with the stretch it belongs to (`tags[p]`, unique
-    in the net). `starts[a]` are the first positions of arrow `a`, `nulls[a]` its lines that accept the empty word.
+    in the net). `starts[a]` are the first positions of key map `a`, `nulls[a]` its lines that accept the empty word.
     """
 
-    letters: Letters
+    letters: Alphabet
     masks: list[int] = field(default_factory=list)
     follow: list[list[int]] = field(default_factory=list)
     tags: list[int] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Net:
     line: list[int] = field(default_factory=list)
     labels: dict[int, str] = field(default_factory=dict)
     ends: set[int] = field(default_factory=set)
-    lines: list[Line] = field(default_factory=list)
+    lines: list[Member] = field(default_factory=list)
     stretches: list[int] = field(default_factory=list)
     starts: dict[int, list[int]] = field(default_factory=dict)
     nulls: dict[int, list[int]] = field(default_factory=dict)
@@ -45,46 +45,46 @@ class Net:
             words[variant.slots.index(slot)] = self.shortest[line, slot.part]
         for position, character in zip(positions, text, strict=True):
             stretch = variant.target[self.stretches[self.tags[position]]]
-            if isinstance(stretch, Same):
+            if isinstance(stretch, VariableRef):
                 words[stretch.slot] += character
-            elif isinstance(stretch, Table) and position in self.labels:
+            elif isinstance(stretch, TableRef) and position in self.labels:
                 words[stretch.slot] = self.labels[position]
         return "".join(words)
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Member:
     """One variant in a net: whose it is, what it costs before its first character, and what its target loses."""
 
-    arrow: int
-    variant: Variant
+    key_map: int
+    variant: LinearMap
     base: int
     losses: tuple[tuple[int, str, str], ...] = ()
 
 
 class NetBuilder:
-    """Puts arrows into a net, one after the other."""
+    """Puts key maps into a net, one after the other."""
 
     def __init__(self, tools: Tools, *, admitted: bool = False) -> None:
         self.tools = tools
         self.admitted = admitted
         """Whether what tables that say so lose is left out."""
-        self.net = Net(tools.letters)
+        self.net = UnionNfa(tools.letters)
 
-    def sources(self, arrow: int, found: Iterable[Variant]) -> None:
-        """The source keys of an arrow."""
+    def sources(self, key_map: int, found: Iterable[LinearMap]) -> None:
+        """The source keys of a key map."""
         begin = len(self.net.masks)
         for variant in found:
-            self._line(Line(arrow, variant, 0))
+            self._line(Member(key_map, variant, 0))
             self._sequence([(slot.part, *self._read(slot)) for slot in variant.slots])
-        self.net.span[arrow] = (begin, len(self.net.masks))
+        self.net.span[key_map] = (begin, len(self.net.masks))
 
-    def _read(self, slot: Slot) -> tuple[Piece, list[int] | int]:
+    def _read(self, slot: Variable) -> tuple[Nfa, list[int] | int]:
         piece = slot.piece
         return (self.tools.pieces.word(slot.word or "") if piece is None else piece), 1
 
-    def targets(self, arrow: int, found: Iterable[Variant]) -> None:
-        """The target keys of an arrow."""
+    def targets(self, key_map: int, found: Iterable[LinearMap]) -> None:
+        """The target keys of a key map."""
         begin = len(self.net.masks)
         for variant in found:
             losses = tuple(lost(variant, self.tools))
@@ -94,39 +94,39 @@ class NetBuilder:
                 word = self._shortest(slot)
                 self.net.shortest[len(self.net.lines), slot.part] = word
                 dropped += len(word)
-            self._line(Line(arrow, variant, constant + dropped, losses))
+            self._line(Member(key_map, variant, constant + dropped, losses))
             stretches = [(number, *self._written(each, variant)) for number, each in enumerate(variant.target)]
             self._sequence(stretches)
-        self.net.span[arrow] = (begin, len(self.net.masks))
+        self.net.span[key_map] = (begin, len(self.net.masks))
 
-    def _shortest(self, slot: Slot) -> str:
+    def _shortest(self, slot: Variable) -> str:
         assert slot.piece is not None
         return shortest_words(slot.piece, self.tools.letters, 1, self.tools.budget)[0]
 
-    def _written(self, stretch: object, variant: Variant) -> tuple[Piece, list[int] | int]:
+    def _written(self, stretch: object, variant: LinearMap) -> tuple[Nfa, list[int] | int]:
         pieces = self.tools.pieces
         if isinstance(stretch, str):
             return pieces.word(stretch), 0
-        if isinstance(stretch, Same):
+        if isinstance(stretch, VariableRef):
             return self._read(variant.slots[stretch.slot])
-        if isinstance(stretch, Loose):
+        if isinstance(stretch, AnyWord):
             return pieces.of(words_node(stretch.words)), 0
         if isinstance(stretch, Index):
             return pieces.of(stretch.made.node), 0
-        if isinstance(stretch, Beyond):
-            return Piece([self.tools.letters.separator], [0], [[]], [0], False), 0
-        assert isinstance(stretch, Table)
+        if isinstance(stretch, Separator):
+            return Nfa([self.tools.letters.separator], [0], [[]], [0], False), 0
+        assert isinstance(stretch, TableRef)
         piece = pieces.spelt(_some_of_each(stretch.entries, 1 if self.admitted and stretch.lossy else 2))
         return piece, [len(piece.labels.get(position, "")) for position in range(len(piece.masks))]
 
-    def _line(self, line: Line) -> None:
+    def _line(self, line: Member) -> None:
         self.net.lines.append(line)
-        self.net.starts.setdefault(line.arrow, [])
-        self.net.nulls.setdefault(line.arrow, [])
+        self.net.starts.setdefault(line.key_map, [])
+        self.net.nulls.setdefault(line.key_map, [])
 
-    def _sequence(self, stretches: Sequence[tuple[int, Piece, list[int] | int]]) -> None:
+    def _sequence(self, stretches: Sequence[tuple[int, Nfa, list[int] | int]]) -> None:
         net, number = self.net, len(self.net.lines) - 1
-        starts = net.starts[net.lines[number].arrow]
+        starts = net.starts[net.lines[number].key_map]
         self.tools.budget.spend(sum(len(piece.masks) for _, piece, _ in stretches))
         open_ends: list[int] = []
         empty = True
@@ -150,9 +150,9 @@ class NetBuilder:
                 net.labels[here + position] = label
         net.ends.update(open_ends)
         if empty:
-            net.nulls[net.lines[number].arrow].append(number)
+            net.nulls[net.lines[number].key_map].append(number)
 
-    def _tagged(self, piece: Piece, stretch: int) -> list[int]:
+    def _tagged(self, piece: Nfa, stretch: int) -> list[int]:
         """A tag for the stretch, and another one for entries of a table that share their text with another."""
         net = self.net
         tag = len(net.stretches)

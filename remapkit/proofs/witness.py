@@ -19,12 +19,12 @@ class Witness:
     `ambiguous`: one key that two rules match. `cut`: one key with two readings (a text for each part of the pattern)
     and their targets. `within`, `across`: two keys that become one target. `open`: a key that a rule moves onto the
     target, and the target itself, which passes through unmatched. `lost` is the part of the pattern that the target
-    does not show, where that is the reason; `admitted`: the author said so. `covered` are arrows all of whose keys
+    does not show, where that is the reason; `admitted`: the author said so. `covered` are key maps all of whose keys
     the other one matches too.
     """
 
     fault: Fault
-    arrows: tuple[int, ...]
+    key_maps: tuple[int, ...]
     keys: tuple[str, ...]
     targets: tuple[str, ...] = ()
     readings: tuple[tuple[str, ...], ...] = ()
@@ -35,13 +35,13 @@ class Witness:
 
 @dataclass(slots=True)
 class Answers:
-    """What came out: witnesses, the questions that are undecided (arrows and fault), arrows without a key."""
+    """What came out: witnesses, the questions that are undecided (key maps and fault), key maps without a key."""
 
     witnesses: list[Witness] = field(default_factory=list)
     undecided: list[tuple[Fault, tuple[int, ...]]] = field(default_factory=list)
     dead: list[int] = field(default_factory=list)
     unasked: int = 0
-    """Pairs of arrows that were not looked at, because there were faults enough."""
+    """Pairs of key maps that were not looked at, because there were faults enough."""
 
     @property
     def clean(self) -> bool:

@@ -87,10 +87,10 @@ def _entry_point_plugins() -> Iterator[Plugin]:
 
     for point in entry_points(group=GROUP):
         distribution = point.dist.name if point.dist else "an unknown distribution"
-        yield Plugin(point.name, point.value, _folder_of(point.value), f"{point.value} ({distribution})")
+        yield Plugin(point.name, point.value, folder_of(point.value), f"{point.value} ({distribution})")
 
 
-def _folder_of(package: str) -> Path | None:
+def folder_of(package: str) -> Path | None:
     """Where a package lies, without importing it; None where it cannot be found, which its use will say."""
     try:
         spec = importlib.util.find_spec(package)
@@ -155,7 +155,7 @@ def read_object(path: Path) -> Any:
         raise UsageError(Diagnostic("RK611", words, help=one.help)) from None
 
 
-def _look_in_current_folder() -> None:
+def look_in_current_folder() -> None:
     """`python -m` looks into the current folder, an installed command does not, and a model is often a file there."""
     try:
         here = str(Path.cwd())

@@ -20,7 +20,7 @@ SUFFIX = ".witness.json"
 
 
 @dataclass(frozen=True, slots=True)
-class ValueWitness:
+class Verification:
     """What was verified, by which means, for which rules (`digest`), with which versions of what."""
 
     digest: str
@@ -43,11 +43,11 @@ def witness_path(rules: Path) -> Path:
     return rules.with_name(rules.stem + SUFFIX)
 
 
-def read_witness(rules: Path) -> ValueWitness | None:
+def read_witness(rules: Path) -> Verification | None:
     """The witness of a rule file, None where there is none that can be read."""
     try:
         found = read_small_json(witness_path(rules))
-        return ValueWitness(str(found["digest"]), tuple(map(dict, found["verified"])), dict(found["versions"]))
+        return Verification(str(found["digest"]), tuple(map(dict, found["verified"])), dict(found["versions"]))
     except (UnreadableCheckpoint, ValueError, KeyError, TypeError):
         return None
 

@@ -25,12 +25,12 @@ from remapkit.rulefile.syntax import (
     RuleFile,
     WrittenEntry,
     WrittenFill,
-    WrittenFlow,
     WrittenGuard,
     WrittenOp,
     WrittenOutput,
     WrittenParam,
     WrittenPattern,
+    WrittenPipeline,
     WrittenRequirement,
     WrittenRule,
     WrittenSource,
@@ -47,12 +47,12 @@ __all__ = [
     "RuleFile",
     "WrittenEntry",
     "WrittenFill",
-    "WrittenFlow",
     "WrittenGuard",
     "WrittenOp",
     "WrittenOutput",
     "WrittenParam",
     "WrittenPattern",
+    "WrittenPipeline",
     "WrittenRequirement",
     "WrittenRule",
     "WrittenSource",
@@ -228,8 +228,8 @@ class _Written:
         fields = _fields(node)
         forget = tuple(_text(item) for item in _list(fields.get("forget")))
         sources, outputs = _sources(node, fields), _outputs(fields)
-        flow = _flow(fields, sources, outputs) if _FLOWS & set(fields) else None
-        return WrittenRule(_text(fields["id"]), sources[0].pattern, outputs[0].to, node.span, forget, flow)
+        pipeline = _pipeline(fields, sources, outputs) if _PIPELINE_FIELDS & set(fields) else None
+        return WrittenRule(_text(fields["id"]), sources[0].pattern, outputs[0].to, node.span, forget, pipeline)
 
     def tests(self, node: Node | None) -> Iterator[WrittenTest]:
         for key, value in _entries(node):
@@ -293,7 +293,7 @@ def _pattern(node: Node) -> WrittenPattern:
     return WrittenPattern(surface, _text(fields[surface]), node.span, where, leaf, said)
 
 
-_FLOWS = {"ops", "concat", "stack", "unstack", "split", "copy", "tie"}
+_PIPELINE_FIELDS = {"ops", "concat", "stack", "unstack", "split", "copy", "tie"}
 """The fields that make a rule more than a renaming."""
 
 
@@ -317,16 +317,16 @@ def _outputs(fields: dict[str, Node]) -> tuple[WrittenOutput, ...]:
     )
 
 
-def _flow(
+def _pipeline(
     fields: dict[str, Node], sources: tuple[WrittenSource, ...], outputs: tuple[WrittenOutput, ...]
-) -> WrittenFlow:
+) -> WrittenPipeline:
     parts = {
         name: node
         for name in ("concat", "stack", "unstack", "split")
         if isinstance(node := fields.get(name), MapNode)
     }
     share: Literal["copy", "tie"] | None = "copy" if "copy" in fields else "tie" if "tie" in fields else None
-    return WrittenFlow(sources, outputs, tuple(map(_op, _list(fields.get("ops")))), share=share, **parts)
+    return WrittenPipeline(sources, outputs, tuple(map(_op, _list(fields.get("ops")))), share=share, **parts)
 
 
 def _ops(node: Node) -> tuple[WrittenOp, ...]:

@@ -65,7 +65,7 @@ class WrittenOutput:
 
 
 @dataclass(frozen=True, slots=True)
-class WrittenFlow:
+class WrittenPipeline:
     """What a rule with operations does: sources, joined, changed, taken apart, to outputs.
 
     `concat`, `stack`, `unstack` and `split` are the mappings with the numbers; `share` is set where every output gets
@@ -95,7 +95,7 @@ class WrittenRule:
     to: Text
     span: Span
     forget: tuple[Text, ...] = ()
-    flow: WrittenFlow | None = None
+    pipeline: WrittenPipeline | None = None
 
 
 @dataclass(frozen=True, slots=True)

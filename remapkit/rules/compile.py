@@ -12,17 +12,25 @@ from typing import Any
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
-from remapkit.ops.base import Refused
+from remapkit.ops.base import RefusedOp
 from remapkit.ops.params import param_values
 from remapkit.patterns.compile import allowed, compile_pattern
 from remapkit.patterns.literals import read_word
 from remapkit.patterns.pattern import SEGMENT, Part, Pattern
-from remapkit.patterns.template import Mapped, Template
+from remapkit.patterns.template import MapItem, Template
 from remapkit.rulefile.arithmetic import BadNumber, NoValue
 from remapkit.rulefile.syntax import RuleFile, WrittenFill, WrittenPattern, WrittenRule, WrittenTable
 from remapkit.rules.compile_template import compile_template, syntax_problems
-from remapkit.rules.model import CompiledRules, Kind, Requirement, Rule, Table
-from remapkit.rules.pipeline import Filled, Flow, FlowReader, fill_pattern, fill_targets, is_integer, template_pattern
+from remapkit.rules.model import CompiledRules, Requirement, Rule, RuleKind, Table
+from remapkit.rules.pipeline import (
+    AddedTargets,
+    FlowReader,
+    Pipeline,
+    fill_pattern,
+    fill_targets,
+    is_integer,
+    template_pattern,
+)
 from remapkit.rules.requirements import read_requirements
 
 MAX_ADDED = 100_000
@@ -76,7 +84,7 @@ class _Compiler:
         self.file = rule_file
         self.problems: list[Diagnostic] = []
         self.params = param_values(rule_file.params, params, config, self.problems)
-        self.flows = FlowReader(self.params, self.problems)
+        self.pipelines = FlowReader(self.params, self.problems)
         self.warnings: list[Diagnostic] = []
         self.tables = {table.name.value: self.table(table) for table in rule_file.tables}
         self.keys = {name: tuple(table.entries) for name, table in self.tables.items()}
@@ -136,8 +144,8 @@ class _Compiler:
         return template
 
     def rule(self, written: WrittenRule) -> tuple[Rule, ...]:
-        if written.flow is not None:
-            return self.flowing(written)
+        if written.pipeline is not None:
+            return self.pipeline_rules(written)
         pattern = self.pattern(written.pattern)
         if pattern is None:
             # What can be said of a template without its pattern is said now, not in the next round.
@@ -150,55 +158,64 @@ class _Compiler:
         uses = _table_uses(pattern, template)
         return (Rule(written.id.value, "rule", pattern, template, written.span, uses),)
 
-    def flowing(self, written: WrittenRule) -> tuple[Rule, ...]:
+    def pipeline_rules(self, written: WrittenRule) -> tuple[Rule, ...]:
         """A rule with operations: one `Rule` for each pattern that it reads."""
-        assert written.flow is not None
+        assert written.pipeline is not None
         before = len(self.problems)
-        found = [self.pattern(source.pattern) for source in written.flow.sources]
+        found = [self.pattern(source.pattern) for source in written.pipeline.sources]
         patterns = [pattern for pattern in found if pattern is not None]
-        flow = self.flow(written, patterns) if len(patterns) == len(found) else None
-        if flow is None or len(self.problems) > before:
+        pipeline = self.pipeline(written, patterns) if len(patterns) == len(found) else None
+        if pipeline is None or len(self.problems) > before:
             return ()
         return tuple(
-            Rule(flow.id, "rule", pattern, templates[0], written.span, _all_uses(pattern, templates), flow, number)
-            for number, (pattern, templates) in enumerate(zip(flow.patterns, flow.templates, strict=True))
+            Rule(
+                pipeline.id,
+                "rule",
+                pattern,
+                templates[0],
+                written.span,
+                _all_uses(pattern, templates),
+                pipeline,
+                number,
+            )
+            for number, (pattern, templates) in enumerate(zip(pipeline.patterns, pipeline.templates, strict=True))
         )
 
-    def flow(self, written: WrittenRule, patterns: list[Pattern]) -> Flow | None:
-        flow, read = written.flow, self.flows
-        assert flow is not None
+    def pipeline(self, written: WrittenRule, patterns: list[Pattern]) -> Pipeline | None:
+        pipeline, read = written.pipeline, self.pipelines
+        assert pipeline is not None
         before = len(self.problems)
-        read.check_captures(flow, patterns)
+        read.check_captures(pipeline, patterns)
         if len(self.problems) > before:
             return None
         forget = written.forget
         templates = []
-        unstack = read.axis(flow.unstack)
+        unstack = read.axis(pipeline.unstack)
         count = unstack.known_count(self.params) if unstack is not None else None
         for pattern in patterns:
             seen = len(self.problems)
-            against = template_pattern(pattern, flow, count)
-            row = [self.template(each.to, forget, against) for each in flow.outputs]
+            against = template_pattern(pattern, pipeline, count)
+            row = [self.template(each.to, forget, against) for each in pipeline.outputs]
             if len(self.problems) > seen:
                 break
             templates.append(tuple(each for each in row if each is not None))
-        made = Flow(
+        made = Pipeline(
             id=written.id.value,
             span=written.span,
             patterns=tuple(patterns),
             templates=tuple(templates),
-            before=tuple(read.calls.calls(each.ops) for each in flow.sources),
-            after=tuple(read.calls.calls(each.ops) for each in flow.outputs),
-            ops=read.calls.calls(flow.ops),
-            concat=read.split(flow.concat, len(flow.sources)),
-            stack=read.axis(flow.stack),
+            before=tuple(read.calls.calls(each.ops) for each in pipeline.sources),
+            after=tuple(read.calls.calls(each.ops) for each in pipeline.outputs),
+            ops=read.calls.calls(pipeline.ops),
+            concat=read.split(pipeline.concat, len(pipeline.sources)),
+            stack=read.axis(pipeline.stack),
             unstack=unstack,
-            split=read.split(flow.split, len(flow.outputs)),
-            share=flow.share,
+            split=read.split(pipeline.split, len(pipeline.outputs)),
+            share=pipeline.share,
         )
         return made if len(self.problems) == before else None
 
-    def fill(self, number: int, written: WrittenFill) -> Filled | None:
+    def fill(self, number: int, written: WrittenFill) -> AddedTargets | None:
         """One entry of `add`."""
         before = len(self.problems)
         parts = []
@@ -224,10 +241,10 @@ class _Compiler:
         if template is None or len(self.problems) > before:
             return None
         fields = {key.value: node for key, node in written.node.entries}
-        shape = self.flows.calls.arg(fields["shape"])
-        value = self.flows.calls.arg(fields["fill"]) if fields["fill"].kind != "text" else fields["fill"].value  # type: ignore[union-attr]
+        shape = self.pipelines.calls.arg(fields["shape"])
+        value = self.pipelines.calls.arg(fields["fill"]) if fields["fill"].kind != "text" else fields["fill"].value  # type: ignore[union-attr]
         dtype = fields["dtype"].value  # type: ignore[union-attr]
-        filled = Filled(
+        filled = AddedTargets(
             f"add[{number}]",
             written.node.span,
             tuple(fill_targets(template, tuple(parts))),
@@ -240,11 +257,11 @@ class _Compiler:
             filled.op(self.params)
         except NoValue:
             pass  # said when a plan needs it
-        except (BadNumber, Refused) as error:
+        except (BadNumber, RefusedOp) as error:
             self.problems.append(Diagnostic("RK163", str(error), (Label(written.node.span),), ("correct it",)))
         return filled if len(self.problems) == before else None
 
-    def named(self, kind: Kind, written: Iterable[WrittenPattern]) -> tuple[Rule, ...]:
+    def named(self, kind: RuleKind, written: Iterable[WrittenPattern]) -> tuple[Rule, ...]:
         rules = []
         for number, each in enumerate(written):
             pattern = self.pattern(each)
@@ -256,7 +273,7 @@ class _Compiler:
         return tuple(filter(None, (self.pattern(each) for each in self.file.source_domain)))
 
     def requirements(self) -> tuple[Requirement, ...]:
-        calls, written = self.flows.calls, self.file.require
+        calls, written = self.pipelines.calls, self.file.require
         return tuple(read_requirements(written, self.params, self.pattern, calls, is_integer, self.problems))
 
     def check_ids(self) -> None:
@@ -286,5 +303,5 @@ def _all_uses(pattern: Pattern, templates: Iterable[Template]) -> tuple[tuple[st
 def _table_uses(pattern: Pattern, template: Template | None) -> tuple[tuple[str, str], ...]:
     uses = [(part.name, part.table) for part in pattern.captures if part.name and part.table]
     if template is not None:
-        uses += [(item.names[0], item.table) for item in template.items if isinstance(item, Mapped) and item.table]
+        uses += [(item.names[0], item.table) for item in template.items if isinstance(item, MapItem) and item.table]
     return tuple(dict.fromkeys(uses))

@@ -14,7 +14,7 @@ from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
 from remapkit.patterns.literals import judge, quoted_at
 from remapkit.patterns.pattern import Part, Pattern
-from remapkit.patterns.template import _PLAIN, Copy, Item, Literal, Mapped, Template
+from remapkit.patterns.template import PLAIN_TEXT, CaptureItem, MapItem, Template, TemplateItem, TextItem
 from remapkit.rules.model import Table
 from remapkit.tensors.spec import name_problem
 
@@ -220,7 +220,7 @@ def _fields(text: Text) -> Iterator[str | _Field | Diagnostic]:
             pending += literal
             yield from problems
         elif sign not in "{}":
-            start, here = here, _PLAIN.match(value, here).end()  # type: ignore[union-attr]
+            start, here = here, PLAIN_TEXT.match(value, here).end()  # type: ignore[union-attr]
             pending += value[start:here]
             plain.append((start, here))
         else:
@@ -281,14 +281,14 @@ class _Compiler:
             labels.append(Label(self.pattern.text.at(*about.at), "captured here", primary=False))
         self.problems.append(Diagnostic(code, title, tuple(labels), help))
 
-    def items(self) -> tuple[Item, ...]:
-        items: list[Item] = []
+    def items(self) -> tuple[TemplateItem, ...]:
+        items: list[TemplateItem] = []
         for each in _fields(self.text):
             if isinstance(each, Diagnostic):
                 self.problems.append(each)
             elif isinstance(each, str):
                 self.check_literal(each)
-                items.append(Literal(each))
+                items.append(TextItem(each))
             else:
                 item = self.field(each)
                 if item is not None:
@@ -306,7 +306,7 @@ class _Compiler:
             help = "write the template on one line, in single quotes"
             self.problem("RK158", f"the target {problem}", (0, len(self.text.value)), help)
 
-    def field(self, written: _Field) -> Item | None:
+    def field(self, written: _Field) -> TemplateItem | None:
         parts = [self.part(name) for name in _names(written.expression)]
         if any(part is None for part in parts):
             return None
@@ -322,7 +322,7 @@ class _Compiler:
             assert parts[0] is not None
             return self.looked_up(parts[0], written)
         if isinstance(expression, _Name):
-            return Copy(expression.name)
+            return CaptureItem(expression.name)
         return self.arithmetic(expression, written)
 
     def part(self, name: _Name) -> Part | None:
@@ -334,7 +334,7 @@ class _Compiler:
             self.problem("RK151", f"{name.name!r} is not captured by the pattern", name.at, help)
         return part
 
-    def looked_up(self, part: Part, written: _Field) -> Mapped | None:
+    def looked_up(self, part: Part, written: _Field) -> MapItem | None:
         assert written.table is not None and part.name is not None
         table = self.tables.get(written.table)
         if table is None:
@@ -357,14 +357,14 @@ class _Compiler:
             )
             return None
         mapping: dict[tuple[str, ...], str] = {(value,): table.entries[value] for value in part.values}
-        return Mapped((part.name,), mapping, self.text.value[slice(*written.at)], table.name)
+        return MapItem((part.name,), mapping, self.text.value[slice(*written.at)], table.name)
 
     def _bound(self, part: Part, table: str) -> str:
         if self.pattern.surface == "path":
             return f"write {{{part.name}:{table}}}"
         return f"add `where: {{{part.name}: {table}}}`"
 
-    def arithmetic(self, expression: _Expression, written: _Field) -> Item | None:
+    def arithmetic(self, expression: _Expression, written: _Field) -> TemplateItem | None:
         names = tuple(dict.fromkeys(name.name for name in _names(expression)))
         parts = [self.pattern.capture(name) for name in names]
         spaces: list[tuple[str, ...]] = []
@@ -386,8 +386,8 @@ class _Compiler:
             self.no_index(expression, dict(zip(names, map(int, failing), strict=True)), written)
             return None
         if not names:
-            return Literal(mapping[()])
-        return Mapped(names, mapping, self.text.value[slice(*written.at)])
+            return TextItem(mapping[()])
+        return MapItem(names, mapping, self.text.value[slice(*written.at)])
 
     def integers(self, part: Part, written: _Field) -> tuple[str, ...] | None:
         path = self.pattern.surface == "path"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.source import Span
-from remapkit.patterns.matcher import Outcome, Reader, Renamer, SetMatcher
+from remapkit.patterns.matcher import KeyOutcome, PatternMatcher, Renamer, SetMatcher
 from remapkit.patterns.pattern import Pattern
 from remapkit.patterns.stopping import Stop, stopped_at
 from remapkit.patterns.template import Template
 from remapkit.rulefile.syntax import RuleFile, WrittenTest
-from remapkit.rules.pipeline import Filled, Flow
+from remapkit.rules.pipeline import AddedTargets, Pipeline
 
 if TYPE_CHECKING:
     pass
@@ -34,12 +34,12 @@ class Requirement:
     name: str
     wanted: tuple[Arg, ...]
     span: Span
-    reader: Reader | None = None
+    reader: PatternMatcher | None = None
     by: str | None = None
     note: str | None = None
 
 
-Kind = Literal["rule", "keep", "drop"]
+RuleKind = Literal["rule", "keep", "drop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,12 @@ class Match:
     @property
     def targets(self) -> tuple[str, ...]:
         """Every target key; none for a key that is dropped."""
-        if self.rule.flow is None:
+        if self.rule.pipeline is None:
             return () if self.target is None else (self.target,)
-        made = {} if self.rule.flow.unstack is None else {self.rule.flow.unstack.by: None}
-        return tuple(each.render({**self.captures, **made}) for each in self.rule.flow.templates[self.rule.branch])
+        made = {} if self.rule.pipeline.unstack is None else {self.rule.pipeline.unstack.by: None}
+        return tuple(
+            each.render({**self.captures, **made}) for each in self.rule.pipeline.templates[self.rule.branch]
+        )
 
     @property
     def table_uses(self) -> tuple[tuple[str, str], ...]:
@@ -75,17 +77,17 @@ class Rule:
     """
 
     id: str
-    kind: Kind
+    kind: RuleKind
     pattern: Pattern
     template: Template | None
     span: Span
     tables: tuple[tuple[str, str], ...] = ()
-    flow: Flow | None = None
+    pipeline: Pipeline | None = None
     branch: int = 0
-    reader: Reader = field(init=False, compare=False, repr=False)
+    reader: PatternMatcher = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reader", Reader(self.pattern))
+        object.__setattr__(self, "reader", PatternMatcher(self.pattern))
 
     def match(self, fqn: str) -> Match | None:
         """The match of a whole key, or None.
@@ -103,8 +105,8 @@ class Rule:
         """The target key for what was captured (of a rule that writes several, the first)."""
         if self.kind == "drop":
             return None
-        if self.flow is not None and self.flow.unstack is not None:
-            captures = {**captures, self.flow.unstack.by: None}
+        if self.pipeline is not None and self.pipeline.unstack is not None:
+            captures = {**captures, self.pipeline.unstack.by: None}
         return fqn if self.template is None else self.template.render(captures)
 
     def stopped_at(self, fqn: str) -> Stop | None:
@@ -130,7 +132,7 @@ class CompiledRules:
     tables: Mapping[str, Mapping[str, str]] = field(hash=False)
     domain: tuple[Pattern, ...] = ()
     warnings: tuple[Diagnostic, ...] = ()
-    add: tuple[Filled, ...] = ()
+    add: tuple[AddedTargets, ...] = ()
     params: Mapping[str, int | None] = field(default_factory=dict, hash=False)
     require: tuple[Requirement, ...] = ()
     everything: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
@@ -176,14 +178,14 @@ class CompiledRules:
     @property
     def has_operations(self) -> bool:
         """Whether any rule does more than to rename."""
-        return bool(self.add) or any(rule.flow is not None for rule in self.rules)
+        return bool(self.add) or any(rule.pipeline is not None for rule in self.rules)
 
 
-def _outcome(rule: Rule) -> Outcome:
+def _outcome(rule: Rule) -> KeyOutcome:
     """What becomes of the keys of a rule."""
     if rule.kind != "rule":
         return rule.kind
-    return "plan" if rule.flow is not None or rule.template is None else rule.template
+    return "plan" if rule.pipeline is not None or rule.template is None else rule.template
 
 
 @dataclass(frozen=True, slots=True)

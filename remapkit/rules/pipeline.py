@@ -1,8 +1,9 @@
-"""Flows: what rules with operations do, compiled. Sources are joined, changed and taken apart, in this one order:
+"""Pipelines: what rules with operations do, compiled. Sources are joined, changed and taken apart, in this one order:
 
     each source's own ops -> concat -> stack -> ops -> unstack -> split -> each target's own ops
 
-A flow is symbolic: its numbers may be params. `Flow.resolved` gives it numbers, `gather.py` makes moves of it.
+A pipeline is symbolic: its numbers may be params. `Pipeline.resolved` gives it numbers, and `plans/groups.py` makes
+moves of it.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from remapkit.patterns.charset import DIGITS
 from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.pattern import CANONICAL, Part, Pattern
 from remapkit.patterns.template import Template
-from remapkit.patterns.tree import Alt, Chars, Group, Node, Repeat
+from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat
 from remapkit.rulefile.arithmetic import BadNumber
-from remapkit.rulefile.syntax import WrittenFill, WrittenFlow
+from remapkit.rulefile.syntax import WrittenFill, WrittenPipeline
 from remapkit.rulefile.yaml.nodes import ListNode, MapNode, ScalarNode
 from remapkit.tensors.spec import TensorSpec
 
@@ -46,7 +47,7 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class SplitRule:
     """Where a tensor is cut, or put together: `sizes` are those of the parts, `equal` says that they are the same.
 
     A split without sizes is an equal one; a concat without them takes whatever comes.
@@ -59,7 +60,7 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
+class Pipeline:
     """What a rule does with values. `before` has the operations of each source, `after` those of each target.
 
     `templates[source][target]` are the target keys in the captures of each source's pattern. The capture `stack.by`
@@ -73,10 +74,10 @@ class Flow:
     before: tuple[tuple[Call, ...], ...]
     after: tuple[tuple[Call, ...], ...]
     ops: tuple[Call, ...] = ()
-    concat: Split | None = None
+    concat: SplitRule | None = None
     stack: Axis | None = None
     unstack: Axis | None = None
-    split: Split | None = None
+    split: SplitRule | None = None
     share: Literal["copy", "tie"] | None = None
 
     @property
@@ -94,7 +95,7 @@ class Flow:
         return tuple(dict.fromkeys(name for number in numbers for name in names_in(number)))
 
     def resolved(self, params: Params) -> Resolved:
-        """The flow with numbers; raises `BadNumber` where the params do not give them."""
+        """The pipeline with numbers; raises `BadNumber` where the params do not give them."""
         spans: dict[int, Span | None] = {}
 
         def ops(calls: tuple[Call, ...]) -> tuple[base.Op, ...]:
@@ -117,7 +118,7 @@ class Flow:
         )
 
 
-def _sizes(split: Split | None, params: Params) -> tuple[int, ...] | None:
+def _sizes(split: SplitRule | None, params: Params) -> tuple[int, ...] | None:
     if split is None or split.sizes is None:
         return None
     sizes = tuple(int(evaluated(size, params)) for size in split.sizes)
@@ -137,7 +138,7 @@ def _count(axis: Axis | None, params: Params) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A flow with numbers; `spans` are the places of its operations in the rule file, by identity."""
+    """A pipeline with numbers; `spans` are the places of its operations in the rule file, by identity."""
 
     before: tuple[tuple[base.Op, ...], ...]
     ops: tuple[base.Op, ...]
@@ -150,7 +151,7 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True)
-class Filled:
+class AddedTargets:
     """One entry of `add`, compiled: `targets` are all its target keys."""
 
     id: str
@@ -161,7 +162,7 @@ class Filled:
     dtype: str
     template: Template | None = None
 
-    def op(self, params: Params) -> join.Fill:
+    def op(self, params: Params) -> join.FillOp:
         """What it holds; raises `BadNumber` or `Refused`."""
         shape = tuple(int(evaluated(size, params)) for size in self.shape)
         if shape and min(shape) < 0:
@@ -172,15 +173,15 @@ class Filled:
         if self.value == "arange" and self.dtype not in dtype.FLOATS and spec.numel:
             dtype.check_holds(spec.numel - 1, self.dtype)
         if self.value == "tril" and len(shape) < 2:
-            raise base.Refused("tril wants two dimensions at least")
-        return join.Fill(self.value, spec)
+            raise base.RefusedOp("tril wants two dimensions at least")
+        return join.FillOp(self.value, spec)
 
 
 # ------------------------------------------------------------------------------------------------- compilation
 
 
 class FlowReader:
-    """Reads the numbers and operations of written flows; what is wrong goes to `problems`."""
+    """Reads the numbers and operations of written pipelines; what is wrong goes to `problems`."""
 
     def __init__(self, params: Mapping[str, object], problems: list[Diagnostic]) -> None:
         self.calls, self.problems = CallReader(params, problems), problems
@@ -201,7 +202,7 @@ class FlowReader:
             )
         return Axis(_integer(node, "dim"), _word(node, "by").value, number, node.span)
 
-    def split(self, node: MapNode | None, parts: int) -> Split | None:
+    def split(self, node: MapNode | None, parts: int) -> SplitRule | None:
         """`split` or `concat`, with one size for each part."""
         if node is None:
             return None
@@ -218,9 +219,9 @@ class FlowReader:
                 self.problem(
                     f"{len(numbers)} sizes for {parts} parts", sizes.span, "one size for each entry of `into`"
                 )
-        return Split(_integer(node, "dim"), numbers, equal, node.span)
+        return SplitRule(_integer(node, "dim"), numbers, equal, node.span)
 
-    def check_captures(self, written: WrittenFlow, patterns: list[Pattern]) -> None:
+    def check_captures(self, written: WrittenPipeline, patterns: list[Pattern]) -> None:
         """Every pattern of one rule has the same captures; what `stack` counts is an integer, `unstack` is new."""
         first = {part.name for part in patterns[0].captures}
         for pattern in patterns[1:]:
@@ -248,7 +249,7 @@ class FlowReader:
             title = f"`unstack` makes {by.value!r}, which the pattern captures already"
             self.problem(title, by.span, "give the index a name of its own")
 
-    def _check_templates(self, written: WrittenFlow) -> None:
+    def _check_templates(self, written: WrittenPipeline) -> None:
         """What is counted away is in no target, and the index that is made in each."""
         for output in written.outputs:
             if written.stack is not None and _mentions(output.to, by := _word(written.stack, "by").value):
@@ -282,7 +283,7 @@ def is_integer(part: Part) -> bool:
     return part.node == CANONICAL or _only_digits(part.node)
 
 
-def _only_digits(node: Node) -> bool:
+def _only_digits(node: PatternNode) -> bool:
     if isinstance(node, Chars):
         return all(DIGITS[0][0] <= low and high <= DIGITS[0][1] for low, high in node.chars)
     if isinstance(node, Repeat):
@@ -294,7 +295,7 @@ def _only_digits(node: Node) -> bool:
     return bool(node.items) and all(map(_only_digits, node.items))
 
 
-def template_pattern(pattern: Pattern, written: WrittenFlow, count: int | None = None) -> Pattern:
+def template_pattern(pattern: Pattern, written: WrittenPipeline, count: int | None = None) -> Pattern:
     """The pattern that templates are compiled against: without what is folded, with the index that is made.
 
     `count` is how many `unstack` makes, where that is known: then the index is bounded.

@@ -16,7 +16,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import counted, listed
 from remapkit.ops.calls import Arg, CallReader, evaluated
-from remapkit.patterns.matcher import Reader
+from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import Part, Pattern
 from remapkit.rulefile.arithmetic import BadNumber
 from remapkit.rulefile.syntax import WrittenPattern, WrittenRequirement
@@ -59,7 +59,7 @@ def read_requirements(
             )
         if each.what != "param":
             pattern = compiled(WrittenPattern("path", each.name, each.name.span))
-            reader = Reader(pattern) if pattern is not None else None
+            reader = PatternMatcher(pattern) if pattern is not None else None
             if pattern is not None and each.what == "count":
                 by = _counted_capture(each, pattern, is_integer, problems)
         if each.what == "shape" and not isinstance(each.wanted, ListNode):

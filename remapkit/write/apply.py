@@ -61,7 +61,7 @@ def provenance(rules: CompiledRules, source: Path) -> dict[str, str]:
     }
 
 
-def _restore(source: Path) -> bool:
+def restore(source: Path) -> bool:
     from remapkit.write.execute import recover
 
     return recover(source)

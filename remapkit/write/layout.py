@@ -22,7 +22,7 @@ from remapkit.tensors.spec import DTYPE_BITS
 
 
 @dataclass(frozen=True, slots=True)
-class Literal:
+class BytesPiece:
     """Bytes that are written as they are."""
 
     data: bytes
@@ -34,7 +34,7 @@ class Literal:
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class CopyPiece:
     """A stretch of a source file."""
 
     source: SourceFile
@@ -43,14 +43,14 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class StreamPiece:
     """A tensor that is not one stretch of a file: a strided view, a compressed storage, the result of operations."""
 
     move: Move
     nbytes: int
 
 
-Piece = Literal | Copy | Stream
+Piece = BytesPiece | CopyPiece | StreamPiece
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,9 @@ def fingerprint(layout: FileLayout, sources: Sequence[SourceFile]) -> str:
     number = {id(source): n for n, source in enumerate(sources)}
     digest = hashlib.sha256()
     for piece in layout.pieces:
-        if isinstance(piece, Literal):
+        if isinstance(piece, BytesPiece):
             digest.update(b"%d:" % piece.nbytes + piece.data)
-        elif isinstance(piece, Copy):
+        elif isinstance(piece, CopyPiece):
             digest.update(repr((number.get(id(piece.source)), piece.offset, piece.nbytes)).encode())
         elif piece.move.ops:
             return ""
@@ -147,13 +147,13 @@ def lay_out_safetensors(name: str, moves: Sequence[Move], reader: Reader, metada
     raw = header_json(((move.target, move.spec) for move in moves), metadata)
     data = _merged(piece for move in moves for piece in tensor_pieces(move, reader))
     first = next(iter(data), None)
-    start = first.offset % BLOCK if isinstance(first, Copy) else 0
+    start = first.offset % BLOCK if isinstance(first, CopyPiece) else 0
     # A data start of odd offset would leave every tensor unaligned: it only pays where blocks can be shared.
     try:
         header = padded_header(raw, start if start % 8 == 0 else 0)
     except ValueError as error:
         raise unwritable("RK505", str(error), help=("write shards: --shard-size 5GB",)) from None
-    return FileLayout(name, (Literal(header), *data), tuple(moves))
+    return FileLayout(name, (BytesPiece(header), *data), tuple(moves))
 
 
 def check_dims(moves: Iterable[Move]) -> None:
@@ -177,8 +177,8 @@ def tensor_piece(move: Move, reader: Reader) -> Piece:
     """What a target's bytes are: a stretch of a source file, or something that must be made."""
     extent = reader.extent(move.sources[0]) if not move.ops else None
     if extent is None:
-        return Stream(move, move.spec.nbytes)
-    return Copy(extent.source, extent.offset, extent.length)
+        return StreamPiece(move, move.spec.nbytes)
+    return CopyPiece(extent.source, extent.offset, extent.length)
 
 
 def tensor_pieces(move: Move, reader: Reader) -> list[Piece]:
@@ -189,7 +189,7 @@ def tensor_pieces(move: Move, reader: Reader) -> list[Piece]:
         extents = [reader.extent(fqn) for fqn in move.sources] if ranges is not None else [None]
         found = [extent for extent in extents if extent is not None]
         if ranges is not None and len(found) == len(extents):
-            return [Copy(found[r.source].source, found[r.source].offset + r.offset, r.length) for r in ranges]
+            return [CopyPiece(found[r.source].source, found[r.source].offset + r.offset, r.length) for r in ranges]
     return [tensor_piece(move, reader)]
 
 
@@ -201,12 +201,12 @@ def _merged(pieces: Iterable[Piece]) -> list[Piece]:
         if piece.nbytes == 0:
             continue
         if (
-            isinstance(piece, Copy)
-            and isinstance(last, Copy)
+            isinstance(piece, CopyPiece)
+            and isinstance(last, CopyPiece)
             and last.source is piece.source
             and last.offset + last.nbytes == piece.offset
         ):
-            merged[-1] = Copy(piece.source, last.offset, last.nbytes + piece.nbytes)
+            merged[-1] = CopyPiece(piece.source, last.offset, last.nbytes + piece.nbytes)
         else:
             merged.append(piece)
     return merged
@@ -232,7 +232,7 @@ def lay_out_shards(
     total = sum(move.spec.nbytes for move in moves)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     text = json.dumps(index, ensure_ascii=False, indent=2) + "\n"
-    return [*shards, FileLayout(f"{stem}.safetensors.index.json", (Literal(text.encode("utf-8")),), ())]
+    return [*shards, FileLayout(f"{stem}.safetensors.index.json", (BytesPiece(text.encode("utf-8")),), ())]
 
 
 def _groups(moves: Sequence[Move], shard_size: int) -> list[list[Move]]:

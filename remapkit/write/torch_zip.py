@@ -18,7 +18,7 @@ from remapkit.formats.reader import Reader
 from remapkit.formats.torch_file import METADATA
 from remapkit.plans.moves import Move
 from remapkit.tensors.spec import TensorSpec
-from remapkit.write.layout import FileLayout, Literal, Piece, Seal, check_dims, tensor_piece
+from remapkit.write.layout import BytesPiece, FileLayout, Piece, Seal, check_dims, tensor_piece
 
 _ALIGNMENT = 64
 _MAX32 = 0xFFFFFFFF
@@ -84,7 +84,7 @@ def _storage_keys(moves: Sequence[Move], tied: Iterable[Sequence[str]]) -> tuple
 
 
 def _literal(name: str, data: bytes) -> _Record:
-    return _Record(name, Literal(data), zlib.crc32(data))
+    return _Record(name, BytesPiece(data), zlib.crc32(data))
 
 
 def _tensor_record(name: str, move: Move, reader: Reader) -> _Record:
@@ -109,7 +109,7 @@ def _zip(records: Sequence[_Record]) -> tuple[list[Piece], list[Seal]]:
     for record in records:
         header = _local_header(record, at)
         places.append((at, len(pieces) + 1))
-        pieces += [Literal(header), record.piece]
+        pieces += [BytesPiece(header), record.piece]
         at += len(header) + record.piece.nbytes
     directory_at, seals, entries = at, [], []
     for record, (header_at, piece) in zip(records, places, strict=True):
@@ -118,7 +118,7 @@ def _zip(records: Sequence[_Record]) -> tuple[list[Piece], list[Seal]]:
         entries.append(_central_entry(record, header_at))
         at += len(entries[-1])
     entries.append(_end(len(records), directory_at, at))
-    return [*pieces, Literal(b"".join(entries))], seals
+    return [*pieces, BytesPiece(b"".join(entries))], seals
 
 
 def _local_header(record: _Record, at: int) -> bytes:

@@ -19,7 +19,7 @@ from remapkit.files.index_names import is_index
 from remapkit.files.locks import hold
 from remapkit.files.source_file import CHUNK, reason
 from remapkit.formats.reader import Reader
-from remapkit.write.layout import Copy, FileLayout, Literal, Piece, Stream, fingerprint
+from remapkit.write.layout import BytesPiece, CopyPiece, FileLayout, Piece, StreamPiece, fingerprint
 from remapkit.write.replaced import dress, other_layouts, remove_replaced
 
 Progress = Callable[[int, int], None]
@@ -44,11 +44,11 @@ class Small:
         self._at = 0
         self.used: dict[str, None] = {}
 
-    def add(self, piece: Literal | Copy, at: int) -> None:
+    def add(self, piece: BytesPiece | CopyPiece, at: int) -> None:
         """Take a piece that follows the last one, or is the first since `flush`."""
         if not self._waiting:
             self._at = at
-        if isinstance(piece, Literal):
+        if isinstance(piece, BytesPiece):
             self._waiting += piece.data
         else:
             self._waiting += piece.source.read(piece.offset, piece.nbytes)
@@ -160,9 +160,9 @@ class Writer:
         return at == layout.nbytes
 
     def _expected(self, piece: Piece) -> Iterator[memoryview]:
-        if isinstance(piece, Literal):
+        if isinstance(piece, BytesPiece):
             return iter((memoryview(piece.data),))
-        if isinstance(piece, Copy):
+        if isinstance(piece, CopyPiece):
             return piece.source.chunks(piece.offset, piece.nbytes)
         return target_chunks(piece.move, self._reader, self._run)
 
@@ -170,7 +170,9 @@ class Writer:
         """Shared blocks take no space, so a full filesystem may still hold another copy."""
         needed = sum(layout.nbytes for new, layout in zip(files, self._layouts, strict=True) if not new.complete)
         first = next(new for new in files if not new.complete)
-        sources = [piece.source for layout in self._layouts for piece in layout.pieces if isinstance(piece, Copy)]
+        sources = [
+            piece.source for layout in self._layouts for piece in layout.pieces if isinstance(piece, CopyPiece)
+        ]
         if not (sources and Copier(first.fd, lambda _: None).can_clone(sources[0])):
             check_space(first.target.parent, self._layouts[0].name, needed)
 
@@ -196,7 +198,7 @@ class Writer:
         todo = [(new, layout) for new, layout in zip(files, self._layouts, strict=True) if not new.complete]
         skipped = self.done
         copies = (
-            (piece.source, piece.offset, piece.nbytes) if isinstance(piece, Copy) else (None, 0, piece.nbytes)
+            (piece.source, piece.offset, piece.nbytes) if isinstance(piece, CopyPiece) else (None, 0, piece.nbytes)
             for _, layout in todo
             for piece in layout.pieces
         )
@@ -215,7 +217,7 @@ class Writer:
         at = 0
         small = Small(fd, self._advance)
         for number, piece in enumerate(layout.pieces):
-            if number not in sealed and piece.nbytes <= SMALL and not isinstance(piece, Stream):
+            if number not in sealed and piece.nbytes <= SMALL and not isinstance(piece, StreamPiece):
                 small.add(piece, at)
                 at += piece.nbytes
                 continue
@@ -223,7 +225,7 @@ class Writer:
             if number in sealed:
                 crc = self._write(fd, piece, at)
                 patches += [(place, crc) for place in sealed[number]]
-            elif isinstance(piece, Copy):
+            elif isinstance(piece, CopyPiece):
                 copier.copy(piece.source, piece.offset, piece.nbytes, at)
             else:
                 self._write(fd, piece, at)
@@ -246,8 +248,8 @@ class Writer:
         return crc
 
     def _chunks(self, piece: Piece) -> Iterator[memoryview]:
-        if not isinstance(piece, Literal):
-            self.how["loop" if isinstance(piece, Copy) else "gathered"] = None
+        if not isinstance(piece, BytesPiece):
+            self.how["loop" if isinstance(piece, CopyPiece) else "gathered"] = None
         return self._expected(piece)
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remapkit.cli import render as report
-from remapkit.cli.render import Outcome, Table
+from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics import diagnostic
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, render, to_github, to_json
 from remapkit.diagnostics.source import Source, Span
@@ -83,8 +83,8 @@ def test_all_that_a_command_shows(title: str, cell: str, line: str, found: list[
     import contextlib
     import io
 
-    outcome = Outcome(
-        {}, (line, Table(("a", ">b"), ((cell, line), (line, cell)), title)), tuple(found), findings=True
+    outcome = CommandOutcome(
+        {}, (line, TextTable(("a", ">b"), ((cell, line), (line, cell)), title)), tuple(found), findings=True
     )
     with contextlib.redirect_stdout(io.StringIO()) as out:
         report.show(outcome, format)

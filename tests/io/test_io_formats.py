@@ -135,7 +135,7 @@ def test_every_route_keeps_every_byte(state: dict[str, torch.Tensor], source: st
 
 def wrong_offset(move: object, reader: object) -> object:
     piece = tensor_piece(move, reader)  # type: ignore[arg-type]
-    shifted = isinstance(piece, layout.Copy) and piece.nbytes
+    shifted = isinstance(piece, layout.CopyPiece) and piece.nbytes
     return replace(piece, offset=piece.offset - 1) if shifted else piece  # type: ignore[call-arg, type-var]
 
 
@@ -149,7 +149,7 @@ def greedy(pieces: object) -> list[layout.Piece]:
     found: list[layout.Piece] = []
     for piece in merged(pieces):  # type: ignore[arg-type]
         last = found[-1] if found else None
-        if isinstance(piece, layout.Copy) and isinstance(last, layout.Copy):
+        if isinstance(piece, layout.CopyPiece) and isinstance(last, layout.CopyPiece):
             found[-1] = replace(last, nbytes=last.nbytes + piece.nbytes)
         else:
             found.append(piece)

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.patterns.compile import compile_pattern
-from remapkit.patterns.matcher import Reader, regex_text
+from remapkit.patterns.matcher import PatternMatcher, regex_text
 
 TABLES = {"slots": {"norm1": "residual.0", "conv.1": "residual.2"}, "digits": {"0": "1", "1": "0"}}
 KEYS = {name: tuple(entries) for name, entries in TABLES.items()}
 
 
 def read(key: str, **written: Any) -> dict[str, str] | None:
-    return Reader(compile_pattern(pattern(**written), KEYS).pattern)(key)
+    return PatternMatcher(compile_pattern(pattern(**written), KEYS).pattern)(key)
 
 
 SEGMENTS = [
@@ -53,7 +53,7 @@ def test_a_path_is_the_regular_expression_it_stands_for(
     keys = [*keys, data.draw(st.from_regex(theirs, fullmatch=True))]
     for key in keys:
         hit = theirs.fullmatch(key)
-        assert Reader(compiled)(key) == (None if hit is None else hit.groupdict())
+        assert PatternMatcher(compiled)(key) == (None if hit is None else hit.groupdict())
 
 
 WRONG_PATHS = [
@@ -149,7 +149,7 @@ def test_a_guard_means_a_listed_value_and_a_listed_leaf(
     for key in keys:
         expected = bool(inside) and re.fullmatch(by_hand, key, re.ASCII) is not None
         expected = expected and (leaf is None or key.rpartition(".")[2] in leaf)
-        assert (mine is not None and Reader(mine)(key) is not None) == expected
+        assert (mine is not None and PatternMatcher(mine)(key) is not None) == expected
 
 
 def test_a_guard_looked_at_after_cutting_would_be_wrong() -> None:

@@ -14,7 +14,7 @@ from remapkit.diagnostics.source import Text
 from remapkit.patterns.automaton import automaton, read, reads_one_way
 from remapkit.patterns.compile import compile_pattern
 from remapkit.patterns.finite import words
-from remapkit.patterns.matcher import Program, Reader, regex_text
+from remapkit.patterns.matcher import PatternMatcher, Program, regex_text
 from remapkit.patterns.pattern import Pattern, linear
 from remapkit.patterns.regex import parse
 from remapkit.patterns.unparse import unparse
@@ -73,7 +73,7 @@ def test_what_is_accepted_means_what_re_says(text: str, found: list[str]) -> Non
     except InvalidRules:
         return
     machine = automaton(mine.parts)
-    reader, theirs = Reader(mine), re.compile(text, re.ASCII)
+    reader, theirs = PatternMatcher(mine), re.compile(text, re.ASCII)
     program, printed = Program(mine), re.compile(regex_text(mine))
     for key in found:
         expected = theirs.fullmatch(key) is not None
@@ -98,7 +98,7 @@ def test_captures_are_cut_as_re_cuts_them(parts: list[tuple[bool, list[str]]], f
     for key in found:
         hit = theirs.fullmatch(key)
         expected = None if hit is None else hit.groupdict()
-        assert Reader(mine)(key) == expected
+        assert PatternMatcher(mine)(key) == expected
         assert Program(mine).captures(key) == expected
 
 
@@ -121,7 +121,7 @@ def test_all_words_of_a_finite_language_are_found(text: str) -> None:
         return
     found = words(node, 500)
     if found is not None:
-        mine = Reader(compiled(text))
+        mine = PatternMatcher(compiled(text))
         assert len(set(found)) == len(found)
         assert all(mine(word) is not None for word in found)
         near = {word + extra for word in found for extra in "ab.0"} | {word[:-1] for word in found if word}
@@ -145,7 +145,7 @@ def test_every_character_class_is_the_one_of_re() -> None:
         r"[a-]",
         r"[\]a]",
     ):
-        mine, theirs = Reader(compiled(text)), re.compile(text, re.ASCII)
+        mine, theirs = PatternMatcher(compiled(text)), re.compile(text, re.ASCII)
         wrong = [char for char in everything if (mine(char) is None) != (theirs.fullmatch(char) is None)]
         assert not wrong, (text, wrong)
 
@@ -274,7 +274,7 @@ def test_what_can_be_read_in_several_ways_is_known(text: str, one_way: bool) -> 
 )
 def test_patterns_that_would_backtrack_for_ever_do_not(text: str) -> None:
     """Each takes `re` longer than the universe has left on this key."""
-    assert Reader(compiled(text))("a" * 300 + "!") is None
+    assert PatternMatcher(compiled(text))("a" * 300 + "!") is None
 
 
 @settings(max_examples=200, deadline=None)

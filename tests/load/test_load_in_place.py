@@ -197,7 +197,7 @@ def preparing(layers: int, kind: type[nn.Module]) -> Callable[[], object]:
     model, source = (nn.Sequential(*(kind(2, 2) for _ in range(layers))) for _ in range(2))
     state = source.state_dict()
     identity = compile_rules(read_text("remapkit: 1\nname: i\nunmatched: keep\nrules: []\n"))
-    wanted = job.Wanted(None, None, None, False)
+    wanted = job.LoadRequest(None, None, None, False)
 
     def prepare() -> None:
         plan = make_plan(identity, header_of(state, "a state dict"))
@@ -224,7 +224,7 @@ def test_looking_at_every_stretch_for_every_tensor_would_be_seen(
         test_twice_the_keys_are_twice_the_work(work, nn.Linear)
 
 
-def meets(one: inplace.Stretch, other: inplace.Stretch) -> bool:
+def meets(one: inplace.MemoryRange, other: inplace.MemoryRange) -> bool:
     return one[0] == other[0] and max(one[1], other[1]) < min(one[2], other[2])
 
 
@@ -233,7 +233,7 @@ stretches = st.builds(lambda where, ends: (where, ends[0], sum(ends)), st.sample
 
 
 @given(stretches.filter(lambda one: one[1] < one[2]), st.lists(stretches, max_size=8))
-def test_overlaps_are_those_of_each_with_each(one: inplace.Stretch, others: list[inplace.Stretch]) -> None:
+def test_overlaps_are_those_of_each_with_each(one: inplace.MemoryRange, others: list[inplace.MemoryRange]) -> None:
     assert inplace.overlaps(one, inplace.merged(others)) == any(meets(one, other) for other in others)
 
 
@@ -278,7 +278,7 @@ def test_another_device_is_refused_and_buffers_of_a_module_that_is_being_built_f
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = Plain()
-    target, wanted = module.target_of(model), job.Wanted(torch.device("cuda", 0), None, None, False)
+    target, wanted = module.target_of(model), job.LoadRequest(torch.device("cuda", 0), None, None, False)
     assert set(job._elsewhere(target, wanted)) == {"a.weight", "a.bias", "b.weight"}
     built = on_meta(Tiny)
     built.norm.running_mean = torch.zeros(6)

@@ -16,7 +16,7 @@ from test_sets import matches_of, small
 
 from remapkit.api.ruleset import RuleSet
 from remapkit.patterns.automaton import automaton, reads_one_way
-from remapkit.patterns.matcher import Program, Reader, SetMatcher
+from remapkit.patterns.matcher import PatternMatcher, Program, SetMatcher
 
 
 class Backtracking:
@@ -131,7 +131,7 @@ class Counted(list[Any]):
         return super().__getitem__(place)
 
 
-def program_is_linear(reader: Reader, keys: list[str]) -> None:
+def program_is_linear(reader: PatternMatcher, keys: list[str]) -> None:
     if reads_one_way(automaton(reader.pattern.parts)):
         machine = Backtracking(re_text(reader))
         assert all(machine.matches(key, len(machine.code) * (len(key) + 1)) in (True, False) for key in keys)
@@ -144,7 +144,7 @@ def program_is_linear(reader: Reader, keys: list[str]) -> None:
         assert counted.looks <= len(counted) * (len(key) + 1)
 
 
-def re_text(reader: Reader) -> str:
+def re_text(reader: PatternMatcher) -> str:
     from remapkit.patterns.matcher import regex_text
 
     return regex_text(reader.pattern)

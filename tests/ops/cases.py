@@ -46,12 +46,12 @@ def call_of(written: Any, params: tuple[str, ...] = ()) -> Call:
     import json
 
     text = f"remapkit: 1\nname: t\nrules:\n  - {{id: r, path: a, to: b, ops: [{json.dumps(written)}]}}\n"
-    flow = read_text(text).rules[0].flow
-    assert flow is not None
+    pipeline = read_text(text).rules[0].pipeline
+    assert pipeline is not None
     problems: list[Any] = []
-    (call,) = CallReader(dict.fromkeys(params), problems).calls(flow.ops)
+    (call,) = CallReader(dict.fromkeys(params), problems).calls(pipeline.ops)
     assert not problems, problems
-    assert isinstance(flow.ops[0], WrittenOp)
+    assert isinstance(pipeline.ops[0], WrittenOp)
     return call
 
 

@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_refused_with_its_numbers(
 ) -> None:
     from remapkit.tensors.spec import TensorSpec
 
-    with pytest.raises(base.Refused) as caught:
+    with pytest.raises(base.RefusedOp) as caught:
         call_of(written).op({}).infer(TensorSpec(dtype, shape))
     assert caught.value.title == title
 
@@ -209,7 +209,7 @@ def test_a_slice_to_nothing_by_a_param_is_refused(stop: int) -> None:
     from remapkit.tensors.spec import TensorSpec
 
     call = call_of({"slice": {"start": 3, "stop": "n"}}, ("n",))
-    with pytest.raises(base.Refused, match=f"slice 3 to {stop} of 8 rows"):
+    with pytest.raises(base.RefusedOp, match=f"slice 3 to {stop} of 8 rows"):
         call.op({"n": stop}).infer(TensorSpec("F32", (8, 2)))
     assert call.op({"n": 4}).infer(TensorSpec("F32", (8, 2))) == TensorSpec("F32", (1, 2))
 
@@ -218,10 +218,10 @@ def test_parts_must_add_up() -> None:
     from remapkit.tensors.spec import TensorSpec
 
     spec = TensorSpec("F32", (85, 4))
-    with pytest.raises(base.Refused, match="85 rows do not split into 3 equal parts"):
-        join.Part(0, 0, 3).infer(spec)
-    with pytest.raises(base.Refused, match=r"85 rows do not split into 40 \+ 44 = 84"):
-        join.Part(0, 0, 2, (40, 44)).infer(spec)
+    with pytest.raises(base.RefusedOp, match="85 rows do not split into 3 equal parts"):
+        join.SplitPart(0, 0, 3).infer(spec)
+    with pytest.raises(base.RefusedOp, match=r"85 rows do not split into 40 \+ 44 = 84"):
+        join.SplitPart(0, 0, 2, (40, 44)).infer(spec)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from prove_kit import MadeSet, Truth, brute
 from remapkit.api.ruleset import RuleSet
 from remapkit.proofs.budget import Budget
 from remapkit.proofs.checks import Questions
-from remapkit.proofs.keymap import arrows
+from remapkit.proofs.keymap import key_maps
 from remapkit.proofs.witness import Answers
 
 
 def asked(rules: RuleSet, budget: int = 2_000_000) -> Answers:
     """The answers themselves, before anything is made of them."""
-    return Questions(arrows(rules), Budget(budget), rules.domain, passes=rules.unmatched == "keep").run()
+    return Questions(key_maps(rules), Budget(budget), rules.domain, passes=rules.unmatched == "keep").run()
 
 
 def differences(made: MadeSet, rules: RuleSet, answers: Answers, length: int) -> list[str]:
@@ -28,9 +28,9 @@ def against(truth: Truth, rules: RuleSet, answers: Answers, length: int) -> list
 
 def _missed(truth: Truth, answers: Answers) -> list[str]:
     """Faults that brute force has and the answers lack."""
-    said = {(witness.fault, witness.arrows) for witness in answers.witnesses}
+    said = {(witness.fault, witness.key_maps) for witness in answers.witnesses}
     open_questions = {numbers for fault, numbers in answers.undecided}
-    cut = {witness.arrows[0] for witness in answers.witnesses if witness.fault == "cut"}
+    cut = {witness.key_maps[0] for witness in answers.witnesses if witness.fault == "cut"}
     unsure = cut | {number for numbers in open_questions for number in numbers}
     found = []
     for pair in truth.ambiguous:
@@ -59,24 +59,24 @@ def _wrong(truth: Truth, rules: RuleSet, answers: Answers, length: int) -> list[
     smallest_within: dict[int, int] = {}
     for witness in answers.witnesses:
         matches = [{id(match.rule): match for match in rules.match(key)} for key in witness.keys]
-        wanted = [id(ordered[number]) for number in witness.arrows]
-        name = f"{witness.fault} {witness.arrows} {witness.keys} {witness.targets}"
+        wanted = [id(ordered[number]) for number in witness.key_maps]
+        name = f"{witness.fault} {witness.key_maps} {witness.keys} {witness.targets}"
         size = sum(map(len, witness.keys))
         if witness.fault == "ambiguous":
             if not all(each in matches[0] for each in wanted):
                 found.append(f"no witness: {name}")
-            elif size <= length and truth.ambiguous.get(witness.arrows) != size:
-                found.append(f"not the shortest: {name}, {truth.ambiguous.get(witness.arrows)}")
+            elif size <= length and truth.ambiguous.get(witness.key_maps) != size:
+                found.append(f"not the shortest: {name}, {truth.ambiguous.get(witness.key_maps)}")
         elif witness.fault == "cut":
             if matches[0][wanted[0]].target != witness.targets[0] or witness.targets[0] == witness.targets[1]:
                 found.append(f"no witness: {name}")
-            elif size <= length and truth.cut.get(witness.arrows[0]) != size:
-                found.append(f"not the shortest: {name}, {truth.cut.get(witness.arrows[0])}")
+            elif size <= length and truth.cut.get(witness.key_maps[0]) != size:
+                found.append(f"not the shortest: {name}, {truth.cut.get(witness.key_maps[0])}")
         elif witness.fault == "open":
             if matches[0][wanted[0]].target != witness.keys[1] or matches[1]:
                 found.append(f"no witness: {name}")
-            elif max(map(len, witness.keys)) <= length and truth.open.get(witness.arrows[0], 0) != size:
-                best = truth.open.get(witness.arrows[0])
+            elif max(map(len, witness.keys)) <= length and truth.open.get(witness.key_maps[0], 0) != size:
+                best = truth.open.get(witness.key_maps[0])
                 found.append(f"not the smallest: {name}, {best}")
         else:
             hits = [matches[0].get(wanted[0]), matches[1].get(wanted[-1])]
@@ -84,12 +84,12 @@ def _wrong(truth: Truth, rules: RuleSet, answers: Answers, length: int) -> list[
             if made[0] is None or made[0] != made[1] or witness.keys[0] == witness.keys[1]:
                 found.append(f"no witness: {name}")
             elif witness.fault == "across":
-                best = truth.across.get(witness.arrows)
+                best = truth.across.get(witness.key_maps)
                 # The other pair of lengths may be out of the oracle's sight.
-                if best is not None and best < size and witness.arrows not in truth.ambiguous:
+                if best is not None and best < size and witness.key_maps not in truth.ambiguous:
                     found.append(f"not the smallest: {name}, {best}")
             else:
-                number = witness.arrows[0]
+                number = witness.key_maps[0]
                 smallest_within[number] = min(size, smallest_within.get(number, 999))
     for number, size in smallest_within.items():
         best = truth.within.get(number)

@@ -82,7 +82,7 @@ def test_outside_a_declared_domain_a_meeting_is_not_a_refutation() -> None:
 @pytest.mark.parametrize("fault", ["_captures", "_image"])
 def test_planted_faults_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if fault == "_captures":
-        monkeypatch.setattr(constants, "_captures", lambda arrow, cut: iter(()))
+        monkeypatch.setattr(constants, "_captures", lambda key_map, cut: iter(()))
     else:
         monkeypatch.setattr(constants, "readings", lambda pattern, target: ())
     rules, to, _ = MEETING[0]

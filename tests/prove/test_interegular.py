@@ -12,14 +12,14 @@ from remapkit.patterns.pattern import Pattern, linear
 from remapkit.patterns.regex import parse
 from remapkit.proofs.budget import Budget
 from remapkit.proofs.checks import Questions
-from remapkit.proofs.keymap import Arrow
+from remapkit.proofs.keymap import KeyMap
 
 interegular = pytest.importorskip("interegular")
 
 
-def drop(text: str) -> Arrow:
+def drop(text: str) -> KeyMap:
     written = Text.of(text)
-    return Arrow(text, "drop", written.span, Pattern("match", written, written.span, linear(parse(written))), None)
+    return KeyMap(text, "drop", written.span, Pattern("match", written, written.span, linear(parse(written))), None)
 
 
 def meet(one: str, other: str) -> tuple[bool, str]:

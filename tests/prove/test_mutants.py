@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from prove_kit import Truth, affordable, brute, sets
 from prove_oracle import against, asked
-from test_proofs import FAULTS, PASSES, PROVEN, arrow, ask, faults, rules
+from test_proofs import FAULTS, PASSES, PROVEN, ask, faults, key_map, rules
 
 from remapkit.api.ruleset import RuleSet
 from remapkit.diagnostics.errors import InvalidRules
@@ -27,10 +27,10 @@ from remapkit.proofs import product as searches
 from remapkit.proofs import prover as prove
 from remapkit.proofs import transducer as delays
 from remapkit.proofs import union as nets
-from remapkit.proofs.automata import Letters
+from remapkit.proofs.automata import Alphabet
 from remapkit.proofs.budget import Budget, Exhausted
 from remapkit.proofs.checks import Questions
-from remapkit.proofs.keymap import arrows
+from remapkit.proofs.keymap import key_maps
 from remapkit.proofs.model import Level
 from remapkit.proofs.witness import Witness
 
@@ -74,12 +74,12 @@ def check_sampled_away() -> bool:
 
 
 def check_arrows() -> bool:
-    stack = arrow("s", "x.{n:int}.{e:int}", "y.", "{n}", folded=("e",))
-    split = [arrow("s", "a.{n:int}", to, "{n}") for to in ("q.", "k.")]
-    same = [arrow("s", "a.{n:int}", "q.", "{n}", branch=number) for number in (0, 1)]
-    twin = arrow("s", "z.{n:int}.{e:int}", "y.", "{n}", folded=("e",))
-    plain = arrow("s", "x.{n:int}.{e:int}", "y.", "{n}")
-    overlap = (arrow("s", "a.{n}", "x.", "{n}"), arrow("s", "a.{n:int}", "y.", "{n}", branch=1))
+    stack = key_map("s", "x.{n:int}.{e:int}", "y.", "{n}", folded=("e",))
+    split = [key_map("s", "a.{n:int}", to, "{n}") for to in ("q.", "k.")]
+    same = [key_map("s", "a.{n:int}", "q.", "{n}", branch=number) for number in (0, 1)]
+    twin = key_map("s", "z.{n:int}.{e:int}", "y.", "{n}", folded=("e",))
+    plain = key_map("s", "x.{n:int}.{e:int}", "y.", "{n}")
+    overlap = (key_map("s", "a.{n}", "x.", "{n}"), key_map("s", "a.{n:int}", "y.", "{n}", branch=1))
     answers = [ask(stack), ask(*split), ask(stack, twin), ask(plain), ask(*overlap), ask(*same)]
     both = [("ambiguous", (0, 1))]
     return answers == [[], [], [("within", (0, 1))], [("within", (0,))], both, both]
@@ -89,7 +89,7 @@ def check_budget() -> bool:
     found = rules("path: 'a.{n:int}.{rest:**}', to: 'b.{n}.{rest}'", "path: 'a.{n}.w', to: 'c.{n}'")
     counter = Budget(20_000)
     hard = [rf"match: '(?P<x>[ab]*a[ab]{{{n}}})', to: 'x{n}.{{x}}'" for n in (14, 15)]
-    Questions(arrows(rules(*hard, head=PASSES)), counter, passes=True).run()
+    Questions(key_maps(rules(*hard, head=PASSES)), counter, passes=True).run()
     return prove.prove(found, budget=60).level is Level.UNDECIDED and counter.left >= -5_000
 
 
@@ -112,7 +112,7 @@ def check_replay() -> bool:
         Witness("ambiguous", (0, 1), ("a.0",), ("b.0", "")),
         Witness("across", (0, 1), ("a.0", "c.0"), ("b.0", "b.0")),
     ]
-    return not verdicts.Teller(found, arrows(found), ()).tell(wrong, [], [], "...")[1]
+    return not verdicts.FindingWriter(found, key_maps(found), ()).tell(wrong, [], [], "...")[1]
 
 
 def check_admitted() -> bool:
@@ -125,7 +125,7 @@ CHECKS: dict[str, Callable[[], bool]] = {
     "proven": check_proven,
     "faults": check_faults,
     "sampled away": check_sampled_away,
-    "arrows": check_arrows,
+    "key_maps": check_arrows,
     "budget": check_budget,
     "domains": check_domains,
     "replay": check_replay,
@@ -143,12 +143,12 @@ def test_without_a_fault_every_check_passes(name: str) -> None:
 
 
 def _everyone(self: Questions) -> set[int]:
-    return set(range(len(self.arrows)))
+    return set(range(len(self.key_maps)))
 
 
 def _first_of_each_rule(self: Questions) -> set[int]:
     first: dict[str, int] = {}
-    for number, each in enumerate(self.arrows):
+    for number, each in enumerate(self.key_maps):
         first.setdefault(each.rule_id, number)
     return set(first.values())
 
@@ -160,11 +160,11 @@ def put(target: Any, name: str, value: Any) -> Patch:
     return lambda patch: patch.setattr(target, name, value)
 
 
-def _one_sample(self: Letters, mask: int) -> Iterator[str]:
+def _one_sample(self: Alphabet, mask: int) -> Iterator[str]:
     yield from (samples[0] for bit, samples in enumerate(self.samples) if mask >> bit & 1)
 
 
-def _same_tag(self: nets.NetBuilder, piece: languages.Piece, stretch: int) -> list[int]:
+def _same_tag(self: nets.NetBuilder, piece: languages.Nfa, stretch: int) -> list[int]:
     if not self.net.stretches:
         self.net.stretches.append(0)
     return [0] * len(piece.masks)
@@ -222,15 +222,15 @@ def _states_only(self: Budget, steps: int) -> None:
 
 
 def _first_reading(self: Questions, number: int, key: str) -> Witness | None:
-    found = arrows_module.readings(self.arrows[number].pattern, key)
-    targets = [self.arrows[number].target(key, questions._captures(self.arrows[number], each)) for each in found]
+    found = arrows_module.readings(self.key_maps[number].pattern, key)
+    targets = [self.key_maps[number].target(key, questions._captures(self.key_maps[number], each)) for each in found]
     other = next((n for n, target in enumerate(targets) if target != targets[-1]), None)
     if other is None:
         return None
     return Witness("cut", (number,), (key,), (str(targets[-1]), str(targets[other])), (found[-1], found[other]))
 
 
-def _loose_ends(self: dfa.Product, ends: set[int]) -> languages.Piece:
+def _loose_ends(self: dfa.Product, ends: set[int]) -> languages.Nfa:
     return original_ending_in(self, set(self.ends))
 
 
@@ -240,7 +240,7 @@ original_variants = questions.variants
 original_outside = questions.cheapest_outside
 
 MUTANTS: dict[str, tuple[Patch, str]] = {
-    "one sample of a class": (put(Letters, "some", _one_sample), "sampled away"),
+    "one sample of a class": (put(Alphabet, "some", _one_sample), "sampled away"),
     "no cut is ever found": (put(questions, "splits", lambda *_: False), "faults"),
     "cuts are taken for harmless": (put(Questions, "_cut_harmless", lambda *_: True), "faults"),
     "stretches are not told apart": (put(nets.NetBuilder, "_tagged", _same_tag), "faults"),
@@ -252,9 +252,9 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
     "transducers never disagree": (put(questions, "conflict", lambda *_, **__: None), "random sets"),
     "what is between merged captures is not looked at": (put(variants, "_run", _not_merged_between), "random sets"),
     "nothing is merged": (put(questions, "merged", lambda variant, tools: variant), "proven"),
-    "no two arrows are candidates": (put(questions, "candidates", lambda *_: set()), "faults"),
+    "no two key_maps are candidates": (put(questions, "candidates", lambda *_: set()), "faults"),
     "wide sets are lost beside narrow ones": (put(searches, "partition", _without_wide), "faults"),
-    "no two arrows meet": (put(questions, "meets", lambda *_: False), "faults"),
+    "no two key_maps meet": (put(questions, "meets", lambda *_: False), "faults"),
     "the empty key is not shared": (put(searches, "_empty", lambda *_: None), "faults"),
     "the empty word is lost where pieces are joined": (_joined_without_nullable, "random sets"),
     "targets cost nothing": (_free, "random sets"),
@@ -279,10 +279,10 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
         put(questions.Questions, "_cheapest_within", lambda self, number, *, blame: None),
         "admitted",
     ),
-    "leaf guards are not looked at": (put(variants, "_guide", lambda arrow, tools, domain: domain), "random sets"),
+    "leaf guards are not looked at": (put(variants, "_guide", lambda key_map, tools, domain: domain), "random sets"),
     "guards are worked in without their ends": (put(dfa.Product, "ending_in", _loose_ends), "random sets"),
     "a domain without the empty key": (
-        put(dfa.SetGuide, "accepts", lambda self, state: state and not self._sets[state].isdisjoint(self.ends)),
+        put(dfa.SubsetDfa, "accepts", lambda self, state: state and not self._sets[state].isdisjoint(self.ends)),
         "domains",
     ),
     "indices of known keys are not left free": (put(prove, "_INDEX", prove.re.compile("x^")), "domains"),
@@ -291,28 +291,28 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
         put(
             questions,
             "cheapest_outside",
-            lambda net, arrow, matched, domain, budget: original_outside(
-                net, arrow, dfa.SetGuide([], net.letters, budget), domain, budget
+            lambda net, key_map, matched, domain, budget: original_outside(
+                net, key_map, dfa.SubsetDfa([], net.letters, budget), domain, budget
             ),
         ),
         "random sets",
     ),
-    "overlaps within a rule are allowed": (put(Questions, "_first_of_each_source", _first_of_each_rule), "arrows"),
-    "two targets of a source are an ambiguity": (put(Questions, "_first_of_each_source", _everyone), "arrows"),
+    "overlaps within a rule are allowed": (put(Questions, "_first_of_each_source", _first_of_each_rule), "key_maps"),
+    "two targets of a source are an ambiguity": (put(Questions, "_first_of_each_source", _everyone), "key_maps"),
     "folded captures are forgotten": (
         put(Questions, "_with_folded", lambda self, number: self.found[number]),
-        "arrows",
+        "key_maps",
     ),
-    "rules are not held against themselves": (put(Questions, "_within_rules", lambda *_: None), "arrows"),
+    "rules are not held against themselves": (put(Questions, "_within_rules", lambda *_: None), "key_maps"),
     "undecided is proven": (put(Questions, "ask", _silent), "budget"),
     "states are counted, not steps": (put(Budget, "spend", _states_only), "budget"),
-    "witnesses are not replayed": (put(verdicts.Teller, "replayed", lambda *_: True), "replay"),
+    "witnesses are not replayed": (put(verdicts.FindingWriter, "replayed", lambda *_: True), "replay"),
     "the matcher's own reading is not asked for": (put(Questions, "_two_targets", _first_reading), "random sets"),
 }
 
 EQUIVALENT: dict[str, Patch] = {
     # Only pairs that cannot meet are saved: `meets` decides.
-    "every two arrows are candidates": put(
+    "every two key_maps are candidates": put(
         questions, "candidates", lambda net, budget: set(itertools.combinations(sorted(net.starts), 2))
     ),
     # Only repeated work is saved.
@@ -321,7 +321,7 @@ EQUIVALENT: dict[str, Patch] = {
     ),
     # Which of two characters of one class is shown is a matter of taste.
     "the least readable character": put(
-        Letters, "pick", lambda self, mask: next((sign for bit, sign in reversed(self._best) if bit & mask), "|")
+        Alphabet, "pick", lambda self, mask: next((sign for bit, sign in reversed(self._best) if bit & mask), "|")
     ),
 }
 

@@ -12,10 +12,10 @@ from prove_oracle import asked, differences
 from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.diagnostics.diagnostic import Severity
 from remapkit.diagnostics.errors import InvalidRules
-from remapkit.patterns.template import Copy, Literal
+from remapkit.patterns.template import CaptureItem, TextItem
 from remapkit.proofs.budget import Budget
 from remapkit.proofs.checks import Questions
-from remapkit.proofs.keymap import Arrow, arrows
+from remapkit.proofs.keymap import KeyMap, key_maps
 from remapkit.proofs.model import Level
 from remapkit.proofs.prover import prove
 from remapkit.proofs.witness import Witness
@@ -23,7 +23,7 @@ from remapkit.rulefile.read import read_text
 
 
 def rules(*lines: str, head: str = "") -> RuleSet:
-    """Rules from lines of flow mappings; `id` is given by number where it is left out."""
+    """Rules from lines of pipeline mappings; `id` is given by number where it is left out."""
     body = "".join(f"  - {{id: r{number}, {line}}}\n" for number, line in enumerate(lines))
     return compile_rules(read_text(f"remapkit: 1\nname: t\n{head}" + (f"rules:\n{body}" if lines else "")))
 
@@ -241,7 +241,7 @@ def test_steps_are_counted_whatever_a_state_costs(budget: int) -> None:
     """Subsets grow exponentially here: (a|b)*a(a|b){n} wants 2**n of them, and states dear in transitions."""
     hard = [rf"match: '(?P<x>[ab]*a[ab]{{{n}}})', to: 'x{n}.{{x}}'" for n in (14, 15)]
     counter = Budget(budget)
-    Questions(arrows(rules(*hard, head=PASSES)), counter, passes=True).run()
+    Questions(key_maps(rules(*hard, head=PASSES)), counter, passes=True).run()
     assert counter.left >= -5_000
 
 
@@ -250,57 +250,57 @@ def test_a_harmless_cut_with_captures_that_change_places_is_undecided_not_refute
     assert not answers.witnesses and answers.undecided == [("cut", (0,))]
 
 
-# ------------------------------------------------------------------------------------------------ arrows
+# ------------------------------------------------------------------------------------------------ key maps
 
 
-def arrow(id: str, path: str, *to: str, branch: int = 0, folded: tuple[str, ...] = ()) -> Arrow:
+def key_map(id: str, path: str, *to: str, branch: int = 0, folded: tuple[str, ...] = ()) -> KeyMap:
     (rule,) = rules(f"path: '{path}', to: 'x', forget: [{', '.join(_names(path))}]").rules
-    items = tuple(Copy(word[1:-1]) if word.startswith("{") else Literal(word) for word in to)
-    return Arrow(id, "rule", rule.span, rule.pattern, items, branch, folded)
+    items = tuple(CaptureItem(word[1:-1]) if word.startswith("{") else TextItem(word) for word in to)
+    return KeyMap(id, "rule", rule.span, rule.pattern, items, branch, folded)
 
 
 def _names(path: str) -> list[str]:
     return [word.split(":")[0].rstrip("}") for word in path.split("{")[1:]]
 
 
-def ask(*given: Arrow) -> list[tuple[str, tuple[int, ...]]]:
+def ask(*given: KeyMap) -> list[tuple[str, tuple[int, ...]]]:
     answers = Questions(given, Budget(1_000_000)).run()
     assert not answers.undecided
-    return [(witness.fault, witness.arrows) for witness in answers.witnesses]
+    return [(witness.fault, witness.key_maps) for witness in answers.witnesses]
 
 
 def test_two_targets_of_one_source_are_no_ambiguity() -> None:
-    split = [arrow("s", "a.{n:int}", to, "{n}") for to in ("q.", "k.")]
+    split = [key_map("s", "a.{n:int}", to, "{n}") for to in ("q.", "k.")]
     assert ask(*split) == []
-    other = arrow("o", "a.{m:int}", "z.", "{m}")
+    other = key_map("o", "a.{m:int}", "z.", "{m}")
     assert ask(*split, other) == [("ambiguous", (0, 2))]
 
 
 def test_two_sources_of_one_rule_that_overlap_are_one() -> None:
-    assert ask(arrow("s", "a.{n}", "x.", "{n}"), arrow("s", "a.{n:int}", "y.", "{n}", branch=1)) == [
+    assert ask(key_map("s", "a.{n}", "x.", "{n}"), key_map("s", "a.{n:int}", "y.", "{n}", branch=1)) == [
         ("ambiguous", (0, 1))
     ]
 
 
 def test_branches_of_one_rule_share_a_target_on_purpose() -> None:
-    sources = [arrow("c", f"{side}.{{n:int}}", "qkv.", "{n}", branch=number) for number, side in enumerate("qkv")]
+    sources = [key_map("c", f"{side}.{{n:int}}", "qkv.", "{n}", branch=number) for number, side in enumerate("qkv")]
     assert ask(*sources) == []
-    assert ask(sources[0], arrow("other", "z.{n:int}", "qkv.", "{n}")) == [("across", (0, 1))]
+    assert ask(sources[0], key_map("other", "z.{n:int}", "qkv.", "{n}")) == [("across", (0, 1))]
 
 
 def test_a_folded_capture_counts_as_part_of_the_target_within_its_rule() -> None:
     stack = ("x.{n:int}.{e:int}", "y.", "{n}")
-    assert ask(arrow("s", *stack, folded=("e",))) == []
-    assert ask(arrow("s", *stack)) == [("within", (0,))]
+    assert ask(key_map("s", *stack, folded=("e",))) == []
+    assert ask(key_map("s", *stack)) == [("within", (0,))]
     # A folded capture that cannot be told from another does not save the rule.
-    assert ask(arrow("s", "x.{n:int}.{e:int}.{f:int}", "y.", "{n}", folded=("e",))) == [("within", (0,))]
+    assert ask(key_map("s", "x.{n:int}.{e:int}.{f:int}", "y.", "{n}", folded=("e",))) == [("within", (0,))]
 
 
 def test_to_other_rules_a_folded_target_is_the_plain_key() -> None:
-    stack = arrow("s", "x.{n:int}.{e:int}", "y.", "{n}", folded=("e",))
-    assert ask(stack, arrow("o", "z.{n:int}", "y.", "{n}")) == [("across", (0, 1))]
-    assert ask(stack, arrow("s", "z.{n:int}.{e:int}", "y.", "{n}", folded=("e",))) == [("within", (0, 1))]
-    assert ask(stack, arrow("s", "z.{n:int}.{e:int}", "y.", "{n}", branch=1, folded=("e",))) == []
+    stack = key_map("s", "x.{n:int}.{e:int}", "y.", "{n}", folded=("e",))
+    assert ask(stack, key_map("o", "z.{n:int}", "y.", "{n}")) == [("across", (0, 1))]
+    assert ask(stack, key_map("s", "z.{n:int}.{e:int}", "y.", "{n}", folded=("e",))) == [("within", (0, 1))]
+    assert ask(stack, key_map("s", "z.{n:int}.{e:int}", "y.", "{n}", branch=1, folded=("e",))) == []
 
 
 # ------------------------------------------------------------------------------------------------ brute force
@@ -347,7 +347,7 @@ def test_a_proven_set_is_a_bijection_onto_its_image(data: st.DataObject) -> None
 
 
 def test_a_witness_that_the_matcher_does_not_bear_out_is_not_shown() -> None:
-    from remapkit.proofs.findings import Teller
+    from remapkit.proofs.findings import FindingWriter
 
     found = rules("path: 'a.{n}', to: 'b.{n}'", "path: 'c.{n}', to: 'd.{n}'")
     wrong = [
@@ -357,5 +357,5 @@ def test_a_witness_that_the_matcher_does_not_bear_out_is_not_shown() -> None:
         Witness("cut", (0,), ("a.0",), ("b.0", "b.1"), (("a.", "0"), ("a", ".0"))),
         Witness("open", (0,), ("a.0", "a.1"), ("a.1", "a.1")),
     ]
-    findings, shown = Teller(found, arrows(found), ()).tell(wrong, [], [], "...")
+    findings, shown = FindingWriter(found, key_maps(found), ()).tell(wrong, [], [], "...")
     assert (shown, [each.code for each in findings]) == ((), ["RK200"] * 5)

@@ -327,7 +327,7 @@ PLANTED = {
     "an index in two spellings": ("_counted_twice", nothing),
     "sources of one rule are one": (
         "_first_of_each_source",
-        lambda self: {number for number, each in enumerate(self.arrows) if each.branch == 0},
+        lambda self: {number for number, each in enumerate(self.key_maps) if each.branch == 0},
     ),
 }
 

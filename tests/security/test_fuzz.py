@@ -69,7 +69,7 @@ def bytewise(content: bytes, random: random.Random, ends: int = 0) -> bytes:
     return bytes(raw)
 
 
-OPCODES = [bytes([opcode]) for opcode in opcodes._OPCODES]
+OPCODES = [bytes([opcode]) for opcode in opcodes.OPCODES]
 
 
 def opcodewise(content: bytes, random: random.Random) -> bytes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from remapkit.cli.arguments import target_from_arguments
 from remapkit.cli.commands.common import known_source, load_rules, open_source, refuse_unproven
-from remapkit.cli.render import Outcome, Table
+from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.cli.sizes import parse_size
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
@@ -25,7 +25,7 @@ from remapkit.plans.declared import Held, hold, not_held
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan, records
 from remapkit.plans.moves import Move, from_where
-from remapkit.write.apply import _restore, default_output, in_target_order, provenance, uncollected
+from remapkit.write.apply import default_output, in_target_order, provenance, restore, uncollected
 from remapkit.write.layout import without_ties
 
 if TYPE_CHECKING:
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
     from remapkit.write.execute import Written
 
 
-def run(args: Namespace) -> Outcome:
+def run(args: Namespace) -> CommandOutcome:
     """Prove, plan, check, stream."""
     _check_usage(args)
     with uncollected():
         return _apply(args)
 
 
-def _apply(args: Namespace) -> Outcome:
+def _apply(args: Namespace) -> CommandOutcome:
     rules = load_rules(args.rules, args)
     proven = tuple(finding for finding in refuse_unproven([rules], args) if finding.code != "RK205")
     source = Path(args.checkpoint)
     # Whoever asks to write the file anew asks for it whole; a reader only says what is wrong with it.
-    restored = args.in_place and not args.dry_run and _restore(source)
+    restored = args.in_place and not args.dry_run and restore(source)
     with ExitStack() as stack:
         reader = stack.enter_context(open_source(source, args))
         plan = make_plan(rules, reader.header())
@@ -61,7 +61,7 @@ def _apply(args: Namespace) -> Outcome:
     return _with(_outcome(job, written, restored), proven)
 
 
-def _with(outcome: Outcome, proven: tuple[Diagnostic, ...]) -> Outcome:
+def _with(outcome: CommandOutcome, proven: tuple[Diagnostic, ...]) -> CommandOutcome:
     return replace(outcome, diagnostics=(*proven, *outcome.diagnostics))
 
 
@@ -179,8 +179,8 @@ def _write(job: Job) -> Written:
         )
 
 
-def _outcome(job: Job, written: Written, restored: bool) -> Outcome:
-    return Outcome(
+def _outcome(job: Job, written: Written, restored: bool) -> CommandOutcome:
+    return CommandOutcome(
         data={
             # 50,000 moves as data are only made where they are printed.
             **(plan_data(job.plan) if job.args.format == "json" else {}),
@@ -222,13 +222,13 @@ def _lines(job: Job, written: Written, restored: bool) -> Iterator[str]:
         yield f"ok: read back, all {written.tensors} tensors are {what}, byte for byte"
 
 
-def _dry_run(plan: ResolvedPlan, held: Held, moves: Sequence[Move], reader: Reader) -> Outcome:
+def _dry_run(plan: ResolvedPlan, held: Held, moves: Sequence[Move], reader: Reader) -> CommandOutcome:
     rows = tuple((from_where(move), move.target, str(move.spec), _by(move)) for move in moves)
     rows += tuple((gone.fqn, "(dropped)", str(plan.source[gone.fqn]), gone.rule.id) for gone in plan.dropped)
-    return Outcome(
+    return CommandOutcome(
         data={**plan_data(plan), "dry_run": True, "target": held.data()},
         text=(
-            Table(("source", "target", "tensor", "rule"), rows),
+            TextTable(("source", "target", "tensor", "rule"), rows),
             str(plan),
             *((str(held.check),) if held.check else ()),
             "nothing was written (--dry-run)",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from remapkit.api.ruleset import load
 from remapkit.cli.arguments import target_from_arguments
 from remapkit.cli.commands.common import known_source, load_rules, open_source, refuse_unproven
-from remapkit.cli.render import Outcome, Table
+from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.models.target import pack_target, target_header
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from remapkit.api.ruleset import RuleSet
 
 
-def run(args: Namespace) -> Outcome:
+def run(args: Namespace) -> CommandOutcome:
     """The verdict only, for one rule file or for every pack that leads to the model."""
     rule_sets = [load_rules(name, args) for name in args.rules] or _packs_for(args)
     proven = refuse_unproven(rule_sets, args)
@@ -38,10 +38,12 @@ def run(args: Namespace) -> Outcome:
     diagnostics = [diagnostic for number, diagnostic in enumerate(found) if diagnostic not in found[:number]]
     rows = tuple(_verdict_row(each) for each in checks)
     failed = any(not each.ok for each in checks)
-    return Outcome(
+    return CommandOutcome(
         data={"checks": [{**check_data(each.check), "checked": each.how} for each in held if each.check is not None]},
         text=(
-            Table(("rules", "source", "target", ">matched", ">missing", ">unexpected", ">shapes", "verdict"), rows),
+            TextTable(
+                ("rules", "source", "target", ">matched", ">missing", ">unexpected", ">shapes", "verdict"), rows
+            ),
         ),
         diagnostics=tuple(diagnostics),
         failed=failed,

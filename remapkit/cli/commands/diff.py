@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from remapkit.cli.commands.common import load_rules, open_sides
-from remapkit.cli.render import Outcome, Table
+from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.files.source_file import CHUNK
 from remapkit.formats import Reader
@@ -21,7 +21,7 @@ from remapkit.tensors.families import families
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 
-def run(args: Namespace) -> Outcome:
+def run(args: Namespace) -> CommandOutcome:
     """Same keys, shapes, dtypes, values? Exit code 1 where not."""
     with ExitStack() as stack:
         a, b = open_sides(args, stack)
@@ -83,21 +83,21 @@ def _only_in(name: str, fqns: Sequence[str]) -> list[tuple[str, str]]:
 
 def _diff_outcome(
     args: Namespace, differences: Mapping[str, Difference], only_a: Sequence[str], only_b: Sequence[str]
-) -> Outcome:
+) -> CommandOutcome:
     worst = max((each.max_abs for each in differences.values() if each.max_abs is not None), default=0.0)
     same = sum(each.identical for each in differences.values())
     bad = {fqn: each for fqn, each in differences.items() if not each.within(args.tolerance)}
     rows = [(fqn, each.describe()) for fqn, each in differences.items() if not each.identical]
     rows += [*_only_in(args.a, only_a), *_only_in(args.b, only_b)]
     total = len(differences) + len(only_a) + len(only_b)
-    text: list[str | Table] = [Table(("key", "difference"), tuple(rows))] if rows else []
+    text: list[str | TextTable] = [TextTable(("key", "difference"), tuple(rows))] if rows else []
     text.append(f"{same} of {total} tensors identical" + (f", max |Δ| = {worst:g}" if differences else ""))
     if only_a or only_b:
         text.append(f"{len(only_a)} only in {args.a}, {len(only_b)} only in {args.b}")
     if only_a and only_b and not (args.rules_a or args.rules_b):
         text.append("two layouts of one model? `--rules-a R` or `--rules-b R` remaps the keys of one side first")
     failed = bool(bad or only_a or only_b)
-    return Outcome(
+    return CommandOutcome(
         data={
             "identical": same,
             "total": total,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from remapkit.api.ruleset import load
-from remapkit.cli.render import Outcome, Table
+from remapkit.cli.render import CommandOutcome, TextTable
 
 if TYPE_CHECKING:
     from remapkit.api.ruleset import RuleSet
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from remapkit.rules.model import Match, Rule
 
 
-def run(args: Namespace) -> Outcome:
+def run(args: Namespace) -> CommandOutcome:
     """What every rule made of a key."""
     rules = load(args.rules)
-    text: list[str | Table] = []
+    text: list[str | TextTable] = []
     data = []
     for fqn in args.keys:
         found = rules.match(fqn)
@@ -43,12 +43,12 @@ def run(args: Namespace) -> Outcome:
         )
     failed = any(len(each["matches"]) != 1 for each in data) and rules.unmatched == "error"
     failed = failed or any(len(each["matches"]) > 1 for each in data)
-    return Outcome(data={"keys": data}, text=tuple(text), failed=failed)
+    return CommandOutcome(data={"keys": data}, text=tuple(text), failed=failed)
 
 
 def _explained(
     rules: RuleSet, fqn: str, found: Sequence[Match], stops: Sequence[tuple[Rule, Stop]]
-) -> Iterator[str | Table]:
+) -> Iterator[str | TextTable]:
     yield fqn
     if not found:
         words = {
@@ -71,4 +71,4 @@ def _explained(
         for rule, stop in sorted(stops, key=lambda pair: -pair[1].offset)
     )
     if rows:
-        yield Table(("other rules", "read up to", "expected there"), rows)
+        yield TextTable(("other rules", "read up to", "expected there"), rows)

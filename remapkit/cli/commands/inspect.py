@@ -7,14 +7,14 @@ from collections import Counter
 from pathlib import Path
 
 from remapkit.cli.commands.common import files_read, open_source
-from remapkit.cli.render import Outcome, Table
+from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.wording import counted, human_bytes, shown
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
 from remapkit.tensors.families import families
 
 
-def run(args: Namespace) -> Outcome:
+def run(args: Namespace) -> CommandOutcome:
     """A header as key families."""
     with open_source(Path(args.checkpoint), args) as reader:
         header = reader.header()
@@ -25,12 +25,12 @@ def run(args: Namespace) -> Outcome:
     dtypes = Counter(spec.dtype for spec in header.values())
     numel = sum(spec.numel for spec in header.values())
     if args.all:
-        table = Table(
+        table = TextTable(
             ("key", "dtype", "shape", ">bytes"),
             tuple((fqn, spec.dtype, str(list(spec.shape)), f"{spec.nbytes:,}") for fqn, spec in header.items()),
         )
     else:
-        table = Table(
+        table = TextTable(
             (">keys", "family", "dtype", "shape", ">size"),
             tuple(
                 (str(len(each.fqns)), each.pattern, each.dtypes_text, each.shapes_text, human_bytes(each.nbytes))
@@ -44,7 +44,7 @@ def run(args: Namespace) -> Outcome:
     tied += tuple(f"recorded as tied: {shown(other)} = {shown(kept)}" for other, kept in header.recorded.items())
     metadata = tuple(f"metadata: {shown(key)} = {shown(value, 2000)}" for key, value in header.metadata.items())
     manifest = {fqn: {"dtype": spec.dtype, "shape": list(spec.shape)} for fqn, spec in header.items()}
-    return Outcome(
+    return CommandOutcome(
         data={
             "format": format,
             "root": root,

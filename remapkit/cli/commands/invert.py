@@ -9,26 +9,26 @@ from remapkit.api.ruleset import RuleSet, load
 from remapkit.authoring.invert import invert
 from remapkit.authoring.write_inverse import placed
 from remapkit.cli.commands.common import files_read, known_source, rules_read
-from remapkit.cli.render import Outcome
+from remapkit.cli.render import CommandOutcome
 from remapkit.diagnostics.wording import listed
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
 from remapkit.sources.declared import declared_path, read_declared
 
 
-def run(args: Namespace) -> Outcome:
+def run(args: Namespace) -> CommandOutcome:
     """The text of the inverse, to a file or as the result itself."""
     rules = load(args.rules)
     output = Path(args.output) if args.output not in (None, "-") else None
     text = invert(rules, header=known_source(rules), beside=None if output is None else output.parent)
     if output is None:
-        return Outcome(data={}, raw=text)
+        return CommandOutcome(data={}, raw=text)
     manifests = _manifests(rules, output.parent)
     sources = [*files_read(args, but=("output",)), *rules_read(rules)]
     folders = list(dict.fromkeys(path.parent for path in manifests))
     write_texts({**manifests, output: text}, force=args.force, sources=sources, folders=folders)
     copied = f", with {listed([str(path) for path in manifests])} copied beside it" if manifests else ""
-    return Outcome(
+    return CommandOutcome(
         data={"output": str(output), "rules": rules.name, "manifests": [str(path) for path in manifests]},
         text=(f"wrote {output}: the inverse of {rules.name}, proven for all keys{copied}",),
     )

@@ -10,7 +10,7 @@ from remapkit.authoring.learn import Learned, learn
 from remapkit.authoring.pair_by_value import Pairing, pair_by_value
 from remapkit.authoring.settle import By
 from remapkit.cli.commands.common import files_read, open_sides
-from remapkit.cli.render import Outcome
+from remapkit.cli.render import CommandOutcome
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.wording import counted, named
@@ -21,7 +21,7 @@ from remapkit.registry.installed import read_object
 from remapkit.tensors.spec import StateDictSpec
 
 
-def run(args: Namespace) -> Outcome:
+def run(args: Namespace) -> CommandOutcome:
     """A rule file that says which key of A is which of B."""
     name = args.name or (Path(args.output).stem if args.output and args.output != "-" else "learned")
     output = None if args.output == "-" else Path(args.output or f"{name}.yaml")
@@ -35,12 +35,12 @@ def run(args: Namespace) -> Outcome:
     learned = learn(name, source, target, pairing, *references)
     said = tuple(_left(learned, source, target))
     if output is None:
-        return Outcome(data={"text": learned.text, **_data(learned)}, raw=learned.text, diagnostics=said)
+        return CommandOutcome(data={"text": learned.text, **_data(learned)}, raw=learned.text, diagnostics=said)
     headers = {str(references[0]): source, str(references[1]): target}
     manifests = {output.parent / where: manifest_json(header) for where, header in headers.items()}
     texts = {**manifests, output: learned.text}
     write_texts(texts, force=args.force, sources=read, folders=[output.parent / "keys"])
-    return Outcome(
+    return CommandOutcome(
         data={"output": str(output), **_data(learned)},
         text=(
             f"wrote {output} with its manifests: rules, proven for all keys, that take "

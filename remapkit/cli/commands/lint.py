@@ -8,13 +8,13 @@ from typing import Any
 
 from remapkit.api.ruleset import load
 from remapkit.cli.commands.common import known_source, rule_paths
-from remapkit.cli.render import Outcome, Table
+from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, RemapkitError
 from remapkit.diagnostics.wording import counted
 
 
-def run(args: Namespace) -> Outcome:
+def run(args: Namespace) -> CommandOutcome:
     """Schema, compilation and the proofs over all keys."""
     diagnostics: list[Diagnostic] = []
     rows: list[tuple[str, ...]] = []
@@ -24,9 +24,9 @@ def run(args: Namespace) -> Outcome:
         diagnostics += found
         rows.append(row)
         files.append(data)
-    return Outcome(
+    return CommandOutcome(
         data={"files": files},
-        text=(Table(("file", ">rules", ">keep", ">drop", "verdict"), tuple(rows)),),
+        text=(TextTable(("file", ">rules", ">keep", ">drop", "verdict"), tuple(rows)),),
         diagnostics=tuple(diagnostics),
         failed=not all(data["ok"] for data in files),
         findings=True,

@@ -9,7 +9,7 @@ from pathlib import Path
 from remapkit.authoring.scaffold import new_rule_file
 from remapkit.cli.arguments import parse_model_args
 from remapkit.cli.commands.common import files_read, open_source
-from remapkit.cli.render import Outcome
+from remapkit.cli.render import CommandOutcome
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.files.index_names import is_index
@@ -19,7 +19,7 @@ from remapkit.models.target import TargetRef, target_header
 from remapkit.tensors.spec import StateDictSpec
 
 
-def run(args: Namespace) -> Outcome:
+def run(args: Namespace) -> CommandOutcome:
     """A rule file started from a real header."""
     output = None if args.output == "-" else Path(args.output or f"{args.name}.yaml")
     with open_source(Path(args.source), args) as reader:
@@ -31,13 +31,13 @@ def run(args: Namespace) -> Outcome:
     manifest = _manifest(args, output)
     text = new_rule_file(args.name, source, _relative(manifest, output) if manifest else None, target, model)
     if output is None:
-        return Outcome(data={"text": text}, raw=text)
+        return CommandOutcome(data={"text": text}, raw=text)
     # The manifest first: a rule file never names one that is not there.
     beside = {Path(manifest): manifest_json(source)} if manifest and manifest != args.source else {}
     keys = [Path(manifest).parent] if beside and manifest else []
     write_texts({**beside, output: text}, force=args.force, sources=read, folders=keys)
     said = (f"wrote {manifest}: the keys, dtypes and shapes of {source.name}",) if manifest != args.source else ()
-    return Outcome(
+    return CommandOutcome(
         data={"output": str(output), "manifest": manifest},
         text=(
             f"wrote {output}: one commented candidate rule for each key family of {source.name}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from remapkit.api.ruleset import load
-from remapkit.cli.render import Outcome, Table
+from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.errors import RemapkitError
 from remapkit.diagnostics.wording import counted
 from remapkit.models.target import pack_target
@@ -15,7 +15,7 @@ from remapkit.registry.verified import read_witness
 NAMES = ("name", "summary", "target", "by_value", "origin", "path")
 
 
-def run(args: Namespace) -> Outcome:
+def run(args: Namespace) -> CommandOutcome:
     """What is installed, and from where."""
     rows = []
     for pack in packs():
@@ -39,7 +39,7 @@ def run(args: Namespace) -> Outcome:
         summary = rules.file.summary.value if rules.file.summary else ""
         rows.append((pack.name, summary, str(target) if target else "", by_value, pack.origin, str(pack.path)))
     found = plugins()
-    return Outcome(
+    return CommandOutcome(
         data={
             "packs": [
                 dict(zip(("name", "summary", "target", "by_value", "origin", "path"), row, strict=True))
@@ -48,7 +48,7 @@ def run(args: Namespace) -> Outcome:
             "plugins": [{"name": each.name, "package": each.package, "origin": each.origin} for each in found],
         },
         text=(
-            Table(("pack", "summary", "target", "by value", "from", "file"), tuple(rows)),
-            Table(("plugin", "package", "from"), tuple((each.name, each.package, each.origin) for each in found)),
+            TextTable(("pack", "summary", "target", "by value", "from", "file"), tuple(rows)),
+            TextTable(("plugin", "package", "from"), tuple((each.name, each.package, each.origin) for each in found)),
         ),
     )

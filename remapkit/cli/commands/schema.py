@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from remapkit.cli.render import Outcome
+from remapkit.cli.render import CommandOutcome
 from remapkit.rulefile.read import schema_text
 
 
-def run(args: Namespace) -> Outcome:
+def run(args: Namespace) -> CommandOutcome:
     """The JSON Schema of rule files."""
-    return Outcome(data={}, raw=schema_text())
+    return CommandOutcome(data={}, raw=schema_text())

@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from remapkit.cli.commands.common import known_source, load_rules, rule_paths
-from remapkit.cli.render import Outcome, Table
+from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.models.target import names_code, pack_target, target_header
 from remapkit.plans.check import make_check
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from remapkit.api.ruleset import RuleSet
 
 
-def run(args: Namespace) -> Outcome:
+def run(args: Namespace) -> CommandOutcome:
     """The packs' own tests, then their manifests end to end."""
     diagnostics: list[Diagnostic] = []
     rows: list[tuple[str, ...]] = []
@@ -30,9 +30,9 @@ def run(args: Namespace) -> Outcome:
         failed = failed or bool(report.problems or found)
         verdict = "fails" if report.problems or found else "ok"
         rows.append((rules.name, f"{report.passed} of {report.total}", manifest, verdict))
-    return Outcome(
+    return CommandOutcome(
         data={"packs": [dict(zip(("rules", "tests", "manifest", "verdict"), row, strict=True)) for row in rows]},
-        text=(Table(("rules", "tests", "manifest", "verdict"), tuple(rows)),),
+        text=(TextTable(("rules", "tests", "manifest", "verdict"), tuple(rows)),),
         diagnostics=tuple(diagnostics),
         failed=failed,
         findings=True,

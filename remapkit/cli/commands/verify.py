@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from remapkit.cli.arguments import parse_model_args
 from remapkit.cli.commands.common import files_read, known_source, load_rules, refuse_unproven, rules_read
-from remapkit.cli.render import Outcome, Table
+from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.wording import counted
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from remapkit.verification import Verdict
 
 
-def run(args: Namespace) -> Outcome:
+def run(args: Namespace) -> CommandOutcome:
     """Both models on the same input, or the oracle on the same state dict."""
     rules = load_rules(args.rules, args)
     proven = refuse_unproven([rules], args)
@@ -44,9 +44,9 @@ def run(args: Namespace) -> Outcome:
         for verdict in verdicts:
             path = write_witness(rules, verdict.data(), _versions(), read)
         text.append(f"wrote {path}")
-    return Outcome(
+    return CommandOutcome(
         data={"rules": rules.name, "ok": not problems, "verified": [verdict.data() for verdict in verdicts]},
-        text=(Table(("by", "against", ">tensors", ">apart", "verdict"), tuple(map(_row, verdicts))), *text),
+        text=(TextTable(("by", "against", ">tensors", ">apart", "verdict"), tuple(map(_row, verdicts))), *text),
         diagnostics=(*problems, *proven),
         failed=bool(problems),
         findings=True,

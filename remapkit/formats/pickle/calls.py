@@ -9,9 +9,9 @@ from remapkit.files.errors import MAX_DIMS
 from remapkit.formats.pickle.denylist import is_hostile_call
 from remapkit.formats.pickle.machine import Machine
 from remapkit.formats.pickle.values import (
-    _KNOWN,
-    _MAPPINGS,
     DTYPES,
+    KNOWN,
+    MAPPINGS,
     STORAGES,
     Global,
     Mapping,
@@ -19,38 +19,38 @@ from remapkit.formats.pickle.values import (
     PickleFault,
     Storage,
     Tensor,
-    _kind,
+    kind_of,
 )
 from remapkit.tensors.spec import DTYPE_BITS
 
 
-def _call(machine: Machine, function: Any, args: Any) -> Any:
+def call_known(machine: Machine, function: Any, args: Any) -> Any:
     if not isinstance(function, Global):
         if isinstance(function, Opaque):
             return Opaque(f"{function.name}()", function.known)
-        raise PickleFault(f"the pickle calls {_kind(function)}")
+        raise PickleFault(f"the pickle calls {kind_of(function)}")
     name = str(function)
     if not isinstance(args, tuple):
-        raise PickleFault(f"the pickle calls {name} with {_kind(args)} for arguments")
+        raise PickleFault(f"the pickle calls {name} with {kind_of(args)} for arguments")
     rebuild = _CALLS.get(name)
     if rebuild is not None:
         return rebuild(machine, args)
-    if name in _MAPPINGS:
+    if name in MAPPINGS:
         return Mapping()
     if is_hostile_call(name):
         machine.hostile[name] = None
     if name in ("copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__"):
-        return _instance(machine, args[0] if args else None)
-    return Opaque(name, known=name in _KNOWN)
+        return make_instance(machine, args[0] if args else None)
+    return Opaque(name, known=name in KNOWN)
 
 
-def _instance(machine: Machine, cls: Any) -> Any:
+def make_instance(machine: Machine, cls: Any) -> Any:
     if not isinstance(cls, Global):
-        return Opaque(_kind(cls))
+        return Opaque(kind_of(cls))
     name = str(cls)
-    if name in _MAPPINGS:
+    if name in MAPPINGS:
         return Mapping()
-    return Opaque(name, known=name in _KNOWN)
+    return Opaque(name, known=name in KNOWN)
 
 
 def _rebuild_tensor(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaque:
@@ -66,7 +66,7 @@ def _rebuild_tensor_v2(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaq
 def _rebuild_tensor_v3(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaque:
     storage, offset, shape, stride, _, _, dtype = _arguments(args, 7, "_rebuild_tensor_v3")
     if not isinstance(dtype, Global) or dtype.module != "torch":
-        raise PickleFault(f"a tensor's dtype is {_kind(dtype)}")
+        raise PickleFault(f"a tensor's dtype is {kind_of(dtype)}")
     name = DTYPES.get(dtype.name)
     if name is None:
         return Opaque(f"tensor of dtype torch.{dtype.name}")
@@ -89,7 +89,7 @@ def _tensor(
     if isinstance(storage, Opaque):
         return Opaque(f"tensor over {storage.name}")
     if not isinstance(storage, Storage):
-        raise PickleFault(f"a tensor's storage is {_kind(storage)}")
+        raise PickleFault(f"a tensor's storage is {kind_of(storage)}")
     dtype = dtype or storage.dtype
     if dtype is None:
         raise PickleFault("a tensor over an untyped storage has no dtype")
@@ -119,7 +119,7 @@ def _rebuild_parameter(machine: Machine, args: tuple[Any, ...]) -> Any:
 def _rebuild_from_type(machine: Machine, args: tuple[Any, ...]) -> Any:
     """A subclass of Tensor, or a tensor with attributes: for torch's own two classes it is the tensor itself."""
     function, cls, inner = _arguments(args, 3, "_rebuild_from_type_v2")
-    name = str(cls) if isinstance(cls, Global) else _kind(cls)
+    name = str(cls) if isinstance(cls, Global) else kind_of(cls)
     rebuild = _CALLS.get(str(function)) if isinstance(function, Global) else None
     own = {"torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"}
     if rebuild is None or name not in own or not isinstance(inner, tuple):
@@ -169,19 +169,19 @@ _CALLS["torch.storage._load_from_bytes"] = _unread("tensor pickled without torch
 """What the calls that a checkpoint is made of become; the kinds of tensors that are not read keep their names."""
 
 
-def _persistent(machine: Machine, identity: Any) -> Any:
+def load_persistent(machine: Machine, identity: Any) -> Any:
     """A storage: ('storage', class, key, location, numel), and in the legacy format a view of it."""
     if isinstance(identity, tuple) and identity[:1] == ("module",):
         return identity[1] if len(identity) > 1 else None
     if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
-        raise PickleFault(f"a persistent id is {_kind(identity)}, not a storage")
+        raise PickleFault(f"a persistent id is {kind_of(identity)}, not a storage")
     _, cls, key, _, numel = identity[:5]
     if not isinstance(key, str) or type(numel) is not int:
         raise PickleFault("a storage's key or size is of the wrong kind")
     if len(identity) == 6 and identity[5] is not None:
         return Opaque("torch storage that is a view of another")
     if not isinstance(cls, Global) or cls.module.partition(".")[0] != "torch":
-        raise PickleFault(f"a storage's class is {_kind(cls)}")
+        raise PickleFault(f"a storage's class is {kind_of(cls)}")
     dtype = STORAGES.get(cls.name)
     if dtype is None and cls.name != "UntypedStorage":
         machine.widths[key] = _STRANGE_WIDTHS.get(cls.name, 0)

@@ -16,7 +16,7 @@ from typing import Any
 
 from remapkit.diagnostics.wording import sized
 from remapkit.formats.pickle.denylist import is_hostile
-from remapkit.formats.pickle.values import _MARK, Global, PickleFault
+from remapkit.formats.pickle.values import MARK, Global, PickleFault
 
 _MAX_LINE = 1 << 16
 
@@ -24,7 +24,7 @@ _MAX_LINE = 1 << 16
 _MAX_STACK = 1 << 20
 
 
-_MAX_INT_BYTES = 256
+MAX_INT_BYTES = 256
 
 
 _BASE_OBJECTS = 2_000_000
@@ -33,7 +33,7 @@ _BASE_OBJECTS = 2_000_000
 _BASE_OPCODES = 20_000_000
 
 
-_TEXT_OBJECT = 64
+TEXT_OBJECT = 64
 """So many characters of text count as one object: a pickle may keep about 128 MB of it."""
 
 
@@ -85,19 +85,19 @@ class Machine:
             raise PickleFault("the pickle has a line without an end")
         line = self.data[self.pos : end]
         self.pos = end + 1
-        self.objects -= len(line) // _TEXT_OBJECT
+        self.objects -= len(line) // TEXT_OBJECT
         return line
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
 
     def pop(self) -> Any:
-        if not self.stack or self.stack[-1] is _MARK:
+        if not self.stack or self.stack[-1] is MARK:
             raise PickleFault("the pickle takes a value from an empty stack")
         return self.stack.pop()
 
     def top(self) -> Any:
-        if not self.stack or self.stack[-1] is _MARK:
+        if not self.stack or self.stack[-1] is MARK:
             raise PickleFault("the pickle takes a value from an empty stack")
         return self.stack[-1]
 
@@ -105,7 +105,7 @@ class Machine:
         """The values above the topmost mark, which is taken too."""
         stack = self.stack
         for at in range(len(stack) - 1, -1, -1):
-            if stack[at] is _MARK:
+            if stack[at] is MARK:
                 values = stack[at + 1 :]
                 del stack[at:]
                 self.objects -= 1

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from remapkit.diagnostics.wording import shown, sized
-from remapkit.formats.pickle.calls import _call, _instance, _persistent
-from remapkit.formats.pickle.machine import _MAX_INT_BYTES, _TEXT_OBJECT, Machine
-from remapkit.formats.pickle.values import _MARK, MAX_TEXT, Mapping, Opaque, PickleFault, _kind
+from remapkit.formats.pickle.calls import call_known, load_persistent, make_instance
+from remapkit.formats.pickle.machine import MAX_INT_BYTES, TEXT_OBJECT, Machine
+from remapkit.formats.pickle.values import MARK, MAX_TEXT, Mapping, Opaque, PickleFault, kind_of
 
 
-def _stop(machine: Machine) -> None:
+def stop(machine: Machine) -> None:
     """`run` ends here."""
 
 
@@ -31,7 +31,7 @@ def _frame(machine: Machine) -> None:
 
 
 def _mark(machine: Machine) -> None:
-    machine.stack.append(_MARK)
+    machine.stack.append(MARK)
 
 
 def _pop(machine: Machine) -> None:
@@ -60,7 +60,7 @@ def _int_line(machine: Machine) -> None:
 
 
 def _parse_int(line: bytes) -> int:
-    if len(line) > _MAX_INT_BYTES:
+    if len(line) > MAX_INT_BYTES:
         raise PickleFault(f"a number of {len(line)} digits")
     try:
         return int(line.rstrip(b"L").decode("ascii"))
@@ -75,7 +75,7 @@ def _long_line(machine: Machine) -> None:
 def _float_line(machine: Machine) -> None:
     line = machine.line()
     try:
-        machine.push(float(line[:_MAX_INT_BYTES]))
+        machine.push(float(line[:MAX_INT_BYTES]))
     except ValueError:
         raise PickleFault(f"{shown(repr(line), 40)} is no number") from None
 
@@ -95,9 +95,9 @@ def _binint2(machine: Machine) -> None:
 def _long(width: int) -> Callable[[Machine], None]:
     def push(machine: Machine) -> None:
         length = machine.number(width)
-        if length > _MAX_INT_BYTES:
+        if length > MAX_INT_BYTES:
             raise PickleFault(f"a number of {sized(length)}")
-        machine.objects -= length // _TEXT_OBJECT
+        machine.objects -= length // TEXT_OBJECT
         machine.push(int.from_bytes(machine.take(length), "little", signed=True))
 
     return push
@@ -113,7 +113,7 @@ def _text(width: int) -> Callable[[Machine], None]:
         if length > MAX_TEXT:
             _skip(machine, length, "str")
             return
-        machine.objects -= length // _TEXT_OBJECT
+        machine.objects -= length // TEXT_OBJECT
         try:
             machine.stack.append(machine.take(length).decode("utf-8", "surrogatepass"))
         except UnicodeDecodeError:
@@ -145,7 +145,7 @@ def _string(width: int) -> Callable[[Machine], None]:
         if length > MAX_TEXT:
             _skip(machine, length, "str")
         else:
-            machine.objects -= length // _TEXT_OBJECT
+            machine.objects -= length // TEXT_OBJECT
             machine.push(machine.take(length).decode("latin-1"))
 
     return push
@@ -221,7 +221,7 @@ def _extend(machine: Machine, values: list[Any]) -> None:
     if type(target) is list:
         target.extend(values)
     elif not isinstance(target, Opaque):
-        raise PickleFault(f"the pickle appends to {_kind(target)}")
+        raise PickleFault(f"the pickle appends to {kind_of(target)}")
 
 
 def _setitem(machine: Machine) -> None:
@@ -243,13 +243,13 @@ def _update(machine: Machine, pairs: list[tuple[Any, Any]]) -> None:
         target.items = [] if target.items is None else target.items
         target.items.extend(pairs)
     else:
-        raise PickleFault(f"the pickle sets an item of {_kind(target)}")
+        raise PickleFault(f"the pickle sets an item of {kind_of(target)}")
 
 
 def _additems(machine: Machine) -> None:
     machine.pop_mark()
     if not isinstance(machine.top(), Opaque):
-        raise PickleFault(f"the pickle adds to {_kind(machine.top())}")
+        raise PickleFault(f"the pickle adds to {kind_of(machine.top())}")
 
 
 def _frozenset(machine: Machine) -> None:
@@ -304,33 +304,33 @@ def _stack_global(machine: Machine) -> None:
 def _reduce(machine: Machine) -> None:
     args, function = machine.pop(), machine.pop()
     machine.objects -= 1
-    machine.push(_call(machine, function, args))
+    machine.push(call_known(machine, function, args))
 
 
 def _newobj(machine: Machine) -> None:
     _, cls = machine.pop(), machine.pop()
     machine.objects -= 1
-    machine.push(_instance(machine, cls))
+    machine.push(make_instance(machine, cls))
 
 
 def _newobj_ex(machine: Machine) -> None:
     _, _, cls = machine.pop(), machine.pop(), machine.pop()
     machine.objects -= 1
-    machine.push(_instance(machine, cls))
+    machine.push(make_instance(machine, cls))
 
 
 def _inst(machine: Machine) -> None:
     _global(machine)
     cls = machine.pop()
     args = tuple(machine.pop_mark())
-    machine.push(_call(machine, cls, args))
+    machine.push(call_known(machine, cls, args))
 
 
 def _obj(machine: Machine) -> None:
     values = machine.pop_mark()
     if not values:
         raise PickleFault("the pickle makes an object without a class")
-    machine.push(_call(machine, values[0], tuple(values[1:])))
+    machine.push(call_known(machine, values[0], tuple(values[1:])))
 
 
 def _build(machine: Machine) -> None:
@@ -341,18 +341,18 @@ def _build(machine: Machine) -> None:
         target.module = {"_parameters", "_modules"} <= {key for key, _ in state.items[:50] if isinstance(key, str)}
     # The state of an OrderedDict is the `_metadata` of a state dict; an unknown object's stays unknown.
     if not isinstance(target, Mapping | Opaque):
-        raise PickleFault(f"the pickle sets the state of {_kind(target)}")
+        raise PickleFault(f"the pickle sets the state of {kind_of(target)}")
 
 
 def _binpersid(machine: Machine) -> None:
     machine.objects -= 1
-    machine.push(_persistent(machine, machine.pop()))
+    machine.push(load_persistent(machine, machine.pop()))
 
 
-_OPCODES: dict[int, Callable[[Machine], None]] = {
+OPCODES: dict[int, Callable[[Machine], None]] = {
     ord(opcode): handler
     for opcode, handler in {
-        ".": _stop,
+        ".": stop,
         "\x80": _proto,
         "\x95": _frame,
         "(": _mark,

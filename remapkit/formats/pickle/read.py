@@ -6,7 +6,7 @@ from mmap import mmap
 from typing import Any
 
 from remapkit.formats.pickle.machine import Machine
-from remapkit.formats.pickle.opcodes import _OPCODES, _stop
+from remapkit.formats.pickle.opcodes import OPCODES, stop
 from remapkit.formats.pickle.values import HOSTILE_HELP, Found, PickleFault
 
 _REFUSED = {
@@ -37,10 +37,10 @@ def _run(machine: Machine) -> Any:
             raise PickleFault("the pickle ends without STOP: the file is truncated")
         opcode = machine.data[machine.pos]
         machine.pos += 1
-        handler = _OPCODES.get(opcode)
+        handler = OPCODES.get(opcode)
         if handler is None:
             raise _strange(opcode, machine.pos - 1)
-        if handler is _stop:
+        if handler is stop:
             return machine.pop()
         handler(machine)
         step += 1

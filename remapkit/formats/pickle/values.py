@@ -132,7 +132,7 @@ STORAGES = {
 """torch's classes of storages and the dtype of their elements."""
 
 
-_KNOWN = {
+KNOWN = {
     "builtins.set",
     "builtins.frozenset",
     "builtins.bytearray",
@@ -149,16 +149,16 @@ _KNOWN = {
 }
 
 
-_MAPPINGS = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"}
+MAPPINGS = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"}
 
 
-_MARK = object()
+MARK = object()
 
 
 HOSTILE_HELP = ("unpickling it would run that: treat the file as an attack; nothing was run here",)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     if isinstance(value, Opaque):
         return f"a {value.name}" if " " in value.name else f"a {value.name} object"
     if isinstance(value, Global):
@@ -169,5 +169,5 @@ def _kind(value: Any) -> str:
 
 def kind(value: Any) -> str:
     """What a value is, for messages: `a argparse.Namespace object`, `a dict`, `an int`."""
-    text = _kind(value)
+    text = kind_of(value)
     return "an" + text[1:] if text[:3] in ("a i", "a a", "a o", "a u", "a e") else text

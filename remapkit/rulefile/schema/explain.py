@@ -12,7 +12,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import excerpt_of
 from remapkit.rulefile.schema.text import schema_text
-from remapkit.rulefile.yaml.emit import _flow
+from remapkit.rulefile.yaml.emit import flow_mapping
 from remapkit.rulefile.yaml.nodes import BrokenNode, ListNode, MapNode, Node, ScalarNode
 from remapkit.rulefile.yaml.scalars import READ_AS
 
@@ -32,7 +32,7 @@ _TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class SchemaPlace:
     """Where an error is: the node, and the keys and numbers that lead to it, with the key's own node."""
 
     path: tuple[str | int, ...]
@@ -41,7 +41,7 @@ class _Place:
     parents: tuple[Node, ...]
 
     @classmethod
-    def of(cls, root: Node, path: Sequence[str | int]) -> _Place:
+    def of(cls, root: Node, path: Sequence[str | int]) -> SchemaPlace:
         node, key, parents = root, None, []
         for step in path:
             parents.append(node)
@@ -88,7 +88,7 @@ class _Place:
 
 
 @dataclass(frozen=True, slots=True)
-class _Departure:
+class Departure:
     """What jsonschema found: the keyword that does not hold, its value and its schema, and the value it met."""
 
     keyword: str
@@ -98,13 +98,13 @@ class _Departure:
     of_a_name: bool
 
     @classmethod
-    def of(cls, error: ValidationError) -> _Departure:
+    def of(cls, error: ValidationError) -> Departure:
         schema = error.schema if isinstance(error.schema, dict) else {}
         of_a_name = "propertyNames" in error.absolute_schema_path
         return cls(str(error.validator), error.validator_value, schema, error.instance, of_a_name)
 
 
-def _explained(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+def explain_departure(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     node = place.node
     lacking = isinstance(node, MapNode) and node.partial and error.keyword in _SAY_THAT_SOMETHING_IS_MISSING
     if not isinstance(node, BrokenNode) and not lacking:
@@ -114,7 +114,7 @@ def _explained(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
 _SAY_THAT_SOMETHING_IS_MISSING = ("required", "minProperties", "oneOf", "anyOf", "dependentRequired")
 
 
-def _unknown_fields(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+def _unknown_fields(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     assert isinstance(place.node, MapNode)
     known = list(error.schema["properties"])
     free = [name for name in known if place.node.key(name) is None]
@@ -131,12 +131,13 @@ def _unknown_fields(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
         yield Diagnostic("RK020", f"unknown field {excerpt_of(key.value)}{where}", (Label(key.span),), help)
 
 
-def _missing_fields(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+def _missing_fields(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     assert isinstance(place.node, MapNode)
     for name in error.wanted:
         if place.node.key(name) is None and name not in _meant(place.node, error.schema):
             field = error.schema["properties"][name]
-            how = f"add `{name}: {_flow(field['examples'][0])}`{'' if 'const' in field else ' with your own value'}"
+            yours = "" if "const" in field else " with your own value"
+            how = f"add `{name}: {flow_mapping(field['examples'][0])}`{yours}"
             yield Diagnostic("RK021", f"{place.name} lacks `{name}`", (Label(place.at),), (how, _sentence(field)))
 
 
@@ -155,7 +156,7 @@ def _sentence(schema: Mapping[str, Any]) -> str:
     return text[0].lower() + text[1:]
 
 
-def _surfaces(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+def _surfaces(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if not isinstance(place.node, MapNode):
         return  # `required` holds of what is no mapping, so that both surfaces do: its type is wrong, which is said
     options = [name for each in error.wanted for name in each["required"]]
@@ -186,18 +187,18 @@ _ONE_OF = {
 }
 
 
-def _too_many(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+def _too_many(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if isinstance(place.node, MapNode):
         second = place.node.entries[1][0]
         help = f"operations are a list, one an entry: write `- {second.value}: ...` on its own line"
         yield Diagnostic("RK022", f"{place.name} has two operations", (Label(second.span),), (help,))
     else:
-        help = f"for example `{place.path[-1]}: {_flow(error.schema['examples'][0])}`"
+        help = f"for example `{place.path[-1]}: {flow_mapping(error.schema['examples'][0])}`"
         title = f"{place.name} wants {error.wanted} entries, and not more"
         yield Diagnostic("RK022", title, (Label(place.node.span),), (help,))
 
 
-def _lacks_all(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+def _lacks_all(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if place.path == ("target",):
         help = "add `model: plugin.module:Class`, `keys: manifest.json`, or both"
         yield Diagnostic("RK021", "`target` names neither a model nor keys", (Label(place.at),), (help,))
@@ -208,7 +209,7 @@ def _lacks_all(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
         yield Diagnostic("RK027", "there are no rules: every key would be refused", (label,), (help,))
 
 
-def _args_alone(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+def _args_alone(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     assert isinstance(place.node, MapNode)
     if "by" in error.wanted:
         key = place.node.key("by")
@@ -221,7 +222,7 @@ def _args_alone(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     yield Diagnostic("RK021", "`args` of no model", (Label(key.span if key else place.at),), (help,))
 
 
-def _wrong_type(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+def _wrong_type(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     node = place.node
     types = [error.wanted] if isinstance(error.wanted, str) else list(error.wanted)
     # Nothing at all is fine where a list or a mapping is wanted, but not what anybody would write on purpose.
@@ -234,7 +235,7 @@ def _wrong_type(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     help: str | None = (_scalar_help if isinstance(node, ScalarNode) else _text_help)(place, types)
     if help is None and place.path and "examples" in error.schema:
         begin = "- " if isinstance(place.path[-1], int) else f"{place.path[-1]}: "
-        help = f"for example `{begin}{_flow(error.schema['examples'][0])}`"
+        help = f"for example `{begin}{flow_mapping(error.schema['examples'][0])}`"
     if help is None:
         help = _sentence(error.schema) if place.path else "begin with `remapkit: 1` and `name: ...`, a line each"
     yield Diagnostic("RK022", f"{place.name} wants {wanted}, and got {_got(node)}", (label,), (help,))
@@ -252,7 +253,7 @@ def _got(node: Node) -> str:
     return "a list" if isinstance(node, ListNode) else "a mapping"
 
 
-def _scalar_help(place: _Place, types: Sequence[str]) -> str | None:
+def _scalar_help(place: SchemaPlace, types: Sequence[str]) -> str | None:
     """What to write instead of a scalar of the wrong kind."""
     node = place.node
     assert isinstance(node, ScalarNode)
@@ -268,7 +269,7 @@ def _scalar_help(place: _Place, types: Sequence[str]) -> str | None:
     return None
 
 
-def _text_help(place: _Place, types: Sequence[str]) -> str | None:
+def _text_help(place: SchemaPlace, types: Sequence[str]) -> str | None:
     """What to write instead of a mapping or a list that was meant as text: `to: {stage}`."""
     written = place.node.span.text
     if "string" in types and written[:1] in ("{", "[") and "\n" not in written:
@@ -276,7 +277,7 @@ def _text_help(place: _Place, types: Sequence[str]) -> str | None:
     return None
 
 
-def _not_one_of(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+def _not_one_of(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     options = [str(each) for each in error.wanted]
     value = place.node.value if isinstance(place.node, ScalarNode) else ""
     close = _close(value, options)
@@ -287,17 +288,17 @@ def _not_one_of(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     yield Diagnostic("RK023", title, (label,), (help,))
 
 
-def _other_version(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+def _other_version(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if isinstance(place.node, ScalarNode) and place.node.kind == "integer":
         title = f"version {place.node.value} of the rule language is not known"
         help = ("this remapkit reads version 1: write `remapkit: 1`, or install a newer remapkit",)
         yield Diagnostic("RK025", title, (Label(place.node.span),), help)
 
 
-def _empty(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+def _empty(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if error.keyword == "minItems" and isinstance(place.node, ListNode) and place.node.items:
         title = f"{place.name} wants {error.wanted} entries at least"
-        help = f"for example `{_flow(error.schema['examples'][0])}`"
+        help = f"for example `{flow_mapping(error.schema['examples'][0])}`"
         yield Diagnostic("RK026", title, (Label(place.node.span),), (help,))
         return
     what = {"minLength": "an empty text", "minItems": "an empty list", "minProperties": "an empty mapping"}
@@ -307,7 +308,7 @@ def _empty(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     yield Diagnostic("RK026", f"{place.name} is {what[error.keyword]}", (label,), (help,))
 
 
-def _bad_name(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
+def _bad_name(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if error.of_a_name and isinstance(place.node, MapNode):
         key = place.node.key(str(error.got))
         at, what = (key.span if key else place.at), f"name for a {str(place.path[-1])[:-1]}"
@@ -323,7 +324,7 @@ def _bad_name(place: _Place, error: _Departure) -> Iterator[Diagnostic]:
     yield Diagnostic("RK028", f"{excerpt_of(str(error.got))} is no {what}", (Label(at),), (help,))
 
 
-_EXPLAIN: Mapping[str, Callable[[_Place, _Departure], Iterator[Diagnostic]]] = {
+_EXPLAIN: Mapping[str, Callable[[SchemaPlace, Departure], Iterator[Diagnostic]]] = {
     "additionalProperties": _unknown_fields,
     "anyOf": _lacks_all,
     "const": _other_version,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
-Check = Callable[[Any], bool]
+Predicate = Callable[[Any], bool]
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
@@ -28,7 +28,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 _NOTES = frozenset({"$schema", "$defs", "title", "description", "examples", "default"})
 
 
-def sound(schema: Mapping[str, Any]) -> Check:
+def sound(schema: Mapping[str, Any]) -> Predicate:
     """The check that a schema asks for.
 
     >>> check = sound({"type": "array", "items": {"type": "string", "minLength": 1}})
@@ -38,10 +38,10 @@ def sound(schema: Mapping[str, Any]) -> Check:
     return _schema(schema, schema.get("$defs", {}))
 
 
-def _schema(schema: Any, definitions: Mapping[str, Any]) -> Check:
+def _schema(schema: Any, definitions: Mapping[str, Any]) -> Predicate:
     if not isinstance(schema, Mapping):
         return _yes if schema is True else _no
-    checks: list[Check] = []
+    checks: list[Predicate] = []
     if "if" in schema:
         checks.append(_if(schema, definitions))
     if "properties" in schema or "additionalProperties" in schema:
@@ -64,7 +64,7 @@ def _no(_: Any) -> bool:
     return False
 
 
-def _all(checks: list[Check]) -> Check:
+def _all(checks: list[Predicate]) -> Predicate:
     def check(value: Any) -> bool:
         for each in checks:  # noqa: SIM110 - a generator would cost as much as the checks
             if not each(value):
@@ -74,7 +74,7 @@ def _all(checks: list[Check]) -> Check:
     return check
 
 
-def _type(wanted: Any, _: Mapping[str, Any]) -> Check:
+def _type(wanted: Any, _: Mapping[str, Any]) -> Predicate:
     names = [wanted] if isinstance(wanted, str) else wanted
     if not set(names) <= set(_TYPES):
         return _no
@@ -82,12 +82,12 @@ def _type(wanted: Any, _: Mapping[str, Any]) -> Check:
     return lambda value: type(value) in types
 
 
-def _ref(wanted: Any, definitions: Mapping[str, Any]) -> Check:
+def _ref(wanted: Any, definitions: Mapping[str, Any]) -> Predicate:
     name = str(wanted).removeprefix("#/$defs/")
     return _schema(definitions[name], definitions) if name in definitions else _no
 
 
-def _if(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Check:
+def _if(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Predicate:
     condition = _schema(schema["if"], definitions)
     # A condition answers no to what it does not know, too, which would choose the wrong branch.
     if not _known(schema["if"]):
@@ -106,7 +106,7 @@ def _known(condition: Any) -> bool:
     )
 
 
-def _properties(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Check:
+def _properties(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Predicate:
     known = {name: _schema(each, definitions) for name, each in schema.get("properties", {}).items()}
     rest = _schema(schema.get("additionalProperties", True), definitions)
 
@@ -121,64 +121,64 @@ def _properties(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Ch
     return check
 
 
-def _required(wanted: Any, _: Mapping[str, Any]) -> Check:
+def _required(wanted: Any, _: Mapping[str, Any]) -> Predicate:
     names = frozenset(wanted)
     return lambda value: type(value) is not dict or value.keys() >= names
 
 
-def _one_of(wanted: Any, definitions: Mapping[str, Any]) -> Check:
+def _one_of(wanted: Any, definitions: Mapping[str, Any]) -> Predicate:
     if not all(map(_known, wanted)):
         return _no
     checks = [_schema(each, definitions) for each in wanted]
     return lambda value: sum([each(value) for each in checks]) == 1
 
 
-def _any_of(wanted: Any, definitions: Mapping[str, Any]) -> Check:
+def _any_of(wanted: Any, definitions: Mapping[str, Any]) -> Predicate:
     checks = [_schema(each, definitions) for each in wanted]
     return lambda value: any(each(value) for each in checks)
 
 
-def _dependent(wanted: Any, _: Mapping[str, Any]) -> Check:
+def _dependent(wanted: Any, _: Mapping[str, Any]) -> Predicate:
     return lambda value: (
         type(value) is not dict or all(value.keys() >= set(names) for name, names in wanted.items() if name in value)
     )
 
 
-def _enum(wanted: Any, _: Mapping[str, Any]) -> Check:
+def _enum(wanted: Any, _: Mapping[str, Any]) -> Predicate:
     return lambda value: any(type(value) is type(each) and value == each for each in wanted)
 
 
-def _pattern(wanted: Any, _: Mapping[str, Any]) -> Check:
+def _pattern(wanted: Any, _: Mapping[str, Any]) -> Predicate:
     search = re.compile(wanted).search
     return lambda value: type(value) is not str or search(value) is not None
 
 
-def _items(wanted: Any, definitions: Mapping[str, Any]) -> Check:
+def _items(wanted: Any, definitions: Mapping[str, Any]) -> Predicate:
     each = _schema(wanted, definitions)
     return lambda value: type(value) is not list or all(map(each, value))
 
 
-def _names(wanted: Any, definitions: Mapping[str, Any]) -> Check:
+def _names(wanted: Any, definitions: Mapping[str, Any]) -> Predicate:
     each = _schema(wanted, definitions)
     return lambda value: type(value) is not dict or all(map(each, value))
 
 
-def _all_of(wanted: Any, definitions: Mapping[str, Any]) -> Check:
+def _all_of(wanted: Any, definitions: Mapping[str, Any]) -> Predicate:
     return _all([_schema(each, definitions) for each in wanted])
 
 
 Sized = type[list[Any]] | type[str] | type[dict[str, Any]]
 
 
-def _least(kind: Sized) -> Callable[[Any, Mapping[str, Any]], Check]:
+def _least(kind: Sized) -> Callable[[Any, Mapping[str, Any]], Predicate]:
     return lambda wanted, _: lambda value: type(value) is not kind or len(value) >= wanted
 
 
-def _most(kind: Sized) -> Callable[[Any, Mapping[str, Any]], Check]:
+def _most(kind: Sized) -> Callable[[Any, Mapping[str, Any]], Predicate]:
     return lambda wanted, _: lambda value: type(value) is not kind or len(value) <= wanted
 
 
-_KEYWORDS: Mapping[str, Callable[[Any, Mapping[str, Any]], Check]] = {
+_KEYWORDS: Mapping[str, Callable[[Any, Mapping[str, Any]], Predicate]] = {
     "$ref": _ref,
     "allOf": _all_of,
     "anyOf": _any_of,

@@ -13,12 +13,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.rulefile.schema.explain import _Departure, _explained, _Place
-from remapkit.rulefile.schema.fast_check import Check, sound
+from remapkit.rulefile.schema.explain import Departure, SchemaPlace, explain_departure
+from remapkit.rulefile.schema.fast_check import Predicate, sound
 from remapkit.rulefile.schema.text import schema_text
 from remapkit.rulefile.yaml.compose import MAX_PROBLEMS, too_many
 from remapkit.rulefile.yaml.nodes import Node
-from remapkit.rulefile.yaml.values import _walk
+from remapkit.rulefile.yaml.values import schema_value
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 def schema_problems(root: Node) -> tuple[Diagnostic, ...]:
     """Every departure of a file from the schema, in the order of the file."""
-    walked = _walk(root)
+    walked = schema_value(root)
     if _sound()(walked):
         return ()
     errors = list(islice(_validator().iter_errors(walked), MAX_PROBLEMS + 1))
     problems: dict[Diagnostic, None] = {}
     for error in errors:
-        for problem in _explained(_Place.of(root, tuple(error.absolute_path)), _Departure.of(error)):
+        for problem in explain_departure(SchemaPlace.of(root, tuple(error.absolute_path)), Departure.of(error)):
             problems[problem] = None
     version = next((problem for problem in problems if problem.code == "RK025"), None)
     if version is not None:
@@ -46,7 +46,7 @@ def schema_problems(root: Node) -> tuple[Diagnostic, ...]:
 
 
 @cache
-def _sound() -> Check:
+def _sound() -> Predicate:
     return sound(json.loads(schema_text()))
 
 

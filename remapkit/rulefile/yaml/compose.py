@@ -19,19 +19,19 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Source, Span
 from remapkit.diagnostics.wording import excerpt_of
 from remapkit.rulefile.yaml.nodes import (
-    _BLOCK_HEADER,
-    _PROPERTY,
+    BLOCK_HEADER,
     LOADER,
     MAX_DEPTH,
+    PROPERTY,
     BrokenNode,
     ListNode,
     MapNode,
     Node,
     ScalarNode,
 )
-from remapkit.rulefile.yaml.positions import _located
-from remapkit.rulefile.yaml.scalars import READ_AS, _ambiguous, plain_kind
-from remapkit.rulefile.yaml.syntax_errors import _line_end, _syntax_error, _tabs, _too_deep
+from remapkit.rulefile.yaml.positions import locate
+from remapkit.rulefile.yaml.scalars import READ_AS, ambiguous_scalar, plain_kind
+from remapkit.rulefile.yaml.syntax_errors import line_end, syntax_error, tab_problems, too_deep
 
 MAX_BYTES = 10_000_000
 """The largest rule file that is read: about 50,000 rules."""
@@ -151,8 +151,8 @@ def compose(source: Source) -> tuple[Node | None, tuple[Diagnostic, ...]]:
     except _Fatal as fatal:
         return None, (*composer.problems, fatal.diagnostic)
     except yaml.MarkedYAMLError as error:
-        return None, (*composer.problems, _syntax_error(source, error))
-    tabs = _tabs(source, composer.protected)
+        return None, (*composer.problems, syntax_error(source, error))
+    tabs = tab_problems(source, composer.protected)
     if tabs:  # the parser in Python gives up there
         place = tabs[0].labels[0].span.start
         return None, (*(each for each in composer.problems if each.span and each.span.start < place), *tabs)
@@ -216,7 +216,7 @@ class _Composer:
         if self.count > MAX_NODES:
             raise _Fatal(too_large(self.source.name, f"holds more than {MAX_NODES:,} keys and values"))
         if depth > MAX_DEPTH:
-            raise _Fatal(_too_deep(self.source, span.start))
+            raise _Fatal(too_deep(self.source, span.start))
         if isinstance(event, yaml.AliasEvent):
             self.refuse_alias(span)
             return BrokenNode(span)
@@ -296,7 +296,7 @@ class _Composer:
         if event.anchor is None and event.tag is None:
             return False
         here = event.start_mark.index
-        while match := _PROPERTY.match(self.source.text, here):
+        while match := PROPERTY.match(self.source.text, here):
             span = Span(self.source, here, match.end(1))
             name = excerpt_of(span.text)[1:-1]
             if name.startswith("&"):
@@ -318,10 +318,10 @@ class _Composer:
             return self.block(event, span, style)
         if style:
             self.protected.append((span.start, span.end, False))
-            return ScalarNode(_located(span, style, event.value), span, "text")
+            return ScalarNode(locate(span, style, event.value), span, "text")
         if not event.value:
             span = _nothing_at(span)
-        text = _located(span, style, event.value)
+        text = locate(span, style, event.value)
         kind = plain_kind(event.value)
         if kind in ("integer", "number") and len(event.value) > MAX_DIGITS:
             title = f"a number of {len(event.value):,} characters: at most {MAX_DIGITS} are read"
@@ -333,17 +333,17 @@ class _Composer:
             help = "write the entries out; quote the key if it is meant as text"
             self.problem("RK003", "<< is a YAML merge key", span, help)
         else:
-            self.problem("RK014", *_ambiguous(event.value, span, key))
+            self.problem("RK014", *ambiguous_scalar(event.value, span, key))
         return BrokenNode(span)
 
     def block(self, event: Any, span: Span, style: str) -> Node:
-        header = _BLOCK_HEADER.match(self.source.text, span.start)
+        header = BLOCK_HEADER.match(self.source.text, span.start)
         if header is None:  # libyaml takes `|#` for a comment
-            end = _line_end(self.source, span.start)
+            end = line_end(self.source, span.start)
             label = Label(Span(self.source, span.start, end))
             raise _Fatal(Diagnostic("RK001", f"a text after {style}", (label,), ("begin the text on a new line",)))
         self.protected.append((header.end(), span.end, True))
-        return ScalarNode(_located(span, style, event.value), span, "text")
+        return ScalarNode(locate(span, style, event.value), span, "text")
 
 
 def _nothing_at(span: Span) -> Span:

@@ -70,20 +70,20 @@ def flow_text(value: object) -> str:
         return "{" + ", ".join(f"{key}: {flow_text(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(flow_text, value)) + "]"
-    return _plain(value) if isinstance(value, str) else json.dumps(value)
+    return plain_scalar(value) if isinstance(value, str) else json.dumps(value)
 
 
-def _plain(text: str) -> str:
+def plain_scalar(text: str) -> str:
     """A text without quotes where every reader takes it for that text; this program's own reads an index as text."""
     return text if _INDEX.fullmatch(text) else quoted(text)
 
 
-def _flow(value: Any) -> str:
+def flow_mapping(value: Any) -> str:
     """A value as YAML in one line, for an example."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_flow(key)}: {_flow(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{flow_mapping(key)}: {flow_mapping(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_flow, value)) + "]"
+        return "[" + ", ".join(map(flow_mapping, value)) + "]"
     if value is None or isinstance(value, int | float):
         return json.dumps(value)
     safe = (

@@ -18,7 +18,7 @@ LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Splits text into events: libyaml's where PyYAML was built with it (20 times faster), else the one in Python."""
 
 
-Kind = Literal["text", "integer", "number", "boolean", "null", "empty"]
+ScalarKind = Literal["text", "integer", "number", "boolean", "null", "empty"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +27,7 @@ class ScalarNode:
 
     text: Text
     span: Span
-    kind: Kind
+    kind: ScalarKind
 
     @property
     def value(self) -> str:
@@ -69,11 +69,11 @@ class BrokenNode:
 Node = ScalarNode | ListNode | MapNode | BrokenNode
 
 
-_BRACED_TEXT = re.compile(r"[:,{\[]\s*([^\s'\"{}\[\],:#][^\s'\"{}\[\],]*\{[^\s,{}]*\}[^\s,}]*)")
+BRACED_TEXT = re.compile(r"[:,{\[]\s*([^\s'\"{}\[\],:#][^\s'\"{}\[\],]*\{[^\s,{}]*\}[^\s,}]*)")
 """A plain text with braces in it, inside a mapping in braces: what a path that was not quoted looks like."""
 
 
-_BLOCK_HEADER = re.compile(r"[|>][-+1-9]{0,2}(?:[ \t]+#[^\n]*|[ \t\r]*)(?=\n|\Z)")
+BLOCK_HEADER = re.compile(r"[|>][-+1-9]{0,2}(?:[ \t]+#[^\n]*|[ \t\r]*)(?=\n|\Z)")
 
 
-_PROPERTY = re.compile(r"([&!][^\s,\[\]{}]*)\s*")
+PROPERTY = re.compile(r"([&!][^\s,\[\]{}]*)\s*")

@@ -7,7 +7,7 @@ import re
 from remapkit.diagnostics.source import Span, Text
 
 
-def _located(span: Span, style: str, value: str) -> Text:
+def locate(span: Span, style: str, value: str) -> Text:
     """The value with the place of each character; quotes are left out of its span."""
     source, start, end = span.source, span.start, span.end
     if style in ("'", '"'):
@@ -97,8 +97,8 @@ def _indent(lines: list[str], value: str) -> int:
     blank = len(value) - len(content)
     if not content or blank >= len(lines):
         return max(map(len, lines), default=0)
-    return _leading_spaces(lines[blank]) - _leading_spaces(content)
+    return leading_spaces(lines[blank]) - leading_spaces(content)
 
 
-def _leading_spaces(line: str) -> int:
+def leading_spaces(line: str) -> int:
     return len(line) - len(line.lstrip(" "))

@@ -6,7 +6,7 @@ import re
 
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import excerpt_of
-from remapkit.rulefile.yaml.nodes import Kind
+from remapkit.rulefile.yaml.nodes import ScalarKind
 
 READ_AS = {
     "text": "text",
@@ -19,7 +19,7 @@ READ_AS = {
 """What a kind of scalar is called in messages."""
 
 
-_CANONICAL: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+_CANONICAL: tuple[tuple[ScalarKind, re.Pattern[str]], ...] = (
     ("empty", re.compile("")),
     ("integer", re.compile(r"0|-?[1-9][0-9]{0,14}")),
     ("number", re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+(?:[eE][-+][0-9]+)?")),
@@ -40,7 +40,7 @@ _SURPRISING: tuple[tuple[str, re.Pattern[str]], ...] = (
 )
 
 
-def plain_kind(value: str) -> Kind | None:
+def plain_kind(value: str) -> ScalarKind | None:
     """What an unquoted scalar is, or None where some YAML would read it as something else than it looks like.
 
     >>> [plain_kind(each) for each in ("norm1", "0", "1.5", "true", "~", "")]
@@ -57,7 +57,7 @@ def plain_kind(value: str) -> Kind | None:
     return None if any(pattern.fullmatch(value) for _, pattern in _SURPRISING) else "text"
 
 
-def _ambiguous(value: str, span: Span, key: bool) -> tuple[str, Span, str]:
+def ambiguous_scalar(value: str, span: Span, key: bool) -> tuple[str, Span, str]:
     what = next(what for what, pattern in _SURPRISING if pattern.fullmatch(value))
     value = excerpt_of(value)[1:-1]
     if key:

@@ -10,11 +10,11 @@ import yaml
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Source, Span
-from remapkit.rulefile.yaml.nodes import _BRACED_TEXT, MAX_DEPTH
-from remapkit.rulefile.yaml.positions import _leading_spaces
+from remapkit.rulefile.yaml.nodes import BRACED_TEXT, MAX_DEPTH
+from remapkit.rulefile.yaml.positions import leading_spaces
 
 
-def _tabs(source: Source, protected: Iterable[tuple[int, int, bool]]) -> list[Diagnostic]:
+def tab_problems(source: Source, protected: Iterable[tuple[int, int, bool]]) -> list[Diagnostic]:
     """The first tab outside quoted and block scalars and comments, where YAML readers disagree about them."""
     if "\t" not in source.text:
         return []
@@ -44,7 +44,7 @@ def _tab(source: Source, place: int, count: int = 1) -> Diagnostic:
     return Diagnostic("RK009", "a tab outside quotes", (label,), ("YAML is indented with spaces: replace it",))
 
 
-def _syntax_error(source: Source, error: yaml.MarkedYAMLError) -> Diagnostic:
+def syntax_error(source: Source, error: yaml.MarkedYAMLError) -> Diagnostic:
     """In our own words, from the place of the error and what stands there: the two parsers use different ones."""
     text = source.text
     marked = error.problem_mark or error.context_mark
@@ -55,7 +55,7 @@ def _syntax_error(source: Source, error: yaml.MarkedYAMLError) -> Diagnostic:
     if tab:
         return _tab(source, tab.end() - 1)
     if here > MAX_DEPTH and not text[here - MAX_DEPTH - 1 : here].strip("{["):
-        return _too_deep(source, here - 1)  # libyaml gives up by itself at 1,000
+        return too_deep(source, here - 1)  # libyaml gives up by itself at 1,000
     if opener in ("'", '"') and opened != here:
         return _quoted(source, opened, here)
     if opener and opener in "*&!":
@@ -63,7 +63,7 @@ def _syntax_error(source: Source, error: yaml.MarkedYAMLError) -> Diagnostic:
     return _unexpected(source, opened, here)
 
 
-def _too_deep(source: Source, place: int) -> Diagnostic:
+def too_deep(source: Source, place: int) -> Diagnostic:
     label = Label(Span(source, place, place + 1))
     help = "a rule file needs no more than 5 levels"
     return Diagnostic("RK013", f"nested more than {MAX_DEPTH} levels deep", (label,), (help,))
@@ -105,7 +105,7 @@ def _unexpected(source: Source, opened: int, here: int) -> Diagnostic:
         and sign not in ("", "\n", " ")
     ):
         title = f"a text that begins with {text[value]} must be quoted"
-        labels, helps = [Label(Span(source, value, _line_end(source, value)))], [_quote_line(source, value)]
+        labels, helps = [Label(Span(source, value, line_end(source, value)))], [_quote_line(source, value)]
     elif value is not None and text[value] in "'\"" and text[value + 1 : here].rstrip().endswith(text[value]):
         title = "text after a closing quote"
         helps = [
@@ -115,7 +115,7 @@ def _unexpected(source: Source, opened: int, here: int) -> Diagnostic:
         opener
         and opener in "{["
         and opened < here
-        and (braced := _BRACED_TEXT.search(text, opened, _line_end(source, here)))
+        and (braced := BRACED_TEXT.search(text, opened, line_end(source, here)))
     ):
         at = braced.start(1)
         title = "a text with braces stands unquoted between braces"
@@ -137,7 +137,7 @@ def _unexpected(source: Source, opened: int, here: int) -> Diagnostic:
         title, helps = f"a plain text cannot begin with {opener}", [_quote_line(source, opened)]
     elif _has_no_colon(source, opened):
         title, helps = "a line without a colon", ["write `key: value`"]
-        labels = [Label(Span(source, opened, _line_end(source, opened)))]
+        labels = [Label(Span(source, opened, line_end(source, opened)))]
     elif opened < here:
         labels.insert(0, Label(_token(source, opened), "within what begins here", primary=False))
         title, helps = "this line does not fit what it stands in", ["indent it like its neighbours, with spaces"]
@@ -147,7 +147,7 @@ def _unexpected(source: Source, opened: int, here: int) -> Diagnostic:
 def _colon(source: Source, here: int) -> tuple[str, list[Label], list[str]]:
     begin = source.text.rfind("\n", 0, here) + 1
     before = source.text[begin:here]
-    key = begin + _leading_spaces(before)
+    key = begin + leading_spaces(before)
     if not before.strip():
         return "a colon without a key before it", [Label(Span(source, here, here + 1))], ["write the key"]
     if re.search(r"[:{\[]", before):
@@ -165,7 +165,7 @@ def _token(source: Source, place: int) -> Span:
     return Span(source, place, match.end() if match else place)
 
 
-def _line_end(source: Source, place: int) -> int:
+def line_end(source: Source, place: int) -> int:
     end = source.text.find("\n", place)
     return len(source.text[: end if end >= 0 else None].rstrip())
 
@@ -178,10 +178,10 @@ def _value_before(source: Source, place: int) -> int | None:
 
 
 def _quote_line(source: Source, place: int) -> str:
-    written = source.text[place : _line_end(source, place)]
+    written = source.text[place : line_end(source, place)]
     return f"quote it: '{written}'" if len(written) <= 100 and "'" not in written else "quote it"
 
 
 def _has_no_colon(source: Source, place: int) -> bool:
-    line = source.text[place : _line_end(source, place)]
+    line = source.text[place : line_end(source, place)]
     return bool(line) and ":" not in line and line[0] not in "{[-|>"

@@ -12,12 +12,12 @@ class _Refused:
     """The plain value of what was refused already: it has no type, and nothing more is said about it."""
 
 
-def _walk(node: Node) -> Any:
+def schema_value(node: Node) -> Any:
     """The plain value that the schema looks at. Keys are always text."""
     if isinstance(node, MapNode):
-        return {key.value: _walk(value) for key, value in node.entries}
+        return {key.value: schema_value(value) for key, value in node.entries}
     if isinstance(node, ListNode):
-        return [_walk(item) for item in node.items]
+        return [schema_value(item) for item in node.items]
     return _plain(node)
 
 
