@@ -13,9 +13,9 @@ from remapkit.plugin import show_error
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 1 (a checkpoint that does not fit), 2, 130."""
-    args = _parser().parse_args(arguments)
+    args = _make_parser().parse_args(arguments)
     try:
-        return _roundtrip(args)
+        return _run_roundtrip(args)
     except RemapkitError as error:
         return show_error(error)
     except KeyboardInterrupt:
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _roundtrip(args: argparse.Namespace) -> int:
+def _run_roundtrip(args: argparse.Namespace) -> int:
     import torch
 
     from .roundtrip import Wanted, roundtrip
@@ -50,7 +50,7 @@ def _roundtrip(args: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m remapkit.plugins.wan", description="The Wan video VAEs at work.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     command = commands.add_parser("roundtrip", help="encode and decode a picture or a video, and say the PSNR")
@@ -66,12 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--fast", default="auto", choices=("auto", "off"), help="how to compute; off saves memory")
     command.add_argument("--crop", action="store_true", help="cut odd frames to the middle, odd lengths at the end")
-    command.add_argument("--max-frames", type=_count, metavar="N", help="only the first N frames")
-    command.add_argument("--tile", type=_count, metavar="PIXELS", help="decode in tiles of this size")
+    command.add_argument("--max-frames", type=_parse_count, metavar="N", help="only the first N frames")
+    command.add_argument("--tile", type=_parse_count, metavar="PIXELS", help="decode in tiles of this size")
     return parser
 
 
-def _count(text: str) -> int:
+def _parse_count(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from .fast import PLAIN, Fast, memory_format
+from .fast import PLAIN, Fast, choose_memory_format
 
 __all__ = ["Rollout", "RolloutKey", "Stream", "WanCache", "WanCacheError"]
 
@@ -73,17 +73,17 @@ class Stream:
         self.windows.pop(slot, None)
         return joined_BCTHW
 
-    def window(self, slot: str, x_BCTHW: Tensor, frames: int) -> Tensor:
+    def prepare_window(self, slot: str, x_BCTHW: Tensor, frames: int) -> Tensor:
         """The buffer of `slot`, for a chunk like `x`: `frames` frames of history, then room for the chunk.
 
         After the chunk was written and used, `shift` makes it history. A buffer stays as large as it ever was.
 
         >>> stream, x = Stream(), torch.ones(1, 1, 1, 1, 1)
         >>> for value in (1.0, 5.0):
-        ...     window = stream.window("conv", x, 2)
+        ...     window = stream.prepare_window("conv", x, 2)
         ...     window[:, :, 2:] = value * x
         ...     print(window.flatten().tolist())
-        ...     stream.shift(window, 2)
+        ...     stream.shift_window(window, 2)
         [0.0, 0.0, 1.0]
         [0.0, 1.0, 5.0]
         """
@@ -92,7 +92,7 @@ class Stream:
         if window is None or window.shape[2] < frames + T:
             # Written to in later calls, which may be under another mode than this one.
             with torch.inference_mode(False), torch.no_grad():
-                layout = memory_format(self.fast)
+                layout = choose_memory_format(self.fast)
                 window = torch.empty(
                     (B, C, frames + T, H, W), dtype=x_BCTHW.dtype, device=x_BCTHW.device, memory_format=layout
                 )
@@ -106,7 +106,7 @@ class Stream:
         return window[:, :, : frames + T]
 
     @staticmethod
-    def shift(window_BCTHW: Tensor, frames: int) -> None:
+    def shift_window(window_BCTHW: Tensor, frames: int) -> None:
         """The last `frames` frames of a window become its first ones."""
         T = window_BCTHW.shape[2] - frames
         if frames <= T:
@@ -116,18 +116,18 @@ class Stream:
         for i in range(frames):
             window_BCTHW[:, :, i].copy_(window_BCTHW[:, :, T + i])
 
-    def held(self) -> Stream:
+    def find_holder(self) -> Stream:
         """Where the frames are: this stream, or the one that is its host."""
         return self if self.host is None else self.host.stream
 
-    def alone(self) -> AbstractContextManager[Any]:
+    def lock_frames(self) -> AbstractContextManager[Any]:
         """While this is held nobody moves the frames: another caller who needs the host's place may at any time."""
         host = self.host
         return nullcontext() if host is None else host.lock
 
-    def settle(self) -> None:
+    def leave_host(self) -> None:
         """Take the frames out of the host, as they are now."""
-        with self.alone():
+        with self.lock_frames():
             if self.host is None:
                 return
             # Whoever needs the place may do this, under a mode that the owner of the frames is not in.
@@ -143,22 +143,24 @@ class Stream:
             if history.requires_grad:
                 self.histories[slot] = history.detach()
 
-    def change(self, change: Callable[[Tensor], Tensor]) -> None:
+    def change_histories(self, change: Callable[[Tensor], Tensor]) -> None:
         """Replace every remembered tensor by `change` of it."""
-        self.settle()
+        self.leave_host()
         self.histories = {slot: change(history) for slot, history in self.histories.items()}
         self.windows = {}
 
     def clone(self) -> Stream:
         """An independent copy."""
-        with self.alone():
-            return Stream(self.chunks, {slot: history.clone() for slot, history in self.held().histories.items()})
+        with self.lock_frames():
+            return Stream(
+                self.chunks, {slot: history.clone() for slot, history in self.find_holder().histories.items()}
+            )
 
     @property
     def nbytes(self) -> int:
         """Bytes of tensor memory, that of the buffers included."""
-        with self.alone():
-            held = self.held()
+        with self.lock_frames():
+            held = self.find_holder()
             tensors = [held.windows.get(slot, history) for slot, history in held.histories.items()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -182,7 +184,7 @@ class RolloutKey:
     autocast: torch.dtype | None = None
     """What autocast computes in; None where it is off. What is remembered has the dtype that it gave."""
 
-    def mismatches(self, other: RolloutKey) -> list[str]:
+    def list_mismatches(self, other: RolloutKey) -> list[str]:
         """In words, what keeps a rollout of `self` from being continued by `other`."""
         problems = []
         if self.model is not other.model:
@@ -229,9 +231,9 @@ class Rollout:
         self.chunks += chunks
         self.is_torn = False
 
-    def bind(self, key: RolloutKey, device: torch.device) -> None:
+    def bind_key(self, key: RolloutKey, device: torch.device) -> None:
         """Make sure that `key` may continue this rollout; the first call decides. Raises `WanCacheError`."""
-        problems = [] if self.key is None else self.key.mismatches(key)
+        problems = [] if self.key is None else self.key.list_mismatches(key)
         where = {str(history.device) for history in self.histories()} - {str(device)}
         if where:
             problems.append(
@@ -250,8 +252,8 @@ class Rollout:
     def histories(self) -> Iterator[Tensor]:
         """Every tensor that is remembered."""
         for stream in self.streams.values():
-            with stream.alone():
-                histories = list(stream.held().histories.values())
+            with stream.lock_frames():
+                histories = list(stream.find_holder().histories.values())
             yield from histories
 
     @property
@@ -263,10 +265,10 @@ class Rollout:
         """An independent copy."""
         return replace(self, streams={part: stream.clone() for part, stream in self.streams.items()})
 
-    def change(self, change: Callable[[Tensor], Tensor]) -> None:
+    def change_histories(self, change: Callable[[Tensor], Tensor]) -> None:
         """Replace every remembered tensor by `change` of it."""
         for stream in self.streams.values():
-            stream.change(change)
+            stream.change_histories(change)
 
     def detach(self) -> None:
         """Cut what is remembered off from the graph of gradients."""
@@ -314,7 +316,7 @@ class WanCache:
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """Move what is remembered, in place, as `nn.Module.to` does: to follow a model, or to park a video."""
         for rollout in (self.encoding, self.decoding):
-            rollout.change(lambda history: history.to(device, non_blocking=non_blocking))
+            rollout.change_histories(lambda history: history.to(device, non_blocking=non_blocking))
         return self
 
     @property

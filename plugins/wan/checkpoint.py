@@ -57,21 +57,21 @@ def load_vae(
         if isinstance(path, Reader):
             reader = path
         else:
-            place = _place(Path(path))
-            config = _diffusers_settings(place)
+            place = _find_vae_folder(Path(path))
+            config = _read_diffusers_settings(place)
             reader = stack.enter_context(remapkit.open_checkpoint(place, root=root))
         header = reader.header()
         # Names do not depend on widths, so any width serves to tell whose they are.
         structure = {key: value for key, value in (config | dict(settings)).items() if key not in _HALVES}
-        names = frozenset(_on_meta(cls, {**structure, "encoder": True, "decoder": True}).state_dict())
+        names = frozenset(_build_on_meta(cls, {**structure, "encoder": True, "decoder": True}).state_dict())
         if rules is None:
-            chosen = _recognise(cls, siblings, reader, names)
+            chosen = _recognize_layout(cls, siblings, reader, names)
         else:
             rule_set = rules if isinstance(rules, RuleSet) else remapkit.load(rules)
             plan = rule_set.plan(header)
             plan.raise_for_problems()
             chosen = _Candidate(rule_set.name, rule_set, plan, ())
-        vae = _on_meta(cls, {**_widths(cls, chosen.plan, reader.header().name), **config, **settings})
+        vae = _build_on_meta(cls, {**_find_widths(cls, chosen.plan, reader.header().name), **config, **settings})
         _refuse_strangers(chosen, names, cls.__name__)
         # A half model leaves the other half's keys where they are: they are known, and nothing of them is read.
         half = not (settings.get("encoder", True) and settings.get("decoder", True))
@@ -79,13 +79,13 @@ def load_vae(
     return vae
 
 
-def _place(path: Path) -> Path:
+def _find_vae_folder(path: Path) -> Path:
     """The folder of a whole pipeline holds its VAE in `vae`."""
     inside = path / "vae"
     return inside if path.is_dir() and (path / "model_index.json").is_file() and inside.is_dir() else path
 
 
-def _diffusers_settings(path: Path) -> dict[str, Any]:
+def _read_diffusers_settings(path: Path) -> dict[str, Any]:
     """What a config of diffusers beside the checkpoint says about structure and statistics; shapes say the widths."""
     file = (path if path.is_dir() else path.parent) / "config.json"
     try:
@@ -99,16 +99,16 @@ def _diffusers_settings(path: Path) -> dict[str, Any]:
     return {ours[key]: value for key, value in config.items() if key in ours and value is not None}
 
 
-def _on_meta(cls: type[Model], settings: Mapping[str, Any]) -> Model:
+def _build_on_meta(cls: type[Model], settings: Mapping[str, Any]) -> Model:
     with torch.device("meta"):
         return cls(**settings)
 
 
-def _recognise(
+def _recognize_layout(
     cls: type[nn.Module], siblings: Sequence[type[nn.Module]], reader: Reader, names: frozenset[str]
 ) -> _Candidate:
     """The one layout that has all keys of the checkpoint. Raises `UsageError` where none or several have."""
-    candidates = list(_candidates(cls.__name__, reader, names))
+    candidates = list(_list_candidates(cls.__name__, reader, names))
     fitting = [each for each in candidates if not each.strangers and each.plan.moves]
     if len(fitting) == 1:
         return fitting[0]
@@ -123,38 +123,38 @@ def _recognise(
         f"{each.name}: {len(each.strangers)} of {len(reader.header())} keys are not its own:\n{named(each.strangers)}"
         for each in candidates
     )
-    help = [_other_generation(siblings, reader)]
+    help = [_describe_other_generation(siblings, reader)]
     help.append("name a rule file with rules=, or start one with `remapkit new`")
     title = f"the keys of this checkpoint fit no layout of {cls.__name__}"
     raise UsageError(Diagnostic("RK645", title, notes=notes, help=tuple(filter(None, help)), place=place))
 
 
-def _candidates(model: str, reader: Reader, names: frozenset[str]) -> Iterator[_Candidate]:
+def _list_candidates(model: str, reader: Reader, names: frozenset[str]) -> Iterator[_Candidate]:
     header = reader.header()
     for pack in PACKS.get(model, ()):
         rules = remapkit.load(pack)
         plan = rules.plan(header)
         taken = {source for move in plan.moves if move.target in names for source in move.sources}
         yield _Candidate(pack, rules, plan, tuple(fqn for fqn in header if fqn not in taken))
-    plan = _identity().plan(header)
+    plan = _make_identity_rules().plan(header)
     yield _Candidate(OWN_LAYOUT, None, plan, tuple(fqn for fqn in header if fqn not in names))
 
 
-def _identity() -> RuleSet:
+def _make_identity_rules() -> RuleSet:
     return remapkit.loads("remapkit: 1\nname: identity\nunmatched: keep\nrules: []\n")
 
 
-def _other_generation(siblings: Sequence[type[nn.Module]], reader: Reader) -> str:
+def _describe_other_generation(siblings: Sequence[type[nn.Module]], reader: Reader) -> str:
     """Whether the checkpoint is of the other generation: the likeliest mistake."""
     for other in siblings:
         name = other.__name__
-        names = frozenset(_on_meta(other, {}).state_dict())
-        if any(not each.strangers and each.plan.moves for each in _candidates(name, reader, names)):
+        names = frozenset(_build_on_meta(other, {}).state_dict())
+        if any(not each.strangers and each.plan.moves for each in _list_candidates(name, reader, names)):
             return f"they are those of the other generation: {name}.from_checkpoint loads them"
     return ""
 
 
-def _widths(cls: type[Model], plan: Plan, place: str) -> dict[str, int]:
+def _find_widths(cls: type[Model], plan: Plan, place: str) -> dict[str, int]:
     """Base widths, from the shapes that say them. What is not there keeps the published width."""
     shapes = {move.target: move.spec.shape for move in plan.moves}
     found = {

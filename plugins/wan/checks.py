@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .config import VIDEO_CHANNELS, VAEConfig
 
-__all__ = ["WanInputError", "WanNotLoadedError", "check_input", "check_values", "placement"]
+__all__ = ["WanInputError", "WanNotLoadedError", "check_input", "check_values", "find_placement"]
 
 # No picture in [-1, 1] comes near this, whatever resampling overshoots; one in [0, 255] does in its first pixels.
 _FAR_OUT_OF_RANGE = 10.0
@@ -26,7 +26,7 @@ class WanNotLoadedError(RuntimeError):
     """Weights that the call needs are not there, or not in one place."""
 
 
-def placement(weights: Iterable[tuple[str, Tensor]], wanted: torch.device) -> tuple[torch.device, torch.dtype]:
+def find_placement(weights: Iterable[tuple[str, Tensor]], wanted: torch.device) -> tuple[torch.device, torch.dtype]:
     """The one device and compute dtype of the weights. Raises `WanNotLoadedError`.
 
     `wanted` is where the input is: on meta, weights on meta are welcome (shapes are computed, no data).
@@ -45,12 +45,12 @@ def placement(weights: Iterable[tuple[str, Tensor]], wanted: torch.device) -> tu
     missing = by_device.get("meta", [])
     if missing and not (len(by_device) == 1 and wanted.type == "meta"):
         raise WanNotLoadedError(
-            f"{len(missing)} of the {total} weights needed are on meta, without data: {_some(missing)}. "
+            f"{len(missing)} of the {total} weights needed are on meta, without data: {_list_some(missing)}. "
             "Load a checkpoint first: from_checkpoint(path), or load_state_dict(..., strict=True, assign=True)"
         )
     for what, groups in (("devices", by_device), ("dtypes", by_dtype)):
         if len(groups) > 1:
-            parts = "; ".join(f"{len(fqns)} on {place} ({_some(fqns, 1)})" for place, fqns in groups.items())
+            parts = "; ".join(f"{len(fqns)} on {place} ({_list_some(fqns, 1)})" for place, fqns in groups.items())
             raise WanNotLoadedError(f"the weights needed are spread over several {what}: {parts}. Use .to(...)")
     return device, compute
 
@@ -59,7 +59,7 @@ def check_input(what: What, x: Tensor, config: VAEConfig, device: torch.device, 
     """Rank, channels, frames, size, dtype and device. Raises `WanInputError` with all problems at once."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{what} must be a torch.Tensor, not {type(x).__name__}")
-    problems = _shape_problems(what, tuple(x.shape), config, is_first=is_first)
+    problems = _find_shape_problems(what, tuple(x.shape), config, is_first=is_first)
     if not x.is_floating_point():
         hint = ": bring bytes to [-1, 1] with x.float() / 127.5 - 1" if what == "video" else ""
         problems.append(f"its dtype is {x.dtype}, not a floating one{hint}")
@@ -69,7 +69,7 @@ def check_input(what: What, x: Tensor, config: VAEConfig, device: torch.device, 
         raise WanInputError(f"this {what} of shape {list(x.shape)} cannot be coded: " + "; ".join(problems))
 
 
-def _shape_problems(what: What, shape: tuple[int, ...], config: VAEConfig, *, is_first: bool) -> list[str]:
+def _find_shape_problems(what: What, shape: tuple[int, ...], config: VAEConfig, *, is_first: bool) -> list[str]:
     if len(shape) != 5:
         return [f"it has {len(shape)} dimensions, expected 5: [batch, channels, frames, height, width]"]
     B, C, T, H, W = shape
@@ -81,9 +81,10 @@ def _shape_problems(what: What, shape: tuple[int, ...], config: VAEConfig, *, is
         swapped = " (dimension 2 has: frames and channels look swapped)" if wanted_C == T else ""
         problems.append(f"it has {C} channels, expected {wanted_C}{swapped}")
     if what == "video":
-        problems += _frame_problems(T, config.temporal_factor, is_first=is_first)
+        problems += _find_frame_problems(T, config.temporal_factor, is_first=is_first)
         problems += [
-            f"{side} {length} is not a multiple of {config.spatial_factor} (nearest: {_nearest(length, config)})"
+            f"{side} {length} is not a multiple of {config.spatial_factor} "
+            f"(nearest: {_suggest_lengths(length, config)})"
             for side, length in (("height", H), ("width", W))
             if length == 0 or length % config.spatial_factor
         ]
@@ -92,7 +93,7 @@ def _shape_problems(what: What, shape: tuple[int, ...], config: VAEConfig, *, is
     return problems
 
 
-def _frame_problems(T: int, factor: int, *, is_first: bool) -> list[str]:
+def _find_frame_problems(T: int, factor: int, *, is_first: bool) -> list[str]:
     if T > 0 and T % factor == (1 % factor if is_first else 0):
         return []
     if is_first:
@@ -102,7 +103,7 @@ def _frame_problems(T: int, factor: int, *, is_first: bool) -> list[str]:
     ]
 
 
-def _nearest(length: int, config: VAEConfig) -> str:
+def _suggest_lengths(length: int, config: VAEConfig) -> str:
     below = length // config.spatial_factor * config.spatial_factor
     return " or ".join(str(n) for n in (below, below + config.spatial_factor) if n)
 
@@ -128,5 +129,5 @@ def check_values(what: What, x: Tensor) -> None:
         )
 
 
-def _some(names: list[str], count: int = 3) -> str:
+def _list_some(names: list[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

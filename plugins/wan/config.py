@@ -66,7 +66,7 @@ class VAEConfig:
     latents_std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        problems = self._scalar_problems() or [*self._length_problems(), *self._shortcut_problems()]
+        problems = self._find_scalar_problems() or [*self._find_length_problems(), *self._find_shortcut_problems()]
         if problems:
             raise ValueError("these settings make no Wan VAE: " + "; ".join(problems))
 
@@ -98,7 +98,7 @@ class VAEConfig:
     def patch_channels(self) -> int:
         return VIDEO_CHANNELS * self.patch_size**2
 
-    def _scalar_problems(self) -> list[str]:
+    def _find_scalar_problems(self) -> list[str]:
         counts = {"dim": self.dim, "dec_dim": self.dec_dim, "z_dim": self.z_dim, "patch_size": self.patch_size}
         counts |= {"num_res_blocks": self.num_res_blocks}
         counts |= {f"dim_mult[{i}]": mult for i, mult in enumerate(self.dim_mult)}
@@ -109,7 +109,7 @@ class VAEConfig:
             problems.append("dim_mult is empty: at least one stage is needed")
         return problems
 
-    def _length_problems(self) -> list[str]:
+    def _find_length_problems(self) -> list[str]:
         lengths = {
             "temporal_downsample": (
                 len(self.temporal_downsample),
@@ -130,7 +130,7 @@ class VAEConfig:
             problems.append("latents_mean holds a value that is not a number")
         return problems
 
-    def _shortcut_problems(self) -> list[str]:
+    def _find_shortcut_problems(self) -> list[str]:
         """The parameter-free shortcuts exist only where channels divide evenly; without them upsampling halves."""
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
             return []
@@ -143,11 +143,11 @@ class VAEConfig:
         problems = []
         down = zip(pairwise(self.encoder_widths), (*self.temporal_downsample, None), strict=True)
         for i, ((narrow, wide), temporal) in enumerate(down):
-            if (narrow * _resample_factor(temporal)) % wide:
+            if (narrow * _count_folded_cells(temporal)) % wide:
                 problems.append(f"encoder stage {i}: {narrow} channels cannot be averaged down to {wide}")
         up = zip(pairwise(self.decoder_widths[:-1]), self.temporal_upsample, strict=True)
         for i, ((wide, narrow), temporal) in enumerate(up):
-            if (narrow * _resample_factor(temporal)) % wide:
+            if (narrow * _count_folded_cells(temporal)) % wide:
                 problems.append(f"decoder stage {i}: {wide} channels cannot be duplicated up to {narrow}")
         return problems
 
@@ -156,6 +156,6 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _resample_factor(temporal: bool | None) -> int:
+def _count_folded_cells(temporal: bool | None) -> int:
     """Cells folded into one by a stage's resampling; `None` is the last stage, which has none."""
     return 1 if temporal is None else 8 if temporal else 4

@@ -22,11 +22,11 @@ __all__ = [
     "Fast",
     "Setting",
     "WanFastError",
-    "autocast_dtype",
-    "autotuned",
-    "choose",
-    "lay_out",
-    "memory_format",
+    "autotune_cudnn",
+    "choose_fast",
+    "choose_memory_format",
+    "find_autocast_dtype",
+    "lay_out_weights",
 ]
 
 Setting = Literal["auto", "off"]
@@ -80,21 +80,21 @@ class Fast:
 PLAIN = Fast()
 
 
-def choose(
+def choose_fast(
     setting: Setting | Fast, device: torch.device, dtype: torch.dtype, *, grads: bool, graphs_work: bool
 ) -> Fast:
     """What to do on a device. Raises `WanFastError` where a named part cannot be had."""
     if grads or device.type == "meta" or setting == "off":
         return PLAIN
     if setting == "auto":
-        return _automatic(device, dtype)
+        return _choose_automatic(device, dtype)
     assert isinstance(setting, Fast)
     problems = []
     if setting.graphs and not graphs_work:
         problems.append(f"graphs=True needs CUDA, the model is on {device}")
     if setting.norm == "triton" and not has_triton():
         problems.append("norm='triton' needs the package triton, which is not installed")
-    elif setting.norm == "triton" and device.type != "cuda" and not interpreted():
+    elif setting.norm == "triton" and device.type != "cuda" and not is_interpreted():
         problems.append(f"norm='triton' needs CUDA (or TRITON_INTERPRET=1), the model is on {device}")
     if problems:
         raise WanFastError(
@@ -103,7 +103,7 @@ def choose(
     return setting
 
 
-def _automatic(device: torch.device, dtype: torch.dtype) -> Fast:
+def _choose_automatic(device: torch.device, dtype: torch.dtype) -> Fast:
     if device.type != "cuda":
         # Measured: with the buffers, channels innermost about halve the time in 16 bits, and gain nothing in fp32.
         return Fast(windows=True, channels_last=dtype in (torch.bfloat16, torch.float16) and device.type == "cpu")
@@ -117,19 +117,19 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def interpreted() -> bool:
+def is_interpreted() -> bool:
     """Whether Triton runs its kernels in Python, on the CPU."""
     import triton
 
     return bool(triton.knobs.runtime.interpret)
 
 
-def memory_format(fast: Fast) -> torch.memory_format:
+def choose_memory_format(fast: Fast) -> torch.memory_format:
     """How the features of a video lie in memory."""
     return torch.channels_last_3d if fast.channels_last else torch.contiguous_format
 
 
-def lay_out(modules: list[nn.Module], *, channels_last: bool) -> None:
+def lay_out_weights(modules: list[nn.Module], *, channels_last: bool) -> None:
     """Weights of convolutions in the layout of the features; values, names and shapes stay."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d} if channels_last else {}
     # An inference tensor could not be trained or saved for backward later.
@@ -143,7 +143,7 @@ def lay_out(modules: list[nn.Module], *, channels_last: bool) -> None:
 
 
 @contextmanager
-def autotuned(fast: Fast, device: torch.device) -> Iterator[None]:
+def autotune_cudnn(fast: Fast, device: torch.device) -> Iterator[None]:
     """cuDNN's search among its algorithms, for the time of a chunk."""
     if not fast.autotune or device.type != "cuda":
         yield
@@ -183,11 +183,11 @@ class _Benchmark:
 _BENCHMARK = _Benchmark()
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
+def find_autocast_dtype(device: torch.device) -> torch.dtype | None:
     """What autocast computes in on a device; None where it is off.
 
     >>> with torch.autocast("cpu", torch.bfloat16):
-    ...     autocast_dtype(torch.device("cpu"))
+    ...     find_autocast_dtype(torch.device("cpu"))
     torch.bfloat16
     """
     if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
@@ -195,10 +195,10 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type)
 
 
-def norm_steps(x: Tensor, scale: Tensor, silu: bool) -> Tensor:
+def compute_norm(x: Tensor, scale: Tensor, silu: bool) -> Tensor:
     """RMS norm over dimension 1, then SiLU, in `scale`'s dtype: what every fused way must equal.
 
-    >>> norm_steps(torch.tensor([[3.0, 4.0]]), torch.tensor([5.0, 10.0]), False)
+    >>> compute_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([5.0, 10.0]), False)
     tensor([[3., 8.]])
     """
     wide = x.to(scale.dtype)
@@ -208,6 +208,6 @@ def norm_steps(x: Tensor, scale: Tensor, silu: bool) -> Tensor:
 
 
 @cache
-def compiled_steps() -> object:
-    """`norm_steps`, compiled. Once for the process."""
-    return torch.compile(norm_steps, dynamic=True)
+def compile_norm() -> object:
+    """`compute_norm`, compiled. Once for the process."""
+    return torch.compile(compute_norm, dynamic=True)

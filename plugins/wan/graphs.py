@@ -35,7 +35,7 @@ Step = Callable[[Tensor, Stream], Tensor]
 class Capture(Protocol):
     """Records what a function does with tensors, without doing it."""
 
-    def works_on(self, device: torch.device) -> bool:
+    def can_record(self, device: torch.device) -> bool:
         """Whether steps on that device can be recorded."""
         ...
 
@@ -54,12 +54,12 @@ class CudaCapture:
         self._pools: dict[torch.device, object] = {}
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def works_on(self, device: torch.device) -> bool:
+    def can_record(self, device: torch.device) -> bool:
         return device.type == "cuda"
 
     def record(self, run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
         # On the model's device, which need not be the current one: work queued elsewhere would not be recorded.
-        with torch.cuda.device(device), _same_stream_afterwards(device):
+        with torch.cuda.device(device), _restore_stream(device):
             graph = torch.cuda.CUDAGraph()
             side = self._streams.setdefault(device, torch.cuda.Stream(device))
             # Other threads may go on allocating: the strictest mode would fail the recording, or them.
@@ -81,7 +81,7 @@ class CudaCapture:
 
 
 @contextmanager
-def _same_stream_afterwards(device: torch.device) -> Iterator[None]:
+def _restore_stream(device: torch.device) -> Iterator[None]:
     """Back to the stream that was current: `torch.cuda.graph` leaves the thread on its own one where it fails."""
     before = torch.cuda.current_stream(device)
     try:
@@ -118,7 +118,7 @@ class Fence:
         self._event.record(current)
 
     @contextmanager
-    def on(self, stream: torch.cuda.Stream | None) -> Iterator[None]:
+    def take_turn(self, stream: torch.cuda.Stream | None) -> Iterator[None]:
         """A turn of another stream, in its own memory; the current stream's work goes on after it."""
         if stream is None:
             yield
@@ -158,7 +158,7 @@ class Arena:
     def is_recorded(self) -> bool:
         return self._replay is not None
 
-    def admit(self, stream: Stream, queue: torch.cuda.Stream | None = None) -> None:
+    def admit_stream(self, stream: Stream, queue: torch.cuda.Stream | None = None) -> None:
         """Bring in what `stream` remembers; `queue` is its caller's CUDA stream.
 
         Whoever was here before takes his memory along: made on the CUDA stream that he came on last, since he goes on
@@ -168,7 +168,7 @@ class Arena:
             self._tenant_queue = queue
             return
         self.vacate()
-        stream.settle()
+        stream.leave_host()
         with torch.inference_mode(False), torch.no_grad():
             for slot, history in self.stream.histories.items():
                 remembered = stream.histories.get(slot)
@@ -186,31 +186,31 @@ class Arena:
         """The memory of the tenant becomes its own again, if it is still there."""
         tenant = self._tenant() if self._tenant is not None else None
         if tenant is not None:
-            with self._fence.on(self._tenant_queue):
-                tenant.settle()
+            with self._fence.take_turn(self._tenant_queue):
+                tenant.leave_host()
         self._tenant, self._tenant_queue = None, None
 
-    def step(self, step: Step, x: Tensor, stream: Stream) -> Tensor:
+    def run_step(self, step: Step, x: Tensor, stream: Stream) -> Tensor:
         """One chunk: as it is for the first one and the one that warms up, replayed from then on."""
         self.stream.chunks, self.stream.fast = stream.chunks, stream.fast
         if stream.is_first or not self._is_warm:
             out = step(x, self.stream)
             self._is_warm = self._is_warm or not stream.is_first
             return out
-        if self._replay is None and not self._record(step, x):
+        if self._replay is None and not self._record_step(step, x):
             return step(x, self.stream)
         assert self._input is not None and self._output is not None and self._replay is not None
         self._input.copy_(x)
         self._replay()
-        if not self._is_proven and not self._prove():
+        if not self._is_proven and not self._prove_replay():
             return step(x, self.stream)
         # The next replay writes over the output.
         return self._output.clone()
 
-    def _prove(self) -> bool:
+    def _prove_replay(self) -> bool:
         """Whether the first replay wrote its output: a recording of nothing changes nothing, in silence."""
         assert self._output is not None
-        if torch.equal(self._output, _pattern(self._output)):
+        if torch.equal(self._output, _make_pattern(self._output)):
             self._give_up("nothing was recorded, a replay writes no output")
             return False
         self._is_proven = True
@@ -221,7 +221,7 @@ class Arena:
         message = f"a CUDA graph could not be recorded, going on without: {why}"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
-    def _record(self, step: Step, x: Tensor) -> bool:
+    def _record_step(self, step: Step, x: Tensor) -> bool:
         """Whether it worked. Recording runs nothing, so one that failed leaves all that is remembered as it was."""
         if self._capture is _NOTHING:
             return False
@@ -229,23 +229,23 @@ class Arena:
             self._input = torch.empty_like(x)
         fixed = self._input
         try:
-            with _no_cached_casts():
+            with _disable_cast_cache():
                 self._replay, self._output = self._capture.record(lambda: step(fixed, self.stream), x.device)
         except RuntimeError as error:
             self._give_up(str(error).splitlines()[0])
             return False
-        self._output.copy_(_pattern(self._output))
+        self._output.copy_(_make_pattern(self._output))
         self._is_proven = False
         return True
 
 
-def _pattern(out: Tensor) -> Tensor:
+def _make_pattern(out: Tensor) -> Tensor:
     """Values that no model gives, so that an output that was not written is known by them."""
     return torch.linspace(-3.7, 2.9, out.numel(), device=out.device).to(out.dtype).reshape(out.shape)
 
 
 @contextmanager
-def _no_cached_casts() -> Iterator[None]:
+def _disable_cast_cache() -> Iterator[None]:
     """Autocast keeps the weights that it cast until its block ends; a recording would go on reading them after."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
@@ -258,7 +258,7 @@ def _no_cached_casts() -> Iterator[None]:
 class _Nothing:
     """Where recording failed once: not tried again."""
 
-    def works_on(self, device: torch.device) -> bool:
+    def can_record(self, device: torch.device) -> bool:
         return False
 
     def record(self, run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
@@ -288,8 +288,8 @@ class Graphs:
                         arena.vacate()
                         self._fence.drain()
                     arena = self.arenas[name] = Arena(key, self.capture, self.lock, self._fence)
-                arena.admit(stream, torch.cuda.current_stream(x.device) if x.device.type == "cuda" else None)
-                return arena.step(step, x, stream)
+                arena.admit_stream(stream, torch.cuda.current_stream(x.device) if x.device.type == "cuda" else None)
+                return arena.run_step(step, x, stream)
             finally:
                 self._fence.leave(x.device)
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["fits", "norm_silu"]
+__all__ = ["is_channels_last", "norm_silu"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ELEMENTS = 4096
@@ -47,13 +47,13 @@ def _norm_silu(
     tl.store(out_ptr + batch * out_batch + at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def fits(x: Tensor, out: Tensor) -> bool:
+def is_channels_last(x: Tensor, out: Tensor) -> bool:
     """Whether both are [B, C, ...] with channels innermost and nothing between the cells of one batch element."""
     same = x.shape == out.shape and x.dtype == out.dtype and x.dtype in _DTYPES and x.device == out.device
-    return same and _rows(x) and _rows(out)
+    return same and _has_dense_rows(x) and _has_dense_rows(out)
 
 
-def _rows(x: Tensor) -> bool:
+def _has_dense_rows(x: Tensor) -> bool:
     wanted = x.shape[1]
     for size, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
         if size > 1 and stride != wanted:
@@ -63,7 +63,7 @@ def _rows(x: Tensor) -> bool:
 
 
 def norm_silu(x: Tensor, gamma: Tensor, out: Tensor, *, silu: bool) -> Tensor:
-    """`out` becomes the norm of `x` ([B, C, ...] as `fits` says), times `gamma`, through SiLU if asked for."""
+    """Write the norm of `x` ([B, C, ...]) times `gamma` into `out`, with `silu` through SiLU."""
     B, C = x.shape[:2]
     rows = x[0, 0].numel()
     block_C = triton.next_power_of_2(C)

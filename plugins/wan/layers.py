@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
 from .cache import Stream
-from .fast import Fast, compiled_steps, memory_format, norm_steps
+from .fast import Fast, choose_memory_format, compile_norm, compute_norm
 
 __all__ = [
     "AttentionBlock",
@@ -45,29 +45,29 @@ class RMSNorm(nn.Module):
         self.silu = silu
 
     def forward(self, x: Tensor) -> Tensor:
-        return norm_steps(x, self._scale(x), self.silu).to(x.dtype)
+        return compute_norm(x, self._compute_scale(x), self.silu).to(x.dtype)
 
-    def into(self, out: Tensor, x: Tensor, fast: Fast) -> Tensor:
+    def compute_into(self, out: Tensor, x: Tensor, fast: Fast) -> Tensor:
         """As `forward`, but written to `out`, and without gradients."""
         if fast.norm == "triton":
             from . import kernel
 
-            if kernel.fits(x, out):
+            if kernel.is_channels_last(x, out):
                 return kernel.norm_silu(x, self.gamma, out, silu=self.silu)
         if fast.norm == "compile":
-            return out.copy_(compiled_steps()(x, self._scale(x), self.silu))
-        # The steps of `norm_steps` in place, on one tensor: the same values with a quarter of the memory.
-        scale = self._scale(x)
+            return out.copy_(compile_norm()(x, self._compute_scale(x), self.silu))
+        # The steps of `compute_norm` in place, on one tensor: the same values with a quarter of the memory.
+        scale = self._compute_scale(x)
         wide = x.to(scale.dtype)
         length = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min_(1e-12)
         wide = (wide / length if wide is x else wide.div_(length)).mul_(scale)
         return out.copy_(F.silu(wide, inplace=True) if self.silu else wide)
 
-    def fresh(self, x: Tensor, fast: Fast) -> Tensor:
+    def compute_fast(self, x: Tensor, fast: Fast) -> Tensor:
         """As `forward`, the fast way where there is one."""
-        return self(x) if fast.norm == "eager" else self.into(torch.empty_like(x), x, fast)
+        return self(x) if fast.norm == "eager" else self.compute_into(torch.empty_like(x), x, fast)
 
-    def _scale(self, x: Tensor) -> Tensor:
+    def _compute_scale(self, x: Tensor) -> Tensor:
         return self.gamma.to(torch.promote_types(x.dtype, torch.float32)) * self.gamma.shape[0] ** 0.5
 
 
@@ -85,10 +85,10 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, (kT, kH, kW), stride=(time_stride, 1, 1), padding=spatial)
         self.lookback = kT - time_stride
 
-    def remember(self, x_BCTHW: Tensor, stream: Stream) -> None:
+    def remember_frames(self, x_BCTHW: Tensor, stream: Stream) -> None:
         """Keep the chunk's last frames for the next one, and compute nothing."""
         if stream.fast.windows:
-            stream.shift(self._filled(x_BCTHW, stream, None), self.lookback)
+            stream.shift_window(self._fill_window(x_BCTHW, stream, None), self.lookback)
         else:
             stream.extend(self.slot, x_BCTHW, self.lookback)
 
@@ -97,21 +97,21 @@ class CausalConv3d(nn.Conv3d):
     ) -> Tensor:
         """The convolution of `norm(x)`, or of `x`."""
         if not stream.fast.windows:
-            x_BCTHW = x_BCTHW if norm is None else norm.fresh(x_BCTHW, stream.fast)
+            x_BCTHW = x_BCTHW if norm is None else norm.compute_fast(x_BCTHW, stream.fast)
             return super().forward(stream.extend(self.slot, x_BCTHW, self.lookback))
-        window_BCTHW = self._filled(x_BCTHW, stream, norm)
+        window_BCTHW = self._fill_window(x_BCTHW, stream, norm)
         out_BCTHW = super().forward(window_BCTHW)
-        stream.shift(window_BCTHW, self.lookback)
+        stream.shift_window(window_BCTHW, self.lookback)
         return out_BCTHW
 
-    def _filled(self, x_BCTHW: Tensor, stream: Stream, norm: RMSNorm | None) -> Tensor:
+    def _fill_window(self, x_BCTHW: Tensor, stream: Stream, norm: RMSNorm | None) -> Tensor:
         """The layer's window with the chunk in it."""
-        window_BCTHW = stream.window(self.slot, x_BCTHW, self.lookback)
+        window_BCTHW = stream.prepare_window(self.slot, x_BCTHW, self.lookback)
         place_BCTHW = window_BCTHW[:, :, self.lookback :]
         if norm is None:
             place_BCTHW.copy_(x_BCTHW)
         else:
-            norm.into(place_BCTHW, x_BCTHW, stream.fast)
+            norm.compute_into(place_BCTHW, x_BCTHW, stream.fast)
         return window_BCTHW
 
 
@@ -147,11 +147,11 @@ class AttentionBlock(nn.Module):
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:
-        return x_BCTHW + _per_frame(lambda x_NCHW: self._attend(x_NCHW, stream.fast), x_BCTHW)
+        return x_BCTHW + _apply_per_frame(lambda x_NCHW: self._attend(x_NCHW, stream.fast), x_BCTHW)
 
     def _attend(self, x_NCHW: Tensor, fast: Fast) -> Tensor:
         H, W = x_NCHW.shape[2:]
-        qkv_NCL = self.to_qkv(self.norm.fresh(x_NCHW, fast)).flatten(2)
+        qkv_NCL = self.to_qkv(self.norm.compute_fast(x_NCHW, fast)).flatten(2)
         # [N, 1 head, L = H*W, C]
         q, k, v = (part.transpose(1, 2).unsqueeze(1).contiguous() for part in qkv_NCL.chunk(3, dim=1))
         mixed_NLC: Tensor = F.scaled_dot_product_attention(q, k, v).squeeze(1)
@@ -168,11 +168,11 @@ class Downsample(nn.Module):
         self.time_conv = CausalConv3d(channels, channels, (3, 1, 1), time_stride=2) if temporal else None
 
     def forward(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:
-        x_BCTHW = _per_frame(self._halve, x_BCTHW)
+        x_BCTHW = _apply_per_frame(self._halve, x_BCTHW)
         if self.time_conv is None:
             return x_BCTHW
         if stream.is_first:
-            self.time_conv.remember(x_BCTHW, stream)
+            self.time_conv.remember_frames(x_BCTHW, stream)
             return x_BCTHW
         out_BCTHW: Tensor = self.time_conv(x_BCTHW, stream)
         return out_BCTHW
@@ -194,15 +194,15 @@ class Upsample(nn.Module):
     def forward(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:
         # The first frame is not doubled and not remembered either: what follows starts from zeros.
         if self.time_conv is not None and not stream.is_first:
-            x_BCTHW = _interleave(self.time_conv(x_BCTHW, stream), stream.fast)
-        return _per_frame(self._double, x_BCTHW)
+            x_BCTHW = _interleave_frames(self.time_conv(x_BCTHW, stream), stream.fast)
+        return _apply_per_frame(self._double, x_BCTHW)
 
     def _double(self, x_NCHW: Tensor) -> Tensor:
         out: Tensor = self.resample["1"](F.interpolate(x_NCHW, scale_factor=2.0, mode="nearest-exact"))
         return out
 
 
-def _per_frame(layer: Callable[[Tensor], Tensor], x_BCTHW: Tensor) -> Tensor:
+def _apply_per_frame(layer: Callable[[Tensor], Tensor], x_BCTHW: Tensor) -> Tensor:
     """A 2D layer on every frame by itself."""
     B, T = x_BCTHW.shape[0], x_BCTHW.shape[2]
     x_NCHW = x_BCTHW.transpose(1, 2).flatten(0, 1)
@@ -231,13 +231,16 @@ def add_duplicate(h_BCTHW: Tensor, x_BCTHW: Tensor, fast: Fast, *, time: int, sp
     return h_BCTHW
 
 
-def _interleave(x_BCTHW: Tensor, fast: Fast) -> Tensor:
+def _interleave_frames(x_BCTHW: Tensor, fast: Fast) -> Tensor:
     """[B, 2*C, T, H, W] -> [B, C, 2*T, H, W]: the first half of the channels are the even frames."""
     if fast.channels_last:
         B, C, T, H, W = x_BCTHW.shape
         # As below, but in the layout that the next layer wants.
         out = torch.empty(
-            (B, C // 2, T * 2, H, W), dtype=x_BCTHW.dtype, device=x_BCTHW.device, memory_format=memory_format(fast)
+            (B, C // 2, T * 2, H, W),
+            dtype=x_BCTHW.dtype,
+            device=x_BCTHW.device,
+            memory_format=choose_memory_format(fast),
         )
         out[:, :, ::2], out[:, :, 1::2] = x_BCTHW.chunk(2, dim=1)
         return out

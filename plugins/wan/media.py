@@ -16,13 +16,13 @@ from torch import Tensor
 
 from remapkit import Diagnostic, UnwritableOutput, UsageError
 
-__all__ = ["Clip", "Writer", "open_clip", "writing"]
+__all__ = ["Clip", "Writer", "open_clip", "open_writer"]
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
 _ENCODERS = (("libx264", {"crf": "14", "preset": "medium"}), ("mpeg4", {"qscale": "2"}))
 
 
-def _av() -> ModuleType:
+def _import_av() -> ModuleType:
     try:
         import av
     except ImportError as error:
@@ -46,19 +46,19 @@ class Clip:
 
     def read(self) -> Iterator[Tensor]:
         """Frame after frame, [H, W, 3] in bytes. Raises `UsageError` where the file breaks off."""
-        av = _av()
-        with _unreadable(av, self.path), av.open(str(self.path)) as container:
+        av = _import_av()
+        with _translate_errors(av, self.path), av.open(str(self.path)) as container:
             for frame in container.decode(video=0):
                 yield torch.from_numpy(frame.to_ndarray(format="rgb24"))
 
 
 def open_clip(path: Path) -> Clip:
     """What a file holds; every packet is counted, none decoded. Raises `UsageError`."""
-    av = _av()
+    av = _import_av()
     if not path.is_file():
         what = "is a directory" if path.is_dir() else "does not exist"
         raise UsageError(Diagnostic("RK651", f"{path} {what}: expected a picture or a video"))
-    with _unreadable(av, path), av.open(str(path)) as container:
+    with _translate_errors(av, path), av.open(str(path)) as container:
         # FFmpeg takes plain text for terminal art.
         if not container.streams.video or container.format.name == "tty":
             help = ("name a file with a video stream",)
@@ -71,15 +71,15 @@ def open_clip(path: Path) -> Clip:
 
 
 @contextmanager
-def _unreadable(av: ModuleType, path: Path) -> Iterator[None]:
+def _translate_errors(av: ModuleType, path: Path) -> Iterator[None]:
     try:
         yield
     except (av.FFmpegError, OSError) as error:
-        title = f"this file cannot be read as a picture or a video: {_said(error)}"
+        title = f"this file cannot be read as a picture or a video: {_describe_error(error)}"
         raise UsageError(Diagnostic("RK651", title, place=str(path))) from None
 
 
-def _said(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
@@ -91,7 +91,7 @@ class Writer:
 
     def write(self, frame_HWC: Tensor) -> None:
         """One more frame, [H, W, 3] in bytes."""
-        frame = _av().VideoFrame.from_ndarray(frame_HWC.contiguous().numpy(), format="rgb24")
+        frame = _import_av().VideoFrame.from_ndarray(frame_HWC.contiguous().numpy(), format="rgb24")
         self._container.mux(self._stream.encode(frame))
 
     def finish(self) -> None:
@@ -100,25 +100,25 @@ class Writer:
 
 
 @contextmanager
-def writing(path: Path, clip: Clip, height: int, width: int) -> Iterator[Writer]:
+def open_writer(path: Path, clip: Clip, height: int, width: int) -> Iterator[Writer]:
     """A writer whose file appears whole, when all went well, or not at all. Raises `UnwritableOutput`."""
-    av = _av()
+    av = _import_av()
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         container = av.open(str(part), "w", format="image2" if path.suffix == ".png" else None)
         with container:
-            writer = Writer(container, _stream(av, container, path.suffix, clip.rate, height, width))
+            writer = Writer(container, _add_stream(av, container, path.suffix, clip.rate, height, width))
             yield writer
             writer.finish()
         part.replace(path)
     except (av.FFmpegError, OSError) as error:
-        title = f"{path} cannot be written: {_said(error)}"
+        title = f"{path} cannot be written: {_describe_error(error)}"
         raise UnwritableOutput(Diagnostic("RK653", title, help=("nothing was written",))) from None
     finally:
         part.unlink(missing_ok=True)
 
 
-def _stream(av: ModuleType, container: Any, suffix: str, rate: Fraction, height: int, width: int) -> Any:
+def _add_stream(av: ModuleType, container: Any, suffix: str, rate: Fraction, height: int, width: int) -> Any:
     if suffix == ".png":
         stream = container.add_stream("png", rate=1)
         stream.pix_fmt = "rgb24"

@@ -19,11 +19,11 @@ from remapkit import Diagnostic, UsageError
 from .cache import WanCache
 from .config import VAEConfig
 from .fast import Setting
-from .media import VIDEO_SUFFIXES, Clip, Writer, open_clip, writing
+from .media import VIDEO_SUFFIXES, Clip, Writer, open_clip, open_writer
 from .tiling import Tiling
 from .vae import Wan21VAE, WanVAE
 
-__all__ = ["Report", "Wanted", "load_any", "roundtrip"]
+__all__ = ["Report", "Wanted", "load_model", "roundtrip"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +61,10 @@ class Report:
 
     def __str__(self) -> str:
         size = f"{self.frames} frame{'s' * (self.frames != 1)} of {self.height}x{self.width}"
-        worst = f", worst {_decibels(self.worst[0])} in frame {self.worst[1]}"
+        worst = f", worst {_format_decibels(self.worst[0])} in frame {self.worst[1]}"
         lines = [
             f"{size} -> latent {list(self.latent)} -> back, by {self.model} in {self.dtype} on {self.device}",
-            f"PSNR {_decibels(self.psnr)}" + worst * (self.frames > 1),
+            f"PSNR {_format_decibels(self.psnr)}" + worst * (self.frames > 1),
             f"{self.seconds:.2f} s, {self.frames / max(self.seconds, 1e-9):.2f} frames/s",
         ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -77,19 +77,19 @@ def roundtrip(wanted: Wanted) -> Report:
     """
     clip = open_clip(wanted.source)
     _check_output(wanted, clip)
-    vae = load_any(wanted).optimize(wanted.fast)
+    vae = load_model(wanted).optimize(wanted.fast)
     config = vae.config
-    cut, notes = _cut(clip, config, wanted)
+    cut, notes = _cut_clip(clip, config, wanted)
     tiling = None
     if wanted.tile is not None:
-        tiling = _tiling(wanted.tile, config)
+        tiling = _make_tiling(wanted.tile, config)
     started, error = time.monotonic(), _Error()
     with (
-        writing(wanted.out, clip, cut.height, cut.width) as writer,
-        _bar(f"{clip.path.name} -> {wanted.out.name}", cut.frames) as advance,
+        open_writer(wanted.out, clip, cut.height, cut.width) as writer,
+        _show_progress(f"{clip.path.name} -> {wanted.out.name}", cut.frames) as advance,
         torch.inference_mode(),
     ):
-        latent = _code(vae, clip, cut, tiling, writer, error, advance)
+        latent = _code_clip(vae, clip, cut, tiling, writer, error, advance)
     seconds = time.monotonic() - started
     place = next(vae.parameters())
     return Report(
@@ -107,7 +107,7 @@ def roundtrip(wanted: Wanted) -> Report:
     )
 
 
-def load_any(wanted: Wanted) -> WanVAE:
+def load_model(wanted: Wanted) -> WanVAE:
     """The model of the checkpoint's generation. Raises `remapkit.RemapkitError`."""
     device = wanted.device
     if device == "auto":
@@ -137,7 +137,7 @@ def _check_output(wanted: Wanted, clip: Clip) -> None:
         raise UsageError(Diagnostic("RK653", f"{out} cannot be the output: {problem}"))
 
 
-def _cut(clip: Clip, config: VAEConfig, wanted: Wanted) -> tuple[Clip, list[str]]:
+def _cut_clip(clip: Clip, config: VAEConfig, wanted: Wanted) -> tuple[Clip, list[str]]:
     """The part of the clip that the model can code; without `crop` that must be all of it."""
     factor, step = config.spatial_factor, config.temporal_factor
     frames = clip.frames if wanted.max_frames is None else min(clip.frames, wanted.max_frames)
@@ -170,7 +170,7 @@ def _cut(clip: Clip, config: VAEConfig, wanted: Wanted) -> tuple[Clip, list[str]
     return cut, notes
 
 
-def _tiling(tile: int, config: VAEConfig) -> Tiling:
+def _make_tiling(tile: int, config: VAEConfig) -> Tiling:
     overlap = min(128, tile // 2 // config.spatial_factor * config.spatial_factor)
     try:
         tiling = Tiling(height=tile, width=tile, overlap=overlap)
@@ -180,7 +180,7 @@ def _tiling(tile: int, config: VAEConfig) -> Tiling:
     return tiling
 
 
-def _code(
+def _code_clip(
     vae: WanVAE,
     clip: Clip,
     cut: Clip,
@@ -193,7 +193,7 @@ def _code(
     top, left = (clip.height - cut.height) // 2, (clip.width - cut.width) // 2
     frames = (f[top : top + cut.height, left : left + cut.width] for f in islice(clip.read(), cut.frames))
     latent_frames, shape, done = 0, (0, 0), 0
-    for chunk_THWC in _chunks(frames, vae.config.temporal_factor):
+    for chunk_THWC in _split_chunks(frames, vae.config.temporal_factor):
         if done == 0 and chunk_THWC.shape[1:3] != (cut.height, cut.width):
             raise UsageError(
                 Diagnostic("RK651", "the frames have another size than the file says", place=str(clip.path))
@@ -215,7 +215,7 @@ def _code(
     return (vae.config.z_dim, latent_frames, *shape)
 
 
-def _chunks(frames: Iterator[Tensor], step: int) -> Iterator[Tensor]:
+def _split_chunks(frames: Iterator[Tensor], step: int) -> Iterator[Tensor]:
     """One frame, then `step` at a time, as [T, H, W, 3]; what is left over at the end of a file is not given."""
     size = 1
     while len(chunk := list(islice(frames, size))) == size:
@@ -234,23 +234,23 @@ class _Error:
         self._squares += squares.mean(dim=(1, 2, 3)).tolist()
 
     def psnr(self) -> float:
-        return _psnr(sum(self._squares) / max(len(self._squares), 1))
+        return _compute_psnr(sum(self._squares) / max(len(self._squares), 1))
 
     def worst(self) -> tuple[float, int]:
         worst = max(range(len(self._squares)), key=self._squares.__getitem__)
-        return _psnr(self._squares[worst]), worst
+        return _compute_psnr(self._squares[worst]), worst
 
 
-def _psnr(square: float) -> float:
+def _compute_psnr(square: float) -> float:
     return math.inf if square == 0 else 10 * math.log10(255**2 / square)
 
 
-def _decibels(value: float) -> str:
+def _format_decibels(value: float) -> str:
     return "infinite (no difference)" if math.isinf(value) else f"{value:.2f} dB"
 
 
 @contextmanager
-def _bar(title: str, frames: int) -> Iterator[Callable[[int], None]]:
+def _show_progress(title: str, frames: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr where that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda count: None

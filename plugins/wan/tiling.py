@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .config import VAEConfig
 
-__all__ = ["Span", "Tile", "Tiling", "whole_frame"]
+__all__ = ["Span", "Tile", "Tiling", "make_whole_frame"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Span:
     stop: int
     weights: tuple[float, ...]
 
-    def scaled(self, factor: int) -> slice:
+    def scale_slice(self, factor: int) -> slice:
         """The same part at `factor` times the latent's resolution."""
         return slice(self.start * factor, self.stop * factor)
 
@@ -38,9 +38,9 @@ class Tile:
         """(top, bottom, left, right) in latent cells."""
         return self.rows.start, self.rows.stop, self.columns.start, self.columns.stop
 
-    def cut(self, x_BCTHW: Tensor, factor: int) -> Tensor:
+    def cut_frame(self, x_BCTHW: Tensor, factor: int) -> Tensor:
         """The tile's part of a frame of `factor` times the latent's resolution; a view."""
-        return x_BCTHW[..., self.rows.scaled(factor), self.columns.scaled(factor)]
+        return x_BCTHW[..., self.rows.scale_slice(factor), self.columns.scale_slice(factor)]
 
     def weights(self, device: torch.device) -> Tensor:
         """How much each pixel counts, [H, W] in fp32. Over all tiles the weights of a pixel add up to one."""
@@ -103,28 +103,28 @@ class Tiling:
             problems.append(f"whole_stages={self.whole_stages} leaves no stage of {len(config.dim_mult)} to tile")
         if problems:
             raise ValueError("this tiling does not fit the model: " + "; ".join(problems))
-        rows = spans(height, self.height // factor, self.overlap // factor, factor)
-        columns = spans(width, self.width // factor, self.overlap // factor, factor)
+        rows = split_axis(height, self.height // factor, self.overlap // factor, factor)
+        columns = split_axis(width, self.width // factor, self.overlap // factor, factor)
         return tuple(Tile(row, column) for row in rows for column in columns)
 
 
-def whole_frame(height: int, width: int) -> tuple[Tile, ...]:
+def make_whole_frame(height: int, width: int) -> tuple[Tile, ...]:
     """A frame that is not cut: one tile, with nothing to blend."""
     return (Tile(Span(0, height, ()), Span(0, width, ())),)
 
 
-def spans(length: int, tile: int, overlap: int, factor: int) -> tuple[Span, ...]:
+def split_axis(length: int, tile: int, overlap: int, factor: int) -> tuple[Span, ...]:
     """An axis of `length` cells as evenly spread tiles with at least `overlap` cells in common.
 
     `factor` is the number of pixels a cell, of which each gets a weight.
 
-    >>> [(span.start, span.stop) for span in spans(10, 4, 1, 16)]
+    >>> [(span.start, span.stop) for span in split_axis(10, 4, 1, 16)]
     [(0, 4), (3, 7), (6, 10)]
     """
     tile = min(tile, length)
     steps = math.ceil((length - tile) / (tile - overlap)) if length > tile else 0
     bounds = [(start, start + tile) for start in (i * (length - tile) // max(steps, 1) for i in range(steps + 1))]
-    ramps = [_ramp(bounds, i, factor) for i in range(len(bounds))]
+    ramps = [_make_ramp(bounds, i, factor) for i in range(len(bounds))]
     total = [0.0] * (length * factor)
     for (start, _), ramp in zip(bounds, ramps, strict=True):
         for pixel, weight in enumerate(ramp, start * factor):
@@ -135,16 +135,16 @@ def spans(length: int, tile: int, overlap: int, factor: int) -> tuple[Span, ...]
     )
 
 
-def _ramp(bounds: list[tuple[int, int]], i: int, factor: int) -> list[float]:
+def _make_ramp(bounds: list[tuple[int, int]], i: int, factor: int) -> list[float]:
     """Weights of tile `i`, pixel by pixel: one inside, none near a border that a neighbour covers."""
     start, stop = bounds[i]
     before = (bounds[i - 1][1] - start) * factor if i > 0 else 0
     after = (stop - bounds[i + 1][0]) * factor if i + 1 < len(bounds) else 0
     pixels = (stop - start) * factor
-    return [min(_rise(p, before), _rise(pixels - 1 - p, after)) for p in range(pixels)]
+    return [min(_weigh_pixel(p, before), _weigh_pixel(pixels - 1 - p, after)) for p in range(pixels)]
 
 
-def _rise(pixel: int, overlap: int) -> float:
+def _weigh_pixel(pixel: int, overlap: int) -> float:
     """0 over the first 3/8 of an overlap, 1 over the last 3/8, a line between; 1 after it."""
     if pixel >= overlap:
         return 1.0

@@ -16,13 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from .cache import Rollout, RolloutKey, Stream, WanCache, WanCacheError
-from .checks import WanInputError, WanNotLoadedError, check_input, check_values, placement
+from .checks import WanInputError, WanNotLoadedError, check_input, check_values, find_placement
 from .coder import Decoder, Encoder
 from .config import VIDEO_CHANNELS, WAN21_MEAN, WAN21_STD, WAN22_MEAN, WAN22_STD, VAEConfig
-from .fast import Fast, Setting, WanFastError, autocast_dtype, autotuned, choose, lay_out, memory_format
+from .fast import (
+    Fast,
+    Setting,
+    WanFastError,
+    autotune_cudnn,
+    choose_fast,
+    choose_memory_format,
+    find_autocast_dtype,
+    lay_out_weights,
+)
 from .graphs import Graphs
 from .layers import CausalConv3d, patchify, unpatchify
-from .tiling import Tile, Tiling, whole_frame
+from .tiling import Tile, Tiling, make_whole_frame
 
 StepName = Literal["encode", "begin", "finish"]
 
@@ -202,7 +211,7 @@ class WanVAE(nn.Module):
         self._fast = fast
         with self._graphs.lock:
             self._graphs.clear()
-            lay_out([self], channels_last=False)
+            lay_out_weights([self], channels_last=False)
         return self
 
     def encode(self, video_BCTHW: Tensor, cache: WanCache | None = None, *, check_finite: bool = True) -> Tensor:
@@ -225,23 +234,23 @@ class WanVAE(nn.Module):
         """
         if self.encoder is None or self.conv1 is None:
             raise WanNotLoadedError("this WanVAE was built with encoder=False: it cannot encode")
-        rollout = _cache(cache).encoding
-        device, dtype = self._placement(("encoder", "conv1"), video_BCTHW)
+        rollout = _choose_cache(cache).encoding
+        device, dtype = self._find_placement(("encoder", "conv1"), video_BCTHW)
         check_input("video", video_BCTHW, self.config, device, is_first=rollout.chunks == 0)
         B, _, T, H, W = video_BCTHW.shape
         factor = self.config.spatial_factor
-        tiles = whole_frame(H // factor, W // factor)
-        rollout.bind(self._key(B, H, W, dtype, autocast_dtype(device), tiles), device)
+        tiles = make_whole_frame(H // factor, W // factor)
+        rollout.bind_key(self._make_key(B, H, W, dtype, find_autocast_dtype(device), tiles), device)
         if check_finite:
             check_values("video", video_BCTHW)
-        fast = self._fast_way(("encoder", "conv1"), video_BCTHW, device, dtype)
+        fast = self._choose_fast(("encoder", "conv1"), video_BCTHW, device, dtype)
         start = rollout.chunks
         chunks = -(-T // self.config.temporal_factor)
         latent_BCTHW = torch.empty(B, self.config.z_dim, chunks, H // factor, W // factor, device=device, dtype=dtype)
         with rollout.advance(chunks):
             for t in range(chunks):
-                frames = self._frames(start, start + t)
-                latent_BCTHW[:, :, t : t + 1] = self._step(
+                frames = self._locate_frames(start, start + t)
+                latent_BCTHW[:, :, t : t + 1] = self._run_step(
                     "encode", video_BCTHW[:, :, frames].to(dtype), 0, rollout.stream("frame"), fast
                 )
         rollout.detach()
@@ -270,7 +279,7 @@ class WanVAE(nn.Module):
         >>> vae.decode(torch.zeros(1, 48, 2, 2, 3)).shape
         torch.Size([1, 3, 5, 32, 48])
         """
-        job = self._decoding(latent_BCTHW, cache, tiling, clamp=clamp, check_finite=check_finite)
+        job = self._start_decoding(latent_BCTHW, cache, tiling, clamp=clamp, check_finite=check_finite)
         video_BCTHW = job.run(keep=cache is not None)
         job.rollout.detach()
         return video_BCTHW
@@ -295,13 +304,13 @@ class WanVAE(nn.Module):
         ...     [chunk.shape[2] for chunk in vae.iter_decode(torch.zeros(1, 48, 3, 2, 2))]
         [1, 4, 4]
         """
-        cache = _cache(cache)
+        cache = _choose_cache(cache)
         if isinstance(latents, Tensor):
             jobs: Iterable[_Decoding] = [
-                self._decoding(latents, cache, tiling, clamp=clamp, check_finite=check_finite)
+                self._start_decoding(latents, cache, tiling, clamp=clamp, check_finite=check_finite)
             ]
         else:
-            jobs = (self._decoding(z, cache, tiling, clamp=clamp, check_finite=check_finite) for z in latents)
+            jobs = (self._start_decoding(z, cache, tiling, clamp=clamp, check_finite=check_finite) for z in latents)
         return (chunk_BCTHW for job in jobs for chunk_BCTHW in job)
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
@@ -331,7 +340,7 @@ class WanVAE(nn.Module):
     def extra_repr(self) -> str:
         return f"dim={self.config.dim}, dec_dim={self.config.dec_dim}, z_dim={self.config.z_dim}"
 
-    def _step(self, name: StepName, x_BCTHW: Tensor, stages: int, stream: Stream, fast: Fast) -> Tensor:
+    def _run_step(self, name: StepName, x_BCTHW: Tensor, stages: int, stream: Stream, fast: Fast) -> Tensor:
         """One chunk through a part of the model; what it remembers is in `stream` afterwards."""
         stream.fast = fast
         step = {"encode": self._encode_chunk, "begin": self._begin_chunk, "finish": self._finish_chunk}[name]
@@ -339,15 +348,25 @@ class WanVAE(nn.Module):
         def run(x_BCTHW: Tensor, stream: Stream) -> Tensor:
             return step(x_BCTHW, stages, stream)
 
-        with autotuned(fast, x_BCTHW.device):
+        with autotune_cudnn(fast, x_BCTHW.device):
             if fast.graphs:
                 B, _, _, H, W = x_BCTHW.shape
-                cast = autocast_dtype(x_BCTHW.device)
+                cast = find_autocast_dtype(x_BCTHW.device)
                 with self._graphs.lock:
-                    key = (stages, B, H, W, x_BCTHW.dtype, cast, x_BCTHW.device, fast, self._weights(name))
+                    key = (
+                        stages,
+                        B,
+                        H,
+                        W,
+                        x_BCTHW.dtype,
+                        cast,
+                        x_BCTHW.device,
+                        fast,
+                        self._list_weight_pointers(name),
+                    )
                     out_BCTHW = self._graphs.run(name, key, run, x_BCTHW, stream)
             else:
-                stream.settle()
+                stream.leave_host()
                 out_BCTHW = run(x_BCTHW, stream)
         stream.chunks += 1
         return out_BCTHW
@@ -355,9 +374,11 @@ class WanVAE(nn.Module):
     def _encode_chunk(self, video_BCTHW: Tensor, _: int, stream: Stream) -> Tensor:
         """One chunk of frames to one latent frame."""
         assert self.encoder is not None and self.conv1 is not None
-        x_BCTHW = patchify(video_BCTHW, self.config.patch_size).contiguous(memory_format=memory_format(stream.fast))
+        x_BCTHW = patchify(video_BCTHW, self.config.patch_size).contiguous(
+            memory_format=choose_memory_format(stream.fast)
+        )
         posterior_BCTHW: Tensor = self.conv1(self.encoder(x_BCTHW, stream))
-        mean, std = self._latent_statistics(posterior_BCTHW.device)
+        mean, std = self._make_statistics(posterior_BCTHW.device)
         # The second half is the log-variance, which a deterministic latent has no use for.
         mu_BCTHW = posterior_BCTHW[:, : self.config.z_dim]
         return ((mu_BCTHW - mean) / std).to(video_BCTHW.dtype)
@@ -365,57 +386,61 @@ class WanVAE(nn.Module):
     def _begin_chunk(self, latent_BCTHW: Tensor, stages: int, stream: Stream) -> Tensor:
         """One latent frame to what the decoder makes of it before the frame may be cut."""
         assert self.decoder is not None and self.conv2 is not None
-        mean, std = self._latent_statistics(latent_BCTHW.device)
+        mean, std = self._make_statistics(latent_BCTHW.device)
         z_BCTHW = (latent_BCTHW * std + mean).to(latent_BCTHW.dtype)
-        z_BCTHW = z_BCTHW.contiguous(memory_format=memory_format(stream.fast))
+        z_BCTHW = z_BCTHW.contiguous(memory_format=choose_memory_format(stream.fast))
         return self.decoder.begin(self.conv2(z_BCTHW), stages, stream)
 
     def _finish_chunk(self, h_BCTHW: Tensor, stages: int, stream: Stream) -> Tensor:
         """The rest of the decoder: one chunk of frames."""
         assert self.decoder is not None
-        h_BCTHW = h_BCTHW.contiguous(memory_format=memory_format(stream.fast))
+        h_BCTHW = h_BCTHW.contiguous(memory_format=choose_memory_format(stream.fast))
         return unpatchify(self.decoder.finish(h_BCTHW, stages, stream), self.config.patch_size)
 
-    def _decoding(
+    def _start_decoding(
         self, latent_BCTHW: Tensor, cache: WanCache | None, tiling: Tiling | None, *, clamp: bool, check_finite: bool
     ) -> _Decoding:
         """A checked call of `decode`."""
         if self.decoder is None or self.conv2 is None:
             raise WanNotLoadedError("this WanVAE was built with decoder=False: it cannot decode")
-        rollout = _cache(cache).decoding
-        device, dtype = self._placement(("decoder", "conv2"), latent_BCTHW)
+        rollout = _choose_cache(cache).decoding
+        device, dtype = self._find_placement(("decoder", "conv2"), latent_BCTHW)
         check_input("latent", latent_BCTHW, self.config, device, is_first=rollout.chunks == 0)
         B, _, _, H, W = latent_BCTHW.shape
         factor = self.config.spatial_factor
-        tiles = whole_frame(H, W) if tiling is None else tiling.tiles(H, W, self.config)
+        tiles = make_whole_frame(H, W) if tiling is None else tiling.tiles(H, W, self.config)
         # A tiling that does not cut the frame is none.
         stages = 0 if tiling is None or len(tiles) == 1 else tiling.whole_stages
-        rollout.bind(self._key(B, H * factor, W * factor, dtype, autocast_dtype(device), tiles, stages), device)
+        rollout.bind_key(
+            self._make_key(B, H * factor, W * factor, dtype, find_autocast_dtype(device), tiles, stages), device
+        )
         if check_finite:
             check_values("latent", latent_BCTHW)
-        fast = self._fast_way(("decoder", "conv2"), latent_BCTHW, device, dtype)
+        fast = self._choose_fast(("decoder", "conv2"), latent_BCTHW, device, dtype)
         return _Decoding(self, latent_BCTHW.to(dtype), rollout, tiles, stages, clamp, fast)
 
-    def _frames(self, start: int, chunk: int) -> slice:
+    def _locate_frames(self, start: int, chunk: int) -> slice:
         """Where the frames of a chunk are in the video of a call that starts at chunk `start`."""
         factor = self.config.temporal_factor
         first, last = (max(0, 1 + factor * (c - 1)) for c in (chunk, chunk + 1))
         offset = max(0, 1 + factor * (start - 1))
         return slice(first - offset, last - offset)
 
-    def _fast_way(self, names: tuple[str, str], x: Tensor, device: torch.device, dtype: torch.dtype) -> Fast:
+    def _choose_fast(self, names: tuple[str, str], x: Tensor, device: torch.device, dtype: torch.dtype) -> Fast:
         """How this call computes; the weights it needs are laid out for it."""
         half = [self.get_submodule(name) for name in names]
         weights = [weight for module in half for weight in module.parameters()]
         grads = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
-        fast = choose(self._fast, device, dtype, grads=grads, graphs_work=self._graphs.capture.works_on(device))
+        fast = choose_fast(
+            self._fast, device, dtype, grads=grads, graphs_work=self._graphs.capture.can_record(device)
+        )
         if fast.channels_last:
             # Another thread's recording reads the weights where they lie.
             with self._graphs.lock:
-                lay_out(half, channels_last=True)
+                lay_out_weights(half, channels_last=True)
         return fast
 
-    def _weights(self, name: StepName) -> tuple[int, ...]:
+    def _list_weight_pointers(self, name: StepName) -> tuple[int, ...]:
         """Where the weights of a step are: a graph reads them there, and knows of no others."""
         half = (self.encoder, self.conv1) if name == "encode" else (self.decoder, self.conv2)
         return tuple(weight.data_ptr() for module in half if module is not None for weight in module.parameters())
@@ -425,13 +450,13 @@ class WanVAE(nn.Module):
         self._graphs.clear()
         return super()._apply(fn, recurse)
 
-    def _placement(self, names: tuple[str, str], x: Tensor) -> tuple[torch.device, torch.dtype]:
+    def _find_placement(self, names: tuple[str, str], x: Tensor) -> tuple[torch.device, torch.dtype]:
         half, conv = (self.get_submodule(name) for name in names)
         weights = [(f"{names[0]}.{fqn}", p) for fqn, p in half.named_parameters()]
         weights += [(f"{names[1]}.{fqn}", p) for fqn, p in conv.named_parameters()]
-        return placement(weights, x.device if isinstance(x, Tensor) else torch.device("cpu"))
+        return find_placement(weights, x.device if isinstance(x, Tensor) else torch.device("cpu"))
 
-    def _key(
+    def _make_key(
         self,
         B: int,
         H: int,
@@ -445,7 +470,7 @@ class WanVAE(nn.Module):
         boxes = tuple(tile.box for tile in tiles)
         return RolloutKey(self._identity, label, B, H, W, dtype, boxes, stages, autocast)
 
-    def _latent_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _make_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and std as [1, C, 1, 1, 1] in fp32; made on first use, so nothing can be left on meta."""
         if device not in self._statistics:
             # An inference tensor kept from a first call would break a later call under autograd.
@@ -518,8 +543,8 @@ class _Decoding:
     def run(self, *, keep: bool) -> Tensor:
         """The whole video. Without `keep` the memory of the rollout is not needed afterwards."""
         start, chunks = self.rollout.chunks, self.latent_BCTHW.shape[2]
-        video_BCTHW = self._canvas(self.vae._frames(start, start + chunks - 1).stop)
-        parts = [video_BCTHW[:, :, self.vae._frames(start, start + t)] for t in range(chunks)]
+        video_BCTHW = self._make_canvas(self.vae._locate_frames(start, start + chunks - 1).stop)
+        parts = [video_BCTHW[:, :, self.vae._locate_frames(start, start + t)] for t in range(chunks)]
         with self.rollout.advance(chunks):
             if keep or len(self.tiles) == 1:
                 for t, part_BCTHW in enumerate(parts):
@@ -530,13 +555,13 @@ class _Decoding:
 
     def __iter__(self) -> Iterator[Tensor]:
         for t in range(self.latent_BCTHW.shape[2]):
-            chunk_BCTHW = self._canvas(self.vae._frames(self.rollout.chunks, self.rollout.chunks).stop)
+            chunk_BCTHW = self._make_canvas(self.vae._locate_frames(self.rollout.chunks, self.rollout.chunks).stop)
             with self.rollout.advance(1):
                 self._paint_chunk(chunk_BCTHW, t)
             self.rollout.detach()
             yield chunk_BCTHW.clamp_(-1, 1) if self.clamp else chunk_BCTHW
 
-    def _canvas(self, frames: int) -> Tensor:
+    def _make_canvas(self, frames: int) -> Tensor:
         """An empty video. Tiles are added up, so with several of them it starts from zeros."""
         B, _, _, H, W = self.latent_BCTHW.shape
         factor = self.vae.config.spatial_factor
@@ -545,36 +570,36 @@ class _Decoding:
 
     def _paint_chunk(self, part_BCTHW: Tensor, t: int) -> None:
         """Latent frame `t` into its frames, all tiles of it. What every tile remembers is held all the time."""
-        shared_BCTHW = self._begin(t)
+        shared_BCTHW = self._begin_frame(t)
         for index, tile in enumerate(self.tiles):
-            self._finish(part_BCTHW, shared_BCTHW, index, tile)
+            self._finish_tile(part_BCTHW, shared_BCTHW, index, tile)
 
     def _paint_by_tile(self, parts: list[Tensor]) -> None:
         """Tile after tile: only one tile's memory is held at a time, and the small shared features of all frames."""
-        shared = [self._begin(t) for t in range(len(parts))]
+        shared = [self._begin_frame(t) for t in range(len(parts))]
         for index, tile in enumerate(self.tiles):
             for part_BCTHW, shared_BCTHW in zip(parts, shared, strict=True):
-                self._finish(part_BCTHW, shared_BCTHW, index, tile)
+                self._finish_tile(part_BCTHW, shared_BCTHW, index, tile)
             del self.rollout.streams[f"tile {index}"]
 
-    def _begin(self, t: int) -> Tensor:
+    def _begin_frame(self, t: int) -> Tensor:
         """The features of latent frame `t` that all tiles share."""
         latent_BCTHW = self.latent_BCTHW[:, :, t : t + 1]
-        return self.vae._step("begin", latent_BCTHW, self.whole_stages, self.rollout.stream("frame"), self.fast)
+        return self.vae._run_step("begin", latent_BCTHW, self.whole_stages, self.rollout.stream("frame"), self.fast)
 
-    def _finish(self, part_BCTHW: Tensor, shared_BCTHW: Tensor, index: int, tile: Tile) -> None:
+    def _finish_tile(self, part_BCTHW: Tensor, shared_BCTHW: Tensor, index: int, tile: Tile) -> None:
         """One tile into its place."""
         stream = self.rollout.stream(f"tile {index}")
-        cut_BCTHW = tile.cut(shared_BCTHW, 2**self.whole_stages)
-        decoded_BCTHW = self.vae._step("finish", cut_BCTHW, self.whole_stages, stream, self.fast)
-        place_BCTHW = tile.cut(part_BCTHW, self.vae.config.spatial_factor)
+        cut_BCTHW = tile.cut_frame(shared_BCTHW, 2**self.whole_stages)
+        decoded_BCTHW = self.vae._run_step("finish", cut_BCTHW, self.whole_stages, stream, self.fast)
+        place_BCTHW = tile.cut_frame(part_BCTHW, self.vae.config.spatial_factor)
         if len(self.tiles) == 1:
             place_BCTHW.copy_(decoded_BCTHW)
         else:
             place_BCTHW += (decoded_BCTHW * tile.weights(decoded_BCTHW.device)).to(place_BCTHW.dtype)
 
 
-def _cache(cache: WanCache | None) -> WanCache:
+def _choose_cache(cache: WanCache | None) -> WanCache:
     """The caller's cache, or one for this call alone."""
     if cache is None:
         return WanCache()

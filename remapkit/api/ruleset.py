@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def _face(of: Any, cls: type[T]) -> T:
+def _make_face(of: Any, cls: type[T]) -> T:
     """The same data as an instance of a class that adds methods only."""
     if isinstance(of, cls):
         return of
@@ -46,7 +46,7 @@ class Plan(ResolvedPlan):
     @classmethod
     def of(cls, plan: ResolvedPlan) -> Self:
         """The face of a plan."""
-        return _face(plan, cls)
+        return _make_face(plan, cls)
 
     def check(self, target: object, *, strict_dtype: bool = False) -> Check:
         """Hold the plan against a target: a torch module (on meta or not), a path, a header, or a state dict.
@@ -78,7 +78,7 @@ class RuleSet(CompiledRules):
     @classmethod
     def of(cls, rules: CompiledRules) -> Self:
         """The face of compiled rules."""
-        return _face(rules, cls)
+        return _make_face(rules, cls)
 
     def plan(self, source: object) -> Plan:
         """Every move for a checkpoint: a path, a header, a mapping of `TensorSpec`s or a state dict of tensors.
@@ -115,13 +115,15 @@ class RuleSet(CompiledRules):
         >>> back.match("encoder.downsamples.0.downsampler.resample.1.bias")[0].target
         'encoder.downsamples.0.downsamples.2.resample.1.bias'
         """
-        from remapkit.authoring.invert import given_params, invert
+        from remapkit.authoring.invert import collect_param_values, invert
         from remapkit.rulefile.read import read_text
         from remapkit.rules.compile import compile_rules
-        from remapkit.sources.declared import home_folder
+        from remapkit.sources.declared import find_home_folder
 
         file = read_text(invert(self), f"the inverse of {self.name}")
-        return RuleSet.of(compile_rules(replace(file, folder=home_folder(self.file)), given_params(self)))
+        return RuleSet.of(
+            compile_rules(replace(file, folder=find_home_folder(self.file)), collect_param_values(self))
+        )
 
     def __call__(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """The state dict under its new keys; values are passed through as they are, so renames share storage.

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from remapkit.authoring.generalize import Copied, Example, Fixed, Looked, SegmentItem
-from remapkit.authoring.scaffold import bound, capture_names, escaped_regex, flow
+from remapkit.authoring.scaffold import escape_regex, name_captures, write_bound, write_where
 from remapkit.diagnostics.wording import counted
 from remapkit.patterns.literals import literal_text
-from remapkit.rulefile.yaml.emit import entry, in_quotes, quoted
-from remapkit.tensors.families import is_integer
+from remapkit.rulefile.yaml.emit import emit_scalar, entry, quote_text
+from remapkit.tensors.families import is_index_word
 
 
 class How(enum.Enum):
@@ -39,10 +39,10 @@ class Draft:
     ids: Mapping[str, int]
 
 
-def draft(parts: Sequence[DraftRule], before: Sequence[str]) -> Draft:
+def write_draft(parts: Sequence[DraftRule], before: Sequence[str]) -> Draft:
     """The rule file of these parts, after the lines `before`."""
-    written, tables = _written(parts)
-    lines = [*((line, -1) for line in before), *_lines(written, tables)]
+    written, tables = _make_rules(parts)
+    lines = [*((line, -1) for line in before), *_write_lines(written, tables)]
     text = "".join(f"{line}\n" for line, _ in lines)
     return Draft(text, tuple(owner for _, owner in lines), {rule.id: rule.part for rule in written})
 
@@ -64,7 +64,7 @@ class _Rule:
     first: tuple[str, str] = ("", "")
 
 
-def _written(parts: Sequence[DraftRule]) -> tuple[list[_Rule], _Tables]:
+def _make_rules(parts: Sequence[DraftRule]) -> tuple[list[_Rule], _Tables]:
     tables: _Tables = {}
     ids: set[str] = set()
     written: list[_Rule] = []
@@ -72,9 +72,9 @@ def _written(parts: Sequence[DraftRule]) -> tuple[list[_Rule], _Tables]:
     for number, part in enumerate(parts):
         if part.how is How.LITERAL or any("" in words for words in part.example.words):
             # A path has no empty segments: such a key is written out, as a regular expression.
-            written += [_literal(pair, number, ids) for pair in part.example.pairs]
+            written += [_make_literal_rule(pair, number, ids) for pair in part.example.pairs]
             continue
-        rule = _rule(part, number, ids, tables)
+        rule = _make_rule(part, number, ids, tables)
         if part.example.is_identity:
             rule = replace(rule, id=f"keep[{keeps}]", to=None)
             keeps += 1
@@ -82,23 +82,23 @@ def _written(parts: Sequence[DraftRule]) -> tuple[list[_Rule], _Tables]:
     return written, tables
 
 
-def _literal(pair: tuple[str, str], number: int, ids: set[str]) -> _Rule:
-    id = _unique(pair[0], ids)
-    return _Rule(id, number, escaped_regex(pair[0]), literal_text(pair[1]), surface="match", first=pair)
+def _make_literal_rule(pair: tuple[str, str], number: int, ids: set[str]) -> _Rule:
+    id = _make_id(pair[0], ids)
+    return _Rule(id, number, escape_regex(pair[0]), literal_text(pair[1]), surface="match", first=pair)
 
 
-def _rule(part: DraftRule, number: int, ids: set[str], tables: _Tables) -> _Rule:
+def _make_rule(part: DraftRule, number: int, ids: set[str], tables: _Tables) -> _Rule:
     example = part.example
-    names = [name for name, _ in capture_names(example.words)]
+    names = [name for name, _ in name_captures(example.words)]
     bounded = example.computed_places
     of_place = {
-        item.place: _table(names[item.place], item.entries, tables)
+        item.place: _name_table(names[item.place], item.entries, tables)
         for item in reversed(example.items)
         if isinstance(item, Looked)
     }
     segments, where = [], {}
     for place, (name, words) in enumerate(zip(names, example.words, strict=True)):
-        kind = _kind(words, free=part.how is How.FREE and place not in bounded)
+        kind = _choose_bound(words, free=part.how is How.FREE and place not in bounded)
         if not name:
             segments.append(literal_text(words[0]))
         elif place in of_place:
@@ -108,27 +108,27 @@ def _rule(part: DraftRule, number: int, ids: set[str], tables: _Tables) -> _Rule
         else:
             segments.append(f"{{{name}}}")
             where[name] = words
-    to = ".".join(_target_segment(item, names, tables) for item in example.items)
-    shared = [each[0] for each in example.words if len(each) == 1 and not is_integer(each[0])]
-    id = _unique(".".join(shared) or "all", ids)
+    to = ".".join(_write_target_segment(item, names, tables) for item in example.items)
+    shared = [each[0] for each in example.words if len(each) == 1 and not is_index_word(each[0])]
+    id = _make_id(".".join(shared) or "all", ids)
     return _Rule(id, number, ".".join(segments), to, "path", where, len(example.pairs), example.pairs[0])
 
 
-def _kind(words: Sequence[str], *, free: bool) -> str | None:
-    return "int" if free and all(map(is_integer, words)) else bound(words)
+def _choose_bound(words: Sequence[str], *, free: bool) -> str | None:
+    return "int" if free and all(map(is_index_word, words)) else write_bound(words)
 
 
-def _target_segment(item: SegmentItem, names: Sequence[str], tables: _Tables) -> str:
+def _write_target_segment(item: SegmentItem, names: Sequence[str], tables: _Tables) -> str:
     if isinstance(item, Fixed):
         return literal_text(item.word)
     if isinstance(item, Copied):
         return f"{{{names[item.place]}}}"
     if isinstance(item, Looked):
-        return f"{{{names[item.place]}|{_table(names[item.place], item.entries, tables)}}}"
+        return f"{{{names[item.place]}|{_name_table(names[item.place], item.entries, tables)}}}"
     return "{" + item.written.format(*(names[place] for place in item.places)) + "}"
 
 
-def _table(name: str, entries: tuple[tuple[str, str], ...], tables: _Tables) -> str:
+def _name_table(name: str, entries: tuple[tuple[str, str], ...], tables: _Tables) -> str:
     """The name of the table with these entries, made where there is none yet."""
     known = next((each for each, found in tables.items() if sorted(found) == sorted(entries)), None)
     if known is not None:
@@ -141,7 +141,7 @@ def _table(name: str, entries: tuple[tuple[str, str], ...], tables: _Tables) -> 
     return unique
 
 
-def _unique(name: str, ids: set[str]) -> str:
+def _make_id(name: str, ids: set[str]) -> str:
     number, unique = 2, name
     while unique in ids:
         number, unique = number + 1, f"{name}-{number}"
@@ -152,11 +152,13 @@ def _unique(name: str, ids: set[str]) -> str:
 # ------------------------------------------------------------------------------------------------ YAML
 
 
-def _lines(written: Sequence[_Rule], tables: _Tables) -> Iterator[tuple[str, int]]:
+def _write_lines(written: Sequence[_Rule], tables: _Tables) -> Iterator[tuple[str, int]]:
     if tables:
         yield "tables:", -1
         for name, entries in tables.items():
-            inner = ", ".join(f"{quoted(literal_text(key))}: {quoted(literal_text(value))}" for key, value in entries)
+            inner = ", ".join(
+                f"{emit_scalar(literal_text(key))}: {emit_scalar(literal_text(value))}" for key, value in entries
+            )
             lossy = len({value for _, value in entries}) < len(entries)
             yield f"  {name}: {{lossy: true, entries: {{{inner}}}}}" if lossy else f"  {name}: {{{inner}}}", -1
         yield "", -1
@@ -164,26 +166,26 @@ def _lines(written: Sequence[_Rule], tables: _Tables) -> Iterator[tuple[str, int
     if rules:
         yield "rules:", -1
     for rule in rules:
-        yield from ((line, rule.part) for line in _rule_lines(rule))
+        yield from ((line, rule.part) for line in _write_rule(rule))
     keeps = [rule for rule in written if rule.to is None]
     if keeps:
         yield "keep:", -1
         for rule in keeps:
-            pattern = in_quotes(rule.pattern)
-            guarded = f"{{path: {pattern}, where: {flow(rule.where)}}}"
+            pattern = quote_text(rule.pattern)
+            guarded = f"{{path: {pattern}, where: {write_where(rule.where)}}}"
             yield f"  - {guarded if rule.where else pattern}", rule.part
         yield "", -1
     yield "tests:", -1
     for rule in written:
-        source, target = map(quoted, rule.first)
+        source, target = map(emit_scalar, rule.first)
         yield from ((line, rule.part) for line in entry(source, target).split("\n"))
 
 
-def _rule_lines(rule: _Rule) -> Iterator[str]:
+def _write_rule(rule: _Rule) -> Iterator[str]:
     yield f"  # {counted(rule.count, 'key')}"
-    yield f"  - id: {quoted(rule.id)}"
-    yield f"    {rule.surface}: {in_quotes(rule.pattern)}"
+    yield f"  - id: {emit_scalar(rule.id)}"
+    yield f"    {rule.surface}: {quote_text(rule.pattern)}"
     if rule.where:
-        yield f"    where: {flow(rule.where)}"
-    yield f"    to: {in_quotes(rule.to or '')}"
+        yield f"    where: {write_where(rule.where)}"
+    yield f"    to: {quote_text(rule.to or '')}"
     yield ""

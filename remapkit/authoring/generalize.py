@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from remapkit.tensors.families import is_integer
+from remapkit.tensors.families import is_index_word
 
 Segments = tuple[str, ...]
 _FOLDS = range(2, 65)
@@ -79,101 +79,101 @@ class Example:
         return frozenset(bounded)
 
 
-def generalise(pairs: Mapping[str, str]) -> tuple[Example, ...]:
+def generalize(pairs: Mapping[str, str]) -> tuple[Example, ...]:
     """As few rules as say exactly these pairs, in the order of their first keys.
 
     >>> words = {"q": "query", "k": "key"}
     >>> pairs = {f"layers.{n}.{word}.w": f"h.{n}.attn.{words[word]}.w" for n in range(3) for word in words}
-    >>> example, = generalise(pairs)
+    >>> example, = generalize(pairs)
     >>> example.words
     (('layers',), ('0', '1', '2'), ('q', 'k'), ('w',))
     >>> example.items[3]
     Looked(place=2, entries=(('q', 'query'), ('k', 'key')))
     """
-    split = _split(pairs)
+    split = _split_keys(pairs)
     finest: defaultdict[object, list[str]] = defaultdict(list)
     for fqn, (source, target) in split.items():
-        finest[_abstract(source), _abstract(target)].append(fqn)
-    groups = [group for members in finest.values() for group in _explainable(members, split)]
+        finest[_mask_indices(source), _mask_indices(target)].append(fqn)
+    groups = [group for members in finest.values() for group in _split_group(members, split)]
     before = len(groups) + 1
     while len(groups) < before:
         before = len(groups)
         for from_the_end in range(1, max((len(split[group[0]][0]) for group in groups), default=0) + 1):
-            groups = _joined(groups, from_the_end, split)
+            groups = _join_groups(groups, from_the_end, split)
     order = {fqn: number for number, fqn in enumerate(pairs)}
     groups = [sorted(group, key=order.__getitem__) for group in groups]
-    return tuple(_example(group, split, pairs) for group in sorted(groups, key=lambda group: order[group[0]]))
+    return tuple(_make_example(group, split, pairs) for group in sorted(groups, key=lambda group: order[group[0]]))
 
 
-def narrower(example: Example, *, singly: bool = False) -> tuple[Example, ...]:
+def split_example(example: Example, *, singly: bool = False) -> tuple[Example, ...]:
     """An example as several, which say the same pairs: by its words, else by the lower and the upper indices.
 
     `singly` makes one of each pair.
 
-    >>> example, = generalise({f"l.{n}.{leaf}": f"h.{n}.{leaf}" for n in range(2) for leaf in "wb"})
-    >>> [each.words[-1] for each in narrower(example)], len(narrower(example, singly=True))
+    >>> example, = generalize({f"l.{n}.{leaf}": f"h.{n}.{leaf}" for n in range(2) for leaf in "wb"})
+    >>> [each.words[-1] for each in split_example(example)], len(split_example(example, singly=True))
     ([('w',), ('b',)], 4)
     """
     pairs = dict(example.pairs)
-    split = _split(pairs)
+    split = _split_keys(pairs)
     varying = [place for place, words in enumerate(example.words) if len(words) > 1]
     groups: defaultdict[object, list[str]] = defaultdict(list)
     # The last word, `weight` or `bias`, is likelier to differ than the part that it belongs to.
-    place = max(varying, key=lambda place: (not all(map(is_integer, example.words[place])), place))
+    place = max(varying, key=lambda place: (not all(map(is_index_word, example.words[place])), place))
     words = example.words[place]
-    is_index = all(map(is_integer, words))
+    is_index = all(map(is_index_word, words))
     upper = set(words[len(words) // 2 :])
     for fqn in pairs:
         word = split[fqn][0][place]
         groups[fqn if singly else word in upper if is_index else word].append(fqn)
-    found = [group for members in groups.values() for group in _explainable(members, split)]
-    return tuple(_example(group, split, pairs) for group in found)
+    found = [group for members in groups.values() for group in _split_group(members, split)]
+    return tuple(_make_example(group, split, pairs) for group in found)
 
 
-def _split(pairs: Mapping[str, str]) -> SplitKeys:
+def _split_keys(pairs: Mapping[str, str]) -> SplitKeys:
     return {source: (tuple(source.split(".")), tuple(target.split("."))) for source, target in pairs.items()}
 
 
 SplitKeys = Mapping[str, tuple[Segments, Segments]]
 
 
-def _abstract(segments: Segments) -> Segments:
-    return tuple("#" if is_integer(word) else word for word in segments)
+def _mask_indices(segments: Segments) -> Segments:
+    return tuple("#" if is_index_word(word) else word for word in segments)
 
 
-def _example(group: Sequence[str], split: SplitKeys, pairs: Mapping[str, str]) -> Example:
-    items = _explain(group, split)
+def _make_example(group: Sequence[str], split: SplitKeys, pairs: Mapping[str, str]) -> Example:
+    items = _explain_group(group, split)
     assert items is not None
-    return Example(_columns(group, split), items, tuple((fqn, pairs[fqn]) for fqn in group))
+    return Example(_list_words(group, split), items, tuple((fqn, pairs[fqn]) for fqn in group))
 
 
-def _columns(group: Sequence[str], split: SplitKeys, side: int = 0) -> tuple[Segments, ...]:
+def _list_words(group: Sequence[str], split: SplitKeys, side: int = 0) -> tuple[Segments, ...]:
     """The distinct words of each segment: indices in their order, words in the order they were met."""
     columns = (tuple(dict.fromkeys(words)) for words in zip(*(split[fqn][side] for fqn in group), strict=True))
-    return tuple(tuple(sorted(words, key=int)) if all(map(is_integer, words)) else words for words in columns)
+    return tuple(tuple(sorted(words, key=int)) if all(map(is_index_word, words)) else words for words in columns)
 
 
 # ------------------------------------------------------------------------------------------------ joining
 
 
-def _explainable(group: list[str], split: SplitKeys) -> list[list[str]]:
+def _split_group(group: list[str], split: SplitKeys) -> list[list[str]]:
     """The group, or where no rule says it whole: parts of it, split by the index that makes the fewest."""
-    if _explain(group, split) is not None:
+    if _explain_group(group, split) is not None:
         return [group]
     best: list[list[str]] = [[fqn] for fqn in group]
-    for place, words in enumerate(_columns(group, split)):
+    for place, words in enumerate(_list_words(group, split)):
         if len(words) < 2:
             continue
         parts: defaultdict[str, list[str]] = defaultdict(list)
         for fqn in group:
             parts[split[fqn][0][place]].append(fqn)
-        found = [part for members in parts.values() for part in _explainable(members, split)]
+        found = [part for members in parts.values() for part in _split_group(members, split)]
         if len(found) < len(best):
             best = found
     return best
 
 
-def _joined(groups: list[list[str]], from_the_end: int, split: SplitKeys) -> list[list[str]]:
+def _join_groups(groups: list[list[str]], from_the_end: int, split: SplitKeys) -> list[list[str]]:
     """Groups whose words differ only in one segment as one, where one rule says it all.
 
     All other segments have the same words, so every combination of words of the joined group occurs in it.
@@ -181,28 +181,28 @@ def _joined(groups: list[list[str]], from_the_end: int, split: SplitKeys) -> lis
     buckets: defaultdict[object, list[list[str]]] = defaultdict(list)
     for group in groups:
         source, target = split[group[0]]
-        columns = _columns(group, split)
+        columns = _list_words(group, split)
         place = len(source) - from_the_end
-        if place < 0 or any(map(is_integer, columns[place])):
+        if place < 0 or any(map(is_index_word, columns[place])):
             buckets[id(group)].append(group)
             continue
         rest = tuple(
-            frozenset(words) if not is_integer(words[0]) else None
+            frozenset(words) if not is_index_word(words[0]) else None
             for number, words in enumerate(columns)
             if number != place
         )
         buckets[len(source), len(target), rest].append(group)
-    return [group for bucket in buckets.values() for group in _merged(bucket, split)]
+    return [group for bucket in buckets.values() for group in _merge_bucket(bucket, split)]
 
 
-def _merged(bucket: list[list[str]], split: SplitKeys) -> list[list[str]]:
+def _merge_bucket(bucket: list[list[str]], split: SplitKeys) -> list[list[str]]:
     whole = [fqn for group in bucket for fqn in group]
-    if len(bucket) == 1 or _explain(whole, split) is not None:
+    if len(bucket) == 1 or _explain_group(whole, split) is not None:
         return [whole]
     merged: list[list[str]] = []
     for group in bucket:
         for known in merged:
-            if _explain([*known, *group], split) is not None:
+            if _explain_group([*known, *group], split) is not None:
                 known += group
                 break
         else:
@@ -213,7 +213,7 @@ def _merged(bucket: list[list[str]], split: SplitKeys) -> list[list[str]]:
 # ------------------------------------------------------------------------------------------------ explaining
 
 
-def _explain(group: Sequence[str], split: SplitKeys) -> tuple[SegmentItem, ...] | None:
+def _explain_group(group: Sequence[str], split: SplitKeys) -> tuple[SegmentItem, ...] | None:
     """What makes each target segment; None where something cannot be said, or a varying segment would be lost."""
     sources = [split[fqn][0] for fqn in group]
     targets = [split[fqn][1] for fqn in group]
@@ -227,14 +227,14 @@ def _explain(group: Sequence[str], split: SplitKeys) -> tuple[SegmentItem, ...] 
         item = _explain_segment(wanted, columns, varying, used)
         if item is None:
             return None
-        used.update(_places(item))
+        used.update(_list_places(item))
         items.append(item)
     if set(varying) - used:
         return None
-    return tuple(_tables_joined(items))
+    return tuple(_join_tables(items))
 
 
-def _places(item: SegmentItem) -> tuple[int, ...]:
+def _list_places(item: SegmentItem) -> tuple[int, ...]:
     if isinstance(item, Computed):
         return item.places
     return (item.place,) if isinstance(item, Copied | Looked) else ()
@@ -249,25 +249,28 @@ def _explain_segment(
     for place in sorted(varying, key=lambda place: (place in used, place)):
         if tuple(columns[place]) == tuple(wanted):
             return Copied(place)
-    if all(map(is_integer, wanted)):
-        computed = _computed([int(word) for word in wanted], columns, varying)
+    if all(map(is_index_word, wanted)):
+        computed = _find_arithmetic([int(word) for word in wanted], columns, varying)
         if computed is not None:
             return computed
-    for place in sorted(varying, key=lambda place: (is_integer(columns[place][0]), place in used, place)):
+    for place in sorted(varying, key=lambda place: (is_index_word(columns[place][0]), place in used, place)):
         entries: dict[str, str] = {}
         if all(entries.setdefault(word, found) == found for word, found in zip(columns[place], wanted, strict=True)):
             return Looked(place, tuple(entries.items()))
     return None
 
 
-def _computed(wanted: Sequence[int], columns: Sequence[Sequence[str]], varying: Sequence[int]) -> Computed | None:
+def _find_arithmetic(
+    wanted: Sequence[int], columns: Sequence[Sequence[str]], varying: Sequence[int]
+) -> Computed | None:
     """The first of `n+c`, `i*k+j`, `n//k` and `n%k` that gives every wanted index."""
     numbers = {
         place: values
         for place in varying
-        if all(map(is_integer, columns[place])) and max(values := [int(word) for word in columns[place]]) < _LARGEST
+        if all(map(is_index_word, columns[place]))
+        and max(values := [int(word) for word in columns[place]]) < _LARGEST
     }
-    for places, written, value in _expressions(numbers, wanted):
+    for places, written, value in _list_expressions(numbers, wanted):
         rows = zip(*(numbers[place] for place in places), strict=True)
         if all(value(row) == found for row, found in zip(rows, wanted, strict=True)):
             return Computed(places, written)
@@ -277,7 +280,7 @@ def _computed(wanted: Sequence[int], columns: Sequence[Sequence[str]], varying: 
 IndexExpression = tuple[tuple[int, ...], str, Callable[[Sequence[int]], int]]
 
 
-def _expressions(numbers: Mapping[int, Sequence[int]], wanted: Sequence[int]) -> Iterator[IndexExpression]:
+def _list_expressions(numbers: Mapping[int, Sequence[int]], wanted: Sequence[int]) -> Iterator[IndexExpression]:
     for place, values in numbers.items():
         shift = wanted[0] - values[0]
         yield (place,), f"{{0}}{shift:+d}", lambda row, shift=shift: row[0] + shift  # type: ignore[misc]
@@ -291,7 +294,7 @@ def _expressions(numbers: Mapping[int, Sequence[int]], wanted: Sequence[int]) ->
             yield (place,), f"{{0}}%{stride}", lambda row, k=stride: row[0] % k  # type: ignore[misc]
 
 
-def _tables_joined(items: Iterable[SegmentItem]) -> Iterator[SegmentItem]:
+def _join_tables(items: Iterable[SegmentItem]) -> Iterator[SegmentItem]:
     """Neighbours that are functions of one segment as one table: `norm1 -> residual.0`."""
     pending: Looked | None = None
     for item in items:

@@ -1,7 +1,7 @@
 """The inverse of a rule set: what was the target is matched, and becomes what was the source.
 
 It exists exactly when nothing that can vary is lost, every target can be cut in one way, and no two rules share one:
-what a proof says. `inverse_of` is the one place where a rule becomes its inverse; the rest writes it down, reads it
+what a proof says. `invert_rule` is the one place where a rule becomes its inverse; the rest writes it down, reads it
 again, and proves the result.
 """
 
@@ -15,8 +15,8 @@ from remapkit.authoring.invert_rule import (
     InverseRule,
     NoInverse,
     Tables,
-    inverse_of,
-    inverse_pipeline,
+    invert_pipeline,
+    invert_rule,
 )
 from remapkit.authoring.write_inverse import InverseWriter
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
@@ -54,15 +54,15 @@ def invert(rule_set: CompiledRules, *, header: Iterable[str] | None = None, besi
     for rule in rule_set.rules:
         try:
             if rule.pipeline is None:
-                found += inverse_of(rule, by_id[rule.id], tables, known)
+                found += invert_rule(rule, by_id[rule.id], tables, known)
             elif rule.branch == 0:
-                found.append(inverse_pipeline(rule_set, rule.pipeline, tables, known))
+                found.append(invert_pipeline(rule_set, rule.pipeline, tables, known))
         except NoInverse as none:
             problems += none.diagnostics
     if problems:
         raise InvalidRules(problems)
     text = InverseWriter(rule_set, found, tables, beside).text()
-    inverse = _check(rule_set, text, keys)
+    inverse = _check_inverse(rule_set, text, keys)
     if isinstance(header, StateDictSpec) and rule_set.has_operations:
         _check_header(rule_set, inverse, header)
     return text
@@ -98,11 +98,11 @@ def _refuse_lossy(rule_set: CompiledRules) -> None:
         raise InvalidRules(problems)
 
 
-def _check(rule_set: CompiledRules, text: str, keys: Sequence[str]) -> CompiledRules:
+def _check_inverse(rule_set: CompiledRules, text: str, keys: Sequence[str]) -> CompiledRules:
     """The inverse, proven in its turn, which leads back."""
     name = f"the inverse of {rule_set.name}"
     try:
-        inverse = compile_rules(read_text(text, name), given_params(rule_set))
+        inverse = compile_rules(read_text(text, name), collect_param_values(rule_set))
         proof = prove(inverse)
         problems = list(proof.findings) if proof.level is not Level.ALL else []
     except InvalidRules as error:
@@ -137,6 +137,6 @@ def _check_header(rule_set: CompiledRules, inverse: CompiledRules, header: State
         raise InvalidRules([Diagnostic("RK214", title, notes=notes, help=help), *back.problems])
 
 
-def given_params(rule_set: CompiledRules) -> dict[str, int]:
+def collect_param_values(rule_set: CompiledRules) -> dict[str, int]:
     """The params of a rule set that have values."""
     return {name: value for name, value in rule_set.params.items() if value is not None}

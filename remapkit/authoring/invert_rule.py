@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.wording import listed
-from remapkit.ops.calls import Call, plain_arg
-from remapkit.patterns.automaton import automaton
+from remapkit.ops.calls import Call, to_plain_arg
+from remapkit.patterns.automaton import build_automaton
 from remapkit.patterns.charset import contains
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.pattern import CANONICAL, Part
@@ -64,7 +64,7 @@ class Tables:
     found: dict[str, dict[str, str]] = field(default_factory=dict)
     lossy: set[str] = field(default_factory=set)
 
-    def named(self, name: str, entries: Mapping[str, str], *, lossy: bool = False) -> str:
+    def name_table(self, name: str, entries: Mapping[str, str], *, lossy: bool = False) -> str:
         """The name of a table with these entries: `name`, or with a number where another one has it."""
         for number in itertools.count(1):
             chosen = name if number == 1 else f"{name}_{number}"
@@ -75,17 +75,17 @@ class Tables:
         raise AssertionError
 
 
-def inverse_of(
+def invert_rule(
     rule: Rule, key_map: KeyMap, tables: Tables, known: Mapping[str, Mapping[str, str]]
 ) -> list[InverseRule]:
     """The inverse of one rule: one rule, or one for each combination of captures that cannot be told apart."""
     assert rule.template is not None
     together = hanging_together(key_map)
-    items = [item for item in rule.template.items if _hangs(item, together)]
+    items = [item for item in rule.template.items if _has_capture(item, together)]
     if not together:
-        return [_Inverter(rule, {}, tables, known).rule(rule.id)]
+        return [_Inverter(rule, {}, tables, known).invert(rule.id)]
     if len(items) == 1 and isinstance(items[0], MapItem):
-        return [_Inverter(rule, {}, tables, known, together=together).rule(rule.id)]
+        return [_Inverter(rule, {}, tables, known, together=together).invert(rule.id)]
     if len(together) == 1:
         split = _Inverter(rule, {}, tables, known, together=together).split(rule.id)
         if split is not None:
@@ -98,15 +98,15 @@ def inverse_of(
             f"{rule.id} has no inverse that could be written: {listed(map(str, names))} have too many combinations"
         )
         help = (f"bound them to at most {MAX_CASES} combinations, or write one rule a case",)
-        raise NoInverse(Diagnostic("RK213", title, _label(rule), help))
+        raise NoInverse(Diagnostic("RK213", title, _make_label(rule), help))
     found = []
     for number, case in enumerate(cases):
         fixed = dict(zip(map(str, names), case, strict=True))
-        found.append(_Inverter(rule, fixed, tables, known).rule(f"{rule.id}.{number}"))
+        found.append(_Inverter(rule, fixed, tables, known).invert(f"{rule.id}.{number}"))
     return found
 
 
-def _hangs(item: TemplateItem, together: Sequence[str]) -> bool:
+def _has_capture(item: TemplateItem, together: Sequence[str]) -> bool:
     if isinstance(item, TextItem):
         return False
     return not set((item.name,) if isinstance(item, CaptureItem) else item.names).isdisjoint(together)
@@ -126,48 +126,51 @@ class InversePipeline:
     split: Mapping[str, object] | None = None
 
 
-def inverse_pipeline(
+def invert_pipeline(
     rule_set: CompiledRules, pipeline: Pipeline, tables: Tables, known: Mapping[str, Mapping[str, str]]
 ) -> InversePipeline:
     """The inverse of a rule with operations: sources and targets change places, everything is undone backwards."""
     rules = [rule for rule in rule_set.rules if rule.pipeline is pipeline]
     _refuse_one_way(pipeline)
     turned = [
-        [_turned(replace(rule, template=template), tables, known) for template in pipeline.templates[rule.branch]]
+        [
+            _invert_target(replace(rule, template=template), tables, known)
+            for template in pipeline.templates[rule.branch]
+        ]
         for rule in rules
     ]
-    if not all(_alike(row, turned[0]) for row in turned):
+    if not all(_is_consistent_row(row, turned[0]) for row in turned):
         title = f"{pipeline.id} has no inverse that could be written: its sources do not bound their captures alike"
         raise NoInverse(Diagnostic("RK213", title, (Label(pipeline.span),), ("bound them alike",)))
     return InversePipeline(
         id=pipeline.id,
-        sources=tuple((rule, _undone(calls)) for rule, calls in zip(turned[0], pipeline.after, strict=True)),
-        targets=tuple((row[0].to, _undone(calls)) for row, calls in zip(turned, pipeline.before, strict=True)),
-        ops=_undone(pipeline.ops),
-        concat=_cut(pipeline.split, "equal"),
-        stack=_axis(pipeline.unstack),
-        unstack=_axis(pipeline.stack),
-        split=_cut(pipeline.concat, None),
+        sources=tuple((rule, _invert_calls(calls)) for rule, calls in zip(turned[0], pipeline.after, strict=True)),
+        targets=tuple((row[0].to, _invert_calls(calls)) for row, calls in zip(turned, pipeline.before, strict=True)),
+        ops=_invert_calls(pipeline.ops),
+        concat=_dump_split(pipeline.split, "equal"),
+        stack=_dump_axis(pipeline.unstack),
+        unstack=_dump_axis(pipeline.stack),
+        split=_dump_split(pipeline.concat, None),
     )
 
 
-def _alike(row: Sequence[InverseRule], first: Sequence[InverseRule]) -> bool:
+def _is_consistent_row(row: Sequence[InverseRule], first: Sequence[InverseRule]) -> bool:
     """Whether all targets of one source give back the same key, and are read like those of the first source."""
     same = all((one.pattern, one.leaf) == (other.pattern, other.leaf) for one, other in zip(row, first, strict=True))
     return same and all(each.to == row[0].to for each in row)
 
 
-def _turned(rule: Rule, tables: Tables, known: Mapping[str, Mapping[str, str]]) -> InverseRule:
+def _invert_target(rule: Rule, tables: Tables, known: Mapping[str, Mapping[str, str]]) -> InverseRule:
     assert rule.template is not None
-    together = hanging_together(_key_map_of(rule))
+    together = hanging_together(_make_key_map(rule))
     if together:
         title = f"{rule.id} has no inverse that could be written: {listed(together)} hang together in its target"
         help = ("use each capture once, or write one rule a case",)
-        raise NoInverse(Diagnostic("RK213", title, _label(rule), help))
-    return _Inverter(rule, {}, tables, known).rule(rule.id)
+        raise NoInverse(Diagnostic("RK213", title, _make_label(rule), help))
+    return _Inverter(rule, {}, tables, known).invert(rule.id)
 
 
-def _key_map_of(rule: Rule) -> KeyMap:
+def _make_key_map(rule: Rule) -> KeyMap:
     assert rule.template is not None
     return KeyMap(rule.id, rule.kind, rule.span, rule.pattern, rule.template.items)
 
@@ -194,22 +197,22 @@ def _refuse_one_way(pipeline: Pipeline) -> None:
 _ONE_WAY = "write the way back yourself, as a rule file of its own"
 
 
-def _undone(calls: Sequence[Call]) -> tuple[object, ...]:
+def _invert_calls(calls: Sequence[Call]) -> tuple[object, ...]:
     inverses = [call.inverse for call in reversed(calls)]
-    return tuple(each.plain() for each in inverses if not isinstance(each, str))
+    return tuple(each.to_plain() for each in inverses if not isinstance(each, str))
 
 
-def _cut(split: SplitRule | None, otherwise: str | None) -> Mapping[str, object] | None:
+def _dump_split(split: SplitRule | None, otherwise: str | None) -> Mapping[str, object] | None:
     if split is None:
         return None
-    sizes = plain_arg(split.sizes) if split.sizes is not None else otherwise
+    sizes = to_plain_arg(split.sizes) if split.sizes is not None else otherwise
     return {"dim": split.dim, **({"sizes": sizes} if sizes is not None else {})}
 
 
-def _axis(axis: Axis | None) -> Mapping[str, object] | None:
+def _dump_axis(axis: Axis | None) -> Mapping[str, object] | None:
     if axis is None:
         return None
-    count = {"count": plain_arg(axis.count)} if axis.count is not None else {}
+    count = {"count": to_plain_arg(axis.count)} if axis.count is not None else {}
     return {"dim": axis.dim, "by": axis.by, **count}
 
 
@@ -224,7 +227,9 @@ class _Inverter:
     ) -> None:
         self.given, self.tables, self.known, self.together = rule, tables, known, together
         constants = {
-            part.name: part.values[0] for part in rule.pattern.captures if part.name and part.values and part.constant
+            part.name: part.values[0]
+            for part in rule.pattern.captures
+            if part.name and part.values and part.is_constant
         }
         self.fixed = {**constants, **fixed}
         self.back: dict[str, str] = {}
@@ -236,20 +241,20 @@ class _Inverter:
         if rule.pipeline is not None and rule.pipeline.folded is not None:
             self.back[rule.pipeline.folded] = f"{{{rule.pipeline.folded}}}"
 
-    def rule(self, id: str) -> InverseRule:
+    def invert(self, id: str) -> InverseRule:
         assert self.given.template is not None
-        return self.finished(id, [self.element(item) for item in self.given.template.items])
+        return self.finish_rule(id, [self.invert_item(item) for item in self.given.template.items])
 
-    def finished(self, id: str, pattern: list[str | InverseCapture]) -> InverseRule:
-        pattern, leaf = self.with_leaf(pattern)
-        to = "".join(self.written(part) for part in self.given.pattern.parts)
-        return InverseRule(id, tuple(_joined(pattern)), to, leaf, self.given.pattern.surface == "path")
+    def finish_rule(self, id: str, pattern: list[str | InverseCapture]) -> InverseRule:
+        pattern, leaf = self.move_leaf_guard(pattern)
+        to = "".join(self.write_part(part) for part in self.given.pattern.parts)
+        return InverseRule(id, tuple(_merge_text(pattern)), to, leaf, self.given.pattern.surface == "path")
 
-    def written(self, part: Part) -> str:
+    def write_part(self, part: Part) -> str:
         if part.name in self.back:
             return self.back[part.name]
         word = self.fixed.get(part.name) if part.name is not None else None
-        if part.name is None and part.constant and part.values is not None:
+        if part.name is None and part.is_constant and part.values is not None:
             word = part.values[0]
         if word is None:
             raise self.unwritable(
@@ -257,7 +262,7 @@ class _Inverter:
             )
         return literal_text(word)
 
-    def element(self, item: TemplateItem) -> str | InverseCapture:
+    def invert_item(self, item: TemplateItem) -> str | InverseCapture:
         if isinstance(item, TextItem):
             return item.text
         if isinstance(item, CaptureItem):
@@ -278,16 +283,16 @@ class _Inverter:
         if not names:
             return rows[()]
         if len(names) > 1 or names[0] in self.together:
-            return self.several(names, rows)
+            return self.separate_captures(names, rows)
         entries = {text: key for (key,), text in rows.items()}
         if len(entries) < len(rows):
             raise self.unwritable("two entries of a table have one value, and only the domain says which one occurs")
-        return self.mapped(names[0], item, entries)
+        return self.invert_map(names[0], item, entries)
 
-    def mapped(self, name: str, item: MapItem, entries: Mapping[str, str]) -> InverseCapture:
+    def invert_map(self, name: str, item: MapItem, entries: Mapping[str, str]) -> InverseCapture:
         """A table turned round; arithmetic on one capture turned round."""
         if item.table is None:
-            shift = _shift(entries)
+            shift = _find_shift(entries)
             if shift is not None:
                 self.back[name] = f"{{{name}}}" if not shift else f"{{{name}{shift:+d}}}"
                 return InverseCapture(name, None, tuple(entries))
@@ -297,19 +302,19 @@ class _Inverter:
             if len(whole) != len(entries)
             else {value: whole[value] for value in whole if value in entries}
         )
-        table = self.tables.named(item.table or f"{name}_back", turned)
+        table = self.tables.name_table(item.table or f"{name}_back", turned)
         self.back[name] = f"{{{name}|{table}}}"
         return InverseCapture(name, None, tuple(entries), table)
 
-    def several(self, names: Sequence[str], rows: Mapping[tuple[str, ...], str]) -> InverseCapture:
+    def separate_captures(self, names: Sequence[str], rows: Mapping[tuple[str, ...], str]) -> InverseCapture:
         """Captures that are put into one number, taken out of it again."""
         number = next(name for name in ("n", "i", "index", "_".join(names)) if name not in self.names)
         self.names.add(number)
         for place, name in enumerate(names):
             column = {text: values[place] for values, text in rows.items()}
-            expression = _expression(number, column)
+            expression = _find_expression(number, column)
             if expression is None:
-                table = self.tables.named(f"{name}_of_{number}", column, lossy=True)
+                table = self.tables.name_table(f"{name}_of_{number}", column, lossy=True)
                 expression = f"{number}|{table}"
             self.back[name] = f"{{{expression}}}"
         return InverseCapture(number, None, tuple(rows.values()))
@@ -320,9 +325,11 @@ class _Inverter:
         assert self.given.template is not None
         part = self.given.pattern.capture(name)
         assert part is not None
-        items = [item for item in self.given.template.items if _hangs(item, self.together)]
-        rows = {value: tuple(_text(item, name, value, self.fixed) for item in items) for value in part.values or ()}
-        scales = _scales(rows)
+        items = [item for item in self.given.template.items if _has_capture(item, self.together)]
+        rows = {
+            value: tuple(_render_item(item, name, value, self.fixed) for item in items) for value in part.values or ()
+        }
+        scales = _find_scales(rows)
         if scales is None:
             return None
         captures = []
@@ -337,13 +344,14 @@ class _Inverter:
         self.back[name] = f"{{{'+'.join(text for _, text in captures)}}}"
         left = iter(captures)
         pattern = [
-            next(left)[0] if _hangs(item, self.together) else self.element(item) for item in self.given.template.items
+            next(left)[0] if _has_capture(item, self.together) else self.invert_item(item)
+            for item in self.given.template.items
         ]
-        return self.finished(id, pattern)
+        return self.finish_rule(id, pattern)
 
     # -------------------------------------------------------------------------------------------- leaves
 
-    def with_leaf(
+    def move_leaf_guard(
         self, pattern: list[str | InverseCapture]
     ) -> tuple[list[str | InverseCapture], tuple[str, ...] | None]:
         """The leaf guard of the source as a guard on what carries its last segment."""
@@ -356,10 +364,10 @@ class _Inverter:
             return pattern, None
         alone = before is None or (before.values is not None and all(value.endswith(".") for value in before.values))
         if word is None and alone and last.name is not None and last.name not in self.together:
-            return self.guarded(pattern, last, source.leaf)
+            return self.guard_capture(pattern, last, source.leaf)
         raise self.unwritable("its `leaf:` guard bounds text that the target does not end in")
 
-    def guarded(
+    def guard_capture(
         self, pattern: list[str | InverseCapture], last: Part, leaf: tuple[str, ...]
     ) -> tuple[list[str | InverseCapture], tuple[str, ...] | None]:
         places = [n for n, each in enumerate(pattern) if isinstance(each, InverseCapture) and each.name == last.name]
@@ -372,10 +380,10 @@ class _Inverter:
             raise self.unwritable("its `leaf:` guard bounds a capture that goes through a table")
         if last.values is not None:
             inside = tuple(value for value in last.values if value.rpartition(".")[2] in leaf)
-            pattern[place] = replace(capture, part=last.bounded(inside))
+            pattern[place] = replace(capture, part=last.restrict_to(inside))
             return pattern, None
-        if not any(contains(chars, ".") for chars in automaton((last,)).chars):
-            pattern[place] = replace(capture, part=last.bounded(leaf))
+        if not any(contains(chars, ".") for chars in build_automaton((last,)).chars):
+            pattern[place] = replace(capture, part=last.restrict_to(leaf))
             return pattern, None
         text = pattern[place - 1] if place else "."
         if place == len(pattern) - 1 and isinstance(text, str) and text.endswith("."):
@@ -385,10 +393,10 @@ class _Inverter:
     def unwritable(self, why: str) -> NoInverse:
         title = f"{self.given.id} has no inverse that could be written: {why}"
         help = ("bound the capture itself, with choices or `where:`",)
-        return NoInverse(Diagnostic("RK213", title, _label(self.given), help))
+        return NoInverse(Diagnostic("RK213", title, _make_label(self.given), help))
 
 
-def _joined(pattern: Iterable[str | InverseCapture]) -> Iterator[str | InverseCapture]:
+def _merge_text(pattern: Iterable[str | InverseCapture]) -> Iterator[str | InverseCapture]:
     text = ""
     for each in pattern:
         if isinstance(each, str):
@@ -402,7 +410,7 @@ def _joined(pattern: Iterable[str | InverseCapture]) -> Iterator[str | InverseCa
         yield text
 
 
-def _text(item: TemplateItem, name: str, value: str, fixed: Mapping[str, str]) -> str:
+def _render_item(item: TemplateItem, name: str, value: str, fixed: Mapping[str, str]) -> str:
     """What an item that depends on one capture shows of a value of it."""
     assert not isinstance(item, TextItem)
     if isinstance(item, CaptureItem):
@@ -410,9 +418,9 @@ def _text(item: TemplateItem, name: str, value: str, fixed: Mapping[str, str]) -
     return item.mapping[tuple(value if each == name else fixed[each] for each in item.names)]
 
 
-def _scales(rows: Mapping[str, tuple[str, ...]]) -> tuple[int, ...] | None:
+def _find_scales(rows: Mapping[str, tuple[str, ...]]) -> tuple[int, ...] | None:
     """By what each number of a row is to be multiplied, so that the sum is the row's key; every row must be there."""
-    if not (all_integers(rows) and all(all_integers(row) for row in rows.values())):
+    if not (has_only_integers(rows) and all(has_only_integers(row) for row in rows.values())):
         return None
     columns = [sorted({int(text) for text in column}) for column in zip(*rows.values(), strict=True)]
     whole = 1
@@ -429,21 +437,21 @@ def _scales(rows: Mapping[str, tuple[str, ...]]) -> tuple[int, ...] | None:
     return scales if fits and all(scales) else None
 
 
-def all_integers(values: Iterable[str]) -> bool:
+def has_only_integers(values: Iterable[str]) -> bool:
     return all(value.isascii() and value.isdigit() and str(int(value)) == value for value in values)
 
 
-def _shift(entries: Mapping[str, str]) -> int | None:
+def _find_shift(entries: Mapping[str, str]) -> int | None:
     """The number that leads from each key to its value, where it is one for all."""
-    if not (all_integers(entries) and all_integers(entries.values())):
+    if not (has_only_integers(entries) and has_only_integers(entries.values())):
         return None
     shifts = {int(value) - int(key) for key, value in entries.items()}
     return shifts.pop() if len(shifts) == 1 else None
 
 
-def _expression(name: str, column: Mapping[str, str]) -> str | None:
+def _find_expression(name: str, column: Mapping[str, str]) -> str | None:
     """Arithmetic that leads from each key to its value, where something simple does."""
-    if not (all_integers(column) and all_integers(column.values())):
+    if not (has_only_integers(column) and has_only_integers(column.values())):
         return None
     pairs = [(int(key), int(value)) for key, value in column.items()]
     most = max(value for _, value in pairs) + 1
@@ -456,6 +464,6 @@ def _expression(name: str, column: Mapping[str, str]) -> str | None:
     return None
 
 
-def _label(rule: Rule) -> tuple[Label, ...]:
+def _make_label(rule: Rule) -> tuple[Label, ...]:
     span: Span = rule.template.text.span if rule.template is not None else rule.span
     return (Label(span),)

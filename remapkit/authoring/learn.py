@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from remapkit.authoring.derive import Draft, DraftRule, How, draft
-from remapkit.authoring.generalize import generalise, narrower
+from remapkit.authoring.derive import Draft, DraftRule, How, write_draft
+from remapkit.authoring.generalize import generalize, split_example
 from remapkit.authoring.pair_by_value import Pairing
-from remapkit.authoring.scaffold import check_name_and_source, comment, head
-from remapkit.authoring.settle import Alike, By, Settled, settle
+from remapkit.authoring.scaffold import check_name_and_source, escape_comment, write_head
+from remapkit.authoring.settle import Alike, By, Settled, settle_keys
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.diagnostics.wording import counted, named
@@ -29,8 +29,8 @@ from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
 from remapkit.rules.model import CompiledRules
 from remapkit.rules.selftest import run_tests
-from remapkit.tensors.families import families
-from remapkit.tensors.spec import StateDictSpec, TensorSpec, name_problem
+from remapkit.tensors.families import find_families
+from remapkit.tensors.spec import StateDictSpec, TensorSpec, find_name_problem
 
 MAX_ROUNDS = 40
 """So often rules are split; then what still does not hold is written key by key."""
@@ -89,25 +89,27 @@ def learn(
     """
     check_name_and_source(name, source)
     # The language has no word for the empty key, and no checkpoint may hold a name that steers a terminal.
-    pairs = {fqn: other for fqn, other in pairing.pairs.items() if fqn and other and not name_problem(other)}
+    pairs = {fqn: other for fqn, other in pairing.pairs.items() if fqn and other and not find_name_problem(other)}
     fitting = _Fitting(name, source, target, source_ref, target_ref)
-    pairs, settled = _settled(fitting, pairs, pairing)
+    pairs, settled = _settle_pairs(fitting, pairs, pairing)
     if not pairs:
-        raise UsageError(_no_pairs(source, target, pairing))
-    text, said = fitting.proven(pairs)
-    learned = _accounted(text, source, target, pairing, said, pairs, settled)
-    left = "\n".join(_left(source, target, learned))
+        raise UsageError(_report_no_pairs(source, target, pairing))
+    text, said = fitting.fit_by_proof(pairs)
+    learned = _account_for_keys(text, source, target, pairing, said, pairs, settled)
+    left = "\n".join(_write_leftovers(source, target, learned))
     return replace(learned, text=f"{text}{left}\n") if left else learned
 
 
-def _settled(fitting: _Fitting, pairs: dict[str, str], pairing: Pairing) -> tuple[dict[str, str], dict[str, Settled]]:
+def _settle_pairs(
+    fitting: _Fitting, pairs: dict[str, str], pairing: Pairing
+) -> tuple[dict[str, str], dict[str, Settled]]:
     """The pairs with those that can be settled, and what settled each of these."""
     source, target = fitting.source, fitting.target
-    alike = {fqn: others for fqn, others in _open(source, target, pairing).items() if fqn}
+    alike = {fqn: others for fqn, others in _find_candidates(source, target, pairing).items() if fqn}
     settled: dict[str, Settled] = {}
     while alike:
-        rules = compile_rules(read_text(fitting.replayed(pairs, alike).text, fitting.name)) if pairs else None
-        found = settle(rules, pairs, alike, pairing)
+        rules = compile_rules(read_text(fitting.fit_by_replay(pairs, alike).text, fitting.name)) if pairs else None
+        found = settle_keys(rules, pairs, alike, pairing)
         if not found:
             break
         settled |= found
@@ -117,10 +119,10 @@ def _settled(fitting: _Fitting, pairs: dict[str, str], pairing: Pairing) -> tupl
     return pairs, settled
 
 
-def _open(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Alike:
+def _find_candidates(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Alike:
     """Where each key without a pair may go: to equal bytes; where values are unknown, to equal dtype and shape."""
     if pairing.by_value:
-        return _of_each(pairing.alike, frozenset)
+        return _map_distinct(pairing.alike, frozenset)
     free: defaultdict[TensorSpec, set[str]] = defaultdict(set)
     for fqn in pairing.only_b:
         free[target[fqn]].add(fqn)
@@ -130,7 +132,7 @@ def _open(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Ali
 _T = TypeVar("_T")
 
 
-def _of_each(alike: Mapping[str, tuple[str, ...]], made: Callable[[tuple[str, ...]], _T]) -> dict[str, _T]:
+def _map_distinct(alike: Mapping[str, tuple[str, ...]], made: Callable[[tuple[str, ...]], _T]) -> dict[str, _T]:
     """What is made of the keys that each key is equal to; made once for all keys that share them.
 
     Thousands of biases may all be equal to thousands of others.
@@ -140,7 +142,7 @@ def _of_each(alike: Mapping[str, tuple[str, ...]], made: Callable[[tuple[str, ..
     return {fqn: found[id(others)] for fqn, others in alike.items()}
 
 
-def _accounted(
+def _account_for_keys(
     text: str,
     source: StateDictSpec,
     target: StateDictSpec,
@@ -152,7 +154,7 @@ def _accounted(
     """Every key of either side in its place."""
     reached = set(said.values())
     unsaid = {fqn: other for fqn, other in {**pairing.pairs, **pairs}.items() if fqn not in said}
-    undecided = _of_each(
+    undecided = _map_distinct(
         {fqn: others for fqn, others in pairing.alike.items() if fqn not in pairs},
         lambda others: tuple(other for other in others if other not in reached),
     )
@@ -164,9 +166,9 @@ def _accounted(
     return Learned(text, said, kept, undecided, only_a, only_b, open_b, unsaid)
 
 
-def _no_pairs(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Diagnostic:
+def _report_no_pairs(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Diagnostic:
     title = f"no tensor of {source.name} has the dtype, shape and bytes of one of {target.name} alone"
-    said = _of_each(pairing.alike, lambda others: " or ".join(others[:3]) + (" or .." if others[3:] else ""))
+    said = _map_distinct(pairing.alike, lambda others: " or ".join(others[:3]) + (" or .." if others[3:] else ""))
     if pairing.alike:
         title = f"what {source.name} and {target.name} share tells no key apart: constants, or bytes of several keys"
     return Diagnostic(
@@ -193,24 +195,24 @@ class _Fitting:
     source_ref: str | None
     target_ref: str | None
 
-    def replayed(self, pairs: Mapping[str, str], alike: Alike) -> Draft:
+    def fit_by_replay(self, pairs: Mapping[str, str], alike: Alike) -> Draft:
         """The most general text that says the pairs, and of other keys only what leads them to equal values."""
-        return self.fitted(pairs, alike, proves=False)[0]
+        return self.fit_rules(pairs, alike, proves=False)[0]
 
-    def proven(self, pairs: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    def fit_by_proof(self, pairs: Mapping[str, str]) -> tuple[str, dict[str, str]]:
         """The most general text that says the pairs and takes nothing else, proven; with the pairs that it says."""
-        found, parts = self.fitted(pairs, {}, proves=True)
+        found, parts = self.fit_rules(pairs, {}, proves=True)
         return found.text, {fqn: pairs[fqn] for part in parts for fqn, _ in part.example.pairs}
 
-    def fitted(self, pairs: Mapping[str, str], alike: Alike, *, proves: bool) -> tuple[Draft, list[DraftRule]]:
-        parts = [DraftRule(example) for example in generalise(pairs)]
+    def fit_rules(self, pairs: Mapping[str, str], alike: Alike, *, proves: bool) -> tuple[Draft, list[DraftRule]]:
+        parts = [DraftRule(example) for example in generalize(pairs)]
         problems: Sequence[Diagnostic] = ()
         for number in itertools.count():
             if not parts:
-                raise UsageError(_no_rules(len(pairs), problems))
+                raise UsageError(_report_no_rules(len(pairs), problems))
             said = {fqn: other for part in parts for fqn, other in part.example.pairs}
-            found = draft(parts, self.before(said))
-            wrong, problems = self.wrong(found, said, alike, proves=proves)
+            found = write_draft(parts, self.write_head_lines(said))
+            wrong, problems = self.find_wrong_parts(found, said, alike, proves=proves)
             if not wrong:
                 return found, parts
             # What says most gives way first: of a rule and a literal that take one key, the rule.
@@ -219,56 +221,56 @@ class _Fitting:
             parts = [
                 each
                 for place, part in enumerate(parts)
-                for each in (_narrower(part, at_once=number >= MAX_ROUNDS) if place in wrong else (part,))
+                for each in (_narrow_part(part, at_once=number >= MAX_ROUNDS) if place in wrong else (part,))
             ]
         raise AssertionError("counting does not end")
 
-    def before(self, said: Mapping[str, str]) -> list[str]:
+    def write_head_lines(self, said: Mapping[str, str]) -> list[str]:
         """The lines before the rules."""
         reached = set(said.values())
         return list(
-            head(
+            write_head(
                 *(self.name, self.source, self.source_ref, self.target, self.target_ref),
                 all_taken=all(fqn in said for fqn in self.source),
                 all_reached=all(fqn in reached for fqn in self.target),
             )
         )
 
-    def wrong(
+    def find_wrong_parts(
         self, found: Draft, said: Mapping[str, str], alike: Alike, *, proves: bool
     ) -> tuple[set[int], Sequence[Diagnostic]]:
         """The numbers of the parts that do not hold, and what is wrong with them."""
         try:
             rules = compile_rules(read_text(found.text, self.name))
         except InvalidRules as error:
-            return _owners(found, error.diagnostics), error.diagnostics
-        replayed = _wrong(rules, self.source, said, alike)
+            return _find_owners(found, error.diagnostics), error.diagnostics
+        replayed = _find_wrong_rules(rules, self.source, said, alike)
         if replayed or not proves:
             return {found.ids[id] for id in replayed}, ()
-        problems, ids = _unproven(rules, self.source, self.target)
+        problems, ids = _find_problems(rules, self.source, self.target)
         if not problems:
             return set(), ()
-        return {found.ids[id] for id in ids} or _owners(found, problems), problems
+        return {found.ids[id] for id in ids} or _find_owners(found, problems), problems
 
 
-def _narrower(part: DraftRule, *, at_once: bool) -> Iterator[DraftRule]:
+def _narrow_part(part: DraftRule, *, at_once: bool) -> Iterator[DraftRule]:
     """What takes the place of a part that does not hold: the same with fewer keys, or several; or nothing at all."""
     if part.how is How.FREE and not at_once:
         yield DraftRule(part.example, How.TIGHT)
     elif len(part.example.pairs) > 1:
-        yield from (DraftRule(example) for example in narrower(part.example, singly=at_once))
+        yield from (DraftRule(example) for example in split_example(part.example, singly=at_once))
     elif part.how is not How.LITERAL:
         yield DraftRule(part.example, How.LITERAL)
 
 
-def _owners(found: Draft, problems: Iterable[Diagnostic]) -> set[int]:
+def _find_owners(found: Draft, problems: Iterable[Diagnostic]) -> set[int]:
     """The parts in whose lines the problems lie; all of them where a problem lies in none."""
     lines = {label.span.line for problem in problems for label in problem.labels}
     owners = {found.owners[line - 1] for line in lines if line <= len(found.owners)} - {-1}
     return owners or set(found.owners) - {-1}
 
 
-def _wrong(rules: CompiledRules, source: StateDictSpec, said: Mapping[str, str], alike: Alike) -> set[str]:
+def _find_wrong_rules(rules: CompiledRules, source: StateDictSpec, said: Mapping[str, str], alike: Alike) -> set[str]:
     """The ids of rules that lead a key to anything but its equal, or two keys to one target: every key is tried."""
     found: set[str] = set()
     first: dict[str, str] = {}
@@ -284,7 +286,7 @@ def _wrong(rules: CompiledRules, source: StateDictSpec, said: Mapping[str, str],
     return found
 
 
-def _unproven(
+def _find_problems(
     rules: CompiledRules, source: StateDictSpec, target: StateDictSpec
 ) -> tuple[list[Diagnostic], set[str]]:
     """What lint, the proof over all keys and the file's own tests find, and the ids of the rules concerned."""
@@ -303,7 +305,7 @@ def _unproven(
     return problems, ids
 
 
-def _no_rules(count: int, problems: Sequence[Diagnostic]) -> Diagnostic:
+def _report_no_rules(count: int, problems: Sequence[Diagnostic]) -> Diagnostic:
     return Diagnostic(
         "RK655",
         f"{counted(count, 'pair')} found, but no rules that say them can be proven: nothing is written",
@@ -315,31 +317,31 @@ def _no_rules(count: int, problems: Sequence[Diagnostic]) -> Diagnostic:
 # ------------------------------------------------------------------------------------------------ what is left
 
 
-def _left(source: StateDictSpec, target: StateDictSpec, learned: Learned) -> Iterator[str]:
+def _write_leftovers(source: StateDictSpec, target: StateDictSpec, learned: Learned) -> Iterator[str]:
     """What the author has to know or to decide, as comments."""
     for by in By:
         fqns = [fqn for fqn, settled in learned.settled.items() if settled.by is by]
         if fqns:
             yield ""
             yield f"# Values leave these open (constants, bytes of several keys). Taken, because {by.value}:"
-            yield from _families(source, fqns)
+            yield from _write_families(source, fqns)
     if learned.undecided:
         yield ""
         yield "# Values leave these open (constants, bytes of several keys), and nothing settles them:"
-        yield from _families(source, tuple(learned.undecided))
+        yield from _write_families(source, tuple(learned.undecided))
     if learned.open_b:
         yield "# Keys of the target that have an equal, and that no rule leads to:"
-        yield from _families(target, learned.open_b)
+        yield from _write_families(target, learned.open_b)
     for fqn, other in learned.unsaid.items():
-        yield f"# No rule can say this pair: {comment(fqn)} -> {comment(other)}"
+        yield f"# No rule can say this pair: {escape_comment(fqn)} -> {escape_comment(other)}"
     for rest, header, what in ((learned.only_a, source, "source"), (learned.only_b, target, "target")):
         if rest:
             yield ""
             count = f"{len(rest)} of {counted(len(header), 'key')}"
             yield f"# In the {what} only, or computed on the way (fused, transposed, cast): {count}."
-            yield from _families(header, rest)
+            yield from _write_families(header, rest)
 
 
-def _families(header: StateDictSpec, fqns: Sequence[str]) -> Iterator[str]:
+def _write_families(header: StateDictSpec, fqns: Sequence[str]) -> Iterator[str]:
     some = StateDictSpec({fqn: header[fqn] for fqn in fqns}, name=header.name)
-    yield from (f"#   {comment(family.pattern)}  # {len(family.fqns)}" for family in families(some))
+    yield from (f"#   {escape_comment(family.pattern)}  # {len(family.fqns)}" for family in find_families(some))

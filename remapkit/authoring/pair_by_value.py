@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from remapkit.files.source_file import even
+from remapkit.files.source_file import split_evenly
 from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
 
 _PIECE = 1 << 20
@@ -60,8 +60,8 @@ def pair_by_value(a: PairableTensors, b: PairableTensors) -> Pairing:
     Two keys are paired where no other key on either side holds the same bytes, and those are no constant. Raises
     `UnreadableCheckpoint` where data is missing (a manifest has none).
     """
-    in_a, in_b = _by_content(a), _by_content(b)
-    recorded_a, recorded_b = _with_recorded(in_a, in_b, a.header(), b.header())
+    in_a, in_b = _group_by_content(a), _group_by_content(b)
+    recorded_a, recorded_b = _add_recorded(in_a, in_b, a.header(), b.header())
     pairs: dict[str, str] = {}
     alike: dict[str, tuple[str, ...]] = {}
     for content, fqns in in_a.items():
@@ -96,7 +96,7 @@ class _Content(NamedTuple):
     is_number: bool
 
 
-def _with_recorded(
+def _add_recorded(
     in_a: Mapping[_Content, list[str]], in_b: Mapping[_Content, list[str]], a: StateDictSpec, b: StateDictSpec
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Add the recorded names of both sides where the other side has more names of that tensor than this one.
@@ -123,18 +123,18 @@ def _with_recorded(
     return tuple(added[0]), tuple(added[1])
 
 
-def _by_content(values: PairableTensors) -> Mapping[_Content, list[str]]:
+def _group_by_content(values: PairableTensors) -> Mapping[_Content, list[str]]:
     found: defaultdict[_Content, list[str]] = defaultdict(list)
     for fqn, spec in values.header().items():
-        found[_content(values, fqn, spec)].append(fqn)
+        found[_digest_tensor(values, fqn, spec)].append(fqn)
     return found
 
 
-def _content(values: PairableTensors, fqn: str, spec: TensorSpec) -> _Content:
+def _digest_tensor(values: PairableTensors, fqn: str, spec: TensorSpec) -> _Content:
     """The digest of a tensor's bytes, and whether they repeat its first element."""
     width = math.lcm(DTYPE_BITS[spec.dtype], 8) // 8
     digest, first, is_constant = hashlib.blake2b(digest_size=20), b"", True
-    for piece in even(values.chunks(fqn), width * (_PIECE // width)):
+    for piece in split_evenly(values.chunks(fqn), width * (_PIECE // width)):
         digest.update(piece)
         first = first or bytes(piece[:width])
         # The second element tells most tensors apart; only of the others the whole piece is looked at.

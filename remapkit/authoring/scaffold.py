@@ -17,8 +17,8 @@ from remapkit.diagnostics.errors import UsageError
 from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import choice_text, literal_text
 from remapkit.rulefile.schema.text import SCHEMA_FILE
-from remapkit.rulefile.yaml.emit import entry, in_quotes, quoted
-from remapkit.tensors.families import Family, families, is_integer
+from remapkit.rulefile.yaml.emit import emit_scalar, entry, quote_text
+from remapkit.tensors.families import Family, find_families, is_index_word
 from remapkit.tensors.spec import StateDictSpec
 
 MAX_TESTS = 100
@@ -59,16 +59,20 @@ def new_rule_file(
     """
     check_name_and_source(name, source)
     known = set(target or ())
-    same = _some(source, [fqn for fqn in source if fqn in known])
-    other = _some(source, [fqn for fqn in source if fqn not in known])
-    found = _written(other, same)
-    free = families(_some(target, [fqn for fqn in target if fqn not in source])) if target is not None else ()
+    same = _select_keys(source, [fqn for fqn in source if fqn in known])
+    other = _select_keys(source, [fqn for fqn in source if fqn not in known])
+    found = _make_candidates(other, same)
+    free = (
+        find_families(_select_keys(target, [fqn for fqn in target if fqn not in source]))
+        if target is not None
+        else ()
+    )
     lines = [
-        *head(name, source, source_ref, target, target_ref),
-        *_rules(found, free, target),
-        *_keeps(found, target),
-        *_tests(found),
-        *lacking_lines(free, target),
+        *write_head(name, source, source_ref, target, target_ref),
+        *_write_rules(found, free, target),
+        *_write_keeps(found, target),
+        *_write_tests(found),
+        *write_lacking_keys(free, target),
     ]
     return "\n".join(lines) + "\n"
 
@@ -82,7 +86,7 @@ def check_name_and_source(name: str, source: StateDictSpec) -> None:
         raise UsageError(Diagnostic("RK624", f"{source.name} holds no tensors", help=help))
 
 
-def _some(spec: StateDictSpec, fqns: Iterable[str]) -> StateDictSpec:
+def _select_keys(spec: StateDictSpec, fqns: Iterable[str]) -> StateDictSpec:
     return StateDictSpec({fqn: spec[fqn] for fqn in fqns}, name=spec.name)
 
 
@@ -103,65 +107,65 @@ class _Candidate:
         return f"{len(self.family.fqns)} key{'s' * (len(self.family.fqns) > 1)}"
 
 
-def _written(other: StateDictSpec, same: StateDictSpec) -> tuple[_Candidate, ...]:
+def _make_candidates(other: StateDictSpec, same: StateDictSpec) -> tuple[_Candidate, ...]:
     ids: set[str] = set()
-    pairs = [(family, True) for family in families(other)] + [(family, False) for family in families(same)]
-    return tuple(_candidate(family, renamed, ids) for family, renamed in pairs)
+    pairs = [(family, True) for family in find_families(other)] + [(family, False) for family in find_families(same)]
+    return tuple(_make_candidate(family, renamed, ids) for family, renamed in pairs)
 
 
 # ------------------------------------------------------------------------------------------------ patterns
 
 
-def _candidate(family: Family, renamed: bool, ids: set[str]) -> _Candidate:
-    names = capture_names(family.segments)
+def _make_candidate(family: Family, renamed: bool, ids: set[str]) -> _Candidate:
+    names = name_captures(family.segments)
     to = ".".join(f"{{{name}}}" if name else literal_text(words[0]) for name, words in names)
-    id = _id(family, ids)
+    id = _make_id(family, ids)
     if any("" in words for words in family.segments):
         # A path has no empty segments, a regular expression can say them.
-        segments = (f"(?P<{name}>[^.]*)" if name else escaped_regex(words[0]) for name, words in names)
+        segments = (f"(?P<{name}>[^.]*)" if name else escape_regex(words[0]) for name, words in names)
         where = {name: words for name, words in names if name}
         return _Candidate(family, id, "match", r"\.".join(segments), where, to, renamed)
-    path = ".".join(segment(name, words) for name, words in names)
-    where = {name: words for name, words in names if name and bound(words) is None}
+    path = ".".join(write_segment(name, words) for name, words in names)
+    where = {name: words for name, words in names if name and write_bound(words) is None}
     return _Candidate(family, id, "path", path, where, to, renamed)
 
 
-def segment(name: str, words: Sequence[str]) -> str:
+def write_segment(name: str, words: Sequence[str]) -> str:
     if not name:
         return literal_text(words[0])
-    kind = bound(words)
+    kind = write_bound(words)
     return f"{{{name}:{kind}}}" if kind else f"{{{name}}}"
 
 
-def escaped_regex(text: str) -> str:
+def escape_regex(text: str) -> str:
     return re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", text)
 
 
-def bound(words: Sequence[str]) -> str | None:
+def write_bound(words: Sequence[str]) -> str | None:
     """What bounds a capture to these words, within its braces; None where only a list can."""
     if len(words) > MAX_WORDS or any(choice_text(word) != word for word in words):
         return None
-    if is_integer(words[0]):
+    if is_index_word(words[0]):
         numbers = [int(word) for word in words]
         if numbers == list(range(numbers[0], numbers[-1] + 1)):
             return f"{numbers[0]}..{numbers[-1]}"
     return "|".join(words)
 
 
-def capture_names(segments: Sequence[tuple[str, ...]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def name_captures(segments: Sequence[tuple[str, ...]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """A name for each segment that is not the same word in all keys, and '' for one that is."""
     taken: set[str] = set()
     return tuple(
-        ("" if len(words) == 1 and words[0] else _capture_name(segments, place, taken), words)
+        ("" if len(words) == 1 and words[0] else _name_capture(segments, place, taken), words)
         for place, words in enumerate(segments)
     )
 
 
-def _capture_name(segments: Sequence[Sequence[str]], place: int, taken: set[str]) -> str:
+def _name_capture(segments: Sequence[Sequence[str]], place: int, taken: set[str]) -> str:
     """An index is called after what it counts, `layers.{layer:0..31}`, the last segment `leaf`, all else `part`."""
     before = segments[place - 1] if place else ()
     name = "leaf" if place == len(segments) - 1 else "part"
-    if is_integer(segments[place][0]):
+    if is_index_word(segments[place][0]):
         name = "index"
         if len(before) == 1 and re.fullmatch(r"[A-Za-z_]\w*", before[0], re.ASCII):
             name = before[0].removesuffix("s") or "index"
@@ -172,9 +176,9 @@ def _capture_name(segments: Sequence[Sequence[str]], place: int, taken: set[str]
     return unique
 
 
-def _id(family: Family, ids: set[str]) -> str:
+def _make_id(family: Family, ids: set[str]) -> str:
     """The words that all keys share, `encoder.downsamples.residual`; numbered where two families share them."""
-    words = [words[0] for words in family.segments if len(words) == 1 and not is_integer(words[0])]
+    words = [words[0] for words in family.segments if len(words) == 1 and not is_index_word(words[0])]
     name = ".".join(filter(None, words)) or "all"
     number, unique = 2, name
     while unique in ids:
@@ -186,7 +190,7 @@ def _id(family: Family, ids: set[str]) -> str:
 # ------------------------------------------------------------------------------------------------ YAML
 
 
-def head(
+def write_head(
     name: str,
     source: StateDictSpec,
     source_ref: str | None,
@@ -197,17 +201,17 @@ def head(
     all_reached: bool = True,
 ) -> Iterator[str]:
     """The lines before the rules. A manifest that the rules do not cover yet stands in a comment."""
-    leads = f" -> {comment(target_ref or target.name)}" if target is not None else ""
+    leads = f" -> {escape_comment(target_ref or target.name)}" if target is not None else ""
     yield f"# yaml-language-server: $schema={SCHEMA_FILE.as_uri()}"
     yield "remapkit: 1"
-    yield f"name: {quoted(name)}"
-    yield f"summary: {quoted(f'{comment(Path(source.name).name)}{leads}')}"
+    yield f"name: {emit_scalar(name)}"
+    yield f"summary: {emit_scalar(f'{escape_comment(Path(source.name).name)}{leads}')}"
     yield ""
     if source_ref is not None and not all_taken:
         yield "# No rule takes some of these keys. Declare them when all have one: `remapkit test` then tries all."
-        yield f"# source: {{keys: {quoted(source_ref)}}}"
+        yield f"# source: {{keys: {emit_scalar(source_ref)}}}"
     elif source_ref is not None:
-        yield f"source: {{keys: {quoted(source_ref)}}}"
+        yield f"source: {{keys: {emit_scalar(source_ref)}}}"
     else:
         yield "# A manifest (`remapkit inspect CKPT --manifest keys.json`) lets `remapkit test` try all keys:"
         yield "# source: {keys: keys.json}"
@@ -215,88 +219,88 @@ def head(
         kind = "keys" if target_ref.endswith(".json") else "model"
         if not all_reached:
             yield "# No rule leads to some of these keys. Declare them when all are brought."
-        yield f"{'' if all_reached else '# '}target: {{{kind}: {quoted(target_ref)}}}"
+        yield f"{'' if all_reached else '# '}target: {{{kind}: {emit_scalar(target_ref)}}}"
     else:
         yield '# target: {model: "plugin.module:Class"}'
     yield ""
 
 
-def _rules(found: Sequence[_Candidate], free: Sequence[Family], target: StateDictSpec | None) -> Iterator[str]:
-    alike = _alike(free)
+def _write_rules(found: Sequence[_Candidate], free: Sequence[Family], target: StateDictSpec | None) -> Iterator[str]:
+    alike = _group_by_shapes(free)
     yield "# One candidate for each key family. To rename one: take its lines out of comments, edit `to:`, and delete"
     yield "# its line under `keep:`. `{part:a|b}` reads one of the words, `{n:0..3}` a number, `{rest:**}` the rest."
     yield "rules:"
     for candidate in found:
         if target is not None and not candidate.renamed:
             continue
-        yield f"  # {candidate.count} · {_what(candidate.family)}"
-        yield f"  # - id: {quoted(candidate.id)}"
-        yield f"  #   {candidate.surface}: {in_quotes(candidate.pattern)}"
+        yield f"  # {candidate.count} · {_describe_family(candidate.family)}"
+        yield f"  # - id: {emit_scalar(candidate.id)}"
+        yield f"  #   {candidate.surface}: {quote_text(candidate.pattern)}"
         if candidate.where:
-            yield f"  #   where: {flow(candidate.where)}"
-        yield f"  #   to: {in_quotes(candidate.to)}"
-        for family in alike.get(_footprint(candidate.family), ())[:2]:
-            yield f"  #   # the target has as many keys of these shapes under {comment(family.pattern)}"
+            yield f"  #   where: {write_where(candidate.where)}"
+        yield f"  #   to: {quote_text(candidate.to)}"
+        for family in alike.get(_collect_shapes(candidate.family), ())[:2]:
+            yield f"  #   # the target has as many keys of these shapes under {escape_comment(family.pattern)}"
         yield ""
 
 
-def _alike(free: Sequence[Family]) -> Mapping[object, Sequence[Family]]:
+def _group_by_shapes(free: Sequence[Family]) -> Mapping[object, Sequence[Family]]:
     found: defaultdict[object, list[Family]] = defaultdict(list)
     for family in free:
-        found[_footprint(family)].append(family)
+        found[_collect_shapes(family)].append(family)
     return found
 
 
-def _footprint(family: Family) -> object:
+def _collect_shapes(family: Family) -> object:
     """What stays the same when keys are renamed: the shapes, each with how often it occurs."""
     return tuple(sorted(spec.shape for spec in family.specs))
 
 
-def _keeps(found: Sequence[_Candidate], target: StateDictSpec | None) -> Iterator[str]:
+def _write_keeps(found: Sequence[_Candidate], target: StateDictSpec | None) -> Iterator[str]:
     yield "# Passed through unchanged. Delete a line when a rule above takes its keys."
     yield "keep:"
     for candidate in found:
         note = candidate.count
         if target is not None:
             note += ", not in the target under this name" if candidate.renamed else ", in the target too"
-        pattern = in_quotes(candidate.pattern)
+        pattern = quote_text(candidate.pattern)
         if candidate.where:
-            yield f"  - {{{candidate.surface}: {pattern}, where: {flow(candidate.where)}}}  # {note}"
+            yield f"  - {{{candidate.surface}: {pattern}, where: {write_where(candidate.where)}}}  # {note}"
         else:
             yield f"  - {pattern}  # {note}"
     yield ""
 
 
-def _tests(found: Sequence[_Candidate]) -> Iterator[str]:
+def _write_tests(found: Sequence[_Candidate]) -> Iterator[str]:
     yield "# A source key and the target key that it must become (null: it must be dropped), for `remapkit test`."
     yield "tests:"
     for candidate in found[:MAX_TESTS]:
-        fqn = quoted(candidate.family.fqns[0])
+        fqn = emit_scalar(candidate.family.fqns[0])
         yield entry(fqn, fqn)
     yield ""
 
 
-def lacking_lines(free: Sequence[Family], target: StateDictSpec | None) -> Iterator[str]:
+def write_lacking_keys(free: Sequence[Family], target: StateDictSpec | None) -> Iterator[str]:
     if not free or target is None:
         return
     count = sum(len(family.fqns) for family in free)
     yield f"# In the target, but under no name of the source: {count} of {len(target)} keys for rules to lead to."
     for family in free:
-        yield f"#   {comment(family.pattern)}  # {len(family.fqns)} · {_what(family)}"
+        yield f"#   {escape_comment(family.pattern)}  # {len(family.fqns)} · {_describe_family(family)}"
     yield ""
 
 
-def _what(family: Family) -> str:
+def _describe_family(family: Family) -> str:
     return f"{family.dtypes_text} {family.shapes_text}"
 
 
-def flow(where: Mapping[str, Sequence[str]]) -> str:
+def write_where(where: Mapping[str, Sequence[str]]) -> str:
     entries = (
-        f"{name}: [{', '.join(in_quotes(literal_text(word)) for word in words)}]" for name, words in where.items()
+        f"{name}: [{', '.join(quote_text(literal_text(word)) for word in words)}]" for name, words in where.items()
     )
     return "{" + ", ".join(entries) + "}"
 
 
-def comment(text: str) -> str:
+def escape_comment(text: str) -> str:
     """A text in a comment: what would end the line, or be refused in a file, is escaped."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

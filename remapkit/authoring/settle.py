@@ -34,7 +34,7 @@ class Settled:
 Alike = Mapping[str, Collection[str]]
 
 
-def settle(
+def settle_keys(
     rules: CompiledRules | None, pairs: Mapping[str, str], alike: Alike, pairing: Pairing
 ) -> dict[str, Settled]:
     """The keys of `alike` that the strongest evidence settles: rules, the rest of the module, names, numbers.
@@ -42,21 +42,21 @@ def settle(
     `rules` are None where there is no pair yet. Of hand-written pairs only what the rules say: there are no values
     that would back anything else.
     """
-    found = _agreed(_by_rules(rules, alike), pairs, alike) if rules is not None else {}
+    found = _select_agreed(_propose_by_rules(rules, alike), pairs, alike) if rules is not None else {}
     if found or not pairing.by_value:
         return {fqn: Settled(other, By.RULE) for fqn, other in found.items()}
     proposals: tuple[tuple[By, Callable[[], dict[str, str]]], ...] = (
-        (By.MODULE, lambda: _by_module(pairs, alike)),
-        (By.NAME, lambda: _not_against({fqn: fqn for fqn in alike}, pairs)),
-        (By.NUMBER, lambda: _not_against(_by_number(alike, pairing.numbers), pairs)),
+        (By.MODULE, lambda: _propose_by_module(pairs, alike)),
+        (By.NAME, lambda: _drop_contradicted({fqn: fqn for fqn in alike}, pairs)),
+        (By.NUMBER, lambda: _drop_contradicted(_propose_by_number(alike, pairing.numbers), pairs)),
     )
     for by, proposed in proposals:
-        if found := _agreed(proposed(), pairs, alike):
+        if found := _select_agreed(proposed(), pairs, alike):
             return {fqn: Settled(other, by) for fqn, other in found.items()}
     return {}
 
 
-def _agreed(proposed: Mapping[str, str], pairs: Mapping[str, str], alike: Alike) -> dict[str, str]:
+def _select_agreed(proposed: Mapping[str, str], pairs: Mapping[str, str], alike: Alike) -> dict[str, str]:
     """Those of the proposed pairs whose values are equal, and whose target is free and proposed once."""
     reached = set(pairs.values())
     found = {fqn: other for fqn, other in proposed.items() if other in alike[fqn] and other not in reached}
@@ -64,7 +64,7 @@ def _agreed(proposed: Mapping[str, str], pairs: Mapping[str, str], alike: Alike)
     return {fqn: other for fqn, other in found.items() if other not in twice}
 
 
-def _by_rules(rules: CompiledRules, alike: Iterable[str]) -> dict[str, str]:
+def _propose_by_rules(rules: CompiledRules, alike: Iterable[str]) -> dict[str, str]:
     """Where the rules so far lead keys that share their values with others."""
     found: dict[str, str] = {}
     for fqn in alike:
@@ -74,7 +74,7 @@ def _by_rules(rules: CompiledRules, alike: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _by_module(pairs: Mapping[str, str], alike: Iterable[str]) -> dict[str, str]:
+def _propose_by_module(pairs: Mapping[str, str], alike: Iterable[str]) -> dict[str, str]:
     """Where the rest of the module went, leaf by leaf under the same name: its bias goes there too."""
     homes: defaultdict[str, set[str | None]] = defaultdict(set)
     for fqn, other in pairs.items():
@@ -89,32 +89,33 @@ def _by_module(pairs: Mapping[str, str], alike: Iterable[str]) -> dict[str, str]
     return found
 
 
-def _by_number(alike: Alike, numbers: Collection[str]) -> dict[str, str]:
+def _propose_by_number(alike: Alike, numbers: Collection[str]) -> dict[str, str]:
     """Single numbers that one key has on each side."""
     ones = {fqn: next(iter(others)) for fqn, others in alike.items() if fqn in numbers and len(others) == 1}
     holders = Counter(ones.values())
     return {fqn: other for fqn, other in ones.items() if holders[other] == 1}
 
 
-def _not_against(proposed: Mapping[str, str], pairs: Mapping[str, str]) -> dict[str, str]:
+def _drop_contradicted(proposed: Mapping[str, str], pairs: Mapping[str, str]) -> dict[str, str]:
     """The proposed pairs that no other pair of either module contradicts: it went, or came, elsewhere."""
     to: defaultdict[str, set[str]] = defaultdict(set)
     came: defaultdict[str, set[str]] = defaultdict(set)
     for fqn, other in pairs.items():
-        module, home = _module(fqn), _module(other)
+        module, home = _strip_leaf(fqn), _strip_leaf(other)
         to[module].add(home)
         came[home].add(module)
     return {
         fqn: other
         for fqn, other in proposed.items()
-        if _fits(_module(other), to.get(_module(fqn))) and _fits(_module(fqn), came.get(_module(other)))
+        if _is_consistent(_strip_leaf(other), to.get(_strip_leaf(fqn)))
+        and _is_consistent(_strip_leaf(fqn), came.get(_strip_leaf(other)))
     }
 
 
-def _fits(module: str, known: Collection[str] | None) -> bool:
+def _is_consistent(module: str, known: Collection[str] | None) -> bool:
     # What has no module stands beside whatever else has none: that says nothing.
     return known is None or not module or module in known
 
 
-def _module(fqn: str) -> str:
+def _strip_leaf(fqn: str) -> str:
     return fqn.rpartition(".")[0]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from remapkit.authoring.invert_rule import InverseCapture, InversePipeline, InverseRule, Tables, all_integers
+from remapkit.authoring.invert_rule import InverseCapture, InversePipeline, InverseRule, Tables, has_only_integers
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
 from remapkit.patterns.literals import choice_text, literal_text
@@ -16,14 +16,14 @@ from remapkit.patterns.pattern import SEGMENT, Part
 from remapkit.patterns.tree import literal
 from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.syntax import WrittenPattern
-from remapkit.rulefile.yaml.emit import entry, flow_text, in_quotes, plain_scalar
-from remapkit.rulefile.yaml.values import plain_value
+from remapkit.rulefile.yaml.emit import emit_flow, emit_flow_scalar, entry, quote_text
+from remapkit.rulefile.yaml.values import to_plain_value
 from remapkit.rules.model import CompiledRules, Rule
 
 _SUFFIX = "_inverse"
 
 
-def placed(rules: CompiledRules, path: str, folder: Path) -> str:
+def relocate_path(rules: CompiledRules, path: str, folder: Path) -> str:
     """How a rule file in `folder` names a file that the given one names: `keys/NAME` where that lies outside.
 
     A rule file names what is below its own folder, so whoever writes the inverse elsewhere copies the manifest there.
@@ -52,19 +52,19 @@ class InverseWriter:
         self.rules, self.found, self.tables, self.beside = rule_set, found, tables, beside
 
     def text(self) -> str:
-        return "\n".join(self.lines()) + "\n"
+        return "\n".join(self.write_lines()) + "\n"
 
-    def lines(self) -> Iterator[str]:
+    def write_lines(self) -> Iterator[str]:
         name = self.rules.name
         yield f"# The inverse of {name}, written by `remapkit invert`."
         yield "remapkit: 1"
         yield f"name: {name.removesuffix(_SUFFIX) if name.endswith(_SUFFIX) else name + _SUFFIX}"
         if self.rules.file.summary is not None:
-            yield f"summary: {in_quotes('The inverse of: ' + self.rules.file.summary.value)}"
-        yield from self.ends()
+            yield f"summary: {quote_text('The inverse of: ' + self.rules.file.summary.value)}"
+        yield from self.write_ends()
         yield from self.params()
-        yield from self.required()
-        yield from self.written_tables()
+        yield from self.write_requirements()
+        yield from self.write_tables()
         if self.found:
             yield from ("", "rules:")
         for number, rule in enumerate(self.found):
@@ -73,15 +73,15 @@ class InverseWriter:
         if self.rules.keep:
             yield from ("", "keep:")
             for kept in self.rules.keep:
-                yield f"  - {self.kept(kept)}"
+                yield f"  - {self.write_keep(kept)}"
         if self.rules.add:
             yield from ("", "drop:")
             yield from (
-                f"  - {in_quotes(literal_text(target))}" for filled in self.rules.add for target in filled.targets
+                f"  - {quote_text(literal_text(target))}" for filled in self.rules.add for target in filled.targets
             )
         yield from self.tests()
 
-    def ends(self) -> Iterator[str]:
+    def write_ends(self) -> Iterator[str]:
         """Source and target change sides, as far as a target can be a source: a model has no keys to read."""
         file = self.rules.file
         source = file.target.keys.value if file.target is not None and file.target.keys is not None else None
@@ -90,19 +90,19 @@ class InverseWriter:
         if file.target is not None and file.target.model is not None:
             yield f"# The source is what a {file.target.model.value} saves."
         if source:
-            yield f"source: {{keys: {in_quotes(self.placed(source))}}}"
+            yield f"source: {{keys: {quote_text(self.relocate_path(source))}}}"
         if file.source_keys is not None:
-            yield f"target: {{keys: {in_quotes(self.placed(file.source_keys.value))}}}"
+            yield f"target: {{keys: {quote_text(self.relocate_path(file.source_keys.value))}}}"
 
-    def placed(self, path: str) -> str:
+    def relocate_path(self, path: str) -> str:
         """A path of the given rule file, as seen from where the inverse is to lie."""
-        return path if self.beside is None else placed(self.rules, path, self.beside)
+        return path if self.beside is None else relocate_path(self.rules, path, self.beside)
 
-    def written_tables(self) -> Iterator[str]:
+    def write_tables(self) -> Iterator[str]:
         if self.tables.found:
             yield from ("", "tables:")
         for name, entries in self.tables.found.items():
-            listed = ", ".join(f"{_word(key)}: {_word(value)}" for key, value in entries.items())
+            listed = ", ".join(f"{_write_word(key)}: {_write_word(value)}" for key, value in entries.items())
             yield (
                 f"  {name}: {{lossy: true, entries: {{{listed}}}}}"
                 if name in self.tables.lossy
@@ -119,9 +119,9 @@ class InverseWriter:
             if param.value is not None:
                 value = int(param.value.value) if param.value.kind == "integer" else param.value.value
             given = {"value": value} if value is not None else {}
-            yield f"  {param.name.value}: {flow_text({**config, **given}) if config else flow_text(value)}"
+            yield f"  {param.name.value}: {emit_flow({**config, **given}) if config else emit_flow(value)}"
 
-    def required(self) -> Iterator[str]:
+    def write_requirements(self) -> Iterator[str]:
         """What is required of params stays true; what is required of keys speaks of those that are targets now."""
         held = [each for each in self.rules.file.require if each.what == "param"]
         left = [each.name.value for each in self.rules.file.require if each.what != "param"]
@@ -131,67 +131,69 @@ class InverseWriter:
         if held:
             yield "require:"
         for each in held:
-            entry: dict[str, object] = {"param": each.name.value, "is": plain_value(each.wanted)}
-            yield f"  - {flow_text({**entry, **({'note': each.note.value} if each.note is not None else {})})}"
+            entry: dict[str, object] = {"param": each.name.value, "is": to_plain_value(each.wanted)}
+            yield f"  - {emit_flow({**entry, **({'note': each.note.value} if each.note is not None else {})})}"
 
     def rule(self, rule: InverseRule) -> Iterator[str]:
-        yield f"  - id: {plain_scalar(rule.id)}"
+        yield f"  - id: {emit_flow_scalar(rule.id)}"
         yield from self.pattern(rule)
-        yield f"    to: {in_quotes(rule.to)}"
+        yield f"    to: {quote_text(rule.to)}"
 
     def pattern(self, rule: InverseRule) -> Iterator[str]:
         surface, text = self.surface(rule)
-        yield f"    {surface}: {in_quotes(text)}"
+        yield f"    {surface}: {quote_text(text)}"
         if rule.leaf is not None:
-            yield f"    leaf: [{', '.join(map(_word, rule.leaf))}]"
+            yield f"    leaf: [{', '.join(map(_write_word, rule.leaf))}]"
 
     def surface(self, rule: InverseRule) -> tuple[str, str]:
         path = self.path(rule) if rule.path else None
-        return ("path", path) if path is not None else ("match", "".join(map(_regex, rule.pattern)))
+        return ("path", path) if path is not None else ("match", "".join(map(_write_regex, rule.pattern)))
 
     def pipeline(self, rule: InversePipeline) -> Iterator[str]:
         """A rule with operations, in the order in which they are done."""
-        yield f"  - id: {plain_scalar(rule.id)}"
+        yield f"  - id: {emit_flow_scalar(rule.id)}"
         if rule.concat is None:
             yield from self.pattern(rule.sources[0][0])
         else:
             yield "    concat:"
-            yield from (f"      {name}: {flow_text(value)}" for name, value in rule.concat.items())
+            yield from (f"      {name}: {emit_flow(value)}" for name, value in rule.concat.items())
             yield "      from:"
             yield from (f"        - {self.source(each, ops)}" for each, ops in rule.sources)
         if rule.stack is not None:
-            yield f"    stack: {flow_text(rule.stack)}"
+            yield f"    stack: {emit_flow(rule.stack)}"
         if rule.ops:
-            yield f"    ops: {flow_text(list(rule.ops))}"
+            yield f"    ops: {emit_flow(list(rule.ops))}"
         if rule.unstack is not None:
-            yield f"    unstack: {flow_text(rule.unstack)}"
+            yield f"    unstack: {emit_flow(rule.unstack)}"
         if rule.split is None:
-            yield f"    to: {in_quotes(rule.targets[0][0])}"
+            yield f"    to: {quote_text(rule.targets[0][0])}"
             return
         yield "    split:"
-        yield from (f"      {name}: {flow_text(value)}" for name, value in rule.split.items())
+        yield from (f"      {name}: {emit_flow(value)}" for name, value in rule.split.items())
         yield "      into:"
         for to, ops in rule.targets:
             yield (
-                f"        - {{to: {in_quotes(to)}, ops: {flow_text(list(ops))}}}"
+                f"        - {{to: {quote_text(to)}, ops: {emit_flow(list(ops))}}}"
                 if ops
-                else f"        - {in_quotes(to)}"
+                else f"        - {quote_text(to)}"
             )
 
     def source(self, rule: InverseRule, ops: tuple[object, ...]) -> str:
         """One source of a concat: its pattern alone where that is all."""
         surface, text = self.surface(rule)
-        leaf = f", leaf: [{', '.join(map(_word, rule.leaf))}]" if rule.leaf is not None else ""
-        done = f", ops: {flow_text(list(ops))}" if ops else ""
+        leaf = f", leaf: [{', '.join(map(_write_word, rule.leaf))}]" if rule.leaf is not None else ""
+        done = f", ops: {emit_flow(list(ops))}" if ops else ""
         return (
-            f"{{{surface}: {in_quotes(text)}{leaf}{done}}}" if leaf or done or surface == "match" else in_quotes(text)
+            f"{{{surface}: {quote_text(text)}{leaf}{done}}}"
+            if leaf or done or surface == "match"
+            else quote_text(text)
         )
 
     def path(self, rule: InverseRule) -> str | None:
         """The pattern on the path surface, where that can say the same."""
         text = ""
         for each in rule.pattern:
-            written = literal_text(each) if isinstance(each, str) else self.path_capture(each)
+            written = literal_text(each) if isinstance(each, str) else self.write_path_capture(each)
             if written is None:
                 return None
             text += written
@@ -200,10 +202,12 @@ class InverseWriter:
         except InvalidRules:
             return None
         named = {part.name: part for part in parts if part.name is not None}
-        same = all(_same(each, named[each.name]) for each in rule.pattern if isinstance(each, InverseCapture))
+        same = all(
+            _is_same_language(each, named[each.name]) for each in rule.pattern if isinstance(each, InverseCapture)
+        )
         return text if same else None
 
-    def path_capture(self, capture: InverseCapture) -> str | None:
+    def write_path_capture(self, capture: InverseCapture) -> str | None:
         values = capture.values if capture.part is None else capture.part.values
         if capture.table is not None and tuple(self.tables.found[capture.table]) == values:
             return f"{{{capture.name}:{capture.table}}}"
@@ -217,14 +221,14 @@ class InverseWriter:
         written = capture.part.written if capture.part is not None else None
         if written is not None and set(written.split("|")) == set(values):
             return f"{{{capture.name}:{written}}}"
-        numbers = sorted(map(int, values)) if all_integers(values) else []
+        numbers = sorted(map(int, values)) if has_only_integers(values) else []
         if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
             return f"{{{capture.name}:{numbers[0]}..{numbers[-1]}}}"
         if len(values) < 2 or any("." in value or choice_text(value) != value for value in values):
             return None
         return f"{{{capture.name}:{'|'.join(values)}}}"
 
-    def kept(self, rule: Rule) -> str:
+    def write_keep(self, rule: Rule) -> str:
         """A `keep` stays as it is; one that names a table, which is turned round now, is written as what it means."""
         number = int(rule.id.removeprefix("keep[").removesuffix("]"))
         written: WrittenPattern = self.rules.file.keep[number]
@@ -232,20 +236,24 @@ class InverseWriter:
         surface, text = (
             ("match", regex_text(rule.pattern)) if tables or written.where else (written.surface, written.text.value)
         )
-        leaf = f", leaf: [{', '.join(map(_word, rule.pattern.leaf))}]" if rule.pattern.leaf is not None else ""
+        leaf = f", leaf: [{', '.join(map(_write_word, rule.pattern.leaf))}]" if rule.pattern.leaf is not None else ""
         if surface == "path" and not leaf:
-            return in_quotes(text)
-        return f"{{{surface}: {in_quotes(text)}{leaf}}}"
+            return quote_text(text)
+        return f"{{{surface}: {quote_text(text)}{leaf}}}"
 
     def tests(self) -> Iterator[str]:
-        back = list(self.tests_back())
+        back = list(self.invert_tests())
         if back:
             yield from ("", "tests:")
         for target, sources in back:
-            written = plain_scalar(sources[0]) if len(sources) == 1 else f"[{', '.join(map(plain_scalar, sources))}]"
-            yield entry(plain_scalar(target), written)
+            written = (
+                emit_flow_scalar(sources[0])
+                if len(sources) == 1
+                else f"[{', '.join(map(emit_flow_scalar, sources))}]"
+            )
+            yield entry(emit_flow_scalar(target), written)
 
-    def tests_back(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+    def invert_tests(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """What each target becomes; of a rule with several sources only where the tests have all of them."""
         joined: dict[str, dict[int, str]] = {}
         for test in self.rules.tests:
@@ -263,22 +271,22 @@ class InverseWriter:
                         yield target, tuple(sources[branch] for branch in sorted(sources))
 
 
-def _regex(each: str | InverseCapture) -> str:
+def _write_regex(each: str | InverseCapture) -> str:
     if isinstance(each, str):
         return unparse(literal(each))
     if each.part is not None and each.part.values is None:
-        return f"(?P<{each.name}>{_inside(unparse(each.part.node))})"
+        return f"(?P<{each.name}>{_strip_group(unparse(each.part.node))})"
     values = each.values if each.part is None else each.part.values
     return f"(?P<{each.name}>{'|'.join(unparse(literal(value)) for value in values or ())})"
 
 
-def _inside(text: str) -> str:
+def _strip_group(text: str) -> str:
     """A whole alternation needs no group of its own inside a capture."""
     inner = text[3:-1]
     return inner if text.startswith("(?:") and text.endswith(")") and not set("()").intersection(inner) else text
 
 
-def _same(capture: InverseCapture, part: Part) -> bool:
+def _is_same_language(capture: InverseCapture, part: Part) -> bool:
     """Whether a part that was read back has the language it was written for."""
     wanted = capture.values if capture.part is None else capture.part.values
     if wanted is not None:
@@ -287,6 +295,6 @@ def _same(capture: InverseCapture, part: Part) -> bool:
     return part.node == capture.part.node
 
 
-def _word(text: str) -> str:
+def _write_word(text: str) -> str:
     """A word of a guard or a table, which stands for itself."""
-    return plain_scalar(literal_text(text))
+    return emit_flow_scalar(literal_text(text))

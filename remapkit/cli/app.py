@@ -25,18 +25,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     _open_streams()
     _outlive_the_working_directory()
-    parser = _parser()
+    parser = _make_parser()
     args = parser.parse_args(arguments)
     if args.command is None:
         parser.print_help()
         return 2
     try:
-        return _run(args)
+        return _run_command(args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception:
-        return _bug()
+        return _report_bug()
 
 
 def _outlive_the_working_directory() -> None:
@@ -46,7 +46,7 @@ def _outlive_the_working_directory() -> None:
     except OSError:
         from remapkit.files import torch_import as elsewhere
 
-        elsewhere.import_there("torch")
+        elsewhere.import_in_root("torch")
 
 
 def _open_streams() -> None:
@@ -67,7 +67,7 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run_command(args: argparse.Namespace) -> int:
     from importlib import import_module
 
     if args.command == "apply" and not (args.dry_run or args.in_place):
@@ -79,12 +79,12 @@ def _run(args: argparse.Namespace) -> int:
         outcome = import_module(f"remapkit.cli.commands.{args.command}").run(args)
     except RemapkitError as error:
         found, exit_code = error, error.exit_code
-        return _shown(lambda: report.show_error(found.diagnostics, args.format, exit_code), exit_code)
+        return _show_result(lambda: report.show_error(found.diagnostics, args.format, exit_code), exit_code)
     except KeyboardInterrupt:
         # A command changes files in its last step, which no interrupt stops.
         print("interrupted: nothing was changed", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return _shown(lambda: report.show(outcome, args.format), int(outcome.exit_code))
+    return _show_result(lambda: report.show_outcome(outcome, args.format), int(outcome.exit_code))
 
 
 _FIRST, _STEP = 256 << 20, 128 << 10
@@ -114,34 +114,34 @@ def _read_ahead(path: str) -> None:
         Thread(target=ask, name="remapkit read-ahead", daemon=True).start()
 
 
-def _shown(show: Callable[[], None], exit_code: int) -> int:
+def _show_result(show: Callable[[], None], exit_code: int) -> int:
     """Print, and keep the verdict whatever becomes of the print."""
     try:
         show()
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output went away (`| head`): nothing more can be said to it, and the verdict is the same.
-        _silence()
+        _silence_stdout()
     except OSError as error:
-        _silence()
+        _silence_stdout()
         print(f"the result could not be printed: {error.strerror or error}", file=sys.stderr)
         return exit_code or EXIT_UNABLE
     return exit_code
 
 
-def _silence() -> None:
+def _silence_stdout() -> None:
     """Let what is still buffered go nowhere, or the interpreter fails on it when it ends."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _bug() -> int:
+def _report_bug() -> int:
     import traceback
 
-    from remapkit.diagnostics.diagnostic import one_line
+    from remapkit.diagnostics.diagnostic import escape_line
     from remapkit.registry.installed import version
 
-    print("\n".join(map(one_line, traceback.format_exc().splitlines())), file=sys.stderr)
+    print("\n".join(map(escape_line, traceback.format_exc().splitlines())), file=sys.stderr)
     print(
         f"\nThis is a bug in remapkit {version()}, not in what you gave it. Please report it with the lines above.",
         file=sys.stderr,
@@ -153,9 +153,9 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong with arguments with nothing in it that steers a terminal."""
 
     def error(self, message: str) -> NoReturn:
-        from remapkit.diagnostics.diagnostic import one_line
+        from remapkit.diagnostics.diagnostic import escape_line
 
-        super().error("\n".join(map(one_line, message.split("\n"))))
+        super().error("\n".join(map(escape_line, message.split("\n"))))
 
 
 class _VersionAction(argparse.Action):
@@ -168,7 +168,7 @@ class _VersionAction(argparse.Action):
         parser.exit()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="remapkit",
         description="Prove that a checkpoint's keys map onto a model, then move the bytes at the speed of cp.",
@@ -188,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
 Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def _command(commands: Commands, name: str, help: str) -> argparse.ArgumentParser:  # type: ignore[valid-type]
+def _add_command(commands: Commands, name: str, help: str) -> argparse.ArgumentParser:  # type: ignore[valid-type]
     parser: argparse.ArgumentParser = commands.add_parser(  # type: ignore[attr-defined]
         name, help=help, description=help[0].upper() + help[1:] + "."
     )
@@ -223,7 +223,7 @@ def _add_params(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="a model's config.json, where params are looked up by name")
 
 
-def _add_reading(parser: argparse.ArgumentParser) -> None:
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="A.B", help="where the state dict lies in a checkpoint that holds several")
     _add_reading_options(parser)
 
@@ -253,7 +253,7 @@ def _add_undecided(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
-    parser = _command(commands, "apply", "prove, plan and check, then write the checkpoint under its new keys")
+    parser = _add_command(commands, "apply", "prove, plan and check, then write the checkpoint under its new keys")
     parser.add_argument("rules", metavar="RULES", help=_RULES)
     parser.add_argument("checkpoint", metavar="CKPT", help=_CKPT)
     parser.add_argument(
@@ -292,11 +292,11 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
     _add_undecided(parser)
     _add_model(parser)
     _add_params(parser)
-    _add_reading(parser)
+    _add_source_options(parser)
 
 
 def _add_check(commands: Commands) -> None:  # type: ignore[valid-type]
-    parser = _command(commands, "check", "hold rules against a source header and a target; write nothing")
+    parser = _add_command(commands, "check", "hold rules against a source header and a target; write nothing")
     parser.add_argument(
         "rules", metavar="RULES", nargs="*", help=f"{_RULES}; none: every pack whose target is --model"
     )
@@ -306,36 +306,38 @@ def _add_check(commands: Commands) -> None:  # type: ignore[valid-type]
     _add_undecided(parser)
     _add_model(parser)
     _add_params(parser)
-    _add_reading(parser)
+    _add_source_options(parser)
 
 
 def _add_rule_commands(commands: Commands) -> None:  # type: ignore[valid-type]
-    parser = _command(commands, "lint", "check rule files for themselves, and prove them over all keys")
+    parser = _add_command(commands, "lint", "check rule files for themselves, and prove them over all keys")
     parser.add_argument("rules", metavar="RULES", nargs="*", help=f"{_RULES}; none: every installed pack")
     _add_undecided(parser)
-    parser = _command(commands, "test", "run the tests that rule files carry, and their manifests end to end")
+    parser = _add_command(commands, "test", "run the tests that rule files carry, and their manifests end to end")
     parser.add_argument("rules", metavar="RULES", nargs="*", help=f"{_RULES}; none: every installed pack")
     _add_params(parser)
-    parser = _command(commands, "explain", "show which rule took a key, and where every other rule stopped matching")
+    parser = _add_command(
+        commands, "explain", "show which rule took a key, and where every other rule stopped matching"
+    )
     parser.add_argument("rules", metavar="RULES", help=_RULES)
     parser.add_argument("keys", metavar="KEY", nargs="+", help="a source key")
 
-    parser = _command(commands, "invert", "write the inverse of a rule file, or say why there is none")
+    parser = _add_command(commands, "invert", "write the inverse of a rule file, or say why there is none")
     parser.add_argument("rules", metavar="RULES", help=_RULES)
     parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: stdout)")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
 
 
 def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-type]
-    parser = _command(commands, "inspect", "show a checkpoint's header as key families, with dtypes and sizes")
+    parser = _add_command(commands, "inspect", "show a checkpoint's header as key families, with dtypes and sizes")
     parser.add_argument("checkpoint", metavar="CKPT", help=_CKPT)
     parser.add_argument("--all", action="store_true", help="every key on a line of its own")
     parser.add_argument("--manifest", metavar="FILE", help="also write the header as a manifest")
     parser.add_argument("--force", action="store_true", help="replace the manifest if it exists")
-    _add_reading(parser)
-    parser = _command(commands, "recover", "restore a file whose rename in place was interrupted")
+    _add_source_options(parser)
+    parser = _add_command(commands, "recover", "restore a file whose rename in place was interrupted")
     parser.add_argument("file", metavar="FILE", help="the file that was given to apply --in-place")
-    parser = _command(commands, "diff", "compare two checkpoints: keys, shapes, dtypes and values")
+    parser = _add_command(commands, "diff", "compare two checkpoints: keys, shapes, dtypes and values")
     parser.add_argument("a", metavar="A", help=_CKPT)
     parser.add_argument("b", metavar="B", help=_CKPT)
     parser.add_argument("--rules-a", metavar="R", help="remap the keys of A first")
@@ -347,14 +349,14 @@ def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-
     parser.add_argument(
         "--tolerance",
         metavar="T",
-        type=_tolerance,
+        type=_parse_tolerance,
         default=0.0,
         help="the largest |difference| that passes (default: 0)",
     )
 
 
 def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
-    parser = _command(commands, "verify", "compare values: run both models on one input, or ask an oracle")
+    parser = _add_command(commands, "verify", "compare values: run both models on one input, or ask an oracle")
     parser.add_argument("rules", metavar="RULES", help=_RULES)
     for side in ("source", "target"):
         default = "" if side == "source" else "; default: the pack's own"
@@ -376,7 +378,7 @@ def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
     parser.add_argument(
         "--tolerance",
         metavar="T",
-        type=_tolerance,
+        type=_parse_tolerance,
         default=1e-4,
         help="how far outputs may be apart, relative to the largest (default: 1e-4)",
     )
@@ -385,7 +387,7 @@ def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
     _add_undecided(parser)
 
 
-def _tolerance(text: str) -> float:
+def _parse_tolerance(text: str) -> float:
     value = float(text)
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"a tolerance is not below zero, and {text} is")
@@ -393,15 +395,15 @@ def _tolerance(text: str) -> float:
 
 
 def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-type]
-    parser = _command(commands, "new", "start a rule file from a real checkpoint")
+    parser = _add_command(commands, "new", "start a rule file from a real checkpoint")
     parser.add_argument("name", metavar="NAME", help="the name of the pack")
     parser.add_argument("--from", dest="source", metavar="CKPT", required=True, help=f"the source: {_CKPT}")
     parser.add_argument("--to", dest="target", metavar="M", help=f"the target: {_MODEL}; or a checkpoint or manifest")
     _add_model_arguments(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: NAME.yaml; - for stdout)")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
-    _add_reading(parser)
-    parser = _command(commands, "learn", "derive a rule file from two checkpoints that hold the same weights")
+    _add_source_options(parser)
+    parser = _add_command(commands, "learn", "derive a rule file from two checkpoints that hold the same weights")
     parser.add_argument("a", metavar="A", help=f"the source: {_CKPT}")
     parser.add_argument("b", metavar="B", help="the same weights under the names of the target")
     parser.add_argument("--name", help="the name of the pack (default: that of the file, else learned)")
@@ -413,8 +415,8 @@ def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-t
     parser.add_argument("--root-b", metavar="A.B", help="where the state dict lies in B")
     _add_reading_options(parser)
     parser.add_argument("--force", action="store_true", help="replace the files if they exist")
-    _command(commands, "packs", "list the installed packs and plugins, and where they come from")
-    _command(commands, "schema", "print the JSON Schema of rule files")
+    _add_command(commands, "packs", "list the installed packs and plugins, and where they come from")
+    _add_command(commands, "schema", "print the JSON Schema of rule files")
 
 
 if __name__ == "__main__":

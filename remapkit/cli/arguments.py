@@ -33,7 +33,7 @@ def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
-def target_from_arguments(args: Namespace) -> TargetRef | None:
+def parse_target(args: Namespace) -> TargetRef | None:
     """What `--model`, `--model-arg`, `--model-config` and `--target-keys` say; None where they say nothing."""
     if args.model and args.target_keys:
         raise UsageError(Diagnostic("RK609", "--model and --target-keys are two targets", help=("name one",)))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from remapkit.diagnostics.diagnostic import one_line
+from remapkit.diagnostics.diagnostic import escape_line
 
 Advance = Callable[[int, int], None]
 """`advance(done, total)`, both in bytes."""
@@ -30,5 +30,5 @@ def progress(title: str) -> Iterator[Advance | None]:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(one_line(title), total=None)
+        task = bar.add_task(escape_line(title), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

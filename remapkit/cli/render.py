@@ -21,15 +21,15 @@ from remapkit.diagnostics.diagnostic import (
     Diagnostic,
     Severity,
     Style,
-    inert,
-    one_line,
+    disarm_line,
+    escape_line,
     plain,
     render,
     to_github,
     to_json,
 )
 
-_COLOURS = {
+_COLORS = {
     "error": "1;31",
     "warning": "1;33",
     "note": "1;36",
@@ -69,20 +69,20 @@ class CommandOutcome:
         return 1 if self.failed else 0
 
 
-def style_for(stream: TextIO) -> Style:
+def choose_style(stream: TextIO) -> Style:
     """Colours where the stream is a terminal that wants them, else the text as it is."""
     if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return plain
-    return lambda role, text: f"\x1b[{_COLOURS[role]}m{text}\x1b[0m" if role in _COLOURS else text
+    return lambda role, text: f"\x1b[{_COLORS[role]}m{text}\x1b[0m" if role in _COLORS else text
 
 
-def show(outcome: CommandOutcome, format: str = "text") -> None:
+def show_outcome(outcome: CommandOutcome, format: str = "text") -> None:
     """Print an outcome."""
     if outcome.raw is not None and not (format == "json" and outcome.data):
         _write_raw(outcome.raw)
     elif format == "json":
         data = {**outcome.data, "ok": not outcome.failed, "diagnostics": [to_json(d) for d in outcome.diagnostics]}
-        print(json_text(data, sys.stdout.encoding))
+        print(format_json(data, sys.stdout.encoding))
     elif format == "github":
         for diagnostic in outcome.diagnostics:
             print(to_github(diagnostic))
@@ -101,7 +101,7 @@ def show_error(diagnostics: Sequence[Diagnostic], format: str, exit_code: int) -
     """Print what kept a command from its result: to stderr, or as the JSON document that stdout promises."""
     if format == "json":
         data = {"ok": False, "exit_code": exit_code, "diagnostics": [to_json(d) for d in diagnostics]}
-        print(json_text(data, sys.stdout.encoding))
+        print(format_json(data, sys.stdout.encoding))
     elif format == "github":
         for diagnostic in diagnostics:
             print(to_github(diagnostic))
@@ -114,7 +114,7 @@ def show_error(diagnostics: Sequence[Diagnostic], format: str, exit_code: int) -
 
 def show_diagnostics(diagnostics: Iterable[Diagnostic], stream: TextIO) -> None:
     """Print diagnostics as text, an empty line between two."""
-    style = style_for(stream)
+    style = choose_style(stream)
     for number, diagnostic in enumerate(diagnostics):
         if number:
             print(file=stream)
@@ -122,21 +122,21 @@ def show_diagnostics(diagnostics: Iterable[Diagnostic], stream: TextIO) -> None:
 
 
 def _print_text(parts: Iterable[str | TextTable]) -> None:
-    style = style_for(sys.stdout)
+    style = choose_style(sys.stdout)
     for part in parts:
         if isinstance(part, TextTable):
             _print_table(part)
         else:
-            print(_marks(inert(one_line(part)), style))
+            print(_color_verdict(disarm_line(escape_line(part)), style))
 
 
 _SPECIAL = re.compile(r"[^\n -~]|##\[")
 
 
-def json_text(data: object, encoding: str | None = None) -> str:
+def format_json(data: object, encoding: str | None = None) -> str:
     r"""JSON to print: what is escaped in text is escaped here too, and so is what the stream's encoding lacks.
 
-    >>> print(json_text({"a\x1b": "\u202e"}))
+    >>> print(format_json({"a\x1b": "\u202e"}))
     {
       "a\u001b": "\u202e"
     }
@@ -146,10 +146,10 @@ def json_text(data: object, encoding: str | None = None) -> str:
         plain = encoding is None or text.encode(encoding, "surrogatepass") is not None
     except (UnicodeError, LookupError):
         plain = False
-    return _SPECIAL.sub(lambda found: _json_escape(found.group(), plain), text)
+    return _SPECIAL.sub(lambda found: _escape_json(found.group(), plain), text)
 
 
-def _json_escape(text: str, plain: bool) -> str:
+def _escape_json(text: str, plain: bool) -> str:
     if text == "##[":
         return "#\\u0023["  # "##[" is a command to build services
     return text if plain and text.isprintable() else json.dumps(text)[1:-1] if text != "\x7f" else "\\u007f"
@@ -166,7 +166,7 @@ def _write_raw(text: str) -> None:
     buffer.flush()
 
 
-def _marks(text: str, style: Style) -> str:
+def _color_verdict(text: str, style: Style) -> str:
     """Colour the verdict that a line begins with."""
     for word in ("ok", "fails"):
         if text == word or text.startswith((f"{word} ", f"{word}:")):
@@ -181,7 +181,7 @@ def _print_table(table: TextTable) -> None:
     from rich.text import Text
 
     drawn = RichTable(
-        title=Text(one_line(table.title)) if table.title else None,
+        title=Text(escape_line(table.title)) if table.title else None,
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -191,10 +191,10 @@ def _print_table(table: TextTable) -> None:
         right = column.startswith(">")
         drawn.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*(Text(one_line(cell)) for cell in row))
+        drawn.add_row(*(Text(escape_line(cell)) for cell in row))
     # A pipe has no width: what is read by a program must not be folded at 80 columns.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 400)
     with console.capture() as capture:
         console.print(drawn)
     lines = [line.rstrip() for line in capture.get().splitlines()]
-    print("\n".join(inert(line) for line in lines if line))
+    print("\n".join(disarm_line(line) for line in lines if line))

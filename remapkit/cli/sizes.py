@@ -20,13 +20,13 @@ def parse_size(text: str) -> int:
     """
     found = _SIZE.fullmatch(text.strip())
     if found is None or (found[3] and not found[2]):
-        raise _refused(f"{text!r} is not a size")
+        raise _make_size_error(f"{text!r} is not a size")
     base = 1024 if found[3] else 1000
     size = int(float(found[1]) * base ** " KMGTP".index(found[2].upper() or " "))
     if size < 1:
-        raise _refused(f"a size of {text!r} holds nothing")
+        raise _make_size_error(f"a size of {text!r} holds nothing")
     return size
 
 
-def _refused(title: str) -> UsageError:
+def _make_size_error(title: str) -> UsageError:
     return UsageError(Diagnostic("RK613", title, help=("write it like 5GB, 500MB or 2GiB",)))

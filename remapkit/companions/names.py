@@ -13,27 +13,27 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 
 from remapkit.tensors.spec import TensorSpec
 
-AFTER = (
+COMPANION_SUFFIXES = (
     *("_scale", "_scales", "_scale_inv", "_scale_2", "_scale_inverse", "_scaling_factor", "_global_scale"),
     *("_zero_point", "_zeros", "_absmax", "_shape", "_g_idx", "_block_scale"),
     *(".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".scale", ".scales", ".zero_point"),
 )
 """What is put behind the name of a weight: `weight_scale`, `weight.absmax`."""
 
-BEFORE = ("scale_", "scales_", "zero_point_")
+COMPANION_PREFIXES = ("scale_", "scales_", "zero_point_")
 """What is put before its last segment: `scale_weight`."""
 
-ALONE = ("scale", "scales", "scale_inv", "zeros", "qzeros", "zero_point", "SCB", "g_idx", "scaling_factor")
+COMPANION_LEAVES = ("scale", "scales", "scale_inv", "zeros", "qzeros", "zero_point", "SCB", "g_idx", "scaling_factor")
 """Last segments that belong to the weight of the same module: `m.scale` to `m.weight`."""
 
-WEIGHTS = ("weight", "qweight", "weight_packed", "packed_weight", "W_q")
+WEIGHT_LEAVES = ("weight", "qweight", "weight_packed", "packed_weight", "W_q")
 """The last segments that a bare `scale` belongs to."""
 
 _PACKED = ("_packed", "_blocks", "_quantized", "_q")
-STATE = ".quant_state."
+QUANT_STATE = ".quant_state."
 """Between a weight and what bitsandbytes keeps of it."""
 
-_ENDINGS = (*AFTER, *(f".{each}" for each in ALONE), ".alpha")
+_ENDINGS = (*COMPANION_SUFFIXES, *(f".{each}" for each in COMPANION_LEAVES), ".alpha")
 _INSIDE = re.compile(r"(?:^|\.)(?:scales?|zero_point)_\w+$|\.quant_state\.")
 _SMALL = ("F8_", "F6_", "F4")
 _ADAPTER = re.compile(
@@ -42,86 +42,86 @@ _ADAPTER = re.compile(
 )
 
 
-def may_have_companions(fqns: Iterable[str]) -> bool:
+def can_have_companions(fqns: Iterable[str]) -> bool:
     """Whether any key is spelt like a companion; quick, and says too much rather than too little.
 
-    >>> may_have_companions(["a.weight", "a.bias"]), may_have_companions(["a.weight", "a.scale_weight"])
+    >>> can_have_companions(["a.weight", "a.bias"]), can_have_companions(["a.weight", "a.scale_weight"])
     (False, True)
     """
-    return any(fqn.endswith(_ENDINGS) or fqn in ALONE or _INSIDE.search(fqn) is not None for fqn in fqns)
+    return any(fqn.endswith(_ENDINGS) or fqn in COMPANION_LEAVES or _INSIDE.search(fqn) is not None for fqn in fqns)
 
 
-def spellings(weight: str) -> Iterator[str]:
+def list_spellings(weight: str) -> Iterator[str]:
     """Every name that a companion of a weight may have, but for those of bitsandbytes' states.
 
-    >>> [name for name in spellings("m.weight") if "scale" in name][:3]
+    >>> [name for name in list_spellings("m.weight") if "scale" in name][:3]
     ['m.weight_scale', 'm.weight_scales', 'm.weight_scale_inv']
     """
     head, dot, leaf = weight.rpartition(".")
     packed = next((leaf.removesuffix(each) for each in _PACKED if leaf.endswith(each)), None)
     for stem in (leaf,) if packed is None else (leaf, packed):
-        yield from (f"{head}{dot}{stem}{each}" for each in AFTER)
-        yield from (f"{head}{dot}{each}{stem}" for each in BEFORE)
-    if leaf in WEIGHTS:
-        yield from (f"{head}{dot}{each}" for each in ALONE)
+        yield from (f"{head}{dot}{stem}{each}" for each in COMPANION_SUFFIXES)
+        yield from (f"{head}{dot}{each}{stem}" for each in COMPANION_PREFIXES)
+    if leaf in WEIGHT_LEAVES:
+        yield from (f"{head}{dot}{each}" for each in COMPANION_LEAVES)
 
 
-def companions_of(weight: str, fqns: Container[str]) -> tuple[str, ...]:
+def find_companions(weight: str, fqns: Container[str]) -> tuple[str, ...]:
     """The companions of a weight among names, but for bitsandbytes' states; its dtype is not asked for.
 
-    >>> companions_of("m.weight", {"m.weight", "m.weight_scale_inv", "m.input_scale", "m.bias"})
+    >>> find_companions("m.weight", {"m.weight", "m.weight_scale_inv", "m.input_scale", "m.bias"})
     ('m.weight_scale_inv',)
     """
-    return tuple(name for name in dict.fromkeys(spellings(weight)) if name in fqns)
+    return tuple(name for name in dict.fromkeys(list_spellings(weight)) if name in fqns)
 
 
-def belongs(name: str, weight: str) -> bool:
+def is_companion_of(name: str, weight: str) -> bool:
     """Whether a name is spelt like a companion of a weight."""
-    return name.startswith(weight + STATE) or name in spellings(weight)
+    return name.startswith(weight + QUANT_STATE) or name in list_spellings(weight)
 
 
-def may_be_scaled(weight: str, spec: TensorSpec) -> bool:
+def can_be_scaled(weight: str, spec: TensorSpec) -> bool:
     """Whether a tensor may be a weight whose value lies in its companions too: 8-bit floats, or packed numbers."""
     if spec.dtype.startswith(_SMALL) or spec.dtype in ("U8", "I8"):
         return bool(spec.shape)
     leaf = weight.rpartition(".")[2]
-    return spec.dtype in ("I32", "U32") and (leaf in WEIGHTS[1:] or leaf.endswith(_PACKED))
+    return spec.dtype in ("I32", "U32") and (leaf in WEIGHT_LEAVES[1:] or leaf.endswith(_PACKED))
 
 
-def scaled_weights(header: Mapping[str, TensorSpec]) -> dict[str, tuple[str, ...]]:
+def find_scaled_weights(header: Mapping[str, TensorSpec]) -> dict[str, tuple[str, ...]]:
     """Every scaled weight of a header with its companions.
 
     >>> f8, one = TensorSpec("F8_E4M3", (8, 8)), TensorSpec("F32", ())
-    >>> scaled_weights({"m.weight": f8, "m.scale_weight": one, "n.weight": f8, "n.scale_input": one})
+    >>> find_scaled_weights({"m.weight": f8, "m.scale_weight": one, "n.weight": f8, "n.scale_input": one})
     {'m.weight': ('m.scale_weight',)}
     """
-    if not may_have_companions(header):
+    if not can_have_companions(header):
         return {}
-    weights = {fqn for fqn, spec in header.items() if may_be_scaled(fqn, spec)}
+    weights = {fqn for fqn, spec in header.items() if can_be_scaled(fqn, spec)}
     states: defaultdict[str, list[str]] = defaultdict(list)
     for fqn in header:
-        if STATE in fqn:
-            states[fqn.partition(STATE)[0]].append(fqn)
-    found = {fqn: (*companions_of(fqn, header), *states.get(fqn, ())) for fqn in header if fqn in weights}
+        if QUANT_STATE in fqn:
+            states[fqn.partition(QUANT_STATE)[0]].append(fqn)
+    found = {fqn: (*find_companions(fqn, header), *states.get(fqn, ())) for fqn in header if fqn in weights}
     taken = {name for names in found.values() for name in names}
     # A scale may be of 8 bits itself: it is no weight for that, nor has it companions.
     return {fqn: names for fqn, names in found.items() if names and fqn not in taken}
 
 
-def module_of_adapter(fqn: str) -> str | None:
+def find_adapter_module(fqn: str) -> str | None:
     """The module that a tensor of an adapter belongs to, None for any other tensor.
 
-    >>> module_of_adapter("te_layers_0_q.lora_up.weight"), module_of_adapter("m.lora_A.default.weight")
+    >>> find_adapter_module("te_layers_0_q.lora_up.weight"), find_adapter_module("m.lora_A.default.weight")
     ('te_layers_0_q', 'm')
     """
     found = _ADAPTER.match(fqn)
     return None if found is None else found["module"]
 
 
-def adapters(header: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def find_adapters(header: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Every alpha of a header with the tensors of its adapter.
 
-    >>> adapters(["m.alpha", "m.lora_up.weight", "m.lora_down.weight", "beta.alpha"])
+    >>> find_adapters(["m.alpha", "m.lora_up.weight", "m.lora_down.weight", "beta.alpha"])
     {'m.alpha': ('m.lora_up.weight', 'm.lora_down.weight')}
     """
     names = list(header)
@@ -130,7 +130,7 @@ def adapters(header: Iterable[str]) -> dict[str, tuple[str, ...]]:
         return {}
     parts: defaultdict[str, list[str]] = defaultdict(list)
     for fqn in names:
-        if (module := module_of_adapter(fqn)) is not None:
+        if (module := find_adapter_module(fqn)) is not None:
             parts[module].append(fqn)
     found = {alpha: tuple(parts.get(alpha.removesuffix(".alpha"), ())) for alpha in alphas}
     return {alpha: tensors for alpha, tensors in found.items() if tensors}

@@ -39,28 +39,28 @@ _NATIVE = {
 Array = np.ndarray
 
 
-def word(dtype: str) -> np.dtype[Any]:
+def choose_word(dtype: str) -> np.dtype[Any]:
     """The opaque element of a dtype."""
     return WORDS[DTYPE_BITS[dtype] // 8]
 
 
-def calculated(step: Cast | Scale | Add, block: Array, dtype: str) -> Array:
+def calculate_block(step: Cast | Scale | Add, block: Array, dtype: str) -> Array:
     """A block of raw elements of `dtype` after one step, raw again."""
     if not block.ndim:  # numpy makes numbers of its own of arrays without a dimension
-        return calculated(step, block.reshape(1), dtype).reshape(())
+        return calculate_block(step, block.reshape(1), dtype).reshape(())
     if isinstance(step, Cast):
-        return cast(block, dtype, step.dtype)
+        return cast_elements(block, dtype, step.dtype)
     with np.errstate(all="ignore"):
-        values = _values(block, dtype)
+        values = _decode_values(block, dtype)
         number = values.dtype.type(step.factor if isinstance(step, Scale) else step.term)
         done = values * number if isinstance(step, Scale) else values + number
-        return _raw(done, dtype)
+        return _encode_raw(done, dtype)
 
 
-def cast(block: Array, old: str, new: str) -> Array:
+def cast_elements(block: Array, old: str, new: str) -> Array:
     """Raw elements of one dtype as raw elements of another, rounded to the nearest, ties to even.
 
-    >>> cast(np.array([1.0, 3.14159], "<f4").view("<u4"), "F32", "BF16")
+    >>> cast_elements(np.array([1.0, 3.14159], "<f4").view("<u4"), "F32", "BF16")
     array([16256, 16457], dtype=uint16)
     """
     if old == new:
@@ -71,11 +71,11 @@ def cast(block: Array, old: str, new: str) -> Array:
         return cast_block(block, old, new)
     if old in ("BF16", "F16", "F32", "F64"):
         with np.errstate(all="ignore"):
-            return _raw(_values(block, old), new)
-    return block.view(_NATIVE[old]).astype(_NATIVE[new]).view(word(new))
+            return _encode_raw(_decode_values(block, old), new)
+    return block.view(_NATIVE[old]).astype(_NATIVE[new]).view(choose_word(new))
 
 
-def _values(block: Array, dtype: str) -> Array:
+def _decode_values(block: Array, dtype: str) -> Array:
     """As numbers to calculate with: single precision for the narrow floats, as torch does."""
     if dtype == "BF16":
         return (block.astype("<u4") << np.uint32(16)).view("<f4")
@@ -83,7 +83,7 @@ def _values(block: Array, dtype: str) -> Array:
     return values.astype("<f4") if dtype == "F16" else values
 
 
-def _raw(values: Array, dtype: str) -> Array:
+def _encode_raw(values: Array, dtype: str) -> Array:
     if dtype == "F64":
         return values.astype("<f8").view("<u8")
     values = np.ascontiguousarray(values).astype("<f4", copy=False)  # the narrow floats are made of single precision
@@ -96,8 +96,8 @@ def _raw(values: Array, dtype: str) -> Array:
     return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype("<u2")
 
 
-def encoded(values: Array, dtype: str) -> Array:
+def encode_values(values: Array, dtype: str) -> Array:
     """Numbers (float64 or int64) as raw elements of a dtype."""
     if dtype in ("BF16", "F16", "F32", "F64") or dtype.startswith("F8"):
-        return cast(np.ascontiguousarray(values).astype("<f8").view("<u8"), "F64", dtype)
-    return values.astype(_NATIVE[dtype]).view(word(dtype))
+        return cast_elements(np.ascontiguousarray(values).astype("<f8").view("<u8"), "F64", dtype)
+    return values.astype(_NATIVE[dtype]).view(choose_word(dtype))

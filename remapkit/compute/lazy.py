@@ -1,7 +1,7 @@
 """Tensors that are not there yet: any box of them can be read, and only what it needs is.
 
-`tree` turns the operations of a move into such a tensor. Elements are opaque words of their width except where a cast
-or arithmetic needs numbers, so every dtype comes through to the bit.
+`build_tree` turns the operations of a move into such a tensor. Elements are opaque words of their width except where a
+cast or arithmetic needs numbers, so every dtype comes through to the bit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from remapkit.compute.cast import Array, calculated, encoded, word
+from remapkit.compute.cast import Array, calculate_block, choose_word, encode_values
 from remapkit.formats.strided import Read, read_strided
 from remapkit.ops.base import Op
 from remapkit.ops.join import FillOp, Join
@@ -39,45 +39,45 @@ class Lazy:
         raise NotImplementedError
 
 
-def length(along: Along) -> int:
+def count_elements(along: Along) -> int:
     """How many elements are wanted."""
     return along.stop - along.start if isinstance(along, slice) else len(along)
 
 
-def shape_of(box: Box) -> tuple[int, ...]:
+def measure_shape(box: Box) -> tuple[int, ...]:
     """The shape of what a box reads."""
-    return tuple(map(length, box))
+    return tuple(map(count_elements, box))
 
 
-def whole(spec: TensorSpec) -> Box:
+def make_whole_box(spec: TensorSpec) -> Box:
     """The box of everything."""
     return tuple(slice(0, size) for size in spec.shape)
 
 
-def sub(along: Along, start: int, stop: int) -> Along:
+def slice_along(along: Along, start: int, stop: int) -> Along:
     """Elements `start` to `stop` of what is wanted."""
     return slice(along.start + start, along.start + stop) if isinstance(along, slice) else along[start:stop]
 
 
-def indices(along: Along) -> Array:
+def list_indices(along: Along) -> Array:
     """What is wanted as indices."""
     return np.arange(along.start, along.stop) if isinstance(along, slice) else along
 
 
-def simple(chosen: Array) -> Along:
+def simplify_indices(chosen: Array) -> Along:
     """Indices as a slice where they follow one another."""
     if len(chosen) and chosen[-1] - chosen[0] == len(chosen) - 1 and (np.diff(chosen) == 1).all():
         return slice(int(chosen[0]), int(chosen[-1]) + 1)
     return chosen
 
 
-def put(out: Array, dim: int, place: slice | int, made: Array) -> None:
+def put_box(out: Array, dim: int, place: slice | int, made: Array) -> None:
     """Copy a box into its place along a dimension."""
     # The dots make it a view even where one element is meant, of which numpy else makes a number of its own.
-    _copy(out[(*(slice(None),) * dim, place, ...)], made)
+    _copy_box(out[(*(slice(None),) * dim, place, ...)], made)
 
 
-def _copy(out: Array, made: Array) -> None:
+def _copy_box(out: Array, made: Array) -> None:
     """Copy. A turned box goes tile by tile: whole columns would miss the cache each time."""
     if made.ndim < 2 or made.strides[-1] == made.itemsize or not made.size:
         out[...] = made
@@ -87,12 +87,12 @@ def _copy(out: Array, made: Array) -> None:
         out[..., start : start + across] = made[..., start : start + across]
 
 
-def packed(made: Array) -> Array:
+def make_contiguous(made: Array) -> Array:
     """A box as contiguous memory."""
     if made.flags.c_contiguous:
         return made
     out = np.empty(made.shape, made.dtype)
-    _copy(out, made)
+    _copy_box(out, made)
     return out
 
 
@@ -123,12 +123,12 @@ class FileRange(Lazy):
 
     def read(self, box: Box) -> Array:
         """The elements of a box; only what is near to them is read."""
-        out = np.empty(shape_of(box), word(self.spec.dtype))
+        out = np.empty(measure_shape(box), choose_word(self.spec.dtype))
         if out.size:
-            self._fill(out, box)
+            self._fill_box(out, box)
         return out
 
-    def _fill(self, out: Array, box: Box) -> None:
+    def _fill_box(self, out: Array, box: Box) -> None:
         listed = next((dim for dim, along in enumerate(box) if not isinstance(along, slice)), None)
         if listed is None:
             steps = [out.itemsize * math.prod(self.spec.shape[dim + 1 :]) for dim in range(len(box))]
@@ -137,7 +137,7 @@ class FileRange(Lazy):
             )
             read_strided(self.bytes_at, out, start, steps)
             return
-        chosen = indices(box[listed])
+        chosen = list_indices(box[listed])
         low, high = int(chosen.min()), int(chosen.max()) + 1
         if (high - low) * (out.nbytes // len(chosen)) <= max(BOUND, 4 * out.nbytes):
             near = self.read((*box[:listed], slice(low, high), *box[listed + 1 :]))
@@ -145,7 +145,7 @@ class FileRange(Lazy):
             return
         for place, index in enumerate(chosen):
             one = (*box[:listed], slice(int(index), int(index) + 1), *box[listed + 1 :])
-            self._fill(out[(slice(None),) * listed + (slice(place, place + 1),)], one)
+            self._fill_box(out[(slice(None),) * listed + (slice(place, place + 1),)], one)
 
 
 @dataclass(slots=True)
@@ -182,7 +182,7 @@ class Picked(Lazy):
                 slice(start + along.start, start + along.stop) if isinstance(along, slice) else start + along
             )
         else:
-            here = simple(self.chosen[along])
+            here = simplify_indices(self.chosen[along])
         return self.inner.read((*box[: self.dim], here, *box[self.dim + 1 :]))
 
 
@@ -197,15 +197,15 @@ class Padded(Lazy):
 
     def read(self, box: Box) -> Array:
         """What is there, and the value elsewhere."""
-        out = np.empty(shape_of(box), self.value.dtype)
+        out = np.empty(measure_shape(box), self.value.dtype)
         out[...] = self.value
-        wanted = indices(box[self.dim])
+        wanted = list_indices(box[self.dim])
         there = np.flatnonzero(wanted < self.inner.spec.shape[self.dim])
         if len(there):
-            here = (*box[: self.dim], simple(wanted[there]), *box[self.dim + 1 :])
+            here = (*box[: self.dim], simplify_indices(wanted[there]), *box[self.dim + 1 :])
             made = self.inner.read(here)
-            if isinstance(place := simple(there), slice):
-                put(out, self.dim, place, made)
+            if isinstance(place := simplify_indices(there), slice):
+                put_box(out, self.dim, place, made)
             else:
                 out[(slice(None),) * self.dim + (place,)] = made
         return out
@@ -222,9 +222,11 @@ class Squeezed(Lazy):
         """The inner box without and with such dimensions."""
         long = iter(along for along, size in zip(box, self.spec.shape, strict=True) if size != 1)
         here = tuple(slice(0, 1) if size == 1 else next(long) for size in self.inner.spec.shape)
-        empty = any(length(along) == 0 for along in box)
+        empty = any(count_elements(along) == 0 for along in box)
         return (
-            np.empty(shape_of(box), word(self.spec.dtype)) if empty else self.inner.read(here).reshape(shape_of(box))
+            np.empty(measure_shape(box), choose_word(self.spec.dtype))
+            if empty
+            else self.inner.read(here).reshape(measure_shape(box))
         )
 
 
@@ -238,7 +240,7 @@ class Calculated(Lazy):
 
     def read(self, box: Box) -> Array:
         """The inner box, calculated."""
-        return calculated(self.step, packed(self.inner.read(box)), self.inner.spec.dtype)
+        return calculate_block(self.step, make_contiguous(self.inner.read(box)), self.inner.spec.dtype)
 
 
 @dataclass(slots=True)
@@ -251,17 +253,17 @@ class Concatenated(Lazy):
 
     def read(self, box: Box) -> Array:
         """The pieces of every part that the box meets."""
-        out = np.empty(shape_of(box), word(self.spec.dtype))
-        wanted = indices(box[self.dim])
+        out = np.empty(measure_shape(box), choose_word(self.spec.dtype))
+        wanted = list_indices(box[self.dim])
         start = 0
         for part in self.parts:
             stop = start + part.spec.shape[self.dim]
             there = np.flatnonzero((wanted >= start) & (wanted < stop))
             if len(there):
-                here = (*box[: self.dim], simple(wanted[there] - start), *box[self.dim + 1 :])
+                here = (*box[: self.dim], simplify_indices(wanted[there] - start), *box[self.dim + 1 :])
                 made = part.read(here)
-                if isinstance(place := simple(there), slice):
-                    put(out, self.dim, place, made)
+                if isinstance(place := simplify_indices(there), slice):
+                    put_box(out, self.dim, place, made)
                 else:
                     out[(slice(None),) * self.dim + (place,)] = made
             start = stop
@@ -278,10 +280,10 @@ class Stacked(Lazy):
 
     def read(self, box: Box) -> Array:
         """The same box of every wanted tensor."""
-        out = np.empty(shape_of(box), word(self.spec.dtype))
+        out = np.empty(measure_shape(box), choose_word(self.spec.dtype))
         here = (*box[: self.dim], *box[self.dim + 1 :])
-        for place, index in enumerate(indices(box[self.dim])):
-            put(out, self.dim, place, self.parts[index].read(here))
+        for place, index in enumerate(list_indices(box[self.dim])):
+            put_box(out, self.dim, place, self.parts[index].read(here))
         return out
 
 
@@ -298,40 +300,40 @@ class FilledTensor(Lazy):
 
     def read(self, box: Box) -> Array:
         """The values of a box, worked out from their indices."""
-        shape, value = shape_of(box), self.fill.value
+        shape, value = measure_shape(box), self.fill.value
         if value == "arange":
             strides = np.cumprod((1, *reversed(self.spec.shape[1:])))[::-1] if self.spec.shape else ()
             grid = np.zeros(shape, "<i8")
             for dim, (along, stride) in enumerate(zip(box, strides, strict=True)):
-                grid += (indices(along) * stride).reshape([-1 if n == dim else 1 for n in range(len(box))])
-            return encoded(grid, self.spec.dtype)
+                grid += (list_indices(along) * stride).reshape([-1 if n == dim else 1 for n in range(len(box))])
+            return encode_values(grid, self.spec.dtype)
         if value == "tril":
-            lower = indices(box[-2])[:, None] >= indices(box[-1])[None, :]
-            return encoded(np.broadcast_to(lower, shape).astype("<i8"), self.spec.dtype)
+            lower = list_indices(box[-2])[:, None] >= list_indices(box[-1])[None, :]
+            return encode_values(np.broadcast_to(lower, shape).astype("<i8"), self.spec.dtype)
         number = {"zeros": 0, "ones": 1}.get(value, value) if isinstance(value, str) else value
         kind = "<i8" if isinstance(number, int) and abs(number) < 1 << 63 else "<f8"
         if isinstance(number, int) and kind == "<f8":
             kind = "<u8"
-        return np.broadcast_to(encoded(np.array([number], kind), self.spec.dtype)[0], shape)
+        return np.broadcast_to(encode_values(np.array([number], kind), self.spec.dtype)[0], shape)
 
 
 # ------------------------------------------------------------------------------------------------------- the tree
 
 
-def tree(ops: Sequence[Op], sources: Sequence[Lazy]) -> Lazy:
+def build_tree(ops: Sequence[Op], sources: Sequence[Lazy]) -> Lazy:
     """The tensor that the operations of a move make of its sources."""
     if ops and isinstance(ops[0], FillOp):
-        return _chain(ops[1:], FilledTensor(ops[0]))
+        return _chain_ops(ops[1:], FilledTensor(ops[0]))
     if ops and isinstance(ops[0], Join):
-        return _chain(ops[1:], _joined(ops[0], sources))
-    return _chain(ops, sources[0])
+        return _chain_ops(ops[1:], _join_sources(ops[0], sources))
+    return _chain_ops(ops, sources[0])
 
 
-def _joined(join: Join, sources: Sequence[Lazy]) -> Lazy:
+def _join_sources(join: Join, sources: Sequence[Lazy]) -> Lazy:
     width = len(join.branches)
-    made = [_chain(join.branches[n % width], source) for n, source in enumerate(sources)]
+    made = [_chain_ops(join.branches[n % width], source) for n, source in enumerate(sources)]
     if join.concat is not None:
-        made = [_concatenated(made[at : at + width], join.concat) for at in range(0, len(made), width)]
+        made = [_concatenate_parts(made[at : at + width], join.concat) for at in range(0, len(made), width)]
     if join.stack is None:
         return made[0]
     first = made[0].spec
@@ -340,21 +342,21 @@ def _joined(join: Join, sources: Sequence[Lazy]) -> Lazy:
     return Stacked(TensorSpec(first.dtype, shape), made, dim)
 
 
-def _concatenated(parts: Sequence[Lazy], dim: int) -> Lazy:
+def _concatenate_parts(parts: Sequence[Lazy], dim: int) -> Lazy:
     first = parts[0].spec
     dim %= len(first.shape)
     size = sum(part.spec.shape[dim] for part in parts)
     return Concatenated(TensorSpec(first.dtype, (*first.shape[:dim], size, *first.shape[dim + 1 :])), parts, dim)
 
 
-def _chain(ops: Sequence[Op], inner: Lazy) -> Lazy:
+def _chain_ops(ops: Sequence[Op], inner: Lazy) -> Lazy:
     for op in ops:
         for step in op.steps(inner.spec):
-            inner = _after(step, inner)
+            inner = _apply_step(step, inner)
     return inner
 
 
-def _after(step: OpStep, inner: Lazy) -> Lazy:
+def _apply_step(step: OpStep, inner: Lazy) -> Lazy:
     spec = step.infer(inner.spec)
     if isinstance(step, Permute):
         return Permuted(spec, inner, step.order)
@@ -364,7 +366,7 @@ def _after(step: OpStep, inner: Lazy) -> Lazy:
         chosen = np.concatenate([np.arange(each.start, each.stop, each.step) for each in step.ranges])
         return Picked(spec, inner, step.dim, chosen)
     if isinstance(step, Pad):
-        return Padded(spec, inner, step.dim, encoded(np.array([step.value], "<f8"), spec.dtype)[0])
+        return Padded(spec, inner, step.dim, encode_values(np.array([step.value], "<f8"), spec.dtype)[0])
     if isinstance(step, Reshape):
         return Reshaped(spec, inner)
     # What is done to each element can be done before a reshape as well, which then is the last thing of all.
@@ -386,10 +388,10 @@ class Reshaped(Lazy):
     def read(self, box: Box) -> Array:
         """A box of the reshaped tensor."""
         if self._made is None:
-            self._made = self._make()
+            self._made = self._make_reshaped()
         return self._made.read(box)
 
-    def _make(self) -> Lazy:
+    def _make_reshaped(self) -> Lazy:
         old, new = self.inner.spec.shape, self.spec.shape
         if [size for size in old if size != 1] == [size for size in new if size != 1]:
             return Squeezed(self.spec, self.inner)
@@ -397,4 +399,4 @@ class Reshaped(Lazy):
             return Leaf(self.spec, self.inner.array.reshape(new))
         if isinstance(self.inner, FileRange):
             return FileRange(self.spec, self.inner.bytes_at)
-        return Leaf(self.spec, packed(self.inner.read(whole(self.inner.spec))).reshape(new))
+        return Leaf(self.spec, make_contiguous(self.inner.read(make_whole_box(self.inner.spec))).reshape(new))

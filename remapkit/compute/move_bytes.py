@@ -11,7 +11,7 @@ Run = Callable[[Move, Reader], Iterator[memoryview]]
 """The bytes of a move with operations: contiguous, row-major, little-endian, in pieces of any size."""
 
 
-def target_chunks(move: Move, reader: Reader, run: Run | None) -> Iterator[memoryview]:
+def read_target_chunks(move: Move, reader: Reader, run: Run | None) -> Iterator[memoryview]:
     """The bytes of a target: its source's, or what its operations make of its sources."""
     if not move.ops:
         return reader.chunks(move.sources[0])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from remapkit.compute.move_bytes import target_chunks
+from remapkit.compute.move_bytes import read_target_chunks
 from remapkit.compute.stream import Streams
-from remapkit.files.source_file import CHUNK, even
+from remapkit.files.source_file import CHUNK, split_evenly
 from remapkit.formats.reader import Reader
 from remapkit.plans.model import ResolvedPlan
 from remapkit.tensors.spec import StateDictSpec
@@ -26,4 +26,4 @@ class Remapped:
 
     def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
         """The bytes of a target, made as they are asked for."""
-        return even(target_chunks(self._moves[fqn], self._reader, self._streams), size)
+        return split_evenly(read_target_chunks(self._moves[fqn], self._reader, self._streams), size)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from remapkit.companions.names import may_have_companions
+from remapkit.companions.names import can_have_companions
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import named
@@ -28,17 +28,17 @@ def remap(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[str, Any]
     """What `RuleSet.__call__` promises; a set of plain renames is carried out without a plan."""
     _check_state_dict(state_dict)
     if not rules.has_operations and rules.file.target is None and not rules.require:
-        targets = rules.renamer.targets(state_dict, rules.unmatched)
-        if targets is not None and (renamed := _distinct(targets, state_dict)) is not None:
+        targets = rules.renamer.rename_keys(state_dict, rules.unmatched)
+        if targets is not None and (renamed := _rename_keys(targets, state_dict)) is not None:
             return renamed
-    return remapped(rules, state_dict)
+    return remap_by_plan(rules, state_dict)
 
 
-def _distinct(targets: list[str | None], state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
+def _rename_keys(targets: list[str | None], state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
     """The values under their new keys; None where a plan has to say what is wrong, or to look closer."""
     renamed = dict(zip(targets, state_dict.values(), strict=True))
     dropped = targets.count(None)
-    if len(renamed) != len(targets) - dropped + bool(dropped) or may_have_companions(state_dict):
+    if len(renamed) != len(targets) - dropped + bool(dropped) or can_have_companions(state_dict):
         return None
     renamed.pop(None, None)
     return cast(dict[str, Any], renamed) if renamed or not state_dict else None
@@ -54,13 +54,13 @@ def _check_state_dict(state_dict: object) -> None:
         raise TypeError(f"the keys of a state dict are strings, and {wrong!r} is a {type(wrong).__name__}")
 
 
-def remapped(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def remap_by_plan(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """The state dict under its new keys, operations run. Raises `FailedCheck` with everything that is wrong."""
-    header = _header(state_dict)
+    header = _read_header(state_dict)
     plan = make_plan(rules, header)
     problems = [problem for problem in plan.problems if problem.code not in UNSAID]
     if not rules.has_operations:
-        problems += [] if problems else _not_the_target(rules, plan)
+        problems += [] if problems else _diagnose_target(rules, plan)
         if problems:
             raise FailedCheck(problems)
         return {move.target: state_dict[move.sources[0]] for move in plan.moves}
@@ -68,7 +68,7 @@ def remapped(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[str, A
     if odd:
         title = f"{len(odd)} values that operations need are no tensors"
         problems.append(Diagnostic("RK344", title, notes=(named(odd),), help=("give a state dict of tensors",)))
-    problems += [] if problems else _not_the_target(rules, plan)
+    problems += [] if problems else _diagnose_target(rules, plan)
     if problems:
         raise FailedCheck(problems)
     from remapkit.compute.torch_eager import run_plan
@@ -76,7 +76,7 @@ def remapped(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[str, A
     return run_plan(plan, state_dict)
 
 
-def _header(state_dict: Mapping[str, Any]) -> StateDictSpec:
+def _read_header(state_dict: Mapping[str, Any]) -> StateDictSpec:
     """Names, dtypes and shapes of the tensors; of other values only the names."""
     torch = sys.modules.get("torch")
     name = "the state dict"
@@ -89,12 +89,12 @@ def _header(state_dict: Mapping[str, Any]) -> StateDictSpec:
     return StateDictSpec(specs, tied=found.tied, name=name)
 
 
-def _not_the_target(rules: CompiledRules, plan: ResolvedPlan) -> list[Diagnostic]:
+def _diagnose_target(rules: CompiledRules, plan: ResolvedPlan) -> list[Diagnostic]:
     """What the declared target says against the result; what is not there may be in another part."""
     if rules.file.target is None or not plan.source:
         return []
-    from remapkit.plans.declared import declared_source, hold
+    from remapkit.plans.declared import check_declared_target, read_declared_source
 
-    known = declared_source(rules)
+    known = read_declared_source(rules)
     whole = known is not None and all(fqn in plan.source for fqn in known)
-    return list(hold(rules, plan, partial=not whole).problems)
+    return list(check_declared_target(rules, plan, partial=not whole).problems)

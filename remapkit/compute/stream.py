@@ -10,8 +10,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from remapkit.compute.cast import word
-from remapkit.compute.lazy import Box, Calculated, FileRange, Lazy, Leaf, Permuted, Reshaped, packed, tree
+from remapkit.compute.cast import choose_word
+from remapkit.compute.lazy import (
+    Box,
+    Calculated,
+    FileRange,
+    Lazy,
+    Leaf,
+    Permuted,
+    Reshaped,
+    build_tree,
+    make_contiguous,
+)
 from remapkit.formats.reader import Reader
 from remapkit.plans.moves import Move
 from remapkit.tensors.spec import TensorSpec
@@ -30,11 +40,11 @@ class Streams:
     def __call__(self, move: Move, reader: Reader) -> Iterator[memoryview]:
         """The target's bytes: contiguous, row-major, little-endian, in pieces."""
         header = reader.header()
-        sources = [_leaf(fqn, header[fqn], reader) for fqn in move.sources]
-        yield from stripes(tree(move.ops, sources))
+        sources = [_make_leaf(fqn, header[fqn], reader) for fqn in move.sources]
+        yield from make_stripes(build_tree(move.ops, sources))
 
 
-def _leaf(fqn: str, spec: TensorSpec, reader: Reader) -> Lazy:
+def _make_leaf(fqn: str, spec: TensorSpec, reader: Reader) -> Lazy:
     extent = reader.extent(fqn)
     if extent is None:
         return _Later(fqn, spec, reader)
@@ -57,11 +67,11 @@ class _Later(Lazy):
             for chunk in self._reader.chunks(self._fqn):
                 raw[at : at + len(chunk)] = np.frombuffer(chunk, "u1")
                 at += len(chunk)
-            self._leaf = Leaf(self.spec, raw.view(word(self.spec.dtype)).reshape(self.spec.shape))
+            self._leaf = Leaf(self.spec, raw.view(choose_word(self.spec.dtype)).reshape(self.spec.shape))
         return self._leaf.read(box)
 
 
-def stripes(lazy: Lazy, size: int = STRIPE) -> Iterator[memoryview]:
+def make_stripes(lazy: Lazy, size: int = STRIPE) -> Iterator[memoryview]:
     """The bytes of a tensor, row-major, made in stripes of about `size` bytes."""
     if isinstance(lazy, Reshaped):
         lazy = lazy.inner  # the same bytes
@@ -71,17 +81,17 @@ def stripes(lazy: Lazy, size: int = STRIPE) -> Iterator[memoryview]:
         size = TURNED
     if isinstance(lazy, Calculated):
         size = min(size, STRIPE // 8)  # each step of a calculation makes an array of its own
-    itemsize = word(lazy.spec.dtype).itemsize
-    for box in boxes(lazy.spec.shape, max(1, size // itemsize)):
-        made = packed(lazy.read(box)).reshape(-1).view("u1")
+    itemsize = choose_word(lazy.spec.dtype).itemsize
+    for box in split_into_boxes(lazy.spec.shape, max(1, size // itemsize)):
+        made = make_contiguous(lazy.read(box)).reshape(-1).view("u1")
         for start in range(0, len(made), PIECE):
             yield made[start : start + PIECE].data
 
 
-def boxes(shape: Sequence[int], elements: int) -> Iterator[Box]:
+def split_into_boxes(shape: Sequence[int], elements: int) -> Iterator[Box]:
     """Boxes that follow one another in row-major order, each of at most so many elements where that can be.
 
-    >>> list(boxes((2, 3), 4))
+    >>> list(split_into_boxes((2, 3), 4))
     [(slice(0, 1, None), slice(0, 3, None)), (slice(1, 2, None), slice(0, 3, None))]
     """
     axis, inner = len(shape), 1
@@ -99,4 +109,4 @@ def boxes(shape: Sequence[int], elements: int) -> Iterator[Box]:
             yield (*outer, slice(start, min(start + rows, shape[axis - 1])), *rest)
 
 
-__all__ = ["Streams", "boxes", "stripes"]
+__all__ = ["Streams", "make_stripes", "split_into_boxes"]

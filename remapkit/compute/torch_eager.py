@@ -13,7 +13,7 @@ from remapkit.ops.join import FillOp, Join, SplitPart, TakeIndex
 from remapkit.ops.steps import Add, Cast, OpStep, Pad, Permute, Pick, Reshape, Scale
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
-from remapkit.tensors.from_torch import DTYPES, dtype_name
+from remapkit.tensors.from_torch import DTYPES, get_dtype_name
 from remapkit.tensors.spec import TensorSpec
 
 _OPAQUE: Mapping[int, torch.dtype] = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -51,60 +51,60 @@ class Maker:
         with torch.no_grad():
             cut = next((n for n, op in enumerate(move.ops) if isinstance(op, SplitPart | TakeIndex)), 0)
             if not cut:
-                return run(move.ops, [self._state[fqn].detach() for fqn in move.sources])
+                return run_ops(move.ops, [self._state[fqn].detach() for fqn in move.sources])
             key = (move.sources, move.ops[:cut])
             if self._trunk is None or self._trunk[0] != key:
                 sources = [self._state[fqn].detach() for fqn in move.sources]
-                self._trunk = (key, run(move.ops[:cut], sources))
-            return run(move.ops[cut:], [self._trunk[1]])
+                self._trunk = (key, run_ops(move.ops[:cut], sources))
+            return run_ops(move.ops[cut:], [self._trunk[1]])
 
 
-def run(ops: Sequence[Op], sources: Sequence[torch.Tensor]) -> torch.Tensor:
+def run_ops(ops: Sequence[Op], sources: Sequence[torch.Tensor]) -> torch.Tensor:
     """The operations of a move on its sources.
 
     >>> from remapkit.ops.attention import FlipHalves
-    >>> run((FlipHalves(),), [torch.tensor([1, 2, 3, 4])])
+    >>> run_ops((FlipHalves(),), [torch.tensor([1, 2, 3, 4])])
     tensor([3, 4, 1, 2])
     """
     first = ops[0] if ops else None
     if isinstance(first, FillOp):
-        return chain(ops[1:], filled(first))
+        return chain_ops(ops[1:], fill_tensor(first))
     if isinstance(first, Join):
-        return chain(ops[1:], _joined(first, sources))
-    return chain(ops, sources[0])
+        return chain_ops(ops[1:], _join_sources(first, sources))
+    return chain_ops(ops, sources[0])
 
 
-def _joined(join: Join, sources: Sequence[torch.Tensor]) -> torch.Tensor:
+def _join_sources(join: Join, sources: Sequence[torch.Tensor]) -> torch.Tensor:
     width = len(join.branches)
-    made = [chain(join.branches[n % width], source) for n, source in enumerate(sources)]
+    made = [chain_ops(join.branches[n % width], source) for n, source in enumerate(sources)]
     dtype = made[0].dtype
-    made = [_opaque(each) for each in made]
+    made = [_view_opaque(each) for each in made]
     if join.concat is not None:
         made = [torch.cat(made[at : at + width], join.concat) for at in range(0, len(made), width)]
     whole = made[0] if join.stack is None else torch.stack(made, join.stack)
     return whole.view(dtype)
 
 
-def chain(ops: Sequence[Op], tensor: torch.Tensor) -> torch.Tensor:
+def chain_ops(ops: Sequence[Op], tensor: torch.Tensor) -> torch.Tensor:
     """Operations on one tensor, one after the other."""
     for op in ops:
-        for step in op.steps(TensorSpec(dtype_name(tensor.dtype), tuple(tensor.shape))):
-            tensor = do(step, tensor)
+        for step in op.steps(TensorSpec(get_dtype_name(tensor.dtype), tuple(tensor.shape))):
+            tensor = apply_step(step, tensor)
     return tensor
 
 
-def do(step: OpStep, tensor: torch.Tensor) -> torch.Tensor:
+def apply_step(step: OpStep, tensor: torch.Tensor) -> torch.Tensor:
     """One step."""
     if isinstance(step, Permute):
         return tensor.permute(step.order)
     if isinstance(step, Reshape):
         return tensor.reshape(step.shape)
     if isinstance(step, Pick):
-        return _picked(step, tensor)
+        return _pick_indices(step, tensor)
     if isinstance(step, Pad):
         shape = (*tensor.shape[: step.dim], step.after, *tensor.shape[step.dim + 1 :])
         more = torch.full(shape, step.value, dtype=torch.float64).to(tensor.device, tensor.dtype)
-        return torch.cat([_opaque(tensor), _opaque(more)], step.dim).view(tensor.dtype)
+        return torch.cat([_view_opaque(tensor), _view_opaque(more)], step.dim).view(tensor.dtype)
     if isinstance(step, Cast):
         return tensor.to(DTYPES[step.dtype])
     # In single precision: torch rounds the number itself to half precision for some of these, and not for others.
@@ -115,20 +115,20 @@ def do(step: OpStep, tensor: torch.Tensor) -> torch.Tensor:
     return (wide + step.term).to(tensor.dtype)
 
 
-def _picked(step: Pick, tensor: torch.Tensor) -> torch.Tensor:
+def _pick_indices(step: Pick, tensor: torch.Tensor) -> torch.Tensor:
     if len(step.ranges) == 1 and step.ranges[0].step == 1:
         return tensor.narrow(step.dim, step.ranges[0].start, len(step.ranges[0]))
     indices = torch.cat([torch.arange(each.start, each.stop, each.step) for each in step.ranges])
-    return _opaque(tensor).index_select(step.dim, indices.to(tensor.device)).view(tensor.dtype)
+    return _view_opaque(tensor).index_select(step.dim, indices.to(tensor.device)).view(tensor.dtype)
 
 
-def _opaque(tensor: torch.Tensor) -> torch.Tensor:
+def _view_opaque(tensor: torch.Tensor) -> torch.Tensor:
     """The same bytes as integers: torch cannot move every dtype about."""
     wanted = _OPAQUE.get(tensor.element_size())
     return tensor if wanted is None or tensor.dtype == torch.bool else tensor.view(wanted)
 
 
-def filled(fill: FillOp) -> torch.Tensor:
+def fill_tensor(fill: FillOp) -> torch.Tensor:
     """The tensor that an entry of `add` describes."""
     shape, dtype = fill.spec.shape, DTYPES[fill.spec.dtype]
     if fill.value == "zeros":
@@ -150,4 +150,4 @@ def cast_block(block: np.ndarray, old: str, new: str) -> np.ndarray:
     return made.view(f"<u{made.size // block.size}" if block.size else "u1").reshape(block.shape)
 
 
-__all__ = ["Maker", "cast_block", "chain", "do", "filled", "run", "run_plan"]
+__all__ = ["Maker", "apply_step", "cast_block", "chain_ops", "fill_tensor", "run_ops", "run_plan"]

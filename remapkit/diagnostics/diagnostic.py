@@ -77,12 +77,12 @@ class Diagnostic:
         return render(self)
 
 
-def one_line(text: str) -> str:
+def escape_line(text: str) -> str:
     r"""Text from anywhere as part of a line: control, reordering and lone characters are escaped.
 
     A name must not steer a terminal, begin a line of its own or show itself backwards.
 
-    >>> one_line("a\x1b[2J\nerror: b")
+    >>> escape_line("a\x1b[2J\nerror: b")
     'a\\x1b[2J\\nerror: b'
     """
     if text.isprintable():
@@ -90,12 +90,12 @@ def one_line(text: str) -> str:
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
 
 
-def inert(line: str) -> str:
+def disarm_line(line: str) -> str:
     r"""A printed line that no build service takes for a command of a workflow.
 
     Source: GitHub's runner takes `::` at the beginning of a line (after spaces) and `##[` anywhere for one.
 
-    >>> inert("  ::error::forged"), inert("##[error]forged")
+    >>> disarm_line("  ::error::forged"), disarm_line("##[error]forged")
     ('  \\x3a:error::forged', '#\\x23[error]forged')
     """
     bare = line.lstrip()
@@ -113,30 +113,30 @@ def render(diagnostic: Diagnostic, style: Style = plain) -> str:
     """A diagnostic as text: title, place, excerpt with underlines, notes, help."""
     severity = diagnostic.severity.value
     head = style(severity, f"{severity}[{diagnostic.code}]") + style(
-        "title", f": {inert(one_line(diagnostic.title))}"
+        "title", f": {disarm_line(escape_line(diagnostic.title))}"
     )
     lines = [head]
     span = diagnostic.span
     if span is not None or diagnostic.place is not None:
-        lines.append(style("frame", "  --> ") + style("place", _shown_place(span or diagnostic.place)))
-    lines.extend(_excerpts(diagnostic.labels, style))
+        lines.append(style("frame", "  --> ") + style("place", _format_place(span or diagnostic.place)))
+    lines.extend(_render_excerpts(diagnostic.labels, style))
     for word, texts in (("note", diagnostic.notes), ("help", diagnostic.help)):
         for text in texts:
-            lines.append(_equals(style, word, text))
+            lines.append(_render_remark(style, word, text))
     return "\n".join(lines)
 
 
-def _equals(style: Style, word: str, text: str) -> str:
+def _render_remark(style: Style, word: str, text: str) -> str:
     hang = "\n" + " " * (_MARGIN + len(f"= {word}: "))
-    lines = hang.join(inert(one_line(line)) for line in text.split("\n"))
+    lines = hang.join(disarm_line(escape_line(line)) for line in text.split("\n"))
     return " " * _MARGIN + style("frame", "= ") + style("help", word + ": ") + lines
 
 
-def _shown_place(place: object) -> str:
-    return inert(one_line(str(place)))
+def _format_place(place: object) -> str:
+    return disarm_line(escape_line(str(place)))
 
 
-def _excerpts(labels: Sequence[Label], style: Style) -> list[str]:
+def _render_excerpts(labels: Sequence[Label], style: Style) -> list[str]:
     lines: list[str] = []
     by_place: dict[tuple[int, int], list[Label]] = {}
     sources = {id(label.span.source): label.span.source for label in labels}
@@ -147,48 +147,48 @@ def _excerpts(labels: Sequence[Label], style: Style) -> list[str]:
     for (source_number, line_number), group in sorted(by_place.items(), key=lambda item: item[0]):
         source = group[0].span.source
         if shown != -1 and shown != source_number:
-            lines.append(style("frame", "  ::: ") + style("place", _shown_place(group[0].span)))
+            lines.append(style("frame", "  ::: ") + style("place", _format_place(group[0].span)))
         if shown != source_number:
-            lines.append(_bar(style))
+            lines.append(_render_bar(style))
         shown = source_number
-        text, cut = _window(source.line(line_number), group)
-        lines.append(f"{style('frame', f'{line_number:>{_MARGIN - 1}} |')} {inert(text)}")
+        text, cut = _cut_window(source.line(line_number), group)
+        lines.append(f"{style('frame', f'{line_number:>{_MARGIN - 1}} |')} {disarm_line(text)}")
         for label in sorted(group, key=lambda each: each.span.column):
-            lines.append(_underline(label, text, cut, style))
+            lines.append(_render_underline(label, text, cut, style))
     return lines
 
 
-def _bar(style: Style) -> str:
+def _render_bar(style: Style) -> str:
     return " " * _MARGIN + style("frame", "|")
 
 
-def _window(line: str, labels: Sequence[Label]) -> tuple[str, int]:
+def _cut_window(line: str, labels: Sequence[Label]) -> tuple[str, int]:
     """The part of a long line that holds its labels, and how many characters were cut before it."""
     if len(line) <= _WIDTH:
-        return _printable(line), 0
+        return _blank_unprintable(line), 0
     first = min(label.span.column for label in labels) - 1
     cut = max(0, min(first - _WIDTH // 3, len(line) - _WIDTH))
-    text = _printable(line[cut : cut + _WIDTH])
+    text = _blank_unprintable(line[cut : cut + _WIDTH])
     if cut:
         text = "…" + text[1:]
     return (text[:-1] + "…" if cut + _WIDTH < len(line) else text), cut
 
 
-def _printable(text: str) -> str:
+def _blank_unprintable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-def _underline(label: Label, text: str, cut: int, style: Style) -> str:
+def _render_underline(label: Label, text: str, cut: int, style: Style) -> str:
     start = max(0, label.span.column - 1 - cut)
     first_line_end = label.span.text.split("\n")[0]
     length = max(1, min(len(first_line_end), max(1, len(text) - start)))
     role = "error" if label.primary else "note"
-    mark = ("^" if label.primary else "-") * _columns(text[start : start + length], length)
-    drawn = style(role, f"{mark} {inert(one_line(label.text))}".rstrip())
-    return f"{_bar(style)} {' ' * _columns(text[:start], start)}{drawn}"
+    mark = ("^" if label.primary else "-") * _count_columns(text[start : start + length], length)
+    drawn = style(role, f"{mark} {disarm_line(escape_line(label.text))}".rstrip())
+    return f"{_render_bar(style)} {' ' * _count_columns(text[:start], start)}{drawn}"
 
 
-def _columns(text: str, count: int) -> int:
+def _count_columns(text: str, count: int) -> int:
     """How many columns of a terminal `count` characters take: wide ones take two, combining marks none."""
     if text.isascii():
         return count
@@ -206,7 +206,7 @@ def to_json(diagnostic: Diagnostic) -> dict[str, Any]:
     if diagnostic.place is not None:
         data["place"] = diagnostic.place
     if diagnostic.labels:
-        data["labels"] = [_label_json(label) for label in diagnostic.labels]
+        data["labels"] = [_label_to_json(label) for label in diagnostic.labels]
     if diagnostic.notes:
         data["notes"] = list(diagnostic.notes)
     if diagnostic.help:
@@ -216,8 +216,8 @@ def to_json(diagnostic: Diagnostic) -> dict[str, Any]:
     return data
 
 
-def _label_json(label: Label) -> dict[str, Any]:
-    end_line, end_column = label.span.source.position(label.span.end)
+def _label_to_json(label: Label) -> dict[str, Any]:
+    end_line, end_column = label.span.source.find_position(label.span.end)
     return {
         "file": label.span.source.name,
         "line": label.span.line,
@@ -242,21 +242,21 @@ def to_github(diagnostic: Diagnostic) -> str:
     properties = []
     span = diagnostic.span
     if span is not None:
-        properties += [f"file={_property(span.source.name)}", f"line={span.line}", f"col={span.column}"]
-    properties.append(f"title={_property(diagnostic.code)}")
+        properties += [f"file={_escape_property(span.source.name)}", f"line={span.line}", f"col={span.column}"]
+    properties.append(f"title={_escape_property(diagnostic.code)}")
     parts = [diagnostic.title if span or not diagnostic.place else f"{diagnostic.place}: {diagnostic.title}"]
     parts += [label.text for label in diagnostic.labels if label.text]
     # Notes and helps have lines of their own; whatever else is one line.
-    lines = list(map(one_line, parts))
+    lines = list(map(escape_line, parts))
     for word, texts in (("note", diagnostic.notes), ("help", diagnostic.help)):
-        lines += [one_line(line) for text in texts for line in f"{word}: {text}".split("\n")]
-    message = _message("\n".join(lines))
+        lines += [escape_line(line) for text in texts for line in f"{word}: {text}".split("\n")]
+    message = _escape_message("\n".join(lines))
     return f"::{command} {','.join(properties)}::{message}"
 
 
-def _message(text: str) -> str:
+def _escape_message(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def _property(text: str) -> str:
-    return _message(one_line(text)).replace(":", "%3A").replace(",", "%2C")
+def _escape_property(text: str) -> str:
+    return _escape_message(escape_line(text)).replace(":", "%3A").replace(",", "%2C")

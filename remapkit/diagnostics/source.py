@@ -16,7 +16,7 @@ class Source:
     """A text and the name it is shown under.
 
     >>> source = Source("rules.yaml", "a: 1\\nb: 2\\n")
-    >>> source.position(5)
+    >>> source.find_position(5)
     (2, 1)
     >>> source.line(2)
     'b: 2'
@@ -33,7 +33,7 @@ class Source:
                 starts.append(index + 1)
         object.__setattr__(self, "_starts", tuple(starts))
 
-    def position(self, offset: int) -> tuple[int, int]:
+    def find_position(self, offset: int) -> tuple[int, int]:
         """The line and the column, both counted from 1, of a character offset (clamped to the text)."""
         offset = max(0, min(offset, len(self.text)))
         line = bisect_right(self._starts, offset)
@@ -69,14 +69,14 @@ class Span:
 
     @property
     def line(self) -> int:
-        return self.source.position(self.start)[0]
+        return self.source.find_position(self.start)[0]
 
     @property
     def column(self) -> int:
-        return self.source.position(self.start)[1]
+        return self.source.find_position(self.start)[1]
 
     def __str__(self) -> str:
-        line, column = self.source.position(self.start)
+        line, column = self.source.find_position(self.start)
         return f"{self.source.name}:{line}:{column}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from remapkit.diagnostics.diagnostic import one_line
+from remapkit.diagnostics.diagnostic import escape_line
 
 
 def sized(nbytes: int) -> str:
@@ -35,10 +35,10 @@ def sized_part(done: int, total: int) -> str:
     return f"{done / 1000**power:.{decimals}f} of {whole} {unit}"
 
 
-def printable(text: str) -> str:
+def escape_text(text: str) -> str:
     r"""The text with control characters and lone surrogates escaped: a file must not steer a terminal.
 
-    >>> printable("a\x1b[31m")
+    >>> escape_text("a\x1b[31m")
     'a\\x1b[31m'
     """
     if text.isprintable():
@@ -53,7 +53,7 @@ def printable(text: str) -> str:
 
 def shown(key: str, width: int = 200) -> str:
     """A key as messages show it: escaped, and cut where it is absurdly long."""
-    text = printable(key)
+    text = escape_text(key)
     return text if len(text) <= width else f"{text[: width - 20]}... ({len(key)} characters)"
 
 
@@ -88,7 +88,7 @@ def named(fqns: Sequence[str], shown: int = SHOWN) -> str:
     b
     ... and 1 more
     """
-    lines = list(map(one_line, fqns[:shown]))
+    lines = list(map(escape_line, fqns[:shown]))
     if len(fqns) > shown:
         lines.append(f"... and {len(fqns) - shown} more")
     return "\n".join(lines)

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Self
 
 from remapkit.diagnostics.wording import sized
-from remapkit.files.errors import cannot_write, unwritable
+from remapkit.files.errors import convert_os_error, make_unwritable
 from remapkit.files.locks import LOCK_SUFFIX, is_named
 from remapkit.files.source_file import SourceFile
 
@@ -39,7 +39,7 @@ def check_targets(paths: Sequence[Path], sources: Sequence[SourceFile], force: b
     existing = [] if force else [path for path, target in zip(paths, targets, strict=True) if target.exists()]
     if existing:
         more = f" and {len(existing) - 1} more of its files exist" if len(existing) > 1 else " exists"
-        raise unwritable("RK500", f"{existing[0]}{more} (use --force)")
+        raise make_unwritable("RK500", f"{existing[0]}{more} (use --force)")
     return targets
 
 
@@ -49,17 +49,17 @@ def _check_target(path: Path, sources: Sequence[SourceFile]) -> Path:
         found = real.stat()
     except FileNotFoundError:
         if not real.parent.is_dir():
-            raise unwritable("RK503", f"there is no directory {real.parent}", help=("make it first",)) from None
+            raise make_unwritable("RK503", f"there is no directory {real.parent}", help=("make it first",)) from None
         return real
     except OSError as error:
-        raise cannot_write(real, error) from error
+        raise convert_os_error(real, error) from error
     if real.is_dir():
-        raise unwritable("RK503", f"{path} is a directory", help=("name a file",))
+        raise make_unwritable("RK503", f"{path} is a directory", help=("name a file",))
     if not real.is_file():
-        raise unwritable("RK503", f"{path} is not a regular file")
+        raise make_unwritable("RK503", f"{path} is not a regular file")
     if any((source.device, source.inode) == (found.st_dev, found.st_ino) for source in sources):
         title = "source and target are the same file (use --in-place)"
-        raise unwritable("RK501", title, notes=(f"both are {real}",))
+        raise make_unwritable("RK501", title, notes=(f"both are {real}",))
     return real
 
 
@@ -73,7 +73,7 @@ def check_space(folder: Path, name: str, needed: int) -> None:
     found = os.statvfs(folder)
     free = found.f_bavail * found.f_frsize
     if needed > free:
-        raise unwritable("RK502", f"{name} needs {sized(needed)}, {folder} has {sized(free)} free")
+        raise make_unwritable("RK502", f"{name} needs {sized(needed)}, {folder} has {sized(free)} free")
 
 
 class NewFile:
@@ -99,20 +99,20 @@ class NewFile:
             return
         remove_stale(target.parent)
         try:
-            self.temporary, self.fd = _create(target)
+            self.temporary, self.fd = _create_temporary(target)
         except OSError as error:
-            raise cannot_write(target, error) from error
+            raise convert_os_error(target, error) from error
 
     @classmethod
-    def resumed(cls, target: Path, fingerprint: str, size: int, *, force: bool, mode: int = 0o666) -> Self | None:
+    def resume(cls, target: Path, fingerprint: str, size: int, *, force: bool, mode: int = 0o666) -> Self | None:
         """The file that a killed run with the same `fingerprint` completed, or None."""
-        kept = _claim(_completed(target, fingerprint), size)
+        kept = _claim_completed(_completed_path(target, fingerprint), size)
         return None if kept is None else cls(target, force=force, mode=mode, kept=kept)
 
-    def keep(self, fingerprint: str) -> None:
+    def mark_complete(self, fingerprint: str) -> None:
         """Mark the file, flushed, as complete: a run with this fingerprint takes it over if this one is killed."""
         with contextlib.suppress(OSError):
-            self.temporary = self.temporary.rename(_completed(self.target, fingerprint))
+            self.temporary = self.temporary.rename(_completed_path(self.target, fingerprint))
 
     def flush(self) -> None:
         """Wait until the file's bytes are on the disk."""
@@ -124,7 +124,7 @@ class NewFile:
         self.rename()
         sync_directory(self.target.parent)
 
-    def dress_as(self, dress: Dress | None) -> None:
+    def set_dress(self, dress: Dress | None) -> None:
         """What the file will get with its name, where the file that it replaces will be gone by then."""
         self._dress = dress
 
@@ -136,9 +136,9 @@ class NewFile:
         """
         dress = self._dress or Dress.of(self.target)
         if dress is None:
-            os.fchmod(self.fd, self._mode & ~_umask())
+            os.fchmod(self.fd, self._mode & ~_read_umask())
         else:
-            dress.put_on(self.fd)
+            dress.apply_to(self.fd)
         if self._force:
             self.temporary.rename(self.target)
             return
@@ -146,7 +146,7 @@ class NewFile:
             # What appeared under this name since it was checked stays.
             _rename_new(self.temporary, self.target)
         except FileExistsError:
-            raise unwritable("RK500", f"{self.target} exists (use --force)") from None
+            raise make_unwritable("RK500", f"{self.target} exists (use --force)") from None
 
     def __enter__(self) -> Self:
         return self
@@ -159,7 +159,7 @@ class NewFile:
         os.close(self.fd)
 
 
-def _create(target: Path) -> tuple[Path, int]:
+def _create_temporary(target: Path) -> tuple[Path, int]:
     tag = zlib.crc32(os.fsencode(target.name))
     for number in range(100):
         name = f"{TEMPORARY_PREFIX}{tag:08x}-{os.getpid()}-{number}{TEMPORARY_SUFFIX}"
@@ -198,12 +198,12 @@ class Dress:
         attributes = []
         with contextlib.suppress(OSError, AttributeError):
             for name in os.listxattr(path):
-                if name not in _OF_THE_BYTES:
+                if name not in _CONTENT_ATTRIBUTES:
                     with contextlib.suppress(OSError):
                         attributes.append((name, os.getxattr(path, name)))
         return cls(found.st_uid, found.st_gid, found.st_mode & 0o7777, tuple(attributes))
 
-    def put_on(self, fd: int) -> None:
+    def apply_to(self, fd: int) -> None:
         """Give it to an open file, as far as the system allows; the mode always."""
         with contextlib.suppress(OSError):
             os.fchown(fd, self.owner, self.group)
@@ -214,11 +214,11 @@ class Dress:
                 os.setxattr(fd, name, value)
 
 
-_OF_THE_BYTES = ("security.ima", "security.evm", "security.capability")
+_CONTENT_ATTRIBUTES = ("security.ima", "security.evm", "security.capability")
 """Attributes that say something of the old bytes, and would be wrong of the new ones."""
 
 
-def _umask() -> int:
+def _read_umask() -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("Umask:"):
@@ -229,12 +229,12 @@ def _umask() -> int:
     return mask
 
 
-def _completed(target: Path, fingerprint: str) -> Path:
+def _completed_path(target: Path, fingerprint: str) -> Path:
     tag = zlib.crc32(os.fsencode(target.name))
     return target.with_name(f"{TEMPORARY_PREFIX}{tag:08x}-{fingerprint}{TEMPORARY_SUFFIX}")
 
 
-def _claim(path: Path, size: int) -> tuple[Path, int] | None:
+def _claim_completed(path: Path, size: int) -> tuple[Path, int] | None:
     """The file opened and locked, where it is ours alone, has this size, and no living process holds it."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -318,7 +318,7 @@ def sync_directory(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
+def ignore_interrupts() -> Iterator[None]:
     """Ctrl-C is too late once files get their names: it is ignored for as long as the block runs."""
     if threading.current_thread() is not threading.main_thread():
         yield

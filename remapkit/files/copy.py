@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, Self
 
 from remapkit.diagnostics.errors import UnreadableCheckpoint
-from remapkit.files.errors import unreadable
+from remapkit.files.errors import make_unreadable
 from remapkit.files.source_file import CHUNK, SourceFile
 
 STEP = 16 << 20
@@ -27,7 +27,15 @@ AHEAD = 256 << 20
 _LOOK = 1 << 20
 _FICLONERANGE = 0x4020940D
 _CLONE_FROM = 1 << 16
-_NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ENOTTY}
+_UNSUPPORTED_ERRNOS = {
+    errno.EXDEV,
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+    errno.EBADF,
+    errno.ENOTTY,
+}
 
 
 class AdvanceBytes(Protocol):
@@ -67,10 +75,10 @@ class Copier:
         """Copy `length` bytes at `offset` of `source` to `at`."""
         if self._clones and length >= _CLONE_FROM and (offset - at) % BLOCK == 0:
             head = -offset % BLOCK
-            self._plain(source, offset, head, at)
+            self._copy_plain(source, offset, head, at)
             cloned = self._clone(source, offset + head, length - head, at + head)
             offset, at, length = offset + head + cloned, at + head + cloned, length - head - cloned
-        self._plain(source, offset, length, at)
+        self._copy_plain(source, offset, length, at)
 
     def _clone(self, source: SourceFile, offset: int, length: int, at: int) -> int:
         """Share blocks with the source; how many bytes are shared, 0 where the filesystem cannot."""
@@ -82,7 +90,7 @@ class Copier:
         import fcntl
 
         try:
-            with source.held() as fd:
+            with source.hold_open() as fd:
                 fcntl.ioctl(self._out, _FICLONERANGE, struct.pack("=qQQQ", fd, offset, length, at))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
@@ -93,7 +101,7 @@ class Copier:
         self._advance(length)
         return length
 
-    def _plain(self, source: SourceFile, offset: int, length: int, at: int) -> None:
+    def _copy_plain(self, source: SourceFile, offset: int, length: int, at: int) -> None:
         while length > 0:
             done = self._step(source, offset, min(length, STEP), at)
             self._advance(done)
@@ -105,7 +113,7 @@ class Copier:
             try:
                 done = way(source, offset, length, at)
             except OSError as error:
-                if error.errno not in _NOT_HERE:
+                if error.errno not in _UNSUPPORTED_ERRNOS:
                     raise
                 done = 0
             if done:
@@ -113,23 +121,23 @@ class Copier:
                 return done
             # Some filesystems answer 0 for what they cannot do; the loop tells that from a file that became shorter.
             del self._ways[0]
-        return self._loop(source, offset, length, at)
+        return self._copy_loop(source, offset, length, at)
 
     def _copy_file_range(self, source: SourceFile, offset: int, length: int, at: int) -> int:
-        with source.held() as fd:
+        with source.hold_open() as fd:
             return os.copy_file_range(fd, self._out, length, offset, at)
 
     def _sendfile(self, source: SourceFile, offset: int, length: int, at: int) -> int:
         os.lseek(self._out, at, os.SEEK_SET)
-        with source.held() as fd:
+        with source.hold_open() as fd:
             return os.sendfile(self._out, fd, offset, length)
 
-    def _loop(self, source: SourceFile, offset: int, length: int, at: int) -> int:
-        with source.held() as fd:
+    def _copy_loop(self, source: SourceFile, offset: int, length: int, at: int) -> int:
+        with source.hold_open() as fd:
             piece = os.pread(fd, min(length, CHUNK), offset)
         if not piece:
             title = f"{source.path.name} became shorter while it was read; nothing was written"
-            raise unreadable("RK412", title, source.path)
+            raise make_unreadable("RK412", title, source.path)
         write_all(self._out, piece, at)
         self.used["loop"] = None
         return len(piece)
@@ -153,7 +161,7 @@ class Writeback:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._waiting = 0
-        self._call = _sync_file_range()
+        self._call = _load_sync_file_range()
 
     def advance(self, nbytes: int) -> None:
         """Told how many more bytes are written."""
@@ -166,7 +174,7 @@ class Writeback:
 _SYNC_FILE_RANGE_WRITE = 2
 
 
-def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+def _load_sync_file_range() -> Callable[[int, int, int, int], int] | None:
     import ctypes
 
     try:
@@ -214,11 +222,11 @@ class ReadAhead:
                     if self._stop.is_set():
                         return
                     assert source is not None
-                    self._fetch(source, at, min(_LOOK, offset + length - at))
+                    self._fetch_range(source, at, min(_LOOK, offset + length - at))
                 ahead += length
 
-    def _fetch(self, source: SourceFile, offset: int, length: int) -> None:
-        with source.held() as fd:
+    def _fetch_range(self, source: SourceFile, offset: int, length: int) -> None:
+        with source.hold_open() as fd:
             try:
                 os.preadv(fd, [bytearray(1)], offset + length - 1, os.RWF_NOWAIT)
             except BlockingIOError:
@@ -230,5 +238,5 @@ class ReadAhead:
 def expect_sequential(source: SourceFile) -> None:
     """Tell the kernel that the file will be read from start to end."""
     if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError), source.held() as fd:
+        with contextlib.suppress(OSError), source.hold_open() as fd:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedWrite, UnreadableCheckpoint, UnwritableOutput
-from remapkit.diagnostics.wording import printable, shown
+from remapkit.diagnostics.wording import escape_text, shown
 
 MAX_DIMS = 64
 """More dimensions than this no tensor of torch has."""
@@ -21,12 +21,12 @@ MAX_TENSORS = 1_000_000
 """More tensors than this no file has; each costs about 2 kB of memory."""
 
 
-def too_much(raw: bytes) -> str | None:
+def find_size_problem(raw: bytes) -> str | None:
     """Why the JSON of a header, a manifest or an index would take far more memory than its bytes, or None.
 
     Counted before anything is parsed: `{}` is two bytes and becomes sixty-four, and much more with something in it.
 
-    >>> too_much(b"[" * 4_000_000)
+    >>> find_size_problem(b"[" * 4_000_000)
     'it opens 4000000 lists and objects: more than 1000000 tensors have'
     """
     containers = raw.count(b"[") + raw.count(b"{")
@@ -55,10 +55,10 @@ class FileFault(Exception):
 
     def at(self, path: Path) -> UnreadableCheckpoint:
         """The same fact as the error that users see."""
-        return unreadable(self.code, self.title, path, key=self.key, help=self.help, notes=self.notes)
+        return make_unreadable(self.code, self.title, path, key=self.key, help=self.help, notes=self.notes)
 
 
-def unreadable(
+def make_unreadable(
     code: str,
     title: str,
     path: Path | None = None,
@@ -69,12 +69,12 @@ def unreadable(
 ) -> UnreadableCheckpoint:
     """The error for a checkpoint that cannot be read, with its file and key as the place."""
     place = None if path is None else str(path) if key is None else f"{path}: {shown(key)}"
-    return UnreadableCheckpoint(Diagnostic(code, printable(title), help=help, notes=notes, place=place))
+    return UnreadableCheckpoint(Diagnostic(code, escape_text(title), help=help, notes=notes, place=place))
 
 
-def remark(code: str, title: str, path: Path, *, help: tuple[str, ...] = ()) -> Diagnostic:
+def make_note(code: str, title: str, path: Path, *, help: tuple[str, ...] = ()) -> Diagnostic:
     """A note about a checkpoint that was read."""
-    return Diagnostic(code, printable(title), help=help, place=str(path), severity=Severity.NOTE)
+    return Diagnostic(code, escape_text(title), help=help, place=str(path), severity=Severity.NOTE)
 
 
 def is_utf8(name: str) -> bool:
@@ -90,34 +90,36 @@ def is_utf8(name: str) -> bool:
     return True
 
 
-def cannot_write(path: Path, error: OSError) -> UnwritableOutput:
+def convert_os_error(path: Path, error: OSError) -> UnwritableOutput:
     """What the system refused, in words that say what to do: RK504 for a full disk, RK503 for anything else."""
     folder = path.parent
     if error.errno in NO_SPACE:
-        return no_space(path, error, "")
+        return make_no_space(path, error, "")
     if error.errno == errno.EIO:
         title = f"{path}: the disk failed (input/output error); nothing was changed"
-        return FailedWrite(Diagnostic("RK509", printable(title), help=("look at the system's log: dmesg",)))
+        return FailedWrite(Diagnostic("RK509", escape_text(title), help=("look at the system's log: dmesg",)))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return unwritable("RK503", f"cannot write in {folder}: {(error.strerror or 'refused').lower()}")
+        return make_unwritable("RK503", f"cannot write in {folder}: {(error.strerror or 'refused').lower()}")
     if error.errno == errno.EISDIR:
-        return unwritable("RK503", f"{path} is a directory", help=("name a file",))
+        return make_unwritable("RK503", f"{path} is a directory", help=("name a file",))
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return unwritable("RK503", f"there is no directory {folder}", help=("make it first",))
-    return unwritable("RK503", f"cannot write {path}: {(error.strerror or str(error)).lower()}")
+        return make_unwritable("RK503", f"there is no directory {folder}", help=("make it first",))
+    return make_unwritable("RK503", f"cannot write {path}: {(error.strerror or str(error)).lower()}")
 
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a quota, a limit on the size of a file: all of them end the same way."""
 
 
-def no_space(path: Path, error: OSError, after: str) -> UnwritableOutput:
+def make_no_space(path: Path, error: OSError, after: str) -> UnwritableOutput:
     """The error for a disk that filled up (RK504); `after` says how far it came."""
     limits = {errno.EDQUOT: "the quota is used up", errno.EFBIG: "the limit on the size of a file was reached"}
     notes = (limits[error.errno],) if error.errno in limits else ()
-    return unwritable("RK504", f"no space left on {path.parent}{after}; nothing was changed", notes=notes)
+    return make_unwritable("RK504", f"no space left on {path.parent}{after}; nothing was changed", notes=notes)
 
 
-def unwritable(code: str, title: str, *, help: tuple[str, ...] = (), notes: tuple[str, ...] = ()) -> UnwritableOutput:
+def make_unwritable(
+    code: str, title: str, *, help: tuple[str, ...] = (), notes: tuple[str, ...] = ()
+) -> UnwritableOutput:
     """The error for an output that cannot be written."""
-    return UnwritableOutput(Diagnostic(code, printable(title), help=help, notes=notes))
+    return UnwritableOutput(Diagnostic(code, escape_text(title), help=help, notes=notes))

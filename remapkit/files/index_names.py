@@ -8,10 +8,10 @@ _INDEX = re.compile(r"\.index(\.[A-Za-z0-9_-]+)?\.json")
 _SHARD = re.compile(r"(?s)(.+)-[0-9]{5,}-of-[0-9]{5,}((?:\.[A-Za-z0-9_-]+)?\.[^.]+)")
 
 
-def index_parts(name: str) -> tuple[str, str]:
+def split_index_name(name: str) -> tuple[str, str]:
     """The name of an index without what makes it one, and its variant; other names as they are.
 
-    >>> index_parts("model.safetensors.index.fp16.json"), index_parts("model.safetensors.index.json")
+    >>> split_index_name("model.safetensors.index.fp16.json"), split_index_name("model.safetensors.index.json")
     (('model.safetensors', '.fp16'), ('model.safetensors', ''))
     """
     found = list(_INDEX.finditer(name))
@@ -26,35 +26,35 @@ def is_index(name: str) -> bool:
     >>> is_index("model.safetensors.index.json"), is_index("model.safetensors.index.fp16.json"), is_index("m.json")
     (True, True, False)
     """
-    return index_parts(name)[0] != name
+    return split_index_name(name)[0] != name
 
 
-def whole_name(name: str) -> str:
+def derive_whole_name(name: str) -> str:
     """The name that an output has as one file, from its last file's: an index is the last of its shards.
 
     A file that is written alone is the whole output, also where it is named as a shard is.
 
-    >>> whole_name("model.safetensors.index.json"), whole_name("model.safetensors.index.fp16.json")
+    >>> derive_whole_name("model.safetensors.index.json"), derive_whole_name("model.safetensors.index.fp16.json")
     ('model.safetensors', 'model.fp16.safetensors')
-    >>> whole_name("model-00001-of-00003.safetensors")
+    >>> derive_whole_name("model-00001-of-00003.safetensors")
     'model-00001-of-00003.safetensors'
     """
-    stem, variant = index_parts(name)
+    stem, variant = split_index_name(name)
     head, _, suffix = stem.rpartition(".")
     return f"{head}{variant}.{suffix}" if stem != name and head else name
 
 
-def output_name(name: str) -> str:
+def derive_output_name(name: str) -> str:
     """The name that a checkpoint has as one file, from that of any of its files in any layout.
 
     A variant stands before the number of a shard or, as older writers have it, after it.
 
-    >>> output_name("model-00001-of-00003.safetensors"), output_name("model.safetensors.index.json")
+    >>> derive_output_name("model-00001-of-00003.safetensors"), derive_output_name("model.safetensors.index.json")
     ('model.safetensors', 'model.safetensors')
-    >>> output_name("model.fp16-00001-of-00003.safetensors"), output_name("model-00001-of-00003.fp16.safetensors")
-    ('model.fp16.safetensors', 'model.fp16.safetensors')
-    >>> output_name("pytorch_model.bin"), output_name("rules.yaml"), output_name("README")
+    >>> [derive_output_name(f"model{part}.safetensors") for part in (".fp16-00001-of-00003", "-00001-of-00003.fp16")]
+    ['model.fp16.safetensors', 'model.fp16.safetensors']
+    >>> derive_output_name("pytorch_model.bin"), derive_output_name("rules.yaml"), derive_output_name("README")
     ('pytorch_model.bin', 'rules.yaml', 'README')
     """
     found = _SHARD.fullmatch(name)
-    return whole_name(name) if found is None or is_index(name) else found[1] + found[2]
+    return derive_whole_name(name) if found is None or is_index(name) else found[1] + found[2]

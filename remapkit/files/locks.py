@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from remapkit.diagnostics.errors import UnwritableOutput
-from remapkit.files.errors import cannot_write, unwritable
-from remapkit.files.index_names import output_name, whole_name
+from remapkit.files.errors import convert_os_error, make_unwritable
+from remapkit.files.index_names import derive_output_name, derive_whole_name
 
 LOCK_PREFIX, LOCK_SUFFIX = ".remapkit-", ".lock"
 _ATTEMPTS = 100
@@ -34,68 +34,68 @@ def lock_path(output: Path) -> Path:
 
 
 @contextlib.contextmanager
-def hold(targets: Iterable[Path]) -> Iterator[None]:
+def hold_locks(targets: Iterable[Path]) -> Iterator[None]:
     """Hold the locks of some outputs while the block runs: under the names as given, and where links lead.
 
     Filesystems without locks have none to hold. Raises `UnwritableOutput`: RK510 where another process writes one of
     the outputs, RK503 where nothing can be written beside it.
     """
-    alone, shared = _wanted(targets)
+    alone, shared = _choose_locks(targets)
     with contextlib.ExitStack() as stack:
         # In one order, so that of two processes that want the same locks one gets them all.
         for path in sorted(alone | shared):
             mode = fcntl.LOCK_EX if path in alone else fcntl.LOCK_SH
-            stack.callback(_release, path, _take(path, (alone | shared)[path], mode))
+            stack.callback(_release_lock, path, _take_lock(path, (alone | shared)[path], mode))
         yield
 
 
-def _wanted(targets: Iterable[Path]) -> tuple[dict[Path, Path], dict[Path, Path]]:
+def _choose_locks(targets: Iterable[Path]) -> tuple[dict[Path, Path], dict[Path, Path]]:
     """The locks to hold alone, and those to share, each with the output that it is of as the user knows it."""
     outputs: dict[Path, Path] = {}
     for target in targets:
-        known = target.parent / whole_name(target.name)
+        known = target.parent / derive_whole_name(target.name)
         for path in (Path(os.path.realpath(target.parent), target.name), Path(os.path.realpath(target))):
-            outputs.setdefault(path.parent / whole_name(path.name), known)
+            outputs.setdefault(path.parent / derive_whole_name(path.name), known)
     alone: dict[Path, Path] = {}
     shared: dict[Path, Path] = {}
     for path, known in outputs.items():
-        whole = path.parent / output_name(path.name)
+        whole = path.parent / derive_output_name(path.name)
         # Shards that are written with their index need no lock but that of all.
         if whole == path or whole not in outputs:
             alone[lock_path(path)] = known
         if whole not in outputs:
-            shared[lock_path(whole)] = known.parent / output_name(known.name)
+            shared[lock_path(whole)] = known.parent / derive_output_name(known.name)
     return alone, shared
 
 
-def _take(path: Path, target: Path, mode: int) -> int | None:
+def _take_lock(path: Path, target: Path, mode: int) -> int | None:
     for _ in range(_ATTEMPTS):
         try:
-            fd = _open(path)
+            fd = _open_lock(path)
         except PermissionError as error:
             if path.exists():
                 help = (f"remove {path} if nobody writes there any more",)
-                raise unwritable("RK510", f"{target} is locked by another user", help=help) from None
-            raise cannot_write(target, error) from error
+                raise make_unwritable("RK510", f"{target} is locked by another user", help=help) from None
+            raise convert_os_error(target, error) from error
         except OSError as error:
-            raise cannot_write(target, error) from error
+            raise convert_os_error(target, error) from error
         try:
-            _lock(fd, mode)
+            _lock_file(fd, mode)
         except BlockingIOError:
             os.close(fd)
-            raise _busy(target) from None
+            raise _make_busy_error(target) from None
         except OSError:
             # The filesystem has no locks.
-            _release(path, fd)
+            _release_lock(path, fd)
             return None
         # Between the open and the lock its holder may have removed it: then this is a lock that nobody else meets.
         if is_named(fd, path):
             return fd
         os.close(fd)
-    raise _busy(target)
+    raise _make_busy_error(target)
 
 
-def _lock(fd: int, mode: int) -> None:
+def _lock_file(fd: int, mode: int) -> None:
     """Lock an open file; raises `BlockingIOError` where somebody else goes on holding it.
 
     Whoever removes what dead processes left holds a lock too, for an instant: that is no writer.
@@ -108,7 +108,7 @@ def _lock(fd: int, mode: int) -> None:
     fcntl.flock(fd, mode | fcntl.LOCK_NB)
 
 
-def _open(path: Path) -> int:
+def _open_lock(path: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         return os.open(path, flags, 0o644)
@@ -129,7 +129,7 @@ def is_named(fd: int, path: Path) -> bool:
     return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
 
 
-def _release(path: Path, fd: int | None) -> None:
+def _release_lock(path: Path, fd: int | None) -> None:
     """Remove the file while it is still locked: whoever waits at it finds out that it is no longer there.
 
     One that others still share is left to the last of them.
@@ -149,6 +149,6 @@ def _release(path: Path, fd: int | None) -> None:
     os.close(fd)
 
 
-def _busy(target: Path) -> UnwritableOutput:
+def _make_busy_error(target: Path) -> UnwritableOutput:
     help = ("wait for it, or write to another name",)
-    return unwritable("RK510", f"{target} is being written by another process; nothing was changed", help=help)
+    return make_unwritable("RK510", f"{target} is being written by another process; nothing was changed", help=help)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remapkit.diagnostics.wording import sized
-from remapkit.files.errors import unreadable
+from remapkit.files.errors import make_unreadable
 
 CHUNK = 1 << 18
 """Bytes read or written at once: larger buffers cost several times more on machines with slow first touch."""
@@ -26,7 +26,7 @@ class _Pool:
 
     def make_room(self) -> None:
         """Close what was not used for longest where a quarter of what a process may have open is taken."""
-        while len(self.files) >= most_open():
+        while len(self.files) >= find_open_limit():
             for key, file in self.files.items():
                 if file.park():
                     del self.files[key]
@@ -35,7 +35,7 @@ class _Pool:
                 return
 
 
-def most_open() -> int:
+def find_open_limit() -> int:
     """How many shards are open at once: outputs, libraries and other readers need descriptors too."""
     try:
         import resource
@@ -73,10 +73,10 @@ class SourceFile:
                 _POOL.files[id(self)] = self
         self.size = found.st_size
         self.device, self.inode = found.st_dev, found.st_ino
-        self.stamp = _stamp(found)
+        self.stamp = _take_stamp(found)
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[int]:
+    def hold_open(self) -> Iterator[int]:
         """The descriptor, open for as long as the block lasts.
 
         There may be more shards than files that a process may have open: those that were not used for longest are
@@ -98,9 +98,9 @@ class SourceFile:
         _POOL.make_room()
         fd = _open_regular(self.path, None, None)
         found = os.fstat(fd)
-        if _written_since(self.stamp, _stamp(found)):
+        if _has_new_stamp(self.stamp, _take_stamp(found)):
             os.close(fd)
-            raise unreadable("RK412", f"{self.path.name} changed while it was read", self.path)
+            raise make_unreadable("RK412", f"{self.path.name} changed while it was read", self.path)
         self.fd = fd
         _POOL.files[id(self)] = self
 
@@ -117,12 +117,12 @@ class SourceFile:
         pieces = []
         while length > 0:
             try:
-                with self.held() as fd:
+                with self.hold_open() as fd:
                     piece = os.pread(fd, min(length, 1 << 30), offset)
             except OSError as error:
-                raise unreadable("RK400", f"cannot read: {reason(error)}", self.path) from error
+                raise make_unreadable("RK400", f"cannot read: {describe_os_error(error)}", self.path) from error
             if not piece:
-                raise unreadable("RK412", f"{self.path.name} became shorter while it was read", self.path)
+                raise make_unreadable("RK412", f"{self.path.name} became shorter while it was read", self.path)
             pieces.append(piece)
             offset += len(piece)
             length -= len(piece)
@@ -136,11 +136,11 @@ class SourceFile:
             offset += len(piece)
             length -= len(piece)
 
-    def changed(self) -> bool:
+    def has_changed(self) -> bool:
         """Whether the file was written to since it was opened."""
-        with self.held() as fd:
-            now = _stamp(os.fstat(fd))
-        return _written_since(self.stamp, now)
+        with self.hold_open() as fd:
+            now = _take_stamp(os.fstat(fd))
+        return _has_new_stamp(self.stamp, now)
 
     def close(self) -> None:
         """Close the descriptor; a second call does nothing."""
@@ -155,12 +155,12 @@ class SourceFile:
         return f"SourceFile({str(self.path)!r}, {sized(self.size)})"
 
 
-def _stamp(found: os.stat_result) -> tuple[int, ...]:
+def _take_stamp(found: os.stat_result) -> tuple[int, ...]:
     """What changes when a file is written to: a time of modification can be set back, one of change cannot."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_nlink
 
 
-def _written_since(then: tuple[int, ...], now: tuple[int, ...]) -> bool:
+def _has_new_stamp(then: tuple[int, ...], now: tuple[int, ...]) -> bool:
     # A name given to the file or taken from it moves its time of change as well, and changes the number of links.
     return now[:4] != then[:4] or (now[4] != then[4] and now[5] == then[5])
 
@@ -170,17 +170,17 @@ def _open_regular(path: Path, name: str | None, dir_fd: int | None) -> int:
         # O_NONBLOCK: opening a named pipe would otherwise wait for a writer for ever.
         fd = os.open(name or path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
     except FileNotFoundError as error:
-        raise unreadable("RK400", f"no such file: {path}") from error
+        raise make_unreadable("RK400", f"no such file: {path}") from error
     except (OSError, ValueError) as error:
-        words = reason(error) if isinstance(error, OSError) else str(error)
-        raise unreadable("RK400", f"cannot open {path}: {words}") from error
+        words = describe_os_error(error) if isinstance(error, OSError) else str(error)
+        raise make_unreadable("RK400", f"cannot open {path}: {words}") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise unreadable("RK400", f"{path} is not a regular file")
+        raise make_unreadable("RK400", f"{path} is not a regular file")
     return fd
 
 
-def reason(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """What the system says, in lower case and without numbers: `permission denied`."""
     return (error.strerror or str(error)).lower()
 
@@ -199,7 +199,7 @@ class Extent:
         return self.source.path
 
 
-def even(chunks: Iterator[memoryview], size: int) -> Iterator[memoryview]:
+def split_evenly(chunks: Iterator[memoryview], size: int) -> Iterator[memoryview]:
     """The same bytes in pieces of exactly `size`, but for the last."""
     kept = bytearray()
     for chunk in chunks:

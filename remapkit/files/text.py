@@ -12,18 +12,18 @@ from typing import Protocol
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UnwritableOutput
-from remapkit.diagnostics.wording import printable
+from remapkit.diagnostics.wording import escape_text
 from remapkit.files.atomic import (
     TEMPORARY_PREFIX,
     TEMPORARY_SUFFIX,
     NewFile,
     check_targets,
+    ignore_interrupts,
     sync_directory,
-    undisturbed,
 )
 from remapkit.files.copy import write_all
-from remapkit.files.errors import cannot_write, unwritable
-from remapkit.files.locks import hold
+from remapkit.files.errors import convert_os_error, make_unwritable
+from remapkit.files.locks import hold_locks
 
 
 class Opened(Protocol):
@@ -57,34 +57,34 @@ def write_texts(
     _check_names(files)
     with contextlib.ExitStack() as stack:
         for folder in folders:
-            stack.enter_context(_made(folder))
-        stack.enter_context(hold(files))
-        _check(files, force, sources)
+            stack.enter_context(_make_folder(folder))
+        stack.enter_context(hold_locks(files))
+        _check_files(files, force, sources)
         targets = check_targets(list(files), (), force)
         try:
             new = [stack.enter_context(NewFile(target, force=force)) for target in targets]
             for each, text in zip(new, files.values(), strict=True):
                 write_all(each.fd, text.encode("utf-8"), 0)
                 each.flush()
-            with undisturbed():
-                _name_all(new)
+            with ignore_interrupts():
+                _name_files(new)
         except OSError as error:
-            raise cannot_write(targets[0], error) from error
+            raise convert_os_error(targets[0], error) from error
 
 
 def _check_names(files: Mapping[Path, str]) -> None:
     real: dict[str, Path] = {}
     for path in files:
         if path.name in ("", "-"):
-            raise unwritable("RK503", f"{str(path)!r} names no file", help=("name a file",))
+            raise make_unwritable("RK503", f"{str(path)!r} names no file", help=("name a file",))
         other = real.setdefault(os.path.realpath(path), path)
         if other is not path:
-            raise unwritable("RK503", f"{other} and {path} are one file", help=("name another file",))
+            raise make_unwritable("RK503", f"{other} and {path} are one file", help=("name another file",))
 
 
-def _check(files: Mapping[Path, str], force: bool, sources: Iterable[Path | Opened]) -> None:
+def _check_files(files: Mapping[Path, str], force: bool, sources: Iterable[Path | Opened]) -> None:
     """Raise for every file that is a source, and for every one that exists where `force` is not set."""
-    read = set(_identities(sources))
+    read = set(_list_identities(sources))
     problems = []
     for path in files:
         try:
@@ -93,14 +93,14 @@ def _check(files: Mapping[Path, str], force: bool, sources: Iterable[Path | Open
             continue
         if (found.st_dev, found.st_ino) in read:
             title = f"{path} is read by this command: it is not written"
-            problems.append(Diagnostic("RK501", printable(title), help=("name another file",)))
+            problems.append(Diagnostic("RK501", escape_text(title), help=("name another file",)))
         elif not force and not stat.S_ISDIR(found.st_mode):
-            problems.append(Diagnostic("RK500", printable(f"{path} exists (use --force)")))
+            problems.append(Diagnostic("RK500", escape_text(f"{path} exists (use --force)")))
     if problems:
         raise UnwritableOutput(problems)
 
 
-def _identities(sources: Iterable[Path | Opened]) -> Iterator[tuple[int, int]]:
+def _list_identities(sources: Iterable[Path | Opened]) -> Iterator[tuple[int, int]]:
     for source in sources:
         if not isinstance(source, Path):
             yield source.device, source.inode
@@ -111,7 +111,7 @@ def _identities(sources: Iterable[Path | Opened]) -> Iterator[tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
+def _make_folder(folder: Path) -> Iterator[None]:
     """The folder, made where it is missing; removed again where the block fails and nothing is in it."""
     try:
         folder.mkdir()
@@ -119,7 +119,7 @@ def _made(folder: Path) -> Iterator[None]:
         yield
         return
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise convert_os_error(folder, error) from error
     try:
         yield
     except BaseException:
@@ -128,11 +128,11 @@ def _made(folder: Path) -> Iterator[None]:
         raise
 
 
-def _name_all(files: Sequence[NewFile]) -> None:
+def _name_files(files: Sequence[NewFile]) -> None:
     """Give the files their names; where one of them fails, those before it get their old content back."""
     with contextlib.ExitStack() as kept, contextlib.ExitStack() as undo:
         for new in files:
-            old = _second_name(new.target, kept)
+            old = _link_second_name(new.target, kept)
             existed = new.target.exists()
             new.rename()
             undo.callback(_put_back, new.target, old, existed)
@@ -141,7 +141,7 @@ def _name_all(files: Sequence[NewFile]) -> None:
             sync_directory(folder)
 
 
-def _second_name(target: Path, stack: contextlib.ExitStack) -> Path | None:
+def _link_second_name(target: Path, stack: contextlib.ExitStack) -> Path | None:
     """Another name of a file, for as long as the stack is open: None where there is no file, or no way to that."""
     second = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY_SUFFIX}")
     try:
@@ -155,11 +155,11 @@ def _second_name(target: Path, stack: contextlib.ExitStack) -> Path | None:
         os.link(target, second)
     except OSError:
         return None
-    stack.callback(_remove, second)
+    stack.callback(_remove_file, second)
     return second
 
 
-def _remove(path: Path) -> None:
+def _remove_file(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 
-def import_there(name: str) -> None:
+def import_in_root(name: str) -> None:
     """Have the import of a module, whenever it comes, happen in the root directory; nothing where it was before."""
     if name not in sys.modules and not any(isinstance(each, _Finder) and each.name == name for each in sys.meta_path):
         sys.meta_path.insert(0, _Finder(name))
@@ -52,12 +52,12 @@ class _Loader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the module in the root directory."""
-        with _in_root():
+        with _enter_root():
             self._real.exec_module(module)
 
 
 @contextlib.contextmanager
-def _in_root() -> Iterator[None]:
+def _enter_root() -> Iterator[None]:
     # A directory that has lost its name can still be opened, and gone back to.
     back = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from remapkit.files.source_file import CHUNK, even
+from remapkit.files.source_file import CHUNK, split_evenly
 from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Difference:
         """Same dtype, same shape, same bytes."""
         return self.bytes_equal and self.spec_a == self.spec_b
 
-    def within(self, tolerance: float = 0.0) -> bool:
+    def is_within(self, tolerance: float = 0.0) -> bool:
         """Same shape, and no value further apart than `tolerance`."""
         return self.max_abs is not None and not math.isnan(self.max_abs) and self.max_abs <= tolerance
 
@@ -88,14 +88,14 @@ def compare_tensor(a: Contents, name_a: str, b: Contents, name_b: str) -> Differ
     spec_a, spec_b = a.header()[name_a], b.header()[name_b]
     if spec_a.shape != spec_b.shape:
         return Difference(name_a, name_b, spec_a, spec_b, None)
-    if spec_a.dtype == spec_b.dtype and same_bytes(a, name_a, b, name_b):
+    if spec_a.dtype == spec_b.dtype and has_same_bytes(a, name_a, b, name_b):
         return Difference(name_a, name_b, spec_a, spec_b, 0.0, bytes_equal=True)
     return _compare_values(a, name_a, b, name_b)
 
 
-def same_bytes(a: Contents, name_a: str, b: Contents, name_b: str) -> bool:
+def has_same_bytes(a: Contents, name_a: str, b: Contents, name_b: str) -> bool:
     """Whether two tensors of one dtype and shape have the same bytes."""
-    pairs = zip(even(a.chunks(name_a), CHUNK), even(b.chunks(name_b), CHUNK), strict=True)
+    pairs = zip(split_evenly(a.chunks(name_a), CHUNK), split_evenly(b.chunks(name_b), CHUNK), strict=True)
     return all(piece_a == piece_b for piece_a, piece_b in pairs)
 
 
@@ -105,16 +105,16 @@ def _compare_values(a: Contents, name_a: str, b: Contents, name_b: str) -> Diffe
     spec_a, spec_b = a.header()[name_a], b.header()[name_b]
     worst, differing, nans = 0.0, 0, 0
     width_a, width_b = (_ELEMENTS * DTYPE_BITS[spec.dtype] // 8 for spec in (spec_a, spec_b))
-    pieces_a, pieces_b = even(a.chunks(name_a), width_a), even(b.chunks(name_b), width_b)
+    pieces_a, pieces_b = split_evenly(a.chunks(name_a), width_a), split_evenly(b.chunks(name_b), width_b)
     for piece_a, piece_b in zip(pieces_a, pieces_b, strict=True):
-        deltas, only_one = _deltas(piece_a, spec_a.dtype, piece_b, spec_b.dtype)
+        deltas, only_one = _compute_deltas(piece_a, spec_a.dtype, piece_b, spec_b.dtype)
         nans += int(only_one.sum())
         differing += int(np.count_nonzero(deltas)) + int(only_one.sum())
         worst = max(worst, float(deltas.max(initial=0.0)))
     return Difference(name_a, name_b, spec_a, spec_b, math.nan if nans else worst, differing, nans)
 
 
-def _deltas(a: memoryview, dtype_a: str, b: memoryview, dtype_b: str) -> tuple[np.ndarray, np.ndarray]:
+def _compute_deltas(a: memoryview, dtype_a: str, b: memoryview, dtype_b: str) -> tuple[np.ndarray, np.ndarray]:
     """|a - b| (0 where both are NaN or equal infinities) and where only one of them is NaN."""
     import numpy as np
 
@@ -176,12 +176,12 @@ def decode(data: memoryview, dtype: str) -> np.ndarray:
         return np.frombuffer(data, dtype=_PLAIN[dtype])
     if dtype == "BF16":
         return (np.frombuffer(data, dtype="<u2").astype("<u4") << np.uint32(16)).view("<f4")
-    codes = _codes(np.frombuffer(data, dtype="u1"), DTYPE_BITS[dtype])
-    values: np.ndarray = _table(dtype)[codes]
+    codes = _unpack_codes(np.frombuffer(data, dtype="u1"), DTYPE_BITS[dtype])
+    values: np.ndarray = _build_table(dtype)[codes]
     return values
 
 
-def _codes(raw: np.ndarray, bits: int) -> np.ndarray:
+def _unpack_codes(raw: np.ndarray, bits: int) -> np.ndarray:
     """Elements of less than a byte, lowest bits first."""
     import numpy as np
 
@@ -192,7 +192,7 @@ def _codes(raw: np.ndarray, bits: int) -> np.ndarray:
     return np.packbits(elements, axis=1, bitorder="little").reshape(-1)
 
 
-def _table(dtype: str) -> Any:
+def _build_table(dtype: str) -> Any:
     """The value of each code of a small float, as float64."""
     import numpy as np
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.wording import counted, shown
-from remapkit.files.errors import FileFault, remark, unreadable
+from remapkit.files.errors import FileFault, make_note, make_unreadable
 from remapkit.files.index_names import is_index
 from remapkit.files.source_file import SourceFile
 from remapkit.files.strict_json import read_json
@@ -17,7 +17,7 @@ from remapkit.formats.options import Options
 from remapkit.formats.reader import Reader
 from remapkit.formats.safetensors import SafetensorsReader
 from remapkit.formats.sharded import ShardedReader, open_sharded
-from remapkit.formats.single_file import answers_yes, open_tensors
+from remapkit.formats.single_file import ask_safely, open_tensors
 from remapkit.formats.torch_file import PthReader
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -57,30 +57,32 @@ def open_checkpoint(
     """
     path = Path(path)
     options = Options(None if root is None else root.strip(), strict_pickle, allow_expand, follow_links)
-    reader = _open(_in_folder(path) if answers_yes(path.is_dir) else path, options)
-    reader.notes += (*_contradictions(reader), *_empty(reader))
+    reader = _open_file(_find_in_folder(path) if ask_safely(path.is_dir) else path, options)
+    reader.notes += (*_note_contradictions(reader), *_note_empty(reader))
     if root not in (None, "", ".") and reader.format not in ("pth", "legacy pth", "sharded pth"):
         reader.close()
-        raise unreadable("RK406", f"--root {shown(str(root))}: a {reader.format} file has no wrappers", path)
+        raise make_unreadable("RK406", f"--root {shown(str(root))}: a {reader.format} file has no wrappers", path)
     return reader
 
 
-def _contradictions(reader: Reader) -> Iterator[Diagnostic]:
+def _note_contradictions(reader: Reader) -> Iterator[Diagnostic]:
     """Where content and name differ: what looks like a file that cannot hold code may be a pickle."""
     shards = reader.shards.values() if isinstance(reader, ShardedReader) else ()
     for shard in shards:
-        yield from _contradictions(shard)
+        yield from _note_contradictions(shard)
     name = reader.path.name
     if not shards and name.endswith(".safetensors") and reader.format != "safetensors":
         pickled = reader.format.endswith("pth")
         what = "a file of torch.save, which holds a pickle" if pickled else "a manifest, which has no data"
         help = ("nothing in it was run here, but what unpickles it may run it",) if pickled else ()
-        yield remark("RK421", f"{name} is {what}, not a safetensors file as its name says", reader.path, help=help)
+        yield make_note("RK421", f"{name} is {what}, not a safetensors file as its name says", reader.path, help=help)
     elif reader.format == "safetensors" and name.endswith((".pth", ".pt", ".ckpt")):
-        yield remark("RK421", f"{name} is a safetensors file, not a file of torch.save as its name says", reader.path)
+        yield make_note(
+            "RK421", f"{name} is a safetensors file, not a file of torch.save as its name says", reader.path
+        )
 
 
-def _empty(reader: Reader) -> Iterator[Diagnostic]:
+def _note_empty(reader: Reader) -> Iterator[Diagnostic]:
     """A training framework that partitions its parameters leaves tensors without elements in the place of each."""
     header = reader.header()
     empty = [fqn for fqn, spec in header.items() if 0 in spec.shape]
@@ -90,10 +92,10 @@ def _empty(reader: Reader) -> Iterator[Diagnostic]:
     help = "if ZeRO-3 wrote it, the weights are in other files: gather them first, with zero_to_fp32.py"
     severity = Severity.WARNING if len(empty) == len(header) else Severity.NOTE
     notes = (", ".join(map(shown, empty[:3])) + (", ..." if len(empty) > 3 else ""),)
-    yield replace(remark("RK422", title, reader.path, help=(help,)), notes=notes, severity=severity)
+    yield replace(make_note("RK422", title, reader.path, help=(help,)), notes=notes, severity=severity)
 
 
-def _open(path: Path, options: Options) -> Reader:
+def _open_file(path: Path, options: Options) -> Reader:
     source = SourceFile(path)
     try:
         return open_single(source, options)
@@ -117,18 +119,20 @@ def _open_json(source: SourceFile, options: Options) -> ShardedReader | Manifest
     return ManifestReader(source, parse_manifest(value, source.path.name))
 
 
-def _in_folder(folder: Path) -> Path:
+def _find_in_folder(folder: Path) -> Path:
     """The one index or the one checkpoint that a folder holds; raises `UnreadableCheckpoint` (RK400) otherwise."""
     try:
         files = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        raise unreadable("RK400", f"cannot read the directory: {(error.strerror or '').lower()}", folder) from error
+        raise make_unreadable(
+            "RK400", f"cannot read the directory: {(error.strerror or '').lower()}", folder
+        ) from error
     indexes = [file for file in files if is_index(file.name)]
     found = indexes or [file for file in files if file.suffix in SUFFIXES]
     if len(found) == 1:
         return found[0]
     if not found:
-        raise unreadable("RK400", "a directory without a checkpoint", folder, help=("name the file itself",))
+        raise make_unreadable("RK400", "a directory without a checkpoint", folder, help=("name the file itself",))
     names = ", ".join(file.name for file in found[:8]) + (", ..." if len(found) > 8 else "")
     title = f"a directory with {len(found)} {'indexes' if indexes else 'checkpoints'}: {names}"
-    raise unreadable("RK400", title, folder, help=("name the one that is meant",))
+    raise make_unreadable("RK400", title, folder, help=("name the one that is meant",))

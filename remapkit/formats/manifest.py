@@ -13,10 +13,10 @@ from remapkit.files.errors import MAX_DIMS, FileFault
 from remapkit.files.source_file import CHUNK, SourceFile
 from remapkit.files.strict_json import read_json
 from remapkit.formats.reader import FileReader
-from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec, name_problem, recorded_names
+from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec, find_name_problem, find_recorded_names
 
 
-def _fault(title: str, key: str | None = None, help: tuple[str, ...] = ()) -> NoReturn:
+def _raise_fault(title: str, key: str | None = None, help: tuple[str, ...] = ()) -> NoReturn:
     raise FileFault("RK408", title, key=key, help=help)
 
 
@@ -43,18 +43,18 @@ def read_manifest(path: str | Path) -> StateDictSpec:
 def parse_manifest(value: Any, name: str) -> StateDictSpec:
     """The header that a manifest's JSON value holds; raises `FileFault` (RK408) that names the key."""
     if not isinstance(value, dict):
-        _fault(f"a manifest is a JSON object, not {_kind(value)}")
-    if words := _message(value):
+        _raise_fault(f"a manifest is a JSON object, not {_describe_kind(value)}")
+    if words := _find_message(value):
         title = f"a message, not a checkpoint: {shown(words)}"
         raise FileFault("RK401", title, help=("the download failed: check the address and what it asks for",))
-    tensors = {fqn: _spec(fqn, entry) for fqn, entry in value.items() if fqn != "__metadata__"}
+    tensors = {fqn: _parse_spec(fqn, entry) for fqn, entry in value.items() if fqn != "__metadata__"}
     metadata = value.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        _fault("`__metadata__` must map strings to strings", "__metadata__")
-    return StateDictSpec(tensors, metadata=metadata, name=name, recorded=recorded_names(tensors, metadata))
+        _raise_fault("`__metadata__` must map strings to strings", "__metadata__")
+    return StateDictSpec(tensors, metadata=metadata, name=name, recorded=find_recorded_names(tensors, metadata))
 
 
-def _message(value: Mapping[str, Any]) -> str | None:
+def _find_message(value: Mapping[str, Any]) -> str | None:
     """What a server said instead of sending a file: `{"error": "Repository not found"}` and its like."""
     for key in ("error", "message", "detail", "errors"):
         found = value.get(key)
@@ -65,26 +65,26 @@ def _message(value: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _spec(fqn: str, entry: Any) -> TensorSpec:
-    if problem := name_problem(fqn):
-        _fault(f"a name {problem}", fqn)
+def _parse_spec(fqn: str, entry: Any) -> TensorSpec:
+    if problem := find_name_problem(fqn):
+        _raise_fault(f"a name {problem}", fqn)
     if not isinstance(entry, dict):
-        _fault(f'expected {{"dtype": "F32", "shape": [...]}}, found {_kind(entry)}', fqn)
+        _raise_fault(f'expected {{"dtype": "F32", "shape": [...]}}, found {_describe_kind(entry)}', fqn)
     if entry.keys() != {"dtype", "shape"}:
-        _fault(f"expected the fields dtype and shape, found {', '.join(map(shown, entry)) or 'none'}", fqn)
+        _raise_fault(f"expected the fields dtype and shape, found {', '.join(map(shown, entry)) or 'none'}", fqn)
     dtype, shape = entry["dtype"], entry["shape"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        _fault(f"unknown dtype {shown(str(dtype), 40)!r}", fqn, (f"one of {', '.join(DTYPE_BITS)}",))
+        _raise_fault(f"unknown dtype {shown(str(dtype), 40)!r}", fqn, (f"one of {', '.join(DTYPE_BITS)}",))
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
-        _fault("`shape` must be a list of whole numbers", fqn)
+        _raise_fault("`shape` must be a list of whole numbers", fqn)
     if len(shape) > MAX_DIMS:
-        _fault(f"a shape of {len(shape)} dimensions; tensors have at most {MAX_DIMS}", fqn)
+        _raise_fault(f"a shape of {len(shape)} dimensions; tensors have at most {MAX_DIMS}", fqn)
     if math.prod(size for size in shape if size) * DTYPE_BITS[dtype] >= 1 << 66:
-        _fault(f"the shape {shown(str(shape), 80)} overflows 64 bits", fqn)
+        _raise_fault(f"the shape {shown(str(shape), 80)} overflows 64 bits", fqn)
     return TensorSpec(dtype, tuple(shape))
 
 
-def _kind(value: Any) -> str:
+def _describe_kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
 

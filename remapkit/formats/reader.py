@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.files.errors import unreadable
+from remapkit.files.errors import make_unreadable
 from remapkit.files.source_file import CHUNK, Extent, SourceFile
 from remapkit.tensors.spec import StateDictSpec
 
@@ -89,8 +89,8 @@ class FileReader:
     def check_unchanged(self) -> None:
         """Raise `UnreadableCheckpoint` (RK412) where a file was written to since it was opened."""
         for source in self.sources:
-            if source.changed():
-                raise unreadable("RK412", f"{source.path.name} changed while it was read", source.path)
+            if source.has_changed():
+                raise make_unreadable("RK412", f"{source.path.name} changed while it was read", source.path)
 
     def close(self) -> None:
         """Close every file; a second call does nothing."""

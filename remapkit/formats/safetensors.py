@@ -15,10 +15,17 @@ from json.encoder import encode_basestring
 from typing import Any, NoReturn
 
 from remapkit.diagnostics.wording import shown, sized
-from remapkit.files.errors import MAX_DIGITS, MAX_DIMS, FileFault, too_much
+from remapkit.files.errors import MAX_DIGITS, MAX_DIMS, FileFault, find_size_problem
 from remapkit.files.source_file import CHUNK, Extent, SourceFile
 from remapkit.formats.reader import FileReader
-from remapkit.tensors.spec import DTYPE_BITS, MAX_NAME, StateDictSpec, TensorSpec, name_problem, recorded_names
+from remapkit.tensors.spec import (
+    DTYPE_BITS,
+    MAX_NAME,
+    StateDictSpec,
+    TensorSpec,
+    find_name_problem,
+    find_recorded_names,
+)
 
 MAX_HEADER = 100_000_000
 """The longest header the format allows, in bytes."""
@@ -29,7 +36,7 @@ _LIMIT = 1 << 64
 _LONG = re.compile(rb"[0-9]{21}")
 
 
-def _fault(title: str, key: str | None = None, *help: str) -> NoReturn:
+def _raise_fault(title: str, key: str | None = None, *help: str) -> NoReturn:
     raise FileFault("RK402", title, key=key, help=help)
 
 
@@ -50,7 +57,7 @@ class SafetensorsReader(FileReader):
             raise fault.at(source.path) from None
         self._spans = {fqn: span for fqn, (_, span) in entries.items()}
         tensors = {fqn: spec for fqn, (spec, _) in entries.items()}
-        recorded = recorded_names(tensors, metadata)
+        recorded = find_recorded_names(tensors, metadata)
         self._header = StateDictSpec(tensors, metadata=metadata, name=source.path.name, recorded=recorded)
 
     def header(self) -> StateDictSpec:
@@ -74,13 +81,13 @@ HeaderEntry = tuple[TensorSpec, tuple[int, int]]
 def read_header(source: SourceFile) -> tuple[int, dict[str, str], dict[str, HeaderEntry]]:
     """Where the data starts, the metadata, and `fqn -> (spec, (start, end))` in the order of the data."""
     if source.size < 8:
-        _fault(f"the file is {sized(source.size)}: a safetensors file starts with 8 bytes of length")
+        _raise_fault(f"the file is {sized(source.size)}: a safetensors file starts with 8 bytes of length")
     length = int.from_bytes(source.read(0, 8), "little")
     if length > MAX_HEADER:
-        _fault(f"the header would be {length} bytes ({sized(length)}); the format allows {sized(MAX_HEADER)}")
+        _raise_fault(f"the header would be {length} bytes ({sized(length)}); the format allows {sized(MAX_HEADER)}")
     if length + 8 > source.size:
         hint = "the file is truncated: fetch it again"
-        _fault(f"the header is {sized(length)}, the file only {sized(source.size)}", None, hint)
+        _raise_fault(f"the header is {sized(length)}, the file only {sized(source.size)}", None, hint)
     metadata, entries = parse_header(source.read(8, length), source.size - 8 - length)
     return 8 + length, metadata, entries
 
@@ -88,85 +95,87 @@ def read_header(source: SourceFile) -> tuple[int, dict[str, str], dict[str, Head
 def parse_header(raw: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str, HeaderEntry]]:
     """A header's JSON, checked against the number of data bytes that follow it; raises `FileFault` (RK402)."""
     found = _parse_json(raw)
-    metadata = _metadata(found.pop("__metadata__", {}))
+    metadata = _check_metadata(found.pop("__metadata__", {}))
     # An escape is the only way to a surrogate or a control character: the JSON itself must be UTF-8 without them.
     careful = b"\\" in raw or not raw.isascii()
-    entries = {fqn: _entry(fqn, value) for fqn, value in found.items()}
+    entries = {fqn: _parse_entry(fqn, value) for fqn, value in found.items()}
     for fqn in entries:
-        if (careful or len(fqn) > MAX_NAME // 4) and (problem := name_problem(fqn)):
-            _fault(f"a name {problem}", fqn)
-    return metadata, _in_order(entries, data_bytes)
+        if (careful or len(fqn) > MAX_NAME // 4) and (problem := find_name_problem(fqn)):
+            _raise_fault(f"a name {problem}", fqn)
+    return metadata, _sort_entries(entries, data_bytes)
 
 
 def _parse_json(raw: bytes) -> dict[str, Any]:
     if raw[:1] != b"{":
-        _fault("the header is not a JSON object: it must start with '{'")
-    if problem := too_much(raw):
-        _fault(problem)
+        _raise_fault("the header is not a JSON object: it must start with '{'")
+    if problem := find_size_problem(raw):
+        _raise_fault(problem)
     # Negative zero is the one number that Python reads as an int and the format's parser does not.
-    parse_int = _careful_int if b"-" in raw or _LONG.search(raw) else None
+    parse_int = _parse_int if b"-" in raw or _LONG.search(raw) else None
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        _fault(f"the header is not UTF-8: byte {error.start} of it")
+        _raise_fault(f"the header is not UTF-8: byte {error.start} of it")
     try:
-        found = json.loads(text, object_pairs_hook=_object, parse_int=parse_int, parse_constant=_refuse_constant)
+        found = json.loads(
+            text, object_pairs_hook=_build_object, parse_int=parse_int, parse_constant=_refuse_constant
+        )
     except RecursionError:
-        _fault("the header is nested too deeply: tensors are one level deep")
+        _raise_fault("the header is nested too deeply: tensors are one level deep")
     except ValueError as error:
-        _fault(f"the header is not valid JSON: {error}")
+        _raise_fault(f"the header is not valid JSON: {error}")
     assert isinstance(found, dict)  # it starts with '{'
     return found
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                _fault(f"the name {shown(key)!r} occurs twice in the header", key)
+                _raise_fault(f"the name {shown(key)!r} occurs twice in the header", key)
             seen.add(key)
     return found
 
 
-def _careful_int(digits: str) -> int:
+def _parse_int(digits: str) -> int:
     if digits.startswith("-"):
-        _fault(f"the header holds the negative number {shown(digits, 40)}")
+        _raise_fault(f"the header holds the negative number {shown(digits, 40)}")
     if len(digits) > MAX_DIGITS:
-        _fault(f"the header holds a number of {len(digits)} digits")
+        _raise_fault(f"the header holds a number of {len(digits)} digits")
     return int(digits)
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    _fault(f"the header holds {name}, which is no number of JSON")
+    _raise_fault(f"the header holds {name}, which is no number of JSON")
 
 
-def _metadata(value: Any) -> dict[str, str]:
+def _check_metadata(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        _fault("`__metadata__` must map strings to strings", "__metadata__")
+        _raise_fault("`__metadata__` must map strings to strings", "__metadata__")
     for text in (*value, *value.values()):
         if not text.isascii():
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError:
-                _fault("`__metadata__` holds a lone surrogate, which UTF-8 cannot write", "__metadata__")
+                _raise_fault("`__metadata__` holds a lone surrogate, which UTF-8 cannot write", "__metadata__")
     return value
 
 
-def _entry(fqn: str, value: Any) -> HeaderEntry:
+def _parse_entry(fqn: str, value: Any) -> HeaderEntry:
     if not isinstance(value, dict) or value.keys() != _FIELDS:
-        _fault("a tensor has exactly the fields dtype, shape and data_offsets", fqn)
+        _raise_fault("a tensor has exactly the fields dtype, shape and data_offsets", fqn)
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        _fault(f"unknown dtype {shown(str(dtype), 40)!r}", fqn)
+        _raise_fault(f"unknown dtype {shown(str(dtype), 40)!r}", fqn)
     for numbers, name in ((shape, "shape"), (offsets, "data_offsets")):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < _LIMIT for n in numbers):
-            _fault(f"`{name}` must be a list of whole numbers from 0 to 2^64 - 1", fqn)
+            _raise_fault(f"`{name}` must be a list of whole numbers from 0 to 2^64 - 1", fqn)
     if len(shape) > MAX_DIMS:
-        _fault(f"a shape of {len(shape)} dimensions; tensors have at most {MAX_DIMS}", fqn)
+        _raise_fault(f"a shape of {len(shape)} dimensions; tensors have at most {MAX_DIMS}", fqn)
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        _fault(f"`data_offsets` must be [start, end] with start <= end, not {shown(str(offsets), 60)}", fqn)
+        _raise_fault(f"`data_offsets` must be [start, end] with start <= end, not {shown(str(offsets), 60)}", fqn)
     spec = TensorSpec(dtype, tuple(shape))
     _check_size(fqn, spec, offsets[0], offsets[1])
     return spec, (offsets[0], offsets[1])
@@ -178,28 +187,30 @@ def _check_size(fqn: str, spec: TensorSpec, start: int, end: int) -> None:
     for dimension in spec.shape:
         elements *= dimension
         if elements >= _LIMIT:
-            _fault(f"the shape {shown(str(list(spec.shape)), 80)} overflows 64 bits", fqn)
+            _raise_fault(f"the shape {shown(str(list(spec.shape)), 80)} overflows 64 bits", fqn)
     bits = elements * DTYPE_BITS[spec.dtype]
     if bits >= _LIMIT:
-        _fault(f"{spec} overflows 64 bits", fqn)
+        _raise_fault(f"{spec} overflows 64 bits", fqn)
     if bits % 8:
-        _fault(f"{spec} is not a whole number of bytes", fqn)
+        _raise_fault(f"{spec} is not a whole number of bytes", fqn)
     if bits // 8 != end - start:
-        _fault(f"{spec} takes {bits // 8} bytes, its data_offsets span {end - start}", fqn)
+        _raise_fault(f"{spec} takes {bits // 8} bytes, its data_offsets span {end - start}", fqn)
 
 
-def _in_order(entries: dict[str, HeaderEntry], data_bytes: int) -> dict[str, HeaderEntry]:
+def _sort_entries(entries: dict[str, HeaderEntry], data_bytes: int) -> dict[str, HeaderEntry]:
     """The entries in the order of their data, which must be covered without holes and overlaps."""
     ordered = sorted(entries.items(), key=lambda item: item[1][1])
     position = 0
     for fqn, (_, (start, end)) in ordered:
         if start != position:
-            _fault(f"the data {'overlaps' if start < position else 'has a hole'}: expected offset {position}", fqn)
+            _raise_fault(
+                f"the data {'overlaps' if start < position else 'has a hole'}: expected offset {position}", fqn
+            )
         position = end
     if position != data_bytes:
         words = "the file is truncated" if position > data_bytes else "bytes follow the last tensor"
         hint = ("fetch it again",) if position > data_bytes else ()
-        _fault(f"the tensors take {position} bytes, the file holds {data_bytes}: {words}", None, *hint)
+        _raise_fault(f"the tensors take {position} bytes, the file holds {data_bytes}: {words}", None, *hint)
     return dict(ordered)
 
 
@@ -211,7 +222,7 @@ def header_json(tensors: Iterable[tuple[str, TensorSpec]], metadata: Mapping[str
     """
     parts = []
     if metadata:
-        parts.append('"__metadata__":' + _dump({key: metadata[key] for key in sorted(metadata)}))
+        parts.append('"__metadata__":' + _dump_json({key: metadata[key] for key in sorted(metadata)}))
     position = 0
     for fqn, spec in tensors:
         if spec.dtype not in DTYPES:
@@ -224,17 +235,17 @@ def header_json(tensors: Iterable[tuple[str, TensorSpec]], metadata: Mapping[str
     return ("{" + ",".join(parts) + "}").encode("utf-8")
 
 
-def _dump(value: Any) -> str:
+def _dump_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def padded_header(raw: bytes, start_modulo: int = 0, block: int = 4096) -> bytes:
+def pad_header(raw: bytes, start_modulo: int = 0, block: int = 4096) -> bytes:
     """Length, JSON and as many spaces as it takes for the data to start at `start_modulo` modulo `block`.
 
     The format allows trailing spaces. Data that starts at its source's offset modulo the block size can be shared
     with the source by the filesystem instead of copied.
 
-    >>> len(padded_header(b"{}")), len(padded_header(b"{}", 8, 16))
+    >>> len(pad_header(b"{}")), len(pad_header(b"{}", 8, 16))
     (4096, 24)
     """
     padding = (start_modulo - 8 - len(raw)) % block

@@ -13,14 +13,14 @@ from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.wording import shown, sized
-from remapkit.files.errors import FileFault, remark
-from remapkit.files.index_names import index_parts
-from remapkit.files.source_file import CHUNK, Extent, SourceFile, reason
+from remapkit.files.errors import FileFault, make_note
+from remapkit.files.index_names import split_index_name
+from remapkit.files.source_file import CHUNK, Extent, SourceFile, describe_os_error
 from remapkit.formats.options import Options
 from remapkit.formats.reader import FileReader
 from remapkit.formats.safetensors import SafetensorsReader
 from remapkit.formats.torch_file import PthReader
-from remapkit.tensors.spec import StateDictSpec, TensorSpec, name_problem, recorded_names
+from remapkit.tensors.spec import StateDictSpec, TensorSpec, find_name_problem, find_recorded_names
 
 Shard = SafetensorsReader | PthReader
 FOLLOW_HELP = "if you trust who made it, --follow-links reads it (in Python: open_checkpoint(..., follow_links=True))"
@@ -48,7 +48,7 @@ class ShardedReader(FileReader):
                 tensors[fqn] = header[fqn]
             metadata.update(header.metadata)
             tied.extend(header.tied)
-        recorded = recorded_names(tensors, metadata)
+        recorded = find_recorded_names(tensors, metadata)
         self._header = StateDictSpec(tensors, tuple(tied), metadata, path.name, recorded)
         self.notes = tuple(note for shard in shards.values() for note in shard.notes)
 
@@ -58,20 +58,20 @@ class ShardedReader(FileReader):
 
     def extent(self, fqn: str) -> Extent | None:
         """Where the tensor's bytes lie in its shard."""
-        fqn = self._named(fqn)
+        fqn = self._resolve_name(fqn)
         return self._home[fqn].extent(fqn)
 
     def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
         """The tensor's bytes, from its shard."""
-        fqn = self._named(fqn)
+        fqn = self._resolve_name(fqn)
         return self._home[fqn].chunks(fqn, size)
 
     def crc32(self, fqn: str) -> int | None:
         """The checksum that the tensor's shard holds."""
-        fqn = self._named(fqn)
+        fqn = self._resolve_name(fqn)
         return self._home[fqn].crc32(fqn)
 
-    def _named(self, fqn: str) -> str:
+    def _resolve_name(self, fqn: str) -> str:
         return self._header.recorded.get(fqn, fqn)
 
     def check_sums(self) -> None:
@@ -94,16 +94,16 @@ def parse_index(value: Any) -> dict[str, str]:
     if not weight_map:
         raise FileFault("RK407", "the index's `weight_map` is empty")
     for fqn, file in weight_map.items():
-        if problem := name_problem(fqn):
+        if problem := find_name_problem(fqn):
             raise FileFault("RK407", f"a name {problem}", key=fqn)
         if not isinstance(file, str):
             raise FileFault("RK407", "its shard is not a file name", key=fqn)
-        if not _is_plain(file):
+        if not _is_plain_name(file):
             raise FileFault("RK407", f"shard {shown(file)!r} for {shown(fqn)!r} points outside the checkpoint")
     return weight_map
 
 
-def _is_plain(file: str) -> bool:
+def _is_plain_name(file: str) -> bool:
     return bool(file) and file not in (".", "..") and not any(character in file for character in "/\\\0")
 
 
@@ -112,31 +112,31 @@ def open_sharded(source: SourceFile, value: Any, options: Options) -> ShardedRea
     opened: dict[str, Shard] = {}
     try:
         weight_map = parse_index(value)
-        _open_all(source.path, weight_map, options, opened)
-        _agree(weight_map, opened)
+        _open_shards(source.path, weight_map, options, opened)
+        _check_agreement(weight_map, opened)
     except FileFault as fault:
-        _close(opened)
+        _close_shards(opened)
         raise fault.at(source.path) from None
     except BaseException:
-        _close(opened)
+        _close_shards(opened)
         raise
     reader = ShardedReader(source.path, opened, weight_map, source)
-    if unused := _unlisted(source.path, weight_map):
+    if unused := _find_unlisted(source.path, weight_map):
         names = ", ".join(map(shown, unused[:5]))
-        reader.notes += (remark("RK413", f"files beside the index that it does not name: {names}", source.path),)
-    reader.notes += tuple(_wrong_total(source.path, value, reader.header()))
+        reader.notes += (make_note("RK413", f"files beside the index that it does not name: {names}", source.path),)
+    reader.notes += tuple(_note_wrong_total(source.path, value, reader.header()))
     return reader
 
 
-def _open_all(path: Path, weight_map: Mapping[str, str], options: Options, opened: dict[str, Shard]) -> None:
+def _open_shards(path: Path, weight_map: Mapping[str, str], options: Options, opened: dict[str, Shard]) -> None:
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if not os.path.lexists(path.parent / file)]
     if missing:
-        raise _missing(missing, len(files))
+        raise _make_missing_fault(missing, len(files))
     try:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise FileFault("RK400", f"cannot read the directory of the shards: {reason(error)}") from error
+        raise FileFault("RK400", f"cannot read the directory of the shards: {describe_os_error(error)}") from error
     try:
         for file in files:
             opened[file] = _open_shard(path.parent / file, file, folder, options)
@@ -144,7 +144,7 @@ def _open_all(path: Path, weight_map: Mapping[str, str], options: Options, opene
         os.close(folder)
 
 
-def _missing(missing: list[str], of: int) -> FileFault:
+def _make_missing_fault(missing: list[str], of: int) -> FileFault:
     if len(missing) == 1:
         title = f"shard {shown(missing[0])!r} is missing"
     else:
@@ -156,10 +156,10 @@ def _missing(missing: list[str], of: int) -> FileFault:
 def _open_shard(path: Path, file: str, folder: int, options: Options) -> Shard:
     from remapkit.formats.single_file import open_tensors
 
-    target = None if options.follow_links else _target(path, file)
+    target = None if options.follow_links else _resolve_link(path, file)
     source = SourceFile(path, name=file, dir_fd=folder, lasting=False)
     try:
-        if target is not None and not _is_file(source, target):
+        if target is not None and not _is_same_file(source, target):
             raise FileFault("RK407", f"shard {shown(file)!r} is a link that changed while it was followed")
         reader = open_tensors(source, options)
         if reader is None:
@@ -176,23 +176,23 @@ def _open_shard(path: Path, file: str, folder: int, options: Options) -> Shard:
     return reader
 
 
-def _target(path: Path, file: str) -> Path | None:
+def _resolve_link(path: Path, file: str) -> Path | None:
     """Where a link leads, followed only within the folder and to where a download cache keeps its files."""
     try:
         if not path.is_symlink():
             return None
         target, home = path.resolve(strict=True), path.parent.resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        words = reason(error) if isinstance(error, OSError) else "it leads to itself"
+        words = describe_os_error(error) if isinstance(error, OSError) else "it leads to itself"
         raise FileFault("RK407", f"shard {shown(file)!r} is a link that cannot be followed: {words}") from error
-    blobs = cache_blobs(home)
+    blobs = find_cache_blobs(home)
     if not target.is_relative_to(home) and (blobs is None or target.parent != blobs):
         title = f"shard {shown(file)!r} is a link that points outside the checkpoint: {target}"
         raise FileFault("RK407", title, help=(FOLLOW_HELP,))
     return target
 
 
-def cache_blobs(home: Path) -> Path | None:
+def find_cache_blobs(home: Path) -> Path | None:
     """The folder where the download cache that `home` lies in keeps the content of its files, or None.
 
     The layout of huggingface_hub: `snapshots/<revision>/[folders/]name -> ../../[../]blobs/<hash>`, at any depth
@@ -205,7 +205,7 @@ def cache_blobs(home: Path) -> Path | None:
     return None
 
 
-def _is_file(source: SourceFile, path: Path) -> bool:
+def _is_same_file(source: SourceFile, path: Path) -> bool:
     try:
         found = path.stat(follow_symlinks=False)
     except OSError:
@@ -213,7 +213,7 @@ def _is_file(source: SourceFile, path: Path) -> bool:
     return (found.st_dev, found.st_ino) == (source.device, source.inode)
 
 
-def _agree(weight_map: Mapping[str, str], opened: Mapping[str, Shard]) -> None:
+def _check_agreement(weight_map: Mapping[str, str], opened: Mapping[str, Shard]) -> None:
     """Every name of the index is in the shard it says, and every tensor of a shard is in the index, once."""
     homes: dict[str, str] = {}
     for file, shard in opened.items():
@@ -229,7 +229,7 @@ def _agree(weight_map: Mapping[str, str], opened: Mapping[str, Shard]) -> None:
             raise FileFault("RK407", f"the index says {shown(file)}, but {where}", key=fqn)
 
 
-def _wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator[Diagnostic]:
+def _note_wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator[Diagnostic]:
     """A note where the index says another size than its shards have; several writers count tied weights otherwise."""
     metadata = value.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
@@ -238,14 +238,14 @@ def _wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator[Diag
         title = f"the index says {said} of tensors, its shards hold {sized(header.nbytes)}"
         if said == sized(header.nbytes):
             title = f"the index says {total} bytes of tensors, its shards hold {header.nbytes}"
-        yield remark("RK423", title, path, help=("fetch it again where you are not sure that it is whole",))
+        yield make_note("RK423", title, path, help=("fetch it again where you are not sure that it is whole",))
 
 
-def _unlisted(path: Path, weight_map: Mapping[str, str]) -> list[str]:
+def _find_unlisted(path: Path, weight_map: Mapping[str, str]) -> list[str]:
     files = set(weight_map.values())
     suffixes = {Path(file).suffix for file in files}
     # A variant stands in the names of its shards too: `model.fp16-00001-of-00002.safetensors`.
-    whole, variant = index_parts(path.name)
+    whole, variant = split_index_name(path.name)
     stem = (whole.rpartition(".")[0] or path.name) + variant
     try:
         beside = list(path.parent.iterdir())
@@ -258,6 +258,6 @@ def _unlisted(path: Path, weight_map: Mapping[str, str]) -> list[str]:
     )
 
 
-def _close(opened: Mapping[str, Shard]) -> None:
+def _close_shards(opened: Mapping[str, Shard]) -> None:
     for shard in opened.values():
         shard.close()

@@ -14,7 +14,7 @@ from remapkit.formats.options import Options
 from remapkit.formats.safetensors import MAX_HEADER, SafetensorsReader
 from remapkit.formats.torch_file import PthReader
 
-_STRANGERS: tuple[tuple[bytes, str, str], ...] = (
+_UNSUPPORTED: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a git-lfs pointer, not the file it points to", "run `git lfs pull`"),
     (b"GGUF", "a GGUF file, which is not read", "convert it to safetensors first"),
     (b"\x1f\x8b", "compressed with gzip", "unpack it with gunzip"),
@@ -31,7 +31,7 @@ _STRANGERS: tuple[tuple[bytes, str, str], ...] = (
 )
 
 
-def answers_yes(ask: Callable[[], bool]) -> bool:
+def ask_safely(ask: Callable[[], bool]) -> bool:
     """The answer, or False where the name is too long to ask: opening it will say so."""
     try:
         return ask()
@@ -54,18 +54,18 @@ def open_tensors(source: SourceFile, options: Options) -> SafetensorsReader | Pt
         return PthReader(source, "legacy pth", options)
     if head.lstrip()[:1] == b"{":
         return None
-    raise _stranger(source, head)
+    raise _make_unsupported_fault(source, head)
 
 
 def _check_journal(path: Path) -> None:
     """Raise `FileFault` (RK415) for a file, or where a link leads, whose rename in place came to no end."""
-    if answers_yes(journal_path(Path(os.path.realpath(path))).exists):
+    if ask_safely(journal_path(Path(os.path.realpath(path))).exists):
         title = f"a rename in place of {path.name} was interrupted: its header may be half old and half new"
         raise FileFault("RK415", title, help=(f"restore it with `remapkit recover {path}`",))
 
 
-def _stranger(source: SourceFile, head: bytes) -> FileFault:
-    for magic, words, help in _STRANGERS:
+def _make_unsupported_fault(source: SourceFile, head: bytes) -> FileFault:
+    for magic, words, help in _UNSUPPORTED:
         if head.startswith(magic):
             return FileFault("RK401", words, help=(help,))
     text = head.lstrip().lower()

@@ -25,9 +25,9 @@ from remapkit.formats.pickle.values import (
     PickleFault,
     Storage,
     Tensor,
-    kind,
+    describe_with_article,
 )
-from remapkit.tensors.spec import DTYPE_BITS, leaf, name_problem
+from remapkit.tensors.spec import DTYPE_BITS, find_name_problem, get_leaf
 
 _MAX_DEPTH = 200
 _MAX_PATH = 2000
@@ -61,7 +61,7 @@ class _Path:
 
 def name(key: Any) -> str:
     """A key of a pickled dict as messages show it; what is neither text nor a number is not spelt out."""
-    return str(key) if isinstance(key, str | int) else f"<{kind(key)}>"
+    return str(key) if isinstance(key, str | int) else f"<{describe_with_article(key)}>"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,23 +88,23 @@ class StateDict:
     ignored: tuple[str, ...]
 
 
-def choose(found: Found, root: str | None, strict: bool) -> StateDict:
+def choose_state_dict(found: Found, root: str | None, strict: bool) -> StateDict:
     """The state dict of a pickle; raises `FileFault` (RK404, RK406, RK411) where there is none or no single one."""
     walk = _Walk()
     walk.search(found.value)
     if found.hostile:
-        raise _hostile(found, walk)
+        raise _make_hostile_fault(found, walk)
     strange = [name for name in found.named if not is_allowed(name)]
     if strict and strange:
         count = "a global" if len(strange) == 1 else f"{len(strange)} globals"
-        title = f"--strict-pickle: the pickle names {count} that no state dict needs ({_first(strange)})"
+        title = f"--strict-pickle: the pickle names {count} that no state dict needs ({_list_first(strange)})"
         raise FileFault(
             "RK411", title, help=("leave --strict-pickle out: nothing that a pickle names is ever built",)
         )
-    candidate = _one(walk, root)
-    tensors = _tensors(candidate)
+    candidate = _choose_candidate(walk, root)
+    tensors = _collect_tensors(candidate)
     unused = [name for name in strange if name not in walk.opaque and name not in walk.hostile_path]
-    return StateDict(tensors, candidate.path, (*_ignored(walk, candidate), *_unused(unused)))
+    return StateDict(tensors, candidate.path, (*_describe_ignored(walk, candidate), *_describe_unused(unused)))
 
 
 class _Walk:
@@ -141,31 +141,31 @@ class _Walk:
                 waiting.pop()
 
     def _enter(self, path: _Path, node: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
-        children = _children(node)
+        children = _list_children(node)
         if children is None:
             return iter(())
         seen.add(id(node))
         if path.depth > _MAX_DEPTH:
             raise PickleFault(f"the pickle is nested more than {_MAX_DEPTH} levels deep")
-        self._mapping(path, node)
+        self._note_mapping(path, node)
         return children
 
     def _visit(self, path: _Path, node: Any) -> None:
         if isinstance(node, Opaque):
-            self._opaque(path, node)
+            self._note_opaque(path, node)
         elif isinstance(node, Tensor) and not isinstance(path.key, str):
             self.loose += 1
         elif isinstance(node, Global):
             self.hostile_path.setdefault(str(node), path)
 
-    def _opaque(self, path: _Path, node: Opaque) -> None:
+    def _note_opaque(self, path: _Path, node: Opaque) -> None:
         if not node.known:
             self.opaque[node.name] += 1
             self.hostile_path.setdefault(node.name, path)
             if node.module or node.name.startswith("torch.nn.modules."):
                 self.modules = self.modules or node.name
 
-    def _mapping(self, path: _Path, node: Any) -> None:
+    def _note_mapping(self, path: _Path, node: Any) -> None:
         items = node.items if isinstance(node, Mapping | Opaque) else None
         if isinstance(node, Mapping) and _is_optimizer(node):
             self.optimizers[id(path)] = path
@@ -175,7 +175,7 @@ class _Walk:
             if len(self.candidates) > _MAX_CANDIDATES:
                 raise PickleFault(f"the pickle holds more than {_MAX_CANDIDATES} mappings of tensors")
 
-    def is_optimizers(self, candidate: Candidate) -> bool:
+    def is_in_optimizer(self, candidate: Candidate) -> bool:
         """Whether a mapping of tensors is within the state of an optimizer."""
         path: _Path | None = candidate.place
         while path is not None:
@@ -193,7 +193,7 @@ def _is_optimizer(node: Mapping) -> bool:
     return found.keys() == {"state", "param_groups"} and isinstance(found["param_groups"], list)
 
 
-def _children(node: Any) -> Iterator[tuple[Any, Any]] | None:
+def _list_children(node: Any) -> Iterator[tuple[Any, Any]] | None:
     if isinstance(node, Mapping):
         return iter(node.items)
     if isinstance(node, Opaque):
@@ -212,7 +212,7 @@ def nbytes(tensor: Tensor) -> int:
     return max(0, min(math.prod(tensor.shape) * (DTYPE_BITS[tensor.dtype] // 8), 1 << 62))
 
 
-def _hostile(found: Found, walk: _Walk) -> FileFault:
+def _make_hostile_fault(found: Found, walk: _Walk) -> FileFault:
     for name in found.hostile:
         where = str(walk.hostile_path.get(name) or "")
         if where:
@@ -222,19 +222,24 @@ def _hostile(found: Found, walk: _Walk) -> FileFault:
     return FileFault("RK404", f"the pickle calls {names}", help=HOSTILE_HELP)
 
 
-def _one(walk: _Walk, root: str | None) -> Candidate:
+def _choose_candidate(walk: _Walk, root: str | None) -> Candidate:
     candidates = walk.candidates
     if root is not None:
-        return _named(walk, "" if root == "." else root)
-    models = [candidate for candidate in candidates if not walk.is_optimizers(candidate)]
+        return _find_candidate(walk, "" if root == "." else root)
+    models = [candidate for candidate in candidates if not walk.is_in_optimizer(candidate)]
     if len(models) == 1:
         # The format of an optimizer is its own: leaving it aside is no guess.
         return models[0]
     if candidates:
-        help = _help_several(walk)
+        help = _suggest_roots(walk)
         title = f"{len(candidates)} mappings of tensors: which one is the state dict?"
-        raise FileFault("RK406", title, notes=(listing(candidates),), help=help)
-    raise FileFault("RK406", "the file holds no mapping of tensors", notes=_why_none(walk), help=_help_none(walk))
+        raise FileFault("RK406", title, notes=(format_candidates(candidates),), help=help)
+    raise FileFault(
+        "RK406",
+        "the file holds no mapping of tensors",
+        notes=_explain_no_mapping(walk),
+        help=_suggest_state_dict(walk),
+    )
 
 
 _NO_MODEL = re.compile(
@@ -242,11 +247,11 @@ _NO_MODEL = re.compile(
 )
 
 
-def _help_several(walk: _Walk) -> tuple[str, ...]:
+def _suggest_roots(walk: _Walk) -> tuple[str, ...]:
     """The roots worth a look: never what a trainer keeps for itself beside the model."""
-    models = [each for each in walk.candidates if not walk.is_optimizers(each) and _may_be_model(each)]
+    models = [each for each in walk.candidates if not walk.is_in_optimizer(each) and _can_be_model(each)]
     if walk.modules and not models:
-        return _help_none(walk)
+        return _suggest_state_dict(walk)
     if not models:
         return ("name the one that is meant with --root A.B; none of them looks like the weights of a model",)
     roots = [f"--root {shown(each.path) or '.'}" for each in sorted(models, key=lambda each: -each.nbytes)[:4]]
@@ -256,7 +261,7 @@ def _help_several(walk: _Walk) -> tuple[str, ...]:
     )
 
 
-def _may_be_model(candidate: Candidate) -> bool:
+def _can_be_model(candidate: Candidate) -> bool:
     """Whether it has a tensor of at least one dimension under a name that is not a trainer's own."""
     return not _NO_MODEL.search(candidate.path) and any(
         isinstance(value, Tensor) and value.shape and isinstance(key, str) and not _NO_MODEL.search(key)
@@ -264,39 +269,39 @@ def _may_be_model(candidate: Candidate) -> bool:
     )
 
 
-def _why_none(walk: _Walk) -> tuple[str, ...]:
+def _explain_no_mapping(walk: _Walk) -> tuple[str, ...]:
     notes = []
     if walk.loose:
         notes.append(f"{walk.loose} tensors lie in lists or under keys that are not text")
     if walk.opaque:
-        notes.append(f"it holds {_objects(walk.opaque.total())} ({_names(walk.opaque)})")
+        notes.append(f"it holds {_format_object_count(walk.opaque.total())} ({_list_common_names(walk.opaque)})")
     return tuple(notes)
 
 
-def _help_none(walk: _Walk) -> tuple[str, ...]:
+def _suggest_state_dict(walk: _Walk) -> tuple[str, ...]:
     if walk.modules:
         own = "" if walk.modules.startswith("torch.") else f" (a {shown(walk.modules, 80)})"
         return (f"a whole module was pickled{own}: save `model.state_dict()` instead",)
     return ()
 
 
-def _named(walk: _Walk, root: str) -> Candidate:
+def _find_candidate(walk: _Walk, root: str) -> Candidate:
     fitting = [candidate for candidate in walk.candidates if candidate.path == root]
     if not fitting:
         # One mapping under several names is one candidate, and is found by each of them.
-        nodes = _at(walk.top, root)
+        nodes = _find_nodes(walk.top, root)
         fitting = [each for each in walk.candidates if any(each.items is node.items for node in nodes)]
         fitting = [replace(each, place=_Path(_Path(None, "", 0), root, 1)) for each in fitting]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         raise FileFault("RK406", f"{len(fitting)} mappings of tensors lie at {root!r}")
-    notes = (listing(walk.candidates),) if walk.candidates else _why_none(walk)
+    notes = (format_candidates(walk.candidates),) if walk.candidates else _explain_no_mapping(walk)
     where = f"--root {shown(root)}" if root else "the top level"
     raise FileFault("RK406", f"no mapping of tensors at {where}", notes=notes)
 
 
-def _at(top: Any, root: str) -> list[Mapping | Opaque]:
+def _find_nodes(top: Any, root: str) -> list[Mapping | Opaque]:
     """The mappings that a path leads to; keys may hold dots, so there may be several ways to read it."""
     found: dict[int, Mapping | Opaque] = {}
     seen: set[tuple[int, int]] = set()
@@ -307,7 +312,7 @@ def _at(top: Any, root: str) -> list[Mapping | Opaque]:
             if isinstance(node, Mapping | Opaque):
                 found[id(node)] = node
             continue
-        children = _children(node)
+        children = _list_children(node)
         if children is None or (id(node), at) in seen or len(seen) > _MAX_CANDIDATES:
             continue
         seen.add((id(node), at))
@@ -319,7 +324,7 @@ def _at(top: Any, root: str) -> list[Mapping | Opaque]:
     return list(found.values())
 
 
-def listing(candidates: Sequence[Candidate]) -> str:
+def format_candidates(candidates: Sequence[Candidate]) -> str:
     """The mappings with their counts and sizes; those that differ only in a number are one line."""
     groups: dict[str, list[Candidate]] = {}
     for candidate in candidates:
@@ -336,58 +341,58 @@ def listing(candidates: Sequence[Candidate]) -> str:
     return "\n".join(lines)
 
 
-def _tensors(candidate: Candidate) -> dict[str, Tensor]:
+def _collect_tensors(candidate: Candidate) -> dict[str, Tensor]:
     """The tensors of the chosen mapping; an object in a tensor's place is an error."""
     tensors: dict[str, Tensor] = {}
     for key, value in candidate.items:
         if isinstance(value, Tensor):
-            fqn = _fqn(key, candidate)
+            fqn = _check_key(key, candidate)
             if fqn in tensors:
                 raise FileFault("RK406", f"the key {shown(fqn)!r} occurs twice", key=fqn)
             tensors[fqn] = value
         elif isinstance(value, Opaque | Global) and not _is_extra(key, value):
-            raise _no_tensor(value, shown(f"{candidate.path}.{name(key)}" if candidate.path else name(key)))
+            raise _make_object_fault(value, shown(f"{candidate.path}.{name(key)}" if candidate.path else name(key)))
         elif isinstance(value, Storage):
             raise FileFault("RK409", f"'{shown(name(key))}' is a bare storage, not a tensor")
     return tensors
 
 
-def _no_tensor(value: Opaque | Global, where: str) -> FileFault:
+def _make_object_fault(value: Opaque | Global, where: str) -> FileFault:
     named = value.name if isinstance(value, Opaque) else str(value)
     if " " in named:
         # A tensor of a kind that is known and not read: its name says what, and mostly what to do.
-        return FileFault("RK409", f"'{where}' is {kind(value)}, which is not read")
+        return FileFault("RK409", f"'{where}' is {describe_with_article(value)}, which is not read")
     help = ("it was not built; save it apart from the tensors, or name it `..._extra_state`",)
     return FileFault("RK404", f"'{where}' is a {named} object, not a tensor", help=help)
 
 
 def _is_extra(key: Any, value: Any) -> bool:
     """What a state dict holds beside tensors by torch's own convention, or as a builtin without tensors."""
-    if isinstance(key, str) and leaf(key) == "_extra_state":
+    if isinstance(key, str) and get_leaf(key) == "_extra_state":
         return True
     return isinstance(value, Opaque) and value.known
 
 
-def _fqn(key: Any, candidate: Candidate) -> str:
+def _check_key(key: Any, candidate: Candidate) -> str:
     if not isinstance(key, str):
         text = repr(key) if isinstance(key, int | float | bool) else name(key)
         raise FileFault("RK406", f"a tensor under the key {shown(text, 60)}, which is not text")
-    if problem := name_problem(key):
+    if problem := find_name_problem(key):
         raise FileFault("RK406", f"a key {problem}", key=key)
     return key
 
 
-def _ignored(walk: _Walk, chosen: Candidate) -> Iterator[str]:
+def _describe_ignored(walk: _Walk, chosen: Candidate) -> Iterator[str]:
     if walk.opaque:
-        yield f"{_objects(walk.opaque.total())} were ignored ({_names(walk.opaque)})".replace(
+        yield f"{_format_object_count(walk.opaque.total())} were ignored ({_list_common_names(walk.opaque)})".replace(
             "1 object were", "1 object was"
         )
     values = [(key, value) for key, value in chosen.items if not isinstance(value, Tensor | Opaque)]
     if values:
-        names = ", ".join(f"{shown(name(key), 60)}: {kind(value)}" for key, value in values[:5])
+        names = ", ".join(f"{shown(name(key), 60)}: {describe_with_article(value)}" for key, value in values[:5])
         more = f", ... and {len(values) - 5} more" if len(values) > 5 else ""
         yield f"{len(values)} {'entry' if len(values) == 1 else 'entries'} beside the tensors ignored ({names}{more})"
-    aside = [candidate for candidate in walk.candidates if walk.is_optimizers(candidate)]
+    aside = [candidate for candidate in walk.candidates if walk.is_in_optimizer(candidate)]
     if aside and chosen not in aside:
         tensors = sum(candidate.tensors for candidate in aside)
         yield f"the state of an optimizer was left aside ({tensors} tensors)"
@@ -395,19 +400,19 @@ def _ignored(walk: _Walk, chosen: Candidate) -> Iterator[str]:
         yield f"{walk.loose} tensors in lists or under keys that are not text were ignored"
 
 
-def _unused(names: Sequence[str]) -> Iterator[str]:
+def _describe_unused(names: Sequence[str]) -> Iterator[str]:
     if names:
-        yield f"the pickle names what none of its objects is ({_first(names)}); nothing of it was built"
+        yield f"the pickle names what none of its objects is ({_list_first(names)}); nothing of it was built"
 
 
-def _first(names: Sequence[str]) -> str:
+def _list_first(names: Sequence[str]) -> str:
     return ", ".join(shown(name, 80) for name in names[:5]) + (", …" if len(names) > 5 else "")
 
 
-def _objects(count: int) -> str:
+def _format_object_count(count: int) -> str:
     return "1 object" if count == 1 else f"{count} objects"
 
 
-def _names(names: Counter[str]) -> str:
+def _list_common_names(names: Counter[str]) -> str:
     counted = [shown(name, 80) for name, _ in names.most_common(6)]
     return ", ".join(counted[:5]) + (", …" if len(counted) > 5 else "")

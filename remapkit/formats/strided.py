@@ -36,7 +36,7 @@ def is_contiguous(shape: Sequence[int], stride: Sequence[int]) -> bool:
     return True
 
 
-def span(tensor: Tensor) -> int:
+def find_view_end(tensor: Tensor) -> int:
     """One past the last element of the storage that the view touches; 0 where it has no elements."""
     if 0 in tensor.shape:
         return 0
@@ -57,9 +57,9 @@ def check_view(fqn: str, tensor: Tensor, storage_bytes: int) -> TensorSpec:
     # A 0 among the sizes does not help: other readers multiply from the left.
     if math.prod(size for size in tensor.shape if size) * itemsize >= 1 << 63:
         raise FileFault("RK405", f"the shape {shown(str(list(tensor.shape)), 80)} overflows 64 bits", key=fqn)
-    if span(tensor) * itemsize > storage_bytes:
+    if find_view_end(tensor) * itemsize > storage_bytes:
         title = (
-            f"the view ends at byte {span(tensor) * itemsize} of storage {shown(tensor.storage.key)!r}, "
+            f"the view ends at byte {find_view_end(tensor) * itemsize} of storage {shown(tensor.storage.key)!r}, "
             f"which is {storage_bytes} bytes"
         )
         raise FileFault("RK405", title, key=fqn)
@@ -71,12 +71,12 @@ def check_expansion(fqn: str, tensor: Tensor, spec: TensorSpec, storage_bytes: i
     if spec.nbytes > storage_bytes + EXPAND_FREE:
         zero = 0 in [step for size, step in zip(tensor.shape, tensor.stride, strict=True) if size > 1]
         why = "stride 0" if zero else "overlapping strides"
-        what = f"a {_bytes(storage_bytes)} storage into {sized(spec.nbytes)} ({why})"
+        what = f"a {_format_bytes(storage_bytes)} storage into {sized(spec.nbytes)} ({why})"
         title = f"tensor {shown(fqn)!r} repeats {what}; refused"
         raise FileFault("RK410", title, key=fqn, help=("--allow-expand reads it all the same",))
 
 
-def _bytes(nbytes: int) -> str:
+def _format_bytes(nbytes: int) -> str:
     return f"{nbytes}-byte" if nbytes < 1000 else sized(nbytes)
 
 
@@ -106,7 +106,7 @@ def gather(read: Read, tensor: Tensor, size: int) -> Iterator[memoryview]:
     kept = [(size, step * itemsize) for size, step in zip(tensor.shape, tensor.stride, strict=True) if size > 1]
     shape, strides = tuple(size for size, _ in kept), tuple(step for _, step in kept)
     turned = any(outer < inner for outer, inner in pairwise(step for step in strides if step))
-    for start, part in _slabs(shape, strides, max(1, (_STRIPE if turned else max(size, _NEAR)) // itemsize)):
+    for start, part in _cut_slabs(shape, strides, max(1, (_STRIPE if turned else max(size, _NEAR)) // itemsize)):
         out = np.empty(part, word)
         read_strided(read, out, tensor.offset * itemsize + start, strides[len(strides) - len(part) :])
         flat = out.reshape(-1).view("u1").data
@@ -114,7 +114,9 @@ def gather(read: Read, tensor: Tensor, size: int) -> Iterator[memoryview]:
             yield flat[at : at + max(size, itemsize)]
 
 
-def _slabs(shape: tuple[int, ...], strides: tuple[int, ...], elements: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+def _cut_slabs(
+    shape: tuple[int, ...], strides: tuple[int, ...], elements: int
+) -> Iterator[tuple[int, tuple[int, ...]]]:
     """A view in row-major slabs of at most `elements` elements: where each starts, and its shape."""
     axis, inner = len(shape), 1
     while axis > 0 and inner * shape[axis - 1] <= elements:

@@ -14,17 +14,17 @@ from typing import NoReturn
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.wording import shown, sized
-from remapkit.files.errors import FileFault, remark, unreadable
-from remapkit.files.source_file import CHUNK, Extent, SourceFile, reason
+from remapkit.files.errors import FileFault, make_note, make_unreadable
+from remapkit.files.source_file import CHUNK, Extent, SourceFile, describe_os_error
 from remapkit.files.strict_json import parse_json
 from remapkit.formats.options import Options
 from remapkit.formats.pickle.read import read_pickle
-from remapkit.formats.pickle.values import Found, PickleFault, Storage, Tensor, kind
+from remapkit.formats.pickle.values import Found, PickleFault, Storage, Tensor, describe_with_article
 from remapkit.formats.pickle.values import Mapping as PickledMapping
 from remapkit.formats.reader import FileReader
-from remapkit.formats.state_dict import StateDict, choose
+from remapkit.formats.state_dict import StateDict, choose_state_dict
 from remapkit.formats.strided import EXPAND_FREE, Read, check_expansion, check_view, gather, is_contiguous
-from remapkit.formats.zip_reader import ZipEntry, entry_chunks, read_archive, read_entry
+from remapkit.formats.zip_reader import ZipEntry, read_archive, read_entry, read_entry_chunks
 from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
 
 MAX_PICKLE = 1 << 30
@@ -69,22 +69,22 @@ class PthReader(FileReader):
         self._inflated: dict[str, mmap.mmap] = {}
         try:
             found, storages, metadata = _read_zip(source) if format == "pth" else _read_legacy(source)
-            state_dict = choose(found, options.root, options.strict_pickle)
+            state_dict = choose_state_dict(found, options.root, options.strict_pickle)
             self._tensors = state_dict.tensors
             self._storages = storages
-            self._header = self._check(options, metadata)
+            self._header = self._build_header(options, metadata)
         except FileFault as fault:
             raise fault.at(source.path) from None
         self.root = state_dict.root
-        self.notes = tuple(self._notes(state_dict, options))
+        self.notes = tuple(self._list_notes(state_dict, options))
 
-    def _notes(self, state_dict: StateDict, options: Options) -> Iterator[Diagnostic]:
+    def _list_notes(self, state_dict: StateDict, options: Options) -> Iterator[Diagnostic]:
         if state_dict.root and options.root is None:
-            yield remark("RK414", f"the state dict was found under {state_dict.root!r}", self.path)
+            yield make_note("RK414", f"the state dict was found under {state_dict.root!r}", self.path)
         for text in state_dict.ignored:
-            yield remark("RK413", text, self.path)
+            yield make_note("RK413", text, self.path)
 
-    def _check(self, options: Options, metadata: Mapping[str, str]) -> StateDictSpec:
+    def _build_header(self, options: Options, metadata: Mapping[str, str]) -> StateDictSpec:
         specs: dict[str, TensorSpec] = {}
         for fqn, tensor in self._tensors.items():
             stored = self._storages.get(tensor.storage.key)
@@ -94,7 +94,7 @@ class PthReader(FileReader):
             specs[fqn] = check_view(fqn, tensor, stored.nbytes)
             if not options.allow_expand:
                 check_expansion(fqn, tensor, specs[fqn], stored.nbytes)
-        tied = _tied(self._tensors)
+        tied = _find_tied(self._tensors)
         if not options.allow_expand:
             self._check_total(specs, tied)
         return StateDictSpec(specs, tied=tied, metadata=metadata, name=self.path.name)
@@ -133,7 +133,7 @@ class PthReader(FileReader):
             return
         tensor = self._tensors[fqn]
         try:
-            read = self._reading(tensor.storage.key)
+            read = self._open_storage(tensor.storage.key)
         except FileFault as fault:
             raise fault.at(self.path) from None
         yield from gather(read, tensor, size)
@@ -152,12 +152,12 @@ class PthReader(FileReader):
             for key in dict.fromkeys(tensor.storage.key for tensor in self._tensors.values()):
                 entry = self._storages[key].entry
                 if entry is not None and entry.crc:
-                    for _ in entry_chunks(self._source, entry):
-                        """Nothing is kept: `entry_chunks` compares at the end."""
+                    for _ in read_entry_chunks(self._source, entry):
+                        """Nothing is kept: `read_entry_chunks` compares at the end."""
         except FileFault as fault:
             raise fault.at(self.path) from None
 
-    def _reading(self, key: str) -> Read:
+    def _open_storage(self, key: str) -> Read:
         """Reads of a storage: from the file as it is now, or from the temporary one that it was inflated into."""
         stored = self._storages[key]
         if stored.entry is not None and stored.deflated:
@@ -171,16 +171,18 @@ class PthReader(FileReader):
         """A compressed storage, inflated once into an unnamed temporary file: memory stays small."""
         try:
             with tempfile.TemporaryFile() as file:
-                for piece in entry_chunks(self._source, entry):
+                for piece in read_entry_chunks(self._source, entry):
                     file.write(piece)
                 file.flush()
                 return mmap.mmap(file.fileno(), entry.size, access=mmap.ACCESS_READ)
         except FileFault as fault:
             raise fault.at(self.path) from None
         except OSError as error:
-            title = f"storage {shown(entry.name)!r} cannot be inflated to {sized(entry.size)}: {reason(error)}"
+            title = (
+                f"storage {shown(entry.name)!r} cannot be inflated to {sized(entry.size)}: {describe_os_error(error)}"
+            )
             help = (f"make room in {tempfile.gettempdir()}, or set TMPDIR",)
-            raise unreadable("RK400", title, self.path, help=help) from error
+            raise make_unreadable("RK400", title, self.path, help=help) from error
 
     def close(self) -> None:
         """Close the file; maps go when their last view does."""
@@ -188,12 +190,12 @@ class PthReader(FileReader):
         super().close()
 
 
-def _map(source: SourceFile) -> mmap.mmap:
+def _map_file(source: SourceFile) -> mmap.mmap:
     try:
-        with source.held() as fd:
+        with source.hold_open() as fd:
             return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        words = reason(error) if isinstance(error, OSError) else str(error)
+        words = describe_os_error(error) if isinstance(error, OSError) else str(error)
         raise FileFault("RK400", f"cannot map the file into memory: {words}") from error
 
 
@@ -205,7 +207,7 @@ def _check_storage(storage: Storage, stored: _Stored) -> None:
         raise FileFault("RK405", title, help=("fetch it again; if a tool wrote it, the tool is wrong",))
 
 
-def _tied(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
+def _find_tied(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
     groups: dict[tuple[object, ...], list[str]] = {}
     for fqn, tensor in tensors.items():
         if 0 not in tensor.shape:
@@ -216,19 +218,19 @@ def _tied(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
 
 def _read_zip(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
     entries = read_archive(source)
-    prefix = _prefix(entries)
-    _refuse_kinds(source, entries, prefix)
+    prefix = _find_prefix(entries)
+    _refuse_unsupported(source, entries, prefix)
     found = _read_data_pkl(source, entries[prefix + "data.pkl"], len(entries))
     start = prefix + "data/"
     storages = {
-        name.removeprefix(start): _Stored(entry.size, entry.offset, entry, not entry.stored)
+        name.removeprefix(start): _Stored(entry.size, entry.offset, entry, not entry.is_stored)
         for name, entry in entries.items()
         if name.startswith(start)
     }
-    return found, storages, _metadata(source, entries.get(prefix + METADATA))
+    return found, storages, _read_metadata(source, entries.get(prefix + METADATA))
 
 
-def _metadata(source: SourceFile, entry: ZipEntry | None) -> dict[str, str]:
+def _read_metadata(source: SourceFile, entry: ZipEntry | None) -> dict[str, str]:
     """What a file written here says about itself."""
     if entry is None:
         return {}
@@ -243,7 +245,7 @@ def _metadata(source: SourceFile, entry: ZipEntry | None) -> dict[str, str]:
     return found
 
 
-def _prefix(entries: Mapping[str, ZipEntry]) -> str:
+def _find_prefix(entries: Mapping[str, ZipEntry]) -> str:
     """What stands before `data.pkl`: the archive's folder, whose name means nothing."""
     found = [name.removesuffix("data.pkl") for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if not found:
@@ -257,7 +259,7 @@ def _prefix(entries: Mapping[str, ZipEntry]) -> str:
     return found[0]
 
 
-def _refuse_kinds(source: SourceFile, entries: Mapping[str, ZipEntry], prefix: str) -> None:
+def _refuse_unsupported(source: SourceFile, entries: Mapping[str, ZipEntry], prefix: str) -> None:
     if prefix + "constants.pkl" in entries or any(name.startswith(prefix + "code/") for name in entries):
         title = "a TorchScript archive: it holds code, not only tensors"
         raise FileFault("RK409", title, help=("save `model.state_dict()` instead",))
@@ -268,19 +270,19 @@ def _refuse_kinds(source: SourceFile, entries: Mapping[str, ZipEntry], prefix: s
 
 
 def _read_data_pkl(source: SourceFile, entry: ZipEntry, entries: int) -> Found:
-    if not entry.stored or entry.size < 1 << 16:
+    if not entry.is_stored or entry.size < 1 << 16:
         data = read_entry(source, entry, _MAX_INFLATED_PICKLE)
-        return _whole(read_pickle(data, 0, entry.size, entries), entry.size)
+        return _check_end(read_pickle(data, 0, entry.size, entries), entry.size)
     if entry.size > MAX_PICKLE:
         raise PickleFault(f"data.pkl is {sized(entry.size)}; up to {sized(MAX_PICKLE)} are read")
-    for _ in entry_chunks(source, entry):
+    for _ in read_entry_chunks(source, entry):
         """Nothing is kept: this verifies the checksum."""
     end = entry.offset + entry.size
-    with _map(source) as mapped:
-        return _whole(read_pickle(mapped, entry.offset, end, entries), end)
+    with _map_file(source) as mapped:
+        return _check_end(read_pickle(mapped, entry.offset, end, entries), end)
 
 
-def _whole(found: Found, end: int) -> Found:
+def _check_end(found: Found, end: int) -> Found:
     if found.end != end:
         raise PickleFault(f"{sized(end - found.end)} follow the end of the pickle")
     return found
@@ -288,11 +290,11 @@ def _whole(found: Found, end: int) -> Found:
 
 def _read_legacy(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
     """Magic number, protocol version, system info, the object, the storages' keys; then the storages."""
-    with _map(source) as data:
-        return _legacy_pickles(source, data)
+    with _map_file(source) as data:
+        return _read_legacy_pickles(source, data)
 
 
-def _legacy_pickles(source: SourceFile, data: mmap.mmap) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
+def _read_legacy_pickles(source: SourceFile, data: mmap.mmap) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
     limit = min(source.size, MAX_PICKLE)
     magic = read_pickle(data, 0, limit)
     if magic.value != _MAGIC:
@@ -300,7 +302,7 @@ def _legacy_pickles(source: SourceFile, data: mmap.mmap) -> tuple[Found, dict[st
         raise FileFault("RK409", title, help=("load it where it was made, and save it with torch.save",))
     version = read_pickle(data, magic.end, limit)
     if version.value != _LEGACY_PROTOCOL:
-        words = repr(version.value) if type(version.value) is int else kind(version.value)
+        words = repr(version.value) if type(version.value) is int else describe_with_article(version.value)
         raise FileFault("RK409", f"version {words} of the legacy format is unknown")
     info = read_pickle(data, version.end, limit)
     if isinstance(info.value, PickledMapping) and ("little_endian", False) in info.value.items:
@@ -314,19 +316,19 @@ def _legacy_pickles(source: SourceFile, data: mmap.mmap) -> tuple[Found, dict[st
     named = dict.fromkeys(name for each in pickles for name in each.named)
     return (
         Found(found.value, found.end, tuple(hostile), tuple(named)),
-        _legacy_storages(source, keys, found.widths),
+        _locate_legacy_storages(source, keys, found.widths),
         {},
     )
 
 
-def _legacy_storages(source: SourceFile, keys: Found, widths: Mapping[str, int]) -> dict[str, _Stored]:
+def _locate_legacy_storages(source: SourceFile, keys: Found, widths: Mapping[str, int]) -> dict[str, _Stored]:
     storages: dict[str, _Stored] = {}
     at = keys.end
     for key in keys.value:
         if key in storages:
             raise FileFault("RK405", f"storage {shown(key)!r} is listed twice")
         if at + 8 > source.size:
-            _truncated(source)
+            _raise_truncated(source)
         numel = int.from_bytes(source.read(at, 8), "little")
         if not widths.get(key):
             # Nothing that is read refers to it, but where the next one begins depends on it.
@@ -334,12 +336,12 @@ def _legacy_storages(source: SourceFile, keys: Found, widths: Mapping[str, int])
         storages[key] = _Stored(numel * widths[key], at + 8)
         at += 8 + numel * widths[key]
         if at > source.size:
-            _truncated(source)
+            _raise_truncated(source)
     if at != source.size:
         raise FileFault("RK405", f"{sized(source.size - at)} follow the last storage")
     return storages
 
 
-def _truncated(source: SourceFile) -> NoReturn:
+def _raise_truncated(source: SourceFile) -> NoReturn:
     title = f"the file ends within its storages, at {sized(source.size)}: it is truncated"
     raise FileFault("RK405", title, help=("fetch it again",))

@@ -33,7 +33,7 @@ _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 STORED, DEFLATED = 0, 8
 
 
-def _fault(title: str, key: str | None = None, *help: str) -> NoReturn:
+def _raise_fault(title: str, key: str | None = None, *help: str) -> NoReturn:
     raise FileFault("RK403", title, key=key, help=help)
 
 
@@ -54,7 +54,7 @@ class ZipEntry:
     described: bool = False
 
     @property
-    def stored(self) -> bool:
+    def is_stored(self) -> bool:
         """Whether the bytes are there as they are, uncompressed."""
         return self.method == STORED
 
@@ -68,93 +68,93 @@ class _Directory:
 
 def read_archive(source: SourceFile) -> dict[str, ZipEntry]:
     """The entries of a zip archive by name, in its order; raises `FileFault` (RK403)."""
-    directory = _directory(source)
+    directory = _read_directory(source)
     entries: dict[str, ZipEntry] = {}
-    for entry in _central_entries(source, directory):
+    for entry in _read_entries(source, directory):
         if entry.name in entries:
-            _fault(f"two entries of one name: {shown(entry.name)!r}", entry.name)
+            _raise_fault(f"two entries of one name: {shown(entry.name)!r}", entry.name)
         entries[entry.name] = entry
     lower: dict[str, str] = {}
     for name in entries:
         other = lower.setdefault(name.lower(), name)
         if other != name:
-            _fault(f"the entries {shown(other)!r} and {shown(name)!r} differ only in case", name)
-    _check_apart(source, entries, directory)
+            _raise_fault(f"the entries {shown(other)!r} and {shown(name)!r} differ only in case", name)
+    _check_disjoint(source, entries, directory)
     return entries
 
 
-def _directory(source: SourceFile) -> _Directory:
+def _read_directory(source: SourceFile) -> _Directory:
     tail_start = max(0, source.size - _END.size - _MAX_COMMENT)
     tail = source.read(tail_start, source.size - tail_start)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < _END.size:
-        _fault("the zip archive has no end record: the file is truncated", None, "fetch it again")
+        _raise_fault("the zip archive has no end record: the file is truncated", None, "fetch it again")
     _, disk, first_disk, here, count, size, offset, comment = _END.unpack_from(tail, at)
     if at + _END.size + comment != len(tail):
-        _fault("bytes follow the end of the zip archive")
+        _raise_fault("bytes follow the end of the zip archive")
     end = tail_start + at
     if end >= _LOCATOR64.size and source.read(end - _LOCATOR64.size, 4) == b"PK\x06\x07":
-        found = _directory64(source, end - _LOCATOR64.size)
+        found = _read_directory64(source, end - _LOCATOR64.size)
         for narrow, wide, most in (
             (count, found.count, _MAX16),
             (size, found.size, _MAX32),
             (offset, found.offset, _MAX32),
         ):
             if narrow not in (wide, most):
-                _fault("the zip archive's two end records contradict each other")
+                _raise_fault("the zip archive's two end records contradict each other")
         return found
     if disk or first_disk or here != count:
-        _fault("a zip archive in several parts")
+        _raise_fault("a zip archive in several parts")
     if offset + size != end:
-        _fault("the zip archive's directory is not where its end record says")
+        _raise_fault("the zip archive's directory is not where its end record says")
     return _Directory(offset, size, count)
 
 
-def _directory64(source: SourceFile, locator: int) -> _Directory:
+def _read_directory64(source: SourceFile, locator: int) -> _Directory:
     _, disk, at, disks = _LOCATOR64.unpack(source.read(locator, _LOCATOR64.size))
     if disk or disks > 1 or at + _END64.size > locator:
-        _fault("the zip64 end record is not where its locator says")
+        _raise_fault("the zip64 end record is not where its locator says")
     signature, length, _, _, disk, first_disk, here, count, size, offset = _END64.unpack(source.read(at, _END64.size))
     if signature != b"PK\x06\x06" or at + 12 + length != locator or disk or first_disk or here != count:
-        _fault("the zip64 end record is broken")
+        _raise_fault("the zip64 end record is broken")
     if offset + size != at:
-        _fault("the zip archive's directory is not where its end record says")
+        _raise_fault("the zip archive's directory is not where its end record says")
     return _Directory(offset, size, count)
 
 
-def _central_entries(source: SourceFile, directory: _Directory) -> Iterator[ZipEntry]:
+def _read_entries(source: SourceFile, directory: _Directory) -> Iterator[ZipEntry]:
     if directory.count > MAX_ENTRIES:
-        _fault(f"the archive holds {directory.count} entries; up to {MAX_ENTRIES} are read")
+        _raise_fault(f"the archive holds {directory.count} entries; up to {MAX_ENTRIES} are read")
     if not directory.count * _CENTRAL.size <= directory.size <= directory.count * _MAX_ENTRY:
-        _fault(f"a zip directory of {sized(directory.size)} for {directory.count} entries")
+        _raise_fault(f"a zip directory of {sized(directory.size)} for {directory.count} entries")
     raw = source.read(directory.offset, directory.size)
     at = 0
     for _ in range(directory.count):
         if at + _CENTRAL.size > len(raw):
-            _fault("the zip directory ends within an entry")
+            _raise_fault("the zip directory ends within an entry")
         fields = _CENTRAL.unpack_from(raw, at)
         signature, _, _, flags, method, _, _, crc, packed, size, name_len, extra_len, comment_len, disk = fields[:14]
         header = fields[16]
         start = at + _CENTRAL.size
         at = start + name_len + extra_len + comment_len
         if signature != b"PK\x01\x02" or at > len(raw):
-            _fault("the zip directory holds a broken entry")
+            _raise_fault("the zip directory holds a broken entry")
         raw_name = raw[start : start + name_len]
         extra = raw[start + name_len : start + name_len + extra_len]
-        size, packed, header, disk = _wide(extra, size, packed, header, disk)
-        name = _decode(raw_name)
+        size, packed, header, disk = _widen_fields(extra, size, packed, header, disk)
+        name = _decode_name(raw_name)
         if b"\0" in raw_name:
-            _fault("the entry's name holds a NUL, where many readers end it", name)
+            _raise_fault("the entry's name holds a NUL, where many readers end it", name)
         if disk:
-            _fault("a zip archive in several parts", name)
+            _raise_fault("a zip archive in several parts", name)
         _check_method(name, flags, method, packed, size)
-        offset = _data_offset(source, directory, header, raw_name, name, method, packed, size, crc)
+        offset = _locate_data(source, directory, header, raw_name, name, method, packed, size, crc)
         yield ZipEntry(name, method, header, offset, packed, size, crc, bool(flags & 8))
     if at != len(raw):
-        _fault("the zip directory is longer than its entries")
+        _raise_fault("the zip directory is longer than its entries")
 
 
-def _wide(extra: bytes, size: int, packed: int, header: int, disk: int) -> tuple[int, int, int, int]:
+def _widen_fields(extra: bytes, size: int, packed: int, header: int, disk: int) -> tuple[int, int, int, int]:
     """The four fields, taken from the zip64 extra field where the directory marks them as too large for it."""
     wide = [size == _MAX32, packed == _MAX32, header == _MAX32, disk == _MAX16]
     if not any(wide):
@@ -175,13 +175,13 @@ def _unpack_wide(field: bytes, narrow: tuple[int, int, int, int], wide: list[boo
         if marked:
             width = 4 if number == 3 else 8
             if at + width > len(field):
-                _fault("a zip64 field is too short")
+                _raise_fault("a zip64 field is too short")
             values[number] = int.from_bytes(field[at : at + width], "little")
             at += width
     return values[0], values[1], values[2], values[3]
 
 
-def _decode(raw: bytes) -> str:
+def _decode_name(raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -190,14 +190,14 @@ def _decode(raw: bytes) -> str:
 
 def _check_method(name: str, flags: int, method: int, packed: int, size: int) -> None:
     if flags & 0x2041:
-        _fault("the entry is encrypted", name)
+        _raise_fault("the entry is encrypted", name)
     if method not in (STORED, DEFLATED):
-        _fault(f"the entry is compressed by method {method}; stored and deflated ones are read", name)
+        _raise_fault(f"the entry is compressed by method {method}; stored and deflated ones are read", name)
     if method == STORED and packed != size:
-        _fault(f"the entry's sizes differ though it is stored: {packed} and {size} bytes", name)
+        _raise_fault(f"the entry's sizes differ though it is stored: {packed} and {size} bytes", name)
 
 
-def _data_offset(
+def _locate_data(
     source: SourceFile,
     directory: _Directory,
     header: int,
@@ -210,35 +210,35 @@ def _data_offset(
 ) -> int:
     """Where the entry's bytes begin, from its local header, which must say what the directory says."""
     if header + _LOCAL.size + len(raw_name) > directory.offset:
-        _fault("the entry lies outside the file", name)
+        _raise_fault("the entry lies outside the file", name)
     raw = source.read(header, _LOCAL.size + len(raw_name))
     fields = _LOCAL.unpack_from(raw)
     signature, _, local_flags, local_method = fields[:4]
     local_crc, local_packed, local_size, name_len, extra_len = fields[6:]
     if signature != b"PK\x03\x04":
-        _fault("the entry's local header is not where the directory says", name)
+        _raise_fault("the entry's local header is not where the directory says", name)
     if name_len != len(raw_name) or raw[_LOCAL.size :] != raw_name:
-        _fault("the entry's local header has another name", name)
+        _raise_fault("the entry's local header has another name", name)
     if local_method != method or local_flags & 0x2041:
-        _fault("the entry's local header contradicts the directory", name)
+        _raise_fault("the entry's local header contradicts the directory", name)
     offset = header + _LOCAL.size + name_len + int(extra_len)
     if offset > directory.offset:
-        _fault("the entry lies outside the file", name)
+        _raise_fault("the entry lies outside the file", name)
     if _MAX32 in (local_size, local_packed):
         extra = source.read(offset - extra_len, extra_len)
-        local_size, local_packed, _, _ = _wide(extra, local_size, local_packed, 0, 0)
+        local_size, local_packed, _, _ = _widen_fields(extra, local_size, local_packed, 0, 0)
     # With bit 3 checksum and sizes follow the data (torch writes them so) and the local header may hold zeros.
     unknown = {0, _MAX32} if local_flags & 8 else set()
     if (local_size != size and local_size not in unknown) or (local_packed != packed and local_packed not in unknown):
-        _fault(f"the entry's sizes lie: {local_size} bytes by its local header, {size} by the directory", name)
+        _raise_fault(f"the entry's sizes lie: {local_size} bytes by its local header, {size} by the directory", name)
     if local_crc != crc and not (local_flags & 8 and local_crc == 0):
-        _fault("the entry's local header has another checksum than the directory", name)
+        _raise_fault("the entry's local header has another checksum than the directory", name)
     if offset + packed > directory.offset:
-        _fault(f"the entry lies outside the file: {sized(packed)} at {offset}", name)
+        _raise_fault(f"the entry lies outside the file: {sized(packed)} at {offset}", name)
     return int(offset)
 
 
-def _check_apart(source: SourceFile, entries: dict[str, ZipEntry], directory: _Directory) -> None:
+def _check_disjoint(source: SourceFile, entries: dict[str, ZipEntry], directory: _Directory) -> None:
     """Every byte up to the directory belongs to one entry, and no byte to two.
 
     One local header under two names is how a small file becomes a huge one; bytes that belong to nothing are where a
@@ -249,7 +249,7 @@ def _check_apart(source: SourceFile, entries: dict[str, ZipEntry], directory: _D
         if entry.header < end and before is not None:
             same = entry.header == before.header
             words = "lie in one place" if same else "overlap"
-            _fault(f"the entries {shown(before.name)!r} and {shown(entry.name)!r} {words}", entry.name)
+            _raise_fault(f"the entries {shown(before.name)!r} and {shown(entry.name)!r} {words}", entry.name)
         _check_gap(source, before, end, entry.header)
         end, before = entry.offset + entry.packed, entry
     _check_gap(source, before, end, directory.offset)
@@ -260,22 +260,22 @@ def _check_gap(source: SourceFile, entry: ZipEntry | None, start: int, end: int)
     if start == end:
         return
     if entry is None:
-        _fault(f"{sized(end - start)} lie before the first entry of the zip archive")
+        _raise_fault(f"{sized(end - start)} lie before the first entry of the zip archive")
     raw = source.read(start, end - start) if entry.described and end - start <= 24 else b""
     raw = raw[4:] if len(raw) in (16, 24) and raw[:4] == b"PK\x07\x08" else raw
     forms = {12: "<3L", 20: "<L2Q"}
     if len(raw) not in forms or struct.unpack(forms[len(raw)], raw) != (entry.crc, entry.packed, entry.size):
-        _fault(f"{sized(end - start)} follow the entry's data and belong to no entry", entry.name)
+        _raise_fault(f"{sized(end - start)} follow the entry's data and belong to no entry", entry.name)
 
 
 def read_entry(source: SourceFile, entry: ZipEntry, limit: int) -> bytes:
     """The content of a small entry, whole, with its checksum verified; raises `FileFault` (RK403)."""
     if entry.size > limit:
-        _fault(f"the entry is {sized(entry.size)}; {sized(limit)} are read", entry.name)
-    return b"".join(entry_chunks(source, entry))
+        _raise_fault(f"the entry is {sized(entry.size)}; {sized(limit)} are read", entry.name)
+    return b"".join(read_entry_chunks(source, entry))
 
 
-def entry_chunks(source: SourceFile, entry: ZipEntry, size: int = 1 << 18) -> Iterator[bytes]:
+def read_entry_chunks(source: SourceFile, entry: ZipEntry, size: int = 1 << 18) -> Iterator[bytes]:
     """The content of an entry in pieces of at most `size`, inflated where it is compressed.
 
     Never gives more than the size the directory declares. Raises `FileFault` (RK403) where the content is shorter or
@@ -283,16 +283,16 @@ def entry_chunks(source: SourceFile, entry: ZipEntry, size: int = 1 << 18) -> It
     """
     crc, total = 0, 0
     pieces = source.chunks(entry.offset, entry.packed, size)
-    for piece in pieces if entry.stored else _inflate(pieces, entry, size):
+    for piece in pieces if entry.is_stored else _inflate(pieces, entry, size):
         total += len(piece)
         if total > entry.size:
-            _fault(f"the entry inflates to more than the {entry.size} bytes it declares", entry.name)
+            _raise_fault(f"the entry inflates to more than the {entry.size} bytes it declares", entry.name)
         crc = zlib.crc32(piece, crc)
         yield bytes(piece)
     if total != entry.size:
-        _fault(f"the entry holds {total} bytes, not the {entry.size} it declares", entry.name)
+        _raise_fault(f"the entry holds {total} bytes, not the {entry.size} it declares", entry.name)
     if entry.crc not in (0, crc):
-        _fault(f"the entry's checksum is {crc:08x}, not {entry.crc:08x}: the file is damaged", entry.name)
+        _raise_fault(f"the entry's checksum is {crc:08x}, not {entry.crc:08x}: the file is damaged", entry.name)
 
 
 def _inflate(pieces: Iterator[memoryview], entry: ZipEntry, size: int) -> Iterator[bytes]:
@@ -311,6 +311,6 @@ def _inflate(pieces: Iterator[memoryview], entry: ZipEntry, size: int) -> Iterat
         while not inflater.eof and (out := inflater.decompress(b"", size)):
             yield out
     except zlib.error as error:
-        _fault(f"the entry cannot be inflated: {error}", entry.name)
+        _raise_fault(f"the entry cannot be inflated: {error}", entry.name)
     if not inflater.eof or inflater.unused_data:
-        _fault("the entry's deflate stream does not end where the entry does", entry.name)
+        _raise_fault("the entry's deflate stream does not end where the entry does", entry.name)

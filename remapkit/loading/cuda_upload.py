@@ -14,7 +14,7 @@ from typing import Protocol, Self
 import torch
 
 from remapkit.files.source_file import Extent
-from remapkit.loading.sources import bytes_of, read_into
+from remapkit.loading.sources import read_into, view_bytes
 from remapkit.tensors.from_torch import DTYPES
 from remapkit.tensors.spec import TensorSpec
 
@@ -66,7 +66,7 @@ class _Stage:
 
     def __init__(self, size: int, pinned: bool) -> None:
         self.tensor = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
-        self.view = bytes_of(self.tensor)
+        self.view = view_bytes(self.tensor)
         self.used = 0
         self.free_after: Mark | None = None
 
@@ -86,14 +86,14 @@ class Upload:
         target = torch.empty(extent.length, dtype=torch.uint8, device=self._device)
         done = 0
         while done < extent.length:
-            stage, count = self._reserve(extent.length - done)
+            stage, count = self._reserve_stage(extent.length - done)
             start = stage.used - count
-            self._read(extent, done, stage.view[start : stage.used])
+            self._read_extent(extent, done, stage.view[start : stage.used])
             self._queue.copy(target[done : done + count], stage.tensor[start : stage.used])
             done += count
         return target.view(DTYPES[spec.dtype]).view(spec.shape)
 
-    def _reserve(self, wanted: int) -> tuple[_Stage, int]:
+    def _reserve_stage(self, wanted: int) -> tuple[_Stage, int]:
         """A stage with room, and how many bytes of it (its last used ones) are the caller's."""
         stage = self._stages[0]
         if stage.used == self._size:
@@ -107,7 +107,7 @@ class Upload:
         stage.used += count
         return stage, count
 
-    def _read(self, extent: Extent, done: int, view: memoryview) -> None:
+    def _read_extent(self, extent: Extent, done: int, view: memoryview) -> None:
         """Several readers at once: one alone is slower than the bus."""
         offset = extent.offset + done
         if len(view) <= _SLICE:

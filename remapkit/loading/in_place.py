@@ -26,7 +26,7 @@ class HeldName:
     held: torch.Tensor
 
 
-def places_of(root: nn.Module, staying: Iterable[torch.Tensor]) -> tuple[HeldName, ...]:
+def find_held_names(root: nn.Module, staying: Iterable[torch.Tensor]) -> tuple[HeldName, ...]:
     """Every name of these tensors, those outside the state dict too."""
     wanted = {id(tensor) for tensor in staying}
     return tuple(
@@ -38,7 +38,7 @@ def places_of(root: nn.Module, staying: Iterable[torch.Tensor]) -> tuple[HeldNam
     )
 
 
-def put_back(places: Sequence[HeldName]) -> list[Pair]:
+def restore_tensors(places: Sequence[HeldName]) -> list[Pair]:
     """Each tensor back under its name; gives what was put there meanwhile.
 
     A module whose own loading writes into its tensors has put nothing there, and one that took a name away, or made a
@@ -54,7 +54,7 @@ def put_back(places: Sequence[HeldName]) -> list[Pair]:
     return pairs
 
 
-def copy_into(pairs: Sequence[Pair]) -> None:
+def copy_values(pairs: Sequence[Pair]) -> None:
     """All at once: everything is in memory, on its device, in its dtype; one call, which no signal comes into."""
     for is_inference in (False, True):
         chosen = [pair for pair in pairs if pair[0].is_inference() == is_inference]
@@ -63,19 +63,19 @@ def copy_into(pairs: Sequence[Pair]) -> None:
                 torch._foreach_copy_([held for held, _ in chosen], [new for _, new in chosen])
 
 
-def writes_to_itself(tensor: torch.Tensor) -> bool:
+def has_shared_elements(tensor: torch.Tensor) -> bool:
     """Whether several elements are one place in memory, as `expand` makes them: they cannot take different values.
 
-    >>> writes_to_itself(torch.zeros(1).expand(3)), writes_to_itself(torch.zeros(3).t())
+    >>> has_shared_elements(torch.zeros(1).expand(3)), has_shared_elements(torch.zeros(3).t())
     (True, False)
     """
     return any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def merged(stretches: Iterable[MemoryRange]) -> list[MemoryRange]:
+def merge_ranges(stretches: Iterable[MemoryRange]) -> list[MemoryRange]:
     """The same bytes as stretches in order, of which no two have bytes in common.
 
-    >>> merged([("cpu", 4, 8), ("cpu", 0, 2), ("cpu", 5, 6), ("cpu", 7, 9), ("cpu", 3, 3)])
+    >>> merge_ranges([("cpu", 4, 8), ("cpu", 0, 2), ("cpu", 5, 6), ("cpu", 7, 9), ("cpu", 3, 3)])
     [('cpu', 0, 2), ('cpu', 4, 9)]
     """
     found: list[MemoryRange] = []
@@ -87,11 +87,11 @@ def merged(stretches: Iterable[MemoryRange]) -> list[MemoryRange]:
     return found
 
 
-def overlaps(one: MemoryRange, others: Sequence[MemoryRange]) -> bool:
-    """Whether a stretch of memory has bytes in common with one of the others, which are `merged`.
+def has_overlap(one: MemoryRange, others: Sequence[MemoryRange]) -> bool:
+    """Whether a stretch of memory has bytes in common with one of the others, which are `merge_ranges`.
 
     >>> others = [("cpu", 0, 2), ("cpu", 4, 9)]
-    >>> overlaps(("cpu", 2, 5), others), overlaps(("cpu", 2, 4), others)
+    >>> has_overlap(("cpu", 2, 5), others), has_overlap(("cpu", 2, 4), others)
     (True, False)
     """
     where, start, stop = one
@@ -99,14 +99,14 @@ def overlaps(one: MemoryRange, others: Sequence[MemoryRange]) -> bool:
     return before > 0 and others[before - 1][0] == where and start < others[before - 1][2]
 
 
-def sharing(named: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
+def find_shared_memory(named: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
     """Pairs of different tensors that have elements in common, as a transposed or a sliced parameter has them.
 
     One tensor under two names, and two views of the very same elements, are tied weights, not this. Tensors whose
     stretches of memory meet are marked element by element, so that the columns of one matrix are told from its rows.
 
     >>> whole = torch.zeros(4, 4)
-    >>> sharing({"a": whole, "b": whole.t()}), sharing({"a": whole[:, :2], "b": whole[:, 2:]})
+    >>> find_shared_memory({"a": whole, "b": whole.t()}), find_shared_memory({"a": whole[:, :2], "b": whole[:, 2:]})
     ([('a', 'b')], [])
     """
     found: list[tuple[str, str]] = []
@@ -124,7 +124,7 @@ def sharing(named: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
             for start, _, other in stretches[number + 1 :]:
                 if start >= stop:
                     break
-                if not _is_same_view(named[fqn], named[other]) and _meet(named[fqn], named[other]):
+                if not _is_same_view(named[fqn], named[other]) and _has_common_element(named[fqn], named[other]):
                     found.append((fqn, other))
     return found
 
@@ -138,7 +138,7 @@ def _is_same_view(one: torch.Tensor, other: torch.Tensor) -> bool:
     )
 
 
-def _meet(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _has_common_element(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two views of one storage have an element in common; of two dtypes it is taken for granted."""
     if one.dtype != other.dtype:
         return True

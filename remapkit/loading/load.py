@@ -16,20 +16,20 @@ from remapkit.compute.move_bytes import Run
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.wording import counted, named, sized
-from remapkit.files.errors import unreadable
+from remapkit.files.errors import make_unreadable
 from remapkit.formats.detect import open_checkpoint
 from remapkit.formats.reader import Reader
-from remapkit.loading.module import target_of, tensor_reason
+from remapkit.loading.module import explain_tensor_refusal, make_target
 from remapkit.loading.non_persistent import Factory, rebuilt
-from remapkit.loading.prepare import PLAIN_FLOATS, Dtype, LoadRequest, prepare
+from remapkit.loading.prepare import PLAIN_FLOATS, Dtype, LoadRequest, plan_load
 from remapkit.loading.sources import FileValues, MemoryValues, TensorValues
-from remapkit.loading.transfer import carry_out
+from remapkit.loading.transfer import execute_load
 from remapkit.plans.make import make_plan
 from remapkit.registry.load import load_rules
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
 from remapkit.rules.model import CompiledRules
-from remapkit.tensors.from_torch import DTYPES, header_of, no_tensors
+from remapkit.tensors.from_torch import DTYPES, explain_no_tensors, header_of
 from remapkit.tensors.spec import StateDictSpec
 
 _EXACT: Mapping[str, tuple[str, ...]] = {"F16": ("F32", "F64"), "BF16": ("F32", "F64"), "F32": ("F64",)}
@@ -82,7 +82,9 @@ class Loaded:
         parts = [f"{counted(self.tensors, 'tensor')} ({sized(self.nbytes)})"]
         parts += [f"{self.shared} without a copy"] if self.shared else []
         parts += [f"{self.copied} copied"] if self.copied else []
-        parts += [f"{number} cast {old} -> {new}{_loss(old, new)}" for (old, new), number in self.casts.items()]
+        parts += [
+            f"{number} cast {old} -> {new}{_describe_rounding(old, new)}" for (old, new), number in self.casts.items()
+        ]
         parts += [f"{counted(len(self.dropped), 'key')} dropped"] if self.dropped else []
         parts += [f"{counted(len(self.unexpected), 'unexpected key')} left out"] if self.unexpected else []
         parts += [f"{counted(len(self.missing), 'missing key')} kept as they were"] if self.missing else []
@@ -93,7 +95,7 @@ class Loaded:
         return f"{head}: {', '.join(parts)}{where}, {self.seconds:.3f} s"
 
 
-def _loss(old: str, new: str) -> str:
+def _describe_rounding(old: str, new: str) -> str:
     return "" if new in _EXACT.get(old, ()) else " (rounded)"
 
 
@@ -152,20 +154,20 @@ def load_into(
     (tensor([[3.]], grad_fn=<AddmmBackward0>), 2)
     """
     started = time.monotonic()
-    _check_kinds(model, ckpt, rules)
-    wanted = LoadRequest(_device(device), _dtype(dtype), requires_grad, copy, assign)
-    rule_set = _rules(rules)
-    target = target_of(model, assign)
+    _check_types(model, ckpt, rules)
+    wanted = LoadRequest(_resolve_device(device), _check_dtype(dtype), requires_grad, copy, assign)
+    rule_set = _resolve_rules(rules)
+    target = make_target(model, assign)
     _check_flags(model, requires_grad)
     with ExitStack() as stack:
-        source, values, notes = _open(ckpt, root, run, stack)
+        source, values, notes = _open_source(ckpt, root, run, stack)
         plan = make_plan(rule_set, source)
-        job = prepare(target, plan, values, wanted, strict, extra_state)
-        lost = target.lost()
+        job = plan_load(target, plan, values, wanted, strict, extra_state)
+        lost = target.find_meta_tensors()
         fills, unknown = rebuilt(target, lost, factory, buffers or {})
         if problems := (*job.problems, *unknown):
             raise FailedCheck(problems)
-        report = carry_out(job, values, wanted, fills)
+        report = execute_load(job, values, wanted, fills)
     if train is not None:
         model.train(train)
     return Loaded(
@@ -195,7 +197,7 @@ def _check_flags(model: nn.Module, requires_grad: bool | None) -> None:
     raise FailedCheck(Diagnostic("RK334", title, help=("leave requires_grad= out, or set it first and wrap then",)))
 
 
-def _device(device: torch.device | str | int | None) -> torch.device | None:
+def _resolve_device(device: torch.device | str | int | None) -> torch.device | None:
     if device is None:
         return None
     try:
@@ -210,7 +212,7 @@ def _device(device: torch.device | str | int | None) -> torch.device | None:
     return torch.device(found.type, torch.cuda.current_device()) if str(found) == "cuda" else found
 
 
-def _dtype(dtype: Dtype) -> Dtype:
+def _check_dtype(dtype: Dtype) -> Dtype:
     plain = [DTYPES[name] for name in PLAIN_FLOATS]
     if dtype is None or dtype == "model" or dtype in plain:
         return dtype
@@ -224,23 +226,29 @@ def _dtype(dtype: Dtype) -> Dtype:
     )
 
 
-def _check_kinds(model: object, ckpt: object, rules: object) -> None:
+def _check_types(model: object, ckpt: object, rules: object) -> None:
     """Say at once what was mixed up: the arguments change places easily."""
     if not isinstance(model, nn.Module):
-        what = f"the class {model.__name__}: build it first" if isinstance(model, type) else _a(model)
+        what = f"the class {model.__name__}: build it first" if isinstance(model, type) else _describe_type(model)
         raise TypeError(f"load_into(model, ckpt, rules): `model` is a torch.nn.Module, not {what}")
     if not isinstance(ckpt, str | Path | Mapping) and not hasattr(ckpt, "chunks"):
-        what = f"{_a(ckpt)}: call `.state_dict()` on it first" if isinstance(ckpt, nn.Module) else _a(ckpt)
+        what = (
+            f"{_describe_type(ckpt)}: call `.state_dict()` on it first"
+            if isinstance(ckpt, nn.Module)
+            else _describe_type(ckpt)
+        )
         raise TypeError(f"load_into(model, ckpt, rules): `ckpt` is a path, a reader or a state dict, not {what}")
     if rules is not None and not isinstance(rules, CompiledRules | str | Path):
-        raise TypeError(f"load_into(model, ckpt, rules): `rules` is a RuleSet, a name or a path, not {_a(rules)}")
+        raise TypeError(
+            f"load_into(model, ckpt, rules): `rules` is a RuleSet, a name or a path, not {_describe_type(rules)}"
+        )
 
 
-def _a(thing: object) -> str:
+def _describe_type(thing: object) -> str:
     return f"a {type(thing).__name__}"
 
 
-def _rules(rules: CompiledRules | str | Path | None) -> CompiledRules:
+def _resolve_rules(rules: CompiledRules | str | Path | None) -> CompiledRules:
     if isinstance(rules, CompiledRules):
         return rules
     if rules is None:
@@ -249,17 +257,21 @@ def _rules(rules: CompiledRules | str | Path | None) -> CompiledRules:
     return load_rules(rules)
 
 
-def _open(
+def _open_source(
     ckpt: str | Path | Reader | Mapping[str, Any], root: str | None, run: Run | None, stack: ExitStack
 ) -> tuple[StateDictSpec, TensorValues, tuple[Diagnostic, ...]]:
     if isinstance(ckpt, Mapping):
         if root not in (None, "", "."):
             raise UsageError(Diagnostic("RK632", f"root={root!r}: a state dict in memory has no wrappers"))
         tensors = {fqn: value for fqn, value in ckpt.items() if isinstance(value, torch.Tensor)}
-        _check_plain(tensors)
+        _check_plain_tensors(tensors)
         if ckpt and not tensors:
-            raise FailedCheck(no_tensors(ckpt))
-        return header_of(tensors, "a state dict in memory"), MemoryValues(tensors), tuple(_ignored(ckpt, tensors))
+            raise FailedCheck(explain_no_tensors(ckpt))
+        return (
+            header_of(tensors, "a state dict in memory"),
+            MemoryValues(tensors),
+            tuple(_note_ignored(ckpt, tensors)),
+        )
     if isinstance(ckpt, str | Path):
         reader = stack.enter_context(open_checkpoint(ckpt, root=root))
     else:
@@ -268,13 +280,13 @@ def _open(
             raise UsageError(Diagnostic("RK632", f"root={root!r}: the reader was opened under {reader.root!r}"))
     if reader.format == "manifest":
         title = "a manifest has no data to load, only names, dtypes and shapes"
-        raise unreadable("RK408", title, reader.path)
+        raise make_unreadable("RK408", title, reader.path)
     return reader.header(), FileValues(reader, run), reader.notes
 
 
-def _check_plain(state: Mapping[str, torch.Tensor]) -> None:
+def _check_plain_tensors(state: Mapping[str, torch.Tensor]) -> None:
     on_meta = [fqn for fqn, value in state.items() if value.is_meta]
-    odd = {fqn: reason[0] for fqn, value in state.items() if (reason := tensor_reason(value))}
+    odd = {fqn: reason[0] for fqn, value in state.items() if (reason := explain_tensor_refusal(value))}
     problems = []
     if on_meta:
         title = f"{counted(len(on_meta), 'tensor')} of the state dict on meta: there is no data to load"
@@ -287,7 +299,7 @@ def _check_plain(state: Mapping[str, torch.Tensor]) -> None:
         raise FailedCheck(problems)
 
 
-def _ignored(state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Iterator[Diagnostic]:
+def _note_ignored(state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Iterator[Diagnostic]:
     others = [str(key) for key in state if key not in tensors]
     if others:
         title = f"{counted(len(others), 'entry').replace('entrys', 'entries')} beside the tensors ignored"

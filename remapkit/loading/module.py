@@ -19,9 +19,9 @@ from torch import nn
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import named
-from remapkit.loading.in_place import copy_into, places_of, put_back
+from remapkit.loading.in_place import copy_values, find_held_names, restore_tensors
 from remapkit.tensors.from_torch import header_of
-from remapkit.tensors.spec import StateDictSpec, leaf
+from remapkit.tensors.spec import StateDictSpec, get_leaf
 
 _INTERNAL = frozenset(vars(nn.Module()))
 _COMPILED = "_orig_mod"
@@ -46,7 +46,7 @@ class NonPersistent:
     kind: str
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """For messages."""
         kinds = {"parameter": "a parameter outside the state dict", "buffer": "a non-persistent buffer"}
         return f"{self.fqn}  ({kinds.get(self.kind, 'a plain attribute')})"
@@ -64,22 +64,22 @@ class LoadTarget:
     """Whether some parameter is on meta still."""
 
     @property
-    def covered(self) -> frozenset[int]:
+    def covered_ids(self) -> frozenset[int]:
         """The identities of the tensors that the slots hold."""
         return frozenset(id(slot.value) for slot in self.slots.values())
 
-    def lost(self) -> tuple[NonPersistent, ...]:
+    def find_meta_tensors(self) -> tuple[NonPersistent, ...]:
         """What is on meta beside the slots."""
-        return tuple(_lost(self.module, self.covered))
+        return tuple(_find_meta_tensors(self.module, self.covered_ids))
 
 
-def unwrap(model: nn.Module, assign: bool = False) -> nn.Module:
+def unwrap_module(model: nn.Module, assign: bool = False) -> nn.Module:
     """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`; loading it is loading them.
 
     The last one holds on to the tensors that it was built with: it is left where these are to be replaced.
 
     >>> layer = nn.Linear(2, 2)
-    >>> unwrap(nn.DataParallel(layer)) is layer
+    >>> unwrap_module(nn.DataParallel(layer)) is layer
     True
     """
     while True:
@@ -101,33 +101,35 @@ def _is_distributed(module: nn.Module) -> bool:
     return isinstance(module, nn.parallel.DistributedDataParallel)
 
 
-def target_of(model: nn.Module, assign: bool = False) -> LoadTarget:
+def make_target(model: nn.Module, assign: bool = False) -> LoadTarget:
     """The module as a target; raises `FailedCheck` (RK324) for one whose tensors are not plain ones.
 
     With `assign`, also for one that something holds on to: every tensor of it will be replaced.
     """
-    module = unwrap(model, assign)
-    if problems := list(_unsupported(module, assign)):
+    module = unwrap_module(model, assign)
+    if problems := list(_find_unsupported(module, assign)):
         raise FailedCheck(problems)
     state = module.state_dict(keep_vars=True)
     compiled = {f"{fqn}.{_COMPILED}." for fqn, each in module.named_modules() if fqn and _is_compiled(each)}
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    slots = {_without(key, compiled): ModuleSlot(key, value) for key, value in tensors.items()}
+    slots = {_remove_compiled_prefix(key, compiled): ModuleSlot(key, value) for key, value in tensors.items()}
     header = header_of({fqn: slot.value for fqn, slot in slots.items()}, name=type(module).__name__)
     others = [key for key in state if key not in tensors]
-    packed = [key for key in others if leaf(key) != _EXTRA]
+    packed = [key for key in others if get_leaf(key) != _EXTRA]
     if packed:
-        title = f"{_entries(packed)} of the state dict of {header.name} no tensor: what it packs cannot be assigned"
-        raise FailedCheck(_refused(title, packed, "load it with its own load_state_dict"))
+        title = (
+            f"{_count_entries(packed)} of the state dict of {header.name} no tensor: what it packs cannot be assigned"
+        )
+        raise FailedCheck(_diagnose_refusal(title, packed, "load it with its own load_state_dict"))
     is_being_built = any(parameter.is_meta for parameter in module.parameters())
     return LoadTarget(module, header, slots, tuple(others), is_being_built)
 
 
-def _entries(keys: Sequence[str]) -> str:
+def _count_entries(keys: Sequence[str]) -> str:
     return "1 entry is" if len(keys) == 1 else f"{len(keys)} entries are"
 
 
-def _without(key: str, compiled: set[str]) -> str:
+def _remove_compiled_prefix(key: str, compiled: set[str]) -> str:
     """The key without what `torch.compile` puts into it for a submodule."""
     for prefix in sorted(compiled, key=len, reverse=True):
         if key.startswith(prefix):
@@ -138,23 +140,25 @@ def _without(key: str, compiled: set[str]) -> str:
 # ---------------------------------------------------------------------------------------------- what is refused
 
 
-def _unsupported(module: nn.Module, assign: bool) -> Iterator[Diagnostic]:
+def _find_unsupported(module: nn.Module, assign: bool) -> Iterator[Diagnostic]:
     found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for fqn, each in module.named_modules():
-        if reason := _module_reason(each, assign):
+        if reason := _explain_module_refusal(each, assign):
             found[reason].append(fqn or type(each).__name__)
         for name, value in (*each._parameters.items(), *each._buffers.items()):
-            if value is not None and (reason := tensor_reason(value) or _hooks_reason(value, assign)):
+            if value is not None and (
+                reason := explain_tensor_refusal(value) or _explain_hooks_refusal(value, assign)
+            ):
                 found[reason].append(f"{fqn}.{name}" if fqn else name)
     for (title, help), fqns in found.items():
-        yield _refused(title, fqns, help)
+        yield _diagnose_refusal(title, fqns, help)
 
 
-def _refused(title: str, fqns: Sequence[str], help: str) -> Diagnostic:
+def _diagnose_refusal(title: str, fqns: Sequence[str], help: str) -> Diagnostic:
     return Diagnostic("RK324", title, notes=(named(fqns),), help=(help,), values={"names": list(fqns)})
 
 
-def _module_reason(module: nn.Module, assign: bool) -> tuple[str, str] | None:
+def _explain_module_refusal(module: nn.Module, assign: bool) -> tuple[str, str] | None:
     kind = type(module)
     if assign and _is_distributed(module):
         help = "load first, wrap then; or leave assign=True out, and the values are copied into them"
@@ -168,7 +172,7 @@ def _module_reason(module: nn.Module, assign: bool) -> tuple[str, str] | None:
     return None
 
 
-def tensor_reason(value: torch.Tensor) -> tuple[str, str] | None:
+def explain_tensor_refusal(value: torch.Tensor) -> tuple[str, str] | None:
     kind = type(value)
     if nn.parameter.is_lazy(value):
         return "lazy parameters have no shape yet", "run the module once on a batch, then load"
@@ -181,7 +185,7 @@ def tensor_reason(value: torch.Tensor) -> tuple[str, str] | None:
     return None
 
 
-def _hooks_reason(value: torch.Tensor, assign: bool) -> tuple[str, str] | None:
+def _explain_hooks_refusal(value: torch.Tensor, assign: bool) -> tuple[str, str] | None:
     hooks = value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None)
     if hooks and (assign or value.is_meta):
         return "hooks on a parameter would be lost with it", "load first, register hooks then"
@@ -191,18 +195,18 @@ def _hooks_reason(value: torch.Tensor, assign: bool) -> tuple[str, str] | None:
 # ------------------------------------------------------------------------------------------- what would be left
 
 
-def _lost(module: nn.Module, covered: frozenset[int]) -> Iterator[NonPersistent]:
+def _find_meta_tensors(module: nn.Module, covered: frozenset[int]) -> Iterator[NonPersistent]:
     for owner, each in module.named_modules():
         prefix = f"{owner}." if owner else ""
-        for name, value in _values(each):
-            if _is_left(value, covered):
+        for name, value in _list_values(each):
+            if _has_meta_tensors(value, covered):
                 kind = "parameter" if name in each._parameters else "buffer" if name in each._buffers else "attribute"
                 yield NonPersistent(prefix + name, owner, name, kind)
 
 
-def _values(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def _list_values(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Everything of one module that can hold tensors: parameters, buffers, and what it keeps as plain attributes."""
-    computed = {hook.name for hook in _reparametrisations(module)}
+    computed = {hook.name for hook in _find_reparametrizations(module)}
     yield from module._parameters.items()
     yield from module._buffers.items()
     for name, value in vars(module).items():
@@ -210,7 +214,7 @@ def _values(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+def find_tensors(value: Any) -> Iterator[torch.Tensor]:
     """The tensors of an attribute: itself, or what a list, tuple or dict holds."""
     if isinstance(value, torch.Tensor):
         yield value
@@ -220,11 +224,11 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
         yield from (each for each in value.values() if isinstance(each, torch.Tensor))
 
 
-def _is_left(value: Any, covered: frozenset[int]) -> bool:
-    return any(each.is_meta and id(each) not in covered for each in tensors_in(value))
+def _has_meta_tensors(value: Any, covered: frozenset[int]) -> bool:
+    return any(each.is_meta and id(each) not in covered for each in find_tensors(value))
 
 
-def _reparametrisations(module: nn.Module) -> list[Any]:
+def _find_reparametrizations(module: nn.Module) -> list[Any]:
     """The old weight_norm and spectral_norm: hooks that compute a plain attribute before every forward."""
     kinds = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
     return [hook for hook in module._forward_pre_hooks.values() if type(hook).__module__ in kinds]
@@ -255,10 +259,10 @@ def assign(
 
     Raises `FailedCheck` (RK327) with what the module's own loading said, or with what it left on meta.
     """
-    with _undone_on_error(target.module), _plain_assignment():
-        places = places_of(target.module, [target.slots[fqn].value for fqn in staying])
+    with _undo_on_error(target.module), _disable_swapping():
+        places = find_held_names(target.module, [target.slots[fqn].value for fqn in staying])
         try:
-            _load(target, tensors)
+            _load_state(target, tensors)
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
             title = f"{target.header.name} refused its state dict; it is as it was before"
@@ -267,17 +271,17 @@ def assign(
             owner = target.module.get_submodule(fill.owner)
             held = owner._buffers if fill.name in owner._buffers else vars(owner)
             held[fill.name] = fill.value
-        _follow(target.module, {id(target.slots[fqn].value): tensor for fqn, tensor in tensors.items()})
-        _recompute(target.module)
-        if left := tuple(_lost(target.module, frozenset())):
+        _retie_tensors(target.module, {id(target.slots[fqn].value): tensor for fqn, tensor in tensors.items()})
+        _recompute_weights(target.module)
+        if left := tuple(_find_meta_tensors(target.module, frozenset())):
             title = f"the hooks of {target.header.name} left tensors on meta; it is as it was before"
-            raise FailedCheck(Diagnostic("RK327", title, notes=(named([each.words for each in left]),)))
-        pairs = put_back(places)
-        _follow(target.module, {id(new): old for old, new in pairs})
-        copy_into(pairs)
+            raise FailedCheck(Diagnostic("RK327", title, notes=(named([each.description for each in left]),)))
+        pairs = restore_tensors(places)
+        _retie_tensors(target.module, {id(new): old for old, new in pairs})
+        copy_values(pairs)
 
 
-def _load(target: LoadTarget, tensors: Mapping[str, torch.Tensor]) -> None:
+def _load_state(target: LoadTarget, tensors: Mapping[str, torch.Tensor]) -> None:
     state: OrderedDict[str, torch.Tensor] = OrderedDict(
         (target.slots[fqn].key, tensor) for fqn, tensor in tensors.items()
     )
@@ -290,7 +294,7 @@ def _load(target: LoadTarget, tensors: Mapping[str, torch.Tensor]) -> None:
         raise RuntimeError(f"not taken: {', '.join(wrong)}")
 
 
-def _follow(root: nn.Module, now: Mapping[int, torch.Tensor]) -> None:
+def _retie_tensors(root: nn.Module, now: Mapping[int, torch.Tensor]) -> None:
     """Names outside the state dict, and plain attributes, that were the same tensor go on being the same tensor."""
     for module in root.modules():
         for held in (module._parameters, module._buffers):
@@ -298,11 +302,11 @@ def _follow(root: nn.Module, now: Mapping[int, torch.Tensor]) -> None:
                 if id(value) in now:
                     held[name] = now[id(value)]  # type: ignore[assignment]
         for name, value in list(vars(module).items()):
-            if name not in _INTERNAL and any(id(each) in now for each in tensors_in(value)):
-                _replace(module, name, value, now)
+            if name not in _INTERNAL and any(id(each) in now for each in find_tensors(value)):
+                _replace_value(module, name, value, now)
 
 
-def _replace(module: nn.Module, name: str, value: Any, now: Mapping[int, torch.Tensor]) -> None:
+def _replace_value(module: nn.Module, name: str, value: Any, now: Mapping[int, torch.Tensor]) -> None:
     if isinstance(value, torch.Tensor):
         vars(module)[name] = now[id(value)]
     elif isinstance(value, list):
@@ -313,18 +317,18 @@ def _replace(module: nn.Module, name: str, value: Any, now: Mapping[int, torch.T
         value.update({key: now.get(id(each), each) for key, each in value.items()})
 
 
-def _recompute(module: nn.Module) -> None:
+def _recompute_weights(module: nn.Module) -> None:
     """What the old weight_norm and spectral_norm compute from their parameters before a forward, computed now."""
     with torch.no_grad():
         for each in module.modules():
-            for hook in _reparametrisations(each):
+            for hook in _find_reparametrizations(each):
                 power = {"do_power_iteration": False} if "spectral" in type(hook).__module__ else {}
                 setattr(each, hook.name, hook.compute_weight(each, **power))
 
 
 @contextmanager
-def _undone_on_error(module: nn.Module) -> Iterator[None]:
-    before = [(each, dict(vars(each)), _copies(each)) for each in module.modules()]
+def _undo_on_error(module: nn.Module) -> Iterator[None]:
+    before = [(each, dict(vars(each)), _copy_tables(each)) for each in module.modules()]
     try:
         yield
     except BaseException:
@@ -341,18 +345,18 @@ def _undone_on_error(module: nn.Module) -> Iterator[None]:
         raise
 
 
-def _copies(module: nn.Module) -> dict[str, Any]:
+def _copy_tables(module: nn.Module) -> dict[str, Any]:
     """What is changed in place: the tables of parameters and buffers, and lists and dicts of tensors."""
     return {
         name: value.copy()
         for name, value in vars(module).items()
         if name in ("_parameters", "_buffers")
-        or (name not in _INTERNAL and type(value) in (list, dict) and next(tensors_in(value), None) is not None)
+        or (name not in _INTERNAL and type(value) in (list, dict) and next(find_tensors(value), None) is not None)
     }
 
 
 @contextmanager
-def _plain_assignment() -> Iterator[None]:
+def _disable_swapping() -> Iterator[None]:
     """Without swapping: a tensor under two names would be swapped twice, back to what it was."""
     swap = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(False)

@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import named
-from remapkit.loading.module import LoadTarget, NonPersistent, SuppliedValue, target_of
+from remapkit.loading.module import LoadTarget, NonPersistent, SuppliedValue, make_target
 
 Factory = Callable[[], nn.Module]
 
@@ -31,10 +31,10 @@ def rebuilt(
     """A value for everything that was lost, in host memory, and a problem where there is none."""
     needed = {each.fqn for each in lost}
     if unknown := [fqn for fqn in buffers if fqn not in needed]:
-        title = f"{target.header.name} does not need {_count(unknown)}: no such value is on meta"
-        return [], [_problem(title, unknown)]
+        title = f"{target.header.name} does not need {_count_values(unknown)}: no such value is on meta"
+        return [], [_make_problem(title, unknown)]
     fills = [SuppliedValue(each.owner, each.name, buffers[each.fqn].detach()) for each in lost if each.fqn in buffers]
-    problems = [*_misfits(target, [each for each in lost if each.fqn in buffers], fills)]
+    problems = [*_find_misfits(target, [each for each in lost if each.fqn in buffers], fills)]
     twins = _Twins(target, factory)
     without = []
     for each in lost:
@@ -45,24 +45,24 @@ def rebuilt(
             else:
                 fills.append(SuppliedValue(each.owner, each.name, found))
     if without:
-        problems.append(_nobody_knows(target, without, twins.said))
+        problems.append(_diagnose_lost_values(target, without, twins.said))
     return fills, problems
 
 
-def _count(fqns: Sequence[Any]) -> str:
+def _count_values(fqns: Sequence[Any]) -> str:
     return "a value" if len(fqns) == 1 else f"{len(fqns)} values"
 
 
-def _problem(title: str, fqns: Sequence[str], *help: str, said: Sequence[str] = ()) -> Diagnostic:
+def _make_problem(title: str, fqns: Sequence[str], *help: str, said: Sequence[str] = ()) -> Diagnostic:
     return Diagnostic("RK323", title, notes=(named(fqns), *said), help=help, values={"names": list(fqns)})
 
 
-def _nobody_knows(target: LoadTarget, lost: Sequence[NonPersistent], said: Sequence[str]) -> Diagnostic:
+def _diagnose_lost_values(target: LoadTarget, lost: Sequence[NonPersistent], said: Sequence[str]) -> Diagnostic:
     them = "it" if len(lost) == 1 else "them"
     return Diagnostic(
         "RK323",
-        f"{_count(lost)} of {target.header.name} would be left on meta: no checkpoint has {them}",
-        notes=(named([each.words for each in lost]), *said),
+        f"{_count_values(lost)} of {target.header.name} would be left on meta: no checkpoint has {them}",
+        notes=(named([each.description for each in lost]), *said),
         help=(
             f"factory=lambda: {target.header.name}(...) builds the module as you did, and takes just these from it",
             "or give them: buffers={fqn: tensor}; or register them as persistent buffers",
@@ -71,18 +71,18 @@ def _nobody_knows(target: LoadTarget, lost: Sequence[NonPersistent], said: Seque
     )
 
 
-def _misfits(
+def _find_misfits(
     target: LoadTarget, lost: Sequence[NonPersistent], fills: Sequence[SuppliedValue]
 ) -> Iterator[Diagnostic]:
     for each, fill in zip(lost, fills, strict=True):
-        wanted = _held(target.module.get_submodule(each.owner), each.name)
+        wanted = _read_value(target.module.get_submodule(each.owner), each.name)
         if not isinstance(wanted, torch.Tensor) or wanted.shape != fill.value.shape or fill.value.is_meta:
             shape = list(wanted.shape) if isinstance(wanted, torch.Tensor) else "no tensor"
             given = "on meta" if fill.value.is_meta else f"shape {list(fill.value.shape)}"
-            yield _problem(f"buffers[{each.fqn!r}] is {given}, the module has {shape}", [each.fqn])
+            yield _make_problem(f"buffers[{each.fqn!r}] is {given}, the module has {shape}", [each.fqn])
 
 
-def _held(module: nn.Module, name: str) -> Any:
+def _read_value(module: nn.Module, name: str) -> Any:
     return module._buffers[name] if name in module._buffers else vars(module).get(name)
 
 
@@ -91,52 +91,52 @@ class _Twins:
 
     def __init__(self, target: LoadTarget, factory: Factory | None) -> None:
         self._module = target.module
-        self._covered = target.covered
+        self._covered = target.covered_ids
         self._factory = factory
         self._built: dict[str, nn.Module | None] = {}
         self.said: list[str] = []
 
     def value(self, lost: NonPersistent) -> Any | None:
         """What the twin of a module around `lost` has in its place; None where no twin fits."""
-        for fqn in _around(lost.owner):
-            twin = self._twin(fqn)
+        for fqn in _list_ancestors(lost.owner):
+            twin = self._find_twin(fqn)
             if twin is not None:
                 inside = lost.owner.removeprefix(fqn).removeprefix(".")
                 owner = self._module.get_submodule(lost.owner)
-                found = _fitting(owner, twin.get_submodule(inside), lost, self._covered)
+                found = _find_fitting_value(owner, twin.get_submodule(inside), lost, self._covered)
                 if found is not None:
                     return found
         return None
 
-    def _twin(self, fqn: str) -> nn.Module | None:
+    def _find_twin(self, fqn: str) -> nn.Module | None:
         if fqn not in self._built:
             module = self._module.get_submodule(fqn)
-            factory = self._factory if self._factory and not fqn else _known_factory(module)
-            self._built[fqn] = self._build(module, factory) if factory else None
+            factory = self._factory if self._factory and not fqn else _find_factory(module)
+            self._built[fqn] = self._build_twin(module, factory) if factory else None
         return self._built[fqn]
 
-    def _build(self, module: nn.Module, factory: Factory) -> nn.Module | None:
+    def _build_twin(self, module: nn.Module, factory: Factory) -> nn.Module | None:
         name = type(module).__name__
         try:
             twin = build_without_parameters(factory)
         except Exception as error:
             self.said.append(f"building {name} once more failed: {type(error).__name__}: {error}")
             return None
-        difference = _difference(module, twin)
+        difference = _describe_difference(module, twin)
         if difference:
             self.said.append(f"{name} built once more is another module: {difference}")
             return None
-        return target_of(twin).module
+        return make_target(twin).module
 
 
-def _around(owner: str) -> Iterator[str]:
+def _list_ancestors(owner: str) -> Iterator[str]:
     """The modules around an owner, outermost first, and the owner itself."""
     parts = owner.split(".") if owner else []
     for depth in range(len(parts) + 1):
         yield ".".join(parts[:depth])
 
 
-def _known_factory(module: nn.Module) -> Factory | None:
+def _find_factory(module: nn.Module) -> Factory | None:
     """How transformers and diffusers build a model from the config that it carries: as their own loading does."""
     kind, config = type(module), getattr(module, "config", None)
     config_class = getattr(kind, "config_class", None)
@@ -157,12 +157,12 @@ def build_without_parameters(factory: Factory) -> nn.Module:
     >>> twin.weight.is_meta, twin.running_var
     (True, tensor([1., 1., 1.]))
     """
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _parameters_on_meta():
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _keep_parameters_on_meta():
         return factory()
 
 
 @contextmanager
-def _parameters_on_meta() -> Iterator[None]:
+def _keep_parameters_on_meta() -> Iterator[None]:
     here = threading.get_ident()
 
     def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
@@ -178,11 +178,11 @@ def _parameters_on_meta() -> Iterator[None]:
         handle.remove()
 
 
-def _difference(module: nn.Module, twin: Any) -> str:
+def _describe_difference(module: nn.Module, twin: Any) -> str:
     if not isinstance(twin, nn.Module):
         return f"the factory gave a {type(twin).__name__}"
     try:
-        wanted, found = target_of(module).header, target_of(twin).header
+        wanted, found = make_target(module).header, make_target(twin).header
     except FailedCheck as error:
         return error.diagnostics[0].title
     for fqn in dict.fromkeys((*wanted, *found)):
@@ -193,22 +193,24 @@ def _difference(module: nn.Module, twin: Any) -> str:
     return ""
 
 
-def _fitting(module: nn.Module, twin: nn.Module, lost: NonPersistent, covered: frozenset[int]) -> Any | None:
+def _find_fitting_value(
+    module: nn.Module, twin: nn.Module, lost: NonPersistent, covered: frozenset[int]
+) -> Any | None:
     """The twin's value, in the dtype that the module was built with; None where it does not fit or is no value."""
-    wanted, found = _held(module, lost.name), _held(twin, lost.name)
+    wanted, found = _read_value(module, lost.name), _read_value(twin, lost.name)
     if lost.kind == "parameter" or type(wanted) is not type(found):
         return None
     try:
         if isinstance(wanted, dict):
-            return {key: _taken(each, found[key], covered) for key, each in wanted.items()}
+            return {key: _take_value(each, found[key], covered) for key, each in wanted.items()}
         if isinstance(wanted, list | tuple):
-            return type(wanted)(_taken(*pair, covered) for pair in zip(wanted, found, strict=True))
-        return _taken(wanted, found, covered)
+            return type(wanted)(_take_value(*pair, covered) for pair in zip(wanted, found, strict=True))
+        return _take_value(wanted, found, covered)
     except (KeyError, ValueError):
         return None
 
 
-def _taken(ours: Any, theirs: Any, covered: frozenset[int]) -> Any:
+def _take_value(ours: Any, theirs: Any, covered: frozenset[int]) -> Any:
     """The twin's tensor where ours has no data and no checkpoint brings it; `ValueError` where it is unlike."""
     if not isinstance(ours, torch.Tensor) or not ours.is_meta or id(ours) in covered:
         return ours

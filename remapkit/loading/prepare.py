@@ -11,9 +11,9 @@ from torch import nn
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.wording import counted, named
-from remapkit.loading.in_place import merged, overlaps, sharing, writes_to_itself
+from remapkit.loading.in_place import find_shared_memory, has_overlap, has_shared_elements, merge_ranges
 from remapkit.loading.module import LoadTarget
-from remapkit.loading.sources import TensorValues, overlapping, same_bytes, stretch
+from remapkit.loading.sources import TensorValues, find_overlapping_targets, has_same_bytes, locate_tensor
 from remapkit.plans.check import Check, make_check
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
@@ -70,7 +70,7 @@ class LoadPlan:
         return replace(self.check, dtype_mismatches=left).notes
 
 
-def prepare(
+def plan_load(
     target: LoadTarget, plan: ResolvedPlan, values: TensorValues, wanted: LoadRequest, strict: bool, extra_state: str
 ) -> LoadPlan:
     """What is to be done, and everything that speaks against it. Reads no data but that of tied names."""
@@ -78,23 +78,23 @@ def prepare(
     problems = list(check.problems)
     if not strict:
         problems = [each for each in problems if each.code not in ("RK310", "RK311")]
-        problems += _missing_on_meta(target, check)
+        problems += _diagnose_missing_on_meta(target, check)
     if extra_state != "keep":
-        problems += _extra_states(target)
+        problems += _diagnose_extra_states(target)
     wrong = {each.target for each in check.shape_mismatches}
     moves = {m.target: m for m in check.plan.moves if m.target in target.header and m.target not in wrong}
-    problems += _dtype_problems(moves, target, wanted)
-    problems += _copy_problems(moves, target, wanted)
+    problems += _diagnose_dtypes(moves, target, wanted)
+    problems += _diagnose_copies(moves, target, wanted)
     units: tuple[Assignment, ...] = ()
     if not problems:
-        problems += _torn_ties(moves, target, values)
-        units = tuple(_units(moves, target, values, wanted))
+        problems += _diagnose_torn_ties(moves, target, values)
+        units = tuple(_make_assignments(moves, target, values, wanted))
     brought = {fqn for unit in units for fqn in unit.targets}
     kept = tuple(fqn for fqn in target.header if fqn not in brought)
     return LoadPlan(target, check, units, kept, tuple(problems))
 
 
-def _missing_on_meta(target: LoadTarget, check: Check) -> list[Diagnostic]:
+def _diagnose_missing_on_meta(target: LoadTarget, check: Check) -> list[Diagnostic]:
     lacking = [fqn for fqn in check.missing_keys if target.slots[fqn].value.is_meta]
     if not lacking:
         return []
@@ -103,7 +103,7 @@ def _missing_on_meta(target: LoadTarget, check: Check) -> list[Diagnostic]:
     return [Diagnostic("RK310", title, (), (help,), (named(lacking),), values={"missing_keys": lacking})]
 
 
-def _extra_states(target: LoadTarget) -> list[Diagnostic]:
+def _diagnose_extra_states(target: LoadTarget) -> list[Diagnostic]:
     if not target.extra:
         return []
     keep = "keeps" if len(target.extra) == 1 else "keep"
@@ -112,7 +112,7 @@ def _extra_states(target: LoadTarget) -> list[Diagnostic]:
     return [Diagnostic("RK325", title, (), (help,), (named(target.extra),), values={"names": list(target.extra)})]
 
 
-def _kind(dtype: str) -> str:
+def _name_kind(dtype: str) -> str:
     if dtype in PLAIN_FLOATS:
         return "floats"
     if dtype.startswith("F"):
@@ -120,17 +120,18 @@ def _kind(dtype: str) -> str:
     return "bools" if dtype == "BOOL" else "complex numbers" if dtype.startswith("C") else "integers"
 
 
-def _dtype_problems(moves: Mapping[str, Move], target: LoadTarget, wanted: LoadRequest) -> Iterator[Diagnostic]:
+def _diagnose_dtypes(moves: Mapping[str, Move], target: LoadTarget, wanted: LoadRequest) -> Iterator[Diagnostic]:
     unknown = [fqn for fqn, move in moves.items() if move.spec.dtype not in DTYPES]
     if unknown:
         names = ", ".join(sorted({moves[fqn].spec.dtype for fqn in unknown}))
         title = f"torch has no dtype for {names}: {counted(len(unknown), 'tensor')} cannot be loaded"
         yield Diagnostic("RK321", title, notes=(named(unknown),), values={"names": unknown})
     pairs = {fqn: (move.spec.dtype, target.header[fqn].dtype) for fqn, move in moves.items() if fqn not in unknown}
-    crossed = {fqn: pair for fqn, pair in pairs.items() if _kind(pair[0]) != _kind(pair[1])}
+    crossed = {fqn: pair for fqn, pair in pairs.items() if _name_kind(pair[0]) != _name_kind(pair[1])}
     if crossed:
         lines = [
-            f"{fqn}: the checkpoint brings {old} ({_kind(old)}), {target.header.name} holds {new} ({_kind(new)})"
+            f"{fqn}: the checkpoint brings {old} ({_name_kind(old)}), "
+            f"{target.header.name} holds {new} ({_name_kind(new)})"
             for fqn, (old, new) in crossed.items()
         ]
         title = f"{counted(len(crossed), 'tensor')} of another kind of number than the model holds: that is no cast"
@@ -145,7 +146,7 @@ def _dtype_problems(moves: Mapping[str, Move], target: LoadTarget, wanted: LoadR
         yield Diagnostic("RK326", title, (), (help,), (named(small),), values={"names": small})
 
 
-def _groups(moves: Mapping[str, Move], target: LoadTarget) -> Iterator[tuple[str, ...]]:
+def _list_tied_groups(moves: Mapping[str, Move], target: LoadTarget) -> Iterator[tuple[str, ...]]:
     """The names of the model that are one tensor, wherever the checkpoint brings one of them."""
     tied = {fqn: group for group in target.header.tied for fqn in group}
     for fqn in moves:
@@ -154,20 +155,20 @@ def _groups(moves: Mapping[str, Move], target: LoadTarget) -> Iterator[tuple[str
             yield group
 
 
-def _torn_ties(moves: Mapping[str, Move], target: LoadTarget, values: TensorValues) -> Iterator[Diagnostic]:
+def _diagnose_torn_ties(moves: Mapping[str, Move], target: LoadTarget, values: TensorValues) -> Iterator[Diagnostic]:
     """Names that the model holds as one tensor, and that the checkpoint brings with different values."""
-    for group in _groups(moves, target):
+    for group in _list_tied_groups(moves, target):
         first, *others = (moves[fqn] for fqn in group if fqn in moves)
         for other in others:
             if values.place(first) is not None and values.place(first) == values.place(other):
                 continue
-            if same_bytes(values.tensor(first).tensor, values.tensor(other).tensor):
+            if has_same_bytes(values.tensor(first).tensor, values.tensor(other).tensor):
                 continue
-            yield _torn(first, other, target.header.name)
+            yield _describe_torn_tie(first, other, target.header.name)
             break
 
 
-def _torn(first: Move, other: Move, model: str) -> Diagnostic:
+def _describe_torn_tie(first: Move, other: Move, model: str) -> Diagnostic:
     title = f"{first.target} and {other.target} are one tensor in {model}, but two in the checkpoint"
     lines = [f"{move.target} is {move.spec} from {', '.join(move.sources)}" for move in (first, other)]
     help = ("build the model untied, or drop one of the two keys by name",)
@@ -177,7 +178,7 @@ def _torn(first: Move, other: Move, model: str) -> Diagnostic:
 # ------------------------------------------------------------------------------------- tensors that the module keeps
 
 
-def stays(held: torch.Tensor, target: LoadTarget, wanted: LoadRequest) -> bool:
+def is_filled_in_place(held: torch.Tensor, target: LoadTarget, wanted: LoadRequest) -> bool:
     """Whether this tensor of the module takes the values, rather than make way for a new one.
 
     Parameters that have memory do: optimizers and others hold on to them. Buffers too, but in a module that is being
@@ -195,9 +196,9 @@ def stays(held: torch.Tensor, target: LoadTarget, wanted: LoadRequest) -> bool:
 _PLAIN = frozenset(DTYPES[name] for name in PLAIN_FLOATS)
 
 
-def _copy_problems(moves: Mapping[str, Move], target: LoadTarget, wanted: LoadRequest) -> Iterator[Diagnostic]:
+def _diagnose_copies(moves: Mapping[str, Move], target: LoadTarget, wanted: LoadRequest) -> Iterator[Diagnostic]:
     """Tensors that stay, and cannot take what they are to be given."""
-    staying = {fqn: held for fqn in moves if stays(held := target.slots[fqn].value, target, wanted)}
+    staying = {fqn: held for fqn in moves if is_filled_in_place(held := target.slots[fqn].value, target, wanted)}
     brought = {fqn: moves[fqn].spec.dtype for fqn in staying if moves[fqn].spec.dtype in DTYPES}
     asked = wanted.dtype
     recast = [
@@ -211,23 +212,25 @@ def _copy_problems(moves: Mapping[str, Move], target: LoadTarget, wanted: LoadRe
         title = f"dtype={asked}, but {name} holds {counted(len(recast), 'tensor')} of another dtype"
         help = f"call model.to({asked}) first, leave dtype= out to cast to what the model holds, or pass assign=True"
         yield Diagnostic("RK330", title, (), (help,), (named(lines),), values={"names": recast})
-    if elsewhere := _elsewhere(target, wanted):
+    if elsewhere := _find_misplaced(target, wanted):
         lines = [f"{fqn} is on {device}" for fqn, device in elsewhere.items()]
         title = f"device={str(wanted.device)!r}, but {name} has {counted(len(elsewhere), 'tensor')} elsewhere"
         help = f"call model.to({str(wanted.device)!r}) first, leave device= out, or pass assign=True"
         yield Diagnostic("RK331", title, (), (help,), (named(lines),), values={"names": list(elsewhere)})
-    if expanded := [fqn for fqn, held in staying.items() if writes_to_itself(held)]:
+    if expanded := [fqn for fqn, held in staying.items() if has_shared_elements(held)]:
         title = f"{counted(len(expanded), 'tensor')} of {name} cannot be copied into: elements share their memory"
         help = "assign=True replaces them; or give them memory of their own, with clone()"
         yield Diagnostic("RK332", title, (), (help,), (named(expanded),), values={"names": expanded})
-    elif torn := sharing(staying):
+    elif torn := find_shared_memory(staying):
         pairs = [list(each) for each in torn]
         title = f"{counted(len(pairs), 'pair')} of tensors of {name} share memory: one copy would undo another"
         lines = [" and ".join(each) for each in pairs]
         help = "assign=True replaces them; or give them memory of their own, with clone()"
         yield Diagnostic("RK332", title, (), (help,), (named(lines),), values={"names": pairs})
     wide = {fqn: (dtype, target.header[fqn].dtype) for fqn, dtype in brought.items() if dtype not in PLAIN_FLOATS}
-    widths = {fqn: pair for fqn, pair in wide.items() if pair[0] != pair[1] and _kind(pair[0]) == _kind(pair[1])}
+    widths = {
+        fqn: pair for fqn, pair in wide.items() if pair[0] != pair[1] and _name_kind(pair[0]) == _name_kind(pair[1])
+    }
     if widths:
         lines = [f"{fqn}: the checkpoint brings {old}, {name} holds {new}" for fqn, (old, new) in widths.items()]
         title = f"{counted(len(widths), 'tensor')} of another width than {name} holds: only floats are cast"
@@ -235,7 +238,7 @@ def _copy_problems(moves: Mapping[str, Move], target: LoadTarget, wanted: LoadRe
         yield Diagnostic("RK333", title, (), (help,), (named(lines),), values={"names": list(widths)})
 
 
-def _elsewhere(target: LoadTarget, wanted: LoadRequest) -> dict[str, str]:
+def _find_misplaced(target: LoadTarget, wanted: LoadRequest) -> dict[str, str]:
     """Tensors that stay where they are, although another device was asked for."""
     if wanted.device is None or wanted.assign:
         return {}
@@ -250,26 +253,26 @@ def _elsewhere(target: LoadTarget, wanted: LoadRequest) -> dict[str, str]:
     }
 
 
-def _units(
+def _make_assignments(
     moves: Mapping[str, Move], target: LoadTarget, values: TensorValues, wanted: LoadRequest
 ) -> Iterator[Assignment]:
-    groups = list(_groups(moves, target))
+    groups = list(_list_tied_groups(moves, target))
     firsts = [next(moves[fqn] for fqn in group if fqn in moves) for group in groups]
-    apart = overlapping(firsts, values)
+    apart = find_overlapping_targets(firsts, values)
     helds = [target.slots[move.target].value for move in firsts]
     # What a copy is going to write to is no place to copy from: a state dict may hold the module's own tensors.
-    written = merged(stretch(held) for held in helds if stays(held, target, wanted))
+    written = merge_ranges(locate_tensor(held) for held in helds if is_filled_in_place(held, target, wanted))
     for move, group, held in zip(firsts, groups, helds, strict=True):
-        into = stays(held, target, wanted)
+        into = is_filled_in_place(held, target, wanted)
         place = values.place(move)
         device = wanted.device or (torch.device("cpu") if held.is_meta else held.device)
-        dtype = held.dtype if into else _cast_to(move, held, wanted.dtype)
-        lent = into and place is not None and (values.is_mapped or overlaps(place, written))
+        dtype = held.dtype if into else _choose_dtype(move, held, wanted.dtype)
+        lent = into and place is not None and (values.is_mapped or has_overlap(place, written))
         own = wanted.copy or move.target in apart or lent
         yield Assignment(move, group, held.device if into else device, dtype, own, into)
 
 
-def _cast_to(move: Move, held: torch.Tensor, dtype: Dtype) -> torch.dtype:
+def _choose_dtype(move: Move, held: torch.Tensor, dtype: Dtype) -> torch.dtype:
     brought = DTYPES[move.spec.dtype]
     if dtype is None or move.spec.dtype not in PLAIN_FLOATS:
         return brought

@@ -17,15 +17,15 @@ from typing import Any, Protocol
 
 import torch
 
-from remapkit.compute.move_bytes import Run, target_chunks
+from remapkit.compute.move_bytes import Run, read_target_chunks
 from remapkit.compute.stream import Streams
 from remapkit.compute.torch_eager import Maker
-from remapkit.files.errors import unreadable
-from remapkit.files.source_file import Extent, SourceFile, reason
+from remapkit.files.errors import make_unreadable
+from remapkit.files.source_file import Extent, SourceFile, describe_os_error
 from remapkit.formats.reader import Reader
-from remapkit.ops.byte_ranges import Range, byte_ranges
+from remapkit.ops.byte_ranges import Range, find_byte_ranges
 from remapkit.plans.moves import Move
-from remapkit.tensors.from_torch import DTYPES, dtype_name
+from remapkit.tensors.from_torch import DTYPES, get_dtype_name
 from remapkit.tensors.spec import TensorSpec
 
 # Python names the flag from 3.13 on. Without it a private map of a file larger than memory is refused by systems that
@@ -92,7 +92,7 @@ class FileValues:
         if not move.ops:
             return self._reader.extent(move.sources[0])
         header = self._reader.header()
-        part = one_range(move, header)
+        part = find_single_range(move, header)
         extent = self._reader.extent(move.sources[part.source]) if part is not None else None
         if part is None or extent is None:
             return None
@@ -101,46 +101,46 @@ class FileValues:
     def tensor(self, move: Move, *, own: bool = False) -> Value:
         """A view of the mapped file where that is possible, else a copy."""
         place, extent = self.place(move), self.extent(move)
-        mapped = self._map(extent.source) if place and extent and not own else None
+        mapped = self._map_file(extent.source) if place and extent and not own else None
         if mapped is None or extent is None:
-            return Value(self._read(move, extent), shared=False)
+            return Value(self._read_tensor(move, extent), shared=False)
         dtype = DTYPES[move.spec.dtype]
         flat = torch.frombuffer(mapped, dtype=dtype, count=move.spec.numel, offset=extent.offset)
-        return Value(flat.view(move.spec.shape), shared=True, release=lambda: _forget(mapped, extent))
+        return Value(flat.view(move.spec.shape), shared=True, release=lambda: _forget_pages(mapped, extent))
 
     def check_unchanged(self) -> None:
         """The reader's own word."""
         self._reader.check_unchanged()
 
-    def _map(self, source: SourceFile) -> mmap.mmap | None:
+    def _map_file(self, source: SourceFile) -> mmap.mmap | None:
         if source not in self._maps:
             self._maps[source] = _map_private(source)
         return self._maps[source]
 
-    def _read(self, move: Move, extent: Extent | None) -> torch.Tensor:
+    def _read_tensor(self, move: Move, extent: Extent | None) -> torch.Tensor:
         raw = torch.empty(move.spec.nbytes, dtype=torch.uint8, device="cpu")
-        buffer = bytes_of(raw)
+        buffer = view_bytes(raw)
         if extent is not None:
             read_into(extent.source, extent.offset, buffer)
         else:
-            _fill(buffer, target_chunks(move, self._reader, self._run))
+            _fill_buffer(buffer, read_target_chunks(move, self._reader, self._run))
         return raw.view(DTYPES[move.spec.dtype]).view(move.spec.shape)
 
 
-def stretch(tensor: torch.Tensor) -> ByteRange:
+def locate_tensor(tensor: torch.Tensor) -> ByteRange:
     """The stretch of memory that a tensor's elements lie in."""
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     start = tensor.data_ptr()
     return str(tensor.device), start, start + (last + 1) * tensor.element_size() * (tensor.numel() > 0)
 
 
-def bytes_of(tensor: torch.Tensor) -> memoryview:
+def view_bytes(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous uint8 tensor in host memory, for reading into."""
     data: Any = tensor.numpy()  # a buffer, which types say only since Python 3.12
     return memoryview(data)
 
 
-def _fill(buffer: memoryview, chunks: Iterable[memoryview]) -> None:
+def _fill_buffer(buffer: memoryview, chunks: Iterable[memoryview]) -> None:
     at = 0
     for chunk in chunks:
         buffer[at : at + len(chunk)] = chunk
@@ -152,15 +152,15 @@ def _map_private(source: SourceFile) -> mmap.mmap | None:
     """The whole file, mapped copy on write; None where its filesystem has no maps, so that it is read instead."""
     try:
         flags = mmap.MAP_PRIVATE | _NORESERVE
-        with source.held() as fd:
+        with source.hold_open() as fd:
             return mmap.mmap(fd, source.size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     except ValueError as error:
-        raise unreadable("RK412", f"{source.path.name} became shorter while it was read", source.path) from error
+        raise make_unreadable("RK412", f"{source.path.name} became shorter while it was read", source.path) from error
     except OSError:
         return None
 
 
-def _forget(mapped: mmap.mmap, extent: Extent) -> None:
+def _forget_pages(mapped: mmap.mmap, extent: Extent) -> None:
     """Give back the pages of an extent that was read and is not needed any more."""
     start = -(-extent.offset // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (extent.offset + extent.length - start) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -173,12 +173,12 @@ def read_into(source: SourceFile, offset: int, buffer: memoryview) -> None:
     at = 0
     while at < len(buffer):
         try:
-            with source.held() as fd:
+            with source.hold_open() as fd:
                 count = os.preadv(fd, [buffer[at : at + (1 << 30)]], offset + at)
         except OSError as error:
-            raise unreadable("RK400", f"cannot read: {reason(error)}", source.path) from error
+            raise make_unreadable("RK400", f"cannot read: {describe_os_error(error)}", source.path) from error
         if not count:
-            raise unreadable("RK412", f"{source.path.name} became shorter while it was read", source.path)
+            raise make_unreadable("RK412", f"{source.path.name} became shorter while it was read", source.path)
         at += count
 
 
@@ -190,16 +190,18 @@ class MemoryValues:
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
         self._state = state
         self._maker = Maker(state)
-        self._specs = {fqn: TensorSpec(dtype_name(value.dtype), tuple(value.shape)) for fqn, value in state.items()}
+        self._specs = {
+            fqn: TensorSpec(get_dtype_name(value.dtype), tuple(value.shape)) for fqn, value in state.items()
+        }
 
     def place(self, move: Move) -> ByteRange | None:
         """The stretch of memory that the tensor's elements lie in."""
         if move.ops:
-            return self._part(move)
+            return self._locate_part(move)
         tensor = self._state[move.sources[0]]
         if not tensor.numel() or tensor.is_meta:
             return None
-        return stretch(tensor)
+        return locate_tensor(tensor)
 
     def extent(self, move: Move) -> None:
         """None: there is no file."""
@@ -208,14 +210,14 @@ class MemoryValues:
         """The tensor itself, detached; what operations make is a tensor of its own, but for parts of one."""
         if move.ops:
             made = self._maker.tensor(move)
-            shared = self._part(move) is not None and not own
+            shared = self._locate_part(move) is not None and not own
             return Value(made if shared else made.clone(memory_format=torch.contiguous_format), shared=shared)
         tensor = self._state[move.sources[0]].detach()
         return Value(tensor.clone() if own else tensor, shared=not own)
 
-    def _part(self, move: Move) -> ByteRange | None:
+    def _locate_part(self, move: Move) -> ByteRange | None:
         """Where a target lies that is one stretch of a contiguous source."""
-        part = one_range(move, self._specs)
+        part = find_single_range(move, self._specs)
         source = self._state[move.sources[part.source]] if part is not None else None
         if part is None or source is None or not source.is_contiguous() or source.is_meta:
             return None
@@ -226,15 +228,15 @@ class MemoryValues:
         """Nothing: there is no file."""
 
 
-def one_range(move: Move, specs: Mapping[str, TensorSpec]) -> Range | None:
+def find_single_range(move: Move, specs: Mapping[str, TensorSpec]) -> Range | None:
     """The one stretch of one source that a target with operations consists of, or None."""
     if not move.sources:
         return None
-    ranges = byte_ranges(move.ops, [specs[fqn] for fqn in move.sources])
+    ranges = find_byte_ranges(move.ops, [specs[fqn] for fqn in move.sources])
     return ranges[0] if ranges is not None and len(ranges) == 1 else None
 
 
-def overlapping(moves: Iterable[Move], values: TensorValues) -> frozenset[str]:
+def find_overlapping_targets(moves: Iterable[Move], values: TensorValues) -> frozenset[str]:
     """The targets whose bytes overlap those of an earlier one: sharing them would tie what the model does not tie."""
     places = [(place, move.target) for move in moves if (place := values.place(move)) is not None]
     found = set()
@@ -248,7 +250,7 @@ def overlapping(moves: Iterable[Move], values: TensorValues) -> frozenset[str]:
     return frozenset(found)
 
 
-def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+def has_same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors of one shape hold the same bytes."""
     if one.dtype != other.dtype:
         return False

@@ -25,7 +25,7 @@ class TransferReport:
     devices: tuple[str, ...]
 
 
-def carry_out(
+def execute_load(
     job: LoadPlan, values: TensorValues, wanted: LoadRequest, fills: Sequence[SuppliedValue]
 ) -> TransferReport:
     """Make every tensor, then assign all of them at once."""
@@ -34,10 +34,10 @@ def carry_out(
     with ExitStack() as stack, torch.no_grad():
         lifts = _Lifts(stack)
         for unit in job.units:
-            made = _make(unit, values, lifts, report)
-            tensors.update(_into_slots(unit, made, job.target))
-        tensors.update(_moved(job, wanted.device))
-        placed = [*_placed(fills, job.target, wanted.device), *_others(job.target, wanted.device)]
+            made = _make_tensor(unit, values, lifts, report)
+            tensors.update(_spread_tensor(unit, made, job.target))
+        tensors.update(_move_missing(job, wanted.device))
+        placed = [*_place_fills(fills, job.target, wanted.device), *_move_other_buffers(job.target, wanted.device)]
     values.check_unchanged()
     report.devices = tuple(dict.fromkeys(str(unit.device) for unit in job.units))
     staying = [fqn for unit in job.units if unit.into for fqn in unit.targets]
@@ -68,12 +68,12 @@ def _is_staged(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _make(unit: Assignment, values: TensorValues, lifts: _Lifts, report: TransferReport) -> torch.Tensor:
+def _make_tensor(unit: Assignment, values: TensorValues, lifts: _Lifts, report: TransferReport) -> torch.Tensor:
     """The tensor on its device, in its dtype."""
     brought = DTYPES[unit.move.spec.dtype]
     extent = values.extent(unit.move) if _is_staged(unit.device) else None
     if unit.dtype != brought:
-        report.casts[unit.move.spec.dtype, _name(unit.dtype)] += 1
+        report.casts[unit.move.spec.dtype, _name_dtype(unit.dtype)] += 1
     if extent is not None:
         return lifts[unit.device].tensor(extent, unit.move.spec).to(unit.dtype)
     value = values.tensor(unit.move, own=unit.into and unit.own)
@@ -86,21 +86,21 @@ def _make(unit: Assignment, values: TensorValues, lifts: _Lifts, report: Transfe
     return made
 
 
-def _name(dtype: torch.dtype) -> str:
+def _name_dtype(dtype: torch.dtype) -> str:
     return next(name for name, each in DTYPES.items() if each == dtype)
 
 
-def _into_slots(unit: Assignment, made: torch.Tensor, target: LoadTarget) -> Iterator[tuple[str, torch.Tensor]]:
+def _spread_tensor(unit: Assignment, made: torch.Tensor, target: LoadTarget) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensor under every name: one object for names that were one object, a parameter where one was."""
     objects: dict[int, torch.Tensor] = {}
     for fqn in unit.targets:
         held = target.slots[fqn].value
         if id(held) not in objects:
-            objects[id(held)] = _like(held, made)
+            objects[id(held)] = _wrap_as_held(held, made)
         yield fqn, objects[id(held)]
 
 
-def _like(held: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+def _wrap_as_held(held: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
     if not isinstance(held, nn.Parameter):
         return made
     parameter = nn.Parameter(made, requires_grad=held.requires_grad)
@@ -108,37 +108,39 @@ def _like(held: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
     return parameter
 
 
-def _moved(job: LoadPlan, device: torch.device | None) -> Iterator[tuple[str, torch.Tensor]]:
+def _move_missing(job: LoadPlan, device: torch.device | None) -> Iterator[tuple[str, torch.Tensor]]:
     """What the checkpoint does not bring, where it is not on the device yet; one object for each that was one."""
     objects: dict[int, torch.Tensor] = {}
     for fqn in job.kept:
         held = job.target.slots[fqn].value
         if device is not None and held.device != device:
             if id(held) not in objects:
-                objects[id(held)] = _like(held, held.detach().to(device))
+                objects[id(held)] = _wrap_as_held(held, held.detach().to(device))
             yield fqn, objects[id(held)]
 
 
-def _placed(
+def _place_fills(
     fills: Sequence[SuppliedValue], target: LoadTarget, device: torch.device | None
 ) -> Iterator[SuppliedValue]:
     """The rebuilt values where the rest of the module will be."""
-    covered = target.covered
+    covered = target.covered_ids
     for fill in fills:
-        yield SuppliedValue(fill.owner, fill.name, _onto(fill.value, device or torch.device("cpu"), covered))
+        yield SuppliedValue(fill.owner, fill.name, _move_value(fill.value, device or torch.device("cpu"), covered))
 
 
-def _onto(value: Any, device: torch.device, covered: frozenset[int]) -> Any:
+def _move_value(value: Any, device: torch.device, covered: frozenset[int]) -> Any:
     if isinstance(value, torch.Tensor):
         return value if id(value) in covered else value.to(device)
     if type(value) is dict:
-        return {key: _onto(each, device, covered) for key, each in value.items()}
-    return type(value)(_onto(each, device, covered) for each in value) if type(value) in (list, tuple) else value
+        return {key: _move_value(each, device, covered) for key, each in value.items()}
+    return (
+        type(value)(_move_value(each, device, covered) for each in value) if type(value) in (list, tuple) else value
+    )
 
 
-def _others(target: LoadTarget, device: torch.device | None) -> Iterator[SuppliedValue]:
+def _move_other_buffers(target: LoadTarget, device: torch.device | None) -> Iterator[SuppliedValue]:
     """Buffers outside the state dict that hold values, but on another device than the one asked for."""
-    covered = target.covered
+    covered = target.covered_ids
     for owner, module in target.module.named_modules() if device is not None else ():
         for name, value in module._buffers.items():
             if value is not None and not value.is_meta and id(value) not in covered and value.device != device:

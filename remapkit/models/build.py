@@ -15,10 +15,10 @@ from torch import nn
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
-from remapkit.models.isolation import guest
+from remapkit.models.isolation import isolate_guest
 
 
-def build(
+def build_on_meta(
     factory: Callable[..., Any],
     reference: str,
     args: Mapping[str, Any] | None = None,
@@ -29,14 +29,14 @@ def build(
     With a `config` (a JSON object), a transformers class gets its own config object, a diffusers class is built by
     `from_config`, and anything else gets the entries as keywords. `args` are keyword arguments on top.
 
-    >>> build(nn.Linear, "py:torch.nn:Linear", {"in_features": 3, "out_features": 2}).weight.is_meta
+    >>> build_on_meta(nn.Linear, "py:torch.nn:Linear", {"in_features": 3, "out_features": 2}).weight.is_meta
     True
     """
     try:
-        with torch.device("meta"), guest():
+        with torch.device("meta"), isolate_guest():
             module = call_factory(factory, dict(args or {}), config)
     except (Exception, SystemExit) as error:
-        raise UsageError(_refusal(reference, error)) from error
+        raise UsageError(_diagnose_failure(reference, error)) from error
     if not isinstance(module, nn.Module):
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
         raise UsageError(
@@ -62,7 +62,7 @@ def call_factory(factory: Callable[..., Any], args: dict[str, Any], config: Mapp
     return factory(**{**config, **args})
 
 
-def _refusal(reference: str, error: BaseException) -> Diagnostic:
+def _diagnose_failure(reference: str, error: BaseException) -> Diagnostic:
     said = f"{type(error).__name__}: {error}".strip()
     message = str(error)
     if isinstance(error, TypeError) and "argument" in message:

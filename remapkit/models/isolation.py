@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def guest() -> Iterator[None]:
+def isolate_guest() -> Iterator[None]:
     """What the code prints is no result of ours: it goes to stderr. Our command line is not its own.
 
-    >>> with guest():
+    >>> with isolate_guest():
     ...     print("loading ...")
     """
     arguments, sys.argv = sys.argv, sys.argv[:1]

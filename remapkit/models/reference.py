@@ -9,24 +9,24 @@ from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
-from remapkit.models.isolation import guest
-from remapkit.registry.installed import Plugin, folder_of, look_in_current_folder, plugins
+from remapkit.models.isolation import isolate_guest
+from remapkit.registry.installed import Plugin, find_folder, look_in_current_folder, plugins
 
 
-def resolve(reference: str) -> Callable[..., Any]:
+def resolve_reference(reference: str) -> Callable[..., Any]:
     """The class or factory that `plugin.module:attr` or `py:package.module:attr` names. Imports it: runs its code.
 
-    >>> resolve("py:collections:OrderedDict").__name__
+    >>> resolve_reference("py:collections:OrderedDict").__name__
     'OrderedDict'
     """
-    module_name, attribute = _module_of(reference)
+    module_name, attribute = _split_reference(reference)
     if reference.startswith("py:"):
         look_in_current_folder()
     try:
-        with guest():
+        with isolate_guest():
             module = importlib.import_module(module_name)
     except ImportError as error:
-        raise UsageError(_not_importable(reference, module_name, error)) from error
+        raise UsageError(_diagnose_import(reference, module_name, error)) from error
     except (Exception, SystemExit) as error:
         said = f"{type(error).__name__}: {error}"
         raise UsageError(
@@ -35,7 +35,7 @@ def resolve(reference: str) -> Callable[..., Any]:
     value: Any = module
     for part in attribute.split("."):
         if not hasattr(value, part):
-            raise UsageError(_no_attribute(reference, module_name, value, part))
+            raise UsageError(_diagnose_attribute(reference, module_name, value, part))
         value = getattr(value, part)
     if not callable(value):
         raise UsageError(
@@ -48,22 +48,22 @@ def resolve(reference: str) -> Callable[..., Any]:
     return value  # type: ignore[no-any-return]
 
 
-def _module_of(reference: str) -> tuple[str, str]:
+def _split_reference(reference: str) -> tuple[str, str]:
     """The full name of the module, and the attribute within it."""
     if reference.startswith("py:"):
         module, _, attribute = reference.removeprefix("py:").partition(":")
         if module and attribute:
             return module, attribute
-        raise UsageError(_bad_reference(reference))
+        raise UsageError(_diagnose_reference(reference))
     dotted, _, attribute = reference.partition(":")
     name, _, rest = dotted.partition(".")
     if not name or not attribute:
-        raise UsageError(_bad_reference(reference))
-    package = _plugin_named(name, reference).package
+        raise UsageError(_diagnose_reference(reference))
+    package = _find_plugin(name, reference).package
     return (f"{package}.{rest}" if rest else package), attribute
 
 
-def _bad_reference(reference: str) -> Diagnostic:
+def _diagnose_reference(reference: str) -> Diagnostic:
     return Diagnostic(
         "RK603",
         f"{reference!r} does not name a model",
@@ -71,18 +71,18 @@ def _bad_reference(reference: str) -> Diagnostic:
     )
 
 
-def _plugin_named(name: str, reference: str) -> Plugin:
+def _find_plugin(name: str, reference: str) -> Plugin:
     known = {plugin.name: plugin for plugin in plugins()}
     if name in known:
         return known[name]
     close = difflib.get_close_matches(name, known, n=1)
     help = [f"did you mean {close[0]!r}?"] if close else [f"installed plugins: {', '.join(known) or 'none'}"]
-    if folder_of(name) is not None:
+    if find_folder(name) is not None:
         help.append(f"for the importable package write py:{reference}")
     raise UsageError(Diagnostic("RK603", f"{reference}: there is no plugin named {name!r}", help=tuple(help)))
 
 
-def _not_importable(reference: str, module: str, error: ImportError) -> Diagnostic:
+def _diagnose_import(reference: str, module: str, error: ImportError) -> Diagnostic:
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing and (module == missing or module.startswith(f"{missing}.")):
         return Diagnostic(
@@ -93,7 +93,7 @@ def _not_importable(reference: str, module: str, error: ImportError) -> Diagnost
     return Diagnostic("RK604", f"{reference}: importing {module} failed", notes=(f"{error}",))
 
 
-def _no_attribute(reference: str, module: str, value: Any, part: str) -> Diagnostic:
+def _diagnose_attribute(reference: str, module: str, value: Any, part: str) -> Diagnostic:
     public = [name for name in dir(value) if not name.startswith("_")]
     close = difflib.get_close_matches(part, public, n=1)
     help = (f"did you mean {close[0]!r}?",) if close else ()

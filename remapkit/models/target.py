@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
-from remapkit.models.reference import resolve
+from remapkit.models.reference import resolve_reference
 from remapkit.registry.installed import packs
 from remapkit.registry.load import read_config
-from remapkit.sources.declared import declared_path, read_declared, read_header
+from remapkit.sources.declared import read_declared, read_header, resolve_declared_path
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class TargetRef:
         return f"{self.model}({args})" if args else self.model
 
 
-def pack_target(rules: CompiledRules) -> TargetRef | None:
+def find_declared_target(rules: CompiledRules) -> TargetRef | None:
     """The target that a rule file declares."""
     written = rules.file.target
     if written is None:
@@ -51,7 +51,7 @@ def pack_target(rules: CompiledRules) -> TargetRef | None:
         return TargetRef(model=written.model.value, args=dict(written.model_args), declared=declared)
     if written.keys is None:
         return None
-    return TargetRef(keys=declared_path(rules.file, written.keys), declared=True)
+    return TargetRef(keys=resolve_declared_path(rules.file, written.keys), declared=True)
 
 
 def _is_installed(path: Path | None) -> bool:
@@ -59,7 +59,7 @@ def _is_installed(path: Path | None) -> bool:
     return path is not None and any(path.resolve() == pack.path.resolve() for pack in packs())
 
 
-def names_code(reference: TargetRef, option: str = "--model") -> Diagnostic | None:
+def diagnose_code_target(reference: TargetRef, option: str = "--model") -> Diagnostic | None:
     """Why a target that a rule file declares is not imported: any module could be named, and be called.
 
     `option` is how the command at hand lets the user name it.
@@ -73,29 +73,29 @@ def names_code(reference: TargetRef, option: str = "--model") -> Diagnostic | No
     return Diagnostic("RK612", title, help=tuple(help))
 
 
-def target_header(reference: TargetRef) -> StateDictSpec:
+def read_target_header(reference: TargetRef) -> StateDictSpec:
     """The header of a target: its model is built on the meta device, its file's header is read."""
     if reference.model is None:
         assert reference.keys is not None
         return read_declared(reference.keys) if reference.declared else read_header(reference.keys)
-    factory = trusted_factory(reference)
-    from remapkit.models.build import build
+    factory = import_factory(reference)
+    from remapkit.models.build import build_on_meta
     from remapkit.tensors.from_torch import header_of
 
     config = read_config(reference.config) if reference.config else None
-    return header_of(build(factory, reference.model, reference.args, config), name=str(reference))
+    return header_of(build_on_meta(factory, reference.model, reference.args, config), name=str(reference))
 
 
-def trusted_factory(reference: TargetRef, option: str = "--model") -> Callable[..., Any]:
+def import_factory(reference: TargetRef, option: str = "--model") -> Callable[..., Any]:
     """The class or factory of a target's model, imported: what the user named, or what a rule file may name.
 
     A rule file may name a module class of a plugin, never just any function. Raises `UsageError`: RK612, RK606, and
-    what `resolve` raises.
+    what `resolve_reference` raises.
     """
     assert reference.model is not None
-    if problem := names_code(reference, option):
+    if problem := diagnose_code_target(reference, option):
         raise UsageError(problem)
-    factory = resolve(reference.model)
+    factory = resolve_reference(reference.model)
     if reference.declared:
         from torch import nn
 
@@ -130,12 +130,12 @@ def header(thing: object) -> StateDictSpec:
         return StateDictSpec(dict(thing))
     from torch import nn
 
-    from remapkit.tensors.from_torch import header_of, no_tensors
+    from remapkit.tensors.from_torch import explain_no_tensors, header_of
 
     if isinstance(thing, nn.Module | Mapping):
         found = header_of(thing)
         if isinstance(thing, Mapping) and not found:
-            raise FailedCheck(no_tensors(thing))
+            raise FailedCheck(explain_no_tensors(thing))
         return found
     if isinstance(thing, type) and issubclass(thing, nn.Module):
         raise TypeError(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from remapkit.ops.base import Op, RefusedOp, dimension, rows
+from remapkit.ops.base import Op, RefusedOp, describe_size, normalize_dim
 from remapkit.ops.steps import OpStep, Pick
 from remapkit.tensors.spec import TensorSpec
 
@@ -20,18 +20,18 @@ class FlipHalves(Op):
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reordering."""
-        dim = dimension(self.dim, spec)
+        dim = normalize_dim(self.dim, spec)
         size = spec.shape[dim]
         if size % 2:
-            raise RefusedOp(f"{rows(dim, size)} have no two halves, {list(spec.shape)}")
+            raise RefusedOp(f"{describe_size(dim, size)} have no two halves, {list(spec.shape)}")
         return (Pick(dim, (range(size // 2, size), range(size // 2))),)
 
 
-def _heads(dim: int, spec: TensorSpec, wanted: int, written: str) -> int:
+def _check_heads(dim: int, spec: TensorSpec, wanted: int, written: str) -> int:
     """The dimension, which must hold exactly so many elements."""
-    dim = dimension(dim, spec)
+    dim = normalize_dim(dim, spec)
     if spec.shape[dim] != wanted:
-        title = f"{written} make {wanted}, and there are {rows(dim, spec.shape[dim])}, {list(spec.shape)}"
+        title = f"{written} make {wanted}, and there are {describe_size(dim, spec.shape[dim])}, {list(spec.shape)}"
         raise RefusedOp(
             title, "correct the params, or give the model's own: --param name=number, --config config.json"
         )
@@ -51,12 +51,12 @@ class Rope(Op):
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reordering."""
         written = f"{self.heads} heads of {self.head_dim}"
-        dim = _heads(self.dim, spec, self.heads * self.head_dim, written)
+        dim = _check_heads(self.dim, spec, self.heads * self.head_dim, written)
         if self.head_dim % 2:
             raise RefusedOp(f"a head of {self.head_dim} has no pairs to rotate")
-        return (Pick(dim, tuple(self._ranges())),)
+        return (Pick(dim, tuple(self._list_ranges())),)
 
-    def _ranges(self) -> Iterable[range]:
+    def _list_ranges(self) -> Iterable[range]:
         half = self.head_dim // 2
         for start in range(0, self.heads * self.head_dim, self.head_dim):
             stop = start + self.head_dim
@@ -79,7 +79,7 @@ class UngroupQkv(Op):
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reordering."""
-        dim = _grouped(self, spec)
+        dim = _check_groups(self, spec)
         share, size = self.heads // self.kv_heads, self.head_dim
         group = (share + 2) * size
         starts = range(0, self.kv_heads * group, group)
@@ -101,7 +101,7 @@ class GroupQkv(Op):
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reordering."""
-        dim = _grouped(self, spec)
+        dim = _check_groups(self, spec)
         share, size = self.heads // self.kv_heads, self.head_dim
         k0, v0 = self.heads * size, (self.heads + self.kv_heads) * size
         parts = []
@@ -112,8 +112,8 @@ class GroupQkv(Op):
         return (Pick(dim, tuple(parts)),)
 
 
-def _grouped(op: UngroupQkv | GroupQkv, spec: TensorSpec) -> int:
+def _check_groups(op: UngroupQkv | GroupQkv, spec: TensorSpec) -> int:
     if op.kv_heads < 1 or op.heads % op.kv_heads:
         raise RefusedOp(f"{op.heads} heads do not share {op.kv_heads} kv heads equally")
     written = f"{op.heads} + 2 x {op.kv_heads} heads of {op.head_dim}"
-    return _heads(op.dim, spec, (op.heads + 2 * op.kv_heads) * op.head_dim, written)
+    return _check_heads(op.dim, spec, (op.heads + 2 * op.kv_heads) * op.head_dim, written)

@@ -18,7 +18,7 @@ class RefusedOp(Exception):
         self.op: Op | None = None
 
 
-def dimension(dim: int, spec: TensorSpec) -> int:
+def normalize_dim(dim: int, spec: TensorSpec) -> int:
     """The dimension counted from 0; raises `RefusedOp` where the tensor has none such."""
     rank = len(spec.shape)
     if not -rank <= dim < rank:
@@ -30,10 +30,10 @@ def dims(rank: int) -> str:
     return "1 dimension" if rank == 1 else f"{rank} dimensions"
 
 
-def rows(dim: int, size: int) -> str:
+def describe_size(dim: int, size: int) -> str:
     """What lies along a dimension, in words.
 
-    >>> rows(0, 84), rows(1, 3), rows(2, 5)
+    >>> describe_size(0, 84), describe_size(1, 3), describe_size(2, 5)
     ('84 rows', '3 columns', '5 elements of dimension 2')
     """
     noun = {0: "row", 1: "column"}.get(dim)
@@ -68,7 +68,7 @@ class Op:
         return self.infer(spec).shape == spec.shape
 
 
-def after(ops: Iterable[Op], spec: TensorSpec) -> TensorSpec:
+def infer_ops(ops: Iterable[Op], spec: TensorSpec) -> TensorSpec:
     """The header after several operations on one tensor; raises `RefusedOp`."""
     for op in ops:
         if DTYPE_BITS[spec.dtype] < 8:

@@ -55,7 +55,7 @@ class _Laid:
                 return None
         return cls(spec, tuple(kept), tuple(starts))
 
-    def cut(self, start: int, length: int) -> Iterator[Range]:
+    def cut_ranges(self, start: int, length: int) -> Iterator[Range]:
         """The stretches that bytes `start` to `start + length` consist of."""
         number = bisect_right(self.starts, start) - 1
         while length > 0:
@@ -66,43 +66,43 @@ class _Laid:
             start, length, number = start + taken, length - taken, number + 1
 
 
-def byte_ranges(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> tuple[Range, ...] | None:
+def find_byte_ranges(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> tuple[Range, ...] | None:
     """The stretches of the sources that the result consists of, or None where its bytes must be made.
 
     >>> from remapkit.ops.join import Part
-    >>> byte_ranges((Part(0, 1, 3),), [TensorSpec("F32", (6, 2))])
+    >>> find_byte_ranges((Part(0, 1, 3),), [TensorSpec("F32", (6, 2))])
     (Range(source=0, offset=16, length=16),)
     """
     if ops and isinstance(ops[0], FillOp):
         return None
     if ops and isinstance(ops[0], Join):
-        laid, ops = _join(ops[0], specs), ops[1:]
+        laid, ops = _apply_join(ops[0], specs), ops[1:]
     else:
-        laid = _whole(0, specs[0])
-    laid = _chain(ops, laid)
+        laid = _lay_source(0, specs[0])
+    laid = _apply_ops(ops, laid)
     if laid is None or (len(laid.ranges) > FEW and laid.spec.nbytes < LONG * len(laid.ranges)):
         return None
     return laid.ranges
 
 
-def _whole(number: int, spec: TensorSpec) -> _Laid | None:
+def _lay_source(number: int, spec: TensorSpec) -> _Laid | None:
     if DTYPE_BITS[spec.dtype] < 8:
         return None
     return _Laid.of(spec, iter((Range(number, 0, spec.nbytes),)))
 
 
-def _chain(ops: Sequence[Op], laid: _Laid | None) -> _Laid | None:
+def _apply_ops(ops: Sequence[Op], laid: _Laid | None) -> _Laid | None:
     for op in ops:
         if laid is None:
             return None
         for step in op.steps(laid.spec):
-            laid = _step(step, laid)
+            laid = _apply_step(step, laid)
             if laid is None:
                 return None
     return laid
 
 
-def _step(step: OpStep, laid: _Laid) -> _Laid | None:
+def _apply_step(step: OpStep, laid: _Laid) -> _Laid | None:
     spec = step.infer(laid.spec)
     if isinstance(step, Reshape) or (isinstance(step, Cast) and step.dtype == laid.spec.dtype):
         return _Laid(spec, laid.ranges, laid.starts)
@@ -110,45 +110,45 @@ def _step(step: OpStep, laid: _Laid) -> _Laid | None:
         long = [dim for dim in step.order if laid.spec.shape[dim] != 1]
         return _Laid(spec, laid.ranges, laid.starts) if long == sorted(long) else None
     if isinstance(step, Pick):
-        return _Laid.of(spec, _picked(step, laid)) if _pieces(step, laid.spec) <= MOST else None
+        return _Laid.of(spec, _pick_ranges(step, laid)) if _count_pieces(step, laid.spec) <= MOST else None
     return None
 
 
-def _outer(shape: Sequence[int], dim: int) -> int:
+def _count_outer(shape: Sequence[int], dim: int) -> int:
     return math.prod(shape[:dim])
 
 
-def _inner(spec: TensorSpec, dim: int) -> int:
+def _count_inner_bytes(spec: TensorSpec, dim: int) -> int:
     """The bytes of one element of a dimension."""
     return math.prod(spec.shape[dim + 1 :]) * DTYPE_BITS[spec.dtype] // 8
 
 
-def _pieces(step: Pick, spec: TensorSpec) -> int:
-    return _outer(spec.shape, step.dim) * sum(1 if each.step == 1 else len(each) for each in step.ranges)
+def _count_pieces(step: Pick, spec: TensorSpec) -> int:
+    return _count_outer(spec.shape, step.dim) * sum(1 if each.step == 1 else len(each) for each in step.ranges)
 
 
-def _picked(step: Pick, laid: _Laid) -> Iterator[Range]:
-    inner, size = _inner(laid.spec, step.dim), laid.spec.shape[step.dim]
-    for outer in range(_outer(laid.spec.shape, step.dim)):
+def _pick_ranges(step: Pick, laid: _Laid) -> Iterator[Range]:
+    inner, size = _count_inner_bytes(laid.spec, step.dim), laid.spec.shape[step.dim]
+    for outer in range(_count_outer(laid.spec.shape, step.dim)):
         begin = outer * size * inner
         for each in step.ranges:
             for start in (each.start,) if each.step == 1 else each:
                 length = inner * (len(each) if each.step == 1 else 1)
-                yield from laid.cut(begin + start * inner, length)
+                yield from laid.cut_ranges(begin + start * inner, length)
 
 
-def _join(join: Join, specs: Sequence[TensorSpec]) -> _Laid | None:
+def _apply_join(join: Join, specs: Sequence[TensorSpec]) -> _Laid | None:
     width = len(join.branches)
     parts = []
     for number, spec in enumerate(specs):
-        part = _chain(join.branches[number % width], _whole(number, spec))
+        part = _apply_ops(join.branches[number % width], _lay_source(number, spec))
         if part is None:
             return None
         parts.append(part)
     if join.concat is not None:
         dim = join.concat % len(parts[0].spec.shape)
         groups = [parts[at : at + width] for at in range(0, len(parts), width)]
-        joined = [_interleaved(group, dim, _concat_shape(group, dim)) for group in groups]
+        joined = [_interleave_parts(group, dim, _infer_concat_shape(group, dim)) for group in groups]
     else:
         joined = list(parts)
     if join.stack is None or None in joined:
@@ -156,17 +156,17 @@ def _join(join: Join, specs: Sequence[TensorSpec]) -> _Laid | None:
     found = [each for each in joined if each is not None]
     first = found[0].spec.shape
     dim = join.stack % (len(first) + 1)
-    return _interleaved(found, dim, (*first[:dim], len(found), *first[dim:]))
+    return _interleave_parts(found, dim, (*first[:dim], len(found), *first[dim:]))
 
 
-def _concat_shape(parts: Sequence[_Laid], dim: int) -> tuple[int, ...]:
+def _infer_concat_shape(parts: Sequence[_Laid], dim: int) -> tuple[int, ...]:
     first = parts[0].spec.shape
     return (*first[:dim], sum(part.spec.shape[dim] for part in parts), *first[dim + 1 :])
 
 
-def _interleaved(parts: Sequence[_Laid], dim: int, shape: tuple[int, ...]) -> _Laid | None:
+def _interleave_parts(parts: Sequence[_Laid], dim: int, shape: tuple[int, ...]) -> _Laid | None:
     """Tensors side by side: for each index of the dimensions before `dim`, a stretch of each."""
-    outer = _outer(parts[0].spec.shape, dim)
+    outer = _count_outer(parts[0].spec.shape, dim)
     if outer * len(parts) > MOST:
         return None
 
@@ -174,6 +174,6 @@ def _interleaved(parts: Sequence[_Laid], dim: int, shape: tuple[int, ...]) -> _L
         for index in range(outer):
             for part in parts:
                 length = part.spec.nbytes // outer
-                yield from part.cut(index * length, length)
+                yield from part.cut_ranges(index * length, length)
 
     return _Laid.of(TensorSpec(parts[0].spec.dtype, shape), ranges())

@@ -18,7 +18,7 @@ from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import excerpt_of
 from remapkit.ops import attention, base, dtype
 from remapkit.ops import shape as kinds
-from remapkit.rulefile.arithmetic import BadNumber, Expr, check_names, expr
+from remapkit.rulefile.arithmetic import BadNumber, Expr, check_names, parse_expression
 from remapkit.rulefile.syntax import WrittenOp
 from remapkit.rulefile.yaml.nodes import ListNode, MapNode, Node, ScalarNode
 
@@ -39,7 +39,7 @@ class Call:
 
     def op(self, params: Params) -> base.Op:
         """The operation itself; raises `NoValue` or `BadNumber` where the params do not give its numbers."""
-        values = {name: evaluated(arg, params) for name, arg in self.args}
+        values = {name: evaluate_arg(arg, params) for name, arg in self.args}
         checks = _FORMS[self.name].at_least
         for name, least in checks.items():
             value = values[name]
@@ -51,25 +51,25 @@ class Call:
     @property
     def names(self) -> tuple[str, ...]:
         """The params it speaks of."""
-        return tuple(dict.fromkeys(name for _, arg in self.args for name in names_in(arg)))
+        return tuple(dict.fromkeys(name for _, arg in self.args for name in list_params(arg)))
 
     @property
     def inverse(self) -> Call | str:
         """The call that undoes it, or a sentence that says why there is none."""
         return _FORMS[self.name].inverse(self)
 
-    def changed(self, **args: Arg) -> Call:
+    def with_args(self, **args: Arg) -> Call:
         """The same call with other arguments."""
         return Call(self.name, tuple((name, args.get(name, arg)) for name, arg in self.args))
 
-    def plain(self) -> object:
+    def to_plain(self) -> object:
         """As YAML would have it, in its shortest form.
 
-        >>> Call("transpose", (("dims", (0, 1)),)).plain(), Call("flip_halves", (("dim", 0),)).plain()
+        >>> Call("transpose", (("dims", (0, 1)),)).to_plain(), Call("flip_halves", (("dim", 0),)).to_plain()
         ({'transpose': [0, 1]}, 'flip_halves')
         """
         form = _FORMS[self.name]
-        given = {name: plain_arg(arg) for name, arg in self.args if form.default(name) != arg}
+        given = {name: to_plain_arg(arg) for name, arg in self.args if form.get_default(name) != arg}
         if not given and form.bare:
             return self.name
         if form.short is not None and set(given) <= {form.short}:
@@ -78,24 +78,24 @@ class Call:
         return {self.name: given}
 
 
-def plain_arg(arg: Arg) -> Any:
+def to_plain_arg(arg: Arg) -> Any:
     """An argument as plain data."""
     if isinstance(arg, tuple):
-        return [plain_arg(each) for each in arg]
+        return [to_plain_arg(each) for each in arg]
     return arg.text if isinstance(arg, Expr) else arg
 
 
-def evaluated(arg: Arg, params: Params) -> Any:
+def evaluate_arg(arg: Arg, params: Params) -> Any:
     """An argument with its arithmetic done."""
     if isinstance(arg, tuple):
-        return tuple(evaluated(each, params) for each in arg)
+        return tuple(evaluate_arg(each, params) for each in arg)
     return arg.value(params) if isinstance(arg, Expr) else arg
 
 
-def names_in(arg: Arg) -> tuple[str, ...]:
+def list_params(arg: Arg) -> tuple[str, ...]:
     """The params that an argument speaks of."""
     if isinstance(arg, tuple):
-        return tuple(name for each in arg for name in names_in(each))
+        return tuple(name for each in arg for name in list_params(each))
     return arg.names if isinstance(arg, Expr) else ()
 
 
@@ -119,7 +119,7 @@ class _Form:
     at_least: Mapping[str, int] = field(default_factory=dict)
     words: tuple[str, ...] = ()
 
-    def default(self, name: str) -> Any:
+    def get_default(self, name: str) -> Any:
         return dict(self.args)[name]
 
 
@@ -130,11 +130,11 @@ class _Required:
 REQUIRED: Any = _Required()
 
 
-def _itself(call: Call) -> Call:
+def _keep_call(call: Call) -> Call:
     return call
 
 
-def _none(reason: str) -> Inverse:
+def _refuse_inverse(reason: str) -> Inverse:
     return lambda call: reason
 
 
@@ -142,13 +142,13 @@ def _undo_permute(call: Call) -> Call:
     order = call["order"]
     assert isinstance(order, tuple)
     back = sorted(range(len(order)), key=lambda n: order[n])  # type: ignore[arg-type, return-value]
-    return call.changed(order=tuple(back))
+    return call.with_args(order=tuple(back))
 
 
 def _undo_reshape(call: Call) -> Call | str:
     if call["from"] is None:
         return "reshape does not say which shape it came from: write reshape: {from: [...], to: [...]}"
-    return call.changed(**{"from": call["to"], "to": call["from"]})
+    return call.with_args(**{"from": call["to"], "to": call["from"]})
 
 
 def _undo_cast(call: Call) -> Call | str:
@@ -159,7 +159,7 @@ def _undo_cast(call: Call) -> Call | str:
         return f"a cast from {old} to {new} rounds, and what it rounded away is gone"
     if str(old) not in dtype.FLOATS:
         return f"there is no cast from {new} back to {old}: values might be lost"
-    return call.changed(**{"from": new, "to": old})
+    return call.with_args(**{"from": new, "to": old})
 
 
 def _undo_scale(call: Call) -> Call | str:
@@ -172,11 +172,11 @@ def _undo_scale(call: Call) -> Call | str:
     if mantissa != 1:
         return f"scale by {call['factor']} rounds; only powers of two are undone exactly"
     back = 1 / factor
-    return call.changed(factor=int(back) if back == int(back) else back)
+    return call.with_args(factor=int(back) if back == int(back) else back)
 
 
 def _undo_rope(call: Call) -> Call:
-    return call.changed(to="interleaved" if call["to"] == "half" else "half")
+    return call.with_args(to="interleaved" if call["to"] == "half" else "half")
 
 
 _DIM = (("dim", 0),)
@@ -184,7 +184,7 @@ _HEADS = (("heads", REQUIRED), ("kv_heads", None), ("head_dim", REQUIRED), *_DIM
 _HEADS_FROM = {"heads": 1, "kv_heads": 1, "head_dim": 1}
 
 
-def _qkv(kind: type[attention.UngroupQkv] | type[attention.GroupQkv]) -> Callable[[dict[str, Any]], base.Op]:
+def _make_qkv(kind: type[attention.UngroupQkv] | type[attention.GroupQkv]) -> Callable[[dict[str, Any]], base.Op]:
     def make(args: dict[str, Any]) -> base.Op:
         return kind(args["heads"], args["kv_heads"] or args["heads"], args["head_dim"], args["dim"])
 
@@ -192,7 +192,7 @@ def _qkv(kind: type[attention.UngroupQkv] | type[attention.GroupQkv]) -> Callabl
 
 
 _FORMS: Mapping[str, _Form] = {
-    "transpose": _Form((("dims", None),), lambda a: kinds.Transpose(a["dims"]), _itself, short="dims", bare=True),
+    "transpose": _Form((("dims", None),), lambda a: kinds.Transpose(a["dims"]), _keep_call, short="dims", bare=True),
     "permute": _Form((("order", REQUIRED),), lambda a: kinds.PermuteOp(a["order"]), _undo_permute, short="order"),
     "reshape": _Form(
         (("from", None), ("to", REQUIRED)),
@@ -218,16 +218,16 @@ _FORMS: Mapping[str, _Form] = {
     "slice": _Form(
         (*_DIM, ("start", 0), ("stop", None)),
         lambda a: kinds.Slice(a["dim"], a["start"], a["stop"]),
-        _none("slice leaves elements behind, and nothing brings them back"),
+        _refuse_inverse("slice leaves elements behind, and nothing brings them back"),
         at_least={"start": 0, "stop": 0},
     ),
     "pad": _Form(
         (*_DIM, ("to", REQUIRED), ("value", 0)),
         lambda a: kinds.PadOp(a["dim"], a["to"], a["value"]),
-        _none("pad does not say how many elements there were before"),
+        _refuse_inverse("pad does not say how many elements there were before"),
         at_least={"to": 0},
     ),
-    "flip_halves": _Form(_DIM, lambda a: attention.FlipHalves(a["dim"]), _itself, bare=True),
+    "flip_halves": _Form(_DIM, lambda a: attention.FlipHalves(a["dim"]), _keep_call, bare=True),
     "rope": _Form(
         (("to", REQUIRED), ("heads", REQUIRED), ("head_dim", REQUIRED), *_DIM),
         lambda a: attention.Rope(a["to"], a["heads"], a["head_dim"], a["dim"]),
@@ -236,10 +236,10 @@ _FORMS: Mapping[str, _Form] = {
         words=("to",),
     ),
     "ungroup_qkv": _Form(
-        _HEADS, _qkv(attention.UngroupQkv), lambda call: Call("group_qkv", call.args), at_least=_HEADS_FROM
+        _HEADS, _make_qkv(attention.UngroupQkv), lambda call: Call("group_qkv", call.args), at_least=_HEADS_FROM
     ),
     "group_qkv": _Form(
-        _HEADS, _qkv(attention.GroupQkv), lambda call: Call("ungroup_qkv", call.args), at_least=_HEADS_FROM
+        _HEADS, _make_qkv(attention.GroupQkv), lambda call: Call("ungroup_qkv", call.args), at_least=_HEADS_FROM
     ),
     "cast": _Form(
         (("from", None), ("to", REQUIRED)),
@@ -252,7 +252,7 @@ _FORMS: Mapping[str, _Form] = {
     "add": _Form(
         (("term", REQUIRED),),
         lambda a: dtype.AddOp(float(a["term"])),
-        _none("add rounds: x + 1 - 1 is not x for every float"),
+        _refuse_inverse("add rounds: x + 1 - 1 is not x for every float"),
         short="term",
     ),
 }
@@ -271,110 +271,116 @@ class CallReader:
     def __init__(self, params: Mapping[str, object], problems: list[Diagnostic]) -> None:
         self.params, self.problems = params, problems
 
-    def problem(self, code: str, title: str, span: Span, *help: str) -> None:
+    def add_problem(self, code: str, title: str, span: Span, *help: str) -> None:
         """Note a problem."""
         self.problems.append(Diagnostic(code, title, (Label(span),), help))
 
     def calls(self, written: Sequence[WrittenOp]) -> tuple[Call, ...]:
         """Every operation that can be read."""
-        found = (self.call(each) for each in written)
+        found = (self.read_call(each) for each in written)
         return tuple(each for each in found if each is not None)
 
-    def call(self, written: WrittenOp) -> Call | None:
+    def read_call(self, written: WrittenOp) -> Call | None:
         """One operation, or None where it has a problem."""
         name = written.name.value
         form = _FORMS[name]
         before = len(self.problems)
-        given = self._given(form, written.args)
+        given = self._read_args(form, written.args)
         args = tuple((key, given.get(key, default)) for key, default in form.args)
         call = Call(name, args, written.span)
         if len(self.problems) == before:
-            self._check(call, written)
+            self._check_call(call, written)
         return call if len(self.problems) == before else None
 
-    def _given(self, form: _Form, node: Node | None) -> dict[str, Arg]:
+    def _read_args(self, form: _Form, node: Node | None) -> dict[str, Arg]:
         if node is None:
             return {}
         if isinstance(node, MapNode):
-            return {key.value: self._argument(form, key.value, value) for key, value in node.entries}
+            return {key.value: self._read_argument(form, key.value, value) for key, value in node.entries}
         assert form.short is not None
-        return {form.short: self._argument(form, form.short, node)}
+        return {form.short: self._read_argument(form, form.short, node)}
 
-    def _argument(self, form: _Form, name: str, node: Node) -> Arg:
+    def _read_argument(self, form: _Form, name: str, node: Node) -> Arg:
         if name in form.words:
             assert isinstance(node, ScalarNode)
             return node.value
-        return self.arg(node, wrap=form.unwrap)
+        return self.read_arg(node, wrap=form.unwrap)
 
-    def arg(self, node: Node, *, wrap: bool = False) -> Arg:
+    def read_arg(self, node: Node, *, wrap: bool = False) -> Arg:
         """One argument: a list, a number, or arithmetic on params."""
         if isinstance(node, ListNode):
-            return tuple(self.arg(item) for item in node.items)
+            return tuple(self.read_arg(item) for item in node.items)
         assert isinstance(node, ScalarNode)
-        value: Arg = self.real(node) if node.kind == "number" else self.number(node)
+        value: Arg = self.read_real(node) if node.kind == "number" else self.read_number(node)
         return (value,) if wrap else value
 
-    def real(self, node: ScalarNode) -> float:
+    def read_real(self, node: ScalarNode) -> float:
         """A number with a fraction or an exponent; 0 where no float holds it, which is noted."""
         value = float(node.value)
         if math.isinf(value):
             title = f"{excerpt_of(node.value)} is beyond the largest number there is, {sys.float_info.max:.3g}"
-            self.problem("RK163", title, node.span, "write a smaller number")
+            self.add_problem("RK163", title, node.span, "write a smaller number")
             return 0
         return value
 
-    def number(self, node: ScalarNode) -> Arg:
+    def read_number(self, node: ScalarNode) -> Arg:
         """An integer, or arithmetic on params; 0 where it cannot be read, which is noted."""
         if node.kind == "integer":
             return int(node.value)
         try:
-            expression = expr(node.text)
+            expression = parse_expression(node.text)
         except InvalidRules as error:
             self.problems += error.diagnostics
             return 0
         if (problem := check_names(expression, self.params)) is not None:
             self.problems.append(problem)
-        return expression if expression.names else _constant(expression, self.problems)
+        return expression if expression.names else _evaluate_constant(expression, self.problems)
 
-    def _place(self, written: WrittenOp, name: str, otherwise: Span) -> Span:
+    def _locate_argument(self, written: WrittenOp, name: str, otherwise: Span) -> Span:
         """Where an argument's value stands."""
         node = written.args.get(name) if isinstance(written.args, MapNode) else None
         return node.span if node is not None else otherwise
 
-    def _check(self, call: Call, written: WrittenOp) -> None:
+    def _check_call(self, call: Call, written: WrittenOp) -> None:
         """What can be told without a tensor."""
         span = written.args.span if written.args is not None else written.span
         if call.name == "permute":
             order = call["order"]
             assert isinstance(order, tuple)
             if sorted(map(repr, order)) != sorted(map(repr, range(len(order)))):
-                title = f"{plain_arg(order)} is no order of {len(order)} dimensions"
-                self.problem("RK163", title, span, "name every dimension from 0 on, each once: permute: [2, 0, 1]")
+                title = f"{to_plain_arg(order)} is no order of {len(order)} dimensions"
+                self.add_problem(
+                    "RK163", title, span, "name every dimension from 0 on, each once: permute: [2, 0, 1]"
+                )
         elif call.name == "transpose" and isinstance(dims := call["dims"], tuple):
             if len(dims) != 2 or dims[0] == dims[1]:
-                self.problem("RK163", "transpose swaps two dimensions", span, "name both: transpose: [0, 1]")
+                self.add_problem("RK163", "transpose swaps two dimensions", span, "name both: transpose: [0, 1]")
         elif call.name == "reshape":
             for side in (call["from"], call["to"]):
                 if isinstance(side, tuple) and sum(size == -1 for size in side) > 1:
-                    self.problem("RK163", "two sizes are -1", span, "one size can be what is left, not two")
+                    self.add_problem("RK163", "two sizes are -1", span, "one size can be what is left, not two")
         elif (
             call.name == "slice" and isinstance(start := call["start"], int) and isinstance(stop := call["stop"], int)
         ):
             if 0 <= stop <= start:
                 title = f"`stop` must be greater than `start`, got start {start} and stop {stop}"
-                self.problem("RK216", title, self._place(written, "stop", span), "a slice keeps start to stop - 1")
+                self.add_problem(
+                    "RK216", title, self._locate_argument(written, "stop", span), "a slice keeps start to stop - 1"
+                )
         elif call.name == "scale" and call["factor"] == 0:
-            self.problem("RK163", "scale by 0 leaves nothing", span, "name the targets under `add:` with fill: zeros")
+            self.add_problem(
+                "RK163", "scale by 0 leaves nothing", span, "name the targets under `add:` with fill: zeros"
+            )
         try:
             call.op(dict.fromkeys(self.params))
         except base.RefusedOp as refused:
-            self.problem("RK163", refused.title, span, *refused.help)
+            self.add_problem("RK163", refused.title, span, *refused.help)
         except BadNumber as error:
             if not call.names:
-                self.problem("RK163", str(error), span, "correct the number")
+                self.add_problem("RK163", str(error), span, "correct the number")
 
 
-def _constant(expression: Expr, problems: list[Diagnostic]) -> int:
+def _evaluate_constant(expression: Expr, problems: list[Diagnostic]) -> int:
     try:
         return expression.value({})
     except BadNumber as error:

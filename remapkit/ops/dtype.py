@@ -34,13 +34,13 @@ def is_exact(old: str, new: str) -> bool:
     return new in EXACT.get(old, ())
 
 
-def check_holds(value: float, dtype: str) -> None:
+def check_value(value: float, dtype: str) -> None:
     """Refuse a value that a dtype has no number for."""
     if dtype in FLOATS:
         if abs(value) > _LARGEST[dtype]:
             raise RefusedOp(f"{value} is beyond the largest {dtype}, {_LARGEST[dtype]:g}")
         return
-    low, high = integer_range(dtype)
+    low, high = get_integer_range(dtype)
     if value != int(value) or not low <= value <= high:
         raise RefusedOp(f"{value} is no {dtype}")
 
@@ -58,7 +58,7 @@ _LARGEST = {
 """The largest finite value of each float."""
 
 
-def integer_range(dtype: str) -> tuple[int, int]:
+def get_integer_range(dtype: str) -> tuple[int, int]:
     """The smallest and the largest value of an integer dtype (of BOOL: 0 and 1)."""
     if dtype == "BOOL":
         return 0, 1
@@ -100,7 +100,7 @@ class ScaleOp(Op):
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One multiplication."""
-        _plain_float(self.name, spec)
+        _check_plain_float(self.name, spec)
         return (Scale(self.factor),)
 
 
@@ -113,10 +113,10 @@ class AddOp(Op):
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One addition."""
-        _plain_float(self.name, spec)
+        _check_plain_float(self.name, spec)
         return (Add(self.term),)
 
 
-def _plain_float(name: str, spec: TensorSpec) -> None:
+def _check_plain_float(name: str, spec: TensorSpec) -> None:
     if spec.dtype not in FLOATS[:4]:
         raise RefusedOp(f"{name} is for {', '.join(FLOATS[:4])}, and the tensor is {spec.dtype}", code="RK352")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from remapkit.ops.base import Op, RefusedOp, after, dimension, rows
+from remapkit.ops.base import Op, RefusedOp, describe_size, infer_ops, normalize_dim
 from remapkit.ops.steps import OpStep, Pick, Reshape, with_size
 from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
 
@@ -45,16 +45,18 @@ class SplitPart(Op):
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One slice."""
-        dim = dimension(self.dim, spec)
+        dim = normalize_dim(self.dim, spec)
         size = spec.shape[dim]
         if self.sizes is None:
             if size % self.count:
-                raise RefusedOp(f"{rows(dim, size)} do not split into {self.count} equal parts", "give `sizes`")
+                raise RefusedOp(
+                    f"{describe_size(dim, size)} do not split into {self.count} equal parts", "give `sizes`"
+                )
             start, length = self.index * (size // self.count), size // self.count
         else:
             if sum(self.sizes) != size:
                 written = " + ".join(map(str, self.sizes))
-                title = f"{rows(dim, size)} do not split into {written} = {sum(self.sizes)}"
+                title = f"{describe_size(dim, size)} do not split into {written} = {sum(self.sizes)}"
                 raise RefusedOp(title, "the sizes of the parts must add up to the whole")
             start, length = sum(self.sizes[: self.index]), self.sizes[self.index]
         return (Pick(dim, (range(start, start + length),)),)
@@ -70,7 +72,7 @@ class TakeIndex(Op):
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One slice, and one reshape."""
-        dim = dimension(self.dim, spec)
+        dim = normalize_dim(self.dim, spec)
         pick = Pick(dim, (range(self.index, self.index + 1),))
         return pick, Reshape((*spec.shape[:dim], *spec.shape[dim + 1 :]))
 
@@ -84,12 +86,12 @@ class FillOp(Op):
     name: ClassVar[str] = "add"
 
 
-def concat_spec(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> TensorSpec:
+def infer_concat(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> TensorSpec:
     """The header of tensors one after the other along `dim`; `names` are what messages call them."""
     first = specs[0]
-    at = dimension(dim, first)
+    at = normalize_dim(dim, first)
     for spec, name in zip(specs, names, strict=True):
-        _same_dtype(first, spec, names[0], name)
+        _check_same_dtype(first, spec, names[0], name)
         if len(spec.shape) != len(first.shape) or with_size(spec.shape, at, 0) != with_size(first.shape, at, 0):
             title = f"{name} is {list(spec.shape)} and {names[0]} is {list(first.shape)}"
             raise RefusedOp(f"{title}: they do not fit along dimension {at}", code="RK353")
@@ -98,7 +100,7 @@ def concat_spec(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> 
 
 def _check_sizes(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) -> None:
     assert join.concat is not None
-    sizes = [spec.shape[dimension(join.concat, spec)] for spec in specs]
+    sizes = [spec.shape[normalize_dim(join.concat, spec)] for spec in specs]
     wanted = list(join.sizes) if join.sizes is not None else [sizes[0]] * len(sizes) if join.equal else sizes
     for name, size, expected in zip(names, sizes, wanted, strict=True):
         if size != expected:
@@ -108,20 +110,20 @@ def _check_sizes(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) 
             )
 
 
-def stack_spec(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> TensorSpec:
+def infer_stack(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> TensorSpec:
     """The header of tensors of one shape as the elements of a new dimension `dim`."""
     first = specs[0]
     rank = len(first.shape) + 1
-    at = dimension(dim, TensorSpec(first.dtype, (1,) * rank))
+    at = normalize_dim(dim, TensorSpec(first.dtype, (1,) * rank))
     for spec, name in zip(specs, names, strict=True):
-        _same_dtype(first, spec, names[0], name)
+        _check_same_dtype(first, spec, names[0], name)
         if spec.shape != first.shape:
             title = f"{name} is {list(spec.shape)} and {names[0]} is {list(first.shape)}: only equal ones are stacked"
             raise RefusedOp(title, code="RK353")
     return TensorSpec(first.dtype, (*first.shape[:at], len(specs), *first.shape[at:]))
 
 
-def _same_dtype(first: TensorSpec, spec: TensorSpec, one: str, other: str) -> None:
+def _check_same_dtype(first: TensorSpec, spec: TensorSpec, one: str, other: str) -> None:
     for name, each in ((one, first), (other, spec)):
         if DTYPE_BITS[each.dtype] < 8:  # two elements share a byte: no byte range is one element's
             raise RefusedOp(
@@ -132,27 +134,27 @@ def _same_dtype(first: TensorSpec, spec: TensorSpec, one: str, other: str) -> No
         raise RefusedOp(title, "cast one of them first, in its entry: {path: ..., ops: [{cast: F32}]}", code="RK353")
 
 
-def join_spec(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) -> TensorSpec:
+def infer_join(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) -> TensorSpec:
     """The header of what `join` makes of sources with these headers."""
-    made = [after(join.branches[n % len(join.branches)], spec) for n, spec in enumerate(specs)]
+    made = [infer_ops(join.branches[n % len(join.branches)], spec) for n, spec in enumerate(specs)]
     if join.concat is not None:
         width = len(join.branches)
         groups = [slice(at, at + width) for at in range(0, len(made), width)]
         firsts = [names[group][0] for group in groups]
         for group in groups:
             _check_sizes(join, made[group], names[group])
-        made = [concat_spec(made[group], join.concat, names[group]) for group in groups]
+        made = [infer_concat(made[group], join.concat, names[group]) for group in groups]
         names = firsts
-    return made[0] if join.stack is None else stack_spec(made, join.stack, names)
+    return made[0] if join.stack is None else infer_stack(made, join.stack, names)
 
 
-def result(ops: Sequence[Op], specs: Sequence[TensorSpec], names: Sequence[str]) -> TensorSpec:
+def infer_move(ops: Sequence[Op], specs: Sequence[TensorSpec], names: Sequence[str]) -> TensorSpec:
     """The header of a move: its operations on its sources' headers. Raises `RefusedOp`."""
     if ops and isinstance(ops[0], FillOp):
-        return after(ops[1:], ops[0].spec)
+        return infer_ops(ops[1:], ops[0].spec)
     if ops and isinstance(ops[0], Join):
-        return after(ops[1:], join_spec(ops[0], specs, names))
-    return after(ops, specs[0])
+        return infer_ops(ops[1:], infer_join(ops[0], specs, names))
+    return infer_ops(ops, specs[0])
 
 
 def needs_values(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> bool:
@@ -168,11 +170,11 @@ def needs_values(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> bool:
     if ops and isinstance(ops[0], FillOp):
         return False
     if ops and isinstance(ops[0], Join):
-        made = [after(ops[0].branches[n % len(ops[0].branches)], spec) for n, spec in enumerate(specs)]
+        made = [infer_ops(ops[0].branches[n % len(ops[0].branches)], spec) for n, spec in enumerate(specs)]
         branches = zip(itertools.cycle(ops[0].branches), specs, strict=False)
         if len(set(made)) < len(made) or any(needs_values(branch, [spec]) for branch, spec in branches):
             return True
-        spec, rest = join_spec(ops[0], specs, [""] * len(specs)), ops[1:]
+        spec, rest = infer_join(ops[0], specs, [""] * len(specs)), ops[1:]
     else:
         spec = specs[0]
     for op in rest:

@@ -8,11 +8,11 @@ from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules, UsageError
-from remapkit.rulefile.arithmetic import BadNumber, Expr, NoValue, check_names, expr
+from remapkit.rulefile.arithmetic import BadNumber, Expr, NoValue, check_names, parse_expression
 from remapkit.rulefile.syntax import WrittenParam
 
 
-def param_values(
+def resolve_params(
     written: Sequence[WrittenParam],
     given: Mapping[str, int] | None,
     config: Mapping[str, Any] | None,
@@ -27,18 +27,20 @@ def param_values(
     values: dict[str, int | None] = dict.fromkeys(names)
     waiting: dict[str, Expr] = {}
     for name, param in names.items():
-        own = _own(param, names, problems)
+        own = _read_own_value(param, names, problems)
         if given and name in given:
             values[name] = given[name]
-        elif config is not None and param.config is not None and (found := _lookup(config, param)) is not None:
+        elif (
+            config is not None and param.config is not None and (found := _look_up_config(config, param)) is not None
+        ):
             values[name] = found
         elif isinstance(own, Expr):
             waiting[name] = own
         elif config is not None and param.config is not None:
-            raise _lacking(param, own)
+            raise _make_lacking_error(param, own)
         else:
             values[name] = own
-    _work_out(waiting, values, problems)
+    _evaluate_params(waiting, values, problems)
     return values
 
 
@@ -53,14 +55,16 @@ def _check_given(given: Mapping[str, int], names: Mapping[str, WrittenParam]) ->
             raise UsageError(Diagnostic("RK640", f"the param {name!r} is a whole number, and not {value!r}"))
 
 
-def _own(param: WrittenParam, names: Mapping[str, object], problems: list[Diagnostic]) -> int | Expr | None:
+def _read_own_value(
+    param: WrittenParam, names: Mapping[str, object], problems: list[Diagnostic]
+) -> int | Expr | None:
     """The file's own value: a number, or arithmetic on other params."""
     if param.value is None:
         return None
     if param.value.kind == "integer":
         return int(param.value.value)
     try:
-        expression = expr(param.value.text)
+        expression = parse_expression(param.value.text)
     except InvalidRules as error:
         problems += error.diagnostics
         return None
@@ -70,7 +74,7 @@ def _own(param: WrittenParam, names: Mapping[str, object], problems: list[Diagno
     return expression if problem is None else None
 
 
-def _work_out(waiting: dict[str, Expr], values: dict[str, int | None], problems: list[Diagnostic]) -> None:
+def _evaluate_params(waiting: dict[str, Expr], values: dict[str, int | None], problems: list[Diagnostic]) -> None:
     while waiting:
         ready = [name for name, own in waiting.items() if not set(own.names) & set(waiting)]
         if not ready:
@@ -90,7 +94,7 @@ def _work_out(waiting: dict[str, Expr], values: dict[str, int | None], problems:
                 problems.append(Diagnostic("RK161", str(error), labels, ("correct the arithmetic, or the params",)))
 
 
-def _lookup(config: Mapping[str, Any], param: WrittenParam) -> int | None:
+def _look_up_config(config: Mapping[str, Any], param: WrittenParam) -> int | None:
     """The number under a dotted name of a config, None where there is none."""
     assert param.config is not None
     value: Any = config
@@ -109,7 +113,7 @@ def _lookup(config: Mapping[str, Any], param: WrittenParam) -> int | None:
     return value
 
 
-def _lacking(param: WrittenParam, own: int | None) -> UsageError:
+def _make_lacking_error(param: WrittenParam, own: int | None) -> UsageError:
     assert param.config is not None
     name = param.name.value
     help = [f"give it: --param {name}={own if own is not None else 'NUMBER'}"]

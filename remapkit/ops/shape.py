@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from remapkit.ops.base import Op, RefusedOp, dimension, dims, rows
-from remapkit.ops.dtype import EXACT, FLOATS, check_holds
+from remapkit.ops.base import Op, RefusedOp, describe_size, dims, normalize_dim
+from remapkit.ops.dtype import EXACT, FLOATS, check_value
 from remapkit.ops.steps import OpStep, Pad, Permute, Pick, Reshape
 from remapkit.tensors.spec import TensorSpec
 
@@ -34,7 +34,7 @@ class Transpose(Op):
         if self.dims is None and len(spec.shape) != 2:
             title = f"transpose alone is for matrices, and this has {dims(len(spec.shape))}, {list(spec.shape)}"
             raise RefusedOp(title, "name the two dimensions: transpose: [0, 1]")
-        one, other = (dimension(dim, spec) for dim in self.dims or (0, 1))
+        one, other = (normalize_dim(dim, spec) for dim in self.dims or (0, 1))
         order = list(range(len(spec.shape)))
         order[one], order[other] = other, one
         return (Permute(tuple(order)),)
@@ -67,12 +67,12 @@ class ReshapeOp(Op):
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reshape."""
-        if self.old is not None and tuple(_filled(self.old, spec)) != spec.shape:
+        if self.old is not None and tuple(_resolve_shape(self.old, spec)) != spec.shape:
             raise RefusedOp(f"reshape is from {list(self.old)}, and the tensor is {list(spec.shape)}")
-        return (Reshape(_filled(self.shape, spec)),)
+        return (Reshape(_resolve_shape(self.shape, spec)),)
 
 
-def _filled(shape: Sequence[int], spec: TensorSpec) -> tuple[int, ...]:
+def _resolve_shape(shape: Sequence[int], spec: TensorSpec) -> tuple[int, ...]:
     known = math.prod(size for size in shape if size != -1)
     if -1 not in shape:
         if known != spec.numel:
@@ -93,7 +93,7 @@ class Squeeze(Op):
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reshape."""
-        gone = {dimension(dim, spec) for dim in self.dims}
+        gone = {normalize_dim(dim, spec) for dim in self.dims}
         for dim in sorted(gone):
             if spec.shape[dim] != 1:
                 title = (
@@ -113,7 +113,7 @@ class Unsqueeze(Op):
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reshape."""
         rank = len(spec.shape) + len(self.dims)
-        new = {dimension(dim, TensorSpec(spec.dtype, (1,) * rank)) for dim in self.dims}
+        new = {normalize_dim(dim, TensorSpec(spec.dtype, (1,) * rank)) for dim in self.dims}
         if len(new) != len(self.dims):
             raise RefusedOp(f"unsqueeze names one dimension twice: {list(self.dims)} of {rank}")
         sizes = iter(spec.shape)
@@ -131,11 +131,11 @@ class Slice(Op):
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One choice."""
-        dim = dimension(self.dim, spec)
+        dim = normalize_dim(self.dim, spec)
         size = spec.shape[dim]
         stop = size if self.stop is None else self.stop
         if not self.start <= stop <= size or self.start == self.stop:
-            raise RefusedOp(f"slice {self.start} to {stop} of {rows(dim, size)}, {list(spec.shape)}")
+            raise RefusedOp(f"slice {self.start} to {stop} of {describe_size(dim, size)}, {list(spec.shape)}")
         return (Pick(dim, (range(self.start, stop),)),)
 
 
@@ -150,9 +150,9 @@ class PadOp(Op):
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One pad."""
-        dim = dimension(self.dim, spec)
+        dim = normalize_dim(self.dim, spec)
         size = spec.shape[dim]
         if self.to < size:
-            raise RefusedOp(f"pad to {self.to}, and there are {rows(dim, size)} already, {list(spec.shape)}")
-        check_holds(self.value, spec.dtype)
+            raise RefusedOp(f"pad to {self.to}, and there are {describe_size(dim, size)} already, {list(spec.shape)}")
+        check_value(self.value, spec.dtype)
         return (Pad(dim, self.to - size, self.value),)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from remapkit.patterns.charset import LAST, Ranges, contains, ranges
+from remapkit.patterns.charset import LAST, Ranges, contains, merge_ranges
 from remapkit.patterns.pattern import Part, Pattern
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq
 
@@ -85,12 +85,12 @@ class _Builder:
             branches = [self.build(branch) for branch in node.branches]
             first = [position for each in branches for position in each.first]
             last = [position for each in branches for position in each.last]
-            return _Fragment(first, last, self.ways(sum(each.empty for each in branches)))
+            return _Fragment(first, last, self.count_ways(sum(each.empty for each in branches)))
         if isinstance(node, Group):
             return self.build(node.item)
         return self.repeat(node)
 
-    def ways(self, count: int) -> int:
+    def count_ways(self, count: int) -> int:
         if count > 1:
             self.strong = False
         return min(count, 2)
@@ -101,10 +101,10 @@ class _Builder:
             self.follow[position - self.base] += right.first
         first = left.first + right.first if left.empty else left.first
         last = left.last + right.last if right.empty else right.last
-        return _Fragment(first, last, self.ways(left.empty * right.empty))
+        return _Fragment(first, last, self.count_ways(left.empty * right.empty))
 
-    def optional(self, inner: _Fragment) -> _Fragment:
-        return _Fragment(inner.first, inner.last, self.ways(inner.empty + 1))
+    def make_optional(self, inner: _Fragment) -> _Fragment:
+        return _Fragment(inner.first, inner.last, self.count_ways(inner.empty + 1))
 
     def loop(self, inner: _Fragment) -> _Fragment:
         """`inner`, once or more."""
@@ -125,24 +125,24 @@ class _Builder:
             for _ in range(node.low - 1):
                 whole = self.join(whole, self.build(node.item))
             looped = self.loop(self.build(node.item))
-            return self.join(whole, self.optional(looped) if node.low == 0 else looped)
+            return self.join(whole, self.make_optional(looped) if node.low == 0 else looped)
         tail = _Fragment([], [], 1)
         for _ in range(node.high - node.low):
             # x{0,3} is (x(x(x)?)?)?: built from the inside out, each word is read in one way only.
-            tail = self.optional(self.join(self.build(node.item), tail))
+            tail = self.make_optional(self.join(self.build(node.item), tail))
         whole = _Fragment([], [], 1)
         for _ in range(node.low):
             whole = self.join(whole, self.build(node.item))
         return self.join(whole, tail)
 
 
-def automaton(parts: Sequence[Part], limit: int | None = None) -> Automaton:
+def build_automaton(parts: Sequence[Part], limit: int | None = None) -> Automaton:
     """The automaton of parts, one after the other. Raises `TooMany` beyond a limit of steps between positions.
 
     >>> from remapkit.patterns.pattern import SEGMENT
 
     >>> from remapkit.patterns.tree import literal
-    >>> found = automaton([Part(None, literal("a.")), Part("x", SEGMENT)])
+    >>> found = build_automaton([Part(None, literal("a.")), Part("x", SEGMENT)])
     >>> found.first, found.follow, found.last, found.part
     ((0,), ((1,), (2,), (2,)), frozenset({2}), (0, 0, 1))
     """
@@ -174,7 +174,7 @@ class Fragment:
     strong: bool
 
 
-def fragment(node: PatternNode, base: int, limit: int) -> Fragment | None:
+def build_fragment(node: PatternNode, base: int, limit: int) -> Fragment | None:
     """The positions of a tree, or None where there are more than `limit` steps between them."""
     builder = _Builder(base=base, limit=limit)
     try:
@@ -196,7 +196,7 @@ class ReadPrefix:
     accepted: bool
 
 
-def read(machine: Automaton, key: str) -> ReadPrefix:
+def read_prefix(machine: Automaton, key: str) -> ReadPrefix:
     """The longest beginning of a key that some key of the language begins with."""
     at: tuple[int, ...] = ()
     following: Iterable[int] = machine.first
@@ -210,20 +210,20 @@ def read(machine: Automaton, key: str) -> ReadPrefix:
     return ReadPrefix(len(key), at, accepted)
 
 
-def possible_leaves(pattern: Pattern) -> frozenset[str]:
+def find_possible_leaves(pattern: Pattern) -> frozenset[str]:
     """Those of the pattern's leaves that some key of it ends in; all of them for a huge pattern."""
     try:
-        machine = automaton(pattern.parts, MAX_EDGES)
+        machine = build_automaton(pattern.parts, MAX_EDGES)
     except TooMany:
         return frozenset(pattern.leaf or ())
     before: list[list[int]] = [[] for _ in machine.chars]
     for position, following in enumerate(machine.follow):
         for each in following:
             before[each].append(position)
-    return frozenset(leaf for leaf in pattern.leaf or () if _ends_in(machine, before, leaf))
+    return frozenset(leaf for leaf in pattern.leaf or () if _can_end_in(machine, before, leaf))
 
 
-def _ends_in(machine: Automaton, before: Sequence[Sequence[int]], leaf: str) -> bool:
+def _can_end_in(machine: Automaton, before: Sequence[Sequence[int]], leaf: str) -> bool:
     at: set[int] = set(machine.last)
     for number, character in enumerate(reversed(leaf)):
         at = {position for position in at if contains(machine.chars[position], character)}
@@ -248,26 +248,26 @@ class Alphabet:
     samples: tuple[str, ...]
 
 
-def alphabet(sets: Iterable[Ranges]) -> Alphabet:
+def build_alphabet(sets: Iterable[Ranges]) -> Alphabet:
     """The coarsest partition for some sets of characters.
 
-    >>> found = alphabet([((48, 57),), ((48, 48),)])
+    >>> found = build_alphabet([((48, 57),), ((48, 48),)])
     >>> found.masks, found.samples
     ({((48, 57),): 6, ((48, 48),): 2}, ('abc', '0', '123'))
     """
     distinct = list(dict.fromkeys(sets))
-    classes = _classes(distinct)
-    return Alphabet(_masks(distinct, classes), tuple(_samples(each) for each in classes.values()))
+    classes = _partition_characters(distinct)
+    return Alphabet(_mask_sets(distinct, classes), tuple(_pick_samples(each) for each in classes.values()))
 
 
 def masks(sets: Sequence[Ranges]) -> list[int]:
     """The mask of each set over the classes of their alphabet: two sets share a character where their masks meet."""
     distinct = list(dict.fromkeys(sets))
-    known = _masks(distinct, _classes(distinct))
+    known = _mask_sets(distinct, _partition_characters(distinct))
     return [known[chars] for chars in sets]
 
 
-def _classes(distinct: Sequence[Ranges]) -> dict[int, list[tuple[int, int]]]:
+def _partition_characters(distinct: Sequence[Ranges]) -> dict[int, list[tuple[int, int]]]:
     """The intervals of each class, by the set of sets (a mask over `distinct`) that its characters are in."""
     changes: dict[int, int] = {0: 0}
     for number, chars in enumerate(distinct):
@@ -283,7 +283,7 @@ def _classes(distinct: Sequence[Ranges]) -> dict[int, list[tuple[int, int]]]:
     return classes
 
 
-def _masks(distinct: Sequence[Ranges], classes: Iterable[int]) -> dict[Ranges, int]:
+def _mask_sets(distinct: Sequence[Ranges], classes: Iterable[int]) -> dict[Ranges, int]:
     found = dict.fromkeys(distinct, 0)
     for bit, signature in enumerate(classes):
         while signature:
@@ -296,8 +296,8 @@ def _masks(distinct: Sequence[Ranges], classes: Iterable[int]) -> dict[Ranges, i
 READABLE = (*range(97, 123), *range(48, 58), 95, 45, *range(65, 91), 46, *range(32, 127))
 
 
-def _samples(intervals: Sequence[tuple[int, int]]) -> str:
-    chars = ranges(intervals)
+def _pick_samples(intervals: Sequence[tuple[int, int]]) -> str:
+    chars = merge_ranges(intervals)
     found: list[str] = []
     if len(chars) > 1 or chars[0][0] != chars[0][1]:
         found = [chr(code) for code in READABLE if any(low <= code <= high for low, high in chars)][:3]
@@ -313,7 +313,7 @@ def _samples(intervals: Sequence[tuple[int, int]]) -> str:
 # ------------------------------------------------------------------------------------------------ one way or several
 
 
-def reads_one_way(machine: Automaton) -> bool:
+def is_unambiguous(machine: Automaton) -> bool:
     """Whether every key is read in at most one way, down to each repetition and branch.
 
     One way is what makes a backtracking matcher linear: it comes to a position at an offset in as many ways as a key
@@ -323,10 +323,10 @@ def reads_one_way(machine: Automaton) -> bool:
     if not machine.strong:
         return False
     mask = masks(machine.chars)
-    if _disjoint(machine.first, mask) and all(_disjoint(each, mask) for each in machine.follow):
+    if _is_disjoint(machine.first, mask) and all(_is_disjoint(each, mask) for each in machine.follow):
         return True
     try:
-        return not _two_runs(machine, mask)
+        return not _has_two_runs(machine, mask)
     except TooMany:
         return False
 
@@ -335,7 +335,7 @@ MAX_PAIRS = 1_000_000
 """How many pairs of positions are looked at before a pattern counts as read in several ways: about a second."""
 
 
-def _disjoint(positions: Sequence[int], mask: Sequence[int]) -> bool:
+def _is_disjoint(positions: Sequence[int], mask: Sequence[int]) -> bool:
     seen = 0
     for position in positions:
         if seen & mask[position]:
@@ -344,7 +344,7 @@ def _disjoint(positions: Sequence[int], mask: Sequence[int]) -> bool:
     return True
 
 
-def _two_runs(machine: Automaton, mask: Sequence[int]) -> bool:
+def _has_two_runs(machine: Automaton, mask: Sequence[int]) -> bool:
     """Whether two different runs accept one word: a search from the points where runs part."""
     pending: list[tuple[int, int]] = []
     seen: set[tuple[int, int]] = set()

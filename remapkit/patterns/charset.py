@@ -12,10 +12,10 @@ LAST = 0x10FFFF
 """The last code point."""
 
 
-def ranges(pairs: Iterable[tuple[int, int]]) -> Ranges:
+def merge_ranges(pairs: Iterable[tuple[int, int]]) -> Ranges:
     """The sorted, merged form of intervals.
 
-    >>> ranges([(5, 9), (1, 2), (3, 3)])
+    >>> merge_ranges([(5, 9), (1, 2), (3, 3)])
     ((1, 3), (5, 9))
     """
     merged: list[tuple[int, int]] = []
@@ -58,7 +58,7 @@ def one(character: str) -> Ranges:
 DIGITS: Ranges = ((48, 57),)
 
 
-WORD: Ranges = ranges([(48, 57), (65, 90), (95, 95), (97, 122)])
+WORD: Ranges = merge_ranges([(48, 57), (65, 90), (95, 95), (97, 122)])
 
 
 SPACE: Ranges = ((9, 13), (32, 32))

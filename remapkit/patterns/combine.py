@@ -4,7 +4,7 @@ Patterns that begin alike share what they begin with, character by character and
 reads a key for all of them. The trie is at the same time an automaton: a run through it that accepts a key is one
 reading of that key by one pattern. Where no key has two such runs, no two patterns match one key, it does not matter
 which is tried first, and a backtracking matcher comes to each place of the trie at each offset at most once (the
-lemma of `automaton.reads_one_way`, for all patterns at once). `cooperating` finds the groups of patterns of which
+lemma of `automaton.reads_one_way`, for all patterns at once). `group_patterns` finds the groups of patterns of which
 that holds.
 
 The search for keys with two runs is a walk through pairs of positions. It counts its steps; where there are too many
@@ -18,10 +18,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from remapkit.patterns.automaton import MAX_EDGES, fragment, masks
+from remapkit.patterns.automaton import MAX_EDGES, build_fragment, masks
 from remapkit.patterns.charset import Ranges, one
 from remapkit.patterns.pattern import Pattern
-from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq, size
+from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq, count_positions
 from remapkit.patterns.unparse import unparse, unparse_chars
 
 MAX_STEPS = 400_000
@@ -49,13 +49,13 @@ class Branch:
 _Token = tuple[str, PatternNode, bool]
 
 
-def trie(patterns: Iterable[tuple[int, Pattern]], *, reverse: bool = False) -> Branch:
+def build_trie(patterns: Iterable[tuple[int, Pattern]], *, reverse: bool = False) -> Branch:
     """The trie of some patterns, each known by its number; with `reverse`, of what they read backwards."""
     root = Branch()
     for number, pattern in patterns:
         here = root
         here.below += 1
-        for token, node, named in _reversed(pattern) if reverse else _tokens(pattern):
+        for token, node, named in _tokenize_reversed(pattern) if reverse else _tokenize_pattern(pattern):
             following = here.children.get(token)
             if following is None:
                 following = here.children[token] = Branch(token, node, named)
@@ -65,7 +65,7 @@ def trie(patterns: Iterable[tuple[int, Pattern]], *, reverse: bool = False) -> B
     return root
 
 
-def _tokens(pattern: Pattern) -> Iterator[_Token]:
+def _tokenize_pattern(pattern: Pattern) -> Iterator[_Token]:
     """What a pattern reads, one piece after the other: single characters, captures, and what lies between them.
 
     Two tokens are equal exactly when their text is; a capture is never equal to something that is not one.
@@ -73,40 +73,40 @@ def _tokens(pattern: Pattern) -> Iterator[_Token]:
     for part in pattern.parts:
         if part.name is not None:
             yield f"({unparse(part.node)})", part.node, True
-        elif part.constant and part.values is not None:
-            yield from map(_character, part.values[0])
+        elif part.is_constant and part.values is not None:
+            yield from map(_tokenize_character, part.values[0])
         else:
-            yield from _pieces(part.node)
+            yield from _tokenize_node(part.node)
 
 
 @lru_cache(maxsize=1024)
-def _character(character: str) -> _Token:
+def _tokenize_character(character: str) -> _Token:
     node = Chars(one(character))
     return unparse_chars(node.chars), node, False
 
 
-def _pieces(node: PatternNode) -> Iterator[_Token]:
+def _tokenize_node(node: PatternNode) -> Iterator[_Token]:
     if isinstance(node, Seq):
         for item in node.items:
-            yield from _pieces(item)
+            yield from _tokenize_node(item)
     else:
         yield unparse(node), node, False
 
 
-def _reversed(pattern: Pattern) -> Iterator[_Token]:
-    for token, node, named in reversed(list(_tokens(pattern))):
-        yield token, node if isinstance(node, Chars) else _mirrored(node), named
+def _tokenize_reversed(pattern: Pattern) -> Iterator[_Token]:
+    for token, node, named in reversed(list(_tokenize_pattern(pattern))):
+        yield token, node if isinstance(node, Chars) else _mirror_node(node), named
 
 
-def _mirrored(node: PatternNode) -> PatternNode:
+def _mirror_node(node: PatternNode) -> PatternNode:
     """The tree of all words of a language, read backwards."""
     if isinstance(node, Seq):
-        return Seq(tuple(_mirrored(item) for item in reversed(node.items)))
+        return Seq(tuple(_mirror_node(item) for item in reversed(node.items)))
     if isinstance(node, Alt):
-        return Alt(tuple(_mirrored(branch) for branch in node.branches))
+        return Alt(tuple(_mirror_node(branch) for branch in node.branches))
     if isinstance(node, Repeat):
-        return Repeat(_mirrored(node.item), node.low, node.high)
-    return _mirrored(node.item) if isinstance(node, Group) else node
+        return Repeat(_mirror_node(node.item), node.low, node.high)
+    return _mirror_node(node.item) if isinstance(node, Group) else node
 
 
 # ------------------------------------------------------------------------------------------------ which go together
@@ -120,7 +120,7 @@ class Groups:
     alone: tuple[int, ...]
 
 
-def cooperating(patterns: Sequence[Pattern], limit: int = MAX_STEPS) -> Groups:
+def group_patterns(patterns: Sequence[Pattern], limit: int = MAX_STEPS) -> Groups:
     """Groups within which no key has two readings: neither by two patterns, nor by one.
 
     A pattern that reads some key in several ways is alone. The fewer pairs of patterns share a key, the fewer groups:
@@ -131,31 +131,31 @@ def cooperating(patterns: Sequence[Pattern], limit: int = MAX_STEPS) -> Groups:
     >>> def path(text):
     ...     text = Text.of(text)
     ...     return Pattern("path", text, text.span, parse_path(text, {}))
-    >>> cooperating([path("a.{x:int}"), path("a.{x:int}.{y}"), path("{all:**}"), path("b")])
+    >>> group_patterns([path("a.{x:int}"), path("a.{x:int}.{y}"), path("{all:**}"), path("b")])
     Groups(together=((0, 1, 3), (2,)), alone=())
     """
     together: list[tuple[int, ...]] = []
-    alone = [number for number, pattern in enumerate(patterns) if _large(pattern)]
-    for numbers in _decidable(patterns, [n for n in range(len(patterns)) if n not in alone], limit, alone):
+    alone = [number for number, pattern in enumerate(patterns) if _is_large(pattern)]
+    for numbers in _group_decidable(patterns, [n for n in range(len(patterns)) if n not in alone], limit, alone):
         together += numbers
     return Groups(tuple(together), tuple(sorted(alone)))
 
 
-def _decidable(
+def _group_decidable(
     patterns: Sequence[Pattern], numbers: list[int], limit: int, alone: list[int]
 ) -> Iterator[list[tuple[int, ...]]]:
     """The groups of some patterns; where that takes too long, first of those that begin with a literal."""
     if not numbers:
         return
-    shared = _shared_keys(patterns, numbers, limit)
+    shared = _find_shared_keys(patterns, numbers, limit)
     if shared is not None:
         alone += shared.several_ways
-        yield _coloured([number for number in numbers if number not in shared.several_ways], shared.pairs)
+        yield _color_groups([number for number in numbers if number not in shared.several_ways], shared.pairs)
         return
-    literal = [number for number in numbers if _begins_literally(patterns[number])]
+    literal = [number for number in numbers if _has_literal_start(patterns[number])]
     if 0 < len(literal) < len(numbers):
-        yield from _decidable(patterns, literal, limit, alone)
-        yield from _decidable(patterns, sorted(set(numbers) - set(literal)), limit, alone)
+        yield from _group_decidable(patterns, literal, limit, alone)
+        yield from _group_decidable(patterns, sorted(set(numbers) - set(literal)), limit, alone)
     else:
         alone += numbers
 
@@ -164,16 +164,16 @@ MAX_SIZE = 1000
 """How many characters a pattern may have, with its counted repeats written out; a list of words does not count."""
 
 
-def _large(pattern: Pattern) -> bool:
+def _is_large(pattern: Pattern) -> bool:
     """Whether it would use up the steps of all others."""
-    return sum(size(part.node) for part in pattern.parts if part.values is None) > MAX_SIZE
+    return sum(count_positions(part.node) for part in pattern.parts if part.values is None) > MAX_SIZE
 
 
-def _begins_literally(pattern: Pattern) -> bool:
-    return bool(pattern.parts) and pattern.parts[0].name is None and pattern.parts[0].constant
+def _has_literal_start(pattern: Pattern) -> bool:
+    return bool(pattern.parts) and pattern.parts[0].name is None and pattern.parts[0].is_constant
 
 
-def _coloured(numbers: Sequence[int], pairs: set[tuple[int, int]]) -> list[tuple[int, ...]]:
+def _color_groups(numbers: Sequence[int], pairs: set[tuple[int, int]]) -> list[tuple[int, ...]]:
     """Each pattern to the first group that holds none it shares a key with."""
     foes: dict[int, set[int]] = {}
     for one_, other in pairs:
@@ -200,10 +200,10 @@ class _Shared:
     several_ways: set[int] = field(default_factory=set)
 
 
-def _shared_keys(patterns: Sequence[Pattern], numbers: Sequence[int], limit: int) -> _Shared | None:
+def _find_shared_keys(patterns: Sequence[Pattern], numbers: Sequence[int], limit: int) -> _Shared | None:
     """From the beginnings of the keys, else from their ends; None where both take too many steps."""
     for reverse in (False, True):
-        positions = _Positions(trie(((number, patterns[number]) for number in numbers), reverse=reverse))
+        positions = _Positions(build_trie(((number, patterns[number]) for number in numbers), reverse=reverse))
         if not positions.too_many and (found := positions.search(limit)) is not None:
             return found
     return None
@@ -234,9 +234,9 @@ class _Positions:
                 for position in last:
                     self.ends[position] = self.ends.get(position, []) + here.ends
             for child in here.children.values():
-                pending.append((child, self.step(child, last)))
+                pending.append((child, self.add_token(child, last)))
 
-    def step(self, child: Branch, before: list[int]) -> list[int]:
+    def add_token(self, child: Branch, before: list[int]) -> list[int]:
         """The positions of a token, reached from those before it; returns the last ones of what was read then."""
         node = child.node
         if isinstance(node, Chars):
@@ -246,7 +246,7 @@ class _Positions:
             empty = False
         else:
             assert node is not None
-            piece = fragment(node, len(self.chars), MAX_EDGES)
+            piece = build_fragment(node, len(self.chars), MAX_EDGES)
             if piece is None:
                 self.too_many = True
                 return []
@@ -254,7 +254,7 @@ class _Positions:
             self.follow += piece.follow
             first, last, empty = piece.first, piece.last, piece.nullable
             if not piece.strong:
-                self.found.several_ways.update(_below(child))
+                self.found.several_ways.update(_find_ends_below(child))
         self.branch += [child] * (len(self.chars) - len(self.branch))
         self.edges += len(before) * len(first)
         if self.edges > MAX_EDGES:
@@ -270,17 +270,17 @@ class _Positions:
         self.pending: list[tuple[int, int]] = []
         self.seen: set[tuple[int, int]] = set()
         for numbers in self.ends.values():
-            self.conflicts(numbers, numbers)
+            self.add_conflicts(numbers, numbers)
         for following in self.follow:
-            self.part(following)
+            self.split_run(following)
         while self.pending and self.steps <= limit:
             one_, other = self.pending.pop()
             if one_ in self.ends and other in self.ends:
-                self.conflicts(self.ends[one_], self.ends[other], apart=True)
-            self.both(self.follow[one_], self.follow[other])
+                self.add_conflicts(self.ends[one_], self.ends[other], apart=True)
+            self.advance_runs(self.follow[one_], self.follow[other])
         return self.found if self.steps <= limit else None
 
-    def part(self, positions: list[int]) -> None:
+    def split_run(self, positions: list[int]) -> None:
         """The pairs that a run can part into from here."""
         taken = 0
         for position in positions:
@@ -295,9 +295,9 @@ class _Positions:
                 return
             for other in positions[number + 1 :]:
                 if self.mask[position] & self.mask[other]:
-                    self.meet(position, other)
+                    self.add_pair(position, other)
 
-    def both(self, left: list[int], right: list[int]) -> None:
+    def advance_runs(self, left: list[int], right: list[int]) -> None:
         """Two runs, one character further."""
         mask = self.mask
         self.steps += 1 + len(left) * len(right)
@@ -306,19 +306,19 @@ class _Positions:
         for one_ in left:
             for other in right:
                 if mask[one_] & mask[other]:
-                    self.meet(one_, other)
+                    self.add_pair(one_, other)
 
-    def meet(self, one_: int, other: int) -> None:
+    def add_pair(self, one_: int, other: int) -> None:
         if one_ == other:
             # Two runs that have met again: whatever ends from here on is read in two ways.
-            self.found.several_ways.update(_below(self.branch[one_]))
+            self.found.several_ways.update(_find_ends_below(self.branch[one_]))
             return
         pair = (one_, other) if one_ < other else (other, one_)
         if pair not in self.seen:
             self.seen.add(pair)
             self.pending.append(pair)
 
-    def conflicts(self, left: Sequence[int], right: Sequence[int], *, apart: bool = False) -> None:
+    def add_conflicts(self, left: Sequence[int], right: Sequence[int], *, apart: bool = False) -> None:
         """Patterns that end in two runs over one key; `apart` where the runs are different ones."""
         for one_ in left:
             for other in right:
@@ -329,7 +329,7 @@ class _Positions:
                     self.found.several_ways.add(one_)
 
 
-def _below(branch: Branch) -> Iterator[int]:
+def _find_ends_below(branch: Branch) -> Iterator[int]:
     pending = [branch]
     while pending:
         here = pending.pop()
@@ -352,7 +352,7 @@ class CombinedRegex:
     ends: dict[int, tuple[int, tuple[int, ...]]]
 
 
-def expression(root: Branch) -> CombinedRegex:
+def write_expression(root: Branch) -> CombinedRegex:
     r"""The trie as one expression: an alternation wherever patterns part, and for each end the group that marks it.
 
     The last capture on the way to an end marks it where no other pattern uses that capture; else an empty group does.
@@ -362,13 +362,14 @@ def expression(root: Branch) -> CombinedRegex:
     >>> def path(text):
     ...     text = Text.of(text)
     ...     return Pattern("path", text, text.span, parse_path(text, {}))
-    >>> written = expression(trie(enumerate([path("ab.{x:int}"), path("ab.{n:int}.w.{y:q|k}"), path("ac")])))
+    >>> patterns = [path("ab.{x:int}"), path("ab.{n:int}.w.{y:q|k}"), path("ac")]
+    >>> written = write_expression(build_trie(enumerate(patterns)))
     >>> written.text
     'a(?:b\\.((?:0|[1-9][0-9]*))(?:()|\\.w\\.([kq]))|c())'
     >>> written.ends
     {2: (0, (1,)), 3: (1, (1, 3)), 4: (2, ())}
     """
-    return _Writer().whole(root)
+    return _Writer().write(root)
 
 
 class _Writer:
@@ -377,7 +378,7 @@ class _Writer:
         self.count = 0
         self.ends: dict[int, tuple[int, tuple[int, ...]]] = {}
 
-    def whole(self, root: Branch) -> CombinedRegex:
+    def write(self, root: Branch) -> CombinedRegex:
         self.branch(root, (), False, 0)
         return CombinedRegex("".join(self.text), self.ends)
 
@@ -385,10 +386,10 @@ class _Writer:
         """From one place of the trie on; `own` where the last of the groups is used by one pattern only."""
         while len(here.children) == 1 and not here.ends:
             (here,) = here.children.values()
-            groups, own = self.enter(here, groups, own)
+            groups, own = self.write_token(here, groups, own)
         several = len(here.children) + bool(here.ends) > 1
         if several and depth >= MAX_NESTING:
-            self.unshared(here, groups)
+            self.write_unshared(here, groups)
             return
         if several:
             self.text.append("(?:")
@@ -400,18 +401,18 @@ class _Writer:
         for position, child in enumerate(here.children.values()):
             if position or here.ends:
                 self.text.append("|")
-            self.branch(child, *self.enter(child, groups, own), depth + 1)
+            self.branch(child, *self.write_token(child, groups, own), depth + 1)
         if several:
             self.text.append(")")
 
-    def enter(self, child: Branch, groups: tuple[int, ...], own: bool) -> tuple[tuple[int, ...], bool]:
+    def write_token(self, child: Branch, groups: tuple[int, ...], own: bool) -> tuple[tuple[int, ...], bool]:
         self.text.append(child.token)
         if not child.named:
             return groups, own
         self.count += 1
         return (*groups, self.count), child.below == 1
 
-    def unshared(self, here: Branch, groups: tuple[int, ...]) -> None:
+    def write_unshared(self, here: Branch, groups: tuple[int, ...]) -> None:
         """Every pattern from here on by itself."""
         self.text.append("(?:")
         pending: list[tuple[Branch, tuple[Branch, ...]]] = [(here, ())]
@@ -423,7 +424,7 @@ class _Writer:
                 first = False
                 found = groups
                 for each in way:
-                    found, _ = self.enter(each, found, False)
+                    found, _ = self.write_token(each, found, False)
                 self.count += 1
                 self.text.append("()")
                 self.ends[self.count] = (number, found)

@@ -15,8 +15,8 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span, Text
 from remapkit.patterns.literals import literal_text, read_word
-from remapkit.patterns.path import Problems, integer_range, parse_path
-from remapkit.patterns.pattern import Part, Pattern, linear
+from remapkit.patterns.path import Problems, parse_path, read_range
+from remapkit.patterns.pattern import Part, Pattern, split_into_parts
 from remapkit.patterns.regex import parse
 from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.syntax import WrittenGuard, WrittenPattern
@@ -37,9 +37,11 @@ class Compiled:
 def compile_pattern(written: WrittenPattern, tables: Mapping[str, Sequence[str]]) -> Compiled:
     """The pattern of a rule, guards included; raises `InvalidRules` with everything that is wrong with it."""
     try:
-        parts = parse_path(written.text, tables) if written.surface == "path" else linear(parse(written.text))
+        parts = (
+            parse_path(written.text, tables) if written.surface == "path" else split_into_parts(parse(written.text))
+        )
     except InvalidRules as error:
-        raise InvalidRules([*error.diagnostics, *_word_problems(written)]) from None
+        raise InvalidRules([*error.diagnostics, *_check_words(written)]) from None
     problems: list[Diagnostic] = []
     warnings: list[Diagnostic] = []
     guarded: dict[str, Span] = {}
@@ -50,17 +52,17 @@ def compile_pattern(written: WrittenPattern, tables: Mapping[str, Sequence[str]]
             problems.append(Diagnostic("RK145", f"two guards on the capture {name!r}", labels, ("merge them",)))
             continue
         guarded[name] = guard.capture.span
-        parts = _guarded(parts, guard, written, tables, problems, warnings)
-    leaf = _leaves(written, problems)
+        parts = _apply_guard(parts, guard, written, tables, problems, warnings)
+    leaf = _read_leaves(written, problems)
     pattern = Pattern(written.surface, written.text, written.span, parts, leaf)
     if leaf is not None and not problems:
-        pattern = _leaf_checked(pattern, written, problems, warnings)
+        pattern = _drop_impossible_leaves(pattern, written, problems, warnings)
     if problems:
         raise InvalidRules(problems)
     return Compiled(pattern, tuple(warnings))
 
 
-def _word_problems(written: WrittenPattern) -> list[Diagnostic]:
+def _check_words(written: WrittenPattern) -> list[Diagnostic]:
     """What is wrong with the words of guards, whatever the pattern is."""
     problems: list[Diagnostic] = []
     for guard in written.where:
@@ -71,7 +73,7 @@ def _word_problems(written: WrittenPattern) -> list[Diagnostic]:
     return problems
 
 
-def _guarded(
+def _apply_guard(
     parts: tuple[Part, ...],
     guard: WrittenGuard,
     written: WrittenPattern,
@@ -83,9 +85,9 @@ def _guarded(
     part = next((part for part in parts if part.name == name), None)
     if part is None:
         names = [each.name for each in parts if each.name]
-        problems.append(_no_such_capture(guard.capture, names, "RK140", "guards"))
+        problems.append(_describe_unknown_capture(guard.capture, names, "RK140", "guards"))
         return parts
-    values = allowed(guard, tables, problems)
+    values = read_guard_values(guard, tables, problems)
     if values is None:
         return parts
     language = re.compile(unparse(part.node))
@@ -93,7 +95,7 @@ def _guarded(
     outside = [text for text in values if not language.fullmatch(text.value)]
     if outside:
         report = problems if not inside else warnings
-        report.append(_outside(part, guard, outside, written, contradicts=not inside))
+        report.append(_describe_outside_values(part, guard, outside, written, contradicts=not inside))
     if not inside:
         return parts
     if sum(map(len, inside)) > MAX_LETTERS:
@@ -102,10 +104,10 @@ def _guarded(
         problems.append(Diagnostic("RK218", title, (Label(place),), ("list fewer words",)))
         return parts
     table = guard.named.value if guard.named is not None and guard.named.value in tables else None
-    return tuple(each.bounded(inside, table=table) if each is part else each for each in parts)
+    return tuple(each.restrict_to(inside, table=table) if each is part else each for each in parts)
 
 
-def _no_such_capture(name: Text, names: Sequence[str | None], code: str, what: str) -> Diagnostic:
+def _describe_unknown_capture(name: Text, names: Sequence[str | None], code: str, what: str) -> Diagnostic:
     known = [each for each in names if each]
     close = difflib.get_close_matches(name.value, known, n=1)
     help = f"did you mean {close[0]!r}?" if close else f"the pattern captures {', '.join(known) or 'nothing'}"
@@ -113,7 +115,7 @@ def _no_such_capture(name: Text, names: Sequence[str | None], code: str, what: s
     return Diagnostic(code, title, (Label(name.span),), (help,))
 
 
-def allowed(
+def read_guard_values(
     guard: WrittenGuard, tables: Mapping[str, Sequence[str]], problems: list[Diagnostic]
 ) -> tuple[Text, ...] | None:
     """The values that a guard allows: listed, a range, or the keys of a table. None where it has a problem."""
@@ -131,7 +133,7 @@ def allowed(
         return tuple(Text(key, named.span) for key in tables[named.value])
     if ".." in named.value:
         collector = Problems(named)
-        values = integer_range(named.value, collector, 0)
+        values = read_range(named.value, collector, 0)
         problems += collector.found
         return None if values is None else tuple(Text(value, named.span) for value in values)
     close = difflib.get_close_matches(named.value, list(tables), n=1)
@@ -143,7 +145,7 @@ def allowed(
     return None
 
 
-def _outside(
+def _describe_outside_values(
     part: Part, guard: WrittenGuard, outside: Sequence[Text], written: WrittenPattern, *, contradicts: bool
 ) -> Diagnostic:
     listed = ", ".join(repr(text.value) for text in outside[:SHOWN])
@@ -158,7 +160,7 @@ def _outside(
     return Diagnostic("RK142", title, labels, help, severity=Severity.WARNING)
 
 
-def _leaves(written: WrittenPattern, problems: list[Diagnostic]) -> tuple[str, ...] | None:
+def _read_leaves(written: WrittenPattern, problems: list[Diagnostic]) -> tuple[str, ...] | None:
     if written.leaf is None:
         return None
     if not written.leaf:
@@ -174,14 +176,14 @@ def _leaves(written: WrittenPattern, problems: list[Diagnostic]) -> tuple[str, .
     return tuple(dict.fromkeys(text.value for text in leaves if text is not None))
 
 
-def _leaf_checked(
+def _drop_impossible_leaves(
     pattern: Pattern, written: WrittenPattern, problems: list[Diagnostic], warnings: list[Diagnostic]
 ) -> Pattern:
     """Drops the leaves that no key of the pattern ends in, with a word about them."""
-    from remapkit.patterns.automaton import possible_leaves
+    from remapkit.patterns.automaton import find_possible_leaves
 
     assert written.leaf is not None and pattern.leaf is not None
-    possible = possible_leaves(pattern)
+    possible = find_possible_leaves(pattern)
     read = ((text, read_word(text, "a leaf", [])) for text in written.leaf)
     never = [text for text, word in read if word is None or word.value not in possible]
     if never:

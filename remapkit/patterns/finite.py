@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-from remapkit.patterns.charset import ranges
+from remapkit.patterns.charset import merge_ranges
 from remapkit.patterns.tree import (
     EMPTY,
     MAX_LETTERS,
@@ -23,37 +23,37 @@ MAX_WORDS = 10_000
 """A language with more words than this counts as unbounded."""
 
 
-def words(node: PatternNode, limit: int = MAX_WORDS) -> tuple[str, ...] | None:
+def list_words(node: PatternNode, limit: int = MAX_WORDS) -> tuple[str, ...] | None:
     """All words of a language, shortest first, or None where there are more than `limit`.
 
-    >>> words(Alt((literal("a"), Seq((literal("b"), Repeat(Chars(((48, 49),)), 0, 1))))))
+    >>> list_words(Alt((literal("a"), Seq((literal("b"), Repeat(Chars(((48, 49),)), 0, 1))))))
     ('a', 'b', 'b0', 'b1')
     """
-    found = _words(node, limit)
+    found = _collect_words(node, limit)
     return None if found is None else tuple(sorted(found, key=lambda word: (len(word), word)))
 
 
-def _words(node: PatternNode, limit: int) -> set[str] | None:
+def _collect_words(node: PatternNode, limit: int) -> set[str] | None:
     if isinstance(node, Chars):
         if sum(high - low + 1 for low, high in node.chars) > limit:
             return None
         return {chr(code) for low, high in node.chars for code in range(low, high + 1)}
     if isinstance(node, Seq):
-        return _all_concatenations(node.items, limit)
+        return _concatenate_words(node.items, limit)
     if isinstance(node, Alt):
-        return _union((_words(branch, limit) for branch in node.branches), limit)
+        return _unite_words((_collect_words(branch, limit) for branch in node.branches), limit)
     if isinstance(node, Group):
-        return _words(node.item, limit)
-    return _repeated_words(node, limit)
+        return _collect_words(node.item, limit)
+    return _repeat_words(node, limit)
 
 
-def _all_concatenations(items: Iterable[PatternNode], limit: int) -> set[str] | None:
+def _concatenate_words(items: Iterable[PatternNode], limit: int) -> set[str] | None:
     found, text, length = {""}, "", 0
     for item in items:
         if isinstance(item, Chars) and item.chars[0][0] == item.chars[-1][1]:
             text += chr(item.chars[0][0])
             continue
-        following = _words(item, limit)
+        following = _collect_words(item, limit)
         if following is None:
             return None
         if len(found) * len(following) > limit * 4:
@@ -70,7 +70,7 @@ def _all_concatenations(items: Iterable[PatternNode], limit: int) -> set[str] | 
     return {word + text for word in found} if text else found
 
 
-def _union(sets: Iterable[set[str] | None], limit: int) -> set[str] | None:
+def _unite_words(sets: Iterable[set[str] | None], limit: int) -> set[str] | None:
     found: set[str] = set()
     for each in sets:
         if each is None:
@@ -81,8 +81,8 @@ def _union(sets: Iterable[set[str] | None], limit: int) -> set[str] | None:
     return found
 
 
-def _repeated_words(node: Repeat, limit: int) -> set[str] | None:
-    inner = _words(node.item, limit)
+def _repeat_words(node: Repeat, limit: int) -> set[str] | None:
+    inner = _collect_words(node.item, limit)
     if inner is None:
         return None
     if inner <= {""}:
@@ -91,7 +91,7 @@ def _repeated_words(node: Repeat, limit: int) -> set[str] | None:
         return None
     if node.high > limit:
         return None
-    found: set[str] | None = _all_concatenations((node.item,) * node.low, limit)
+    found: set[str] | None = _concatenate_words((node.item,) * node.low, limit)
     last = found
     letters = 0
     for _ in range(node.low, node.high):
@@ -110,10 +110,10 @@ def _repeated_words(node: Repeat, limit: int) -> set[str] | None:
 
 
 @lru_cache(maxsize=256)
-def words_node(values: tuple[str, ...]) -> PatternNode:
+def build_words_node(values: tuple[str, ...]) -> PatternNode:
     """A tree for a finite language that reads each word in one way: prefixes shared, equal continuations merged.
 
-    >>> unparse(words_node(tuple(str(n) for n in range(48))))
+    >>> unparse(build_words_node(tuple(str(n) for n in range(48))))
     '(?:[05-9]|[1-3][0-9]?|4[0-7]?)'
     """
     if max(map(len, values), default=0) > MAX_NESTED:
@@ -125,23 +125,25 @@ def words_node(values: tuple[str, ...]) -> PatternNode:
         for character in value:
             node = node.setdefault(character, {})  # type: ignore[assignment]
         node[""] = True
-    return _trie_node(trie, {})
+    return _build_trie_node(trie, {})
 
 
-def _trie_node(trie: dict[str, object], known: dict[tuple[object, ...], PatternNode]) -> PatternNode:
+def _build_trie_node(trie: dict[str, object], known: dict[tuple[object, ...], PatternNode]) -> PatternNode:
     by_rest: dict[PatternNode, list[int]] = {}
     for character, rest in trie.items():
         if character:
-            by_rest.setdefault(_trie_node(rest, known), []).append(ord(character))  # type: ignore[arg-type]
+            by_rest.setdefault(_build_trie_node(rest, known), []).append(ord(character))  # type: ignore[arg-type]
     key = (*((rest, tuple(codes)) for rest, codes in by_rest.items()), "" in trie)
     if key not in known:
-        branches = [_after(Chars(ranges((code, code) for code in codes)), rest) for rest, codes in by_rest.items()]
+        branches = [
+            _join_nodes(Chars(merge_ranges((code, code) for code in codes)), rest) for rest, codes in by_rest.items()
+        ]
         body: PatternNode = EMPTY if not branches else branches[0] if len(branches) == 1 else Alt(tuple(branches))
         known[key] = Repeat(body, 0, 1) if "" in trie and branches else body
     return known[key]
 
 
-def _after(head: PatternNode, rest: PatternNode) -> PatternNode:
+def _join_nodes(head: PatternNode, rest: PatternNode) -> PatternNode:
     if rest == EMPTY:
         return head
     return Seq((head, *rest.items)) if isinstance(rest, Seq) else Seq((head, rest))

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Text
-from remapkit.rulefile.yaml.emit import in_quotes
-from remapkit.tensors.spec import name_problem
+from remapkit.rulefile.yaml.emit import quote_text
+from remapkit.tensors.spec import find_name_problem
 
 QUOTED = re.compile(r"\{'((?:[^']|'')*)'\}")
 """A quoted literal; `''` is one quote."""
@@ -38,10 +38,10 @@ def literal_text(name: str) -> str:
     >>> literal_text("a.weight"), literal_text("x[0].w"), literal_text("it's {n}")
     ('a.weight', "x{'[0]'}.w", "it{'''s {n}'}")
     """
-    return ".".join(map(_segment, name.split(".")))
+    return ".".join(map(_write_segment, name.split(".")))
 
 
-def _segment(text: str) -> str:
+def _write_segment(text: str) -> str:
     odd = [place for place, sign in enumerate(text) if sign in "{}" or not is_plain(sign)]
     if not odd:
         return text
@@ -60,20 +60,20 @@ def choice_text(word: str, *, always: bool = False) -> str:
     return "'" + word.replace("'", "''") + "'"
 
 
-def unquoted(found: str) -> str:
+def unescape_quotes(found: str) -> str:
     """The text between the quotes of a quoted literal.
 
-    >>> unquoted("it''s")
+    >>> unescape_quotes("it''s")
     "it's"
     """
     return found.replace("''", "'")
 
 
-def quoted_at(text: Text, here: int, problems: list[Diagnostic]) -> tuple[str, int]:
+def read_quoted(text: Text, here: int, problems: list[Diagnostic]) -> tuple[str, int]:
     """The text of the quoted literal that begins at a place, and where it ends; a broken one ends with the text."""
     found = QUOTED.match(text.value, here)
     if found is not None and found[1]:
-        return unquoted(found[1]), found.end()
+        return unescape_quotes(found[1]), found.end()
     end = found.end() if found is not None else len(text.value)
     title = "an empty quoted literal" if found is not None else "a quoted literal that is never closed"
     help = "leave it out" if found is not None else "close it with '}, and write '' for a quote in it"
@@ -98,7 +98,7 @@ Works = Callable[[str], bool]
 """Whether a spelling can be written in the place of the one that is refused."""
 
 
-def judge(
+def check_literal_text(
     text: Text, what: str, stretches: Sequence[TextRange], works: Works, *, wildcards: bool = False
 ) -> Diagnostic | None:
     """What is wrong with the literal text of a value (RK219), or None.
@@ -109,19 +109,19 @@ def judge(
     places = [here for start, end in stretches for here in range(start, end) if not is_plain(text.value[here])]
     if not places:
         return None
-    signs = list(dict.fromkeys(shown_sign(text.value[here]) for here in places))
+    signs = list(dict.fromkeys(describe_sign(text.value[here]) for here in places))
     got = ", ".join(signs[:_SHOWN]) + (", ..." if len(signs) > _SHOWN else "")
     allowed = "plain text" if what.startswith(("a word", "a key", "a value", "a leaf")) else "plain text and braces"
-    labels = tuple(Label(text.at(*run)) for run in list(_runs(places))[:_SHOWN])
-    help = _help(text, stretches, works, wildcards)
+    labels = tuple(Label(text.at(*run)) for run in list(_join_places(places))[:_SHOWN])
+    help = _suggest_spellings(text, stretches, works, wildcards)
     if any(text.value[here] in _SPECIAL for here in places):
         help += _PATTERNS.get(what, ())
     return Diagnostic("RK219", f"{what} must be {allowed}, got {got}", labels, help)
 
 
-def hidden(text: Text, what: str, value: str) -> Diagnostic | None:
+def check_key_characters(text: Text, what: str, value: str) -> Diagnostic | None:
     """What is wrong with the characters of a literal, quoted or not: those that no key may have."""
-    problem = name_problem(value)
+    problem = find_name_problem(value)
     if problem is None:
         return None
     return Diagnostic("RK219", f"{what} {problem}", (Label(text.span),), ("remove it: no key is read that has it",))
@@ -145,7 +145,7 @@ def read_word(text: Text, what: str, problems: list[Diagnostic]) -> Text | None:
     while here < len(value):
         if value.startswith("{'", here):
             start = here
-            literal, here = quoted_at(text, start, problems)
+            literal, here = read_quoted(text, start, problems)
             signs += [(sign, min(start + 2 + number, here - 1)) for number, sign in enumerate(literal)]
         else:
             stretches.append((here, here + 1))
@@ -153,7 +153,9 @@ def read_word(text: Text, what: str, problems: list[Diagnostic]) -> Text | None:
             here += 1
     read = "".join(sign for sign, _ in signs)
     found = (
-        _braced(text, what, stretches) or judge(text, what, _joined(stretches), _is_word) or hidden(text, what, read)
+        _check_braces(text, what, stretches)
+        or check_literal_text(text, what, _join_stretches(stretches), _is_word)
+        or check_key_characters(text, what, read)
     )
     problems += [found] if found is not None and len(problems) == before else []
     if len(problems) > before:
@@ -162,14 +164,14 @@ def read_word(text: Text, what: str, problems: list[Diagnostic]) -> Text | None:
     return Text(read, text.span, (*first, text.at(len(value), len(value)).end))
 
 
-def _braced(text: Text, what: str, stretches: Sequence[TextRange]) -> Diagnostic | None:
+def _check_braces(text: Text, what: str, stretches: Sequence[TextRange]) -> Diagnostic | None:
     """Braces in a word look like a capture, and are none."""
     places = [start for start, _ in stretches if text.value[start] in "{}"]
     if not places:
         return None
-    labels = tuple(Label(text.at(*run)) for run in list(_runs(places))[:_SHOWN])
+    labels = tuple(Label(text.at(*run)) for run in list(_join_places(places))[:_SHOWN])
     got = " and ".join(dict.fromkeys(repr(text.value[place]) for place in places))
-    literal = in_quotes(_spelt(text.value, _joined(stretches)))
+    literal = quote_text(_escape_literals(text.value, _join_stretches(stretches)))
     help = ("captures stand in paths and templates only", f"for these very characters write {literal}")
     return Diagnostic("RK219", f"{what} must be plain text, got {got}", labels, help)
 
@@ -179,10 +181,10 @@ def _is_word(value: str) -> bool:
     return bool(value) and read_word(Text.of(value), "a word", problems) is not None
 
 
-def shown_sign(sign: str) -> str:
+def describe_sign(sign: str) -> str:
     r"""A character in a message.
 
-    >>> shown_sign("*"), shown_sign(" "), shown_sign("\u200b")
+    >>> describe_sign("*"), describe_sign(" "), describe_sign("\u200b")
     ("'*'", 'a space', 'U+200B')
     """
     if sign == " ":
@@ -190,11 +192,11 @@ def shown_sign(sign: str) -> str:
     return (f'"{sign}"' if sign == "'" else f"'{sign}'") if sign.isprintable() else f"U+{ord(sign):04X}"
 
 
-def _runs(places: Sequence[int]) -> Iterator[TextRange]:
-    return iter(_joined([(place, place + 1) for place in places]))
+def _join_places(places: Sequence[int]) -> Iterator[TextRange]:
+    return iter(_join_stretches([(place, place + 1) for place in places]))
 
 
-def _joined(stretches: Sequence[TextRange]) -> list[TextRange]:
+def _join_stretches(stretches: Sequence[TextRange]) -> list[TextRange]:
     """Stretches that touch as one."""
     joined: list[TextRange] = []
     for start, end in stretches:
@@ -208,22 +210,24 @@ def _joined(stretches: Sequence[TextRange]) -> list[TextRange]:
 # ------------------------------------------------------------------------------------------------ the right spelling
 
 
-def _help(text: Text, stretches: Sequence[TextRange], works: Works, wildcards: bool) -> tuple[str, ...]:
-    meant = [each for each in _meant(text.value, stretches, wildcards) if each != text.value and works(each)]
+def _suggest_spellings(text: Text, stretches: Sequence[TextRange], works: Works, wildcards: bool) -> tuple[str, ...]:
+    meant = [
+        each for each in _guess_spellings(text.value, stretches, wildcards) if each != text.value and works(each)
+    ]
     help = []
     if meant:
-        below = f", and {in_quotes(meant[1])} for all below it" if len(meant) > 1 else ""
-        help.append(f"write {in_quotes(meant[0])}{below}")
-    literal = _spelt(text.value, stretches)
+        below = f", and {quote_text(meant[1])} for all below it" if len(meant) > 1 else ""
+        help.append(f"write {quote_text(meant[0])}{below}")
+    literal = _escape_literals(text.value, stretches)
     if works(literal):
-        help.append(f"for these very characters write {in_quotes(literal)}")
+        help.append(f"for these very characters write {quote_text(literal)}")
     elif not meant:
         start, end = next(each for each in stretches if not all(map(is_plain, text.value[slice(*each)])))
         help.append(f"for these very characters write {literal_text(text.value[start:end])}")
     return tuple(help)
 
 
-def _spelt(value: str, stretches: Iterable[TextRange]) -> str:
+def _escape_literals(value: str, stretches: Iterable[TextRange]) -> str:
     """A value with its literal text as `literal_text` writes it."""
     written, done = "", 0
     for start, end in stretches:
@@ -243,7 +247,7 @@ class _Names:
 
     taken: set[str]
 
-    def fresh(self, name: str) -> str:
+    def choose_name(self, name: str) -> str:
         number, unique = 2, name
         while unique in self.taken:
             number, unique = number + 1, f"{name}{number}"
@@ -251,7 +255,7 @@ class _Names:
         return unique
 
 
-def _meant(value: str, stretches: Sequence[TextRange], wildcards: bool) -> tuple[str, ...]:
+def _guess_spellings(value: str, stretches: Sequence[TextRange], wildcards: bool) -> tuple[str, ...]:
     """What was probably meant by shells', globs' and regular expressions' spellings; a second one for all below it.
 
     The braces of the value are held as single characters meanwhile, so that nothing in them is taken for text.
@@ -266,27 +270,27 @@ def _meant(value: str, stretches: Sequence[TextRange], wildcards: bool) -> tuple
         done = end
     if len(held) > 1000 or any(ord(sign) >= _HELD for start, end in stretches for sign in value[start:end]):
         return ()
-    shape = re.sub(rf"\$(?=[{chr(_HELD)}-{chr(_HELD + 1000)}])", "", _unwrapped(shape))
+    shape = re.sub(rf"\$(?=[{chr(_HELD)}-{chr(_HELD + 1000)}])", "", _strip_quotes(shape))
     if not wildcards:
-        return _restored([shape], held)
+        return _restore_braces([shape], held)
     names = _Names(set(re.findall(r"\{(\w+)", value)))
-    shape = _captured(shape, names)
+    shape = _convert_regexes(shape, names)
     below = []
     if shape.endswith("*") and not re.search(r"(?:^|\.)\**$", shape):
-        part = names.fresh("part")
-        below = [f"{shape.rstrip('*')}{{{part}}}.{{{names.fresh('rest')}:**}}"]
+        part = names.choose_name("part")
+        below = [f"{shape.rstrip('*')}{{{part}}}.{{{names.choose_name('rest')}:**}}"]
         shape = f"{shape.rstrip('*')}{{{part}}}"
-    return _restored([_globbed(shape, names), *below], held)
+    return _restore_braces([_convert_globs(shape, names), *below], held)
 
 
-def _restored(shapes: Iterable[str], held: Sequence[str]) -> tuple[str, ...]:
+def _restore_braces(shapes: Iterable[str], held: Sequence[str]) -> tuple[str, ...]:
     return tuple(
         "".join(held[ord(sign) - _HELD] if _HELD <= ord(sign) <= _HELD + 1000 else sign for sign in shape)
         for shape in shapes
     )
 
 
-def _unwrapped(shape: str) -> str:
+def _strip_quotes(shape: str) -> str:
     """Without the spaces and the quotes around the whole of it."""
     shape = shape.strip()
     while len(shape) > 1 and shape[0] in _QUOTES and shape[-1] in _QUOTES:
@@ -294,28 +298,28 @@ def _unwrapped(shape: str) -> str:
     return shape
 
 
-def _captured(shape: str, names: _Names) -> str:
+def _convert_regexes(shape: str, names: _Names) -> str:
     """Regular expressions that a capture can say, and indices in brackets, as captures."""
     shape = shape.removeprefix("^").removesuffix("$").replace(r"\.", ".").replace("..*", ".*")
     steps: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
-        (r"\((?:\\d|\[0-9\])[+*]\)|(?:\\d|\[0-9\])[+*]", lambda _: f"{{{names.fresh('n')}:int}}"),
-        (r"\((?:\\w|\[\^\.\])[+*]\)|(?:\\w|\[\^\.\])[+*]", lambda _: f"{{{names.fresh('part')}}}"),
-        (rf"\((?:\?:)?({_WORDS})\)", lambda found: f"{{{names.fresh('part')}:{found[1]}}}"),
-        (rf"(?<![^.])({_WORDS})(?![^.])", lambda found: f"{{{names.fresh('part')}:{found[1]}}}"),
-        (rf"\$({_NAME})|\[({_NAME})\]", lambda found: f"{{{names.fresh(found[1] or found[2])}}}"),
+        (r"\((?:\\d|\[0-9\])[+*]\)|(?:\\d|\[0-9\])[+*]", lambda _: f"{{{names.choose_name('n')}:int}}"),
+        (r"\((?:\\w|\[\^\.\])[+*]\)|(?:\\w|\[\^\.\])[+*]", lambda _: f"{{{names.choose_name('part')}}}"),
+        (rf"\((?:\?:)?({_WORDS})\)", lambda found: f"{{{names.choose_name('part')}:{found[1]}}}"),
+        (rf"(?<![^.])({_WORDS})(?![^.])", lambda found: f"{{{names.choose_name('part')}:{found[1]}}}"),
+        (rf"\$({_NAME})|\[({_NAME})\]", lambda found: f"{{{names.choose_name(found[1] or found[2])}}}"),
     )
     for pattern, made in steps:
         shape = re.sub(pattern, made, shape, flags=re.ASCII)
     return shape
 
 
-def _globbed(shape: str, names: _Names) -> str:
+def _convert_globs(shape: str, names: _Names) -> str:
     """A `*` that is a segment as a capture of one, at the end or doubled of all that follow; others of the rest."""
     segments = re.split(r"\.(?![^{}]*\})", shape)
     for number, segment in enumerate(segments):
         last = number == len(segments) - 1
         if segment == "**" or (segment == "*" and last):
-            segments[number] = f"{{{names.fresh('rest')}:**}}"
+            segments[number] = f"{{{names.choose_name('rest')}:**}}"
         elif not segment.count("{"):
-            segments[number] = re.sub(r"\*+", lambda _: f"{{{names.fresh('part')}}}", segment)
+            segments[number] = re.sub(r"\*+", lambda _: f"{{{names.choose_name('part')}}}", segment)
     return ".".join(segments)

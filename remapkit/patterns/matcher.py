@@ -16,9 +16,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from remapkit.patterns.automaton import MAX_EDGES, TooMany, automaton, reads_one_way
+from remapkit.patterns.automaton import MAX_EDGES, TooMany, build_automaton, is_unambiguous
 from remapkit.patterns.charset import contains
-from remapkit.patterns.combine import cooperating, expression, trie
+from remapkit.patterns.combine import build_trie, group_patterns, write_expression
 from remapkit.patterns.pattern import Pattern
 from remapkit.patterns.template import CaptureItem, MapItem, Template
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat
@@ -41,22 +41,22 @@ class PatternMatcher:
         """The captures, or None where the whole key is not matched."""
         engine = self._engine
         if engine is None:
-            engine = self._engine = self._compiled()
-        captures = _by_re(engine, fqn) if isinstance(engine, re.Pattern) else engine.captures(fqn)
+            engine = self._engine = self._compile()
+        captures = _match_by_re(engine, fqn) if isinstance(engine, re.Pattern) else engine.find_captures(fqn)
         if captures is None:
             return None
         leaf = self.pattern.leaf
         return captures if leaf is None or fqn.rpartition(".")[2] in leaf else None
 
-    def _compiled(self) -> re.Pattern[str] | Program:
+    def _compile(self) -> re.Pattern[str] | Program:
         try:
-            one_way = reads_one_way(automaton(self.pattern.parts, MAX_EDGES))
+            one_way = is_unambiguous(build_automaton(self.pattern.parts, MAX_EDGES))
         except TooMany:
             one_way = False
         return re.compile(regex_text(self.pattern)) if one_way else Program(self.pattern)
 
 
-def _by_re(engine: re.Pattern[str], fqn: str) -> dict[str, str] | None:
+def _match_by_re(engine: re.Pattern[str], fqn: str) -> dict[str, str] | None:
     found = engine.fullmatch(fqn)
     return None if found is None else found.groupdict()
 
@@ -119,7 +119,7 @@ class SetMatcher:
     def engines(self) -> tuple[tuple[Together, ...], tuple[int, ...]]:
         """The expressions that are tried on a key, and the numbers of the patterns that are tried alone."""
         if self._engines is None:
-            self._engines = self._compiled()
+            self._engines = self._compile()
         return self._engines
 
     def match(self, fqn: str) -> tuple[tuple[int, Captures], ...]:
@@ -144,26 +144,26 @@ class SetMatcher:
             found.sort(key=lambda each: each[0])
         return tuple(found)
 
-    def _compiled(self) -> tuple[tuple[Together, ...], tuple[int, ...]]:
+    def _compile(self) -> tuple[tuple[Together, ...], tuple[int, ...]]:
         if len(self.patterns) < 2:
             return (), tuple(range(len(self.patterns)))
-        groups = cooperating(self.patterns)
+        groups = group_patterns(self.patterns)
         together: list[Together] = []
         alone = list(groups.alone)
         for numbers in groups.together:
             try:
-                together.append(self._together(numbers))
+                together.append(self._compile_group(numbers))
             except (RecursionError, OverflowError):
                 # Nested deeper than `re` can compile, though each pattern by itself is not.
                 alone += numbers
         return tuple(together), tuple(sorted(alone))
 
-    def _together(self, numbers: Sequence[int]) -> Together:
-        written = expression(trie((number, self.patterns[number]) for number in numbers))
-        ends = {mark: self._end(number, groups) for mark, (number, groups) in written.ends.items()}
+    def _compile_group(self, numbers: Sequence[int]) -> Together:
+        written = write_expression(build_trie((number, self.patterns[number]) for number in numbers))
+        ends = {mark: self._make_end(number, groups) for mark, (number, groups) in written.ends.items()}
         return Together(re.compile(written.text), ends)
 
-    def _end(self, number: int, groups: tuple[int, ...]) -> End:
+    def _make_end(self, number: int, groups: tuple[int, ...]) -> End:
         pattern = self.patterns[number]
         names = tuple(part.name for part in pattern.parts if part.name is not None)
         return End(number, names, groups, None if pattern.leaf is None else frozenset(pattern.leaf))
@@ -188,16 +188,16 @@ class Renamer:
     def __reduce__(self) -> tuple[Any, ...]:
         return Renamer, (self.matcher, self.outcomes)
 
-    def targets(self, fqns: Iterable[str], unmatched: str = "error") -> list[str | None] | None:
+    def rename_keys(self, fqns: Iterable[str], unmatched: str = "error") -> list[str | None] | None:
         """The target of each key, in order (None: the key is dropped).
 
         None for all where some key is matched twice, or by a pattern whose outcome is `plan`, or not at all and
         `unmatched` is not `keep` or `drop`: that is for a plan to say.
         """
         together, alone = self.matcher.engines
-        writes = self._compiled(together) if self._writes is None else self._writes
+        writes = self._compile(together) if self._writes is None else self._writes
         if len(together) != 1 or alone:
-            return self._one_by_one(fqns, unmatched)
+            return self._rename_one_by_one(fqns, unmatched)
         read = together[0].engine.fullmatch
         targets: list[str | None] = []
         add = targets.append
@@ -207,13 +207,13 @@ class Renamer:
             if write is not None:
                 add(write[0] % found.group(*write[1]))  # type: ignore[union-attr]
                 continue
-            rest = self._one_by_one((fqn,), unmatched)
+            rest = self._rename_one_by_one((fqn,), unmatched)
             if rest is None:
                 return None
             targets += rest
         return targets
 
-    def _one_by_one(self, fqns: Iterable[str], unmatched: str) -> list[str | None] | None:
+    def _rename_one_by_one(self, fqns: Iterable[str], unmatched: str) -> list[str | None] | None:
         targets: list[str | None] = []
         for fqn in fqns:
             found = self.matcher.match(fqn)
@@ -228,7 +228,7 @@ class Renamer:
                 targets.append(fqn if outcome == "keep" else None)
         return targets
 
-    def _compiled(self, together: Sequence[Together]) -> list[_Write | None]:
+    def _compile(self, together: Sequence[Together]) -> list[_Write | None]:
         """For each group that ends a match: the template for `%`, and the groups that it wants.
 
         None where it takes more than that: a table, a leaf to look at, a key that is kept or dropped.
@@ -239,12 +239,12 @@ class Renamer:
             for mark, end in together[0].ends.items():
                 outcome = self.outcomes[end.number]
                 if isinstance(outcome, Template) and not outcome.maps and end.leaf is None:
-                    writes[mark] = _write(outcome, end)
+                    writes[mark] = _compile_write(outcome, end)
         self._writes = writes
         return writes
 
 
-def _write(template: Template, end: End) -> _Write:
+def _compile_write(template: Template, end: End) -> _Write:
     groups = dict(zip(end.names, end.groups, strict=True))
     wanted = tuple(groups[item.name] for item in template.items if isinstance(item, CaptureItem))
     text = "".join(
@@ -287,16 +287,16 @@ class Program:
         if isinstance(node, Chars):
             self.code.append((CHARS, node.chars, 0))
         elif isinstance(node, Alt):
-            self._alternatives(node.branches)
+            self._emit_alternatives(node.branches)
         elif isinstance(node, Repeat):
-            self._repeat(node)
+            self._emit_repeat(node)
         elif isinstance(node, Group):
             self._emit(node.item)
         else:
             for item in node.items:
                 self._emit(item)
 
-    def _alternatives(self, branches: Sequence[PatternNode]) -> None:
+    def _emit_alternatives(self, branches: Sequence[PatternNode]) -> None:
         ends = []
         for branch in branches[:-1]:
             split = len(self.code)
@@ -309,7 +309,7 @@ class Program:
         for end in ends:
             self.code[end] = (JUMP, len(self.code), 0)
 
-    def _repeat(self, node: Repeat) -> None:
+    def _emit_repeat(self, node: Repeat) -> None:
         for _ in range(node.low):
             self._emit(node.item)
         if node.high is None:
@@ -327,7 +327,7 @@ class Program:
         for split in splits:
             self.code[split] = (SPLIT, split + 1, len(self.code))
 
-    def captures(self, key: str) -> dict[str, str] | None:
+    def find_captures(self, key: str) -> dict[str, str] | None:
         """The captures of the first reading in the order of priorities, the one `re.fullmatch` finds."""
         visited: set[tuple[int, int]] = set()
         slots = [0] * (2 * len(self.names))

@@ -20,18 +20,18 @@ from remapkit.diagnostics.source import Text
 from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import (
     QUOTED,
+    check_key_characters,
+    check_literal_text,
     choice_text,
-    hidden,
+    describe_sign,
     is_plain,
-    judge,
     literal_text,
-    quoted_at,
-    shown_sign,
-    unquoted,
+    read_quoted,
+    unescape_quotes,
 )
 from remapkit.patterns.pattern import CANONICAL, SEGMENT, SEGMENTS, Part
 from remapkit.patterns.tree import Seq, literal
-from remapkit.rulefile.yaml.emit import in_quotes
+from remapkit.rulefile.yaml.emit import quote_text
 
 MAX_DIGITS = 18
 _TYPES = ("int", "**")
@@ -78,13 +78,13 @@ def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, .
     [None, 'n', None, 'leaf']
     """
     problems = Problems(text)
-    tokens = list(_tokens(text, problems))
+    tokens = list(_tokenize_path(text, problems))
     parts: list[Part] = []
     names: dict[str, tuple[int, int]] = {}
     deep: tuple[int, int] | None = None
-    for number, segment in enumerate(_segments(tokens, len(text.value))):
+    for number, segment in enumerate(_split_segments(tokens, len(text.value))):
         if number:
-            parts.append(_literal(".", segment.start - 1, segment.start))
+            parts.append(_make_literal(".", segment.start - 1, segment.start))
         if not segment.tokens:
             help = (
                 "remove the extra dot"
@@ -94,12 +94,12 @@ def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, .
             problems.add("RK130", "an empty segment", max(0, segment.start - 1), segment.end, help)
         captures = [token for token in segment.tokens if token.kind == "capture"]
         if len(captures) > 1:
-            _two_captures(captures, problems)
+            _report_two_captures(captures, problems)
         for token in segment.tokens:
             if token.kind != "capture":
-                parts.append(_literal(token.value, token.start, token.end))
+                parts.append(_make_literal(token.value, token.start, token.end))
                 continue
-            part = _capture(token, tables, problems)
+            part = _read_capture(token, tables, problems)
             if part is None or part.name is None:
                 continue
             if part.name in names:
@@ -115,10 +115,10 @@ def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, .
                     problems.add("RK133", "two `**` in one path", token.start, token.end, help, earlier=deep)
                 deep = deep or (token.start, token.end)
             parts.append(part)
-    _judge_literals(text, tokens, tables, problems)
+    _check_literals(text, tokens, tables, problems)
     if problems.found:
         raise InvalidRules(problems.found)
-    return _merged(parts)
+    return _merge_literals(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class _Segment:
     end: int
 
 
-def _segments(tokens: list[_Token], length: int) -> Iterator[_Segment]:
+def _split_segments(tokens: list[_Token], length: int) -> Iterator[_Segment]:
     start, pending = 0, list[_Token]()
     for token in tokens:
         if token.kind == "dot":
@@ -139,7 +139,7 @@ def _segments(tokens: list[_Token], length: int) -> Iterator[_Segment]:
     yield _Segment(tuple(pending), start, length)
 
 
-def _judge_literals(
+def _check_literals(
     text: Text, tokens: Sequence[_Token], tables: Mapping[str, Sequence[str]], problems: Problems
 ) -> None:
     """Says once for a path, and first, what is wrong with its literal text."""
@@ -152,7 +152,7 @@ def _judge_literals(
             return {(each.code, each.title) for each in error.diagnostics} <= others
 
     literal = "".join(token.value for token in tokens if token.kind != "capture")
-    found = hidden(text, "a path", literal)
+    found = check_key_characters(text, "a path", literal)
     if found is None and any(not is_plain(sign) for token in tokens if token.kind == "text" for sign in token.value):
         stretches: list[tuple[int, int]] = []
         for token in tokens:
@@ -162,11 +162,11 @@ def _judge_literals(
                 stretches[-1] = (stretches[-1][0], token.end)
             else:
                 stretches.append((token.start, token.end))
-        found = judge(text, "a path", stretches, works, wildcards=True)
+        found = check_literal_text(text, "a path", stretches, works, wildcards=True)
     problems.found[:0] = [found] if found is not None else []
 
 
-def _tokens(text: Text, problems: Problems) -> Iterator[_Token]:
+def _tokenize_path(text: Text, problems: Problems) -> Iterator[_Token]:
     here, value = 0, text.value
     while here < len(value):
         sign = value[here]
@@ -174,7 +174,7 @@ def _tokens(text: Text, problems: Problems) -> Iterator[_Token]:
             yield _Token("text", sign, here, here + 2)
             here += 2
         elif value.startswith("{'", here):
-            literal, end = quoted_at(text, here, problems.found)
+            literal, end = read_quoted(text, here, problems.found)
             yield _Token("quoted", literal, here, end)
             here = end
         elif sign == "{":
@@ -201,18 +201,18 @@ def _tokens(text: Text, problems: Problems) -> Iterator[_Token]:
             here = end
 
 
-def _literal(text: str, start: int, end: int) -> Part:
+def _make_literal(text: str, start: int, end: int) -> Part:
     return Part(None, Seq(literal(text, start).items, (start, end)), (start, end), values=(text,))
 
 
-def _two_captures(captures: list[_Token], problems: Problems) -> None:
+def _report_two_captures(captures: list[_Token], problems: Problems) -> None:
     help = "put a dot between them, or use `match:` with classes that say where the first one ends"
     earlier = (captures[0].start, captures[0].end)
     for token in captures[1:]:
         problems.add("RK132", "two captures in one segment", token.start, token.end, help, earlier=earlier)
 
 
-def _capture(token: _Token, tables: Mapping[str, Sequence[str]], problems: Problems) -> Part | None:
+def _read_capture(token: _Token, tables: Mapping[str, Sequence[str]], problems: Problems) -> Part | None:
     name, colon, kind = token.value.partition(":")
     at = (token.start, token.end)
     if not (name.isascii() and name.isidentifier()):
@@ -228,20 +228,20 @@ def _capture(token: _Token, tables: Mapping[str, Sequence[str]], problems: Probl
     blank = Part(name, SEGMENT, at)
     start = token.start + 1 + len(name) + 1
     if kind in tables:
-        part = blank.bounded(tuple(tables[kind]), table=kind)
+        part = blank.restrict_to(tuple(tables[kind]), table=kind)
         return replace(part, written=kind)
     values: tuple[str, ...] | None
     if ".." in kind and "'" not in kind:
-        values = integer_range(kind, problems, start)
+        values = read_range(kind, problems, start)
     elif "|" in kind:
-        values = _choices(kind, problems, start)
+        values = _read_choices(kind, problems, start)
     else:
-        _unknown_type(name, kind, tables, problems, start)
+        _report_unknown_type(name, kind, tables, problems, start)
         return None
-    return None if values is None else replace(blank.bounded(values), written=kind)
+    return None if values is None else replace(blank.restrict_to(values), written=kind)
 
 
-def integer_range(kind: str, problems: Problems, start: int) -> tuple[str, ...] | None:
+def read_range(kind: str, problems: Problems, start: int) -> tuple[str, ...] | None:
     """The canonical decimals of a range like `0..47`."""
     low, _, high = kind.partition("..")
     end = start + len(kind)
@@ -263,9 +263,9 @@ def integer_range(kind: str, problems: Problems, start: int) -> tuple[str, ...] 
     return tuple(str(number) for number in range(int(low), int(high) + 1))
 
 
-def _choices(kind: str, problems: Problems, start: int) -> tuple[str, ...] | None:
-    written = _split(kind)
-    values = [unquoted(found[1]) if (found := _CHOICE.fullmatch(each)) else each for each in written]
+def _read_choices(kind: str, problems: Problems, start: int) -> tuple[str, ...] | None:
+    written = _split_choices(kind)
+    values = [unescape_quotes(found[1]) if (found := _CHOICE.fullmatch(each)) else each for each in written]
     here, good = start, True
     for number, value in enumerate(values):
         length = len(written[number])
@@ -284,10 +284,10 @@ def _choices(kind: str, problems: Problems, start: int) -> tuple[str, ...] | Non
                 for word, each in zip(values, written, strict=True)
             )
             whole = problems.text.value
-            literal = in_quotes(whole[:start] + read + whole[start + len(kind) :])
+            literal = quote_text(whole[:start] + read + whole[start + len(kind) :])
             help = f"choices are words, not patterns; for these very characters write {literal}"
-            problems.add("RK219", f"a choice must be plain text, got {shown_sign(odd)}", *where, help)
-        elif (hidden_in := hidden(problems.text, "a choice", value)) is not None:
+            problems.add("RK219", f"a choice must be plain text, got {describe_sign(odd)}", *where, help)
+        elif (hidden_in := check_key_characters(problems.text, "a choice", value)) is not None:
             problems.found.append(hidden_in)
         else:
             here += length + 1
@@ -297,7 +297,7 @@ def _choices(kind: str, problems: Problems, start: int) -> tuple[str, ...] | Non
     return tuple(values) if good else None
 
 
-def _split(kind: str) -> list[str]:
+def _split_choices(kind: str) -> list[str]:
     """Choices as they are written: a `|` in quotes is one of their characters."""
     pieces, here = [], 0
     while here <= len(kind):
@@ -308,7 +308,9 @@ def _split(kind: str) -> list[str]:
     return pieces
 
 
-def _unknown_type(name: str, kind: str, tables: Mapping[str, Sequence[str]], problems: Problems, start: int) -> None:
+def _report_unknown_type(
+    name: str, kind: str, tables: Mapping[str, Sequence[str]], problems: Problems, start: int
+) -> None:
     close = difflib.get_close_matches(kind, [*_TYPES, *tables], n=1)
     if re.fullmatch(r"(?:\\d|\[0-9\])[+*]?", kind):
         close = ["int"]
@@ -319,7 +321,7 @@ def _unknown_type(name: str, kind: str, tables: Mapping[str, Sequence[str]], pro
     )
     if kind and "." not in kind:
         found = QUOTED.fullmatch(f"{{{kind}}}")
-        word = unquoted(found[1]) if found is not None else kind
+        word = unescape_quotes(found[1]) if found is not None else kind
         written = literal_text(word)
         help.append(
             f"for the one word {word!r} write it without braces" + (f": {written}" if written != word else "")
@@ -328,7 +330,7 @@ def _unknown_type(name: str, kind: str, tables: Mapping[str, Sequence[str]], pro
     problems.add("RK134", title, start, start + max(1, len(kind)), *help)
 
 
-def _merged(parts: list[Part]) -> tuple[Part, ...]:
+def _merge_literals(parts: list[Part]) -> tuple[Part, ...]:
     """Adjacent literals as one."""
     merged: list[Part] = []
     for part in parts:

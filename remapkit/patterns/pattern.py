@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from remapkit.diagnostics.source import Span, Text
 from remapkit.patterns.charset import DIGITS, NOT_DOT, one
-from remapkit.patterns.finite import words, words_node
+from remapkit.patterns.finite import build_words_node, list_words
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq
 
 CANONICAL = Alt((Chars(one("0")), Seq((Chars(((49, 57),)), Repeat(Chars(DIGITS), 0, None)))))
@@ -37,14 +37,14 @@ class Part:
     written: str | None = None
 
     @property
-    def constant(self) -> bool:
+    def is_constant(self) -> bool:
         """Whether it can only be one word."""
         return self.values is not None and len(self.values) == 1
 
-    def bounded(self, values: tuple[str, ...], *, table: str | None = None) -> Part:
+    def restrict_to(self, values: tuple[str, ...], *, table: str | None = None) -> Part:
         """The same part, restricted to some words."""
         ordered = tuple(sorted(set(values), key=lambda word: (len(word), word)))
-        return replace(self, node=words_node(ordered), values=ordered, table=table or self.table, written=None)
+        return replace(self, node=build_words_node(ordered), values=ordered, table=table or self.table, written=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Pattern:
         return next((part for part in self.parts if part.name == name), None)
 
 
-def linear(node: PatternNode) -> tuple[Part, ...]:
+def split_into_parts(node: PatternNode) -> tuple[Part, ...]:
     """The parts of a tree whose captures all stand at its top level."""
     parts: list[Part] = []
     pending: list[PatternNode] = []
@@ -75,7 +75,7 @@ def linear(node: PatternNode) -> tuple[Part, ...]:
     def flush() -> None:
         if pending:
             whole = Seq(tuple(pending), (pending[0].at[0], pending[-1].at[1]))
-            parts.append(Part(None, whole, whole.at, values=words(whole)))
+            parts.append(Part(None, whole, whole.at, values=list_words(whole)))
             pending.clear()
 
     def walk(each: PatternNode) -> None:
@@ -84,7 +84,7 @@ def linear(node: PatternNode) -> tuple[Part, ...]:
                 walk(item)
         elif isinstance(each, Group):
             flush()
-            parts.append(Part(each.name, each.item, each.at, values=words(each.item)))
+            parts.append(Part(each.name, each.item, each.at, values=list_words(each.item)))
         elif isinstance(each, Alt) and len(each.branches) == 1:
             walk(each.branches[0])
         else:

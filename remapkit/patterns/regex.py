@@ -12,8 +12,8 @@ from dataclasses import replace
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
-from remapkit.patterns.charset import DIGITS, LAST, NOT_NEWLINE, SPACE, WORD, Ranges, complement, one, ranges
-from remapkit.patterns.tree import MAX_POSITIONS, Alt, Chars, Group, PatternNode, Repeat, Seq, size
+from remapkit.patterns.charset import DIGITS, LAST, NOT_NEWLINE, SPACE, WORD, Ranges, complement, merge_ranges, one
+from remapkit.patterns.tree import MAX_POSITIONS, Alt, Chars, Group, PatternNode, Repeat, Seq, count_positions
 
 MAX_REPEAT = 1000
 """The highest bound of a counted repeat."""
@@ -68,7 +68,7 @@ def parse(text: Text) -> PatternNode:
     'layers\\.(?P<n>[0-9]+)\\.(?:q|k)'
     """
     try:
-        return _Parser(text).whole()
+        return _Parser(text).parse_pattern()
     except RefusedPattern as refused:
         raise InvalidRules(refused.diagnostic) from None
 
@@ -89,12 +89,12 @@ class _Parser:
     def peek(self, count: int = 1) -> str:
         return self.value[self.here : self.here + count]
 
-    def whole(self) -> PatternNode:
-        node = self.alternation()
+    def parse_pattern(self) -> PatternNode:
+        node = self.parse_alternation()
         if self.here < len(self.value):
             help = r"write \) for the character itself, or remove it"
             raise self.refuse("RK116", "a parenthesis that closes nothing", self.here, self.here + 1, help)
-        count = size(node)
+        count = count_positions(node)
         if count > MAX_POSITIONS:
             title = f"the pattern is {count} characters long once its counted repeats are written out"
             help = f"at most {MAX_POSITIONS} can be proven: use + or * where the exact count does not matter"
@@ -104,34 +104,34 @@ class _Parser:
 
     # -------------------------------------------------------------------------------------------- structure
 
-    def alternation(self) -> PatternNode:
+    def parse_alternation(self) -> PatternNode:
         start = self.here
-        branches = [self.sequence()]
+        branches = [self.parse_sequence()]
         while self.peek() == "|":
             self.here += 1
-            branches.append(self.sequence())
+            branches.append(self.parse_sequence())
         return branches[0] if len(branches) == 1 else Alt(tuple(branches), (start, self.here))
 
-    def sequence(self) -> PatternNode:
+    def parse_sequence(self) -> PatternNode:
         start = self.here
         items: list[PatternNode] = []
         while self.here < len(self.value) and self.peek() not in "|)":
-            items.append(self.quantified())
+            items.append(self.parse_quantified())
         return items[0] if len(items) == 1 else Seq(tuple(items), (start, self.here))
 
-    def quantified(self) -> PatternNode:
+    def parse_quantified(self) -> PatternNode:
         start = self.here
         if self.peek() in "*+?":
             title = f"there is nothing before {self.peek()} to repeat"
             raise self.refuse("RK118", title, start, start + 1, f"write \\{self.peek()} for the character itself")
-        item = self.atom()
-        quantifier = self.quantifier()
+        item = self.parse_atom()
+        quantifier = self.parse_quantifier()
         if quantifier is None:
             return item
         low, high = quantifier
         following = self.peek()
         if following == "?":
-            raise self.lazy(start)
+            raise self.refuse_lazy(start)
         if following == "+":
             title = "a possessive quantifier"
             help = "drop the + after the quantifier: matching is linear without it"
@@ -141,18 +141,18 @@ class _Parser:
             raise self.refuse("RK118", title, self.here, self.here + 1, "group the inner one: (?:...)")
         return Repeat(item, low, high, (start, self.here))
 
-    def lazy(self, start: int) -> RefusedPattern:
+    def refuse_lazy(self, start: int) -> RefusedPattern:
         help = "drop the ?, and say with a class where to stop: `[^.]+` stops before the next dot"
         return self.refuse("RK110", "a lazy quantifier", self.here, self.here + 1, help)
 
-    def quantifier(self) -> tuple[int, int | None] | None:
+    def parse_quantifier(self) -> tuple[int, int | None] | None:
         sign = self.peek()
         if sign and sign in "*+?":
             self.here += 1
             return {"*": (0, None), "+": (1, None), "?": (0, 1)}[sign]
-        return self.counted() if sign == "{" else None
+        return self.parse_counted() if sign == "{" else None
 
-    def counted(self) -> tuple[int, int | None]:
+    def parse_counted(self) -> tuple[int, int | None]:
         start = self.here
         end = self.value.find("}", start)
         low, comma, high = (self.value[start + 1 : end] if end > 0 else "").partition(",")
@@ -177,14 +177,14 @@ class _Parser:
 
     # -------------------------------------------------------------------------------------------- atoms
 
-    def atom(self) -> PatternNode:
+    def parse_atom(self) -> PatternNode:
         start, sign = self.here, self.peek()
         if sign == "(":
-            return self.group()
+            return self.parse_group()
         if sign == "[":
-            return self.char_class()
+            return self.parse_class()
         if sign == "\\":
-            chars = self.escape(in_class=False)
+            chars = self.parse_escape(in_class=False)
             return Chars(chars, (start, self.here))
         if sign == ".":
             self.here += 1
@@ -200,7 +200,7 @@ class _Parser:
         self.here += 1
         return Chars(one(sign), (start, self.here))
 
-    def group(self) -> PatternNode:
+    def parse_group(self) -> PatternNode:
         start = self.here
         self.depth += 1
         if self.depth > MAX_DEPTH:
@@ -210,8 +210,8 @@ class _Parser:
         self.here += 1
         name: tuple[str, int, int] | None = None
         if self.peek() == "?":
-            name = self.extension(start)
-        item = self.alternation()
+            name = self.parse_extension(start)
+        item = self.parse_alternation()
         if self.peek() != ")":
             help = r"write \( for the character itself, or close it with )"
             raise self.refuse("RK116", "a parenthesis that is never closed", start, start + 1, help)
@@ -221,7 +221,7 @@ class _Parser:
             return replace(item, at=(start, self.here))
         return Group(name[0], item, (start, self.here))
 
-    def extension(self, start: int) -> tuple[str, int, int] | None:
+    def parse_extension(self, start: int) -> tuple[str, int, int] | None:
         """After `(?`: None for `(?:`, the name for `(?P<name>`; anything else is refused."""
         self.here += 1
         rest = self.value[self.here :]
@@ -229,7 +229,7 @@ class _Parser:
             self.here += 1
             return None
         if rest.startswith("P<"):
-            return self.group_name(start)
+            return self.parse_group_name(start)
         for sign, code, what, help in _EXTENSIONS:
             if rest.startswith(sign):
                 raise self.refuse(code, what, start, self.here + len(sign), help)
@@ -240,7 +240,7 @@ class _Parser:
             raise self.refuse("RK113", "an inline flag", start, self.here + 1, help)
         raise self.refuse("RK113", "an unknown kind of group", start, self.here + 1, "write (?:...) or (?P<name>...)")
 
-    def group_name(self, start: int) -> tuple[str, int, int]:
+    def parse_group_name(self, start: int) -> tuple[str, int, int]:
         begin = self.here + 2
         end = self.value.find(">", begin)
         name = self.value[begin : end if end >= 0 else len(self.value)]
@@ -268,7 +268,7 @@ class _Parser:
 
     # -------------------------------------------------------------------------------------------- escapes, classes
 
-    def escape(self, *, in_class: bool) -> Ranges:
+    def parse_escape(self, *, in_class: bool) -> Ranges:
         start = self.here
         sign = self.value[start + 1 : start + 2]
         self.here += 2
@@ -279,9 +279,9 @@ class _Parser:
         if sign in _CONTROLS:
             return one(_CONTROLS[sign])
         if sign in "xu":
-            return self.hexadecimal(start, 2 if sign == "x" else 4)
+            return self.parse_hexadecimal(start, 2 if sign == "x" else 4)
         if sign in "0123456789":
-            raise self.digit_escape(start, sign, in_class)
+            raise self.refuse_digit_escape(start, sign, in_class)
         if sign in _ANCHORS and not in_class:
             help = "drop it: a pattern always matches the whole key"
             raise self.refuse("RK114", f"an anchor to {_ANCHORS[sign]}", start, self.here, help)
@@ -290,13 +290,13 @@ class _Parser:
             raise self.refuse("RK115", f"the unknown escape \\{sign}", start, self.here, help)
         return one(sign)
 
-    def digit_escape(self, start: int, sign: str, in_class: bool) -> RefusedPattern:
+    def refuse_digit_escape(self, start: int, sign: str, in_class: bool) -> RefusedPattern:
         if sign == "0" or in_class:
             return self.refuse("RK115", "an octal escape", start, self.here, r"write \xhh")
         help = "no regular pattern can repeat what it captured; bound the capture and write one rule a value"
         return self.refuse("RK111", "a back-reference", start, self.here, help)
 
-    def hexadecimal(self, start: int, count: int) -> Ranges:
+    def parse_hexadecimal(self, start: int, count: int) -> Ranges:
         digits = self.value[self.here : self.here + count]
         if len(digits) < count or not set(digits) <= _HEX:
             title = f"{self.value[start : start + 2]} wants {count} hexadecimal digits"
@@ -304,7 +304,7 @@ class _Parser:
         self.here += count
         return one(chr(int(digits, 16)))
 
-    def char_class(self) -> PatternNode:
+    def parse_class(self) -> PatternNode:
         start = self.here
         self.here += 1
         negated = self.peek() == "^"
@@ -314,26 +314,26 @@ class _Parser:
             if self.here >= len(self.value):
                 help = r"write \[ for the character itself, or close it with ]"
                 raise self.refuse("RK116", "a class that is never closed", start, start + 1, help)
-            pairs += self.member(start)
+            pairs += self.parse_member(start)
         self.here += 1
         if not pairs:
             help = r"write \] for a ] inside a class"
             raise self.refuse("RK117", "an empty class", start, self.here, help)
-        chars = ranges(pairs)
+        chars = merge_ranges(pairs)
         if negated:
             chars = complement(chars)
         if not chars:
             raise self.refuse("RK117", "a class that no character is in", start, self.here, "remove it")
         return Chars(chars, (start, self.here))
 
-    def member(self, opened: int) -> Ranges:
+    def parse_member(self, opened: int) -> Ranges:
         """One member of a class: a character, an escape or a range."""
         start = self.here
-        low = self.class_character(opened)
+        low = self.parse_class_character(opened)
         if self.peek() != "-" or self.peek(2) in ("-", "-]"):
             return low
         self.here += 1
-        high = self.class_character(opened)
+        high = self.parse_class_character(opened)
         if len(low) != 1 or low[0][0] != low[0][1] or len(high) != 1 or high[0][0] != high[0][1]:
             help = r"write \- for the character itself"
             raise self.refuse("RK117", "a range with a class at one end", start, self.here, help)
@@ -343,10 +343,10 @@ class _Parser:
             raise self.refuse("RK117", title, start, self.here, f"write {high_text}-{low_text}")
         return ((low[0][0], min(high[0][0], LAST)),)
 
-    def class_character(self, opened: int) -> Ranges:
+    def parse_class_character(self, opened: int) -> Ranges:
         sign = self.peek()
         if sign == "\\":
-            return self.escape(in_class=True)
+            return self.parse_escape(in_class=True)
         if not sign:
             raise self.refuse("RK116", "a class that is never closed", opened, opened + 1, "close it with ]")
         if sign == "[" or self.peek(2) in ("--", "&&", "~~", "||"):
@@ -362,7 +362,7 @@ class _Parser:
         """Every capture stands at the top level: not where it could be missing, doubled or part of another."""
         if isinstance(node, Group):
             if inside is not None:
-                raise self.misplaced(node, inside)
+                raise self.refuse_misplaced(node, inside)
             self.check_captures(node.item, f"the capture {node.name!r}")
         elif isinstance(node, Repeat):
             self.check_captures(node.item, inside or ("an optional part" if node.high == 1 else "a repetition"))
@@ -373,7 +373,7 @@ class _Parser:
             for item in node.items:
                 self.check_captures(item, inside)
 
-    def misplaced(self, node: Group, inside: str) -> RefusedPattern:
+    def refuse_misplaced(self, node: Group, inside: str) -> RefusedPattern:
         reasons = {
             "an optional part": ("it could be missing", "write two rules, one with the part and one without"),
             "a repetition": (

@@ -37,7 +37,7 @@ class Stop:
     reason: str
 
 
-def stopped_at(pattern: Pattern, fqn: str) -> Stop | None:
+def find_stop(pattern: Pattern, fqn: str) -> Stop | None:
     """Where a key stopped being one of a pattern's, or None where it is one.
 
     >>> from remapkit.patterns.pattern import CANONICAL, Part
@@ -46,29 +46,29 @@ def stopped_at(pattern: Pattern, fqn: str) -> Stop | None:
     >>> from remapkit.diagnostics.source import Text
     >>> text = Text.of("...")
     >>> pattern = Pattern("match", text, text.span, (Part(None, literal("h.")), Part("n", CANONICAL)))
-    >>> stopped_at(pattern, "h.x").reason, stopped_at(pattern, "h.10")
+    >>> find_stop(pattern, "h.x").reason, find_stop(pattern, "h.10")
     ("expected '0' or a digit from 1 to 9, found 'x'", None)
     """
     program = Program(pattern)
-    places, ends = _reached(program, [0])
+    places, ends = _reach_places(program, [0])
     offset = 0
     for character in fqn:
-        following, also = _reached(program, _stepped(program, places, character))
+        following, also = _reach_places(program, _read_character(program, places, character))
         if not following and not also:
             break
         places, ends, offset = following, also, offset + 1
     if ends and offset == len(fqn):
-        return _wrong_leaf(pattern, fqn)
-    expected = _listed(program, places, ends)
+        return _check_leaf(pattern, fqn)
+    expected = _list_expected(program, places, ends)
     rest = fqn[offset:]
     found = f"found {rest[:1]!r}" if rest else "the key ended"
     return Stop(offset, expected, f"expected {expected}, {found}")
 
 
-def _listed(program: Program, places: Iterable[int], ends: bool) -> str:
+def _list_expected(program: Program, places: Iterable[int], ends: bool) -> str:
     found: dict[str, None] = {}
     for place in places:
-        found[_expected(program, place)] = None
+        found[_describe_expected(program, place)] = None
         if len(found) > SHOWN:
             break
     else:
@@ -76,7 +76,7 @@ def _listed(program: Program, places: Iterable[int], ends: bool) -> str:
     return " or ".join([*found][:SHOWN]) + (" or ..." if len(found) > SHOWN else "")
 
 
-def _wrong_leaf(pattern: Pattern, fqn: str) -> Stop | None:
+def _check_leaf(pattern: Pattern, fqn: str) -> Stop | None:
     leaf = fqn.rpartition(".")[2]
     if pattern.leaf is None or leaf in pattern.leaf:
         return None
@@ -84,7 +84,7 @@ def _wrong_leaf(pattern: Pattern, fqn: str) -> Stop | None:
     return Stop(len(fqn) - len(leaf), f"a leaf of {listed}", f"leaf {leaf!r} is not one of {listed}")
 
 
-def _stepped(program: Program, places: Iterable[int], character: str) -> list[int]:
+def _read_character(program: Program, places: Iterable[int], character: str) -> list[int]:
     """Where those that read a character lead; many of them read the same characters."""
     known: dict[Ranges, bool] = {}
     found = []
@@ -98,7 +98,7 @@ def _stepped(program: Program, places: Iterable[int], character: str) -> list[in
     return found
 
 
-def _reached(program: Program, starts: Iterable[int], most: int | None = None) -> tuple[list[int], bool]:
+def _reach_places(program: Program, starts: Iterable[int], most: int | None = None) -> tuple[list[int], bool]:
     """The places that read the next character, by priority, and whether the key may end.
 
     The search is over once it has found more than `most` of them.
@@ -124,13 +124,13 @@ def _reached(program: Program, starts: Iterable[int], most: int | None = None) -
     return found, ends
 
 
-def _expected(program: Program, place: int) -> str:
+def _describe_expected(program: Program, place: int) -> str:
     """What a place wants to read: the whole word from there on, where there is only one."""
     word = ""
     here: int | None = place
-    while here is not None and program.part[here] == program.part[place] and _is_one(program.code[here][1]):
+    while here is not None and program.part[here] == program.part[place] and _is_single(program.code[here][1]):
         word += chr(program.code[here][1][0][0])
-        following, _ = _reached(program, [here + 1], 1)
+        following, _ = _reach_places(program, [here + 1], 1)
         here = following[0] if len(following) == 1 and len(word) < WORD_SHOWN else None
     if word:
         return repr(word)
@@ -138,5 +138,5 @@ def _expected(program: Program, place: int) -> str:
     return _NAMES.get(wanted) or f"one of {unparse_chars(wanted)}"
 
 
-def _is_one(chars: Ranges) -> bool:
+def _is_single(chars: Ranges) -> bool:
     return chars[0][0] == chars[-1][1]

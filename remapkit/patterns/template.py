@@ -82,7 +82,7 @@ class Template:
         """
         if None in captures.values():
             return "".join(
-                item.text if isinstance(item, TextItem) else _filled(item, captures) for item in self.items
+                item.text if isinstance(item, TextItem) else _fill_item(item, captures) for item in self.items
             )
         if not self.maps:
             return self.format % captures
@@ -92,7 +92,7 @@ class Template:
         return self.format % values
 
 
-def _filled(item: CaptureItem | MapItem, captures: Mapping[str, str | None]) -> str:
+def _fill_item(item: CaptureItem | MapItem, captures: Mapping[str, str | None]) -> str:
     if isinstance(item, CaptureItem):
         value = captures[item.name]
         return f"{{{item.name}}}" if value is None else value

@@ -85,17 +85,17 @@ def literal(text: str, start: int = 0) -> Seq:
 _one = lru_cache(maxsize=1024)(one)
 
 
-def size(node: PatternNode) -> int:
+def count_positions(node: PatternNode) -> int:
     """How many characters the pattern has once counted repeats are written out."""
     if isinstance(node, Chars):
         return 1
     if isinstance(node, Seq):
-        return sum(size(item) for item in node.items)
+        return sum(count_positions(item) for item in node.items)
     if isinstance(node, Alt):
-        return sum(size(branch) for branch in node.branches)
+        return sum(count_positions(branch) for branch in node.branches)
     if isinstance(node, Group):
-        return size(node.item)
-    return size(node.item) * max(1, node.low if node.high is None else node.high)
+        return count_positions(node.item)
+    return count_positions(node.item) * max(1, node.low if node.high is None else node.high)
 
 
 def groups(node: PatternNode) -> Iterator[Group]:

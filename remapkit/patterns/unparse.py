@@ -24,23 +24,23 @@ def unparse(node: PatternNode) -> str:
     if isinstance(node, Alt):
         return f"(?:{'|'.join(unparse(branch) for branch in node.branches)})"
     if isinstance(node, Group):
-        return f"(?P<{node.name}>{_unwrapped(node.item)})"
-    return _atom(node.item) + _quantifier(node.low, node.high)
+        return f"(?P<{node.name}>{_unparse_bare(node.item)})"
+    return _unparse_atom(node.item) + _unparse_quantifier(node.low, node.high)
 
 
-def _unwrapped(node: PatternNode) -> str:
+def _unparse_bare(node: PatternNode) -> str:
     if isinstance(node, Alt):
         return "|".join(unparse(branch) for branch in node.branches)
     return unparse(node)
 
 
-def _atom(node: PatternNode) -> str:
+def _unparse_atom(node: PatternNode) -> str:
     if isinstance(node, Seq) and len(node.items) == 1:
-        return _atom(node.items[0])
+        return _unparse_atom(node.items[0])
     return unparse(node) if isinstance(node, Chars | Alt) else f"(?:{unparse(node)})"
 
 
-def _quantifier(low: int, high: int | None) -> str:
+def _unparse_quantifier(low: int, high: int | None) -> str:
     short = {(0, None): "*", (1, None): "+", (0, 1): "?"}.get((low, high))
     if short is not None:
         return short
@@ -58,24 +58,24 @@ def unparse_chars(chars: Ranges) -> str:
     if not chars:
         return r"[^\x00-\U0010ffff]"
     if len(chars) == 1 and chars[0][0] == chars[0][1]:
-        return _character(chars[0][0], _SPECIAL)
+        return _escape_character(chars[0][0], _SPECIAL)
     if chars[-1][1] == LAST and chars[0] != (0, LAST):
-        return f"[^{_members(complement(chars))}]"
-    return f"[{_members(chars)}]"
+        return f"[^{_unparse_members(complement(chars))}]"
+    return f"[{_unparse_members(chars)}]"
 
 
-def _members(chars: Ranges) -> str:
+def _unparse_members(chars: Ranges) -> str:
     inner = frozenset("\\]^-[&~|")
     written = []
     for low, high in chars:
         if high - low < 2:
-            written += [_character(code, inner) for code in range(low, high + 1)]
+            written += [_escape_character(code, inner) for code in range(low, high + 1)]
         else:
-            written.append(f"{_character(low, inner)}-{_character(high, inner)}")
+            written.append(f"{_escape_character(low, inner)}-{_escape_character(high, inner)}")
     return "".join(written)
 
 
-def _character(code: int, special: frozenset[str]) -> str:
+def _escape_character(code: int, special: frozenset[str]) -> str:
     character = chr(code)
     if character in special:
         return "\\" + character

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from remapkit.companions.names import scaled_weights
+from remapkit.companions.names import find_scaled_weights
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.wording import counted, named
 from remapkit.ops.dtype import CastOp
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
-from remapkit.plans.rounding import losses
+from remapkit.plans.rounding import report_roundings
 
 PLAIN = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp64": "F64"}
 """What `--dtype` takes, and the names of the same in headers."""
 
 
-def with_dtype(plan: ResolvedPlan, dtype: str) -> ResolvedPlan:
+def cast_plan(plan: ResolvedPlan, dtype: str) -> ResolvedPlan:
     """The plan with every plain float cast to one dtype; integers, bools and what has it already stay as they are.
 
     Raises `UsageError` for a dtype that is none of those; 8-bit floats are a problem of the plan (RK346): a cast
@@ -26,7 +26,7 @@ def with_dtype(plan: ResolvedPlan, dtype: str) -> ResolvedPlan:
     >>> from remapkit.plans.moves import RuleRef
     >>> from remapkit.tensors.spec import TensorSpec
     >>> move = Move("a", ("a",), (), RuleRef("keep[0]"), TensorSpec("F32", (2,)))
-    >>> cast = with_dtype(ResolvedPlan("t", StateDictSpec({"a": move.spec}), (move,)), "bf16")
+    >>> cast = cast_plan(ResolvedPlan("t", StateDictSpec({"a": move.spec}), (move,)), "bf16")
     >>> str(cast.moves[0].spec), cast.warnings[0].title
     ('BF16 [2]', '1 tensor is cast from F32 to BF16, which rounds its values')
     """
@@ -34,17 +34,17 @@ def with_dtype(plan: ResolvedPlan, dtype: str) -> ResolvedPlan:
     if new not in PLAIN.values():
         help = f"one of {', '.join(PLAIN)}: nothing is cast to integers or to 8-bit floats unasked"
         raise UsageError(Diagnostic("RK642", f"--dtype {dtype} is no cast that is done", help=(help,)))
-    moves = tuple(_cast(move, new) for move in plan.moves)
-    problems = [*plan.problems, *_small(plan)]
+    moves = tuple(_cast_move(move, new) for move in plan.moves)
+    problems = [*plan.problems, *_report_small_floats(plan)]
     said = [each for each in plan.warnings if each.code != "RK345"]
-    notes = losses(moves, plan.source)
-    recorded = {fqn: _cast(move, new) for fqn, move in plan.recorded.items()}
+    notes = report_roundings(moves, plan.source)
+    recorded = {fqn: _cast_move(move, new) for fqn, move in plan.recorded.items()}
     return replace(plan, moves=moves, problems=tuple(problems), warnings=(*said, *notes), recorded=recorded)
 
 
-def _small(plan: ResolvedPlan) -> list[Diagnostic]:
+def _report_small_floats(plan: ResolvedPlan) -> list[Diagnostic]:
     """Small floats, and whatever else has scales: those of a file are cast with it, or would be left alone."""
-    scaled = scaled_weights(plan.source)
+    scaled = find_scaled_weights(plan.source)
     small = [
         move.target
         for move in plan.moves
@@ -61,7 +61,7 @@ def _small(plan: ResolvedPlan) -> list[Diagnostic]:
     return [Diagnostic("RK346", title, (), (help,), (named(small),), values={"names": small})]
 
 
-def _cast(move: Move, new: str) -> Move:
+def _cast_move(move: Move, new: str) -> Move:
     if move.spec.dtype not in PLAIN.values() or move.spec.dtype == new:
         return move
     return replace(move, ops=(*move.ops, CastOp(new)), spec=replace(move.spec, dtype=new))

@@ -18,8 +18,8 @@ from remapkit.diagnostics.wording import SHOWN, counted, named
 from remapkit.ops.join import needs_values
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
-from remapkit.plans.recorded import asked
-from remapkit.tensors.spec import StateDictSpec, TensorSpec, leaf
+from remapkit.plans.recorded import add_recorded_moves
+from remapkit.tensors.spec import StateDictSpec, TensorSpec, get_leaf
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,14 @@ class Check:
     @property
     def problems(self) -> tuple[Diagnostic, ...]:
         """Every error: the plan's and the check's."""
-        dtype = _dtype_problem(self, Severity.ERROR) if self.strict_dtype else []
-        return (*self.plan.problems, *_missing(self), *_unexpected(self), *_shapes(self), *dtype)
+        dtype = _report_dtype_mismatches(self, Severity.ERROR) if self.strict_dtype else []
+        return (
+            *self.plan.problems,
+            *_report_missing_keys(self),
+            *_report_unexpected_keys(self),
+            *_report_shape_mismatches(self),
+            *dtype,
+        )
 
     @property
     def warnings(self) -> tuple[Diagnostic, ...]:
@@ -79,8 +85,8 @@ class Check:
     @property
     def notes(self) -> tuple[Diagnostic, ...]:
         """What is only said: tied weights, dtypes that differ, interchangeable targets."""
-        dtype = [] if self.strict_dtype else _dtype_problem(self, Severity.NOTE)
-        return (*_tied(self), *dtype, *_interchangeable(self), *_through_operations(self))
+        dtype = [] if self.strict_dtype else _report_dtype_mismatches(self, Severity.NOTE)
+        return (*_report_ties(self), *dtype, *_report_interchangeable(self), *_report_operations(self))
 
     def raise_for_problems(self) -> None:
         """Raise `FailedCheck` with every problem, if there is any."""
@@ -106,12 +112,12 @@ def make_check(plan: ResolvedPlan, target: StateDictSpec, *, strict_dtype: bool 
     >>> check.missing_keys, check.unexpected_keys
     (('c',), ('b',))
     """
-    plan = asked(plan, target)
+    plan = add_recorded_moves(plan, target)
     brought = {move.target: move for move in plan.moves}
     # What the target only records counts where it is brought, and is never missing.
     target = target.with_recorded(fqn for fqn in target.recorded if fqn in brought)
-    tied = _ties(target, brought)
-    shapes, dtypes = _mismatches(brought, target)
+    tied = _find_ties(target, brought)
+    shapes, dtypes = _find_mismatches(brought, target)
     return Check(
         plan=plan,
         target=target,
@@ -130,7 +136,7 @@ def _needs_values(move: Move, source: StateDictSpec) -> bool:
     return needs_values(move.ops, [source[fqn] for fqn in move.sources])
 
 
-def _ties(target: StateDictSpec, brought: dict[str, Move]) -> dict[str, str]:
+def _find_ties(target: StateDictSpec, brought: dict[str, Move]) -> dict[str, str]:
     """For every tied name that is not brought: the first of its other names that is."""
     found = {}
     for group in target.tied:
@@ -140,7 +146,9 @@ def _ties(target: StateDictSpec, brought: dict[str, Move]) -> dict[str, str]:
     return found
 
 
-def _mismatches(brought: dict[str, Move], target: StateDictSpec) -> tuple[tuple[Mismatch, ...], tuple[Mismatch, ...]]:
+def _find_mismatches(
+    brought: dict[str, Move], target: StateDictSpec
+) -> tuple[tuple[Mismatch, ...], tuple[Mismatch, ...]]:
     pairs = [
         Mismatch(fqn, ", ".join(brought[fqn].sources), brought[fqn].spec, wanted)
         for fqn, wanted in target.items()
@@ -163,11 +171,11 @@ def count_interchangeable(target: StateDictSpec) -> int:
     groups: defaultdict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
     for fqn, spec in target.items():
         if tie.get(fqn, fqn) == fqn:
-            groups[leaf(fqn), spec.shape].append(fqn)
+            groups[get_leaf(fqn), spec.shape].append(fqn)
     return sum(len(group) for group in groups.values() if len(group) > 1)
 
 
-def known_keys_problem(plan: ResolvedPlan, known: StateDictSpec) -> list[Diagnostic]:
+def check_known_keys(plan: ResolvedPlan, known: StateDictSpec) -> list[Diagnostic]:
     """Whether the source lacks keys that the rules are known to read: a half checkpoint converts without a word.
 
     Only names are compared: the same layout comes in several widths.
@@ -178,7 +186,7 @@ def known_keys_problem(plan: ResolvedPlan, known: StateDictSpec) -> list[Diagnos
     return [
         Diagnostic(
             "RK316",
-            f"{_keys(lacking)} of the {len(known)} that {plan.name} is known to read "
+            f"{_count_keys(lacking)} of the {len(known)} that {plan.name} is known to read "
             f"{'is' if len(lacking) == 1 else 'are'} not in the checkpoint",
             notes=(named(lacking),),
             help=(
@@ -191,15 +199,15 @@ def known_keys_problem(plan: ResolvedPlan, known: StateDictSpec) -> list[Diagnos
     ]
 
 
-def _missing(check: Check) -> list[Diagnostic]:
+def _report_missing_keys(check: Check) -> list[Diagnostic]:
     if not check.missing_keys:
         return []
     notes = [named(check.missing_keys)]
-    notes += _look_alikes(check)
+    notes += _find_look_alikes(check)
     return [
         Diagnostic(
             "RK310",
-            f"{_keys(check.missing_keys)} missing: nothing in the checkpoint becomes "
+            f"{_count_keys(check.missing_keys)} missing: nothing in the checkpoint becomes "
             f"{'it' if len(check.missing_keys) == 1 else 'them'}",
             notes=tuple(notes),
             help=("add a rule that leads there, or see `remapkit explain RULES KEY` for what a rule made of a key",),
@@ -209,7 +217,7 @@ def _missing(check: Check) -> list[Diagnostic]:
     ]
 
 
-def _look_alikes(check: Check) -> list[str]:
+def _find_look_alikes(check: Check) -> list[str]:
     """For the first missing key: the unexpected key that looks most like it, shape included."""
     first = check.missing_keys[0]
     produced = check.plan.target
@@ -218,14 +226,14 @@ def _look_alikes(check: Check) -> list[str]:
     return [f"{first} has the shape of the unexpected key {close[0]}"] if close else []
 
 
-def _unexpected(check: Check) -> list[Diagnostic]:
+def _report_unexpected_keys(check: Check) -> list[Diagnostic]:
     if not check.unexpected_keys:
         return []
     rules = sorted({move.rule.id for move in check.plan.moves if move.target not in check.target})
     return [
         Diagnostic(
             "RK311",
-            f"{_keys(check.unexpected_keys)} unexpected: {check.target.name} has no such name",
+            f"{_count_keys(check.unexpected_keys)} unexpected: {check.target.name} has no such name",
             notes=(named(check.unexpected_keys), f"made by {', '.join(rules)}"),
             help=("correct the template of that rule, or name the source keys under `drop:`",),
             place=check.plan.source.name,
@@ -234,8 +242,8 @@ def _unexpected(check: Check) -> list[Diagnostic]:
     ]
 
 
-def _shapes(check: Check) -> list[Diagnostic]:
-    return _mismatch_problem(
+def _report_shape_mismatches(check: Check) -> list[Diagnostic]:
+    return _report_mismatches(
         "RK312",
         "shape",
         [(each, str(list(each.brought.shape)), str(list(each.wanted.shape))) for each in check.shape_mismatches],
@@ -245,8 +253,8 @@ def _shapes(check: Check) -> list[Diagnostic]:
     )
 
 
-def _dtype_problem(check: Check, severity: Severity) -> list[Diagnostic]:
-    return _mismatch_problem(
+def _report_dtype_mismatches(check: Check, severity: Severity) -> list[Diagnostic]:
+    return _report_mismatches(
         "RK313",
         "dtype",
         [(each, each.brought.dtype, each.wanted.dtype) for each in check.dtype_mismatches],
@@ -256,7 +264,7 @@ def _dtype_problem(check: Check, severity: Severity) -> list[Diagnostic]:
     )
 
 
-def _mismatch_problem(
+def _report_mismatches(
     code: str,
     what: str,
     rows: Sequence[tuple[Mismatch, str, str]],
@@ -287,14 +295,14 @@ def _mismatch_problem(
     ]
 
 
-def _tied(check: Check) -> list[Diagnostic]:
+def _report_ties(check: Check) -> list[Diagnostic]:
     if not check.satisfied_by_tie:
         return []
     lines = [f"{fqn} is tied to {other}" for fqn, other in check.satisfied_by_tie.items()]
     return [
         Diagnostic(
             "RK315",
-            f"{_keys(list(check.satisfied_by_tie))} brought under another name of the same tied weight",
+            f"{_count_keys(list(check.satisfied_by_tie))} brought under another name of the same tied weight",
             notes=(named(lines),),
             severity=Severity.NOTE,
             place=check.target.name,
@@ -303,7 +311,7 @@ def _tied(check: Check) -> list[Diagnostic]:
     ]
 
 
-def _interchangeable(check: Check) -> list[Diagnostic]:
+def _report_interchangeable(check: Check) -> list[Diagnostic]:
     if not check.interchangeable:
         return []
     return [
@@ -319,7 +327,7 @@ def _interchangeable(check: Check) -> list[Diagnostic]:
     ]
 
 
-def _through_operations(check: Check) -> list[Diagnostic]:
+def _report_operations(check: Check) -> list[Diagnostic]:
     if not check.through_operations:
         return []
     rules = sorted({move.rule.id for move in check.plan.moves if move.target in set(check.through_operations)})
@@ -337,5 +345,5 @@ def _through_operations(check: Check) -> list[Diagnostic]:
     ]
 
 
-def _keys(fqns: Sequence[str]) -> str:
+def _count_keys(fqns: Sequence[str]) -> str:
     return counted(len(fqns), "key")

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from remapkit.companions.names import (
-    adapters,
-    belongs,
-    companions_of,
-    may_be_scaled,
-    may_have_companions,
-    module_of_adapter,
-    scaled_weights,
+    can_be_scaled,
+    can_have_companions,
+    find_adapter_module,
+    find_adapters,
+    find_companions,
+    find_scaled_weights,
+    is_companion_of,
 )
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.wording import counted, listed
@@ -53,9 +53,9 @@ def judge_companions(
 
     `neutral` are the ids of the drops whose author says that what they drop changes nothing.
     """
-    if not (may_have_companions(source) or may_have_companions(move.target for move in moves)):
+    if not (can_have_companions(source) or can_have_companions(move.target for move in moves)):
         return Judged()
-    return _Judge(source, moves, dropped, neutral).judged()
+    return _Judge(source, moves, dropped, neutral).judge_moves()
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class _Judge:
         self.source, self.moves = source, moves
         self.dropped = {gone.fqn: gone.rule for gone in dropped}
         self.neutral = neutral
-        self.scaled = scaled_weights(source)
+        self.scaled = find_scaled_weights(source)
         self.companions = {each for names in self.scaled.values() for each in names}
         self.of: defaultdict[str, list[Move]] = defaultdict(list)
         for move in moves:
@@ -83,30 +83,30 @@ class _Judge:
         self.owners: dict[str, str] = {}
         if self.scaled:
             for move in moves:
-                self.owners.update(dict.fromkeys(companions_of(move.target, self.targets), move.target))
+                self.owners.update(dict.fromkeys(find_companions(move.target, self.targets), move.target))
         self.faults: defaultdict[tuple[str, str, str], dict[str, _Fault]] = defaultdict(dict)
 
-    def judged(self) -> Judged:
+    def judge_moves(self) -> Judged:
         for weight, companions in self.scaled.items():
             for move in self.of.get(weight, ()):
-                self._weight(weight, companions, move)
+                self._judge_weight(weight, companions, move)
         for move in self.moves:
-            self._strangers(move)
-        for alpha, tensors in adapters(self.source).items():
-            self._alpha(alpha, [move for fqn in tensors for move in self.of.get(fqn, ())])
+            self._judge_strangers(move)
+        for alpha, tensors in find_adapters(self.source).items():
+            self._judge_alpha(alpha, [move for fqn in tensors for move in self.of.get(fqn, ())])
         made = Judged()
         for (code, title, help), by_rule in self.faults.items():
             for fault in by_rule.values():
-                found = self._diagnostic(code, title, help, fault)
+                found = self._report_fault(code, title, help, fault)
                 (made.problems if found.severity is Severity.ERROR else made.warnings).append(found)
         return made
 
-    def _say(self, code: str, title: str, help: str, rule: RuleRef, name: str) -> None:
+    def _add_fault(self, code: str, title: str, help: str, rule: RuleRef, name: str) -> None:
         fault = self.faults[code, title, help].setdefault(rule.id, _Fault(rule))
         if name not in fault.names:
             fault.names.append(name)
 
-    def _diagnostic(self, code: str, title: str, help: str, fault: _Fault) -> Diagnostic:
+    def _report_fault(self, code: str, title: str, help: str, fault: _Fault) -> Diagnostic:
         severity = _SEVERITY.get(code, Severity.ERROR)
         lines = fault.names[:SHOWN] + [f"... and {len(fault.names) - SHOWN} more"] * (len(fault.names) > SHOWN)
         many = f" ({counted(len(fault.names), 'time')})" if len(fault.names) > 1 else ""
@@ -123,79 +123,79 @@ class _Judge:
 
     # ------------------------------------------------------------------------------------------ scaled weights
 
-    def _weight(self, weight: str, companions: Sequence[str], move: Move) -> None:
+    def _judge_weight(self, weight: str, companions: Sequence[str], move: Move) -> None:
         spec = self.source[weight]
         shown = f"{weight} ({spec}), scaled by {listed(companions)}"
-        if move.ops and not (_only_casts(move.ops) and spec.dtype.startswith(("F8_", "I8"))):
+        if move.ops and not (_has_only_casts(move.ops) and spec.dtype.startswith(("F8_", "I8"))):
             ops = listed(op.name for op in move.ops)
             title = f"{ops} on a scaled weight: its scales would not follow"
             help = "rename the weight and its scales only, or take the file before it was quantised"
-            self._say("RK362", title, help, move.rule, shown)
+            self._add_fault("RK362", title, help, move.rule, shown)
             return
         if move.ops and all(self.of.get(each) for each in companions):
             title = "a scaled weight is cast, and its scales stay beside it"
             help = "whoever loads it has to multiply by them still"
-            self._say("RK365", title, help, move.rule, shown)
+            self._add_fault("RK365", title, help, move.rule, shown)
         for companion in companions:
-            self._companion(companion, weight, move)
+            self._judge_companion(companion, weight, move)
 
-    def _companion(self, companion: str, weight: str, move: Move) -> None:
+    def _judge_companion(self, companion: str, weight: str, move: Move) -> None:
         """One companion of a weight that is kept as `move.target`."""
         spec = self.source[companion]
         images = self.of.get(companion, [])
         if not images:
-            self._gone(companion, f"{companion} ({spec}) belongs to {weight}", move)
+            self._judge_dropped(companion, f"{companion} ({spec}) belongs to {weight}", move)
             return
         for image in images:
-            if image.ops and not _keeps_value(image.ops, spec):
+            if image.ops and not _is_value_kept(image.ops, spec):
                 title = (
                     f"{listed(op.name for op in image.ops)} on what scales a weight: the weight means another value"
                 )
                 help = f"rename {companion} only"
-                self._say("RK363", title, help, image.rule, f"{companion} ({spec}) belongs to {weight}")
-        if not any(self._together(image.target, move.target) for image in images):
+                self._add_fault("RK363", title, help, image.rule, f"{companion} ({spec}) belongs to {weight}")
+        if not any(self._is_companion(image.target, move.target) for image in images):
             title = "a weight and what scales it no longer belong together"
             help = "lead both to the same module, by one rule with a capture for the leaf for example"
             away = listed(image.target for image in images)
-            self._say("RK364", title, help, move.rule, f"{weight} -> {move.target}, but {companion} -> {away}")
+            self._add_fault("RK364", title, help, move.rule, f"{weight} -> {move.target}, but {companion} -> {away}")
 
-    def _together(self, companion: str, weight: str) -> bool:
+    def _is_companion(self, companion: str, weight: str) -> bool:
         """Under a spelling that is known, or in the same module where no other weight has a claim to it."""
-        if belongs(companion, weight):
+        if is_companion_of(companion, weight):
             return True
         same = companion.rpartition(".")[0] == weight.rpartition(".")[0]
         return same and companion not in self.owners
 
-    def _gone(self, companion: str, shown: str, move: Move) -> None:
+    def _judge_dropped(self, companion: str, shown: str, move: Move) -> None:
         rule = self.dropped.get(companion, move.rule)
         if rule.id in self.neutral:
-            self._say("RK367", "dropped as neutral: their values were not read", "", rule, shown)
+            self._add_fault("RK367", "dropped as neutral: their values were not read", "", rule, shown)
             return
         title = "dropped, while the weight that it scales is kept: the weight would mean another value"
         help = f"keep or rename it with its weight; {NEUTRAL}"
-        self._say("RK366", title, help, rule, shown)
+        self._add_fault("RK366", title, help, rule, shown)
 
-    def _strangers(self, move: Move) -> None:
+    def _judge_strangers(self, move: Move) -> None:
         """Scales that come to stand beside a weight of small numbers that they did not belong to."""
-        if len(move.sources) != 1 or not may_be_scaled(move.sources[0], self.source[move.sources[0]]):
+        if len(move.sources) != 1 or not can_be_scaled(move.sources[0], self.source[move.sources[0]]):
             return
         own = self.scaled.get(move.sources[0], ())
         if move.sources[0] in self.companions:
             return
-        for name in companions_of(move.target, self.targets):
+        for name in find_companions(move.target, self.targets):
             image = self.targets[name]
             if (set(image.sources) <= set(own) and image.sources) or _is_one(image.ops):
                 continue
             title = "a weight would be scaled by what did not scale it before"
             help = "give it another name, or lead it to the weight that it belongs to"
             made = listed(image.sources) or "(no source)"
-            self._say(
+            self._add_fault(
                 "RK364", title, help, image.rule, f"{made} -> {name}, beside {move.sources[0]} -> {move.target}"
             )
 
     # ------------------------------------------------------------------------------------------------ adapters
 
-    def _alpha(self, alpha: str, tensors: Sequence[Move]) -> None:
+    def _judge_alpha(self, alpha: str, tensors: Sequence[Move]) -> None:
         if not tensors:
             return
         images = self.of.get(alpha, [])
@@ -203,23 +203,23 @@ class _Judge:
         if not images:
             rule = self.dropped.get(alpha, tensors[0].rule)
             if rule.id in self.neutral:
-                self._say("RK367", "dropped as neutral: their values were not read", "", rule, shown)
+                self._add_fault("RK367", "dropped as neutral: their values were not read", "", rule, shown)
                 return
             title = "an alpha is dropped unfolded: the adapter would lose the factor alpha / LoRA rank"
             help = f"keep or rename it with its adapter; {NEUTRAL}"
-            self._say("RK366", title, help, rule, shown)
+            self._add_fault("RK366", title, help, rule, shown)
             return
         for move in tensors:
             if len(set(move.sources)) > 1 and any(isinstance(op, Join) for op in move.ops):
                 title = "adapters with alphas are joined: the LoRA rank, and with it alpha / LoRA rank, is another"
                 help = "keep the adapters apart, each with its alpha"
-                self._say("RK362", title, help, move.rule, f"{listed(move.sources[:3])} -> {move.target}")
-            module = module_of_adapter(move.target)
+                self._add_fault("RK362", title, help, move.rule, f"{listed(move.sources[:3])} -> {move.target}")
+            module = find_adapter_module(move.target)
             if module is not None and not any(image.target.startswith(module + ".") for image in images):
                 title = "an adapter and its alpha no longer belong together"
                 help = "lead both to the same module"
                 away = listed(image.target for image in images)
-                self._say(
+                self._add_fault(
                     "RK364", title, help, move.rule, f"{move.sources[0]} -> {move.target}, but {alpha} -> {away}"
                 )
 
@@ -227,7 +227,7 @@ class _Judge:
 _SEVERITY: Mapping[str, Severity] = {"RK365": Severity.WARNING, "RK367": Severity.NOTE}
 
 
-def _only_casts(ops: Iterable[Op]) -> bool:
+def _has_only_casts(ops: Iterable[Op]) -> bool:
     return all(isinstance(op, CastOp) for op in ops)
 
 
@@ -236,7 +236,7 @@ def _is_one(ops: Sequence[Op]) -> bool:
     return bool(ops) and isinstance(ops[0], FillOp) and ops[0].value in ("ones", 1, 1.0)
 
 
-def _keeps_value(ops: Iterable[Op], spec: TensorSpec) -> bool:
+def _is_value_kept(ops: Iterable[Op], spec: TensorSpec) -> bool:
     """Whether a companion means the same after its operations: an exact cast, or one number in another shape."""
     dtype = spec.dtype
     for op in ops:

@@ -1,7 +1,7 @@
 """The target that a rule file declares, and the one way in which every plan is held against it.
 
-`apply`, `check`, `diff` and the state dict transform ask `hold`. A target that the caller names (`--model`,
-`--target-keys`, the module of `load_into`) takes its place.
+`apply`, `check`, `diff` and the state dict transform call `check_declared_target`. A target that the caller names
+(`--model`, `--target-keys`, the module of `load_into`) takes its place.
 
 A manifest is the header of one size of a model. Where the rule file declares its source as well, and the checkpoint
 is another size of that source (other shapes, more layers), the manifest still says which names there are and how many
@@ -22,7 +22,7 @@ from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.diagnostics.source import Text
 from remapkit.plans.check import Check, Mismatch, make_check
 from remapkit.plans.model import ResolvedPlan
-from remapkit.sources.declared import declared_path, read_declared
+from remapkit.sources.declared import read_declared, resolve_declared_path
 from remapkit.tensors.spec import OPAQUE, StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -51,25 +51,28 @@ class Held:
         return {"checked": self.how, "against": None if self.check is None else self.check.target.name}
 
 
-def hold(rules: CompiledRules, plan: ResolvedPlan, *, partial: bool = False, strict_dtype: bool = False) -> Held:
+def check_declared_target(
+    rules: CompiledRules, plan: ResolvedPlan, *, partial: bool = False, strict_dtype: bool = False
+) -> Held:
     """Hold a plan against the target that its rules declare; of a `partial` checkpoint nothing is missing.
 
     Raises `UnreadableCheckpoint` for a declared manifest that cannot be read.
 
     >>> import remapkit
     >>> rules = remapkit.load("gpt2_hf")
-    >>> hold(rules, rules.plan({"transformer.wte.weight": remapkit.TensorSpec("F32", (50257, 768))})).how
+    >>> plan = rules.plan({"transformer.wte.weight": remapkit.TensorSpec("F32", (50257, 768))})
+    >>> check_declared_target(rules, plan).how
     'exact'
     """
-    target = declared_target(rules)
+    target = read_declared_target(rules)
     if target is None:
-        return not_held(rules)
-    known = declared_source(rules)
+        return skip_target_check(rules)
+    known = read_declared_source(rules)
     other_size = known is not None and is_another_size(plan.source, known)
     check = (
         make_check(plan, target, strict_dtype=strict_dtype)
         if known is None or not other_size
-        else _by_layout(plan, target, known)
+        else _check_layout(plan, target, known)
     )
     opaque = {move.target for move in plan.moves if any(plan.source[fqn] is OPAQUE for fqn in move.sources)}
     if partial or opaque:
@@ -78,10 +81,10 @@ def hold(rules: CompiledRules, plan: ResolvedPlan, *, partial: bool = False, str
             missing_keys=() if partial else check.missing_keys,
             shape_mismatches=tuple(each for each in check.shape_mismatches if each.target not in opaque),
         )
-    return Held(check, "layout" if other_size else "exact", (_size_note(plan, target),) if other_size else ())
+    return Held(check, "layout" if other_size else "exact", (_report_other_size(plan, target),) if other_size else ())
 
 
-def not_held(rules: CompiledRules, *, unasked: bool = False) -> Held:
+def skip_target_check(rules: CompiledRules, *, unasked: bool = False) -> Held:
     """Nothing is checked, and the note that says so: none is declared, only a model is, or nobody wants it."""
     written = rules.file.target
     model = written.model.value if written is not None and written.model is not None else None
@@ -94,7 +97,7 @@ def not_held(rules: CompiledRules, *, unasked: bool = False) -> Held:
     return Held(None, "no", (Diagnostic("RK360", title, severity=Severity.NOTE),))
 
 
-def declared_target(rules: CompiledRules) -> StateDictSpec | None:
+def read_declared_target(rules: CompiledRules) -> StateDictSpec | None:
     """The manifest that a rule file declares as its target, if it does.
 
     A model as it is built without arguments may have one too: `keys/wan.vae.WanVAE.json` beside the rule file, for
@@ -104,37 +107,39 @@ def declared_target(rules: CompiledRules) -> StateDictSpec | None:
     if written is None:
         return None
     if written.keys is not None:
-        return _declared(rules, written.keys, "target")
+        return _read_manifest(rules, written.keys, "target")
     if written.model is None or written.model_args or rules.file.path is None:
         return None
     if "/" in written.model.value or "\\" in written.model.value:
         return None
     beside = replace(written.model, value=f"keys/{written.model.value.replace(':', '.')}.json")
-    return _declared(rules, beside, "target") if declared_path(rules.file, beside).is_file() else None
+    return _read_manifest(rules, beside, "target") if resolve_declared_path(rules.file, beside).is_file() else None
 
 
-def declared_source(rules: CompiledRules) -> StateDictSpec | None:
+def read_declared_source(rules: CompiledRules) -> StateDictSpec | None:
     """The manifest that a rule file declares as its source, if it does."""
     written = rules.file.source_keys
-    return None if written is None else _declared(rules, written, "source")
+    return None if written is None else _read_manifest(rules, written, "source")
 
 
-def _declared(rules: CompiledRules, written: Text, what: str) -> StateDictSpec:
-    path = declared_path(rules.file, written)
+def _read_manifest(rules: CompiledRules, written: Text, what: str) -> StateDictSpec:
+    path = resolve_declared_path(rules.file, written)
     try:
         stamp = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
-        return read_declared(path) if stamp is None else _kept(path, *stamp)
+        return read_declared(path) if stamp is None else _read_cached(path, *stamp)
     except UnreadableCheckpoint as error:
-        raise UnreadableCheckpoint([_at(each, path, written, what) for each in error.diagnostics]) from None
+        raise UnreadableCheckpoint(
+            [_place_problem(each, path, written, what) for each in error.diagnostics]
+        ) from None
 
 
 @lru_cache(maxsize=8)
-def _kept(path: Path, _changed: int, _size: int) -> StateDictSpec:
+def _read_cached(path: Path, _changed: int, _size: int) -> StateDictSpec:
     """A header that was read before, while its file is the same."""
     return read_declared(path)
 
 
-def _at(problem: Diagnostic, path: Path, written: Text, what: str) -> Diagnostic:
+def _place_problem(problem: Diagnostic, path: Path, written: Text, what: str) -> Diagnostic:
     """What is wrong with a declared manifest, at the place that declares it."""
     title = f"the declared {what}: {problem.title}"
     help = (*problem.help, f"the path is relative to the rule file; it was looked for in {path.parent}")
@@ -144,10 +149,10 @@ def _at(problem: Diagnostic, path: Path, written: Text, what: str) -> Diagnostic
 # --------------------------------------------------------------------------------------------------- other sizes
 
 
-def kind_of_name(fqn: str) -> str:
+def mask_indices(fqn: str) -> str:
     """A key with its numbers left open: what the layers and experts of a model share.
 
-    >>> kind_of_name("layers.31.attn.q.weight")
+    >>> mask_indices("layers.31.attn.q.weight")
     'layers.*.attn.q.weight'
     """
     return ".".join("*" if each.isdecimal() else each for each in fqn.split("."))
@@ -158,23 +163,23 @@ def is_another_size(source: Mapping[str, TensorSpec], known: StateDictSpec) -> b
     if any(fqn in known and spec is not OPAQUE and known[fqn].shape != spec.shape for fqn, spec in source.items()):
         return True
     more = [fqn for fqn in source if fqn not in known]
-    kinds = {kind_of_name(fqn) for fqn in known} if more else set()
-    return any(kind_of_name(fqn) in kinds for fqn in more)
+    kinds = {mask_indices(fqn) for fqn in known} if more else set()
+    return any(mask_indices(fqn) in kinds for fqn in more)
 
 
-def _by_layout(plan: ResolvedPlan, target: StateDictSpec, known: StateDictSpec) -> Check:
+def _check_layout(plan: ResolvedPlan, target: StateDictSpec, known: StateDictSpec) -> Check:
     """A check of names with their numbers left open, and of how many dimensions the rules make of what is known."""
     wanted: defaultdict[str, list[str]] = defaultdict(list)
     ranks: defaultdict[str, set[int]] = defaultdict(set)
     for fqn, spec in target.items():
-        wanted[kind_of_name(fqn)].append(fqn)
-        ranks[kind_of_name(fqn)].add(len(spec.shape))
-    brought = {kind_of_name(move.target) for move in plan.moves}
+        wanted[mask_indices(fqn)].append(fqn)
+        ranks[mask_indices(fqn)].add(len(spec.shape))
+    brought = {mask_indices(move.target) for move in plan.moves}
     exact = make_check(plan, target)
     flat = [
         Mismatch(move.target, ", ".join(move.sources), move.spec, target[wanted[kind][0]])
         for move in plan.moves
-        if (kind := kind_of_name(move.target)) in wanted
+        if (kind := mask_indices(move.target)) in wanted
         and len(move.spec.shape) not in ranks[kind]
         and not any(fqn in known and len(known[fqn].shape) != len(plan.source[fqn].shape) for fqn in move.sources)
     ]
@@ -183,12 +188,12 @@ def _by_layout(plan: ResolvedPlan, target: StateDictSpec, known: StateDictSpec) 
     return replace(
         exact,
         missing_keys=tuple(fqn for kind in lacking for fqn in wanted[kind]),
-        unexpected_keys=tuple(fqn for fqn in exact.unexpected_keys if kind_of_name(fqn) not in wanted),
+        unexpected_keys=tuple(fqn for fqn in exact.unexpected_keys if mask_indices(fqn) not in wanted),
         shape_mismatches=tuple(flat),
     )
 
 
-def _size_note(plan: ResolvedPlan, target: StateDictSpec) -> Diagnostic:
+def _report_other_size(plan: ResolvedPlan, target: StateDictSpec) -> Diagnostic:
     title = (
         f"only names and numbers of dimensions are checked against {target.name}: "
         f"the checkpoint is of another size than {plan.name} is declared for"

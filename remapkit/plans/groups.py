@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import counted, named
-from remapkit.ops.base import Op, RefusedOp, after, dimension
-from remapkit.ops.join import Join, SplitPart, TakeIndex, result
+from remapkit.ops.base import Op, RefusedOp, infer_ops, normalize_dim
+from remapkit.ops.join import Join, SplitPart, TakeIndex, infer_move
 from remapkit.patterns.pattern import Pattern
 from remapkit.plans.moves import Move, RuleRef
 from remapkit.rulefile.arithmetic import BadNumber, NoValue
@@ -60,7 +60,7 @@ class SourceGroups:
         self.groups: dict[int, dict[tuple[tuple[str, str], ...], _Group]] = {}
         self.pipelines: dict[int, Pipeline] = {}
 
-    def take(self, fqn: str, match: Match, place: int) -> None:
+    def add_key(self, fqn: str, match: Match, place: int) -> None:
         """One source key; `place` is its number in the header."""
         pipeline = match.rule.pipeline
         assert pipeline is not None
@@ -72,88 +72,88 @@ class SourceGroups:
         group = groups.setdefault(key, _Group(captures, place))
         group.found[index, match.rule.branch].append(fqn)
 
-    def finish(self) -> Gathered:
+    def gather_moves(self) -> Gathered:
         """Every move, and everything that is wrong."""
         gathered = Gathered()
         for number, groups in self.groups.items():
-            self._pipeline(self.pipelines[number], list(groups.values()), gathered)
+            self._gather_pipeline(self.pipelines[number], list(groups.values()), gathered)
         end = len(self.source)
         for filled in self.rules.add:
-            gathered.moves += ((end, move) for move in self._filled(filled, gathered.problems))
+            gathered.moves += ((end, move) for move in self._make_added_moves(filled, gathered.problems))
         return gathered
 
-    def _pipeline(self, pipeline: Pipeline, groups: Sequence[_Group], gathered: Gathered) -> None:
-        resolved = self._resolved(pipeline, gathered.problems)
+    def _gather_pipeline(self, pipeline: Pipeline, groups: Sequence[_Group], gathered: Gathered) -> None:
+        resolved = self._resolve_pipeline(pipeline, gathered.problems)
         if resolved is None:
             return
-        whole = [group for group in groups if not self._incomplete(pipeline, resolved, group)]
-        gathered.problems += self._holes(pipeline, resolved, [group for group in groups if group not in whole])
+        whole = [group for group in groups if not self._is_incomplete(pipeline, resolved, group)]
+        gathered.problems += self._report_holes(pipeline, resolved, [group for group in groups if group not in whole])
         failures: dict[tuple[str, int], _Failure] = {}
         for group in whole:
-            made = list(_moves(pipeline, resolved, group, self.source, failures))
+            made = list(_make_moves(pipeline, resolved, group, self.source, failures))
             gathered.moves += ((group.place, move) for move in made)
             if pipeline.share == "tie" and len(made) > 1:
-                gathered.tied += _tied(made, len(pipeline.templates[0]))
-        gathered.problems += (_failed(pipeline, each, self.source) for each in failures.values())
+                gathered.tied += _list_ties(made, len(pipeline.templates[0]))
+        gathered.problems += (_report_failure(pipeline, each, self.source) for each in failures.values())
 
-    def _resolved(self, pipeline: Pipeline, problems: list[Diagnostic]) -> Resolved | None:
+    def _resolve_pipeline(self, pipeline: Pipeline, problems: list[Diagnostic]) -> Resolved | None:
         try:
-            return pipeline.resolved(self.rules.params)
+            return pipeline.resolve(self.rules.params)
         except BadNumber as error:
-            problems.append(_bad_number(pipeline.id, pipeline.span, error, self.source.name))
+            problems.append(_report_bad_number(pipeline.id, pipeline.span, error, self.source.name))
             return None
 
-    def _filled(self, filled: AddedTargets, problems: list[Diagnostic]) -> Iterator[Move]:
+    def _make_added_moves(self, filled: AddedTargets, problems: list[Diagnostic]) -> Iterator[Move]:
         try:
             op = filled.op(self.rules.params)
         except BadNumber as error:
-            problems.append(_bad_number(filled.id, filled.span, error, self.source.name))
+            problems.append(_report_bad_number(filled.id, filled.span, error, self.source.name))
             return
         for target in filled.targets:
             yield Move(target, (), (op,), RuleRef(filled.id, filled.span), op.spec)
 
     # -------------------------------------------------------------------------------------------- completeness
 
-    def _wanted(self, pipeline: Pipeline, resolved: Resolved, group: _Group) -> list[tuple[int, int]]:
+    def _list_wanted(self, pipeline: Pipeline, resolved: Resolved, group: _Group) -> list[tuple[int, int]]:
         """Every index and branch that a group must have."""
         largest = max(index for index, _ in group.found) + 1
         count = largest if resolved.stacked is None else resolved.stacked
         return [(index, branch) for index in range(count) for branch in range(len(pipeline.patterns))]
 
-    def _incomplete(self, pipeline: Pipeline, resolved: Resolved, group: _Group) -> bool:
+    def _is_incomplete(self, pipeline: Pipeline, resolved: Resolved, group: _Group) -> bool:
         # A key like experts.4000000000 must not make four billion wanted ones: first see whether all can be there.
         indices = {index for index, _ in group.found}
         if len(indices) != max(indices) + 1 or any(len(fqns) > 1 for fqns in group.found.values()):
             return True
         if resolved.stacked is not None and len(indices) != resolved.stacked:
             return True
-        return sorted(group.found) != self._wanted(pipeline, resolved, group)
+        return sorted(group.found) != self._list_wanted(pipeline, resolved, group)
 
-    def _holes(self, pipeline: Pipeline, resolved: Resolved, groups: Sequence[_Group]) -> Iterator[Diagnostic]:
+    def _report_holes(self, pipeline: Pipeline, resolved: Resolved, groups: Sequence[_Group]) -> Iterator[Diagnostic]:
         twice, lacking, beyond = [], [], []
         for group in groups:
             twice += [" and ".join(fqns) for fqns in group.found.values() if len(fqns) > 1]
-            lacking += list(self._lacking(pipeline, resolved, group))
+            lacking += list(self._list_missing(pipeline, resolved, group))
             if resolved.stacked is not None:
                 beyond += [fqns[0] for (index, _), fqns in group.found.items() if index >= resolved.stacked]
         if twice:
             title = f"{pipeline.id}: {counted(len(twice), 'source')} twice: one would be lost"
             help = "the keys differ in what the pattern does not capture: capture it, or narrow the pattern"
-            yield self._problem(pipeline, "RK342", title, twice, help, "duplicates")
+            yield self._make_problem(pipeline, "RK342", title, twice, help, "duplicates")
         if lacking:
             number = sum(each.number for each in lacking)
             title = f"{pipeline.id}: {counted(number, 'source key')} missing for {counted(len(groups), 'target')}"
             notes = [note for each in lacking for note in each.notes]
             help = "get the whole checkpoint; nothing is stacked or put together with a hole"
-            bounds = next((found for group in groups if (found := _bounds(pipeline, group))), None)
-            yield self._problem(pipeline, "RK340", title, notes, bounds or help, "missing")
+            bounds = next((found for group in groups if (found := _explain_bounds(pipeline, group))), None)
+            yield self._make_problem(pipeline, "RK340", title, notes, bounds or help, "missing")
         if beyond:
             title = f"{pipeline.id}: {counted(len(beyond), 'source key')} more than the {resolved.stacked} of `count`"
-            yield self._problem(
+            yield self._make_problem(
                 pipeline, "RK343", title, beyond, "correct `count`, or the param it is made of", "beyond"
             )
 
-    def _problem(
+    def _make_problem(
         self, pipeline: Pipeline, code: str, title: str, lines: Sequence[str], help: str, what: str
     ) -> Diagnostic:
         return Diagnostic(
@@ -166,19 +166,19 @@ class SourceGroups:
             values={"rule": pipeline.id, what: list(lines)},
         )
 
-    def _lacking(self, pipeline: Pipeline, resolved: Resolved, group: _Group) -> Iterator[_Lacking]:
+    def _list_missing(self, pipeline: Pipeline, resolved: Resolved, group: _Group) -> Iterator[_Lacking]:
         indices = sorted({index for index, _ in group.found})
         top = indices[-1] + 1 if resolved.stacked is None else resolved.stacked
         # The template in the captures of a source that is there: those of another may never be what was captured.
         here = min(branch for _, branch in group.found)
-        target = pipeline.templates[here][0].render(_with_made(pipeline, group.captures))
+        target = pipeline.templates[here][0].render(_add_unstack_index(pipeline, group.captures))
         if pipeline.stack is not None:
-            gaps = list(_gaps(indices, top))
+            gaps = list(_find_gaps(indices, top))
             if gaps:
-                words = ", ".join(_span_words(start, stop) for start, stop in gaps[:SHOWN])
+                words = ", ".join(_write_range(start, stop) for start, stop in gaps[:SHOWN])
                 there = ", ".join(map(str, indices[:SHOWN])) + (", ..." if len(indices) > SHOWN else "")
                 number = sum(stop - start for start, stop in gaps) * len(pipeline.patterns)
-                first = _source(pipeline.patterns[0], {**group.captures, pipeline.stack.by: str(gaps[0][0])})
+                first = _render_source(pipeline.patterns[0], {**group.captures, pipeline.stack.by: str(gaps[0][0])})
                 note = f"{target}: {pipeline.stack.by} goes {there}, and lacks {words}: no {first}"
                 yield _Lacking(number, [note])
         absent = [
@@ -190,13 +190,15 @@ class SourceGroups:
         if absent:
             by = pipeline.folded
             keys = [
-                _source(pipeline.patterns[branch], {**group.captures, **({by: str(index)} if by is not None else {})})
+                _render_source(
+                    pipeline.patterns[branch], {**group.captures, **({by: str(index)} if by is not None else {})}
+                )
                 for index, branch in absent
             ]
             yield _Lacking(len(absent), [f"{key} (for {target})" for key in keys])
 
 
-def _bounds(pipeline: Pipeline, group: _Group) -> str | None:
+def _explain_bounds(pipeline: Pipeline, group: _Group) -> str | None:
     """What to do where a source can never be there, because its pattern excludes what another one captured."""
     for pattern in pipeline.patterns:
         for name, value in group.captures.items():
@@ -213,7 +215,7 @@ class _Lacking:
     notes: list[str]
 
 
-def _gaps(indices: Sequence[int], top: int) -> Iterator[tuple[int, int]]:
+def _find_gaps(indices: Sequence[int], top: int) -> Iterator[tuple[int, int]]:
     """The stretches of indices below `top` that are not there."""
     expected = 0
     for index in [*(each for each in indices if each < top), top]:
@@ -222,11 +224,11 @@ def _gaps(indices: Sequence[int], top: int) -> Iterator[tuple[int, int]]:
         expected = index + 1
 
 
-def _span_words(start: int, stop: int) -> str:
+def _write_range(start: int, stop: int) -> str:
     return str(start) if stop == start + 1 else f"{start} to {stop - 1}"
 
 
-def _source(pattern: Pattern, captures: Mapping[str, str]) -> str:
+def _render_source(pattern: Pattern, captures: Mapping[str, str]) -> str:
     """The source key that captures spell, `...` where a pattern is open."""
     words = []
     for part in pattern.parts:
@@ -240,7 +242,7 @@ def _source(pattern: Pattern, captures: Mapping[str, str]) -> str:
 # ------------------------------------------------------------------------------------------------------- moves
 
 
-def _moves(
+def _make_moves(
     pipeline: Pipeline,
     resolved: Resolved,
     group: _Group,
@@ -252,34 +254,34 @@ def _moves(
     specs = [source[fqn] for fqn in sources]
     ref = RuleRef(pipeline.id, pipeline.span)
     try:
-        trunk = trunk_of(pipeline, resolved)
-        whole = result(trunk, specs, sources)
-        for number, tail in _tails(pipeline, resolved, whole):
+        trunk = collect_shared_ops(pipeline, resolved)
+        whole = infer_move(trunk, specs, sources)
+        for number, tail in _list_unstack_ops(pipeline, resolved, whole):
             captures = dict(group.captures)
             if pipeline.unstack is not None:
                 captures[pipeline.unstack.by] = str(number)
             for output, branch in enumerate(resolved.after):
                 target = pipeline.templates[0][output].render(captures)
-                part = _part(pipeline, resolved, output)
+                part = _make_split_op(pipeline, resolved, output)
                 ops = (*trunk, *tail, *part, *branch)
-                spec = after((*tail, *part, *branch), whole)
+                spec = infer_ops((*tail, *part, *branch), whole)
                 yield Move(target, sources, ops, ref, spec)
     except RefusedOp as refused:
-        place = resolved.spans.get(id(refused.op)) or _place(pipeline, refused.op)
+        place = resolved.spans.get(id(refused.op)) or _find_span(pipeline, refused.op)
         failure = failures.setdefault(
             (refused.title, place.start if place else 0),
             _Failure(refused.title, refused.help, refused.code, place, []),
         )
-        target = pipeline.templates[0][0].render(_with_made(pipeline, group.captures))
-        failure.notes.append(f"{_shown_sources(sources, specs)} -> {target}")
+        target = pipeline.templates[0][0].render(_add_unstack_index(pipeline, group.captures))
+        failure.notes.append(f"{_describe_specs(sources, specs)} -> {target}")
 
 
-def _shown_sources(sources: Sequence[str], specs: Sequence[TensorSpec]) -> str:
+def _describe_specs(sources: Sequence[str], specs: Sequence[TensorSpec]) -> str:
     more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
     return f"{sources[0]} ({specs[0]}){more}"
 
 
-def trunk_of(pipeline: Pipeline, resolved: Resolved) -> tuple[Op, ...]:
+def collect_shared_ops(pipeline: Pipeline, resolved: Resolved) -> tuple[Op, ...]:
     """The operations that every target of a group shares."""
     if len(resolved.before) == 1 and pipeline.stack is None:
         return (*resolved.before[0], *resolved.ops)
@@ -289,12 +291,14 @@ def trunk_of(pipeline: Pipeline, resolved: Resolved) -> tuple[Op, ...]:
     return (Join(resolved.before, concat, stack, resolved.joined, equal), *resolved.ops)
 
 
-def _tails(pipeline: Pipeline, resolved: Resolved, whole: TensorSpec) -> Iterator[tuple[int, tuple[Op, ...]]]:
+def _list_unstack_ops(
+    pipeline: Pipeline, resolved: Resolved, whole: TensorSpec
+) -> Iterator[tuple[int, tuple[Op, ...]]]:
     """For each index that `unstack` makes: the operation that takes it."""
     if pipeline.unstack is None:
         yield 0, ()
         return
-    size = whole.shape[dimension(pipeline.unstack.dim, whole)]
+    size = whole.shape[normalize_dim(pipeline.unstack.dim, whole)]
     if not size:
         title = f"nothing to unstack: the dimension has 0 elements, {list(whole.shape)}"
         raise RefusedOp(title, "a key would be gone without a word: name it under `drop:` if that is meant")
@@ -305,17 +309,17 @@ def _tails(pipeline: Pipeline, resolved: Resolved, whole: TensorSpec) -> Iterato
         yield index, (TakeIndex(pipeline.unstack.dim, index),)
 
 
-def _part(pipeline: Pipeline, resolved: Resolved, output: int) -> tuple[Op, ...]:
+def _make_split_op(pipeline: Pipeline, resolved: Resolved, output: int) -> tuple[Op, ...]:
     if pipeline.split is None:
         return ()
     return (SplitPart(pipeline.split.dim, output, len(resolved.after), resolved.sizes),)
 
 
-def _with_made(pipeline: Pipeline, captures: Mapping[str, str]) -> dict[str, str | None]:
+def _add_unstack_index(pipeline: Pipeline, captures: Mapping[str, str]) -> dict[str, str | None]:
     return {**captures, **({pipeline.unstack.by: None} if pipeline.unstack is not None else {})}
 
 
-def _place(pipeline: Pipeline, op: Op | None) -> Span | None:
+def _find_span(pipeline: Pipeline, op: Op | None) -> Span | None:
     if isinstance(op, SplitPart) and pipeline.split is not None:
         return pipeline.split.span
     if isinstance(op, TakeIndex) and pipeline.unstack is not None:
@@ -323,7 +327,7 @@ def _place(pipeline: Pipeline, op: Op | None) -> Span | None:
     return pipeline.span
 
 
-def _tied(moves: Sequence[Move], outputs: int) -> Iterator[tuple[str, ...]]:
+def _list_ties(moves: Sequence[Move], outputs: int) -> Iterator[tuple[str, ...]]:
     for start in range(0, len(moves), outputs):
         yield tuple(move.target for move in moves[start : start + outputs])
 
@@ -331,7 +335,7 @@ def _tied(moves: Sequence[Move], outputs: int) -> Iterator[tuple[str, ...]]:
 # ---------------------------------------------------------------------------------------------------- problems
 
 
-def _failed(pipeline: Pipeline, failure: _Failure, source: StateDictSpec) -> Diagnostic:
+def _report_failure(pipeline: Pipeline, failure: _Failure, source: StateDictSpec) -> Diagnostic:
     more = "" if len(failure.notes) == 1 else f" ({len(failure.notes)} times)"
     return Diagnostic(
         failure.code,
@@ -344,7 +348,7 @@ def _failed(pipeline: Pipeline, failure: _Failure, source: StateDictSpec) -> Dia
     )
 
 
-def _bad_number(id: str, span: Span, error: BadNumber, place: str) -> Diagnostic:
+def _report_bad_number(id: str, span: Span, error: BadNumber, place: str) -> Diagnostic:
     if isinstance(error, NoValue):
         title = f"{id} needs the param {error.names[0]!r}, which has no value"
         help = (f"give it: --param {error.names[0]}=NUMBER, or --config config.json where the rules name its entry",)

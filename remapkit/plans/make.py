@@ -15,14 +15,14 @@ from remapkit.diagnostics.wording import counted, named
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import UNMATCHED, Dropped, Move, RuleRef
 from remapkit.plans.problems import (
-    ambiguous_match,
-    collision_problems,
-    example_keys,
-    impossible_move,
-    no_tensor_problems,
-    unmatched_problems,
-    unused_entry_problems,
-    unused_rule_problems,
+    list_example_keys,
+    report_ambiguous_matches,
+    report_collisions,
+    report_impossible_targets,
+    report_no_tensors,
+    report_unmatched_keys,
+    report_unused_entries,
+    report_unused_rules,
 )
 from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
 
@@ -34,55 +34,55 @@ if TYPE_CHECKING:
 def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorSpec]) -> ResolvedPlan:
     """The plan of `rules` for one header; never raises for what the header holds, but collects it in `problems`."""
     from remapkit.plans.companions import judge_companions
-    from remapkit.plans.recorded import only_recorded, sort_out, with_data
-    from remapkit.plans.rounding import losses
-    from remapkit.plans.stale_metadata import stale_names
-    from remapkit.rules.requirements import unmet
+    from remapkit.plans.recorded import replace_recorded_sources, report_recorded, sort_recorded
+    from remapkit.plans.rounding import report_roundings
+    from remapkit.plans.stale_metadata import report_stale_names
+    from remapkit.rules.requirements import find_unmet_requirements
 
     whole = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
-    source, led = sort_out(rules, whole) if whole.recorded else (whole, {})
+    source, led = sort_recorded(rules, whole) if whole.recorded else (whole, {})
     matches = {fqn: rules.match(fqn) for fqn in source}
-    moves, dropped, unmatched, gathered = _decide(rules, source, matches)
+    moves, dropped, unmatched, gathered = _decide_moves(rules, source, matches)
     judged = judge_companions(source, moves, dropped, rules.neutral)
     problems = [
-        *no_tensor_problems(source),
-        *impossible_move(source, moves),
-        *_below_a_byte(source, moves),
-        *unmatched_problems(rules, source, unmatched),
-        *ambiguous_match(source, matches),
+        *report_no_tensors(source),
+        *report_impossible_targets(source, moves),
+        *_report_packed_elements(source, moves),
+        *report_unmatched_keys(rules, source, unmatched),
+        *report_ambiguous_matches(source, matches),
         *gathered.problems,
-        *collision_problems(source, moves),
+        *report_collisions(source, moves),
         *judged.problems,
-        *unmet(rules, source),
+        *find_unmet_requirements(rules, source),
     ]
     if source and not moves and not problems:
-        problems.append(_nothing_left(rules, source))
+        problems.append(_report_nothing_left(rules, source))
     used = Counter([match.rule.id for found in matches.values() for match in found])
     entries = {use for found in matches.values() for match in found if match.rule.tables for use in match.table_uses}
     return ResolvedPlan(
         name=rules.name,
         source=source,
-        moves=tuple(with_data(moves, whole.recorded) if whole.recorded else moves),
+        moves=tuple(replace_recorded_sources(moves, whole.recorded) if whole.recorded else moves),
         dropped=tuple(dropped),
         problems=tuple(problems),
         warnings=(
             (
-                *unused_rule_problems(rules, used),
-                *unused_entry_problems(rules, used, entries),
-                *losses(moves, source),
+                *report_unused_rules(rules, used),
+                *report_unused_entries(rules, used, entries),
+                *report_roundings(moves, source),
                 *judged.warnings,
-                *stale_names(source, moves),
+                *report_stale_names(source, moves),
             )
             if source
             else ()
         )
-        + tuple(only_recorded(source, moves, led)),
-        tied=(*_tied_targets(source, moves), *gathered.tied),
+        + tuple(report_recorded(source, moves, led)),
+        tied=(*_list_ties(source, moves), *gathered.tied),
         recorded=led,
     )
 
 
-def _decide(
+def _decide_moves(
     rules: CompiledRules, source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]
 ) -> tuple[list[Move], list[Dropped], list[str], Gathered]:
     from remapkit.plans.groups import SourceGroups
@@ -92,7 +92,7 @@ def _decide(
     dropped: list[Dropped] = []
     unmatched: list[str] = []
     gather = SourceGroups(rules, source)
-    refs = {id(rule): _ref(rule) for rule in rules.everything}
+    refs = {id(rule): _make_ref(rule) for rule in rules.everything}
     for place, (fqn, spec) in enumerate(source.items()):
         found = matches[fqn]
         if not found and rules.unmatched == "error":
@@ -105,36 +105,36 @@ def _decide(
         elif len(found) == 1:
             match = found[0]
             if match.rule.pipeline is not None:
-                gather.take(fqn, match, place)
+                gather.add_key(fqn, match, place)
             elif match.target is None:
                 dropped.append(Dropped(fqn, refs[id(match.rule)]))
             else:
                 moves.append(Move(match.target, (fqn,), (), refs[id(match.rule)], spec))
                 places.append(place)
-    gathered = gather.finish()
+    gathered = gather.gather_moves()
     if gathered.moves:
         both = sorted([*zip(places, moves, strict=True), *gathered.moves], key=lambda pair: pair[0])
         moves = [move for _, move in both]
     return moves, dropped, unmatched, gathered
 
 
-def _ref(rule: Rule) -> RuleRef:
+def _make_ref(rule: Rule) -> RuleRef:
     return RuleRef(rule.id, rule.span)
 
 
-def _nothing_left(rules: CompiledRules, source: StateDictSpec) -> Diagnostic:
+def _report_nothing_left(rules: CompiledRules, source: StateDictSpec) -> Diagnostic:
     number = counted(len(source), "key")
     title = f"nothing is left: {rules.name} drops all of the {number}: is this another layout?"
     if len(source) == 1:
         title = f"nothing is left: {rules.name} drops the only key: is this another layout?"
-    help = [f"these rules read keys like {key}" for key in example_keys(rules)[:1]]
+    help = [f"these rules read keys like {key}" for key in list_example_keys(rules)[:1]]
     help += ["see `remapkit explain RULES KEY` for where a rule stops"]
     notes = (named(list(source)),)
     values = {"dropped": list(source)}
     return Diagnostic("RK368", title, help=tuple(help), notes=notes, place=source.name, values=values)
 
 
-def _below_a_byte(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
+def _report_packed_elements(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
     """Operations on elements that share bytes with their neighbours: where one begins depends on its place."""
     found = {
         move.target: spec.dtype
@@ -158,7 +158,7 @@ def _below_a_byte(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnost
     ]
 
 
-def _tied_targets(source: StateDictSpec, moves: Sequence[Move]) -> tuple[tuple[str, ...], ...]:
+def _list_ties(source: StateDictSpec, moves: Sequence[Move]) -> tuple[tuple[str, ...], ...]:
     if not source.tied:
         return ()
     targets: defaultdict[str, list[str]] = defaultdict(list)

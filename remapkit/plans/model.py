@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     pass
 
 
-def records(plan: ResolvedPlan) -> dict[str, str]:
+def collect_records(plan: ResolvedPlan) -> dict[str, str]:
     """The names that stay records, in new names: `other -> kept`. A name whose tensor is left behind is not there."""
     if not plan.recorded:
         return {}
@@ -64,7 +64,7 @@ class ResolvedPlan:
     def target(self) -> StateDictSpec:
         """The header that the moves produce."""
         tensors = {move.target: move.spec for move in self.moves}
-        return StateDictSpec(tensors, self.tied, self.source.metadata, self.name, records(self))
+        return StateDictSpec(tensors, self.tied, self.source.metadata, self.name, collect_records(self))
 
     @property
     def renamed(self) -> int:

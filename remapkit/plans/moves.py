@@ -47,10 +47,10 @@ class Dropped:
     rule: RuleRef
 
 
-def from_where(move: Move) -> str:
+def describe_sources(move: Move) -> str:
     """The sources of a move in a few words.
 
-    >>> from_where(Move("t", ("a", "b", "c"), (), RuleRef("r"), TensorSpec("F32", (1,))))
+    >>> describe_sources(Move("t", ("a", "b", "c"), (), RuleRef("r"), TensorSpec("F32", (1,))))
     'a and 2 more'
     """
     if not move.sources:

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.wording import SHOWN, counted, listed, named
-from remapkit.plans.moves import Move, from_where
-from remapkit.tensors.spec import StateDictSpec, name_problem
+from remapkit.plans.moves import Move, describe_sources
+from remapkit.tensors.spec import StateDictSpec, find_name_problem
 
 if TYPE_CHECKING:
     from remapkit.rules.model import CompiledRules, Match
 
 
-def no_tensor_problems(source: StateDictSpec) -> list[Diagnostic]:
+def report_no_tensors(source: StateDictSpec) -> list[Diagnostic]:
     if source:
         return []
     return [Diagnostic("RK300", "the checkpoint holds no tensors: there is nothing to map", place=source.name)]
 
 
-def impossible_move(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
+def report_impossible_targets(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
     """Targets that no checkpoint can hold: their names would be refused by whoever reads the file."""
-    found = {move.target: problem for move in moves if (problem := _name_problem(move.target))}
+    found = {move.target: problem for move in moves if (problem := _find_name_problem(move.target))}
     if not found:
         return []
     listed = [f"{fqn!r} {problem}" for fqn, problem in found.items()]
@@ -39,27 +39,27 @@ def impossible_move(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagno
     ]
 
 
-def _name_problem(fqn: str) -> str | None:
+def _find_name_problem(fqn: str) -> str | None:
     if fqn == "__metadata__":
         return "is where safetensors files keep their metadata"
-    return name_problem(fqn)
+    return find_name_problem(fqn)
 
 
-def unmatched_problems(rules: CompiledRules, source: StateDictSpec, fqns: Sequence[str]) -> list[Diagnostic]:
+def report_unmatched_keys(rules: CompiledRules, source: StateDictSpec, fqns: Sequence[str]) -> list[Diagnostic]:
     if not fqns:
         return []
     help = ["add a rule for them, or name them under `keep:` or `drop:`"]
     if len(fqns) == len(source):
         none = f"none of {len(fqns)} keys is" if len(fqns) > 1 else "the only key is not"
         title = f"{none} matched by a rule of {rules.name}: is this another layout?"
-        help = [f"these rules read keys like {key}" for key in example_keys(rules)[:1]] or help
-        prefix = _wrapper_prefix(rules, fqns)
+        help = [f"these rules read keys like {key}" for key in list_example_keys(rules)[:1]] or help
+        prefix = _find_wrapper_prefix(rules, fqns)
         if prefix:
             help.insert(0, f"without the prefix {prefix!r} they would match: strip it when the checkpoint is saved")
     else:
         title = f"{counted(len(fqns), 'key')} of {len(source)} {'is' if len(fqns) == 1 else 'are'} matched by no rule"
     notes = [named(fqns)]
-    notes += [near for fqn in fqns[:1] if (near := _near_miss(rules, fqn))]
+    notes += [near for fqn in fqns[:1] if (near := _find_near_miss(rules, fqn))]
     return [
         Diagnostic(
             "RK301",
@@ -72,7 +72,7 @@ def unmatched_problems(rules: CompiledRules, source: StateDictSpec, fqns: Sequen
     ]
 
 
-def example_keys(rules: CompiledRules) -> list[str]:
+def list_example_keys(rules: CompiledRules) -> list[str]:
     return [test.source.value for test in rules.tests]
 
 
@@ -80,16 +80,16 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "_fsdp_wrapped_module.", 
 """What DDP, torch.compile, Lightning, FSDP and DeepSpeed put before every key."""
 
 
-def _wrapper_prefix(rules: CompiledRules, fqns: Sequence[str]) -> str | None:
+def _find_wrapper_prefix(rules: CompiledRules, fqns: Sequence[str]) -> str | None:
     for prefix in WRAPPER_PREFIXES:
         if all(fqn.startswith(prefix) and rules.match(fqn.removeprefix(prefix)) for fqn in fqns):
             return prefix
     return None
 
 
-def _near_miss(rules: CompiledRules, fqn: str) -> str | None:
+def _find_near_miss(rules: CompiledRules, fqn: str) -> str | None:
     """Which rule read furthest into the key, and where it stopped."""
-    stops = [(rule, stop) for rule in (*rules.rules, *rules.keep, *rules.drop) if (stop := rule.stopped_at(fqn))]
+    stops = [(rule, stop) for rule in (*rules.rules, *rules.keep, *rules.drop) if (stop := rule.find_stop(fqn))]
     if not stops:
         return None
     rule, stop = max(stops, key=lambda pair: pair[1].offset)
@@ -98,7 +98,7 @@ def _near_miss(rules: CompiledRules, fqn: str) -> str | None:
     return f"nearest to {fqn} is {rule.id}, which stopped after {fqn[: stop.offset]!r}: expected {stop.expected}"
 
 
-def ambiguous_match(source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]) -> list[Diagnostic]:
+def report_ambiguous_matches(source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]) -> list[Diagnostic]:
     by_rules: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for fqn, found in matches.items():
         if len(found) > 1:
@@ -126,7 +126,7 @@ def ambiguous_match(source: StateDictSpec, matches: Mapping[str, tuple[Match, ..
     return problems
 
 
-def collision_problems(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
+def report_collisions(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
     if len({move.target for move in moves}) == len(moves):
         return []
     by_target: defaultdict[str, list[Move]] = defaultdict(list)
@@ -153,7 +153,7 @@ def collision_problems(source: StateDictSpec, moves: Sequence[Move]) -> list[Dia
                 "RK303",
                 f"{sources} source keys land on {counted(len(groups), 'target key')}: the mapping is not injective",
                 labels=labels,
-                notes=tuple(_collision_note(group) for group in groups[:SHOWN])
+                notes=tuple(_describe_collision(group) for group in groups[:SHOWN])
                 + ((f"... and {len(groups) - SHOWN} more",) if len(groups) > SHOWN else ()),
                 help=("use the capture that tells them apart in the template, or drop all but one of them by name",),
                 place=source.name,
@@ -167,13 +167,13 @@ def collision_problems(source: StateDictSpec, moves: Sequence[Move]) -> list[Dia
     return problems
 
 
-def _collision_note(group: Sequence[Move]) -> str:
-    sources = "\n".join(f"{from_where(move)}  (by {move.rule})" for move in group[:SHOWN])
+def _describe_collision(group: Sequence[Move]) -> str:
+    sources = "\n".join(f"{describe_sources(move)}  (by {move.rule})" for move in group[:SHOWN])
     more = f"\n... and {len(group) - SHOWN} more" if len(group) > SHOWN else ""
     return f"{sources}{more}\n{'both' if len(group) == 2 else 'all'} become {group[0].target}"
 
 
-def unused_rule_problems(rules: CompiledRules, used: Mapping[str, int]) -> list[Diagnostic]:
+def report_unused_rules(rules: CompiledRules, used: Mapping[str, int]) -> list[Diagnostic]:
     return [
         Diagnostic(
             "RK304",
@@ -188,7 +188,7 @@ def unused_rule_problems(rules: CompiledRules, used: Mapping[str, int]) -> list[
     ]
 
 
-def unused_entry_problems(
+def report_unused_entries(
     rules: CompiledRules, used: Mapping[str, int], entries: Iterable[tuple[str, str]]
 ) -> list[Diagnostic]:
     """Entries of tables that some key went through, but that no key needed.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.wording import counted, listed, named
 from remapkit.patterns.literals import literal_text
-from remapkit.plans.model import ResolvedPlan, records
+from remapkit.plans.model import ResolvedPlan, collect_records
 from remapkit.plans.moves import UNMATCHED, Move, RuleRef
 from remapkit.tensors.spec import StateDictSpec
 
@@ -27,34 +27,34 @@ _NOBODYS = "zqxjkv"
 """A segment that is in no checkpoint: a pattern that takes it takes anything of that form."""
 
 
-def names_it(rule: Rule, fqn: str) -> bool:
+def is_specific_match(rule: Rule, fqn: str) -> bool:
     """Whether a rule speaks of a key: it matches it, and would not match just any key of as many segments.
 
     >>> from remapkit.rulefile.read import read_text
     >>> from remapkit.rules.compile import compile_rules
     >>> text = "remapkit: 1\\nname: t\\nrules:\\n"
     >>> text += "  - {id: all, path: '{r:**}', to: 'm.{r}'}\\n  - {id: head, path: '{m}.weight', to: '{m}.w'}\\n"
-    >>> [names_it(rule, "head.weight") for rule in compile_rules(read_text(text)).rules]
+    >>> [is_specific_match(rule, "head.weight") for rule in compile_rules(read_text(text)).rules]
     [False, True]
     """
     anything = ".".join(_NOBODYS for _ in fqn.split("."))
     return rule.match(fqn) is not None and rule.match(anything) is None
 
 
-def sort_out(rules: CompiledRules, header: StateDictSpec) -> tuple[StateDictSpec, dict[str, Move]]:
+def sort_recorded(rules: CompiledRules, header: StateDictSpec) -> tuple[StateDictSpec, dict[str, Move]]:
     """The header with the recorded names that a rule names as keys; where rules that take anything lead others."""
     taken: list[str] = []
     led: dict[str, Move] = {}
     for fqn, kept in header.recorded.items():
         found = rules.match(fqn)
-        if any(names_it(match.rule, fqn) for match in found):
+        if any(is_specific_match(match.rule, fqn) for match in found):
             taken.append(fqn)
-        elif (to := _renamed(rules, fqn, found)) is not None:
+        elif (to := _find_new_name(rules, fqn, found)) is not None:
             led[fqn] = Move(to[0], (kept,), (), to[1], header[kept])
     return header.with_recorded(taken), led
 
 
-def _renamed(rules: CompiledRules, fqn: str, found: Sequence[Match]) -> tuple[str, RuleRef] | None:
+def _find_new_name(rules: CompiledRules, fqn: str, found: Sequence[Match]) -> tuple[str, RuleRef] | None:
     """The one new name, where nothing but a name changes."""
     if not found and rules.unmatched == "keep":
         return fqn, UNMATCHED
@@ -63,7 +63,7 @@ def _renamed(rules: CompiledRules, fqn: str, found: Sequence[Match]) -> tuple[st
     return found[0].target, RuleRef(found[0].rule.id, found[0].rule.span)
 
 
-def with_data(moves: Iterable[Move], recorded: Mapping[str, str]) -> list[Move]:
+def replace_recorded_sources(moves: Iterable[Move], recorded: Mapping[str, str]) -> list[Move]:
     """The moves with recorded names among their sources replaced by the names that hold the data."""
     return [
         replace(move, sources=tuple(recorded.get(fqn, fqn) for fqn in move.sources))
@@ -73,13 +73,13 @@ def with_data(moves: Iterable[Move], recorded: Mapping[str, str]) -> list[Move]:
     ]
 
 
-def asked(plan: ResolvedPlan, names: Container[str]) -> ResolvedPlan:
+def add_recorded_moves(plan: ResolvedPlan, names: Container[str]) -> ResolvedPlan:
     """The plan with those recorded names as moves of their own whose target is among `names`."""
     brought = {move.target for move in plan.moves}
     taken = {fqn: move for fqn, move in plan.recorded.items() if move.target in names and move.target not in brought}
     if not taken:
         return plan
-    again = records(plan)
+    again = collect_records(plan)
     groups = {group[0]: list(group) for group in plan.tied}
     first = {fqn: group[0] for group in plan.tied for fqn in group}
     for move in taken.values():
@@ -95,11 +95,11 @@ def asked(plan: ResolvedPlan, names: Container[str]) -> ResolvedPlan:
         moves=(*plan.moves, *taken.values()),
         tied=tuple(map(tuple, groups.values())),
         recorded=left,
-        warnings=(*others, *only_recorded(source, plan.moves, left)),
+        warnings=(*others, *report_recorded(source, plan.moves, left)),
     )
 
 
-def only_recorded(source: StateDictSpec, moves: Sequence[Move], led: Mapping[str, Move]) -> list[Diagnostic]:
+def report_recorded(source: StateDictSpec, moves: Sequence[Move], led: Mapping[str, Move]) -> list[Diagnostic]:
     """The note on the names that stay records, and on those that then name nothing: their tensor has another name.
 
     `led` are those that rules which take anything lead to new names: they are recorded anew.
@@ -111,7 +111,7 @@ def only_recorded(source: StateDictSpec, moves: Sequence[Move], led: Mapping[str
     one = len(source.recorded) == 1
     title = (
         f"{counted(len(source.recorded), 'name')} {'is' if one else 'are'} only recorded as a name of a tensor: "
-        f"{'it stays a record' if one else 'they stay records'}"
+        f"{'it stays a record' if one else 'they stay collect_records'}"
     )
     if dangling:
         gone = listed(dict.fromkeys(source.recorded[other] for other in dangling))

@@ -9,17 +9,17 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.wording import counted
 from remapkit.ops.base import Op
 from remapkit.ops.dtype import CastOp, is_exact
-from remapkit.ops.join import FillOp, Join, join_spec
+from remapkit.ops.join import FillOp, Join, infer_join
 from remapkit.plans.moves import Move
 from remapkit.tensors.spec import StateDictSpec
 
 
-def losses(moves: Iterable[Move], source: StateDictSpec) -> list[Diagnostic]:
+def report_roundings(moves: Iterable[Move], source: StateDictSpec) -> list[Diagnostic]:
     """One note for each pair of dtypes between which values are rounded, with the count of tensors."""
     counts: Counter[tuple[str, str]] = Counter()
     names: dict[tuple[str, str], list[str]] = {}
     for move in moves:
-        for pair in dict.fromkeys(_roundings(move, source)):
+        for pair in dict.fromkeys(_find_roundings(move, source)):
             counts[pair] += 1
             names.setdefault(pair, []).append(move.target)
     notes = []
@@ -33,7 +33,7 @@ def losses(moves: Iterable[Move], source: StateDictSpec) -> list[Diagnostic]:
     return notes
 
 
-def _roundings(move: Move, source: StateDictSpec) -> Iterator[tuple[str, str]]:
+def _find_roundings(move: Move, source: StateDictSpec) -> Iterator[tuple[str, str]]:
     ops = move.ops
     if not any(isinstance(op, CastOp | Join) for op in ops):
         return
@@ -42,14 +42,14 @@ def _roundings(move: Move, source: StateDictSpec) -> Iterator[tuple[str, str]]:
     elif isinstance(ops[0], Join):
         specs = [source[fqn] for fqn in move.sources]
         for number, each in enumerate(specs):
-            yield from _along(ops[0].branches[number % len(ops[0].branches)], each.dtype)
-        spec, rest = join_spec(ops[0], specs, move.sources), ops[1:]
+            yield from _trace_casts(ops[0].branches[number % len(ops[0].branches)], each.dtype)
+        spec, rest = infer_join(ops[0], specs, move.sources), ops[1:]
     else:
         spec, rest = source[move.sources[0]], ops
-    yield from _along(rest, spec.dtype)
+    yield from _trace_casts(rest, spec.dtype)
 
 
-def _along(ops: Iterable[Op], dtype: str) -> Iterator[tuple[str, str]]:
+def _trace_casts(ops: Iterable[Op], dtype: str) -> Iterator[tuple[str, str]]:
     for op in ops:
         if isinstance(op, CastOp):
             if not is_exact(dtype, op.dtype):

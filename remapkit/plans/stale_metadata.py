@@ -20,31 +20,31 @@ DEEPEST = 32
 SHOWN = 5
 
 
-def stale_names(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
+def report_stale_names(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
     """A warning for each entry of the metadata that quotes names which are renamed or dropped.
 
     >>> from remapkit.plans.moves import Move, RuleRef
     >>> from remapkit.tensors.spec import TensorSpec
     >>> spec, quoted = TensorSpec("F32", (1,)), {"_quantization_metadata": '{"layers": {"a": {}}}'}
     >>> header = StateDictSpec({"a.weight": spec}, metadata=quoted)
-    >>> stale_names(header, [Move("b.weight", ("a.weight",), (), RuleRef("r"), spec)])[0].values["names"]
+    >>> report_stale_names(header, [Move("b.weight", ("a.weight",), (), RuleRef("r"), spec)])[0].values["names"]
     ['a']
     """
-    entries = {name: _json(text) for name, text in source.metadata.items() if text[:1] in ("{", "[")}
-    quoted = {name: list(dict.fromkeys(_names(value, False, 0))) for name, value in entries.items()}
+    entries = {name: _parse_json(text) for name, text in source.metadata.items() if text[:1] in ("{", "[")}
+    quoted = {name: list(dict.fromkeys(_list_texts(value, False, 0))) for name, value in entries.items()}
     if not any(quoted.values()):
         return []
     asked = {each for names in quoted.values() for each in names}
-    before, after = _there(asked, source), _there(asked, (move.target for move in moves))
+    before, after = _find_existing(asked, source), _find_existing(asked, (move.target for move in moves))
     found = []
     for entry, names in quoted.items():
         gone = [name for name, end in names if (name, end) in before and (name, end) not in after]
         if gone:
-            found.append(_stale(entry, list(dict.fromkeys(gone)), source))
+            found.append(_report_stale_entry(entry, list(dict.fromkeys(gone)), source))
     return found
 
 
-def _json(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     """The value, where the text is JSON; an entry of the metadata may be anything, and other texts quote no name."""
     try:
         return json.loads(text)
@@ -52,20 +52,20 @@ def _json(text: str) -> Any:
         return None
 
 
-def _names(value: Any, end: bool, depth: int) -> Iterator[tuple[str, bool]]:
+def _list_texts(value: Any, end: bool, depth: int) -> Iterator[tuple[str, bool]]:
     """Every text in a value, keys included, and whether it may be only the end of a name."""
     if isinstance(value, str):
         yield value, end
     elif isinstance(value, dict) and depth < DEEPEST:
         for key, each in value.items():
             yield key, end
-            yield from _names(each, end or key.rpartition(".")[2] in SUFFIXES, depth + 1)
+            yield from _list_texts(each, end or key.rpartition(".")[2] in SUFFIXES, depth + 1)
     elif isinstance(value, list) and depth < DEEPEST:
         for each in value:
-            yield from _names(each, end, depth + 1)
+            yield from _list_texts(each, end, depth + 1)
 
 
-def _there(asked: Collection[tuple[str, bool]], fqns: Iterable[str]) -> set[tuple[str, bool]]:
+def _find_existing(asked: Collection[tuple[str, bool]], fqns: Iterable[str]) -> set[tuple[str, bool]]:
     """Which of the quoted names are keys or modules of these keys, or the ends of such a path.
 
     Only names that are asked for are kept: a key of a thousand segments has half a million stretches of its own, and
@@ -91,7 +91,7 @@ def _there(asked: Collection[tuple[str, bool]], fqns: Iterable[str]) -> set[tupl
     return found
 
 
-def _stale(entry: str, names: list[str], source: StateDictSpec) -> Diagnostic:
+def _report_stale_entry(entry: str, names: list[str], source: StateDictSpec) -> Diagnostic:
     title = f"the metadata `{entry}` quotes {counted(len(names), 'name')} that the rules change: it stays as it was"
     lines = names[:SHOWN] + [f"... and {len(names) - SHOWN} more"] * (len(names) > SHOWN)
     help = "correct the entry in the written file, or whoever reads it looks for names that are gone"

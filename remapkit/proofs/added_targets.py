@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from remapkit.patterns.automaton import MAX_EDGES, TooMany, automaton, read
-from remapkit.patterns.finite import words_node
+from remapkit.patterns.automaton import MAX_EDGES, TooMany, build_automaton, read_prefix
+from remapkit.patterns.finite import build_words_node
 from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import Part, Pattern
 from remapkit.patterns.template import CaptureItem, MapItem, TextItem
@@ -80,7 +80,7 @@ class Meetings:
         return None
 
 
-def twice(added: Sequence[AddedTargets]) -> Iterator[tuple[AddedTargets, AddedTargets, str]]:
+def find_repeats(added: Sequence[AddedTargets]) -> Iterator[tuple[AddedTargets, AddedTargets, str]]:
     """Two entries of `add` with one target."""
     seen: dict[str, AddedTargets] = {}
     for entry in added:
@@ -96,9 +96,11 @@ class _Image:
 
     def __init__(self, key_map: KeyMap, budget: Budget) -> None:
         self.key_map, self.budget = key_map, budget
-        self.pattern = key_map.pattern if key_map.identity else _image(key_map)
-        self.machine = automaton(self.pattern.parts, MAX_EDGES)
-        words = [part.values[0] if part.values is not None and part.constant else None for part in self.pattern.parts]
+        self.pattern = key_map.pattern if key_map.identity else _build_image(key_map)
+        self.machine = build_automaton(self.pattern.parts, MAX_EDGES)
+        words = [
+            part.values[0] if part.values is not None and part.is_constant else None for part in self.pattern.parts
+        ]
         self.begins = _before_first_gap(words)
         budget.spend(len(self.machine.chars))
 
@@ -111,14 +113,14 @@ class _Image:
             self.budget.spend(len(target) * 10)
             return AddedClash(entry, target, key_map, target) if key_map.reader(target) is not None else None
         self.budget.spend(len(target) * 20)
-        if not read(self.machine, target).accepted:
+        if not read_prefix(self.machine, target).accepted:
             return None
         for cut in readings(self.pattern, target):
             for captures in _captures(key_map, cut):
                 self.budget.spend(50)
                 key = _key(key_map, captures)
                 given = key_map.reader(key)
-                if given is not None and _makes(key_map, key, given, target):
+                if given is not None and _can_make(key_map, key, given, target):
                     return AddedClash(entry, target, key_map, key)
         return AddedClash(entry, target, key_map, None)
 
@@ -128,7 +130,7 @@ def _before_first_gap(words: Sequence[str | None]) -> str:
     return "".join(itertools.takewhile(lambda word: word is not None, words))  # type: ignore[arg-type]
 
 
-def _makes(key_map: KeyMap, key: str, captures: Mapping[str, str], target: str) -> bool:
+def _can_make(key_map: KeyMap, key: str, captures: Mapping[str, str], target: str) -> bool:
     made = key_map.target(key, captures)
     index = next((item.name for item in key_map.items or () if isinstance(item, Made)), None)
     if made is None or index is None:
@@ -138,7 +140,7 @@ def _makes(key_map: KeyMap, key: str, captures: Mapping[str, str], target: str) 
     return target == f"{before}{middle}{after}" and middle.isdecimal()
 
 
-def _image(key_map: KeyMap) -> Pattern:
+def _build_image(key_map: KeyMap) -> Pattern:
     """What the targets of a key map look like: one part for each item of its template."""
     parts = []
     for item in key_map.items or ():
@@ -151,7 +153,7 @@ def _image(key_map: KeyMap) -> Pattern:
             assert part is not None
             parts.append(Part(None, part.node))
         else:
-            parts.append(Part(None, words_node(tuple(sorted(set(item.mapping.values()))))))
+            parts.append(Part(None, build_words_node(tuple(sorted(set(item.mapping.values()))))))
     return Pattern(key_map.pattern.surface, key_map.pattern.text, key_map.pattern.span, tuple(parts))
 
 

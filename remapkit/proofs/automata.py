@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from remapkit.patterns.automaton import READABLE, TooMany, alphabet, automaton
+from remapkit.patterns.automaton import READABLE, TooMany, build_alphabet, build_automaton
 from remapkit.patterns.charset import Ranges, contains, one
 from remapkit.patterns.pattern import Part
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq
@@ -29,7 +29,7 @@ class Alphabet:
     """The shared partition: masks of sets and characters, and a readable character of each class."""
 
     def __init__(self, sets: Iterable[Ranges]) -> None:
-        found = alphabet(sets)
+        found = build_alphabet(sets)
         self.masks: Mapping[Ranges, int] = found.masks
         self.samples = found.samples
         self.all = (1 << len(found.samples)) - 1
@@ -99,7 +99,7 @@ def characters(node: PatternNode) -> Iterator[Ranges]:
 
 @dataclass(slots=True)
 class Nfa:
-    """An automaton without empty steps: position `p` reads `masks[p]`; see `automaton.Automaton`.
+    """An automaton without empty steps: position `p` reads `masks[p]`; see `build_automaton.Automaton`.
 
     `labels` gives, for a piece that spells a finite list out, the label of the entry that ends at a position.
     """
@@ -128,7 +128,7 @@ class Pieces:
 
     def _made(self, node: PatternNode) -> Nfa:
         try:
-            machine = automaton((Part(None, node),), PIECE_EDGES)
+            machine = build_automaton((Part(None, node),), PIECE_EDGES)
         except TooMany:
             raise Exhausted from None
         masks = [self.letters.mask(chars) for chars in machine.chars]
@@ -141,7 +141,7 @@ class Pieces:
         follow = [[number + 1] for number in range(len(word) - 1)] + [[] for _ in word[:1]]
         return Nfa(masks, [0] if word else [], follow, [len(word) - 1] if word else [], not word)
 
-    def spelt(self, entries: Iterable[tuple[str, str]]) -> Nfa:
+    def build_words(self, entries: Iterable[tuple[str, str]]) -> Nfa:
         """A finite language as a trie; each entry is a word and a label, and ends at a position of its own."""
         piece = Nfa([], [], [], [], False)
         inner: dict[str, int] = {}

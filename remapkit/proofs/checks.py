@@ -21,9 +21,9 @@ from remapkit.proofs.keymap import KeyMap, Made, PatternOf, readings
 from remapkit.proofs.linear import (
     LinearMap,
     Tools,
-    confused,
+    find_confused,
     hanging_together,
-    merged,
+    merge_captures,
     piece_of,
     variants,
     without_losses,
@@ -224,7 +224,7 @@ class Questions:
 
     def _merged(self, number: int, found: tuple[LinearMap, ...]) -> tuple[LinearMap, ...]:
         """The variants as those of a key map that can be cut in several ways are looked at."""
-        return tuple(merged(each, self.tools) for each in found) if number in self.several_cuts else found
+        return tuple(merge_captures(each, self.tools) for each in found) if number in self.several_cuts else found
 
     def _targets(self, numbers: Sequence[int]) -> None:
         for number in numbers:
@@ -348,7 +348,7 @@ class Questions:
     def _collides(self, number: int, key_map: KeyMap) -> Iterator[tuple[str, str]]:
         """Small pairs of keys of a key map, a part of that number, with one target; none where there are none."""
         found = variants(key_map, self.tools, self.domain, exact=True, folded=True)
-        found = tuple(merged(each, self.tools) for each in found) if number in self.several_cuts else found
+        found = tuple(merge_captures(each, self.tools) for each in found) if number in self.several_cuts else found
         sources, targets = NetBuilder(self.tools), NetBuilder(self.tools)
         if not found:
             return
@@ -383,14 +383,14 @@ class Questions:
             pair = two_spellings(part.node, self.budget)
             if pair is None:
                 continue
-            keys = tuple(self._spelt(key_map, name, word) for word in pair)
+            keys = tuple(self._spell_key(key_map, name, word) for word in pair)
             inside = all(key_map.reader(key) is not None and self._inside(key) for key in keys)
             if not inside:
                 # A guard on the whole key may forbid it, or only this pair.
                 raise Exhausted
             self._collision("within", (number,), (keys[0], keys[1]), key_map.pattern.parts.index(part))
 
-    def _spelt(self, key_map: KeyMap, name: str, word: str) -> str:
+    def _spell_key(self, key_map: KeyMap, name: str, word: str) -> str:
         """The shortest key in which a capture is a word."""
         texts = []
         for part in key_map.pattern.parts:
@@ -420,7 +420,7 @@ class Questions:
             return
         if _says_lossy(key_map) and splits(self._net(number, exact=True), number, self.budget):
             self._cheapest_within(number, blame=True)
-        pair = confused(key_map, self.tools) if hanging_together(key_map) else None
+        pair = find_confused(key_map, self.tools) if hanging_together(key_map) else None
         if pair is not None and self._too_many(number):
             self._confused(number, pair)
         elif splits(net, number, self.budget) or pair is not None:
@@ -578,7 +578,8 @@ def _agreeing(key_map: KeyMap, names: Sequence[str]) -> Iterator[KeyMap]:
         pattern = replace(
             key_map.pattern,
             parts=tuple(
-                part.bounded((given[part.name],)) if part.name in given else part for part in key_map.pattern.parts
+                part.restrict_to((given[part.name],)) if part.name in given else part
+                for part in key_map.pattern.parts
             ),
         )
         yield replace(key_map, pattern=pattern, forget=(), lossy=())

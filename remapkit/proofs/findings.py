@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import counted, listed
-from remapkit.patterns.automaton import Automaton, automaton
+from remapkit.patterns.automaton import Automaton, build_automaton
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.pattern import Part
 from remapkit.patterns.tree import Chars, Seq, literal
@@ -39,7 +39,7 @@ class FindingWriter:
             (rule.kind, rule.id, rule.branch): rule for rule in rules.everything
         }
 
-    def tell(
+    def write_findings(
         self,
         witnesses: Iterable[Witness],
         undecided: Iterable[tuple[Fault, tuple[int, ...]]],
@@ -51,14 +51,14 @@ class FindingWriter:
         findings: list[Diagnostic] = []
         shown: list[Witness] = []
         for each in witnesses:
-            if self.replayed(each):
+            if self.is_replayed(each):
                 shown.append(each)
                 findings.append(self.finding(each, level))
             else:
                 findings.append(self.disagreement(each))
         findings += [self.undecided(fault, numbers) for fault, numbers in undecided]
         findings += [self.dead(number) for number in dead]
-        findings += self.unread(dead)
+        findings += self.describe_unread(dead)
         return tuple(findings[:MAX_TOLD] + self._more(findings[MAX_TOLD:]) + self._unasked(unasked)), tuple(shown)
 
     def _unasked(self, count: int) -> list[Diagnostic]:
@@ -76,29 +76,31 @@ class FindingWriter:
 
     # -------------------------------------------------------------------------------------------- replaying
 
-    def replayed(self, witness: Witness) -> bool:
+    def is_replayed(self, witness: Witness) -> bool:
         """Whether the rules themselves do with the keys what the witness says."""
         key_maps = [self.key_maps[number] for number in witness.key_maps]
         if witness.fault == "ambiguous":
-            return all(self.made(key_map, witness.keys[0]) is not None for key_map in key_maps)
+            return all(self.find_target(key_map, witness.keys[0]) is not None for key_map in key_maps)
         if witness.fault == "open":
-            target = self.made(key_maps[0], witness.keys[0])
-            return target is not None and _meet(target, (witness.keys[1],)) and not self.rules.match(witness.keys[1])
+            target = self.find_target(key_maps[0], witness.keys[0])
+            return (
+                target is not None and _can_meet(target, (witness.keys[1],)) and not self.rules.match(witness.keys[1])
+            )
         if witness.fault == "cut":
             possible = readings(key_maps[0].pattern, witness.keys[0])
             cuts = [reading for reading in witness.readings if reading in possible]
             one, other = witness.targets
-            return len(cuts) == 2 and one != other and self.made(key_maps[0], witness.keys[0]) is not None
-        left, right = self.made(key_maps[0], witness.keys[0]), self.made(key_maps[-1], witness.keys[1])
-        return left is not None and right is not None and _meet(left, right)
+            return len(cuts) == 2 and one != other and self.find_target(key_maps[0], witness.keys[0]) is not None
+        left, right = self.find_target(key_maps[0], witness.keys[0]), self.find_target(key_maps[-1], witness.keys[1])
+        return left is not None and right is not None and _can_meet(left, right)
 
-    def made(self, key_map: KeyMap, key: str) -> TargetKey | None:
+    def find_target(self, key_map: KeyMap, key: str) -> TargetKey | None:
         """What a key map makes of a key that the real matcher gives to its rule; None where it does not."""
         match = self.by_key_map[key_map.kind, key_map.rule_id, key_map.branch].match(key)
         if match is None:
             return None
         items = [item for item in key_map.items or () if isinstance(item, Made)]
-        return _stretches(key_map.target(key, match.captures) or "", items)
+        return _split_target(key_map.target(key, match.captures) or "", items)
 
     def disagreement(self, witness: Witness) -> Diagnostic:
         ids = listed(self.key_maps[number].rule_id for number in witness.key_maps)
@@ -150,7 +152,7 @@ class FindingWriter:
             title = f"two keys become one: the target of {key_map.rule_id} does not show {what}"
             if part.name is not None and part.name in key_map.folded:
                 title = f"two keys become one: {key_map.rule_id} can spell one index of {part.name!r} in two ways"
-                return self.spelt_twice(witness, title, span, note)
+                return self.describe_two_spellings(witness, title, span, note)
             labels = (
                 Label(span, "lost here"),
                 *((Label(key_map.to, "not shown here", primary=False),) if key_map.to else ()),
@@ -177,7 +179,7 @@ class FindingWriter:
             return "capture it and use it in the target, or write the one text it is"
         return f"use {{{part.name}}} in the target, or write the one value it has"
 
-    def spelt_twice(self, witness: Witness, title: str, span: Span, note: str) -> Diagnostic:
+    def describe_two_spellings(self, witness: Witness, title: str, span: Span, note: str) -> Diagnostic:
         """1 and 01 are one index of a stack: the way out is one spelling, not a target that shows it."""
         key_map = self.key_maps[witness.key_maps[0]]
         assert witness.lost is not None
@@ -206,7 +208,7 @@ class FindingWriter:
             "if such keys never occur, say which can: `source: {domain: [...]}`",
         )
         return Diagnostic(
-            "RK203", title, self.arriving(witness), help, (_pair(witness),), values=self.values(witness)
+            "RK203", title, self.label_targets(witness), help, (_pair(witness),), values=self.values(witness)
         )
 
     def parts(self, witness: Witness, rule_id: str) -> Diagnostic:
@@ -214,10 +216,10 @@ class FindingWriter:
         title = f"two targets of {rule_id} become one: {witness.targets[0]}"
         help = ("give each part that is written a target of its own",)
         return Diagnostic(
-            "RK202", title, self.arriving(witness), help, (_pair(witness),), values=self.values(witness)
+            "RK202", title, self.label_targets(witness), help, (_pair(witness),), values=self.values(witness)
         )
 
-    def arriving(self, witness: Witness) -> tuple[Label, ...]:
+    def label_targets(self, witness: Witness) -> tuple[Label, ...]:
         """The two templates that lead to one target."""
         spans = [self.key_maps[number].to or self.key_maps[number].span for number in witness.key_maps]
         return tuple(
@@ -229,7 +231,7 @@ class FindingWriter:
         key_map = self.key_maps[witness.key_maps[0]]
         title = f"{key_map.rule_id} can cut {witness.keys[0]!r} in two ways, and they lead to two targets"
         lines = [
-            f"{_captured(key_map, reading)} -> {target}"
+            f"{_describe_captures(key_map, reading)} -> {target}"
             for reading, target in zip(witness.readings, witness.targets, strict=True)
         ]
         first = key_map.pattern.text.span
@@ -265,7 +267,7 @@ class FindingWriter:
         labels = (Label(key_map.pattern.text.span),)
         return Diagnostic("RK205", title, labels, help, (), Severity.WARNING, values={"rule": key_map.rule_id})
 
-    def unread(self, dead: Iterable[int]) -> list[Diagnostic]:
+    def describe_unread(self, dead: Iterable[int]) -> list[Diagnostic]:
         """A rule that matches nothing in the declared source."""
         if not self.keys:
             return []
@@ -374,7 +376,7 @@ TargetKey = tuple["str | Made", ...]
 """A target key: text, and what `unstack` counts."""
 
 
-def _stretches(target: str, made: Sequence[Made]) -> TargetKey:
+def _split_target(target: str, made: Sequence[Made]) -> TargetKey:
     """A target in which `{e}` stands for an index that the rule makes, taken apart."""
     found: list[str | Made] = []
     for each in made:
@@ -383,7 +385,7 @@ def _stretches(target: str, made: Sequence[Made]) -> TargetKey:
     return (*found, target)
 
 
-def _meet(one: TargetKey, other: TargetKey) -> bool:
+def _can_meet(one: TargetKey, other: TargetKey) -> bool:
     """Whether two targets can be one, for some index of each."""
     left, right = (_machine(each) for each in (one, other))
     if left.nullable and right.nullable:
@@ -403,14 +405,14 @@ def _meet(one: TargetKey, other: TargetKey) -> bool:
 
 
 def _machine(target: TargetKey) -> Automaton:
-    return automaton([Part(None, literal(each) if isinstance(each, str) else each.node) for each in target])
+    return build_automaton([Part(None, literal(each) if isinstance(each, str) else each.node) for each in target])
 
 
 def _becomes(target: str, key_map: KeyMap) -> str:
     return "dropped" if key_map.items is None else target
 
 
-def _captured(key_map: KeyMap, reading: Sequence[str]) -> str:
+def _describe_captures(key_map: KeyMap, reading: Sequence[str]) -> str:
     named = [
         f"{part.name} = {text!r}"
         for part, text in zip(key_map.pattern.parts, reading, strict=True)

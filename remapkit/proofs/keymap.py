@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.source import Span
-from remapkit.patterns.automaton import MAX_EDGES, Automaton, TooMany, automaton
+from remapkit.patterns.automaton import MAX_EDGES, Automaton, TooMany, build_automaton
 from remapkit.patterns.charset import contains
-from remapkit.patterns.finite import MAX_WORDS, words_node
+from remapkit.patterns.finite import MAX_WORDS, build_words_node
 from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import CANONICAL, Pattern
 from remapkit.patterns.template import CaptureItem, MapItem, TemplateItem, TextItem
@@ -43,7 +43,7 @@ class Made:
         """Its language."""
         if self.count is None or self.count > MAX_WORDS:
             return CANONICAL
-        return words_node(tuple(map(str, range(self.count))))
+        return build_words_node(tuple(map(str, range(self.count))))
 
 
 PatternOf = tuple[str, str, int]
@@ -122,7 +122,7 @@ def readings(pattern: Pattern, fqn: str, limit: int = 200) -> tuple[tuple[str, .
     if pattern.leaf is not None and fqn.rpartition(".")[2] not in pattern.leaf:
         return ()
     try:
-        machine = automaton(pattern.parts, MAX_EDGES)
+        machine = build_automaton(pattern.parts, MAX_EDGES)
     except TooMany:
         return ()
     count = len(pattern.parts)
@@ -167,7 +167,7 @@ def _key_maps(rule: Rule, lossy: tuple[str, ...], params: Mapping[str, int | Non
     pipeline = rule.pipeline
     made = None
     if pipeline is not None and pipeline.unstack is not None:
-        made = Made(pipeline.unstack.by, pipeline.unstack.known_count(params))
+        made = Made(pipeline.unstack.by, pipeline.unstack.find_count(params))
     folded = (pipeline.folded,) if pipeline is not None and pipeline.folded is not None else ()
     for template in pipeline.templates[rule.branch] if pipeline is not None else (rule.template,):
         for written in _made(template.items, made):

@@ -179,7 +179,7 @@ def _hanging_together(key_map: KeyMap) -> tuple[str, ...]:
     return tuple(part.name for part in key_map.pattern.captures if part.name is not None and part.name in together)
 
 
-def confused(key_map: KeyMap, tools: Tools) -> tuple[Mapping[str, str], Mapping[str, str]] | None:
+def find_confused(key_map: KeyMap, tools: Tools) -> tuple[Mapping[str, str], Mapping[str, str]] | None:
     """The two shortest combinations of captures that hang together and decide the same stretches."""
     names = hanging_together(key_map)
     items = [
@@ -218,7 +218,9 @@ def _depends(item: CaptureItem | MapItem, names: Sequence[str]) -> bool:
 
 def _constants(key_map: KeyMap) -> dict[str, str]:
     return {
-        part.name: part.values[0] for part in key_map.pattern.captures if part.name and part.values and part.constant
+        part.name: part.values[0]
+        for part in key_map.pattern.captures
+        if part.name and part.values and part.is_constant
     }
 
 
@@ -439,7 +441,7 @@ def _narrowed(stretch: TargetPart, slots: Sequence[Variable], tools: Tools) -> T
 # ------------------------------------------------------------------------------------------------ merging
 
 
-def merged(variant: LinearMap, tools: Tools) -> LinearMap:
+def merge_captures(variant: LinearMap, tools: Tools) -> LinearMap:
     """The variant with stretches that stand in the target as they do in the source taken as one variable.
 
     `(.*)\\.(.*)` to `{a}.{b}` can be cut in several ways, and it does not matter: as one variable it is cut in one.
@@ -485,7 +487,7 @@ def _run(variant: LinearMap, start: int, place: Mapping[int, int]) -> int:
     return end
 
 
-def lost(variant: LinearMap, tools: Tools) -> list[tuple[int, str, str]]:
+def find_losses(variant: LinearMap, tools: Tools) -> list[tuple[int, str, str]]:
     """The slots that can be several words and that the target does not show, with their two shortest words."""
     found = []
     for slot in variant.unused:

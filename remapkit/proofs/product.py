@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from remapkit.patterns.automaton import MAX_EDGES, Automaton, TooMany, automaton
+from remapkit.patterns.automaton import MAX_EDGES, Automaton, TooMany, build_automaton
 from remapkit.patterns.charset import Ranges, contains
 from remapkit.patterns.pattern import Part
 from remapkit.patterns.tree import PatternNode
@@ -374,7 +374,7 @@ def two_spellings(node: PatternNode, budget: Budget) -> tuple[str, str] | None:
     (('0', '00'), None)
     """
     try:
-        machine = automaton((Part(None, node),), MAX_EDGES)
+        machine = build_automaton((Part(None, node),), MAX_EDGES)
     except TooMany:
         raise Exhausted from None
     begun = _zeros(machine, budget)

@@ -16,7 +16,7 @@ from remapkit.diagnostics.source import Text
 from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import CANONICAL, Part, Pattern
 from remapkit.patterns.tree import literal
-from remapkit.proofs.added_targets import AddedClash, Meetings, twice
+from remapkit.proofs.added_targets import AddedClash, Meetings, find_repeats
 from remapkit.proofs.budget import Budget
 from remapkit.proofs.checks import Questions
 from remapkit.proofs.findings import FindingWriter
@@ -45,7 +45,7 @@ def prove(rule_set: CompiledRules, *, budget: int = BUDGET, header: Iterable[str
     proof = _Prover(rule_set, found, budget, keys).run()
     if not rule_set.add:
         return proof
-    shapes = rule_set.domain or (_shapes(keys) if proof.level is Level.DOMAIN else ())
+    shapes = rule_set.domain or (_find_shapes(keys) if proof.level is Level.DOMAIN else ())
     return _with_constants(proof, rule_set, found, shapes, budget)
 
 
@@ -63,7 +63,7 @@ def _with_constants(
             (Label(one.span, "first here", primary=False), Label(other.span, "again here")),
             ("add it once",),
         )
-        for one, other, target in twice(rule_set.add)
+        for one, other, target in find_repeats(rule_set.add)
     ]
     undecided: list[tuple[str, ...]] = list(proof.undecided)
     witnesses = list(proof.witnesses)
@@ -140,38 +140,38 @@ class _Prover:
         if self.rules.domain:
             return self.in_domain(everywhere)
         if everywhere.clean:
-            return self.told(Level.ALL, everywhere)
+            return self.write_proof(Level.ALL, everywhere)
         refuted = [each for each in everywhere.witnesses if not each.admitted and each.fault != "open"]
         if refuted or any(fault != "open" for fault, _ in everywhere.undecided):
-            return self.told(Level.REFUTED if refuted else Level.UNDECIDED, everywhere)
-        shapes = _shapes(self.keys)
+            return self.write_proof(Level.REFUTED if refuted else Level.UNDECIDED, everywhere)
+        shapes = _find_shapes(self.keys)
         within = self.answers(shapes) if shapes else everywhere
         if shapes and within.clean:
-            return self.told(Level.DOMAIN, everywhere, f"keys shaped like the {len(self.keys)} known ones")
-        return self.told(Level.KEYS, everywhere)
+            return self.write_proof(Level.DOMAIN, everywhere, f"keys shaped like the {len(self.keys)} known ones")
+        return self.write_proof(Level.KEYS, everywhere)
 
     def in_domain(self, everywhere: Answers) -> Proof:
         within = self.answers(self.rules.domain)
         if everywhere.clean:
             # Proven without the domain; but what can match nothing in it is dead all the same.
-            return self.told(Level.ALL, replace(everywhere, dead=within.dead))
+            return self.write_proof(Level.ALL, replace(everywhere, dead=within.dead))
         refuted = [each for each in within.witnesses if not each.admitted and each.fault != "open"]
         if refuted:
-            return self.told(Level.REFUTED, within)
+            return self.write_proof(Level.REFUTED, within)
         if any(fault != "open" for fault, _ in within.undecided):
-            return self.told(Level.UNDECIDED, within)
+            return self.write_proof(Level.UNDECIDED, within)
         if within.clean:
-            return self.told(Level.DOMAIN, within, "source.domain")
-        return self.told(Level.KEYS, within)
+            return self.write_proof(Level.DOMAIN, within, "source.domain")
+        return self.write_proof(Level.KEYS, within)
 
     def answers(self, domain: Sequence[Pattern]) -> Answers:
         return Questions(self.key_maps, Budget(self.budget), domain, passes=self.passes).run()
 
-    def told(self, level: Level, answers: Answers, domain: str | None = None) -> Proof:
+    def write_proof(self, level: Level, answers: Answers, domain: str | None = None) -> Proof:
         claim = level.value if level in (Level.ALL, Level.DOMAIN) else Level.KEYS.value
         teller = FindingWriter(self.rules, self.key_maps, self.keys)
         hard = [each for each in answers.undecided if each[0] != "open"]
-        findings, witnesses = teller.tell(answers.witnesses, hard, answers.dead, claim, answers.unasked)
+        findings, witnesses = teller.write_findings(answers.witnesses, hard, answers.dead, claim, answers.unasked)
         undecided = tuple(
             tuple(self.key_maps[number].rule_id for number in numbers) for _, numbers in answers.undecided
         )
@@ -181,7 +181,7 @@ class _Prover:
 _INDEX = re.compile(r"0|[1-9][0-9]*")
 
 
-def _shapes(keys: Iterable[str]) -> tuple[Pattern, ...]:
+def _find_shapes(keys: Iterable[str]) -> tuple[Pattern, ...]:
     """The keys as patterns, with every segment that is an index left free; each shape once."""
     shapes = {
         tuple(None if _INDEX.fullmatch(segment) else segment for segment in key.split(".")): None for key in keys

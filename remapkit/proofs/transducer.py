@@ -104,7 +104,7 @@ class _Line:
     def table(self, table: object) -> None:
         assert isinstance(table, TableRef)
         pairs = [(value, key) if self.backwards else (key, value) for key, value in table.entries]
-        piece = self.tools.pieces.spelt(pairs)
+        piece = self.tools.pieces.build_words(pairs)
         for _, written in pairs:
             self.machine.written.update(written)
         self.piece(piece, [piece.labels.get(position, "") for position in range(len(piece.masks))])

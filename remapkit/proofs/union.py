@@ -9,9 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from remapkit.patterns.finite import words_node
+from remapkit.patterns.finite import build_words_node
 from remapkit.proofs.automata import Alphabet, Nfa, shortest_words
-from remapkit.proofs.linear import AnyWord, Index, LinearMap, Separator, TableRef, Tools, Variable, VariableRef, lost
+from remapkit.proofs.linear import (
+    AnyWord,
+    Index,
+    LinearMap,
+    Separator,
+    TableRef,
+    Tools,
+    Variable,
+    VariableRef,
+    find_losses,
+)
 
 
 @dataclass(slots=True)
@@ -87,7 +97,7 @@ class NetBuilder:
         """The target keys of a key map."""
         begin = len(self.net.masks)
         for variant in found:
-            losses = tuple(lost(variant, self.tools))
+            losses = tuple(find_losses(variant, self.tools))
             constant = sum(len(slot.word) for slot in variant.slots if slot.word is not None)
             dropped = 0
             for slot in variant.unused:
@@ -110,13 +120,13 @@ class NetBuilder:
         if isinstance(stretch, VariableRef):
             return self._read(variant.slots[stretch.slot])
         if isinstance(stretch, AnyWord):
-            return pieces.of(words_node(stretch.words)), 0
+            return pieces.of(build_words_node(stretch.words)), 0
         if isinstance(stretch, Index):
             return pieces.of(stretch.made.node), 0
         if isinstance(stretch, Separator):
             return Nfa([self.tools.letters.separator], [0], [[]], [0], False), 0
         assert isinstance(stretch, TableRef)
-        piece = pieces.spelt(_some_of_each(stretch.entries, 1 if self.admitted and stretch.lossy else 2))
+        piece = pieces.build_words(_some_of_each(stretch.entries, 1 if self.admitted and stretch.lossy else 2))
         return piece, [len(piece.labels.get(position, "")) for position in range(len(piece.masks))]
 
     def _line(self, line: Member) -> None:

@@ -46,7 +46,7 @@ class Pack:
     origin: str
 
 
-def home(folder: str) -> Path | None:
+def find_home(folder: str) -> Path | None:
     """The folder `rules` or `plugins` that belongs to this remapkit: the checkout's, else the installed copy."""
     checkout = _PACKAGE.parent
     if (checkout / "pyproject.toml").is_file() and (checkout / folder).is_dir():
@@ -61,7 +61,7 @@ def plugins() -> tuple[Plugin, ...]:
     >>> [plugin.package for plugin in plugins() if plugin.name == "wan"]
     ['remapkit.plugins.wan']
     """
-    found = sorted((*_folder_plugins(), *_entry_point_plugins()), key=lambda plugin: plugin.name)
+    found = sorted((*_list_folder_plugins(), *_list_entry_point_plugins()), key=lambda plugin: plugin.name)
     for one, other in pairwise(found):
         if one.name == other.name:
             raise UsageError(
@@ -75,22 +75,22 @@ def plugins() -> tuple[Plugin, ...]:
     return tuple(found)
 
 
-def _folder_plugins() -> Iterator[Plugin]:
-    folder = home("plugins")
+def _list_folder_plugins() -> Iterator[Plugin]:
+    folder = find_home("plugins")
     for path in sorted(folder.iterdir()) if folder else ():
         if (path / "__init__.py").is_file():
             yield Plugin(path.name, f"remapkit.plugins.{path.name}", path, str(path))
 
 
-def _entry_point_plugins() -> Iterator[Plugin]:
+def _list_entry_point_plugins() -> Iterator[Plugin]:
     from importlib.metadata import entry_points  # 25 ms that most commands do not need
 
     for point in entry_points(group=GROUP):
         distribution = point.dist.name if point.dist else "an unknown distribution"
-        yield Plugin(point.name, point.value, folder_of(point.value), f"{point.value} ({distribution})")
+        yield Plugin(point.name, point.value, find_folder(point.value), f"{point.value} ({distribution})")
 
 
-def folder_of(package: str) -> Path | None:
+def find_folder(package: str) -> Path | None:
     """Where a package lies, without importing it; None where it cannot be found, which its use will say."""
     try:
         spec = importlib.util.find_spec(package)
@@ -106,17 +106,17 @@ def packs() -> tuple[Pack, ...]:
     >>> "wan22_pth" in [pack.name for pack in packs()]
     True
     """
-    return tuple(sorted(_all_packs(), key=lambda pack: (pack.name, pack.origin)))
+    return tuple(sorted(_list_packs(), key=lambda pack: (pack.name, pack.origin)))
 
 
-def _all_packs() -> Iterator[Pack]:
-    yield from _packs_of(home("rules"), "remapkit")
+def _list_packs() -> Iterator[Pack]:
+    yield from _list_folder_packs(find_home("rules"), "remapkit")
     for plugin in plugins():
         if plugin.folder is not None:
-            yield from _packs_of(plugin.folder / "rules", f"plugin {plugin.name}")
+            yield from _list_folder_packs(plugin.folder / "rules", f"plugin {plugin.name}")
 
 
-def _packs_of(folder: Path | None, origin: str) -> Iterator[Pack]:
+def _list_folder_packs(folder: Path | None, origin: str) -> Iterator[Pack]:
     if folder is None or not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):

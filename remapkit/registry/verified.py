@@ -27,7 +27,7 @@ class Verification:
     verified: tuple[Mapping[str, Any], ...]
     versions: Mapping[str, str]
 
-    def state(self, rules: CompiledRules) -> str:
+    def describe_state(self, rules: CompiledRules) -> str:
         """A word for the table of packs: what was compared, or that it is stale."""
         if self.digest != rules.digest:
             return "stale"

@@ -38,9 +38,9 @@ class NoValue(BadNumber):
 class Expr:
     """Arithmetic on params, as written; `postfix` is what is evaluated: integers, names and signs.
 
-    >>> expr("2*heads + 1").value({"heads": 8})
+    >>> parse_expression("2*heads + 1").value({"heads": 8})
     17
-    >>> expr("128 * ceil(vocab / 128)").value({"vocab": 300})
+    >>> parse_expression("128 * ceil(vocab / 128)").value({"vocab": 300})
     384
     """
 
@@ -70,7 +70,7 @@ class Expr:
                 stack.append(_ROUNDED[each](stack.pop()))
             elif each in _SIGNS:
                 right, left = stack.pop(), stack.pop()
-                stack.append(self._apply(each, left, right))
+                stack.append(self._apply_sign(each, left, right))
             else:
                 value = params[each]
                 assert value is not None
@@ -80,7 +80,7 @@ class Expr:
             raise BadNumber(f"{self.text} is {whole:g}, which is no whole number: say floor(...) or ceil(...)")
         return int(stack[0])
 
-    def _apply(self, sign: str, left: int | Fraction, right: int | Fraction) -> int | Fraction:
+    def _apply_sign(self, sign: str, left: int | Fraction, right: int | Fraction) -> int | Fraction:
         if sign in ("/", "//", "%") and right == 0:
             raise BadNumber(f"{self.text} divides by zero")
         if sign == "//" and left % right:
@@ -109,13 +109,13 @@ _ROUNDED: Mapping[str, Callable[[int | Fraction], int]] = {"floor(": math.floor,
 """What rounds: down, and up."""
 
 
-def expr(text: str | Text) -> Expr:
+def parse_expression(text: str | Text) -> Expr:
     """Parse an expression; raises `InvalidRules` (RK161) where it cannot be read."""
     written = Text.of(text, "number") if isinstance(text, str) else text
-    return Expr(written.value.strip(), tuple(_postfix(written)), written.span)
+    return Expr(written.value.strip(), tuple(_to_postfix(written)), written.span)
 
 
-def _refuse(text: Text, title: str, start: int, end: int) -> InvalidRules:
+def _refuse_number(text: Text, title: str, start: int, end: int) -> InvalidRules:
     help = (
         "a number is an integer, a param, or their sums and products: + - * / // % with parentheses, "
         "floor(...) and ceil(...)"
@@ -123,7 +123,7 @@ def _refuse(text: Text, title: str, start: int, end: int) -> InvalidRules:
     return InvalidRules(Diagnostic("RK161", title, (Label(text.at(start, max(end, start + 1))),), (help,)))
 
 
-def _postfix(text: Text) -> Iterator[int | str]:
+def _to_postfix(text: Text) -> Iterator[int | str]:
     """Shunting-yard: operands as they come, signs once what binds more strongly is done."""
     waiting: list[tuple[str, int]] = []
     operand = True
@@ -133,10 +133,10 @@ def _postfix(text: Text) -> Iterator[int | str]:
         opens = sign is not None and sign.endswith("(")
         if other or operand == (sign is not None and not opens):
             if other in ("{", "}"):
-                raise _refuse(text, f"{other!r} in a number: write params without braces", start, found.end())
-            raise _refuse(text, f"{found.group().strip()!r} cannot stand here", start, found.end())
+                raise _refuse_number(text, f"{other!r} in a number: write params without braces", start, found.end())
+            raise _refuse_number(text, f"{found.group().strip()!r} cannot stand here", start, found.end())
         if number and len(number) > 18:
-            raise _refuse(text, "a number of more than 18 digits", start, found.end())
+            raise _refuse_number(text, "a number of more than 18 digits", start, found.end())
         if sign is None:
             yield int(number) if number else name
             operand = False
@@ -146,7 +146,7 @@ def _postfix(text: Text) -> Iterator[int | str]:
             while waiting and not waiting[-1][0].endswith("("):
                 yield waiting.pop()[0]
             if not waiting:
-                raise _refuse(text, "a parenthesis that closes nothing", start, found.end())
+                raise _refuse_number(text, "a parenthesis that closes nothing", start, found.end())
             opened = waiting.pop()[0]
             if opened in _ROUNDED:
                 yield opened
@@ -156,10 +156,10 @@ def _postfix(text: Text) -> Iterator[int | str]:
             waiting.append((sign, start))
             operand = True
     if operand:
-        raise _refuse(text, "a number that ends too early", len(text.value), len(text.value) + 1)
+        raise _refuse_number(text, "a number that ends too early", len(text.value), len(text.value) + 1)
     for sign, start in reversed(waiting):
         if sign.endswith("("):
-            raise _refuse(text, "a parenthesis that is never closed", start, start + 1)
+            raise _refuse_number(text, "a parenthesis that is never closed", start, start + 1)
         yield sign
 
 

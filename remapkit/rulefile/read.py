@@ -19,7 +19,7 @@ from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.diagnostics.source import Source, Span, Text
 from remapkit.diagnostics.wording import excerpt_of
 from remapkit.rulefile.schema.text import schema_text
-from remapkit.rulefile.schema.validate import schema_problems
+from remapkit.rulefile.schema.validate import find_schema_problems
 from remapkit.rulefile.syntax import (
     Reading,
     RuleFile,
@@ -40,7 +40,7 @@ from remapkit.rulefile.syntax import (
 )
 from remapkit.rulefile.yaml.compose import MAX_BYTES, compose, decode
 from remapkit.rulefile.yaml.nodes import ListNode, MapNode, Node, ScalarNode
-from remapkit.rulefile.yaml.values import plain_value
+from remapkit.rulefile.yaml.values import to_plain_value
 
 __all__ = [
     "Reading",
@@ -72,7 +72,7 @@ def read(path: Path | str) -> RuleFile:
 
     Raises `InvalidRules` with every problem of its YAML and its structure, and `UsageError` where there is none.
     """
-    return _raised(examine(path))
+    return _raise_problems(examine(path))
 
 
 def read_text(text: str, name: str = "<string>") -> RuleFile:
@@ -82,10 +82,10 @@ def read_text(text: str, name: str = "<string>") -> RuleFile:
     >>> file.rules[0].to.value, str(file.rules[0].to.at(7, 10))
     ('layers.{n}.query', '<string>:4:42')
     """
-    return _raised(examine_text(text, name))
+    return _raise_problems(examine_text(text, name))
 
 
-def _raised(reading: Reading) -> RuleFile:
+def _raise_problems(reading: Reading) -> RuleFile:
     if reading.problems or reading.file is None:
         raise InvalidRules(reading.problems)
     return reading.file
@@ -93,9 +93,9 @@ def _raised(reading: Reading) -> RuleFile:
 
 def examine(path: Path | str) -> Reading:
     """Like `read`, but with the problems of the text in the result instead of raised."""
-    data = file_bytes(Path(path))
+    data = read_file_bytes(Path(path))
     source, problems = decode(data, str(path))
-    return Reading(None, problems) if problems else _examined(source, Path(path))
+    return Reading(None, problems) if problems else _examine_source(source, Path(path))
 
 
 def examine_text(text: str, name: str = "<string>") -> Reading:
@@ -105,10 +105,10 @@ def examine_text(text: str, name: str = "<string>") -> Reading:
     >>> [problem.title for problem in reading.problems], len(reading.file.keep)
     (["unknown field 'sumary'"], 1)
     """
-    return _examined(Source(name, text), None)
+    return _examine_source(Source(name, text), None)
 
 
-def file_bytes(path: Path) -> bytes:
+def read_file_bytes(path: Path) -> bytes:
     """The bytes of a rule file, of one that is too large only the beginning; raises `UsageError` (RK620 to RK622)."""
     help: tuple[str, ...] = ("check the path, or see `remapkit packs` for what is installed",)
     try:
@@ -124,14 +124,14 @@ def file_bytes(path: Path) -> bytes:
     raise UsageError(Diagnostic(code, title, help=help))
 
 
-def _examined(source: Source, path: Path | None) -> Reading:
+def _examine_source(source: Source, path: Path | None) -> Reading:
     root, problems = compose(source)
     if root is None:
         return Reading(None, problems)
-    problems = (*problems, *schema_problems(root))
+    problems = (*problems, *find_schema_problems(root))
     written = _Written(source, problems)
     if isinstance(root, MapNode):
-        problems = (*problems, *written.empty_tests(root))
+        problems = (*problems, *written.find_empty_tests(root))
     problems = tuple(sorted(problems, key=lambda problem: problem.span.start if problem.span else len(source.text)))
     file = None
     if isinstance(root, MapNode) and written.is_worth_a_look(root):
@@ -142,7 +142,7 @@ def _examined(source: Source, path: Path | None) -> Reading:
 _SAYS_NOTHING_OF_TENSORS = ("name", "summary", "tests")
 
 
-def _digest(root: MapNode) -> str:
+def _compute_digest(root: MapNode) -> str:
     """`sha256:` and the hex digest of what the rules mean.
 
     Comments, quotes and layout do not count, nor does the order of rules, the pack's name, its tests, or the manifest
@@ -150,17 +150,17 @@ def _digest(root: MapNode) -> str:
     """
     meaning: dict[str, Any] = {}
     for key, node in root.entries:
-        value: Any = plain_value(node)
+        value: Any = to_plain_value(node)
         if key.value == "source" and isinstance(value, dict):
             value = {name: each for name, each in value.items() if name != "keys"}
         if isinstance(value, list):
-            value = sorted(value, key=_canonical_json)
+            value = sorted(value, key=_to_canonical_json)
         if value and key.value not in _SAYS_NOTHING_OF_TENSORS:
             meaning[key.value] = value
-    return f"sha256:{hashlib.sha256(_canonical_json(meaning).encode()).hexdigest()}"
+    return f"sha256:{hashlib.sha256(_to_canonical_json(meaning).encode()).hexdigest()}"
 
 
-def _canonical_json(value: object) -> str:
+def _to_canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=repr)
 
 
@@ -172,7 +172,7 @@ class _Written:
         self.more = any(problem.code == "RK029" for problem in problems)
         self.places = [label.span.start for problem in problems for label in problem.labels]
 
-    def sound(self, node: Node, key: ScalarNode | None = None) -> bool:
+    def is_sound(self, node: Node, key: ScalarNode | None = None) -> bool:
         start = key.span.start if key is not None else node.span.start
         return not any(start <= place < max(node.span.end, start + 1) for place in self.places)
 
@@ -184,13 +184,13 @@ class _Written:
             return False
         names = {"name", "remapkit", "tables", "params", "unmatched"}
         return all(root.key(name) is not None for name in ("name", "remapkit")) and all(
-            self.sound(node, key) for key, node in root.entries if key.value in names
+            self.is_sound(node, key) for key, node in root.entries if key.value in names
         )
 
     def file(self, root: MapNode, path: Path | None) -> RuleFile:
         fields = {key.value: node for key, node in root.entries}
         unmatched = fields.get("unmatched")
-        source = self.part(fields, "source")
+        source = self.get_mapping(fields, "source")
         summary = fields.get("summary")
         name = fields["name"]
         assert isinstance(name, ScalarNode)
@@ -198,61 +198,61 @@ class _Written:
             source=self.source,
             path=path,
             name=name.text,
-            summary=_text(summary) if summary is not None and self.sound(summary) else None,
-            digest=_digest(root),
-            rules=tuple(self.rule(node) for node in self.items(fields.get("rules"))),
-            keep=tuple(_pattern(node) for node in self.items(fields.get("keep"))),
-            drop=tuple(_pattern(node) for node in self.items(fields.get("drop"))),
-            tables=tuple(_table(key, node) for key, node in _entries(fields.get("tables"))),
-            unmatched=cast(Literal["error", "keep", "drop"], _text(unmatched).value) if unmatched else "error",
+            summary=_get_text(summary) if summary is not None and self.is_sound(summary) else None,
+            digest=_compute_digest(root),
+            rules=tuple(self.read_rule(node) for node in self.items(fields.get("rules"))),
+            keep=tuple(_read_pattern(node) for node in self.items(fields.get("keep"))),
+            drop=tuple(_read_pattern(node) for node in self.items(fields.get("drop"))),
+            tables=tuple(_read_table(key, node) for key, node in _list_entries(fields.get("tables"))),
+            unmatched=cast(Literal["error", "keep", "drop"], _get_text(unmatched).value) if unmatched else "error",
             unmatched_span=unmatched.span if unmatched is not None else None,
-            tests=tuple(self.tests(fields.get("tests"))),
-            source_keys=_optional_text(source.get("keys")) if source else None,
-            source_domain=tuple(_pattern(node) for node in self.items(source.get("domain"))) if source else (),
-            target=self.target(fields),
-            params=tuple(_param(key, node) for key, node in _entries(fields.get("params"))),
-            add=tuple(_fill(node) for node in self.items(fields.get("add")) if isinstance(node, MapNode)),
-            require=tuple(_requirement(node) for node in self.items(fields.get("require"))),
+            tests=tuple(self.read_tests(fields.get("tests"))),
+            source_keys=_get_optional_text(source.get("keys")) if source else None,
+            source_domain=tuple(_read_pattern(node) for node in self.items(source.get("domain"))) if source else (),
+            target=self.read_target(fields),
+            params=tuple(_read_param(key, node) for key, node in _list_entries(fields.get("params"))),
+            add=tuple(_read_fill(node) for node in self.items(fields.get("add")) if isinstance(node, MapNode)),
+            require=tuple(_read_requirement(node) for node in self.items(fields.get("require"))),
         )
 
     def items(self, node: Node | None) -> Iterator[Node]:
         if isinstance(node, ListNode):
-            yield from (item for item in node.items if self.sound(item))
+            yield from (item for item in node.items if self.is_sound(item))
 
-    def part(self, fields: dict[str, Node], name: str) -> MapNode | None:
+    def get_mapping(self, fields: dict[str, Node], name: str) -> MapNode | None:
         node = fields.get(name)
-        return node if isinstance(node, MapNode) and self.sound(node) else None
+        return node if isinstance(node, MapNode) and self.is_sound(node) else None
 
-    def rule(self, node: Node) -> WrittenRule:
+    def read_rule(self, node: Node) -> WrittenRule:
         assert isinstance(node, MapNode)
-        fields = _fields(node)
-        forget = tuple(_text(item) for item in _list(fields.get("forget")))
-        sources, outputs = _sources(node, fields), _outputs(fields)
-        pipeline = _pipeline(fields, sources, outputs) if _PIPELINE_FIELDS & set(fields) else None
-        return WrittenRule(_text(fields["id"]), sources[0].pattern, outputs[0].to, node.span, forget, pipeline)
+        fields = _map_fields(node)
+        forget = tuple(_get_text(item) for item in _list_items(fields.get("forget")))
+        sources, outputs = _read_sources(node, fields), _read_outputs(fields)
+        pipeline = _read_pipeline(fields, sources, outputs) if _PIPELINE_FIELDS & set(fields) else None
+        return WrittenRule(_get_text(fields["id"]), sources[0].pattern, outputs[0].to, node.span, forget, pipeline)
 
-    def tests(self, node: Node | None) -> Iterator[WrittenTest]:
-        for key, value in _entries(node):
+    def read_tests(self, node: Node | None) -> Iterator[WrittenTest]:
+        for key, value in _list_entries(node):
             if (
                 isinstance(value, ScalarNode)
                 and value.kind != "empty"
-                and (not self.places or self.sound(value, key))
+                and (not self.places or self.is_sound(value, key))
             ):
                 yield WrittenTest(key.text, None if value.kind == "null" else value.text)
-            elif isinstance(value, ListNode) and (not self.places or self.sound(value, key)):
-                first, *more = (_text(item) for item in value.items)
+            elif isinstance(value, ListNode) and (not self.places or self.is_sound(value, key)):
+                first, *more = (_get_text(item) for item in value.items)
                 yield WrittenTest(key.text, first, tuple(more))
 
-    def target(self, fields: dict[str, Node]) -> WrittenTarget | None:
-        target = self.part(fields, "target")
+    def read_target(self, fields: dict[str, Node]) -> WrittenTarget | None:
+        target = self.get_mapping(fields, "target")
         if target is None:
             return None
-        args = tuple((key.value, plain_value(node)) for key, node in _entries(target.get("args")))
-        return WrittenTarget(_optional_text(target.get("model")), args, _optional_text(target.get("keys")))
+        args = tuple((key.value, to_plain_value(node)) for key, node in _list_entries(target.get("args")))
+        return WrittenTarget(_get_optional_text(target.get("model")), args, _get_optional_text(target.get("keys")))
 
-    def empty_tests(self, root: MapNode) -> Iterator[Diagnostic]:
+    def find_empty_tests(self, root: MapNode) -> Iterator[Diagnostic]:
         """A forgotten target looks like null to YAML, and null means that the key must be dropped."""
-        for key, value in _entries(root.get("tests")):
+        for key, value in _list_entries(root.get("tests")):
             if isinstance(value, ScalarNode) and value.kind == "empty":
                 help = ("write the target key, or null to say that the key must be dropped",)
                 yield Diagnostic(
@@ -260,64 +260,64 @@ class _Written:
                 )
 
 
-def _entries(node: Node | None) -> tuple[tuple[ScalarNode, Node], ...]:
+def _list_entries(node: Node | None) -> tuple[tuple[ScalarNode, Node], ...]:
     return node.entries if isinstance(node, MapNode) else ()
 
 
-def _fields(node: Node) -> dict[str, Node]:
-    return {key.value: value for key, value in _entries(node)}
+def _map_fields(node: Node) -> dict[str, Node]:
+    return {key.value: value for key, value in _list_entries(node)}
 
 
-def _list(node: Node | None) -> tuple[Node, ...]:
+def _list_items(node: Node | None) -> tuple[Node, ...]:
     return node.items if isinstance(node, ListNode) else ()
 
 
-def _text(node: Node) -> Text:
+def _get_text(node: Node) -> Text:
     assert isinstance(node, ScalarNode)
     return node.text
 
 
-def _optional_text(node: Node | None) -> Text | None:
-    return None if node is None else _text(node)
+def _get_optional_text(node: Node | None) -> Text | None:
+    return None if node is None else _get_text(node)
 
 
-def _pattern(node: Node) -> WrittenPattern:
+def _read_pattern(node: Node) -> WrittenPattern:
     if isinstance(node, ScalarNode):
         return WrittenPattern("path", node.text, node.span)
-    fields = _fields(node)
+    fields = _map_fields(node)
     surface: Literal["match", "path"] = "match" if "match" in fields else "path"
-    where = tuple(_guard(key, value) for key, value in _entries(fields.get("where")))
-    leaf = tuple(_text(item) for item in _list(fields["leaf"])) if "leaf" in fields else None
+    where = tuple(_read_guard(key, value) for key, value in _list_entries(fields.get("where")))
+    leaf = tuple(_get_text(item) for item in _list_items(fields["leaf"])) if "leaf" in fields else None
     neutral = fields.get("neutral")
     said = isinstance(neutral, ScalarNode) and neutral.value == "true"
-    return WrittenPattern(surface, _text(fields[surface]), node.span, where, leaf, said)
+    return WrittenPattern(surface, _get_text(fields[surface]), node.span, where, leaf, said)
 
 
 _PIPELINE_FIELDS = {"ops", "concat", "stack", "unstack", "split", "copy", "tie"}
 """The fields that make a rule more than a renaming."""
 
 
-def _sources(node: MapNode, fields: dict[str, Node]) -> tuple[WrittenSource, ...]:
+def _read_sources(node: MapNode, fields: dict[str, Node]) -> tuple[WrittenSource, ...]:
     concat = fields.get("concat")
     if not isinstance(concat, MapNode):
-        return (WrittenSource(_pattern(node)),)
-    return tuple(WrittenSource(_pattern(item), _ops(item)) for item in _list(concat.get("from")))
+        return (WrittenSource(_read_pattern(node)),)
+    return tuple(WrittenSource(_read_pattern(item), _read_ops(item)) for item in _list_items(concat.get("from")))
 
 
-def _outputs(fields: dict[str, Node]) -> tuple[WrittenOutput, ...]:
+def _read_outputs(fields: dict[str, Node]) -> tuple[WrittenOutput, ...]:
     split = fields.get("split")
     several = split.get("into") if isinstance(split, MapNode) else fields.get("copy") or fields.get("tie")
     if several is None:
-        return (WrittenOutput(_text(fields["to"])),)
+        return (WrittenOutput(_get_text(fields["to"])),)
     return tuple(
         WrittenOutput(item.text)
         if isinstance(item, ScalarNode)
-        else WrittenOutput(_text(_fields(item)["to"]), _ops(item))
-        for item in _list(several)
+        else WrittenOutput(_get_text(_map_fields(item)["to"]), _read_ops(item))
+        for item in _list_items(several)
     )
 
 
-def _pipeline(
+def _read_pipeline(
     fields: dict[str, Node], sources: tuple[WrittenSource, ...], outputs: tuple[WrittenOutput, ...]
 ) -> WrittenPipeline:
     parts = {
@@ -326,50 +326,52 @@ def _pipeline(
         if isinstance(node := fields.get(name), MapNode)
     }
     share: Literal["copy", "tie"] | None = "copy" if "copy" in fields else "tie" if "tie" in fields else None
-    return WrittenPipeline(sources, outputs, tuple(map(_op, _list(fields.get("ops")))), share=share, **parts)
+    return WrittenPipeline(
+        sources, outputs, tuple(map(_read_op, _list_items(fields.get("ops")))), share=share, **parts
+    )
 
 
-def _ops(node: Node) -> tuple[WrittenOp, ...]:
-    return tuple(map(_op, _list(_fields(node).get("ops"))))
+def _read_ops(node: Node) -> tuple[WrittenOp, ...]:
+    return tuple(map(_read_op, _list_items(_map_fields(node).get("ops"))))
 
 
-def _op(node: Node) -> WrittenOp:
+def _read_op(node: Node) -> WrittenOp:
     if isinstance(node, ScalarNode):
         return WrittenOp(node.text, None, node.span)
-    ((key, value),) = _entries(node)
+    ((key, value),) = _list_entries(node)
     return WrittenOp(key.text, value, Span(key.span.source, key.span.start, max(key.span.end, value.span.end)))
 
 
-def _param(key: ScalarNode, node: Node) -> WrittenParam:
+def _read_param(key: ScalarNode, node: Node) -> WrittenParam:
     value = node.get("value") if isinstance(node, MapNode) else node
-    config = _optional_text(node.get("config")) if isinstance(node, MapNode) else None
+    config = _get_optional_text(node.get("config")) if isinstance(node, MapNode) else None
     return WrittenParam(key.text, value if isinstance(value, ScalarNode) else None, config)
 
 
-def _fill(node: MapNode) -> WrittenFill:
-    each = tuple(_guard(key, value) for key, value in _entries(node.get("each")))
-    return WrittenFill(_text(_fields(node)["to"]), node, each)
+def _read_fill(node: MapNode) -> WrittenFill:
+    each = tuple(_read_guard(key, value) for key, value in _list_entries(node.get("each")))
+    return WrittenFill(_get_text(_map_fields(node)["to"]), node, each)
 
 
-def _requirement(node: Node) -> WrittenRequirement:
-    fields = _fields(node)
+def _read_requirement(node: Node) -> WrittenRequirement:
+    fields = _map_fields(node)
     what: Literal["count", "shape", "param"] = (
         "count" if "count" in fields else "shape" if "shape" in fields else "param"
     )
-    by, note = _optional_text(fields.get("by")), _optional_text(fields.get("note"))
-    return WrittenRequirement(what, _text(fields[what]), fields["is"], node.span, by, note)
+    by, note = _get_optional_text(fields.get("by")), _get_optional_text(fields.get("note"))
+    return WrittenRequirement(what, _get_text(fields[what]), fields["is"], node.span, by, note)
 
 
-def _guard(key: ScalarNode, value: Node) -> WrittenGuard:
+def _read_guard(key: ScalarNode, value: Node) -> WrittenGuard:
     if isinstance(value, ListNode):
-        return WrittenGuard(key.text, tuple(_text(item) for item in value.items), None)
-    return WrittenGuard(key.text, None, _text(value))
+        return WrittenGuard(key.text, tuple(_get_text(item) for item in value.items), None)
+    return WrittenGuard(key.text, None, _get_text(value))
 
 
-def _table(key: ScalarNode, node: Node) -> WrittenTable:
+def _read_table(key: ScalarNode, node: Node) -> WrittenTable:
     entries = node.get("entries") if isinstance(node, MapNode) else None
     lossy = node.get("lossy") if isinstance(node, MapNode) and isinstance(entries, MapNode) else None
     if isinstance(entries, MapNode):
         node = entries
-    written = tuple(WrittenEntry(each.text, _text(value)) for each, value in _entries(node))
+    written = tuple(WrittenEntry(each.text, _get_text(value)) for each, value in _list_entries(node))
     return WrittenTable(key.text, written, isinstance(lossy, ScalarNode) and lossy.value == "true")

@@ -13,23 +13,23 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
 from remapkit.ops.base import RefusedOp
-from remapkit.ops.params import param_values
-from remapkit.patterns.compile import allowed, compile_pattern
+from remapkit.ops.params import resolve_params
+from remapkit.patterns.compile import compile_pattern, read_guard_values
 from remapkit.patterns.literals import read_word
 from remapkit.patterns.pattern import SEGMENT, Part, Pattern
 from remapkit.patterns.template import MapItem, Template
 from remapkit.rulefile.arithmetic import BadNumber, NoValue
 from remapkit.rulefile.syntax import RuleFile, WrittenFill, WrittenPattern, WrittenRule, WrittenTable
-from remapkit.rules.compile_template import compile_template, syntax_problems
+from remapkit.rules.compile_template import compile_template, find_syntax_problems
 from remapkit.rules.model import CompiledRules, Requirement, Rule, RuleKind, Table
 from remapkit.rules.pipeline import (
     AddedTargets,
     FlowReader,
     Pipeline,
-    fill_pattern,
-    fill_targets,
-    is_integer,
-    template_pattern,
+    is_integer_capture,
+    list_fill_targets,
+    make_fill_pattern,
+    make_template_pattern,
 )
 from remapkit.rules.requirements import read_requirements
 
@@ -50,12 +50,12 @@ def compile_rules(
     ['keep[0]']
     """
     compiler = _Compiler(rule_file, params, config)
-    rules = tuple(rule for written in rule_file.rules for rule in compiler.rule(written))
+    rules = tuple(rule for written in rule_file.rules for rule in compiler.compile_rule(written))
     keep = compiler.named("keep", rule_file.keep)
     drop = compiler.named("drop", rule_file.drop)
-    domain = compiler.domain()
+    domain = compiler.compile_domain()
     require = compiler.requirements()
-    add = tuple(filter(None, (compiler.fill(number, each) for number, each in enumerate(rule_file.add))))
+    add = tuple(filter(None, (compiler.compile_fill(number, each) for number, each in enumerate(rule_file.add))))
     compiler.check_ids()
     compiler.check_unused_tables()
     if compiler.problems:
@@ -83,14 +83,14 @@ class _Compiler:
     ) -> None:
         self.file = rule_file
         self.problems: list[Diagnostic] = []
-        self.params = param_values(rule_file.params, params, config, self.problems)
+        self.params = resolve_params(rule_file.params, params, config, self.problems)
         self.pipelines = FlowReader(self.params, self.problems)
         self.warnings: list[Diagnostic] = []
         self.tables = {table.name.value: self.table(table) for table in rule_file.tables}
         self.keys = {name: tuple(table.entries) for name, table in self.tables.items()}
         self.used: set[str] = set()
 
-    def collect(self, build: Callable[[], Any]) -> Any:
+    def collect_problems(self, build: Callable[[], Any]) -> Any:
         try:
             return build()
         except InvalidRules as error:
@@ -101,7 +101,10 @@ class _Compiler:
         entries: dict[str, str] = {}
         by_value: dict[str, Any] = {}
         for entry in written.entries:
-            key, value = self.word(entry.key, "a key of a table"), self.word(entry.value, "a value of a table")
+            key, value = (
+                self.compile_word(entry.key, "a key of a table"),
+                self.compile_word(entry.value, "a value of a table"),
+            )
             if key in entries:
                 title = f"the table {written.name.value!r} has the key {key!r} twice, once as a quoted literal"
                 self.problems.append(Diagnostic("RK221", title, (Label(entry.key.span),), ("remove one",)))
@@ -122,13 +125,13 @@ class _Compiler:
             entries[key] = value
         return Table(written.name.value, entries, written.lossy, written.name.span)
 
-    def word(self, text: Text, what: str) -> str:
+    def compile_word(self, text: Text, what: str) -> str:
         """What a word of a table says; one that has a problem stays as it is, so that no other follows from it."""
         read = read_word(text, what, self.problems)
         return text.value if read is None else read.value
 
     def pattern(self, written: WrittenPattern) -> Pattern | None:
-        compiled = self.collect(lambda: compile_pattern(written, self.keys))
+        compiled = self.collect_problems(lambda: compile_pattern(written, self.keys))
         self.used |= {guard.named.value for guard in written.where if guard.named is not None}
         if compiled is None:
             self.used |= {name for name in self.tables if f":{name}}}" in written.text.value}
@@ -140,25 +143,25 @@ class _Compiler:
 
     def template(self, to: Text, forget: tuple[Text, ...], pattern: Pattern) -> Template | None:
         self.used |= {name for name in self.tables if f"|{name}}}" in to.value.replace(" ", "")}
-        template: Template | None = self.collect(lambda: compile_template(to, forget, pattern, self.tables))
+        template: Template | None = self.collect_problems(lambda: compile_template(to, forget, pattern, self.tables))
         return template
 
-    def rule(self, written: WrittenRule) -> tuple[Rule, ...]:
+    def compile_rule(self, written: WrittenRule) -> tuple[Rule, ...]:
         if written.pipeline is not None:
-            return self.pipeline_rules(written)
+            return self.compile_pipeline_rules(written)
         pattern = self.pattern(written.pattern)
         if pattern is None:
             # What can be said of a template without its pattern is said now, not in the next round.
-            self.problems += syntax_problems(written.to)
+            self.problems += find_syntax_problems(written.to)
             self.used |= {name for name in self.tables if f"|{name}}}" in written.to.value.replace(" ", "")}
             return ()
         template = self.template(written.to, written.forget, pattern)
         if template is None:
             return ()
-        uses = _table_uses(pattern, template)
+        uses = _list_table_uses(pattern, template)
         return (Rule(written.id.value, "rule", pattern, template, written.span, uses),)
 
-    def pipeline_rules(self, written: WrittenRule) -> tuple[Rule, ...]:
+    def compile_pipeline_rules(self, written: WrittenRule) -> tuple[Rule, ...]:
         """A rule with operations: one `Rule` for each pattern that it reads."""
         assert written.pipeline is not None
         before = len(self.problems)
@@ -174,7 +177,7 @@ class _Compiler:
                 pattern,
                 templates[0],
                 written.span,
-                _all_uses(pattern, templates),
+                _list_all_table_uses(pattern, templates),
                 pipeline,
                 number,
             )
@@ -190,11 +193,11 @@ class _Compiler:
             return None
         forget = written.forget
         templates = []
-        unstack = read.axis(pipeline.unstack)
-        count = unstack.known_count(self.params) if unstack is not None else None
+        unstack = read.read_axis(pipeline.unstack)
+        count = unstack.find_count(self.params) if unstack is not None else None
         for pattern in patterns:
             seen = len(self.problems)
-            against = template_pattern(pattern, pipeline, count)
+            against = make_template_pattern(pattern, pipeline, count)
             row = [self.template(each.to, forget, against) for each in pipeline.outputs]
             if len(self.problems) > seen:
                 break
@@ -208,27 +211,27 @@ class _Compiler:
             after=tuple(read.calls.calls(each.ops) for each in pipeline.outputs),
             ops=read.calls.calls(pipeline.ops),
             concat=read.split(pipeline.concat, len(pipeline.sources)),
-            stack=read.axis(pipeline.stack),
+            stack=read.read_axis(pipeline.stack),
             unstack=unstack,
             split=read.split(pipeline.split, len(pipeline.outputs)),
             share=pipeline.share,
         )
         return made if len(self.problems) == before else None
 
-    def fill(self, number: int, written: WrittenFill) -> AddedTargets | None:
+    def compile_fill(self, number: int, written: WrittenFill) -> AddedTargets | None:
         """One entry of `add`."""
         before = len(self.problems)
         parts = []
         for guard in written.each:
-            values = allowed(guard, self.keys, self.problems)
+            values = read_guard_values(guard, self.keys, self.problems)
             if values is not None:
                 words = tuple(text.value for text in values)
                 at = (0, len(written.to.value))
-                parts.append(Part(guard.capture.value, SEGMENT, at).bounded(words))
+                parts.append(Part(guard.capture.value, SEGMENT, at).restrict_to(words))
             if guard.named is not None:
                 self.used.add(guard.named.value)
         if len(self.problems) > before:
-            self.problems += syntax_problems(written.to)
+            self.problems += find_syntax_problems(written.to)
             return None
         count = math.prod(len(part.values or ()) for part in parts)
         if count > MAX_ADDED:
@@ -236,18 +239,19 @@ class _Compiler:
             help = ("bound `each` more tightly",)
             self.problems.append(Diagnostic("RK217", title, (Label(written.to.span),), help))
             return None
-        pattern = fill_pattern(written, tuple(parts))
+        pattern = make_fill_pattern(written, tuple(parts))
         template = self.template(written.to, (), pattern)
         if template is None or len(self.problems) > before:
             return None
         fields = {key.value: node for key, node in written.node.entries}
-        shape = self.pipelines.calls.arg(fields["shape"])
-        value = self.pipelines.calls.arg(fields["fill"]) if fields["fill"].kind != "text" else fields["fill"].value  # type: ignore[union-attr]
+        shape = self.pipelines.calls.read_arg(fields["shape"])
+        fill = fields["fill"]
+        value = fill.value if fill.kind == "text" else self.pipelines.calls.read_arg(fill)  # type: ignore[union-attr]
         dtype = fields["dtype"].value  # type: ignore[union-attr]
         filled = AddedTargets(
             f"add[{number}]",
             written.node.span,
-            tuple(fill_targets(template, tuple(parts))),
+            tuple(list_fill_targets(template, tuple(parts))),
             value,  # type: ignore[arg-type]
             shape,  # type: ignore[arg-type]
             dtype,
@@ -266,15 +270,17 @@ class _Compiler:
         for number, each in enumerate(written):
             pattern = self.pattern(each)
             if pattern is not None:
-                rules.append(Rule(f"{kind}[{number}]", kind, pattern, None, each.span, _table_uses(pattern, None)))
+                rules.append(
+                    Rule(f"{kind}[{number}]", kind, pattern, None, each.span, _list_table_uses(pattern, None))
+                )
         return tuple(rules)
 
-    def domain(self) -> tuple[Pattern, ...]:
+    def compile_domain(self) -> tuple[Pattern, ...]:
         return tuple(filter(None, (self.pattern(each) for each in self.file.source_domain)))
 
     def requirements(self) -> tuple[Requirement, ...]:
         calls, written = self.pipelines.calls, self.file.require
-        return tuple(read_requirements(written, self.params, self.pattern, calls, is_integer, self.problems))
+        return tuple(read_requirements(written, self.params, self.pattern, calls, is_integer_capture, self.problems))
 
     def check_ids(self) -> None:
         seen: dict[str, Text] = {}
@@ -296,11 +302,11 @@ class _Compiler:
                 self.warnings.append(warning)
 
 
-def _all_uses(pattern: Pattern, templates: Iterable[Template]) -> tuple[tuple[str, str], ...]:
-    return tuple(dict.fromkeys(use for template in templates for use in _table_uses(pattern, template)))
+def _list_all_table_uses(pattern: Pattern, templates: Iterable[Template]) -> tuple[tuple[str, str], ...]:
+    return tuple(dict.fromkeys(use for template in templates for use in _list_table_uses(pattern, template)))
 
 
-def _table_uses(pattern: Pattern, template: Template | None) -> tuple[tuple[str, str], ...]:
+def _list_table_uses(pattern: Pattern, template: Template | None) -> tuple[tuple[str, str], ...]:
     uses = [(part.name, part.table) for part in pattern.captures if part.name and part.table]
     if template is not None:
         uses += [(item.names[0], item.table) for item in template.items if isinstance(item, MapItem) and item.table]

@@ -10,7 +10,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.source import Span
 from remapkit.patterns.matcher import KeyOutcome, PatternMatcher, Renamer, SetMatcher
 from remapkit.patterns.pattern import Pattern
-from remapkit.patterns.stopping import Stop, stopped_at
+from remapkit.patterns.stopping import Stop, find_stop
 from remapkit.patterns.template import Template
 from remapkit.rulefile.syntax import RuleFile, WrittenTest
 from remapkit.rules.pipeline import AddedTargets, Pipeline
@@ -109,9 +109,9 @@ class Rule:
             captures = {**captures, self.pipeline.unstack.by: None}
         return fqn if self.template is None else self.template.render(captures)
 
-    def stopped_at(self, fqn: str) -> Stop | None:
+    def find_stop(self, fqn: str) -> Stop | None:
         """Where the key stopped being one of this rule's, or None where it is one."""
-        return stopped_at(self.pattern, fqn)
+        return find_stop(self.pattern, fqn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class CompiledRules:
         object.__setattr__(self, "everything", everything)
         matcher = SetMatcher([rule.pattern for rule in everything], [rule.reader for rule in everything])
         object.__setattr__(self, "matcher", matcher)
-        object.__setattr__(self, "renamer", Renamer(matcher, map(_outcome, everything)))
+        object.__setattr__(self, "renamer", Renamer(matcher, map(_decide_outcome, everything)))
 
     @property
     def unmatched(self) -> Literal["error", "keep", "drop"]:
@@ -181,7 +181,7 @@ class CompiledRules:
         return bool(self.add) or any(rule.pipeline is not None for rule in self.rules)
 
 
-def _outcome(rule: Rule) -> KeyOutcome:
+def _decide_outcome(rule: Rule) -> KeyOutcome:
     """What becomes of the keys of a rule."""
     if rule.kind != "rule":
         return rule.kind

@@ -2,7 +2,7 @@
 
     each source's own ops -> concat -> stack -> ops -> unstack -> split -> each target's own ops
 
-A pipeline is symbolic: its numbers may be params. `Pipeline.resolved` gives it numbers, and `plans/groups.py` makes
+A pipeline is symbolic: its numbers may be params. `Pipeline.resolve` gives it numbers, and `plans/groups.py` makes
 moves of it.
 """
 
@@ -17,7 +17,7 @@ from typing import Literal
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span, Text
 from remapkit.ops import base, dtype, join
-from remapkit.ops.calls import Arg, Call, CallReader, Params, evaluated, names_in
+from remapkit.ops.calls import Arg, Call, CallReader, Params, evaluate_arg, list_params
 from remapkit.patterns.charset import DIGITS
 from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.pattern import CANONICAL, Part, Pattern
@@ -38,10 +38,10 @@ class Axis:
     count: Arg = None
     span: Span | None = field(default=None, compare=False, repr=False)
 
-    def known_count(self, params: Params) -> int | None:
+    def find_count(self, params: Params) -> int | None:
         """How many there are, where the rule says so and its params have values."""
         try:
-            return _count(self, params)
+            return _resolve_count(self, params)
         except BadNumber:
             return None
 
@@ -92,9 +92,9 @@ class Pipeline:
         numbers: list[Arg] = [arg for call in calls for _, arg in call.args]
         numbers += [axis.count for axis in (self.stack, self.unstack) if axis is not None]
         numbers += [size for each in (self.split, self.concat) if each is not None for size in each.sizes or ()]
-        return tuple(dict.fromkeys(name for number in numbers for name in names_in(number)))
+        return tuple(dict.fromkeys(name for number in numbers for name in list_params(number)))
 
-    def resolved(self, params: Params) -> Resolved:
+    def resolve(self, params: Params) -> Resolved:
         """The pipeline with numbers; raises `BadNumber` where the params do not give them."""
         spans: dict[int, Span | None] = {}
 
@@ -110,27 +110,27 @@ class Pipeline:
             before=tuple(map(ops, self.before)),
             ops=ops(self.ops),
             after=tuple(map(ops, self.after)),
-            stacked=_count(self.stack, params),
-            unstacked=_count(self.unstack, params),
-            sizes=_sizes(self.split, params),
-            joined=_sizes(self.concat, params),
+            stacked=_resolve_count(self.stack, params),
+            unstacked=_resolve_count(self.unstack, params),
+            sizes=_resolve_sizes(self.split, params),
+            joined=_resolve_sizes(self.concat, params),
             spans=spans,
         )
 
 
-def _sizes(split: SplitRule | None, params: Params) -> tuple[int, ...] | None:
+def _resolve_sizes(split: SplitRule | None, params: Params) -> tuple[int, ...] | None:
     if split is None or split.sizes is None:
         return None
-    sizes = tuple(int(evaluated(size, params)) for size in split.sizes)
+    sizes = tuple(int(evaluate_arg(size, params)) for size in split.sizes)
     if min(sizes) < 1:
         raise BadNumber(f"a part has the size {min(sizes)}")
     return sizes
 
 
-def _count(axis: Axis | None, params: Params) -> int | None:
+def _resolve_count(axis: Axis | None, params: Params) -> int | None:
     if axis is None or axis.count is None:
         return None
-    count = int(evaluated(axis.count, params))
+    count = int(evaluate_arg(axis.count, params))
     if count < 1:
         raise BadNumber(f"`count` is {count}, and must be at least 1")
     return count
@@ -164,14 +164,14 @@ class AddedTargets:
 
     def op(self, params: Params) -> join.FillOp:
         """What it holds; raises `BadNumber` or `Refused`."""
-        shape = tuple(int(evaluated(size, params)) for size in self.shape)
+        shape = tuple(int(evaluate_arg(size, params)) for size in self.shape)
         if shape and min(shape) < 0:
             raise BadNumber(f"the shape {list(shape)} has a negative size")
         spec = TensorSpec(self.dtype, shape)
         if isinstance(self.value, float | int):
-            dtype.check_holds(self.value, self.dtype)
+            dtype.check_value(self.value, self.dtype)
         if self.value == "arange" and self.dtype not in dtype.FLOATS and spec.numel:
-            dtype.check_holds(spec.numel - 1, self.dtype)
+            dtype.check_value(spec.numel - 1, self.dtype)
         if self.value == "tril" and len(shape) < 2:
             raise base.RefusedOp("tril wants two dimensions at least")
         return join.FillOp(self.value, spec)
@@ -186,21 +186,21 @@ class FlowReader:
     def __init__(self, params: Mapping[str, object], problems: list[Diagnostic]) -> None:
         self.calls, self.problems = CallReader(params, problems), problems
 
-    def problem(self, title: str, span: Span, *help: str, code: str = "RK164") -> None:
+    def add_problem(self, title: str, span: Span, *help: str, code: str = "RK164") -> None:
         """Note a problem."""
         self.problems.append(Diagnostic(code, title, (Label(span),), help))
 
-    def axis(self, node: MapNode | None) -> Axis | None:
+    def read_axis(self, node: MapNode | None) -> Axis | None:
         """`stack` or `unstack`."""
         if node is None:
             return None
         count = node.get("count")
-        number = self.calls.number(count) if isinstance(count, ScalarNode) else None
+        number = self.calls.read_number(count) if isinstance(count, ScalarNode) else None
         if isinstance(number, int) and isinstance(count, ScalarNode) and number < 1:
-            self.problem(
+            self.add_problem(
                 f"`count` must be at least 1, got {number}", count.span, "say how many there are", code="RK216"
             )
-        return Axis(_integer(node, "dim"), _word(node, "by").value, number, node.span)
+        return Axis(_read_integer(node, "dim"), _read_word(node, "by").value, number, node.span)
 
     def split(self, node: MapNode | None, parts: int) -> SplitRule | None:
         """`split` or `concat`, with one size for each part."""
@@ -210,16 +210,16 @@ class FlowReader:
         equal = isinstance(sizes, ScalarNode)
         numbers: tuple[Arg, ...] | None = None
         if isinstance(sizes, ListNode):
-            numbers = tuple(self.calls.number(item) for item in sizes.items if isinstance(item, ScalarNode))
+            numbers = tuple(self.calls.read_number(item) for item in sizes.items if isinstance(item, ScalarNode))
             for number, item in zip(numbers, sizes.items, strict=False):
                 if isinstance(number, int) and number < 1:
                     help = "give each part its own number of elements, or leave `sizes` out for equal parts"
-                    self.problem(f"a size must be at least 1, got {number}", item.span, help, code="RK216")
+                    self.add_problem(f"a size must be at least 1, got {number}", item.span, help, code="RK216")
             if len(numbers) != parts:
-                self.problem(
+                self.add_problem(
                     f"{len(numbers)} sizes for {parts} parts", sizes.span, "one size for each entry of `into`"
                 )
-        return SplitRule(_integer(node, "dim"), numbers, equal, node.span)
+        return SplitRule(_read_integer(node, "dim"), numbers, equal, node.span)
 
     def check_captures(self, written: WrittenPipeline, patterns: list[Pattern]) -> None:
         """Every pattern of one rule has the same captures; what `stack` counts is an integer, `unstack` is new."""
@@ -233,91 +233,93 @@ class FlowReader:
                 help = ("sources are put together by their captures: name the same ones in each pattern",)
                 self.problems.append(Diagnostic("RK164", title, labels, help))
         if written.stack is not None:
-            by = _word(written.stack, "by")
+            by = _read_word(written.stack, "by")
             for part in (pattern.capture(by.value) for pattern in patterns):
                 if part is None:
                     title = f"`stack` counts {by.value!r}, which the pattern does not capture"
                     known = ", ".join(sorted(map(str, first))) or "nothing"
-                    self.problem(title, by.span, f"captured are: {known}")
+                    self.add_problem(title, by.span, f"captured are: {known}")
                     break
-                if not is_integer(part):
+                if not is_integer_capture(part):
                     title = f"`stack` counts {by.value!r}, which is no integer"
-                    self.problem(title, by.span, f"write {{{by.value}:int}} in the path, or \\d+ in the regex")
+                    self.add_problem(title, by.span, f"write {{{by.value}:int}} in the path, or \\d+ in the regex")
                     break
         self._check_templates(written)
-        if written.unstack is not None and (by := _word(written.unstack, "by")).value in first:
+        if written.unstack is not None and (by := _read_word(written.unstack, "by")).value in first:
             title = f"`unstack` makes {by.value!r}, which the pattern captures already"
-            self.problem(title, by.span, "give the index a name of its own")
+            self.add_problem(title, by.span, "give the index a name of its own")
 
     def _check_templates(self, written: WrittenPipeline) -> None:
         """What is counted away is in no target, and the index that is made in each."""
         for output in written.outputs:
-            if written.stack is not None and _mentions(output.to, by := _word(written.stack, "by").value):
+            if written.stack is not None and _has_name(output.to, by := _read_word(written.stack, "by").value):
                 title = f"`stack` puts every {by!r} into one tensor, so the target has none"
-                self.problem(title, output.to.span, f"remove {{{by}}} from the target")
-            if written.unstack is not None and not _mentions(output.to, by := _word(written.unstack, "by").value):
+                self.add_problem(title, output.to.span, f"remove {{{by}}} from the target")
+            if written.unstack is not None and not _has_name(
+                output.to, by := _read_word(written.unstack, "by").value
+            ):
                 title = f"`unstack` makes one tensor for each {by!r}, and the target does not name it"
-                self.problem(title, output.to.span, f"write {{{by}}} into the target")
+                self.add_problem(title, output.to.span, f"write {{{by}}} into the target")
 
 
-def _mentions(to: Text, name: str) -> bool:
+def _has_name(to: Text, name: str) -> bool:
     return re.search(rf"{{[^}}]*\b{re.escape(name)}\b", to.value) is not None
 
 
-def _integer(node: MapNode, name: str) -> int:
+def _read_integer(node: MapNode, name: str) -> int:
     value = node.get(name)
     assert isinstance(value, ScalarNode)
     return int(value.value)
 
 
-def _word(node: MapNode, name: str) -> Text:
+def _read_word(node: MapNode, name: str) -> Text:
     value = node.get(name)
     assert isinstance(value, ScalarNode)
     return value.text
 
 
-def is_integer(part: Part) -> bool:
+def is_integer_capture(part: Part) -> bool:
     """Whether all that a part can be are integers."""
     if part.values is not None:
         return all(value.isascii() and value.isdigit() for value in part.values)
-    return part.node == CANONICAL or _only_digits(part.node)
+    return part.node == CANONICAL or _has_only_digits(part.node)
 
 
-def _only_digits(node: PatternNode) -> bool:
+def _has_only_digits(node: PatternNode) -> bool:
     if isinstance(node, Chars):
         return all(DIGITS[0][0] <= low and high <= DIGITS[0][1] for low, high in node.chars)
     if isinstance(node, Repeat):
-        return node.low > 0 and _only_digits(node.item)
+        return node.low > 0 and _has_only_digits(node.item)
     if isinstance(node, Group):
-        return _only_digits(node.item)
+        return _has_only_digits(node.item)
     if isinstance(node, Alt):
-        return all(map(_only_digits, node.branches))
-    return bool(node.items) and all(map(_only_digits, node.items))
+        return all(map(_has_only_digits, node.branches))
+    return bool(node.items) and all(map(_has_only_digits, node.items))
 
 
-def template_pattern(pattern: Pattern, written: WrittenPipeline, count: int | None = None) -> Pattern:
+def make_template_pattern(pattern: Pattern, written: WrittenPipeline, count: int | None = None) -> Pattern:
     """The pattern that templates are compiled against: without what is folded, with the index that is made.
 
     `count` is how many `unstack` makes, where that is known: then the index is bounded.
     """
     parts = pattern.parts
     if written.stack is not None:
-        by = _word(written.stack, "by").value
+        by = _read_word(written.stack, "by").value
         parts = tuple(replace(part, name=None) if part.name == by else part for part in parts)
     if written.unstack is not None:
-        made = Part(_word(written.unstack, "by").value, CANONICAL, (0, 0), written="int")
+        made = Part(_read_word(written.unstack, "by").value, CANONICAL, (0, 0), written="int")
         if count is not None and count <= MAX_WORDS:
-            made = made.bounded(tuple(map(str, range(count))))
+            made = made.restrict_to(tuple(map(str, range(count))))
         parts = (*parts, made)
     return replace(pattern, parts=parts)
 
 
-def fill_pattern(written: WrittenFill, parts: tuple[Part, ...]) -> Pattern:
+def make_fill_pattern(written: WrittenFill, parts: tuple[Part, ...]) -> Pattern:
     """The captures of an entry of `add`, as a pattern that its template can be compiled against."""
     return Pattern("path", written.to, written.node.span, parts)
 
 
-def fill_targets(template: Template, parts: tuple[Part, ...]) -> Iterator[str]:
+def list_fill_targets(template: Template, parts: tuple[Part, ...]) -> Iterator[str]:
     """Every target key of an entry of `add`."""
     spaces = [part.values or () for part in parts]
     for values in itertools.product(*spaces):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import counted, listed
-from remapkit.ops.calls import Arg, CallReader, evaluated
+from remapkit.ops.calls import Arg, CallReader, evaluate_arg
 from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import Part, Pattern
 from remapkit.rulefile.arithmetic import BadNumber
@@ -50,38 +50,40 @@ def read_requirements(
     """The entries of `require`, compiled; what is wrong with them goes to `problems` (RK371, and of patterns)."""
     for each in written:
         before = len(problems)
-        wanted = _wanted(each, calls)
+        wanted = _read_wanted(each, calls)
         reader, by = None, None
         if each.what == "param" and each.name.value not in params:
             known = listed(params) or "none"
             problems.append(
-                _bad(f"there is no param {each.name.value!r}", each.name.span, f"the params are: {known}")
+                _explain_bad_entry(
+                    f"there is no param {each.name.value!r}", each.name.span, f"the params are: {known}"
+                )
             )
         if each.what != "param":
             pattern = compiled(WrittenPattern("path", each.name, each.name.span))
             reader = PatternMatcher(pattern) if pattern is not None else None
             if pattern is not None and each.what == "count":
-                by = _counted_capture(each, pattern, is_integer, problems)
+                by = _find_counted_capture(each, pattern, is_integer, problems)
         if each.what == "shape" and not isinstance(each.wanted, ListNode):
             title = f"the shape of {each.name.value} is required to be one number"
-            problems.append(_bad(title, each.wanted.span, "a shape is a list of sizes: `is: [8, any]`"))
+            problems.append(_explain_bad_entry(title, each.wanted.span, "a shape is a list of sizes: `is: [8, any]`"))
         if len(problems) == before:
             note = each.note.value if each.note is not None else None
             yield Requirement(each.what, each.name.value, wanted, each.span, reader, by, note)
 
 
-def _wanted(each: WrittenRequirement, calls: CallReader) -> tuple[Arg, ...]:
+def _read_wanted(each: WrittenRequirement, calls: CallReader) -> tuple[Arg, ...]:
     if not isinstance(each.wanted, ListNode):
         assert isinstance(each.wanted, ScalarNode)
-        return (calls.number(each.wanted),)
+        return (calls.read_number(each.wanted),)
     items = [item for item in each.wanted.items if isinstance(item, ScalarNode)]
     return tuple(
-        None if each.what == "shape" and item.kind == "text" and item.value == ANY else calls.number(item)
+        None if each.what == "shape" and item.kind == "text" and item.value == ANY else calls.read_number(item)
         for item in items
     )
 
 
-def _counted_capture(
+def _find_counted_capture(
     each: WrittenRequirement, pattern: Pattern, is_integer: Callable[[Part], bool], problems: list[Diagnostic]
 ) -> str | None:
     numbers = [str(part.name) for part in pattern.captures if is_integer(part)]
@@ -89,43 +91,45 @@ def _counted_capture(
         if each.by.value in numbers:
             return each.by.value
         title = f"{each.by.value!r} is no integer that {each.name.value} captures"
-        problems.append(_bad(title, each.by.span, f"captured integers are: {listed(numbers) or 'none'}"))
+        problems.append(
+            _explain_bad_entry(title, each.by.span, f"captured integers are: {listed(numbers) or 'none'}")
+        )
     elif len(numbers) == 1:
         return numbers[0]
     elif numbers:
         title = f"which of {listed(numbers)} is to be counted?"
-        problems.append(_bad(title, each.name.span, f"say it: by: {numbers[0]}"))
+        problems.append(_explain_bad_entry(title, each.name.span, f"say it: by: {numbers[0]}"))
     else:
         title = f"{each.name.value} captures no integer to count"
-        problems.append(_bad(title, each.name.span, "write {i:int} where the index stands"))
+        problems.append(_explain_bad_entry(title, each.name.span, "write {i:int} where the index stands"))
     return None
 
 
-def _bad(title: str, span: Span, help: str) -> Diagnostic:
+def _explain_bad_entry(title: str, span: Span, help: str) -> Diagnostic:
     return Diagnostic("RK371", f"`require`: {title}", (Label(span),), (help,))
 
 
-def unmet(rules: CompiledRules, source: StateDictSpec) -> Iterator[Diagnostic]:
+def find_unmet_requirements(rules: CompiledRules, source: StateDictSpec) -> Iterator[Diagnostic]:
     """Every requirement that is false for a header and the params in force; unknown shapes are not looked at."""
     for each in rules.require if source else ():
         try:
-            wanted = tuple(evaluated(arg, rules.params) for arg in each.wanted)
+            wanted = tuple(evaluate_arg(arg, rules.params) for arg in each.wanted)
         except BadNumber as error:
-            yield _unmet(each, f"{error}", "give it: --param NAME=NUMBER", source, None)
+            yield _explain_unmet(each, f"{error}", "give it: --param NAME=NUMBER", source, None)
             continue
         if each.what == "param":
             found = rules.params[each.name]
             if found not in wanted:
                 words = "has no value" if found is None else f"is {found}"
-                title = f"the param {each.name} must be {_one_of(wanted)}, and {words}"
-                yield _unmet(each, title, f"give it: --param {each.name}=NUMBER", source, found)
+                title = f"the param {each.name} must be {_join_with_or(wanted)}, and {words}"
+                yield _explain_unmet(each, title, f"give it: --param {each.name}=NUMBER", source, found)
         elif each.what == "count":
-            yield from _count(each, wanted, source)
+            yield from _check_count(each, wanted, source)
         else:
-            yield from _shape(each, wanted, source)
+            yield from _check_shape(each, wanted, source)
 
 
-def _count(each: Requirement, wanted: tuple[object, ...], source: StateDictSpec) -> Iterator[Diagnostic]:
+def _check_count(each: Requirement, wanted: tuple[object, ...], source: StateDictSpec) -> Iterator[Diagnostic]:
     assert each.reader is not None and each.by is not None
     written = {found[each.by] for fqn in source if (found := each.reader(fqn)) is not None}
     # No model has 10^18 layers: such a number is a gap whatever it is, and Python reads no text of 5,000 digits.
@@ -137,42 +141,42 @@ def _count(each: Requirement, wanted: tuple[object, ...], source: StateDictSpec)
         there = set(indices)
         first = next(index for index in itertools.count() if index not in there)
         gap = f"{each.by} goes to {number - 1} without {first}"
-        title = f"{each.name} must count {_one_of(wanted)} without a gap, and {gap}"
+        title = f"{each.name} must count {_join_with_or(wanted)} without a gap, and {gap}"
     else:
-        title = f"{each.name} must count {_one_of(wanted)}, and the checkpoint has {number}"
-    yield _unmet(each, title, "these rules are for another model than this one", source, number)
+        title = f"{each.name} must count {_join_with_or(wanted)}, and the checkpoint has {number}"
+    yield _explain_unmet(each, title, "these rules are for another model than this one", source, number)
 
 
-def _shape(each: Requirement, wanted: tuple[object, ...], source: StateDictSpec) -> Iterator[Diagnostic]:
+def _check_shape(each: Requirement, wanted: tuple[object, ...], source: StateDictSpec) -> Iterator[Diagnostic]:
     assert each.reader is not None
     keys = [fqn for fqn in source if each.reader(fqn) is not None]
     shown = f"[{', '.join(ANY if size is None else str(size) for size in wanted)}]"
     if not keys:
         title = f"{each.name} must have the shape {shown}, and the checkpoint has no such key"
-        yield _unmet(each, title, "these rules are for another model than this one", source, None)
+        yield _explain_unmet(each, title, "these rules are for another model than this one", source, None)
         return
-    wrong = [fqn for fqn in keys if source[fqn] is not OPAQUE and not _fits(source[fqn], wanted)]
+    wrong = [fqn for fqn in keys if source[fqn] is not OPAQUE and not _has_shape(source[fqn], wanted)]
     if wrong:
         found = list(source[wrong[0]].shape)
         more = f", and {counted(len(wrong) - 1, 'more key')} differ" if len(wrong) > 1 else ""
         if len(wrong) == 2:
             more = ", and 1 more key differs"
         title = f"{wrong[0]} must have the shape {shown}, and has {found}{more}"
-        yield _unmet(each, title, "these rules are for another model than this one", source, found)
+        yield _explain_unmet(each, title, "these rules are for another model than this one", source, found)
 
 
-def _fits(spec: TensorSpec, wanted: tuple[object, ...]) -> bool:
+def _has_shape(spec: TensorSpec, wanted: tuple[object, ...]) -> bool:
     return len(spec.shape) == len(wanted) and all(
         size is None or size == found for size, found in zip(wanted, spec.shape, strict=True)
     )
 
 
-def _one_of(wanted: Sequence[object]) -> str:
+def _join_with_or(wanted: Sequence[object]) -> str:
     *before, last = map(str, wanted)
     return f"{', '.join(before)} or {last}" if before else last
 
 
-def _unmet(each: Requirement, title: str, help: str, source: StateDictSpec, found: object) -> Diagnostic:
+def _explain_unmet(each: Requirement, title: str, help: str, source: StateDictSpec, found: object) -> Diagnostic:
     notes = (each.note,) if each.note is not None else ()
     values = {"require": each.what, "name": each.name, "found": found}
     return Diagnostic("RK370", title, (Label(each.span),), (help,), notes, place=source.name, values=values)

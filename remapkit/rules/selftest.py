@@ -37,57 +37,57 @@ def run_tests(rules: CompiledRules) -> TestReport:
     >>> report.passed, report.total, report.problems[0].title
     (1, 2, 'a.1 becomes b.1, and not c.1')
     """
-    problems = [problem for test in rules.tests if (problem := _failure(rules, test)) is not None]
+    problems = [problem for test in rules.tests if (problem := _find_failure(rules, test)) is not None]
     return TestReport(len(rules.tests), len(rules.tests) - len(problems), tuple(problems))
 
 
-def _failure(rules: CompiledRules, test: WrittenTest) -> Diagnostic | None:
+def _find_failure(rules: CompiledRules, test: WrittenTest) -> Diagnostic | None:
     fqn = test.source.value
     expected = None if test.target is None else test.target.value
     found = rules.match(fqn)
     if len(found) > 1:
-        return _ambiguous(test, found)
+        return _explain_ambiguous(test, found)
     if not found and rules.unmatched == "error":
-        return _unmatched(rules, test)
+        return _explain_unmatched(rules, test)
     got = found[0].target if found else fqn if rules.unmatched == "keep" else None
     if len(targets := found[0].targets if found else ()) > 1 or test.more:
-        return _several(test, targets, found[0].rule if found else None)
+        return _check_several(test, targets, found[0].rule if found else None)
     if got == expected:
         return None
-    return _other(test, got, found[0].rule if found else None, rules)
+    return _explain_difference(test, got, found[0].rule if found else None, rules)
 
 
-def _several(test: WrittenTest, got: Sequence[str], rule: Rule | None) -> Diagnostic | None:
+def _check_several(test: WrittenTest, got: Sequence[str], rule: Rule | None) -> Diagnostic | None:
     """A key that becomes several, or that should."""
     expected = [text.value for text in (test.target, *test.more) if text is not None]
     if list(got) == expected:
         return None
     labels = [Label(test.source.span)]
     if rule is not None:
-        labels.append(Label(_template(rule), f"{rule.id} writes {len(got)}", primary=False))
+        labels.append(Label(_locate_template(rule), f"{rule.id} writes {len(got)}", primary=False))
     title = f"{test.source.value} becomes {', '.join(got) or 'nothing'}, and not {', '.join(expected) or 'nothing'}"
     help = "write all of them, in the order of the rule: [a, b, c]"
     values = {"source": test.source.value, "expected": expected, "got": list(got), "rule": rule and rule.id}
     return Diagnostic("RK700", title, tuple(labels), (help,), values=values)
 
 
-def _other(test: WrittenTest, got: str | None, rule: Rule | None, rules: CompiledRules) -> Diagnostic:
+def _explain_difference(test: WrittenTest, got: str | None, rule: Rule | None, rules: CompiledRules) -> Diagnostic:
     fqn, expected = test.source.value, test.target.value if test.target else None
-    labels = [Label(_difference(test, got), "expected here")]
+    labels = [Label(_locate_difference(test, got), "expected here")]
     if rule is not None:
-        labels.append(Label(_template(rule), f"{rule.id} -> {got or 'dropped'}", primary=False))
+        labels.append(Label(_locate_template(rule), f"{rule.id} -> {got or 'dropped'}", primary=False))
     elif rules.file.unmatched_span is not None:
         labels.append(Label(rules.file.unmatched_span, "no rule matches", primary=False))
-    title = f"{fqn} {_becomes(got)}, and {'should be dropped' if expected is None else f'not {expected}'}"
+    title = f"{fqn} {_describe_outcome(got)}, and {'should be dropped' if expected is None else f'not {expected}'}"
     help = "change the rule, or the test where the rule is right"
-    return Diagnostic("RK700", title, tuple(labels), (help,), values=_values(test, got, rule and rule.id))
+    return Diagnostic("RK700", title, tuple(labels), (help,), values=_collect_values(test, got, rule and rule.id))
 
 
-def _becomes(got: str | None) -> str:
+def _describe_outcome(got: str | None) -> str:
     return "is dropped" if got is None else f"becomes {got}"
 
 
-def _difference(test: WrittenTest, got: str | None) -> Span:
+def _locate_difference(test: WrittenTest, got: str | None) -> Span:
     """The part of the expected key that differs from what came out; the source key where none is written."""
     if test.target is None:
         return test.source.span
@@ -100,11 +100,11 @@ def _difference(test: WrittenTest, got: str | None) -> Span:
     return test.target.at(same, len(expected) - end) if len(expected) - end > same else test.target.span
 
 
-def _template(rule: Rule) -> Span:
+def _locate_template(rule: Rule) -> Span:
     return rule.template.text.span if rule.template is not None else rule.pattern.text.span
 
 
-def _ambiguous(test: WrittenTest, found: Sequence[Match]) -> Diagnostic:
+def _explain_ambiguous(test: WrittenTest, found: Sequence[Match]) -> Diagnostic:
     labels = [Label(test.source.span)]
     labels += [
         Label(match.rule.pattern.text.span, f"{match.rule.id} -> {match.target or 'dropped'}", primary=False)
@@ -113,14 +113,14 @@ def _ambiguous(test: WrittenTest, found: Sequence[Match]) -> Diagnostic:
     ids = [match.rule.id for match in found]
     title = f"{test.source.value} is matched by {len(found)} rules: {', '.join(ids)}"
     help = ("narrow one of the patterns, or guard it with `where:` or `leaf:`; order never decides",)
-    return Diagnostic("RK701", title, tuple(labels), help, values=_values(test, None, ids))
+    return Diagnostic("RK701", title, tuple(labels), help, values=_collect_values(test, None, ids))
 
 
-def _unmatched(rules: CompiledRules, test: WrittenTest) -> Diagnostic:
+def _explain_unmatched(rules: CompiledRules, test: WrittenTest) -> Diagnostic:
     fqn = test.source.value
     expected = "dropped" if test.target is None else test.target.value
     notes, labels = [], [Label(test.source.span)]
-    stops = [(stop, rule) for rule in rules.everything if (stop := rule.stopped_at(fqn)) is not None and stop.offset]
+    stops = [(stop, rule) for rule in rules.everything if (stop := rule.find_stop(fqn)) is not None and stop.offset]
     if stops:
         stop, rule = max(stops, key=lambda pair: pair[0].offset)
         labels = [Label(test.source.at(stop.offset, max(len(fqn), stop.offset + 1)), f"{rule.id} stopped here")]
@@ -128,9 +128,9 @@ def _unmatched(rules: CompiledRules, test: WrittenTest) -> Diagnostic:
         notes.append(f"{rule.id} read {fqn[: stop.offset]!r}, then {stop.reason}")
     title = f"{fqn} is matched by no rule; expected: {expected}"
     help = ("write a rule for it, or correct the key; `remapkit explain` shows where every rule stops",)
-    return Diagnostic("RK702", title, tuple(labels), help, tuple(notes), values=_values(test, None, None))
+    return Diagnostic("RK702", title, tuple(labels), help, tuple(notes), values=_collect_values(test, None, None))
 
 
-def _values(test: WrittenTest, got: str | None, rule: object) -> dict[str, object]:
+def _collect_values(test: WrittenTest, got: str | None, rule: object) -> dict[str, object]:
     expected = None if test.target is None else test.target.value
     return {"source": test.source.value, "expected": expected, "got": got, "rule": rule}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import UnreadableCheckpoint, UsageError
 from remapkit.diagnostics.source import Text
-from remapkit.diagnostics.wording import printable
+from remapkit.diagnostics.wording import escape_text
 from remapkit.formats import open_checkpoint
 from remapkit.tensors.spec import StateDictSpec
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from remapkit.rulefile.syntax import RuleFile
 
 
-def home_folder(file: RuleFile) -> Path:
+def find_home_folder(file: RuleFile) -> Path:
     """The folder that paths in a rule file are relative to: its own, the real one where it is known by a link."""
     if file.path is not None:
         return Path(os.path.realpath(file.path)).parent
     return Path(os.path.realpath(file.folder or "."))
 
 
-def declared_path(file: RuleFile, written: Text) -> Path:
+def resolve_declared_path(file: RuleFile, written: Text) -> Path:
     """The file that a rule file names: relative to it, and not outside its folder, links followed.
 
     A rule file may come from anybody. What it names is read, and parts of it are shown. Raises `UsageError` (RK424).
     """
-    folder = home_folder(file)
+    folder = find_home_folder(file)
     path = folder / written.value
     try:
         real = Path(os.path.realpath(path))
@@ -43,7 +43,7 @@ def declared_path(file: RuleFile, written: Text) -> Path:
         "if you trust it, name the file yourself: --target-keys FILE, or --keys FILE for the source",
         f"or put it below {folder}",
     )
-    raise UsageError(Diagnostic("RK424", printable(title), (Label(written.span),), help))
+    raise UsageError(Diagnostic("RK424", escape_text(title), (Label(written.span),), help))
 
 
 def read_declared(path: Path) -> StateDictSpec:
@@ -51,10 +51,10 @@ def read_declared(path: Path) -> StateDictSpec:
     try:
         return read_header(path)
     except UnreadableCheckpoint as error:
-        raise UnreadableCheckpoint([_without_content(each, path) for each in error.diagnostics]) from None
+        raise UnreadableCheckpoint([_hide_content(each, path) for each in error.diagnostics]) from None
 
 
-def _without_content(problem: Diagnostic, path: Path) -> Diagnostic:
+def _hide_content(problem: Diagnostic, path: Path) -> Diagnostic:
     if problem.code != "RK401":
         return problem
     title = "neither a manifest nor a checkpoint that can be read"

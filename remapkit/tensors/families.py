@@ -35,7 +35,7 @@ class Family:
     @property
     def pattern(self) -> str:
         """The family in one line: `layers.{0..31}.attn.{q|k|v}.weight`."""
-        return ".".join(_shown(words) for words in self.segments)
+        return ".".join(_format_words(words) for words in self.segments)
 
     @property
     def nbytes(self) -> int:
@@ -58,7 +58,9 @@ class Family:
     def shapes_text(self) -> str:
         """The shapes in one line, `160..640` where a dimension varies; one after the other where the rank varies."""
         ranks = sorted({len(spec.shape) for spec in self.specs}, reverse=True)
-        return " ".join(_shapes([spec.shape for spec in self.specs if len(spec.shape) == rank]) for rank in ranks)
+        return " ".join(
+            _format_shapes([spec.shape for spec in self.specs if len(spec.shape) == rank]) for rank in ranks
+        )
 
     def __contains__(self, fqn: object) -> bool:
         words = str(fqn).split(".")
@@ -67,7 +69,7 @@ class Family:
         )
 
 
-def families(spec: StateDictSpec) -> tuple[Family, ...]:
+def find_families(spec: StateDictSpec) -> tuple[Family, ...]:
     """The keys of a header as families, in the order of their first keys. Every key is in exactly one.
 
     Sets are joined from the last segment to the first, as long as all other segments are the same: first what a layer
@@ -75,7 +77,7 @@ def families(spec: StateDictSpec) -> tuple[Family, ...]:
 
     >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
     >>> keys = [f"layers.{n}.{part}.{leaf}" for n in range(4) for part in ("q", "k") for leaf in ("weight", "bias")]
-    >>> for family in families(StateDictSpec(dict.fromkeys(keys, TensorSpec("F32", (8,))))):
+    >>> for family in find_families(StateDictSpec(dict.fromkeys(keys, TensorSpec("F32", (8,))))):
     ...     print(len(family.fqns), family.pattern, family.dtypes_text, family.shapes_text)
     16 layers.{0..3}.{q|k}.{weight|bias} F32 [8]
     """
@@ -88,48 +90,48 @@ def families(spec: StateDictSpec) -> tuple[Family, ...]:
     while len(boxes) < before:
         before = len(boxes)
         for from_the_end in range(1, max(map(len, boxes), default=0) + 1):
-            boxes = _joined(boxes, from_the_end, first_seen)
-    return _filled(boxes, spec)
+            boxes = _join_boxes(boxes, from_the_end, first_seen)
+    return _fill_families(boxes, spec)
 
 
-def _joined(
+def _join_boxes(
     boxes: Sequence[tuple[tuple[str, ...], ...]], place: int, first_seen: Mapping[str, int]
 ) -> list[tuple[tuple[str, ...], ...]]:
     """Boxes that differ only in the segment at `place` (from the end) as one, in the order of the first of each."""
     groups: dict[object, list[str]] = {}
     for box in boxes:
-        groups.setdefault(_but(box, place), []).extend(box[-place] if place <= len(box) else ())
+        groups.setdefault(_mask_segment(box, place), []).extend(box[-place] if place <= len(box) else ())
     joined = []
     for box in boxes:
-        words = groups.pop(_but(box, place), None)
+        words = groups.pop(_mask_segment(box, place), None)
         if words is not None:
             if place <= len(box):
                 # One order for one set, or the same set met in two orders would count as two.
-                words.sort(key=int if is_integer(words[0]) else first_seen.__getitem__)
+                words.sort(key=int if is_index_word(words[0]) else first_seen.__getitem__)
                 box = (*box[:-place], tuple(words), *box[len(box) - place + 1 :])
             joined.append(box)
     return joined
 
 
-def _but(box: tuple[tuple[str, ...], ...], place: int) -> object:
+def _mask_segment(box: tuple[tuple[str, ...], ...], place: int) -> object:
     if place > len(box):
         return box
-    return (*box[:-place], is_integer(box[-place][0]), *box[len(box) - place + 1 :])
+    return (*box[:-place], is_index_word(box[-place][0]), *box[len(box) - place + 1 :])
 
 
-def is_integer(word: str) -> bool:
+def is_index_word(word: str) -> bool:
     """Whether a segment is a number in canonical decimal form: an index.
 
-    >>> [is_integer(word) for word in ("0", "12", "012", "w1", "")]
+    >>> [is_index_word(word) for word in ("0", "12", "012", "w1", "")]
     [True, True, False, False, False]
     """
     return _INTEGER.fullmatch(word) is not None
 
 
-def _filled(boxes: Sequence[tuple[tuple[str, ...], ...]], spec: StateDictSpec) -> tuple[Family, ...]:
+def _fill_families(boxes: Sequence[tuple[tuple[str, ...], ...]], spec: StateDictSpec) -> tuple[Family, ...]:
     members: dict[str, int] = {}
     for number, box in enumerate(boxes):
-        for fqn in _product(box):
+        for fqn in _list_keys(box):
             members[fqn] = number
     found: list[list[str]] = [[] for _ in boxes]
     for fqn in spec:
@@ -141,7 +143,7 @@ def _filled(boxes: Sequence[tuple[tuple[str, ...], ...]], spec: StateDictSpec) -
     return tuple(sorted(filled, key=lambda family: order[family.fqns[0]]))
 
 
-def _product(box: Sequence[Sequence[str]]) -> Iterable[str]:
+def _list_keys(box: Sequence[Sequence[str]]) -> Iterable[str]:
     fqns: list[str] = [""]
     for number, words in enumerate(box):
         fqns = [f"{fqn}.{word}" if number else word for fqn in fqns for word in words]
@@ -151,22 +153,22 @@ def _product(box: Sequence[Sequence[str]]) -> Iterable[str]:
 # ------------------------------------------------------------------------------------------------ in one line
 
 
-def _shown(words: Sequence[str]) -> str:
+def _format_words(words: Sequence[str]) -> str:
     if len(words) == 1:
         return words[0]
-    if is_integer(words[0]):
-        return "{" + ranges([int(word) for word in words]) + "}"
+    if is_index_word(words[0]):
+        return "{" + format_ranges([int(word) for word in words]) + "}"
     parts = [_NUMBERED.fullmatch(word) for word in words]
     prefixes = {part.group(1) for part in parts if part}
     if len(words) > 2 and all(parts) and len(prefixes) == 1:
-        return prefixes.pop() + "{" + ranges([int(part.group(2)) for part in parts if part]) + "}"
+        return prefixes.pop() + "{" + format_ranges([int(part.group(2)) for part in parts if part]) + "}"
     return "{" + "|".join(words) + "}"
 
 
-def ranges(numbers: Iterable[int]) -> str:
+def format_ranges(numbers: Iterable[int]) -> str:
     """Distinct integers in one line, runs of three and more as ranges.
 
-    >>> ranges([0, 1, 2, 3, 7, 8])
+    >>> format_ranges([0, 1, 2, 3, 7, 8])
     '0..3,7,8'
     """
     runs = []
@@ -176,7 +178,7 @@ def ranges(numbers: Iterable[int]) -> str:
     return ",".join(runs)
 
 
-def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
+def _format_shapes(shapes: Sequence[tuple[int, ...]]) -> str:
     dimensions = [
         str(min(sizes)) if len(set(sizes)) == 1 else f"{min(sizes)}..{max(sizes)}"
         for sizes in zip(*shapes, strict=True)

@@ -45,10 +45,10 @@ DTYPES: Mapping[str, torch.dtype] = {name: dtype for dtype, name in _NAMES.items
 """torch's dtype for each name of a header; the floats of less than a byte have none."""
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+def get_dtype_name(dtype: torch.dtype) -> str:
     """safetensors' name of a torch dtype.
 
-    >>> dtype_name(torch.bfloat16)
+    >>> get_dtype_name(torch.bfloat16)
     'BF16'
     """
     try:
@@ -79,11 +79,11 @@ def header_of(module: nn.Module | Mapping[str, Any], name: str | None = None) ->
     if lazy:
         title = f"{lazy[0]!r} has no shape yet: lazy modules get theirs from their first input"
         raise UsageError(Diagnostic("RK608", title, help=("run the model on an input once, then check it",)))
-    specs = {fqn: TensorSpec(dtype_name(value.dtype), tuple(value.shape)) for fqn, value in tensors.items()}
-    return StateDictSpec(specs, tied=_tied(tensors), name=name or "a state dict in memory")
+    specs = {fqn: TensorSpec(get_dtype_name(value.dtype), tuple(value.shape)) for fqn, value in tensors.items()}
+    return StateDictSpec(specs, tied=_group_tied(tensors), name=name or "a state dict in memory")
 
 
-def no_tensors(state: Mapping[Any, Any]) -> Diagnostic:
+def explain_no_tensors(state: Mapping[Any, Any]) -> Diagnostic:
     """Why a mapping that was given as a state dict is none: it wraps one, or holds arrays."""
     wrapped = [
         str(key)
@@ -98,14 +98,14 @@ def no_tensors(state: Mapping[Any, Any]) -> Diagnostic:
     return Diagnostic("RK329", title, notes=(f"its values are of the type {', '.join(kinds)}",), help=tuple(help))
 
 
-def _tied(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], ...]:
+def _group_tied(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], ...]:
     groups: defaultdict[object, list[str]] = defaultdict(list)
     for fqn, tensor in tensors.items():
-        groups[_identity(tensor)].append(fqn)
+        groups[_identify_storage(tensor)].append(fqn)
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
-def _identity(tensor: torch.Tensor) -> object:
+def _identify_storage(tensor: torch.Tensor) -> object:
     """What two tied tensors share: on meta (no storage to compare) and when empty, the tensor object itself."""
     if tensor.is_meta or tensor.numel() == 0:
         return id(tensor)

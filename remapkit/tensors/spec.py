@@ -119,13 +119,13 @@ class StateDictSpec(Mapping[str, TensorSpec]):
         return replace(self, tensors=tensors, tied=tuple(map(tuple, groups.values())), recorded=left)
 
 
-def recorded_names(tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> dict[str, str]:
+def find_recorded_names(tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> dict[str, str]:
     """The pairs of a file's metadata that may be names of tied tensors: `other -> kept`.
 
     The safetensors format has no aliases. Its writers keep one name of a tied tensor and put `other: kept` into the
     metadata, among pairs of any other meaning; `{"author": "w"}` beside a tensor `w` looks the same.
 
-    >>> recorded_names({"w": TensorSpec("F32", (2,))}, {"head": "w", "format": "pt", "who": "me"})
+    >>> find_recorded_names({"w": TensorSpec("F32", (2,))}, {"head": "w", "format": "pt", "who": "me"})
     {'head': 'w'}
     """
     return {
@@ -136,7 +136,7 @@ def recorded_names(tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str
         and other not in tensors
         and other not in ("format", "__metadata__")
         and not other.startswith("remapkit.")
-        and name_problem(other) is None
+        and find_name_problem(other) is None
     }
 
 
@@ -149,10 +149,10 @@ OPAQUE = TensorSpec("BOOL", (0,))
 _REORDERING = frozenset({*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, 0x200E, 0x200F, 0x061C})
 
 
-def name_problem(fqn: str) -> str | None:
+def find_name_problem(fqn: str) -> str | None:
     r"""Why a name cannot be an FQN, or None: its length, or characters that are in no honest checkpoint.
 
-    >>> name_problem("encoder.conv1.weight"), name_problem("a\nb")
+    >>> find_name_problem("encoder.conv1.weight"), find_name_problem("a\nb")
     (None, 'holds the control character U+000A')
     """
     if len(fqn) > MAX_NAME // 4 and len(fqn.encode("utf-8", "surrogatepass")) > MAX_NAME:
@@ -170,10 +170,10 @@ def name_problem(fqn: str) -> str | None:
     return None
 
 
-def leaf(fqn: str) -> str:
+def get_leaf(fqn: str) -> str:
     """The last segment of an FQN.
 
-    >>> leaf("encoder.conv1.weight"), leaf("weight")
+    >>> get_leaf("encoder.conv1.weight"), get_leaf("weight")
     ('weight', 'weight')
     """
     return fqn.rpartition(".")[2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from remapkit.verification.forward import Verdict, verify_forward
-from remapkit.verification.models import build_real, random_state
+from remapkit.verification.models import build_random_model, make_random_state
 from remapkit.verification.oracle import verify_oracle
 
-__all__ = ["Verdict", "build_real", "random_state", "verify_forward", "verify_oracle"]
+__all__ = ["Verdict", "build_random_model", "make_random_state", "verify_forward", "verify_oracle"]

@@ -44,7 +44,7 @@ class Verdict:
         """Whether the values are the same."""
         return not self.problems
 
-    def data(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As JSON, for the witness."""
         found: dict[str, Any] = {"by": self.by, "against": self.other, "tensors": len(self.tensors)}
         if self.input:
@@ -74,17 +74,17 @@ def verify_forward(
     if not check.ok:
         raise FailedCheck(check.problems)
     target.load_state_dict(run_plan(plan, state), strict=not check.satisfied_by_tie)
-    calls = (_method(source, method), _method(target, method))
+    calls = (_find_method(source, method), _find_method(target, method))
     theirs = _Watched(source)
     ours = _Watched(target)
-    x, expected, found = _both(source, target, calls, theirs, ours, method, written, seed)
+    x, expected, found = _run_both(source, target, calls, theirs, ours, method, written, seed)
     name = f"{type(source).__name__}.{method}"
-    apart = max((_apart(a, b) for a, b in zip(expected, found, strict=True)), default=float("inf"))
-    used = _taking_part(target, found)
+    apart = max((_measure_difference(a, b) for a, b in zip(expected, found, strict=True)), default=float("inf"))
+    used = _find_used_tensors(target, found)
     total = len(header_of(target))
     problems = []
     if not apart <= tolerance:
-        problems.append(_parted(name, apart, tolerance, plan, theirs, ours))
+        problems.append(_diagnose_difference(name, apart, tolerance, plan, theirs, ours))
     elif not used:
         title = f"{name} gives the same whatever the weights are: nothing was verified"
         problems.append(Diagnostic("RK716", title, help=("name another method: --forward NAME",)))
@@ -92,7 +92,7 @@ def verify_forward(
     return Verdict(method, name, used, tuple(problems), total, apart, tuple(x.shape), kept)
 
 
-def _method(model: nn.Module, name: str) -> Callable[..., Any]:
+def _find_method(model: nn.Module, name: str) -> Callable[..., Any]:
     found = getattr(model, name, None)
     if not callable(found):
         known = [each for each in ("forward", "encode", "decode") if callable(getattr(model, each, None))]
@@ -113,22 +113,22 @@ class _Watched:
         self.outputs.clear()
         self.inputs.clear()
         named_modules = list(self.model.named_modules())
-        handles = [module.register_forward_hook(self._hook(name)) for name, module in named_modules]
-        handles += [module.register_forward_pre_hook(self._before(name)) for name, module in named_modules]
+        handles = [module.register_forward_hook(self._make_output_hook(name)) for name, module in named_modules]
+        handles += [module.register_forward_pre_hook(self._make_input_hook(name)) for name, module in named_modules]
         try:
             return function()
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _before(self, name: str) -> Callable[..., None]:
+    def _make_input_hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: Any) -> None:
             if name not in self.inputs:
                 self.inputs[name] = [each.detach().clone() for each in given if isinstance(each, torch.Tensor)]
 
         return hook
 
-    def _hook(self, name: str) -> Callable[..., None]:
+    def _make_output_hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: Any, output: Any) -> None:
             if isinstance(output, torch.Tensor) and name not in self.outputs:
                 self.outputs[name] = output.detach().clone()  # what comes next may write into it
@@ -136,7 +136,7 @@ class _Watched:
         return hook
 
 
-def _both(
+def _run_both(
     source: nn.Module,
     target: nn.Module,
     calls: tuple[Callable[..., Any], Callable[..., Any]],
@@ -150,8 +150,8 @@ def _both(
     refused = []
     for x in inputs((target, source), method, written, seed):
         try:
-            expected = theirs.call(partial(_expected, source, target, calls[0], method, x))
-            found = ours.call(partial(_found, target, calls[1], method, x))
+            expected = theirs.call(partial(_compute_expected, source, target, calls[0], method, x))
+            found = ours.call(partial(_compute_actual, target, calls[1], method, x))
         except Exception as error:
             refused.append(f"{list(x.shape)}: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
             continue
@@ -164,7 +164,7 @@ def _both(
     raise UsageError(Diagnostic("RK713", title, notes=(named(refused) or "none was tried",), help=(help,)))
 
 
-def _expected(
+def _compute_expected(
     source: nn.Module, target: nn.Module, call: Callable[..., Any], method: str, x: Any
 ) -> list[torch.Tensor]:
     """What the source gives, in the target's terms where the target knows better: `reference_output`."""
@@ -173,7 +173,7 @@ def _expected(
     return list(tensors(call(x) if given is NotImplemented else given))
 
 
-def _found(target: nn.Module, call: Callable[..., Any], method: str, x: Any) -> list[torch.Tensor]:
+def _compute_actual(target: nn.Module, call: Callable[..., Any], method: str, x: Any) -> list[torch.Tensor]:
     """What the target gives, or what it says should be compared: `comparable_output`."""
     comparable = getattr(target, "comparable_output", None)
     given = comparable(method, x) if callable(comparable) else NotImplemented
@@ -199,7 +199,7 @@ def tensors(output: Any) -> Iterator[torch.Tensor]:
                 yield from tensors(value)
 
 
-def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+def _measure_difference(one: torch.Tensor, other: torch.Tensor) -> float:
     """The largest difference, relative to the largest value; infinite where one of them is no number."""
     if not (one.isfinite().all() and other.isfinite().all()):
         return float("inf")
@@ -207,7 +207,7 @@ def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max().item() / scale) if one.numel() else 0.0
 
 
-def _taking_part(target: nn.Module, found: Sequence[torch.Tensor]) -> tuple[str, ...]:
+def _find_used_tensors(target: nn.Module, found: Sequence[torch.Tensor]) -> tuple[str, ...]:
     """The tensors that the outputs depend on, as gradients tell; a verdict says nothing about the others."""
     parameters = {fqn: each for fqn, each in target.named_parameters(remove_duplicate=False) if each.requires_grad}
     outputs = [each for each in found if each.requires_grad]
@@ -223,11 +223,11 @@ def _taking_part(target: nn.Module, found: Sequence[torch.Tensor]) -> tuple[str,
 # ---------------------------------------------------------------------------------------------- where they part
 
 
-def _parted(
+def _diagnose_difference(
     name: str, apart: float, tolerance: float, plan: ResolvedPlan, theirs: _Watched, ours: _Watched
 ) -> Diagnostic:
     title = f"{name} gives other values: they are {apart:.3g} apart (relative; {tolerance:g} is allowed)"
-    place, is_rule = first_parting(plan, theirs, ours, tolerance)
+    place, is_rule = find_first_difference(plan, theirs, ours, tolerance)
     help = "look at the rules that write there; a swap or a wrong operation upstream shows in the first such module"
     if not is_rule:
         help = "compare what the two models compute there, and the buffers and constants that no rule carries over"
@@ -235,7 +235,7 @@ def _parted(
     return Diagnostic("RK715", title, (), (help,), (place,), values={"relative_difference": apart})
 
 
-def first_parting(plan: ResolvedPlan, theirs: _Watched, ours: _Watched, tolerance: float) -> tuple[str, bool]:
+def find_first_difference(plan: ResolvedPlan, theirs: _Watched, ours: _Watched, tolerance: float) -> tuple[str, bool]:
     """In words, the first module that gives other values than the one its tensors come from, in order of the calls.
 
     And whether a rule is to blame: only where the module was given what the source computes too. What differs before
@@ -255,10 +255,10 @@ def first_parting(plan: ResolvedPlan, theirs: _Watched, ours: _Watched, toleranc
         expected = theirs.outputs.get(source)
         if expected is None or expected.shape != output.shape:
             continue
-        if not _apart(expected, output) <= tolerance:
+        if not _measure_difference(expected, output) <= tolerance:
             after = f", after {before}" if before is not None else ""
             name = owner or "the end"
-            if _was_right_before(theirs.inputs, ours.inputs.get(owner, []), tolerance):
+            if _has_same_inputs(theirs.inputs, ours.inputs.get(owner, []), tolerance):
                 return f"they part at {name} (from {source or 'the model itself'}, by {rule}){after}", True
             between = f"between {before} and {name}" if before is not None else f"before {name}"
             why = "what goes into it differs already, so that no rule that writes there is to blame"
@@ -269,15 +269,18 @@ def first_parting(plan: ResolvedPlan, theirs: _Watched, ours: _Watched, toleranc
     return "no module whose tensors come from one module gives other values", False
 
 
-def _was_right_before(
+def _has_same_inputs(
     theirs: Mapping[str, Sequence[torch.Tensor]], ours: Sequence[torch.Tensor], tolerance: float
 ) -> bool:
     """Whether some module of the source was given the same: not the counterpart, where two are swapped."""
     given = [each for inputs in theirs.values() for each in inputs]
     return all(
-        any(each.shape == other.shape and _apart(other.float(), each.float()) <= tolerance for other in given)
+        any(
+            each.shape == other.shape and _measure_difference(other.float(), each.float()) <= tolerance
+            for other in given
+        )
         for each in ours
     )
 
 
-__all__ = ["TOLERANCE", "Verdict", "first_parting", "tensors", "verify_forward"]
+__all__ = ["TOLERANCE", "Verdict", "find_first_difference", "tensors", "verify_forward"]

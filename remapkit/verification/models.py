@@ -14,13 +14,15 @@ from remapkit.diagnostics.errors import UsageError
 from remapkit.plans.make import make_plan
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.from_torch import DTYPES, header_of
-from remapkit.tensors.spec import StateDictSpec, TensorSpec, leaf
+from remapkit.tensors.spec import StateDictSpec, TensorSpec, get_leaf
 
 MOST_BYTES = 8_000_000_000
 """Larger models are refused: a small config shows the same."""
 
 
-def build_real(make: Callable[[], Any], reference: str, seed: int, rules: CompiledRules | None = None) -> nn.Module:
+def build_random_model(
+    make: Callable[[], Any], reference: str, seed: int, rules: CompiledRules | None = None
+) -> nn.Module:
     """A model on the CPU in single precision, in evaluation mode, every tensor filled with random values.
 
     But for the constants that `rules` leave behind: see `constants`. `make` builds it on the meta device or not; what
@@ -45,18 +47,18 @@ def build_real(make: Callable[[], Any], reference: str, seed: int, rules: Compil
         raise UsageError(Diagnostic("RK712", title, help=(help,)))
     model = model.float().eval()
     dropped = {gone.fqn for gone in make_plan(rules, header).dropped} if rules is not None else ()
-    fill(model, seed, dropped)
+    randomize_model(model, seed, dropped)
     return model
 
 
-def fill(model: nn.Module, seed: int, dropped: Collection[str] = ()) -> None:
+def randomize_model(model: nn.Module, seed: int, dropped: Collection[str] = ()) -> None:
     """Random values for every floating tensor of a model's state dict, but for the constants among those dropped."""
     generator = torch.Generator().manual_seed(seed)
     constant = constants(model, dropped)
     with torch.no_grad():
         for fqn, tensor in model.state_dict(keep_vars=True).items():
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-                values = _values(fqn, tensor.shape, generator)
+                values = _make_values(fqn, tensor.shape, generator)
                 if fqn not in constant:
                     tensor.copy_(values)
 
@@ -80,16 +82,16 @@ def constants(model: nn.Module, dropped: Collection[str]) -> tuple[str, ...]:
     return tuple(fqn for fqn in buffers if fqn in dropped and fqn not in learned)
 
 
-def _values(fqn: str, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+def _make_values(fqn: str, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
     """Weights of unit gain; scales and variances around 1, all positive; biases small."""
     if len(shape) >= 2 and math.prod(shape[1:]) > 1:
         return torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
-    if leaf(fqn) == "bias":
+    if get_leaf(fqn) == "bias":
         return torch.randn(shape, generator=generator) / 10
     return torch.rand(shape, generator=generator) + 0.5
 
 
-def random_state(header: StateDictSpec, seed: int) -> dict[str, torch.Tensor]:
+def make_random_state(header: StateDictSpec, seed: int) -> dict[str, torch.Tensor]:
     """A state dict with this header and random values; tied names are one tensor."""
     if header.nbytes > MOST_BYTES:
         title = f"{header.name} has {header.nbytes / 1e9:.1f} GB: too many to try values on"
@@ -100,14 +102,14 @@ def random_state(header: StateDictSpec, seed: int) -> dict[str, torch.Tensor]:
     made: dict[str, torch.Tensor] = {}
     for fqn, spec in header.items():
         first = tie.get(fqn, fqn)
-        made[fqn] = made[first] if first in made else _random(fqn, spec, generator)
+        made[fqn] = made[first] if first in made else _make_random_tensor(fqn, spec, generator)
     return made
 
 
-def _random(fqn: str, spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
+def _make_random_tensor(fqn: str, spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
     dtype = DTYPES[spec.dtype]
     if dtype.is_floating_point:
-        return _values(fqn, spec.shape, generator).to(dtype)
+        return _make_values(fqn, spec.shape, generator).to(dtype)
     if dtype == torch.bool:
         return torch.rand(spec.shape, generator=generator) < 0.5
     return torch.randint(0, 100, spec.shape, generator=generator).to(dtype)
@@ -124,7 +126,7 @@ def inputs(models: Sequence[nn.Module], method: str, written: str | None, seed: 
     """
     generator = torch.Generator().manual_seed(seed)
     if written is not None:
-        yield _written(written, generator)
+        yield _parse_input(written, generator)
         return
     for model in models:
         example = getattr(model, "example_input", None)
@@ -134,7 +136,7 @@ def inputs(models: Sequence[nn.Module], method: str, written: str | None, seed: 
         dummies = getattr(model, "dummy_inputs", None)
         if isinstance(dummies, Mapping) and isinstance(tokens := dummies.get("input_ids"), torch.Tensor):
             yield tokens
-    for shape in dict.fromkeys(shape for model in models for shape in _shapes(model)):
+    for shape in dict.fromkeys(shape for model in models for shape in _list_input_shapes(model)):
         yield torch.rand(shape, generator=generator) * 2 - 1
     for model in models:
         embedding = next((each for each in model.modules() if isinstance(each, nn.Embedding)), None)
@@ -142,7 +144,7 @@ def inputs(models: Sequence[nn.Module], method: str, written: str | None, seed: 
             yield torch.randint(0, embedding.num_embeddings, (2, 7), generator=generator)
 
 
-def _written(text: str, generator: torch.Generator) -> torch.Tensor:
+def _parse_input(text: str, generator: torch.Generator) -> torch.Tensor:
     """`1,3,32,32` is a tensor in [-1, 1); `2,7:1000` holds integers below 1000."""
     shape, _, below = text.partition(":")
     try:
@@ -155,7 +157,7 @@ def _written(text: str, generator: torch.Generator) -> torch.Tensor:
         raise UsageError(Diagnostic("RK713", f"--input {text} is no input", help=(help,))) from None
 
 
-def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
+def _list_input_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
     for module in model.modules():
         if isinstance(module, nn.Conv3d):
             yield from ((1, channels, 5, 32, 32) for channels in (module.in_channels, 3))

@@ -31,11 +31,11 @@ def verify_oracle(
         title = f"the oracle {name} gave a {type(theirs).__name__}, not a state dict"
         return Verdict("oracle", name, (), (Diagnostic("RK714", title, help=("name a function that returns one",)),))
     ours = remap(rules, dict(state))
-    problems = [*_names(ours, theirs, name), *_values(ours, theirs, name)]
+    problems = [*_diagnose_names(ours, theirs, name), *_diagnose_values(ours, theirs, name)]
     return Verdict("oracle", name, tuple(fqn for fqn in ours if fqn in theirs), tuple(problems))
 
 
-def _names(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> list[Diagnostic]:
+def _diagnose_names(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> list[Diagnostic]:
     lacking = [fqn for fqn in theirs if fqn not in ours]
     beyond = [fqn for fqn in ours if fqn not in theirs]
     if not lacking and not beyond:
@@ -46,10 +46,10 @@ def _names(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> lis
     return [Diagnostic("RK710", title, (), ("correct the templates",), (named(lines),), values=values)]
 
 
-def _values(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> list[Diagnostic]:
+def _diagnose_values(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> list[Diagnostic]:
     lines, wrong = [], []
     for fqn, value in ours.items():
-        if fqn in theirs and (said := difference(value, theirs[fqn])) is not None:
+        if fqn in theirs and (said := describe_difference(value, theirs[fqn])) is not None:
             wrong.append(fqn)
             lines.append(f"{fqn}: {said}")
     if not wrong:
@@ -59,7 +59,7 @@ def _values(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> li
     return [Diagnostic("RK711", title, (), (help,), (named(lines),), values={"names": wrong})]
 
 
-def difference(one: Any, other: Any) -> str | None:
+def describe_difference(one: Any, other: Any) -> str | None:
     """How two tensors differ, None where they are the same to the bit."""
     if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
         return None if one is other or one == other else "one of them is no tensor"

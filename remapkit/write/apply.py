@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remapkit.diagnostics.diagnostic import Diagnostic, one_line
+from remapkit.diagnostics.diagnostic import Diagnostic, escape_line
 from remapkit.diagnostics.errors import UsageError
 from remapkit.files.index_names import is_index
 from remapkit.plans.model import ResolvedPlan
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def pause_collection() -> Iterator[None]:
     """No garbage collection: a plan of 50,000 moves holds no cycles, and walking it again and again takes a third."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -32,7 +32,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def in_target_order(plan: ResolvedPlan, target: StateDictSpec | None) -> tuple[Move, ...]:
+def sort_by_target(plan: ResolvedPlan, target: StateDictSpec | None) -> tuple[Move, ...]:
     """The moves in the order of the target's names where it is known, else of the source's."""
     if target is None:
         return plan.moves
@@ -51,17 +51,17 @@ def default_output(source: Path, suffix: str = ".safetensors") -> Path:
     return source.with_suffix(suffix)
 
 
-def provenance(rules: CompiledRules, source: Path) -> dict[str, str]:
+def make_provenance(rules: CompiledRules, source: Path) -> dict[str, str]:
     """What the written file says about where it comes from. No time: the same input gives the same bytes."""
     return {
         "remapkit.rules": rules.name,
         "remapkit.digest": rules.digest,
-        "remapkit.source": one_line(source.name),
+        "remapkit.source": escape_line(source.name),
         "remapkit.version": version(),
     }
 
 
-def restore(source: Path) -> bool:
+def recover_file(source: Path) -> bool:
     from remapkit.write.execute import recover
 
     return recover(source)

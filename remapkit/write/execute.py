@@ -12,20 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from remapkit.compute.move_bytes import Run, target_chunks
+from remapkit.compute.move_bytes import Run, read_target_chunks
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedWrite
 from remapkit.diagnostics.wording import shown
-from remapkit.files.atomic import undisturbed
-from remapkit.files.errors import unwritable
-from remapkit.files.index_names import index_parts
-from remapkit.files.locks import hold
-from remapkit.files.source_file import CHUNK, even
+from remapkit.files.atomic import ignore_interrupts
+from remapkit.files.errors import make_unwritable
+from remapkit.files.index_names import split_index_name
+from remapkit.files.locks import hold_locks
+from remapkit.files.source_file import CHUNK, split_evenly
 from remapkit.formats.detect import open_checkpoint
 from remapkit.formats.reader import Reader
 from remapkit.plans.moves import Move
 from remapkit.write import in_place as inplace
-from remapkit.write.layout import FileLayout, lay_out_safetensors, lay_out_shards, without_ties
+from remapkit.write.layout import FileLayout, lay_out_safetensors, lay_out_shards, split_ties
 from remapkit.write.torch_zip import lay_out_pth
 from remapkit.write.writer import Progress, Writer, forget_cached
 
@@ -82,12 +82,12 @@ def execute(
     """
     started = time.monotonic()
     out = Path(out)
-    format = output_format(out, format, shards=shard_size is not None)
-    groups = [] if untie else tied if tied is not None else tied_targets(moves, reader)
-    run = run or _streams(moves)
-    layouts, recorded = _lay_out(moves, reader, out, format, metadata or {}, shard_size, groups)
+    format = choose_format(out, format, shards=shard_size is not None)
+    groups = [] if untie else tied if tied is not None else find_tied_targets(moves, reader)
+    run = run or _make_streams(moves)
+    layouts, recorded = _lay_out_files(moves, reader, out, format, metadata or {}, shard_size, groups)
     writer = Writer(reader, layouts, progress, run)
-    inspect = _inspector(reader, run) if verify else None
+    inspect = _make_inspector(reader, run) if verify else None
     if verify:
         reader.check_sums()
     files = writer.write(out.parent, force, inspect)
@@ -103,7 +103,7 @@ def execute(
     )
 
 
-def _streams(moves: Sequence[Move]) -> Run | None:
+def _make_streams(moves: Sequence[Move]) -> Run | None:
     """What makes the tensors of moves with operations; numpy is imported only where there are any."""
     if not any(move.ops for move in moves):
         return None
@@ -112,12 +112,12 @@ def _streams(moves: Sequence[Move]) -> Run | None:
     return Streams()
 
 
-def output_format(out: str | Path, format: str | None = None, *, shards: bool = False) -> str:
+def choose_format(out: str | Path, format: str | None = None, *, shards: bool = False) -> str:
     """The format of an output, `safetensors` or `pth`: the one that is named, else the one that its name says.
 
     Shards get `.safetensors` after whatever name is given. Raises `UnwritableOutput` (RK511) where nothing says it.
 
-    >>> output_format("model.safetensors"), output_format("model.PT"), output_format("model.v2", "pth")
+    >>> choose_format("model.safetensors"), choose_format("model.PT"), choose_format("model.v2", "pth")
     ('safetensors', 'pth', 'pth')
     """
     if format is not None:
@@ -134,10 +134,10 @@ def output_format(out: str | Path, format: str | None = None, *, shards: bool = 
     what = f"the suffix {out.suffix} names no format that is written" if suffix else "it has no suffix"
     title = f"which format should {out.name} have? {what[0].upper()}{what[1:]}"
     help = ("name the file .safetensors or .pth, or say --to-format safetensors or --to-format pth",)
-    raise unwritable("RK511", title, help=help)
+    raise make_unwritable("RK511", title, help=help)
 
 
-def _lay_out(
+def _lay_out_files(
     moves: Sequence[Move],
     reader: Reader,
     out: Path,
@@ -149,29 +149,31 @@ def _lay_out(
     """The files to write, and the tied names that are only recorded."""
     if format == "pth":
         if shard_size is not None:
-            raise unwritable("RK505", "--shard-size writes safetensors, not .pth", help=("leave one of them out",))
+            raise make_unwritable(
+                "RK505", "--shard-size writes safetensors, not .pth", help=("leave one of them out",)
+            )
         return [lay_out_pth(out.name, moves, reader, metadata, tied)], {}
-    kept, recorded = without_ties(moves, tied)
+    kept, recorded = split_ties(moves, tied)
     # transformers reads no file without this.
     described = {"format": "pt", **metadata, **recorded}
     if shard_size is not None:
-        return lay_out_shards(stem(out), kept, reader, described, shard_size), recorded
+        return lay_out_shards(make_shard_stem(out), kept, reader, described, shard_size), recorded
     return [lay_out_safetensors(out.name, kept, reader, described)], recorded
 
 
-def stem(out: Path) -> str:
+def make_shard_stem(out: Path) -> str:
     """What the names of shards begin with.
 
-    >>> stem(Path("out/model.safetensors")), stem(Path("model.safetensors.index.json"))
+    >>> make_shard_stem(Path("out/model.safetensors")), make_shard_stem(Path("model.safetensors.index.json"))
     ('model', 'model')
-    >>> stem(Path("model.safetensors.index.fp16.json"))
+    >>> make_shard_stem(Path("model.safetensors.index.fp16.json"))
     'model.fp16'
     """
-    name, variant = index_parts(out.name)
+    name, variant = split_index_name(out.name)
     return name.removesuffix(".safetensors") + variant
 
 
-def tied_targets(moves: Sequence[Move], reader: Reader) -> list[list[str]]:
+def find_tied_targets(moves: Sequence[Move], reader: Reader) -> list[list[str]]:
     """The groups of targets whose sources share one storage with the same offset, shape and strides."""
     by_source: dict[str, list[str]] = {}
     for move in moves:
@@ -191,13 +193,13 @@ def rename_in_place(moves: Sequence[Move], reader: Reader, *, metadata: Mapping[
     or computed tensors.
     """
     started = time.monotonic()
-    source = inplace.safetensors_only(reader)
+    source = inplace.require_safetensors(reader)
     path = source.path
-    inplace.check_alone(path, source.sources[0])
-    raw = inplace.header_for(moves, source, {"format": "pt", **(metadata or {})})
-    with hold([path]):
+    inplace.check_no_links(path, source.sources[0])
+    raw = inplace.make_header(moves, source, {"format": "pt", **(metadata or {})})
+    with hold_locks([path]):
         how, nbytes = inplace.replace_header(path, source, raw)
-        with undisturbed():
+        with ignore_interrupts():
             _check_renamed(path, moves)
     return Written((path,), len(moves), nbytes, time.monotonic() - started, (how,))
 
@@ -207,7 +209,7 @@ def _check_renamed(path: Path, moves: Sequence[Move]) -> None:
         header = renamed.header()
         wrong = [move.target for move in moves if header.tensors.get(move.target) != move.spec]
     if wrong:
-        raise _wrong(f"{len(wrong)} of {len(moves)} tensors were renamed wrong", shown(wrong[0]))
+        raise _make_write_error(f"{len(wrong)} of {len(moves)} tensors were renamed wrong", shown(wrong[0]))
 
 
 def recover(path: str | Path) -> bool:
@@ -225,40 +227,43 @@ def verify(moves: Sequence[Move], reader: Reader, out: str | Path, *, run: Run |
     `UnwritableOutput` (RK506) that names the tensors that differ, `UnreadableCheckpoint` where `out` cannot be read.
     """
     with open_checkpoint(out, allow_expand=True) as written:
-        _compare(moves, reader, written, run or _streams(moves))
+        _compare_targets(moves, reader, written, run or _make_streams(moves))
     return len(moves)
 
 
-def _inspector(reader: Reader, run: Run | None) -> Callable[[Path, FileLayout], None]:
+def _make_inspector(reader: Reader, run: Run | None) -> Callable[[Path, FileLayout], None]:
     def inspect(path: Path, layout: FileLayout) -> None:
         if layout.moves:
             forget_cached(path)
             with open_checkpoint(path, allow_expand=True) as written:
-                _compare(layout.moves, reader, written, run)
+                _compare_targets(layout.moves, reader, written, run)
 
     return inspect
 
 
-def _compare(moves: Sequence[Move], reader: Reader, written: Reader, run: Run | None) -> None:
+def _compare_targets(moves: Sequence[Move], reader: Reader, written: Reader, run: Run | None) -> None:
     header = written.header()
-    wrong = [move.target for move in moves if not _same(move, reader, written, header.metadata, run)]
+    wrong = [move.target for move in moves if not _is_same_target(move, reader, written, header.metadata, run)]
     if wrong:
         names = "\n".join(map(shown, wrong[:5])) + (f"\n... and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         title = f"{len(wrong)} of {len(moves)} tensors were written wrong"
-        raise _wrong(title, names)
+        raise _make_write_error(title, names)
 
 
-def _wrong(title: str, names: str) -> FailedWrite:
+def _make_write_error(title: str, names: str) -> FailedWrite:
     help = ("check the disk and the memory, and run it again",)
     return FailedWrite(Diagnostic("RK506", title, notes=(names,), help=help))
 
 
-def _same(move: Move, reader: Reader, written: Reader, tied: Mapping[str, str], run: Run | None) -> bool:
+def _is_same_target(move: Move, reader: Reader, written: Reader, tied: Mapping[str, str], run: Run | None) -> bool:
     header = written.header()
     name = move.target if move.target in header else tied.get(move.target, move.target)
     if name not in header or header[name] != move.spec:
         return False
-    expected, found = even(target_chunks(move, reader, run), CHUNK), even(written.chunks(name), CHUNK)
+    expected, found = (
+        split_evenly(read_target_chunks(move, reader, run), CHUNK),
+        split_evenly(written.chunks(name), CHUNK),
+    )
     # Views are compared element by element, bytes at once.
     return all(a.tobytes() == b.tobytes() for a, b in zip(expected, found, strict=True))
 
@@ -267,11 +272,11 @@ __all__ = [
     "Progress",
     "Run",
     "Written",
+    "choose_format",
     "execute",
-    "output_format",
+    "find_tied_targets",
+    "make_shard_stem",
     "recover",
     "rename_in_place",
-    "stem",
-    "tied_targets",
     "verify",
 ]

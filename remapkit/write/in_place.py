@@ -23,15 +23,15 @@ from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UnreadableCheckpoint, UnwritableOutput
-from remapkit.diagnostics.wording import printable
-from remapkit.files.atomic import NewFile, journal_path, sync_directory, undisturbed
+from remapkit.diagnostics.wording import escape_text
+from remapkit.files.atomic import NewFile, ignore_interrupts, journal_path, sync_directory
 from remapkit.files.copy import BLOCK, Copier, write_all
-from remapkit.files.errors import FileFault, cannot_write, unwritable
-from remapkit.files.locks import hold, is_named
-from remapkit.files.source_file import SourceFile, reason
+from remapkit.files.errors import FileFault, convert_os_error, make_unwritable
+from remapkit.files.locks import hold_locks, is_named
+from remapkit.files.source_file import SourceFile, describe_os_error
 from remapkit.files.strict_json import parse_json
 from remapkit.formats.reader import Reader
-from remapkit.formats.safetensors import MAX_HEADER, SafetensorsReader, header_json, padded_header, parse_header
+from remapkit.formats.safetensors import MAX_HEADER, SafetensorsReader, header_json, pad_header, parse_header
 from remapkit.plans.moves import Move
 
 REWRITE_BELOW = 1 << 20
@@ -41,34 +41,34 @@ _MAX_JOURNAL = 2 * MAX_HEADER + (1 << 16)
 _COLLAPSE, _INSERT = 0x08, 0x20
 
 
-def header_for(moves: Sequence[Move], reader: SafetensorsReader, metadata: Mapping[str, str]) -> bytes:
+def make_header(moves: Sequence[Move], reader: SafetensorsReader, metadata: Mapping[str, str]) -> bytes:
     """The JSON of the new header: new names over the data as it lies. Raises `UnwritableOutput` (RK507)."""
     if any(move.ops for move in moves):
-        raise _refused("--in-place only renames: this plan computes new values")
+        raise _make_refusal("--in-place only renames: this plan computes new values")
     names = {move.sources[0]: move.target for move in moves}
     header = reader.header()
     left = [fqn for fqn in header if fqn not in names and header[fqn].nbytes]
     if left:
         named = left[0] if len(left) == 1 else f"{left[0]} and {len(left) - 1} more"
-        raise _refused(f"--in-place cannot leave tensors behind ({named}): the format allows no holes")
+        raise _make_refusal(f"--in-place cannot leave tensors behind ({named}): the format allows no holes")
     tensors = ((names[fqn], spec) for fqn, spec in header.items() if fqn in names)
     return header_json(tensors, metadata)
 
 
-def _refused(title: str) -> Exception:
-    return unwritable("RK507", title, help=("write a new file with -o OUT",))
+def _make_refusal(title: str) -> Exception:
+    return make_unwritable("RK507", title, help=("write a new file with -o OUT",))
 
 
-def check_alone(path: Path, source: SourceFile) -> None:
+def check_no_links(path: Path, source: SourceFile) -> None:
     """Raise `UnwritableOutput` (RK507) for a file that is known by other names too: they would all change."""
     if path.is_symlink():
         target = os.path.realpath(path)
         help = ("name that file, if it is the one to change",)
-        raise unwritable("RK507", f"{path} is a link to {target}", help=help)
-    with source.held() as fd:
+        raise make_unwritable("RK507", f"{path} is a link to {target}", help=help)
+    with source.hold_open() as fd:
         links = os.fstat(fd).st_nlink
     if links > 1:
-        raise _refused(f"{path.name} has {links} hard links; --in-place would change them all")
+        raise _make_refusal(f"{path.name} has {links} hard links; --in-place would change them all")
 
 
 def replace_header(path: Path, reader: SafetensorsReader, raw: bytes) -> tuple[str, int]:
@@ -79,44 +79,44 @@ def replace_header(path: Path, reader: SafetensorsReader, raw: bytes) -> tuple[s
     source = reader.sources[0]
     try:
         if source.size >= REWRITE_BELOW:
-            written = _clone(path, source, reader.data_start, raw)
+            written = _clone_file(path, source, reader.data_start, raw)
             if written:
                 return "reflink", written
-            written = _overwrite(path, source, reader.data_start, raw)
+            written = _overwrite_header(path, source, reader.data_start, raw)
             if written:
                 return "header" if len(raw) + 8 <= reader.data_start else "shifted", written
-        return _rewrite(path, source, reader.data_start, raw)
+        return _rewrite_file(path, source, reader.data_start, raw)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise convert_os_error(path, error) from error
 
 
-def _clone(path: Path, source: SourceFile, data_start: int, raw: bytes) -> int:
+def _clone_file(path: Path, source: SourceFile, data_start: int, raw: bytes) -> int:
     """A new file of a new header and the old blocks; 0 where the filesystem cannot share blocks."""
-    header = padded_header(raw, data_start % BLOCK)
+    header = pad_header(raw, data_start % BLOCK)
     with NewFile(path, force=True) as new:
         copier = Copier(new.fd, lambda nbytes: None)
         if not copier.can_clone(source):
             return 0
         write_all(new.fd, header, 0)
         copier.copy(source, data_start, source.size - data_start, len(header))
-        _commit(new, source)
+        _commit_file(new, source)
     return len(header)
 
 
-def _rewrite(path: Path, source: SourceFile, data_start: int, raw: bytes) -> tuple[str, int]:
-    header = padded_header(raw, data_start % BLOCK)
+def _rewrite_file(path: Path, source: SourceFile, data_start: int, raw: bytes) -> tuple[str, int]:
+    header = pad_header(raw, data_start % BLOCK)
     with NewFile(path, force=True) as new:
         copier = Copier(new.fd, lambda nbytes: None)
         write_all(new.fd, header, 0)
         copier.copy(source, data_start, source.size - data_start, len(header))
-        _commit(new, source)
+        _commit_file(new, source)
     return next(iter(copier.used), "header"), len(header) + source.size - data_start
 
 
-def _commit(new: NewFile, source: SourceFile) -> None:
-    if source.changed() or not is_named(source.fd, new.target):
-        raise unwritable("RK507", f"{new.target.name} changed while it was read; nothing was changed")
-    with undisturbed():
+def _commit_file(new: NewFile, source: SourceFile) -> None:
+    if source.has_changed() or not is_named(source.fd, new.target):
+        raise make_unwritable("RK507", f"{new.target.name} changed while it was read; nothing was changed")
+    with ignore_interrupts():
         new.commit()
 
 
@@ -182,7 +182,7 @@ class Journal:
         held = [[entry for entry in header.values() if entry[0].nbytes] for header in (old, new)]
         return lengths and held[0] == held[1]
 
-    def fits(self, front: bytes, size: int) -> bool:
+    def can_restore(self, front: bytes, size: int) -> bool:
         """Whether a file that begins with `front` is between the two states: every byte is the old or the new one."""
         inserted = size - self.size
         if inserted not in (0, self.insert):
@@ -204,28 +204,28 @@ def _is_either(front: bytes, before: bytes, after: bytes) -> bool:
     return True
 
 
-def _overwrite(path: Path, source: SourceFile, data_start: int, raw: bytes) -> int:
+def _overwrite_header(path: Path, source: SourceFile, data_start: int, raw: bytes) -> int:
     """Overwrite the header under a journal; 0 where it does not fit and the filesystem cannot insert blocks."""
-    insert = _needed(len(raw) + 8 - data_start)
+    insert = _choose_insert_size(len(raw) + 8 - data_start)
     length = data_start + insert - 8
     if length > MAX_HEADER:
-        raise _refused("the new header would be longer than the format allows")
+        raise _make_refusal("the new header would be longer than the format allows")
     header = length.to_bytes(8, "little") + raw.ljust(length)
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        _lock(fd, path)
-        if source.changed() or os.fstat(fd).st_ino != source.inode:
-            raise unwritable("RK507", f"{path.name} changed while it was read; nothing was changed")
+        _lock_file(fd, path)
+        if source.has_changed() or os.fstat(fd).st_ino != source.inode:
+            raise make_unwritable("RK507", f"{path.name} changed while it was read; nothing was changed")
         if insert and not _can_shift(fd):
             return 0
         journal = Journal(path.name, source.size, insert, source.read(0, data_start), header)
-        with undisturbed():
-            return len(header) if _under_journal(fd, path, journal) else 0
+        with ignore_interrupts():
+            return len(header) if _write_under_journal(fd, path, journal) else 0
     finally:
         os.close(fd)
 
 
-def _under_journal(fd: int, path: Path, journal: Journal) -> bool:
+def _write_under_journal(fd: int, path: Path, journal: Journal) -> bool:
     """Write the journal, make room, write the header, drop the journal; False where there is no way to make room."""
     _write_journal(path, journal)
     try:
@@ -236,27 +236,27 @@ def _under_journal(fd: int, path: Path, journal: Journal) -> bool:
         os.fsync(fd)
     except OSError as error:
         try:
-            _put_back(fd, path, journal)
+            _restore_header(fd, path, journal)
         except JournalLeft:
             raise
         except (OSError, UnwritableOutput):
-            title = f"{path.name} is half renamed: {reason(error)}"
-            raise unwritable("RK508", title, help=(f"restore it with `remapkit recover {path}`",)) from error
+            title = f"{path.name} is half renamed: {describe_os_error(error)}"
+            raise make_unwritable("RK508", title, help=(f"restore it with `remapkit recover {path}`",)) from error
         raise
     _drop_journal(path, "is renamed")
     return True
 
 
-def _needed(missing: int) -> int:
+def _choose_insert_size(missing: int) -> int:
     """Whole blocks that hold what is missing, and as much again, so that the next rename fits."""
     return 0 if missing <= 0 else (2 * missing + BLOCK - 1) // BLOCK * BLOCK
 
 
-def _lock(fd: int, path: Path) -> None:
+def _lock_file(fd: int, path: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise unwritable("RK507", f"{path.name} is being rewritten by another process") from None
+        raise make_unwritable("RK507", f"{path.name} is being rewritten by another process") from None
     except OSError:
         """Some network filesystems have no locks; two renames of one file at once are then the user's to avoid."""
 
@@ -280,12 +280,12 @@ def _drop_journal(path: Path, state: str) -> None:
     try:
         journal.unlink()
     except OSError as error:
-        title = f"{path.name} {state}, but its journal cannot be removed: {reason(error)}"
+        title = f"{path.name} {state}, but its journal cannot be removed: {describe_os_error(error)}"
         notes = ("while the journal is there, nobody reads the file",)
         help = [f"to keep the file as it is now, remove the journal: rm {shlex.quote(str(journal))}"]
         if state == "is renamed":
             help.append(f"to have the old names back: remapkit recover {shlex.quote(str(path))}")
-        raise JournalLeft(Diagnostic("RK512", printable(title), notes=notes, help=tuple(help))) from error
+        raise JournalLeft(Diagnostic("RK512", escape_text(title), notes=notes, help=tuple(help))) from error
     sync_directory(path.parent)
 
 
@@ -319,11 +319,11 @@ def recover(path: Path) -> bool:
     path = Path(os.path.realpath(path))
     if not os.path.lexists(journal_path(path)):
         return False
-    with hold([path]):
-        return _recover(path)
+    with hold_locks([path]):
+        return _recover_file(path)
 
 
-def _recover(path: Path) -> bool:
+def _recover_file(path: Path) -> bool:
     journal_at = journal_path(path)
     if not os.path.lexists(journal_at):
         return False
@@ -331,11 +331,11 @@ def _recover(path: Path) -> bool:
     journal = None if raw is None else Journal.unpack(raw)
     if journal is None or journal.file != path.name:
         title = f"the journal of {path.name} is damaged: it is not used"
-        raise unwritable("RK508", title, help=(f"look at {path.name}, then remove {journal_path(path)}",))
+        raise make_unwritable("RK508", title, help=(f"look at {path.name}, then remove {journal_path(path)}",))
     try:
-        _restore(path, journal)
+        _restore_file(path, journal)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise convert_os_error(path, error) from error
     return True
 
 
@@ -353,33 +353,33 @@ def _read_journal(path: Path) -> bytes | None:
         source.close()
 
 
-def _restore(path: Path, journal: Journal) -> None:
+def _restore_file(path: Path, journal: Journal) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        _lock(fd, path)
-        with undisturbed():
-            _put_back(fd, path, journal)
+        _lock_file(fd, path)
+        with ignore_interrupts():
+            _restore_header(fd, path, journal)
     finally:
         os.close(fd)
 
 
-def _put_back(fd: int, path: Path, journal: Journal) -> None:
+def _restore_header(fd: int, path: Path, journal: Journal) -> None:
     size = os.fstat(fd).st_size
     front = os.pread(fd, len(journal.old) + max(0, min(size - journal.size, journal.insert)), 0)
-    if not journal.fits(front, size):
+    if not journal.can_restore(front, size):
         title = f"{path.name} is not the file whose rename was interrupted: it is left as it is"
-        raise unwritable("RK508", title, help=(f"remove {journal_path(path)} if that is meant",))
+        raise make_unwritable("RK508", title, help=(f"remove {journal_path(path)} if that is meant",))
     if size != journal.size:
         if not _fallocate(fd, _COLLAPSE, journal.insert):
-            raise unwritable("RK508", f"the filesystem of {path.name} cannot remove inserted blocks")
+            raise make_unwritable("RK508", f"the filesystem of {path.name} cannot remove inserted blocks")
         os.fsync(fd)
     write_all(fd, journal.old, 0)
     os.fsync(fd)
     _drop_journal(path, "is what it was before the rename")
 
 
-def safetensors_only(reader: Reader) -> SafetensorsReader:
+def require_safetensors(reader: Reader) -> SafetensorsReader:
     """The reader, where it reads one safetensors file; raises `UnwritableOutput` (RK507) for any other."""
     if not isinstance(reader, SafetensorsReader):
-        raise _refused(f"--in-place renames inside one safetensors file, and this is {reader.format}")
+        raise _make_refusal(f"--in-place renames inside one safetensors file, and this is {reader.format}")
     return reader

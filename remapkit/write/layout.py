@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from remapkit.diagnostics.wording import shown
 from remapkit.files.copy import BLOCK
-from remapkit.files.errors import MAX_DIMS, is_utf8, unwritable
+from remapkit.files.errors import MAX_DIMS, is_utf8, make_unwritable
 from remapkit.files.source_file import SourceFile
 from remapkit.formats.reader import Reader
-from remapkit.formats.safetensors import DTYPES, header_json, padded_header
-from remapkit.ops.byte_ranges import byte_ranges
+from remapkit.formats.safetensors import DTYPES, header_json, pad_header
+from remapkit.ops.byte_ranges import find_byte_ranges
 from remapkit.plans.moves import Move
 from remapkit.tensors.spec import DTYPE_BITS
 
@@ -76,7 +76,7 @@ class FileLayout:
         return sum(piece.nbytes for piece in self.pieces)
 
 
-def fingerprint(layout: FileLayout, sources: Sequence[SourceFile]) -> str:
+def make_fingerprint(layout: FileLayout, sources: Sequence[SourceFile]) -> str:
     """32 hex digits for what a file is made of: the bytes that are known, and where the others come from.
 
     It finds the file again that a killed run completed; whether its bytes are right, a comparison says. Empty where
@@ -98,7 +98,7 @@ def fingerprint(layout: FileLayout, sources: Sequence[SourceFile]) -> str:
     return digest.hexdigest()[:32]
 
 
-def without_ties(moves: Sequence[Move], tied: Iterable[Sequence[str]]) -> tuple[list[Move], dict[str, str]]:
+def split_ties(moves: Sequence[Move], tied: Iterable[Sequence[str]]) -> tuple[list[Move], dict[str, str]]:
     """The moves with one name of each tied group, and what the others are tied to.
 
     safetensors has no aliases. The first name in output order is kept; every other is recorded as `other -> kept`,
@@ -112,7 +112,7 @@ def without_ties(moves: Sequence[Move], tied: Iterable[Sequence[str]]) -> tuple[
     return [move for move in moves if move.target not in recorded], recorded
 
 
-def in_aligned_order(moves: Sequence[Move]) -> list[Move]:
+def sort_for_alignment(moves: Sequence[Move]) -> list[Move]:
     """The moves in their order where every tensor then starts at a multiple of its element's width, else wide first.
 
     The format has no room for padding between tensors, so its own writer sorts by width; readers that map the file
@@ -121,18 +121,18 @@ def in_aligned_order(moves: Sequence[Move]) -> list[Move]:
     >>> from remapkit import TensorSpec
     >>> from remapkit.plans.moves import RuleRef
     >>> move = lambda name, dtype: Move(name, (name,), (), RuleRef("all"), TensorSpec(dtype, (3,)))
-    >>> [move.target for move in in_aligned_order([move("mask", "U8"), move("w", "F32")])]
+    >>> [move.target for move in sort_for_alignment([move("mask", "U8"), move("w", "F32")])]
     ['w', 'mask']
     """
     position = 0
     for move in moves:
-        if position % _width(move):
-            return sorted(moves, key=_width, reverse=True)
+        if position % _find_element_width(move):
+            return sorted(moves, key=_find_element_width, reverse=True)
         position += move.spec.nbytes
     return list(moves)
 
 
-def _width(move: Move) -> int:
+def _find_element_width(move: Move) -> int:
     return max(1, DTYPE_BITS[move.spec.dtype] // 8)
 
 
@@ -143,16 +143,16 @@ def lay_out_safetensors(name: str, moves: Sequence[Move], reader: Reader, metada
     """
     check_dims(moves)
     _check_dtypes(moves)
-    moves = in_aligned_order(moves)
+    moves = sort_for_alignment(moves)
     raw = header_json(((move.target, move.spec) for move in moves), metadata)
-    data = _merged(piece for move in moves for piece in tensor_pieces(move, reader))
+    data = _merge_pieces(piece for move in moves for piece in make_tensor_pieces(move, reader))
     first = next(iter(data), None)
     start = first.offset % BLOCK if isinstance(first, CopyPiece) else 0
     # A data start of odd offset would leave every tensor unaligned: it only pays where blocks can be shared.
     try:
-        header = padded_header(raw, start if start % 8 == 0 else 0)
+        header = pad_header(raw, start if start % 8 == 0 else 0)
     except ValueError as error:
-        raise unwritable("RK505", str(error), help=("write shards: --shard-size 5GB",)) from None
+        raise make_unwritable("RK505", str(error), help=("write shards: --shard-size 5GB",)) from None
     return FileLayout(name, (BytesPiece(header), *data), tuple(moves))
 
 
@@ -163,17 +163,17 @@ def check_dims(moves: Iterable[Move]) -> None:
             title = (
                 f"{shown(move.target)} would have {len(move.spec.shape)} dimensions; tensors have at most {MAX_DIMS}"
             )
-            raise unwritable("RK505", title, help=("reshape it to fewer",))
+            raise make_unwritable("RK505", title, help=("reshape it to fewer",))
 
 
 def _check_dtypes(moves: Iterable[Move]) -> None:
     for move in moves:
         if move.spec.dtype not in DTYPES:
             title = f"{move.target} is {move.spec.dtype}, which safetensors has no name for"
-            raise unwritable("RK505", title, help=("write a .pth: -o OUT.pth",))
+            raise make_unwritable("RK505", title, help=("write a .pth: -o OUT.pth",))
 
 
-def tensor_piece(move: Move, reader: Reader) -> Piece:
+def make_tensor_piece(move: Move, reader: Reader) -> Piece:
     """What a target's bytes are: a stretch of a source file, or something that must be made."""
     extent = reader.extent(move.sources[0]) if not move.ops else None
     if extent is None:
@@ -181,19 +181,19 @@ def tensor_piece(move: Move, reader: Reader) -> Piece:
     return CopyPiece(extent.source, extent.offset, extent.length)
 
 
-def tensor_pieces(move: Move, reader: Reader) -> list[Piece]:
+def make_tensor_pieces(move: Move, reader: Reader) -> list[Piece]:
     """What a target's bytes are, piece by piece: operations that only move stretches of bytes are copies too."""
     if move.ops and move.sources:
         header = reader.header()
-        ranges = byte_ranges(move.ops, [header[fqn] for fqn in move.sources])
+        ranges = find_byte_ranges(move.ops, [header[fqn] for fqn in move.sources])
         extents = [reader.extent(fqn) for fqn in move.sources] if ranges is not None else [None]
         found = [extent for extent in extents if extent is not None]
         if ranges is not None and len(found) == len(extents):
             return [CopyPiece(found[r.source].source, found[r.source].offset + r.offset, r.length) for r in ranges]
-    return [tensor_piece(move, reader)]
+    return [make_tensor_piece(move, reader)]
 
 
-def _merged(pieces: Iterable[Piece]) -> list[Piece]:
+def _merge_pieces(pieces: Iterable[Piece]) -> list[Piece]:
     """The pieces without empty ones; neighbours that are neighbours in their source too become one."""
     merged: list[Piece] = []
     for piece in pieces:
@@ -220,10 +220,10 @@ def lay_out_shards(
     Source: the layout of Hugging Face's sharded checkpoints: `stem-00001-of-00003.safetensors` and
     `stem.safetensors.index.json` with `metadata.total_size` and `weight_map`. What fits one shard is one file.
     """
-    groups = _groups(moves, shard_size)
+    groups = _split_into_shards(moves, shard_size)
     if not is_utf8(stem):
         title = f"the index cannot name shards of {stem}: the name is not UTF-8, and JSON is"
-        raise unwritable("RK171", title, help=("give -o a name in UTF-8, or leave out --shard-size",))
+        raise make_unwritable("RK171", title, help=("give -o a name in UTF-8, or leave out --shard-size",))
     if len(groups) == 1:
         return [lay_out_safetensors(f"{stem}.safetensors", groups[0], reader, metadata)]
     names = [f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
@@ -235,7 +235,7 @@ def lay_out_shards(
     return [*shards, FileLayout(f"{stem}.safetensors.index.json", (BytesPiece(text.encode("utf-8")),), ())]
 
 
-def _groups(moves: Sequence[Move], shard_size: int) -> list[list[Move]]:
+def _split_into_shards(moves: Sequence[Move], shard_size: int) -> list[list[Move]]:
     groups: list[list[Move]] = [[]]
     room = shard_size
     for move in moves:

@@ -11,44 +11,44 @@ from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedWrite
-from remapkit.diagnostics.wording import printable
+from remapkit.diagnostics.wording import escape_text
 from remapkit.files.atomic import Dress, NewFile, sync_directory
-from remapkit.files.errors import unwritable
-from remapkit.files.index_names import is_index, output_name, whole_name
-from remapkit.files.source_file import SourceFile, reason
+from remapkit.files.errors import make_unwritable
+from remapkit.files.index_names import derive_output_name, derive_whole_name, is_index
+from remapkit.files.source_file import SourceFile, describe_os_error
 
 
-def other_layouts(folder: Path, names: Sequence[str], sources: Sequence[SourceFile], force: bool) -> list[Path]:
+def find_other_layouts(folder: Path, names: Sequence[str], sources: Sequence[SourceFile], force: bool) -> list[Path]:
     """The files in `folder` that are one output with `names` and not among them: indexes first.
 
     Raises `UnwritableOutput`: RK501 where one of them is a source, RK500 where there are any and `force` is not set.
     """
-    found = _found(folder, names)
+    found = _list_replaced(folder, names)
     read = {(source.device, source.inode) for source in sources}
     for path in found:
-        if _identity(path) in read:
+        if _read_identity(path) in read:
             title = f"{folder / names[-1]} is another layout of its own source {path.name}"
             help = ("write under another name, or into another folder",)
-            raise unwritable("RK501", title, help=help)
+            raise make_unwritable("RK501", title, help=help)
     if found and not force:
         more = f" and {len(found) - 1} more of its files exist" if len(found) > 1 else " exists"
         notes = (f"{names[-1]} is the same checkpoint in another layout; --force replaces it",)
-        raise unwritable("RK500", f"{found[0]}{more} (use --force)", notes=notes)
+        raise make_unwritable("RK500", f"{found[0]}{more} (use --force)", notes=notes)
     return found
 
 
-def _found(folder: Path, names: Sequence[str]) -> list[Path]:
+def _list_replaced(folder: Path, names: Sequence[str]) -> list[Path]:
     own = set(names)
-    output = whole_name(names[-1])
+    output = derive_whole_name(names[-1])
     try:
         beside = sorted(path.name for path in folder.iterdir())
     except OSError:
         return []
-    found = [name for name in beside if name not in own and output_name(name) == output]
+    found = [name for name in beside if name not in own and derive_output_name(name) == output]
     return [folder / name for name in sorted(found, key=lambda name: not is_index(name))]
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _read_identity(path: Path) -> tuple[int, int] | None:
     try:
         found = path.stat()
     except OSError:
@@ -56,7 +56,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def dress(files: Sequence[NewFile], replaced: Sequence[Path]) -> None:
+def dress_files(files: Sequence[NewFile], replaced: Sequence[Path]) -> None:
     """Let every file keep what the one under its name has, and a new name take it from the layout that it replaces.
 
     That is from the narrowest mode of the same kind (index or weights), else of the other: nobody may read more of a
@@ -67,7 +67,7 @@ def dress(files: Sequence[NewFile], replaced: Sequence[Path]) -> None:
     for new, (_, own) in zip(files, found, strict=False):
         kind = is_index(new.target.name)
         others = sorted(old, key=lambda each: (is_index(each[0]) != kind, (each[1].mode & 0o777).bit_count()))
-        new.dress_as(own or (others[0][1] if others else None))
+        new.set_dress(own or (others[0][1] if others else None))
 
 
 def remove_replaced(paths: Sequence[Path], new: Path) -> None:
@@ -80,7 +80,7 @@ def remove_replaced(paths: Sequence[Path], new: Path) -> None:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            left.append((path, reason(error)))
+            left.append((path, describe_os_error(error)))
     if paths:
         sync_directory(new.parent)
     if left:
@@ -89,4 +89,4 @@ def remove_replaced(paths: Sequence[Path], new: Path) -> None:
         )
         names = ", ".join(str(path) for path, _ in left)
         help = (f"remove it, since readers may take it for the checkpoint: {names}",)
-        raise FailedWrite(Diagnostic("RK513", printable(title), help=help))
+        raise FailedWrite(Diagnostic("RK513", escape_text(title), help=help))

@@ -12,13 +12,13 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from remapkit.files.errors import is_utf8, unwritable
+from remapkit.files.errors import is_utf8, make_unwritable
 from remapkit.formats.pickle.values import DTYPES, STORAGES
 from remapkit.formats.reader import Reader
 from remapkit.formats.torch_file import METADATA
 from remapkit.plans.moves import Move
 from remapkit.tensors.spec import TensorSpec
-from remapkit.write.layout import BytesPiece, FileLayout, Piece, Seal, check_dims, tensor_piece
+from remapkit.write.layout import BytesPiece, FileLayout, Piece, Seal, check_dims, make_tensor_piece
 
 _ALIGNMENT = 64
 _MAX32 = 0xFFFFFFFF
@@ -50,22 +50,24 @@ def lay_out_pth(
     Raises `UnwritableOutput` (RK505) for a dtype that torch has no name for.
     """
     check_dims(moves)
-    keys, owners = _storage_keys(moves, tied)
-    prefix = _folder(name) + "/"
+    keys, owners = _assign_storage_keys(moves, tied)
+    prefix = _name_folder(name) + "/"
     records = [
-        _literal(prefix + "data.pkl", pickle_of((move.target, move.spec, keys[move.target]) for move in moves)),
-        _literal(prefix + "byteorder", b"little"),
-        *(_tensor_record(f"{prefix}data/{keys[move.target]}", move, reader) for move in owners),
-        _literal(prefix + "version", b"3\n"),
+        _make_record(
+            prefix + "data.pkl", pickle_tensors((move.target, move.spec, keys[move.target]) for move in moves)
+        ),
+        _make_record(prefix + "byteorder", b"little"),
+        *(_make_tensor_record(f"{prefix}data/{keys[move.target]}", move, reader) for move in owners),
+        _make_record(prefix + "version", b"3\n"),
     ]
     if metadata:
         text = json.dumps(dict(sorted(metadata.items())), ensure_ascii=False)
-        records.append(_literal(prefix + METADATA, text.encode("utf-8")))
-    pieces, seals = _zip(records)
+        records.append(_make_record(prefix + METADATA, text.encode("utf-8")))
+    pieces, seals = _lay_out_zip(records)
     return FileLayout(name, tuple(pieces), tuple(owners), tuple(seals))
 
 
-def _storage_keys(moves: Sequence[Move], tied: Iterable[Sequence[str]]) -> tuple[dict[str, str], list[Move]]:
+def _assign_storage_keys(moves: Sequence[Move], tied: Iterable[Sequence[str]]) -> tuple[dict[str, str], list[Move]]:
     """The storage of each target, and the moves whose data is written: the first of each tied group."""
     group_of = {name: number for number, group in enumerate(tied) for name in group}
     keys: dict[str, str] = {}
@@ -83,16 +85,16 @@ def _storage_keys(moves: Sequence[Move], tied: Iterable[Sequence[str]]) -> tuple
     return keys, owners
 
 
-def _literal(name: str, data: bytes) -> _Record:
+def _make_record(name: str, data: bytes) -> _Record:
     return _Record(name, BytesPiece(data), zlib.crc32(data))
 
 
-def _tensor_record(name: str, move: Move, reader: Reader) -> _Record:
+def _make_tensor_record(name: str, move: Move, reader: Reader) -> _Record:
     crc = None if move.ops else reader.crc32(move.sources[0])
-    return _Record(name, tensor_piece(move, reader), 0 if not move.spec.nbytes else crc)
+    return _Record(name, make_tensor_piece(move, reader), 0 if not move.spec.nbytes else crc)
 
 
-def _folder(name: str) -> str:
+def _name_folder(name: str) -> str:
     """The archive's folder as torch names it: the file without its suffix; `archive` where that is no UTF-8."""
     stem = name.rpartition(".")[0] or name
     return stem if is_utf8(stem) else "archive"
@@ -101,13 +103,13 @@ def _folder(name: str) -> str:
 # --- zip ------------------------------------------------------------------------------------------
 
 
-def _zip(records: Sequence[_Record]) -> tuple[list[Piece], list[Seal]]:
+def _lay_out_zip(records: Sequence[_Record]) -> tuple[list[Piece], list[Seal]]:
     """The pieces of an archive, and where checksums go that are only known once the data is written."""
     pieces: list[Piece] = []
     places: list[tuple[int, int]] = []
     at = 0
     for record in records:
-        header = _local_header(record, at)
+        header = _make_local_header(record, at)
         places.append((at, len(pieces) + 1))
         pieces += [BytesPiece(header), record.piece]
         at += len(header) + record.piece.nbytes
@@ -115,13 +117,13 @@ def _zip(records: Sequence[_Record]) -> tuple[list[Piece], list[Seal]]:
     for record, (header_at, piece) in zip(records, places, strict=True):
         if record.crc is None:
             seals.append(Seal(piece, (header_at + 14, at + 16)))
-        entries.append(_central_entry(record, header_at))
+        entries.append(_make_central_entry(record, header_at))
         at += len(entries[-1])
-    entries.append(_end(len(records), directory_at, at))
+    entries.append(_make_end_records(len(records), directory_at, at))
     return [*pieces, BytesPiece(b"".join(entries))], seals
 
 
-def _local_header(record: _Record, at: int) -> bytes:
+def _make_local_header(record: _Record, at: int) -> bytes:
     name, size = record.name.encode("utf-8"), record.piece.nbytes
     wide = struct.pack("<HHQQ", 1, 16, size, size) if size >= _MAX32 else b""
     bare = at + _LOCAL.size + len(name) + len(wide) + 4
@@ -133,7 +135,7 @@ def _local_header(record: _Record, at: int) -> bytes:
     return _LOCAL.pack(b"PK\x03\x04", *fields) + name + extra
 
 
-def _central_entry(record: _Record, header_at: int) -> bytes:
+def _make_central_entry(record: _Record, header_at: int) -> bytes:
     name, size = record.name.encode("utf-8"), record.piece.nbytes
     wide = b""
     if size >= _MAX32:
@@ -147,7 +149,7 @@ def _central_entry(record: _Record, header_at: int) -> bytes:
     return _CENTRAL.pack(b"PK\x01\x02", version, version, 0x800, 0, 0, _DATE, *sizes) + name + extra
 
 
-def _end(count: int, directory_at: int, at: int) -> bytes:
+def _make_end_records(count: int, directory_at: int, at: int) -> bytes:
     size = at - directory_at
     wide = b""
     if count >= 0xFFFF or at >= _MAX32:
@@ -161,33 +163,41 @@ def _end(count: int, directory_at: int, at: int) -> bytes:
 # --- pickle ---------------------------------------------------------------------------------------
 
 
-def pickle_of(tensors: Iterable[tuple[str, TensorSpec, str]]) -> bytes:
+def pickle_tensors(tensors: Iterable[tuple[str, TensorSpec, str]]) -> bytes:
     """The pickle (protocol 2) of a dict of contiguous tensors, each given as name, spec and storage key."""
     parts = [b"\x80\x02}("]
     for fqn, spec, key in tensors:
-        parts += [_text(fqn), _tensor(fqn, spec, key)]
+        parts += [_pickle_text(fqn), _pickle_tensor(fqn, spec, key)]
     return b"".join([*parts, b"u."])
 
 
-def _tensor(fqn: str, spec: TensorSpec, key: str) -> bytes:
+def _pickle_tensor(fqn: str, spec: TensorSpec, key: str) -> bytes:
     storage, name = _STORAGE_OF.get(spec.dtype), _TORCH_OF.get(spec.dtype)
     if name is None:
         title = f"{fqn} is {spec.dtype}, which torch has no name for"
-        raise unwritable("RK505", title, help=("write a .safetensors file",))
+        raise make_unwritable("RK505", title, help=("write a .safetensors file",))
     function = b"ctorch._utils\n_rebuild_tensor_v2\n" if storage else b"ctorch._utils\n_rebuild_tensor_v3\n"
     cls = f"ctorch\n{storage}\n" if storage else "ctorch.storage\nUntypedStorage\n"
     numel = spec.numel if storage else spec.nbytes
-    identity = b"(" + _text("storage") + cls.encode() + _text(key) + _text("cpu") + _int(numel) + b"tQ"
+    identity = (
+        b"("
+        + _pickle_text("storage")
+        + cls.encode()
+        + _pickle_text(key)
+        + _pickle_text("cpu")
+        + _pickle_int(numel)
+        + b"tQ"
+    )
     dtype = b"" if storage else f"ctorch\n{name}\n".encode()
     hooks = b"\x89ccollections\nOrderedDict\n)R"
-    view = _int(0) + _ints(spec.shape) + _ints(_strides(spec.shape))
+    view = _pickle_int(0) + _pickle_ints(spec.shape) + _pickle_ints(_compute_strides(spec.shape))
     return function + b"(" + identity + view + hooks + dtype + b"tR"
 
 
-def _strides(shape: Sequence[int]) -> tuple[int, ...]:
+def _compute_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """Row-major strides, as torch counts them: a dimension of size 0 counts as 1.
 
-    >>> _strides((2, 0, 3))
+    >>> _compute_strides((2, 0, 3))
     (3, 3, 1)
     """
     strides, step = [], 1
@@ -197,11 +207,11 @@ def _strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _ints(values: Sequence[int]) -> bytes:
-    return b"(" + b"".join(map(_int, values)) + b"t"
+def _pickle_ints(values: Sequence[int]) -> bytes:
+    return b"(" + b"".join(map(_pickle_int, values)) + b"t"
 
 
-def _int(value: int) -> bytes:
+def _pickle_int(value: int) -> bytes:
     if value < 1 << 8:
         return b"K" + value.to_bytes(1, "little")
     if value < 1 << 31:
@@ -209,6 +219,6 @@ def _int(value: int) -> bytes:
     return b"\x8a\x09" + value.to_bytes(9, "little")
 
 
-def _text(value: str) -> bytes:
+def _pickle_text(value: str) -> bytes:
     data = value.encode("utf-8")
     return b"X" + len(data).to_bytes(4, "little") + data

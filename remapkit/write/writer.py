@@ -8,19 +8,19 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from remapkit.compute.move_bytes import Run, target_chunks
+from remapkit.compute.move_bytes import Run, read_target_chunks
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedWrite, UnwritableOutput
-from remapkit.diagnostics.wording import printable, sized_part
-from remapkit.files.atomic import NewFile, check_space, check_targets, sync_directory, undisturbed
+from remapkit.diagnostics.wording import escape_text, sized_part
+from remapkit.files.atomic import NewFile, check_space, check_targets, ignore_interrupts, sync_directory
 from remapkit.files.copy import Copier, ReadAhead, Writeback, expect_sequential, write_all
-from remapkit.files.errors import NO_SPACE, cannot_write, no_space, unreadable
+from remapkit.files.errors import NO_SPACE, convert_os_error, make_no_space, make_unreadable
 from remapkit.files.index_names import is_index
-from remapkit.files.locks import hold
-from remapkit.files.source_file import CHUNK, reason
+from remapkit.files.locks import hold_locks
+from remapkit.files.source_file import CHUNK, describe_os_error
 from remapkit.formats.reader import Reader
-from remapkit.write.layout import BytesPiece, CopyPiece, FileLayout, Piece, StreamPiece, fingerprint
-from remapkit.write.replaced import dress, other_layouts, remove_replaced
+from remapkit.write.layout import BytesPiece, CopyPiece, FileLayout, Piece, StreamPiece, make_fingerprint
+from remapkit.write.replaced import dress_files, find_other_layouts, remove_replaced
 
 Progress = Callable[[int, int], None]
 """`progress(done, total)`, both in bytes."""
@@ -98,60 +98,60 @@ class Writer:
         names = [layout.name for layout in self._layouts]
         paths = [folder / name for name in names]
         with contextlib.ExitStack() as stack:
-            stack.enter_context(hold(paths))
+            stack.enter_context(hold_locks(paths))
             targets = check_targets(paths, self._reader.sources, force)
-            replaced = other_layouts(folder, names, self._reader.sources, force)
+            replaced = find_other_layouts(folder, names, self._reader.sources, force)
             for source in self._reader.sources:
                 expect_sequential(source)
             try:
-                files = self._open(stack, targets, force)
+                files = self._open_files(stack, targets, force)
                 self._check_space(files)
-                self._fill_all(files)
+                self._fill_files(files)
                 self._check_unchanged()
                 for new, layout in zip(files, self._layouts, strict=True):
                     if inspect is not None:
                         inspect(new.temporary, layout)
-                with undisturbed():
-                    dress(files, replaced)
-                    _name_all(files, force, [path for path in replaced if is_index(path.name)])
+                with ignore_interrupts():
+                    dress_files(files, replaced)
+                    _name_files(files, force, [path for path in replaced if is_index(path.name)])
                     remove_replaced(replaced, paths[-1])
             except OSError as error:
-                raise self._failed(targets[0], error) from error
+                raise self._make_failure(targets[0], error) from error
         return tuple(paths)
 
-    def _open(self, stack: contextlib.ExitStack, targets: Sequence[Path], force: bool) -> list[NewFile]:
+    def _open_files(self, stack: contextlib.ExitStack, targets: Sequence[Path], force: bool) -> list[NewFile]:
         """The files to write, those that a killed run completed first: opening a new one removes its leftovers."""
         _allow_open_files(2 * len(targets))
         for layout in self._layouts if self.shards else ():
-            self._marks[layout.name] = fingerprint(layout, self._reader.sources) if layout.moves else ""
+            self._marks[layout.name] = make_fingerprint(layout, self._reader.sources) if layout.moves else ""
         kept: list[NewFile | None] = []
         for target, layout in zip(targets, self._layouts, strict=True):
             mark = self._marks.get(layout.name)
-            found = NewFile.resumed(target, mark, layout.nbytes, force=force) if mark else None
-            kept.append(self._if_right(found, layout, stack))
+            found = NewFile.resume(target, mark, layout.nbytes, force=force) if mark else None
+            kept.append(self._reuse_file(found, layout, stack))
         self.kept = sum(new is not None for new in kept)
         return [
             new or stack.enter_context(NewFile(target, force=force))
             for new, target in zip(kept, targets, strict=True)
         ]
 
-    def _if_right(self, found: NewFile | None, layout: FileLayout, stack: contextlib.ExitStack) -> NewFile | None:
+    def _reuse_file(self, found: NewFile | None, layout: FileLayout, stack: contextlib.ExitStack) -> NewFile | None:
         """The file where it holds, byte for byte, what would be written now; else it is removed."""
         if found is None:
             return None
         with contextlib.ExitStack() as own:
             own.enter_context(found)
             done = self.done
-            if not self._holds(found.fd, layout):
+            if not self._has_content(found.fd, layout):
                 self.done = done
                 return None
             stack.push(own.pop_all())
         return found
 
-    def _holds(self, fd: int, layout: FileLayout) -> bool:
+    def _has_content(self, fd: int, layout: FileLayout) -> bool:
         at = 0
         for piece in layout.pieces:
-            for chunk in self._expected(piece):
+            for chunk in self._read_expected(piece):
                 # Views are compared element by element, bytes at once.
                 if os.pread(fd, len(chunk), at) != chunk.tobytes():
                     return False
@@ -159,12 +159,12 @@ class Writer:
                 self._advance(len(chunk))
         return at == layout.nbytes
 
-    def _expected(self, piece: Piece) -> Iterator[memoryview]:
+    def _read_expected(self, piece: Piece) -> Iterator[memoryview]:
         if isinstance(piece, BytesPiece):
             return iter((memoryview(piece.data),))
         if isinstance(piece, CopyPiece):
             return piece.source.chunks(piece.offset, piece.nbytes)
-        return target_chunks(piece.move, self._reader, self._run)
+        return read_target_chunks(piece.move, self._reader, self._run)
 
     def _check_space(self, files: Sequence[NewFile]) -> None:
         """Shared blocks take no space, so a full filesystem may still hold another copy."""
@@ -178,14 +178,14 @@ class Writer:
 
     def _check_unchanged(self) -> None:
         for source in self._reader.sources:
-            if source.changed():
+            if source.has_changed():
                 title = f"{source.path.name} changed while it was read; nothing was written"
-                raise unreadable("RK412", title, source.path)
+                raise make_unreadable("RK412", title, source.path)
 
-    def _failed(self, target: Path, error: OSError) -> UnwritableOutput:
+    def _make_failure(self, target: Path, error: OSError) -> UnwritableOutput:
         if error.errno in NO_SPACE:
-            return no_space(target, error, f" after {sized_part(self.done, self.total)}")
-        return cannot_write(target, error)
+            return make_no_space(target, error, f" after {sized_part(self.done, self.total)}")
+        return convert_os_error(target, error)
 
     def _advance(self, nbytes: int) -> None:
         self.done += nbytes
@@ -194,7 +194,7 @@ class Writer:
         if self._progress is not None:
             self._progress(self.done, self.total)
 
-    def _fill_all(self, files: Sequence[NewFile]) -> None:
+    def _fill_files(self, files: Sequence[NewFile]) -> None:
         todo = [(new, layout) for new, layout in zip(files, self._layouts, strict=True) if not new.complete]
         skipped = self.done
         copies = (
@@ -204,12 +204,12 @@ class Writer:
         )
         with ReadAhead(copies, lambda: self.done - skipped):
             for new, layout in todo:
-                self._fill(new.fd, layout)
+                self._fill_file(new.fd, layout)
                 new.flush()
                 if mark := self._marks.get(layout.name):
-                    new.keep(mark)
+                    new.mark_complete(mark)
 
-    def _fill(self, fd: int, layout: FileLayout) -> None:
+    def _fill_file(self, fd: int, layout: FileLayout) -> None:
         copier = Copier(fd, self._advance)
         self._writeback = Writeback(fd)
         sealed = {seal.piece: seal.places for seal in layout.seals}
@@ -223,22 +223,22 @@ class Writer:
                 continue
             small.flush()
             if number in sealed:
-                crc = self._write(fd, piece, at)
+                crc = self._write_piece(fd, piece, at)
                 patches += [(place, crc) for place in sealed[number]]
             elif isinstance(piece, CopyPiece):
                 copier.copy(piece.source, piece.offset, piece.nbytes, at)
             else:
-                self._write(fd, piece, at)
+                self._write_piece(fd, piece, at)
             at += piece.nbytes
         small.flush()
         for place, crc in patches:
             write_all(fd, crc.to_bytes(4, "little"), place)
         self.how |= copier.used | small.used
 
-    def _write(self, fd: int, piece: Piece, at: int) -> int:
+    def _write_piece(self, fd: int, piece: Piece, at: int) -> int:
         """Write a piece through memory, chunk by chunk; its CRC-32."""
         crc, end = 0, at + piece.nbytes
-        for chunk in self._chunks(piece):
+        for chunk in self._read_chunks(piece):
             write_all(fd, chunk, at)
             crc = zlib.crc32(chunk, crc)
             at += len(chunk)
@@ -247,13 +247,13 @@ class Writer:
             raise AssertionError(f"{piece}: {at - end} bytes more than planned")
         return crc
 
-    def _chunks(self, piece: Piece) -> Iterator[memoryview]:
+    def _read_chunks(self, piece: Piece) -> Iterator[memoryview]:
         if not isinstance(piece, BytesPiece):
             self.how["loop" if isinstance(piece, CopyPiece) else "gathered"] = None
-        return self._expected(piece)
+        return self._read_expected(piece)
 
 
-def _name_all(files: Sequence[NewFile], force: bool, indexes: Sequence[Path] = ()) -> None:
+def _name_files(files: Sequence[NewFile], force: bool, indexes: Sequence[Path] = ()) -> None:
     """Give the files their names. An index goes first and comes last: between, nothing looks finished.
 
     `indexes` are the output's other ones, which may name the same shards: they go with it.
@@ -278,16 +278,16 @@ def _name_all(files: Sequence[NewFile], force: bool, indexes: Sequence[Path] = (
             shard.target.unlink(missing_ok=True)
         changed = named or not all(index.exists() for index in had)
         if force and changed and isinstance(error, OSError):
-            raise _half_replaced(last.target, len(named), len(shards), error) from error
+            raise _make_partial_error(last.target, len(named), len(shards), error) from error
         raise
     sync_directory(last.target.parent)
 
 
-def _half_replaced(index: Path, named: int, of: int, error: OSError) -> FailedWrite:
-    title = f"{named} of {of} shards were replaced when the system refused: {reason(error)}"
+def _make_partial_error(index: Path, named: int, of: int, error: OSError) -> FailedWrite:
+    title = f"{named} of {of} shards were replaced when the system refused: {describe_os_error(error)}"
     notes = (f"{index.name} was removed first, so that nothing looks finished",)
     help = ("once the cause is gone, run the same command again",)
-    return FailedWrite(Diagnostic("RK514", printable(title), notes=notes, help=help, place=str(index)))
+    return FailedWrite(Diagnostic("RK514", escape_text(title), notes=notes, help=help, place=str(index)))
 
 
 def _allow_open_files(more: int) -> None:

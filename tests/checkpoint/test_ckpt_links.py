@@ -77,7 +77,7 @@ def test_a_cache_that_is_known_at_one_depth_only_would_be_seen(
     def shallow(home: Path) -> Path | None:
         return home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
 
-    monkeypatch.setattr(sharded, "cache_blobs", shallow)
+    monkeypatch.setattr(sharded, "find_cache_blobs", shallow)
     with pytest.raises((UnreadableCheckpoint, BaseExceptionGroup)):
         test_a_download_cache_is_read_at_any_depth(tmp_path_factory=tmp_path_factory)
 

@@ -28,7 +28,7 @@ from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.formats import open_checkpoint
 from remapkit.formats import state_dict as wrappers
 from remapkit.formats import zip_reader as archive
-from remapkit.tensors.spec import MAX_NAME, name_problem
+from remapkit.tensors.spec import MAX_NAME, find_name_problem
 
 
 def refusal(path: Path, **options: Any) -> Any:
@@ -184,7 +184,7 @@ def test_D9_no_help_proposes_what_the_trainer_keeps(
 
 
 def test_D9_a_help_that_takes_the_largest_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wrappers, "_may_be_model", lambda candidate: True)
+    monkeypatch.setattr(wrappers, "_can_be_model", lambda candidate: True)
     with pytest.raises(AssertionError):
         helps_only(["lr_scheduler"], ["model"], tmp_path)
 
@@ -204,7 +204,7 @@ def test_D19_what_is_written_can_be_read_back(tmp_path: Path, capsys: pytest.Cap
     for name, code in ((longest, 0), (longest + "x", 1)):
         text = f"remapkit: 1\nname: r\nrules:\n  - {{id: a, path: w, to: '{{t}}{name[:1]}'}}\n"
         rules.write_text(text.replace("{t}", ""))
-        assert name_problem(name) is None if code == 0 else "characters long" in str(name_problem(name))
+        assert find_name_problem(name) is None if code == 0 else "characters long" in str(find_name_problem(name))
     ones = ", ".join(["1"] * 70)
     rules.write_text(
         f"remapkit: 1\nname: r\nrules:\n  - {{id: a, path: w, ops: [{{reshape: [4, {ones}]}}], to: x}}\n"

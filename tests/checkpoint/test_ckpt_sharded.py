@@ -250,7 +250,7 @@ def test_D18_more_shards_than_open_files_are_allowed(tmp_path: Path) -> None:
 def test_D18_shards_that_are_closed_meanwhile_are_the_same_when_they_are_opened_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader_module, "most_open", lambda: 2)
+    monkeypatch.setattr(reader_module, "find_open_limit", lambda: 2)
     index = many(tmp_path, 6)
     before = open_files()
     with open_checkpoint(index) as reader:

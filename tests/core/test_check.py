@@ -9,7 +9,7 @@ from torch import nn
 
 import remapkit
 from remapkit.api.ruleset import Plan
-from remapkit.plans.check import Check, count_interchangeable, known_keys_problem, make_check
+from remapkit.plans.check import Check, check_known_keys, count_interchangeable, make_check
 from remapkit.plans.moves import Move, RuleRef
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
@@ -112,10 +112,10 @@ def test_all_problems_are_reported_at_once() -> None:
 
 def test_a_half_checkpoint_is_seen_from_the_known_keys() -> None:
     known = StateDictSpec({f"src.{name}": F32 for name in ("a", "b", "c")}, name="known")
-    problems = known_keys_problem(plan_to({"a": F32, "b": F32}), known)
+    problems = check_known_keys(plan_to({"a": F32, "b": F32}), known)
     assert [problem.code for problem in problems] == ["RK316"]
     assert problems[0].values["lacking"] == ["src.c"]
-    assert known_keys_problem(plan_to({"a": F32, "b": F32, "c": F32, "extra": F32}), known) == []
+    assert check_known_keys(plan_to({"a": F32, "b": F32, "c": F32, "extra": F32}), known) == []
 
 
 def test_plans_and_checks_of_the_library() -> None:

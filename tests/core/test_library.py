@@ -26,7 +26,7 @@ def test_the_shipped_plugin_and_packs_are_found() -> None:
 
 
 def test_no_package_named_wan_becomes_importable() -> None:
-    reference.resolve("wan.vae:WanVAE")
+    reference.resolve_reference("wan.vae:WanVAE")
     assert importlib.util.find_spec("wan") is None
 
 
@@ -55,7 +55,7 @@ def test_two_plugins_of_one_name_are_refused_with_both_places(monkeypatch: pytes
         library.plugins()
     assert "two plugins are named 'wan'" in str(caught.value)
     assert "somebody.wan" in str(caught.value)
-    assert str(library.home("plugins")) in str(caught.value)
+    assert str(library.find_home("plugins")) in str(caught.value)
 
 
 def test_a_plugin_from_an_entry_point_brings_models_and_packs(
@@ -68,7 +68,7 @@ def test_a_plugin_from_an_entry_point_brings_models_and_packs(
     (package / "rules" / "theirs.yaml").write_text("remapkit: 1\nname: theirs\nkeep: ['{all:**}']\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     fake_entry_points(monkeypatch, ("their", "their_plugin"))
-    assert reference.resolve("their.model:Net").__name__ == "Net"
+    assert reference.resolve_reference("their.model:Net").__name__ == "Net"
     assert library.find_rules("theirs") == package / "rules" / "theirs.yaml"
     assert {pack.origin for pack in library.packs() if pack.name == "theirs"} == {"plugin their"}
 
@@ -103,4 +103,4 @@ def test_the_wheel_layout_is_found_without_a_checkout(monkeypatch: pytest.Monkey
     (package / "_bundled" / "rules").mkdir(parents=True)
     (tmp_path / "site-packages" / "rules").mkdir()  # a stranger's folder, not ours
     monkeypatch.setattr(library, "_PACKAGE", package)
-    assert library.home("rules") == package / "_bundled" / "rules"
+    assert library.find_home("rules") == package / "_bundled" / "rules"

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from remapkit.diagnostics.errors import UsageError
-from remapkit.models.build import build
-from remapkit.models.reference import resolve
-from remapkit.models.target import TargetRef, target_header
+from remapkit.models.build import build_on_meta
+from remapkit.models.reference import resolve_reference
+from remapkit.models.target import TargetRef, read_target_header
 from remapkit.tensors.from_torch import header_of
 from remapkit.tensors.spec import TensorSpec
 
@@ -76,7 +76,7 @@ def test_a_view_of_the_same_storage_is_tied_only_if_it_is_the_same_tensor() -> N
 
 
 def test_a_model_that_does_not_fit_in_memory() -> None:
-    module = build(Huge, "py:huge")
+    module = build_on_meta(Huge, "py:huge")
     assert header_of(module)["weight"].nbytes == 1 << 41
 
 
@@ -91,21 +91,25 @@ def test_a_model_that_does_not_fit_in_memory() -> None:
 )
 def test_refusals_say_what_to_do(factory: object, args: dict[str, object], code: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
-        build(factory, "py:tests:factory", args)  # type: ignore[arg-type]
+        build_on_meta(factory, "py:tests:factory", args)  # type: ignore[arg-type]
     assert caught.value.diagnostics[0].code == code
     assert words in str(caught.value)
 
 
 def test_a_diffusers_class_is_built_from_its_config() -> None:
     config = {"base_dim": 8, "z_dim": 4}
-    module = build(resolve("py:diffusers:AutoencoderKLWan"), "py:diffusers:AutoencoderKLWan", config=config)
+    module = build_on_meta(
+        resolve_reference("py:diffusers:AutoencoderKLWan"), "py:diffusers:AutoencoderKLWan", config=config
+    )
     assert module.encoder.conv_in.weight.shape[0] == 8
     assert module.encoder.conv_in.weight.is_meta
 
 
 def test_a_transformers_class_is_built_from_its_config_with_tied_weights() -> None:
     config = {"n_layer": 2, "n_embd": 8, "n_head": 2, "vocab_size": 11, "n_positions": 4}
-    module = build(resolve("py:transformers:GPT2LMHeadModel"), "py:transformers:GPT2LMHeadModel", config=config)
+    module = build_on_meta(
+        resolve_reference("py:transformers:GPT2LMHeadModel"), "py:transformers:GPT2LMHeadModel", config=config
+    )
     assert ("transformer.wte.weight", "lm_head.weight") in header_of(module).tied
 
 
@@ -125,12 +129,12 @@ def test_a_transformers_class_is_built_from_its_config_with_tied_weights() -> No
 )
 def test_names_that_lead_nowhere(reference: str, code: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
-        resolve(reference)
+        resolve_reference(reference)
     assert caught.value.diagnostics[0].code == code
     assert words in str(caught.value)
 
 
 def test_the_full_size_wan_vae_on_meta() -> None:
-    header = target_header(TargetRef(model="wan.vae:WanVAE"))
+    header = read_target_header(TargetRef(model="wan.vae:WanVAE"))
     assert len(header) == 196
     assert sum(spec.numel for spec in header.values()) == 704_688_668

@@ -70,7 +70,7 @@ def test_a_message_as_an_annotation(made: Diagnostic) -> None:
 
 @given(diagnostics(), st.sampled_from([None, "utf-8", "ascii", "latin-1", "no such encoding"]))
 def test_a_message_as_json(made: Diagnostic, encoding: str | None) -> None:
-    text = report.json_text(to_json(made), encoding)
+    text = report.format_json(to_json(made), encoding)
     check_text(text)
     assert json.loads(text) == json.loads(json.dumps(to_json(made)))
     if encoding == "ascii":
@@ -87,7 +87,7 @@ def test_all_that_a_command_shows(title: str, cell: str, line: str, found: list[
         {}, (line, TextTable(("a", ">b"), ((cell, line), (line, cell)), title)), tuple(found), findings=True
     )
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        report.show(outcome, format)
+        report.show_outcome(outcome, format)
     lines = out.getvalue().split("\n")
     if format == "github":
         for annotation in lines[: len(found)]:

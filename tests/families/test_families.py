@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import remapkit
-from remapkit.tensors.families import Family, families, ranges
+from remapkit.tensors.families import Family, find_families, format_ranges
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 ROOT = Path(remapkit.__file__).parent.parent
@@ -43,7 +43,7 @@ headers = headers | st.tuples(headers, headers).map(lambda pair: {**pair[0], **p
 @given(headers)
 def test_families_are_a_partition_into_products(tensors: dict[str, TensorSpec]) -> None:
     header = StateDictSpec(tensors)
-    found = families(header)
+    found = find_families(header)
     members = [fqn for family in found for fqn in family.fqns]
     assert sorted(members) == sorted(tensors)
     assert len(set(members)) == len(members)
@@ -60,7 +60,7 @@ def test_families_are_a_partition_into_products(tensors: dict[str, TensorSpec]) 
 @given(headers)
 def test_no_two_families_could_be_one(tensors: dict[str, TensorSpec]) -> None:
     """Maximal: families that differ in one segment only, both numbers or both words, were joined."""
-    found = families(StateDictSpec(tensors))
+    found = find_families(StateDictSpec(tensors))
 
     def numbers(segment: tuple[str, ...]) -> bool:
         return segment[0].isdigit() and str(int(segment[0])) == segment[0]
@@ -78,18 +78,21 @@ def test_no_two_families_could_be_one(tensors: dict[str, TensorSpec]) -> None:
 def test_the_keys_of_a_product_are_one_family_in_any_order(tensors: dict[str, TensorSpec], random: object) -> None:
     shuffled = list(tensors)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    one, other = families(StateDictSpec(tensors)), families(StateDictSpec({key: tensors[key] for key in shuffled}))
+    one, other = (
+        find_families(StateDictSpec(tensors)),
+        find_families(StateDictSpec({key: tensors[key] for key in shuffled})),
+    )
     if len(one) == 1:
         assert len(other) == 1
     assert sorted(fqn for family in other for fqn in family.fqns) == sorted(tensors)
-    assert families(StateDictSpec(tensors)) == one, "the same header, the same families"
+    assert find_families(StateDictSpec(tensors)) == one, "the same header, the same families"
 
 
 def test_a_planted_superset_would_be_seen() -> None:
     """Joining without a look at the other segments, a tempting shortcut, takes in keys that are not there."""
     wrong = Family((("a", "b"), ("x", "y")), ("a.x", "b.y"), (TensorSpec("F32", ()),) * 2)
     assert "a.y" in wrong and math.prod(map(len, wrong.segments)) != len(wrong.fqns)
-    found = families(StateDictSpec(dict.fromkeys(["a.x", "b.y"], TensorSpec("F32", ()))))
+    found = find_families(StateDictSpec(dict.fromkeys(["a.x", "b.y"], TensorSpec("F32", ()))))
     assert [family.pattern for family in found] == ["a.x", "b.y"]
 
 
@@ -109,7 +112,7 @@ def test_a_planted_superset_would_be_seen() -> None:
     ],
 )
 def test_patterns_by_hand(keys: list[str], patterns: list[str]) -> None:
-    found = families(StateDictSpec(dict.fromkeys(keys, TensorSpec("F32", (1,)))))
+    found = find_families(StateDictSpec(dict.fromkeys(keys, TensorSpec("F32", (1,)))))
     assert [family.pattern for family in found] == patterns
 
 
@@ -120,13 +123,13 @@ def test_shapes_and_dtypes_in_one_line() -> None:
         "a.2": TensorSpec("F32", (5,)),
         "a.3": TensorSpec("F32", ()),
     }
-    (family,) = families(StateDictSpec(tensors))
+    (family,) = find_families(StateDictSpec(tensors))
     assert (family.shapes_text, family.dtypes_text) == ("[2..8, 3] [5] []", "3 F32, 1 BF16")
 
 
 def test_the_wan_vae_is_a_few_lines() -> None:
     header = remapkit.header(ROOT / "rules" / "keys" / "wan22_vae_upstream.json")
-    found = families(header)
+    found = find_families(header)
     assert (len(header), len(found)) == (196, 18)
     assert "encoder.downsamples.{0..3}.downsamples.{0,1}.residual.{2,6}.{weight|bias}" in {f.pattern for f in found}
 
@@ -140,18 +143,18 @@ def test_a_hundred_thousand_keys() -> None:
         for leaf in "wb"
     ]
     header = StateDictSpec(dict.fromkeys([*keys, *(f"odd{n}.{n % 7}" for n in range(4000))], TensorSpec("F32", ())))
-    found = families(header)
+    found = find_families(header)
     assert len(found[0].fqns) == len(keys) and len(found) == 8
 
 
 def test_no_families_of_nothing() -> None:
-    assert families(StateDictSpec({})) == ()
+    assert find_families(StateDictSpec({})) == ()
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, unique=True))
 def test_ranges_say_every_number(numbers: list[int]) -> None:
     said: list[int] = []
-    for part in ranges(numbers).split(","):
+    for part in format_ranges(numbers).split(","):
         low, _, high = part.partition("..")
         said += range(int(low), int(high or low) + 1)
     assert said == sorted(numbers)

@@ -110,7 +110,7 @@ def plant(fault: str) -> None:
 
     if fault == "straight to the target":
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
-        atomic._create = lambda target: (target, os.open(target, flags))
+        atomic._create_temporary = lambda target: (target, os.open(target, flags))
         atomic.NewFile.rename = lambda self: None  # type: ignore[method-assign]
     elif fault == "no journal":
         inplace._write_journal = lambda path, journal: None
@@ -121,21 +121,21 @@ def plant(fault: str) -> None:
         inplace._drop_journal = lambda path: None
     elif fault == "recovery is done at once":
         # Blocks removed, then killed before the old header is back: half of that state would not be known again.
-        fits = inplace.Journal.fits
+        fits = inplace.Journal.can_restore
         inplace.Journal.fits = (
             lambda self, front, size: (  # type: ignore[method-assign]
                 fits(self, front, size) and (size != self.size or front in (self.old, self.new[: len(self.old)]))
             )
         )
     elif fault == "index first":
-        name_all = writing._name_all
-        writing._name_all = lambda files, *_: name_all([files[-1], *files[:-1]], True)
+        name_all = writing._name_files
+        writing._name_files = lambda files, *_: name_all([files[-1], *files[:-1]], True)
     elif fault == "old index stays":
-        writing._name_all = lambda files, *_: [new.rename() for new in files]  # type: ignore[misc]
+        writing._name_files = lambda files, *_: [new.rename() for new in files]  # type: ignore[misc]
     elif fault == "resume trusts any shard":
         writing.Writer._holds = lambda self, fd, layout: True  # type: ignore[method-assign]
     elif fault == "no lock":
-        locks._take = lambda *_: None
+        locks._take_lock = lambda *_: None
     elif fault == "other layouts stay":
         writing.remove_replaced = lambda paths, new: None
     elif fault:

@@ -156,9 +156,9 @@ def greedy(pieces: object) -> list[layout.Piece]:
     return found
 
 
-tensor_piece, merged = layout.tensor_piece, layout._merged
+tensor_piece, merged = layout.make_tensor_piece, layout._merge_pieces
 small_add = writing_module.Small.add
-strides, keys = zipout._strides, zipout._storage_keys
+strides, keys = zipout._compute_strides, zipout._assign_storage_keys
 FAULTS: dict[str, tuple[object, str, object, str]] = {
     "an extent that begins one byte early": (layout, "tensor_piece", wrong_offset, "safetensors"),
     "an extent of a pth that begins one byte early": (zipout, "tensor_piece", wrong_offset, "pth"),
@@ -197,7 +197,7 @@ def test_the_property_finds_a_planted_fault(fault: str, monkeypatch: pytest.Monk
     where, name, planted, output = FAULTS[fault]
     monkeypatch.setattr(where, name, planted)
     # What the writer notices by itself would hide whether the property does.
-    monkeypatch.setattr("remapkit.write.execute._compare", lambda *_: None)
+    monkeypatch.setattr("remapkit.write.execute._compare_targets", lambda *_: None)
 
     @settings(PROPERTY, max_examples=200, database=None, phases=[Phase.generate], derandomize=True)
     @given(state_dicts(), st.sampled_from(("zip", "safetensors")))

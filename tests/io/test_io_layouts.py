@@ -28,13 +28,13 @@ from remapkit.cli.app import main
 from remapkit.diagnostics.errors import UnwritableOutput
 from remapkit.files import atomic, locks
 from remapkit.files.atomic import NewFile
-from remapkit.files.index_names import output_name
+from remapkit.files.index_names import derive_output_name
 from remapkit.files.source_file import SourceFile
 from remapkit.formats import open_checkpoint
 from remapkit.write import in_place as inplace
 from remapkit.write import replaced
 from remapkit.write import writer as writing
-from remapkit.write.execute import PTH_SUFFIXES, output_format
+from remapkit.write.execute import PTH_SUFFIXES, choose_format
 
 
 def state(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -92,10 +92,10 @@ def test_every_other_name_is_refused(name: str) -> None:
     suffix = Path(name).suffix.lower()
     known = {".safetensors": "safetensors", **dict.fromkeys(PTH_SUFFIXES, "pth")}
     if suffix in known:
-        assert output_format(Path("/nowhere", name)) == known[suffix]
+        assert choose_format(Path("/nowhere", name)) == known[suffix]
         return
     with pytest.raises(UnwritableOutput, match="which format"):
-        output_format(Path("/nowhere", name))
+        choose_format(Path("/nowhere", name))
 
 
 # ------------------------------------------------------------------------------------------------ layouts
@@ -128,7 +128,7 @@ def test_all_layouts_of_a_checkpoint_are_one_output(old: str, new: str, source: 
 
 
 def test_an_old_layout_that_stays_is_found(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replaced, "_found", lambda folder, names: [])
+    monkeypatch.setattr(replaced, "_list_replaced", lambda folder, names: [])
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         one_layout(source, out, "four", "one file")
 
@@ -167,7 +167,7 @@ def test_other_files_are_not_of_the_output(source: Path, out: Path) -> None:
     write(source, out, "two", force=False)
     write(source, out, "one file", force=True)
     assert sorted(everything_in(out.parent)) == sorted([*names, out.name])
-    assert {output_name(name) for name in names} & {out.name} == set()
+    assert {derive_output_name(name) for name in names} & {out.name} == set()
 
 
 SHARDS = ["o-00001-of-00002.safetensors", "o-00002-of-00002.safetensors"]
@@ -182,14 +182,14 @@ def test_shards_that_are_written_one_by_one_all_stay(source: Path, out: Path) ->
 
 def test_a_shard_written_alone_has_its_own_lock_and_shares_that_of_all(source: Path, out: Path) -> None:
     one, two = (out.with_name(name) for name in SHARDS)
-    with locks.hold([one]):
+    with locks.hold_locks([one]):
         convert(source, two)
         for layout in ("one file", "two"):
             with pytest.raises(UnwritableOutput, match=r"o\.safetensors is being written"):
                 write(source, out, layout, force=True)
         with pytest.raises(UnwritableOutput, match=r"00001-of-00002\.safetensors is being written"):
             convert(source, one)
-    with locks.hold([one, two, out.with_name("o.safetensors.index.json")]):
+    with locks.hold_locks([one, two, out.with_name("o.safetensors.index.json")]):
         assert len(leftovers(out.parent)) == 1, "one lock is enough"
         with pytest.raises(UnwritableOutput, match="is being written"):
             convert(source, one)
@@ -198,11 +198,11 @@ def test_a_shard_written_alone_has_its_own_lock_and_shares_that_of_all(source: P
 
 def test_the_last_who_shares_a_lock_removes_it(out: Path) -> None:
     one, two = (out.with_name(name) for name in SHARDS)
-    with locks.hold([one]):
-        with locks.hold([two]):
+    with locks.hold_locks([one]):
+        with locks.hold_locks([two]):
             assert len(leftovers(out.parent)) == 3
         assert len(leftovers(out.parent)) == 2
-        with pytest.raises(UnwritableOutput), locks.hold([out]):
+        with pytest.raises(UnwritableOutput), locks.hold_locks([out]):
             pass
     assert leftovers(out.parent) == []
 
@@ -245,7 +245,7 @@ def test_an_index_of_a_variant_is_gone_before_its_shards_are_replaced(
 def interrupted(source: Path, out: Path) -> None:
     """Shards completed as a killed run leaves them: under their temporary names, and no name given."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(writing, "_name_all", _killed)
+        patched.setattr(writing, "_name_files", _killed)
         patched.setattr(NewFile, "__exit__", lambda self, *_: os.close(self.fd))
         with pytest.raises(_Killed):
             write(source, out, "four", force=False)
@@ -318,7 +318,7 @@ def test_a_source_that_changes_while_it_is_read(
     opened = SourceFile(source)
     change(source)
     # A rename may move the time of change: only that file's bytes count.
-    assert opened.changed() is expected or (change.__name__ == "<lambda>" and not expected)
+    assert opened.has_changed() is expected or (change.__name__ == "<lambda>" and not expected)
     opened.close()
 
 
@@ -362,21 +362,21 @@ def test_temporary_files_are_private(
 def test_a_journal_is_private(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source.chmod(0o600)
     monkeypatch.setattr(inplace, "REWRITE_BELOW", 0)
-    monkeypatch.setattr(inplace, "_clone", lambda *_: 0)
+    monkeypatch.setattr(inplace, "_clone_file", lambda *_: 0)
     pack = str(rules(source.parent, SUFFIX.replace("renamed.{rest}", "{rest}.x")))
     found = modes(monkeypatch, source.parent, lambda: main(["apply", pack, str(source), "--in-place"]))
     assert set(found.values()) == {0o600}
 
 
 def test_a_wider_temporary_file_is_found(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    create = atomic._create
+    create = atomic._create_temporary
 
     def wide(target: Path) -> tuple[Path, int]:
         path, fd = create(target)
         os.fchmod(fd, 0o644)
         return path, fd
 
-    monkeypatch.setattr(atomic, "_create", wide)
+    monkeypatch.setattr(atomic, "_create_temporary", wide)
     assert modes(monkeypatch, out.parent, lambda: convert(source, out)) != {".tmp": 0o600}
 
 
@@ -413,7 +413,7 @@ def test_a_private_layout_stays_private_in_every_other(old: str, new: str, sourc
 def test_modes_that_are_looked_at_too_late_are_found(
     old: str, new: str, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "dress", lambda files, replaced: None)
+    monkeypatch.setattr(writing, "dress_files", lambda files, replaced: None)
     with pytest.raises(AssertionError):
         private_stays_private(source, out, old, new)
 
@@ -441,7 +441,7 @@ def swept(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         flock(fd, mode)
 
     monkeypatch.setattr(fcntl, "flock", met)
-    with locks.hold([out]):
+    with locks.hold_locks([out]):
         assert len(leftovers(out.parent)) == 1
 
 
@@ -474,7 +474,7 @@ def test_a_journal_that_cannot_be_removed(
     choice: str, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(inplace, "REWRITE_BELOW", 0)
-    monkeypatch.setattr(inplace, "_clone", lambda *_: 0)
+    monkeypatch.setattr(inplace, "_clone_file", lambda *_: 0)
     before = source.read_bytes()
     pack = str(rules(source.parent, SUFFIX.replace("renamed.{rest}", "{rest}.x")))
     with monkeypatch.context() as patched:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import remapkit
 from remapkit.cli.app import main
 from remapkit.plans import recorded
-from remapkit.plans.recorded import asked
+from remapkit.plans.recorded import add_recorded_moves
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 WEIGHT = torch.arange(12.0).view(3, 4)
@@ -188,7 +188,7 @@ def takes_anything(fqn: str) -> None:
         assert [each.code for each in plan.problems] == (["RK368"] if "drop" in body else [])
         assert len(plan.moves) + len(plan.dropped) == 1
         assert list(plan.source.recorded) == [fqn]
-        assert len(asked(plan, {fqn}).moves) == (0 if "drop" in body else 2)
+        assert len(add_recorded_moves(plan, {fqn}).moves) == (0 if "drop" in body else 2)
     plan = compiled(f"rules: [{{id: n, path: '{fqn}', to: 'new'}}]\nkeep: ['w.x.y.z']").plan(header)
     assert (plan.ok and plan.tied == (("new", "w.x.y.z"),)) or plan.tied == (("w.x.y.z", "new"),)
 
@@ -207,6 +207,6 @@ def test_only_who_says_the_name_makes_a_key_of_it(fqn: str) -> None:
 
 def test_a_record_that_is_a_key_without_being_asked_for_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: whatever a rule matches is a key."""
-    monkeypatch.setattr(recorded, "names_it", lambda rule, fqn: rule.match(fqn) is not None)
+    monkeypatch.setattr(recorded, "is_specific_match", lambda rule, fqn: rule.match(fqn) is not None)
     with pytest.raises(AssertionError):
         takes_anything("author")

@@ -116,7 +116,7 @@ def test_a_header_at_another_offset_is_a_planted_fault(shared: Path, monkeypatch
     source = make(shared)
     before = used(shared)
     padded = layout.padded_header
-    monkeypatch.setattr(layout, "padded_header", lambda raw, start=0: padded(raw, (start + 8) % 4096))
+    monkeypatch.setattr(layout, "pad_header", lambda raw, start=0: padded(raw, (start + 8) % 4096))
     written = convert(source, shared / "o.safetensors")
     assert "copy_file_range" in written.how
     # Whether the kernel shares what it is asked to copy is its own affair; nothing may be wrong either way.
@@ -140,7 +140,7 @@ def test_in_place_under_a_journal_works_there_too(text: str, shared: Path, monke
     source = make(shared)
     state = contents(source)
     prefix = text.split("to: '")[1].split("{rest}")[0]
-    monkeypatch.setattr(inplace, "_clone", lambda *_: 0)
+    monkeypatch.setattr(inplace, "_clone_file", lambda *_: 0)
     assert main(["apply", str(rules(shared, text)), str(source), "--in-place"]) == 0
     assert same(state, source, prefix)
     assert leftovers(shared) == []

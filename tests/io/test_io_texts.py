@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from remapkit.cli.app import main
 from remapkit.diagnostics.errors import UnwritableOutput
 from remapkit.files import atomic, text
-from remapkit.files.locks import hold
+from remapkit.files.locks import hold_locks
 from remapkit.files.text import write_texts
 
 
@@ -78,7 +78,7 @@ def test_no_source_is_written(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_writer_that_knows_no_sources_is_found(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(text, "_identities", lambda sources: ())
+    monkeypatch.setattr(text, "_list_identities", lambda sources: ())
     with pytest.raises(AssertionError):
         never_over_a_source(folder, command, "itself")
 
@@ -150,7 +150,7 @@ def test_names_that_name_no_file(name: str, folder: Path, monkeypatch: pytest.Mo
 
 def test_two_writers_of_one_text(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
-    with hold([path]), pytest.raises(UnwritableOutput, match=r"t\.json is being written by another process"):
+    with hold_locks([path]), pytest.raises(UnwritableOutput, match=r"t\.json is being written by another process"):
         write_texts({path: "new"}, force=True)
     assert everything_in(tmp_path) == {}
     write_texts({path: "new"}, force=True)

@@ -65,7 +65,7 @@ def test_differences_are_torchs(dtype_a: str, dtype_b: str, data: st.DataObject)
         as_torch(data.draw(st.binary(min_size=numel * w, max_size=numel * w)) or b"\0" * w, name)[:numel]
         for name, w in ((dtype_a, DTYPE_BITS[dtype_a] // 8), (dtype_b, DTYPE_BITS[dtype_b] // 8))
     )
-    deltas, only_one = compare._deltas(memoryview(raw(a)), dtype_a, memoryview(raw(b)), dtype_b)
+    deltas, only_one = compare._compute_deltas(memoryview(raw(a)), dtype_a, memoryview(raw(b)), dtype_b)
     worst, differing, nans = distance(a, b)
     assert int(only_one.sum()) == nans
     assert int((deltas != 0).sum()) + nans == differing
@@ -100,4 +100,4 @@ def test_diff_says_what_differs_and_by_how_much(tmp_path: Path, capsys: pytest.C
     assert data["differences"]["cast"] == "F32 and BF16, equal values, other bytes"
     with open_checkpoint(a) as left, open_checkpoint(b) as right:
         found = compare.compare_tensor(left, "close", right, "close")
-    assert found.within(0.5) and not found.within(0.4) and not found.identical
+    assert found.is_within(0.5) and not found.is_within(0.4) and not found.identical

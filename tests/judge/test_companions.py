@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from judge_kit import Header, codes, plan_of, rules_of, specs
 
 from remapkit.api.ruleset import Plan
-from remapkit.companions.names import scaled_weights
+from remapkit.companions.names import find_scaled_weights
 from remapkit.diagnostics.diagnostic import Severity
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.plans import companions as judge
-from remapkit.plans.cast import with_dtype
+from remapkit.plans.cast import cast_plan
 
 F8: tuple[str, list[int]] = ("F8_E4M3", [256, 384])
 ONE: tuple[str, list[int]] = ("F32", [])
@@ -182,13 +182,13 @@ def test_a_state_dict_in_memory_is_judged_too() -> None:
 
 
 def test_a_cast_of_everything_proposes_no_cast_where_there_are_scales() -> None:
-    cast = with_dtype(plan_of(REST, SCALED), "bf16")
+    cast = cast_plan(plan_of(REST, SCALED), "bf16")
     (problem,) = cast.problems
     assert problem.code == "RK346" and "ops:" not in problem.help[0]
-    (problem,) = with_dtype(plan_of(REST, {"m.weight": F8}), "bf16").problems
+    (problem,) = cast_plan(plan_of(REST, {"m.weight": F8}), "bf16").problems
     assert problem.code == "RK346" and "ops:" in problem.help[0]
     packed: Header = {"m.weight": ("I8", [4, 4]), "m.weight_scale": ONE}
-    assert [each.code for each in with_dtype(plan_of(REST, packed), "bf16").problems] == ["RK346"]
+    assert [each.code for each in cast_plan(plan_of(REST, packed), "bf16").problems] == ["RK346"]
 
 
 # -------------------------------------------------------------------------------------------------- the property
@@ -277,4 +277,4 @@ def _neutral(plan: Plan) -> bool:
 def test_the_notes_are_no_errors() -> None:
     plan = plan_of(on_weight("{cast: BF16}"), SCALED)
     assert [each.severity for each in plan.warnings if each.code == "RK365"] == [Severity.WARNING]
-    assert scaled_weights(specs(SCALED)) == {"m.weight": ("m.weight_scale",)}
+    assert find_scaled_weights(specs(SCALED)) == {"m.weight": ("m.weight_scale",)}

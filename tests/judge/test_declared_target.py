@@ -16,7 +16,7 @@ from judge_kit import Header, manifest, rule_file, rules_of, safetensors, specs
 import remapkit
 from remapkit.cli.app import main
 from remapkit.diagnostics.errors import FailedCheck
-from remapkit.plans.declared import hold
+from remapkit.plans.declared import check_declared_target
 
 RENAME = "rules: [{id: r, path: 'a.{l}', to: 'bb.{l}'}]"
 SPLIT = "rules: [{id: r, path: qkv, split: {dim: 0, sizes: equal, into: [q, k]}}]"
@@ -129,7 +129,7 @@ def test_another_size_of_the_declared_source_is_held_by_its_names(
     manifest(tmp_path / "s.json", SOURCE)
     manifest(tmp_path / "t.json", TARGET)
     rules = remapkit.load(rule_file(tmp_path / "t.yaml", SIZES % name))
-    held = hold(rules, rules.plan(specs(header)))
+    held = check_declared_target(rules, rules.plan(specs(header)))
     assert held.how == how
     assert [each.code for each in held.problems] == ([] if right else ["RK310", "RK311"])
     assert [each.code for each in held.notes] == (["RK361"] if how == "layout" else [])
@@ -146,15 +146,15 @@ def test_a_part_lacks_nothing_and_a_whole_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["WanVAE", "Wan21VAE"])
 def test_the_manifests_of_models_are_those_of_the_models(model: str) -> None:
-    from remapkit.models.build import build
-    from remapkit.models.reference import resolve
-    from remapkit.registry.installed import home
+    from remapkit.models.build import build_on_meta
+    from remapkit.models.reference import resolve_reference
+    from remapkit.registry.installed import find_home
     from remapkit.tensors.from_torch import header_of
 
-    folder = home("rules")
+    folder = find_home("rules")
     assert folder is not None
     kept = remapkit.header(folder / "keys" / f"wan.vae.{model}.json")
-    assert dict(kept) == dict(header_of(build(resolve(f"wan.vae:{model}"), model, {}, None)))
+    assert dict(kept) == dict(header_of(build_on_meta(resolve_reference(f"wan.vae:{model}"), model, {}, None)))
 
 
 # --------------------------------------------------------------------------------------------------- nothing left
@@ -182,5 +182,5 @@ def test_a_judge_that_is_asleep_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     manifest(tmp_path / "keys" / "t.json", W)
     rules = remapkit.load(rule_file(tmp_path / "t.yaml", f"target: {{keys: keys/t.json}}\n{RENAME}"))
-    monkeypatch.setattr(renaming, "_not_the_target", lambda *_: [])
+    monkeypatch.setattr(renaming, "_diagnose_target", lambda *_: [])
     assert list(rules({"a.w": torch.zeros(4, 4)})) == ["bb.w"]

@@ -12,7 +12,7 @@ import pytest
 from judge_kit import rules_of
 
 from remapkit.plans.make import make_plan
-from remapkit.plans.stale_metadata import stale_names
+from remapkit.plans.stale_metadata import report_stale_names
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 RULES = "rules: [{id: r, path: 'a.q.{x}', to: 'a.query.{x}'}]\nkeep: ['b.{rest:**}']\ndrop: ['c.{rest:**}']"
@@ -49,6 +49,6 @@ def test_a_name_of_a_thousand_segments_costs_no_more_than_its_length(
         name = ".".join(["s"] * segments)
         header = StateDictSpec({**HEADER, name: SPEC}, metadata=quoted)
         plan = make_plan(rules_of(RULES + "\nunmatched: keep"), header)
-        return work(lambda: stale_names(header, plan.moves))
+        return work(lambda: report_stale_names(header, plan.moves))
 
     assert cost(1000) <= 2 * cost(30)

@@ -132,9 +132,9 @@ def test_a_count_that_only_counts_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
 
     def careless(each: require.Requirement, wanted: tuple[object, ...], source: object) -> list[object]:
         found = {fqn for fqn in source if each.reader(fqn)}  # type: ignore[attr-defined, misc]
-        return [] if len(found) in wanted else [require._unmet(each, "", "", source, 0)]  # type: ignore[arg-type]
+        return [] if len(found) in wanted else [require._explain_unmet(each, "", "", source, 0)]  # type: ignore[arg-type]
 
-    monkeypatch.setattr(require, "_count", careless)
+    monkeypatch.setattr(require, "_check_count", careless)
     assert wrong_counts()
 
 

@@ -24,8 +24,8 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.patterns.literals import is_plain, literal_text
 from remapkit.rulefile.read import read_text
-from remapkit.rulefile.yaml.emit import in_quotes
-from remapkit.tensors.spec import StateDictSpec, TensorSpec, name_problem
+from remapkit.rulefile.yaml.emit import quote_text
+from remapkit.tensors.spec import StateDictSpec, TensorSpec, find_name_problem
 
 SPEC = TensorSpec("F32", (2,))
 ODD = [
@@ -45,7 +45,7 @@ ODD = [
     "%",
 ]
 segments = st.lists(st.sampled_from(ODD), min_size=1, max_size=5).map("".join)
-names = st.lists(segments, min_size=1, max_size=3).map(".".join).filter(lambda name: name_problem(name) is None)
+names = st.lists(segments, min_size=1, max_size=3).map(".".join).filter(lambda name: find_name_problem(name) is None)
 
 
 def compiled(body: str) -> RuleSet:
@@ -97,11 +97,11 @@ PATHS = [
 @pytest.mark.parametrize(("path", "where", "right"), PATHS, ids=[f"A30-{row[0]}" for row in PATHS])
 def test_a_path_is_plain_text_and_braces(path: str, where: int, right: str) -> None:
     for place in ("keep", "drop"):
-        problem, *rest = problems(f"{place}:\n  - {in_quotes(path)}")
+        problem, *rest = problems(f"{place}:\n  - {quote_text(path)}")
         assert {each.code for each in rest} <= {"RK130"}
         assert (problem.code, problem.labels[0].span.column) == ("RK219", 5 + where)
-        assert right in problem.help[0] or in_quotes(right) in problem.help[0]
-        compiled(f"{place}:\n  - {in_quotes(right)}")
+        assert right in problem.help[0] or quote_text(right) in problem.help[0]
+        compiled(f"{place}:\n  - {quote_text(right)}")
 
 
 PLACES = {
@@ -127,12 +127,12 @@ PLACES = {
 @pytest.mark.parametrize("text", ["w*", r"\d+", "“w”", "a b", "x[0]", "$l", "a\u200b", "it's", "a|b", "^a", "w?"])
 def test_one_judge_for_every_place(place: str, text: str) -> None:
     """And the last spelling that it shows, for these very characters, is taken in that place."""
-    found = problems(PLACES[place].format(in_quotes(text)))
+    found = problems(PLACES[place].format(quote_text(text)))
     assert [each.code for each in found] == ["RK219"], [each.title for each in found]
     assert found[0].span is not None and found[0].span.line >= 3
     literal = next(help for help in found[0].help if help.startswith("for these very characters"))
     assert yaml_of(literal) == [literal_text(text)]
-    compiled(PLACES[place].format(in_quotes(literal_text(text))))
+    compiled(PLACES[place].format(quote_text(literal_text(text))))
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_one_judge_for_every_place(place: str, text: str) -> None:
     ids=["A39", "A39b", "A30"],
 )
 def test_wrong_leaves_and_templates(leaf: list[str], to: str) -> None:
-    listed = ", ".join(map(in_quotes, leaf))
-    found = problems(f"rules: [{{id: a, path: 'a.{{l}}', leaf: [{listed}], to: {in_quotes(to)}}}]")
+    listed = ", ".join(map(quote_text, leaf))
+    found = problems(f"rules: [{{id: a, path: 'a.{{l}}', leaf: [{listed}], to: {quote_text(to)}}}]")
     assert {each.code for each in found} == {"RK219"}
     assert len(found) == (2 if "w*" in leaf else 1)
     if "$" in to:
@@ -156,7 +156,7 @@ def test_wrong_leaves_and_templates(leaf: list[str], to: str) -> None:
     [("a{'b", "RK220"), ("a{''}", "RK220"), ("{'a'", "RK220"), ('"a\\tb"', "RK219"), ("\"{'a\\tb'}\"", "RK219")],
 )
 def test_a_broken_quoted_literal(path: str, code: str) -> None:
-    written = path if path.startswith('"') else in_quotes(path)
+    written = path if path.startswith('"') else quote_text(path)
     for place in ("path", "where", "table key"):
         assert [each.code for each in problems(PLACES[place].format(written))] == [code]
 
@@ -177,7 +177,7 @@ pieces = st.lists(
 
 def helps_work(path: str) -> None:
     try:
-        compiled(f"keep: [{in_quotes(path)}]")
+        compiled(f"keep: [{quote_text(path)}]")
     except InvalidRules as error:
         found = error.diagnostics
     else:
@@ -187,7 +187,7 @@ def helps_work(path: str) -> None:
         assert helps
         for help in helps:
             (right,) = yaml_of(help)
-            compiled(f"keep: [{in_quotes(right)}]")
+            compiled(f"keep: [{quote_text(right)}]")
 
 
 @settings(max_examples=200, deadline=None)
@@ -211,7 +211,7 @@ def test_a_help_that_was_not_tried_would_be_seen(monkeypatch: pytest.MonkeyPatch
 
 def read_back(name: str) -> None:
     """A name as path, template, choice of a guard, leaf, key and value of a table."""
-    text, word = in_quotes(literal_text(name)), in_quotes(literal_text(name))
+    text, word = quote_text(literal_text(name)), quote_text(literal_text(name))
     rules = compiled(
         f"tables: {{t: {{{word}: x}}, u: {{x: {word}}}}}\n"
         f"rules:\n  - {{id: a, path: {text}, to: {text}}}\n"
@@ -271,7 +271,7 @@ def test_a_writer_of_its_own_is_seen(writer: Any, monkeypatch: pytest.MonkeyPatc
 def test_explain_and_stops_speak_of_the_name() -> None:
     rules = compiled("rules: [{id: a, path: \"a{'[0]'}.{n:int}\", to: \"b{'(1)'}.{n}\"}]")
     assert rules.match("a[0].7")[0].target == "b(1).7"
-    stop = rules.rules[0].stopped_at("a(0).7")
+    stop = rules.rules[0].find_stop("a(0).7")
     assert stop is not None and stop.offset == 1
     assert rules.prove().level.value == "proven for all keys"
     assert rules.inverse().match("b(1).7")[0].target == "a[0].7"

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
-from remapkit.patterns.automaton import automaton, read, reads_one_way
+from remapkit.patterns.automaton import build_automaton, is_unambiguous, read_prefix
 from remapkit.patterns.compile import compile_pattern
-from remapkit.patterns.finite import words
+from remapkit.patterns.finite import list_words
 from remapkit.patterns.matcher import PatternMatcher, Program, regex_text
-from remapkit.patterns.pattern import Pattern, linear
+from remapkit.patterns.pattern import Pattern, split_into_parts
 from remapkit.patterns.regex import parse
 from remapkit.patterns.unparse import unparse
 
@@ -72,14 +72,14 @@ def test_what_is_accepted_means_what_re_says(text: str, found: list[str]) -> Non
         mine = compiled(text)
     except InvalidRules:
         return
-    machine = automaton(mine.parts)
+    machine = build_automaton(mine.parts)
     reader, theirs = PatternMatcher(mine), re.compile(text, re.ASCII)
     program, printed = Program(mine), re.compile(regex_text(mine))
     for key in found:
         expected = theirs.fullmatch(key) is not None
         assert (reader(key) is not None) == expected
-        assert (program.captures(key) is not None) == expected
-        assert read(machine, key).accepted == expected
+        assert (program.find_captures(key) is not None) == expected
+        assert read_prefix(machine, key).accepted == expected
         assert (printed.fullmatch(key) is not None) == expected
 
 
@@ -99,7 +99,7 @@ def test_captures_are_cut_as_re_cuts_them(parts: list[tuple[bool, list[str]]], f
         hit = theirs.fullmatch(key)
         expected = None if hit is None else hit.groupdict()
         assert PatternMatcher(mine)(key) == expected
-        assert Program(mine).captures(key) == expected
+        assert Program(mine).find_captures(key) == expected
 
 
 @settings(max_examples=300, deadline=None)
@@ -119,7 +119,7 @@ def test_all_words_of_a_finite_language_are_found(text: str) -> None:
         node = parse(Text.of(text))
     except InvalidRules:
         return
-    found = words(node, 500)
+    found = list_words(node, 500)
     if found is not None:
         mine = PatternMatcher(compiled(text))
         assert len(set(found)) == len(found)
@@ -266,7 +266,7 @@ def test_the_rest_is_accepted(text: str) -> None:
     ],
 )
 def test_what_can_be_read_in_several_ways_is_known(text: str, one_way: bool) -> None:
-    assert reads_one_way(automaton(compiled(text).parts)) == one_way
+    assert is_unambiguous(build_automaton(compiled(text).parts)) == one_way
 
 
 @pytest.mark.parametrize(
@@ -282,8 +282,8 @@ def test_patterns_that_would_backtrack_for_ever_do_not(text: str) -> None:
 def test_steps_are_linear_in_the_key(parts: list[list[str]]) -> None:
     """The lemma behind handing a pattern to `re`: read in one way means one visit a position and offset."""
     mine = compiled("".join(map("".join, parts)))
-    machine = automaton(mine.parts)
-    if not reads_one_way(machine):
+    machine = build_automaton(mine.parts)
+    if not is_unambiguous(machine):
         return
     key = ("ab" * 20)[:39] + "!"
     runs = {position: 1 for position in machine.first if mine and _reads(machine, position, key[0])}
@@ -302,7 +302,7 @@ def _reads(machine: object, position: int, character: str) -> bool:
 
 
 def test_a_part_is_a_capture_or_literal() -> None:
-    parts = linear(parse(Text.of(r"a\.(?P<x>\d)(b|c)\.(?P<y>\w+)z")))
+    parts = split_into_parts(parse(Text.of(r"a\.(?P<x>\d)(b|c)\.(?P<y>\w+)z")))
     assert [(part.name, unparse(part.node)) for part in parts] == [
         (None, r"a\."),
         ("x", "[0-9]"),

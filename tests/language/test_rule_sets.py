@@ -108,13 +108,13 @@ def test_same_mapping_same_ambiguities_same_collisions(picked: list[tuple[str, s
 @given(shapes, near_keys())
 def test_a_rule_says_where_it_stopped_exactly_when_it_does_not_match(picked: list[tuple[str, str]], key: str) -> None:
     for (match, _), each in zip(picked, compiled(picked).rules, strict=True):
-        stop = each.stopped_at(key)
+        stop = each.find_stop(key)
         assert (stop is None) == (each.match(key) is not None)
         if stop is not None:
             assert 0 <= stop.offset <= len(key) and stop.expected and stop.reason
             # What was read is the beginning of some key of the rule: brute force over continuations.
             if stop.offset < len(key):
-                longer = [each.stopped_at(key[: stop.offset + 1] + tail) for tail in ("", ".weight", "1.x", "x.1")]
+                longer = [each.find_stop(key[: stop.offset + 1] + tail) for tail in ("", ".weight", "1.x", "x.1")]
                 assert all(found is not None and found.offset <= stop.offset for found in longer), match
 
 
@@ -130,14 +130,14 @@ def test_a_rule_says_where_it_stopped_exactly_when_it_does_not_match(picked: lis
     ],
 )
 def test_where_a_rule_stopped_in_words(key: str, offset: int, expected: str) -> None:
-    stop = compiled([(r"layers\.(?P<n>\d+)\.attn\.(?P<leaf>weight|bias)", "{n}.{leaf}")]).rules[0].stopped_at(key)
+    stop = compiled([(r"layers\.(?P<n>\d+)\.attn\.(?P<leaf>weight|bias)", "{n}.{leaf}")]).rules[0].find_stop(key)
     assert stop is not None
     assert (stop.offset, stop.expected) == (offset, expected)
 
 
 def test_a_wrong_leaf_is_named() -> None:
     found = rules(keep=[pattern(path="{all:**}", leaf=["weight", "bias"])])
-    stop = found.keep[0].stopped_at("a.b.gamma")
+    stop = found.keep[0].find_stop("a.b.gamma")
     assert stop is not None
     assert (stop.offset, stop.expected, stop.reason) == (
         4,

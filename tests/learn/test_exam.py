@@ -33,7 +33,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.patterns.literals import literal_text
 from remapkit.rulefile.read import read_text
-from remapkit.rulefile.yaml.emit import in_quotes, quoted
+from remapkit.rulefile.yaml.emit import emit_scalar, quote_text
 from remapkit.rules.selftest import run_tests
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
@@ -73,7 +73,7 @@ def test_no_tensor_is_wrong_in_many_pairs() -> None:
 
 
 def test_without_the_replay_the_exam_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examples, "_wrong", lambda rules, source, said, alike: set())
+    monkeypatch.setattr(examples, "_find_wrong_rules", lambda rules, source, said, alike: set())
     found = failing((4, 15, 33))
     assert len(found) == 3 and all("other bytes" in each[0] for each in found.values())
     a = {f"blocks.{n}.w": value(n) for n in range(3)}
@@ -83,7 +83,7 @@ def test_without_the_replay_the_exam_fails(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_without_the_proof_the_exam_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examples, "_unproven", lambda rules, source, target: ([], set()))
+    monkeypatch.setattr(examples, "_find_problems", lambda rules, source, target: ([], set()))
     found = failing((7, 10, 34))
     assert len(found) == 3 and all("two keys become one" in each[0] for each in found.values())
     a = {fqn: value(number) for number, fqn in enumerate(RAGGED)}
@@ -128,8 +128,8 @@ def test_a_constant_that_its_module_speaks_against_is_undetermined() -> None:  #
 
 
 def test_constants_taken_for_certain_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = pairing._content
-    monkeypatch.setattr(pairing, "_content", lambda *given: real(*given)._replace(is_constant=False))
+    real = pairing._digest_tensor
+    monkeypatch.setattr(pairing, "_digest_tensor", lambda *given: real(*given)._replace(is_constant=False))
     assert said(*APART).pairs["fc.bias"] == "norm.bias"
 
 
@@ -206,7 +206,7 @@ def test_rules_that_cannot_be_proven_are_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     doubt = Diagnostic("RK207", "a rule is in doubt")
-    monkeypatch.setattr(examples, "_unproven", lambda rules, source, target: ([doubt], set()))
+    monkeypatch.setattr(examples, "_find_problems", lambda rules, source, target: ([doubt], set()))
     for name in "ab":
         save_file({f"{name}.{n}.w": array([1.0, n + 2.0], "f4") for n in range(3)}, tmp_path / f"{name}.safetensors")
     before = sorted(tmp_path.iterdir())
@@ -257,7 +257,7 @@ NAMES = st.one_of(
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
 def test_a_written_text_is_read_back(text: str) -> None:
-    for written in (quoted(text), in_quotes(text)):
+    for written in (emit_scalar(text), quote_text(text)):
         file = read_text(f"remapkit: 1\nname: t\nsummary: {written}\nkeep: ['a']\n") if text else None
         assert file is None or (file.summary is not None and file.summary.value == text)
 
@@ -281,6 +281,6 @@ def test_new_and_learn_write_files_that_read_back_to_the_same_names(words: list[
 
 @pytest.mark.parametrize("word", ["\U000e0001", "\ue000", "'", '"', "\\\\", "no", "é"])
 def test_the_inverse_writes_every_name(word: str) -> None:  # A24
-    path = in_quotes(literal_text("a" + word) + ".{n:int}")
+    path = quote_text(literal_text("a" + word) + ".{n:int}")
     rules = compile_rules(read_text(f"remapkit: 1\nname: t\nrules: [{{id: r, path: {path}, to: 'b.{{n}}'}}]\n"))
     assert rules.inverse().match("b.3")[0].target == f"a{word}.3"

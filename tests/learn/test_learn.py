@@ -61,7 +61,7 @@ def test_a_key_without_an_example_goes_nowhere_that_is_not_there(pairs: dict[str
 
 
 def test_a_planted_wrong_formula_does_not_get_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_computed", lambda wanted, columns, varying: module.Computed((1,), "{0}+1"))
+    monkeypatch.setattr(module, "_find_arithmetic", lambda wanted, columns, varying: module.Computed((1,), "{0}+1"))
     pairs = {f"h.{n}.w": f"layers.{n + 2}.w" for n in range(4)}
     rules = learned(pairs)
     assert said(rules, pairs) == {source: [target] for source, target in pairs.items()} and len(rules.rules) == 4
@@ -70,7 +70,7 @@ def test_a_planted_wrong_formula_does_not_get_into_a_file(monkeypatch: pytest.Mo
 def test_a_planted_blindness_for_other_keys_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = {f"h.{n}.w": f"layers.{n}.w" for n in range(4)}
     assert said(learned(pairs, ("h.7.w",)), ["h.7.w"]) == {"h.7.w": []}
-    monkeypatch.setattr(examples, "_wrong", lambda rules, source, target, pairs: set())
+    monkeypatch.setattr(examples, "_find_wrong_rules", lambda rules, source, target, pairs: set())
     assert said(learned(pairs, ("h.7.w",)), ["h.7.w"]) == {"h.7.w": ["layers.7.w"]}
 
 

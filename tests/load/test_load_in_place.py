@@ -98,7 +98,7 @@ def test_whatever_has_memory_stays__A26(tmp_path_factory: Any, which: tuple[bool
 
 
 def test_a_loader_that_assigns_all_would_be_seen__A26(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "stays", lambda *_: False)
+    monkeypatch.setattr(job, "is_filled_in_place", lambda *_: False)
     with pytest.raises(AssertionError):
         check_kept((False,) * 4, "file", tmp_path)
     with pytest.raises(AssertionError):
@@ -187,7 +187,7 @@ def test_the_modules_own_tensors_change_places() -> None:
 
 
 def test_a_copy_from_what_was_written_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "overlaps", lambda *_: False)
+    monkeypatch.setattr(job, "has_overlap", lambda *_: False)
     with pytest.raises(AssertionError):
         test_the_modules_own_tensors_change_places()
 
@@ -201,7 +201,7 @@ def preparing(layers: int, kind: type[nn.Module]) -> Callable[[], object]:
 
     def prepare() -> None:
         plan = make_plan(identity, header_of(state, "a state dict"))
-        found = job.prepare(module.target_of(model), plan, MemoryValues(state), wanted, True, "refuse")
+        found = job.plan_load(module.make_target(model), plan, MemoryValues(state), wanted, True, "refuse")
         assert len(found.units) == len(state) and not found.problems
 
     return prepare
@@ -219,7 +219,7 @@ def test_twice_the_keys_are_twice_the_work(
 def test_looking_at_every_stretch_for_every_tensor_would_be_seen(
     work: Callable[[Callable[[], object]], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "overlaps", lambda one, others: any(meets(one, other) for other in others))
+    monkeypatch.setattr(job, "has_overlap", lambda one, others: any(meets(one, other) for other in others))
     with pytest.raises(AssertionError):
         test_twice_the_keys_are_twice_the_work(work, nn.Linear)
 
@@ -234,7 +234,7 @@ stretches = st.builds(lambda where, ends: (where, ends[0], sum(ends)), st.sample
 
 @given(stretches.filter(lambda one: one[1] < one[2]), st.lists(stretches, max_size=8))
 def test_overlaps_are_those_of_each_with_each(one: inplace.MemoryRange, others: list[inplace.MemoryRange]) -> None:
-    assert inplace.overlaps(one, inplace.merged(others)) == any(meets(one, other) for other in others)
+    assert inplace.has_overlap(one, inplace.merge_ranges(others)) == any(meets(one, other) for other in others)
 
 
 def test_inference_tensors_and_inference_mode() -> None:
@@ -278,12 +278,14 @@ def test_another_device_is_refused_and_buffers_of_a_module_that_is_being_built_f
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = Plain()
-    target, wanted = module.target_of(model), job.LoadRequest(torch.device("cuda", 0), None, None, False)
-    assert set(job._elsewhere(target, wanted)) == {"a.weight", "a.bias", "b.weight"}
+    target, wanted = module.make_target(model), job.LoadRequest(torch.device("cuda", 0), None, None, False)
+    assert set(job._find_misplaced(target, wanted)) == {"a.weight", "a.bias", "b.weight"}
     built = on_meta(Tiny)
     built.norm.running_mean = torch.zeros(6)
-    target = module.target_of(built)
-    assert not job._elsewhere(target, wanted) and not job.stays(built.norm.running_mean, target, wanted)
+    target = module.make_target(built)
+    assert not job._find_misplaced(target, wanted) and not job.is_filled_in_place(
+        built.norm.running_mean, target, wanted
+    )
 
 
 # -------------------------------------------------------------------------------------------------- failures, undone

@@ -289,7 +289,7 @@ def test_a_hook_that_fails_is_undone(where: str) -> None:
 
 
 def test_a_step_that_is_not_undone_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_copies", lambda each: {})
+    monkeypatch.setattr(module, "_copy_tables", lambda each: {})
     model = Refuses()
     before = snapshot(model)
     with pytest.raises(remapkit.FailedCheck):

@@ -80,14 +80,14 @@ def test_every_byte_arrives_however_late_the_copies_are(
 
 
 def test_a_buffer_that_is_not_waited_for_would_be_seen(source: SourceFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    reserve = Upload._reserve
+    reserve = Upload._reserve_stage
 
     def careless(self: Upload, wanted: int) -> Any:
         for stage in self._stages:
             stage.free_after = None
         return reserve(self, wanted)
 
-    monkeypatch.setattr(Upload, "_reserve", careless)
+    monkeypatch.setattr(Upload, "_reserve_stage", careless)
     with pytest.raises(AssertionError):
         upload(source, [(0, 2000)], 100)
 

@@ -22,18 +22,18 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 def first_wins(patch: pytest.MonkeyPatch) -> None:
     """All patterns in one expression, whether they share keys or not."""
     everything = lambda patterns: factor.Groups((tuple(range(len(patterns))),), ())  # noqa: E731
-    patch.setattr(matcher, "cooperating", everything)
+    patch.setattr(matcher, "group_patterns", everything)
 
 
 def identical_patterns_unnoticed(patch: pytest.MonkeyPatch) -> None:
     """Patterns that end at one place are not compared."""
-    original = factor._Positions.conflicts
+    original = factor._Positions.add_conflicts
 
-    def conflicts(self: Any, left: Any, right: Any, *, apart: bool = False) -> None:
+    def add_conflicts(self: Any, left: Any, right: Any, *, apart: bool = False) -> None:
         if apart:
             original(self, left, right, apart=True)
 
-    patch.setattr(factor._Positions, "conflicts", conflicts)
+    patch.setattr(factor._Positions, "add_conflicts", add_conflicts)
 
 
 def pairs_at_the_start_only(patch: pytest.MonkeyPatch) -> None:
@@ -42,7 +42,7 @@ def pairs_at_the_start_only(patch: pytest.MonkeyPatch) -> None:
 
 
 def _tokens_by(text: Callable[[Any], str]) -> Callable[[Pattern], Iterator[tuple[str, Any, bool]]]:
-    original = factor._tokens
+    original = factor._tokenize_pattern
 
     def tokens(pattern: Pattern) -> Iterator[tuple[str, Any, bool]]:
         parts = iter(part for part in pattern.parts if part.name is not None)
@@ -62,7 +62,7 @@ def any_capture_is_shared(patch: pytest.MonkeyPatch) -> None:
         def __eq__(self, other: object) -> bool:
             return isinstance(other, Same)
 
-    patch.setattr(factor, "_tokens", _tokens_by(lambda part: Same(f"({unparse(part.node)})")))
+    patch.setattr(factor, "_tokenize_pattern", _tokens_by(lambda part: Same(f"({unparse(part.node)})")))
 
 
 def shared_across_a_capture(patch: pytest.MonkeyPatch) -> None:
@@ -75,34 +75,34 @@ def shared_across_a_capture(patch: pytest.MonkeyPatch) -> None:
         def __eq__(self, other: object) -> bool:
             return isinstance(other, str) and self.strip("()") == other.strip("()")
 
-    original = factor._tokens
+    original = factor._tokenize_pattern
 
     def tokens(pattern: Pattern) -> Iterator[tuple[str, Any, bool]]:
         for token, node, named in original(pattern):
             yield Loose(token), node, named
 
-    patch.setattr(factor, "_tokens", tokens)
+    patch.setattr(factor, "_tokenize_pattern", tokens)
 
 
 def wrong_group(patch: pytest.MonkeyPatch) -> None:
     """A capture is read from the group before it."""
-    original = matcher.SetMatcher._end
+    original = matcher.SetMatcher._make_end
 
     def end(self: Any, number: int, groups: tuple[int, ...]) -> Any:
         return original(self, number, tuple(max(1, group - 1) for group in groups))
 
-    patch.setattr(matcher.SetMatcher, "_end", end)
+    patch.setattr(matcher.SetMatcher, "_make_end", end)
 
 
 def last_capture_always_marks(patch: pytest.MonkeyPatch) -> None:
     """The last capture marks an end even where several patterns use it."""
-    original = factor._Writer.enter
+    original = factor._Writer.write_token
 
-    def enter(self: Any, child: Any, groups: tuple[int, ...], own: bool) -> tuple[tuple[int, ...], bool]:
+    def write_token(self: Any, child: Any, groups: tuple[int, ...], own: bool) -> tuple[tuple[int, ...], bool]:
         found, _ = original(self, child, groups, own)
         return found, bool(found)
 
-    patch.setattr(factor._Writer, "enter", enter)
+    patch.setattr(factor._Writer, "write_token", write_token)
 
 
 class _Unanchored:
@@ -113,35 +113,35 @@ class _Unanchored:
 
 def _anchored_by(method: str) -> Patch:
     def plant(patch: pytest.MonkeyPatch) -> None:
-        original = matcher.SetMatcher._together
+        original = matcher.SetMatcher._compile_group
 
         def together(self: Any, numbers: Any) -> Any:
             found = original(self, numbers)
             return matcher.Together(_Unanchored(found.engine, method), found.ends)  # type: ignore[arg-type]
 
-        patch.setattr(matcher.SetMatcher, "_together", together)
+        patch.setattr(matcher.SetMatcher, "_compile_group", together)
 
     return plant
 
 
 def dots_unescaped(patch: pytest.MonkeyPatch) -> None:
     """A dot of a key stands in the expression as it is."""
-    original = factor._character.__wrapped__
+    original = factor._tokenize_character.__wrapped__
     bare = lambda token: (token[0].replace("\\.", "."), *token[1:])  # noqa: E731
-    patch.setattr(factor, "_character", lambda character: bare(original(character)))
-    pieces = factor._pieces
-    patch.setattr(factor, "_pieces", lambda node: map(bare, pieces(node)))
+    patch.setattr(factor, "_tokenize_character", lambda character: bare(original(character)))
+    pieces = factor._tokenize_node
+    patch.setattr(factor, "_tokenize_node", lambda node: map(bare, pieces(node)))
 
 
 def leaves_ignored(patch: pytest.MonkeyPatch) -> None:
     """Guards on the leaf are not looked at."""
-    original = matcher.SetMatcher._end
+    original = matcher.SetMatcher._make_end
 
     def end(self: Any, number: int, groups: tuple[int, ...]) -> Any:
         found = original(self, number, groups)
         return matcher.End(found.number, found.names, found.groups, None)
 
-    patch.setattr(matcher.SetMatcher, "_end", end)
+    patch.setattr(matcher.SetMatcher, "_make_end", end)
 
 
 def several_ways_together(patch: pytest.MonkeyPatch) -> None:
@@ -159,19 +159,21 @@ def _forgetful(self: Any) -> None:
 
 def backwards_as_forwards(patch: pytest.MonkeyPatch) -> None:
     """From the end of the keys, each piece is still read forwards."""
-    patch.setattr(factor, "_mirrored", lambda node: node.item if isinstance(node, Group) else node)
+    patch.setattr(factor, "_mirror_node", lambda node: node.item if isinstance(node, Group) else node)
 
 
 def gave_up_means_disjoint(patch: pytest.MonkeyPatch) -> None:
     """A search that gave up is taken for one that found nothing."""
-    original = factor._shared_keys
-    patch.setattr(factor, "_shared_keys", lambda *args: original(*args) or factor._Shared())
+    original = factor._find_shared_keys
+    patch.setattr(factor, "_find_shared_keys", lambda *args: original(*args) or factor._Shared())
 
 
 def percent_unescaped(patch: pytest.MonkeyPatch) -> None:
     """A % in a template is one for the operator %."""
-    original = matcher._write
-    patch.setattr(matcher, "_write", lambda *args: (original(*args)[0].replace("%%", "%"), original(*args)[1]))
+    original = matcher._compile_write
+    patch.setattr(
+        matcher, "_compile_write", lambda *args: (original(*args)[0].replace("%%", "%"), original(*args)[1])
+    )
 
 
 def characters_are_one_class(patch: pytest.MonkeyPatch) -> None:
@@ -240,5 +242,5 @@ def test_the_order_of_matches_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_faults_are_planted_where_they_work() -> None:
     """What the patches replace is what the matcher uses."""
-    assert factor._character("a")[1] == Chars(((97, 97),))
-    assert matcher.cooperating is factor.cooperating and matcher.expression is factor.expression
+    assert factor._tokenize_character("a")[1] == Chars(((97, 97),))
+    assert matcher.cooperating is factor.group_patterns and matcher.expression is factor.write_expression

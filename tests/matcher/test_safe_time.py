@@ -15,7 +15,7 @@ from matcher_kit import Twin, compiled, near, twins
 from test_sets import matches_of, small
 
 from remapkit.api.ruleset import RuleSet
-from remapkit.patterns.automaton import automaton, reads_one_way
+from remapkit.patterns.automaton import build_automaton, is_unambiguous
 from remapkit.patterns.matcher import PatternMatcher, Program, SetMatcher
 
 
@@ -132,7 +132,7 @@ class Counted(list[Any]):
 
 
 def program_is_linear(reader: PatternMatcher, keys: list[str]) -> None:
-    if reads_one_way(automaton(reader.pattern.parts)):
+    if is_unambiguous(build_automaton(reader.pattern.parts)):
         machine = Backtracking(re_text(reader))
         assert all(machine.matches(key, len(machine.code) * (len(key) + 1)) in (True, False) for key in keys)
         return
@@ -140,7 +140,7 @@ def program_is_linear(reader: PatternMatcher, keys: list[str]) -> None:
     for key in keys:
         counted = Counted(program.code)
         program.code = counted
-        program.captures(key)
+        program.find_captures(key)
         assert counted.looks <= len(counted) * (len(key) + 1)
 
 
@@ -172,7 +172,7 @@ def test_nor_in_sets_that_share_keys(texts: list[str]) -> None:
 def test_the_counting_matcher_knows_what_is_not_linear(text: str) -> None:
     """The lemma the other way round: where a pattern is not read in one way, some place can be come to twice."""
     (rule,) = matches_of((text, "t" + "".join(f"{{x{n}}}" for n in range(9) if f"<x{n}>" in text))).rules
-    one_way = reads_one_way(automaton(rule.pattern.parts))
+    one_way = is_unambiguous(build_automaton(rule.pattern.parts))
     machine = Backtracking(re_text(rule.reader))
     twice = False
     for key in ("aaaa", "abab", "a.a.b", "bbbb", "b!", "aab!", "....", "ab.!"):
@@ -206,7 +206,7 @@ def test_steps_grow_as_the_key_does(text: str) -> None:
     for length in (40, 160, 640):
         program.code = counted = Counted(program.code)
         counted.looks = 0
-        program.captures("a" * length + "!")
+        program.find_captures("a" * length + "!")
         counts.append(counted.looks)
     assert counts[1] <= 4.5 * counts[0] and counts[2] <= 4.5 * counts[1]
     assert rules.match("a" * 2000 + "!") == ()
@@ -219,8 +219,8 @@ def test_a_search_that_is_too_large_is_given_up() -> None:
     assert (len(together), alone) == (1, (0, 1))
     assert [each.target for each in rules.match("abcx")] == ["t"]
     assert [each.target for each in rules.match("c")] == ["v"]
-    stop = rules.rules[1].stopped_at("aax")
-    assert stop is not None and stop.offset == 2 and rules.rules[1].stopped_at("aab") is None
+    stop = rules.rules[1].find_stop("aax")
+    assert stop is not None and stop.offset == 2 and rules.rules[1].find_stop("aab") is None
 
 
 def test_one_set_compiles_once() -> None:

@@ -32,8 +32,8 @@ def same_as_alone(rules: RuleSet, keys: Sequence[str]) -> None:
             (each.rule.id, dict(each.captures), each.target) for each in alone
         ], key
         expected = [alone[0].target] if len(alone) == 1 else None
-        assert rules.renamer.targets([key]) == expected, key
-        assert rules.renamer.targets([key], "keep") == ([key] if not alone else expected), key
+        assert rules.renamer.rename_keys([key]) == expected, key
+        assert rules.renamer.rename_keys([key], "keep") == ([key] if not alone else expected), key
 
 
 @settings(max_examples=500)
@@ -80,7 +80,7 @@ def test_a_state_dict_is_renamed_as_its_plan_says(data: st.DataObject, picked: l
     except FailedCheck:
         found = None
     try:
-        planned = renaming.remapped(rules, state)
+        planned = renaming.remap_by_plan(rules, state)
     except FailedCheck:
         planned = None
     assert found == planned
@@ -261,7 +261,7 @@ EVERY_SHORT_KEY = short_keys(5)
 def test_no_key_is_shared_within_a_group(texts: list[str]) -> None:
     """Soundness by brute force, and that the groups are as few as they need to be: two for two that share a key."""
     patterns = [rule.pattern for rule in compiled([Twin("match", t, t, names(t)) for t in texts]).rules]
-    groups = factor.cooperating(patterns)
+    groups = factor.group_patterns(patterns)
     assert sorted([number for group in groups.together for number in group] + list(groups.alone)) == list(
         range(len(texts))
     )
@@ -281,7 +281,7 @@ def names(text: str) -> str:
 def both_ways(texts: list[str]) -> list[factor._Shared | None]:
     patterns = [rule.pattern for rule in compiled([Twin("match", t, t, names(t)) for t in texts]).rules]
     return [
-        factor._Positions(factor.trie(enumerate(patterns), reverse=reverse)).search(10**6)
+        factor._Positions(factor.build_trie(enumerate(patterns), reverse=reverse)).search(10**6)
         for reverse in (False, True)
     ]
 
@@ -312,7 +312,7 @@ def test_with_any_limit_the_answer_is_the_same(limit: int, monkeypatch: pytest.M
         ("{n:int}.l", "v.{n}"),
         ("{n}.{x}.w", "w.{n}.{x}"),
     ]
-    monkeypatch.setattr(factor.cooperating, "__defaults__", (limit,))
+    monkeypatch.setattr(factor.group_patterns, "__defaults__", (limit,))
     rules = paths_of(*picked)
     same_as_alone(rules, ["l.1.w", "l.1.x", "l.x.w", "1.l", "x.1.w", "l.l.w", "", "1.1.w"])
 
@@ -321,8 +321,8 @@ def test_suffix_rules_are_told_apart_from_the_end() -> None:
     texts = [rf"(?P<p>.*)\.leaf_{n}\.(?P<x>[^.]+)" for n in range(60)]
     rules = matches_of(*((text, "{p}.t.{x}") for text in texts))
     patterns = [rule.pattern for rule in rules.rules]
-    assert factor._Positions(factor.trie(enumerate(patterns))).search(10_000) is None
-    assert factor.cooperating(patterns, 10_000) == factor.Groups((tuple(range(60)),), ())
+    assert factor._Positions(factor.build_trie(enumerate(patterns))).search(10_000) is None
+    assert factor.group_patterns(patterns, 10_000) == factor.Groups((tuple(range(60)),), ())
     same_as_alone(rules, ["a.b.leaf_7.w", "leaf_7.w", ".leaf_7.w", "a.leaf_7.leaf_8.w", "a.leaf_60.w"])
 
 
@@ -330,5 +330,5 @@ def test_what_only_a_plan_can_say_is_left_to_it() -> None:
     rules = paths_of(("a.{x}", "t.{x}"), ("b.{x}", "u.{x}"))
     outcomes = [rules.rules[0].template, "plan"]
     renamer = matcher.Renamer(rules.matcher, outcomes)  # type: ignore[arg-type]
-    assert renamer.targets(["a.1", "a.2"]) == ["t.1", "t.2"]
-    assert renamer.targets(["a.1", "b.1"]) is None
+    assert renamer.rename_keys(["a.1", "a.2"]) == ["t.1", "t.2"]
+    assert renamer.rename_keys(["a.1", "b.1"]) is None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from remapkit.ops.calls import Call, CallReader
 from remapkit.rulefile.read import read_text
 from remapkit.rulefile.syntax import WrittenOp
-from remapkit.tensors.from_torch import DTYPES, dtype_name
+from remapkit.tensors.from_torch import DTYPES, get_dtype_name
 from remapkit.tensors.spec import TensorSpec
 
 LAYOUT_DTYPES = ("F32", "BF16", "F16", "F64", "F8_E4M3", "U8", "I8", "I16", "U16", "I32", "I64", "BOOL", "C64")
@@ -38,7 +38,7 @@ class Case:
 
 
 def spec_of(tensor: torch.Tensor) -> TensorSpec:
-    return TensorSpec(dtype_name(tensor.dtype), tuple(tensor.shape))
+    return TensorSpec(get_dtype_name(tensor.dtype), tuple(tensor.shape))
 
 
 def call_of(written: Any, params: tuple[str, ...] = ()) -> Call:

@@ -79,7 +79,7 @@ def test_a_stack_through_numbers_of_numpy_is_seen(tmp_path: Path, monkeypatch: p
     def put(out: arrays.Array, dim: int, place: slice | int, made: arrays.Array) -> None:
         out[(*(slice(None),) * dim, place)][...] = made
 
-    monkeypatch.setattr(arrays, "put", put)
+    monkeypatch.setattr(arrays, "put_box", put)
     (edge,) = (small(each) for each in edges.ALL if each.name == "stack")
     with pytest.raises(TypeError):
         holds(edge, tmp_path, ("view",))

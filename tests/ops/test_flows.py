@@ -15,12 +15,12 @@ import remapkit
 from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.compute import stream
 from remapkit.formats.detect import open_checkpoint
-from remapkit.ops.byte_ranges import byte_ranges
+from remapkit.ops.byte_ranges import find_byte_ranges
 from remapkit.plans import groups as gather
 from remapkit.rulefile.read import read_text
 from remapkit.tensors.spec import TensorSpec
 from remapkit.write.execute import execute
-from remapkit.write.layout import CopyPiece, tensor_pieces
+from remapkit.write.layout import CopyPiece, make_tensor_pieces
 from tests.ops.cases import raw
 from tests.ops.flows import Flowing, flowing
 
@@ -64,7 +64,7 @@ def test_files_get_the_same_bytes(
     save_file(case.state, given_path) if source == "safetensors" else torch.save(case.state, given_path)
     rules = compiled(case.text)
     with pytest.MonkeyPatch.context() as patch, open_checkpoint(given_path) as reader:
-        patch.setattr(stream.stripes, "__defaults__", (stripe,))
+        patch.setattr(stream.make_stripes, "__defaults__", (stripe,))
         plan = rules.plan(reader.header())
         execute(plan.moves, reader, folder / f"out.{suffix}", verify=True)
     out = folder / f"out.{suffix}"
@@ -78,7 +78,7 @@ def test_stretches_of_bytes_are_the_target(case: Flowing) -> None:
     rules = compiled(case.text)
     for move in rules.plan(case.state).moves:
         specs = [remapkit.header(case.state)[fqn] for fqn in move.sources]
-        ranges = byte_ranges(move.ops, specs)
+        ranges = find_byte_ranges(move.ops, specs)
         if ranges is not None:
             data = [raw(case.state[fqn]) for fqn in move.sources]
             made = b"".join(data[r.source][r.offset : r.offset + r.length] for r in ranges)
@@ -94,7 +94,7 @@ def test_splits_and_stacks_along_the_first_dimension_are_copied_by_the_kernel(tm
     with open_checkpoint(tmp_path / "in.safetensors") as reader:
         moves = rules.plan(reader.header()).moves
         for move in moves:
-            assert all(isinstance(piece, CopyPiece) for piece in tensor_pieces(move, reader)), move.target
+            assert all(isinstance(piece, CopyPiece) for piece in make_tensor_pieces(move, reader)), move.target
         written = execute(moves, reader, tmp_path / "out.safetensors")
     assert "gathered" not in written.how
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 import remapkit
 from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.diagnostics.errors import InvalidRules
-from remapkit.registry.installed import home
+from remapkit.registry.installed import find_home
 from remapkit.rulefile.read import read_text
 from tests.ops.cases import random_tensor, raw
 from tests.ops.flows import Flowing, flowing
 
-RULES = home("rules")
+RULES = find_home("rules")
 assert RULES is not None
 PACKS = sorted(path.stem for path in RULES.glob("*.yaml"))
 
@@ -102,7 +102,7 @@ def test_a_planted_fault_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from remapkit.authoring import invert
 
     def forwards(calls: tuple[object, ...]) -> tuple[object, ...]:
-        return tuple(call.inverse.plain() for call in calls)  # type: ignore[attr-defined]
+        return tuple(call.inverse.to_plain() for call in calls)  # type: ignore[attr-defined]
 
     text = """
 remapkit: 1

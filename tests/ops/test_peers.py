@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.formats.detect import open_checkpoint
-from remapkit.plans.cast import with_dtype
+from remapkit.plans.cast import cast_plan
 from remapkit.rulefile.read import read_text
 from remapkit.write.execute import execute
 
@@ -98,7 +98,7 @@ def test_floats_never_become_integers() -> None:
     with pytest.raises(FailedCheck, match="F32 -> I32 is no cast: values would be lost"):
         rules_of("path: a, ops: [{cast: I32}], to: b")(state)
     with pytest.raises(UsageError, match="RK642"):
-        with_dtype(rules_of("path: a, to: b").plan(state), "int32")
+        cast_plan(rules_of("path: a, to: b").plan(state), "int32")
 
 
 def test_a_cast_that_rounds_is_said_with_its_count(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_cast_that_rounds_is_said_with_its_count(tmp_path: Path) -> None:
     save_file(state, tmp_path / "in.safetensors")
     rules = rules_of("path: '{n:int}.w', to: '{n}.weight'", "path: ids, to: ids")
     with open_checkpoint(tmp_path / "in.safetensors") as reader:
-        plan = with_dtype(rules.plan(reader.header()), "bf16")
+        plan = cast_plan(rules.plan(reader.header()), "bf16")
         assert [note.title for note in plan.warnings] == [
             "5 tensors are cast from F32 to BF16, which rounds their values"
         ]
@@ -118,7 +118,7 @@ def test_a_cast_that_rounds_is_said_with_its_count(tmp_path: Path) -> None:
 
 def test_8_bit_floats_are_not_cast_without_their_scales() -> None:
     state = {"a": torch.ones(2).to(torch.float8_e4m3fn)}
-    problems = with_dtype(rules_of("path: a, to: b").plan(state), "bf16").problems
+    problems = cast_plan(rules_of("path: a, to: b").plan(state), "bf16").problems
     assert [problem.code for problem in problems] == ["RK346"]
 
 

@@ -20,7 +20,7 @@ from remapkit.formats.detect import open_checkpoint
 from remapkit.loading import load_into
 from remapkit.plans.make import make_plan
 from remapkit.rulefile.read import read_text
-from remapkit.tensors.from_torch import DTYPES, dtype_name
+from remapkit.tensors.from_torch import DTYPES, get_dtype_name
 from remapkit.tensors.spec import TensorSpec
 
 Tensors = Mapping[str, tuple[TensorSpec, bytes]]
@@ -44,7 +44,7 @@ def tensor_of(spec: TensorSpec, raw: bytes) -> torch.Tensor:
 def found(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[TensorSpec, bytes]]:
     return {
         fqn: (
-            TensorSpec(dtype_name(each.dtype), tuple(each.shape)),
+            TensorSpec(get_dtype_name(each.dtype), tuple(each.shape)),
             each.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(),
         )
         for fqn, each in tensors.items()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import remapkit
 from remapkit.cli.app import main
 from remapkit.diagnostics.errors import FailedCheck
-from remapkit.models.target import TargetRef, target_header
+from remapkit.models.target import TargetRef, read_target_header
 
 ROOT = Path(remapkit.__file__).parent.parent
 KEYS = ROOT / "rules" / "keys"
@@ -57,7 +57,7 @@ def test_194_keys_to_194_targets_of_the_full_size_model(pack: str) -> None:
     source = rules.file.source_keys
     assert source is not None and rules.file.path is not None
     plan = rules.plan(rules.file.path.parent / source.value)
-    check = plan.check(target_header(TargetRef(model="wan.vae:Wan21VAE")))
+    check = plan.check(read_target_header(TargetRef(model="wan.vae:Wan21VAE")))
     check.raise_for_problems()
     assert (len(plan.source), check.matched, len(check.target)) == (194, 194, 194)
     assert not plan.warnings and not plan.dropped

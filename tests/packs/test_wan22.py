@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import remapkit
 from remapkit.cli.app import main
-from remapkit.models.target import TargetRef, target_header
+from remapkit.models.target import TargetRef, read_target_header
 
 ROOT = Path(remapkit.__file__).parent.parent
 TINY = ROOT / "tests" / "data" / "wan22_vae_tiny"
@@ -62,7 +62,7 @@ def test_196_keys_to_196_targets_of_the_full_size_model(pack: str) -> None:
     source = rules.file.source_keys
     assert source is not None and rules.file.path is not None
     plan = rules.plan(rules.file.path.parent / source.value)
-    check = plan.check(target_header(TargetRef(model="wan.vae:WanVAE")))
+    check = plan.check(read_target_header(TargetRef(model="wan.vae:WanVAE")))
     check.raise_for_problems()
     assert (len(plan.source), check.matched, len(check.target)) == (196, 196, 196)
     assert not plan.warnings and not plan.dropped

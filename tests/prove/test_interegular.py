@@ -8,7 +8,7 @@ import pytest
 from prove_kit import seeded
 
 from remapkit.diagnostics.source import Text
-from remapkit.patterns.pattern import Pattern, linear
+from remapkit.patterns.pattern import Pattern, split_into_parts
 from remapkit.patterns.regex import parse
 from remapkit.proofs.budget import Budget
 from remapkit.proofs.checks import Questions
@@ -19,7 +19,9 @@ interegular = pytest.importorskip("interegular")
 
 def drop(text: str) -> KeyMap:
     written = Text.of(text)
-    return KeyMap(text, "drop", written.span, Pattern("match", written, written.span, linear(parse(written))), None)
+    return KeyMap(
+        text, "drop", written.span, Pattern("match", written, written.span, split_into_parts(parse(written))), None
+    )
 
 
 def meet(one: str, other: str) -> tuple[bool, str]:

@@ -112,7 +112,7 @@ def check_replay() -> bool:
         Witness("ambiguous", (0, 1), ("a.0",), ("b.0", "")),
         Witness("across", (0, 1), ("a.0", "c.0"), ("b.0", "b.0")),
     ]
-    return not verdicts.FindingWriter(found, key_maps(found), ()).tell(wrong, [], [], "...")[1]
+    return not verdicts.FindingWriter(found, key_maps(found), ()).write_findings(wrong, [], [], "...")[1]
 
 
 def check_admitted() -> bool:
@@ -250,15 +250,18 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
         "proven",
     ),
     "transducers never disagree": (put(questions, "conflict", lambda *_, **__: None), "random sets"),
-    "what is between merged captures is not looked at": (put(variants, "_run", _not_merged_between), "random sets"),
-    "nothing is merged": (put(questions, "merged", lambda variant, tools: variant), "proven"),
+    "what is between merged captures is not looked at": (
+        put(variants, "_run_machine", _not_merged_between),
+        "random sets",
+    ),
+    "nothing is merged": (put(questions, "merge_captures", lambda variant, tools: variant), "proven"),
     "no two key_maps are candidates": (put(questions, "candidates", lambda *_: set()), "faults"),
     "wide sets are lost beside narrow ones": (put(searches, "partition", _without_wide), "faults"),
     "no two key_maps meet": (put(questions, "meets", lambda *_: False), "faults"),
     "the empty key is not shared": (put(searches, "_empty", lambda *_: None), "faults"),
     "the empty word is lost where pieces are joined": (_joined_without_nullable, "random sets"),
     "targets cost nothing": (_free, "random sets"),
-    "nothing is lost": (put(nets, "lost", lambda *_: []), "faults"),
+    "nothing is lost": (put(nets, "find_losses", lambda *_: []), "faults"),
     "only one shortest word": (put(variants, "shortest_words", lambda *_: [""]), "faults"),
     "captures never hang together": (
         lambda patch: (
@@ -266,7 +269,7 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
         ),
         "proven",
     ),
-    "numbers are taken for one to one": (put(questions, "confused", lambda *_: None), "faults"),
+    "numbers are taken for one to one": (put(questions, "find_confused", lambda *_: None), "faults"),
     "exact variants are loose": (
         put(questions, "variants", lambda *given, exact=False, **rest: original_variants(*given, **rest)),
         "proven",

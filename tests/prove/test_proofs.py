@@ -357,5 +357,5 @@ def test_a_witness_that_the_matcher_does_not_bear_out_is_not_shown() -> None:
         Witness("cut", (0,), ("a.0",), ("b.0", "b.1"), (("a.", "0"), ("a", ".0"))),
         Witness("open", (0,), ("a.0", "a.1"), ("a.1", "a.1")),
     ]
-    findings, shown = FindingWriter(found, key_maps(found), ()).tell(wrong, [], [], "...")
+    findings, shown = FindingWriter(found, key_maps(found), ()).write_findings(wrong, [], [], "...")
     assert (shown, [each.code for each in findings]) == ((), ["RK200"] * 5)

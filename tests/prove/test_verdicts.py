@@ -19,12 +19,12 @@ from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.authoring.invert import invert
 from remapkit.cli.app import main
 from remapkit.diagnostics.errors import InvalidRules
-from remapkit.patterns.automaton import TooMany, automaton
+from remapkit.patterns.automaton import TooMany, build_automaton
 from remapkit.proofs import checks as questions
 from remapkit.proofs.automata import PIECE_EDGES
 from remapkit.proofs.model import Level, Proof
 from remapkit.proofs.prover import BUDGET, prove
-from remapkit.rulefile.arithmetic import BadNumber, expr
+from remapkit.rulefile.arithmetic import BadNumber, parse_expression
 from remapkit.rulefile.read import read_text
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
@@ -270,7 +270,7 @@ LARGE = {
 def test_where_a_large_pattern_stopped_is_said_within_a_number_of_calls(name: str) -> None:
     pattern, begun, rest, offset = LARGE[name]
     (only,) = compiled(rule(f"match: '{pattern}', to: b")).rules
-    taken, stop = calls(lambda: only.stopped_at(begun + rest))
+    taken, stop = calls(lambda: only.find_stop(begun + rest))
     assert stop is not None and stop.offset == offset
     assert taken < 1_000_000, f"{taken:,} calls"
 
@@ -294,7 +294,7 @@ def test_an_automaton_is_given_up_while_it_is_built() -> None:
     (only,) = compiled(NASTY["nested"][0]).rules
     started = time.perf_counter()
     with pytest.raises(TooMany):
-        automaton(only.pattern.parts, PIECE_EDGES)
+        build_automaton(only.pattern.parts, PIECE_EDGES)
     assert time.perf_counter() - started < 5
     assert BUDGET == 20_000_000
 
@@ -358,7 +358,7 @@ def test_the_sweep_finds_planted_faults(name: str, monkeypatch: pytest.MonkeyPat
 )
 def test_a_size_is_rounded_only_where_it_says_so(text: str, value: int | None) -> None:
     if value is not None:
-        assert expr(text).value({"x": 7}) == value
+        assert parse_expression(text).value({"x": 7}) == value
         return
     with pytest.raises(BadNumber):
-        expr(text).value({"x": 7})
+        parse_expression(text).value({"x": 7})

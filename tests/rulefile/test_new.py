@@ -14,7 +14,7 @@ from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.authoring.scaffold import new_rule_file
 from remapkit.diagnostics.errors import UsageError
 from remapkit.rulefile.read import read_text
-from remapkit.rulefile.yaml.emit import in_quotes, quoted
+from remapkit.rulefile.yaml.emit import emit_scalar, quote_text
 from remapkit.rules.selftest import run_tests
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
@@ -93,7 +93,7 @@ def test_the_candidates_are_rules_that_change_nothing_until_edited(
 
 @given(st.text(st.characters(exclude_categories=("Cs",))))
 def test_a_quoted_text_is_read_as_that_text(text: str) -> None:
-    file = read_text(f"remapkit: 1\nname: t\nkeep: [x]\ntests:\n  ? {quoted(text)}\n  : {in_quotes(text)}\n")
+    file = read_text(f"remapkit: 1\nname: t\nkeep: [x]\ntests:\n  ? {emit_scalar(text)}\n  : {quote_text(text)}\n")
     assert [(test.source.value, test.target and test.target.value) for test in file.tests] == [(text, text)]
 
 

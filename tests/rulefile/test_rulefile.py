@@ -265,7 +265,7 @@ def test_every_field_has_a_description_for_editors() -> None:
             return []
         found = []
         for name, field in node.get("properties", {}).items():
-            if "description" not in schema._inlined(field, json.loads(schema_text())["$defs"]):
+            if "description" not in schema._inline_refs(field, json.loads(schema_text())["$defs"]):
                 found.append(f"{path}.{name}")
             found += lacking(field, f"{path}.{name}")
         return found

@@ -17,7 +17,7 @@ from remapkit.rulefile.yaml import compose as yamlnodes
 from remapkit.rulefile.yaml import nodes
 from remapkit.rulefile.yaml.compose import compose, decode
 from remapkit.rulefile.yaml.nodes import BrokenNode, ListNode, MapNode, Node, ScalarNode
-from remapkit.rulefile.yaml.scalars import plain_kind
+from remapkit.rulefile.yaml.scalars import classify_scalar
 
 LOADERS = [yaml.SafeLoader, yaml.CSafeLoader]
 assert yaml.__with_libyaml__, "these tests compare the two parsers of PyYAML"
@@ -258,7 +258,7 @@ RESOLVERS = sorted({rx.pattern for group in yaml.SafeLoader.yaml_implicit_resolv
 )
 def test_nothing_that_any_yaml_reads_as_something_else_is_text(value: str) -> None:
     assume("\n" not in value and value not in ("!", "&", "*"))
-    assert plain_kind(value) != "text"
+    assert classify_scalar(value) != "text"
 
 
 @settings(max_examples=300, deadline=None)
@@ -266,7 +266,7 @@ def test_nothing_that_any_yaml_reads_as_something_else_is_text(value: str) -> No
 def test_plain_kinds_agree_with_both_versions(value: str) -> None:
     older = yaml.SafeLoader("").resolve(yaml.ScalarNode, value, (True, False)).rpartition(":")[2]
     newer = next((rx for rx in CORE if re.fullmatch(rx, value)), None)
-    kind = plain_kind(value)
+    kind = classify_scalar(value)
     if kind == "text":
         assert older == "str" and newer is None
     elif kind == "integer":
@@ -281,7 +281,7 @@ def test_plain_kinds_agree_with_both_versions(value: str) -> None:
     "value", ["n", "y", "norm1", "0..47", "a.0", "0.weight", "1.2.3", "1_a", "e3", "a:b", "nope"]
 )
 def test_common_words_need_no_quotes(value: str) -> None:
-    assert plain_kind(value) == "text"
+    assert classify_scalar(value) == "text"
 
 
 # ------------------------------------------------------------------------------------------------ bytes and bounds

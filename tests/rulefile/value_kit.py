@@ -307,7 +307,7 @@ def _explained(compiled: RuleSet) -> None:
     for fqn in KEYS:
         compiled.match(fqn)
         for rule in (*compiled.rules, *compiled.keep, *compiled.drop):
-            rule.stopped_at(fqn)
+            rule.find_stop(fqn)
 
 
 def _planned(compiled: RuleSet) -> None:

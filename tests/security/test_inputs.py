@@ -248,7 +248,7 @@ def test_D12_small_json(kind: str, command: str, tmp_path: Path, capsys: pytest.
 def test_D12_a_reader_that_takes_the_last_of_two_names_would_be_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(strictjson, "_object", dict)
+    monkeypatch.setattr(strictjson, "_build_object", dict)
     with pytest.raises(AssertionError):
         test_D12_small_json("a name twice", "--config", tmp_path, capsys)
 

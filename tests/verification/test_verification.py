@@ -17,8 +17,8 @@ from remapkit.cli.app import main
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.registry.verified import read_witness, witness_path
 from remapkit.rulefile.read import read_text
-from remapkit.verification import random_state, verify_forward, verify_oracle
-from remapkit.verification.models import build_real
+from remapkit.verification import make_random_state, verify_forward, verify_oracle
+from remapkit.verification.models import build_random_model
 
 WIDTH = 8
 
@@ -73,7 +73,7 @@ def compiled(text: str) -> RuleSet:
 
 
 def models() -> tuple[nn.Module, nn.Module]:
-    return build_real(Fused, "Fused", 0), build_real(Apart, "Apart", 1)
+    return build_random_model(Fused, "Fused", 0), build_random_model(Apart, "Apart", 1)
 
 
 def test_what_is_right_is_verified_and_what_took_no_part_is_counted() -> None:
@@ -106,7 +106,7 @@ class Chain(nn.Module):
 def test_where_two_models_part_is_named() -> None:
     text = "remapkit: 1\nname: t\ntables: {to: {a: a, b: c, c: b, d: d}}\nrules:\n"
     text += "  - {id: swapped, path: 'layers.{n:to}.{p}', to: 'layers.{n|to}.{p}'}\n"
-    source, target = (build_real(lambda: Chain(("a", "b", "c", "d")), "Chain", seed) for seed in (0, 1))
+    source, target = (build_random_model(lambda: Chain(("a", "b", "c", "d")), "Chain", seed) for seed in (0, 1))
     (problem,) = verify_forward(compiled(text), source, target, "forward").problems
     # b of the source computes what the second layer gives; in the target that is c, and so it is the first apart.
     assert problem.notes[0] == "they part at layers.b (from layers.c, by swapped), after layers.a"
@@ -143,8 +143,8 @@ drop: [mask, ids, scale]
 
 
 def causal(rules: RuleSet, kind: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
-    source = build_real(lambda: Causal(True, kind), "Causal", 0, rules)
-    return source, build_real(lambda: Causal(False, kind), "Causal", 1)
+    source = build_random_model(lambda: Causal(True, kind), "Causal", 0, rules)
+    return source, build_random_model(lambda: Causal(False, kind), "Causal", 1)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bool, torch.uint8], ids=["A29", "A29-bool", "A29-integers"])
@@ -152,7 +152,11 @@ def test_buffers_that_the_rules_drop_keep_their_values(kind: torch.dtype) -> Non
     rules = compiled(CAUSAL)
     verdict = verify_forward(rules, *causal(rules, kind), "forward", written=f"7,{WIDTH}")
     assert verdict.ok, verdict.problems
-    assert verdict.constants == ("mask", "ids", "scale") and verdict.data()["constants"] == ["mask", "ids", "scale"]
+    assert verdict.constants == ("mask", "ids", "scale") and verdict.to_json()["constants"] == [
+        "mask",
+        "ids",
+        "scale",
+    ]
 
 
 def test_buffers_that_are_randomised_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,13 +185,13 @@ class Scaled(nn.Module):
 def test_what_is_learned_is_no_constant(left: str) -> None:
     """One that is dropped is missed, though it begins with a value that changes nothing."""
     rules = compiled("remapkit: 1\nname: t\nkeep: ['a.{p}']\ndrop: ['norm.{p}', gain]\n")
-    source = build_real(lambda: Scaled(True), "Scaled", 0, rules)
+    source = build_random_model(lambda: Scaled(True), "Scaled", 0, rules)
     with torch.no_grad():  # one of them as it begins
         if left == "norm":
             source.gain.fill_(1)  # type: ignore[operator, union-attr]
         else:
             source.norm.reset_running_stats()  # type: ignore[operator, union-attr]
-    target = build_real(lambda: Scaled(False), "Scaled", 1)
+    target = build_random_model(lambda: Scaled(False), "Scaled", 1)
     verdict = verify_forward(rules, source, target, "forward", written=f"7,{WIDTH}")
     assert [problem.code for problem in verdict.problems] == ["RK715"]
 
@@ -212,7 +216,7 @@ class End(Chain):
 
 def test_a_difference_at_the_end_blames_no_rule() -> None:
     rules = compiled("remapkit: 1\nname: t\nrules: [{id: all, path: '{p:**}', to: '{p}'}]\n")
-    source, target = build_real(lambda: End(1.0), "End", 0), build_real(lambda: End(2.0), "End", 1)
+    source, target = build_random_model(lambda: End(1.0), "End", 0), build_random_model(lambda: End(2.0), "End", 1)
     (problem,) = verify_forward(rules, source, target, "forward").problems
     assert problem.notes[0].startswith("they part after layers.b: every module")
     assert "by all" not in str(problem) and "look at the rules" not in str(problem)
@@ -224,7 +228,7 @@ def test_a_method_that_ignores_the_weights_verifies_nothing() -> None:
             return x.float() * 2
 
     rules = compiled("remapkit: 1\nname: t\nkeep: ['{p}']\n")
-    source, target = (build_real(lambda: Blind(4, 4), "Blind", seed) for seed in (0, 1))
+    source, target = (build_random_model(lambda: Blind(4, 4), "Blind", seed) for seed in (0, 1))
     (problem,) = verify_forward(rules, source, target, "size").problems
     assert problem.code == "RK716"
 
@@ -254,7 +258,7 @@ def oracle(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def state() -> dict[str, torch.Tensor]:
-    return random_state(remapkit.header(Fused()), 0)
+    return make_random_state(remapkit.header(Fused()), 0)
 
 
 def test_an_oracle_agrees_bit_for_bit() -> None:
@@ -305,10 +309,10 @@ def test_the_command_keeps_a_witness_that_goes_stale(pack: Path) -> None:
     done = verify(pack, "--oracle", "py:verified_models:oracle", "--keys", "keys.json", "--write")
     assert done.returncode == 0, done.stderr
     witness = read_witness(pack)
-    assert witness is not None and witness.state(remapkit.load(pack)) == "forward, oracle"
+    assert witness is not None and witness.describe_state(remapkit.load(pack)) == "forward, oracle"
     assert {"remapkit", "torch"} <= set(witness.versions)
     pack.write_text(RIGHT + "# changed\n", encoding="utf-8")
-    assert witness.state(remapkit.load(pack)) == "stale"
+    assert witness.describe_state(remapkit.load(pack)) == "stale"
     pack.write_text(RIGHT.replace(*WRONG["a transpose left out"]), encoding="utf-8")
     before = witness_path(pack).read_text()
     done = verify(pack, *both, "--write")
@@ -347,5 +351,5 @@ def test_the_wan_vae_of_diffusers_by_value(capsys: pytest.CaptureFixture[str], t
 def test_no_witness_that_is_shipped_is_stale() -> None:
     """Made again with `remapkit verify PACK ... --write`; PYTHONPATH=tests/packs for an oracle from there."""
     found = {pack.name: (read_witness(pack.path), remapkit.load(pack.path)) for pack in remapkit.packs()}
-    states = {name: witness.state(rules) for name, (witness, rules) in found.items() if witness is not None}
+    states = {name: witness.describe_state(rules) for name, (witness, rules) in found.items() if witness is not None}
     assert states and "stale" not in states.values(), states

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from remapkit.plugins.wan import fast as fast_module
 from remapkit.plugins.wan.cache import Stream
-from remapkit.plugins.wan.fast import PLAIN, choose
+from remapkit.plugins.wan.fast import PLAIN, choose_fast
 from remapkit.plugins.wan.layers import RMSNorm, add_duplicate, duplicate_up
 from remapkit.plugins.wan.vae import Fast, Tiling, Wan21VAE, WanCache, WanFastError, WanVAE
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -83,7 +83,7 @@ def test_to_the_bit_however_the_video_is_split(world, fast, where):
         lambda cache: cache.to("cpu"),
         lambda cache: (
             cache,
-            [s.change(torch.clone) for r in (cache.encoding, cache.decoding) for s in r.streams.values()],
+            [s.change_histories(torch.clone) for r in (cache.encoding, cache.decoding) for s in r.streams.values()],
         )[0],
     ],
     ids=["clone", "to", "change"],
@@ -105,8 +105,8 @@ def test_the_way_may_change_between_calls(world):
 
 def test_a_buffer_that_shifts_wrongly_is_caught(world, monkeypatch):
     vae = like(world[0], WINDOWS)
-    shift = Stream.shift
-    monkeypatch.setattr(Stream, "shift", staticmethod(lambda w, frames: shift(w.flip(2), frames)))
+    shift = Stream.shift_window
+    monkeypatch.setattr(Stream, "shift_window", staticmethod(lambda w, frames: shift(w.flip(2), frames)))
     with pytest.raises(AssertionError):
         assert_same(vae, world)
 
@@ -116,7 +116,7 @@ def test_overlapping_frames_are_shifted_one_after_the_other():
         for T in range(1, 6):
             window = torch.arange(float(frames + T)).reshape(1, 1, -1, 1, 1).clone()
             wanted = window[:, :, T:].clone()
-            Stream.shift(window, frames)
+            Stream.shift_window(window, frames)
             assert torch.equal(window[:, :, :frames], wanted)
 
 
@@ -187,21 +187,21 @@ def test_16_bits_lose_no_more_than_the_plain_way(world, relative_error):
 def test_the_cpu_goes_to_the_bit_by_default(world):
     vae = like(world[0], "auto")
     assert vae.fast == "auto"
-    assert choose("auto", torch.device("cpu"), torch.float32, grads=False, graphs_work=False) == WINDOWS
+    assert choose_fast("auto", torch.device("cpu"), torch.float32, grads=False, graphs_work=False) == WINDOWS
     assert_same(vae, world, {2})
     assert vae.decode(world[2][:1].double()).dtype == torch.float32
 
 
 def test_what_auto_takes():
-    cuda = choose("auto", torch.device("cuda"), torch.bfloat16, grads=False, graphs_work=True)
+    cuda = choose_fast("auto", torch.device("cuda"), torch.bfloat16, grads=False, graphs_work=True)
     assert cuda.windows and cuda.channels_last and cuda.graphs and cuda.autotune
     assert (cuda.norm == "triton") == fast_module.has_triton()
     cpu = torch.device("cpu")
-    assert choose("auto", cpu, torch.bfloat16, grads=False, graphs_work=False).channels_last
+    assert choose_fast("auto", cpu, torch.bfloat16, grads=False, graphs_work=False).channels_last
     for device in (cpu, torch.device("cuda")):
-        assert choose("auto", device, torch.float32, grads=True, graphs_work=True) == PLAIN
-        assert choose("off", device, torch.float32, grads=False, graphs_work=True) == PLAIN
-    assert choose(GRAPHS, torch.device("meta"), torch.float32, grads=False, graphs_work=False) == PLAIN
+        assert choose_fast("auto", device, torch.float32, grads=True, graphs_work=True) == PLAIN
+        assert choose_fast("off", device, torch.float32, grads=False, graphs_work=True) == PLAIN
+    assert choose_fast(GRAPHS, torch.device("meta"), torch.float32, grads=False, graphs_work=False) == PLAIN
 
 
 # Gradients
@@ -315,7 +315,7 @@ def test_videos_that_take_turns_keep_their_memories(world):
 
 
 def test_a_memory_that_is_not_taken_along_is_caught(world, monkeypatch):
-    monkeypatch.setattr(Stream, "settle", lambda self: setattr(self, "host", None))
+    monkeypatch.setattr(Stream, "settle_keys", lambda self: setattr(self, "host", None))
     with pytest.raises(AssertionError):
         test_videos_that_take_turns_keep_their_memories(world)
 
@@ -325,8 +325,8 @@ def test_a_video_that_is_gone_leaves_nothing_to_take_along(world, monkeypatch):
     quick.decode(world[2])
     gc.collect()
     settled = []
-    settle = Stream.settle
-    monkeypatch.setattr(Stream, "settle", lambda self: (settled.append(self.host), settle(self))[1])
+    settle = Stream.leave_host
+    monkeypatch.setattr(Stream, "settle_keys", lambda self: (settled.append(self.host), settle(self))[1])
     quick.decode(world[2])
     assert [host for host in settled if host is not None] == []
 
@@ -409,7 +409,7 @@ def test_the_size_of_a_cache_counts_its_buffers(world):
         quick, cache, plain = like(vae, fast), WanCache(), WanCache()
         quick.decode(latent, cache)
         vae.decode(latent, plain)
-        held = [stream.held() for stream in cache.decoding.streams.values()]
+        held = [stream.find_holder() for stream in cache.decoding.streams.values()]
         storages = {
             h.untyped_storage().data_ptr(): h.untyped_storage().nbytes() for s in held for h in s.histories.values()
         }
@@ -453,7 +453,7 @@ def test_a_named_part_that_cannot_run_is_refused(world, monkeypatch):
 TRITON = """
 import sys, torch
 from remapkit.plugins.wan import kernel
-from remapkit.plugins.wan.fast import Fast, norm_steps
+from remapkit.plugins.wan.fast import Fast, compute_norm
 from remapkit.plugins.wan.vae import WanVAE
 torch.manual_seed(0)
 ULP = {torch.float32: 2**-20, torch.bfloat16: 2**-7, torch.float16: 2**-10}
@@ -465,17 +465,17 @@ for C in (1, 5, 8, 96, 160):
             gamma = torch.randn(C, 1, 1, 1, dtype=dtype)
             window = torch.full((2, C, 5, 5, 7), 7.0, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
             out = window[:, :, 2:]
-            assert kernel.fits(x, out)
+            assert kernel.is_channels_last(x, out)
             kernel.norm_silu(x, gamma, out, silu=silu)
-            wanted = norm_steps(x, gamma.float() * C**0.5, silu)
+            wanted = compute_norm(x, gamma.float() * C**0.5, silu)
             assert ((out.float() - wanted).abs() <= ulp * wanted.abs() + 1e-6).all(), (C, dtype, silu)
             assert (window[:, :, :2] == 7).all(), "wrote outside of its place"
             assert not out[0, :, 0, 0, 0].any()
 x = torch.randn(1, 8, 3, 4, 4)
-assert not kernel.fits(x, x), "channels outermost"
+assert not kernel.is_channels_last(x, x), "channels outermost"
 last = x.contiguous(memory_format=torch.channels_last_3d)
-assert not kernel.fits(last, last.double()) and not kernel.fits(last[..., :2], last[..., :2])
-assert kernel.fits(last[:, :, 1:], last[:, :, 1:])
+assert not kernel.is_channels_last(last, last.double()) and not kernel.is_channels_last(last[..., :2], last[..., :2])
+assert kernel.is_channels_last(last[:, :, 1:], last[:, :, 1:])
 vae = WanVAE(dim=8, dec_dim=8).eval().requires_grad_(False)
 latent, video = torch.randn(1, 48, 3, 2, 3), torch.rand(1, 3, 5, 32, 48) * 2 - 1
 plain = vae.optimize("off").decode(latent), vae.encode(video)
@@ -522,9 +522,9 @@ def test_compiled_norms():
         norm = RMSNorm(channels, cell_dims=3, silu=True)
         norm.gamma.copy_(torch.randn_like(norm.gamma))
         x = torch.randn(2, channels, frames, 6, 10)
-        torch.testing.assert_close(norm.fresh(x, Fast(norm="compile")), norm(x))
+        torch.testing.assert_close(norm.compute_fast(x, Fast(norm="compile")), norm(x))
         window = torch.zeros(2, channels, frames + 2, 6, 10)
-        norm.into(window[:, :, 2:], x, Fast(norm="compile"))
+        norm.compute_into(window[:, :, 2:], x, Fast(norm="compile"))
         torch.testing.assert_close(window[:, :, 2:], norm(x))
         assert not window[:, :, :2].any()
 

@@ -185,7 +185,7 @@ def test_a_recording_of_nothing_is_refused__A28(vae):
 
 
 def test_a_recording_of_nothing_that_is_taken_would_be_seen__A28(vae, monkeypatch):
-    monkeypatch.setattr("remapkit.plugins.wan.graphs.Arena._prove", lambda arena: True)
+    monkeypatch.setattr("remapkit.plugins.wan.graphs.Arena._prove_replay", lambda arena: True)
     with pytest.raises(AssertionError):
         test_a_recording_of_nothing_is_refused__A28(vae)
 
@@ -383,14 +383,14 @@ MADE_ELSEWHERE = [("encode", 0), ("decode", 1), ("encode", 1)]
 
 def test_memory_made_on_the_last_callers_stream_would_be_seen(monkeypatch):
     take_turns(MADE_ELSEWHERE)
-    on = Fence.on
-    monkeypatch.setattr(Fence, "on", lambda fence, stream: on(fence, fence._stream))
+    on = Fence.take_turn
+    monkeypatch.setattr(Fence, "take_turn", lambda fence, stream: on(fence, fence._stream))
     with pytest.raises(AssertionError):
         take_turns(MADE_ELSEWHERE)
 
 
 def test_a_caller_that_does_not_wait_for_what_is_taken_out_would_be_seen(monkeypatch):
-    monkeypatch.setattr(Fence, "on", lambda fence, stream: torch.cuda.stream(stream))
+    monkeypatch.setattr(Fence, "take_turn", lambda fence, stream: torch.cuda.stream(stream))
     with pytest.raises(AssertionError, match="not in order"):
         take_turns([("encode", 0), ("encode", 1)])
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from remapkit.plugins.wan import tiling as module
-from remapkit.plugins.wan.tiling import spans
+from remapkit.plugins.wan.tiling import split_axis
 from remapkit.plugins.wan.vae import Tiling, Wan21VAE, WanCache, WanVAE
 
 from tests.numbers_kit import computed_alike
@@ -25,7 +25,7 @@ def axes(draw):
 @settings(max_examples=300, deadline=None)
 def test_tiles_cover_an_axis_and_their_weights_add_up_to_one(axis):
     length, tile, overlap, factor = axis
-    parts = spans(length, tile, overlap, factor)
+    parts = split_axis(length, tile, overlap, factor)
     assert (parts[0].start, parts[-1].stop) == (0, length)
     assert {part.stop - part.start for part in parts} == {min(tile, length)}
     for before, after in pairwise(parts):
@@ -33,7 +33,7 @@ def test_tiles_cover_an_axis_and_their_weights_add_up_to_one(axis):
         assert before.stop - after.start >= overlap
     total = torch.zeros(length * factor, dtype=torch.float64)
     for part in parts:
-        total[part.scaled(factor)] += torch.tensor(part.weights, dtype=torch.float64)
+        total[part.scale_slice(factor)] += torch.tensor(part.weights, dtype=torch.float64)
         assert min(part.weights) >= 0
     assert torch.allclose(total, torch.ones_like(total), atol=1e-12)
 
@@ -42,7 +42,7 @@ def test_tiles_cover_an_axis_and_their_weights_add_up_to_one(axis):
 @settings(max_examples=300, deadline=None)
 def test_no_more_tiles_than_needed(axis):
     length, tile, overlap, factor = axis
-    count = len(spans(length, tile, overlap, factor))
+    count = len(split_axis(length, tile, overlap, factor))
     assert count == 1 or (count - 1) * (tile - overlap) + overlap < length
 
 
@@ -51,7 +51,7 @@ def test_no_more_tiles_than_needed(axis):
 def test_what_is_near_a_cut_does_not_count(axis):
     """The outer 3/8 of what two neighbours share comes from the other tile alone."""
     length, tile, overlap, factor = axis
-    parts = spans(length, tile, overlap, factor)
+    parts = split_axis(length, tile, overlap, factor)
     for before, after in pairwise(parts):
         margin = (before.stop - after.start) * factor * 3 // 8
         assert not any(after.weights[:margin])
@@ -122,7 +122,7 @@ def test_a_ramp_over_the_whole_overlap_is_caught(vae, relative_error, monkeypatc
     """The usual blending lets in what the border spoilt."""
     tiling = Tiling(height=128, width=128, overlap=64)
     good = seam_error(vae, tiling, relative_error)
-    monkeypatch.setattr(module, "_rise", lambda pixel, overlap: min(1.0, (pixel + 0.5) / max(overlap, 1)))
+    monkeypatch.setattr(module, "_weigh_pixel", lambda pixel, overlap: min(1.0, (pixel + 0.5) / max(overlap, 1)))
     assert seam_error(vae, tiling, relative_error) > 5 * good
 
 

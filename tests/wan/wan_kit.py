@@ -24,7 +24,7 @@ class Recorder:
     def __init__(self, vae):
         self.vae, self.records, self.replays = vae, 0, 0
 
-    def works_on(self, device):
+    def can_record(self, device):
         return True
 
     def record(self, run, device):

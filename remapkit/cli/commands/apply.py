@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remapkit.cli.arguments import target_from_arguments
-from remapkit.cli.commands.common import known_source, load_rules, open_source, refuse_unproven
+from remapkit.cli.arguments import parse_target
+from remapkit.cli.commands.common import load_rules, open_source, read_known_source, refuse_unproven
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.cli.sizes import parse_size
 from remapkit.diagnostics.diagnostic import Diagnostic
@@ -18,15 +18,15 @@ from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.wording import counted, human_bytes
 from remapkit.files.index_names import is_index
 from remapkit.formats import Reader
-from remapkit.models.target import target_header
-from remapkit.plans.cast import with_dtype
-from remapkit.plans.check import known_keys_problem, make_check
-from remapkit.plans.declared import Held, hold, not_held
+from remapkit.models.target import read_target_header
+from remapkit.plans.cast import cast_plan
+from remapkit.plans.check import check_known_keys, make_check
+from remapkit.plans.declared import Held, check_declared_target, skip_target_check
 from remapkit.plans.make import make_plan
-from remapkit.plans.model import ResolvedPlan, records
-from remapkit.plans.moves import Move, from_where
-from remapkit.write.apply import default_output, in_target_order, provenance, restore, uncollected
-from remapkit.write.layout import without_ties
+from remapkit.plans.model import ResolvedPlan, collect_records
+from remapkit.plans.moves import Move, describe_sources
+from remapkit.write.apply import default_output, make_provenance, pause_collection, recover_file, sort_by_target
+from remapkit.write.layout import split_ties
 
 if TYPE_CHECKING:
     from remapkit.api.ruleset import RuleSet
@@ -36,32 +36,32 @@ if TYPE_CHECKING:
 def run(args: Namespace) -> CommandOutcome:
     """Prove, plan, check, stream."""
     _check_usage(args)
-    with uncollected():
-        return _apply(args)
+    with pause_collection():
+        return _apply_rules(args)
 
 
-def _apply(args: Namespace) -> CommandOutcome:
+def _apply_rules(args: Namespace) -> CommandOutcome:
     rules = load_rules(args.rules, args)
     proven = tuple(finding for finding in refuse_unproven([rules], args) if finding.code != "RK205")
     source = Path(args.checkpoint)
     # Whoever asks to write the file anew asks for it whole; a reader only says what is wrong with it.
-    restored = args.in_place and not args.dry_run and restore(source)
+    restored = args.in_place and not args.dry_run and recover_file(source)
     with ExitStack() as stack:
         reader = stack.enter_context(open_source(source, args))
         plan = make_plan(rules, reader.header())
         if args.dtype is not None:
-            plan = with_dtype(plan, args.dtype)
-        held = _held(rules, plan, args)
+            plan = cast_plan(plan, args.dtype)
+        held = _check_target(rules, plan, args)
         plan = held.check.plan if held.check else plan
-        moves = in_target_order(plan, held.check.target if held.check else None)
+        moves = sort_by_target(plan, held.check.target if held.check else None)
         if args.dry_run:
-            return _with(_dry_run(plan, held, moves, reader), proven)
+            return _add_findings(_describe_dry_run(plan, held, moves, reader), proven)
         job = Job(rules, plan, moves, reader, args, held)
-        written = _rename(job) if args.in_place else _write(job)
-    return _with(_outcome(job, written, restored), proven)
+        written = _rename_file(job) if args.in_place else _write_output(job)
+    return _add_findings(_make_outcome(job, written, restored), proven)
 
 
-def _with(outcome: CommandOutcome, proven: tuple[Diagnostic, ...]) -> CommandOutcome:
+def _add_findings(outcome: CommandOutcome, proven: tuple[Diagnostic, ...]) -> CommandOutcome:
     return replace(outcome, diagnostics=(*proven, *outcome.diagnostics))
 
 
@@ -94,15 +94,15 @@ def _check_usage(args: Namespace) -> None:
 
 def _check_format(args: Namespace) -> None:
     """Raise `UnwritableOutput` (RK511) where the name of the output says no format, or another than `--to-format`."""
-    from remapkit.files.errors import unwritable
-    from remapkit.write.execute import KNOWN_SUFFIXES, output_format
+    from remapkit.files.errors import make_unwritable
+    from remapkit.write.execute import KNOWN_SUFFIXES, choose_format
 
     shards = args.shard_size is not None
-    format = output_format(args.output, args.to_format, shards=shards)
+    format = choose_format(args.output, args.to_format, shards=shards)
     suffix = Path(args.output).suffix.lower()
-    if suffix in KNOWN_SUFFIXES and output_format(args.output) != format:
-        title = f"{args.output} is a name for {output_format(args.output)}, and --to-format says {format}"
-        raise unwritable("RK511", title, help=("leave out --to-format, or give the file another suffix",))
+    if suffix in KNOWN_SUFFIXES and choose_format(args.output) != format:
+        title = f"{args.output} is a name for {choose_format(args.output)}, and --to-format says {format}"
+        raise make_unwritable("RK511", title, help=("leave out --to-format, or give the file another suffix",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,27 +121,27 @@ class Job:
         """The source's own without what became a key (the output makes its own records), and where it comes from."""
         keys = self.plan.source
         kept = {name: value for name, value in self.reader.header().metadata.items() if name not in keys}
-        return {**kept, **records(self.plan), **provenance(self.rules, Path(self.args.checkpoint))}
+        return {**kept, **collect_records(self.plan), **make_provenance(self.rules, Path(self.args.checkpoint))}
 
 
-def _held(rules: RuleSet, plan: ResolvedPlan, args: Namespace) -> Held:
+def _check_target(rules: RuleSet, plan: ResolvedPlan, args: Namespace) -> Held:
     """Against the named target if there is one, else the declared one and the keys that the pack is known to read.
 
     Raises `FailedCheck` with everything that is wrong.
     """
-    reference = target_from_arguments(args)
+    reference = parse_target(args)
     if reference is not None:
-        held = Held(make_check(plan, target_header(reference), strict_dtype=args.strict_dtype), "exact")
+        held = Held(make_check(plan, read_target_header(reference), strict_dtype=args.strict_dtype), "exact")
         lacking: list[Diagnostic] = []
     else:
-        known = known_source(rules)
-        lacking = known_keys_problem(plan, known) if known is not None and not args.partial else []
+        known = read_known_source(rules)
+        lacking = check_known_keys(plan, known) if known is not None and not args.partial else []
         # What lacks its sources is no target to be missed as well.
         partial = args.partial or bool(lacking) or bool(plan.problems)
         held = (
-            not_held(rules, unasked=True)
+            skip_target_check(rules, unasked=True)
             if args.no_target
-            else hold(rules, plan, partial=partial, strict_dtype=args.strict_dtype)
+            else check_declared_target(rules, plan, partial=partial, strict_dtype=args.strict_dtype)
         )
     found = held.problems if held.check is not None else plan.problems
     if found or lacking:
@@ -149,14 +149,14 @@ def _held(rules: RuleSet, plan: ResolvedPlan, args: Namespace) -> Held:
     return held
 
 
-def _rename(job: Job) -> Written:
+def _rename_file(job: Job) -> Written:
     from remapkit.write.execute import rename_in_place
 
-    moves, recorded = without_ties(job.moves, job.plan.tied)
+    moves, recorded = split_ties(job.moves, job.plan.tied)
     return rename_in_place(moves, job.reader, metadata={**job.metadata, **recorded})
 
 
-def _write(job: Job) -> Written:
+def _write_output(job: Job) -> Written:
     from remapkit.cli.progress import progress
     from remapkit.write.execute import execute
 
@@ -179,11 +179,11 @@ def _write(job: Job) -> Written:
         )
 
 
-def _outcome(job: Job, written: Written, restored: bool) -> CommandOutcome:
+def _make_outcome(job: Job, written: Written, restored: bool) -> CommandOutcome:
     return CommandOutcome(
         data={
             # 50,000 moves as data are only made where they are printed.
-            **(plan_data(job.plan) if job.args.format == "json" else {}),
+            **(dump_plan(job.plan) if job.args.format == "json" else {}),
             "target": job.held.data(),
             "output": [str(path) for path in written.files],
             "tensors": written.tensors,
@@ -194,12 +194,12 @@ def _outcome(job: Job, written: Written, restored: bool) -> CommandOutcome:
             "verified": written.verified,
             "shards_kept": written.kept,
         },
-        text=(str(job.plan), *_lines(job, written, restored)),
+        text=(str(job.plan), *_describe_written(job, written, restored)),
         diagnostics=(*job.reader.notes, *job.plan.warnings, *job.held.notes),
     )
 
 
-def _lines(job: Job, written: Written, restored: bool) -> Iterator[str]:
+def _describe_written(job: Job, written: Written, restored: bool) -> Iterator[str]:
     if restored:
         yield f"{written.files[0]} was restored first: an earlier rename of it was interrupted"
     if written.kept:
@@ -222,11 +222,11 @@ def _lines(job: Job, written: Written, restored: bool) -> Iterator[str]:
         yield f"ok: read back, all {written.tensors} tensors are {what}, byte for byte"
 
 
-def _dry_run(plan: ResolvedPlan, held: Held, moves: Sequence[Move], reader: Reader) -> CommandOutcome:
-    rows = tuple((from_where(move), move.target, str(move.spec), _by(move)) for move in moves)
+def _describe_dry_run(plan: ResolvedPlan, held: Held, moves: Sequence[Move], reader: Reader) -> CommandOutcome:
+    rows = tuple((describe_sources(move), move.target, str(move.spec), _describe_rule(move)) for move in moves)
     rows += tuple((gone.fqn, "(dropped)", str(plan.source[gone.fqn]), gone.rule.id) for gone in plan.dropped)
     return CommandOutcome(
-        data={**plan_data(plan), "dry_run": True, "target": held.data()},
+        data={**dump_plan(plan), "dry_run": True, "target": held.data()},
         text=(
             TextTable(("source", "target", "tensor", "rule"), rows),
             str(plan),
@@ -237,12 +237,12 @@ def _dry_run(plan: ResolvedPlan, held: Held, moves: Sequence[Move], reader: Read
     )
 
 
-def _by(move: Move) -> str:
+def _describe_rule(move: Move) -> str:
     """The rule, and what it does to the value."""
     return f"{move.rule.id} ({', '.join(op.name for op in move.ops)})" if move.ops else move.rule.id
 
 
-def plan_data(plan: ResolvedPlan) -> dict[str, Any]:
+def dump_plan(plan: ResolvedPlan) -> dict[str, Any]:
     """A plan as JSON."""
     return {
         "rules": plan.name,

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.api.ruleset import load
-from remapkit.cli.arguments import target_from_arguments
-from remapkit.cli.commands.common import known_source, load_rules, open_source, refuse_unproven
+from remapkit.cli.arguments import parse_target
+from remapkit.cli.commands.common import load_rules, open_source, read_known_source, refuse_unproven
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
-from remapkit.models.target import pack_target, target_header
+from remapkit.models.target import find_declared_target, read_target_header
 from remapkit.plans.check import Check, make_check
-from remapkit.plans.declared import Held, hold
+from remapkit.plans.declared import Held, check_declared_target
 from remapkit.plans.make import make_plan
 from remapkit.registry.installed import packs
 from remapkit.sources.declared import read_header
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 def run(args: Namespace) -> CommandOutcome:
     """The verdict only, for one rule file or for every pack that leads to the model."""
-    rule_sets = [load_rules(name, args) for name in args.rules] or _packs_for(args)
+    rule_sets = [load_rules(name, args) for name in args.rules] or _find_packs(args)
     proven = refuse_unproven(rule_sets, args)
-    held = [_check_one(rules, args) for rules in rule_sets]
+    held = [_check_rules(rules, args) for rules in rule_sets]
     checks = [each.check for each in held if each.check is not None]
     found = [diagnostic for each in checks for diagnostic in (*each.problems, *each.warnings, *each.notes)]
     found += [note for each in held for note in each.notes]
@@ -36,10 +36,10 @@ def run(args: Namespace) -> CommandOutcome:
     found += [finding for finding in proven if finding.code != "RK205"]
     # Two packs that lead to one model have the same things to say about that model.
     diagnostics = [diagnostic for number, diagnostic in enumerate(found) if diagnostic not in found[:number]]
-    rows = tuple(_verdict_row(each) for each in checks)
+    rows = tuple(_make_row(each) for each in checks)
     failed = any(not each.ok for each in checks)
     return CommandOutcome(
-        data={"checks": [{**check_data(each.check), "checked": each.how} for each in held if each.check is not None]},
+        data={"checks": [{**dump_check(each.check), "checked": each.how} for each in held if each.check is not None]},
         text=(
             TextTable(
                 ("rules", "source", "target", ">matched", ">missing", ">unexpected", ">shapes", "verdict"), rows
@@ -51,19 +51,19 @@ def run(args: Namespace) -> CommandOutcome:
     )
 
 
-def _packs_for(args: Namespace) -> list[RuleSet]:
+def _find_packs(args: Namespace) -> list[RuleSet]:
     """Every installed pack whose declared target is `--model` (every pack with a target where none is named)."""
     if args.ckpt or args.keys:
         raise UsageError(
             Diagnostic("RK609", "which rules should be checked against this source?", help=("name them: RULES",))
         )
     rule_sets = [load(pack.path) for pack in packs()]
-    with_target = [rules for rules in rule_sets if pack_target(rules) is not None and rules.file.source_keys]
+    with_target = [rules for rules in rule_sets if find_declared_target(rules) is not None and rules.file.source_keys]
     if args.model is None:
         return with_target
-    found = [rules for rules in with_target if _model_of(rules) == args.model]
+    found = [rules for rules in with_target if _find_model(rules) == args.model]
     if not found:
-        known = sorted({model for rules in with_target if (model := _model_of(rules))})
+        known = sorted({model for rules in with_target if (model := _find_model(rules))})
         raise UsageError(
             Diagnostic(
                 "RK610",
@@ -74,14 +74,14 @@ def _packs_for(args: Namespace) -> list[RuleSet]:
     return found
 
 
-def _model_of(rules: RuleSet) -> str | None:
+def _find_model(rules: RuleSet) -> str | None:
     target = rules.file.target
     return target.model.value if target and target.model else None
 
 
-def _check_one(rules: RuleSet, args: Namespace) -> Held:
-    named = target_from_arguments(args)
-    reference = named or pack_target(rules)
+def _check_rules(rules: RuleSet, args: Namespace) -> Held:
+    named = parse_target(args)
+    reference = named or find_declared_target(rules)
     if reference is None:
         raise UsageError(
             Diagnostic(
@@ -90,19 +90,19 @@ def _check_one(rules: RuleSet, args: Namespace) -> Held:
                 help=("name it with --model M or --target-keys FILE, or declare `target:` in the rule file",),
             )
         )
-    plan = make_plan(rules, _check_source(rules, args))
+    plan = make_plan(rules, _read_source(rules, args))
     if named is None and reference.model is None:
-        return hold(rules, plan, strict_dtype=args.strict_dtype)
-    return Held(make_check(plan, target_header(reference), strict_dtype=args.strict_dtype), "exact")
+        return check_declared_target(rules, plan, strict_dtype=args.strict_dtype)
+    return Held(make_check(plan, read_target_header(reference), strict_dtype=args.strict_dtype), "exact")
 
 
-def _check_source(rules: RuleSet, args: Namespace) -> StateDictSpec:
+def _read_source(rules: RuleSet, args: Namespace) -> StateDictSpec:
     if args.keys:
         return read_header(Path(args.keys))
     if args.ckpt:
         with open_source(Path(args.ckpt), args) as reader:
             return reader.header()
-    source = known_source(rules)
+    source = read_known_source(rules)
     if source is None:
         raise UsageError(
             Diagnostic(
@@ -114,7 +114,7 @@ def _check_source(rules: RuleSet, args: Namespace) -> StateDictSpec:
     return source
 
 
-def _verdict_row(each: Check) -> tuple[str, ...]:
+def _make_row(each: Check) -> tuple[str, ...]:
     return (
         each.plan.name,
         f"{each.plan.source.name} ({len(each.plan.source)})",
@@ -127,7 +127,7 @@ def _verdict_row(each: Check) -> tuple[str, ...]:
     )
 
 
-def check_data(each: Check) -> dict[str, Any]:
+def dump_check(each: Check) -> dict[str, Any]:
     """A check as JSON."""
     return {
         "rules": each.plan.name,

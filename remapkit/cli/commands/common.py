@@ -15,11 +15,11 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, UnreadableCheckpoint, UsageError
 from remapkit.files.source_file import SourceFile
 from remapkit.formats import Reader, open_checkpoint
-from remapkit.plans.declared import declared_source
+from remapkit.plans.declared import read_declared_source
 from remapkit.proofs.model import Level, Proof
 from remapkit.registry.installed import find_rules, packs
-from remapkit.rulefile.read import file_bytes
-from remapkit.sources.declared import declared_path
+from remapkit.rulefile.read import read_file_bytes
+from remapkit.sources.declared import resolve_declared_path
 from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 def load_rules(name_or_path: str | Path, args: Namespace) -> RuleSet:
     """A rule file with the params and the config of the command line."""
-    return load(name_or_path, params=given_params(args.param), config=args.config)
+    return load(name_or_path, params=parse_params(args.param), config=args.config)
 
 
-def given_params(written: Sequence[str]) -> dict[str, int]:
+def parse_params(written: Sequence[str]) -> dict[str, int]:
     """`name=number` as it was typed; raises `UsageError` (RK640) for anything else.
 
-    >>> given_params(["heads=40"])
+    >>> parse_params(["heads=40"])
     {'heads': 40}
     """
     found: dict[str, int] = {}
@@ -51,17 +51,17 @@ def given_params(written: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def known_source(rules: RuleSet) -> StateDictSpec | None:
+def read_known_source(rules: RuleSet) -> StateDictSpec | None:
     """The manifest that a pack declares as its source, if it does."""
-    return declared_source(rules)
+    return read_declared_source(rules)
 
 
-def proven(rules: RuleSet) -> Proof:
+def prove_rules(rules: RuleSet) -> Proof:
     """The proof over all keys; the declared source is read only where that leaves something to say."""
     proof = rules.prove()
     if proof.level is Level.ALL or rules.file.source_keys is None:
         return proof
-    return rules.prove(header=known_source(rules))
+    return rules.prove(header=read_known_source(rules))
 
 
 def refuse_unproven(rule_sets: Sequence[RuleSet], args: Namespace) -> tuple[Diagnostic, ...]:
@@ -69,7 +69,7 @@ def refuse_unproven(rule_sets: Sequence[RuleSet], args: Namespace) -> tuple[Diag
 
     Raises `InvalidRules` with all that is refuted or, without `--allow-undecided`, undecided.
     """
-    proofs = [proven(rules) for rules in rule_sets]
+    proofs = [prove_rules(rules) for rules in rule_sets]
     blocking = [each for proof in proofs for each in proof.blocking(allow_undecided=args.allow_undecided)]
     if blocking:
         raise InvalidRules(blocking)
@@ -77,10 +77,10 @@ def refuse_unproven(rule_sets: Sequence[RuleSet], args: Namespace) -> tuple[Diag
 
 
 def open_source(path: Path, args: Namespace) -> Reader:
-    return open_checkpoint(path, root=args.root, **_let_through(args))
+    return open_checkpoint(path, root=args.root, **_collect_reader_options(args))
 
 
-def _let_through(args: Namespace) -> dict[str, bool]:
+def _collect_reader_options(args: Namespace) -> dict[str, bool]:
     return {name: getattr(args, name) for name in ("strict_pickle", "allow_expand", "follow_links")}
 
 
@@ -93,25 +93,25 @@ def open_sides(args: Namespace, stack: ExitStack) -> tuple[Reader, Reader]:
 
 def _open_side(path: str, root: str | None, option: str, args: Namespace, stack: ExitStack) -> Reader:
     try:
-        reader = open_checkpoint(Path(path), root=root, **_let_through(args))
+        reader = open_checkpoint(Path(path), root=root, **_collect_reader_options(args))
     except UnreadableCheckpoint as error:
-        raise UnreadableCheckpoint([_with_option(each, option) for each in error.diagnostics]) from None
+        raise UnreadableCheckpoint([_name_option(each, option) for each in error.diagnostics]) from None
     return stack.enter_context(reader)
 
 
-def _with_option(problem: Diagnostic, option: str) -> Diagnostic:
+def _name_option(problem: Diagnostic, option: str) -> Diagnostic:
     help = tuple(text.replace("--root", option) for text in problem.help)
     return replace(problem, title=problem.title.replace("--root", option), help=help)
 
 
-def rule_paths(args: Namespace) -> list[Path]:
+def find_rule_paths(args: Namespace) -> list[Path]:
     """The rule files that are named, or every pack; raises `UsageError` with all names that lead to no file."""
     found: list[Path] = []
     problems: list[Diagnostic] = []
     for name in args.rules:
         try:
             found.append(find_rules(name))
-            file_bytes(found[-1])
+            read_file_bytes(found[-1])
         except UsageError as error:
             problems += error.diagnostics
     if problems:
@@ -119,7 +119,7 @@ def rule_paths(args: Namespace) -> list[Path]:
     return found or [pack.path for pack in packs()]
 
 
-def files_read(args: Namespace, *readers: Reader, but: Sequence[str]) -> list[Path | SourceFile]:
+def list_files_read(args: Namespace, *readers: Reader, but: Sequence[str]) -> list[Path | SourceFile]:
     """The files that a command reads and may not write: whatever its arguments name, and the readers' own files.
 
     `but` are the arguments that name what is written. An argument that is added later is covered too.
@@ -136,8 +136,8 @@ def files_read(args: Namespace, *readers: Reader, but: Sequence[str]) -> list[Pa
     return [*files, *(source for reader in readers for source in reader.sources)]
 
 
-def rules_read(rules: RuleSet) -> list[Path]:
+def list_rule_files(rules: RuleSet) -> list[Path]:
     """The files that a rule set comes from: its own, and the manifests that it declares."""
     declared = [rules.file.source_keys]
-    found = [declared_path(rules.file, written) for written in declared if written is not None]
+    found = [resolve_declared_path(rules.file, written) for written in declared if written is not None]
     return found if rules.file.path is None else [rules.file.path, *found]

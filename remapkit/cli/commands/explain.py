@@ -22,8 +22,8 @@ def run(args: Namespace) -> CommandOutcome:
     data = []
     for fqn in args.keys:
         found = rules.match(fqn)
-        stops = [(rule, stop) for rule in rules.everything if (stop := rule.stopped_at(fqn)) is not None]
-        text += _explained(rules, fqn, found, stops)
+        stops = [(rule, stop) for rule in rules.everything if (stop := rule.find_stop(fqn)) is not None]
+        text += _explain_key(rules, fqn, found, stops)
         data.append(
             {
                 "key": fqn,
@@ -46,7 +46,7 @@ def run(args: Namespace) -> CommandOutcome:
     return CommandOutcome(data={"keys": data}, text=tuple(text), failed=failed)
 
 
-def _explained(
+def _explain_key(
     rules: RuleSet, fqn: str, found: Sequence[Match], stops: Sequence[tuple[Rule, Stop]]
 ) -> Iterator[str | TextTable]:
     yield fqn

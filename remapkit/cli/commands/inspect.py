@@ -6,12 +6,12 @@ from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
-from remapkit.cli.commands.common import files_read, open_source
+from remapkit.cli.commands.common import list_files_read, open_source
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.wording import counted, human_bytes, shown
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
-from remapkit.tensors.families import families
+from remapkit.tensors.families import find_families
 
 
 def run(args: Namespace) -> CommandOutcome:
@@ -19,7 +19,7 @@ def run(args: Namespace) -> CommandOutcome:
     with open_source(Path(args.checkpoint), args) as reader:
         header = reader.header()
         notes, format, root = reader.notes, reader.format, reader.root
-        read = files_read(args, reader, but=("manifest",))
+        read = list_files_read(args, reader, but=("manifest",))
     if args.manifest is not None:
         write_texts({Path(args.manifest): manifest_json(header)}, force=args.force, sources=read)
     dtypes = Counter(spec.dtype for spec in header.values())
@@ -34,7 +34,7 @@ def run(args: Namespace) -> CommandOutcome:
             (">keys", "family", "dtype", "shape", ">size"),
             tuple(
                 (str(len(each.fqns)), each.pattern, each.dtypes_text, each.shapes_text, human_bytes(each.nbytes))
-                for each in families(header)
+                for each in find_families(header)
             ),
         )
     what = f"{header.name}: {format}{f', state dict under {root!r}' if root else ''}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from remapkit.authoring.learn import Learned, learn
 from remapkit.authoring.pair_by_value import Pairing, pair_by_value
 from remapkit.authoring.settle import By
-from remapkit.cli.commands.common import files_read, open_sides
+from remapkit.cli.commands.common import list_files_read, open_sides
 from remapkit.cli.render import CommandOutcome
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import UsageError
@@ -28,20 +28,22 @@ def run(args: Namespace) -> CommandOutcome:
     with ExitStack() as stack:
         a, b = open_sides(args, stack)
         source, target = a.header(), b.header()
-        read = files_read(args, a, b, but=("output",))
-        pairing = _read_pairs(Path(args.pairs), source, target) if args.pairs else _by_value(a, b)
+        read = list_files_read(args, a, b, but=("output",))
+        pairing = _read_pairs(Path(args.pairs), source, target) if args.pairs else _pair_readers(a, b)
     source, target = source.with_recorded(pairing.recorded_a), target.with_recorded(pairing.recorded_b)
     references = (f"keys/{output.stem}.source.json", f"keys/{output.stem}.target.json") if output else (None, None)
     learned = learn(name, source, target, pairing, *references)
-    said = tuple(_left(learned, source, target))
+    said = tuple(_report_leftovers(learned, source, target))
     if output is None:
-        return CommandOutcome(data={"text": learned.text, **_data(learned)}, raw=learned.text, diagnostics=said)
+        return CommandOutcome(
+            data={"text": learned.text, **_dump_learned(learned)}, raw=learned.text, diagnostics=said
+        )
     headers = {str(references[0]): source, str(references[1]): target}
     manifests = {output.parent / where: manifest_json(header) for where, header in headers.items()}
     texts = {**manifests, output: learned.text}
     write_texts(texts, force=args.force, sources=read, folders=[output.parent / "keys"])
     return CommandOutcome(
-        data={"output": str(output), **_data(learned)},
+        data={"output": str(output), **_dump_learned(learned)},
         text=(
             f"wrote {output} with its manifests: rules, proven for all keys, that take "
             f"{len(learned.pairs)} of {counted(len(source), 'key')} to {len(learned.pairs)} of {len(target)}",
@@ -51,13 +53,13 @@ def run(args: Namespace) -> CommandOutcome:
     )
 
 
-def _data(learned: Learned) -> dict[str, object]:
+def _dump_learned(learned: Learned) -> dict[str, object]:
     return {
         "pairs": dict(learned.pairs),
         "settled": {
             fqn: {"target": settled.target, "by": settled.by.name.lower()} for fqn, settled in learned.settled.items()
         },
-        "undecided": _undecided(learned),
+        "undecided": _group_undecided(learned),
         "open_b": list(learned.open_b),
         "only_a": list(learned.only_a),
         "only_b": list(learned.only_b),
@@ -65,7 +67,7 @@ def _data(learned: Learned) -> dict[str, object]:
     }
 
 
-def _undecided(learned: Learned) -> list[dict[str, object]]:
+def _group_undecided(learned: Learned) -> list[dict[str, object]]:
     """The keys that share their candidates, together: thousands of zeros may all have thousands."""
     together: dict[int, list[str]] = {}
     for fqn, others in learned.undecided.items():
@@ -73,7 +75,7 @@ def _undecided(learned: Learned) -> list[dict[str, object]]:
     return [{"keys": fqns, "candidates": list(learned.undecided[fqns[0]])} for fqns in together.values()]
 
 
-def _by_value(a: Reader, b: Reader) -> Pairing:
+def _pair_readers(a: Reader, b: Reader) -> Pairing:
     for reader in (a, b):
         if reader.format == "manifest":
             title = f"{reader.header().name} is a manifest: it has no values to tell keys by"
@@ -113,7 +115,7 @@ def _read_pairs(path: Path, source: StateDictSpec, target: StateDictSpec) -> Pai
     return Pairing(pairs, {}, only_a, only_b, *recorded, by_value=False)
 
 
-def _left(learned: Learned, source: StateDictSpec, target: StateDictSpec) -> list[Diagnostic]:
+def _report_leftovers(learned: Learned, source: StateDictSpec, target: StateDictSpec) -> list[Diagnostic]:
     found = []
     for by in By:
         pairs = [f"{fqn} -> {each.target}" for fqn, each in learned.settled.items() if each.by is by]
@@ -122,21 +124,21 @@ def _left(learned: Learned, source: StateDictSpec, target: StateDictSpec) -> lis
             found.append(Diagnostic("RK628", title, notes=(named(pairs),), severity=Severity.NOTE))
     if learned.undecided:
         title = f"{counted(len(learned.undecided), 'key')} undetermined: constants, or bytes that other keys have"
-        found.append(_warning("RK628", title, list(learned.undecided), source.name))
+        found.append(_make_warning("RK628", title, list(learned.undecided), source.name))
     if learned.open_b:
         title = f"{counted(len(learned.open_b), 'key')} with an equal on the other side that no rule leads to"
-        found.append(_warning("RK628", title, list(learned.open_b), target.name))
+        found.append(_make_warning("RK628", title, list(learned.open_b), target.name))
     if learned.unsaid:
         title = f"{counted(len(learned.unsaid), 'pair')} that no rule can say"
-        found.append(_warning("RK656", title, list(learned.unsaid), source.name))
+        found.append(_make_warning("RK656", title, list(learned.unsaid), source.name))
     for fqns, header in ((learned.only_a, source), (learned.only_b, target)):
         if fqns:
             title = f"{counted(len(fqns), 'key')} of {len(header)} have no equal on the other side"
-            found.append(_warning("RK629", title, list(fqns), header.name))
+            found.append(_make_warning("RK629", title, list(fqns), header.name))
     return found
 
 
-def _warning(code: str, title: str, fqns: list[str], place: str) -> Diagnostic:
+def _make_warning(code: str, title: str, fqns: list[str], place: str) -> Diagnostic:
     help = ("the rule file lists them in comments: write rules for them, or name them under `drop:`",)
     return Diagnostic(
         code, title, notes=(named(fqns),), help=help, place=place, severity=Severity.WARNING, values={"keys": fqns}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from remapkit.api.ruleset import load
-from remapkit.cli.commands.common import known_source, rule_paths
+from remapkit.cli.commands.common import find_rule_paths, read_known_source
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, RemapkitError
@@ -19,8 +19,8 @@ def run(args: Namespace) -> CommandOutcome:
     diagnostics: list[Diagnostic] = []
     rows: list[tuple[str, ...]] = []
     files: list[dict[str, Any]] = []
-    for path in rule_paths(args):
-        found, row, data = _lint(path, allow_undecided=args.allow_undecided)
+    for path in find_rule_paths(args):
+        found, row, data = _lint_file(path, allow_undecided=args.allow_undecided)
         diagnostics += found
         rows.append(row)
         files.append(data)
@@ -33,7 +33,7 @@ def run(args: Namespace) -> CommandOutcome:
     )
 
 
-def _lint(path: Path, *, allow_undecided: bool) -> tuple[list[Diagnostic], tuple[str, ...], dict[str, Any]]:
+def _lint_file(path: Path, *, allow_undecided: bool) -> tuple[list[Diagnostic], tuple[str, ...], dict[str, Any]]:
     """What there is to say of one file, its row of the table, and its data."""
     try:
         rules = load(path)
@@ -42,7 +42,7 @@ def _lint(path: Path, *, allow_undecided: bool) -> tuple[list[Diagnostic], tuple
         return list(error.diagnostics), (str(path), "", "", "", verdict), {"file": str(path), "ok": False}
     diagnostics, unread = list(rules.warnings), False
     try:
-        header = known_source(rules)
+        header = read_known_source(rules)
     except RemapkitError as error:
         diagnostics += error.diagnostics
         header, unread = None, True

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from remapkit.authoring.scaffold import new_rule_file
 from remapkit.cli.arguments import parse_model_args
-from remapkit.cli.commands.common import files_read, open_source
+from remapkit.cli.commands.common import list_files_read, open_source
 from remapkit.cli.render import CommandOutcome
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.files.index_names import is_index
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
-from remapkit.models.target import TargetRef, target_header
+from remapkit.models.target import TargetRef, read_target_header
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -24,12 +24,12 @@ def run(args: Namespace) -> CommandOutcome:
     output = None if args.output == "-" else Path(args.output or f"{args.name}.yaml")
     with open_source(Path(args.source), args) as reader:
         source, notes = reader.header(), reader.notes
-        read = files_read(args, reader, but=("output",))
+        read = list_files_read(args, reader, but=("output",))
     model = args.target if args.target is not None and _is_model(args.target) else None
-    target = _target(args, model)
+    target = _read_target(args, model)
     source = source.with_recorded(target or ())
-    manifest = _manifest(args, output)
-    text = new_rule_file(args.name, source, _relative(manifest, output) if manifest else None, target, model)
+    manifest = _choose_manifest(args, output)
+    text = new_rule_file(args.name, source, _make_relative(manifest, output) if manifest else None, target, model)
     if output is None:
         return CommandOutcome(data={"text": text}, raw=text)
     # The manifest first: a rule file never names one that is not there.
@@ -54,18 +54,18 @@ def _is_model(target: str) -> bool:
     return ":" in target and not Path(target).exists()
 
 
-def _target(args: Namespace, model: str | None) -> StateDictSpec | None:
+def _read_target(args: Namespace, model: str | None) -> StateDictSpec | None:
     if model is None and (args.model_arg or args.model_config):
         raise UsageError(Diagnostic("RK609", "--model-arg and --model-config need a model: --to plugin.module:Class"))
     if args.target is None:
         return None
     if model is None:
-        return target_header(TargetRef(keys=Path(args.target)))
+        return read_target_header(TargetRef(keys=Path(args.target)))
     config = Path(args.model_config) if args.model_config else None
-    return target_header(TargetRef(model, parse_model_args(args.model_arg), config))
+    return read_target_header(TargetRef(model, parse_model_args(args.model_arg), config))
 
 
-def _manifest(args: Namespace, output: Path | None) -> str | None:
+def _choose_manifest(args: Namespace, output: Path | None) -> str | None:
     """The manifest that the rule file declares: the source itself where it is one, else a new one in `keys/`."""
     if args.source.endswith(".json") and not is_index(args.source) and not _is_outside(args.source, output):
         return str(args.source)
@@ -78,6 +78,6 @@ def _is_outside(path: str, output: Path | None) -> bool:
     return not Path(os.path.realpath(path)).is_relative_to(folder)
 
 
-def _relative(path: str, output: Path | None) -> str:
+def _make_relative(path: str, output: Path | None) -> str:
     """A path as a rule file at `output` would name it."""
     return os.path.relpath(path, output.parent if output else Path())

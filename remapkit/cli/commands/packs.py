@@ -8,7 +8,7 @@ from remapkit.api.ruleset import load
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.errors import RemapkitError
 from remapkit.diagnostics.wording import counted
-from remapkit.models.target import pack_target
+from remapkit.models.target import find_declared_target
 from remapkit.registry.installed import packs, plugins
 from remapkit.registry.verified import read_witness
 
@@ -34,8 +34,8 @@ def run(args: Namespace) -> CommandOutcome:
             )
             continue
         witness = read_witness(pack.path)
-        by_value = witness.state(rules) if witness is not None else "no"
-        target = pack_target(rules)
+        by_value = witness.describe_state(rules) if witness is not None else "no"
+        target = find_declared_target(rules)
         summary = rules.file.summary.value if rules.file.summary else ""
         rows.append((pack.name, summary, str(target) if target else "", by_value, pack.origin, str(pack.path)))
     found = plugins()

@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from remapkit.cli.render import CommandOutcome
-from remapkit.files.errors import unreadable
+from remapkit.files.errors import make_unreadable
 from remapkit.write.execute import recover
 
 
@@ -15,7 +15,7 @@ def run(args: Namespace) -> CommandOutcome:
     """Restore the file from the journal beside it, to the byte."""
     path = Path(args.file)
     if not os.path.lexists(path):
-        raise unreadable("RK400", f"no such file: {path}")
+        raise make_unreadable("RK400", f"no such file: {path}")
     restored = recover(path)
     words = "is restored: it is what it was before the rename" if restored else "has no journal: nothing to restore"
     return CommandOutcome(data={"file": str(path), "restored": restored}, text=(f"{path} {words}",))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from remapkit.cli.commands.common import known_source, load_rules, rule_paths
+from remapkit.cli.commands.common import find_rule_paths, load_rules, read_known_source
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.models.target import names_code, pack_target, target_header
+from remapkit.models.target import diagnose_code_target, find_declared_target, read_target_header
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.rules.selftest import run_tests
@@ -22,10 +22,10 @@ def run(args: Namespace) -> CommandOutcome:
     diagnostics: list[Diagnostic] = []
     rows: list[tuple[str, ...]] = []
     failed = False
-    for path in rule_paths(args):
+    for path in find_rule_paths(args):
         rules = load_rules(path, args)
         report = run_tests(rules)
-        found, manifest = _manifest_end_to_end(rules)
+        found, manifest = _check_manifest(rules)
         diagnostics += [*report.problems, *found]
         failed = failed or bool(report.problems or found)
         verdict = "fails" if report.problems or found else "ok"
@@ -39,16 +39,16 @@ def run(args: Namespace) -> CommandOutcome:
     )
 
 
-def _manifest_end_to_end(rules: RuleSet) -> tuple[list[Diagnostic], str]:
+def _check_manifest(rules: RuleSet) -> tuple[list[Diagnostic], str]:
     """The declared source through the rules to the declared target: its problems, and a word for the table."""
-    source = known_source(rules)
+    source = read_known_source(rules)
     if source is None:
         return [], "none declared"
     plan = make_plan(rules, source)
-    reference = pack_target(rules)
+    reference = find_declared_target(rules)
     if reference is None:
         return list(plan.problems), f"{len(plan.moves)} of {len(source)} keys; no target declared"
-    if names_code(reference):
+    if diagnose_code_target(reference):
         return list(plan.problems), f"{len(plan.moves)} of {len(source)} keys; {reference.model} is not imported"
-    verdict = make_check(plan, target_header(reference))
+    verdict = make_check(plan, read_target_header(reference))
     return list(verdict.problems), f"{verdict.matched} of {len(verdict.target)} targets"

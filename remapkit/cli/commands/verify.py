@@ -11,13 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.cli.arguments import parse_model_args
-from remapkit.cli.commands.common import files_read, known_source, load_rules, refuse_unproven, rules_read
+from remapkit.cli.commands.common import (
+    list_files_read,
+    list_rule_files,
+    load_rules,
+    read_known_source,
+    refuse_unproven,
+)
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.wording import counted
-from remapkit.models.reference import resolve
-from remapkit.models.target import TargetRef, pack_target, trusted_factory
+from remapkit.models.reference import resolve_reference
+from remapkit.models.target import TargetRef, find_declared_target, import_factory
 from remapkit.registry.installed import version
 from remapkit.registry.load import read_config
 from remapkit.registry.verified import write_witness
@@ -36,65 +42,65 @@ def run(args: Namespace) -> CommandOutcome:
     proven = refuse_unproven([rules], args)
     if args.write and rules.file.path is None:
         raise UsageError(Diagnostic("RK609", "--write keeps the witness beside a rule file, and this is none"))
-    verdicts = _by_oracle(rules, args) if args.oracle else _by_forward(rules, args)
+    verdicts = _verify_by_oracle(rules, args) if args.oracle else _verify_by_forward(rules, args)
     problems = [problem for verdict in verdicts for problem in verdict.problems]
-    text = [_sentence(rules, verdict) for verdict in verdicts]
+    text = [_describe_verdict(rules, verdict) for verdict in verdicts]
     if args.write and not problems:
-        read = [*files_read(args, but=()), *rules_read(rules)]
+        read = [*list_files_read(args, but=()), *list_rule_files(rules)]
         for verdict in verdicts:
-            path = write_witness(rules, verdict.data(), _versions(), read)
+            path = write_witness(rules, verdict.to_json(), _list_versions(), read)
         text.append(f"wrote {path}")
     return CommandOutcome(
-        data={"rules": rules.name, "ok": not problems, "verified": [verdict.data() for verdict in verdicts]},
-        text=(TextTable(("by", "against", ">tensors", ">apart", "verdict"), tuple(map(_row, verdicts))), *text),
+        data={"rules": rules.name, "ok": not problems, "verified": [verdict.to_json() for verdict in verdicts]},
+        text=(TextTable(("by", "against", ">tensors", ">apart", "verdict"), tuple(map(_make_row, verdicts))), *text),
         diagnostics=(*problems, *proven),
         failed=bool(problems),
         findings=True,
     )
 
 
-def _by_oracle(rules: RuleSet, args: Namespace) -> list[Verdict]:
+def _verify_by_oracle(rules: RuleSet, args: Namespace) -> list[Verdict]:
     import torch
 
-    from remapkit.verification import random_state, verify_oracle
+    from remapkit.verification import make_random_state, verify_oracle
 
-    oracle = resolve(args.oracle)
+    oracle = resolve_reference(args.oracle)
     if args.source:
         given = parse_model_args(args.source_arg)
-        model = _built(resolve(args.source), args.source, given, args.source_config, args.seed)
+        model = _build_model(resolve_reference(args.source), args.source, given, args.source_config, args.seed)
         state = {fqn: value for fqn, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     else:
-        header = read_header(Path(args.keys)) if args.keys else known_source(rules)
+        header = read_header(Path(args.keys)) if args.keys else read_known_source(rules)
         if header is None:
             title = f"which tensors should {rules.name} be verified on? It declares no source"
             help = ("name a model with --source M, or a manifest with --keys FILE",)
             raise UsageError(Diagnostic("RK609", title, help=help))
-        state = random_state(header, args.seed)
+        state = make_random_state(header, args.seed)
     return [verify_oracle(rules, oracle, state, args.oracle)]
 
 
-def _by_forward(rules: RuleSet, args: Namespace) -> list[Verdict]:
+def _verify_by_forward(rules: RuleSet, args: Namespace) -> list[Verdict]:
     from remapkit.verification import verify_forward
 
-    reference = TargetRef(args.target) if args.target else pack_target(rules)
+    reference = TargetRef(args.target) if args.target else find_declared_target(rules)
     if not args.source or reference is None or reference.model is None:
         lacking = "--source" if not args.source else "--target"
         title = f"verify runs two models, or asks an oracle: {lacking} is missing"
         models = "for example --source py:diffusers:AutoencoderKLWan --target wan.vae:WanVAE"
         raise UsageError(Diagnostic("RK609", title, help=(models, "or --oracle py:module:function")))
     # What a rule file names is imported only where it may be, before anything else is built.
-    factory = trusted_factory(reference, "--target")
+    factory = import_factory(reference, "--target")
     given = parse_model_args(args.source_arg)
-    source = _built(resolve(args.source), args.source, given, args.source_config, args.seed, rules)
+    source = _build_model(resolve_reference(args.source), args.source, given, args.source_config, args.seed, rules)
     arguments = {**reference.args, **parse_model_args(args.target_arg)}
-    target = _built(factory, str(reference.model), arguments, args.target_config, args.seed + 1)
+    target = _build_model(factory, str(reference.model), arguments, args.target_config, args.seed + 1)
     return [
         verify_forward(rules, source, target, method, written=args.input, seed=args.seed, tolerance=args.tolerance)
         for method in args.forward or ["forward"]
     ]
 
 
-def _built(
+def _build_model(
     factory: Callable[..., Any],
     reference: str,
     arguments: Mapping[str, Any],
@@ -103,18 +109,20 @@ def _built(
     rules: RuleSet | None = None,
 ) -> nn.Module:
     from remapkit.models.build import call_factory
-    from remapkit.verification import build_real
+    from remapkit.verification import build_random_model
 
-    return build_real(lambda: call_factory(factory, dict(arguments), read_config(config)), reference, seed, rules)
+    return build_random_model(
+        lambda: call_factory(factory, dict(arguments), read_config(config)), reference, seed, rules
+    )
 
 
-def _row(verdict: Verdict) -> tuple[str, ...]:
+def _make_row(verdict: Verdict) -> tuple[str, ...]:
     apart = f"{verdict.apart:.1e}" if verdict.input else "0" if verdict.ok else ""
     count = f"{len(verdict.tensors)} of {verdict.total}" if verdict.total else str(len(verdict.tensors))
     return verdict.by, verdict.other, count, apart, "verified by value" if verdict.ok else "fails"
 
 
-def _sentence(rules: RuleSet, verdict: Verdict) -> str:
+def _describe_verdict(rules: RuleSet, verdict: Verdict) -> str:
     if not verdict.ok:
         return f"{rules.name} is not verified by {verdict.by}"
     if not verdict.total:
@@ -127,7 +135,7 @@ def _sentence(rules: RuleSet, verdict: Verdict) -> str:
     return f"{rules.name}: verified by value: {verdict.other} gives the same{left}"
 
 
-def _versions() -> dict[str, str]:
+def _list_versions() -> dict[str, str]:
     """remapkit, torch, and whatever else was imported that makes models or converts them."""
     found = {"remapkit": version()}
     for name in ("torch", "diffusers", "transformers", "timm"):

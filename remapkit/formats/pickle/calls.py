@@ -19,7 +19,7 @@ from remapkit.formats.pickle.values import (
     PickleFault,
     Storage,
     Tensor,
-    kind_of,
+    describe_kind,
 )
 from remapkit.tensors.spec import DTYPE_BITS
 
@@ -28,10 +28,10 @@ def call_known(machine: Machine, function: Any, args: Any) -> Any:
     if not isinstance(function, Global):
         if isinstance(function, Opaque):
             return Opaque(f"{function.name}()", function.known)
-        raise PickleFault(f"the pickle calls {kind_of(function)}")
+        raise PickleFault(f"the pickle calls {describe_kind(function)}")
     name = str(function)
     if not isinstance(args, tuple):
-        raise PickleFault(f"the pickle calls {name} with {kind_of(args)} for arguments")
+        raise PickleFault(f"the pickle calls {name} with {describe_kind(args)} for arguments")
     rebuild = _CALLS.get(name)
     if rebuild is not None:
         return rebuild(machine, args)
@@ -46,7 +46,7 @@ def call_known(machine: Machine, function: Any, args: Any) -> Any:
 
 def make_instance(machine: Machine, cls: Any) -> Any:
     if not isinstance(cls, Global):
-        return Opaque(kind_of(cls))
+        return Opaque(describe_kind(cls))
     name = str(cls)
     if name in MAPPINGS:
         return Mapping()
@@ -54,26 +54,26 @@ def make_instance(machine: Machine, cls: Any) -> Any:
 
 
 def _rebuild_tensor(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaque:
-    storage, offset, shape, stride = _arguments(args, 4, "_rebuild_tensor")
-    return _tensor(machine, storage, None, offset, shape, stride)
+    storage, offset, shape, stride = _check_arguments(args, 4, "_rebuild_tensor")
+    return _make_tensor(machine, storage, None, offset, shape, stride)
 
 
 def _rebuild_tensor_v2(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaque:
-    storage, offset, shape, stride = _arguments(args, 4, "_rebuild_tensor_v2")
-    return _lazy(args[6:7]) or _tensor(machine, storage, None, offset, shape, stride)
+    storage, offset, shape, stride = _check_arguments(args, 4, "_rebuild_tensor_v2")
+    return _find_lazy(args[6:7]) or _make_tensor(machine, storage, None, offset, shape, stride)
 
 
 def _rebuild_tensor_v3(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaque:
-    storage, offset, shape, stride, _, _, dtype = _arguments(args, 7, "_rebuild_tensor_v3")
+    storage, offset, shape, stride, _, _, dtype = _check_arguments(args, 7, "_rebuild_tensor_v3")
     if not isinstance(dtype, Global) or dtype.module != "torch":
-        raise PickleFault(f"a tensor's dtype is {kind_of(dtype)}")
+        raise PickleFault(f"a tensor's dtype is {describe_kind(dtype)}")
     name = DTYPES.get(dtype.name)
     if name is None:
         return Opaque(f"tensor of dtype torch.{dtype.name}")
-    return _lazy(args[7:8]) or _tensor(machine, storage, name, offset, shape, stride)
+    return _find_lazy(args[7:8]) or _make_tensor(machine, storage, name, offset, shape, stride)
 
 
-def _lazy(metadata: tuple[Any, ...]) -> Opaque | None:
+def _find_lazy(metadata: tuple[Any, ...]) -> Opaque | None:
     """A tensor whose bytes are not its values: a lazy conjugate or negative."""
     if metadata and isinstance(metadata[0], Mapping):
         for key, value in metadata[0].items:
@@ -83,13 +83,13 @@ def _lazy(metadata: tuple[Any, ...]) -> Opaque | None:
     return None
 
 
-def _tensor(
+def _make_tensor(
     machine: Machine, storage: Any, dtype: str | None, offset: Any, shape: Any, stride: Any
 ) -> Tensor | Opaque:
     if isinstance(storage, Opaque):
         return Opaque(f"tensor over {storage.name}")
     if not isinstance(storage, Storage):
-        raise PickleFault(f"a tensor's storage is {kind_of(storage)}")
+        raise PickleFault(f"a tensor's storage is {describe_kind(storage)}")
     dtype = dtype or storage.dtype
     if dtype is None:
         raise PickleFault("a tensor over an untyped storage has no dtype")
@@ -105,21 +105,21 @@ def _are_ints(values: Any) -> bool:
     return isinstance(values, tuple | list) and len(values) <= MAX_DIMS and all(type(n) is int for n in values)
 
 
-def _arguments(args: tuple[Any, ...], count: int, name: str) -> tuple[Any, ...]:
+def _check_arguments(args: tuple[Any, ...], count: int, name: str) -> tuple[Any, ...]:
     if len(args) < count:
         raise PickleFault(f"{name} is called with {len(args)} arguments, fewer than its {count}")
     return args[:count]
 
 
 def _rebuild_parameter(machine: Machine, args: tuple[Any, ...]) -> Any:
-    (data,) = _arguments(args, 1, "_rebuild_parameter")
+    (data,) = _check_arguments(args, 1, "_rebuild_parameter")
     return data
 
 
 def _rebuild_from_type(machine: Machine, args: tuple[Any, ...]) -> Any:
     """A subclass of Tensor, or a tensor with attributes: for torch's own two classes it is the tensor itself."""
-    function, cls, inner = _arguments(args, 3, "_rebuild_from_type_v2")
-    name = str(cls) if isinstance(cls, Global) else kind_of(cls)
+    function, cls, inner = _check_arguments(args, 3, "_rebuild_from_type_v2")
+    name = str(cls) if isinstance(cls, Global) else describe_kind(cls)
     rebuild = _CALLS.get(str(function)) if isinstance(function, Global) else None
     own = {"torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"}
     if rebuild is None or name not in own or not isinstance(inner, tuple):
@@ -127,7 +127,7 @@ def _rebuild_from_type(machine: Machine, args: tuple[Any, ...]) -> Any:
     return rebuild(machine, inner)
 
 
-def _ordered_dict(machine: Machine, args: tuple[Any, ...]) -> Mapping:
+def _rebuild_ordered_dict(machine: Machine, args: tuple[Any, ...]) -> Mapping:
     """OrderedDict(): empty, or from the list of pairs that Python 2 wrote."""
     found = Mapping()
     if args and isinstance(args[0], list | Mapping):
@@ -144,11 +144,11 @@ def _ordered_dict(machine: Machine, args: tuple[Any, ...]) -> Mapping:
     return found
 
 
-def _size(machine: Machine, args: tuple[Any, ...]) -> Any:
+def _rebuild_size(machine: Machine, args: tuple[Any, ...]) -> Any:
     return tuple(args[0]) if args and _are_ints(args[0]) else Opaque("torch.Size", known=True)
 
 
-def _unread(name: str) -> Callable[[Machine, tuple[Any, ...]], Opaque]:
+def _make_opaque(name: str) -> Callable[[Machine, tuple[Any, ...]], Opaque]:
     return lambda machine, args: Opaque(name)
 
 
@@ -159,13 +159,13 @@ _CALLS: dict[str, Callable[[Machine, tuple[Any, ...]], Any]] = {
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
-    "collections.OrderedDict": _ordered_dict,
-    "builtins.dict": _ordered_dict,
-    "torch.Size": _size,
+    "collections.OrderedDict": _rebuild_ordered_dict,
+    "builtins.dict": _rebuild_ordered_dict,
+    "torch.Size": _rebuild_size,
 }
 
 
-_CALLS["torch.storage._load_from_bytes"] = _unread("tensor pickled without torch.save")
+_CALLS["torch.storage._load_from_bytes"] = _make_opaque("tensor pickled without torch.save")
 """What the calls that a checkpoint is made of become; the kinds of tensors that are not read keep their names."""
 
 
@@ -174,17 +174,17 @@ def load_persistent(machine: Machine, identity: Any) -> Any:
     if isinstance(identity, tuple) and identity[:1] == ("module",):
         return identity[1] if len(identity) > 1 else None
     if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
-        raise PickleFault(f"a persistent id is {kind_of(identity)}, not a storage")
+        raise PickleFault(f"a persistent id is {describe_kind(identity)}, not a storage")
     _, cls, key, _, numel = identity[:5]
     if not isinstance(key, str) or type(numel) is not int:
         raise PickleFault("a storage's key or size is of the wrong kind")
     if len(identity) == 6 and identity[5] is not None:
         return Opaque("torch storage that is a view of another")
     if not isinstance(cls, Global) or cls.module.partition(".")[0] != "torch":
-        raise PickleFault(f"a storage's class is {kind_of(cls)}")
+        raise PickleFault(f"a storage's class is {describe_kind(cls)}")
     dtype = STORAGES.get(cls.name)
     if dtype is None and cls.name != "UntypedStorage":
-        machine.widths[key] = _STRANGE_WIDTHS.get(cls.name, 0)
+        machine.widths[key] = _QUANTIZED_WIDTHS.get(cls.name, 0)
         return Opaque(str(cls))
     width = DTYPE_BITS[dtype] // 8 if dtype else 1
     if machine.widths.setdefault(key, width) != width:
@@ -192,11 +192,11 @@ def load_persistent(machine: Machine, identity: Any) -> Any:
     return Storage(key, dtype, numel)
 
 
-_STRANGE_WIDTHS = {"QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1}
+_QUANTIZED_WIDTHS = {"QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1}
 
 
 _CALLS |= {
-    f"torch._utils.{name}": _unread(words)
+    f"torch._utils.{name}": _make_opaque(words)
     for name, words in {
         "_rebuild_qtensor": "quantized tensor",
         "_rebuild_sparse_tensor": "sparse tensor",

@@ -65,7 +65,7 @@ class Machine:
         if len(self.stack) > _MAX_STACK:
             raise PickleFault(f"the pickle's stack grows beyond {_MAX_STACK} values: refused")
 
-    def take(self, length: int) -> bytes:
+    def read_bytes(self, length: int) -> bytes:
         """The next `length` bytes."""
         start = self.pos
         if length > self.end - start:
@@ -74,11 +74,11 @@ class Machine:
         self.pos = start + length
         return self.data[start : start + length]
 
-    def number(self, length: int) -> int:
+    def read_number(self, length: int) -> int:
         """The next `length` bytes as an unsigned little-endian number."""
-        return int.from_bytes(self.take(length), "little")
+        return int.from_bytes(self.read_bytes(length), "little")
 
-    def line(self) -> bytes:
+    def read_line(self) -> bytes:
         """The bytes up to the next line end, which is skipped."""
         end = self.data.find(b"\n", self.pos, min(self.end, self.pos + _MAX_LINE))
         if end < 0:
@@ -96,7 +96,7 @@ class Machine:
             raise PickleFault("the pickle takes a value from an empty stack")
         return self.stack.pop()
 
-    def top(self) -> Any:
+    def peek(self) -> Any:
         if not self.stack or self.stack[-1] is MARK:
             raise PickleFault("the pickle takes a value from an empty stack")
         return self.stack[-1]
@@ -116,7 +116,7 @@ class Machine:
         # Memo indices count values, so none can exceed the number of bytes before it.
         if index > self.pos:
             raise PickleFault(f"the pickle uses memo slot {index} within its first {self.pos} bytes")
-        self.memo[index] = self.top()
+        self.memo[index] = self.peek()
 
     def recall(self, index: int) -> None:
         if index not in self.memo:

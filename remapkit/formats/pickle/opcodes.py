@@ -11,7 +11,7 @@ from typing import Any
 from remapkit.diagnostics.wording import shown, sized
 from remapkit.formats.pickle.calls import call_known, load_persistent, make_instance
 from remapkit.formats.pickle.machine import MAX_INT_BYTES, TEXT_OBJECT, Machine
-from remapkit.formats.pickle.values import MARK, MAX_TEXT, Mapping, Opaque, PickleFault, kind_of
+from remapkit.formats.pickle.values import MARK, MAX_TEXT, Mapping, Opaque, PickleFault, describe_kind
 
 
 def stop(machine: Machine) -> None:
@@ -19,13 +19,13 @@ def stop(machine: Machine) -> None:
 
 
 def _proto(machine: Machine) -> None:
-    version = machine.number(1)
+    version = machine.read_number(1)
     if version > 5:
         raise PickleFault(f"pickle protocol {version} is unknown")
 
 
 def _frame(machine: Machine) -> None:
-    length = machine.number(8)
+    length = machine.read_number(8)
     if length > machine.end - machine.pos:
         raise PickleFault(f"a frame of {sized(length)} where {sized(machine.end - machine.pos)} are left")
 
@@ -44,7 +44,7 @@ def _pop_mark(machine: Machine) -> None:
     machine.pop_mark()
 
 
-def _constant(value: Any) -> Callable[[Machine], None]:
+def _push_constant(value: Any) -> Callable[[Machine], None]:
     def push(machine: Machine) -> None:
         machine.stack.append(value)
 
@@ -52,7 +52,7 @@ def _constant(value: Any) -> Callable[[Machine], None]:
 
 
 def _int_line(machine: Machine) -> None:
-    line = machine.line()
+    line = machine.read_line()
     if line in (b"00", b"01"):
         machine.push(line == b"01")
     else:
@@ -69,11 +69,11 @@ def _parse_int(line: bytes) -> int:
 
 
 def _long_line(machine: Machine) -> None:
-    machine.push(_parse_int(machine.line()))
+    machine.push(_parse_int(machine.read_line()))
 
 
 def _float_line(machine: Machine) -> None:
-    line = machine.line()
+    line = machine.read_line()
     try:
         machine.push(float(line[:MAX_INT_BYTES]))
     except ValueError:
@@ -81,78 +81,78 @@ def _float_line(machine: Machine) -> None:
 
 
 def _binint(machine: Machine) -> None:
-    machine.push(int.from_bytes(machine.take(4), "little", signed=True))
+    machine.push(int.from_bytes(machine.read_bytes(4), "little", signed=True))
 
 
 def _binint1(machine: Machine) -> None:
-    machine.push(machine.number(1))
+    machine.push(machine.read_number(1))
 
 
 def _binint2(machine: Machine) -> None:
-    machine.push(machine.number(2))
+    machine.push(machine.read_number(2))
 
 
-def _long(width: int) -> Callable[[Machine], None]:
+def _push_long(width: int) -> Callable[[Machine], None]:
     def push(machine: Machine) -> None:
-        length = machine.number(width)
+        length = machine.read_number(width)
         if length > MAX_INT_BYTES:
             raise PickleFault(f"a number of {sized(length)}")
         machine.objects -= length // TEXT_OBJECT
-        machine.push(int.from_bytes(machine.take(length), "little", signed=True))
+        machine.push(int.from_bytes(machine.read_bytes(length), "little", signed=True))
 
     return push
 
 
 def _binfloat(machine: Machine) -> None:
-    machine.push(struct.unpack(">d", machine.take(8))[0])
+    machine.push(struct.unpack(">d", machine.read_bytes(8))[0])
 
 
-def _text(width: int) -> Callable[[Machine], None]:
+def _push_text(width: int) -> Callable[[Machine], None]:
     def push(machine: Machine) -> None:
-        length = machine.number(width)
+        length = machine.read_number(width)
         if length > MAX_TEXT:
-            _skip(machine, length, "str")
+            _skip_bytes(machine, length, "str")
             return
         machine.objects -= length // TEXT_OBJECT
         try:
-            machine.stack.append(machine.take(length).decode("utf-8", "surrogatepass"))
+            machine.stack.append(machine.read_bytes(length).decode("utf-8", "surrogatepass"))
         except UnicodeDecodeError:
             raise PickleFault("a string is not UTF-8") from None
 
     return push
 
 
-def _skip(machine: Machine, length: int, name: str) -> None:
+def _skip_bytes(machine: Machine, length: int, name: str) -> None:
     if length > machine.end - machine.pos:
-        machine.take(length)
+        machine.read_bytes(length)
     machine.pos += length
     machine.objects -= 1
     machine.push(Opaque(f"{name} of {sized(length)}", known=True))
 
 
-def _bytes(width: int, name: str) -> Callable[[Machine], None]:
+def _push_bytes(width: int, name: str) -> Callable[[Machine], None]:
     def push(machine: Machine) -> None:
-        _skip(machine, machine.number(width), name)
+        _skip_bytes(machine, machine.read_number(width), name)
 
     return push
 
 
-def _string(width: int) -> Callable[[Machine], None]:
+def _push_string(width: int) -> Callable[[Machine], None]:
     """Python 2's str: text where it is ASCII, which is all that names and storage keys are."""
 
     def push(machine: Machine) -> None:
-        length = machine.number(width)
+        length = machine.read_number(width)
         if length > MAX_TEXT:
-            _skip(machine, length, "str")
+            _skip_bytes(machine, length, "str")
         else:
             machine.objects -= length // TEXT_OBJECT
-            machine.push(machine.take(length).decode("latin-1"))
+            machine.push(machine.read_bytes(length).decode("latin-1"))
 
     return push
 
 
 def _string_line(machine: Machine) -> None:
-    line = machine.line().strip()
+    line = machine.read_line().strip()
     if len(line) < 2 or line[:1] not in b"'\"" or line[-1:] != line[:1]:
         raise PickleFault("a quoted string without quotes")
     try:
@@ -165,12 +165,12 @@ def _string_line(machine: Machine) -> None:
 
 def _unicode_line(machine: Machine) -> None:
     try:
-        machine.push(machine.line().decode("raw-unicode-escape"))
+        machine.push(machine.read_line().decode("raw-unicode-escape"))
     except UnicodeDecodeError:
         raise PickleFault("a string with a broken escape") from None
 
 
-def _empty(kind: Callable[[], Any]) -> Callable[[Machine], None]:
+def _push_empty(kind: Callable[[], Any]) -> Callable[[Machine], None]:
     def push(machine: Machine) -> None:
         machine.objects -= 1
         machine.stack.append(kind())
@@ -182,7 +182,7 @@ def _tuple(machine: Machine) -> None:
     machine.push(tuple(machine.pop_mark()))
 
 
-def _tuple_of(count: int) -> Callable[[Machine], None]:
+def _push_tuple(count: int) -> Callable[[Machine], None]:
     def push(machine: Machine) -> None:
         values = [machine.pop() for _ in range(count)]
         machine.objects -= 1
@@ -198,10 +198,10 @@ def _list(machine: Machine) -> None:
 def _dict(machine: Machine) -> None:
     values = machine.pop_mark()
     machine.objects -= len(values) // 2
-    machine.push(Mapping(_pairs(values)))
+    machine.push(Mapping(_pair_values(values)))
 
 
-def _pairs(values: list[Any]) -> list[tuple[Any, Any]]:
+def _pair_values(values: list[Any]) -> list[tuple[Any, Any]]:
     if len(values) % 2:
         raise PickleFault("a dict is given a key without a value")
     return list(zip(values[::2], values[1::2], strict=True))
@@ -217,11 +217,11 @@ def _appends(machine: Machine) -> None:
 
 
 def _extend(machine: Machine, values: list[Any]) -> None:
-    target = machine.top()
+    target = machine.peek()
     if type(target) is list:
         target.extend(values)
     elif not isinstance(target, Opaque):
-        raise PickleFault(f"the pickle appends to {kind_of(target)}")
+        raise PickleFault(f"the pickle appends to {describe_kind(target)}")
 
 
 def _setitem(machine: Machine) -> None:
@@ -231,11 +231,11 @@ def _setitem(machine: Machine) -> None:
 
 
 def _setitems(machine: Machine) -> None:
-    _update(machine, _pairs(machine.pop_mark()))
+    _update(machine, _pair_values(machine.pop_mark()))
 
 
 def _update(machine: Machine, pairs: list[tuple[Any, Any]]) -> None:
-    target = machine.top()
+    target = machine.peek()
     machine.objects -= len(pairs)
     if isinstance(target, Mapping):
         target.items.extend(pairs)
@@ -243,13 +243,13 @@ def _update(machine: Machine, pairs: list[tuple[Any, Any]]) -> None:
         target.items = [] if target.items is None else target.items
         target.items.extend(pairs)
     else:
-        raise PickleFault(f"the pickle sets an item of {kind_of(target)}")
+        raise PickleFault(f"the pickle sets an item of {describe_kind(target)}")
 
 
 def _additems(machine: Machine) -> None:
     machine.pop_mark()
-    if not isinstance(machine.top(), Opaque):
-        raise PickleFault(f"the pickle adds to {kind_of(machine.top())}")
+    if not isinstance(machine.peek(), Opaque):
+        raise PickleFault(f"the pickle adds to {describe_kind(machine.peek())}")
 
 
 def _frozenset(machine: Machine) -> None:
@@ -258,26 +258,26 @@ def _frozenset(machine: Machine) -> None:
 
 
 def _put_line(machine: Machine) -> None:
-    machine.remember(_slot(machine.line()))
+    machine.remember(_parse_slot(machine.read_line()))
 
 
 def _get_line(machine: Machine) -> None:
-    machine.recall(_slot(machine.line()))
+    machine.recall(_parse_slot(machine.read_line()))
 
 
-def _slot(line: bytes) -> int:
+def _parse_slot(line: bytes) -> int:
     index = _parse_int(line)
     if index < 0:
         raise PickleFault(f"the pickle uses memo slot {index}")
     return index
 
 
-def _put(width: int) -> Callable[[Machine], None]:
-    return lambda machine: machine.remember(machine.number(width))
+def _put_slot(width: int) -> Callable[[Machine], None]:
+    return lambda machine: machine.remember(machine.read_number(width))
 
 
-def _get(width: int) -> Callable[[Machine], None]:
-    return lambda machine: machine.recall(machine.number(width))
+def _get_slot(width: int) -> Callable[[Machine], None]:
+    return lambda machine: machine.recall(machine.read_number(width))
 
 
 def _memoize(machine: Machine) -> None:
@@ -285,11 +285,11 @@ def _memoize(machine: Machine) -> None:
 
 
 def _dup(machine: Machine) -> None:
-    machine.push(machine.top())
+    machine.push(machine.peek())
 
 
 def _global(machine: Machine) -> None:
-    module, name = machine.line(), machine.line()
+    module, name = machine.read_line(), machine.read_line()
     try:
         machine.push(machine.find_global(module.decode("utf-8"), name.decode("utf-8")))
     except UnicodeDecodeError:
@@ -335,13 +335,13 @@ def _obj(machine: Machine) -> None:
 
 def _build(machine: Machine) -> None:
     state = machine.pop()
-    target = machine.top()
+    target = machine.peek()
     if isinstance(target, Opaque) and isinstance(state, Mapping):
         # What every torch.nn.Module has; the first keys of its state are enough to tell.
         target.module = {"_parameters", "_modules"} <= {key for key, _ in state.items[:50] if isinstance(key, str)}
     # The state of an OrderedDict is the `_metadata` of a state dict; an unknown object's stays unknown.
     if not isinstance(target, Mapping | Opaque):
-        raise PickleFault(f"the pickle sets the state of {kind_of(target)}")
+        raise PickleFault(f"the pickle sets the state of {describe_kind(target)}")
 
 
 def _binpersid(machine: Machine) -> None:
@@ -359,39 +359,39 @@ OPCODES: dict[int, Callable[[Machine], None]] = {
         "0": _pop,
         "1": _pop_mark,
         "2": _dup,
-        "N": _constant(None),
-        "\x88": _constant(True),
-        "\x89": _constant(False),
+        "N": _push_constant(None),
+        "\x88": _push_constant(True),
+        "\x89": _push_constant(False),
         "I": _int_line,
         "L": _long_line,
         "F": _float_line,
         "J": _binint,
         "K": _binint1,
         "M": _binint2,
-        "\x8a": _long(1),
-        "\x8b": _long(4),
+        "\x8a": _push_long(1),
+        "\x8b": _push_long(4),
         "G": _binfloat,
-        "X": _text(4),
-        "\x8c": _text(1),
-        "\x8d": _text(8),
+        "X": _push_text(4),
+        "\x8c": _push_text(1),
+        "\x8d": _push_text(8),
         "V": _unicode_line,
         "S": _string_line,
-        "T": _string(4),
-        "U": _string(1),
-        "B": _bytes(4, "bytes"),
-        "C": _bytes(1, "bytes"),
-        "\x8e": _bytes(8, "bytes"),
-        "\x96": _bytes(8, "bytearray"),
-        ")": _constant(()),
-        "]": _empty(list),
-        "}": _empty(Mapping),
-        "\x8f": _empty(lambda: Opaque("set", known=True)),
+        "T": _push_string(4),
+        "U": _push_string(1),
+        "B": _push_bytes(4, "bytes"),
+        "C": _push_bytes(1, "bytes"),
+        "\x8e": _push_bytes(8, "bytes"),
+        "\x96": _push_bytes(8, "bytearray"),
+        ")": _push_constant(()),
+        "]": _push_empty(list),
+        "}": _push_empty(Mapping),
+        "\x8f": _push_empty(lambda: Opaque("set", known=True)),
         "\x91": _frozenset,
         "\x90": _additems,
         "t": _tuple,
-        "\x85": _tuple_of(1),
-        "\x86": _tuple_of(2),
-        "\x87": _tuple_of(3),
+        "\x85": _push_tuple(1),
+        "\x86": _push_tuple(2),
+        "\x87": _push_tuple(3),
         "l": _list,
         "d": _dict,
         "a": _append,
@@ -399,11 +399,11 @@ OPCODES: dict[int, Callable[[Machine], None]] = {
         "s": _setitem,
         "u": _setitems,
         "p": _put_line,
-        "q": _put(1),
-        "r": _put(4),
+        "q": _put_slot(1),
+        "r": _put_slot(4),
         "g": _get_line,
-        "h": _get(1),
-        "j": _get(4),
+        "h": _get_slot(1),
+        "j": _get_slot(4),
         "\x94": _memoize,
         "c": _global,
         "\x93": _stack_global,

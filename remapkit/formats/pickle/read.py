@@ -19,14 +19,14 @@ _REFUSED = {
 }
 
 
-def _strange(opcode: int, at: int) -> PickleFault:
+def _make_opcode_fault(opcode: int, at: int) -> PickleFault:
     words = _REFUSED.get(chr(opcode))
     if words:
         return PickleFault(f"the pickle uses {words} (byte {at})")
     return PickleFault(f"0x{opcode:02x} is no opcode of pickles (byte {at}): the file is damaged")
 
 
-def _run(machine: Machine) -> Any:
+def _run_machine(machine: Machine) -> Any:
     """Read to STOP and give the object.
 
     Every opcode takes at least one byte, and the budget is looked at every 1,024 of them: the loop ends.
@@ -39,7 +39,7 @@ def _run(machine: Machine) -> Any:
         machine.pos += 1
         handler = OPCODES.get(opcode)
         if handler is None:
-            raise _strange(opcode, machine.pos - 1)
+            raise _make_opcode_fault(opcode, machine.pos - 1)
         if handler is stop:
             return machine.pop()
         handler(machine)
@@ -58,7 +58,7 @@ def read_pickle(data: bytes | mmap, start: int, end: int, entries: int = 0) -> F
     """
     machine = Machine(data, start, min(end, len(data)), entries)
     try:
-        value = _run(machine)
+        value = _run_machine(machine)
     except PickleFault as fault:
         if not machine.hostile:
             raise

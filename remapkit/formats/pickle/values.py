@@ -158,7 +158,7 @@ MARK = object()
 HOSTILE_HELP = ("unpickling it would run that: treat the file as an attack; nothing was run here",)
 
 
-def kind_of(value: Any) -> str:
+def describe_kind(value: Any) -> str:
     if isinstance(value, Opaque):
         return f"a {value.name}" if " " in value.name else f"a {value.name} object"
     if isinstance(value, Global):
@@ -167,7 +167,7 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), f"a {type(value).__name__}")
 
 
-def kind(value: Any) -> str:
+def describe_with_article(value: Any) -> str:
     """What a value is, for messages: `a argparse.Namespace object`, `a dict`, `an int`."""
-    text = kind_of(value)
+    text = describe_kind(value)
     return "an" + text[1:] if text[:3] in ("a i", "a a", "a o", "a u", "a e") else text

@@ -12,7 +12,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import excerpt_of
 from remapkit.rulefile.schema.text import schema_text
-from remapkit.rulefile.yaml.emit import flow_mapping
+from remapkit.rulefile.yaml.emit import emit_example
 from remapkit.rulefile.yaml.nodes import BrokenNode, ListNode, MapNode, Node, ScalarNode
 from remapkit.rulefile.yaml.scalars import READ_AS
 
@@ -114,14 +114,14 @@ def explain_departure(place: SchemaPlace, error: Departure) -> Iterator[Diagnost
 _SAY_THAT_SOMETHING_IS_MISSING = ("required", "minProperties", "oneOf", "anyOf", "dependentRequired")
 
 
-def _unknown_fields(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
+def _explain_unknown_fields(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     assert isinstance(place.node, MapNode)
     known = list(error.schema["properties"])
     free = [name for name in known if place.node.key(name) is None]
     for key, _ in place.node.entries:
         if key.value in known:
             continue
-        close = _close(key.value, free) or _close(key.value, known)
+        close = _find_close_name(key.value, free) or _find_close_name(key.value, known)
         listed = f"known here: {', '.join(known)}"
         help = (f"did you mean `{close[0]}`?",) if close else (listed,)
         name, colon, value = key.value.partition(":")
@@ -131,32 +131,34 @@ def _unknown_fields(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic
         yield Diagnostic("RK020", f"unknown field {excerpt_of(key.value)}{where}", (Label(key.span),), help)
 
 
-def _missing_fields(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
+def _explain_missing_fields(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     assert isinstance(place.node, MapNode)
     for name in error.wanted:
-        if place.node.key(name) is None and name not in _meant(place.node, error.schema):
+        if place.node.key(name) is None and name not in _guess_fields(place.node, error.schema):
             field = error.schema["properties"][name]
             yours = "" if "const" in field else " with your own value"
-            how = f"add `{name}: {flow_mapping(field['examples'][0])}`{yours}"
-            yield Diagnostic("RK021", f"{place.name} lacks `{name}`", (Label(place.at),), (how, _sentence(field)))
+            how = f"add `{name}: {emit_example(field['examples'][0])}`{yours}"
+            yield Diagnostic(
+                "RK021", f"{place.name} lacks `{name}`", (Label(place.at),), (how, _describe_field(field))
+            )
 
 
-def _meant(node: MapNode, schema: Mapping[str, Any]) -> set[str]:
+def _guess_fields(node: MapNode, schema: Mapping[str, Any]) -> set[str]:
     """The fields that misspelt ones were meant to be: to call them missing too would be saying it twice."""
     known = list(schema["properties"])
-    return {name for key, _ in node.entries if key.value not in known for name in _close(key.value, known)}
+    return {name for key, _ in node.entries if key.value not in known for name in _find_close_name(key.value, known)}
 
 
-def _close(name: str, known: Sequence[str]) -> list[str]:
+def _find_close_name(name: str, known: Sequence[str]) -> list[str]:
     return difflib.get_close_matches(name.lower().strip(), known, n=1)
 
 
-def _sentence(schema: Mapping[str, Any]) -> str:
+def _describe_field(schema: Mapping[str, Any]) -> str:
     text = str(schema["description"]).rstrip(".")
     return text[0].lower() + text[1:]
 
 
-def _surfaces(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
+def _explain_choice(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if not isinstance(place.node, MapNode):
         return  # `required` holds of what is no mapping, so that both surfaces do: its type is wrong, which is said
     options = [name for each in error.wanted for name in each["required"]]
@@ -174,7 +176,7 @@ def _surfaces(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
         yield Diagnostic("RK021", f"{place.name} requires nothing", (Label(place.at),), (help,))
     elif options[0] == "to":
         rule = json.loads(schema_text())["$defs"]["rule"]
-        yield from _missing_fields(place, replace(error, wanted=["to"], schema=rule))
+        yield from _explain_missing_fields(place, replace(error, wanted=["to"], schema=rule))
     else:
         help = "add `path: 'layers.{n:int}.{rest:**}'` (a path pattern) or `match:` (a regular expression)"
         yield Diagnostic("RK024", f"{place.name} has neither `match` nor `path`", (Label(place.at),), (help,))
@@ -187,18 +189,18 @@ _ONE_OF = {
 }
 
 
-def _too_many(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
+def _explain_too_many(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if isinstance(place.node, MapNode):
         second = place.node.entries[1][0]
         help = f"operations are a list, one an entry: write `- {second.value}: ...` on its own line"
         yield Diagnostic("RK022", f"{place.name} has two operations", (Label(second.span),), (help,))
     else:
-        help = f"for example `{place.path[-1]}: {flow_mapping(error.schema['examples'][0])}`"
+        help = f"for example `{place.path[-1]}: {emit_example(error.schema['examples'][0])}`"
         title = f"{place.name} wants {error.wanted} entries, and not more"
         yield Diagnostic("RK022", title, (Label(place.node.span),), (help,))
 
 
-def _lacks_all(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
+def _explain_lacking_all(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if place.path == ("target",):
         help = "add `model: plugin.module:Class`, `keys: manifest.json`, or both"
         yield Diagnostic("RK021", "`target` names neither a model nor keys", (Label(place.at),), (help,))
@@ -209,7 +211,7 @@ def _lacks_all(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
         yield Diagnostic("RK027", "there are no rules: every key would be refused", (label,), (help,))
 
 
-def _args_alone(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
+def _explain_lone_field(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     assert isinstance(place.node, MapNode)
     if "by" in error.wanted:
         key = place.node.key("by")
@@ -222,38 +224,40 @@ def _args_alone(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     yield Diagnostic("RK021", "`args` of no model", (Label(key.span if key else place.at),), (help,))
 
 
-def _wrong_type(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
+def _explain_wrong_type(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     node = place.node
     types = [error.wanted] if isinstance(error.wanted, str) else list(error.wanted)
     # Nothing at all is fine where a list or a mapping is wanted, but not what anybody would write on purpose.
-    wanted = _or([_TYPES[each] for each in types if each != "null" or types[0] == "string"])
+    wanted = _join_with_or([_TYPES[each] for each in types if each != "null" or types[0] == "string"])
     label = Label(node.span if node.span.end > node.span.start else place.at)
     if place.path[:1] == ("tables",) and place.path[2:] == ("lossy",) and types != ["boolean"]:
         how = "write `{lossy: true, entries: {key: value, ...}}`"
         yield Diagnostic("RK022", f"the lossy table `{place.path[1]}` lacks its `entries`", (label,), (how,))
         return
-    help: str | None = (_scalar_help if isinstance(node, ScalarNode) else _text_help)(place, types)
+    help: str | None = (_suggest_scalar if isinstance(node, ScalarNode) else _suggest_quotes)(place, types)
     if help is None and place.path and "examples" in error.schema:
         begin = "- " if isinstance(place.path[-1], int) else f"{place.path[-1]}: "
-        help = f"for example `{begin}{flow_mapping(error.schema['examples'][0])}`"
+        help = f"for example `{begin}{emit_example(error.schema['examples'][0])}`"
     if help is None:
-        help = _sentence(error.schema) if place.path else "begin with `remapkit: 1` and `name: ...`, a line each"
-    yield Diagnostic("RK022", f"{place.name} wants {wanted}, and got {_got(node)}", (label,), (help,))
+        help = (
+            _describe_field(error.schema) if place.path else "begin with `remapkit: 1` and `name: ...`, a line each"
+        )
+    yield Diagnostic("RK022", f"{place.name} wants {wanted}, and got {_describe_node(node)}", (label,), (help,))
 
 
-def _or(names: Sequence[str]) -> str:
+def _join_with_or(names: Sequence[str]) -> str:
     if "text" in names[:1]:  # a whole number is welcome there, as the text that it is
         names = [name for name in names if name != "a whole number"]
     return f"{', '.join(names[:-1])} or {names[-1]}" if names[1:] else names[0]
 
 
-def _got(node: Node) -> str:
+def _describe_node(node: Node) -> str:
     if isinstance(node, ScalarNode):
         return READ_AS[node.kind]
     return "a list" if isinstance(node, ListNode) else "a mapping"
 
 
-def _scalar_help(place: SchemaPlace, types: Sequence[str]) -> str | None:
+def _suggest_scalar(place: SchemaPlace, types: Sequence[str]) -> str | None:
     """What to write instead of a scalar of the wrong kind."""
     node = place.node
     assert isinstance(node, ScalarNode)
@@ -269,7 +273,7 @@ def _scalar_help(place: SchemaPlace, types: Sequence[str]) -> str | None:
     return None
 
 
-def _text_help(place: SchemaPlace, types: Sequence[str]) -> str | None:
+def _suggest_quotes(place: SchemaPlace, types: Sequence[str]) -> str | None:
     """What to write instead of a mapping or a list that was meant as text: `to: {stage}`."""
     written = place.node.span.text
     if "string" in types and written[:1] in ("{", "[") and "\n" not in written:
@@ -277,28 +281,32 @@ def _text_help(place: SchemaPlace, types: Sequence[str]) -> str | None:
     return None
 
 
-def _not_one_of(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
+def _explain_not_one_of(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     options = [str(each) for each in error.wanted]
     value = place.node.value if isinstance(place.node, ScalarNode) else ""
-    close = _close(value, options)
+    close = _find_close_name(value, options)
     help = f"did you mean `{close[0]}`?" if close else f"write one of {', '.join(options)}"
-    got = excerpt_of(value) if isinstance(place.node, ScalarNode) and place.node.kind == "text" else _got(place.node)
+    got = (
+        excerpt_of(value)
+        if isinstance(place.node, ScalarNode) and place.node.kind == "text"
+        else _describe_node(place.node)
+    )
     title = f"{place.name} is one of {', '.join(options)}, and not {got}"
     label = Label(place.node.span if place.node.span.end > place.node.span.start else place.at)
     yield Diagnostic("RK023", title, (label,), (help,))
 
 
-def _other_version(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
+def _explain_version(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if isinstance(place.node, ScalarNode) and place.node.kind == "integer":
         title = f"version {place.node.value} of the rule language is not known"
         help = ("this remapkit reads version 1: write `remapkit: 1`, or install a newer remapkit",)
         yield Diagnostic("RK025", title, (Label(place.node.span),), help)
 
 
-def _empty(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
+def _explain_empty(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if error.keyword == "minItems" and isinstance(place.node, ListNode) and place.node.items:
         title = f"{place.name} wants {error.wanted} entries at least"
-        help = f"for example `{flow_mapping(error.schema['examples'][0])}`"
+        help = f"for example `{emit_example(error.schema['examples'][0])}`"
         yield Diagnostic("RK026", title, (Label(place.node.span),), (help,))
         return
     what = {"minLength": "an empty text", "minItems": "an empty list", "minProperties": "an empty mapping"}
@@ -308,7 +316,7 @@ def _empty(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     yield Diagnostic("RK026", f"{place.name} is {what[error.keyword]}", (label,), (help,))
 
 
-def _bad_name(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
+def _explain_bad_name(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if error.of_a_name and isinstance(place.node, MapNode):
         key = place.node.key(str(error.got))
         at, what = (key.span if key else place.at), f"name for a {str(place.path[-1])[:-1]}"
@@ -325,19 +333,19 @@ def _bad_name(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
 
 
 _EXPLAIN: Mapping[str, Callable[[SchemaPlace, Departure], Iterator[Diagnostic]]] = {
-    "additionalProperties": _unknown_fields,
-    "anyOf": _lacks_all,
-    "const": _other_version,
-    "dependentRequired": _args_alone,
-    "enum": _not_one_of,
-    "maxItems": _too_many,
-    "maxProperties": _too_many,
-    "minItems": _empty,
-    "minLength": _empty,
-    "minProperties": _empty,
-    "oneOf": _surfaces,
-    "pattern": _bad_name,
-    "required": _missing_fields,
-    "type": _wrong_type,
+    "additionalProperties": _explain_unknown_fields,
+    "anyOf": _explain_lacking_all,
+    "const": _explain_version,
+    "dependentRequired": _explain_lone_field,
+    "enum": _explain_not_one_of,
+    "maxItems": _explain_too_many,
+    "maxProperties": _explain_too_many,
+    "minItems": _explain_empty,
+    "minLength": _explain_empty,
+    "minProperties": _explain_empty,
+    "oneOf": _explain_choice,
+    "pattern": _explain_bad_name,
+    "required": _explain_missing_fields,
+    "type": _explain_wrong_type,
 }
 """The words for each keyword of JSON Schema that the schema uses."""

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.rulefile.schema.explain import Departure, SchemaPlace, explain_departure
-from remapkit.rulefile.schema.fast_check import Predicate, sound
+from remapkit.rulefile.schema.fast_check import Predicate, compile_check
 from remapkit.rulefile.schema.text import schema_text
-from remapkit.rulefile.yaml.compose import MAX_PROBLEMS, too_many
+from remapkit.rulefile.yaml.compose import MAX_PROBLEMS, explain_problem_limit
 from remapkit.rulefile.yaml.nodes import Node
-from remapkit.rulefile.yaml.values import schema_value
+from remapkit.rulefile.yaml.values import to_schema_value
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
 
 
-def schema_problems(root: Node) -> tuple[Diagnostic, ...]:
+def find_schema_problems(root: Node) -> tuple[Diagnostic, ...]:
     """Every departure of a file from the schema, in the order of the file."""
-    walked = schema_value(root)
-    if _sound()(walked):
+    walked = to_schema_value(root)
+    if _load_fast_check()(walked):
         return ()
-    errors = list(islice(_validator().iter_errors(walked), MAX_PROBLEMS + 1))
+    errors = list(islice(_make_validator().iter_errors(walked), MAX_PROBLEMS + 1))
     problems: dict[Diagnostic, None] = {}
     for error in errors:
         for problem in explain_departure(SchemaPlace.of(root, tuple(error.absolute_path)), Departure.of(error)):
@@ -41,31 +41,31 @@ def schema_problems(root: Node) -> tuple[Diagnostic, ...]:
     if len(found) > 1:
         found = [problem for problem in found if problem.code != "RK027"]
     if len(errors) > MAX_PROBLEMS:
-        found = [*found[:MAX_PROBLEMS], too_many()]
+        found = [*found[:MAX_PROBLEMS], explain_problem_limit()]
     return tuple(found)
 
 
 @cache
-def _sound() -> Predicate:
-    return sound(json.loads(schema_text()))
+def _load_fast_check() -> Predicate:
+    return compile_check(json.loads(schema_text()))
 
 
 @cache
-def _validator() -> Draft202012Validator:
+def _make_validator() -> Draft202012Validator:
     from jsonschema import Draft202012Validator  # 60 ms, and only rule files with mistakes need it
 
     schema = json.loads(schema_text())
-    return Draft202012Validator(_inlined(schema, schema["$defs"]))
+    return Draft202012Validator(_inline_refs(schema, schema["$defs"]))
 
 
-def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+def _inline_refs(schema: Any, definitions: Mapping[str, Any]) -> Any:
     """The schema with every `$ref` replaced by what it names: validates twice as fast."""
     if isinstance(schema, list):
-        return [_inlined(each, definitions) for each in schema]
+        return [_inline_refs(each, definitions) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    inlined = {key: _inlined(value, definitions) for key, value in schema.items() if key not in ("$defs", "$ref")}
+    inlined = {key: _inline_refs(value, definitions) for key, value in schema.items() if key not in ("$defs", "$ref")}
     if "$ref" in schema:
-        named = _inlined(definitions[schema["$ref"].removeprefix("#/$defs/")], definitions)
+        named = _inline_refs(definitions[schema["$ref"].removeprefix("#/$defs/")], definitions)
         return {**named, **inlined}
     return inlined

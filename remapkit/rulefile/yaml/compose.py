@@ -29,9 +29,14 @@ from remapkit.rulefile.yaml.nodes import (
     Node,
     ScalarNode,
 )
-from remapkit.rulefile.yaml.positions import locate
-from remapkit.rulefile.yaml.scalars import READ_AS, ambiguous_scalar, plain_kind
-from remapkit.rulefile.yaml.syntax_errors import line_end, syntax_error, tab_problems, too_deep
+from remapkit.rulefile.yaml.positions import locate_text
+from remapkit.rulefile.yaml.scalars import READ_AS, classify_scalar, explain_ambiguous_scalar
+from remapkit.rulefile.yaml.syntax_errors import (
+    explain_depth_limit,
+    explain_syntax_error,
+    find_line_end,
+    find_tab_problems,
+)
 
 MAX_BYTES = 10_000_000
 """The largest rule file that is read: about 50,000 rules."""
@@ -60,7 +65,7 @@ def decode(data: bytes, name: str) -> tuple[Source, tuple[Diagnostic, ...]]:
     'byte 0xff is not UTF-8'
     """
     if len(data) > MAX_BYTES:
-        return Source(name, ""), (too_large(name),)
+        return Source(name, ""), (explain_size_limit(name),)
     try:
         return Source(name, data.decode("utf-8")), ()
     except UnicodeDecodeError as error:
@@ -73,14 +78,14 @@ def decode(data: bytes, name: str) -> tuple[Source, tuple[Diagnostic, ...]]:
         return source, (Diagnostic("RK007", title, (Label(Span(source, start, start + 1)),), (help,)),)
 
 
-def too_large(name: str, how: str = f"is larger than {MAX_BYTES // 1_000_000} MB") -> Diagnostic:
+def explain_size_limit(name: str, how: str = f"is larger than {MAX_BYTES // 1_000_000} MB") -> Diagnostic:
     """The refusal of a text beyond `MAX_BYTES` or `MAX_NODES`."""
     title = f"the rule file {how}"
     help = ("is this a checkpoint or a manifest? A rule file of that size wants patterns instead of single keys",)
     return Diagnostic("RK012", title, place=name, help=help)
 
 
-def too_many() -> Diagnostic:
+def explain_problem_limit() -> Diagnostic:
     """What is said instead of every further problem."""
     return Diagnostic("RK029", f"only the first {MAX_PROBLEMS} problems are shown")
 
@@ -90,7 +95,7 @@ _FORBIDDEN = re.compile(
 )
 
 
-def _forbidden_characters(source: Source) -> Iterator[Diagnostic]:
+def _find_forbidden_characters(source: Source) -> Iterator[Diagnostic]:
     """One message for each kind of character that no rule file may hold, at the first of them."""
     first: dict[str, int] = {}
     count: Counter[str] = Counter()
@@ -99,10 +104,10 @@ def _forbidden_characters(source: Source) -> Iterator[Diagnostic]:
         count[match.group()] += 1
     for character, place in first.items():
         more = f"the first of {count[character]}" if count[character] > 1 else ""
-        yield _forbidden(character, place == 0, Label(Span(source, place, place + 1), more))
+        yield _explain_forbidden(character, place == 0, Label(Span(source, place, place + 1), more))
 
 
-def _forbidden(character: str, first: bool, label: Label) -> Diagnostic:
+def _explain_forbidden(character: str, first: bool, label: Label) -> Diagnostic:
     name = f"U+{ord(character):04X}"
     if character == "\0":
         help = "a NUL never stands in a text file: is this a checkpoint, or a text saved as UTF-16?"
@@ -123,7 +128,7 @@ def _forbidden(character: str, first: bool, label: Label) -> Diagnostic:
     return Diagnostic("RK008", f"{what} ({name})", (label,), (help,))
 
 
-def _directives(source: Source) -> Iterator[Diagnostic]:
+def _find_directives(source: Source) -> Iterator[Diagnostic]:
     """`%YAML` and `%TAG` change how what follows is read, and parsers disagree about the ones they do not know."""
     line = re.compile(r"(?:[ \t]*+(?:#[^\n]*+)?\r?\n)*+(%[^\n\r]*+)").match(source.text)
     if line:
@@ -141,18 +146,18 @@ def compose(source: Source) -> tuple[Node | None, tuple[Diagnostic, ...]]:
     (8, ())
     """
     if len(source.text) > MAX_BYTES:
-        return None, (too_large(source.name),)
-    problems = [*_forbidden_characters(source), *_directives(source)]
+        return None, (explain_size_limit(source.name),)
+    problems = [*_find_forbidden_characters(source), *_find_directives(source)]
     if problems:
         return None, tuple(problems)
     composer = _Composer(source)
     try:
-        root = composer.document()
+        root = composer.compose_document()
     except _Fatal as fatal:
         return None, (*composer.problems, fatal.diagnostic)
     except yaml.MarkedYAMLError as error:
-        return None, (*composer.problems, syntax_error(source, error))
-    tabs = tab_problems(source, composer.protected)
+        return None, (*composer.problems, explain_syntax_error(source, error))
+    tabs = find_tab_problems(source, composer.protected)
     if tabs:  # the parser in Python gives up there
         place = tabs[0].labels[0].span.start
         return None, (*(each for each in composer.problems if each.span and each.span.start < place), *tabs)
@@ -177,70 +182,70 @@ class _Composer:
         self.aliases: set[str] = set()
         self.protected: list[tuple[int, int, bool]] = []
 
-    def problem(self, code: str, title: str, labels: Span | tuple[Label, ...], *help: str) -> None:
+    def add_problem(self, code: str, title: str, labels: Span | tuple[Label, ...], *help: str) -> None:
         if len(self.problems) >= MAX_PROBLEMS:
-            raise _Fatal(too_many())
+            raise _Fatal(explain_problem_limit())
         labels = (Label(labels),) if isinstance(labels, Span) else labels
         self.problems.append(Diagnostic(code, title, labels, help))
 
-    def event(self) -> Any:
+    def read_event(self) -> Any:
         """The next event; PyYAML's stubs type its events too loosely to be of use."""
         return self.loader.get_event()
 
     def span(self, event: Any) -> Span:
         return Span(self.source, event.start_mark.index, event.end_mark.index)
 
-    def document(self) -> Node:
-        self.event()
-        if isinstance(self.event(), yaml.StreamEndEvent):
-            raise _Fatal(self.nothing())
-        root = self.node(self.event(), 0)
-        self.event()
-        following = self.event()
+    def compose_document(self) -> Node:
+        self.read_event()
+        if isinstance(self.read_event(), yaml.StreamEndEvent):
+            raise _Fatal(self.explain_empty_file())
+        root = self.compose_node(self.read_event(), 0)
+        self.read_event()
+        following = self.read_event()
         if not isinstance(following, yaml.StreamEndEvent):
             label = Label(Span(self.source, following.start_mark.index, following.start_mark.index + 3))
             raise _Fatal(Diagnostic("RK010", "a second document begins here", (label,), ("one file, one rule file",)))
         if isinstance(root, ScalarNode) and root.kind in ("empty", "null"):
-            raise _Fatal(self.nothing())
+            raise _Fatal(self.explain_empty_file())
         return root
 
-    def nothing(self) -> Diagnostic:
+    def explain_empty_file(self) -> Diagnostic:
         help = (
             "begin with `remapkit: 1` and `name: ...`, or let `remapkit new NAME --from CKPT` write a first version"
         )
         return Diagnostic("RK011", "the rule file is empty", place=self.source.name, help=(help,))
 
-    def node(self, event: Any, depth: int, key: bool = False) -> Node:
+    def compose_node(self, event: Any, depth: int, key: bool = False) -> Node:
         span = self.span(event)
         self.count += 1
         if self.count > MAX_NODES:
-            raise _Fatal(too_large(self.source.name, f"holds more than {MAX_NODES:,} keys and values"))
+            raise _Fatal(explain_size_limit(self.source.name, f"holds more than {MAX_NODES:,} keys and values"))
         if depth > MAX_DEPTH:
-            raise _Fatal(too_deep(self.source, span.start))
+            raise _Fatal(explain_depth_limit(self.source, span.start))
         if isinstance(event, yaml.AliasEvent):
             self.refuse_alias(span)
             return BrokenNode(span)
         refused = self.refuse_properties(event)
         if isinstance(event, yaml.SequenceStartEvent):
-            return self.sequence(span.start, depth)
+            return self.compose_list(span.start, depth)
         if isinstance(event, yaml.MappingStartEvent):
-            return self.mapping(span.start, depth)
-        return BrokenNode(span) if refused else self.scalar(event, span, key)
+            return self.compose_mapping(span.start, depth)
+        return BrokenNode(span) if refused else self.compose_scalar(event, span, key)
 
-    def sequence(self, start: int, depth: int) -> Node:
+    def compose_list(self, start: int, depth: int) -> Node:
         items: list[Node] = []
-        while not isinstance(event := self.event(), yaml.SequenceEndEvent):
-            items.append(self.node(event, depth + 1))
-        return ListNode(tuple(items), self.collection_span(start, event, items))
+        while not isinstance(event := self.read_event(), yaml.SequenceEndEvent):
+            items.append(self.compose_node(event, depth + 1))
+        return ListNode(tuple(items), self.find_collection_span(start, event, items))
 
-    def mapping(self, start: int, depth: int) -> Node:
+    def compose_mapping(self, start: int, depth: int) -> Node:
         entries: list[tuple[ScalarNode, Node]] = []
         seen: dict[str, ScalarNode] = {}
         last: list[Node] = []
         partial = False
-        while not isinstance(event := self.event(), yaml.MappingEndEvent):
-            key = self.node(event, depth + 1, key=True)
-            value = self.node(self.event(), depth + 1)
+        while not isinstance(event := self.read_event(), yaml.MappingEndEvent):
+            key = self.compose_node(event, depth + 1, key=True)
+            value = self.compose_node(self.read_event(), depth + 1)
             last = [value]
             if self.is_key(key) and isinstance(key, ScalarNode):
                 first = seen.setdefault(key.value, key)
@@ -250,9 +255,9 @@ class _Composer:
                     self.refuse_duplicate(first, key)
             else:
                 partial = True
-        return MapNode(tuple(entries), self.collection_span(start, event, last), partial)
+        return MapNode(tuple(entries), self.find_collection_span(start, event, last), partial)
 
-    def collection_span(self, start: int, end: Any, items: list[Node]) -> Span:
+    def find_collection_span(self, start: int, end: Any, items: list[Node]) -> Span:
         """A block collection ends with its last item: the parsers put its end after the blank lines that follow."""
         flow = end.end_mark.index > end.start_mark.index
         stop = end.end_mark.index if flow or not items else items[-1].span.end
@@ -262,7 +267,7 @@ class _Composer:
         if isinstance(key, ListNode | MapNode):
             what = "a list" if isinstance(key, ListNode) else "a mapping"
             help = "quote the key where it is meant as text: '{name}'"
-            self.problem("RK015", f"{what} as a key", key.span, help)
+            self.add_problem("RK015", f"{what} as a key", key.span, help)
             return False
         if not isinstance(key, ScalarNode):
             return False
@@ -270,16 +275,16 @@ class _Composer:
             return True
         if key.kind == "empty":
             at = Span(self.source, key.span.start, key.span.start + 1)
-            self.problem("RK015", "a colon without a key before it", at, "write the key, or '' for an empty one")
+            self.add_problem("RK015", "a colon without a key before it", at, "write the key, or '' for an empty one")
         else:
             title = f"the key {excerpt_of(key.value)[1:-1]} is {READ_AS[key.kind]} to YAML, not text"
-            self.problem("RK014", title, key.span, f"quote it: '{key.value}'")
+            self.add_problem("RK014", title, key.span, f"quote it: '{key.value}'")
         return False
 
     def refuse_duplicate(self, first: ScalarNode, again: ScalarNode) -> None:
         labels = (Label(first.span, "first here", primary=False), Label(again.span, "again here"))
         help = "a reader would silently take one of them: merge the two, or remove one"
-        self.problem("RK002", f"the key {excerpt_of(again.value)} stands twice", labels, help)
+        self.add_problem("RK002", f"the key {excerpt_of(again.value)} stands twice", labels, help)
 
     def refuse_alias(self, span: Span) -> None:
         if span.text in self.aliases:
@@ -289,7 +294,7 @@ class _Composer:
             "a plain text that begins with * is an alias: quote it if it is meant as text",
             "rule files have no anchors and aliases: write the value out",
         )
-        self.problem("RK003", f"{excerpt_of(span.text)[1:-1]} is a YAML alias", span, *help)
+        self.add_problem("RK003", f"{excerpt_of(span.text)[1:-1]} is a YAML alias", span, *help)
 
     def refuse_properties(self, event: Any) -> bool:
         """Whether the node has an anchor or a tag, each refused at its place; its span begins with them."""
@@ -301,52 +306,52 @@ class _Composer:
             name = excerpt_of(span.text)[1:-1]
             if name.startswith("&"):
                 help = "a plain text that begins with & is an anchor: quote it if it is meant as text, else remove it"
-                self.problem("RK003", f"{name} is a YAML anchor", span, help)
+                self.add_problem("RK003", f"{name} is a YAML anchor", span, help)
             else:
                 help = "a plain text that begins with ! is a tag: quote it if it is meant as text, else remove it"
-                self.problem("RK004", f"{name} is a YAML tag", span, help)
+                self.add_problem("RK004", f"{name} is a YAML tag", span, help)
             here = match.end()
         return True
 
-    def scalar(self, event: Any, span: Span, key: bool) -> Node:
+    def compose_scalar(self, event: Any, span: Span, key: bool) -> Node:
         if len(event.value) > MAX_LENGTH:
             label = Label(Span(self.source, span.start, span.start + 1))
             help = "no key is that long: is a quote missing?"
             raise _Fatal(Diagnostic("RK012", f"a text of more than {MAX_LENGTH:,} characters", (label,), (help,)))
         style = event.style or ""
         if style in ("|", ">"):
-            return self.block(event, span, style)
+            return self.compose_block(event, span, style)
         if style:
             self.protected.append((span.start, span.end, False))
-            return ScalarNode(locate(span, style, event.value), span, "text")
+            return ScalarNode(locate_text(span, style, event.value), span, "text")
         if not event.value:
-            span = _nothing_at(span)
-        text = locate(span, style, event.value)
-        kind = plain_kind(event.value)
+            span = _locate_empty(span)
+        text = locate_text(span, style, event.value)
+        kind = classify_scalar(event.value)
         if kind in ("integer", "number") and len(event.value) > MAX_DIGITS:
             title = f"a number of {len(event.value):,} characters: at most {MAX_DIGITS} are read"
-            self.problem("RK170", title, span, "quote it if it is text")
+            self.add_problem("RK170", title, span, "quote it if it is text")
             return BrokenNode(span)
         if kind is not None:
             return ScalarNode(text, span, kind)
         if event.value == "<<":
             help = "write the entries out; quote the key if it is meant as text"
-            self.problem("RK003", "<< is a YAML merge key", span, help)
+            self.add_problem("RK003", "<< is a YAML merge key", span, help)
         else:
-            self.problem("RK014", *ambiguous_scalar(event.value, span, key))
+            self.add_problem("RK014", *explain_ambiguous_scalar(event.value, span, key))
         return BrokenNode(span)
 
-    def block(self, event: Any, span: Span, style: str) -> Node:
+    def compose_block(self, event: Any, span: Span, style: str) -> Node:
         header = BLOCK_HEADER.match(self.source.text, span.start)
         if header is None:  # libyaml takes `|#` for a comment
-            end = line_end(self.source, span.start)
+            end = find_line_end(self.source, span.start)
             label = Label(Span(self.source, span.start, end))
             raise _Fatal(Diagnostic("RK001", f"a text after {style}", (label,), ("begin the text on a new line",)))
         self.protected.append((header.end(), span.end, True))
-        return ScalarNode(locate(span, style, event.value), span, "text")
+        return ScalarNode(locate_text(span, style, event.value), span, "text")
 
 
-def _nothing_at(span: Span) -> Span:
+def _locate_empty(span: Span) -> Span:
     """Where nothing stands: right after what is before it, and not after the white space that follows."""
     place = span.start
     while place and span.source.text[place - 1] in " \r\n":

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from remapkit.rulefile.yaml.scalars import plain_kind
+from remapkit.rulefile.yaml.scalars import classify_scalar
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*", re.ASCII)
 _ELSEWHERE = frozenset({"y", "n", "nan", "inf"})
@@ -16,31 +16,31 @@ _LONGEST_KEY = 1000
 """YAML reads a key of more than 1,024 characters only after a question mark."""
 
 
-def quoted(text: str) -> str:
+def emit_scalar(text: str) -> str:
     r"""A text as a YAML scalar that every reader takes for that text, plain where nothing could be mistaken.
 
-    >>> print(quoted("conv1.weight"), quoted("no"), quoted("y"), quoted("it's"), quoted("a\tb"), quoted("1"))
+    >>> print(*map(emit_scalar, ("conv1.weight", "no", "y", "it's", "a\tb", "1")))
     conv1.weight 'no' 'y' "it's" "a\tb" '1'
     """
-    is_plain = _PLAIN.fullmatch(text) and text.lower() not in _ELSEWHERE and plain_kind(text) == "text"
-    return text if is_plain else in_quotes(text)
+    is_plain = _PLAIN.fullmatch(text) and text.lower() not in _ELSEWHERE and classify_scalar(text) == "text"
+    return text if is_plain else quote_text(text)
 
 
-def in_quotes(text: str) -> str:
+def quote_text(text: str) -> str:
     """A text in single quotes, or in double quotes where it has what cannot be seen, or single quotes of its own.
 
-    >>> print(in_quotes("{a}"), in_quotes("tag\\U000e0001"))
+    >>> print(quote_text("{a}"), quote_text("tag\\U000e0001"))
     '{a}' "tag\\U000e0001"
     """
     if text.isprintable() and ("'" not in text or '"' in text or "\\" in text):
         return "'" + text.replace("'", "''") + "'"
-    return '"' + "".join(map(_escaped, text)) + '"'
+    return '"' + "".join(map(_escape_character, text)) + '"'
 
 
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
-def _escaped(sign: str) -> str:
+def _escape_character(sign: str) -> str:
     if sign in _ESCAPES:
         return _ESCAPES[sign]
     if sign.isprintable():
@@ -60,34 +60,34 @@ def entry(key: str, value: str) -> str:
 _INDEX = re.compile(r"0|[1-9][0-9]*")
 
 
-def flow_text(value: object) -> str:
+def emit_flow(value: object) -> str:
     """Plain data as YAML in one line.
 
-    >>> flow_text({"rope": {"to": "half", "heads": "2*n"}}), flow_text([0, "layers.{i}"])
+    >>> emit_flow({"rope": {"to": "half", "heads": "2*n"}}), emit_flow([0, "layers.{i}"])
     ("{rope: {to: half, heads: '2*n'}}", "[0, 'layers.{i}']")
     """
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {flow_text(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {emit_flow(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(flow_text, value)) + "]"
-    return plain_scalar(value) if isinstance(value, str) else json.dumps(value)
+        return "[" + ", ".join(map(emit_flow, value)) + "]"
+    return emit_flow_scalar(value) if isinstance(value, str) else json.dumps(value)
 
 
-def plain_scalar(text: str) -> str:
+def emit_flow_scalar(text: str) -> str:
     """A text without quotes where every reader takes it for that text; this program's own reads an index as text."""
-    return text if _INDEX.fullmatch(text) else quoted(text)
+    return text if _INDEX.fullmatch(text) else emit_scalar(text)
 
 
-def flow_mapping(value: Any) -> str:
+def emit_example(value: Any) -> str:
     """A value as YAML in one line, for an example."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{flow_mapping(key)}: {flow_mapping(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{emit_example(key)}: {emit_example(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(flow_mapping, value)) + "]"
+        return "[" + ", ".join(map(emit_example, value)) + "]"
     if value is None or isinstance(value, int | float):
         return json.dumps(value)
     safe = (
-        plain_kind(value) == "text"
+        classify_scalar(value) == "text"
         and value[0].isalnum()
         and not set(value) & set("{}[],#'\"\\*")
         and ": " not in value

@@ -7,7 +7,7 @@ import re
 from remapkit.diagnostics.source import Span, Text
 
 
-def locate(span: Span, style: str, value: str) -> Text:
+def locate_text(span: Span, style: str, value: str) -> Text:
     """The value with the place of each character; quotes are left out of its span."""
     source, start, end = span.source, span.start, span.end
     if style in ("'", '"'):
@@ -16,7 +16,7 @@ def locate(span: Span, style: str, value: str) -> Text:
     if source.text.startswith(value, start) and start + len(value) == end:
         return Text(value, inner)
     raw = source.text[start:end]
-    places = _block_places(raw, value) if style in ("|", ">") else _flow_places(raw, style)
+    places = _locate_block(raw, value) if style in ("|", ">") else _locate_flow(raw, style)
     offsets = tuple(start + place for place in places)
     first, last = (offsets[0], offsets[-1]) if value else (start, end)
     return Text(value, Span(source, first, max(first, last)), offsets)
@@ -45,7 +45,7 @@ _BREAK = re.compile(r"\r?\n")
 _NEWLINES = re.compile(r"\n*")
 
 
-def _flow_places(raw: str, style: str) -> list[int]:
+def _locate_flow(raw: str, style: str) -> list[int]:
     """Where each character of a plain or quoted scalar begins, and where the last one ends.
 
     One line break within it is a space, n + 1 of them are n line breaks; the white space around them is nothing.
@@ -62,43 +62,43 @@ def _flow_places(raw: str, style: str) -> list[int]:
     return [*places, len(raw)]
 
 
-def _block_places(raw: str, value: str) -> list[int]:
+def _locate_block(raw: str, value: str) -> list[int]:
     """Where each character of a literal (`|`) or folded (`>`) scalar begins, and where the last one ends.
 
     The characters of a line are those of the value; only what a run of line ends becomes differs: nothing, a
     space, or line breaks.
     """
     lines = [(line.start(), line.group().rstrip("\r\n")) for line in re.finditer(r"[^\n]*\n|[^\n]+", raw)][1:]
-    indent = _indent([line for _, line in lines], value)
+    indent = _measure_indent([line for _, line in lines], value)
     places: list[int] = []
     breaks: list[int] = []
     for start, line in lines:
         if len(line) > indent and len(places) < len(value):
-            run = _newlines(value, len(places))
+            run = _count_newlines(value, len(places))
             places += (
                 breaks[len(breaks) - run :] if run else breaks[:1] if value[len(places)] == " " and breaks else []
             )
             places += range(start + indent, start + len(line))
             breaks = []
         breaks.append(start + len(line))
-    places += breaks[: _newlines(value, len(places))]
+    places += breaks[: _count_newlines(value, len(places))]
     return [*places, places[-1] + 1 if places else len(raw)]
 
 
-def _newlines(value: str, here: int) -> int:
+def _count_newlines(value: str, here: int) -> int:
     """How many line breaks the value has from `here` on, before anything else."""
     match = _NEWLINES.match(value, here)
     return len(match.group()) if match else 0
 
 
-def _indent(lines: list[str], value: str) -> int:
+def _measure_indent(lines: list[str], value: str) -> int:
     """How far a block scalar is indented: its first line with content against the same line of the source."""
     content = value.lstrip("\n")
     blank = len(value) - len(content)
     if not content or blank >= len(lines):
         return max(map(len, lines), default=0)
-    return leading_spaces(lines[blank]) - leading_spaces(content)
+    return count_leading_spaces(lines[blank]) - count_leading_spaces(content)
 
 
-def leading_spaces(line: str) -> int:
+def count_leading_spaces(line: str) -> int:
     return len(line) - len(line.lstrip(" "))

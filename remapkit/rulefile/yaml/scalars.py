@@ -40,12 +40,12 @@ _SURPRISING: tuple[tuple[str, re.Pattern[str]], ...] = (
 )
 
 
-def plain_kind(value: str) -> ScalarKind | None:
+def classify_scalar(value: str) -> ScalarKind | None:
     """What an unquoted scalar is, or None where some YAML would read it as something else than it looks like.
 
-    >>> [plain_kind(each) for each in ("norm1", "0", "1.5", "true", "~", "")]
+    >>> [classify_scalar(each) for each in ("norm1", "0", "1.5", "true", "~", "")]
     ['text', 'integer', 'number', 'boolean', 'null', 'empty']
-    >>> [plain_kind(each) for each in ("no", "1:30", "012", "0x10", "1e3", ".5", "2024-01-31", "<<")]
+    >>> [classify_scalar(each) for each in ("no", "1:30", "012", "0x10", "1e3", ".5", "2024-01-31", "<<")]
     [None, None, None, None, None, None, None, None]
     """
     for kind, pattern in _CANONICAL:
@@ -57,7 +57,7 @@ def plain_kind(value: str) -> ScalarKind | None:
     return None if any(pattern.fullmatch(value) for _, pattern in _SURPRISING) else "text"
 
 
-def ambiguous_scalar(value: str, span: Span, key: bool) -> tuple[str, Span, str]:
+def explain_ambiguous_scalar(value: str, span: Span, key: bool) -> tuple[str, Span, str]:
     what = next(what for what, pattern in _SURPRISING if pattern.fullmatch(value))
     value = excerpt_of(value)[1:-1]
     if key:

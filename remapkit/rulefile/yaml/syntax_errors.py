@@ -11,10 +11,10 @@ import yaml
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Source, Span
 from remapkit.rulefile.yaml.nodes import BRACED_TEXT, MAX_DEPTH
-from remapkit.rulefile.yaml.positions import leading_spaces
+from remapkit.rulefile.yaml.positions import count_leading_spaces
 
 
-def tab_problems(source: Source, protected: Iterable[tuple[int, int, bool]]) -> list[Diagnostic]:
+def find_tab_problems(source: Source, protected: Iterable[tuple[int, int, bool]]) -> list[Diagnostic]:
     """The first tab outside quoted and block scalars and comments, where YAML readers disagree about them."""
     if "\t" not in source.text:
         return []
@@ -36,15 +36,15 @@ def tab_problems(source: Source, protected: Iterable[tuple[int, int, bool]]) -> 
                 break
             if sign.group() == "\t" and free(place, indents):
                 found.append(place)
-    return [_tab(source, found[0], len(found))] if found else []
+    return [_explain_tab(source, found[0], len(found))] if found else []
 
 
-def _tab(source: Source, place: int, count: int = 1) -> Diagnostic:
+def _explain_tab(source: Source, place: int, count: int = 1) -> Diagnostic:
     label = Label(Span(source, place, place + 1), f"the first of {count}" if count > 1 else "")
     return Diagnostic("RK009", "a tab outside quotes", (label,), ("YAML is indented with spaces: replace it",))
 
 
-def syntax_error(source: Source, error: yaml.MarkedYAMLError) -> Diagnostic:
+def explain_syntax_error(source: Source, error: yaml.MarkedYAMLError) -> Diagnostic:
     """In our own words, from the place of the error and what stands there: the two parsers use different ones."""
     text = source.text
     marked = error.problem_mark or error.context_mark
@@ -53,23 +53,23 @@ def syntax_error(source: Source, error: yaml.MarkedYAMLError) -> Diagnostic:
     opener = text[opened : opened + 1]
     tab = re.compile(r"[ ]*\t").match(text, text.rfind("\n", 0, here) + 1) or re.compile(r"\t").match(text, here)
     if tab:
-        return _tab(source, tab.end() - 1)
+        return _explain_tab(source, tab.end() - 1)
     if here > MAX_DEPTH and not text[here - MAX_DEPTH - 1 : here].strip("{["):
-        return too_deep(source, here - 1)  # libyaml gives up by itself at 1,000
+        return explain_depth_limit(source, here - 1)  # libyaml gives up by itself at 1,000
     if opener in ("'", '"') and opened != here:
-        return _quoted(source, opened, here)
+        return _explain_quoted(source, opened, here)
     if opener and opener in "*&!":
-        return _sigil(source, opened)
-    return _unexpected(source, opened, here)
+        return _explain_sigil(source, opened)
+    return _explain_unexpected(source, opened, here)
 
 
-def too_deep(source: Source, place: int) -> Diagnostic:
+def explain_depth_limit(source: Source, place: int) -> Diagnostic:
     label = Label(Span(source, place, place + 1))
     help = "a rule file needs no more than 5 levels"
     return Diagnostic("RK013", f"nested more than {MAX_DEPTH} levels deep", (label,), (help,))
 
 
-def _quoted(source: Source, opened: int, here: int) -> Diagnostic:
+def _explain_quoted(source: Source, opened: int, here: int) -> Diagnostic:
     quote = source.text[opened]
     backslash = next((place for place in (here, here - 1, here - 2) if source.text[place : place + 1] == "\\"), None)
     if quote == '"' and here < len(source.text) and backslash is not None:
@@ -81,22 +81,22 @@ def _quoted(source: Source, opened: int, here: int) -> Diagnostic:
     return Diagnostic("RK001", "a quote that is never closed", (Label(Span(source, opened, opened + 1)),), (help,))
 
 
-def _sigil(source: Source, place: int) -> Diagnostic:
+def _explain_sigil(source: Source, place: int) -> Diagnostic:
     sign = source.text[place]
     what, code = {"*": ("an alias", "RK003"), "&": ("an anchor", "RK003"), "!": ("a tag", "RK004")}[sign]
     title = f"a plain text cannot begin with {sign}, which begins {what}"
     return Diagnostic(code, title, (Label(Span(source, place, place + 1)),), (_quote_line(source, place),))
 
 
-def _unexpected(source: Source, opened: int, here: int) -> Diagnostic:
+def _explain_unexpected(source: Source, opened: int, here: int) -> Diagnostic:
     text = source.text
     title, labels, helps = (
         "this is not valid YAML",
-        [Label(_token(source, here))],
+        [Label(_locate_token(source, here))],
         ["check the indentation and the quotes"],
     )
     opener, before, sign = text[opened : opened + 1], text[max(0, here - 1) : here], text[here : here + 1]
-    value = _value_before(source, here)
+    value = _find_value_start(source, here)
     if (
         value is not None
         and value < here
@@ -105,7 +105,7 @@ def _unexpected(source: Source, opened: int, here: int) -> Diagnostic:
         and sign not in ("", "\n", " ")
     ):
         title = f"a text that begins with {text[value]} must be quoted"
-        labels, helps = [Label(Span(source, value, line_end(source, value)))], [_quote_line(source, value)]
+        labels, helps = [Label(Span(source, value, find_line_end(source, value)))], [_quote_line(source, value)]
     elif value is not None and text[value] in "'\"" and text[value + 1 : here].rstrip().endswith(text[value]):
         title = "text after a closing quote"
         helps = [
@@ -115,7 +115,7 @@ def _unexpected(source: Source, opened: int, here: int) -> Diagnostic:
         opener
         and opener in "{["
         and opened < here
-        and (braced := BRACED_TEXT.search(text, opened, line_end(source, here)))
+        and (braced := BRACED_TEXT.search(text, opened, find_line_end(source, here)))
     ):
         at = braced.start(1)
         title = "a text with braces stands unquoted between braces"
@@ -125,10 +125,10 @@ def _unexpected(source: Source, opened: int, here: int) -> Diagnostic:
         closer = {"{": "}", "[": "]"}[opener]
         title = f"a {opener} that is never closed" if not sign else f"a , or {closer} is missing here"
         labels = [Label(Span(source, opened, opened + 1), "opened here", primary=not sign)]
-        labels += [Label(_token(source, here))] if sign else []
+        labels += [Label(_locate_token(source, here))] if sign else []
         helps = [f"close it with {closer}; a text that begins with {opener} must be quoted"]
     elif sign == ":":
-        title, labels, helps = _colon(source, here)
+        title, labels, helps = _explain_colon(source, here)
     elif sign == "-" and value == here:
         title, helps = "a list begins on a line of its own", ["begin a new line, or quote it if it is text"]
     elif sign and sign in "@`%?,]}":
@@ -137,17 +137,17 @@ def _unexpected(source: Source, opened: int, here: int) -> Diagnostic:
         title, helps = f"a plain text cannot begin with {opener}", [_quote_line(source, opened)]
     elif _has_no_colon(source, opened):
         title, helps = "a line without a colon", ["write `key: value`"]
-        labels = [Label(Span(source, opened, line_end(source, opened)))]
+        labels = [Label(Span(source, opened, find_line_end(source, opened)))]
     elif opened < here:
-        labels.insert(0, Label(_token(source, opened), "within what begins here", primary=False))
+        labels.insert(0, Label(_locate_token(source, opened), "within what begins here", primary=False))
         title, helps = "this line does not fit what it stands in", ["indent it like its neighbours, with spaces"]
     return Diagnostic("RK001", title, tuple(labels), tuple(helps))
 
 
-def _colon(source: Source, here: int) -> tuple[str, list[Label], list[str]]:
+def _explain_colon(source: Source, here: int) -> tuple[str, list[Label], list[str]]:
     begin = source.text.rfind("\n", 0, here) + 1
     before = source.text[begin:here]
-    key = begin + leading_spaces(before)
+    key = begin + count_leading_spaces(before)
     if not before.strip():
         return "a colon without a key before it", [Label(Span(source, here, here + 1))], ["write the key"]
     if re.search(r"[:{\[]", before):
@@ -157,7 +157,7 @@ def _colon(source: Source, here: int) -> tuple[str, list[Label], list[str]]:
     return "this key is read as part of the value above it", [Label(Span(source, key, here + 1))], [help]
 
 
-def _token(source: Source, place: int) -> Span:
+def _locate_token(source: Source, place: int) -> Span:
     """What stands at a place, up to the next white space; the last line's end where the text has ended."""
     if place >= len(source.text):
         place = len(source.text.rstrip())
@@ -165,12 +165,12 @@ def _token(source: Source, place: int) -> Span:
     return Span(source, place, match.end() if match else place)
 
 
-def line_end(source: Source, place: int) -> int:
+def find_line_end(source: Source, place: int) -> int:
     end = source.text.find("\n", place)
     return len(source.text[: end if end >= 0 else None].rstrip())
 
 
-def _value_before(source: Source, place: int) -> int | None:
+def _find_value_start(source: Source, place: int) -> int | None:
     """Where the value begins, after `key:` or `-`, that a place is within; None where there is none in its line."""
     begin = source.text.rfind("\n", 0, place) + 1
     match = re.compile(r"[ ]*(?:- +)*(?:[\w.-]+: +)?(?=\S)").match(source.text, begin)
@@ -178,10 +178,10 @@ def _value_before(source: Source, place: int) -> int | None:
 
 
 def _quote_line(source: Source, place: int) -> str:
-    written = source.text[place : line_end(source, place)]
+    written = source.text[place : find_line_end(source, place)]
     return f"quote it: '{written}'" if len(written) <= 100 and "'" not in written else "quote it"
 
 
 def _has_no_colon(source: Source, place: int) -> bool:
-    line = source.text[place : line_end(source, place)]
+    line = source.text[place : find_line_end(source, place)]
     return bool(line) and ":" not in line and line[0] not in "{[-|>"

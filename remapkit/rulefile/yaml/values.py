@@ -12,16 +12,16 @@ class _Refused:
     """The plain value of what was refused already: it has no type, and nothing more is said about it."""
 
 
-def schema_value(node: Node) -> Any:
+def to_schema_value(node: Node) -> Any:
     """The plain value that the schema looks at. Keys are always text."""
     if isinstance(node, MapNode):
-        return {key.value: schema_value(value) for key, value in node.entries}
+        return {key.value: to_schema_value(value) for key, value in node.entries}
     if isinstance(node, ListNode):
-        return [schema_value(item) for item in node.items]
-    return _plain(node)
+        return [to_schema_value(item) for item in node.items]
+    return _convert_scalar(node)
 
 
-def _plain(node: ScalarNode | BrokenNode) -> Any:
+def _convert_scalar(node: ScalarNode | BrokenNode) -> Any:
     if isinstance(node, BrokenNode):
         return _Refused()
     if node.kind == "integer":
@@ -33,11 +33,11 @@ def _plain(node: ScalarNode | BrokenNode) -> Any:
     return node.value if node.kind == "text" else None
 
 
-def plain_value(node: Node) -> object:
+def to_plain_value(node: Node) -> object:
     """The value as Python would write it: `dict`, `list`, `str`, `int`, `float`, `bool` or None."""
     if isinstance(node, MapNode):
-        return {key.value: plain_value(value) for key, value in node.entries}
+        return {key.value: to_plain_value(value) for key, value in node.entries}
     if isinstance(node, ListNode):
-        return [plain_value(item) for item in node.items]
-    value = _plain(node)
+        return [to_plain_value(item) for item in node.items]
+    value = _convert_scalar(node)
     return float(value) if isinstance(value, Decimal) else value
