@@ -1,7 +1,7 @@
 """Tensors that are not there yet: any box of them can be read, and only what it needs is.
 
-`build_tree` turns the operations of a move into such a tensor. Elements are opaque words of their width except where a
-cast or arithmetic needs numbers, so every dtype comes through to the bit.
+`build_tree` turns the operations of a move into such a tensor. Elements are opaque words of their width except where
+a cast or arithmetic needs numbers, so every dtype comes through to the bit.
 """
 
 from __future__ import annotations
