@@ -160,6 +160,7 @@ def infer_move(ops: Sequence[Op], specs: Sequence[TensorSpec], names: Sequence[s
 def needs_values(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> bool:
     """Whether names and shapes could not tell if an operation was left out, done twice, or done in another order.
 
+    >>> from remapkit.ops.shape import Transpose
     >>> spec = TensorSpec("F32", (6, 6))
     >>> needs_values((Transpose(),), [spec]), needs_values((Transpose(),), [TensorSpec("F32", (6, 4))])
     (True, False)

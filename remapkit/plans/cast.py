@@ -23,8 +23,8 @@ def cast_plan(plan: ResolvedPlan, dtype: str) -> ResolvedPlan:
     Raises `UsageError` for a dtype that is none of those; 8-bit floats are a problem of the plan (RK346): a cast
     would drop what their scales mean.
 
-    >>> from remapkit.plans.moves import RuleRef
-    >>> from remapkit.tensors.spec import TensorSpec
+    >>> from remapkit.plans.moves import Move, RuleRef
+    >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
     >>> move = Move("a", ("a",), (), RuleRef("keep[0]"), TensorSpec("F32", (2,)))
     >>> cast = cast_plan(ResolvedPlan("t", StateDictSpec({"a": move.spec}), (move,)), "bf16")
     >>> str(cast.moves[0].spec), cast.warnings[0].title

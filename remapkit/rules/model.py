@@ -93,6 +93,7 @@ class Rule:
         """The match of a whole key, or None.
 
         >>> from remapkit.rulefile.read import read_text
+        >>> from remapkit.rules.compile import compile_rules
         >>> text = "remapkit: 1\\nname: t\\nrules: [{id: r, path: 'layers.{n:int}.q', to: 'h.{n}.query'}]\\n"
         >>> rule, = compile_rules(read_text(text)).rules
         >>> rule.match("layers.3.q").target, rule.match("layers.03.q")

@@ -22,8 +22,7 @@ from remapkit.cli.app import main
 from remapkit.diagnostics.errors import UnreadableCheckpoint, UnwritableOutput
 from remapkit.files import atomic
 from remapkit.files import copy as copying
-from remapkit.formats import Reader, open_checkpoint
-from remapkit.formats import detect as opening
+from remapkit.formats import Reader, open_checkpoint, single_file
 from remapkit.ops.dtype import AddOp
 from remapkit.plans.moves import Move, RuleRef
 from remapkit.write.execute import execute
@@ -455,7 +454,7 @@ def test_a_shard_with_a_journal_is_not_read_through_its_index(
         assert main(list(map(str, command))) == 2
         said = capsys.readouterr().err
         assert "RK415" in said and f"remapkit recover {shard}" in said
-    monkeypatch.setattr(opening, "_check_journal", lambda path: None)
+    monkeypatch.setattr(single_file, "_check_journal", lambda path: None)
     assert main(["inspect", str(index)]) == 0, "nothing else would have refused it"
 
 

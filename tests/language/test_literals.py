@@ -198,9 +198,9 @@ def test_every_help_works_when_it_is_followed(path: str) -> None:
 
 
 def test_a_help_that_was_not_tried_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = module._help
+    real = module._suggest_spellings
     monkeypatch.setattr(
-        module, "_help", lambda text, stretches, works, wild: real(text, stretches, lambda _: True, wild)
+        module, "_suggest_spellings", lambda text, stretches, works, wild: real(text, stretches, lambda _: True, wild)
     )
     with pytest.raises(InvalidRules):
         helps_work("a*b*c")

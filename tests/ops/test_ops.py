@@ -152,8 +152,8 @@ _TRANSPOSE, _ROPE, _RAW = kinds.Transpose.steps, attention.Rope.steps, numpy_cas
         ("rope", attention.Rope, "steps", _whole_rope),
         ("rope", attention.Rope, "steps", _no_steps),
         ("qkv", attention.UngroupQkv, "steps", _no_steps),
-        ("cast", numpy_casts, "_raw", _truncates),
-        ("sums", numpy_casts, "_raw", _truncates),
+        ("cast", numpy_casts, "_encode_raw", _truncates),
+        ("sums", numpy_casts, "_encode_raw", _truncates),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

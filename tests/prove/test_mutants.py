@@ -251,7 +251,7 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
     ),
     "transducers never disagree": (put(questions, "conflict", lambda *_, **__: None), "random sets"),
     "what is between merged captures is not looked at": (
-        put(variants, "_run_machine", _not_merged_between),
+        put(variants, "_run", _not_merged_between),
         "random sets",
     ),
     "nothing is merged": (put(questions, "merge_captures", lambda variant, tools: variant), "proven"),
@@ -309,7 +309,7 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
     "rules are not held against themselves": (put(Questions, "_within_rules", lambda *_: None), "key_maps"),
     "undecided is proven": (put(Questions, "ask", _silent), "budget"),
     "states are counted, not steps": (put(Budget, "spend", _states_only), "budget"),
-    "witnesses are not replayed": (put(verdicts.FindingWriter, "replayed", lambda *_: True), "replay"),
+    "witnesses are not replayed": (put(verdicts.FindingWriter, "is_replayed", lambda *_: True), "replay"),
     "the matcher's own reading is not asked for": (put(Questions, "_two_targets", _first_reading), "random sets"),
 }
 

@@ -127,15 +127,45 @@ def test_every_text_of_a_pack_knows_its_place() -> None:
             assert text.span.text == text.value, "the shipped packs use neither escapes nor folds"
 
 
-def test_the_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
-    import hashlib
-
+def test_a_file_knows_where_it_lies(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_bytes(b"remapkit: 1\r\nname: a\r\nkeep: [x] # \xc3\xa9\r\n")
     file = read(path)
-    assert file.digest == f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
     assert (file.path, file.source.name) == (path, str(path))
     assert read(str(path)).digest == file.digest
+
+
+MEANT = "remapkit: 1\nname: a\nrules:\n  - {id: r, path: 'a.{n:int}', to: 'b.{n}'}\n  - {id: s, path: c, to: d}\n"
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        "# a comment\n" + MEANT,
+        MEANT.replace("name: a", "name: b\nsummary: another"),
+        MEANT + "tests: {a.1: b.1}\nsource: {keys: keys/a.json}\nkeep: []\n",
+        "name: a\nremapkit: 1\nrules:\n  - to: 'd'\n    path: c\n    id: s\n  - {to: 'b.{n}', id: r, path: 'a.{n:int}'}",
+    ],
+    ids=["comment", "name", "tests", "order and layout"],
+)
+def test_the_digest_covers_what_the_rules_mean(same: str) -> None:
+    assert read_text(same).digest == read_text(MEANT).digest
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("b.{n}", "b.{n}.x"),
+        ("{n:int}", "{n:*}"),
+        ("id: s, path: c", "id: s, leaf: [c], path: c"),
+        ("name: a\n", "name: a\nunmatched: keep\n"),
+        ("name: a\n", "name: a\nsource: {domain: [c, 'a.{n:int}']}\n"),
+        ("name: a\n", "name: a\ntarget: {keys: t.json}\n"),
+        ("name: a\n", "name: a\nadd: [{to: z, fill: zeros, shape: [1], dtype: F32}]\n"),
+    ],
+)
+def test_the_digest_changes_with_what_the_rules_mean(old: str, new: str) -> None:
+    assert read_text(MEANT.replace(old, new)).digest != read_text(MEANT).digest
 
 
 # ------------------------------------------------------------------------------------------------ against the schema

@@ -311,7 +311,9 @@ def test_the_command_keeps_a_witness_that_goes_stale(pack: Path) -> None:
     witness = read_witness(pack)
     assert witness is not None and witness.describe_state(remapkit.load(pack)) == "forward, oracle"
     assert {"remapkit", "torch"} <= set(witness.versions)
-    pack.write_text(RIGHT + "# changed\n", encoding="utf-8")
+    pack.write_text(RIGHT + "# a comment changes nothing\n", encoding="utf-8")
+    assert witness.describe_state(remapkit.load(pack)) == "forward, oracle"
+    pack.write_text(RIGHT + "drop: [unheard.of]\n", encoding="utf-8")
     assert witness.describe_state(remapkit.load(pack)) == "stale"
     pack.write_text(RIGHT.replace(*WRONG["a transpose left out"]), encoding="utf-8")
     before = witness_path(pack).read_text()

@@ -315,7 +315,7 @@ def test_videos_that_take_turns_keep_their_memories(world):
 
 
 def test_a_memory_that_is_not_taken_along_is_caught(world, monkeypatch):
-    monkeypatch.setattr(Stream, "settle_keys", lambda self: setattr(self, "host", None))
+    monkeypatch.setattr(Stream, "leave_host", lambda self: setattr(self, "host", None))
     with pytest.raises(AssertionError):
         test_videos_that_take_turns_keep_their_memories(world)
 
@@ -326,7 +326,7 @@ def test_a_video_that_is_gone_leaves_nothing_to_take_along(world, monkeypatch):
     gc.collect()
     settled = []
     settle = Stream.leave_host
-    monkeypatch.setattr(Stream, "settle_keys", lambda self: (settled.append(self.host), settle(self))[1])
+    monkeypatch.setattr(Stream, "leave_host", lambda self: (settled.append(self.host), settle(self))[1])
     quick.decode(world[2])
     assert [host for host in settled if host is not None] == []
 

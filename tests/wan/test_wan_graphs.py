@@ -290,7 +290,7 @@ def test_one_that_fails_leaves_the_thread_on_its_stream(monkeypatch, fail, recor
 
 
 def test_a_stream_that_is_not_put_back_would_be_seen(monkeypatch):
-    monkeypatch.setattr("remapkit.plugins.wan.graphs._same_stream_afterwards", lambda device: nullcontext())
+    monkeypatch.setattr("remapkit.plugins.wan.graphs._restore_stream", lambda device: nullcontext())
     with pytest.raises(AssertionError):
         test_one_that_fails_leaves_the_thread_on_its_stream(monkeypatch, "begin", True, Result)
 
