@@ -27,7 +27,8 @@ from remapkit.registry.installed import version
 ROOT = Path(remapkit.__file__).parent.parent
 SLOW = """
 import sys, time
-from remapkit.formats import copying, writing
+from remapkit.files import copy as copying
+from remapkit.write import writer as writing
 copying.STEP, writing.SMALL = 20_000, 0
 def slowed(name):
     call = getattr(copying.Copier, name)

@@ -144,7 +144,7 @@ MEANT = "remapkit: 1\nname: a\nrules:\n  - {id: r, path: 'a.{n:int}', to: 'b.{n}
         "# a comment\n" + MEANT,
         MEANT.replace("name: a", "name: b\nsummary: another"),
         MEANT + "tests: {a.1: b.1}\nsource: {keys: keys/a.json}\nkeep: []\n",
-        "name: a\nremapkit: 1\nrules:\n  - to: d\n    path: c\n    id: s\n  - {to: 'b.{n}', id: r, path: 'a.{n:int}'}",
+        "name: a\nremapkit: 1\nrules:\n  - {to: d, path: c, id: s}\n  - {to: 'b.{n}', id: r, path: 'a.{n:int}'}",
     ],
     ids=["comment", "name", "tests", "order and layout"],
 )
