@@ -132,7 +132,7 @@ CHILD = """
 import sys, torch
 from pathlib import Path
 from remapkit import open_checkpoint, RemapkitError, load
-from remapkit.formats import views
+from remapkit.formats import strided as views
 from remapkit.write.execute import execute
 from remapkit.compute import stream
 views._STRIPE = 1 << 16
