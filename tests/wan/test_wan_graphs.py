@@ -399,7 +399,7 @@ def test_a_caller_that_does_not_wait_for_what_is_taken_out_would_be_seen(monkeyp
 
 
 def autotuned():
-    return fast_module.autotuned(Fast(autotune=True), torch.device("cuda"))
+    return fast_module.autotune_cudnn(Fast(autotune=True), torch.device("cuda"))
 
 
 @pytest.mark.parametrize("before", [True, False])
