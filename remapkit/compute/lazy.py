@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from remapkit.compute.cast import Array, calculate_block, choose_word, encode_values
+from remapkit.compute.cast import calculate_block
 from remapkit.formats.strided import Read, read_strided
 from remapkit.ops.base import Op
 from remapkit.ops.join import FillOp, Join
 from remapkit.ops.steps import Add, Cast, OpStep, Pad, Permute, Pick, Reshape, Scale
+from remapkit.tensors.elements import Array, choose_word, encode_elements
 from remapkit.tensors.spec import TensorSpec
 
 Along = slice | Array
@@ -306,15 +307,15 @@ class FilledTensor(Lazy):
             grid = np.zeros(shape, "<i8")
             for dim, (along, stride) in enumerate(zip(box, strides, strict=True)):
                 grid += (list_indices(along) * stride).reshape([-1 if n == dim else 1 for n in range(len(box))])
-            return encode_values(grid, self.spec.dtype)
+            return encode_elements(grid, self.spec.dtype)
         if value == "tril":
             lower = list_indices(box[-2])[:, None] >= list_indices(box[-1])[None, :]
-            return encode_values(np.broadcast_to(lower, shape).astype("<i8"), self.spec.dtype)
+            return encode_elements(np.broadcast_to(lower, shape).astype("<i8"), self.spec.dtype)
         number = {"zeros": 0, "ones": 1}.get(value, value) if isinstance(value, str) else value
         kind = "<i8" if isinstance(number, int) and abs(number) < 1 << 63 else "<f8"
         if isinstance(number, int) and kind == "<f8":
             kind = "<u8"
-        return np.broadcast_to(encode_values(np.array([number], kind), self.spec.dtype)[0], shape)
+        return np.broadcast_to(encode_elements(np.array([number], kind), self.spec.dtype)[0], shape)
 
 
 # ------------------------------------------------------------------------------------------------------- the tree
@@ -366,7 +367,7 @@ def _apply_step(step: OpStep, inner: Lazy) -> Lazy:
         chosen = np.concatenate([np.arange(each.start, each.stop, each.step) for each in step.ranges])
         return Picked(spec, inner, step.dim, chosen)
     if isinstance(step, Pad):
-        return Padded(spec, inner, step.dim, encode_values(np.array([step.value], "<f8"), spec.dtype)[0])
+        return Padded(spec, inner, step.dim, encode_elements(np.array([step.value], "<f8"), spec.dtype)[0])
     if isinstance(step, Reshape):
         return Reshaped(spec, inner)
     # What is done to each element can be done before a reshape as well, which then is the last thing of all.

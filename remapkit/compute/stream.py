@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from remapkit.compute.cast import choose_word
 from remapkit.compute.lazy import (
     Box,
     Calculated,
@@ -24,6 +23,7 @@ from remapkit.compute.lazy import (
 )
 from remapkit.formats.reader import Reader
 from remapkit.plans.moves import Move
+from remapkit.tensors.elements import choose_word
 from remapkit.tensors.spec import TensorSpec
 
 STRIPE = 16 << 20

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from remapkit.ops.base import Op
@@ -13,7 +12,8 @@ from remapkit.ops.join import FillOp, Join, SplitPart, TakeIndex
 from remapkit.ops.steps import Add, Cast, OpStep, Pad, Permute, Pick, Reshape, Scale
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
-from remapkit.tensors.from_torch import DTYPES, get_dtype_name
+from remapkit.tensors.dtypes import DTYPES
+from remapkit.tensors.from_torch import TORCH_DTYPES, get_dtype_name
 from remapkit.tensors.spec import TensorSpec
 
 _OPAQUE: Mapping[int, torch.dtype] = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -106,7 +106,9 @@ def apply_step(step: OpStep, tensor: torch.Tensor) -> torch.Tensor:
         more = torch.full(shape, step.value, dtype=torch.float64).to(tensor.device, tensor.dtype)
         return torch.cat([_view_opaque(tensor), _view_opaque(more)], step.dim).view(tensor.dtype)
     if isinstance(step, Cast):
-        return tensor.to(DTYPES[step.dtype])
+        if step.dtype == "F8_E4M3":  # saturates in new versions of torch, and gave NaN in older ones
+            tensor = tensor.float().clamp(-DTYPES["F8_E4M3"].largest, DTYPES["F8_E4M3"].largest)
+        return tensor.to(TORCH_DTYPES[step.dtype])
     # In single precision: torch rounds the number itself to half precision for some of these, and not for others.
     wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
     if isinstance(step, Scale):
@@ -130,7 +132,7 @@ def _view_opaque(tensor: torch.Tensor) -> torch.Tensor:
 
 def fill_tensor(fill: FillOp) -> torch.Tensor:
     """The tensor that an entry of `add` describes."""
-    shape, dtype = fill.spec.shape, DTYPES[fill.spec.dtype]
+    shape, dtype = fill.spec.shape, TORCH_DTYPES[fill.spec.dtype]
     if fill.value == "zeros":
         return torch.zeros(shape, dtype=dtype)
     if fill.value == "ones":
@@ -143,11 +145,4 @@ def fill_tensor(fill: FillOp) -> torch.Tensor:
     return torch.full(shape, fill.value, dtype=torch.int64 if integral else torch.float64).to(dtype)  # type: ignore[arg-type]
 
 
-def cast_block(block: np.ndarray, old: str, new: str) -> np.ndarray:
-    """A block of raw elements of one dtype as raw elements of another: for the 8-bit floats, which numpy lacks."""
-    flat = torch.from_numpy(np.ascontiguousarray(block).reshape(-1).view("u1").copy()).view(DTYPES[old])
-    made = flat.to(DTYPES[new]).view(torch.uint8).numpy()
-    return made.view(f"<u{made.size // block.size}" if block.size else "u1").reshape(block.shape)
-
-
-__all__ = ["Maker", "apply_step", "cast_block", "chain_ops", "fill_tensor", "run_ops", "run_plan"]
+__all__ = ["Maker", "apply_step", "chain_ops", "fill_tensor", "run_ops", "run_plan"]

@@ -18,19 +18,13 @@ from remapkit.diagnostics.wording import shown, sized
 from remapkit.files.errors import MAX_DIGITS, MAX_DIMS, FileFault, find_size_problem
 from remapkit.files.source_file import CHUNK, Extent, SourceFile
 from remapkit.formats.reader import FileReader
-from remapkit.tensors.spec import (
-    DTYPE_BITS,
-    MAX_NAME,
-    StateDictSpec,
-    TensorSpec,
-    find_name_problem,
-    find_recorded_names,
-)
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import MAX_NAME, StateDictSpec, TensorSpec, find_name_problem, find_recorded_names
 
 MAX_HEADER = 100_000_000
 """The longest header the format allows, in bytes."""
 DTYPES = frozenset(DTYPE_BITS) - {"C128"}
-"""The dtypes that the format has a name for."""
+"""The names of the library's enum `Dtype`."""
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 1 << 64
 _LONG = re.compile(rb"[0-9]{21}")

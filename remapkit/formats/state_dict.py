@@ -27,7 +27,8 @@ from remapkit.formats.pickle.values import (
     Tensor,
     describe_with_article,
 )
-from remapkit.tensors.spec import DTYPE_BITS, find_name_problem, get_leaf
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import find_name_problem, get_leaf
 
 _MAX_DEPTH = 200
 _MAX_PATH = 2000

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from remapkit.diagnostics.wording import shown, sized
 from remapkit.files.errors import FileFault
 from remapkit.formats.pickle.values import Tensor
-from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,16 +99,17 @@ def gather(read: Read, tensor: Tensor, size: int) -> Iterator[memoryview]:
     """
     import numpy as np
 
+    from remapkit.tensors.elements import choose_word
+
     if 0 in tensor.shape:
         return
     itemsize = DTYPE_BITS[tensor.dtype] // 8
-    word = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8", 16: "V16"}[itemsize]
     # Without the dimensions of size 1: numpy before 2 has at most 32.
     kept = [(size, step * itemsize) for size, step in zip(tensor.shape, tensor.stride, strict=True) if size > 1]
     shape, strides = tuple(size for size, _ in kept), tuple(step for _, step in kept)
     turned = any(outer < inner for outer, inner in pairwise(step for step in strides if step))
     for start, part in _cut_slabs(shape, strides, max(1, (_STRIPE if turned else max(size, _NEAR)) // itemsize)):
-        out = np.empty(part, word)
+        out = np.empty(part, choose_word(tensor.dtype))
         read_strided(read, out, tensor.offset * itemsize + start, strides[len(strides) - len(part) :])
         flat = out.reshape(-1).view("u1").data
         for at in range(0, len(flat), max(size, itemsize)):

@@ -25,7 +25,8 @@ from remapkit.formats.reader import FileReader
 from remapkit.formats.state_dict import StateDict, choose_state_dict
 from remapkit.formats.strided import EXPAND_FREE, Read, check_expansion, check_view, gather, is_contiguous
 from remapkit.formats.zip_reader import ZipEntry, read_archive, read_entry, read_entry_chunks
-from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 MAX_PICKLE = 1 << 30
 """The longest pickle that is read; 50,000 tensors take about 10 MB."""

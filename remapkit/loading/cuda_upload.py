@@ -15,7 +15,7 @@ import torch
 
 from remapkit.files.source_file import Extent
 from remapkit.loading.sources import read_into, view_bytes
-from remapkit.tensors.from_torch import DTYPES
+from remapkit.tensors.from_torch import TORCH_DTYPES
 from remapkit.tensors.spec import TensorSpec
 
 STAGE = 32 << 20
@@ -91,7 +91,7 @@ class Upload:
             self._read_extent(extent, done, stage.view[start : stage.used])
             self._queue.copy(target[done : done + count], stage.tensor[start : stage.used])
             done += count
-        return target.view(DTYPES[spec.dtype]).view(spec.shape)
+        return target.view(TORCH_DTYPES[spec.dtype]).view(spec.shape)
 
     def _reserve_stage(self, wanted: int) -> tuple[_Stage, int]:
         """A stage with room, and how many bytes of it (its last used ones) are the caller's."""

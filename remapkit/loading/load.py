@@ -21,7 +21,7 @@ from remapkit.formats.detect import open_checkpoint
 from remapkit.formats.reader import Reader
 from remapkit.loading.module import explain_tensor_refusal, make_target
 from remapkit.loading.non_persistent import Factory, rebuilt
-from remapkit.loading.prepare import PLAIN_FLOATS, Dtype, LoadRequest, plan_load
+from remapkit.loading.prepare import Dtype, LoadRequest, plan_load
 from remapkit.loading.sources import FileValues, MemoryValues, TensorValues
 from remapkit.loading.transfer import execute_load
 from remapkit.plans.make import make_plan
@@ -29,11 +29,9 @@ from remapkit.registry.load import load_rules
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
 from remapkit.rules.model import CompiledRules
-from remapkit.tensors.from_torch import DTYPES, explain_no_tensors, header_of
+from remapkit.tensors.dtypes import PLAIN_FLOATS, is_exact_cast
+from remapkit.tensors.from_torch import TORCH_DTYPES, explain_no_tensors, header_of
 from remapkit.tensors.spec import StateDictSpec
-
-_EXACT: Mapping[str, tuple[str, ...]] = {"F16": ("F32", "F64"), "BF16": ("F32", "F64"), "F32": ("F64",)}
-"""Casts that lose nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ class Loaded:
     @property
     def rounded(self) -> int:
         """How many tensors were cast to a dtype that cannot hold every value of the old one."""
-        return sum(number for (old, new), number in self.casts.items() if new not in _EXACT.get(old, ()))
+        return sum(number for (old, new), number in self.casts.items() if not is_exact_cast(old, new))
 
     def __str__(self) -> str:
         parts = [f"{counted(self.tensors, 'tensor')} ({sized(self.nbytes)})"]
@@ -96,7 +94,7 @@ class Loaded:
 
 
 def _describe_rounding(old: str, new: str) -> str:
-    return "" if new in _EXACT.get(old, ()) else " (rounded)"
+    return "" if is_exact_cast(old, new) else " (rounded)"
 
 
 def load_into(
@@ -213,7 +211,7 @@ def _resolve_device(device: torch.device | str | int | None) -> torch.device | N
 
 
 def _check_dtype(dtype: Dtype) -> Dtype:
-    plain = [DTYPES[name] for name in PLAIN_FLOATS]
+    plain = [TORCH_DTYPES[name] for name in PLAIN_FLOATS]
     if dtype is None or dtype == "model" or dtype in plain:
         return dtype
     listed = ", ".join(map(str, plain))

@@ -17,10 +17,8 @@ from remapkit.loading.sources import TensorValues, find_overlapping_targets, has
 from remapkit.plans.check import Check, make_check
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
-from remapkit.tensors.from_torch import DTYPES
-
-PLAIN_FLOATS = ("F16", "BF16", "F32", "F64")
-"""The dtypes that are cast into one another when asked."""
+from remapkit.tensors.dtypes import DTYPES, PLAIN_FLOATS
+from remapkit.tensors.from_torch import TORCH_DTYPES, get_dtype_name
 
 Dtype = torch.dtype | Literal["model"] | None
 
@@ -113,15 +111,14 @@ def _diagnose_extra_states(target: LoadTarget) -> list[Diagnostic]:
 
 
 def _name_kind(dtype: str) -> str:
-    if dtype in PLAIN_FLOATS:
-        return "floats"
-    if dtype.startswith("F"):
-        return "8-bit floats" if dtype.startswith("F8") else "floats of less than a byte"
-    return "bools" if dtype == "BOOL" else "complex numbers" if dtype.startswith("C") else "integers"
+    row = DTYPES[dtype]
+    if row.kind != "float":
+        return {"bool": "bools", "complex": "complex numbers"}.get(row.kind, "integers")
+    return "floats" if row.bits > 8 else "8-bit floats" if row.bits == 8 else "floats of less than a byte"
 
 
 def _diagnose_dtypes(moves: Mapping[str, Move], target: LoadTarget, wanted: LoadRequest) -> Iterator[Diagnostic]:
-    unknown = [fqn for fqn, move in moves.items() if move.spec.dtype not in DTYPES]
+    unknown = [fqn for fqn, move in moves.items() if move.spec.dtype not in TORCH_DTYPES]
     if unknown:
         names = ", ".join(sorted({moves[fqn].spec.dtype for fqn in unknown}))
         title = f"torch has no dtype for {names}: {counted(len(unknown), 'tensor')} cannot be loaded"
@@ -190,16 +187,13 @@ def is_filled_in_place(held: torch.Tensor, target: LoadTarget, wanted: LoadReque
         return True
     elsewhere = wanted.device is not None and held.device != wanted.device
     recast = isinstance(wanted.dtype, torch.dtype) and held.dtype != wanted.dtype
-    return not elsewhere and not (recast and held.dtype in _PLAIN)
-
-
-_PLAIN = frozenset(DTYPES[name] for name in PLAIN_FLOATS)
+    return not elsewhere and not (recast and get_dtype_name(held.dtype) in PLAIN_FLOATS)
 
 
 def _diagnose_copies(moves: Mapping[str, Move], target: LoadTarget, wanted: LoadRequest) -> Iterator[Diagnostic]:
     """Tensors that stay, and cannot take what they are to be given."""
     staying = {fqn: held for fqn in moves if is_filled_in_place(held := target.slots[fqn].value, target, wanted)}
-    brought = {fqn: moves[fqn].spec.dtype for fqn in staying if moves[fqn].spec.dtype in DTYPES}
+    brought = {fqn: moves[fqn].spec.dtype for fqn in staying if moves[fqn].spec.dtype in TORCH_DTYPES}
     asked = wanted.dtype
     recast = [
         fqn
@@ -273,7 +267,7 @@ def _make_assignments(
 
 
 def _choose_dtype(move: Move, held: torch.Tensor, dtype: Dtype) -> torch.dtype:
-    brought = DTYPES[move.spec.dtype]
+    brought = TORCH_DTYPES[move.spec.dtype]
     if dtype is None or move.spec.dtype not in PLAIN_FLOATS:
         return brought
     return held.dtype if dtype == "model" else dtype

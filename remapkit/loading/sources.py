@@ -25,7 +25,7 @@ from remapkit.files.source_file import Extent, SourceFile, describe_os_error
 from remapkit.formats.reader import Reader
 from remapkit.ops.byte_ranges import Range, find_byte_ranges
 from remapkit.plans.moves import Move
-from remapkit.tensors.from_torch import DTYPES, get_dtype_name
+from remapkit.tensors.from_torch import TORCH_DTYPES, get_dtype_name
 from remapkit.tensors.spec import TensorSpec
 
 # Python names the flag from 3.13 on. Without it a private map of a file larger than memory is refused by systems that
@@ -83,7 +83,7 @@ class FileValues:
         """The tensor's extent, where it can be mapped as it lies."""
         extent = self.extent(move)
         # A tensor that does not start at a multiple of its width cannot be used where it lies.
-        if extent is None or not extent.length or extent.offset % DTYPES[move.spec.dtype].itemsize:
+        if extent is None or not extent.length or extent.offset % TORCH_DTYPES[move.spec.dtype].itemsize:
             return None
         return f"file {id(extent.source)}", extent.offset, extent.offset + extent.length
 
@@ -104,7 +104,7 @@ class FileValues:
         mapped = self._map_file(extent.source) if place and extent and not own else None
         if mapped is None or extent is None:
             return Value(self._read_tensor(move, extent), shared=False)
-        dtype = DTYPES[move.spec.dtype]
+        dtype = TORCH_DTYPES[move.spec.dtype]
         flat = torch.frombuffer(mapped, dtype=dtype, count=move.spec.numel, offset=extent.offset)
         return Value(flat.view(move.spec.shape), shared=True, release=lambda: _forget_pages(mapped, extent))
 
@@ -124,7 +124,7 @@ class FileValues:
             read_into(extent.source, extent.offset, buffer)
         else:
             _fill_buffer(buffer, read_target_chunks(move, self._reader, self._run))
-        return raw.view(DTYPES[move.spec.dtype]).view(move.spec.shape)
+        return raw.view(TORCH_DTYPES[move.spec.dtype]).view(move.spec.shape)
 
 
 def locate_tensor(tensor: torch.Tensor) -> ByteRange:

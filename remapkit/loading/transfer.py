@@ -15,7 +15,7 @@ from remapkit.loading.cuda_upload import CudaQueue, Upload
 from remapkit.loading.module import LoadTarget, SuppliedValue, assign
 from remapkit.loading.prepare import Assignment, LoadPlan, LoadRequest
 from remapkit.loading.sources import TensorValues
-from remapkit.tensors.from_torch import DTYPES
+from remapkit.tensors.from_torch import TORCH_DTYPES, get_dtype_name
 
 
 @dataclass(slots=True)
@@ -70,10 +70,10 @@ def _is_staged(device: torch.device) -> bool:
 
 def _make_tensor(unit: Assignment, values: TensorValues, lifts: _Lifts, report: TransferReport) -> torch.Tensor:
     """The tensor on its device, in its dtype."""
-    brought = DTYPES[unit.move.spec.dtype]
+    brought = TORCH_DTYPES[unit.move.spec.dtype]
     extent = values.extent(unit.move) if _is_staged(unit.device) else None
     if unit.dtype != brought:
-        report.casts[unit.move.spec.dtype, _name_dtype(unit.dtype)] += 1
+        report.casts[unit.move.spec.dtype, get_dtype_name(unit.dtype)] += 1
     if extent is not None:
         return lifts[unit.device].tensor(extent, unit.move.spec).to(unit.dtype)
     value = values.tensor(unit.move, own=unit.into and unit.own)
@@ -84,10 +84,6 @@ def _make_tensor(unit: Assignment, values: TensorValues, lifts: _Lifts, report: 
     if made is not value.tensor:
         value.release()
     return made
-
-
-def _name_dtype(dtype: torch.dtype) -> str:
-    return next(name for name, each in DTYPES.items() if each == dtype)
 
 
 def _spread_tensor(unit: Assignment, made: torch.Tensor, target: LoadTarget) -> Iterator[tuple[str, torch.Tensor]]:

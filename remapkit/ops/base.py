@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from remapkit.ops.steps import OpStep
-from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import TensorSpec
 
 
 class RefusedOp(Exception):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from remapkit.ops.base import Op
 from remapkit.ops.join import FillOp, Join
 from remapkit.ops.steps import Cast, OpStep, Permute, Pick, Reshape
-from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import TensorSpec
 
 FEW = 64
 """So many stretches are copied whatever their size; more of them must be long ones."""

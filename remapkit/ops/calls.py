@@ -21,6 +21,7 @@ from remapkit.ops import shape as kinds
 from remapkit.rulefile.arithmetic import BadNumber, Expr, check_names, parse_expression
 from remapkit.rulefile.syntax import WrittenOp
 from remapkit.rulefile.yaml.nodes import ListNode, MapNode, Node, ScalarNode
+from remapkit.tensors.dtypes import CASTABLE_FLOATS, is_exact_cast
 
 Arg = int | float | str | None | Expr | tuple["Arg", ...]
 Params = Mapping[str, int | None]
@@ -155,9 +156,9 @@ def _undo_cast(call: Call) -> Call | str:
     old, new = call["from"], call["to"]
     if old is None:
         return f"cast to {new} does not say from which dtype: write cast: {{from: ..., to: {new}}}"
-    if not dtype.is_exact(str(old), str(new)):
+    if not is_exact_cast(str(old), str(new)):
         return f"a cast from {old} to {new} rounds, and what it rounded away is gone"
-    if str(old) not in dtype.FLOATS:
+    if str(old) not in CASTABLE_FLOATS:
         return f"there is no cast from {new} back to {old}: values might be lost"
     return call.with_args(**{"from": new, "to": old})
 

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from remapkit.ops.base import Op, RefusedOp, describe_size, infer_ops, normalize_dim
 from remapkit.ops.steps import OpStep, Pick, Reshape, with_size
-from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from remapkit.ops.base import Op, RefusedOp, describe_size, dims, normalize_dim
-from remapkit.ops.dtype import EXACT, FLOATS, check_value
+from remapkit.ops.dtype import check_value
 from remapkit.ops.steps import OpStep, Pad, Permute, Pick, Reshape
 from remapkit.tensors.spec import TensorSpec
-
-EXACT |= {name: ("F32", "F64", "BF16", "F16") for name in FLOATS if name in ("F8_E4M3", "F8_E5M2")}
-
-
-EXACT |= {name: ("F32", "F64", "BF16", "F16") for name in FLOATS if name.endswith("FNUZ")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.plans.make import make_plan
 from remapkit.rules.model import CompiledRules
-from remapkit.tensors.from_torch import DTYPES, header_of
+from remapkit.tensors.from_torch import TORCH_DTYPES, header_of
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, get_leaf
 
 MOST_BYTES = 8_000_000_000
@@ -107,7 +107,7 @@ def make_random_state(header: StateDictSpec, seed: int) -> dict[str, torch.Tenso
 
 
 def _make_random_tensor(fqn: str, spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
-    dtype = DTYPES[spec.dtype]
+    dtype = TORCH_DTYPES[spec.dtype]
     if dtype.is_floating_point:
         return _make_values(fqn, spec.shape, generator).to(dtype)
     if dtype == torch.bool:

@@ -18,7 +18,7 @@ from remapkit.formats.reader import Reader
 from remapkit.formats.safetensors import DTYPES, header_json, pad_header
 from remapkit.ops.byte_ranges import find_byte_ranges
 from remapkit.plans.moves import Move
-from remapkit.tensors.spec import DTYPE_BITS
+from remapkit.tensors.dtypes import DTYPE_BITS
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from remapkit.files.errors import is_utf8, make_unwritable
-from remapkit.formats.pickle.values import DTYPES, STORAGES
 from remapkit.formats.reader import Reader
 from remapkit.formats.torch_file import METADATA
 from remapkit.plans.moves import Move
+from remapkit.tensors.dtypes import DTYPES
 from remapkit.tensors.spec import TensorSpec
 from remapkit.write.layout import BytesPiece, FileLayout, Piece, Seal, check_dims, make_tensor_piece
 
@@ -25,8 +25,6 @@ _MAX32 = 0xFFFFFFFF
 _DATE = 0x21  # 1980-01-01, the first day of zip: the same input gives the same bytes
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
-_STORAGE_OF = {dtype: storage for storage, dtype in STORAGES.items()}
-_TORCH_OF = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +170,7 @@ def pickle_tensors(tensors: Iterable[tuple[str, TensorSpec, str]]) -> bytes:
 
 
 def _pickle_tensor(fqn: str, spec: TensorSpec, key: str) -> bytes:
-    storage, name = _STORAGE_OF.get(spec.dtype), _TORCH_OF.get(spec.dtype)
+    storage, name = DTYPES[spec.dtype].storage, DTYPES[spec.dtype].torch
     if name is None:
         title = f"{fqn} is {spec.dtype}, which torch has no name for"
         raise make_unwritable("RK505", title, help=("write a .safetensors file",))

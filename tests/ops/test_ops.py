@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from remapkit.compute import cast as numpy_casts
 from remapkit.compute import torch_eager as eager
-from remapkit.compute.cast import choose_word
 from remapkit.compute.lazy import Leaf, build_tree
 from remapkit.compute.stream import make_stripes
 from remapkit.ops import attention, base, join
 from remapkit.ops import shape as kinds
 from remapkit.ops.byte_ranges import find_byte_ranges
 from remapkit.ops.calls import OPERATIONS, Call
-from remapkit.tensors.from_torch import DTYPES
+from remapkit.tensors.elements import choose_word
+from remapkit.tensors.from_torch import TORCH_DTYPES
 from tests.ops.cases import CALCULATIONS, EVERY, LAYOUTS, Case, call_of, raw, same, spec_of
 
 every = pytest.mark.parametrize("name", EVERY)
@@ -36,8 +36,8 @@ def leaf(tensor: torch.Tensor) -> Leaf:
 def streamed(op: base.Op, tensor: torch.Tensor, stripe: int) -> torch.Tensor:
     data = b"".join(bytes(piece) for piece in make_stripes(build_tree((op,), [leaf(tensor)]), stripe))
     spec = op.infer(spec_of(tensor))
-    made = torch.frombuffer(bytearray(data), dtype=DTYPES[spec.dtype]) if data else torch.empty(0)
-    return made.to(DTYPES[spec.dtype]).reshape(spec.shape)
+    made = torch.frombuffer(bytearray(data), dtype=TORCH_DTYPES[spec.dtype]) if data else torch.empty(0)
+    return made.to(TORCH_DTYPES[spec.dtype]).reshape(spec.shape)
 
 
 def checked(case: Case, stripe: int) -> None:
@@ -141,7 +141,7 @@ def _truncates(values: Any, dtype: str) -> Any:
     return (np.ascontiguousarray(values).astype("<f4").view("<u4") >> 16).astype("<u2")
 
 
-_TRANSPOSE, _ROPE, _RAW = kinds.Transpose.steps, attention.Rope.steps, numpy_casts._encode_raw
+_TRANSPOSE, _ROPE, _RAW = kinds.Transpose.steps, attention.Rope.steps, numpy_casts.encode_elements
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ _TRANSPOSE, _ROPE, _RAW = kinds.Transpose.steps, attention.Rope.steps, numpy_cas
         ("rope", attention.Rope, "steps", _whole_rope),
         ("rope", attention.Rope, "steps", _no_steps),
         ("qkv", attention.UngroupQkv, "steps", _no_steps),
-        ("cast", numpy_casts, "_raw", _truncates),
-        ("sums", numpy_casts, "_raw", _truncates),
+        ("cast", numpy_casts, "encode_elements", _truncates),
+        ("sums", numpy_casts, "encode_elements", _truncates),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

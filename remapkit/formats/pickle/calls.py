@@ -9,10 +9,8 @@ from remapkit.files.errors import MAX_DIMS
 from remapkit.formats.pickle.denylist import is_hostile_call
 from remapkit.formats.pickle.machine import Machine
 from remapkit.formats.pickle.values import (
-    DTYPES,
     KNOWN,
     MAPPINGS,
-    STORAGES,
     Global,
     Mapping,
     Opaque,
@@ -21,7 +19,7 @@ from remapkit.formats.pickle.values import (
     Tensor,
     describe_kind,
 )
-from remapkit.tensors.spec import DTYPE_BITS
+from remapkit.tensors.dtypes import BY_STORAGE, BY_TORCH_NAME, DTYPE_BITS
 
 
 def call_known(machine: Machine, function: Any, args: Any) -> Any:
@@ -67,7 +65,7 @@ def _rebuild_tensor_v3(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaq
     storage, offset, shape, stride, _, _, dtype = _check_arguments(args, 7, "_rebuild_tensor_v3")
     if not isinstance(dtype, Global) or dtype.module != "torch":
         raise PickleFault(f"a tensor's dtype is {describe_kind(dtype)}")
-    name = DTYPES.get(dtype.name)
+    name = BY_TORCH_NAME.get(dtype.name)
     if name is None:
         return Opaque(f"tensor of dtype torch.{dtype.name}")
     return _find_lazy(args[7:8]) or _make_tensor(machine, storage, name, offset, shape, stride)
@@ -182,7 +180,7 @@ def load_persistent(machine: Machine, identity: Any) -> Any:
         return Opaque("torch storage that is a view of another")
     if not isinstance(cls, Global) or cls.module.partition(".")[0] != "torch":
         raise PickleFault(f"a storage's class is {describe_kind(cls)}")
-    dtype = STORAGES.get(cls.name)
+    dtype = BY_STORAGE.get(cls.name)
     if dtype is None and cls.name != "UntypedStorage":
         machine.widths[key] = _QUANTIZED_WIDTHS.get(cls.name, 0)
         return Opaque(str(cls))
