@@ -11,7 +11,7 @@ from remapkit.tensors.spec import TensorSpec
 
 
 class RefusedOp(Exception):
-    """A tensor that an operation cannot be done on: a sentence with the numbers, and what to do."""
+    """An operation does not fit a tensor: one sentence with the numbers, and what to do."""
 
     def __init__(self, title: str, *help: str, code: str = "RK350") -> None:
         super().__init__(title)
@@ -20,7 +20,7 @@ class RefusedOp(Exception):
 
 
 def normalize_dim(dim: int, spec: TensorSpec) -> int:
-    """The dimension counted from 0; raises `RefusedOp` where the tensor has none such."""
+    """The dimension counted from 0; raises `RefusedOp` where it is out of range."""
     rank = len(spec.shape)
     if not -rank <= dim < rank:
         raise RefusedOp(f"there is no dimension {dim} in a tensor of {dims(rank)}, {list(spec.shape)}", code="RK351")
@@ -32,7 +32,7 @@ def dims(rank: int) -> str:
 
 
 def describe_size(dim: int, size: int) -> str:
-    """What lies along a dimension, in words.
+    """A size with the name of its dimension.
 
     >>> describe_size(0, 84), describe_size(1, 3), describe_size(2, 5)
     ('84 rows', '3 columns', '5 elements of dimension 2')
@@ -65,7 +65,7 @@ class Op:
         return infer(self.steps(spec), spec)
 
     def keeps_shape(self, spec: TensorSpec) -> bool:
-        """Whether names and shapes could not tell if it was left out or done twice."""
+        """Whether the shape stays the same, so that no check notices when the operation is left out or done twice."""
         return self.infer(spec).shape == spec.shape
 
 
@@ -73,7 +73,9 @@ def infer_ops(ops: Iterable[Op], spec: TensorSpec) -> TensorSpec:
     """The header after several operations on one tensor; raises `RefusedOp`."""
     for op in ops:
         if DTYPE_BITS[spec.dtype] < 8:
-            raise RefusedOp(f"{op.name} on {spec.dtype}, whose elements are less than a byte", code="RK352")
+            raise RefusedOp(
+                f"{op.name} does not support {spec.dtype}: its elements are smaller than a byte", code="RK352"
+            )
         try:
             spec = op.infer(spec)
         except RefusedOp as refused:

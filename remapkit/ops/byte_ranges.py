@@ -70,8 +70,8 @@ class _Laid:
 def find_byte_ranges(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> tuple[Range, ...] | None:
     """The stretches of the sources that the result consists of, or None where its bytes must be made.
 
-    >>> from remapkit.ops.join import Part
-    >>> find_byte_ranges((Part(0, 1, 3),), [TensorSpec("F32", (6, 2))])
+    >>> from remapkit.ops.join import SplitPart
+    >>> find_byte_ranges((SplitPart(0, 1, 3),), [TensorSpec("F32", (6, 2))])
     (Range(source=0, offset=16, length=16),)
     """
     if ops and isinstance(ops[0], FillOp):

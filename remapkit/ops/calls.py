@@ -1,7 +1,7 @@
-"""Operations as written: a name and arguments, some of them params. What they are once params have values, and back.
+"""Operations as rule files write them: a name and arguments, some of them params.
 
 A `Call` is symbolic: `rope: {to: half, heads: n_heads, head_dim: 128}` knows no number of heads. `Call.op` gives the
-operation of `kinds` for given params, `Call.inverse` the call that undoes it, or the reason why none does.
+operation for given params, `Call.inverse` the call that undoes it, or the reason why it cannot be undone.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class Call:
             value = values[name]
             for each in value if isinstance(value, tuple) else (value,):
                 if each is not None and each < least and not (each == -1 and self.name == "reshape"):
-                    raise BadNumber(f"`{name}` of {self.name} is {each}, and must be at least {least}")
+                    raise BadNumber(f"`{name}` of {self.name} must be at least {least}, got {each}")
         return _FORMS[self.name].make(values)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The params it speaks of."""
+        """The params that its arguments use."""
         return tuple(dict.fromkeys(name for _, arg in self.args for name in list_params(arg)))
 
     @property
     def inverse(self) -> Call | str:
-        """The call that undoes it, or a sentence that says why there is none."""
+        """The call that undoes it, or a sentence that says why it cannot be undone."""
         return _FORMS[self.name].inverse(self)
 
     def with_args(self, **args: Arg) -> Call:
@@ -94,7 +94,7 @@ def evaluate_arg(arg: Arg, params: Params) -> Any:
 
 
 def list_params(arg: Arg) -> tuple[str, ...]:
-    """The params that an argument speaks of."""
+    """The params that an argument uses."""
     if isinstance(arg, tuple):
         return tuple(name for each in arg for name in list_params(each))
     return arg.names if isinstance(arg, Expr) else ()
@@ -125,7 +125,7 @@ class _Form:
 
 
 class _Required:
-    """The default of an argument that has none."""
+    """Stands for the default of a required argument."""
 
 
 REQUIRED: Any = _Required()
@@ -157,9 +157,9 @@ def _undo_cast(call: Call) -> Call | str:
     if old is None:
         return f"cast to {new} does not say from which dtype: write cast: {{from: ..., to: {new}}}"
     if not is_exact_cast(str(old), str(new)):
-        return f"a cast from {old} to {new} rounds, and what it rounded away is gone"
+        return f"a cast from {old} to {new} rounds, so it cannot be undone"
     if str(old) not in CASTABLE_FLOATS:
-        return f"there is no cast from {new} back to {old}: values might be lost"
+        return f"a cast from {new} back to {old} might lose values"
     return call.with_args(**{"from": new, "to": old})
 
 
@@ -171,7 +171,7 @@ def _undo_scale(call: Call) -> Call | str:
     while 0 < mantissa < 1:
         mantissa *= 2
     if mantissa != 1:
-        return f"scale by {call['factor']} rounds; only powers of two are undone exactly"
+        return f"scale by {call['factor']} rounds; only powers of two can be undone exactly"
     back = 1 / factor
     return call.with_args(factor=int(back) if back == int(back) else back)
 
@@ -219,7 +219,7 @@ _FORMS: Mapping[str, _Form] = {
     "slice": _Form(
         (*_DIM, ("start", 0), ("stop", None)),
         lambda a: kinds.Slice(a["dim"], a["start"], a["stop"]),
-        _refuse_inverse("slice leaves elements behind, and nothing brings them back"),
+        _refuse_inverse("slice drops elements, which cannot be restored"),
         at_least={"start": 0, "stop": 0},
     ),
     "pad": _Form(
@@ -319,7 +319,7 @@ class CallReader:
         """A number with a fraction or an exponent; 0 where no float holds it, which is noted."""
         value = float(node.value)
         if math.isinf(value):
-            title = f"{excerpt_of(node.value)} is beyond the largest number there is, {sys.float_info.max:.3g}"
+            title = f"{excerpt_of(node.value)} is too large; the largest number is {sys.float_info.max:.3g}"
             self.add_problem("RK163", title, node.span, "write a smaller number")
             return 0
         return value
@@ -338,28 +338,26 @@ class CallReader:
         return expression if expression.names else _evaluate_constant(expression, self.problems)
 
     def _locate_argument(self, written: WrittenOp, name: str, otherwise: Span) -> Span:
-        """Where an argument's value stands."""
+        """The span of an argument's value."""
         node = written.args.get(name) if isinstance(written.args, MapNode) else None
         return node.span if node is not None else otherwise
 
     def _check_call(self, call: Call, written: WrittenOp) -> None:
-        """What can be told without a tensor."""
+        """Check what does not depend on a tensor."""
         span = written.args.span if written.args is not None else written.span
         if call.name == "permute":
             order = call["order"]
             assert isinstance(order, tuple)
             if sorted(map(repr, order)) != sorted(map(repr, range(len(order)))):
-                title = f"{to_plain_arg(order)} is no order of {len(order)} dimensions"
-                self.add_problem(
-                    "RK163", title, span, "name every dimension from 0 on, each once: permute: [2, 0, 1]"
-                )
+                title = f"{to_plain_arg(order)} is not an order of {len(order)} dimensions"
+                self.add_problem("RK163", title, span, "list every dimension once, from 0: permute: [2, 0, 1]")
         elif call.name == "transpose" and isinstance(dims := call["dims"], tuple):
             if len(dims) != 2 or dims[0] == dims[1]:
                 self.add_problem("RK163", "transpose swaps two dimensions", span, "name both: transpose: [0, 1]")
         elif call.name == "reshape":
             for side in (call["from"], call["to"]):
                 if isinstance(side, tuple) and sum(size == -1 for size in side) > 1:
-                    self.add_problem("RK163", "two sizes are -1", span, "one size can be what is left, not two")
+                    self.add_problem("RK163", "only one size can be -1", span, "write all other sizes as numbers")
         elif (
             call.name == "slice" and isinstance(start := call["start"], int) and isinstance(stop := call["stop"], int)
         ):
@@ -370,7 +368,7 @@ class CallReader:
                 )
         elif call.name == "scale" and call["factor"] == 0:
             self.add_problem(
-                "RK163", "scale by 0 leaves nothing", span, "name the targets under `add:` with fill: zeros"
+                "RK163", "scale by 0 makes every value 0", span, "name the targets under `add:` with fill: zeros"
             )
         try:
             call.op(dict.fromkeys(self.params))

@@ -33,7 +33,7 @@ def check_value(value: float, dtype: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class CastOp(Op):
-    """Another dtype, between floats; integers only into wider ones. `old` is the dtype that it must have had."""
+    """Cast between floats, and from integers to wider ones. `old`, if given, is the required old dtype."""
 
     dtype: str
     old: str | None = None
@@ -42,15 +42,15 @@ class CastOp(Op):
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One cast."""
         if self.old is not None and spec.dtype != self.old:
-            raise RefusedOp(f"cast is from {self.old}, and the tensor is {spec.dtype}", code="RK352")
+            raise RefusedOp(f"cast expects {self.old}, but the tensor is {spec.dtype}", code="RK352")
         both_floats = spec.dtype in CASTABLE_FLOATS and self.dtype in CASTABLE_FLOATS
         if not both_floats and not is_exact_cast(spec.dtype, self.dtype):
-            title = f"{spec.dtype} -> {self.dtype} is no cast: values would be lost"
-            raise RefusedOp(title, "casts go between floats, and from integers to wider integers", code="RK352")
+            title = f"cannot cast {spec.dtype} to {self.dtype}: values would be lost"
+            raise RefusedOp(title, "floats can be cast to floats, and integers to wider integers", code="RK352")
         return (Cast(self.dtype),)
 
     def keeps_shape(self, spec: TensorSpec) -> bool:
-        """A cast shows in the dtype."""
+        """No: the dtype shows whether a cast was done."""
         return False
 
 
@@ -82,4 +82,6 @@ class AddOp(Op):
 
 def _check_plain_float(name: str, spec: TensorSpec) -> None:
     if spec.dtype not in PLAIN_FLOATS:
-        raise RefusedOp(f"{name} is for {', '.join(PLAIN_FLOATS)}, and the tensor is {spec.dtype}", code="RK352")
+        raise RefusedOp(
+            f"{name} needs {', '.join(PLAIN_FLOATS[:-1])} or {PLAIN_FLOATS[-1]}, got {spec.dtype}", code="RK352"
+        )
