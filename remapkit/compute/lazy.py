@@ -1,7 +1,10 @@
-"""Tensors that are not there yet: any box of them can be read, and only what it needs is.
+"""Lazy tensors: any box of them can be read, and only the source elements that it needs are read for it.
 
-`build_tree` turns the operations of a move into such a tensor. Elements are opaque words of their width except where
-a cast or arithmetic needs numbers, so every dtype comes through to the bit.
+`build_tree` turns the operations of a move into a tree of lazy tensors. Invariant: `read(box)` returns exactly what
+slicing the whole tensor would, and each node asks its inner ones only for boxes whose elements the result contains.
+So memory is a small multiple of the box (`Reshaped` is the exception: where its inner tensor is not contiguous it is
+computed as a whole, once), and reading ends because each node only asks nodes below it. Elements are opaque words of
+their width except where a cast or arithmetic needs numbers, so every dtype comes through to the bit.
 """
 
 from __future__ import annotations
@@ -22,12 +25,12 @@ from remapkit.tensors.elements import Array, choose_word, encode_elements
 from remapkit.tensors.spec import TensorSpec
 
 Along = slice | Array
-"""What is wanted along one dimension: a slice of step 1 with both ends, or indices."""
+"""The selection along one dimension: a slice of step 1 with both ends, or indices."""
 Box = tuple[Along, ...]
 BOUND = 16 << 20
-"""Bytes that are read at most in one go where only some of them are wanted."""
+"""The most bytes that are read at once where only some of them are needed."""
 TILE = 1 << 18
-"""Bytes of a turned box that are copied at once: they stay in the cache."""
+"""Bytes of a transposed box that are copied at once: they stay in the cache."""
 
 
 class Lazy:
@@ -41,7 +44,7 @@ class Lazy:
 
 
 def count_elements(along: Along) -> int:
-    """How many elements are wanted."""
+    """How many elements are selected."""
     return along.stop - along.start if isinstance(along, slice) else len(along)
 
 
@@ -56,12 +59,12 @@ def make_whole_box(spec: TensorSpec) -> Box:
 
 
 def slice_along(along: Along, start: int, stop: int) -> Along:
-    """Elements `start` to `stop` of what is wanted."""
+    """Elements `start` to `stop` of a selection."""
     return slice(along.start + start, along.start + stop) if isinstance(along, slice) else along[start:stop]
 
 
 def list_indices(along: Along) -> Array:
-    """What is wanted as indices."""
+    """A selection as indices."""
     return np.arange(along.start, along.stop) if isinstance(along, slice) else along
 
 
@@ -74,12 +77,12 @@ def simplify_indices(chosen: Array) -> Along:
 
 def put_box(out: Array, dim: int, place: slice | int, made: Array) -> None:
     """Copy a box into its place along a dimension."""
-    # The dots make it a view even where one element is meant, of which numpy else makes a number of its own.
+    # With the ellipsis numpy gives a view even of a single element, which it otherwise copies into a scalar.
     _copy_box(out[(*(slice(None),) * dim, place, ...)], made)
 
 
 def _copy_box(out: Array, made: Array) -> None:
-    """Copy. A turned box goes tile by tile: whole columns would miss the cache each time."""
+    """Copy. A transposed box goes tile by tile: whole columns would miss the cache for each element."""
     if made.ndim < 2 or made.strides[-1] == made.itemsize or not made.size:
         out[...] = made
         return
@@ -117,13 +120,13 @@ class Leaf(Lazy):
 
 @dataclass(slots=True)
 class FileRange(Lazy):
-    """A source that is one stretch of a file. It is read, never mapped: the file may become shorter meanwhile."""
+    """A source that is one range of a file. It is read, not mapped: reading a map of a truncated file kills us."""
 
     spec: TensorSpec
     bytes_at: Read
 
     def read(self, box: Box) -> Array:
-        """The elements of a box; only what is near to them is read."""
+        """The elements of a box; only they and what is close between them is read."""
         out = np.empty(measure_shape(box), choose_word(self.spec.dtype))
         if out.size:
             self._fill_box(out, box)
@@ -138,6 +141,8 @@ class FileRange(Lazy):
             )
             read_strided(self.bytes_at, out, start, steps)
             return
+        # All listed indices are read in one go where they are dense enough, else one by one. Each call handles one
+        # dimension of indices and passes on a box with one fewer: the recursion is at most as deep as the tensor.
         chosen = list_indices(box[listed])
         low, high = int(chosen.min()), int(chosen.max()) + 1
         if (high - low) * (out.nbytes // len(chosen)) <= max(BOUND, 4 * out.nbytes):
@@ -151,14 +156,14 @@ class FileRange(Lazy):
 
 @dataclass(slots=True)
 class Permuted(Lazy):
-    """Dimensions in another order."""
+    """A transposed tensor."""
 
     spec: TensorSpec
     inner: Lazy
     order: tuple[int, ...]
 
     def read(self, box: Box) -> Array:
-        """The same box of the inner tensor, turned."""
+        """The box of the inner tensor with its dimensions in the old order, transposed."""
         turned: list[Along] = [slice(0, 0)] * len(box)
         for dim, source in enumerate(self.order):
             turned[source] = box[dim]
@@ -187,6 +192,20 @@ class Picked(Lazy):
         return self.inner.read((*box[: self.dim], here, *box[self.dim + 1 :]))
 
 
+def _fill_part(out: Array, box: Box, dim: int, part: Lazy, start: int) -> None:
+    """Fill in the elements of a box that a part provides, which begins at `start` along a dimension."""
+    indices = list_indices(box[dim])
+    inside = np.flatnonzero((indices >= start) & (indices < start + part.spec.shape[dim]))
+    if not len(inside):
+        return
+    elements = part.read((*box[:dim], simplify_indices(indices[inside] - start), *box[dim + 1 :]))
+    place = simplify_indices(inside)
+    if isinstance(place, slice):
+        put_box(out, dim, place, elements)
+    else:
+        out[(slice(None),) * dim + (place,)] = elements
+
+
 @dataclass(slots=True)
 class Padded(Lazy):
     """More elements at the end of one dimension."""
@@ -197,18 +216,10 @@ class Padded(Lazy):
     value: Array
 
     def read(self, box: Box) -> Array:
-        """What is there, and the value elsewhere."""
+        """The inner tensor's elements, and the value beyond its end."""
         out = np.empty(measure_shape(box), self.value.dtype)
         out[...] = self.value
-        wanted = list_indices(box[self.dim])
-        there = np.flatnonzero(wanted < self.inner.spec.shape[self.dim])
-        if len(there):
-            here = (*box[: self.dim], simplify_indices(wanted[there]), *box[self.dim + 1 :])
-            made = self.inner.read(here)
-            if isinstance(place := simplify_indices(there), slice):
-                put_box(out, self.dim, place, made)
-            else:
-                out[(slice(None),) * self.dim + (place,)] = made
+        _fill_part(out, box, self.dim, self.inner, 0)
         return out
 
 
@@ -220,7 +231,7 @@ class Squeezed(Lazy):
     inner: Lazy
 
     def read(self, box: Box) -> Array:
-        """The inner box without and with such dimensions."""
+        """The inner box with the same elements, reshaped."""
         long = iter(along for along, size in zip(box, self.spec.shape, strict=True) if size != 1)
         here = tuple(slice(0, 1) if size == 1 else next(long) for size in self.inner.spec.shape)
         empty = any(count_elements(along) == 0 for along in box)
@@ -253,21 +264,12 @@ class Concatenated(Lazy):
     dim: int
 
     def read(self, box: Box) -> Array:
-        """The pieces of every part that the box meets."""
+        """The pieces of every part that the box touches."""
         out = np.empty(measure_shape(box), choose_word(self.spec.dtype))
-        wanted = list_indices(box[self.dim])
         start = 0
         for part in self.parts:
-            stop = start + part.spec.shape[self.dim]
-            there = np.flatnonzero((wanted >= start) & (wanted < stop))
-            if len(there):
-                here = (*box[: self.dim], simplify_indices(wanted[there] - start), *box[self.dim + 1 :])
-                made = part.read(here)
-                if isinstance(place := simplify_indices(there), slice):
-                    put_box(out, self.dim, place, made)
-                else:
-                    out[(slice(None),) * self.dim + (place,)] = made
-            start = stop
+            _fill_part(out, box, self.dim, part, start)
+            start += part.spec.shape[self.dim]
         return out
 
 
@@ -280,7 +282,7 @@ class Stacked(Lazy):
     dim: int
 
     def read(self, box: Box) -> Array:
-        """The same box of every wanted tensor."""
+        """The same box of every selected tensor."""
         out = np.empty(measure_shape(box), choose_word(self.spec.dtype))
         here = (*box[: self.dim], *box[self.dim + 1 :])
         for place, index in enumerate(list_indices(box[self.dim])):
@@ -370,14 +372,15 @@ def _apply_step(step: OpStep, inner: Lazy) -> Lazy:
         return Padded(spec, inner, step.dim, encode_elements(np.array([step.value], "<f8"), spec.dtype)[0])
     if isinstance(step, Reshape):
         return Reshaped(spec, inner)
-    # What is done to each element can be done before a reshape as well, which then is the last thing of all.
+    # Element-wise steps commute with a reshape, which is moved outwards: as the root it costs nothing
+    # (`make_stripes`).
     if isinstance(inner, Reshaped):
         return Reshaped(spec, Calculated(TensorSpec(spec.dtype, inner.inner.spec.shape), inner.inner, step))
     return Calculated(spec, inner, step)
 
 
 class Reshaped(Lazy):
-    """Another shape for the same row-major order: a view where numpy has one, else made as a whole when read."""
+    """Another shape for the same row-major order: a view where there is one, else computed as a whole when read."""
 
     __slots__ = ("_made", "inner", "spec")
 

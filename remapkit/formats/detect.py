@@ -74,7 +74,7 @@ def _note_contradictions(reader: Reader) -> Iterator[Diagnostic]:
     if not shards and name.endswith(".safetensors") and reader.format != "safetensors":
         pickled = reader.format.endswith("pth")
         what = "a file of torch.save, which holds a pickle" if pickled else "a manifest, which has no data"
-        help = ("nothing in it was run here, but what unpickles it may run it",) if pickled else ()
+        help = ("nothing in it was run here, but programs that unpickle it may run code",) if pickled else ()
         yield make_note("RK421", f"{name} is {what}, not a safetensors file as its name says", reader.path, help=help)
     elif reader.format == "safetensors" and name.endswith((".pth", ".pt", ".ckpt")):
         yield make_note(
@@ -135,4 +135,4 @@ def _find_in_folder(folder: Path) -> Path:
         raise make_unreadable("RK400", "a directory without a checkpoint", folder, help=("name the file itself",))
     names = ", ".join(file.name for file in found[:8]) + (", ..." if len(found) > 8 else "")
     title = f"a directory with {len(found)} {'indexes' if indexes else 'checkpoints'}: {names}"
-    raise make_unreadable("RK400", title, folder, help=("name the one that is meant",))
+    raise make_unreadable("RK400", title, folder, help=("name one of them",))

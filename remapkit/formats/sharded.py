@@ -1,7 +1,11 @@
-"""Checkpoints in several files, tied together by an index: `{"metadata": {...}, "weight_map": {"<fqn>": "<file>"}}`.
+"""Checkpoints in several files, listed by an index: `{"metadata": {...}, "weight_map": {"<fqn>": "<file>"}}`.
 
-An index may come from anywhere, so its file names are trusted with nothing: plain names only, opened relative to the
-index's own folder, never through a link that leads out of it.
+Source: the convention of Hugging Face (`model.safetensors.index.json`, written by transformers and by
+`split_torch_state_dict_into_shards` of huggingface_hub): `weight_map` maps each FQN to the shard beside the index
+that holds it, and `metadata.total_size` is the bytes of all tensors.
+
+An index may come from anywhere, so its file names are not trusted: plain names only, opened relative to the index's
+own folder, never through a link that points out of it.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from remapkit.formats.torch_file import PthReader
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, find_name_problem, find_recorded_names
 
 Shard = SafetensorsReader | PthReader
-FOLLOW_HELP = "if you trust who made it, --follow-links reads it (in Python: open_checkpoint(..., follow_links=True))"
+FOLLOW_HELP = "if you trust its source, pass --follow-links (in Python: open_checkpoint(..., follow_links=True))"
 
 
 class ShardedReader(FileReader):
@@ -90,7 +94,7 @@ def parse_index(value: Any) -> dict[str, str]:
     """The `weight_map` of an index; raises `FileFault` (RK407)."""
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(weight_map, dict):
-        raise FileFault("RK407", "an index has an object `weight_map` of names and files")
+        raise FileFault("RK407", "an index must have an object `weight_map` that maps names to files")
     if not weight_map:
         raise FileFault("RK407", "the index's `weight_map` is empty")
     for fqn, file in weight_map.items():
@@ -123,7 +127,7 @@ def open_sharded(source: SourceFile, value: Any, options: Options) -> ShardedRea
     reader = ShardedReader(source.path, opened, weight_map, source)
     if unused := _find_unlisted(source.path, weight_map):
         names = ", ".join(map(shown, unused[:5]))
-        reader.notes += (make_note("RK413", f"files beside the index that it does not name: {names}", source.path),)
+        reader.notes += (make_note("RK413", f"files beside the index that it does not list: {names}", source.path),)
     reader.notes += tuple(_note_wrong_total(source.path, value, reader.header()))
     return reader
 
@@ -183,7 +187,7 @@ def _resolve_link(path: Path, file: str) -> Path | None:
             return None
         target, home = path.resolve(strict=True), path.parent.resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        words = describe_os_error(error) if isinstance(error, OSError) else "it leads to itself"
+        words = describe_os_error(error) if isinstance(error, OSError) else "it points to itself"
         raise FileFault("RK407", f"shard {shown(file)!r} is a link that cannot be followed: {words}") from error
     blobs = find_cache_blobs(home)
     if not target.is_relative_to(home) and (blobs is None or target.parent != blobs):
@@ -238,7 +242,7 @@ def _note_wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator
         title = f"the index says {said} of tensors, its shards hold {sized(header.nbytes)}"
         if said == sized(header.nbytes):
             title = f"the index says {total} bytes of tensors, its shards hold {header.nbytes}"
-        yield make_note("RK423", title, path, help=("fetch it again where you are not sure that it is whole",))
+        yield make_note("RK423", title, path, help=("fetch it again if it may be incomplete",))
 
 
 def _find_unlisted(path: Path, weight_map: Mapping[str, str]) -> list[str]:

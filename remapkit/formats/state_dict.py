@@ -100,7 +100,7 @@ def choose_state_dict(found: Found, root: str | None, strict: bool) -> StateDict
         count = "a global" if len(strange) == 1 else f"{len(strange)} globals"
         title = f"--strict-pickle: the pickle names {count} that no state dict needs ({_list_first(strange)})"
         raise FileFault(
-            "RK411", title, help=("leave --strict-pickle out: nothing that a pickle names is ever built",)
+            "RK411", title, help=("leave out --strict-pickle: nothing that a pickle names is ever imported",)
         )
     candidate = _choose_candidate(walk, root)
     tensors = _collect_tensors(candidate)
@@ -254,7 +254,7 @@ def _suggest_roots(walk: _Walk) -> tuple[str, ...]:
     if walk.modules and not models:
         return _suggest_state_dict(walk)
     if not models:
-        return ("name the one that is meant with --root A.B; none of them looks like the weights of a model",)
+        return ("choose one with --root A.B; none of them looks like the weights of a model",)
     roots = [f"--root {shown(each.path) or '.'}" for each in sorted(models, key=lambda each: -each.nbytes)[:4]]
     more = ", …" if len(models) > 4 else ""
     return (
@@ -273,7 +273,7 @@ def _can_be_model(candidate: Candidate) -> bool:
 def _explain_no_mapping(walk: _Walk) -> tuple[str, ...]:
     notes = []
     if walk.loose:
-        notes.append(f"{walk.loose} tensors lie in lists or under keys that are not text")
+        notes.append(f"{walk.loose} tensors are in lists or under keys that are not text")
     if walk.opaque:
         notes.append(f"it holds {_format_object_count(walk.opaque.total())} ({_list_common_names(walk.opaque)})")
     return tuple(notes)
@@ -296,7 +296,7 @@ def _find_candidate(walk: _Walk, root: str) -> Candidate:
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise FileFault("RK406", f"{len(fitting)} mappings of tensors lie at {root!r}")
+        raise FileFault("RK406", f"{len(fitting)} mappings of tensors are at {root!r}")
     notes = (format_candidates(walk.candidates),) if walk.candidates else _explain_no_mapping(walk)
     where = f"--root {shown(root)}" if root else "the top level"
     raise FileFault("RK406", f"no mapping of tensors at {where}", notes=notes)
@@ -349,7 +349,7 @@ def _collect_tensors(candidate: Candidate) -> dict[str, Tensor]:
         if isinstance(value, Tensor):
             fqn = _check_key(key, candidate)
             if fqn in tensors:
-                raise FileFault("RK406", f"the key {shown(fqn)!r} occurs twice", key=fqn)
+                raise FileFault("RK406", f"duplicate key {shown(fqn)!r}", key=fqn)
             tensors[fqn] = value
         elif isinstance(value, Opaque | Global) and not _is_extra(key, value):
             raise _make_object_fault(value, shown(f"{candidate.path}.{name(key)}" if candidate.path else name(key)))
@@ -362,8 +362,8 @@ def _make_object_fault(value: Opaque | Global, where: str) -> FileFault:
     named = value.name if isinstance(value, Opaque) else str(value)
     if " " in named:
         # A tensor of a kind that is known and not read: its name says what, and mostly what to do.
-        return FileFault("RK409", f"'{where}' is {describe_with_article(value)}, which is not read")
-    help = ("it was not built; save it apart from the tensors, or name it `..._extra_state`",)
+        return FileFault("RK409", f"'{where}' is {describe_with_article(value)}, which is not supported")
+    help = ("it was not built; save it in another file, or name it `..._extra_state`",)
     return FileFault("RK404", f"'{where}' is a {named} object, not a tensor", help=help)
 
 
@@ -396,14 +396,14 @@ def _describe_ignored(walk: _Walk, chosen: Candidate) -> Iterator[str]:
     aside = [candidate for candidate in walk.candidates if walk.is_in_optimizer(candidate)]
     if aside and chosen not in aside:
         tensors = sum(candidate.tensors for candidate in aside)
-        yield f"the state of an optimizer was left aside ({tensors} tensors)"
+        yield f"the state of an optimizer was ignored ({tensors} tensors)"
     if walk.loose:
         yield f"{walk.loose} tensors in lists or under keys that are not text were ignored"
 
 
 def _describe_unused(names: Sequence[str]) -> Iterator[str]:
     if names:
-        yield f"the pickle names what none of its objects is ({_list_first(names)}); nothing of it was built"
+        yield f"the pickle names globals that none of its objects uses ({_list_first(names)}); they were not imported"
 
 
 def _list_first(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Tensors as views of storages: which are one stretch of bytes, which fit, and how the others are gathered."""
+"""Tensors as views of storages: which are one range of bytes, which fit, and how the others are gathered."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXPAND_FREE = 64 << 20
 
 
 def is_contiguous(shape: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether the elements lie one after another, row-major; strides of dimensions of size 1 mean nothing.
+    """Whether the elements are contiguous and row-major; strides of dimensions of size 1 mean nothing.
 
     >>> is_contiguous((2, 3), (3, 1)), is_contiguous((2, 3), (1, 2)), is_contiguous((2, 1), (1, 7))
     (True, False, True)
@@ -74,7 +74,7 @@ def check_expansion(fqn: str, tensor: Tensor, spec: TensorSpec, storage_bytes: i
         why = "stride 0" if zero else "overlapping strides"
         what = f"a {_format_bytes(storage_bytes)} storage into {sized(spec.nbytes)} ({why})"
         title = f"tensor {shown(fqn)!r} repeats {what}; refused"
-        raise FileFault("RK410", title, key=fqn, help=("--allow-expand reads it all the same",))
+        raise FileFault("RK410", title, key=fqn, help=("pass --allow-expand to read it anyway",))
 
 
 def _format_bytes(nbytes: int) -> str:
@@ -136,7 +136,12 @@ def _cut_slabs(
 
 
 def read_strided(read: Read, out: np.ndarray, start: int, strides: Sequence[int]) -> None:
-    """Fill `out` with the elements that lie `strides` bytes apart from `start` on, in bounded memory."""
+    """Fill `out` with the elements that are `strides` bytes apart from `start` on, in bounded memory.
+
+    What spans little is read in one go, with whatever is between the elements. Else the dimension of the largest span
+    is halved: each half has fewer elements, so the recursion ends, at the latest at a single element, which spans
+    nothing. It reads at most four times what it returns where elements are dense, and 256 kB for each that is alone.
+    """
     import numpy as np
 
     reach = [(count - 1) * step for count, step in zip(out.shape, strides, strict=True)]

@@ -1,7 +1,9 @@
 """Checkpoints of torch.save, read without torch: the zip format, and the legacy format before it.
 
-Source: torch/serialization.py (the archive: `data.pkl`, `data/<key>`, `byteorder`, `version`; the legacy file: three
-small pickles, the object, the storages' keys, then each storage as a count and its bytes).
+Source: torch/serialization.py. `_save` writes the zip archive: `data.pkl`, `byteorder`, `data/<key>` for each
+storage, and caffe2/serialize/inline_container.cc adds `version`. `_legacy_save` writes pickles one after the other
+(magic number, protocol version, system info, the object, the storages' keys), then each storage: a count and its
+bytes.
 """
 
 from __future__ import annotations
@@ -37,12 +39,10 @@ METADATA = ".data/remapkit.json"
 
 
 _MAX_INFLATED_PICKLE = 64_000_000
+"""The longest `data.pkl` that is inflated, into memory; torch stores it uncompressed."""
 
-
-_MAGIC = 0x1950A86A20F9469CFC6C
-
-
-_LEGACY_PROTOCOL = 1001
+_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+"""`MAGIC_NUMBER` and `PROTOCOL_VERSION` of torch/serialization.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class PthReader(FileReader):
         most = max(total, inflated)
         if most > 4 * self._source.size + EXPAND_FREE:
             title = f"the file is {sized(self._source.size)} and its tensors {sized(most)}; refused"
-            raise FileFault("RK410", title, help=("--allow-expand reads it all the same",))
+            raise FileFault("RK410", title, help=("pass --allow-expand to read it anyway",))
 
     def header(self) -> StateDictSpec:
         """Names, dtypes, shapes and tied groups in the order of the state dict."""
@@ -119,7 +119,7 @@ class PthReader(FileReader):
         tensor = self._tensors[fqn]
         stored = self._storages[tensor.storage.key]
         if not self._header[fqn].nbytes:
-            # Its offset means nothing, and may lie anywhere.
+            # The offset of an empty tensor means nothing, and may be anywhere.
             return Extent(self._source, stored.offset, 0)
         if stored.deflated or not is_contiguous(tensor.shape, tensor.stride):
             return None
@@ -205,7 +205,7 @@ def _check_storage(storage: Storage, stored: _Stored) -> None:
     claimed = storage.numel * width
     if claimed != stored.nbytes:
         title = f"storage {shown(storage.key)!r} is {stored.nbytes} bytes, the pickle says {claimed}"
-        raise FileFault("RK405", title, help=("fetch it again; if a tool wrote it, the tool is wrong",))
+        raise FileFault("RK405", title, help=("fetch it again; if a tool wrote it, the tool has a bug",))
 
 
 def _find_tied(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
@@ -264,9 +264,10 @@ def _refuse_unsupported(source: SourceFile, entries: Mapping[str, ZipEntry], pre
     if prefix + "constants.pkl" in entries or any(name.startswith(prefix + "code/") for name in entries):
         title = "a TorchScript archive: it holds code, not only tensors"
         raise FileFault("RK409", title, help=("save `model.state_dict()` instead",))
+    # `_save` writes sys.byteorder since torch 2.1; without the record the bytes are little-endian.
     order = entries.get(prefix + "byteorder")
     if order is not None and (text := read_entry(source, order, 64)) != b"little":
-        title = f"byteorder {shown(repr(text.decode('latin-1')))}: only little-endian checkpoints are read"
+        title = f"byteorder {shown(repr(text.decode('latin-1')))}: only little-endian checkpoints are supported"
         raise FileFault("RK409", title, help=("save it again on a little-endian machine",))
 
 
@@ -307,7 +308,7 @@ def _read_legacy_pickles(source: SourceFile, data: mmap.mmap) -> tuple[Found, di
         raise FileFault("RK409", f"version {words} of the legacy format is unknown")
     info = read_pickle(data, version.end, limit)
     if isinstance(info.value, PickledMapping) and ("little_endian", False) in info.value.items:
-        raise FileFault("RK409", "written on a big-endian machine: only little-endian checkpoints are read")
+        raise FileFault("RK409", "written on a big-endian machine: only little-endian checkpoints are supported")
     found = read_pickle(data, info.end, limit, source.size // 64)
     keys = read_pickle(data, found.end, limit, source.size // 64)
     if not isinstance(keys.value, list) or not all(isinstance(key, str) for key in keys.value):
@@ -330,6 +331,8 @@ def _locate_legacy_storages(source: SourceFile, keys: Found, widths: Mapping[str
             raise FileFault("RK405", f"storage {shown(key)!r} is listed twice")
         if at + 8 > source.size:
             _raise_truncated(source)
+        # `_write_file` writes the number of elements in 8 bytes, then the bytes; the pickle says how wide an element
+        # is.
         numel = int.from_bytes(source.read(at, 8), "little")
         if not widths.get(key):
             # Nothing that is read refers to it, but where the next one begins depends on it.

@@ -1,4 +1,10 @@
-"""Values copied into the tensors that a module has: an optimizer, say, goes on holding the same ones."""
+"""Values copied into the tensors that a module has, so that an optimizer, say, keeps the same ones.
+
+The order makes it safe. First every new value is complete: in memory, on its device, in its dtype, and in memory of
+its own where it comes from a mapped file (a read error there is a signal) or from memory that is going to be written.
+Then the module's own loading assigns the new tensors, which can be undone. Only then the old tensors are put back
+under their names and take the values, all in one call that has no reason left to fail.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +45,7 @@ def find_held_names(root: nn.Module, staying: Iterable[torch.Tensor]) -> tuple[H
 
 
 def restore_tensors(places: Sequence[HeldName]) -> list[Pair]:
-    """Each tensor back under its name; gives what was put there meanwhile.
+    """Put each tensor back under its name, and return it with the one that replaced it meanwhile.
 
     A module whose own loading writes into its tensors has put nothing there, and one that took a name away, or made a
     tensor of another shape, keeps what it made.
@@ -55,7 +61,7 @@ def restore_tensors(places: Sequence[HeldName]) -> list[Pair]:
 
 
 def copy_values(pairs: Sequence[Pair]) -> None:
-    """All at once: everything is in memory, on its device, in its dtype; one call, which no signal comes into."""
+    """Copy all values in one call into C++, which no Python signal handler can interrupt."""
     for is_inference in (False, True):
         chosen = [pair for pair in pairs if pair[0].is_inference() == is_inference]
         if chosen:

@@ -118,7 +118,7 @@ def make_target(model: nn.Module, assign: bool = False) -> LoadTarget:
     packed = [key for key in others if get_leaf(key) != _EXTRA]
     if packed:
         title = (
-            f"{_count_entries(packed)} of the state dict of {header.name} no tensor: what it packs cannot be assigned"
+            f"{_count_entries(packed)} not a tensor: the state dict of {header.name} packs what cannot be assigned"
         )
         raise FailedCheck(_diagnose_refusal(title, packed, "load it with its own load_state_dict"))
     is_being_built = any(parameter.is_meta for parameter in module.parameters())
@@ -161,14 +161,14 @@ def _diagnose_refusal(title: str, fqns: Sequence[str], help: str) -> Diagnostic:
 def _explain_module_refusal(module: nn.Module, assign: bool) -> tuple[str, str] | None:
     kind = type(module)
     if assign and _is_distributed(module):
-        help = "load first, wrap then; or leave assign=True out, and the values are copied into them"
-        return "DistributedDataParallel holds on to the parameters it was built with", help
+        help = "load the weights before wrapping the model in it, or leave out assign=True"
+        return "DistributedDataParallel keeps the parameters that it was built with", help
     if kind.__module__.startswith(("torch.distributed.fsdp", "torch.distributed._composable")):
-        return f"{kind.__name__} holds shards, not whole tensors", "load first, shard then"
+        return f"{kind.__name__} holds shards, not whole tensors", "load before sharding"
     if isinstance(module, torch.jit.ScriptModule):
         return "a TorchScript module keeps its tensors outside Python", "load the module that it was made from"
     if hasattr(module, "_hf_hook"):
-        return "accelerate's hooks keep this module's weights elsewhere", "load first, dispatch then"
+        return "accelerate's hooks keep this module's weights elsewhere", "load before dispatching"
     return None
 
 
@@ -178,17 +178,17 @@ def explain_tensor_refusal(value: torch.Tensor) -> tuple[str, str] | None:
         return "lazy parameters have no shape yet", "run the module once on a batch, then load"
     if kind not in (torch.Tensor, nn.Parameter):
         name = f"{kind.__module__}.{kind.__qualname__}"
-        return f"a {name} is not the plain bytes that a checkpoint brings", "load first, quantise or shard then"
+        return f"a {name} is not a plain tensor", "load before quantizing or sharding"
     if value.is_quantized or value.layout != torch.strided:
-        what = "quantised" if value.is_quantized else str(value.layout).removeprefix("torch.")
-        return f"{what} tensors are more than their bytes", "load it with its own load_state_dict"
+        what = "quantized" if value.is_quantized else str(value.layout).removeprefix("torch.")
+        return f"{what} tensors cannot be loaded from plain bytes", "load it with its own load_state_dict"
     return None
 
 
 def _explain_hooks_refusal(value: torch.Tensor, assign: bool) -> tuple[str, str] | None:
     hooks = value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None)
     if hooks and (assign or value.is_meta):
-        return "hooks on a parameter would be lost with it", "load first, register hooks then"
+        return "hooks on a parameter would be lost when it is replaced", "load before registering hooks"
     return None
 
 
@@ -265,7 +265,7 @@ def assign(
             _load_state(target, tensors)
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
-            title = f"{target.header.name} refused its state dict; it is as it was before"
+            title = f"{target.header.name} refused its state dict; nothing was changed"
             raise FailedCheck(Diagnostic("RK327", title, notes=(said,))) from error
         for fill in fills:
             owner = target.module.get_submodule(fill.owner)
@@ -274,7 +274,7 @@ def assign(
         _retie_tensors(target.module, {id(target.slots[fqn].value): tensor for fqn, tensor in tensors.items()})
         _recompute_weights(target.module)
         if left := tuple(_find_meta_tensors(target.module, frozenset())):
-            title = f"the hooks of {target.header.name} left tensors on meta; it is as it was before"
+            title = f"the hooks of {target.header.name} left tensors on meta; nothing was changed"
             raise FailedCheck(Diagnostic("RK327", title, notes=(named([each.description for each in left]),)))
         pairs = restore_tensors(places)
         _retie_tensors(target.module, {id(new): old for old, new in pairs})
@@ -291,7 +291,7 @@ def _load_state(target: LoadTarget, tensors: Mapping[str, torch.Tensor]) -> None
     found = target.module.load_state_dict(state, strict=False, assign=True)
     wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if key not in left_out)]
     if wrong:
-        raise RuntimeError(f"not taken: {', '.join(wrong)}")
+        raise RuntimeError(f"keys that it did not take: {', '.join(wrong)}")
 
 
 def _retie_tensors(root: nn.Module, now: Mapping[int, torch.Tensor]) -> None:

@@ -25,13 +25,13 @@ from remapkit.loading.module import LoadTarget, NonPersistent, SuppliedValue, ma
 Factory = Callable[[], nn.Module]
 
 
-def rebuilt(
+def rebuild_lost_values(
     target: LoadTarget, lost: Sequence[NonPersistent], factory: Factory | None, buffers: Mapping[str, torch.Tensor]
 ) -> tuple[list[SuppliedValue], list[Diagnostic]]:
     """A value for everything that was lost, in host memory, and a problem where there is none."""
     needed = {each.fqn for each in lost}
     if unknown := [fqn for fqn in buffers if fqn not in needed]:
-        title = f"{target.header.name} does not need {_count_values(unknown)}: no such value is on meta"
+        title = f"buffers= names {_count_values(unknown)} that {target.header.name} does not have on meta"
         return [], [_make_problem(title, unknown)]
     fills = [SuppliedValue(each.owner, each.name, buffers[each.fqn].detach()) for each in lost if each.fqn in buffers]
     problems = [*_find_misfits(target, [each for each in lost if each.fqn in buffers], fills)]
@@ -61,11 +61,11 @@ def _diagnose_lost_values(target: LoadTarget, lost: Sequence[NonPersistent], sai
     them = "it" if len(lost) == 1 else "them"
     return Diagnostic(
         "RK323",
-        f"{_count_values(lost)} of {target.header.name} would be left on meta: no checkpoint has {them}",
+        f"{_count_values(lost)} of {target.header.name} would stay on meta: no checkpoint has {them}",
         notes=(named([each.description for each in lost]), *said),
         help=(
-            f"factory=lambda: {target.header.name}(...) builds the module as you did, and takes just these from it",
-            "or give them: buffers={fqn: tensor}; or register them as persistent buffers",
+            f"pass factory=lambda: {target.header.name}(...) to build the module again and take these values from it",
+            "or pass buffers={fqn: tensor}, or register them as persistent buffers",
         ),
         values={"names": [each.fqn for each in lost]},
     )
@@ -79,7 +79,7 @@ def _find_misfits(
         if not isinstance(wanted, torch.Tensor) or wanted.shape != fill.value.shape or fill.value.is_meta:
             shape = list(wanted.shape) if isinstance(wanted, torch.Tensor) else "no tensor"
             given = "on meta" if fill.value.is_meta else f"shape {list(fill.value.shape)}"
-            yield _make_problem(f"buffers[{each.fqn!r}] is {given}, the module has {shape}", [each.fqn])
+            yield _make_problem(f"buffers[{each.fqn!r}] is {given}, but the module has {shape}", [each.fqn])
 
 
 def _read_value(module: nn.Module, name: str) -> Any:
@@ -120,11 +120,11 @@ class _Twins:
         try:
             twin = build_without_parameters(factory)
         except Exception as error:
-            self.said.append(f"building {name} once more failed: {type(error).__name__}: {error}")
+            self.said.append(f"building {name} again failed: {type(error).__name__}: {error}")
             return None
         difference = _describe_difference(module, twin)
         if difference:
-            self.said.append(f"{name} built once more is another module: {difference}")
+            self.said.append(f"{name} built again is a different module: {difference}")
             return None
         return make_target(twin).module
 
@@ -180,14 +180,14 @@ def _keep_parameters_on_meta() -> Iterator[None]:
 
 def _describe_difference(module: nn.Module, twin: Any) -> str:
     if not isinstance(twin, nn.Module):
-        return f"the factory gave a {type(twin).__name__}"
+        return f"the factory returned a {type(twin).__name__}"
     try:
         wanted, found = make_target(module).header, make_target(twin).header
     except FailedCheck as error:
         return error.diagnostics[0].title
     for fqn in dict.fromkeys((*wanted, *found)):
         if fqn not in found or fqn not in wanted:
-            return f"{fqn} is only in {'this one' if fqn in wanted else 'that one'}"
+            return f"{fqn} is only in {'the given one' if fqn in wanted else 'the new one'}"
         if wanted[fqn].shape != found[fqn].shape:
             return f"{fqn} is {list(found[fqn].shape)} instead of {list(wanted[fqn].shape)}"
     return ""

@@ -119,9 +119,7 @@ def infer_stack(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> 
     for spec, name in zip(specs, names, strict=True):
         _check_same_dtype(first, spec, names[0], name)
         if spec.shape != first.shape:
-            title = (
-                f"{name} is {list(spec.shape)} but {names[0]} is {list(first.shape)}; stacked shapes must match"
-            )
+            title = f"{name} is {list(spec.shape)} but {names[0]} is {list(first.shape)}; stacked shapes must match"
             raise RefusedOp(title, code="RK353")
     return TensorSpec(first.dtype, (*first.shape[:at], len(specs), *first.shape[at:]))
 

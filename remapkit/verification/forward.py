@@ -86,7 +86,7 @@ def verify_forward(
     if not apart <= tolerance:
         problems.append(_diagnose_difference(name, apart, tolerance, plan, theirs, ours))
     elif not used:
-        title = f"{name} gives the same whatever the weights are: nothing was verified"
+        title = f"the output of {name} does not depend on the weights: nothing was verified"
         problems.append(Diagnostic("RK716", title, help=("name another method: --forward NAME",)))
     kept = constants(source, {gone.fqn for gone in plan.dropped})
     return Verdict(method, name, used, tuple(problems), total, apart, tuple(x.shape), kept)
@@ -159,8 +159,8 @@ def _run_both(
         if shapes[0] == shapes[1] and found:
             return x, expected, found
         refused.append(f"{list(x.shape)}: {shapes[0]} from {type(source).__name__}, {shapes[1]} from the target")
-    title = f"no input was found that {method} of both models takes and gives the same shapes for"
-    help = "give the shape: --input 1,3,32,32, or --input 2,7:1000 for integers below 1000"
+    title = f"found no input that {method} of both models accepts with outputs of the same shapes"
+    help = "pass the shape: --input 1,3,32,32, or --input 2,7:1000 for integers below 1000"
     raise UsageError(Diagnostic("RK713", title, notes=(named(refused) or "none was tried",), help=(help,)))
 
 
@@ -259,14 +259,17 @@ def find_first_difference(plan: ResolvedPlan, theirs: _Watched, ours: _Watched, 
             after = f", after {before}" if before is not None else ""
             name = owner or "the end"
             if _has_same_inputs(theirs.inputs, ours.inputs.get(owner, []), tolerance):
-                return f"they part at {name} (from {source or 'the model itself'}, by {rule}){after}", True
+                return f"they diverge at {name} (from {source or 'the model itself'}, by {rule}){after}", True
             between = f"between {before} and {name}" if before is not None else f"before {name}"
-            why = "what goes into it differs already, so that no rule that writes there is to blame"
-            return f"they part {between}: {why}", False
+            why = "its input differs already, so no rule that writes there is at fault"
+            return f"they diverge {between}: {why}", False
         before = owner or "the end"
     if before is not None:
-        return f"they part after {before}: every module up to there that can be compared gives the same", False
-    return "no module whose tensors come from one module gives other values", False
+        return (
+            f"they diverge after {before}: every module before that can be compared gives the same values",
+            False,
+        )
+    return "no module whose tensors come from a single module gives different values", False
 
 
 def _has_same_inputs(

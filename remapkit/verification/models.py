@@ -38,7 +38,7 @@ def build_random_model(
         help = "give its arguments or a config: --source-arg key=value, --source-config FILE (--target-... likewise)"
         raise UsageError(Diagnostic("RK604", f"{reference} cannot be built", notes=(said,), help=(help,))) from error
     if not isinstance(model, nn.Module):
-        title = f"{reference} gave a {type(model).__name__}, not a torch module"
+        title = f"{reference} returned a {type(model).__name__}, not a torch module"
         raise UsageError(Diagnostic("RK606", title, help=("name a class derived from torch.nn.Module",)))
     header = header_of(model, reference)
     if header.nbytes > MOST_BYTES:
@@ -154,7 +154,7 @@ def _parse_input(text: str, generator: torch.Generator) -> torch.Tensor:
         return torch.rand(sizes, generator=generator) * 2 - 1
     except (ValueError, RuntimeError):
         help = "write the shape, as in --input 1,3,32,32, or --input 2,7:1000 for integers below 1000"
-        raise UsageError(Diagnostic("RK713", f"--input {text} is no input", help=(help,))) from None
+        raise UsageError(Diagnostic("RK713", f"--input {text} is not a valid input", help=(help,))) from None
 
 
 def _list_input_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:

@@ -131,9 +131,9 @@ def choose_format(out: str | Path, format: str | None = None, *, shards: bool = 
     # A folder in the place of the file is refused for being one.
     if suffix == ".safetensors" or shards or os.path.isdir(out):  # noqa: PTH112 - any name may be asked
         return "safetensors"
-    what = f"the suffix {out.suffix} names no format that is written" if suffix else "it has no suffix"
-    title = f"which format should {out.name} have? {what[0].upper()}{what[1:]}"
-    help = ("name the file .safetensors or .pth, or say --to-format safetensors or --to-format pth",)
+    what = f"the suffix {out.suffix} is not known" if suffix else "the name has no suffix"
+    title = f"cannot tell the format of {out.name}: {what}"
+    help = ("name the file .safetensors or .pth, or pass --to-format safetensors or --to-format pth",)
     raise make_unwritable("RK511", title, help=help)
 
 
@@ -209,7 +209,7 @@ def _check_renamed(path: Path, moves: Sequence[Move]) -> None:
         header = renamed.header()
         wrong = [move.target for move in moves if header.tensors.get(move.target) != move.spec]
     if wrong:
-        raise _make_write_error(f"{len(wrong)} of {len(moves)} tensors were renamed wrong", shown(wrong[0]))
+        raise _make_write_error(f"{len(wrong)} of {len(moves)} tensors were renamed incorrectly", shown(wrong[0]))
 
 
 def recover(path: str | Path) -> bool:
@@ -246,12 +246,12 @@ def _compare_targets(moves: Sequence[Move], reader: Reader, written: Reader, run
     wrong = [move.target for move in moves if not _is_same_target(move, reader, written, header.metadata, run)]
     if wrong:
         names = "\n".join(map(shown, wrong[:5])) + (f"\n... and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        title = f"{len(wrong)} of {len(moves)} tensors were written wrong"
+        title = f"{len(wrong)} of {len(moves)} tensors were written incorrectly"
         raise _make_write_error(title, names)
 
 
 def _make_write_error(title: str, names: str) -> FailedWrite:
-    help = ("check the disk and the memory, and run it again",)
+    help = ("check the disk and the memory, then run it again",)
     return FailedWrite(Diagnostic("RK506", title, notes=(names,), help=help))
 
 

@@ -1,10 +1,24 @@
 """Renaming inside one safetensors file: only its header is written.
 
 Where the filesystem can share blocks, a new file is made of a new header and the old data, and takes the old one's
-name: that is atomic. Elsewhere the header is overwritten, and a journal beside the file holds the old one until the
-new one is on the disk. A header that has outgrown its place gets more of it: whole blocks are inserted at the front
-of the file (Linux: fallocate with FALLOC_FL_INSERT_RANGE, on ext4 and XFS). Where none of that works, or the file is
-small, it is written anew.
+name: that is atomic. Elsewhere the header is overwritten under a journal. A header that has outgrown its place gets
+more room: whole blocks are inserted at the front of the file (Linux: fallocate with FALLOC_FL_INSERT_RANGE, on ext4
+and XFS). Where none of that works, or the file is small, it is written anew.
+
+The journal (old header, new header, old size, inserted bytes) is on the disk before the file changes and is removed
+after the new header is on the disk. So a crash leaves one of these states, and readers refuse the file in all but the
+first and the last:
+
+1. no journal, old file;
+2. journal, old file;
+3. journal, blocks inserted: zeros or old bytes in front, then the old header;
+4. journal, header partly written: every byte is the old or the new one;
+5. journal, new file;
+6. no journal, new file.
+
+`recover` turns 2 to 5 into 1. It removes inserted blocks, writes the old header, flushes, and removes the journal
+last. Interrupted itself, it leaves 3, 4 or the same with the blocks removed, all of which it accepts again
+(`Journal.can_restore`); so repeating it until it ends gives the old file, byte for byte.
 """
 
 from __future__ import annotations
@@ -50,7 +64,7 @@ def make_header(moves: Sequence[Move], reader: SafetensorsReader, metadata: Mapp
     left = [fqn for fqn in header if fqn not in names and header[fqn].nbytes]
     if left:
         named = left[0] if len(left) == 1 else f"{left[0]} and {len(left) - 1} more"
-        raise _make_refusal(f"--in-place cannot leave tensors behind ({named}): the format allows no holes")
+        raise _make_refusal(f"--in-place cannot drop tensors ({named}): the format allows no holes")
     tensors = ((names[fqn], spec) for fqn, spec in header.items() if fqn in names)
     return header_json(tensors, metadata)
 
@@ -63,7 +77,7 @@ def check_no_links(path: Path, source: SourceFile) -> None:
     """Raise `UnwritableOutput` (RK507) for a file that is known by other names too: they would all change."""
     if path.is_symlink():
         target = os.path.realpath(path)
-        help = ("name that file, if it is the one to change",)
+        help = ("name that file if it is the one to change",)
         raise make_unwritable("RK507", f"{path} is a link to {target}", help=help)
     with source.hold_open() as fd:
         links = os.fstat(fd).st_nlink
@@ -188,13 +202,13 @@ class Journal:
         if inserted not in (0, self.insert):
             return False
         before = b"\0" * inserted + self.old
-        # Where an interrupted recovery has removed the blocks again, what was the new header is their rest.
+        # An interrupted recovery may have removed the blocks already: the rest of the new header is then in front.
         after = self.new[self.insert - inserted :][: len(before)]
         return len(front) == len(before) == len(after) and _is_either(front, before, after)
 
 
 def _is_either(front: bytes, before: bytes, after: bytes) -> bool:
-    """Whether every byte is that of one of two texts; quick where long stretches are."""
+    """Whether every byte is that of one of two texts: a block at a time, and byte by byte only in a torn block."""
     for at in range(0, len(front), BLOCK):
         found, one, other = (text[at : at + BLOCK] for text in (front, before, after))
         if found not in (one, other) and not all(
@@ -230,7 +244,7 @@ def _write_under_journal(fd: int, path: Path, journal: Journal) -> bool:
     _write_journal(path, journal)
     try:
         if journal.insert and not _fallocate(fd, _INSERT, journal.insert):
-            _drop_journal(path, "is as it was")
+            _drop_journal(path, "is unchanged")
             return False
         write_all(fd, journal.new, 0)
         os.fsync(fd)
@@ -248,7 +262,7 @@ def _write_under_journal(fd: int, path: Path, journal: Journal) -> bool:
 
 
 def _choose_insert_size(missing: int) -> int:
-    """Whole blocks that hold what is missing, and as much again, so that the next rename fits."""
+    """Whole blocks for twice what is missing, so that the next rename fits."""
     return 0 if missing <= 0 else (2 * missing + BLOCK - 1) // BLOCK * BLOCK
 
 
@@ -281,10 +295,10 @@ def _drop_journal(path: Path, state: str) -> None:
         journal.unlink()
     except OSError as error:
         title = f"{path.name} {state}, but its journal cannot be removed: {describe_os_error(error)}"
-        notes = ("while the journal is there, nobody reads the file",)
+        notes = ("remapkit does not read the file while the journal exists",)
         help = [f"to keep the file as it is now, remove the journal: rm {shlex.quote(str(journal))}"]
         if state == "is renamed":
-            help.append(f"to have the old names back: remapkit recover {shlex.quote(str(path))}")
+            help.append(f"to restore the old names: remapkit recover {shlex.quote(str(path))}")
         raise JournalLeft(Diagnostic("RK512", escape_text(title), notes=notes, help=tuple(help))) from error
     sync_directory(path.parent)
 
@@ -330,7 +344,7 @@ def _recover_file(path: Path) -> bool:
     raw = _read_journal(journal_at)
     journal = None if raw is None else Journal.unpack(raw)
     if journal is None or journal.file != path.name:
-        title = f"the journal of {path.name} is damaged: it is not used"
+        title = f"the journal of {path.name} is damaged; it was not used"
         raise make_unwritable("RK508", title, help=(f"look at {path.name}, then remove {journal_path(path)}",))
     try:
         _restore_file(path, journal)
@@ -367,19 +381,19 @@ def _restore_header(fd: int, path: Path, journal: Journal) -> None:
     size = os.fstat(fd).st_size
     front = os.pread(fd, len(journal.old) + max(0, min(size - journal.size, journal.insert)), 0)
     if not journal.can_restore(front, size):
-        title = f"{path.name} is not the file whose rename was interrupted: it is left as it is"
-        raise make_unwritable("RK508", title, help=(f"remove {journal_path(path)} if that is meant",))
+        title = f"{path.name} is not the file whose rename was interrupted; it was not changed"
+        raise make_unwritable("RK508", title, help=(f"remove {journal_path(path)} if that is intended",))
     if size != journal.size:
         if not _fallocate(fd, _COLLAPSE, journal.insert):
             raise make_unwritable("RK508", f"the filesystem of {path.name} cannot remove inserted blocks")
         os.fsync(fd)
     write_all(fd, journal.old, 0)
     os.fsync(fd)
-    _drop_journal(path, "is what it was before the rename")
+    _drop_journal(path, "is restored")
 
 
 def require_safetensors(reader: Reader) -> SafetensorsReader:
     """The reader, where it reads one safetensors file; raises `UnwritableOutput` (RK507) for any other."""
     if not isinstance(reader, SafetensorsReader):
-        raise _make_refusal(f"--in-place renames inside one safetensors file, and this is {reader.format}")
+        raise _make_refusal(f"--in-place renames inside one safetensors file, but this is {reader.format}")
     return reader

@@ -1,7 +1,9 @@
 """What an output file will consist of, byte by byte, before any is written.
 
-Pure: a layout is a list of pieces (bytes, stretches of source files, tensors that must be made) computed from headers
-and extents alone, so its size is known, and the same input gives the same output.
+A layout is a list of pieces: bytes, ranges of source files, tensors that must be computed. It is computed from
+headers and extents alone, in time linear in their number. Invariant: the pieces, one after the other, are the file;
+so its size is known before it is opened, every offset in its header is final, and the same input gives the same
+bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class BytesPiece:
 
 @dataclass(frozen=True, slots=True)
 class CopyPiece:
-    """A stretch of a source file."""
+    """A range of a source file."""
 
     source: SourceFile
     offset: int
@@ -44,7 +46,7 @@ class CopyPiece:
 
 @dataclass(frozen=True, slots=True)
 class StreamPiece:
-    """A tensor that is not one stretch of a file: a strided view, a compressed storage, the result of operations."""
+    """A tensor that is not a range of a file: a strided view, a compressed storage, the result of operations."""
 
     move: Move
     nbytes: int
@@ -148,7 +150,8 @@ def lay_out_safetensors(name: str, moves: Sequence[Move], reader: Reader, metada
     data = _merge_pieces(piece for move in moves for piece in make_tensor_pieces(move, reader))
     first = next(iter(data), None)
     start = first.offset % BLOCK if isinstance(first, CopyPiece) else 0
-    # A data start of odd offset would leave every tensor unaligned: it only pays where blocks can be shared.
+    # Filesystems share whole blocks: the data must start at the source's offset modulo the block size. Where that is
+    # not a multiple of 8 every tensor would be unaligned, which costs readers more than sharing saves.
     try:
         header = pad_header(raw, start if start % 8 == 0 else 0)
     except ValueError as error:
@@ -169,7 +172,7 @@ def check_dims(moves: Iterable[Move]) -> None:
 def _check_dtypes(moves: Iterable[Move]) -> None:
     for move in moves:
         if move.spec.dtype not in DTYPES:
-            title = f"{move.target} is {move.spec.dtype}, which safetensors has no name for"
+            title = f"{move.target} is {move.spec.dtype}, which safetensors does not support"
             raise make_unwritable("RK505", title, help=("write a .pth: -o OUT.pth",))
 
 
@@ -194,7 +197,10 @@ def make_tensor_pieces(move: Move, reader: Reader) -> list[Piece]:
 
 
 def _merge_pieces(pieces: Iterable[Piece]) -> list[Piece]:
-    """The pieces without empty ones; neighbours that are neighbours in their source too become one."""
+    """The pieces without empty ones; ranges that follow each other in the file and in their source become one.
+
+    A rename of a whole file thus is one copy, which the filesystem can do by sharing blocks.
+    """
     merged: list[Piece] = []
     for piece in pieces:
         last = merged[-1] if merged else None
@@ -222,7 +228,7 @@ def lay_out_shards(
     """
     groups = _split_into_shards(moves, shard_size)
     if not is_utf8(stem):
-        title = f"the index cannot name shards of {stem}: the name is not UTF-8, and JSON is"
+        title = f"the index cannot list shards of {stem}: JSON needs names in UTF-8"
         raise make_unwritable("RK171", title, help=("give -o a name in UTF-8, or leave out --shard-size",))
     if len(groups) == 1:
         return [lay_out_safetensors(f"{stem}.safetensors", groups[0], reader, metadata)]
@@ -236,6 +242,7 @@ def lay_out_shards(
 
 
 def _split_into_shards(moves: Sequence[Move], shard_size: int) -> list[list[Move]]:
+    """The moves in order, a new shard wherever the next one does not fit; a tensor larger than a shard is alone."""
     groups: list[list[Move]] = [[]]
     room = shard_size
     for move in moves:

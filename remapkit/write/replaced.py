@@ -88,5 +88,5 @@ def remove_replaced(paths: Sequence[Path], new: Path) -> None:
             f"{new} is written, but {left[0][0].name} of the layout that it replaces cannot be removed: {left[0][1]}"
         )
         names = ", ".join(str(path) for path, _ in left)
-        help = (f"remove it, since readers may take it for the checkpoint: {names}",)
+        help = (f"remove it: readers may take it for the checkpoint: {names}",)
         raise FailedWrite(Diagnostic("RK513", escape_text(title), help=help))

@@ -172,7 +172,7 @@ def pickle_tensors(tensors: Iterable[tuple[str, TensorSpec, str]]) -> bytes:
 def _pickle_tensor(fqn: str, spec: TensorSpec, key: str) -> bytes:
     storage, name = DTYPES[spec.dtype].storage, DTYPES[spec.dtype].torch
     if name is None:
-        title = f"{fqn} is {spec.dtype}, which torch has no name for"
+        title = f"{fqn} is {spec.dtype}, which torch.save does not support"
         raise make_unwritable("RK505", title, help=("write a .safetensors file",))
     function = b"ctorch._utils\n_rebuild_tensor_v2\n" if storage else b"ctorch._utils\n_rebuild_tensor_v3\n"
     cls = f"ctorch\n{storage}\n" if storage else "ctorch.storage\nUntypedStorage\n"

@@ -285,8 +285,8 @@ def _name_files(files: Sequence[NewFile], force: bool, indexes: Sequence[Path] =
 
 def _make_partial_error(index: Path, named: int, of: int, error: OSError) -> FailedWrite:
     title = f"{named} of {of} shards were replaced when the system refused: {describe_os_error(error)}"
-    notes = (f"{index.name} was removed first, so that nothing looks finished",)
-    help = ("once the cause is gone, run the same command again",)
+    notes = (f"{index.name} was removed first, so that nothing looks complete",)
+    help = ("remove the cause, then run the same command again",)
     return FailedWrite(Diagnostic("RK514", escape_text(title), notes=notes, help=help, place=str(index)))
 
 

@@ -484,7 +484,7 @@ def test_a_journal_that_cannot_be_removed(
         assert "RK512" in said and "nothing was changed" not in said
         assert "m.safetensors is renamed, but its journal cannot be removed: operation not permitted" in said
         assert main(["recover", str(source)]) == 2
-        assert "is what it was before the rename, but its journal" in capsys.readouterr().err
+        assert "is restored, but its journal" in capsys.readouterr().err
         assert source.read_bytes() == before
     journal = inplace.journal_path(source)
     assert f"rm {journal}" in said and f"remapkit recover {source}" in said

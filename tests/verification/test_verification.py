@@ -109,7 +109,7 @@ def test_where_two_models_part_is_named() -> None:
     source, target = (build_random_model(lambda: Chain(("a", "b", "c", "d")), "Chain", seed) for seed in (0, 1))
     (problem,) = verify_forward(compiled(text), source, target, "forward").problems
     # b of the source computes what the second layer gives; in the target that is c, and so it is the first apart.
-    assert problem.notes[0] == "they part at layers.b (from layers.c, by swapped), after layers.a"
+    assert problem.notes[0] == "they diverge at layers.b (from layers.c, by swapped), after layers.a"
 
 
 class Causal(nn.Module):
@@ -201,7 +201,7 @@ def test_a_difference_between_modules_blames_no_rule() -> None:
     source, target = causal(rules)
     target.get_buffer("scale").mul_(2)
     (problem,) = verify_forward(rules, source, target, "forward", written=f"7,{WIDTH}").problems
-    assert problem.notes[0].startswith("they part between v and norm: what goes into it differs already")
+    assert problem.notes[0].startswith("they diverge between v and norm: its input differs already")
     assert "by all" not in str(problem)
 
 
@@ -218,7 +218,7 @@ def test_a_difference_at_the_end_blames_no_rule() -> None:
     rules = compiled("remapkit: 1\nname: t\nrules: [{id: all, path: '{p:**}', to: '{p}'}]\n")
     source, target = build_random_model(lambda: End(1.0), "End", 0), build_random_model(lambda: End(2.0), "End", 1)
     (problem,) = verify_forward(rules, source, target, "forward").problems
-    assert problem.notes[0].startswith("they part after layers.b: every module")
+    assert problem.notes[0].startswith("they diverge after layers.b: every module")
     assert "by all" not in str(problem) and "look at the rules" not in str(problem)
 
 

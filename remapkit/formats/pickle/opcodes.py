@@ -15,7 +15,7 @@ from remapkit.formats.pickle.values import MARK, MAX_TEXT, Mapping, Opaque, Pick
 
 
 def stop(machine: Machine) -> None:
-    """`run` ends here."""
+    """STOP: `_run_machine` returns the value on top of the stack."""
 
 
 def _proto(machine: Machine) -> None:
@@ -65,7 +65,7 @@ def _parse_int(line: bytes) -> int:
     try:
         return int(line.rstrip(b"L").decode("ascii"))
     except ValueError:
-        raise PickleFault(f"{shown(repr(line), 40)} is no number") from None
+        raise PickleFault(f"{shown(repr(line), 40)} is not a number") from None
 
 
 def _long_line(machine: Machine) -> None:
@@ -77,7 +77,7 @@ def _float_line(machine: Machine) -> None:
     try:
         machine.push(float(line[:MAX_INT_BYTES]))
     except ValueError:
-        raise PickleFault(f"{shown(repr(line), 40)} is no number") from None
+        raise PickleFault(f"{shown(repr(line), 40)} is not a number") from None
 
 
 def _binint(machine: Machine) -> None:
@@ -337,7 +337,7 @@ def _build(machine: Machine) -> None:
     state = machine.pop()
     target = machine.peek()
     if isinstance(target, Opaque) and isinstance(state, Mapping):
-        # What every torch.nn.Module has; the first keys of its state are enough to tell.
+        # Every torch.nn.Module has these attributes; they are among the first keys of its state.
         target.module = {"_parameters", "_modules"} <= {key for key, _ in state.items[:50] if isinstance(key, str)}
     # The state of an OrderedDict is the `_metadata` of a state dict; an unknown object's stays unknown.
     if not isinstance(target, Mapping | Opaque):

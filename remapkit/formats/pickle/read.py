@@ -23,13 +23,14 @@ def _make_opcode_fault(opcode: int, at: int) -> PickleFault:
     words = _REFUSED.get(chr(opcode))
     if words:
         return PickleFault(f"the pickle uses {words} (byte {at})")
-    return PickleFault(f"0x{opcode:02x} is no opcode of pickles (byte {at}): the file is damaged")
+    return PickleFault(f"0x{opcode:02x} is not a pickle opcode (byte {at}): the file is damaged")
 
 
 def _run_machine(machine: Machine) -> Any:
-    """Read to STOP and give the object.
+    """Read to STOP and return the object.
 
-    Every opcode takes at least one byte, and the budget is looked at every 1,024 of them: the loop ends.
+    The loop ends: every opcode moves `pos` forward by at least one byte, towards `end`. Memory is bounded: what one
+    opcode adds is bounded by the bytes that it reads, and the budget is checked every 1,024 opcodes.
     """
     step = 0
     while True:
