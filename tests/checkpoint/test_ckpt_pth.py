@@ -63,8 +63,8 @@ FAULTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "nothing is contiguous": (pth, "is_contiguous", lambda shape, stride: False),
     "the offset is forgotten": (pth.PthReader, "extent", _without_offset),
     "views are gathered as if contiguous": (pth, "gather", _row_major),
-    "all views of a storage are tied": (pth, "_tied", _tied_by_storage),
-    "nothing is tied": (pth, "_tied", lambda tensors: ()),
+    "all views of a storage are tied": (pth, "_find_tied", _tied_by_storage),
+    "nothing is tied": (pth, "_find_tied", lambda tensors: ()),
 }
 
 

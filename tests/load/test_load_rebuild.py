@@ -44,7 +44,7 @@ def test_values_can_be_given() -> None:
     [
         ({"scale": torch.ones(5)}, "is shape [5], but the module has [6]"),
         ({"scale": torch.ones(6, device="meta")}, "is on meta"),
-        ({"scales": torch.ones(6)}, "does not need a value"),
+        ({"scales": torch.ones(6)}, "names a value that Tiny does not have"),
     ],
 )
 def test_given_values_that_do_not_fit(buffers: dict[str, torch.Tensor], word: str) -> None:

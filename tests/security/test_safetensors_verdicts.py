@@ -271,8 +271,8 @@ def _lenient_order(entries: dict[str, Any], data_bytes: int) -> dict[str, Any]:
 
 FAULTS: dict[str, tuple[str, Any]] = {
     "sizes are multiplied without a limit": ("_check_size", _lenient_size),
-    "holes and overlaps are let through": ("_in_order", _lenient_order),
-    "lone surrogates are let through": ("name_problem", lambda name: None),
+    "holes and overlaps are let through": ("_sort_entries", _lenient_order),
+    "lone surrogates are let through": ("find_name_problem", lambda name: None),
     "the width of a dtype is forgotten": ("_check_size", lambda *_: None),
 }
 
