@@ -120,7 +120,7 @@ class Leaf(Lazy):
 
 @dataclass(slots=True)
 class FileRange(Lazy):
-    """A source that is one range of a file. It is read, not mapped: reading a map of a truncated file kills us."""
+    """A source that is one range of a file. It is read, not mapped: reading a mapped, truncated file is fatal."""
 
     spec: TensorSpec
     bytes_at: Read
@@ -184,12 +184,12 @@ class Picked(Lazy):
         along = box[self.dim]
         if isinstance(self.chosen, slice):
             start = self.chosen.start
-            here: Along = (
+            inner_along: Along = (
                 slice(start + along.start, start + along.stop) if isinstance(along, slice) else start + along
             )
         else:
-            here = simplify_indices(self.chosen[along])
-        return self.inner.read((*box[: self.dim], here, *box[self.dim + 1 :]))
+            inner_along = simplify_indices(self.chosen[along])
+        return self.inner.read((*box[: self.dim], inner_along, *box[self.dim + 1 :]))
 
 
 def _fill_part(out: Array, box: Box, dim: int, part: Lazy, start: int) -> None:
@@ -233,12 +233,12 @@ class Squeezed(Lazy):
     def read(self, box: Box) -> Array:
         """The inner box with the same elements, reshaped."""
         long = iter(along for along, size in zip(box, self.spec.shape, strict=True) if size != 1)
-        here = tuple(slice(0, 1) if size == 1 else next(long) for size in self.inner.spec.shape)
+        inner_box = tuple(slice(0, 1) if size == 1 else next(long) for size in self.inner.spec.shape)
         empty = any(count_elements(along) == 0 for along in box)
         return (
             np.empty(measure_shape(box), choose_word(self.spec.dtype))
             if empty
-            else self.inner.read(here).reshape(measure_shape(box))
+            else self.inner.read(inner_box).reshape(measure_shape(box))
         )
 
 
@@ -284,9 +284,9 @@ class Stacked(Lazy):
     def read(self, box: Box) -> Array:
         """The same box of every selected tensor."""
         out = np.empty(measure_shape(box), choose_word(self.spec.dtype))
-        here = (*box[: self.dim], *box[self.dim + 1 :])
+        inner_box = (*box[: self.dim], *box[self.dim + 1 :])
         for place, index in enumerate(list_indices(box[self.dim])):
-            put_box(out, self.dim, place, self.parts[index].read(here))
+            put_box(out, self.dim, place, self.parts[index].read(inner_box))
         return out
 
 
@@ -366,7 +366,7 @@ def _apply_step(step: OpStep, inner: Lazy) -> Lazy:
     if isinstance(step, Pick):
         if len(step.ranges) == 1 and step.ranges[0].step == 1:
             return Picked(spec, inner, step.dim, slice(step.ranges[0].start, step.ranges[0].stop))
-        chosen = np.concatenate([np.arange(each.start, each.stop, each.step) for each in step.ranges])
+        chosen = np.concatenate([np.arange(indices.start, indices.stop, indices.step) for indices in step.ranges])
         return Picked(spec, inner, step.dim, chosen)
     if isinstance(step, Pad):
         return Padded(spec, inner, step.dim, encode_elements(np.array([step.value], "<f8"), spec.dtype)[0])

@@ -40,7 +40,7 @@ def run_plan(plan: ResolvedPlan, state_dict: Mapping[str, Any]) -> dict[str, Any
 
 
 class Maker:
-    """Makes the tensors of moves with operations; what the parts of one split share is made once."""
+    """Makes the tensors of moves with operations; what the parts of one split share is computed once."""
 
     def __init__(self, state_dict: Mapping[str, torch.Tensor]) -> None:
         self._state = state_dict
@@ -78,7 +78,7 @@ def _join_sources(join: Join, sources: Sequence[torch.Tensor]) -> torch.Tensor:
     width = len(join.branches)
     made = [chain_ops(join.branches[n % width], source) for n, source in enumerate(sources)]
     dtype = made[0].dtype
-    made = [_view_opaque(each) for each in made]
+    made = [_view_opaque(tensor) for tensor in made]
     if join.concat is not None:
         made = [torch.cat(made[at : at + width], join.concat) for at in range(0, len(made), width)]
     whole = made[0] if join.stack is None else torch.stack(made, join.stack)
@@ -120,12 +120,12 @@ def apply_step(step: OpStep, tensor: torch.Tensor) -> torch.Tensor:
 def _pick_indices(step: Pick, tensor: torch.Tensor) -> torch.Tensor:
     if len(step.ranges) == 1 and step.ranges[0].step == 1:
         return tensor.narrow(step.dim, step.ranges[0].start, len(step.ranges[0]))
-    indices = torch.cat([torch.arange(each.start, each.stop, each.step) for each in step.ranges])
+    indices = torch.cat([torch.arange(part.start, part.stop, part.step) for part in step.ranges])
     return _view_opaque(tensor).index_select(step.dim, indices.to(tensor.device)).view(tensor.dtype)
 
 
 def _view_opaque(tensor: torch.Tensor) -> torch.Tensor:
-    """The same bytes as integers: torch cannot move every dtype about."""
+    """The same bytes as integers: torch does not implement indexing and joining for every dtype."""
     wanted = _OPAQUE.get(tensor.element_size())
     return tensor if wanted is None or tensor.dtype == torch.bool else tensor.view(wanted)
 

@@ -22,7 +22,7 @@ _ELEMENTS = 1 << 16
 
 
 class Contents(Protocol):
-    """What can be compared: a checkpoint that is read, or what rules would make of one."""
+    """What can be compared: a checkpoint, or what rules would make of one."""
 
     def header(self) -> StateDictSpec:
         """Names, dtypes and shapes."""
@@ -96,8 +96,14 @@ def compare_tensor(a: Contents, name_a: str, b: Contents, name_b: str) -> Differ
 
 def has_same_bytes(a: Contents, name_a: str, b: Contents, name_b: str) -> bool:
     """Whether two tensors of one dtype and shape have the same bytes."""
-    pairs = zip(split_evenly(a.chunks(name_a), CHUNK), split_evenly(b.chunks(name_b), CHUNK), strict=True)
-    return all(piece_a == piece_b for piece_a, piece_b in pairs)
+    return are_equal_streams(a.chunks(name_a), b.chunks(name_b))
+
+
+def are_equal_streams(a: Iterator[memoryview], b: Iterator[memoryview]) -> bool:
+    """Whether two streams of as many bytes are equal, however they are cut into pieces; stops at a difference."""
+    pairs = zip(split_evenly(a, CHUNK), split_evenly(b, CHUNK), strict=True)
+    # Python compares views element by element, bytes at once.
+    return all(piece_a.tobytes() == piece_b.tobytes() for piece_a, piece_b in pairs)
 
 
 def _compare_values(a: Contents, name_a: str, b: Contents, name_b: str) -> Difference:

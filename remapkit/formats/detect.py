@@ -1,4 +1,4 @@
-"""Which kind of checkpoint a path is: told by what it holds, never by its suffix."""
+"""Which kind of checkpoint a path is, by its content, not by its suffix."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def open_checkpoint(
 
     `root` names the wrapper to take (`state_dict`, `a.b`, or `.` for the top level) where a pickle holds several
     mappings of tensors. `strict_pickle` refuses pickles with objects other than tensors and plain values;
-    `allow_expand` lets tensors through that repeat a small storage into very much data. `follow_links` reads shards
+    `allow_expand` accepts tensors that repeat a small storage into much more data. `follow_links` reads shards
     that are links to anywhere; without it a link must stay in the checkpoint's folder, or in the download cache that
     the folder is part of.
 
-    Raises `UnreadableCheckpoint` with one clear message for anything else. Nothing that a file says is run, imported
-    or allocated.
+    Raises `UnreadableCheckpoint` for anything else. Nothing that a file names is run or imported, and no size that it
+    claims is allocated before it is checked.
 
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp(), "keys.json")
@@ -66,7 +66,7 @@ def open_checkpoint(
 
 
 def _note_contradictions(reader: Reader) -> Iterator[Diagnostic]:
-    """Where content and name differ: what looks like a file that cannot hold code may be a pickle."""
+    """Notes where content and name differ: a file named like one that cannot hold code may be a pickle."""
     shards = reader.shards.values() if isinstance(reader, ShardedReader) else ()
     for shard in shards:
         yield from _note_contradictions(shard)
@@ -83,7 +83,7 @@ def _note_contradictions(reader: Reader) -> Iterator[Diagnostic]:
 
 
 def _note_empty(reader: Reader) -> Iterator[Diagnostic]:
-    """A training framework that partitions its parameters leaves tensors without elements in the place of each."""
+    """Notes about tensors without elements: frameworks that partition parameters leave them as placeholders."""
     header = reader.header()
     empty = [fqn for fqn, spec in header.items() if 0 in spec.shape]
     if not empty:

@@ -58,7 +58,7 @@ class SafetensorsReader(FileReader):
         return self._header
 
     def extent(self, fqn: str) -> Extent:
-        """Where the tensor's bytes lie: always one stretch. A recorded name has those of its tensor."""
+        """Where the tensor's bytes are: always one range. A recorded name has those of its tensor."""
         start, end = self._spans[self._header.recorded.get(fqn, fqn)]
         return Extent(self._source, self.data_start + start, end - start)
 

@@ -61,7 +61,7 @@ class ShardedReader(FileReader):
         return self._header
 
     def extent(self, fqn: str) -> Extent | None:
-        """Where the tensor's bytes lie in its shard."""
+        """Where the tensor's bytes are in its shard."""
         fqn = self._resolve_name(fqn)
         return self._home[fqn].extent(fqn)
 
@@ -170,7 +170,7 @@ def _open_shard(path: Path, file: str, folder: int, options: Options) -> Shard:
             raise FileFault("RK407", f"shard {shown(file)!r} is an index or a manifest, not a file of tensors")
     except FileFault as fault:
         source.close()
-        # What is wrong with a shard is said at the shard; what is wrong with the index, at the index.
+        # A fault of a shard is reported with the shard's path, a fault of the index with the index's.
         if fault.code == "RK407":
             raise
         raise fault.at(path) from None
@@ -181,7 +181,7 @@ def _open_shard(path: Path, file: str, folder: int, options: Options) -> Shard:
 
 
 def _resolve_link(path: Path, file: str) -> Path | None:
-    """Where a link leads, followed only within the folder and to where a download cache keeps its files."""
+    """The target of a link, which must be within the folder or where a download cache keeps its files."""
     try:
         if not path.is_symlink():
             return None
@@ -197,10 +197,11 @@ def _resolve_link(path: Path, file: str) -> Path | None:
 
 
 def find_cache_blobs(home: Path) -> Path | None:
-    """The folder where the download cache that `home` lies in keeps the content of its files, or None.
+    """The folder of file contents of the download cache that contains `home`, or None.
 
     The layout of huggingface_hub: `snapshots/<revision>/[folders/]name -> ../../[../]blobs/<hash>`, at any depth
-    below the revision. `home` is a real path; a folder `blobs` that is a link would lead anywhere, and is none.
+    below the revision. `home` is a real path; a folder `blobs` that is a link could point anywhere, and does not
+    count.
     """
     for folder in home.parents:
         blobs = folder.parent / "blobs"
@@ -218,7 +219,7 @@ def _is_same_file(source: SourceFile, path: Path) -> bool:
 
 
 def _check_agreement(weight_map: Mapping[str, str], opened: Mapping[str, Shard]) -> None:
-    """Every name of the index is in the shard it says, and every tensor of a shard is in the index, once."""
+    """Check that every name of the index is in its shard, and every tensor of a shard in the index, once."""
     homes: dict[str, str] = {}
     for file, shard in opened.items():
         for fqn in shard.header():
@@ -234,7 +235,7 @@ def _check_agreement(weight_map: Mapping[str, str], opened: Mapping[str, Shard])
 
 
 def _note_wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator[Diagnostic]:
-    """A note where the index says another size than its shards have; several writers count tied weights otherwise."""
+    """A note where the index gives another size than its shards; writers differ in how they count tied weights."""
     metadata = value.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     if isinstance(total, int | float) and total != header.nbytes:
@@ -248,7 +249,7 @@ def _note_wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator
 def _find_unlisted(path: Path, weight_map: Mapping[str, str]) -> list[str]:
     files = set(weight_map.values())
     suffixes = {Path(file).suffix for file in files}
-    # A variant stands in the names of its shards too: `model.fp16-00001-of-00002.safetensors`.
+    # A variant is part of the names of its shards: `model.fp16-00001-of-00002.safetensors`.
     whole, variant = split_index_name(path.name)
     stem = (whole.rpartition(".")[0] or path.name) + variant
     try:

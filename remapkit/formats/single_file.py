@@ -1,4 +1,4 @@
-"""One file opened as the format that its first bytes show, not as what its suffix says."""
+"""One file, opened as the format of its first bytes, whatever its suffix."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _UNSUPPORTED: tuple[tuple[bytes, str, str], ...] = (
 
 
 def ask_safely(ask: Callable[[], bool]) -> bool:
-    """The answer, or False where the name is too long to ask: opening it will say so."""
+    """The answer, or False where the name is too long to ask; opening the file reports that."""
     try:
         return ask()
     except (OSError, ValueError):
@@ -40,7 +40,7 @@ def ask_safely(ask: Callable[[], bool]) -> bool:
 
 
 def open_tensors(source: SourceFile, options: Options) -> SafetensorsReader | PthReader | None:
-    """The same for a file that holds tensors itself; None for what looks like JSON: an index or a manifest."""
+    """A reader for a file that contains tensors itself; None for what looks like JSON: an index or a manifest."""
     _check_journal(source.path)
     head = source.read(0, min(source.size, 512))
     if not head:
@@ -58,7 +58,7 @@ def open_tensors(source: SourceFile, options: Options) -> SafetensorsReader | Pt
 
 
 def _check_journal(path: Path) -> None:
-    """Raise `FileFault` (RK415) for a file, or where a link leads, whose rename in place came to no end."""
+    """Raise `FileFault` (RK415) for a file, or the target of a link, whose rename in place was interrupted."""
     if ask_safely(journal_path(Path(os.path.realpath(path))).exists):
         title = f"a rename in place of {path.name} was interrupted: its header may be half old and half new"
         raise FileFault("RK415", title, help=(f"restore it with `remapkit recover {path}`",))

@@ -1,7 +1,7 @@
 """Which mapping of tensors in a pickle is the state dict: the only one there is, or the one that the user names.
 
-A checkpoint may hold its state dict under a key, several state dicts, or an optimizer beside it. Where exactly one
-mapping of tensors is found it is taken, and said; nothing is guessed from names or from how many keys a dict has.
+A checkpoint may hold its state dict under a key, several state dicts, or an optimizer beside it. If there is exactly
+one mapping of tensors it is taken, and reported; nothing is guessed from names or from how many keys a dict has.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class _Path:
 
 
 def name(key: Any) -> str:
-    """A key of a pickled dict as messages show it; what is neither text nor a number is not spelt out."""
+    """A key of a pickled dict as messages show it; what is neither text nor a number only by its kind."""
     return str(key) if isinstance(key, str | int) else f"<{describe_with_article(key)}>"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A mapping that holds tensors, and where it lies."""
+    """A mapping that holds tensors, and its place in the pickle."""
 
     place: _Path
     items: Sequence[tuple[Any, Any]]
@@ -76,13 +76,13 @@ class Candidate:
 
     @property
     def path(self) -> str:
-        """Where it lies, `a.b`; empty for the top level."""
+        """Its place, `a.b`; empty for the top level."""
         return str(self.place)
 
 
 @dataclass(frozen=True, slots=True)
 class StateDict:
-    """The chosen mapping: its tensors by FQN, where it was found, and what else the user should hear."""
+    """The chosen mapping: its tensors by FQN, where it was found, and what was ignored."""
 
     tensors: dict[str, Tensor]
     root: str
@@ -90,7 +90,7 @@ class StateDict:
 
 
 def choose_state_dict(found: Found, root: str | None, strict: bool) -> StateDict:
-    """The state dict of a pickle; raises `FileFault` (RK404, RK406, RK411) where there is none or no single one."""
+    """The state dict of a pickle; raises `FileFault` (RK404, RK406, RK411) where there is none, or more than one."""
     walk = _Walk()
     walk.search(found.value)
     if found.hostile:
@@ -209,7 +209,7 @@ def _is_node(value: Any) -> bool:
 
 
 def nbytes(tensor: Tensor) -> int:
-    """The bytes of a tensor when packed; no more than 2^62, for nothing has been checked yet."""
+    """The bytes of a tensor when packed; at most 2^62, since nothing has been checked yet."""
     return max(0, min(math.prod(tensor.shape) * (DTYPE_BITS[tensor.dtype] // 8), 1 << 62))
 
 
@@ -229,7 +229,7 @@ def _choose_candidate(walk: _Walk, root: str | None) -> Candidate:
         return _find_candidate(walk, "" if root == "." else root)
     models = [candidate for candidate in candidates if not walk.is_in_optimizer(candidate)]
     if len(models) == 1:
-        # The format of an optimizer is its own: leaving it aside is no guess.
+        # The format of an optimizer is recognised exactly: ignoring it is not a guess.
         return models[0]
     if candidates:
         help = _suggest_roots(walk)
@@ -249,13 +249,18 @@ _NO_MODEL = re.compile(
 
 
 def _suggest_roots(walk: _Walk) -> tuple[str, ...]:
-    """The roots worth a look: never what a trainer keeps for itself beside the model."""
-    models = [each for each in walk.candidates if not walk.is_in_optimizer(each) and _can_be_model(each)]
+    """The roots that may be meant: not what a trainer keeps for itself beside the model."""
+    models = [
+        candidate for candidate in walk.candidates if not walk.is_in_optimizer(candidate) and _can_be_model(candidate)
+    ]
     if walk.modules and not models:
         return _suggest_state_dict(walk)
     if not models:
         return ("choose one with --root A.B; none of them looks like the weights of a model",)
-    roots = [f"--root {shown(each.path) or '.'}" for each in sorted(models, key=lambda each: -each.nbytes)[:4]]
+    roots = [
+        f"--root {shown(candidate.path) or '.'}"
+        for candidate in sorted(models, key=lambda candidate: -candidate.nbytes)[:4]
+    ]
     more = ", …" if len(models) > 4 else ""
     return (
         f"choose one: {' or '.join(roots)}{more}" if len(roots) > 1 else f"choose one with --root, e.g. {roots[0]}",
@@ -291,8 +296,8 @@ def _find_candidate(walk: _Walk, root: str) -> Candidate:
     if not fitting:
         # One mapping under several names is one candidate, and is found by each of them.
         nodes = _find_nodes(walk.top, root)
-        fitting = [each for each in walk.candidates if any(each.items is node.items for node in nodes)]
-        fitting = [replace(each, place=_Path(_Path(None, "", 0), root, 1)) for each in fitting]
+        fitting = [candidate for candidate in walk.candidates if any(candidate.items is node.items for node in nodes)]
+        fitting = [replace(candidate, place=_Path(_Path(None, "", 0), root, 1)) for candidate in fitting]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -303,7 +308,7 @@ def _find_candidate(walk: _Walk, root: str) -> Candidate:
 
 
 def _find_nodes(top: Any, root: str) -> list[Mapping | Opaque]:
-    """The mappings that a path leads to; keys may hold dots, so there may be several ways to read it."""
+    """The mappings that a path leads to; keys may contain dots, so it may be read in several ways."""
     found: dict[int, Mapping | Opaque] = {}
     seen: set[tuple[int, int]] = set()
     waiting = [(top, 0)]
@@ -361,14 +366,14 @@ def _collect_tensors(candidate: Candidate) -> dict[str, Tensor]:
 def _make_object_fault(value: Opaque | Global, where: str) -> FileFault:
     named = value.name if isinstance(value, Opaque) else str(value)
     if " " in named:
-        # A tensor of a kind that is known and not read: its name says what, and mostly what to do.
+        # A known kind of tensor that is not supported: its name says which, and often what to do.
         return FileFault("RK409", f"'{where}' is {describe_with_article(value)}, which is not supported")
     help = ("it was not built; save it in another file, or name it `..._extra_state`",)
     return FileFault("RK404", f"'{where}' is a {named} object, not a tensor", help=help)
 
 
 def _is_extra(key: Any, value: Any) -> bool:
-    """What a state dict holds beside tensors by torch's own convention, or as a builtin without tensors."""
+    """Whether a state dict may hold this beside tensors: torch's `_extra_state`, or a builtin without tensors."""
     if isinstance(key, str) and get_leaf(key) == "_extra_state":
         return True
     return isinstance(value, Opaque) and value.known

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 EXPAND_FREE = 64 << 20
-"""Bytes by which views may repeat their storages without anybody asking: small expanded buffers are common."""
+"""How many bytes views may repeat of their storages without `allow_expand`: small expanded buffers are common."""
 
 
 def is_contiguous(shape: Sequence[int], stride: Sequence[int]) -> bool:
@@ -46,7 +46,7 @@ def find_view_end(tensor: Tensor) -> int:
 
 
 def check_view(fqn: str, tensor: Tensor, storage_bytes: int) -> TensorSpec:
-    """The spec of a view that lies within its storage; raises `FileFault` (RK405) for one that does not."""
+    """The spec of a view, which must be within its storage; raises `FileFault` (RK405) if it is not."""
     if len(tensor.shape) != len(tensor.stride):
         raise FileFault("RK405", f"{len(tensor.shape)} dimensions, but {len(tensor.stride)} strides", key=fqn)
     for name, values in (("offset", (tensor.offset,)), ("size", tensor.shape), ("stride", tensor.stride)):
@@ -84,11 +84,11 @@ def _format_bytes(nbytes: int) -> str:
 Read = Callable[[int, int], bytes | memoryview]
 """`length` bytes at an offset of a storage."""
 _STRIPE = 64 << 20
-"""Bytes of a target that are made at once where its dimensions are in another order: each takes its whole storage."""
+"""Bytes of a transposed target that are made at once: each stripe reads its whole storage."""
 _NEAR = 1 << 18
-"""Elements within so many bytes are read in one go, whatever lies between them."""
+"""Elements within this many bytes are read in one go, whatever is between them."""
 _DENSE = 16 << 20
-"""The same where a quarter of what is read is wanted."""
+"""The same where at least a quarter of what is read is needed."""
 
 
 def gather(read: Read, tensor: Tensor, size: int) -> Iterator[memoryview]:
@@ -107,32 +107,38 @@ def gather(read: Read, tensor: Tensor, size: int) -> Iterator[memoryview]:
     # Without the dimensions of size 1: numpy before 2 has at most 32.
     kept = [(size, step * itemsize) for size, step in zip(tensor.shape, tensor.stride, strict=True) if size > 1]
     shape, strides = tuple(size for size, _ in kept), tuple(step for _, step in kept)
-    turned = any(outer < inner for outer, inner in pairwise(step for step in strides if step))
-    for start, part in _cut_slabs(shape, strides, max(1, (_STRIPE if turned else max(size, _NEAR)) // itemsize)):
-        out = np.empty(part, choose_word(tensor.dtype))
-        read_strided(read, out, tensor.offset * itemsize + start, strides[len(strides) - len(part) :])
+    is_transposed = any(outer < inner for outer, inner in pairwise(step for step in strides if step))
+    stripe = _STRIPE if is_transposed else max(size, _NEAR)
+    for box in split_into_boxes(shape, max(1, stripe // itemsize)):
+        out = np.empty([along.stop - along.start for along in box], choose_word(tensor.dtype))
+        start = sum(along.start * step for along, step in zip(box, strides, strict=True))
+        read_strided(read, out, tensor.offset * itemsize + start, strides)
         flat = out.reshape(-1).view("u1").data
         for at in range(0, len(flat), max(size, itemsize)):
             yield flat[at : at + max(size, itemsize)]
 
 
-def _cut_slabs(
-    shape: tuple[int, ...], strides: tuple[int, ...], elements: int
-) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """A view in row-major slabs of at most `elements` elements: where each starts, and its shape."""
+def split_into_boxes(shape: Sequence[int], elements: int) -> Iterator[tuple[slice, ...]]:
+    """Boxes that follow one another in row-major order, each of at most `elements` elements (`elements` >= 1).
+
+    The last dimensions that fit are whole, the one before them is cut, and those before that are taken one by one.
+
+    >>> list(split_into_boxes((2, 3), 4))
+    [(slice(0, 1, None), slice(0, 3, None)), (slice(1, 2, None), slice(0, 3, None))]
+    """
     axis, inner = len(shape), 1
     while axis > 0 and inner * shape[axis - 1] <= elements:
         axis -= 1
         inner *= shape[axis]
+    rest = tuple(slice(0, size) for size in shape[axis:])
     if axis == 0:
-        yield 0, shape
+        yield rest
         return
     rows = max(1, elements // inner)
-    for index in product(*(range(count) for count in shape[: axis - 1])):
-        before = sum(place * step for place, step in zip(index, strides, strict=False))
-        for row in range(0, shape[axis - 1], rows):
-            count = min(rows, shape[axis - 1] - row)
-            yield before + row * strides[axis - 1], (count, *shape[axis:])
+    for index in product(*map(range, shape[: axis - 1])):
+        outer = tuple(slice(place, place + 1) for place in index)
+        for start in range(0, shape[axis - 1], rows):
+            yield (*outer, slice(start, min(start + rows, shape[axis - 1])), *rest)
 
 
 def read_strided(read: Read, out: np.ndarray, start: int, strides: Sequence[int]) -> None:

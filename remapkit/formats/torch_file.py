@@ -35,7 +35,7 @@ MAX_PICKLE = 1 << 30
 
 
 METADATA = ".data/remapkit.json"
-"""The record that keeps metadata, which torch's format has no place for."""
+"""Our record for metadata; torch's format has none, and its loader ignores it."""
 
 
 _MAX_INFLATED_PICKLE = 64_000_000
@@ -47,7 +47,7 @@ _MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """A storage's bytes: a stretch of the file, or an entry that must be inflated first."""
+    """A storage's bytes: a range of the file, or an entry that must be inflated first."""
 
     nbytes: int
     offset: int
@@ -59,8 +59,8 @@ class PthReader(FileReader):
     """A file of torch.save. Tensors come in the order of the state dict.
 
     Raises `UnreadableCheckpoint`: RK403 for a broken zip, RK404 for a pickle that is broken or hostile, RK405 for
-    tensors that do not fit their storages, RK406 where no single mapping of tensors is found, RK409 for kinds of
-    files that are refused by name, RK410 for tensors that repeat their storage into much more than it is.
+    tensors that do not fit their storages, RK406 where not exactly one mapping of tensors is found, RK409 for kinds
+    of files that are refused by name, RK410 for tensors that repeat their storage into much more than it is.
     """
 
     def __init__(self, source: SourceFile, format: str, options: Options) -> None:
@@ -101,7 +101,7 @@ class PthReader(FileReader):
         return StateDictSpec(specs, tied=tied, metadata=metadata, name=self.path.name)
 
     def _check_total(self, specs: Mapping[str, TensorSpec], tied: Sequence[Sequence[str]]) -> None:
-        """Many views of one storage, or deflated entries, must not turn a small file into a huge one either."""
+        """Many views of one storage, or deflated entries, must not expand a small file into a huge one either."""
         repeated = {fqn for group in tied for fqn in group[1:]}
         total = sum(spec.nbytes for fqn, spec in specs.items() if fqn not in repeated)
         inflated = sum(stored.nbytes for stored in self._storages.values() if stored.deflated)
@@ -115,7 +115,7 @@ class PthReader(FileReader):
         return self._header
 
     def extent(self, fqn: str) -> Extent | None:
-        """Where the tensor's bytes lie, or None for a strided view or a compressed storage."""
+        """Where the tensor's bytes are, or None for a strided view or a compressed storage."""
         tensor = self._tensors[fqn]
         stored = self._storages[tensor.storage.key]
         if not self._header[fqn].nbytes:
@@ -232,7 +232,7 @@ def _read_zip(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[str, 
 
 
 def _read_metadata(source: SourceFile, entry: ZipEntry | None) -> dict[str, str]:
-    """What a file written here says about itself."""
+    """The metadata that remapkit writes into its own files."""
     if entry is None:
         return {}
     try:
@@ -247,7 +247,7 @@ def _read_metadata(source: SourceFile, entry: ZipEntry | None) -> dict[str, str]
 
 
 def _find_prefix(entries: Mapping[str, ZipEntry]) -> str:
-    """What stands before `data.pkl`: the archive's folder, whose name means nothing."""
+    """What precedes `data.pkl`: the archive's folder, whose name means nothing."""
     found = [name.removesuffix("data.pkl") for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if not found:
         title = "a zip archive without data.pkl: not a file of torch.save"
@@ -314,8 +314,8 @@ def _read_legacy_pickles(source: SourceFile, data: mmap.mmap) -> tuple[Found, di
     if not isinstance(keys.value, list) or not all(isinstance(key, str) for key in keys.value):
         raise PickleFault("the list of storages is not a list of keys")
     pickles = (magic, version, info, found, keys)
-    hostile = dict.fromkeys(name for each in pickles for name in each.hostile)
-    named = dict.fromkeys(name for each in pickles for name in each.named)
+    hostile = dict.fromkeys(name for pickle in pickles for name in pickle.hostile)
+    named = dict.fromkeys(name for pickle in pickles for name in pickle.named)
     return (
         Found(found.value, found.end, tuple(hostile), tuple(named)),
         _locate_legacy_storages(source, keys, found.widths),

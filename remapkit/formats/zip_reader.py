@@ -25,7 +25,7 @@ _CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12 file header of the central dir
 _LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7 local file header
 _MAX_COMMENT = 65535
 MAX_ENTRIES = 1_000_000
-"""More tensors than this no checkpoint has; each costs some hundred bytes of memory."""
+"""The most entries of an archive; each costs some hundred bytes of memory."""
 _MAX_ENTRY = 2000
 """Bytes of the directory that an entry may take on average: its name and the extra fields."""
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
@@ -38,9 +38,9 @@ def _raise_fault(title: str, key: str | None = None, *help: str) -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class ZipEntry:
-    """One file of an archive: `packed` bytes at `offset` that hold `size` bytes.
+    """One file of an archive: `packed` bytes at `offset` that contain `size` bytes.
 
-    `described` where checksum and sizes may follow the data once more, in a data descriptor.
+    `described`: checksum and sizes may follow the data again, in a data descriptor.
     """
 
     name: str
@@ -90,7 +90,7 @@ def _read_directory(source: SourceFile) -> _Directory:
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < _END.size:
         _raise_fault("the zip archive has no end record: the file is truncated", None, "fetch it again")
-    _, disk, first_disk, here, count, size, offset, comment = _END.unpack_from(tail, at)
+    _, disk, first_disk, count_here, count, size, offset, comment = _END.unpack_from(tail, at)
     if at + _END.size + comment != len(tail):
         _raise_fault("bytes follow the end of the zip archive")
     end = tail_start + at
@@ -104,7 +104,7 @@ def _read_directory(source: SourceFile) -> _Directory:
             if narrow not in (wide, most):
                 _raise_fault("the zip archive's two end records contradict each other")
         return found
-    if disk or first_disk or here != count:
+    if disk or first_disk or count_here != count:
         _raise_fault("a multi-part zip archive, which is not supported")
     if offset + size != end:
         _raise_fault("the zip archive's directory is not where its end record says")
@@ -115,8 +115,10 @@ def _read_directory64(source: SourceFile, locator: int) -> _Directory:
     _, disk, at, disks = _LOCATOR64.unpack(source.read(locator, _LOCATOR64.size))
     if disk or disks > 1 or at + _END64.size > locator:
         _raise_fault("the zip64 end record is not where its locator says")
-    signature, length, _, _, disk, first_disk, here, count, size, offset = _END64.unpack(source.read(at, _END64.size))
-    if signature != b"PK\x06\x06" or at + 12 + length != locator or disk or first_disk or here != count:
+    signature, length, _, _, disk, first_disk, count_here, count, size, offset = _END64.unpack(
+        source.read(at, _END64.size)
+    )
+    if signature != b"PK\x06\x06" or at + 12 + length != locator or disk or first_disk or count_here != count:
         _raise_fault("the zip64 end record is broken")
     if offset + size != at:
         _raise_fault("the zip archive's directory is not where its end record says")
@@ -211,7 +213,7 @@ def _locate_data(
     size: int,
     crc: int,
 ) -> int:
-    """Where the entry's bytes begin, from its local header, which must say what the directory says."""
+    """Where the entry's bytes begin, by its local header, which must agree with the directory."""
     if header + _LOCAL.size + len(raw_name) > directory.offset:
         _raise_fault("the entry is outside the file", name)
     raw = source.read(header, _LOCAL.size + len(raw_name))

@@ -53,7 +53,7 @@ class CudaQueue:
         self._device = device
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Copy beside the host; `source` is page-locked."""
+        """Copy without waiting; `source` is page-locked."""
         target.copy_(source, non_blocking=True)
 
     def mark(self) -> Mark:

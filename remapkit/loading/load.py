@@ -1,4 +1,4 @@
-"""`load_into`: plan, check, then every tensor straight to its place, in one step that is undone where it fails."""
+"""`load_into`: plan, check, then load every tensor straight into its place, in one step that is undone if it fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is to be done to load a plan into a module, and everything that speaks against it."""
+"""How a plan is loaded into a module: which tensor goes where, what is copied, and every problem."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from torch import nn
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.wording import counted, named
-from remapkit.loading.in_place import find_shared_memory, has_overlap, has_shared_elements, merge_ranges
+from remapkit.loading.in_place import (
+    find_shared_memory,
+    has_overlap,
+    has_shared_elements,
+    locate_tensor,
+    merge_ranges,
+)
 from remapkit.loading.module import LoadTarget
-from remapkit.loading.sources import TensorValues, find_overlapping_targets, has_same_bytes, locate_tensor
+from remapkit.loading.sources import TensorValues, find_overlapping_targets, has_same_bytes
 from remapkit.plans.check import Check, make_check
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
@@ -44,7 +50,7 @@ class Assignment:
     dtype: torch.dtype
     own: bool
     into: bool
-    """Whether the module's own tensor takes the values, rather than make way for a new one."""
+    """Whether the values are copied into the module's own tensor; else a new one replaces it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +63,29 @@ class LoadPlan:
 
     @property
     def notes(self) -> tuple[Diagnostic, ...]:
-        """Those of the check; what is cast to the model's dtype on the way differs from it no more."""
+        """Those of the check, but for dtypes that loading casts to the model's."""
         cast = {
             fqn
             for assignment in self.assignments
             if assignment.dtype == self.target.slots[assignment.move.target].value.dtype
             for fqn in assignment.targets
         }
-        left = tuple(each for each in self.check.dtype_mismatches if each.target not in cast)
+        left = tuple(mismatch for mismatch in self.check.dtype_mismatches if mismatch.target not in cast)
         return replace(self.check, dtype_mismatches=left).notes
 
 
 def plan_load(
     target: LoadTarget, plan: ResolvedPlan, values: TensorValues, request: LoadRequest, strict: bool, extra_state: str
 ) -> LoadPlan:
-    """What is to be done, and everything that speaks against it. Reads no data but that of tied names."""
+    """The assignments, and every problem. Reads no data but that of tied names."""
     check = make_check(plan, target.header)
     problems = list(check.problems)
     if not strict:
-        problems = [each for each in problems if each.code not in ("RK310", "RK311")]
+        problems = [problem for problem in problems if problem.code not in ("RK310", "RK311")]
         problems += _diagnose_missing_on_meta(target, check)
     if extra_state != "keep":
         problems += _diagnose_extra_states(target)
-    wrong = {each.target for each in check.shape_mismatches}
+    wrong = {mismatch.target for mismatch in check.shape_mismatches}
     moves = {m.target: m for m in check.plan.moves if m.target in target.header and m.target not in wrong}
     problems += _diagnose_dtypes(moves, target, request)
     problems += _diagnose_copies(moves, target, request)
@@ -175,7 +181,7 @@ def _describe_torn_tie(first: Move, other: Move, model: str) -> Diagnostic:
 
 
 def is_filled_in_place(held: torch.Tensor, target: LoadTarget, request: LoadRequest) -> bool:
-    """Whether this tensor of the module takes the values, rather than make way for a new one.
+    """Whether the values are copied into this tensor of the module; else a new one replaces it.
 
     Parameters that have memory do: optimizers and others hold on to them. Buffers too, but in a module that is being
     built (some parameter is on meta still) a buffer follows `device=` and `dtype=`, as `Module.to` would have it.
@@ -190,7 +196,7 @@ def is_filled_in_place(held: torch.Tensor, target: LoadTarget, request: LoadRequ
 
 
 def _diagnose_copies(moves: Mapping[str, Move], target: LoadTarget, request: LoadRequest) -> Iterator[Diagnostic]:
-    """Tensors that stay, and cannot take what they are to be given."""
+    """Problems of tensors that stay and cannot take the given values."""
     staying = {fqn: held for fqn in moves if is_filled_in_place(held := target.slots[fqn].value, target, request)}
     brought = {fqn: moves[fqn].spec.dtype for fqn in staying if moves[fqn].spec.dtype in TORCH_DTYPES}
     asked = request.dtype
@@ -215,9 +221,9 @@ def _diagnose_copies(moves: Mapping[str, Move], target: LoadTarget, request: Loa
         help = "pass assign=True to replace them, or give each its own memory with clone()"
         yield Diagnostic("RK332", title, (), (help,), (named(expanded),), values={"names": expanded})
     elif torn := find_shared_memory(staying):
-        pairs = [list(each) for each in torn]
+        pairs = [list(pair) for pair in torn]
         title = f"{counted(len(pairs), 'pair')} of tensors of {name} share memory: one copy would overwrite another"
-        lines = [" and ".join(each) for each in pairs]
+        lines = [" and ".join(pair) for pair in pairs]
         help = "pass assign=True to replace them, or give each its own memory with clone()"
         yield Diagnostic("RK332", title, (), (help,), (named(lines),), values={"names": pairs})
     wide = {fqn: (dtype, target.header[fqn].dtype) for fqn, dtype in brought.items() if dtype not in PLAIN_FLOATS}
@@ -253,7 +259,7 @@ def _make_assignments(
     firsts = [next(moves[fqn] for fqn in group if fqn in moves) for group in groups]
     apart = find_overlapping_targets(firsts, values)
     helds = [target.slots[move.target].value for move in firsts]
-    # What a copy is going to write to is no place to copy from: a state dict may hold the module's own tensors.
+    # Values must not share memory that the copies write to: a state dict may hold the module's own tensors.
     written = merge_ranges(locate_tensor(held) for held in helds if is_filled_in_place(held, target, request))
     for move, group, held in zip(firsts, groups, helds, strict=True):
         into = is_filled_in_place(held, target, request)

@@ -1,4 +1,4 @@
-"""Every tensor made, on its device and in its dtype; then all of them assigned at once."""
+"""Carries out a load plan: every tensor is made, on its device and in its dtype, then all are assigned at once."""
 
 from __future__ import annotations
 
@@ -133,9 +133,9 @@ def _move_value(value: Any, device: torch.device, covered: frozenset[int]) -> An
     if isinstance(value, torch.Tensor):
         return value if id(value) in covered else value.to(device)
     if type(value) is dict:
-        return {key: _move_value(each, device, covered) for key, each in value.items()}
+        return {key: _move_value(item, device, covered) for key, item in value.items()}
     return (
-        type(value)(_move_value(each, device, covered) for each in value) if type(value) in (list, tuple) else value
+        type(value)(_move_value(item, device, covered) for item in value) if type(value) in (list, tuple) else value
     )
 
 

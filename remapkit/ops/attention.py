@@ -28,7 +28,7 @@ class FlipHalves(Op):
 
 
 def _check_heads(dim: int, spec: TensorSpec, wanted: int, written: str) -> int:
-    """The dimension, which must hold exactly so many elements."""
+    """The dimension, which must have exactly `wanted` elements."""
     dim = normalize_dim(dim, spec)
     if spec.shape[dim] != wanted:
         title = f"{written} make {wanted}, but there are {describe_size(dim, spec.shape[dim])}, {list(spec.shape)}"

@@ -1,4 +1,4 @@
-"""What every operation is: its dtype and shape inference, and how it refuses."""
+"""The base of operations: shape inference, and the exception for tensors that do not fit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Which operations only move whole stretches of bytes: such a target is copied by the kernel, and no tensor is made.
+"""Which operations only move whole ranges of bytes: such a target is copied by the kernel, and no tensor is made.
 
-Pure arithmetic on headers: every source is taken for one contiguous stretch of bytes.
+Arithmetic on headers alone: every source is one contiguous range of bytes, and each step maps a list of ranges to a
+list of ranges. Lists are given up beyond `MOST` ranges, so that the cost stays bounded; reading elements is then as
+fast.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from remapkit.tensors.dtypes import DTYPE_BITS
 from remapkit.tensors.spec import TensorSpec
 
 FEW = 64
-"""So many stretches are copied whatever their size; more of them must be long ones."""
+"""Up to this many ranges are copied whatever their size; more of them must be `LONG` on average."""
 LONG = 1 << 16
+"""Bytes of a long range."""
 MOST = 1 << 16
+"""The most ranges of one tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class _Laid:
-    """A tensor as stretches of its sources, in row-major order; `starts` are where each begins."""
+    """A tensor as ranges of its sources, in row-major order; `starts` are where each begins."""
 
     spec: TensorSpec
     ranges: tuple[Range, ...]
@@ -44,20 +48,20 @@ class _Laid:
         kept: list[Range] = []
         starts: list[int] = []
         at = 0
-        for each in ranges:
+        for piece in ranges:
             last = kept[-1] if kept else None
-            if last is not None and last.source == each.source and last.offset + last.length == each.offset:
-                kept[-1] = Range(last.source, last.offset, last.length + each.length)
-            elif each.length:
-                kept.append(each)
+            if last is not None and last.source == piece.source and last.offset + last.length == piece.offset:
+                kept[-1] = Range(last.source, last.offset, last.length + piece.length)
+            elif piece.length:
+                kept.append(piece)
                 starts.append(at)
-            at += each.length
+            at += piece.length
             if len(kept) > MOST:
                 return None
         return cls(spec, tuple(kept), tuple(starts))
 
     def cut_ranges(self, start: int, length: int) -> Iterator[Range]:
-        """The stretches that bytes `start` to `start + length` consist of."""
+        """The ranges that bytes `start` to `start + length` consist of."""
         number = bisect_right(self.starts, start) - 1
         while length > 0:
             inside = start - self.starts[number]
@@ -68,7 +72,7 @@ class _Laid:
 
 
 def find_byte_ranges(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> tuple[Range, ...] | None:
-    """The stretches of the sources that the result consists of, or None where its bytes must be made.
+    """The ranges of the sources that the result consists of, or None where its bytes must be made.
 
     >>> from remapkit.ops.join import SplitPart
     >>> find_byte_ranges((SplitPart(0, 1, 3),), [TensorSpec("F32", (6, 2))])
@@ -125,16 +129,18 @@ def _count_inner_bytes(spec: TensorSpec, dim: int) -> int:
 
 
 def _count_pieces(step: Pick, spec: TensorSpec) -> int:
-    return _count_outer(spec.shape, step.dim) * sum(1 if each.step == 1 else len(each) for each in step.ranges)
+    return _count_outer(spec.shape, step.dim) * sum(
+        1 if indices.step == 1 else len(indices) for indices in step.ranges
+    )
 
 
 def _pick_ranges(step: Pick, laid: _Laid) -> Iterator[Range]:
     inner, size = _count_inner_bytes(laid.spec, step.dim), laid.spec.shape[step.dim]
     for outer in range(_count_outer(laid.spec.shape, step.dim)):
         begin = outer * size * inner
-        for each in step.ranges:
-            for start in (each.start,) if each.step == 1 else each:
-                length = inner * (len(each) if each.step == 1 else 1)
+        for indices in step.ranges:
+            for start in (indices.start,) if indices.step == 1 else indices:
+                length = inner * (len(indices) if indices.step == 1 else 1)
                 yield from laid.cut_ranges(begin + start * inner, length)
 
 
@@ -154,10 +160,10 @@ def _apply_join(join: Join, specs: Sequence[TensorSpec]) -> _Laid | None:
         joined = list(parts)
     if join.stack is None or None in joined:
         return joined[0]
-    found = [each for each in joined if each is not None]
-    first = found[0].spec.shape
+    laid_out = [part for part in joined if part is not None]
+    first = laid_out[0].spec.shape
     dim = join.stack % (len(first) + 1)
-    return _interleave_parts(found, dim, (*first[:dim], len(found), *first[dim:]))
+    return _interleave_parts(laid_out, dim, (*first[:dim], len(laid_out), *first[dim:]))
 
 
 def _infer_concat_shape(parts: Sequence[_Laid], dim: int) -> tuple[int, ...]:
@@ -166,7 +172,7 @@ def _infer_concat_shape(parts: Sequence[_Laid], dim: int) -> tuple[int, ...]:
 
 
 def _interleave_parts(parts: Sequence[_Laid], dim: int, shape: tuple[int, ...]) -> _Laid | None:
-    """Tensors side by side: for each index of the dimensions before `dim`, a stretch of each."""
+    """Tensors side by side: for each index of the dimensions before `dim`, a range of each."""
     outer = _count_outer(parts[0].spec.shape, dim)
     if outer * len(parts) > MOST:
         return None

@@ -44,9 +44,9 @@ class Call:
         checks = _FORMS[self.name].at_least
         for name, least in checks.items():
             value = values[name]
-            for each in value if isinstance(value, tuple) else (value,):
-                if each is not None and each < least and not (each == -1 and self.name == "reshape"):
-                    raise BadNumber(f"`{name}` of {self.name} must be at least {least}, got {each}")
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and number < least and not (number == -1 and self.name == "reshape"):
+                    raise BadNumber(f"`{name}` of {self.name} must be at least {least}, got {number}")
         return _FORMS[self.name].make(values)
 
     @property
@@ -82,21 +82,21 @@ class Call:
 def to_plain_arg(arg: Arg) -> Any:
     """An argument as plain data."""
     if isinstance(arg, tuple):
-        return [to_plain_arg(each) for each in arg]
+        return [to_plain_arg(item) for item in arg]
     return arg.text if isinstance(arg, Expr) else arg
 
 
 def evaluate_arg(arg: Arg, params: Params) -> Any:
     """An argument with its arithmetic done."""
     if isinstance(arg, tuple):
-        return tuple(evaluate_arg(each, params) for each in arg)
+        return tuple(evaluate_arg(item, params) for item in arg)
     return arg.value(params) if isinstance(arg, Expr) else arg
 
 
 def list_params(arg: Arg) -> tuple[str, ...]:
     """The params that an argument uses."""
     if isinstance(arg, tuple):
-        return tuple(name for each in arg for name in list_params(each))
+        return tuple(name for item in arg for name in list_params(item))
     return arg.names if isinstance(arg, Expr) else ()
 
 
@@ -105,10 +105,12 @@ Inverse = Callable[[Call], "Call | str"]
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How an operation is written: its arguments and their defaults, which one may stand alone, and its inverse.
+    """How an operation is written: its arguments and their defaults, which one may be written without its name, and
+    its inverse.
 
-    `bare` where the name alone is enough; `short` the argument that may stand without its name, and `unwrap` where
-    one element of it may stand without a list. `words` are the arguments that are texts, all others are numbers.
+    `bare` where the name alone is enough; `short` the argument that may be written without its name, and `unwrap`
+    where one element of it may be written without a list. `words` are the arguments that are texts, all others are
+    numbers.
     """
 
     args: tuple[tuple[str, Any], ...]
@@ -278,8 +280,8 @@ class CallReader:
 
     def calls(self, written: Sequence[WrittenOp]) -> tuple[Call, ...]:
         """Every operation that can be read."""
-        found = (self.read_call(each) for each in written)
-        return tuple(each for each in found if each is not None)
+        calls = (self.read_call(call) for call in written)
+        return tuple(call for call in calls if call is not None)
 
     def read_call(self, written: WrittenOp) -> Call | None:
         """One operation, or None where it has a problem."""

@@ -125,10 +125,10 @@ def infer_stack(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> 
 
 
 def _check_same_dtype(first: TensorSpec, spec: TensorSpec, one: str, other: str) -> None:
-    for name, each in ((one, first), (other, spec)):
-        if DTYPE_BITS[each.dtype] < 8:  # two elements share a byte: no byte range is one element's
+    for name, tensor_spec in ((one, first), (other, spec)):
+        if DTYPE_BITS[tensor_spec.dtype] < 8:  # two elements share a byte: no byte range is one element's
             raise RefusedOp(
-                f"{name} is {each.dtype}, whose elements are smaller than a byte; it can only be renamed",
+                f"{name} is {tensor_spec.dtype}, whose elements are smaller than a byte; it can only be renamed",
                 code="RK352",
             )
     if spec.dtype != first.dtype:

@@ -1,4 +1,4 @@
-"""Two models with the same values on the same input: are their outputs the same, and if not, where do they part?"""
+"""Two models with the same values on the same input: do their outputs differ, and if so, from which module on?"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a comparison came to: `by` what (`oracle`, or a method), with `other`, and which `tensors` took part."""
+    """The result of a comparison: `by` what (`oracle`, or a method), with `other`, and which `tensors` took part."""
 
     by: str
     other: str
@@ -95,14 +95,14 @@ def verify_forward(
 def _find_method(model: nn.Module, name: str) -> Callable[..., Any]:
     found = getattr(model, name, None)
     if not callable(found):
-        known = [each for each in ("forward", "encode", "decode") if callable(getattr(model, each, None))]
+        known = [method for method in ("forward", "encode", "decode") if callable(getattr(model, method, None))]
         title = f"{type(model).__name__} has no method {name!r}"
         raise UsageError(Diagnostic("RK713", title, help=(f"it has {', '.join(known)}",)))
     return found  # type: ignore[no-any-return]
 
 
 class _Watched:
-    """What every module of a model was given and gave at its first call, in the order of the calls."""
+    """The inputs and outputs of every module of a model at its first call, in the order of the calls."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -124,7 +124,7 @@ class _Watched:
     def _make_input_hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: Any) -> None:
             if name not in self.inputs:
-                self.inputs[name] = [each.detach().clone() for each in given if isinstance(each, torch.Tensor)]
+                self.inputs[name] = [value.detach().clone() for value in given if isinstance(value, torch.Tensor)]
 
         return hook
 
@@ -155,7 +155,7 @@ def _run_both(
         except Exception as error:
             refused.append(f"{list(x.shape)}: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
             continue
-        shapes = [[list(each.shape) for each in side] for side in (expected, found)]
+        shapes = [[list(tensor.shape) for tensor in side] for side in (expected, found)]
         if shapes[0] == shapes[1] and found:
             return x, expected, found
         refused.append(f"{list(x.shape)}: {shapes[0]} from {type(source).__name__}, {shapes[1]} from the target")
@@ -167,14 +167,14 @@ def _run_both(
 def _compute_expected(
     source: nn.Module, target: nn.Module, call: Callable[..., Any], method: str, x: Any
 ) -> list[torch.Tensor]:
-    """What the source gives, in the target's terms where the target knows better: `reference_output`."""
+    """What the source computes, or what the target's `reference_output` makes of the source."""
     translate = getattr(target, "reference_output", None)
     given = translate(source, method, x) if callable(translate) else NotImplemented
     return list(tensors(call(x) if given is NotImplemented else given))
 
 
 def _compute_actual(target: nn.Module, call: Callable[..., Any], method: str, x: Any) -> list[torch.Tensor]:
-    """What the target gives, or what it says should be compared: `comparable_output`."""
+    """What the target computes, or what its `comparable_output` gives for comparison."""
     comparable = getattr(target, "comparable_output", None)
     given = comparable(method, x) if callable(comparable) else NotImplemented
     return list(tensors(call(x) if given is NotImplemented else given))
@@ -200,7 +200,7 @@ def tensors(output: Any) -> Iterator[torch.Tensor]:
 
 
 def _measure_difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference, relative to the largest value; infinite where one of them is no number."""
+    """The largest difference, relative to the largest value; infinite where one of them is not finite."""
     if not (one.isfinite().all() and other.isfinite().all()):
         return float("inf")
     scale = max(one.abs().max().item(), 1e-30) if one.numel() else 1.0
@@ -208,13 +208,15 @@ def _measure_difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _find_used_tensors(target: nn.Module, found: Sequence[torch.Tensor]) -> tuple[str, ...]:
-    """The tensors that the outputs depend on, as gradients tell; a verdict says nothing about the others."""
-    parameters = {fqn: each for fqn, each in target.named_parameters(remove_duplicate=False) if each.requires_grad}
-    outputs = [each for each in found if each.requires_grad]
+    """The tensors that the outputs depend on, by their gradients; a verdict says nothing about the others."""
+    parameters = {
+        fqn: tensor for fqn, tensor in target.named_parameters(remove_duplicate=False) if tensor.requires_grad
+    }
+    outputs = [tensor for tensor in found if tensor.requires_grad]
     if not outputs or not parameters:
         return ()
     # Different factors: what goes into a norm adds up to nothing otherwise.
-    total = sum((each * torch.rand_like(each)).square().sum() for each in outputs)
+    total = sum((output * torch.rand_like(output)).square().sum() for output in outputs)
     assert isinstance(total, torch.Tensor)
     grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     return tuple(fqn for fqn, grad in zip(parameters, grads, strict=True) if grad is not None and bool(grad.any()))
@@ -236,7 +238,7 @@ def _diagnose_difference(
 
 
 def find_first_difference(plan: ResolvedPlan, theirs: _Watched, ours: _Watched, tolerance: float) -> tuple[str, bool]:
-    """In words, the first module that gives other values than the one its tensors come from, in order of the calls.
+    """The first module, in the order of calls, whose output differs from that of the module its tensors come from.
 
     And whether a rule is to blame: only where the module was given what the source computes too. What differs before
     a module is called was computed between the modules, by what no rule writes to.
@@ -275,14 +277,14 @@ def find_first_difference(plan: ResolvedPlan, theirs: _Watched, ours: _Watched, 
 def _has_same_inputs(
     theirs: Mapping[str, Sequence[torch.Tensor]], ours: Sequence[torch.Tensor], tolerance: float
 ) -> bool:
-    """Whether some module of the source was given the same: not the counterpart, where two are swapped."""
-    given = [each for inputs in theirs.values() for each in inputs]
+    """Whether some module of the source had the same inputs: where two are swapped, it is not the counterpart."""
+    given = [tensor for inputs in theirs.values() for tensor in inputs]
     return all(
         any(
-            each.shape == other.shape and _measure_difference(other.float(), each.float()) <= tolerance
+            tensor.shape == other.shape and _measure_difference(other.float(), tensor.float()) <= tolerance
             for other in given
         )
-        for each in ours
+        for tensor in ours
     )
 
 

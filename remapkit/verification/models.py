@@ -17,7 +17,7 @@ from remapkit.tensors.from_torch import TORCH_DTYPES, header_of
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, get_leaf
 
 MOST_BYTES = 8_000_000_000
-"""Larger models are refused: a small config shows the same."""
+"""Larger models are refused: a small config proves the same."""
 
 
 def build_random_model(
@@ -25,8 +25,8 @@ def build_random_model(
 ) -> nn.Module:
     """A model on the CPU in single precision, in evaluation mode, every tensor filled with random values.
 
-    But for the constants that `rules` leave behind: see `constants`. `make` builds it on the meta device or not; what
-    lies on meta is given memory first.
+    Constants that `rules` drop keep their values: see `find_constants`. `make` builds it on the meta device or not; what
+    is on meta is given memory first.
     """
     try:
         torch.manual_seed(seed)
@@ -52,7 +52,7 @@ def build_random_model(
 
 
 def randomize_model(model: nn.Module, seed: int, dropped: Collection[str] = ()) -> None:
-    """Random values for every floating tensor of a model's state dict, but for the constants among those dropped."""
+    """Random values for every floating tensor of a model's state dict, but for dropped constants."""
     generator = torch.Generator().manual_seed(seed)
     constant = constants(model, dropped)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def _make_random_tensor(fqn: str, spec: TensorSpec, generator: torch.Generator) 
 
 
 def inputs(models: Sequence[nn.Module], method: str, written: str | None, seed: int) -> Iterator[torch.Tensor]:
-    """What a method may be tried on: the shape that was written, else what the models say of themselves.
+    """Inputs to try a method on: the given shape, else what the models suggest.
 
     A model may have `example_input(method)`, or `dummy_inputs` as those of transformers have; else its first
     convolution, embedding or linear layer tells how many channels it reads.
@@ -139,7 +139,7 @@ def inputs(models: Sequence[nn.Module], method: str, written: str | None, seed: 
     for shape in dict.fromkeys(shape for model in models for shape in _list_input_shapes(model)):
         yield torch.rand(shape, generator=generator) * 2 - 1
     for model in models:
-        embedding = next((each for each in model.modules() if isinstance(each, nn.Embedding)), None)
+        embedding = next((module for module in model.modules() if isinstance(module, nn.Embedding)), None)
         if embedding is not None:
             yield torch.randint(0, embedding.num_embeddings, (2, 7), generator=generator)
 

@@ -64,7 +64,7 @@ def describe_difference(one: Any, other: Any) -> str | None:
     if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
         return None if one is other or one == other else "one of them is not a tensor"
     if one.shape != other.shape or one.dtype != other.dtype:
-        specs = [TensorSpec(str(each.dtype).removeprefix("torch."), tuple(each.shape)) for each in (one, other)]
+        specs = [TensorSpec(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for tensor in (one, other)]
         return f"{specs[0]} here, {specs[1]} there"
     if torch.equal(one, other):
         return None

@@ -1,4 +1,4 @@
-"""Execution: moves and a reader become files. One target tensor at a time, or the kernel's copy of whole stretches.
+"""Moves and a reader become files. One target tensor at a time, or the kernel's copy of whole ranges.
 
 Nothing but the target is ever opened for writing, and it appears whole or not at all. `rename_in_place` is the one
 exception, and keeps a journal.
@@ -20,7 +20,7 @@ from remapkit.files.atomic import ignore_interrupts
 from remapkit.files.errors import make_unwritable
 from remapkit.files.index_names import split_index_name
 from remapkit.files.locks import hold_locks
-from remapkit.files.source_file import CHUNK, split_evenly
+from remapkit.formats.compare import are_equal_streams
 from remapkit.formats.detect import open_checkpoint
 from remapkit.formats.reader import Reader
 from remapkit.plans.moves import Move
@@ -39,7 +39,7 @@ FORMATS = ("safetensors", "pth")
 class Written:
     """What was written: the files (an index last), how many tensors and bytes, and how the bytes went.
 
-    `how` is a subset of reflink, copy_file_range, sendfile, loop (stretches of files), gathered (views, operations),
+    `how` is a subset of reflink, copy_file_range, sendfile, loop (ranges of files), gathered (views, operations),
     header, shifted (in place). `tied` maps the names that are recorded but not written to those that are.
     """
 
@@ -51,7 +51,7 @@ class Written:
     tied: Mapping[str, str] = field(default_factory=dict)
     verified: bool = False
     kept: int = 0
-    """How many complete shards of a killed run were taken over."""
+    """How many complete shards of a killed run were reused."""
 
 
 def execute(
@@ -71,7 +71,7 @@ def execute(
 ) -> Written:
     """Write the targets of `moves`, in their order, to `out`.
 
-    `format` is `safetensors` or `pth`; left out, the suffix of `out` must say it. With `shard_size` (bytes) it is
+    `format` is `safetensors` or `pth`; by default the suffix of `out` decides. With `shard_size` (bytes) it is
     `out` without its suffix, `-00001-of-00003.safetensors` and so on, with an index, or one file where one is enough.
     `tied` are groups of targets that share one storage (by default those whose sources do): a `.pth` keeps them so,
     safetensors keeps one name of each and records the others in its metadata, and `untie` writes copies. `run` makes
@@ -84,7 +84,6 @@ def execute(
     out = Path(out)
     format = choose_format(out, format, shards=shard_size is not None)
     groups = [] if untie else tied if tied is not None else find_tied_targets(moves, reader)
-    run = run or _make_streams(moves)
     layouts, recorded = _lay_out_files(moves, reader, out, format, metadata or {}, shard_size, groups)
     writer = Writer(reader, layouts, progress, run)
     inspect = _make_inspector(reader, run) if verify else None
@@ -103,17 +102,8 @@ def execute(
     )
 
 
-def _make_streams(moves: Sequence[Move]) -> Run | None:
-    """What makes the tensors of moves with operations; numpy is imported only where there are any."""
-    if not any(move.ops for move in moves):
-        return None
-    from remapkit.compute.stream import Streams
-
-    return Streams()
-
-
 def choose_format(out: str | Path, format: str | None = None, *, shards: bool = False) -> str:
-    """The format of an output, `safetensors` or `pth`: the one that is named, else the one that its name says.
+    """The format of an output, `safetensors` or `pth`: the given one, else that of its suffix.
 
     Shards get `.safetensors` after whatever name is given. Raises `UnwritableOutput` (RK511) where nothing says it.
 
@@ -162,7 +152,7 @@ def _lay_out_files(
 
 
 def make_shard_stem(out: Path) -> str:
-    """What the names of shards begin with.
+    """The beginning of the names of shards.
 
     >>> make_shard_stem(Path("out/model.safetensors")), make_shard_stem(Path("model.safetensors.index.json"))
     ('model', 'model')
@@ -215,7 +205,7 @@ def _check_renamed(path: Path, moves: Sequence[Move]) -> None:
 def recover(path: str | Path) -> bool:
     """Restore a file whose rename in place was interrupted, to the byte; False where there is nothing to restore.
 
-    Raises `UnwritableOutput` (RK508) where the file is not the one that the journal speaks of.
+    Raises `UnwritableOutput` (RK508) where the file is not the one that the journal describes.
     """
     return inplace.recover(Path(path))
 
@@ -227,7 +217,7 @@ def verify(moves: Sequence[Move], reader: Reader, out: str | Path, *, run: Run |
     `UnwritableOutput` (RK506) that names the tensors that differ, `UnreadableCheckpoint` where `out` cannot be read.
     """
     with open_checkpoint(out, allow_expand=True) as written:
-        _compare_targets(moves, reader, written, run or _make_streams(moves))
+        _compare_targets(moves, reader, written, run)
     return len(moves)
 
 
@@ -260,12 +250,7 @@ def _is_same_target(move: Move, reader: Reader, written: Reader, tied: Mapping[s
     name = move.target if move.target in header else tied.get(move.target, move.target)
     if name not in header or header[name] != move.spec:
         return False
-    expected, found = (
-        split_evenly(read_target_chunks(move, reader, run), CHUNK),
-        split_evenly(written.chunks(name), CHUNK),
-    )
-    # Views are compared element by element, bytes at once.
-    return all(a.tobytes() == b.tobytes() for a, b in zip(expected, found, strict=True))
+    return are_equal_streams(read_target_chunks(move, reader, run), written.chunks(name))
 
 
 __all__ = [

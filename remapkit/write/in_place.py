@@ -56,7 +56,7 @@ _COLLAPSE, _INSERT = 0x08, 0x20
 
 
 def make_header(moves: Sequence[Move], reader: SafetensorsReader, metadata: Mapping[str, str]) -> bytes:
-    """The JSON of the new header: new names over the data as it lies. Raises `UnwritableOutput` (RK507)."""
+    """The JSON of the new header: new names for the data, in its order. Raises `UnwritableOutput` (RK507)."""
     if any(move.ops for move in moves):
         raise _make_refusal("--in-place only renames: this plan computes new values")
     names = {move.sources[0]: move.target for move in moves}
@@ -74,7 +74,7 @@ def _make_refusal(title: str) -> Exception:
 
 
 def check_no_links(path: Path, source: SourceFile) -> None:
-    """Raise `UnwritableOutput` (RK507) for a file that is known by other names too: they would all change."""
+    """Raise `UnwritableOutput` (RK507) for a file that has other names too, which would all change."""
     if path.is_symlink():
         target = os.path.realpath(path)
         help = ("name that file if it is the one to change",)
@@ -155,7 +155,7 @@ class Journal:
 
     @classmethod
     def unpack(cls, raw: bytes) -> Journal | None:
-        """The journal that bytes hold, or None where they are torn or say what no rename could have written."""
+        """The journal that bytes hold, or None where they are torn or not what a rename writes."""
         head = len(_MAGIC)
         if raw[:head] != _MAGIC or len(raw) < head + 28:
             return None
@@ -175,10 +175,10 @@ class Journal:
         return journal if journal._is_sound() else None
 
     def _is_sound(self) -> bool:
-        """Whether it may be one of ours: two headers of the same tensors, apart by whole blocks.
+        """Whether it may be ours: two headers of the same tensors, whose lengths differ by whole blocks.
 
-        Whoever can write a folder can put a journal into it, under a name that is no secret. One that is used can
-        only do what a rename does.
+        Whoever can write to a folder can put a journal into it. So what is not ours is refused, and what is accepted
+        can only do what a rename does.
         """
         if type(self.file) is not str or type(self.size) is not int or type(self.insert) is not int:
             return False
@@ -325,9 +325,9 @@ def _fallocate(fd: int, mode: int, length: int) -> bool:
 
 
 def recover(path: Path) -> bool:
-    """Restore a file from its journal, to the byte; False where there is none. Safe to be interrupted itself.
+    """Restore a file from its journal, to the byte; False where there is none. It may be interrupted and repeated.
 
-    Raises `UnwritableOutput` (RK507, RK508) where the file is not the one that the journal speaks of, or is being
+    Raises `UnwritableOutput` (RK507, RK508) where the file is not the one that the journal describes, or is being
     rewritten just now.
     """
     path = Path(os.path.realpath(path))
@@ -354,7 +354,7 @@ def _recover_file(path: Path) -> bool:
 
 
 def _read_journal(path: Path) -> bytes | None:
-    """The bytes of a journal, or None for what is none: a link, a pipe, a device, or more than two headers take."""
+    """The bytes of a journal, or None for what cannot be one: a link, a pipe, a device, or more than two headers take."""
     try:
         if path.is_symlink():
             return None

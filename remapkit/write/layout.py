@@ -79,10 +79,10 @@ class FileLayout:
 
 
 def make_fingerprint(layout: FileLayout, sources: Sequence[SourceFile]) -> str:
-    """32 hex digits for what a file is made of: the bytes that are known, and where the others come from.
+    """32 hex digits for the content of a file: the bytes that are known, and where the others come from.
 
-    It finds the file again that a killed run completed; whether its bytes are right, a comparison says. Empty where
-    operations compute something: comparing would cost as much as making it.
+    It identifies a file that a killed run completed, whose bytes are then compared. Empty where operations compute
+    something: comparing would cost as much as computing it.
     """
     import hashlib
 
@@ -115,10 +115,10 @@ def split_ties(moves: Sequence[Move], tied: Iterable[Sequence[str]]) -> tuple[li
 
 
 def sort_for_alignment(moves: Sequence[Move]) -> list[Move]:
-    """The moves in their order where every tensor then starts at a multiple of its element's width, else wide first.
+    """The moves in their order if every tensor then starts at a multiple of its element's width, else widest first.
 
     The format has no room for padding between tensors, so its own writer sorts by width; readers that map the file
-    need aligned tensors. Here the given order is kept wherever it is aligned as it stands.
+    need aligned tensors. Here the given order is kept if all tensors are aligned in it.
 
     >>> from remapkit import TensorSpec
     >>> from remapkit.plans.moves import RuleRef
@@ -160,7 +160,7 @@ def lay_out_safetensors(name: str, moves: Sequence[Move], reader: Reader, metada
 
 
 def check_dims(moves: Iterable[Move]) -> None:
-    """Raise `UnwritableOutput` (RK505) for tensors that no reader takes back, this one included."""
+    """Raise `UnwritableOutput` (RK505) for tensors that no reader accepts, ours included."""
     for move in moves:
         if len(move.spec.shape) > MAX_DIMS:
             title = (
@@ -177,7 +177,7 @@ def _check_dtypes(moves: Iterable[Move]) -> None:
 
 
 def make_tensor_piece(move: Move, reader: Reader) -> Piece:
-    """What a target's bytes are: a stretch of a source file, or something that must be made."""
+    """What a target's bytes are: a range of a source file, or something that must be made."""
     extent = reader.extent(move.sources[0]) if not move.ops else None
     if extent is None:
         return StreamPiece(move, move.spec.nbytes)
@@ -185,7 +185,7 @@ def make_tensor_piece(move: Move, reader: Reader) -> Piece:
 
 
 def make_tensor_pieces(move: Move, reader: Reader) -> list[Piece]:
-    """What a target's bytes are, piece by piece: operations that only move stretches of bytes are copies too."""
+    """What a target's bytes are, piece by piece: operations that only move ranges of bytes are copies too."""
     if move.ops and move.sources:
         header = reader.header()
         ranges = find_byte_ranges(move.ops, [header[fqn] for fqn in move.sources])

@@ -1,4 +1,4 @@
-"""What an output replaces besides the files of its own names: the same checkpoint in another layout.
+"""What an output replaces besides files of the same names: the same checkpoint in another layout.
 
 `model.safetensors` and `model.safetensors.index.json` with its shards are one checkpoint, and so are shards of
 another count. Side by side, readers would take whichever they look for first.
@@ -57,16 +57,16 @@ def _read_identity(path: Path) -> tuple[int, int] | None:
 
 
 def dress_files(files: Sequence[NewFile], replaced: Sequence[Path]) -> None:
-    """Let every file keep what the one under its name has, and a new name take it from the layout that it replaces.
+    """Give every new file the mode and owner of the one that it replaces, a new name those of the replaced layout:
 
-    That is from the narrowest mode of the same kind (index or weights), else of the other: nobody may read more of a
-    checkpoint because it lies there in other pieces. To be called before any of the old files goes.
+    from the narrowest mode of the same kind (index or weights), else of the other: nobody may read more of a
+    checkpoint because it is split in another way. Must be called before any of the old files is removed.
     """
     found = [(path, Dress.of(path)) for path in (*(new.target for new in files), *replaced)]
     old = [(path.name, worn) for path, worn in found if worn is not None]
     for new, (_, own) in zip(files, found, strict=False):
         kind = is_index(new.target.name)
-        others = sorted(old, key=lambda each: (is_index(each[0]) != kind, (each[1].mode & 0o777).bit_count()))
+        others = sorted(old, key=lambda named: (is_index(named[0]) != kind, (named[1].mode & 0o777).bit_count()))
         new.set_dress(own or (others[0][1] if others else None))
 
 

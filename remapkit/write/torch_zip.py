@@ -1,7 +1,8 @@
 """Checkpoints in the format of torch.save, laid out without torch and streamed.
 
-Source: torch/serialization.py (records `data.pkl`, `byteorder`, `data/<key>`, `version`; storages aligned to 64 bytes
-by an extra field named FB) and PKWARE's APPNOTE. `torch.load(weights_only=True, mmap=True)` reads the result.
+Source: torch/serialization.py (records `data.pkl`, `byteorder`, `data/<key>`, `version`), inline_container.cc of torch
+(storages aligned to 64 bytes by an extra field named FB) and PKWARE's APPNOTE.TXT, sections 4.3.7 to 4.3.16 and 4.5.3.
+`torch.load(weights_only=True, mmap=True)` reads the result.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _make_tensor_record(name: str, move: Move, reader: Reader) -> _Record:
 
 
 def _name_folder(name: str) -> str:
-    """The archive's folder as torch names it: the file without its suffix; `archive` where that is no UTF-8."""
+    """The archive's folder as torch names it: the file without its suffix; `archive` where that is not UTF-8."""
     stem = name.rpartition(".")[0] or name
     return stem if is_utf8(stem) else "archive"
 
@@ -123,6 +124,7 @@ def _lay_out_zip(records: Sequence[_Record]) -> tuple[list[Piece], list[Seal]]:
 
 def _make_local_header(record: _Record, at: int) -> bytes:
     name, size = record.name.encode("utf-8"), record.piece.nbytes
+    # 4.5.3: a local header with a zip64 field has both sizes in it, and all ones in their own places.
     wide = struct.pack("<HHQQ", 1, 16, size, size) if size >= _MAX32 else b""
     bare = at + _LOCAL.size + len(name) + len(wide) + 4
     padding = -bare % _ALIGNMENT
@@ -134,6 +136,7 @@ def _make_local_header(record: _Record, at: int) -> bytes:
 
 
 def _make_central_entry(record: _Record, header_at: int) -> bytes:
+    # 4.5.3: in the directory only the fields that are all ones are in the zip64 field, in this order.
     name, size = record.name.encode("utf-8"), record.piece.nbytes
     wide = b""
     if size >= _MAX32:

@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 
 
 Inspect = Callable[[Path, FileLayout], None]
-"""Looks at a file that is complete and on the disk, but not named yet; raises where it is not right."""
+"""Checks a file that is complete and on the disk, but not named yet; raises if it is wrong."""
 
 
 SMALL = 1 << 16
@@ -57,7 +57,7 @@ class Small:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the gathered pieces."""
         if self._waiting:
             write_all(self._fd, bytes(self._waiting), self._at)
             self._advance(len(self._waiting))
@@ -67,8 +67,8 @@ class Small:
 class Writer:
     """One run: progress over all files, which ways the bytes went (`how`), and how many shards were `kept`.
 
-    A sharded output that was killed is resumed: every shard that it completed is compared with its sources, and taken
-    over where it holds what would be written. What is being written has no name yet in either case.
+    A sharded output that was killed is resumed: every shard that it completed is compared with its sources, and
+    reused if it contains what would be written. Files that are being written have no name yet in either case.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Writer:
         ]
 
     def _reuse_file(self, found: NewFile | None, layout: FileLayout, stack: contextlib.ExitStack) -> NewFile | None:
-        """The file where it holds, byte for byte, what would be written now; else it is removed."""
+        """The file if it contains, byte for byte, what would be written now; else it is removed."""
         if found is None:
             return None
         with contextlib.ExitStack() as own:
@@ -167,7 +167,7 @@ class Writer:
         return read_target_chunks(piece.move, self._reader, self._run)
 
     def _check_space(self, files: Sequence[NewFile]) -> None:
-        """Shared blocks take no space, so a full filesystem may still hold another copy."""
+        """Refuse where space lacks; shared blocks need none, so a full filesystem may still take a clone."""
         needed = sum(layout.nbytes for new, layout in zip(files, self._layouts, strict=True) if not new.complete)
         first = next(new for new in files if not new.complete)
         sources = [
@@ -254,9 +254,9 @@ class Writer:
 
 
 def _name_files(files: Sequence[NewFile], force: bool, indexes: Sequence[Path] = ()) -> None:
-    """Give the files their names. An index goes first and comes last: between, nothing looks finished.
+    """Give the files their names. An old index is removed first and the new one named last: between, nothing looks complete.
 
-    `indexes` are the output's other ones, which may name the same shards: they go with it.
+    `indexes` are other indexes of the output, which may list the same shards: they are removed too.
     """
     *shards, last = files
     named: list[NewFile] = []

@@ -1,4 +1,4 @@
-"""The globals that state dicts are made of: `--strict-pickle` holds every name of a pickle against this one list."""
+"""The globals that state dicts consist of: `--strict-pickle` checks every name of a pickle against this list."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _ARRAYS = {
 _ARRAYS |= {"numpy.ndarray", "numpy.dtype"}
 
 ALLOWED = frozenset(_TENSORS | _CLASSES | _STORAGES | _DTYPES | _CONTAINERS | _BUILTINS | _ARRAYS)
-"""By full name. What is not here is refused, so that nobody has to know every way in which an object can do harm."""
+"""By full name. Everything else is refused, so that no list of dangerous globals has to be complete."""
 
 
 def is_allowed(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The few callables of a state dict that the pickle machine carries out itself, on placeholders."""
+"""The few callables of state dicts, which the pickle machine carries out itself, on placeholders."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _rebuild_tensor_v3(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaq
 
 
 def _find_lazy(metadata: tuple[Any, ...]) -> Opaque | None:
-    """A tensor whose bytes are not its values: a lazy conjugate or negative."""
+    """An `Opaque` for a tensor whose bytes are not its values: a lazy conjugate or negative."""
     if metadata and isinstance(metadata[0], Mapping):
         for key, value in metadata[0].items:
             if key in ("conj", "neg") and value:
@@ -164,7 +164,7 @@ _CALLS: dict[str, Callable[[Machine, tuple[Any, ...]], Any]] = {
 
 
 _CALLS["torch.storage._load_from_bytes"] = _make_opaque("tensor pickled without torch.save")
-"""What the calls that a checkpoint is made of become; the kinds of tensors that are not read keep their names."""
+"""What the calls in checkpoints become; unsupported kinds of tensors keep only their names."""
 
 
 def load_persistent(machine: Machine, identity: Any) -> Any:

@@ -12,7 +12,7 @@ MAX_TEXT = 1 << 16
 
 
 class PickleFault(FileFault):
-    """What is wrong with a pickle."""
+    """A fault of a pickle (RK404)."""
 
     def __init__(self, title: str, help: tuple[str, ...] = ()) -> None:
         super().__init__("RK404", title, help=help)
@@ -52,7 +52,7 @@ class Mapping:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A storage that the pickle refers to: its key in the archive and how many elements the pickle says it has.
+    """A storage that the pickle refers to: its key in the archive and its number of elements according to the pickle.
 
     `dtype` is None for an untyped storage, whose elements are bytes.
     """
@@ -75,12 +75,12 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a pickle holds: the object, where the pickle ended, and the globals that it names.
+    """The content of a pickle: the object, where the pickle ended, and the globals that it names.
 
-    `named` are all of them, whether anything in the object uses them or not; `hostile` what only an attack names.
+    `named` are all of them, whether the object uses them or not; `hostile` those that only an attack names.
 
-    `widths` has the bytes that an element of each storage takes, by its key; 0 where that is not known, or said in
-    two ways.
+    `widths` has the bytes that an element of each storage takes, by its key; 0 where that is unknown or
+    contradictory.
     """
 
     value: Any
