@@ -13,7 +13,7 @@ import numpy as np
 
 from remapkit.compute.lazy import (
     Box,
-    Calculated,
+    Computed,
     FileRange,
     Lazy,
     Leaf,
@@ -75,7 +75,7 @@ def make_stripes(lazy: Lazy, size: int = STRIPE) -> Iterator[memoryview]:
         return
     if isinstance(lazy, Permuted) and size == STRIPE:
         size = TRANSPOSED
-    if isinstance(lazy, Calculated):
+    if isinstance(lazy, Computed):
         size = min(size, STRIPE // 8)  # each step of a calculation makes an array of its own
     itemsize = choose_word(lazy.spec.dtype).itemsize
     for box in split_into_boxes(lazy.spec.shape, max(1, size // itemsize)):

@@ -22,7 +22,7 @@ from remapkit.tensors.spec import MAX_NAME, StateDictSpec, TensorSpec, find_name
 
 MAX_HEADER = 100_000_000
 """The longest header the format allows, in bytes."""
-DTYPES = frozenset(DTYPE_BITS) - {"C128"}
+FORMAT_DTYPES = frozenset(DTYPE_BITS) - {"C128"}
 """The names of the library's enum `Dtype`."""
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 1 << 64
@@ -164,7 +164,7 @@ def _parse_entry(fqn: str, value: Any) -> HeaderEntry:
     if not isinstance(value, dict) or value.keys() != _FIELDS:
         _raise_fault("a tensor has exactly the fields dtype, shape and data_offsets", fqn)
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in FORMAT_DTYPES:
         _raise_fault(f"unknown dtype {shown(str(dtype), 40)!r}", fqn)
     for numbers, name in ((shape, "shape"), (offsets, "data_offsets")):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < _LIMIT for n in numbers):
@@ -226,7 +226,7 @@ def header_json(tensors: Iterable[tuple[str, TensorSpec]], metadata: Mapping[str
         parts.append('"__metadata__":' + _dump_json({key: metadata[key] for key in sorted(metadata)}))
     position = 0
     for fqn, spec in tensors:
-        if spec.dtype not in DTYPES:
+        if spec.dtype not in FORMAT_DTYPES:
             raise ValueError(f"{fqn} is {spec.dtype}, which safetensors does not support")
         end = position + spec.nbytes
         shape = ",".join(map(str, spec.shape))

@@ -13,18 +13,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from remapkit.diagnostics.wording import shown, sized
+from remapkit.diagnostics.wording import counted, shown, sized
 from remapkit.files.errors import FileFault
 from remapkit.formats.pickle.allowlist import is_allowed
 from remapkit.formats.pickle.values import (
     HOSTILE_HELP,
-    Found,
     Global,
-    Mapping,
     Opaque,
+    PickleContent,
+    PickledDict,
+    PickledStorage,
+    PickledTensor,
     PickleFault,
-    Storage,
-    Tensor,
     describe_with_article,
 )
 from remapkit.tensors.dtypes import DTYPE_BITS
@@ -50,7 +50,7 @@ class _Path:
         path: _Path | None = self
         length = 0
         while path is not None and path.parent is not None:
-            key = name(path.key)
+            key = format_key(path.key)
             length += len(key) + 1
             if length > _MAX_PATH:
                 keys.append("…")
@@ -60,7 +60,7 @@ class _Path:
         return ".".join(reversed(keys))
 
 
-def name(key: Any) -> str:
+def format_key(key: Any) -> str:
     """A key of a pickled dict as messages show it; what is neither text nor a number only by its kind."""
     return str(key) if isinstance(key, str | int) else f"<{describe_with_article(key)}>"
 
@@ -84,12 +84,12 @@ class Candidate:
 class StateDict:
     """The chosen mapping: its tensors by FQN, where it was found, and what was ignored."""
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, PickledTensor]
     root: str
     ignored: tuple[str, ...]
 
 
-def choose_state_dict(found: Found, root: str | None, strict: bool) -> StateDict:
+def choose_state_dict(found: PickleContent, root: str | None, strict: bool) -> StateDict:
     """The state dict of a pickle; raises `FileFault` (RK404, RK406, RK411) where there is none, or more than one."""
     walk = _Walk()
     walk.search(found.value)
@@ -154,7 +154,7 @@ class _Walk:
     def _visit(self, path: _Path, node: Any) -> None:
         if isinstance(node, Opaque):
             self._note_opaque(path, node)
-        elif isinstance(node, Tensor) and not isinstance(path.key, str):
+        elif isinstance(node, PickledTensor) and not isinstance(path.key, str):
             self.loose += 1
         elif isinstance(node, Global):
             self.hostile_path.setdefault(str(node), path)
@@ -167,12 +167,12 @@ class _Walk:
                 self.modules = self.modules or node.name
 
     def _note_mapping(self, path: _Path, node: Any) -> None:
-        items = node.items if isinstance(node, Mapping | Opaque) else None
-        if isinstance(node, Mapping) and _is_optimizer(node):
+        items = node.items if isinstance(node, PickledDict | Opaque) else None
+        if isinstance(node, PickledDict) and _is_optimizer(node):
             self.optimizers[id(path)] = path
-        tensors = [value for key, value in items or () if isinstance(value, Tensor) and isinstance(key, str)]
+        tensors = [value for key, value in items or () if isinstance(value, PickledTensor) and isinstance(key, str)]
         if items is not None and tensors:
-            self.candidates.append(Candidate(path, items, len(tensors), sum(map(nbytes, tensors))))
+            self.candidates.append(Candidate(path, items, len(tensors), sum(map(count_bytes, tensors))))
             if len(self.candidates) > _MAX_CANDIDATES:
                 raise PickleFault(f"the pickle holds more than {_MAX_CANDIDATES} mappings of tensors")
 
@@ -186,7 +186,7 @@ class _Walk:
         return False
 
 
-def _is_optimizer(node: Mapping) -> bool:
+def _is_optimizer(node: PickledDict) -> bool:
     """Whether a mapping is what `torch.optim.Optimizer.state_dict` gives: `state`, `param_groups`, nothing else."""
     if len(node.items) != 2 or not all(isinstance(key, str) for key, _ in node.items):
         return False
@@ -195,7 +195,7 @@ def _is_optimizer(node: Mapping) -> bool:
 
 
 def _list_children(node: Any) -> Iterator[tuple[Any, Any]] | None:
-    if isinstance(node, Mapping):
+    if isinstance(node, PickledDict):
         return iter(node.items)
     if isinstance(node, Opaque):
         return iter(node.items) if node.items else None
@@ -205,15 +205,15 @@ def _list_children(node: Any) -> Iterator[tuple[Any, Any]] | None:
 
 
 def _is_node(value: Any) -> bool:
-    return isinstance(value, Mapping | Opaque | Tensor | Global | list | tuple)
+    return isinstance(value, PickledDict | Opaque | PickledTensor | Global | list | tuple)
 
 
-def nbytes(tensor: Tensor) -> int:
+def count_bytes(tensor: PickledTensor) -> int:
     """The bytes of a tensor when packed; at most 2^62, since nothing has been checked yet."""
     return max(0, min(math.prod(tensor.shape) * (DTYPE_BITS[tensor.dtype] // 8), 1 << 62))
 
 
-def _make_hostile_fault(found: Found, walk: _Walk) -> FileFault:
+def _make_hostile_fault(found: PickleContent, walk: _Walk) -> FileFault:
     for name in found.hostile:
         where = str(walk.hostile_path.get(name) or "")
         if where:
@@ -270,7 +270,7 @@ def _suggest_roots(walk: _Walk) -> tuple[str, ...]:
 def _can_be_model(candidate: Candidate) -> bool:
     """Whether it has a tensor of at least one dimension under a name that is not a trainer's own."""
     return not _NO_MODEL.search(candidate.path) and any(
-        isinstance(value, Tensor) and value.shape and isinstance(key, str) and not _NO_MODEL.search(key)
+        isinstance(value, PickledTensor) and value.shape and isinstance(key, str) and not _NO_MODEL.search(key)
         for key, value in candidate.items
     )
 
@@ -280,7 +280,7 @@ def _explain_no_mapping(walk: _Walk) -> tuple[str, ...]:
     if walk.loose:
         notes.append(f"{walk.loose} tensors are in lists or under keys that are not text")
     if walk.opaque:
-        notes.append(f"it holds {_format_object_count(walk.opaque.total())} ({_list_common_names(walk.opaque)})")
+        notes.append(f"it holds {counted(walk.opaque.total(), 'object')} ({_list_common_names(walk.opaque)})")
     return tuple(notes)
 
 
@@ -307,15 +307,15 @@ def _find_candidate(walk: _Walk, root: str) -> Candidate:
     raise FileFault("RK406", f"no mapping of tensors at {where}", notes=notes)
 
 
-def _find_nodes(top: Any, root: str) -> list[Mapping | Opaque]:
+def _find_nodes(top: Any, root: str) -> list[PickledDict | Opaque]:
     """The mappings that a path leads to; keys may contain dots, so it may be read in several ways."""
-    found: dict[int, Mapping | Opaque] = {}
+    found: dict[int, PickledDict | Opaque] = {}
     seen: set[tuple[int, int]] = set()
     waiting = [(top, 0)]
     while waiting:
         node, at = waiting.pop()
         if at > len(root):
-            if isinstance(node, Mapping | Opaque):
+            if isinstance(node, PickledDict | Opaque):
                 found[id(node)] = node
             continue
         children = _list_children(node)
@@ -323,7 +323,7 @@ def _find_nodes(top: Any, root: str) -> list[Mapping | Opaque]:
             continue
         seen.add((id(node), at))
         for key, child in children:
-            text = name(key)
+            text = format_key(key)
             end = at + len(text)
             if _is_node(child) and root.startswith(text, at) and root[end : end + 1] in ("", "."):
                 waiting.append((child, end + 1))
@@ -347,19 +347,21 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
     return "\n".join(lines)
 
 
-def _collect_tensors(candidate: Candidate) -> dict[str, Tensor]:
+def _collect_tensors(candidate: Candidate) -> dict[str, PickledTensor]:
     """The tensors of the chosen mapping; an object in a tensor's place is an error."""
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, PickledTensor] = {}
     for key, value in candidate.items:
-        if isinstance(value, Tensor):
+        if isinstance(value, PickledTensor):
             fqn = _check_key(key, candidate)
             if fqn in tensors:
                 raise FileFault("RK406", f"duplicate key {shown(fqn)!r}", key=fqn)
             tensors[fqn] = value
         elif isinstance(value, Opaque | Global) and not _is_extra(key, value):
-            raise _make_object_fault(value, shown(f"{candidate.path}.{name(key)}" if candidate.path else name(key)))
-        elif isinstance(value, Storage):
-            raise FileFault("RK409", f"'{shown(name(key))}' is a bare storage, not a tensor")
+            raise _make_object_fault(
+                value, shown(f"{candidate.path}.{format_key(key)}" if candidate.path else format_key(key))
+            )
+        elif isinstance(value, PickledStorage):
+            raise FileFault("RK409", f"'{shown(format_key(key))}' is a bare storage, not a tensor")
     return tensors
 
 
@@ -381,7 +383,7 @@ def _is_extra(key: Any, value: Any) -> bool:
 
 def _check_key(key: Any, candidate: Candidate) -> str:
     if not isinstance(key, str):
-        text = repr(key) if isinstance(key, int | float | bool) else name(key)
+        text = repr(key) if isinstance(key, int | float | bool) else format_key(key)
         raise FileFault("RK406", f"a tensor under the key {shown(text, 60)}, which is not text")
     if problem := find_name_problem(key):
         raise FileFault("RK406", f"a key {problem}", key=key)
@@ -390,12 +392,14 @@ def _check_key(key: Any, candidate: Candidate) -> str:
 
 def _describe_ignored(walk: _Walk, chosen: Candidate) -> Iterator[str]:
     if walk.opaque:
-        yield f"{_format_object_count(walk.opaque.total())} were ignored ({_list_common_names(walk.opaque)})".replace(
-            "1 object were", "1 object was"
-        )
-    values = [(key, value) for key, value in chosen.items if not isinstance(value, Tensor | Opaque)]
+        objects = counted(walk.opaque.total(), "object")
+        verb = "was" if walk.opaque.total() == 1 else "were"
+        yield f"{objects} {verb} ignored ({_list_common_names(walk.opaque)})"
+    values = [(key, value) for key, value in chosen.items if not isinstance(value, PickledTensor | Opaque)]
     if values:
-        names = ", ".join(f"{shown(name(key), 60)}: {describe_with_article(value)}" for key, value in values[:5])
+        names = ", ".join(
+            f"{shown(format_key(key), 60)}: {describe_with_article(value)}" for key, value in values[:5]
+        )
         more = f", ... and {len(values) - 5} more" if len(values) > 5 else ""
         yield f"{len(values)} {'entry' if len(values) == 1 else 'entries'} beside the tensors ignored ({names}{more})"
     aside = [candidate for candidate in walk.candidates if walk.is_in_optimizer(candidate)]
@@ -413,10 +417,6 @@ def _describe_unused(names: Sequence[str]) -> Iterator[str]:
 
 def _list_first(names: Sequence[str]) -> str:
     return ", ".join(shown(name, 80) for name in names[:5]) + (", …" if len(names) > 5 else "")
-
-
-def _format_object_count(count: int) -> str:
-    return "1 object" if count == 1 else f"{count} objects"
 
 
 def _list_common_names(names: Counter[str]) -> str:

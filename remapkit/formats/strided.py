@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.wording import shown, sized
 from remapkit.files.errors import FileFault
-from remapkit.formats.pickle.values import Tensor
+from remapkit.formats.pickle.values import PickledTensor
 from remapkit.tensors.dtypes import DTYPE_BITS
 from remapkit.tensors.spec import TensorSpec
 
@@ -37,7 +37,7 @@ def is_contiguous(shape: Sequence[int], stride: Sequence[int]) -> bool:
     return True
 
 
-def find_view_end(tensor: Tensor) -> int:
+def find_view_end(tensor: PickledTensor) -> int:
     """One past the last element of the storage that the view touches; 0 where it has no elements."""
     if 0 in tensor.shape:
         return 0
@@ -45,7 +45,7 @@ def find_view_end(tensor: Tensor) -> int:
     return tensor.offset + last + 1
 
 
-def check_view(fqn: str, tensor: Tensor, storage_bytes: int) -> TensorSpec:
+def check_view(fqn: str, tensor: PickledTensor, storage_bytes: int) -> TensorSpec:
     """The spec of a view, which must be within its storage; raises `FileFault` (RK405) if it is not."""
     if len(tensor.shape) != len(tensor.stride):
         raise FileFault("RK405", f"{len(tensor.shape)} dimensions, but {len(tensor.stride)} strides", key=fqn)
@@ -67,7 +67,7 @@ def check_view(fqn: str, tensor: Tensor, storage_bytes: int) -> TensorSpec:
     return TensorSpec(tensor.dtype, tensor.shape)
 
 
-def check_expansion(fqn: str, tensor: Tensor, spec: TensorSpec, storage_bytes: int) -> None:
+def check_expansion(fqn: str, tensor: PickledTensor, spec: TensorSpec, storage_bytes: int) -> None:
     """Raise `FileFault` (RK410) for a view that repeats its storage into much more than it is."""
     if spec.nbytes > storage_bytes + EXPAND_FREE:
         zero = 0 in [step for size, step in zip(tensor.shape, tensor.stride, strict=True) if size > 1]
@@ -91,7 +91,7 @@ _DENSE = 16 << 20
 """The same where at least a quarter of what is read is needed."""
 
 
-def gather(read: Read, tensor: Tensor, size: int) -> Iterator[memoryview]:
+def gather(read: Read, tensor: PickledTensor, size: int) -> Iterator[memoryview]:
     """The bytes of a strided view, contiguous and row-major, in pieces of about `size` bytes.
 
     Elements are moved as opaque words of their width, so every dtype comes through to the bit. Everything is read,

@@ -21,8 +21,14 @@ from remapkit.files.source_file import CHUNK, Extent, SourceFile, describe_os_er
 from remapkit.files.strict_json import parse_json
 from remapkit.formats.options import Options
 from remapkit.formats.pickle.read import read_pickle
-from remapkit.formats.pickle.values import Found, PickleFault, Storage, Tensor, describe_with_article
-from remapkit.formats.pickle.values import Mapping as PickledMapping
+from remapkit.formats.pickle.values import (
+    PickleContent,
+    PickledDict,
+    PickledStorage,
+    PickledTensor,
+    PickleFault,
+    describe_with_article,
+)
 from remapkit.formats.reader import FileReader
 from remapkit.formats.state_dict import StateDict, choose_state_dict
 from remapkit.formats.strided import EXPAND_FREE, Read, check_expansion, check_view, gather, is_contiguous
@@ -200,7 +206,7 @@ def _map_file(source: SourceFile) -> mmap.mmap:
         raise FileFault("RK400", f"cannot map the file into memory: {words}") from error
 
 
-def _check_storage(storage: Storage, stored: _Stored) -> None:
+def _check_storage(storage: PickledStorage, stored: _Stored) -> None:
     width = DTYPE_BITS[storage.dtype] // 8 if storage.dtype else 1
     claimed = storage.numel * width
     if claimed != stored.nbytes:
@@ -208,7 +214,7 @@ def _check_storage(storage: Storage, stored: _Stored) -> None:
         raise FileFault("RK405", title, help=("fetch it again; if a tool wrote it, the tool has a bug",))
 
 
-def _find_tied(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
+def _find_tied(tensors: Mapping[str, PickledTensor]) -> tuple[tuple[str, ...], ...]:
     groups: dict[tuple[object, ...], list[str]] = {}
     for fqn, tensor in tensors.items():
         if 0 not in tensor.shape:
@@ -217,7 +223,7 @@ def _find_tied(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
-def _read_zip(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
+def _read_zip(source: SourceFile) -> tuple[PickleContent, dict[str, _Stored], dict[str, str]]:
     entries = read_archive(source)
     prefix = _find_prefix(entries)
     _refuse_unsupported(source, entries, prefix)
@@ -271,7 +277,7 @@ def _refuse_unsupported(source: SourceFile, entries: Mapping[str, ZipEntry], pre
         raise FileFault("RK409", title, help=("save it again on a little-endian machine",))
 
 
-def _read_data_pkl(source: SourceFile, entry: ZipEntry, entries: int) -> Found:
+def _read_data_pkl(source: SourceFile, entry: ZipEntry, entries: int) -> PickleContent:
     if not entry.is_stored or entry.size < 1 << 16:
         data = read_entry(source, entry, _MAX_INFLATED_PICKLE)
         return _check_end(read_pickle(data, 0, entry.size, entries), entry.size)
@@ -284,19 +290,21 @@ def _read_data_pkl(source: SourceFile, entry: ZipEntry, entries: int) -> Found:
         return _check_end(read_pickle(mapped, entry.offset, end, entries), end)
 
 
-def _check_end(found: Found, end: int) -> Found:
+def _check_end(found: PickleContent, end: int) -> PickleContent:
     if found.end != end:
         raise PickleFault(f"{sized(end - found.end)} follow the end of the pickle")
     return found
 
 
-def _read_legacy(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
+def _read_legacy(source: SourceFile) -> tuple[PickleContent, dict[str, _Stored], dict[str, str]]:
     """Magic number, protocol version, system info, the object, the storages' keys; then the storages."""
     with _map_file(source) as data:
         return _read_legacy_pickles(source, data)
 
 
-def _read_legacy_pickles(source: SourceFile, data: mmap.mmap) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
+def _read_legacy_pickles(
+    source: SourceFile, data: mmap.mmap
+) -> tuple[PickleContent, dict[str, _Stored], dict[str, str]]:
     limit = min(source.size, MAX_PICKLE)
     magic = read_pickle(data, 0, limit)
     if magic.value != _MAGIC:
@@ -307,7 +315,7 @@ def _read_legacy_pickles(source: SourceFile, data: mmap.mmap) -> tuple[Found, di
         words = repr(version.value) if type(version.value) is int else describe_with_article(version.value)
         raise FileFault("RK409", f"version {words} of the legacy format is unknown")
     info = read_pickle(data, version.end, limit)
-    if isinstance(info.value, PickledMapping) and ("little_endian", False) in info.value.items:
+    if isinstance(info.value, PickledDict) and ("little_endian", False) in info.value.items:
         raise FileFault("RK409", "written on a big-endian machine: only little-endian checkpoints are supported")
     found = read_pickle(data, info.end, limit, source.size // 64)
     keys = read_pickle(data, found.end, limit, source.size // 64)
@@ -317,13 +325,13 @@ def _read_legacy_pickles(source: SourceFile, data: mmap.mmap) -> tuple[Found, di
     hostile = dict.fromkeys(name for pickle in pickles for name in pickle.hostile)
     named = dict.fromkeys(name for pickle in pickles for name in pickle.named)
     return (
-        Found(found.value, found.end, tuple(hostile), tuple(named)),
+        PickleContent(found.value, found.end, tuple(hostile), tuple(named)),
         _locate_legacy_storages(source, keys, found.widths),
         {},
     )
 
 
-def _locate_legacy_storages(source: SourceFile, keys: Found, widths: Mapping[str, int]) -> dict[str, _Stored]:
+def _locate_legacy_storages(source: SourceFile, keys: PickleContent, widths: Mapping[str, int]) -> dict[str, _Stored]:
     storages: dict[str, _Stored] = {}
     at = keys.end
     for key in keys.value:

@@ -1,4 +1,4 @@
-"""`load_into`: plan, check, then load every tensor straight into its place, in one step that is undone if it fails."""
+"""`load_into`: plan, check, then load every tensor into its place, in one step that is undone if it fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from remapkit.formats.detect import open_checkpoint
 from remapkit.formats.reader import Reader
 from remapkit.loading.module import explain_tensor_refusal, make_target
 from remapkit.loading.non_persistent import Factory, rebuild_lost_values
-from remapkit.loading.prepare import Dtype, LoadPlan, LoadRequest, plan_load
+from remapkit.loading.prepare import DtypeArgument, LoadPlan, LoadRequest, plan_load
 from remapkit.loading.sources import FileValues, MemoryValues, TensorValues
 from remapkit.loading.transfer import TransferReport, execute_load
 from remapkit.plans.make import make_plan
@@ -104,7 +104,7 @@ def load_into(
     rules: CompiledRules | str | Path | None = None,
     *,
     device: torch.device | str | int | None = None,
-    dtype: Dtype = None,
+    dtype: DtypeArgument = None,
     root: str | None = None,
     strict: bool = True,
     requires_grad: bool | None = None,
@@ -219,7 +219,7 @@ def _resolve_device(device: torch.device | str | int | None) -> torch.device | N
     return torch.device(found.type, torch.cuda.current_device()) if str(found) == "cuda" else found
 
 
-def _check_dtype(dtype: Dtype) -> Dtype:
+def _check_dtype(dtype: DtypeArgument) -> DtypeArgument:
     plain = [TORCH_DTYPES[name] for name in PLAIN_FLOATS]
     if dtype is None or dtype == "model" or dtype in plain:
         return dtype
@@ -300,5 +300,5 @@ def _check_plain_tensors(state: Mapping[str, torch.Tensor]) -> None:
 def _note_ignored(state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Iterator[Diagnostic]:
     others = [str(key) for key in state if key not in tensors]
     if others:
-        title = f"{counted(len(others), 'entry').replace('entrys', 'entries')} of the state dict ignored: not tensors"
+        title = f"{counted(len(others), 'value')} of the state dict ignored: not tensors"
         yield Diagnostic("RK413", title, notes=(named(others),), severity=Severity.NOTE)

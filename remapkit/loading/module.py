@@ -161,7 +161,7 @@ def _diagnose_refusal(title: str, fqns: Sequence[str], help: str) -> Diagnostic:
 def _explain_module_refusal(module: nn.Module, assign: bool) -> tuple[str, str] | None:
     kind = type(module)
     if assign and _is_distributed(module):
-        help = "load the weights before wrapping the model in it, or leave out assign=True"
+        help = "load the weights before wrapping the model; without assign=True values are copied into its parameters"
         return "DistributedDataParallel keeps the parameters that it was built with", help
     if kind.__module__.startswith(("torch.distributed.fsdp", "torch.distributed._composable")):
         return f"{kind.__name__} holds shards, not whole tensors", "load before sharding"

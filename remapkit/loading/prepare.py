@@ -26,7 +26,7 @@ from remapkit.plans.moves import Move
 from remapkit.tensors.dtypes import DTYPES, PLAIN_FLOATS
 from remapkit.tensors.from_torch import TORCH_DTYPES, get_dtype_name
 
-Dtype = torch.dtype | Literal["model"] | None
+DtypeArgument = torch.dtype | Literal["model"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class LoadRequest:
     """What the caller asked for."""
 
     device: torch.device | None
-    dtype: Dtype
+    dtype: DtypeArgument
     requires_grad: bool | None
     copy: bool
     assign: bool = False
@@ -271,7 +271,7 @@ def _make_assignments(
         yield Assignment(move, group, held.device if into else device, dtype, own, into)
 
 
-def _choose_dtype(move: Move, held: torch.Tensor, dtype: Dtype) -> torch.dtype:
+def _choose_dtype(move: Move, held: torch.Tensor, dtype: DtypeArgument) -> torch.dtype:
     brought = TORCH_DTYPES[move.spec.dtype]
     if dtype is None or move.spec.dtype not in PLAIN_FLOATS:
         return brought

@@ -23,11 +23,13 @@ def normalize_dim(dim: int, spec: TensorSpec) -> int:
     """The dimension counted from 0; raises `RefusedOp` where it is out of range."""
     rank = len(spec.shape)
     if not -rank <= dim < rank:
-        raise RefusedOp(f"there is no dimension {dim} in a tensor of {dims(rank)}, {list(spec.shape)}", code="RK351")
+        raise RefusedOp(
+            f"there is no dimension {dim} in a tensor of {count_dims(rank)}, {list(spec.shape)}", code="RK351"
+        )
     return dim % rank
 
 
-def dims(rank: int) -> str:
+def count_dims(rank: int) -> str:
     return "1 dimension" if rank == 1 else f"{rank} dimensions"
 
 

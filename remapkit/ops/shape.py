@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from remapkit.ops.base import Op, RefusedOp, describe_size, dims, normalize_dim
+from remapkit.ops.base import Op, RefusedOp, count_dims, describe_size, normalize_dim
 from remapkit.ops.dtype import check_value
 from remapkit.ops.steps import OpStep, Pad, Permute, Pick, Reshape
 from remapkit.tensors.spec import TensorSpec
@@ -23,7 +23,9 @@ class Transpose(Op):
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One permutation."""
         if self.dims is None and len(spec.shape) != 2:
-            title = f"transpose without dimensions needs a matrix, got {dims(len(spec.shape))}, {list(spec.shape)}"
+            title = (
+                f"transpose without dimensions needs a matrix, got {count_dims(len(spec.shape))}, {list(spec.shape)}"
+            )
             raise RefusedOp(title, "name the two dimensions: transpose: [0, 1]")
         one, other = (normalize_dim(dim, spec) for dim in self.dims or (0, 1))
         order = list(range(len(spec.shape)))
@@ -41,7 +43,8 @@ class PermuteOp(Op):
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One permutation."""
         if len(self.order) != len(spec.shape):
-            title = f"permute lists {dims(len(self.order))}, but the tensor has {len(spec.shape)}, {list(spec.shape)}"
+            listed = count_dims(len(self.order))
+            title = f"permute lists {listed}, but the tensor has {len(spec.shape)}, {list(spec.shape)}"
             raise RefusedOp(title, "list every dimension once")
         return (Permute(self.order),)
 

@@ -19,7 +19,7 @@ from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.from_torch import header_of
-from remapkit.verification.models import constants, inputs
+from remapkit.verification.models import find_constants, propose_inputs
 
 TOLERANCE = 1e-4
 """How far outputs may differ, relative to the largest value: sums in another order, in single precision."""
@@ -88,7 +88,7 @@ def verify_forward(
     elif not used:
         title = f"the output of {name} does not depend on the weights: nothing was verified"
         problems.append(Diagnostic("RK716", title, help=("name another method: --forward NAME",)))
-    kept = constants(source, {gone.fqn for gone in plan.dropped})
+    kept = find_constants(source, {gone.fqn for gone in plan.dropped})
     return Verdict(method, name, used, tuple(problems), total, apart, tuple(x.shape), kept)
 
 
@@ -148,7 +148,7 @@ def _run_both(
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """The first input that both models take, and what they give."""
     refused = []
-    for x in inputs((target, source), method, written, seed):
+    for x in propose_inputs((target, source), method, written, seed):
         try:
             expected = theirs.call(partial(_compute_expected, source, target, calls[0], method, x))
             found = ours.call(partial(_compute_actual, target, calls[1], method, x))
@@ -170,33 +170,33 @@ def _compute_expected(
     """What the source computes, or what the target's `reference_output` makes of the source."""
     translate = getattr(target, "reference_output", None)
     given = translate(source, method, x) if callable(translate) else NotImplemented
-    return list(tensors(call(x) if given is NotImplemented else given))
+    return list(collect_tensors(call(x) if given is NotImplemented else given))
 
 
 def _compute_actual(target: nn.Module, call: Callable[..., Any], method: str, x: Any) -> list[torch.Tensor]:
     """What the target computes, or what its `comparable_output` gives for comparison."""
     comparable = getattr(target, "comparable_output", None)
     given = comparable(method, x) if callable(comparable) else NotImplemented
-    return list(tensors(call(x) if given is NotImplemented else given))
+    return list(collect_tensors(call(x) if given is NotImplemented else given))
 
 
-def tensors(output: Any) -> Iterator[torch.Tensor]:
+def collect_tensors(output: Any) -> Iterator[torch.Tensor]:
     """Every floating tensor of what a model gave: of lists, mappings, output classes and distributions."""
     if isinstance(output, torch.Tensor):
         if output.is_floating_point():
             yield output
     elif isinstance(output, Mapping):
         for value in output.values():
-            yield from tensors(value)
+            yield from collect_tensors(value)
     elif isinstance(output, Sequence) and not isinstance(output, str):
         for value in output:
-            yield from tensors(value)
+            yield from collect_tensors(value)
     elif isinstance(mean := getattr(output, "mean", None), torch.Tensor):
         yield mean
     elif output is not None and hasattr(output, "__dict__"):
         for value in vars(output).values():
             if isinstance(value, torch.Tensor | Mapping | list | tuple):
-                yield from tensors(value)
+                yield from collect_tensors(value)
 
 
 def _measure_difference(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -288,4 +288,4 @@ def _has_same_inputs(
     )
 
 
-__all__ = ["TOLERANCE", "Verdict", "find_first_difference", "tensors", "verify_forward"]
+__all__ = ["TOLERANCE", "Verdict", "collect_tensors", "find_first_difference", "verify_forward"]

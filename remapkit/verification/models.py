@@ -25,8 +25,8 @@ def build_random_model(
 ) -> nn.Module:
     """A model on the CPU in single precision, in evaluation mode, every tensor filled with random values.
 
-    Constants that `rules` drop keep their values: see `find_constants`. `make` builds it on the meta device or not; what
-    is on meta is given memory first.
+    Constants that `rules` drop keep their values: see `find_constants`. `make` builds it on the meta device or not;
+    what is on meta is given memory first.
     """
     try:
         torch.manual_seed(seed)
@@ -54,7 +54,7 @@ def build_random_model(
 def randomize_model(model: nn.Module, seed: int, dropped: Collection[str] = ()) -> None:
     """Random values for every floating tensor of a model's state dict, but for dropped constants."""
     generator = torch.Generator().manual_seed(seed)
-    constant = constants(model, dropped)
+    constant = find_constants(model, dropped)
     with torch.no_grad():
         for fqn, tensor in model.state_dict(keep_vars=True).items():
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
@@ -63,13 +63,13 @@ def randomize_model(model: nn.Module, seed: int, dropped: Collection[str] = ()) 
                     tensor.copy_(values)
 
 
-def constants(model: nn.Module, dropped: Collection[str]) -> tuple[str, ...]:
+def find_constants(model: nn.Module, dropped: Collection[str]) -> tuple[str, ...]:
     """The buffers among these names that a constructor computes: masks, positions, frequencies.
 
     Rules leave them behind where the other model computes its own. Parameters and the statistics of norms are
     learned: one that is dropped is missing, whatever value it begins with, and random values show it.
 
-    >>> constants(nn.BatchNorm1d(2), ["weight", "running_mean", "num_batches_tracked"])
+    >>> find_constants(nn.BatchNorm1d(2), ["weight", "running_mean", "num_batches_tracked"])
     ('num_batches_tracked',)
     """
     learned = {
@@ -118,7 +118,9 @@ def _make_random_tensor(fqn: str, spec: TensorSpec, generator: torch.Generator) 
 # ------------------------------------------------------------------------------------------------------ inputs
 
 
-def inputs(models: Sequence[nn.Module], method: str, written: str | None, seed: int) -> Iterator[torch.Tensor]:
+def propose_inputs(
+    models: Sequence[nn.Module], method: str, written: str | None, seed: int
+) -> Iterator[torch.Tensor]:
     """Inputs to try a method on: the given shape, else what the models suggest.
 
     A model may have `example_input(method)`, or `dummy_inputs` as those of transformers have; else its first

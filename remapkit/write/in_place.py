@@ -354,7 +354,7 @@ def _recover_file(path: Path) -> bool:
 
 
 def _read_journal(path: Path) -> bytes | None:
-    """The bytes of a journal, or None for what cannot be one: a link, a pipe, a device, or more than two headers take."""
+    """The bytes of a journal, or None for what cannot be one: a link, a pipe, a device, too many bytes."""
     try:
         if path.is_symlink():
             return None

@@ -17,7 +17,7 @@ from remapkit.files.copy import BLOCK
 from remapkit.files.errors import MAX_DIMS, is_utf8, make_unwritable
 from remapkit.files.source_file import SourceFile
 from remapkit.formats.reader import Reader
-from remapkit.formats.safetensors import DTYPES, header_json, pad_header
+from remapkit.formats.safetensors import FORMAT_DTYPES, header_json, pad_header
 from remapkit.ops.byte_ranges import find_byte_ranges
 from remapkit.plans.moves import Move
 from remapkit.tensors.dtypes import DTYPE_BITS
@@ -171,7 +171,7 @@ def check_dims(moves: Iterable[Move]) -> None:
 
 def _check_dtypes(moves: Iterable[Move]) -> None:
     for move in moves:
-        if move.spec.dtype not in DTYPES:
+        if move.spec.dtype not in FORMAT_DTYPES:
             title = f"{move.target} is {move.spec.dtype}, which safetensors does not support"
             raise make_unwritable("RK505", title, help=("write a .pth: -o OUT.pth",))
 

@@ -1,8 +1,8 @@
 """Checkpoints in the format of torch.save, laid out without torch and streamed.
 
-Source: torch/serialization.py (records `data.pkl`, `byteorder`, `data/<key>`, `version`), inline_container.cc of torch
-(storages aligned to 64 bytes by an extra field named FB) and PKWARE's APPNOTE.TXT, sections 4.3.7 to 4.3.16 and 4.5.3.
-`torch.load(weights_only=True, mmap=True)` reads the result.
+Source: torch/serialization.py (records `data.pkl`, `byteorder`, `data/<key>`, `version`), inline_container.cc of
+torch (storages aligned to 64 bytes by an extra field named FB) and PKWARE's APPNOTE.TXT, sections 4.3.7 to 4.3.16 and
+4.5.3. `torch.load(weights_only=True, mmap=True)` reads the result.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ SMALL = 1 << 16
 """Pieces up to this size are gathered in memory: a system call for each would cost more than its bytes."""
 
 
-class Small:
+class SmallPieces:
     """Small neighbouring pieces, written together."""
 
     def __init__(self, fd: int, advance: Callable[[int], None]) -> None:
@@ -215,7 +215,7 @@ class Writer:
         sealed = {seal.piece: seal.places for seal in layout.seals}
         patches: list[tuple[int, int]] = []
         at = 0
-        small = Small(fd, self._advance)
+        small = SmallPieces(fd, self._advance)
         for number, piece in enumerate(layout.pieces):
             if number not in sealed and piece.nbytes <= SMALL and not isinstance(piece, StreamPiece):
                 small.add(piece, at)
@@ -254,7 +254,8 @@ class Writer:
 
 
 def _name_files(files: Sequence[NewFile], force: bool, indexes: Sequence[Path] = ()) -> None:
-    """Give the files their names. An old index is removed first and the new one named last: between, nothing looks complete.
+    """Give the files their names. An old index is removed first, the new one named last: nothing looks complete
+    between.
 
     `indexes` are other indexes of the output, which may list the same shards: they are removed too.
     """

@@ -47,7 +47,9 @@ def _row_major(buffer: memoryview, tensor: Any, size: int) -> Any:
     contiguous = [1] * len(tensor.shape)
     for axis in range(len(tensor.shape) - 2, -1, -1):
         contiguous[axis] = contiguous[axis + 1] * tensor.shape[axis + 1]
-    yield from ORIGINAL_GATHER(buffer, values.Tensor(tensor.storage, tensor.dtype, 0, tensor.shape, contiguous), size)
+    yield from ORIGINAL_GATHER(
+        buffer, values.PickledTensor(tensor.storage, tensor.dtype, 0, tensor.shape, contiguous), size
+    )
 
 
 def _tied_by_storage(tensors: Any) -> Any:

@@ -157,35 +157,35 @@ def greedy(pieces: object) -> list[layout.Piece]:
 
 
 tensor_piece, merged = layout.make_tensor_piece, layout._merge_pieces
-small_add = writing_module.Small.add
+small_add = writing_module.SmallPieces.add
 strides, keys = zipout._compute_strides, zipout._assign_storage_keys
 FAULTS: dict[str, tuple[object, str, object, str]] = {
-    "an extent that begins one byte early": (layout, "tensor_piece", wrong_offset, "safetensors"),
-    "an extent of a pth that begins one byte early": (zipout, "tensor_piece", wrong_offset, "pth"),
-    "two extents swapped": (layout, "_merged", swapped, "safetensors"),
-    "extents merged that are apart": (layout, "_merged", greedy, "safetensors"),
-    "strides of the wrong order": (zipout, "_strides", lambda shape: strides(shape)[::-1], "pth"),
+    "an extent that begins one byte early": (layout, "make_tensor_piece", wrong_offset, "safetensors"),
+    "an extent of a pth that begins one byte early": (zipout, "make_tensor_piece", wrong_offset, "pth"),
+    "two extents swapped": (layout, "_merge_pieces", swapped, "safetensors"),
+    "extents merged that are apart": (layout, "_merge_pieces", greedy, "safetensors"),
+    "strides of the wrong order": (zipout, "_compute_strides", lambda shape: strides(shape)[::-1], "pth"),
     "everything is tied": (
         zipout,
-        "_storage_keys",
+        "_assign_storage_keys",
         lambda moves, tied: keys(moves, [[move.target for move in moves]]),
         "pth",
     ),
     "gathered without its strides": (
         writing_module,
-        "target_chunks",
+        "read_target_chunks",
         lambda move, reader, run: iter([memoryview(bytes(move.spec.nbytes))]),
         "safetensors",
     ),
     "small pieces one byte off": (
-        writing_module.Small,
+        writing_module.SmallPieces,
         "add",
         lambda self, piece, at: small_add(self, piece, at + 1),
         "pth",
     ),
     "shards without the last tensor": (
         layout,
-        "_groups",
+        "_split_into_shards",
         lambda moves, size: [[move] for move in moves[:-1]] or [list(moves)],
         "shards",
     ),

@@ -200,10 +200,10 @@ def shifted(buffer: Any, *, offset: int, **options: Any) -> torch.Tensor:
 
 
 MUTANTS: dict[str, tuple[Any, str, Any]] = {
-    "overlaps shared": (job, "overlapping", lambda *_: frozenset()),
+    "overlaps shared": (job, "find_overlapping_targets", lambda *_: frozenset()),
     "the file's pages taken for one another": (values.torch, "frombuffer", shifted),
-    "ties forgotten": (job, "_groups", lambda moves, target: ((fqn,) for fqn in moves)),
-    "flags forgotten": (carry, "_like", lambda held, made: made),
+    "ties forgotten": (job, "_list_tied_groups", lambda moves, target: ((fqn,) for fqn in moves)),
+    "flags forgotten": (carry, "_wrap_as_held", lambda held, made: made),
 }
 
 

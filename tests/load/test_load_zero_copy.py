@@ -194,7 +194,7 @@ def test_what_is_one_storage_in_the_file_and_two_tensors_in_the_model_is_not_sha
 
 
 def test_a_loader_that_shares_overlaps_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remapkit.loading.prepare.overlapping", lambda *_: frozenset())
+    monkeypatch.setattr("remapkit.loading.prepare.find_overlapping_targets", lambda *_: frozenset())
     assert not apart(tmp_path / "t.pth")
 
 

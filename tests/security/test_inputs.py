@@ -183,13 +183,13 @@ def test_D10_any_view_is_gathered_to_the_bit(seed: int, monkeypatch: pytest.Monk
     width = {"F32": 4, "I8": 1, "C128": 16, "BF16": 2}[dtype]
     last = 3 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     storage = bytes(draw.randbytes((last + 1) * width))
-    from remapkit.formats.pickle.values import Storage, Tensor
+    from remapkit.formats.pickle.values import PickledStorage, PickledTensor
 
     found = b"".join(
         bytes(piece)
         for piece in views.gather(
             lambda at, length: storage[at : at + length],
-            Tensor(Storage("0", dtype, last + 1), dtype, 3, tuple(shape), tuple(strides)),
+            PickledTensor(PickledStorage("0", dtype, last + 1), dtype, 3, tuple(shape), tuple(strides)),
             draw.choice([1, 16, 1 << 18]),
         )
     )

@@ -160,7 +160,7 @@ def test_buffers_that_the_rules_drop_keep_their_values(kind: torch.dtype) -> Non
 
 
 def test_buffers_that_are_randomised_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remapkit.verification.models.constants", lambda *_: ())
+    monkeypatch.setattr("remapkit.verification.models.find_constants", lambda *_: ())
     with pytest.raises(AssertionError):
         test_buffers_that_the_rules_drop_keep_their_values(torch.float32)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from remapkit.formats.pickle.machine import Machine
 from remapkit.formats.pickle.opcodes import OPCODES, stop
-from remapkit.formats.pickle.values import HOSTILE_HELP, Found, PickleFault
+from remapkit.formats.pickle.values import HOSTILE_HELP, PickleContent, PickleFault
 
 _REFUSED = {
     "P": "a persistent id as text (protocol 0), which torch.save never writes",
@@ -49,7 +49,7 @@ def _run_machine(machine: Machine) -> Any:
             machine.check_budget(step)
 
 
-def read_pickle(data: bytes | mmap, start: int, end: int, entries: int = 0) -> Found:
+def read_pickle(data: bytes | mmap, start: int, end: int, entries: int = 0) -> PickleContent:
     """The object that a pickle holds, as plain data; raises `PickleFault`.
 
     >>> import pickle
@@ -69,4 +69,4 @@ def read_pickle(data: bytes | mmap, start: int, end: int, entries: int = 0) -> F
         # Only Python itself can come to this, where it frees or hashes what is nested very deep.
         raise PickleFault("the pickle is nested too deeply") from None
     machine.check_budget(0)
-    return Found(value, machine.pos, tuple(machine.hostile), tuple(machine.named), machine.widths)
+    return PickleContent(value, machine.pos, tuple(machine.hostile), tuple(machine.named), machine.widths)

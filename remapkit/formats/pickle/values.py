@@ -44,14 +44,14 @@ class Opaque:
 
 
 @dataclass(slots=True, eq=False)
-class Mapping:
+class PickledDict:
     """A dict, as the pairs that the pickle sets: nothing is hashed, so no key can be made to collide."""
 
     items: list[tuple[Any, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Storage:
+class PickledStorage:
     """A storage that the pickle refers to: its key in the archive and its number of elements according to the pickle.
 
     `dtype` is None for an untyped storage, whose elements are bytes.
@@ -63,10 +63,10 @@ class Storage:
 
 
 @dataclass(slots=True, eq=False)
-class Tensor:
+class PickledTensor:
     """A tensor as a view of a storage; offset and strides count elements."""
 
-    storage: Storage
+    storage: PickledStorage
     dtype: str
     offset: int
     shape: tuple[int, ...]
@@ -74,7 +74,7 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PickleContent:
     """The content of a pickle: the object, where the pickle ended, and the globals that it names.
 
     `named` are all of them, whether the object uses them or not; `hostile` those that only an attack names.
@@ -121,7 +121,12 @@ def describe_kind(value: Any) -> str:
         return f"a {value.name}" if " " in value.name else f"a {value.name} object"
     if isinstance(value, Global):
         return str(value)
-    names: dict[type, str] = {Mapping: "a dict", Tensor: "a tensor", Storage: "a storage", type(None): "None"}
+    names: dict[type, str] = {
+        PickledDict: "a dict",
+        PickledTensor: "a tensor",
+        PickledStorage: "a storage",
+        type(None): "None",
+    }
     return names.get(type(value), f"a {type(value).__name__}")
 
 
