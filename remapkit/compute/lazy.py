@@ -111,11 +111,11 @@ class Leaf(Lazy):
         """A view where it can be one."""
         slices = [along if isinstance(along, slice) else slice(None) for along in box]
         index: tuple[Any, ...] = (*slices, ...)
-        found: Array = self.array[index]
+        elements: Array = self.array[index]
         for dim, along in enumerate(box):
             if not isinstance(along, slice):
-                found = np.take(found, along, dim)
-        return found
+                elements = np.take(elements, along, dim)
+        return elements
 
 
 @dataclass(slots=True)

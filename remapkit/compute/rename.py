@@ -84,9 +84,9 @@ def _read_header(state_dict: Mapping[str, Any]) -> StateDictSpec:
         return StateDictSpec(dict.fromkeys(state_dict, OPAQUE), name=name)
     from remapkit.tensors.from_torch import header_of
 
-    found = header_of(state_dict, name)
-    specs = {fqn: found.tensors.get(fqn, OPAQUE) for fqn in state_dict}
-    return StateDictSpec(specs, tied=found.tied, name=name)
+    header = header_of(state_dict, name)
+    specs = {fqn: header.tensors.get(fqn, OPAQUE) for fqn in state_dict}
+    return StateDictSpec(specs, tied=header.tied, name=name)
 
 
 def _diagnose_target(rules: CompiledRules, plan: ResolvedPlan) -> list[Diagnostic]:

@@ -128,11 +128,11 @@ def _find_in_folder(folder: Path) -> Path:
             "RK400", f"cannot read the directory: {(error.strerror or '').lower()}", folder
         ) from error
     indexes = [file for file in files if is_index(file.name)]
-    found = indexes or [file for file in files if file.suffix in SUFFIXES]
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    candidates = indexes or [file for file in files if file.suffix in SUFFIXES]
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
         raise make_unreadable("RK400", "a directory without a checkpoint", folder, help=("name the file itself",))
-    names = ", ".join(file.name for file in found[:8]) + (", ..." if len(found) > 8 else "")
-    title = f"a directory with {len(found)} {'indexes' if indexes else 'checkpoints'}: {names}"
+    names = ", ".join(file.name for file in candidates[:8]) + (", ..." if len(candidates) > 8 else "")
+    title = f"a directory with {len(candidates)} {'indexes' if indexes else 'checkpoints'}: {names}"
     raise make_unreadable("RK400", title, folder, help=("name one of them",))

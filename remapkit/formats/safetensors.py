@@ -88,12 +88,12 @@ def read_header(source: SourceFile) -> tuple[int, dict[str, str], dict[str, Head
 
 def parse_header(raw: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str, HeaderEntry]]:
     """A header's JSON, checked against the number of data bytes that follow it; raises `FileFault` (RK402)."""
-    found = _parse_json(raw)
+    fields = _parse_json(raw)
     # README: "a special key __metadata__ is allowed to contain free form string-to-string map"
-    metadata = _check_metadata(found.pop("__metadata__", {}))
+    metadata = _check_metadata(fields.pop("__metadata__", {}))
     # An escape is the only way to a surrogate or a control character: the JSON itself must be UTF-8 without them.
     careful = b"\\" in raw or not raw.isascii()
-    entries = {fqn: _parse_entry(fqn, value) for fqn, value in found.items()}
+    entries = {fqn: _parse_entry(fqn, value) for fqn, value in fields.items()}
     for fqn in entries:
         if (careful or len(fqn) > MAX_NAME // 4) and (problem := find_name_problem(fqn)):
             _raise_fault(f"a name {problem}", fqn)
@@ -113,26 +113,26 @@ def _parse_json(raw: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         _raise_fault(f"the header is not UTF-8: byte {error.start} of it")
     try:
-        found = json.loads(
+        value = json.loads(
             text, object_pairs_hook=_build_object, parse_int=parse_int, parse_constant=_refuse_constant
         )
     except RecursionError:
         _raise_fault("the header is nested too deeply: tensors are one level deep")
     except ValueError as error:
         _raise_fault(f"the header is not valid JSON: {error}")
-    assert isinstance(found, dict)  # it starts with '{'
-    return found
+    assert isinstance(value, dict)  # it starts with '{'
+    return value
 
 
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):  # README: "Duplicate keys are disallowed."
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):  # README: "Duplicate keys are disallowed."
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
                 _raise_fault(f"duplicate name {shown(key)!r} in the header", key)
             seen.add(key)
-    return found
+    return mapping
 
 
 def _parse_int(digits: str) -> int:

@@ -212,10 +212,10 @@ def find_cache_blobs(home: Path) -> Path | None:
 
 def _is_same_file(source: SourceFile, path: Path) -> bool:
     try:
-        found = path.stat(follow_symlinks=False)
+        status = path.stat(follow_symlinks=False)
     except OSError:
         return False
-    return (found.st_dev, found.st_ino) == (source.device, source.inode)
+    return (status.st_dev, status.st_ino) == (source.device, source.inode)
 
 
 def _check_agreement(weight_map: Mapping[str, str], opened: Mapping[str, Shard]) -> None:

@@ -89,13 +89,13 @@ class StateDict:
     ignored: tuple[str, ...]
 
 
-def choose_state_dict(found: PickleContent, root: str | None, strict: bool) -> StateDict:
+def choose_state_dict(content: PickleContent, root: str | None, strict: bool) -> StateDict:
     """The state dict of a pickle; raises `FileFault` (RK404, RK406, RK411) where there is none, or more than one."""
     walk = _Walk()
-    walk.search(found.value)
-    if found.hostile:
-        raise _make_hostile_fault(found, walk)
-    strange = [name for name in found.named if not is_allowed(name)]
+    walk.search(content.value)
+    if content.hostile:
+        raise _make_hostile_fault(content, walk)
+    strange = [name for name in content.named if not is_allowed(name)]
     if strict and strange:
         count = "a global" if len(strange) == 1 else f"{len(strange)} globals"
         title = f"--strict-pickle: the pickle names {count} that no state dict needs ({_list_first(strange)})"
@@ -190,8 +190,8 @@ def _is_optimizer(node: PickledDict) -> bool:
     """Whether a mapping is what `torch.optim.Optimizer.state_dict` gives: `state`, `param_groups`, nothing else."""
     if len(node.items) != 2 or not all(isinstance(key, str) for key, _ in node.items):
         return False
-    found = dict(node.items)
-    return found.keys() == {"state", "param_groups"} and isinstance(found["param_groups"], list)
+    entries = dict(node.items)
+    return entries.keys() == {"state", "param_groups"} and isinstance(entries["param_groups"], list)
 
 
 def _list_children(node: Any) -> Iterator[tuple[Any, Any]] | None:
@@ -213,13 +213,13 @@ def count_bytes(tensor: PickledTensor) -> int:
     return max(0, min(math.prod(tensor.shape) * (DTYPE_BITS[tensor.dtype] // 8), 1 << 62))
 
 
-def _make_hostile_fault(found: PickleContent, walk: _Walk) -> FileFault:
-    for name in found.hostile:
+def _make_hostile_fault(content: PickleContent, walk: _Walk) -> FileFault:
+    for name in content.hostile:
         where = str(walk.hostile_path.get(name) or "")
         if where:
             title = f"'{shown(where)}' is a {name} object, not a tensor"
             return FileFault("RK404", title, help=HOSTILE_HELP)
-    names = " and ".join(found.hostile[:5])
+    names = " and ".join(content.hostile[:5])
     return FileFault("RK404", f"the pickle calls {names}", help=HOSTILE_HELP)
 
 
@@ -309,14 +309,14 @@ def _find_candidate(walk: _Walk, root: str) -> Candidate:
 
 def _find_nodes(top: Any, root: str) -> list[PickledDict | Opaque]:
     """The mappings that a path leads to; keys may contain dots, so it may be read in several ways."""
-    found: dict[int, PickledDict | Opaque] = {}
+    nodes: dict[int, PickledDict | Opaque] = {}
     seen: set[tuple[int, int]] = set()
     waiting = [(top, 0)]
     while waiting:
         node, at = waiting.pop()
         if at > len(root):
             if isinstance(node, PickledDict | Opaque):
-                found[id(node)] = node
+                nodes[id(node)] = node
             continue
         children = _list_children(node)
         if children is None or (id(node), at) in seen or len(seen) > _MAX_CANDIDATES:
@@ -327,7 +327,7 @@ def _find_nodes(top: Any, root: str) -> list[PickledDict | Opaque]:
             end = at + len(text)
             if _is_node(child) and root.startswith(text, at) and root[end : end + 1] in ("", "."):
                 waiting.append((child, end + 1))
-    return list(found.values())
+    return list(nodes.values())
 
 
 def format_candidates(candidates: Sequence[Candidate]) -> str:

@@ -75,8 +75,8 @@ class PthReader(FileReader):
         self._source = source
         self._inflated: dict[str, mmap.mmap] = {}
         try:
-            found, storages, metadata = _read_zip(source) if format == "pth" else _read_legacy(source)
-            state_dict = choose_state_dict(found, options.root, options.strict_pickle)
+            content, storages, metadata = _read_zip(source) if format == "pth" else _read_legacy(source)
+            state_dict = choose_state_dict(content, options.root, options.strict_pickle)
             self._tensors = state_dict.tensors
             self._storages = storages
             self._header = self._build_header(options, metadata)
@@ -227,14 +227,14 @@ def _read_zip(source: SourceFile) -> tuple[PickleContent, dict[str, _Stored], di
     entries = read_archive(source)
     prefix = _find_prefix(entries)
     _refuse_unsupported(source, entries, prefix)
-    found = _read_data_pkl(source, entries[prefix + "data.pkl"], len(entries))
+    content = _read_data_pkl(source, entries[prefix + "data.pkl"], len(entries))
     start = prefix + "data/"
     storages = {
         name.removeprefix(start): _Stored(entry.size, entry.offset, entry, not entry.is_stored)
         for name, entry in entries.items()
         if name.startswith(start)
     }
-    return found, storages, _read_metadata(source, entries.get(prefix + METADATA))
+    return content, storages, _read_metadata(source, entries.get(prefix + METADATA))
 
 
 def _read_metadata(source: SourceFile, entry: ZipEntry | None) -> dict[str, str]:
@@ -242,28 +242,28 @@ def _read_metadata(source: SourceFile, entry: ZipEntry | None) -> dict[str, str]
     if entry is None:
         return {}
     try:
-        found = parse_json(read_entry(source, entry, 1 << 20))
+        metadata = parse_json(read_entry(source, entry, 1 << 20))
     except FileFault as fault:
         if fault.code != "RK408":
             raise
         raise FileFault("RK403", "the metadata is not JSON", key=entry.name) from None
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FileFault("RK403", "the metadata does not map strings to strings", key=entry.name)
-    return found
+    return metadata
 
 
 def _find_prefix(entries: Mapping[str, ZipEntry]) -> str:
     """What precedes `data.pkl`: the archive's folder, whose name means nothing."""
-    found = [name.removesuffix("data.pkl") for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
-    if not found:
+    prefixes = [name.removesuffix("data.pkl") for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
+    if not prefixes:
         title = "a zip archive without data.pkl: not a file of torch.save"
         raise FileFault("RK403", title, help=("unpack it first, if it holds a checkpoint",))
-    if len(found) > 1:
+    if len(prefixes) > 1:
         raise FileFault(
             "RK403",
-            f"the archive holds {len(found)} data.pkl: {', '.join(shown(name + 'data.pkl') for name in found)}",
+            f"the archive holds {len(prefixes)} data.pkl: {', '.join(shown(name + 'data.pkl') for name in prefixes)}",
         )
-    return found[0]
+    return prefixes[0]
 
 
 def _refuse_unsupported(source: SourceFile, entries: Mapping[str, ZipEntry], prefix: str) -> None:
@@ -290,10 +290,10 @@ def _read_data_pkl(source: SourceFile, entry: ZipEntry, entries: int) -> PickleC
         return _check_end(read_pickle(mapped, entry.offset, end, entries), end)
 
 
-def _check_end(found: PickleContent, end: int) -> PickleContent:
-    if found.end != end:
-        raise PickleFault(f"{sized(end - found.end)} follow the end of the pickle")
-    return found
+def _check_end(content: PickleContent, end: int) -> PickleContent:
+    if content.end != end:
+        raise PickleFault(f"{sized(end - content.end)} follow the end of the pickle")
+    return content
 
 
 def _read_legacy(source: SourceFile) -> tuple[PickleContent, dict[str, _Stored], dict[str, str]]:
@@ -317,16 +317,16 @@ def _read_legacy_pickles(
     info = read_pickle(data, version.end, limit)
     if isinstance(info.value, PickledDict) and ("little_endian", False) in info.value.items:
         raise FileFault("RK409", "written on a big-endian machine: only little-endian checkpoints are supported")
-    found = read_pickle(data, info.end, limit, source.size // 64)
-    keys = read_pickle(data, found.end, limit, source.size // 64)
+    content = read_pickle(data, info.end, limit, source.size // 64)
+    keys = read_pickle(data, content.end, limit, source.size // 64)
     if not isinstance(keys.value, list) or not all(isinstance(key, str) for key in keys.value):
         raise PickleFault("the list of storages is not a list of keys")
-    pickles = (magic, version, info, found, keys)
+    pickles = (magic, version, info, content, keys)
     hostile = dict.fromkeys(name for pickle in pickles for name in pickle.hostile)
     named = dict.fromkeys(name for pickle in pickles for name in pickle.named)
     return (
-        PickleContent(found.value, found.end, tuple(hostile), tuple(named)),
-        _locate_legacy_storages(source, keys, found.widths),
+        PickleContent(content.value, content.end, tuple(hostile), tuple(named)),
+        _locate_legacy_storages(source, keys, content.widths),
         {},
     )
 

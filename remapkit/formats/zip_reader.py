@@ -95,15 +95,15 @@ def _read_directory(source: SourceFile) -> _Directory:
         _raise_fault("bytes follow the end of the zip archive")
     end = tail_start + at
     if end >= _LOCATOR64.size and source.read(end - _LOCATOR64.size, 4) == b"PK\x06\x07":
-        found = _read_directory64(source, end - _LOCATOR64.size)
+        wide_directory = _read_directory64(source, end - _LOCATOR64.size)
         for narrow, wide, most in (
-            (count, found.count, _MAX16),
-            (size, found.size, _MAX32),
-            (offset, found.offset, _MAX32),
+            (count, wide_directory.count, _MAX16),
+            (size, wide_directory.size, _MAX32),
+            (offset, wide_directory.offset, _MAX32),
         ):
             if narrow not in (wide, most):
                 _raise_fault("the zip archive's two end records contradict each other")
-        return found
+        return wide_directory
     if disk or first_disk or count_here != count:
         _raise_fault("a multi-part zip archive, which is not supported")
     if offset + size != end:

@@ -91,13 +91,13 @@ def merge_ranges(ranges: Iterable[MemoryRange]) -> list[MemoryRange]:
     >>> merge_ranges([("cpu", 4, 8), ("cpu", 0, 2), ("cpu", 5, 6), ("cpu", 7, 9), ("cpu", 3, 3)])
     [('cpu', 0, 2), ('cpu', 4, 9)]
     """
-    found: list[MemoryRange] = []
+    merged: list[MemoryRange] = []
     for where, start, stop in sorted(part for part in ranges if part[1] < part[2]):
-        if found and found[-1][0] == where and start < found[-1][2]:
-            where, start, end = found.pop()
+        if merged and merged[-1][0] == where and start < merged[-1][2]:
+            where, start, end = merged.pop()
             stop = max(stop, end)
-        found.append((where, start, stop))
-    return found
+        merged.append((where, start, stop))
+    return merged
 
 
 def has_overlap(one: MemoryRange, others: Sequence[MemoryRange]) -> bool:
@@ -122,7 +122,7 @@ def find_shared_memory(named: Mapping[str, torch.Tensor]) -> list[tuple[str, str
     >>> find_shared_memory({"a": whole, "b": whole.t()}), find_shared_memory({"a": whole[:, :2], "b": whole[:, 2:]})
     ([('a', 'b')], [])
     """
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     reach: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
     for fqn, held in named.items():
         if held.numel():
@@ -135,8 +135,8 @@ def find_shared_memory(named: Mapping[str, torch.Tensor]) -> list[tuple[str, str
                 if start >= stop:
                     break
                 if not _is_same_view(named[fqn], named[other]) and _has_common_element(named[fqn], named[other]):
-                    found.append((fqn, other))
-    return found
+                    pairs.append((fqn, other))
+    return pairs
 
 
 def _is_same_view(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -208,15 +208,15 @@ def _resolve_device(device: torch.device | str | int | None) -> torch.device | N
     if device is None:
         return None
     try:
-        found = torch.device(device)
-        if found.type != "meta":
-            torch.empty(0, device=found)
+        resolved = torch.device(device)
+        if resolved.type != "meta":
+            torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
         said = str(error).splitlines()[0]
         raise UsageError(Diagnostic("RK630", f"device={device!r} cannot be used: {said}")) from None
-    if found.type == "meta":
+    if resolved.type == "meta":
         raise UsageError(Diagnostic("RK630", "device='meta' has no memory to load into"))
-    return torch.device(found.type, torch.cuda.current_device()) if str(found) == "cuda" else found
+    return torch.device(resolved.type, torch.cuda.current_device()) if str(resolved) == "cuda" else resolved
 
 
 def _check_dtype(dtype: DtypeArgument) -> DtypeArgument:

@@ -141,16 +141,16 @@ def _remove_compiled_prefix(key: str, compiled: set[str]) -> str:
 
 
 def _find_unsupported(module: nn.Module, assign: bool) -> Iterator[Diagnostic]:
-    found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    refused: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for fqn, submodule in module.named_modules():
         if reason := _explain_module_refusal(submodule, assign):
-            found[reason].append(fqn or type(submodule).__name__)
+            refused[reason].append(fqn or type(submodule).__name__)
         for name, value in (*submodule._parameters.items(), *submodule._buffers.items()):
             if value is not None and (
                 reason := explain_tensor_refusal(value) or _explain_hooks_refusal(value, assign)
             ):
-                found[reason].append(f"{fqn}.{name}" if fqn else name)
-    for (title, help), fqns in found.items():
+                refused[reason].append(f"{fqn}.{name}" if fqn else name)
+    for (title, help), fqns in refused.items():
         yield _diagnose_refusal(title, fqns, help)
 
 
@@ -294,8 +294,8 @@ def _load_state(target: LoadTarget, tensors: Mapping[str, torch.Tensor]) -> None
     # The keys are those of the module as it is now: its version, so that nothing is migrated from an older one.
     state._metadata = getattr(target.module.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
     left_out = {slot.key for fqn, slot in target.slots.items() if fqn not in tensors} | set(target.extra)
-    found = target.module.load_state_dict(state, strict=False, assign=True)
-    wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if key not in left_out)]
+    result = target.module.load_state_dict(state, strict=False, assign=True)
+    wrong = [*result.unexpected_keys, *(key for key in result.missing_keys if key not in left_out)]
     if wrong:
         raise RuntimeError(f"keys that it did not take: {', '.join(wrong)}")
 

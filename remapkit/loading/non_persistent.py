@@ -41,11 +41,11 @@ def rebuild_lost_values(
     without = []
     for value in lost:
         if value.fqn not in buffers:
-            found = twins.value(value)
-            if found is None:
+            rebuilt = twins.value(value)
+            if rebuilt is None:
                 without.append(value)
             else:
-                fills.append(SuppliedValue(value.owner, value.name, found))
+                fills.append(SuppliedValue(value.owner, value.name, rebuilt))
     if without:
         problems.append(_diagnose_lost_values(target, without, twins.said))
     return fills, problems
@@ -105,9 +105,9 @@ class _Twins:
             if twin is not None:
                 inside = lost.owner.removeprefix(fqn).removeprefix(".")
                 owner = self._module.get_submodule(lost.owner)
-                found = _find_fitting_value(owner, twin.get_submodule(inside), lost, self._covered)
-                if found is not None:
-                    return found
+                fitting = _find_fitting_value(owner, twin.get_submodule(inside), lost, self._covered)
+                if fitting is not None:
+                    return fitting
         return None
 
     def _find_twin(self, fqn: str) -> nn.Module | None:
@@ -184,14 +184,14 @@ def _describe_difference(module: nn.Module, twin: Any) -> str:
     if not isinstance(twin, nn.Module):
         return f"the factory returned a {type(twin).__name__}"
     try:
-        wanted, found = make_target(module).header, make_target(twin).header
+        given, built = make_target(module).header, make_target(twin).header
     except FailedCheck as error:
         return error.diagnostics[0].title
-    for fqn in dict.fromkeys((*wanted, *found)):
-        if fqn not in found or fqn not in wanted:
-            return f"{fqn} is only in {'the given one' if fqn in wanted else 'the new one'}"
-        if wanted[fqn].shape != found[fqn].shape:
-            return f"{fqn} is {list(found[fqn].shape)} instead of {list(wanted[fqn].shape)}"
+    for fqn in dict.fromkeys((*given, *built)):
+        if fqn not in built or fqn not in given:
+            return f"{fqn} is only in {'the given one' if fqn in given else 'the new one'}"
+        if given[fqn].shape != built[fqn].shape:
+            return f"{fqn} is {list(built[fqn].shape)} instead of {list(given[fqn].shape)}"
     return ""
 
 
@@ -199,15 +199,15 @@ def _find_fitting_value(
     module: nn.Module, twin: nn.Module, lost: NonPersistent, covered: frozenset[int]
 ) -> Any | None:
     """The twin's value, in the dtype that the module was built with; None where it does not fit or is not a value."""
-    wanted, found = _read_value(module, lost.name), _read_value(twin, lost.name)
-    if lost.kind == "parameter" or type(wanted) is not type(found):
+    ours, theirs = _read_value(module, lost.name), _read_value(twin, lost.name)
+    if lost.kind == "parameter" or type(ours) is not type(theirs):
         return None
     try:
-        if isinstance(wanted, dict):
-            return {key: _take_value(ours, found[key], covered) for key, ours in wanted.items()}
-        if isinstance(wanted, list | tuple):
-            return type(wanted)(_take_value(*pair, covered) for pair in zip(wanted, found, strict=True))
-        return _take_value(wanted, found, covered)
+        if isinstance(ours, dict):
+            return {key: _take_value(value, theirs[key], covered) for key, value in ours.items()}
+        if isinstance(ours, list | tuple):
+            return type(ours)(_take_value(*pair, covered) for pair in zip(ours, theirs, strict=True))
+        return _take_value(ours, theirs, covered)
     except (KeyError, ValueError):
         return None
 

@@ -222,15 +222,15 @@ def find_single_range(move: Move, specs: Mapping[str, TensorSpec]) -> Range | No
 def find_overlapping_targets(moves: Iterable[Move], values: TensorValues) -> frozenset[str]:
     """The targets whose bytes overlap those of an earlier one: sharing them would tie what the model does not tie."""
     places = [(place, move.target) for move in moves if (place := values.place(move)) is not None]
-    found = set()
+    overlapping = set()
     inside, end = "", 0
     for (where, start, stop), target in sorted(places):
         if where != inside:
             inside, end = where, 0
         if start < end:
-            found.add(target)
+            overlapping.add(target)
         end = max(end, stop)
-    return frozenset(found)
+    return frozenset(overlapping)
 
 
 def has_same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:

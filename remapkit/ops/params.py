@@ -31,9 +31,11 @@ def resolve_params(
         if given and name in given:
             values[name] = given[name]
         elif (
-            config is not None and param.config is not None and (found := _look_up_config(config, param)) is not None
+            config is not None
+            and param.config is not None
+            and (configured := _look_up_config(config, param)) is not None
         ):
-            values[name] = found
+            values[name] = configured
         elif isinstance(own, Expr):
             waiting[name] = own
         elif config is not None and param.config is not None:

@@ -46,12 +46,12 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON, for the witness."""
-        found: dict[str, Any] = {"by": self.by, "against": self.other, "tensors": len(self.tensors)}
+        written: dict[str, Any] = {"by": self.by, "against": self.other, "tensors": len(self.tensors)}
         if self.input:
-            found |= {"of": self.total, "input": list(self.input), "relative_difference": self.apart}
+            written |= {"of": self.total, "input": list(self.input), "relative_difference": self.apart}
         if self.constants:
-            found |= {"constants": list(self.constants)}
-        return found
+            written |= {"constants": list(self.constants)}
+        return written
 
 
 def verify_forward(
@@ -77,10 +77,10 @@ def verify_forward(
     calls = (_find_method(source, method), _find_method(target, method))
     theirs = _Watched(source)
     ours = _Watched(target)
-    x, expected, found = _run_both(source, target, calls, theirs, ours, method, written, seed)
+    x, expected, actual = _run_both(source, target, calls, theirs, ours, method, written, seed)
     name = f"{type(source).__name__}.{method}"
-    apart = max((_measure_difference(a, b) for a, b in zip(expected, found, strict=True)), default=float("inf"))
-    used = _find_used_tensors(target, found)
+    apart = max((_measure_difference(a, b) for a, b in zip(expected, actual, strict=True)), default=float("inf"))
+    used = _find_used_tensors(target, actual)
     total = len(header_of(target))
     problems = []
     if not apart <= tolerance:
@@ -93,12 +93,12 @@ def verify_forward(
 
 
 def _find_method(model: nn.Module, name: str) -> Callable[..., Any]:
-    found = getattr(model, name, None)
-    if not callable(found):
+    attribute = getattr(model, name, None)
+    if not callable(attribute):
         known = [method for method in ("forward", "encode", "decode") if callable(getattr(model, method, None))]
         title = f"{type(model).__name__} has no method {name!r}"
         raise UsageError(Diagnostic("RK713", title, help=(f"it has {', '.join(known)}",)))
-    return found  # type: ignore[no-any-return]
+    return attribute  # type: ignore[no-any-return]
 
 
 class _Watched:
@@ -151,13 +151,13 @@ def _run_both(
     for x in propose_inputs((target, source), method, written, seed):
         try:
             expected = theirs.call(partial(_compute_expected, source, target, calls[0], method, x))
-            found = ours.call(partial(_compute_actual, target, calls[1], method, x))
+            actual = ours.call(partial(_compute_actual, target, calls[1], method, x))
         except Exception as error:
             refused.append(f"{list(x.shape)}: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
             continue
-        shapes = [[list(tensor.shape) for tensor in side] for side in (expected, found)]
-        if shapes[0] == shapes[1] and found:
-            return x, expected, found
+        shapes = [[list(tensor.shape) for tensor in side] for side in (expected, actual)]
+        if shapes[0] == shapes[1] and actual:
+            return x, expected, actual
         refused.append(f"{list(x.shape)}: {shapes[0]} from {type(source).__name__}, {shapes[1]} from the target")
     title = f"found no input that {method} of both models accepts with outputs of the same shapes"
     help = "pass the shape: --input 1,3,32,32, or --input 2,7:1000 for integers below 1000"
@@ -207,12 +207,12 @@ def _measure_difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max().item() / scale) if one.numel() else 0.0
 
 
-def _find_used_tensors(target: nn.Module, found: Sequence[torch.Tensor]) -> tuple[str, ...]:
+def _find_used_tensors(target: nn.Module, outputs: Sequence[torch.Tensor]) -> tuple[str, ...]:
     """The tensors that the outputs depend on, by their gradients; a verdict says nothing about the others."""
     parameters = {
         fqn: tensor for fqn, tensor in target.named_parameters(remove_duplicate=False) if tensor.requires_grad
     }
-    outputs = [tensor for tensor in found if tensor.requires_grad]
+    outputs = [tensor for tensor in outputs if tensor.requires_grad]
     if not outputs or not parameters:
         return ()
     # Different factors: what goes into a norm adds up to nothing otherwise.

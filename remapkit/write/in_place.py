@@ -210,9 +210,9 @@ class Journal:
 def _is_either(front: bytes, before: bytes, after: bytes) -> bool:
     """Whether every byte is that of one of two texts: a block at a time, and byte by byte only in a torn block."""
     for at in range(0, len(front), BLOCK):
-        found, one, other = (text[at : at + BLOCK] for text in (front, before, after))
-        if found not in (one, other) and not all(
-            byte in pair for byte, pair in zip(found, zip(one, other, strict=True), strict=True)
+        piece, one, other = (text[at : at + BLOCK] for text in (front, before, after))
+        if piece not in (one, other) and not all(
+            byte in pair for byte, pair in zip(piece, zip(one, other, strict=True), strict=True)
         ):
             return False
     return True

@@ -190,9 +190,9 @@ def make_tensor_pieces(move: Move, reader: Reader) -> list[Piece]:
         header = reader.header()
         ranges = find_byte_ranges(move.ops, [header[fqn] for fqn in move.sources])
         extents = [reader.extent(fqn) for fqn in move.sources] if ranges is not None else [None]
-        found = [extent for extent in extents if extent is not None]
-        if ranges is not None and len(found) == len(extents):
-            return [CopyPiece(found[r.source].source, found[r.source].offset + r.offset, r.length) for r in ranges]
+        known = [extent for extent in extents if extent is not None]
+        if ranges is not None and len(known) == len(extents):
+            return [CopyPiece(known[r.source].source, known[r.source].offset + r.offset, r.length) for r in ranges]
     return [make_tensor_piece(move, reader)]
 
 

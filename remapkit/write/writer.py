@@ -127,26 +127,26 @@ class Writer:
         kept: list[NewFile | None] = []
         for target, layout in zip(targets, self._layouts, strict=True):
             mark = self._marks.get(layout.name)
-            found = NewFile.resume(target, mark, layout.nbytes, force=force) if mark else None
-            kept.append(self._reuse_file(found, layout, stack))
+            resumed = NewFile.resume(target, mark, layout.nbytes, force=force) if mark else None
+            kept.append(self._reuse_file(resumed, layout, stack))
         self.kept = sum(new is not None for new in kept)
         return [
             new or stack.enter_context(NewFile(target, force=force))
             for new, target in zip(kept, targets, strict=True)
         ]
 
-    def _reuse_file(self, found: NewFile | None, layout: FileLayout, stack: contextlib.ExitStack) -> NewFile | None:
+    def _reuse_file(self, resumed: NewFile | None, layout: FileLayout, stack: contextlib.ExitStack) -> NewFile | None:
         """The file if it contains, byte for byte, what would be written now; else it is removed."""
-        if found is None:
+        if resumed is None:
             return None
         with contextlib.ExitStack() as own:
-            own.enter_context(found)
+            own.enter_context(resumed)
             done = self.done
-            if not self._has_content(found.fd, layout):
+            if not self._has_content(resumed.fd, layout):
                 self.done = done
                 return None
             stack.push(own.pop_all())
-        return found
+        return resumed
 
     def _has_content(self, fd: int, layout: FileLayout) -> bool:
         at = 0

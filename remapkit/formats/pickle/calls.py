@@ -127,7 +127,7 @@ def _rebuild_from_type(machine: Machine, args: tuple[Any, ...]) -> Any:
 
 def _rebuild_ordered_dict(machine: Machine, args: tuple[Any, ...]) -> PickledDict:
     """OrderedDict(): empty, or from the list of pairs that Python 2 wrote."""
-    found = PickledDict()
+    ordered = PickledDict()
     if args and isinstance(args[0], list | PickledDict):
         # A copy: one list copied often is how a small pickle would fill the memory.
         machine.objects -= len(args[0]) if isinstance(args[0], list) else len(args[0].items)
@@ -136,10 +136,10 @@ def _rebuild_ordered_dict(machine: Machine, args: tuple[Any, ...]) -> PickledDic
         for pair in args[0]:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise PickleFault("an OrderedDict is made of something that is not a pair")
-            found.items.append((pair[0], pair[1]))
+            ordered.items.append((pair[0], pair[1]))
     elif args and isinstance(args[0], PickledDict):
-        found.items.extend(args[0].items)
-    return found
+        ordered.items.extend(args[0].items)
+    return ordered
 
 
 def _rebuild_size(machine: Machine, args: tuple[Any, ...]) -> Any:
