@@ -1,9 +1,9 @@
 """Files to a device: one of two staging buffers is filled from the file while the other is copied to the device.
 
-The buffers are page-locked, so that copies from them run beside the host. Invariants: bytes of a buffer are written
-once between two uses, in front of nothing that is still being copied (`used` only grows); and a full buffer is reused
-only after the mark set behind its last copy has been reached. So no copy reads bytes of a later tensor, at the cost
-of two buffers (64 MB) whatever the size of the checkpoint, and the host waits only where it is a whole buffer ahead.
+The buffers are page-locked, so that the device copies from them while the host reads. Invariants: until a buffer is
+full, each of its bytes is written once (`used` only grows), small tensors side by side; a full buffer is written
+again only after the device has passed the mark behind its last copy. So no copy sees bytes of a later tensor. The
+cost is two buffers (64 MB) whatever the size of the checkpoint; the host waits only where it is a whole buffer ahead.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Operations as rule files write them: a name and arguments, some of them params.
 
-A `Call` is symbolic: `rope: {to: half, heads: n_heads, head_dim: 128}` knows no number of heads. `Call.op` gives the
-operation for given params, `Call.inverse` the call that undoes it, or the reason why it cannot be undone.
+A `Call` is symbolic: `rope: {to: half, heads: n_heads, head_dim: 128}` has no number of heads yet. `Call.op` gives
+the operation for given params, `Call.inverse` the call that undoes it, or the reason why it cannot be undone.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import excerpt_of
-from remapkit.ops import attention, base, dtype
-from remapkit.ops import shape as kinds
+from remapkit.ops import attention, base, dtype, shape
 from remapkit.rulefile.arithmetic import BadNumber, Expr, check_names, parse_expression
 from remapkit.rulefile.syntax import WrittenOp
 from remapkit.rulefile.yaml.nodes import ListNode, MapNode, Node, ScalarNode
@@ -195,38 +194,38 @@ def _make_qkv(kind: type[attention.UngroupQkv] | type[attention.GroupQkv]) -> Ca
 
 
 _FORMS: Mapping[str, _Form] = {
-    "transpose": _Form((("dims", None),), lambda a: kinds.Transpose(a["dims"]), _keep_call, short="dims", bare=True),
-    "permute": _Form((("order", REQUIRED),), lambda a: kinds.PermuteOp(a["order"]), _undo_permute, short="order"),
+    "transpose": _Form((("dims", None),), lambda a: shape.Transpose(a["dims"]), _keep_call, short="dims", bare=True),
+    "permute": _Form((("order", REQUIRED),), lambda a: shape.PermuteOp(a["order"]), _undo_permute, short="order"),
     "reshape": _Form(
         (("from", None), ("to", REQUIRED)),
-        lambda a: kinds.ReshapeOp(a["to"], a["from"]),
+        lambda a: shape.ReshapeOp(a["to"], a["from"]),
         _undo_reshape,
         short="to",
         at_least={"from": 0, "to": 0},
     ),
     "squeeze": _Form(
         (("dims", REQUIRED),),
-        lambda a: kinds.Squeeze(a["dims"]),
+        lambda a: shape.Squeeze(a["dims"]),
         lambda call: Call("unsqueeze", call.args),
         short="dims",
         unwrap=True,
     ),
     "unsqueeze": _Form(
         (("dims", REQUIRED),),
-        lambda a: kinds.Unsqueeze(a["dims"]),
+        lambda a: shape.Unsqueeze(a["dims"]),
         lambda call: Call("squeeze", call.args),
         short="dims",
         unwrap=True,
     ),
     "slice": _Form(
         (*_DIM, ("start", 0), ("stop", None)),
-        lambda a: kinds.Slice(a["dim"], a["start"], a["stop"]),
+        lambda a: shape.Slice(a["dim"], a["start"], a["stop"]),
         _refuse_inverse("slice drops elements, which cannot be restored"),
         at_least={"start": 0, "stop": 0},
     ),
     "pad": _Form(
         (*_DIM, ("to", REQUIRED), ("value", 0)),
-        lambda a: kinds.PadOp(a["dim"], a["to"], a["value"]),
+        lambda a: shape.PadOp(a["dim"], a["to"], a["value"]),
         _refuse_inverse("pad does not say how many elements there were before"),
         at_least={"to": 0},
     ),

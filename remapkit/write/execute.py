@@ -24,7 +24,7 @@ from remapkit.formats.compare import are_equal_streams
 from remapkit.formats.detect import open_checkpoint
 from remapkit.formats.reader import Reader
 from remapkit.plans.moves import Move
-from remapkit.write import in_place as inplace
+from remapkit.write import in_place
 from remapkit.write.layout import FileLayout, lay_out_safetensors, lay_out_shards, split_ties
 from remapkit.write.torch_zip import lay_out_pth
 from remapkit.write.writer import Progress, Writer, forget_cached
@@ -183,12 +183,12 @@ def rename_in_place(moves: Sequence[Move], reader: Reader, *, metadata: Mapping[
     or computed tensors.
     """
     started = time.monotonic()
-    source = inplace.require_safetensors(reader)
+    source = in_place.require_safetensors(reader)
     path = source.path
-    inplace.check_no_links(path, source.sources[0])
-    raw = inplace.make_header(moves, source, {"format": "pt", **(metadata or {})})
+    in_place.check_no_links(path, source.sources[0])
+    raw = in_place.make_header(moves, source, {"format": "pt", **(metadata or {})})
     with hold_locks([path]):
-        how, nbytes = inplace.replace_header(path, source, raw)
+        how, nbytes = in_place.replace_header(path, source, raw)
         with ignore_interrupts():
             _check_renamed(path, moves)
     return Written((path,), len(moves), nbytes, time.monotonic() - started, (how,))
@@ -207,7 +207,7 @@ def recover(path: str | Path) -> bool:
 
     Raises `UnwritableOutput` (RK508) where the file is not the one that the journal describes.
     """
-    return inplace.recover(Path(path))
+    return in_place.recover(Path(path))
 
 
 def verify(moves: Sequence[Move], reader: Reader, out: str | Path, *, run: Run | None = None) -> int:

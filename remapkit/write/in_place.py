@@ -11,14 +11,14 @@ first and the last:
 
 1. no journal, old file;
 2. journal, old file;
-3. journal, blocks inserted: zeros or old bytes in front, then the old header;
-4. journal, header partly written: every byte is the old or the new one;
+3. journal, blocks inserted: zeros in front of the old header;
+4. journal, header partly written: every byte is that of 2 or 3, or the new one;
 5. journal, new file;
 6. no journal, new file.
 
-`recover` turns 2 to 5 into 1. It removes inserted blocks, writes the old header, flushes, and removes the journal
-last. Interrupted itself, it leaves 3, 4 or the same with the blocks removed, all of which it accepts again
-(`Journal.can_restore`); so repeating it until it ends gives the old file, byte for byte.
+`recover` turns 2 to 5 into 1: it removes the inserted blocks, writes the old header, flushes, and removes the journal
+last. Interrupted itself it leaves a mixture of old and new bytes, with or without the inserted blocks, which it
+accepts again (`Journal.can_restore`). So repeated until it ends it gives the old file, byte for byte.
 """
 
 from __future__ import annotations
