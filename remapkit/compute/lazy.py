@@ -19,7 +19,7 @@ import numpy as np
 from remapkit.compute.cast import calculate_block
 from remapkit.formats.strided import Read, read_strided
 from remapkit.ops.base import Op
-from remapkit.ops.join import FillOp, Join
+from remapkit.ops.join import FillOp, Join, infer_concat, infer_stack
 from remapkit.ops.steps import Add, Cast, OpStep, Pad, Permute, Pick, Reshape, Scale
 from remapkit.tensors.elements import Array, choose_word, encode_elements
 from remapkit.tensors.spec import TensorSpec
@@ -339,17 +339,13 @@ def _join_sources(join: Join, sources: Sequence[Lazy]) -> Lazy:
         made = [_concatenate_parts(made[at : at + width], join.concat) for at in range(0, len(made), width)]
     if join.stack is None:
         return made[0]
-    first = made[0].spec
-    dim = join.stack % (len(first.shape) + 1)
-    shape = (*first.shape[:dim], len(made), *first.shape[dim:])
-    return Stacked(TensorSpec(first.dtype, shape), made, dim)
+    spec = infer_stack([part.spec for part in made], join.stack)
+    return Stacked(spec, made, join.stack % len(spec.shape))
 
 
 def _concatenate_parts(parts: Sequence[Lazy], dim: int) -> Lazy:
-    first = parts[0].spec
-    dim %= len(first.shape)
-    size = sum(part.spec.shape[dim] for part in parts)
-    return Concatenated(TensorSpec(first.dtype, (*first.shape[:dim], size, *first.shape[dim + 1 :])), parts, dim)
+    spec = infer_concat([part.spec for part in parts], dim)
+    return Concatenated(spec, parts, dim % len(spec.shape))
 
 
 def _chain_ops(ops: Sequence[Op], inner: Lazy) -> Lazy:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from remapkit.ops.base import Op
-from remapkit.ops.join import FillOp, Join
+from remapkit.ops.join import FillOp, Join, infer_concat, infer_stack
 from remapkit.ops.steps import Cast, OpStep, Permute, Pick, Reshape
 from remapkit.tensors.dtypes import DTYPE_BITS
 from remapkit.tensors.spec import TensorSpec
@@ -36,7 +36,7 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
-class _Laid:
+class _RangeTensor:
     """A tensor as ranges of its sources, in row-major order; `starts` are where each begins."""
 
     spec: TensorSpec
@@ -44,7 +44,7 @@ class _Laid:
     starts: tuple[int, ...]
 
     @classmethod
-    def of(cls, spec: TensorSpec, ranges: Iterator[Range]) -> _Laid | None:
+    def of(cls, spec: TensorSpec, ranges: Iterator[Range]) -> _RangeTensor | None:
         kept: list[Range] = []
         starts: list[int] = []
         at = 0
@@ -90,13 +90,13 @@ def find_byte_ranges(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> tuple[Ra
     return laid.ranges
 
 
-def _lay_source(number: int, spec: TensorSpec) -> _Laid | None:
+def _lay_source(number: int, spec: TensorSpec) -> _RangeTensor | None:
     if DTYPE_BITS[spec.dtype] < 8:
         return None
-    return _Laid.of(spec, iter((Range(number, 0, spec.nbytes),)))
+    return _RangeTensor.of(spec, iter((Range(number, 0, spec.nbytes),)))
 
 
-def _apply_ops(ops: Sequence[Op], laid: _Laid | None) -> _Laid | None:
+def _apply_ops(ops: Sequence[Op], laid: _RangeTensor | None) -> _RangeTensor | None:
     for op in ops:
         if laid is None:
             return None
@@ -107,15 +107,15 @@ def _apply_ops(ops: Sequence[Op], laid: _Laid | None) -> _Laid | None:
     return laid
 
 
-def _apply_step(step: OpStep, laid: _Laid) -> _Laid | None:
+def _apply_step(step: OpStep, laid: _RangeTensor) -> _RangeTensor | None:
     spec = step.infer(laid.spec)
     if isinstance(step, Reshape) or (isinstance(step, Cast) and step.dtype == laid.spec.dtype):
-        return _Laid(spec, laid.ranges, laid.starts)
+        return _RangeTensor(spec, laid.ranges, laid.starts)
     if isinstance(step, Permute):
         long = [dim for dim in step.order if laid.spec.shape[dim] != 1]
-        return _Laid(spec, laid.ranges, laid.starts) if long == sorted(long) else None
+        return _RangeTensor(spec, laid.ranges, laid.starts) if long == sorted(long) else None
     if isinstance(step, Pick):
-        return _Laid.of(spec, _pick_ranges(step, laid)) if _count_pieces(step, laid.spec) <= MOST else None
+        return _RangeTensor.of(spec, _pick_ranges(step, laid)) if _count_pieces(step, laid.spec) <= MOST else None
     return None
 
 
@@ -134,7 +134,7 @@ def _count_pieces(step: Pick, spec: TensorSpec) -> int:
     )
 
 
-def _pick_ranges(step: Pick, laid: _Laid) -> Iterator[Range]:
+def _pick_ranges(step: Pick, laid: _RangeTensor) -> Iterator[Range]:
     inner, size = _count_inner_bytes(laid.spec, step.dim), laid.spec.shape[step.dim]
     for outer in range(_count_outer(laid.spec.shape, step.dim)):
         begin = outer * size * inner
@@ -144,7 +144,7 @@ def _pick_ranges(step: Pick, laid: _Laid) -> Iterator[Range]:
                 yield from laid.cut_ranges(begin + start * inner, length)
 
 
-def _apply_join(join: Join, specs: Sequence[TensorSpec]) -> _Laid | None:
+def _apply_join(join: Join, specs: Sequence[TensorSpec]) -> _RangeTensor | None:
     width = len(join.branches)
     parts = []
     for number, spec in enumerate(specs):
@@ -152,26 +152,23 @@ def _apply_join(join: Join, specs: Sequence[TensorSpec]) -> _Laid | None:
         if part is None:
             return None
         parts.append(part)
+    joined: list[_RangeTensor | None] = [*parts]
     if join.concat is not None:
-        dim = join.concat % len(parts[0].spec.shape)
-        groups = [parts[at : at + width] for at in range(0, len(parts), width)]
-        joined = [_interleave_parts(group, dim, _infer_concat_shape(group, dim)) for group in groups]
-    else:
-        joined = list(parts)
-    if join.stack is None or None in joined:
-        return joined[0]
-    laid_out = [part for part in joined if part is not None]
-    first = laid_out[0].spec.shape
-    dim = join.stack % (len(first) + 1)
-    return _interleave_parts(laid_out, dim, (*first[:dim], len(laid_out), *first[dim:]))
+        joined = []
+        for at in range(0, len(parts), width):
+            group = parts[at : at + width]
+            spec = infer_concat([part.spec for part in group], join.concat)
+            joined.append(_interleave_parts(group, join.concat % len(spec.shape), spec))
+    whole = [tensor for tensor in joined if tensor is not None]
+    if len(whole) < len(joined):
+        return None
+    if join.stack is None:
+        return whole[0]
+    spec = infer_stack([tensor.spec for tensor in whole], join.stack)
+    return _interleave_parts(whole, join.stack % len(spec.shape), spec)
 
 
-def _infer_concat_shape(parts: Sequence[_Laid], dim: int) -> tuple[int, ...]:
-    first = parts[0].spec.shape
-    return (*first[:dim], sum(part.spec.shape[dim] for part in parts), *first[dim + 1 :])
-
-
-def _interleave_parts(parts: Sequence[_Laid], dim: int, shape: tuple[int, ...]) -> _Laid | None:
+def _interleave_parts(parts: Sequence[_RangeTensor], dim: int, spec: TensorSpec) -> _RangeTensor | None:
     """Tensors side by side: for each index of the dimensions before `dim`, a range of each."""
     outer = _count_outer(parts[0].spec.shape, dim)
     if outer * len(parts) > MOST:
@@ -183,4 +180,4 @@ def _interleave_parts(parts: Sequence[_Laid], dim: int, shape: tuple[int, ...]) 
                 length = part.spec.nbytes // outer
                 yield from part.cut_ranges(index * length, length)
 
-    return _Laid.of(TensorSpec(parts[0].spec.dtype, shape), ranges())
+    return _RangeTensor.of(spec, ranges())

@@ -87,9 +87,9 @@ class FillOp(Op):
     name: ClassVar[str] = "add"
 
 
-def infer_concat(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> TensorSpec:
+def infer_concat(specs: Sequence[TensorSpec], dim: int, names: Sequence[str] | None = None) -> TensorSpec:
     """The header of tensors one after the other along `dim`; `names` are what messages call them."""
-    first = specs[0]
+    first, names = specs[0], names or [""] * len(specs)
     at = normalize_dim(dim, first)
     for spec, name in zip(specs, names, strict=True):
         _check_same_dtype(first, spec, names[0], name)
@@ -111,9 +111,9 @@ def _check_sizes(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) 
             )
 
 
-def infer_stack(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> TensorSpec:
+def infer_stack(specs: Sequence[TensorSpec], dim: int, names: Sequence[str] | None = None) -> TensorSpec:
     """The header of tensors of one shape as the elements of a new dimension `dim`."""
-    first = specs[0]
+    first, names = specs[0], names or [""] * len(specs)
     rank = len(first.shape) + 1
     at = normalize_dim(dim, TensorSpec(first.dtype, (1,) * rank))
     for spec, name in zip(specs, names, strict=True):

@@ -241,4 +241,18 @@ def test_what_cannot_be_undone_says_why(written: Any, reason: str) -> None:
     assert isinstance(back, str) and reason in back
 
 
+def test_a_stack_of_which_one_tensor_has_too_many_ranges_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranges of the others would be taken for those of the whole."""
+    from remapkit.ops import byte_ranges
+    from remapkit.tensors.spec import TensorSpec
+
+    branch = (kinds.Slice(1, 0, 2), kinds.ReshapeOp((2, 4)))
+    specs = [TensorSpec("F32", (4, 2))] * 2 + [TensorSpec("F32", (4, 3))] * 2
+    joined = (join.Join((branch, branch), 1, 0),)
+    ranges = find_byte_ranges(joined, specs)
+    assert ranges is not None and sum(each.length for each in ranges) == join.infer_move(joined, specs, "abcd").nbytes
+    monkeypatch.setattr(byte_ranges, "MOST", 6)
+    assert find_byte_ranges(joined, specs) is None
+
+
 assert set(LAYOUTS) | set(CALCULATIONS) == set(EVERY)
