@@ -66,7 +66,7 @@ def remap_by_plan(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[s
         return {move.target: state_dict[move.sources[0]] for move in plan.moves}
     odd = [fqn for move in plan.moves if move.ops for fqn in move.sources if header[fqn] is OPAQUE]
     if odd:
-        title = f"{len(odd)} values that operations need are no tensors"
+        title = f"{len(odd)} values that operations need are not tensors"
         problems.append(Diagnostic("RK344", title, notes=(named(odd),), help=("give a state dict of tensors",)))
     problems += [] if problems else _diagnose_target(rules, plan)
     if problems:

@@ -249,7 +249,7 @@ _NO_MODEL = re.compile(
 
 
 def _suggest_roots(walk: _Walk) -> tuple[str, ...]:
-    """The roots that may be meant: not what a trainer keeps for itself beside the model."""
+    """The roots that the user may want: not what a trainer keeps for itself beside the model."""
     models = [
         candidate for candidate in walk.candidates if not walk.is_in_optimizer(candidate) and _can_be_model(candidate)
     ]

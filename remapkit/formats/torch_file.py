@@ -282,7 +282,7 @@ def _read_data_pkl(source: SourceFile, entry: ZipEntry, entries: int) -> PickleC
         data = read_entry(source, entry, _MAX_INFLATED_PICKLE)
         return _check_end(read_pickle(data, 0, entry.size, entries), entry.size)
     if entry.size > MAX_PICKLE:
-        raise PickleFault(f"data.pkl is {sized(entry.size)}; up to {sized(MAX_PICKLE)} are read")
+        raise PickleFault(f"data.pkl is {sized(entry.size)}; at most {sized(MAX_PICKLE)} are read")
     for _ in read_entry_chunks(source, entry):
         """Nothing is kept: this verifies the checksum."""
     end = entry.offset + entry.size

@@ -286,7 +286,7 @@ def read_entry_chunks(source: SourceFile, entry: ZipEntry, size: int = 1 << 18) 
     """The content of an entry in pieces of at most `size`, inflated where it is compressed.
 
     Never gives more than the size the directory declares. Raises `FileFault` (RK403) where the content is shorter or
-    longer than that, is no deflate stream, or has another checksum; a checksum of 0 means that none was written.
+    longer than that, is not a deflate stream, or has another checksum; a checksum of 0 means that none was written.
     """
     crc, total = 0, 0
     pieces = source.chunks(entry.offset, entry.packed, size)

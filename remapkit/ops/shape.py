@@ -85,12 +85,12 @@ class Squeeze(Op):
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reshape."""
-        gone = {normalize_dim(dim, spec) for dim in self.dims}
-        for dim in sorted(gone):
+        removed = {normalize_dim(dim, spec) for dim in self.dims}
+        for dim in sorted(removed):
             if spec.shape[dim] != 1:
                 title = f"cannot squeeze dimension {dim}: it has {spec.shape[dim]} elements, {list(spec.shape)}"
                 raise RefusedOp(title)
-        return (Reshape(tuple(size for dim, size in enumerate(spec.shape) if dim not in gone)),)
+        return (Reshape(tuple(size for dim, size in enumerate(spec.shape) if dim not in removed)),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def read_pickle(data: bytes | mmap, start: int, end: int, entries: int = 0) -> P
         names = " and ".join(list(machine.hostile)[:5])
         raise PickleFault(f"the pickle names {names}, and is broken: {fault.title}", HOSTILE_HELP) from None
     except RecursionError:
-        # Only Python itself can come to this, where it frees or hashes what is nested very deep.
+        # This loop does not recurse; Python itself does, where it frees or hashes what is nested very deeply.
         raise PickleFault("the pickle is nested too deeply") from None
     machine.check_budget(0)
     return PickleContent(value, machine.pos, tuple(machine.hostile), tuple(machine.named), machine.widths)
