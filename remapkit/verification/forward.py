@@ -228,9 +228,9 @@ def _find_used_tensors(target: nn.Module, outputs: Sequence[torch.Tensor]) -> tu
 def _diagnose_difference(
     name: str, apart: float, tolerance: float, plan: ResolvedPlan, theirs: _Watched, ours: _Watched
 ) -> Diagnostic:
-    title = f"{name} gives other values: they are {apart:.3g} apart (relative; {tolerance:g} is allowed)"
+    title = f"{name} gives different values: they differ by {apart:.3g} (relative; the tolerance is {tolerance:g})"
     place, is_rule = find_first_difference(plan, theirs, ours, tolerance)
-    help = "look at the rules that write there; a swap or a wrong operation upstream shows in the first such module"
+    help = "check the rules that write there; a swap or a wrong operation before it shows in the first such module"
     if not is_rule:
         help = "compare what the two models compute there, and the buffers and constants that no rule carries over"
         help += "; a rule that writes to the modules before, with the right shape, may still be wrong"
