@@ -122,7 +122,7 @@ def plant(fault: str) -> None:
     elif fault == "recovery is done at once":
         # Blocks removed, then killed before the old header is back: half of that state would not be known again.
         fits = inplace.Journal.can_restore
-        inplace.Journal.fits = (
+        inplace.Journal.can_restore = (
             lambda self, front, size: (  # type: ignore[method-assign]
                 fits(self, front, size) and (size != self.size or front in (self.old, self.new[: len(self.old)]))
             )
@@ -133,7 +133,7 @@ def plant(fault: str) -> None:
     elif fault == "old index stays":
         writing._name_files = lambda files, *_: [new.rename() for new in files]  # type: ignore[misc]
     elif fault == "resume trusts any shard":
-        writing.Writer._holds = lambda self, fd, layout: True  # type: ignore[method-assign]
+        writing.Writer._has_content = lambda self, fd, layout: True  # type: ignore[method-assign]
     elif fault == "no lock":
         locks._take_lock = lambda *_: None
     elif fault == "other layouts stay":

@@ -22,11 +22,13 @@ import remapkit
 from remapkit.cli.app import main
 from remapkit.cli.sizes import parse_size
 from remapkit.diagnostics.errors import UsageError
+from remapkit.registry import installed
 
 ROOT = Path(remapkit.__file__).parent.parent
 SLOW = """
 import sys, time
-from remapkit.formats import copying, writing
+from remapkit.files import copy as copying
+from remapkit.write import writer as writing
 copying.STEP, writing.SMALL = 20_000, 0
 def slowed(name):
     call = getattr(copying.Copier, name)
@@ -130,7 +132,7 @@ def test_metadata_is_kept_and_says_where_the_file_comes_from(source: Path, tmp_p
         "remapkit.rules": "prefix",
         "remapkit.digest": rule_set.digest,
         "remapkit.source": "m.safetensors",
-        "remapkit.version": remapkit.library.version(),
+        "remapkit.version": installed.version(),
     }
     with remapkit.open_checkpoint(pth) as reader:
         kept = reader.header().metadata

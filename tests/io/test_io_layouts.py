@@ -94,7 +94,7 @@ def test_every_other_name_is_refused(name: str) -> None:
     if suffix in known:
         assert choose_format(Path("/nowhere", name)) == known[suffix]
         return
-    with pytest.raises(UnwritableOutput, match="which format"):
+    with pytest.raises(UnwritableOutput, match="cannot tell the format"):
         choose_format(Path("/nowhere", name))
 
 
@@ -266,7 +266,7 @@ def test_what_is_kept_is_what_would_be_written(tmp_path: Path, changed: list[int
 
 
 def test_a_resume_that_compares_nothing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing.Writer, "_holds", lambda self, fd, layout: True)
+    monkeypatch.setattr(writing.Writer, "_has_content", lambda self, fd, layout: True)
     with pytest.raises(AssertionError):
         resumed(tmp_path, [1], False)
 

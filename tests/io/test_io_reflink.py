@@ -115,7 +115,7 @@ def test_a_header_at_another_offset_is_a_planted_fault(shared: Path, monkeypatch
     """Without the padding that keeps offsets apart by whole blocks, everything is copied."""
     source = make(shared)
     before = used(shared)
-    padded = layout.padded_header
+    padded = layout.pad_header
     monkeypatch.setattr(layout, "pad_header", lambda raw, start=0: padded(raw, (start + 8) % 4096))
     written = convert(source, shared / "o.safetensors")
     assert "copy_file_range" in written.how

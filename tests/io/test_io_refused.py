@@ -23,7 +23,7 @@ from remapkit.diagnostics.errors import UnreadableCheckpoint, UnwritableOutput
 from remapkit.files import atomic
 from remapkit.files import copy as copying
 from remapkit.formats import Reader, open_checkpoint
-from remapkit.formats import detect as opening
+from remapkit.formats import single_file as opening
 from remapkit.ops.dtype import AddOp
 from remapkit.plans.moves import Move, RuleRef
 from remapkit.write.execute import execute

@@ -108,7 +108,7 @@ def test_D5_a_list_of_what_is_reachable_would_be_seen(tmp_path: Path, monkeypatc
 def test_D5_without_the_option_it_is_said(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(pth(popped("my.Thing")))
     with open_checkpoint(tmp_path / "m") as reader:
-        assert any("my.Thing" in note.title and "nothing of it was built" in note.title for note in reader.notes)
+        assert any("my.Thing" in note.title and "were not imported" in note.title for note in reader.notes)
 
 
 def test_D5_state_dicts_pass(tmp_path: Path) -> None:
@@ -132,11 +132,11 @@ CHILD = """
 import sys, torch
 from pathlib import Path
 from remapkit import open_checkpoint, RemapkitError, load
-from remapkit.formats import views
+from remapkit.formats import strided as views
 from remapkit.write.execute import execute
 from remapkit.compute import stream
 views._STRIPE = 1 << 16
-stream.STRIPE, stream.TURNED = 1 << 16, 1 << 16 | 1
+stream.STRIPE, stream.TRANSPOSED = 1 << 16, 1 << 16 | 1
 source, rules, out = map(Path, sys.argv[1:])
 def cut(*_):
     with source.open("r+b") as file:
