@@ -40,7 +40,10 @@ def run_plan(plan: ResolvedPlan, state_dict: Mapping[str, Any]) -> dict[str, Any
 
 
 class Maker:
-    """Makes the tensors of moves with operations; what the parts of one split share is computed once."""
+    """Makes the tensors of moves with operations; what the parts of one split share is computed once.
+
+    The parts of a split follow one another in a plan, so one remembered result is enough.
+    """
 
     def __init__(self, state_dict: Mapping[str, torch.Tensor]) -> None:
         self._state = state_dict
@@ -106,15 +109,20 @@ def apply_step(step: OpStep, tensor: torch.Tensor) -> torch.Tensor:
         more = torch.full(shape, step.value, dtype=torch.float64).to(tensor.device, tensor.dtype)
         return torch.cat([_view_opaque(tensor), _view_opaque(more)], step.dim).view(tensor.dtype)
     if isinstance(step, Cast):
-        if step.dtype == "F8_E4M3":  # saturates in new versions of torch, and gave NaN in older ones
-            tensor = tensor.float().clamp(-DTYPES["F8_E4M3"].largest, DTYPES["F8_E4M3"].largest)
-        return tensor.to(TORCH_DTYPES[step.dtype])
+        return _cast_tensor(tensor, TORCH_DTYPES[step.dtype])
     # In single precision: torch rounds the number itself to half precision for some of these, and not for others.
     wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
     if isinstance(step, Scale):
         return (wide * step.factor).to(tensor.dtype)
     assert isinstance(step, Add)
     return (wide + step.term).to(tensor.dtype)
+
+
+def _cast_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if dtype == torch.float8_e4m3fn != tensor.dtype:
+        # torch saturates since some version, and gave NaN before: clamped, all versions give what files get.
+        tensor = tensor.float().clamp(-DTYPES["F8_E4M3"].largest, DTYPES["F8_E4M3"].largest)
+    return tensor.to(dtype)
 
 
 def _pick_indices(step: Pick, tensor: torch.Tensor) -> torch.Tensor:

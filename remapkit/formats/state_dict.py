@@ -121,7 +121,11 @@ class _Walk:
         self.hostile_path: dict[str, _Path] = {}
 
     def search(self, value: Any) -> None:
-        """Collect the mappings of tensors, and what is neither tensor nor plain value."""
+        """Collect the mappings of tensors, and what is neither tensor nor plain value.
+
+        Depth first, with a stack of its own. Every container is entered once, by identity, so the walk ends even
+        where a pickle contains itself, and takes time linear in the items of all containers.
+        """
         self.top = value
         seen: set[int] = set()
         root = _Path(None, "", 0)
@@ -308,7 +312,10 @@ def _find_candidate(walk: _Walk, root: str) -> Candidate:
 
 
 def _find_nodes(top: Any, root: str) -> list[PickledDict | Opaque]:
-    """The mappings that a path leads to; keys may contain dots, so it may be read in several ways."""
+    """The mappings that a path leads to; keys may contain dots, so it may be read in several ways.
+
+    Each node is visited at most once for each position in the path, and at most `_MAX_CANDIDATES` times in all.
+    """
     nodes: dict[int, PickledDict | Opaque] = {}
     seen: set[tuple[int, int]] = set()
     waiting = [(top, 0)]

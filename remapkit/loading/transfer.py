@@ -32,9 +32,9 @@ def execute_load(
     report = TransferReport(0, Counter(), ())
     tensors: dict[str, torch.Tensor] = {}
     with ExitStack() as stack, torch.no_grad():
-        lifts = _Lifts(stack)
+        uploads = _Uploads(stack)
         for assignment in plan.assignments:
-            made = _make_tensor(assignment, values, lifts, report)
+            made = _make_tensor(assignment, values, uploads, report)
             tensors.update(_spread_tensor(assignment, made, plan.target))
         tensors.update(_move_missing(plan, request.device))
         placed = [
@@ -52,7 +52,7 @@ def execute_load(
     return report
 
 
-class _Lifts:
+class _Uploads:
     """One upload for each device, made when it is first needed."""
 
     def __init__(self, stack: ExitStack) -> None:
@@ -71,14 +71,16 @@ def _is_staged(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _make_tensor(assignment: Assignment, values: TensorValues, lifts: _Lifts, report: TransferReport) -> torch.Tensor:
+def _make_tensor(
+    assignment: Assignment, values: TensorValues, uploads: _Uploads, report: TransferReport
+) -> torch.Tensor:
     """The tensor on its device, in its dtype."""
     brought = TORCH_DTYPES[assignment.move.spec.dtype]
     extent = values.extent(assignment.move) if _is_staged(assignment.device) else None
     if assignment.dtype != brought:
         report.casts[assignment.move.spec.dtype, get_dtype_name(assignment.dtype)] += 1
     if extent is not None:
-        return lifts[assignment.device].tensor(extent, assignment.move.spec).to(assignment.dtype)
+        return uploads[assignment.device].tensor(extent, assignment.move.spec).to(assignment.dtype)
     value = values.tensor(assignment.move, own=assignment.into and assignment.own)
     if value.shared and value.tensor.device == assignment.device and assignment.dtype == brought:
         report.shared += not (assignment.own or assignment.into)

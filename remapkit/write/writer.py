@@ -210,6 +210,11 @@ class Writer:
                     new.mark_complete(mark)
 
     def _fill_file(self, fd: int, layout: FileLayout) -> None:
+        """Write the pieces in order: small ones gathered, ranges of files by the kernel, the others through memory.
+
+        `at` is where the next piece begins; everything before it is written or waits in `small`. A checksum that is
+        only known once its piece was read is put into its places last.
+        """
         copier = Copier(fd, self._advance)
         self._writeback = Writeback(fd)
         sealed = {seal.piece: seal.places for seal in layout.seals}
