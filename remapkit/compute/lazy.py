@@ -164,10 +164,10 @@ class Permuted(Lazy):
 
     def read(self, box: Box) -> Array:
         """The box of the inner tensor with its dimensions in the old order, transposed."""
-        turned: list[Along] = [slice(0, 0)] * len(box)
+        inner_box: list[Along] = [slice(0, 0)] * len(box)
         for dim, source in enumerate(self.order):
-            turned[source] = box[dim]
-        return self.inner.read(tuple(turned)).transpose(self.order)
+            inner_box[source] = box[dim]
+        return self.inner.read(tuple(inner_box)).transpose(self.order)
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from remapkit.formats.pickle.values import QUANTIZED_WIDTHS
 from remapkit.tensors.dtypes import BY_STORAGE, BY_TORCH_NAME
 
 _TENSORS = {
@@ -31,8 +32,7 @@ _CLASSES = {
     "torch.UntypedStorage",
     "torch.serialization._get_layout",
 }
-_QUANTIZED = ("QInt8Storage", "QUInt8Storage", "QInt32Storage", "QUInt4x2Storage", "QUInt2x4Storage")
-_STORAGES = {f"torch.{name}" for name in (*BY_STORAGE, *_QUANTIZED)}
+_STORAGES = {f"torch.{name}" for name in (*BY_STORAGE, *QUANTIZED_WIDTHS)}
 _DTYPES = {
     f"torch.{name}"
     for name in (

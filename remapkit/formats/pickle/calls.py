@@ -11,6 +11,7 @@ from remapkit.formats.pickle.machine import Machine
 from remapkit.formats.pickle.values import (
     KNOWN,
     MAPPINGS,
+    QUANTIZED_WIDTHS,
     Global,
     Opaque,
     PickledDict,
@@ -182,15 +183,12 @@ def load_persistent(machine: Machine, identity: Any) -> Any:
         raise PickleFault(f"a storage's class is {describe_kind(cls)}")
     dtype = BY_STORAGE.get(cls.name)
     if dtype is None and cls.name != "UntypedStorage":
-        machine.widths[key] = _QUANTIZED_WIDTHS.get(cls.name, 0)
+        machine.widths[key] = QUANTIZED_WIDTHS.get(cls.name, 0)
         return Opaque(str(cls))
     width = DTYPE_BITS[dtype] // 8 if dtype else 1
     if machine.widths.setdefault(key, width) != width:
         machine.widths[key] = 0
     return PickledStorage(key, dtype, numel)
-
-
-_QUANTIZED_WIDTHS = {"QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1}
 
 
 _CALLS |= {

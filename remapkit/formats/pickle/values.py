@@ -90,6 +90,15 @@ class PickleContent:
     widths: dict[str, int] = field(default_factory=dict)
 
 
+QUANTIZED_WIDTHS = {
+    "QInt8Storage": 1,
+    "QUInt8Storage": 1,
+    "QInt32Storage": 4,
+    "QUInt4x2Storage": 1,
+    "QUInt2x4Storage": 1,
+}
+"""torch's storages of quantized elements, which are not read, and the bytes of an element."""
+
 KNOWN = {
     "builtins.set",
     "builtins.frozenset",
@@ -105,18 +114,19 @@ KNOWN = {
     "collections.Counter",
     "collections.deque",
 }
-
+"""Builtins and harmless library objects that every checkpoint may have; they are ignored without a note."""
 
 MAPPINGS = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"}
-
+"""Subclasses of dict whose items are read like those of a dict."""
 
 MARK = object()
-
+"""The opcode MARK on the stack: where the arguments of a variable-length opcode begin."""
 
 HOSTILE_HELP = ("unpickling it would run that: treat the file as an attack; nothing was run here",)
 
 
 def describe_kind(value: Any) -> str:
+    """What a value is, always with the article `a`."""
     if isinstance(value, Opaque):
         return f"a {value.name}" if " " in value.name else f"a {value.name} object"
     if isinstance(value, Global):
@@ -131,6 +141,6 @@ def describe_kind(value: Any) -> str:
 
 
 def describe_with_article(value: Any) -> str:
-    """What a value is, for messages: `a argparse.Namespace object`, `a dict`, `an int`."""
+    """What a value is, for messages: `an argparse.Namespace object`, `a dict`, `an int`."""
     text = describe_kind(value)
     return "an" + text[1:] if text[:3] in ("a i", "a a", "a o", "a u", "a e") else text
