@@ -1,7 +1,10 @@
-"""Tensors that are not there yet: any box of them can be read, and only what it needs is.
+"""Lazy tensors: any box of them can be read, and only the source elements that it needs are read for it.
 
-`build_tree` turns the operations of a move into such a tensor. Elements are opaque words of their width except where
-a cast or arithmetic needs numbers, so every dtype comes through to the bit.
+`build_tree` turns the operations of a move into a tree of lazy tensors. Invariant: `read(box)` returns exactly what
+slicing the whole tensor would, and each node asks its inner ones only for boxes whose elements the result contains.
+So memory is a small multiple of the box (`Reshaped` is the exception: where its inner tensor is not contiguous it is
+computed as a whole, once), and reading ends because each node only asks nodes below it. Elements are opaque words of
+their width except where a cast or arithmetic needs numbers, so every dtype comes through to the bit.
 """
 
 from __future__ import annotations
@@ -13,20 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from remapkit.compute.cast import Array, calculate_block, choose_word, encode_values
+from remapkit.compute.cast import calculate_block
 from remapkit.formats.strided import Read, read_strided
 from remapkit.ops.base import Op
-from remapkit.ops.join import FillOp, Join
+from remapkit.ops.join import FillOp, Join, infer_concat, infer_stack
 from remapkit.ops.steps import Add, Cast, OpStep, Pad, Permute, Pick, Reshape, Scale
+from remapkit.tensors.elements import Array, choose_word, encode_elements
 from remapkit.tensors.spec import TensorSpec
 
 Along = slice | Array
-"""What is wanted along one dimension: a slice of step 1 with both ends, or indices."""
+"""The selection along one dimension: a slice of step 1 with both ends, or indices."""
 Box = tuple[Along, ...]
 BOUND = 16 << 20
-"""Bytes that are read at most in one go where only some of them are wanted."""
+"""The most bytes that are read at once where only some of them are needed."""
 TILE = 1 << 18
-"""Bytes of a turned box that are copied at once: they stay in the cache."""
+"""Bytes of a transposed box that are copied at once: they stay in the cache."""
 
 
 class Lazy:
@@ -40,7 +44,7 @@ class Lazy:
 
 
 def count_elements(along: Along) -> int:
-    """How many elements are wanted."""
+    """How many elements are selected."""
     return along.stop - along.start if isinstance(along, slice) else len(along)
 
 
@@ -55,12 +59,12 @@ def make_whole_box(spec: TensorSpec) -> Box:
 
 
 def slice_along(along: Along, start: int, stop: int) -> Along:
-    """Elements `start` to `stop` of what is wanted."""
+    """Elements `start` to `stop` of a selection."""
     return slice(along.start + start, along.start + stop) if isinstance(along, slice) else along[start:stop]
 
 
 def list_indices(along: Along) -> Array:
-    """What is wanted as indices."""
+    """A selection as indices."""
     return np.arange(along.start, along.stop) if isinstance(along, slice) else along
 
 
@@ -73,12 +77,12 @@ def simplify_indices(chosen: Array) -> Along:
 
 def put_box(out: Array, dim: int, place: slice | int, made: Array) -> None:
     """Copy a box into its place along a dimension."""
-    # The dots make it a view even where one element is meant, of which numpy else makes a number of its own.
+    # With the ellipsis numpy gives a view even of a single element, which it otherwise copies into a scalar.
     _copy_box(out[(*(slice(None),) * dim, place, ...)], made)
 
 
 def _copy_box(out: Array, made: Array) -> None:
-    """Copy. A turned box goes tile by tile: whole columns would miss the cache each time."""
+    """Copy. A transposed box goes tile by tile: whole columns would miss the cache for each element."""
     if made.ndim < 2 or made.strides[-1] == made.itemsize or not made.size:
         out[...] = made
         return
@@ -107,22 +111,22 @@ class Leaf(Lazy):
         """A view where it can be one."""
         slices = [along if isinstance(along, slice) else slice(None) for along in box]
         index: tuple[Any, ...] = (*slices, ...)
-        found: Array = self.array[index]
+        elements: Array = self.array[index]
         for dim, along in enumerate(box):
             if not isinstance(along, slice):
-                found = np.take(found, along, dim)
-        return found
+                elements = np.take(elements, along, dim)
+        return elements
 
 
 @dataclass(slots=True)
 class FileRange(Lazy):
-    """A source that is one stretch of a file. It is read, never mapped: the file may become shorter meanwhile."""
+    """A source that is one range of a file. It is read, not mapped: reading a mapped, truncated file is fatal."""
 
     spec: TensorSpec
     bytes_at: Read
 
     def read(self, box: Box) -> Array:
-        """The elements of a box; only what is near to them is read."""
+        """The elements of a box; only they and what is close between them is read."""
         out = np.empty(measure_shape(box), choose_word(self.spec.dtype))
         if out.size:
             self._fill_box(out, box)
@@ -137,6 +141,8 @@ class FileRange(Lazy):
             )
             read_strided(self.bytes_at, out, start, steps)
             return
+        # All listed indices are read in one go where they are dense enough, else one by one. Each call handles one
+        # dimension of indices and passes on a box with one fewer: the recursion is at most as deep as the tensor.
         chosen = list_indices(box[listed])
         low, high = int(chosen.min()), int(chosen.max()) + 1
         if (high - low) * (out.nbytes // len(chosen)) <= max(BOUND, 4 * out.nbytes):
@@ -150,18 +156,18 @@ class FileRange(Lazy):
 
 @dataclass(slots=True)
 class Permuted(Lazy):
-    """Dimensions in another order."""
+    """A transposed tensor."""
 
     spec: TensorSpec
     inner: Lazy
     order: tuple[int, ...]
 
     def read(self, box: Box) -> Array:
-        """The same box of the inner tensor, turned."""
-        turned: list[Along] = [slice(0, 0)] * len(box)
+        """The box of the inner tensor with its dimensions in the old order, transposed."""
+        inner_box: list[Along] = [slice(0, 0)] * len(box)
         for dim, source in enumerate(self.order):
-            turned[source] = box[dim]
-        return self.inner.read(tuple(turned)).transpose(self.order)
+            inner_box[source] = box[dim]
+        return self.inner.read(tuple(inner_box)).transpose(self.order)
 
 
 @dataclass(slots=True)
@@ -178,12 +184,26 @@ class Picked(Lazy):
         along = box[self.dim]
         if isinstance(self.chosen, slice):
             start = self.chosen.start
-            here: Along = (
+            inner_along: Along = (
                 slice(start + along.start, start + along.stop) if isinstance(along, slice) else start + along
             )
         else:
-            here = simplify_indices(self.chosen[along])
-        return self.inner.read((*box[: self.dim], here, *box[self.dim + 1 :]))
+            inner_along = simplify_indices(self.chosen[along])
+        return self.inner.read((*box[: self.dim], inner_along, *box[self.dim + 1 :]))
+
+
+def _fill_part(out: Array, box: Box, dim: int, part: Lazy, start: int) -> None:
+    """Fill in the elements of a box that a part provides, which begins at `start` along a dimension."""
+    indices = list_indices(box[dim])
+    inside = np.flatnonzero((indices >= start) & (indices < start + part.spec.shape[dim]))
+    if not len(inside):
+        return
+    elements = part.read((*box[:dim], simplify_indices(indices[inside] - start), *box[dim + 1 :]))
+    place = simplify_indices(inside)
+    if isinstance(place, slice):
+        put_box(out, dim, place, elements)
+    else:
+        out[(slice(None),) * dim + (place,)] = elements
 
 
 @dataclass(slots=True)
@@ -196,18 +216,10 @@ class Padded(Lazy):
     value: Array
 
     def read(self, box: Box) -> Array:
-        """What is there, and the value elsewhere."""
+        """The inner tensor's elements, and the value beyond its end."""
         out = np.empty(measure_shape(box), self.value.dtype)
         out[...] = self.value
-        wanted = list_indices(box[self.dim])
-        there = np.flatnonzero(wanted < self.inner.spec.shape[self.dim])
-        if len(there):
-            here = (*box[: self.dim], simplify_indices(wanted[there]), *box[self.dim + 1 :])
-            made = self.inner.read(here)
-            if isinstance(place := simplify_indices(there), slice):
-                put_box(out, self.dim, place, made)
-            else:
-                out[(slice(None),) * self.dim + (place,)] = made
+        _fill_part(out, box, self.dim, self.inner, 0)
         return out
 
 
@@ -219,19 +231,19 @@ class Squeezed(Lazy):
     inner: Lazy
 
     def read(self, box: Box) -> Array:
-        """The inner box without and with such dimensions."""
+        """The inner box with the same elements, reshaped."""
         long = iter(along for along, size in zip(box, self.spec.shape, strict=True) if size != 1)
-        here = tuple(slice(0, 1) if size == 1 else next(long) for size in self.inner.spec.shape)
+        inner_box = tuple(slice(0, 1) if size == 1 else next(long) for size in self.inner.spec.shape)
         empty = any(count_elements(along) == 0 for along in box)
         return (
             np.empty(measure_shape(box), choose_word(self.spec.dtype))
             if empty
-            else self.inner.read(here).reshape(measure_shape(box))
+            else self.inner.read(inner_box).reshape(measure_shape(box))
         )
 
 
 @dataclass(slots=True)
-class Calculated(Lazy):
+class Computed(Lazy):
     """Every element cast, scaled or added to."""
 
     spec: TensorSpec
@@ -252,21 +264,12 @@ class Concatenated(Lazy):
     dim: int
 
     def read(self, box: Box) -> Array:
-        """The pieces of every part that the box meets."""
+        """The pieces of every part that the box touches."""
         out = np.empty(measure_shape(box), choose_word(self.spec.dtype))
-        wanted = list_indices(box[self.dim])
         start = 0
         for part in self.parts:
-            stop = start + part.spec.shape[self.dim]
-            there = np.flatnonzero((wanted >= start) & (wanted < stop))
-            if len(there):
-                here = (*box[: self.dim], simplify_indices(wanted[there] - start), *box[self.dim + 1 :])
-                made = part.read(here)
-                if isinstance(place := simplify_indices(there), slice):
-                    put_box(out, self.dim, place, made)
-                else:
-                    out[(slice(None),) * self.dim + (place,)] = made
-            start = stop
+            _fill_part(out, box, self.dim, part, start)
+            start += part.spec.shape[self.dim]
         return out
 
 
@@ -279,11 +282,11 @@ class Stacked(Lazy):
     dim: int
 
     def read(self, box: Box) -> Array:
-        """The same box of every wanted tensor."""
+        """The same box of every selected tensor."""
         out = np.empty(measure_shape(box), choose_word(self.spec.dtype))
-        here = (*box[: self.dim], *box[self.dim + 1 :])
+        inner_box = (*box[: self.dim], *box[self.dim + 1 :])
         for place, index in enumerate(list_indices(box[self.dim])):
-            put_box(out, self.dim, place, self.parts[index].read(here))
+            put_box(out, self.dim, place, self.parts[index].read(inner_box))
         return out
 
 
@@ -306,15 +309,15 @@ class FilledTensor(Lazy):
             grid = np.zeros(shape, "<i8")
             for dim, (along, stride) in enumerate(zip(box, strides, strict=True)):
                 grid += (list_indices(along) * stride).reshape([-1 if n == dim else 1 for n in range(len(box))])
-            return encode_values(grid, self.spec.dtype)
+            return encode_elements(grid, self.spec.dtype)
         if value == "tril":
             lower = list_indices(box[-2])[:, None] >= list_indices(box[-1])[None, :]
-            return encode_values(np.broadcast_to(lower, shape).astype("<i8"), self.spec.dtype)
+            return encode_elements(np.broadcast_to(lower, shape).astype("<i8"), self.spec.dtype)
         number = {"zeros": 0, "ones": 1}.get(value, value) if isinstance(value, str) else value
         kind = "<i8" if isinstance(number, int) and abs(number) < 1 << 63 else "<f8"
         if isinstance(number, int) and kind == "<f8":
             kind = "<u8"
-        return np.broadcast_to(encode_values(np.array([number], kind), self.spec.dtype)[0], shape)
+        return np.broadcast_to(encode_elements(np.array([number], kind), self.spec.dtype)[0], shape)
 
 
 # ------------------------------------------------------------------------------------------------------- the tree
@@ -336,17 +339,13 @@ def _join_sources(join: Join, sources: Sequence[Lazy]) -> Lazy:
         made = [_concatenate_parts(made[at : at + width], join.concat) for at in range(0, len(made), width)]
     if join.stack is None:
         return made[0]
-    first = made[0].spec
-    dim = join.stack % (len(first.shape) + 1)
-    shape = (*first.shape[:dim], len(made), *first.shape[dim:])
-    return Stacked(TensorSpec(first.dtype, shape), made, dim)
+    spec = infer_stack([part.spec for part in made], join.stack)
+    return Stacked(spec, made, join.stack % len(spec.shape))
 
 
 def _concatenate_parts(parts: Sequence[Lazy], dim: int) -> Lazy:
-    first = parts[0].spec
-    dim %= len(first.shape)
-    size = sum(part.spec.shape[dim] for part in parts)
-    return Concatenated(TensorSpec(first.dtype, (*first.shape[:dim], size, *first.shape[dim + 1 :])), parts, dim)
+    spec = infer_concat([part.spec for part in parts], dim)
+    return Concatenated(spec, parts, dim % len(spec.shape))
 
 
 def _chain_ops(ops: Sequence[Op], inner: Lazy) -> Lazy:
@@ -363,20 +362,21 @@ def _apply_step(step: OpStep, inner: Lazy) -> Lazy:
     if isinstance(step, Pick):
         if len(step.ranges) == 1 and step.ranges[0].step == 1:
             return Picked(spec, inner, step.dim, slice(step.ranges[0].start, step.ranges[0].stop))
-        chosen = np.concatenate([np.arange(each.start, each.stop, each.step) for each in step.ranges])
+        chosen = np.concatenate([np.arange(indices.start, indices.stop, indices.step) for indices in step.ranges])
         return Picked(spec, inner, step.dim, chosen)
     if isinstance(step, Pad):
-        return Padded(spec, inner, step.dim, encode_values(np.array([step.value], "<f8"), spec.dtype)[0])
+        return Padded(spec, inner, step.dim, encode_elements(np.array([step.value], "<f8"), spec.dtype)[0])
     if isinstance(step, Reshape):
         return Reshaped(spec, inner)
-    # What is done to each element can be done before a reshape as well, which then is the last thing of all.
+    # Element-wise steps commute with a reshape, which is moved outwards: as the root it costs nothing
+    # (`make_stripes`).
     if isinstance(inner, Reshaped):
-        return Reshaped(spec, Calculated(TensorSpec(spec.dtype, inner.inner.spec.shape), inner.inner, step))
-    return Calculated(spec, inner, step)
+        return Reshaped(spec, Computed(TensorSpec(spec.dtype, inner.inner.spec.shape), inner.inner, step))
+    return Computed(spec, inner, step)
 
 
 class Reshaped(Lazy):
-    """Another shape for the same row-major order: a view where numpy has one, else made as a whole when read."""
+    """Another shape for the same row-major order: a view where there is one, else computed as a whole when read."""
 
     __slots__ = ("_made", "inner", "spec")
 

@@ -1,4 +1,4 @@
-"""The bytes of one target in chunks, from wherever a plan takes them."""
+"""The bytes of one target in chunks, copied from its source or computed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ Run = Callable[[Move, Reader], Iterator[memoryview]]
 """The bytes of a move with operations: contiguous, row-major, little-endian, in pieces of any size."""
 
 
-def read_target_chunks(move: Move, reader: Reader, run: Run | None) -> Iterator[memoryview]:
-    """The bytes of a target: its source's, or what its operations make of its sources."""
+def read_target_chunks(move: Move, reader: Reader, run: Run | None = None) -> Iterator[memoryview]:
+    """The bytes of a target: its source's, or what `run` (by default `stream_move`) makes of its sources."""
     if not move.ops:
         return reader.chunks(move.sources[0])
-    assert run is not None, "moves with operations need `run`"
+    if run is None:
+        from remapkit.compute.stream import stream_move  # imports numpy, which a rename never needs
+
+        return stream_move(move, reader)
     return run(move, reader)

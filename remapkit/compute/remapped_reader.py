@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from remapkit.compute.move_bytes import read_target_chunks
-from remapkit.compute.stream import Streams
 from remapkit.files.source_file import CHUNK, split_evenly
 from remapkit.formats.reader import Reader
 from remapkit.plans.model import ResolvedPlan
@@ -18,7 +17,6 @@ class Remapped:
     def __init__(self, reader: Reader, plan: ResolvedPlan) -> None:
         self._reader, self._header = reader, plan.target
         self._moves = {move.target: move for move in plan.moves}
-        self._streams = Streams()
 
     def header(self) -> StateDictSpec:
         """Names, dtypes and shapes of the targets."""
@@ -26,4 +24,4 @@ class Remapped:
 
     def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
         """The bytes of a target, made as they are asked for."""
-        return split_evenly(read_target_chunks(self._moves[fqn], self._reader, self._streams), size)
+        return split_evenly(read_target_chunks(self._moves[fqn], self._reader), size)

@@ -1,4 +1,4 @@
-"""A state dict in memory under its new keys: planned, held against the declared target, then moved.
+"""A state dict in memory under its new keys: planned, checked against the declared target, then moved.
 
 torch is imported only where there are tensors, and then it is there already.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from remapkit.rules.model import CompiledRules
 
 UNSAID = ("RK300", "RK306")
-"""What is no fault of a state dict in memory: to be empty, and to have names that no file can hold."""
+"""Problems of files that a state dict in memory may have: it is empty, or has names that no file can have."""
 
 
 def remap(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def remap(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _rename_keys(targets: list[str | None], state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The values under their new keys; None where a plan has to say what is wrong, or to look closer."""
+    """The values under their new keys; None where only a plan can tell what is wrong, or whether anything is."""
     renamed = dict(zip(targets, state_dict.values(), strict=True))
     dropped = targets.count(None)
     if len(renamed) != len(targets) - dropped + bool(dropped) or can_have_companions(state_dict):
@@ -66,7 +66,7 @@ def remap_by_plan(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[s
         return {move.target: state_dict[move.sources[0]] for move in plan.moves}
     odd = [fqn for move in plan.moves if move.ops for fqn in move.sources if header[fqn] is OPAQUE]
     if odd:
-        title = f"{len(odd)} values that operations need are no tensors"
+        title = f"{len(odd)} values that operations need are not tensors"
         problems.append(Diagnostic("RK344", title, notes=(named(odd),), help=("give a state dict of tensors",)))
     problems += [] if problems else _diagnose_target(rules, plan)
     if problems:
@@ -84,13 +84,13 @@ def _read_header(state_dict: Mapping[str, Any]) -> StateDictSpec:
         return StateDictSpec(dict.fromkeys(state_dict, OPAQUE), name=name)
     from remapkit.tensors.from_torch import header_of
 
-    found = header_of(state_dict, name)
-    specs = {fqn: found.tensors.get(fqn, OPAQUE) for fqn in state_dict}
-    return StateDictSpec(specs, tied=found.tied, name=name)
+    header = header_of(state_dict, name)
+    specs = {fqn: header.tensors.get(fqn, OPAQUE) for fqn in state_dict}
+    return StateDictSpec(specs, tied=header.tied, name=name)
 
 
 def _diagnose_target(rules: CompiledRules, plan: ResolvedPlan) -> list[Diagnostic]:
-    """What the declared target says against the result; what is not there may be in another part."""
+    """Problems with the declared target; keys that are missing may be in another part of the checkpoint."""
     if rules.file.target is None or not plan.source:
         return []
     from remapkit.plans.declared import check_declared_target, read_declared_source

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from remapkit.ops.base import Op
@@ -13,7 +12,8 @@ from remapkit.ops.join import FillOp, Join, SplitPart, TakeIndex
 from remapkit.ops.steps import Add, Cast, OpStep, Pad, Permute, Pick, Reshape, Scale
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
-from remapkit.tensors.from_torch import DTYPES, get_dtype_name
+from remapkit.tensors.dtypes import DTYPES
+from remapkit.tensors.from_torch import TORCH_DTYPES, get_dtype_name
 from remapkit.tensors.spec import TensorSpec
 
 _OPAQUE: Mapping[int, torch.dtype] = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -40,7 +40,10 @@ def run_plan(plan: ResolvedPlan, state_dict: Mapping[str, Any]) -> dict[str, Any
 
 
 class Maker:
-    """Makes the tensors of moves with operations; what the parts of one split share is made once."""
+    """Makes the tensors of moves with operations; what the parts of one split share is computed once.
+
+    The parts of a split follow one another in a plan, so one remembered result is enough.
+    """
 
     def __init__(self, state_dict: Mapping[str, torch.Tensor]) -> None:
         self._state = state_dict
@@ -78,7 +81,7 @@ def _join_sources(join: Join, sources: Sequence[torch.Tensor]) -> torch.Tensor:
     width = len(join.branches)
     made = [chain_ops(join.branches[n % width], source) for n, source in enumerate(sources)]
     dtype = made[0].dtype
-    made = [_view_opaque(each) for each in made]
+    made = [_view_opaque(tensor) for tensor in made]
     if join.concat is not None:
         made = [torch.cat(made[at : at + width], join.concat) for at in range(0, len(made), width)]
     whole = made[0] if join.stack is None else torch.stack(made, join.stack)
@@ -106,7 +109,7 @@ def apply_step(step: OpStep, tensor: torch.Tensor) -> torch.Tensor:
         more = torch.full(shape, step.value, dtype=torch.float64).to(tensor.device, tensor.dtype)
         return torch.cat([_view_opaque(tensor), _view_opaque(more)], step.dim).view(tensor.dtype)
     if isinstance(step, Cast):
-        return tensor.to(DTYPES[step.dtype])
+        return _cast_tensor(tensor, TORCH_DTYPES[step.dtype])
     # In single precision: torch rounds the number itself to half precision for some of these, and not for others.
     wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
     if isinstance(step, Scale):
@@ -115,22 +118,29 @@ def apply_step(step: OpStep, tensor: torch.Tensor) -> torch.Tensor:
     return (wide + step.term).to(tensor.dtype)
 
 
+def _cast_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if dtype == torch.float8_e4m3fn != tensor.dtype:
+        # torch saturates since some version, and gave NaN before: clamped, all versions give what files get.
+        tensor = tensor.float().clamp(-DTYPES["F8_E4M3"].largest, DTYPES["F8_E4M3"].largest)
+    return tensor.to(dtype)
+
+
 def _pick_indices(step: Pick, tensor: torch.Tensor) -> torch.Tensor:
     if len(step.ranges) == 1 and step.ranges[0].step == 1:
         return tensor.narrow(step.dim, step.ranges[0].start, len(step.ranges[0]))
-    indices = torch.cat([torch.arange(each.start, each.stop, each.step) for each in step.ranges])
+    indices = torch.cat([torch.arange(part.start, part.stop, part.step) for part in step.ranges])
     return _view_opaque(tensor).index_select(step.dim, indices.to(tensor.device)).view(tensor.dtype)
 
 
 def _view_opaque(tensor: torch.Tensor) -> torch.Tensor:
-    """The same bytes as integers: torch cannot move every dtype about."""
+    """The same bytes as integers: torch does not implement indexing and joining for every dtype."""
     wanted = _OPAQUE.get(tensor.element_size())
     return tensor if wanted is None or tensor.dtype == torch.bool else tensor.view(wanted)
 
 
 def fill_tensor(fill: FillOp) -> torch.Tensor:
     """The tensor that an entry of `add` describes."""
-    shape, dtype = fill.spec.shape, DTYPES[fill.spec.dtype]
+    shape, dtype = fill.spec.shape, TORCH_DTYPES[fill.spec.dtype]
     if fill.value == "zeros":
         return torch.zeros(shape, dtype=dtype)
     if fill.value == "ones":
@@ -143,11 +153,4 @@ def fill_tensor(fill: FillOp) -> torch.Tensor:
     return torch.full(shape, fill.value, dtype=torch.int64 if integral else torch.float64).to(dtype)  # type: ignore[arg-type]
 
 
-def cast_block(block: np.ndarray, old: str, new: str) -> np.ndarray:
-    """A block of raw elements of one dtype as raw elements of another: for the 8-bit floats, which numpy lacks."""
-    flat = torch.from_numpy(np.ascontiguousarray(block).reshape(-1).view("u1").copy()).view(DTYPES[old])
-    made = flat.to(DTYPES[new]).view(torch.uint8).numpy()
-    return made.view(f"<u{made.size // block.size}" if block.size else "u1").reshape(block.shape)
-
-
-__all__ = ["Maker", "apply_step", "cast_block", "chain_ops", "fill_tensor", "run_ops", "run_plan"]
+__all__ = ["Maker", "apply_step", "chain_ops", "fill_tensor", "run_ops", "run_plan"]

@@ -1,6 +1,6 @@
 """Values of two checkpoints, tensor by tensor, streaming: equal bytes are not decoded, the rest is.
 
-No torch: bfloat16 and the 8-bit floats are decoded here, through tables and shifts.
+No torch: `tensors/elements.py` decodes the floats that numpy lacks.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from remapkit.files.source_file import CHUNK, split_evenly
-from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,7 @@ _ELEMENTS = 1 << 16
 
 
 class Contents(Protocol):
-    """What can be compared: a checkpoint that is read, or what rules would make of one."""
+    """What can be compared: a checkpoint, or what rules would make of one."""
 
     def header(self) -> StateDictSpec:
         """Names, dtypes and shapes."""
@@ -95,8 +96,14 @@ def compare_tensor(a: Contents, name_a: str, b: Contents, name_b: str) -> Differ
 
 def has_same_bytes(a: Contents, name_a: str, b: Contents, name_b: str) -> bool:
     """Whether two tensors of one dtype and shape have the same bytes."""
-    pairs = zip(split_evenly(a.chunks(name_a), CHUNK), split_evenly(b.chunks(name_b), CHUNK), strict=True)
-    return all(piece_a == piece_b for piece_a, piece_b in pairs)
+    return are_equal_streams(a.chunks(name_a), b.chunks(name_b))
+
+
+def are_equal_streams(a: Iterator[memoryview], b: Iterator[memoryview]) -> bool:
+    """Whether two streams of as many bytes are equal, however they are cut into pieces; stops at a difference."""
+    pairs = zip(split_evenly(a, CHUNK), split_evenly(b, CHUNK), strict=True)
+    # Python compares views element by element, bytes at once.
+    return all(piece_a.tobytes() == piece_b.tobytes() for piece_a, piece_b in pairs)
 
 
 def _compare_values(a: Contents, name_a: str, b: Contents, name_b: str) -> Difference:
@@ -133,37 +140,8 @@ def _compute_deltas(a: memoryview, dtype_a: str, b: memoryview, dtype_b: str) ->
     return distance, nan_x != nan_y
 
 
-_PLAIN: dict[str, str] = {
-    "BOOL": "u1",
-    "U8": "u1",
-    "I8": "i1",
-    "I16": "<i2",
-    "U16": "<u2",
-    "I32": "<i4",
-    "U32": "<u4",
-    "I64": "<i8",
-    "U64": "<u8",
-    "F16": "<f2",
-    "F32": "<f4",
-    "F64": "<f8",
-    "C64": "<c8",
-    "C128": "<c16",
-}
-_SMALL: dict[str, tuple[int, int, int, str]] = {
-    "F8_E4M3": (4, 3, 7, "fn"),
-    "F8_E5M2": (5, 2, 15, "ieee"),
-    "F8_E4M3FNUZ": (4, 3, 8, "fnuz"),
-    "F8_E5M2FNUZ": (5, 2, 16, "fnuz"),
-    "F8_E8M0": (8, 0, 127, "exponent"),
-    "F6_E2M3": (2, 3, 1, "finite"),
-    "F6_E3M2": (3, 2, 3, "finite"),
-    "F4": (2, 1, 1, "finite"),
-}
-"""Exponent bits, mantissa bits, bias, and which codes are special, of the floats that numpy does not have."""
-
-
 def decode(data: memoryview, dtype: str) -> np.ndarray:
-    """The values of packed elements: numpy's own dtype where it has one, float32 or float64 otherwise.
+    """The values of packed elements: in numpy's own dtype where it has one, else as float32.
 
     >>> decode(memoryview(bytes([0x80, 0x3F, 0x00, 0xC0])), "BF16").tolist()
     [1.0, -2.0]
@@ -172,53 +150,18 @@ def decode(data: memoryview, dtype: str) -> np.ndarray:
     """
     import numpy as np
 
-    if dtype in _PLAIN:
-        return np.frombuffer(data, dtype=_PLAIN[dtype])
-    if dtype == "BF16":
-        return (np.frombuffer(data, dtype="<u2").astype("<u4") << np.uint32(16)).view("<f4")
-    codes = _unpack_codes(np.frombuffer(data, dtype="u1"), DTYPE_BITS[dtype])
-    values: np.ndarray = _build_table(dtype)[codes]
-    return values
+    from remapkit.tensors.elements import choose_word, decode_elements
+
+    bits = DTYPE_BITS[dtype]
+    if bits < 8:
+        return decode_elements(_unpack_codes(np.frombuffer(data, "u1"), bits), dtype)
+    return decode_elements(np.frombuffer(data, choose_word(dtype)), dtype)
 
 
 def _unpack_codes(raw: np.ndarray, bits: int) -> np.ndarray:
     """Elements of less than a byte, lowest bits first."""
     import numpy as np
 
-    if bits == 8:
-        return raw
     stream = np.unpackbits(raw, bitorder="little")
     elements = stream[: len(stream) // bits * bits].reshape(-1, bits)
     return np.packbits(elements, axis=1, bitorder="little").reshape(-1)
-
-
-def _build_table(dtype: str) -> Any:
-    """The value of each code of a small float, as float64."""
-    import numpy as np
-
-    exponent_bits, mantissa_bits, bias, special = _SMALL[dtype]
-    if special == "exponent":
-        return np.array([math.ldexp(1.0, code - bias) for code in range(255)] + [math.nan])
-    size = 1 << (1 + exponent_bits + mantissa_bits)
-    values = np.empty(size)
-    for code in range(size):
-        values[code] = _small_float(code, exponent_bits, mantissa_bits, bias, special)
-    return values
-
-
-def _small_float(code: int, exponent_bits: int, mantissa_bits: int, bias: int, special: str) -> float:
-    mantissa = code & ((1 << mantissa_bits) - 1)
-    exponent = (code >> mantissa_bits) & ((1 << exponent_bits) - 1)
-    negative = code >> (mantissa_bits + exponent_bits)
-    top = (1 << exponent_bits) - 1
-    if special == "fnuz" and negative and not exponent and not mantissa:
-        return math.nan
-    if special == "fn" and exponent == top and mantissa == (1 << mantissa_bits) - 1:
-        return math.nan
-    if special == "ieee" and exponent == top:
-        return math.nan if mantissa else (-math.inf if negative else math.inf)
-    if exponent:
-        value = math.ldexp((1 << mantissa_bits) + mantissa, exponent - bias - mantissa_bits)
-    else:
-        value = math.ldexp(mantissa, 1 - bias - mantissa_bits)
-    return -value if negative else value

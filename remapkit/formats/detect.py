@@ -1,4 +1,4 @@
-"""Which kind of checkpoint a path is: told by what it holds, never by its suffix."""
+"""Which kind of checkpoint a path is, by its content, not by its suffix."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def open_checkpoint(
 
     `root` names the wrapper to take (`state_dict`, `a.b`, or `.` for the top level) where a pickle holds several
     mappings of tensors. `strict_pickle` refuses pickles with objects other than tensors and plain values;
-    `allow_expand` lets tensors through that repeat a small storage into very much data. `follow_links` reads shards
+    `allow_expand` accepts tensors that repeat a small storage into much more data. `follow_links` reads shards
     that are links to anywhere; without it a link must stay in the checkpoint's folder, or in the download cache that
     the folder is part of.
 
-    Raises `UnreadableCheckpoint` with one clear message for anything else. Nothing that a file says is run, imported
-    or allocated.
+    Raises `UnreadableCheckpoint` for anything else. Nothing that a file names is run or imported, and no size that it
+    claims is allocated before it is checked.
 
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp(), "keys.json")
@@ -66,7 +66,7 @@ def open_checkpoint(
 
 
 def _note_contradictions(reader: Reader) -> Iterator[Diagnostic]:
-    """Where content and name differ: what looks like a file that cannot hold code may be a pickle."""
+    """Notes where content and name differ: a file named like one that cannot hold code may be a pickle."""
     shards = reader.shards.values() if isinstance(reader, ShardedReader) else ()
     for shard in shards:
         yield from _note_contradictions(shard)
@@ -74,7 +74,7 @@ def _note_contradictions(reader: Reader) -> Iterator[Diagnostic]:
     if not shards and name.endswith(".safetensors") and reader.format != "safetensors":
         pickled = reader.format.endswith("pth")
         what = "a file of torch.save, which holds a pickle" if pickled else "a manifest, which has no data"
-        help = ("nothing in it was run here, but what unpickles it may run it",) if pickled else ()
+        help = ("nothing in it was run here, but programs that unpickle it may run code",) if pickled else ()
         yield make_note("RK421", f"{name} is {what}, not a safetensors file as its name says", reader.path, help=help)
     elif reader.format == "safetensors" and name.endswith((".pth", ".pt", ".ckpt")):
         yield make_note(
@@ -83,7 +83,7 @@ def _note_contradictions(reader: Reader) -> Iterator[Diagnostic]:
 
 
 def _note_empty(reader: Reader) -> Iterator[Diagnostic]:
-    """A training framework that partitions its parameters leaves tensors without elements in the place of each."""
+    """Notes about tensors without elements: frameworks that partition parameters leave them as placeholders."""
     header = reader.header()
     empty = [fqn for fqn, spec in header.items() if 0 in spec.shape]
     if not empty:
@@ -128,11 +128,11 @@ def _find_in_folder(folder: Path) -> Path:
             "RK400", f"cannot read the directory: {(error.strerror or '').lower()}", folder
         ) from error
     indexes = [file for file in files if is_index(file.name)]
-    found = indexes or [file for file in files if file.suffix in SUFFIXES]
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    candidates = indexes or [file for file in files if file.suffix in SUFFIXES]
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
         raise make_unreadable("RK400", "a directory without a checkpoint", folder, help=("name the file itself",))
-    names = ", ".join(file.name for file in found[:8]) + (", ..." if len(found) > 8 else "")
-    title = f"a directory with {len(found)} {'indexes' if indexes else 'checkpoints'}: {names}"
-    raise make_unreadable("RK400", title, folder, help=("name the one that is meant",))
+    names = ", ".join(file.name for file in candidates[:8]) + (", ..." if len(candidates) > 8 else "")
+    title = f"a directory with {len(candidates)} {'indexes' if indexes else 'checkpoints'}: {names}"
+    raise make_unreadable("RK400", title, folder, help=("name one of them",))

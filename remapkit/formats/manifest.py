@@ -13,7 +13,8 @@ from remapkit.files.errors import MAX_DIMS, FileFault
 from remapkit.files.source_file import CHUNK, SourceFile
 from remapkit.files.strict_json import read_json
 from remapkit.formats.reader import FileReader
-from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec, find_name_problem, find_recorded_names
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import StateDictSpec, TensorSpec, find_name_problem, find_recorded_names
 
 
 def _raise_fault(title: str, key: str | None = None, help: tuple[str, ...] = ()) -> NoReturn:

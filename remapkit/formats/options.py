@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a checkpoint is to be read: which wrapper of a pickle, and what is let through."""
+    """How a checkpoint is to be read: which wrapper of a pickle, and what is allowed."""
 
     root: str | None = None
     strict_pickle: bool = False

@@ -1,4 +1,4 @@
-"""What every reader of a checkpoint gives: a header, byte extents, and the bytes of one tensor at a time."""
+"""What every reader of a checkpoint provides: a header, byte extents, and the bytes of one tensor at a time."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Reader(Protocol):
     root: str
     """The wrapper the state dict was found under, `a.b`; empty where it is the file's top level."""
     notes: tuple[Diagnostic, ...]
-    """What the user should hear about the file: a wrapper taken, objects ignored."""
+    """Notes for the user about the file: a wrapper taken, objects ignored."""
     sources: Sequence[SourceFile]
-    """The files that are read; a target that is one of them would be the source itself."""
+    """The files that are read; none of them may be a target."""
 
     def header(self) -> StateDictSpec:
         """Names, dtypes, shapes and tied groups, in the file's order."""
         ...
 
     def extent(self, fqn: str) -> Extent | None:
-        """Where the tensor's bytes lie, or None where they are not one contiguous stretch of a file."""
+        """Where the tensor's bytes are, or None where they are not one contiguous range of a file."""
         ...
 
     def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:

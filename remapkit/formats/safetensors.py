@@ -1,9 +1,8 @@
 """The safetensors format: eight bytes of length, a JSON header, the data.
 
-Source: the format section of the safetensors README, and what its validation refuses: offsets that overlap or leave
-holes, sizes that do not fit dtype and shape, a header above 100 MB or longer than the file. Beyond that, this reader
-refuses what the library lets through and no writer makes: a name twice, fields that the format does not have, control
-characters in names.
+Source: the section "Format" of the safetensors README (quoted below as README), and `Metadata::validate` and
+`TensorInfo` of its Rust library. Beyond that, this reader refuses what the library accepts and no writer makes:
+duplicate names (which the README disallows), unknown fields, control characters in names.
 """
 
 from __future__ import annotations
@@ -18,19 +17,13 @@ from remapkit.diagnostics.wording import shown, sized
 from remapkit.files.errors import MAX_DIGITS, MAX_DIMS, FileFault, find_size_problem
 from remapkit.files.source_file import CHUNK, Extent, SourceFile
 from remapkit.formats.reader import FileReader
-from remapkit.tensors.spec import (
-    DTYPE_BITS,
-    MAX_NAME,
-    StateDictSpec,
-    TensorSpec,
-    find_name_problem,
-    find_recorded_names,
-)
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import MAX_NAME, StateDictSpec, TensorSpec, find_name_problem, find_recorded_names
 
 MAX_HEADER = 100_000_000
 """The longest header the format allows, in bytes."""
-DTYPES = frozenset(DTYPE_BITS) - {"C128"}
-"""The dtypes that the format has a name for."""
+FORMAT_DTYPES = frozenset(DTYPE_BITS) - {"C128"}
+"""The names of the library's enum `Dtype`."""
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 1 << 64
 _LONG = re.compile(rb"[0-9]{21}")
@@ -65,7 +58,7 @@ class SafetensorsReader(FileReader):
         return self._header
 
     def extent(self, fqn: str) -> Extent:
-        """Where the tensor's bytes lie: always one stretch. A recorded name has those of its tensor."""
+        """Where the tensor's bytes are: always one range. A recorded name has those of its tensor."""
         start, end = self._spans[self._header.recorded.get(fqn, fqn)]
         return Extent(self._source, self.data_start + start, end - start)
 
@@ -82,8 +75,9 @@ def read_header(source: SourceFile) -> tuple[int, dict[str, str], dict[str, Head
     """Where the data starts, the metadata, and `fqn -> (spec, (start, end))` in the order of the data."""
     if source.size < 8:
         _raise_fault(f"the file is {sized(source.size)}: a safetensors file starts with 8 bytes of length")
+    # README: "8 bytes: N, an unsigned little-endian 64-bit integer, containing the size of the header"
     length = int.from_bytes(source.read(0, 8), "little")
-    if length > MAX_HEADER:
+    if length > MAX_HEADER:  # README: "there's a limit on the size of the header of 100MB"
         _raise_fault(f"the header would be {length} bytes ({sized(length)}); the format allows {sized(MAX_HEADER)}")
     if length + 8 > source.size:
         hint = "the file is truncated: fetch it again"
@@ -94,11 +88,12 @@ def read_header(source: SourceFile) -> tuple[int, dict[str, str], dict[str, Head
 
 def parse_header(raw: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str, HeaderEntry]]:
     """A header's JSON, checked against the number of data bytes that follow it; raises `FileFault` (RK402)."""
-    found = _parse_json(raw)
-    metadata = _check_metadata(found.pop("__metadata__", {}))
+    fields = _parse_json(raw)
+    # README: "a special key __metadata__ is allowed to contain free form string-to-string map"
+    metadata = _check_metadata(fields.pop("__metadata__", {}))
     # An escape is the only way to a surrogate or a control character: the JSON itself must be UTF-8 without them.
     careful = b"\\" in raw or not raw.isascii()
-    entries = {fqn: _parse_entry(fqn, value) for fqn, value in found.items()}
+    entries = {fqn: _parse_entry(fqn, value) for fqn, value in fields.items()}
     for fqn in entries:
         if (careful or len(fqn) > MAX_NAME // 4) and (problem := find_name_problem(fqn)):
             _raise_fault(f"a name {problem}", fqn)
@@ -106,6 +101,7 @@ def parse_header(raw: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str,
 
 
 def _parse_json(raw: bytes) -> dict[str, Any]:
+    # README: "N bytes: a JSON UTF-8 string", which "MUST begin with a { character" and may end in spaces
     if raw[:1] != b"{":
         _raise_fault("the header is not a JSON object: it must start with '{'")
     if problem := find_size_problem(raw):
@@ -117,38 +113,38 @@ def _parse_json(raw: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         _raise_fault(f"the header is not UTF-8: byte {error.start} of it")
     try:
-        found = json.loads(
+        value = json.loads(
             text, object_pairs_hook=_build_object, parse_int=parse_int, parse_constant=_refuse_constant
         )
     except RecursionError:
         _raise_fault("the header is nested too deeply: tensors are one level deep")
     except ValueError as error:
         _raise_fault(f"the header is not valid JSON: {error}")
-    assert isinstance(found, dict)  # it starts with '{'
-    return found
+    assert isinstance(value, dict)  # it starts with '{'
+    return value
 
 
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):  # README: "Duplicate keys are disallowed."
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                _raise_fault(f"the name {shown(key)!r} occurs twice in the header", key)
+                _raise_fault(f"duplicate name {shown(key)!r} in the header", key)
             seen.add(key)
-    return found
+    return mapping
 
 
 def _parse_int(digits: str) -> int:
     if digits.startswith("-"):
-        _raise_fault(f"the header holds the negative number {shown(digits, 40)}")
+        _raise_fault(f"the header contains the negative number {shown(digits, 40)}")
     if len(digits) > MAX_DIGITS:
-        _raise_fault(f"the header holds a number of {len(digits)} digits")
+        _raise_fault(f"the header contains a number of {len(digits)} digits")
     return int(digits)
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    _raise_fault(f"the header holds {name}, which is no number of JSON")
+    _raise_fault(f"the header contains {name}, which is not valid JSON")
 
 
 def _check_metadata(value: Any) -> dict[str, str]:
@@ -164,10 +160,11 @@ def _check_metadata(value: Any) -> dict[str, str]:
 
 
 def _parse_entry(fqn: str, value: Any) -> HeaderEntry:
+    # README: {"dtype": "F16", "shape": [1, 16, 256], "data_offsets": [BEGIN, END]}, relative to the byte buffer
     if not isinstance(value, dict) or value.keys() != _FIELDS:
         _raise_fault("a tensor has exactly the fields dtype, shape and data_offsets", fqn)
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in FORMAT_DTYPES:
         _raise_fault(f"unknown dtype {shown(str(dtype), 40)!r}", fqn)
     for numbers, name in ((shape, "shape"), (offsets, "data_offsets")):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < _LIMIT for n in numbers):
@@ -198,7 +195,11 @@ def _check_size(fqn: str, spec: TensorSpec, start: int, end: int) -> None:
 
 
 def _sort_entries(entries: dict[str, HeaderEntry], data_bytes: int) -> dict[str, HeaderEntry]:
-    """The entries in the order of their data, which must be covered without holes and overlaps."""
+    """The entries in the order of their data.
+
+    README: "The byte buffer needs to be entirely indexed, and cannot contain holes." Sorted by their ends, and with
+    each beginning where the last one ended, they cover the buffer exactly once. An empty tensor keeps its place.
+    """
     ordered = sorted(entries.items(), key=lambda item: item[1][1])
     position = 0
     for fqn, (_, (start, end)) in ordered:
@@ -225,8 +226,8 @@ def header_json(tensors: Iterable[tuple[str, TensorSpec]], metadata: Mapping[str
         parts.append('"__metadata__":' + _dump_json({key: metadata[key] for key in sorted(metadata)}))
     position = 0
     for fqn, spec in tensors:
-        if spec.dtype not in DTYPES:
-            raise ValueError(f"{fqn} is {spec.dtype}, which safetensors has no name for")
+        if spec.dtype not in FORMAT_DTYPES:
+            raise ValueError(f"{fqn} is {spec.dtype}, which safetensors does not support")
         end = position + spec.nbytes
         shape = ",".join(map(str, spec.shape))
         entry = f'{{"dtype":"{spec.dtype}","shape":[{shape}],"data_offsets":[{position},{end}]}}'

@@ -1,7 +1,11 @@
-"""Checkpoints in several files, tied together by an index: `{"metadata": {...}, "weight_map": {"<fqn>": "<file>"}}`.
+"""Checkpoints in several files, listed by an index: `{"metadata": {...}, "weight_map": {"<fqn>": "<file>"}}`.
 
-An index may come from anywhere, so its file names are trusted with nothing: plain names only, opened relative to the
-index's own folder, never through a link that leads out of it.
+Source: the convention of Hugging Face (`model.safetensors.index.json`, written by transformers and by
+`split_torch_state_dict_into_shards` of huggingface_hub): `weight_map` maps each FQN to the shard beside the index
+that holds it, and `metadata.total_size` is the bytes of all tensors.
+
+An index may come from anywhere, so its file names are not trusted: plain names only, opened relative to the index's
+own folder, never through a link that points out of it.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from remapkit.formats.torch_file import PthReader
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, find_name_problem, find_recorded_names
 
 Shard = SafetensorsReader | PthReader
-FOLLOW_HELP = "if you trust who made it, --follow-links reads it (in Python: open_checkpoint(..., follow_links=True))"
+FOLLOW_HELP = "if you trust its source, pass --follow-links (in Python: open_checkpoint(..., follow_links=True))"
 
 
 class ShardedReader(FileReader):
@@ -57,7 +61,7 @@ class ShardedReader(FileReader):
         return self._header
 
     def extent(self, fqn: str) -> Extent | None:
-        """Where the tensor's bytes lie in its shard."""
+        """Where the tensor's bytes are in its shard."""
         fqn = self._resolve_name(fqn)
         return self._home[fqn].extent(fqn)
 
@@ -90,7 +94,7 @@ def parse_index(value: Any) -> dict[str, str]:
     """The `weight_map` of an index; raises `FileFault` (RK407)."""
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(weight_map, dict):
-        raise FileFault("RK407", "an index has an object `weight_map` of names and files")
+        raise FileFault("RK407", "an index must have an object `weight_map` that maps names to files")
     if not weight_map:
         raise FileFault("RK407", "the index's `weight_map` is empty")
     for fqn, file in weight_map.items():
@@ -123,7 +127,7 @@ def open_sharded(source: SourceFile, value: Any, options: Options) -> ShardedRea
     reader = ShardedReader(source.path, opened, weight_map, source)
     if unused := _find_unlisted(source.path, weight_map):
         names = ", ".join(map(shown, unused[:5]))
-        reader.notes += (make_note("RK413", f"files beside the index that it does not name: {names}", source.path),)
+        reader.notes += (make_note("RK413", f"files beside the index that it does not list: {names}", source.path),)
     reader.notes += tuple(_note_wrong_total(source.path, value, reader.header()))
     return reader
 
@@ -166,7 +170,7 @@ def _open_shard(path: Path, file: str, folder: int, options: Options) -> Shard:
             raise FileFault("RK407", f"shard {shown(file)!r} is an index or a manifest, not a file of tensors")
     except FileFault as fault:
         source.close()
-        # What is wrong with a shard is said at the shard; what is wrong with the index, at the index.
+        # A fault of a shard is reported with the shard's path, a fault of the index with the index's.
         if fault.code == "RK407":
             raise
         raise fault.at(path) from None
@@ -177,13 +181,13 @@ def _open_shard(path: Path, file: str, folder: int, options: Options) -> Shard:
 
 
 def _resolve_link(path: Path, file: str) -> Path | None:
-    """Where a link leads, followed only within the folder and to where a download cache keeps its files."""
+    """The target of a link, which must be within the folder or where a download cache keeps its files."""
     try:
         if not path.is_symlink():
             return None
         target, home = path.resolve(strict=True), path.parent.resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        words = describe_os_error(error) if isinstance(error, OSError) else "it leads to itself"
+        words = describe_os_error(error) if isinstance(error, OSError) else "it points to itself"
         raise FileFault("RK407", f"shard {shown(file)!r} is a link that cannot be followed: {words}") from error
     blobs = find_cache_blobs(home)
     if not target.is_relative_to(home) and (blobs is None or target.parent != blobs):
@@ -193,10 +197,11 @@ def _resolve_link(path: Path, file: str) -> Path | None:
 
 
 def find_cache_blobs(home: Path) -> Path | None:
-    """The folder where the download cache that `home` lies in keeps the content of its files, or None.
+    """The folder of file contents of the download cache that contains `home`, or None.
 
     The layout of huggingface_hub: `snapshots/<revision>/[folders/]name -> ../../[../]blobs/<hash>`, at any depth
-    below the revision. `home` is a real path; a folder `blobs` that is a link would lead anywhere, and is none.
+    below the revision. `home` is a real path; a folder `blobs` that is a link could point anywhere, and does not
+    count.
     """
     for folder in home.parents:
         blobs = folder.parent / "blobs"
@@ -207,14 +212,14 @@ def find_cache_blobs(home: Path) -> Path | None:
 
 def _is_same_file(source: SourceFile, path: Path) -> bool:
     try:
-        found = path.stat(follow_symlinks=False)
+        status = path.stat(follow_symlinks=False)
     except OSError:
         return False
-    return (found.st_dev, found.st_ino) == (source.device, source.inode)
+    return (status.st_dev, status.st_ino) == (source.device, source.inode)
 
 
 def _check_agreement(weight_map: Mapping[str, str], opened: Mapping[str, Shard]) -> None:
-    """Every name of the index is in the shard it says, and every tensor of a shard is in the index, once."""
+    """Check that every name of the index is in its shard, and every tensor of a shard in the index, once."""
     homes: dict[str, str] = {}
     for file, shard in opened.items():
         for fqn in shard.header():
@@ -230,7 +235,7 @@ def _check_agreement(weight_map: Mapping[str, str], opened: Mapping[str, Shard])
 
 
 def _note_wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator[Diagnostic]:
-    """A note where the index says another size than its shards have; several writers count tied weights otherwise."""
+    """A note where the index gives another size than its shards; writers differ in how they count tied weights."""
     metadata = value.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     if isinstance(total, int | float) and total != header.nbytes:
@@ -238,13 +243,13 @@ def _note_wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator
         title = f"the index says {said} of tensors, its shards hold {sized(header.nbytes)}"
         if said == sized(header.nbytes):
             title = f"the index says {total} bytes of tensors, its shards hold {header.nbytes}"
-        yield make_note("RK423", title, path, help=("fetch it again where you are not sure that it is whole",))
+        yield make_note("RK423", title, path, help=("fetch it again if it may be incomplete",))
 
 
 def _find_unlisted(path: Path, weight_map: Mapping[str, str]) -> list[str]:
     files = set(weight_map.values())
     suffixes = {Path(file).suffix for file in files}
-    # A variant stands in the names of its shards too: `model.fp16-00001-of-00002.safetensors`.
+    # A variant is part of the names of its shards: `model.fp16-00001-of-00002.safetensors`.
     whole, variant = split_index_name(path.name)
     stem = (whole.rpartition(".")[0] or path.name) + variant
     try:

@@ -1,4 +1,4 @@
-"""One file opened as the format that its first bytes show, not as what its suffix says."""
+"""One file, opened as the format of its first bytes, whatever its suffix."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from remapkit.formats.torch_file import PthReader
 
 _UNSUPPORTED: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a git-lfs pointer, not the file it points to", "run `git lfs pull`"),
-    (b"GGUF", "a GGUF file, which is not read", "convert it to safetensors first"),
+    (b"GGUF", "a GGUF file, which is not supported", "convert it to safetensors first"),
     (b"\x1f\x8b", "compressed with gzip", "unpack it with gunzip"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it with unzstd"),
     (b"BZh", "compressed with bzip2", "unpack it with bunzip2"),
     (b"\xfd7zXZ", "compressed with xz", "unpack it with unxz"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it"),
     (b"Rar!", "a rar archive", "unpack it"),
-    (b"\x89HDF", "an HDF5 file (Keras?), which is not read", "convert it to safetensors first"),
+    (b"\x89HDF", "an HDF5 file (Keras?), which is not supported", "convert it to safetensors first"),
     (b"\x93NUMPY", "a NumPy array, not a state dict", "save a state dict of tensors"),
-    (b"\x08\x07\x12", "an ONNX model, which is not read", "save `model.state_dict()` instead"),
+    (b"\x08\x07\x12", "an ONNX model, which is not supported", "save `model.state_dict()` instead"),
     (b"PK\x05\x06", "an empty zip archive", "fetch it again"),
-    (b"\0" * 64, "full of zeros: a download that was not finished?", "fetch it again"),
+    (b"\0" * 64, "full of zeros: an incomplete download?", "fetch it again"),
 )
 
 
 def ask_safely(ask: Callable[[], bool]) -> bool:
-    """The answer, or False where the name is too long to ask: opening it will say so."""
+    """The answer, or False where the name is too long to ask; opening the file reports that."""
     try:
         return ask()
     except (OSError, ValueError):
@@ -40,7 +40,7 @@ def ask_safely(ask: Callable[[], bool]) -> bool:
 
 
 def open_tensors(source: SourceFile, options: Options) -> SafetensorsReader | PthReader | None:
-    """The same for a file that holds tensors itself; None for what looks like JSON: an index or a manifest."""
+    """A reader for a file that contains tensors itself; None for what looks like JSON: an index or a manifest."""
     _check_journal(source.path)
     head = source.read(0, min(source.size, 512))
     if not head:
@@ -58,7 +58,7 @@ def open_tensors(source: SourceFile, options: Options) -> SafetensorsReader | Pt
 
 
 def _check_journal(path: Path) -> None:
-    """Raise `FileFault` (RK415) for a file, or where a link leads, whose rename in place came to no end."""
+    """Raise `FileFault` (RK415) for a file, or the target of a link, whose rename in place was interrupted."""
     if ask_safely(journal_path(Path(os.path.realpath(path))).exists):
         title = f"a rename in place of {path.name} was interrupted: its header may be half old and half new"
         raise FileFault("RK415", title, help=(f"restore it with `remapkit recover {path}`",))
@@ -74,7 +74,7 @@ def _make_unsupported_fault(source: SourceFile, head: bytes) -> FileFault:
             "RK401", "an HTML page, not a checkpoint: the download failed?", help=("open it to see why",)
         )
     if head[257:262] == b"ustar":
-        title = "a tar archive (torch before 0.1.10, or a packed folder), which is not read"
+        title = "a tar archive (torch before 0.1.10, or a packed folder), which is not supported"
         return FileFault("RK409", title, help=("unpack it, or load it with that torch and save it again",))
     length = int.from_bytes(head[:8], "little")
     if source.path.suffix == ".safetensors" or head[8:9] == b"{":
@@ -84,4 +84,4 @@ def _make_unsupported_fault(source: SourceFile, head: bytes) -> FileFault:
             title = "the header is not a JSON object: it must start with '{'"
         return FileFault("RK402", title, help=("is this a safetensors file?",))
     title = f"not a checkpoint: it starts with {head[:8]!r}"
-    return FileFault("RK401", title, help=("safetensors files and files of torch.save are read",))
+    return FileFault("RK401", title, help=("safetensors files and files of torch.save are supported",))

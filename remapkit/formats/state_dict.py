@@ -1,7 +1,7 @@
 """Which mapping of tensors in a pickle is the state dict: the only one there is, or the one that the user names.
 
-A checkpoint may hold its state dict under a key, several state dicts, or an optimizer beside it. Where exactly one
-mapping of tensors is found it is taken, and said; nothing is guessed from names or from how many keys a dict has.
+A checkpoint may hold its state dict under a key, several state dicts, or an optimizer beside it. If there is exactly
+one mapping of tensors it is taken, and reported; nothing is guessed from names or from how many keys a dict has.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from remapkit.diagnostics.wording import shown, sized
+from remapkit.diagnostics.wording import counted, shown, sized
 from remapkit.files.errors import FileFault
 from remapkit.formats.pickle.allowlist import is_allowed
 from remapkit.formats.pickle.values import (
     HOSTILE_HELP,
-    Found,
     Global,
-    Mapping,
     Opaque,
+    PickleContent,
+    PickledDict,
+    PickledStorage,
+    PickledTensor,
     PickleFault,
-    Storage,
-    Tensor,
     describe_with_article,
 )
-from remapkit.tensors.spec import DTYPE_BITS, find_name_problem, get_leaf
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import find_name_problem, get_leaf
 
 _MAX_DEPTH = 200
 _MAX_PATH = 2000
@@ -49,7 +50,7 @@ class _Path:
         path: _Path | None = self
         length = 0
         while path is not None and path.parent is not None:
-            key = name(path.key)
+            key = format_key(path.key)
             length += len(key) + 1
             if length > _MAX_PATH:
                 keys.append("…")
@@ -59,14 +60,14 @@ class _Path:
         return ".".join(reversed(keys))
 
 
-def name(key: Any) -> str:
-    """A key of a pickled dict as messages show it; what is neither text nor a number is not spelt out."""
+def format_key(key: Any) -> str:
+    """A key of a pickled dict as messages show it; what is neither text nor a number only by its kind."""
     return str(key) if isinstance(key, str | int) else f"<{describe_with_article(key)}>"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A mapping that holds tensors, and where it lies."""
+    """A mapping that holds tensors, and its place in the pickle."""
 
     place: _Path
     items: Sequence[tuple[Any, Any]]
@@ -75,31 +76,31 @@ class Candidate:
 
     @property
     def path(self) -> str:
-        """Where it lies, `a.b`; empty for the top level."""
+        """Its place, `a.b`; empty for the top level."""
         return str(self.place)
 
 
 @dataclass(frozen=True, slots=True)
 class StateDict:
-    """The chosen mapping: its tensors by FQN, where it was found, and what else the user should hear."""
+    """The chosen mapping: its tensors by FQN, where it was found, and what was ignored."""
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, PickledTensor]
     root: str
     ignored: tuple[str, ...]
 
 
-def choose_state_dict(found: Found, root: str | None, strict: bool) -> StateDict:
-    """The state dict of a pickle; raises `FileFault` (RK404, RK406, RK411) where there is none or no single one."""
+def choose_state_dict(content: PickleContent, root: str | None, strict: bool) -> StateDict:
+    """The state dict of a pickle; raises `FileFault` (RK404, RK406, RK411) where there is none, or more than one."""
     walk = _Walk()
-    walk.search(found.value)
-    if found.hostile:
-        raise _make_hostile_fault(found, walk)
-    strange = [name for name in found.named if not is_allowed(name)]
+    walk.search(content.value)
+    if content.hostile:
+        raise _make_hostile_fault(content, walk)
+    strange = [name for name in content.named if not is_allowed(name)]
     if strict and strange:
         count = "a global" if len(strange) == 1 else f"{len(strange)} globals"
         title = f"--strict-pickle: the pickle names {count} that no state dict needs ({_list_first(strange)})"
         raise FileFault(
-            "RK411", title, help=("leave --strict-pickle out: nothing that a pickle names is ever built",)
+            "RK411", title, help=("leave out --strict-pickle: nothing that a pickle names is ever imported",)
         )
     candidate = _choose_candidate(walk, root)
     tensors = _collect_tensors(candidate)
@@ -120,7 +121,11 @@ class _Walk:
         self.hostile_path: dict[str, _Path] = {}
 
     def search(self, value: Any) -> None:
-        """Collect the mappings of tensors, and what is neither tensor nor plain value."""
+        """Collect the mappings of tensors, and what is neither tensor nor plain value.
+
+        Depth first, with a stack of its own. Every container is entered once, by identity, so the walk ends even
+        where a pickle contains itself, and takes time linear in the items of all containers.
+        """
         self.top = value
         seen: set[int] = set()
         root = _Path(None, "", 0)
@@ -153,7 +158,7 @@ class _Walk:
     def _visit(self, path: _Path, node: Any) -> None:
         if isinstance(node, Opaque):
             self._note_opaque(path, node)
-        elif isinstance(node, Tensor) and not isinstance(path.key, str):
+        elif isinstance(node, PickledTensor) and not isinstance(path.key, str):
             self.loose += 1
         elif isinstance(node, Global):
             self.hostile_path.setdefault(str(node), path)
@@ -166,12 +171,12 @@ class _Walk:
                 self.modules = self.modules or node.name
 
     def _note_mapping(self, path: _Path, node: Any) -> None:
-        items = node.items if isinstance(node, Mapping | Opaque) else None
-        if isinstance(node, Mapping) and _is_optimizer(node):
+        items = node.items if isinstance(node, PickledDict | Opaque) else None
+        if isinstance(node, PickledDict) and _is_optimizer(node):
             self.optimizers[id(path)] = path
-        tensors = [value for key, value in items or () if isinstance(value, Tensor) and isinstance(key, str)]
+        tensors = [value for key, value in items or () if isinstance(value, PickledTensor) and isinstance(key, str)]
         if items is not None and tensors:
-            self.candidates.append(Candidate(path, items, len(tensors), sum(map(nbytes, tensors))))
+            self.candidates.append(Candidate(path, items, len(tensors), sum(map(count_bytes, tensors))))
             if len(self.candidates) > _MAX_CANDIDATES:
                 raise PickleFault(f"the pickle holds more than {_MAX_CANDIDATES} mappings of tensors")
 
@@ -185,16 +190,16 @@ class _Walk:
         return False
 
 
-def _is_optimizer(node: Mapping) -> bool:
+def _is_optimizer(node: PickledDict) -> bool:
     """Whether a mapping is what `torch.optim.Optimizer.state_dict` gives: `state`, `param_groups`, nothing else."""
     if len(node.items) != 2 or not all(isinstance(key, str) for key, _ in node.items):
         return False
-    found = dict(node.items)
-    return found.keys() == {"state", "param_groups"} and isinstance(found["param_groups"], list)
+    entries = dict(node.items)
+    return entries.keys() == {"state", "param_groups"} and isinstance(entries["param_groups"], list)
 
 
 def _list_children(node: Any) -> Iterator[tuple[Any, Any]] | None:
-    if isinstance(node, Mapping):
+    if isinstance(node, PickledDict):
         return iter(node.items)
     if isinstance(node, Opaque):
         return iter(node.items) if node.items else None
@@ -204,21 +209,21 @@ def _list_children(node: Any) -> Iterator[tuple[Any, Any]] | None:
 
 
 def _is_node(value: Any) -> bool:
-    return isinstance(value, Mapping | Opaque | Tensor | Global | list | tuple)
+    return isinstance(value, PickledDict | Opaque | PickledTensor | Global | list | tuple)
 
 
-def nbytes(tensor: Tensor) -> int:
-    """The bytes of a tensor when packed; no more than 2^62, for nothing has been checked yet."""
+def count_bytes(tensor: PickledTensor) -> int:
+    """The bytes of a tensor when packed; at most 2^62, since nothing has been checked yet."""
     return max(0, min(math.prod(tensor.shape) * (DTYPE_BITS[tensor.dtype] // 8), 1 << 62))
 
 
-def _make_hostile_fault(found: Found, walk: _Walk) -> FileFault:
-    for name in found.hostile:
+def _make_hostile_fault(content: PickleContent, walk: _Walk) -> FileFault:
+    for name in content.hostile:
         where = str(walk.hostile_path.get(name) or "")
         if where:
             title = f"'{shown(where)}' is a {name} object, not a tensor"
             return FileFault("RK404", title, help=HOSTILE_HELP)
-    names = " and ".join(found.hostile[:5])
+    names = " and ".join(content.hostile[:5])
     return FileFault("RK404", f"the pickle calls {names}", help=HOSTILE_HELP)
 
 
@@ -228,7 +233,7 @@ def _choose_candidate(walk: _Walk, root: str | None) -> Candidate:
         return _find_candidate(walk, "" if root == "." else root)
     models = [candidate for candidate in candidates if not walk.is_in_optimizer(candidate)]
     if len(models) == 1:
-        # The format of an optimizer is its own: leaving it aside is no guess.
+        # The format of an optimizer is recognised exactly: ignoring it is not a guess.
         return models[0]
     if candidates:
         help = _suggest_roots(walk)
@@ -248,13 +253,18 @@ _NO_MODEL = re.compile(
 
 
 def _suggest_roots(walk: _Walk) -> tuple[str, ...]:
-    """The roots worth a look: never what a trainer keeps for itself beside the model."""
-    models = [each for each in walk.candidates if not walk.is_in_optimizer(each) and _can_be_model(each)]
+    """The roots that the user may want: not what a trainer keeps for itself beside the model."""
+    models = [
+        candidate for candidate in walk.candidates if not walk.is_in_optimizer(candidate) and _can_be_model(candidate)
+    ]
     if walk.modules and not models:
         return _suggest_state_dict(walk)
     if not models:
-        return ("name the one that is meant with --root A.B; none of them looks like the weights of a model",)
-    roots = [f"--root {shown(each.path) or '.'}" for each in sorted(models, key=lambda each: -each.nbytes)[:4]]
+        return ("choose one with --root A.B; none of them looks like the weights of a model",)
+    roots = [
+        f"--root {shown(candidate.path) or '.'}"
+        for candidate in sorted(models, key=lambda candidate: -candidate.nbytes)[:4]
+    ]
     more = ", …" if len(models) > 4 else ""
     return (
         f"choose one: {' or '.join(roots)}{more}" if len(roots) > 1 else f"choose one with --root, e.g. {roots[0]}",
@@ -264,7 +274,7 @@ def _suggest_roots(walk: _Walk) -> tuple[str, ...]:
 def _can_be_model(candidate: Candidate) -> bool:
     """Whether it has a tensor of at least one dimension under a name that is not a trainer's own."""
     return not _NO_MODEL.search(candidate.path) and any(
-        isinstance(value, Tensor) and value.shape and isinstance(key, str) and not _NO_MODEL.search(key)
+        isinstance(value, PickledTensor) and value.shape and isinstance(key, str) and not _NO_MODEL.search(key)
         for key, value in candidate.items
     )
 
@@ -272,9 +282,9 @@ def _can_be_model(candidate: Candidate) -> bool:
 def _explain_no_mapping(walk: _Walk) -> tuple[str, ...]:
     notes = []
     if walk.loose:
-        notes.append(f"{walk.loose} tensors lie in lists or under keys that are not text")
+        notes.append(f"{walk.loose} tensors are in lists or under keys that are not text")
     if walk.opaque:
-        notes.append(f"it holds {_format_object_count(walk.opaque.total())} ({_list_common_names(walk.opaque)})")
+        notes.append(f"it holds {counted(walk.opaque.total(), 'object')} ({_list_common_names(walk.opaque)})")
     return tuple(notes)
 
 
@@ -290,38 +300,41 @@ def _find_candidate(walk: _Walk, root: str) -> Candidate:
     if not fitting:
         # One mapping under several names is one candidate, and is found by each of them.
         nodes = _find_nodes(walk.top, root)
-        fitting = [each for each in walk.candidates if any(each.items is node.items for node in nodes)]
-        fitting = [replace(each, place=_Path(_Path(None, "", 0), root, 1)) for each in fitting]
+        fitting = [candidate for candidate in walk.candidates if any(candidate.items is node.items for node in nodes)]
+        fitting = [replace(candidate, place=_Path(_Path(None, "", 0), root, 1)) for candidate in fitting]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise FileFault("RK406", f"{len(fitting)} mappings of tensors lie at {root!r}")
+        raise FileFault("RK406", f"{len(fitting)} mappings of tensors are at {root!r}")
     notes = (format_candidates(walk.candidates),) if walk.candidates else _explain_no_mapping(walk)
     where = f"--root {shown(root)}" if root else "the top level"
     raise FileFault("RK406", f"no mapping of tensors at {where}", notes=notes)
 
 
-def _find_nodes(top: Any, root: str) -> list[Mapping | Opaque]:
-    """The mappings that a path leads to; keys may hold dots, so there may be several ways to read it."""
-    found: dict[int, Mapping | Opaque] = {}
+def _find_nodes(top: Any, root: str) -> list[PickledDict | Opaque]:
+    """The mappings that a path leads to; keys may contain dots, so it may be read in several ways.
+
+    Each node is visited at most once for each position in the path, and at most `_MAX_CANDIDATES` times in all.
+    """
+    nodes: dict[int, PickledDict | Opaque] = {}
     seen: set[tuple[int, int]] = set()
     waiting = [(top, 0)]
     while waiting:
         node, at = waiting.pop()
         if at > len(root):
-            if isinstance(node, Mapping | Opaque):
-                found[id(node)] = node
+            if isinstance(node, PickledDict | Opaque):
+                nodes[id(node)] = node
             continue
         children = _list_children(node)
         if children is None or (id(node), at) in seen or len(seen) > _MAX_CANDIDATES:
             continue
         seen.add((id(node), at))
         for key, child in children:
-            text = name(key)
+            text = format_key(key)
             end = at + len(text)
             if _is_node(child) and root.startswith(text, at) and root[end : end + 1] in ("", "."):
                 waiting.append((child, end + 1))
-    return list(found.values())
+    return list(nodes.values())
 
 
 def format_candidates(candidates: Sequence[Candidate]) -> str:
@@ -341,33 +354,35 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
     return "\n".join(lines)
 
 
-def _collect_tensors(candidate: Candidate) -> dict[str, Tensor]:
+def _collect_tensors(candidate: Candidate) -> dict[str, PickledTensor]:
     """The tensors of the chosen mapping; an object in a tensor's place is an error."""
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, PickledTensor] = {}
     for key, value in candidate.items:
-        if isinstance(value, Tensor):
+        if isinstance(value, PickledTensor):
             fqn = _check_key(key, candidate)
             if fqn in tensors:
-                raise FileFault("RK406", f"the key {shown(fqn)!r} occurs twice", key=fqn)
+                raise FileFault("RK406", f"duplicate key {shown(fqn)!r}", key=fqn)
             tensors[fqn] = value
         elif isinstance(value, Opaque | Global) and not _is_extra(key, value):
-            raise _make_object_fault(value, shown(f"{candidate.path}.{name(key)}" if candidate.path else name(key)))
-        elif isinstance(value, Storage):
-            raise FileFault("RK409", f"'{shown(name(key))}' is a bare storage, not a tensor")
+            raise _make_object_fault(
+                value, shown(f"{candidate.path}.{format_key(key)}" if candidate.path else format_key(key))
+            )
+        elif isinstance(value, PickledStorage):
+            raise FileFault("RK409", f"'{shown(format_key(key))}' is a bare storage, not a tensor")
     return tensors
 
 
 def _make_object_fault(value: Opaque | Global, where: str) -> FileFault:
     named = value.name if isinstance(value, Opaque) else str(value)
     if " " in named:
-        # A tensor of a kind that is known and not read: its name says what, and mostly what to do.
-        return FileFault("RK409", f"'{where}' is {describe_with_article(value)}, which is not read")
-    help = ("it was not built; save it apart from the tensors, or name it `..._extra_state`",)
+        # A known kind of tensor that is not supported: its name says which, and often what to do.
+        return FileFault("RK409", f"'{where}' is {describe_with_article(value)}, which is not supported")
+    help = ("it was not built; save it in another file, or name it `..._extra_state`",)
     return FileFault("RK404", f"'{where}' is a {named} object, not a tensor", help=help)
 
 
 def _is_extra(key: Any, value: Any) -> bool:
-    """What a state dict holds beside tensors by torch's own convention, or as a builtin without tensors."""
+    """Whether a state dict may hold this beside tensors: torch's `_extra_state`, or a builtin without tensors."""
     if isinstance(key, str) and get_leaf(key) == "_extra_state":
         return True
     return isinstance(value, Opaque) and value.known
@@ -375,7 +390,7 @@ def _is_extra(key: Any, value: Any) -> bool:
 
 def _check_key(key: Any, candidate: Candidate) -> str:
     if not isinstance(key, str):
-        text = repr(key) if isinstance(key, int | float | bool) else name(key)
+        text = repr(key) if isinstance(key, int | float | bool) else format_key(key)
         raise FileFault("RK406", f"a tensor under the key {shown(text, 60)}, which is not text")
     if problem := find_name_problem(key):
         raise FileFault("RK406", f"a key {problem}", key=key)
@@ -384,33 +399,31 @@ def _check_key(key: Any, candidate: Candidate) -> str:
 
 def _describe_ignored(walk: _Walk, chosen: Candidate) -> Iterator[str]:
     if walk.opaque:
-        yield f"{_format_object_count(walk.opaque.total())} were ignored ({_list_common_names(walk.opaque)})".replace(
-            "1 object were", "1 object was"
-        )
-    values = [(key, value) for key, value in chosen.items if not isinstance(value, Tensor | Opaque)]
+        objects = counted(walk.opaque.total(), "object")
+        verb = "was" if walk.opaque.total() == 1 else "were"
+        yield f"{objects} {verb} ignored ({_list_common_names(walk.opaque)})"
+    values = [(key, value) for key, value in chosen.items if not isinstance(value, PickledTensor | Opaque)]
     if values:
-        names = ", ".join(f"{shown(name(key), 60)}: {describe_with_article(value)}" for key, value in values[:5])
+        names = ", ".join(
+            f"{shown(format_key(key), 60)}: {describe_with_article(value)}" for key, value in values[:5]
+        )
         more = f", ... and {len(values) - 5} more" if len(values) > 5 else ""
         yield f"{len(values)} {'entry' if len(values) == 1 else 'entries'} beside the tensors ignored ({names}{more})"
     aside = [candidate for candidate in walk.candidates if walk.is_in_optimizer(candidate)]
     if aside and chosen not in aside:
         tensors = sum(candidate.tensors for candidate in aside)
-        yield f"the state of an optimizer was left aside ({tensors} tensors)"
+        yield f"the state of an optimizer was ignored ({tensors} tensors)"
     if walk.loose:
         yield f"{walk.loose} tensors in lists or under keys that are not text were ignored"
 
 
 def _describe_unused(names: Sequence[str]) -> Iterator[str]:
     if names:
-        yield f"the pickle names what none of its objects is ({_list_first(names)}); nothing of it was built"
+        yield f"the pickle names globals that none of its objects uses ({_list_first(names)}); they were not imported"
 
 
 def _list_first(names: Sequence[str]) -> str:
     return ", ".join(shown(name, 80) for name in names[:5]) + (", …" if len(names) > 5 else "")
-
-
-def _format_object_count(count: int) -> str:
-    return "1 object" if count == 1 else f"{count} objects"
 
 
 def _list_common_names(names: Counter[str]) -> str:

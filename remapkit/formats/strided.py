@@ -1,4 +1,4 @@
-"""Tensors as views of storages: which are one stretch of bytes, which fit, and how the others are gathered."""
+"""Tensors as views of storages: which are one range of bytes, which fit, and how the others are gathered."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.wording import shown, sized
 from remapkit.files.errors import FileFault
-from remapkit.formats.pickle.values import Tensor
-from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
+from remapkit.formats.pickle.values import PickledTensor
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
 
 EXPAND_FREE = 64 << 20
-"""Bytes by which views may repeat their storages without anybody asking: small expanded buffers are common."""
+"""How many bytes views may repeat of their storages without `allow_expand`: small expanded buffers are common."""
 
 
 def is_contiguous(shape: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether the elements lie one after another, row-major; strides of dimensions of size 1 mean nothing.
+    """Whether the elements are contiguous and row-major; strides of dimensions of size 1 mean nothing.
 
     >>> is_contiguous((2, 3), (3, 1)), is_contiguous((2, 3), (1, 2)), is_contiguous((2, 1), (1, 7))
     (True, False, True)
@@ -36,7 +37,7 @@ def is_contiguous(shape: Sequence[int], stride: Sequence[int]) -> bool:
     return True
 
 
-def find_view_end(tensor: Tensor) -> int:
+def find_view_end(tensor: PickledTensor) -> int:
     """One past the last element of the storage that the view touches; 0 where it has no elements."""
     if 0 in tensor.shape:
         return 0
@@ -44,8 +45,8 @@ def find_view_end(tensor: Tensor) -> int:
     return tensor.offset + last + 1
 
 
-def check_view(fqn: str, tensor: Tensor, storage_bytes: int) -> TensorSpec:
-    """The spec of a view that lies within its storage; raises `FileFault` (RK405) for one that does not."""
+def check_view(fqn: str, tensor: PickledTensor, storage_bytes: int) -> TensorSpec:
+    """The spec of a view, which must be within its storage; raises `FileFault` (RK405) if it is not."""
     if len(tensor.shape) != len(tensor.stride):
         raise FileFault("RK405", f"{len(tensor.shape)} dimensions, but {len(tensor.stride)} strides", key=fqn)
     for name, values in (("offset", (tensor.offset,)), ("size", tensor.shape), ("stride", tensor.stride)):
@@ -66,14 +67,14 @@ def check_view(fqn: str, tensor: Tensor, storage_bytes: int) -> TensorSpec:
     return TensorSpec(tensor.dtype, tensor.shape)
 
 
-def check_expansion(fqn: str, tensor: Tensor, spec: TensorSpec, storage_bytes: int) -> None:
+def check_expansion(fqn: str, tensor: PickledTensor, spec: TensorSpec, storage_bytes: int) -> None:
     """Raise `FileFault` (RK410) for a view that repeats its storage into much more than it is."""
     if spec.nbytes > storage_bytes + EXPAND_FREE:
         zero = 0 in [step for size, step in zip(tensor.shape, tensor.stride, strict=True) if size > 1]
         why = "stride 0" if zero else "overlapping strides"
         what = f"a {_format_bytes(storage_bytes)} storage into {sized(spec.nbytes)} ({why})"
         title = f"tensor {shown(fqn)!r} repeats {what}; refused"
-        raise FileFault("RK410", title, key=fqn, help=("--allow-expand reads it all the same",))
+        raise FileFault("RK410", title, key=fqn, help=("pass --allow-expand to read it anyway",))
 
 
 def _format_bytes(nbytes: int) -> str:
@@ -83,14 +84,14 @@ def _format_bytes(nbytes: int) -> str:
 Read = Callable[[int, int], bytes | memoryview]
 """`length` bytes at an offset of a storage."""
 _STRIPE = 64 << 20
-"""Bytes of a target that are made at once where its dimensions are in another order: each takes its whole storage."""
+"""Bytes of a transposed target that are made at once: each stripe reads its whole storage."""
 _NEAR = 1 << 18
-"""Elements within so many bytes are read in one go, whatever lies between them."""
+"""Elements within this many bytes are read in one go, whatever is between them."""
 _DENSE = 16 << 20
-"""The same where a quarter of what is read is wanted."""
+"""The same where at least a quarter of what is read is needed."""
 
 
-def gather(read: Read, tensor: Tensor, size: int) -> Iterator[memoryview]:
+def gather(read: Read, tensor: PickledTensor, size: int) -> Iterator[memoryview]:
     """The bytes of a strided view, contiguous and row-major, in pieces of about `size` bytes.
 
     Elements are moved as opaque words of their width, so every dtype comes through to the bit. Everything is read,
@@ -98,43 +99,55 @@ def gather(read: Read, tensor: Tensor, size: int) -> Iterator[memoryview]:
     """
     import numpy as np
 
+    from remapkit.tensors.elements import choose_word
+
     if 0 in tensor.shape:
         return
     itemsize = DTYPE_BITS[tensor.dtype] // 8
-    word = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8", 16: "V16"}[itemsize]
     # Without the dimensions of size 1: numpy before 2 has at most 32.
     kept = [(size, step * itemsize) for size, step in zip(tensor.shape, tensor.stride, strict=True) if size > 1]
     shape, strides = tuple(size for size, _ in kept), tuple(step for _, step in kept)
-    turned = any(outer < inner for outer, inner in pairwise(step for step in strides if step))
-    for start, part in _cut_slabs(shape, strides, max(1, (_STRIPE if turned else max(size, _NEAR)) // itemsize)):
-        out = np.empty(part, word)
-        read_strided(read, out, tensor.offset * itemsize + start, strides[len(strides) - len(part) :])
+    is_transposed = any(outer < inner for outer, inner in pairwise(step for step in strides if step))
+    stripe = _STRIPE if is_transposed else max(size, _NEAR)
+    for box in split_into_boxes(shape, max(1, stripe // itemsize)):
+        out = np.empty([along.stop - along.start for along in box], choose_word(tensor.dtype))
+        start = sum(along.start * step for along, step in zip(box, strides, strict=True))
+        read_strided(read, out, tensor.offset * itemsize + start, strides)
         flat = out.reshape(-1).view("u1").data
         for at in range(0, len(flat), max(size, itemsize)):
             yield flat[at : at + max(size, itemsize)]
 
 
-def _cut_slabs(
-    shape: tuple[int, ...], strides: tuple[int, ...], elements: int
-) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """A view in row-major slabs of at most `elements` elements: where each starts, and its shape."""
+def split_into_boxes(shape: Sequence[int], elements: int) -> Iterator[tuple[slice, ...]]:
+    """Boxes that follow one another in row-major order, each of at most `elements` elements (`elements` >= 1).
+
+    The last dimensions that fit are whole, the one before them is cut, and those before that are taken one by one.
+
+    >>> list(split_into_boxes((2, 3), 4))
+    [(slice(0, 1, None), slice(0, 3, None)), (slice(1, 2, None), slice(0, 3, None))]
+    """
     axis, inner = len(shape), 1
     while axis > 0 and inner * shape[axis - 1] <= elements:
         axis -= 1
         inner *= shape[axis]
+    rest = tuple(slice(0, size) for size in shape[axis:])
     if axis == 0:
-        yield 0, shape
+        yield rest
         return
     rows = max(1, elements // inner)
-    for index in product(*(range(count) for count in shape[: axis - 1])):
-        before = sum(place * step for place, step in zip(index, strides, strict=False))
-        for row in range(0, shape[axis - 1], rows):
-            count = min(rows, shape[axis - 1] - row)
-            yield before + row * strides[axis - 1], (count, *shape[axis:])
+    for index in product(*map(range, shape[: axis - 1])):
+        outer = tuple(slice(place, place + 1) for place in index)
+        for start in range(0, shape[axis - 1], rows):
+            yield (*outer, slice(start, min(start + rows, shape[axis - 1])), *rest)
 
 
 def read_strided(read: Read, out: np.ndarray, start: int, strides: Sequence[int]) -> None:
-    """Fill `out` with the elements that lie `strides` bytes apart from `start` on, in bounded memory."""
+    """Fill `out` with the elements that are `strides` bytes apart from `start` on, in bounded memory.
+
+    What spans little is read in one go, with whatever is between the elements. Else the dimension of the largest span
+    is halved: each half has fewer elements, so the recursion ends, at the latest at a single element, which spans
+    nothing. It reads at most four times what it returns where elements are dense, and 256 kB for each that is alone.
+    """
     import numpy as np
 
     reach = [(count - 1) * step for count, step in zip(out.shape, strides, strict=True)]

@@ -1,7 +1,9 @@
 """Checkpoints of torch.save, read without torch: the zip format, and the legacy format before it.
 
-Source: torch/serialization.py (the archive: `data.pkl`, `data/<key>`, `byteorder`, `version`; the legacy file: three
-small pickles, the object, the storages' keys, then each storage as a count and its bytes).
+Source: torch/serialization.py. `_save` writes the zip archive: `data.pkl`, `byteorder`, `data/<key>` for each
+storage, and caffe2/serialize/inline_container.cc adds `version`. `_legacy_save` writes pickles one after the other
+(magic number, protocol version, system info, the object, the storages' keys), then each storage: a count and its
+bytes.
 """
 
 from __future__ import annotations
@@ -19,34 +21,39 @@ from remapkit.files.source_file import CHUNK, Extent, SourceFile, describe_os_er
 from remapkit.files.strict_json import parse_json
 from remapkit.formats.options import Options
 from remapkit.formats.pickle.read import read_pickle
-from remapkit.formats.pickle.values import Found, PickleFault, Storage, Tensor, describe_with_article
-from remapkit.formats.pickle.values import Mapping as PickledMapping
+from remapkit.formats.pickle.values import (
+    PickleContent,
+    PickledDict,
+    PickledStorage,
+    PickledTensor,
+    PickleFault,
+    describe_with_article,
+)
 from remapkit.formats.reader import FileReader
 from remapkit.formats.state_dict import StateDict, choose_state_dict
 from remapkit.formats.strided import EXPAND_FREE, Read, check_expansion, check_view, gather, is_contiguous
 from remapkit.formats.zip_reader import ZipEntry, read_archive, read_entry, read_entry_chunks
-from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 MAX_PICKLE = 1 << 30
 """The longest pickle that is read; 50,000 tensors take about 10 MB."""
 
 
 METADATA = ".data/remapkit.json"
-"""The record that keeps metadata, which torch's format has no place for."""
+"""Our record for metadata; torch's format has none, and its loader ignores it."""
 
 
 _MAX_INFLATED_PICKLE = 64_000_000
+"""The longest `data.pkl` that is inflated, into memory; torch stores it uncompressed."""
 
-
-_MAGIC = 0x1950A86A20F9469CFC6C
-
-
-_LEGACY_PROTOCOL = 1001
+_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+"""`MAGIC_NUMBER` and `PROTOCOL_VERSION` of torch/serialization.py."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """A storage's bytes: a stretch of the file, or an entry that must be inflated first."""
+    """A storage's bytes: a range of the file, or an entry that must be inflated first."""
 
     nbytes: int
     offset: int
@@ -58,8 +65,8 @@ class PthReader(FileReader):
     """A file of torch.save. Tensors come in the order of the state dict.
 
     Raises `UnreadableCheckpoint`: RK403 for a broken zip, RK404 for a pickle that is broken or hostile, RK405 for
-    tensors that do not fit their storages, RK406 where no single mapping of tensors is found, RK409 for kinds of
-    files that are refused by name, RK410 for tensors that repeat their storage into much more than it is.
+    tensors that do not fit their storages, RK406 where not exactly one mapping of tensors is found, RK409 for kinds
+    of files that are refused by name, RK410 for tensors that repeat their storage into much more than it is.
     """
 
     def __init__(self, source: SourceFile, format: str, options: Options) -> None:
@@ -68,8 +75,8 @@ class PthReader(FileReader):
         self._source = source
         self._inflated: dict[str, mmap.mmap] = {}
         try:
-            found, storages, metadata = _read_zip(source) if format == "pth" else _read_legacy(source)
-            state_dict = choose_state_dict(found, options.root, options.strict_pickle)
+            content, storages, metadata = _read_zip(source) if format == "pth" else _read_legacy(source)
+            state_dict = choose_state_dict(content, options.root, options.strict_pickle)
             self._tensors = state_dict.tensors
             self._storages = storages
             self._header = self._build_header(options, metadata)
@@ -100,25 +107,25 @@ class PthReader(FileReader):
         return StateDictSpec(specs, tied=tied, metadata=metadata, name=self.path.name)
 
     def _check_total(self, specs: Mapping[str, TensorSpec], tied: Sequence[Sequence[str]]) -> None:
-        """Many views of one storage, or deflated entries, must not turn a small file into a huge one either."""
+        """Many views of one storage, or deflated entries, must not expand a small file into a huge one either."""
         repeated = {fqn for group in tied for fqn in group[1:]}
         total = sum(spec.nbytes for fqn, spec in specs.items() if fqn not in repeated)
         inflated = sum(stored.nbytes for stored in self._storages.values() if stored.deflated)
         most = max(total, inflated)
         if most > 4 * self._source.size + EXPAND_FREE:
             title = f"the file is {sized(self._source.size)} and its tensors {sized(most)}; refused"
-            raise FileFault("RK410", title, help=("--allow-expand reads it all the same",))
+            raise FileFault("RK410", title, help=("pass --allow-expand to read it anyway",))
 
     def header(self) -> StateDictSpec:
         """Names, dtypes, shapes and tied groups in the order of the state dict."""
         return self._header
 
     def extent(self, fqn: str) -> Extent | None:
-        """Where the tensor's bytes lie, or None for a strided view or a compressed storage."""
+        """Where the tensor's bytes are, or None for a strided view or a compressed storage."""
         tensor = self._tensors[fqn]
         stored = self._storages[tensor.storage.key]
         if not self._header[fqn].nbytes:
-            # Its offset means nothing, and may lie anywhere.
+            # The offset of an empty tensor means nothing, and may be anywhere.
             return Extent(self._source, stored.offset, 0)
         if stored.deflated or not is_contiguous(tensor.shape, tensor.stride):
             return None
@@ -199,15 +206,15 @@ def _map_file(source: SourceFile) -> mmap.mmap:
         raise FileFault("RK400", f"cannot map the file into memory: {words}") from error
 
 
-def _check_storage(storage: Storage, stored: _Stored) -> None:
+def _check_storage(storage: PickledStorage, stored: _Stored) -> None:
     width = DTYPE_BITS[storage.dtype] // 8 if storage.dtype else 1
     claimed = storage.numel * width
     if claimed != stored.nbytes:
         title = f"storage {shown(storage.key)!r} is {stored.nbytes} bytes, the pickle says {claimed}"
-        raise FileFault("RK405", title, help=("fetch it again; if a tool wrote it, the tool is wrong",))
+        raise FileFault("RK405", title, help=("fetch it again; if a tool wrote it, the tool has a bug",))
 
 
-def _find_tied(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
+def _find_tied(tensors: Mapping[str, PickledTensor]) -> tuple[tuple[str, ...], ...]:
     groups: dict[tuple[object, ...], list[str]] = {}
     for fqn, tensor in tensors.items():
         if 0 not in tensor.shape:
@@ -216,65 +223,66 @@ def _find_tied(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
-def _read_zip(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
+def _read_zip(source: SourceFile) -> tuple[PickleContent, dict[str, _Stored], dict[str, str]]:
     entries = read_archive(source)
     prefix = _find_prefix(entries)
     _refuse_unsupported(source, entries, prefix)
-    found = _read_data_pkl(source, entries[prefix + "data.pkl"], len(entries))
+    content = _read_data_pkl(source, entries[prefix + "data.pkl"], len(entries))
     start = prefix + "data/"
     storages = {
         name.removeprefix(start): _Stored(entry.size, entry.offset, entry, not entry.is_stored)
         for name, entry in entries.items()
         if name.startswith(start)
     }
-    return found, storages, _read_metadata(source, entries.get(prefix + METADATA))
+    return content, storages, _read_metadata(source, entries.get(prefix + METADATA))
 
 
 def _read_metadata(source: SourceFile, entry: ZipEntry | None) -> dict[str, str]:
-    """What a file written here says about itself."""
+    """The metadata that remapkit writes into its own files."""
     if entry is None:
         return {}
     try:
-        found = parse_json(read_entry(source, entry, 1 << 20))
+        metadata = parse_json(read_entry(source, entry, 1 << 20))
     except FileFault as fault:
         if fault.code != "RK408":
             raise
         raise FileFault("RK403", "the metadata is not JSON", key=entry.name) from None
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FileFault("RK403", "the metadata does not map strings to strings", key=entry.name)
-    return found
+    return metadata
 
 
 def _find_prefix(entries: Mapping[str, ZipEntry]) -> str:
-    """What stands before `data.pkl`: the archive's folder, whose name means nothing."""
-    found = [name.removesuffix("data.pkl") for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
-    if not found:
+    """What precedes `data.pkl`: the archive's folder, whose name means nothing."""
+    prefixes = [name.removesuffix("data.pkl") for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
+    if not prefixes:
         title = "a zip archive without data.pkl: not a file of torch.save"
         raise FileFault("RK403", title, help=("unpack it first, if it holds a checkpoint",))
-    if len(found) > 1:
+    if len(prefixes) > 1:
         raise FileFault(
             "RK403",
-            f"the archive holds {len(found)} data.pkl: {', '.join(shown(name + 'data.pkl') for name in found)}",
+            f"the archive holds {len(prefixes)} data.pkl: {', '.join(shown(name + 'data.pkl') for name in prefixes)}",
         )
-    return found[0]
+    return prefixes[0]
 
 
 def _refuse_unsupported(source: SourceFile, entries: Mapping[str, ZipEntry], prefix: str) -> None:
     if prefix + "constants.pkl" in entries or any(name.startswith(prefix + "code/") for name in entries):
         title = "a TorchScript archive: it holds code, not only tensors"
         raise FileFault("RK409", title, help=("save `model.state_dict()` instead",))
+    # `_save` writes sys.byteorder since torch 2.1; without the record the bytes are little-endian.
     order = entries.get(prefix + "byteorder")
     if order is not None and (text := read_entry(source, order, 64)) != b"little":
-        title = f"byteorder {shown(repr(text.decode('latin-1')))}: only little-endian checkpoints are read"
+        title = f"byteorder {shown(repr(text.decode('latin-1')))}: only little-endian checkpoints are supported"
         raise FileFault("RK409", title, help=("save it again on a little-endian machine",))
 
 
-def _read_data_pkl(source: SourceFile, entry: ZipEntry, entries: int) -> Found:
+def _read_data_pkl(source: SourceFile, entry: ZipEntry, entries: int) -> PickleContent:
     if not entry.is_stored or entry.size < 1 << 16:
         data = read_entry(source, entry, _MAX_INFLATED_PICKLE)
         return _check_end(read_pickle(data, 0, entry.size, entries), entry.size)
     if entry.size > MAX_PICKLE:
-        raise PickleFault(f"data.pkl is {sized(entry.size)}; up to {sized(MAX_PICKLE)} are read")
+        raise PickleFault(f"data.pkl is {sized(entry.size)}; at most {sized(MAX_PICKLE)} are read")
     for _ in read_entry_chunks(source, entry):
         """Nothing is kept: this verifies the checksum."""
     end = entry.offset + entry.size
@@ -282,19 +290,21 @@ def _read_data_pkl(source: SourceFile, entry: ZipEntry, entries: int) -> Found:
         return _check_end(read_pickle(mapped, entry.offset, end, entries), end)
 
 
-def _check_end(found: Found, end: int) -> Found:
-    if found.end != end:
-        raise PickleFault(f"{sized(end - found.end)} follow the end of the pickle")
-    return found
+def _check_end(content: PickleContent, end: int) -> PickleContent:
+    if content.end != end:
+        raise PickleFault(f"{sized(end - content.end)} follow the end of the pickle")
+    return content
 
 
-def _read_legacy(source: SourceFile) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
+def _read_legacy(source: SourceFile) -> tuple[PickleContent, dict[str, _Stored], dict[str, str]]:
     """Magic number, protocol version, system info, the object, the storages' keys; then the storages."""
     with _map_file(source) as data:
         return _read_legacy_pickles(source, data)
 
 
-def _read_legacy_pickles(source: SourceFile, data: mmap.mmap) -> tuple[Found, dict[str, _Stored], dict[str, str]]:
+def _read_legacy_pickles(
+    source: SourceFile, data: mmap.mmap
+) -> tuple[PickleContent, dict[str, _Stored], dict[str, str]]:
     limit = min(source.size, MAX_PICKLE)
     magic = read_pickle(data, 0, limit)
     if magic.value != _MAGIC:
@@ -305,23 +315,23 @@ def _read_legacy_pickles(source: SourceFile, data: mmap.mmap) -> tuple[Found, di
         words = repr(version.value) if type(version.value) is int else describe_with_article(version.value)
         raise FileFault("RK409", f"version {words} of the legacy format is unknown")
     info = read_pickle(data, version.end, limit)
-    if isinstance(info.value, PickledMapping) and ("little_endian", False) in info.value.items:
-        raise FileFault("RK409", "written on a big-endian machine: only little-endian checkpoints are read")
-    found = read_pickle(data, info.end, limit, source.size // 64)
-    keys = read_pickle(data, found.end, limit, source.size // 64)
+    if isinstance(info.value, PickledDict) and ("little_endian", False) in info.value.items:
+        raise FileFault("RK409", "written on a big-endian machine: only little-endian checkpoints are supported")
+    content = read_pickle(data, info.end, limit, source.size // 64)
+    keys = read_pickle(data, content.end, limit, source.size // 64)
     if not isinstance(keys.value, list) or not all(isinstance(key, str) for key in keys.value):
         raise PickleFault("the list of storages is not a list of keys")
-    pickles = (magic, version, info, found, keys)
-    hostile = dict.fromkeys(name for each in pickles for name in each.hostile)
-    named = dict.fromkeys(name for each in pickles for name in each.named)
+    pickles = (magic, version, info, content, keys)
+    hostile = dict.fromkeys(name for pickle in pickles for name in pickle.hostile)
+    named = dict.fromkeys(name for pickle in pickles for name in pickle.named)
     return (
-        Found(found.value, found.end, tuple(hostile), tuple(named)),
-        _locate_legacy_storages(source, keys, found.widths),
+        PickleContent(content.value, content.end, tuple(hostile), tuple(named)),
+        _locate_legacy_storages(source, keys, content.widths),
         {},
     )
 
 
-def _locate_legacy_storages(source: SourceFile, keys: Found, widths: Mapping[str, int]) -> dict[str, _Stored]:
+def _locate_legacy_storages(source: SourceFile, keys: PickleContent, widths: Mapping[str, int]) -> dict[str, _Stored]:
     storages: dict[str, _Stored] = {}
     at = keys.end
     for key in keys.value:
@@ -329,6 +339,8 @@ def _locate_legacy_storages(source: SourceFile, keys: Found, widths: Mapping[str
             raise FileFault("RK405", f"storage {shown(key)!r} is listed twice")
         if at + 8 > source.size:
             _raise_truncated(source)
+        # `_write_file` writes the number of elements in 8 bytes, then the bytes; the pickle says how wide an element
+        # is.
         numel = int.from_bytes(source.read(at, 8), "little")
         if not widths.get(key):
             # Nothing that is read refers to it, but where the next one begins depends on it.

@@ -1,10 +1,9 @@
 """Zip archives as torch.save writes them, read strictly: one meaning or none.
 
-Source: PKWARE's APPNOTE (local header, central directory, zip64). Zip readers disagree about archives whose parts
-contradict each other, and that is how one file shows one content to a scanner and another to a loader. So whatever
-contradicts itself is refused: two entries of one name, two entries in one place, overlaps, a local header that
-differs from the directory, bytes outside the file. Names that differ only in case count as one, because the reader in
-torch looks for entries that way.
+Source: PKWARE's APPNOTE.TXT, whose sections are named where they are read. Zip readers disagree about archives whose
+parts contradict each other, and that is how one file shows one content to a scanner and another to a loader. So
+contradictions are refused: duplicate names, entries that share or overlap bytes, a local header that differs from the
+directory, bytes outside the file. Names that differ only in case count as one, because torch's reader ignores case.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from remapkit.diagnostics.wording import shown, sized
 from remapkit.files.errors import FileFault
 from remapkit.files.source_file import SourceFile
 
-_END = struct.Struct("<4s4H2LH")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_LOCATOR64 = struct.Struct("<4sLQL")
-_CENTRAL = struct.Struct("<4s6H3L5H2L")
-_LOCAL = struct.Struct("<4s5H3L2H")
+_END = struct.Struct("<4s4H2LH")  # 4.3.16 end of central directory record
+_END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14 zip64 end of central directory record
+_LOCATOR64 = struct.Struct("<4sLQL")  # 4.3.15 zip64 end of central directory locator
+_CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12 file header of the central directory
+_LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7 local file header
 _MAX_COMMENT = 65535
 MAX_ENTRIES = 1_000_000
-"""More tensors than this no checkpoint has; each costs some hundred bytes of memory."""
+"""The most entries of an archive; each costs some hundred bytes of memory."""
 _MAX_ENTRY = 2000
 """Bytes of the directory that an entry may take on average: its name and the extra fields."""
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
@@ -39,9 +38,9 @@ def _raise_fault(title: str, key: str | None = None, *help: str) -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class ZipEntry:
-    """One file of an archive: `packed` bytes at `offset` that hold `size` bytes.
+    """One file of an archive: `packed` bytes at `offset` that contain `size` bytes.
 
-    `described` where checksum and sizes may follow the data once more, in a data descriptor.
+    `described`: checksum and sizes may follow the data again, in a data descriptor.
     """
 
     name: str
@@ -72,7 +71,7 @@ def read_archive(source: SourceFile) -> dict[str, ZipEntry]:
     entries: dict[str, ZipEntry] = {}
     for entry in _read_entries(source, directory):
         if entry.name in entries:
-            _raise_fault(f"two entries of one name: {shown(entry.name)!r}", entry.name)
+            _raise_fault(f"duplicate entry {shown(entry.name)!r}", entry.name)
         entries[entry.name] = entry
     lower: dict[str, str] = {}
     for name in entries:
@@ -84,27 +83,29 @@ def read_archive(source: SourceFile) -> dict[str, ZipEntry]:
 
 
 def _read_directory(source: SourceFile) -> _Directory:
+    # The end record is the last thing in the file but for a comment of at most 65,535 bytes. The last signature
+    # counts; a comment that contains one is caught by its length, which then does not reach the end of the file.
     tail_start = max(0, source.size - _END.size - _MAX_COMMENT)
     tail = source.read(tail_start, source.size - tail_start)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < _END.size:
         _raise_fault("the zip archive has no end record: the file is truncated", None, "fetch it again")
-    _, disk, first_disk, here, count, size, offset, comment = _END.unpack_from(tail, at)
+    _, disk, first_disk, count_here, count, size, offset, comment = _END.unpack_from(tail, at)
     if at + _END.size + comment != len(tail):
         _raise_fault("bytes follow the end of the zip archive")
     end = tail_start + at
     if end >= _LOCATOR64.size and source.read(end - _LOCATOR64.size, 4) == b"PK\x06\x07":
-        found = _read_directory64(source, end - _LOCATOR64.size)
+        wide_directory = _read_directory64(source, end - _LOCATOR64.size)
         for narrow, wide, most in (
-            (count, found.count, _MAX16),
-            (size, found.size, _MAX32),
-            (offset, found.offset, _MAX32),
+            (count, wide_directory.count, _MAX16),
+            (size, wide_directory.size, _MAX32),
+            (offset, wide_directory.offset, _MAX32),
         ):
             if narrow not in (wide, most):
                 _raise_fault("the zip archive's two end records contradict each other")
-        return found
-    if disk or first_disk or here != count:
-        _raise_fault("a zip archive in several parts")
+        return wide_directory
+    if disk or first_disk or count_here != count:
+        _raise_fault("a multi-part zip archive, which is not supported")
     if offset + size != end:
         _raise_fault("the zip archive's directory is not where its end record says")
     return _Directory(offset, size, count)
@@ -114,8 +115,10 @@ def _read_directory64(source: SourceFile, locator: int) -> _Directory:
     _, disk, at, disks = _LOCATOR64.unpack(source.read(locator, _LOCATOR64.size))
     if disk or disks > 1 or at + _END64.size > locator:
         _raise_fault("the zip64 end record is not where its locator says")
-    signature, length, _, _, disk, first_disk, here, count, size, offset = _END64.unpack(source.read(at, _END64.size))
-    if signature != b"PK\x06\x06" or at + 12 + length != locator or disk or first_disk or here != count:
+    signature, length, _, _, disk, first_disk, count_here, count, size, offset = _END64.unpack(
+        source.read(at, _END64.size)
+    )
+    if signature != b"PK\x06\x06" or at + 12 + length != locator or disk or first_disk or count_here != count:
         _raise_fault("the zip64 end record is broken")
     if offset + size != at:
         _raise_fault("the zip archive's directory is not where its end record says")
@@ -124,7 +127,7 @@ def _read_directory64(source: SourceFile, locator: int) -> _Directory:
 
 def _read_entries(source: SourceFile, directory: _Directory) -> Iterator[ZipEntry]:
     if directory.count > MAX_ENTRIES:
-        _raise_fault(f"the archive holds {directory.count} entries; up to {MAX_ENTRIES} are read")
+        _raise_fault(f"the archive holds {directory.count} entries; at most {MAX_ENTRIES} are supported")
     if not directory.count * _CENTRAL.size <= directory.size <= directory.count * _MAX_ENTRY:
         _raise_fault(f"a zip directory of {sized(directory.size)} for {directory.count} entries")
     raw = source.read(directory.offset, directory.size)
@@ -146,7 +149,7 @@ def _read_entries(source: SourceFile, directory: _Directory) -> Iterator[ZipEntr
         if b"\0" in raw_name:
             _raise_fault("the entry's name holds a NUL, where many readers end it", name)
         if disk:
-            _raise_fault("a zip archive in several parts", name)
+            _raise_fault("a multi-part zip archive, which is not supported", name)
         _check_method(name, flags, method, packed, size)
         offset = _locate_data(source, directory, header, raw_name, name, method, packed, size, crc)
         yield ZipEntry(name, method, header, offset, packed, size, crc, bool(flags & 8))
@@ -155,12 +158,12 @@ def _read_entries(source: SourceFile, directory: _Directory) -> Iterator[ZipEntr
 
 
 def _widen_fields(extra: bytes, size: int, packed: int, header: int, disk: int) -> tuple[int, int, int, int]:
-    """The four fields, taken from the zip64 extra field where the directory marks them as too large for it."""
+    """The four fields, each from the zip64 extra field (4.5.3) where it is all ones in its header."""
     wide = [size == _MAX32, packed == _MAX32, header == _MAX32, disk == _MAX16]
     if not any(wide):
         return size, packed, header, disk
     at = 0
-    while at + 4 <= len(extra):
+    while at + 4 <= len(extra):  # 4.5.1: header ID and data size, then the data
         kind, length = struct.unpack_from("<HH", extra, at)
         if kind == 1:
             field = extra[at + 4 : at + 4 + length]
@@ -171,6 +174,7 @@ def _widen_fields(extra: bytes, size: int, packed: int, header: int, disk: int) 
 
 def _unpack_wide(field: bytes, narrow: tuple[int, int, int, int], wide: list[bool]) -> tuple[int, int, int, int]:
     values, at = list(narrow), 0
+    # 4.5.3: the order is fixed (original size, compressed size, header offset, disk), and what fits is left out.
     for number, marked in enumerate(wide):
         if marked:
             width = 4 if number == 3 else 8
@@ -182,6 +186,7 @@ def _unpack_wide(field: bytes, narrow: tuple[int, int, int, int], wide: list[boo
 
 
 def _decode_name(raw: bytes) -> str:
+    # 4.4.4 says bit 11 for UTF-8, else code page 437; torch sets no bit and writes UTF-8.
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -189,10 +194,10 @@ def _decode_name(raw: bytes) -> str:
 
 
 def _check_method(name: str, flags: int, method: int, packed: int, size: int) -> None:
-    if flags & 0x2041:
+    if flags & 0x2041:  # 4.4.4: bits 0, 6 and 13 are encryption, strong encryption and masked headers
         _raise_fault("the entry is encrypted", name)
     if method not in (STORED, DEFLATED):
-        _raise_fault(f"the entry is compressed by method {method}; stored and deflated ones are read", name)
+        _raise_fault(f"the entry is compressed by method {method}; only stored and deflated ones are supported", name)
     if method == STORED and packed != size:
         _raise_fault(f"the entry's sizes differ though it is stored: {packed} and {size} bytes", name)
 
@@ -208,9 +213,9 @@ def _locate_data(
     size: int,
     crc: int,
 ) -> int:
-    """Where the entry's bytes begin, from its local header, which must say what the directory says."""
+    """Where the entry's bytes begin, by its local header, which must agree with the directory."""
     if header + _LOCAL.size + len(raw_name) > directory.offset:
-        _raise_fault("the entry lies outside the file", name)
+        _raise_fault("the entry is outside the file", name)
     raw = source.read(header, _LOCAL.size + len(raw_name))
     fields = _LOCAL.unpack_from(raw)
     signature, _, local_flags, local_method = fields[:4]
@@ -223,32 +228,34 @@ def _locate_data(
         _raise_fault("the entry's local header contradicts the directory", name)
     offset = header + _LOCAL.size + name_len + int(extra_len)
     if offset > directory.offset:
-        _raise_fault("the entry lies outside the file", name)
+        _raise_fault("the entry is outside the file", name)
     if _MAX32 in (local_size, local_packed):
         extra = source.read(offset - extra_len, extra_len)
         local_size, local_packed, _, _ = _widen_fields(extra, local_size, local_packed, 0, 0)
-    # With bit 3 checksum and sizes follow the data (torch writes them so) and the local header may hold zeros.
+    # 4.4.4 bit 3: checksum and sizes follow the data (torch writes them so), and the local header may contain zeros.
     unknown = {0, _MAX32} if local_flags & 8 else set()
     if (local_size != size and local_size not in unknown) or (local_packed != packed and local_packed not in unknown):
-        _raise_fault(f"the entry's sizes lie: {local_size} bytes by its local header, {size} by the directory", name)
+        _raise_fault(
+            f"the entry's sizes disagree: {local_size} bytes in its local header, {size} in the directory", name
+        )
     if local_crc != crc and not (local_flags & 8 and local_crc == 0):
         _raise_fault("the entry's local header has another checksum than the directory", name)
     if offset + packed > directory.offset:
-        _raise_fault(f"the entry lies outside the file: {sized(packed)} at {offset}", name)
+        _raise_fault(f"the entry is outside the file: {sized(packed)} at {offset}", name)
     return int(offset)
 
 
 def _check_disjoint(source: SourceFile, entries: dict[str, ZipEntry], directory: _Directory) -> None:
-    """Every byte up to the directory belongs to one entry, and no byte to two.
+    """Every byte up to the directory belongs to exactly one entry. One sort, then one pass in the order of the file.
 
-    One local header under two names is how a small file becomes a huge one; bytes that belong to nothing are where a
+    One local header under two names is how a small file becomes a huge one; bytes that belong to no entry are where a
     file hides what another reader finds.
     """
     end, before = 0, None
     for entry in sorted(entries.values(), key=lambda entry: entry.header):
         if entry.header < end and before is not None:
             same = entry.header == before.header
-            words = "lie in one place" if same else "overlap"
+            words = "share one local header" if same else "overlap"
             _raise_fault(f"the entries {shown(before.name)!r} and {shown(entry.name)!r} {words}", entry.name)
         _check_gap(source, before, end, entry.header)
         end, before = entry.offset + entry.packed, entry
@@ -256,14 +263,14 @@ def _check_disjoint(source: SourceFile, entries: dict[str, ZipEntry], directory:
 
 
 def _check_gap(source: SourceFile, entry: ZipEntry | None, start: int, end: int) -> None:
-    """Between an entry's data and what follows lies nothing, or the entry's data descriptor."""
+    """Between an entry's data and what follows is nothing, or the entry's data descriptor."""
     if start == end:
         return
     if entry is None:
-        _raise_fault(f"{sized(end - start)} lie before the first entry of the zip archive")
+        _raise_fault(f"{sized(end - start)} precede the first entry of the zip archive")
     raw = source.read(start, end - start) if entry.described and end - start <= 24 else b""
     raw = raw[4:] if len(raw) in (16, 24) and raw[:4] == b"PK\x07\x08" else raw
-    forms = {12: "<3L", 20: "<L2Q"}
+    forms = {12: "<3L", 20: "<L2Q"}  # 4.3.9: crc-32 and the two sizes, which are of 8 bytes in zip64 archives
     if len(raw) not in forms or struct.unpack(forms[len(raw)], raw) != (entry.crc, entry.packed, entry.size):
         _raise_fault(f"{sized(end - start)} follow the entry's data and belong to no entry", entry.name)
 
@@ -271,7 +278,7 @@ def _check_gap(source: SourceFile, entry: ZipEntry | None, start: int, end: int)
 def read_entry(source: SourceFile, entry: ZipEntry, limit: int) -> bytes:
     """The content of a small entry, whole, with its checksum verified; raises `FileFault` (RK403)."""
     if entry.size > limit:
-        _raise_fault(f"the entry is {sized(entry.size)}; {sized(limit)} are read", entry.name)
+        _raise_fault(f"the entry is {sized(entry.size)}; at most {sized(limit)} are read", entry.name)
     return b"".join(read_entry_chunks(source, entry))
 
 
@@ -279,7 +286,7 @@ def read_entry_chunks(source: SourceFile, entry: ZipEntry, size: int = 1 << 18) 
     """The content of an entry in pieces of at most `size`, inflated where it is compressed.
 
     Never gives more than the size the directory declares. Raises `FileFault` (RK403) where the content is shorter or
-    longer than that, is no deflate stream, or has another checksum; a checksum of 0 means that none was written.
+    longer than that, is not a deflate stream, or has another checksum; a checksum of 0 means that none was written.
     """
     crc, total = 0, 0
     pieces = source.chunks(entry.offset, entry.packed, size)
@@ -306,7 +313,7 @@ def _inflate(pieces: Iterator[memoryview], entry: ZipEntry, size: int) -> Iterat
                 if out:
                     yield out
                 elif inflater.eof:
-                    break
+                    break  # what is left over is refused below
         # Input can run out while output is still waiting for room.
         while not inflater.eof and (out := inflater.decompress(b"", size)):
             yield out

@@ -1,7 +1,9 @@
-"""Files to a device: read into one of two staging buffers while the other one is on its way.
+"""Files to a device: one of two staging buffers is filled from the file while the other is copied to the device.
 
-The buffers are page-locked, so that copies from them run beside the host. Small tensors share a buffer; a buffer is
-filled again only when everything that was copied from it has arrived.
+The buffers are page-locked, so that the device copies from them while the host reads. Invariants: until a buffer is
+full, each of its bytes is written once (`used` only grows), small tensors side by side; a full buffer is written
+again only after the device has passed the mark behind its last copy. So no copy sees bytes of a later tensor. The
+cost is two buffers (64 MB) whatever the size of the checkpoint; the host waits only where it is a whole buffer ahead.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 
 from remapkit.files.source_file import Extent
 from remapkit.loading.sources import read_into, view_bytes
-from remapkit.tensors.from_torch import DTYPES
+from remapkit.tensors.from_torch import TORCH_DTYPES
 from remapkit.tensors.spec import TensorSpec
 
 STAGE = 32 << 20
@@ -51,7 +53,7 @@ class CudaQueue:
         self._device = device
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Copy beside the host; `source` is page-locked."""
+        """Copy without waiting; `source` is page-locked."""
         target.copy_(source, non_blocking=True)
 
     def mark(self) -> Mark:
@@ -62,7 +64,7 @@ class CudaQueue:
 
 
 class _Stage:
-    """One staging buffer, how much of it is taken, and the point from which it is free again."""
+    """One staging buffer, how many of its bytes are in use, and the mark after which it is free again."""
 
     def __init__(self, size: int, pinned: bool) -> None:
         self.tensor = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
@@ -82,7 +84,7 @@ class Upload:
         self._readers = ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1))
 
     def tensor(self, extent: Extent, spec: TensorSpec) -> torch.Tensor:
-        """The tensor that the extent holds; it is there when the device's queue has come so far."""
+        """The tensor that the extent holds; its bytes arrive when the device's queue gets there."""
         target = torch.empty(extent.length, dtype=torch.uint8, device=self._device)
         done = 0
         while done < extent.length:
@@ -91,12 +93,12 @@ class Upload:
             self._read_extent(extent, done, stage.view[start : stage.used])
             self._queue.copy(target[done : done + count], stage.tensor[start : stage.used])
             done += count
-        return target.view(DTYPES[spec.dtype]).view(spec.shape)
+        return target.view(TORCH_DTYPES[spec.dtype]).view(spec.shape)
 
     def _reserve_stage(self, wanted: int) -> tuple[_Stage, int]:
         """A stage with room, and how many bytes of it (its last used ones) are the caller's."""
         stage = self._stages[0]
-        if stage.used == self._size:
+        if stage.used == self._size:  # full: mark the end of its copies, and wait for those of the other one
             stage.free_after = self._queue.mark()
             self._stages.reverse()
             stage = self._stages[0]

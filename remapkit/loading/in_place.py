@@ -1,4 +1,10 @@
-"""Values copied into the tensors that a module has: an optimizer, say, goes on holding the same ones."""
+"""Values copied into the tensors that a module has, so that an optimizer, say, keeps the same ones.
+
+The order makes it safe. First every new value is complete: in memory, on its device, in its dtype, and in memory of
+its own where it comes from a mapped file (a read error there is a signal) or from memory that is going to be written.
+Then the module's own loading assigns the new tensors, which can be undone. Only then the old tensors are put back
+under their names and take the values, all in one call that has no reason left to fail.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +19,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 """A tensor of the module, and the new one that holds its values."""
 
 MemoryRange = tuple[str, int, int]
-"""A stretch of memory: on what device, from where, up to where."""
+"""A range of bytes: of what (a device's memory, or a mapped file), its start, its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,7 @@ def find_held_names(root: nn.Module, staying: Iterable[torch.Tensor]) -> tuple[H
 
 
 def restore_tensors(places: Sequence[HeldName]) -> list[Pair]:
-    """Each tensor back under its name; gives what was put there meanwhile.
+    """Put each tensor back under its name, and return it with the one that replaced it meanwhile.
 
     A module whose own loading writes into its tensors has put nothing there, and one that took a name away, or made a
     tensor of another shape, keeps what it made.
@@ -55,7 +61,7 @@ def restore_tensors(places: Sequence[HeldName]) -> list[Pair]:
 
 
 def copy_values(pairs: Sequence[Pair]) -> None:
-    """All at once: everything is in memory, on its device, in its dtype; one call, which no signal comes into."""
+    """Copy all values in one call into C++, which no Python signal handler can interrupt."""
     for is_inference in (False, True):
         chosen = [pair for pair in pairs if pair[0].is_inference() == is_inference]
         if chosen:
@@ -72,23 +78,30 @@ def has_shared_elements(tensor: torch.Tensor) -> bool:
     return any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def merge_ranges(stretches: Iterable[MemoryRange]) -> list[MemoryRange]:
-    """The same bytes as stretches in order, of which no two have bytes in common.
+def locate_tensor(tensor: torch.Tensor) -> MemoryRange:
+    """The range of memory from a tensor's first element to its last; empty where it has none."""
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return str(tensor.device), start, start + (last + 1) * tensor.element_size() * (tensor.numel() > 0)
+
+
+def merge_ranges(ranges: Iterable[MemoryRange]) -> list[MemoryRange]:
+    """The same bytes as sorted ranges without overlaps.
 
     >>> merge_ranges([("cpu", 4, 8), ("cpu", 0, 2), ("cpu", 5, 6), ("cpu", 7, 9), ("cpu", 3, 3)])
     [('cpu', 0, 2), ('cpu', 4, 9)]
     """
-    found: list[MemoryRange] = []
-    for where, start, stop in sorted(each for each in stretches if each[1] < each[2]):
-        if found and found[-1][0] == where and start < found[-1][2]:
-            where, start, end = found.pop()
+    merged: list[MemoryRange] = []
+    for where, start, stop in sorted(part for part in ranges if part[1] < part[2]):
+        if merged and merged[-1][0] == where and start < merged[-1][2]:
+            where, start, end = merged.pop()
             stop = max(stop, end)
-        found.append((where, start, stop))
-    return found
+        merged.append((where, start, stop))
+    return merged
 
 
 def has_overlap(one: MemoryRange, others: Sequence[MemoryRange]) -> bool:
-    """Whether a stretch of memory has bytes in common with one of the others, which are `merge_ranges`.
+    """Whether a range has bytes in common with one of the others, which `merge_ranges` gave. Logarithmic in them.
 
     >>> others = [("cpu", 0, 2), ("cpu", 4, 9)]
     >>> has_overlap(("cpu", 2, 5), others), has_overlap(("cpu", 2, 4), others)
@@ -103,30 +116,27 @@ def find_shared_memory(named: Mapping[str, torch.Tensor]) -> list[tuple[str, str
     """Pairs of different tensors that have elements in common, as a transposed or a sliced parameter has them.
 
     One tensor under two names, and two views of the very same elements, are tied weights, not this. Tensors whose
-    stretches of memory meet are marked element by element, so that the columns of one matrix are told from its rows.
+    ranges of memory overlap are marked element by element, which tells the columns of one matrix from its rows.
 
     >>> whole = torch.zeros(4, 4)
     >>> find_shared_memory({"a": whole, "b": whole.t()}), find_shared_memory({"a": whole[:, :2], "b": whole[:, 2:]})
     ([('a', 'b')], [])
     """
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     reach: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
     for fqn, held in named.items():
-        storage = held.untyped_storage()
-        last = sum((size - 1) * step for size, step in zip(held.shape, held.stride(), strict=True))
         if held.numel():
-            start = int(held.storage_offset()) * held.element_size()
-            stop = start + (int(last) + 1) * held.element_size()
-            reach.setdefault((str(held.device), storage.data_ptr()), []).append((start, stop, fqn))
-    for stretches in reach.values():
-        stretches.sort()
-        for number, (_, stop, fqn) in enumerate(stretches):
-            for start, _, other in stretches[number + 1 :]:
+            device, start, stop = locate_tensor(held)
+            reach.setdefault((device, held.untyped_storage().data_ptr()), []).append((start, stop, fqn))
+    for ranges in reach.values():
+        ranges.sort()
+        for number, (_, stop, fqn) in enumerate(ranges):
+            for start, _, other in ranges[number + 1 :]:
                 if start >= stop:
                     break
                 if not _is_same_view(named[fqn], named[other]) and _has_common_element(named[fqn], named[other]):
-                    found.append((fqn, other))
-    return found
+                    pairs.append((fqn, other))
+    return pairs
 
 
 def _is_same_view(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -139,7 +149,7 @@ def _is_same_view(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _has_common_element(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two views of one storage have an element in common; of two dtypes it is taken for granted."""
+    """Whether two views of one storage have an element in common; for different dtypes it is assumed."""
     if one.dtype != other.dtype:
         return True
     base = min(one.storage_offset(), other.storage_offset())

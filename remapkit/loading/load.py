@@ -1,11 +1,11 @@
-"""`load_into`: plan, check, then every tensor straight to its place, in one step that is undone where it fails."""
+"""`load_into`: plan, check, then load every tensor into its place, in one step that is undone if it fails."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,30 +20,29 @@ from remapkit.files.errors import make_unreadable
 from remapkit.formats.detect import open_checkpoint
 from remapkit.formats.reader import Reader
 from remapkit.loading.module import explain_tensor_refusal, make_target
-from remapkit.loading.non_persistent import Factory, rebuilt
-from remapkit.loading.prepare import PLAIN_FLOATS, Dtype, LoadRequest, plan_load
+from remapkit.loading.non_persistent import Factory, rebuild_lost_values
+from remapkit.loading.prepare import DtypeArgument, LoadPlan, LoadRequest, plan_load
 from remapkit.loading.sources import FileValues, MemoryValues, TensorValues
-from remapkit.loading.transfer import execute_load
+from remapkit.loading.transfer import TransferReport, execute_load
 from remapkit.plans.make import make_plan
+from remapkit.plans.model import ResolvedPlan
 from remapkit.registry.load import load_rules
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
 from remapkit.rules.model import CompiledRules
-from remapkit.tensors.from_torch import DTYPES, explain_no_tensors, header_of
+from remapkit.tensors.dtypes import PLAIN_FLOATS, is_exact_cast
+from remapkit.tensors.from_torch import TORCH_DTYPES, explain_no_tensors, header_of
 from remapkit.tensors.spec import StateDictSpec
-
-_EXACT: Mapping[str, tuple[str, ...]] = {"F16": ("F32", "F64"), "BF16": ("F32", "F64"), "F32": ("F64",)}
-"""Casts that lose nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """What `load_into` did; `print` it for one paragraph.
 
-    `tensors` and `nbytes` count what the checkpoint brought, as it lies there, tied names once. `shared` of them are
-    the source's own bytes (the mapped file, or the given state dict), the others were copied. `casts` counts pairs of
-    dtypes. `dropped` are source keys that the rules leave behind, `unexpected` and `missing` what `strict=False` let
-    through, `tied` the groups of names that are one tensor, `rebuilt` the values that no checkpoint has and the
+    `tensors` and `nbytes` count what the checkpoint brought, in its own dtypes, tied names once. `shared` of them are
+    the source's own bytes (the mapped file, or the given state dict), the others were copied. `casts` counts tensors
+    by (old, new) dtype. `dropped` are source keys that the rules drop, `unexpected` and `missing` what `strict=False`
+    let through, `tied` the groups of names that are one tensor, `rebuilt` the values that no checkpoint has and the
     module's constructor gave.
     """
 
@@ -58,9 +57,9 @@ class Loaded:
     unexpected: tuple[str, ...]
     missing: tuple[str, ...]
     tied: tuple[tuple[str, ...], ...]
-    rebuilt: tuple[str, ...]
     devices: tuple[str, ...]
-    seconds: float
+    rebuilt: tuple[str, ...] = ()
+    seconds: float = 0.0
     notes: tuple[Diagnostic, ...] = ()
 
     @property
@@ -76,7 +75,7 @@ class Loaded:
     @property
     def rounded(self) -> int:
         """How many tensors were cast to a dtype that cannot hold every value of the old one."""
-        return sum(number for (old, new), number in self.casts.items() if new not in _EXACT.get(old, ()))
+        return sum(number for (old, new), number in self.casts.items() if not is_exact_cast(old, new))
 
     def __str__(self) -> str:
         parts = [f"{counted(self.tensors, 'tensor')} ({sized(self.nbytes)})"]
@@ -86,8 +85,8 @@ class Loaded:
             f"{number} cast {old} -> {new}{_describe_rounding(old, new)}" for (old, new), number in self.casts.items()
         ]
         parts += [f"{counted(len(self.dropped), 'key')} dropped"] if self.dropped else []
-        parts += [f"{counted(len(self.unexpected), 'unexpected key')} left out"] if self.unexpected else []
-        parts += [f"{counted(len(self.missing), 'missing key')} kept as they were"] if self.missing else []
+        parts += [f"{counted(len(self.unexpected), 'unexpected key')} ignored"] if self.unexpected else []
+        parts += [f"{counted(len(self.missing), 'missing key')} kept unchanged"] if self.missing else []
         parts += [f"{counted(len(self.tied), 'tied group')}"] if self.tied else []
         parts += [f"{counted(len(self.rebuilt), 'value')} rebuilt"] if self.rebuilt else []
         where = f" on {', '.join(self.devices)}" if self.devices else ""
@@ -96,7 +95,7 @@ class Loaded:
 
 
 def _describe_rounding(old: str, new: str) -> str:
-    return "" if new in _EXACT.get(old, ()) else " (rounded)"
+    return "" if is_exact_cast(old, new) else " (rounded)"
 
 
 def load_into(
@@ -105,7 +104,7 @@ def load_into(
     rules: CompiledRules | str | Path | None = None,
     *,
     device: torch.device | str | int | None = None,
-    dtype: Dtype = None,
+    dtype: DtypeArgument = None,
     root: str | None = None,
     strict: bool = True,
     requires_grad: bool | None = None,
@@ -117,35 +116,34 @@ def load_into(
     extra_state: Literal["refuse", "keep"] = "refuse",
     run: Run | None = None,
 ) -> Loaded:
-    """Load a checkpoint into a module, on the meta device or not. All problems are raised before anything is touched.
+    """Load a checkpoint into a module, on the meta device or not. Every problem is raised before anything changes.
 
-    `ckpt` is a path, an open `Reader`, or a state dict in memory; `rules` a `RuleSet`, a pack's name, a path, or None
-    where the names are the model's own. `root` names the wrapper to take where a pickle holds several.
+    `ckpt` is a path, an open `Reader`, or a state dict in memory. `rules` is a `RuleSet`, a pack's name, a path, or
+    None where the names are the model's own. `root` names the wrapper to take where a pickle holds several.
 
-    What has memory stays and is copied into, so that an optimizer, a `DistributedDataParallel`, an average of the
-    weights go on with the same tensors: object, memory, dtype, device and hooks are as before. What is on meta is
-    replaced by new tensors, and with `assign=True` all of it is: every parameter is a new `nn.Parameter`, contiguous
-    as the checkpoint brings it; make the optimizer afterwards. Either way `requires_grad` stays unless
-    `requires_grad=` says otherwise, and names that were one tensor are one tensor again.
+    A tensor that has memory stays and is copied into: optimizers, `DistributedDataParallel` and averages of the
+    weights keep the same object, memory, dtype, device and hooks. What is on meta is replaced by a new tensor;
+    `assign=True` replaces everything by new parameters, so make the optimizer afterwards. `requires_grad` stays
+    unless `requires_grad=` is given, and names that were one tensor are one tensor again.
 
-    New tensors on the CPU are not copied: they lie in the file, mapped copy on write, so training never writes to it,
-    but the file must not be overwritten in place while the model lives (renaming, replacing and deleting it is fine);
-    `copy=True` takes the bytes into memory. On CUDA, bytes go through two page-locked buffers. A state dict in memory
-    is shared. What is copied into the module's own tensors is read into memory first, all of it.
+    New tensors on the CPU are not copied: they are the file itself, mapped copy-on-write. Training never writes to
+    it, but do not overwrite it in place while the model lives (renaming, replacing and deleting it is fine), or pass
+    `copy=True`. A state dict in memory is shared. What is copied into existing tensors is read into memory first, all
+    of it. On CUDA, bytes go through two page-locked buffers.
 
-    `device` is where the whole module will be; without it a tensor goes where the old one was, from meta to the CPU.
-    `dtype` casts floating tensors that the checkpoint brings, on their device (`"model"`: each to what the model
-    holds); without it new tensors keep the checkpoint's. A tensor that stays casts what it is given to its own dtype,
-    and is refused where `device=` or `dtype=` ask for another. Nothing is cast between floats, integers and bools.
+    `device` is where the whole module will be; by default each tensor goes where the old one was, from meta to the
+    CPU. `dtype` casts the checkpoint's floating-point tensors (`"model"`: each to the model's dtype); by default new
+    tensors keep the checkpoint's dtype. A tensor that stays keeps its own device and dtype, and is an error where
+    `device=` or `dtype=` ask for others. Floats, integers and bools are never cast into one another.
 
     Nothing stays on meta. Values that only the constructor knows (non-persistent buffers, plain tensors) come from
-    `buffers={fqn: tensor}` or from building the module again: with `factory()`, or from the config that models of
-    transformers and diffusers carry. `strict=False` lets unexpected keys go, and keeps missing ones that are not on
-    meta. `extra_state="keep"` leaves what modules keep as extra state; checkpoints cannot bring it. `run` makes
-    what operations make of a file, in another way than the usual one.
+    `buffers={fqn: tensor}` or from building the module again: by `factory()`, or from the config that models of
+    transformers and diffusers carry. `strict=False` ignores unexpected keys, and missing ones that are not on meta.
+    `extra_state="keep"` leaves extra state unchanged, which checkpoints cannot bring. `train` sets the training mode.
+    `run` replaces the way in which operations on tensors of files are computed.
 
-    Returns `Loaded`. Raises `TypeError` for arguments of another kind, `FailedCheck` with everything that is wrong,
-    `UnreadableCheckpoint`, `InvalidRules` or `UsageError`; the model is then as it was before.
+    Raises `TypeError` for arguments of wrong types, `FailedCheck` with every problem, `UnreadableCheckpoint`,
+    `InvalidRules` or `UsageError`; the model is then unchanged.
 
     >>> with torch.device("meta"):
     ...     layer = nn.Linear(2, 1)
@@ -155,97 +153,97 @@ def load_into(
     """
     started = time.monotonic()
     _check_types(model, ckpt, rules)
-    wanted = LoadRequest(_resolve_device(device), _check_dtype(dtype), requires_grad, copy, assign)
+    request = LoadRequest(_resolve_device(device), _check_dtype(dtype), requires_grad, copy, assign)
     rule_set = _resolve_rules(rules)
     target = make_target(model, assign)
     _check_flags(model, requires_grad)
     with ExitStack() as stack:
         source, values, notes = _open_source(ckpt, root, run, stack)
         plan = make_plan(rule_set, source)
-        job = plan_load(target, plan, values, wanted, strict, extra_state)
+        load_plan = plan_load(target, plan, values, request, strict, extra_state)
         lost = target.find_meta_tensors()
-        fills, unknown = rebuilt(target, lost, factory, buffers or {})
-        if problems := (*job.problems, *unknown):
+        fills, unfilled = rebuild_lost_values(target, lost, factory, buffers or {})
+        if problems := (*load_plan.problems, *unfilled):
             raise FailedCheck(problems)
-        report = execute_load(job, values, wanted, fills)
+        report = execute_load(load_plan, values, request, fills)
     if train is not None:
         model.train(train)
+    loaded = _summarize(plan, load_plan, report)
+    rebuilt = tuple(value.fqn for value in lost)
+    return replace(loaded, rebuilt=rebuilt, notes=(*notes, *loaded.notes), seconds=time.monotonic() - started)
+
+
+def _summarize(plan: ResolvedPlan, load_plan: LoadPlan, report: TransferReport) -> Loaded:
+    """What was done, but for what was rebuilt and how long it took."""
     return Loaded(
-        checkpoint=source.name,
-        model=target.header.name,
+        checkpoint=plan.source.name,
+        model=load_plan.target.header.name,
         rules=plan.name,
-        tensors=len(job.units),
-        nbytes=sum(unit.move.spec.nbytes for unit in job.units),
+        tensors=len(load_plan.assignments),
+        nbytes=sum(assignment.move.spec.nbytes for assignment in load_plan.assignments),
         shared=report.shared,
         casts=report.casts,
-        dropped=tuple(gone.fqn for gone in plan.dropped),
-        unexpected=job.check.unexpected_keys,
-        missing=job.check.missing_keys,
-        tied=target.header.tied,
-        rebuilt=tuple(each.fqn for each in lost),
+        dropped=tuple(dropped.fqn for dropped in plan.dropped),
+        unexpected=load_plan.check.unexpected_keys,
+        missing=load_plan.check.missing_keys,
+        tied=load_plan.target.header.tied,
         devices=report.devices,
-        seconds=time.monotonic() - started,
-        notes=(*notes, *job.notes, *job.check.warnings),
+        notes=(*load_plan.notes, *load_plan.check.warnings),
     )
 
 
 def _check_flags(model: nn.Module, requires_grad: bool | None) -> None:
-    """Which parameters are trained is what `DistributedDataParallel` waits for, as it was when it was built."""
-    if requires_grad is None or not any(isinstance(e, nn.parallel.DistributedDataParallel) for e in model.modules()):
+    """Refuse to change `requires_grad` under `DistributedDataParallel`, which waits for the gradients it counted."""
+    if requires_grad is None or not any(
+        isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()
+    ):
         return
-    title = f"requires_grad={requires_grad} would change what DistributedDataParallel was built with"
-    raise FailedCheck(Diagnostic("RK334", title, help=("leave requires_grad= out, or set it first and wrap then",)))
+    title = f"requires_grad={requires_grad} would change the parameters that DistributedDataParallel was built with"
+    raise FailedCheck(
+        Diagnostic("RK334", title, help=("leave out requires_grad=, or set it before wrapping the model",))
+    )
 
 
 def _resolve_device(device: torch.device | str | int | None) -> torch.device | None:
     if device is None:
         return None
     try:
-        found = torch.device(device)
-        if found.type != "meta":
-            torch.empty(0, device=found)
+        resolved = torch.device(device)
+        if resolved.type != "meta":
+            torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
         said = str(error).splitlines()[0]
         raise UsageError(Diagnostic("RK630", f"device={device!r} cannot be used: {said}")) from None
-    if found.type == "meta":
+    if resolved.type == "meta":
         raise UsageError(Diagnostic("RK630", "device='meta' has no memory to load into"))
-    return torch.device(found.type, torch.cuda.current_device()) if str(found) == "cuda" else found
+    return torch.device(resolved.type, torch.cuda.current_device()) if str(resolved) == "cuda" else resolved
 
 
-def _check_dtype(dtype: Dtype) -> Dtype:
-    plain = [DTYPES[name] for name in PLAIN_FLOATS]
+def _check_dtype(dtype: DtypeArgument) -> DtypeArgument:
+    plain = [TORCH_DTYPES[name] for name in PLAIN_FLOATS]
     if dtype is None or dtype == "model" or dtype in plain:
         return dtype
     listed = ", ".join(map(str, plain))
     raise UsageError(
         Diagnostic(
             "RK631",
-            f"dtype={dtype!r}: only casts between floating dtypes are done",
-            help=(f"one of {listed}, or 'model' for what the model holds",),
+            f"dtype must be a floating-point dtype or 'model', got {dtype!r}",
+            help=(f"use one of {listed}, or 'model' for the dtype that the model has",),
         )
     )
 
 
 def _check_types(model: object, ckpt: object, rules: object) -> None:
-    """Say at once what was mixed up: the arguments change places easily."""
+    """Refuse swapped and wrong arguments before anything is opened."""
+    call = "load_into(model, ckpt, rules)"
     if not isinstance(model, nn.Module):
-        what = f"the class {model.__name__}: build it first" if isinstance(model, type) else _describe_type(model)
-        raise TypeError(f"load_into(model, ckpt, rules): `model` is a torch.nn.Module, not {what}")
+        got = f"the class {model.__name__}: build it first" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"{call}: `model` must be a torch.nn.Module, got {got}")
     if not isinstance(ckpt, str | Path | Mapping) and not hasattr(ckpt, "chunks"):
-        what = (
-            f"{_describe_type(ckpt)}: call `.state_dict()` on it first"
-            if isinstance(ckpt, nn.Module)
-            else _describe_type(ckpt)
-        )
-        raise TypeError(f"load_into(model, ckpt, rules): `ckpt` is a path, a reader or a state dict, not {what}")
+        hint = ": call `.state_dict()` on it first" if isinstance(ckpt, nn.Module) else ""
+        raise TypeError(f"{call}: `ckpt` must be a path, a reader or a state dict, got {type(ckpt).__name__}{hint}")
     if rules is not None and not isinstance(rules, CompiledRules | str | Path):
-        raise TypeError(
-            f"load_into(model, ckpt, rules): `rules` is a RuleSet, a name or a path, not {_describe_type(rules)}"
-        )
-
-
-def _describe_type(thing: object) -> str:
-    return f"a {type(thing).__name__}"
+        raise TypeError(f"{call}: `rules` must be a RuleSet, a name or a path, got {type(rules).__name__}")
 
 
 def _resolve_rules(rules: CompiledRules | str | Path | None) -> CompiledRules:
@@ -289,10 +287,10 @@ def _check_plain_tensors(state: Mapping[str, torch.Tensor]) -> None:
     odd = {fqn: reason[0] for fqn, value in state.items() if (reason := explain_tensor_refusal(value))}
     problems = []
     if on_meta:
-        title = f"{counted(len(on_meta), 'tensor')} of the state dict on meta: there is no data to load"
+        title = f"{counted(len(on_meta), 'tensor')} of the state dict without data, on meta"
         problems.append(Diagnostic("RK329", title, notes=(named(on_meta),), values={"names": on_meta}))
     if odd:
-        title = f"{counted(len(odd), 'tensor')} of the state dict not plain"
+        title = f"{counted(len(odd), 'value')} of the state dict cannot be loaded from"
         lines = [f"{fqn}: {reason}" for fqn, reason in odd.items()]
         problems.append(Diagnostic("RK329", title, notes=(named(lines),), values={"names": list(odd)}))
     if problems:
@@ -302,5 +300,5 @@ def _check_plain_tensors(state: Mapping[str, torch.Tensor]) -> None:
 def _note_ignored(state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Iterator[Diagnostic]:
     others = [str(key) for key in state if key not in tensors]
     if others:
-        title = f"{counted(len(others), 'entry').replace('entrys', 'entries')} beside the tensors ignored"
+        title = f"{counted(len(others), 'value')} of the state dict ignored: not tensors"
         yield Diagnostic("RK413", title, notes=(named(others),), severity=Severity.NOTE)

@@ -69,7 +69,7 @@ class LoadTarget:
         return frozenset(id(slot.value) for slot in self.slots.values())
 
     def find_meta_tensors(self) -> tuple[NonPersistent, ...]:
-        """What is on meta beside the slots."""
+        """The values on meta that are not in the state dict."""
         return tuple(_find_meta_tensors(self.module, self.covered_ids))
 
 
@@ -110,7 +110,7 @@ def make_target(model: nn.Module, assign: bool = False) -> LoadTarget:
     if problems := list(_find_unsupported(module, assign)):
         raise FailedCheck(problems)
     state = module.state_dict(keep_vars=True)
-    compiled = {f"{fqn}.{_COMPILED}." for fqn, each in module.named_modules() if fqn and _is_compiled(each)}
+    compiled = {f"{fqn}.{_COMPILED}." for fqn, submodule in module.named_modules() if fqn and _is_compiled(submodule)}
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     slots = {_remove_compiled_prefix(key, compiled): ModuleSlot(key, value) for key, value in tensors.items()}
     header = header_of({fqn: slot.value for fqn, slot in slots.items()}, name=type(module).__name__)
@@ -118,7 +118,7 @@ def make_target(model: nn.Module, assign: bool = False) -> LoadTarget:
     packed = [key for key in others if get_leaf(key) != _EXTRA]
     if packed:
         title = (
-            f"{_count_entries(packed)} of the state dict of {header.name} no tensor: what it packs cannot be assigned"
+            f"{_count_entries(packed)} not a tensor: the state dict of {header.name} packs what cannot be assigned"
         )
         raise FailedCheck(_diagnose_refusal(title, packed, "load it with its own load_state_dict"))
     is_being_built = any(parameter.is_meta for parameter in module.parameters())
@@ -141,16 +141,16 @@ def _remove_compiled_prefix(key: str, compiled: set[str]) -> str:
 
 
 def _find_unsupported(module: nn.Module, assign: bool) -> Iterator[Diagnostic]:
-    found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-    for fqn, each in module.named_modules():
-        if reason := _explain_module_refusal(each, assign):
-            found[reason].append(fqn or type(each).__name__)
-        for name, value in (*each._parameters.items(), *each._buffers.items()):
+    refused: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for fqn, submodule in module.named_modules():
+        if reason := _explain_module_refusal(submodule, assign):
+            refused[reason].append(fqn or type(submodule).__name__)
+        for name, value in (*submodule._parameters.items(), *submodule._buffers.items()):
             if value is not None and (
                 reason := explain_tensor_refusal(value) or _explain_hooks_refusal(value, assign)
             ):
-                found[reason].append(f"{fqn}.{name}" if fqn else name)
-    for (title, help), fqns in found.items():
+                refused[reason].append(f"{fqn}.{name}" if fqn else name)
+    for (title, help), fqns in refused.items():
         yield _diagnose_refusal(title, fqns, help)
 
 
@@ -161,14 +161,14 @@ def _diagnose_refusal(title: str, fqns: Sequence[str], help: str) -> Diagnostic:
 def _explain_module_refusal(module: nn.Module, assign: bool) -> tuple[str, str] | None:
     kind = type(module)
     if assign and _is_distributed(module):
-        help = "load first, wrap then; or leave assign=True out, and the values are copied into them"
-        return "DistributedDataParallel holds on to the parameters it was built with", help
+        help = "load the weights before wrapping the model; without assign=True values are copied into its parameters"
+        return "DistributedDataParallel keeps the parameters that it was built with", help
     if kind.__module__.startswith(("torch.distributed.fsdp", "torch.distributed._composable")):
-        return f"{kind.__name__} holds shards, not whole tensors", "load first, shard then"
+        return f"{kind.__name__} holds shards, not whole tensors", "load before sharding"
     if isinstance(module, torch.jit.ScriptModule):
         return "a TorchScript module keeps its tensors outside Python", "load the module that it was made from"
     if hasattr(module, "_hf_hook"):
-        return "accelerate's hooks keep this module's weights elsewhere", "load first, dispatch then"
+        return "accelerate's hooks keep this module's weights elsewhere", "load before dispatching"
     return None
 
 
@@ -178,17 +178,17 @@ def explain_tensor_refusal(value: torch.Tensor) -> tuple[str, str] | None:
         return "lazy parameters have no shape yet", "run the module once on a batch, then load"
     if kind not in (torch.Tensor, nn.Parameter):
         name = f"{kind.__module__}.{kind.__qualname__}"
-        return f"a {name} is not the plain bytes that a checkpoint brings", "load first, quantise or shard then"
+        return f"a {name} is not a plain tensor", "load before quantizing or sharding"
     if value.is_quantized or value.layout != torch.strided:
-        what = "quantised" if value.is_quantized else str(value.layout).removeprefix("torch.")
-        return f"{what} tensors are more than their bytes", "load it with its own load_state_dict"
+        what = "quantized" if value.is_quantized else str(value.layout).removeprefix("torch.")
+        return f"{what} tensors cannot be loaded from plain bytes", "load it with its own load_state_dict"
     return None
 
 
 def _explain_hooks_refusal(value: torch.Tensor, assign: bool) -> tuple[str, str] | None:
     hooks = value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None)
     if hooks and (assign or value.is_meta):
-        return "hooks on a parameter would be lost with it", "load first, register hooks then"
+        return "hooks on a parameter would be lost when it is replaced", "load before registering hooks"
     return None
 
 
@@ -196,11 +196,17 @@ def _explain_hooks_refusal(value: torch.Tensor, assign: bool) -> tuple[str, str]
 
 
 def _find_meta_tensors(module: nn.Module, covered: frozenset[int]) -> Iterator[NonPersistent]:
-    for owner, each in module.named_modules():
+    for owner, submodule in module.named_modules():
         prefix = f"{owner}." if owner else ""
-        for name, value in _list_values(each):
+        for name, value in _list_values(submodule):
             if _has_meta_tensors(value, covered):
-                kind = "parameter" if name in each._parameters else "buffer" if name in each._buffers else "attribute"
+                kind = (
+                    "parameter"
+                    if name in submodule._parameters
+                    else "buffer"
+                    if name in submodule._buffers
+                    else "attribute"
+                )
                 yield NonPersistent(prefix + name, owner, name, kind)
 
 
@@ -219,13 +225,13 @@ def find_tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif type(value) in (list, tuple):
-        yield from (each for each in value if isinstance(each, torch.Tensor))
+        yield from (item for item in value if isinstance(item, torch.Tensor))
     elif type(value) is dict:
-        yield from (each for each in value.values() if isinstance(each, torch.Tensor))
+        yield from (item for item in value.values() if isinstance(item, torch.Tensor))
 
 
 def _has_meta_tensors(value: Any, covered: frozenset[int]) -> bool:
-    return any(each.is_meta and id(each) not in covered for each in find_tensors(value))
+    return any(tensor.is_meta and id(tensor) not in covered for tensor in find_tensors(value))
 
 
 def _find_reparametrizations(module: nn.Module) -> list[Any]:
@@ -257,7 +263,7 @@ def assign(
     The names of `staying` keep the tensors that they have, which take the values. That comes last and cannot fail by
     what is known beforehand: until then every tensor is assigned, so that the module's own loading has had its say.
 
-    Raises `FailedCheck` (RK327) with what the module's own loading said, or with what it left on meta.
+    Raises `FailedCheck` (RK327) with the error of the module's own loading, or what it left on meta.
     """
     with _undo_on_error(target.module), _disable_swapping():
         places = find_held_names(target.module, [target.slots[fqn].value for fqn in staying])
@@ -265,7 +271,7 @@ def assign(
             _load_state(target, tensors)
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
-            title = f"{target.header.name} refused its state dict; it is as it was before"
+            title = f"{target.header.name} refused its state dict; nothing was changed"
             raise FailedCheck(Diagnostic("RK327", title, notes=(said,))) from error
         for fill in fills:
             owner = target.module.get_submodule(fill.owner)
@@ -274,8 +280,8 @@ def assign(
         _retie_tensors(target.module, {id(target.slots[fqn].value): tensor for fqn, tensor in tensors.items()})
         _recompute_weights(target.module)
         if left := tuple(_find_meta_tensors(target.module, frozenset())):
-            title = f"the hooks of {target.header.name} left tensors on meta; it is as it was before"
-            raise FailedCheck(Diagnostic("RK327", title, notes=(named([each.description for each in left]),)))
+            title = f"the hooks of {target.header.name} left tensors on meta; nothing was changed"
+            raise FailedCheck(Diagnostic("RK327", title, notes=(named([value.description for value in left]),)))
         pairs = restore_tensors(places)
         _retie_tensors(target.module, {id(new): old for old, new in pairs})
         copy_values(pairs)
@@ -288,10 +294,10 @@ def _load_state(target: LoadTarget, tensors: Mapping[str, torch.Tensor]) -> None
     # The keys are those of the module as it is now: its version, so that nothing is migrated from an older one.
     state._metadata = getattr(target.module.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
     left_out = {slot.key for fqn, slot in target.slots.items() if fqn not in tensors} | set(target.extra)
-    found = target.module.load_state_dict(state, strict=False, assign=True)
-    wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if key not in left_out)]
+    result = target.module.load_state_dict(state, strict=False, assign=True)
+    wrong = [*result.unexpected_keys, *(key for key in result.missing_keys if key not in left_out)]
     if wrong:
-        raise RuntimeError(f"not taken: {', '.join(wrong)}")
+        raise RuntimeError(f"keys that it did not take: {', '.join(wrong)}")
 
 
 def _retie_tensors(root: nn.Module, now: Mapping[int, torch.Tensor]) -> None:
@@ -302,7 +308,7 @@ def _retie_tensors(root: nn.Module, now: Mapping[int, torch.Tensor]) -> None:
                 if id(value) in now:
                     held[name] = now[id(value)]  # type: ignore[assignment]
         for name, value in list(vars(module).items()):
-            if name not in _INTERNAL and any(id(each) in now for each in find_tensors(value)):
+            if name not in _INTERNAL and any(id(tensor) in now for tensor in find_tensors(value)):
                 _replace_value(module, name, value, now)
 
 
@@ -310,31 +316,31 @@ def _replace_value(module: nn.Module, name: str, value: Any, now: Mapping[int, t
     if isinstance(value, torch.Tensor):
         vars(module)[name] = now[id(value)]
     elif isinstance(value, list):
-        value[:] = [now.get(id(each), each) for each in value]
+        value[:] = [now.get(id(item), item) for item in value]
     elif isinstance(value, tuple):
-        vars(module)[name] = tuple(now.get(id(each), each) for each in value)
+        vars(module)[name] = tuple(now.get(id(item), item) for item in value)
     else:
-        value.update({key: now.get(id(each), each) for key, each in value.items()})
+        value.update({key: now.get(id(item), item) for key, item in value.items()})
 
 
 def _recompute_weights(module: nn.Module) -> None:
     """What the old weight_norm and spectral_norm compute from their parameters before a forward, computed now."""
     with torch.no_grad():
-        for each in module.modules():
-            for hook in _find_reparametrizations(each):
+        for submodule in module.modules():
+            for hook in _find_reparametrizations(submodule):
                 power = {"do_power_iteration": False} if "spectral" in type(hook).__module__ else {}
-                setattr(each, hook.name, hook.compute_weight(each, **power))
+                setattr(submodule, hook.name, hook.compute_weight(submodule, **power))
 
 
 @contextmanager
 def _undo_on_error(module: nn.Module) -> Iterator[None]:
-    before = [(each, dict(vars(each)), _copy_tables(each)) for each in module.modules()]
+    before = [(submodule, dict(vars(submodule)), _copy_tables(submodule)) for submodule in module.modules()]
     try:
         yield
     except BaseException:
-        for each, attributes, copies in before:
-            vars(each).clear()
-            vars(each).update(attributes)
+        for submodule, attributes, copies in before:
+            vars(submodule).clear()
+            vars(submodule).update(attributes)
             for name, held in copies.items():
                 container = attributes[name]
                 if isinstance(container, list):

@@ -1,8 +1,8 @@
 """Values that no checkpoint has: non-persistent buffers and plain tensors that a module's constructor computes.
 
-A module built on meta has lost them, and only its constructor knows them. So it is built once more on the CPU, with
-every parameter sent to meta as it is registered, and the values are taken from there. What the twin is like is
-compared with the module first: names, shapes, dtypes.
+A module built on meta has lost them, and only its constructor knows them. So it is built again on the CPU, with every
+parameter sent to meta as it is registered, and the values are taken from this twin, if its names and shapes are those
+of the module.
 """
 
 from __future__ import annotations
@@ -25,25 +25,27 @@ from remapkit.loading.module import LoadTarget, NonPersistent, SuppliedValue, ma
 Factory = Callable[[], nn.Module]
 
 
-def rebuilt(
+def rebuild_lost_values(
     target: LoadTarget, lost: Sequence[NonPersistent], factory: Factory | None, buffers: Mapping[str, torch.Tensor]
 ) -> tuple[list[SuppliedValue], list[Diagnostic]]:
-    """A value for everything that was lost, in host memory, and a problem where there is none."""
-    needed = {each.fqn for each in lost}
+    """A value in host memory for everything that was lost, or a problem."""
+    needed = {value.fqn for value in lost}
     if unknown := [fqn for fqn in buffers if fqn not in needed]:
-        title = f"{target.header.name} does not need {_count_values(unknown)}: no such value is on meta"
+        title = f"buffers= names {_count_values(unknown)} that {target.header.name} does not have on meta"
         return [], [_make_problem(title, unknown)]
-    fills = [SuppliedValue(each.owner, each.name, buffers[each.fqn].detach()) for each in lost if each.fqn in buffers]
-    problems = [*_find_misfits(target, [each for each in lost if each.fqn in buffers], fills)]
+    fills = [
+        SuppliedValue(value.owner, value.name, buffers[value.fqn].detach()) for value in lost if value.fqn in buffers
+    ]
+    problems = [*_find_misfits(target, [value for value in lost if value.fqn in buffers], fills)]
     twins = _Twins(target, factory)
     without = []
-    for each in lost:
-        if each.fqn not in buffers:
-            found = twins.value(each)
-            if found is None:
-                without.append(each)
+    for value in lost:
+        if value.fqn not in buffers:
+            rebuilt = twins.value(value)
+            if rebuilt is None:
+                without.append(value)
             else:
-                fills.append(SuppliedValue(each.owner, each.name, found))
+                fills.append(SuppliedValue(value.owner, value.name, rebuilt))
     if without:
         problems.append(_diagnose_lost_values(target, without, twins.said))
     return fills, problems
@@ -61,25 +63,25 @@ def _diagnose_lost_values(target: LoadTarget, lost: Sequence[NonPersistent], sai
     them = "it" if len(lost) == 1 else "them"
     return Diagnostic(
         "RK323",
-        f"{_count_values(lost)} of {target.header.name} would be left on meta: no checkpoint has {them}",
-        notes=(named([each.description for each in lost]), *said),
+        f"{_count_values(lost)} of {target.header.name} would stay on meta: no checkpoint has {them}",
+        notes=(named([value.description for value in lost]), *said),
         help=(
-            f"factory=lambda: {target.header.name}(...) builds the module as you did, and takes just these from it",
-            "or give them: buffers={fqn: tensor}; or register them as persistent buffers",
+            f"pass factory=lambda: {target.header.name}(...) to build the module again and take these values from it",
+            "or pass buffers={fqn: tensor}, or register them as persistent buffers",
         ),
-        values={"names": [each.fqn for each in lost]},
+        values={"names": [value.fqn for value in lost]},
     )
 
 
 def _find_misfits(
     target: LoadTarget, lost: Sequence[NonPersistent], fills: Sequence[SuppliedValue]
 ) -> Iterator[Diagnostic]:
-    for each, fill in zip(lost, fills, strict=True):
-        wanted = _read_value(target.module.get_submodule(each.owner), each.name)
+    for value, fill in zip(lost, fills, strict=True):
+        wanted = _read_value(target.module.get_submodule(value.owner), value.name)
         if not isinstance(wanted, torch.Tensor) or wanted.shape != fill.value.shape or fill.value.is_meta:
             shape = list(wanted.shape) if isinstance(wanted, torch.Tensor) else "no tensor"
             given = "on meta" if fill.value.is_meta else f"shape {list(fill.value.shape)}"
-            yield _make_problem(f"buffers[{each.fqn!r}] is {given}, the module has {shape}", [each.fqn])
+            yield _make_problem(f"buffers[{value.fqn!r}] is {given}, but the module has {shape}", [value.fqn])
 
 
 def _read_value(module: nn.Module, name: str) -> Any:
@@ -87,7 +89,7 @@ def _read_value(module: nn.Module, name: str) -> Any:
 
 
 class _Twins:
-    """Modules built once more, each at most once, and what was said where that failed."""
+    """Modules built again, each at most once, and what failed."""
 
     def __init__(self, target: LoadTarget, factory: Factory | None) -> None:
         self._module = target.module
@@ -97,15 +99,15 @@ class _Twins:
         self.said: list[str] = []
 
     def value(self, lost: NonPersistent) -> Any | None:
-        """What the twin of a module around `lost` has in its place; None where no twin fits."""
+        """The value of `lost` in the twin of a module around it; None where no twin fits."""
         for fqn in _list_ancestors(lost.owner):
             twin = self._find_twin(fqn)
             if twin is not None:
                 inside = lost.owner.removeprefix(fqn).removeprefix(".")
                 owner = self._module.get_submodule(lost.owner)
-                found = _find_fitting_value(owner, twin.get_submodule(inside), lost, self._covered)
-                if found is not None:
-                    return found
+                fitting = _find_fitting_value(owner, twin.get_submodule(inside), lost, self._covered)
+                if fitting is not None:
+                    return fitting
         return None
 
     def _find_twin(self, fqn: str) -> nn.Module | None:
@@ -120,11 +122,11 @@ class _Twins:
         try:
             twin = build_without_parameters(factory)
         except Exception as error:
-            self.said.append(f"building {name} once more failed: {type(error).__name__}: {error}")
+            self.said.append(f"building {name} again failed: {type(error).__name__}: {error}")
             return None
         difference = _describe_difference(module, twin)
         if difference:
-            self.said.append(f"{name} built once more is another module: {difference}")
+            self.said.append(f"{name} built again is a different module: {difference}")
             return None
         return make_target(twin).module
 
@@ -149,7 +151,7 @@ def _find_factory(module: nn.Module) -> Factory | None:
 
 
 def build_without_parameters(factory: Factory) -> nn.Module:
-    """What the factory builds on the CPU, with every parameter on meta: no more than one of them ever takes memory.
+    """What the factory builds on the CPU, with every parameter on meta: at most one of them takes memory at a time.
 
     The state of the random number generator is as before.
 
@@ -163,11 +165,11 @@ def build_without_parameters(factory: Factory) -> nn.Module:
 
 @contextmanager
 def _keep_parameters_on_meta() -> Iterator[None]:
-    here = threading.get_ident()
+    this_thread = threading.get_ident()
 
     def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        # The hook is global: modules that another thread builds meanwhile are none of its business.
-        if threading.get_ident() != here or type(parameter) is not nn.Parameter or parameter.is_meta:
+        # The hook is global: modules that other threads build meanwhile must not be changed.
+        if threading.get_ident() != this_thread or type(parameter) is not nn.Parameter or parameter.is_meta:
             return None
         return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
 
@@ -180,38 +182,38 @@ def _keep_parameters_on_meta() -> Iterator[None]:
 
 def _describe_difference(module: nn.Module, twin: Any) -> str:
     if not isinstance(twin, nn.Module):
-        return f"the factory gave a {type(twin).__name__}"
+        return f"the factory returned a {type(twin).__name__}"
     try:
-        wanted, found = make_target(module).header, make_target(twin).header
+        given, built = make_target(module).header, make_target(twin).header
     except FailedCheck as error:
         return error.diagnostics[0].title
-    for fqn in dict.fromkeys((*wanted, *found)):
-        if fqn not in found or fqn not in wanted:
-            return f"{fqn} is only in {'this one' if fqn in wanted else 'that one'}"
-        if wanted[fqn].shape != found[fqn].shape:
-            return f"{fqn} is {list(found[fqn].shape)} instead of {list(wanted[fqn].shape)}"
+    for fqn in dict.fromkeys((*given, *built)):
+        if fqn not in built or fqn not in given:
+            return f"{fqn} is only in {'the given one' if fqn in given else 'the new one'}"
+        if given[fqn].shape != built[fqn].shape:
+            return f"{fqn} is {list(built[fqn].shape)} instead of {list(given[fqn].shape)}"
     return ""
 
 
 def _find_fitting_value(
     module: nn.Module, twin: nn.Module, lost: NonPersistent, covered: frozenset[int]
 ) -> Any | None:
-    """The twin's value, in the dtype that the module was built with; None where it does not fit or is no value."""
-    wanted, found = _read_value(module, lost.name), _read_value(twin, lost.name)
-    if lost.kind == "parameter" or type(wanted) is not type(found):
+    """The twin's value, in the dtype that the module was built with; None where it does not fit or is not a value."""
+    ours, theirs = _read_value(module, lost.name), _read_value(twin, lost.name)
+    if lost.kind == "parameter" or type(ours) is not type(theirs):
         return None
     try:
-        if isinstance(wanted, dict):
-            return {key: _take_value(each, found[key], covered) for key, each in wanted.items()}
-        if isinstance(wanted, list | tuple):
-            return type(wanted)(_take_value(*pair, covered) for pair in zip(wanted, found, strict=True))
-        return _take_value(wanted, found, covered)
+        if isinstance(ours, dict):
+            return {key: _take_value(value, theirs[key], covered) for key, value in ours.items()}
+        if isinstance(ours, list | tuple):
+            return type(ours)(_take_value(*pair, covered) for pair in zip(ours, theirs, strict=True))
+        return _take_value(ours, theirs, covered)
     except (KeyError, ValueError):
         return None
 
 
 def _take_value(ours: Any, theirs: Any, covered: frozenset[int]) -> Any:
-    """The twin's tensor where ours has no data and no checkpoint brings it; `ValueError` where it is unlike."""
+    """The twin's tensor where ours has no data and no checkpoint brings it; `ValueError` where it differs."""
     if not isinstance(ours, torch.Tensor) or not ours.is_meta or id(ours) in covered:
         return ours
     if not isinstance(theirs, torch.Tensor) or theirs.is_meta or theirs.shape != ours.shape:

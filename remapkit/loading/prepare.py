@@ -1,4 +1,4 @@
-"""What is to be done to load a plan into a module, and everything that speaks against it."""
+"""How a plan is loaded into a module: which tensor goes where, what is copied, and every problem."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from torch import nn
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.wording import counted, named
-from remapkit.loading.in_place import find_shared_memory, has_overlap, has_shared_elements, merge_ranges
+from remapkit.loading.in_place import (
+    find_shared_memory,
+    has_overlap,
+    has_shared_elements,
+    locate_tensor,
+    merge_ranges,
+)
 from remapkit.loading.module import LoadTarget
-from remapkit.loading.sources import TensorValues, find_overlapping_targets, has_same_bytes, locate_tensor
+from remapkit.loading.sources import TensorValues, find_overlapping_targets, has_same_bytes
 from remapkit.plans.check import Check, make_check
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
-from remapkit.tensors.from_torch import DTYPES
+from remapkit.tensors.dtypes import DTYPES, PLAIN_FLOATS
+from remapkit.tensors.from_torch import TORCH_DTYPES, get_dtype_name
 
-PLAIN_FLOATS = ("F16", "BF16", "F32", "F64")
-"""The dtypes that are cast into one another when asked."""
-
-Dtype = torch.dtype | Literal["model"] | None
+DtypeArgument = torch.dtype | Literal["model"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class LoadRequest:
     """What the caller asked for."""
 
     device: torch.device | None
-    dtype: Dtype
+    dtype: DtypeArgument
     requires_grad: bool | None
     copy: bool
     assign: bool = False
@@ -46,60 +50,60 @@ class Assignment:
     dtype: torch.dtype
     own: bool
     into: bool
-    """Whether the module's own tensor takes the values, rather than make way for a new one."""
+    """Whether the values are copied into the module's own tensor; else a new one replaces it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
     target: LoadTarget
     check: Check
-    units: tuple[Assignment, ...]
+    assignments: tuple[Assignment, ...]
     kept: tuple[str, ...]
     problems: tuple[Diagnostic, ...]
 
     @property
     def notes(self) -> tuple[Diagnostic, ...]:
-        """Those of the check; what is cast to the model's dtype on the way differs from it no more."""
+        """Those of the check, but for dtypes that loading casts to the model's."""
         cast = {
             fqn
-            for unit in self.units
-            if unit.dtype == self.target.slots[unit.move.target].value.dtype
-            for fqn in unit.targets
+            for assignment in self.assignments
+            if assignment.dtype == self.target.slots[assignment.move.target].value.dtype
+            for fqn in assignment.targets
         }
-        left = tuple(each for each in self.check.dtype_mismatches if each.target not in cast)
+        left = tuple(mismatch for mismatch in self.check.dtype_mismatches if mismatch.target not in cast)
         return replace(self.check, dtype_mismatches=left).notes
 
 
 def plan_load(
-    target: LoadTarget, plan: ResolvedPlan, values: TensorValues, wanted: LoadRequest, strict: bool, extra_state: str
+    target: LoadTarget, plan: ResolvedPlan, values: TensorValues, request: LoadRequest, strict: bool, extra_state: str
 ) -> LoadPlan:
-    """What is to be done, and everything that speaks against it. Reads no data but that of tied names."""
+    """The assignments, and every problem. Reads no data but that of tied names."""
     check = make_check(plan, target.header)
     problems = list(check.problems)
     if not strict:
-        problems = [each for each in problems if each.code not in ("RK310", "RK311")]
+        problems = [problem for problem in problems if problem.code not in ("RK310", "RK311")]
         problems += _diagnose_missing_on_meta(target, check)
     if extra_state != "keep":
         problems += _diagnose_extra_states(target)
-    wrong = {each.target for each in check.shape_mismatches}
+    wrong = {mismatch.target for mismatch in check.shape_mismatches}
     moves = {m.target: m for m in check.plan.moves if m.target in target.header and m.target not in wrong}
-    problems += _diagnose_dtypes(moves, target, wanted)
-    problems += _diagnose_copies(moves, target, wanted)
-    units: tuple[Assignment, ...] = ()
+    problems += _diagnose_dtypes(moves, target, request)
+    problems += _diagnose_copies(moves, target, request)
+    assignments: tuple[Assignment, ...] = ()
     if not problems:
         problems += _diagnose_torn_ties(moves, target, values)
-        units = tuple(_make_assignments(moves, target, values, wanted))
-    brought = {fqn for unit in units for fqn in unit.targets}
+        assignments = tuple(_make_assignments(moves, target, values, request))
+    brought = {fqn for assignment in assignments for fqn in assignment.targets}
     kept = tuple(fqn for fqn in target.header if fqn not in brought)
-    return LoadPlan(target, check, units, kept, tuple(problems))
+    return LoadPlan(target, check, assignments, kept, tuple(problems))
 
 
 def _diagnose_missing_on_meta(target: LoadTarget, check: Check) -> list[Diagnostic]:
     lacking = [fqn for fqn in check.missing_keys if target.slots[fqn].value.is_meta]
     if not lacking:
         return []
-    title = f"{counted(len(lacking), 'missing key')} would be left on meta, strict=False or not"
-    help = "build the module on a real device if these are to be initialised by it"
+    title = f"{counted(len(lacking), 'missing key')} would stay on meta, even with strict=False"
+    help = "build the module on a real device, which gives them values"
     return [Diagnostic("RK310", title, (), (help,), (named(lacking),), values={"missing_keys": lacking})]
 
 
@@ -107,21 +111,20 @@ def _diagnose_extra_states(target: LoadTarget) -> list[Diagnostic]:
     if not target.extra:
         return []
     keep = "keeps" if len(target.extra) == 1 else "keep"
-    title = f"{counted(len(target.extra), 'module')} {keep} extra state, which no checkpoint brings"
-    help = "extra_state='keep' leaves it as it is; set it yourself with set_extra_state"
+    title = f"{counted(len(target.extra), 'module')} {keep} extra state, which checkpoints do not contain"
+    help = "pass extra_state='keep' to leave it unchanged, and set it yourself with set_extra_state"
     return [Diagnostic("RK325", title, (), (help,), (named(target.extra),), values={"names": list(target.extra)})]
 
 
 def _name_kind(dtype: str) -> str:
-    if dtype in PLAIN_FLOATS:
-        return "floats"
-    if dtype.startswith("F"):
-        return "8-bit floats" if dtype.startswith("F8") else "floats of less than a byte"
-    return "bools" if dtype == "BOOL" else "complex numbers" if dtype.startswith("C") else "integers"
+    row = DTYPES[dtype]
+    if row.kind != "float":
+        return {"bool": "bools", "complex": "complex numbers"}.get(row.kind, "integers")
+    return "floats" if row.bits > 8 else "8-bit floats" if row.bits == 8 else "floats of less than a byte"
 
 
-def _diagnose_dtypes(moves: Mapping[str, Move], target: LoadTarget, wanted: LoadRequest) -> Iterator[Diagnostic]:
-    unknown = [fqn for fqn, move in moves.items() if move.spec.dtype not in DTYPES]
+def _diagnose_dtypes(moves: Mapping[str, Move], target: LoadTarget, request: LoadRequest) -> Iterator[Diagnostic]:
+    unknown = [fqn for fqn, move in moves.items() if move.spec.dtype not in TORCH_DTYPES]
     if unknown:
         names = ", ".join(sorted({moves[fqn].spec.dtype for fqn in unknown}))
         title = f"torch has no dtype for {names}: {counted(len(unknown), 'tensor')} cannot be loaded"
@@ -130,19 +133,18 @@ def _diagnose_dtypes(moves: Mapping[str, Move], target: LoadTarget, wanted: Load
     crossed = {fqn: pair for fqn, pair in pairs.items() if _name_kind(pair[0]) != _name_kind(pair[1])}
     if crossed:
         lines = [
-            f"{fqn}: the checkpoint brings {old} ({_name_kind(old)}), "
-            f"{target.header.name} holds {new} ({_name_kind(new)})"
+            f"{fqn}: the checkpoint has {old} ({_name_kind(old)}), {target.header.name} has {new} ({_name_kind(new)})"
             for fqn, (old, new) in crossed.items()
         ]
-        title = f"{counted(len(crossed), 'tensor')} of another kind of number than the model holds: that is no cast"
-        help = "convert the checkpoint on purpose, or correct the rule that leads there"
+        title = f"{counted(len(crossed), 'tensor')} of another kind of number than the model has, which is never cast"
+        help = "convert the checkpoint first, or correct the rule that maps it there"
         yield Diagnostic("RK320", title, (), (help,), (named(lines),), values={"names": list(crossed)})
     small = [fqn for fqn, (old, _) in pairs.items() if old.startswith("F8") and fqn not in crossed]
-    if small and isinstance(wanted.dtype, torch.dtype):
+    if small and isinstance(request.dtype, torch.dtype):
         title = (
-            f"dtype={wanted.dtype} would cast {counted(len(small), 'tensor')} of 8-bit floats without their scales"
+            f"dtype={request.dtype} would cast {counted(len(small), 'tensor')} of 8-bit floats without their scales"
         )
-        help = "dtype='model' leaves them as they are"
+        help = "pass dtype='model' to leave them unchanged"
         yield Diagnostic("RK326", title, (), (help,), (named(small),), values={"names": small})
 
 
@@ -178,29 +180,26 @@ def _describe_torn_tie(first: Move, other: Move, model: str) -> Diagnostic:
 # ------------------------------------------------------------------------------------- tensors that the module keeps
 
 
-def is_filled_in_place(held: torch.Tensor, target: LoadTarget, wanted: LoadRequest) -> bool:
-    """Whether this tensor of the module takes the values, rather than make way for a new one.
+def is_filled_in_place(held: torch.Tensor, target: LoadTarget, request: LoadRequest) -> bool:
+    """Whether the values are copied into this tensor of the module; else a new one replaces it.
 
     Parameters that have memory do: optimizers and others hold on to them. Buffers too, but in a module that is being
     built (some parameter is on meta still) a buffer follows `device=` and `dtype=`, as `Module.to` would have it.
     """
-    if wanted.assign or held.is_meta:
+    if request.assign or held.is_meta:
         return False
     if isinstance(held, nn.Parameter) or not target.is_being_built:
         return True
-    elsewhere = wanted.device is not None and held.device != wanted.device
-    recast = isinstance(wanted.dtype, torch.dtype) and held.dtype != wanted.dtype
-    return not elsewhere and not (recast and held.dtype in _PLAIN)
+    elsewhere = request.device is not None and held.device != request.device
+    recast = isinstance(request.dtype, torch.dtype) and held.dtype != request.dtype
+    return not elsewhere and not (recast and get_dtype_name(held.dtype) in PLAIN_FLOATS)
 
 
-_PLAIN = frozenset(DTYPES[name] for name in PLAIN_FLOATS)
-
-
-def _diagnose_copies(moves: Mapping[str, Move], target: LoadTarget, wanted: LoadRequest) -> Iterator[Diagnostic]:
-    """Tensors that stay, and cannot take what they are to be given."""
-    staying = {fqn: held for fqn in moves if is_filled_in_place(held := target.slots[fqn].value, target, wanted)}
-    brought = {fqn: moves[fqn].spec.dtype for fqn in staying if moves[fqn].spec.dtype in DTYPES}
-    asked = wanted.dtype
+def _diagnose_copies(moves: Mapping[str, Move], target: LoadTarget, request: LoadRequest) -> Iterator[Diagnostic]:
+    """Problems of tensors that stay and cannot take the given values."""
+    staying = {fqn: held for fqn in moves if is_filled_in_place(held := target.slots[fqn].value, target, request)}
+    brought = {fqn: moves[fqn].spec.dtype for fqn in staying if moves[fqn].spec.dtype in TORCH_DTYPES}
+    asked = request.dtype
     recast = [
         fqn
         for fqn, dtype in brought.items()
@@ -209,38 +208,38 @@ def _diagnose_copies(moves: Mapping[str, Move], target: LoadTarget, wanted: Load
     name = target.header.name
     if recast:
         lines = [f"{fqn} is {staying[fqn].dtype}" for fqn in recast]
-        title = f"dtype={asked}, but {name} holds {counted(len(recast), 'tensor')} of another dtype"
-        help = f"call model.to({asked}) first, leave dtype= out to cast to what the model holds, or pass assign=True"
+        title = f"dtype={asked}, but {name} has {counted(len(recast), 'tensor')} of another dtype"
+        help = f"call model.to({asked}) first, leave out dtype= to cast to what the model has, or pass assign=True"
         yield Diagnostic("RK330", title, (), (help,), (named(lines),), values={"names": recast})
-    if elsewhere := _find_misplaced(target, wanted):
+    if elsewhere := _find_misplaced(target, request):
         lines = [f"{fqn} is on {device}" for fqn, device in elsewhere.items()]
-        title = f"device={str(wanted.device)!r}, but {name} has {counted(len(elsewhere), 'tensor')} elsewhere"
-        help = f"call model.to({str(wanted.device)!r}) first, leave device= out, or pass assign=True"
+        title = f"device={str(request.device)!r}, but {name} has {counted(len(elsewhere), 'tensor')} elsewhere"
+        help = f"call model.to({str(request.device)!r}) first, leave out device=, or pass assign=True"
         yield Diagnostic("RK331", title, (), (help,), (named(lines),), values={"names": list(elsewhere)})
     if expanded := [fqn for fqn, held in staying.items() if has_shared_elements(held)]:
         title = f"{counted(len(expanded), 'tensor')} of {name} cannot be copied into: elements share their memory"
-        help = "assign=True replaces them; or give them memory of their own, with clone()"
+        help = "pass assign=True to replace them, or give each its own memory with clone()"
         yield Diagnostic("RK332", title, (), (help,), (named(expanded),), values={"names": expanded})
     elif torn := find_shared_memory(staying):
-        pairs = [list(each) for each in torn]
-        title = f"{counted(len(pairs), 'pair')} of tensors of {name} share memory: one copy would undo another"
-        lines = [" and ".join(each) for each in pairs]
-        help = "assign=True replaces them; or give them memory of their own, with clone()"
+        pairs = [list(pair) for pair in torn]
+        title = f"{counted(len(pairs), 'pair')} of tensors of {name} share memory: one copy would overwrite another"
+        lines = [" and ".join(pair) for pair in pairs]
+        help = "pass assign=True to replace them, or give each its own memory with clone()"
         yield Diagnostic("RK332", title, (), (help,), (named(lines),), values={"names": pairs})
     wide = {fqn: (dtype, target.header[fqn].dtype) for fqn, dtype in brought.items() if dtype not in PLAIN_FLOATS}
     widths = {
         fqn: pair for fqn, pair in wide.items() if pair[0] != pair[1] and _name_kind(pair[0]) == _name_kind(pair[1])
     }
     if widths:
-        lines = [f"{fqn}: the checkpoint brings {old}, {name} holds {new}" for fqn, (old, new) in widths.items()]
-        title = f"{counted(len(widths), 'tensor')} of another width than {name} holds: only floats are cast"
-        help = "assign=True takes the checkpoint's; or convert the model's or the checkpoint's on purpose"
+        lines = [f"{fqn}: the checkpoint has {old}, {name} has {new}" for fqn, (old, new) in widths.items()]
+        title = f"{counted(len(widths), 'tensor')} of another width than {name} has; only floats are cast"
+        help = "pass assign=True to take the checkpoint's dtype, or convert one of the two first"
         yield Diagnostic("RK333", title, (), (help,), (named(lines),), values={"names": list(widths)})
 
 
-def _find_misplaced(target: LoadTarget, wanted: LoadRequest) -> dict[str, str]:
+def _find_misplaced(target: LoadTarget, request: LoadRequest) -> dict[str, str]:
     """Tensors that stay where they are, although another device was asked for."""
-    if wanted.device is None or wanted.assign:
+    if request.device is None or request.assign:
         return {}
     parts: list[dict[str, torch.Tensor]] = [{**dict(target.module.named_parameters())}]
     if not target.is_being_built:
@@ -249,31 +248,31 @@ def _find_misplaced(target: LoadTarget, wanted: LoadRequest) -> dict[str, str]:
         fqn: str(value.device)
         for part in parts
         for fqn, value in part.items()
-        if not value.is_meta and value.device != wanted.device
+        if not value.is_meta and value.device != request.device
     }
 
 
 def _make_assignments(
-    moves: Mapping[str, Move], target: LoadTarget, values: TensorValues, wanted: LoadRequest
+    moves: Mapping[str, Move], target: LoadTarget, values: TensorValues, request: LoadRequest
 ) -> Iterator[Assignment]:
     groups = list(_list_tied_groups(moves, target))
     firsts = [next(moves[fqn] for fqn in group if fqn in moves) for group in groups]
     apart = find_overlapping_targets(firsts, values)
     helds = [target.slots[move.target].value for move in firsts]
-    # What a copy is going to write to is no place to copy from: a state dict may hold the module's own tensors.
-    written = merge_ranges(locate_tensor(held) for held in helds if is_filled_in_place(held, target, wanted))
+    # Values must not share memory that the copies write to: a state dict may hold the module's own tensors.
+    written = merge_ranges(locate_tensor(held) for held in helds if is_filled_in_place(held, target, request))
     for move, group, held in zip(firsts, groups, helds, strict=True):
-        into = is_filled_in_place(held, target, wanted)
+        into = is_filled_in_place(held, target, request)
         place = values.place(move)
-        device = wanted.device or (torch.device("cpu") if held.is_meta else held.device)
-        dtype = held.dtype if into else _choose_dtype(move, held, wanted.dtype)
+        device = request.device or (torch.device("cpu") if held.is_meta else held.device)
+        dtype = held.dtype if into else _choose_dtype(move, held, request.dtype)
         lent = into and place is not None and (values.is_mapped or has_overlap(place, written))
-        own = wanted.copy or move.target in apart or lent
+        own = request.copy or move.target in apart or lent
         yield Assignment(move, group, held.device if into else device, dtype, own, into)
 
 
-def _choose_dtype(move: Move, held: torch.Tensor, dtype: Dtype) -> torch.dtype:
-    brought = DTYPES[move.spec.dtype]
+def _choose_dtype(move: Move, held: torch.Tensor, dtype: DtypeArgument) -> torch.dtype:
+    brought = TORCH_DTYPES[move.spec.dtype]
     if dtype is None or move.spec.dtype not in PLAIN_FLOATS:
         return brought
     return held.dtype if dtype == "model" else dtype

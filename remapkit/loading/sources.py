@@ -18,23 +18,21 @@ from typing import Any, Protocol
 import torch
 
 from remapkit.compute.move_bytes import Run, read_target_chunks
-from remapkit.compute.stream import Streams
+from remapkit.compute.stream import fill_buffer
 from remapkit.compute.torch_eager import Maker
 from remapkit.files.errors import make_unreadable
 from remapkit.files.source_file import Extent, SourceFile, describe_os_error
 from remapkit.formats.reader import Reader
+from remapkit.loading.in_place import MemoryRange, locate_tensor
 from remapkit.ops.byte_ranges import Range, find_byte_ranges
 from remapkit.plans.moves import Move
-from remapkit.tensors.from_torch import DTYPES, get_dtype_name
+from remapkit.tensors.from_torch import TORCH_DTYPES, get_dtype_name
 from remapkit.tensors.spec import TensorSpec
 
 # Python names the flag from 3.13 on. Without it a private map of a file larger than memory is refused by systems that
 # count every page of it as if it were going to be written.
 _GENERIC = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64")
 _NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if _GENERIC else 0)
-
-ByteRange = tuple[str, int, int]
-"""Where bytes lie: in what (a file, or memory), from where, up to where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +45,17 @@ class Value:
 
 
 class TensorValues(Protocol):
-    """The tensors that moves bring."""
+    """The tensors that moves produce, from files or from memory."""
 
     is_mapped: bool
-    """Whether what is shared lies in a mapped file, where a disk that fails is no exception but a signal."""
+    """Whether what is shared is a mapped file, where a failing disk raises a signal instead of an exception."""
 
-    def place(self, move: Move) -> ByteRange | None:
-        """Where the bytes lie that `tensor` would share, or None where it would copy."""
+    def place(self, move: Move) -> MemoryRange | None:
+        """Where the bytes are that `tensor` would share, or None where it would copy."""
         ...
 
     def extent(self, move: Move) -> Extent | None:
-        """The stretch of a file that a device can be filled from, or None."""
+        """The range of a file that a device can be filled from, or None."""
         ...
 
     def tensor(self, move: Move, *, own: bool = False) -> Value:
@@ -76,19 +74,19 @@ class FileValues:
 
     def __init__(self, reader: Reader, run: Run | None) -> None:
         self._reader = reader
-        self._run = run or Streams()
+        self._run = run
         self._maps: dict[SourceFile, mmap.mmap | None] = {}
 
-    def place(self, move: Move) -> ByteRange | None:
-        """The tensor's extent, where it can be mapped as it lies."""
+    def place(self, move: Move) -> MemoryRange | None:
+        """The tensor's extent, where it can be mapped as it is."""
         extent = self.extent(move)
-        # A tensor that does not start at a multiple of its width cannot be used where it lies.
-        if extent is None or not extent.length or extent.offset % DTYPES[move.spec.dtype].itemsize:
+        # A tensor that does not start at a multiple of its width cannot be used in the map.
+        if extent is None or not extent.length or extent.offset % TORCH_DTYPES[move.spec.dtype].itemsize:
             return None
         return f"file {id(extent.source)}", extent.offset, extent.offset + extent.length
 
     def extent(self, move: Move) -> Extent | None:
-        """The stretch of a file that holds the target: its source's, or a part of that."""
+        """The range of a file that holds the target: its source's, or a part of that."""
         if not move.ops:
             return self._reader.extent(move.sources[0])
         header = self._reader.header()
@@ -104,12 +102,12 @@ class FileValues:
         mapped = self._map_file(extent.source) if place and extent and not own else None
         if mapped is None or extent is None:
             return Value(self._read_tensor(move, extent), shared=False)
-        dtype = DTYPES[move.spec.dtype]
+        dtype = TORCH_DTYPES[move.spec.dtype]
         flat = torch.frombuffer(mapped, dtype=dtype, count=move.spec.numel, offset=extent.offset)
         return Value(flat.view(move.spec.shape), shared=True, release=lambda: _forget_pages(mapped, extent))
 
     def check_unchanged(self) -> None:
-        """The reader's own word."""
+        """As the reader does."""
         self._reader.check_unchanged()
 
     def _map_file(self, source: SourceFile) -> mmap.mmap | None:
@@ -123,15 +121,8 @@ class FileValues:
         if extent is not None:
             read_into(extent.source, extent.offset, buffer)
         else:
-            _fill_buffer(buffer, read_target_chunks(move, self._reader, self._run))
-        return raw.view(DTYPES[move.spec.dtype]).view(move.spec.shape)
-
-
-def locate_tensor(tensor: torch.Tensor) -> ByteRange:
-    """The stretch of memory that a tensor's elements lie in."""
-    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    start = tensor.data_ptr()
-    return str(tensor.device), start, start + (last + 1) * tensor.element_size() * (tensor.numel() > 0)
+            fill_buffer(buffer, read_target_chunks(move, self._reader, self._run))
+        return raw.view(TORCH_DTYPES[move.spec.dtype]).view(move.spec.shape)
 
 
 def view_bytes(tensor: torch.Tensor) -> memoryview:
@@ -140,16 +131,8 @@ def view_bytes(tensor: torch.Tensor) -> memoryview:
     return memoryview(data)
 
 
-def _fill_buffer(buffer: memoryview, chunks: Iterable[memoryview]) -> None:
-    at = 0
-    for chunk in chunks:
-        buffer[at : at + len(chunk)] = chunk
-        at += len(chunk)
-    assert at == len(buffer), f"{at} of {len(buffer)} bytes came"
-
-
 def _map_private(source: SourceFile) -> mmap.mmap | None:
-    """The whole file, mapped copy on write; None where its filesystem has no maps, so that it is read instead."""
+    """The whole file, mapped copy-on-write; None where its filesystem cannot map, so that it is read instead."""
     try:
         flags = mmap.MAP_PRIVATE | _NORESERVE
         with source.hold_open() as fd:
@@ -194,8 +177,8 @@ class MemoryValues:
             fqn: TensorSpec(get_dtype_name(value.dtype), tuple(value.shape)) for fqn, value in state.items()
         }
 
-    def place(self, move: Move) -> ByteRange | None:
-        """The stretch of memory that the tensor's elements lie in."""
+    def place(self, move: Move) -> MemoryRange | None:
+        """The range of memory of the tensor's elements."""
         if move.ops:
             return self._locate_part(move)
         tensor = self._state[move.sources[0]]
@@ -207,7 +190,7 @@ class MemoryValues:
         """None: there is no file."""
 
     def tensor(self, move: Move, *, own: bool = False) -> Value:
-        """The tensor itself, detached; what operations make is a tensor of its own, but for parts of one."""
+        """The tensor itself, detached; results of operations are new tensors, but for parts of one."""
         if move.ops:
             made = self._maker.tensor(move)
             shared = self._locate_part(move) is not None and not own
@@ -215,8 +198,8 @@ class MemoryValues:
         tensor = self._state[move.sources[0]].detach()
         return Value(tensor.clone() if own else tensor, shared=not own)
 
-    def _locate_part(self, move: Move) -> ByteRange | None:
-        """Where a target lies that is one stretch of a contiguous source."""
+    def _locate_part(self, move: Move) -> MemoryRange | None:
+        """The memory of a target that is one range of a contiguous source."""
         part = find_single_range(move, self._specs)
         source = self._state[move.sources[part.source]] if part is not None else None
         if part is None or source is None or not source.is_contiguous() or source.is_meta:
@@ -229,7 +212,7 @@ class MemoryValues:
 
 
 def find_single_range(move: Move, specs: Mapping[str, TensorSpec]) -> Range | None:
-    """The one stretch of one source that a target with operations consists of, or None."""
+    """The one range of one source that a target with operations consists of, or None."""
     if not move.sources:
         return None
     ranges = find_byte_ranges(move.ops, [specs[fqn] for fqn in move.sources])
@@ -239,15 +222,15 @@ def find_single_range(move: Move, specs: Mapping[str, TensorSpec]) -> Range | No
 def find_overlapping_targets(moves: Iterable[Move], values: TensorValues) -> frozenset[str]:
     """The targets whose bytes overlap those of an earlier one: sharing them would tie what the model does not tie."""
     places = [(place, move.target) for move in moves if (place := values.place(move)) is not None]
-    found = set()
+    overlapping = set()
     inside, end = "", 0
     for (where, start, stop), target in sorted(places):
         if where != inside:
             inside, end = where, 0
         if start < end:
-            found.add(target)
+            overlapping.add(target)
         end = max(end, stop)
-    return frozenset(found)
+    return frozenset(overlapping)
 
 
 def has_same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:

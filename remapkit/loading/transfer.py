@@ -1,4 +1,4 @@
-"""Every tensor made, on its device and in its dtype; then all of them assigned at once."""
+"""Carries out a load plan: every tensor is made, on its device and in its dtype, then all are assigned at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from remapkit.loading.cuda_upload import CudaQueue, Upload
 from remapkit.loading.module import LoadTarget, SuppliedValue, assign
 from remapkit.loading.prepare import Assignment, LoadPlan, LoadRequest
 from remapkit.loading.sources import TensorValues
-from remapkit.tensors.from_torch import DTYPES
+from remapkit.tensors.from_torch import TORCH_DTYPES, get_dtype_name
 
 
 @dataclass(slots=True)
@@ -26,30 +26,33 @@ class TransferReport:
 
 
 def execute_load(
-    job: LoadPlan, values: TensorValues, wanted: LoadRequest, fills: Sequence[SuppliedValue]
+    plan: LoadPlan, values: TensorValues, request: LoadRequest, fills: Sequence[SuppliedValue]
 ) -> TransferReport:
     """Make every tensor, then assign all of them at once."""
     report = TransferReport(0, Counter(), ())
     tensors: dict[str, torch.Tensor] = {}
     with ExitStack() as stack, torch.no_grad():
-        lifts = _Lifts(stack)
-        for unit in job.units:
-            made = _make_tensor(unit, values, lifts, report)
-            tensors.update(_spread_tensor(unit, made, job.target))
-        tensors.update(_move_missing(job, wanted.device))
-        placed = [*_place_fills(fills, job.target, wanted.device), *_move_other_buffers(job.target, wanted.device)]
+        uploads = _Uploads(stack)
+        for assignment in plan.assignments:
+            made = _make_tensor(assignment, values, uploads, report)
+            tensors.update(_spread_tensor(assignment, made, plan.target))
+        tensors.update(_move_missing(plan, request.device))
+        placed = [
+            *_place_fills(fills, plan.target, request.device),
+            *_move_other_buffers(plan.target, request.device),
+        ]
     values.check_unchanged()
-    report.devices = tuple(dict.fromkeys(str(unit.device) for unit in job.units))
-    staying = [fqn for unit in job.units if unit.into for fqn in unit.targets]
-    assign(job.target, tensors, placed, staying)
-    if wanted.requires_grad is not None:
-        for parameter in job.target.module.parameters():
+    report.devices = tuple(dict.fromkeys(str(assignment.device) for assignment in plan.assignments))
+    staying = [fqn for assignment in plan.assignments if assignment.into for fqn in assignment.targets]
+    assign(plan.target, tensors, placed, staying)
+    if request.requires_grad is not None:
+        for parameter in plan.target.module.parameters():
             if parameter.is_floating_point() or parameter.is_complex():
-                parameter.requires_grad_(wanted.requires_grad)
+                parameter.requires_grad_(request.requires_grad)
     return report
 
 
-class _Lifts:
+class _Uploads:
     """One upload for each device, made when it is first needed."""
 
     def __init__(self, stack: ExitStack) -> None:
@@ -68,32 +71,32 @@ def _is_staged(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _make_tensor(unit: Assignment, values: TensorValues, lifts: _Lifts, report: TransferReport) -> torch.Tensor:
+def _make_tensor(
+    assignment: Assignment, values: TensorValues, uploads: _Uploads, report: TransferReport
+) -> torch.Tensor:
     """The tensor on its device, in its dtype."""
-    brought = DTYPES[unit.move.spec.dtype]
-    extent = values.extent(unit.move) if _is_staged(unit.device) else None
-    if unit.dtype != brought:
-        report.casts[unit.move.spec.dtype, _name_dtype(unit.dtype)] += 1
+    brought = TORCH_DTYPES[assignment.move.spec.dtype]
+    extent = values.extent(assignment.move) if _is_staged(assignment.device) else None
+    if assignment.dtype != brought:
+        report.casts[assignment.move.spec.dtype, get_dtype_name(assignment.dtype)] += 1
     if extent is not None:
-        return lifts[unit.device].tensor(extent, unit.move.spec).to(unit.dtype)
-    value = values.tensor(unit.move, own=unit.into and unit.own)
-    if value.shared and value.tensor.device == unit.device and unit.dtype == brought:
-        report.shared += not (unit.own or unit.into)
-        return values.tensor(unit.move, own=True).tensor if unit.own else value.tensor
-    made = value.tensor.to(unit.device).to(unit.dtype)
+        return uploads[assignment.device].tensor(extent, assignment.move.spec).to(assignment.dtype)
+    value = values.tensor(assignment.move, own=assignment.into and assignment.own)
+    if value.shared and value.tensor.device == assignment.device and assignment.dtype == brought:
+        report.shared += not (assignment.own or assignment.into)
+        return values.tensor(assignment.move, own=True).tensor if assignment.own else value.tensor
+    made = value.tensor.to(assignment.device).to(assignment.dtype)
     if made is not value.tensor:
         value.release()
     return made
 
 
-def _name_dtype(dtype: torch.dtype) -> str:
-    return next(name for name, each in DTYPES.items() if each == dtype)
-
-
-def _spread_tensor(unit: Assignment, made: torch.Tensor, target: LoadTarget) -> Iterator[tuple[str, torch.Tensor]]:
+def _spread_tensor(
+    assignment: Assignment, made: torch.Tensor, target: LoadTarget
+) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensor under every name: one object for names that were one object, a parameter where one was."""
     objects: dict[int, torch.Tensor] = {}
-    for fqn in unit.targets:
+    for fqn in assignment.targets:
         held = target.slots[fqn].value
         if id(held) not in objects:
             objects[id(held)] = _wrap_as_held(held, made)
@@ -108,11 +111,11 @@ def _wrap_as_held(held: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
     return parameter
 
 
-def _move_missing(job: LoadPlan, device: torch.device | None) -> Iterator[tuple[str, torch.Tensor]]:
+def _move_missing(plan: LoadPlan, device: torch.device | None) -> Iterator[tuple[str, torch.Tensor]]:
     """What the checkpoint does not bring, where it is not on the device yet; one object for each that was one."""
     objects: dict[int, torch.Tensor] = {}
-    for fqn in job.kept:
-        held = job.target.slots[fqn].value
+    for fqn in plan.kept:
+        held = plan.target.slots[fqn].value
         if device is not None and held.device != device:
             if id(held) not in objects:
                 objects[id(held)] = _wrap_as_held(held, held.detach().to(device))
@@ -132,9 +135,9 @@ def _move_value(value: Any, device: torch.device, covered: frozenset[int]) -> An
     if isinstance(value, torch.Tensor):
         return value if id(value) in covered else value.to(device)
     if type(value) is dict:
-        return {key: _move_value(each, device, covered) for key, each in value.items()}
+        return {key: _move_value(item, device, covered) for key, item in value.items()}
     return (
-        type(value)(_move_value(each, device, covered) for each in value) if type(value) in (list, tuple) else value
+        type(value)(_move_value(item, device, covered) for item in value) if type(value) in (list, tuple) else value
     )
 
 

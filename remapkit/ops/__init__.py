@@ -1,8 +1,8 @@
-"""Operations on values: what a rule does to tensors on their way, as arithmetic on headers and as data.
+"""Operations on tensors, as arithmetic on headers and as data: no tensor is touched here.
 
-`numbers` are the numbers of rule files, `calls` operations as written, `kinds` what they do to a header, `steps` the
-few primitives that all of them come down to. None of these touches a tensor: `streaming` runs steps on files with
-numpy, `eager` on tensors in memory with torch.
+`calls` has operations as rule files write them, with `params`; `shape`, `dtype`, `attention` and `join` what they do
+to a header; `steps` the few primitives that all of them consist of, which `compute` runs on files with numpy and on
+tensors in memory with torch. `byte_ranges` tells which of them only move bytes.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from remapkit.tensors.spec import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class FlipHalves(Op):
-    """The two halves of a dimension change places: shift, scale -> scale, shift."""
+    """Swap the two halves of a dimension: shift, scale -> scale, shift."""
 
     dim: int = 0
     name: ClassVar[str] = "flip_halves"
@@ -23,17 +23,17 @@ class FlipHalves(Op):
         dim = normalize_dim(self.dim, spec)
         size = spec.shape[dim]
         if size % 2:
-            raise RefusedOp(f"{describe_size(dim, size)} have no two halves, {list(spec.shape)}")
+            raise RefusedOp(f"flip_halves needs an even size, got {describe_size(dim, size)}, {list(spec.shape)}")
         return (Pick(dim, (range(size // 2, size), range(size // 2))),)
 
 
 def _check_heads(dim: int, spec: TensorSpec, wanted: int, written: str) -> int:
-    """The dimension, which must hold exactly so many elements."""
+    """The dimension, which must have exactly `wanted` elements."""
     dim = normalize_dim(dim, spec)
     if spec.shape[dim] != wanted:
-        title = f"{written} make {wanted}, and there are {describe_size(dim, spec.shape[dim])}, {list(spec.shape)}"
+        title = f"{written} make {wanted}, but there are {describe_size(dim, spec.shape[dim])}, {list(spec.shape)}"
         raise RefusedOp(
-            title, "correct the params, or give the model's own: --param name=number, --config config.json"
+            title, "correct the params, or pass the model's own: --param NAME=NUMBER, --config config.json"
         )
     return dim
 
@@ -53,7 +53,7 @@ class Rope(Op):
         written = f"{self.heads} heads of {self.head_dim}"
         dim = _check_heads(self.dim, spec, self.heads * self.head_dim, written)
         if self.head_dim % 2:
-            raise RefusedOp(f"a head of {self.head_dim} has no pairs to rotate")
+            raise RefusedOp(f"rope needs an even head_dim, got {self.head_dim}")
         return (Pick(dim, tuple(self._list_ranges())),)
 
     def _list_ranges(self) -> Iterable[range]:
@@ -114,6 +114,6 @@ class GroupQkv(Op):
 
 def _check_groups(op: UngroupQkv | GroupQkv, spec: TensorSpec) -> int:
     if op.kv_heads < 1 or op.heads % op.kv_heads:
-        raise RefusedOp(f"{op.heads} heads do not share {op.kv_heads} kv heads equally")
+        raise RefusedOp(f"`heads` must be a multiple of `kv_heads`, got {op.heads} and {op.kv_heads}")
     written = f"{op.heads} + 2 x {op.kv_heads} heads of {op.head_dim}"
     return _check_heads(op.dim, spec, (op.heads + 2 * op.kv_heads) * op.head_dim, written)

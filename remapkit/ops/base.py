@@ -1,4 +1,4 @@
-"""What every operation is: its dtype and shape inference, and how it refuses."""
+"""The base of operations: shape inference, and the exception for tensors that do not fit."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from remapkit.ops.steps import OpStep
-from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import TensorSpec
 
 
 class RefusedOp(Exception):
-    """A tensor that an operation cannot be done on: a sentence with the numbers, and what to do."""
+    """An operation does not fit a tensor: one sentence with the numbers, and what to do."""
 
     def __init__(self, title: str, *help: str, code: str = "RK350") -> None:
         super().__init__(title)
@@ -19,19 +20,21 @@ class RefusedOp(Exception):
 
 
 def normalize_dim(dim: int, spec: TensorSpec) -> int:
-    """The dimension counted from 0; raises `RefusedOp` where the tensor has none such."""
+    """The dimension counted from 0; raises `RefusedOp` where it is out of range."""
     rank = len(spec.shape)
     if not -rank <= dim < rank:
-        raise RefusedOp(f"there is no dimension {dim} in a tensor of {dims(rank)}, {list(spec.shape)}", code="RK351")
+        raise RefusedOp(
+            f"there is no dimension {dim} in a tensor of {count_dims(rank)}, {list(spec.shape)}", code="RK351"
+        )
     return dim % rank
 
 
-def dims(rank: int) -> str:
+def count_dims(rank: int) -> str:
     return "1 dimension" if rank == 1 else f"{rank} dimensions"
 
 
 def describe_size(dim: int, size: int) -> str:
-    """What lies along a dimension, in words.
+    """A size with the name of its dimension.
 
     >>> describe_size(0, 84), describe_size(1, 3), describe_size(2, 5)
     ('84 rows', '3 columns', '5 elements of dimension 2')
@@ -64,7 +67,7 @@ class Op:
         return infer(self.steps(spec), spec)
 
     def keeps_shape(self, spec: TensorSpec) -> bool:
-        """Whether names and shapes could not tell if it was left out or done twice."""
+        """Whether the shape stays the same, so that no check notices when the operation is left out or done twice."""
         return self.infer(spec).shape == spec.shape
 
 
@@ -72,7 +75,9 @@ def infer_ops(ops: Iterable[Op], spec: TensorSpec) -> TensorSpec:
     """The header after several operations on one tensor; raises `RefusedOp`."""
     for op in ops:
         if DTYPE_BITS[spec.dtype] < 8:
-            raise RefusedOp(f"{op.name} on {spec.dtype}, whose elements are less than a byte", code="RK352")
+            raise RefusedOp(
+                f"{op.name} does not support {spec.dtype}: its elements are smaller than a byte", code="RK352"
+            )
         try:
             spec = op.infer(spec)
         except RefusedOp as refused:

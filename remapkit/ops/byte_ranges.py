@@ -1,6 +1,8 @@
-"""Which operations only move whole stretches of bytes: such a target is copied by the kernel, and no tensor is made.
+"""Which operations only move whole ranges of bytes: such a target is copied by the kernel, and no tensor is made.
 
-Pure arithmetic on headers: every source is taken for one contiguous stretch of bytes.
+Arithmetic on headers alone: every source is one contiguous range of bytes, and each step maps a list of ranges to a
+list of ranges. Lists are given up beyond `MOST` ranges, so that the cost stays bounded; reading elements is then as
+fast.
 """
 
 from __future__ import annotations
@@ -11,14 +13,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from remapkit.ops.base import Op
-from remapkit.ops.join import FillOp, Join
+from remapkit.ops.join import FillOp, Join, infer_concat, infer_stack
 from remapkit.ops.steps import Cast, OpStep, Permute, Pick, Reshape
-from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import TensorSpec
 
 FEW = 64
-"""So many stretches are copied whatever their size; more of them must be long ones."""
+"""Up to this many ranges are copied whatever their size; more of them must be `LONG` on average."""
 LONG = 1 << 16
+"""Bytes of a long range."""
 MOST = 1 << 16
+"""The most ranges of one tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,32 +36,32 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
-class _Laid:
-    """A tensor as stretches of its sources, in row-major order; `starts` are where each begins."""
+class _RangeTensor:
+    """A tensor as ranges of its sources, in row-major order; `starts` are where each begins."""
 
     spec: TensorSpec
     ranges: tuple[Range, ...]
     starts: tuple[int, ...]
 
     @classmethod
-    def of(cls, spec: TensorSpec, ranges: Iterator[Range]) -> _Laid | None:
+    def of(cls, spec: TensorSpec, ranges: Iterator[Range]) -> _RangeTensor | None:
         kept: list[Range] = []
         starts: list[int] = []
         at = 0
-        for each in ranges:
+        for piece in ranges:
             last = kept[-1] if kept else None
-            if last is not None and last.source == each.source and last.offset + last.length == each.offset:
-                kept[-1] = Range(last.source, last.offset, last.length + each.length)
-            elif each.length:
-                kept.append(each)
+            if last is not None and last.source == piece.source and last.offset + last.length == piece.offset:
+                kept[-1] = Range(last.source, last.offset, last.length + piece.length)
+            elif piece.length:
+                kept.append(piece)
                 starts.append(at)
-            at += each.length
+            at += piece.length
             if len(kept) > MOST:
                 return None
         return cls(spec, tuple(kept), tuple(starts))
 
     def cut_ranges(self, start: int, length: int) -> Iterator[Range]:
-        """The stretches that bytes `start` to `start + length` consist of."""
+        """The ranges that bytes `start` to `start + length` consist of."""
         number = bisect_right(self.starts, start) - 1
         while length > 0:
             inside = start - self.starts[number]
@@ -67,7 +72,7 @@ class _Laid:
 
 
 def find_byte_ranges(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> tuple[Range, ...] | None:
-    """The stretches of the sources that the result consists of, or None where its bytes must be made.
+    """The ranges of the sources that the result consists of, or None where its bytes must be made.
 
     >>> from remapkit.ops.join import SplitPart
     >>> find_byte_ranges((SplitPart(0, 1, 3),), [TensorSpec("F32", (6, 2))])
@@ -85,13 +90,13 @@ def find_byte_ranges(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> tuple[Ra
     return laid.ranges
 
 
-def _lay_source(number: int, spec: TensorSpec) -> _Laid | None:
+def _lay_source(number: int, spec: TensorSpec) -> _RangeTensor | None:
     if DTYPE_BITS[spec.dtype] < 8:
         return None
-    return _Laid.of(spec, iter((Range(number, 0, spec.nbytes),)))
+    return _RangeTensor.of(spec, iter((Range(number, 0, spec.nbytes),)))
 
 
-def _apply_ops(ops: Sequence[Op], laid: _Laid | None) -> _Laid | None:
+def _apply_ops(ops: Sequence[Op], laid: _RangeTensor | None) -> _RangeTensor | None:
     for op in ops:
         if laid is None:
             return None
@@ -102,15 +107,15 @@ def _apply_ops(ops: Sequence[Op], laid: _Laid | None) -> _Laid | None:
     return laid
 
 
-def _apply_step(step: OpStep, laid: _Laid) -> _Laid | None:
+def _apply_step(step: OpStep, laid: _RangeTensor) -> _RangeTensor | None:
     spec = step.infer(laid.spec)
     if isinstance(step, Reshape) or (isinstance(step, Cast) and step.dtype == laid.spec.dtype):
-        return _Laid(spec, laid.ranges, laid.starts)
+        return _RangeTensor(spec, laid.ranges, laid.starts)
     if isinstance(step, Permute):
         long = [dim for dim in step.order if laid.spec.shape[dim] != 1]
-        return _Laid(spec, laid.ranges, laid.starts) if long == sorted(long) else None
+        return _RangeTensor(spec, laid.ranges, laid.starts) if long == sorted(long) else None
     if isinstance(step, Pick):
-        return _Laid.of(spec, _pick_ranges(step, laid)) if _count_pieces(step, laid.spec) <= MOST else None
+        return _RangeTensor.of(spec, _pick_ranges(step, laid)) if _count_pieces(step, laid.spec) <= MOST else None
     return None
 
 
@@ -124,20 +129,22 @@ def _count_inner_bytes(spec: TensorSpec, dim: int) -> int:
 
 
 def _count_pieces(step: Pick, spec: TensorSpec) -> int:
-    return _count_outer(spec.shape, step.dim) * sum(1 if each.step == 1 else len(each) for each in step.ranges)
+    return _count_outer(spec.shape, step.dim) * sum(
+        1 if indices.step == 1 else len(indices) for indices in step.ranges
+    )
 
 
-def _pick_ranges(step: Pick, laid: _Laid) -> Iterator[Range]:
+def _pick_ranges(step: Pick, laid: _RangeTensor) -> Iterator[Range]:
     inner, size = _count_inner_bytes(laid.spec, step.dim), laid.spec.shape[step.dim]
     for outer in range(_count_outer(laid.spec.shape, step.dim)):
         begin = outer * size * inner
-        for each in step.ranges:
-            for start in (each.start,) if each.step == 1 else each:
-                length = inner * (len(each) if each.step == 1 else 1)
+        for indices in step.ranges:
+            for start in (indices.start,) if indices.step == 1 else indices:
+                length = inner * (len(indices) if indices.step == 1 else 1)
                 yield from laid.cut_ranges(begin + start * inner, length)
 
 
-def _apply_join(join: Join, specs: Sequence[TensorSpec]) -> _Laid | None:
+def _apply_join(join: Join, specs: Sequence[TensorSpec]) -> _RangeTensor | None:
     width = len(join.branches)
     parts = []
     for number, spec in enumerate(specs):
@@ -145,27 +152,24 @@ def _apply_join(join: Join, specs: Sequence[TensorSpec]) -> _Laid | None:
         if part is None:
             return None
         parts.append(part)
+    joined: list[_RangeTensor | None] = [*parts]
     if join.concat is not None:
-        dim = join.concat % len(parts[0].spec.shape)
-        groups = [parts[at : at + width] for at in range(0, len(parts), width)]
-        joined = [_interleave_parts(group, dim, _infer_concat_shape(group, dim)) for group in groups]
-    else:
-        joined = list(parts)
-    if join.stack is None or None in joined:
-        return joined[0]
-    found = [each for each in joined if each is not None]
-    first = found[0].spec.shape
-    dim = join.stack % (len(first) + 1)
-    return _interleave_parts(found, dim, (*first[:dim], len(found), *first[dim:]))
+        joined = []
+        for at in range(0, len(parts), width):
+            group = parts[at : at + width]
+            spec = infer_concat([part.spec for part in group], join.concat)
+            joined.append(_interleave_parts(group, join.concat % len(spec.shape), spec))
+    whole = [tensor for tensor in joined if tensor is not None]
+    if len(whole) < len(joined):
+        return None
+    if join.stack is None:
+        return whole[0]
+    spec = infer_stack([tensor.spec for tensor in whole], join.stack)
+    return _interleave_parts(whole, join.stack % len(spec.shape), spec)
 
 
-def _infer_concat_shape(parts: Sequence[_Laid], dim: int) -> tuple[int, ...]:
-    first = parts[0].spec.shape
-    return (*first[:dim], sum(part.spec.shape[dim] for part in parts), *first[dim + 1 :])
-
-
-def _interleave_parts(parts: Sequence[_Laid], dim: int, shape: tuple[int, ...]) -> _Laid | None:
-    """Tensors side by side: for each index of the dimensions before `dim`, a stretch of each."""
+def _interleave_parts(parts: Sequence[_RangeTensor], dim: int, spec: TensorSpec) -> _RangeTensor | None:
+    """Tensors side by side: for each index of the dimensions before `dim`, a range of each."""
     outer = _count_outer(parts[0].spec.shape, dim)
     if outer * len(parts) > MOST:
         return None
@@ -176,4 +180,4 @@ def _interleave_parts(parts: Sequence[_Laid], dim: int, shape: tuple[int, ...]) 
                 length = part.spec.nbytes // outer
                 yield from part.cut_ranges(index * length, length)
 
-    return _Laid.of(TensorSpec(parts[0].spec.dtype, shape), ranges())
+    return _RangeTensor.of(spec, ranges())

@@ -1,7 +1,7 @@
-"""Operations as written: a name and arguments, some of them params. What they are once params have values, and back.
+"""Operations as rule files write them: a name and arguments, some of them params.
 
-A `Call` is symbolic: `rope: {to: half, heads: n_heads, head_dim: 128}` knows no number of heads. `Call.op` gives the
-operation of `kinds` for given params, `Call.inverse` the call that undoes it, or the reason why none does.
+A `Call` is symbolic: `rope: {to: half, heads: n_heads, head_dim: 128}` has no number of heads yet. `Call.op` gives
+the operation for given params, `Call.inverse` the call that undoes it, or the reason why it cannot be undone.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import excerpt_of
-from remapkit.ops import attention, base, dtype
-from remapkit.ops import shape as kinds
+from remapkit.ops import attention, base, dtype, shape
 from remapkit.rulefile.arithmetic import BadNumber, Expr, check_names, parse_expression
 from remapkit.rulefile.syntax import WrittenOp
 from remapkit.rulefile.yaml.nodes import ListNode, MapNode, Node, ScalarNode
+from remapkit.tensors.dtypes import CASTABLE_FLOATS, is_exact_cast
 
 Arg = int | float | str | None | Expr | tuple["Arg", ...]
 Params = Mapping[str, int | None]
@@ -43,19 +43,19 @@ class Call:
         checks = _FORMS[self.name].at_least
         for name, least in checks.items():
             value = values[name]
-            for each in value if isinstance(value, tuple) else (value,):
-                if each is not None and each < least and not (each == -1 and self.name == "reshape"):
-                    raise BadNumber(f"`{name}` of {self.name} is {each}, and must be at least {least}")
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and number < least and not (number == -1 and self.name == "reshape"):
+                    raise BadNumber(f"`{name}` of {self.name} must be at least {least}, got {number}")
         return _FORMS[self.name].make(values)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The params it speaks of."""
+        """The params that its arguments use."""
         return tuple(dict.fromkeys(name for _, arg in self.args for name in list_params(arg)))
 
     @property
     def inverse(self) -> Call | str:
-        """The call that undoes it, or a sentence that says why there is none."""
+        """The call that undoes it, or a sentence that says why it cannot be undone."""
         return _FORMS[self.name].inverse(self)
 
     def with_args(self, **args: Arg) -> Call:
@@ -81,21 +81,21 @@ class Call:
 def to_plain_arg(arg: Arg) -> Any:
     """An argument as plain data."""
     if isinstance(arg, tuple):
-        return [to_plain_arg(each) for each in arg]
+        return [to_plain_arg(item) for item in arg]
     return arg.text if isinstance(arg, Expr) else arg
 
 
 def evaluate_arg(arg: Arg, params: Params) -> Any:
     """An argument with its arithmetic done."""
     if isinstance(arg, tuple):
-        return tuple(evaluate_arg(each, params) for each in arg)
+        return tuple(evaluate_arg(item, params) for item in arg)
     return arg.value(params) if isinstance(arg, Expr) else arg
 
 
 def list_params(arg: Arg) -> tuple[str, ...]:
-    """The params that an argument speaks of."""
+    """The params that an argument uses."""
     if isinstance(arg, tuple):
-        return tuple(name for each in arg for name in list_params(each))
+        return tuple(name for item in arg for name in list_params(item))
     return arg.names if isinstance(arg, Expr) else ()
 
 
@@ -104,10 +104,12 @@ Inverse = Callable[[Call], "Call | str"]
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How an operation is written: its arguments and their defaults, which one may stand alone, and its inverse.
+    """How an operation is written: its arguments and their defaults, which one may be written without its name, and
+    its inverse.
 
-    `bare` where the name alone is enough; `short` the argument that may stand without its name, and `unwrap` where
-    one element of it may stand without a list. `words` are the arguments that are texts, all others are numbers.
+    `bare` where the name alone is enough; `short` the argument that may be written without its name, and `unwrap`
+    where one element of it may be written without a list. `words` are the arguments that are texts, all others are
+    numbers.
     """
 
     args: tuple[tuple[str, Any], ...]
@@ -124,7 +126,7 @@ class _Form:
 
 
 class _Required:
-    """The default of an argument that has none."""
+    """Stands for the default of a required argument."""
 
 
 REQUIRED: Any = _Required()
@@ -155,10 +157,10 @@ def _undo_cast(call: Call) -> Call | str:
     old, new = call["from"], call["to"]
     if old is None:
         return f"cast to {new} does not say from which dtype: write cast: {{from: ..., to: {new}}}"
-    if not dtype.is_exact(str(old), str(new)):
-        return f"a cast from {old} to {new} rounds, and what it rounded away is gone"
-    if str(old) not in dtype.FLOATS:
-        return f"there is no cast from {new} back to {old}: values might be lost"
+    if not is_exact_cast(str(old), str(new)):
+        return f"a cast from {old} to {new} rounds, so it cannot be undone"
+    if str(old) not in CASTABLE_FLOATS:
+        return f"a cast from {new} back to {old} might lose values"
     return call.with_args(**{"from": new, "to": old})
 
 
@@ -170,7 +172,7 @@ def _undo_scale(call: Call) -> Call | str:
     while 0 < mantissa < 1:
         mantissa *= 2
     if mantissa != 1:
-        return f"scale by {call['factor']} rounds; only powers of two are undone exactly"
+        return f"scale by {call['factor']} rounds; only powers of two can be undone exactly"
     back = 1 / factor
     return call.with_args(factor=int(back) if back == int(back) else back)
 
@@ -192,38 +194,38 @@ def _make_qkv(kind: type[attention.UngroupQkv] | type[attention.GroupQkv]) -> Ca
 
 
 _FORMS: Mapping[str, _Form] = {
-    "transpose": _Form((("dims", None),), lambda a: kinds.Transpose(a["dims"]), _keep_call, short="dims", bare=True),
-    "permute": _Form((("order", REQUIRED),), lambda a: kinds.PermuteOp(a["order"]), _undo_permute, short="order"),
+    "transpose": _Form((("dims", None),), lambda a: shape.Transpose(a["dims"]), _keep_call, short="dims", bare=True),
+    "permute": _Form((("order", REQUIRED),), lambda a: shape.PermuteOp(a["order"]), _undo_permute, short="order"),
     "reshape": _Form(
         (("from", None), ("to", REQUIRED)),
-        lambda a: kinds.ReshapeOp(a["to"], a["from"]),
+        lambda a: shape.ReshapeOp(a["to"], a["from"]),
         _undo_reshape,
         short="to",
         at_least={"from": 0, "to": 0},
     ),
     "squeeze": _Form(
         (("dims", REQUIRED),),
-        lambda a: kinds.Squeeze(a["dims"]),
+        lambda a: shape.Squeeze(a["dims"]),
         lambda call: Call("unsqueeze", call.args),
         short="dims",
         unwrap=True,
     ),
     "unsqueeze": _Form(
         (("dims", REQUIRED),),
-        lambda a: kinds.Unsqueeze(a["dims"]),
+        lambda a: shape.Unsqueeze(a["dims"]),
         lambda call: Call("squeeze", call.args),
         short="dims",
         unwrap=True,
     ),
     "slice": _Form(
         (*_DIM, ("start", 0), ("stop", None)),
-        lambda a: kinds.Slice(a["dim"], a["start"], a["stop"]),
-        _refuse_inverse("slice leaves elements behind, and nothing brings them back"),
+        lambda a: shape.Slice(a["dim"], a["start"], a["stop"]),
+        _refuse_inverse("slice drops elements, which cannot be restored"),
         at_least={"start": 0, "stop": 0},
     ),
     "pad": _Form(
         (*_DIM, ("to", REQUIRED), ("value", 0)),
-        lambda a: kinds.PadOp(a["dim"], a["to"], a["value"]),
+        lambda a: shape.PadOp(a["dim"], a["to"], a["value"]),
         _refuse_inverse("pad does not say how many elements there were before"),
         at_least={"to": 0},
     ),
@@ -277,8 +279,8 @@ class CallReader:
 
     def calls(self, written: Sequence[WrittenOp]) -> tuple[Call, ...]:
         """Every operation that can be read."""
-        found = (self.read_call(each) for each in written)
-        return tuple(each for each in found if each is not None)
+        calls = (self.read_call(call) for call in written)
+        return tuple(call for call in calls if call is not None)
 
     def read_call(self, written: WrittenOp) -> Call | None:
         """One operation, or None where it has a problem."""
@@ -318,7 +320,7 @@ class CallReader:
         """A number with a fraction or an exponent; 0 where no float holds it, which is noted."""
         value = float(node.value)
         if math.isinf(value):
-            title = f"{excerpt_of(node.value)} is beyond the largest number there is, {sys.float_info.max:.3g}"
+            title = f"{excerpt_of(node.value)} is too large; the largest number is {sys.float_info.max:.3g}"
             self.add_problem("RK163", title, node.span, "write a smaller number")
             return 0
         return value
@@ -337,28 +339,26 @@ class CallReader:
         return expression if expression.names else _evaluate_constant(expression, self.problems)
 
     def _locate_argument(self, written: WrittenOp, name: str, otherwise: Span) -> Span:
-        """Where an argument's value stands."""
+        """The span of an argument's value."""
         node = written.args.get(name) if isinstance(written.args, MapNode) else None
         return node.span if node is not None else otherwise
 
     def _check_call(self, call: Call, written: WrittenOp) -> None:
-        """What can be told without a tensor."""
+        """Check what does not depend on a tensor."""
         span = written.args.span if written.args is not None else written.span
         if call.name == "permute":
             order = call["order"]
             assert isinstance(order, tuple)
             if sorted(map(repr, order)) != sorted(map(repr, range(len(order)))):
-                title = f"{to_plain_arg(order)} is no order of {len(order)} dimensions"
-                self.add_problem(
-                    "RK163", title, span, "name every dimension from 0 on, each once: permute: [2, 0, 1]"
-                )
+                title = f"{to_plain_arg(order)} is not an order of {len(order)} dimensions"
+                self.add_problem("RK163", title, span, "list every dimension once, from 0: permute: [2, 0, 1]")
         elif call.name == "transpose" and isinstance(dims := call["dims"], tuple):
             if len(dims) != 2 or dims[0] == dims[1]:
                 self.add_problem("RK163", "transpose swaps two dimensions", span, "name both: transpose: [0, 1]")
         elif call.name == "reshape":
             for side in (call["from"], call["to"]):
                 if isinstance(side, tuple) and sum(size == -1 for size in side) > 1:
-                    self.add_problem("RK163", "two sizes are -1", span, "one size can be what is left, not two")
+                    self.add_problem("RK163", "only one size can be -1", span, "write all other sizes as numbers")
         elif (
             call.name == "slice" and isinstance(start := call["start"], int) and isinstance(stop := call["stop"], int)
         ):
@@ -369,7 +369,7 @@ class CallReader:
                 )
         elif call.name == "scale" and call["factor"] == 0:
             self.add_problem(
-                "RK163", "scale by 0 leaves nothing", span, "name the targets under `add:` with fill: zeros"
+                "RK163", "scale by 0 makes every value 0", span, "name the targets under `add:` with fill: zeros"
             )
         try:
             call.op(dict.fromkeys(self.params))

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from remapkit.ops.base import Op, RefusedOp, describe_size, infer_ops, normalize_dim
 from remapkit.ops.steps import OpStep, Pick, Reshape, with_size
-from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class SplitPart(Op):
 
     @property
     def has_equals(self) -> bool:
-        """Whether another part has the same size: the two could be swapped."""
+        """Whether another part has the same size, so that a swap of the two would go unnoticed."""
         return self.count > 1 and (self.sizes is None or self.sizes.count(self.sizes[self.index]) > 1)
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
@@ -50,13 +51,13 @@ class SplitPart(Op):
         if self.sizes is None:
             if size % self.count:
                 raise RefusedOp(
-                    f"{describe_size(dim, size)} do not split into {self.count} equal parts", "give `sizes`"
+                    f"cannot split {describe_size(dim, size)} into {self.count} equal parts", "give `sizes`"
                 )
             start, length = self.index * (size // self.count), size // self.count
         else:
             if sum(self.sizes) != size:
                 written = " + ".join(map(str, self.sizes))
-                title = f"{describe_size(dim, size)} do not split into {written} = {sum(self.sizes)}"
+                title = f"cannot split {describe_size(dim, size)} into {written} = {sum(self.sizes)}"
                 raise RefusedOp(title, "the sizes of the parts must add up to the whole")
             start, length = sum(self.sizes[: self.index]), self.sizes[self.index]
         return (Pick(dim, (range(start, start + length),)),)
@@ -64,7 +65,7 @@ class SplitPart(Op):
 
 @dataclass(frozen=True, slots=True)
 class TakeIndex(Op):
-    """One element of a dimension, which goes away."""
+    """One element of a dimension, which is removed."""
 
     dim: int
     index: int
@@ -86,15 +87,15 @@ class FillOp(Op):
     name: ClassVar[str] = "add"
 
 
-def infer_concat(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> TensorSpec:
+def infer_concat(specs: Sequence[TensorSpec], dim: int, names: Sequence[str] | None = None) -> TensorSpec:
     """The header of tensors one after the other along `dim`; `names` are what messages call them."""
-    first = specs[0]
+    first, names = specs[0], names or [""] * len(specs)
     at = normalize_dim(dim, first)
     for spec, name in zip(specs, names, strict=True):
         _check_same_dtype(first, spec, names[0], name)
         if len(spec.shape) != len(first.shape) or with_size(spec.shape, at, 0) != with_size(first.shape, at, 0):
-            title = f"{name} is {list(spec.shape)} and {names[0]} is {list(first.shape)}"
-            raise RefusedOp(f"{title}: they do not fit along dimension {at}", code="RK353")
+            title = f"{name} is {list(spec.shape)} but {names[0]} is {list(first.shape)}"
+            raise RefusedOp(f"{title}; only dimension {at} may differ", code="RK353")
     return TensorSpec(first.dtype, with_size(first.shape, at, sum(spec.shape[at] for spec in specs)))
 
 
@@ -106,32 +107,33 @@ def _check_sizes(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) 
         if size != expected:
             what = "`sizes` says" if join.sizes is not None else f"{names[0]} has"
             raise RefusedOp(
-                f"{name} has {size} elements along dimension {join.concat}, and {what} {expected}", code="RK353"
+                f"{name} has {size} elements along dimension {join.concat}, but {what} {expected}", code="RK353"
             )
 
 
-def infer_stack(specs: Sequence[TensorSpec], dim: int, names: Sequence[str]) -> TensorSpec:
+def infer_stack(specs: Sequence[TensorSpec], dim: int, names: Sequence[str] | None = None) -> TensorSpec:
     """The header of tensors of one shape as the elements of a new dimension `dim`."""
-    first = specs[0]
+    first, names = specs[0], names or [""] * len(specs)
     rank = len(first.shape) + 1
     at = normalize_dim(dim, TensorSpec(first.dtype, (1,) * rank))
     for spec, name in zip(specs, names, strict=True):
         _check_same_dtype(first, spec, names[0], name)
         if spec.shape != first.shape:
-            title = f"{name} is {list(spec.shape)} and {names[0]} is {list(first.shape)}: only equal ones are stacked"
+            title = f"{name} is {list(spec.shape)} but {names[0]} is {list(first.shape)}; stacked shapes must match"
             raise RefusedOp(title, code="RK353")
     return TensorSpec(first.dtype, (*first.shape[:at], len(specs), *first.shape[at:]))
 
 
 def _check_same_dtype(first: TensorSpec, spec: TensorSpec, one: str, other: str) -> None:
-    for name, each in ((one, first), (other, spec)):
-        if DTYPE_BITS[each.dtype] < 8:  # two elements share a byte: no byte range is one element's
+    for name, tensor_spec in ((one, first), (other, spec)):
+        if DTYPE_BITS[tensor_spec.dtype] < 8:  # two elements share a byte: no byte range is one element's
             raise RefusedOp(
-                f"{name} is {each.dtype}, whose elements are less than a byte; it can only be renamed", code="RK352"
+                f"{name} is {tensor_spec.dtype}, whose elements are smaller than a byte; it can only be renamed",
+                code="RK352",
             )
     if spec.dtype != first.dtype:
-        title = f"{other} is {spec.dtype} and {one} is {first.dtype}: nothing is cast unasked"
-        raise RefusedOp(title, "cast one of them first, in its entry: {path: ..., ops: [{cast: F32}]}", code="RK353")
+        title = f"{other} is {spec.dtype} but {one} is {first.dtype}; add an explicit cast"
+        raise RefusedOp(title, "cast one of them in its entry: {path: ..., ops: [{cast: F32}]}", code="RK353")
 
 
 def infer_join(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) -> TensorSpec:
@@ -158,7 +160,7 @@ def infer_move(ops: Sequence[Op], specs: Sequence[TensorSpec], names: Sequence[s
 
 
 def needs_values(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> bool:
-    """Whether names and shapes could not tell if an operation was left out, done twice, or done in another order.
+    """Whether names and shapes cannot show that an operation was left out, done twice, or done in another order.
 
     >>> from remapkit.ops.shape import Transpose
     >>> spec = TensorSpec("F32", (6, 6))

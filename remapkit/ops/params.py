@@ -31,9 +31,11 @@ def resolve_params(
         if given and name in given:
             values[name] = given[name]
         elif (
-            config is not None and param.config is not None and (found := _look_up_config(config, param)) is not None
+            config is not None
+            and param.config is not None
+            and (configured := _look_up_config(config, param)) is not None
         ):
-            values[name] = found
+            values[name] = configured
         elif isinstance(own, Expr):
             waiting[name] = own
         elif config is not None and param.config is not None:
@@ -52,7 +54,7 @@ def _check_given(given: Mapping[str, int], names: Mapping[str, WrittenParam]) ->
             help = f"did you mean {close[0]!r}?" if close else listed
             raise UsageError(Diagnostic("RK640", f"there is no param {name!r}", help=(help,)))
         if isinstance(value, bool) or not isinstance(value, int):
-            raise UsageError(Diagnostic("RK640", f"the param {name!r} is a whole number, and not {value!r}"))
+            raise UsageError(Diagnostic("RK640", f"the param {name!r} must be an integer, got {value!r}"))
 
 
 def _read_own_value(
@@ -80,7 +82,7 @@ def _evaluate_params(waiting: dict[str, Expr], values: dict[str, int | None], pr
         if not ready:
             name, own = next(iter(waiting.items()))
             labels = (Label(own.span),) if own.span else ()
-            title = f"the param {name!r} is made of itself"
+            title = f"the param {name!r} depends on itself"
             problems.append(Diagnostic("RK162", title, labels, ("give one of them a number",)))
             return
         for name in ready:
@@ -108,17 +110,21 @@ def _look_up_config(config: Mapping[str, Any], param: WrittenParam) -> int | Non
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
-        title = f"{param.config.value} of the config is {value!r}, and the param {param.name.value!r} a whole number"
-        raise UsageError(Diagnostic("RK641", title, help=(f"give it: --param {param.name.value}=NUMBER",)))
+        title = (
+            f"the param {param.name.value!r} must be an integer, but the config has {param.config.value}: {value!r}"
+        )
+        raise UsageError(Diagnostic("RK641", title, help=(f"pass --param {param.name.value}=NUMBER",)))
     return value
 
 
 def _make_lacking_error(param: WrittenParam, own: int | None) -> UsageError:
     assert param.config is not None
     name = param.name.value
-    help = [f"give it: --param {name}={own if own is not None else 'NUMBER'}"]
+    help = [f"pass --param {name}={own if own is not None else 'NUMBER'}"]
     if own is not None:
-        help.append(f"the rule file has {own}, which may be another model's: it is not taken unasked")
+        help.append(f"the rule file's own value, {own}, may be that of another model, so it is not used by default")
     return UsageError(
-        Diagnostic("RK641", f"the config has no {param.config.value}, the param {name!r}", help=tuple(help))
+        Diagnostic(
+            "RK641", f"the config has no {param.config.value}, which the param {name!r} reads", help=tuple(help)
+        )
     )

@@ -1,8 +1,4 @@
-"""What each operation does to a header, and the steps it comes down to. Shapes are checked, never read for a meaning.
-
-Every operation has `steps(spec)`, which raises `RefusedOp` with an exact sentence where the tensor does not fit, and
-`infer(spec)`: the header of the result.
-"""
+"""Operations on shapes: transpose, permute, reshape, squeeze, unsqueeze, slice, pad."""
 
 from __future__ import annotations
 
@@ -11,20 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from remapkit.ops.base import Op, RefusedOp, describe_size, dims, normalize_dim
-from remapkit.ops.dtype import EXACT, FLOATS, check_value
+from remapkit.ops.base import Op, RefusedOp, count_dims, describe_size, normalize_dim
+from remapkit.ops.dtype import check_value
 from remapkit.ops.steps import OpStep, Pad, Permute, Pick, Reshape
 from remapkit.tensors.spec import TensorSpec
-
-EXACT |= {name: ("F32", "F64", "BF16", "F16") for name in FLOATS if name in ("F8_E4M3", "F8_E5M2")}
-
-
-EXACT |= {name: ("F32", "F64", "BF16", "F16") for name in FLOATS if name.endswith("FNUZ")}
 
 
 @dataclass(frozen=True, slots=True)
 class Transpose(Op):
-    """Two dimensions change places; without `dims`, the two of a matrix."""
+    """Swap two dimensions; without `dims`, the two of a matrix."""
 
     dims: tuple[int, int] | None = None
     name: ClassVar[str] = "transpose"
@@ -32,7 +23,9 @@ class Transpose(Op):
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One permutation."""
         if self.dims is None and len(spec.shape) != 2:
-            title = f"transpose alone is for matrices, and this has {dims(len(spec.shape))}, {list(spec.shape)}"
+            title = (
+                f"transpose without dimensions needs a matrix, got {count_dims(len(spec.shape))}, {list(spec.shape)}"
+            )
             raise RefusedOp(title, "name the two dimensions: transpose: [0, 1]")
         one, other = (normalize_dim(dim, spec) for dim in self.dims or (0, 1))
         order = list(range(len(spec.shape)))
@@ -42,7 +35,7 @@ class Transpose(Op):
 
 @dataclass(frozen=True, slots=True)
 class PermuteOp(Op):
-    """Dimensions in another order: `order[n]` becomes dimension n."""
+    """Reorder the dimensions: `order[n]` becomes dimension n."""
 
     order: tuple[int, ...]
     name: ClassVar[str] = "permute"
@@ -50,16 +43,15 @@ class PermuteOp(Op):
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One permutation."""
         if len(self.order) != len(spec.shape):
-            title = (
-                f"permute orders {dims(len(self.order))}, and the tensor has {len(spec.shape)}, {list(spec.shape)}"
-            )
-            raise RefusedOp(title, "name every dimension once")
+            listed = count_dims(len(self.order))
+            title = f"permute lists {listed}, but the tensor has {len(spec.shape)}, {list(spec.shape)}"
+            raise RefusedOp(title, "list every dimension once")
         return (Permute(self.order),)
 
 
 @dataclass(frozen=True, slots=True)
 class ReshapeOp(Op):
-    """Another shape for the same elements; one size may be -1, what is left. `old` is what it must have had."""
+    """Another shape for the same elements; one size may be -1. `old`, if given, is the required old shape."""
 
     shape: tuple[int, ...]
     old: tuple[int, ...] | None = None
@@ -68,7 +60,7 @@ class ReshapeOp(Op):
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reshape."""
         if self.old is not None and tuple(_resolve_shape(self.old, spec)) != spec.shape:
-            raise RefusedOp(f"reshape is from {list(self.old)}, and the tensor is {list(spec.shape)}")
+            raise RefusedOp(f"reshape expects {list(self.old)}, but the tensor is {list(spec.shape)}")
         return (Reshape(_resolve_shape(self.shape, spec)),)
 
 
@@ -76,36 +68,34 @@ def _resolve_shape(shape: Sequence[int], spec: TensorSpec) -> tuple[int, ...]:
     known = math.prod(size for size in shape if size != -1)
     if -1 not in shape:
         if known != spec.numel:
-            title = f"the {spec.numel} elements of {list(spec.shape)} do not fill {list(shape)}, which has {known}"
+            title = f"cannot reshape {list(spec.shape)} ({spec.numel} elements) to {list(shape)} ({known} elements)"
             raise RefusedOp(title)
         return tuple(shape)
     if known == 0 or spec.numel % known:
-        raise RefusedOp(f"the {spec.numel} elements of {list(spec.shape)} do not fill {list(shape)}")
+        raise RefusedOp(f"cannot reshape {list(spec.shape)} ({spec.numel} elements) to {list(shape)}")
     return tuple(spec.numel // known if size == -1 else size for size in shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Squeeze(Op):
-    """Dimensions of size 1 are taken away; they count in the tensor as it comes."""
+    """Remove dimensions of size 1, numbered as in the input."""
 
     dims: tuple[int, ...]
     name: ClassVar[str] = "squeeze"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
         """One reshape."""
-        gone = {normalize_dim(dim, spec) for dim in self.dims}
-        for dim in sorted(gone):
+        removed = {normalize_dim(dim, spec) for dim in self.dims}
+        for dim in sorted(removed):
             if spec.shape[dim] != 1:
-                title = (
-                    f"squeeze takes dimension {dim} away, which has {spec.shape[dim]} elements, {list(spec.shape)}"
-                )
+                title = f"cannot squeeze dimension {dim}: it has {spec.shape[dim]} elements, {list(spec.shape)}"
                 raise RefusedOp(title)
-        return (Reshape(tuple(size for dim, size in enumerate(spec.shape) if dim not in gone)),)
+        return (Reshape(tuple(size for dim, size in enumerate(spec.shape) if dim not in removed)),)
 
 
 @dataclass(frozen=True, slots=True)
 class Unsqueeze(Op):
-    """New dimensions of size 1; they count in the result."""
+    """Insert dimensions of size 1, numbered as in the result."""
 
     dims: tuple[int, ...]
     name: ClassVar[str] = "unsqueeze"
@@ -115,14 +105,14 @@ class Unsqueeze(Op):
         rank = len(spec.shape) + len(self.dims)
         new = {normalize_dim(dim, TensorSpec(spec.dtype, (1,) * rank)) for dim in self.dims}
         if len(new) != len(self.dims):
-            raise RefusedOp(f"unsqueeze names one dimension twice: {list(self.dims)} of {rank}")
+            raise RefusedOp(f"unsqueeze lists a dimension twice: {list(self.dims)} of {rank}")
         sizes = iter(spec.shape)
         return (Reshape(tuple(1 if dim in new else next(sizes) for dim in range(rank))),)
 
 
 @dataclass(frozen=True, slots=True)
 class Slice(Op):
-    """Elements `start` to `stop` (excluded) along a dimension; where `stop` is None, all from `start` on, if any."""
+    """Keep elements `start` to `stop` (excluded) along a dimension; without `stop`, to the end."""
 
     dim: int
     start: int
@@ -130,18 +120,20 @@ class Slice(Op):
     name: ClassVar[str] = "slice"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One choice."""
+        """One slice."""
         dim = normalize_dim(self.dim, spec)
         size = spec.shape[dim]
         stop = size if self.stop is None else self.stop
         if not self.start <= stop <= size or self.start == self.stop:
-            raise RefusedOp(f"slice {self.start} to {stop} of {describe_size(dim, size)}, {list(spec.shape)}")
+            raise RefusedOp(
+                f"slice {self.start} to {stop} does not fit {describe_size(dim, size)}, {list(spec.shape)}"
+            )
         return (Pick(dim, (range(self.start, stop),)),)
 
 
 @dataclass(frozen=True, slots=True)
 class PadOp(Op):
-    """Filled up at the end of a dimension to the size `to`."""
+    """Append elements of `value` along a dimension until its size is `to`."""
 
     dim: int
     to: int
@@ -153,6 +145,8 @@ class PadOp(Op):
         dim = normalize_dim(self.dim, spec)
         size = spec.shape[dim]
         if self.to < size:
-            raise RefusedOp(f"pad to {self.to}, and there are {describe_size(dim, size)} already, {list(spec.shape)}")
+            raise RefusedOp(
+                f"cannot pad to {self.to}: there are already {describe_size(dim, size)}, {list(spec.shape)}"
+            )
         check_value(self.value, spec.dtype)
         return (Pad(dim, self.to - size, self.value),)

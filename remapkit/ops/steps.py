@@ -1,4 +1,4 @@
-"""Steps: the few primitives that every operation comes down to, with exact shapes. No tensor is touched here.
+"""Steps: the few primitives that every operation is composed of, with exact shapes. No tensor is touched here.
 
 A step takes one tensor. `Pick` covers whatever only chooses or reorders along one dimension: slices, swapped halves,
 rotary permutations, grouped heads.
@@ -20,7 +20,7 @@ class Permute:
 
     def infer(self, spec: TensorSpec) -> TensorSpec:
         """The header of the result."""
-        return replace(spec, shape=tuple(spec.shape[each] for each in self.order))
+        return replace(spec, shape=tuple(spec.shape[dim] for dim in self.order))
 
 
 @dataclass(frozen=True, slots=True)

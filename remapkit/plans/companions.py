@@ -24,9 +24,10 @@ from remapkit.companions.names import (
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.wording import counted, listed
 from remapkit.ops.base import Op
-from remapkit.ops.dtype import CastOp, is_exact
+from remapkit.ops.dtype import CastOp
 from remapkit.ops.join import FillOp, Join
 from remapkit.ops.shape import ReshapeOp, Squeeze, Unsqueeze
+from remapkit.tensors.dtypes import is_exact_cast
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def _is_value_kept(ops: Iterable[Op], spec: TensorSpec) -> bool:
     """Whether a companion means the same after its operations: an exact cast, or one number in another shape."""
     dtype = spec.dtype
     for op in ops:
-        if isinstance(op, CastOp) and is_exact(dtype, op.dtype):
+        if isinstance(op, CastOp) and is_exact_cast(dtype, op.dtype):
             dtype = op.dtype
         elif not (isinstance(op, ReshapeOp | Squeeze | Unsqueeze) and spec.numel == 1):
             return False

@@ -24,7 +24,8 @@ from remapkit.plans.problems import (
     report_unused_entries,
     report_unused_rules,
 )
-from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
     from remapkit.plans.groups import Gathered

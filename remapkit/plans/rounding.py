@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.wording import counted
 from remapkit.ops.base import Op
-from remapkit.ops.dtype import CastOp, is_exact
+from remapkit.ops.dtype import CastOp
 from remapkit.ops.join import FillOp, Join, infer_join
 from remapkit.plans.moves import Move
+from remapkit.tensors.dtypes import is_exact_cast
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -52,6 +53,6 @@ def _find_roundings(move: Move, source: StateDictSpec) -> Iterator[tuple[str, st
 def _trace_casts(ops: Iterable[Op], dtype: str) -> Iterator[tuple[str, str]]:
     for op in ops:
         if isinstance(op, CastOp):
-            if not is_exact(dtype, op.dtype):
+            if not is_exact_cast(dtype, op.dtype):
                 yield dtype, op.dtype
             dtype = op.dtype

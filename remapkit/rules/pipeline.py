@@ -26,6 +26,7 @@ from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat
 from remapkit.rulefile.arithmetic import BadNumber
 from remapkit.rulefile.syntax import WrittenFill, WrittenPipeline
 from remapkit.rulefile.yaml.nodes import ListNode, MapNode, ScalarNode
+from remapkit.tensors.dtypes import CASTABLE_FLOATS
 from remapkit.tensors.spec import TensorSpec
 
 
@@ -170,7 +171,7 @@ class AddedTargets:
         spec = TensorSpec(self.dtype, shape)
         if isinstance(self.value, float | int):
             dtype.check_value(self.value, self.dtype)
-        if self.value == "arange" and self.dtype not in dtype.FLOATS and spec.numel:
+        if self.value == "arange" and self.dtype not in CASTABLE_FLOATS and spec.numel:
             dtype.check_value(spec.numel - 1, self.dtype)
         if self.value == "tril" and len(shape) < 2:
             raise base.RefusedOp("tril wants two dimensions at least")

@@ -11,37 +11,12 @@ from torch import nn
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
+from remapkit.tensors.dtypes import BY_TORCH_NAME
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
-_NAMES: Mapping[torch.dtype, str] = {
-    getattr(torch, name): spec_name
-    for name, spec_name in {
-        "bool": "BOOL",
-        "uint8": "U8",
-        "int8": "I8",
-        "uint16": "U16",
-        "int16": "I16",
-        "uint32": "U32",
-        "int32": "I32",
-        "uint64": "U64",
-        "int64": "I64",
-        "float16": "F16",
-        "bfloat16": "BF16",
-        "float32": "F32",
-        "float64": "F64",
-        "complex64": "C64",
-        "complex128": "C128",
-        "float8_e5m2": "F8_E5M2",
-        "float8_e4m3fn": "F8_E4M3",
-        "float8_e5m2fnuz": "F8_E5M2FNUZ",
-        "float8_e4m3fnuz": "F8_E4M3FNUZ",
-        "float8_e8m0fnu": "F8_E8M0",
-    }.items()
-    if hasattr(torch, name)
+TORCH_DTYPES: Mapping[str, torch.dtype] = {
+    name: getattr(torch, torch_name) for torch_name, name in BY_TORCH_NAME.items() if hasattr(torch, torch_name)
 }
-
-
-DTYPES: Mapping[str, torch.dtype] = {name: dtype for dtype, name in _NAMES.items()}
 """torch's dtype for each name of a header; the floats of less than a byte have none."""
 
 
@@ -51,12 +26,11 @@ def get_dtype_name(dtype: torch.dtype) -> str:
     >>> get_dtype_name(torch.bfloat16)
     'BF16'
     """
-    try:
-        return _NAMES[dtype]
-    except KeyError:
-        raise UsageError(
-            Diagnostic("RK608", f"{dtype} has no name in a header", help=("cast the tensor to a plain dtype first",))
-        ) from None
+    name = BY_TORCH_NAME.get(str(dtype).removeprefix("torch."))
+    if name is None:
+        title = f"safetensors has no name for {dtype}"
+        raise UsageError(Diagnostic("RK608", title, help=("cast the tensor to a plain dtype first",)))
+    return name
 
 
 def header_of(module: nn.Module | Mapping[str, Any], name: str | None = None) -> StateDictSpec:

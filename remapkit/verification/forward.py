@@ -1,4 +1,4 @@
-"""Two models with the same values on the same input: are their outputs the same, and if not, where do they part?"""
+"""Two models with the same values on the same input: do their outputs differ, and if so, from which module on?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.from_torch import header_of
-from remapkit.verification.models import constants, inputs
+from remapkit.verification.models import find_constants, propose_inputs
 
 TOLERANCE = 1e-4
 """How far outputs may differ, relative to the largest value: sums in another order, in single precision."""
@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a comparison came to: `by` what (`oracle`, or a method), with `other`, and which `tensors` took part."""
+    """The result of a comparison: `by` what (`oracle`, or a method), with `other`, and which `tensors` took part."""
 
     by: str
     other: str
@@ -46,12 +46,12 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON, for the witness."""
-        found: dict[str, Any] = {"by": self.by, "against": self.other, "tensors": len(self.tensors)}
+        written: dict[str, Any] = {"by": self.by, "against": self.other, "tensors": len(self.tensors)}
         if self.input:
-            found |= {"of": self.total, "input": list(self.input), "relative_difference": self.apart}
+            written |= {"of": self.total, "input": list(self.input), "relative_difference": self.apart}
         if self.constants:
-            found |= {"constants": list(self.constants)}
-        return found
+            written |= {"constants": list(self.constants)}
+        return written
 
 
 def verify_forward(
@@ -77,32 +77,32 @@ def verify_forward(
     calls = (_find_method(source, method), _find_method(target, method))
     theirs = _Watched(source)
     ours = _Watched(target)
-    x, expected, found = _run_both(source, target, calls, theirs, ours, method, written, seed)
+    x, expected, actual = _run_both(source, target, calls, theirs, ours, method, written, seed)
     name = f"{type(source).__name__}.{method}"
-    apart = max((_measure_difference(a, b) for a, b in zip(expected, found, strict=True)), default=float("inf"))
-    used = _find_used_tensors(target, found)
+    apart = max((_measure_difference(a, b) for a, b in zip(expected, actual, strict=True)), default=float("inf"))
+    used = _find_used_tensors(target, actual)
     total = len(header_of(target))
     problems = []
     if not apart <= tolerance:
         problems.append(_diagnose_difference(name, apart, tolerance, plan, theirs, ours))
     elif not used:
-        title = f"{name} gives the same whatever the weights are: nothing was verified"
+        title = f"the output of {name} does not depend on the weights: nothing was verified"
         problems.append(Diagnostic("RK716", title, help=("name another method: --forward NAME",)))
-    kept = constants(source, {gone.fqn for gone in plan.dropped})
+    kept = find_constants(source, {gone.fqn for gone in plan.dropped})
     return Verdict(method, name, used, tuple(problems), total, apart, tuple(x.shape), kept)
 
 
 def _find_method(model: nn.Module, name: str) -> Callable[..., Any]:
-    found = getattr(model, name, None)
-    if not callable(found):
-        known = [each for each in ("forward", "encode", "decode") if callable(getattr(model, each, None))]
+    attribute = getattr(model, name, None)
+    if not callable(attribute):
+        known = [method for method in ("forward", "encode", "decode") if callable(getattr(model, method, None))]
         title = f"{type(model).__name__} has no method {name!r}"
         raise UsageError(Diagnostic("RK713", title, help=(f"it has {', '.join(known)}",)))
-    return found  # type: ignore[no-any-return]
+    return attribute  # type: ignore[no-any-return]
 
 
 class _Watched:
-    """What every module of a model was given and gave at its first call, in the order of the calls."""
+    """The inputs and outputs of every module of a model at its first call, in the order of the calls."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -124,7 +124,7 @@ class _Watched:
     def _make_input_hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: Any) -> None:
             if name not in self.inputs:
-                self.inputs[name] = [each.detach().clone() for each in given if isinstance(each, torch.Tensor)]
+                self.inputs[name] = [value.detach().clone() for value in given if isinstance(value, torch.Tensor)]
 
         return hook
 
@@ -148,73 +148,75 @@ def _run_both(
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """The first input that both models take, and what they give."""
     refused = []
-    for x in inputs((target, source), method, written, seed):
+    for x in propose_inputs((target, source), method, written, seed):
         try:
             expected = theirs.call(partial(_compute_expected, source, target, calls[0], method, x))
-            found = ours.call(partial(_compute_actual, target, calls[1], method, x))
+            actual = ours.call(partial(_compute_actual, target, calls[1], method, x))
         except Exception as error:
             refused.append(f"{list(x.shape)}: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
             continue
-        shapes = [[list(each.shape) for each in side] for side in (expected, found)]
-        if shapes[0] == shapes[1] and found:
-            return x, expected, found
+        shapes = [[list(tensor.shape) for tensor in side] for side in (expected, actual)]
+        if shapes[0] == shapes[1] and actual:
+            return x, expected, actual
         refused.append(f"{list(x.shape)}: {shapes[0]} from {type(source).__name__}, {shapes[1]} from the target")
-    title = f"no input was found that {method} of both models takes and gives the same shapes for"
-    help = "give the shape: --input 1,3,32,32, or --input 2,7:1000 for integers below 1000"
+    title = f"found no input that {method} of both models accepts with outputs of the same shapes"
+    help = "pass the shape: --input 1,3,32,32, or --input 2,7:1000 for integers below 1000"
     raise UsageError(Diagnostic("RK713", title, notes=(named(refused) or "none was tried",), help=(help,)))
 
 
 def _compute_expected(
     source: nn.Module, target: nn.Module, call: Callable[..., Any], method: str, x: Any
 ) -> list[torch.Tensor]:
-    """What the source gives, in the target's terms where the target knows better: `reference_output`."""
+    """What the source computes, or what the target's `reference_output` makes of the source."""
     translate = getattr(target, "reference_output", None)
     given = translate(source, method, x) if callable(translate) else NotImplemented
-    return list(tensors(call(x) if given is NotImplemented else given))
+    return list(collect_tensors(call(x) if given is NotImplemented else given))
 
 
 def _compute_actual(target: nn.Module, call: Callable[..., Any], method: str, x: Any) -> list[torch.Tensor]:
-    """What the target gives, or what it says should be compared: `comparable_output`."""
+    """What the target computes, or what its `comparable_output` gives for comparison."""
     comparable = getattr(target, "comparable_output", None)
     given = comparable(method, x) if callable(comparable) else NotImplemented
-    return list(tensors(call(x) if given is NotImplemented else given))
+    return list(collect_tensors(call(x) if given is NotImplemented else given))
 
 
-def tensors(output: Any) -> Iterator[torch.Tensor]:
+def collect_tensors(output: Any) -> Iterator[torch.Tensor]:
     """Every floating tensor of what a model gave: of lists, mappings, output classes and distributions."""
     if isinstance(output, torch.Tensor):
         if output.is_floating_point():
             yield output
     elif isinstance(output, Mapping):
         for value in output.values():
-            yield from tensors(value)
+            yield from collect_tensors(value)
     elif isinstance(output, Sequence) and not isinstance(output, str):
         for value in output:
-            yield from tensors(value)
+            yield from collect_tensors(value)
     elif isinstance(mean := getattr(output, "mean", None), torch.Tensor):
         yield mean
     elif output is not None and hasattr(output, "__dict__"):
         for value in vars(output).values():
             if isinstance(value, torch.Tensor | Mapping | list | tuple):
-                yield from tensors(value)
+                yield from collect_tensors(value)
 
 
 def _measure_difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference, relative to the largest value; infinite where one of them is no number."""
+    """The largest difference, relative to the largest value; infinite where one of them is not finite."""
     if not (one.isfinite().all() and other.isfinite().all()):
         return float("inf")
     scale = max(one.abs().max().item(), 1e-30) if one.numel() else 1.0
     return float((one - other).abs().max().item() / scale) if one.numel() else 0.0
 
 
-def _find_used_tensors(target: nn.Module, found: Sequence[torch.Tensor]) -> tuple[str, ...]:
-    """The tensors that the outputs depend on, as gradients tell; a verdict says nothing about the others."""
-    parameters = {fqn: each for fqn, each in target.named_parameters(remove_duplicate=False) if each.requires_grad}
-    outputs = [each for each in found if each.requires_grad]
+def _find_used_tensors(target: nn.Module, outputs: Sequence[torch.Tensor]) -> tuple[str, ...]:
+    """The tensors that the outputs depend on, by their gradients; a verdict says nothing about the others."""
+    parameters = {
+        fqn: tensor for fqn, tensor in target.named_parameters(remove_duplicate=False) if tensor.requires_grad
+    }
+    outputs = [tensor for tensor in outputs if tensor.requires_grad]
     if not outputs or not parameters:
         return ()
     # Different factors: what goes into a norm adds up to nothing otherwise.
-    total = sum((each * torch.rand_like(each)).square().sum() for each in outputs)
+    total = sum((output * torch.rand_like(output)).square().sum() for output in outputs)
     assert isinstance(total, torch.Tensor)
     grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     return tuple(fqn for fqn, grad in zip(parameters, grads, strict=True) if grad is not None and bool(grad.any()))
@@ -226,9 +228,9 @@ def _find_used_tensors(target: nn.Module, found: Sequence[torch.Tensor]) -> tupl
 def _diagnose_difference(
     name: str, apart: float, tolerance: float, plan: ResolvedPlan, theirs: _Watched, ours: _Watched
 ) -> Diagnostic:
-    title = f"{name} gives other values: they are {apart:.3g} apart (relative; {tolerance:g} is allowed)"
+    title = f"{name} gives different values: they differ by {apart:.3g} (relative; the tolerance is {tolerance:g})"
     place, is_rule = find_first_difference(plan, theirs, ours, tolerance)
-    help = "look at the rules that write there; a swap or a wrong operation upstream shows in the first such module"
+    help = "check the rules that write there; a swap or a wrong operation before it shows in the first such module"
     if not is_rule:
         help = "compare what the two models compute there, and the buffers and constants that no rule carries over"
         help += "; a rule that writes to the modules before, with the right shape, may still be wrong"
@@ -236,7 +238,7 @@ def _diagnose_difference(
 
 
 def find_first_difference(plan: ResolvedPlan, theirs: _Watched, ours: _Watched, tolerance: float) -> tuple[str, bool]:
-    """In words, the first module that gives other values than the one its tensors come from, in order of the calls.
+    """The first module, in the order of calls, whose output differs from that of the module its tensors come from.
 
     And whether a rule is to blame: only where the module was given what the source computes too. What differs before
     a module is called was computed between the modules, by what no rule writes to.
@@ -259,28 +261,31 @@ def find_first_difference(plan: ResolvedPlan, theirs: _Watched, ours: _Watched, 
             after = f", after {before}" if before is not None else ""
             name = owner or "the end"
             if _has_same_inputs(theirs.inputs, ours.inputs.get(owner, []), tolerance):
-                return f"they part at {name} (from {source or 'the model itself'}, by {rule}){after}", True
+                return f"they diverge at {name} (from {source or 'the model itself'}, by {rule}){after}", True
             between = f"between {before} and {name}" if before is not None else f"before {name}"
-            why = "what goes into it differs already, so that no rule that writes there is to blame"
-            return f"they part {between}: {why}", False
+            why = "its input differs already, so no rule that writes there is at fault"
+            return f"they diverge {between}: {why}", False
         before = owner or "the end"
     if before is not None:
-        return f"they part after {before}: every module up to there that can be compared gives the same", False
-    return "no module whose tensors come from one module gives other values", False
+        return (
+            f"they diverge after {before}: every module before that can be compared gives the same values",
+            False,
+        )
+    return "no module whose tensors come from a single module gives different values", False
 
 
 def _has_same_inputs(
     theirs: Mapping[str, Sequence[torch.Tensor]], ours: Sequence[torch.Tensor], tolerance: float
 ) -> bool:
-    """Whether some module of the source was given the same: not the counterpart, where two are swapped."""
-    given = [each for inputs in theirs.values() for each in inputs]
+    """Whether some module of the source had the same inputs: where two are swapped, it is not the counterpart."""
+    given = [tensor for inputs in theirs.values() for tensor in inputs]
     return all(
         any(
-            each.shape == other.shape and _measure_difference(other.float(), each.float()) <= tolerance
+            tensor.shape == other.shape and _measure_difference(other.float(), tensor.float()) <= tolerance
             for other in given
         )
-        for each in ours
+        for tensor in ours
     )
 
 
-__all__ = ["TOLERANCE", "Verdict", "find_first_difference", "tensors", "verify_forward"]
+__all__ = ["TOLERANCE", "Verdict", "collect_tensors", "find_first_difference", "verify_forward"]

@@ -13,11 +13,11 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.plans.make import make_plan
 from remapkit.rules.model import CompiledRules
-from remapkit.tensors.from_torch import DTYPES, header_of
+from remapkit.tensors.from_torch import TORCH_DTYPES, header_of
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, get_leaf
 
 MOST_BYTES = 8_000_000_000
-"""Larger models are refused: a small config shows the same."""
+"""Larger models are refused: a small config proves the same."""
 
 
 def build_random_model(
@@ -25,8 +25,8 @@ def build_random_model(
 ) -> nn.Module:
     """A model on the CPU in single precision, in evaluation mode, every tensor filled with random values.
 
-    But for the constants that `rules` leave behind: see `constants`. `make` builds it on the meta device or not; what
-    lies on meta is given memory first.
+    Constants that `rules` drop keep their values: see `find_constants`. `make` builds it on the meta device or not;
+    what is on meta is given memory first.
     """
     try:
         torch.manual_seed(seed)
@@ -38,7 +38,7 @@ def build_random_model(
         help = "give its arguments or a config: --source-arg key=value, --source-config FILE (--target-... likewise)"
         raise UsageError(Diagnostic("RK604", f"{reference} cannot be built", notes=(said,), help=(help,))) from error
     if not isinstance(model, nn.Module):
-        title = f"{reference} gave a {type(model).__name__}, not a torch module"
+        title = f"{reference} returned a {type(model).__name__}, not a torch module"
         raise UsageError(Diagnostic("RK606", title, help=("name a class derived from torch.nn.Module",)))
     header = header_of(model, reference)
     if header.nbytes > MOST_BYTES:
@@ -52,9 +52,9 @@ def build_random_model(
 
 
 def randomize_model(model: nn.Module, seed: int, dropped: Collection[str] = ()) -> None:
-    """Random values for every floating tensor of a model's state dict, but for the constants among those dropped."""
+    """Random values for every floating tensor of a model's state dict, but for dropped constants."""
     generator = torch.Generator().manual_seed(seed)
-    constant = constants(model, dropped)
+    constant = find_constants(model, dropped)
     with torch.no_grad():
         for fqn, tensor in model.state_dict(keep_vars=True).items():
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
@@ -63,13 +63,13 @@ def randomize_model(model: nn.Module, seed: int, dropped: Collection[str] = ()) 
                     tensor.copy_(values)
 
 
-def constants(model: nn.Module, dropped: Collection[str]) -> tuple[str, ...]:
+def find_constants(model: nn.Module, dropped: Collection[str]) -> tuple[str, ...]:
     """The buffers among these names that a constructor computes: masks, positions, frequencies.
 
     Rules leave them behind where the other model computes its own. Parameters and the statistics of norms are
     learned: one that is dropped is missing, whatever value it begins with, and random values show it.
 
-    >>> constants(nn.BatchNorm1d(2), ["weight", "running_mean", "num_batches_tracked"])
+    >>> find_constants(nn.BatchNorm1d(2), ["weight", "running_mean", "num_batches_tracked"])
     ('num_batches_tracked',)
     """
     learned = {
@@ -107,7 +107,7 @@ def make_random_state(header: StateDictSpec, seed: int) -> dict[str, torch.Tenso
 
 
 def _make_random_tensor(fqn: str, spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
-    dtype = DTYPES[spec.dtype]
+    dtype = TORCH_DTYPES[spec.dtype]
     if dtype.is_floating_point:
         return _make_values(fqn, spec.shape, generator).to(dtype)
     if dtype == torch.bool:
@@ -118,8 +118,10 @@ def _make_random_tensor(fqn: str, spec: TensorSpec, generator: torch.Generator) 
 # ------------------------------------------------------------------------------------------------------ inputs
 
 
-def inputs(models: Sequence[nn.Module], method: str, written: str | None, seed: int) -> Iterator[torch.Tensor]:
-    """What a method may be tried on: the shape that was written, else what the models say of themselves.
+def propose_inputs(
+    models: Sequence[nn.Module], method: str, written: str | None, seed: int
+) -> Iterator[torch.Tensor]:
+    """Inputs to try a method on: the given shape, else what the models suggest.
 
     A model may have `example_input(method)`, or `dummy_inputs` as those of transformers have; else its first
     convolution, embedding or linear layer tells how many channels it reads.
@@ -139,7 +141,7 @@ def inputs(models: Sequence[nn.Module], method: str, written: str | None, seed: 
     for shape in dict.fromkeys(shape for model in models for shape in _list_input_shapes(model)):
         yield torch.rand(shape, generator=generator) * 2 - 1
     for model in models:
-        embedding = next((each for each in model.modules() if isinstance(each, nn.Embedding)), None)
+        embedding = next((module for module in model.modules() if isinstance(module, nn.Embedding)), None)
         if embedding is not None:
             yield torch.randint(0, embedding.num_embeddings, (2, 7), generator=generator)
 
@@ -154,7 +156,7 @@ def _parse_input(text: str, generator: torch.Generator) -> torch.Tensor:
         return torch.rand(sizes, generator=generator) * 2 - 1
     except (ValueError, RuntimeError):
         help = "write the shape, as in --input 1,3,32,32, or --input 2,7:1000 for integers below 1000"
-        raise UsageError(Diagnostic("RK713", f"--input {text} is no input", help=(help,))) from None
+        raise UsageError(Diagnostic("RK713", f"--input {text} is not a valid input", help=(help,))) from None
 
 
 def _list_input_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:

@@ -28,7 +28,7 @@ def verify_oracle(
         problem = Diagnostic("RK714", title, notes=(said,), help=("try it on a state dict of the layout it reads",))
         return Verdict("oracle", name, (), (problem,))
     if not isinstance(theirs, Mapping):
-        title = f"the oracle {name} gave a {type(theirs).__name__}, not a state dict"
+        title = f"the oracle {name} returned a {type(theirs).__name__}, not a state dict"
         return Verdict("oracle", name, (), (Diagnostic("RK714", title, help=("name a function that returns one",)),))
     ours = remap(rules, dict(state))
     problems = [*_diagnose_names(ours, theirs, name), *_diagnose_values(ours, theirs, name)]
@@ -40,7 +40,7 @@ def _diagnose_names(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: st
     beyond = [fqn for fqn in ours if fqn not in theirs]
     if not lacking and not beyond:
         return []
-    title = f"{name} makes other names: {len(lacking)} that the rules do not, {len(beyond)} that only they make"
+    title = f"the names differ: {len(lacking)} only from {name}, {len(beyond)} only from the rules"
     lines = [f"only {name}: {fqn}" for fqn in lacking] + [f"only the rules: {fqn}" for fqn in beyond]
     values = {"missing_keys": lacking, "unexpected_keys": beyond}
     return [Diagnostic("RK710", title, (), ("correct the templates",), (named(lines),), values=values)]
@@ -62,9 +62,9 @@ def _diagnose_values(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: s
 def describe_difference(one: Any, other: Any) -> str | None:
     """How two tensors differ, None where they are the same to the bit."""
     if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
-        return None if one is other or one == other else "one of them is no tensor"
+        return None if one is other or one == other else "one of them is not a tensor"
     if one.shape != other.shape or one.dtype != other.dtype:
-        specs = [TensorSpec(str(each.dtype).removeprefix("torch."), tuple(each.shape)) for each in (one, other)]
+        specs = [TensorSpec(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for tensor in (one, other)]
         return f"{specs[0]} here, {specs[1]} there"
     if torch.equal(one, other):
         return None

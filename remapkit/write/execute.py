@@ -1,4 +1,4 @@
-"""Execution: moves and a reader become files. One target tensor at a time, or the kernel's copy of whole stretches.
+"""Moves and a reader become files. One target tensor at a time, or the kernel's copy of whole ranges.
 
 Nothing but the target is ever opened for writing, and it appears whole or not at all. `rename_in_place` is the one
 exception, and keeps a journal.
@@ -20,11 +20,11 @@ from remapkit.files.atomic import ignore_interrupts
 from remapkit.files.errors import make_unwritable
 from remapkit.files.index_names import split_index_name
 from remapkit.files.locks import hold_locks
-from remapkit.files.source_file import CHUNK, split_evenly
+from remapkit.formats.compare import are_equal_streams
 from remapkit.formats.detect import open_checkpoint
 from remapkit.formats.reader import Reader
 from remapkit.plans.moves import Move
-from remapkit.write import in_place as inplace
+from remapkit.write import in_place
 from remapkit.write.layout import FileLayout, lay_out_safetensors, lay_out_shards, split_ties
 from remapkit.write.torch_zip import lay_out_pth
 from remapkit.write.writer import Progress, Writer, forget_cached
@@ -39,7 +39,7 @@ FORMATS = ("safetensors", "pth")
 class Written:
     """What was written: the files (an index last), how many tensors and bytes, and how the bytes went.
 
-    `how` is a subset of reflink, copy_file_range, sendfile, loop (stretches of files), gathered (views, operations),
+    `how` is a subset of reflink, copy_file_range, sendfile, loop (ranges of files), gathered (views, operations),
     header, shifted (in place). `tied` maps the names that are recorded but not written to those that are.
     """
 
@@ -51,7 +51,7 @@ class Written:
     tied: Mapping[str, str] = field(default_factory=dict)
     verified: bool = False
     kept: int = 0
-    """How many complete shards of a killed run were taken over."""
+    """How many complete shards of a killed run were reused."""
 
 
 def execute(
@@ -71,7 +71,7 @@ def execute(
 ) -> Written:
     """Write the targets of `moves`, in their order, to `out`.
 
-    `format` is `safetensors` or `pth`; left out, the suffix of `out` must say it. With `shard_size` (bytes) it is
+    `format` is `safetensors` or `pth`; by default the suffix of `out` decides. With `shard_size` (bytes) it is
     `out` without its suffix, `-00001-of-00003.safetensors` and so on, with an index, or one file where one is enough.
     `tied` are groups of targets that share one storage (by default those whose sources do): a `.pth` keeps them so,
     safetensors keeps one name of each and records the others in its metadata, and `untie` writes copies. `run` makes
@@ -84,7 +84,6 @@ def execute(
     out = Path(out)
     format = choose_format(out, format, shards=shard_size is not None)
     groups = [] if untie else tied if tied is not None else find_tied_targets(moves, reader)
-    run = run or _make_streams(moves)
     layouts, recorded = _lay_out_files(moves, reader, out, format, metadata or {}, shard_size, groups)
     writer = Writer(reader, layouts, progress, run)
     inspect = _make_inspector(reader, run) if verify else None
@@ -103,17 +102,8 @@ def execute(
     )
 
 
-def _make_streams(moves: Sequence[Move]) -> Run | None:
-    """What makes the tensors of moves with operations; numpy is imported only where there are any."""
-    if not any(move.ops for move in moves):
-        return None
-    from remapkit.compute.stream import Streams
-
-    return Streams()
-
-
 def choose_format(out: str | Path, format: str | None = None, *, shards: bool = False) -> str:
-    """The format of an output, `safetensors` or `pth`: the one that is named, else the one that its name says.
+    """The format of an output, `safetensors` or `pth`: the given one, else that of its suffix.
 
     Shards get `.safetensors` after whatever name is given. Raises `UnwritableOutput` (RK511) where nothing says it.
 
@@ -131,9 +121,9 @@ def choose_format(out: str | Path, format: str | None = None, *, shards: bool = 
     # A folder in the place of the file is refused for being one.
     if suffix == ".safetensors" or shards or os.path.isdir(out):  # noqa: PTH112 - any name may be asked
         return "safetensors"
-    what = f"the suffix {out.suffix} names no format that is written" if suffix else "it has no suffix"
-    title = f"which format should {out.name} have? {what[0].upper()}{what[1:]}"
-    help = ("name the file .safetensors or .pth, or say --to-format safetensors or --to-format pth",)
+    what = f"the suffix {out.suffix} is not known" if suffix else "the name has no suffix"
+    title = f"cannot tell the format of {out.name}: {what}"
+    help = ("name the file .safetensors or .pth, or pass --to-format safetensors or --to-format pth",)
     raise make_unwritable("RK511", title, help=help)
 
 
@@ -162,7 +152,7 @@ def _lay_out_files(
 
 
 def make_shard_stem(out: Path) -> str:
-    """What the names of shards begin with.
+    """The beginning of the names of shards.
 
     >>> make_shard_stem(Path("out/model.safetensors")), make_shard_stem(Path("model.safetensors.index.json"))
     ('model', 'model')
@@ -193,12 +183,12 @@ def rename_in_place(moves: Sequence[Move], reader: Reader, *, metadata: Mapping[
     or computed tensors.
     """
     started = time.monotonic()
-    source = inplace.require_safetensors(reader)
+    source = in_place.require_safetensors(reader)
     path = source.path
-    inplace.check_no_links(path, source.sources[0])
-    raw = inplace.make_header(moves, source, {"format": "pt", **(metadata or {})})
+    in_place.check_no_links(path, source.sources[0])
+    raw = in_place.make_header(moves, source, {"format": "pt", **(metadata or {})})
     with hold_locks([path]):
-        how, nbytes = inplace.replace_header(path, source, raw)
+        how, nbytes = in_place.replace_header(path, source, raw)
         with ignore_interrupts():
             _check_renamed(path, moves)
     return Written((path,), len(moves), nbytes, time.monotonic() - started, (how,))
@@ -209,15 +199,15 @@ def _check_renamed(path: Path, moves: Sequence[Move]) -> None:
         header = renamed.header()
         wrong = [move.target for move in moves if header.tensors.get(move.target) != move.spec]
     if wrong:
-        raise _make_write_error(f"{len(wrong)} of {len(moves)} tensors were renamed wrong", shown(wrong[0]))
+        raise _make_write_error(f"{len(wrong)} of {len(moves)} tensors were renamed incorrectly", shown(wrong[0]))
 
 
 def recover(path: str | Path) -> bool:
     """Restore a file whose rename in place was interrupted, to the byte; False where there is nothing to restore.
 
-    Raises `UnwritableOutput` (RK508) where the file is not the one that the journal speaks of.
+    Raises `UnwritableOutput` (RK508) where the file is not the one that the journal describes.
     """
-    return inplace.recover(Path(path))
+    return in_place.recover(Path(path))
 
 
 def verify(moves: Sequence[Move], reader: Reader, out: str | Path, *, run: Run | None = None) -> int:
@@ -227,7 +217,7 @@ def verify(moves: Sequence[Move], reader: Reader, out: str | Path, *, run: Run |
     `UnwritableOutput` (RK506) that names the tensors that differ, `UnreadableCheckpoint` where `out` cannot be read.
     """
     with open_checkpoint(out, allow_expand=True) as written:
-        _compare_targets(moves, reader, written, run or _make_streams(moves))
+        _compare_targets(moves, reader, written, run)
     return len(moves)
 
 
@@ -246,12 +236,12 @@ def _compare_targets(moves: Sequence[Move], reader: Reader, written: Reader, run
     wrong = [move.target for move in moves if not _is_same_target(move, reader, written, header.metadata, run)]
     if wrong:
         names = "\n".join(map(shown, wrong[:5])) + (f"\n... and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        title = f"{len(wrong)} of {len(moves)} tensors were written wrong"
+        title = f"{len(wrong)} of {len(moves)} tensors were written incorrectly"
         raise _make_write_error(title, names)
 
 
 def _make_write_error(title: str, names: str) -> FailedWrite:
-    help = ("check the disk and the memory, and run it again",)
+    help = ("check the disk and the memory, then run it again",)
     return FailedWrite(Diagnostic("RK506", title, notes=(names,), help=help))
 
 
@@ -260,12 +250,7 @@ def _is_same_target(move: Move, reader: Reader, written: Reader, tied: Mapping[s
     name = move.target if move.target in header else tied.get(move.target, move.target)
     if name not in header or header[name] != move.spec:
         return False
-    expected, found = (
-        split_evenly(read_target_chunks(move, reader, run), CHUNK),
-        split_evenly(written.chunks(name), CHUNK),
-    )
-    # Views are compared element by element, bytes at once.
-    return all(a.tobytes() == b.tobytes() for a, b in zip(expected, found, strict=True))
+    return are_equal_streams(read_target_chunks(move, reader, run), written.chunks(name))
 
 
 __all__ = [

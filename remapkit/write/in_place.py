@@ -1,10 +1,24 @@
 """Renaming inside one safetensors file: only its header is written.
 
 Where the filesystem can share blocks, a new file is made of a new header and the old data, and takes the old one's
-name: that is atomic. Elsewhere the header is overwritten, and a journal beside the file holds the old one until the
-new one is on the disk. A header that has outgrown its place gets more of it: whole blocks are inserted at the front
-of the file (Linux: fallocate with FALLOC_FL_INSERT_RANGE, on ext4 and XFS). Where none of that works, or the file is
-small, it is written anew.
+name: that is atomic. Elsewhere the header is overwritten under a journal. A header that has outgrown its place gets
+more room: whole blocks are inserted at the front of the file (Linux: fallocate with FALLOC_FL_INSERT_RANGE, on ext4
+and XFS). Where none of that works, or the file is small, it is written anew.
+
+The journal (old header, new header, old size, inserted bytes) is on the disk before the file changes and is removed
+after the new header is on the disk. So a crash leaves one of these states, and readers refuse the file in all but the
+first and the last:
+
+1. no journal, old file;
+2. journal, old file;
+3. journal, blocks inserted: zeros in front of the old header;
+4. journal, header partly written: every byte is that of 2 or 3, or the new one;
+5. journal, new file;
+6. no journal, new file.
+
+`recover` turns 2 to 5 into 1: it removes the inserted blocks, writes the old header, flushes, and removes the journal
+last. Interrupted itself it leaves a mixture of old and new bytes, with or without the inserted blocks, which it
+accepts again (`Journal.can_restore`). So repeated until it ends it gives the old file, byte for byte.
 """
 
 from __future__ import annotations
@@ -42,7 +56,7 @@ _COLLAPSE, _INSERT = 0x08, 0x20
 
 
 def make_header(moves: Sequence[Move], reader: SafetensorsReader, metadata: Mapping[str, str]) -> bytes:
-    """The JSON of the new header: new names over the data as it lies. Raises `UnwritableOutput` (RK507)."""
+    """The JSON of the new header: new names for the data, in its order. Raises `UnwritableOutput` (RK507)."""
     if any(move.ops for move in moves):
         raise _make_refusal("--in-place only renames: this plan computes new values")
     names = {move.sources[0]: move.target for move in moves}
@@ -50,7 +64,7 @@ def make_header(moves: Sequence[Move], reader: SafetensorsReader, metadata: Mapp
     left = [fqn for fqn in header if fqn not in names and header[fqn].nbytes]
     if left:
         named = left[0] if len(left) == 1 else f"{left[0]} and {len(left) - 1} more"
-        raise _make_refusal(f"--in-place cannot leave tensors behind ({named}): the format allows no holes")
+        raise _make_refusal(f"--in-place cannot drop tensors ({named}): the format allows no holes")
     tensors = ((names[fqn], spec) for fqn, spec in header.items() if fqn in names)
     return header_json(tensors, metadata)
 
@@ -60,10 +74,10 @@ def _make_refusal(title: str) -> Exception:
 
 
 def check_no_links(path: Path, source: SourceFile) -> None:
-    """Raise `UnwritableOutput` (RK507) for a file that is known by other names too: they would all change."""
+    """Raise `UnwritableOutput` (RK507) for a file that has other names too, which would all change."""
     if path.is_symlink():
         target = os.path.realpath(path)
-        help = ("name that file, if it is the one to change",)
+        help = ("name that file if it is the one to change",)
         raise make_unwritable("RK507", f"{path} is a link to {target}", help=help)
     with source.hold_open() as fd:
         links = os.fstat(fd).st_nlink
@@ -141,7 +155,7 @@ class Journal:
 
     @classmethod
     def unpack(cls, raw: bytes) -> Journal | None:
-        """The journal that bytes hold, or None where they are torn or say what no rename could have written."""
+        """The journal that bytes hold, or None where they are torn or not what a rename writes."""
         head = len(_MAGIC)
         if raw[:head] != _MAGIC or len(raw) < head + 28:
             return None
@@ -161,10 +175,10 @@ class Journal:
         return journal if journal._is_sound() else None
 
     def _is_sound(self) -> bool:
-        """Whether it may be one of ours: two headers of the same tensors, apart by whole blocks.
+        """Whether it may be ours: two headers of the same tensors, whose lengths differ by whole blocks.
 
-        Whoever can write a folder can put a journal into it, under a name that is no secret. One that is used can
-        only do what a rename does.
+        Whoever can write to a folder can put a journal into it. So what is not ours is refused, and what is accepted
+        can only do what a rename does.
         """
         if type(self.file) is not str or type(self.size) is not int or type(self.insert) is not int:
             return False
@@ -188,17 +202,17 @@ class Journal:
         if inserted not in (0, self.insert):
             return False
         before = b"\0" * inserted + self.old
-        # Where an interrupted recovery has removed the blocks again, what was the new header is their rest.
+        # An interrupted recovery may have removed the blocks already: the rest of the new header is then in front.
         after = self.new[self.insert - inserted :][: len(before)]
         return len(front) == len(before) == len(after) and _is_either(front, before, after)
 
 
 def _is_either(front: bytes, before: bytes, after: bytes) -> bool:
-    """Whether every byte is that of one of two texts; quick where long stretches are."""
+    """Whether every byte is that of one of two texts: a block at a time, and byte by byte only in a torn block."""
     for at in range(0, len(front), BLOCK):
-        found, one, other = (text[at : at + BLOCK] for text in (front, before, after))
-        if found not in (one, other) and not all(
-            byte in pair for byte, pair in zip(found, zip(one, other, strict=True), strict=True)
+        piece, one, other = (text[at : at + BLOCK] for text in (front, before, after))
+        if piece not in (one, other) and not all(
+            byte in pair for byte, pair in zip(piece, zip(one, other, strict=True), strict=True)
         ):
             return False
     return True
@@ -230,7 +244,7 @@ def _write_under_journal(fd: int, path: Path, journal: Journal) -> bool:
     _write_journal(path, journal)
     try:
         if journal.insert and not _fallocate(fd, _INSERT, journal.insert):
-            _drop_journal(path, "is as it was")
+            _drop_journal(path, "is unchanged")
             return False
         write_all(fd, journal.new, 0)
         os.fsync(fd)
@@ -248,7 +262,7 @@ def _write_under_journal(fd: int, path: Path, journal: Journal) -> bool:
 
 
 def _choose_insert_size(missing: int) -> int:
-    """Whole blocks that hold what is missing, and as much again, so that the next rename fits."""
+    """Whole blocks for twice what is missing, so that the next rename fits."""
     return 0 if missing <= 0 else (2 * missing + BLOCK - 1) // BLOCK * BLOCK
 
 
@@ -281,10 +295,10 @@ def _drop_journal(path: Path, state: str) -> None:
         journal.unlink()
     except OSError as error:
         title = f"{path.name} {state}, but its journal cannot be removed: {describe_os_error(error)}"
-        notes = ("while the journal is there, nobody reads the file",)
+        notes = ("remapkit does not read the file while the journal exists",)
         help = [f"to keep the file as it is now, remove the journal: rm {shlex.quote(str(journal))}"]
         if state == "is renamed":
-            help.append(f"to have the old names back: remapkit recover {shlex.quote(str(path))}")
+            help.append(f"to restore the old names: remapkit recover {shlex.quote(str(path))}")
         raise JournalLeft(Diagnostic("RK512", escape_text(title), notes=notes, help=tuple(help))) from error
     sync_directory(path.parent)
 
@@ -311,9 +325,9 @@ def _fallocate(fd: int, mode: int, length: int) -> bool:
 
 
 def recover(path: Path) -> bool:
-    """Restore a file from its journal, to the byte; False where there is none. Safe to be interrupted itself.
+    """Restore a file from its journal, to the byte; False where there is none. It may be interrupted and repeated.
 
-    Raises `UnwritableOutput` (RK507, RK508) where the file is not the one that the journal speaks of, or is being
+    Raises `UnwritableOutput` (RK507, RK508) where the file is not the one that the journal describes, or is being
     rewritten just now.
     """
     path = Path(os.path.realpath(path))
@@ -330,7 +344,7 @@ def _recover_file(path: Path) -> bool:
     raw = _read_journal(journal_at)
     journal = None if raw is None else Journal.unpack(raw)
     if journal is None or journal.file != path.name:
-        title = f"the journal of {path.name} is damaged: it is not used"
+        title = f"the journal of {path.name} is damaged; it was not used"
         raise make_unwritable("RK508", title, help=(f"look at {path.name}, then remove {journal_path(path)}",))
     try:
         _restore_file(path, journal)
@@ -340,7 +354,7 @@ def _recover_file(path: Path) -> bool:
 
 
 def _read_journal(path: Path) -> bytes | None:
-    """The bytes of a journal, or None for what is none: a link, a pipe, a device, or more than two headers take."""
+    """The bytes of a journal, or None for what cannot be one: a link, a pipe, a device, too many bytes."""
     try:
         if path.is_symlink():
             return None
@@ -367,19 +381,19 @@ def _restore_header(fd: int, path: Path, journal: Journal) -> None:
     size = os.fstat(fd).st_size
     front = os.pread(fd, len(journal.old) + max(0, min(size - journal.size, journal.insert)), 0)
     if not journal.can_restore(front, size):
-        title = f"{path.name} is not the file whose rename was interrupted: it is left as it is"
-        raise make_unwritable("RK508", title, help=(f"remove {journal_path(path)} if that is meant",))
+        title = f"{path.name} is not the file whose rename was interrupted; it was not changed"
+        raise make_unwritable("RK508", title, help=(f"remove {journal_path(path)} if that is intended",))
     if size != journal.size:
         if not _fallocate(fd, _COLLAPSE, journal.insert):
             raise make_unwritable("RK508", f"the filesystem of {path.name} cannot remove inserted blocks")
         os.fsync(fd)
     write_all(fd, journal.old, 0)
     os.fsync(fd)
-    _drop_journal(path, "is what it was before the rename")
+    _drop_journal(path, "is restored")
 
 
 def require_safetensors(reader: Reader) -> SafetensorsReader:
     """The reader, where it reads one safetensors file; raises `UnwritableOutput` (RK507) for any other."""
     if not isinstance(reader, SafetensorsReader):
-        raise _make_refusal(f"--in-place renames inside one safetensors file, and this is {reader.format}")
+        raise _make_refusal(f"--in-place renames inside one safetensors file, but this is {reader.format}")
     return reader

@@ -1,7 +1,9 @@
 """What an output file will consist of, byte by byte, before any is written.
 
-Pure: a layout is a list of pieces (bytes, stretches of source files, tensors that must be made) computed from headers
-and extents alone, so its size is known, and the same input gives the same output.
+A layout is a list of pieces: bytes, ranges of source files, tensors that must be computed. It is computed from
+headers and extents alone, in time linear in their number. Invariant: the pieces, one after the other, are the file;
+so its size is known before it is opened, every offset in its header is final, and the same input gives the same
+bytes.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from remapkit.files.copy import BLOCK
 from remapkit.files.errors import MAX_DIMS, is_utf8, make_unwritable
 from remapkit.files.source_file import SourceFile
 from remapkit.formats.reader import Reader
-from remapkit.formats.safetensors import DTYPES, header_json, pad_header
+from remapkit.formats.safetensors import FORMAT_DTYPES, header_json, pad_header
 from remapkit.ops.byte_ranges import find_byte_ranges
 from remapkit.plans.moves import Move
-from remapkit.tensors.spec import DTYPE_BITS
+from remapkit.tensors.dtypes import DTYPE_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class BytesPiece:
 
 @dataclass(frozen=True, slots=True)
 class CopyPiece:
-    """A stretch of a source file."""
+    """A range of a source file."""
 
     source: SourceFile
     offset: int
@@ -44,7 +46,7 @@ class CopyPiece:
 
 @dataclass(frozen=True, slots=True)
 class StreamPiece:
-    """A tensor that is not one stretch of a file: a strided view, a compressed storage, the result of operations."""
+    """A tensor that is not a range of a file: a strided view, a compressed storage, the result of operations."""
 
     move: Move
     nbytes: int
@@ -77,10 +79,10 @@ class FileLayout:
 
 
 def make_fingerprint(layout: FileLayout, sources: Sequence[SourceFile]) -> str:
-    """32 hex digits for what a file is made of: the bytes that are known, and where the others come from.
+    """32 hex digits for the content of a file: the bytes that are known, and where the others come from.
 
-    It finds the file again that a killed run completed; whether its bytes are right, a comparison says. Empty where
-    operations compute something: comparing would cost as much as making it.
+    It identifies a file that a killed run completed, whose bytes are then compared. Empty where operations compute
+    something: comparing would cost as much as computing it.
     """
     import hashlib
 
@@ -113,10 +115,10 @@ def split_ties(moves: Sequence[Move], tied: Iterable[Sequence[str]]) -> tuple[li
 
 
 def sort_for_alignment(moves: Sequence[Move]) -> list[Move]:
-    """The moves in their order where every tensor then starts at a multiple of its element's width, else wide first.
+    """The moves in their order if every tensor then starts at a multiple of its element's width, else widest first.
 
     The format has no room for padding between tensors, so its own writer sorts by width; readers that map the file
-    need aligned tensors. Here the given order is kept wherever it is aligned as it stands.
+    need aligned tensors. Here the given order is kept if all tensors are aligned in it.
 
     >>> from remapkit import TensorSpec
     >>> from remapkit.plans.moves import RuleRef
@@ -148,7 +150,8 @@ def lay_out_safetensors(name: str, moves: Sequence[Move], reader: Reader, metada
     data = _merge_pieces(piece for move in moves for piece in make_tensor_pieces(move, reader))
     first = next(iter(data), None)
     start = first.offset % BLOCK if isinstance(first, CopyPiece) else 0
-    # A data start of odd offset would leave every tensor unaligned: it only pays where blocks can be shared.
+    # Filesystems share whole blocks: the data must start at the source's offset modulo the block size. Where that is
+    # not a multiple of 8 every tensor would be unaligned, which costs readers more than sharing saves.
     try:
         header = pad_header(raw, start if start % 8 == 0 else 0)
     except ValueError as error:
@@ -157,7 +160,7 @@ def lay_out_safetensors(name: str, moves: Sequence[Move], reader: Reader, metada
 
 
 def check_dims(moves: Iterable[Move]) -> None:
-    """Raise `UnwritableOutput` (RK505) for tensors that no reader takes back, this one included."""
+    """Raise `UnwritableOutput` (RK505) for tensors that no reader accepts, ours included."""
     for move in moves:
         if len(move.spec.shape) > MAX_DIMS:
             title = (
@@ -168,13 +171,13 @@ def check_dims(moves: Iterable[Move]) -> None:
 
 def _check_dtypes(moves: Iterable[Move]) -> None:
     for move in moves:
-        if move.spec.dtype not in DTYPES:
-            title = f"{move.target} is {move.spec.dtype}, which safetensors has no name for"
+        if move.spec.dtype not in FORMAT_DTYPES:
+            title = f"{move.target} is {move.spec.dtype}, which safetensors does not support"
             raise make_unwritable("RK505", title, help=("write a .pth: -o OUT.pth",))
 
 
 def make_tensor_piece(move: Move, reader: Reader) -> Piece:
-    """What a target's bytes are: a stretch of a source file, or something that must be made."""
+    """What a target's bytes are: a range of a source file, or something that must be made."""
     extent = reader.extent(move.sources[0]) if not move.ops else None
     if extent is None:
         return StreamPiece(move, move.spec.nbytes)
@@ -182,19 +185,22 @@ def make_tensor_piece(move: Move, reader: Reader) -> Piece:
 
 
 def make_tensor_pieces(move: Move, reader: Reader) -> list[Piece]:
-    """What a target's bytes are, piece by piece: operations that only move stretches of bytes are copies too."""
+    """What a target's bytes are, piece by piece: operations that only move ranges of bytes are copies too."""
     if move.ops and move.sources:
         header = reader.header()
         ranges = find_byte_ranges(move.ops, [header[fqn] for fqn in move.sources])
         extents = [reader.extent(fqn) for fqn in move.sources] if ranges is not None else [None]
-        found = [extent for extent in extents if extent is not None]
-        if ranges is not None and len(found) == len(extents):
-            return [CopyPiece(found[r.source].source, found[r.source].offset + r.offset, r.length) for r in ranges]
+        known = [extent for extent in extents if extent is not None]
+        if ranges is not None and len(known) == len(extents):
+            return [CopyPiece(known[r.source].source, known[r.source].offset + r.offset, r.length) for r in ranges]
     return [make_tensor_piece(move, reader)]
 
 
 def _merge_pieces(pieces: Iterable[Piece]) -> list[Piece]:
-    """The pieces without empty ones; neighbours that are neighbours in their source too become one."""
+    """The pieces without empty ones; ranges that follow each other in the file and in their source become one.
+
+    A rename of a whole file thus is one copy, which the filesystem can do by sharing blocks.
+    """
     merged: list[Piece] = []
     for piece in pieces:
         last = merged[-1] if merged else None
@@ -222,7 +228,7 @@ def lay_out_shards(
     """
     groups = _split_into_shards(moves, shard_size)
     if not is_utf8(stem):
-        title = f"the index cannot name shards of {stem}: the name is not UTF-8, and JSON is"
+        title = f"the index cannot list shards of {stem}: JSON needs names in UTF-8"
         raise make_unwritable("RK171", title, help=("give -o a name in UTF-8, or leave out --shard-size",))
     if len(groups) == 1:
         return [lay_out_safetensors(f"{stem}.safetensors", groups[0], reader, metadata)]
@@ -236,6 +242,7 @@ def lay_out_shards(
 
 
 def _split_into_shards(moves: Sequence[Move], shard_size: int) -> list[list[Move]]:
+    """The moves in order, a new shard wherever the next one does not fit; a tensor larger than a shard is alone."""
     groups: list[list[Move]] = [[]]
     room = shard_size
     for move in moves:

@@ -1,4 +1,4 @@
-"""What an output replaces besides the files of its own names: the same checkpoint in another layout.
+"""What an output replaces besides files of the same names: the same checkpoint in another layout.
 
 `model.safetensors` and `model.safetensors.index.json` with its shards are one checkpoint, and so are shards of
 another count. Side by side, readers would take whichever they look for first.
@@ -23,18 +23,18 @@ def find_other_layouts(folder: Path, names: Sequence[str], sources: Sequence[Sou
 
     Raises `UnwritableOutput`: RK501 where one of them is a source, RK500 where there are any and `force` is not set.
     """
-    found = _list_replaced(folder, names)
+    replaced = _list_replaced(folder, names)
     read = {(source.device, source.inode) for source in sources}
-    for path in found:
+    for path in replaced:
         if _read_identity(path) in read:
             title = f"{folder / names[-1]} is another layout of its own source {path.name}"
             help = ("write under another name, or into another folder",)
             raise make_unwritable("RK501", title, help=help)
-    if found and not force:
-        more = f" and {len(found) - 1} more of its files exist" if len(found) > 1 else " exists"
+    if replaced and not force:
+        more = f" and {len(replaced) - 1} more of its files exist" if len(replaced) > 1 else " exists"
         notes = (f"{names[-1]} is the same checkpoint in another layout; --force replaces it",)
-        raise make_unwritable("RK500", f"{found[0]}{more} (use --force)", notes=notes)
-    return found
+        raise make_unwritable("RK500", f"{replaced[0]}{more} (use --force)", notes=notes)
+    return replaced
 
 
 def _list_replaced(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -44,29 +44,29 @@ def _list_replaced(folder: Path, names: Sequence[str]) -> list[Path]:
         beside = sorted(path.name for path in folder.iterdir())
     except OSError:
         return []
-    found = [name for name in beside if name not in own and derive_output_name(name) == output]
-    return [folder / name for name in sorted(found, key=lambda name: not is_index(name))]
+    others = [name for name in beside if name not in own and derive_output_name(name) == output]
+    return [folder / name for name in sorted(others, key=lambda name: not is_index(name))]
 
 
 def _read_identity(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def dress_files(files: Sequence[NewFile], replaced: Sequence[Path]) -> None:
-    """Let every file keep what the one under its name has, and a new name take it from the layout that it replaces.
+    """Give every new file the mode and owner of the one that it replaces, a new name those of the replaced layout:
 
-    That is from the narrowest mode of the same kind (index or weights), else of the other: nobody may read more of a
-    checkpoint because it lies there in other pieces. To be called before any of the old files goes.
+    from the narrowest mode of the same kind (index or weights), else of the other: nobody may read more of a
+    checkpoint because it is split in another way. Must be called before any of the old files is removed.
     """
-    found = [(path, Dress.of(path)) for path in (*(new.target for new in files), *replaced)]
-    old = [(path.name, worn) for path, worn in found if worn is not None]
-    for new, (_, own) in zip(files, found, strict=False):
+    dresses = [(path, Dress.of(path)) for path in (*(new.target for new in files), *replaced)]
+    old = [(path.name, worn) for path, worn in dresses if worn is not None]
+    for new, (_, own) in zip(files, dresses, strict=False):
         kind = is_index(new.target.name)
-        others = sorted(old, key=lambda each: (is_index(each[0]) != kind, (each[1].mode & 0o777).bit_count()))
+        others = sorted(old, key=lambda named: (is_index(named[0]) != kind, (named[1].mode & 0o777).bit_count()))
         new.set_dress(own or (others[0][1] if others else None))
 
 
@@ -88,5 +88,5 @@ def remove_replaced(paths: Sequence[Path], new: Path) -> None:
             f"{new} is written, but {left[0][0].name} of the layout that it replaces cannot be removed: {left[0][1]}"
         )
         names = ", ".join(str(path) for path, _ in left)
-        help = (f"remove it, since readers may take it for the checkpoint: {names}",)
+        help = (f"remove it: readers may take it for the checkpoint: {names}",)
         raise FailedWrite(Diagnostic("RK513", escape_text(title), help=help))

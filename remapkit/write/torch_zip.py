@@ -1,7 +1,8 @@
 """Checkpoints in the format of torch.save, laid out without torch and streamed.
 
-Source: torch/serialization.py (records `data.pkl`, `byteorder`, `data/<key>`, `version`; storages aligned to 64 bytes
-by an extra field named FB) and PKWARE's APPNOTE. `torch.load(weights_only=True, mmap=True)` reads the result.
+Source: torch/serialization.py (records `data.pkl`, `byteorder`, `data/<key>`, `version`), inline_container.cc of
+torch (storages aligned to 64 bytes by an extra field named FB) and PKWARE's APPNOTE.TXT, sections 4.3.7 to 4.3.16 and
+4.5.3. `torch.load(weights_only=True, mmap=True)` reads the result.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from remapkit.files.errors import is_utf8, make_unwritable
-from remapkit.formats.pickle.values import DTYPES, STORAGES
 from remapkit.formats.reader import Reader
 from remapkit.formats.torch_file import METADATA
 from remapkit.plans.moves import Move
+from remapkit.tensors.dtypes import DTYPES
 from remapkit.tensors.spec import TensorSpec
 from remapkit.write.layout import BytesPiece, FileLayout, Piece, Seal, check_dims, make_tensor_piece
 
@@ -25,8 +26,6 @@ _MAX32 = 0xFFFFFFFF
 _DATE = 0x21  # 1980-01-01, the first day of zip: the same input gives the same bytes
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
-_STORAGE_OF = {dtype: storage for storage, dtype in STORAGES.items()}
-_TORCH_OF = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ def _make_tensor_record(name: str, move: Move, reader: Reader) -> _Record:
 
 
 def _name_folder(name: str) -> str:
-    """The archive's folder as torch names it: the file without its suffix; `archive` where that is no UTF-8."""
+    """The archive's folder as torch names it: the file without its suffix; `archive` where that is not UTF-8."""
     stem = name.rpartition(".")[0] or name
     return stem if is_utf8(stem) else "archive"
 
@@ -125,6 +124,7 @@ def _lay_out_zip(records: Sequence[_Record]) -> tuple[list[Piece], list[Seal]]:
 
 def _make_local_header(record: _Record, at: int) -> bytes:
     name, size = record.name.encode("utf-8"), record.piece.nbytes
+    # 4.5.3: a local header with a zip64 field has both sizes in it, and all ones in their own places.
     wide = struct.pack("<HHQQ", 1, 16, size, size) if size >= _MAX32 else b""
     bare = at + _LOCAL.size + len(name) + len(wide) + 4
     padding = -bare % _ALIGNMENT
@@ -136,6 +136,7 @@ def _make_local_header(record: _Record, at: int) -> bytes:
 
 
 def _make_central_entry(record: _Record, header_at: int) -> bytes:
+    # 4.5.3: in the directory only the fields that are all ones are in the zip64 field, in this order.
     name, size = record.name.encode("utf-8"), record.piece.nbytes
     wide = b""
     if size >= _MAX32:
@@ -172,9 +173,9 @@ def pickle_tensors(tensors: Iterable[tuple[str, TensorSpec, str]]) -> bytes:
 
 
 def _pickle_tensor(fqn: str, spec: TensorSpec, key: str) -> bytes:
-    storage, name = _STORAGE_OF.get(spec.dtype), _TORCH_OF.get(spec.dtype)
+    storage, name = DTYPES[spec.dtype].storage, DTYPES[spec.dtype].torch
     if name is None:
-        title = f"{fqn} is {spec.dtype}, which torch has no name for"
+        title = f"{fqn} is {spec.dtype}, which torch.save does not support"
         raise make_unwritable("RK505", title, help=("write a .safetensors file",))
     function = b"ctorch._utils\n_rebuild_tensor_v2\n" if storage else b"ctorch._utils\n_rebuild_tensor_v3\n"
     cls = f"ctorch\n{storage}\n" if storage else "ctorch.storage\nUntypedStorage\n"

@@ -27,14 +27,14 @@ Progress = Callable[[int, int], None]
 
 
 Inspect = Callable[[Path, FileLayout], None]
-"""Looks at a file that is complete and on the disk, but not named yet; raises where it is not right."""
+"""Checks a file that is complete and on the disk, but not named yet; raises if it is wrong."""
 
 
 SMALL = 1 << 16
 """Pieces up to this size are gathered in memory: a system call for each would cost more than its bytes."""
 
 
-class Small:
+class SmallPieces:
     """Small neighbouring pieces, written together."""
 
     def __init__(self, fd: int, advance: Callable[[int], None]) -> None:
@@ -57,7 +57,7 @@ class Small:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the gathered pieces."""
         if self._waiting:
             write_all(self._fd, bytes(self._waiting), self._at)
             self._advance(len(self._waiting))
@@ -67,8 +67,8 @@ class Small:
 class Writer:
     """One run: progress over all files, which ways the bytes went (`how`), and how many shards were `kept`.
 
-    A sharded output that was killed is resumed: every shard that it completed is compared with its sources, and taken
-    over where it holds what would be written. What is being written has no name yet in either case.
+    A sharded output that was killed is resumed: every shard that it completed is compared with its sources, and
+    reused if it contains what would be written. Files that are being written have no name yet in either case.
     """
 
     def __init__(
@@ -127,26 +127,26 @@ class Writer:
         kept: list[NewFile | None] = []
         for target, layout in zip(targets, self._layouts, strict=True):
             mark = self._marks.get(layout.name)
-            found = NewFile.resume(target, mark, layout.nbytes, force=force) if mark else None
-            kept.append(self._reuse_file(found, layout, stack))
+            resumed = NewFile.resume(target, mark, layout.nbytes, force=force) if mark else None
+            kept.append(self._reuse_file(resumed, layout, stack))
         self.kept = sum(new is not None for new in kept)
         return [
             new or stack.enter_context(NewFile(target, force=force))
             for new, target in zip(kept, targets, strict=True)
         ]
 
-    def _reuse_file(self, found: NewFile | None, layout: FileLayout, stack: contextlib.ExitStack) -> NewFile | None:
-        """The file where it holds, byte for byte, what would be written now; else it is removed."""
-        if found is None:
+    def _reuse_file(self, resumed: NewFile | None, layout: FileLayout, stack: contextlib.ExitStack) -> NewFile | None:
+        """The file if it contains, byte for byte, what would be written now; else it is removed."""
+        if resumed is None:
             return None
         with contextlib.ExitStack() as own:
-            own.enter_context(found)
+            own.enter_context(resumed)
             done = self.done
-            if not self._has_content(found.fd, layout):
+            if not self._has_content(resumed.fd, layout):
                 self.done = done
                 return None
             stack.push(own.pop_all())
-        return found
+        return resumed
 
     def _has_content(self, fd: int, layout: FileLayout) -> bool:
         at = 0
@@ -167,7 +167,7 @@ class Writer:
         return read_target_chunks(piece.move, self._reader, self._run)
 
     def _check_space(self, files: Sequence[NewFile]) -> None:
-        """Shared blocks take no space, so a full filesystem may still hold another copy."""
+        """Refuse where space lacks; shared blocks need none, so a full filesystem may still take a clone."""
         needed = sum(layout.nbytes for new, layout in zip(files, self._layouts, strict=True) if not new.complete)
         first = next(new for new in files if not new.complete)
         sources = [
@@ -210,12 +210,17 @@ class Writer:
                     new.mark_complete(mark)
 
     def _fill_file(self, fd: int, layout: FileLayout) -> None:
+        """Write the pieces in order: small ones gathered, ranges of files by the kernel, the others through memory.
+
+        `at` is where the next piece begins; everything before it is written or waits in `small`. A checksum that is
+        only known once its piece was read is put into its places last.
+        """
         copier = Copier(fd, self._advance)
         self._writeback = Writeback(fd)
         sealed = {seal.piece: seal.places for seal in layout.seals}
         patches: list[tuple[int, int]] = []
         at = 0
-        small = Small(fd, self._advance)
+        small = SmallPieces(fd, self._advance)
         for number, piece in enumerate(layout.pieces):
             if number not in sealed and piece.nbytes <= SMALL and not isinstance(piece, StreamPiece):
                 small.add(piece, at)
@@ -254,9 +259,10 @@ class Writer:
 
 
 def _name_files(files: Sequence[NewFile], force: bool, indexes: Sequence[Path] = ()) -> None:
-    """Give the files their names. An index goes first and comes last: between, nothing looks finished.
+    """Give the files their names. An old index is removed first, the new one named last: nothing looks complete
+    between.
 
-    `indexes` are the output's other ones, which may name the same shards: they go with it.
+    `indexes` are other indexes of the output, which may list the same shards: they are removed too.
     """
     *shards, last = files
     named: list[NewFile] = []
@@ -285,8 +291,8 @@ def _name_files(files: Sequence[NewFile], force: bool, indexes: Sequence[Path] =
 
 def _make_partial_error(index: Path, named: int, of: int, error: OSError) -> FailedWrite:
     title = f"{named} of {of} shards were replaced when the system refused: {describe_os_error(error)}"
-    notes = (f"{index.name} was removed first, so that nothing looks finished",)
-    help = ("once the cause is gone, run the same command again",)
+    notes = (f"{index.name} was removed first, so that nothing looks complete",)
+    help = ("remove the cause, then run the same command again",)
     return FailedWrite(Diagnostic("RK514", escape_text(title), notes=notes, help=help, place=str(index)))
 
 

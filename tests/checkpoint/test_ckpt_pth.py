@@ -47,7 +47,9 @@ def _row_major(buffer: memoryview, tensor: Any, size: int) -> Any:
     contiguous = [1] * len(tensor.shape)
     for axis in range(len(tensor.shape) - 2, -1, -1):
         contiguous[axis] = contiguous[axis + 1] * tensor.shape[axis + 1]
-    yield from ORIGINAL_GATHER(buffer, values.Tensor(tensor.storage, tensor.dtype, 0, tensor.shape, contiguous), size)
+    yield from ORIGINAL_GATHER(
+        buffer, values.PickledTensor(tensor.storage, tensor.dtype, 0, tensor.shape, contiguous), size
+    )
 
 
 def _tied_by_storage(tensors: Any) -> Any:
@@ -257,10 +259,10 @@ def test_a_damaged_storage_is_found_by_its_checksum(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: torch.eye(3).to_sparse(), "'w' is a sparse tensor, which is not read"),
-        (lambda: torch.eye(3).to_sparse_csr(), "'w' is a sparse tensor, which is not read"),
+        (lambda: torch.eye(3).to_sparse(), "'w' is a sparse tensor, which is not supported"),
+        (lambda: torch.eye(3).to_sparse_csr(), "'w' is a sparse tensor, which is not supported"),
         (lambda: torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.qint8), "'w' is a quantized tensor"),
-        (lambda: torch.eye(2, device="meta"), "'w' is a meta tensor (it has no data), which is not read"),
+        (lambda: torch.eye(2, device="meta"), "'w' is a meta tensor (it has no data), which is not supported"),
         (
             lambda: torch.eye(2, dtype=torch.complex64).conj(),
             "'w' is a lazily conjugate tensor (call .resolve_conj()",

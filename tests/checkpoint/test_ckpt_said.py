@@ -237,7 +237,7 @@ def test_D20_an_index_of_a_variant_is_found_in_its_folder(tmp_path: Path) -> Non
     index.write_text(json.dumps({"weight_map": {"a": "m.fp16-00001-of-00001.safetensors"}}))
     assert notes(tmp_path) == []
     save_file({"a": torch.zeros(10)}, tmp_path / "m.fp16-00002-of-00001.safetensors")
-    assert "does not name: m.fp16-00002-of-00001.safetensors" in notes(tmp_path)[0]
+    assert "does not list: m.fp16-00002-of-00001.safetensors" in notes(tmp_path)[0]
 
 
 class Net(torch.nn.Module):

@@ -157,8 +157,8 @@ def test_links_of_a_download_cache_are_followed(tmp_path: Path) -> None:
         ({"a": ONE, "b": TWO, "c": TWO}, "the index says model-00002-of-00002.safetensors, but it is in model-00001"),
         ({"a": ONE, "b": ONE, "c": TWO, "d": TWO}, "but it is in no shard"),
         ({}, "the index's `weight_map` is empty"),
-        ([], "an index has an object `weight_map` of names and files"),
-        (None, "an index has an object `weight_map`"),
+        ([], "an index must have an object `weight_map` that maps names to files"),
+        (None, "an index must have an object `weight_map`"),
         ({"a\n": ONE}, "a name holds the control character U+000A"),
         ({"a\ud800": ONE}, "a name holds the lone surrogate U+D800"),
     ],
@@ -173,7 +173,7 @@ def test_an_index_that_lies(weight_map: Any, title: str, tmp_path: Path) -> None
         with open_checkpoint(index) as reader:
             assert set(reader.header()) == {"a", "b"}
             assert (
-                "files beside the index that it does not name: model-00002-of-00002.safetensors"
+                "files beside the index that it does not list: model-00002-of-00002.safetensors"
                 in reader.notes[0].title
             )
         return

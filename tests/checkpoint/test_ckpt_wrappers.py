@@ -110,7 +110,7 @@ def test_an_optimizer_is_never_taken_for_the_model(tmp_path: Path) -> None:
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
     with open_checkpoint(path) as reader:
         assert reader.root == "model" and list(reader.header()) == list(model.state_dict())
-        assert any("the state of an optimizer was left aside (12 tensors)" in str(note) for note in reader.notes)
+        assert any("the state of an optimizer was ignored (12 tensors)" in str(note) for note in reader.notes)
     with open_checkpoint(path, root="optimizer.state.0") as reader:
         assert set(reader.header()) == {"step", "exp_avg", "exp_avg_sq"}
     torch.save({"model": model.state_dict(), "ema": model.state_dict(), "optimizer": optimizer.state_dict()}, path)

@@ -161,10 +161,10 @@ def test_a_tolerance_is_a_number_from_zero_up(tolerance: str) -> None:
     ("arguments", "words"),
     [
         ((torch.nn.Linear, {}), "the class Linear: build it first"),
-        (("model.pth", torch.nn.Linear(2, 2)), "`model` is a torch.nn.Module, not a str"),
+        (("model.pth", torch.nn.Linear(2, 2)), "`model` must be a torch.nn.Module, got str"),
         ((torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)), "call `.state_dict\\(\\)` on it first"),
-        ((torch.nn.Linear(2, 2), None), "`ckpt` is a path, a reader or a state dict, not a NoneType"),
-        ((torch.nn.Linear(2, 2), {}, 3), "`rules` is a RuleSet, a name or a path, not a int"),
+        ((torch.nn.Linear(2, 2), None), "`ckpt` must be a path, a reader or a state dict, got NoneType"),
+        ((torch.nn.Linear(2, 2), {}, 3), "`rules` must be a RuleSet, a name or a path, got int"),
     ],
 )
 def test_arguments_that_changed_places(arguments: tuple[object, ...], words: str) -> None:

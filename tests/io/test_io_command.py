@@ -22,7 +22,7 @@ import remapkit
 from remapkit.cli.app import main
 from remapkit.cli.sizes import parse_size
 from remapkit.diagnostics.errors import UsageError
-from remapkit.registry.installed import version
+from remapkit.registry import installed
 
 ROOT = Path(remapkit.__file__).parent.parent
 SLOW = """
@@ -132,7 +132,7 @@ def test_metadata_is_kept_and_says_where_the_file_comes_from(source: Path, tmp_p
         "remapkit.rules": "prefix",
         "remapkit.digest": rule_set.digest,
         "remapkit.source": "m.safetensors",
-        "remapkit.version": version(),
+        "remapkit.version": installed.version(),
     }
     with remapkit.open_checkpoint(pth) as reader:
         kept = reader.header().metadata

@@ -157,7 +157,7 @@ def greedy(pieces: object) -> list[layout.Piece]:
 
 
 tensor_piece, merged = layout.make_tensor_piece, layout._merge_pieces
-small_add = writing_module.Small.add
+small_add = writing_module.SmallPieces.add
 strides, keys = zipout._compute_strides, zipout._assign_storage_keys
 FAULTS: dict[str, tuple[object, str, object, str]] = {
     "an extent that begins one byte early": (layout, "make_tensor_piece", wrong_offset, "safetensors"),
@@ -178,7 +178,7 @@ FAULTS: dict[str, tuple[object, str, object, str]] = {
         "safetensors",
     ),
     "small pieces one byte off": (
-        writing_module.Small,
+        writing_module.SmallPieces,
         "add",
         lambda self, piece, at: small_add(self, piece, at + 1),
         "pth",
@@ -268,7 +268,7 @@ def test_the_same_input_gives_the_same_bytes(output: str, tmp_path: Path) -> Non
 def test_what_safetensors_has_no_name_for_is_refused_and_a_pth_holds_it(tmp_path: Path) -> None:
     state = {"w": torch.randn(3, dtype=torch.complex128)}
     torch.save(state, tmp_path / "m.pth")
-    with pytest.raises(UnwritableOutput, match="C128, which safetensors has no name for"):
+    with pytest.raises(UnwritableOutput, match="C128, which safetensors does not support"):
         convert(tmp_path / "m.pth", tmp_path / "o.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["m.pth"]
     convert(tmp_path / "m.pth", tmp_path / "o.pth")
@@ -327,7 +327,7 @@ def test_verify_finds_what_differs(tmp_path: Path) -> None:
         data = bytearray((tmp_path / "o.safetensors").read_bytes())
         data[-1] ^= 1
         (tmp_path / "o.safetensors").write_bytes(data)
-        with pytest.raises(UnwritableOutput, match="1 of 2 tensors were written wrong") as caught:
+        with pytest.raises(UnwritableOutput, match="1 of 2 tensors were written incorrectly") as caught:
             verify(moves, reader, tmp_path / "o.safetensors")
     assert "renamed.b" in str(caught.value) and caught.value.exit_code == 1
 

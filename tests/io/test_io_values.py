@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,16 @@ from safetensors.torch import save_file
 
 from remapkit.cli.app import main
 from remapkit.formats import compare, open_checkpoint
-from remapkit.tensors.spec import DTYPE_BITS
-from remapkit.write.torch_zip import _TORCH_OF
+from remapkit.tensors import elements
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.dtypes import DTYPES as ROWS
+from remapkit.tensors.from_torch import TORCH_DTYPES
 
-DTYPES = [name for name in DTYPE_BITS if hasattr(torch, _TORCH_OF.get(name, "?")) and DTYPE_BITS[name] >= 8]
+DTYPES = list(TORCH_DTYPES)
 
 
 def as_torch(data: bytes, dtype: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=getattr(torch, _TORCH_OF[dtype]))
+    return torch.frombuffer(bytearray(data), dtype=TORCH_DTYPES[dtype])
 
 
 @pytest.mark.parametrize("dtype", [name for name in DTYPES if DTYPE_BITS[name] <= 16])
@@ -74,7 +77,8 @@ def test_differences_are_torchs(dtype_a: str, dtype_b: str, data: st.DataObject)
 
 
 def test_a_wrong_bias_is_a_planted_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(compare._SMALL, "F8_E4M3", (4, 3, 8, "fn"))
+    monkeypatch.setattr(elements, "DTYPES", {**ROWS, "F8_E4M3": replace(ROWS["F8_E4M3"], specials="fnuz")})
+    monkeypatch.setattr(elements, "_make_decoding", elements._make_decoding.__wrapped__)
     with pytest.raises(AssertionError):
         test_every_code_of_a_small_dtype_is_decoded_as_torch_does("F8_E4M3")
 

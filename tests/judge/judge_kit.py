@@ -8,7 +8,8 @@ from pathlib import Path
 
 from remapkit.api.ruleset import Plan, RuleSet, compile_rules
 from remapkit.rulefile.read import read_text
-from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import TensorSpec
 
 Header = Mapping[str, tuple[str, list[int]]]
 

@@ -42,9 +42,9 @@ def test_values_can_be_given() -> None:
 @pytest.mark.parametrize(
     ("buffers", "word"),
     [
-        ({"scale": torch.ones(5)}, "is shape [5], the module has [6]"),
+        ({"scale": torch.ones(5)}, "is shape [5], but the module has [6]"),
         ({"scale": torch.ones(6, device="meta")}, "is on meta"),
-        ({"scales": torch.ones(6)}, "does not need a value"),
+        ({"scales": torch.ones(6)}, "names a value that Tiny does not have"),
     ],
 )
 def test_given_values_that_do_not_fit(buffers: dict[str, torch.Tensor], word: str) -> None:
@@ -59,10 +59,10 @@ def broken() -> nn.Module:
     ("factory", "word"),
     [
         (broken, "ValueError: no such config"),
-        (Plain, "is another module: frozen is only in this one"),
+        (Plain, "is a different module: frozen is only in the given one"),
         (lambda: Tiny(7), "frozen is [7] instead of [6]"),
-        (lambda: on_meta(Tiny), "would be left on meta"),
-        (lambda: 3, "the factory gave a int"),
+        (lambda: on_meta(Tiny), "would stay on meta"),
+        (lambda: 3, "the factory returned a int"),
     ],
 )
 def test_factories_that_give_something_else_are_refused_with_what_was_said(factory: Any, word: str) -> None:
@@ -231,6 +231,6 @@ def test_a_model_that_its_config_does_not_describe_wholly_wants_a_factory() -> N
 
     source, twin = build(), on_meta(build)
     text = refused("RK323", twin, source.state_dict())
-    assert "BertModel built once more is another module: pooler.dense.weight is only in that one" in text
+    assert "BertModel built again is a different module: pooler.dense.weight is only in the new one" in text
     remapkit.load_into(twin, source.state_dict(), factory=build)
     same_state(twin, source)

@@ -46,11 +46,11 @@ def test_plans_with_problems_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("brought", "held", "words"),
     [
-        (torch.float32, torch.int64, "F32 (floats), Bag holds I64 (integers)"),
-        (torch.int32, torch.float32, "I32 (integers), Bag holds F32 (floats)"),
-        (torch.bool, torch.uint8, "BOOL (bools), Bag holds U8 (integers)"),
-        (torch.complex64, torch.float32, "C64 (complex numbers), Bag holds F32 (floats)"),
-        (torch.float8_e4m3fn, torch.float32, "F8_E4M3 (8-bit floats), Bag holds F32 (floats)"),
+        (torch.float32, torch.int64, "F32 (floats), Bag has I64 (integers)"),
+        (torch.int32, torch.float32, "I32 (integers), Bag has F32 (floats)"),
+        (torch.bool, torch.uint8, "BOOL (bools), Bag has U8 (integers)"),
+        (torch.complex64, torch.float32, "C64 (complex numbers), Bag has F32 (floats)"),
+        (torch.float8_e4m3fn, torch.float32, "F8_E4M3 (8-bit floats), Bag has F32 (floats)"),
     ],
 )
 @pytest.mark.parametrize("dtype", [None, torch.float32, "model"])

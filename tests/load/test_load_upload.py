@@ -114,7 +114,7 @@ def test_load_into_through_an_upload(tmp_path: Path, monkeypatch: pytest.MonkeyP
         def __getitem__(self, device: torch.device) -> Upload:
             return self.lift  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(carry, "_Lifts", Lifts)
+    monkeypatch.setattr(carry, "_Uploads", Lifts)
     monkeypatch.setattr(carry, "_is_staged", lambda device: True)
     path = tmp_path / "p.safetensors"
     source = Plain()

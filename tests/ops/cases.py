@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from remapkit.ops.calls import Call, CallReader
 from remapkit.rulefile.read import read_text
 from remapkit.rulefile.syntax import WrittenOp
-from remapkit.tensors.from_torch import DTYPES, get_dtype_name
+from remapkit.tensors.from_torch import TORCH_DTYPES, get_dtype_name
 from remapkit.tensors.spec import TensorSpec
 
 LAYOUT_DTYPES = ("F32", "BF16", "F16", "F64", "F8_E4M3", "U8", "I8", "I16", "U16", "I32", "I64", "BOOL", "C64")
@@ -58,7 +58,7 @@ def call_of(written: Any, params: tuple[str, ...] = ()) -> Call:
 def random_tensor(dtype: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """Random bytes as a tensor: every pattern of bits, NaN and infinities included."""
     generator = torch.Generator().manual_seed(seed)
-    wanted = DTYPES[dtype]
+    wanted = TORCH_DTYPES[dtype]
     count = TensorSpec(dtype, shape).nbytes
     raw = torch.randint(0, 256, (count,), dtype=torch.uint8, generator=generator)
     if dtype == "BOOL":
@@ -225,7 +225,7 @@ def casts(draw: Draw) -> Case:
         old, new = draw(st.sampled_from((("I8", "I32"), ("U8", "I16"), ("U8", "U32"), ("I32", "I64"))))
     tensor = random_tensor(old, draw(shapes), draw(seeds))
     written = {"cast": new} if draw(st.booleans()) else {"cast": {"from": old, "to": new}}
-    return Case(written, tensor, tensor.to(DTYPES[new]), {})
+    return Case(written, tensor, tensor.to(TORCH_DTYPES[new]), {})
 
 
 @st.composite

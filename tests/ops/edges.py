@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import TensorSpec
 
 SHAPES: tuple[tuple[int, ...], ...] = (
     (), (0,), (1,), (2,), (4,), (0, 1), (1, 0), (0, 0), (1, 1), (2, 1), (1, 2), (2, 3), (4, 2), (1, 1, 1), (2, 0, 3), (2, 1, 2), (1, 2, 1, 2),

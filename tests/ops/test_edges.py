@@ -22,7 +22,9 @@ FROM_FILES = ("safetensors", "verified", "shards", "diff", "view")
 
 
 def given_to(way: str, tensors: ways.Tensors) -> ways.Tensors:
-    return tensors if way in FROM_FILES else {k: each for k, each in tensors.items() if each[0].dtype in ways.DTYPES}
+    if way in FROM_FILES:
+        return tensors
+    return {fqn: tensor for fqn, tensor in tensors.items() if tensor[0].dtype in ways.TORCH_DTYPES}
 
 
 def holds(edge: edges.Edge, folder: Path, chosen: Sequence[str] = tuple(ways.WAYS)) -> None:

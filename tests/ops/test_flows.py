@@ -147,24 +147,24 @@ def test_with_a_count_there_must_be_that_many(keys: tuple[str, ...], code: str) 
 def test_parts_that_are_not_equal() -> None:
     rules = rules_of("path: '{i:int}.qkv', split: {dim: 0, into: ['{i}.q', '{i}.k', '{i}.v']}")
     (text,) = told(rules, "0.qkv", "1.qkv", shapes={"0.qkv": (85, 4), "1.qkv": (84, 4)})
-    assert text == ("RK350 r0: 85 rows do not split into 3 equal parts\n0.qkv (F32 [85, 4]) -> 0.q")
+    assert text == ("RK350 r0: cannot split 85 rows into 3 equal parts\n0.qkv (F32 [85, 4]) -> 0.q")
 
 
 def test_what_is_joined_must_fit() -> None:
     (text,) = told(rules_of(FUSED), "0.q", "0.k", "0.v", shapes={"0.k": (2, 3)})
-    assert "0.k is [2, 3] and 0.q is [4, 4]: they do not fit along dimension 0" in text
+    assert "0.k is [2, 3] but 0.q is [4, 4]; only dimension 0 may differ" in text
     (text,) = told(rules_of(EXPERTS), "e.0.w", "e.1.w", shapes={"e.1.w": (2, 4)})
-    assert "e.1.w is [2, 4] and e.0.w is [4, 4]: only equal ones are stacked" in text
+    assert "e.1.w is [2, 4] but e.0.w is [4, 4]; stacked shapes must match" in text
     rules = rules_of(FUSED.replace("dim: 0", "dim: 0, sizes: equal"))
     (text,) = told(rules, "0.q", "0.k", "0.v", shapes={"0.v": (2, 4)})
-    assert "0.v has 2 elements along dimension 0, and 0.q has 4" in text
+    assert "0.v has 2 elements along dimension 0, but 0.q has 4" in text
 
 
 def test_nothing_is_cast_to_be_joined() -> None:
     state = {"0.q": torch.ones(2), "0.k": torch.ones(2).bfloat16(), "0.v": torch.ones(2)}
     problems = rules_of(FUSED).plan(state).problems
     assert [problem.code for problem in problems] == ["RK353"]
-    assert "0.k is BF16 and 0.q is F32: nothing is cast unasked" in problems[0].title
+    assert "0.k is BF16 but 0.q is F32; add an explicit cast" in problems[0].title
 
 
 def test_two_rules_that_write_one_target_collide() -> None:

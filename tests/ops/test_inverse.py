@@ -60,7 +60,7 @@ def test_there_and_back_every_byte_is_the_same(case: Flowing) -> None:
     [
         ("path: 'a.{n:int}', ops: [{pad: {to: 9}}], to: 'b.{n}'", "how many elements there were before"),
         ("path: 'a.{n:int}', ops: [{cast: BF16}], to: 'b.{n}'", "does not say from which dtype"),
-        ("path: 'a.{n:int}', ops: [{cast: {from: F32, to: BF16}}], to: 'b.{n}'", "what it rounded away is gone"),
+        ("path: 'a.{n:int}', ops: [{cast: {from: F32, to: BF16}}], to: 'b.{n}'", "so it cannot be undone"),
         ("path: 'a.{n:int}', copy: ['b.{n}', 'c.{n}']", "one tensor under 2 names"),
         ("path: 'a.{n:int}', tie: ['b.{n}', 'c.{n}']", "one tensor under 2 names"),
         ("concat: {dim: 0, from: ['a.{n:int}', 'd.{n:int}']}, to: 'b.{n}'", "how long the parts of its concat are"),

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from remapkit.compute import cast as numpy_casts
 from remapkit.compute import torch_eager as eager
-from remapkit.compute.cast import choose_word
 from remapkit.compute.lazy import Leaf, build_tree
 from remapkit.compute.stream import make_stripes
 from remapkit.ops import attention, base, join
 from remapkit.ops import shape as kinds
 from remapkit.ops.byte_ranges import find_byte_ranges
 from remapkit.ops.calls import OPERATIONS, Call
-from remapkit.tensors.from_torch import DTYPES
+from remapkit.tensors.elements import choose_word
+from remapkit.tensors.from_torch import TORCH_DTYPES
 from tests.ops.cases import CALCULATIONS, EVERY, LAYOUTS, Case, call_of, raw, same, spec_of
 
 every = pytest.mark.parametrize("name", EVERY)
@@ -36,8 +36,8 @@ def leaf(tensor: torch.Tensor) -> Leaf:
 def streamed(op: base.Op, tensor: torch.Tensor, stripe: int) -> torch.Tensor:
     data = b"".join(bytes(piece) for piece in make_stripes(build_tree((op,), [leaf(tensor)]), stripe))
     spec = op.infer(spec_of(tensor))
-    made = torch.frombuffer(bytearray(data), dtype=DTYPES[spec.dtype]) if data else torch.empty(0)
-    return made.to(DTYPES[spec.dtype]).reshape(spec.shape)
+    made = torch.frombuffer(bytearray(data), dtype=TORCH_DTYPES[spec.dtype]) if data else torch.empty(0)
+    return made.to(TORCH_DTYPES[spec.dtype]).reshape(spec.shape)
 
 
 def checked(case: Case, stripe: int) -> None:
@@ -141,7 +141,7 @@ def _truncates(values: Any, dtype: str) -> Any:
     return (np.ascontiguousarray(values).astype("<f4").view("<u4") >> 16).astype("<u2")
 
 
-_TRANSPOSE, _ROPE, _RAW = kinds.Transpose.steps, attention.Rope.steps, numpy_casts._encode_raw
+_TRANSPOSE, _ROPE, _RAW = kinds.Transpose.steps, attention.Rope.steps, numpy_casts.encode_elements
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ _TRANSPOSE, _ROPE, _RAW = kinds.Transpose.steps, attention.Rope.steps, numpy_cas
         ("rope", attention.Rope, "steps", _whole_rope),
         ("rope", attention.Rope, "steps", _no_steps),
         ("qkv", attention.UngroupQkv, "steps", _no_steps),
-        ("cast", numpy_casts, "_encode_raw", _truncates),
-        ("sums", numpy_casts, "_encode_raw", _truncates),
+        ("cast", numpy_casts, "encode_elements", _truncates),
+        ("sums", numpy_casts, "encode_elements", _truncates),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -171,27 +171,27 @@ def test_a_planted_fault_is_found(
 @pytest.mark.parametrize(
     ("written", "shape", "dtype", "title"),
     [
-        ("transpose", (2, 3, 4), "F32", "transpose alone is for matrices, and this has 3 dimensions, [2, 3, 4]"),
+        ("transpose", (2, 3, 4), "F32", "transpose without dimensions needs a matrix, got 3 dimensions, [2, 3, 4]"),
         ({"transpose": [0, 2]}, (2, 3), "F32", "there is no dimension 2 in a tensor of 2 dimensions, [2, 3]"),
-        ({"permute": [1, 0]}, (2, 3, 4), "F32", "permute orders 2 dimensions, and the tensor has 3, [2, 3, 4]"),
-        ({"reshape": [4, 2]}, (3, 3), "F32", "the 9 elements of [3, 3] do not fill [4, 2], which has 8"),
-        ({"reshape": {"from": [9], "to": [3, 3]}}, (3, 3), "F32", "reshape is from [9], and the tensor is [3, 3]"),
-        ({"squeeze": 1}, (1, 3), "F32", "squeeze takes dimension 1 away, which has 3 elements, [1, 3]"),
-        ({"slice": {"stop": 9}}, (8, 2), "F32", "slice 0 to 9 of 8 rows, [8, 2]"),
-        ({"slice": {"start": 9}}, (8, 2), "F32", "slice 9 to 8 of 8 rows, [8, 2]"),
-        ({"pad": {"to": 4}}, (8, 2), "F32", "pad to 4, and there are 8 rows already, [8, 2]"),
-        ({"pad": {"to": 9, "value": 0.5}}, (8, 2), "I32", "0.5 is no I32"),
-        ("flip_halves", (7, 2), "F32", "7 rows have no two halves, [7, 2]"),
+        ({"permute": [1, 0]}, (2, 3, 4), "F32", "permute lists 2 dimensions, but the tensor has 3, [2, 3, 4]"),
+        ({"reshape": [4, 2]}, (3, 3), "F32", "cannot reshape [3, 3] (9 elements) to [4, 2] (8 elements)"),
+        ({"reshape": {"from": [9], "to": [3, 3]}}, (3, 3), "F32", "reshape expects [9], but the tensor is [3, 3]"),
+        ({"squeeze": 1}, (1, 3), "F32", "cannot squeeze dimension 1: it has 3 elements, [1, 3]"),
+        ({"slice": {"stop": 9}}, (8, 2), "F32", "slice 0 to 9 does not fit 8 rows, [8, 2]"),
+        ({"slice": {"start": 9}}, (8, 2), "F32", "slice 9 to 8 does not fit 8 rows, [8, 2]"),
+        ({"pad": {"to": 4}}, (8, 2), "F32", "cannot pad to 4: there are already 8 rows, [8, 2]"),
+        ({"pad": {"to": 9, "value": 0.5}}, (8, 2), "I32", "0.5 is not a value of I32"),
+        ("flip_halves", (7, 2), "F32", "flip_halves needs an even size, got 7 rows, [7, 2]"),
         (
             {"rope": {"to": "half", "heads": 32, "head_dim": 128}},
             (5120, 8),
             "F32",
-            "32 heads of 128 make 4096, and there are 5120 rows, [5120, 8]",
+            "32 heads of 128 make 4096, but there are 5120 rows, [5120, 8]",
         ),
-        ({"cast": "I32"}, (2,), "F32", "F32 -> I32 is no cast: values would be lost"),
-        ({"cast": "I32"}, (2,), "I64", "I64 -> I32 is no cast: values would be lost"),
-        ({"cast": {"from": "BF16", "to": "F32"}}, (2,), "F16", "cast is from BF16, and the tensor is F16"),
-        ({"scale": 2}, (2,), "I32", "scale is for F64, F32, F16, BF16, and the tensor is I32"),
+        ({"cast": "I32"}, (2,), "F32", "cannot cast F32 to I32: values would be lost"),
+        ({"cast": "I32"}, (2,), "I64", "cannot cast I64 to I32: values would be lost"),
+        ({"cast": {"from": "BF16", "to": "F32"}}, (2,), "F16", "cast expects BF16, but the tensor is F16"),
+        ({"scale": 2}, (2,), "I32", "scale needs F16, BF16, F32 or F64, got I32"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_numbers(
@@ -209,7 +209,7 @@ def test_a_slice_to_nothing_by_a_param_is_refused(stop: int) -> None:
     from remapkit.tensors.spec import TensorSpec
 
     call = call_of({"slice": {"start": 3, "stop": "n"}}, ("n",))
-    with pytest.raises(base.RefusedOp, match=f"slice 3 to {stop} of 8 rows"):
+    with pytest.raises(base.RefusedOp, match=f"slice 3 to {stop} does not fit 8 rows"):
         call.op({"n": stop}).infer(TensorSpec("F32", (8, 2)))
     assert call.op({"n": 4}).infer(TensorSpec("F32", (8, 2))) == TensorSpec("F32", (1, 2))
 
@@ -218,9 +218,9 @@ def test_parts_must_add_up() -> None:
     from remapkit.tensors.spec import TensorSpec
 
     spec = TensorSpec("F32", (85, 4))
-    with pytest.raises(base.RefusedOp, match="85 rows do not split into 3 equal parts"):
+    with pytest.raises(base.RefusedOp, match="cannot split 85 rows into 3 equal parts"):
         join.SplitPart(0, 0, 3).infer(spec)
-    with pytest.raises(base.RefusedOp, match=r"85 rows do not split into 40 \+ 44 = 84"):
+    with pytest.raises(base.RefusedOp, match=r"cannot split 85 rows into 40 \+ 44 = 84"):
         join.SplitPart(0, 0, 2, (40, 44)).infer(spec)
 
 
@@ -228,7 +228,7 @@ def test_parts_must_add_up() -> None:
     ("written", "reason"),
     [
         ({"pad": {"to": 4}}, "how many elements there were"),
-        ({"slice": {"stop": 4}}, "leaves elements behind"),
+        ({"slice": {"stop": 4}}, "slice drops elements"),
         ({"cast": "BF16"}, "does not say from which dtype"),
         ({"cast": {"from": "F32", "to": "BF16"}}, "rounds"),
         ({"scale": 3}, "only powers of two"),
@@ -239,6 +239,20 @@ def test_parts_must_add_up() -> None:
 def test_what_cannot_be_undone_says_why(written: Any, reason: str) -> None:
     back = call_of(written).inverse
     assert isinstance(back, str) and reason in back
+
+
+def test_a_stack_of_which_one_tensor_has_too_many_ranges_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranges of the others would be taken for those of the whole."""
+    from remapkit.ops import byte_ranges
+    from remapkit.tensors.spec import TensorSpec
+
+    branch = (kinds.Slice(1, 0, 2), kinds.ReshapeOp((2, 4)))
+    specs = [TensorSpec("F32", (4, 2))] * 2 + [TensorSpec("F32", (4, 3))] * 2
+    joined = (join.Join((branch, branch), 1, 0),)
+    ranges = find_byte_ranges(joined, specs)
+    assert ranges is not None and sum(each.length for each in ranges) == join.infer_move(joined, specs, "abcd").nbytes
+    monkeypatch.setattr(byte_ranges, "MOST", 6)
+    assert find_byte_ranges(joined, specs) is None
 
 
 assert set(LAYOUTS) | set(CALCULATIONS) == set(EVERY)

@@ -20,7 +20,7 @@ from remapkit.formats.detect import open_checkpoint
 from remapkit.loading import load_into
 from remapkit.plans.make import make_plan
 from remapkit.rulefile.read import read_text
-from remapkit.tensors.from_torch import DTYPES, get_dtype_name
+from remapkit.tensors.from_torch import TORCH_DTYPES, get_dtype_name
 from remapkit.tensors.spec import TensorSpec
 
 Tensors = Mapping[str, tuple[TensorSpec, bytes]]
@@ -36,7 +36,7 @@ def state_dict(given: Tensors) -> dict[str, torch.Tensor]:
 
 
 def tensor_of(spec: TensorSpec, raw: bytes) -> torch.Tensor:
-    dtype = DTYPES[spec.dtype]
+    dtype = TORCH_DTYPES[spec.dtype]
     flat = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
     return flat.view(dtype).reshape(spec.shape)
 
@@ -115,7 +115,7 @@ def loaded(from_memory: bool) -> Callable[..., Mapping[str, Any]]:
                 if not hasattr(inner, step):
                     inner.add_module(step, nn.Module())
                 inner = getattr(inner, step)
-            inner.register_buffer(leaf, torch.empty(spec.shape, dtype=DTYPES[spec.dtype], device="meta"))
+            inner.register_buffer(leaf, torch.empty(spec.shape, dtype=TORCH_DTYPES[spec.dtype], device="meta"))
         load_into(model, state_dict(given) if from_memory else source, rules)
         return found(model.state_dict())
 
@@ -147,4 +147,4 @@ def outcome(name: str, text: str, source: Path, folder: Path, given: Tensors) ->
 
 def without_torch(given: Tensors) -> Iterator[str]:
     """The tensors that torch has no name for: no way but those from file to safetensors can have them."""
-    return (fqn for fqn, (spec, _) in given.items() if spec.dtype not in DTYPES)
+    return (fqn for fqn, (spec, _) in given.items() if spec.dtype not in TORCH_DTYPES)

@@ -199,7 +199,7 @@ PICKLES: dict[str, Attack] = {
         lambda: archive(pickled(GOOD) + pickled(SYSTEM)).bytes(), "RK404", "follow the end of the pickle"
     ),
     "protocol 9": Attack(lambda: archive(b"\x80\x09}.").bytes(), "RK404", "pickle protocol 9 is unknown"),
-    "an unknown opcode": Attack(lambda: pth(b"\xff"), "RK404", "0xff is no opcode of pickles"),
+    "an unknown opcode": Attack(lambda: pth(b"\xff"), "RK404", "0xff is not a pickle opcode"),
     "a memo slot that was never written": Attack(
         lambda: pth(b"h\x07"), "RK404", "the pickle reads memo slot 7, which was never written"
     ),
@@ -231,9 +231,7 @@ PICKLES: dict[str, Attack] = {
     "a lone surrogate in a key": Attack(
         lambda: pth(mapping(**{"w\ud800": tensor()})), "RK406", "a key holds the lone surrogate U+D800"
     ),
-    "a key twice": Attack(
-        lambda: pth(b"}(" + (text("w") + tensor()) * 2 + b"u"), "RK406", "the key 'w' occurs twice"
-    ),
+    "a key twice": Attack(lambda: pth(b"}(" + (text("w") + tensor()) * 2 + b"u"), "RK406", "duplicate key 'w'"),
 }
 PICKLES |= {
     f"os.system in protocol {protocol}": Attack(
@@ -429,7 +427,7 @@ ZIPS: dict[str, Attack] = {
     "two central entries on one local header": Attack(
         lambda: archive(pickled(GOOD), None, Entry("m/data/0", bytes(16), same_place_as=1)).bytes(),
         "RK403",
-        "two entries of one name: 'm/data/0'",
+        "duplicate entry 'm/data/0'",
     ),
     "two names on one local header": Attack(
         lambda: archive(pickled(GOOD), None, Entry("m/data/1", bytes(16), same_place_as=1)).bytes(),
@@ -443,7 +441,7 @@ ZIPS: dict[str, Attack] = {
     "two entries of one name": Attack(
         lambda: archive(pickled(GOOD), None, Entry("m/data.pkl", pickled(SYSTEM))).bytes(),
         "RK403",
-        "two entries of one name: 'm/data.pkl'",
+        "duplicate entry 'm/data.pkl'",
     ),
     "names that differ only in case": Attack(
         lambda: archive(pickled(GOOD), None, Entry("m/DATA.PKL", pickled(SYSTEM))).bytes(),
@@ -458,17 +456,17 @@ ZIPS: dict[str, Attack] = {
     "a size that lies in the directory": Attack(
         lambda: stretched(size=32),
         "RK403",
-        "the entry's sizes lie: 16 bytes by its local header, 32 by the directory",
+        "the entry's sizes disagree: 16 bytes in its local header, 32 in the directory",
     ),
     "a size that lies in the local header": Attack(
         lambda: stretched(local_size=8),
         "RK403",
-        "the entry's sizes lie: 8 bytes by its local header, 16 by the directory",
+        "the entry's sizes disagree: 8 bytes in its local header, 16 in the directory",
     ),
     "a size that lies in the local zip64 field": Attack(
         lambda: stretched(local_size=0xFFFFFFFF, extra=struct.pack("<HHQQ", 1, 16, 99, 99)),
         "RK403",
-        "the entry's sizes lie: 99 bytes by its local header, 16 by the directory",
+        "the entry's sizes disagree: 99 bytes in its local header, 16 in the directory",
     ),
     "a zip64 field that is too short": Attack(
         lambda: stretched(local_size=0xFFFFFFFF, extra=struct.pack("<HHL", 1, 4, 99)),
@@ -501,7 +499,9 @@ ZIPS: dict[str, Attack] = {
         lambda: bomb(16), "RK403", "the entry inflates to more than the 16 bytes it declares"
     ),
     "a `data.pkl` that inflates to 100 MB": Attack(
-        lambda: zipped(bytes(100_000_000), zipfile.ZIP_DEFLATED), "RK403", "the entry is 100 MB; 64.0 MB are read"
+        lambda: zipped(bytes(100_000_000), zipfile.ZIP_DEFLATED),
+        "RK403",
+        "the entry is 100 MB; at most 64.0 MB are read",
     ),
     "a deflated entry that is too short": Attack(
         lambda: archive(pickled(GOOD), {}, Entry("m/data/0", bytes(8), deflate=True, size=16, local_size=16)).bytes(),
@@ -509,7 +509,7 @@ ZIPS: dict[str, Attack] = {
         "the entry holds 8 bytes, not the 16 it declares",
     ),
     "a deflate stream that is none": Attack(lambda: stretched(method=8), "RK403", "the entry cannot be inflated"),
-    "an entry outside the file": Attack(lambda: stretched(shift=1 << 30), "RK403", "the entry lies outside the file"),
+    "an entry outside the file": Attack(lambda: stretched(shift=1 << 30), "RK403", "the entry is outside the file"),
     "an entry whose header is elsewhere": Attack(
         lambda: stretched(shift=-1), "RK403", "the entry's local header is not where the directory says"
     ),
@@ -517,7 +517,7 @@ ZIPS: dict[str, Attack] = {
     "an unknown compression": Attack(
         lambda: stretched(method=14),
         "RK403",
-        "the entry is compressed by method 14; stored and deflated ones are read",
+        "the entry is compressed by method 14; only stored and deflated ones are supported",
     ),
     "a missing `data.pkl`": Attack(
         lambda: Archive([Entry("m/data/0", bytes(16))]).bytes(), "RK403", "a zip archive without data.pkl"
@@ -552,7 +552,7 @@ ZIPS: dict[str, Attack] = {
     "an archive in several parts": Attack(
         lambda: archive(pickled(GOOD)).bytes().replace(b"PK\x05\x06\0\0", b"PK\x05\x06\1\0"),
         "RK403",
-        "a zip archive in several parts",
+        "a multi-part zip archive, which is not supported",
     ),
     "a TorchScript archive": Attack(
         lambda: archive(pickled(GOOD), None, Entry("m/constants.pkl", pickled(b")"))).bytes(),
@@ -567,12 +567,12 @@ ZIPS: dict[str, Attack] = {
     "`byteorder=big`": Attack(
         lambda: archive(pickled(GOOD), None, Entry("m/byteorder", b"big")).bytes(),
         "RK409",
-        "byteorder 'big': only little-endian checkpoints are read",
+        "byteorder 'big': only little-endian checkpoints are supported",
     ),
     "a byteorder of 1 kB": Attack(
         lambda: archive(pickled(GOOD), None, Entry("m/byteorder", b"x" * 1000)).bytes(),
         "RK403",
-        "the entry is 1.00 kB; 64 B are read",
+        "the entry is 1.00 kB; at most 64 B are read",
     ),
     "metadata that are no JSON": Attack(
         lambda: archive(pickled(GOOD), None, Entry("m/.data/remapkit.json", b"[" * 100_000)).bytes(),
@@ -612,15 +612,15 @@ SAFETENSORS: dict[str, Attack] = {
         lambda: raw('{"w":{' + FIELDS + "}}\0"), "RK402", "the header is not valid JSON"
     ),
     "a name twice": Attack(
-        lambda: raw('{"w":{' + FIELDS + '},"w":{' + FIELDS + "}}"), "RK402", "the name 'w' occurs twice in the header"
+        lambda: raw('{"w":{' + FIELDS + '},"w":{' + FIELDS + "}}"), "RK402", "duplicate name 'w' in the header"
     ),
     "a name twice, once escaped": Attack(
         lambda: raw('{"w":{' + FIELDS + '},"\\u0077":{' + FIELDS + "}}"),
         "RK402",
-        "the name 'w' occurs twice in the header",
+        "duplicate name 'w' in the header",
     ),
     "a field twice": Attack(
-        lambda: raw('{"w":{"dtype":"F16",' + FIELDS + "}}"), "RK402", "the name 'dtype' occurs twice in the header"
+        lambda: raw('{"w":{"dtype":"F16",' + FIELDS + "}}"), "RK402", "duplicate name 'dtype' in the header"
     ),
     "an extra field": Attack(
         lambda: safetensors({"w": {**W, "code": "x"}}, bytes(16)),
@@ -658,12 +658,14 @@ SAFETENSORS: dict[str, Attack] = {
         "F32 [5] takes 20 bytes, its data_offsets span 16",
     ),
     "a negative size of a header": Attack(
-        lambda: safetensors({"w": entry(shape=(-4,))}, bytes(16)), "RK402", "the header holds the negative number -4"
+        lambda: safetensors({"w": entry(shape=(-4,))}, bytes(16)),
+        "RK402",
+        "the header contains the negative number -4",
     ),
     "a negative zero": Attack(
         lambda: raw('{"w":{"dtype":"F32","shape":[4],"data_offsets":[-0,16]}}'),
         "RK402",
-        "the header holds the negative number -0",
+        "the header contains the negative number -0",
     ),
     "a size of 2^64": Attack(
         lambda: safetensors({"w": entry(shape=(1 << 64,))}, bytes(16)),
@@ -690,12 +692,12 @@ SAFETENSORS: dict[str, Attack] = {
     "NaN as an offset": Attack(
         lambda: raw('{"w":{"dtype":"F32","shape":[4],"data_offsets":[NaN,16]}}'),
         "RK402",
-        "the header holds NaN, which is no number of JSON",
+        "the header contains NaN, which is not valid JSON",
     ),
     "a number of a million digits": Attack(
         lambda: raw('{"w":{"dtype":"F32","shape":[' + "9" * 1_000_000 + '],"data_offsets":[0,16]}}'),
         "RK402",
-        "the header holds a number of 1000000 digits",
+        "the header contains a number of 1000000 digits",
     ),
     "three offsets": Attack(
         lambda: safetensors({"w": entry(offsets=(0, 8, 16))}, bytes(16)), "RK402", "must be [start, end]"

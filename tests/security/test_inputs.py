@@ -108,7 +108,7 @@ def test_D5_a_list_of_what_is_reachable_would_be_seen(tmp_path: Path, monkeypatc
 def test_D5_without_the_option_it_is_said(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(pth(popped("my.Thing")))
     with open_checkpoint(tmp_path / "m") as reader:
-        assert any("my.Thing" in note.title and "nothing of it was built" in note.title for note in reader.notes)
+        assert any("my.Thing" in note.title and "were not imported" in note.title for note in reader.notes)
 
 
 def test_D5_state_dicts_pass(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ from remapkit.formats import strided as views
 from remapkit.write.execute import execute
 from remapkit.compute import stream
 views._STRIPE = 1 << 16
-stream.STRIPE, stream.TURNED = 1 << 16, 1 << 16 | 1
+stream.STRIPE, stream.TRANSPOSED = 1 << 16, 1 << 16 | 1
 source, rules, out = map(Path, sys.argv[1:])
 def cut(*_):
     with source.open("r+b") as file:
@@ -183,13 +183,13 @@ def test_D10_any_view_is_gathered_to_the_bit(seed: int, monkeypatch: pytest.Monk
     width = {"F32": 4, "I8": 1, "C128": 16, "BF16": 2}[dtype]
     last = 3 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     storage = bytes(draw.randbytes((last + 1) * width))
-    from remapkit.formats.pickle.values import Storage, Tensor
+    from remapkit.formats.pickle.values import PickledStorage, PickledTensor
 
     found = b"".join(
         bytes(piece)
         for piece in views.gather(
             lambda at, length: storage[at : at + length],
-            Tensor(Storage("0", dtype, last + 1), dtype, 3, tuple(shape), tuple(strides)),
+            PickledTensor(PickledStorage("0", dtype, last + 1), dtype, 3, tuple(shape), tuple(strides)),
             draw.choice([1, 16, 1 << 18]),
         )
     )

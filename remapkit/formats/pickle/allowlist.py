@@ -1,6 +1,9 @@
-"""The globals that state dicts are made of: `--strict-pickle` holds every name of a pickle against this one list."""
+"""The globals that state dicts consist of: `--strict-pickle` checks every name of a pickle against this list."""
 
 from __future__ import annotations
+
+from remapkit.formats.pickle.values import QUANTIZED_WIDTHS
+from remapkit.tensors.dtypes import BY_STORAGE, BY_TORCH_NAME
 
 _TENSORS = {
     f"torch._utils.{name}"
@@ -29,19 +32,12 @@ _CLASSES = {
     "torch.UntypedStorage",
     "torch.serialization._get_layout",
 }
-_STORAGES = {
-    f"torch.{kind}Storage"
-    for kind in (
-        *("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"),
-        *("ComplexFloat", "ComplexDouble", "QInt8", "QUInt8", "QInt32", "QUInt4x2", "QUInt2x4"),
-    )
-}
+_STORAGES = {f"torch.{name}" for name in (*BY_STORAGE, *QUANTIZED_WIDTHS)}
 _DTYPES = {
     f"torch.{name}"
     for name in (
-        *("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8"),
-        *("uint64", "uint32", "uint16", "uint8", "bool", "complex128", "complex64", "complex32"),
-        *("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float8_e4m3fnuz", "float8_e5m2fnuz", "float4_e2m1fn_x2"),
+        *BY_TORCH_NAME,
+        *("complex32", "float4_e2m1fn_x2"),
         *("qint8", "quint8", "qint32", "quint4x2", "quint2x4", "per_tensor_affine", "per_channel_affine"),
         *("strided", "sparse_coo", "contiguous_format", "preserve_format"),
     )
@@ -79,7 +75,7 @@ _ARRAYS = {
 _ARRAYS |= {"numpy.ndarray", "numpy.dtype"}
 
 ALLOWED = frozenset(_TENSORS | _CLASSES | _STORAGES | _DTYPES | _CONTAINERS | _BUILTINS | _ARRAYS)
-"""By full name. What is not here is refused, so that nobody has to know every way in which an object can do harm."""
+"""By full name. Everything else is refused, so that no list of dangerous globals has to be complete."""
 
 
 def is_allowed(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The few callables of a state dict that the pickle machine carries out itself, on placeholders."""
+"""The few callables of state dicts, which the pickle machine carries out itself, on placeholders."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from remapkit.files.errors import MAX_DIMS
 from remapkit.formats.pickle.denylist import is_hostile_call
 from remapkit.formats.pickle.machine import Machine
 from remapkit.formats.pickle.values import (
-    DTYPES,
     KNOWN,
     MAPPINGS,
-    STORAGES,
+    QUANTIZED_WIDTHS,
     Global,
-    Mapping,
     Opaque,
+    PickledDict,
+    PickledStorage,
+    PickledTensor,
     PickleFault,
-    Storage,
-    Tensor,
     describe_kind,
 )
-from remapkit.tensors.spec import DTYPE_BITS
+from remapkit.tensors.dtypes import BY_STORAGE, BY_TORCH_NAME, DTYPE_BITS
 
 
 def call_known(machine: Machine, function: Any, args: Any) -> Any:
@@ -36,7 +35,7 @@ def call_known(machine: Machine, function: Any, args: Any) -> Any:
     if rebuild is not None:
         return rebuild(machine, args)
     if name in MAPPINGS:
-        return Mapping()
+        return PickledDict()
     if is_hostile_call(name):
         machine.hostile[name] = None
     if name in ("copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__"):
@@ -49,33 +48,33 @@ def make_instance(machine: Machine, cls: Any) -> Any:
         return Opaque(describe_kind(cls))
     name = str(cls)
     if name in MAPPINGS:
-        return Mapping()
+        return PickledDict()
     return Opaque(name, known=name in KNOWN)
 
 
-def _rebuild_tensor(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaque:
+def _rebuild_tensor(machine: Machine, args: tuple[Any, ...]) -> PickledTensor | Opaque:
     storage, offset, shape, stride = _check_arguments(args, 4, "_rebuild_tensor")
     return _make_tensor(machine, storage, None, offset, shape, stride)
 
 
-def _rebuild_tensor_v2(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaque:
+def _rebuild_tensor_v2(machine: Machine, args: tuple[Any, ...]) -> PickledTensor | Opaque:
     storage, offset, shape, stride = _check_arguments(args, 4, "_rebuild_tensor_v2")
     return _find_lazy(args[6:7]) or _make_tensor(machine, storage, None, offset, shape, stride)
 
 
-def _rebuild_tensor_v3(machine: Machine, args: tuple[Any, ...]) -> Tensor | Opaque:
+def _rebuild_tensor_v3(machine: Machine, args: tuple[Any, ...]) -> PickledTensor | Opaque:
     storage, offset, shape, stride, _, _, dtype = _check_arguments(args, 7, "_rebuild_tensor_v3")
     if not isinstance(dtype, Global) or dtype.module != "torch":
         raise PickleFault(f"a tensor's dtype is {describe_kind(dtype)}")
-    name = DTYPES.get(dtype.name)
+    name = BY_TORCH_NAME.get(dtype.name)
     if name is None:
         return Opaque(f"tensor of dtype torch.{dtype.name}")
     return _find_lazy(args[7:8]) or _make_tensor(machine, storage, name, offset, shape, stride)
 
 
 def _find_lazy(metadata: tuple[Any, ...]) -> Opaque | None:
-    """A tensor whose bytes are not its values: a lazy conjugate or negative."""
-    if metadata and isinstance(metadata[0], Mapping):
+    """An `Opaque` for a tensor whose bytes are not its values: a lazy conjugate or negative."""
+    if metadata and isinstance(metadata[0], PickledDict):
         for key, value in metadata[0].items:
             if key in ("conj", "neg") and value:
                 words = "conjugate" if key == "conj" else "negative"
@@ -85,10 +84,10 @@ def _find_lazy(metadata: tuple[Any, ...]) -> Opaque | None:
 
 def _make_tensor(
     machine: Machine, storage: Any, dtype: str | None, offset: Any, shape: Any, stride: Any
-) -> Tensor | Opaque:
+) -> PickledTensor | Opaque:
     if isinstance(storage, Opaque):
         return Opaque(f"tensor over {storage.name}")
-    if not isinstance(storage, Storage):
+    if not isinstance(storage, PickledStorage):
         raise PickleFault(f"a tensor's storage is {describe_kind(storage)}")
     dtype = dtype or storage.dtype
     if dtype is None:
@@ -98,7 +97,7 @@ def _make_tensor(
     if type(offset) is not int or not _are_ints(shape) or not _are_ints(stride):
         raise PickleFault("a tensor's offset, shape or stride is not made of whole numbers")
     machine.objects -= 1 + len(shape) // 4
-    return Tensor(storage, dtype, offset, tuple(shape), tuple(stride))
+    return PickledTensor(storage, dtype, offset, tuple(shape), tuple(stride))
 
 
 def _are_ints(values: Any) -> bool:
@@ -127,10 +126,10 @@ def _rebuild_from_type(machine: Machine, args: tuple[Any, ...]) -> Any:
     return rebuild(machine, inner)
 
 
-def _rebuild_ordered_dict(machine: Machine, args: tuple[Any, ...]) -> Mapping:
+def _rebuild_ordered_dict(machine: Machine, args: tuple[Any, ...]) -> PickledDict:
     """OrderedDict(): empty, or from the list of pairs that Python 2 wrote."""
-    found = Mapping()
-    if args and isinstance(args[0], list | Mapping):
+    ordered = PickledDict()
+    if args and isinstance(args[0], list | PickledDict):
         # A copy: one list copied often is how a small pickle would fill the memory.
         machine.objects -= len(args[0]) if isinstance(args[0], list) else len(args[0].items)
         machine.check_budget(0)
@@ -138,10 +137,10 @@ def _rebuild_ordered_dict(machine: Machine, args: tuple[Any, ...]) -> Mapping:
         for pair in args[0]:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise PickleFault("an OrderedDict is made of something that is not a pair")
-            found.items.append((pair[0], pair[1]))
-    elif args and isinstance(args[0], Mapping):
-        found.items.extend(args[0].items)
-    return found
+            ordered.items.append((pair[0], pair[1]))
+    elif args and isinstance(args[0], PickledDict):
+        ordered.items.extend(args[0].items)
+    return ordered
 
 
 def _rebuild_size(machine: Machine, args: tuple[Any, ...]) -> Any:
@@ -166,7 +165,7 @@ _CALLS: dict[str, Callable[[Machine, tuple[Any, ...]], Any]] = {
 
 
 _CALLS["torch.storage._load_from_bytes"] = _make_opaque("tensor pickled without torch.save")
-"""What the calls that a checkpoint is made of become; the kinds of tensors that are not read keep their names."""
+"""What the calls in checkpoints become; unsupported kinds of tensors keep only their names."""
 
 
 def load_persistent(machine: Machine, identity: Any) -> Any:
@@ -182,17 +181,14 @@ def load_persistent(machine: Machine, identity: Any) -> Any:
         return Opaque("torch storage that is a view of another")
     if not isinstance(cls, Global) or cls.module.partition(".")[0] != "torch":
         raise PickleFault(f"a storage's class is {describe_kind(cls)}")
-    dtype = STORAGES.get(cls.name)
+    dtype = BY_STORAGE.get(cls.name)
     if dtype is None and cls.name != "UntypedStorage":
-        machine.widths[key] = _QUANTIZED_WIDTHS.get(cls.name, 0)
+        machine.widths[key] = QUANTIZED_WIDTHS.get(cls.name, 0)
         return Opaque(str(cls))
     width = DTYPE_BITS[dtype] // 8 if dtype else 1
     if machine.widths.setdefault(key, width) != width:
         machine.widths[key] = 0
-    return Storage(key, dtype, numel)
-
-
-_QUANTIZED_WIDTHS = {"QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1}
+    return PickledStorage(key, dtype, numel)
 
 
 _CALLS |= {

@@ -1,4 +1,4 @@
-"""Which globals a pickle has no honest use for: those that run code, start processes, open files or sockets."""
+"""Globals that no honest pickle names: those that run code, start processes, open files or sockets."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def is_hostile(name: str) -> bool:
 
 
 def is_hostile_call(name: str) -> bool:
-    """Whether calling this global can only mean harm: functions of torch beyond those that checkpoints are made of.
+    """Whether calling this global can only mean harm: functions of torch that checkpoints do not need.
 
     Classes of torch (optimizers, modules, whose names are capitalised) are left as objects that are ignored.
 

@@ -1,12 +1,12 @@
 """Pickles read inertly: an opcode loop that builds plain data, imports nothing and calls nothing.
 
-Source: the opcodes as documented by CPython's `pickletools`. A global is kept as its name. The few calls that torch's
-own checkpoints are made of (rebuilding a tensor, a parameter, an ordered dict) become plain data; every other call
-becomes an `Opaque` with the name of what would have been called. Nothing here can run code, whatever the bytes say,
-and time and memory are bounded by budgets.
+Source: the opcodes as documented by CPython's `pickletools` (`opcodes`, protocols 0 to 5). A global is kept as its
+name. The few calls that torch's own checkpoints consist of (rebuilding a tensor, a parameter, an ordered dict) become
+plain data; every other call becomes an `Opaque` with the name of what would have been called. Nothing here can run
+code, whatever the bytes say, and time and memory are bounded by budgets.
 
-The loop is own rather than the standard library's: `find_class` alone does not bound it, and the C unpickler
-allocates what a pickle asks for (a memo of 2^31 slots, a string of 1 TB) before it looks.
+The standard library's unpickler is not used: overriding `find_class` does not bound it, and its C code allocates what
+a pickle asks for (a memo of 2^31 slots, a string of 1 TB) before it checks that the bytes are there.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ from remapkit.formats.pickle.denylist import is_hostile
 from remapkit.formats.pickle.values import MARK, Global, PickleFault
 
 _MAX_LINE = 1 << 16
-
+"""The longest argument of a text opcode (protocol 0), in bytes."""
 
 _MAX_STACK = 1 << 20
-
+"""The most values on the stack."""
 
 MAX_INT_BYTES = 256
+"""The longest integer, in bytes or digits."""
 
+_BASE_OBJECTS, _BASE_OPCODES = 2_000_000, 20_000_000
+"""How many objects (about 64 bytes each) and opcodes any pickle may have; a checkpoint may have more, by its entries.
 
-_BASE_OBJECTS = 2_000_000
-
-
-_BASE_OPCODES = 20_000_000
-
+Every object that is built costs one, kept or not, and so do pairs of dicts and long texts: time and memory are
+bounded by one count that only falls. A tensor that torch.save wrote takes 9 objects and 32 opcodes.
+"""
 
 TEXT_OBJECT = 64
-"""So many characters of text count as one object: a pickle may keep about 128 MB of it."""
+"""This many characters of text count as one object: a pickle may keep about 128 MB of text."""
 
 
 class Machine:
-    """The state of one pickle that is being read.
+    """The state of one pickle that is being read: position, stack, memo, and what is left of the budget.
 
-    `data` is read from `start` on, never beyond `end`. `entries` is how many tensors the file can hold at most (its
-    storages): budgets grow with it.
+    `data` is read from `start` on, never beyond `end`. `entries` is an upper bound of how many tensors the file holds
+    (its storages); budgets grow with it.
     """
 
     __slots__ = ("data", "end", "hostile", "memo", "named", "objects", "opcodes", "pos", "stack", "widths")
@@ -113,7 +114,7 @@ class Machine:
         raise PickleFault("the pickle looks for a mark that is not there")
 
     def remember(self, index: int) -> None:
-        # Memo indices count values, so none can exceed the number of bytes before it.
+        # Memo indices count values, so an honest one is smaller than the number of bytes before it.
         if index > self.pos:
             raise PickleFault(f"the pickle uses memo slot {index} within its first {self.pos} bytes")
         self.memo[index] = self.peek()

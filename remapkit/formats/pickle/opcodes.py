@@ -11,11 +11,11 @@ from typing import Any
 from remapkit.diagnostics.wording import shown, sized
 from remapkit.formats.pickle.calls import call_known, load_persistent, make_instance
 from remapkit.formats.pickle.machine import MAX_INT_BYTES, TEXT_OBJECT, Machine
-from remapkit.formats.pickle.values import MARK, MAX_TEXT, Mapping, Opaque, PickleFault, describe_kind
+from remapkit.formats.pickle.values import MARK, MAX_TEXT, Opaque, PickledDict, PickleFault, describe_kind
 
 
 def stop(machine: Machine) -> None:
-    """`run` ends here."""
+    """STOP: `_run_machine` returns the value on top of the stack."""
 
 
 def _proto(machine: Machine) -> None:
@@ -65,7 +65,7 @@ def _parse_int(line: bytes) -> int:
     try:
         return int(line.rstrip(b"L").decode("ascii"))
     except ValueError:
-        raise PickleFault(f"{shown(repr(line), 40)} is no number") from None
+        raise PickleFault(f"{shown(repr(line), 40)} is not a number") from None
 
 
 def _long_line(machine: Machine) -> None:
@@ -77,7 +77,7 @@ def _float_line(machine: Machine) -> None:
     try:
         machine.push(float(line[:MAX_INT_BYTES]))
     except ValueError:
-        raise PickleFault(f"{shown(repr(line), 40)} is no number") from None
+        raise PickleFault(f"{shown(repr(line), 40)} is not a number") from None
 
 
 def _binint(machine: Machine) -> None:
@@ -198,7 +198,7 @@ def _list(machine: Machine) -> None:
 def _dict(machine: Machine) -> None:
     values = machine.pop_mark()
     machine.objects -= len(values) // 2
-    machine.push(Mapping(_pair_values(values)))
+    machine.push(PickledDict(_pair_values(values)))
 
 
 def _pair_values(values: list[Any]) -> list[tuple[Any, Any]]:
@@ -237,7 +237,7 @@ def _setitems(machine: Machine) -> None:
 def _update(machine: Machine, pairs: list[tuple[Any, Any]]) -> None:
     target = machine.peek()
     machine.objects -= len(pairs)
-    if isinstance(target, Mapping):
+    if isinstance(target, PickledDict):
         target.items.extend(pairs)
     elif isinstance(target, Opaque):
         target.items = [] if target.items is None else target.items
@@ -336,11 +336,11 @@ def _obj(machine: Machine) -> None:
 def _build(machine: Machine) -> None:
     state = machine.pop()
     target = machine.peek()
-    if isinstance(target, Opaque) and isinstance(state, Mapping):
-        # What every torch.nn.Module has; the first keys of its state are enough to tell.
+    if isinstance(target, Opaque) and isinstance(state, PickledDict):
+        # Every torch.nn.Module has these attributes; they are among the first keys of its state.
         target.module = {"_parameters", "_modules"} <= {key for key, _ in state.items[:50] if isinstance(key, str)}
     # The state of an OrderedDict is the `_metadata` of a state dict; an unknown object's stays unknown.
-    if not isinstance(target, Mapping | Opaque):
+    if not isinstance(target, PickledDict | Opaque):
         raise PickleFault(f"the pickle sets the state of {describe_kind(target)}")
 
 
@@ -384,7 +384,7 @@ OPCODES: dict[int, Callable[[Machine], None]] = {
         "\x96": _push_bytes(8, "bytearray"),
         ")": _push_constant(()),
         "]": _push_empty(list),
-        "}": _push_empty(Mapping),
+        "}": _push_empty(PickledDict),
         "\x8f": _push_empty(lambda: Opaque("set", known=True)),
         "\x91": _frozenset,
         "\x90": _additems,

@@ -7,7 +7,7 @@ from typing import Any
 
 from remapkit.formats.pickle.machine import Machine
 from remapkit.formats.pickle.opcodes import OPCODES, stop
-from remapkit.formats.pickle.values import HOSTILE_HELP, Found, PickleFault
+from remapkit.formats.pickle.values import HOSTILE_HELP, PickleContent, PickleFault
 
 _REFUSED = {
     "P": "a persistent id as text (protocol 0), which torch.save never writes",
@@ -23,13 +23,14 @@ def _make_opcode_fault(opcode: int, at: int) -> PickleFault:
     words = _REFUSED.get(chr(opcode))
     if words:
         return PickleFault(f"the pickle uses {words} (byte {at})")
-    return PickleFault(f"0x{opcode:02x} is no opcode of pickles (byte {at}): the file is damaged")
+    return PickleFault(f"0x{opcode:02x} is not a pickle opcode (byte {at}): the file is damaged")
 
 
 def _run_machine(machine: Machine) -> Any:
-    """Read to STOP and give the object.
+    """Read to STOP and return the object.
 
-    Every opcode takes at least one byte, and the budget is looked at every 1,024 of them: the loop ends.
+    The loop ends: every opcode moves `pos` forward by at least one byte, towards `end`. Memory is bounded: what one
+    opcode adds is bounded by the bytes that it reads, and the budget is checked every 1,024 opcodes.
     """
     step = 0
     while True:
@@ -48,7 +49,7 @@ def _run_machine(machine: Machine) -> Any:
             machine.check_budget(step)
 
 
-def read_pickle(data: bytes | mmap, start: int, end: int, entries: int = 0) -> Found:
+def read_pickle(data: bytes | mmap, start: int, end: int, entries: int = 0) -> PickleContent:
     """The object that a pickle holds, as plain data; raises `PickleFault`.
 
     >>> import pickle
@@ -65,7 +66,7 @@ def read_pickle(data: bytes | mmap, start: int, end: int, entries: int = 0) -> F
         names = " and ".join(list(machine.hostile)[:5])
         raise PickleFault(f"the pickle names {names}, and is broken: {fault.title}", HOSTILE_HELP) from None
     except RecursionError:
-        # Only Python itself can come to this, where it frees or hashes what is nested very deep.
+        # This loop does not recurse; Python itself does, where it frees or hashes what is nested very deeply.
         raise PickleFault("the pickle is nested too deeply") from None
     machine.check_budget(0)
-    return Found(value, machine.pos, tuple(machine.hostile), tuple(machine.named), machine.widths)
+    return PickleContent(value, machine.pos, tuple(machine.hostile), tuple(machine.named), machine.widths)

@@ -12,7 +12,7 @@ MAX_TEXT = 1 << 16
 
 
 class PickleFault(FileFault):
-    """What is wrong with a pickle."""
+    """A fault of a pickle (RK404)."""
 
     def __init__(self, title: str, help: tuple[str, ...] = ()) -> None:
         super().__init__("RK404", title, help=help)
@@ -44,15 +44,15 @@ class Opaque:
 
 
 @dataclass(slots=True, eq=False)
-class Mapping:
+class PickledDict:
     """A dict, as the pairs that the pickle sets: nothing is hashed, so no key can be made to collide."""
 
     items: list[tuple[Any, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Storage:
-    """A storage that the pickle refers to: its key in the archive and how many elements the pickle says it has.
+class PickledStorage:
+    """A storage that the pickle refers to: its key in the archive and its number of elements according to the pickle.
 
     `dtype` is None for an untyped storage, whose elements are bytes.
     """
@@ -63,10 +63,10 @@ class Storage:
 
 
 @dataclass(slots=True, eq=False)
-class Tensor:
+class PickledTensor:
     """A tensor as a view of a storage; offset and strides count elements."""
 
-    storage: Storage
+    storage: PickledStorage
     dtype: str
     offset: int
     shape: tuple[int, ...]
@@ -74,13 +74,13 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a pickle holds: the object, where the pickle ended, and the globals that it names.
+class PickleContent:
+    """The content of a pickle: the object, where the pickle ended, and the globals that it names.
 
-    `named` are all of them, whether anything in the object uses them or not; `hostile` what only an attack names.
+    `named` are all of them, whether the object uses them or not; `hostile` those that only an attack names.
 
-    `widths` has the bytes that an element of each storage takes, by its key; 0 where that is not known, or said in
-    two ways.
+    `widths` has the bytes that an element of each storage takes, by its key; 0 where that is unknown or
+    contradictory.
     """
 
     value: Any
@@ -90,47 +90,14 @@ class Found:
     widths: dict[str, int] = field(default_factory=dict)
 
 
-DTYPES = {
-    "float32": "F32",
-    "float64": "F64",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "uint16": "U16",
-    "uint32": "U32",
-    "uint64": "U64",
-    "bool": "BOOL",
-    "complex64": "C64",
-    "complex128": "C128",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "float8_e8m0fnu": "F8_E8M0",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+QUANTIZED_WIDTHS = {
+    "QInt8Storage": 1,
+    "QUInt8Storage": 1,
+    "QInt32Storage": 4,
+    "QUInt4x2Storage": 1,
+    "QUInt2x4Storage": 1,
 }
-"""torch's names of dtypes and safetensors'."""
-
-
-STORAGES = {
-    "FloatStorage": "F32",
-    "DoubleStorage": "F64",
-    "HalfStorage": "F16",
-    "BFloat16Storage": "BF16",
-    "LongStorage": "I64",
-    "IntStorage": "I32",
-    "ShortStorage": "I16",
-    "CharStorage": "I8",
-    "ByteStorage": "U8",
-    "BoolStorage": "BOOL",
-    "ComplexFloatStorage": "C64",
-    "ComplexDoubleStorage": "C128",
-}
-"""torch's classes of storages and the dtype of their elements."""
-
+"""torch's storages of quantized elements, which are not read, and the bytes of an element."""
 
 KNOWN = {
     "builtins.set",
@@ -147,27 +114,33 @@ KNOWN = {
     "collections.Counter",
     "collections.deque",
 }
-
+"""Builtins and harmless library objects that every checkpoint may have; they are ignored without a note."""
 
 MAPPINGS = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"}
-
+"""Subclasses of dict whose items are read like those of a dict."""
 
 MARK = object()
-
+"""The opcode MARK on the stack: where the arguments of a variable-length opcode begin."""
 
 HOSTILE_HELP = ("unpickling it would run that: treat the file as an attack; nothing was run here",)
 
 
 def describe_kind(value: Any) -> str:
+    """What a value is, always with the article `a`."""
     if isinstance(value, Opaque):
         return f"a {value.name}" if " " in value.name else f"a {value.name} object"
     if isinstance(value, Global):
         return str(value)
-    names: dict[type, str] = {Mapping: "a dict", Tensor: "a tensor", Storage: "a storage", type(None): "None"}
+    names: dict[type, str] = {
+        PickledDict: "a dict",
+        PickledTensor: "a tensor",
+        PickledStorage: "a storage",
+        type(None): "None",
+    }
     return names.get(type(value), f"a {type(value).__name__}")
 
 
 def describe_with_article(value: Any) -> str:
-    """What a value is, for messages: `a argparse.Namespace object`, `a dict`, `an int`."""
+    """What a value is, for messages: `an argparse.Namespace object`, `a dict`, `an int`."""
     text = describe_kind(value)
     return "an" + text[1:] if text[:3] in ("a i", "a a", "a o", "a u", "a e") else text
