@@ -124,9 +124,8 @@ def _find_in_folder(folder: Path) -> Path:
     try:
         files = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        raise make_unreadable(
-            "RK400", f"cannot read the directory: {(error.strerror or '').lower()}", folder
-        ) from error
+        title = f"cannot read the directory: {(error.strerror or '').lower()}"
+        raise make_unreadable("RK400", title, folder, refused=error) from error
     indexes = [file for file in files if is_index(file.name)]
     found = indexes or [file for file in files if file.suffix in SUFFIXES]
     if len(found) == 1:

@@ -128,9 +128,7 @@ def _read_manifest(rules: CompiledRules, written: Text, what: str) -> StateDictS
         stamp = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
         return read_declared(path) if stamp is None else _read_cached(path, *stamp)
     except UnreadableCheckpoint as error:
-        raise UnreadableCheckpoint(
-            [_place_problem(each, path, written, what) for each in error.diagnostics]
-        ) from None
+        raise type(error)([_place_problem(each, path, written, what) for each in error.diagnostics]) from None
 
 
 @lru_cache(maxsize=8)

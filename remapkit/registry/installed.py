@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import UnreadableCheckpoint, UsageError
+from remapkit.diagnostics.errors import MissingFile, UnreadableCheckpoint, UsageError
 
 GROUP = "remapkit.plugins"
 """The entry-point group of plugins: `wan = "my_package"` makes `wan.vae` mean the module `my_package.vae`."""
@@ -140,7 +140,7 @@ def find_rules(name_or_path: str | Path) -> Path:
     names = [pack.name for pack in packs()]
     close = difflib.get_close_matches(text, names, n=1)
     help = f"did you mean {close[0]!r}?" if close else f"installed are: {', '.join(names) or 'none'}"
-    raise UsageError(Diagnostic("RK601", f"there is no rule file and no pack named {text!r}", help=(help,)))
+    raise MissingFile(Diagnostic("RK601", f"there is no rule file and no pack named {text!r}", help=(help,)))
 
 
 def read_object(path: Path) -> Any:
@@ -152,7 +152,8 @@ def read_object(path: Path) -> Any:
     except UnreadableCheckpoint as error:
         (one,) = error.diagnostics
         words = one.title if str(path) in one.title else f"{path}: {one.title}"
-        raise UsageError(Diagnostic("RK611", words, help=one.help)) from None
+        kind = MissingFile if isinstance(error, FileNotFoundError) else UsageError
+        raise kind(Diagnostic("RK611", words, help=one.help)) from None
 
 
 def look_in_current_folder() -> None:
