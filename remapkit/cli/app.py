@@ -74,9 +74,11 @@ def _run_command(args: argparse.Namespace) -> int:
         _read_ahead(args.checkpoint)
     from remapkit.cli import render as report
     from remapkit.diagnostics.errors import RemapkitError
+    from remapkit.diagnostics.log import log_nothing
 
     try:
-        outcome = import_module(f"remapkit.cli.commands.{args.command}").run(args)
+        with log_nothing():
+            outcome = import_module(f"remapkit.cli.commands.{args.command}").run(args)
     except RemapkitError as error:
         found, exit_code = error, error.exit_code
         return _show_result(lambda: report.show_error(found.diagnostics, args.format, exit_code), exit_code)

@@ -38,7 +38,7 @@ class Plugin:
 
 
 @dataclass(frozen=True, slots=True)
-class Pack:
+class PackFile:
     """A rule pack: a rule file known by the name of its file, and who brought it."""
 
     name: str
@@ -100,7 +100,7 @@ def find_folder(package: str) -> Path | None:
     return Path(places[0]) if places else None
 
 
-def packs() -> tuple[Pack, ...]:
+def packs() -> tuple[PackFile, ...]:
     """Every installed pack, sorted by name.
 
     >>> "wan22_pth" in [pack.name for pack in packs()]
@@ -109,19 +109,19 @@ def packs() -> tuple[Pack, ...]:
     return tuple(sorted(_list_packs(), key=lambda pack: (pack.name, pack.origin)))
 
 
-def _list_packs() -> Iterator[Pack]:
+def _list_packs() -> Iterator[PackFile]:
     yield from _list_folder_packs(find_home("rules"), "remapkit")
     for plugin in plugins():
         if plugin.folder is not None:
             yield from _list_folder_packs(plugin.folder / "rules", f"plugin {plugin.name}")
 
 
-def _list_folder_packs(folder: Path | None, origin: str) -> Iterator[Pack]:
+def _list_folder_packs(folder: Path | None, origin: str) -> Iterator[PackFile]:
     if folder is None or not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
         if path.suffix in (".yaml", ".yml"):
-            yield Pack(path.stem, path, origin)
+            yield PackFile(path.stem, path, origin)
 
 
 def find_rules(name_or_path: str | Path) -> Path:

@@ -407,7 +407,7 @@ def test_a_flush_that_is_left_out_is_found(source: Path, out: Path, monkeypatch:
 def test_what_cannot_be_renamed_in_place(source: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"a": torch.ones(3)}, source.with_name("m.pth"))
     refused(capsys, "renames inside one safetensors file, and this is pth", source.with_name("m.pth"), "--in-place")
-    refused(capsys, "--output, --verify do not go with it", source, "--in-place", "-o", out, "--verify")
+    refused(capsys, "it cannot be used with --output, --verify", source, "--in-place", "-o", out, "--verify")
     one = SUFFIX.replace("{rest:**}", "a").replace("{rest}", "a")
     drops = rules(source.parent, one + "drop: ['b']\n", "drops.yaml")
     before = source.read_bytes()
