@@ -59,11 +59,12 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
 DRIVER = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
-from remapkit import cli, library
+from remapkit.cli import app as cli
+from remapkit.models import reference
 
 def plant(fault):
     if fault == "the working directory is asked for":
-        library._look_in_current_folder = lambda: sys.path.append(os.getcwd())
+        reference.look_in_current_folder = lambda: sys.path.append(os.getcwd())
     elif fault == "torch is imported where there is none":
         cli._outlive_the_working_directory = lambda: None
     elif fault == "streams that are closed stay closed":
@@ -84,12 +85,12 @@ def go_nowhere(at):
 
 def run(commands, at):
     report = []
-    bug = cli._bug
+    bug = cli._report_bug
     def seen():
         import traceback
         report.append(traceback.format_exc())
         return bug()
-    cli._bug = seen
+    cli._report_bug = seen
     for number, command in enumerate(commands):
         try:
             status = cli.main([*command, "--format", ("text", "json", "github")[number % 3]])
@@ -108,7 +109,8 @@ for job in json.loads(open(sys.argv[2], encoding="ascii").read()):
         run(job["commands"], job["at"])
         continue
     if job["condition"] != "no working directory":
-        import torch, remapkit.commands.verify, remapkit.commands.learn, remapkit.commands.packs
+        import torch
+        from remapkit.cli.commands import learn, packs, verify
     pid = os.fork()
     if not pid:
         try:
@@ -242,7 +244,7 @@ def test_a_stream_that_is_closed_gives_its_number_to_no_file(tmp_path: Path) -> 
     """Whatever a library says on descriptor 2 must not land in the file that is being written."""
     program = (
         "import os, sys\n"
-        "from remapkit import cli\n"
+        "from remapkit.cli import app as cli\n"
         "cli._open_streams()\n"
         "print(os.open('f', os.O_RDWR | os.O_CREAT) > 2, sys.stderr is not None)\n"
     )

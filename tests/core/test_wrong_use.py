@@ -29,7 +29,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, as installed: the current folder is not on `sys.path`."""
     start = f"import sys; sys.path = [p for p in sys.path if p]; sys.path.insert(0, {str(ROOT)!r}); {code}"
-    start += "from remapkit.cli import main; sys.exit(main())"
+    start += "from remapkit.cli.app import main; sys.exit(main())"
     return subprocess.run(
         [sys.executable, "-c", start, *map(str, arguments)],
         cwd=cwd,

@@ -26,7 +26,8 @@ from remapkit.diagnostics.errors import UsageError
 ROOT = Path(remapkit.__file__).parent.parent
 SLOW = """
 import sys, time
-from remapkit.formats import copying, writing
+from remapkit.files import copy as copying
+from remapkit.write import writer as writing
 copying.STEP, writing.SMALL = 20_000, 0
 def slowed(name):
     call = getattr(copying.Copier, name)
@@ -77,7 +78,7 @@ def test_not_a_size(text: str, source: Path, capsys: pytest.CaptureFixture[str])
     [
         (["-o", "o.pth", "--shard-size", "1MB"], "--shard-size writes safetensors, not .pth"),
         (["-o", "o.safetensors.index.json"], "is the name of an index"),
-        (["--in-place", "-o", "x.safetensors"], "--output does not go with it"),
+        (["--in-place", "-o", "x.safetensors"], "it cannot be used with --output"),
         (["--in-place", "--shard-size", "1MB", "--untie"], "it cannot be used with --shard-size, --untie"),
     ],
 )
@@ -130,7 +131,7 @@ def test_metadata_is_kept_and_says_where_the_file_comes_from(source: Path, tmp_p
         "remapkit.rules": "prefix",
         "remapkit.digest": rule_set.digest,
         "remapkit.source": "m.safetensors",
-        "remapkit.version": remapkit.library.version(),
+        "remapkit.version": remapkit.__version__,
     }
     with remapkit.open_checkpoint(pth) as reader:
         kept = reader.header().metadata
