@@ -106,7 +106,9 @@ def test_a_command_only_parses_and_shows(command: str) -> None:
 def test_import_costs_nothing() -> None:
     """Counted, not timed: nothing that is slow to import is, and little of remapkit itself."""
     program = "import sys, remapkit; print(*sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    )
     imported = done.stdout.split()
     slow = {"torch", "numpy", "yaml", "jsonschema", "rich", "safetensors", "argparse", "logging", "json"}
     assert not slow & set(imported)
