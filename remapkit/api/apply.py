@@ -219,7 +219,7 @@ class _Output:
             parse_size(self.shard_size)
         elif self.path is not None and is_index(Path(self.path).name):
             title = f"{self.path} is the name of an index of shards"
-            raise UsageError(Diagnostic("RK609", title, help=("say how large they are: --shard-size 5GB",)))
+            raise UsageError(Diagnostic("RK609", title, help=("set the size of the shards: --shard-size 5GB",)))
         if self.path is not None:
             self._check_format(self.path)
 

@@ -93,7 +93,7 @@ def check(
     """
     named = NamedTarget(model, model_args, model_config, target_keys)
     if ckpt is not None and keys is not None:
-        raise UsageError(Diagnostic("RK609", "--ckpt and --keys are two sources", help=("name one",)))
+        raise UsageError(Diagnostic("RK609", "--ckpt and --keys are two sources", help=("pass only one of them",)))
     rule_sets = [resolve_rules(each, params, config) for each in list_rules(rules)]
     if not rule_sets:
         rule_sets = _find_packs(model, has_source=ckpt is not None or keys is not None)

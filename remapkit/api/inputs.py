@@ -102,7 +102,9 @@ class NamedTarget:
     def __post_init__(self) -> None:
         """Raise `UsageError` (RK609) for a target that is named twice, or arguments without a model."""
         if self.model is not None and self.keys is not None:
-            raise UsageError(Diagnostic("RK609", "--model and --target-keys are two targets", help=("name one",)))
+            raise UsageError(
+                Diagnostic("RK609", "--model and --target-keys are two targets", help=("pass only one of them",))
+            )
         if not isinstance(self.model, str) and (self.model_args or self.model_config is not None):
             raise UsageError(Diagnostic("RK609", "--model-arg and --model-config need --model"))
 

@@ -109,8 +109,8 @@ def learn(
 def _pair_readers(a: Reader, b: Reader) -> Pairing:
     for reader in (a, b):
         if reader.format == "manifest":
-            title = f"{reader.header().name} is a manifest: it has no values to tell keys by"
-            help = ("give the checkpoint itself, or the pairs that you know as a JSON object: --pairs FILE",)
+            title = f"{reader.header().name} is a manifest, which has no values to compare"
+            help = ("pass the checkpoint itself, or known pairs as a JSON object: --pairs FILE",)
             raise UsageError(Diagnostic("RK626", title, help=help))
     return pair_by_value(a, b)
 
@@ -129,8 +129,8 @@ def _read_pairs(pairs: str | Path | Mapping[str, str], source: StateDictSpec, ta
         tuple(f for f in by_target if f in target.recorded),
     )
     source, target = source.with_recorded(recorded[0]), target.with_recorded(recorded[1])
-    wrong = [f"{fqn} is no key of {source.name}" for fqn in value if fqn not in source]
-    wrong += [f"{other} is no key of {target.name}" for other in by_target if other not in target]
+    wrong = [f"{fqn} is not a key of {source.name}" for fqn in value if fqn not in source]
+    wrong += [f"{other} is not a key of {target.name}" for other in by_target if other not in target]
     wrong += [
         f"{fqn} is {source[fqn]} and {other} is {target[other]}"
         for fqn, other in value.items()
@@ -139,7 +139,7 @@ def _read_pairs(pairs: str | Path | Mapping[str, str], source: StateDictSpec, ta
     wrong += [f"{' and '.join(fqns)} both become {other}" for other, fqns in by_target.items() if len(fqns) > 1]
     if wrong:
         raise UsageError(
-            Diagnostic("RK627", f"{place}: {counted(len(wrong), 'pair')} cannot be", notes=(named(wrong),))
+            Diagnostic("RK627", f"{place}: {counted(len(wrong), 'pair')} cannot be right", notes=(named(wrong),))
         )
     only_a = tuple(fqn for fqn in source if fqn not in value)
     only_b = tuple(fqn for fqn in target if fqn not in by_target)
@@ -158,10 +158,10 @@ def _report_leftovers(learned: authoring.Learned, source: StateDictSpec, target:
         title = f"{counted(len(learned.undecided), 'key')} undetermined: constants, or bytes that other keys have"
         found.append(_make_warning("RK628", title, list(learned.undecided), source.name))
     if learned.open_b:
-        title = f"{counted(len(learned.open_b), 'key')} with an equal on the other side that no rule leads to"
+        title = f"no rule leads to {counted(len(learned.open_b), 'key')} with an equal on the other side"
         found.append(_make_warning("RK628", title, list(learned.open_b), target.name))
     if learned.unsaid:
-        title = f"{counted(len(learned.unsaid), 'pair')} that no rule can say"
+        title = f"no rule can express {counted(len(learned.unsaid), 'pair')}"
         found.append(_make_warning("RK656", title, list(learned.unsaid), source.name))
     for fqns, header in ((learned.only_a, source), (learned.only_b, target)):
         if fqns:

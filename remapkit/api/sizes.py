@@ -24,7 +24,7 @@ def parse_size(size: str | int) -> int:
     base = 1024 if found[3] else 1000
     nbytes = int(float(found[1]) * base ** " KMGTP".index(found[2].upper() or " "))
     if nbytes < 1:
-        raise _make_size_error(f"a size of {size!r} holds nothing")
+        raise _make_size_error(f"a size must be at least one byte, got {size!r}")
     return nbytes
 
 

@@ -167,7 +167,7 @@ def _find_models(
     declared = find_declared_target(rules) if target is None else None
     if source is None or (target is None and (declared is None or declared.model is None)):
         lacking = "--source" if source is None else "--target"
-        title = f"verify runs two models, or asks an oracle: {lacking} is missing"
+        title = f"verify needs two models or an oracle; {lacking} is missing"
         models = "for example --source py:diffusers:AutoencoderKLWan --target wan.vae:WanVAE"
         raise UsageError(Diagnostic("RK609", title, help=(models, "or --oracle py:module:function")))
     from remapkit.verification import ModelRef

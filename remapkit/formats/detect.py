@@ -40,10 +40,9 @@ def open_checkpoint(
     Several files are opened by their index, and a folder where it holds exactly one index or exactly one checkpoint.
 
     `root` names the wrapper to take (`state_dict`, `a.b`, or `.` for the top level) where a pickle holds several
-    mappings of tensors. `strict_pickle` refuses pickles with objects other than tensors and plain values;
-    `allow_expand` lets tensors through that repeat a small storage into very much data. `follow_links` reads shards
-    that are links to anywhere; without it a link must stay in the checkpoint's folder, or in the download cache that
-    the folder is part of.
+    mappings of tensors. `strict_pickle` refuses pickles that name anything that no state dict needs; `allow_expand`
+    accepts tensors that expand a small storage into a very large tensor. `follow_links` reads shards that are links
+    to anywhere; without it a link must stay in the checkpoint's folder, or in the download cache that it is part of.
 
     Raises `UnreadableCheckpoint` with one clear message for anything else. Nothing that a file says is run, imported
     or allocated.

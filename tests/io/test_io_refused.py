@@ -100,13 +100,14 @@ def test_renaming_without_the_system_call(source: Path, out: Path, monkeypatch: 
 
 
 def test_source_and_target_are_one_file(source: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = "source and target are the same file (use --in-place)"
+    words = "source and target are the same file"
     refused(capsys, words, source, "-o", source, "--force")
     out.symlink_to(source)
     refused(capsys, words, source, "-o", out, "--force")
     out.unlink()
     os.link(source, out)
     refused(capsys, words, source, "-o", out, "--force", folder=out.parent)
+    refused(capsys, "--in-place", source, "-o", source, "--force")
 
 
 def test_no_directory_and_a_directory(source: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

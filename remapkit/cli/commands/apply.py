@@ -86,7 +86,7 @@ def _describe_written(written: Written, *, in_place: bool) -> Iterator[str]:
     yield f"{counted(written.tensors, 'tensor')}, {size} in {written.seconds:.2f} s ({rate}/s)"
     if written.verified:
         what = "what the rules make of the source" if any(move.ops for move in written.moves) else "the source's"
-        yield f"ok: read back, all {written.tensors} tensors are {what}, byte for byte"
+        yield f"ok: read back; all {written.tensors} tensors equal {what}, byte for byte"
 
 
 def _describe_dry_run(written: Written, target: dict[str, Any]) -> CommandOutcome:

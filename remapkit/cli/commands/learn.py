@@ -32,9 +32,9 @@ def run(args: Namespace) -> CommandOutcome:
     return CommandOutcome(
         data={"output": str(output), **data},
         text=(
-            f"wrote {output} with its manifests: rules, proven for all keys, that take "
+            f"wrote {output} with its manifests: rules, proven for all keys, that map "
             f"{number} of {counted(len(report.source), 'key')} to {number} of {len(report.target)}",
-            f"next: read it; `remapkit lint {output}` and `remapkit test {output}` say the same again",
+            f"next: review it; `remapkit lint {output}` and `remapkit test {output}` check it again",
         ),
         diagnostics=report.diagnostics,
     )

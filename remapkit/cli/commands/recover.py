@@ -13,5 +13,5 @@ def run(args: Namespace) -> CommandOutcome:
     """Restore the file from the journal beside it, to the byte."""
     path = Path(args.file)
     restored = recover(path)
-    words = "is restored: it is what it was before the rename" if restored else "has no journal: nothing to restore"
+    words = "was restored to what it was before the rename" if restored else "has no journal; nothing to restore"
     return CommandOutcome(data={"file": str(path), "restored": restored}, text=(f"{path} {words}",))

@@ -61,10 +61,11 @@ def _describe_verdict(rules: str, verdict: Verdict) -> str:
     if not verdict.ok:
         return f"{rules} is not verified by {verdict.by}"
     if not verdict.total:
-        same = f"{counted(len(verdict.tensors), 'tensor')} are those of {verdict.other}, bit for bit"
+        same = f"{counted(len(verdict.tensors), 'tensor')} equal those of {verdict.other}, bit for bit"
         return f"{rules}: verified by value: {same}"
     rest = verdict.total - len(verdict.tensors)
-    left = f"; {counted(rest, 'tensor')} took no part in it" if rest else ""
+    left = f"; {counted(rest, 'tensor')} did not take part" if rest else ""
     if kept := len(verdict.constants):
-        left += f"; {counted(kept, 'dropped buffer')} taken as the constructor makes {'it' if kept == 1 else 'them'}"
+        made = f"as the constructor makes {'it' if kept == 1 else 'them'}"
+        left += f"; {counted(kept, 'dropped buffer')} assumed to be {made}"
     return f"{rules}: verified by value: {verdict.other} gives the same{left}"
