@@ -8,15 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.inputs import (
-    Config,
-    Keys,
-    NamedTarget,
-    RulesLike,
-    refuse_unproven,
-    resolve_rules,
-)
-from remapkit.api.ruleset import Plan, RuleSet
+from remapkit.api.inputs import Keys, NamedTarget, refuse_unproven
+from remapkit.api.ruleset import Config, Plan, RuleSet, RulesLike, resolve_rules
 from remapkit.api.sizes import parse_size
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.inputs import Config, Keys, NamedTarget, RulesLike, list_rules, refuse_unproven, resolve_rules
-from remapkit.api.ruleset import RuleSet, load
+from remapkit.api.inputs import Keys, NamedTarget, list_rules, refuse_unproven
+from remapkit.api.ruleset import Config, RuleSet, RulesLike, load, resolve_rules
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.log import log_diagnostics

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from remapkit.api.inputs import Config, RulesLike, open_sides, resolve_rules
+from remapkit.api.inputs import open_sides
+from remapkit.api.ruleset import Config, RulesLike, resolve_rules
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.files.source_file import CHUNK
 from remapkit.formats import Reader

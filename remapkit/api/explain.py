@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from remapkit.api.inputs import RulesLike, resolve_rules
+from remapkit.api.ruleset import RulesLike, resolve_rules
 from remapkit.patterns.stopping import Stop
 from remapkit.rules.model import Match, Rule
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.ruleset import RuleSet, load
+from remapkit.api.ruleset import Config, RuleSet, RulesLike
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, MissingFile, UnreadableCheckpoint, UsageError
 from remapkit.files.source_file import SourceFile
@@ -23,26 +23,8 @@ from remapkit.rules.model import CompiledRules
 from remapkit.sources.declared import resolve_declared_path
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
-RulesLike = CompiledRules | str | Path
-"""Rules as a caller has them: a `RuleSet`, the name of an installed pack, or the path of a rule file."""
-
-Config = str | Path | Mapping[str, Any]
-"""A config as a caller has it: the path of a JSON file, or its content."""
-
 Keys = str | Path | Mapping[str, TensorSpec]
 """A header as a caller has it: the path of a manifest or a checkpoint, or names with their dtypes and shapes."""
-
-
-def resolve_rules(rules: RulesLike, params: Mapping[str, int] | None = None, config: Config | None = None) -> RuleSet:
-    """The rules, loaded where they are given by name or path.
-
-    Raises what `load` raises, and `TypeError` where rules that are compiled already come with params or a config.
-    """
-    if not isinstance(rules, CompiledRules):
-        return load(rules, params=params, config=config)
-    if params or config is not None:
-        raise TypeError("params and config must be given to load(): these rules are compiled already")
-    return RuleSet.of(rules)
 
 
 def list_rules(rules: RulesLike | Sequence[RulesLike]) -> list[RulesLike]:

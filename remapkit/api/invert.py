@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from remapkit.api.inputs import RulesLike, list_files_read, list_rule_files, resolve_rules
-from remapkit.api.ruleset import RuleSet
+from remapkit.api.inputs import list_files_read, list_rule_files
+from remapkit.api.ruleset import RuleSet, RulesLike, resolve_rules
 from remapkit.authoring.invert import invert as write_inverse
 from remapkit.authoring.write_inverse import relocate_path
 from remapkit.files.text import write_texts

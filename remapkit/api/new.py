@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.inputs import Config, list_files_read
+from remapkit.api.inputs import list_files_read
+from remapkit.api.ruleset import Config
 from remapkit.authoring.scaffold import new_rule_file
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from remapkit.api.inputs import Config, find_rule_paths, resolve_rules
-from remapkit.api.ruleset import RuleSet
+from remapkit.api.inputs import find_rule_paths
+from remapkit.api.ruleset import Config, RuleSet, resolve_rules
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.models.target import diagnose_code_target, find_declared_target, read_target_header

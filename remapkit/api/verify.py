@@ -7,16 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remapkit.api.inputs import (
-    Config,
-    Keys,
-    RulesLike,
-    list_files_read,
-    list_rule_files,
-    refuse_unproven,
-    resolve_rules,
-)
-from remapkit.api.ruleset import RuleSet
+from remapkit.api.inputs import Keys, list_files_read, list_rule_files, refuse_unproven
+from remapkit.api.ruleset import Config, RuleSet, RulesLike, resolve_rules
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.log import log_diagnostics

@@ -15,6 +15,7 @@ from torch import nn
 from remapkit.compute.move_bytes import Run
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck, UsageError
+from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import counted, named, sized
 from remapkit.files.errors import make_unreadable
 from remapkit.formats.detect import open_checkpoint
@@ -144,8 +145,8 @@ def load_into(
     meta. `extra_state="keep"` leaves what modules keep as extra state; checkpoints cannot bring it. `run` makes
     what operations make of a file, in another way than the usual one.
 
-    Returns `Loaded`. Raises `TypeError` for arguments of another kind, `FailedCheck` with everything that is wrong,
-    `UnreadableCheckpoint`, `InvalidRules` or `UsageError`; the model is then as it was before.
+    Returns `Loaded`, whose notes are logged too. Raises `TypeError` for arguments of another kind, `FailedCheck` with
+    everything that is wrong, `UnreadableCheckpoint`, `InvalidRules` or `UsageError`; the model is then as it was.
 
     >>> with torch.device("meta"):
     ...     layer = nn.Linear(2, 1)
@@ -170,7 +171,7 @@ def load_into(
         report = execute_load(job, values, wanted, fills)
     if train is not None:
         model.train(train)
-    return Loaded(
+    loaded = Loaded(
         checkpoint=source.name,
         model=target.header.name,
         rules=plan.name,
@@ -187,6 +188,8 @@ def load_into(
         seconds=time.monotonic() - started,
         notes=(*notes, *job.notes, *job.check.warnings),
     )
+    log_diagnostics(loaded.notes)
+    return loaded
 
 
 def _check_flags(model: nn.Module, requires_grad: bool | None) -> None:

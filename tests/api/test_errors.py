@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,12 @@ def test_a_file_that_may_not_be_read_is_an_os_error(folder: Path, monkeypatch: p
 def test_compiled_rules_take_no_params() -> None:
     with pytest.raises(TypeError, match="load"):
         remapkit.apply(remapkit.loads(RULES), "a.pth", params={"n": 1})
+
+
+def test_the_page_has_the_table() -> None:
+    page = (Path(remapkit.__file__).parent.parent / "docs" / "python.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.*Error.*|`[A-Z].*) \| `(\w+Error)` \|$", page, re.MULTILINE)
+    found = {
+        name: other for cell, other in rows for name in re.findall(r"`(\w+)`", re.sub(r" \(an? .*?\)", "", cell))
+    }
+    assert found == {name: other.__name__ for name, (other, _) in KINDS.items()}
