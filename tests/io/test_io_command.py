@@ -180,7 +180,7 @@ def test_tied_weights_are_said_and_untied_on_demand(tmp_path: Path, capsys: pyte
     assert apply(source, "-o", tmp_path / "o.safetensors") == 0
     assert "1 tied names are recorded, not written (renamed.b = renamed.a); --untie" in capsys.readouterr().out
     assert apply(source, "-o", tmp_path / "u.safetensors", "--untie", "--verify") == 0
-    assert "ok: read back, all 2 tensors" in capsys.readouterr().out
+    assert "ok: read back; all 2 tensors" in capsys.readouterr().out
     assert sorted(load_file(tmp_path / "u.safetensors")) == ["renamed.a", "renamed.b"]
 
 
