@@ -8,6 +8,10 @@
     check.raise_for_problems()
     remapkit.load_into(model, "Wan2.2_VAE.pth", rules)  # every tensor in its place, none copied
 
+Each command of the command line is a function of the same name with the same options as keywords: `apply`, `check`,
+`diff`, `explain`, `inspect`, `invert`, `learn`, `lint`, `new`, `packs`, `recover`, `schema`, `test`, `verify`.
+What they have to say is in the `diagnostics` of their results, and goes to the logger `remapkit`.
+
 `__all__` is the whole public surface. Names are imported when first used: `import remapkit` costs nothing.
 """
 
@@ -17,11 +21,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from remapkit.api.apply import Written, apply
+    from remapkit.api.check import CheckReport, check
+    from remapkit.api.diff import Diff, diff
+    from remapkit.api.explain import Explanation, explain
+    from remapkit.api.inspect import Inspection, inspect
+    from remapkit.api.invert import Inverse, invert
+    from remapkit.api.learn import LearnReport, learn
+    from remapkit.api.lint import LintedFile, LintReport, lint
+    from remapkit.api.new import NewRules, new
+    from remapkit.api.packs import Pack, PackSummary, packs
+    from remapkit.api.recover import recover
     from remapkit.api.ruleset import Plan, RuleSet, load, loads
-    from remapkit.diagnostics.diagnostic import Diagnostic
+    from remapkit.api.schema import schema
+    from remapkit.api.test import PackTest, PackTests, test
+    from remapkit.api.verify import VerifyReport, verify
+    from remapkit.diagnostics.diagnostic import Diagnostic, Severity
     from remapkit.diagnostics.errors import (
         FailedCheck,
+        FailedWrite,
         InvalidRules,
+        MissingCheckpoint,
+        MissingFile,
+        OutputExists,
+        RefusedRead,
         RemapkitError,
         UnreadableCheckpoint,
         UnwritableOutput,
@@ -35,69 +58,138 @@ if TYPE_CHECKING:
     from remapkit.plans.moves import Move
     from remapkit.proofs.model import Level, Proof
     from remapkit.proofs.witness import Witness
-    from remapkit.registry.installed import Pack, Plugin, packs, plugins
+    from remapkit.registry.installed import Plugin, plugins
     from remapkit.tensors.spec import StateDictSpec, TensorSpec
+
+    __version__: str
 
 _HOMES = {
     "Check": "plans.check",
+    "CheckReport": "api.check",
     "Diagnostic": "diagnostics.diagnostic",
+    "Diff": "api.diff",
+    "Explanation": "api.explain",
     "FailedCheck": "diagnostics.errors",
+    "FailedWrite": "diagnostics.errors",
+    "Inspection": "api.inspect",
     "InvalidRules": "diagnostics.errors",
+    "Inverse": "api.invert",
+    "LearnReport": "api.learn",
     "Level": "proofs.model",
+    "LintReport": "api.lint",
+    "LintedFile": "api.lint",
     "Loaded": "loading",
     "Mismatch": "plans.check",
+    "MissingCheckpoint": "diagnostics.errors",
+    "MissingFile": "diagnostics.errors",
     "Move": "plans.moves",
-    "Pack": "registry.installed",
+    "NewRules": "api.new",
+    "OutputExists": "diagnostics.errors",
+    "Pack": "api.packs",
+    "PackSummary": "api.packs",
+    "PackTest": "api.test",
+    "PackTests": "api.test",
     "Plan": "api.ruleset",
     "Plugin": "registry.installed",
     "Proof": "proofs.model",
     "Reader": "formats.reader",
+    "RefusedRead": "diagnostics.errors",
     "RemapkitError": "diagnostics.errors",
     "RuleSet": "api.ruleset",
+    "Severity": "diagnostics.diagnostic",
     "StateDictSpec": "tensors.spec",
     "TensorSpec": "tensors.spec",
     "UnreadableCheckpoint": "diagnostics.errors",
     "UnwritableOutput": "diagnostics.errors",
     "UsageError": "diagnostics.errors",
+    "VerifyReport": "api.verify",
     "Witness": "proofs.witness",
+    "Written": "api.apply",
+    "apply": "api.apply",
+    "check": "api.check",
+    "diff": "api.diff",
+    "explain": "api.explain",
     "header": "models.target",
+    "inspect": "api.inspect",
+    "invert": "api.invert",
+    "learn": "api.learn",
+    "lint": "api.lint",
     "load": "api.ruleset",
     "load_into": "loading",
     "loads": "api.ruleset",
+    "new": "api.new",
     "open_checkpoint": "formats.detect",
-    "packs": "registry.installed",
+    "packs": "api.packs",
+    "recover": "api.recover",
+    "schema": "api.schema",
+    "test": "api.test",
+    "verify": "api.verify",
 }
-"""Where each public name lives; `plugins` is a package, which is callable."""
+"""Where each public name lives; `plugins` is a package, which is callable, and `__version__` is looked up."""
 
 __all__ = [
     "Check",
+    "CheckReport",
     "Diagnostic",
+    "Diff",
+    "Explanation",
     "FailedCheck",
+    "FailedWrite",
+    "Inspection",
     "InvalidRules",
+    "Inverse",
+    "LearnReport",
     "Level",
+    "LintReport",
+    "LintedFile",
     "Loaded",
     "Mismatch",
+    "MissingCheckpoint",
+    "MissingFile",
     "Move",
+    "NewRules",
+    "OutputExists",
     "Pack",
+    "PackSummary",
+    "PackTest",
+    "PackTests",
     "Plan",
     "Plugin",
     "Proof",
     "Reader",
+    "RefusedRead",
     "RemapkitError",
     "RuleSet",
+    "Severity",
     "StateDictSpec",
     "TensorSpec",
     "UnreadableCheckpoint",
     "UnwritableOutput",
     "UsageError",
+    "VerifyReport",
     "Witness",
+    "Written",
+    "__version__",
+    "apply",
+    "check",
+    "diff",
+    "explain",
     "header",
+    "inspect",
+    "invert",
+    "learn",
+    "lint",
     "load",
     "load_into",
     "loads",
+    "new",
     "open_checkpoint",
     "packs",
     "plugins",
+    "recover",
+    "schema",
+    "test",
+    "verify",
 ]
 
 
@@ -106,9 +198,12 @@ if not TYPE_CHECKING:  # a type checker must see that `remapkit.lod` is a mistak
     def __getattr__(name: str) -> Any:
         if name == "plugins":
             return import_module("remapkit.plugins")
-        if name not in _HOMES:
+        if name == "__version__":
+            value = import_module("remapkit.registry.installed").version()
+        elif name in _HOMES:
+            value = getattr(import_module(f"remapkit.{_HOMES[name]}"), name)
+        else:
             raise AttributeError(f"module 'remapkit' has no attribute {name!r}")
-        value = getattr(import_module(f"remapkit.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
 

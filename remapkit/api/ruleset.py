@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from remapkit.plans.model import ResolvedPlan
 from remapkit.rules.model import CompiledRules
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from remapkit.plans.check import Check
     from remapkit.proofs.model import Proof
     from remapkit.rulefile.syntax import RuleFile
+
+RulesLike = CompiledRules | str | Path
+"""Rules as a caller has them: a `RuleSet`, the name of an installed pack, or the path of a rule file."""
+
+Config = str | Path | Mapping[str, Any]
+"""A config as a caller has it: the path of a JSON file, or its content."""
 
 T = TypeVar("T")
 
@@ -49,7 +54,7 @@ class Plan(ResolvedPlan):
         return _make_face(plan, cls)
 
     def check(self, target: object, *, strict_dtype: bool = False) -> Check:
-        """Hold the plan against a target: a torch module (on meta or not), a path, a header, or a state dict.
+        """Check the plan against a target: a torch module (on meta or not), a path, a header, or a state dict.
 
         >>> import remapkit
         >>> spec = remapkit.TensorSpec("F32", (96,))
@@ -67,7 +72,7 @@ class Plan(ResolvedPlan):
 class RuleSet(CompiledRules):
     """A compiled rule file.
 
-    Call it on a state dict to get the renamed one; ask `plan` for every move of a checkpoint before anything moves.
+    Call it on a state dict to rename its keys; `plan` lists every move of a checkpoint before anything moves.
 
     >>> import remapkit
     >>> rules = remapkit.load("wan22_pth")
@@ -106,9 +111,9 @@ class RuleSet(CompiledRules):
         return prove(self, header=header)
 
     def inverse(self) -> RuleSet:
-        """The rule set that leads every target back to its source.
+        """The rule set that maps every target back to its source.
 
-        Raises `InvalidRules`, with the rule and the reason, where there is none.
+        Raises `InvalidRules`, with the rule and the reason, if there is none.
 
         >>> import remapkit
         >>> back = remapkit.load("wan22_pth").inverse()
@@ -128,11 +133,11 @@ class RuleSet(CompiledRules):
     def __call__(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """The state dict under its new keys; values are passed through as they are, so renames share storage.
 
-        The result is held against the manifest that the rule file declares as its target, except that a state dict
-        which lacks keys of the declared source (or where none is declared) may be a part: nothing is missing then.
+        The result is checked against the manifest that the rule file declares as its target. A state dict that lacks
+        keys of the declared source (or whose rules declare none) counts as a part, of which no key is missing.
 
-        Raises `FailedCheck` with everything that is wrong: keys that no rule or two match, collisions, scales that
-        would be lost, names that the target does not have; `TypeError` where it is no mapping of names.
+        Raises `FailedCheck` with everything that is wrong: keys that no rule matches or several do, collisions,
+        scales that would be lost, names that the target does not have; `TypeError` if it is not a mapping of names.
 
         >>> import remapkit
         >>> remapkit.load("wan22_pth")({"decoder.upsamples.0.upsamples.3.time_conv.bias": "any value"})
@@ -147,15 +152,15 @@ def load(
     name_or_path: str | Path,
     *,
     params: Mapping[str, int] | None = None,
-    config: str | Path | Mapping[str, Any] | None = None,
+    config: Config | None = None,
 ) -> RuleSet:
     """Read and compile a rule file: an installed pack's name, or a path.
 
     `params` are values for the params of the file; `config` is a model's config.json (or its content), where params
     that name one of its entries are looked up.
 
-    Returns a `RuleSet`: call it on a state dict, or ask it for a plan. Raises `InvalidRules` with every problem of
-    the file, and `UsageError` where there is no such file or pack.
+    Returns a `RuleSet`: call it on a state dict, or make a plan with it. Raises `InvalidRules` with every problem of
+    the file, and `MissingFile` if there is no such file or pack.
 
     >>> rules = load("wan22_pth")
     >>> rules.name, len(rules.rules)
@@ -166,9 +171,7 @@ def load(
     return RuleSet.of(load_rules(name_or_path, params=params, config=config))
 
 
-def loads(
-    text: str, *, params: Mapping[str, int] | None = None, config: str | Path | Mapping[str, Any] | None = None
-) -> RuleSet:
+def loads(text: str, *, params: Mapping[str, int] | None = None, config: Config | None = None) -> RuleSet:
     """Compile the text of a rule file; `params` and `config` are those of `load`.
 
     Files that the text declares (manifests of its source and target) are looked up in the working directory. Raises
@@ -187,7 +190,19 @@ def loads(
 def compile_rules(
     rule_file: RuleFile, params: Mapping[str, int] | None = None, config: Mapping[str, Any] | None = None
 ) -> RuleSet:
-    """The rule set of a rule file that was read already; raises `InvalidRules` with all of its problems."""
+    """Compile a rule file that was read already; raises `InvalidRules` with all of its problems."""
     from remapkit.rules import compile
 
     return RuleSet.of(compile.compile_rules(rule_file, params, config))
+
+
+def resolve_rules(rules: RulesLike, params: Mapping[str, int] | None = None, config: Config | None = None) -> RuleSet:
+    """The rules, loaded where they are given by name or path.
+
+    Raises what `load` raises, and `TypeError` where rules that are compiled already come with params or a config.
+    """
+    if not isinstance(rules, CompiledRules):
+        return load(rules, params=params, config=config)
+    if params or config is not None:
+        raise TypeError("params and config must be given to load(): these rules are compiled already")
+    return RuleSet.of(rules)

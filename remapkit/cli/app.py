@@ -1,6 +1,7 @@
-"""The command line: arguments in, one module of `commands/` run, its outcome shown, an exit code out.
+"""The command line: parse the arguments, run one module of `commands/`, show its outcome, return an exit code.
 
-Exit codes: 0 as asked, 1 what was given fails, 2 it could not run, 3 a bug in remapkit, 130 interrupted.
+Exit codes: 0 success, 1 the input failed a check, 2 bad usage or unreadable input, 3 a bug in remapkit,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _outlive_the_working_directory() -> None:
-    """Where the working directory is gone, torch is imported in another: a library of its ends the process else."""
+    """If the working directory is gone, import torch in another one: one of its libraries would end the process."""
     try:
         os.getcwd()  # noqa: PTH109 - pathlib is not imported yet
     except OSError:
@@ -50,10 +51,10 @@ def _outlive_the_working_directory() -> None:
 
 
 def _open_streams() -> None:
-    """Streams that are closed (`2>&-`) go nowhere, and what an encoding lacks is escaped.
+    """Let closed streams (`2>&-`) go nowhere, and escape what an encoding lacks.
 
-    A closed descriptor is filled first: the next file to be opened would get its number, and with it whatever a
-    library says on it.
+    A closed descriptor is filled first: otherwise the next file to be opened would get its number, and with it
+    whatever a library prints there.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -74,9 +75,11 @@ def _run_command(args: argparse.Namespace) -> int:
         _read_ahead(args.checkpoint)
     from remapkit.cli import render as report
     from remapkit.diagnostics.errors import RemapkitError
+    from remapkit.diagnostics.log import log_nothing
 
     try:
-        outcome = import_module(f"remapkit.cli.commands.{args.command}").run(args)
+        with log_nothing():
+            outcome = import_module(f"remapkit.cli.commands.{args.command}").run(args)
     except RemapkitError as error:
         found, exit_code = error, error.exit_code
         return _show_result(lambda: report.show_error(found.diagnostics, args.format, exit_code), exit_code)
@@ -93,7 +96,7 @@ _FIRST, _STEP = 256 << 20, 128 << 10
 def _read_ahead(path: str) -> None:
     """Have the kernel read the beginning of a checkpoint while this process still imports what it needs.
 
-    Only a hint, for a file that is not cached: a third of a second of the disk's time would else go by unused.
+    Only a hint, for a file that is not cached: otherwise a third of a second of the disk's time is lost.
     """
     from stat import S_ISREG
     from threading import Thread
@@ -115,12 +118,12 @@ def _read_ahead(path: str) -> None:
 
 
 def _show_result(show: Callable[[], None], exit_code: int) -> int:
-    """Print, and keep the verdict whatever becomes of the print."""
+    """Print, and keep the exit code even if that fails."""
     try:
         show()
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output went away (`| head`): nothing more can be said to it, and the verdict is the same.
+        # The reader of our output went away (`| head`), which does not change the verdict.
         _silence_stdout()
     except OSError as error:
         _silence_stdout()
@@ -130,7 +133,7 @@ def _show_result(show: Callable[[], None], exit_code: int) -> int:
 
 
 def _silence_stdout() -> None:
-    """Let what is still buffered go nowhere, or the interpreter fails on it when it ends."""
+    """Discard what is still buffered: the interpreter would fail on it at its end."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -150,7 +153,7 @@ def _report_bug() -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with arguments with nothing in it that steers a terminal."""
+    """Escapes what could steer a terminal in messages about wrong arguments."""
 
     def error(self, message: str) -> NoReturn:
         from remapkit.diagnostics.diagnostic import escape_line
@@ -172,7 +175,8 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="remapkit",
         description="Prove that a checkpoint's keys map onto a model, then move the bytes at the speed of cp.",
-        epilog="exit codes: 0 as asked; 1 what was given fails; 2 it could not run; 3 a bug; 130 interrupted",
+        epilog="exit codes: 0 success; 1 the input failed a check; 2 bad usage or unreadable input; 3 a bug; "
+        "130 interrupted",
     )
     parser.add_argument("--version", action=_VersionAction, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
@@ -193,7 +197,7 @@ def _add_command(commands: Commands, name: str, help: str) -> argparse.ArgumentP
         name, help=help, description=help[0].upper() + help[1:] + "."
     )
     parser.add_argument(
-        "--format", choices=("text", "json", "github"), default="text", help="how results are printed (default: text)"
+        "--format", choices=("text", "json", "github"), default="text", help="how to print results (default: text)"
     )
     return parser
 
@@ -201,15 +205,15 @@ def _add_command(commands: Commands, name: str, help: str) -> argparse.ArgumentP
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="M", help=f"the target model: {_MODEL}")
     _add_model_arguments(parser)
-    parser.add_argument("--target-keys", metavar="FILE", help="a manifest or a checkpoint as the target instead")
-    parser.add_argument("--strict-dtype", action="store_true", help="a dtype mismatch is an error, not a note")
+    parser.add_argument("--target-keys", metavar="FILE", help="use a manifest or a checkpoint as the target instead")
+    parser.add_argument("--strict-dtype", action="store_true", help="report a dtype mismatch as an error, not a note")
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model-arg", metavar="KEY=VALUE", action="append", default=[], help="an argument of its constructor"
+        "--model-arg", metavar="KEY=VALUE", action="append", default=[], help="an argument for its constructor"
     )
-    parser.add_argument("--model-config", metavar="FILE", help="its config, a JSON object")
+    parser.add_argument("--model-config", metavar="FILE", help="its config, a file with a JSON object")
 
 
 def _add_params(parser: argparse.ArgumentParser) -> None:
@@ -218,13 +222,13 @@ def _add_params(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=NUMBER",
         action="append",
         default=[],
-        help="a number that the rules name under params",
+        help="set a number that the rules name under params",
     )
-    parser.add_argument("--config", metavar="FILE", help="a model's config.json, where params are looked up by name")
+    parser.add_argument("--config", metavar="FILE", help="look up params in a model's config.json")
 
 
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", metavar="A.B", help="where the state dict lies in a checkpoint that holds several")
+    parser.add_argument("--root", metavar="A.B", help="the state dict to take from a checkpoint that holds several")
     _add_reading_options(parser)
 
 
@@ -232,23 +236,23 @@ def _add_reading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict-pickle",
         action="store_true",
-        help="refuse a .pth with objects that are neither data nor tensors",
+        help="refuse a .pth whose pickle names anything that no state dict needs",
     )
     parser.add_argument(
         "--allow-expand",
         action="store_true",
-        help="accept tensors that repeat a small storage into very much data (stride 0)",
+        help="accept tensors that expand a small storage into a very large tensor (stride 0)",
     )
     parser.add_argument(
         "--follow-links",
         action="store_true",
-        help="read shards that are links out of the checkpoint's folder (those of a download cache are read anyway)",
+        help="read shards that are links out of the checkpoint's folder (those of a download cache always are)",
     )
 
 
 def _add_undecided(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--allow-undecided", action="store_true", help="go on where a proof over all keys takes too long"
+        "--allow-undecided", action="store_true", help="continue even if a proof over all keys is undecided"
     )
 
 
@@ -262,14 +266,14 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
     parser.add_argument(
         "--to-format",
         choices=("safetensors", "pth"),
-        help="the format of OUT (default: what its suffix says: .safetensors, or .pth, .pt, .bin, .ckpt)",
+        help="the format of OUT (default: by its suffix: .safetensors, or .pth, .pt, .bin, .ckpt)",
     )
     parser.add_argument("--dry-run", action="store_true", help="show every move; write nothing")
-    parser.add_argument("--dtype", metavar="D", help="cast every plain float: bf16, fp16, fp32 or fp64")
+    parser.add_argument("--dtype", metavar="D", help="cast every plain float to bf16, fp16, fp32 or fp64")
     parser.add_argument(
         "--in-place",
         action="store_true",
-        help="rename inside CKPT, one safetensors file: only its header is written, under a journal",
+        help="rename inside CKPT, a single safetensors file: write only its header, under a journal",
     )
     parser.add_argument(
         "--shard-size", metavar="SIZE", help="write shards of at most SIZE (5GB, 500MiB) and their index"
@@ -284,10 +288,10 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
     parser.add_argument(
         "--partial",
         action="store_true",
-        help="accept a checkpoint that lacks keys the rules are known to read",
+        help="accept a checkpoint that lacks keys that the rules are known to read",
     )
     parser.add_argument(
-        "--no-target", action="store_true", help="do not hold the result against the target that RULES declare"
+        "--no-target", action="store_true", help="do not check the result against the target that RULES declare"
     )
     _add_undecided(parser)
     _add_model(parser)
@@ -296,12 +300,12 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
 
 
 def _add_check(commands: Commands) -> None:  # type: ignore[valid-type]
-    parser = _add_command(commands, "check", "hold rules against a source header and a target; write nothing")
+    parser = _add_command(commands, "check", "check rules against a source header and a target; write nothing")
     parser.add_argument(
-        "rules", metavar="RULES", nargs="*", help=f"{_RULES}; none: every pack whose target is --model"
+        "rules", metavar="RULES", nargs="*", help=f"{_RULES} (default: every pack whose target is --model)"
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--ckpt", metavar="C", help=f"the source: {_CKPT}; default: the pack's own manifest")
+    source.add_argument("--ckpt", metavar="C", help=f"the source: {_CKPT} (default: the pack's own manifest)")
     source.add_argument("--keys", metavar="FILE", help="the source: a manifest")
     _add_undecided(parser)
     _add_model(parser)
@@ -310,11 +314,11 @@ def _add_check(commands: Commands) -> None:  # type: ignore[valid-type]
 
 
 def _add_rule_commands(commands: Commands) -> None:  # type: ignore[valid-type]
-    parser = _add_command(commands, "lint", "check rule files for themselves, and prove them over all keys")
-    parser.add_argument("rules", metavar="RULES", nargs="*", help=f"{_RULES}; none: every installed pack")
+    parser = _add_command(commands, "lint", "check rule files on their own, and prove them over all keys")
+    parser.add_argument("rules", metavar="RULES", nargs="*", help=f"{_RULES} (default: every installed pack)")
     _add_undecided(parser)
-    parser = _add_command(commands, "test", "run the tests that rule files carry, and their manifests end to end")
-    parser.add_argument("rules", metavar="RULES", nargs="*", help=f"{_RULES}; none: every installed pack")
+    parser = _add_command(commands, "test", "run the tests in rule files, and check their manifests end to end")
+    parser.add_argument("rules", metavar="RULES", nargs="*", help=f"{_RULES} (default: every installed pack)")
     _add_params(parser)
     parser = _add_command(
         commands, "explain", "show which rule took a key, and where every other rule stopped matching"
@@ -331,7 +335,7 @@ def _add_rule_commands(commands: Commands) -> None:  # type: ignore[valid-type]
 def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-type]
     parser = _add_command(commands, "inspect", "show a checkpoint's header as key families, with dtypes and sizes")
     parser.add_argument("checkpoint", metavar="CKPT", help=_CKPT)
-    parser.add_argument("--all", action="store_true", help="every key on a line of its own")
+    parser.add_argument("--all", action="store_true", help="print every key on a line of its own")
     parser.add_argument("--manifest", metavar="FILE", help="also write the header as a manifest")
     parser.add_argument("--force", action="store_true", help="replace the manifest if it exists")
     _add_source_options(parser)
@@ -342,8 +346,8 @@ def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-
     parser.add_argument("b", metavar="B", help=_CKPT)
     parser.add_argument("--rules-a", metavar="R", help="remap the keys of A first")
     parser.add_argument("--rules-b", metavar="R", help="remap the keys of B first")
-    parser.add_argument("--root-a", metavar="A.B", help="where the state dict lies in A")
-    parser.add_argument("--root-b", metavar="A.B", help="where the state dict lies in B")
+    parser.add_argument("--root-a", metavar="A.B", help="the state dict to take from A")
+    parser.add_argument("--root-b", metavar="A.B", help="the state dict to take from B")
     _add_reading_options(parser)
     _add_params(parser)
     parser.add_argument(
@@ -351,36 +355,42 @@ def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-
         metavar="T",
         type=_parse_tolerance,
         default=0.0,
-        help="the largest |difference| that passes (default: 0)",
+        help="the largest |difference| to accept (default: 0)",
     )
 
 
 def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
-    parser = _add_command(commands, "verify", "compare values: run both models on one input, or ask an oracle")
+    parser = _add_command(commands, "verify", "compare values: run both models on one input, or use an oracle")
     parser.add_argument("rules", metavar="RULES", help=_RULES)
     for side in ("source", "target"):
-        default = "" if side == "source" else "; default: the pack's own"
+        default = "" if side == "source" else " (default: the pack's own)"
         parser.add_argument(f"--{side}", metavar="M", help=f"the {side} model: {_MODEL}{default}")
         parser.add_argument(
-            f"--{side}-arg", metavar="KEY=VALUE", action="append", default=[], help="an argument of its constructor"
+            f"--{side}-arg",
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            help="an argument for its constructor",
         )
-        parser.add_argument(f"--{side}-config", metavar="FILE", help="its config, a JSON object")
+        parser.add_argument(f"--{side}-config", metavar="FILE", help="its config, a file with a JSON object")
     parser.add_argument(
         "--forward",
         metavar="NAME",
         action="append",
-        help="the method to compare (default: forward); may be given several times",
+        help="the method to compare (default: forward); repeatable",
     )
-    parser.add_argument("--input", metavar="SHAPE", help="1,3,32,32, or 2,7:1000 for integers below 1000")
+    parser.add_argument(
+        "--input", metavar="SHAPE", help="the input's shape: 1,3,32,32, or 2,7:1000 for integers < 1000"
+    )
     parser.add_argument("--oracle", metavar="py:module:function", help="a converter from state dict to state dict")
-    parser.add_argument("--keys", metavar="FILE", help="for an oracle: a manifest of the source; default: the pack's")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the random values (default: 0)")
+    parser.add_argument("--keys", metavar="FILE", help="for an oracle: the source's manifest (default: the pack's)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="the seed of the random values (default: 0)")
     parser.add_argument(
         "--tolerance",
         metavar="T",
         type=_parse_tolerance,
         default=1e-4,
-        help="how far outputs may be apart, relative to the largest (default: 1e-4)",
+        help="the largest difference of outputs to accept, relative to the largest value (default: 1e-4)",
     )
     parser.add_argument("--write", action="store_true", help="keep the result beside the rules as their witness")
     _add_params(parser)
@@ -388,9 +398,12 @@ def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
 
 
 def _parse_tolerance(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not value >= 0:
-        raise argparse.ArgumentTypeError(f"a tolerance is not below zero, and {text} is")
+        raise argparse.ArgumentTypeError(f"a tolerance must be a number that is not negative, got {text}")
     return value
 
 
@@ -406,13 +419,15 @@ def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-t
     parser = _add_command(commands, "learn", "derive a rule file from two checkpoints that hold the same weights")
     parser.add_argument("a", metavar="A", help=f"the source: {_CKPT}")
     parser.add_argument("b", metavar="B", help="the same weights under the names of the target")
-    parser.add_argument("--name", help="the name of the pack (default: that of the file, else learned)")
+    parser.add_argument("--name", help="the name of the pack (default: that of the file, or learned)")
     parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: NAME.yaml; - for stdout)")
     parser.add_argument(
-        "--pairs", metavar="FILE", help="pairs as a JSON object, source key to target key, not values"
+        "--pairs",
+        metavar="FILE",
+        help="read pairs from a JSON object, source key to target key; values are not read",
     )
-    parser.add_argument("--root-a", metavar="A.B", help="where the state dict lies in A")
-    parser.add_argument("--root-b", metavar="A.B", help="where the state dict lies in B")
+    parser.add_argument("--root-a", metavar="A.B", help="the state dict to take from A")
+    parser.add_argument("--root-b", metavar="A.B", help="the state dict to take from B")
     _add_reading_options(parser)
     parser.add_argument("--force", action="store_true", help="replace the files if they exist")
     _add_command(commands, "packs", "list the installed packs and plugins, and where they come from")

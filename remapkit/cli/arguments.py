@@ -1,16 +1,14 @@
-"""Values of options parsed: `--model-arg key=value`, sizes."""
+"""Values of options parsed: `--model-arg key=value`, `--param name=number`, and the groups that commands share."""
 
 from __future__ import annotations
 
 import json
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
-from remapkit.models.target import TargetRef
 
 
 def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
@@ -33,17 +31,43 @@ def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
-def parse_target(args: Namespace) -> TargetRef | None:
-    """What `--model`, `--model-arg`, `--model-config` and `--target-keys` say; None where they say nothing."""
-    if args.model and args.target_keys:
-        raise UsageError(Diagnostic("RK609", "--model and --target-keys are two targets", help=("name one",)))
-    if not args.model and (args.model_arg or args.model_config):
-        raise UsageError(Diagnostic("RK609", "--model-arg and --model-config need --model"))
-    if not args.model and not args.target_keys:
-        return None
-    return TargetRef(
-        model=args.model,
-        args=parse_model_args(args.model_arg),
-        config=Path(args.model_config) if args.model_config else None,
-        keys=Path(args.target_keys) if args.target_keys else None,
-    )
+def parse_params(written: Sequence[str]) -> dict[str, int]:
+    """`name=number` as it was typed; raises `UsageError` (RK640) for anything else.
+
+    >>> parse_params(["heads=40"])
+    {'heads': 40}
+    """
+    found: dict[str, int] = {}
+    for text in written:
+        name, sign, value = text.partition("=")
+        try:
+            number = int(value)
+        except ValueError:
+            sign = ""
+        if not sign or not name or name in found:
+            what = "is given twice" if name in found else "must be NAME=NUMBER, with a whole number"
+            help = ("write it like --param heads=40",)
+            raise UsageError(Diagnostic("RK640", f"--param {text} {what}", help=help))
+        found[name] = number
+    return found
+
+
+def get_param_options(args: Namespace) -> dict[str, Any]:
+    """`--param` and `--config` as keywords."""
+    return {"params": parse_params(args.param), "config": args.config}
+
+
+def get_model_options(args: Namespace) -> dict[str, Any]:
+    """`--model-arg` and `--model-config` as keywords."""
+    return {"model_args": parse_model_args(args.model_arg), "model_config": args.model_config}
+
+
+def get_target_options(args: Namespace) -> dict[str, Any]:
+    """The options that name a target as keywords."""
+    target = {"model": args.model, "target_keys": args.target_keys, "strict_dtype": args.strict_dtype}
+    return {**target, **get_model_options(args)}
+
+
+def get_reading_options(args: Namespace) -> dict[str, Any]:
+    """The options that say how checkpoints are read, but for `--root`, as keywords."""
+    return {name: getattr(args, name) for name in ("strict_pickle", "allow_expand", "follow_links")}

@@ -13,8 +13,8 @@ Advance = Callable[[int, int], None]
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Advance | None]:
-    """A bar on stderr for as long as the block runs; None where stderr is no terminal."""
+def show_progress(title: Callable[[], str]) -> Iterator[Advance | None]:
+    """A bar on stderr from the first call on, for as long as the block runs; None where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -29,6 +29,15 @@ def progress(title: str) -> Iterator[Advance | None]:
     )
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(escape_line(title), total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+
+    def advance(done: int, total: int) -> None:
+        if not bar.tasks:
+            bar.start()
+            bar.add_task(escape_line(title()), total=None)
+        bar.update(bar.task_ids[0], completed=done, total=total)
+
+    try:
+        yield advance
+    finally:
+        bar.stop()

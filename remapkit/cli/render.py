@@ -156,7 +156,7 @@ def _escape_json(text: str, plain: bool) -> str:
 
 
 def _write_raw(text: str) -> None:
-    """Files are UTF-8 whatever the terminal speaks."""
+    """Print the text of a file, in UTF-8 whatever the terminal's encoding."""
     buffer = getattr(sys.stdout, "buffer", None)
     if buffer is None:
         sys.stdout.write(text)
@@ -192,7 +192,7 @@ def _print_table(table: TextTable) -> None:
         drawn.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
     for row in table.rows:
         drawn.add_row(*(Text(escape_line(cell)) for cell in row))
-    # A pipe has no width: what is read by a program must not be folded at 80 columns.
+    # A pipe has no width: what a program reads must not be folded at 80 columns.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 400)
     with console.capture() as capture:
         console.print(drawn)

@@ -58,8 +58,11 @@ def _check_target(path: Path, sources: Sequence[SourceFile]) -> Path:
     if not real.is_file():
         raise make_unwritable("RK503", f"{path} is not a regular file")
     if any((source.device, source.inode) == (found.st_dev, found.st_ino) for source in sources):
-        title = "source and target are the same file (use --in-place)"
-        raise make_unwritable("RK501", title, notes=(f"both are {real}",))
+        help = ["write to another file"]
+        if len(sources) == 1 and real.suffix == ".safetensors":
+            help.append("or rename the tensors inside the file: --in-place")
+        title = "source and target are the same file"
+        raise make_unwritable("RK501", title, notes=(f"both are {real}",), help=tuple(help))
     return real
 
 

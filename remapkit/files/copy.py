@@ -92,6 +92,8 @@ class Copier:
         try:
             with source.hold_open() as fd:
                 fcntl.ioctl(self._out, _FICLONERANGE, struct.pack("=qQQQ", fd, offset, length, at))
+        except UnreadableCheckpoint:
+            raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
@@ -112,6 +114,8 @@ class Copier:
             name, way = self._ways[0]
             try:
                 done = way(source, offset, length, at)
+            except UnreadableCheckpoint:
+                raise
             except OSError as error:
                 if error.errno not in _UNSUPPORTED_ERRNOS:
                     raise

@@ -6,7 +6,14 @@ import errno
 from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
-from remapkit.diagnostics.errors import FailedWrite, UnreadableCheckpoint, UnwritableOutput
+from remapkit.diagnostics.errors import (
+    FailedWrite,
+    MissingCheckpoint,
+    OutputExists,
+    RefusedRead,
+    UnreadableCheckpoint,
+    UnwritableOutput,
+)
 from remapkit.diagnostics.wording import escape_text, shown
 
 MAX_DIMS = 64
@@ -55,7 +62,10 @@ class FileFault(Exception):
 
     def at(self, path: Path) -> UnreadableCheckpoint:
         """The same fact as the error that users see."""
-        return make_unreadable(self.code, self.title, path, key=self.key, help=self.help, notes=self.notes)
+        refused = self.__cause__ if isinstance(self.__cause__, OSError) else None
+        return make_unreadable(
+            self.code, self.title, path, key=self.key, help=self.help, notes=self.notes, refused=refused
+        )
 
 
 def make_unreadable(
@@ -66,10 +76,17 @@ def make_unreadable(
     key: str | None = None,
     help: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
+    refused: OSError | None = None,
 ) -> UnreadableCheckpoint:
-    """The error for a checkpoint that cannot be read, with its file and key as the place."""
+    """The error for a checkpoint that cannot be read, with its file and key as the place.
+
+    `refused` is what the system said; the error is then an `OSError` too.
+    """
     place = None if path is None else str(path) if key is None else f"{path}: {shown(key)}"
-    return UnreadableCheckpoint(Diagnostic(code, escape_text(title), help=help, notes=notes, place=place))
+    kind = UnreadableCheckpoint
+    if refused is not None:
+        kind = MissingCheckpoint if isinstance(refused, FileNotFoundError) else RefusedRead
+    return kind(Diagnostic(code, escape_text(title), help=help, notes=notes, place=place))
 
 
 def make_note(code: str, title: str, path: Path, *, help: tuple[str, ...] = ()) -> Diagnostic:
@@ -121,5 +138,6 @@ def make_no_space(path: Path, error: OSError, after: str) -> UnwritableOutput:
 def make_unwritable(
     code: str, title: str, *, help: tuple[str, ...] = (), notes: tuple[str, ...] = ()
 ) -> UnwritableOutput:
-    """The error for an output that cannot be written."""
-    return UnwritableOutput(Diagnostic(code, escape_text(title), help=help, notes=notes))
+    """The error for an output that cannot be written: `OutputExists` where the code says that (RK500)."""
+    kind = OutputExists if code == "RK500" else UnwritableOutput
+    return kind(Diagnostic(code, escape_text(title), help=help, notes=notes))

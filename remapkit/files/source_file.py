@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.diagnostics.wording import sized
 from remapkit.files.errors import make_unreadable
 
@@ -119,8 +120,12 @@ class SourceFile:
             try:
                 with self.hold_open() as fd:
                     piece = os.pread(fd, min(length, 1 << 30), offset)
+            except UnreadableCheckpoint:
+                raise
             except OSError as error:
-                raise make_unreadable("RK400", f"cannot read: {describe_os_error(error)}", self.path) from error
+                raise make_unreadable(
+                    "RK400", f"cannot read: {describe_os_error(error)}", self.path, refused=error
+                ) from error
             if not piece:
                 raise make_unreadable("RK412", f"{self.path.name} became shorter while it was read", self.path)
             pieces.append(piece)
@@ -170,10 +175,11 @@ def _open_regular(path: Path, name: str | None, dir_fd: int | None) -> int:
         # O_NONBLOCK: opening a named pipe would otherwise wait for a writer for ever.
         fd = os.open(name or path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
     except FileNotFoundError as error:
-        raise make_unreadable("RK400", f"no such file: {path}") from error
+        raise make_unreadable("RK400", f"no such file: {path}", refused=error) from error
     except (OSError, ValueError) as error:
-        words = describe_os_error(error) if isinstance(error, OSError) else str(error)
-        raise make_unreadable("RK400", f"cannot open {path}: {words}") from error
+        refused = error if isinstance(error, OSError) else None
+        words = str(error) if refused is None else describe_os_error(refused)
+        raise make_unreadable("RK400", f"cannot open {path}: {words}", refused=refused) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise make_unreadable("RK400", f"{path} is not a regular file")

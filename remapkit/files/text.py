@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import UnwritableOutput
+from remapkit.diagnostics.errors import OutputExists, UnwritableOutput
 from remapkit.diagnostics.wording import escape_text
 from remapkit.files.atomic import (
     TEMPORARY_PREFIX,
@@ -68,6 +68,8 @@ def write_texts(
                 each.flush()
             with ignore_interrupts():
                 _name_files(new)
+        except UnwritableOutput:
+            raise
         except OSError as error:
             raise convert_os_error(targets[0], error) from error
 
@@ -97,7 +99,8 @@ def _check_files(files: Mapping[Path, str], force: bool, sources: Iterable[Path 
         elif not force and not stat.S_ISDIR(found.st_mode):
             problems.append(Diagnostic("RK500", escape_text(f"{path} exists (use --force)")))
     if problems:
-        raise UnwritableOutput(problems)
+        exist = all(problem.code == "RK500" for problem in problems)
+        raise (OutputExists if exist else UnwritableOutput)(problems)
 
 
 def _list_identities(sources: Iterable[Path | Opened]) -> Iterator[tuple[int, int]]:

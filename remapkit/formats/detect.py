@@ -40,10 +40,9 @@ def open_checkpoint(
     Several files are opened by their index, and a folder where it holds exactly one index or exactly one checkpoint.
 
     `root` names the wrapper to take (`state_dict`, `a.b`, or `.` for the top level) where a pickle holds several
-    mappings of tensors. `strict_pickle` refuses pickles with objects other than tensors and plain values;
-    `allow_expand` accepts tensors that repeat a small storage into much more data. `follow_links` reads shards
-    that are links to anywhere; without it a link must stay in the checkpoint's folder, or in the download cache that
-    the folder is part of.
+    mappings of tensors. `strict_pickle` refuses pickles that name anything that no state dict needs; `allow_expand`
+    accepts tensors that repeat a small storage into much more data. `follow_links` reads shards that are links to
+    anywhere; without it a link must stay in the checkpoint's folder, or in the download cache that it is part of.
 
     Raises `UnreadableCheckpoint` for anything else. Nothing that a file names is run or imported, and no size that it
     claims is allocated before it is checked.
@@ -124,9 +123,8 @@ def _find_in_folder(folder: Path) -> Path:
     try:
         files = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        raise make_unreadable(
-            "RK400", f"cannot read the directory: {(error.strerror or '').lower()}", folder
-        ) from error
+        title = f"cannot read the directory: {(error.strerror or '').lower()}"
+        raise make_unreadable("RK400", title, folder, refused=error) from error
     indexes = [file for file in files if is_index(file.name)]
     candidates = indexes or [file for file in files if file.suffix in SUFFIXES]
     if len(candidates) == 1:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.diagnostics.wording import shown, sized
 from remapkit.files.errors import FileFault, make_note, make_unreadable
 from remapkit.files.source_file import CHUNK, Extent, SourceFile, describe_os_error
@@ -184,12 +185,14 @@ class PthReader(FileReader):
                 return mmap.mmap(file.fileno(), entry.size, access=mmap.ACCESS_READ)
         except FileFault as fault:
             raise fault.at(self.path) from None
+        except UnreadableCheckpoint:
+            raise
         except OSError as error:
             title = (
                 f"storage {shown(entry.name)!r} cannot be inflated to {sized(entry.size)}: {describe_os_error(error)}"
             )
             help = (f"make room in {tempfile.gettempdir()}, or set TMPDIR",)
-            raise make_unreadable("RK400", title, self.path, help=help) from error
+            raise make_unreadable("RK400", title, self.path, help=help, refused=error) from error
 
     def close(self) -> None:
         """Close the file; maps go when their last view does."""
@@ -201,6 +204,8 @@ def _map_file(source: SourceFile) -> mmap.mmap:
     try:
         with source.hold_open() as fd:
             return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+    except UnreadableCheckpoint:
+        raise
     except (OSError, ValueError) as error:
         words = describe_os_error(error) if isinstance(error, OSError) else str(error)
         raise FileFault("RK400", f"cannot map the file into memory: {words}") from error

@@ -15,6 +15,7 @@ from torch import nn
 from remapkit.compute.move_bytes import Run
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck, UsageError
+from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import counted, named, sized
 from remapkit.files.errors import make_unreadable
 from remapkit.formats.detect import open_checkpoint
@@ -142,8 +143,8 @@ def load_into(
     `extra_state="keep"` leaves extra state unchanged, which checkpoints cannot bring. `train` sets the training mode.
     `run` replaces the way in which operations on tensors of files are computed.
 
-    Raises `TypeError` for arguments of wrong types, `FailedCheck` with every problem, `UnreadableCheckpoint`,
-    `InvalidRules` or `UsageError`; the model is then unchanged.
+    Returns `Loaded`, whose notes are logged too. Raises `TypeError` for arguments of wrong types, `FailedCheck` with
+    every problem, `UnreadableCheckpoint`, `InvalidRules` or `UsageError`; the model is then unchanged.
 
     >>> with torch.device("meta"):
     ...     layer = nn.Linear(2, 1)
@@ -170,7 +171,9 @@ def load_into(
         model.train(train)
     loaded = _summarize(plan, load_plan, report)
     rebuilt = tuple(value.fqn for value in lost)
-    return replace(loaded, rebuilt=rebuilt, notes=(*notes, *loaded.notes), seconds=time.monotonic() - started)
+    loaded = replace(loaded, rebuilt=rebuilt, notes=(*notes, *loaded.notes), seconds=time.monotonic() - started)
+    log_diagnostics(loaded.notes)
+    return loaded
 
 
 def _summarize(plan: ResolvedPlan, load_plan: LoadPlan, report: TransferReport) -> Loaded:

@@ -20,6 +20,7 @@ import torch
 from remapkit.compute.move_bytes import Run, read_target_chunks
 from remapkit.compute.stream import fill_buffer
 from remapkit.compute.torch_eager import Maker
+from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.files.errors import make_unreadable
 from remapkit.files.source_file import Extent, SourceFile, describe_os_error
 from remapkit.formats.reader import Reader
@@ -137,6 +138,8 @@ def _map_private(source: SourceFile) -> mmap.mmap | None:
         flags = mmap.MAP_PRIVATE | _NORESERVE
         with source.hold_open() as fd:
             return mmap.mmap(fd, source.size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    except UnreadableCheckpoint:
+        raise
     except ValueError as error:
         raise make_unreadable("RK412", f"{source.path.name} became shorter while it was read", source.path) from error
     except OSError:
@@ -158,8 +161,12 @@ def read_into(source: SourceFile, offset: int, buffer: memoryview) -> None:
         try:
             with source.hold_open() as fd:
                 count = os.preadv(fd, [buffer[at : at + (1 << 30)]], offset + at)
+        except UnreadableCheckpoint:
+            raise
         except OSError as error:
-            raise make_unreadable("RK400", f"cannot read: {describe_os_error(error)}", source.path) from error
+            raise make_unreadable(
+                "RK400", f"cannot read: {describe_os_error(error)}", source.path, refused=error
+            ) from error
         if not count:
             raise make_unreadable("RK412", f"{source.path.name} became shorter while it was read", source.path)
         at += count

@@ -30,7 +30,7 @@ class TargetRef:
 
     model: str | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
-    config: Path | None = None
+    config: Path | str | Mapping[str, Any] | None = None
     keys: Path | None = None
     declared: bool = False
 

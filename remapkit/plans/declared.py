@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.errors import UnreadableCheckpoint
@@ -45,10 +45,6 @@ class Held:
     def problems(self) -> tuple[Diagnostic, ...]:
         """Every error of the check; none where nothing was checked."""
         return () if self.check is None else self.check.problems
-
-    def data(self) -> dict[str, Any]:
-        """As JSON."""
-        return {"checked": self.how, "against": None if self.check is None else self.check.target.name}
 
 
 def check_declared_target(
@@ -128,9 +124,7 @@ def _read_manifest(rules: CompiledRules, written: Text, what: str) -> StateDictS
         stamp = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
         return read_declared(path) if stamp is None else _read_cached(path, *stamp)
     except UnreadableCheckpoint as error:
-        raise UnreadableCheckpoint(
-            [_place_problem(each, path, written, what) for each in error.diagnostics]
-        ) from None
+        raise type(error)([_place_problem(each, path, written, what) for each in error.diagnostics]) from None
 
 
 @lru_cache(maxsize=8)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import UnreadableCheckpoint, UsageError
+from remapkit.diagnostics.errors import MissingFile, UnreadableCheckpoint, UsageError
 
 GROUP = "remapkit.plugins"
 """The entry-point group of plugins: `wan = "my_package"` makes `wan.vae` mean the module `my_package.vae`."""
@@ -38,7 +38,7 @@ class Plugin:
 
 
 @dataclass(frozen=True, slots=True)
-class Pack:
+class PackFile:
     """A rule pack: a rule file known by the name of its file, and who brought it."""
 
     name: str
@@ -100,7 +100,7 @@ def find_folder(package: str) -> Path | None:
     return Path(places[0]) if places else None
 
 
-def packs() -> tuple[Pack, ...]:
+def packs() -> tuple[PackFile, ...]:
     """Every installed pack, sorted by name.
 
     >>> "wan22_pth" in [pack.name for pack in packs()]
@@ -109,19 +109,19 @@ def packs() -> tuple[Pack, ...]:
     return tuple(sorted(_list_packs(), key=lambda pack: (pack.name, pack.origin)))
 
 
-def _list_packs() -> Iterator[Pack]:
+def _list_packs() -> Iterator[PackFile]:
     yield from _list_folder_packs(find_home("rules"), "remapkit")
     for plugin in plugins():
         if plugin.folder is not None:
             yield from _list_folder_packs(plugin.folder / "rules", f"plugin {plugin.name}")
 
 
-def _list_folder_packs(folder: Path | None, origin: str) -> Iterator[Pack]:
+def _list_folder_packs(folder: Path | None, origin: str) -> Iterator[PackFile]:
     if folder is None or not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
         if path.suffix in (".yaml", ".yml"):
-            yield Pack(path.stem, path, origin)
+            yield PackFile(path.stem, path, origin)
 
 
 def find_rules(name_or_path: str | Path) -> Path:
@@ -140,7 +140,7 @@ def find_rules(name_or_path: str | Path) -> Path:
     names = [pack.name for pack in packs()]
     close = difflib.get_close_matches(text, names, n=1)
     help = f"did you mean {close[0]!r}?" if close else f"installed are: {', '.join(names) or 'none'}"
-    raise UsageError(Diagnostic("RK601", f"there is no rule file and no pack named {text!r}", help=(help,)))
+    raise MissingFile(Diagnostic("RK601", f"there is no rule file and no pack named {text!r}", help=(help,)))
 
 
 def read_object(path: Path) -> Any:
@@ -152,7 +152,8 @@ def read_object(path: Path) -> Any:
     except UnreadableCheckpoint as error:
         (one,) = error.diagnostics
         words = one.title if str(path) in one.title else f"{path}: {one.title}"
-        raise UsageError(Diagnostic("RK611", words, help=one.help)) from None
+        kind = MissingFile if isinstance(error, FileNotFoundError) else UsageError
+        raise kind(Diagnostic("RK611", words, help=one.help)) from None
 
 
 def look_in_current_folder() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
-from remapkit.diagnostics.errors import InvalidRules, UsageError
+from remapkit.diagnostics.errors import InvalidRules, MissingFile, UsageError
 from remapkit.diagnostics.source import Source, Span, Text
 from remapkit.diagnostics.wording import excerpt_of
 from remapkit.rulefile.schema.text import schema_text
@@ -115,7 +115,7 @@ def read_file_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        code, title = "RK620", f"{path}: no such rule file"
+        raise MissingFile(Diagnostic("RK620", f"{path}: no such rule file", help=help)) from None
     except IsADirectoryError:
         code, title, help = "RK621", f"{path} is a directory", ("name a rule file in it",)
     except (OSError, ValueError) as error:

@@ -51,7 +51,7 @@ def read_declared(path: Path) -> StateDictSpec:
     try:
         return read_header(path)
     except UnreadableCheckpoint as error:
-        raise UnreadableCheckpoint([_hide_content(each, path) for each in error.diagnostics]) from None
+        raise type(error)([_hide_content(each, path) for each in error.diagnostics]) from None
 
 
 def _hide_content(problem: Diagnostic, path: Path) -> Diagnostic:

@@ -59,9 +59,3 @@ def make_provenance(rules: CompiledRules, source: Path) -> dict[str, str]:
         "remapkit.source": escape_line(source.name),
         "remapkit.version": version(),
     }
-
-
-def recover_file(source: Path) -> bool:
-    from remapkit.write.execute import recover
-
-    return recover(source)

@@ -36,7 +36,7 @@ FORMATS = ("safetensors", "pth")
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WrittenFiles:
     """What was written: the files (an index last), how many tensors and bytes, and how the bytes went.
 
     `how` is a subset of reflink, copy_file_range, sendfile, loop (ranges of files), gathered (views, operations),
@@ -68,7 +68,7 @@ def execute(
     progress: Progress | None = None,
     verify: bool = False,
     run: Run | None = None,
-) -> Written:
+) -> WrittenFiles:
     """Write the targets of `moves`, in their order, to `out`.
 
     `format` is `safetensors` or `pth`; by default the suffix of `out` decides. With `shard_size` (bytes) it is
@@ -90,7 +90,7 @@ def execute(
     if verify:
         reader.check_sums()
     files = writer.write(out.parent, force, inspect)
-    return Written(
+    return WrittenFiles(
         files=files,
         tensors=len(moves) - len(recorded),
         nbytes=writer.total,
@@ -173,7 +173,9 @@ def find_tied_targets(moves: Sequence[Move], reader: Reader) -> list[list[str]]:
     return [group for group in groups if len(group) > 1]
 
 
-def rename_in_place(moves: Sequence[Move], reader: Reader, *, metadata: Mapping[str, str] | None = None) -> Written:
+def rename_in_place(
+    moves: Sequence[Move], reader: Reader, *, metadata: Mapping[str, str] | None = None
+) -> WrittenFiles:
     """Rename the tensors of one safetensors file by writing only its header; the data stays where it is.
 
     Every tensor must be kept, and none computed. An interrupted run leaves the file as it was, or with a journal that
@@ -191,7 +193,7 @@ def rename_in_place(moves: Sequence[Move], reader: Reader, *, metadata: Mapping[
         how, nbytes = in_place.replace_header(path, source, raw)
         with ignore_interrupts():
             _check_renamed(path, moves)
-    return Written((path,), len(moves), nbytes, time.monotonic() - started, (how,))
+    return WrittenFiles((path,), len(moves), nbytes, time.monotonic() - started, (how,))
 
 
 def _check_renamed(path: Path, moves: Sequence[Move]) -> None:
@@ -256,7 +258,7 @@ def _is_same_target(move: Move, reader: Reader, written: Reader, tied: Mapping[s
 __all__ = [
     "Progress",
     "Run",
-    "Written",
+    "WrittenFiles",
     "choose_format",
     "execute",
     "find_tied_targets",

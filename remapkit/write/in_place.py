@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import UnreadableCheckpoint, UnwritableOutput
+from remapkit.diagnostics.errors import RemapkitError, UnreadableCheckpoint, UnwritableOutput
 from remapkit.diagnostics.wording import escape_text
 from remapkit.files.atomic import NewFile, ignore_interrupts, journal_path, sync_directory
 from remapkit.files.copy import BLOCK, Copier, write_all
@@ -100,6 +100,8 @@ def replace_header(path: Path, reader: SafetensorsReader, raw: bytes) -> tuple[s
             if written:
                 return "header" if len(raw) + 8 <= reader.data_start else "shifted", written
         return _rewrite_file(path, source, reader.data_start, raw)
+    except RemapkitError:
+        raise
     except OSError as error:
         raise convert_os_error(path, error) from error
 
@@ -248,12 +250,14 @@ def _write_under_journal(fd: int, path: Path, journal: Journal) -> bool:
             return False
         write_all(fd, journal.new, 0)
         os.fsync(fd)
+    except RemapkitError:
+        raise
     except OSError as error:
         try:
             _restore_header(fd, path, journal)
         except JournalLeft:
             raise
-        except (OSError, UnwritableOutput):
+        except OSError:
             title = f"{path.name} is half renamed: {describe_os_error(error)}"
             raise make_unwritable("RK508", title, help=(f"restore it with `remapkit recover {path}`",)) from error
         raise
@@ -348,6 +352,8 @@ def _recover_file(path: Path) -> bool:
         raise make_unwritable("RK508", title, help=(f"look at {path.name}, then remove {journal_path(path)}",))
     try:
         _restore_file(path, journal)
+    except RemapkitError:
+        raise
     except OSError as error:
         raise convert_os_error(path, error) from error
     return True

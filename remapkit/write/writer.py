@@ -10,7 +10,7 @@ from pathlib import Path
 
 from remapkit.compute.move_bytes import Run, read_target_chunks
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import FailedWrite, UnwritableOutput
+from remapkit.diagnostics.errors import FailedWrite, RemapkitError, UnwritableOutput
 from remapkit.diagnostics.wording import escape_text, sized_part
 from remapkit.files.atomic import NewFile, check_space, check_targets, ignore_interrupts, sync_directory
 from remapkit.files.copy import Copier, ReadAhead, Writeback, expect_sequential, write_all
@@ -115,6 +115,8 @@ class Writer:
                     dress_files(files, replaced)
                     _name_files(files, force, [path for path in replaced if is_index(path.name)])
                     remove_replaced(replaced, paths[-1])
+            except RemapkitError:
+                raise
             except OSError as error:
                 raise self._make_failure(targets[0], error) from error
         return tuple(paths)
@@ -283,7 +285,7 @@ def _name_files(files: Sequence[NewFile], force: bool, indexes: Sequence[Path] =
         for shard in () if force else named:
             shard.target.unlink(missing_ok=True)
         changed = named or not all(index.exists() for index in had)
-        if force and changed and isinstance(error, OSError):
+        if force and changed and isinstance(error, OSError) and not isinstance(error, RemapkitError):
             raise _make_partial_error(last.target, len(named), len(shards), error) from error
         raise
     sync_directory(last.target.parent)

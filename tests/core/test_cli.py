@@ -268,3 +268,18 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
             main([name, "--help"])
         assert caught.value.code == 0
         assert "usage: remapkit" in capsys.readouterr().out
+
+
+def test_in_place_is_named_only_where_it_is_possible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = tmp_path / "ckpt.pth"
+    checkpoint.write_bytes(TINY.read_bytes())
+    assert main(["apply", "wan22_pth", str(checkpoint), "-o", str(checkpoint), "--force"]) == 2
+    err = capsys.readouterr().err
+    assert "RK501" in err and "write to another file" in err and "--in-place" not in err
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "much"])
+def test_a_tolerance_must_be_a_number(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["diff", "a", "b", f"--tolerance={text}"])
+    assert f"a tolerance must be a number that is not negative, got {text}" in capsys.readouterr().err

@@ -109,7 +109,8 @@ for job in json.loads(open(sys.argv[2], encoding="ascii").read()):
         run(job["commands"], job["at"])
         continue
     if job["condition"] != "no working directory":
-        import torch, remapkit.cli.commands.verify, remapkit.cli.commands.learn, remapkit.cli.commands.packs
+        import torch
+        from remapkit.cli.commands import learn, packs, verify
     pid = os.fork()
     if not pid:
         try:

@@ -144,7 +144,7 @@ def test_apply_wants_a_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["apply", "wan22_pth", str(TINY), "-o", output]) == 2
-    assert "names no file" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "is not a file name" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("tolerance", ["-1", "nan"])

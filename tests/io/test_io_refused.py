@@ -100,13 +100,14 @@ def test_renaming_without_the_system_call(source: Path, out: Path, monkeypatch: 
 
 
 def test_source_and_target_are_one_file(source: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = "source and target are the same file (use --in-place)"
+    words = "source and target are the same file"
     refused(capsys, words, source, "-o", source, "--force")
     out.symlink_to(source)
     refused(capsys, words, source, "-o", out, "--force")
     out.unlink()
     os.link(source, out)
     refused(capsys, words, source, "-o", out, "--force", folder=out.parent)
+    refused(capsys, "--in-place", source, "-o", source, "--force")
 
 
 def test_no_directory_and_a_directory(source: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -407,7 +408,7 @@ def test_a_flush_that_is_left_out_is_found(source: Path, out: Path, monkeypatch:
 def test_what_cannot_be_renamed_in_place(source: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"a": torch.ones(3)}, source.with_name("m.pth"))
     refused(capsys, "renames inside one safetensors file, but this is pth", source.with_name("m.pth"), "--in-place")
-    refused(capsys, "--output, --verify do not go with it", source, "--in-place", "-o", out, "--verify")
+    refused(capsys, "it cannot be used with --output, --verify", source, "--in-place", "-o", out, "--verify")
     one = SUFFIX.replace("{rest:**}", "a").replace("{rest}", "a")
     drops = rules(source.parent, one + "drop: ['b']\n", "drops.yaml")
     before = source.read_bytes()

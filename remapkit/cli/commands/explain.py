@@ -3,72 +3,64 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import Any
 
-from remapkit.api.ruleset import load
+from remapkit.api.explain import Explanation, explain
 from remapkit.cli.render import CommandOutcome, TextTable
 
-if TYPE_CHECKING:
-    from remapkit.api.ruleset import RuleSet
-    from remapkit.patterns.stopping import Stop
-    from remapkit.rules.model import Match, Rule
+UNMATCHED = {
+    "error": "matched by no rule",
+    "keep": "kept by `unmatched: keep`",
+    "drop": "dropped by `unmatched: drop`",
+}
 
 
 def run(args: Namespace) -> CommandOutcome:
     """What every rule made of a key."""
-    rules = load(args.rules)
-    text: list[str | TextTable] = []
-    data = []
-    for fqn in args.keys:
-        found = rules.match(fqn)
-        stops = [(rule, stop) for rule in rules.everything if (stop := rule.find_stop(fqn)) is not None]
-        text += _explain_key(rules, fqn, found, stops)
-        data.append(
+    found = explain(args.rules, args.keys)
+    return CommandOutcome(
+        data={"keys": list(map(_dump_explanation, found))},
+        text=tuple(part for explanation in found for part in _describe_explanation(explanation)),
+        failed=not all(explanation.ok for explanation in found),
+    )
+
+
+def _dump_explanation(explanation: Explanation) -> dict[str, Any]:
+    return {
+        "key": explanation.key,
+        "matches": [
             {
-                "key": fqn,
-                "matches": [
-                    {
-                        "rule": each.rule.id,
-                        "target": each.target,
-                        "targets": list(each.targets),
-                        "captures": dict(each.captures),
-                    }
-                    for each in found
-                ],
-                "stopped": [
-                    {"rule": rule.id, "offset": stop.offset, "expected": stop.expected} for rule, stop in stops
-                ],
+                "rule": match.rule.id,
+                "target": match.target,
+                "targets": list(match.targets),
+                "captures": dict(match.captures),
             }
-        )
-    failed = any(len(each["matches"]) != 1 for each in data) and rules.unmatched == "error"
-    failed = failed or any(len(each["matches"]) > 1 for each in data)
-    return CommandOutcome(data={"keys": data}, text=tuple(text), failed=failed)
+            for match in explanation.matches
+        ],
+        "stopped": [
+            {"rule": rule.id, "offset": stop.offset, "expected": stop.expected} for rule, stop in explanation.stops
+        ],
+    }
 
 
-def _explain_key(
-    rules: RuleSet, fqn: str, found: Sequence[Match], stops: Sequence[tuple[Rule, Stop]]
-) -> Iterator[str | TextTable]:
+def _describe_explanation(explanation: Explanation) -> Iterator[str | TextTable]:
+    fqn, matches = explanation.key, explanation.matches
     yield fqn
-    if not found:
-        words = {
-            "error": "matched by no rule",
-            "keep": "kept by `unmatched: keep`",
-            "drop": "dropped by `unmatched: drop`",
-        }
-        yield f"  {words[rules.unmatched]}"
-    for each in found:
-        captures = ", ".join(f"{name} = {value!r}" for name, value in each.captures.items())
-        first, *more = each.targets or ("(dropped)",)
-        yield f"  {each.rule.id} -> {first}"
+    if not matches:
+        yield f"  {UNMATCHED[explanation.unmatched]}"
+    for match in matches:
+        captures = ", ".join(f"{name} = {value!r}" for name, value in match.captures.items())
+        first, *more = match.targets or ("(dropped)",)
+        yield f"  {match.rule.id} -> {first}"
         # A rule that writes several targets: each below the first.
-        yield from (f"{' ' * len(each.rule.id)}  and {target}" for target in more)
+        yield from (f"{' ' * len(match.rule.id)}  and {target}" for target in more)
         yield f"    where {captures}" if captures else "    no captures"
-    if len(found) > 1:
-        yield f"  fails: {len(found)} rules match one key; the order of rules never decides"
+    if len(matches) > 1:
+        yield f"  fails: {len(matches)} rules match one key; rule order is never used as a tie-breaker"
     rows = tuple(
         (rule.id, f"{fqn[: stop.offset]}^", stop.expected)
-        for rule, stop in sorted(stops, key=lambda pair: -pair[1].offset)
+        for rule, stop in sorted(explanation.stops, key=lambda pair: -pair[1].offset)
     )
     if rows:
         yield TextTable(("other rules", "read up to", "expected there"), rows)

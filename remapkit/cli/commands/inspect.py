@@ -4,56 +4,61 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections import Counter
-from pathlib import Path
 
-from remapkit.cli.commands.common import list_files_read, open_source
+from remapkit.api.inspect import Inspection, inspect
+from remapkit.cli.arguments import get_reading_options
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.wording import counted, human_bytes, shown
-from remapkit.files.text import write_texts
-from remapkit.formats.manifest import manifest_json
-from remapkit.tensors.families import find_families
 
 
 def run(args: Namespace) -> CommandOutcome:
-    """A header as key families."""
-    with open_source(Path(args.checkpoint), args) as reader:
-        header = reader.header()
-        notes, format, root = reader.notes, reader.format, reader.root
-        read = list_files_read(args, reader, but=("manifest",))
-    if args.manifest is not None:
-        write_texts({Path(args.manifest): manifest_json(header)}, force=args.force, sources=read)
-    dtypes = Counter(spec.dtype for spec in header.values())
+    """A header as key families, or key by key."""
+    found = inspect(
+        args.checkpoint, manifest=args.manifest, force=args.force, root=args.root, **get_reading_options(args)
+    )
+    header = found.header
+    what = f"{header.name}: {found.format}{f', state dict under {found.root!r}' if found.root else ''}"
+    kinds = ", ".join(
+        f"{count} {dtype}" for dtype, count in Counter(spec.dtype for spec in header.values()).most_common()
+    )
     numel = sum(spec.numel for spec in header.values())
-    if args.all:
-        table = TextTable(
-            ("key", "dtype", "shape", ">bytes"),
-            tuple((fqn, spec.dtype, str(list(spec.shape)), f"{spec.nbytes:,}") for fqn, spec in header.items()),
-        )
-    else:
-        table = TextTable(
-            (">keys", "family", "dtype", "shape", ">size"),
-            tuple(
-                (str(len(each.fqns)), each.pattern, each.dtypes_text, each.shapes_text, human_bytes(each.nbytes))
-                for each in find_families(header)
-            ),
-        )
-    what = f"{header.name}: {format}{f', state dict under {root!r}' if root else ''}"
-    kinds = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common())
     total = f"{counted(len(header), 'tensor')} ({kinds}), {numel:,} elements, {human_bytes(header.nbytes)}"
     tied = tuple(f"tied: {' = '.join(group)}" for group in header.tied)
     tied += tuple(f"recorded as tied: {shown(other)} = {shown(kept)}" for other, kept in header.recorded.items())
     metadata = tuple(f"metadata: {shown(key)} = {shown(value, 2000)}" for key, value in header.metadata.items())
-    manifest = {fqn: {"dtype": spec.dtype, "shape": list(spec.shape)} for fqn, spec in header.items()}
     return CommandOutcome(
         data={
-            "format": format,
-            "root": root,
-            "tensors": manifest,
+            "format": found.format,
+            "root": found.root,
+            "tensors": {fqn: {"dtype": spec.dtype, "shape": list(spec.shape)} for fqn, spec in header.items()},
             "tied": [list(group) for group in header.tied],
             "recorded": dict(header.recorded),
             "metadata": dict(header.metadata),
             "bytes": header.nbytes,
         },
-        text=(what, table, total, *tied, *metadata),
-        diagnostics=notes,
+        text=(what, _make_key_table(found) if args.all else _make_family_table(found), total, *tied, *metadata),
+        diagnostics=found.diagnostics,
+    )
+
+
+def _make_key_table(found: Inspection) -> TextTable:
+    return TextTable(
+        ("key", "dtype", "shape", ">bytes"),
+        tuple((fqn, spec.dtype, str(list(spec.shape)), f"{spec.nbytes:,}") for fqn, spec in found.header.items()),
+    )
+
+
+def _make_family_table(found: Inspection) -> TextTable:
+    return TextTable(
+        (">keys", "family", "dtype", "shape", ">size"),
+        tuple(
+            (
+                str(len(family.fqns)),
+                family.pattern,
+                family.dtypes_text,
+                family.shapes_text,
+                human_bytes(family.nbytes),
+            )
+            for family in found.families
+        ),
     )

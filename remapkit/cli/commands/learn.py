@@ -3,53 +3,40 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from contextlib import ExitStack
 from pathlib import Path
 
-from remapkit.authoring.learn import Learned, learn
-from remapkit.authoring.pair_by_value import Pairing, pair_by_value
-from remapkit.authoring.settle import By
-from remapkit.cli.commands.common import list_files_read, open_sides
+from remapkit.api.learn import learn
+from remapkit.authoring.learn import Learned
+from remapkit.cli.arguments import get_reading_options
 from remapkit.cli.render import CommandOutcome
-from remapkit.diagnostics.diagnostic import Diagnostic, Severity
-from remapkit.diagnostics.errors import UsageError
-from remapkit.diagnostics.wording import counted, named
-from remapkit.files.text import write_texts
-from remapkit.formats import Reader
-from remapkit.formats.manifest import manifest_json
-from remapkit.registry.installed import read_object
-from remapkit.tensors.spec import StateDictSpec
+from remapkit.diagnostics.wording import counted
 
 
 def run(args: Namespace) -> CommandOutcome:
     """A rule file that says which key of A is which of B."""
-    name = args.name or (Path(args.output).stem if args.output and args.output != "-" else "learned")
-    output = None if args.output == "-" else Path(args.output or f"{name}.yaml")
-    with ExitStack() as stack:
-        a, b = open_sides(args, stack)
-        source, target = a.header(), b.header()
-        read = list_files_read(args, a, b, but=("output",))
-        pairing = _read_pairs(Path(args.pairs), source, target) if args.pairs else _pair_readers(a, b)
-    source, target = source.with_recorded(pairing.recorded_a), target.with_recorded(pairing.recorded_b)
-    references = (f"keys/{output.stem}.source.json", f"keys/{output.stem}.target.json") if output else (None, None)
-    learned = learn(name, source, target, pairing, *references)
-    said = tuple(_report_leftovers(learned, source, target))
-    if output is None:
-        return CommandOutcome(
-            data={"text": learned.text, **_dump_learned(learned)}, raw=learned.text, diagnostics=said
-        )
-    headers = {str(references[0]): source, str(references[1]): target}
-    manifests = {output.parent / where: manifest_json(header) for where, header in headers.items()}
-    texts = {**manifests, output: learned.text}
-    write_texts(texts, force=args.force, sources=read, folders=[output.parent / "keys"])
+    report = learn(
+        args.a,
+        args.b,
+        None if args.output == "-" else Path(args.output or f"{args.name or 'learned'}.yaml"),
+        name=args.name,
+        pairs=args.pairs,
+        root_a=args.root_a,
+        root_b=args.root_b,
+        **get_reading_options(args),
+        force=args.force,
+    )
+    data = _dump_learned(report.learned)
+    if report.output is None:
+        return CommandOutcome(data={"text": report.text, **data}, raw=report.text, diagnostics=report.diagnostics)
+    output, number = report.output, len(report.learned.pairs)
     return CommandOutcome(
-        data={"output": str(output), **_dump_learned(learned)},
+        data={"output": str(output), **data},
         text=(
-            f"wrote {output} with its manifests: rules, proven for all keys, that take "
-            f"{len(learned.pairs)} of {counted(len(source), 'key')} to {len(learned.pairs)} of {len(target)}",
-            f"next: read it; `remapkit lint {output}` and `remapkit test {output}` say the same again",
+            f"wrote {output} with its manifests: rules, proven for all keys, that map "
+            f"{number} of {counted(len(report.source), 'key')} to {number} of {len(report.target)}",
+            f"next: review it; `remapkit lint {output}` and `remapkit test {output}` check it again",
         ),
-        diagnostics=said,
+        diagnostics=report.diagnostics,
     )
 
 
@@ -73,73 +60,3 @@ def _group_undecided(learned: Learned) -> list[dict[str, object]]:
     for fqn, others in learned.undecided.items():
         together.setdefault(id(others), []).append(fqn)
     return [{"keys": fqns, "candidates": list(learned.undecided[fqns[0]])} for fqns in together.values()]
-
-
-def _pair_readers(a: Reader, b: Reader) -> Pairing:
-    for reader in (a, b):
-        if reader.format == "manifest":
-            title = f"{reader.header().name} is a manifest: it has no values to tell keys by"
-            help = ("give the checkpoint itself, or the pairs that you know as a JSON object: --pairs FILE",)
-            raise UsageError(Diagnostic("RK626", title, help=help))
-    return pair_by_value(a, b)
-
-
-def _read_pairs(path: Path, source: StateDictSpec, target: StateDictSpec) -> Pairing:
-    """Pairs that somebody wrote: a JSON object, source key to target key; every problem of it at once."""
-    value = read_object(path)
-    if not isinstance(value, dict) or not all(isinstance(fqn, str) for fqn in value.values()):
-        raise UsageError(Diagnostic("RK611", f"{path} is no JSON object of source keys to target keys"))
-    by_target: dict[str, list[str]] = {}
-    for fqn, other in value.items():
-        by_target.setdefault(other, []).append(fqn)
-    recorded = (
-        tuple(fqn for fqn in value if fqn in source.recorded),
-        tuple(f for f in by_target if f in target.recorded),
-    )
-    source, target = source.with_recorded(recorded[0]), target.with_recorded(recorded[1])
-    wrong = [f"{fqn} is no key of {source.name}" for fqn in value if fqn not in source]
-    wrong += [f"{other} is no key of {target.name}" for other in by_target if other not in target]
-    wrong += [
-        f"{fqn} is {source[fqn]} and {other} is {target[other]}"
-        for fqn, other in value.items()
-        if fqn in source and other in target and source[fqn].shape != target[other].shape
-    ]
-    wrong += [f"{' and '.join(fqns)} both become {other}" for other, fqns in by_target.items() if len(fqns) > 1]
-    if wrong:
-        raise UsageError(
-            Diagnostic("RK627", f"{path}: {counted(len(wrong), 'pair')} cannot be", notes=(named(wrong),))
-        )
-    only_a = tuple(fqn for fqn in source if fqn not in value)
-    only_b = tuple(fqn for fqn in target if fqn not in by_target)
-    pairs = {fqn: value[fqn] for fqn in source if fqn in value}
-    return Pairing(pairs, {}, only_a, only_b, *recorded, by_value=False)
-
-
-def _report_leftovers(learned: Learned, source: StateDictSpec, target: StateDictSpec) -> list[Diagnostic]:
-    found = []
-    for by in By:
-        pairs = [f"{fqn} -> {each.target}" for fqn, each in learned.settled.items() if each.by is by]
-        if pairs:
-            title = f"values leave {counted(len(pairs), 'pair')} open; taken, because {by.value}"
-            found.append(Diagnostic("RK628", title, notes=(named(pairs),), severity=Severity.NOTE))
-    if learned.undecided:
-        title = f"{counted(len(learned.undecided), 'key')} undetermined: constants, or bytes that other keys have"
-        found.append(_make_warning("RK628", title, list(learned.undecided), source.name))
-    if learned.open_b:
-        title = f"{counted(len(learned.open_b), 'key')} with an equal on the other side that no rule leads to"
-        found.append(_make_warning("RK628", title, list(learned.open_b), target.name))
-    if learned.unsaid:
-        title = f"{counted(len(learned.unsaid), 'pair')} that no rule can say"
-        found.append(_make_warning("RK656", title, list(learned.unsaid), source.name))
-    for fqns, header in ((learned.only_a, source), (learned.only_b, target)):
-        if fqns:
-            title = f"{counted(len(fqns), 'key')} of {len(header)} have no equal on the other side"
-            found.append(_make_warning("RK629", title, list(fqns), header.name))
-    return found
-
-
-def _make_warning(code: str, title: str, fqns: list[str], place: str) -> Diagnostic:
-    help = ("the rule file lists them in comments: write rules for them, or name them under `drop:`",)
-    return Diagnostic(
-        code, title, notes=(named(fqns),), help=help, place=place, severity=Severity.WARNING, values={"keys": fqns}
-    )

@@ -4,51 +4,31 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from remapkit.api.ruleset import load
+from remapkit.api.packs import Pack, packs
 from remapkit.cli.render import CommandOutcome, TextTable
-from remapkit.diagnostics.errors import RemapkitError
 from remapkit.diagnostics.wording import counted
-from remapkit.models.target import find_declared_target
-from remapkit.registry.installed import packs, plugins
-from remapkit.registry.verified import read_witness
+from remapkit.registry.installed import plugins
 
 NAMES = ("name", "summary", "target", "by_value", "origin", "path")
 
 
 def run(args: Namespace) -> CommandOutcome:
     """What is installed, and from where."""
-    rows = []
-    for pack in packs():
-        try:
-            rules = load(pack.path)
-        except RemapkitError as error:
-            rows.append(
-                (
-                    pack.name,
-                    f"{counted(len(error.diagnostics), 'problem')}: see `remapkit lint`",
-                    "",
-                    "",
-                    pack.origin,
-                    str(pack.path),
-                )
-            )
-            continue
-        witness = read_witness(pack.path)
-        by_value = witness.describe_state(rules) if witness is not None else "no"
-        target = find_declared_target(rules)
-        summary = rules.file.summary.value if rules.file.summary else ""
-        rows.append((pack.name, summary, str(target) if target else "", by_value, pack.origin, str(pack.path)))
+    rows = tuple(map(_make_row, packs()))
     found = plugins()
     return CommandOutcome(
         data={
-            "packs": [
-                dict(zip(("name", "summary", "target", "by_value", "origin", "path"), row, strict=True))
-                for row in rows
-            ],
+            "packs": [dict(zip(NAMES, row, strict=True)) for row in rows],
             "plugins": [{"name": each.name, "package": each.package, "origin": each.origin} for each in found],
         },
         text=(
-            TextTable(("pack", "summary", "target", "by value", "from", "file"), tuple(rows)),
+            TextTable(("pack", "summary", "target", "by value", "from", "file"), rows),
             TextTable(("plugin", "package", "from"), tuple((each.name, each.package, each.origin) for each in found)),
         ),
     )
+
+
+def _make_row(pack: Pack) -> tuple[str, ...]:
+    about = pack.describe()
+    broken = f"{counted(len(about.problems), 'problem')}: see `remapkit lint`" if about.problems else ""
+    return pack.name, about.summary or broken, about.target, about.by_value, pack.origin, str(pack.path)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from remapkit.api.schema import schema
 from remapkit.cli.render import CommandOutcome
-from remapkit.rulefile.read import schema_text
 
 
 def run(args: Namespace) -> CommandOutcome:
     """The JSON Schema of rule files."""
-    return CommandOutcome(data={}, raw=schema_text())
+    return CommandOutcome(data={}, raw=schema())

@@ -1,0 +1,273 @@
+"""`remapkit.apply`: prove, plan, check, then write a checkpoint under its new keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from remapkit.api.inputs import Keys, NamedTarget, refuse_unproven
+from remapkit.api.ruleset import Config, Plan, RuleSet, RulesLike, resolve_rules
+from remapkit.api.sizes import parse_size
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import FailedCheck, UsageError
+from remapkit.diagnostics.log import log_diagnostics
+from remapkit.files.errors import make_unwritable
+from remapkit.files.index_names import is_index
+from remapkit.formats import Reader, open_checkpoint
+from remapkit.plans.cast import cast_plan
+from remapkit.plans.check import Check, check_known_keys, make_check
+from remapkit.plans.declared import Held, check_declared_target, read_declared_source, skip_target_check
+from remapkit.plans.make import make_plan
+from remapkit.plans.model import ResolvedPlan, collect_records
+from remapkit.plans.moves import Move
+from remapkit.write.apply import default_output, make_provenance, pause_collection, sort_by_target
+from remapkit.write.execute import KNOWN_SUFFIXES, WrittenFiles, choose_format, execute, recover, rename_in_place
+from remapkit.write.layout import split_ties
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written(WrittenFiles):
+    """What `apply` did: the files that it wrote, and the plan that they follow.
+
+    `moves` are those of the plan in the order in which they are written. `check` is the plan held against its target,
+    None where there is none; `checked` says how: `exact`, `layout` (only names and numbers of dimensions) or `no`.
+    `restored` says that an interrupted rename of the file was undone first. After a dry run `files` is empty.
+    """
+
+    plan: Plan
+    moves: tuple[Move, ...]
+    check: Check | None
+    checked: str
+    restored: bool = False
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+
+def apply(
+    rules: RulesLike,
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    to_format: str | None = None,
+    dry_run: bool = False,
+    dtype: str | None = None,
+    in_place: bool = False,
+    shard_size: int | str | None = None,
+    verify: bool = False,
+    untie: bool = False,
+    force: bool = False,
+    partial: bool = False,
+    declared_target: bool = True,
+    allow_undecided: bool = False,
+    model: object = None,
+    model_args: Mapping[str, Any] | None = None,
+    model_config: Config | None = None,
+    target_keys: Keys | None = None,
+    strict_dtype: bool = False,
+    params: Mapping[str, int] | None = None,
+    config: Config | None = None,
+    root: str | None = None,
+    strict_pickle: bool = False,
+    allow_expand: bool = False,
+    follow_links: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Written:
+    """Prove the rules, plan, check, and write the checkpoint `source` under its new keys.
+
+    Args:
+        rules: A `RuleSet`, the name of an installed pack, or the path of a rule file.
+        source: A checkpoint: `.pth`, `.safetensors`, an index of shards, or a folder that holds one.
+        output: The file to write; by default `source` with the suffix `.safetensors`, beside it.
+        to_format: `safetensors` or `pth`; by default what the suffix of `output` says.
+        dry_run: Write nothing; the result has every move.
+        dtype: Cast every plain float: `bf16`, `fp16`, `fp32` or `fp64`.
+        in_place: Rename inside `source`, one safetensors file: only its header is written, under a journal.
+        shard_size: Write shards of at most so many bytes (`"5GB"`, `"500MiB"`, a number) and their index.
+        verify: Read the output back and compare every tensor with its source.
+        untie: Write tied weights as copies instead of once and recorded.
+        force: Replace the output if it exists.
+        partial: Accept a checkpoint that lacks keys that the rules are known to read.
+        declared_target: Check the result against the target that the rules declare.
+        allow_undecided: Continue even if a proof over all keys is undecided.
+        model: The target instead: `plugin.module:Class`, `py:package.module:Class`, or a `torch.nn.Module`.
+        model_args, model_config: Arguments and config of the model that `model` names.
+        target_keys: The target instead: a manifest, a checkpoint or a header.
+        strict_dtype: Make a dtype mismatch an error.
+        params, config: Values for the params of the rules; see `load`.
+        root, strict_pickle, allow_expand, follow_links: How `source` is read; see `open_checkpoint`.
+        progress: Called with the bytes done and the bytes in total, again and again.
+
+    Returns:
+        `Written`. Its `diagnostics`, warnings and notes, are logged too (logger `remapkit`).
+
+    Raises:
+        UsageError: Arguments that do not fit together, or rules, a pack or a model that does not exist.
+        InvalidRules: Rules that cannot be compiled or proven.
+        FailedCheck: Everything that is wrong with the plan. Nothing was written.
+        UnreadableCheckpoint: A source that cannot be read.
+        UnwritableOutput: An output that cannot be written, or exists (`OutputExists`). Nothing was changed.
+
+    An interrupt (`KeyboardInterrupt`) leaves every file as it was.
+
+    >>> import pathlib, tempfile, torch, remapkit
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> torch.save({"a.0": torch.ones(2)}, folder / "old.pth")
+    >>> rules = remapkit.loads("remapkit: 1\\nname: one\\nrules: [{id: a, path: 'a.{n:int}', to: 'b.{n}'}]")
+    >>> written = apply(rules, folder / "old.pth", folder / "new.safetensors")
+    >>> written.files[0].name, written.tensors, [diagnostic.code for diagnostic in written.diagnostics]
+    ('new.safetensors', 1, ['RK360'])
+    """
+    out = _Output(output, to_format, dry_run, in_place, shard_size, verify, untie, force, progress)
+    named = NamedTarget(model, model_args, model_config, target_keys)
+    if named.option and not declared_target:
+        title = f"--no-target and {named.option} contradict each other"
+        raise UsageError(Diagnostic("RK609", title, help=("pass only one of them",)))
+    source = Path(source)
+    with pause_collection(), ExitStack() as stack:
+        rule_set = resolve_rules(rules, params, config)
+        findings = refuse_unproven([rule_set], allow_undecided=allow_undecided)
+        # A reader refuses a half renamed file; only a caller who wants to change it wants it restored.
+        restored = in_place and not dry_run and recover(source)
+        reading = {"strict_pickle": strict_pickle, "allow_expand": allow_expand, "follow_links": follow_links}
+        reader = stack.enter_context(open_checkpoint(source, root=root, **reading))
+        plan = make_plan(rule_set, reader.header())
+        if dtype is not None:
+            plan = cast_plan(plan, dtype)
+        held = _check_target(rule_set, plan, named, declared_target, partial=partial, strict_dtype=strict_dtype)
+        plan = held.check.plan if held.check else plan
+        moves = sort_by_target(plan, held.check.target if held.check else None)
+        files = out.write(plan, moves, reader, source, make_provenance(rule_set, source))
+    # A dead rule is in the plan's warnings too.
+    said = (finding for finding in findings if finding.code != "RK205")
+    diagnostics = (*said, *reader.notes, *plan.warnings, *held.notes)
+    log_diagnostics(diagnostics)
+    return Written(
+        **{each.name: getattr(files, each.name) for each in fields(files)},
+        plan=Plan.of(plan),
+        moves=moves,
+        check=held.check,
+        checked=held.how,
+        restored=restored,
+        diagnostics=diagnostics,
+    )
+
+
+def _check_target(
+    rules: RuleSet,
+    plan: ResolvedPlan,
+    named: NamedTarget,
+    declared_target: bool,
+    *,
+    partial: bool,
+    strict_dtype: bool,
+) -> Held:
+    """Against the named target if there is one, else the declared one and the keys that the pack is known to read.
+
+    Raises `FailedCheck` with everything that is wrong.
+    """
+    target = named.read()
+    lacking: list[Diagnostic] = []
+    if target is not None:
+        held = Held(make_check(plan, target, strict_dtype=strict_dtype), "exact")
+    else:
+        known = read_declared_source(rules)
+        lacking = check_known_keys(plan, known) if known is not None and not partial else []
+        # What lacks its sources is no target to be missed as well.
+        partial = partial or bool(lacking) or bool(plan.problems)
+        held = (
+            check_declared_target(rules, plan, partial=partial, strict_dtype=strict_dtype)
+            if declared_target
+            else skip_target_check(rules, unasked=True)
+        )
+    problems = held.problems if held.check is not None else plan.problems
+    if problems or lacking:
+        raise FailedCheck([*problems, *lacking])
+    return held
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """How `apply` writes, as its caller asked for it; options that do not fit together are refused."""
+
+    path: str | Path | None
+    to_format: str | None
+    dry_run: bool
+    in_place: bool
+    shard_size: int | str | None
+    verify: bool
+    untie: bool
+    force: bool
+    progress: Callable[[int, int], None] | None
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` (RK609, RK613) or `UnwritableOutput` (RK511) before anything is read."""
+        if self.path is not None and str(self.path) in ("", "-"):
+            help = ("a checkpoint is written beside its final place and then renamed; name a file",)
+            raise UsageError(Diagnostic("RK609", f"-o {str(self.path)!r} is not a file name", help=help))
+        if self.in_place:
+            self._refuse_beside_in_place()
+        if self.shard_size is not None:
+            parse_size(self.shard_size)
+        elif self.path is not None and is_index(Path(self.path).name):
+            title = f"{self.path} is the name of an index of shards"
+            raise UsageError(Diagnostic("RK609", title, help=("set the size of the shards: --shard-size 5GB",)))
+        if self.path is not None:
+            self._check_format(self.path)
+
+    def _refuse_beside_in_place(self) -> None:
+        options = {
+            "output": self.path,
+            "to-format": self.to_format,
+            "shard-size": self.shard_size,
+            "verify": self.verify,
+            "untie": self.untie,
+            "force": self.force,
+        }
+        given = [f"--{option}" for option, value in options.items() if value]
+        if given:
+            title = f"--in-place writes no other file and moves no data; it cannot be used with {', '.join(given)}"
+            raise UsageError(Diagnostic("RK609", title, help=("leave out --in-place, or the other options",)))
+
+    def _check_format(self, path: str | Path) -> None:
+        """Refuse a name that says no format, or another than `to_format`."""
+        format = choose_format(path, self.to_format, shards=self.shard_size is not None)
+        if Path(path).suffix.lower() in KNOWN_SUFFIXES and choose_format(path) != format:
+            title = f"{path} is a name for {choose_format(path)}, but --to-format is {format}"
+            raise make_unwritable("RK511", title, help=("leave out --to-format, or give the file another suffix",))
+
+    def write(
+        self,
+        plan: ResolvedPlan,
+        moves: Sequence[Move],
+        reader: Reader,
+        source: Path,
+        provenance: Mapping[str, str],
+    ) -> WrittenFiles:
+        if self.dry_run:
+            return WrittenFiles((), 0, 0, 0.0)
+        # The source's own metadata without what became a key; the output makes its own records of tied names.
+        own = {name: value for name, value in reader.header().metadata.items() if name not in plan.source}
+        metadata = {**own, **collect_records(plan), **provenance}
+        if self.in_place:
+            moves, recorded = split_ties(moves, plan.tied)
+            return rename_in_place(moves, reader, metadata={**metadata, **recorded})
+        return execute(
+            moves,
+            reader,
+            choose_output(source, self.path, self.to_format),
+            format=self.to_format or ("safetensors" if self.path is None else None),
+            metadata=metadata,
+            shard_size=None if self.shard_size is None else parse_size(self.shard_size),
+            tied=plan.tied,
+            untie=self.untie,
+            verify=self.verify,
+            force=self.force,
+            progress=self.progress,
+        )
+
+
+def choose_output(source: Path, output: str | Path | None = None, to_format: str | None = None) -> Path:
+    """The file that `apply` writes: the one that is named, else the source's name with another suffix."""
+    return Path(output) if output is not None else default_output(source, f".{to_format or 'safetensors'}")

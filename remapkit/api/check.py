@@ -1,0 +1,186 @@
+"""`remapkit.check`: rules held against a source header and a target; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remapkit.api.inputs import Keys, NamedTarget, list_rules, refuse_unproven
+from remapkit.api.ruleset import Config, RuleSet, RulesLike, load, resolve_rules
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import FailedCheck, UsageError
+from remapkit.diagnostics.log import log_diagnostics
+from remapkit.formats import open_checkpoint
+from remapkit.models.target import find_declared_target, header, read_target_header
+from remapkit.plans.check import Check, make_check
+from remapkit.plans.declared import Held, check_declared_target, read_declared_source
+from remapkit.plans.make import make_plan
+from remapkit.registry.installed import packs
+from remapkit.tensors.spec import StateDictSpec
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What `check` found: one `Check` for each rule set, and `checked`, how each was held against its target.
+
+    That is `exact`, or `layout` where only names and numbers of dimensions could be (another size of the model).
+    `diagnostics` are errors, warnings and notes of all checks, each once.
+    """
+
+    checks: tuple[Check, ...]
+    checked: tuple[str, ...]
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passes."""
+        return all(check.ok for check in self.checks)
+
+    def raise_for_problems(self) -> None:
+        """Raise `FailedCheck` with every problem of every check, if there is any."""
+        if problems := [problem for check in self.checks for problem in check.problems]:
+            raise FailedCheck(problems)
+
+
+def check(
+    rules: RulesLike | Sequence[RulesLike] = (),
+    ckpt: str | Path | None = None,
+    *,
+    keys: Keys | None = None,
+    allow_undecided: bool = False,
+    model: object = None,
+    model_args: Mapping[str, Any] | None = None,
+    model_config: Config | None = None,
+    target_keys: Keys | None = None,
+    strict_dtype: bool = False,
+    params: Mapping[str, int] | None = None,
+    config: Config | None = None,
+    root: str | None = None,
+    strict_pickle: bool = False,
+    allow_expand: bool = False,
+    follow_links: bool = False,
+) -> CheckReport:
+    """Hold rules against a source header and a target; nothing is written.
+
+    Args:
+        rules: A rule set, a pack's name or a path, or several; none: every installed pack whose target is `model`.
+        ckpt: The source: a checkpoint. By default the manifest that the rules declare.
+        keys: The source instead: a manifest or a header.
+        allow_undecided: Continue even if a proof over all keys is undecided.
+        model: The target: `plugin.module:Class`, `py:package.module:Class` or a `torch.nn.Module`. By default the one
+            that the rules declare.
+        model_args, model_config: Arguments and config of the model that `model` names.
+        target_keys: The target instead: a manifest, a checkpoint or a header.
+        strict_dtype: Make a dtype mismatch an error.
+        params, config: Values for the params of the rules; see `load`.
+        root, strict_pickle, allow_expand, follow_links: How `ckpt` is read; see `open_checkpoint`.
+
+    Returns:
+        `CheckReport`, also where a check fails: see its `ok`, or call `raise_for_problems`.
+
+    Raises:
+        UsageError: Arguments that do not fit together; no source or no target; a model that cannot be built.
+        InvalidRules: Rules that cannot be compiled or proven.
+        UnreadableCheckpoint: A source or a target that cannot be read.
+
+    >>> from remapkit import TensorSpec
+    >>> spec = TensorSpec("F32", (96,))
+    >>> report = check("wan22_pth", keys={"conv1.bias": spec}, target_keys={"conv1.bias": spec, "conv2.bias": spec})
+    >>> report.ok, report.checks[0].missing_keys
+    (False, ('conv2.bias',))
+    """
+    named = NamedTarget(model, model_args, model_config, target_keys)
+    if ckpt is not None and keys is not None:
+        raise UsageError(Diagnostic("RK609", "--ckpt and --keys are two sources", help=("pass only one of them",)))
+    rule_sets = [resolve_rules(each, params, config) for each in list_rules(rules)]
+    if not rule_sets:
+        rule_sets = _find_packs(model, has_source=ckpt is not None or keys is not None)
+    findings = refuse_unproven(rule_sets, allow_undecided=allow_undecided)
+    reading = {"strict_pickle": strict_pickle, "allow_expand": allow_expand, "follow_links": follow_links}
+
+    def read_source(rules: RuleSet) -> StateDictSpec:
+        if keys is not None:
+            return header(keys)
+        if ckpt is None:
+            return _read_declared_source(rules)
+        with open_checkpoint(ckpt, root=root, **reading) as reader:
+            return reader.header()
+
+    held = [_check_rules(rules, read_source, named, strict_dtype) for rules in rule_sets]
+    report = _make_report(held, findings)
+    log_diagnostics(report.diagnostics)
+    return report
+
+
+def _make_report(held: Sequence[Held], findings: Sequence[Diagnostic]) -> CheckReport:
+    pairs = [(each.check, each.how) for each in held if each.check is not None]
+    found = [said for check, _ in pairs for said in (*check.problems, *check.warnings, *check.notes)]
+    found += [note for each in held for note in each.notes]
+    # A dead rule is in a plan's warnings too.
+    found += [finding for finding in findings if finding.code != "RK205"]
+    # Two packs that lead to one model have the same things to say about that model.
+    diagnostics = tuple(each for number, each in enumerate(found) if each not in found[:number])
+    return CheckReport(tuple(check for check, _ in pairs), tuple(how for _, how in pairs), diagnostics)
+
+
+def _find_packs(model: object, *, has_source: bool) -> list[RuleSet]:
+    """Every installed pack whose declared target is `model` (every pack with a target where none is named)."""
+    if has_source:
+        raise UsageError(
+            Diagnostic("RK609", "which rules should be checked against this source?", help=("name them: RULES",))
+        )
+    rule_sets = [load(pack.path) for pack in packs()]
+    with_target = [rules for rules in rule_sets if find_declared_target(rules) is not None and rules.file.source_keys]
+    if model is None:
+        return with_target
+    found = [rules for rules in with_target if _find_model(rules) == model]
+    if not found:
+        known = sorted({reference for rules in with_target if (reference := _find_model(rules))})
+        raise UsageError(
+            Diagnostic(
+                "RK610",
+                f"no installed pack has the target {model}",
+                help=(f"packs lead to: {', '.join(known) or 'no model'}", "name the rules: remapkit check RULES ..."),
+            )
+        )
+    return found
+
+
+def _find_model(rules: RuleSet) -> str | None:
+    target = rules.file.target
+    return target.model.value if target and target.model else None
+
+
+def _check_rules(
+    rules: RuleSet, read_source: Callable[[RuleSet], StateDictSpec], named: NamedTarget, strict_dtype: bool
+) -> Held:
+    declared = None if named.option else find_declared_target(rules)
+    if named.option is None and declared is None:
+        raise UsageError(
+            Diagnostic(
+                "RK609",
+                f"what should {rules.name} be checked against? It declares no target",
+                help=("name it with --model M or --target-keys FILE, or declare `target:` in the rule file",),
+            )
+        )
+    plan = make_plan(rules, read_source(rules))
+    if declared is not None and declared.model is None:
+        return check_declared_target(rules, plan, strict_dtype=strict_dtype)
+    target = read_target_header(declared) if declared is not None else named.read()
+    assert target is not None
+    return Held(make_check(plan, target, strict_dtype=strict_dtype), "exact")
+
+
+def _read_declared_source(rules: RuleSet) -> StateDictSpec:
+    source = read_declared_source(rules)
+    if source is None:
+        raise UsageError(
+            Diagnostic(
+                "RK609",
+                f"which checkpoint should {rules.name} be checked on? It declares no source",
+                help=("name one with --ckpt C or --keys FILE, or declare `source:` in the rule file",),
+            )
+        )
+    return source

@@ -1,0 +1,150 @@
+"""`remapkit.diff`: two checkpoints compared, key by key and value by value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from remapkit.api.inputs import open_sides
+from remapkit.api.ruleset import Config, RulesLike, resolve_rules
+from remapkit.diagnostics.errors import FailedCheck
+from remapkit.files.source_file import CHUNK
+from remapkit.formats import Reader
+from remapkit.formats.compare import Contents, Difference, compare
+from remapkit.plans.declared import check_declared_target
+from remapkit.plans.make import make_plan
+from remapkit.plans.model import ResolvedPlan
+from remapkit.plans.recorded import add_recorded_moves
+from remapkit.tensors.spec import StateDictSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """How two checkpoints differ: the `Difference` of every key that both have, and the keys that only one has."""
+
+    differences: Mapping[str, Difference]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    tolerance: float = 0.0
+
+    @property
+    def identical(self) -> int:
+        """How many tensors are the same: dtype, shape and bytes."""
+        return sum(difference.identical for difference in self.differences.values())
+
+    @property
+    def total(self) -> int:
+        """How many keys there are in both together."""
+        return len(self.differences) + len(self.only_a) + len(self.only_b)
+
+    @property
+    def max_abs(self) -> float:
+        """The largest |a - b| of any tensor whose shapes agree."""
+        found = (difference.max_abs for difference in self.differences.values())
+        return max((each for each in found if each is not None), default=0.0)
+
+    @property
+    def ok(self) -> bool:
+        """Whether both have the same keys and shapes, and no value is further apart than the tolerance."""
+        within = all(difference.is_within(self.tolerance) for difference in self.differences.values())
+        return within and not self.only_a and not self.only_b
+
+
+def diff(
+    a: str | Path,
+    b: str | Path,
+    *,
+    rules_a: RulesLike | None = None,
+    rules_b: RulesLike | None = None,
+    root_a: str | None = None,
+    root_b: str | None = None,
+    strict_pickle: bool = False,
+    allow_expand: bool = False,
+    follow_links: bool = False,
+    params: Mapping[str, int] | None = None,
+    config: Config | None = None,
+    tolerance: float = 0.0,
+) -> Diff:
+    """Compare two checkpoints: keys, shapes, dtypes and values.
+
+    Args:
+        a, b: The checkpoints.
+        rules_a, rules_b: Remap the keys of this side first.
+        root_a, root_b: Where the state dict is in a checkpoint that holds several.
+        strict_pickle, allow_expand, follow_links: How both are read; see `open_checkpoint`.
+        params, config: Values for the params of the rules; see `load`.
+        tolerance: The largest |difference| that passes.
+
+    Returns:
+        `Diff`; its `ok` says whether they are the same.
+
+    Raises:
+        UnreadableCheckpoint: A checkpoint that cannot be read.
+        UsageError, InvalidRules: Rules that do not exist or cannot be compiled.
+        FailedCheck: Rules that do not fit their side.
+
+    >>> import pathlib, tempfile, torch
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> torch.save({"w": torch.zeros(2)}, folder / "a.pth")
+    >>> torch.save({"w": torch.tensor([0.0, 0.5]), "b": torch.zeros(1)}, folder / "b.pth")
+    >>> found = diff(folder / "a.pth", folder / "b.pth")
+    >>> found.ok, found.max_abs, found.only_b
+    (False, 0.5, ('b',))
+    """
+    reading = {"strict_pickle": strict_pickle, "allow_expand": allow_expand, "follow_links": follow_links}
+    with ExitStack() as stack:
+        readers = open_sides(stack, a, b, root_a, root_b, **reading)
+        plans = [
+            _plan_side(reader, rules, params, config)
+            for reader, rules in zip(readers, (rules_a, rules_b), strict=True)
+        ]
+        headers = [
+            reader.header() if plan is None else plan.target for reader, plan in zip(readers, plans, strict=True)
+        ]
+        # A name that one side only records as tied is compared where the other side has it.
+        names_a, names_b = headers[0].with_recorded(headers[1]), headers[1].with_recorded(headers[0])
+        side_a, side_b = _remap_side(readers[0], plans[0], names_a), _remap_side(readers[1], plans[1], names_b)
+        both = [fqn for fqn in names_a if fqn in names_b]
+        differences = list(compare(side_a, side_b, [(fqn, fqn) for fqn in both]))
+    only_a = tuple(fqn for fqn in names_a if fqn not in names_b)
+    only_b = tuple(fqn for fqn in names_b if fqn not in names_a)
+    return Diff(dict(zip(both, differences, strict=True)), only_a, only_b, tolerance)
+
+
+def _plan_side(
+    reader: Reader, rules: RulesLike | None, params: Mapping[str, int] | None, config: Config | None
+) -> ResolvedPlan | None:
+    if rules is None:
+        return None
+    rule_set = resolve_rules(rules, params, config)
+    plan = make_plan(rule_set, reader.header())
+    plan.raise_for_problems()
+    # Keys that only one side has are what a difference shows; a target that does not exist is a fault of the rules.
+    if problems := check_declared_target(rule_set, plan, partial=True).problems:
+        raise FailedCheck(problems)
+    return plan
+
+
+def _remap_side(reader: Reader, plan: ResolvedPlan | None, names: StateDictSpec) -> Contents:
+    """The checkpoint under these names, or what rules would make of it."""
+    if plan is None:
+        return _Named(reader, names)
+    from remapkit.compute.remapped_reader import Remapped
+
+    return Remapped(reader, add_recorded_moves(plan, names))
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A checkpoint whose header has recorded names as keys too."""
+
+    reader: Reader
+    names: StateDictSpec
+
+    def header(self) -> StateDictSpec:
+        return self.names
+
+    def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
+        return self.reader.chunks(fqn, size)

@@ -1,0 +1,59 @@
+"""`remapkit.explain`: which rule took a key, and where every other rule stopped matching."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from remapkit.api.ruleset import RulesLike, resolve_rules
+from remapkit.patterns.stopping import Stop
+from remapkit.rules.model import Match, Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What rules make of one key.
+
+    `matches` are the rules that match it, with captures and targets; `stops` says for every other rule how many
+    characters it could read, and what it expected there. `unmatched` is what happens to a key that no rule matches:
+    `error`, `keep` or `drop`.
+    """
+
+    key: str
+    matches: tuple[Match, ...]
+    stops: tuple[tuple[Rule, Stop], ...]
+    unmatched: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether one rule matches, or none and that is no error."""
+        return len(self.matches) == 1 or (not self.matches and self.unmatched != "error")
+
+
+def explain(rules: RulesLike, keys: str | Sequence[str]) -> tuple[Explanation, ...]:
+    """Say for each source key which rule takes it, and where every other rule stops matching.
+
+    Args:
+        rules: A `RuleSet`, the name of an installed pack, or the path of a rule file.
+        keys: A source key, or several.
+
+    Returns:
+        One `Explanation` for each key.
+
+    Raises:
+        UsageError, InvalidRules: Rules that do not exist or cannot be compiled.
+
+    >>> (found,) = explain("wan22_pth", "encoder.downsamples.0.downsamples.2.resample.1.bias")
+    >>> found.ok, found.matches[0].target
+    (True, 'encoder.downsamples.0.downsampler.resample.1.bias')
+    """
+    rule_set = resolve_rules(rules)
+    return tuple(
+        Explanation(
+            fqn,
+            tuple(rule_set.match(fqn)),
+            tuple((rule, stop) for rule in rule_set.everything if (stop := rule.find_stop(fqn)) is not None),
+            rule_set.unmatched,
+        )
+        for fqn in ([keys] if isinstance(keys, str) else keys)
+    )

@@ -1,0 +1,170 @@
+"""What several functions of the API take: rules, checkpoints, a target, and which files a call reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from remapkit.api.ruleset import Config, RuleSet, RulesLike
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import InvalidRules, MissingFile, UnreadableCheckpoint, UsageError
+from remapkit.files.source_file import SourceFile
+from remapkit.formats import Reader, open_checkpoint
+from remapkit.models.target import TargetRef, header, read_target_header
+from remapkit.plans.declared import read_declared_source
+from remapkit.proofs.model import Level, Proof
+from remapkit.registry.installed import find_rules, packs
+from remapkit.rulefile.read import read_file_bytes
+from remapkit.rules.model import CompiledRules
+from remapkit.sources.declared import resolve_declared_path
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
+
+Keys = str | Path | Mapping[str, TensorSpec]
+"""A header as a caller has it: the path of a manifest or a checkpoint, or names with their dtypes and shapes."""
+
+
+def list_rules(rules: RulesLike | Sequence[RulesLike]) -> list[RulesLike]:
+    """One rule set, or several, as a list."""
+    return [rules] if isinstance(rules, RulesLike) else list(rules)
+
+
+def find_rule_paths(names: Sequence[str | Path]) -> list[Path]:
+    """The rule files that are named, or every pack; raises `UsageError` with all names that lead to no file."""
+    found: list[Path] = []
+    problems: list[Diagnostic] = []
+    kinds = set()
+    for name in names:
+        try:
+            found.append(find_rules(name))
+            read_file_bytes(found[-1])
+        except UsageError as error:
+            problems += error.diagnostics
+            kinds.add(type(error))
+    if problems:
+        raise (MissingFile if kinds == {MissingFile} else UsageError)(problems)
+    return found or [pack.path for pack in packs()]
+
+
+def prove_rules(rules: RuleSet) -> Proof:
+    """The proof over all keys; the declared source is read only where that proof leaves something to say."""
+    proof = rules.prove()
+    if proof.level is Level.ALL or rules.file.source_keys is None:
+        return proof
+    return rules.prove(header=read_declared_source(rules))
+
+
+def refuse_unproven(rule_sets: Sequence[RuleSet], *, allow_undecided: bool) -> tuple[Diagnostic, ...]:
+    """Prove rule sets before anything is done with them; returns the findings that do not refuse.
+
+    Raises `InvalidRules` with all that is refuted or, unless `allow_undecided`, undecided.
+    """
+    proofs = [prove_rules(rules) for rules in rule_sets]
+    blocking = [finding for proof in proofs for finding in proof.blocking(allow_undecided=allow_undecided)]
+    if blocking:
+        raise InvalidRules(blocking)
+    return tuple(finding for proof in proofs for finding in proof.findings)
+
+
+# ------------------------------------------------------------------------------------------------- named targets
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTarget:
+    """The target that a caller names: a model by reference or as a module, or `keys`, a file or a header."""
+
+    model: object = None
+    model_args: Mapping[str, Any] | None = None
+    model_config: Config | None = None
+    keys: Keys | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` (RK609) for a target that is named twice, or arguments without a model."""
+        if self.model is not None and self.keys is not None:
+            raise UsageError(
+                Diagnostic("RK609", "--model and --target-keys are two targets", help=("pass only one of them",))
+            )
+        if not isinstance(self.model, str) and (self.model_args or self.model_config is not None):
+            raise UsageError(Diagnostic("RK609", "--model-arg and --model-config need --model"))
+
+    @property
+    def option(self) -> str | None:
+        """The option of the command line that names it; None where nothing does."""
+        return "--model" if self.model is not None else "--target-keys" if self.keys is not None else None
+
+    def read(self) -> StateDictSpec | None:
+        """The header of the target; None where none is named."""
+        if isinstance(self.model, str):
+            return read_target_header(TargetRef(self.model, self.model_args or {}, self.model_config))
+        named = self.keys if self.model is None else self.model
+        if isinstance(named, str | Path):
+            return read_target_header(TargetRef(keys=Path(named)))
+        return None if named is None else header(named)
+
+
+# --------------------------------------------------------------------------------------------------- checkpoints
+
+
+def open_sides(
+    stack: ExitStack, a: str | Path, b: str | Path, root_a: str | None, root_b: str | None, **options: bool
+) -> tuple[Reader, Reader]:
+    """Two checkpoints A and B, each with a root of its own, whose option messages then name."""
+    return (
+        stack.enter_context(_open_side(a, root_a, "--root-a", options)),
+        stack.enter_context(_open_side(b, root_b, "--root-b", options)),
+    )
+
+
+def _open_side(path: str | Path, root: str | None, option: str, options: Mapping[str, bool]) -> Reader:
+    try:
+        return open_checkpoint(Path(path), root=root, **options)
+    except UnreadableCheckpoint as error:
+        raise type(error)([_name_option(problem, option) for problem in error.diagnostics]) from None
+
+
+def _name_option(problem: Diagnostic, option: str) -> Diagnostic:
+    help = tuple(text.replace("--root", option) for text in problem.help)
+    return replace(problem, title=problem.title.replace("--root", option), help=help)
+
+
+# --------------------------------------------------------------------------------- files that must not be written
+
+
+def list_files_read(arguments: Mapping[str, object], *readers: Reader, but: Sequence[str]) -> list[Path | SourceFile]:
+    """The files that a call reads and may not write: whatever its arguments name, and the readers' own files.
+
+    `arguments` are all arguments of the call, `but` those that name what is written: so an argument that is added
+    later is covered too.
+    """
+    words = [word for name, value in arguments.items() if name not in but for word in _list_words(value)]
+    # `PREFIX=FILE` names a file as well.
+    named = [part for word in words for part in (word, word.partition("=")[2])]
+    files = [
+        Path(part)
+        for part in named
+        if os.path.isfile(part)  # noqa: PTH113 - a word too long for a path is no file
+    ]
+    return [*files, *(source for reader in readers for source in reader.sources)]
+
+
+def _list_words(value: object) -> Iterator[str]:
+    if isinstance(value, str | Path):
+        yield str(value)
+    elif isinstance(value, CompiledRules):
+        yield from map(str, list_rule_files(value))
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _list_words(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _list_words(each)
+
+
+def list_rule_files(rules: CompiledRules) -> list[Path]:
+    """The files that a rule set comes from: its own, and the manifest that it declares as its source."""
+    declared = [rules.file.source_keys]
+    found = [resolve_declared_path(rules.file, written) for written in declared if written is not None]
+    return found if rules.file.path is None else [rules.file.path, *found]

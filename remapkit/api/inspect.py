@@ -1,0 +1,73 @@
+"""`remapkit.inspect`: what a checkpoint holds, from its header alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from remapkit.api.inputs import list_files_read
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.log import log_diagnostics
+from remapkit.files.text import write_texts
+from remapkit.formats import open_checkpoint
+from remapkit.formats.manifest import manifest_json
+from remapkit.tensors.families import Family, find_families
+from remapkit.tensors.spec import StateDictSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A checkpoint's header, its format, and the wrapper (`root`, a dotted name) that its state dict was found in."""
+
+    header: StateDictSpec
+    format: str
+    root: str
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The keys as key families: those that differ only in their numbers, or in a few words, together."""
+        return find_families(self.header)
+
+
+def inspect(
+    checkpoint: str | Path,
+    *,
+    manifest: str | Path | None = None,
+    force: bool = False,
+    root: str | None = None,
+    strict_pickle: bool = False,
+    allow_expand: bool = False,
+    follow_links: bool = False,
+) -> Inspection:
+    """Read a checkpoint's header: names, dtypes, shapes, ties, metadata.
+
+    Args:
+        checkpoint: A `.pth`, `.safetensors`, an index of shards, a manifest, or a folder that holds one.
+        manifest: Also write the header to this file, as a manifest.
+        force: Replace that file if it exists.
+        root, strict_pickle, allow_expand, follow_links: How it is read; see `open_checkpoint`.
+
+    Returns:
+        `Inspection`. Its `diagnostics` are logged too (logger `remapkit`).
+
+    Raises:
+        UnreadableCheckpoint: A checkpoint that cannot be read.
+        UnwritableOutput: A manifest that cannot be written, or exists (`OutputExists`).
+
+    >>> import pathlib, tempfile, torch
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "model.pth")
+    >>> torch.save({f"layers.{n}.weight": torch.zeros(4) for n in range(3)}, path)
+    >>> found = inspect(path)
+    >>> found.format, [family.pattern for family in found.families]
+    ('pth', ['layers.{0..2}.weight'])
+    """
+    arguments = dict(locals())
+    reading = {"strict_pickle": strict_pickle, "allow_expand": allow_expand, "follow_links": follow_links}
+    with open_checkpoint(checkpoint, root=root, **reading) as reader:
+        found = Inspection(reader.header(), reader.format, reader.root, tuple(reader.notes))
+        sources = list_files_read(arguments, reader, but=("manifest",))
+    if manifest is not None:
+        write_texts({Path(manifest): manifest_json(found.header)}, force=force, sources=sources)
+    log_diagnostics(found.diagnostics)
+    return found

@@ -1,0 +1,85 @@
+"""`remapkit.invert`: the inverse of a rule file, as a rule file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from remapkit.api.inputs import list_files_read, list_rule_files
+from remapkit.api.ruleset import RuleSet, RulesLike, resolve_rules
+from remapkit.authoring.invert import invert as write_inverse
+from remapkit.authoring.write_inverse import relocate_path
+from remapkit.files.text import write_texts
+from remapkit.formats.manifest import manifest_json
+from remapkit.plans.declared import read_declared_source
+from remapkit.sources.declared import read_declared, resolve_declared_path
+
+
+@dataclass(frozen=True, slots=True)
+class Inverse:
+    """The inverse of the rules named `rules`: the `text` of a rule file, and the files that were written.
+
+    `manifests` are the copies of declared manifests that the file at `output` needs beside it.
+    """
+
+    rules: str
+    text: str
+    output: Path | None = None
+    manifests: tuple[Path, ...] = ()
+
+
+def invert(rules: RulesLike, output: str | Path | None = None, *, force: bool = False) -> Inverse:
+    """Write the inverse of a rule file, proven for all keys.
+
+    Args:
+        rules: A `RuleSet`, the name of an installed pack, or the path of a rule file.
+        output: The file to write; without it only the text is made. Manifests that the rules declare are copied
+            beside it where it could not name them.
+        force: Replace the files if they exist.
+
+    Returns:
+        `Inverse`. `RuleSet.inverse()` gives the same rules compiled.
+
+    Raises:
+        InvalidRules: Rules that have no inverse; the message names the rule and the reason.
+        UsageError: Rules that do not exist.
+        UnwritableOutput: A file that cannot be written, or exists (`OutputExists`). Nothing was changed.
+
+    >>> import remapkit
+    >>> inverse = remapkit.loads(invert("wan22_pth").text)
+    >>> inverse.match("encoder.downsamples.0.downsampler.resample.1.bias")[0].target
+    'encoder.downsamples.0.downsamples.2.resample.1.bias'
+    """
+    arguments = dict(locals())
+    rule_set = resolve_rules(rules)
+    folder = None if output is None else Path(output).parent
+    text = write_inverse(rule_set, header=read_declared_source(rule_set), beside=folder)
+    if output is None or folder is None:
+        return Inverse(rule_set.name, text)
+    manifests = _list_manifest_copies(rule_set, folder)
+    sources = [*list_files_read(arguments, but=("output",)), *list_rule_files(rule_set)]
+    folders = list(dict.fromkeys(path.parent for path in manifests))
+    write_texts({**manifests, Path(output): text}, force=force, sources=sources, folders=folders)
+    return Inverse(rule_set.name, text, Path(output), tuple(manifests))
+
+
+def _list_manifest_copies(rules: RuleSet, folder: Path) -> dict[Path, str]:
+    """The declared manifests that lie outside the folder of the inverse: where each is copied to, and its text."""
+    file = rules.file
+    named = [file.source_keys, file.target.keys if file.target is not None else None]
+    copies: dict[Path, str] = {}
+    for written in filter(None, named):
+        source = resolve_declared_path(file, written)
+        copy = folder / relocate_path(rules, written.value, folder)
+        content = manifest_json(read_declared(source))
+        if not _has_content(copy, source, content):
+            copies[copy] = content
+    return copies
+
+
+def _has_content(copy: Path, source: Path, content: str) -> bool:
+    """Whether a file is the manifest already, or has its bytes; what cannot be read has not."""
+    try:
+        return copy.samefile(source) or copy.read_bytes() == content.encode("utf-8")
+    except OSError:
+        return False

@@ -1,0 +1,177 @@
+"""`remapkit.learn`: rules derived from two checkpoints that hold the same weights, or from written pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from remapkit.api.inputs import list_files_read, open_sides
+from remapkit.authoring import learn as authoring
+from remapkit.authoring.pair_by_value import Pairing, pair_by_value
+from remapkit.authoring.settle import By
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
+from remapkit.diagnostics.errors import UsageError
+from remapkit.diagnostics.log import log_diagnostics
+from remapkit.diagnostics.wording import counted, named
+from remapkit.files.text import write_texts
+from remapkit.formats import Reader
+from remapkit.formats.manifest import manifest_json
+from remapkit.registry.installed import read_object
+from remapkit.tensors.spec import StateDictSpec
+
+
+@dataclass(frozen=True, slots=True)
+class LearnReport:
+    """The rule file that `learn` derived, and what the two sides did not decide.
+
+    `learned` has the text and says of every key what became of it; `source` and `target` are the headers of A and B.
+    `output` is the file that was written, with its manifests beside it.
+    """
+
+    learned: authoring.Learned
+    source: StateDictSpec
+    target: StateDictSpec
+    output: Path | None = None
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The rule file."""
+        return self.learned.text
+
+
+def learn(
+    a: str | Path,
+    b: str | Path,
+    output: str | Path | None = None,
+    *,
+    name: str | None = None,
+    pairs: str | Path | Mapping[str, str] | None = None,
+    root_a: str | None = None,
+    root_b: str | None = None,
+    strict_pickle: bool = False,
+    allow_expand: bool = False,
+    follow_links: bool = False,
+    force: bool = False,
+) -> LearnReport:
+    """Derive the rules that lead from A to B, two checkpoints that hold the same weights under other names.
+
+    Args:
+        a, b: The checkpoints.
+        output: The file to write, with the manifests of both in `keys/` beside it; without it only the text is made.
+        name: The name of the pack; by default that of the file, else `learned`.
+        pairs: Which key of A is which of B, instead of comparing values: a mapping, or the path of one as JSON.
+        root_a, root_b: Where the state dict is in a checkpoint that holds several.
+        strict_pickle, allow_expand, follow_links: How both are read; see `open_checkpoint`.
+        force: Replace the files if they exist.
+
+    Returns:
+        `LearnReport`. The rules are proven for all keys. Its `diagnostics` name what values leave open; they are
+        logged too (logger `remapkit`).
+
+    Raises:
+        UsageError: Nothing tells two keys apart, no rules can be written that hold, or wrong `pairs`.
+        UnreadableCheckpoint: A checkpoint that cannot be read.
+        UnwritableOutput: A file that cannot be written, or exists (`OutputExists`). Nothing was changed.
+
+    >>> import pathlib, tempfile, torch
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> weights = [torch.arange(4.0) + n for n in range(3)]
+    >>> torch.save({f"layers.{n}.w": weight for n, weight in enumerate(weights)}, folder / "a.pth")
+    >>> torch.save({f"h.{n}.w": weight for n, weight in enumerate(weights)}, folder / "b.pth")
+    >>> report = learn(folder / "a.pth", folder / "b.pth")
+    >>> report.learned.pairs["layers.1.w"], report.diagnostics
+    ('h.1.w', ())
+    """
+    arguments = dict(locals())
+    name = name or ("learned" if output is None else Path(output).stem)
+    output = None if output is None else Path(output)
+    reading = {"strict_pickle": strict_pickle, "allow_expand": allow_expand, "follow_links": follow_links}
+    with ExitStack() as stack:
+        readers = open_sides(stack, a, b, root_a, root_b, **reading)
+        source, target = (reader.header() for reader in readers)
+        sources = list_files_read(arguments, *readers, but=("output",))
+        pairing = _pair_readers(*readers) if pairs is None else _read_pairs(pairs, source, target)
+    source, target = source.with_recorded(pairing.recorded_a), target.with_recorded(pairing.recorded_b)
+    where = () if output is None else (f"keys/{output.stem}.source.json", f"keys/{output.stem}.target.json")
+    learned = authoring.learn(name, source, target, pairing, *where)
+    if output is not None:
+        manifests = zip(where, (source, target), strict=True)
+        texts = {output.parent / file: manifest_json(header) for file, header in manifests}
+        write_texts({**texts, output: learned.text}, force=force, sources=sources, folders=[output.parent / "keys"])
+    diagnostics = tuple(_report_leftovers(learned, source, target))
+    log_diagnostics(diagnostics)
+    return LearnReport(learned, source, target, output, diagnostics)
+
+
+def _pair_readers(a: Reader, b: Reader) -> Pairing:
+    for reader in (a, b):
+        if reader.format == "manifest":
+            title = f"{reader.header().name} is a manifest, which has no values to compare"
+            help = ("pass the checkpoint itself, or known pairs as a JSON object: --pairs FILE",)
+            raise UsageError(Diagnostic("RK626", title, help=help))
+    return pair_by_value(a, b)
+
+
+def _read_pairs(pairs: str | Path | Mapping[str, str], source: StateDictSpec, target: StateDictSpec) -> Pairing:
+    """Pairs that somebody wrote, source key to target key; raises `UsageError` with every problem of them at once."""
+    place = pairs if isinstance(pairs, str | Path) else "pairs"
+    value = read_object(Path(pairs)) if isinstance(pairs, str | Path) else pairs
+    if not isinstance(value, Mapping) or not all(isinstance(fqn, str) for fqn in value.values()):
+        raise UsageError(Diagnostic("RK611", f"{place} must be a JSON object from source keys to target keys"))
+    by_target: dict[str, list[str]] = {}
+    for fqn, other in value.items():
+        by_target.setdefault(other, []).append(fqn)
+    recorded = (
+        tuple(fqn for fqn in value if fqn in source.recorded),
+        tuple(f for f in by_target if f in target.recorded),
+    )
+    source, target = source.with_recorded(recorded[0]), target.with_recorded(recorded[1])
+    wrong = [f"{fqn} is not a key of {source.name}" for fqn in value if fqn not in source]
+    wrong += [f"{other} is not a key of {target.name}" for other in by_target if other not in target]
+    wrong += [
+        f"{fqn} is {source[fqn]} and {other} is {target[other]}"
+        for fqn, other in value.items()
+        if fqn in source and other in target and source[fqn].shape != target[other].shape
+    ]
+    wrong += [f"{' and '.join(fqns)} both become {other}" for other, fqns in by_target.items() if len(fqns) > 1]
+    if wrong:
+        raise UsageError(
+            Diagnostic("RK627", f"{place}: {counted(len(wrong), 'pair')} cannot be right", notes=(named(wrong),))
+        )
+    only_a = tuple(fqn for fqn in source if fqn not in value)
+    only_b = tuple(fqn for fqn in target if fqn not in by_target)
+    pairs = {fqn: value[fqn] for fqn in source if fqn in value}
+    return Pairing(pairs, {}, only_a, only_b, *recorded, by_value=False)
+
+
+def _report_leftovers(learned: authoring.Learned, source: StateDictSpec, target: StateDictSpec) -> list[Diagnostic]:
+    found = []
+    for by in By:
+        pairs = [f"{fqn} -> {each.target}" for fqn, each in learned.settled.items() if each.by is by]
+        if pairs:
+            title = f"values leave {counted(len(pairs), 'pair')} open; taken, because {by.value}"
+            found.append(Diagnostic("RK628", title, notes=(named(pairs),), severity=Severity.NOTE))
+    if learned.undecided:
+        title = f"{counted(len(learned.undecided), 'key')} undetermined: constants, or bytes that other keys have"
+        found.append(_make_warning("RK628", title, list(learned.undecided), source.name))
+    if learned.open_b:
+        title = f"no rule leads to {counted(len(learned.open_b), 'key')} with an equal on the other side"
+        found.append(_make_warning("RK628", title, list(learned.open_b), target.name))
+    if learned.unsaid:
+        title = f"no rule can express {counted(len(learned.unsaid), 'pair')}"
+        found.append(_make_warning("RK656", title, list(learned.unsaid), source.name))
+    for fqns, header in ((learned.only_a, source), (learned.only_b, target)):
+        if fqns:
+            title = f"{counted(len(fqns), 'key')} of {len(header)} have no equal on the other side"
+            found.append(_make_warning("RK629", title, list(fqns), header.name))
+    return found
+
+
+def _make_warning(code: str, title: str, fqns: list[str], place: str) -> Diagnostic:
+    help = ("the rule file lists them in comments: write rules for them, or name them under `drop:`",)
+    return Diagnostic(
+        code, title, notes=(named(fqns),), help=help, place=place, severity=Severity.WARNING, values={"keys": fqns}
+    )

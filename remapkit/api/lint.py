@@ -1,0 +1,82 @@
+"""`remapkit.lint`: rule files checked for themselves, and proven over all keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from remapkit.api.inputs import find_rule_paths
+from remapkit.api.ruleset import RuleSet, load
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import InvalidRules, RemapkitError
+from remapkit.diagnostics.log import log_diagnostics
+from remapkit.plans.declared import read_declared_source
+from remapkit.proofs.model import Proof
+
+
+@dataclass(frozen=True, slots=True)
+class LintedFile:
+    """One rule file: its rules and their proof, None where it cannot be compiled."""
+
+    path: Path
+    ok: bool
+    rules: RuleSet | None = None
+    proof: Proof | None = None
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LintReport:
+    """What `lint` found in each file."""
+
+    files: tuple[LintedFile, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every file passes."""
+        return all(file.ok for file in self.files)
+
+    @property
+    def diagnostics(self) -> tuple[Diagnostic, ...]:
+        """The errors, warnings and notes of all files."""
+        return tuple(diagnostic for file in self.files for diagnostic in file.diagnostics)
+
+
+def lint(rules: str | Path | Sequence[str | Path] = (), *, allow_undecided: bool = False) -> LintReport:
+    """Check rule files for themselves (schema, patterns, templates), and prove them over all keys.
+
+    Args:
+        rules: A rule file, the name of an installed pack, or several; none: every installed pack.
+        allow_undecided: Accept rules for which a proof over all keys is undecided.
+
+    Returns:
+        `LintReport`, also where a file fails: see its `ok`. Its `diagnostics` are logged too (logger `remapkit`).
+
+    Raises:
+        UsageError: Every name that leads to no file.
+
+    >>> report = lint("wan22_pth")
+    >>> report.ok, report.files[0].proof.verdict
+    (True, 'proven for all keys')
+    """
+    names = [rules] if isinstance(rules, str | Path) else rules
+    report = LintReport(tuple(_lint_file(path, allow_undecided) for path in find_rule_paths(names)))
+    log_diagnostics(report.diagnostics)
+    return report
+
+
+def _lint_file(path: Path, allow_undecided: bool) -> LintedFile:
+    try:
+        rules = load(path)
+    except InvalidRules as error:
+        return LintedFile(path, False, diagnostics=error.diagnostics)
+    unread: tuple[Diagnostic, ...] = ()
+    header = None
+    try:
+        header = read_declared_source(rules)
+    except RemapkitError as error:
+        unread = error.diagnostics
+    proof = rules.prove(header=header)
+    ok = not proof.blocking(allow_undecided=allow_undecided) and not unread
+    return LintedFile(path, ok, rules, proof, (*rules.warnings, *unread, *proof.findings))

@@ -1,0 +1,85 @@
+"""What `remapkit verify` does: both models built and run, or a converter asked, and with which versions of what."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from remapkit.models.build import call_factory
+from remapkit.registry.installed import version
+from remapkit.registry.load import read_config
+from remapkit.rules.model import CompiledRules
+from remapkit.tensors.spec import StateDictSpec
+from remapkit.verification.forward import Verdict, verify_forward
+from remapkit.verification.models import build_random_model, make_random_state
+from remapkit.verification.oracle import verify_oracle
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model that is not built yet: the class or factory, its name in messages, its arguments and its config."""
+
+    factory: Callable[..., Any]
+    name: str
+    args: Mapping[str, Any]
+    config: str | Path | Mapping[str, Any] | None = None
+
+    def build(self, seed: int, rules: CompiledRules | None = None) -> nn.Module:
+        """The model with random values; see `build_random_model`."""
+        return build_random_model(
+            lambda: call_factory(self.factory, dict(self.args), read_config(self.config)), self.name, seed, rules
+        )
+
+
+def verify_by_oracle(
+    rules: CompiledRules,
+    oracle: Callable[[Any], Any],
+    name: str,
+    origin: ModelRef | StateDictSpec,
+    seed: int,
+) -> Verdict:
+    """The rules and the oracle on one random state dict: a model's, or one of the tensors that a header names."""
+    if isinstance(origin, ModelRef):
+        model = origin.build(seed)
+        state = {fqn: value for fqn, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    else:
+        state = make_random_state(origin, seed)
+    return verify_oracle(rules, oracle, state, name)
+
+
+def verify_by_forward(
+    rules: CompiledRules,
+    source: ModelRef,
+    target: ModelRef,
+    methods: Sequence[str],
+    *,
+    written: str | None,
+    seed: int,
+    tolerance: float,
+) -> tuple[Verdict, ...]:
+    """Both models on one input, once for each method; the target starts from other random values than the source."""
+    theirs, ours = source.build(seed, rules), target.build(seed + 1)
+    return tuple(
+        verify_forward(rules, theirs, ours, method, written=written, seed=seed, tolerance=tolerance)
+        for method in methods
+    )
+
+
+def list_versions() -> dict[str, str]:
+    """remapkit, torch, and whatever else was imported that makes models or converts them."""
+    found = {"remapkit": version()}
+    for name in ("torch", "diffusers", "transformers", "timm"):
+        if name in sys.modules:
+            try:
+                found[name] = installed(name)
+            except PackageNotFoundError:
+                continue
+    return found
