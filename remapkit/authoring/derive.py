@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from remapkit.authoring.generalize import Copied, Example, Fixed, Looked, SegmentItem
-from remapkit.authoring.scaffold import escape_regex, name_captures, write_bound, write_where
+from remapkit.authoring.new import escape_regex, name_captures, write_bound, write_where
 from remapkit.diagnostics.wording import counted
 from remapkit.patterns.literals import literal_text
 from remapkit.rulefile.yaml.emit import emit_scalar, entry, quote_text

@@ -15,8 +15,8 @@ from typing import TypeVar
 
 from remapkit.authoring.derive import Draft, DraftRule, How, write_draft
 from remapkit.authoring.generalize import generalize, split_example
+from remapkit.authoring.new import check_name_and_source, escape_comment, write_head
 from remapkit.authoring.pair_by_value import Pairing
-from remapkit.authoring.scaffold import check_name_and_source, escape_comment, write_head
 from remapkit.authoring.settle import Alike, By, Settled, settle_keys
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, UsageError

@@ -25,8 +25,8 @@ from remapkit.api.ruleset import compile_rules
 from remapkit.authoring import learn as examples
 from remapkit.authoring import pair_by_value as pairing
 from remapkit.authoring.learn import learn
+from remapkit.authoring.new import new_rule_file
 from remapkit.authoring.pair_by_value import Pairing
-from remapkit.authoring.scaffold import new_rule_file
 from remapkit.authoring.settle import By
 from remapkit.cli.app import main
 from remapkit.diagnostics.diagnostic import Diagnostic

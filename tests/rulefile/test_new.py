@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import remapkit
 from remapkit.api.ruleset import RuleSet, compile_rules
-from remapkit.authoring.scaffold import new_rule_file
+from remapkit.authoring.new import new_rule_file
 from remapkit.diagnostics.errors import UsageError
 from remapkit.rulefile.read import read_text
 from remapkit.rulefile.yaml.emit import emit_scalar, quote_text

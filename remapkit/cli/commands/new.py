@@ -6,7 +6,7 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
-from remapkit.authoring.scaffold import new_rule_file
+from remapkit.authoring.new import new_rule_file
 from remapkit.cli.arguments import parse_model_args
 from remapkit.cli.commands.common import list_files_read, open_source
 from remapkit.cli.render import CommandOutcome
