@@ -1,7 +1,7 @@
-"""Rule files begun from real headers.
+"""`remapkit new`: a rule file started from a real header.
 
-`new_rule_file` writes a file that is valid from its first line on: every key family passes through under `keep:`, and
-for each there is a candidate rule in comments, to take out, edit, and delete the `keep` for.
+The file is valid as written: every key family passes through under `keep:`, and has a candidate rule in comments. The
+author uncomments a candidate, edits its `to:`, and deletes the line under `keep:`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,25 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import UsageError
+from remapkit.authoring.write_rules import (
+    PatternText,
+    check_name_and_source,
+    escape_comment,
+    write_head,
+    write_rule,
+    write_test,
+)
+from remapkit.diagnostics.wording import counted
 from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import choice_text, literal_text
-from remapkit.rulefile.schema.text import SCHEMA_FILE
-from remapkit.rulefile.yaml.emit import emit_scalar, entry, quote_text
+from remapkit.patterns.tree import literal
+from remapkit.patterns.unparse import unparse
 from remapkit.tensors.families import Family, find_families, is_index_word
 from remapkit.tensors.spec import StateDictSpec
 
 MAX_TESTS = 100
-"""How many tests are drawn from real keys, one a family."""
+"""The most tests that are written: the first key of each family, up to this many."""
 
 
 def new_rule_file(
@@ -32,11 +38,11 @@ def new_rule_file(
     target: StateDictSpec | None = None,
     target_ref: str | None = None,
 ) -> str:
-    """The text of a rule file for a source header, and for a target's where it is known.
+    """The text of a rule file for a source header and, if given, a target header.
 
     `source_ref` is the manifest that the file declares as its source, relative to the file; `target_ref` names the
     target: a model (`plugin.module:Class`), or a manifest where it ends in `.json`. The text compiles without errors
-    and maps every source key onto itself.
+    and maps every source key to itself. Raises `UsageError`: RK623 for an invalid name, RK624 for an empty source.
 
     >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
     >>> keys = [f"layers.{n}.attn.q.weight" for n in range(4)]
@@ -52,38 +58,29 @@ def new_rule_file(
     keep:
       - 'layers.{layer:0..3}.attn.q.weight'  # 4 keys
     <BLANKLINE>
-    # A source key and the target key that it must become (null: it must be dropped), for `remapkit test`.
+    # For `remapkit test`: a source key and the target key that it must become (null: it must be dropped).
     tests:
       layers.0.attn.q.weight: layers.0.attn.q.weight
     <BLANKLINE>
     """
     check_name_and_source(name, source)
-    known = set(target or ())
-    same = _select_keys(source, [fqn for fqn in source if fqn in known])
-    other = _select_keys(source, [fqn for fqn in source if fqn not in known])
-    found = _make_candidates(other, same)
-    free = (
+    target_keys = set(target or ())
+    same = _select_keys(source, [fqn for fqn in source if fqn in target_keys])
+    renamed = _select_keys(source, [fqn for fqn in source if fqn not in target_keys])
+    candidates = _make_candidates(renamed, same)
+    missing = (
         find_families(_select_keys(target, [fqn for fqn in target if fqn not in source]))
         if target is not None
         else ()
     )
     lines = [
         *write_head(name, source, source_ref, target, target_ref),
-        *_write_rules(found, free, target),
-        *_write_keeps(found, target),
-        *_write_tests(found),
-        *write_lacking_keys(free, target),
+        *_write_rules(candidates, missing, target),
+        *_write_keeps(candidates, target),
+        *_write_tests(candidates),
+        *_write_missing(missing, target),
     ]
     return "\n".join(lines) + "\n"
-
-
-def check_name_and_source(name: str, source: StateDictSpec) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        help = ("a name has letters, digits, _, - and ., and does not begin with - or .",)
-        raise UsageError(Diagnostic("RK623", f"{name!r} is no name for a pack", help=help))
-    if not source:
-        help = ("a rule file is begun from the keys of a checkpoint that has some",)
-        raise UsageError(Diagnostic("RK624", f"{source.name} holds no tensors", help=help))
 
 
 def _select_keys(spec: StateDictSpec, fqns: Iterable[str]) -> StateDictSpec:
@@ -92,25 +89,26 @@ def _select_keys(spec: StateDictSpec, fqns: Iterable[str]) -> StateDictSpec:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A family with its pattern in the rule language, a template that changes nothing, and a name."""
+    """A key family as a rule that changes nothing; `renamed` where the target has no such keys."""
 
     family: Family
     id: str
-    surface: str
-    pattern: str
-    where: Mapping[str, tuple[str, ...]]
+    pattern: PatternText
     to: str
     renamed: bool
 
     @property
     def count(self) -> str:
-        return f"{len(self.family.fqns)} key{'s' * (len(self.family.fqns) > 1)}"
+        return counted(len(self.family.fqns), "key")
 
 
-def _make_candidates(other: StateDictSpec, same: StateDictSpec) -> tuple[_Candidate, ...]:
+def _make_candidates(renamed: StateDictSpec, same: StateDictSpec) -> tuple[_Candidate, ...]:
     ids: set[str] = set()
-    pairs = [(family, True) for family in find_families(other)] + [(family, False) for family in find_families(same)]
-    return tuple(_make_candidate(family, renamed, ids) for family, renamed in pairs)
+    return tuple(
+        _make_candidate(family, header is renamed, ids)
+        for header in (renamed, same)
+        for family in find_families(header)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ patterns
@@ -119,30 +117,26 @@ def _make_candidates(other: StateDictSpec, same: StateDictSpec) -> tuple[_Candid
 def _make_candidate(family: Family, renamed: bool, ids: set[str]) -> _Candidate:
     names = name_captures(family.segments)
     to = ".".join(f"{{{name}}}" if name else literal_text(words[0]) for name, words in names)
-    id = _make_id(family, ids)
     if any("" in words for words in family.segments):
-        # A path has no empty segments, a regular expression can say them.
-        segments = (f"(?P<{name}>[^.]*)" if name else escape_regex(words[0]) for name, words in names)
-        where = {name: words for name, words in names if name}
-        return _Candidate(family, id, "match", r"\.".join(segments), where, to, renamed)
-    path = ".".join(write_segment(name, words) for name, words in names)
-    where = {name: words for name, words in names if name and write_bound(words) is None}
-    return _Candidate(family, id, "path", path, where, to, renamed)
+        # A path has no empty segments; a regular expression can match them.
+        segments = (f"(?P<{name}>[^.]*)" if name else unparse(literal(words[0])) for name, words in names)
+        pattern = PatternText(r"\.".join(segments), "match", {name: words for name, words in names if name})
+    else:
+        path = ".".join(_write_segment(name, words) for name, words in names)
+        guards = {name: words for name, words in names if name and write_bound(words) is None}
+        pattern = PatternText(path, where=guards)
+    return _Candidate(family, _make_id(family, ids), pattern, to, renamed)
 
 
-def write_segment(name: str, words: Sequence[str]) -> str:
+def _write_segment(name: str, words: Sequence[str]) -> str:
     if not name:
         return literal_text(words[0])
     kind = write_bound(words)
     return f"{{{name}:{kind}}}" if kind else f"{{{name}}}"
 
 
-def escape_regex(text: str) -> str:
-    return re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", text)
-
-
 def write_bound(words: Sequence[str]) -> str | None:
-    """What bounds a capture to these words, within its braces; None where only a list can."""
+    """What bounds a capture to these words, inside its braces; None where only a list under `where:` can."""
     if len(words) > MAX_WORDS or any(choice_text(word) != word for word in words):
         return None
     if is_index_word(words[0]):
@@ -153,7 +147,7 @@ def write_bound(words: Sequence[str]) -> str | None:
 
 
 def name_captures(segments: Sequence[tuple[str, ...]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """A name for each segment that is not the same word in all keys, and '' for one that is."""
+    """A capture name for each segment that varies or is empty, and '' for one that is the same word in all keys."""
     taken: set[str] = set()
     return tuple(
         ("" if len(words) == 1 and words[0] else _name_capture(segments, place, taken), words)
@@ -162,7 +156,7 @@ def name_captures(segments: Sequence[tuple[str, ...]]) -> tuple[tuple[str, tuple
 
 
 def _name_capture(segments: Sequence[Sequence[str]], place: int, taken: set[str]) -> str:
-    """An index is called after what it counts, `layers.{layer:0..31}`, the last segment `leaf`, all else `part`."""
+    """An index is named after what it counts (`layers.{layer:0..31}`), the last segment `leaf`, any other `part`."""
     before = segments[place - 1] if place else ()
     name = "leaf" if place == len(segments) - 1 else "part"
     if is_index_word(segments[place][0]):
@@ -187,120 +181,67 @@ def _make_id(family: Family, ids: set[str]) -> str:
     return unique
 
 
-# ------------------------------------------------------------------------------------------------ YAML
+# ------------------------------------------------------------------------------------------------ lines
 
 
-def write_head(
-    name: str,
-    source: StateDictSpec,
-    source_ref: str | None,
-    target: StateDictSpec | None,
-    target_ref: str | None,
-    *,
-    all_taken: bool = True,
-    all_reached: bool = True,
+def _write_rules(
+    candidates: Sequence[_Candidate], missing: Sequence[Family], target: StateDictSpec | None
 ) -> Iterator[str]:
-    """The lines before the rules. A manifest that the rules do not cover yet stands in a comment."""
-    leads = f" -> {escape_comment(target_ref or target.name)}" if target is not None else ""
-    yield f"# yaml-language-server: $schema={SCHEMA_FILE.as_uri()}"
-    yield "remapkit: 1"
-    yield f"name: {emit_scalar(name)}"
-    yield f"summary: {emit_scalar(f'{escape_comment(Path(source.name).name)}{leads}')}"
-    yield ""
-    if source_ref is not None and not all_taken:
-        yield "# No rule takes some of these keys. Declare them when all have one: `remapkit test` then tries all."
-        yield f"# source: {{keys: {emit_scalar(source_ref)}}}"
-    elif source_ref is not None:
-        yield f"source: {{keys: {emit_scalar(source_ref)}}}"
-    else:
-        yield "# A manifest (`remapkit inspect CKPT --manifest keys.json`) lets `remapkit test` try all keys:"
-        yield "# source: {keys: keys.json}"
-    if target_ref is not None:
-        kind = "keys" if target_ref.endswith(".json") else "model"
-        if not all_reached:
-            yield "# No rule leads to some of these keys. Declare them when all are brought."
-        yield f"{'' if all_reached else '# '}target: {{{kind}: {emit_scalar(target_ref)}}}"
-    else:
-        yield '# target: {model: "plugin.module:Class"}'
-    yield ""
-
-
-def _write_rules(found: Sequence[_Candidate], free: Sequence[Family], target: StateDictSpec | None) -> Iterator[str]:
-    alike = _group_by_shapes(free)
-    yield "# One candidate for each key family. To rename one: take its lines out of comments, edit `to:`, and delete"
-    yield "# its line under `keep:`. `{part:a|b}` reads one of the words, `{n:0..3}` a number, `{rest:**}` the rest."
+    alike = _group_by_shapes(missing)
+    yield "# One candidate rule per key family. To rename a family, uncomment its rule, edit `to:`, and delete its"
+    yield "# line under `keep:`. `{part:a|b}` matches one of the words, `{n:0..3}` a number, `{rest:**}` the rest."
     yield "rules:"
-    for candidate in found:
+    for candidate in candidates:
         if target is not None and not candidate.renamed:
             continue
         yield f"  # {candidate.count} · {_describe_family(candidate.family)}"
-        yield f"  # - id: {emit_scalar(candidate.id)}"
-        yield f"  #   {candidate.surface}: {quote_text(candidate.pattern)}"
-        if candidate.where:
-            yield f"  #   where: {write_where(candidate.where)}"
-        yield f"  #   to: {quote_text(candidate.to)}"
+        yield from (f"  # {line}" for line in write_rule(candidate.id, candidate.pattern, candidate.to))
         for family in alike.get(_collect_shapes(candidate.family), ())[:2]:
-            yield f"  #   # the target has as many keys of these shapes under {escape_comment(family.pattern)}"
+            yield f"  #   # as many target keys have these shapes: {escape_comment(family.pattern)}"
         yield ""
 
 
-def _group_by_shapes(free: Sequence[Family]) -> Mapping[object, Sequence[Family]]:
-    found: defaultdict[object, list[Family]] = defaultdict(list)
-    for family in free:
-        found[_collect_shapes(family)].append(family)
-    return found
+def _group_by_shapes(families: Sequence[Family]) -> Mapping[object, Sequence[Family]]:
+    groups: defaultdict[object, list[Family]] = defaultdict(list)
+    for family in families:
+        groups[_collect_shapes(family)].append(family)
+    return groups
 
 
 def _collect_shapes(family: Family) -> object:
-    """What stays the same when keys are renamed: the shapes, each with how often it occurs."""
+    """What stays the same when keys are renamed: the shapes, each as often as it occurs."""
     return tuple(sorted(spec.shape for spec in family.specs))
 
 
-def _write_keeps(found: Sequence[_Candidate], target: StateDictSpec | None) -> Iterator[str]:
+def _write_keeps(candidates: Sequence[_Candidate], target: StateDictSpec | None) -> Iterator[str]:
     yield "# Passed through unchanged. Delete a line when a rule above takes its keys."
     yield "keep:"
-    for candidate in found:
+    for candidate in candidates:
         note = candidate.count
         if target is not None:
             note += ", not in the target under this name" if candidate.renamed else ", in the target too"
-        pattern = quote_text(candidate.pattern)
-        if candidate.where:
-            yield f"  - {{{candidate.surface}: {pattern}, where: {write_where(candidate.where)}}}  # {note}"
-        else:
-            yield f"  - {pattern}  # {note}"
+        yield f"  - {candidate.pattern.inline()}  # {note}"
     yield ""
 
 
-def _write_tests(found: Sequence[_Candidate]) -> Iterator[str]:
-    yield "# A source key and the target key that it must become (null: it must be dropped), for `remapkit test`."
+def _write_tests(candidates: Sequence[_Candidate]) -> Iterator[str]:
+    yield "# For `remapkit test`: a source key and the target key that it must become (null: it must be dropped)."
     yield "tests:"
-    for candidate in found[:MAX_TESTS]:
-        fqn = emit_scalar(candidate.family.fqns[0])
-        yield entry(fqn, fqn)
+    for candidate in candidates[:MAX_TESTS]:
+        fqn = candidate.family.fqns[0]
+        yield from write_test(fqn, [fqn])
     yield ""
 
 
-def write_lacking_keys(free: Sequence[Family], target: StateDictSpec | None) -> Iterator[str]:
-    if not free or target is None:
+def _write_missing(missing: Sequence[Family], target: StateDictSpec | None) -> Iterator[str]:
+    if not missing or target is None:
         return
-    count = sum(len(family.fqns) for family in free)
-    yield f"# In the target, but under no name of the source: {count} of {len(target)} keys for rules to lead to."
-    for family in free:
+    count = sum(len(family.fqns) for family in missing)
+    yield f"# Target keys under no name of the source, which rules must produce: {count} of {len(target)}."
+    for family in missing:
         yield f"#   {escape_comment(family.pattern)}  # {len(family.fqns)} · {_describe_family(family)}"
     yield ""
 
 
 def _describe_family(family: Family) -> str:
     return f"{family.dtypes_text} {family.shapes_text}"
-
-
-def write_where(where: Mapping[str, Sequence[str]]) -> str:
-    entries = (
-        f"{name}: [{', '.join(quote_text(literal_text(word)) for word in words)}]" for name, words in where.items()
-    )
-    return "{" + ", ".join(entries) + "}"
-
-
-def escape_comment(text: str) -> str:
-    """A text in a comment: what would end the line, or be refused in a file, is escaped."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import remapkit.patterns.literals as module
 from remapkit.api.ruleset import RuleSet, compile_rules
-from remapkit.authoring import invert as inverting
+from remapkit.authoring import invert_rule as inverting
 from remapkit.authoring import new as starting
 from remapkit.authoring.learn import learn
 from remapkit.authoring.new import new_rule_file
