@@ -290,7 +290,7 @@ def test_one_that_fails_leaves_the_thread_on_its_stream(monkeypatch, fail, recor
 
 
 def test_a_stream_that_is_not_put_back_would_be_seen(monkeypatch):
-    monkeypatch.setattr("remapkit.plugins.wan.graphs._same_stream_afterwards", lambda device: nullcontext())
+    monkeypatch.setattr("remapkit.plugins.wan.graphs._restore_stream", lambda device: nullcontext())
     with pytest.raises(AssertionError):
         test_one_that_fails_leaves_the_thread_on_its_stream(monkeypatch, "begin", True, Result)
 
@@ -399,7 +399,7 @@ def test_a_caller_that_does_not_wait_for_what_is_taken_out_would_be_seen(monkeyp
 
 
 def autotuned():
-    return fast_module.autotuned(Fast(autotune=True), torch.device("cuda"))
+    return fast_module.autotune_cudnn(Fast(autotune=True), torch.device("cuda"))
 
 
 @pytest.mark.parametrize("before", [True, False])
