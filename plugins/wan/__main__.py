@@ -26,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_roundtrip(args: argparse.Namespace) -> int:
     import torch
 
-    from .roundtrip import Wanted, roundtrip
+    from .roundtrip import Options, roundtrip
 
-    wanted = Wanted(
+    options = Options(
         source=args.input,
         out=args.output,
         checkpoint=args.checkpoint,
@@ -41,7 +41,7 @@ def _run_roundtrip(args: argparse.Namespace) -> int:
         tile=args.tile,
     )
     try:
-        done = roundtrip(wanted)
+        done = roundtrip(options)
     except torch.OutOfMemoryError as error:
         help = ("decode in tiles with --tile 512, or save the memory of the buffers with --fast off",)
         said = str(error).splitlines()[0]

@@ -11,10 +11,10 @@ __all__ = ["LatentStatistics"]
 
 
 class LatentStatistics:
-    """Mean and std of each latent channel, on every device that was asked for.
+    """Mean and std of each latent channel, on every device that was used.
 
     They are made on first use rather than registered as buffers: no checkpoint has them, and a model built on meta
-    must not be left with one that lacks values.
+    must not be left with a buffer that has no values.
     """
 
     def __init__(self, config: VAEConfig) -> None:

@@ -23,11 +23,11 @@ from .media import VIDEO_SUFFIXES, Clip, Writer, open_clip, open_writer
 from .tiling import Tiling
 from .vae import Wan21VAE, WanVAE
 
-__all__ = ["Report", "Wanted", "load_model", "roundtrip"]
+__all__ = ["Options", "Report", "load_model", "roundtrip"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Options:
     """The options. `crop` allows cropping frames to their middle, and dropping the last frames."""
 
     source: Path
@@ -70,23 +70,23 @@ class Report:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def roundtrip(wanted: Wanted) -> Report:
+def roundtrip(options: Options) -> Report:
     """Read, encode, decode, write, with one chunk of frames in memory at a time. Raises `remapkit.RemapkitError`.
 
     Input, output and checkpoint are checked before the first frame is coded.
     """
-    clip = open_clip(wanted.source)
-    _check_output(wanted, clip)
-    vae = load_model(wanted).optimize(wanted.fast)
+    clip = open_clip(options.source)
+    _check_output(options, clip)
+    vae = load_model(options).optimize(options.fast)
     config = vae.config
-    cut, notes = _cut_clip(clip, config, wanted)
+    cut, notes = _cut_clip(clip, config, options)
     tiling = None
-    if wanted.tile is not None:
-        tiling = _make_tiling(wanted.tile, config)
+    if options.tile is not None:
+        tiling = _make_tiling(options.tile, config)
     started, error = time.monotonic(), _Error()
     with (
-        open_writer(wanted.out, clip, cut.height, cut.width) as writer,
-        _show_progress(f"{clip.path.name} -> {wanted.out.name}", cut.frames) as advance,
+        open_writer(options.out, clip, cut.height, cut.width) as writer,
+        _show_progress(f"{clip.path.name} -> {options.out.name}", cut.frames) as advance,
         torch.inference_mode(),
     ):
         latent = _code_clip(vae, clip, cut, tiling, writer, error, advance)
@@ -107,40 +107,40 @@ def roundtrip(wanted: Wanted) -> Report:
     )
 
 
-def load_model(wanted: Wanted) -> WanVAE:
+def load_model(options: Options) -> WanVAE:
     """The model of the checkpoint's generation. Raises `remapkit.RemapkitError`."""
-    device = wanted.device
+    device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     dtypes["auto"] = torch.bfloat16 if device.startswith("cuda") else torch.float32
     try:
-        return WanVAE.from_checkpoint(wanted.checkpoint, wanted.rules, device=device, dtype=dtypes[wanted.dtype])
+        return WanVAE.from_checkpoint(options.checkpoint, options.rules, device=device, dtype=dtypes[options.dtype])
     except UsageError as error:
         # Try Wan 2.1 only where the message suggests it; for any other checkpoint the message about 2.2 stands.
         if not any("Wan21VAE" in text for each in error.diagnostics for text in each.help):
             raise
-    return Wan21VAE.from_checkpoint(wanted.checkpoint, wanted.rules, device=device, dtype=dtypes[wanted.dtype])
+    return Wan21VAE.from_checkpoint(options.checkpoint, options.rules, device=device, dtype=dtypes[options.dtype])
 
 
-def _check_output(wanted: Wanted, clip: Clip) -> None:
-    out, problem = wanted.out, None
+def _check_output(options: Options, clip: Clip) -> None:
+    out, problem = options.out, None
     if out.suffix not in (".png", *VIDEO_SUFFIXES):
         problem = f"it must end in .png (a picture) or {', '.join(VIDEO_SUFFIXES)}, got {out.suffix or 'no suffix'}"
-    elif out.suffix == ".png" and clip.frames > 1 and wanted.max_frames != 1:
+    elif out.suffix == ".png" and clip.frames > 1 and options.max_frames != 1:
         problem = f"the input has {clip.frames} frames, a picture has one: write a video, or pass --max-frames 1"
     elif not out.parent.is_dir():
         problem = f"the folder {out.parent} does not exist"
-    elif out.exists() and out.samefile(wanted.source):
+    elif out.exists() and out.samefile(options.source):
         problem = "it is the input file"
     if problem:
         raise UsageError(Diagnostic("RK653", f"{out} cannot be the output: {problem}"))
 
 
-def _cut_clip(clip: Clip, config: VAEConfig, wanted: Wanted) -> tuple[Clip, list[str]]:
+def _cut_clip(clip: Clip, config: VAEConfig, options: Options) -> tuple[Clip, list[str]]:
     """The part of the clip that the model can code; without `crop` that must be all of it."""
     factor, step = config.spatial_factor, config.temporal_factor
-    frames = clip.frames if wanted.max_frames is None else min(clip.frames, wanted.max_frames)
+    frames = clip.frames if options.max_frames is None else min(clip.frames, options.max_frames)
     cut = replace(
         clip,
         height=clip.height // factor * factor,
@@ -155,7 +155,7 @@ def _cut_clip(clip: Clip, config: VAEConfig, wanted: Wanted) -> tuple[Clip, list
     if frames >= 1 and cut.frames != frames:
         broken.append(f"{frames} frames: must be 1 + {step}k (one, then {step} per latent frame)")
     fits = cut.height > 0 and cut.width > 0 and frames >= 1
-    if broken and (not wanted.crop or not fits):
+    if broken and (not options.crop or not fits):
         kept = "frame" if cut.frames == 1 else f"{cut.frames} frames"
         offer = f"pass --crop to code the middle {cut.height}x{cut.width} of the first {kept}"
         help = (offer,) if fits else (f"at least {factor}x{factor} pixels are needed",)

@@ -54,7 +54,7 @@ class WanVAE(nn.Module):
     """The causal video VAE of Wan 2.2 TI2V-5B: `[B, 3, T, H, W]` <-> `[B, 48, 1+(T-1)/4, H/16, W/16]`.
 
     Videos are RGB in [-1, 1]; latents are the posterior's mean, normalised per channel with the published statistics,
-    so encoding is deterministic. The first frame stands alone, then every four frames make one latent frame. Both
+    so encoding is deterministic. The first frame becomes one latent frame, then every four frames do. Both
     directions work in such chunks, and with a `WanCache` they continue where the last call ended.
 
     Args:

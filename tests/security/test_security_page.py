@@ -41,7 +41,9 @@ def test_every_row_of_the_shards_names_a_test_that_holds_its_words() -> None:
     for _, words, test in found:
         assert f"def {test.strip('`')}(" in tests
         fixed = max(re.split(r"'[^']*'|[0-9]+", words.strip("`")), key=len).strip()
-        assert fixed in sources or fixed in (ROOT / "remapkit/files/source_file.py").read_text(encoding="utf-8"), fixed
+        assert fixed in sources or fixed in (ROOT / "remapkit/files/source_file.py").read_text(encoding="utf-8"), (
+            fixed
+        )
 
 
 def test_a_row_that_nothing_holds_would_be_seen() -> None:
