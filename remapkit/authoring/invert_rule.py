@@ -429,8 +429,8 @@ def _render_item(item: TemplateItem, name: str, value: str, fixed: Mapping[str, 
 def _find_scales(rows: Mapping[str, tuple[str, ...]]) -> tuple[int, ...] | None:
     """The factor of each number of a row, so that the products sum to the row's key; None where there are none.
 
-    Every combination of the numbers must occur, zeros included: then the row with a 1 in one place and 0 elsewhere is
-    that place's factor, and one pass over the rows confirms it.
+    Every combination of the numbers must occur, zeros included: then the key of the row with a 1 in one place and 0
+    elsewhere is that place's factor, and one pass over the rows confirms all factors.
     """
     if not (has_only_integers(rows) and all(has_only_integers(row) for row in rows.values())):
         return None
@@ -464,7 +464,8 @@ def _find_shift(entries: Mapping[str, str]) -> int | None:
 def _find_expression(name: str, column: Mapping[str, str]) -> str | None:
     """`n//step`, `n%most` or `n//step%most` that gives each value from its key; None where none does.
 
-    `most` must be one above the largest value, so only the steps are searched: at most 256 passes over the column.
+    `most` is one above the largest value, which is right if every remainder occurs. So only the steps are searched:
+    at most 256 passes over the column.
     """
     if not (has_only_integers(column) and has_only_integers(column.values())):
         return None

@@ -191,13 +191,14 @@ def _write_rules(
     yield "# One candidate rule per key family. To rename a family, uncomment its rule, edit `to:`, and delete its"
     yield "# line under `keep:`. `{part:a|b}` matches one of the words, `{n:0..3}` a number, `{rest:**}` the rest."
     yield "rules:"
-    for candidate in candidates:
-        if target is not None and not candidate.renamed:
-            continue
+    renamed = [candidate for candidate in candidates if target is None or candidate.renamed]
+    for candidate in renamed:
         yield f"  # {candidate.count} · {_describe_family(candidate.family)}"
         yield from (f"  # {line}" for line in write_rule(candidate.id, candidate.pattern, candidate.to))
         for family in alike.get(_collect_shapes(candidate.family), ())[:2]:
             yield f"  #   # as many target keys have these shapes: {escape_comment(family.pattern)}"
+        yield ""
+    if not renamed:
         yield ""
 
 

@@ -234,7 +234,7 @@ def test_every_pack_has_a_value_witness_for_the_rules_as_they_are(path: Path) ->
     """After a change of a pack: `python tests/packs/witnesses.py`."""
     witness = read_witness(path)
     assert witness is not None and witness.verified
-    assert witness.state(remapkit.load(path)) not in ("no", "stale")
+    assert witness.describe_state(remapkit.load(path)) not in ("no", "stale")
 
 
 def test_the_command_lines_of_the_witnesses_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
