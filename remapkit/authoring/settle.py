@@ -18,10 +18,10 @@ from remapkit.rules.model import CompiledRules
 class By(enum.Enum):
     """What settled a pair that values leave open; completes the phrase "paired because ..."."""
 
-    RULE = "the rules for other keys map it so"
-    MODULE = "the rest of its module was paired so"
-    NAME = "the key has the same name on both sides"
-    NUMBER = "both hold the same single number, and no other key does"
+    RULE = "the rules for other keys map them so"
+    MODULE = "the rest of their module was paired so"
+    NAME = "both sides use the same name"
+    NUMBER = "both sides hold the same single number, and no other key does"
 
 
 @dataclass(frozen=True, slots=True)
