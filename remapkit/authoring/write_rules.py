@@ -27,8 +27,8 @@ class PatternText:
     def entries(self) -> Iterator[str]:
         """The entries of a mapping, a line each.
 
-        >>> list(PatternText("a.{b}", where={"b": ("x", "y")}).entries())
-        ["path: 'a.{b}'", "where: {b: ['x', 'y']}"]
+        >>> list(PatternText("a.{b}", where={"b": ("u", "v")}).entries())
+        ["path: 'a.{b}'", "where: {b: ['u', 'v']}"]
         """
         yield f"{self.surface}: {quote_text(self.text)}"
         if self.where:
