@@ -119,8 +119,9 @@ def _recognize_layout(
         note = f"it has only {named(list(reader.header()))}, which these layouts share"
         help = ("name the layout with rules=",)
         raise UsageError(Diagnostic("RK646", title, notes=(note,), help=help, place=place))
+    total = len(reader.header())
     notes = tuple(
-        f"{each.name}: {len(each.strangers)} of {len(reader.header())} keys are not in it:\n{named(each.strangers)}"
+        f"{each.name}: {len(each.strangers)} of {total} keys are not in it:\n{named(each.strangers)}"
         for each in candidates
     )
     help = [_describe_other_generation(siblings, reader)]
