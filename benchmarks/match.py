@@ -107,7 +107,7 @@ def work(way: str, kind: str, count: int, total: int) -> dict[str, float]:
         return [[match for rule in rules.everything if (match := rule.match(key)) is not None] for key in keys]
 
     ways: dict[str, Callable[[list[str]], object]] = {
-        "remapkit, targets": rules.renamer.targets,
+        "remapkit, targets": rules.renamer.rename_keys,
         "remapkit, match": lambda keys: [len(rules.match(key)) for key in keys],
         "remapkit, plan": lambda _: make_plan(rules, header),
         "loop over rules": loop,

@@ -1,4 +1,4 @@
-"""The main job on a small Wan 2.2 VAE: check the pack, convert upstream's .pth, load it, compare with upstream.
+"""Demo on a small Wan 2.2 VAE: check the pack, convert upstream's .pth, load it, compare with upstream's outputs.
 
 Run it with `make demo`. It writes into `demo-out/` only.
 """
@@ -20,18 +20,18 @@ Step = tuple[str, str, bool, float]
 
 
 def main() -> int:
-    """Run every step, print the table, and return 0 where all of them held."""
+    """Run every step, print the results, and return 0 if all steps passed."""
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
     converted = OUT / "wan22_vae_tiny.safetensors"
-    say("Does the rule pack fit the full-size model? (built on the meta device: no weights, no memory)")
+    say("Check that the rule pack fits the full-size model (on the meta device: no weights, no memory).")
     steps = [timed("check the pack", lambda: command("check", "--model", "wan.vae:WanVAE"))]
     say("Convert a small checkpoint in upstream's layout.")
     pack, checkpoint = ROOT / "rules" / "wan22_pth.yaml", DATA / "upstream.pth"
     steps.append(timed("convert the .pth", lambda: command("apply", pack, checkpoint, "-o", converted)))
     if not all(ok for _, _, ok, _ in steps):
         return report(steps)
-    say("Load it strictly, encode and decode the sample videos, and compare with what upstream's own model gave.")
+    say("Load it strictly, encode and decode the sample videos, and compare with the outputs of upstream's model.")
     model = None
 
     def load() -> tuple[bool, str]:
@@ -66,7 +66,7 @@ def command(*arguments: object) -> tuple[bool, str]:
 
 
 def load_model(path: Path) -> tuple[object, str]:
-    """A WanVAE of the small width, built on meta and filled from the file: nothing missing, nothing left on meta."""
+    """A small WanVAE, built on meta and loaded from the file: nothing missing, nothing left on meta."""
     import torch
     from remapkit.plugins.wan.vae import WanVAE
     from safetensors.torch import load_file
@@ -95,7 +95,7 @@ def worst_error(model: object, given: str, wanted: str) -> tuple[bool, str]:
 
 
 def report(steps: list[Step]) -> int:
-    """The table a user came for."""
+    """Print the table of results and return the exit code."""
     print()
     width = max(len(found) for _, found, _, _ in steps)
     print(f"{'step':<18}{'result':<{width + 2}}{'verdict':<9}seconds")
@@ -104,7 +104,7 @@ def report(steps: list[Step]) -> int:
         print(f"{name:<18}{found:<{width + 2}}{'ok' if ok else 'FAILED':<9}{seconds:7.2f}")
     good = all(ok for _, _, ok, _ in steps)
     where = f"The converted checkpoint is {OUT.name}/wan22_vae_tiny.safetensors; `remapkit inspect` shows it."
-    print(f"\n{where if good else 'Something above did not hold.'}")
+    print(f"\n{where if good else 'A step above failed.'}")
     return 0 if good else 1
 
 

@@ -4,14 +4,14 @@
 Wan 2.1 (16 latent channels, 8x8x4). Both are configurations of the same modules:
 
 * `config` the widths and constants of a model, checked once;
-* `cache` what a rollout remembers between calls;
+* `cache` the frames that layers remember between calls;
 * `layers` norm, causal convolution, residual block, attention, resampling, patches;
-* `fast` which of the faster ways to compute, `kernel` one of them for Triton, `graphs` one for CUDA;
-* `coder` the stages, the encoder and the decoder;
-* `checks` wrong use, told in full before anything runs;
-* `tiling` large frames cut into overlapping tiles;
-* `checkpoint` a file to a loaded model;
-* `vae` the model itself;
+* `fast` the parts of the fast path, `kernel` its Triton kernel, `graphs` its CUDA graphs;
+* `coder` the stages, the encoder and the decoder; `latents` the statistics of latents;
+* `checks` weights and inputs checked before anything runs;
+* `tiling` large frames cut into overlapping tiles; `decoding` one call of `decode`, tile by tile;
+* `checkpoint` from a file to a loaded model;
+* `vae` the models, and everything public;
 * `media` and `roundtrip` pictures and videos, for `python -m remapkit.plugins.wan roundtrip`.
 
 Nothing is imported here: finding the plugin must not import torch.

@@ -1,8 +1,10 @@
-"""What a rollout remembers between calls.
+"""What is kept between calls that code one video.
 
-A causal convolution over time looks at the last frames of what came before. Those frames, one small tensor a
-layer, are all the state there is: keep them and a video can be coded a few frames at a time, with the same result
-as at once.
+A causal convolution over time reads the last frames before its chunk. These frames, one small tensor per layer, are
+the whole state: with them, a video can be coded a few frames at a time with the same result as all at once.
+
+A `Stream` has the state of some layers, for the whole picture or for one tile; a `Rollout` has all streams of one
+direction (encoding or decoding) and what they are bound to; a `WanCache` has both directions.
 """
 
 from __future__ import annotations
@@ -17,45 +19,49 @@ from torch import Tensor
 
 from .fast import PLAIN, Fast, choose_memory_format
 
-__all__ = ["Rollout", "RolloutKey", "Stream", "WanCache", "WanCacheError"]
+__all__ = ["Rollout", "RolloutKey", "Stream", "WanCache", "WanCacheError", "choose_cache"]
 
 
 class WanCacheError(ValueError):
-    """The cache does not fit the call: another model, another size, or left half-way by a call that failed."""
+    """The cache does not fit the call: another model, another size, or a previous call that failed half-way."""
 
 
 class Host(Protocol):
-    """Fixed buffers that a stream may live in for a while."""
+    """Fixed buffers that may hold a stream's frames for a while; see `graphs.Arena`."""
 
     stream: Stream
     lock: AbstractContextManager[Any]
-    """Held by whoever looks at the buffers, or moves a stream in or out."""
+    """Must be held to read the buffers, and to move a stream in or out."""
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Stream:
-    """The frames that some layers remember, of the whole picture or of one tile."""
+    """The frames that some layers remember, of the whole picture or of one tile.
+
+    Invariant: without a host, `histories` has the frames. With a host, they are in `host.stream`, and `histories` and
+    `windows` of this stream are empty.
+    """
 
     chunks: int = 0
-    """Chunks coded so far. The first chunk is one frame; resampling in time starts after it."""
+    """Chunks coded so far. The first chunk is one frame; temporal resampling starts after it."""
     histories: dict[str, Tensor] = field(default_factory=dict)
     """Layer name -> its last input frames, [B, C, frames, H, W]."""
     windows: dict[str, Tensor] = field(default_factory=dict)
     """Layer name -> the buffer whose first frames are its history, [B, C, frames + T, H, W]."""
     fast: Fast = PLAIN
-    """How the chunk in hand is computed."""
+    """How the current chunk is computed."""
     host: Host | None = None
-    """Where the frames are, if not here."""
+    """Where the frames are, if not in this object."""
 
     @property
     def is_first(self) -> bool:
-        """Whether the chunk in hand is the first one."""
+        """Whether the current chunk is the first one."""
         return self.chunks == 0
 
     def extend(self, slot: str, x_BCTHW: Tensor, frames: int) -> Tensor:
-        """`x` with the `frames` frames before it in front; the last `frames` of both are kept under `slot`.
+        """`x` with the `frames` frames before it prepended; the last `frames` of the result are kept under `slot`.
 
-        Before the first frame there are zeros.
+        Frames before the first one are zeros.
 
         >>> stream = Stream()
         >>> stream.extend("conv", torch.ones(1, 1, 1, 1, 1), 2).flatten().tolist()
@@ -68,15 +74,15 @@ class Stream:
             B, C, _, H, W = x_BCTHW.shape
             history = x_BCTHW.new_zeros(B, C, frames, H, W)
         joined_BCTHW = torch.cat((history, x_BCTHW), dim=2)
-        # A slice would keep the whole of `joined` alive until the next chunk.
+        # `clone`: a view would keep all of `joined` alive until the next chunk.
         self.histories[slot] = joined_BCTHW[:, :, -frames:].clone()
         self.windows.pop(slot, None)
         return joined_BCTHW
 
     def prepare_window(self, slot: str, x_BCTHW: Tensor, frames: int) -> Tensor:
-        """The buffer of `slot`, for a chunk like `x`: `frames` frames of history, then room for the chunk.
+        """The buffer of `slot` for a chunk like `x`: `frames` frames of history, then room for the chunk.
 
-        After the chunk was written and used, `shift` makes it history. A buffer stays as large as it ever was.
+        Once the chunk was written and used, `shift_window` makes it history. A buffer never shrinks.
 
         >>> stream, x = Stream(), torch.ones(1, 1, 1, 1, 1)
         >>> for value in (1.0, 5.0):
@@ -90,7 +96,7 @@ class Stream:
         B, C, T, H, W = x_BCTHW.shape
         window = self.windows.get(slot)
         if window is None or window.shape[2] < frames + T:
-            # Written to in later calls, which may be under another mode than this one.
+            # Later calls write to it, possibly outside the inference mode of this one.
             with torch.inference_mode(False), torch.no_grad():
                 layout = choose_memory_format(self.fast)
                 window = torch.empty(
@@ -107,38 +113,38 @@ class Stream:
 
     @staticmethod
     def shift_window(window_BCTHW: Tensor, frames: int) -> None:
-        """The last `frames` frames of a window become its first ones."""
+        """Move the last `frames` frames of a window to its front."""
         T = window_BCTHW.shape[2] - frames
         if frames <= T:
             window_BCTHW[:, :, :frames].copy_(window_BCTHW[:, :, T:])
             return
-        # They overlap: one after the other, from the front.
+        # Source and destination overlap: copied frame by frame, front first, none is overwritten before it is read.
         for i in range(frames):
             window_BCTHW[:, :, i].copy_(window_BCTHW[:, :, T + i])
 
     def find_holder(self) -> Stream:
-        """Where the frames are: this stream, or the one that is its host."""
+        """The stream that holds the frames: this one, or its host's."""
         return self if self.host is None else self.host.stream
 
     def lock_frames(self) -> AbstractContextManager[Any]:
-        """While this is held nobody moves the frames: another caller who needs the host's place may at any time."""
+        """While this is held, the frames stay in place; otherwise another caller may evict them from the host."""
         host = self.host
         return nullcontext() if host is None else host.lock
 
     def leave_host(self) -> None:
-        """Take the frames out of the host, as they are now."""
+        """Copy the frames out of the host into memory of this stream."""
         with self.lock_frames():
             if self.host is None:
                 return
-            # Whoever needs the place may do this, under a mode that the owner of the frames is not in.
+            # Another caller may run this, in an inference mode that the owner of the frames is not in.
             with torch.inference_mode(False), torch.no_grad():
                 self.histories = {slot: history.clone() for slot, history in self.host.stream.histories.items()}
-            # The host last: without one, its owner looks for the frames here.
+            # `host` last: from then on, readers look for the frames here.
             self.windows = {}
             self.host = None
 
     def detach(self) -> None:
-        """Cut the frames off from the graph of gradients."""
+        """Detach the frames from the autograd graph."""
         for slot, history in self.histories.items():
             if history.requires_grad:
                 self.histories[slot] = history.detach()
@@ -158,7 +164,7 @@ class Stream:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of tensor memory, that of the buffers included."""
+        """Bytes of tensor memory, buffers included."""
         with self.lock_frames():
             held = self.find_holder()
             tensors = [held.windows.get(slot, history) for slot, history in held.histories.items()]
@@ -167,7 +173,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class RolloutKey:
-    """What the remembered frames fit: nothing else may continue them."""
+    """What the remembered frames belong to; a call with another key must not continue them."""
 
     model: object
     """Identity of the model instance; compared with `is`."""
@@ -178,14 +184,14 @@ class RolloutKey:
     width: int
     dtype: torch.dtype
     tiles: tuple[tuple[int, int, int, int], ...]
-    """Where the frame is cut: (top, bottom, left, right) of each tile, in latent cells."""
+    """The tiles: (top, bottom, left, right) of each, in latent cells."""
     whole_stages: int
-    """Stages that run before the cut."""
+    """Decoder stages that run on the whole frame, before it is cut into tiles."""
     autocast: torch.dtype | None = None
-    """What autocast computes in; None where it is off. What is remembered has the dtype that it gave."""
+    """The dtype of autocast, which the remembered frames have then; None where it is off."""
 
     def list_mismatches(self, other: RolloutKey) -> list[str]:
-        """In words, what keeps a rollout of `self` from being continued by `other`."""
+        """The reasons, as text, why `other` cannot continue a rollout of `self`."""
         problems = []
         if self.model is not other.model:
             problems.append(f"it was filled by another model instance ({self.label}), not by this {other.label}")
@@ -209,35 +215,35 @@ class RolloutKey:
 
 @dataclass(slots=True, eq=False)
 class Rollout:
-    """One direction (encoding or decoding) of one video: whom it belongs to, how far it came, what is remembered."""
+    """One direction (encoding or decoding) of one video: what it is bound to, its progress, its streams."""
 
     key: RolloutKey | None = None
     chunks: int = 0
     """Chunks coded so far, which is also the number of latent frames."""
     streams: dict[str, Stream] = field(default_factory=dict)
-    """One for what runs on whole frames, one for each tile."""
+    """`frame` for what runs on whole frames, and one stream per tile."""
     is_torn: bool = False
-    """A call failed in the middle of a chunk: some layers have moved on, others not."""
+    """A call failed within a chunk: some layers have advanced, others have not, so no call can continue."""
 
     def stream(self, part: str) -> Stream:
-        """The stream of a part of the picture; a new one at the first use."""
+        """The stream of a part of the picture, created on first use."""
         return self.streams.setdefault(part, Stream())
 
     @contextmanager
     def advance(self, chunks: int) -> Iterator[None]:
-        """The coding of some chunks, all tiles of them. If it fails the rollout stays torn."""
+        """Surrounds the coding of some chunks, all tiles of them. If that raises, the rollout stays torn."""
         self.is_torn = True
         yield
         self.chunks += chunks
         self.is_torn = False
 
     def bind_key(self, key: RolloutKey, device: torch.device) -> None:
-        """Make sure that `key` may continue this rollout; the first call decides. Raises `WanCacheError`."""
+        """Check that `key` may continue this rollout; the first call binds it. Raises `WanCacheError`."""
         problems = [] if self.key is None else self.key.list_mismatches(key)
         where = {str(history.device) for history in self.histories()} - {str(device)}
         if where:
             problems.append(
-                f"it is on {', '.join(sorted(where))}, the model on {device}: cache.to('{device}') moves it"
+                f"it is on {', '.join(sorted(where))}, the model on {device}: move it with cache.to('{device}')"
             )
         if self.is_torn:
             problems.append("an earlier call failed half-way through a chunk")
@@ -245,7 +251,7 @@ class Rollout:
             raise WanCacheError(
                 "this cache cannot continue the rollout: "
                 + "; ".join(problems)
-                + ". For a new rollout take a new WanCache(), or call reset()"
+                + ". To start a new video, pass a new WanCache() or call reset()"
             )
         self.key = key
 
@@ -271,17 +277,17 @@ class Rollout:
             stream.change_histories(change)
 
     def detach(self) -> None:
-        """Cut what is remembered off from the graph of gradients."""
+        """Detach what is remembered from the autograd graph."""
         for stream in self.streams.values():
             stream.detach()
 
 
 class WanCache:
-    """The memory of one video: pass the same object to `encode` or `decode` again, and it continues.
+    """The state of one video: pass the same object to `encode` or `decode` again to continue the video.
 
-    Encoding and decoding remember separately, so one cache serves both directions. Each direction is bound by its
-    first use to that model instance, batch, frame size, dtype and tiling; another use raises `WanCacheError`.
-    Gradients do not reach into earlier calls: what is kept is detached.
+    Encoding and decoding have separate state, so one cache serves both. The first use binds a direction to that model
+    instance, batch, frame size, dtype and tiling; any other use raises `WanCacheError`. Gradients do not reach into
+    earlier calls: what is kept is detached.
 
     >>> from remapkit.plugins.wan.vae import WanVAE
     >>> vae, cache = WanVAE(dim=8, dec_dim=12), WanCache()
@@ -303,18 +309,18 @@ class WanCache:
         self.reset()
 
     def reset(self) -> Self:
-        """Forget everything, the binding to a model too: the next call starts a new video."""
+        """Forget everything, including the binding to a model: the next call starts a new video."""
         self.encoding, self.decoding = Rollout(), Rollout()
         return self
 
     def clone(self) -> WanCache:
-        """An independent copy, to continue one video in two ways."""
+        """An independent copy, for example to continue one video in two ways."""
         copy = WanCache()
         copy.encoding, copy.decoding = self.encoding.clone(), self.decoding.clone()
         return copy
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """Move what is remembered, in place, as `nn.Module.to` does: to follow a model, or to park a video."""
+        """Move the state in place, as `nn.Module.to` does: to follow a model, or to park a video on the CPU."""
         for rollout in (self.encoding, self.decoding):
             rollout.change_histories(lambda history: history.to(device, non_blocking=non_blocking))
         return self
@@ -327,3 +333,12 @@ class WanCache:
     def __repr__(self) -> str:
         chunks = f"encoding: {self.encoding.chunks} chunks, decoding: {self.decoding.chunks} chunks"
         return f"WanCache({chunks}, {self.nbytes / 2**20:.1f} MiB)"
+
+
+def choose_cache(cache: WanCache | None) -> WanCache:
+    """The caller's cache, or a new one for this call alone."""
+    if cache is None:
+        return WanCache()
+    if not isinstance(cache, WanCache):
+        raise TypeError(f"cache must be a WanCache or None, got {type(cache).__name__}")
+    return cache

@@ -1,4 +1,4 @@
-"""A checkpoint to a model in one call: which layout it has is read from its keys, which widths from its shapes."""
+"""`from_checkpoint`: the layout of a checkpoint is recognised by its keys, the widths by its shapes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKS: Mapping[str, tuple[str, ...]] = {
     "WanVAE": ("wan22_pth", "wan22_diffusers"),
     "Wan21VAE": ("wan21_pth", "wan21_diffusers"),
 }
-"""The packs that lead to each model. A checkpoint that one of them wrote has the model's own layout."""
+"""The packs for each model. A checkpoint that one of them wrote is in the model's own layout."""
 OWN_LAYOUT = "the model's own layout"
 
 _HALVES = {"encoder": ("encoder.", "conv1."), "decoder": ("decoder.", "conv2.")}
@@ -38,7 +38,7 @@ class _Candidate:
     rules: RuleSet | None
     plan: Plan
     strangers: tuple[str, ...]
-    """Source keys that this layout does not have."""
+    """Keys of the checkpoint that do not belong to this layout."""
 
 
 def load_vae(
@@ -51,7 +51,7 @@ def load_vae(
     settings: Mapping[str, Any],
     **how: Any,
 ) -> Model:
-    """What `WanVAE.from_checkpoint` promises. Nothing is made before layout, widths and names are right."""
+    """Implements `WanVAE.from_checkpoint`. Nothing is allocated before layout, widths and names are checked."""
     with ExitStack() as stack:
         config: dict[str, Any] = {}
         if isinstance(path, Reader):
@@ -61,7 +61,7 @@ def load_vae(
             config = _read_diffusers_settings(place)
             reader = stack.enter_context(remapkit.open_checkpoint(place, root=root))
         header = reader.header()
-        # Names do not depend on widths, so any width serves to tell whose they are.
+        # Names do not depend on widths, so the names of any width recognise the layout.
         structure = {key: value for key, value in (config | dict(settings)).items() if key not in _HALVES}
         names = frozenset(_build_on_meta(cls, {**structure, "encoder": True, "decoder": True}).state_dict())
         if rules is None:
@@ -73,20 +73,20 @@ def load_vae(
             chosen = _Candidate(rule_set.name, rule_set, plan, ())
         vae = _build_on_meta(cls, {**_find_widths(cls, chosen.plan, reader.header().name), **config, **settings})
         _refuse_strangers(chosen, names, cls.__name__)
-        # A half model leaves the other half's keys where they are: they are known, and nothing of them is read.
+        # A half model ignores the keys of the other half: they are known, and none of their bytes is read.
         half = not (settings.get("encoder", True) and settings.get("decoder", True))
         remapkit.load_into(vae, reader, chosen.rules, strict=not half, **how)
     return vae
 
 
 def _find_vae_folder(path: Path) -> Path:
-    """The folder of a whole pipeline holds its VAE in `vae`."""
+    """`path`, or the folder `vae` in it where `path` is the folder of a whole diffusers pipeline."""
     inside = path / "vae"
     return inside if path.is_dir() and (path / "model_index.json").is_file() and inside.is_dir() else path
 
 
 def _read_diffusers_settings(path: Path) -> dict[str, Any]:
-    """What a config of diffusers beside the checkpoint says about structure and statistics; shapes say the widths."""
+    """Structure and statistics from a diffusers config beside the checkpoint; the widths come from the shapes."""
     file = (path if path.is_dir() else path.parent) / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -109,22 +109,23 @@ def _recognize_layout(
 ) -> _Candidate:
     """The one layout that has all keys of the checkpoint. Raises `UsageError` where none or several have."""
     candidates = list(_list_candidates(cls.__name__, reader, names))
-    fitting = [each for each in candidates if not each.strangers and each.plan.moves]
+    fitting = [candidate for candidate in candidates if not candidate.strangers and candidate.plan.moves]
     if len(fitting) == 1:
         return fitting[0]
     place = reader.header().name
     if fitting:
-        found = ", ".join(each.name for each in fitting)
-        title = f"the keys of this checkpoint fit several layouts of {cls.__name__}: {found}"
-        note = f"it holds {named(list(reader.header()))}, which those layouts name alike"
-        help = ("say which it is with rules=",)
+        layouts = ", ".join(candidate.name for candidate in fitting)
+        title = f"the keys of this checkpoint fit several layouts of {cls.__name__}: {layouts}"
+        note = f"it has only {named(list(reader.header()))}, which these layouts share"
+        help = ("name the layout with rules=",)
         raise UsageError(Diagnostic("RK646", title, notes=(note,), help=help, place=place))
+    total = len(reader.header())
     notes = tuple(
-        f"{each.name}: {len(each.strangers)} of {len(reader.header())} keys are not its own:\n{named(each.strangers)}"
+        f"{each.name}: {len(each.strangers)} of {total} keys are not in it:\n{named(each.strangers)}"
         for each in candidates
     )
     help = [_describe_other_generation(siblings, reader)]
-    help.append("name a rule file with rules=, or start one with `remapkit new`")
+    help.append("pass a rule file with rules=, or start one with `remapkit new`")
     title = f"the keys of this checkpoint fit no layout of {cls.__name__}"
     raise UsageError(Diagnostic("RK645", title, notes=notes, help=tuple(filter(None, help)), place=place))
 
@@ -145,17 +146,17 @@ def _make_identity_rules() -> RuleSet:
 
 
 def _describe_other_generation(siblings: Sequence[type[nn.Module]], reader: Reader) -> str:
-    """Whether the checkpoint is of the other generation: the likeliest mistake."""
+    """A hint where the checkpoint is of the other generation, the likeliest mistake; else an empty text."""
     for other in siblings:
         name = other.__name__
         names = frozenset(_build_on_meta(other, {}).state_dict())
         if any(not each.strangers and each.plan.moves for each in _list_candidates(name, reader, names)):
-            return f"they are those of the other generation: {name}.from_checkpoint loads them"
+            return f"they are keys of the other generation: load them with {name}.from_checkpoint"
     return ""
 
 
 def _find_widths(cls: type[Model], plan: Plan, place: str) -> dict[str, int]:
-    """Base widths, from the shapes that say them. What is not there keeps the published width."""
+    """Base widths, read from shapes. Where the tensor is missing, the published width stays."""
     shapes = {move.target: move.spec.shape for move in plan.moves}
     found = {
         setting: shapes[fqn][axis] for setting, (fqn, axis) in _WIDTHS.items() if len(shapes.get(fqn, ())) > axis
@@ -163,7 +164,7 @@ def _find_widths(cls: type[Model], plan: Plan, place: str) -> dict[str, int]:
     patched = cls.__name__ == "WanVAE"
     inputs = shapes.get("encoder.conv1.weight", ())
     if len(inputs) == 5 and inputs[1] != (12 if patched else 3):
-        title = f"encoder.conv1.weight takes {inputs[1]} channels: this is no checkpoint of {cls.__name__}"
+        title = f"encoder.conv1.weight takes {inputs[1]} channels: this is not a checkpoint of {cls.__name__}"
         help = ("Wan 2.2 folds 2x2 pixels of 3 channels into 12 (WanVAE); Wan 2.1 takes 3 (Wan21VAE)",)
         raise UsageError(Diagnostic("RK647", title, help=help, place=place))
     return found
@@ -177,9 +178,9 @@ _WIDTHS = {
 
 
 def _refuse_strangers(chosen: _Candidate, names: frozenset[str], model: str) -> None:
-    """Targets that no half of the model has: a half model must not swallow them."""
+    """Raise for targets that neither half of the model has: loading a half model would silently ignore them."""
     strangers = [move.target for move in chosen.plan.moves if move.target not in names]
     if strangers:
-        title = f"{len(strangers)} targets of {chosen.name} are no tensors of {model}"
-        help = ("these rules lead to another model",)
+        title = f"{len(strangers)} targets of {chosen.name} are not tensors of {model}"
+        help = ("these rules are for another model",)
         raise FailedCheck([Diagnostic("RK311", title, notes=(named(strangers),), help=help)])

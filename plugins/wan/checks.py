@@ -1,4 +1,4 @@
-"""Wrong use of the VAE, told in full before anything runs."""
+"""Checks of a call before anything runs: weights, input shape, values. Every problem is reported at once."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from .config import VIDEO_CHANNELS, VAEConfig
 
 __all__ = ["WanInputError", "WanNotLoadedError", "check_input", "check_values", "find_placement"]
 
-# No picture in [-1, 1] comes near this, whatever resampling overshoots; one in [0, 255] does in its first pixels.
+# Pictures in [-1, 1] stay far below this even if resampling overshoots; pictures in [0, 255] exceed it at once.
 _FAR_OUT_OF_RANGE = 10.0
 
 What = Literal["video", "latent"]
 
 
 class WanInputError(ValueError):
-    """The tensor given cannot be coded; the message lists every reason."""
+    """The input cannot be coded; the message lists every reason."""
 
 
 class WanNotLoadedError(RuntimeError):
-    """Weights that the call needs are not there, or not in one place."""
+    """Weights that the call needs have no data, or are not all on one device in one dtype."""
 
 
 def find_placement(weights: Iterable[tuple[str, Tensor]], wanted: torch.device) -> tuple[torch.device, torch.dtype]:
     """The one device and compute dtype of the weights. Raises `WanNotLoadedError`.
 
-    `wanted` is where the input is: on meta, weights on meta are welcome (shapes are computed, no data).
+    `wanted` is the device of the input: for an input on meta, weights may be on meta (only shapes are computed).
     """
     by_device: dict[str, list[str]] = {}
     by_dtype: dict[str, list[str]] = {}
@@ -38,7 +38,7 @@ def find_placement(weights: Iterable[tuple[str, Tensor]], wanted: torch.device) 
         total += 1
         device, dtype = weight.device, weight.dtype
         by_device.setdefault(str(device), []).append(fqn)
-        # Norms compute in fp32 whatever their weights are, so a gamma in another dtype does no harm.
+        # Norms compute in fp32 whatever dtype their gamma has.
         if not fqn.endswith(".gamma"):
             by_dtype.setdefault(str(dtype), []).append(fqn)
             compute = dtype
@@ -58,13 +58,13 @@ def find_placement(weights: Iterable[tuple[str, Tensor]], wanted: torch.device) 
 def check_input(what: What, x: Tensor, config: VAEConfig, device: torch.device, *, is_first: bool) -> None:
     """Rank, channels, frames, size, dtype and device. Raises `WanInputError` with all problems at once."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{what} must be a torch.Tensor, not {type(x).__name__}")
+        raise TypeError(f"{what} must be a torch.Tensor, got {type(x).__name__}")
     problems = _find_shape_problems(what, tuple(x.shape), config, is_first=is_first)
     if not x.is_floating_point():
-        hint = ": bring bytes to [-1, 1] with x.float() / 127.5 - 1" if what == "video" else ""
-        problems.append(f"its dtype is {x.dtype}, not a floating one{hint}")
+        hint = "; convert bytes with x.float() / 127.5 - 1" if what == "video" else ""
+        problems.append(f"its dtype must be floating, got {x.dtype}{hint}")
     if x.device != device:
-        problems.append(f"it is on {x.device} and the model on {device}: move one of them with .to(...)")
+        problems.append(f"it is on {x.device} but the model is on {device}: move one of them with .to(...)")
     if problems:
         raise WanInputError(f"this {what} of shape {list(x.shape)} cannot be coded: " + "; ".join(problems))
 
@@ -109,23 +109,23 @@ def _suggest_lengths(length: int, config: VAEConfig) -> str:
 
 
 def check_values(what: What, x: Tensor) -> None:
-    """No NaN, no infinity, and a video not in another range than [-1, 1]. Raises `WanInputError`.
+    """Refuse NaN, infinity, and a video in another range than [-1, 1]. Raises `WanInputError`.
 
-    Costs one pass over `x` and, on an accelerator, one wait for its result.
+    Costs one pass over `x` and, on an accelerator, a synchronisation.
     """
     if x.is_meta:
         return
-    low, high = torch.stack(torch.aminmax(x.detach())).tolist()  # NaN comes through
+    low, high = torch.stack(torch.aminmax(x.detach())).tolist()  # NaN propagates
     if not (-float("inf") < low and high < float("inf")):
         bad = ~torch.isfinite(x.detach())
         first = bad.nonzero()[0].tolist()
         raise WanInputError(
             f"this {what} holds {int(bad.sum())} values that are NaN or infinite, the first at [b, c, t, h, w] = "
-            f"{first}: one of them would spread over the whole frame and into all later ones"
+            f"{first}: attention and the cache would spread them over the whole frame and all later ones"
         )
     if what == "video" and max(-low, high) > _FAR_OUT_OF_RANGE:
         raise WanInputError(
-            f"this video has values from {low:g} to {high:g}, expected [-1, 1]: bring bytes there with x / 127.5 - 1"
+            f"this video has values from {low:g} to {high:g}, expected [-1, 1]: convert bytes with x / 127.5 - 1"
         )
 
 

@@ -1,4 +1,4 @@
-"""The two halves of the VAE: stages of residual blocks, resampling between them, attention in the middle."""
+"""Encoder and decoder: stages of residual blocks with resampling between them, attention in the middle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Decoder", "DownStage", "Encoder", "UpStage"]
 
 
 class DownStage(nn.Module):
-    """Residual blocks, then half the size. `temporal` is `None` for the last stage, which keeps its size."""
+    """Residual blocks, then downsampling. `temporal` is None for the last stage, which keeps its size."""
 
     def __init__(
         self, in_channels: int, out_channels: int, blocks: int, *, temporal: bool | None, shortcut: bool
@@ -49,9 +49,9 @@ class DownStage(nn.Module):
 
 
 class UpStage(nn.Module):
-    """Residual blocks (one more than on the way down), then twice the size. `temporal` is `None` for the last stage.
+    """Residual blocks (one more than in the encoder), then upsampling. `temporal` is None for the last stage.
 
-    Without the stage shortcut the upsampler also halves the channels, as the 2.1 generation does.
+    Without the stage shortcut, the upsampler also halves the channels, as in Wan 2.1.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Head(nn.ModuleDict):
 
 
 class Encoder(nn.Module):
-    """One chunk of patches to one latent frame: mean and log-variance, before the quantising convolution."""
+    """One chunk of patches to one latent frame: mean and log-variance, before the model's `conv1`."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -147,14 +147,14 @@ class Decoder(nn.Module):
         self.head = Head(channels, config.patch_channels)
 
     def begin(self, x_BCTHW: Tensor, stages: int, stream: Stream) -> Tensor:
-        """All that needs the whole frame, attention above all, and the first `stages` stages."""
+        """What needs the whole frame (attention), and the first `stages` stages."""
         h_BCTHW: Tensor = self.middle(self.conv1(x_BCTHW, stream), stream)
         for stage in list(self.upsamples)[:stages]:
             h_BCTHW = stage(h_BCTHW, stream)
         return h_BCTHW
 
     def finish(self, h_BCTHW: Tensor, stages: int, stream: Stream) -> Tensor:
-        """The rest, on the whole frame or a part of it: only convolutions."""
+        """The other stages, on the whole frame or a tile: only convolutions, so tiles differ only near borders."""
         for stage in list(self.upsamples)[stages:]:
             h_BCTHW = stage(h_BCTHW, stream)
         out_BCTHW: Tensor = self.head(h_BCTHW, stream)

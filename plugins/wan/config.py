@@ -10,8 +10,8 @@ __all__ = ["VIDEO_CHANNELS", "WAN21_MEAN", "WAN21_STD", "WAN22_MEAN", "WAN22_STD
 
 VIDEO_CHANNELS = 3
 
-# Per-channel mean and standard deviation of the encoder's output over the training videos, as published with the
-# weights. They are no part of any checkpoint.
+# Per-channel mean and standard deviation of the encoder's output over the training videos, published with the
+# weights. No checkpoint contains them.
 # fmt: off
 WAN22_MEAN = (
     -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557,
@@ -42,11 +42,11 @@ WAN21_STD = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VAEConfig:
-    """All that the modules need to know. Raises `ValueError` with every problem at once.
+    """The settings of a model. Raises `ValueError` with every problem at once.
 
     `dim` and `dec_dim` are the base widths of encoder and decoder; stage `i` is `dim_mult[i]` times as wide.
     `temporal_downsample[i]` says whether the resampling after stage `i` halves the frame rate too.
-    `stage_shortcuts` is the 5B generation's parameter-free path around each stage (averaging down, duplicating up).
+    `stage_shortcuts` are Wan 2.2's parameter-free paths around the stages (averaging down, duplicating up).
 
     >>> VAEConfig(dim=8, dec_dim=12, z_dim=48, dim_mult=(1, 2, 4, 4), num_res_blocks=2,
     ...           temporal_downsample=(False, True, True), patch_size=2, stage_shortcuts=True,
@@ -68,7 +68,7 @@ class VAEConfig:
     def __post_init__(self) -> None:
         problems = self._find_scalar_problems() or [*self._find_length_problems(), *self._find_shortcut_problems()]
         if problems:
-            raise ValueError("these settings make no Wan VAE: " + "; ".join(problems))
+            raise ValueError("invalid settings for a Wan VAE: " + "; ".join(problems))
 
     @property
     def encoder_widths(self) -> tuple[int, ...]:
@@ -86,13 +86,23 @@ class VAEConfig:
 
     @property
     def spatial_factor(self) -> int:
-        """Pixels a side of one latent cell."""
+        """Height and width of one latent cell, in pixels."""
         return int(self.patch_size * 2 ** (len(self.dim_mult) - 1))
 
     @property
     def temporal_factor(self) -> int:
-        """Video frames a latent frame, after the first (which stands for one frame)."""
+        """Video frames per latent frame, except the first, which is one frame."""
         return int(2 ** sum(self.temporal_downsample))
+
+    def locate_frames(self, start: int, chunk: int) -> slice:
+        """The frames of chunk `chunk` in the video of a call that starts at chunk `start`.
+
+        Chunk 0 is one frame, so chunk c > 0 begins at frame 1 + factor * (c - 1).
+        """
+        factor = self.temporal_factor
+        first, last = (max(0, 1 + factor * (c - 1)) for c in (chunk, chunk + 1))
+        offset = max(0, 1 + factor * (start - 1))
+        return slice(first - offset, last - offset)
 
     @property
     def patch_channels(self) -> int:
@@ -103,10 +113,12 @@ class VAEConfig:
         counts |= {"num_res_blocks": self.num_res_blocks}
         counts |= {f"dim_mult[{i}]": mult for i, mult in enumerate(self.dim_mult)}
         problems = [
-            f"{name}={value!r} is not a positive integer" for name, value in counts.items() if not _is_count(value)
+            f"{name} must be a positive integer, got {value!r}"
+            for name, value in counts.items()
+            if not _is_count(value)
         ]
         if not self.dim_mult:
-            problems.append("dim_mult is empty: at least one stage is needed")
+            problems.append("dim_mult must have at least one stage")
         return problems
 
     def _find_length_problems(self) -> list[str]:
@@ -125,13 +137,13 @@ class VAEConfig:
             if found != wanted
         ]
         if not all(std > 0 and math.isfinite(std) for std in self.latents_std):
-            problems.append("latents_std holds a value that is not a positive number")
+            problems.append("latents_std must be positive numbers")
         if not all(map(math.isfinite, self.latents_mean)):
-            problems.append("latents_mean holds a value that is not a number")
+            problems.append("latents_mean must be finite numbers")
         return problems
 
     def _find_shortcut_problems(self) -> list[str]:
-        """The parameter-free shortcuts exist only where channels divide evenly; without them upsampling halves."""
+        """Shortcuts need channels that divide evenly; without them each upsampling halves the channels."""
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
             return []
         if not self.stage_shortcuts:
@@ -157,5 +169,5 @@ def _is_count(value: object) -> bool:
 
 
 def _count_folded_cells(temporal: bool | None) -> int:
-    """Cells folded into one by a stage's resampling; `None` is the last stage, which has none."""
+    """How many cells a stage's resampling folds into one; `None` is the last stage, which does not resample."""
     return 1 if temporal is None else 8 if temporal else 4

@@ -1,7 +1,7 @@
-"""How a model computes: the plain way, or one of the faster ones that give the same result.
+"""How a model computes: the plain way, or faster ways with the same result.
 
-`Fast` names the parts one by one, so that each can be measured and held against the plain way; "auto" takes what the
-device has. Gradients always go the plain way, whatever is set.
+`Fast` switches the parts one by one, so that each can be measured and compared with the plain way; "auto" picks them
+for the device. With gradients, everything is computed the plain way.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ Setting = Literal["auto", "off"]
 
 
 class WanFastError(RuntimeError):
-    """A part of the fast path was asked for by name, and cannot run here."""
+    """A part of the fast path that was requested by name cannot run here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fast:
-    """The parts of the fast path; with none of them it is the plain one.
+    """The parts of the fast path; without any of them, the plain way.
 
     Args:
-        windows: each causal convolution keeps one buffer that holds the frames before the chunk and the chunk. What
-            comes before it writes into the buffer, what comes next moves the last frames to the front: nothing is
-            joined, padded or cloned. Bit for bit the plain result. Costs memory: a chunk per convolution.
-        channels_last: weights and features with channels innermost, as CUDA's convolutions want them. The weights
-            of the model are laid out anew at the first call.
-        norm: RMS norm and SiLU as separate steps ("eager"), as one Triton kernel ("triton", with channels_last; falls
-            back to eager steps where the layout is another one), or as torch.compile makes it ("compile").
+        windows: each causal convolution keeps one buffer for the frames before the chunk and the chunk itself. The
+            layer before writes into it, and afterwards its last frames move to the front: nothing is concatenated,
+            padded or cloned. Bit for bit the plain result. Costs memory: a chunk per convolution.
+        channels_last: weights and features with channels innermost, which CUDA's convolutions are fastest with. The
+            weights of the model change their memory layout at the first call.
+        norm: RMS norm and SiLU as separate steps ("eager"), as one Triton kernel ("triton", with channels_last; eager
+            steps where the layout does not fit), or through torch.compile ("compile").
         graphs: the steady chunk is recorded once as a CUDA graph, then replayed. Needs `windows`.
-        autotune: cuDNN measures its algorithms at the first chunk of a size (CUDA only).
+        autotune: cuDNN benchmarks its algorithms at the first chunk of a size (CUDA only).
 
-    Raises `ValueError` for parts that do not go together.
+    Raises `ValueError` for invalid combinations.
 
     >>> Fast(windows=True).norm
     'eager'
@@ -65,16 +65,16 @@ class Fast:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{field.name}={value!r} is not a bool"
+            f"{field.name} must be a bool, got {value!r}"
             for field in fields(self)
             if field.name != "norm" and not isinstance(value := getattr(self, field.name), bool)
         ]
         if self.norm not in ("eager", "triton", "compile"):
-            problems.append(f"norm={self.norm!r} is none of 'eager', 'triton', 'compile'")
+            problems.append(f"norm must be 'eager', 'triton' or 'compile', got {self.norm!r}")
         if self.graphs and not self.windows:
             problems.append("graphs=True needs windows=True: a graph replays on fixed addresses")
         if problems:
-            raise ValueError("these settings make no fast path: " + "; ".join(problems))
+            raise ValueError("invalid settings for a fast path: " + "; ".join(problems))
 
 
 PLAIN = Fast()
@@ -83,7 +83,7 @@ PLAIN = Fast()
 def choose_fast(
     setting: Setting | Fast, device: torch.device, dtype: torch.dtype, *, grads: bool, graphs_work: bool
 ) -> Fast:
-    """What to do on a device. Raises `WanFastError` where a named part cannot be had."""
+    """How to compute on a device. Raises `WanFastError` if a requested part cannot run there."""
     if grads or device.type == "meta" or setting == "off":
         return PLAIN
     if setting == "auto":
@@ -98,14 +98,14 @@ def choose_fast(
         problems.append(f"norm='triton' needs CUDA (or TRITON_INTERPRET=1), the model is on {device}")
     if problems:
         raise WanFastError(
-            "this fast path cannot run here: " + "; ".join(problems) + ". optimize('auto') takes the rest"
+            "this fast path cannot run here: " + "; ".join(problems) + ". optimize('auto') picks what can"
         )
     return setting
 
 
 def _choose_automatic(device: torch.device, dtype: torch.dtype) -> Fast:
     if device.type != "cuda":
-        # Measured: with the buffers, channels innermost about halve the time in 16 bits, and gain nothing in fp32.
+        # Measured: on top of the buffers, channels last about halves the time in 16 bits and gains nothing in fp32.
         return Fast(windows=True, channels_last=dtype in (torch.bfloat16, torch.float16) and device.type == "cpu")
     norm: Literal["triton", "eager"] = "triton" if has_triton() else "eager"
     return Fast(windows=True, channels_last=True, norm=norm, graphs=True, autotune=True)
@@ -113,7 +113,7 @@ def _choose_automatic(device: torch.device, dtype: torch.dtype) -> Fast:
 
 @cache
 def has_triton() -> bool:
-    """Whether Triton is installed; it is imported only when a kernel runs."""
+    """Whether Triton is installed; it is imported only to run a kernel."""
     return importlib.util.find_spec("triton") is not None
 
 
@@ -125,14 +125,14 @@ def is_interpreted() -> bool:
 
 
 def choose_memory_format(fast: Fast) -> torch.memory_format:
-    """How the features of a video lie in memory."""
+    """The memory format of a video's features."""
     return torch.channels_last_3d if fast.channels_last else torch.contiguous_format
 
 
 def lay_out_weights(modules: list[nn.Module], *, channels_last: bool) -> None:
-    """Weights of convolutions in the layout of the features; values, names and shapes stay."""
+    """Give the weights of convolutions the memory format of the features; values, names and shapes stay."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d} if channels_last else {}
-    # An inference tensor could not be trained or saved for backward later.
+    # Outside inference mode: an inference tensor could not be trained later.
     with torch.inference_mode(False), torch.no_grad():
         for module in modules:
             for layer in module.modules():
@@ -144,7 +144,7 @@ def lay_out_weights(modules: list[nn.Module], *, channels_last: bool) -> None:
 
 @contextmanager
 def autotune_cudnn(fast: Fast, device: torch.device) -> Iterator[None]:
-    """cuDNN's search among its algorithms, for the time of a chunk."""
+    """Switch cuDNN's benchmark mode on for the duration of a chunk."""
     if not fast.autotune or device.type != "cuda":
         yield
         return
@@ -156,9 +156,9 @@ def autotune_cudnn(fast: Fast, device: torch.device) -> Iterator[None]:
 
 
 class _Benchmark:
-    """`torch.backends.cudnn.benchmark` is one switch for all threads: set by the first in, put back by the last out.
+    """`torch.backends.cudnn.benchmark` is global: the first thread in sets it, the last one out restores it.
 
-    Each thread putting back what it had found would leave the switch on, where one comes before another goes.
+    If each thread restored what it had found, overlapping threads would leave it on.
     """
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ _BENCHMARK = _Benchmark()
 
 
 def find_autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """What autocast computes in on a device; None where it is off.
+    """The dtype of autocast on a device; None where it is off.
 
     >>> with torch.autocast("cpu", torch.bfloat16):
     ...     find_autocast_dtype(torch.device("cpu"))
@@ -196,7 +196,7 @@ def find_autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def compute_norm(x: Tensor, scale: Tensor, silu: bool) -> Tensor:
-    """RMS norm over dimension 1, then SiLU, in `scale`'s dtype: what every fused way must equal.
+    """RMS norm over dimension 1, then SiLU, in `scale`'s dtype: the reference for every fused version.
 
     >>> compute_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([5.0, 10.0]), False)
     tensor([[3., 8.]])
@@ -209,5 +209,5 @@ def compute_norm(x: Tensor, scale: Tensor, silu: bool) -> Tensor:
 
 @cache
 def compile_norm() -> object:
-    """`compute_norm`, compiled. Once for the process."""
+    """`compute_norm`, compiled once per process."""
     return torch.compile(compute_norm, dynamic=True)

@@ -1,16 +1,20 @@
-"""The steady chunk recorded once and replayed: CUDA graphs, and who may use them when.
+"""CUDA graphs: the steady chunk is recorded once and replayed; arenas decide which video may use them when.
 
-A graph reads and writes fixed addresses. So each step of the model (encode a chunk, begin one, finish one) has an
-`Arena`: fixed buffers for its input, its output and all that it remembers. A rollout that takes a step is let into
-the arena with its memory; the one that was there before takes its own memory out, unless it is gone. As long as one
-rollout goes on alone, which is the rule, nothing is copied between chunks.
+A graph reads and writes fixed addresses. So each step of the model (encode a chunk, begin decoding one, finish it)
+has an `Arena`: fixed buffers for its input, its output and the frames that its layers remember. To run a step, a
+stream is admitted to the arena and its frames are copied in; the stream that was there before gets its frames
+copied out, if it still exists. While one video runs alone, the usual case, nothing is copied between chunks.
 
-The invariant: an arena serves one caller at a time, and the arenas of a model are one resource, since their
-recordings share a pool of memory. Whoever lets a rollout in, takes one out, computes a chunk or reads what a guest
-remembers holds `Graphs.lock` (an arena's `lock` is the same one) from the first look to the copy of the output. The
-lock orders the threads; the work that they queue on CUDA streams of their own is ordered by the `Fence` beside it.
+Invariant: an arena serves one caller at a time, and all arenas of a model are one resource, since their recordings
+share one memory pool. Whoever admits or evicts a stream, runs a chunk, or reads the frames of an admitted stream
+holds `Graphs.lock` (every arena's `lock` is that one) from the first access to the copy of the output. The lock
+orders threads; the `Fence` orders the work that they queue on different CUDA streams.
 
-Everything but the recording itself runs on the CPU too: see `Capture`.
+Cost: each arena keeps the windows of its layers for as long as it exists (GBs at 704x1280, see docs/wan.md), plus
+its graph's share of the pool. Per chunk: one copy of the input and one of the output; per change of video: one copy
+of all remembered frames out and one in. An arena exists per step, for the size that was used last.
+
+Everything except the recording itself also runs on the CPU: see `Capture`.
 """
 
 from __future__ import annotations
@@ -33,22 +37,26 @@ Step = Callable[[Tensor, Stream], Tensor]
 
 
 class Capture(Protocol):
-    """Records what a function does with tensors, without doing it."""
+    """Records the work of a function on tensors without executing it. Tests replace it to run on the CPU."""
 
     def can_record(self, device: torch.device) -> bool:
         """Whether steps on that device can be recorded."""
         ...
 
     def record(self, run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-        """A function that repeats what `run` did, on the same addresses; and the tensor that holds its result.
+        """A function that repeats the work of `run` on the same addresses, and the tensor that holds its result.
 
-        Raises `RuntimeError` where it cannot be recorded; the thread computes on the same stream as before then.
+        Raises `RuntimeError` where that cannot be recorded; the current CUDA stream is then the same as before.
         """
         ...
 
 
 class CudaCapture:
-    """CUDA graphs that share one pool of memory: they never run at the same time, and no result is left in it."""
+    """CUDA graphs that share one memory pool per device.
+
+    Sharing is safe because they never run at the same time (`Graphs.lock`), and each output is copied out before the
+    next replay may reuse its memory.
+    """
 
     def __init__(self) -> None:
         self._pools: dict[torch.device, object] = {}
@@ -58,11 +66,12 @@ class CudaCapture:
         return device.type == "cuda"
 
     def record(self, run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-        # On the model's device, which need not be the current one: work queued elsewhere would not be recorded.
+        # The model's device need not be the current one, and work queued on another device would not be recorded.
         with torch.cuda.device(device), _restore_stream(device):
             graph = torch.cuda.CUDAGraph()
             side = self._streams.setdefault(device, torch.cuda.Stream(device))
-            # Other threads may go on allocating: the strictest mode would fail the recording, or them.
+            # thread_local: in the default mode, an allocation in another thread would fail that thread or the
+            # recording.
             recording = torch.cuda.graph(
                 graph, pool=self._pools.get(device), stream=side, capture_error_mode="thread_local"
             )
@@ -82,7 +91,7 @@ class CudaCapture:
 
 @contextmanager
 def _restore_stream(device: torch.device) -> Iterator[None]:
-    """Back to the stream that was current: `torch.cuda.graph` leaves the thread on its own one where it fails."""
+    """Restore the current stream: after a failure, `torch.cuda.graph` leaves the thread on its own stream."""
     before = torch.cuda.current_stream(device)
     try:
         yield
@@ -91,9 +100,9 @@ def _restore_stream(device: torch.device) -> Iterator[None]:
 
 
 class Fence:
-    """Puts what several callers queue on CUDA streams of their own into the order in which they came.
+    """Orders the work that callers queue on different CUDA streams: each waits for the one before it.
 
-    On other devices, where work is done when a call returns, it does nothing.
+    Does nothing on other devices, where work is done when a call returns. Callers hold `Graphs.lock`.
     """
 
     def __init__(self) -> None:
@@ -101,14 +110,14 @@ class Fence:
         self._stream: torch.cuda.Stream | None = None
 
     def enter(self, device: torch.device) -> None:
-        """What the current stream is given from now on comes after what was queued before the last `leave`."""
+        """Make later work of the current stream wait for all work that was queued before the last `leave`."""
         if self._event is not None and self._stream is not None and device.type == "cuda":
             current = torch.cuda.current_stream(device)
             if current != self._stream:
                 current.wait_event(self._event)
 
     def leave(self, device: torch.device) -> None:
-        """All that the current stream was given so far comes before the next `enter`."""
+        """Mark the work queued on the current stream so far; the next `enter` waits for it."""
         if device.type != "cuda":
             return
         current = torch.cuda.current_stream(device)
@@ -119,7 +128,7 @@ class Fence:
 
     @contextmanager
     def take_turn(self, stream: torch.cuda.Stream | None) -> Iterator[None]:
-        """A turn of another stream, in its own memory; the current stream's work goes on after it."""
+        """Run the block on another CUDA stream, after earlier work and before later work of the current one."""
         if stream is None:
             yield
             return
@@ -132,13 +141,21 @@ class Fence:
         self.enter(stream.device)
 
     def drain(self) -> None:
-        """Wait until all of it is done: before memory is given back that streams other than its own have used."""
+        """Wait on the CPU until all marked work is done, before memory that other streams have used is freed."""
         if self._event is not None:
             self._event.synchronize()
 
 
 class Arena:
-    """Fixed buffers of one step in one size, and the recording of its steady chunk."""
+    """Fixed buffers of one step at one size, and the recording of its steady chunk.
+
+    `stream` holds the buffers. The tenant is the stream whose frames are in them at present: its `host` is this
+    arena. The tenant is referenced weakly, so an arena does not keep the cache of an abandoned video alive.
+
+    The first chunk of a video runs plainly, since it is shaped differently. The first steady chunk runs plainly
+    too: it warms up (allocates windows, loads kernels, lets cuDNN choose), none of which may happen while
+    recording. The next one is recorded, and replayed from then on.
+    """
 
     def __init__(self, key: Hashable, capture: Capture, lock: threading.RLock, fence: Fence) -> None:
         self.key = key
@@ -159,10 +176,10 @@ class Arena:
         return self._replay is not None
 
     def admit_stream(self, stream: Stream, queue: torch.cuda.Stream | None = None) -> None:
-        """Bring in what `stream` remembers; `queue` is its caller's CUDA stream.
+        """Make `stream` the tenant; `queue` is the CUDA stream of its caller.
 
-        Whoever was here before takes his memory along: made on the CUDA stream that he came on last, since he goes on
-        using it there, and memory that is free again may be used again by the stream that it was made on.
+        The previous tenant gets its frames in new memory, allocated on the CUDA stream that it last came on: it goes
+        on using them there, and PyTorch reuses freed memory in the order of the stream that it was allocated on.
         """
         if stream.host is self:
             self._tenant_queue = queue
@@ -183,7 +200,7 @@ class Arena:
         self._tenant, self._tenant_queue = weakref.ref(stream), queue
 
     def vacate(self) -> None:
-        """The memory of the tenant becomes its own again, if it is still there."""
+        """Evict the tenant: copy its frames into memory of its own, if it still exists."""
         tenant = self._tenant() if self._tenant is not None else None
         if tenant is not None:
             with self._fence.take_turn(self._tenant_queue):
@@ -191,7 +208,7 @@ class Arena:
         self._tenant, self._tenant_queue = None, None
 
     def run_step(self, step: Step, x: Tensor, stream: Stream) -> Tensor:
-        """One chunk: as it is for the first one and the one that warms up, replayed from then on."""
+        """Run one chunk of the tenant: plainly, or by replaying the recording."""
         self.stream.chunks, self.stream.fast = stream.chunks, stream.fast
         if stream.is_first or not self._is_warm:
             out = step(x, self.stream)
@@ -204,25 +221,25 @@ class Arena:
         self._replay()
         if not self._is_proven and not self._prove_replay():
             return step(x, self.stream)
-        # The next replay writes over the output.
+        # A copy: the next replay overwrites the output.
         return self._output.clone()
 
     def _prove_replay(self) -> bool:
-        """Whether the first replay wrote its output: a recording of nothing changes nothing, in silence."""
+        """Whether the first replay overwrote the pattern in its output: an empty recording replays silently."""
         assert self._output is not None
         if torch.equal(self._output, _make_pattern(self._output)):
-            self._give_up("nothing was recorded, a replay writes no output")
+            self._give_up("nothing was recorded: a replay writes no output")
             return False
         self._is_proven = True
         return True
 
     def _give_up(self, why: str) -> None:
         self._capture, self._replay, self._output, self._input = _NOTHING, None, None, None
-        message = f"a CUDA graph could not be recorded, going on without: {why}"
+        message = f"a CUDA graph could not be recorded, continuing without: {why}"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def _record_step(self, step: Step, x: Tensor) -> bool:
-        """Whether it worked. Recording runs nothing, so one that failed leaves all that is remembered as it was."""
+        """Record the steady chunk; False if that fails. Recording executes nothing: all frames stay as they are."""
         if self._capture is _NOTHING:
             return False
         with torch.inference_mode(False), torch.no_grad():
@@ -240,13 +257,13 @@ class Arena:
 
 
 def _make_pattern(out: Tensor) -> Tensor:
-    """Values that no model gives, so that an output that was not written is known by them."""
+    """Values that no model computes: they show that an output was not written."""
     return torch.linspace(-3.7, 2.9, out.numel(), device=out.device).to(out.dtype).reshape(out.shape)
 
 
 @contextmanager
 def _disable_cast_cache() -> Iterator[None]:
-    """Autocast keeps the weights that it cast until its block ends; a recording would go on reading them after."""
+    """Autocast frees its cached casts of weights when its block ends; a recording would go on reading them."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -256,7 +273,7 @@ def _disable_cast_cache() -> Iterator[None]:
 
 
 class _Nothing:
-    """Where recording failed once: not tried again."""
+    """The capture of an arena whose recording failed: it is not tried again."""
 
     def can_record(self, device: torch.device) -> bool:
         return False
@@ -269,7 +286,7 @@ _NOTHING = _Nothing()
 
 
 class Graphs:
-    """The arenas of one model: one for each step, of the size that was used last. Copies of a model start without."""
+    """The arenas of one model: one per step, for the size used last. A copy of a model starts without arenas."""
 
     def __init__(self, capture: Capture | None = None) -> None:
         self.capture = CudaCapture() if capture is None else capture
@@ -278,7 +295,7 @@ class Graphs:
         self._fence = Fence()
 
     def run(self, name: str, key: Hashable, step: Step, x: Tensor, stream: Stream) -> Tensor:
-        """`step(x, stream)`, in the arena of its name. Another key is another size, or other weights."""
+        """`step(x, stream)` in the arena `name`. Another key means another size or other weights: a new arena."""
         with self.lock:
             self._fence.enter(x.device)
             try:
@@ -294,7 +311,7 @@ class Graphs:
                 self._fence.leave(x.device)
 
     def clear(self) -> None:
-        """Give the memory back. Rollouts keep what they remember."""
+        """Free all arenas. Streams keep their frames."""
         with self.lock:
             for arena in self.arenas.values():
                 arena.vacate()

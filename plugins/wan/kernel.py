@@ -1,7 +1,7 @@
-"""RMS norm and SiLU in one pass over memory: the Triton kernel. Import it only where Triton is installed.
+"""RMS norm and SiLU in one pass over memory: the Triton kernel. Import this module only if Triton is installed.
 
-Each cell's channels are read once, normalised and written once, straight into the place where the next convolution
-reads them. `norm_steps` of `fast` is the same in separate steps.
+Each cell's channels are read once, normalised, and written once, straight into the window of the next convolution.
+`fast.compute_norm` computes the same in separate steps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["is_channels_last", "norm_silu"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ELEMENTS = 4096
-"""Elements of one program: 32 a thread with 4 warps."""
+"""Elements per program: 32 per thread with 4 warps."""
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def _norm_silu(
     batch = tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, BLOCK_C)
     mask = (row < rows)[:, None] & (channel < C)[None, :]
-    # 64 bits: a large frame in fp32 has more than 2**31 bytes.
+    # 64-bit offsets: a large frame in fp32 has more than 2**31 bytes.
     at = row.to(tl.int64)[:, None] * C + channel[None, :]
     x = tl.load(x_ptr + batch * x_batch + at, mask=mask, other=0.0).to(tl.float32)
     gamma = tl.load(gamma_ptr + channel, mask=channel < C, other=0.0).to(tl.float32) * scale

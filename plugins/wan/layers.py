@@ -1,8 +1,8 @@
 """The layers of the Wan VAEs.
 
-Shapes are written behind the names: B batch, C channels, T frames, H and W cells of the current resolution, N = B*T.
-The names of submodules are those of the published checkpoints (`residual.0`, `resample.1`, ...), so that a state dict
-differs from the published one only in how stages are grouped.
+Variable names end in their shape: B batch, C channels, T frames, H and W cells of the current resolution, N = B*T.
+Submodules have the names of the published checkpoints (`residual.0`, `resample.1`, ...), so that a state dict differs
+from the published one only in how stages are grouped.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ __all__ = [
 
 
 class RMSNorm(nn.Module):
-    """Each cell's channel vector scaled to root mean square 1, times `gamma`; then SiLU, if asked for.
+    """Each cell's channel vector scaled to root mean square 1, times `gamma`; then SiLU, if `silu`.
 
-    Everything up to the last cast happens in fp32 at least: in bf16 each step would round to 8 bits anew.
+    Computed in fp32 or wider and rounded once at the end: in bf16, every step would round to 8 bits.
     """
 
     def __init__(self, channels: int, *, cell_dims: int, silu: bool = False) -> None:
@@ -48,7 +48,7 @@ class RMSNorm(nn.Module):
         return compute_norm(x, self._compute_scale(x), self.silu).to(x.dtype)
 
     def compute_into(self, out: Tensor, x: Tensor, fast: Fast) -> Tensor:
-        """As `forward`, but written to `out`, and without gradients."""
+        """Like `forward`, but written to `out`, and without gradients."""
         if fast.norm == "triton":
             from . import kernel
 
@@ -56,7 +56,7 @@ class RMSNorm(nn.Module):
                 return kernel.norm_silu(x, self.gamma, out, silu=self.silu)
         if fast.norm == "compile":
             return out.copy_(compile_norm()(x, self._compute_scale(x), self.silu))
-        # The steps of `compute_norm` in place, on one tensor: the same values with a quarter of the memory.
+        # The steps of `compute_norm`, in place on one tensor: the same values with a quarter of the memory.
         scale = self._compute_scale(x)
         wide = x.to(scale.dtype)
         length = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min_(1e-12)
@@ -64,7 +64,7 @@ class RMSNorm(nn.Module):
         return out.copy_(F.silu(wide, inplace=True) if self.silu else wide)
 
     def compute_fast(self, x: Tensor, fast: Fast) -> Tensor:
-        """As `forward`, the fast way where there is one."""
+        """Like `forward`, computed as `fast` says."""
         return self(x) if fast.norm == "eager" else self.compute_into(torch.empty_like(x), x, fast)
 
     def _compute_scale(self, x: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class RMSNorm(nn.Module):
 
 
 class CausalConv3d(nn.Conv3d):
-    """A 3D convolution that sees no later frame: the frames before the chunk come from the stream."""
+    """A 3D convolution that reads no later frames; the frames before the chunk come from the stream."""
 
     slot: str
     """The layer's name in the stream; set by the model, unique there."""
@@ -86,7 +86,7 @@ class CausalConv3d(nn.Conv3d):
         self.lookback = kT - time_stride
 
     def remember_frames(self, x_BCTHW: Tensor, stream: Stream) -> None:
-        """Keep the chunk's last frames for the next one, and compute nothing."""
+        """Keep the chunk's last frames for the next chunk, without computing anything."""
         if stream.fast.windows:
             stream.shift_window(self._fill_window(x_BCTHW, stream, None), self.lookback)
         else:
@@ -116,7 +116,7 @@ class CausalConv3d(nn.Conv3d):
 
 
 class ResidualBlock(nn.Module):
-    """(norm, SiLU, causal conv) twice, beside a 1x1x1 convolution where the width changes."""
+    """(norm, SiLU, causal conv) twice, plus the input (through a 1x1x1 convolution where the width changes)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the height and width; with `temporal`, half the frames too, from the second chunk on."""
+    """Halves height and width; with `temporal` also the frames, from the second chunk on."""
 
     def __init__(self, channels: int, *, temporal: bool) -> None:
         super().__init__()
@@ -178,13 +178,13 @@ class Downsample(nn.Module):
         return out_BCTHW
 
     def _halve(self, x_NCHW: Tensor) -> Tensor:
-        # One zero row below and one zero column to the right: an even side gives exactly half of it.
+        # One zero row below and one zero column to the right, so that an even side is exactly halved.
         out: Tensor = self.resample["1"](F.pad(x_NCHW, (0, 1, 0, 1)))
         return out
 
 
 class Upsample(nn.Module):
-    """Twice the height and width; with `temporal`, twice the frames too, from the second chunk on."""
+    """Doubles height and width; with `temporal` also the frames, from the second chunk on."""
 
     def __init__(self, in_channels: int, out_channels: int, *, temporal: bool) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class Upsample(nn.Module):
         self.time_conv = CausalConv3d(in_channels, in_channels * 2, (3, 1, 1)) if temporal else None
 
     def forward(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:
-        # The first frame is not doubled and not remembered either: what follows starts from zeros.
+        # The first frame is neither doubled nor remembered: the second chunk starts from zeros.
         if self.time_conv is not None and not stream.is_first:
             x_BCTHW = _interleave_frames(self.time_conv(x_BCTHW, stream), stream.fast)
         return _apply_per_frame(self._double, x_BCTHW)
@@ -203,22 +203,23 @@ class Upsample(nn.Module):
 
 
 def _apply_per_frame(layer: Callable[[Tensor], Tensor], x_BCTHW: Tensor) -> Tensor:
-    """A 2D layer on every frame by itself."""
+    """Apply a 2D layer to each frame."""
     B, T = x_BCTHW.shape[0], x_BCTHW.shape[2]
     x_NCHW = x_BCTHW.transpose(1, 2).flatten(0, 1)
     return torch.unflatten(layer(x_NCHW), 0, (B, T)).transpose(1, 2)
 
 
 def add(h_BCTHW: Tensor, x_BCTHW: Tensor, fast: Fast) -> Tensor:
-    """The sum, in the memory of `h` where no gradients are wanted: `h` must be nobody else's."""
+    """`h + x`; on the fast path in the memory of `h`, which must not be used elsewhere."""
     return h_BCTHW.add_(x_BCTHW) if fast.windows else h_BCTHW + x_BCTHW
 
 
 def add_duplicate(h_BCTHW: Tensor, x_BCTHW: Tensor, fast: Fast, *, time: int, space: int, is_first: bool) -> Tensor:
-    """`h + duplicate_up(x)`, without making the duplicates where they are whole repetitions along axes."""
+    """`h + duplicate_up(x)`; on the fast path by broadcasting, where duplicates repeat along whole axes."""
     channels, cells = h_BCTHW.shape[1], (time, space, space)
     parts, rest = divmod(x_BCTHW.shape[1], channels)
-    # The source channel changes along the first axes only, if their cells are as many as the parts.
+    # Broadcasting works if the parts are exactly the cells of the first axes: then source channels vary along these
+    # axes only, and along the other ones the values repeat.
     axes = next((n for n in range(4) if math.prod(cells[:n]) == parts), None)
     if not fast.windows or rest or axes is None:
         return add(h_BCTHW, duplicate_up(x_BCTHW, channels, time=time, space=space, is_first=is_first), fast)
@@ -235,7 +236,7 @@ def _interleave_frames(x_BCTHW: Tensor, fast: Fast) -> Tensor:
     """[B, 2*C, T, H, W] -> [B, C, 2*T, H, W]: the first half of the channels are the even frames."""
     if fast.channels_last:
         B, C, T, H, W = x_BCTHW.shape
-        # As below, but in the layout that the next layer wants.
+        # As below, but in the layout of the next layer.
         out = torch.empty(
             (B, C // 2, T * 2, H, W),
             dtype=x_BCTHW.dtype,
@@ -263,9 +264,9 @@ def average_down(x_BCTHW: Tensor, channels: int, *, time: int, space: int) -> Te
 
 
 def duplicate_up(x_BCTHW: Tensor, channels: int, *, time: int, space: int, is_first: bool) -> Tensor:
-    """Repeat channels, then unfold them into `time` x `space` x `space` cells: the way back of `average_down`.
+    """Repeat channels, then unfold them into `time` x `space` x `space` cells: the counterpart of `average_down`.
 
-    The first chunk of a rollout stays one frame: the frames made before it are cut off.
+    The first chunk of a video stays one frame: the frames before it are cut off.
 
     >>> duplicate_up(torch.ones(1, 4, 1, 2, 3), 2, time=2, space=2, is_first=False).shape
     torch.Size([1, 2, 2, 4, 6])
@@ -279,7 +280,7 @@ def duplicate_up(x_BCTHW: Tensor, channels: int, *, time: int, space: int, is_fi
 def patchify(x_BCTHW: Tensor, size: int) -> Tensor:
     """Fold `size` x `size` pixels into channels, in the order (channel, offset in W, offset in H).
 
-    W before H is the order the weights were trained with. The other one would show only as a checkerboard.
+    W before H is the order that the weights were trained with. The other order would show only as a checkerboard.
 
     >>> x = torch.arange(8.0).reshape(1, 1, 1, 2, 4)
     >>> patchify(x, 2)[0, :, 0, 0, 0].tolist()
@@ -293,6 +294,6 @@ def patchify(x_BCTHW: Tensor, size: int) -> Tensor:
 
 
 def unpatchify(x_BCTHW: Tensor, size: int) -> Tensor:
-    """The way back of `patchify`."""
+    """The inverse of `patchify`."""
     cells = torch.unflatten(x_BCTHW, 1, (-1, size, size))  # [B, C, w, h, T, H, W]
     return cells.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)

@@ -35,7 +35,7 @@ def _import_av() -> ModuleType:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A picture (one frame) or a video, as its file says."""
+    """A picture (one frame) or a video, as described by its file."""
 
     path: Path
     height: int
@@ -45,7 +45,7 @@ class Clip:
     has_sound: bool
 
     def read(self) -> Iterator[Tensor]:
-        """Frame after frame, [H, W, 3] in bytes. Raises `UsageError` where the file breaks off."""
+        """Frame after frame, [H, W, 3] in uint8. Raises `UsageError` where the file is broken."""
         av = _import_av()
         with _translate_errors(av, self.path), av.open(str(self.path)) as container:
             for frame in container.decode(video=0):
@@ -53,18 +53,18 @@ class Clip:
 
 
 def open_clip(path: Path) -> Clip:
-    """What a file holds; every packet is counted, none decoded. Raises `UsageError`."""
+    """Open a file and count its frames; nothing is decoded. Raises `UsageError`."""
     av = _import_av()
     if not path.is_file():
         what = "is a directory" if path.is_dir() else "does not exist"
-        raise UsageError(Diagnostic("RK651", f"{path} {what}: expected a picture or a video"))
+        raise UsageError(Diagnostic("RK651", f"{path} {what}: pass a picture or a video"))
     with _translate_errors(av, path), av.open(str(path)) as container:
-        # FFmpeg takes plain text for terminal art.
+        # FFmpeg reads plain text as terminal art ("tty").
         if not container.streams.video or container.format.name == "tty":
-            help = ("name a file with a video stream",)
+            help = ("pass a picture, or a file with a video stream",)
             raise UsageError(Diagnostic("RK651", "this file holds no pictures", help=help, place=str(path)))
         stream = container.streams.video[0]
-        # Counts of containers are estimates, or absent.
+        # Packets are counted, because the frame count of a container may be an estimate, or missing.
         frames = sum(packet.size > 0 for packet in container.demux(stream))
         rate = stream.average_rate or Fraction(25)
         return Clip(path, stream.height, stream.width, frames, rate, bool(container.streams.audio))
@@ -84,24 +84,24 @@ def _describe_error(error: Exception) -> str:
 
 
 class Writer:
-    """Frames into a file."""
+    """Writes frames to a file."""
 
     def __init__(self, container: Any, stream: Any) -> None:
         self._container, self._stream = container, stream
 
     def write(self, frame_HWC: Tensor) -> None:
-        """One more frame, [H, W, 3] in bytes."""
+        """Write one frame, [H, W, 3] in uint8."""
         frame = _import_av().VideoFrame.from_ndarray(frame_HWC.contiguous().numpy(), format="rgb24")
         self._container.mux(self._stream.encode(frame))
 
     def finish(self) -> None:
-        """What the encoder still holds back."""
+        """Write the frames that the encoder still holds back."""
         self._container.mux(self._stream.encode(None))
 
 
 @contextmanager
 def open_writer(path: Path, clip: Clip, height: int, width: int) -> Iterator[Writer]:
-    """A writer whose file appears whole, when all went well, or not at all. Raises `UnwritableOutput`."""
+    """A writer whose file appears only once it is complete. Raises `UnwritableOutput`."""
     av = _import_av()
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:

@@ -1,4 +1,4 @@
-"""A video through the VAE and back, chunk by chunk: what a person looks at to see what is lost."""
+"""`roundtrip`: a video encoded and decoded chunk by chunk, to look at what the VAE loses."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .media import VIDEO_SUFFIXES, Clip, Writer, open_clip, open_writer
 from .tiling import Tiling
 from .vae import Wan21VAE, WanVAE
 
-__all__ = ["Report", "Wanted", "load_model", "roundtrip"]
+__all__ = ["Options", "Report", "load_model", "roundtrip"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What is to be done. `crop` allows cutting the middle out of odd frames, and the last frames off."""
+class Options:
+    """The options. `crop` allows cropping frames to their middle, and dropping the last frames."""
 
     source: Path
     out: Path
@@ -44,7 +44,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of it. `psnr` is that of all frames together, in bytes, before the output's own compression."""
+    """The result. `psnr` is over all frames, in 8-bit values, before the output's own compression."""
 
     model: str
     device: str
@@ -55,7 +55,7 @@ class Report:
     latent: tuple[int, ...]
     psnr: float
     worst: tuple[float, int]
-    """The lowest PSNR of a frame, and which frame."""
+    """The lowest PSNR of a frame, and the number of the frame."""
     seconds: float
     notes: tuple[str, ...]
 
@@ -70,23 +70,23 @@ class Report:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def roundtrip(wanted: Wanted) -> Report:
-    """Read, encode, decode, write, never more than a chunk of frames in memory. Raises `remapkit.RemapkitError`.
+def roundtrip(options: Options) -> Report:
+    """Read, encode, decode, write, with one chunk of frames in memory at a time. Raises `remapkit.RemapkitError`.
 
-    All that can be wrong with the input, the output and the checkpoint is said before the first frame is coded.
+    Input, output and checkpoint are checked before the first frame is coded.
     """
-    clip = open_clip(wanted.source)
-    _check_output(wanted, clip)
-    vae = load_model(wanted).optimize(wanted.fast)
+    clip = open_clip(options.source)
+    _check_output(options, clip)
+    vae = load_model(options).optimize(options.fast)
     config = vae.config
-    cut, notes = _cut_clip(clip, config, wanted)
+    cut, notes = _cut_clip(clip, config, options)
     tiling = None
-    if wanted.tile is not None:
-        tiling = _make_tiling(wanted.tile, config)
+    if options.tile is not None:
+        tiling = _make_tiling(options.tile, config)
     started, error = time.monotonic(), _Error()
     with (
-        open_writer(wanted.out, clip, cut.height, cut.width) as writer,
-        _show_progress(f"{clip.path.name} -> {wanted.out.name}", cut.frames) as advance,
+        open_writer(options.out, clip, cut.height, cut.width) as writer,
+        _show_progress(f"{clip.path.name} -> {options.out.name}", cut.frames) as advance,
         torch.inference_mode(),
     ):
         latent = _code_clip(vae, clip, cut, tiling, writer, error, advance)
@@ -107,40 +107,40 @@ def roundtrip(wanted: Wanted) -> Report:
     )
 
 
-def load_model(wanted: Wanted) -> WanVAE:
+def load_model(options: Options) -> WanVAE:
     """The model of the checkpoint's generation. Raises `remapkit.RemapkitError`."""
-    device = wanted.device
+    device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     dtypes["auto"] = torch.bfloat16 if device.startswith("cuda") else torch.float32
     try:
-        return WanVAE.from_checkpoint(wanted.checkpoint, wanted.rules, device=device, dtype=dtypes[wanted.dtype])
+        return WanVAE.from_checkpoint(options.checkpoint, options.rules, device=device, dtype=dtypes[options.dtype])
     except UsageError as error:
-        # Which generation a checkpoint is of shows in its keys; where it is neither, say what the newer one lacks.
+        # Try Wan 2.1 only where the message suggests it; for any other checkpoint the message about 2.2 stands.
         if not any("Wan21VAE" in text for each in error.diagnostics for text in each.help):
             raise
-    return Wan21VAE.from_checkpoint(wanted.checkpoint, wanted.rules, device=device, dtype=dtypes[wanted.dtype])
+    return Wan21VAE.from_checkpoint(options.checkpoint, options.rules, device=device, dtype=dtypes[options.dtype])
 
 
-def _check_output(wanted: Wanted, clip: Clip) -> None:
-    out, problem = wanted.out, None
+def _check_output(options: Options, clip: Clip) -> None:
+    out, problem = options.out, None
     if out.suffix not in (".png", *VIDEO_SUFFIXES):
-        problem = f"it ends in {out.suffix or 'nothing'}; known are .png (a picture) and {', '.join(VIDEO_SUFFIXES)}"
-    elif out.suffix == ".png" and clip.frames > 1 and wanted.max_frames != 1:
-        problem = f"the input has {clip.frames} frames, a picture one: write a video, or take --max-frames 1"
+        problem = f"it must end in .png (a picture) or {', '.join(VIDEO_SUFFIXES)}, got {out.suffix or 'no suffix'}"
+    elif out.suffix == ".png" and clip.frames > 1 and options.max_frames != 1:
+        problem = f"the input has {clip.frames} frames, a picture has one: write a video, or pass --max-frames 1"
     elif not out.parent.is_dir():
-        problem = f"there is no folder {out.parent}"
-    elif out.exists() and out.samefile(wanted.source):
-        problem = "it is the input: nothing is overwritten that is still read"
+        problem = f"the folder {out.parent} does not exist"
+    elif out.exists() and out.samefile(options.source):
+        problem = "it is the input file"
     if problem:
         raise UsageError(Diagnostic("RK653", f"{out} cannot be the output: {problem}"))
 
 
-def _cut_clip(clip: Clip, config: VAEConfig, wanted: Wanted) -> tuple[Clip, list[str]]:
+def _cut_clip(clip: Clip, config: VAEConfig, options: Options) -> tuple[Clip, list[str]]:
     """The part of the clip that the model can code; without `crop` that must be all of it."""
     factor, step = config.spatial_factor, config.temporal_factor
-    frames = clip.frames if wanted.max_frames is None else min(clip.frames, wanted.max_frames)
+    frames = clip.frames if options.max_frames is None else min(clip.frames, options.max_frames)
     cut = replace(
         clip,
         height=clip.height // factor * factor,
@@ -151,13 +151,13 @@ def _cut_clip(clip: Clip, config: VAEConfig, wanted: Wanted) -> tuple[Clip, list
     if frames < 1:
         broken.append("it has no frames")
     if (cut.height, cut.width) != (clip.height, clip.width):
-        broken.append(f"{clip.height}x{clip.width} pixels: both must be multiples of {factor}")
+        broken.append(f"{clip.height}x{clip.width} pixels: height and width must be multiples of {factor}")
     if frames >= 1 and cut.frames != frames:
-        broken.append(f"{frames} frames: expected 1 + {step}k (one, then {step} for each latent frame)")
+        broken.append(f"{frames} frames: must be 1 + {step}k (one, then {step} per latent frame)")
     fits = cut.height > 0 and cut.width > 0 and frames >= 1
-    if broken and (not wanted.crop or not fits):
+    if broken and (not options.crop or not fits):
         kept = "frame" if cut.frames == 1 else f"{cut.frames} frames"
-        offer = f"--crop takes the middle {cut.height}x{cut.width} of the first {kept}"
+        offer = f"pass --crop to code the middle {cut.height}x{cut.width} of the first {kept}"
         help = (offer,) if fits else (f"at least {factor}x{factor} pixels are needed",)
         title = "this input cannot be coded as it is: " + "; ".join(broken)
         raise UsageError(Diagnostic("RK652", title, help=help, place=str(clip.path)))
@@ -166,7 +166,7 @@ def _cut_clip(clip: Clip, config: VAEConfig, wanted: Wanted) -> tuple[Clip, list
         whole = f"{frames} frames of {clip.height}x{clip.width}"
         notes.append(f"cropped from {whole} to {cut.frames} of {cut.height}x{cut.width}")
     if clip.has_sound:
-        notes.append("the sound is left out")
+        notes.append("the sound was dropped")
     return cut, notes
 
 
@@ -196,7 +196,9 @@ def _code_clip(
     for chunk_THWC in _split_chunks(frames, vae.config.temporal_factor):
         if done == 0 and chunk_THWC.shape[1:3] != (cut.height, cut.width):
             raise UsageError(
-                Diagnostic("RK651", "the frames have another size than the file says", place=str(clip.path))
+                Diagnostic(
+                    "RK651", "the frames are of another size than the file's header says", place=str(clip.path)
+                )
             )
         video_BCTHW = (chunk_THWC.to(device).permute(3, 0, 1, 2).unsqueeze(0).float() / 127.5 - 1).contiguous()
         latent_BCTHW = vae.encode(video_BCTHW, cache, check_finite=False)
@@ -210,13 +212,13 @@ def _code_clip(
         done += len(chunk_THWC)
         advance(len(chunk_THWC))
     if done != cut.frames:
-        title = f"the file breaks off after {done} of {cut.frames} frames that could be coded"
+        title = f"the file ends after {done} of {cut.frames} frames"
         raise UsageError(Diagnostic("RK651", title, place=str(clip.path), help=(f"--max-frames {max(done, 1)}",)))
     return (vae.config.z_dim, latent_frames, *shape)
 
 
 def _split_chunks(frames: Iterator[Tensor], step: int) -> Iterator[Tensor]:
-    """One frame, then `step` at a time, as [T, H, W, 3]; what is left over at the end of a file is not given."""
+    """One frame, then `step` at a time, as [T, H, W, 3]; an incomplete chunk at the end is dropped."""
     size = 1
     while len(chunk := list(islice(frames, size))) == size:
         yield torch.stack(chunk)
@@ -224,7 +226,7 @@ def _split_chunks(frames: Iterator[Tensor], step: int) -> Iterator[Tensor]:
 
 
 class _Error:
-    """Squared differences, frame by frame."""
+    """Mean squared differences, frame by frame."""
 
     def __init__(self) -> None:
         self._squares: list[float] = []
@@ -251,7 +253,7 @@ def _format_decibels(value: float) -> str:
 
 @contextmanager
 def _show_progress(title: str, frames: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr where that is a terminal."""
+    """A progress bar on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda count: None
         return

@@ -1,4 +1,4 @@
-"""Large frames cut into overlapping tiles, and the weights that blend them again."""
+"""Large frames cut into overlapping tiles, and the weights that blend the tiles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Span", "Tile", "Tiling", "make_whole_frame"]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One tile's part of an axis: latent cells `start` to `stop`, and how much each of its pixels counts."""
+    """One tile's part of an axis: latent cells `start` to `stop`, and the weight of each of its pixels."""
 
     start: int
     stop: int
@@ -39,11 +39,11 @@ class Tile:
         return self.rows.start, self.rows.stop, self.columns.start, self.columns.stop
 
     def cut_frame(self, x_BCTHW: Tensor, factor: int) -> Tensor:
-        """The tile's part of a frame of `factor` times the latent's resolution; a view."""
+        """The tile's part, as a view, of a frame at `factor` times the latent's resolution."""
         return x_BCTHW[..., self.rows.scale_slice(factor), self.columns.scale_slice(factor)]
 
     def weights(self, device: torch.device) -> Tensor:
-        """How much each pixel counts, [H, W] in fp32. Over all tiles the weights of a pixel add up to one."""
+        """The weight of each pixel, [H, W] in fp32. Over all tiles, the weights of a pixel add up to one."""
         rows, columns = (torch.tensor(span.weights, device=device) for span in (self.rows, self.columns))
         return torch.outer(rows, columns)
 
@@ -53,14 +53,14 @@ class Tiling:
     """Decode frames larger than `height` x `width` in tiles of that size that share at least `overlap` pixels.
 
     All three are pixels of the video and multiples of the model's spatial factor (16 for Wan 2.2, 8 for Wan 2.1).
-    Tiles are spread evenly. The memory of the expensive stages then follows the tile, not the frame.
+    Tiles are spaced evenly. The memory of the expensive stages depends on the tile size, not the frame size.
 
-    What is cheap and looks far is never cut: attention, and the first `whole_stages` stages of the decoder, run on
-    whole frames at low resolution. Only convolutions are cut, and a tile is spoilt only within their reach: 208, 96
-    or 48 pixels from its border with 0, 1 or 2 whole stages (Wan 2.1: half as much). So the outer 3/8 of an overlap
-    are thrown away and the inner 1/4 is blended linearly; with an overlap of 576, 256 or 128 nothing is left of the
-    seam but rounding. Relative error (||tiled - untiled|| / ||untiled||) of noise through random weights at small
-    width, three tiles of 256x256 in a row, fp32:
+    Attention and the first `whole_stages` stages of the decoder, which are cheap and reach far, run on whole frames
+    at low resolution. Only convolutions are tiled, and a tile is wrong only within their reach: 208, 96 or 48
+    pixels from its border with 0, 1 or 2 whole stages (Wan 2.1: half of that). So the outer 3/8 of an overlap are
+    discarded and the inner 1/4 is blended linearly; with an overlap of 576, 256 or 128 only rounding differs.
+    Relative error (||tiled - untiled|| / ||untiled||) of noise through random weights at small width, three tiles
+    of 256x256 in a row, fp32:
 
     ============  ========  =====  =====  =====  =====
     whole_stages  overlap 0     32     64     96    128
@@ -70,7 +70,7 @@ class Tiling:
     2                 1e-1   2e-3   2e-5   2e-8   1e-8
     ============  ========  =====  =====  =====  =====
 
-    Raises `ValueError` for a tiling that is not possible.
+    Raises `ValueError` for an impossible tiling.
     """
 
     height: int = 512
@@ -81,16 +81,16 @@ class Tiling:
     def __post_init__(self) -> None:
         sizes = {"height": self.height, "width": self.width, "overlap": self.overlap}
         problems = [
-            f"{name}={value!r} is not a whole number of pixels"
+            f"{name} must be a whole number of pixels, got {value!r}"
             for name, value in sizes.items()
             if not isinstance(value, int) or value < (name != "overlap")
         ]
         if not problems and 2 * self.overlap > min(self.height, self.width):
             problems.append(f"overlap={self.overlap} is more than half of a tile of {self.height}x{self.width}")
         if not isinstance(self.whole_stages, int) or self.whole_stages < 0:
-            problems.append(f"whole_stages={self.whole_stages!r} is not a number of stages")
+            problems.append(f"whole_stages must be a number of stages, got {self.whole_stages!r}")
         if problems:
-            raise ValueError("this tiling is not possible: " + "; ".join(problems))
+            raise ValueError("this tiling is impossible: " + "; ".join(problems))
 
     def tiles(self, height: int, width: int, config: VAEConfig) -> tuple[Tile, ...]:
         """The tiles of a latent frame of `height` x `width` cells, row by row. Raises `ValueError`."""
@@ -109,14 +109,15 @@ class Tiling:
 
 
 def make_whole_frame(height: int, width: int) -> tuple[Tile, ...]:
-    """A frame that is not cut: one tile, with nothing to blend."""
+    """A frame that is not cut: one tile without weights."""
     return (Tile(Span(0, height, ()), Span(0, width, ())),)
 
 
 def split_axis(length: int, tile: int, overlap: int, factor: int) -> tuple[Span, ...]:
-    """An axis of `length` cells as evenly spread tiles with at least `overlap` cells in common.
+    """An axis of `length` cells as evenly spaced tiles that share at least `overlap` cells with their neighbours.
 
-    `factor` is the number of pixels a cell, of which each gets a weight.
+    `factor` is the number of pixels per cell; each pixel gets a weight. Ramps are divided by their sum, since three
+    tiles can overlap where spacing is uneven.
 
     >>> [(span.start, span.stop) for span in split_axis(10, 4, 1, 16)]
     [(0, 4), (3, 7), (6, 10)]
@@ -136,7 +137,7 @@ def split_axis(length: int, tile: int, overlap: int, factor: int) -> tuple[Span,
 
 
 def _make_ramp(bounds: list[tuple[int, int]], i: int, factor: int) -> list[float]:
-    """Weights of tile `i`, pixel by pixel: one inside, none near a border that a neighbour covers."""
+    """Weights of tile `i`, pixel by pixel: 1 inside, 0 near a border that a neighbour covers."""
     start, stop = bounds[i]
     before = (bounds[i - 1][1] - start) * factor if i > 0 else 0
     after = (stop - bounds[i + 1][0]) * factor if i + 1 < len(bounds) else 0
@@ -145,7 +146,7 @@ def _make_ramp(bounds: list[tuple[int, int]], i: int, factor: int) -> list[float
 
 
 def _weigh_pixel(pixel: int, overlap: int) -> float:
-    """0 over the first 3/8 of an overlap, 1 over the last 3/8, a line between; 1 after it."""
+    """0 in the first 3/8 of an overlap, 1 in the last 3/8 and after it, linear in between."""
     if pixel >= overlap:
         return 1.0
     return min(1.0, max(0.0, (pixel + 0.5 - overlap * 3 / 8) / (overlap / 4)))

@@ -1,24 +1,24 @@
 """The Wan VAEs: videos to latents and back, a chunk at a time.
 
 `WanVAE` is the VAE of Wan 2.2 TI2V-5B, `Wan21VAE` that of Wan 2.1. The architecture is the published one; the state
-dict is grouped by stage (`encoder.downsamples.1.resnets.0.residual.2.weight`), which tells residual blocks from
-resampling by name, not by position.
+dict is grouped by stage (`encoder.downsamples.1.resnets.0.residual.2.weight`): names, not positions, separate
+residual blocks from resampling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from .cache import Rollout, RolloutKey, Stream, WanCache, WanCacheError
+from .cache import RolloutKey, Stream, WanCache, WanCacheError, choose_cache
 from .checks import WanInputError, WanNotLoadedError, check_input, check_values, find_placement
 from .coder import Decoder, Encoder
-from .config import VIDEO_CHANNELS, WAN21_MEAN, WAN21_STD, WAN22_MEAN, WAN22_STD, VAEConfig
+from .config import WAN21_MEAN, WAN21_STD, WAN22_MEAN, WAN22_STD, VAEConfig
+from .decoding import Decoding, StepName
 from .fast import (
     Fast,
     Setting,
@@ -30,10 +30,9 @@ from .fast import (
     lay_out_weights,
 )
 from .graphs import Graphs
+from .latents import LatentStatistics
 from .layers import CausalConv3d, patchify, unpatchify
 from .tiling import Tile, Tiling, make_whole_frame
-
-StepName = Literal["encode", "begin", "finish"]
 
 if TYPE_CHECKING:
     from remapkit import Reader, RuleSet
@@ -55,7 +54,7 @@ class WanVAE(nn.Module):
     """The causal video VAE of Wan 2.2 TI2V-5B: `[B, 3, T, H, W]` <-> `[B, 48, 1+(T-1)/4, H/16, W/16]`.
 
     Videos are RGB in [-1, 1]; latents are the posterior's mean, normalised per channel with the published statistics,
-    so encoding is deterministic. The first frame stands alone, then every four frames make one latent frame. Both
+    so encoding is deterministic. The first frame becomes one latent frame, then every four frames do. Both
     directions work in such chunks, and with a `WanCache` they continue where the last call ended.
 
     Args:
@@ -65,17 +64,17 @@ class WanVAE(nn.Module):
         dim_mult: widths of the stages, in units of the base width.
         num_res_blocks: residual blocks of an encoder stage; a decoder stage has one more.
         temporal_downsample: for each resampling, whether it halves the frame rate too.
-        patch_size: pixels a side that are folded into channels before the encoder.
+        patch_size: side, in pixels, of the squares that are folded into channels before the encoder.
         stage_shortcuts: the parameter-free averaging and duplicating paths around the stages (Wan 2.2).
         latents_mean, latents_std: per-channel statistics, `z_dim` values each. They are settings, not buffers: no
-            checkpoint has them, and a model built on meta lacks nothing after `load_state_dict(assign=True)`.
-        encoder, decoder: build only one half with the other `False`. Its weights are then no part of the state dict.
+            checkpoint has them, and a model built on meta is complete after `load_state_dict(assign=True)`.
+        encoder, decoder: False leaves that half out; its weights are then not in the state dict.
 
     The model computes in the dtype of its weights (fp32, bf16, fp16); inputs of another floating dtype are cast. It
-    works under autograd: wrap inference in `torch.inference_mode()`. Without gradients it takes a faster way with the
+    works under autograd: wrap inference in `torch.inference_mode()`. Without gradients it computes faster with the
     same result, see `optimize`.
 
-    Raises `ValueError` for settings that make no model, with every reason.
+    Raises `ValueError` for invalid settings, with every reason.
 
     Source: the VAE published with Wan 2.2 TI2V-5B (`Wan2.2_VAE.pth`): 196 tensors, 704,688,668 parameters.
 
@@ -135,11 +134,11 @@ class WanVAE(nn.Module):
         for fqn, module in self.named_modules():
             if isinstance(module, CausalConv3d):
                 module.slot = fqn
-        # What a cache is bound to. No reference to the model itself: a cache must not keep gigabytes alive.
+        # Caches are bound to this, not to the model itself: a cache must not keep gigabytes of weights alive.
         self._identity = object()
         self._fast: Setting | Fast = "auto"
         self._graphs = Graphs()
-        self._statistics: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._statistics = LatentStatistics(self.config)
 
     @classmethod
     def from_checkpoint(
@@ -157,21 +156,21 @@ class WanVAE(nn.Module):
         train: bool = False,
         **settings: Any,
     ) -> Self:
-        """A loaded model: planned and checked first, then every tensor straight to its place.
+        """A loaded model. The load is planned and checked first; then every tensor goes straight to its place.
 
         `path` is a file, a folder of diffusers (the VAE's, or the pipeline's), an index of shards, or an open reader.
-        Without `rules` the layout is known by the keys: upstream's, that of diffusers, or the model's own as
-        `remapkit apply` writes it. Widths (`dim`, `dec_dim`, `z_dim`) come from the shapes, everything else of
-        `settings` from the arguments, then from a config of diffusers beside the checkpoint, then from the published
-        model. `encoder=False` or `decoder=False` load one half; the bytes of the other half are never read.
+        Without `rules` the layout is recognised by its keys: upstream's, diffusers', or the model's own as
+        `remapkit apply` writes it. Widths (`dim`, `dec_dim`, `z_dim`) come from the shapes; all other `settings` from
+        the arguments, else from a diffusers config beside the checkpoint, else from the published model.
+        `encoder=False` or `decoder=False` loads one half; the bytes of the other half are never read.
 
-        On the CPU the weights lie in the mapped file (`copy=True` takes them into memory); on CUDA they go through
+        On the CPU the weights stay in the mapped file (`copy=True` reads them into memory); on CUDA they go through
         page-locked buffers and are cast there. `dtype=None` keeps the checkpoint's dtype. The model is frozen and in
         eval mode unless `requires_grad` (None: as built) and `train` say otherwise.
 
-        Raises `remapkit.UsageError` (`RK645`: no layout fits, or that of the other generation; `RK646`: several fit;
-        `RK647`: another input), `FailedCheck` (names or shapes), `UnreadableCheckpoint`, or `ValueError` for widths
-        that make no model.
+        Raises `remapkit.UsageError` (`RK645`: no layout fits, or only the other generation's; `RK646`: several fit;
+        `RK647`: other input channels), `FailedCheck` (names or shapes), `UnreadableCheckpoint`, or `ValueError` for
+        invalid widths.
 
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp(), "vae.pth")
@@ -184,30 +183,30 @@ class WanVAE(nn.Module):
 
         settings |= {"encoder": encoder, "decoder": decoder}
         how = {"device": device, "dtype": dtype, "copy": copy, "requires_grad": requires_grad, "train": train}
-        siblings = [each for each in (WanVAE, Wan21VAE) if each is not cls]
+        siblings = [other for other in (WanVAE, Wan21VAE) if other is not cls]
         vae = load_vae(cls, path, rules, root=root, siblings=siblings, settings=settings, **how)
         assert isinstance(vae, cls)
         return vae
 
     @property
     def fast(self) -> Setting | Fast:
-        """What `optimize` was told last; "auto" to begin with."""
+        """The setting of the last `optimize` call; "auto" if there was none."""
         return self._fast
 
     def optimize(self, fast: Setting | Fast = "auto") -> Self:
-        """Choose how to compute wherever no gradients are wanted; returns the model.
+        """Choose how to compute wherever no gradients are needed; returns the model.
 
-        "auto" takes what the device has: on CUDA all parts of `Fast` but torch.compile (Triton only where it is
-        installed); on the CPU the buffers alone, whose result is bit for bit the plain one, and for 16-bit weights
-        channels innermost. "off" is the plain way. A
-        `Fast` names the parts; one that cannot run raises `WanFastError` at the next call. Caches go on across a
-        change. What the parts did before is let go: buffers and graphs are released, weights laid out plainly again.
+        "auto" takes what the device offers: on CUDA all parts of `Fast` except torch.compile (Triton only if it is
+        installed); on the CPU the buffers, whose result is bit for bit the plain one, and for 16-bit weights channels
+        last. "off" computes the plain way. A `Fast` names the parts; one that cannot run raises `WanFastError` at the
+        next call. Caches stay valid across a change. Buffers and graphs of the previous setting are released, and
+        weights get their plain layout back.
 
         >>> WanVAE(dim=8, dec_dim=12).optimize(Fast(windows=True, norm="compile")).fast.norm
         'compile'
         """
         if not isinstance(fast, Fast) and fast not in ("auto", "off"):
-            raise ValueError(f"fast={fast!r} is none of 'auto', 'off', or a Fast(...)")
+            raise ValueError(f"fast must be 'auto', 'off' or a Fast(...), got {fast!r}")
         self._fast = fast
         with self._graphs.lock:
             self._graphs.clear()
@@ -221,7 +220,7 @@ class WanVAE(nn.Module):
         continue the video: T is 4k and t is k. How a video is split over calls does not change the latent. H and W
         are multiples of 16. (4 and 16 are `config.temporal_factor` and `config.spatial_factor`.)
 
-        `check_finite=False` skips the one look at all values, which waits for the device.
+        `check_finite=False` skips the pass over all values, which waits for the device.
 
         Raises `WanInputError` (shape, dtype, device, NaN or infinite values, values far outside [-1, 1]),
         `WanCacheError` (the cache belongs to another model, size or dtype) or `WanNotLoadedError` (weights on meta).
@@ -234,13 +233,13 @@ class WanVAE(nn.Module):
         """
         if self.encoder is None or self.conv1 is None:
             raise WanNotLoadedError("this WanVAE was built with encoder=False: it cannot encode")
-        rollout = _choose_cache(cache).encoding
+        rollout = choose_cache(cache).encoding
         device, dtype = self._find_placement(("encoder", "conv1"), video_BCTHW)
         check_input("video", video_BCTHW, self.config, device, is_first=rollout.chunks == 0)
         B, _, T, H, W = video_BCTHW.shape
         factor = self.config.spatial_factor
         tiles = make_whole_frame(H // factor, W // factor)
-        rollout.bind_key(self._make_key(B, H, W, dtype, find_autocast_dtype(device), tiles), device)
+        rollout.bind_key(self._make_key((B, H, W), dtype, device, tiles), device)
         if check_finite:
             check_values("video", video_BCTHW)
         fast = self._choose_fast(("encoder", "conv1"), video_BCTHW, device, dtype)
@@ -249,7 +248,7 @@ class WanVAE(nn.Module):
         latent_BCTHW = torch.empty(B, self.config.z_dim, chunks, H // factor, W // factor, device=device, dtype=dtype)
         with rollout.advance(chunks):
             for t in range(chunks):
-                frames = self._locate_frames(start, start + t)
+                frames = self.config.locate_frames(start, start + t)
                 latent_BCTHW[:, :, t : t + 1] = self._run_step(
                     "encode", video_BCTHW[:, :, frames].to(dtype), 0, rollout.stream("frame"), fast
                 )
@@ -270,10 +269,10 @@ class WanVAE(nn.Module):
         With no cache, or at the cache's first use, T is 1 + 4(t-1); later calls with the same cache continue the
         video and T is 4t. How a latent is split over calls does not change the video.
 
-        The decoder's range is not bounded: values beyond [-1, 1] are returned as they are, unless `clamp=True`.
-        `tiling` decodes tile by tile, for frames that do not fit in memory whole.
+        The decoder's output is not bounded: values beyond [-1, 1] are returned as they are, unless `clamp=True`.
+        `tiling` decodes tile by tile, for frames that do not fit into memory.
 
-        Raises as `encode` does.
+        Raises the errors of `encode`.
 
         >>> vae = WanVAE(dim=8, dec_dim=12)
         >>> vae.decode(torch.zeros(1, 48, 2, 2, 3)).shape
@@ -293,20 +292,20 @@ class WanVAE(nn.Module):
         tiling: Tiling | None = None,
         check_finite: bool = True,
     ) -> Iterator[Tensor]:
-        """As `decode`, but gives the frames as they come: one chunk `[B, 3, 1 or 4, H, W]` a latent frame.
+        """Like `decode`, but yields the video as it is computed: one chunk `[B, 3, 1 or 4, H, W]` per latent frame.
 
-        `latents` is one tensor, or several that come one after the other (a generator, say, that makes them
-        meanwhile). A tensor is checked before the first frame is asked for, later ones as they come. The iteration
-        may be left after any chunk: the cache is then ready to continue from there.
+        `latents` is one tensor, or an iterable of tensors that continue each other (a generator, for example). A
+        single tensor is checked right away, those of an iterable as they come. The iteration may stop after any
+        chunk: the cache can then continue from there.
 
         >>> vae = WanVAE(dim=8, dec_dim=12)
         >>> with torch.inference_mode():
         ...     [chunk.shape[2] for chunk in vae.iter_decode(torch.zeros(1, 48, 3, 2, 2))]
         [1, 4, 4]
         """
-        cache = _choose_cache(cache)
+        cache = choose_cache(cache)
         if isinstance(latents, Tensor):
-            jobs: Iterable[_Decoding] = [
+            jobs: Iterable[Decoding] = [
                 self._start_decoding(latents, cache, tiling, clamp=clamp, check_finite=check_finite)
             ]
         else:
@@ -314,18 +313,18 @@ class WanVAE(nn.Module):
         return (chunk_BCTHW for job in jobs for chunk_BCTHW in job)
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """There and back: what is left of a video after encoding and decoding it."""
+        """Encode and decode: the reconstruction of a video."""
         return self.decode(self.encode(video_BCTHW))
 
     def example_input(self, method: str) -> Tensor:
-        """What `encode`, `decode` or `forward` may be tried on: random, small, two latent frames long."""
+        """A small random input for `encode`, `decode` or `forward`, two latent frames long; `verify` uses it."""
         factor = self.config.spatial_factor
         if method == "decode":
             return torch.rand(1, self.config.z_dim, 2, 2, 3) * 2 - 1
         return torch.rand(1, 3, 1 + self.config.temporal_factor, 2 * factor, 3 * factor) * 2 - 1
 
     def reference_output(self, source: nn.Module, method: str, x: Tensor) -> object:
-        """What diffusers' `AutoencoderKLWan` gives, in the terms of this class: it leaves latents unnormalised."""
+        """What diffusers' `AutoencoderKLWan` computes, in this class's convention: its latents are not normalised."""
         config = getattr(source, "config", None)
         if not hasattr(config, "latents_mean") or method not in ("encode", "decode"):
             return NotImplemented
@@ -334,14 +333,14 @@ class WanVAE(nn.Module):
         return (call(x).latent_dist.mean - mean) / std if method == "encode" else call(x * std + mean).sample
 
     def comparable_output(self, method: str, x: Tensor) -> object:
-        """What is compared with `reference_output`: diffusers clamps what it decodes, this class only if asked."""
+        """What to compare with `reference_output`: diffusers clamps what it decodes, this class only on request."""
         return self.decode(x, clamp=True) if method == "decode" else NotImplemented
 
     def extra_repr(self) -> str:
         return f"dim={self.config.dim}, dec_dim={self.config.dec_dim}, z_dim={self.config.z_dim}"
 
     def _run_step(self, name: StepName, x_BCTHW: Tensor, stages: int, stream: Stream, fast: Fast) -> Tensor:
-        """One chunk through a part of the model; what it remembers is in `stream` afterwards."""
+        """One chunk through a part of the model; `stream` holds the frames that it remembers afterwards."""
         stream.fast = fast
         step = {"encode": self._encode_chunk, "begin": self._begin_chunk, "finish": self._finish_chunk}[name]
 
@@ -353,17 +352,8 @@ class WanVAE(nn.Module):
                 B, _, _, H, W = x_BCTHW.shape
                 cast = find_autocast_dtype(x_BCTHW.device)
                 with self._graphs.lock:
-                    key = (
-                        stages,
-                        B,
-                        H,
-                        W,
-                        x_BCTHW.dtype,
-                        cast,
-                        x_BCTHW.device,
-                        fast,
-                        self._list_weight_pointers(name),
-                    )
+                    pointers = self._list_weight_pointers(name)
+                    key = (stages, B, H, W, x_BCTHW.dtype, cast, x_BCTHW.device, fast, pointers)
                     out_BCTHW = self._graphs.run(name, key, run, x_BCTHW, stream)
             else:
                 stream.leave_host()
@@ -378,15 +368,15 @@ class WanVAE(nn.Module):
             memory_format=choose_memory_format(stream.fast)
         )
         posterior_BCTHW: Tensor = self.conv1(self.encoder(x_BCTHW, stream))
-        mean, std = self._make_statistics(posterior_BCTHW.device)
-        # The second half is the log-variance, which a deterministic latent has no use for.
+        mean, std = self._statistics.on_device(posterior_BCTHW.device)
+        # The second half is the log-variance, which a deterministic latent does not need.
         mu_BCTHW = posterior_BCTHW[:, : self.config.z_dim]
         return ((mu_BCTHW - mean) / std).to(video_BCTHW.dtype)
 
     def _begin_chunk(self, latent_BCTHW: Tensor, stages: int, stream: Stream) -> Tensor:
-        """One latent frame to what the decoder makes of it before the frame may be cut."""
+        """One latent frame through the part of the decoder that needs the whole frame."""
         assert self.decoder is not None and self.conv2 is not None
-        mean, std = self._make_statistics(latent_BCTHW.device)
+        mean, std = self._statistics.on_device(latent_BCTHW.device)
         z_BCTHW = (latent_BCTHW * std + mean).to(latent_BCTHW.dtype)
         z_BCTHW = z_BCTHW.contiguous(memory_format=choose_memory_format(stream.fast))
         return self.decoder.begin(self.conv2(z_BCTHW), stages, stream)
@@ -399,35 +389,26 @@ class WanVAE(nn.Module):
 
     def _start_decoding(
         self, latent_BCTHW: Tensor, cache: WanCache | None, tiling: Tiling | None, *, clamp: bool, check_finite: bool
-    ) -> _Decoding:
+    ) -> Decoding:
         """A checked call of `decode`."""
         if self.decoder is None or self.conv2 is None:
             raise WanNotLoadedError("this WanVAE was built with decoder=False: it cannot decode")
-        rollout = _choose_cache(cache).decoding
+        rollout = choose_cache(cache).decoding
         device, dtype = self._find_placement(("decoder", "conv2"), latent_BCTHW)
         check_input("latent", latent_BCTHW, self.config, device, is_first=rollout.chunks == 0)
         B, _, _, H, W = latent_BCTHW.shape
         factor = self.config.spatial_factor
         tiles = make_whole_frame(H, W) if tiling is None else tiling.tiles(H, W, self.config)
-        # A tiling that does not cut the frame is none.
+        # A tiling that does not cut the frame is no tiling.
         stages = 0 if tiling is None or len(tiles) == 1 else tiling.whole_stages
-        rollout.bind_key(
-            self._make_key(B, H * factor, W * factor, dtype, find_autocast_dtype(device), tiles, stages), device
-        )
+        rollout.bind_key(self._make_key((B, H * factor, W * factor), dtype, device, tiles, stages), device)
         if check_finite:
             check_values("latent", latent_BCTHW)
         fast = self._choose_fast(("decoder", "conv2"), latent_BCTHW, device, dtype)
-        return _Decoding(self, latent_BCTHW.to(dtype), rollout, tiles, stages, clamp, fast)
-
-    def _locate_frames(self, start: int, chunk: int) -> slice:
-        """Where the frames of a chunk are in the video of a call that starts at chunk `start`."""
-        factor = self.config.temporal_factor
-        first, last = (max(0, 1 + factor * (c - 1)) for c in (chunk, chunk + 1))
-        offset = max(0, 1 + factor * (start - 1))
-        return slice(first - offset, last - offset)
+        return Decoding(self._run_step, self.config, latent_BCTHW.to(dtype), rollout, tiles, stages, clamp, fast)
 
     def _choose_fast(self, names: tuple[str, str], x: Tensor, device: torch.device, dtype: torch.dtype) -> Fast:
-        """How this call computes; the weights it needs are laid out for it."""
+        """How this call computes; the weights that it needs get the matching memory layout."""
         half = [self.get_submodule(name) for name in names]
         weights = [weight for module in half for weight in module.parameters()]
         grads = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
@@ -435,18 +416,18 @@ class WanVAE(nn.Module):
             self._fast, device, dtype, grads=grads, graphs_work=self._graphs.capture.can_record(device)
         )
         if fast.channels_last:
-            # Another thread's recording reads the weights where they lie.
+            # Under the lock: a recording of another thread reads the weights at their present addresses.
             with self._graphs.lock:
                 lay_out_weights(half, channels_last=True)
         return fast
 
     def _list_weight_pointers(self, name: StepName) -> tuple[int, ...]:
-        """Where the weights of a step are: a graph reads them there, and knows of no others."""
+        """The addresses of a step's weights: part of a graph's key, since a graph reads exactly these addresses."""
         half = (self.encoder, self.conv1) if name == "encode" else (self.decoder, self.conv2)
         return tuple(weight.data_ptr() for module in half if module is not None for weight in module.parameters())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        # Weights that move leave their graphs behind: better to give the memory back now than at the next call.
+        # Graphs are useless once the weights have moved: free their memory now, not at the next call.
         self._graphs.clear()
         return super()._apply(fn, recurse)
 
@@ -458,37 +439,23 @@ class WanVAE(nn.Module):
 
     def _make_key(
         self,
-        B: int,
-        H: int,
-        W: int,
+        shape: tuple[int, int, int],
         dtype: torch.dtype,
-        autocast: torch.dtype | None,
+        device: torch.device,
         tiles: tuple[Tile, ...],
         stages: int = 0,
     ) -> RolloutKey:
+        """What a cache is bound to; `shape` is the batch, height and width of the video."""
         label = f"{type(self).__name__}({self.extra_repr()})"
         boxes = tuple(tile.box for tile in tiles)
-        return RolloutKey(self._identity, label, B, H, W, dtype, boxes, stages, autocast)
-
-    def _make_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and std as [1, C, 1, 1, 1] in fp32; made on first use, so nothing can be left on meta."""
-        if device not in self._statistics:
-            # An inference tensor kept from a first call would break a later call under autograd.
-            with torch.inference_mode(False):
-                mean, std = (
-                    torch.tensor(values, dtype=torch.float32, device=device).reshape(1, -1, 1, 1, 1)
-                    for values in (self.config.latents_mean, self.config.latents_std)
-                )
-            # The first to come stays: a recording reads it where it lies.
-            self._statistics.setdefault(device, (mean, std))
-        return self._statistics[device]
+        return RolloutKey(self._identity, label, *shape, dtype, boxes, stages, find_autocast_dtype(device))
 
 
 class Wan21VAE(WanVAE):
     """The causal video VAE of Wan 2.1: `[B, 3, T, H, W]` <-> `[B, 16, 1+(T-1)/4, H/8, W/8]`.
 
     The same modules as `WanVAE` with one width for both halves, no patches and no shortcuts around the stages.
-    Arguments, calls and errors are those of `WanVAE`.
+    Arguments, methods and errors are those of `WanVAE`.
 
     Source: the VAE published with Wan 2.1 (`Wan2.1_VAE.pth`): 194 tensors, 126,892,531 parameters.
 
@@ -526,83 +493,3 @@ class Wan21VAE(WanVAE):
             encoder=encoder,
             decoder=decoder,
         )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Decoding:
-    """One checked call of `decode`: into one video, or chunk by chunk."""
-
-    vae: WanVAE
-    latent_BCTHW: Tensor  # noqa: N815 (shape suffix)
-    rollout: Rollout
-    tiles: tuple[Tile, ...]
-    whole_stages: int
-    clamp: bool
-    fast: Fast
-
-    def run(self, *, keep: bool) -> Tensor:
-        """The whole video. Without `keep` the memory of the rollout is not needed afterwards."""
-        start, chunks = self.rollout.chunks, self.latent_BCTHW.shape[2]
-        video_BCTHW = self._make_canvas(self.vae._locate_frames(start, start + chunks - 1).stop)
-        parts = [video_BCTHW[:, :, self.vae._locate_frames(start, start + t)] for t in range(chunks)]
-        with self.rollout.advance(chunks):
-            if keep or len(self.tiles) == 1:
-                for t, part_BCTHW in enumerate(parts):
-                    self._paint_chunk(part_BCTHW, t)
-            else:
-                self._paint_by_tile(parts)
-        return video_BCTHW.clamp_(-1, 1) if self.clamp else video_BCTHW
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for t in range(self.latent_BCTHW.shape[2]):
-            chunk_BCTHW = self._make_canvas(self.vae._locate_frames(self.rollout.chunks, self.rollout.chunks).stop)
-            with self.rollout.advance(1):
-                self._paint_chunk(chunk_BCTHW, t)
-            self.rollout.detach()
-            yield chunk_BCTHW.clamp_(-1, 1) if self.clamp else chunk_BCTHW
-
-    def _make_canvas(self, frames: int) -> Tensor:
-        """An empty video. Tiles are added up, so with several of them it starts from zeros."""
-        B, _, _, H, W = self.latent_BCTHW.shape
-        factor = self.vae.config.spatial_factor
-        empty = self.latent_BCTHW.new_empty if len(self.tiles) == 1 else self.latent_BCTHW.new_zeros
-        return empty(B, VIDEO_CHANNELS, frames, H * factor, W * factor)
-
-    def _paint_chunk(self, part_BCTHW: Tensor, t: int) -> None:
-        """Latent frame `t` into its frames, all tiles of it. What every tile remembers is held all the time."""
-        shared_BCTHW = self._begin_frame(t)
-        for index, tile in enumerate(self.tiles):
-            self._finish_tile(part_BCTHW, shared_BCTHW, index, tile)
-
-    def _paint_by_tile(self, parts: list[Tensor]) -> None:
-        """Tile after tile: only one tile's memory is held at a time, and the small shared features of all frames."""
-        shared = [self._begin_frame(t) for t in range(len(parts))]
-        for index, tile in enumerate(self.tiles):
-            for part_BCTHW, shared_BCTHW in zip(parts, shared, strict=True):
-                self._finish_tile(part_BCTHW, shared_BCTHW, index, tile)
-            del self.rollout.streams[f"tile {index}"]
-
-    def _begin_frame(self, t: int) -> Tensor:
-        """The features of latent frame `t` that all tiles share."""
-        latent_BCTHW = self.latent_BCTHW[:, :, t : t + 1]
-        return self.vae._run_step("begin", latent_BCTHW, self.whole_stages, self.rollout.stream("frame"), self.fast)
-
-    def _finish_tile(self, part_BCTHW: Tensor, shared_BCTHW: Tensor, index: int, tile: Tile) -> None:
-        """One tile into its place."""
-        stream = self.rollout.stream(f"tile {index}")
-        cut_BCTHW = tile.cut_frame(shared_BCTHW, 2**self.whole_stages)
-        decoded_BCTHW = self.vae._run_step("finish", cut_BCTHW, self.whole_stages, stream, self.fast)
-        place_BCTHW = tile.cut_frame(part_BCTHW, self.vae.config.spatial_factor)
-        if len(self.tiles) == 1:
-            place_BCTHW.copy_(decoded_BCTHW)
-        else:
-            place_BCTHW += (decoded_BCTHW * tile.weights(decoded_BCTHW.device)).to(place_BCTHW.dtype)
-
-
-def _choose_cache(cache: WanCache | None) -> WanCache:
-    """The caller's cache, or one for this call alone."""
-    if cache is None:
-        return WanCache()
-    if not isinstance(cache, WanCache):
-        raise TypeError(f"cache must be a WanCache or None, not {type(cache).__name__}")
-    return cache

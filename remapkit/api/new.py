@@ -10,7 +10,7 @@ from typing import Any
 
 from remapkit.api.inputs import list_files_read
 from remapkit.api.ruleset import Config
-from remapkit.authoring.scaffold import new_rule_file
+from remapkit.authoring.new import new_rule_file
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.log import log_diagnostics

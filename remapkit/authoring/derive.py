@@ -1,21 +1,23 @@
-"""Rule files from what was found in examples: the text, and which of its lines say which example."""
+"""The text of a learned rule file, and which of its lines express which generalised rule."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from remapkit.authoring.generalize import Copied, Example, Fixed, Looked, SegmentItem
-from remapkit.authoring.scaffold import escape_regex, name_captures, write_bound, write_where
+from remapkit.authoring.generalize import Copied, Example, Fixed, LookedUp, SegmentItem
+from remapkit.authoring.new import name_captures, write_bound
+from remapkit.authoring.write_rules import PatternText, write_rule, write_table, write_test
 from remapkit.diagnostics.wording import counted
 from remapkit.patterns.literals import literal_text
-from remapkit.rulefile.yaml.emit import emit_scalar, entry, quote_text
+from remapkit.patterns.tree import literal
+from remapkit.patterns.unparse import unparse
 from remapkit.tensors.families import is_index_word
 
 
 class How(enum.Enum):
-    """How an example is written: with any index, with those that it was seen with, or key by key."""
+    """How a generalised rule is written, the widest first: with any index, with the indices seen, or key by key."""
 
     FREE = "any index"
     TIGHT = "these indices"
@@ -24,7 +26,7 @@ class How(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class DraftRule:
-    """An example, and how it is written."""
+    """A generalised rule, and how it is written."""
 
     example: Example
     how: How = How.FREE
@@ -32,19 +34,19 @@ class DraftRule:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A text, the part (by its number) that each line and each rule says; a line that says none has -1."""
+    """A text; `owners` has for each line, `ids` for each rule id, the number of the draft rule (-1 for none)."""
 
     text: str
     owners: tuple[int, ...]
     ids: Mapping[str, int]
 
 
-def write_draft(parts: Sequence[DraftRule], before: Sequence[str]) -> Draft:
-    """The rule file of these parts, after the lines `before`."""
-    written, tables = _make_rules(parts)
-    lines = [*((line, -1) for line in before), *_write_lines(written, tables)]
+def write_draft(parts: Sequence[DraftRule], head: Sequence[str]) -> Draft:
+    """The rule file of these draft rules, after the lines of `head`."""
+    rules, tables = _make_rules(parts)
+    lines = [*((line, -1) for line in head), *_write_lines(rules, tables)]
     text = "".join(f"{line}\n" for line, _ in lines)
-    return Draft(text, tuple(owner for _, owner in lines), {rule.id: rule.part for rule in written})
+    return Draft(text, tuple(owner for _, owner in lines), {rule.id: rule.part for rule in rules})
 
 
 _Tables = dict[str, tuple[tuple[str, str], ...]]
@@ -52,66 +54,65 @@ _Tables = dict[str, tuple[tuple[str, str], ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """One rule as it will be written; `part` is the number of the part that it says."""
+    """One rule as it will be written; `part` is the number of its draft rule, `to` is None under `keep:`."""
 
     id: str
     part: int
-    pattern: str
+    pattern: PatternText
     to: str | None
-    surface: str = "path"
-    where: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    test: tuple[str, str]
     count: int = 1
-    first: tuple[str, str] = ("", "")
 
 
 def _make_rules(parts: Sequence[DraftRule]) -> tuple[list[_Rule], _Tables]:
     tables: _Tables = {}
     ids: set[str] = set()
-    written: list[_Rule] = []
+    rules: list[_Rule] = []
     keeps = 0
     for number, part in enumerate(parts):
         if part.how is How.LITERAL or any("" in words for words in part.example.words):
             # A path has no empty segments: such a key is written out, as a regular expression.
-            written += [_make_literal_rule(pair, number, ids) for pair in part.example.pairs]
+            rules += [_make_literal_rule(pair, number, ids) for pair in part.example.pairs]
             continue
         rule = _make_rule(part, number, ids, tables)
         if part.example.is_identity:
             rule = replace(rule, id=f"keep[{keeps}]", to=None)
             keeps += 1
-        written.append(rule)
-    return written, tables
+        rules.append(rule)
+    return rules, tables
 
 
 def _make_literal_rule(pair: tuple[str, str], number: int, ids: set[str]) -> _Rule:
-    id = _make_id(pair[0], ids)
-    return _Rule(id, number, escape_regex(pair[0]), literal_text(pair[1]), surface="match", first=pair)
+    pattern = PatternText(unparse(literal(pair[0])), "match")
+    return _Rule(_make_id(pair[0], ids), number, pattern, literal_text(pair[1]), pair)
 
 
 def _make_rule(part: DraftRule, number: int, ids: set[str], tables: _Tables) -> _Rule:
     example = part.example
     names = [name for name, _ in name_captures(example.words)]
     bounded = example.computed_places
-    of_place = {
+    table_of = {
         item.place: _name_table(names[item.place], item.entries, tables)
         for item in reversed(example.items)
-        if isinstance(item, Looked)
+        if isinstance(item, LookedUp)
     }
     segments, where = [], {}
     for place, (name, words) in enumerate(zip(names, example.words, strict=True)):
-        kind = _choose_bound(words, free=part.how is How.FREE and place not in bounded)
+        bound = _choose_bound(words, free=part.how is How.FREE and place not in bounded)
         if not name:
             segments.append(literal_text(words[0]))
-        elif place in of_place:
-            segments.append(f"{{{name}:{of_place[place]}}}")
-        elif kind is not None:
-            segments.append(f"{{{name}:{kind}}}")
+        elif place in table_of:
+            segments.append(f"{{{name}:{table_of[place]}}}")
+        elif bound is not None:
+            segments.append(f"{{{name}:{bound}}}")
         else:
             segments.append(f"{{{name}}}")
             where[name] = words
     to = ".".join(_write_target_segment(item, names, tables) for item in example.items)
-    shared = [each[0] for each in example.words if len(each) == 1 and not is_index_word(each[0])]
+    shared = [words[0] for words in example.words if len(words) == 1 and not is_index_word(words[0])]
     id = _make_id(".".join(shared) or "all", ids)
-    return _Rule(id, number, ".".join(segments), to, "path", where, len(example.pairs), example.pairs[0])
+    pattern = PatternText(".".join(segments), where=where)
+    return _Rule(id, number, pattern, to, example.pairs[0], len(example.pairs))
 
 
 def _choose_bound(words: Sequence[str], *, free: bool) -> str | None:
@@ -123,13 +124,13 @@ def _write_target_segment(item: SegmentItem, names: Sequence[str], tables: _Tabl
         return literal_text(item.word)
     if isinstance(item, Copied):
         return f"{{{names[item.place]}}}"
-    if isinstance(item, Looked):
+    if isinstance(item, LookedUp):
         return f"{{{names[item.place]}|{_name_table(names[item.place], item.entries, tables)}}}"
     return "{" + item.written.format(*(names[place] for place in item.places)) + "}"
 
 
 def _name_table(name: str, entries: tuple[tuple[str, str], ...], tables: _Tables) -> str:
-    """The name of the table with these entries, made where there is none yet."""
+    """The name of the table with these entries; it is added if there is none yet."""
     known = next((each for each, found in tables.items() if sorted(found) == sorted(entries)), None)
     if known is not None:
         return known
@@ -149,43 +150,27 @@ def _make_id(name: str, ids: set[str]) -> str:
     return unique
 
 
-# ------------------------------------------------------------------------------------------------ YAML
+# ------------------------------------------------------------------------------------------------ lines
 
 
-def _write_lines(written: Sequence[_Rule], tables: _Tables) -> Iterator[tuple[str, int]]:
+def _write_lines(rules: Sequence[_Rule], tables: _Tables) -> Iterator[tuple[str, int]]:
+    """Every line, with the number of the draft rule that it belongs to."""
     if tables:
         yield "tables:", -1
         for name, entries in tables.items():
-            inner = ", ".join(
-                f"{emit_scalar(literal_text(key))}: {emit_scalar(literal_text(value))}" for key, value in entries
-            )
-            lossy = len({value for _, value in entries}) < len(entries)
-            yield f"  {name}: {{lossy: true, entries: {{{inner}}}}}" if lossy else f"  {name}: {{{inner}}}", -1
+            yield write_table(name, entries, lossy=len({value for _, value in entries}) < len(entries)), -1
         yield "", -1
-    rules = [rule for rule in written if rule.to is not None]
-    if rules:
+    if any(rule.to is not None for rule in rules):
         yield "rules:", -1
     for rule in rules:
-        yield from ((line, rule.part) for line in _write_rule(rule))
-    keeps = [rule for rule in written if rule.to is None]
-    if keeps:
+        if rule.to is not None:
+            lines = (f"# {counted(rule.count, 'key')}", *write_rule(rule.id, rule.pattern, rule.to))
+            yield from ((f"  {line}", rule.part) for line in lines)
+            yield "", rule.part
+    if any(rule.to is None for rule in rules):
         yield "keep:", -1
-        for rule in keeps:
-            pattern = quote_text(rule.pattern)
-            guarded = f"{{path: {pattern}, where: {write_where(rule.where)}}}"
-            yield f"  - {guarded if rule.where else pattern}", rule.part
+        yield from ((f"  - {rule.pattern.inline()}", rule.part) for rule in rules if rule.to is None)
         yield "", -1
     yield "tests:", -1
-    for rule in written:
-        source, target = map(emit_scalar, rule.first)
-        yield from ((line, rule.part) for line in entry(source, target).split("\n"))
-
-
-def _write_rule(rule: _Rule) -> Iterator[str]:
-    yield f"  # {counted(rule.count, 'key')}"
-    yield f"  - id: {emit_scalar(rule.id)}"
-    yield f"    {rule.surface}: {quote_text(rule.pattern)}"
-    if rule.where:
-        yield f"    where: {write_where(rule.where)}"
-    yield f"    to: {quote_text(rule.to or '')}"
-    yield ""
+    for rule in rules:
+        yield from ((line, rule.part) for line in write_test(rule.test[0], [rule.test[1]]))

@@ -1,8 +1,11 @@
-"""Rules from examples: pairs of keys, source and target, generalised to as few rules as say exactly the same.
+"""Rules from examples: pairs of source and target keys, generalised to a few rules that map exactly these keys.
 
-Nothing is guessed from what names look like. A target segment is explained by the source's segments (a copy, a
-shifted or folded index, an entry of a table) only where that holds for every pair, keys are joined to one rule only
-where every combination of their words occurs, and what cannot be explained stays a rule for one key.
+Nothing is guessed from what names look like. A target segment is explained by source segments (a copy, a shifted or
+folded index, an entry of a table) only if that holds for every pair; keys are joined into one rule only if every
+combination of their words occurs; what cannot be explained stays a rule for one key.
+
+The search is greedy, so fewer rules may exist than it finds. Its invariant: every group of keys has an explanation
+(`_explain_group`).
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ _LARGEST = 1000
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """A target segment that is one word in every pair."""
+    """A target segment that is the same word in every pair."""
 
     word: str
 
@@ -37,26 +40,26 @@ class Copied:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A target segment that is an arithmetic expression of source segments; `{0}` in `written` is the first one."""
+    """A target segment that is arithmetic on source segments; `{0}` in `written` is the first of `places`."""
 
     places: tuple[int, ...]
     written: str
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class LookedUp:
     """A target segment (or several, joined by dots) that is a function of the source segment at `place`."""
 
     place: int
     entries: tuple[tuple[str, str], ...]
 
 
-SegmentItem = Fixed | Copied | Computed | Looked
+SegmentItem = Fixed | Copied | Computed | LookedUp
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A rule as found: the words of each source segment, what makes each target segment, and the pairs it says."""
+    """A rule as found: the words of each source segment, what makes each target segment, and the pairs it maps."""
 
     words: tuple[Segments, ...]
     items: tuple[SegmentItem, ...]
@@ -69,18 +72,18 @@ class Example:
 
     @property
     def computed_places(self) -> frozenset[int]:
-        """The source segments that arithmetic or a table needs bounded."""
+        """The source segments that must be bounded, because arithmetic or a table uses them."""
         bounded: set[int] = set()
         for item in self.items:
             if isinstance(item, Computed):
                 bounded.update(item.places)
-            elif isinstance(item, Looked):
+            elif isinstance(item, LookedUp):
                 bounded.add(item.place)
         return frozenset(bounded)
 
 
 def generalize(pairs: Mapping[str, str]) -> tuple[Example, ...]:
-    """As few rules as say exactly these pairs, in the order of their first keys.
+    """A few rules that map exactly these pairs, in the order of their first keys.
 
     >>> words = {"q": "query", "k": "key"}
     >>> pairs = {f"layers.{n}.{word}.w": f"h.{n}.attn.{words[word]}.w" for n in range(3) for word in words}
@@ -88,7 +91,7 @@ def generalize(pairs: Mapping[str, str]) -> tuple[Example, ...]:
     >>> example.words
     (('layers',), ('0', '1', '2'), ('q', 'k'), ('w',))
     >>> example.items[3]
-    Looked(place=2, entries=(('q', 'query'), ('k', 'key')))
+    LookedUp(place=2, entries=(('q', 'query'), ('k', 'key')))
     """
     split = _split_keys(pairs)
     finest: defaultdict[object, list[str]] = defaultdict(list)
@@ -96,6 +99,7 @@ def generalize(pairs: Mapping[str, str]) -> tuple[Example, ...]:
         finest[_mask_indices(source), _mask_indices(target)].append(fqn)
     groups = [group for members in finest.values() for group in _split_group(members, split)]
     before = len(groups) + 1
+    # Joining can make further joins possible. It ends: every round but the last leaves fewer groups.
     while len(groups) < before:
         before = len(groups)
         for from_the_end in range(1, max((len(split[group[0]][0]) for group in groups), default=0) + 1):
@@ -106,9 +110,9 @@ def generalize(pairs: Mapping[str, str]) -> tuple[Example, ...]:
 
 
 def split_example(example: Example, *, singly: bool = False) -> tuple[Example, ...]:
-    """An example as several, which say the same pairs: by its words, else by the lower and the upper indices.
+    """An example as several that map the same pairs: one for each word, or one for the lower and the upper indices.
 
-    `singly` makes one of each pair.
+    `singly` makes one for each pair.
 
     >>> example, = generalize({f"l.{n}.{leaf}": f"h.{n}.{leaf}" for n in range(2) for leaf in "wb"})
     >>> [each.words[-1] for each in split_example(example)], len(split_example(example, singly=True))
@@ -118,7 +122,7 @@ def split_example(example: Example, *, singly: bool = False) -> tuple[Example, .
     split = _split_keys(pairs)
     varying = [place for place, words in enumerate(example.words) if len(words) > 1]
     groups: defaultdict[object, list[str]] = defaultdict(list)
-    # The last word, `weight` or `bias`, is likelier to differ than the part that it belongs to.
+    # Words before indices, and the last one first: `weight` and `bias` differ more often than their modules do.
     place = max(varying, key=lambda place: (not all(map(is_index_word, example.words[place])), place))
     words = example.words[place]
     is_index = all(map(is_index_word, words))
@@ -148,7 +152,7 @@ def _make_example(group: Sequence[str], split: SplitKeys, pairs: Mapping[str, st
 
 
 def _list_words(group: Sequence[str], split: SplitKeys, side: int = 0) -> tuple[Segments, ...]:
-    """The distinct words of each segment: indices in their order, words in the order they were met."""
+    """The distinct words of each segment: indices in ascending order, other words as first seen."""
     columns = (tuple(dict.fromkeys(words)) for words in zip(*(split[fqn][side] for fqn in group), strict=True))
     return tuple(tuple(sorted(words, key=int)) if all(map(is_index_word, words)) else words for words in columns)
 
@@ -157,7 +161,12 @@ def _list_words(group: Sequence[str], split: SplitKeys, side: int = 0) -> tuple[
 
 
 def _split_group(group: list[str], split: SplitKeys) -> list[list[str]]:
-    """The group, or where no rule says it whole: parts of it, split by the index that makes the fewest."""
+    """The group, or where one rule cannot map it: parts of it, split by the segment that gives the fewest.
+
+    Every split is by a segment with several words, so parts are smaller than the group and the recursion ends; a
+    single key always has an explanation. Cost: for v segments with several words, v! passes over the group at worst;
+    v is two or three in real keys.
+    """
     if _explain_group(group, split) is not None:
         return [group]
     best: list[list[str]] = [[fqn] for fqn in group]
@@ -174,9 +183,10 @@ def _split_group(group: list[str], split: SplitKeys) -> list[list[str]]:
 
 
 def _join_groups(groups: list[list[str]], from_the_end: int, split: SplitKeys) -> list[list[str]]:
-    """Groups whose words differ only in one segment as one, where one rule says it all.
+    """Join groups that differ only in the words of one segment, where one rule maps them all.
 
-    All other segments have the same words, so every combination of words of the joined group occurs in it.
+    All their other segments have the same words, so in the joined group every combination of words occurs. (Indices
+    may differ: an index is written unbounded first, and `learn` narrows that where it takes too much.)
     """
     buckets: defaultdict[object, list[list[str]]] = defaultdict(list)
     for group in groups:
@@ -214,7 +224,7 @@ def _merge_bucket(bucket: list[list[str]], split: SplitKeys) -> list[list[str]]:
 
 
 def _explain_group(group: Sequence[str], split: SplitKeys) -> tuple[SegmentItem, ...] | None:
-    """What makes each target segment; None where something cannot be said, or a varying segment would be lost."""
+    """What makes each target segment; None where that cannot be expressed, or a varying segment would be lost."""
     sources = [split[fqn][0] for fqn in group]
     targets = [split[fqn][1] for fqn in group]
     if len({len(words) for words in sources}) > 1 or len({len(words) for words in targets}) > 1:
@@ -237,7 +247,7 @@ def _explain_group(group: Sequence[str], split: SplitKeys) -> tuple[SegmentItem,
 def _list_places(item: SegmentItem) -> tuple[int, ...]:
     if isinstance(item, Computed):
         return item.places
-    return (item.place,) if isinstance(item, Copied | Looked) else ()
+    return (item.place,) if isinstance(item, Copied | LookedUp) else ()
 
 
 def _explain_segment(
@@ -245,7 +255,7 @@ def _explain_segment(
 ) -> SegmentItem | None:
     if len(set(wanted)) == 1:
         return Fixed(wanted[0])
-    # A segment that no other target segment has taken yet is the likelier source, the leftmost the next.
+    # A segment that no other target segment uses yet is the likeliest source; of several the leftmost.
     for place in sorted(varying, key=lambda place: (place in used, place)):
         if tuple(columns[place]) == tuple(wanted):
             return Copied(place)
@@ -256,14 +266,17 @@ def _explain_segment(
     for place in sorted(varying, key=lambda place: (is_index_word(columns[place][0]), place in used, place)):
         entries: dict[str, str] = {}
         if all(entries.setdefault(word, found) == found for word, found in zip(columns[place], wanted, strict=True)):
-            return Looked(place, tuple(entries.items()))
+            return LookedUp(place, tuple(entries.items()))
     return None
 
 
 def _find_arithmetic(
     wanted: Sequence[int], columns: Sequence[Sequence[str]], varying: Sequence[int]
 ) -> Computed | None:
-    """The first of `n+c`, `i*k+j`, `n//k` and `n%k` that gives every wanted index."""
+    """The first of `n+c`, `i*k+j`, `n//k` and `n%k` that gives every wanted index.
+
+    At most 63 strides for each pair of index segments are tried, and nearly all fail within a few keys.
+    """
     numbers = {
         place: values
         for place in varying
@@ -285,7 +298,7 @@ def _list_expressions(numbers: Mapping[int, Sequence[int]], wanted: Sequence[int
         shift = wanted[0] - values[0]
         yield (place,), f"{{0}}{shift:+d}", lambda row, shift=shift: row[0] + shift  # type: ignore[misc]
     for one, other in itertools.permutations(numbers, 2):
-        # Below that stride two pairs of indices would give one number.
+        # With a smaller stride, two pairs of indices could give the same number.
         for stride in (stride for stride in _FOLDS if stride > max(numbers[other])):
             yield (one, other), f"{{0}}*{stride}+{{1}}", lambda row, k=stride: row[0] * k + row[1]  # type: ignore[misc]
     for place, values in numbers.items():
@@ -295,16 +308,17 @@ def _list_expressions(numbers: Mapping[int, Sequence[int]], wanted: Sequence[int
 
 
 def _join_tables(items: Iterable[SegmentItem]) -> Iterator[SegmentItem]:
-    """Neighbours that are functions of one segment as one table: `norm1 -> residual.0`."""
-    pending: Looked | None = None
+    """Neighbouring lookups of one segment joined into one table: `norm1 -> residual.0`."""
+    pending: LookedUp | None = None
     for item in items:
-        if isinstance(item, Looked) and pending is not None and item.place == pending.place:
+        if isinstance(item, LookedUp) and pending is not None and item.place == pending.place:
             values = dict(item.entries)
-            pending = Looked(item.place, tuple((word, f"{value}.{values[word]}") for word, value in pending.entries))
+            joined = tuple((word, f"{value}.{values[word]}") for word, value in pending.entries)
+            pending = LookedUp(item.place, joined)
             continue
         if pending is not None:
             yield pending
-        pending = item if isinstance(item, Looked) else None
+        pending = item if isinstance(item, LookedUp) else None
         if pending is None:
             yield item
     if pending is not None:

@@ -1,8 +1,8 @@
-"""The inverse of a rule set: what was the target is matched, and becomes what was the source.
+"""`remapkit invert`: the inverse of a rule set, which maps every target key back to its source key.
 
-It exists exactly when nothing that can vary is lost, every target can be cut in one way, and no two rules share one:
-what a proof says. `invert_rule` is the one place where a rule becomes its inverse; the rest writes it down, reads it
-again, and proves the result.
+It exists exactly when no varying part of a key is lost, every target can be split in one way, and no two rules share
+a target: what a proof shows. `invert_rule` inverts one rule, `write_inverse` writes the file; this module reads it
+back and proves it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from remapkit.tensors.spec import StateDictSpec
 def invert(rule_set: CompiledRules, *, header: Iterable[str] | None = None, beside: Path | None = None) -> str:
     """The inverse of a rule set as the text of a rule file.
 
-    `header` are known source keys that are led there and back; `beside` is the folder that the text is meant for
-    (paths in a rule file are relative to it; where it is None, they stay as they are). Raises `InvalidRules` with the
-    reason, the rule and the witness where there is no inverse. The result is proven, and leads every test and every
-    known key back to where it came from.
+    `header` are known source keys, which are mapped there and back as a check; `beside` is the folder that the text
+    is meant for (paths in a rule file are relative to it; None leaves them as they are). Raises `InvalidRules` with
+    the reason, the rule and the witness where there is no inverse. The result is proven, and maps the target of every
+    test and of every known key back to its source.
 
     >>> import remapkit
     >>> print(invert(remapkit.load("wan22_pth")).splitlines()[2])
@@ -49,19 +49,19 @@ def invert(rule_set: CompiledRules, *, header: Iterable[str] | None = None, besi
     tables = Tables()
     known = rule_set.tables
     problems: list[Diagnostic] = []
-    found: list[InverseRule | InversePipeline] = []
+    inverses: list[InverseRule | InversePipeline] = []
     by_id = {key_map.rule_id: key_map for key_map in key_maps(rule_set)}
     for rule in rule_set.rules:
         try:
             if rule.pipeline is None:
-                found += invert_rule(rule, by_id[rule.id], tables, known)
+                inverses += invert_rule(rule, by_id[rule.id], tables, known)
             elif rule.branch == 0:
-                found.append(invert_pipeline(rule_set, rule.pipeline, tables, known))
-        except NoInverse as none:
-            problems += none.diagnostics
+                inverses.append(invert_pipeline(rule_set, rule.pipeline, tables, known))
+        except NoInverse as error:
+            problems += error.diagnostics
     if problems:
         raise InvalidRules(problems)
-    text = InverseWriter(rule_set, found, tables, beside).text()
+    text = InverseWriter(rule_set, inverses, tables, beside).text()
     inverse = _check_inverse(rule_set, text, keys)
     if isinstance(header, StateDictSpec) and rule_set.has_operations:
         _check_header(rule_set, inverse, header)
@@ -72,34 +72,34 @@ def _refuse_unproven(rule_set: CompiledRules, keys: tuple[str, ...]) -> None:
     proof = prove(rule_set, header=keys)
     if proof.level is Level.ALL or (proof.level is Level.DOMAIN and not proof.witnesses):
         return
-    reason = "a proof over all keys comes first" if proof.level is Level.UNDECIDED else "two keys become one"
+    reason = "it is not proven for all keys" if proof.level is Level.UNDECIDED else "two keys map to one target"
     if proof.witnesses and proof.witnesses[0].fault in ("ambiguous", "cut"):
-        reason = "a key has no target, or two"
+        reason = "a key has no target, or several"
     if proof.witnesses and all(witness.fault == "open" for witness in proof.witnesses):
-        reason = "a key that passes through unmatched can be the target of another"
+        reason = "an unmatched key that passes through can equal the target of another key"
     title = f"{rule_set.name} has no inverse: {reason}"
-    help = ("repair what is found below; an inverse exists where all keys are proven",)
+    help = ("fix the findings below: rules that are proven for all keys have an inverse",)
     raise InvalidRules([Diagnostic("RK210", title, help=help, place=rule_set.file.source.name), *proof.findings])
 
 
 def _refuse_lossy(rule_set: CompiledRules) -> None:
     problems = []
     for rule in rule_set.drop:
-        title = f"{rule_set.name} has no inverse: {rule.id} leaves tensors behind, and nothing could bring them back"
-        help = ("without the `drop` there is one, for checkpoints that do not have these keys",)
+        title = f"{rule_set.name} has no inverse: {rule.id} drops tensors, which nothing can restore"
+        help = ("remove the `drop` for an inverse that serves checkpoints without these keys",)
         problems.append(Diagnostic("RK211", title, (Label(rule.pattern.text.span),), help))
     if rule_set.unmatched != "error":
         span = rule_set.file.unmatched_span
         what = "pass through" if rule_set.unmatched == "keep" else "are dropped"
         title = f"{rule_set.name} has no inverse: keys that no rule matches {what}"
-        help = ("name those keys under `keep:` and leave `unmatched` out",)
+        help = ("list those keys under `keep:` and remove `unmatched`",)
         problems.append(Diagnostic("RK212", title, (Label(span),) if span is not None else (), help))
     if problems:
         raise InvalidRules(problems)
 
 
 def _check_inverse(rule_set: CompiledRules, text: str, keys: Sequence[str]) -> CompiledRules:
-    """The inverse, proven in its turn, which leads back."""
+    """The inverse, compiled and proven; it maps every known key and every test back."""
     name = f"the inverse of {rule_set.name}"
     try:
         inverse = compile_rules(read_text(text, name), collect_param_values(rule_set))
@@ -108,32 +108,32 @@ def _check_inverse(rule_set: CompiledRules, text: str, keys: Sequence[str]) -> C
     except InvalidRules as error:
         problems = list(error.diagnostics)
     if problems:
-        title = f"{rule_set.name} has no inverse that could be proven for all keys"
-        help = ("the inverse that was tried is in the messages below",)
+        title = f"the inverse of {rule_set.name} could not be proven for all keys"
+        help = ("the messages below are about the inverse that was tried",)
         raise InvalidRules([Diagnostic("RK214", title, help=help, place=rule_set.file.source.name), *problems])
     for key in (*keys, *(test.source.value for test in rule_set.tests)):
         matches = rule_set.match(key)
         there = [match.target for match in matches]
         if any(match.rule.pipeline is not None for match in matches):
-            continue  # one key alone says nothing here: `_check_header` leads all of them back
+            continue  # needs all sources of the rule at once: `_check_header` tries that
         back = [match.target for match in inverse.match(there[0])] if len(there) == 1 and there[0] else [key]
         if back != [key]:
-            title = f"{rule_set.name} has no inverse that leads {key!r} back: {there} becomes {back}"
+            title = f"the inverse of {rule_set.name} does not map {key!r} back: {there} becomes {back}"
             raise InvalidRules(Diagnostic("RK214", title, help=("this is a bug in remapkit: please report it",)))
     return inverse
 
 
 def _check_header(rule_set: CompiledRules, inverse: CompiledRules, header: StateDictSpec) -> None:
-    """A known header goes there and back, shapes and dtypes included; one that the rules do not take says nothing."""
+    """Map a known header there and back, shapes and dtypes included; skipped if the rules do not fit the header."""
     there = make_plan(rule_set, header)
     if not there.ok:
         return
     back = make_plan(inverse, there.target)
     if dict(back.target) != dict(header) or not back.ok:
-        title = f"{rule_set.name} has no inverse that gives {header.name} back"
+        title = f"the inverse of {rule_set.name} does not restore {header.name}"
         differing = sorted(set(header.items()) ^ set(back.target.items()), key=str)[:5]
         notes = ("\n".join(f"{fqn}: {spec}" for fqn, spec in differing),) if differing else ()
-        help = ("the inverse that was tried is in the messages below",)
+        help = ("the messages below are about the inverse that was tried",)
         raise InvalidRules([Diagnostic("RK214", title, notes=notes, help=help), *back.problems])
 
 

@@ -1,4 +1,9 @@
-"""The inverse of one rule: its patterns, tables and operations turned round."""
+"""The inverse of one rule: its pattern, tables and operations reversed.
+
+The template becomes the pattern and the pattern becomes the template. What the template shows of each capture decides
+how the inverse recovers it: as it is, through an inverted table, by arithmetic, or, where several captures share one
+number, by enumerating their values.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 
 
 MAX_CASES = 64
-"""Into so many rules a rule is spelt out at most, one for each combination of captures that hang together."""
+"""A rule becomes at most so many inverse rules, one for each combination of captures that share a target segment."""
 
 
 class NoInverse(Exception):
@@ -48,7 +53,7 @@ class InverseCapture:
 
 @dataclass(frozen=True, slots=True)
 class InverseRule:
-    """A rule of the inverse: text and captures of its pattern, its template as written, its leaf guard."""
+    """A rule of the inverse: the text and captures of its pattern, its template as written, its leaf guard."""
 
     id: str
     pattern: tuple[str | InverseCapture, ...]
@@ -59,7 +64,7 @@ class InverseRule:
 
 @dataclass(slots=True)
 class Tables:
-    """The tables of the inverse: those of the rule file turned round, and those that had to be made."""
+    """The tables of the inverse: those of the rule file inverted, and new ones."""
 
     found: dict[str, dict[str, str]] = field(default_factory=dict)
     lossy: set[str] = field(default_factory=set)
@@ -78,7 +83,7 @@ class Tables:
 def invert_rule(
     rule: Rule, key_map: KeyMap, tables: Tables, known: Mapping[str, Mapping[str, str]]
 ) -> list[InverseRule]:
-    """The inverse of one rule: one rule, or one for each combination of captures that cannot be told apart."""
+    """The inverse of one rule: one rule, or one for each combination of the captures that share a target segment."""
     assert rule.template is not None
     together = hanging_together(key_map)
     items = [item for item in rule.template.items if _has_capture(item, together)]
@@ -94,10 +99,8 @@ def invert_rule(
     names = [part.name for part in rule.pattern.captures if part.name in together]
     cases = list(itertools.islice(itertools.product(*spaces), MAX_CASES + 1))
     if len(cases) > MAX_CASES:
-        title = (
-            f"{rule.id} has no inverse that could be written: {listed(map(str, names))} have too many combinations"
-        )
-        help = (f"bound them to at most {MAX_CASES} combinations, or write one rule a case",)
+        title = f"the inverse of {rule.id} cannot be written: {listed(map(str, names))} have too many combinations"
+        help = (f"bound them to at most {MAX_CASES} combinations, or write one rule for each case",)
         raise NoInverse(Diagnostic("RK213", title, _make_label(rule), help))
     found = []
     for number, case in enumerate(cases):
@@ -114,7 +117,7 @@ def _has_capture(item: TemplateItem, together: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class InversePipeline:
-    """A rule with operations turned round: what it joins, does and takes apart, each as plain data."""
+    """The inverse of a rule with operations: what it joins, computes and splits, each as plain data for YAML."""
 
     id: str
     sources: tuple[tuple[InverseRule, tuple[object, ...]], ...]
@@ -129,7 +132,7 @@ class InversePipeline:
 def invert_pipeline(
     rule_set: CompiledRules, pipeline: Pipeline, tables: Tables, known: Mapping[str, Mapping[str, str]]
 ) -> InversePipeline:
-    """The inverse of a rule with operations: sources and targets change places, everything is undone backwards."""
+    """The inverse of a rule with operations: sources and targets swap, operations are undone in reverse order."""
     rules = [rule for rule in rule_set.rules if rule.pipeline is pipeline]
     _refuse_one_way(pipeline)
     turned = [
@@ -140,8 +143,8 @@ def invert_pipeline(
         for rule in rules
     ]
     if not all(_is_consistent_row(row, turned[0]) for row in turned):
-        title = f"{pipeline.id} has no inverse that could be written: its sources do not bound their captures alike"
-        raise NoInverse(Diagnostic("RK213", title, (Label(pipeline.span),), ("bound them alike",)))
+        title = f"the inverse of {pipeline.id} cannot be written: its sources bound the same capture differently"
+        raise NoInverse(Diagnostic("RK213", title, (Label(pipeline.span),), ("bound it alike in each source",)))
     return InversePipeline(
         id=pipeline.id,
         sources=tuple((rule, _invert_calls(calls)) for rule, calls in zip(turned[0], pipeline.after, strict=True)),
@@ -155,7 +158,7 @@ def invert_pipeline(
 
 
 def _is_consistent_row(row: Sequence[InverseRule], first: Sequence[InverseRule]) -> bool:
-    """Whether all targets of one source give back the same key, and are read like those of the first source."""
+    """Whether all targets of one source give back the same key, with the patterns of those of the first source."""
     same = all((one.pattern, one.leaf) == (other.pattern, other.leaf) for one, other in zip(row, first, strict=True))
     return same and all(each.to == row[0].to for each in row)
 
@@ -164,8 +167,8 @@ def _invert_target(rule: Rule, tables: Tables, known: Mapping[str, Mapping[str, 
     assert rule.template is not None
     together = hanging_together(_make_key_map(rule))
     if together:
-        title = f"{rule.id} has no inverse that could be written: {listed(together)} hang together in its target"
-        help = ("use each capture once, or write one rule a case",)
+        title = f"the inverse of {rule.id} cannot be written: its target mixes {listed(together)}"
+        help = ("use each capture once, or write one rule for each case",)
         raise NoInverse(Diagnostic("RK213", title, _make_label(rule), help))
     return _Inverter(rule, {}, tables, known).invert(rule.id)
 
@@ -176,7 +179,7 @@ def _make_key_map(rule: Rule) -> KeyMap:
 
 
 def _refuse_one_way(pipeline: Pipeline) -> None:
-    """Raise with everything of a rule that nothing undoes."""
+    """Raise with every part of a rule that cannot be undone."""
     problems = []
     for call in (*itertools.chain(*pipeline.before), *pipeline.ops, *itertools.chain(*pipeline.after)):
         if isinstance(reason := call.inverse, str):
@@ -184,17 +187,17 @@ def _refuse_one_way(pipeline: Pipeline) -> None:
             problems.append(Diagnostic("RK215", f"{pipeline.id} has no inverse: {reason}", (label,), (_ONE_WAY,)))
     if pipeline.share is not None:
         title = f"{pipeline.id} has no inverse: it writes one tensor under {len(pipeline.after)} names"
-        help = "which of them would be read is not said; write that rule yourself, and drop the others"
+        help = "choose the name to read: write the inverse rule yourself, and drop the other names"
         problems.append(Diagnostic("RK215", title, (Label(pipeline.span),), (help,)))
     if pipeline.concat is not None and pipeline.concat.sizes is None and not pipeline.concat.equal:
-        title = f"{pipeline.id} has no inverse: it does not say how long the parts of its concat are"
+        title = f"{pipeline.id} has no inverse: the sizes of its concat parts are not given"
         help = "write `sizes: equal`, or the size of each: `sizes: [hidden, hidden, 4*hidden]`"
         problems.append(Diagnostic("RK215", title, (Label(pipeline.concat.span or pipeline.span),), (help,)))
     if problems:
         raise NoInverse(*problems)
 
 
-_ONE_WAY = "write the way back yourself, as a rule file of its own"
+_ONE_WAY = "write the inverse yourself, as a separate rule file"
 
 
 def _invert_calls(calls: Sequence[Call]) -> tuple[object, ...]:
@@ -217,6 +220,11 @@ def _dump_axis(axis: Axis | None) -> Mapping[str, object] | None:
 
 
 class _Inverter:
+    """Turns one rule round: items of the template become the pattern, parts of the pattern become the template.
+
+    `fixed` are captures with one known value; `together` are captures that share a target segment.
+    """
+
     def __init__(
         self,
         rule: Rule,
@@ -258,7 +266,7 @@ class _Inverter:
             word = part.values[0]
         if word is None:
             raise self.unwritable(
-                "only its `leaf:` guard, or a domain, leaves one word to what the target does not show"
+                "part of the key is missing in the target, and only the `leaf:` guard or the domain determines it"
             )
         return literal_text(word)
 
@@ -273,7 +281,7 @@ class _Inverter:
             self.back[item.name] = f"{{{item.name}}}"
             return InverseCapture(item.name, self.given.pattern.capture(item.name))
         if self.made in item.names:
-            raise self.unwritable("it reckons with the index that `unstack` counts")
+            raise self.unwritable("it does arithmetic on the index that `unstack` counts")
         names = [name for name in dict.fromkeys(item.names) if name not in self.fixed]
         rows = {
             tuple(values[item.names.index(name)] for name in names): text
@@ -286,11 +294,11 @@ class _Inverter:
             return self.separate_captures(names, rows)
         entries = {text: key for (key,), text in rows.items()}
         if len(entries) < len(rows):
-            raise self.unwritable("two entries of a table have one value, and only the domain says which one occurs")
+            raise self.unwritable("two entries of a table have one value, and only the domain decides which occurs")
         return self.invert_map(names[0], item, entries)
 
     def invert_map(self, name: str, item: MapItem, entries: Mapping[str, str]) -> InverseCapture:
-        """A table turned round; arithmetic on one capture turned round."""
+        """A table inverted, or arithmetic on one capture inverted."""
         if item.table is None:
             shift = _find_shift(entries)
             if shift is not None:
@@ -307,7 +315,7 @@ class _Inverter:
         return InverseCapture(name, None, tuple(entries), table)
 
     def separate_captures(self, names: Sequence[str], rows: Mapping[tuple[str, ...], str]) -> InverseCapture:
-        """Captures that are put into one number, taken out of it again."""
+        """Captures recovered from the one number that they were combined into: `i*4+j` gives `n//4`, `n%4`."""
         number = next(name for name in ("n", "i", "index", "_".join(names)) if name not in self.names)
         self.names.add(number)
         for place, name in enumerate(names):
@@ -320,7 +328,7 @@ class _Inverter:
         return InverseCapture(number, None, tuple(rows.values()))
 
     def split(self, id: str) -> InverseRule | None:
-        """One capture that was taken apart into several numbers, put together again; None where that is not a sum."""
+        """One capture recovered from several numbers: `n//4`, `n%4` give `a*4+b`. None where it is no such sum."""
         (name,) = self.together
         assert self.given.template is not None
         part = self.given.pattern.capture(name)
@@ -365,14 +373,14 @@ class _Inverter:
         alone = before is None or (before.values is not None and all(value.endswith(".") for value in before.values))
         if word is None and alone and last.name is not None and last.name not in self.together:
             return self.guard_capture(pattern, last, source.leaf)
-        raise self.unwritable("its `leaf:` guard bounds text that the target does not end in")
+        raise self.unwritable("its `leaf:` guard bounds text that the target does not end with")
 
     def guard_capture(
         self, pattern: list[str | InverseCapture], last: Part, leaf: tuple[str, ...]
     ) -> tuple[list[str | InverseCapture], tuple[str, ...] | None]:
         places = [n for n, each in enumerate(pattern) if isinstance(each, InverseCapture) and each.name == last.name]
         if not places:
-            raise self.unwritable("its `leaf:` guard bounds a capture that the target does not show")
+            raise self.unwritable("its `leaf:` guard bounds a capture that the target does not contain")
         place = places[0]
         capture = pattern[place]
         assert isinstance(capture, InverseCapture)
@@ -388,10 +396,10 @@ class _Inverter:
         text = pattern[place - 1] if place else "."
         if place == len(pattern) - 1 and isinstance(text, str) and text.endswith("."):
             return pattern, leaf
-        raise self.unwritable("its `leaf:` guard bounds text that the target does not end in")
+        raise self.unwritable("its `leaf:` guard bounds text that the target does not end with")
 
     def unwritable(self, why: str) -> NoInverse:
-        title = f"{self.given.id} has no inverse that could be written: {why}"
+        title = f"the inverse of {self.given.id} cannot be written: {why}"
         help = ("bound the capture itself, with choices or `where:`",)
         return NoInverse(Diagnostic("RK213", title, _make_label(self.given), help))
 
@@ -411,7 +419,7 @@ def _merge_text(pattern: Iterable[str | InverseCapture]) -> Iterator[str | Inver
 
 
 def _render_item(item: TemplateItem, name: str, value: str, fixed: Mapping[str, str]) -> str:
-    """What an item that depends on one capture shows of a value of it."""
+    """What an item of the template that depends on one capture becomes for a value of it."""
     assert not isinstance(item, TextItem)
     if isinstance(item, CaptureItem):
         return value
@@ -419,7 +427,11 @@ def _render_item(item: TemplateItem, name: str, value: str, fixed: Mapping[str, 
 
 
 def _find_scales(rows: Mapping[str, tuple[str, ...]]) -> tuple[int, ...] | None:
-    """By what each number of a row is to be multiplied, so that the sum is the row's key; every row must be there."""
+    """The factor of each number of a row, so that the products sum to the row's key; None where there are none.
+
+    Every combination of the numbers must occur, zeros included: then the key of the row with a 1 in one place and 0
+    elsewhere is that place's factor, and one pass over the rows confirms all factors.
+    """
     if not (has_only_integers(rows) and all(has_only_integers(row) for row in rows.values())):
         return None
     columns = [sorted({int(text) for text in column}) for column in zip(*rows.values(), strict=True)]
@@ -442,7 +454,7 @@ def has_only_integers(values: Iterable[str]) -> bool:
 
 
 def _find_shift(entries: Mapping[str, str]) -> int | None:
-    """The number that leads from each key to its value, where it is one for all."""
+    """The difference of value and key, if it is the same for all entries."""
     if not (has_only_integers(entries) and has_only_integers(entries.values())):
         return None
     shifts = {int(value) - int(key) for key, value in entries.items()}
@@ -450,7 +462,11 @@ def _find_shift(entries: Mapping[str, str]) -> int | None:
 
 
 def _find_expression(name: str, column: Mapping[str, str]) -> str | None:
-    """Arithmetic that leads from each key to its value, where something simple does."""
+    """`n//step`, `n%most` or `n//step%most` that gives each value from its key; None where none does.
+
+    `most` is one above the largest value, which is right if every remainder occurs. So only the steps are searched:
+    at most 256 passes over the column.
+    """
     if not (has_only_integers(column) and has_only_integers(column.values())):
         return None
     pairs = [(int(key), int(value)) for key, value in column.items()]

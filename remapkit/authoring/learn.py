@@ -1,8 +1,8 @@
-"""Rule files derived from examples: two checkpoints that hold the same weights, or pairs of keys that somebody wrote.
+"""`remapkit learn`: a rule file derived from two checkpoints with the same weights, or from pairs written by hand.
 
-The derived file is compiled and tried on every key of the source, proven for all keys, and run through its own tests
-before anybody sees it: a rule that says more than the examples is split until it does not. What it says of keys that
-the source does not have (deeper models) is the author's to read.
+The file is compiled, tried on every key of the source, proven for all keys, and put through its own tests before it
+is returned: a rule that does more than the examples is narrowed until it does not. What the rules do to keys that the
+source does not have (deeper models) is for the author to review.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TypeVar
 from remapkit.authoring.derive import Draft, DraftRule, How, write_draft
 from remapkit.authoring.generalize import generalize, split_example
 from remapkit.authoring.pair_by_value import Pairing
-from remapkit.authoring.scaffold import check_name_and_source, escape_comment, write_head
 from remapkit.authoring.settle import Alike, By, Settled, settle_keys
+from remapkit.authoring.write_rules import check_name_and_source, escape_comment, write_head
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.diagnostics.wording import counted, named
@@ -33,18 +33,18 @@ from remapkit.tensors.families import find_families
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, find_name_problem
 
 MAX_ROUNDS = 40
-"""So often rules are split; then what still does not hold is written key by key."""
+"""After so many rounds of narrowing, whatever is still wrong is written key by key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """A derived rule file, the pairs that it says, and what no example decided.
+    """A derived rule file, the pairs that it maps, and what the examples left open.
 
     Every key of A is in one of `pairs`, `undecided`, `only_a` and `unsaid`; every key of B is the target of a pair,
-    or in one of `open_b` and `only_b`. `settled` are those of the pairs that values left open (constants, and bytes
-    that several keys hold), with what settled them. `undecided` are keys of A that nothing settles, with the free
-    keys of B that hold the same bytes; `open_b` are keys of B that have an equal, and that no rule leads to. `only_a`
-    and `only_b` are keys that the other side has no equal of. `unsaid` are pairs that no rule can say.
+    or in one of `open_b` and `only_b`. `settled` are the pairs that values alone left open (constants, and bytes that
+    several keys hold), with what decided them. `undecided` are keys of A that nothing decides, with the free keys of
+    B that hold the same bytes; `open_b` are keys of B that have an equal in A, but that no rule produces; `only_a`
+    and `only_b` are keys without an equal on the other side; `unsaid` are pairs that no rule can express.
     """
 
     text: str
@@ -58,7 +58,7 @@ class Learned:
 
     @property
     def by_module(self) -> Mapping[str, str]:
-        """The pairs that were settled because everything else of their module went to one module."""
+        """The pairs that were decided because everything else of their module went to one module."""
         return {fqn: settled.target for fqn, settled in self.settled.items() if settled.by is By.MODULE}
 
 
@@ -70,10 +70,10 @@ def learn(
     source_ref: str | None = None,
     target_ref: str | None = None,
 ) -> Learned:
-    """The rule file that says a pairing, and settles by its rules what values alone could not.
+    """The rule file for a pairing; its rules also decide pairs that values alone left open.
 
-    It lints, is proven for all keys, and its tests hold. Raises `UsageError`: RK623 for a name that is none, RK625
-    where nothing tells two keys apart, RK655 where no rules can be written that hold.
+    It lints, is proven for all keys, and passes its own tests. Raises `UsageError`: RK623 for an invalid name, RK625
+    where values pair no keys at all, RK655 where no rules can be written that hold.
 
     >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
     >>> pairs = {f"layers.{n}.{p}.w": f"h.{n}.{p}_proj.w" for n in range(3) for p in "qk"}
@@ -88,14 +88,14 @@ def learn(
         path: 'layers.{layer:int}.{part:part}.w'
     """
     check_name_and_source(name, source)
-    # The language has no word for the empty key, and no checkpoint may hold a name that steers a terminal.
+    # The language cannot express the empty key, and no checkpoint may hold a name with control characters.
     pairs = {fqn: other for fqn, other in pairing.pairs.items() if fqn and other and not find_name_problem(other)}
     fitting = _Fitting(name, source, target, source_ref, target_ref)
     pairs, settled = _settle_pairs(fitting, pairs, pairing)
     if not pairs:
         raise UsageError(_report_no_pairs(source, target, pairing))
-    text, said = fitting.fit_by_proof(pairs)
-    learned = _account_for_keys(text, source, target, pairing, said, pairs, settled)
+    text, covered = fitting.fit_by_proof(pairs)
+    learned = _account_for_keys(text, source, target, pairing, covered, pairs, settled)
     left = "\n".join(_write_leftovers(source, target, learned))
     return replace(learned, text=f"{text}{left}\n") if left else learned
 
@@ -103,7 +103,11 @@ def learn(
 def _settle_pairs(
     fitting: _Fitting, pairs: dict[str, str], pairing: Pairing
 ) -> tuple[dict[str, str], dict[str, Settled]]:
-    """The pairs with those that can be settled, and what settled each of these."""
+    """The pairs with those that can be decided, and what decided each of these.
+
+    Each round fits rules to the pairs so far and lets them, or weaker evidence, decide more keys. It ends: every
+    round but the last takes at least one key out of `alike`. A round costs one fit: a few passes over the source.
+    """
     source, target = fitting.source, fitting.target
     alike = {fqn: others for fqn, others in _find_candidates(source, target, pairing).items() if fqn}
     settled: dict[str, Settled] = {}
@@ -120,7 +124,7 @@ def _settle_pairs(
 
 
 def _find_candidates(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Alike:
-    """Where each key without a pair may go: to equal bytes; where values are unknown, to equal dtype and shape."""
+    """What each unpaired key may map to: keys with equal bytes or, without values, with equal dtype and shape."""
     if pairing.by_value:
         return _map_distinct(pairing.alike, frozenset)
     free: defaultdict[TensorSpec, set[str]] = defaultdict(set)
@@ -133,9 +137,9 @@ _T = TypeVar("_T")
 
 
 def _map_distinct(alike: Mapping[str, tuple[str, ...]], made: Callable[[tuple[str, ...]], _T]) -> dict[str, _T]:
-    """What is made of the keys that each key is equal to; made once for all keys that share them.
+    """`made` of the candidates of each key, called once for all keys that share one tuple of candidates.
 
-    Thousands of biases may all be equal to thousands of others.
+    Thousands of biases may all be equal to thousands of others: one call a key would be quadratic.
     """
     distinct = {id(others): others for others in alike.values()}
     found = {number: made(others) for number, others in distinct.items()}
@@ -147,37 +151,42 @@ def _account_for_keys(
     source: StateDictSpec,
     target: StateDictSpec,
     pairing: Pairing,
-    said: Mapping[str, str],
+    covered: Mapping[str, str],
     pairs: Mapping[str, str],
     settled: Mapping[str, Settled],
 ) -> Learned:
-    """Every key of either side in its place."""
-    reached = set(said.values())
-    unsaid = {fqn: other for fqn, other in {**pairing.pairs, **pairs}.items() if fqn not in said}
+    """Sort every key of either side into the fields of `Learned`; `covered` are the pairs that the text maps."""
+    reached = set(covered.values())
+    unsaid = {fqn: other for fqn, other in {**pairing.pairs, **pairs}.items() if fqn not in covered}
     undecided = _map_distinct(
         {fqn: others for fqn, others in pairing.alike.items() if fqn not in pairs},
         lambda others: tuple(other for other in others if other not in reached),
     )
     only_a = tuple(fqn for fqn in pairing.only_a if fqn not in pairs)
     only_b = tuple(fqn for fqn in pairing.only_b if fqn not in reached)
-    without = {*reached, *only_b}
-    open_b = tuple(fqn for fqn in target if fqn not in without)
-    kept = {fqn: each for fqn, each in settled.items() if fqn in said}
-    return Learned(text, said, kept, undecided, only_a, only_b, open_b, unsaid)
+    accounted = {*reached, *only_b}
+    open_b = tuple(fqn for fqn in target if fqn not in accounted)
+    kept = {fqn: decision for fqn, decision in settled.items() if fqn in covered}
+    return Learned(text, covered, kept, undecided, only_a, only_b, open_b, unsaid)
 
 
 def _report_no_pairs(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Diagnostic:
-    title = f"no tensor of {source.name} has the dtype, shape and bytes of one of {target.name} alone"
-    said = _map_distinct(pairing.alike, lambda others: " or ".join(others[:3]) + (" or .." if others[3:] else ""))
+    title = f"no tensor of {source.name} equals exactly one tensor of {target.name} in dtype, shape and bytes"
+    candidates = _map_distinct(
+        pairing.alike, lambda others: " or ".join(others[:3]) + (" or .." if others[3:] else "")
+    )
     if pairing.alike:
-        title = f"what {source.name} and {target.name} share tells no key apart: constants, or bytes of several keys"
+        title = (
+            f"{source.name} and {target.name} share only constants, or tensors that several keys hold: "
+            "values pair no keys"
+        )
     return Diagnostic(
         "RK625",
         title,
-        notes=(named([f"{fqn}: {said[fqn]}" for fqn in pairing.alike]),) if pairing.alike else (),
+        notes=(named([f"{fqn}: {candidates[fqn]}" for fqn in pairing.alike]),) if pairing.alike else (),
         help=(
-            "give two checkpoints that hold the same weights: convert one by the means that you have now",
-            "or write the pairs that you know into a JSON object, source key to target key: --pairs FILE",
+            "pass two checkpoints with the same weights: convert one with the converter that you use now",
+            "or pass the pairs that you know as a JSON object, {source key: target key}: --pairs FILE",
         ),
     )
 
@@ -187,7 +196,7 @@ def _report_no_pairs(source: StateDictSpec, target: StateDictSpec, pairing: Pair
 
 @dataclass(frozen=True, slots=True)
 class _Fitting:
-    """What a text has to fit: two headers, and where the file will say that they lie."""
+    """What a text must fit: two headers, and the manifests that the file will declare for them."""
 
     name: str
     source: StateDictSpec
@@ -196,65 +205,70 @@ class _Fitting:
     target_ref: str | None
 
     def fit_by_replay(self, pairs: Mapping[str, str], alike: Alike) -> Draft:
-        """The most general text that says the pairs, and of other keys only what leads them to equal values."""
+        """The most general text that maps the pairs, and maps other keys to equal values only. Not proven."""
         return self.fit_rules(pairs, alike, proves=False)[0]
 
     def fit_by_proof(self, pairs: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-        """The most general text that says the pairs and takes nothing else, proven; with the pairs that it says."""
-        found, parts = self.fit_rules(pairs, {}, proves=True)
-        return found.text, {fqn: pairs[fqn] for part in parts for fqn, _ in part.example.pairs}
+        """The most general text that maps the pairs and takes no other key, proven; with the pairs that it maps."""
+        draft, parts = self.fit_rules(pairs, {}, proves=True)
+        return draft.text, {fqn: pairs[fqn] for part in parts for fqn, _ in part.example.pairs}
 
     def fit_rules(self, pairs: Mapping[str, str], alike: Alike, *, proves: bool) -> tuple[Draft, list[DraftRule]]:
+        """Write rules, find the wrong ones, narrow these, until none is wrong.
+
+        It ends, since narrowing only goes down: any index, these indices, fewer keys, one literal key, nothing.
+        That could take a round for each key, so after `MAX_ROUNDS` wrong rules become single keys at once. A round
+        costs a pass over the source and, with `proves`, one proof.
+        """
         parts = [DraftRule(example) for example in generalize(pairs)]
         problems: Sequence[Diagnostic] = ()
         for number in itertools.count():
             if not parts:
                 raise UsageError(_report_no_rules(len(pairs), problems))
-            said = {fqn: other for part in parts for fqn, other in part.example.pairs}
-            found = write_draft(parts, self.write_head_lines(said))
-            wrong, problems = self.find_wrong_parts(found, said, alike, proves=proves)
+            covered = {fqn: other for part in parts for fqn, other in part.example.pairs}
+            draft = write_draft(parts, self.write_head_lines(covered))
+            wrong, problems = self.find_wrong_parts(draft, covered, alike, proves=proves)
             if not wrong:
-                return found, parts
-            # What says most gives way first: of a rule and a literal that take one key, the rule.
+                return draft, parts
+            # The widest rules give way first: of a rule and a literal that take the same key, the rule.
             widest = min((parts[place].how for place in wrong), key=list(How).index)
             wrong = {place for place in wrong if parts[place].how is widest}
             parts = [
-                each
+                narrower
                 for place, part in enumerate(parts)
-                for each in (_narrow_part(part, at_once=number >= MAX_ROUNDS) if place in wrong else (part,))
+                for narrower in (_narrow_part(part, at_once=number >= MAX_ROUNDS) if place in wrong else (part,))
             ]
         raise AssertionError("counting does not end")
 
-    def write_head_lines(self, said: Mapping[str, str]) -> list[str]:
-        """The lines before the rules."""
-        reached = set(said.values())
+    def write_head_lines(self, covered: Mapping[str, str]) -> list[str]:
+        reached = set(covered.values())
         return list(
             write_head(
                 *(self.name, self.source, self.source_ref, self.target, self.target_ref),
-                all_taken=all(fqn in said for fqn in self.source),
-                all_reached=all(fqn in reached for fqn in self.target),
+                takes_all=all(fqn in covered for fqn in self.source),
+                reaches_all=all(fqn in reached for fqn in self.target),
             )
         )
 
     def find_wrong_parts(
-        self, found: Draft, said: Mapping[str, str], alike: Alike, *, proves: bool
+        self, draft: Draft, covered: Mapping[str, str], alike: Alike, *, proves: bool
     ) -> tuple[set[int], Sequence[Diagnostic]]:
-        """The numbers of the parts that do not hold, and what is wrong with them."""
+        """The numbers of the draft rules that are wrong, and what is wrong with them."""
         try:
-            rules = compile_rules(read_text(found.text, self.name))
+            rules = compile_rules(read_text(draft.text, self.name))
         except InvalidRules as error:
-            return _find_owners(found, error.diagnostics), error.diagnostics
-        replayed = _find_wrong_rules(rules, self.source, said, alike)
+            return _find_owners(draft, error.diagnostics), error.diagnostics
+        replayed = _find_wrong_rules(rules, self.source, covered, alike)
         if replayed or not proves:
-            return {found.ids[id] for id in replayed}, ()
+            return {draft.ids[id] for id in replayed}, ()
         problems, ids = _find_problems(rules, self.source, self.target)
         if not problems:
             return set(), ()
-        return {found.ids[id] for id in ids} or _find_owners(found, problems), problems
+        return {draft.ids[id] for id in ids} or _find_owners(draft, problems), problems
 
 
 def _narrow_part(part: DraftRule, *, at_once: bool) -> Iterator[DraftRule]:
-    """What takes the place of a part that does not hold: the same with fewer keys, or several; or nothing at all."""
+    """What replaces a wrong rule: the same rule narrower, or several with fewer keys each, or nothing at all."""
     if part.how is How.FREE and not at_once:
         yield DraftRule(part.example, How.TIGHT)
     elif len(part.example.pairs) > 1:
@@ -263,27 +277,29 @@ def _narrow_part(part: DraftRule, *, at_once: bool) -> Iterator[DraftRule]:
         yield DraftRule(part.example, How.LITERAL)
 
 
-def _find_owners(found: Draft, problems: Iterable[Diagnostic]) -> set[int]:
-    """The parts in whose lines the problems lie; all of them where a problem lies in none."""
+def _find_owners(draft: Draft, problems: Iterable[Diagnostic]) -> set[int]:
+    """The draft rules that the problems point at; all of them where the problems point at none."""
     lines = {label.span.line for problem in problems for label in problem.labels}
-    owners = {found.owners[line - 1] for line in lines if line <= len(found.owners)} - {-1}
-    return owners or set(found.owners) - {-1}
+    owners = {draft.owners[line - 1] for line in lines if line <= len(draft.owners)} - {-1}
+    return owners or set(draft.owners) - {-1}
 
 
-def _find_wrong_rules(rules: CompiledRules, source: StateDictSpec, said: Mapping[str, str], alike: Alike) -> set[str]:
-    """The ids of rules that lead a key to anything but its equal, or two keys to one target: every key is tried."""
-    found: set[str] = set()
+def _find_wrong_rules(
+    rules: CompiledRules, source: StateDictSpec, covered: Mapping[str, str], alike: Alike
+) -> set[str]:
+    """The ids of rules that map a key to anything but its equal, or two keys to one target: every key is tried."""
+    wrong: set[str] = set()
     first: dict[str, str] = {}
     for fqn in source:
         matches = rules.match(fqn)
-        wanted: Collection[str | None] = (said[fqn],) if fqn in said else alike.get(fqn, ())
+        wanted: Collection[str | None] = (covered[fqn],) if fqn in covered else alike.get(fqn, ())
         for match in matches:
             again = not alike and first.setdefault(match.target or "", fqn) != fqn
             if match.target not in wanted or len(matches) > 1 or again:
-                found.add(match.rule.id)
-        if fqn in said and not matches:
+                wrong.add(match.rule.id)
+        if fqn in covered and not matches:
             raise AssertionError(f"the derived rules do not take {fqn}")
-    return found
+    return wrong
 
 
 def _find_problems(
@@ -301,16 +317,16 @@ def _find_problems(
         checked = rules.file.target is not None and not plan.problems
         problems += make_check(plan, target).problems if checked else plan.problems
     if proof.level is not Level.ALL and not problems:
-        problems.append(Diagnostic("RK655", f"the rules hold only as far: {proof.verdict}"))
+        problems.append(Diagnostic("RK655", f"the rules are not proven for all keys: {proof.verdict}"))
     return problems, ids
 
 
 def _report_no_rules(count: int, problems: Sequence[Diagnostic]) -> Diagnostic:
     return Diagnostic(
         "RK655",
-        f"{counted(count, 'pair')} found, but no rules that say them can be proven: nothing is written",
+        f"no rules for the {counted(count, 'pair')} could be proven; nothing was written",
         notes=(named([problem.title for problem in problems]),) if problems else (),
-        help=("report this with the two headers (`remapkit inspect CKPT --manifest`)",),
+        help=("please report this with both headers (`remapkit inspect CKPT --manifest FILE`)",),
     )
 
 
@@ -318,27 +334,27 @@ def _report_no_rules(count: int, problems: Sequence[Diagnostic]) -> Diagnostic:
 
 
 def _write_leftovers(source: StateDictSpec, target: StateDictSpec, learned: Learned) -> Iterator[str]:
-    """What the author has to know or to decide, as comments."""
+    """Comments with what the author has to check or to decide."""
     for by in By:
         fqns = [fqn for fqn, settled in learned.settled.items() if settled.by is by]
         if fqns:
             yield ""
-            yield f"# Values leave these open (constants, bytes of several keys). Taken, because {by.value}:"
+            yield f"# Values alone do not pair these (constants, bytes of several keys). Paired because {by.value}:"
             yield from _write_families(source, fqns)
     if learned.undecided:
         yield ""
-        yield "# Values leave these open (constants, bytes of several keys), and nothing settles them:"
+        yield "# Values alone do not pair these (constants, bytes of several keys), and nothing else does:"
         yield from _write_families(source, tuple(learned.undecided))
     if learned.open_b:
-        yield "# Keys of the target that have an equal, and that no rule leads to:"
+        yield "# Target keys with an equal in the source that no rule produces:"
         yield from _write_families(target, learned.open_b)
     for fqn, other in learned.unsaid.items():
-        yield f"# No rule can say this pair: {escape_comment(fqn)} -> {escape_comment(other)}"
+        yield f"# No rule can express this pair: {escape_comment(fqn)} -> {escape_comment(other)}"
     for rest, header, what in ((learned.only_a, source, "source"), (learned.only_b, target, "target")):
         if rest:
             yield ""
             count = f"{len(rest)} of {counted(len(header), 'key')}"
-            yield f"# In the {what} only, or computed on the way (fused, transposed, cast): {count}."
+            yield f"# In the {what} only, or changed by the conversion (fused, transposed, cast): {count}."
             yield from _write_families(header, rest)
 
 

@@ -1,8 +1,7 @@
-"""Which key of one checkpoint is which key of another, told by their values: equal dtype, shape and bytes.
+"""Keys of two checkpoints paired by value: equal dtype, shape and bytes.
 
-Tensors that several keys hold with equal bytes cannot be told apart by their values, and neither can constants
-(zeros, ones, one number): one on each side may be equal by chance. They are reported as such, never paired by their
-place.
+Tensors that several keys hold with equal bytes cannot be paired by value, and neither can constants (zeros, ones, one
+number), which may be equal by chance. They are reported as such, never paired by their position.
 """
 
 from __future__ import annotations
@@ -19,18 +18,17 @@ from remapkit.tensors.dtypes import DTYPE_BITS
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 _PIECE = 1 << 20
-"""About so many bytes of a tensor are held at once."""
+"""About the most bytes of a tensor that are held at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """What values say: `pairs` for certain; `alike` are keys of A with all the keys of B that hold the same bytes.
+    """What values say: `pairs` are certain; `alike` has for other keys of A all keys of B with the same bytes.
 
-    `recorded_a` and `recorded_b` are names that the side only records as tied, and that count as keys of it.
-    `alike` holds constants too, even where there is one on each side; `numbers` are those of a single number that
-    has all its digits (0.0371.., and not 0 or 1).
-    Where the pairs were written by hand, and `by_value` is not set, nothing
-    is known of the values of all other keys.
+    `alike` holds constants too, even where there is one on each side; `numbers` are those of its keys that hold a
+    single number with all its digits (0.0371.., not 0 or 1). `recorded_a` and `recorded_b` are names that the side
+    only records as tied; they count as its keys. Pairs written by hand have `by_value` False: then nothing is known
+    about the values of the other keys.
     """
 
     pairs: Mapping[str, str]
@@ -44,7 +42,7 @@ class Pairing:
 
 
 class PairableTensors(Protocol):
-    """What can be paired: a checkpoint that is read."""
+    """What can be paired: an open checkpoint."""
 
     def header(self) -> StateDictSpec:
         """Names, dtypes and shapes."""
@@ -58,8 +56,8 @@ class PairableTensors(Protocol):
 def pair_by_value(a: PairableTensors, b: PairableTensors) -> Pairing:
     """The pairing of two open checkpoints; each is read once, in bounded memory.
 
-    Two keys are paired where no other key on either side holds the same bytes, and those are no constant. Raises
-    `UnreadableCheckpoint` where data is missing (a manifest has none).
+    Two keys are paired where no other key on either side holds the same bytes, and these are not a constant. Bytes
+    are compared by a digest of 160 bits. Raises `UnreadableCheckpoint` where data is missing (a manifest has none).
     """
     in_a, in_b = _group_by_content(a), _group_by_content(b)
     recorded_a, recorded_b = _add_recorded(in_a, in_b, a.header(), b.header())
@@ -86,9 +84,9 @@ def pair_by_value(a: PairableTensors, b: PairableTensors) -> Pairing:
 
 
 class _Content(NamedTuple):
-    """What is equal where two tensors are.
+    """Equal for equal tensors.
 
-    `is_constant` says that all elements are the same; `is_number` that there is one, and it has all its digits.
+    `is_constant`: all elements are the same. `is_number`: there is one element, and it has all its digits.
     """
 
     spec: TensorSpec
@@ -100,9 +98,9 @@ class _Content(NamedTuple):
 def _add_recorded(
     in_a: Mapping[_Content, list[str]], in_b: Mapping[_Content, list[str]], a: StateDictSpec, b: StateDictSpec
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Add the recorded names of both sides where the other side has more names of that tensor than this one.
+    """Add recorded names to a side where the other side has more names of that tensor than this one.
 
-    A record alone is no evidence: the metadata holds pairs of any meaning. What both sides record alike says nothing.
+    A record alone is no evidence, since metadata holds pairs of any meaning; nor is a name that both sides record.
     """
     candidates = [
         {fqn: kept for fqn, kept in one.recorded.items() if fqn not in other.recorded}
@@ -132,15 +130,15 @@ def _group_by_content(values: PairableTensors) -> Mapping[_Content, list[str]]:
 
 
 def _digest_tensor(values: PairableTensors, fqn: str, spec: TensorSpec) -> _Content:
-    """The digest of a tensor's bytes, and whether they repeat its first element."""
+    """The digest of a tensor's bytes, and whether they only repeat its first element."""
     width = math.lcm(DTYPE_BITS[spec.dtype], 8) // 8
     digest, first, is_constant = hashlib.blake2b(digest_size=20), b"", True
     for piece in split_evenly(values.chunks(fqn), width * (_PIECE // width)):
         digest.update(piece)
         first = first or bytes(piece[:width])
-        # The second element tells most tensors apart; only of the others the whole piece is looked at.
+        # The second element settles it for most tensors; only for the others the whole piece is compared.
         is_constant = is_constant and piece[width : 2 * width] in (first, b"")
         is_constant = is_constant and piece == first * (len(piece) // width)
-    # The low half of a float is zero in 0, 1, 0.5 and all that somebody would begin with.
+    # The low half of a float is zero in 0, 1, 0.5 and other values that parameters are initialised with.
     is_number = spec.numel == 1 and spec.dtype in ("F32", "F64") and any(first[: width // 2])
     return _Content(spec, digest.digest(), is_constant, is_number)

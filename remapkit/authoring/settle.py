@@ -1,6 +1,7 @@
-"""Which key is which where values leave it open: constants, and tensors that several keys hold with the same bytes.
+"""Pairs that values alone leave open: constants, and tensors that several keys hold with the same bytes.
 
-Whatever is settled here has equal bytes on both sides; that it is the same weight is likely, and said, not certain.
+Whatever is settled here has equal bytes on both sides. That it is the same weight is likely but not certain, so each
+such pair is reported.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from remapkit.rules.model import CompiledRules
 
 
 class By(enum.Enum):
-    """What settled a pair that values leave open."""
+    """What settled a pair that values leave open; completes the phrase "paired because ..."."""
 
-    RULE = "the rules for other keys lead there"
-    MODULE = "the rest of the module went there"
-    NAME = "the key has the same name on both sides"
-    NUMBER = "both hold the same single number, and no other key does"
+    RULE = "the rules for other keys map them so"
+    MODULE = "the rest of their module was paired so"
+    NAME = "both sides use the same name"
+    NUMBER = "both sides hold the same single number, and no other key does"
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Where a key goes whose values occur under several keys, or are a constant; and what says so."""
+    """The target of a key whose values are a constant or occur under several keys, and what settled it."""
 
     target: str
     by: By
@@ -39,8 +40,8 @@ def settle_keys(
 ) -> dict[str, Settled]:
     """The keys of `alike` that the strongest evidence settles: rules, the rest of the module, names, numbers.
 
-    `rules` are None where there is no pair yet. Of hand-written pairs only what the rules say: there are no values
-    that would back anything else.
+    `rules` is None where there is no pair yet. For pairs written by hand only rules count: there are no values to
+    back weaker evidence. One kind of evidence at a time: what it settles may let the rules decide the rest.
     """
     found = _select_agreed(_propose_by_rules(rules, alike), pairs, alike) if rules is not None else {}
     if found or not pairing.by_value:
@@ -57,7 +58,7 @@ def settle_keys(
 
 
 def _select_agreed(proposed: Mapping[str, str], pairs: Mapping[str, str], alike: Alike) -> dict[str, str]:
-    """Those of the proposed pairs whose values are equal, and whose target is free and proposed once."""
+    """The proposed pairs with equal values whose target is free and proposed only once."""
     reached = set(pairs.values())
     found = {fqn: other for fqn, other in proposed.items() if other in alike[fqn] and other not in reached}
     twice = {other for other, count in Counter(found.values()).items() if count > 1}
@@ -65,7 +66,7 @@ def _select_agreed(proposed: Mapping[str, str], pairs: Mapping[str, str], alike:
 
 
 def _propose_by_rules(rules: CompiledRules, alike: Iterable[str]) -> dict[str, str]:
-    """Where the rules so far lead keys that share their values with others."""
+    """The targets that the rules so far give to keys that share their values with others."""
     found: dict[str, str] = {}
     for fqn in alike:
         targets = [match.target for match in rules.match(fqn)]
@@ -75,7 +76,7 @@ def _propose_by_rules(rules: CompiledRules, alike: Iterable[str]) -> dict[str, s
 
 
 def _propose_by_module(pairs: Mapping[str, str], alike: Iterable[str]) -> dict[str, str]:
-    """Where the rest of the module went, leaf by leaf under the same name: its bias goes there too."""
+    """The bias goes where its weight went: if every paired leaf of a module kept its name and went to one module."""
     homes: defaultdict[str, set[str | None]] = defaultdict(set)
     for fqn, other in pairs.items():
         (module, _, leaf), (home, _, other_leaf) = fqn.rpartition("."), other.rpartition(".")
@@ -90,14 +91,14 @@ def _propose_by_module(pairs: Mapping[str, str], alike: Iterable[str]) -> dict[s
 
 
 def _propose_by_number(alike: Alike, numbers: Collection[str]) -> dict[str, str]:
-    """Single numbers that one key has on each side."""
+    """Tensors of one number that exactly one key has on each side."""
     ones = {fqn: next(iter(others)) for fqn, others in alike.items() if fqn in numbers and len(others) == 1}
     holders = Counter(ones.values())
     return {fqn: other for fqn, other in ones.items() if holders[other] == 1}
 
 
 def _drop_contradicted(proposed: Mapping[str, str], pairs: Mapping[str, str]) -> dict[str, str]:
-    """The proposed pairs that no other pair of either module contradicts: it went, or came, elsewhere."""
+    """The proposed pairs, without those whose module went elsewhere, or whose target module came from elsewhere."""
     to: defaultdict[str, set[str]] = defaultdict(set)
     came: defaultdict[str, set[str]] = defaultdict(set)
     for fqn, other in pairs.items():
@@ -113,7 +114,7 @@ def _drop_contradicted(proposed: Mapping[str, str], pairs: Mapping[str, str]) ->
 
 
 def _is_consistent(module: str, known: Collection[str] | None) -> bool:
-    # What has no module stands beside whatever else has none: that says nothing.
+    # Keys without a module share nothing but that: no evidence either way.
     return known is None or not module or module in known
 
 

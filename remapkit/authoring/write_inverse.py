@@ -1,4 +1,4 @@
-"""An inverse rule set as the text of a rule file."""
+"""The text of an inverse rule file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from remapkit.authoring.invert_rule import InverseCapture, InversePipeline, InverseRule, Tables, has_only_integers
+from remapkit.authoring.write_rules import PatternText, write_rule, write_table, write_test
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
 from remapkit.patterns.literals import choice_text, literal_text
@@ -16,7 +17,7 @@ from remapkit.patterns.pattern import SEGMENT, Part
 from remapkit.patterns.tree import literal
 from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.syntax import WrittenPattern
-from remapkit.rulefile.yaml.emit import emit_flow, emit_flow_scalar, entry, quote_text
+from remapkit.rulefile.yaml.emit import emit_flow, emit_scalar, quote_text
 from remapkit.rulefile.yaml.values import to_plain_value
 from remapkit.rules.model import CompiledRules, Rule
 
@@ -24,9 +25,9 @@ _SUFFIX = "_inverse"
 
 
 def relocate_path(rules: CompiledRules, path: str, folder: Path) -> str:
-    """How a rule file in `folder` names a file that the given one names: `keys/NAME` where that lies outside.
+    """What a rule file in `folder` calls a file that the given rules name: `keys/NAME` if it is outside `folder`.
 
-    A rule file names what is below its own folder, so whoever writes the inverse elsewhere copies the manifest there.
+    A rule file may only name files below its own folder, so the caller copies such a manifest to that place.
     """
     given = rules.file.path
     if given is None:
@@ -35,21 +36,23 @@ def relocate_path(rules: CompiledRules, path: str, folder: Path) -> str:
     if ".." not in seen.parts and not seen.is_absolute():
         return seen.as_posix()
     declared = [rules.file.source_keys, rules.file.target.keys if rules.file.target is not None else None]
-    same = {each.value for each in declared if each is not None and Path(each.value).name == seen.name}
-    # Two manifests of one name, in two folders, would become one file: their folders tell them apart.
+    same = {path.value for path in declared if path is not None and Path(path.value).name == seen.name}
+    # Two manifests with the same name in two folders would become one file: prefix them with their folders.
     name = seen.name if len(same) < 2 else "_".join(part for part in Path(path).parts if part not in ("..", "/"))
     return f"keys/{name}"
 
 
 class InverseWriter:
+    """Writes the rule file of an inverse, for the folder `beside` (None: paths stay as they are)."""
+
     def __init__(
         self,
         rule_set: CompiledRules,
-        found: Sequence[InverseRule | InversePipeline],
+        inverses: Sequence[InverseRule | InversePipeline],
         tables: Tables,
         beside: Path | None,
     ) -> None:
-        self.rules, self.found, self.tables, self.beside = rule_set, found, tables, beside
+        self.rules, self.inverses, self.tables, self.beside = rule_set, inverses, tables, beside
 
     def text(self) -> str:
         return "\n".join(self.write_lines()) + "\n"
@@ -62,27 +65,31 @@ class InverseWriter:
         if self.rules.file.summary is not None:
             yield f"summary: {quote_text('The inverse of: ' + self.rules.file.summary.value)}"
         yield from self.write_ends()
-        yield from self.params()
+        yield from self.write_params()
         yield from self.write_requirements()
         yield from self.write_tables()
-        if self.found:
+        if self.inverses:
             yield from ("", "rules:")
-        for number, rule in enumerate(self.found):
+        for number, inverse in enumerate(self.inverses):
             yield from ([""] if number else [])
-            yield from self.pipeline(rule) if isinstance(rule, InversePipeline) else self.rule(rule)
+            lines = (
+                self.write_pipeline(inverse)
+                if isinstance(inverse, InversePipeline)
+                else write_rule(inverse.id, self.write_pattern(inverse), inverse.to)
+            )
+            yield from (f"  {line}" for line in lines)
         if self.rules.keep:
             yield from ("", "keep:")
-            for kept in self.rules.keep:
-                yield f"  - {self.write_keep(kept)}"
+            yield from (f"  - {self.write_keep(kept).inline()}" for kept in self.rules.keep)
         if self.rules.add:
             yield from ("", "drop:")
             yield from (
                 f"  - {quote_text(literal_text(target))}" for filled in self.rules.add for target in filled.targets
             )
-        yield from self.tests()
+        yield from self.write_tests()
 
     def write_ends(self) -> Iterator[str]:
-        """Source and target change sides, as far as a target can be a source: a model has no keys to read."""
+        """Source and target swap, as far as a target can be a source: a model is not a file of keys."""
         file = self.rules.file
         source = file.target.keys.value if file.target is not None and file.target.keys is not None else None
         if source or file.source_keys is not None or file.target is not None:
@@ -95,21 +102,16 @@ class InverseWriter:
             yield f"target: {{keys: {quote_text(self.relocate_path(file.source_keys.value))}}}"
 
     def relocate_path(self, path: str) -> str:
-        """A path of the given rule file, as seen from where the inverse is to lie."""
+        """A path of the given rule file, relative to the folder of the inverse."""
         return path if self.beside is None else relocate_path(self.rules, path, self.beside)
 
     def write_tables(self) -> Iterator[str]:
         if self.tables.found:
             yield from ("", "tables:")
         for name, entries in self.tables.found.items():
-            listed = ", ".join(f"{_write_word(key)}: {_write_word(value)}" for key, value in entries.items())
-            yield (
-                f"  {name}: {{lossy: true, entries: {{{listed}}}}}"
-                if name in self.tables.lossy
-                else f"  {name}: {{{listed}}}"
-            )
+            yield write_table(name, entries.items(), lossy=name in self.tables.lossy)
 
-    def params(self) -> Iterator[str]:
+    def write_params(self) -> Iterator[str]:
         written = self.rules.file.params
         if written:
             yield from ("", "params:")
@@ -122,75 +124,52 @@ class InverseWriter:
             yield f"  {param.name.value}: {emit_flow({**config, **given}) if config else emit_flow(value)}"
 
     def write_requirements(self) -> Iterator[str]:
-        """What is required of params stays true; what is required of keys speaks of those that are targets now."""
+        """Requirements on params still hold; those on keys are about target keys now, and become comments."""
         held = [each for each in self.rules.file.require if each.what == "param"]
         left = [each.name.value for each in self.rules.file.require if each.what != "param"]
         if held or left:
             yield ""
-        yield from (f"# Not carried over, as it speaks of the other side's keys: {name}" for name in left)
+        yield from (f"# Not carried over, because it is about keys of the other side: {name}" for name in left)
         if held:
             yield "require:"
         for each in held:
             entry: dict[str, object] = {"param": each.name.value, "is": to_plain_value(each.wanted)}
             yield f"  - {emit_flow({**entry, **({'note': each.note.value} if each.note is not None else {})})}"
 
-    def rule(self, rule: InverseRule) -> Iterator[str]:
-        yield f"  - id: {emit_flow_scalar(rule.id)}"
-        yield from self.pattern(rule)
-        yield f"    to: {quote_text(rule.to)}"
+    def write_pattern(self, rule: InverseRule) -> PatternText:
+        path = self.write_path(rule) if rule.path else None
+        if path is not None:
+            return PatternText(path, leaf=rule.leaf)
+        return PatternText("".join(map(_write_regex, rule.pattern)), "match", leaf=rule.leaf)
 
-    def pattern(self, rule: InverseRule) -> Iterator[str]:
-        surface, text = self.surface(rule)
-        yield f"    {surface}: {quote_text(text)}"
-        if rule.leaf is not None:
-            yield f"    leaf: [{', '.join(map(_write_word, rule.leaf))}]"
-
-    def surface(self, rule: InverseRule) -> tuple[str, str]:
-        path = self.path(rule) if rule.path else None
-        return ("path", path) if path is not None else ("match", "".join(map(_write_regex, rule.pattern)))
-
-    def pipeline(self, rule: InversePipeline) -> Iterator[str]:
-        """A rule with operations, in the order in which they are done."""
-        yield f"  - id: {emit_flow_scalar(rule.id)}"
-        if rule.concat is None:
-            yield from self.pattern(rule.sources[0][0])
+    def write_pipeline(self, inverse: InversePipeline) -> Iterator[str]:
+        """A rule with operations, its entries in the order in which they are done."""
+        yield f"- id: {emit_scalar(inverse.id)}"
+        if inverse.concat is None:
+            yield from (f"  {entry}" for entry in self.write_pattern(inverse.sources[0][0]).entries())
         else:
-            yield "    concat:"
-            yield from (f"      {name}: {emit_flow(value)}" for name, value in rule.concat.items())
-            yield "      from:"
-            yield from (f"        - {self.source(each, ops)}" for each, ops in rule.sources)
-        if rule.stack is not None:
-            yield f"    stack: {emit_flow(rule.stack)}"
-        if rule.ops:
-            yield f"    ops: {emit_flow(list(rule.ops))}"
-        if rule.unstack is not None:
-            yield f"    unstack: {emit_flow(rule.unstack)}"
-        if rule.split is None:
-            yield f"    to: {quote_text(rule.targets[0][0])}"
+            yield "  concat:"
+            yield from (f"    {name}: {emit_flow(value)}" for name, value in inverse.concat.items())
+            yield "    from:"
+            for rule, ops in inverse.sources:
+                yield f"      - {self.write_pattern(rule).inline(*_write_ops(ops))}"
+        if inverse.stack is not None:
+            yield f"  stack: {emit_flow(inverse.stack)}"
+        yield from (f"  {entry}" for entry in _write_ops(inverse.ops))
+        if inverse.unstack is not None:
+            yield f"  unstack: {emit_flow(inverse.unstack)}"
+        if inverse.split is None:
+            yield f"  to: {quote_text(inverse.targets[0][0])}"
             return
-        yield "    split:"
-        yield from (f"      {name}: {emit_flow(value)}" for name, value in rule.split.items())
-        yield "      into:"
-        for to, ops in rule.targets:
-            yield (
-                f"        - {{to: {quote_text(to)}, ops: {emit_flow(list(ops))}}}"
-                if ops
-                else f"        - {quote_text(to)}"
-            )
+        yield "  split:"
+        yield from (f"    {name}: {emit_flow(value)}" for name, value in inverse.split.items())
+        yield "    into:"
+        for to, ops in inverse.targets:
+            written = ", ".join((f"to: {quote_text(to)}", *_write_ops(ops)))
+            yield f"      - {{{written}}}" if ops else f"      - {quote_text(to)}"
 
-    def source(self, rule: InverseRule, ops: tuple[object, ...]) -> str:
-        """One source of a concat: its pattern alone where that is all."""
-        surface, text = self.surface(rule)
-        leaf = f", leaf: [{', '.join(map(_write_word, rule.leaf))}]" if rule.leaf is not None else ""
-        done = f", ops: {emit_flow(list(ops))}" if ops else ""
-        return (
-            f"{{{surface}: {quote_text(text)}{leaf}{done}}}"
-            if leaf or done or surface == "match"
-            else quote_text(text)
-        )
-
-    def path(self, rule: InverseRule) -> str | None:
-        """The pattern on the path surface, where that can say the same."""
+    def write_path(self, rule: InverseRule) -> str | None:
+        """The pattern as a path, if that parses back to the same language; else None."""
         text = ""
         for each in rule.pattern:
             written = literal_text(each) if isinstance(each, str) else self.write_path_capture(each)
@@ -228,33 +207,23 @@ class InverseWriter:
             return None
         return f"{{{capture.name}:{'|'.join(values)}}}"
 
-    def write_keep(self, rule: Rule) -> str:
-        """A `keep` stays as it is; one that names a table, which is turned round now, is written as what it means."""
+    def write_keep(self, rule: Rule) -> PatternText:
+        """A `keep` stays as it is; one that names a table, which is inverted now, is written as what it matches."""
         number = int(rule.id.removeprefix("keep[").removesuffix("]"))
         written: WrittenPattern = self.rules.file.keep[number]
-        tables = any(part.table for part in rule.pattern.parts)
-        surface, text = (
-            ("match", regex_text(rule.pattern)) if tables or written.where else (written.surface, written.text.value)
-        )
-        leaf = f", leaf: [{', '.join(map(_write_word, rule.pattern.leaf))}]" if rule.pattern.leaf is not None else ""
-        if surface == "path" and not leaf:
-            return quote_text(text)
-        return f"{{{surface}: {quote_text(text)}{leaf}}}"
+        if any(part.table for part in rule.pattern.parts) or written.where:
+            return PatternText(regex_text(rule.pattern), "match", leaf=rule.pattern.leaf)
+        return PatternText(written.text.value, written.surface, leaf=rule.pattern.leaf)
 
-    def tests(self) -> Iterator[str]:
-        back = list(self.invert_tests())
-        if back:
+    def write_tests(self) -> Iterator[str]:
+        tests = list(self.invert_tests())
+        if tests:
             yield from ("", "tests:")
-        for target, sources in back:
-            written = (
-                emit_flow_scalar(sources[0])
-                if len(sources) == 1
-                else f"[{', '.join(map(emit_flow_scalar, sources))}]"
-            )
-            yield entry(emit_flow_scalar(target), written)
+        for target, sources in tests:
+            yield from write_test(target, sources)
 
     def invert_tests(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """What each target becomes; of a rule with several sources only where the tests have all of them."""
+        """Each target with its sources; for a rule with several sources only where the tests name all of them."""
         joined: dict[str, dict[int, str]] = {}
         for test in self.rules.tests:
             found = self.rules.match(test.source.value)
@@ -271,6 +240,10 @@ class InverseWriter:
                         yield target, tuple(sources[branch] for branch in sorted(sources))
 
 
+def _write_ops(ops: Sequence[object]) -> list[str]:
+    return [f"ops: {emit_flow(list(ops))}"] if ops else []
+
+
 def _write_regex(each: str | InverseCapture) -> str:
     if isinstance(each, str):
         return unparse(literal(each))
@@ -281,20 +254,15 @@ def _write_regex(each: str | InverseCapture) -> str:
 
 
 def _strip_group(text: str) -> str:
-    """A whole alternation needs no group of its own inside a capture."""
+    """Remove a group around the whole text: inside a capture an alternation needs none."""
     inner = text[3:-1]
     return inner if text.startswith("(?:") and text.endswith(")") and not set("()").intersection(inner) else text
 
 
 def _is_same_language(capture: InverseCapture, part: Part) -> bool:
-    """Whether a part that was read back has the language it was written for."""
+    """Whether a part that was read back matches exactly what the capture matches."""
     wanted = capture.values if capture.part is None else capture.part.values
     if wanted is not None:
         return part.values is not None and set(part.values) == set(wanted)
     assert capture.part is not None
     return part.node == capture.part.node
-
-
-def _write_word(text: str) -> str:
-    """A word of a guard or a table, which stands for itself."""
-    return emit_flow_scalar(literal_text(text))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import remapkit
 from remapkit.api.ruleset import compile_rules
@@ -70,3 +73,40 @@ def test_every_command_of_the_first_page_is_one(capsys: pytest.CaptureFixture[st
     listed = set(re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE))
     shown = set(table) | {"schema"}
     assert shown == listed
+
+
+@pytest.fixture
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """What the Python on the pages takes for granted, in small: files in the current folder, a model, tensors."""
+    from remapkit.plugins.wan.vae import Wan21VAE, WanVAE
+
+    monkeypatch.chdir(tmp_path)
+    model = WanVAE(dim=8, dec_dim=12)
+    for name in ("Wan2.2_VAE.pth", "upstream.pth"):
+        shutil.copyfile(ROOT / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth", name)
+    torch.save(Wan21VAE(dim=8, dec_dim=8).state_dict(), "Wan2.1_VAE.pth")
+    vae = tmp_path / "Wan2.2-TI2V-5B-Diffusers" / "vae"
+    vae.mkdir(parents=True)
+    (vae.parent / "model_index.json").write_text("{}")
+    save_file(model.state_dict(), vae / "diffusion_pytorch_model.safetensors")
+    return {
+        "torch": torch,
+        "model": model,
+        "state_dict": torch.load("upstream.pth", weights_only=True),
+        "video": torch.zeros(1, 3, 5, 32, 32),
+        "clip": [torch.zeros(1, 3, 5, 32, 32), torch.zeros(1, 3, 4, 32, 32)],
+        "latents": torch.zeros(1, 16, 2, 4, 4),
+        "show": lambda chunk: None,
+    }
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/loading.md", "docs/wan.md"])
+def test_the_python_on_a_page_runs(page: str, names: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
+    """The snippets of a page one after the other, each with what those before it have defined."""
+    snippets = [text for kind, text in FENCE.findall((ROOT / page).read_text(encoding="utf-8")) if kind == "python"]
+    assert snippets
+    for snippet in snippets:
+        exec(snippet.replace('device="cuda"', 'device="cpu"'), names)
+    if page == "docs/loading.md":
+        shown = re.search(r"^# (upstream.pth -> .*?) \d", "".join(snippets), re.MULTILINE)
+        assert shown is not None and shown.group(1) in capsys.readouterr().out

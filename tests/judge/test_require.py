@@ -107,7 +107,7 @@ def test_the_inverse_requires_what_it_may() -> None:
     )
     back = invert(rules)
     assert "require:\n  - {param: heads, is: [4, 8]}" in back
-    assert "# Not carried over, as it speaks of the other side's keys: j.{i:int}.w" in back
+    assert "# Not carried over, because it is about keys of the other side: j.{i:int}.w" in back
 
 
 def wrong_counts() -> list[object]:

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 import remapkit.patterns.literals as module
 from remapkit.api.ruleset import RuleSet, compile_rules
-from remapkit.authoring import invert as inverting
-from remapkit.authoring import scaffold as starting
+from remapkit.authoring import invert_rule as inverting
+from remapkit.authoring import new as starting
 from remapkit.authoring.learn import learn
+from remapkit.authoring.new import new_rule_file
 from remapkit.authoring.pair_by_value import Pairing
-from remapkit.authoring.scaffold import new_rule_file
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.patterns.literals import is_plain, literal_text

@@ -25,8 +25,8 @@ from remapkit.api.ruleset import compile_rules
 from remapkit.authoring import learn as examples
 from remapkit.authoring import pair_by_value as pairing
 from remapkit.authoring.learn import learn
+from remapkit.authoring.new import new_rule_file
 from remapkit.authoring.pair_by_value import Pairing
-from remapkit.authoring.scaffold import new_rule_file
 from remapkit.authoring.settle import By
 from remapkit.cli.app import main
 from remapkit.diagnostics.diagnostic import Diagnostic
@@ -124,7 +124,7 @@ def test_a_key_whose_target_has_other_bytes_is_not_taken() -> None:  # A8
 def test_a_constant_that_its_module_speaks_against_is_undetermined() -> None:  # A9
     learned = said(*APART)
     assert dict(learned.undecided) == {"fc.bias": ("norm.bias",)} and learned.open_b == ("norm.bias",)
-    assert "nothing settles them" in learned.text and "fc.bias" not in learned.pairs
+    assert "nothing else does" in learned.text and "fc.bias" not in learned.pairs
 
 
 def test_constants_taken_for_certain_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,8 +156,8 @@ def refused(a: dict[str, tuple[TensorSpec, bytes]], b: dict[str, tuple[TensorSpe
 
 def test_constants_under_other_names_are_no_pairs_and_are_named() -> None:
     found = refused({"a.w": ZEROS}, {"b.w": ZEROS})
-    assert found.code == "RK625" and "tells no key apart" in found.title and found.notes == ("a.w: b.w",)
-    assert "alone" in refused({"a.w": ZEROS}, {"b.w": value(1)}).title
+    assert found.code == "RK625" and "values pair no keys" in found.title and found.notes == ("a.w: b.w",)
+    assert "exactly one tensor" in refused({"a.w": ZEROS}, {"b.w": value(1)}).title
 
 
 def test_constants_of_the_same_name_are_settled_where_nothing_else_is() -> None:
@@ -213,7 +213,7 @@ def test_rules_that_cannot_be_proven_are_not_written(
     both = [str(tmp_path / f"{name}.safetensors") for name in "ab"]
     assert main(["learn", *both, "-o", str(tmp_path / "r.yaml")]) == 2
     shown = capsys.readouterr().err
-    assert "error[RK655]: 3 pairs found, but no rules that say them can be proven" in shown
+    assert "error[RK655]: no rules for the 3 pairs could be proven; nothing was written" in shown
     assert "a rule is in doubt" in shown and sorted(tmp_path.iterdir()) == before
 
 

@@ -63,7 +63,10 @@ def test_there_and_back_every_byte_is_the_same(case: Flowing) -> None:
         ("path: 'a.{n:int}', ops: [{cast: {from: F32, to: BF16}}], to: 'b.{n}'", "so it cannot be undone"),
         ("path: 'a.{n:int}', copy: ['b.{n}', 'c.{n}']", "one tensor under 2 names"),
         ("path: 'a.{n:int}', tie: ['b.{n}', 'c.{n}']", "one tensor under 2 names"),
-        ("concat: {dim: 0, from: ['a.{n:int}', 'd.{n:int}']}, to: 'b.{n}'", "how long the parts of its concat are"),
+        (
+            "concat: {dim: 0, from: ['a.{n:int}', 'd.{n:int}']}, to: 'b.{n}'",
+            "the sizes of its concat parts are not given",
+        ),
     ],
 )
 def test_what_has_no_inverse_is_named_with_its_rule_and_the_reason(rule: str, reason: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import remapkit
 from remapkit.api.ruleset import RuleSet, compile_rules
-from remapkit.authoring.scaffold import new_rule_file
+from remapkit.authoring.new import new_rule_file
 from remapkit.diagnostics.errors import UsageError
 from remapkit.rulefile.read import read_text
 from remapkit.rulefile.yaml.emit import emit_scalar, quote_text
@@ -107,7 +107,7 @@ def test_a_new_file_for_the_wan_vae() -> None:
     assert rules.file.target is not None and rules.file.target.model is not None
     assert rules.file.target.model.value == "wan.vae:WanVAE"
     assert text.startswith("# yaml-language-server: $schema=file:///")
-    hint = "# the target has as many keys of these shapes under {encoder|decoder}.middle.{0,2}.residual.{0,3}.gamma"
+    hint = "# as many target keys have these shapes: {encoder|decoder}.middle.{0,2}.residual.{0,3}.gamma"
     assert "- id: mid_block.resnets.gamma" in text and hint in text
     assert (
         "#   decoder.upsamples.{0..3}.upsamples.{0..2}.residual.{0,3}.gamma  # 24 · F32 [256..1024, 1, 1, 1]" in text

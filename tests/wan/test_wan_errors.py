@@ -45,9 +45,9 @@ WRONG_VIDEOS = {
     "empty batch": (video(0, 3, 5, 32, 32), "the batch is empty"),
     "bytes": (
         video(1, 3, 5, 32, 32, dtype=torch.uint8),
-        "its dtype is torch.uint8, not a floating one: bring bytes to [-1, 1] with x.float() / 127.5 - 1",
+        "its dtype must be floating, got torch.uint8; convert bytes with x.float() / 127.5 - 1",
     ),
-    "device": (torch.zeros(1, 3, 5, 32, 32, device="meta"), "it is on meta and the model on cpu"),
+    "device": (torch.zeros(1, 3, 5, 32, 32, device="meta"), "it is on meta but the model is on cpu"),
     "range": (video(1, 3, 1, 32, 32, value=255.0), "values from 255 to 255, expected [-1, 1]"),
     "nan": (
         with_value(video(1, 3, 1, 32, 32), (0, 2, 0, 7, 9), NAN),
@@ -63,8 +63,8 @@ WRONG_LATENTS = {
     "no frames": (video(1, 48, 0, 2, 2), "it has no frames"),
     "no width": (video(1, 48, 1, 2, 0), "its frames are empty"),
     "empty batch": (video(0, 48, 1, 2, 2), "the batch is empty"),
-    "integers": (video(1, 48, 1, 2, 2, dtype=torch.int64), "its dtype is torch.int64, not a floating one"),
-    "device": (torch.zeros(1, 48, 1, 2, 2, device="meta"), "it is on meta and the model on cpu"),
+    "integers": (video(1, 48, 1, 2, 2, dtype=torch.int64), "its dtype must be floating, got torch.int64"),
+    "device": (torch.zeros(1, 48, 1, 2, 2, device="meta"), "it is on meta but the model is on cpu"),
     "nan": (with_value(video(1, 48, 2, 2, 2), (0, 47, 1, 0, 1), NAN), "= [0, 47, 1, 0, 1]"),
 }
 
@@ -115,14 +115,14 @@ def test_finite_values_need_not_be_looked_for(vae):
 
 
 def test_what_is_no_tensor(vae):
-    with pytest.raises(TypeError, match=r"video must be a torch\.Tensor, not list"):
+    with pytest.raises(TypeError, match=r"video must be a torch\.Tensor, got list"):
         vae.encode([1.0])
-    with pytest.raises(TypeError, match=r"latent must be a torch\.Tensor, not NoneType"):
+    with pytest.raises(TypeError, match=r"latent must be a torch\.Tensor, got NoneType"):
         vae.decode(None)
 
 
 def test_what_is_no_cache(vae):
-    with pytest.raises(TypeError, match="cache must be a WanCache or None, not dict"):
+    with pytest.raises(TypeError, match="cache must be a WanCache or None, got dict"):
         vae.encode(video(1, 3, 1, 16, 16), {})
 
 
@@ -258,7 +258,7 @@ def test_inputs_of_another_floating_dtype_are_cast(randomise):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cpu_tensors_to_a_cuda_model(randomise):
     vae = randomise(WanVAE(dim=4, dec_dim=4), 0).cuda()
-    with pytest.raises(WanInputError, match="it is on cpu and the model on cuda:0"):
+    with pytest.raises(WanInputError, match="it is on cpu but the model is on cuda:0"):
         vae.encode(video(1, 3, 1, 16, 16))
     vae.encoder.head.cpu()
     with pytest.raises(WanNotLoadedError, match="spread over several devices"):

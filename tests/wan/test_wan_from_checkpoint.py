@@ -185,7 +185,7 @@ def test_the_other_generation_is_named(files):
                 MODELS[wanted].from_checkpoint(paths[given, layout])
             message = str(caught.value)
             assert "error[RK645]" in message
-            assert f"{MODELS[given].__name__}.from_checkpoint loads them" in message
+            assert f"load them with {MODELS[given].__name__}.from_checkpoint" in message
             assert f"fit no layout of {MODELS[wanted].__name__}" in message
 
 
@@ -195,7 +195,7 @@ def test_a_stranger_is_refused_and_every_layout_says_why(files, tmp_path):
     with pytest.raises(remapkit.UsageError) as caught:
         WanVAE.from_checkpoint(tmp_path / "x.safetensors")
     message = str(caught.value)
-    assert "the model's own layout: 1 of 197 keys are not its own" in message
+    assert "the model's own layout: 1 of 197 keys are not in it" in message
     assert "loss.logvar" in message
     for pack in ("wan22_pth", "wan22_diffusers"):
         assert f"{pack}: " in message
@@ -216,7 +216,7 @@ def test_rules_that_do_not_fit(files, tmp_path):
     paths, _ = files
     with pytest.raises(remapkit.FailedCheck, match="RK301"):
         WanVAE.from_checkpoint(paths["22", "diffusers"], "wan22_pth")
-    with pytest.raises(remapkit.FailedCheck, match="2 targets of stray are no tensors of WanVAE"):
+    with pytest.raises(remapkit.FailedCheck, match="2 targets of stray are not tensors of WanVAE"):
         text = "remapkit: 1\nname: stray\nunmatched: keep\nrules:\n  - {id: a, path: 'conv1.{x}', to: 'conv9.{x}'}\n"
         (tmp_path / "stray.yaml").write_text(text)
         WanVAE.from_checkpoint(paths["22", "own"], tmp_path / "stray.yaml", encoder=False)

@@ -119,9 +119,9 @@ def test_odd_sizes_and_lengths_are_refused_with_their_rule_or_cropped(identity, 
     said = capsys.readouterr().err
     for words in (
         "RK652",
-        "50x100 pixels: both must be multiples of 16",
-        "11 frames: expected 1 + 4k",
-        "--crop takes the middle 48x96 of the first 9 frames",
+        "50x100 pixels: height and width must be multiples of 16",
+        "11 frames: must be 1 + 4k",
+        "pass --crop to code the middle 48x96 of the first 9 frames",
     ):
         assert words in said
     assert list(tmp_path.iterdir()) == [source]
@@ -160,9 +160,14 @@ WRONG = {
     ),
     "empty": (lambda p: write(p / "in.mp4", b""), "out.mp4", "RK651", "cannot be read"),
     "too small": (lambda p: make(p / "in.png", 1, 8, 40), "out.png", "RK652", "at least 16x16 pixels are needed"),
-    "video to png": (lambda p: make(p / "in.mp4", 5, 16, 16), "out.png", "RK653", "5 frames, a picture one"),
-    "unknown suffix": (lambda p: make(p / "in.png", 1, 16, 16), "out.gif", "RK653", "it ends in .gif"),
-    "no folder": (lambda p: make(p / "in.png", 1, 16, 16), "no/out.png", "RK653", "there is no folder"),
+    "video to png": (lambda p: make(p / "in.mp4", 5, 16, 16), "out.png", "RK653", "5 frames, a picture has one"),
+    "unknown suffix": (
+        lambda p: make(p / "in.png", 1, 16, 16),
+        "out.gif",
+        "RK653",
+        "it must end in .png (a picture) or .mp4, .mov, .mkv, got .gif",
+    ),
+    "no folder": (lambda p: make(p / "in.png", 1, 16, 16), "no/out.png", "RK653", "no does not exist"),
     "input": (lambda p: make(p / "in.png", 1, 16, 16), "in.png", "RK653", "it is the input"),
 }
 
@@ -213,7 +218,7 @@ def test_a_file_that_breaks_off_or_a_failure_leaves_the_old_output(tmp_path, cap
         read = module.Clip.read
         patch.setattr(module.Clip, "read", lambda self: islice(read(self), 6))
         assert run(source, out) == 2
-    assert "breaks off after 5 of 9 frames" in capsys.readouterr().err
+    assert "ends after 5 of 9 frames" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr(WanVAE, "decode", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("8 GiB")))
         assert run(source, out) == 2

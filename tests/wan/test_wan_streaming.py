@@ -210,7 +210,7 @@ def test_a_cache_moves_whole(world):
     assert cache.to("meta") is cache
     assert {h.device.type for r in (cache.encoding, cache.decoding) for h in r.histories()} == {"meta"}
     assert [h.shape for r in (cache.encoding, cache.decoding) for h in r.histories()] == kept
-    with pytest.raises(WanCacheError, match=r"it is on meta, the model on cpu: cache\.to\('cpu'\) moves it"):
+    with pytest.raises(WanCacheError, match=r"it is on meta, the model on cpu: move it with cache\.to\('cpu'\)"):
         vae.encode(video[:, :, 1:5], cache)
 
 

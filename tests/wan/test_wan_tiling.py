@@ -198,10 +198,10 @@ def test_gradients_through_tiles(vae, latent, relative_error):
 @pytest.mark.parametrize(
     ("settings_", "words"),
     [
-        ({"height": 0}, "height=0 is not a whole number of pixels"),
-        ({"width": 100.0, "overlap": -16}, "width=100.0 .*overlap=-16"),
+        ({"height": 0}, "height must be a whole number of pixels, got 0"),
+        ({"width": 100.0, "overlap": -16}, "width must .* got 100.0; overlap must .* got -16"),
         ({"overlap": 272}, "overlap=272 is more than half of a tile of 512x512"),
-        ({"whole_stages": -1}, "whole_stages=-1 is not a number of stages"),
+        ({"whole_stages": -1}, "whole_stages must be a number of stages, got -1"),
     ],
 )
 def test_tilings_that_are_not_possible(settings_, words):

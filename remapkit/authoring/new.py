@@ -1,0 +1,248 @@
+"""`remapkit new`: a rule file started from a real header.
+
+The file is valid as written: every key family passes through under `keep:`, and has a candidate rule in comments. The
+author uncomments a candidate, edits its `to:`, and deletes the line under `keep:`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from remapkit.authoring.write_rules import (
+    PatternText,
+    check_name_and_source,
+    escape_comment,
+    write_head,
+    write_rule,
+    write_test,
+)
+from remapkit.diagnostics.wording import counted
+from remapkit.patterns.finite import MAX_WORDS
+from remapkit.patterns.literals import choice_text, literal_text
+from remapkit.patterns.tree import literal
+from remapkit.patterns.unparse import unparse
+from remapkit.tensors.families import Family, find_families, is_index_word
+from remapkit.tensors.spec import StateDictSpec
+
+MAX_TESTS = 100
+"""The most tests that are written: the first key of each family, up to this many."""
+
+
+def new_rule_file(
+    name: str,
+    source: StateDictSpec,
+    source_ref: str | None = None,
+    target: StateDictSpec | None = None,
+    target_ref: str | None = None,
+) -> str:
+    """The text of a rule file for a source header and, if given, a target header.
+
+    `source_ref` is the manifest that the file declares as its source, relative to the file; `target_ref` names the
+    target: a model (`plugin.module:Class`), or a manifest where it ends in `.json`. The text compiles without errors
+    and maps every source key to itself. Raises `UsageError`: RK623 for an invalid name, RK624 for an empty source.
+
+    >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
+    >>> keys = [f"layers.{n}.attn.q.weight" for n in range(4)]
+    >>> source = StateDictSpec(dict.fromkeys(keys, TensorSpec("F32", (8, 8))), name="a.pth")
+    >>> print("\\n".join(new_rule_file("mine", source).splitlines()[-14:]))
+    rules:
+      # 4 keys · F32 [8, 8]
+      # - id: layers.attn.q.weight
+      #   path: 'layers.{layer:0..3}.attn.q.weight'
+      #   to: 'layers.{layer}.attn.q.weight'
+    <BLANKLINE>
+    # Passed through unchanged. Delete a line when a rule above takes its keys.
+    keep:
+      - 'layers.{layer:0..3}.attn.q.weight'  # 4 keys
+    <BLANKLINE>
+    # For `remapkit test`: a source key and the target key that it must become (null: it must be dropped).
+    tests:
+      layers.0.attn.q.weight: layers.0.attn.q.weight
+    <BLANKLINE>
+    """
+    check_name_and_source(name, source)
+    target_keys = set(target or ())
+    same = _select_keys(source, [fqn for fqn in source if fqn in target_keys])
+    renamed = _select_keys(source, [fqn for fqn in source if fqn not in target_keys])
+    candidates = _make_candidates(renamed, same)
+    missing = (
+        find_families(_select_keys(target, [fqn for fqn in target if fqn not in source]))
+        if target is not None
+        else ()
+    )
+    lines = [
+        *write_head(name, source, source_ref, target, target_ref),
+        *_write_rules(candidates, missing, target),
+        *_write_keeps(candidates, target),
+        *_write_tests(candidates),
+        *_write_missing(missing, target),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _select_keys(spec: StateDictSpec, fqns: Iterable[str]) -> StateDictSpec:
+    return StateDictSpec({fqn: spec[fqn] for fqn in fqns}, name=spec.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A key family as a rule that changes nothing; `renamed` where the target has no such keys."""
+
+    family: Family
+    id: str
+    pattern: PatternText
+    to: str
+    renamed: bool
+
+    @property
+    def count(self) -> str:
+        return counted(len(self.family.fqns), "key")
+
+
+def _make_candidates(renamed: StateDictSpec, same: StateDictSpec) -> tuple[_Candidate, ...]:
+    ids: set[str] = set()
+    return tuple(
+        _make_candidate(family, header is renamed, ids)
+        for header in (renamed, same)
+        for family in find_families(header)
+    )
+
+
+# ------------------------------------------------------------------------------------------------ patterns
+
+
+def _make_candidate(family: Family, renamed: bool, ids: set[str]) -> _Candidate:
+    names = name_captures(family.segments)
+    to = ".".join(f"{{{name}}}" if name else literal_text(words[0]) for name, words in names)
+    if any("" in words for words in family.segments):
+        # A path has no empty segments; a regular expression can match them.
+        segments = (f"(?P<{name}>[^.]*)" if name else unparse(literal(words[0])) for name, words in names)
+        pattern = PatternText(r"\.".join(segments), "match", {name: words for name, words in names if name})
+    else:
+        path = ".".join(_write_segment(name, words) for name, words in names)
+        guards = {name: words for name, words in names if name and write_bound(words) is None}
+        pattern = PatternText(path, where=guards)
+    return _Candidate(family, _make_id(family, ids), pattern, to, renamed)
+
+
+def _write_segment(name: str, words: Sequence[str]) -> str:
+    if not name:
+        return literal_text(words[0])
+    kind = write_bound(words)
+    return f"{{{name}:{kind}}}" if kind else f"{{{name}}}"
+
+
+def write_bound(words: Sequence[str]) -> str | None:
+    """What bounds a capture to these words, inside its braces; None where only a list under `where:` can."""
+    if len(words) > MAX_WORDS or any(choice_text(word) != word for word in words):
+        return None
+    if is_index_word(words[0]):
+        numbers = [int(word) for word in words]
+        if numbers == list(range(numbers[0], numbers[-1] + 1)):
+            return f"{numbers[0]}..{numbers[-1]}"
+    return "|".join(words)
+
+
+def name_captures(segments: Sequence[tuple[str, ...]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """A capture name for each segment that varies or is empty, and '' for one that is the same word in all keys."""
+    taken: set[str] = set()
+    return tuple(
+        ("" if len(words) == 1 and words[0] else _name_capture(segments, place, taken), words)
+        for place, words in enumerate(segments)
+    )
+
+
+def _name_capture(segments: Sequence[Sequence[str]], place: int, taken: set[str]) -> str:
+    """An index is named after what it counts (`layers.{layer:0..31}`), the last segment `leaf`, any other `part`."""
+    before = segments[place - 1] if place else ()
+    name = "leaf" if place == len(segments) - 1 else "part"
+    if is_index_word(segments[place][0]):
+        name = "index"
+        if len(before) == 1 and re.fullmatch(r"[A-Za-z_]\w*", before[0], re.ASCII):
+            name = before[0].removesuffix("s") or "index"
+    number, unique = 2, name
+    while unique in taken:
+        number, unique = number + 1, f"{name}{number}"
+    taken.add(unique)
+    return unique
+
+
+def _make_id(family: Family, ids: set[str]) -> str:
+    """The words that all keys share, `encoder.downsamples.residual`; numbered where two families share them."""
+    words = [words[0] for words in family.segments if len(words) == 1 and not is_index_word(words[0])]
+    name = ".".join(filter(None, words)) or "all"
+    number, unique = 2, name
+    while unique in ids:
+        number, unique = number + 1, f"{name}-{number}"
+    ids.add(unique)
+    return unique
+
+
+# ------------------------------------------------------------------------------------------------ lines
+
+
+def _write_rules(
+    candidates: Sequence[_Candidate], missing: Sequence[Family], target: StateDictSpec | None
+) -> Iterator[str]:
+    alike = _group_by_shapes(missing)
+    yield "# One candidate rule per key family. To rename a family, uncomment its rule, edit `to:`, and delete its"
+    yield "# line under `keep:`. `{part:a|b}` matches one of the words, `{n:0..3}` a number, `{rest:**}` the rest."
+    yield "rules:"
+    renamed = [candidate for candidate in candidates if target is None or candidate.renamed]
+    for candidate in renamed:
+        yield f"  # {candidate.count} · {_describe_family(candidate.family)}"
+        yield from (f"  # {line}" for line in write_rule(candidate.id, candidate.pattern, candidate.to))
+        for family in alike.get(_collect_shapes(candidate.family), ())[:2]:
+            yield f"  #   # as many target keys have these shapes: {escape_comment(family.pattern)}"
+        yield ""
+    if not renamed:
+        yield ""
+
+
+def _group_by_shapes(families: Sequence[Family]) -> Mapping[object, Sequence[Family]]:
+    groups: defaultdict[object, list[Family]] = defaultdict(list)
+    for family in families:
+        groups[_collect_shapes(family)].append(family)
+    return groups
+
+
+def _collect_shapes(family: Family) -> object:
+    """What stays the same when keys are renamed: the shapes, each as often as it occurs."""
+    return tuple(sorted(spec.shape for spec in family.specs))
+
+
+def _write_keeps(candidates: Sequence[_Candidate], target: StateDictSpec | None) -> Iterator[str]:
+    yield "# Passed through unchanged. Delete a line when a rule above takes its keys."
+    yield "keep:"
+    for candidate in candidates:
+        note = candidate.count
+        if target is not None:
+            note += ", not in the target under this name" if candidate.renamed else ", in the target too"
+        yield f"  - {candidate.pattern.inline()}  # {note}"
+    yield ""
+
+
+def _write_tests(candidates: Sequence[_Candidate]) -> Iterator[str]:
+    yield "# For `remapkit test`: a source key and the target key that it must become (null: it must be dropped)."
+    yield "tests:"
+    for candidate in candidates[:MAX_TESTS]:
+        fqn = candidate.family.fqns[0]
+        yield from write_test(fqn, [fqn])
+    yield ""
+
+
+def _write_missing(missing: Sequence[Family], target: StateDictSpec | None) -> Iterator[str]:
+    if not missing or target is None:
+        return
+    count = sum(len(family.fqns) for family in missing)
+    yield f"# Target keys under no name of the source, which rules must produce: {count} of {len(target)}."
+    for family in missing:
+        yield f"#   {escape_comment(family.pattern)}  # {len(family.fqns)} · {_describe_family(family)}"
+    yield ""
+
+
+def _describe_family(family: Family) -> str:
+    return f"{family.dtypes_text} {family.shapes_text}"

@@ -1,0 +1,131 @@
+"""The parts of a rule file that `new`, `learn` and `invert` write alike: head, patterns, rules, tables, tests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UsageError
+from remapkit.patterns.literals import literal_text
+from remapkit.rulefile.schema.text import SCHEMA_FILE
+from remapkit.rulefile.yaml.emit import emit_flow_scalar, emit_scalar, entry, quote_text
+from remapkit.tensors.spec import StateDictSpec
+
+
+@dataclass(frozen=True, slots=True)
+class PatternText:
+    """A pattern as the file will have it: `path:` or `match:`, with guards on its captures and its leaf."""
+
+    text: str
+    surface: str = "path"
+    where: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    leaf: Sequence[str] | None = None
+
+    def entries(self) -> Iterator[str]:
+        """The entries of a mapping, a line each.
+
+        >>> list(PatternText("a.{b}", where={"b": ("u", "v")}).entries())
+        ["path: 'a.{b}'", "where: {b: ['u', 'v']}"]
+        """
+        yield f"{self.surface}: {quote_text(self.text)}"
+        if self.where:
+            lists = (
+                f"{name}: [{', '.join(quote_text(literal_text(word)) for word in words)}]"
+                for name, words in self.where.items()
+            )
+            yield f"where: {{{', '.join(lists)}}}"
+        if self.leaf is not None:
+            yield f"leaf: [{', '.join(map(write_word, self.leaf))}]"
+
+    def inline(self, *others: str) -> str:
+        """The pattern as an item of a list: bare where it is a path without guards and without `others`.
+
+        >>> print(PatternText("a.{b}").inline(), PatternText("a|b", "match").inline("ops: [transpose]"))
+        'a.{b}' {match: 'a|b', ops: [transpose]}
+        """
+        entries = [*self.entries(), *others]
+        return quote_text(self.text) if len(entries) == 1 and self.surface == "path" else f"{{{', '.join(entries)}}}"
+
+
+def write_rule(id: str, pattern: PatternText, to: str) -> Iterator[str]:
+    """The lines of a rule without operations, not indented: callers write it under `rules:` or into a comment."""
+    yield f"- id: {emit_scalar(id)}"
+    yield from (f"  {entry}" for entry in pattern.entries())
+    yield f"  to: {quote_text(to)}"
+
+
+def write_table(name: str, entries: Iterable[tuple[str, str]], *, lossy: bool) -> str:
+    """A line under `tables:`.
+
+    >>> write_table("slot", [("norm1", "residual.0")], lossy=False)
+    '  slot: {norm1: residual.0}'
+    """
+    listed = ", ".join(f"{write_word(key)}: {write_word(value)}" for key, value in entries)
+    return f"  {name}: {{lossy: true, entries: {{{listed}}}}}" if lossy else f"  {name}: {{{listed}}}"
+
+
+def write_word(text: str) -> str:
+    """A word of a guard or a table, which stands for itself."""
+    return emit_flow_scalar(literal_text(text))
+
+
+def write_test(source: str, targets: Sequence[str]) -> list[str]:
+    """The lines of a test: a key, and the key or keys that it must become."""
+    written = [emit_scalar(target) for target in targets]
+    value = written[0] if len(written) == 1 else f"[{', '.join(written)}]"
+    return entry(emit_scalar(source), value).split("\n")
+
+
+def escape_comment(text: str) -> str:
+    """A text for a comment: what would end the line, or be refused in a rule file, is escaped."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+# ------------------------------------------------------------------------------------------------ the head
+
+
+def check_name_and_source(name: str, source: StateDictSpec) -> None:
+    """Raise `UsageError` for a name that no pack can have (RK623), and for a header without tensors (RK624)."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        help = ("use letters, digits, _, - and .; the first character must not be - or .",)
+        raise UsageError(Diagnostic("RK623", f"{name!r} is not a valid pack name", help=help))
+    if not source:
+        help = ("pass a checkpoint or a manifest that has tensors: their keys are where a rule file starts",)
+        raise UsageError(Diagnostic("RK624", f"{source.name} holds no tensors", help=help))
+
+
+def write_head(
+    name: str,
+    source: StateDictSpec,
+    source_ref: str | None,
+    target: StateDictSpec | None,
+    target_ref: str | None,
+    *,
+    takes_all: bool = True,
+    reaches_all: bool = True,
+) -> Iterator[str]:
+    """The lines before the rules. A manifest that the rules do not cover yet is declared in a comment only."""
+    arrow = f" -> {escape_comment(target_ref or target.name)}" if target is not None else ""
+    yield f"# yaml-language-server: $schema={SCHEMA_FILE.as_uri()}"
+    yield "remapkit: 1"
+    yield f"name: {emit_scalar(name)}"
+    yield f"summary: {emit_scalar(f'{escape_comment(Path(source.name).name)}{arrow}')}"
+    yield ""
+    if source_ref is not None:
+        if not takes_all:
+            yield "# Some of these keys have no rule. Once all have one, uncomment this: `remapkit test` tries all."
+        yield f"{'' if takes_all else '# '}source: {{keys: {emit_scalar(source_ref)}}}"
+    else:
+        yield "# With a manifest (`remapkit inspect CKPT --manifest keys.json`), `remapkit test` tries every key:"
+        yield "# source: {keys: keys.json}"
+    if target_ref is not None:
+        kind = "keys" if target_ref.endswith(".json") else "model"
+        if not reaches_all:
+            yield "# No rule produces some of these keys yet. Once rules produce all of them, uncomment this."
+        yield f"{'' if reaches_all else '# '}target: {{{kind}: {emit_scalar(target_ref)}}}"
+    else:
+        yield '# target: {model: "plugin.module:Class"}'
+    yield ""
