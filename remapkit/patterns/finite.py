@@ -113,6 +113,7 @@ def _repeat_words(node: Repeat, limit: int) -> set[str] | None:
 def build_words_node(values: tuple[str, ...]) -> PatternNode:
     """A tree for a finite language that reads each word in one way: prefixes shared, equal continuations merged.
 
+    >>> from remapkit.patterns.unparse import unparse
     >>> unparse(build_words_node(tuple(str(n) for n in range(48))))
     '(?:[05-9]|[1-3][0-9]?|4[0-7]?)'
     """

@@ -24,7 +24,7 @@ def cast_plan(plan: ResolvedPlan, dtype: str) -> ResolvedPlan:
     would drop what their scales mean.
 
     >>> from remapkit.plans.moves import RuleRef
-    >>> from remapkit.tensors.spec import TensorSpec
+    >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
     >>> move = Move("a", ("a",), (), RuleRef("keep[0]"), TensorSpec("F32", (2,)))
     >>> cast = cast_plan(ResolvedPlan("t", StateDictSpec({"a": move.spec}), (move,)), "bf16")
     >>> str(cast.moves[0].spec), cast.warnings[0].title
@@ -32,8 +32,8 @@ def cast_plan(plan: ResolvedPlan, dtype: str) -> ResolvedPlan:
     """
     new = PLAIN.get(dtype.lower(), dtype.upper())
     if new not in PLAIN.values():
-        help = f"one of {', '.join(PLAIN)}: nothing is cast to integers or to 8-bit floats unasked"
-        raise UsageError(Diagnostic("RK642", f"--dtype {dtype} is no cast that is done", help=(help,)))
+        help = f"choose one of {', '.join(PLAIN)}; casts to integers or 8-bit floats need a rule"
+        raise UsageError(Diagnostic("RK642", f"--dtype {dtype} is not supported", help=(help,)))
     moves = tuple(_cast_move(move, new) for move in plan.moves)
     problems = [*plan.problems, *_report_small_floats(plan)]
     said = [each for each in plan.warnings if each.code != "RK345"]

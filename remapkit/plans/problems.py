@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.wording import SHOWN, counted, listed, named
 from remapkit.plans.moves import Move, describe_sources
+from remapkit.rules.near_miss import find_nearest_rule
 from remapkit.tensors.spec import StateDictSpec, find_name_problem
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def report_unmatched_keys(rules: CompiledRules, source: StateDictSpec, fqns: Seq
     else:
         title = f"{counted(len(fqns), 'key')} of {len(source)} {'is' if len(fqns) == 1 else 'are'} matched by no rule"
     notes = [named(fqns)]
-    notes += [near for fqn in fqns[:1] if (near := _find_near_miss(rules, fqn))]
+    notes += [near for fqn in fqns[:1] if (near := _describe_near_miss(rules, fqn))]
     return [
         Diagnostic(
             "RK301",
@@ -87,14 +88,10 @@ def _find_wrapper_prefix(rules: CompiledRules, fqns: Sequence[str]) -> str | Non
     return None
 
 
-def _find_near_miss(rules: CompiledRules, fqn: str) -> str | None:
-    """Which rule read furthest into the key, and where it stopped."""
-    stops = [(rule, stop) for rule in (*rules.rules, *rules.keep, *rules.drop) if (stop := rule.find_stop(fqn))]
-    if not stops:
+def _describe_near_miss(rules: CompiledRules, fqn: str) -> str | None:
+    if (nearest := find_nearest_rule(rules.everything, fqn)) is None:
         return None
-    rule, stop = max(stops, key=lambda pair: pair[1].offset)
-    if stop.offset == 0:
-        return None
+    rule, stop = nearest
     return f"nearest to {fqn} is {rule.id}, which stopped after {fqn[: stop.offset]!r}: expected {stop.expected}"
 
 
@@ -183,7 +180,7 @@ def report_unused_rules(rules: CompiledRules, used: Mapping[str, int]) -> list[D
             severity=Severity.WARNING,
             values={"rule": rule.id},
         )
-        for rule in (*rules.rules, *rules.keep, *rules.drop)
+        for rule in rules.everything
         if not used.get(rule.id) and not rule.branch
     ]
 

@@ -17,7 +17,7 @@ class Budget:
     >>> budget.spend(6)
     Traceback (most recent call last):
         ...
-    remapkit.languages.Exhausted
+    remapkit.proofs.budget.Exhausted
     """
 
     def __init__(self, total: int) -> None:

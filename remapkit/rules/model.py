@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.source import Span
+from remapkit.ops.calls import Arg
 from remapkit.patterns.matcher import KeyOutcome, PatternMatcher, Renamer, SetMatcher
 from remapkit.patterns.pattern import Pattern
 from remapkit.patterns.stopping import Stop, find_stop
 from remapkit.patterns.template import Template
 from remapkit.rulefile.syntax import RuleFile, WrittenTest
 from remapkit.rules.pipeline import AddedTargets, Pipeline
-
-if TYPE_CHECKING:
-    pass
-
-
-from remapkit.ops.calls import Arg
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +88,7 @@ class Rule:
         """The match of a whole key, or None.
 
         >>> from remapkit.rulefile.read import read_text
+        >>> from remapkit.rules.compile import compile_rules
         >>> text = "remapkit: 1\\nname: t\\nrules: [{id: r, path: 'layers.{n:int}.q', to: 'h.{n}.query'}]\\n"
         >>> rule, = compile_rules(read_text(text)).rules
         >>> rule.match("layers.3.q").target, rule.match("layers.03.q")

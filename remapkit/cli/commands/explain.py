@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from remapkit.api.ruleset import load
 from remapkit.cli.render import CommandOutcome, TextTable
+from remapkit.rules.near_miss import list_stops
 
 if TYPE_CHECKING:
     from remapkit.api.ruleset import RuleSet
@@ -22,7 +23,7 @@ def run(args: Namespace) -> CommandOutcome:
     data = []
     for fqn in args.keys:
         found = rules.match(fqn)
-        stops = [(rule, stop) for rule in rules.everything if (stop := rule.find_stop(fqn)) is not None]
+        stops = list_stops(rules.everything, fqn)
         text += _explain_key(rules, fqn, found, stops)
         data.append(
             {
@@ -65,7 +66,7 @@ def _explain_key(
         yield from (f"{' ' * len(each.rule.id)}  and {target}" for target in more)
         yield f"    where {captures}" if captures else "    no captures"
     if len(found) > 1:
-        yield f"  fails: {len(found)} rules match one key; the order of rules never decides"
+        yield f"  fails: {len(found)} rules match one key; rule order is never used as a tie-breaker"
     rows = tuple(
         (rule.id, f"{fqn[: stop.offset]}^", stop.expected)
         for rule, stop in sorted(stops, key=lambda pair: -pair[1].offset)
