@@ -1,4 +1,4 @@
-"""A plan: for one concrete header, every move, and everything that stands in its way.
+"""Make a plan: every move for one concrete header, and every problem.
 
 Pure: no file is opened and no data is read. Shapes and dtypes of the targets are inferred from the header, and all
 problems are collected before any is shown.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorSpec]) -> ResolvedPlan:
-    """The plan of `rules` for one header; never raises for what the header holds, but collects it in `problems`."""
+    """The plan of `rules` for one header; what is wrong with it is in `problems`, never raised."""
     from remapkit.plans.companions import judge_companions
     from remapkit.plans.recorded import replace_recorded_sources, report_recorded, sort_recorded
     from remapkit.plans.rounding import report_roundings
@@ -124,9 +124,9 @@ def _make_ref(rule: Rule) -> RuleRef:
 
 def _report_nothing_left(rules: CompiledRules, source: StateDictSpec) -> Diagnostic:
     number = counted(len(source), "key")
-    title = f"nothing is left: {rules.name} drops all of the {number}: is this another layout?"
+    title = f"{rules.name} drops all {number} and leaves nothing: is this another layout?"
     if len(source) == 1:
-        title = f"nothing is left: {rules.name} drops the only key: is this another layout?"
+        title = f"{rules.name} drops the only key and leaves nothing: is this another layout?"
     help = [f"these rules read keys like {key}" for key in list_example_keys(rules)[:1]]
     help += ["see `remapkit explain RULES KEY` for where a rule stops"]
     notes = (named(list(source)),)
@@ -135,7 +135,7 @@ def _report_nothing_left(rules: CompiledRules, source: StateDictSpec) -> Diagnos
 
 
 def _report_packed_elements(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
-    """Operations on elements that share bytes with their neighbours: where one begins depends on its place."""
+    """Operations on elements smaller than a byte: a slice or a transpose of them would split bytes."""
     found = {
         move.target: spec.dtype
         for move in moves
@@ -149,7 +149,7 @@ def _report_packed_elements(source: StateDictSpec, moves: Sequence[Move]) -> lis
     return [
         Diagnostic(
             "RK425",
-            f"{counted(len(found), 'target')} would be computed from {names}, whose elements take no whole bytes",
+            f"{counted(len(found), 'target')} would be computed from {names}, whose elements are smaller than a byte",
             notes=(named(list(found)),),
             help=("rename such tensors, or convert them to a wider dtype first",),
             place=source.name,

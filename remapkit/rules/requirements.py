@@ -1,4 +1,4 @@
-"""What a rule file assumes of a checkpoint and of its params, and where that is false.
+"""`require:`: what a rule file assumes of a checkpoint and of its params, and where that is false.
 
 require:
   - {count: 'blocks.{i:int}.{rest:**}', is: 3}    # indices 0, 1, 2: all there, and no other
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 ANY = "any"
-"""A size that is not required to be anything."""
+"""A size that may be anything."""
 
 
 SHOWN = 5
@@ -47,7 +47,7 @@ def read_requirements(
     is_integer: Callable[[Part], bool],
     problems: list[Diagnostic],
 ) -> Iterator[Requirement]:
-    """The entries of `require`, compiled; what is wrong with them goes to `problems` (RK371, and of patterns)."""
+    """The entries of `require`, compiled; their problems (RK371, and those of patterns) go to `problems`."""
     for each in written:
         before = len(problems)
         wanted = _read_wanted(each, calls)
@@ -56,7 +56,7 @@ def read_requirements(
             known = listed(params) or "none"
             problems.append(
                 _explain_bad_entry(
-                    f"there is no param {each.name.value!r}", each.name.span, f"the params are: {known}"
+                    f"there is no param {each.name.value!r}", each.name.span, f"params of this file: {known}"
                 )
             )
         if each.what != "param":
@@ -65,8 +65,8 @@ def read_requirements(
             if pattern is not None and each.what == "count":
                 by = _find_counted_capture(each, pattern, is_integer, problems)
         if each.what == "shape" and not isinstance(each.wanted, ListNode):
-            title = f"the shape of {each.name.value} is required to be one number"
-            problems.append(_explain_bad_entry(title, each.wanted.span, "a shape is a list of sizes: `is: [8, any]`"))
+            title = f"the shape of {each.name.value} must be a list, got one number"
+            problems.append(_explain_bad_entry(title, each.wanted.span, "list its sizes: `is: [8, any]`"))
         if len(problems) == before:
             note = each.note.value if each.note is not None else None
             yield Requirement(each.what, each.name.value, wanted, each.span, reader, by, note)
@@ -90,18 +90,18 @@ def _find_counted_capture(
     if each.by is not None:
         if each.by.value in numbers:
             return each.by.value
-        title = f"{each.by.value!r} is no integer that {each.name.value} captures"
+        title = f"{each.by.value!r} is not an integer capture of {each.name.value}"
         problems.append(
-            _explain_bad_entry(title, each.by.span, f"captured integers are: {listed(numbers) or 'none'}")
+            _explain_bad_entry(title, each.by.span, f"its integer captures: {listed(numbers) or 'none'}")
         )
     elif len(numbers) == 1:
         return numbers[0]
     elif numbers:
-        title = f"which of {listed(numbers)} is to be counted?"
-        problems.append(_explain_bad_entry(title, each.name.span, f"say it: by: {numbers[0]}"))
+        title = f"{each.name.value} captures several integers, {listed(numbers)}; name the one to count"
+        problems.append(_explain_bad_entry(title, each.name.span, f"add `by: {numbers[0]}`"))
     else:
         title = f"{each.name.value} captures no integer to count"
-        problems.append(_explain_bad_entry(title, each.name.span, "write {i:int} where the index stands"))
+        problems.append(_explain_bad_entry(title, each.name.span, "write {i:int} for the index"))
     return None
 
 
@@ -110,19 +110,19 @@ def _explain_bad_entry(title: str, span: Span, help: str) -> Diagnostic:
 
 
 def find_unmet_requirements(rules: CompiledRules, source: StateDictSpec) -> Iterator[Diagnostic]:
-    """Every requirement that is false for a header and the params in force; unknown shapes are not looked at."""
+    """Every requirement that is false for a header and the params in force; unknown shapes are not checked."""
     for each in rules.require if source else ():
         try:
             wanted = tuple(evaluate_arg(arg, rules.params) for arg in each.wanted)
         except BadNumber as error:
-            yield _explain_unmet(each, f"{error}", "give it: --param NAME=NUMBER", source, None)
+            yield _explain_unmet(each, f"{error}", "pass --param NAME=NUMBER", source, None)
             continue
         if each.what == "param":
             found = rules.params[each.name]
             if found not in wanted:
-                words = "has no value" if found is None else f"is {found}"
-                title = f"the param {each.name} must be {_join_with_or(wanted)}, and {words}"
-                yield _explain_unmet(each, title, f"give it: --param {each.name}=NUMBER", source, found)
+                words = "but has no value" if found is None else f"got {found}"
+                title = f"the param {each.name} must be {_join_with_or(wanted)}, {words}"
+                yield _explain_unmet(each, title, f"pass --param {each.name}=NUMBER", source, found)
         elif each.what == "count":
             yield from _check_count(each, wanted, source)
         else:
@@ -132,7 +132,7 @@ def find_unmet_requirements(rules: CompiledRules, source: StateDictSpec) -> Iter
 def _check_count(each: Requirement, wanted: tuple[object, ...], source: StateDictSpec) -> Iterator[Diagnostic]:
     assert each.reader is not None and each.by is not None
     written = {found[each.by] for fqn in source if (found := each.reader(fqn)) is not None}
-    # No model has 10^18 layers: such a number is a gap whatever it is, and Python reads no text of 5,000 digits.
+    # No model has 10^18 layers, so a longer number is a gap whatever it is; and Python refuses to read 5,000 digits.
     indices = sorted({int(text) if len(text) <= MAX_DIGITS else 10**MAX_DIGITS for text in written})
     number = indices[-1] + 1 if indices else 0
     if number in wanted and len(indices) == number:
@@ -140,11 +140,11 @@ def _check_count(each: Requirement, wanted: tuple[object, ...], source: StateDic
     if len(indices) != number:
         there = set(indices)
         first = next(index for index in itertools.count() if index not in there)
-        gap = f"{each.by} goes to {number - 1} without {first}"
-        title = f"{each.name} must count {_join_with_or(wanted)} without a gap, and {gap}"
+        gap = f"{each.by} has {number - 1} but not {first}"
+        title = f"{each.name} must count {_join_with_or(wanted)} without a gap, but {gap}"
     else:
-        title = f"{each.name} must count {_join_with_or(wanted)}, and the checkpoint has {number}"
-    yield _explain_unmet(each, title, "these rules are for another model than this one", source, number)
+        title = f"{each.name} must count {_join_with_or(wanted)}, got {number}"
+    yield _explain_unmet(each, title, "these rules are for another model", source, number)
 
 
 def _check_shape(each: Requirement, wanted: tuple[object, ...], source: StateDictSpec) -> Iterator[Diagnostic]:
@@ -152,8 +152,8 @@ def _check_shape(each: Requirement, wanted: tuple[object, ...], source: StateDic
     keys = [fqn for fqn in source if each.reader(fqn) is not None]
     shown = f"[{', '.join(ANY if size is None else str(size) for size in wanted)}]"
     if not keys:
-        title = f"{each.name} must have the shape {shown}, and the checkpoint has no such key"
-        yield _explain_unmet(each, title, "these rules are for another model than this one", source, None)
+        title = f"{each.name} must have the shape {shown}, but the checkpoint has no such key"
+        yield _explain_unmet(each, title, "these rules are for another model", source, None)
         return
     wrong = [fqn for fqn in keys if source[fqn] is not OPAQUE and not _has_shape(source[fqn], wanted)]
     if wrong:
@@ -161,8 +161,8 @@ def _check_shape(each: Requirement, wanted: tuple[object, ...], source: StateDic
         more = f", and {counted(len(wrong) - 1, 'more key')} differ" if len(wrong) > 1 else ""
         if len(wrong) == 2:
             more = ", and 1 more key differs"
-        title = f"{wrong[0]} must have the shape {shown}, and has {found}{more}"
-        yield _explain_unmet(each, title, "these rules are for another model than this one", source, found)
+        title = f"{wrong[0]} must have the shape {shown}, got {found}{more}"
+        yield _explain_unmet(each, title, "these rules are for another model", source, found)
 
 
 def _has_shape(spec: TensorSpec, wanted: tuple[object, ...]) -> bool:
