@@ -20,8 +20,8 @@ PLAIN = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp64": "F64"}
 def cast_plan(plan: ResolvedPlan, dtype: str) -> ResolvedPlan:
     """The plan with every plain float cast to one dtype; integers and bools stay as they are.
 
-    Raises `UsageError` (RK642) for another dtype. 8-bit floats are a problem of the plan (RK346), because a cast would
-    lose their scales.
+    Raises `UsageError` (RK642) for another dtype. 8-bit floats are a problem of the plan (RK346): a cast would lose
+    their scales.
 
     >>> from remapkit.plans.moves import RuleRef
     >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from remapkit.plans.moves import Dropped, Move, RuleRef
 
 SHOWN = 5
-NEUTRAL = (
-    "if it changes nothing (a scale of 1, an alpha that equals its LoRA rank), add {path: ..., neutral: true}"
-)
+NEUTRAL = "if it changes nothing (a scale of 1, an alpha that equals its LoRA rank), add {path: ..., neutral: true}"
 
 
 @dataclass(slots=True)
@@ -148,7 +146,7 @@ class _Judge:
             return
         for image in images:
             if image.ops and not _is_value_kept(image.ops, spec):
-                title = f"{listed(op.name for op in image.ops)} on the scale of a weight changes the value of the weight"
+                title = f"{listed(op.name for op in image.ops)} on the scale of a weight changes the weight's value"
                 help = f"only rename {companion}"
                 self._add_fault("RK363", title, help, image.rule, f"{companion} ({spec}) belongs to {weight}")
         if not any(self._is_companion(image.target, move.target) for image in images):
@@ -203,7 +201,7 @@ class _Judge:
             if rule.id in self.neutral:
                 self._add_fault("RK367", "dropped as neutral: their values were not read", "", rule, shown)
                 return
-            title = "an alpha is dropped but not folded into its adapter, which would lose the factor alpha / LoRA rank"
+            title = "an alpha is dropped and not folded; the adapter would lose the factor alpha / LoRA rank"
             help = f"keep or rename it with its adapter; {NEUTRAL}"
             self._add_fault("RK366", title, help, rule, shown)
             return

@@ -137,7 +137,8 @@ class SourceGroups:
             if resolved.stacked is not None:
                 beyond += [fqns[0] for (index, _), fqns in group.found.items() if index >= resolved.stacked]
         if twice:
-            title = f"{pipeline.id}: {counted(len(twice), 'source')} match{'es' * (len(twice) == 1)} twice; only one of each could be kept"
+            match = "matches" if len(twice) == 1 else "match"
+            title = f"{pipeline.id}: {counted(len(twice), 'source')} {match} twice; only one of each could be kept"
             help = "the keys differ in text that the pattern does not capture: capture it, or narrow the pattern"
             yield self._make_problem(pipeline, "RK342", title, twice, help, "duplicates")
         if lacking:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import counted
@@ -31,9 +32,9 @@ class ResolvedPlan:
     """Every move for one header, in the header's order, with what was dropped and what is wrong.
 
     `problems` are errors: a plan that has any is never executed. `warnings` are for a look: rules and table entries
-    that nothing used, for example. `tied` holds the groups of targets whose sources share one storage. `recorded` are the moves of
-    names that a safetensors file only records as tied and that no rule names, by those names: `add_recorded_moves` adds
-    them where a target has them.
+    that nothing used, for example. `tied` holds the groups of targets whose sources share one storage. `recorded` are
+    the moves of names that a safetensors file only records as tied and that no rule names, by those names:
+    `add_recorded_moves` adds them where a target has them.
 
     >>> import remapkit
     >>> plan = remapkit.load("wan22_pth").plan({"conv1.weight": remapkit.TensorSpec("F32", (96, 96, 1, 1, 1))})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.wording import SHOWN, counted, listed, named
 from remapkit.plans.moves import Move, describe_sources
+from remapkit.rules.model import AMBIGUITY_HELP
 from remapkit.rules.near_miss import find_nearest_rule
 from remapkit.tensors.spec import StateDictSpec, find_name_problem
 
@@ -115,7 +116,7 @@ def report_ambiguous_matches(source: StateDictSpec, matches: Mapping[str, tuple[
                 title,
                 labels=labels,
                 notes=(named(fqns),),
-                help=("narrow one of the patterns, or guard it with `where:` or `leaf:`; rule order is never used as a tie-breaker",),
+                help=(AMBIGUITY_HELP,),
                 place=source.name,
                 values={"rules": list(ids), "keys": fqns},
             )
@@ -148,7 +149,7 @@ def report_collisions(source: StateDictSpec, moves: Sequence[Move]) -> list[Diag
         problems.append(
             Diagnostic(
                 "RK303",
-                f"{sources} source keys map to {counted(len(groups), 'target key')}; every target key must have one source",
+                f"{sources} source keys map to {counted(len(groups), 'target key')}; each must have one source",
                 labels=labels,
                 notes=tuple(_describe_collision(group) for group in groups[:SHOWN])
                 + ((f"... and {len(groups) - SHOWN} more",) if len(groups) > SHOWN else ()),

@@ -110,8 +110,8 @@ def report_recorded(source: StateDictSpec, moves: Sequence[Move], led: Mapping[s
     dangling = [other for other, tensor in source.recorded.items() if tensor not in kept and other not in led]
     one = len(source.recorded) == 1
     title = (
-        f"{counted(len(source.recorded), 'name')} {'is' if one else 'are'} only recorded as another name of a tensor; "
-        f"{'it stays a record' if one else 'they stay records'}"
+        f"{counted(len(source.recorded), 'name')} {'is' if one else 'are'} only recorded as another name of a tensor"
+        f"; {'it stays a record' if one else 'they stay records'}"
     )
     if dangling:
         gone = listed(dict.fromkeys(source.recorded[other] for other in dangling))

@@ -92,7 +92,8 @@ def _find_existing(asked: Collection[tuple[str, bool]], fqns: Iterable[str]) -> 
 
 
 def _report_stale_entry(entry: str, names: list[str], source: StateDictSpec) -> Diagnostic:
-    title = f"the metadata entry `{entry}` contains {counted(len(names), 'name')} that the rules change; it is copied unchanged"
+    count = counted(len(names), "name")
+    title = f"the metadata entry `{entry}` contains {count} that the rules change; it is copied unchanged"
     lines = names[:SHOWN] + [f"... and {len(names) - SHOWN} more"] * (len(names) > SHOWN)
     help = "correct the entry in the written file; whoever reads it would look for the old names"
     return Diagnostic(

@@ -15,6 +15,7 @@ from remapkit.patterns.pattern import Part
 from remapkit.patterns.tree import Chars, Seq, literal
 from remapkit.proofs.keymap import KeyMap, Made, readings
 from remapkit.proofs.witness import Fault, Witness
+from remapkit.rules.model import AMBIGUITY_HELP
 
 if TYPE_CHECKING:
     from remapkit.rules.model import CompiledRules, Rule
@@ -135,8 +136,7 @@ class FindingWriter:
         for number in witness.covered:
             covered, by = (one, other) if number == witness.key_maps[0] else (other, one)
             notes.append(f"{by.rule_id} matches every key that {covered.rule_id} matches")
-        help = "narrow one of the patterns, or guard it with `where:` or `leaf:`; order never decides"
-        return Diagnostic("RK201", title, labels, (help,), tuple(notes), values=self.values(witness))
+        return Diagnostic("RK201", title, labels, (AMBIGUITY_HELP,), tuple(notes), values=self.values(witness))
 
     def within(self, witness: Witness, level: str) -> Diagnostic:
         key_map = self.key_maps[witness.key_maps[0]]

@@ -36,6 +36,11 @@ class Requirement:
 
 RuleKind = Literal["rule", "keep", "drop"]
 
+AMBIGUITY_HELP = (
+    "narrow one of the patterns, or guard it with `where:` or `leaf:`; rule order is never used as a tie-breaker"
+)
+"""What to do about a key that several rules match, which lint, plans and tests report."""
+
 
 @dataclass(frozen=True, slots=True)
 class Match:

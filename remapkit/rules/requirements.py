@@ -91,9 +91,7 @@ def _find_counted_capture(
         if each.by.value in numbers:
             return each.by.value
         title = f"{each.by.value!r} is not an integer capture of {each.name.value}"
-        problems.append(
-            _explain_bad_entry(title, each.by.span, f"its integer captures: {listed(numbers) or 'none'}")
-        )
+        problems.append(_explain_bad_entry(title, each.by.span, f"its integer captures: {listed(numbers) or 'none'}"))
     elif len(numbers) == 1:
         return numbers[0]
     elif numbers:
@@ -140,7 +138,7 @@ def _check_count(each: Requirement, wanted: tuple[object, ...], source: StateDic
     if len(indices) != number:
         there = set(indices)
         first = next(index for index in itertools.count() if index not in there)
-        gap = f"{each.by} has {number - 1} but not {first}"
+        gap = f"{each.by} = {first} is missing (the last is {number - 1})"
         title = f"{each.name} must count {_join_with_or(wanted)} without a gap, but {gap}"
     else:
         title = f"{each.name} must count {_join_with_or(wanted)}, got {number}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
 from remapkit.rulefile.syntax import WrittenTest
-from remapkit.rules.model import CompiledRules, Match, Rule
+from remapkit.rules.model import AMBIGUITY_HELP, CompiledRules, Match, Rule
 from remapkit.rules.near_miss import find_nearest_rule
 
 
@@ -117,8 +117,7 @@ def _explain_ambiguous(test: WrittenTest, found: Sequence[Match]) -> Diagnostic:
     ]
     ids = [match.rule.id for match in found]
     title = f"{test.source.value} is matched by {len(found)} rules: {', '.join(ids)}"
-    help = ("narrow one of the patterns, or guard it with `where:` or `leaf:`; rule order is never used as a tie-breaker",)
-    return Diagnostic("RK701", title, tuple(labels), help, values=_collect_values(test, None, ids))
+    return Diagnostic("RK701", title, tuple(labels), (AMBIGUITY_HELP,), values=_collect_values(test, None, ids))
 
 
 def _explain_unmatched(rules: CompiledRules, test: WrittenTest) -> Diagnostic:

@@ -255,7 +255,7 @@ def test_what_passes_means_what_it_meant(world: tuple[Header, str]) -> None:
         assert not changes_meaning(plan), (header, body)
 
 
-@pytest.mark.parametrize("method", ["_companion", "_gone", "_strangers", "_weight"])
+@pytest.mark.parametrize("method", ["_judge_companion", "_judge_dropped", "_judge_strangers", "_judge_weight"])
 def test_each_judge_is_needed(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted faults: without any one of them the property fails on one of these."""
     monkeypatch.setattr(judge._Judge, method, lambda *_: None)

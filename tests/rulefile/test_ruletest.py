@@ -49,7 +49,13 @@ def test_what_holds(test: str, unmatched: str) -> None:
 @pytest.mark.parametrize(
     ("test", "unmatched", "code", "place", "title"),
     [
-        ("encoder.1.resnets.b: enc.1.resnets.b", "error", "RK700", "r.yaml:15:36", "becomes enc.1.resnet.b; expected: enc.1.resnets.b"),
+        (
+            "encoder.1.resnets.b: enc.1.resnets.b",
+            "error",
+            "RK700",
+            "r.yaml:15:36",
+            "becomes enc.1.resnet.b; expected: enc.1.resnets.b",
+        ),
         (
             "encoder.1.resnets.b: null",
             "error",

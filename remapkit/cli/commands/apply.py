@@ -21,10 +21,10 @@ from remapkit.formats import Reader
 from remapkit.models.target import read_target_header
 from remapkit.plans.cast import cast_plan
 from remapkit.plans.check import check_known_keys, make_check
-from remapkit.plans.declared import Held, check_declared_target, skip_target_check
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan, collect_records
 from remapkit.plans.moves import Move, describe_sources
+from remapkit.plans.target_check import TargetCheck, check_declared_target, skip_target_check
 from remapkit.write.apply import default_output, make_provenance, pause_collection, recover_file, sort_by_target
 from remapkit.write.layout import split_ties
 
@@ -114,7 +114,7 @@ class Job:
     moves: Sequence[Move]
     reader: Reader
     args: Namespace
-    held: Held
+    held: TargetCheck
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -124,14 +124,14 @@ class Job:
         return {**kept, **collect_records(self.plan), **make_provenance(self.rules, Path(self.args.checkpoint))}
 
 
-def _check_target(rules: RuleSet, plan: ResolvedPlan, args: Namespace) -> Held:
+def _check_target(rules: RuleSet, plan: ResolvedPlan, args: Namespace) -> TargetCheck:
     """Against the named target if there is one, else the declared one and the keys that the pack is known to read.
 
     Raises `FailedCheck` with everything that is wrong.
     """
     reference = parse_target(args)
     if reference is not None:
-        held = Held(make_check(plan, read_target_header(reference), strict_dtype=args.strict_dtype), "exact")
+        held = TargetCheck(make_check(plan, read_target_header(reference), strict_dtype=args.strict_dtype), "exact")
         lacking: list[Diagnostic] = []
     else:
         known = read_known_source(rules)
@@ -222,7 +222,7 @@ def _describe_written(job: Job, written: Written, restored: bool) -> Iterator[st
         yield f"ok: read back, all {written.tensors} tensors are {what}, byte for byte"
 
 
-def _describe_dry_run(plan: ResolvedPlan, held: Held, moves: Sequence[Move], reader: Reader) -> CommandOutcome:
+def _describe_dry_run(plan: ResolvedPlan, held: TargetCheck, moves: Sequence[Move], reader: Reader) -> CommandOutcome:
     rows = tuple((describe_sources(move), move.target, str(move.spec), _describe_rule(move)) for move in moves)
     rows += tuple((gone.fqn, "(dropped)", str(plan.source[gone.fqn]), gone.rule.id) for gone in plan.dropped)
     return CommandOutcome(

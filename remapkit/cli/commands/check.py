@@ -14,8 +14,8 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.models.target import find_declared_target, read_target_header
 from remapkit.plans.check import Check, make_check
-from remapkit.plans.declared import Held, check_declared_target
 from remapkit.plans.make import make_plan
+from remapkit.plans.target_check import TargetCheck, check_declared_target
 from remapkit.registry.installed import packs
 from remapkit.sources.declared import read_header
 from remapkit.tensors.spec import StateDictSpec
@@ -79,7 +79,7 @@ def _find_model(rules: RuleSet) -> str | None:
     return target.model.value if target and target.model else None
 
 
-def _check_rules(rules: RuleSet, args: Namespace) -> Held:
+def _check_rules(rules: RuleSet, args: Namespace) -> TargetCheck:
     named = parse_target(args)
     reference = named or find_declared_target(rules)
     if reference is None:
@@ -93,7 +93,7 @@ def _check_rules(rules: RuleSet, args: Namespace) -> Held:
     plan = make_plan(rules, _read_source(rules, args))
     if named is None and reference.model is None:
         return check_declared_target(rules, plan, strict_dtype=args.strict_dtype)
-    return Held(make_check(plan, read_target_header(reference), strict_dtype=args.strict_dtype), "exact")
+    return TargetCheck(make_check(plan, read_target_header(reference), strict_dtype=args.strict_dtype), "exact")
 
 
 def _read_source(rules: RuleSet, args: Namespace) -> StateDictSpec:

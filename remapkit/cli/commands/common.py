@@ -15,11 +15,10 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, UnreadableCheckpoint, UsageError
 from remapkit.files.source_file import SourceFile
 from remapkit.formats import Reader, open_checkpoint
-from remapkit.plans.declared import read_declared_source
 from remapkit.proofs.model import Level, Proof
 from remapkit.registry.installed import find_rules, packs
 from remapkit.rulefile.read import read_file_bytes
-from remapkit.sources.declared import resolve_declared_path
+from remapkit.sources.declared import read_declared_source, resolve_declared_path
 from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def parse_params(written: Sequence[str]) -> dict[str, int]:
 
 def read_known_source(rules: RuleSet) -> StateDictSpec | None:
     """The manifest that a pack declares as its source, if it does."""
-    return read_declared_source(rules)
+    return read_declared_source(rules.file)
 
 
 def prove_rules(rules: RuleSet) -> Proof:
