@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 from remapkit.proofs.automata import Alphabet, Nfa, shortest_words
 from remapkit.proofs.budget import Budget, Exhausted
-from remapkit.proofs.linear import Index, LinearMap, Separator, TableRef, Tools, VariableRef
+from remapkit.proofs.linear import Tools
+from remapkit.proofs.linear_map import Index, LinearMap, Separator, TableRef, VariableRef
 from remapkit.proofs.union import UnionNfa
 
 SEPARATOR = "\ud800"

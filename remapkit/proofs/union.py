@@ -11,17 +11,8 @@ from dataclasses import dataclass, field
 
 from remapkit.patterns.finite import build_words_node
 from remapkit.proofs.automata import Alphabet, Nfa, shortest_words
-from remapkit.proofs.linear import (
-    AnyWord,
-    Index,
-    LinearMap,
-    Separator,
-    TableRef,
-    Tools,
-    Variable,
-    VariableRef,
-    find_losses,
-)
+from remapkit.proofs.linear import Tools, find_losses
+from remapkit.proofs.linear_map import AnyWord, Index, LinearMap, Separator, TableRef, Variable, VariableRef
 
 
 @dataclass(slots=True)

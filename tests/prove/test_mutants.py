@@ -19,7 +19,7 @@ from remapkit.api.ruleset import RuleSet
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.proofs import automata as languages
 from remapkit.proofs import checks as questions
-from remapkit.proofs import dfa
+from remapkit.proofs import dfa, losses
 from remapkit.proofs import findings as verdicts
 from remapkit.proofs import keymap as arrows_module
 from remapkit.proofs import linear as variants
@@ -195,6 +195,7 @@ def _joined_without_nullable(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(variants, "joined", joined)
     patch.setattr(questions, "joined", joined)
+    patch.setattr(dfa, "joined", joined)
 
 
 def _not_merged_between(variant: Any, start: int, place: Any) -> int:
@@ -223,7 +224,7 @@ def _states_only(self: Budget, steps: int) -> None:
 
 def _first_reading(self: Questions, number: int, key: str) -> Witness | None:
     found = arrows_module.readings(self.key_maps[number].pattern, key)
-    targets = [self.key_maps[number].target(key, questions._captures(self.key_maps[number], each)) for each in found]
+    targets = [self.key_maps[number].target(key, losses.name_captures(self.key_maps[number], each)) for each in found]
     other = next((n for n, target in enumerate(targets) if target != targets[-1]), None)
     if other is None:
         return None
@@ -251,7 +252,7 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
     ),
     "transducers never disagree": (put(questions, "conflict", lambda *_, **__: None), "random sets"),
     "what is between merged captures is not looked at": (
-        put(variants, "_run_machine", _not_merged_between),
+        put(variants, "_run", _not_merged_between),
         "random sets",
     ),
     "nothing is merged": (put(questions, "merge_captures", lambda variant, tools: variant), "proven"),
@@ -309,7 +310,7 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
     "rules are not held against themselves": (put(Questions, "_within_rules", lambda *_: None), "key_maps"),
     "undecided is proven": (put(Questions, "ask", _silent), "budget"),
     "states are counted, not steps": (put(Budget, "spend", _states_only), "budget"),
-    "witnesses are not replayed": (put(verdicts.FindingWriter, "replayed", lambda *_: True), "replay"),
+    "witnesses are not replayed": (put(verdicts.FindingWriter, "is_replayed", lambda *_: True), "replay"),
     "the matcher's own reading is not asked for": (put(Questions, "_two_targets", _first_reading), "random sets"),
 }
 
