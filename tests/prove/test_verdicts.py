@@ -198,7 +198,7 @@ def test_the_help_for_an_index_in_two_spellings_works(name: str) -> None:
     pattern, to = SPELT_TWICE[name]
     stacked = "stack: {dim: 0, by: e}, " + to
     (finding,) = prove(compiled(rule(f"{pattern}, {stacked}"))).findings
-    assert "can spell one index of 'e' in two ways" in finding.title
+    assert "can spell one index 'e' in two ways" in finding.title
     surface, _, text = finding.help[0].removeprefix("write ").partition(": ")
     proof = prove(compiled(rule(f"{surface}: '{text}', {stacked}")))
     assert (proof.level, proof.findings) == (Level.ALL, ())
@@ -207,7 +207,7 @@ def test_the_help_for_an_index_in_two_spellings_works(name: str) -> None:
 def test_the_help_for_an_index_in_two_spellings_of_a_guard_works() -> None:
     body = rule("path: 'a.{e}', where: {e: ['0', '00', 1]}, stack: {dim: 0, by: e}, to: b")
     (finding,) = prove(compiled(body)).findings
-    assert finding.help == ("keep one spelling of each index of 'e' in `where:`",)
+    assert finding.help == ("allow only one spelling of each index 'e' in `where:`",)
     assert prove(compiled(body.replace("'00', ", ""))).findings == ()
 
 
