@@ -1,6 +1,6 @@
-"""Rule sets: a rule file compiled. Every rule speaks about the original key; their order never matters.
+"""Compile a rule file. Every rule applies to the original key, so the order of rules does not matter.
 
-`compile_rules` takes a `RuleFile` and gives `CompiledRules`, or raises `InvalidRules` with every problem.
+`compile_rules` turns a `RuleFile` into `CompiledRules`, or raises `InvalidRules` with every problem.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from remapkit.rules.pipeline import (
 from remapkit.rules.requirements import read_requirements
 
 MAX_ADDED = 100_000
-"""So many tensors one entry of `add` may bring."""
+"""The most tensors that one entry of `add` may create."""
 
 
 def compile_rules(
@@ -42,7 +42,7 @@ def compile_rules(
 ) -> CompiledRules:
     """Compile a rule file; raises `InvalidRules` with all of its problems.
 
-    `params` are values for its params, `config` a model's config.json, where others are looked up by name.
+    `params` are values for its params; `config` is a model's config.json, in which the others are looked up.
 
     >>> from remapkit.rulefile.read import read_text
     >>> rules = compile_rules(read_text("remapkit: 1\\nname: t\\nkeep: ['{all:**}']\\n"))
@@ -115,10 +115,10 @@ class _Compiler:
                     Label(first.span, f"{first.key.value} -> {value}", primary=False),
                     Label(entry.span, f"{key} -> {value}"),
                 )
-                title = f"the table {written.name.value!r} is not injective: two keys become {value!r}"
+                title = f"the table {written.name.value!r} is not injective: two keys map to {value!r}"
                 help = (
-                    f"keys that differ only in {first.key.value} and {key} would become one",
-                    "give each its own value, or say `lossy: true` if both never occur together",
+                    f"keys that differ only in {first.key.value} and {key} would map to one target",
+                    "give each its own value, or add `lossy: true` if both never occur together",
                 )
                 self.problems.append(Diagnostic("RK101", title, labels, help))
             by_value.setdefault(value, entry)
@@ -126,7 +126,7 @@ class _Compiler:
         return Table(written.name.value, entries, written.lossy, written.name.span)
 
     def compile_word(self, text: Text, what: str) -> str:
-        """What a word of a table says; one that has a problem stays as it is, so that no other follows from it."""
+        """A word of a table; one with a problem is returned as written, so that no other problem follows from it."""
         read = read_word(text, what, self.problems)
         return text.value if read is None else read.value
 
@@ -151,7 +151,7 @@ class _Compiler:
             return self.compile_pipeline_rules(written)
         pattern = self.pattern(written.pattern)
         if pattern is None:
-            # What can be said of a template without its pattern is said now, not in the next round.
+            # Without its pattern the template is checked only for syntax, so that this is reported in the same round.
             self.problems += find_syntax_problems(written.to)
             self.used |= {name for name in self.tables if f"|{name}}}" in written.to.value.replace(" ", "")}
             return ()
@@ -162,7 +162,7 @@ class _Compiler:
         return (Rule(written.id.value, "rule", pattern, template, written.span, uses),)
 
     def compile_pipeline_rules(self, written: WrittenRule) -> tuple[Rule, ...]:
-        """A rule with operations: one `Rule` for each pattern that it reads."""
+        """A rule with operations: one `Rule` for each of its patterns."""
         assert written.pipeline is not None
         before = len(self.problems)
         found = [self.pattern(source.pattern) for source in written.pipeline.sources]
@@ -235,7 +235,7 @@ class _Compiler:
             return None
         count = math.prod(len(part.values or ()) for part in parts)
         if count > MAX_ADDED:
-            title = f"add[{number}] would bring {count:,} tensors: at most {MAX_ADDED:,} can be added by one entry"
+            title = f"add[{number}] must create at most {MAX_ADDED:,} tensors, got {count:,}"
             help = ("bound `each` more tightly",)
             self.problems.append(Diagnostic("RK217", title, (Label(written.to.span),), help))
             return None
@@ -260,7 +260,7 @@ class _Compiler:
         try:
             filled.op(self.params)
         except NoValue:
-            pass  # said when a plan needs it
+            pass  # reported when a plan needs it
         except (BadNumber, RefusedOp) as error:
             self.problems.append(Diagnostic("RK163", str(error), (Label(written.node.span),), ("correct it",)))
         return filled if len(self.problems) == before else None
@@ -289,12 +289,12 @@ class _Compiler:
             if first is not rule.id:
                 labels = (Label(first.span, "first here", primary=False), Label(rule.id.span, "again here"))
                 title = f"two rules have the id {rule.id.value!r}"
-                self.problems.append(Diagnostic("RK160", title, labels, ("every message names a rule by its id",)))
+                self.problems.append(Diagnostic("RK160", title, labels, ("give each rule its own id",)))
 
     def check_unused_tables(self) -> None:
         for name, table in self.tables.items():
             if name not in self.used:
-                title = f"no rule uses the table {name!r}"
+                title = f"the table {name!r} is not used by any rule"
                 help = (
                     f"look a capture up with {{name|{name}}}, bound one with {{name:{name}}}, or remove the table",
                 )

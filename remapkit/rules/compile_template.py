@@ -1,4 +1,4 @@
-"""Target templates compiled against a pattern: every field must be a capture, a table or arithmetic of them."""
+"""Compile target templates against a pattern: a field is a capture, a table lookup, or arithmetic on captures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from remapkit.rules.model import Table
 from remapkit.tensors.spec import find_name_problem
 
 _REFERENCE = re.compile(r"\\(?:[0-9]|g<)[^.{}]*", re.ASCII)
-"""How `re.sub` is told of a group."""
+"""A group reference in the syntax of `re.sub`."""
 
 
 MAX_COMBINATIONS = 4096
@@ -49,7 +49,7 @@ def _describe_values(values: Mapping[str, int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """What stands between braces: an expression, or a capture with a table."""
+    """The content of a pair of braces: an expression, or a capture with a table."""
 
     expression: Expr
     table: str | None
@@ -101,9 +101,9 @@ def _parse_fields(text: Text) -> Iterator[str | _Field | Diagnostic]:
         else:
             end = value.find("}", here)
             if sign == "}" or end < 0 or "{" in value[here + 1 : end]:
-                what = "closes nothing" if sign == "}" else "is never closed"
+                title = "unmatched '}'" if sign == "}" else "'{' is never closed"
                 help = (f"write {sign * 2} for the character itself",)
-                yield Diagnostic("RK150", f"a brace that {what}", (Label(text.at(here)),), help)
+                yield Diagnostic("RK150", title, (Label(text.at(here)),), help)
                 here += 1
                 continue
             if pending:
@@ -122,7 +122,7 @@ def _parse_fields(text: Text) -> Iterator[str | _Field | Diagnostic]:
 
 
 def _judge_plain_text(text: Text, plain: list[tuple[int, int]]) -> Diagnostic | None:
-    """What is wrong with the literal text, but for what RK158 says better: references, and what no key may have."""
+    """The problem of the literal text, unless RK158 describes it better: group references, and control characters."""
     if find_name_problem(text.value) is not None or any(_REFERENCE.search(text.value, *each) for each in plain):
         return None
     return check_literal_text(
@@ -131,7 +131,7 @@ def _judge_plain_text(text: Text, plain: list[tuple[int, int]]) -> Diagnostic | 
 
 
 def compile_template(text: Text, forget: tuple[Text, ...], pattern: Pattern, tables: Mapping[str, Table]) -> Template:
-    """The template of a rule; raises `InvalidRules` with everything that is wrong with it."""
+    """The template of a rule; raises `InvalidRules` with all of its problems."""
     compiler = _Compiler(text, pattern, tables)
     items = compiler.items()
     compiler.check_uses(forget)
@@ -141,7 +141,7 @@ def compile_template(text: Text, forget: tuple[Text, ...], pattern: Pattern, tab
 
 
 def find_syntax_problems(text: Text) -> list[Diagnostic]:
-    """What is wrong with a template whatever its pattern captures."""
+    """The problems of a template that do not depend on its pattern."""
     return [each for each in _parse_fields(text) if isinstance(each, Diagnostic)]
 
 
@@ -176,7 +176,7 @@ class _Compiler:
         problem = find_name_problem(text)
         reference = _REFERENCE.search(self.text.value)
         if reference is not None and reference.group() in text:
-            title = f"{reference.group()} would stand in the target as it is"
+            title = f"{reference.group()} would be copied into the target literally"
             help = "write {name} for a capture: (?P<name>...) in the pattern"
             self.add_problem("RK158", title, reference.span(), help)
         elif problem is not None:
@@ -197,8 +197,8 @@ class _Compiler:
                 return self.compile_lookup(parts[0], written)
             return CaptureItem(expression.names[0])
         if len(expression.postfix) == 1:
-            title = f"{self.text.value[slice(*written.at)]} is a number, the same for every key, and not a capture"
-            help = "name a capture, as (?P<name>...) or {name}; a constant is written without braces"
+            title = f"{self.text.value[slice(*written.at)]} is a number, the same for every key, not a capture"
+            help = "name a capture, (?P<name>...) or {name}; write a constant without braces"
             self.add_problem("RK159", title, written.at, help)
             return None
         return self.compile_arithmetic(expression, written)
@@ -222,12 +222,12 @@ class _Compiler:
             return None
         bound = self._suggest_bound(part, table.name)
         if part.values is None:
-            title = f"{part.name!r} is not bounded, and the table {table.name!r} knows {len(table.entries)} values"
+            title = f"{part.name!r} is not bounded, but the table {table.name!r} has only {len(table.entries)} keys"
             self.add_problem("RK105", title, written.at, bound, about=part)
             return None
         lacking = [value for value in part.values if value not in table.entries]
         if lacking:
-            title = f"the table {table.name!r} lacks {lacking[0]!r}, which {part.name!r} can be"
+            title = f"the table {table.name!r} lacks {lacking[0]!r}, which is a value of {part.name!r}"
             if len(lacking) > 1:
                 title += f" ({len(lacking)} values in all)"
             self.add_problem(
@@ -256,8 +256,10 @@ class _Compiler:
         for space in spaces:
             count *= len(space)
         if count > MAX_COMBINATIONS:
-            title = f"{count} combinations of {' and '.join(names)}: more than {MAX_COMBINATIONS}"
-            self.add_problem("RK156", title, written.at, "bound the captures more tightly, or write one rule a case")
+            title = f"{' and '.join(names)} must have at most {MAX_COMBINATIONS} combinations, got {count}"
+            self.add_problem(
+                "RK156", title, written.at, "bound the captures more tightly, or write one rule for each case"
+            )
             return None
         try:
             mapping = _tabulate_expression(expression, tuple(spaces))
@@ -272,12 +274,12 @@ class _Compiler:
         path = self.pattern.surface == "path"
         bound = f"write {{{part.name}:0..47}}" if path else f"add `where: {{{part.name}: 0..47}}`"
         if part.values is None:
-            title = f"arithmetic wants a bounded integer, and {part.name!r} is not bounded"
+            title = f"arithmetic needs a bounded integer, but {part.name!r} is not bounded"
             self.add_problem("RK154", title, written.at, bound + " with your own bounds", about=part)
             return None
         for value in part.values:
             if not (value.isascii() and value.isdigit() and str(int(value)) == value):
-                title = f"arithmetic wants a bounded integer, and {part.name!r} can be {value!r}"
+                title = f"arithmetic needs a bounded integer, but {part.name!r} can be {value!r}"
                 self.add_problem("RK154", title, written.at, bound + " with your own bounds", about=part)
                 return None
         return part.values
@@ -290,7 +292,7 @@ class _Compiler:
             assert part.name is not None
             if part.name in self.twice and part.values is None:
                 title = f"{part.name!r} is used twice but not bounded"
-                help = "bound it ({n:0..47}, choices or `where:`), so that it can be proven that no two keys collide"
+                help = "bound it ({n:0..47}, choices or `where:`), so that a proof can exclude collisions"
                 self.add_problem("RK157", title, self.twice[part.name], help, about=part)
             if (
                 part.name not in self.used
@@ -301,11 +303,11 @@ class _Compiler:
                 self.report_unused(part)
 
     def report_unused(self, part: Part) -> None:
-        title = f"the template does not use {part.name!r}: keys that differ only there would become one"
+        title = f"the template does not use {part.name!r}; keys that differ only there would map to one target"
         labels = (Label(self.pattern.text.at(*part.at)), Label(self.text.span, "not used here", primary=False))
         help = (
-            f"use {{{part.name}}} in the template, or bound it to the one value it has",
-            f"or say `forget: [{part.name}]`, if only one value of it ever occurs",
+            f"use {{{part.name}}} in the template, or bound it to its only value",
+            f"or add `forget: [{part.name}]` if it only ever has one value",
         )
         self.problems.append(Diagnostic("RK152", title, labels, help))
 
