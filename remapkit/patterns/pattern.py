@@ -1,4 +1,4 @@
-"""A whole compiled pattern: its tree, its captures, and whether it is linear."""
+"""A compiled pattern: its parts in order, of which the named ones are captures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SEGMENTS = Seq((SEGMENT, Repeat(Seq((Chars(one(".")), SEGMENT)), 0, None)))
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of a pattern: a capture where it has a name, else text that is only read.
+    """A part of a pattern: a capture if it has a name, else text that is only matched.
 
     `values` are all the words it can be, sorted, where there are at most `MAX_WORDS` of them; `table` is the table
     whose keys it was bounded to; `written` is how the author wrote its type on the path surface (`int`, `0..47`).
@@ -68,7 +68,7 @@ class Pattern:
 
 
 def split_into_parts(node: PatternNode) -> tuple[Part, ...]:
-    """The parts of a tree whose captures all stand at its top level."""
+    """The parts of a tree whose captures are all at its top level."""
     parts: list[Part] = []
     pending: list[PatternNode] = []
 

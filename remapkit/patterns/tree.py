@@ -1,10 +1,10 @@
-"""Patterns as data: what both surfaces of the rule language (`match` and `path`) are parsed into.
+"""Pattern trees: what both surfaces of the rule language (`match` and `path`) are parsed into.
 
-A pattern is a linear sequence of parts. A part is a regular language, and either has a name (a capture) or not. No
-capture stands inside a repetition, an option, a branch or another capture, so whatever matches has exactly one value
-for each capture of a reading, and a whole rule can be reasoned about as a concatenation of languages.
+A pattern is a sequence of parts. A part is a regular language, and either has a name (a capture) or not. No capture
+is inside a repetition, an option, a branch or another capture, so that each reading gives every capture exactly one
+value, and a whole rule can be reasoned about as a concatenation of languages.
 
-The trees are built by `regex.py` and `pathpattern.py`, narrowed by `guards.py`, and read by `automaton.py`.
+The trees are built by `regex.py` and `path.py`, narrowed by `compile.py`, and read by `automaton.py`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from functools import lru_cache
 from remapkit.patterns.charset import Ranges, one
 
 MAX_LETTERS = 1_000_000
-"""A language with more characters than this in all its words counts as unbounded."""
+"""A language whose words have more characters than this in all counts as unbounded."""
 
 
 MAX_NESTED = 60
-"""Words longer than this are put side by side and do not share their prefixes."""
+"""Words longer than this are written as alternatives that do not share their prefixes."""
 
 
 MAX_POSITIONS = 20_000
@@ -63,7 +63,7 @@ class Repeat:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A named capture; only the parsers see it: `linear` turns a tree with groups into parts."""
+    """A named capture; only parsers make it, and `split_into_parts` turns a tree with groups into parts."""
 
     name: str
     item: PatternNode

@@ -38,7 +38,7 @@ def identical_patterns_unnoticed(patch: pytest.MonkeyPatch) -> None:
 
 def pairs_at_the_start_only(patch: pytest.MonkeyPatch) -> None:
     """Runs that part are not followed."""
-    patch.setattr(factor._Positions, "both", lambda self, left, right: None)
+    patch.setattr(factor._Positions, "advance_runs", lambda self, left, right: None)
 
 
 def _tokens_by(text: Callable[[Any], str]) -> Callable[[Pattern], Iterator[tuple[str, Any, bool]]]:
@@ -227,7 +227,7 @@ def test_a_search_that_gave_up_and_says_nothing_is_noticed(monkeypatch: pytest.M
 
 def test_the_order_of_matches_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        matcher, "cooperating", lambda patterns: factor.Groups(tuple((n,) for n in range(len(patterns)))[::-1], ())
+        matcher, "group_patterns", lambda patterns: factor.Groups(tuple((n,) for n in range(len(patterns)))[::-1], ())
     )
     test_sets.test_two_rules_for_one_key_are_both_found()  # whatever the groups, the rules come in their order
 
@@ -243,4 +243,4 @@ def test_the_order_of_matches_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_faults_are_planted_where_they_work() -> None:
     """What the patches replace is what the matcher uses."""
     assert factor._tokenize_character("a")[1] == Chars(((97, 97),))
-    assert matcher.cooperating is factor.group_patterns and matcher.expression is factor.write_expression
+    assert matcher.group_patterns is factor.group_patterns and matcher.write_expression is factor.write_expression
