@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span, Text
+from remapkit.patterns.automaton import find_possible_leaves
 from remapkit.patterns.literals import literal_text, read_word
 from remapkit.patterns.path import Problems, parse_path, read_range
 from remapkit.patterns.pattern import Part, Pattern, split_into_parts
@@ -180,7 +181,6 @@ def _drop_impossible_leaves(
     pattern: Pattern, written: WrittenPattern, problems: list[Diagnostic], warnings: list[Diagnostic]
 ) -> Pattern:
     """The pattern without the leaves that none of its keys can have, which are reported."""
-    from remapkit.patterns.automaton import find_possible_leaves
 
     assert written.leaf is not None and pattern.leaf is not None
     possible = find_possible_leaves(pattern)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from remapkit.companions.names import (
     can_be_scaled,
@@ -27,10 +26,8 @@ from remapkit.ops.base import Op
 from remapkit.ops.dtype import CastOp, is_exact
 from remapkit.ops.join import FillOp, Join
 from remapkit.ops.shape import ReshapeOp, Squeeze, Unsqueeze
+from remapkit.plans.moves import Dropped, Move, RuleRef
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
-
-if TYPE_CHECKING:
-    from remapkit.plans.moves import Dropped, Move, RuleRef
 
 SHOWN = 5
 NEUTRAL = "if it changes nothing (a scale of 1, an alpha that equals its LoRA rank), add {path: ..., neutral: true}"

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.wording import counted, named
+from remapkit.plans.companions import judge_companions
+from remapkit.plans.groups import Gathered, SourceGroups
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import UNMATCHED, Dropped, Move, RuleRef
 from remapkit.plans.problems import (
@@ -24,20 +25,16 @@ from remapkit.plans.problems import (
     report_unused_entries,
     report_unused_rules,
 )
+from remapkit.plans.recorded import replace_recorded_sources, report_recorded, sort_recorded
+from remapkit.plans.rounding import report_roundings
+from remapkit.plans.stale_metadata import report_stale_names
+from remapkit.rules.model import CompiledRules, Match, Rule
+from remapkit.rules.requirements import find_unmet_requirements
 from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
-
-if TYPE_CHECKING:
-    from remapkit.plans.groups import Gathered
-    from remapkit.rules.model import CompiledRules, Match, Rule
 
 
 def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorSpec]) -> ResolvedPlan:
     """The plan of `rules` for one header; what is wrong with it is in `problems`, never raised."""
-    from remapkit.plans.companions import judge_companions
-    from remapkit.plans.recorded import replace_recorded_sources, report_recorded, sort_recorded
-    from remapkit.plans.rounding import report_roundings
-    from remapkit.plans.stale_metadata import report_stale_names
-    from remapkit.rules.requirements import find_unmet_requirements
 
     whole = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
     source, led = sort_recorded(rules, whole) if whole.recorded else (whole, {})
@@ -85,7 +82,6 @@ def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorS
 def _decide_moves(
     rules: CompiledRules, source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]
 ) -> tuple[list[Move], list[Dropped], list[str], Gathered]:
-    from remapkit.plans.groups import SourceGroups
 
     moves: list[Move] = []
     places: list[int] = []

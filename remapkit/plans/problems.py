@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.wording import SHOWN, counted, listed, named
 from remapkit.plans.moves import Move, describe_sources
-from remapkit.rules.model import AMBIGUITY_HELP
+from remapkit.rules.model import AMBIGUITY_HELP, CompiledRules, Match
 from remapkit.rules.near_miss import find_nearest_rule
 from remapkit.tensors.spec import StateDictSpec, find_name_problem
-
-if TYPE_CHECKING:
-    from remapkit.rules.model import CompiledRules, Match
 
 
 def report_no_tensors(source: StateDictSpec) -> list[Diagnostic]:

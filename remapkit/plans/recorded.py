@@ -10,18 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.wording import counted, listed, named
 from remapkit.patterns.literals import literal_text
 from remapkit.plans.model import ResolvedPlan, collect_records
 from remapkit.plans.moves import UNMATCHED, Move, RuleRef
+from remapkit.rules.model import CompiledRules, Match, Rule
 from remapkit.tensors.spec import StateDictSpec
-
-if TYPE_CHECKING:
-    from remapkit.rules.model import CompiledRules, Match, Rule
-
 
 _NOBODYS = "zqxjkv"
 """A segment that is in no checkpoint: a pattern that takes it takes anything of that form."""

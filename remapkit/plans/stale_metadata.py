@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.wording import counted
+from remapkit.plans.moves import Move
 from remapkit.tensors.spec import StateDictSpec
-
-if TYPE_CHECKING:
-    from remapkit.plans.moves import Move
 
 SUFFIXES = ("target_modules", "modules_to_save", "rank_pattern", "alpha_pattern", "exclude_modules", "ignore")
 """Fields that name modules by the end of their path."""

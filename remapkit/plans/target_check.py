@@ -13,16 +13,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.plans.check import Check, Mismatch, make_check
 from remapkit.plans.model import ResolvedPlan
+from remapkit.rules.model import CompiledRules
 from remapkit.sources.declared import read_declared_source, read_declared_target
 from remapkit.tensors.spec import OPAQUE, StateDictSpec, TensorSpec
-
-if TYPE_CHECKING:
-    from remapkit.rules.model import CompiledRules
 
 
 @dataclass(frozen=True, slots=True)

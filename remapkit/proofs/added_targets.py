@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from remapkit.patterns.automaton import MAX_EDGES, TooMany, build_automaton, read_prefix
 from remapkit.patterns.finite import build_words_node
@@ -19,10 +18,8 @@ from remapkit.patterns.template import CaptureItem, MapItem, TextItem
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, literal
 from remapkit.proofs.budget import Budget, Exhausted
 from remapkit.proofs.keymap import KeyMap, Made, readings
+from remapkit.rules.model import CompiledRules
 from remapkit.rules.pipeline import AddedTargets
-
-if TYPE_CHECKING:
-    from remapkit.rules.model import CompiledRules
 
 
 @dataclass(frozen=True, slots=True)

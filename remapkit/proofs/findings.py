@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.source import Span
@@ -15,10 +14,7 @@ from remapkit.patterns.pattern import Part
 from remapkit.patterns.tree import Chars, Seq, literal
 from remapkit.proofs.keymap import KeyMap, Made, readings
 from remapkit.proofs.witness import Fault, Witness
-from remapkit.rules.model import AMBIGUITY_HELP
-
-if TYPE_CHECKING:
-    from remapkit.rules.model import CompiledRules, Rule
+from remapkit.rules.model import AMBIGUITY_HELP, CompiledRules, Rule
 
 MAX_TOLD = 50
 """At most so many findings are shown; the rest is only counted."""

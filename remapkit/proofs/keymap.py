@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.source import Span
 from remapkit.patterns.automaton import MAX_EDGES, Automaton, TooMany, build_automaton
@@ -20,9 +19,7 @@ from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import CANONICAL, Pattern
 from remapkit.patterns.template import CaptureItem, MapItem, TemplateItem, TextItem
 from remapkit.patterns.tree import PatternNode
-
-if TYPE_CHECKING:
-    from remapkit.rules.model import CompiledRules, Rule
+from remapkit.rules.model import CompiledRules, Rule
 
 WHOLE = CaptureItem("")
 """The item that stands for the whole key, as `keep` copies it."""

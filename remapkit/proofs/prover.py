@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.source import Text
@@ -23,11 +22,8 @@ from remapkit.proofs.findings import OPEN_TITLE, FindingWriter
 from remapkit.proofs.keymap import KeyMap, key_maps
 from remapkit.proofs.model import Level, Proof
 from remapkit.proofs.witness import Answers, Witness
+from remapkit.rules.model import CompiledRules
 from remapkit.rules.pipeline import AddedTargets
-
-if TYPE_CHECKING:
-    from remapkit.rules.model import CompiledRules
-
 
 BUDGET = 20_000_000
 """Elementary steps that one proof may take: about ten seconds."""

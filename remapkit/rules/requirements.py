@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
@@ -21,12 +20,8 @@ from remapkit.patterns.pattern import Part, Pattern
 from remapkit.rulefile.arithmetic import BadNumber
 from remapkit.rulefile.syntax import WrittenPattern, WrittenRequirement
 from remapkit.rulefile.yaml.nodes import ListNode, ScalarNode
-from remapkit.rules.model import Requirement
+from remapkit.rules.model import CompiledRules, Requirement
 from remapkit.tensors.spec import OPAQUE, StateDictSpec, TensorSpec
-
-if TYPE_CHECKING:
-    from remapkit.rules.model import CompiledRules
-
 
 ANY = "any"
 """A size that may be anything."""

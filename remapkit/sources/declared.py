@@ -10,17 +10,14 @@ import os
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import UnreadableCheckpoint, UsageError
 from remapkit.diagnostics.source import Text
 from remapkit.diagnostics.wording import escape_text
 from remapkit.formats import open_checkpoint
+from remapkit.rulefile.syntax import RuleFile
 from remapkit.tensors.spec import StateDictSpec
-
-if TYPE_CHECKING:
-    from remapkit.rulefile.syntax import RuleFile
 
 
 def find_home_folder(file: RuleFile) -> Path:
