@@ -260,7 +260,7 @@ def build_alphabet(sets: Iterable[Ranges]) -> Alphabet:
     return Alphabet(_mask_sets(distinct, classes), tuple(_pick_samples(each) for each in classes.values()))
 
 
-def masks(sets: Sequence[Ranges]) -> list[int]:
+def build_masks(sets: Sequence[Ranges]) -> list[int]:
     """The mask of each set over the classes of their alphabet: two sets share a character where their masks meet."""
     distinct = list(dict.fromkeys(sets))
     known = _mask_sets(distinct, _partition_characters(distinct))
@@ -322,7 +322,7 @@ def is_unambiguous(machine: Automaton) -> bool:
     """
     if not machine.strong:
         return False
-    mask = masks(machine.chars)
+    mask = build_masks(machine.chars)
     if _is_disjoint(machine.first, mask) and all(_is_disjoint(each, mask) for each in machine.follow):
         return True
     try:

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from remapkit.patterns.automaton import MAX_EDGES, build_fragment, masks
-from remapkit.patterns.charset import Ranges, one
+from remapkit.patterns.automaton import MAX_EDGES, build_fragment, build_masks
+from remapkit.patterns.charset import Ranges, singleton
 from remapkit.patterns.pattern import Pattern
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq, count_positions
 from remapkit.patterns.unparse import unparse, unparse_chars
@@ -81,7 +81,7 @@ def _tokenize_pattern(pattern: Pattern) -> Iterator[_Token]:
 
 @lru_cache(maxsize=1024)
 def _tokenize_character(character: str) -> _Token:
-    node = Chars(one(character))
+    node = Chars(singleton(character))
     return unparse_chars(node.chars), node, False
 
 
@@ -179,9 +179,9 @@ def _has_literal_start(pattern: Pattern) -> bool:
 def _color_groups(numbers: Sequence[int], pairs: set[tuple[int, int]]) -> list[tuple[int, ...]]:
     """Assign each pattern to the first group without a pattern that it shares a key with (greedy colouring)."""
     foes: dict[int, set[int]] = {}
-    for one_, other in pairs:
-        foes.setdefault(one_, set()).add(other)
-        foes.setdefault(other, set()).add(one_)
+    for one, other in pairs:
+        foes.setdefault(one, set()).add(other)
+        foes.setdefault(other, set()).add(one)
     groups: list[list[int]] = []
     members: list[set[int]] = []
     for number in numbers:
@@ -231,9 +231,9 @@ class _Positions:
         self.found = _Shared()
         self.edges = 0
         self.too_many = False
-        self.build(root)
+        self.add_trie(root)
 
-    def build(self, root: Branch) -> None:
+    def add_trie(self, root: Branch) -> None:
         pending: list[tuple[Branch, list[int]]] = [(root, [0])]
         while pending and not self.too_many:
             here, last = pending.pop()
@@ -273,7 +273,7 @@ class _Positions:
         return last + before if empty else last
 
     def search(self, limit: int) -> _Shared | None:
-        self.mask = masks(self.chars)
+        self.mask = build_masks(self.chars)
         self.steps, self.limit = 0, limit
         self.pending: list[tuple[int, int]] = []
         self.seen: set[tuple[int, int]] = set()
@@ -284,10 +284,10 @@ class _Positions:
         for following in self.follow:
             self.split_run(following)
         while self.pending and self.steps <= limit:
-            one_, other = self.pending.pop()
-            if one_ in self.ends and other in self.ends:
-                self.add_conflicts(self.ends[one_], self.ends[other], apart=True)
-            self.advance_runs(self.follow[one_], self.follow[other])
+            one, other = self.pending.pop()
+            if one in self.ends and other in self.ends:
+                self.add_conflicts(self.ends[one], self.ends[other], apart=True)
+            self.advance_runs(self.follow[one], self.follow[other])
         return self.found if self.steps <= limit else None
 
     def split_run(self, positions: list[int]) -> None:
@@ -313,30 +313,30 @@ class _Positions:
         self.steps += 1 + len(left) * len(right)
         if self.steps > self.limit:
             return
-        for one_ in left:
+        for one in left:
             for other in right:
-                if mask[one_] & mask[other]:
-                    self.add_pair(one_, other)
+                if mask[one] & mask[other]:
+                    self.add_pair(one, other)
 
-    def add_pair(self, one_: int, other: int) -> None:
-        if one_ == other:
+    def add_pair(self, one: int, other: int) -> None:
+        if one == other:
             # Two different runs have met again: every pattern that ends from here on reads some key in two ways.
-            self.found.several_ways.update(_find_ends_below(self.branch[one_]))
+            self.found.several_ways.update(_find_ends_below(self.branch[one]))
             return
-        pair = (one_, other) if one_ < other else (other, one_)
+        pair = (one, other) if one < other else (other, one)
         if pair not in self.seen:
             self.seen.add(pair)
             self.pending.append(pair)
 
     def add_conflicts(self, left: Sequence[int], right: Sequence[int], *, apart: bool = False) -> None:
         """Note the patterns that end in two runs over one key; `apart`: the runs are different."""
-        for one_ in left:
+        for one in left:
             for other in right:
                 self.steps += 1
-                if one_ != other:
-                    self.found.pairs.add((min(one_, other), max(one_, other)))
+                if one != other:
+                    self.found.pairs.add((min(one, other), max(one, other)))
                 elif apart:
-                    self.found.several_ways.add(one_)
+                    self.found.several_ways.add(one)
 
 
 def _find_ends_below(branch: Branch) -> Iterator[int]:
@@ -390,10 +390,10 @@ class _Writer:
         self.ends: dict[int, tuple[int, tuple[int, ...]]] = {}
 
     def write(self, root: Branch) -> CombinedRegex:
-        self.branch(root, (), False, 0)
+        self.write_branch(root, (), False, 0)
         return CombinedRegex("".join(self.text), self.ends)
 
-    def branch(self, here: Branch, groups: tuple[int, ...], own: bool, depth: int) -> None:
+    def write_branch(self, here: Branch, groups: tuple[int, ...], own: bool, depth: int) -> None:
         """Write the trie from one node on; `own`: the last of the groups belongs to one pattern only."""
         # A chain of only children is written in a loop: a key of a thousand characters must not recurse that deep.
         while len(here.children) == 1 and not here.ends:
@@ -413,7 +413,7 @@ class _Writer:
         for position, child in enumerate(here.children.values()):
             if position or here.ends:
                 self.text.append("|")
-            self.branch(child, *self.write_token(child, groups, own), depth + 1)
+            self.write_branch(child, *self.write_token(child, groups, own), depth + 1)
         if several:
             self.text.append(")")
 

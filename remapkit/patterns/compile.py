@@ -18,7 +18,7 @@ from remapkit.patterns.automaton import find_possible_leaves
 from remapkit.patterns.literals import literal_text, read_word
 from remapkit.patterns.path import Problems, parse_path, read_range
 from remapkit.patterns.pattern import Part, Pattern, split_into_parts
-from remapkit.patterns.regex import parse
+from remapkit.patterns.regex import parse_regex
 from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.syntax import WrittenGuard, WrittenPattern
 
@@ -39,7 +39,9 @@ def compile_pattern(written: WrittenPattern, tables: Mapping[str, Sequence[str]]
     """The pattern of a rule with its guards; raises `InvalidRules` with all of its problems."""
     try:
         parts = (
-            parse_path(written.text, tables) if written.surface == "path" else split_into_parts(parse(written.text))
+            parse_path(written.text, tables)
+            if written.surface == "path"
+            else split_into_parts(parse_regex(written.text))
         )
     except InvalidRules as error:
         raise InvalidRules([*error.diagnostics, *_check_words(written)]) from None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from remapkit.diagnostics.source import Span, Text
-from remapkit.patterns.charset import DIGITS, NOT_DOT, one
+from remapkit.patterns.charset import DIGITS, NOT_DOT, singleton
 from remapkit.patterns.finite import build_words_node, list_words
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq
 
-CANONICAL = Alt((Chars(one("0")), Seq((Chars(((49, 57),)), Repeat(Chars(DIGITS), 0, None)))))
+CANONICAL = Alt((Chars(singleton("0")), Seq((Chars(((49, 57),)), Repeat(Chars(DIGITS), 0, None)))))
 """A canonical decimal: `0|[1-9][0-9]*`."""
 
 
@@ -17,7 +17,7 @@ SEGMENT = Repeat(Chars(NOT_DOT), 1, None)
 """The text between two dots: `[^.]+`."""
 
 
-SEGMENTS = Seq((SEGMENT, Repeat(Seq((Chars(one(".")), SEGMENT)), 0, None)))
+SEGMENTS = Seq((SEGMENT, Repeat(Seq((Chars(singleton(".")), SEGMENT)), 0, None)))
 """One segment or more."""
 
 

@@ -12,7 +12,17 @@ from dataclasses import replace
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
-from remapkit.patterns.charset import DIGITS, LAST, NOT_NEWLINE, SPACE, WORD, Ranges, complement, merge_ranges, one
+from remapkit.patterns.charset import (
+    DIGITS,
+    LAST,
+    NOT_NEWLINE,
+    SPACE,
+    WORD,
+    Ranges,
+    complement,
+    merge_ranges,
+    singleton,
+)
 from remapkit.patterns.tree import MAX_POSITIONS, Alt, Chars, Group, PatternNode, Repeat, Seq, count_positions
 
 MAX_REPEAT = 1000
@@ -65,11 +75,11 @@ class RefusedPattern(Exception):
         self.diagnostic = diagnostic
 
 
-def parse(text: Text) -> PatternNode:
+def parse_regex(text: Text) -> PatternNode:
     r"""The tree of a regular expression; raises `InvalidRules` at the column of what it cannot accept.
 
     >>> from remapkit.patterns.unparse import unparse
-    >>> unparse(parse(Text.of(r"layers\.(?P<n>\d+)\.(q|k)")))
+    >>> unparse(parse_regex(Text.of(r"layers\.(?P<n>\d+)\.(q|k)")))
     'layers\\.(?P<n>[0-9]+)\\.(?:q|k)'
     """
     try:
@@ -203,7 +213,7 @@ class _Parser:
             code = "RK118" if sign == "{" else "RK116"
             raise self.refuse(code, title, start, start + 1, f"write \\{sign} for the character itself")
         self.here += 1
-        return Chars(one(sign), (start, self.here))
+        return Chars(singleton(sign), (start, self.here))
 
     def parse_group(self) -> PatternNode:
         start = self.here
@@ -282,7 +292,7 @@ class _Parser:
         if sign in _CLASSES:
             return _CLASSES[sign]
         if sign in _CONTROLS:
-            return one(_CONTROLS[sign])
+            return singleton(_CONTROLS[sign])
         if sign in "xu":
             return self.parse_hexadecimal(start, 2 if sign == "x" else 4)
         if sign in "0123456789":
@@ -293,7 +303,7 @@ class _Parser:
         if sign.isalnum() or not sign.isascii():
             help = r"supported are \d \w \s \D \W \S \t \n \r \f \v \xhh \uhhhh, and a backslash before punctuation"
             raise self.refuse("RK115", f"unknown escape \\{sign}", start, self.here, help)
-        return one(sign)
+        return singleton(sign)
 
     def refuse_digit_escape(self, start: int, sign: str, in_class: bool) -> RefusedPattern:
         if sign == "0" or in_class:
@@ -307,7 +317,7 @@ class _Parser:
             title = f"{self.value[start : start + 2]} must be followed by {count} hexadecimal digits"
             raise self.refuse("RK115", title, start, self.here + len(digits), r"write \xhh or \uhhhh")
         self.here += count
-        return one(chr(int(digits, 16)))
+        return singleton(chr(int(digits, 16)))
 
     def parse_class(self) -> PatternNode:
         start = self.here
@@ -359,7 +369,7 @@ class _Parser:
             help = f"write \\{sign} for the character itself: bare, it may come to mean a set operation"
             raise self.refuse("RK117", title, self.here, self.here + 1, help)
         self.here += 1
-        return one(sign)
+        return singleton(sign)
 
     # -------------------------------------------------------------------------------------------- captures
 

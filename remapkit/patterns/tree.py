@@ -9,11 +9,10 @@ The trees are built by `regex.py` and `path.py`, narrowed by `compile.py`, and r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from remapkit.patterns.charset import Ranges, one
+from remapkit.patterns.charset import Ranges, singleton
 
 MAX_LETTERS = 1_000_000
 """A language whose words have more characters than this in all counts as unbounded."""
@@ -82,7 +81,7 @@ def literal(text: str, start: int = 0) -> Seq:
     return Seq(tuple(items), (start, start + len(text)))
 
 
-_one = lru_cache(maxsize=1024)(one)
+_one = lru_cache(maxsize=1024)(singleton)
 
 
 def count_positions(node: PatternNode) -> int:
@@ -96,15 +95,3 @@ def count_positions(node: PatternNode) -> int:
     if isinstance(node, Group):
         return count_positions(node.item)
     return count_positions(node.item) * max(1, node.low if node.high is None else node.high)
-
-
-def groups(node: PatternNode) -> Iterator[Group]:
-    """Every named capture in a tree."""
-    if isinstance(node, Group):
-        yield node
-        yield from groups(node.item)
-    elif isinstance(node, Repeat):
-        yield from groups(node.item)
-    elif isinstance(node, Seq | Alt):
-        for item in node.items if isinstance(node, Seq) else node.branches:
-            yield from groups(item)

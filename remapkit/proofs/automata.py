@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from remapkit.patterns.automaton import READABLE, TooMany, build_alphabet, build_automaton
-from remapkit.patterns.charset import Ranges, contains, one
+from remapkit.patterns.charset import Ranges, contains, singleton
 from remapkit.patterns.pattern import Part
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq
 from remapkit.proofs.budget import Budget, Exhausted
@@ -48,7 +48,7 @@ class Alphabet:
         """The mask of the class that a character belongs to: of it alone, where the partition has it as a set."""
         mask = self._known.get(character)
         if mask is None:
-            mask = self.masks.get(one(character))
+            mask = self.masks.get(singleton(character))
             if mask is None:
                 mask = self.all
                 for chars, members in self.masks.items():

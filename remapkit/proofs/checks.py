@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal as OneOf
 
-from remapkit.patterns.charset import one as only
+from remapkit.patterns.charset import singleton
 from remapkit.patterns.pattern import Pattern
 from remapkit.proofs import losses
 from remapkit.proofs.automata import characters, joined, shortest_words
@@ -57,7 +57,7 @@ class Questions:
     ) -> None:
         self.key_maps, self.budget, self.passes = key_maps, budget, passes
         more = [chars for pattern in domain for part in pattern.parts for chars in characters(part.node)]
-        more += [only(sign) for pattern in domain for leaf in pattern.leaf or () for sign in f".{leaf}"]
+        more += [singleton(sign) for pattern in domain for leaf in pattern.leaf or () for sign in f".{leaf}"]
         self.tools = Tools.for_arrows(key_maps, more, budget)
         self.domain = build_domain_dfa(domain, self.tools.letters, self.tools.pieces, budget) if domain else None
         self.answers = Answers()

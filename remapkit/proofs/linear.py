@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from remapkit.patterns.charset import Ranges, one
+from remapkit.patterns.charset import Ranges, singleton
 from remapkit.patterns.template import CaptureItem, MapItem, TextItem
 from remapkit.proofs.automata import Alphabet, Nfa, Pieces, characters, joined, reads, shortest_words
 from remapkit.proofs.budget import Budget, Exhausted
@@ -81,7 +81,7 @@ def _sets(key_map: KeyMap) -> Iterator[Ranges]:
             yield from characters(item.node)
         elif isinstance(item, MapItem):
             text.update(*item.mapping.values())
-    yield from map(one, text)
+    yield from map(singleton, text)
 
 
 # ------------------------------------------------------------------------------------------------ from key maps

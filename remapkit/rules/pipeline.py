@@ -98,7 +98,7 @@ class Pipeline:
         """The pipeline with its numbers evaluated; raises `BadNumber` if the params do not allow that."""
         spans: dict[int, Span | None] = {}
 
-        def ops(calls: tuple[Call, ...]) -> tuple[base.Op, ...]:
+        def resolve_calls(calls: tuple[Call, ...]) -> tuple[base.Op, ...]:
             made = []
             for call in calls:
                 op = call.op(params)
@@ -107,9 +107,9 @@ class Pipeline:
             return tuple(made)
 
         return Resolved(
-            before=tuple(map(ops, self.before)),
-            ops=ops(self.ops),
-            after=tuple(map(ops, self.after)),
+            before=tuple(map(resolve_calls, self.before)),
+            ops=resolve_calls(self.ops),
+            after=tuple(map(resolve_calls, self.after)),
             stacked=_resolve_count(self.stack, params),
             unstacked=_resolve_count(self.unstack, params),
             sizes=_resolve_sizes(self.split, params),
@@ -180,7 +180,7 @@ class AddedTargets:
 # ------------------------------------------------------------------------------------------------- compilation
 
 
-class FlowReader:
+class PipelineReader:
     """Reads the numbers and operations of written pipelines; their problems go to `problems`."""
 
     def __init__(self, params: Mapping[str, object], problems: list[Diagnostic]) -> None:
@@ -202,7 +202,7 @@ class FlowReader:
             )
         return Axis(_read_integer(node, "dim"), _read_word(node, "by").value, number, node.span)
 
-    def split(self, node: MapNode | None, parts: int) -> SplitRule | None:
+    def read_split(self, node: MapNode | None, parts: int) -> SplitRule | None:
         """`split` or `concat`, with one size for each part."""
         if node is None:
             return None
