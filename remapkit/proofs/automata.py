@@ -1,10 +1,10 @@
 """Regular languages for the proofs: small automata over one shared partition of the alphabet.
 
 A set of characters is a bit mask over the classes of that partition, so that "can both read one character" is one
-`&`. A `Nfa` is the language of one stretch of a key; a `Guide` is a deterministic automaton that the keys must also
-satisfy (a `leaf:` guard, a declared domain), and `Product` makes it part of a piece.
+`&`. An `Nfa` is the language of one part of a key; a `Dfa` is an automaton that whole keys must also satisfy (a
+`leaf:` guard, a declared domain), and `Product` makes it part of an `Nfa`.
 
-Every search spends from a `Budget` of elementary steps: steps, not states, because one state can be arbitrarily dear.
+Every search spends from a `Budget` of elementary steps, not of states, because the cost of a state is not bounded.
 """
 
 from __future__ import annotations

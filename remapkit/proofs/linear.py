@@ -1,8 +1,8 @@
-r"""Arrows as linear variants: a key is a sequence of words and variables, and so is its target.
+r"""Key maps as linear maps: a key is a sequence of words and independent variables, and so is its target.
 
-That is what makes the proofs simple. In a variant every variable is independent of every other: guards on the whole
-key (`leaf:`, a domain) are worked into the languages of the variables, and captures that hang together (used twice,
-or put into one number) are spelt out, one variant for each combination, where that is needed.
+This is what makes the proofs simple. Guards on the whole key (`leaf:`, a domain) become part of the languages of the
+variables, and captures that depend on each other in the target (used twice, or in one number) are written out where
+needed, one linear map for each combination of their values.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from remapkit.proofs.linear_map import (
 )
 
 MAX_VARIANTS = 4096
-"""Past so many variants of one key map a question is undecided."""
+"""With more linear maps of one key map a question is undecided."""
 
 MAX_LISTED = 50_000
-"""So many combinations of captures are listed at most, where each is only looked at once."""
+"""The most combinations of captures that are listed, if each is used only once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What every question of one proof shares: the partition of the alphabet, the pieces, the budget."""
+    """What all questions of one proof share: the partition of the alphabet, the automata, the budget."""
 
     letters: Alphabet
     pieces: Pieces
@@ -60,7 +60,7 @@ class Tools:
 
     @classmethod
     def for_arrows(cls, key_maps: Iterable[KeyMap], more: Iterable[Ranges], budget: Budget) -> Tools:
-        """The tools for some key maps, and for other sets of characters that are to be told apart."""
+        """The tools for some key maps, and for further sets of characters that must be distinguished."""
         letters = Alphabet(dict.fromkeys([*more, *(chars for key_map in key_maps for chars in _sets(key_map))]))
         return cls(letters, Pieces(letters), budget)
 

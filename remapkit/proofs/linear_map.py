@@ -10,7 +10,7 @@ from remapkit.proofs.keymap import Made
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A stretch of the source key: a word, or a variable with its language; `part` is the pattern's part it is."""
+    """A part of the source key: a word, or a variable with its language; `part` is its number in the pattern."""
 
     part: int
     name: str | None
@@ -20,14 +20,14 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class VariableRef:
-    """A stretch of the target that is a slot of the source, as it was read."""
+    """A part of the target that is a variable of the source, copied unchanged."""
 
     slot: int
 
 
 @dataclass(frozen=True, slots=True)
 class TableRef:
-    """A stretch of the target that a slot of the source is mapped to; `lossy` where the author said it may lose."""
+    """A part of the target that a variable of the source is mapped to; `lossy` if the table is declared so."""
 
     slot: int
     entries: tuple[tuple[str, str], ...]
@@ -36,19 +36,19 @@ class TableRef:
 
 @dataclass(frozen=True, slots=True)
 class AnyWord:
-    """A stretch of the target that captures which hang together decide: here any of its words, whatever they are."""
+    """A part of the target that several captures determine: here any of its words, whatever their values."""
 
     words: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Separator:
-    """What stands between a target and what counts as part of it."""
+    """Separates a target from the folded captures that count as part of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """A stretch of the target that is a number whatever the source is: what `unstack` counts."""
+    """A part of the target that is an index whatever the source is: the one that `unstack` makes."""
 
     made: Made
 
@@ -58,7 +58,7 @@ TargetPart = str | VariableRef | TableRef | AnyWord | Separator | Index
 
 @dataclass(frozen=True, slots=True)
 class LinearMap:
-    """Source and target of a key map, side by side; `loose` are the captures that its `AnyWord` parts need."""
+    """Source and target of a key map; `loose` are the captures that determine its `AnyWord` parts."""
 
     slots: tuple[Variable, ...]
     target: tuple[TargetPart, ...]
@@ -76,6 +76,6 @@ class LinearMap:
 
     @property
     def in_order(self) -> bool:
-        """Whether the variables stand in the target as they do in the source."""
+        """Whether the variables have the same order in the target as in the source."""
         used = [each.slot for each in self.target if isinstance(each, VariableRef | TableRef)]
         return used == sorted(used)

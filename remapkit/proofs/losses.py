@@ -1,4 +1,4 @@
-"""What two keys of one key map differ in, and whether the author admits that it is lost (`forget`, lossy tables)."""
+"""What two keys of one key map differ in, and whether the author declares it lossy (`forget`, lossy tables)."""
 
 from __future__ import annotations
 

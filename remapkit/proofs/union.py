@@ -1,4 +1,4 @@
-r"""Nets: the sources, or the targets, of many key maps as one automaton; `searches.py` asks the questions.
+r"""The sources, or the targets, of many key maps as one automaton, which `product.py` searches.
 
 A position of a target costs as many characters as it stands for in the source, so that the cheapest target that two
 key maps share is that of the smallest pair of keys.
