@@ -1,8 +1,9 @@
 r"""Key maps, the subject of the proofs: each maps the keys of one pattern to the targets of one template.
 
 A rule, a `keep` and a `drop` are one key map each. A rule with several sources or several targets is several,
-numbered by `branch`; a capture that an operation consumes on purpose (the index of a `stack`) is `folded`. Within a rule, branch and folded captures count as part of the target: the twelve experts that become one
-tensor do not collide. To other rules the target is the plain key.
+numbered by `branch`; a capture that an operation consumes on purpose (the index of a `stack`) is `folded`. Within a
+rule, branch and folded captures count as part of the target: the twelve experts that become one tensor do not
+collide. To other rules the target is the plain key.
 """
 
 from __future__ import annotations

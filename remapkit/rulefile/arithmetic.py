@@ -211,7 +211,7 @@ def _to_postfix(text: Text, dialect: Dialect, start: int, end: int) -> Iterator[
 
 
 def _is_known(token: str, dialect: Dialect) -> bool:
-    """Whether a dialect has an operator or a function; what is no operator is judged elsewhere."""
+    """Whether a dialect has an operator or a function; every dialect has operands and parentheses."""
     return token in ("", "(", ")") or token in dialect.operators
 
 

@@ -69,7 +69,7 @@ def _parse_field(text: Text, start: int, end: int) -> _Field:
         return _Field(expression, None, at, at)
     after = text.value[bar + 1 : end]
     table = after.strip()
-    if not isinstance(expression.postfix[-1], Name):
+    if not isinstance(expression.postfix[-1], Name):  # the last item is an operator, unless the operand is alone
         raise _refuse_field(text, "a table needs a capture, got an expression", (bar, end), "write {name|table}")
     if not table:
         raise _refuse_field(text, "'|' without a table", (bar, end), "write {name|table}")
