@@ -1,7 +1,7 @@
-r"""Written patterns compiled: the surface parsed, and the guards made part of the pattern.
+r"""Compile written patterns: parse the surface, and make the guards part of the pattern.
 
-A guard that were looked at after a key was cut would depend on how it was cut; so `where:` replaces the language of a
-capture by those of the listed values that the capture can be, and `leaf:` bounds the keys themselves.
+If a guard were checked after a key was split into captures, it would depend on how the key was split. So `where:`
+replaces the language of a capture by those listed values that it can have, and `leaf:` bounds the keys themselves.
 """
 
 from __future__ import annotations

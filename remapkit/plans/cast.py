@@ -36,10 +36,10 @@ def cast_plan(plan: ResolvedPlan, dtype: str) -> ResolvedPlan:
         raise UsageError(Diagnostic("RK642", f"--dtype {dtype} is not supported", help=(help,)))
     moves = tuple(_cast_move(move, new) for move in plan.moves)
     problems = [*plan.problems, *_report_small_floats(plan)]
-    said = [each for each in plan.warnings if each.code != "RK345"]
+    others = [warning for warning in plan.warnings if warning.code != "RK345"]
     notes = report_roundings(moves, plan.source)
     recorded = {fqn: _cast_move(move, new) for fqn, move in plan.recorded.items()}
-    return replace(plan, moves=moves, problems=tuple(problems), warnings=(*said, *notes), recorded=recorded)
+    return replace(plan, moves=moves, problems=tuple(problems), warnings=(*others, *notes), recorded=recorded)
 
 
 def _report_small_floats(plan: ResolvedPlan) -> list[Diagnostic]:

@@ -24,7 +24,7 @@ from remapkit.tensors.spec import StateDictSpec, TensorSpec, get_leaf
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """One target whose shape or dtype is not what the plan brings."""
+    """One target whose shape or dtype differs: `brought` is what the plan produces, `wanted` what the target has."""
 
     target: str
     source: str
@@ -37,7 +37,7 @@ class Check:
     """The result of checking a plan against a target.
 
     `missing_keys` and `unexpected_keys` have torch's meaning: of the target. `satisfied_by_tie` maps a target that
-    the plan does not bring to the tied name that brings it. `interchangeable` counts the targets that share their
+    the plan does not produce to the tied name that it does. `interchangeable` counts the targets that share their
     leaf and their shape with another target: a swap of those passes every check of names and shapes.
     `through_operations` are the targets of operations that keep the shape (a square transpose, rope, equal parts):
     only values can show that these were done right.
@@ -113,16 +113,16 @@ def make_check(plan: ResolvedPlan, target: StateDictSpec, *, strict_dtype: bool 
     (('c',), ('b',))
     """
     plan = add_recorded_moves(plan, target)
-    brought = {move.target: move for move in plan.moves}
+    moves = {move.target: move for move in plan.moves}
     # A name that the target only records counts where the plan produces it, and is never missing.
-    target = target.with_recorded(fqn for fqn in target.recorded if fqn in brought)
-    tied = _find_ties(target, brought)
-    shapes, dtypes = _find_mismatches(brought, target)
+    target = target.with_recorded(fqn for fqn in target.recorded if fqn in moves)
+    tied = _find_ties(target, moves)
+    shapes, dtypes = _find_mismatches(moves, target)
     return Check(
         plan=plan,
         target=target,
-        missing_keys=tuple(fqn for fqn in target if fqn not in brought and fqn not in tied),
-        unexpected_keys=tuple(fqn for fqn in brought if fqn not in target),
+        missing_keys=tuple(fqn for fqn in target if fqn not in moves and fqn not in tied),
+        unexpected_keys=tuple(fqn for fqn in moves if fqn not in target),
         shape_mismatches=shapes,
         dtype_mismatches=dtypes,
         satisfied_by_tie=tied,
@@ -136,23 +136,23 @@ def _needs_values(move: Move, source: StateDictSpec) -> bool:
     return needs_values(move.ops, [source[fqn] for fqn in move.sources])
 
 
-def _find_ties(target: StateDictSpec, brought: dict[str, Move]) -> dict[str, str]:
+def _find_ties(target: StateDictSpec, moves: dict[str, Move]) -> dict[str, str]:
     """For every tied name that the plan does not produce: the first of its other names that it does."""
     found = {}
     for group in target.tied:
-        present = [fqn for fqn in group if fqn in brought]
+        present = [fqn for fqn in group if fqn in moves]
         if present:
-            found.update({fqn: present[0] for fqn in group if fqn not in brought})
+            found.update({fqn: present[0] for fqn in group if fqn not in moves})
     return found
 
 
 def _find_mismatches(
-    brought: dict[str, Move], target: StateDictSpec
+    moves: dict[str, Move], target: StateDictSpec
 ) -> tuple[tuple[Mismatch, ...], tuple[Mismatch, ...]]:
     pairs = [
-        Mismatch(fqn, ", ".join(brought[fqn].sources), brought[fqn].spec, wanted)
+        Mismatch(fqn, ", ".join(moves[fqn].sources), moves[fqn].spec, wanted)
         for fqn, wanted in target.items()
-        if fqn in brought
+        if fqn in moves
     ]
     return (
         tuple(pair for pair in pairs if pair.brought.shape != pair.wanted.shape),

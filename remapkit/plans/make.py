@@ -37,7 +37,7 @@ def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorS
     """The plan of `rules` for one header; what is wrong with it is in `problems`, never raised."""
 
     whole = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
-    source, led = sort_recorded(rules, whole) if whole.recorded else (whole, {})
+    source, renamed = sort_recorded(rules, whole) if whole.recorded else (whole, {})
     matches = {fqn: rules.match(fqn) for fqn in source}
     moves, dropped, unmatched, gathered = _decide_moves(rules, source, matches)
     judged = judge_companions(source, moves, dropped, rules.neutral)
@@ -73,9 +73,9 @@ def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorS
             if source
             else ()
         )
-        + tuple(report_recorded(source, moves, led)),
+        + tuple(report_recorded(source, moves, renamed)),
         tied=(*_list_ties(source, moves), *gathered.tied),
-        recorded=led,
+        recorded=renamed,
     )
 
 

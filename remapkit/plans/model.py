@@ -19,17 +19,17 @@ def collect_records(plan: ResolvedPlan) -> dict[str, str]:
     kept: dict[object, str] = {}
     for move in plan.moves:
         kept.setdefault((move.sources, move.ops), move.target)
-    brought = {move.target for move in plan.moves}
+    targets = {move.target for move in plan.moves}
     return {
         move.target: kept[move.sources, move.ops]
         for move in plan.recorded.values()
-        if (move.sources, move.ops) in kept and move.target not in brought
+        if (move.sources, move.ops) in kept and move.target not in targets
     }
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedPlan:
-    """Every move for one header, in the header's order, with what was dropped and what is wrong.
+    """Every move for one header, in the header's order, with what is dropped, and its problems.
 
     `problems` are errors: a plan that has any is never executed. `warnings` are for a look: rules and table entries
     that nothing used, for example. `tied` holds the groups of targets whose sources share one storage. `recorded` are

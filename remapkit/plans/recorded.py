@@ -40,14 +40,14 @@ def is_specific_match(rule: Rule, fqn: str) -> bool:
 def sort_recorded(rules: CompiledRules, header: StateDictSpec) -> tuple[StateDictSpec, dict[str, Move]]:
     """The header with the recorded names that some rule names, and the moves of those that catch-all rules rename."""
     taken: list[str] = []
-    led: dict[str, Move] = {}
+    renamed: dict[str, Move] = {}
     for fqn, kept in header.recorded.items():
         found = rules.match(fqn)
         if any(is_specific_match(match.rule, fqn) for match in found):
             taken.append(fqn)
         elif (to := _find_new_name(rules, fqn, found)) is not None:
-            led[fqn] = Move(to[0], (kept,), (), to[1], header[kept])
-    return header.with_recorded(taken), led
+            renamed[fqn] = Move(to[0], (kept,), (), to[1], header[kept])
+    return header.with_recorded(taken), renamed
 
 
 def _find_new_name(rules: CompiledRules, fqn: str, found: Sequence[Match]) -> tuple[str, RuleRef] | None:
@@ -71,8 +71,8 @@ def replace_recorded_sources(moves: Iterable[Move], recorded: Mapping[str, str])
 
 def add_recorded_moves(plan: ResolvedPlan, names: Container[str]) -> ResolvedPlan:
     """The plan with those recorded names as moves of their own whose target is among `names`."""
-    brought = {move.target for move in plan.moves}
-    taken = {fqn: move for fqn, move in plan.recorded.items() if move.target in names and move.target not in brought}
+    targets = {move.target for move in plan.moves}
+    taken = {fqn: move for fqn, move in plan.recorded.items() if move.target in names and move.target not in targets}
     if not taken:
         return plan
     again = collect_records(plan)
@@ -95,15 +95,15 @@ def add_recorded_moves(plan: ResolvedPlan, names: Container[str]) -> ResolvedPla
     )
 
 
-def report_recorded(source: StateDictSpec, moves: Sequence[Move], led: Mapping[str, Move]) -> list[Diagnostic]:
+def report_recorded(source: StateDictSpec, moves: Sequence[Move], renamed: Mapping[str, Move]) -> list[Diagnostic]:
     """The note on names that stay records, and on those whose tensor the output does not have under its old name.
 
-    `led` are those that catch-all rules rename: they are recorded under their new names.
+    `renamed` are those that catch-all rules rename: they are recorded under their new names.
     """
     if not source.recorded:
         return []
     kept = {move.target for move in moves if not move.ops and move.sources == (move.target,)}
-    dangling = [other for other, tensor in source.recorded.items() if tensor not in kept and other not in led]
+    dangling = [other for other, tensor in source.recorded.items() if tensor not in kept and other not in renamed]
     one = len(source.recorded) == 1
     title = (
         f"{counted(len(source.recorded), 'name')} {'is' if one else 'are'} only recorded as another name of a tensor"
