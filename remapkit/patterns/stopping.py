@@ -61,7 +61,7 @@ def find_stop(pattern: Pattern, fqn: str) -> Stop | None:
         return _check_leaf(pattern, fqn)
     expected = _list_expected(program, places, ends)
     rest = fqn[offset:]
-    found = f"found {rest[:1]!r}" if rest else "the key ended"
+    found = f"found {rest[:1]!r}" if rest else "but the key ended"
     return Stop(offset, expected, f"expected {expected}, {found}")
 
 

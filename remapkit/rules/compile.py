@@ -141,8 +141,12 @@ class _Compiler:
         self.used |= {part.table for part in pattern.parts if part.table is not None}
         return pattern
 
-    def compile_target(self, to: Text, forget: tuple[Text, ...], pattern: Pattern) -> Template | None:
+    def note_lookups(self, to: Text) -> None:
+        """Count the tables that a template names as used, even if the template has problems."""
         self.used |= {name for name in self.tables if f"|{name}}}" in to.value.replace(" ", "")}
+
+    def compile_target(self, to: Text, forget: tuple[Text, ...], pattern: Pattern) -> Template | None:
+        self.note_lookups(to)
         template: Template | None = self.collect_problems(lambda: compile_template(to, forget, pattern, self.tables))
         return template
 
@@ -153,7 +157,7 @@ class _Compiler:
         if pattern is None:
             # Without its pattern the template is checked only for syntax, so that this is reported in the same round.
             self.problems += find_syntax_problems(written.to)
-            self.used |= {name for name in self.tables if f"|{name}}}" in written.to.value.replace(" ", "")}
+            self.note_lookups(written.to)
             return ()
         template = self.compile_target(written.to, written.forget, pattern)
         if template is None:
