@@ -110,17 +110,17 @@ class Expr:
     postfix: tuple[int | Name | str, ...] = field(repr=False)
     dialect: Dialect = field(default=SIZES, repr=False)
     span: Span | None = field(default=None, compare=False, repr=False)
+    names: tuple[str, ...] = field(init=False, compare=False, repr=False)
+    """The params or captures that it uses, each once, from left to right."""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The params or captures that it uses, each once, from left to right."""
-        return tuple(dict.fromkeys(item.name for item in self.postfix if isinstance(item, Name)))
+    def __post_init__(self) -> None:
+        names = tuple(dict.fromkeys(item.name for item in self.postfix if isinstance(item, Name)))
+        object.__setattr__(self, "names", names)
 
     def value(self, values: Mapping[str, int | None]) -> int:
         """Its value; raises `NoValue` where a name has none, `BadNumber` where the arithmetic fails."""
-        lacking = tuple(name for name in self.names if values.get(name) is None)
-        if lacking:
-            raise NoValue(lacking)
+        if None in map(values.get, self.names):
+            raise NoValue(tuple(name for name in self.names if values.get(name) is None))
         stack: list[_Value] = []
         for item in self.postfix:
             if isinstance(item, int):
