@@ -19,10 +19,11 @@ from remapkit.files.index_names import is_index
 from remapkit.formats import Reader, open_checkpoint
 from remapkit.plans.cast import cast_plan
 from remapkit.plans.check import Check, check_known_keys, make_check
-from remapkit.plans.declared import Held, check_declared_target, read_declared_source, skip_target_check
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan, collect_records
 from remapkit.plans.moves import Move
+from remapkit.plans.target_check import TargetCheck, check_declared_target, skip_target_check
+from remapkit.sources.declared import read_declared_source
 from remapkit.write.apply import default_output, make_provenance, pause_collection, sort_by_target
 from remapkit.write.execute import KNOWN_SUFFIXES, WrittenFiles, choose_format, execute, recover, rename_in_place
 from remapkit.write.layout import split_ties
@@ -162,7 +163,7 @@ def _check_target(
     *,
     partial: bool,
     strict_dtype: bool,
-) -> Held:
+) -> TargetCheck:
     """Against the named target if there is one, else the declared one and the keys that the pack is known to read.
 
     Raises `FailedCheck` with everything that is wrong.
@@ -170,9 +171,9 @@ def _check_target(
     target = named.read()
     lacking: list[Diagnostic] = []
     if target is not None:
-        held = Held(make_check(plan, target, strict_dtype=strict_dtype), "exact")
+        held = TargetCheck(make_check(plan, target, strict_dtype=strict_dtype), "exact")
     else:
-        known = read_declared_source(rules)
+        known = read_declared_source(rules.file)
         lacking = check_known_keys(plan, known) if known is not None and not partial else []
         # What lacks its sources is no target to be missed as well.
         partial = partial or bool(lacking) or bool(plan.problems)

@@ -15,9 +15,10 @@ from remapkit.diagnostics.log import log_diagnostics
 from remapkit.formats import open_checkpoint
 from remapkit.models.target import find_declared_target, header, read_target_header
 from remapkit.plans.check import Check, make_check
-from remapkit.plans.declared import Held, check_declared_target, read_declared_source
 from remapkit.plans.make import make_plan
+from remapkit.plans.target_check import TargetCheck, check_declared_target
 from remapkit.registry.installed import packs
+from remapkit.sources.declared import read_declared_source
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -114,7 +115,7 @@ def check(
     return report
 
 
-def _make_report(held: Sequence[Held], findings: Sequence[Diagnostic]) -> CheckReport:
+def _make_report(held: Sequence[TargetCheck], findings: Sequence[Diagnostic]) -> CheckReport:
     pairs = [(each.check, each.how) for each in held if each.check is not None]
     found = [said for check, _ in pairs for said in (*check.problems, *check.warnings, *check.notes)]
     found += [note for each in held for note in each.notes]
@@ -155,7 +156,7 @@ def _find_model(rules: RuleSet) -> str | None:
 
 def _check_rules(
     rules: RuleSet, read_source: Callable[[RuleSet], StateDictSpec], named: NamedTarget, strict_dtype: bool
-) -> Held:
+) -> TargetCheck:
     declared = None if named.option else find_declared_target(rules)
     if named.option is None and declared is None:
         raise UsageError(
@@ -170,11 +171,11 @@ def _check_rules(
         return check_declared_target(rules, plan, strict_dtype=strict_dtype)
     target = read_target_header(declared) if declared is not None else named.read()
     assert target is not None
-    return Held(make_check(plan, target, strict_dtype=strict_dtype), "exact")
+    return TargetCheck(make_check(plan, target, strict_dtype=strict_dtype), "exact")
 
 
 def _read_declared_source(rules: RuleSet) -> StateDictSpec:
-    source = read_declared_source(rules)
+    source = read_declared_source(rules.file)
     if source is None:
         raise UsageError(
             Diagnostic(

@@ -13,10 +13,10 @@ from remapkit.diagnostics.errors import FailedCheck
 from remapkit.files.source_file import CHUNK
 from remapkit.formats import Reader
 from remapkit.formats.compare import Contents, Difference, compare
-from remapkit.plans.declared import check_declared_target
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.recorded import add_recorded_moves
+from remapkit.plans.target_check import check_declared_target
 from remapkit.tensors.spec import StateDictSpec
 
 

@@ -15,12 +15,11 @@ from remapkit.diagnostics.errors import InvalidRules, MissingFile, UnreadableChe
 from remapkit.files.source_file import SourceFile
 from remapkit.formats import Reader, open_checkpoint
 from remapkit.models.target import TargetRef, header, read_target_header
-from remapkit.plans.declared import read_declared_source
 from remapkit.proofs.model import Level, Proof
 from remapkit.registry.installed import find_rules, packs
 from remapkit.rulefile.read import read_file_bytes
 from remapkit.rules.model import CompiledRules
-from remapkit.sources.declared import resolve_declared_path
+from remapkit.sources.declared import read_declared_source, resolve_declared_path
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 Keys = str | Path | Mapping[str, TensorSpec]
@@ -54,7 +53,7 @@ def prove_rules(rules: RuleSet) -> Proof:
     proof = rules.prove()
     if proof.level is Level.ALL or rules.file.source_keys is None:
         return proof
-    return rules.prove(header=read_declared_source(rules))
+    return rules.prove(header=read_declared_source(rules.file))
 
 
 def refuse_unproven(rule_sets: Sequence[RuleSet], *, allow_undecided: bool) -> tuple[Diagnostic, ...]:

@@ -11,8 +11,7 @@ from remapkit.authoring.invert import invert as write_inverse
 from remapkit.authoring.write_inverse import relocate_path
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
-from remapkit.plans.declared import read_declared_source
-from remapkit.sources.declared import read_declared, resolve_declared_path
+from remapkit.sources.declared import read_declared, read_declared_source, resolve_declared_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ def invert(rules: RulesLike, output: str | Path | None = None, *, force: bool = 
     arguments = dict(locals())
     rule_set = resolve_rules(rules)
     folder = None if output is None else Path(output).parent
-    text = write_inverse(rule_set, header=read_declared_source(rule_set), beside=folder)
+    text = write_inverse(rule_set, header=read_declared_source(rule_set.file), beside=folder)
     if output is None or folder is None:
         return Inverse(rule_set.name, text)
     manifests = _list_manifest_copies(rule_set, folder)

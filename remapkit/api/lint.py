@@ -11,8 +11,8 @@ from remapkit.api.ruleset import RuleSet, load
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, RemapkitError
 from remapkit.diagnostics.log import log_diagnostics
-from remapkit.plans.declared import read_declared_source
 from remapkit.proofs.model import Proof
+from remapkit.sources.declared import read_declared_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def _lint_file(path: Path, allow_undecided: bool) -> LintedFile:
     unread: tuple[Diagnostic, ...] = ()
     header = None
     try:
-        header = read_declared_source(rules)
+        header = read_declared_source(rules.file)
     except RemapkitError as error:
         unread = error.diagnostics
     proof = rules.prove(header=header)

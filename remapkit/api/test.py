@@ -12,9 +12,9 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.models.target import diagnose_code_target, find_declared_target, read_target_header
 from remapkit.plans.check import make_check
-from remapkit.plans.declared import read_declared_source
 from remapkit.plans.make import make_plan
 from remapkit.rules.selftest import TestReport, run_tests
+from remapkit.sources.declared import read_declared_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def _test_pack(rules: RuleSet) -> PackTest:
 
 def _check_manifest(rules: RuleSet) -> tuple[tuple[Diagnostic, ...], str]:
     """The declared source through the rules to the declared target: its problems, and what became of it in words."""
-    source = read_declared_source(rules)
+    source = read_declared_source(rules.file)
     if source is None:
         return (), "none declared"
     plan = make_plan(rules, source)

@@ -14,8 +14,8 @@ from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.models.reference import resolve_reference
 from remapkit.models.target import TargetRef, find_declared_target, header, import_factory
-from remapkit.plans.declared import read_declared_source
 from remapkit.registry.verified import write_witness
+from remapkit.sources.declared import read_declared_source
 from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _verify_by_oracle(
     if source is not None:
         origin: ModelRef | StateDictSpec = ModelRef(*_resolve(source), source_args or {}, source_config)
     else:
-        known = header(keys) if keys is not None else read_declared_source(rules)
+        known = header(keys) if keys is not None else read_declared_source(rules.file)
         if known is None:
             title = f"which tensors should {rules.name} be verified on? It declares no source"
             help = ("name a model with --source M, or a manifest with --keys FILE",)

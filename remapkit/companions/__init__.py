@@ -1,1 +1,1 @@
-"""Tensors that belong to another one, without which it means something else: scales, alphas."""
+"""Companions: tensors that give another tensor its value, as scales and alphas do."""

@@ -1,8 +1,8 @@
-"""Which tensor belongs to which, by name: the spellings of scales, zero points and alphas.
+"""Find companions by name: the scales and zero points of weights, and the alphas of adapters.
 
 A *scaled weight* is a tensor of 8-bit or packed numbers with a companion beside it; `input_scale` and `scale_input`
-belong to the activation that a layer reads, not to its weight. An *adapter* is every tensor of one LoRA, LoHa or
-LoKr; its companion is the alpha. Only names and dtypes are looked at: the shape of a scale says nothing for certain.
+belong to the input of a layer, not to its weight. An *adapter* is all tensors of one LoRA, LoHa or LoKr; its
+companion is the alpha. Only names and dtypes are used, because the shape of a scale proves nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ COMPANION_SUFFIXES = (
     *("_zero_point", "_zeros", "_absmax", "_shape", "_g_idx", "_block_scale"),
     *(".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".scale", ".scales", ".zero_point"),
 )
-"""What is put behind the name of a weight: `weight_scale`, `weight.absmax`."""
+"""Appended to the name of a weight: `weight_scale`, `weight.absmax`."""
 
 COMPANION_PREFIXES = ("scale_", "scales_", "zero_point_")
-"""What is put before its last segment: `scale_weight`."""
+"""Put before its last segment: `scale_weight`."""
 
 COMPANION_LEAVES = ("scale", "scales", "scale_inv", "zeros", "qzeros", "zero_point", "SCB", "g_idx", "scaling_factor")
 """Last segments that belong to the weight of the same module: `m.scale` to `m.weight`."""
@@ -31,7 +31,7 @@ WEIGHT_LEAVES = ("weight", "qweight", "weight_packed", "packed_weight", "W_q")
 
 _PACKED = ("_packed", "_blocks", "_quantized", "_q")
 QUANT_STATE = ".quant_state."
-"""Between a weight and what bitsandbytes keeps of it."""
+"""Between the name of a weight and those of its bitsandbytes state."""
 
 _ENDINGS = (*COMPANION_SUFFIXES, *(f".{each}" for each in COMPANION_LEAVES), ".alpha")
 _INSIDE = re.compile(r"(?:^|\.)(?:scales?|zero_point)_\w+$|\.quant_state\.")
@@ -43,7 +43,7 @@ _ADAPTER = re.compile(
 
 
 def can_have_companions(fqns: Iterable[str]) -> bool:
-    """Whether any key is spelt like a companion; quick, and says too much rather than too little.
+    """Whether any key may be the name of a companion: a quick test, which may say yes too often but never no.
 
     >>> can_have_companions(["a.weight", "a.bias"]), can_have_companions(["a.weight", "a.scale_weight"])
     (False, True)
@@ -52,7 +52,7 @@ def can_have_companions(fqns: Iterable[str]) -> bool:
 
 
 def list_spellings(weight: str) -> Iterator[str]:
-    """Every name that a companion of a weight may have, but for those of bitsandbytes' states.
+    """Every name that a companion of a weight may have, except those of bitsandbytes states.
 
     >>> [name for name in list_spellings("m.weight") if "scale" in name][:3]
     ['m.weight_scale', 'm.weight_scales', 'm.weight_scale_inv']
@@ -67,7 +67,7 @@ def list_spellings(weight: str) -> Iterator[str]:
 
 
 def find_companions(weight: str, fqns: Container[str]) -> tuple[str, ...]:
-    """The companions of a weight among names, but for bitsandbytes' states; its dtype is not asked for.
+    """The companions of a weight among names, except bitsandbytes states, whatever the dtype of the weight.
 
     >>> find_companions("m.weight", {"m.weight", "m.weight_scale_inv", "m.input_scale", "m.bias"})
     ('m.weight_scale_inv',)
@@ -76,12 +76,12 @@ def find_companions(weight: str, fqns: Container[str]) -> tuple[str, ...]:
 
 
 def is_companion_of(name: str, weight: str) -> bool:
-    """Whether a name is spelt like a companion of a weight."""
+    """Whether a name is one that a companion of a weight may have."""
     return name.startswith(weight + QUANT_STATE) or name in list_spellings(weight)
 
 
 def can_be_scaled(weight: str, spec: TensorSpec) -> bool:
-    """Whether a tensor may be a weight whose value lies in its companions too: 8-bit floats, or packed numbers."""
+    """Whether the value of a tensor may depend on companions: 8-bit floats, or packed numbers."""
     if spec.dtype.startswith(_SMALL) or spec.dtype in ("U8", "I8"):
         return bool(spec.shape)
     leaf = weight.rpartition(".")[2]
@@ -104,7 +104,7 @@ def find_scaled_weights(header: Mapping[str, TensorSpec]) -> dict[str, tuple[str
             states[fqn.partition(QUANT_STATE)[0]].append(fqn)
     found = {fqn: (*find_companions(fqn, header), *states.get(fqn, ())) for fqn in header if fqn in weights}
     taken = {name for names in found.values() for name in names}
-    # A scale may be of 8 bits itself: it is no weight for that, nor has it companions.
+    # A scale may have 8 bits itself; it is not a weight and has no companions.
     return {fqn: names for fqn, names in found.items() if names and fqn not in taken}
 
 

@@ -93,8 +93,9 @@ def _diagnose_target(rules: CompiledRules, plan: ResolvedPlan) -> list[Diagnosti
     """Problems with the declared target; keys that are missing may be in another part of the checkpoint."""
     if rules.file.target is None or not plan.source:
         return []
-    from remapkit.plans.declared import check_declared_target, read_declared_source
+    from remapkit.plans.target_check import check_declared_target
+    from remapkit.sources.declared import read_declared_source
 
-    known = read_declared_source(rules)
+    known = read_declared_source(rules.file)
     whole = known is not None and all(fqn in plan.source for fqn in known)
     return list(check_declared_target(rules, plan, partial=not whole).problems)

@@ -3,7 +3,7 @@ r"""Patterns as automata: one state for every character of a pattern (Glushkov's
 Source: V. M. Glushkov, "The abstract theory of automata" (1961); A. Brüggemann-Klein, "Regular expressions into
 finite automata" (1993), for what makes an expression strongly unambiguous.
 
-A state is a *position*: a character that the pattern wants next to be read. There are no empty steps, and every
+A state is a *position*: one occurrence of a character (or class) in the pattern. There are no empty steps, and every
 position is reachable and leads to an end, because no class of a pattern is empty.
 """
 
@@ -24,7 +24,7 @@ class Automaton:
     `chars[p]` is what position `p` reads and `part[p]` the part it belongs to; `first` are the positions that can
     read the first character, `follow[p]` those that can read the next one after `p`, `last` those that can read the
     last one. `nullable`: the empty key is accepted. `strong`: no word is derived in two ways by the same positions,
-    as `(a*)*` does it.
+    as in `(a*)*`.
     """
 
     chars: tuple[Ranges, ...]
@@ -38,7 +38,7 @@ class Automaton:
 
 @dataclass(slots=True)
 class _Fragment:
-    """A piece under construction: its ends, and in how many ways it can be empty (2: two or more)."""
+    """An automaton under construction: its ends, and in how many ways it can be empty (2: two or more)."""
 
     first: list[int]
     last: list[int]
@@ -46,7 +46,7 @@ class _Fragment:
 
 
 MAX_EDGES = 1_000_000
-"""How many steps from one position to the next an automaton may have where it is only a means to be fast."""
+"""The most edges between positions of an automaton that only serves to make matching fast."""
 
 
 class TooMany(Exception):
@@ -128,7 +128,7 @@ class _Builder:
             return self.join(whole, self.make_optional(looped) if node.low == 0 else looped)
         tail = _Fragment([], [], 1)
         for _ in range(node.high - node.low):
-            # x{0,3} is (x(x(x)?)?)?: built from the inside out, each word is read in one way only.
+            # x{0,3} is (x(x(x)?)?)?, built from the inside out: unlike x?x?x?, it reads each word in one way only.
             tail = self.make_optional(self.join(self.build(node.item), tail))
         whole = _Fragment([], [], 1)
         for _ in range(node.low):
@@ -137,7 +137,7 @@ class _Builder:
 
 
 def build_automaton(parts: Sequence[Part], limit: int | None = None) -> Automaton:
-    """The automaton of parts, one after the other. Raises `TooMany` beyond a limit of steps between positions.
+    """The automaton of parts, one after the other. Raises `TooMany` beyond a limit of edges between positions.
 
     >>> from remapkit.patterns.pattern import SEGMENT
 
@@ -164,7 +164,7 @@ def build_automaton(parts: Sequence[Part], limit: int | None = None) -> Automato
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """The positions of one tree, numbered from a base on, to be joined to others by who has them."""
+    """The positions of one tree, numbered from a base on, for the caller to join with others."""
 
     chars: list[Ranges]
     follow: list[list[int]]
@@ -175,7 +175,7 @@ class Fragment:
 
 
 def build_fragment(node: PatternNode, base: int, limit: int) -> Fragment | None:
-    """The positions of a tree, or None where there are more than `limit` steps between them."""
+    """The positions of a tree, or None if there are more than `limit` edges between them."""
     builder = _Builder(base=base, limit=limit)
     try:
         whole = builder.build(node)
@@ -189,7 +189,7 @@ def build_fragment(node: PatternNode, base: int, limit: int) -> Fragment | None:
 
 @dataclass(frozen=True, slots=True)
 class ReadPrefix:
-    """How far a key could be read: the length, the positions that read the last character, and whether it ended."""
+    """How far a key could be read: the length, the positions that read its last character, and whether it matched."""
 
     length: int
     at: tuple[int, ...]
@@ -211,7 +211,7 @@ def read_prefix(machine: Automaton, key: str) -> ReadPrefix:
 
 
 def find_possible_leaves(pattern: Pattern) -> frozenset[str]:
-    """Those of the pattern's leaves that some key of it ends in; all of them for a huge pattern."""
+    """The leaves that some key of the pattern can have; all of them if the pattern is too large to tell."""
     try:
         machine = build_automaton(pattern.parts, MAX_EDGES)
     except TooMany:
@@ -238,7 +238,7 @@ def _can_end_in(machine: Automaton, before: Sequence[Sequence[int]], leaf: str) 
 
 @dataclass(frozen=True, slots=True)
 class Alphabet:
-    """All characters, partitioned into classes that no set in play tells apart.
+    """All characters, partitioned into classes that none of the sets in use distinguishes.
 
     A set of characters is a bit mask over the classes (`masks`); `samples[c]` are up to three characters of class
     `c`, the most readable ones first.
@@ -260,7 +260,7 @@ def build_alphabet(sets: Iterable[Ranges]) -> Alphabet:
     return Alphabet(_mask_sets(distinct, classes), tuple(_pick_samples(each) for each in classes.values()))
 
 
-def masks(sets: Sequence[Ranges]) -> list[int]:
+def build_masks(sets: Sequence[Ranges]) -> list[int]:
     """The mask of each set over the classes of their alphabet: two sets share a character where their masks meet."""
     distinct = list(dict.fromkeys(sets))
     known = _mask_sets(distinct, _partition_characters(distinct))
@@ -316,13 +316,13 @@ def _pick_samples(intervals: Sequence[tuple[int, int]]) -> str:
 def is_unambiguous(machine: Automaton) -> bool:
     """Whether every key is read in at most one way, down to each repetition and branch.
 
-    One way is what makes a backtracking matcher linear: it comes to a position at an offset in as many ways as a key
-    can be read that goes on from there, hence once. The answer is False, too, where it is not known after `MAX_PAIRS`
-    steps.
+    This is what makes a backtracking matcher linear. Every position leads to an end, so two ways to come to one at an
+    offset would be two ways to read a whole key; hence there is at most one. False also if `MAX_PAIRS` steps do not
+    decide it.
     """
     if not machine.strong:
         return False
-    mask = masks(machine.chars)
+    mask = build_masks(machine.chars)
     if _is_disjoint(machine.first, mask) and all(_is_disjoint(each, mask) for each in machine.follow):
         return True
     try:
@@ -332,7 +332,7 @@ def is_unambiguous(machine: Automaton) -> bool:
 
 
 MAX_PAIRS = 1_000_000
-"""How many pairs of positions are looked at before a pattern counts as read in several ways: about a second."""
+"""The most steps through pairs of positions before a pattern counts as ambiguous: about a second."""
 
 
 def _is_disjoint(positions: Sequence[int], mask: Sequence[int]) -> bool:
@@ -345,7 +345,12 @@ def _is_disjoint(positions: Sequence[int], mask: Sequence[int]) -> bool:
 
 
 def _has_two_runs(machine: Automaton, mask: Sequence[int]) -> bool:
-    """Whether two different runs accept one word: a search from the points where runs part."""
+    """Whether two different runs accept one word.
+
+    Invariant: `seen` has the pairs of different positions in which two runs over one word can be. Every pair is
+    expanded once, so the search ends; it costs the product of both numbers of successors for each pair. Two runs that
+    meet again in one position are two readings, because every position leads to an end.
+    """
     pending: list[tuple[int, int]] = []
     seen: set[tuple[int, int]] = set()
 

@@ -50,7 +50,7 @@ def contains(chars: Ranges, character: str) -> bool:
     return any(low <= code <= high for low, high in chars)
 
 
-def one(character: str) -> Ranges:
+def singleton(character: str) -> Ranges:
     """The set of one character."""
     return ((ord(character), ord(character)),)
 
@@ -64,7 +64,7 @@ WORD: Ranges = merge_ranges([(48, 57), (65, 90), (95, 95), (97, 122)])
 SPACE: Ranges = ((9, 13), (32, 32))
 
 
-NOT_NEWLINE: Ranges = complement(one("\n"))
+NOT_NEWLINE: Ranges = complement(singleton("\n"))
 
 
-NOT_DOT: Ranges = complement(one("."))
+NOT_DOT: Ranges = complement(singleton("."))

@@ -1,15 +1,14 @@
-r"""Many patterns as one: a trie over what they read, and which of them can be tried together.
+r"""Combine patterns into one regular expression by a trie, and decide which of them may be combined.
 
-Patterns that begin alike share what they begin with, character by character and capture by capture, so that one walk
-reads a key for all of them. The trie is at the same time an automaton: a run through it that accepts a key is one
-reading of that key by one pattern. Where no key has two such runs, no two patterns match one key, it does not matter
-which is tried first, and a backtracking matcher comes to each place of the trie at each offset at most once (the
-lemma of `automaton.reads_one_way`, for all patterns at once). `group_patterns` finds the groups of patterns of which
-that holds.
+Patterns with a common beginning share it, character by character and capture by capture, so that one walk reads a key
+for all of them. The trie is at the same time an automaton: a run through it that accepts a key is one reading of that
+key by one pattern. If no key has two such runs, then no two patterns match one key, their order does not matter, and
+a backtracking matcher comes to each place of the trie at each offset at most once (the lemma of
+`automaton.is_unambiguous`, for all patterns at once). `group_patterns` finds groups of patterns with this property.
 
-The search for keys with two runs is a walk through pairs of positions. It counts its steps; where there are too many
-it is tried once more from the ends of the keys, which tells suffix patterns apart at once, and then given up: what is
-not known to be unambiguous is tried one pattern at a time.
+The search for keys with two runs walks through pairs of positions and counts its steps. Beyond a limit it is tried
+once more from the ends of the keys, which separates patterns with different suffixes at once, and then given up: what
+is not known to be unambiguous is tried one pattern at a time.
 """
 
 from __future__ import annotations
@@ -18,24 +17,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from remapkit.patterns.automaton import MAX_EDGES, build_fragment, masks
-from remapkit.patterns.charset import Ranges, one
+from remapkit.patterns.automaton import MAX_EDGES, build_fragment, build_masks
+from remapkit.patterns.charset import Ranges, singleton
 from remapkit.patterns.pattern import Pattern
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq, count_positions
 from remapkit.patterns.unparse import unparse, unparse_chars
 
 MAX_STEPS = 400_000
-"""How many pairs of positions one search looks at before it gives up: about a quarter of a second."""
+"""The most pairs of positions that one search visits before it gives up: about a quarter of a second."""
 
 MAX_NESTING = 40
-"""How deep branches are nested in one expression; what parts from the others later is written out unshared."""
+"""The deepest nesting of branches in one expression; patterns that part deeper are written out without sharing."""
 
 
 @dataclass(slots=True)
 class Branch:
-    """A place of the trie: how one gets there, where one can go from there, and the patterns that end there.
+    """A node of the trie: the token that leads to it, its children, and the patterns that end there.
 
-    `named` where the token is a capture; `below` counts the patterns that end here or further on.
+    `named`: the token is a capture; `below` counts the patterns that end here or further on.
     """
 
     token: str = ""
@@ -50,7 +49,7 @@ _Token = tuple[str, PatternNode, bool]
 
 
 def build_trie(patterns: Iterable[tuple[int, Pattern]], *, reverse: bool = False) -> Branch:
-    """The trie of some patterns, each known by its number; with `reverse`, of what they read backwards."""
+    """The trie of some patterns, given with their numbers; with `reverse`, of the patterns read backwards."""
     root = Branch()
     for number, pattern in patterns:
         here = root
@@ -66,9 +65,10 @@ def build_trie(patterns: Iterable[tuple[int, Pattern]], *, reverse: bool = False
 
 
 def _tokenize_pattern(pattern: Pattern) -> Iterator[_Token]:
-    """What a pattern reads, one piece after the other: single characters, captures, and what lies between them.
+    """A pattern as tokens: single characters, captures, and other expressions.
 
-    Two tokens are equal exactly when their text is; a capture is never equal to something that is not one.
+    Two tokens are equal exactly if their texts are; the parentheses keep a capture apart from an equal expression
+    that is not captured, which must not share a node with it.
     """
     for part in pattern.parts:
         if part.name is not None:
@@ -81,7 +81,7 @@ def _tokenize_pattern(pattern: Pattern) -> Iterator[_Token]:
 
 @lru_cache(maxsize=1024)
 def _tokenize_character(character: str) -> _Token:
-    node = Chars(one(character))
+    node = Chars(singleton(character))
     return unparse_chars(node.chars), node, False
 
 
@@ -121,10 +121,10 @@ class Groups:
 
 
 def group_patterns(patterns: Sequence[Pattern], limit: int = MAX_STEPS) -> Groups:
-    """Groups within which no key has two readings: neither by two patterns, nor by one.
+    """Groups within which no key has two readings, neither by two patterns nor by one.
 
-    A pattern that reads some key in several ways is alone. The fewer pairs of patterns share a key, the fewer groups:
-    one where none does. Sound whatever `limit` is; with a small one, more patterns are alone.
+    A pattern that reads some key in several ways is alone. If no two patterns share a key there is one group. The
+    result is correct for every `limit`; with a small one, more patterns are alone.
 
     >>> from remapkit.patterns.path import parse_path
     >>> from remapkit.diagnostics.source import Text
@@ -144,7 +144,10 @@ def group_patterns(patterns: Sequence[Pattern], limit: int = MAX_STEPS) -> Group
 def _group_decidable(
     patterns: Sequence[Pattern], numbers: list[int], limit: int, alone: list[int]
 ) -> Iterator[list[tuple[int, ...]]]:
-    """The groups of some patterns; where that takes too long, first of those that begin with a literal."""
+    """The groups of some patterns; if that takes too long, those that begin with a literal are grouped separately.
+
+    It ends because both halves are smaller; patterns that cannot be divided any more are alone.
+    """
     if not numbers:
         return
     shared = _find_shared_keys(patterns, numbers, limit)
@@ -161,11 +164,11 @@ def _group_decidable(
 
 
 MAX_SIZE = 1000
-"""How many characters a pattern may have, with its counted repeats written out; a list of words does not count."""
+"""The most characters of a pattern, with counted repeats written out; lists of words do not count."""
 
 
 def _is_large(pattern: Pattern) -> bool:
-    """Whether it would use up the steps of all others."""
+    """Whether a pattern would use up the steps of all others."""
     return sum(count_positions(part.node) for part in pattern.parts if part.values is None) > MAX_SIZE
 
 
@@ -174,11 +177,11 @@ def _has_literal_start(pattern: Pattern) -> bool:
 
 
 def _color_groups(numbers: Sequence[int], pairs: set[tuple[int, int]]) -> list[tuple[int, ...]]:
-    """Each pattern to the first group that holds none it shares a key with."""
+    """Assign each pattern to the first group without a pattern that it shares a key with (greedy colouring)."""
     foes: dict[int, set[int]] = {}
-    for one_, other in pairs:
-        foes.setdefault(one_, set()).add(other)
-        foes.setdefault(other, set()).add(one_)
+    for one, other in pairs:
+        foes.setdefault(one, set()).add(other)
+        foes.setdefault(other, set()).add(one)
     groups: list[list[int]] = []
     members: list[set[int]] = []
     for number in numbers:
@@ -194,14 +197,14 @@ def _color_groups(numbers: Sequence[int], pairs: set[tuple[int, int]]) -> list[t
 
 @dataclass(slots=True)
 class _Shared:
-    """What a search found: pairs of patterns that share a key, and patterns that read a key in several ways."""
+    """The result of a search: pairs of patterns that share a key, and patterns that read a key in several ways."""
 
     pairs: set[tuple[int, int]] = field(default_factory=set)
     several_ways: set[int] = field(default_factory=set)
 
 
 def _find_shared_keys(patterns: Sequence[Pattern], numbers: Sequence[int], limit: int) -> _Shared | None:
-    """From the beginnings of the keys, else from their ends; None where both take too many steps."""
+    """Search from the beginnings of the keys, then from their ends; None if both take too many steps."""
     for reverse in (False, True):
         positions = _Positions(build_trie(((number, patterns[number]) for number in numbers), reverse=reverse))
         if not positions.too_many and (found := positions.search(limit)) is not None:
@@ -210,10 +213,14 @@ def _find_shared_keys(patterns: Sequence[Pattern], numbers: Sequence[int], limit
 
 
 class _Positions:
-    """The trie as an automaton of positions, and the walk through pairs of them.
+    """The trie as an automaton of positions (Glushkov's construction), and the search through pairs of them.
 
-    `follow[0]` is where keys begin; `ends[p]` are the patterns whose keys may end after position `p`, and `branch[p]`
-    the place of the trie that it belongs to.
+    `follow[0]` are the positions that keys begin with; `ends[p]` are the patterns whose keys may end after position
+    `p`, and `branch[p]` is the node of the trie that it belongs to.
+
+    Invariant of the search: `seen` has only pairs of *different* positions that two runs over one text can be in.
+    Every pair enters `pending` once, so the search ends after at most as many turns as there are pairs; each costs
+    the product of the successors of both, which is what `steps` counts.
     """
 
     def __init__(self, root: Branch) -> None:
@@ -224,9 +231,9 @@ class _Positions:
         self.found = _Shared()
         self.edges = 0
         self.too_many = False
-        self.build(root)
+        self.add_trie(root)
 
-    def build(self, root: Branch) -> None:
+    def add_trie(self, root: Branch) -> None:
         pending: list[tuple[Branch, list[int]]] = [(root, [0])]
         while pending and not self.too_many:
             here, last = pending.pop()
@@ -237,7 +244,7 @@ class _Positions:
                 pending.append((child, self.add_token(child, last)))
 
     def add_token(self, child: Branch, before: list[int]) -> list[int]:
-        """The positions of a token, reached from those before it; returns the last ones of what was read then."""
+        """Add the positions of a token after those before it; returns the positions at which the key may then be."""
         node = child.node
         if isinstance(node, Chars):
             first = last = [len(self.chars)]
@@ -254,6 +261,7 @@ class _Positions:
             self.follow += piece.follow
             first, last, empty = piece.first, piece.last, piece.nullable
             if not piece.strong:
+                # One run derives a word in two ways, as in `(a*)*`, which pairs of different positions cannot show.
                 self.found.several_ways.update(_find_ends_below(child))
         self.branch += [child] * (len(self.chars) - len(self.branch))
         self.edges += len(before) * len(first)
@@ -265,23 +273,25 @@ class _Positions:
         return last + before if empty else last
 
     def search(self, limit: int) -> _Shared | None:
-        self.mask = masks(self.chars)
+        self.mask = build_masks(self.chars)
         self.steps, self.limit = 0, limit
         self.pending: list[tuple[int, int]] = []
         self.seen: set[tuple[int, int]] = set()
+        # Patterns that end at the same position share every key that leads there.
         for numbers in self.ends.values():
             self.add_conflicts(numbers, numbers)
+        # Two runs can only differ after a position that has two successors for one character.
         for following in self.follow:
             self.split_run(following)
         while self.pending and self.steps <= limit:
-            one_, other = self.pending.pop()
-            if one_ in self.ends and other in self.ends:
-                self.add_conflicts(self.ends[one_], self.ends[other], apart=True)
-            self.advance_runs(self.follow[one_], self.follow[other])
+            one, other = self.pending.pop()
+            if one in self.ends and other in self.ends:
+                self.add_conflicts(self.ends[one], self.ends[other], apart=True)
+            self.advance_runs(self.follow[one], self.follow[other])
         return self.found if self.steps <= limit else None
 
     def split_run(self, positions: list[int]) -> None:
-        """The pairs that a run can part into from here."""
+        """Add the pairs of positions that one run can split into: successors that read the same character."""
         taken = 0
         for position in positions:
             if taken & self.mask[position]:
@@ -298,35 +308,35 @@ class _Positions:
                     self.add_pair(position, other)
 
     def advance_runs(self, left: list[int], right: list[int]) -> None:
-        """Two runs, one character further."""
+        """Advance two runs by one character that both can read."""
         mask = self.mask
         self.steps += 1 + len(left) * len(right)
         if self.steps > self.limit:
             return
-        for one_ in left:
+        for one in left:
             for other in right:
-                if mask[one_] & mask[other]:
-                    self.add_pair(one_, other)
+                if mask[one] & mask[other]:
+                    self.add_pair(one, other)
 
-    def add_pair(self, one_: int, other: int) -> None:
-        if one_ == other:
-            # Two runs that have met again: whatever ends from here on is read in two ways.
-            self.found.several_ways.update(_find_ends_below(self.branch[one_]))
+    def add_pair(self, one: int, other: int) -> None:
+        if one == other:
+            # Two different runs have met again: every pattern that ends from here on reads some key in two ways.
+            self.found.several_ways.update(_find_ends_below(self.branch[one]))
             return
-        pair = (one_, other) if one_ < other else (other, one_)
+        pair = (one, other) if one < other else (other, one)
         if pair not in self.seen:
             self.seen.add(pair)
             self.pending.append(pair)
 
     def add_conflicts(self, left: Sequence[int], right: Sequence[int], *, apart: bool = False) -> None:
-        """Patterns that end in two runs over one key; `apart` where the runs are different ones."""
-        for one_ in left:
+        """Note the patterns that end in two runs over one key; `apart`: the runs are different."""
+        for one in left:
             for other in right:
                 self.steps += 1
-                if one_ != other:
-                    self.found.pairs.add((min(one_, other), max(one_, other)))
+                if one != other:
+                    self.found.pairs.add((min(one, other), max(one, other)))
                 elif apart:
-                    self.found.several_ways.add(one_)
+                    self.found.several_ways.add(one)
 
 
 def _find_ends_below(branch: Branch) -> Iterator[int]:
@@ -344,8 +354,8 @@ def _find_ends_below(branch: Branch) -> Iterator[int]:
 class CombinedRegex:
     """One regular expression for several patterns.
 
-    After a match, `ends[found.lastindex]` is the pattern that matched, and the numbers of the groups that hold its
-    captures, in their order.
+    After a match, `ends[found.lastindex]` is the number of the pattern that matched, and the groups of its captures
+    in order.
     """
 
     text: str
@@ -353,9 +363,10 @@ class CombinedRegex:
 
 
 def write_expression(root: Branch) -> CombinedRegex:
-    r"""The trie as one expression: an alternation wherever patterns part, and for each end the group that marks it.
+    r"""The trie as one expression: an alternation at each node where patterns part, and a group that marks each end.
 
-    The last capture on the way to an end marks it where no other pattern uses that capture; else an empty group does.
+    `re` reports the last group that took part in a match. So the last capture on the path to an end marks that end if
+    no other pattern uses the capture; otherwise an empty group after it does.
 
     >>> from remapkit.patterns.path import parse_path
     >>> from remapkit.diagnostics.source import Text
@@ -379,11 +390,12 @@ class _Writer:
         self.ends: dict[int, tuple[int, tuple[int, ...]]] = {}
 
     def write(self, root: Branch) -> CombinedRegex:
-        self.branch(root, (), False, 0)
+        self.write_branch(root, (), False, 0)
         return CombinedRegex("".join(self.text), self.ends)
 
-    def branch(self, here: Branch, groups: tuple[int, ...], own: bool, depth: int) -> None:
-        """From one place of the trie on; `own` where the last of the groups is used by one pattern only."""
+    def write_branch(self, here: Branch, groups: tuple[int, ...], own: bool, depth: int) -> None:
+        """Write the trie from one node on; `own`: the last of the groups belongs to one pattern only."""
+        # A chain of only children is written in a loop: a key of a thousand characters must not recurse that deep.
         while len(here.children) == 1 and not here.ends:
             (here,) = here.children.values()
             groups, own = self.write_token(here, groups, own)
@@ -401,7 +413,7 @@ class _Writer:
         for position, child in enumerate(here.children.values()):
             if position or here.ends:
                 self.text.append("|")
-            self.branch(child, *self.write_token(child, groups, own), depth + 1)
+            self.write_branch(child, *self.write_token(child, groups, own), depth + 1)
         if several:
             self.text.append(")")
 
@@ -413,7 +425,7 @@ class _Writer:
         return (*groups, self.count), child.below == 1
 
     def write_unshared(self, here: Branch, groups: tuple[int, ...]) -> None:
-        """Every pattern from here on by itself."""
+        """Write every pattern from a node on separately, in an alternation that is not nested."""
         self.text.append("(?:")
         pending: list[tuple[Branch, tuple[Branch, ...]]] = [(here, ())]
         first = True

@@ -1,7 +1,7 @@
-r"""Written patterns compiled: the surface parsed, and the guards made part of the pattern.
+r"""Compile written patterns: parse the surface, and make the guards part of the pattern.
 
-A guard that were looked at after a key was cut would depend on how it was cut; so `where:` replaces the language of a
-capture by those of the listed values that the capture can be, and `leaf:` bounds the keys themselves.
+If a guard were checked after a key was split into captures, it would depend on how the key was split. So `where:`
+replaces the language of a capture by those listed values that it can have, and `leaf:` bounds the keys themselves.
 """
 
 from __future__ import annotations
@@ -14,31 +14,34 @@ from dataclasses import dataclass, replace
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span, Text
+from remapkit.patterns.automaton import find_possible_leaves
 from remapkit.patterns.literals import literal_text, read_word
 from remapkit.patterns.path import Problems, parse_path, read_range
 from remapkit.patterns.pattern import Part, Pattern, split_into_parts
-from remapkit.patterns.regex import parse
+from remapkit.patterns.regex import parse_regex
 from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.syntax import WrittenGuard, WrittenPattern
 
 SHOWN = 5
 MAX_LETTERS = 200_000
-"""So many characters the words of one guard may have in all."""
+"""The most characters that the words of one guard may have in all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A pattern with what was worth a warning."""
+    """A pattern, and the warnings about it."""
 
     pattern: Pattern
     warnings: tuple[Diagnostic, ...] = ()
 
 
 def compile_pattern(written: WrittenPattern, tables: Mapping[str, Sequence[str]]) -> Compiled:
-    """The pattern of a rule, guards included; raises `InvalidRules` with everything that is wrong with it."""
+    """The pattern of a rule with its guards; raises `InvalidRules` with all of its problems."""
     try:
         parts = (
-            parse_path(written.text, tables) if written.surface == "path" else split_into_parts(parse(written.text))
+            parse_path(written.text, tables)
+            if written.surface == "path"
+            else split_into_parts(parse_regex(written.text))
         )
     except InvalidRules as error:
         raise InvalidRules([*error.diagnostics, *_check_words(written)]) from None
@@ -63,7 +66,7 @@ def compile_pattern(written: WrittenPattern, tables: Mapping[str, Sequence[str]]
 
 
 def _check_words(written: WrittenPattern) -> list[Diagnostic]:
-    """What is wrong with the words of guards, whatever the pattern is."""
+    """The problems of the words in guards, which do not depend on the pattern."""
     problems: list[Diagnostic] = []
     for guard in written.where:
         for text in guard.values or ():
@@ -100,7 +103,7 @@ def _apply_guard(
         return parts
     if sum(map(len, inside)) > MAX_LETTERS:
         place = guard.named.span if guard.named is not None else guard.capture.span
-        title = f"the guard on {name!r} lists words of more than {MAX_LETTERS:,} characters in all"
+        title = f"the guard on {name!r} must have at most {MAX_LETTERS:,} characters in all"
         problems.append(Diagnostic("RK218", title, (Label(place),), ("list fewer words",)))
         return parts
     table = guard.named.value if guard.named is not None and guard.named.value in tables else None
@@ -111,14 +114,14 @@ def _describe_unknown_capture(name: Text, names: Sequence[str | None], code: str
     known = [each for each in names if each]
     close = difflib.get_close_matches(name.value, known, n=1)
     help = f"did you mean {close[0]!r}?" if close else f"the pattern captures {', '.join(known) or 'nothing'}"
-    title = f"this {what} {name.value!r}, which the pattern does not capture"
+    title = f"`where` {what} {name.value!r}, which the pattern does not capture"
     return Diagnostic(code, title, (Label(name.span),), (help,))
 
 
 def read_guard_values(
     guard: WrittenGuard, tables: Mapping[str, Sequence[str]], problems: list[Diagnostic]
 ) -> tuple[Text, ...] | None:
-    """The values that a guard allows: listed, a range, or the keys of a table. None where it has a problem."""
+    """The values that a guard allows: listed, a range, or the keys of a table; None if it has a problem."""
     if guard.values is not None:
         if not guard.values:
             title = f"the guard on {guard.capture.value!r} allows nothing"
@@ -151,11 +154,11 @@ def _describe_outside_values(
     listed = ", ".join(repr(text.value) for text in outside[:SHOWN])
     more = f" and {len(outside) - SHOWN} more" if len(outside) > SHOWN else ""
     place = guard.named.span if guard.named is not None else outside[0].span
-    labels = (Label(written.text.at(*part.at), "can never be that", primary=False), Label(place))
+    labels = (Label(written.text.at(*part.at), "captured here", primary=False), Label(place))
     if contradicts:
-        title = f"the guard contradicts the pattern: {part.name!r} can never be {listed}{more}"
-        return Diagnostic("RK141", title, labels, ("no key could match; change the guard or the capture",))
-    title = f"{part.name!r} can never be {listed}{more}"
+        title = f"the guard contradicts the pattern: {part.name!r} cannot be {listed}{more}"
+        return Diagnostic("RK141", title, labels, ("no key would match; change the guard or the capture",))
+    title = f"{part.name!r} cannot be {listed}{more}"
     help = ("remove it from the guard, or widen the capture",)
     return Diagnostic("RK142", title, labels, help, severity=Severity.WARNING)
 
@@ -171,7 +174,7 @@ def _read_leaves(written: WrittenPattern, problems: list[Diagnostic]) -> tuple[s
     for text in filter(None, leaves):
         if "." in text.value or not text.value:
             help = f"write {literal_text(text.value.rpartition('.')[2]) or 'a name'}"
-            title = f"{text.value!r} is no leaf: the leaf is the text after the last dot"
+            title = f"{text.value!r} is not a leaf name: a leaf contains no dot"
             problems.append(Diagnostic("RK143", title, (Label(text.span),), (help,)))
     return tuple(dict.fromkeys(text.value for text in leaves if text is not None))
 
@@ -179,8 +182,7 @@ def _read_leaves(written: WrittenPattern, problems: list[Diagnostic]) -> tuple[s
 def _drop_impossible_leaves(
     pattern: Pattern, written: WrittenPattern, problems: list[Diagnostic], warnings: list[Diagnostic]
 ) -> Pattern:
-    """Drops the leaves that no key of the pattern ends in, with a word about them."""
-    from remapkit.patterns.automaton import find_possible_leaves
+    """The pattern without the leaves that none of its keys can have, which are reported."""
 
     assert written.leaf is not None and pattern.leaf is not None
     possible = find_possible_leaves(pattern)
@@ -188,7 +190,7 @@ def _drop_impossible_leaves(
     never = [text for text, word in read if word is None or word.value not in possible]
     if never:
         listed = ", ".join(repr(text.value) for text in never)
-        labels = (Label(written.text.span, "no key of it ends so", primary=False), Label(never[0].span))
+        labels = (Label(written.text.span, "no key of this pattern has it", primary=False), Label(never[0].span))
         if not possible:
             title = f"the guard contradicts the pattern: no key can have the leaf {listed}"
             problems.append(Diagnostic("RK143", title, labels, ("change the guard or the pattern",)))

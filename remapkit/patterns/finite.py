@@ -1,4 +1,4 @@
-"""The words of finite patterns, and patterns made of words."""
+"""List the words of finite patterns, and make patterns of lists of words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_WORDS = 10_000
 
 
 def list_words(node: PatternNode, limit: int = MAX_WORDS) -> tuple[str, ...] | None:
-    """All words of a language, shortest first, or None where there are more than `limit`.
+    """All words of a language, shortest first, or None if there are more than `limit`.
 
     >>> list_words(Alt((literal("a"), Seq((literal("b"), Repeat(Chars(((48, 49),)), 0, 1))))))
     ('a', 'b', 'b0', 'b1')
@@ -118,7 +118,7 @@ def build_words_node(values: tuple[str, ...]) -> PatternNode:
     '(?:[05-9]|[1-3][0-9]?|4[0-7]?)'
     """
     if max(map(len, values), default=0) > MAX_NESTED:
-        # A tree of their prefixes could be nested deeper than it can be walked.
+        # A trie of such words would be nested deeper than Python can recurse.
         return Alt(tuple(map(literal, values))) if len(values) > 1 else literal(values[0])
     trie: dict[str, object] = {}
     for value in values:

@@ -1,8 +1,8 @@
-r"""Literal text: the one judge of it and the one writer, for paths, templates, guards and tables.
+r"""Literal text in paths, templates, guards and tables: how it is checked, and how it is written.
 
-Text outside braces stands for itself. Signs that mean something else in regular expressions, globs and shells
-(`* ? \ ^ $ ( ) [ ] |`), spaces, quotes and what cannot be seen are refused there: `attn_*` would be proven, and take
-no key. A name that really has them is written as a quoted literal: `layers{'[0]'}`, with `''` for a quote in it.
+Text outside braces stands for itself. Characters that mean something else in regular expressions, globs and shells
+(`* ? \ ^ $ ( ) [ ] |`), spaces, quotes and invisible characters are refused there: `attn_*` would be proven, and
+match no key. A name that has them is written as a quoted literal: `layers{'[0]'}`, with `''` for a quote in it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SHOWN = 5
 
 
 def is_plain(sign: str) -> bool:
-    """Whether a character stands for itself outside of quoted literals (of braces, each surface says what they are).
+    """Whether a character stands for itself outside quoted literals (braces are for each surface to handle).
 
     >>> [sign for sign in "a-é.*[ '" if not is_plain(sign)]
     ['*', '[', ' ', "'"]
@@ -33,7 +33,7 @@ def is_plain(sign: str) -> bool:
 
 
 def literal_text(name: str) -> str:
-    """A name as it is written where it stands for itself: in a path, a template, a guard or a table.
+    """A name written as literal text, for a path, a template, a guard or a table.
 
     >>> literal_text("a.weight"), literal_text("x[0].w"), literal_text("it's {n}")
     ('a.weight', "x{'[0]'}.w", "it{'''s {n}'}")
@@ -70,7 +70,7 @@ def unescape_quotes(found: str) -> str:
 
 
 def read_quoted(text: Text, here: int, problems: list[Diagnostic]) -> tuple[str, int]:
-    """The text of the quoted literal that begins at a place, and where it ends; a broken one ends with the text."""
+    """The text of the quoted literal at a place, and its end; an unclosed one extends to the end of the text."""
     found = QUOTED.match(text.value, here)
     if found is not None and found[1]:
         return unescape_quotes(found[1]), found.end()
@@ -91,20 +91,20 @@ _PATTERNS = {
     ),
     "a leaf": ("`leaf:` lists words in full; to take others, leave it out and capture the last segment, {leaf}",),
 }
-"""What to do instead where a pattern was meant."""
+"""What to do instead if a pattern was intended."""
 TextRange = tuple[int, int]
-"""Where literal text stands in a value: start and end."""
+"""The place of literal text in a value: start and end."""
 Works = Callable[[str], bool]
-"""Whether a spelling can be written in the place of the one that is refused."""
+"""Whether a spelling is valid in place of the one that is refused."""
 
 
 def check_literal_text(
     text: Text, what: str, stretches: Sequence[TextRange], works: Works, *, wildcards: bool = False
 ) -> Diagnostic | None:
-    """What is wrong with the literal text of a value (RK219), or None.
+    """The problem of the literal text of a value (RK219), or None.
 
-    `what` is what the value is, `a path`; `works` holds of the spellings that may be shown, and `wildcards` says that
-    captures may be made, so that a `*` can be told what to become.
+    `what` names the value, as `a path`; only spellings that pass `works` are suggested; `wildcards`: captures are
+    allowed, so one can be suggested for a `*`.
     """
     places = [here for start, end in stretches for here in range(start, end) if not is_plain(text.value[here])]
     if not places:
@@ -120,15 +120,15 @@ def check_literal_text(
 
 
 def check_key_characters(text: Text, what: str, value: str) -> Diagnostic | None:
-    """What is wrong with the characters of a literal, quoted or not: those that no key may have."""
+    """The problem of a literal, quoted or not, with a character that no key may have (RK219), or None."""
     problem = find_name_problem(value)
     if problem is None:
         return None
-    return Diagnostic("RK219", f"{what} {problem}", (Label(text.span),), ("remove it: no key is read that has it",))
+    return Diagnostic("RK219", f"{what} {problem}", (Label(text.span),), ("remove it: no key can contain it",))
 
 
 def read_word(text: Text, what: str, problems: list[Diagnostic]) -> Text | None:
-    """A word that stands for itself, its quoted literals read; None where it has a problem.
+    """A word of literal text with its quoted literals read; None if it has a problem.
 
     >>> found = []
     >>> read_word(Text.of("w{'*'}"), "a word of a guard", found).value, found
@@ -165,14 +165,14 @@ def read_word(text: Text, what: str, problems: list[Diagnostic]) -> Text | None:
 
 
 def _check_braces(text: Text, what: str, stretches: Sequence[TextRange]) -> Diagnostic | None:
-    """Braces in a word look like a capture, and are none."""
+    """The problem of braces in a word, where there are no captures."""
     places = [start for start, _ in stretches if text.value[start] in "{}"]
     if not places:
         return None
     labels = tuple(Label(text.at(*run)) for run in list(_join_places(places))[:_SHOWN])
     got = " and ".join(dict.fromkeys(repr(text.value[place]) for place in places))
     literal = quote_text(_escape_literals(text.value, _join_stretches(stretches)))
-    help = ("captures stand in paths and templates only", f"for these very characters write {literal}")
+    help = ("only paths and templates have captures", f"for these very characters write {literal}")
     return Diagnostic("RK219", f"{what} must be plain text, got {got}", labels, help)
 
 
@@ -197,7 +197,7 @@ def _join_places(places: Sequence[int]) -> Iterator[TextRange]:
 
 
 def _join_stretches(stretches: Sequence[TextRange]) -> list[TextRange]:
-    """Stretches that touch as one."""
+    """Ranges that touch, joined."""
     joined: list[TextRange] = []
     for start, end in stretches:
         if joined and joined[-1][1] == start:
@@ -243,7 +243,7 @@ _WORDS = r"[\w-]+(?:\|[\w-]+)+"
 
 @dataclass
 class _Names:
-    """Names for captures that are not taken yet."""
+    """Chooses names for captures that are not taken yet."""
 
     taken: set[str]
 
@@ -256,9 +256,9 @@ class _Names:
 
 
 def _guess_spellings(value: str, stretches: Sequence[TextRange], wildcards: bool) -> tuple[str, ...]:
-    """What was probably meant by shells', globs' and regular expressions' spellings; a second one for all below it.
+    """What shell, glob and regular expression syntax probably means here; a second one for all keys below it.
 
-    The braces of the value are held as single characters meanwhile, so that nothing in them is taken for text.
+    Each field in braces is replaced by one private-use character meanwhile, so that its content is not changed.
     """
     held: list[str] = []
     shape, done = "", 0
@@ -291,7 +291,7 @@ def _restore_braces(shapes: Iterable[str], held: Sequence[str]) -> tuple[str, ..
 
 
 def _strip_quotes(shape: str) -> str:
-    """Without the spaces and the quotes around the whole of it."""
+    """The text without spaces and quotes around it."""
     shape = shape.strip()
     while len(shape) > 1 and shape[0] in _QUOTES and shape[-1] in _QUOTES:
         shape = shape[1:-1].strip()
@@ -299,7 +299,7 @@ def _strip_quotes(shape: str) -> str:
 
 
 def _convert_regexes(shape: str, names: _Names) -> str:
-    """Regular expressions that a capture can say, and indices in brackets, as captures."""
+    """Regular expressions that a capture can replace, and indices in brackets, as captures."""
     shape = shape.removeprefix("^").removesuffix("$").replace(r"\.", ".").replace("..*", ".*")
     steps: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
         (r"\((?:\\d|\[0-9\])[+*]\)|(?:\\d|\[0-9\])[+*]", lambda _: f"{{{names.choose_name('n')}:int}}"),
@@ -314,7 +314,7 @@ def _convert_regexes(shape: str, names: _Names) -> str:
 
 
 def _convert_globs(shape: str, names: _Names) -> str:
-    """A `*` that is a segment as a capture of one, at the end or doubled of all that follow; others of the rest."""
+    """Every `*` as a capture: of all following segments if it is the last segment or doubled, else of one."""
     segments = re.split(r"\.(?![^{}]*\})", shape)
     for number, segment in enumerate(segments):
         last = number == len(segments) - 1

@@ -1,12 +1,12 @@
-r"""Reading keys: all patterns of a set at once, or one at a time; in time linear in the key, whatever the pattern.
+r"""Match keys by one pattern, or by a whole set of patterns at once, in time linear in the key.
 
-Where a pattern reads every key in at most one way, `re` does: a backtracking matcher then visits each pair of
-position and offset at most once, because two different ways to the same pair would be two ways to read a whole key.
-Where it does not, the same priorities are followed by a search that remembers the pairs it has been to (the idea of
-the bit-state matcher of R. Cox's RE2).
+A pattern that reads every key in at most one way is given to `re`. A backtracking matcher then visits each pair of
+position and offset at most once, because two ways to the same pair would be two ways to read a whole key. For any
+other pattern `Program` follows the same priorities, but remembers the pairs that it has visited, as the bit-state
+matcher of R. Cox's RE2 does.
 
-`SetMatcher` gives what a loop over the patterns would give, which is every one that matches. Patterns that share no
-key are tried at once, as one expression (`factor.py`): at most one of them can match, so the first is the only one.
+`SetMatcher` finds what a loop over all patterns would find: every one that matches. Patterns that share no key are
+tried as one expression (`combine.py`): at most one of them can match, so the one that is found is the only one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from remapkit.patterns.unparse import unparse
 
 
 class PatternMatcher:
-    """Reads a key by a pattern; compiled when first used."""
+    """Matches keys by one pattern; compiled when first used."""
 
     __slots__ = ("_engine", "pattern")
 
@@ -38,7 +38,7 @@ class PatternMatcher:
         return PatternMatcher, (self.pattern,)
 
     def __call__(self, fqn: str) -> dict[str, str] | None:
-        """The captures, or None where the whole key is not matched."""
+        """The captures, or None if the pattern does not match the whole key."""
         engine = self._engine
         if engine is None:
             engine = self._engine = self._compile()
@@ -49,6 +49,8 @@ class PatternMatcher:
         return captures if leaf is None or fqn.rpartition(".")[2] in leaf else None
 
     def _compile(self) -> re.Pattern[str] | Program:
+        # `re` may take exponential time unless the pattern is unambiguous. If that is not decided within limits, the
+        # slower `Program` is used, whose time is bounded for every pattern.
         try:
             one_way = is_unambiguous(build_automaton(self.pattern.parts, MAX_EDGES))
         except TooMany:
@@ -71,12 +73,12 @@ def regex_text(pattern: Pattern) -> str:
 # ------------------------------------------------------------------------------------------------ whole sets
 
 Captures = dict[str, str]
-"""What the captures of a pattern read, by name, in the order of the pattern."""
+"""The text of each capture by name, in the order of the pattern."""
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """A pattern as the end of an expression: its number, its captures and their groups, and its leaves if bounded."""
+    """The end of one pattern in a combined expression: its number, its captures and their groups, and its leaves."""
 
     number: int
     names: tuple[str, ...]
@@ -86,14 +88,14 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Patterns that share no key, as one expression; `ends` by the last group that took part in a match."""
+    """Patterns that share no key, as one expression; `ends` by the last group of a match (`lastindex`)."""
 
     engine: re.Pattern[str]
     ends: dict[int, End]
 
 
 class SetMatcher:
-    """Reads a key by every pattern of a set; compiled when first used.
+    """Matches keys by every pattern of a set; compiled when first used.
 
     >>> from remapkit.patterns.path import parse_path
     >>> from remapkit.diagnostics.source import Text
@@ -117,7 +119,7 @@ class SetMatcher:
 
     @property
     def engines(self) -> tuple[tuple[Together, ...], tuple[int, ...]]:
-        """The expressions that are tried on a key, and the numbers of the patterns that are tried alone."""
+        """The combined expressions, and the numbers of the patterns that are tried alone."""
         if self._engines is None:
             self._engines = self._compile()
         return self._engines
@@ -131,6 +133,7 @@ class SetMatcher:
             if hit is None:
                 continue
             end = each.ends[hit.lastindex or 0]
+            # No other pattern of the group can match instead: they share no key, not even without their leaf guards.
             if end.leaf is not None and fqn.rpartition(".")[2] not in end.leaf:
                 continue
             groups = end.groups
@@ -154,7 +157,7 @@ class SetMatcher:
             try:
                 together.append(self._compile_group(numbers))
             except (RecursionError, OverflowError):
-                # Nested deeper than `re` can compile, though each pattern by itself is not.
+                # Together they are nested deeper than `re` can compile; each pattern by itself is not.
                 alone += numbers
         return tuple(together), tuple(sorted(alone))
 
@@ -170,13 +173,13 @@ class SetMatcher:
 
 
 KeyOutcome = Template | Literal["keep", "drop", "plan"]
-"""What becomes of a key that a pattern matches; `plan`: more than a new name, which only a plan can say."""
+"""What happens to a key that a pattern matches; `plan`: more than a new name, so that only a plan can tell."""
 
 _Write = tuple[str, tuple[int, ...]]
 
 
 class Renamer:
-    """The targets of many keys, without a look at how they came about: what `match` says, in one tight loop."""
+    """The targets of many keys: what `match` gives, in one tight loop that makes no `Match` objects."""
 
     __slots__ = ("_writes", "matcher", "outcomes")
 
@@ -191,8 +194,8 @@ class Renamer:
     def rename_keys(self, fqns: Iterable[str], unmatched: str = "error") -> list[str | None] | None:
         """The target of each key, in order (None: the key is dropped).
 
-        None for all where some key is matched twice, or by a pattern whose outcome is `plan`, or not at all and
-        `unmatched` is not `keep` or `drop`: that is for a plan to say.
+        None for all if some key is matched twice, or by a pattern whose outcome is `plan`, or not at all while
+        `unmatched` is `error`: only a plan can handle those.
         """
         together, alone = self.matcher.engines
         writes = self._compile(together) if self._writes is None else self._writes
@@ -229,9 +232,9 @@ class Renamer:
         return targets
 
     def _compile(self, together: Sequence[Together]) -> list[_Write | None]:
-        """For each group that ends a match: the template for `%`, and the groups that it wants.
+        """For each group that ends a match: the template for `%`, and the groups that it needs.
 
-        None where it takes more than that: a table, a leaf to look at, a key that is kept or dropped.
+        None for a pattern that needs more than that: a table, a leaf guard, a key that is kept or dropped.
         """
         writes: list[_Write | None] = []
         if len(together) == 1:
@@ -251,21 +254,22 @@ def _compile_write(template: Template, end: End) -> _Write:
         "%s" if isinstance(item, CaptureItem) else "" if isinstance(item, MapItem) else item.text.replace("%", "%%")
         for item in template.items
     )
-    # A template without captures is given the whole key, and writes none of it.
+    # `%` needs an argument: a template without captures gets the whole key, of which `%.0s` writes nothing.
     return (text, wanted) if wanted else (text + "%.0s", (0,))
 
 
 # ------------------------------------------------------------------------------------------------ one pattern
 
 CHARS, SPLIT, JUMP, SAVE, MATCH = range(5)
-"""What an instruction does."""
+"""Instructions: read one of some characters; try `argument` first, then `other`; jump; note the offset; end."""
 _Instruction = tuple[int, Any, int]
 
 
 class Program:
-    """A pattern as instructions; a search through them that never goes to one place twice.
+    """A pattern as instructions, and a search through them that never visits a pair of place and offset twice.
 
-    `part[p]` is the part of the pattern that instruction `p` belongs to.
+    `part[p]` is the part of the pattern that instruction `p` belongs to. The number of instructions is bounded by
+    `MAX_POSITIONS` of `tree.py`, because counted repeats are written out.
     """
 
     def __init__(self, pattern: Pattern) -> None:
@@ -328,10 +332,15 @@ class Program:
             self.code[split] = (SPLIT, split + 1, len(self.code))
 
     def find_captures(self, key: str) -> dict[str, str] | None:
-        """The captures of the first reading in the order of priorities, the one `re.fullmatch` finds."""
+        """The captures of the first reading in the order of priorities, the one that `re.fullmatch` finds.
+
+        Depth first: a pair of place and offset that was visited has failed, or is being tried, whatever the captures
+        are, so it is not tried again. Hence at most (instructions x (length + 1)) steps, and the search ends even
+        where a repeat reads nothing, because its second turn comes to a pair that was visited.
+        """
         visited: set[tuple[int, int]] = set()
         slots = [0] * (2 * len(self.names))
-        # An entry is a place to go to, or (negative) a slot to be set back once all ways through it have failed.
+        # An entry is a place to go to, or (if negative) a slot to restore once all ways through it have failed.
         pending: list[tuple[int, int]] = [(0, 0)]
         while pending:
             place, offset = pending.pop()

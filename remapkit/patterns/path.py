@@ -1,4 +1,4 @@
-r"""The `path` surface: literal segments and captures, parsed into the parts of `pattern.py`.
+r"""Parse the `path` surface, literal segments and captures, into the parts of `pattern.py`.
 
     encoder.down_blocks.{stage:int}.resnets.{block:0..2}.{layer:layer}.{rest:**}
 
@@ -37,7 +37,7 @@ MAX_DIGITS = 18
 _TYPES = ("int", "**")
 _PLAIN = re.compile("[^{}.]+")
 _CAPTURE = re.compile(r"\{(?:[^{}']|'[^']*')*\}")
-"""A capture, with choices in quotes that may hold anything."""
+"""A capture; choices in quotes may contain anything."""
 _PIECE = re.compile(r"(?:[^'|]|'[^']*'|'(?![^']*'))*")
 """A choice, up to the next `|` outside quotes."""
 _CHOICE = re.compile(r"'((?:[^']|'')+)'")
@@ -54,7 +54,7 @@ class _Token:
 
 
 class Problems:
-    """Collects what is wrong with one path."""
+    """Collects the problems of one path."""
 
     def __init__(self, text: Text) -> None:
         self.text = text
@@ -70,7 +70,7 @@ class Problems:
 
 
 def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, ...]:
-    """The parts of a path pattern; raises `InvalidRules` with everything that is wrong with it.
+    """The parts of a path pattern; raises `InvalidRules` with all of its problems.
 
     `tables` are the known tables, by name, with their keys.
 
@@ -111,7 +111,7 @@ def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, .
                     help = f"put dots around it, or write {{{part.name}}} for the rest of one segment"
                     problems.add("RK137", "`**` stands for whole segments", token.start, token.end, help)
                 if deep is not None:
-                    help = "a key could be cut in several ways; bound one of them, or write the segments out"
+                    help = "a key could be split in several ways; bound one of them, or write the segments out"
                     problems.add("RK133", "two `**` in one path", token.start, token.end, help, earlier=deep)
                 deep = deep or (token.start, token.end)
             parts.append(part)
@@ -142,7 +142,7 @@ def _split_segments(tokens: list[_Token], length: int) -> Iterator[_Segment]:
 def _check_literals(
     text: Text, tokens: Sequence[_Token], tables: Mapping[str, Sequence[str]], problems: Problems
 ) -> None:
-    """Says once for a path, and first, what is wrong with its literal text."""
+    """Check the literal text of a path; its problem is reported once, before all others."""
     others = {(each.code, each.title) for each in problems.found}
 
     def works(value: str) -> bool:
@@ -182,14 +182,14 @@ def _tokenize_path(text: Text, problems: Problems) -> Iterator[_Token]:
             end = value.find("}", here) if found is None else found.end() - 1
             if end < 0 or "{" in value[here + 1 : end]:
                 help = "close it with }, or write {{ for the character itself"
-                problems.add("RK131", "a brace that is never closed", here, here + 1, help)
+                problems.add("RK131", "'{' is never closed", here, here + 1, help)
                 yield _Token("text", sign, here, here + 1)
                 here += 1
             else:
                 yield _Token("capture", value[here + 1 : end], here, end + 1)
                 here = end + 1
         elif sign == "}":
-            problems.add("RK131", "a brace that closes nothing", here, here + 1, "write }} for the character itself")
+            problems.add("RK131", "unmatched '}'", here, here + 1, "write }} for the character itself")
             yield _Token("text", sign, here, here + 1)
             here += 1
         elif sign == ".":
@@ -206,7 +206,7 @@ def _make_literal(text: str, start: int, end: int) -> Part:
 
 
 def _report_two_captures(captures: list[_Token], problems: Problems) -> None:
-    help = "put a dot between them, or use `match:` with classes that say where the first one ends"
+    help = "put a dot between them, or use `match:` with classes that define where the first one ends"
     earlier = (captures[0].start, captures[0].end)
     for token in captures[1:]:
         problems.add("RK132", "two captures in one segment", token.start, token.end, help, earlier=earlier)
@@ -216,8 +216,8 @@ def _read_capture(token: _Token, tables: Mapping[str, Sequence[str]], problems: 
     name, colon, kind = token.value.partition(":")
     at = (token.start, token.end)
     if not (name.isascii() and name.isidentifier()):
-        help = "write {name} or {name:type}, the name of letters, digits and _"
-        problems.add("RK120", f"{name!r} is no name for a capture", *at, help)
+        help = "write {name} or {name:type}; a name consists of letters, digits and _"
+        problems.add("RK120", f"{name!r} is not a valid capture name", *at, help)
         return None
     if not colon:
         return Part(name, SEGMENT, at)
@@ -246,11 +246,15 @@ def read_range(kind: str, problems: Problems, start: int) -> tuple[str, ...] | N
     low, _, high = kind.partition("..")
     end = start + len(kind)
     if max(len(low), len(high)) > MAX_DIGITS:
-        problems.add("RK135", f"a bound of more than {MAX_DIGITS} digits", start, end, "no key has such an index")
+        problems.add("RK135", f"a bound must have at most {MAX_DIGITS} digits", start, end, "write :int")
         return None
     if not all(side.isascii() and side.isdigit() and str(int(side)) == side for side in (low, high)):
         problems.add(
-            "RK135", f"{kind!r} is no range of integers", start, end, "write it as in {n:0..47}, both ends included"
+            "RK135",
+            f"{kind!r} is not a range of integers",
+            start,
+            end,
+            "write {n:0..47}, both ends included",
         )
         return None
     if int(low) > int(high):
@@ -274,10 +278,10 @@ def _read_choices(kind: str, problems: Problems, start: int) -> tuple[str, ...] 
         if not value:
             problems.add("RK136", "an empty choice", *where, "remove the extra |")
         elif "." in value:
-            help = "choices are parts of one segment; write a table, whose keys may hold dots, or two rules"
+            help = "choices are parts of one segment; use a table, whose keys may contain dots, or two rules"
             problems.add("RK136", f"a dot in the choice {value!r}", *where, help)
         elif value in values[:number]:
-            problems.add("RK136", f"the choice {value!r} stands twice", *where, "remove one")
+            problems.add("RK136", f"duplicate choice {value!r}", *where, "remove one")
         elif odd is not None:
             read = "|".join(
                 each if _CHOICE.fullmatch(each) else choice_text(word) if word else ""
@@ -298,7 +302,7 @@ def _read_choices(kind: str, problems: Problems, start: int) -> tuple[str, ...] 
 
 
 def _split_choices(kind: str) -> list[str]:
-    """Choices as they are written: a `|` in quotes is one of their characters."""
+    """Choices as written; a `|` in quotes is one of their characters."""
     pieces, here = [], 0
     while here <= len(kind):
         found = _PIECE.match(kind, here)
@@ -323,9 +327,7 @@ def _report_unknown_type(
         found = QUOTED.fullmatch(f"{{{kind}}}")
         word = unescape_quotes(found[1]) if found is not None else kind
         written = literal_text(word)
-        help.append(
-            f"for the one word {word!r} write it without braces" + (f": {written}" if written != word else "")
-        )
+        help.append(f"for the literal text {word!r} omit the braces" + (f": {written}" if written != word else ""))
     title = f"{kind!r} is neither a type nor a table" if kind else "a colon without a type"
     problems.add("RK134", title, start, start + max(1, len(kind)), *help)
 

@@ -1,15 +1,15 @@
-"""A whole compiled pattern: its tree, its captures, and whether it is linear."""
+"""A compiled pattern: its parts in order, of which the named ones are captures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
 from remapkit.diagnostics.source import Span, Text
-from remapkit.patterns.charset import DIGITS, NOT_DOT, one
+from remapkit.patterns.charset import DIGITS, NOT_DOT, singleton
 from remapkit.patterns.finite import build_words_node, list_words
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq
 
-CANONICAL = Alt((Chars(one("0")), Seq((Chars(((49, 57),)), Repeat(Chars(DIGITS), 0, None)))))
+CANONICAL = Alt((Chars(singleton("0")), Seq((Chars(((49, 57),)), Repeat(Chars(DIGITS), 0, None)))))
 """A canonical decimal: `0|[1-9][0-9]*`."""
 
 
@@ -17,13 +17,13 @@ SEGMENT = Repeat(Chars(NOT_DOT), 1, None)
 """The text between two dots: `[^.]+`."""
 
 
-SEGMENTS = Seq((SEGMENT, Repeat(Seq((Chars(one(".")), SEGMENT)), 0, None)))
+SEGMENTS = Seq((SEGMENT, Repeat(Seq((Chars(singleton(".")), SEGMENT)), 0, None)))
 """One segment or more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of a pattern: a capture where it has a name, else text that is only read.
+    """A part of a pattern: a capture if it has a name, else text that is only matched.
 
     `values` are all the words it can be, sorted, where there are at most `MAX_WORDS` of them; `table` is the table
     whose keys it was bounded to; `written` is how the author wrote its type on the path surface (`int`, `0..47`).
@@ -68,7 +68,7 @@ class Pattern:
 
 
 def split_into_parts(node: PatternNode) -> tuple[Part, ...]:
-    """The parts of a tree whose captures all stand at its top level."""
+    """The parts of a tree whose captures are all at its top level."""
     parts: list[Part] = []
     pending: list[PatternNode] = []
 

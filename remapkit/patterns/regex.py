@@ -1,8 +1,8 @@
-r"""The `match` surface: a regular expression, parsed into the trees of `pattern.py`.
+r"""Parse the `match` surface, a regular expression, into the trees of `tree.py`.
 
 The dialect is the regular part of Python's `re` with `re.ASCII`, matched against the whole key: literals, escapes,
 `.`, classes, groups, named captures, alternation, greedy quantifiers. Whatever it accepts means what it means to
-`re.fullmatch`; everything else is refused at its column, with what to write instead.
+`re.fullmatch`; everything else is refused at its column, with a spelling to use instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,17 @@ from dataclasses import replace
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
-from remapkit.patterns.charset import DIGITS, LAST, NOT_NEWLINE, SPACE, WORD, Ranges, complement, merge_ranges, one
+from remapkit.patterns.charset import (
+    DIGITS,
+    LAST,
+    NOT_NEWLINE,
+    SPACE,
+    WORD,
+    Ranges,
+    complement,
+    merge_ranges,
+    singleton,
+)
 from remapkit.patterns.tree import MAX_POSITIONS, Alt, Chars, Group, PatternNode, Repeat, Seq, count_positions
 
 MAX_REPEAT = 1000
@@ -33,19 +43,24 @@ _ANCHORS = {"A": "the start", "Z": "the end", "z": "the end", "b": "a word bound
 _HEX = frozenset("0123456789abcdefABCDEF")
 
 _EXTENSIONS: tuple[tuple[str, str, str, str], ...] = (
-    # what stands after "(?", code, what it is, what to write
-    ("P=", "RK111", "a back-reference", "no regular pattern can repeat what it captured; name the values instead"),
-    ("P>", "RK113", "a recursive call", "no regular pattern can call itself"),
+    # the text after "(?", code, what it is, what to write
+    ("P=", "RK111", "a back-reference", "a regular pattern cannot repeat what it captured; list the values instead"),
+    ("P>", "RK113", "a recursive call", "a regular pattern cannot call itself"),
     (
         "<=",
         "RK112",
         "a look-behind",
-        "write the text before it as part of the pattern: it always reads the whole key",
+        "write the text before it as part of the pattern; it always matches the whole key",
     ),
-    ("<!", "RK112", "a look-behind", "say what may stand there, with a class, an alternation or `where:`"),
-    ("=", "RK112", "a look-ahead", "write the text after it as part of the pattern: it always reads the whole key"),
-    ("!", "RK112", "a look-ahead", "say what may stand there, with a class, an alternation, `where:` or `leaf:`"),
-    (">", "RK113", "an atomic group", "write (?:...): the proofs, not the pattern, see to it that matching is fast"),
+    ("<!", "RK112", "a look-behind", "list what is allowed there, with a class, an alternation or `where:`"),
+    (
+        "=",
+        "RK112",
+        "a look-ahead",
+        "write the text after it as part of the pattern; it always matches the whole key",
+    ),
+    ("!", "RK112", "a look-ahead", "list what is allowed there, with a class, an alternation, `where:` or `leaf:`"),
+    (">", "RK113", "an atomic group", "write (?:...); matching takes linear time without it"),
     ("#", "RK113", "a comment", "write it as a YAML comment, after #"),
     ("(", "RK113", "a conditional", "write an alternation, or two rules"),
     ("|", "RK113", "a branch reset", "write (?:...)"),
@@ -60,11 +75,11 @@ class RefusedPattern(Exception):
         self.diagnostic = diagnostic
 
 
-def parse(text: Text) -> PatternNode:
+def parse_regex(text: Text) -> PatternNode:
     r"""The tree of a regular expression; raises `InvalidRules` at the column of what it cannot accept.
 
     >>> from remapkit.patterns.unparse import unparse
-    >>> unparse(parse(Text.of(r"layers\.(?P<n>\d+)\.(q|k)")))
+    >>> unparse(parse_regex(Text.of(r"layers\.(?P<n>\d+)\.(q|k)")))
     'layers\\.(?P<n>[0-9]+)\\.(?:q|k)'
     """
     try:
@@ -93,11 +108,11 @@ class _Parser:
         node = self.parse_alternation()
         if self.here < len(self.value):
             help = r"write \) for the character itself, or remove it"
-            raise self.refuse("RK116", "a parenthesis that closes nothing", self.here, self.here + 1, help)
+            raise self.refuse("RK116", "unmatched ')'", self.here, self.here + 1, help)
         count = count_positions(node)
         if count > MAX_POSITIONS:
-            title = f"the pattern is {count} characters long once its counted repeats are written out"
-            help = f"at most {MAX_POSITIONS} can be proven: use + or * where the exact count does not matter"
+            title = f"the pattern has {count} characters with its counted repeats written out"
+            help = f"at most {MAX_POSITIONS} can be proven: use + or * if the exact count does not matter"
             raise self.refuse("RK119", title, 0, len(self.value), help)
         self.check_captures(node, None)
         return node
@@ -134,7 +149,7 @@ class _Parser:
             raise self.refuse_lazy(start)
         if following == "+":
             title = "a possessive quantifier"
-            help = "drop the + after the quantifier: matching is linear without it"
+            help = "drop the + after the quantifier; matching takes linear time without it"
             raise self.refuse("RK110", title, self.here, self.here + 1, help)
         if following in ("*", "{"):
             title = "a quantifier after a quantifier"
@@ -142,7 +157,7 @@ class _Parser:
         return Repeat(item, low, high, (start, self.here))
 
     def refuse_lazy(self, start: int) -> RefusedPattern:
-        help = "drop the ?, and say with a class where to stop: `[^.]+` stops before the next dot"
+        help = "drop the ?, and use a class that stops at the right place: `[^.]+` stops before the next dot"
         return self.refuse("RK110", "a lazy quantifier", self.here, self.here + 1, help)
 
     def parse_quantifier(self) -> tuple[int, int | None] | None:
@@ -162,11 +177,11 @@ class _Parser:
             if end > 0 and not low and comma and high and set(high) <= digits:
                 help = [f"write {{0,{high}}}"]
             raise self.refuse(
-                "RK118", "a brace that is no counted repeat", start, end + 1 if end > 0 else start + 1, *help
+                "RK118", "'{' does not start a counted repeat", start, end + 1 if end > 0 else start + 1, *help
             )
         if max(len(low), len(high)) > 6 or max(int(low), int(high or 0)) > MAX_REPEAT:
-            help_ = f"the highest bound is {MAX_REPEAT}; use + or * where the exact count does not matter"
-            raise self.refuse("RK119", "a counted repeat with a very high bound", start, end + 1, help_)
+            help_ = "use + or * if the exact count does not matter"
+            raise self.refuse("RK119", f"a repeat must be at most {MAX_REPEAT} times", start, end + 1, help_)
         bounds = int(low), (int(high) if high else None) if comma else int(low)
         if bounds[1] is not None and bounds[1] < bounds[0]:
             raise self.refuse(
@@ -194,11 +209,11 @@ class _Parser:
             help = f"drop it: a pattern always matches the whole key; write \\{sign} for the character itself"
             raise self.refuse("RK114", f"an anchor to the {where}", start, start + 1, help)
         if sign in "{}]":
-            title = f"a {sign} that belongs to nothing"
+            title = f"unexpected {sign!r}"
             code = "RK118" if sign == "{" else "RK116"
             raise self.refuse(code, title, start, start + 1, f"write \\{sign} for the character itself")
         self.here += 1
-        return Chars(one(sign), (start, self.here))
+        return Chars(singleton(sign), (start, self.here))
 
     def parse_group(self) -> PatternNode:
         start = self.here
@@ -214,7 +229,7 @@ class _Parser:
         item = self.parse_alternation()
         if self.peek() != ")":
             help = r"write \( for the character itself, or close it with )"
-            raise self.refuse("RK116", "a parenthesis that is never closed", start, start + 1, help)
+            raise self.refuse("RK116", "'(' is never closed", start, start + 1, help)
         self.here += 1
         self.depth -= 1
         if name is None:
@@ -246,10 +261,10 @@ class _Parser:
         name = self.value[begin : end if end >= 0 else len(self.value)]
         if end < 0 or not (name.isascii() and name.isidentifier()):
             stop = end if end >= 0 else begin
-            help = "write (?P<name>...), the name of letters, digits and _, not starting with a digit"
+            help = "write (?P<name>...); a name consists of letters, digits and _, and does not start with a digit"
             raise self.refuse(
                 "RK120",
-                f"{name!r} is no name for a capture" if end >= 0 else "a name without its >",
+                f"{name!r} is not a valid capture name" if end >= 0 else "a name without its >",
                 start,
                 stop + 1,
                 help,
@@ -277,7 +292,7 @@ class _Parser:
         if sign in _CLASSES:
             return _CLASSES[sign]
         if sign in _CONTROLS:
-            return one(_CONTROLS[sign])
+            return singleton(_CONTROLS[sign])
         if sign in "xu":
             return self.parse_hexadecimal(start, 2 if sign == "x" else 4)
         if sign in "0123456789":
@@ -286,23 +301,23 @@ class _Parser:
             help = "drop it: a pattern always matches the whole key"
             raise self.refuse("RK114", f"an anchor to {_ANCHORS[sign]}", start, self.here, help)
         if sign.isalnum() or not sign.isascii():
-            help = r"known are \d \w \s \D \W \S \t \n \r \f \v \xhh \uhhhh, and a backslash before punctuation"
-            raise self.refuse("RK115", f"the unknown escape \\{sign}", start, self.here, help)
-        return one(sign)
+            help = r"supported are \d \w \s \D \W \S \t \n \r \f \v \xhh \uhhhh, and a backslash before punctuation"
+            raise self.refuse("RK115", f"unknown escape \\{sign}", start, self.here, help)
+        return singleton(sign)
 
     def refuse_digit_escape(self, start: int, sign: str, in_class: bool) -> RefusedPattern:
         if sign == "0" or in_class:
             return self.refuse("RK115", "an octal escape", start, self.here, r"write \xhh")
-        help = "no regular pattern can repeat what it captured; bound the capture and write one rule a value"
+        help = "a regular pattern cannot repeat what it captured; write one rule for each value"
         return self.refuse("RK111", "a back-reference", start, self.here, help)
 
     def parse_hexadecimal(self, start: int, count: int) -> Ranges:
         digits = self.value[self.here : self.here + count]
         if len(digits) < count or not set(digits) <= _HEX:
-            title = f"{self.value[start : start + 2]} wants {count} hexadecimal digits"
+            title = f"{self.value[start : start + 2]} must be followed by {count} hexadecimal digits"
             raise self.refuse("RK115", title, start, self.here + len(digits), r"write \xhh or \uhhhh")
         self.here += count
-        return one(chr(int(digits, 16)))
+        return singleton(chr(int(digits, 16)))
 
     def parse_class(self) -> PatternNode:
         start = self.here
@@ -313,7 +328,7 @@ class _Parser:
         while self.peek() != "]":
             if self.here >= len(self.value):
                 help = r"write \[ for the character itself, or close it with ]"
-                raise self.refuse("RK116", "a class that is never closed", start, start + 1, help)
+                raise self.refuse("RK116", "'[' is never closed", start, start + 1, help)
             pairs += self.parse_member(start)
         self.here += 1
         if not pairs:
@@ -323,7 +338,7 @@ class _Parser:
         if negated:
             chars = complement(chars)
         if not chars:
-            raise self.refuse("RK117", "a class that no character is in", start, self.here, "remove it")
+            raise self.refuse("RK117", "a class that matches no character", start, self.here, "remove it")
         return Chars(chars, (start, self.here))
 
     def parse_member(self, opened: int) -> Ranges:
@@ -348,18 +363,18 @@ class _Parser:
         if sign == "\\":
             return self.parse_escape(in_class=True)
         if not sign:
-            raise self.refuse("RK116", "a class that is never closed", opened, opened + 1, "close it with ]")
+            raise self.refuse("RK116", "'[' is never closed", opened, opened + 1, "close it with ]")
         if sign == "[" or self.peek(2) in ("--", "&&", "~~", "||"):
             title = f"a {sign} inside a class" if sign == "[" else f"a doubled {sign} inside a class"
             help = f"write \\{sign} for the character itself: bare, it may come to mean a set operation"
             raise self.refuse("RK117", title, self.here, self.here + 1, help)
         self.here += 1
-        return one(sign)
+        return singleton(sign)
 
     # -------------------------------------------------------------------------------------------- captures
 
     def check_captures(self, node: PatternNode, inside: str | None) -> None:
-        """Every capture stands at the top level: not where it could be missing, doubled or part of another."""
+        """Check that every capture is at the top level, where it cannot be missing, repeated or nested."""
         if isinstance(node, Group):
             if inside is not None:
                 raise self.refuse_misplaced(node, inside)
@@ -383,5 +398,5 @@ class _Parser:
             "a branch of an alternation": ("it could be missing", "write one rule a branch"),
         }
         why, help = reasons.get(inside, ("its text would be used twice", "capture the parts side by side"))
-        title = f"the capture {node.name!r} stands inside {inside}: {why}"
+        title = f"the capture {node.name!r} is inside {inside}: {why}"
         return self.refuse("RK121", title, *node.at, help)

@@ -1,8 +1,8 @@
-r"""Where a key stopped being one of a pattern's: how far it could be read, and what was expected there.
+r"""Where a pattern stopped reading a key, and what it expected there.
 
-The pattern's instructions are walked breadth first, all places of one offset at a time (the idea of K. Thompson,
-"Regular expression search algorithm", 1968). That takes as many steps as there are instructions, times the length of
-the key, whatever the pattern is: an automaton without empty steps can be quadratic in it.
+The pattern's instructions are walked breadth first, all places of one offset at a time (K. Thompson, "Regular
+expression search algorithm", 1968). That takes at most as many steps as there are instructions, times the length of
+the key; an automaton without empty steps can have quadratically many edges.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from remapkit.patterns.pattern import Pattern
 from remapkit.patterns.unparse import unparse_chars
 
 SHOWN = 4
-"""So many of the things that were expected are named."""
+"""The most alternatives that a message names."""
 WORD_SHOWN = 80
-"""So many characters of a word that was expected are shown."""
+"""The most characters of an expected word that a message shows."""
 _NAMES: Mapping[Ranges, str] = {
     DIGITS: "a digit",
     ((49, 57),): "a digit from 1 to 9",
@@ -38,7 +38,7 @@ class Stop:
 
 
 def find_stop(pattern: Pattern, fqn: str) -> Stop | None:
-    """Where a key stopped being one of a pattern's, or None where it is one.
+    """Where a pattern stopped reading a key, or None if it matches.
 
     >>> from remapkit.patterns.pattern import CANONICAL, Part
 
@@ -61,7 +61,7 @@ def find_stop(pattern: Pattern, fqn: str) -> Stop | None:
         return _check_leaf(pattern, fqn)
     expected = _list_expected(program, places, ends)
     rest = fqn[offset:]
-    found = f"found {rest[:1]!r}" if rest else "the key ended"
+    found = f"found {rest[:1]!r}" if rest else "but the key ended"
     return Stop(offset, expected, f"expected {expected}, {found}")
 
 
@@ -85,7 +85,7 @@ def _check_leaf(pattern: Pattern, fqn: str) -> Stop | None:
 
 
 def _read_character(program: Program, places: Iterable[int], character: str) -> list[int]:
-    """Where those that read a character lead; many of them read the same characters."""
+    """The places after those that read a character; the answer is kept for each set, as many read the same one."""
     known: dict[Ranges, bool] = {}
     found = []
     for place in places:
@@ -101,7 +101,7 @@ def _read_character(program: Program, places: Iterable[int], character: str) -> 
 def _reach_places(program: Program, starts: Iterable[int], most: int | None = None) -> tuple[list[int], bool]:
     """The places that read the next character, by priority, and whether the key may end.
 
-    The search is over once it has found more than `most` of them.
+    It stops once it has found more than `most` of them.
     """
     found: list[int] = []
     ends = False
@@ -125,7 +125,7 @@ def _reach_places(program: Program, starts: Iterable[int], most: int | None = No
 
 
 def _describe_expected(program: Program, place: int) -> str:
-    """What a place wants to read: the whole word from there on, where there is only one."""
+    """What a place expects: the whole word from there on, if there is only one."""
     word = ""
     here: int | None = place
     while here is not None and program.part[here] == program.part[place] and _is_single(program.code[here][1]):

@@ -2,8 +2,8 @@
 
 `{name}` is a capture, `{name|table}` its value in a table, `{i*4+j}` integer arithmetic on bounded captures; `{{` and
 `}}` are the braces themselves, and `{'...'}` is a literal with any characters (`literals.py`). Tables and arithmetic
-become finite maps when they are compiled, so that nothing is left to go wrong on a key, and everything can be proven
-and inverted by enumeration.
+become finite maps when they are compiled, so that no key can fail later, and everything can be proven and inverted by
+enumeration.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ PLAIN_TEXT = re.compile("[^{}]+")
 
 @dataclass(frozen=True, slots=True)
 class TextItem:
-    """Text that stands in every target."""
+    """Text that every target has."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class CaptureItem:
-    """A capture, as it was read."""
+    """A capture, copied unchanged."""
 
     name: str
 
@@ -49,10 +49,10 @@ TemplateItem = TextItem | CaptureItem | MapItem
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A compiled template: its items in order, and the captures it leaves out on purpose.
+    """A compiled template: its items in order, and the captures that it omits on purpose.
 
-    `format` is the same as text for the operator `%`, with a capture's name for each copy, and a number for each of
-    `maps`.
+    `format` is the same as a text for the operator `%`, with the name of each copied capture, and the number of each
+    of `maps`.
     """
 
     text: Text
@@ -74,7 +74,7 @@ class Template:
         object.__setattr__(self, "format", format)
 
     def render(self, captures: Mapping[str, str | None]) -> str:
-        """The target key for what was captured; a capture that is None stands as it is written.
+        """The target key for some captures; one that is None is written as `{name}`.
 
         >>> template = Template(Text.of("x.{n}"), (TextItem("x."), CaptureItem("n")))
         >>> template.render({"n": "3"}), template.render({"n": None})

@@ -1,26 +1,25 @@
-"""Patterns as data: what both surfaces of the rule language (`match` and `path`) are parsed into.
+"""Pattern trees: what both surfaces of the rule language (`match` and `path`) are parsed into.
 
-A pattern is a linear sequence of parts. A part is a regular language, and either has a name (a capture) or not. No
-capture stands inside a repetition, an option, a branch or another capture, so whatever matches has exactly one value
-for each capture of a reading, and a whole rule can be reasoned about as a concatenation of languages.
+A pattern is a sequence of parts. A part is a regular language, and either has a name (a capture) or not. No capture
+is inside a repetition, an option, a branch or another capture, so that each reading gives every capture exactly one
+value, and a whole rule can be reasoned about as a concatenation of languages.
 
-The trees are built by `regex.py` and `pathpattern.py`, narrowed by `guards.py`, and read by `automaton.py`.
+The trees are built by `regex.py` and `path.py`, narrowed by `compile.py`, and read by `automaton.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from remapkit.patterns.charset import Ranges, one
+from remapkit.patterns.charset import Ranges, singleton
 
 MAX_LETTERS = 1_000_000
-"""A language with more characters than this in all its words counts as unbounded."""
+"""A language whose words have more characters than this in all counts as unbounded."""
 
 
 MAX_NESTED = 60
-"""Words longer than this are put side by side and do not share their prefixes."""
+"""Words longer than this are written as alternatives that do not share their prefixes."""
 
 
 MAX_POSITIONS = 20_000
@@ -63,7 +62,7 @@ class Repeat:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A named capture; only the parsers see it: `linear` turns a tree with groups into parts."""
+    """A named capture; only parsers make it, and `split_into_parts` turns a tree with groups into parts."""
 
     name: str
     item: PatternNode
@@ -82,7 +81,7 @@ def literal(text: str, start: int = 0) -> Seq:
     return Seq(tuple(items), (start, start + len(text)))
 
 
-_one = lru_cache(maxsize=1024)(one)
+_one = lru_cache(maxsize=1024)(singleton)
 
 
 def count_positions(node: PatternNode) -> int:
@@ -96,15 +95,3 @@ def count_positions(node: PatternNode) -> int:
     if isinstance(node, Group):
         return count_positions(node.item)
     return count_positions(node.item) * max(1, node.low if node.high is None else node.high)
-
-
-def groups(node: PatternNode) -> Iterator[Group]:
-    """Every named capture in a tree."""
-    if isinstance(node, Group):
-        yield node
-        yield from groups(node.item)
-    elif isinstance(node, Repeat):
-        yield from groups(node.item)
-    elif isinstance(node, Seq | Alt):
-        for item in node.items if isinstance(node, Seq) else node.branches:
-            yield from groups(item)

@@ -53,8 +53,8 @@ def _unparse_quantifier(low: int, high: int | None) -> str:
 def unparse_chars(chars: Ranges) -> str:
     """One character, or a class.
 
-    >>> from remapkit.patterns.charset import DIGITS, NOT_DOT, one
-    >>> unparse_chars(DIGITS), unparse_chars(NOT_DOT), unparse_chars(one("."))
+    >>> from remapkit.patterns.charset import DIGITS, NOT_DOT, singleton
+    >>> unparse_chars(DIGITS), unparse_chars(NOT_DOT), unparse_chars(singleton("."))
     ('[0-9]', '[^.]', '\\\\.')
     """
     if not chars:

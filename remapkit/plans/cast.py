@@ -1,4 +1,4 @@
-"""Casts of a whole plan, and what is to be said about casts that lose something."""
+"""`--dtype`: cast the floats of a whole plan."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from remapkit.plans.moves import Move
 from remapkit.plans.rounding import report_roundings
 
 PLAIN = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp64": "F64"}
-"""What `--dtype` takes, and the names of the same in headers."""
+"""The values of `--dtype`, and their names in headers."""
 
 
 def cast_plan(plan: ResolvedPlan, dtype: str) -> ResolvedPlan:
-    """The plan with every plain float cast to one dtype; integers, bools and what has it already stay as they are.
+    """The plan with every plain float cast to one dtype; integers and bools stay as they are.
 
-    Raises `UsageError` for a dtype that is none of those; 8-bit floats are a problem of the plan (RK346): a cast
-    would drop what their scales mean.
+    Raises `UsageError` (RK642) for another dtype. 8-bit floats are a problem of the plan (RK346): a cast would lose
+    their scales.
 
     >>> from remapkit.plans.moves import Move, RuleRef
     >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
@@ -32,18 +32,18 @@ def cast_plan(plan: ResolvedPlan, dtype: str) -> ResolvedPlan:
     """
     new = PLAIN.get(dtype.lower(), dtype.upper())
     if new not in PLAIN.values():
-        help = f"one of {', '.join(PLAIN)}: nothing is cast to integers or to 8-bit floats unasked"
-        raise UsageError(Diagnostic("RK642", f"--dtype {dtype} is no cast that is done", help=(help,)))
+        help = f"choose one of {', '.join(PLAIN)}; casts to integers or 8-bit floats need a rule"
+        raise UsageError(Diagnostic("RK642", f"--dtype {dtype} is not supported", help=(help,)))
     moves = tuple(_cast_move(move, new) for move in plan.moves)
     problems = [*plan.problems, *_report_small_floats(plan)]
-    said = [each for each in plan.warnings if each.code != "RK345"]
+    others = [warning for warning in plan.warnings if warning.code != "RK345"]
     notes = report_roundings(moves, plan.source)
     recorded = {fqn: _cast_move(move, new) for fqn, move in plan.recorded.items()}
-    return replace(plan, moves=moves, problems=tuple(problems), warnings=(*said, *notes), recorded=recorded)
+    return replace(plan, moves=moves, problems=tuple(problems), warnings=(*others, *notes), recorded=recorded)
 
 
 def _report_small_floats(plan: ResolvedPlan) -> list[Diagnostic]:
-    """Small floats, and whatever else has scales: those of a file are cast with it, or would be left alone."""
+    """Report 8-bit floats and scaled weights: a cast would change them without their scales, or only the scales."""
     scaled = find_scaled_weights(plan.source)
     small = [
         move.target
@@ -53,11 +53,11 @@ def _report_small_floats(plan: ResolvedPlan) -> list[Diagnostic]:
     if not small:
         return []
     title = f"{counted(len(small), 'tensor')} of 8-bit floats would be cast without their scales"
-    help = "leave --dtype out: scaled weights and their scales are converted together, or stay as they are"
+    help = "leave --dtype out: scaled weights and their scales are kept or converted together"
     if not scaled:
-        help = "leave --dtype out; the file has no scales for them: a rule may cast them, ops: [{cast: BF16}]"
+        help = "leave --dtype out; as the file has no scales for them, a rule can cast them: ops: [{cast: BF16}]"
     elif not any(move.spec.dtype.startswith("F8") for move in plan.moves):
-        title = f"{counted(len(small), 'scaled weight')} would be kept while the scales are cast"
+        title = f"{counted(len(small), 'scaled weight')} would be kept, but the scales would be cast"
     return [Diagnostic("RK346", title, (), (help,), (named(small),), values={"names": small})]
 
 

@@ -1,8 +1,8 @@
-"""A check: a plan against a target header. Missing keys, unexpected keys, mismatches, and what names cannot tell.
+"""Check a plan against a target header: missing keys, unexpected keys and mismatches.
 
 The target is the header of a module built on the meta device, of another checkpoint, or a manifest: names, dtypes and
-shapes, no data. A check therefore says nothing about values; it counts the targets whose name and shape would fit
-another tensor as well, so that nobody takes it for more than it is.
+shapes, no data. A check therefore says nothing about values; it counts the targets that could be swapped with another
+one unnoticed, so that nobody takes it for more than it is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from remapkit.tensors.spec import StateDictSpec, TensorSpec, get_leaf
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """One target whose shape or dtype is not what the plan brings."""
+    """One target whose shape or dtype differs: `brought` is what the plan produces, `wanted` what the target has."""
 
     target: str
     source: str
@@ -34,13 +34,13 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The verdict on a plan and a target.
+    """The result of checking a plan against a target.
 
     `missing_keys` and `unexpected_keys` have torch's meaning: of the target. `satisfied_by_tie` maps a target that
-    the plan does not bring to the tied name that brings it. `interchangeable` counts the targets that share their
+    the plan does not produce to the tied name that it does. `interchangeable` counts the targets that share their
     leaf and their shape with another target: a swap of those passes every check of names and shapes.
-    `through_operations` are the targets that go through an operation which keeps the shape (a square transpose, rope,
-    equal parts): that it was done right shows only in values.
+    `through_operations` are the targets of operations that keep the shape (a square transpose, rope, equal parts):
+    only values can show that these were done right.
     """
 
     plan: ResolvedPlan
@@ -56,18 +56,18 @@ class Check:
 
     @property
     def matched(self) -> int:
-        """How many targets are brought with the right shape."""
+        """How many targets the plan produces with the right shape."""
         wrong = len(self.shape_mismatches)
         return len(self.target) - len(self.missing_keys) - len(self.satisfied_by_tie) - wrong
 
     @property
     def ok(self) -> bool:
-        """Whether nothing stands in the way."""
+        """Whether there is no error."""
         return not self.problems
 
     @property
     def problems(self) -> tuple[Diagnostic, ...]:
-        """Every error: the plan's and the check's."""
+        """Every error of the plan and of the check."""
         dtype = _report_dtype_mismatches(self, Severity.ERROR) if self.strict_dtype else []
         return (
             *self.plan.problems,
@@ -79,12 +79,12 @@ class Check:
 
     @property
     def warnings(self) -> tuple[Diagnostic, ...]:
-        """What asks for a look: unused rules and table entries."""
+        """The warnings of the plan: unused rules and table entries, for example."""
         return self.plan.warnings
 
     @property
     def notes(self) -> tuple[Diagnostic, ...]:
-        """What is only said: tied weights, dtypes that differ, interchangeable targets."""
+        """For information: tied weights, different dtypes, interchangeable targets."""
         dtype = [] if self.strict_dtype else _report_dtype_mismatches(self, Severity.NOTE)
         return (*_report_ties(self), *dtype, *_report_interchangeable(self), *_report_operations(self))
 
@@ -103,7 +103,7 @@ class Check:
 
 
 def make_check(plan: ResolvedPlan, target: StateDictSpec, *, strict_dtype: bool = False) -> Check:
-    """Hold a plan against a target header.
+    """Check a plan against a target header.
 
     >>> from remapkit.plans.moves import Move, RuleRef
     >>> spec = TensorSpec("F32", (4,))
@@ -113,16 +113,16 @@ def make_check(plan: ResolvedPlan, target: StateDictSpec, *, strict_dtype: bool 
     (('c',), ('b',))
     """
     plan = add_recorded_moves(plan, target)
-    brought = {move.target: move for move in plan.moves}
-    # What the target only records counts where it is brought, and is never missing.
-    target = target.with_recorded(fqn for fqn in target.recorded if fqn in brought)
-    tied = _find_ties(target, brought)
-    shapes, dtypes = _find_mismatches(brought, target)
+    moves = {move.target: move for move in plan.moves}
+    # A name that the target only records counts where the plan produces it, and is never missing.
+    target = target.with_recorded(fqn for fqn in target.recorded if fqn in moves)
+    tied = _find_ties(target, moves)
+    shapes, dtypes = _find_mismatches(moves, target)
     return Check(
         plan=plan,
         target=target,
-        missing_keys=tuple(fqn for fqn in target if fqn not in brought and fqn not in tied),
-        unexpected_keys=tuple(fqn for fqn in brought if fqn not in target),
+        missing_keys=tuple(fqn for fqn in target if fqn not in moves and fqn not in tied),
+        unexpected_keys=tuple(fqn for fqn in moves if fqn not in target),
         shape_mismatches=shapes,
         dtype_mismatches=dtypes,
         satisfied_by_tie=tied,
@@ -136,23 +136,23 @@ def _needs_values(move: Move, source: StateDictSpec) -> bool:
     return needs_values(move.ops, [source[fqn] for fqn in move.sources])
 
 
-def _find_ties(target: StateDictSpec, brought: dict[str, Move]) -> dict[str, str]:
-    """For every tied name that is not brought: the first of its other names that is."""
+def _find_ties(target: StateDictSpec, moves: dict[str, Move]) -> dict[str, str]:
+    """For every tied name that the plan does not produce: the first of its other names that it does."""
     found = {}
     for group in target.tied:
-        present = [fqn for fqn in group if fqn in brought]
+        present = [fqn for fqn in group if fqn in moves]
         if present:
-            found.update({fqn: present[0] for fqn in group if fqn not in brought})
+            found.update({fqn: present[0] for fqn in group if fqn not in moves})
     return found
 
 
 def _find_mismatches(
-    brought: dict[str, Move], target: StateDictSpec
+    moves: dict[str, Move], target: StateDictSpec
 ) -> tuple[tuple[Mismatch, ...], tuple[Mismatch, ...]]:
     pairs = [
-        Mismatch(fqn, ", ".join(brought[fqn].sources), brought[fqn].spec, wanted)
+        Mismatch(fqn, ", ".join(moves[fqn].sources), moves[fqn].spec, wanted)
         for fqn, wanted in target.items()
-        if fqn in brought
+        if fqn in moves
     ]
     return (
         tuple(pair for pair in pairs if pair.brought.shape != pair.wanted.shape),
@@ -176,22 +176,21 @@ def count_interchangeable(target: StateDictSpec) -> int:
 
 
 def check_known_keys(plan: ResolvedPlan, known: StateDictSpec) -> list[Diagnostic]:
-    """Whether the source lacks keys that the rules are known to read: a half checkpoint converts without a word.
+    """Report expected source keys that the checkpoint lacks: half a checkpoint would convert without a problem.
 
-    Only names are compared: the same layout comes in several widths.
+    Only names are compared, because the same layout comes in several widths.
     """
     lacking = [fqn for fqn in known if fqn not in plan.source]
     if not lacking or len(lacking) == len(known):
-        return []  # where no name is the same, it is another layout, and the plan says so
+        return []  # without a common name it is another layout, which the plan reports
     return [
         Diagnostic(
             "RK316",
-            f"{_count_keys(lacking)} of the {len(known)} that {plan.name} is known to read "
-            f"{'is' if len(lacking) == 1 else 'are'} not in the checkpoint",
+            f"the checkpoint lacks {len(lacking)} of the {len(known)} keys that {plan.name} expects",
             notes=(named(lacking),),
             help=(
-                "get the whole checkpoint; if it is meant to be smaller (fewer layers, one half), say --partial",
-                "with --model M or --target-keys F, the target decides instead",
+                "get the whole checkpoint; if a partial checkpoint is intended, pass --partial",
+                "or name the target to check against instead: --model M or --target-keys FILE",
             ),
             place=plan.source.name,
             values={"lacking": lacking, "known": known.name},
@@ -207,10 +206,10 @@ def _report_missing_keys(check: Check) -> list[Diagnostic]:
     return [
         Diagnostic(
             "RK310",
-            f"{_count_keys(check.missing_keys)} missing: nothing in the checkpoint becomes "
+            f"{_count_keys(check.missing_keys)} missing: no key of the checkpoint maps to "
             f"{'it' if len(check.missing_keys) == 1 else 'them'}",
             notes=tuple(notes),
-            help=("add a rule that leads there, or see `remapkit explain RULES KEY` for what a rule made of a key",),
+            help=("add a rule for them, or run `remapkit explain RULES KEY` to see what the rules make of a key",),
             place=check.target.name,
             values={"missing_keys": list(check.missing_keys)},
         )
@@ -233,8 +232,8 @@ def _report_unexpected_keys(check: Check) -> list[Diagnostic]:
     return [
         Diagnostic(
             "RK311",
-            f"{_count_keys(check.unexpected_keys)} unexpected: {check.target.name} has no such name",
-            notes=(named(check.unexpected_keys), f"made by {', '.join(rules)}"),
+            f"{_count_keys(check.unexpected_keys)} unexpected: {check.target.name} has no such key",
+            notes=(named(check.unexpected_keys), f"produced by {', '.join(rules)}"),
             help=("correct the template of that rule, or name the source keys under `drop:`",),
             place=check.plan.source.name,
             values={"unexpected_keys": list(check.unexpected_keys)},
@@ -260,7 +259,7 @@ def _report_dtype_mismatches(check: Check, severity: Severity) -> list[Diagnosti
         [(each, each.brought.dtype, each.wanted.dtype) for each in check.dtype_mismatches],
         check,
         severity,
-        "the bytes are copied as they are; cast the model or the checkpoint if that is not what you want",
+        "the bytes are copied unchanged; cast the model or the checkpoint if that is not intended",
     )
 
 
@@ -275,7 +274,7 @@ def _report_mismatches(
     if not rows:
         return []
     lines = [
-        f"{each.target}: the checkpoint brings {brought}, {check.target.name} wants {wanted}"
+        f"{each.target}: the checkpoint has {brought}, {check.target.name} expects {wanted}"
         + (f"  (from {each.source})" if each.source != each.target else "")
         for each, brought, wanted in rows[:SHOWN]
     ]
@@ -302,7 +301,7 @@ def _report_ties(check: Check) -> list[Diagnostic]:
     return [
         Diagnostic(
             "RK315",
-            f"{_count_keys(list(check.satisfied_by_tie))} brought under another name of the same tied weight",
+            f"{_count_keys(list(check.satisfied_by_tie))} provided under another name of the same tied weight",
             notes=(named(lines),),
             severity=Severity.NOTE,
             place=check.target.name,
@@ -318,7 +317,7 @@ def _report_interchangeable(check: Check) -> list[Diagnostic]:
         Diagnostic(
             "RK314",
             f"{check.interchangeable} of {len(check.target)} targets share leaf and shape with another one: "
-            "names and shapes alone cannot tell a swap of those",
+            "names and shapes alone cannot detect a swap",
             help=("`remapkit verify` runs both models on one input; `remapkit diff` compares two converted files",),
             severity=Severity.NOTE,
             place=check.target.name,
@@ -335,9 +334,9 @@ def _report_operations(check: Check) -> list[Diagnostic]:
         Diagnostic(
             "RK317",
             f"{len(check.through_operations)} of {len(check.target)} targets go through an operation that keeps the "
-            "shape: that it was done right shows only in values",
-            notes=(f"made by {', '.join(rules)}",),
-            help=("`remapkit verify` compares values: against both models, or an oracle",),
+            "shape: only values can show that it is right",
+            notes=(f"produced by {', '.join(rules)}",),
+            help=("`remapkit verify` compares values, by running both models or an oracle",),
             severity=Severity.NOTE,
             place=check.target.name,
             values={"through_operations": list(check.through_operations)},

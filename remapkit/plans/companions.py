@@ -1,8 +1,8 @@
-"""What moves and drops do to tensors that have companions, as far as a header shows it.
+"""Find moves and drops that would change what a scaled weight or an adapter means, as far as a header shows it.
 
-A scaled weight means its numbers times its scales. It stays what it is where the weight and every companion are only
-renamed, and still belong together under their new names; anything else is refused by name. An alpha divided by the
-LoRA rank is a factor of its adapter in the same way.
+A scaled weight means its numbers times its scales. It keeps its value where the weight and every companion are only
+renamed and still belong together under their new names; anything else is refused by name. In the same way, alpha
+divided by the LoRA rank is a factor of its adapter.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from remapkit.companions.names import (
     can_be_scaled,
@@ -27,21 +26,17 @@ from remapkit.ops.base import Op
 from remapkit.ops.dtype import CastOp
 from remapkit.ops.join import FillOp, Join
 from remapkit.ops.shape import ReshapeOp, Squeeze, Unsqueeze
+from remapkit.plans.moves import Dropped, Move, RuleRef
 from remapkit.tensors.dtypes import is_exact_cast
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
-if TYPE_CHECKING:
-    from remapkit.plans.moves import Dropped, Move, RuleRef
-
 SHOWN = 5
-NEUTRAL = (
-    "if it changes nothing (a scale of 1, an alpha that equals its LoRA rank), say so: {path: ..., neutral: true}"
-)
+NEUTRAL = "if it changes nothing (a scale of 1, an alpha that equals its LoRA rank), add {path: ..., neutral: true}"
 
 
 @dataclass(slots=True)
 class Judged:
-    """What is to be said: errors, and what only asks for a look."""
+    """The errors and the warnings about companions."""
 
     problems: list[Diagnostic] = field(default_factory=list)
     warnings: list[Diagnostic] = field(default_factory=list)
@@ -50,9 +45,9 @@ class Judged:
 def judge_companions(
     source: StateDictSpec, moves: Sequence[Move], dropped: Sequence[Dropped], neutral: frozenset[str]
 ) -> Judged:
-    """Every fault that moves and drops would do to scaled weights and adapters.
+    """Every way in which moves and drops would change scaled weights and adapters.
 
-    `neutral` are the ids of the drops whose author says that what they drop changes nothing.
+    `neutral` are the ids of the drops that the author declares to change nothing.
     """
     if not (can_have_companions(source) or can_have_companions(move.target for move in moves)):
         return Judged()
@@ -129,13 +124,13 @@ class _Judge:
         shown = f"{weight} ({spec}), scaled by {listed(companions)}"
         if move.ops and not (_has_only_casts(move.ops) and spec.dtype.startswith(("F8_", "I8"))):
             ops = listed(op.name for op in move.ops)
-            title = f"{ops} on a scaled weight: its scales would not follow"
-            help = "rename the weight and its scales only, or take the file before it was quantised"
+            title = f"{ops} on a scaled weight, but not on its scales"
+            help = "only rename the weight and its scales, or use the file before quantisation"
             self._add_fault("RK362", title, help, move.rule, shown)
             return
         if move.ops and all(self.of.get(each) for each in companions):
-            title = "a scaled weight is cast, and its scales stay beside it"
-            help = "whoever loads it has to multiply by them still"
+            title = "a scaled weight is cast, but its scales are kept"
+            help = "whoever loads it must still multiply by them"
             self._add_fault("RK365", title, help, move.rule, shown)
         for companion in companions:
             self._judge_companion(companion, weight, move)
@@ -149,19 +144,17 @@ class _Judge:
             return
         for image in images:
             if image.ops and not _is_value_kept(image.ops, spec):
-                title = (
-                    f"{listed(op.name for op in image.ops)} on what scales a weight: the weight means another value"
-                )
-                help = f"rename {companion} only"
+                title = f"{listed(op.name for op in image.ops)} on the scale of a weight changes the weight's value"
+                help = f"only rename {companion}"
                 self._add_fault("RK363", title, help, image.rule, f"{companion} ({spec}) belongs to {weight}")
         if not any(self._is_companion(image.target, move.target) for image in images):
-            title = "a weight and what scales it no longer belong together"
-            help = "lead both to the same module, by one rule with a capture for the leaf for example"
+            title = "a weight and its scale no longer belong together"
+            help = "move both to the same module, for example by one rule with a capture for the leaf"
             away = listed(image.target for image in images)
             self._add_fault("RK364", title, help, move.rule, f"{weight} -> {move.target}, but {companion} -> {away}")
 
     def _is_companion(self, companion: str, weight: str) -> bool:
-        """Under a spelling that is known, or in the same module where no other weight has a claim to it."""
+        """Whether it is named as one, or is in the same module and is named as the companion of no other weight."""
         if is_companion_of(companion, weight):
             return True
         same = companion.rpartition(".")[0] == weight.rpartition(".")[0]
@@ -172,12 +165,12 @@ class _Judge:
         if rule.id in self.neutral:
             self._add_fault("RK367", "dropped as neutral: their values were not read", "", rule, shown)
             return
-        title = "dropped, while the weight that it scales is kept: the weight would mean another value"
+        title = "dropped, but the weight that it scales is kept; the weight would change its value"
         help = f"keep or rename it with its weight; {NEUTRAL}"
         self._add_fault("RK366", title, help, rule, shown)
 
     def _judge_strangers(self, move: Move) -> None:
-        """Scales that come to stand beside a weight of small numbers that they did not belong to."""
+        """Scales whose new name makes them scale a weight that they did not scale before."""
         if len(move.sources) != 1 or not can_be_scaled(move.sources[0], self.source[move.sources[0]]):
             return
         own = self.scaled.get(move.sources[0], ())
@@ -187,8 +180,8 @@ class _Judge:
             image = self.targets[name]
             if (set(image.sources) <= set(own) and image.sources) or _is_one(image.ops):
                 continue
-            title = "a weight would be scaled by what did not scale it before"
-            help = "give it another name, or lead it to the weight that it belongs to"
+            title = "a weight would be scaled by a tensor that did not scale it before"
+            help = "choose another target for it, or move it to its own weight"
             made = listed(image.sources) or "(no source)"
             self._add_fault(
                 "RK364", title, help, image.rule, f"{made} -> {name}, beside {move.sources[0]} -> {move.target}"
@@ -206,19 +199,19 @@ class _Judge:
             if rule.id in self.neutral:
                 self._add_fault("RK367", "dropped as neutral: their values were not read", "", rule, shown)
                 return
-            title = "an alpha is dropped unfolded: the adapter would lose the factor alpha / LoRA rank"
+            title = "an alpha is dropped and not folded; the adapter would lose the factor alpha / LoRA rank"
             help = f"keep or rename it with its adapter; {NEUTRAL}"
             self._add_fault("RK366", title, help, rule, shown)
             return
         for move in tensors:
             if len(set(move.sources)) > 1 and any(isinstance(op, Join) for op in move.ops):
-                title = "adapters with alphas are joined: the LoRA rank, and with it alpha / LoRA rank, is another"
+                title = "adapters with alphas are joined, which changes their LoRA rank and so alpha / LoRA rank"
                 help = "keep the adapters apart, each with its alpha"
                 self._add_fault("RK362", title, help, move.rule, f"{listed(move.sources[:3])} -> {move.target}")
             module = find_adapter_module(move.target)
             if module is not None and not any(image.target.startswith(module + ".") for image in images):
                 title = "an adapter and its alpha no longer belong together"
-                help = "lead both to the same module"
+                help = "move both to the same module"
                 away = listed(image.target for image in images)
                 self._add_fault(
                     "RK364", title, help, move.rule, f"{move.sources[0]} -> {move.target}, but {alpha} -> {away}"

@@ -1,7 +1,7 @@
-"""Moves of rules with operations: sources put together by their captures, headers inferred, nothing guessed.
+"""Moves of rules with operations: sources are grouped by their captures, and the headers of targets inferred.
 
-A group is what one set of captures brings together: every pattern of the rule, and every index that it counts. A
-group that lacks one, or has one twice, is an error that names it.
+A group has one source for each pattern of the rule and each index that it stacks, all with the same other captures.
+A missing or a duplicate source is an error that names it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHOWN = 5
 
 @dataclass(slots=True)
 class Gathered:
-    """What pipelines made of a header: moves with their place in its order, ties, and problems."""
+    """What pipelines make of a header: moves with their place in its order, ties, and problems."""
 
     moves: list[tuple[int, Move]] = field(default_factory=list)
     tied: list[tuple[str, ...]] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Gathered:
 
 @dataclass(slots=True)
 class _Group:
-    """The sources of one group, by index (None without `stack`) and branch, and where the first one stands."""
+    """The sources of one group by (index, branch); `place` is the number of the first one in the header."""
 
     captures: Mapping[str, str]
     place: int
@@ -53,7 +53,7 @@ class _Failure:
 
 
 class SourceGroups:
-    """Takes the keys that rules with operations match, one by one, and makes moves of them at the end."""
+    """Collects the keys that rules with operations match, and makes moves of them at the end."""
 
     def __init__(self, rules: CompiledRules, source: StateDictSpec) -> None:
         self.rules, self.source = rules, source
@@ -73,7 +73,7 @@ class SourceGroups:
         group.found[index, match.rule.branch].append(fqn)
 
     def gather_moves(self) -> Gathered:
-        """Every move, and everything that is wrong."""
+        """Every move, and every problem."""
         gathered = Gathered()
         for number, groups in self.groups.items():
             self._gather_pipeline(self.pipelines[number], list(groups.values()), gathered)
@@ -121,7 +121,7 @@ class SourceGroups:
         return [(index, branch) for index in range(count) for branch in range(len(pipeline.patterns))]
 
     def _is_incomplete(self, pipeline: Pipeline, resolved: Resolved, group: _Group) -> bool:
-        # A key like experts.4000000000 must not make four billion wanted ones: first see whether all can be there.
+        # A key like experts.4000000000 must not build a list of four billion: compare the numbers of indices first.
         indices = {index for index, _ in group.found}
         if len(indices) != max(indices) + 1 or any(len(fqns) > 1 for fqns in group.found.values()):
             return True
@@ -137,20 +137,21 @@ class SourceGroups:
             if resolved.stacked is not None:
                 beyond += [fqns[0] for (index, _), fqns in group.found.items() if index >= resolved.stacked]
         if twice:
-            title = f"{pipeline.id}: {counted(len(twice), 'source')} twice: one would be lost"
-            help = "the keys differ in what the pattern does not capture: capture it, or narrow the pattern"
+            match = "matches" if len(twice) == 1 else "match"
+            title = f"{pipeline.id}: {counted(len(twice), 'source')} {match} twice; only one of each could be kept"
+            help = "the keys differ in text that the pattern does not capture: capture it, or narrow the pattern"
             yield self._make_problem(pipeline, "RK342", title, twice, help, "duplicates")
         if lacking:
             number = sum(each.number for each in lacking)
             title = f"{pipeline.id}: {counted(number, 'source key')} missing for {counted(len(groups), 'target')}"
             notes = [note for each in lacking for note in each.notes]
-            help = "get the whole checkpoint; nothing is stacked or put together with a hole"
+            help = "get the whole checkpoint; remapkit does not stack or concatenate with entries missing"
             bounds = next((found for group in groups if (found := _explain_bounds(pipeline, group))), None)
             yield self._make_problem(pipeline, "RK340", title, notes, bounds or help, "missing")
         if beyond:
-            title = f"{pipeline.id}: {counted(len(beyond), 'source key')} more than the {resolved.stacked} of `count`"
+            title = f"{pipeline.id}: {counted(len(beyond), 'source key')} beyond the `count` of {resolved.stacked}"
             yield self._make_problem(
-                pipeline, "RK343", title, beyond, "correct `count`, or the param it is made of", "beyond"
+                pipeline, "RK343", title, beyond, "correct `count`, or the param it is computed from", "beyond"
             )
 
     def _make_problem(
@@ -169,7 +170,7 @@ class SourceGroups:
     def _list_missing(self, pipeline: Pipeline, resolved: Resolved, group: _Group) -> Iterator[_Lacking]:
         indices = sorted({index for index, _ in group.found})
         top = indices[-1] + 1 if resolved.stacked is None else resolved.stacked
-        # The template in the captures of a source that is there: those of another may never be what was captured.
+        # Rendered with the template of a source that exists: another one may not allow what this one captured.
         here = min(branch for _, branch in group.found)
         target = pipeline.templates[here][0].render(_add_unstack_index(pipeline, group.captures))
         if pipeline.stack is not None:
@@ -179,7 +180,7 @@ class SourceGroups:
                 there = ", ".join(map(str, indices[:SHOWN])) + (", ..." if len(indices) > SHOWN else "")
                 number = sum(stop - start for start, stop in gaps) * len(pipeline.patterns)
                 first = _render_source(pipeline.patterns[0], {**group.captures, pipeline.stack.by: str(gaps[0][0])})
-                note = f"{target}: {pipeline.stack.by} goes {there}, and lacks {words}: no {first}"
+                note = f"{target}: {pipeline.stack.by} has {there} but not {words}; {first} is missing"
                 yield _Lacking(number, [note])
         absent = [
             (index, branch)
@@ -199,13 +200,13 @@ class SourceGroups:
 
 
 def _explain_bounds(pipeline: Pipeline, group: _Group) -> str | None:
-    """What to do where a source can never be there, because its pattern excludes what another one captured."""
+    """What to do where a source can never exist, because its pattern excludes what another one captured."""
     for pattern in pipeline.patterns:
         for name, value in group.captures.items():
             part = pattern.capture(name)
             if part is not None and part.values is not None and value not in part.values:
-                bound = f"{name} = {value}, which {pattern.text} never has"
-                return f"another source has {bound}: bound `{name}` alike in all sources of the rule"
+                bound = f"{name} = {value}, which {pattern.text} excludes"
+                return f"another source has {bound}; bound {name!r} in the same way in all sources of the rule"
     return None
 
 
@@ -216,7 +217,7 @@ class _Lacking:
 
 
 def _find_gaps(indices: Sequence[int], top: int) -> Iterator[tuple[int, int]]:
-    """The stretches of indices below `top` that are not there."""
+    """The ranges of indices below `top` that are missing."""
     expected = 0
     for index in [*(each for each in indices if each < top), top]:
         if index > expected:
@@ -229,7 +230,7 @@ def _write_range(start: int, stop: int) -> str:
 
 
 def _render_source(pattern: Pattern, captures: Mapping[str, str]) -> str:
-    """The source key that captures spell, `...` where a pattern is open."""
+    """The source key for some captures, with `...` for what they do not determine."""
     words = []
     for part in pattern.parts:
         if part.name is not None:
@@ -249,7 +250,7 @@ def _make_moves(
     source: StateDictSpec,
     failures: dict[tuple[str, int], _Failure],
 ) -> Iterator[Move]:
-    """The moves of one whole group; where its tensors do not fit, a failure instead."""
+    """The moves of one complete group; where its tensors do not fit, a failure instead."""
     sources = tuple(fqns[0] for _, fqns in sorted(group.found.items()))
     specs = [source[fqn] for fqn in sources]
     ref = RuleRef(pipeline.id, pipeline.span)
@@ -294,17 +295,17 @@ def collect_shared_ops(pipeline: Pipeline, resolved: Resolved) -> tuple[Op, ...]
 def _list_unstack_ops(
     pipeline: Pipeline, resolved: Resolved, whole: TensorSpec
 ) -> Iterator[tuple[int, tuple[Op, ...]]]:
-    """For each index that `unstack` makes: the operation that takes it."""
+    """Each index that `unstack` makes, with the operation that takes it."""
     if pipeline.unstack is None:
         yield 0, ()
         return
     size = whole.shape[normalize_dim(pipeline.unstack.dim, whole)]
     if not size:
-        title = f"nothing to unstack: the dimension has 0 elements, {list(whole.shape)}"
-        raise RefusedOp(title, "a key would be gone without a word: name it under `drop:` if that is meant")
+        title = f"nothing to unstack: the dimension has 0 elements, in {list(whole.shape)}"
+        raise RefusedOp(title, "if the key should have no target, name it under `drop:`")
     if resolved.unstacked is not None and size != resolved.unstacked:
-        title = f"{size} elements to unstack, and `count` is {resolved.unstacked}, {list(whole.shape)}"
-        raise RefusedOp(title, "correct `count`, or the param it is made of")
+        title = f"`count` is {resolved.unstacked}, got {size} elements to unstack in {list(whole.shape)}"
+        raise RefusedOp(title, "correct `count`, or the param it is computed from")
     for index in range(size):
         yield index, (TakeIndex(pipeline.unstack.dim, index),)
 
@@ -351,6 +352,6 @@ def _report_failure(pipeline: Pipeline, failure: _Failure, source: StateDictSpec
 def _report_bad_number(id: str, span: Span, error: BadNumber, place: str) -> Diagnostic:
     if isinstance(error, NoValue):
         title = f"{id} needs the param {error.names[0]!r}, which has no value"
-        help = (f"give it: --param {error.names[0]}=NUMBER, or --config config.json where the rules name its entry",)
+        help = (f"pass --param {error.names[0]}=NUMBER, or --config config.json if the rules name its entry",)
         return Diagnostic("RK341", title, (Label(span),), help, place=place, values={"params": list(error.names)})
     return Diagnostic("RK341", f"{id}: {error}", (Label(span),), ("correct the params",), place=place)

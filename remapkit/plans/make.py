@@ -1,4 +1,4 @@
-"""A plan: for one concrete header, every move, and everything that stands in its way.
+"""Make a plan: every move for one concrete header, and every problem.
 
 Pure: no file is opened and no data is read. Shapes and dtypes of the targets are inferred from the header, and all
 problems are collected before any is shown.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.wording import counted, named
+from remapkit.plans.companions import judge_companions
+from remapkit.plans.groups import Gathered, SourceGroups
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import UNMATCHED, Dropped, Move, RuleRef
 from remapkit.plans.problems import (
@@ -24,24 +25,20 @@ from remapkit.plans.problems import (
     report_unused_entries,
     report_unused_rules,
 )
+from remapkit.plans.recorded import replace_recorded_sources, report_recorded, sort_recorded
+from remapkit.plans.rounding import report_roundings
+from remapkit.plans.stale_metadata import report_stale_names
+from remapkit.rules.model import CompiledRules, Match, Rule
+from remapkit.rules.requirements import find_unmet_requirements
 from remapkit.tensors.dtypes import DTYPE_BITS
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
-if TYPE_CHECKING:
-    from remapkit.plans.groups import Gathered
-    from remapkit.rules.model import CompiledRules, Match, Rule
-
 
 def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorSpec]) -> ResolvedPlan:
-    """The plan of `rules` for one header; never raises for what the header holds, but collects it in `problems`."""
-    from remapkit.plans.companions import judge_companions
-    from remapkit.plans.recorded import replace_recorded_sources, report_recorded, sort_recorded
-    from remapkit.plans.rounding import report_roundings
-    from remapkit.plans.stale_metadata import report_stale_names
-    from remapkit.rules.requirements import find_unmet_requirements
+    """The plan of `rules` for one header; what is wrong with it is in `problems`, never raised."""
 
     whole = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
-    source, led = sort_recorded(rules, whole) if whole.recorded else (whole, {})
+    source, renamed = sort_recorded(rules, whole) if whole.recorded else (whole, {})
     matches = {fqn: rules.match(fqn) for fqn in source}
     moves, dropped, unmatched, gathered = _decide_moves(rules, source, matches)
     judged = judge_companions(source, moves, dropped, rules.neutral)
@@ -77,16 +74,15 @@ def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorS
             if source
             else ()
         )
-        + tuple(report_recorded(source, moves, led)),
+        + tuple(report_recorded(source, moves, renamed)),
         tied=(*_list_ties(source, moves), *gathered.tied),
-        recorded=led,
+        recorded=renamed,
     )
 
 
 def _decide_moves(
     rules: CompiledRules, source: StateDictSpec, matches: Mapping[str, tuple[Match, ...]]
 ) -> tuple[list[Move], list[Dropped], list[str], Gathered]:
-    from remapkit.plans.groups import SourceGroups
 
     moves: list[Move] = []
     places: list[int] = []
@@ -125,9 +121,9 @@ def _make_ref(rule: Rule) -> RuleRef:
 
 def _report_nothing_left(rules: CompiledRules, source: StateDictSpec) -> Diagnostic:
     number = counted(len(source), "key")
-    title = f"nothing is left: {rules.name} drops all of the {number}: is this another layout?"
+    title = f"{rules.name} drops all {number} and leaves nothing: is this another layout?"
     if len(source) == 1:
-        title = f"nothing is left: {rules.name} drops the only key: is this another layout?"
+        title = f"{rules.name} drops the only key and leaves nothing: is this another layout?"
     help = [f"these rules read keys like {key}" for key in list_example_keys(rules)[:1]]
     help += ["see `remapkit explain RULES KEY` for where a rule stops"]
     notes = (named(list(source)),)
@@ -136,7 +132,7 @@ def _report_nothing_left(rules: CompiledRules, source: StateDictSpec) -> Diagnos
 
 
 def _report_packed_elements(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
-    """Operations on elements that share bytes with their neighbours: where one begins depends on its place."""
+    """Operations on elements smaller than a byte: a slice or a transpose of them would split bytes."""
     found = {
         move.target: spec.dtype
         for move in moves
@@ -150,7 +146,7 @@ def _report_packed_elements(source: StateDictSpec, moves: Sequence[Move]) -> lis
     return [
         Diagnostic(
             "RK425",
-            f"{counted(len(found), 'target')} would be computed from {names}, whose elements take no whole bytes",
+            f"{counted(len(found), 'target')} would be computed from {names}, whose elements are smaller than a byte",
             notes=(named(list(found)),),
             help=("rename such tensors, or convert them to a wider dtype first",),
             place=source.name,

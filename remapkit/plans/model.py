@@ -1,10 +1,9 @@
-"""A plan as data: every move for one header, with everything that stands in its way."""
+"""A plan as data: every move for one header, with its problems and warnings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
@@ -12,33 +11,30 @@ from remapkit.diagnostics.wording import counted
 from remapkit.plans.moves import Dropped, Move
 from remapkit.tensors.spec import StateDictSpec
 
-if TYPE_CHECKING:
-    pass
-
 
 def collect_records(plan: ResolvedPlan) -> dict[str, str]:
-    """The names that stay records, in new names: `other -> kept`. A name whose tensor is left behind is not there."""
+    """The names that stay records, as `other -> kept` in target names; without those whose tensor is dropped."""
     if not plan.recorded:
         return {}
     kept: dict[object, str] = {}
     for move in plan.moves:
         kept.setdefault((move.sources, move.ops), move.target)
-    brought = {move.target for move in plan.moves}
+    targets = {move.target for move in plan.moves}
     return {
         move.target: kept[move.sources, move.ops]
         for move in plan.recorded.values()
-        if (move.sources, move.ops) in kept and move.target not in brought
+        if (move.sources, move.ops) in kept and move.target not in targets
     }
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedPlan:
-    """Every move for one header, in the header's order, with what was dropped and what is wrong.
+    """Every move for one header, in the header's order, with what is dropped, and its problems.
 
-    `problems` are errors: a plan that has any is never executed. `warnings` ask for a look: rules and table entries
-    that nothing used. `tied` holds the groups of targets whose sources share one storage. `recorded` are the moves of
-    names that a safetensors file only records as tied and that no rule names, by those names: they are made where a
-    target asks for them (`asked`).
+    `problems` are errors: a plan that has any is never executed. `warnings` are for a look: rules and table entries
+    that nothing used, for example. `tied` holds the groups of targets whose sources share one storage. `recorded` are
+    the moves of names that a safetensors file only records as tied and that no rule names, by those names:
+    `add_recorded_moves` adds them where a target has them.
 
     >>> import remapkit
     >>> plan = remapkit.load("wan22_pth").plan({"conv1.weight": remapkit.TensorSpec("F32", (96, 96, 1, 1, 1))})
@@ -57,7 +53,7 @@ class ResolvedPlan:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing stands in the way."""
+        """Whether there is no error."""
         return not self.problems
 
     @property

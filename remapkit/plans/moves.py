@@ -1,4 +1,4 @@
-"""What a plan is made of: moves, drops, and the rule that made each."""
+"""The parts of a plan: moves, drops, and the rule that made each."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ UNMATCHED = RuleRef("unmatched")
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One target tensor: where it comes from, what is done on the way, and what it will be.
+    """One target tensor: its sources, the operations on them, and its dtype and shape.
 
     A move without `ops` has exactly one source and copies its bytes. Several sources are joined by the first
-    operation; a move without a source makes its tensor (`add:`).
+    operation; a move without a source creates its tensor (`add:`).
     """
 
     target: str
@@ -41,7 +41,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A source key that is left behind, and the rule that says so."""
+    """A source key that is dropped, and the rule that drops it."""
 
     fqn: str
     rule: RuleRef

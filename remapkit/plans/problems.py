@@ -1,28 +1,26 @@
-"""The words for what can be wrong with a plan."""
+"""The problems and warnings of a plan: unmatched keys, ambiguous rules, collisions, unused rules."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.wording import SHOWN, counted, listed, named
 from remapkit.plans.moves import Move, describe_sources
+from remapkit.rules.model import AMBIGUITY_HELP, CompiledRules, Match
+from remapkit.rules.near_miss import find_nearest_rule
 from remapkit.tensors.spec import StateDictSpec, find_name_problem
-
-if TYPE_CHECKING:
-    from remapkit.rules.model import CompiledRules, Match
 
 
 def report_no_tensors(source: StateDictSpec) -> list[Diagnostic]:
     if source:
         return []
-    return [Diagnostic("RK300", "the checkpoint holds no tensors: there is nothing to map", place=source.name)]
+    return [Diagnostic("RK300", "the checkpoint has no tensors", place=source.name)]
 
 
 def report_impossible_targets(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
-    """Targets that no checkpoint can hold: their names would be refused by whoever reads the file."""
+    """Targets whose names a reader of the file would refuse."""
     found = {move.target: problem for move in moves if (problem := _find_name_problem(move.target))}
     if not found:
         return []
@@ -30,7 +28,7 @@ def report_impossible_targets(source: StateDictSpec, moves: Sequence[Move]) -> l
     return [
         Diagnostic(
             "RK306",
-            f"{counted(len(found), 'target')} cannot be the name of a tensor",
+            f"{counted(len(found), 'target')} cannot be used as a tensor name",
             notes=(named(listed),),
             help=("correct the template, or name the source keys under `drop:`",),
             place=source.name,
@@ -41,7 +39,7 @@ def report_impossible_targets(source: StateDictSpec, moves: Sequence[Move]) -> l
 
 def _find_name_problem(fqn: str) -> str | None:
     if fqn == "__metadata__":
-        return "is where safetensors files keep their metadata"
+        return "is reserved for the metadata of safetensors files"
     return find_name_problem(fqn)
 
 
@@ -55,11 +53,11 @@ def report_unmatched_keys(rules: CompiledRules, source: StateDictSpec, fqns: Seq
         help = [f"these rules read keys like {key}" for key in list_example_keys(rules)[:1]] or help
         prefix = _find_wrapper_prefix(rules, fqns)
         if prefix:
-            help.insert(0, f"without the prefix {prefix!r} they would match: strip it when the checkpoint is saved")
+            help.insert(0, f"without the prefix {prefix!r} they would match; strip it when the checkpoint is saved")
     else:
         title = f"{counted(len(fqns), 'key')} of {len(source)} {'is' if len(fqns) == 1 else 'are'} matched by no rule"
     notes = [named(fqns)]
-    notes += [near for fqn in fqns[:1] if (near := _find_near_miss(rules, fqn))]
+    notes += [near for fqn in fqns[:1] if (near := _describe_near_miss(rules, fqn))]
     return [
         Diagnostic(
             "RK301",
@@ -87,14 +85,10 @@ def _find_wrapper_prefix(rules: CompiledRules, fqns: Sequence[str]) -> str | Non
     return None
 
 
-def _find_near_miss(rules: CompiledRules, fqn: str) -> str | None:
-    """Which rule read furthest into the key, and where it stopped."""
-    stops = [(rule, stop) for rule in (*rules.rules, *rules.keep, *rules.drop) if (stop := rule.find_stop(fqn))]
-    if not stops:
+def _describe_near_miss(rules: CompiledRules, fqn: str) -> str | None:
+    if (nearest := find_nearest_rule(rules.everything, fqn)) is None:
         return None
-    rule, stop = max(stops, key=lambda pair: pair[1].offset)
-    if stop.offset == 0:
-        return None
+    rule, stop = nearest
     return f"nearest to {fqn} is {rule.id}, which stopped after {fqn[: stop.offset]!r}: expected {stop.expected}"
 
 
@@ -111,14 +105,14 @@ def report_ambiguous_matches(source: StateDictSpec, matches: Mapping[str, tuple[
             for number, match in enumerate(found)
             if match.rule.span is not None
         )
-        title = f"{counted(len(fqns), 'key')} matched by {listed(ids)}: one key, one rule"
+        title = f"{counted(len(fqns), 'key')} matched by {listed(ids)}; a key may match only one rule"
         problems.append(
             Diagnostic(
                 "RK302",
                 title,
                 labels=labels,
                 notes=(named(fqns),),
-                help=("narrow one of the patterns, or guard it with `where:` or `leaf:`; order never decides",),
+                help=(AMBIGUITY_HELP,),
                 place=source.name,
                 values={"rules": list(ids), "keys": fqns},
             )
@@ -151,11 +145,11 @@ def report_collisions(source: StateDictSpec, moves: Sequence[Move]) -> list[Diag
         problems.append(
             Diagnostic(
                 "RK303",
-                f"{sources} source keys land on {counted(len(groups), 'target key')}: the mapping is not injective",
+                f"{sources} source keys map to {counted(len(groups), 'target key')}; each must have one source",
                 labels=labels,
                 notes=tuple(_describe_collision(group) for group in groups[:SHOWN])
                 + ((f"... and {len(groups) - SHOWN} more",) if len(groups) > SHOWN else ()),
-                help=("use the capture that tells them apart in the template, or drop all but one of them by name",),
+                help=("use the capture that distinguishes them in the template, or drop all but one by name",),
                 place=source.name,
                 values={
                     "collisions": {
@@ -179,11 +173,11 @@ def report_unused_rules(rules: CompiledRules, used: Mapping[str, int]) -> list[D
             "RK304",
             f"{rule.id} matched no key",
             labels=(Label(rule.span),) if rule.span else (),
-            help=("remove it, or see `remapkit explain` for where it stops matching",),
+            help=("remove it, or run `remapkit explain` to see where it stops matching",),
             severity=Severity.WARNING,
             values={"rule": rule.id},
         )
-        for rule in (*rules.rules, *rules.keep, *rules.drop)
+        for rule in rules.everything
         if not used.get(rule.id) and not rule.branch
     ]
 
@@ -191,9 +185,9 @@ def report_unused_rules(rules: CompiledRules, used: Mapping[str, int]) -> list[D
 def report_unused_entries(
     rules: CompiledRules, used: Mapping[str, int], entries: Iterable[tuple[str, str]]
 ) -> list[Diagnostic]:
-    """Entries of tables that some key went through, but that no key needed.
+    """Unused entries of the tables that some key was looked up in.
 
-    A table that no key went through at all belongs to rules that matched nothing, which is said already.
+    A table that no key was looked up in belongs to rules that matched nothing, and those are reported already.
     """
     seen = set(entries)
     tables = {name for name, _ in seen}
@@ -202,7 +196,7 @@ def report_unused_entries(
             "RK305",
             f"no key uses the entry {entry.key.value!r} of the table {table.name.value!r}",
             labels=(Label(entry.span),),
-            help=("remove it if it is not meant for other checkpoints of this layout",),
+            help=("remove it unless other checkpoints of this layout need it",),
             severity=Severity.WARNING,
             values={"table": table.name.value, "key": entry.key.value},
         )

@@ -1,34 +1,30 @@
-"""Names that a safetensors file only records as tied: when they are keys, and what becomes of the others.
+"""Names that a safetensors file only records as tied: which of them count as keys, and what happens to the rest.
 
 The format has no aliases. Its writers keep one name of a tied tensor and put `other: kept` into the metadata, where
-pairs of any other meaning lie too: `{"author": "w"}` beside a tensor `w` has the same form. So a record is a
-candidate. It is a key like any other where a rule names it or the target has it, and stays a record elsewhere: it
-never makes a tensor that nobody asked for, and never an error.
+any other pair may be as well: `{"author": "w"}` beside a tensor `w` has the same form. So a record is only a
+candidate. It counts as a key where a rule names it or the target has it, and stays a record elsewhere: it never makes
+a tensor that nobody asked for, and is never an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.wording import counted, listed, named
 from remapkit.patterns.literals import literal_text
 from remapkit.plans.model import ResolvedPlan, collect_records
 from remapkit.plans.moves import UNMATCHED, Move, RuleRef
+from remapkit.rules.model import CompiledRules, Match, Rule
 from remapkit.tensors.spec import StateDictSpec
-
-if TYPE_CHECKING:
-    from remapkit.rules.model import CompiledRules, Match, Rule
-
 
 _NOBODYS = "zqxjkv"
 """A segment that is in no checkpoint: a pattern that takes it takes anything of that form."""
 
 
 def is_specific_match(rule: Rule, fqn: str) -> bool:
-    """Whether a rule speaks of a key: it matches it, and would not match just any key of as many segments.
+    """Whether a rule names a key: it matches it, but not just any key with that many segments.
 
     >>> from remapkit.rulefile.read import read_text
     >>> from remapkit.rules.compile import compile_rules
@@ -42,20 +38,20 @@ def is_specific_match(rule: Rule, fqn: str) -> bool:
 
 
 def sort_recorded(rules: CompiledRules, header: StateDictSpec) -> tuple[StateDictSpec, dict[str, Move]]:
-    """The header with the recorded names that a rule names as keys; where rules that take anything lead others."""
+    """The header with the recorded names that some rule names, and the moves of those that catch-all rules rename."""
     taken: list[str] = []
-    led: dict[str, Move] = {}
+    renamed: dict[str, Move] = {}
     for fqn, kept in header.recorded.items():
         found = rules.match(fqn)
         if any(is_specific_match(match.rule, fqn) for match in found):
             taken.append(fqn)
         elif (to := _find_new_name(rules, fqn, found)) is not None:
-            led[fqn] = Move(to[0], (kept,), (), to[1], header[kept])
-    return header.with_recorded(taken), led
+            renamed[fqn] = Move(to[0], (kept,), (), to[1], header[kept])
+    return header.with_recorded(taken), renamed
 
 
 def _find_new_name(rules: CompiledRules, fqn: str, found: Sequence[Match]) -> tuple[str, RuleRef] | None:
-    """The one new name, where nothing but a name changes."""
+    """The new name and its rule, where exactly one rule renames the key and does nothing else."""
     if not found and rules.unmatched == "keep":
         return fqn, UNMATCHED
     if len(found) != 1 or found[0].target is None or found[0].rule.pipeline is not None:
@@ -75,8 +71,8 @@ def replace_recorded_sources(moves: Iterable[Move], recorded: Mapping[str, str])
 
 def add_recorded_moves(plan: ResolvedPlan, names: Container[str]) -> ResolvedPlan:
     """The plan with those recorded names as moves of their own whose target is among `names`."""
-    brought = {move.target for move in plan.moves}
-    taken = {fqn: move for fqn, move in plan.recorded.items() if move.target in names and move.target not in brought}
+    targets = {move.target for move in plan.moves}
+    taken = {fqn: move for fqn, move in plan.recorded.items() if move.target in names and move.target not in targets}
     if not taken:
         return plan
     again = collect_records(plan)
@@ -99,30 +95,30 @@ def add_recorded_moves(plan: ResolvedPlan, names: Container[str]) -> ResolvedPla
     )
 
 
-def report_recorded(source: StateDictSpec, moves: Sequence[Move], led: Mapping[str, Move]) -> list[Diagnostic]:
-    """The note on the names that stay records, and on those that then name nothing: their tensor has another name.
+def report_recorded(source: StateDictSpec, moves: Sequence[Move], renamed: Mapping[str, Move]) -> list[Diagnostic]:
+    """The note on names that stay records, and on those whose tensor the output does not have under its old name.
 
-    `led` are those that rules which take anything lead to new names: they are recorded anew.
+    `renamed` are those that catch-all rules rename: they are recorded under their new names.
     """
     if not source.recorded:
         return []
     kept = {move.target for move in moves if not move.ops and move.sources == (move.target,)}
-    dangling = [other for other, tensor in source.recorded.items() if tensor not in kept and other not in led]
+    dangling = [other for other, tensor in source.recorded.items() if tensor not in kept and other not in renamed]
     one = len(source.recorded) == 1
     title = (
-        f"{counted(len(source.recorded), 'name')} {'is' if one else 'are'} only recorded as a name of a tensor: "
-        f"{'it stays a record' if one else 'they stay collect_records'}"
+        f"{counted(len(source.recorded), 'name')} {'is' if one else 'are'} only recorded as another name of a tensor"
+        f"; {'it stays a record' if one else 'they stay records'}"
     )
     if dangling:
         gone = listed(dict.fromkeys(source.recorded[other] for other in dangling))
-        title += f", which names what the output does not have: {gone}"
+        title += f", although the output has no {gone}"
     first = next(iter(dangling or source.recorded))
     return [
         Diagnostic(
             "RK420",
             title,
             notes=(named([f"{other} = {kept}" for other, kept in source.recorded.items()]),),
-            help=(f"a tied tensor is kept by a rule that names it: {{path: {literal_text(first)}, to: ...}}",),
+            help=(f"to write a tied name as a tensor, add a rule for it: {{path: {literal_text(first)}, to: ...}}",),
             place=source.name,
             severity=Severity.NOTE,
             values={"recorded": dict(source.recorded)},

@@ -1,4 +1,4 @@
-"""Which casts of a plan cannot hold every value: what is rounded, and what becomes infinite."""
+"""Casts of a plan that lose something: values that are rounded, and values that become infinite."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def report_roundings(moves: Iterable[Move], source: StateDictSpec) -> list[Diagn
         verb, whose = ("is", "its") if count == 1 else ("are", "their")
         title = f"{counted(count, 'tensor')} {verb} cast from {old} to {new}, which rounds {whose} values"
         if new == "F16" and old != "F16":
-            title += "; what is beyond 65504 becomes infinite"
+            title += "; values beyond 65504 become infinite"
         values = {"from": old, "to": new, "count": count, "names": names[old, new]}
         notes.append(Diagnostic("RK345", title, severity=Severity.NOTE, place=source.name, values=values))
     return notes

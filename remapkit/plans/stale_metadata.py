@@ -1,17 +1,15 @@
-"""Names of keys and modules that a file's `__metadata__` quotes, and that would stay as they were."""
+"""Names in a file's `__metadata__` that the rules rename or drop, but that would stay unchanged there."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.wording import counted
+from remapkit.plans.moves import Move
 from remapkit.tensors.spec import StateDictSpec
-
-if TYPE_CHECKING:
-    from remapkit.plans.moves import Move
 
 SUFFIXES = ("target_modules", "modules_to_save", "rank_pattern", "alpha_pattern", "exclude_modules", "ignore")
 """Fields that name modules by the end of their path."""
@@ -21,7 +19,7 @@ SHOWN = 5
 
 
 def report_stale_names(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
-    """A warning for each entry of the metadata that quotes names which are renamed or dropped.
+    """A warning for each entry of the metadata that contains names which are renamed or dropped.
 
     >>> from remapkit.plans.moves import Move, RuleRef
     >>> from remapkit.tensors.spec import TensorSpec
@@ -45,7 +43,7 @@ def report_stale_names(source: StateDictSpec, moves: Sequence[Move]) -> list[Dia
 
 
 def _parse_json(text: str) -> Any:
-    """The value, where the text is JSON; an entry of the metadata may be anything, and other texts quote no name."""
+    """The value of a JSON text, None for any other: an entry of the metadata may be anything."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -68,8 +66,8 @@ def _list_texts(value: Any, end: bool, depth: int) -> Iterator[tuple[str, bool]]
 def _find_existing(asked: Collection[tuple[str, bool]], fqns: Iterable[str]) -> set[tuple[str, bool]]:
     """Which of the quoted names are keys or modules of these keys, or the ends of such a path.
 
-    Only names that are asked for are kept: a key of a thousand segments has half a million stretches of its own, and
-    one with more than `DEEPEST` segments is in no model, so that nothing is looked for in it.
+    The cost is bounded: a key of a thousand segments has half a million runs of segments, so only those as long as a
+    quoted name are looked up, and keys of more than `DEEPEST` segments, which are in no model, are skipped.
     """
     whole = {name for name, end in asked if not end}
     ends = {name for name, end in asked if end}
@@ -92,9 +90,10 @@ def _find_existing(asked: Collection[tuple[str, bool]], fqns: Iterable[str]) -> 
 
 
 def _report_stale_entry(entry: str, names: list[str], source: StateDictSpec) -> Diagnostic:
-    title = f"the metadata `{entry}` quotes {counted(len(names), 'name')} that the rules change: it stays as it was"
+    count = counted(len(names), "name")
+    title = f"the metadata entry `{entry}` contains {count} that the rules change; it is copied unchanged"
     lines = names[:SHOWN] + [f"... and {len(names) - SHOWN} more"] * (len(names) > SHOWN)
-    help = "correct the entry in the written file, or whoever reads it looks for names that are gone"
+    help = "correct the entry in the written file; whoever reads it would look for the old names"
     return Diagnostic(
         "RK369",
         title,

@@ -1,7 +1,7 @@
-"""Targets that no source brings (`add:`) held against what the rules make: may a key, any key, become one of them?
+"""Compare the targets of `add:` with those of the rules: is there any key that maps to one of them?
 
-A constant is one word, so the question is whether that word is in the image of a key map: the template is read
-backwards, every reading gives captures, and these give a source key that is tried out.
+An added target is one word, so the question is whether that word is in the image of a key map. The template is
+matched against the word; every reading gives captures, and these give a source key, which is then tried.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from remapkit.patterns.automaton import MAX_EDGES, TooMany, build_automaton, read_prefix
 from remapkit.patterns.finite import build_words_node
@@ -19,15 +18,13 @@ from remapkit.patterns.template import CaptureItem, MapItem, TextItem
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, literal
 from remapkit.proofs.budget import Budget, Exhausted
 from remapkit.proofs.keymap import KeyMap, Made, readings
+from remapkit.rules.model import CompiledRules
 from remapkit.rules.pipeline import AddedTargets
-
-if TYPE_CHECKING:
-    from remapkit.rules.model import CompiledRules
 
 
 @dataclass(frozen=True, slots=True)
 class AddedClash:
-    """A constant target that a rule may make too: from `key`, or, where no such key was found in time, from None."""
+    """An added target that a rule produces too, from `key`; None if no key was found within the budget."""
 
     added: AddedTargets
     target: str
@@ -36,10 +33,9 @@ class AddedClash:
 
 
 class Meetings:
-    """Every entry of `add` with every key map that may lead to one of its targets.
+    """Finds the key maps that may produce a target of an entry of `add`.
 
-    All targets of all entries and the images of all key maps are looked at under one budget; one that it does not
-    suffice for is reported with a key of None.
+    All entries and key maps share one budget; a pair for which it does not suffice is reported with a key of None.
     """
 
     def __init__(self, added: Sequence[AddedTargets], found: Sequence[KeyMap], budget: Budget) -> None:
@@ -67,7 +63,7 @@ class Meetings:
         return None
 
     def passing(self, rule_set: CompiledRules, shapes: Sequence[Pattern]) -> tuple[AddedTargets, str] | None:
-        """A target of `add` that would pass through as a key, matched by nothing; within `shapes`, if any."""
+        """A target of `add` that an unmatched key of the same name could pass through to; within `shapes`, if any."""
         if rule_set.unmatched != "keep":
             return None
         readers = [PatternMatcher(pattern) for pattern in shapes]
@@ -92,7 +88,7 @@ def find_repeats(added: Sequence[AddedTargets]) -> Iterator[tuple[AddedTargets, 
 
 
 class _Image:
-    """What the targets of a key map look like, as an automaton that words are held against."""
+    """The targets of a key map as an automaton, to be compared with words."""
 
     def __init__(self, key_map: KeyMap, budget: Budget) -> None:
         self.key_map, self.budget = key_map, budget
@@ -141,7 +137,7 @@ def _can_make(key_map: KeyMap, key: str, captures: Mapping[str, str], target: st
 
 
 def _build_image(key_map: KeyMap) -> Pattern:
-    """What the targets of a key map look like: one part for each item of its template."""
+    """The targets of a key map as a pattern: one part for each item of its template."""
     parts = []
     for item in key_map.items or ():
         if isinstance(item, TextItem):
@@ -158,7 +154,7 @@ def _build_image(key_map: KeyMap) -> Pattern:
 
 
 def _captures(key_map: KeyMap, cut: Sequence[str]) -> Iterator[Mapping[str, str]]:
-    """The captures that a cut of the target stands for; several where a table or a formula has several."""
+    """The captures that produce a target split in one way; several if values are mapped to one."""
     ways: list[list[dict[str, str]]] = []
     for item, text in zip(key_map.items or (), cut, strict=True):
         if isinstance(item, CaptureItem):
@@ -173,7 +169,7 @@ def _captures(key_map: KeyMap, cut: Sequence[str]) -> Iterator[Mapping[str, str]
 
 
 def _key(key_map: KeyMap, captures: Mapping[str, str]) -> str:
-    """A source key with these captures; what they leave open is as short as it can be."""
+    """A source key with these captures, as short as possible otherwise."""
     parts = key_map.pattern.parts
     return "".join(
         captures.get(part.name, _shortest(part.node)) if part.name else _shortest(part.node) for part in parts

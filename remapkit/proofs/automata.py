@@ -1,10 +1,10 @@
 """Regular languages for the proofs: small automata over one shared partition of the alphabet.
 
 A set of characters is a bit mask over the classes of that partition, so that "can both read one character" is one
-`&`. A `Nfa` is the language of one stretch of a key; a `Guide` is a deterministic automaton that the keys must also
-satisfy (a `leaf:` guard, a declared domain), and `Product` makes it part of a piece.
+`&`. An `Nfa` is the language of one part of a key; a `Dfa` is an automaton that whole keys must also satisfy (a
+`leaf:` guard, a declared domain), and `Product` makes it part of an `Nfa`.
 
-Every search spends from a `Budget` of elementary steps: steps, not states, because one state can be arbitrarily dear.
+Every search spends from a `Budget` of elementary steps, not of states, because the cost of a state is not bounded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from remapkit.patterns.automaton import READABLE, TooMany, build_alphabet, build_automaton
-from remapkit.patterns.charset import Ranges, contains, one
+from remapkit.patterns.charset import Ranges, contains, singleton
 from remapkit.patterns.pattern import Part
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq
 from remapkit.proofs.budget import Budget, Exhausted
@@ -48,7 +48,7 @@ class Alphabet:
         """The mask of the class that a character belongs to: of it alone, where the partition has it as a set."""
         mask = self._known.get(character)
         if mask is None:
-            mask = self.masks.get(one(character))
+            mask = self.masks.get(singleton(character))
             if mask is None:
                 mask = self.all
                 for chars, members in self.masks.items():

@@ -1,14 +1,14 @@
-"""The steps that a search may take before it answers "undecided"."""
+"""The number of steps that a search may take before its answer is "undecided"."""
 
 from __future__ import annotations
 
 
 class Exhausted(Exception):
-    """A question was not settled within its budget."""
+    """A question was not decided within its budget."""
 
 
 class Budget:
-    """Elementary steps that may still be spent, in all and on the question at hand.
+    """Elementary steps that may still be spent, in total and on the current question.
 
     >>> budget = Budget(100)
     >>> budget.ask(10)
@@ -25,11 +25,11 @@ class Budget:
         self.floor = 0
 
     def ask(self, limit: int | None = None) -> None:
-        """A new question, which may spend `limit` steps (a tenth of all where none is given)."""
+        """Start a question, which may spend `limit` steps (by default a tenth of the total)."""
         self.floor = max(0, self.left - (self.total // 10 if limit is None else limit))
 
     def spend(self, steps: int) -> None:
-        """Spend; raises `Exhausted` where nothing is left."""
+        """Spend some steps; raises `Exhausted` if none are left."""
         self.left -= steps
         if self.left < self.floor or self.left <= 0:
             raise Exhausted

@@ -1,25 +1,22 @@
-"""The questions of a proof, asked of key maps: who shares a key, who can be cut in two ways, whose targets collide.
+"""The questions of a proof: which key maps share a key, which cut a key in two ways, and whose targets collide.
 
-Every answer is a `Witness`: concrete keys, and what becomes of them. Nothing here knows of messages or of rule files.
+Every answer is a `Witness`: concrete keys and their targets. Nothing here depends on messages or on rule files.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Literal as OneOf
 
-from remapkit.patterns.charset import one as only
-from remapkit.patterns.pattern import Part, Pattern
-from remapkit.patterns.template import CaptureItem, MapItem
-from remapkit.proofs.automata import Alphabet, Nfa, Pieces, characters, joined, shortest_words
+from remapkit.patterns.charset import singleton
+from remapkit.patterns.pattern import Pattern
+from remapkit.proofs import losses
+from remapkit.proofs.automata import characters, joined, shortest_words
 from remapkit.proofs.budget import Budget, Exhausted
-from remapkit.proofs.dfa import Dfa, LeafDfa, Product, SubsetDfa, walk
+from remapkit.proofs.dfa import SubsetDfa, build_domain_dfa, walk
 from remapkit.proofs.keymap import KeyMap, Made, PatternOf, readings
 from remapkit.proofs.linear import (
-    LinearMap,
     Tools,
     find_confused,
     hanging_together,
@@ -28,6 +25,7 @@ from remapkit.proofs.linear import (
     variants,
     without_losses,
 )
+from remapkit.proofs.linear_map import LinearMap
 from remapkit.proofs.product import (
     candidates,
     cheapest,
@@ -42,32 +40,26 @@ from remapkit.proofs.union import NetBuilder, UnionNfa
 from remapkit.proofs.witness import Answers, Fault, T, Witness
 
 SPELT_OUT = 1000
-"""So many combinations of captures that hang together are spelt out where two of them are to be compared."""
-
+"""At most so many combinations of dependent captures are written out in order to compare two of them."""
 
 MOST = 50
-"""After so many faults, or questions that are undecided, pairs of rules are counted and not looked at."""
-
-
-APART = 100
-"""So many values of what may be lost are looked at one by one."""
-
+"""After so many faults, or undecided questions, further pairs of rules are only counted."""
 
 TRIED = 100
-"""So many keys that can be cut in several ways are tried, shortest first, where nothing else decides."""
+"""At most so many keys that can be cut in several ways are tried, shortest first, where nothing else decides."""
 
 
 class Questions:
-    """All questions about some key maps; with a `domain`, about the keys of these patterns only."""
+    """All questions about some key maps; with a `domain`, only about the keys of its patterns."""
 
     def __init__(
         self, key_maps: Sequence[KeyMap], budget: Budget, domain: Sequence[Pattern] = (), *, passes: bool = False
     ) -> None:
         self.key_maps, self.budget, self.passes = key_maps, budget, passes
         more = [chars for pattern in domain for part in pattern.parts for chars in characters(part.node)]
-        more += [only(sign) for pattern in domain for leaf in pattern.leaf or () for sign in f".{leaf}"]
+        more += [singleton(sign) for pattern in domain for leaf in pattern.leaf or () for sign in f".{leaf}"]
         self.tools = Tools.for_arrows(key_maps, more, budget)
-        self.domain = _guide_of(domain, self.tools.letters, self.tools.pieces, budget) if domain else None
+        self.domain = build_domain_dfa(domain, self.tools.letters, self.tools.pieces, budget) if domain else None
         self.answers = Answers()
         self.found: dict[int, tuple[LinearMap, ...]] = {}
         self.several_cuts: set[int] = set()
@@ -87,7 +79,7 @@ class Questions:
     def ask(
         self, fault: Fault, key_maps: tuple[int, ...], otherwise: T, question: Callable[..., T], *given: object
     ) -> T:
-        """The answer to one question, or `otherwise` where it takes too long: then it is undecided."""
+        """The answer to one question, or `otherwise` if it takes too long; it is undecided then."""
         self.budget.ask()
         try:
             return question(*given)
@@ -128,7 +120,7 @@ class Questions:
                 self.ask("ambiguous", (one, other), None, self._ambiguous, one, other)
 
     def _enough(self) -> bool:
-        """Whether there are so many faults, or questions without an answer, that more of them help nobody."""
+        """Whether there are so many faults or undecided questions that more would not help."""
         faults = sum(each.fault != "open" and not each.admitted for each in self.answers.witnesses)
         return faults >= MOST or sum(fault != "open" for fault, _ in self.answers.undecided) >= MOST
 
@@ -143,12 +135,12 @@ class Questions:
         meeting = cheapest(self.sources, one, other, self.budget)
         assert meeting is not None
         key = meeting.text
-        targets = tuple(_shown(self.key_maps[number], key) for number in (one, other))
+        targets = tuple(losses.render_target(self.key_maps[number], key) for number in (one, other))
         covered = tuple(a for a, b in ((one, other), (other, one)) if self._covers(b, a))
         self.answers.witnesses.append(Witness("ambiguous", (one, other), (key,), targets, covered=covered))
 
     def _covers(self, wide: int, narrow: int) -> bool:
-        """Whether every key of one key map is one of the other's too; False also where that takes too long to say."""
+        """Whether one key map matches every key of the other; False also if that takes too long to decide."""
         pieces = [joined([piece_of(slot, self.tools) for slot in each.slots]) for each in self.found[wide]]
         self.budget.ask(self.budget.total // 100)
         try:
@@ -194,11 +186,13 @@ class Questions:
         key_map = self.key_maps[number]
         by_target: dict[tuple[str, ...], tuple[str, ...]] = {}
         for reading in readings(key_map.pattern, key):
-            by_target.setdefault(_identity(key_map, key, _captures(key_map, reading)), reading)
+            by_target.setdefault(
+                losses.identify_target(key_map, key, losses.name_captures(key_map, reading)), reading
+            )
         taken = key_map.reader(key)
         if len(by_target) < 2 or taken is None:
             return None
-        first = _identity(key_map, key, taken)
+        first = losses.identify_target(key_map, key, taken)
         other = next(target for target in by_target if target != first)
         return Witness("cut", (number,), (key,), (first[0], other[0]), (by_target[first], by_target[other]))
 
@@ -223,7 +217,7 @@ class Questions:
         return self._merged(number, variants(key_map, self.tools, self.domain, exact=True, folded=folded))
 
     def _merged(self, number: int, found: tuple[LinearMap, ...]) -> tuple[LinearMap, ...]:
-        """The variants as those of a key map that can be cut in several ways are looked at."""
+        """The linear maps, with captures merged if the key map can cut a key in several ways."""
         return tuple(merge_captures(each, self.tools) for each in found) if number in self.several_cuts else found
 
     def _targets(self, numbers: Sequence[int]) -> None:
@@ -245,7 +239,7 @@ class Questions:
         self._within_rules(numbers)
 
     def _within_rules(self, numbers: Sequence[int]) -> None:
-        """Arrows of one rule and one branch: there, what is folded counts as part of the target."""
+        """Compare the key maps of one rule and one branch, where folded captures count as part of the target."""
         by_source: dict[PatternOf, list[int]] = {}
         for number in numbers:
             by_source.setdefault(self.key_maps[number].source, []).append(number)
@@ -267,9 +261,9 @@ class Questions:
             return
         keys = self._keys(builder.net, meeting.lines, meeting.positions, meeting.text)
         if keys[0] == keys[1] and fault == "across":
-            # A key that both match: said already, and whatever becomes of it is blocked.
+            # Both match this key, which is reported already and refuses the rules anyway.
             return
-        self._collision(fault, (one, other), keys, text=_plain(meeting.text, self.key_maps[one]))
+        self._collision(fault, (one, other), keys, text=losses.get_shown_target(meeting.text, self.key_maps[one]))
 
     def _keys(
         self, net: UnionNfa, lines: tuple[int, int], positions: tuple[tuple[int, ...], tuple[int, ...]], text: str
@@ -288,32 +282,17 @@ class Questions:
         if len(key_maps) == 1:
             key_map = self.key_maps[key_maps[0]]
             if lost is None:
-                lost = self._blamed(key_map, keys)
-            admitted = _admits(key_map, keys)
+                lost = losses.find_lost_part(key_map, keys)
+            admitted = losses.is_admitted(key_map, keys)
             if any(each.key_maps == key_maps and each.keys == keys for each in self.answers.witnesses):
                 return
         ordered = key_maps if len(key_maps) == 2 else key_maps * 2
-        targets = tuple(_shown(self.key_maps[number], key) for number, key in zip(ordered, keys, strict=True))
+        targets = tuple(
+            losses.render_target(self.key_maps[number], key) for number, key in zip(ordered, keys, strict=True)
+        )
         if text is not None and any(isinstance(item, Made) for item in self.key_maps[ordered[0]].items or ()):
             targets = (text, text)
         self.answers.witnesses.append(Witness(fault, key_maps, keys, targets, (), lost, admitted))
-
-    def _blamed(self, key_map: KeyMap, keys: tuple[str, str]) -> int | None:
-        """The part that two keys differ in, where the target shows none in which they do, or a forgotten one."""
-        one, other = (readings(key_map.pattern, key, 1) for key in keys)
-        if not one or not other:
-            return None
-        shown = {
-            name for item in key_map.items or () if isinstance(item, CaptureItem | MapItem) for name in _names(item)
-        }
-        parts = key_map.pattern.parts
-        differing = [number for number in range(len(parts)) if one[0][number] != other[0][number]]
-        forgotten = [number for number in differing if parts[number].name in key_map.forget]
-        if forgotten:
-            return forgotten[0]
-        if not differing or any(parts[number].name in {*shown, *key_map.folded} for number in differing):
-            return None
-        return differing[0]
 
     # -------------------------------------------------------------------------------------------- within one key map
 
@@ -335,14 +314,14 @@ class Questions:
     def _not_admitted(self, number: int) -> None:
         """The smallest pair that agrees in every capture that the author says may be lost."""
         key_map = self.key_maps[number]
-        names = tuple(dict.fromkeys((*key_map.forget, *_lossy_names(key_map))))
-        found = [keys for each in _agreeing(key_map, names) for keys in self._collides(number, each)]
+        names = tuple(dict.fromkeys((*key_map.forget, *losses.list_lossy_captures(key_map))))
+        found = [keys for each in losses.split_by_captures(key_map, names) for keys in self._collides(number, each)]
         found.sort(key=lambda keys: sum(map(len, keys)))
-        told = next((keys for keys in found if not _admits(key_map, keys)), None)
+        told = next((keys for keys in found if not losses.is_admitted(key_map, keys)), None)
         if told is not None:
             self._collision("within", (number,), told)
         elif found:
-            # The keys are cut in several ways, and not in these.
+            # Only other cuts of the keys collide, which this search does not see.
             raise Exhausted
 
     def _collides(self, number: int, key_map: KeyMap) -> Iterator[tuple[str, str]]:
@@ -375,7 +354,7 @@ class Questions:
         yield keys
 
     def _counted_twice(self, number: int) -> None:
-        """Two spellings of one index, as 1 and 01: what is stacked is put together by the number."""
+        """Find two spellings of one index, as 1 and 01: `stack` orders by the number."""
         key_map = self.key_maps[number]
         for name in key_map.folded:
             part = key_map.pattern.capture(name)
@@ -386,7 +365,7 @@ class Questions:
             keys = tuple(self._spell_key(key_map, name, word) for word in pair)
             inside = all(key_map.reader(key) is not None and self._inside(key) for key in keys)
             if not inside:
-                # A guard on the whole key may forbid it, or only this pair.
+                # A guard on the whole key may forbid this pair, or every such pair.
                 raise Exhausted
             self._collision("within", (number,), (keys[0], keys[1]), key_map.pattern.parts.index(part))
 
@@ -409,16 +388,16 @@ class Questions:
         """The smallest pairs, admitted or not."""
         key_map = self.key_maps[number]
         net = self._net(number, admitted=True)
-        losses = any(line.losses for line in net.lines)
-        if not losses and hanging_together(key_map) and (self.domain is not None or key_map.pattern.leaf is not None):
-            # A guard may leave one word to a slot in each way through it, and several once the ways are spelt out.
-            losses = any(line.losses for line in self._net(number, exact=True).lines)
-        if losses:
+        lossy = any(line.losses for line in net.lines)
+        if not lossy and hanging_together(key_map) and (self.domain is not None or key_map.pattern.leaf is not None):
+            # A guard may leave a slot one word on each path through it, but several once the paths are written out.
+            lossy = any(line.losses for line in self._net(number, exact=True).lines)
+        if lossy:
             self._loss(number)
         if self._still_cut(number):
             self._inverse_conflict(number)
             return
-        if _says_lossy(key_map) and splits(self._net(number, exact=True), number, self.budget):
+        if losses.has_lossy_table(key_map) and splits(self._net(number, exact=True), number, self.budget):
             self._cheapest_within(number, blame=True)
         pair = find_confused(key_map, self.tools) if hanging_together(key_map) else None
         if pair is not None and self._too_many(number):
@@ -430,13 +409,8 @@ class Questions:
 
     def _too_many(self, number: int) -> bool:
         """Whether combinations of captures are too many to be spelt out and held against one another."""
-        spaces = [
-            len(part.values or ()) for part in self.key_maps[number].pattern.captures if self._hangs(number, part)
-        ]
-        return math.prod(spaces) > SPELT_OUT
-
-    def _hangs(self, number: int, part: Part) -> bool:
-        return part.name in hanging_together(self.key_maps[number])
+        captures, names = self.key_maps[number].pattern.captures, hanging_together(self.key_maps[number])
+        return math.prod(len(part.values or ()) for part in captures if part.name in names) > SPELT_OUT
 
     def _confused(self, number: int, pair: tuple[Mapping[str, str], Mapping[str, str]]) -> None:
         """Two combinations that decide the same stretches: their two keys, all else being the same."""
@@ -446,7 +420,7 @@ class Questions:
         )
         meeting = cheapest(builder.net, number, number, self.budget)
         if meeting is None:
-            # A guard forbids one of them: the other combinations were not looked at.
+            # A guard forbids one of them, and the other combinations were not examined.
             raise Exhausted
         self._collision("within", (number,), self._keys(builder.net, meeting.lines, meeting.positions, meeting.text))
 
@@ -457,7 +431,7 @@ class Questions:
     def _inverse_conflict(self, number: int) -> None:
         """Source and target change sides: do all readings of a target come from one key?"""
         exact = self._exact(number)
-        for admitted in (False, True) if _says_lossy(self.key_maps[number]) else (False,):
+        for admitted in (False, True) if losses.has_lossy_table(self.key_maps[number]) else (False,):
             found = exact if admitted else tuple(map(without_losses, exact))
             machine = transducer(found, self.tools, backwards=True)
             pair = conflict(machine, self.tools.letters, self.budget, by_written=True)
@@ -486,16 +460,16 @@ class Questions:
         return best
 
     def _cheapest_within(self, number: int, *, blame: bool) -> None:
-        """The smallest pair, with the tables that say that they are lossy to blame for it or not."""
+        """The smallest pair; `blame` says whether lossy tables may cause it."""
         net = self._net(number, exact=True, admitted=not blame)
         meeting = cheapest(net, number, number, self.budget)
         if meeting is None:
             return
         keys = self._keys(net, meeting.lines, meeting.positions, meeting.text)
         if keys[0] == keys[1]:
-            # One key in two cuts after all: no witness, and no proof either.
+            # The same key, cut in two ways: neither a witness nor a proof.
             raise Exhausted
-        self._collision("within", (number,), keys, text=_plain(meeting.text, self.key_maps[number]))
+        self._collision("within", (number,), keys, text=losses.get_shown_target(meeting.text, self.key_maps[number]))
 
     # -------------------------------------------------------------------------------------------- pass-through
 
@@ -521,90 +495,3 @@ class Questions:
             text, positions, line = found
             key = builder.net.source(line, positions, text)
             self.answers.witnesses.append(Witness("open", (number,), (key, text), (text, text)))
-
-
-def _guide_of(domain: Sequence[Pattern], letters: Alphabet, pieces: Pieces, budget: Budget) -> Dfa:
-    return SubsetDfa([_whole(pattern, letters, pieces, budget) for pattern in domain], letters, budget)
-
-
-def _whole(pattern: Pattern, letters: Alphabet, pieces: Pieces, budget: Budget) -> Nfa:
-    """The keys of a pattern as one piece."""
-    whole = joined([pieces.of(part.node) for part in pattern.parts])
-    if pattern.leaf is None:
-        return whole
-    guide = LeafDfa(pattern.leaf, letters)
-    product = Product(whole, guide, guide.start, budget)
-    return product.ending_in({end for end in product.ends if guide.accepts(end)})
-
-
-def _names(item: CaptureItem | MapItem) -> tuple[str, ...]:
-    return (item.name,) if isinstance(item, CaptureItem) else item.names
-
-
-def _lossy_names(key_map: KeyMap) -> tuple[str, ...]:
-    """The captures that go through a table that says it is lossy."""
-    return tuple(
-        name
-        for item in key_map.items or ()
-        if isinstance(item, MapItem) and item.table in key_map.lossy
-        for name in item.names
-    )
-
-
-def _admits(key_map: KeyMap, keys: tuple[str, str]) -> bool:
-    """Whether the author said that these two keys never occur together: they differ in what may be lost."""
-    one, other = (key_map.reader(key) for key in keys)
-    if one is None or other is None:
-        return False
-    if any(one[name] != other[name] for name in key_map.forget):
-        return True
-    return any(
-        one[name] != other[name] and item.mapping[(one[name],)] == item.mapping[(other[name],)]
-        for item in key_map.items or ()
-        if isinstance(item, MapItem) and item.table in key_map.lossy
-        for name in item.names
-    )
-
-
-def _agreeing(key_map: KeyMap, names: Sequence[str]) -> Iterator[KeyMap]:
-    """The key map in pieces, within each of which no two keys differ in some captures; or with them in the target."""
-    parts = [part for part in key_map.pattern.captures if part.name in names]
-    spaces = [part.values for part in parts if part.values is not None]
-    if len(spaces) < len(parts) or math.prod(map(len, spaces)) > APART:
-        yield replace(key_map, folded=(*key_map.folded, *names), forget=(), lossy=())
-        return
-    for values in itertools.product(*spaces):
-        given = {part.name: value for part, value in zip(parts, values, strict=True)}
-        pattern = replace(
-            key_map.pattern,
-            parts=tuple(
-                part.restrict_to((given[part.name],)) if part.name in given else part
-                for part in key_map.pattern.parts
-            ),
-        )
-        yield replace(key_map, pattern=pattern, forget=(), lossy=())
-
-
-def _plain(text: str, key_map: KeyMap) -> str | None:
-    """A target as it was found, where nothing but the target was looked at."""
-    return None if key_map.folded else text
-
-
-def _says_lossy(key_map: KeyMap) -> bool:
-    return any(isinstance(item, MapItem) and item.table in key_map.lossy for item in key_map.items or ())
-
-
-def _captures(key_map: KeyMap, reading: Sequence[str]) -> Mapping[str, str]:
-    return {
-        part.name: text for part, text in zip(key_map.pattern.parts, reading, strict=True) if part.name is not None
-    }
-
-
-def _identity(key_map: KeyMap, key: str, captures: Mapping[str, str]) -> tuple[str, ...]:
-    """The target, and the folded captures that count as part of it."""
-    return (str(key_map.target(key, captures)), *(captures[name] for name in key_map.folded))
-
-
-def _shown(key_map: KeyMap, key: str) -> str:
-    captures = key_map.reader(key)
-    return "" if captures is None else str(key_map.target(key, captures) or "")

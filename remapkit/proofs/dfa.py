@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from remapkit.proofs.automata import Alphabet, Nfa
+from remapkit.patterns.pattern import Pattern
+from remapkit.proofs.automata import Alphabet, Nfa, Pieces, joined
 from remapkit.proofs.budget import Budget
 
 
@@ -215,3 +216,18 @@ class Product:
             [new[number] for number in last],
             self._piece.nullable and self._start in ends,
         )
+
+
+def build_domain_dfa(domain: Sequence[Pattern], letters: Alphabet, pieces: Pieces, budget: Budget) -> Dfa:
+    """The keys that match any of some patterns."""
+    return SubsetDfa([_build_pattern_nfa(pattern, letters, pieces, budget) for pattern in domain], letters, budget)
+
+
+def _build_pattern_nfa(pattern: Pattern, letters: Alphabet, pieces: Pieces, budget: Budget) -> Nfa:
+    """The keys of a pattern as one piece."""
+    whole = joined([pieces.of(part.node) for part in pattern.parts])
+    if pattern.leaf is None:
+        return whole
+    guide = LeafDfa(pattern.leaf, letters)
+    product = Product(whole, guide, guide.start, budget)
+    return product.ending_in({end for end in product.ends if guide.accepts(end)})

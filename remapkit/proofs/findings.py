@@ -1,10 +1,9 @@
-r"""What a proof found, in words: each witness replayed through the real matcher, then told with places and a fix."""
+"""The findings of a proof as messages: each witness is replayed by the real matcher, then reported with a fix."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.source import Span
@@ -15,23 +14,22 @@ from remapkit.patterns.pattern import Part
 from remapkit.patterns.tree import Chars, Seq, literal
 from remapkit.proofs.keymap import KeyMap, Made, readings
 from remapkit.proofs.witness import Fault, Witness
-
-if TYPE_CHECKING:
-    from remapkit.rules.model import CompiledRules, Rule
+from remapkit.rules.model import AMBIGUITY_HELP, CompiledRules, Rule
 
 MAX_TOLD = 50
-"""More findings than this are counted only."""
+"""At most so many findings are shown; the rest is only counted."""
+OPEN_TITLE = "unmatched keys pass through, so the proof does not cover all keys"
 _ASKED = {
     "ambiguous": "whether {} can match one key",
-    "cut": "whether the target depends on how {} cuts a key",
-    "within": "whether two keys of {} can become one",
-    "across": "whether keys of {} can become one",
-    "open": "whether a key that passes through can be a target of {}",
+    "cut": "whether the target depends on how {} splits a key into captures",
+    "within": "whether two keys of {} can map to one target",
+    "across": "whether keys of {} can map to one target",
+    "open": "whether an unmatched key that passes through can be a target of {}",
 }
 
 
 class FindingWriter:
-    """Makes diagnostics of witnesses."""
+    """Writes diagnostics for witnesses."""
 
     def __init__(self, rules: CompiledRules, key_maps: Sequence[KeyMap], keys: Sequence[str]) -> None:
         self.rules, self.key_maps, self.keys = rules, key_maps, keys
@@ -47,7 +45,7 @@ class FindingWriter:
         level: str,
         unasked: int = 0,
     ) -> tuple[tuple[Diagnostic, ...], tuple[Witness, ...]]:
-        """The findings, and the witnesses that the real matcher bears out."""
+        """The findings, and the witnesses that the real matcher confirms."""
         findings: list[Diagnostic] = []
         shown: list[Witness] = []
         for each in witnesses:
@@ -64,20 +62,20 @@ class FindingWriter:
     def _unasked(self, count: int) -> list[Diagnostic]:
         if not count:
             return []
-        title = f"{counted(count, 'pair')} of rules not looked at: there are faults enough"
-        return [Diagnostic("RK209", title, help=("repair those above first",))]
+        title = f"{counted(count, 'pair')} of rules not examined, because there are too many faults already"
+        return [Diagnostic("RK209", title, help=("fix those above first",))]
 
     def _more(self, rest: Sequence[Diagnostic]) -> list[Diagnostic]:
         if not rest:
             return []
         worst = Severity.ERROR if any(each.severity is Severity.ERROR for each in rest) else Severity.WARNING
         title = f"{len(rest)} more findings of the proof"
-        return [Diagnostic("RK209", title, help=("repair those above first",), severity=worst)]
+        return [Diagnostic("RK209", title, help=("fix those above first",), severity=worst)]
 
     # -------------------------------------------------------------------------------------------- replaying
 
     def is_replayed(self, witness: Witness) -> bool:
-        """Whether the rules themselves do with the keys what the witness says."""
+        """Whether the rules themselves do with the keys what the witness claims."""
         key_maps = [self.key_maps[number] for number in witness.key_maps]
         if witness.fault == "ambiguous":
             return all(self.find_target(key_map, witness.keys[0]) is not None for key_map in key_maps)
@@ -95,7 +93,7 @@ class FindingWriter:
         return left is not None and right is not None and _can_meet(left, right)
 
     def find_target(self, key_map: KeyMap, key: str) -> TargetKey | None:
-        """What a key map makes of a key that the real matcher gives to its rule; None where it does not."""
+        """The target of a key, if the real matcher gives the key to the rule of a key map; else None."""
         match = self.by_key_map[key_map.kind, key_map.rule_id, key_map.branch].match(key)
         if match is None:
             return None
@@ -124,19 +122,18 @@ class FindingWriter:
     def ambiguous(self, witness: Witness, level: str) -> Diagnostic:
         one, other = (self.key_maps[number] for number in witness.key_maps)
         key = witness.keys[0]
-        title = f"{one.rule_id} and {other.rule_id} both match {key!r}: one key, one rule"
+        title = f"{one.rule_id} and {other.rule_id} both match {key!r}; a key may match only one rule"
         if one.rule_id == other.rule_id:
-            title = f"two sources of {one.rule_id} both match {key!r}: a key can be one of them only"
+            title = f"two sources of {one.rule_id} both match {key!r}; a key may match only one of them"
         labels = tuple(
             Label(key_map.pattern.text.span, f"{key_map.rule_id} -> {_becomes(target, key_map)}", primary=number > 0)
             for number, (key_map, target) in enumerate(zip((one, other), witness.targets, strict=True))
         )
-        notes = ["no shorter key is matched by both"]
+        notes = ["this is the shortest such key"]
         for number in witness.covered:
             covered, by = (one, other) if number == witness.key_maps[0] else (other, one)
             notes.append(f"{by.rule_id} matches every key that {covered.rule_id} matches")
-        help = "narrow one of the patterns, or guard it with `where:` or `leaf:`; order never decides"
-        return Diagnostic("RK201", title, labels, (help,), tuple(notes), values=self.values(witness))
+        return Diagnostic("RK201", title, labels, (AMBIGUITY_HELP,), tuple(notes), values=self.values(witness))
 
     def within(self, witness: Witness, level: str) -> Diagnostic:
         key_map = self.key_maps[witness.key_maps[0]]
@@ -148,79 +145,79 @@ class FindingWriter:
         if witness.lost is not None:
             part = key_map.pattern.parts[witness.lost]
             span = key_map.pattern.text.at(*_core(part)[0])
-            what = f"the capture {part.name!r}" if part.name else f"what {span.text} reads"
-            title = f"two keys become one: the target of {key_map.rule_id} does not show {what}"
+            what = f"the capture {part.name!r}" if part.name else f"what {span.text} matched"
+            title = f"two keys map to one target: {key_map.rule_id} does not use {what}"
             if part.name is not None and part.name in key_map.folded:
-                title = f"two keys become one: {key_map.rule_id} can spell one index of {part.name!r} in two ways"
+                title = f"two keys map to one target: {key_map.rule_id} can spell one index {part.name!r} in two ways"
                 return self.describe_two_spellings(witness, title, span, note)
             labels = (
                 Label(span, "lost here"),
-                *((Label(key_map.to, "not shown here", primary=False),) if key_map.to else ()),
+                *((Label(key_map.to, "not used here", primary=False),) if key_map.to else ()),
             )
             found = self.known_values(key_map, witness.lost)
             notes += found[0]
             help += found[1] or [self.not_shown(key_map, part)]
         elif witness.admitted:
-            title = f"two keys become one: a lossy table of {key_map.rule_id} sends two entries to one value"
-            help.append("give each entry its own value, or declare with `source.domain` which keys can occur")
+            title = f"two keys map to one target: a lossy table of {key_map.rule_id} maps two entries to one value"
+            help.append("give each entry its own value, or declare the keys that can occur with `source.domain`")
         else:
-            title = f"two keys become one: the target of {key_map.rule_id} can be cut in two ways"
+            title = f"two keys map to one target: the target of {key_map.rule_id} can be split in two ways"
             help.append(
-                "keep the captures apart in the target, with a dot or another text that none of them can hold"
+                "separate the captures in the target by a dot, or by other text that none of them can contain"
             )
         severity = Severity.WARNING if witness.admitted else Severity.ERROR
         if witness.admitted:
-            notes.append(f"the rule file says that this is meant, so this is no error; {level}, at best")
+            notes.append(f"the rule file declares that this is intended, so it is not an error; {level}, at best")
         values = {**self.values(witness), "target": target}
         return Diagnostic("RK202", title, labels, tuple(help), tuple(notes), severity, values=values)
 
     def not_shown(self, key_map: KeyMap, part: Part) -> str:
         if part.name is None:
-            return "capture it and use it in the target, or write the one text it is"
-        return f"use {{{part.name}}} in the target, or write the one value it has"
+            return "capture it and use it in `to:`, or replace it with the literal text"
+        return f"use {{{part.name}}} in `to:`, or replace it with its only value"
 
     def describe_two_spellings(self, witness: Witness, title: str, span: Span, note: str) -> Diagnostic:
-        """1 and 01 are one index of a stack: the way out is one spelling, not a target that shows it."""
+        """1 and 01 are one index of a stack: the fix is to allow one spelling, not to use the capture."""
         key_map = self.key_maps[witness.key_maps[0]]
         assert witness.lost is not None
         part = key_map.pattern.parts[witness.lost]
         if self.has_guard(key_map, part):
-            help = f"keep one spelling of each index of {part.name!r} in `where:`"
+            help = f"allow only one spelling of each index {part.name!r} in `where:`"
         else:
             is_path = key_map.pattern.surface == "path"
             written = f"{{{part.name}:int}}" if is_path else f"(?P<{part.name}>0|[1-9][0-9]*)"
             help = f"write {self.replaced(key_map, part, written)}"
-        labels = (Label(span, "1 and 01 are one index"),)
+        labels = (Label(span, "1 and 01 are the same index"),)
         values = {**self.values(witness), "target": witness.targets[0]}
         return Diagnostic("RK202", title, labels, (help,), (note,), values=values)
 
     def has_guard(self, key_map: KeyMap, part: Part) -> bool:
-        """Whether `where:` says what a capture may be."""
+        """Whether `where:` bounds a capture."""
         written = next(each for each in self.rules.file.rules if each.id.value == key_map.rule_id)
         pattern = written.pattern if written.pipeline is None else written.pipeline.sources[key_map.branch].pattern
         return any(guard.capture.value == part.name for guard in pattern.where)
 
     def across(self, witness: Witness, level: str) -> Diagnostic:
         one, other = (self.key_maps[number] for number in witness.key_maps)
-        title = f"a key of {one.rule_id} and a key of {other.rule_id} become one: {witness.targets[0]}"
+        title = f"a key of {one.rule_id} and a key of {other.rule_id} map to one target, {witness.targets[0]}"
         help = (
-            "change one of the targets, or narrow the pattern that matches more than is meant",
-            "if such keys never occur, say which can: `source: {domain: [...]}`",
+            "change one of the targets, or narrow the pattern that matches more than intended",
+            "if such keys never occur, declare those that can: `source: {domain: [...]}`",
         )
         return Diagnostic(
             "RK203", title, self.label_targets(witness), help, (_pair(witness),), values=self.values(witness)
         )
 
     def parts(self, witness: Witness, rule_id: str) -> Diagnostic:
-        """Two targets of one rule that are one."""
-        title = f"two targets of {rule_id} become one: {witness.targets[0]}"
-        help = ("give each part that is written a target of its own",)
+        """Two outputs of one rule with the same target."""
+        title = f"two outputs of {rule_id} have one target, {witness.targets[0]}"
+        help = ("give each output its own target",)
         return Diagnostic(
             "RK202", title, self.label_targets(witness), help, (_pair(witness),), values=self.values(witness)
         )
 
     def label_targets(self, witness: Witness) -> tuple[Label, ...]:
-        """The two templates that lead to one target."""
+        """The two templates with the same target."""
         spans = [self.key_maps[number].to or self.key_maps[number].span for number in witness.key_maps]
         return tuple(
             Label(span, f"{key} -> {witness.targets[0]}", primary=number > 0)
@@ -229,46 +226,44 @@ class FindingWriter:
 
     def cut(self, witness: Witness, level: str) -> Diagnostic:
         key_map = self.key_maps[witness.key_maps[0]]
-        title = f"{key_map.rule_id} can cut {witness.keys[0]!r} in two ways, and they lead to two targets"
+        title = f"{key_map.rule_id} can match {witness.keys[0]!r} in two ways, with different targets"
         lines = [
             f"{_describe_captures(key_map, reading)} -> {target}"
             for reading, target in zip(witness.readings, witness.targets, strict=True)
         ]
         first = key_map.pattern.text.span
-        help = ("say where the first capture ends: with [^.]+ instead of .+, with a class, or with `where:`",)
+        help = ("define where the first capture ends: with [^.]+ instead of .+, with a class, or with `where:`",)
         return Diagnostic("RK204", title, (Label(first),), help, ("\n".join(lines),), values=self.values(witness))
 
     def open(self, witness: Witness, level: str) -> Diagnostic:
         key_map = self.key_maps[witness.key_maps[0]]
-        title = f"keys that no rule matches pass through: {level}"
+        title = OPEN_TITLE
         note = (
             f"{witness.keys[0]}  (by {key_map.rule_id}) becomes {witness.keys[1]}\n"
-            f"{witness.keys[1]}  would pass through as it is, and collide\n"
-            "every plan checks the keys of its checkpoint one by one"
+            f"{witness.keys[1]}  would pass through unchanged, and collide\n"
+            "every plan still checks the keys of its checkpoint"
         )
         span = self.rules.file.unmatched_span
         labels = (Label(span),) if span is not None else ()
-        help = (
-            "name what passes through under `keep:` and leave `unmatched` out, or declare `source: {domain: [...]}`",
-        )
+        help = ("name these keys under `keep:` and remove `unmatched`, or declare `source: {domain: [...]}`",)
         return Diagnostic("RK206", title, labels, help, (note,), Severity.NOTE, values=self.values(witness))
 
     def undecided(self, fault: Fault, numbers: Sequence[int]) -> Diagnostic:
         ids = listed(self.key_maps[number].rule_id for number in numbers) or "the rules"
         title = f"undecided: {_ASKED[fault].format(ids)}"
-        help = ("simplify the patterns (fewer .*, shorter counted repeats)", "or go on with --allow-undecided")
-        note = "the search was given up after its budget of steps; a plan still checks the keys at hand"
+        help = ("simplify the patterns (fewer .*, shorter counted repeats)", "or continue with --allow-undecided")
+        note = "the search stopped after its budget of steps; a plan still checks the keys of its checkpoint"
         return Diagnostic("RK200", title, self.labels(numbers), help, (note,), values={"rules": ids, "asked": fault})
 
     def dead(self, number: int) -> Diagnostic:
         key_map = self.key_maps[number]
-        title = f"{key_map.rule_id} can match no key of the declared domain"
+        title = f"{key_map.rule_id} cannot match any key of the declared domain"
         help = ("remove it, or widen `source.domain`",)
         labels = (Label(key_map.pattern.text.span),)
         return Diagnostic("RK205", title, labels, help, (), Severity.WARNING, values={"rule": key_map.rule_id})
 
     def describe_unread(self, dead: Iterable[int]) -> list[Diagnostic]:
-        """A rule that matches nothing in the declared source."""
+        """Warnings for rules that match no key of the declared source."""
         if not self.keys:
             return []
         used = {match.rule.id for key in self.keys for match in self.rules.match(key)}
@@ -282,7 +277,7 @@ class FindingWriter:
                 "RK205",
                 f"{key_map.rule_id} matches none of the {len(self.keys)} keys of the declared source",
                 (Label(key_map.pattern.text.span),),
-                ("remove it, or see `remapkit explain` for where it stops matching",),
+                ("remove it, or run `remapkit explain` to see where it stops matching",),
                 (),
                 Severity.WARNING,
                 values={"rule": key_map.rule_id},
@@ -293,7 +288,7 @@ class FindingWriter:
     # -------------------------------------------------------------------------------------------- what is known
 
     def known_values(self, key_map: KeyMap, lost: int) -> tuple[list[str], list[str]]:
-        """What the lost part is in the known keys: notes, and a repair where one value, or one a case, is all."""
+        """The values of the lost part in the known keys as a note, and a fix if one value, or one a case, is all."""
         _, before, after = _core(key_map.pattern.parts[lost])
         found = [
             tuple(text[before : len(text) - after] if number == lost else text for number, text in enumerate(cuts[0]))
@@ -301,7 +296,7 @@ class FindingWriter:
             if (cuts := readings(key_map.pattern, key, 2))
         ]
         values = sorted({cut[lost] for cut in found}, key=lambda word: (len(word), word))
-        known = f"in the {len(self.keys)} known keys ({len(found)} of them are this rule's)"
+        known = f"in the {len(self.keys)} known keys ({len(found)} of them match this rule)"
         if not values:
             return [], []
         if len(values) == 1:
@@ -319,7 +314,7 @@ class FindingWriter:
         return [f"{known} it is {shown}"], []
 
     def rewritten(self, key_map: KeyMap, lost: int, value: str) -> str:
-        """The pattern with a literal in the place of one part."""
+        """The pattern with a literal in place of one part."""
         text, (start, end) = key_map.pattern.text.value, _core(key_map.pattern.parts[lost])[0]
         if key_map.pattern.surface == "path":
             escaped = literal_text(value)
@@ -331,7 +326,7 @@ class FindingWriter:
         return f"{key_map.pattern.surface}: {text[:start]}{escaped}{text[end:]}"
 
     def replaced(self, key_map: KeyMap, part: Part, written: str) -> str:
-        """The pattern with something else in the place of a capture."""
+        """The pattern with other text in place of a capture."""
         text, (start, end) = key_map.pattern.text.value, part.at
         return f"{key_map.pattern.surface}: {text[:start]}{written}{text[end:]}"
 
@@ -359,7 +354,7 @@ class FindingWriter:
 
 
 def _core(part: Part) -> tuple[tuple[int, int], int, int]:
-    """Where what is not fixed of a part stands in the pattern, and how many fixed characters surround it."""
+    """The place of the part of a pattern without its fixed characters, and how many of those are before and after."""
     items = part.node.items if isinstance(part.node, Seq) else (part.node,)
     fixed = [isinstance(item, Chars) and item.chars[0][0] == item.chars[-1][1] for item in items]
     if part.name is not None or all(fixed):
@@ -373,11 +368,11 @@ def _pair(witness: Witness) -> str:
 
 
 TargetKey = tuple["str | Made", ...]
-"""A target key: text, and what `unstack` counts."""
+"""A target key: text, and the indices that `unstack` makes."""
 
 
 def _split_target(target: str, made: Sequence[Made]) -> TargetKey:
-    """A target in which `{e}` stands for an index that the rule makes, taken apart."""
+    """A target, split at each `{e}` that stands for an index which the rule makes."""
     found: list[str | Made] = []
     for each in made:
         before, _, target = target.partition(f"{{{each.name}}}")
@@ -386,7 +381,10 @@ def _split_target(target: str, made: Sequence[Made]) -> TargetKey:
 
 
 def _can_meet(one: TargetKey, other: TargetKey) -> bool:
-    """Whether two targets can be one, for some index of each."""
+    """Whether two targets can be equal for some index of each: a search through the product of their automata.
+
+    It ends because each pair of positions is visited once.
+    """
     left, right = (_machine(each) for each in (one, other))
     if left.nullable and right.nullable:
         return True

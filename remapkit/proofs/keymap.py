@@ -1,16 +1,15 @@
-r"""Arrows: what the proofs speak about. An key map leads the keys of one pattern to the targets of one template.
+r"""Key maps, the subject of the proofs: each maps the keys of one pattern to the targets of one template.
 
-A rule, a `keep` and a `drop` are one key map each. A rule with several sources or several targets is several, told
-apart by `branch`; a capture that an operation consumes on purpose (the index that a stack is stacked over) is
-`folded`. Within a rule, branch and folded captures count as part of the target: the twelve experts that become one
-tensor do not collide. To other rules the target is the plain key.
+A rule, a `keep` and a `drop` are one key map each. A rule with several sources or several targets is several,
+numbered by `branch`; a capture that an operation consumes on purpose (the index of a `stack`) is `folded`. Within a
+rule, branch and folded captures count as part of the target: the twelve experts that become one tensor do not
+collide. To other rules the target is the plain key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.source import Span
 from remapkit.patterns.automaton import MAX_EDGES, Automaton, TooMany, build_automaton
@@ -20,9 +19,7 @@ from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import CANONICAL, Pattern
 from remapkit.patterns.template import CaptureItem, MapItem, TemplateItem, TextItem
 from remapkit.patterns.tree import PatternNode
-
-if TYPE_CHECKING:
-    from remapkit.rules.model import CompiledRules, Rule
+from remapkit.rules.model import CompiledRules, Rule
 
 WHOLE = CaptureItem("")
 """The item that stands for the whole key, as `keep` copies it."""

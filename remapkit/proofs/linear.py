@@ -1,8 +1,8 @@
-r"""Arrows as linear variants: a key is a sequence of words and variables, and so is its target.
+r"""Key maps as linear maps: a key is a sequence of words and independent variables, and so is its target.
 
-That is what makes the proofs simple. In a variant every variable is independent of every other: guards on the whole
-key (`leaf:`, a domain) are worked into the languages of the variables, and captures that hang together (used twice,
-or put into one number) are spelt out, one variant for each combination, where that is needed.
+This is what makes the proofs simple. Guards on the whole key (`leaf:`, a domain) become part of the languages of the
+variables, and captures that depend on each other in the target (used twice, or in one number) are written out where
+needed, one linear map for each combination of their values.
 """
 
 from __future__ import annotations
@@ -12,96 +12,33 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from remapkit.patterns.charset import Ranges, one
+from remapkit.patterns.charset import Ranges, singleton
 from remapkit.patterns.template import CaptureItem, MapItem, TextItem
 from remapkit.proofs.automata import Alphabet, Nfa, Pieces, characters, joined, reads, shortest_words
 from remapkit.proofs.budget import Budget, Exhausted
 from remapkit.proofs.dfa import Dfa, IntersectionDfa, LeafDfa, Product, walk
 from remapkit.proofs.keymap import KeyMap, Made
+from remapkit.proofs.linear_map import (
+    AnyWord,
+    Index,
+    LinearMap,
+    Separator,
+    TableRef,
+    TargetPart,
+    Variable,
+    VariableRef,
+)
 
 MAX_VARIANTS = 4096
-"""Past so many variants of one key map a question is undecided."""
+"""With more linear maps of one key map a question is undecided."""
 
 MAX_LISTED = 50_000
-"""So many combinations of captures are listed at most, where each is only looked at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """A stretch of the source key: a word, or a variable with its language; `part` is the pattern's part it is."""
-
-    part: int
-    name: str | None
-    word: str | None
-    piece: Nfa | None
-
-
-@dataclass(frozen=True, slots=True)
-class VariableRef:
-    """A stretch of the target that is a slot of the source, as it was read."""
-
-    slot: int
-
-
-@dataclass(frozen=True, slots=True)
-class TableRef:
-    """A stretch of the target that a slot of the source is mapped to; `lossy` where the author said it may lose."""
-
-    slot: int
-    entries: tuple[tuple[str, str], ...]
-    lossy: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AnyWord:
-    """A stretch of the target that captures which hang together decide: here any of its words, whatever they are."""
-
-    words: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Separator:
-    """What stands between a target and what counts as part of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """A stretch of the target that is a number whatever the source is: what `unstack` counts."""
-
-    made: Made
-
-
-TargetPart = str | VariableRef | TableRef | AnyWord | Separator | Index
-
-
-@dataclass(frozen=True, slots=True)
-class LinearMap:
-    """Source and target of a key map, side by side; `loose` are the captures that its `AnyWord` parts need."""
-
-    slots: tuple[Variable, ...]
-    target: tuple[TargetPart, ...]
-    loose: tuple[str, ...] = ()
-
-    @property
-    def unused(self) -> tuple[Variable, ...]:
-        """The variables of the source that the target does not depend on."""
-        used = {each.slot for each in self.target if isinstance(each, VariableRef | TableRef)}
-        return tuple(
-            slot
-            for number, slot in enumerate(self.slots)
-            if slot.word is None and number not in used and slot.name not in self.loose
-        )
-
-    @property
-    def in_order(self) -> bool:
-        """Whether the variables stand in the target as they do in the source."""
-        used = [each.slot for each in self.target if isinstance(each, VariableRef | TableRef)]
-        return used == sorted(used)
+"""The most combinations of captures that are listed, if each is used only once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What every question of one proof shares: the partition of the alphabet, the pieces, the budget."""
+    """What all questions of one proof share: the partition of the alphabet, the automata, the budget."""
 
     letters: Alphabet
     pieces: Pieces
@@ -123,7 +60,7 @@ class Tools:
 
     @classmethod
     def for_arrows(cls, key_maps: Iterable[KeyMap], more: Iterable[Ranges], budget: Budget) -> Tools:
-        """The tools for some key maps, and for other sets of characters that are to be told apart."""
+        """The tools for some key maps, and for further sets of characters that must be distinguished."""
         letters = Alphabet(dict.fromkeys([*more, *(chars for key_map in key_maps for chars in _sets(key_map))]))
         return cls(letters, Pieces(letters), budget)
 
@@ -144,7 +81,7 @@ def _sets(key_map: KeyMap) -> Iterator[Ranges]:
             yield from characters(item.node)
         elif isinstance(item, MapItem):
             text.update(*item.mapping.values())
-    yield from map(one, text)
+    yield from map(singleton, text)
 
 
 # ------------------------------------------------------------------------------------------------ from key maps

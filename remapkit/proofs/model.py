@@ -10,11 +10,11 @@ from remapkit.proofs.witness import Witness
 
 
 class Level(enum.Enum):
-    """What a proof says, and of which keys.
+    """What is proven, and for which keys.
 
-    `ALL`: of every key there could be. `DOMAIN`: of the keys that the rule file declares, or of all keys that look
-    like those of the declared source, whatever their indices. `KEYS`: only of the keys at hand, which a plan checks
-    one by one. `REFUTED`: a witness shows a fault. `UNDECIDED`: a question took too long.
+    `ALL`: for every possible key. `DOMAIN`: for the keys that the rule file declares, or for all keys that look like
+    those of the declared source, whatever their indices. `KEYS`: only for the keys at hand, which a plan checks one
+    by one. `REFUTED`: a witness shows a fault. `UNDECIDED`: a question took too long.
     """
 
     ALL = "proven for all keys"
@@ -54,7 +54,7 @@ class Proof:
         return f"{self.level.value} ({self.domain})" if self.domain else self.level.value
 
     def blocking(self, *, allow_undecided: bool = False) -> tuple[Diagnostic, ...]:
-        """The findings that refuse."""
+        """The findings that refuse the rules."""
         return tuple(
             finding
             for finding in self.findings

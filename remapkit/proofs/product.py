@@ -1,4 +1,4 @@
-r"""The searches behind the proofs, through nets.
+r"""The searches of the proofs, through the product of a `UnionNfa` with itself.
 
 Which key maps have a word in common (`candidates`, then `meets`)? Can a key map read a word in two ways that differ
 (`splits`)? And what is the cheapest such word (`cheapest`)?

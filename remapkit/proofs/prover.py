@@ -1,7 +1,7 @@
-"""Proofs over all keys: no ambiguity, no collision, no surprise; or the shortest key that shows one.
+"""Prove for all keys that rules are unambiguous and lose nothing, or show the shortest key for which they are not.
 
-It is decidable, because patterns are regular and templates are concatenations of captures. `questions.py` finds the
-witnesses, `verdicts.py` says them in words; here is which of them matter, and what may be claimed when none do.
+This is decidable, because patterns are regular and templates are concatenations of captures. `checks.py` finds the
+witnesses and `findings.py` reports them; this module decides which of them matter, and what is proven if none do.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.source import Text
@@ -19,15 +18,12 @@ from remapkit.patterns.tree import literal
 from remapkit.proofs.added_targets import AddedClash, Meetings, find_repeats
 from remapkit.proofs.budget import Budget
 from remapkit.proofs.checks import Questions
-from remapkit.proofs.findings import FindingWriter
+from remapkit.proofs.findings import OPEN_TITLE, FindingWriter
 from remapkit.proofs.keymap import KeyMap, key_maps
 from remapkit.proofs.model import Level, Proof
 from remapkit.proofs.witness import Answers, Witness
+from remapkit.rules.model import CompiledRules
 from remapkit.rules.pipeline import AddedTargets
-
-if TYPE_CHECKING:
-    from remapkit.rules.model import CompiledRules
-
 
 BUDGET = 20_000_000
 """Elementary steps that one proof may take: about ten seconds."""
@@ -36,9 +32,9 @@ BUDGET = 20_000_000
 def prove(rule_set: CompiledRules, *, budget: int = BUDGET, header: Iterable[str] | None = None) -> Proof:
     """Decide for every possible key whether the rules are unambiguous and lose nothing.
 
-    `header` are known source keys: a `StateDictSpec`, or their names. They show which rules are dead, whether a fault
-    could be repaired by a literal, and the shapes that a weaker claim is made about where the strongest one fails.
-    Never raises for what the rules are; past `budget` elementary steps questions are left undecided.
+    `header` are known source keys: a `StateDictSpec`, or their names. They show which rules are dead, whether a
+    literal would fix a fault, and for which shapes of keys the proof holds if it does not hold for all. Faults are in
+    the result, never raised; beyond `budget` elementary steps questions stay undecided.
     """
     keys = tuple(header) if header is not None else ()
     found = key_maps(rule_set)
@@ -52,14 +48,14 @@ def prove(rule_set: CompiledRules, *, budget: int = BUDGET, header: Iterable[str
 def _with_constants(
     proof: Proof, rule_set: CompiledRules, found: Sequence[KeyMap], shapes: Sequence[Pattern], budget: int
 ) -> Proof:
-    """The proof with what `add:` brings: a constant and a rule must not lead to one target.
+    """The proof including `add:`, whose targets no rule may produce as well.
 
-    With `unmatched: keep` a key of that name passes through onto it; `shapes` are the keys that are spoken of.
+    With `unmatched: keep` a key of such a name would pass through; `shapes` are the keys that the proof covers.
     """
     findings = [
         Diagnostic(
             "RK207",
-            f"{one.id} and {other.id} bring one target: {target}",
+            f"{one.id} and {other.id} add the same target {target}",
             (Label(one.span, "first here", primary=False), Label(other.span, "again here")),
             ("add it once",),
         )
@@ -97,17 +93,16 @@ def _with_constants(
 
 
 def _constant_passed(rule_set: CompiledRules, entry: AddedTargets, target: str) -> Diagnostic:
-    """A key that no rule matches is one that `add` brings."""
+    """An unmatched key may pass through onto a target of `add`."""
     span = rule_set.file.unmatched_span
-    labels = (*((Label(span),) if span is not None else ()), Label(entry.span, f"brings {target}", primary=False))
+    labels = (*((Label(span),) if span is not None else ()), Label(entry.span, f"adds {target}", primary=False))
     note = (
-        f"{target}  would pass through as it is, and collide with the one that {entry.id} brings\n"
-        "every plan checks the keys of its checkpoint one by one"
+        f"{target}  would pass through unchanged, and collide with the one that {entry.id} adds\n"
+        "every plan still checks the keys of its checkpoint"
     )
-    help = ("name what passes through under `keep:` and leave `unmatched` out, or declare `source: {domain: [...]}`",)
-    title = f"keys that no rule matches pass through: {Level.KEYS.value}"
+    help = ("name these keys under `keep:` and remove `unmatched`, or declare `source: {domain: [...]}`",)
     values = {"rules": [entry.id], "keys": [target], "targets": [target]}
-    return Diagnostic("RK206", title, labels, help, (note,), Severity.NOTE, values=values)
+    return Diagnostic("RK206", OPEN_TITLE, labels, help, (note,), Severity.NOTE, values=values)
 
 
 def _in_domain(domain: Sequence[Pattern], key: str | None) -> bool:
@@ -117,16 +112,16 @@ def _in_domain(domain: Sequence[Pattern], key: str | None) -> bool:
 def _constant_met(meeting: AddedClash, *, is_undecided: bool) -> Diagnostic:
     added, key_map = meeting.added, meeting.key_map
     labels: tuple[Label, ...] = (
-        Label(added.span, f"brings {meeting.target}", primary=False),
+        Label(added.span, f"adds {meeting.target}", primary=False),
         Label(key_map.to or key_map.span, f"{meeting.key or 'a key?'} -> {meeting.target}"),
     )
     values = {"rules": [added.id, key_map.rule_id], "target": meeting.target, "keys": [meeting.key]}
     if is_undecided:
-        title = f"undecided: may {key_map.rule_id} lead a key to {meeting.target}, which {added.id} brings?"
-        help = ("bound the captures of the rule more tightly", "or go on with --allow-undecided")
+        title = f"undecided: whether a key of {key_map.rule_id} can map to {meeting.target}, which {added.id} adds"
+        help = ("bound the captures of the rule more tightly", "or continue with --allow-undecided")
         return Diagnostic("RK200", title, labels, help, values=values)
-    title = f"{key_map.rule_id} can lead a key to {meeting.target}, which {added.id} brings"
-    advice = ("bound the captures of the rule, or do not add what a source brings",)
+    title = f"a key of {key_map.rule_id} maps to {meeting.target}, which {added.id} adds"
+    advice = ("bound the captures of the rule, or do not add a target that a source provides",)
     return Diagnostic("RK207", title, labels, advice, (f"{meeting.key}  (by {key_map.rule_id})",), values=values)
 
 
@@ -153,7 +148,7 @@ class _Prover:
     def in_domain(self, everywhere: Answers) -> Proof:
         within = self.answers(self.rules.domain)
         if everywhere.clean:
-            # Proven without the domain; but what can match nothing in it is dead all the same.
+            # Proven for all keys; but a rule that matches nothing in the domain is still dead.
             return self.write_proof(Level.ALL, replace(everywhere, dead=within.dead))
         refuted = [each for each in within.witnesses if not each.admitted and each.fault != "open"]
         if refuted:
@@ -182,7 +177,7 @@ _INDEX = re.compile(r"0|[1-9][0-9]*")
 
 
 def _find_shapes(keys: Iterable[str]) -> tuple[Pattern, ...]:
-    """The keys as patterns, with every segment that is an index left free; each shape once."""
+    """The keys as patterns, in which every segment that is an index may be any index; each shape once."""
     shapes = {
         tuple(None if _INDEX.fullmatch(segment) else segment for segment in key.split(".")): None for key in keys
     }

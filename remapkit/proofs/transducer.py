@@ -1,6 +1,6 @@
-r"""Arrows whose keys can be cut in several ways: does the target depend on the cut, and can two keys share one?
+r"""Key maps that can split a key in several ways: does the target depend on it, and can two keys have one target?
 
-Where the variables stand in the target as they do in the source, source and target are read side by side, as by a
+Where the variables have the same order in the target as in the source, both are read side by side, by a finite-state
 transducer. Two runs over one key may write at different times; what one of them is ahead by is the *delay*. All
 runs over one key write the same exactly when no pair of them ends with a delay, and then every pair of states has
 one delay only. Source: M.-P. Béal, O. Carton, C. Prieur, J. Sakarovitch, "Squaring transducers" (2003).
@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 from remapkit.proofs.automata import Alphabet, Nfa, shortest_words
 from remapkit.proofs.budget import Budget, Exhausted
-from remapkit.proofs.linear import Index, LinearMap, Separator, TableRef, Tools, VariableRef
+from remapkit.proofs.linear import Tools
+from remapkit.proofs.linear_map import Index, LinearMap, Separator, TableRef, VariableRef
 from remapkit.proofs.union import UnionNfa
 
 SEPARATOR = "\ud800"

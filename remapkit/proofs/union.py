@@ -1,4 +1,4 @@
-r"""Nets: the sources, or the targets, of many key maps as one automaton; `searches.py` asks the questions.
+r"""The sources, or the targets, of many key maps as one automaton, which `product.py` searches.
 
 A position of a target costs as many characters as it stands for in the source, so that the cheapest target that two
 key maps share is that of the smallest pair of keys.
@@ -11,17 +11,8 @@ from dataclasses import dataclass, field
 
 from remapkit.patterns.finite import build_words_node
 from remapkit.proofs.automata import Alphabet, Nfa, shortest_words
-from remapkit.proofs.linear import (
-    AnyWord,
-    Index,
-    LinearMap,
-    Separator,
-    TableRef,
-    Tools,
-    Variable,
-    VariableRef,
-    find_losses,
-)
+from remapkit.proofs.linear import Tools, find_losses
+from remapkit.proofs.linear_map import AnyWord, Index, LinearMap, Separator, TableRef, Variable, VariableRef
 
 
 @dataclass(slots=True)

@@ -17,9 +17,9 @@ class Witness:
     """Keys that show a fault.
 
     `ambiguous`: one key that two rules match. `cut`: one key with two readings (a text for each part of the pattern)
-    and their targets. `within`, `across`: two keys that become one target. `open`: a key that a rule moves onto the
+    and their targets. `within`, `across`: two keys with one target. `open`: a key that a rule moves onto the
     target, and the target itself, which passes through unmatched. `lost` is the part of the pattern that the target
-    does not show, where that is the reason; `admitted`: the author said so. `covered` are key maps all of whose keys
+    does not use, if that is the reason; `admitted`: the author declares it. `covered` are key maps all of whose keys
     the other one matches too.
     """
 
@@ -35,15 +35,15 @@ class Witness:
 
 @dataclass(slots=True)
 class Answers:
-    """What came out: witnesses, the questions that are undecided (key maps and fault), key maps without a key."""
+    """The answers: witnesses, undecided questions (fault and key maps), and key maps that match no key."""
 
     witnesses: list[Witness] = field(default_factory=list)
     undecided: list[tuple[Fault, tuple[int, ...]]] = field(default_factory=list)
     dead: list[int] = field(default_factory=list)
     unasked: int = 0
-    """Pairs of key maps that were not looked at, because there were faults enough."""
+    """Pairs of key maps that were not examined, because there were too many faults already."""
 
     @property
     def clean(self) -> bool:
-        """Whether everything asked was proven."""
+        """Whether every question was answered, and without a fault."""
         return not self.witnesses and not self.undecided and not self.unasked

@@ -1,12 +1,17 @@
-"""The numbers of operations: integers, and whole-number arithmetic on the `params` of a rule file.
+"""Arithmetic on whole numbers: the numbers of operations, and the indices in target keys.
 
-heads: 32            heads: n_heads            sizes: [hidden, hidden, 4*hidden]
+heads: 32            sizes: [hidden, hidden, 4*hidden]            to: 'blocks.{i*4+j}.weight'
+
+Both are read by one parser and computed by one evaluator; a `Dialect` says what each may use. An operator means what
+it means in Python: `//` rounds the quotient down, and `%` is what that leaves. Only a size that is rounded unnoticed
+is another tensor, so in `SIZES` a `//` that leaves a remainder is an error.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,10 +21,59 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span, Text
 
-LARGEST = 1 << 62
+_Value = int | Fraction
+_OPERATORS: Mapping[str, tuple[int, Callable[[_Value, _Value], _Value]]] = {
+    "+": (1, operator.add),
+    "-": (1, operator.sub),
+    "*": (2, operator.mul),
+    "/": (2, lambda left, right: Fraction(left) / right),
+    "//": (2, operator.floordiv),
+    "%": (2, operator.mod),
+}
+"""How strongly each operator binds, and what it computes."""
+_ROUNDING: Mapping[str, Callable[[_Value], int]] = {"floor(": math.floor, "ceil(": math.ceil}
 _TOKEN = re.compile(
-    r"\s*(?:(\d+)|((?!(?:floor|ceil)\s*\()[A-Za-z_]\w*)|((?:floor|ceil)\s*\(|//|[-+*/%()])|(\S))", re.ASCII
+    r"\s*(?:(\d+)|((?!(?:floor|ceil)\s*\()[A-Za-z_]\w*)|((?:floor|ceil)\s*\(|\*\*|//|[-+*/%()])|(\S))", re.ASCII
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What arithmetic may use in one place, its limits (None: none), and the code and help of its messages.
+
+    `exact`: a `//` that leaves a remainder is an error.
+    """
+
+    operators: frozenset[str]
+    max_digits: int
+    max_operators: int | None
+    largest: int | None
+    exact: bool
+    code: str
+    help: str
+
+
+SIZES = Dialect(
+    frozenset({*_OPERATORS, *_ROUNDING}),
+    max_digits=18,
+    max_operators=None,
+    largest=1 << 62,
+    exact=True,
+    code="RK161",
+    help="a number may use integers, params, parentheses, + - * / // %, floor(...) and ceil(...)",
+)
+"""The numbers of operations, evaluated once a plan."""
+
+INDICES = Dialect(
+    frozenset({"+", "-", "*", "//", "%"}),
+    max_digits=9,
+    max_operators=100,
+    largest=None,
+    exact=False,
+    code="RK150",
+    help="a field is {name}, {name|table}, or + - * // % with parentheses on integer captures; // rounds down",
+)
+"""The indices in target keys, evaluated for every combination of their captures: hence few operators."""
 
 
 class BadNumber(Exception):
@@ -35,8 +89,16 @@ class NoValue(BadNumber):
 
 
 @dataclass(frozen=True, slots=True)
+class Name:
+    """A param or a capture in an expression, and its place in the text."""
+
+    name: str
+    at: tuple[int, int] = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Expr:
-    """Arithmetic on params, as written; `postfix` is what is evaluated: integers, names and signs.
+    """An expression as written; `postfix` is what is evaluated: operands first, then their operator.
 
     >>> parse_expression("2*heads + 1").value({"heads": 8})
     17
@@ -45,57 +107,44 @@ class Expr:
     """
 
     text: str
-    postfix: tuple[int | str, ...] = field(repr=False)
+    postfix: tuple[int | Name | str, ...] = field(repr=False)
+    dialect: Dialect = field(default=SIZES, repr=False)
     span: Span | None = field(default=None, compare=False, repr=False)
+    names: tuple[str, ...] = field(init=False, compare=False, repr=False)
+    """The params or captures that it uses, each once, from left to right."""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The params it speaks of."""
-        return tuple(
-            dict.fromkeys(
-                each for each in self.postfix if isinstance(each, str) and each not in _SIGNS and each not in _ROUNDED
-            )
-        )
+    def __post_init__(self) -> None:
+        names = tuple(dict.fromkeys(item.name for item in self.postfix if isinstance(item, Name)))
+        object.__setattr__(self, "names", names)
 
-    def value(self, params: Mapping[str, int | None]) -> int:
-        """Its value; raises `NoValue` where a param has none, `BadNumber` where the arithmetic fails."""
-        lacking = tuple(name for name in self.names if params.get(name) is None)
-        if lacking:
-            raise NoValue(lacking)
-        stack: list[int | Fraction] = []
-        for each in self.postfix:
-            if isinstance(each, int):
-                stack.append(each)
-            elif each in _ROUNDED:
-                stack.append(_ROUNDED[each](stack.pop()))
-            elif each in _SIGNS:
-                right, left = stack.pop(), stack.pop()
-                stack.append(self._apply_sign(each, left, right))
+    def value(self, values: Mapping[str, int | None]) -> int:
+        """Its value; raises `NoValue` where a name has none, `BadNumber` where the arithmetic fails."""
+        if None in map(values.get, self.names):
+            raise NoValue(tuple(name for name in self.names if values.get(name) is None))
+        stack: list[_Value] = []
+        for item in self.postfix:
+            if isinstance(item, int):
+                stack.append(item)
+            elif isinstance(item, Name):
+                stack.append(values[item.name])  # type: ignore[arg-type]
+            elif item in _ROUNDING:
+                stack.append(_ROUNDING[item](stack.pop()))
             else:
-                value = params[each]
-                assert value is not None
-                stack.append(value)
-        if stack[0] != int(stack[0]):
-            whole = float(stack[0])
-            raise BadNumber(f"{self.text} is {whole:g}, which is no whole number: say floor(...) or ceil(...)")
+                right, left = stack.pop(), stack.pop()
+                stack.append(self._apply_operator(item, left, right))
+        if stack[0].denominator != 1:
+            fraction = float(stack[0])
+            raise BadNumber(f"{self.text} is {fraction:g}, not a whole number; round it with floor(...) or ceil(...)")
         return int(stack[0])
 
-    def _apply_sign(self, sign: str, left: int | Fraction, right: int | Fraction) -> int | Fraction:
-        if sign in ("/", "//", "%") and right == 0:
+    def _apply_operator(self, sign: str, left: _Value, right: _Value) -> _Value:
+        if right == 0 and sign in ("/", "//", "%"):
             raise BadNumber(f"{self.text} divides by zero")
-        if sign == "//" and left % right:
-            said = "say floor(a / b) or ceil(a / b) to round"
-            raise BadNumber(f"{self.text}: {left} is not a multiple of {right}; {said}")
-        made: dict[str, Callable[[], int | Fraction]] = {
-            "+": lambda: left + right,
-            "-": lambda: left - right,
-            "*": lambda: left * right,
-            "/": lambda: Fraction(left) / right,
-            "//": lambda: left // right,
-            "%": lambda: left % right,
-        }
-        value = made[sign]()
-        if not -LARGEST < value < LARGEST:
+        if sign == "//" and self.dialect.exact and left % right:
+            help = "round it with floor(a / b) or ceil(a / b)"
+            raise BadNumber(f"{self.text}: {left} is not a multiple of {right}; {help}")
+        value: _Value = _OPERATORS[sign][1](left, right)
+        if self.dialect.largest is not None and not -self.dialect.largest < value < self.dialect.largest:
             raise BadNumber(f"{self.text} is too large for a size")
         return value
 
@@ -103,68 +152,88 @@ class Expr:
         return self.text
 
 
-_SIGNS = {"+": 1, "-": 1, "*": 2, "/": 2, "//": 2, "%": 2}
-"""The signs with how strongly they bind."""
-_ROUNDED: Mapping[str, Callable[[int | Fraction], int]] = {"floor(": math.floor, "ceil(": math.ceil}
-"""What rounds: down, and up."""
+def parse_expression(text: str | Text, dialect: Dialect = SIZES, start: int = 0, end: int | None = None) -> Expr:
+    """Parse an expression, or the part of a text from `start` to `end`.
 
+    Raises `InvalidRules` (RK161, or RK150 in a target key) where it cannot be read.
 
-def parse_expression(text: str | Text) -> Expr:
-    """Parse an expression; raises `InvalidRules` (RK161) where it cannot be read."""
+    >>> parse_expression("i*4 + j", INDICES).postfix[1:3]
+    (4, '*')
+    """
     written = Text.of(text, "number") if isinstance(text, str) else text
-    return Expr(written.value.strip(), tuple(_to_postfix(written)), written.span)
+    if end is None:
+        end = len(written.value)
+    postfix = tuple(_to_postfix(written, dialect, start, end))
+    return Expr(written.value[start:end].strip(), postfix, dialect, written.span)
 
 
-def _refuse_number(text: Text, title: str, start: int, end: int) -> InvalidRules:
-    help = (
-        "a number is an integer, a param, or their sums and products: + - * / // % with parentheses, "
-        "floor(...) and ceil(...)"
-    )
-    return InvalidRules(Diagnostic("RK161", title, (Label(text.at(start, max(end, start + 1))),), (help,)))
+def _to_postfix(text: Text, dialect: Dialect, start: int, end: int) -> Iterator[int | Name | str]:
+    """Dijkstra's shunting-yard: operands go out as they come; an operator waits for those that bind more strongly.
 
-
-def _to_postfix(text: Text) -> Iterator[int | str]:
-    """Shunting-yard: operands as they come, signs once what binds more strongly is done."""
+    Every token is moved once, so the cost is linear in the text, and nothing recurses on nested parentheses.
+    """
     waiting: list[tuple[str, int]] = []
-    operand = True
-    for found in _TOKEN.finditer(text.value.rstrip()):
+    """Operators and opening parentheses that are not out yet, with their places."""
+    needs_operand, operators = True, 0
+    for found in _TOKEN.finditer(text.value, start, start + len(text.value[start:end].rstrip())):
         number, name, sign, other = found.groups()
-        start = found.start(found.lastindex or 0)
+        at = found.span(found.lastindex or 0)
         opens = sign is not None and sign.endswith("(")
-        if other or operand == (sign is not None and not opens):
-            if other in ("{", "}"):
-                raise _refuse_number(text, f"{other!r} in a number: write params without braces", start, found.end())
-            raise _refuse_number(text, f"{found.group().strip()!r} cannot stand here", start, found.end())
-        if number and len(number) > 18:
-            raise _refuse_number(text, "a number of more than 18 digits", start, found.end())
+        token = "".join(sign.split()) if sign is not None else ""
+        if other or needs_operand == (sign is not None and not opens) or not _is_known(token, dialect):
+            help = "write params without braces" if other in ("{", "}") else dialect.help
+            raise _refuse(text, dialect, f"unexpected {found[found.lastindex or 0]!r}", at, help)
+        if number and len(number) > dialect.max_digits:
+            raise _refuse(text, dialect, f"a number must have at most {dialect.max_digits} digits", at)
         if sign is None:
-            yield int(number) if number else name
-            operand = False
+            yield int(number) if number else Name(name, at)
+            needs_operand = False
         elif opens:
-            waiting.append(("".join(sign.split()), start))
+            waiting.append((token, at[0]))
         elif sign == ")":
-            while waiting and not waiting[-1][0].endswith("("):
-                yield waiting.pop()[0]
-            if not waiting:
-                raise _refuse_number(text, "a parenthesis that closes nothing", start, found.end())
-            opened = waiting.pop()[0]
-            if opened in _ROUNDED:
-                yield opened
+            yield from _close_parenthesis(text, dialect, waiting, at)
         else:
-            while waiting and _SIGNS.get(waiting[-1][0], 0) >= _SIGNS[sign]:
+            operators += 1
+            if dialect.max_operators is not None and operators > dialect.max_operators:
+                title = f"an expression must have at most {dialect.max_operators} operators"
+                raise _refuse(text, dialect, title, (start, end), "write it shorter")
+            # Of equal strength the left one goes first: 8 - 2 - 1 is (8 - 2) - 1.
+            while waiting and waiting[-1][0] in _OPERATORS and _OPERATORS[waiting[-1][0]][0] >= _OPERATORS[sign][0]:
                 yield waiting.pop()[0]
-            waiting.append((sign, start))
-            operand = True
-    if operand:
-        raise _refuse_number(text, "a number that ends too early", len(text.value), len(text.value) + 1)
-    for sign, start in reversed(waiting):
+            waiting.append((sign, at[0]))
+            needs_operand = True
+    if needs_operand:
+        raise _refuse(text, dialect, "the expression ends too early", (end, end + 1))
+    for sign, place in reversed(waiting):
         if sign.endswith("("):
-            raise _refuse_number(text, "a parenthesis that is never closed", start, start + 1)
+            raise _refuse(text, dialect, "'(' is never closed", (place, place + 1), "close it with )")
         yield sign
 
 
+def _is_known(token: str, dialect: Dialect) -> bool:
+    """Whether a dialect has an operator or a function; every dialect has operands and parentheses."""
+    return token in ("", "(", ")") or token in dialect.operators
+
+
+def _close_parenthesis(
+    text: Text, dialect: Dialect, waiting: list[tuple[str, int]], at: tuple[int, int]
+) -> Iterator[str]:
+    """What waited since the parenthesis was opened, and the function that it belongs to."""
+    while waiting and not waiting[-1][0].endswith("("):
+        yield waiting.pop()[0]
+    if not waiting:
+        raise _refuse(text, dialect, "unmatched ')'", at)
+    opened = waiting.pop()[0]
+    if opened in _ROUNDING:
+        yield opened
+
+
+def _refuse(text: Text, dialect: Dialect, title: str, at: tuple[int, int], help: str | None = None) -> InvalidRules:
+    return InvalidRules(Diagnostic(dialect.code, title, (Label(text.at(*at)),), (help or dialect.help,)))
+
+
 def check_names(expression: Expr, known: Mapping[str, object]) -> Diagnostic | None:
-    """Whether every name of an expression is a param of the file."""
+    """The problem of an expression that uses a param which the file does not have (RK162), or None."""
     for name in expression.names:
         if name not in known:
             close = difflib.get_close_matches(name, list(known), n=1)

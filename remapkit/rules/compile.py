@@ -1,6 +1,6 @@
-"""Rule sets: a rule file compiled. Every rule speaks about the original key; their order never matters.
+"""Compile a rule file. Every rule applies to the original key, so the order of rules does not matter.
 
-`compile_rules` takes a `RuleFile` and gives `CompiledRules`, or raises `InvalidRules` with every problem.
+`compile_rules` turns a `RuleFile` into `CompiledRules`, or raises `InvalidRules` with every problem.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from remapkit.rules.compile_template import compile_template, find_syntax_proble
 from remapkit.rules.model import CompiledRules, Requirement, Rule, RuleKind, Table
 from remapkit.rules.pipeline import (
     AddedTargets,
-    FlowReader,
     Pipeline,
+    PipelineReader,
     is_integer_capture,
     list_fill_targets,
     make_fill_pattern,
@@ -34,7 +34,7 @@ from remapkit.rules.pipeline import (
 from remapkit.rules.requirements import read_requirements
 
 MAX_ADDED = 100_000
-"""So many tensors one entry of `add` may bring."""
+"""The most tensors that one entry of `add` may create."""
 
 
 def compile_rules(
@@ -42,7 +42,7 @@ def compile_rules(
 ) -> CompiledRules:
     """Compile a rule file; raises `InvalidRules` with all of its problems.
 
-    `params` are values for its params, `config` a model's config.json, where others are looked up by name.
+    `params` are values for its params; `config` is a model's config.json, in which the others are looked up.
 
     >>> from remapkit.rulefile.read import read_text
     >>> rules = compile_rules(read_text("remapkit: 1\\nname: t\\nkeep: ['{all:**}']\\n"))
@@ -51,10 +51,10 @@ def compile_rules(
     """
     compiler = _Compiler(rule_file, params, config)
     rules = tuple(rule for written in rule_file.rules for rule in compiler.compile_rule(written))
-    keep = compiler.named("keep", rule_file.keep)
-    drop = compiler.named("drop", rule_file.drop)
+    keep = compiler.compile_named("keep", rule_file.keep)
+    drop = compiler.compile_named("drop", rule_file.drop)
     domain = compiler.compile_domain()
-    require = compiler.requirements()
+    require = compiler.compile_requirements()
     add = tuple(filter(None, (compiler.compile_fill(number, each) for number, each in enumerate(rule_file.add))))
     compiler.check_ids()
     compiler.check_unused_tables()
@@ -84,9 +84,9 @@ class _Compiler:
         self.file = rule_file
         self.problems: list[Diagnostic] = []
         self.params = resolve_params(rule_file.params, params, config, self.problems)
-        self.pipelines = FlowReader(self.params, self.problems)
+        self.pipelines = PipelineReader(self.params, self.problems)
         self.warnings: list[Diagnostic] = []
-        self.tables = {table.name.value: self.table(table) for table in rule_file.tables}
+        self.tables = {table.name.value: self.compile_table(table) for table in rule_file.tables}
         self.keys = {name: tuple(table.entries) for name, table in self.tables.items()}
         self.used: set[str] = set()
 
@@ -97,7 +97,7 @@ class _Compiler:
             self.problems += error.diagnostics
             return None
 
-    def table(self, written: WrittenTable) -> Table:
+    def compile_table(self, written: WrittenTable) -> Table:
         entries: dict[str, str] = {}
         by_value: dict[str, Any] = {}
         for entry in written.entries:
@@ -115,10 +115,10 @@ class _Compiler:
                     Label(first.span, f"{first.key.value} -> {value}", primary=False),
                     Label(entry.span, f"{key} -> {value}"),
                 )
-                title = f"the table {written.name.value!r} is not injective: two keys become {value!r}"
+                title = f"the table {written.name.value!r} is not injective: two keys map to {value!r}"
                 help = (
-                    f"keys that differ only in {first.key.value} and {key} would become one",
-                    "give each its own value, or say `lossy: true` if both never occur together",
+                    f"keys that differ only in {first.key.value} and {key} would map to one target",
+                    "give each its own value, or add `lossy: true` if both never occur together",
                 )
                 self.problems.append(Diagnostic("RK101", title, labels, help))
             by_value.setdefault(value, entry)
@@ -126,11 +126,11 @@ class _Compiler:
         return Table(written.name.value, entries, written.lossy, written.name.span)
 
     def compile_word(self, text: Text, what: str) -> str:
-        """What a word of a table says; one that has a problem stays as it is, so that no other follows from it."""
+        """A word of a table; one with a problem is returned as written, so that no other problem follows from it."""
         read = read_word(text, what, self.problems)
         return text.value if read is None else read.value
 
-    def pattern(self, written: WrittenPattern) -> Pattern | None:
+    def compile_key_pattern(self, written: WrittenPattern) -> Pattern | None:
         compiled = self.collect_problems(lambda: compile_pattern(written, self.keys))
         self.used |= {guard.named.value for guard in written.where if guard.named is not None}
         if compiled is None:
@@ -141,33 +141,37 @@ class _Compiler:
         self.used |= {part.table for part in pattern.parts if part.table is not None}
         return pattern
 
-    def template(self, to: Text, forget: tuple[Text, ...], pattern: Pattern) -> Template | None:
+    def note_lookups(self, to: Text) -> None:
+        """Count the tables that a template names as used, even if the template has problems."""
         self.used |= {name for name in self.tables if f"|{name}}}" in to.value.replace(" ", "")}
+
+    def compile_target(self, to: Text, forget: tuple[Text, ...], pattern: Pattern) -> Template | None:
+        self.note_lookups(to)
         template: Template | None = self.collect_problems(lambda: compile_template(to, forget, pattern, self.tables))
         return template
 
     def compile_rule(self, written: WrittenRule) -> tuple[Rule, ...]:
         if written.pipeline is not None:
             return self.compile_pipeline_rules(written)
-        pattern = self.pattern(written.pattern)
+        pattern = self.compile_key_pattern(written.pattern)
         if pattern is None:
-            # What can be said of a template without its pattern is said now, not in the next round.
+            # Without its pattern the template is checked only for syntax, so that this is reported in the same round.
             self.problems += find_syntax_problems(written.to)
-            self.used |= {name for name in self.tables if f"|{name}}}" in written.to.value.replace(" ", "")}
+            self.note_lookups(written.to)
             return ()
-        template = self.template(written.to, written.forget, pattern)
+        template = self.compile_target(written.to, written.forget, pattern)
         if template is None:
             return ()
         uses = _list_table_uses(pattern, template)
         return (Rule(written.id.value, "rule", pattern, template, written.span, uses),)
 
     def compile_pipeline_rules(self, written: WrittenRule) -> tuple[Rule, ...]:
-        """A rule with operations: one `Rule` for each pattern that it reads."""
+        """A rule with operations: one `Rule` for each of its patterns."""
         assert written.pipeline is not None
         before = len(self.problems)
-        found = [self.pattern(source.pattern) for source in written.pipeline.sources]
+        found = [self.compile_key_pattern(source.pattern) for source in written.pipeline.sources]
         patterns = [pattern for pattern in found if pattern is not None]
-        pipeline = self.pipeline(written, patterns) if len(patterns) == len(found) else None
+        pipeline = self.compile_pipeline(written, patterns) if len(patterns) == len(found) else None
         if pipeline is None or len(self.problems) > before:
             return ()
         return tuple(
@@ -184,7 +188,7 @@ class _Compiler:
             for number, (pattern, templates) in enumerate(zip(pipeline.patterns, pipeline.templates, strict=True))
         )
 
-    def pipeline(self, written: WrittenRule, patterns: list[Pattern]) -> Pipeline | None:
+    def compile_pipeline(self, written: WrittenRule, patterns: list[Pattern]) -> Pipeline | None:
         pipeline, read = written.pipeline, self.pipelines
         assert pipeline is not None
         before = len(self.problems)
@@ -198,7 +202,7 @@ class _Compiler:
         for pattern in patterns:
             seen = len(self.problems)
             against = make_template_pattern(pattern, pipeline, count)
-            row = [self.template(each.to, forget, against) for each in pipeline.outputs]
+            row = [self.compile_target(each.to, forget, against) for each in pipeline.outputs]
             if len(self.problems) > seen:
                 break
             templates.append(tuple(each for each in row if each is not None))
@@ -210,10 +214,10 @@ class _Compiler:
             before=tuple(read.calls.calls(each.ops) for each in pipeline.sources),
             after=tuple(read.calls.calls(each.ops) for each in pipeline.outputs),
             ops=read.calls.calls(pipeline.ops),
-            concat=read.split(pipeline.concat, len(pipeline.sources)),
+            concat=read.read_split(pipeline.concat, len(pipeline.sources)),
             stack=read.read_axis(pipeline.stack),
             unstack=unstack,
-            split=read.split(pipeline.split, len(pipeline.outputs)),
+            split=read.read_split(pipeline.split, len(pipeline.outputs)),
             share=pipeline.share,
         )
         return made if len(self.problems) == before else None
@@ -235,12 +239,12 @@ class _Compiler:
             return None
         count = math.prod(len(part.values or ()) for part in parts)
         if count > MAX_ADDED:
-            title = f"add[{number}] would bring {count:,} tensors: at most {MAX_ADDED:,} can be added by one entry"
+            title = f"add[{number}] must create at most {MAX_ADDED:,} tensors, got {count:,}"
             help = ("bound `each` more tightly",)
             self.problems.append(Diagnostic("RK217", title, (Label(written.to.span),), help))
             return None
         pattern = make_fill_pattern(written, tuple(parts))
-        template = self.template(written.to, (), pattern)
+        template = self.compile_target(written.to, (), pattern)
         if template is None or len(self.problems) > before:
             return None
         fields = {key.value: node for key, node in written.node.entries}
@@ -260,15 +264,15 @@ class _Compiler:
         try:
             filled.op(self.params)
         except NoValue:
-            pass  # said when a plan needs it
+            pass  # reported when a plan needs it
         except (BadNumber, RefusedOp) as error:
             self.problems.append(Diagnostic("RK163", str(error), (Label(written.node.span),), ("correct it",)))
         return filled if len(self.problems) == before else None
 
-    def named(self, kind: RuleKind, written: Iterable[WrittenPattern]) -> tuple[Rule, ...]:
+    def compile_named(self, kind: RuleKind, written: Iterable[WrittenPattern]) -> tuple[Rule, ...]:
         rules = []
         for number, each in enumerate(written):
-            pattern = self.pattern(each)
+            pattern = self.compile_key_pattern(each)
             if pattern is not None:
                 rules.append(
                     Rule(f"{kind}[{number}]", kind, pattern, None, each.span, _list_table_uses(pattern, None))
@@ -276,11 +280,15 @@ class _Compiler:
         return tuple(rules)
 
     def compile_domain(self) -> tuple[Pattern, ...]:
-        return tuple(filter(None, (self.pattern(each) for each in self.file.source_domain)))
+        return tuple(filter(None, (self.compile_key_pattern(each) for each in self.file.source_domain)))
 
-    def requirements(self) -> tuple[Requirement, ...]:
+    def compile_requirements(self) -> tuple[Requirement, ...]:
         calls, written = self.pipelines.calls, self.file.require
-        return tuple(read_requirements(written, self.params, self.pattern, calls, is_integer_capture, self.problems))
+        return tuple(
+            read_requirements(
+                written, self.params, self.compile_key_pattern, calls, is_integer_capture, self.problems
+            )
+        )
 
     def check_ids(self) -> None:
         seen: dict[str, Text] = {}
@@ -289,12 +297,12 @@ class _Compiler:
             if first is not rule.id:
                 labels = (Label(first.span, "first here", primary=False), Label(rule.id.span, "again here"))
                 title = f"two rules have the id {rule.id.value!r}"
-                self.problems.append(Diagnostic("RK160", title, labels, ("every message names a rule by its id",)))
+                self.problems.append(Diagnostic("RK160", title, labels, ("give each rule its own id",)))
 
     def check_unused_tables(self) -> None:
         for name, table in self.tables.items():
             if name not in self.used:
-                title = f"no rule uses the table {name!r}"
+                title = f"the table {name!r} is not used by any rule"
                 help = (
                     f"look a capture up with {{name|{name}}}, bound one with {{name:{name}}}, or remove the table",
                 )

@@ -1,13 +1,14 @@
-"""Compiled rules as data: patterns, templates, tables, and what becomes of each key."""
+"""Compiled rules as data: patterns, templates and tables, and how they match a key."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.source import Span
+from remapkit.ops.calls import Arg
 from remapkit.patterns.matcher import KeyOutcome, PatternMatcher, Renamer, SetMatcher
 from remapkit.patterns.pattern import Pattern
 from remapkit.patterns.stopping import Stop, find_stop
@@ -15,19 +16,12 @@ from remapkit.patterns.template import Template
 from remapkit.rulefile.syntax import RuleFile, WrittenTest
 from remapkit.rules.pipeline import AddedTargets, Pipeline
 
-if TYPE_CHECKING:
-    pass
-
-
-from remapkit.ops.calls import Arg
-
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
     """One entry of `require`: `what` is `count`, `shape` or `param`, `name` the pattern or the param as written.
 
-    `wanted` has the sizes of a shape (None: any), else the numbers of which one has to be found. `by` is the capture
-    that is counted.
+    `wanted` has the sizes of a shape (None: any), or else the allowed numbers. `by` is the capture that is counted.
     """
 
     what: str
@@ -41,13 +35,18 @@ class Requirement:
 
 RuleKind = Literal["rule", "keep", "drop"]
 
+AMBIGUITY_HELP = (
+    "narrow one of the patterns, or guard it with `where:` or `leaf:`; rule order is never used as a tie-breaker"
+)
+"""What to do about a key that several rules match, which lint, plans and tests report."""
+
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What one rule made of one key: its captures, and the target key (None: the key is dropped).
+    """A key matched by a rule: its captures, and its target key (None: the key is dropped).
 
-    Where a rule writes several targets, `target` is the first one and `targets` has all; `{e}` stands in them for an
-    index that the rule makes. `table_uses` are the entries of tables it went through, as (table, key).
+    If the rule writes several targets, `target` is the first and `targets` has all of them; `{e}` in a target stands
+    for an index that `unstack` makes. `table_uses` are the entries of tables that were used, as (table, key).
     """
 
     rule: Rule
@@ -71,9 +70,9 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One compiled rule, `keep` or `drop`; `tables` pairs captures with the tables that they go through.
+    """One compiled rule, `keep` or `drop`; `tables` pairs captures with the tables that they are looked up in.
 
-    A rule that reads several patterns is several of these, one a pattern (`branch` counts them), with one `flow`.
+    A rule with several patterns is several of these, one for each (`branch` numbers them), with one `pipeline`.
     """
 
     id: str
@@ -103,7 +102,7 @@ class Rule:
         return None if captures is None else Match(self, captures, self.target(fqn, captures))
 
     def target(self, fqn: str, captures: Mapping[str, str | None]) -> str | None:
-        """The target key for what was captured (of a rule that writes several, the first)."""
+        """The target key for some captures (the first one of a rule that writes several)."""
         if self.kind == "drop":
             return None
         if self.pipeline is not None and self.pipeline.unstack is not None:
@@ -111,13 +110,13 @@ class Rule:
         return fqn if self.template is None else self.template.render(captures)
 
     def find_stop(self, fqn: str) -> Stop | None:
-        """Where the key stopped being one of this rule's, or None where it is one."""
+        """Where the pattern stopped reading a key, or None if it matches."""
         return find_stop(self.pattern, fqn)
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledRules:
-    """A compiled rule file, as data: what becomes of each key. `remapkit.RuleSet` is its face.
+    """A compiled rule file as data. `remapkit.RuleSet` is the public class around it.
 
     >>> import remapkit
     >>> rules = remapkit.load("wan22_pth")
@@ -150,17 +149,17 @@ class CompiledRules:
 
     @property
     def unmatched(self) -> Literal["error", "keep", "drop"]:
-        """What becomes of a key that no rule matches."""
+        """What happens to a key that no rule matches."""
         return self.file.unmatched
 
     @property
     def neutral(self) -> frozenset[str]:
-        """The ids of the drops whose author says that what they drop changes nothing."""
+        """The ids of the drops that the author declares to change nothing."""
         return frozenset(f"drop[{number}]" for number, each in enumerate(self.file.drop) if each.neutral)
 
     @property
     def digest(self) -> str:
-        """`sha256:` and the hex digest of what the rules mean; comments and tests do not count."""
+        """`sha256:` and the hex digest of the rules, without comments and tests."""
         return self.file.digest
 
     @property
@@ -178,12 +177,12 @@ class CompiledRules:
 
     @property
     def has_operations(self) -> bool:
-        """Whether any rule does more than to rename."""
+        """Whether any rule does more than rename."""
         return bool(self.add) or any(rule.pipeline is not None for rule in self.rules)
 
 
 def _decide_outcome(rule: Rule) -> KeyOutcome:
-    """What becomes of the keys of a rule."""
+    """What happens to the keys of a rule."""
     if rule.kind != "rule":
         return rule.kind
     return "plan" if rule.pipeline is not None or rule.template is None else rule.template

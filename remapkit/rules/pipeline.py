@@ -1,9 +1,9 @@
-"""Pipelines: what rules with operations do, compiled. Sources are joined, changed and taken apart, in this one order:
+"""Pipelines: rules with operations, compiled. Sources are joined, transformed and split, always in this order:
 
     each source's own ops -> concat -> stack -> ops -> unstack -> split -> each target's own ops
 
-A pipeline is symbolic: its numbers may be params. `Pipeline.resolve` gives it numbers, and `plans/groups.py` makes
-moves of it.
+A pipeline is symbolic: its numbers may be params. `Pipeline.resolve` evaluates them, and `plans/groups.py` makes
+moves of the result.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from remapkit.tensors.spec import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A dimension that an index counts: `stack` and `unstack`. `count` is how many there must be, None: any."""
+    """The dimension of an index: `stack` and `unstack`. `count` is how many there must be (None: any number)."""
 
     dim: int
     by: str
@@ -40,7 +40,7 @@ class Axis:
     span: Span | None = field(default=None, compare=False, repr=False)
 
     def find_count(self, params: Params) -> int | None:
-        """How many there are, where the rule says so and its params have values."""
+        """How many there are, if the rule gives a number and its params have values."""
         try:
             return _resolve_count(self, params)
         except BadNumber:
@@ -49,9 +49,9 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class SplitRule:
-    """Where a tensor is cut, or put together: `sizes` are those of the parts, `equal` says that they are the same.
+    """Where a tensor is split, or joined: `sizes` are those of the parts, `equal` requires them to be the same.
 
-    A split without sizes is an equal one; a concat without them takes whatever comes.
+    A split without sizes has equal parts; a concat without them takes parts of any size.
     """
 
     dim: int
@@ -64,8 +64,8 @@ class SplitRule:
 class Pipeline:
     """What a rule does with values. `before` has the operations of each source, `after` those of each target.
 
-    `templates[source][target]` are the target keys in the captures of each source's pattern. The capture `stack.by`
-    is in none of them (it is folded); `unstack.by` is in each of them, and in no pattern.
+    `templates[source][target]` are the target keys, in terms of the captures of each source's pattern. None of them
+    has the capture `stack.by` (it is folded); each of them has `unstack.by`, which no pattern has.
     """
 
     id: str
@@ -96,10 +96,10 @@ class Pipeline:
         return tuple(dict.fromkeys(name for number in numbers for name in list_params(number)))
 
     def resolve(self, params: Params) -> Resolved:
-        """The pipeline with numbers; raises `BadNumber` where the params do not give them."""
+        """The pipeline with its numbers evaluated; raises `BadNumber` if the params do not allow that."""
         spans: dict[int, Span | None] = {}
 
-        def ops(calls: tuple[Call, ...]) -> tuple[base.Op, ...]:
+        def resolve_calls(calls: tuple[Call, ...]) -> tuple[base.Op, ...]:
             made = []
             for call in calls:
                 op = call.op(params)
@@ -108,9 +108,9 @@ class Pipeline:
             return tuple(made)
 
         return Resolved(
-            before=tuple(map(ops, self.before)),
-            ops=ops(self.ops),
-            after=tuple(map(ops, self.after)),
+            before=tuple(map(resolve_calls, self.before)),
+            ops=resolve_calls(self.ops),
+            after=tuple(map(resolve_calls, self.after)),
             stacked=_resolve_count(self.stack, params),
             unstacked=_resolve_count(self.unstack, params),
             sizes=_resolve_sizes(self.split, params),
@@ -124,7 +124,7 @@ def _resolve_sizes(split: SplitRule | None, params: Params) -> tuple[int, ...] |
         return None
     sizes = tuple(int(evaluate_arg(size, params)) for size in split.sizes)
     if min(sizes) < 1:
-        raise BadNumber(f"a part has the size {min(sizes)}")
+        raise BadNumber(f"a size must be at least 1, got {min(sizes)}")
     return sizes
 
 
@@ -133,7 +133,7 @@ def _resolve_count(axis: Axis | None, params: Params) -> int | None:
         return None
     count = int(evaluate_arg(axis.count, params))
     if count < 1:
-        raise BadNumber(f"`count` is {count}, and must be at least 1")
+        raise BadNumber(f"`count` must be at least 1, got {count}")
     return count
 
 
@@ -164,25 +164,25 @@ class AddedTargets:
     template: Template | None = None
 
     def op(self, params: Params) -> join.FillOp:
-        """What it holds; raises `BadNumber` or `Refused`."""
+        """The operation that makes its value; raises `BadNumber` or `RefusedOp`."""
         shape = tuple(int(evaluate_arg(size, params)) for size in self.shape)
         if shape and min(shape) < 0:
-            raise BadNumber(f"the shape {list(shape)} has a negative size")
+            raise BadNumber(f"a size must be at least 0, got the shape {list(shape)}")
         spec = TensorSpec(self.dtype, shape)
         if isinstance(self.value, float | int):
             dtype.check_value(self.value, self.dtype)
         if self.value == "arange" and self.dtype not in CASTABLE_FLOATS and spec.numel:
             dtype.check_value(spec.numel - 1, self.dtype)
         if self.value == "tril" and len(shape) < 2:
-            raise base.RefusedOp("tril wants two dimensions at least")
+            raise base.RefusedOp("tril needs at least two dimensions")
         return join.FillOp(self.value, spec)
 
 
 # ------------------------------------------------------------------------------------------------- compilation
 
 
-class FlowReader:
-    """Reads the numbers and operations of written pipelines; what is wrong goes to `problems`."""
+class PipelineReader:
+    """Reads the numbers and operations of written pipelines; their problems go to `problems`."""
 
     def __init__(self, params: Mapping[str, object], problems: list[Diagnostic]) -> None:
         self.calls, self.problems = CallReader(params, problems), problems
@@ -199,11 +199,11 @@ class FlowReader:
         number = self.calls.read_number(count) if isinstance(count, ScalarNode) else None
         if isinstance(number, int) and isinstance(count, ScalarNode) and number < 1:
             self.add_problem(
-                f"`count` must be at least 1, got {number}", count.span, "say how many there are", code="RK216"
+                f"`count` must be at least 1, got {number}", count.span, "count the entries", code="RK216"
             )
         return Axis(_read_integer(node, "dim"), _read_word(node, "by").value, number, node.span)
 
-    def split(self, node: MapNode | None, parts: int) -> SplitRule | None:
+    def read_split(self, node: MapNode | None, parts: int) -> SplitRule | None:
         """`split` or `concat`, with one size for each part."""
         if node is None:
             return None
@@ -218,49 +218,51 @@ class FlowReader:
                     self.add_problem(f"a size must be at least 1, got {number}", item.span, help, code="RK216")
             if len(numbers) != parts:
                 self.add_problem(
-                    f"{len(numbers)} sizes for {parts} parts", sizes.span, "one size for each entry of `into`"
+                    f"`sizes` must have {parts} entries, got {len(numbers)}",
+                    sizes.span,
+                    "one size for each part",
                 )
         return SplitRule(_read_integer(node, "dim"), numbers, equal, node.span)
 
     def check_captures(self, written: WrittenPipeline, patterns: list[Pattern]) -> None:
-        """Every pattern of one rule has the same captures; what `stack` counts is an integer, `unstack` is new."""
+        """Every pattern of a rule must have the same captures, `stack.by` be an integer, and `unstack.by` be new."""
         first = {part.name for part in patterns[0].captures}
         for pattern in patterns[1:]:
             other = {part.name for part in pattern.captures}
             if other != first:
                 lacking = sorted(map(str, first - other)) or sorted(map(str, other - first))
                 labels = (Label(patterns[0].text.span, "and here", primary=False), Label(pattern.text.span))
-                title = f"the sources of one rule capture the same, and {lacking[0]!r} is in one only"
-                help = ("sources are put together by their captures: name the same ones in each pattern",)
+                title = f"all sources of a rule must have the same captures, but {lacking[0]!r} is only in one"
+                help = ("sources are joined by their captures: use the same names in each pattern",)
                 self.problems.append(Diagnostic("RK164", title, labels, help))
         if written.stack is not None:
             by = _read_word(written.stack, "by")
             for part in (pattern.capture(by.value) for pattern in patterns):
                 if part is None:
-                    title = f"`stack` counts {by.value!r}, which the pattern does not capture"
+                    title = f"`by` of `stack` must be a capture, got {by.value!r}"
                     known = ", ".join(sorted(map(str, first))) or "nothing"
-                    self.add_problem(title, by.span, f"captured are: {known}")
+                    self.add_problem(title, by.span, f"the pattern captures {known}")
                     break
                 if not is_integer_capture(part):
-                    title = f"`stack` counts {by.value!r}, which is no integer"
+                    title = f"`by` of `stack` must be an integer, but {by.value!r} may be other text"
                     self.add_problem(title, by.span, f"write {{{by.value}:int}} in the path, or \\d+ in the regex")
                     break
         self._check_templates(written)
         if written.unstack is not None and (by := _read_word(written.unstack, "by")).value in first:
-            title = f"`unstack` makes {by.value!r}, which the pattern captures already"
-            self.add_problem(title, by.span, "give the index a name of its own")
+            title = f"`by` of `unstack` must be a new name, but the pattern captures {by.value!r}"
+            self.add_problem(title, by.span, "choose another name for the index")
 
     def _check_templates(self, written: WrittenPipeline) -> None:
-        """What is counted away is in no target, and the index that is made in each."""
+        """Check that no target has the index of `stack`, and that every target has the index of `unstack`."""
         for output in written.outputs:
             if written.stack is not None and _has_name(output.to, by := _read_word(written.stack, "by").value):
-                title = f"`stack` puts every {by!r} into one tensor, so the target has none"
+                title = f"`stack` joins every {by!r} into one tensor, so the target cannot have it"
                 self.add_problem(title, output.to.span, f"remove {{{by}}} from the target")
             if written.unstack is not None and not _has_name(
                 output.to, by := _read_word(written.unstack, "by").value
             ):
-                title = f"`unstack` makes one tensor for each {by!r}, and the target does not name it"
-                self.add_problem(title, output.to.span, f"write {{{by}}} into the target")
+                title = f"`unstack` makes one tensor for each {by!r}, so the target must have it"
+                self.add_problem(title, output.to.span, f"add {{{by}}} to the target")
 
 
 def _has_name(to: Text, name: str) -> bool:
@@ -280,7 +282,7 @@ def _read_word(node: MapNode, name: str) -> Text:
 
 
 def is_integer_capture(part: Part) -> bool:
-    """Whether all that a part can be are integers."""
+    """Whether every value of a part is an integer."""
     if part.values is not None:
         return all(value.isascii() and value.isdigit() for value in part.values)
     return part.node == CANONICAL or _has_only_digits(part.node)
@@ -299,9 +301,9 @@ def _has_only_digits(node: PatternNode) -> bool:
 
 
 def make_template_pattern(pattern: Pattern, written: WrittenPipeline, count: int | None = None) -> Pattern:
-    """The pattern that templates are compiled against: without what is folded, with the index that is made.
+    """The pattern that templates are compiled against: without the index of `stack`, with the index of `unstack`.
 
-    `count` is how many `unstack` makes, where that is known: then the index is bounded.
+    The index is bounded by `count` if it is known how many `unstack` makes.
     """
     parts = pattern.parts
     if written.stack is not None:
@@ -316,7 +318,7 @@ def make_template_pattern(pattern: Pattern, written: WrittenPipeline, count: int
 
 
 def make_fill_pattern(written: WrittenFill, parts: tuple[Part, ...]) -> Pattern:
-    """The captures of an entry of `add`, as a pattern that its template can be compiled against."""
+    """The captures of an entry of `add` as a pattern, for its template to be compiled against."""
     return Pattern("path", written.to, written.node.span, parts)
 
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
 from remapkit.rulefile.syntax import WrittenTest
-from remapkit.rules.model import CompiledRules, Match, Rule
+from remapkit.rules.model import AMBIGUITY_HELP, CompiledRules, Match, Rule
+from remapkit.rules.near_miss import find_nearest_rule
 
 
 @dataclass(frozen=True, slots=True)
 class TestReport:
-    """How many tests there are, how many hold, and one problem for each of the others."""
+    """How many tests there are, how many passed, and one problem for each that failed."""
 
-    __test__ = False  # pytest takes classes that are called so for tests
+    __test__ = False  # pytest would collect it for its name
 
     total: int
     passed: int
@@ -23,19 +24,19 @@ class TestReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every test holds."""
+        """Whether every test passed."""
         return not self.problems
 
 
 def run_tests(rules: CompiledRules) -> TestReport:
-    """Every test of a rule file, each alone: a key that two rules match fails, and so does one that none matches.
+    """Run each test of a rule file by itself; a key that two rules match fails, and so does one that none matches.
 
     >>> from remapkit.rulefile.read import read_text
     >>> from remapkit.rules.compile import compile_rules
     >>> text = "remapkit: 1\\nname: t\\nrules: [{id: r, path: 'a.{n}', to: 'b.{n}'}]\\ntests: {a.0: b.0, a.1: c.1}\\n"
     >>> report = run_tests(compile_rules(read_text(text)))
     >>> report.passed, report.total, report.problems[0].title
-    (1, 2, 'a.1 becomes b.1, and not c.1')
+    (1, 2, 'a.1 becomes b.1; expected: c.1')
     """
     problems = [problem for test in rules.tests if (problem := _find_failure(rules, test)) is not None]
     return TestReport(len(rules.tests), len(rules.tests) - len(problems), tuple(problems))
@@ -58,28 +59,28 @@ def _find_failure(rules: CompiledRules, test: WrittenTest) -> Diagnostic | None:
 
 
 def _check_several(test: WrittenTest, got: Sequence[str], rule: Rule | None) -> Diagnostic | None:
-    """A key that becomes several, or that should."""
+    """The failure of a test whose key becomes several keys, or should."""
     expected = [text.value for text in (test.target, *test.more) if text is not None]
     if list(got) == expected:
         return None
     labels = [Label(test.source.span)]
     if rule is not None:
         labels.append(Label(_locate_template(rule), f"{rule.id} writes {len(got)}", primary=False))
-    title = f"{test.source.value} becomes {', '.join(got) or 'nothing'}, and not {', '.join(expected) or 'nothing'}"
-    help = "write all of them, in the order of the rule: [a, b, c]"
+    title = f"{test.source.value} becomes {', '.join(got) or 'nothing'}; expected: {', '.join(expected) or 'nothing'}"
+    help = "list every target in the order of the rule: [a, b, c]"
     values = {"source": test.source.value, "expected": expected, "got": list(got), "rule": rule and rule.id}
     return Diagnostic("RK700", title, tuple(labels), (help,), values=values)
 
 
 def _explain_difference(test: WrittenTest, got: str | None, rule: Rule | None, rules: CompiledRules) -> Diagnostic:
-    fqn, expected = test.source.value, test.target.value if test.target else None
+    fqn = test.source.value
     labels = [Label(_locate_difference(test, got), "expected here")]
     if rule is not None:
         labels.append(Label(_locate_template(rule), f"{rule.id} -> {got or 'dropped'}", primary=False))
     elif rules.file.unmatched_span is not None:
         labels.append(Label(rules.file.unmatched_span, "no rule matches", primary=False))
-    title = f"{fqn} {_describe_outcome(got)}, and {'should be dropped' if expected is None else f'not {expected}'}"
-    help = "change the rule, or the test where the rule is right"
+    title = f"{fqn} {_describe_outcome(got)}; expected: {_describe_expected(test)}"
+    help = "correct the rule, or the test if the rule is right"
     return Diagnostic("RK700", title, tuple(labels), (help,), values=_collect_values(test, got, rule and rule.id))
 
 
@@ -87,8 +88,12 @@ def _describe_outcome(got: str | None) -> str:
     return "is dropped" if got is None else f"becomes {got}"
 
 
+def _describe_expected(test: WrittenTest) -> str:
+    return "dropped" if test.target is None else test.target.value
+
+
 def _locate_difference(test: WrittenTest, got: str | None) -> Span:
-    """The part of the expected key that differs from what came out; the source key where none is written."""
+    """The part of the expected key that differs from the target; the source key where the test expects a drop."""
     if test.target is None:
         return test.source.span
     expected = test.target.value
@@ -112,21 +117,18 @@ def _explain_ambiguous(test: WrittenTest, found: Sequence[Match]) -> Diagnostic:
     ]
     ids = [match.rule.id for match in found]
     title = f"{test.source.value} is matched by {len(found)} rules: {', '.join(ids)}"
-    help = ("narrow one of the patterns, or guard it with `where:` or `leaf:`; order never decides",)
-    return Diagnostic("RK701", title, tuple(labels), help, values=_collect_values(test, None, ids))
+    return Diagnostic("RK701", title, tuple(labels), (AMBIGUITY_HELP,), values=_collect_values(test, None, ids))
 
 
 def _explain_unmatched(rules: CompiledRules, test: WrittenTest) -> Diagnostic:
     fqn = test.source.value
-    expected = "dropped" if test.target is None else test.target.value
     notes, labels = [], [Label(test.source.span)]
-    stops = [(stop, rule) for rule in rules.everything if (stop := rule.find_stop(fqn)) is not None and stop.offset]
-    if stops:
-        stop, rule = max(stops, key=lambda pair: pair[0].offset)
+    if (nearest := find_nearest_rule(rules.everything, fqn)) is not None:
+        rule, stop = nearest
         labels = [Label(test.source.at(stop.offset, max(len(fqn), stop.offset + 1)), f"{rule.id} stopped here")]
         labels.append(Label(rule.pattern.text.span, "nearest", primary=False))
         notes.append(f"{rule.id} read {fqn[: stop.offset]!r}, then {stop.reason}")
-    title = f"{fqn} is matched by no rule; expected: {expected}"
+    title = f"{fqn} is matched by no rule; expected: {_describe_expected(test)}"
     help = ("write a rule for it, or correct the key; `remapkit explain` shows where every rule stops",)
     return Diagnostic("RK702", title, tuple(labels), help, tuple(notes), values=_collect_values(test, None, None))
 

@@ -1,34 +1,37 @@
-"""TODO-DOC remapkit/sources/declared.py"""
+"""The manifests that a rule file declares, as source and as target: found beside the rule file, and read.
+
+A rule file may come from anybody: only files below its own folder are read, and of one that is not a checkpoint
+nothing is shown.
+"""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import UnreadableCheckpoint, UsageError
 from remapkit.diagnostics.source import Text
 from remapkit.diagnostics.wording import escape_text
 from remapkit.formats import open_checkpoint
+from remapkit.rulefile.syntax import RuleFile
 from remapkit.tensors.spec import StateDictSpec
-
-if TYPE_CHECKING:
-    from remapkit.rulefile.syntax import RuleFile
 
 
 def find_home_folder(file: RuleFile) -> Path:
-    """The folder that paths in a rule file are relative to: its own, the real one where it is known by a link."""
+    """The folder that paths in a rule file are relative to: its own, with links resolved."""
     if file.path is not None:
         return Path(os.path.realpath(file.path)).parent
     return Path(os.path.realpath(file.folder or "."))
 
 
 def resolve_declared_path(file: RuleFile, written: Text) -> Path:
-    """The file that a rule file names: relative to it, and not outside its folder, links followed.
+    """The path of a file that a rule file names, relative to it.
 
-    A rule file may come from anybody. What it names is read, and parts of it are shown. Raises `UsageError` (RK424).
+    Raises `UsageError` (RK424) for one outside the folder of the rule file, links followed: it would be read and
+    partly shown.
     """
     folder = find_home_folder(file)
     path = folder / written.value
@@ -41,13 +44,13 @@ def resolve_declared_path(file: RuleFile, written: Text) -> Path:
     title = f"the rule file names a file outside its folder: {written.value}"
     help = (
         "if you trust it, name the file yourself: --target-keys FILE, or --keys FILE for the source",
-        f"or put it below {folder}",
+        f"or move it below {folder}",
     )
     raise UsageError(Diagnostic("RK424", escape_text(title), (Label(written.span),), help))
 
 
 def read_declared(path: Path) -> StateDictSpec:
-    """The header of a file that a rule file names; a refusal shows nothing of what it holds."""
+    """The header of a file that a rule file names; an error message shows nothing of its content."""
     try:
         return read_header(path)
     except UnreadableCheckpoint as error:
@@ -57,9 +60,56 @@ def read_declared(path: Path) -> StateDictSpec:
 def _hide_content(problem: Diagnostic, path: Path) -> Diagnostic:
     if problem.code != "RK401":
         return problem
-    title = "neither a manifest nor a checkpoint that can be read"
-    help = (f"look at it yourself: remapkit inspect {path}",)
+    title = "not a manifest or a checkpoint that can be read"
+    help = (f"inspect it yourself: remapkit inspect {path}",)
     return replace(problem, title=title, help=help, notes=(), place=str(path))
+
+
+def read_declared_target(file: RuleFile) -> StateDictSpec | None:
+    """The header of the manifest that a rule file declares as its target, if there is one.
+
+    A declared model without arguments may have a manifest beside the rule file, `keys/wan.vae.WanVAE.json` for
+    `model: wan.vae:WanVAE`, so that nothing needs to be imported.
+    """
+    written = file.target
+    if written is None:
+        return None
+    if written.keys is not None:
+        return _read_manifest(file, written.keys, "target")
+    if written.model is None or written.model_args or file.path is None:
+        return None
+    if "/" in written.model.value or "\\" in written.model.value:
+        return None
+    beside = replace(written.model, value=f"keys/{written.model.value.replace(':', '.')}.json")
+    return _read_manifest(file, beside, "target") if resolve_declared_path(file, beside).is_file() else None
+
+
+def read_declared_source(file: RuleFile) -> StateDictSpec | None:
+    """The header of the manifest that a rule file declares as its source, if there is one."""
+    written = file.source_keys
+    return None if written is None else _read_manifest(file, written, "source")
+
+
+def _read_manifest(file: RuleFile, written: Text, what: str) -> StateDictSpec:
+    path = resolve_declared_path(file, written)
+    try:
+        stamp = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
+        return read_declared(path) if stamp is None else _read_cached(path, *stamp)
+    except UnreadableCheckpoint as error:
+        raise type(error)([_place_problem(each, path, written, what) for each in error.diagnostics]) from None
+
+
+@lru_cache(maxsize=8)
+def _read_cached(path: Path, _changed: int, _size: int) -> StateDictSpec:
+    """A header, read again only when the time or the size of its file has changed."""
+    return read_declared(path)
+
+
+def _place_problem(problem: Diagnostic, path: Path, written: Text, what: str) -> Diagnostic:
+    """A problem of a declared manifest, shown at the place that declares it."""
+    title = f"the declared {what}: {problem.title}"
+    help = (*problem.help, f"the path is relative to the rule file; remapkit looked in {path.parent}")
+    return replace(problem, title=title, labels=(Label(written.span), *problem.labels), help=help)
 
 
 def read_header(path: Path, *, root: str | None = None) -> StateDictSpec:

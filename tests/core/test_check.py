@@ -91,7 +91,7 @@ def test_a_shape_mismatch_names_both_shapes_and_both_keys() -> None:
     check = checked({"w": TensorSpec("F32", (8, 4))}, {"w": F32})
     text = str(check.problems[0])
     assert codes(check) == ["RK312"]
-    assert all(word in text for word in ("w: the checkpoint brings [8, 4], a model wants [4, 4]", "from src.w"))
+    assert all(word in text for word in ("w: the checkpoint has [8, 4], a model expects [4, 4]", "from src.w"))
 
 
 def test_a_missing_key_is_shown_with_the_unexpected_one_that_looks_like_it() -> None:

@@ -144,7 +144,7 @@ def test_collisions_name_both_sources_the_target_and_both_rules() -> None:
     text = str(plan.problems[0])
     assert codes(plan) == ["RK303"]
     assert all(
-        word in text for word in ("a  (by r0)", "b  (by r1)", "both become t", "2 source keys land on 1 target")
+        word in text for word in ("a  (by r0)", "b  (by r1)", "both become t", "2 source keys map to 1 target")
     )
 
 

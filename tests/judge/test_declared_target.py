@@ -16,7 +16,7 @@ from judge_kit import Header, manifest, rule_file, rules_of, safetensors, specs
 import remapkit
 from remapkit.cli.app import main
 from remapkit.diagnostics.errors import FailedCheck
-from remapkit.plans.declared import check_declared_target
+from remapkit.plans.target_check import check_declared_target
 
 RENAME = "rules: [{id: r, path: 'a.{l}', to: 'bb.{l}'}]"
 SPLIT = "rules: [{id: r, path: qkv, split: {dim: 0, sizes: equal, into: [q, k]}}]"
@@ -71,7 +71,7 @@ def test_a_result_that_is_not_the_target_is_refused(
     ("target", "options", "why"),
     [
         ("", [], "t declares none"),
-        ("target: {model: 'py:os:system'}\n", [], "the model py:os:system, which is not imported unasked"),
+        ("target: {model: 'py:os:system'}\n", [], "the model py:os:system, which is imported only with"),
         ("target: {keys: t.json}\n", ["--no-target"], "--no-target"),
     ],
     ids=["none", "model", "unasked"],

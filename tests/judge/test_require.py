@@ -31,15 +31,15 @@ def blocks(*indices: int) -> Header:
 @pytest.mark.parametrize(
     ("row", "entry", "header", "words"),
     [
-        ("A37", "{count: 'j.{i:int}.w', is: 3}", blocks(0, 1), "must count 3, and the checkpoint has 2"),
-        ("more", "{count: 'j.{i:int}.w', is: [2, 3]}", blocks(0, 1, 2, 3), "must count 2 or 3, and the checkpoint has 4"),
-        ("gap", "{count: 'j.{i:int}.w', is: 3}", blocks(0, 2), "without a gap, and i goes to 2 without 1"),
-        ("none", "{count: 'k.{i:int}.w', is: 3}", blocks(0), "the checkpoint has 0"),
-        ("shape", "{shape: 'j.{i:int}.w', is: [2, 8]}", blocks(0, 1), "must have the shape [2, 8], and has [2, 4], and 1 more key differs"),
-        ("rank", "{shape: x, is: [1, any]}", blocks(0), "must have the shape [1, any], and has [1]"),
+        ("A37", "{count: 'j.{i:int}.w', is: 3}", blocks(0, 1), "must count 3, got 2"),
+        ("more", "{count: 'j.{i:int}.w', is: [2, 3]}", blocks(0, 1, 2, 3), "must count 2 or 3, got 4"),
+        ("gap", "{count: 'j.{i:int}.w', is: 3}", blocks(0, 2), "without a gap, but i = 1 is missing (the last is 2)"),
+        ("none", "{count: 'k.{i:int}.w', is: 3}", blocks(0), "got 0"),
+        ("shape", "{shape: 'j.{i:int}.w', is: [2, 8]}", blocks(0, 1), "must have the shape [2, 8], got [2, 4], and 1 more key differs"),
+        ("rank", "{shape: x, is: [1, any]}", blocks(0), "must have the shape [1, any], got [1]"),
         ("no key", "{shape: y, is: [1]}", blocks(0), "has no such key"),
-        ("param", "{param: heads, is: [8, 16]}", blocks(0), "the param heads must be 8 or 16, and is 4"),
-        ("arithmetic", "{shape: x, is: [heads // 2]}", blocks(0), "must have the shape [2], and has [1]"),
+        ("param", "{param: heads, is: [8, 16]}", blocks(0), "the param heads must be 8 or 16, got 4"),
+        ("arithmetic", "{shape: x, is: [heads // 2]}", blocks(0), "must have the shape [2], got [1]"),
     ],
 )  # fmt: skip
 def test_a_false_requirement_is_refused(row: str, entry: str, header: Header, words: str) -> None:
@@ -73,9 +73,9 @@ def test_a_true_requirement_is_silent(entry: str) -> None:
     [
         ("{param: head, is: 4}", "RK371", "there is no param 'head'"),
         ("{count: 'j.w', is: 4}", "RK371", "captures no integer to count"),
-        ("{count: '{a:int}.{b:int}', is: 4}", "RK371", "which of a and b is to be counted?"),
-        ("{count: '{a:int}.{b}', by: b, is: 4}", "RK371", "'b' is no integer"),
-        ("{shape: w, is: 4}", "RK371", "required to be one number"),
+        ("{count: '{a:int}.{b:int}', is: 4}", "RK371", "captures several integers, a and b; name the one to count"),
+        ("{count: '{a:int}.{b}', by: b, is: 4}", "RK371", "'b' is not an integer capture"),
+        ("{shape: w, is: 4}", "RK371", "must be a list, got one number"),
         ("{shape: w, is: [hidden]}", "RK162", "hidden"),
         ("{shape: w}", "RK021", "lacks `is`"),
         ("{is: 4}", "RK021", "requires nothing"),
@@ -142,4 +142,4 @@ def test_an_index_that_no_computer_counts_to_is_a_gap() -> None:
     rules = rules_of("require: [{count: 'j.{i:int}.w', is: 3}]\nkeep: ['j.{i:int}.w']")
     for digits in (17, 18, 19, 5000):
         found = rules.plan({f"j.{i}.w": remapkit.TensorSpec("F32", (1,)) for i in ("0", "1", "1" * digits)}).problems
-        assert [each.code for each in found] == ["RK370"] and "without 2" in found[0].title
+        assert [each.code for each in found] == ["RK370"] and "i = 2 is missing" in found[0].title

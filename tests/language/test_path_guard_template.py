@@ -266,7 +266,7 @@ def test_a_wrong_template_is_refused_at_its_column(to: str, path: str, code: str
 
 
 def test_a_message_names_the_value_that_goes_wrong() -> None:
-    assert "{n-1} is -1 for n = 0" in found_in(lambda: rules(rule("r", "{n-1}", path="{n:0..3}")))[0].title
+    assert "n-1 is -1 for n = 0" in found_in(lambda: rules(rule("r", "{n-1}", path="{n:0..3}")))[0].title
     assert "lacks '2'" in found_in(lambda: rules(rule("r", "{n|digits}", path="{n:0..2}"), tables=TABLES))[0].title
 
 

@@ -16,7 +16,7 @@ from remapkit.patterns.compile import compile_pattern
 from remapkit.patterns.finite import list_words
 from remapkit.patterns.matcher import PatternMatcher, Program, regex_text
 from remapkit.patterns.pattern import Pattern, split_into_parts
-from remapkit.patterns.regex import parse
+from remapkit.patterns.regex import parse_regex
 from remapkit.patterns.unparse import unparse
 
 # Pieces that are or are not of the dialect, so that random patterns lie on both sides of its border.
@@ -106,17 +106,17 @@ def test_captures_are_cut_as_re_cuts_them(parts: list[tuple[bool, list[str]]], f
 @given(regexes())
 def test_a_printed_pattern_is_read_back_as_the_same_tree_of_text(text: str) -> None:
     try:
-        once = unparse(parse(Text.of(text)))
+        once = unparse(parse_regex(Text.of(text)))
     except InvalidRules:
         return
-    assert unparse(parse(Text.of(once))) == once
+    assert unparse(parse_regex(Text.of(once))) == once
 
 
 @settings(max_examples=300, deadline=None)
 @given(regexes(depth=2))
 def test_all_words_of_a_finite_language_are_found(text: str) -> None:
     try:
-        node = parse(Text.of(text))
+        node = parse_regex(Text.of(text))
     except InvalidRules:
         return
     found = list_words(node, 500)
@@ -302,7 +302,7 @@ def _reads(machine: object, position: int, character: str) -> bool:
 
 
 def test_a_part_is_a_capture_or_literal() -> None:
-    parts = split_into_parts(parse(Text.of(r"a\.(?P<x>\d)(b|c)\.(?P<y>\w+)z")))
+    parts = split_into_parts(parse_regex(Text.of(r"a\.(?P<x>\d)(b|c)\.(?P<y>\w+)z")))
     assert [(part.name, unparse(part.node)) for part in parts] == [
         (None, r"a\."),
         ("x", "[0-9]"),

@@ -9,7 +9,7 @@ from prove_kit import seeded
 
 from remapkit.diagnostics.source import Text
 from remapkit.patterns.pattern import Pattern, split_into_parts
-from remapkit.patterns.regex import parse
+from remapkit.patterns.regex import parse_regex
 from remapkit.proofs.budget import Budget
 from remapkit.proofs.checks import Questions
 from remapkit.proofs.keymap import KeyMap
@@ -20,7 +20,11 @@ interegular = pytest.importorskip("interegular")
 def drop(text: str) -> KeyMap:
     written = Text.of(text)
     return KeyMap(
-        text, "drop", written.span, Pattern("match", written, written.span, split_into_parts(parse(written))), None
+        text,
+        "drop",
+        written.span,
+        Pattern("match", written, written.span, split_into_parts(parse_regex(written))),
+        None,
     )
 
 

@@ -19,7 +19,7 @@ from remapkit.api.ruleset import RuleSet
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.proofs import automata as languages
 from remapkit.proofs import checks as questions
-from remapkit.proofs import dfa
+from remapkit.proofs import dfa, losses
 from remapkit.proofs import findings as verdicts
 from remapkit.proofs import keymap as arrows_module
 from remapkit.proofs import linear as variants
@@ -195,6 +195,7 @@ def _joined_without_nullable(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(variants, "joined", joined)
     patch.setattr(questions, "joined", joined)
+    patch.setattr(dfa, "joined", joined)
 
 
 def _not_merged_between(variant: Any, start: int, place: Any) -> int:
@@ -223,7 +224,7 @@ def _states_only(self: Budget, steps: int) -> None:
 
 def _first_reading(self: Questions, number: int, key: str) -> Witness | None:
     found = arrows_module.readings(self.key_maps[number].pattern, key)
-    targets = [self.key_maps[number].target(key, questions._captures(self.key_maps[number], each)) for each in found]
+    targets = [self.key_maps[number].target(key, losses.name_captures(self.key_maps[number], each)) for each in found]
     other = next((n for n, target in enumerate(targets) if target != targets[-1]), None)
     if other is None:
         return None

@@ -198,7 +198,7 @@ def test_the_help_for_an_index_in_two_spellings_works(name: str) -> None:
     pattern, to = SPELT_TWICE[name]
     stacked = "stack: {dim: 0, by: e}, " + to
     (finding,) = prove(compiled(rule(f"{pattern}, {stacked}"))).findings
-    assert "can spell one index of 'e' in two ways" in finding.title
+    assert "can spell one index 'e' in two ways" in finding.title
     surface, _, text = finding.help[0].removeprefix("write ").partition(": ")
     proof = prove(compiled(rule(f"{surface}: '{text}', {stacked}")))
     assert (proof.level, proof.findings) == (Level.ALL, ())
@@ -207,7 +207,7 @@ def test_the_help_for_an_index_in_two_spellings_works(name: str) -> None:
 def test_the_help_for_an_index_in_two_spellings_of_a_guard_works() -> None:
     body = rule("path: 'a.{e}', where: {e: ['0', '00', 1]}, stack: {dim: 0, by: e}, to: b")
     (finding,) = prove(compiled(body)).findings
-    assert finding.help == ("keep one spelling of each index of 'e' in `where:`",)
+    assert finding.help == ("allow only one spelling of each index 'e' in `where:`",)
     assert prove(compiled(body.replace("'00', ", ""))).findings == ()
 
 
@@ -287,7 +287,7 @@ def test_explain_shows_how_a_guard_cuts_a_key_A40(tmp_path: Path, capsys: pytest
 def test_past_enough_faults_pairs_are_counted() -> None:
     proof = prove(compiled(many(40, "path: 'a.{x:**}', to: 'b#.{x}'")))
     assert [each.code for each in proof.findings].count("RK201") <= questions.MOST
-    assert "pairs of rules not looked at" in proof.findings[-1].title
+    assert "pairs of rules not examined" in proof.findings[-1].title
 
 
 def test_an_automaton_is_given_up_while_it_is_built() -> None:

@@ -10,9 +10,9 @@ import pytest
 import remapkit
 from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.diagnostics.errors import InvalidRules
-from remapkit.plans.declared import read_declared_source
 from remapkit.proofs.model import Level
 from remapkit.rulefile.read import read_text
+from remapkit.sources.declared import read_declared_source
 
 ROOT = Path(remapkit.__file__).parent.parent
 PACKS = {
@@ -31,7 +31,7 @@ def planted(pack: str, *changes: tuple[str, str]) -> RuleSet:
 @pytest.mark.parametrize("pack", PACKS)
 def test_a_pack_is_proven_for_all_keys_in_both_directions(pack: str) -> None:
     rules = remapkit.load(pack)
-    keys = read_declared_source(rules)
+    keys = read_declared_source(rules.file)
     proof = rules.prove(header=keys)
     assert (proof.level, proof.findings) == (Level.ALL, ())
     inverse = rules.inverse()
@@ -48,7 +48,7 @@ def test_a_pack_is_proven_for_all_keys_in_both_directions(pack: str) -> None:
 def test_the_inverse_of_the_inverse_does_what_the_pack_does(pack: str) -> None:
     rules = remapkit.load(pack)
     again = rules.inverse().inverse()
-    for key in read_declared_source(rules) or ():
+    for key in read_declared_source(rules.file) or ():
         assert [match.target for match in again.match(key)] == [match.target for match in rules.match(key)]
 
 
@@ -289,7 +289,7 @@ keep:
 def test_the_four_rules_that_forget_where_the_resample_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT / "rules")
     rules = compile_rules(read_text(CLASSIC))
-    proof = rules.prove(header=read_declared_source(rules))
+    proof = rules.prove(header=read_declared_source(rules.file))
     assert proof.level is Level.REFUTED
     assert [each.values["keys"] for each in proof.findings] == [
         [f"encoder.downsamples.0.downsamples.{n}.resample.a" for n in (0, 1)],
@@ -325,7 +325,7 @@ def test_one_rule_for_both_sides_is_told_what_the_index_is_on_each(monkeypatch: 
     rules = compile_rules(read_text(text[:begin] + both + text[end:]))
     (finding,) = [
         each
-        for each in rules.prove(header=read_declared_source(rules)).findings
+        for each in rules.prove(header=read_declared_source(rules.file)).findings
         if each.values["rules"] == ["resample"]
     ]
     assert "side is encoder" in finding.notes[1] and "side is decoder" in finding.notes[1]

@@ -1,0 +1,144 @@
+"""Check a plan against the target that its rule file declares.
+
+`apply`, `check`, `diff` and the state dict transform call `check_declared_target`. A target that the caller names
+(`--model`, `--target-keys`, the module of `load_into`) takes its place.
+
+A manifest is the header of one size of a model. If the rule file declares its source as well, and the checkpoint is
+another size of that source (other shapes, more layers), the manifest still says which names there are, apart from
+the numbers of layers and experts, and how many dimensions each has: only that is checked then. Nothing is imported.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
+from remapkit.plans.check import Check, Mismatch, make_check
+from remapkit.plans.model import ResolvedPlan
+from remapkit.rules.model import CompiledRules
+from remapkit.sources.declared import read_declared_source, read_declared_target
+from remapkit.tensors.spec import OPAQUE, StateDictSpec, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class TargetCheck:
+    """A plan checked against a target, or the reason why it was not.
+
+    `how` is `exact`, `layout` (another size: only names and numbers of dimensions) or `no`: then `check` is None, and
+    `notes` give the reason.
+    """
+
+    check: Check | None
+    how: str
+    notes: tuple[Diagnostic, ...] = ()
+
+    @property
+    def problems(self) -> tuple[Diagnostic, ...]:
+        """Every error of the check; none if nothing was checked."""
+        return () if self.check is None else self.check.problems
+
+
+def check_declared_target(
+    rules: CompiledRules, plan: ResolvedPlan, *, partial: bool = False, strict_dtype: bool = False
+) -> TargetCheck:
+    """Check a plan against the target that its rules declare; a `partial` checkpoint may lack targets.
+
+    Raises `UnreadableCheckpoint` for a declared manifest that cannot be read.
+
+    >>> import remapkit
+    >>> rules = remapkit.load("gpt2_hf")
+    >>> plan = rules.plan({"transformer.wte.weight": remapkit.TensorSpec("F32", (50257, 768))})
+    >>> check_declared_target(rules, plan).how
+    'exact'
+    """
+    target = read_declared_target(rules.file)
+    if target is None:
+        return skip_target_check(rules)
+    known = read_declared_source(rules.file)
+    other_size = known is not None and is_another_size(plan.source, known)
+    check = (
+        make_check(plan, target, strict_dtype=strict_dtype)
+        if known is None or not other_size
+        else _check_layout(plan, target, known)
+    )
+    opaque = {move.target for move in plan.moves if any(plan.source[fqn] is OPAQUE for fqn in move.sources)}
+    if partial or opaque:
+        check = replace(
+            check,
+            missing_keys=() if partial else check.missing_keys,
+            shape_mismatches=tuple(each for each in check.shape_mismatches if each.target not in opaque),
+        )
+    return TargetCheck(
+        check, "layout" if other_size else "exact", (_report_other_size(plan, target),) if other_size else ()
+    )
+
+
+def skip_target_check(rules: CompiledRules, *, unasked: bool = False) -> TargetCheck:
+    """No check, with a note why: no target is declared, only a model is, or the caller asked for none."""
+    written = rules.file.target
+    model = written.model.value if written is not None and written.model is not None else None
+    why = f"{rules.name} declares none; --target-keys FILE names one"
+    if unasked:
+        why = "--no-target"
+    elif model is not None:
+        why = f"{rules.name} declares only the model {model}, which is imported only with --model {model}"
+    title = f"the result is not checked against a target: {why}"
+    return TargetCheck(None, "no", (Diagnostic("RK360", title, severity=Severity.NOTE),))
+
+
+# --------------------------------------------------------------------------------------------------- other sizes
+
+
+def mask_indices(fqn: str) -> str:
+    """A key with `*` for its numbers: what the layers and experts of a model share.
+
+    >>> mask_indices("layers.31.attn.q.weight")
+    'layers.*.attn.q.weight'
+    """
+    return ".".join("*" if each.isdecimal() else each for each in fqn.split("."))
+
+
+def is_another_size(source: Mapping[str, TensorSpec], known: StateDictSpec) -> bool:
+    """Whether a header is another size of the known layout: a known name with another shape, or more layers."""
+    if any(fqn in known and spec is not OPAQUE and known[fqn].shape != spec.shape for fqn, spec in source.items()):
+        return True
+    more = [fqn for fqn in source if fqn not in known]
+    kinds = {mask_indices(fqn) for fqn in known} if more else set()
+    return any(mask_indices(fqn) in kinds for fqn in more)
+
+
+def _check_layout(plan: ResolvedPlan, target: StateDictSpec, known: StateDictSpec) -> Check:
+    """A check of names apart from their numbers, and of the number of dimensions that the rules give to each."""
+    wanted: defaultdict[str, list[str]] = defaultdict(list)
+    ranks: defaultdict[str, set[int]] = defaultdict(set)
+    for fqn, spec in target.items():
+        wanted[mask_indices(fqn)].append(fqn)
+        ranks[mask_indices(fqn)].add(len(spec.shape))
+    brought = {mask_indices(move.target) for move in plan.moves}
+    exact = make_check(plan, target)
+    flat = [
+        Mismatch(move.target, ", ".join(move.sources), move.spec, target[wanted[kind][0]])
+        for move in plan.moves
+        if (kind := mask_indices(move.target)) in wanted
+        and len(move.spec.shape) not in ranks[kind]
+        and not any(fqn in known and len(known[fqn].shape) != len(plan.source[fqn].shape) for fqn in move.sources)
+    ]
+    tied = set(exact.satisfied_by_tie)
+    lacking = [kind for kind, fqns in wanted.items() if kind not in brought and not tied.issuperset(fqns)]
+    return replace(
+        exact,
+        missing_keys=tuple(fqn for kind in lacking for fqn in wanted[kind]),
+        unexpected_keys=tuple(fqn for fqn in exact.unexpected_keys if mask_indices(fqn) not in wanted),
+        shape_mismatches=tuple(flat),
+    )
+
+
+def _report_other_size(plan: ResolvedPlan, target: StateDictSpec) -> Diagnostic:
+    title = (
+        f"only names and numbers of dimensions are checked against {target.name}: "
+        f"the checkpoint is another size than {plan.name} declares"
+    )
+    help = "to check shapes and numbers of layers, name the target: --model M, or --target-keys FILE"
+    return Diagnostic("RK361", title, help=(help,), severity=Severity.NOTE, place=plan.source.name)

@@ -1,0 +1,108 @@
+"""What two keys of one key map differ in, and whether the author declares it lossy (`forget`, lossy tables)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from remapkit.patterns.template import CaptureItem, MapItem
+from remapkit.proofs.keymap import KeyMap, readings
+
+APART = 100
+"""At most so many combinations of values that may be lost are examined one by one."""
+
+
+def list_captures(item: CaptureItem | MapItem) -> tuple[str, ...]:
+    return (item.name,) if isinstance(item, CaptureItem) else item.names
+
+
+def list_lossy_captures(key_map: KeyMap) -> tuple[str, ...]:
+    """The captures that are looked up in a lossy table."""
+    return tuple(
+        name
+        for item in key_map.items or ()
+        if isinstance(item, MapItem) and item.table in key_map.lossy
+        for name in item.names
+    )
+
+
+def is_admitted(key_map: KeyMap, keys: tuple[str, str]) -> bool:
+    """Whether two keys differ in a capture that the author declares lossy: then they never occur together."""
+    one, other = (key_map.reader(key) for key in keys)
+    if one is None or other is None:
+        return False
+    if any(one[name] != other[name] for name in key_map.forget):
+        return True
+    return any(
+        one[name] != other[name] and item.mapping[(one[name],)] == item.mapping[(other[name],)]
+        for item in key_map.items or ()
+        if isinstance(item, MapItem) and item.table in key_map.lossy
+        for name in item.names
+    )
+
+
+def split_by_captures(key_map: KeyMap, names: Sequence[str]) -> Iterator[KeyMap]:
+    """The key map split by the values of some captures; if there are too many, with those captures in the target."""
+    parts = [part for part in key_map.pattern.captures if part.name in names]
+    spaces = [part.values for part in parts if part.values is not None]
+    if len(spaces) < len(parts) or math.prod(map(len, spaces)) > APART:
+        yield replace(key_map, folded=(*key_map.folded, *names), forget=(), lossy=())
+        return
+    for values in itertools.product(*spaces):
+        given = {part.name: value for part, value in zip(parts, values, strict=True)}
+        pattern = replace(
+            key_map.pattern,
+            parts=tuple(
+                part.restrict_to((given[part.name],)) if part.name in given else part
+                for part in key_map.pattern.parts
+            ),
+        )
+        yield replace(key_map, pattern=pattern, forget=(), lossy=())
+
+
+def get_shown_target(text: str, key_map: KeyMap) -> str | None:
+    """The text of a collision as a target; None if it has folded captures in it."""
+    return None if key_map.folded else text
+
+
+def has_lossy_table(key_map: KeyMap) -> bool:
+    return any(isinstance(item, MapItem) and item.table in key_map.lossy for item in key_map.items or ())
+
+
+def name_captures(key_map: KeyMap, reading: Sequence[str]) -> Mapping[str, str]:
+    return {
+        part.name: text for part, text in zip(key_map.pattern.parts, reading, strict=True) if part.name is not None
+    }
+
+
+def identify_target(key_map: KeyMap, key: str, captures: Mapping[str, str]) -> tuple[str, ...]:
+    """The target, and the folded captures that count as part of it."""
+    return (str(key_map.target(key, captures)), *(captures[name] for name in key_map.folded))
+
+
+def render_target(key_map: KeyMap, key: str) -> str:
+    captures = key_map.reader(key)
+    return "" if captures is None else str(key_map.target(key, captures) or "")
+
+
+def find_lost_part(key_map: KeyMap, keys: tuple[str, str]) -> int | None:
+    """The part in which two keys differ but their target does not, forgotten captures first; or None."""
+    one, other = (readings(key_map.pattern, key, 1) for key in keys)
+    if not one or not other:
+        return None
+    shown = {
+        name
+        for item in key_map.items or ()
+        if isinstance(item, CaptureItem | MapItem)
+        for name in list_captures(item)
+    }
+    parts = key_map.pattern.parts
+    differing = [number for number in range(len(parts)) if one[0][number] != other[0][number]]
+    forgotten = [number for number in differing if parts[number].name in key_map.forget]
+    if forgotten:
+        return forgotten[0]
+    if not differing or any(parts[number].name in {*shown, *key_map.folded} for number in differing):
+        return None
+    return differing[0]
