@@ -11,7 +11,7 @@ from remapkit.authoring.scaffold import escape_regex, name_captures, write_bound
 from remapkit.diagnostics.wording import counted
 from remapkit.patterns.literals import literal_text
 from remapkit.rulefile.yaml.emit import emit_scalar, entry, quote_text
-from remapkit.tensors.families import is_index_word
+from remapkit.tensors.families import is_canonical_integer
 
 
 class How(enum.Enum):
@@ -109,13 +109,13 @@ def _make_rule(part: DraftRule, number: int, ids: set[str], tables: _Tables) -> 
             segments.append(f"{{{name}}}")
             where[name] = words
     to = ".".join(_write_target_segment(item, names, tables) for item in example.items)
-    shared = [each[0] for each in example.words if len(each) == 1 and not is_index_word(each[0])]
+    shared = [each[0] for each in example.words if len(each) == 1 and not is_canonical_integer(each[0])]
     id = _make_id(".".join(shared) or "all", ids)
     return _Rule(id, number, ".".join(segments), to, "path", where, len(example.pairs), example.pairs[0])
 
 
 def _choose_bound(words: Sequence[str], *, free: bool) -> str | None:
-    return "int" if free and all(map(is_index_word, words)) else write_bound(words)
+    return "int" if free and all(map(is_canonical_integer, words)) else write_bound(words)
 
 
 def _write_target_segment(item: SegmentItem, names: Sequence[str], tables: _Tables) -> str:

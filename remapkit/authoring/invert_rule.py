@@ -19,6 +19,7 @@ from remapkit.proofs.keymap import KeyMap
 from remapkit.proofs.linear import hanging_together
 from remapkit.rules.model import CompiledRules, Rule
 from remapkit.rules.pipeline import Axis, Pipeline, SplitRule
+from remapkit.tensors.families import is_canonical_integer
 
 if TYPE_CHECKING:
     from remapkit.diagnostics.source import Span
@@ -438,7 +439,7 @@ def _find_scales(rows: Mapping[str, tuple[str, ...]]) -> tuple[int, ...] | None:
 
 
 def has_only_integers(values: Iterable[str]) -> bool:
-    return all(value.isascii() and value.isdigit() and str(int(value)) == value for value in values)
+    return all(map(is_canonical_integer, values))
 
 
 def _find_shift(entries: Mapping[str, str]) -> int | None:

@@ -18,7 +18,7 @@ from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import choice_text, literal_text
 from remapkit.rulefile.schema.text import SCHEMA_FILE
 from remapkit.rulefile.yaml.emit import emit_scalar, entry, quote_text
-from remapkit.tensors.families import Family, find_families, is_index_word
+from remapkit.tensors.families import Family, find_families, is_canonical_integer
 from remapkit.tensors.spec import StateDictSpec
 
 MAX_TESTS = 100
@@ -145,7 +145,7 @@ def write_bound(words: Sequence[str]) -> str | None:
     """What bounds a capture to these words, within its braces; None where only a list can."""
     if len(words) > MAX_WORDS or any(choice_text(word) != word for word in words):
         return None
-    if is_index_word(words[0]):
+    if is_canonical_integer(words[0]):
         numbers = [int(word) for word in words]
         if numbers == list(range(numbers[0], numbers[-1] + 1)):
             return f"{numbers[0]}..{numbers[-1]}"
@@ -165,7 +165,7 @@ def _name_capture(segments: Sequence[Sequence[str]], place: int, taken: set[str]
     """An index is called after what it counts, `layers.{layer:0..31}`, the last segment `leaf`, all else `part`."""
     before = segments[place - 1] if place else ()
     name = "leaf" if place == len(segments) - 1 else "part"
-    if is_index_word(segments[place][0]):
+    if is_canonical_integer(segments[place][0]):
         name = "index"
         if len(before) == 1 and re.fullmatch(r"[A-Za-z_]\w*", before[0], re.ASCII):
             name = before[0].removesuffix("s") or "index"
@@ -178,7 +178,7 @@ def _name_capture(segments: Sequence[Sequence[str]], place: int, taken: set[str]
 
 def _make_id(family: Family, ids: set[str]) -> str:
     """The words that all keys share, `encoder.downsamples.residual`; numbered where two families share them."""
-    words = [words[0] for words in family.segments if len(words) == 1 and not is_index_word(words[0])]
+    words = [words[0] for words in family.segments if len(words) == 1 and not is_canonical_integer(words[0])]
     name = ".".join(filter(None, words)) or "all"
     number, unique = 2, name
     while unique in ids:

@@ -27,6 +27,7 @@ from remapkit.formats.pickle.values import (
     Tensor,
     describe_with_article,
 )
+from remapkit.tensors.families import mask_indices
 from remapkit.tensors.spec import DTYPE_BITS, find_name_problem, get_leaf
 
 _MAX_DEPTH = 200
@@ -328,7 +329,7 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
     """The mappings with their counts and sizes; those that differ only in a number are one line."""
     groups: dict[str, list[Candidate]] = {}
     for candidate in candidates:
-        name = ".".join("*" if part.isdecimal() else part for part in candidate.path.split("."))
+        name = mask_indices(candidate.path)
         groups.setdefault(name, []).append(candidate)
     ordered = sorted(groups.items(), key=lambda item: -sum(c.nbytes for c in item[1]))
     lines = []

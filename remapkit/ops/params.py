@@ -10,6 +10,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.rulefile.arithmetic import BadNumber, Expr, NoValue, check_names, parse_expression
 from remapkit.rulefile.syntax import WrittenParam
+from remapkit.tensors.families import is_canonical_integer
 
 
 def resolve_params(
@@ -101,7 +102,7 @@ def _look_up_config(config: Mapping[str, Any], param: WrittenParam) -> int | Non
     for step in param.config.value.split("."):
         if isinstance(value, Mapping):
             value = value.get(step)
-        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+        elif isinstance(value, list) and is_canonical_integer(step) and int(step) < len(value):
             value = value[int(step)]
         else:
             return None

@@ -32,8 +32,8 @@ from remapkit.patterns.literals import (
 from remapkit.patterns.pattern import CANONICAL, SEGMENT, SEGMENTS, Part
 from remapkit.patterns.tree import Seq, literal
 from remapkit.rulefile.yaml.emit import quote_text
+from remapkit.tensors.families import MAX_DIGITS, is_canonical_integer
 
-MAX_DIGITS = 18
 _TYPES = ("int", "**")
 _PLAIN = re.compile("[^{}.]+")
 _CAPTURE = re.compile(r"\{(?:[^{}']|'[^']*')*\}")
@@ -248,7 +248,7 @@ def read_range(kind: str, problems: Problems, start: int) -> tuple[str, ...] | N
     if max(len(low), len(high)) > MAX_DIGITS:
         problems.add("RK135", f"a bound of more than {MAX_DIGITS} digits", start, end, "no key has such an index")
         return None
-    if not all(side.isascii() and side.isdigit() and str(int(side)) == side for side in (low, high)):
+    if not (is_canonical_integer(low) and is_canonical_integer(high)):
         problems.add(
             "RK135", f"{kind!r} is no range of integers", start, end, "write it as in {n:0..47}, both ends included"
         )

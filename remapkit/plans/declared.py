@@ -23,6 +23,7 @@ from remapkit.diagnostics.source import Text
 from remapkit.plans.check import Check, Mismatch, make_check
 from remapkit.plans.model import ResolvedPlan
 from remapkit.sources.declared import read_declared, resolve_declared_path
+from remapkit.tensors.families import mask_indices
 from remapkit.tensors.spec import OPAQUE, StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -147,15 +148,6 @@ def _place_problem(problem: Diagnostic, path: Path, written: Text, what: str) ->
 
 
 # --------------------------------------------------------------------------------------------------- other sizes
-
-
-def mask_indices(fqn: str) -> str:
-    """A key with its numbers left open: what the layers and experts of a model share.
-
-    >>> mask_indices("layers.31.attn.q.weight")
-    'layers.*.attn.q.weight'
-    """
-    return ".".join("*" if each.isdecimal() else each for each in fqn.split("."))
 
 
 def is_another_size(source: Mapping[str, TensorSpec], known: StateDictSpec) -> bool:

@@ -6,7 +6,6 @@ witnesses, `verdicts.py` says them in words; here is which of them matter, and w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from remapkit.proofs.keymap import KeyMap, key_maps
 from remapkit.proofs.model import Level, Proof
 from remapkit.proofs.witness import Answers, Witness
 from remapkit.rules.pipeline import AddedTargets
+from remapkit.tensors.families import is_canonical_integer
 
 if TYPE_CHECKING:
     from remapkit.rules.model import CompiledRules
@@ -178,13 +178,10 @@ class _Prover:
         return Proof(level, findings, witnesses, undecided, domain)
 
 
-_INDEX = re.compile(r"0|[1-9][0-9]*")
-
-
 def _find_shapes(keys: Iterable[str]) -> tuple[Pattern, ...]:
     """The keys as patterns, with every segment that is an index left free; each shape once."""
     shapes = {
-        tuple(None if _INDEX.fullmatch(segment) else segment for segment in key.split(".")): None for key in keys
+        tuple(None if is_canonical_integer(segment) else segment for segment in key.split(".")): None for key in keys
     }
     found = []
     for shape in shapes:

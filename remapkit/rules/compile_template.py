@@ -16,6 +16,7 @@ from remapkit.patterns.literals import check_literal_text, read_quoted
 from remapkit.patterns.pattern import Part, Pattern
 from remapkit.patterns.template import PLAIN_TEXT, CaptureItem, MapItem, Template, TemplateItem, TextItem
 from remapkit.rules.model import Table
+from remapkit.tensors.families import is_canonical_integer
 from remapkit.tensors.spec import find_name_problem
 
 _REFERENCE = re.compile(r"\\(?:[0-9]|g<)[^.{}]*", re.ASCII)
@@ -399,7 +400,7 @@ class _Compiler:
             self.add_problem("RK154", title, written.at, bound + " with your own bounds", about=part)
             return None
         for value in part.values:
-            if not (value.isascii() and value.isdigit() and str(int(value)) == value):
+            if not is_canonical_integer(value):
                 title = f"arithmetic wants a bounded integer, and {part.name!r} can be {value!r}"
                 self.add_problem("RK154", title, written.at, bound + " with your own bounds", about=part)
                 return None

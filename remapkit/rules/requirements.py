@@ -22,6 +22,7 @@ from remapkit.rulefile.arithmetic import BadNumber
 from remapkit.rulefile.syntax import WrittenPattern, WrittenRequirement
 from remapkit.rulefile.yaml.nodes import ListNode, ScalarNode
 from remapkit.rules.model import Requirement
+from remapkit.tensors.families import MAX_DIGITS
 from remapkit.tensors.spec import OPAQUE, StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -33,10 +34,6 @@ ANY = "any"
 
 
 SHOWN = 5
-
-
-MAX_DIGITS = 18
-"""The longest index that is counted."""
 
 
 def read_requirements(
@@ -132,7 +129,7 @@ def find_unmet_requirements(rules: CompiledRules, source: StateDictSpec) -> Iter
 def _check_count(each: Requirement, wanted: tuple[object, ...], source: StateDictSpec) -> Iterator[Diagnostic]:
     assert each.reader is not None and each.by is not None
     written = {found[each.by] for fqn in source if (found := each.reader(fqn)) is not None}
-    # No model has 10^18 layers: such a number is a gap whatever it is, and Python reads no text of 5,000 digits.
+    # No model has 10^18 layers: such a number is a gap whatever it is.
     indices = sorted({int(text) if len(text) <= MAX_DIGITS else 10**MAX_DIGITS for text in written})
     number = indices[-1] + 1 if indices else 0
     if number in wanted and len(indices) == number:

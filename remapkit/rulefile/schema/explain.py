@@ -14,7 +14,7 @@ from remapkit.diagnostics.wording import excerpt_of
 from remapkit.rulefile.schema.text import schema_text
 from remapkit.rulefile.yaml.emit import emit_example
 from remapkit.rulefile.yaml.nodes import BrokenNode, ListNode, MapNode, Node, ScalarNode
-from remapkit.rulefile.yaml.scalars import READ_AS
+from remapkit.rulefile.yaml.scalars import READ_AS, classify_scalar
 
 if TYPE_CHECKING:
     from jsonschema import ValidationError
@@ -265,7 +265,7 @@ def _suggest_scalar(place: SchemaPlace, types: Sequence[str]) -> str | None:
         return f"write a list: [{node.value}]"
     if "string" in types and node.kind in ("integer", "number", "boolean", "null"):
         return f"quote it: '{node.value}'"
-    if types == ["integer"] and node.kind == "text" and node.value.isdecimal():
+    if types == ["integer"] and node.kind == "text" and classify_scalar(node.value) == "integer":
         return f"write it without quotes: {node.value}"
     if "array" in types and node.kind in ("text", "integer") and "\n" not in node.span.text:
         inner = f"'{node.value}'" if set(node.value) & set("[]{},'\"") else node.span.text

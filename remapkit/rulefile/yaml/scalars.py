@@ -21,6 +21,7 @@ READ_AS = {
 
 _CANONICAL: tuple[tuple[ScalarKind, re.Pattern[str]], ...] = (
     ("empty", re.compile("")),
+    # At most 15 digits: readers of JSON and YAML that take numbers for floats read those exactly too.
     ("integer", re.compile(r"0|-?[1-9][0-9]{0,14}")),
     ("number", re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+(?:[eE][-+][0-9]+)?")),
     ("boolean", re.compile("true|false")),
