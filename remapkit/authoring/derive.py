@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from remapkit.authoring.generalize import Copied, Example, Fixed, Looked, SegmentItem
-from remapkit.authoring.scaffold import escape_regex, name_captures, write_bound, write_where
+from remapkit.authoring.scaffold import list_guards, name_captures, write_bound
 from remapkit.diagnostics.wording import counted
 from remapkit.patterns.literals import literal_text
-from remapkit.rulefile.yaml.emit import emit_scalar, entry, quote_text
+from remapkit.patterns.tree import literal
+from remapkit.patterns.unparse import unparse
+from remapkit.rulefile.yaml.emit import emit_entry, emit_flow, emit_scalar, quote_text
 from remapkit.tensors.families import is_canonical_integer
 
 
@@ -84,7 +86,7 @@ def _make_rules(parts: Sequence[DraftRule]) -> tuple[list[_Rule], _Tables]:
 
 def _make_literal_rule(pair: tuple[str, str], number: int, ids: set[str]) -> _Rule:
     id = _make_id(pair[0], ids)
-    return _Rule(id, number, escape_regex(pair[0]), literal_text(pair[1]), surface="match", first=pair)
+    return _Rule(id, number, unparse(literal(pair[0])), literal_text(pair[1]), surface="match", first=pair)
 
 
 def _make_rule(part: DraftRule, number: int, ids: set[str], tables: _Tables) -> _Rule:
@@ -107,7 +109,7 @@ def _make_rule(part: DraftRule, number: int, ids: set[str], tables: _Tables) -> 
             segments.append(f"{{{name}:{kind}}}")
         else:
             segments.append(f"{{{name}}}")
-            where[name] = words
+            where[name] = list_guards(words)
     to = ".".join(_write_target_segment(item, names, tables) for item in example.items)
     shared = [each[0] for each in example.words if len(each) == 1 and not is_canonical_integer(each[0])]
     id = _make_id(".".join(shared) or "all", ids)
@@ -156,11 +158,9 @@ def _write_lines(written: Sequence[_Rule], tables: _Tables) -> Iterator[tuple[st
     if tables:
         yield "tables:", -1
         for name, entries in tables.items():
-            inner = ", ".join(
-                f"{emit_scalar(literal_text(key))}: {emit_scalar(literal_text(value))}" for key, value in entries
-            )
-            lossy = len({value for _, value in entries}) < len(entries)
-            yield f"  {name}: {{lossy: true, entries: {{{inner}}}}}" if lossy else f"  {name}: {{{inner}}}", -1
+            table = {literal_text(key): literal_text(value) for key, value in entries}
+            lossy = len(set(table.values())) < len(table)
+            yield emit_entry(name, {"lossy": True, "entries": table} if lossy else table), -1
         yield "", -1
     rules = [rule for rule in written if rule.to is not None]
     if rules:
@@ -171,14 +171,12 @@ def _write_lines(written: Sequence[_Rule], tables: _Tables) -> Iterator[tuple[st
     if keeps:
         yield "keep:", -1
         for rule in keeps:
-            pattern = quote_text(rule.pattern)
-            guarded = f"{{path: {pattern}, where: {write_where(rule.where)}}}"
-            yield f"  - {guarded if rule.where else pattern}", rule.part
+            guarded = {"path": rule.pattern, "where": rule.where}
+            yield f"  - {emit_flow(guarded) if rule.where else quote_text(rule.pattern)}", rule.part
         yield "", -1
     yield "tests:", -1
     for rule in written:
-        source, target = map(emit_scalar, rule.first)
-        yield from ((line, rule.part) for line in entry(source, target).split("\n"))
+        yield from ((line, rule.part) for line in emit_entry(*rule.first).split("\n"))
 
 
 def _write_rule(rule: _Rule) -> Iterator[str]:
@@ -186,6 +184,6 @@ def _write_rule(rule: _Rule) -> Iterator[str]:
     yield f"  - id: {emit_scalar(rule.id)}"
     yield f"    {rule.surface}: {quote_text(rule.pattern)}"
     if rule.where:
-        yield f"    where: {write_where(rule.where)}"
+        yield f"    where: {emit_flow(rule.where)}"
     yield f"    to: {quote_text(rule.to or '')}"
     yield ""

@@ -16,9 +16,9 @@ from typing import TypeVar
 from remapkit.authoring.derive import Draft, DraftRule, How, write_draft
 from remapkit.authoring.generalize import generalize, split_example
 from remapkit.authoring.pair_by_value import Pairing
-from remapkit.authoring.scaffold import check_name_and_source, escape_comment, write_head
+from remapkit.authoring.scaffold import check_name_and_source, write_head
 from remapkit.authoring.settle import Alike, By, Settled, settle_keys
-from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.diagnostic import Diagnostic, escape_line
 from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.diagnostics.wording import counted, named
 from remapkit.plans.check import make_check
@@ -333,7 +333,7 @@ def _write_leftovers(source: StateDictSpec, target: StateDictSpec, learned: Lear
         yield "# Keys of the target that have an equal, and that no rule leads to:"
         yield from _write_families(target, learned.open_b)
     for fqn, other in learned.unsaid.items():
-        yield f"# No rule can say this pair: {escape_comment(fqn)} -> {escape_comment(other)}"
+        yield f"# No rule can say this pair: {escape_line(fqn)} -> {escape_line(other)}"
     for rest, header, what in ((learned.only_a, source, "source"), (learned.only_b, target, "target")):
         if rest:
             yield ""
@@ -344,4 +344,4 @@ def _write_leftovers(source: StateDictSpec, target: StateDictSpec, learned: Lear
 
 def _write_families(header: StateDictSpec, fqns: Sequence[str]) -> Iterator[str]:
     some = StateDictSpec({fqn: header[fqn] for fqn in fqns}, name=header.name)
-    yield from (f"#   {escape_comment(family.pattern)}  # {len(family.fqns)}" for family in find_families(some))
+    yield from (f"#   {escape_line(family.pattern)}  # {len(family.fqns)}" for family in find_families(some))

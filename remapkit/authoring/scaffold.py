@@ -12,12 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.diagnostic import Diagnostic, escape_line
 from remapkit.diagnostics.errors import UsageError
 from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import choice_text, literal_text
+from remapkit.patterns.tree import literal
+from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.schema.text import SCHEMA_FILE
-from remapkit.rulefile.yaml.emit import emit_scalar, entry, quote_text
+from remapkit.rulefile.yaml.emit import emit_entry, emit_flow, emit_scalar, quote_text
 from remapkit.tensors.families import Family, find_families, is_canonical_integer
 from remapkit.tensors.spec import StateDictSpec
 
@@ -98,7 +100,7 @@ class _Candidate:
     id: str
     surface: str
     pattern: str
-    where: Mapping[str, tuple[str, ...]]
+    where: Mapping[str, Sequence[str]]
     to: str
     renamed: bool
 
@@ -122,11 +124,11 @@ def _make_candidate(family: Family, renamed: bool, ids: set[str]) -> _Candidate:
     id = _make_id(family, ids)
     if any("" in words for words in family.segments):
         # A path has no empty segments, a regular expression can say them.
-        segments = (f"(?P<{name}>[^.]*)" if name else escape_regex(words[0]) for name, words in names)
-        where = {name: words for name, words in names if name}
+        segments = (f"(?P<{name}>[^.]*)" if name else unparse(literal(words[0])) for name, words in names)
+        where = {name: list_guards(words) for name, words in names if name}
         return _Candidate(family, id, "match", r"\.".join(segments), where, to, renamed)
     path = ".".join(write_segment(name, words) for name, words in names)
-    where = {name: words for name, words in names if name and write_bound(words) is None}
+    where = {name: list_guards(words) for name, words in names if name and write_bound(words) is None}
     return _Candidate(family, id, "path", path, where, to, renamed)
 
 
@@ -137,8 +139,9 @@ def write_segment(name: str, words: Sequence[str]) -> str:
     return f"{{{name}:{kind}}}" if kind else f"{{{name}}}"
 
 
-def escape_regex(text: str) -> str:
-    return re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", text)
+def list_guards(words: Iterable[str]) -> list[str]:
+    """What bounds a capture to these words, under `where:`."""
+    return [literal_text(word) for word in words]
 
 
 def write_bound(words: Sequence[str]) -> str | None:
@@ -201,11 +204,11 @@ def write_head(
     all_reached: bool = True,
 ) -> Iterator[str]:
     """The lines before the rules. A manifest that the rules do not cover yet stands in a comment."""
-    leads = f" -> {escape_comment(target_ref or target.name)}" if target is not None else ""
+    leads = f" -> {escape_line(target_ref or target.name)}" if target is not None else ""
     yield f"# yaml-language-server: $schema={SCHEMA_FILE.as_uri()}"
     yield "remapkit: 1"
     yield f"name: {emit_scalar(name)}"
-    yield f"summary: {emit_scalar(f'{escape_comment(Path(source.name).name)}{leads}')}"
+    yield f"summary: {emit_scalar(f'{escape_line(Path(source.name).name)}{leads}')}"
     yield ""
     if source_ref is not None and not all_taken:
         yield "# No rule takes some of these keys. Declare them when all have one: `remapkit test` then tries all."
@@ -237,10 +240,10 @@ def _write_rules(found: Sequence[_Candidate], free: Sequence[Family], target: St
         yield f"  # - id: {emit_scalar(candidate.id)}"
         yield f"  #   {candidate.surface}: {quote_text(candidate.pattern)}"
         if candidate.where:
-            yield f"  #   where: {write_where(candidate.where)}"
+            yield f"  #   where: {emit_flow(candidate.where)}"
         yield f"  #   to: {quote_text(candidate.to)}"
         for family in alike.get(_collect_shapes(candidate.family), ())[:2]:
-            yield f"  #   # the target has as many keys of these shapes under {escape_comment(family.pattern)}"
+            yield f"  #   # the target has as many keys of these shapes under {escape_line(family.pattern)}"
         yield ""
 
 
@@ -263,11 +266,8 @@ def _write_keeps(found: Sequence[_Candidate], target: StateDictSpec | None) -> I
         note = candidate.count
         if target is not None:
             note += ", not in the target under this name" if candidate.renamed else ", in the target too"
-        pattern = quote_text(candidate.pattern)
-        if candidate.where:
-            yield f"  - {{{candidate.surface}: {pattern}, where: {write_where(candidate.where)}}}  # {note}"
-        else:
-            yield f"  - {pattern}  # {note}"
+        guarded = {candidate.surface: candidate.pattern, "where": candidate.where}
+        yield f"  - {emit_flow(guarded) if candidate.where else quote_text(candidate.pattern)}  # {note}"
     yield ""
 
 
@@ -275,8 +275,8 @@ def _write_tests(found: Sequence[_Candidate]) -> Iterator[str]:
     yield "# A source key and the target key that it must become (null: it must be dropped), for `remapkit test`."
     yield "tests:"
     for candidate in found[:MAX_TESTS]:
-        fqn = emit_scalar(candidate.family.fqns[0])
-        yield entry(fqn, fqn)
+        fqn = candidate.family.fqns[0]
+        yield emit_entry(fqn, fqn)
     yield ""
 
 
@@ -286,21 +286,9 @@ def write_lacking_keys(free: Sequence[Family], target: StateDictSpec | None) -> 
     count = sum(len(family.fqns) for family in free)
     yield f"# In the target, but under no name of the source: {count} of {len(target)} keys for rules to lead to."
     for family in free:
-        yield f"#   {escape_comment(family.pattern)}  # {len(family.fqns)} · {_describe_family(family)}"
+        yield f"#   {escape_line(family.pattern)}  # {len(family.fqns)} · {_describe_family(family)}"
     yield ""
 
 
 def _describe_family(family: Family) -> str:
     return f"{family.dtypes_text} {family.shapes_text}"
-
-
-def write_where(where: Mapping[str, Sequence[str]]) -> str:
-    entries = (
-        f"{name}: [{', '.join(quote_text(literal_text(word)) for word in words)}]" for name, words in where.items()
-    )
-    return "{" + ", ".join(entries) + "}"
-
-
-def escape_comment(text: str) -> str:
-    """A text in a comment: what would end the line, or be refused in a file, is escaped."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

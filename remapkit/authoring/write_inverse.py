@@ -16,7 +16,7 @@ from remapkit.patterns.pattern import SEGMENT, Part
 from remapkit.patterns.tree import literal
 from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.syntax import WrittenPattern
-from remapkit.rulefile.yaml.emit import emit_flow, emit_flow_scalar, entry, quote_text
+from remapkit.rulefile.yaml.emit import emit_entry, emit_flow, emit_scalar, quote_text
 from remapkit.rulefile.yaml.values import to_plain_value
 from remapkit.rules.model import CompiledRules, Rule
 
@@ -102,12 +102,8 @@ class InverseWriter:
         if self.tables.found:
             yield from ("", "tables:")
         for name, entries in self.tables.found.items():
-            listed = ", ".join(f"{_write_word(key)}: {_write_word(value)}" for key, value in entries.items())
-            yield (
-                f"  {name}: {{lossy: true, entries: {{{listed}}}}}"
-                if name in self.tables.lossy
-                else f"  {name}: {{{listed}}}"
-            )
+            table = {literal_text(key): literal_text(value) for key, value in entries.items()}
+            yield emit_entry(name, {"lossy": True, "entries": table} if name in self.tables.lossy else table)
 
     def params(self) -> Iterator[str]:
         written = self.rules.file.params
@@ -119,7 +115,7 @@ class InverseWriter:
             if param.value is not None:
                 value = int(param.value.value) if param.value.kind == "integer" else param.value.value
             given = {"value": value} if value is not None else {}
-            yield f"  {param.name.value}: {emit_flow({**config, **given}) if config else emit_flow(value)}"
+            yield emit_entry(param.name.value, {**config, **given} if config else value)
 
     def write_requirements(self) -> Iterator[str]:
         """What is required of params stays true; what is required of keys speaks of those that are targets now."""
@@ -135,7 +131,7 @@ class InverseWriter:
             yield f"  - {emit_flow({**entry, **({'note': each.note.value} if each.note is not None else {})})}"
 
     def rule(self, rule: InverseRule) -> Iterator[str]:
-        yield f"  - id: {emit_flow_scalar(rule.id)}"
+        yield f"  - id: {emit_scalar(rule.id)}"
         yield from self.pattern(rule)
         yield f"    to: {quote_text(rule.to)}"
 
@@ -143,7 +139,7 @@ class InverseWriter:
         surface, text = self.surface(rule)
         yield f"    {surface}: {quote_text(text)}"
         if rule.leaf is not None:
-            yield f"    leaf: [{', '.join(map(_write_word, rule.leaf))}]"
+            yield f"    leaf: {emit_flow(list(map(literal_text, rule.leaf)))}"
 
     def surface(self, rule: InverseRule) -> tuple[str, str]:
         path = self.path(rule) if rule.path else None
@@ -151,7 +147,7 @@ class InverseWriter:
 
     def pipeline(self, rule: InversePipeline) -> Iterator[str]:
         """A rule with operations, in the order in which they are done."""
-        yield f"  - id: {emit_flow_scalar(rule.id)}"
+        yield f"  - id: {emit_scalar(rule.id)}"
         if rule.concat is None:
             yield from self.pattern(rule.sources[0][0])
         else:
@@ -172,22 +168,12 @@ class InverseWriter:
         yield from (f"      {name}: {emit_flow(value)}" for name, value in rule.split.items())
         yield "      into:"
         for to, ops in rule.targets:
-            yield (
-                f"        - {{to: {quote_text(to)}, ops: {emit_flow(list(ops))}}}"
-                if ops
-                else f"        - {quote_text(to)}"
-            )
+            yield f"        - {emit_flow({'to': to, 'ops': ops}) if ops else quote_text(to)}"
 
     def source(self, rule: InverseRule, ops: tuple[object, ...]) -> str:
         """One source of a concat: its pattern alone where that is all."""
         surface, text = self.surface(rule)
-        leaf = f", leaf: [{', '.join(map(_write_word, rule.leaf))}]" if rule.leaf is not None else ""
-        done = f", ops: {emit_flow(list(ops))}" if ops else ""
-        return (
-            f"{{{surface}: {quote_text(text)}{leaf}{done}}}"
-            if leaf or done or surface == "match"
-            else quote_text(text)
-        )
+        return _write_pattern(surface, text, rule.leaf, ops)
 
     def path(self, rule: InverseRule) -> str | None:
         """The pattern on the path surface, where that can say the same."""
@@ -236,22 +222,14 @@ class InverseWriter:
         surface, text = (
             ("match", regex_text(rule.pattern)) if tables or written.where else (written.surface, written.text.value)
         )
-        leaf = f", leaf: [{', '.join(map(_write_word, rule.pattern.leaf))}]" if rule.pattern.leaf is not None else ""
-        if surface == "path" and not leaf:
-            return quote_text(text)
-        return f"{{{surface}: {quote_text(text)}{leaf}}}"
+        return _write_pattern(surface, text, rule.pattern.leaf)
 
     def tests(self) -> Iterator[str]:
         back = list(self.invert_tests())
         if back:
             yield from ("", "tests:")
         for target, sources in back:
-            written = (
-                emit_flow_scalar(sources[0])
-                if len(sources) == 1
-                else f"[{', '.join(map(emit_flow_scalar, sources))}]"
-            )
-            yield entry(emit_flow_scalar(target), written)
+            yield emit_entry(target, sources[0] if len(sources) == 1 else sources)
 
     def invert_tests(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """What each target becomes; of a rule with several sources only where the tests have all of them."""
@@ -295,6 +273,9 @@ def _is_same_language(capture: InverseCapture, part: Part) -> bool:
     return part.node == capture.part.node
 
 
-def _write_word(text: str) -> str:
-    """A word of a guard or a table, which stands for itself."""
-    return emit_flow_scalar(literal_text(text))
+def _write_pattern(surface: str, text: str, leaf: Sequence[str] | None, ops: Sequence[object] = ()) -> str:
+    """A pattern with its guard and its operations in one line: its text alone where that is all."""
+    if surface == "path" and leaf is None and not ops:
+        return quote_text(text)
+    guard = {"leaf": list(map(literal_text, leaf))} if leaf is not None else {}
+    return emit_flow({surface: text, **guard, **({"ops": ops} if ops else {})})

@@ -21,7 +21,7 @@ import value_kit as kit
 from remapkit.api.ruleset import compile_rules
 from remapkit.diagnostics.errors import RemapkitError
 from remapkit.rulefile.read import read_text
-from remapkit.rulefile.schema import validate as schema
+from remapkit.rulefile.schema import explain
 
 COUNT = int(os.environ.get("REMAPKIT_FUZZ", "600"))
 
@@ -91,7 +91,7 @@ def test_an_example_that_cannot_be_shown_is_seen(monkeypatch: pytest.MonkeyPatch
     def shown(value: Any) -> str:
         return json.dumps(value) if isinstance(value, int) else str.__add__(value, "")
 
-    monkeypatch.setattr(schema, "_flow", shown)
+    monkeypatch.setattr(explain, "emit_flow", shown)
     with pytest.raises(TypeError):
         for value in kit.VALUES:
             kit.judged(kit.rule_file(kit.op({"scale": value})))

@@ -12,7 +12,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import excerpt_of
 from remapkit.rulefile.schema.text import schema_text
-from remapkit.rulefile.yaml.emit import emit_example
+from remapkit.rulefile.yaml.emit import emit_flow
 from remapkit.rulefile.yaml.nodes import BrokenNode, ListNode, MapNode, Node, ScalarNode
 from remapkit.rulefile.yaml.scalars import READ_AS, classify_scalar
 
@@ -137,7 +137,7 @@ def _explain_missing_fields(place: SchemaPlace, error: Departure) -> Iterator[Di
         if place.node.key(name) is None and name not in _guess_fields(place.node, error.schema):
             field = error.schema["properties"][name]
             yours = "" if "const" in field else " with your own value"
-            how = f"add `{name}: {emit_example(field['examples'][0])}`{yours}"
+            how = f"add `{name}: {emit_flow(field['examples'][0])}`{yours}"
             yield Diagnostic(
                 "RK021", f"{place.name} lacks `{name}`", (Label(place.at),), (how, _describe_field(field))
             )
@@ -195,7 +195,7 @@ def _explain_too_many(place: SchemaPlace, error: Departure) -> Iterator[Diagnost
         help = f"operations are a list, one an entry: write `- {second.value}: ...` on its own line"
         yield Diagnostic("RK022", f"{place.name} has two operations", (Label(second.span),), (help,))
     else:
-        help = f"for example `{place.path[-1]}: {emit_example(error.schema['examples'][0])}`"
+        help = f"for example `{place.path[-1]}: {emit_flow(error.schema['examples'][0])}`"
         title = f"{place.name} wants {error.wanted} entries, and not more"
         yield Diagnostic("RK022", title, (Label(place.node.span),), (help,))
 
@@ -237,7 +237,7 @@ def _explain_wrong_type(place: SchemaPlace, error: Departure) -> Iterator[Diagno
     help: str | None = (_suggest_scalar if isinstance(node, ScalarNode) else _suggest_quotes)(place, types)
     if help is None and place.path and "examples" in error.schema:
         begin = "- " if isinstance(place.path[-1], int) else f"{place.path[-1]}: "
-        help = f"for example `{begin}{emit_example(error.schema['examples'][0])}`"
+        help = f"for example `{begin}{emit_flow(error.schema['examples'][0])}`"
     if help is None:
         help = (
             _describe_field(error.schema) if place.path else "begin with `remapkit: 1` and `name: ...`, a line each"
@@ -306,7 +306,7 @@ def _explain_version(place: SchemaPlace, error: Departure) -> Iterator[Diagnosti
 def _explain_empty(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if error.keyword == "minItems" and isinstance(place.node, ListNode) and place.node.items:
         title = f"{place.name} wants {error.wanted} entries at least"
-        help = f"for example `{emit_example(error.schema['examples'][0])}`"
+        help = f"for example `{emit_flow(error.schema['examples'][0])}`"
         yield Diagnostic("RK026", title, (Label(place.node.span),), (help,))
         return
     what = {"minLength": "an empty text", "minItems": "an empty list", "minProperties": "an empty mapping"}
