@@ -13,31 +13,6 @@ MAX_DIMS = 64
 """More dimensions than this no tensor of torch has."""
 
 
-MAX_DIGITS = 20
-"""2^64 has 20 digits: longer numbers mean nothing in a header."""
-
-
-MAX_TENSORS = 1_000_000
-"""More tensors than this no file has; each costs about 2 kB of memory."""
-
-
-def find_size_problem(raw: bytes) -> str | None:
-    """Why the JSON of a header, a manifest or an index would take far more memory than its bytes, or None.
-
-    Counted before anything is parsed: `{}` is two bytes and becomes sixty-four, and much more with something in it.
-
-    >>> find_size_problem(b"[" * 4_000_000)
-    'it opens 4000000 lists and objects: more than 1000000 tensors have'
-    """
-    containers = raw.count(b"[") + raw.count(b"{")
-    if containers > 3 * MAX_TENSORS + 100:
-        return f"it opens {containers} lists and objects: more than {MAX_TENSORS} tensors have"
-    values = raw.count(b",")
-    if values > 8 * MAX_TENSORS:
-        return f"it holds {values} values: more than {MAX_TENSORS} tensors have"
-    return None
-
-
 class FileFault(Exception):
     """A bare fact about a file's content, raised where it is found; `opened` adds the path and raises it on."""
 

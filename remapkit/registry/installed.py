@@ -145,10 +145,10 @@ def find_rules(name_or_path: str | Path) -> Path:
 
 def read_object(path: Path) -> Any:
     """The value of a small JSON file that the user named; raises `UsageError` (RK611)."""
-    from remapkit.files.strict_json import read_small_json
+    from remapkit.files.strict_json import read_json_file
 
     try:
-        return read_small_json(path)
+        return read_json_file(path)
     except UnreadableCheckpoint as error:
         (one,) = error.diagnostics
         words = one.title if str(path) in one.title else f"{path}: {one.title}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from remapkit.diagnostics.errors import UnreadableCheckpoint
-from remapkit.files.strict_json import read_small_json
+from remapkit.files.strict_json import read_json_file
 from remapkit.files.text import Opened, write_texts
 from remapkit.rules.model import CompiledRules
 
@@ -46,7 +46,7 @@ def witness_path(rules: Path) -> Path:
 def read_witness(rules: Path) -> Verification | None:
     """The witness of a rule file, None where there is none that can be read."""
     try:
-        found = read_small_json(witness_path(rules))
+        found = read_json_file(witness_path(rules))
         return Verification(str(found["digest"]), tuple(map(dict, found["verified"])), dict(found["versions"]))
     except (UnreadableCheckpoint, ValueError, KeyError, TypeError):
         return None
