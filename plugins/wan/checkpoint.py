@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ import torch
 from torch import nn
 
 import remapkit
-from remapkit import Diagnostic, FailedCheck, Plan, Reader, RuleSet, UsageError
-from remapkit.plugin import named
+from remapkit import Diagnostic, FailedCheck, Plan, Reader, RuleSet, UnreadableCheckpoint, UsageError
+from remapkit.plugin import named, read_json_file
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -89,8 +88,8 @@ def _read_diffusers_settings(path: Path) -> dict[str, Any]:
     """What a config of diffusers beside the checkpoint says about structure and statistics; shapes say the widths."""
     file = (path if path.is_dir() else path.parent) / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json_file(file)
+    except UnreadableCheckpoint:
         return {}
     if not isinstance(config, dict) or config.get("_class_name") != "AutoencoderKLWan":
         return {}
