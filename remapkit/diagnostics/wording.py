@@ -109,6 +109,25 @@ def human_bytes(count: float) -> str:
     return f"{count * 1000:.0f} PB"
 
 
+def find_close_name(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt one is most like, None where it is like none."""
+    from difflib import get_close_matches  # 2 ms that only a mistake needs
+
+    names = list(known)
+    close = get_close_matches(name, names, n=1) or get_close_matches(name.lower().strip(), names, n=1)
+    return close[0] if close else None
+
+
+def suggest_name(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The help for an unknown name: the known one that it is most like, or what to say where it is like none.
+
+    >>> suggest_name("pth", ["path", "match"]), suggest_name("x", ["path"], "known: path")
+    ("did you mean 'path'?", 'known: path')
+    """
+    close = find_close_name(name, known)
+    return f"did you mean {close!r}?" if close is not None else otherwise
+
+
 def excerpt_of(text: str, limit: int = 60) -> str:
     """A text for a message: quoted, escaped, and cut where it is long.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
+from remapkit.diagnostics.wording import suggest_name
 from remapkit.models.isolation import isolate_guest
 from remapkit.registry.installed import Plugin, find_folder, look_in_current_folder, plugins
 
@@ -75,8 +75,7 @@ def _find_plugin(name: str, reference: str) -> Plugin:
     known = {plugin.name: plugin for plugin in plugins()}
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=1)
-    help = [f"did you mean {close[0]!r}?"] if close else [f"installed plugins: {', '.join(known) or 'none'}"]
+    help = [suggest_name(name, known, f"installed plugins: {', '.join(known) or 'none'}")]
     if find_folder(name) is not None:
         help.append(f"for the importable package write py:{reference}")
     raise UsageError(Diagnostic("RK603", f"{reference}: there is no plugin named {name!r}", help=tuple(help)))
@@ -95,6 +94,5 @@ def _diagnose_import(reference: str, module: str, error: ImportError) -> Diagnos
 
 def _diagnose_attribute(reference: str, module: str, value: Any, part: str) -> Diagnostic:
     public = [name for name in dir(value) if not name.startswith("_")]
-    close = difflib.get_close_matches(part, public, n=1)
-    help = (f"did you mean {close[0]!r}?",) if close else ()
-    return Diagnostic("RK603", f"{reference}: {module} has no {part!r}", help=help)
+    help = filter(None, [suggest_name(part, public)])
+    return Diagnostic("RK603", f"{reference}: {module} has no {part!r}", help=tuple(help))

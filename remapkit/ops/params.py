@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules, UsageError
+from remapkit.diagnostics.wording import suggest_name
 from remapkit.rulefile.arithmetic import BadNumber, Expr, NoValue, check_names, parse_expression
 from remapkit.rulefile.syntax import WrittenParam
 from remapkit.tensors.families import is_canonical_integer
@@ -48,9 +48,8 @@ def resolve_params(
 def _check_given(given: Mapping[str, int], names: Mapping[str, WrittenParam]) -> None:
     for name, value in given.items():
         if name not in names:
-            close = difflib.get_close_matches(name, list(names), n=1)
             listed = f"these rules have: {', '.join(names)}" if names else "these rules have no params"
-            help = f"did you mean {close[0]!r}?" if close else listed
+            help = suggest_name(name, names, listed)
             raise UsageError(Diagnostic("RK640", f"there is no param {name!r}", help=(help,)))
         if isinstance(value, bool) or not isinstance(value, int):
             raise UsageError(Diagnostic("RK640", f"the param {name!r} is a whole number, and not {value!r}"))

@@ -6,7 +6,6 @@ capture by those of the listed values that the capture can be, and `leaf:` bound
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +13,14 @@ from dataclasses import dataclass, replace
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span, Text
+from remapkit.diagnostics.wording import suggest_name
 from remapkit.patterns.literals import literal_text, read_word
 from remapkit.patterns.path import Problems, parse_path, read_range
 from remapkit.patterns.pattern import Part, Pattern, split_into_parts
 from remapkit.patterns.regex import parse
 from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.syntax import WrittenGuard, WrittenPattern
+from remapkit.rulefile.yaml.emit import emit_flow
 
 SHOWN = 5
 MAX_LETTERS = 200_000
@@ -109,8 +110,7 @@ def _apply_guard(
 
 def _describe_unknown_capture(name: Text, names: Sequence[str | None], code: str, what: str) -> Diagnostic:
     known = [each for each in names if each]
-    close = difflib.get_close_matches(name.value, known, n=1)
-    help = f"did you mean {close[0]!r}?" if close else f"the pattern captures {', '.join(known) or 'nothing'}"
+    help = suggest_name(name.value, known, f"the pattern captures {', '.join(known) or 'nothing'}")
     title = f"this {what} {name.value!r}, which the pattern does not capture"
     return Diagnostic(code, title, (Label(name.span),), (help,))
 
@@ -136,10 +136,8 @@ def read_guard_values(
         values = read_range(named.value, collector, 0)
         problems += collector.found
         return None if values is None else tuple(Text(value, named.span) for value in values)
-    close = difflib.get_close_matches(named.value, list(tables), n=1)
-    help = [f"did you mean {close[0]!r}?"] if close else []
-    value = f"'{named.value}'" if set(named.value) & set("[]{},") else named.value
-    help.append(f"write a list, [{value}], a range, 0..47, or the name of a table")
+    how = f"write a list, {emit_flow([named.value])}, a range, 0..47, or the name of a table"
+    help = filter(None, [suggest_name(named.value, tables), how])
     title = f"{named.value!r} is neither a range nor a table"
     problems.append(Diagnostic("RK144", title, (Label(named.span),), tuple(help)))
     return None

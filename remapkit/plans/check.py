@@ -7,14 +7,13 @@ another tensor as well, so that nobody takes it for more than it is.
 
 from __future__ import annotations
 
-import difflib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck
-from remapkit.diagnostics.wording import SHOWN, counted, named
+from remapkit.diagnostics.wording import SHOWN, counted, find_close_name, named
 from remapkit.ops.join import needs_values
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
@@ -222,8 +221,8 @@ def _find_look_alikes(check: Check) -> list[str]:
     first = check.missing_keys[0]
     produced = check.plan.target
     same = [fqn for fqn in check.unexpected_keys if produced[fqn].shape == check.target[first].shape]
-    close = difflib.get_close_matches(first, same[:2000], n=1, cutoff=0.6)
-    return [f"{first} has the shape of the unexpected key {close[0]}"] if close else []
+    close = find_close_name(first, same[:2000])
+    return [f"{first} has the shape of the unexpected key {close}"] if close is not None else []
 
 
 def _report_unexpected_keys(check: Check) -> list[Diagnostic]:

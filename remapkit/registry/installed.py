@@ -7,7 +7,6 @@ any plugin. Plugins are packages named by entry points of the group `remapkit.pl
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UnreadableCheckpoint, UsageError
+from remapkit.diagnostics.wording import suggest_name
 
 GROUP = "remapkit.plugins"
 """The entry-point group of plugins: `wan = "my_package"` makes `wan.vae` mean the module `my_package.vae`."""
@@ -138,8 +138,7 @@ def find_rules(name_or_path: str | Path) -> Path:
         title = f"two packs are named {text!r}" if len(found) == 2 else f"{len(found)} packs are named {text!r}"
         raise UsageError(Diagnostic("RK602", title, notes=(places,), help=("name one by its path",)))
     names = [pack.name for pack in packs()]
-    close = difflib.get_close_matches(text, names, n=1)
-    help = f"did you mean {close[0]!r}?" if close else f"installed are: {', '.join(names) or 'none'}"
+    help = suggest_name(text, names, f"installed packs: {', '.join(names) or 'none'}")
     raise UsageError(Diagnostic("RK601", f"there is no rule file and no pack named {text!r}", help=(help,)))
 
 

@@ -5,7 +5,6 @@ heads: 32            heads: n_heads            sizes: [hidden, hidden, 4*hidden]
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from fractions import Fraction
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span, Text
+from remapkit.diagnostics.wording import suggest_name
 
 LARGEST = 1 << 62
 _TOKEN = re.compile(
@@ -167,9 +167,8 @@ def check_names(expression: Expr, known: Mapping[str, object]) -> Diagnostic | N
     """Whether every name of an expression is a param of the file."""
     for name in expression.names:
         if name not in known:
-            close = difflib.get_close_matches(name, list(known), n=1)
             listed = f"params of this file: {', '.join(known)}" if known else f"add `params: {{{name}: ...}}`"
-            help = f"did you mean {close[0]!r}?" if close else listed
+            help = suggest_name(name, known, listed)
             labels = (Label(expression.span),) if expression.span else ()
             return Diagnostic("RK162", f"there is no param {name!r}", labels, (help,))
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
-from remapkit.diagnostics.wording import excerpt_of
+from remapkit.diagnostics.wording import excerpt_of, find_close_name, suggest_name
 from remapkit.rulefile.schema.text import schema_text
 from remapkit.rulefile.yaml.emit import emit_flow
 from remapkit.rulefile.yaml.nodes import BrokenNode, ListNode, MapNode, Node, ScalarNode
@@ -121,9 +120,8 @@ def _explain_unknown_fields(place: SchemaPlace, error: Departure) -> Iterator[Di
     for key, _ in place.node.entries:
         if key.value in known:
             continue
-        close = _find_close_name(key.value, free) or _find_close_name(key.value, known)
         listed = f"known here: {', '.join(known)}"
-        help = (f"did you mean `{close[0]}`?",) if close else (listed,)
+        help = (suggest_name(key.value, free, suggest_name(key.value, known, listed)),)
         name, colon, value = key.value.partition(":")
         if colon and value and name in known:
             help = (f"a space follows the colon: `{name}: {value}`",)
@@ -146,11 +144,8 @@ def _explain_missing_fields(place: SchemaPlace, error: Departure) -> Iterator[Di
 def _guess_fields(node: MapNode, schema: Mapping[str, Any]) -> set[str]:
     """The fields that misspelt ones were meant to be: to call them missing too would be saying it twice."""
     known = list(schema["properties"])
-    return {name for key, _ in node.entries if key.value not in known for name in _find_close_name(key.value, known)}
-
-
-def _find_close_name(name: str, known: Sequence[str]) -> list[str]:
-    return difflib.get_close_matches(name.lower().strip(), known, n=1)
+    close = (find_close_name(key.value, known) for key, _ in node.entries if key.value not in known)
+    return {name for name in close if name is not None}
 
 
 def _describe_field(schema: Mapping[str, Any]) -> str:
@@ -284,8 +279,7 @@ def _suggest_quotes(place: SchemaPlace, types: Sequence[str]) -> str | None:
 def _explain_not_one_of(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     options = [str(each) for each in error.wanted]
     value = place.node.value if isinstance(place.node, ScalarNode) else ""
-    close = _find_close_name(value, options)
-    help = f"did you mean `{close[0]}`?" if close else f"write one of {', '.join(options)}"
+    help = suggest_name(value, options, f"write one of {', '.join(options)}")
     got = (
         excerpt_of(value)
         if isinstance(place.node, ScalarNode) and place.node.kind == "text"
