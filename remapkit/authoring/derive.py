@@ -12,6 +12,7 @@ from remapkit.diagnostics.wording import counted
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.tree import literal
 from remapkit.patterns.unparse import unparse
+from remapkit.rulefile.names import choose_name
 from remapkit.rulefile.yaml.emit import emit_entry, emit_flow, emit_scalar, quote_text
 from remapkit.tensors.families import is_canonical_integer
 
@@ -85,7 +86,7 @@ def _make_rules(parts: Sequence[DraftRule]) -> tuple[list[_Rule], _Tables]:
 
 
 def _make_literal_rule(pair: tuple[str, str], number: int, ids: set[str]) -> _Rule:
-    id = _make_id(pair[0], ids)
+    id = choose_name(pair[0], ids, "-")
     return _Rule(id, number, unparse(literal(pair[0])), literal_text(pair[1]), surface="match", first=pair)
 
 
@@ -112,7 +113,7 @@ def _make_rule(part: DraftRule, number: int, ids: set[str], tables: _Tables) -> 
             where[name] = list_guards(words)
     to = ".".join(_write_target_segment(item, names, tables) for item in example.items)
     shared = [each[0] for each in example.words if len(each) == 1 and not is_canonical_integer(each[0])]
-    id = _make_id(".".join(shared) or "all", ids)
+    id = choose_name(".".join(shared) or "all", ids, "-")
     return _Rule(id, number, ".".join(segments), to, "path", where, len(example.pairs), example.pairs[0])
 
 
@@ -135,20 +136,9 @@ def _name_table(name: str, entries: tuple[tuple[str, str], ...], tables: _Tables
     known = next((each for each, found in tables.items() if sorted(found) == sorted(entries)), None)
     if known is not None:
         return known
-    base = name.rstrip("0123456789")
-    number, unique = 2, base
-    while unique in tables:
-        number, unique = number + 1, f"{base}{number}"
-    tables[unique] = entries
-    return unique
-
-
-def _make_id(name: str, ids: set[str]) -> str:
-    number, unique = 2, name
-    while unique in ids:
-        number, unique = number + 1, f"{name}-{number}"
-    ids.add(unique)
-    return unique
+    chosen = choose_name(name.rstrip("0123456789"), set(tables))
+    tables[chosen] = entries
+    return chosen
 
 
 # ------------------------------------------------------------------------------------------------ YAML

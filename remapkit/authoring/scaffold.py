@@ -18,6 +18,7 @@ from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import choice_text, literal_text
 from remapkit.patterns.tree import literal
 from remapkit.patterns.unparse import unparse
+from remapkit.rulefile.names import choose_name
 from remapkit.rulefile.schema.text import SCHEMA_FILE
 from remapkit.rulefile.yaml.emit import emit_entry, emit_flow, emit_scalar, quote_text
 from remapkit.tensors.families import Family, find_families, is_canonical_integer
@@ -172,22 +173,13 @@ def _name_capture(segments: Sequence[Sequence[str]], place: int, taken: set[str]
         name = "index"
         if len(before) == 1 and re.fullmatch(r"[A-Za-z_]\w*", before[0], re.ASCII):
             name = before[0].removesuffix("s") or "index"
-    number, unique = 2, name
-    while unique in taken:
-        number, unique = number + 1, f"{name}{number}"
-    taken.add(unique)
-    return unique
+    return choose_name(name, taken)
 
 
 def _make_id(family: Family, ids: set[str]) -> str:
     """The words that all keys share, `encoder.downsamples.residual`; numbered where two families share them."""
     words = [words[0] for words in family.segments if len(words) == 1 and not is_canonical_integer(words[0])]
-    name = ".".join(filter(None, words)) or "all"
-    number, unique = 2, name
-    while unique in ids:
-        number, unique = number + 1, f"{name}-{number}"
-    ids.add(unique)
-    return unique
+    return choose_name(".".join(filter(None, words)) or "all", ids, "-")
 
 
 # ------------------------------------------------------------------------------------------------ YAML

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import remapkit.patterns.literals as module
 from remapkit.api.ruleset import RuleSet, compile_rules
-from remapkit.authoring import invert as inverting
 from remapkit.authoring import scaffold as starting
+from remapkit.authoring import write_inverse as inverting
 from remapkit.authoring.learn import learn
 from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.scaffold import new_rule_file
@@ -198,9 +198,9 @@ def test_every_help_works_when_it_is_followed(path: str) -> None:
 
 
 def test_a_help_that_was_not_tried_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = module._help
+    real = module._suggest_spellings
     monkeypatch.setattr(
-        module, "_help", lambda text, stretches, works, wild: real(text, stretches, lambda _: True, wild)
+        module, "_suggest_spellings", lambda text, stretches, works, wild: real(text, stretches, lambda _: True, wild)
     )
     with pytest.raises(InvalidRules):
         helps_work("a*b*c")
