@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import remapkit.patterns.literals as module
 from remapkit.api.ruleset import RuleSet, compile_rules
+from remapkit.authoring import invert_rule as inverting
 from remapkit.authoring import scaffold as starting
-from remapkit.authoring import write_inverse as inverting
 from remapkit.authoring.learn import learn
 from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.scaffold import new_rule_file
