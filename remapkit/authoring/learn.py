@@ -18,9 +18,9 @@ from remapkit.authoring.generalize import generalize, split_example
 from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.scaffold import check_name_and_source, write_head
 from remapkit.authoring.settle import Alike, By, Settled, settle_keys
-from remapkit.diagnostics.diagnostic import Diagnostic, escape_line
+from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, UsageError
-from remapkit.diagnostics.wording import counted, named
+from remapkit.diagnostics.wording import counted, escape_line, named
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.proofs.model import Level

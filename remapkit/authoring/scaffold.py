@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from remapkit.diagnostics.diagnostic import Diagnostic, escape_line
+from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
+from remapkit.diagnostics.wording import escape_line
 from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import choice_text, literal_text
 from remapkit.patterns.tree import literal

@@ -138,7 +138,7 @@ def _silence_stdout() -> None:
 def _report_bug() -> int:
     import traceback
 
-    from remapkit.diagnostics.diagnostic import escape_line
+    from remapkit.diagnostics.wording import escape_line
     from remapkit.registry.installed import version
 
     print("\n".join(map(escape_line, traceback.format_exc().splitlines())), file=sys.stderr)
@@ -153,7 +153,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong with arguments with nothing in it that steers a terminal."""
 
     def error(self, message: str) -> NoReturn:
-        from remapkit.diagnostics.diagnostic import escape_line
+        from remapkit.diagnostics.wording import escape_line
 
         super().error("\n".join(map(escape_line, message.split("\n"))))
 

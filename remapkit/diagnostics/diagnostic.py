@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from remapkit.diagnostics.source import Span
+from remapkit.diagnostics.wording import escape_line
 
 Style = Callable[[str, str], str]
 """`style(role, text)`: the text as it is to be shown; roles are error, warning, note, help, frame and place."""
@@ -75,19 +76,6 @@ class Diagnostic:
 
     def __str__(self) -> str:
         return render(self)
-
-
-def escape_line(text: str) -> str:
-    r"""Text from anywhere as part of a line: control, reordering and lone characters are escaped.
-
-    A name must not steer a terminal, begin a line of its own or show itself backwards.
-
-    >>> escape_line("a\x1b[2J\nerror: b")
-    'a\\x1b[2J\\nerror: b'
-    """
-    if text.isprintable():
-        return text
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
 
 
 def disarm_line(line: str) -> str:

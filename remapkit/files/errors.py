@@ -7,7 +7,7 @@ from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedWrite, UnreadableCheckpoint, UnwritableOutput
-from remapkit.diagnostics.wording import escape_text, shown
+from remapkit.diagnostics.wording import escape_line, shown
 
 MAX_DIMS = 64
 """More dimensions than this no tensor of torch has."""
@@ -44,12 +44,12 @@ def make_unreadable(
 ) -> UnreadableCheckpoint:
     """The error for a checkpoint that cannot be read, with its file and key as the place."""
     place = None if path is None else str(path) if key is None else f"{path}: {shown(key)}"
-    return UnreadableCheckpoint(Diagnostic(code, escape_text(title), help=help, notes=notes, place=place))
+    return UnreadableCheckpoint(Diagnostic(code, escape_line(title), help=help, notes=notes, place=place))
 
 
 def make_note(code: str, title: str, path: Path, *, help: tuple[str, ...] = ()) -> Diagnostic:
     """A note about a checkpoint that was read."""
-    return Diagnostic(code, escape_text(title), help=help, place=str(path), severity=Severity.NOTE)
+    return Diagnostic(code, escape_line(title), help=help, place=str(path), severity=Severity.NOTE)
 
 
 def is_utf8(name: str) -> bool:
@@ -72,7 +72,7 @@ def convert_os_error(path: Path, error: OSError) -> UnwritableOutput:
         return make_no_space(path, error, "")
     if error.errno == errno.EIO:
         title = f"{path}: the disk failed (input/output error); nothing was changed"
-        return FailedWrite(Diagnostic("RK509", escape_text(title), help=("look at the system's log: dmesg",)))
+        return FailedWrite(Diagnostic("RK509", escape_line(title), help=("look at the system's log: dmesg",)))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return make_unwritable("RK503", f"cannot write in {folder}: {(error.strerror or 'refused').lower()}")
     if error.errno == errno.EISDIR:
@@ -97,4 +97,4 @@ def make_unwritable(
     code: str, title: str, *, help: tuple[str, ...] = (), notes: tuple[str, ...] = ()
 ) -> UnwritableOutput:
     """The error for an output that cannot be written."""
-    return UnwritableOutput(Diagnostic(code, escape_text(title), help=help, notes=notes))
+    return UnwritableOutput(Diagnostic(code, escape_line(title), help=help, notes=notes))

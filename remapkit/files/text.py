@@ -12,7 +12,7 @@ from typing import Protocol
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UnwritableOutput
-from remapkit.diagnostics.wording import escape_text
+from remapkit.diagnostics.wording import escape_line
 from remapkit.files.atomic import (
     TEMPORARY_PREFIX,
     TEMPORARY_SUFFIX,
@@ -93,9 +93,9 @@ def _check_files(files: Mapping[Path, str], force: bool, sources: Iterable[Path 
             continue
         if (found.st_dev, found.st_ino) in read:
             title = f"{path} is read by this command: it is not written"
-            problems.append(Diagnostic("RK501", escape_text(title), help=("name another file",)))
+            problems.append(Diagnostic("RK501", escape_line(title), help=("name another file",)))
         elif not force and not stat.S_ISDIR(found.st_mode):
-            problems.append(Diagnostic("RK500", escape_text(f"{path} exists (use --force)")))
+            problems.append(Diagnostic("RK500", escape_line(f"{path} exists (use --force)")))
     if problems:
         raise UnwritableOutput(problems)
 

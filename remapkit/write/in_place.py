@@ -23,7 +23,7 @@ from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UnreadableCheckpoint, UnwritableOutput
-from remapkit.diagnostics.wording import escape_text
+from remapkit.diagnostics.wording import escape_line
 from remapkit.files.atomic import NewFile, ignore_interrupts, journal_path, sync_directory
 from remapkit.files.copy import BLOCK, Copier, write_all
 from remapkit.files.errors import FileFault, convert_os_error, make_unwritable
@@ -285,7 +285,7 @@ def _drop_journal(path: Path, state: str) -> None:
         help = [f"to keep the file as it is now, remove the journal: rm {shlex.quote(str(journal))}"]
         if state == "is renamed":
             help.append(f"to have the old names back: remapkit recover {shlex.quote(str(path))}")
-        raise JournalLeft(Diagnostic("RK512", escape_text(title), notes=notes, help=tuple(help))) from error
+        raise JournalLeft(Diagnostic("RK512", escape_line(title), notes=notes, help=tuple(help))) from error
     sync_directory(path.parent)
 
 

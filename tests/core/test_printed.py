@@ -96,7 +96,7 @@ def test_all_that_a_command_shows(title: str, cell: str, line: str, found: list[
     check_text("\n".join(lines))
 
 
-@pytest.mark.parametrize("fault", ["one_line", "inert"])
+@pytest.mark.parametrize("fault", ["escape_line", "disarm_line"])
 def test_a_place_that_is_not_escaped_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnostic, fault, lambda text: text)
     with pytest.raises(AssertionError):

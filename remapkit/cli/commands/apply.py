@@ -15,7 +15,7 @@ from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.cli.sizes import parse_size
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
-from remapkit.diagnostics.wording import counted, human_bytes
+from remapkit.diagnostics.wording import counted, sized
 from remapkit.files.index_names import is_index
 from remapkit.formats import Reader
 from remapkit.models.target import read_target_header
@@ -206,7 +206,7 @@ def _describe_written(job: Job, written: Written, restored: bool) -> Iterator[st
         yield f"resume: {written.kept} of {len(written.files) - 1} shards kept"
     if job.args.in_place:
         yield f"renamed {written.tensors} tensors in {written.files[0]}"
-        yield f"{human_bytes(written.nbytes)} written in {written.seconds:.2f} s; the data is where it was"
+        yield f"{sized(written.nbytes)} written in {written.seconds:.2f} s; the data is where it was"
         return
     for path in written.files:
         yield f"wrote {path}"
@@ -214,8 +214,8 @@ def _describe_written(job: Job, written: Written, restored: bool) -> Iterator[st
         names = ", ".join(f"{other} = {kept}" for other, kept in list(written.tied.items())[:3])
         more = f", ... and {len(written.tied) - 3} more" if len(written.tied) > 3 else ""
         yield f"{len(written.tied)} tied names are recorded, not written ({names}{more}); --untie writes copies"
-    rate = human_bytes(written.nbytes / max(written.seconds, 1e-9))
-    size = human_bytes(written.nbytes)
+    rate = sized(written.nbytes / max(written.seconds, 1e-9))
+    size = sized(written.nbytes)
     yield f"{counted(written.tensors, 'tensor')}, {size} in {written.seconds:.2f} s ({rate}/s)"
     if written.verified:
         what = "what the rules make of the source" if any(move.ops for move in job.moves) else "the source's"

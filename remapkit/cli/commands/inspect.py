@@ -8,7 +8,7 @@ from pathlib import Path
 
 from remapkit.cli.commands.common import list_files_read, open_source
 from remapkit.cli.render import CommandOutcome, TextTable
-from remapkit.diagnostics.wording import counted, human_bytes, shown
+from remapkit.diagnostics.wording import counted, shown, sized
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
 from remapkit.tensors.families import find_families
@@ -33,13 +33,13 @@ def run(args: Namespace) -> CommandOutcome:
         table = TextTable(
             (">keys", "family", "dtype", "shape", ">size"),
             tuple(
-                (str(len(each.fqns)), each.pattern, each.dtypes_text, each.shapes_text, human_bytes(each.nbytes))
+                (str(len(each.fqns)), each.pattern, each.dtypes_text, each.shapes_text, sized(each.nbytes))
                 for each in find_families(header)
             ),
         )
     what = f"{header.name}: {format}{f', state dict under {root!r}' if root else ''}"
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common())
-    total = f"{counted(len(header), 'tensor')} ({kinds}), {numel:,} elements, {human_bytes(header.nbytes)}"
+    total = f"{counted(len(header), 'tensor')} ({kinds}), {numel:,} elements, {sized(header.nbytes)}"
     tied = tuple(f"tied: {' = '.join(group)}" for group in header.tied)
     tied += tuple(f"recorded as tied: {shown(other)} = {shown(kept)}" for other, kept in header.recorded.items())
     metadata = tuple(f"metadata: {shown(key)} = {shown(value, 2000)}" for key, value in header.metadata.items())
