@@ -20,7 +20,7 @@ from remapkit.authoring.scaffold import check_name_and_source, write_head
 from remapkit.authoring.settle import Alike, By, Settled, settle_keys
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, UsageError
-from remapkit.diagnostics.wording import counted, escape_line, named
+from remapkit.diagnostics.wording import counted, escape_line, listed, named
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.proofs.model import Level
@@ -168,7 +168,7 @@ def _account_for_keys(
 
 def _report_no_pairs(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Diagnostic:
     title = f"no tensor of {source.name} has the dtype, shape and bytes of one of {target.name} alone"
-    said = _map_distinct(pairing.alike, lambda others: " or ".join(others[:3]) + (" or .." if others[3:] else ""))
+    said = _map_distinct(pairing.alike, lambda others: listed(others, 3, "or"))
     if pairing.alike:
         title = f"what {source.name} and {target.name} share tells no key apart: constants, or bytes of several keys"
     return Diagnostic(

@@ -89,7 +89,7 @@ def named(fqns: Sequence[str], limit: int = SHOWN) -> str:
     b
     ... and 1 more
     """
-    lines = [shown(fqn) for fqn in fqns[:limit]]
+    lines = [escape_line(fqn) for fqn in fqns[:limit]]
     if len(fqns) > limit:
         lines.append(f"... and {len(fqns) - limit} more")
     return "\n".join(lines)

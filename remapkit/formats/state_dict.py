@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from remapkit.diagnostics.wording import shown, sized
+from remapkit.diagnostics.wording import SHOWN, counted, listed, named, shown, sized
 from remapkit.files.errors import FileFault
 from remapkit.formats.pickle.allowlist import is_allowed
 from remapkit.formats.pickle.values import (
@@ -97,7 +97,7 @@ def choose_state_dict(found: Found, root: str | None, strict: bool) -> StateDict
         raise _make_hostile_fault(found, walk)
     strange = [name for name in found.named if not is_allowed(name)]
     if strict and strange:
-        count = "a global" if len(strange) == 1 else f"{len(strange)} globals"
+        count = counted(len(strange), "global")
         title = f"--strict-pickle: the pickle names {count} that no state dict needs ({_list_first(strange)})"
         raise FileFault(
             "RK411", title, help=("leave --strict-pickle out: nothing that a pickle names is ever built",)
@@ -275,7 +275,7 @@ def _explain_no_mapping(walk: _Walk) -> tuple[str, ...]:
     if walk.loose:
         notes.append(f"{walk.loose} tensors lie in lists or under keys that are not text")
     if walk.opaque:
-        notes.append(f"it holds {_format_object_count(walk.opaque.total())} ({_list_common_names(walk.opaque)})")
+        notes.append(f"it holds {counted(walk.opaque.total(), 'object')} ({_list_common_names(walk.opaque)})")
     return tuple(notes)
 
 
@@ -333,13 +333,11 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
         groups.setdefault(name, []).append(candidate)
     ordered = sorted(groups.items(), key=lambda item: -sum(c.nbytes for c in item[1]))
     lines = []
-    for name, group in ordered[:_SHOWN]:
+    for name, group in ordered:
         path = group[0].path if len(group) == 1 else f"{name} ({len(group)} mappings)"
         count = sum(c.tensors for c in group)
-        lines.append(f"{shown(path) or '.'}: {count} tensors, {sized(sum(c.nbytes for c in group))}")
-    if len(ordered) > _SHOWN:
-        lines.append(f"... and {len(ordered) - _SHOWN} more")
-    return "\n".join(lines)
+        lines.append(f"{shown(path) or '.'}: {counted(count, 'tensor')}, {sized(sum(c.nbytes for c in group))}")
+    return named(lines, _SHOWN)
 
 
 def _collect_tensors(candidate: Candidate) -> dict[str, Tensor]:
@@ -385,18 +383,16 @@ def _check_key(key: Any, candidate: Candidate) -> str:
 
 def _describe_ignored(walk: _Walk, chosen: Candidate) -> Iterator[str]:
     if walk.opaque:
-        yield f"{_format_object_count(walk.opaque.total())} were ignored ({_list_common_names(walk.opaque)})".replace(
-            "1 object were", "1 object was"
-        )
+        objects = counted(walk.opaque.total(), "object was", "objects were")
+        yield f"{objects} ignored ({_list_common_names(walk.opaque)})"
     values = [(key, value) for key, value in chosen.items if not isinstance(value, Tensor | Opaque)]
     if values:
-        names = ", ".join(f"{shown(name(key), 60)}: {describe_with_article(value)}" for key, value in values[:5])
-        more = f", ... and {len(values) - 5} more" if len(values) > 5 else ""
-        yield f"{len(values)} {'entry' if len(values) == 1 else 'entries'} beside the tensors ignored ({names}{more})"
+        names = listed((f"{shown(name(key), 60)}: {describe_with_article(value)}" for key, value in values), SHOWN)
+        yield f"{counted(len(values), 'entry', 'entries')} beside the tensors ignored ({names})"
     aside = [candidate for candidate in walk.candidates if walk.is_in_optimizer(candidate)]
     if aside and chosen not in aside:
         tensors = sum(candidate.tensors for candidate in aside)
-        yield f"the state of an optimizer was left aside ({tensors} tensors)"
+        yield f"the state of an optimizer was left aside ({counted(tensors, 'tensor')})"
     if walk.loose:
         yield f"{walk.loose} tensors in lists or under keys that are not text were ignored"
 
@@ -407,13 +403,8 @@ def _describe_unused(names: Sequence[str]) -> Iterator[str]:
 
 
 def _list_first(names: Sequence[str]) -> str:
-    return ", ".join(shown(name, 80) for name in names[:5]) + (", …" if len(names) > 5 else "")
-
-
-def _format_object_count(count: int) -> str:
-    return "1 object" if count == 1 else f"{count} objects"
+    return listed((shown(name, 80) for name in names), SHOWN)
 
 
 def _list_common_names(names: Counter[str]) -> str:
-    counted = [shown(name, 80) for name, _ in names.most_common(6)]
-    return ", ".join(counted[:5]) + (", …" if len(counted) > 5 else "")
+    return _list_first([name for name, _ in names.most_common()])

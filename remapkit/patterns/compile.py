@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span, Text
-from remapkit.diagnostics.wording import suggest_name
+from remapkit.diagnostics.wording import SHOWN, listed, suggest_name
 from remapkit.patterns.literals import literal_text, read_word
 from remapkit.patterns.path import Problems, parse_path, read_range
 from remapkit.patterns.pattern import Part, Pattern, split_into_parts
@@ -22,7 +22,6 @@ from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.syntax import WrittenGuard, WrittenPattern
 from remapkit.rulefile.yaml.emit import emit_flow
 
-SHOWN = 5
 MAX_LETTERS = 200_000
 """So many characters the words of one guard may have in all."""
 
@@ -146,14 +145,13 @@ def read_guard_values(
 def _describe_outside_values(
     part: Part, guard: WrittenGuard, outside: Sequence[Text], written: WrittenPattern, *, contradicts: bool
 ) -> Diagnostic:
-    listed = ", ".join(repr(text.value) for text in outside[:SHOWN])
-    more = f" and {len(outside) - SHOWN} more" if len(outside) > SHOWN else ""
+    values = listed((repr(text.value) for text in outside), SHOWN, "or")
     place = guard.named.span if guard.named is not None else outside[0].span
     labels = (Label(written.text.at(*part.at), "can never be that", primary=False), Label(place))
     if contradicts:
-        title = f"the guard contradicts the pattern: {part.name!r} can never be {listed}{more}"
+        title = f"the guard contradicts the pattern: {part.name!r} can never be {values}"
         return Diagnostic("RK141", title, labels, ("no key could match; change the guard or the capture",))
-    title = f"{part.name!r} can never be {listed}{more}"
+    title = f"{part.name!r} can never be {values}"
     help = ("remove it from the guard, or widen the capture",)
     return Diagnostic("RK142", title, labels, help, severity=Severity.WARNING)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck
-from remapkit.diagnostics.wording import SHOWN, counted, find_close_name, named
+from remapkit.diagnostics.wording import counted, find_close_name, named
 from remapkit.ops.join import needs_values
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
@@ -276,16 +276,14 @@ def _report_mismatches(
     lines = [
         f"{each.target}: the checkpoint brings {brought}, {check.target.name} wants {wanted}"
         + (f"  (from {each.source})" if each.source != each.target else "")
-        for each, brought, wanted in rows[:SHOWN]
+        for each, brought, wanted in rows
     ]
-    if len(rows) > SHOWN:
-        lines.append(f"... and {len(rows) - SHOWN} more")
     values = {each.target: {"brought": brought, "wanted": wanted} for each, brought, wanted in rows}
     return [
         Diagnostic(
             code,
-            f"{len(rows)} {what} mismatch{'es' * (len(rows) > 1)}",
-            notes=("\n".join(lines),),
+            counted(len(rows), f"{what} mismatch", f"{what} mismatches"),
+            notes=(named(lines),),
             help=(help,),
             severity=severity,
             place=check.plan.source.name,

@@ -22,7 +22,7 @@ from remapkit.companions.names import (
     is_companion_of,
 )
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
-from remapkit.diagnostics.wording import counted, listed
+from remapkit.diagnostics.wording import counted, listed, named
 from remapkit.ops.base import Op
 from remapkit.ops.dtype import CastOp, is_exact
 from remapkit.ops.join import FillOp, Join
@@ -32,7 +32,6 @@ from remapkit.tensors.spec import StateDictSpec, TensorSpec
 if TYPE_CHECKING:
     from remapkit.plans.moves import Dropped, Move, RuleRef
 
-SHOWN = 5
 NEUTRAL = (
     "if it changes nothing (a scale of 1, an alpha that equals its LoRA rank), say so: {path: ..., neutral: true}"
 )
@@ -108,13 +107,12 @@ class _Judge:
 
     def _report_fault(self, code: str, title: str, help: str, fault: _Fault) -> Diagnostic:
         severity = _SEVERITY.get(code, Severity.ERROR)
-        lines = fault.names[:SHOWN] + [f"... and {len(fault.names) - SHOWN} more"] * (len(fault.names) > SHOWN)
         many = f" ({counted(len(fault.names), 'time')})" if len(fault.names) > 1 else ""
         return Diagnostic(
             code,
             f"{fault.rule.id}: {title}{many}",
             labels=(Label(fault.rule.span),) if fault.rule.span is not None else (),
-            notes=("\n".join(lines),),
+            notes=(named(fault.names),),
             help=(help,) if help else (),
             severity=severity,
             place=self.source.name,

@@ -33,9 +33,6 @@ ANY = "any"
 """A size that is not required to be anything."""
 
 
-SHOWN = 5
-
-
 def read_requirements(
     written: Sequence[WrittenRequirement],
     params: Mapping[str, int | None],
@@ -155,9 +152,7 @@ def _check_shape(each: Requirement, wanted: tuple[object, ...], source: StateDic
     wrong = [fqn for fqn in keys if source[fqn] is not OPAQUE and not _has_shape(source[fqn], wanted)]
     if wrong:
         found = list(source[wrong[0]].shape)
-        more = f", and {counted(len(wrong) - 1, 'more key')} differ" if len(wrong) > 1 else ""
-        if len(wrong) == 2:
-            more = ", and 1 more key differs"
+        more = f", and {counted(len(wrong) - 1, 'more key differs', 'more keys differ')}" if len(wrong) > 1 else ""
         title = f"{wrong[0]} must have the shape {shown}, and has {found}{more}"
         yield _explain_unmet(each, title, "these rules are for another model than this one", source, found)
 

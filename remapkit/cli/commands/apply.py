@@ -15,7 +15,7 @@ from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.cli.sizes import parse_size
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
-from remapkit.diagnostics.wording import counted, sized
+from remapkit.diagnostics.wording import counted, listed, sized
 from remapkit.files.index_names import is_index
 from remapkit.formats import Reader
 from remapkit.models.target import read_target_header
@@ -211,9 +211,8 @@ def _describe_written(job: Job, written: Written, restored: bool) -> Iterator[st
     for path in written.files:
         yield f"wrote {path}"
     if written.tied:
-        names = ", ".join(f"{other} = {kept}" for other, kept in list(written.tied.items())[:3])
-        more = f", ... and {len(written.tied) - 3} more" if len(written.tied) > 3 else ""
-        yield f"{len(written.tied)} tied names are recorded, not written ({names}{more}); --untie writes copies"
+        names = listed((f"{other} = {kept}" for other, kept in written.tied.items()), 3)
+        yield f"{len(written.tied)} tied names are recorded, not written ({names}); --untie writes copies"
     rate = sized(written.nbytes / max(written.seconds, 1e-9))
     size = sized(written.nbytes)
     yield f"{counted(written.tensors, 'tensor')}, {size} in {written.seconds:.2f} s ({rate}/s)"
