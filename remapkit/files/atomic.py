@@ -30,7 +30,7 @@ TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".remapkit-", ".tmp"
 
 
 def check_targets(paths: Sequence[Path], sources: Sequence[SourceFile], force: bool) -> list[Path]:
-    """Where the targets really lie (links are followed), refused where one must not or cannot be written.
+    """The real paths of the targets (links are followed); raises where one must not or cannot be written.
 
     Raises `UnwritableOutput`: RK500 where some exist and `force` is not set, RK501 where one is one of the sources,
     RK503 where it is a directory or has none.
@@ -49,7 +49,9 @@ def _check_target(path: Path, sources: Sequence[SourceFile]) -> Path:
         found = real.stat()
     except FileNotFoundError:
         if not real.parent.is_dir():
-            raise make_unwritable("RK503", f"there is no directory {real.parent}", help=("make it first",)) from None
+            raise make_unwritable(
+                "RK503", f"there is no directory {real.parent}", help=("create it first",)
+            ) from None
         return real
     except OSError as error:
         raise convert_os_error(real, error) from error
@@ -64,7 +66,7 @@ def _check_target(path: Path, sources: Sequence[SourceFile]) -> Path:
 
 
 def journal_path(path: Path) -> Path:
-    """Where the journal of a rename in place lies: beside the file, under a name that fits, long as the file's is."""
+    """The journal of a rename in place: beside the file, under a name of fixed length that always fits."""
     return path.with_name(f"{TEMPORARY_PREFIX}{zlib.crc32(os.fsencode(path.name)):08x}.journal")
 
 
@@ -125,14 +127,14 @@ class NewFile:
         sync_directory(self.target.parent)
 
     def set_dress(self, dress: Dress | None) -> None:
-        """What the file will get with its name, where the file that it replaces will be gone by then."""
+        """Owner, mode and attributes for the file, where the one that it replaces will be gone by then."""
         self._dress = dress
 
     def rename(self) -> None:
         """Give the file its mode, then its name; raises `UnwritableOutput` (RK500) where another took it meanwhile.
 
         Only now: until here nobody but its owner may read it. Owner, mode and extended attributes are those of the
-        file that it replaces, or of `dress_as`; else `mode` and the umask say who may read it.
+        file that it replaces, or of `set_dress`; else `mode` and the umask say who may read it.
         """
         dress = self._dress or Dress.of(self.target)
         if dress is None:
@@ -319,7 +321,7 @@ def sync_directory(folder: Path) -> None:
 
 @contextlib.contextmanager
 def ignore_interrupts() -> Iterator[None]:
-    """Ctrl-C is too late once files get their names: it is ignored for as long as the block runs."""
+    """Ignore Ctrl-C while the block runs: once files get their names it is too late."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

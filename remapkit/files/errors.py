@@ -1,4 +1,4 @@
-"""How broken and hostile files are reported: bare facts inside, one place that adds the file and the key."""
+"""Errors about files: bare facts where they are found, one place that adds the file and the key."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from remapkit.diagnostics.errors import FailedWrite, UnreadableCheckpoint, Unwri
 from remapkit.diagnostics.wording import escape_line, shown
 
 MAX_DIMS = 64
-"""More dimensions than this no tensor of torch has."""
+"""torch tensors have at most this many dimensions."""
 
 
 class FileFault(Exception):
-    """A bare fact about a file's content, raised where it is found; `opened` adds the path and raises it on."""
+    """A bare fact about a file's content, raised where it is found; the opener adds the path (`at`)."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class FileFault(Exception):
         self.code, self.title, self.key, self.help, self.notes = code, title, key, help, notes
 
     def at(self, path: Path) -> UnreadableCheckpoint:
-        """The same fact as the error that users see."""
+        """The error that users see."""
         return make_unreadable(self.code, self.title, path, key=self.key, help=self.help, notes=self.notes)
 
 
@@ -66,7 +66,7 @@ def is_utf8(name: str) -> bool:
 
 
 def convert_os_error(path: Path, error: OSError) -> UnwritableOutput:
-    """What the system refused, in words that say what to do: RK504 for a full disk, RK503 for anything else."""
+    """An error of the system as ours: RK504 for a full disk, RK509 for a failing one, RK503 for anything else."""
     folder = path.parent
     if error.errno in NO_SPACE:
         return make_no_space(path, error, "")
@@ -78,16 +78,16 @@ def convert_os_error(path: Path, error: OSError) -> UnwritableOutput:
     if error.errno == errno.EISDIR:
         return make_unwritable("RK503", f"{path} is a directory", help=("name a file",))
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return make_unwritable("RK503", f"there is no directory {folder}", help=("make it first",))
+        return make_unwritable("RK503", f"there is no directory {folder}", help=("create it first",))
     return make_unwritable("RK503", f"cannot write {path}: {(error.strerror or str(error)).lower()}")
 
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""A full disk, a quota, a limit on the size of a file: all of them end the same way."""
+"""A full disk, a quota, a limit on the size of a file."""
 
 
 def make_no_space(path: Path, error: OSError, after: str) -> UnwritableOutput:
-    """The error for a disk that filled up (RK504); `after` says how far it came."""
+    """The error for a disk that filled up (RK504); `after` says how much was written."""
     limits = {errno.EDQUOT: "the quota is used up", errno.EFBIG: "the limit on the size of a file was reached"}
     notes = (limits[error.errno],) if error.errno in limits else ()
     return make_unwritable("RK504", f"no space left on {path.parent}{after}; nothing was changed", notes=notes)

@@ -1,4 +1,4 @@
-"""What the names of a checkpoint's files say: which is an index, which a shard, and of what output they are."""
+"""The names of a checkpoint's files: which is an index, which a shard, and which output they belong to."""
 
 from __future__ import annotations
 

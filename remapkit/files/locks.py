@@ -28,7 +28,7 @@ _PATIENCE, _PAUSE = 20, 0.005
 
 
 def lock_path(output: Path) -> Path:
-    """Where the lock of an output lies: in its folder, under a name that fits however long the output's is."""
+    """The lock of an output: in its folder, under a name of fixed length that always fits."""
     tag = hashlib.sha256(os.fsencode(output.name)).hexdigest()[:16]
     return output.parent / f"{LOCK_PREFIX}{tag}{LOCK_SUFFIX}"
 

@@ -25,7 +25,7 @@ _MAX_DIGITS = 400
 """Digits of a whole number in any other file. One of a million would take minutes."""
 
 MAX_TENSORS = 1_000_000
-"""More tensors than this no file has; each costs about 2 kB of memory."""
+"""The most tensors of a file; each costs about 2 kB of memory."""
 
 
 def read_json(source: SourceFile) -> Any:

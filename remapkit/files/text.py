@@ -1,4 +1,4 @@
-"""Small texts (rule files, manifests, witnesses): every command that writes one writes it here."""
+"""The one writer of small texts: rule files, manifests, witnesses."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def write_texts(
         targets = check_targets(list(files), (), force)
         try:
             new = [stack.enter_context(NewFile(target, force=force)) for target in targets]
-            for each, text in zip(new, files.values(), strict=True):
-                write_all(each.fd, text.encode("utf-8"), 0)
-                each.flush()
+            for new_file, text in zip(new, files.values(), strict=True):
+                write_all(new_file.fd, text.encode("utf-8"), 0)
+                new_file.flush()
             with ignore_interrupts():
                 _name_files(new)
         except OSError as error:
@@ -76,10 +76,10 @@ def _check_names(files: Mapping[Path, str]) -> None:
     real: dict[str, Path] = {}
     for path in files:
         if path.name in ("", "-"):
-            raise make_unwritable("RK503", f"{str(path)!r} names no file", help=("name a file",))
+            raise make_unwritable("RK503", f"{str(path)!r} is not a file name", help=("name a file",))
         other = real.setdefault(os.path.realpath(path), path)
         if other is not path:
-            raise make_unwritable("RK503", f"{other} and {path} are one file", help=("name another file",))
+            raise make_unwritable("RK503", f"{other} and {path} are the same file", help=("name another file",))
 
 
 def _check_files(files: Mapping[Path, str], force: bool, sources: Iterable[Path | Opened]) -> None:
@@ -92,7 +92,7 @@ def _check_files(files: Mapping[Path, str], force: bool, sources: Iterable[Path 
         except OSError:
             continue
         if (found.st_dev, found.st_ino) in read:
-            title = f"{path} is read by this command: it is not written"
+            title = f"{path} is an input of this command: it is never written"
             problems.append(Diagnostic("RK501", escape_line(title), help=("name another file",)))
         elif not force and not stat.S_ISDIR(found.st_mode):
             problems.append(Diagnostic("RK500", escape_line(f"{path} exists (use --force)")))

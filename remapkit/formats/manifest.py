@@ -46,7 +46,7 @@ def parse_manifest(value: Any, name: str) -> StateDictSpec:
         _raise_fault(f"a manifest is a JSON object, not {_describe_kind(value)}")
     if words := _find_message(value):
         title = f"a message, not a checkpoint: {shown(words)}"
-        raise FileFault("RK401", title, help=("the download failed: check the address and what it asks for",))
+        raise FileFault("RK401", title, help=("the download failed: check the URL, and whether it needs a login",))
     tensors = {fqn: _parse_spec(fqn, entry) for fqn, entry in value.items() if fqn != "__metadata__"}
     metadata = value.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):

@@ -1,4 +1,4 @@
-"""`wan.vae:WanVAE` and `py:package.module:Class`: model references resolved to importable classes."""
+"""Model references, `wan.vae:WanVAE` and `py:package.module:Class`, resolved to classes and factories."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def resolve_reference(reference: str) -> Callable[..., Any]:
     except ImportError as error:
         raise UsageError(_diagnose_import(reference, module_name, error)) from error
     except (Exception, SystemExit) as error:
-        said = f"{type(error).__name__}: {error}"
+        cause = f"{type(error).__name__}: {error}"
         raise UsageError(
-            Diagnostic("RK604", f"{reference}: importing {module_name} failed", notes=(said,))
+            Diagnostic("RK604", f"{reference}: importing {module_name} failed", notes=(cause,))
         ) from error
     value: Any = module
     for part in attribute.split("."):
@@ -87,7 +87,7 @@ def _diagnose_import(reference: str, module: str, error: ImportError) -> Diagnos
         return Diagnostic(
             "RK603",
             f"{reference}: there is no module {missing}",
-            help=("check the spelling, or install what holds it; a file of the current folder is found too",),
+            help=("check the spelling, or install its package; files of the current folder are found too",),
         )
     return Diagnostic("RK604", f"{reference}: importing {module} failed", notes=(f"{error}",))
 

@@ -1,4 +1,4 @@
-"""What a plan is held against: a model, a manifest or a checkpoint, each reduced to its header."""
+"""Targets that a plan is checked against: a model, a manifest or a checkpoint, each reduced to its header."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 class TargetRef:
     """A target by name: `model` with its arguments and config, or `keys`, the path of a manifest or checkpoint.
 
-    `declared` where only a rule file says so that is no installed pack: it may come from anybody, and must not choose
-    what is imported and called. What is wrong with a manifest is
-    then said without showing what it holds.
+    `declared` where only a rule file names it that is not an installed pack: such a file may come from anybody, so it
+    must not choose what is imported and called, and messages about its manifest do not show what that holds.
     """
 
     model: str | None = None
@@ -60,14 +59,14 @@ def _is_installed(path: Path | None) -> bool:
 
 
 def diagnose_code_target(reference: TargetRef, option: str = "--model") -> Diagnostic | None:
-    """Why a target that a rule file declares is not imported: any module could be named, and be called.
+    """Why a target that a rule file declares is not imported: it could name, and have called, any module.
 
     `option` is how the command at hand lets the user name it.
     """
     if not reference.declared or reference.model is None or not reference.model.startswith("py:"):
         return None
     title = f"the rule file names code to import and call: {reference.model}"
-    help = [f"if you trust it, say so with {option} {reference.model}"]
+    help = [f"if you trust it, pass {option} {reference.model}"]
     if option == "--model":
         help.append("a manifest needs no code: --target-keys FILE")
     return Diagnostic("RK612", title, help=tuple(help))
@@ -89,7 +88,7 @@ def read_target_header(reference: TargetRef) -> StateDictSpec:
 def import_factory(reference: TargetRef, option: str = "--model") -> Callable[..., Any]:
     """The class or factory of a target's model, imported: what the user named, or what a rule file may name.
 
-    A rule file may name a module class of a plugin, never just any function. Raises `UsageError`: RK612, RK606, and
+    A rule file may name a module class of a plugin, never a function. Raises `UsageError`: RK612, RK606, and
     what `resolve_reference` raises.
     """
     assert reference.model is not None
@@ -100,8 +99,8 @@ def import_factory(reference: TargetRef, option: str = "--model") -> Callable[..
         from torch import nn
 
         if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
-            title = f"the rule file's target {reference} is no class derived from torch.nn.Module"
-            help = (f"if you trust it, say so with {option} {reference.model}",)
+            title = f"the rule file's target {reference} is not a class derived from torch.nn.Module"
+            help = (f"if you trust it, pass {option} {reference.model}",)
             raise UsageError(Diagnostic("RK606", title, help=help))
     return factory
 
@@ -138,7 +137,5 @@ def header(thing: object) -> StateDictSpec:
             raise FailedCheck(explain_no_tensors(thing))
         return found
     if isinstance(thing, type) and issubclass(thing, nn.Module):
-        raise TypeError(
-            f"the class {thing.__name__} has no header before it is built, on the meta device for example"
-        )
+        raise TypeError(f"the class {thing.__name__} has no header: build it first, for example on the meta device")
     raise TypeError(f"no header in a {type(thing).__name__}: give a path, a header, a state dict or a module")

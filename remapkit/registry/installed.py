@@ -1,4 +1,4 @@
-"""What is installed: rule packs and plugins, found by name, and never taken for one another.
+"""The installed rule packs and plugins, found by name.
 
 Packs are YAML files in `rules/` of a checkout, in the copy inside an installed remapkit, and in the `rules` folder of
 any plugin. Plugins are packages named by entry points of the group `remapkit.plugins`, or folders of
@@ -29,7 +29,7 @@ _PACKAGE = Path(__file__).parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A plugin: its name, the package it is imported as, and where it lies (None where that is not a folder)."""
+    """A plugin: its name, the package it is imported as, and its folder (None where it has none)."""
 
     name: str
     package: str
@@ -69,7 +69,7 @@ def plugins() -> tuple[Plugin, ...]:
                     "RK602",
                     f"two plugins are named {one.name!r}",
                     notes=(f"{one.origin}\n{other.origin}",),
-                    help=("uninstall one of them: nothing is guessed from their order",),
+                    help=("uninstall one of them",),
                 )
             )
     return tuple(found)
@@ -91,7 +91,7 @@ def _list_entry_point_plugins() -> Iterator[Plugin]:
 
 
 def find_folder(package: str) -> Path | None:
-    """Where a package lies, without importing it; None where it cannot be found, which its use will say."""
+    """The folder of a package, found without importing it; None where there is none, which its use will report."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
@@ -150,12 +150,12 @@ def read_object(path: Path) -> Any:
         return read_json_file(path)
     except UnreadableCheckpoint as error:
         (one,) = error.diagnostics
-        words = one.title if str(path) in one.title else f"{path}: {one.title}"
-        raise UsageError(Diagnostic("RK611", words, help=one.help)) from None
+        title = one.title if str(path) in one.title else f"{path}: {one.title}"
+        raise UsageError(Diagnostic("RK611", title, help=one.help)) from None
 
 
 def look_in_current_folder() -> None:
-    """`python -m` looks into the current folder, an installed command does not, and a model is often a file there."""
+    """Make modules of the current folder importable, as `python -m` does: a model is often a file there."""
     try:
         here = str(Path.cwd())
     except OSError:  # a folder that was deleted holds no module

@@ -1,6 +1,6 @@
-"""Value witnesses: what was verified by value for a pack, kept beside it as `NAME.witness.json`.
+"""Witnesses: what was verified by value for a pack, kept beside it as `NAME.witness.json`.
 
-A witness names the digest of the rules it is for. Where the rules have changed since, it is stale, and says nothing.
+A witness names the digest of its rules. Where the rules have changed since, it is stale.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SUFFIX = ".witness.json"
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was verified, by which means, for which rules (`digest`), with which versions of what."""
+    """What was verified, by which means, for which rules (`digest`), with which versions of which libraries."""
 
     digest: str
     verified: tuple[Mapping[str, Any], ...]
@@ -35,7 +35,7 @@ class Verification:
 
 
 def witness_path(rules: Path) -> Path:
-    """Where the witness of a rule file lies: beside it.
+    """The path of a rule file's witness: beside it.
 
     >>> str(witness_path(Path("rules/wan22_pth.yaml")))
     'rules/wan22_pth.witness.json'
@@ -58,7 +58,7 @@ def write_witness(
     versions: Mapping[str, str],
     sources: Iterable[Path | Opened] = (),
 ) -> Path:
-    """Add what was verified to the witness of a rule file; what other rules had been verified for is forgotten."""
+    """Add what was verified to the witness of a rule file; entries for other rules (another digest) are removed."""
     assert rules.file.path is not None
     old = read_witness(rules.file.path)
     kept = (
@@ -72,6 +72,6 @@ def write_witness(
     }
     path = witness_path(rules.file.path)
     text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
-    # A witness is made anew each time: whoever asks to keep it asks for that.
+    # A witness is replaced each time: the option that asks for one asks for that.
     write_texts({path: text}, force=True, sources=[rules.file.path, *sources])
     return path

@@ -1,4 +1,4 @@
-"""Key families: a header of hundreds of keys as a few dozen lines that say the same.
+"""Key families: a header of hundreds of keys as a few dozen lines, without loss.
 
 A family is a product: one set of words for each segment, and exactly the keys that choose one word from each set. So
 its pattern and its count say which keys it has, and nothing is lost by showing it instead of them.

@@ -44,7 +44,7 @@ def test_a_factor_that_is_no_number(value: Any) -> None:
     (problem,) = refusal(kit.op({"scale": value})).diagnostics
     written = kit.written(value)
     assert (problem.code, problem.span and problem.span.text) == ("RK022", written)
-    assert problem.title.startswith("`scale` wants a number, and got")
+    assert problem.title.startswith("`scale` must be a number, got")
 
 
 @pytest.mark.parametrize(

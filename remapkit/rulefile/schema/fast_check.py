@@ -1,8 +1,8 @@
-"""Whether a value is as a schema says, and nothing else: a fast answer for the many files that have nothing wrong.
+"""Whether a value matches a schema, yes or no: a fast answer for the many files that have nothing wrong.
 
-The schema is compiled into functions, keyword by keyword. Only a plain yes counts: where the answer is no, jsonschema
-is asked, finds out what is wrong, and decides. A keyword that is not known here makes every answer no, so that the
-schema can grow without this. Importing and running jsonschema takes longer than the rest of reading a rule file.
+The schema is compiled into functions, keyword by keyword. Only a yes counts: where the answer is no, jsonschema
+decides, and finds what is wrong. A keyword that is not known here makes every answer no, so that the schema can grow
+without this module. Importing and running jsonschema takes longer than the rest of reading a rule file.
 
 Source: JSON Schema, draft 2020-12, as far as the schema of rule files uses it.
 """

@@ -1,7 +1,7 @@
-"""The structure of rule files: `rules-v1.schema.json` is the one truth, and this says in words where a file departs.
+"""Rule files validated against `rules-v1.schema.json`, the only definition of their structure.
 
-jsonschema finds out *that* something is wrong, and where (`error.validator` and `error.absolute_path`); its messages
-are never looked at. The words come from the nodes, which know their lines and columns.
+jsonschema finds *that* something is wrong, and where (`error.validator` and `error.absolute_path`); its messages are
+not used. Ours are made from the nodes, which know their lines and columns.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 def find_schema_problems(root: Node) -> tuple[Diagnostic, ...]:
     """Every departure of a file from the schema, in the order of the file."""
-    walked = to_schema_value(root)
-    if _load_fast_check()(walked):
+    value = to_schema_value(root)
+    if _load_fast_check()(value):
         return ()
-    errors = list(islice(_make_validator().iter_errors(walked), MAX_PROBLEMS + 1))
+    errors = list(islice(_make_validator().iter_errors(value), MAX_PROBLEMS + 1))
     problems: dict[Diagnostic, None] = {}
     for error in errors:
         for problem in explain_departure(SchemaPlace.of(root, tuple(error.absolute_path)), Departure.of(error)):

@@ -1,4 +1,4 @@
-"""What is wrong with a text that is not YAML, in words."""
+"""Messages for texts that are not YAML."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _explain_tab(source: Source, place: int, count: int = 1) -> Diagnostic:
 
 
 def explain_syntax_error(source: Source, error: yaml.MarkedYAMLError) -> Diagnostic:
-    """In our own words, from the place of the error and what stands there: the two parsers use different ones."""
+    """Our own message, from the place of the error and the text there: the two parsers word theirs differently."""
     text = source.text
     marked = error.problem_mark or error.context_mark
     here = min(marked.index, len(text)) if marked else len(text)
@@ -76,7 +76,7 @@ def _explain_quoted(source: Source, opened: int, here: int) -> Diagnostic:
         written = source.text[backslash : backslash + 2]
         help = f"use single quotes, where a backslash is a backslash, or write \\{written} for one"
         label = Label(Span(source, backslash, backslash + 2))
-        return Diagnostic("RK001", f"{written} is no escape that double quotes know", (label,), (help,))
+        return Diagnostic("RK001", f"invalid escape {written} in double quotes", (label,), (help,))
     help = "close it on the same line" + ("; within single quotes, '' is one quote" if quote == "'" else "")
     return Diagnostic("RK001", "a quote that is never closed", (Label(Span(source, opened, opened + 1)),), (help,))
 
@@ -89,76 +89,88 @@ def _explain_sigil(source: Source, place: int) -> Diagnostic:
 
 
 def _explain_unexpected(source: Source, opened: int, here: int) -> Diagnostic:
-    text = source.text
-    title, labels, helps = (
-        "this is not valid YAML",
-        [Label(_locate_token(source, here))],
-        ["check the indentation and the quotes"],
+    """The message for a token that does not belong at `here`, in what begins at `opened`: the first that fits."""
+    title, labels, help = (
+        _explain_unquoted(source, here)
+        or _explain_brackets(source, opened, here)
+        or _explain_token(source, opened, here)
     )
-    opener, before, sign = text[opened : opened + 1], text[max(0, here - 1) : here], text[here : here + 1]
-    value = _find_value_start(source, here)
-    if (
-        value is not None
-        and value < here
-        and text[value] in "{["
-        and before in ("}", "]")
-        and sign not in ("", "\n", " ")
-    ):
-        title = f"a text that begins with {text[value]} must be quoted"
-        labels, helps = [Label(Span(source, value, find_line_end(source, value)))], [_quote_line(source, value)]
-    elif value is not None and text[value] in "'\"" and text[value + 1 : here].rstrip().endswith(text[value]):
-        title = "text after a closing quote"
-        helps = [
-            "within single quotes, '' is one quote" if text[value] == "'" else 'within double quotes, \\" is one'
-        ]
-    elif (
-        opener
-        and opener in "{["
-        and opened < here
-        and (braced := BRACED_TEXT.search(text, opened, find_line_end(source, here)))
-    ):
-        at = braced.start(1)
-        title = "a text with braces stands unquoted between braces"
-        labels = [Label(Span(source, at, at + len(braced.group(1))))]
-        helps = [f"quote it: '{braced.group(1)}'"]
-    elif opener and opener in "{[" and opened < here:
-        closer = {"{": "}", "[": "]"}[opener]
-        title = f"a {opener} that is never closed" if not sign else f"a , or {closer} is missing here"
-        labels = [Label(Span(source, opened, opened + 1), "opened here", primary=not sign)]
-        labels += [Label(_locate_token(source, here))] if sign else []
-        helps = [f"close it with {closer}; a text that begins with {opener} must be quoted"]
-    elif sign == ":":
-        title, labels, helps = _explain_colon(source, here)
-    elif sign == "-" and value == here:
-        title, helps = "a list begins on a line of its own", ["begin a new line, or quote it if it is text"]
-    elif sign and sign in "@`%?,]}":
-        title, helps = f"a plain text cannot begin with {sign}", [_quote_line(source, here)]
-    elif opener and opener in "|>":
-        title, helps = f"a plain text cannot begin with {opener}", [_quote_line(source, opened)]
-    elif _has_no_colon(source, opened):
-        title, helps = "a line without a colon", ["write `key: value`"]
-        labels = [Label(Span(source, opened, find_line_end(source, opened)))]
-    elif opened < here:
-        labels.insert(0, Label(_locate_token(source, opened), "within what begins here", primary=False))
-        title, helps = "this line does not fit what it stands in", ["indent it like its neighbours, with spaces"]
-    return Diagnostic("RK001", title, tuple(labels), tuple(helps))
+    return Diagnostic("RK001", title, tuple(labels), (help,))
 
 
-def _explain_colon(source: Source, here: int) -> tuple[str, list[Label], list[str]]:
+_Words = tuple[str, list[Label], str]
+"""Title, labels and help of a message."""
+
+
+def _explain_unquoted(source: Source, here: int) -> _Words | None:
+    """A value that begins like a flow collection or a quoted text and goes on after its end."""
+    text, value = source.text, _find_value_start(source, here)
+    if value is None or value >= here:
+        return None
+    follows = text[here : here + 1] not in ("", "\n", " ")
+    if text[value] in "{[" and text[here - 1] in "}]" and follows:
+        label = Label(Span(source, value, find_line_end(source, value)))
+        return f"a text that begins with {text[value]} must be quoted", [label], _quote_line(source, value)
+    if text[value] in "'\"" and text[value + 1 : here].rstrip().endswith(text[value]):
+        one = "within single quotes, '' is one quote" if text[value] == "'" else 'within double quotes, \\" is one'
+        return "text after a closing quote", [Label(_locate_token(source, here))], one
+    return None
+
+
+def _explain_brackets(source: Source, opened: int, here: int) -> _Words | None:
+    """Something within `{` or `[` that was opened before."""
+    text = source.text
+    opener = text[opened : opened + 1]
+    if opener not in ("{", "[") or opened >= here:
+        return None
+    braced = BRACED_TEXT.search(text, opened, find_line_end(source, here))
+    if braced:
+        label = Label(Span(source, *braced.span(1)))
+        return "unquoted text with braces inside braces", [label], f"quote it: '{braced[1]}'"
+    closer = "}" if opener == "{" else "]"
+    ended = here >= len(text)
+    labels = [Label(Span(source, opened, opened + 1), "opened here", primary=ended)]
+    labels += [] if ended else [Label(_locate_token(source, here))]
+    title = f"a {opener} that is never closed" if ended else f"missing , or {closer}"
+    return title, labels, f"close it with {closer}; a text that begins with {opener} must be quoted"
+
+
+def _explain_token(source: Source, opened: int, here: int) -> _Words:
+    opener, sign = source.text[opened : opened + 1], source.text[here : here + 1]
+    label = Label(_locate_token(source, here))
+    if sign == ":":
+        return _explain_colon(source, here)
+    if sign == "-" and _find_value_start(source, here) == here:
+        return "a list must begin on a new line", [label], "begin a new line, or quote it if it is text"
+    if sign in tuple("@`%?,]}"):
+        return f"a plain text cannot begin with {sign}", [label], _quote_line(source, here)
+    if opener in ("|", ">"):
+        return f"a plain text cannot begin with {opener}", [label], _quote_line(source, opened)
+    if _has_no_colon(source, opened):
+        line = Label(Span(source, opened, find_line_end(source, opened)))
+        return "a line without a colon", [line], "write `key: value`"
+    if opened < here:
+        around = Label(_locate_token(source, opened), "inside what begins here", primary=False)
+        help = "indent it like its neighbours, with spaces"
+        return "this line does not fit the block around it", [around, label], help
+    return "this is not valid YAML", [label], "check the indentation and the quotes"
+
+
+def _explain_colon(source: Source, here: int) -> _Words:
     begin = source.text.rfind("\n", 0, here) + 1
     before = source.text[begin:here]
     key = begin + count_leading_spaces(before)
     if not before.strip():
-        return "a colon without a key before it", [Label(Span(source, here, here + 1))], ["write the key"]
+        return "a colon without a key before it", [Label(Span(source, here, here + 1))], "write the key"
     if re.search(r"[:{\[]", before):
         help = "quote the whole value, or begin a new line"
-        return "a second colon in one line: YAML would read a key here", [Label(Span(source, here, here + 1))], [help]
+        return "a second colon in one line: YAML would read a key here", [Label(Span(source, here, here + 1))], help
     help = "put the colon that is missing above, or indent this line like its neighbours"
-    return "this key is read as part of the value above it", [Label(Span(source, key, here + 1))], [help]
+    return "this key is read as part of the value above it", [Label(Span(source, key, here + 1))], help
 
 
 def _locate_token(source: Source, place: int) -> Span:
-    """What stands at a place, up to the next white space; the last line's end where the text has ended."""
+    """The token at a place, up to the next white space; the end of the last line where the text has ended."""
     if place >= len(source.text):
         place = len(source.text.rstrip())
     match = re.compile(r"[^\s,\[\]{}:]+|\S").match(source.text, place)
