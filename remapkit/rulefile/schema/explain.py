@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
-from remapkit.diagnostics.wording import excerpt_of, find_close_name, listed, suggest_name
+from remapkit.diagnostics.wording import excerpt_of, find_close_name, listed, shown, suggest_name
 from remapkit.rulefile.schema.text import schema_text
 from remapkit.rulefile.yaml.emit import emit_flow
 from remapkit.rulefile.yaml.nodes import BrokenNode, ListNode, MapNode, Node, ScalarNode
@@ -62,11 +62,11 @@ class SchemaPlace:
         if isinstance(last, int):
             return f"entry {last + 1} of `{self.path[-2]}`"
         if section == "tables" and len(self.path) == 2:
-            return f"the table `{excerpt_of(str(last))[1:-1]}`"
+            return f"the table `{shown(str(last), 60)}`"
         return (
             f"the test of {excerpt_of(str(last))}"
             if section == "tests" and len(self.path) == 2
-            else f"`{excerpt_of(str(last))[1:-1]}`"
+            else f"`{shown(str(last), 60)}`"
         )
 
     @property

@@ -17,7 +17,7 @@ import yaml
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Source, Span
-from remapkit.diagnostics.wording import excerpt_of
+from remapkit.diagnostics.wording import excerpt_of, shown
 from remapkit.rulefile.yaml.nodes import (
     BLOCK_HEADER,
     LOADER,
@@ -287,7 +287,7 @@ class _Composer:
             at = Span(self.source, key.span.start, key.span.start + 1)
             self.add_problem("RK015", "a colon without a key before it", at, "write the key, or '' for an empty one")
         else:
-            title = f"the key {excerpt_of(key.value)[1:-1]} is {READ_AS[key.kind]} to YAML, not text"
+            title = f"the key {shown(key.value, 60)} is {READ_AS[key.kind]} to YAML, not text"
             self.add_problem("RK014", title, key.span, f"quote it: '{key.value}'")
         return False
 
@@ -304,7 +304,7 @@ class _Composer:
             "a plain text that begins with * is an alias: quote it if it is meant as text",
             "rule files have no anchors and aliases: write the value out",
         )
-        self.add_problem("RK003", f"{excerpt_of(span.text)[1:-1]} is a YAML alias", span, *help)
+        self.add_problem("RK003", f"{shown(span.text, 60)} is a YAML alias", span, *help)
 
     def refuse_properties(self, event: Any) -> bool:
         """Whether the node has an anchor or a tag, each refused at its place; its span begins with them."""
@@ -313,7 +313,7 @@ class _Composer:
         here = event.start_mark.index
         while match := PROPERTY.match(self.source.text, here):
             span = Span(self.source, here, match.end(1))
-            name = excerpt_of(span.text)[1:-1]
+            name = shown(span.text, 60)
             if name.startswith("&"):
                 help = "a plain text that begins with & is an anchor: quote it if it is meant as text, else remove it"
                 self.add_problem("RK003", f"{name} is a YAML anchor", span, help)
