@@ -141,7 +141,7 @@ def _render_excerpts(labels: Sequence[Label], style: Style) -> list[str]:
         shown = source_number
         text, cut = _cut_window(source.line(line_number), group)
         lines.append(f"{style('frame', f'{line_number:>{_MARGIN - 1}} |')} {disarm_line(text)}")
-        for label in sorted(group, key=lambda each: each.span.column):
+        for label in sorted(group, key=lambda label_: label_.span.column):
             lines.append(_render_underline(label, text, cut, style))
     return lines
 

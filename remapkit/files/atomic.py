@@ -46,7 +46,7 @@ def check_targets(paths: Sequence[Path], sources: Sequence[SourceFile], force: b
 def _check_target(path: Path, sources: Sequence[SourceFile]) -> Path:
     real = Path(os.path.realpath(path))
     try:
-        found = real.stat()
+        status = real.stat()
     except FileNotFoundError:
         if not real.parent.is_dir():
             raise make_unwritable(
@@ -59,7 +59,7 @@ def _check_target(path: Path, sources: Sequence[SourceFile]) -> Path:
         raise make_unwritable("RK503", f"{path} is a directory", help=("name a file",))
     if not real.is_file():
         raise make_unwritable("RK503", f"{path} is not a regular file")
-    if any((source.device, source.inode) == (found.st_dev, found.st_ino) for source in sources):
+    if any((source.device, source.inode) == (status.st_dev, status.st_ino) for source in sources):
         title = "source and target are the same file (use --in-place)"
         raise make_unwritable("RK501", title, notes=(f"both are {real}",))
     return real
@@ -72,8 +72,8 @@ def journal_path(path: Path) -> Path:
 
 def check_space(folder: Path, name: str, needed: int) -> None:
     """Raise `UnwritableOutput` (RK502) where the filesystem has less room than `needed` bytes."""
-    found = os.statvfs(folder)
-    free = found.f_bavail * found.f_frsize
+    filesystem = os.statvfs(folder)
+    free = filesystem.f_bavail * filesystem.f_frsize
     if needed > free:
         raise make_unwritable("RK502", f"{name} needs {sized(needed)}, {folder} has {sized(free)} free")
 
@@ -192,7 +192,7 @@ class Dress:
     def of(cls, path: Path) -> Self | None:
         """That of a file, links followed; None where there is none."""
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ELOOP):
                 return None
@@ -203,7 +203,7 @@ class Dress:
                 if name not in _CONTENT_ATTRIBUTES:
                     with contextlib.suppress(OSError):
                         attributes.append((name, os.getxattr(path, name)))
-        return cls(found.st_uid, found.st_gid, found.st_mode & 0o7777, tuple(attributes))
+        return cls(status.st_uid, status.st_gid, status.st_mode & 0o7777, tuple(attributes))
 
     def apply_to(self, fd: int) -> None:
         """Give it to an open file, as far as the system allows; the mode always."""
@@ -244,9 +244,9 @@ def _claim_completed(path: Path, size: int) -> tuple[Path, int] | None:
         return None
     with contextlib.suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        found = os.fstat(fd)
-        alone = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
-        if alone and found.st_size == size:
+        status = os.fstat(fd)
+        alone = stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
+        if alone and status.st_size == size:
             return path, fd
     os.close(fd)
     return None

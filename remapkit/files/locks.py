@@ -122,11 +122,11 @@ def _open_lock(path: Path) -> int:
 def is_named(fd: int, path: Path) -> bool:
     """Whether an open file is still the one under this name."""
     try:
-        found = path.stat(follow_symlinks=False)
+        named = path.stat(follow_symlinks=False)
     except OSError:
         return False
     mine = os.fstat(fd)
-    return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
+    return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
 
 
 def _release_lock(path: Path, fd: int | None) -> None:

@@ -88,13 +88,13 @@ def _check_files(files: Mapping[Path, str], force: bool, sources: Iterable[Path 
     problems = []
     for path in files:
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError:
             continue
-        if (found.st_dev, found.st_ino) in read:
+        if (status.st_dev, status.st_ino) in read:
             title = f"{path} is an input of this command: it is never written"
             problems.append(Diagnostic("RK501", escape_line(title), help=("name another file",)))
-        elif not force and not stat.S_ISDIR(found.st_mode):
+        elif not force and not stat.S_ISDIR(status.st_mode):
             problems.append(Diagnostic("RK500", escape_line(f"{path} exists (use --force)")))
     if problems:
         raise UnwritableOutput(problems)
@@ -106,8 +106,8 @@ def _list_identities(sources: Iterable[Path | Opened]) -> Iterator[tuple[int, in
             yield source.device, source.inode
             continue
         with contextlib.suppress(OSError):
-            found = source.stat()
-            yield found.st_dev, found.st_ino
+            status = source.stat()
+            yield status.st_dev, status.st_ino
 
 
 @contextlib.contextmanager

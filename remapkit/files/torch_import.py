@@ -17,7 +17,9 @@ from types import ModuleType
 
 def import_in_root(name: str) -> None:
     """Have a module imported in the root directory, whenever that happens; nothing where it is imported already."""
-    if name not in sys.modules and not any(isinstance(each, _Finder) and each.name == name for each in sys.meta_path):
+    if name not in sys.modules and not any(
+        isinstance(finder, _Finder) and finder.name == name for finder in sys.meta_path
+    ):
         sys.meta_path.insert(0, _Finder(name))
 
 

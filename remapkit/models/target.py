@@ -122,9 +122,9 @@ def header(thing: object) -> StateDictSpec:
     if isinstance(thing, str | Path):
         return read_header(Path(thing))
     if hasattr(thing, "chunks") and hasattr(thing, "header"):
-        found = thing.header()  # an open reader
-        assert isinstance(found, StateDictSpec)
-        return found
+        spec = thing.header()  # an open reader
+        assert isinstance(spec, StateDictSpec)
+        return spec
     if isinstance(thing, Mapping) and all(isinstance(value, TensorSpec) for value in thing.values()):
         return StateDictSpec(dict(thing))
     from torch import nn
@@ -132,10 +132,10 @@ def header(thing: object) -> StateDictSpec:
     from remapkit.tensors.from_torch import explain_no_tensors, header_of
 
     if isinstance(thing, nn.Module | Mapping):
-        found = header_of(thing)
-        if isinstance(thing, Mapping) and not found:
+        spec = header_of(thing)
+        if isinstance(thing, Mapping) and not spec:
             raise FailedCheck(explain_no_tensors(thing))
-        return found
+        return spec
     if isinstance(thing, type) and issubclass(thing, nn.Module):
         raise TypeError(f"the class {thing.__name__} has no header: build it first, for example on the meta device")
     raise TypeError(f"no header in a {type(thing).__name__}: give a path, a header, a state dict or a module")

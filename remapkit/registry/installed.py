@@ -61,8 +61,8 @@ def plugins() -> tuple[Plugin, ...]:
     >>> [plugin.package for plugin in plugins() if plugin.name == "wan"]
     ['remapkit.plugins.wan']
     """
-    found = sorted((*_list_folder_plugins(), *_list_entry_point_plugins()), key=lambda plugin: plugin.name)
-    for one, other in pairwise(found):
+    ordered = sorted((*_list_folder_plugins(), *_list_entry_point_plugins()), key=lambda plugin: plugin.name)
+    for one, other in pairwise(ordered):
         if one.name == other.name:
             raise UsageError(
                 Diagnostic(
@@ -72,7 +72,7 @@ def plugins() -> tuple[Plugin, ...]:
                     help=("uninstall one of them",),
                 )
             )
-    return tuple(found)
+    return tuple(ordered)
 
 
 def _list_folder_plugins() -> Iterator[Plugin]:
@@ -130,12 +130,12 @@ def find_rules(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if isinstance(name_or_path, Path) or path.suffix in (".yaml", ".yml") or "/" in text or path.is_file():
         return path
-    found = [pack for pack in packs() if pack.name == text]
-    if len(found) == 1:
-        return found[0].path
-    if found:
-        places = "\n".join(f"{pack.path} ({pack.origin})" for pack in found)
-        title = f"two packs are named {text!r}" if len(found) == 2 else f"{len(found)} packs are named {text!r}"
+    named = [pack for pack in packs() if pack.name == text]
+    if len(named) == 1:
+        return named[0].path
+    if named:
+        places = "\n".join(f"{pack.path} ({pack.origin})" for pack in named)
+        title = f"two packs are named {text!r}" if len(named) == 2 else f"{len(named)} packs are named {text!r}"
         raise UsageError(Diagnostic("RK602", title, notes=(places,), help=("name one by its path",)))
     names = [pack.name for pack in packs()]
     help = suggest_name(text, names, f"installed packs: {', '.join(names) or 'none'}")
@@ -157,11 +157,11 @@ def read_object(path: Path) -> Any:
 def look_in_current_folder() -> None:
     """Make modules of the current folder importable, as `python -m` does: a model is often a file there."""
     try:
-        here = str(Path.cwd())
+        folder = str(Path.cwd())
     except OSError:  # a folder that was deleted holds no module
         return
-    if not {"", here} & set(sys.path):
-        sys.path.append(here)
+    if not {"", folder} & set(sys.path):
+        sys.path.append(folder)
 
 
 @cache

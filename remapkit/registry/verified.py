@@ -31,7 +31,7 @@ class Verification:
         """A word for the table of packs: what was compared, or that it is stale."""
         if self.digest != rules.digest:
             return "stale"
-        return ", ".join(dict.fromkeys(str(each["by"]) for each in self.verified)) or "no"
+        return ", ".join(dict.fromkeys(str(entry["by"]) for entry in self.verified)) or "no"
 
 
 def witness_path(rules: Path) -> Path:
@@ -46,8 +46,8 @@ def witness_path(rules: Path) -> Path:
 def read_witness(rules: Path) -> Verification | None:
     """The witness of a rule file, None where there is none that can be read."""
     try:
-        found = read_json_file(witness_path(rules))
-        return Verification(str(found["digest"]), tuple(map(dict, found["verified"])), dict(found["versions"]))
+        witness = read_json_file(witness_path(rules))
+        return Verification(str(witness["digest"]), tuple(map(dict, witness["verified"])), dict(witness["versions"]))
     except (UnreadableCheckpoint, ValueError, KeyError, TypeError):
         return None
 
@@ -61,17 +61,16 @@ def write_witness(
     """Add what was verified to the witness of a rule file; entries for other rules (another digest) are removed."""
     assert rules.file.path is not None
     old = read_witness(rules.file.path)
-    kept = (
-        [each for each in old.verified if each["by"] != verified["by"]] if old and old.digest == rules.digest else []
-    )
-    found = {
+    current = old.verified if old is not None and old.digest == rules.digest else ()
+    kept = [entry for entry in current if entry["by"] != verified["by"]]
+    witness = {
         "rules": rules.name,
         "digest": rules.digest,
-        "verified": sorted([*kept, dict(verified)], key=lambda each: str(each["by"])),
+        "verified": sorted([*kept, dict(verified)], key=lambda entry: str(entry["by"])),
         "versions": dict(sorted(versions.items())),
     }
     path = witness_path(rules.file.path)
-    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(witness, indent=2, ensure_ascii=False) + "\n"
     # A witness is replaced each time: the option that asks for one asks for that.
     write_texts({path: text}, force=True, sources=[rules.file.path, *sources])
     return path

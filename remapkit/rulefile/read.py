@@ -152,7 +152,7 @@ def _compute_digest(root: MapNode) -> str:
     for key, node in root.entries:
         value: Any = to_plain_value(node)
         if key.value == "source" and isinstance(value, dict):
-            value = {name: each for name, each in value.items() if name != "keys"}
+            value = {name: field for name, field in value.items() if name != "keys"}
         if isinstance(value, list):
             value = sorted(value, key=_to_canonical_json)
         if value and key.value not in _NOT_IN_DIGEST:
@@ -373,5 +373,5 @@ def _read_table(key: ScalarNode, node: Node) -> WrittenTable:
     lossy = node.get("lossy") if isinstance(node, MapNode) and isinstance(entries, MapNode) else None
     if isinstance(entries, MapNode):
         node = entries
-    written = tuple(WrittenEntry(each.text, _get_text(value)) for each, value in _list_entries(node))
+    written = tuple(WrittenEntry(entry.text, _get_text(value)) for entry, value in _list_entries(node))
     return WrittenTable(key.text, written, isinstance(lossy, ScalarNode) and lossy.value == "true")

@@ -146,11 +146,12 @@ def _fill_families(boxes: Sequence[tuple[tuple[str, ...], ...]], spec: StateDict
     for number, box in enumerate(boxes):
         for fqn in _list_keys(box):
             members[fqn] = number
-    found: list[list[str]] = [[] for _ in boxes]
+    fqns_of_box: list[list[str]] = [[] for _ in boxes]
     for fqn in spec:
-        found[members[fqn]].append(fqn)
+        fqns_of_box[members[fqn]].append(fqn)
     filled = [
-        Family(box, tuple(fqns), tuple(spec[fqn] for fqn in fqns)) for box, fqns in zip(boxes, found, strict=True)
+        Family(box, tuple(fqns), tuple(spec[fqn] for fqn in fqns))
+        for box, fqns in zip(boxes, fqns_of_box, strict=True)
     ]
     order = {fqn: number for number, fqn in enumerate(spec)}
     return tuple(sorted(filled, key=lambda family: order[family.fqns[0]]))

@@ -88,7 +88,7 @@ def explain_no_tensors(state: Mapping[Any, Any]) -> Diagnostic:
     wrapped = [
         str(key)
         for key, value in state.items()
-        if isinstance(value, Mapping) and any(isinstance(each, torch.Tensor) for each in value.values())
+        if isinstance(value, Mapping) and any(isinstance(inner, torch.Tensor) for inner in value.values())
     ]
     kinds = sorted({type(value).__name__ for value in state.values()})
     help = [f"it wraps a state dict: give the value under {key!r}" for key in wrapped[:3]]

@@ -156,7 +156,7 @@ def _describe_field(schema: Mapping[str, Any]) -> str:
 def _explain_choice(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if not isinstance(place.node, MapNode):
         return  # `required` accepts what is not a mapping, so both branches match; its type is reported elsewhere
-    options = [name for each in error.wanted for name in each["required"]]
+    options = [name for option in error.wanted for name in option["required"]]
     present = [key for name in options if (key := place.node.key(name)) is not None]
     if len(present) > 1:
         names = " and ".join(f"`{key.value}`" for key in present)
@@ -218,7 +218,7 @@ def _explain_wrong_type(place: SchemaPlace, error: Departure) -> Iterator[Diagno
     node = place.node
     types = [error.wanted] if isinstance(error.wanted, str) else list(error.wanted)
     # null is accepted in place of a list or a mapping, but nobody would write it on purpose.
-    wanted = _join_with_or([_TYPES[each] for each in types if each != "null" or types[0] == "string"])
+    wanted = _join_with_or([_TYPES[type_] for type_ in types if type_ != "null" or types[0] == "string"])
     label = Label(node.span if node.span.end > node.span.start else place.at)
     if place.path[:1] == ("tables",) and place.path[2:] == ("lossy",) and types != ["boolean"]:
         how = "write `{lossy: true, entries: {key: value, ...}}`"
@@ -272,7 +272,7 @@ def _suggest_quotes(place: SchemaPlace, types: Sequence[str]) -> str | None:
 
 
 def _explain_not_one_of(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
-    options = [str(each) for each in error.wanted]
+    options = [str(option) for option in error.wanted]
     value = place.node.value if isinstance(place.node, ScalarNode) else ""
     help = suggest_name(value, options, f"write one of {', '.join(options)}")
     got = (

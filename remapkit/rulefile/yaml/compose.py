@@ -310,9 +310,9 @@ class _Composer:
         """Whether the node has an anchor or a tag, each refused at its place; its span begins with them."""
         if event.anchor is None and event.tag is None:
             return False
-        here = event.start_mark.index
-        while match := PROPERTY.match(self.source.text, here):
-            span = Span(self.source, here, match.end(1))
+        place = event.start_mark.index
+        while match := PROPERTY.match(self.source.text, place):
+            span = Span(self.source, place, match.end(1))
             name = shown(span.text, 60)
             if name.startswith("&"):
                 help = "a plain text that begins with & is an anchor: quote it if it is meant as text, else remove it"
@@ -320,7 +320,7 @@ class _Composer:
             else:
                 help = "a plain text that begins with ! is a tag: quote it if it is meant as text, else remove it"
                 self.add_problem("RK004", f"{name} is a YAML tag", span, help)
-            here = match.end()
+            place = match.end()
         return True
 
     def compose_scalar(self, event: Any, span: Span, key: bool) -> Node:
