@@ -6,7 +6,8 @@ group `remapkit.plugins`. It imports `remapkit` and this module, nothing else of
 * `show_error` prints a `RemapkitError` as the command line does, for plugins with a command of their own;
 * `named` lists names in a message, the first few of many;
 * `counted` says how many there are of a thing;
-* `sized` says a number of bytes.
+* `sized` says a number of bytes;
+* `read_json_file` reads a small JSON file (a config) strictly: one meaning or a `RemapkitError`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.wording import counted, named, sized
+from remapkit.files.strict_json import read_json_file
 
 if TYPE_CHECKING:
     from remapkit.diagnostics.errors import RemapkitError
 
-__all__ = ["counted", "named", "show_error", "sized"]
+__all__ = ["counted", "named", "read_json_file", "show_error", "sized"]
 
 
 def show_error(error: RemapkitError) -> int:

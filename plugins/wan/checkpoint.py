@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ import torch
 from torch import nn
 
 import remapkit
-from remapkit import Diagnostic, FailedCheck, Plan, Reader, RuleSet, UsageError
-from remapkit.plugin import named
+from remapkit import Diagnostic, FailedCheck, Plan, Reader, RuleSet, UnreadableCheckpoint, UsageError
+from remapkit.plugin import list_names, read_json_file
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -89,8 +88,8 @@ def _read_diffusers_settings(path: Path) -> dict[str, Any]:
     """Structure and statistics from a diffusers config beside the checkpoint; the widths come from the shapes."""
     file = (path if path.is_dir() else path.parent) / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json_file(file)
+    except UnreadableCheckpoint:
         return {}
     if not isinstance(config, dict) or config.get("_class_name") != "AutoencoderKLWan":
         return {}
@@ -116,12 +115,12 @@ def _recognize_layout(
     if fitting:
         layouts = ", ".join(candidate.name for candidate in fitting)
         title = f"the keys of this checkpoint fit several layouts of {cls.__name__}: {layouts}"
-        note = f"it has only {named(list(reader.header()))}, which these layouts share"
+        note = f"it has only {list_names(list(reader.header()))}, which these layouts share"
         help = ("name the layout with rules=",)
         raise UsageError(Diagnostic("RK646", title, notes=(note,), help=help, place=place))
     total = len(reader.header())
     notes = tuple(
-        f"{each.name}: {len(each.strangers)} of {total} keys are not in it:\n{named(each.strangers)}"
+        f"{each.name}: {len(each.strangers)} of {total} keys are not in it:\n{list_names(each.strangers)}"
         for each in candidates
     )
     help = [_describe_other_generation(siblings, reader)]
@@ -183,4 +182,4 @@ def _refuse_strangers(chosen: _Candidate, names: frozenset[str], model: str) -> 
     if strangers:
         title = f"{len(strangers)} targets of {chosen.name} are not tensors of {model}"
         help = ("these rules are for another model",)
-        raise FailedCheck([Diagnostic("RK311", title, notes=(named(strangers),), help=help)])
+        raise FailedCheck([Diagnostic("RK311", title, notes=(list_names(strangers),), help=help)])

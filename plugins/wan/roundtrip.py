@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from remapkit import Diagnostic, UsageError
+from remapkit.plugin import counted
 
 from .cache import WanCache
 from .config import VAEConfig
@@ -60,7 +61,7 @@ class Report:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        size = f"{self.frames} frame{'s' * (self.frames != 1)} of {self.height}x{self.width}"
+        size = f"{counted(self.frames, 'frame')} of {self.height}x{self.width}"
         worst = f", worst {_format_decibels(self.worst[0])} in frame {self.worst[1]}"
         lines = [
             f"{size} -> latent {list(self.latent)} -> back, by {self.model} in {self.dtype} on {self.device}",

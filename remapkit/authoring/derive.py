@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from remapkit.authoring.generalize import Copied, Example, Fixed, LookedUp, SegmentItem
 from remapkit.authoring.new import name_captures, write_bound
 from remapkit.authoring.write_rules import PatternText, write_rule, write_table, write_test
-from remapkit.diagnostics.wording import counted
+from remapkit.diagnostics.wording import count_noun
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.tree import literal
 from remapkit.patterns.unparse import unparse
-from remapkit.tensors.families import is_index_word
+from remapkit.rulefile.names import choose_name
+from remapkit.tensors.families import is_canonical_integer
 
 
 class How(enum.Enum):
@@ -84,7 +85,7 @@ def _make_rules(parts: Sequence[DraftRule]) -> tuple[list[_Rule], _Tables]:
 
 def _make_literal_rule(pair: tuple[str, str], number: int, ids: set[str]) -> _Rule:
     pattern = PatternText(unparse(literal(pair[0])), "match")
-    return _Rule(_make_id(pair[0], ids), number, pattern, literal_text(pair[1]), pair)
+    return _Rule(choose_name(pair[0], ids, "-"), number, pattern, literal_text(pair[1]), pair)
 
 
 def _make_rule(part: DraftRule, number: int, ids: set[str], tables: _Tables) -> _Rule:
@@ -109,14 +110,14 @@ def _make_rule(part: DraftRule, number: int, ids: set[str], tables: _Tables) -> 
             segments.append(f"{{{name}}}")
             where[name] = words
     to = ".".join(_write_target_segment(item, names, tables) for item in example.items)
-    shared = [words[0] for words in example.words if len(words) == 1 and not is_index_word(words[0])]
-    id = _make_id(".".join(shared) or "all", ids)
+    shared = [words[0] for words in example.words if len(words) == 1 and not is_canonical_integer(words[0])]
+    id = choose_name(".".join(shared) or "all", ids, "-")
     pattern = PatternText(".".join(segments), where=where)
     return _Rule(id, number, pattern, to, example.pairs[0], len(example.pairs))
 
 
 def _choose_bound(words: Sequence[str], *, free: bool) -> str | None:
-    return "int" if free and all(map(is_index_word, words)) else write_bound(words)
+    return "int" if free and all(map(is_canonical_integer, words)) else write_bound(words)
 
 
 def _write_target_segment(item: SegmentItem, names: Sequence[str], tables: _Tables) -> str:
@@ -134,20 +135,9 @@ def _name_table(name: str, entries: tuple[tuple[str, str], ...], tables: _Tables
     known = next((each for each, found in tables.items() if sorted(found) == sorted(entries)), None)
     if known is not None:
         return known
-    base = name.rstrip("0123456789")
-    number, unique = 2, base
-    while unique in tables:
-        number, unique = number + 1, f"{base}{number}"
-    tables[unique] = entries
-    return unique
-
-
-def _make_id(name: str, ids: set[str]) -> str:
-    number, unique = 2, name
-    while unique in ids:
-        number, unique = number + 1, f"{name}-{number}"
-    ids.add(unique)
-    return unique
+    chosen = choose_name(name.rstrip("0123456789"), set(tables))
+    tables[chosen] = entries
+    return chosen
 
 
 # ------------------------------------------------------------------------------------------------ lines
@@ -164,7 +154,7 @@ def _write_lines(rules: Sequence[_Rule], tables: _Tables) -> Iterator[tuple[str,
         yield "rules:", -1
     for rule in rules:
         if rule.to is not None:
-            lines = (f"# {counted(rule.count, 'key')}", *write_rule(rule.id, rule.pattern, rule.to))
+            lines = (f"# {count_noun(rule.count, 'key')}", *write_rule(rule.id, rule.pattern, rule.to))
             yield from ((f"  {line}", rule.part) for line in lines)
             yield "", rule.part
     if any(rule.to is None for rule in rules):

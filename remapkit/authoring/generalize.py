@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from remapkit.tensors.families import is_index_word
+from remapkit.tensors.families import is_canonical_integer
 
 Segments = tuple[str, ...]
 _FOLDS = range(2, 65)
@@ -123,9 +123,9 @@ def split_example(example: Example, *, singly: bool = False) -> tuple[Example, .
     varying = [place for place, words in enumerate(example.words) if len(words) > 1]
     groups: defaultdict[object, list[str]] = defaultdict(list)
     # Words before indices, and the last one first: `weight` and `bias` differ more often than their modules do.
-    place = max(varying, key=lambda place: (not all(map(is_index_word, example.words[place])), place))
+    place = max(varying, key=lambda place: (not all(map(is_canonical_integer, example.words[place])), place))
     words = example.words[place]
-    is_index = all(map(is_index_word, words))
+    is_index = all(map(is_canonical_integer, words))
     upper = set(words[len(words) // 2 :])
     for fqn in pairs:
         word = split[fqn][0][place]
@@ -142,7 +142,7 @@ SplitKeys = Mapping[str, tuple[Segments, Segments]]
 
 
 def _mask_indices(segments: Segments) -> Segments:
-    return tuple("#" if is_index_word(word) else word for word in segments)
+    return tuple("#" if is_canonical_integer(word) else word for word in segments)
 
 
 def _make_example(group: Sequence[str], split: SplitKeys, pairs: Mapping[str, str]) -> Example:
@@ -154,7 +154,9 @@ def _make_example(group: Sequence[str], split: SplitKeys, pairs: Mapping[str, st
 def _list_words(group: Sequence[str], split: SplitKeys, side: int = 0) -> tuple[Segments, ...]:
     """The distinct words of each segment: indices in ascending order, other words as first seen."""
     columns = (tuple(dict.fromkeys(words)) for words in zip(*(split[fqn][side] for fqn in group), strict=True))
-    return tuple(tuple(sorted(words, key=int)) if all(map(is_index_word, words)) else words for words in columns)
+    return tuple(
+        tuple(sorted(words, key=int)) if all(map(is_canonical_integer, words)) else words for words in columns
+    )
 
 
 # ------------------------------------------------------------------------------------------------ joining
@@ -193,11 +195,11 @@ def _join_groups(groups: list[list[str]], from_the_end: int, split: SplitKeys) -
         source, target = split[group[0]]
         columns = _list_words(group, split)
         place = len(source) - from_the_end
-        if place < 0 or any(map(is_index_word, columns[place])):
+        if place < 0 or any(map(is_canonical_integer, columns[place])):
             buckets[id(group)].append(group)
             continue
         rest = tuple(
-            frozenset(words) if not is_index_word(words[0]) else None
+            frozenset(words) if not is_canonical_integer(words[0]) else None
             for number, words in enumerate(columns)
             if number != place
         )
@@ -259,11 +261,11 @@ def _explain_segment(
     for place in sorted(varying, key=lambda place: (place in used, place)):
         if tuple(columns[place]) == tuple(wanted):
             return Copied(place)
-    if all(map(is_index_word, wanted)):
+    if all(map(is_canonical_integer, wanted)):
         computed = _find_arithmetic([int(word) for word in wanted], columns, varying)
         if computed is not None:
             return computed
-    for place in sorted(varying, key=lambda place: (is_index_word(columns[place][0]), place in used, place)):
+    for place in sorted(varying, key=lambda place: (is_canonical_integer(columns[place][0]), place in used, place)):
         entries: dict[str, str] = {}
         if all(entries.setdefault(word, found) == found for word, found in zip(columns[place], wanted, strict=True)):
             return LookedUp(place, tuple(entries.items()))
@@ -280,7 +282,7 @@ def _find_arithmetic(
     numbers = {
         place: values
         for place in varying
-        if all(map(is_index_word, columns[place]))
+        if all(map(is_canonical_integer, columns[place]))
         and max(values := [int(word) for word in columns[place]]) < _LARGEST
     }
     for places, written, value in _list_expressions(numbers, wanted):

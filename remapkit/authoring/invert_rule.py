@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
-from remapkit.diagnostics.wording import listed
+from remapkit.diagnostics.wording import join_words
 from remapkit.ops.calls import Call, to_plain_arg
 from remapkit.patterns.automaton import build_automaton
 from remapkit.patterns.charset import contains
@@ -24,6 +24,7 @@ from remapkit.proofs.keymap import KeyMap
 from remapkit.proofs.linear import hanging_together
 from remapkit.rules.model import CompiledRules, Rule
 from remapkit.rules.pipeline import Axis, Pipeline, SplitRule
+from remapkit.tensors.families import is_canonical_integer
 
 if TYPE_CHECKING:
     from remapkit.diagnostics.source import Span
@@ -99,7 +100,9 @@ def invert_rule(
     names = [part.name for part in rule.pattern.captures if part.name in together]
     cases = list(itertools.islice(itertools.product(*spaces), MAX_CASES + 1))
     if len(cases) > MAX_CASES:
-        title = f"the inverse of {rule.id} cannot be written: {listed(map(str, names))} have too many combinations"
+        title = (
+            f"the inverse of {rule.id} cannot be written: {join_words(map(str, names))} have too many combinations"
+        )
         help = (f"bound them to at most {MAX_CASES} combinations, or write one rule for each case",)
         raise NoInverse(Diagnostic("RK213", title, _make_label(rule), help))
     found = []
@@ -167,7 +170,7 @@ def _invert_target(rule: Rule, tables: Tables, known: Mapping[str, Mapping[str, 
     assert rule.template is not None
     together = hanging_together(_make_key_map(rule))
     if together:
-        title = f"the inverse of {rule.id} cannot be written: its target mixes {listed(together)}"
+        title = f"the inverse of {rule.id} cannot be written: its target mixes {join_words(together)}"
         help = ("use each capture once, or write one rule for each case",)
         raise NoInverse(Diagnostic("RK213", title, _make_label(rule), help))
     return _Inverter(rule, {}, tables, known).invert(rule.id)
@@ -450,7 +453,7 @@ def _find_scales(rows: Mapping[str, tuple[str, ...]]) -> tuple[int, ...] | None:
 
 
 def has_only_integers(values: Iterable[str]) -> bool:
-    return all(value.isascii() and value.isdigit() and str(int(value)) == value for value in values)
+    return all(map(is_canonical_integer, values))
 
 
 def _find_shift(entries: Mapping[str, str]) -> int | None:

@@ -17,10 +17,10 @@ from remapkit.authoring.derive import Draft, DraftRule, How, write_draft
 from remapkit.authoring.generalize import generalize, split_example
 from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.settle import Alike, By, Settled, settle_keys
-from remapkit.authoring.write_rules import check_name_and_source, escape_comment, write_head
+from remapkit.authoring.write_rules import check_name_and_source, write_head
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, UsageError
-from remapkit.diagnostics.wording import counted, named
+from remapkit.diagnostics.wording import count_noun, escape_line, join_words, list_names
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.proofs.model import Level
@@ -172,9 +172,7 @@ def _account_for_keys(
 
 def _report_no_pairs(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Diagnostic:
     title = f"no tensor of {source.name} equals exactly one tensor of {target.name} in dtype, shape and bytes"
-    candidates = _map_distinct(
-        pairing.alike, lambda others: " or ".join(others[:3]) + (" or .." if others[3:] else "")
-    )
+    candidates = _map_distinct(pairing.alike, lambda others: join_words(others, 3, "or"))
     if pairing.alike:
         title = (
             f"{source.name} and {target.name} share only constants, or tensors that several keys hold: "
@@ -183,7 +181,7 @@ def _report_no_pairs(source: StateDictSpec, target: StateDictSpec, pairing: Pair
     return Diagnostic(
         "RK625",
         title,
-        notes=(named([f"{fqn}: {candidates[fqn]}" for fqn in pairing.alike]),) if pairing.alike else (),
+        notes=(list_names([f"{fqn}: {candidates[fqn]}" for fqn in pairing.alike]),) if pairing.alike else (),
         help=(
             "pass two checkpoints with the same weights: convert one with the converter that you use now",
             "or pass the pairs that you know as a JSON object, {source key: target key}: --pairs FILE",
@@ -324,8 +322,8 @@ def _find_problems(
 def _report_no_rules(count: int, problems: Sequence[Diagnostic]) -> Diagnostic:
     return Diagnostic(
         "RK655",
-        f"no rules for the {counted(count, 'pair')} could be proven; nothing was written",
-        notes=(named([problem.title for problem in problems]),) if problems else (),
+        f"no rules for the {count_noun(count, 'pair')} could be proven; nothing was written",
+        notes=(list_names([problem.title for problem in problems]),) if problems else (),
         help=("please report this with both headers (`remapkit inspect CKPT --manifest FILE`)",),
     )
 
@@ -349,15 +347,15 @@ def _write_leftovers(source: StateDictSpec, target: StateDictSpec, learned: Lear
         yield "# Target keys with an equal in the source that no rule produces:"
         yield from _write_families(target, learned.open_b)
     for fqn, other in learned.unsaid.items():
-        yield f"# No rule can express this pair: {escape_comment(fqn)} -> {escape_comment(other)}"
+        yield f"# No rule can express this pair: {escape_line(fqn)} -> {escape_line(other)}"
     for rest, header, what in ((learned.only_a, source, "source"), (learned.only_b, target, "target")):
         if rest:
             yield ""
-            count = f"{len(rest)} of {counted(len(header), 'key')}"
+            count = f"{len(rest)} of {count_noun(len(header), 'key')}"
             yield f"# In the {what} only, or changed by the conversion (fused, transposed, cast): {count}."
             yield from _write_families(header, rest)
 
 
 def _write_families(header: StateDictSpec, fqns: Sequence[str]) -> Iterator[str]:
     some = StateDictSpec({fqn: header[fqn] for fqn in fqns}, name=header.name)
-    yield from (f"#   {escape_comment(family.pattern)}  # {len(family.fqns)}" for family in find_families(some))
+    yield from (f"#   {escape_line(family.pattern)}  # {len(family.fqns)}" for family in find_families(some))

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from remapkit.authoring.write_rules import (
     PatternText,
     check_name_and_source,
-    escape_comment,
     write_head,
     write_rule,
     write_test,
 )
-from remapkit.diagnostics.wording import counted
+from remapkit.diagnostics.wording import count_noun, escape_line
 from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import choice_text, literal_text
 from remapkit.patterns.tree import literal
 from remapkit.patterns.unparse import unparse
-from remapkit.tensors.families import Family, find_families, is_index_word
+from remapkit.rulefile.names import choose_name
+from remapkit.tensors.families import Family, find_families, is_canonical_integer
 from remapkit.tensors.spec import StateDictSpec
 
 MAX_TESTS = 100
@@ -99,7 +99,7 @@ class _Candidate:
 
     @property
     def count(self) -> str:
-        return counted(len(self.family.fqns), "key")
+        return count_noun(len(self.family.fqns), "key")
 
 
 def _make_candidates(renamed: StateDictSpec, same: StateDictSpec) -> tuple[_Candidate, ...]:
@@ -139,7 +139,7 @@ def write_bound(words: Sequence[str]) -> str | None:
     """What bounds a capture to these words, inside its braces; None where only a list under `where:` can."""
     if len(words) > MAX_WORDS or any(choice_text(word) != word for word in words):
         return None
-    if is_index_word(words[0]):
+    if is_canonical_integer(words[0]):
         numbers = [int(word) for word in words]
         if numbers == list(range(numbers[0], numbers[-1] + 1)):
             return f"{numbers[0]}..{numbers[-1]}"
@@ -159,26 +159,17 @@ def _name_capture(segments: Sequence[Sequence[str]], place: int, taken: set[str]
     """An index is named after what it counts (`layers.{layer:0..31}`), the last segment `leaf`, any other `part`."""
     before = segments[place - 1] if place else ()
     name = "leaf" if place == len(segments) - 1 else "part"
-    if is_index_word(segments[place][0]):
+    if is_canonical_integer(segments[place][0]):
         name = "index"
         if len(before) == 1 and re.fullmatch(r"[A-Za-z_]\w*", before[0], re.ASCII):
             name = before[0].removesuffix("s") or "index"
-    number, unique = 2, name
-    while unique in taken:
-        number, unique = number + 1, f"{name}{number}"
-    taken.add(unique)
-    return unique
+    return choose_name(name, taken)
 
 
 def _make_id(family: Family, ids: set[str]) -> str:
     """The words that all keys share, `encoder.downsamples.residual`; numbered where two families share them."""
-    words = [words[0] for words in family.segments if len(words) == 1 and not is_index_word(words[0])]
-    name = ".".join(filter(None, words)) or "all"
-    number, unique = 2, name
-    while unique in ids:
-        number, unique = number + 1, f"{name}-{number}"
-    ids.add(unique)
-    return unique
+    words = [words[0] for words in family.segments if len(words) == 1 and not is_canonical_integer(words[0])]
+    return choose_name(".".join(filter(None, words)) or "all", ids, "-")
 
 
 # ------------------------------------------------------------------------------------------------ lines
@@ -196,7 +187,7 @@ def _write_rules(
         yield f"  # {candidate.count} · {_describe_family(candidate.family)}"
         yield from (f"  # {line}" for line in write_rule(candidate.id, candidate.pattern, candidate.to))
         for family in alike.get(_collect_shapes(candidate.family), ())[:2]:
-            yield f"  #   # as many target keys have these shapes: {escape_comment(family.pattern)}"
+            yield f"  #   # as many target keys have these shapes: {escape_line(family.pattern)}"
         yield ""
     if not renamed:
         yield ""
@@ -240,7 +231,7 @@ def _write_missing(missing: Sequence[Family], target: StateDictSpec | None) -> I
     count = sum(len(family.fqns) for family in missing)
     yield f"# Target keys under no name of the source, which rules must produce: {count} of {len(target)}."
     for family in missing:
-        yield f"#   {escape_comment(family.pattern)}  # {len(family.fqns)} · {_describe_family(family)}"
+        yield f"#   {escape_line(family.pattern)}  # {len(family.fqns)} · {_describe_family(family)}"
     yield ""
 
 

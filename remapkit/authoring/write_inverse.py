@@ -17,7 +17,7 @@ from remapkit.patterns.pattern import SEGMENT, Part
 from remapkit.patterns.tree import literal
 from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.syntax import WrittenPattern
-from remapkit.rulefile.yaml.emit import emit_flow, emit_scalar, quote_text
+from remapkit.rulefile.yaml.emit import emit_entry, emit_flow, emit_scalar, quote_text
 from remapkit.rulefile.yaml.values import to_plain_value
 from remapkit.rules.model import CompiledRules, Rule
 
@@ -121,7 +121,7 @@ class InverseWriter:
             if param.value is not None:
                 value = int(param.value.value) if param.value.kind == "integer" else param.value.value
             given = {"value": value} if value is not None else {}
-            yield f"  {param.name.value}: {emit_flow({**config, **given}) if config else emit_flow(value)}"
+            yield emit_entry(param.name.value, {**config, **given} if config else value)
 
     def write_requirements(self) -> Iterator[str]:
         """Requirements on params still hold; those on keys are about target keys now, and become comments."""
@@ -165,8 +165,7 @@ class InverseWriter:
         yield from (f"    {name}: {emit_flow(value)}" for name, value in inverse.split.items())
         yield "    into:"
         for to, ops in inverse.targets:
-            written = ", ".join((f"to: {quote_text(to)}", *_write_ops(ops)))
-            yield f"      - {{{written}}}" if ops else f"      - {quote_text(to)}"
+            yield f"      - {emit_flow({'to': to, 'ops': ops}) if ops else quote_text(to)}"
 
     def write_path(self, rule: InverseRule) -> str | None:
         """The pattern as a path, if that parses back to the same language; else None."""

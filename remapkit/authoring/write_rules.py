@@ -9,9 +9,10 @@ from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
+from remapkit.diagnostics.wording import escape_line
 from remapkit.patterns.literals import literal_text
 from remapkit.rulefile.schema.text import SCHEMA_FILE
-from remapkit.rulefile.yaml.emit import emit_flow_scalar, emit_scalar, entry, quote_text
+from remapkit.rulefile.yaml.emit import emit_entry, emit_flow, emit_scalar, quote_text
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -28,17 +29,13 @@ class PatternText:
         """The entries of a mapping, a line each.
 
         >>> list(PatternText("a.{b}", where={"b": ("u", "v")}).entries())
-        ["path: 'a.{b}'", "where: {b: ['u', 'v']}"]
+        ["path: 'a.{b}'", 'where: {b: [u, v]}']
         """
         yield f"{self.surface}: {quote_text(self.text)}"
         if self.where:
-            lists = (
-                f"{name}: [{', '.join(quote_text(literal_text(word)) for word in words)}]"
-                for name, words in self.where.items()
-            )
-            yield f"where: {{{', '.join(lists)}}}"
+            yield f"where: {emit_flow({name: [*map(literal_text, words)] for name, words in self.where.items()})}"
         if self.leaf is not None:
-            yield f"leaf: [{', '.join(map(write_word, self.leaf))}]"
+            yield f"leaf: {emit_flow([*map(literal_text, self.leaf)])}"
 
     def inline(self, *others: str) -> str:
         """The pattern as an item of a list: bare where it is a path without guards and without `others`.
@@ -63,25 +60,13 @@ def write_table(name: str, entries: Iterable[tuple[str, str]], *, lossy: bool) -
     >>> write_table("slot", [("norm1", "residual.0")], lossy=False)
     '  slot: {norm1: residual.0}'
     """
-    listed = ", ".join(f"{write_word(key)}: {write_word(value)}" for key, value in entries)
-    return f"  {name}: {{lossy: true, entries: {{{listed}}}}}" if lossy else f"  {name}: {{{listed}}}"
-
-
-def write_word(text: str) -> str:
-    """A word of a guard or a table, which stands for itself."""
-    return emit_flow_scalar(literal_text(text))
+    table = {literal_text(key): literal_text(value) for key, value in entries}
+    return emit_entry(name, {"lossy": True, "entries": table} if lossy else table)
 
 
 def write_test(source: str, targets: Sequence[str]) -> list[str]:
     """The lines of a test: a key, and the key or keys that it must become."""
-    written = [emit_scalar(target) for target in targets]
-    value = written[0] if len(written) == 1 else f"[{', '.join(written)}]"
-    return entry(emit_scalar(source), value).split("\n")
-
-
-def escape_comment(text: str) -> str:
-    """A text for a comment: what would end the line, or be refused in a rule file, is escaped."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+    return emit_entry(source, targets[0] if len(targets) == 1 else list(targets)).split("\n")
 
 
 # ------------------------------------------------------------------------------------------------ the head
@@ -108,11 +93,11 @@ def write_head(
     reaches_all: bool = True,
 ) -> Iterator[str]:
     """The lines before the rules. A manifest that the rules do not cover yet is declared in a comment only."""
-    arrow = f" -> {escape_comment(target_ref or target.name)}" if target is not None else ""
+    arrow = f" -> {escape_line(target_ref or target.name)}" if target is not None else ""
     yield f"# yaml-language-server: $schema={SCHEMA_FILE.as_uri()}"
     yield "remapkit: 1"
     yield f"name: {emit_scalar(name)}"
-    yield f"summary: {emit_scalar(f'{escape_comment(Path(source.name).name)}{arrow}')}"
+    yield f"summary: {emit_scalar(f'{escape_line(Path(source.name).name)}{arrow}')}"
     yield ""
     if source_ref is not None:
         if not takes_all:

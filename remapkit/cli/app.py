@@ -141,7 +141,7 @@ def _silence_stdout() -> None:
 def _report_bug() -> int:
     import traceback
 
-    from remapkit.diagnostics.diagnostic import escape_line
+    from remapkit.diagnostics.wording import escape_line
     from remapkit.registry.installed import version
 
     print("\n".join(map(escape_line, traceback.format_exc().splitlines())), file=sys.stderr)
@@ -156,7 +156,7 @@ class _Parser(argparse.ArgumentParser):
     """Escapes what could steer a terminal in messages about wrong arguments."""
 
     def error(self, message: str) -> NoReturn:
-        from remapkit.diagnostics.diagnostic import escape_line
+        from remapkit.diagnostics.wording import escape_line
 
         super().error("\n".join(map(escape_line, message.split("\n"))))
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from remapkit.diagnostics.diagnostic import escape_line
+from remapkit.diagnostics.wording import escape_line
 
 Advance = Callable[[int, int], None]
 """`advance(done, total)`, both in bytes."""

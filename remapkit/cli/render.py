@@ -22,12 +22,12 @@ from remapkit.diagnostics.diagnostic import (
     Severity,
     Style,
     disarm_line,
-    escape_line,
     plain,
     render,
     to_github,
     to_json,
 )
+from remapkit.diagnostics.wording import escape_line
 
 _COLORS = {
     "error": "1;31",

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from remapkit.diagnostics.source import Span
+from remapkit.diagnostics.wording import escape_line
 
 Style = Callable[[str, str], str]
-"""`style(role, text)`: the text as it is to be shown; roles are error, warning, note, help, frame and place."""
+"""`style(role, text)` returns the text as it is drawn; roles are error, warning, note, help, frame and place."""
 
 
 _MARGIN = 6
@@ -30,7 +31,7 @@ _WIDTH = 160
 
 
 class Severity(enum.Enum):
-    """How bad it is: an error refuses, a warning asks for a look, a note only tells."""
+    """How severe a diagnostic is: an error stops the command, a warning needs attention, a note informs."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -50,7 +51,7 @@ class Label:
 class Diagnostic:
     """One message.
 
-    `place` names where it is when no text can be shown (`model.pth: encoder.conv1.weight`); `values` are the
+    `place` names the place where there is no text to show (`model.pth: encoder.conv1.weight`); `values` are the
     facts of the message for programs that read JSON.
 
     >>> print(Diagnostic("RK310", "2 missing keys", place="model.pth", help=("add a rule",)))
@@ -77,21 +78,8 @@ class Diagnostic:
         return render(self)
 
 
-def escape_line(text: str) -> str:
-    r"""Text from anywhere as part of a line: control, reordering and lone characters are escaped.
-
-    A name must not steer a terminal, begin a line of its own or show itself backwards.
-
-    >>> escape_line("a\x1b[2J\nerror: b")
-    'a\\x1b[2J\\nerror: b'
-    """
-    if text.isprintable():
-        return text
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
-
-
 def disarm_line(line: str) -> str:
-    r"""A printed line that no build service takes for a command of a workflow.
+    r"""A printed line with everything escaped that a build service takes for a command of a workflow.
 
     Source: GitHub's runner takes `::` at the beginning of a line (after spaces) and `##[` anywhere for one.
 
@@ -105,7 +93,7 @@ def disarm_line(line: str) -> str:
 
 
 def plain(role: str, text: str) -> str:
-    """The style without colour."""
+    """The style without color."""
     return text
 
 
@@ -153,7 +141,7 @@ def _render_excerpts(labels: Sequence[Label], style: Style) -> list[str]:
         shown = source_number
         text, cut = _cut_window(source.line(line_number), group)
         lines.append(f"{style('frame', f'{line_number:>{_MARGIN - 1}} |')} {disarm_line(text)}")
-        for label in sorted(group, key=lambda each: each.span.column):
+        for label in sorted(group, key=lambda label_: label_.span.column):
             lines.append(_render_underline(label, text, cut, style))
     return lines
 
@@ -189,7 +177,7 @@ def _render_underline(label: Label, text: str, cut: int, style: Style) -> str:
 
 
 def _count_columns(text: str, count: int) -> int:
-    """How many columns of a terminal `count` characters take: wide ones take two, combining marks none."""
+    """How many columns of a terminal `count` characters take: wide ones two, combining marks none."""
     if text.isascii():
         return count
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
@@ -246,7 +234,7 @@ def to_github(diagnostic: Diagnostic) -> str:
     properties.append(f"title={_escape_property(diagnostic.code)}")
     parts = [diagnostic.title if span or not diagnostic.place else f"{diagnostic.place}: {diagnostic.title}"]
     parts += [label.text for label in diagnostic.labels if label.text]
-    # Notes and helps have lines of their own; whatever else is one line.
+    # Notes and helps keep their lines; everything else is one line.
     lines = list(map(escape_line, parts))
     for word, texts in (("note", diagnostic.notes), ("help", diagnostic.help)):
         lines += [escape_line(line) for text in texts for line in f"{word}: {text}".split("\n")]

@@ -1,8 +1,8 @@
-"""Text with places: where a value stands in the file it was read from.
+"""Positions in texts: where in a file a value was read.
 
-Every message about a rule file points at a line and a column, so every value keeps the place it was read from:
-a `Source` is a whole text, a `Span` a stretch of it, and a `Text` a string value whose single characters know
-their places even where YAML's quoting moved them.
+Every message about a rule file points at a line and a column, so every value keeps its position: a `Source` is a
+whole text, a `Span` a part of it, and a `Text` a string value that knows the position of each of its characters, even
+where YAML's quoting moved them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The stretch `start` to `end` (character offsets, end excluded) of a source.
+    """The characters `start` to `end` (end excluded) of a source.
 
     >>> span = Span(Source("rules.yaml", "name: wan\\n"), 6, 9)
     >>> span.text, span.line, span.column, str(span)
@@ -82,11 +82,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A string value with the place of each of its characters.
+    """A string value with the position of each of its characters.
 
     `offsets[i]` is where character `i` of the value begins in the source, and `offsets[len(value)]` where the
-    last one ends: quotes, escapes and folded lines make value and source differ. Without `offsets` the value
-    stands in the source as it is, from `span.start` on.
+    last one ends: quotes, escapes and folded lines make value and source differ. Without `offsets` the
+    value is in the source as it is, from `span.start` on.
 
     >>> text = Text.of(r"layers\\.(\\d+", "the pattern")
     >>> str(text.at(8))

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from remapkit.diagnostics.diagnostic import escape_line
 
-
-def sized(nbytes: int) -> str:
+def sized(nbytes: float) -> str:
     """A number of bytes for people, in powers of ten.
 
     >>> sized(16), sized(2_818_754_672), sized(4398046511104)
     ('16 B', '2.82 GB', '4.40 TB')
     """
     if nbytes < 1000:
-        return f"{nbytes} B"
-    value = float(nbytes)
+        return f"{nbytes:.0f} B"
+    value = nbytes
     for unit in ("kB", "MB", "GB", "TB", "PB", "EB"):
         value /= 1000
         if value < 999.5:
@@ -35,78 +33,85 @@ def sized_part(done: int, total: int) -> str:
     return f"{done / 1000**power:.{decimals}f} of {whole} {unit}"
 
 
-def escape_text(text: str) -> str:
-    r"""The text with control characters and lone surrogates escaped: a file must not steer a terminal.
+def escape_line(text: str) -> str:
+    r"""Text from anywhere as part of a line, with control and reordering characters and lone surrogates escaped.
 
-    >>> escape_text("a\x1b[31m")
-    'a\\x1b[31m'
+    A name must not steer a terminal, begin a line of its own or show itself backwards.
+
+    >>> escape_line("a\x1b[2J\nerror: b")
+    'a\\x1b[2J\\nerror: b'
     """
     if text.isprintable():
         return text
     return "".join(
-        character
-        if character.isprintable() or character == "\n"
-        else character.encode("unicode_escape").decode("ascii")
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
 
 
 def shown(key: str, width: int = 200) -> str:
     """A key as messages show it: escaped, and cut where it is absurdly long."""
-    text = escape_text(key)
+    text = escape_line(key)
     return text if len(text) <= width else f"{text[: width - 20]}... ({len(key)} characters)"
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str | None = None) -> str:
     """A number with its noun.
 
-    >>> counted(1, "key"), counted(2, "key")
-    ('1 key', '2 keys')
+    >>> counted(1, "key"), counted(2, "key"), counted(3, "entry", "entries")
+    ('1 key', '2 keys', '3 entries')
     """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
-def listed(words: Iterable[str]) -> str:
-    """Words as a sentence has them, each once.
+def listed(words: Iterable[str], limit: int | None = None, conjunction: str = "and") -> str:
+    """Words as a sentence has them, each once; at most `limit`, and how many more there are.
 
-    >>> listed(["a"]), listed(["a", "b", "c", "b"])
-    ('a', 'a, b and c')
+    >>> listed(["a"]), listed(["a", "b", "c", "b"], conjunction="or"), listed("abcd", 2)
+    ('a', 'a, b or c', 'a, b and 2 more')
     """
-    *before, last = dict.fromkeys(words) or {"": None}
-    return f"{', '.join(before)} and {last}" if before else last
+    distinct = list(dict.fromkeys(words)) or [""]
+    if limit is not None and len(distinct) > limit:
+        distinct[limit:] = [f"{len(distinct) - limit} more"]
+    *before, last = distinct
+    return f"{', '.join(before)} {conjunction} {last}" if before else last
 
 
 SHOWN = 5
 """How many keys a message names before it only counts; JSON output always has them all."""
 
 
-def named(fqns: Sequence[str], shown: int = SHOWN) -> str:
+def named(fqns: Sequence[str], limit: int = SHOWN) -> str:
     """The first few keys, one a line, and how many more there are.
 
-    >>> print(named(["a", "b", "c"], shown=2))
+    >>> print(named(["a", "b", "c"], 2))
     a
     b
     ... and 1 more
     """
-    lines = list(map(escape_line, fqns[:shown]))
-    if len(fqns) > shown:
-        lines.append(f"... and {len(fqns) - shown} more")
+    lines = [escape_line(fqn) for fqn in fqns[:limit]]
+    if len(fqns) > limit:
+        lines.append(f"... and {len(fqns) - limit} more")
     return "\n".join(lines)
 
 
-def human_bytes(count: float) -> str:
-    """Bytes in decimal units, as disks count them.
+def find_close_name(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt one is most like, None where it is like none."""
+    from difflib import get_close_matches  # 2 ms that only a mistake needs
 
-    >>> human_bytes(2_818_839_376), human_bytes(196), human_bytes(999_999)
-    ('2.82 GB', '196 bytes', '1.00 MB')
+    names = list(known)
+    close = get_close_matches(name, names, n=1) or get_close_matches(name.lower().strip(), names, n=1)
+    return close[0] if close else None
+
+
+def suggest_name(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The help for an unknown name: the known one that it is most like, or what to say where it is like none.
+
+    >>> suggest_name("pth", ["path", "match"]), suggest_name("x", ["path"], "known: path")
+    ("did you mean 'path'?", 'known: path')
     """
-    if count < 1000:
-        return f"{count:.0f} bytes"
-    for unit in ("kB", "MB", "GB", "TB", "PB"):
-        count /= 1000
-        if count < 999.995:
-            return f"{count:.2f} {unit}"
-    return f"{count * 1000:.0f} PB"
+    close = find_close_name(name, known)
+    return f"did you mean {close!r}?" if close is not None else otherwise
 
 
 def excerpt_of(text: str, limit: int = 60) -> str:

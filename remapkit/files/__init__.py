@@ -1,1 +1,1 @@
-"""What has to do with files and not with checkpoints: small texts."""
+"""Files, whatever they hold: held open, copied, written atomically; strict JSON and small texts."""

@@ -30,7 +30,7 @@ TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".remapkit-", ".tmp"
 
 
 def check_targets(paths: Sequence[Path], sources: Sequence[SourceFile], force: bool) -> list[Path]:
-    """Where the targets really lie (links are followed), refused where one must not or cannot be written.
+    """The real paths of the targets (links are followed); raises where one must not or cannot be written.
 
     Raises `UnwritableOutput`: RK500 where some exist and `force` is not set, RK501 where one is one of the sources,
     RK503 where it is a directory or has none.
@@ -46,10 +46,12 @@ def check_targets(paths: Sequence[Path], sources: Sequence[SourceFile], force: b
 def _check_target(path: Path, sources: Sequence[SourceFile]) -> Path:
     real = Path(os.path.realpath(path))
     try:
-        found = real.stat()
+        status = real.stat()
     except FileNotFoundError:
         if not real.parent.is_dir():
-            raise make_unwritable("RK503", f"there is no directory {real.parent}", help=("make it first",)) from None
+            raise make_unwritable(
+                "RK503", f"there is no directory {real.parent}", help=("create it first",)
+            ) from None
         return real
     except OSError as error:
         raise convert_os_error(real, error) from error
@@ -57,7 +59,7 @@ def _check_target(path: Path, sources: Sequence[SourceFile]) -> Path:
         raise make_unwritable("RK503", f"{path} is a directory", help=("name a file",))
     if not real.is_file():
         raise make_unwritable("RK503", f"{path} is not a regular file")
-    if any((source.device, source.inode) == (found.st_dev, found.st_ino) for source in sources):
+    if any((source.device, source.inode) == (status.st_dev, status.st_ino) for source in sources):
         help = ["write to another file"]
         if len(sources) == 1 and real.suffix == ".safetensors":
             help.append("or rename the tensors inside the file: --in-place")
@@ -67,14 +69,14 @@ def _check_target(path: Path, sources: Sequence[SourceFile]) -> Path:
 
 
 def journal_path(path: Path) -> Path:
-    """Where the journal of a rename in place lies: beside the file, under a name that fits, long as the file's is."""
+    """The journal of a rename in place: beside the file, under a name of fixed length that always fits."""
     return path.with_name(f"{TEMPORARY_PREFIX}{zlib.crc32(os.fsencode(path.name)):08x}.journal")
 
 
 def check_space(folder: Path, name: str, needed: int) -> None:
     """Raise `UnwritableOutput` (RK502) where the filesystem has less room than `needed` bytes."""
-    found = os.statvfs(folder)
-    free = found.f_bavail * found.f_frsize
+    filesystem = os.statvfs(folder)
+    free = filesystem.f_bavail * filesystem.f_frsize
     if needed > free:
         raise make_unwritable("RK502", f"{name} needs {sized(needed)}, {folder} has {sized(free)} free")
 
@@ -128,14 +130,14 @@ class NewFile:
         sync_directory(self.target.parent)
 
     def set_dress(self, dress: Dress | None) -> None:
-        """What the file will get with its name, where the file that it replaces will be gone by then."""
+        """Owner, mode and attributes for the file, where the one that it replaces will be gone by then."""
         self._dress = dress
 
     def rename(self) -> None:
         """Give the file its mode, then its name; raises `UnwritableOutput` (RK500) where another took it meanwhile.
 
         Only now: until here nobody but its owner may read it. Owner, mode and extended attributes are those of the
-        file that it replaces, or of `dress_as`; else `mode` and the umask say who may read it.
+        file that it replaces, or of `set_dress`; else `mode` and the umask say who may read it.
         """
         dress = self._dress or Dress.of(self.target)
         if dress is None:
@@ -193,7 +195,7 @@ class Dress:
     def of(cls, path: Path) -> Self | None:
         """That of a file, links followed; None where there is none."""
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ELOOP):
                 return None
@@ -204,7 +206,7 @@ class Dress:
                 if name not in _CONTENT_ATTRIBUTES:
                     with contextlib.suppress(OSError):
                         attributes.append((name, os.getxattr(path, name)))
-        return cls(found.st_uid, found.st_gid, found.st_mode & 0o7777, tuple(attributes))
+        return cls(status.st_uid, status.st_gid, status.st_mode & 0o7777, tuple(attributes))
 
     def apply_to(self, fd: int) -> None:
         """Give it to an open file, as far as the system allows; the mode always."""
@@ -245,9 +247,9 @@ def _claim_completed(path: Path, size: int) -> tuple[Path, int] | None:
         return None
     with contextlib.suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        found = os.fstat(fd)
-        alone = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
-        if alone and found.st_size == size:
+        status = os.fstat(fd)
+        alone = stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
+        if alone and status.st_size == size:
             return path, fd
     os.close(fd)
     return None
@@ -322,7 +324,7 @@ def sync_directory(folder: Path) -> None:
 
 @contextlib.contextmanager
 def ignore_interrupts() -> Iterator[None]:
-    """Ctrl-C is too late once files get their names: it is ignored for as long as the block runs."""
+    """Ignore Ctrl-C while the block runs: once files get their names it is too late."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -39,7 +39,7 @@ _UNSUPPORTED_ERRNOS = {
 
 
 class AdvanceBytes(Protocol):
-    """Told how many more bytes are written."""
+    """Called with how many more bytes are written."""
 
     def __call__(self, nbytes: int, /) -> None: ...
 
@@ -168,7 +168,7 @@ class Writeback:
         self._call = _load_sync_file_range()
 
     def advance(self, nbytes: int) -> None:
-        """Told how many more bytes are written."""
+        """Count `nbytes` more bytes as written; every 16 MiB the disk is asked to write them."""
         self._waiting += nbytes
         if self._waiting >= STEP and self._call is not None:
             self._waiting = 0
@@ -186,8 +186,7 @@ def _load_sync_file_range() -> Callable[[int, int, int, int], int] | None:
     except AttributeError:
         return None
     call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    found: Callable[[int, int, int, int], int] = call
-    return found
+    return call
 
 
 class ReadAhead:

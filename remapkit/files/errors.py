@@ -1,4 +1,4 @@
-"""How broken and hostile files are reported: bare facts inside, one place that adds the file and the key."""
+"""Errors about files: bare facts where they are found, one place that adds the file and the key."""
 
 from __future__ import annotations
 
@@ -14,39 +14,14 @@ from remapkit.diagnostics.errors import (
     UnreadableCheckpoint,
     UnwritableOutput,
 )
-from remapkit.diagnostics.wording import escape_text, shown
+from remapkit.diagnostics.wording import escape_line, shown
 
 MAX_DIMS = 64
-"""More dimensions than this no tensor of torch has."""
-
-
-MAX_DIGITS = 20
-"""2^64 has 20 digits: longer numbers mean nothing in a header."""
-
-
-MAX_TENSORS = 1_000_000
-"""More tensors than this no file has; each costs about 2 kB of memory."""
-
-
-def find_size_problem(raw: bytes) -> str | None:
-    """Why the JSON of a header, a manifest or an index would take far more memory than its bytes, or None.
-
-    Counted before anything is parsed: `{}` is two bytes and becomes sixty-four, and much more with something in it.
-
-    >>> find_size_problem(b"[" * 4_000_000)
-    'it opens 4000000 lists and objects: more than 1000000 tensors have'
-    """
-    containers = raw.count(b"[") + raw.count(b"{")
-    if containers > 3 * MAX_TENSORS + 100:
-        return f"it opens {containers} lists and objects: more than {MAX_TENSORS} tensors have"
-    values = raw.count(b",")
-    if values > 8 * MAX_TENSORS:
-        return f"it holds {values} values: more than {MAX_TENSORS} tensors have"
-    return None
+"""torch tensors have at most this many dimensions."""
 
 
 class FileFault(Exception):
-    """A bare fact about a file's content, raised where it is found; `opened` adds the path and raises it on."""
+    """A bare fact about a file's content, raised where it is found; the opener adds the path (`at`)."""
 
     def __init__(
         self,
@@ -86,12 +61,12 @@ def make_unreadable(
     kind = UnreadableCheckpoint
     if refused is not None:
         kind = MissingCheckpoint if isinstance(refused, FileNotFoundError) else RefusedRead
-    return kind(Diagnostic(code, escape_text(title), help=help, notes=notes, place=place))
+    return kind(Diagnostic(code, escape_line(title), help=help, notes=notes, place=place))
 
 
 def make_note(code: str, title: str, path: Path, *, help: tuple[str, ...] = ()) -> Diagnostic:
     """A note about a checkpoint that was read."""
-    return Diagnostic(code, escape_text(title), help=help, place=str(path), severity=Severity.NOTE)
+    return Diagnostic(code, escape_line(title), help=help, place=str(path), severity=Severity.NOTE)
 
 
 def is_utf8(name: str) -> bool:
@@ -108,28 +83,28 @@ def is_utf8(name: str) -> bool:
 
 
 def convert_os_error(path: Path, error: OSError) -> UnwritableOutput:
-    """What the system refused, in words that say what to do: RK504 for a full disk, RK503 for anything else."""
+    """An error of the system as ours: RK504 for a full disk, RK509 for a failing one, RK503 for anything else."""
     folder = path.parent
     if error.errno in NO_SPACE:
         return make_no_space(path, error, "")
     if error.errno == errno.EIO:
         title = f"{path}: the disk failed (input/output error); nothing was changed"
-        return FailedWrite(Diagnostic("RK509", escape_text(title), help=("look at the system's log: dmesg",)))
+        return FailedWrite(Diagnostic("RK509", escape_line(title), help=("look at the system's log: dmesg",)))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return make_unwritable("RK503", f"cannot write in {folder}: {(error.strerror or 'refused').lower()}")
     if error.errno == errno.EISDIR:
         return make_unwritable("RK503", f"{path} is a directory", help=("name a file",))
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return make_unwritable("RK503", f"there is no directory {folder}", help=("make it first",))
+        return make_unwritable("RK503", f"there is no directory {folder}", help=("create it first",))
     return make_unwritable("RK503", f"cannot write {path}: {(error.strerror or str(error)).lower()}")
 
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""A full disk, a quota, a limit on the size of a file: all of them end the same way."""
+"""A full disk, a quota, a limit on the size of a file."""
 
 
 def make_no_space(path: Path, error: OSError, after: str) -> UnwritableOutput:
-    """The error for a disk that filled up (RK504); `after` says how far it came."""
+    """The error for a disk that filled up (RK504); `after` says how much was written."""
     limits = {errno.EDQUOT: "the quota is used up", errno.EFBIG: "the limit on the size of a file was reached"}
     notes = (limits[error.errno],) if error.errno in limits else ()
     return make_unwritable("RK504", f"no space left on {path.parent}{after}; nothing was changed", notes=notes)
@@ -140,4 +115,4 @@ def make_unwritable(
 ) -> UnwritableOutput:
     """The error for an output that cannot be written: `OutputExists` where the code says that (RK500)."""
     kind = OutputExists if code == "RK500" else UnwritableOutput
-    return kind(Diagnostic(code, escape_text(title), help=help, notes=notes))
+    return kind(Diagnostic(code, escape_line(title), help=help, notes=notes))

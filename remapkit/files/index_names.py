@@ -1,4 +1,4 @@
-"""What the names of a checkpoint's files say: which is an index, which a shard, and of what output they are."""
+"""The names of a checkpoint's files: which is an index, which a shard, and which output they belong to."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def split_index_name(name: str) -> tuple[str, str]:
     >>> split_index_name("model.safetensors.index.fp16.json"), split_index_name("model.safetensors.index.json")
     (('model.safetensors', '.fp16'), ('model.safetensors', ''))
     """
-    found = list(_INDEX.finditer(name))
-    if found and found[-1].end() == len(name):
-        return name[: found[-1].start()], found[-1][1] or ""
+    matches = list(_INDEX.finditer(name))
+    if matches and matches[-1].end() == len(name):
+        return name[: matches[-1].start()], matches[-1][1] or ""
     return name, ""
 
 
@@ -56,5 +56,5 @@ def derive_output_name(name: str) -> str:
     >>> derive_output_name("pytorch_model.bin"), derive_output_name("rules.yaml"), derive_output_name("README")
     ('pytorch_model.bin', 'rules.yaml', 'README')
     """
-    found = _SHARD.fullmatch(name)
-    return derive_whole_name(name) if found is None or is_index(name) else found[1] + found[2]
+    shard = _SHARD.fullmatch(name)
+    return derive_whole_name(name) if shard is None or is_index(name) else shard[1] + shard[2]

@@ -28,7 +28,7 @@ _PATIENCE, _PAUSE = 20, 0.005
 
 
 def lock_path(output: Path) -> Path:
-    """Where the lock of an output lies: in its folder, under a name that fits however long the output's is."""
+    """The lock of an output: in its folder, under a name of fixed length that always fits."""
     tag = hashlib.sha256(os.fsencode(output.name)).hexdigest()[:16]
     return output.parent / f"{LOCK_PREFIX}{tag}{LOCK_SUFFIX}"
 
@@ -122,11 +122,11 @@ def _open_lock(path: Path) -> int:
 def is_named(fd: int, path: Path) -> bool:
     """Whether an open file is still the one under this name."""
     try:
-        found = path.stat(follow_symlinks=False)
+        named = path.stat(follow_symlinks=False)
     except OSError:
         return False
     mine = os.fstat(fd)
-    return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
+    return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
 
 
 def _release_lock(path: Path, fd: int | None) -> None:

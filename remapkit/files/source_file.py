@@ -69,12 +69,12 @@ class SourceFile:
             if not lasting:
                 _POOL.make_room()
             self.fd = _open_regular(path, name, dir_fd)
-            found = os.fstat(self.fd)
+            status = os.fstat(self.fd)
             if not lasting:
                 _POOL.files[id(self)] = self
-        self.size = found.st_size
-        self.device, self.inode = found.st_dev, found.st_ino
-        self.stamp = _take_stamp(found)
+        self.size = status.st_size
+        self.device, self.inode = status.st_dev, status.st_ino
+        self.stamp = _take_stamp(status)
 
     @contextlib.contextmanager
     def hold_open(self) -> Iterator[int]:
@@ -98,8 +98,8 @@ class SourceFile:
     def _reopen(self) -> None:
         _POOL.make_room()
         fd = _open_regular(self.path, None, None)
-        found = os.fstat(fd)
-        if _has_new_stamp(self.stamp, _take_stamp(found)):
+        status = os.fstat(fd)
+        if _has_new_stamp(self.stamp, _take_stamp(status)):
             os.close(fd)
             raise make_unreadable("RK412", f"{self.path.name} changed while it was read", self.path)
         self.fd = fd
@@ -160,9 +160,9 @@ class SourceFile:
         return f"SourceFile({str(self.path)!r}, {sized(self.size)})"
 
 
-def _take_stamp(found: os.stat_result) -> tuple[int, ...]:
+def _take_stamp(status: os.stat_result) -> tuple[int, ...]:
     """What changes when a file is written to: a time of modification can be set back, one of change cannot."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_nlink
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_nlink
 
 
 def _has_new_stamp(then: tuple[int, ...], now: tuple[int, ...]) -> bool:

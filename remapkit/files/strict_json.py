@@ -1,44 +1,47 @@
-"""The one reader of JSON files: manifests, indexes, configs, pairs, journals. One meaning or none, in bounded time.
+"""The one reader of JSON: headers, manifests, indexes, configs, journals. One meaning or none, in bounded time.
 
-Refused: what is no regular file (a pipe or a device would never end), what is larger than its kind ever is, names
-that occur twice, numbers of hundreds of digits, NaN, and nesting that no such file has.
+Refused: what is not a regular file (a pipe or a device would never end), what is larger than its kind ever is,
+duplicate names, numbers of hundreds of digits, NaN, and nesting that no such file has.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
 from remapkit.diagnostics.wording import shown, sized
-from remapkit.files.errors import FileFault, find_size_problem
+from remapkit.files.errors import FileFault
 from remapkit.files.source_file import SourceFile
 
 MAX_MANIFEST = 100_000_000
 """The largest manifest or index that is read, in bytes; a manifest takes about 80 a tensor."""
 MAX_SMALL = 10_000_000
 """The largest config, list of pairs or witness, in bytes."""
-_MAX_INTEGER = 400
-"""Digits of a whole number. One of a million would take minutes."""
+HEADER_DIGITS = 20
+"""2^64 has 20 digits: longer numbers mean nothing in a header."""
+_MAX_DIGITS = 400
+"""Digits of a whole number in any other file. One of a million would take minutes."""
 
-
-def _raise_fault(title: str, key: str | None = None) -> NoReturn:
-    raise FileFault("RK408", title, key=key)
+MAX_TENSORS = 1_000_000
+"""The most tensors of a file; each costs about 2 kB of memory."""
 
 
 def read_json(source: SourceFile) -> Any:
     """The value of a manifest or an index; raises `FileFault` (RK408)."""
     if source.size > MAX_MANIFEST:
-        _raise_fault(f"the file is {sized(source.size)}; a manifest or an index is read up to {sized(MAX_MANIFEST)}")
-    return parse_json(source.read(0, source.size), "a manifest or an index", digits=20)
+        title = f"the file is {sized(source.size)}; a manifest or an index has at most {sized(MAX_MANIFEST)}"
+        raise FileFault("RK408", title)
+    return parse_json(source.read(0, source.size), digits=HEADER_DIGITS)
 
 
-def read_small_json(path: Path, limit: int = MAX_SMALL) -> Any:
-    """The value of a small JSON file; raises `UnreadableCheckpoint`: RK400 where it is no file, RK408 else."""
+def read_json_file(path: Path, limit: int = MAX_SMALL) -> Any:
+    """The value of a small JSON file; raises `UnreadableCheckpoint`: RK400 where it cannot be opened, RK408 else."""
     source = SourceFile(path)
     try:
         if source.size > limit:
-            _raise_fault(f"the file is {sized(source.size)}; up to {sized(limit)} are read")
+            raise FileFault("RK408", f"the file is {sized(source.size)}; at most {sized(limit)} are read")
         return parse_json(source.read(0, source.size))
     except FileFault as fault:
         raise fault.at(path) from None
@@ -46,44 +49,76 @@ def read_small_json(path: Path, limit: int = MAX_SMALL) -> Any:
         source.close()
 
 
-def parse_json(raw: bytes, kind: str = "a small JSON file", digits: int = _MAX_INTEGER) -> Any:
-    """The value that bytes hold; raises `FileFault` (RK408). `kind` is what they are called where they are no such.
+def parse_json(
+    raw: bytes, what: str = "the file", code: str = "RK408", *, digits: int = _MAX_DIGITS, signed: bool = True
+) -> Any:
+    """The value that bytes hold; raises `FileFault` with `code`, which calls them `what`.
+
+    Whole numbers have at most `digits` digits, and no minus (not even -0) where `signed` is False.
 
     >>> parse_json(b'{"a": [1, 2]}')
     {'a': [1, 2]}
     """
-    if problem := find_size_problem(raw):
-        _raise_fault(problem)
 
-    def whole(written: str) -> int:
-        if len(written) > digits:
-            _raise_fault(f"a number of {len(written)} digits")
+    def raise_fault(title: str, key: str | None = None) -> NoReturn:
+        raise FileFault(code, title, key=key)
+
+    def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        built = dict(pairs)
+        if len(built) != len(pairs) and (name := _find_duplicate(pairs)) is not None:
+            raise_fault(f"duplicate name {shown(name)!r} in {what}", name)
+        return built
+
+    def parse_integer(written: str) -> int:
+        if written.startswith("-") and not signed:
+            raise_fault(f"{what} holds the negative number {shown(written, 40)}")
+        if len(written.lstrip("-")) > digits:
+            raise_fault(f"{what} holds a number of {len(written)} digits")
         return int(written)
 
+    def refuse_constant(name: str) -> NoReturn:
+        raise_fault(f"{what} holds {name}, which is not a JSON number")
+
+    if problem := _find_size_problem(raw):
+        raise_fault(f"{what} {problem}")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        _raise_fault(f"not UTF-8: byte {error.start}")
+        raise_fault(f"{what} is not UTF-8: byte {error.start}")
+    # Without a hook, numbers are read in C. Negative zero is the one of them that Python takes and a header may not.
+    is_plain = (signed or b"-" not in raw) and not re.search(rb"[0-9]{%d}" % (digits + 1), raw)
+    parse_int = None if is_plain else parse_integer
     try:
-        return json.loads(text, object_pairs_hook=_build_object, parse_int=whole, parse_constant=_refuse_constant)
+        return json.loads(text, object_pairs_hook=build_object, parse_int=parse_int, parse_constant=refuse_constant)
     except RecursionError:
-        _raise_fault(f"nested too deeply for {kind}")
+        raise_fault(f"{what} is nested too deeply")
     except json.JSONDecodeError as error:
-        _raise_fault(f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}")
+        raise_fault(f"{what} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}")
     except ValueError as error:
-        _raise_fault(f"not valid JSON: {error}")
+        raise_fault(f"{what} is not valid JSON: {error}")
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    _raise_fault(f"{name} is no number of JSON")
+def _find_duplicate(pairs: list[tuple[str, Any]]) -> str | None:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
-def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                _raise_fault(f"the name {shown(key)!r} occurs twice", key)
-            seen.add(key)
-    return found
+def _find_size_problem(raw: bytes) -> str | None:
+    """Why the JSON of a header, a manifest or an index would take far more memory than its bytes, or None.
+
+    Counted before anything is parsed: `{}` is two bytes and becomes sixty-four, and much more with something in it.
+
+    >>> _find_size_problem(b"[" * 4_000_000)
+    'opens 4000000 lists and objects: more than 1000000 tensors have'
+    """
+    containers = raw.count(b"[") + raw.count(b"{")
+    if containers > 3 * MAX_TENSORS + 100:
+        return f"opens {containers} lists and objects: more than {MAX_TENSORS} tensors have"
+    values = raw.count(b",")
+    if values > 8 * MAX_TENSORS:
+        return f"holds {values} values: more than {MAX_TENSORS} tensors have"
+    return None

@@ -1,4 +1,4 @@
-"""Small texts (rule files, manifests, witnesses): every command that writes one writes it here."""
+"""The one writer of small texts: rule files, manifests, witnesses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Protocol
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import OutputExists, UnwritableOutput
-from remapkit.diagnostics.wording import escape_text
+from remapkit.diagnostics.wording import escape_line
 from remapkit.files.atomic import (
     TEMPORARY_PREFIX,
     TEMPORARY_SUFFIX,
@@ -63,9 +63,9 @@ def write_texts(
         targets = check_targets(list(files), (), force)
         try:
             new = [stack.enter_context(NewFile(target, force=force)) for target in targets]
-            for each, text in zip(new, files.values(), strict=True):
-                write_all(each.fd, text.encode("utf-8"), 0)
-                each.flush()
+            for new_file, text in zip(new, files.values(), strict=True):
+                write_all(new_file.fd, text.encode("utf-8"), 0)
+                new_file.flush()
             with ignore_interrupts():
                 _name_files(new)
         except UnwritableOutput:
@@ -78,10 +78,10 @@ def _check_names(files: Mapping[Path, str]) -> None:
     real: dict[str, Path] = {}
     for path in files:
         if path.name in ("", "-"):
-            raise make_unwritable("RK503", f"{str(path)!r} names no file", help=("name a file",))
+            raise make_unwritable("RK503", f"{str(path)!r} is not a file name", help=("name a file",))
         other = real.setdefault(os.path.realpath(path), path)
         if other is not path:
-            raise make_unwritable("RK503", f"{other} and {path} are one file", help=("name another file",))
+            raise make_unwritable("RK503", f"{other} and {path} are the same file", help=("name another file",))
 
 
 def _check_files(files: Mapping[Path, str], force: bool, sources: Iterable[Path | Opened]) -> None:
@@ -90,14 +90,14 @@ def _check_files(files: Mapping[Path, str], force: bool, sources: Iterable[Path 
     problems = []
     for path in files:
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError:
             continue
-        if (found.st_dev, found.st_ino) in read:
-            title = f"{path} is read by this command: it is not written"
-            problems.append(Diagnostic("RK501", escape_text(title), help=("name another file",)))
-        elif not force and not stat.S_ISDIR(found.st_mode):
-            problems.append(Diagnostic("RK500", escape_text(f"{path} exists (use --force)")))
+        if (status.st_dev, status.st_ino) in read:
+            title = f"{path} is an input of this command: it is never written"
+            problems.append(Diagnostic("RK501", escape_line(title), help=("name another file",)))
+        elif not force and not stat.S_ISDIR(status.st_mode):
+            problems.append(Diagnostic("RK500", escape_line(f"{path} exists (use --force)")))
     if problems:
         exist = all(problem.code == "RK500" for problem in problems)
         raise (OutputExists if exist else UnwritableOutput)(problems)
@@ -109,8 +109,8 @@ def _list_identities(sources: Iterable[Path | Opened]) -> Iterator[tuple[int, in
             yield source.device, source.inode
             continue
         with contextlib.suppress(OSError):
-            found = source.stat()
-            yield found.st_dev, found.st_ino
+            status = source.stat()
+            yield status.st_dev, status.st_ino
 
 
 @contextlib.contextmanager

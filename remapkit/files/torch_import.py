@@ -1,4 +1,4 @@
-"""Modules that are imported in another working directory, where the process's own is gone.
+"""Imports that work where the process's working directory was deleted.
 
 oneMKL asks for the working directory while torch loads it, and ends the process where there is none. Everything else
 stays in the directory that is gone: a relative path must lead to nothing, not to a file of another place.
@@ -16,8 +16,10 @@ from types import ModuleType
 
 
 def import_in_root(name: str) -> None:
-    """Have the import of a module, whenever it comes, happen in the root directory; nothing where it was before."""
-    if name not in sys.modules and not any(isinstance(each, _Finder) and each.name == name for each in sys.meta_path):
+    """Have a module imported in the root directory, whenever that happens; nothing where it is imported already."""
+    if name not in sys.modules and not any(
+        isinstance(finder, _Finder) and finder.name == name for finder in sys.meta_path
+    ):
         sys.meta_path.insert(0, _Finder(name))
 
 

@@ -47,7 +47,7 @@ def parse_manifest(value: Any, name: str) -> StateDictSpec:
         _raise_fault(f"a manifest is a JSON object, not {_describe_kind(value)}")
     if words := _find_message(value):
         title = f"a message, not a checkpoint: {shown(words)}"
-        raise FileFault("RK401", title, help=("the download failed: check the address and what it asks for",))
+        raise FileFault("RK401", title, help=("the download failed: check the URL, and whether it needs a login",))
     tensors = {fqn: _parse_spec(fqn, entry) for fqn, entry in value.items() if fqn != "__metadata__"}
     metadata = value.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
@@ -58,11 +58,11 @@ def parse_manifest(value: Any, name: str) -> StateDictSpec:
 def _find_message(value: Mapping[str, Any]) -> str | None:
     """What a server said instead of sending a file: `{"error": "Repository not found"}` and its like."""
     for key in ("error", "message", "detail", "errors"):
-        found = value.get(key)
-        found = found.get("message") if isinstance(found, dict) and "dtype" not in found else found
-        found = found[0] if isinstance(found, list) and found else found
-        if isinstance(found, str) and found.strip():
-            return found.strip()
+        message = value.get(key)
+        message = message.get("message") if isinstance(message, dict) and "dtype" not in message else message
+        message = message[0] if isinstance(message, list) and message else message
+        if isinstance(message, str) and message.strip():
+            return message.strip()
     return None
 
 

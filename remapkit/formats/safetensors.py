@@ -8,14 +8,14 @@ duplicate names (which the README disallows), unknown fields, control characters
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from json.encoder import encode_basestring
 from typing import Any, NoReturn
 
 from remapkit.diagnostics.wording import shown, sized
-from remapkit.files.errors import MAX_DIGITS, MAX_DIMS, FileFault, find_size_problem
+from remapkit.files.errors import MAX_DIMS, FileFault
 from remapkit.files.source_file import CHUNK, Extent, SourceFile
+from remapkit.files.strict_json import HEADER_DIGITS, parse_json
 from remapkit.formats.reader import FileReader
 from remapkit.tensors.dtypes import DTYPE_BITS
 from remapkit.tensors.spec import MAX_NAME, StateDictSpec, TensorSpec, find_name_problem, find_recorded_names
@@ -26,7 +26,6 @@ FORMAT_DTYPES = frozenset(DTYPE_BITS) - {"C128"}
 """The names of the library's enum `Dtype`."""
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 1 << 64
-_LONG = re.compile(rb"[0-9]{21}")
 
 
 def _raise_fault(title: str, key: str | None = None, *help: str) -> NoReturn:
@@ -88,7 +87,10 @@ def read_header(source: SourceFile) -> tuple[int, dict[str, str], dict[str, Head
 
 def parse_header(raw: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str, HeaderEntry]]:
     """A header's JSON, checked against the number of data bytes that follow it; raises `FileFault` (RK402)."""
-    fields = _parse_json(raw)
+    # README: "N bytes: a JSON UTF-8 string", which "MUST begin with a { character"; "Duplicate keys are disallowed."
+    if raw[:1] != b"{":
+        _raise_fault("the header is not a JSON object: it must start with '{'")
+    fields = parse_json(raw, "the header", "RK402", digits=HEADER_DIGITS, signed=False)
     # README: "a special key __metadata__ is allowed to contain free form string-to-string map"
     metadata = _check_metadata(fields.pop("__metadata__", {}))
     # An escape is the only way to a surrogate or a control character: the JSON itself must be UTF-8 without them.
@@ -98,53 +100,6 @@ def parse_header(raw: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str,
         if (careful or len(fqn) > MAX_NAME // 4) and (problem := find_name_problem(fqn)):
             _raise_fault(f"a name {problem}", fqn)
     return metadata, _sort_entries(entries, data_bytes)
-
-
-def _parse_json(raw: bytes) -> dict[str, Any]:
-    # README: "N bytes: a JSON UTF-8 string", which "MUST begin with a { character" and may end in spaces
-    if raw[:1] != b"{":
-        _raise_fault("the header is not a JSON object: it must start with '{'")
-    if problem := find_size_problem(raw):
-        _raise_fault(problem)
-    # Negative zero is the one number that Python reads as an int and the format's parser does not.
-    parse_int = _parse_int if b"-" in raw or _LONG.search(raw) else None
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        _raise_fault(f"the header is not UTF-8: byte {error.start} of it")
-    try:
-        value = json.loads(
-            text, object_pairs_hook=_build_object, parse_int=parse_int, parse_constant=_refuse_constant
-        )
-    except RecursionError:
-        _raise_fault("the header is nested too deeply: tensors are one level deep")
-    except ValueError as error:
-        _raise_fault(f"the header is not valid JSON: {error}")
-    assert isinstance(value, dict)  # it starts with '{'
-    return value
-
-
-def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) != len(pairs):  # README: "Duplicate keys are disallowed."
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                _raise_fault(f"duplicate name {shown(key)!r} in the header", key)
-            seen.add(key)
-    return mapping
-
-
-def _parse_int(digits: str) -> int:
-    if digits.startswith("-"):
-        _raise_fault(f"the header contains the negative number {shown(digits, 40)}")
-    if len(digits) > MAX_DIGITS:
-        _raise_fault(f"the header contains a number of {len(digits)} digits")
-    return int(digits)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    _raise_fault(f"the header contains {name}, which is not valid JSON")
 
 
 def _check_metadata(value: Any) -> dict[str, str]:

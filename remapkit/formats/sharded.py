@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.wording import shown, sized
+from remapkit.diagnostics.wording import listed, shown, sized
 from remapkit.files.errors import FileFault, make_note
 from remapkit.files.index_names import split_index_name
 from remapkit.files.source_file import CHUNK, Extent, SourceFile, describe_os_error
@@ -126,7 +126,7 @@ def open_sharded(source: SourceFile, value: Any, options: Options) -> ShardedRea
         raise
     reader = ShardedReader(source.path, opened, weight_map, source)
     if unused := _find_unlisted(source.path, weight_map):
-        names = ", ".join(map(shown, unused[:5]))
+        names = listed(map(shown, unused), 5)
         reader.notes += (make_note("RK413", f"files beside the index that it does not list: {names}", source.path),)
     reader.notes += tuple(_note_wrong_total(source.path, value, reader.header()))
     return reader
@@ -152,7 +152,7 @@ def _make_missing_fault(missing: list[str], of: int) -> FileFault:
     if len(missing) == 1:
         title = f"shard {shown(missing[0])!r} is missing"
     else:
-        names = ", ".join(repr(shown(file)) for file in missing[:5]) + (", ..." if len(missing) > 5 else "")
+        names = listed((repr(shown(file)) for file in missing), 5)
         title = f"{len(missing)} of {of} shards are missing: {names}"
     return FileFault("RK407", title, help=("fetch what is missing again",))
 

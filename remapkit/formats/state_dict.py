@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from remapkit.diagnostics.wording import counted, shown, sized
+from remapkit.diagnostics.wording import SHOWN, counted, listed, named, shown, sized
 from remapkit.files.errors import FileFault
 from remapkit.formats.pickle.allowlist import is_allowed
 from remapkit.formats.pickle.values import (
@@ -28,6 +28,7 @@ from remapkit.formats.pickle.values import (
     describe_with_article,
 )
 from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.families import mask_indices
 from remapkit.tensors.spec import find_name_problem, get_leaf
 
 _MAX_DEPTH = 200
@@ -97,7 +98,7 @@ def choose_state_dict(content: PickleContent, root: str | None, strict: bool) ->
         raise _make_hostile_fault(content, walk)
     strange = [name for name in content.named if not is_allowed(name)]
     if strict and strange:
-        count = "a global" if len(strange) == 1 else f"{len(strange)} globals"
+        count = counted(len(strange), "global")
         title = f"--strict-pickle: the pickle names {count} that no state dict needs ({_list_first(strange)})"
         raise FileFault(
             "RK411", title, help=("leave out --strict-pickle: nothing that a pickle names is ever imported",)
@@ -341,17 +342,15 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
     """The mappings with their counts and sizes; those that differ only in a number are one line."""
     groups: dict[str, list[Candidate]] = {}
     for candidate in candidates:
-        name = ".".join("*" if part.isdecimal() else part for part in candidate.path.split("."))
+        name = mask_indices(candidate.path)
         groups.setdefault(name, []).append(candidate)
     ordered = sorted(groups.items(), key=lambda item: -sum(c.nbytes for c in item[1]))
     lines = []
-    for name, group in ordered[:_SHOWN]:
+    for name, group in ordered:
         path = group[0].path if len(group) == 1 else f"{name} ({len(group)} mappings)"
         count = sum(c.tensors for c in group)
-        lines.append(f"{shown(path) or '.'}: {count} tensors, {sized(sum(c.nbytes for c in group))}")
-    if len(ordered) > _SHOWN:
-        lines.append(f"... and {len(ordered) - _SHOWN} more")
-    return "\n".join(lines)
+        lines.append(f"{shown(path) or '.'}: {counted(count, 'tensor')}, {sized(sum(c.nbytes for c in group))}")
+    return named(lines, _SHOWN)
 
 
 def _collect_tensors(candidate: Candidate) -> dict[str, PickledTensor]:
@@ -399,20 +398,16 @@ def _check_key(key: Any, candidate: Candidate) -> str:
 
 def _describe_ignored(walk: _Walk, chosen: Candidate) -> Iterator[str]:
     if walk.opaque:
-        objects = counted(walk.opaque.total(), "object")
-        verb = "was" if walk.opaque.total() == 1 else "were"
-        yield f"{objects} {verb} ignored ({_list_common_names(walk.opaque)})"
+        objects = counted(walk.opaque.total(), "object was", "objects were")
+        yield f"{objects} ignored ({_list_common_names(walk.opaque)})"
     values = [(key, value) for key, value in chosen.items if not isinstance(value, PickledTensor | Opaque)]
     if values:
-        names = ", ".join(
-            f"{shown(format_key(key), 60)}: {describe_with_article(value)}" for key, value in values[:5]
-        )
-        more = f", ... and {len(values) - 5} more" if len(values) > 5 else ""
-        yield f"{len(values)} {'entry' if len(values) == 1 else 'entries'} beside the tensors ignored ({names}{more})"
+        entries = (f"{shown(format_key(key), 60)}: {describe_with_article(value)}" for key, value in values)
+        yield f"{counted(len(values), 'entry', 'entries')} beside the tensors ignored ({listed(entries, SHOWN)})"
     aside = [candidate for candidate in walk.candidates if walk.is_in_optimizer(candidate)]
     if aside and chosen not in aside:
         tensors = sum(candidate.tensors for candidate in aside)
-        yield f"the state of an optimizer was ignored ({tensors} tensors)"
+        yield f"the state of an optimizer was ignored ({counted(tensors, 'tensor')})"
     if walk.loose:
         yield f"{walk.loose} tensors in lists or under keys that are not text were ignored"
 
@@ -423,9 +418,8 @@ def _describe_unused(names: Sequence[str]) -> Iterator[str]:
 
 
 def _list_first(names: Sequence[str]) -> str:
-    return ", ".join(shown(name, 80) for name in names[:5]) + (", …" if len(names) > 5 else "")
+    return listed((shown(name, 80) for name in names), SHOWN)
 
 
 def _list_common_names(names: Counter[str]) -> str:
-    counted = [shown(name, 80) for name, _ in names.most_common(6)]
-    return ", ".join(counted[:5]) + (", …" if len(counted) > 5 else "")
+    return _list_first([name for name, _ in names.most_common()])

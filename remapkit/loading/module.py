@@ -18,7 +18,7 @@ from torch import nn
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
-from remapkit.diagnostics.wording import named
+from remapkit.diagnostics.wording import counted, named
 from remapkit.loading.in_place import copy_values, find_held_names, restore_tensors
 from remapkit.tensors.from_torch import header_of
 from remapkit.tensors.spec import StateDictSpec, get_leaf
@@ -118,15 +118,12 @@ def make_target(model: nn.Module, assign: bool = False) -> LoadTarget:
     packed = [key for key in others if get_leaf(key) != _EXTRA]
     if packed:
         title = (
-            f"{_count_entries(packed)} not a tensor: the state dict of {header.name} packs what cannot be assigned"
+            f"the state dict of {header.name} has {counted(len(packed), 'entry', 'entries')} without a tensor: "
+            "packed values cannot be assigned"
         )
         raise FailedCheck(_diagnose_refusal(title, packed, "load it with its own load_state_dict"))
     is_being_built = any(parameter.is_meta for parameter in module.parameters())
     return LoadTarget(module, header, slots, tuple(others), is_being_built)
-
-
-def _count_entries(keys: Sequence[str]) -> str:
-    return "1 entry is" if len(keys) == 1 else f"{len(keys)} entries are"
 
 
 def _remove_compiled_prefix(key: str, compiled: set[str]) -> str:

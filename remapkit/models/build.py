@@ -42,7 +42,7 @@ def build_on_meta(
         raise UsageError(
             Diagnostic(
                 "RK606",
-                f"{reference} gave a {kind}, not a torch module",
+                f"{reference} returned a {kind}, not a torch.nn.Module",
                 help=("name a class derived from torch.nn.Module, or a function that returns one",),
             )
         )
@@ -50,7 +50,7 @@ def build_on_meta(
 
 
 def call_factory(factory: Callable[..., Any], args: dict[str, Any], config: Mapping[str, Any] | None) -> Any:
-    """Call a model's class or factory with keyword arguments, and a config in the way its library wants it."""
+    """Call a model's class or factory with keyword arguments, and a config in the way its library expects it."""
     if config is None:
         return factory(**args)
     config_class = getattr(factory, "config_class", None)
@@ -63,7 +63,7 @@ def call_factory(factory: Callable[..., Any], args: dict[str, Any], config: Mapp
 
 
 def _diagnose_failure(reference: str, error: BaseException) -> Diagnostic:
-    said = f"{type(error).__name__}: {error}".strip()
+    cause = f"{type(error).__name__}: {error}".strip()
     message = str(error)
     if isinstance(error, TypeError) and "argument" in message:
         return Diagnostic(
@@ -75,15 +75,15 @@ def _diagnose_failure(reference: str, error: BaseException) -> Diagnostic:
         return Diagnostic(
             "RK605",
             f"{reference} cannot be built on the meta device: its constructor needs real values",
-            notes=(said,),
+            notes=(cause,),
             help=(
                 "move what reads values out of the constructor, or check against a manifest: --target-keys FILE",
-                "a checkpoint of the model serves as well: --target-keys model.safetensors",
+                "or against a checkpoint of the model: --target-keys model.safetensors",
             ),
         )
     return Diagnostic(
         "RK604",
         f"{reference} cannot be built",
-        notes=(said,),
-        help=("its arguments are given with --model-arg key=value or --model-config file.json",),
+        notes=(cause,),
+        help=("give its arguments with --model-arg key=value or --model-config file.json",),
     )

@@ -1,4 +1,4 @@
-"""Running somebody else's code: a model's module is imported and its constructor called, and neither is ours."""
+"""Isolation of code that is not ours: a model's module and its constructor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def isolate_guest() -> Iterator[None]:
-    """What the code prints is no result of ours: it goes to stderr. Our command line is not its own.
+    """Send what the code prints to stderr, as it is not a result of ours, and hide our command line from it.
 
     >>> with isolate_guest():
     ...     print("loading ...")

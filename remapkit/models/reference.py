@@ -1,14 +1,14 @@
-"""`wan.vae:WanVAE` and `py:package.module:Class`: model references resolved to importable classes."""
+"""Model references, `wan.vae:WanVAE` and `py:package.module:Class`, resolved to classes and factories."""
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
+from remapkit.diagnostics.wording import suggest_name
 from remapkit.models.isolation import isolate_guest
 from remapkit.registry.installed import Plugin, find_folder, look_in_current_folder, plugins
 
@@ -28,9 +28,9 @@ def resolve_reference(reference: str) -> Callable[..., Any]:
     except ImportError as error:
         raise UsageError(_diagnose_import(reference, module_name, error)) from error
     except (Exception, SystemExit) as error:
-        said = f"{type(error).__name__}: {error}"
+        cause = f"{type(error).__name__}: {error}"
         raise UsageError(
-            Diagnostic("RK604", f"{reference}: importing {module_name} failed", notes=(said,))
+            Diagnostic("RK604", f"{reference}: importing {module_name} failed", notes=(cause,))
         ) from error
     value: Any = module
     for part in attribute.split("."):
@@ -75,8 +75,7 @@ def _find_plugin(name: str, reference: str) -> Plugin:
     known = {plugin.name: plugin for plugin in plugins()}
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=1)
-    help = [f"did you mean {close[0]!r}?"] if close else [f"installed plugins: {', '.join(known) or 'none'}"]
+    help = [suggest_name(name, known, f"installed plugins: {', '.join(known) or 'none'}")]
     if find_folder(name) is not None:
         help.append(f"for the importable package write py:{reference}")
     raise UsageError(Diagnostic("RK603", f"{reference}: there is no plugin named {name!r}", help=tuple(help)))
@@ -88,13 +87,12 @@ def _diagnose_import(reference: str, module: str, error: ImportError) -> Diagnos
         return Diagnostic(
             "RK603",
             f"{reference}: there is no module {missing}",
-            help=("check the spelling, or install what holds it; a file of the current folder is found too",),
+            help=("check the spelling, or install its package; files of the current folder are found too",),
         )
     return Diagnostic("RK604", f"{reference}: importing {module} failed", notes=(f"{error}",))
 
 
 def _diagnose_attribute(reference: str, module: str, value: Any, part: str) -> Diagnostic:
     public = [name for name in dir(value) if not name.startswith("_")]
-    close = difflib.get_close_matches(part, public, n=1)
-    help = (f"did you mean {close[0]!r}?",) if close else ()
-    return Diagnostic("RK603", f"{reference}: {module} has no {part!r}", help=help)
+    help = filter(None, [suggest_name(part, public)])
+    return Diagnostic("RK603", f"{reference}: {module} has no {part!r}", help=tuple(help))

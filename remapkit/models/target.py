@@ -1,4 +1,4 @@
-"""What a plan is held against: a model, a manifest or a checkpoint, each reduced to its header."""
+"""Targets that a plan is checked against: a model, a manifest or a checkpoint, each reduced to its header."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 class TargetRef:
     """A target by name: `model` with its arguments and config, or `keys`, the path of a manifest or checkpoint.
 
-    `declared` where only a rule file says so that is no installed pack: it may come from anybody, and must not choose
-    what is imported and called. What is wrong with a manifest is
-    then said without showing what it holds.
+    `declared` where only a rule file names it that is not an installed pack: such a file may come from anybody, so it
+    must not choose what is imported and called, and messages about its manifest do not show what that holds.
     """
 
     model: str | None = None
@@ -60,14 +59,14 @@ def _is_installed(path: Path | None) -> bool:
 
 
 def diagnose_code_target(reference: TargetRef, option: str = "--model") -> Diagnostic | None:
-    """Why a target that a rule file declares is not imported: any module could be named, and be called.
+    """Why a target that a rule file declares is not imported: it could name, and have called, any module.
 
     `option` is how the command at hand lets the user name it.
     """
     if not reference.declared or reference.model is None or not reference.model.startswith("py:"):
         return None
     title = f"the rule file names code to import and call: {reference.model}"
-    help = [f"if you trust it, say so with {option} {reference.model}"]
+    help = [f"if you trust it, pass {option} {reference.model}"]
     if option == "--model":
         help.append("a manifest needs no code: --target-keys FILE")
     return Diagnostic("RK612", title, help=tuple(help))
@@ -89,7 +88,7 @@ def read_target_header(reference: TargetRef) -> StateDictSpec:
 def import_factory(reference: TargetRef, option: str = "--model") -> Callable[..., Any]:
     """The class or factory of a target's model, imported: what the user named, or what a rule file may name.
 
-    A rule file may name a module class of a plugin, never just any function. Raises `UsageError`: RK612, RK606, and
+    A rule file may name a module class of a plugin, never a function. Raises `UsageError`: RK612, RK606, and
     what `resolve_reference` raises.
     """
     assert reference.model is not None
@@ -100,8 +99,8 @@ def import_factory(reference: TargetRef, option: str = "--model") -> Callable[..
         from torch import nn
 
         if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
-            title = f"the rule file's target {reference} is no class derived from torch.nn.Module"
-            help = (f"if you trust it, say so with {option} {reference.model}",)
+            title = f"the rule file's target {reference} is not a class derived from torch.nn.Module"
+            help = (f"if you trust it, pass {option} {reference.model}",)
             raise UsageError(Diagnostic("RK606", title, help=help))
     return factory
 
@@ -123,9 +122,9 @@ def header(thing: object) -> StateDictSpec:
     if isinstance(thing, str | Path):
         return read_header(Path(thing))
     if hasattr(thing, "chunks") and hasattr(thing, "header"):
-        found = thing.header()  # an open reader
-        assert isinstance(found, StateDictSpec)
-        return found
+        spec = thing.header()  # an open reader
+        assert isinstance(spec, StateDictSpec)
+        return spec
     if isinstance(thing, Mapping) and all(isinstance(value, TensorSpec) for value in thing.values()):
         return StateDictSpec(dict(thing))
     from torch import nn
@@ -133,12 +132,10 @@ def header(thing: object) -> StateDictSpec:
     from remapkit.tensors.from_torch import explain_no_tensors, header_of
 
     if isinstance(thing, nn.Module | Mapping):
-        found = header_of(thing)
-        if isinstance(thing, Mapping) and not found:
+        spec = header_of(thing)
+        if isinstance(thing, Mapping) and not spec:
             raise FailedCheck(explain_no_tensors(thing))
-        return found
+        return spec
     if isinstance(thing, type) and issubclass(thing, nn.Module):
-        raise TypeError(
-            f"the class {thing.__name__} has no header before it is built, on the meta device for example"
-        )
+        raise TypeError(f"the class {thing.__name__} has no header: build it first, for example on the meta device")
     raise TypeError(f"no header in a {type(thing).__name__}: give a path, a header, a state dict or a module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
+from remapkit.diagnostics.wording import counted
 from remapkit.ops.steps import OpStep
 from remapkit.tensors.dtypes import DTYPE_BITS
 from remapkit.tensors.spec import TensorSpec
@@ -30,7 +31,7 @@ def normalize_dim(dim: int, spec: TensorSpec) -> int:
 
 
 def count_dims(rank: int) -> str:
-    return "1 dimension" if rank == 1 else f"{rank} dimensions"
+    return counted(rank, "dimension")
 
 
 def describe_size(dim: int, size: int) -> str:
@@ -42,7 +43,7 @@ def describe_size(dim: int, size: int) -> str:
     noun = {0: "row", 1: "column"}.get(dim)
     if noun is None:
         return f"{size} elements of dimension {dim}"
-    return f"{size} {noun}{'s' * (size != 1)}"
+    return counted(size, noun)
 
 
 def infer(steps: Iterable[OpStep], spec: TensorSpec) -> TensorSpec:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules, UsageError
+from remapkit.diagnostics.wording import suggest_name
 from remapkit.rulefile.arithmetic import BadNumber, Expr, NoValue, check_names, parse_expression
 from remapkit.rulefile.syntax import WrittenParam
+from remapkit.tensors.families import is_canonical_integer
 
 
 def resolve_params(
@@ -49,9 +50,8 @@ def resolve_params(
 def _check_given(given: Mapping[str, int], names: Mapping[str, WrittenParam]) -> None:
     for name, value in given.items():
         if name not in names:
-            close = difflib.get_close_matches(name, list(names), n=1)
             listed = f"these rules have: {', '.join(names)}" if names else "these rules have no params"
-            help = f"did you mean {close[0]!r}?" if close else listed
+            help = suggest_name(name, names, listed)
             raise UsageError(Diagnostic("RK640", f"there is no param {name!r}", help=(help,)))
         if isinstance(value, bool) or not isinstance(value, int):
             raise UsageError(Diagnostic("RK640", f"the param {name!r} must be an integer, got {value!r}"))
@@ -103,7 +103,7 @@ def _look_up_config(config: Mapping[str, Any], param: WrittenParam) -> int | Non
     for step in param.config.value.split("."):
         if isinstance(value, Mapping):
             value = value.get(step)
-        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+        elif isinstance(value, list) and is_canonical_integer(step) and int(step) < len(value):
             value = value[int(step)]
         else:
             return None

@@ -6,7 +6,6 @@ replaces the language of a capture by those listed values that it can have, and 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span, Text
+from remapkit.diagnostics.wording import SHOWN, listed, suggest_name
 from remapkit.patterns.automaton import find_possible_leaves
 from remapkit.patterns.literals import literal_text, read_word
 from remapkit.patterns.path import Problems, parse_path, read_range
@@ -21,8 +21,8 @@ from remapkit.patterns.pattern import Part, Pattern, split_into_parts
 from remapkit.patterns.regex import parse_regex
 from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.syntax import WrittenGuard, WrittenPattern
+from remapkit.rulefile.yaml.emit import emit_flow
 
-SHOWN = 5
 MAX_LETTERS = 200_000
 """The most characters that the words of one guard may have in all."""
 
@@ -112,8 +112,7 @@ def _apply_guard(
 
 def _describe_unknown_capture(name: Text, names: Sequence[str | None], code: str, what: str) -> Diagnostic:
     known = [each for each in names if each]
-    close = difflib.get_close_matches(name.value, known, n=1)
-    help = f"did you mean {close[0]!r}?" if close else f"the pattern captures {', '.join(known) or 'nothing'}"
+    help = suggest_name(name.value, known, f"the pattern captures {', '.join(known) or 'nothing'}")
     title = f"`where` {what} {name.value!r}, which the pattern does not capture"
     return Diagnostic(code, title, (Label(name.span),), (help,))
 
@@ -139,10 +138,8 @@ def read_guard_values(
         values = read_range(named.value, collector, 0)
         problems += collector.found
         return None if values is None else tuple(Text(value, named.span) for value in values)
-    close = difflib.get_close_matches(named.value, list(tables), n=1)
-    help = [f"did you mean {close[0]!r}?"] if close else []
-    value = f"'{named.value}'" if set(named.value) & set("[]{},") else named.value
-    help.append(f"write a list, [{value}], a range, 0..47, or the name of a table")
+    how = f"write a list, {emit_flow([named.value])}, a range, 0..47, or the name of a table"
+    help = filter(None, [suggest_name(named.value, tables), how])
     title = f"{named.value!r} is neither a range nor a table"
     problems.append(Diagnostic("RK144", title, (Label(named.span),), tuple(help)))
     return None
@@ -151,14 +148,13 @@ def read_guard_values(
 def _describe_outside_values(
     part: Part, guard: WrittenGuard, outside: Sequence[Text], written: WrittenPattern, *, contradicts: bool
 ) -> Diagnostic:
-    listed = ", ".join(repr(text.value) for text in outside[:SHOWN])
-    more = f" and {len(outside) - SHOWN} more" if len(outside) > SHOWN else ""
+    values = listed((repr(text.value) for text in outside), SHOWN, "or")
     place = guard.named.span if guard.named is not None else outside[0].span
     labels = (Label(written.text.at(*part.at), "captured here", primary=False), Label(place))
     if contradicts:
-        title = f"the guard contradicts the pattern: {part.name!r} cannot be {listed}{more}"
+        title = f"the guard contradicts the pattern: {part.name!r} cannot be {values}"
         return Diagnostic("RK141", title, labels, ("no key would match; change the guard or the capture",))
-    title = f"{part.name!r} cannot be {listed}{more}"
+    title = f"{part.name!r} cannot be {values}"
     help = ("remove it from the guard, or widen the capture",)
     return Diagnostic("RK142", title, labels, help, severity=Severity.WARNING)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Text
+from remapkit.rulefile.names import choose_name
 from remapkit.rulefile.yaml.emit import quote_text
 from remapkit.tensors.spec import find_name_problem
 
@@ -241,20 +241,6 @@ _NAME = r"[A-Za-z_]\w*"
 _WORDS = r"[\w-]+(?:\|[\w-]+)+"
 
 
-@dataclass
-class _Names:
-    """Chooses names for captures that are not taken yet."""
-
-    taken: set[str]
-
-    def choose_name(self, name: str) -> str:
-        number, unique = 2, name
-        while unique in self.taken:
-            number, unique = number + 1, f"{name}{number}"
-        self.taken.add(unique)
-        return unique
-
-
 def _guess_spellings(value: str, stretches: Sequence[TextRange], wildcards: bool) -> tuple[str, ...]:
     """What shell, glob and regular expression syntax probably means here; a second one for all keys below it.
 
@@ -273,14 +259,14 @@ def _guess_spellings(value: str, stretches: Sequence[TextRange], wildcards: bool
     shape = re.sub(rf"\$(?=[{chr(_HELD)}-{chr(_HELD + 1000)}])", "", _strip_quotes(shape))
     if not wildcards:
         return _restore_braces([shape], held)
-    names = _Names(set(re.findall(r"\{(\w+)", value)))
-    shape = _convert_regexes(shape, names)
+    taken = set(re.findall(r"\{(\w+)", value))
+    shape = _convert_regexes(shape, taken)
     below = []
     if shape.endswith("*") and not re.search(r"(?:^|\.)\**$", shape):
-        part = names.choose_name("part")
-        below = [f"{shape.rstrip('*')}{{{part}}}.{{{names.choose_name('rest')}:**}}"]
+        part = choose_name("part", taken)
+        below = [f"{shape.rstrip('*')}{{{part}}}.{{{choose_name('rest', taken)}:**}}"]
         shape = f"{shape.rstrip('*')}{{{part}}}"
-    return _restore_braces([_convert_globs(shape, names), *below], held)
+    return _restore_braces([_convert_globs(shape, taken), *below], held)
 
 
 def _restore_braces(shapes: Iterable[str], held: Sequence[str]) -> tuple[str, ...]:
@@ -298,28 +284,28 @@ def _strip_quotes(shape: str) -> str:
     return shape
 
 
-def _convert_regexes(shape: str, names: _Names) -> str:
+def _convert_regexes(shape: str, taken: set[str]) -> str:
     """Regular expressions that a capture can replace, and indices in brackets, as captures."""
     shape = shape.removeprefix("^").removesuffix("$").replace(r"\.", ".").replace("..*", ".*")
     steps: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
-        (r"\((?:\\d|\[0-9\])[+*]\)|(?:\\d|\[0-9\])[+*]", lambda _: f"{{{names.choose_name('n')}:int}}"),
-        (r"\((?:\\w|\[\^\.\])[+*]\)|(?:\\w|\[\^\.\])[+*]", lambda _: f"{{{names.choose_name('part')}}}"),
-        (rf"\((?:\?:)?({_WORDS})\)", lambda found: f"{{{names.choose_name('part')}:{found[1]}}}"),
-        (rf"(?<![^.])({_WORDS})(?![^.])", lambda found: f"{{{names.choose_name('part')}:{found[1]}}}"),
-        (rf"\$({_NAME})|\[({_NAME})\]", lambda found: f"{{{names.choose_name(found[1] or found[2])}}}"),
+        (r"\((?:\\d|\[0-9\])[+*]\)|(?:\\d|\[0-9\])[+*]", lambda _: f"{{{choose_name('n', taken)}:int}}"),
+        (r"\((?:\\w|\[\^\.\])[+*]\)|(?:\\w|\[\^\.\])[+*]", lambda _: f"{{{choose_name('part', taken)}}}"),
+        (rf"\((?:\?:)?({_WORDS})\)", lambda found: f"{{{choose_name('part', taken)}:{found[1]}}}"),
+        (rf"(?<![^.])({_WORDS})(?![^.])", lambda found: f"{{{choose_name('part', taken)}:{found[1]}}}"),
+        (rf"\$({_NAME})|\[({_NAME})\]", lambda found: f"{{{choose_name(found[1] or found[2], taken)}}}"),
     )
     for pattern, made in steps:
         shape = re.sub(pattern, made, shape, flags=re.ASCII)
     return shape
 
 
-def _convert_globs(shape: str, names: _Names) -> str:
+def _convert_globs(shape: str, taken: set[str]) -> str:
     """Every `*` as a capture: of all following segments if it is the last segment or doubled, else of one."""
     segments = re.split(r"\.(?![^{}]*\})", shape)
     for number, segment in enumerate(segments):
         last = number == len(segments) - 1
         if segment == "**" or (segment == "*" and last):
-            segments[number] = f"{{{names.choose_name('rest')}:**}}"
+            segments[number] = f"{{{choose_name('rest', taken)}:**}}"
         elif not segment.count("{"):
-            segments[number] = re.sub(r"\*+", lambda _: f"{{{names.choose_name('part')}}}", segment)
+            segments[number] = re.sub(r"\*+", lambda _: f"{{{choose_name('part', taken)}}}", segment)
     return ".".join(segments)

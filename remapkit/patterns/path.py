@@ -9,7 +9,6 @@ or more. `{{` and `}}` are the braces themselves, and `{'...'}` is a literal wit
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from dataclasses import dataclass, replace
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
+from remapkit.diagnostics.wording import suggest_name
 from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import (
     QUOTED,
@@ -32,8 +32,8 @@ from remapkit.patterns.literals import (
 from remapkit.patterns.pattern import CANONICAL, SEGMENT, SEGMENTS, Part
 from remapkit.patterns.tree import Seq, literal
 from remapkit.rulefile.yaml.emit import quote_text
+from remapkit.tensors.families import MAX_DIGITS, is_canonical_integer
 
-MAX_DIGITS = 18
 _TYPES = ("int", "**")
 _PLAIN = re.compile("[^{}.]+")
 _CAPTURE = re.compile(r"\{(?:[^{}']|'[^']*')*\}")
@@ -248,7 +248,7 @@ def read_range(kind: str, problems: Problems, start: int) -> tuple[str, ...] | N
     if max(len(low), len(high)) > MAX_DIGITS:
         problems.add("RK135", f"a bound must have at most {MAX_DIGITS} digits", start, end, "write :int")
         return None
-    if not all(side.isascii() and side.isdigit() and str(int(side)) == side for side in (low, high)):
+    if not (is_canonical_integer(low) and is_canonical_integer(high)):
         problems.add(
             "RK135",
             f"{kind!r} is not a range of integers",
@@ -315,14 +315,10 @@ def _split_choices(kind: str) -> list[str]:
 def _report_unknown_type(
     name: str, kind: str, tables: Mapping[str, Sequence[str]], problems: Problems, start: int
 ) -> None:
-    close = difflib.get_close_matches(kind, [*_TYPES, *tables], n=1)
-    if re.fullmatch(r"(?:\\d|\[0-9\])[+*]?", kind):
-        close = ["int"]
-    help = [f"did you mean {close[0]!r}?"] if close else []
-    help.append(
-        "a type is int, a range (0..47), choices (a|b), ** or the name of a table"
-        + (f": {', '.join(tables)}" if tables else "; this file has no tables")
-    )
+    meant = "int" if re.fullmatch(r"(?:\\d|\[0-9\])[+*]?", kind) else kind
+    kinds = "a type is int, a range (0..47), choices (a|b), ** or the name of a table"
+    known = f": {', '.join(tables)}" if tables else "; this file has no tables"
+    help = [*filter(None, [suggest_name(meant, [*_TYPES, *tables])]), kinds + known]
     if kind and "." not in kind:
         found = QUOTED.fullmatch(f"{{{kind}}}")
         word = unescape_quotes(found[1]) if found is not None else kind

@@ -10,7 +10,7 @@ from remapkit.patterns.finite import build_words_node, list_words
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq
 
 CANONICAL = Alt((Chars(singleton("0")), Seq((Chars(((49, 57),)), Repeat(Chars(DIGITS), 0, None)))))
-"""A canonical decimal: `0|[1-9][0-9]*`."""
+"""A canonical decimal, `0|[1-9][0-9]*`: without a limit, unlike `is_canonical_integer`."""
 
 
 SEGMENT = Repeat(Chars(NOT_DOT), 1, None)

@@ -7,14 +7,13 @@ one unnoticed, so that nobody takes it for more than it is.
 
 from __future__ import annotations
 
-import difflib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck
-from remapkit.diagnostics.wording import SHOWN, counted, named
+from remapkit.diagnostics.wording import counted, find_close_name, named
 from remapkit.ops.join import needs_values
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
@@ -221,8 +220,8 @@ def _find_look_alikes(check: Check) -> list[str]:
     first = check.missing_keys[0]
     produced = check.plan.target
     same = [fqn for fqn in check.unexpected_keys if produced[fqn].shape == check.target[first].shape]
-    close = difflib.get_close_matches(first, same[:2000], n=1, cutoff=0.6)
-    return [f"{first} has the shape of the unexpected key {close[0]}"] if close else []
+    close = find_close_name(first, same[:2000])
+    return [f"{first} has the shape of the unexpected key {close}"] if close is not None else []
 
 
 def _report_unexpected_keys(check: Check) -> list[Diagnostic]:
@@ -276,16 +275,14 @@ def _report_mismatches(
     lines = [
         f"{each.target}: the checkpoint has {brought}, {check.target.name} expects {wanted}"
         + (f"  (from {each.source})" if each.source != each.target else "")
-        for each, brought, wanted in rows[:SHOWN]
+        for each, brought, wanted in rows
     ]
-    if len(rows) > SHOWN:
-        lines.append(f"... and {len(rows) - SHOWN} more")
     values = {each.target: {"brought": brought, "wanted": wanted} for each, brought, wanted in rows}
     return [
         Diagnostic(
             code,
-            f"{len(rows)} {what} mismatch{'es' * (len(rows) > 1)}",
-            notes=("\n".join(lines),),
+            counted(len(rows), f"{what} mismatch", f"{what} mismatches"),
+            notes=(named(lines),),
             help=(help,),
             severity=severity,
             place=check.plan.source.name,

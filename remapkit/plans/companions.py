@@ -21,7 +21,7 @@ from remapkit.companions.names import (
     is_companion_of,
 )
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
-from remapkit.diagnostics.wording import counted, listed
+from remapkit.diagnostics.wording import counted, listed, named
 from remapkit.ops.base import Op
 from remapkit.ops.dtype import CastOp
 from remapkit.ops.join import FillOp, Join
@@ -30,7 +30,6 @@ from remapkit.plans.moves import Dropped, Move, RuleRef
 from remapkit.tensors.dtypes import is_exact_cast
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
-SHOWN = 5
 NEUTRAL = "if it changes nothing (a scale of 1, an alpha that equals its LoRA rank), add {path: ..., neutral: true}"
 
 
@@ -104,13 +103,12 @@ class _Judge:
 
     def _report_fault(self, code: str, title: str, help: str, fault: _Fault) -> Diagnostic:
         severity = _SEVERITY.get(code, Severity.ERROR)
-        lines = fault.names[:SHOWN] + [f"... and {len(fault.names) - SHOWN} more"] * (len(fault.names) > SHOWN)
         many = f" ({counted(len(fault.names), 'time')})" if len(fault.names) > 1 else ""
         return Diagnostic(
             code,
             f"{fault.rule.id}: {title}{many}",
             labels=(Label(fault.rule.span),) if fault.rule.span is not None else (),
-            notes=("\n".join(lines),),
+            notes=(named(fault.names),),
             help=(help,) if help else (),
             severity=severity,
             place=self.source.name,

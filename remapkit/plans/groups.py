@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
-from remapkit.diagnostics.wording import counted, named
+from remapkit.diagnostics.wording import SHOWN, counted, listed, named
 from remapkit.ops.base import Op, RefusedOp, infer_ops, normalize_dim
 from remapkit.ops.join import Join, SplitPart, TakeIndex, infer_move
 from remapkit.patterns.pattern import Pattern
@@ -21,8 +21,6 @@ from remapkit.rulefile.arithmetic import BadNumber, NoValue
 from remapkit.rules.model import CompiledRules, Match
 from remapkit.rules.pipeline import AddedTargets, Pipeline, Resolved
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
-
-SHOWN = 5
 
 
 @dataclass(slots=True)
@@ -176,8 +174,8 @@ class SourceGroups:
         if pipeline.stack is not None:
             gaps = list(_find_gaps(indices, top))
             if gaps:
-                words = ", ".join(_write_range(start, stop) for start, stop in gaps[:SHOWN])
-                there = ", ".join(map(str, indices[:SHOWN])) + (", ..." if len(indices) > SHOWN else "")
+                words = listed((_write_range(start, stop) for start, stop in gaps), SHOWN)
+                there = listed(map(str, indices), SHOWN)
                 number = sum(stop - start for start, stop in gaps) * len(pipeline.patterns)
                 first = _render_source(pipeline.patterns[0], {**group.captures, pipeline.stack.by: str(gaps[0][0])})
                 note = f"{target}: {pipeline.stack.by} has {there} but not {words}; {first} is missing"

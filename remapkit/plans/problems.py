@@ -162,9 +162,8 @@ def report_collisions(source: StateDictSpec, moves: Sequence[Move]) -> list[Diag
 
 
 def _describe_collision(group: Sequence[Move]) -> str:
-    sources = "\n".join(f"{describe_sources(move)}  (by {move.rule})" for move in group[:SHOWN])
-    more = f"\n... and {len(group) - SHOWN} more" if len(group) > SHOWN else ""
-    return f"{sources}{more}\n{'both' if len(group) == 2 else 'all'} become {group[0].target}"
+    sources = named([f"{describe_sources(move)}  (by {move.rule})" for move in group])
+    return f"{sources}\n{'both' if len(group) == 2 else 'all'} become {group[0].target}"
 
 
 def report_unused_rules(rules: CompiledRules, used: Mapping[str, int]) -> list[Diagnostic]:

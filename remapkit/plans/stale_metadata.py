@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
-from remapkit.diagnostics.wording import counted
+from remapkit.diagnostics.wording import counted, named
 from remapkit.plans.moves import Move
 from remapkit.tensors.spec import StateDictSpec
 
@@ -15,7 +15,6 @@ SUFFIXES = ("target_modules", "modules_to_save", "rank_pattern", "alpha_pattern"
 """Fields that name modules by the end of their path."""
 
 DEEPEST = 32
-SHOWN = 5
 
 
 def report_stale_names(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
@@ -92,12 +91,11 @@ def _find_existing(asked: Collection[tuple[str, bool]], fqns: Iterable[str]) -> 
 def _report_stale_entry(entry: str, names: list[str], source: StateDictSpec) -> Diagnostic:
     count = counted(len(names), "name")
     title = f"the metadata entry `{entry}` contains {count} that the rules change; it is copied unchanged"
-    lines = names[:SHOWN] + [f"... and {len(names) - SHOWN} more"] * (len(names) > SHOWN)
     help = "correct the entry in the written file; whoever reads it would look for the old names"
     return Diagnostic(
         "RK369",
         title,
-        notes=("\n".join(lines),),
+        notes=(named(names),),
         help=(help,),
         severity=Severity.WARNING,
         place=source.name,

@@ -20,6 +20,7 @@ from remapkit.proofs.budget import Budget, Exhausted
 from remapkit.proofs.keymap import KeyMap, Made, readings
 from remapkit.rules.model import CompiledRules
 from remapkit.rules.pipeline import AddedTargets
+from remapkit.tensors.families import is_canonical_integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def _can_make(key_map: KeyMap, key: str, captures: Mapping[str, str], target: st
         return made == target
     before, _, after = made.partition(f"{{{index}}}")
     middle = target.removeprefix(before).removesuffix(after)
-    return target == f"{before}{middle}{after}" and middle.isdecimal()
+    return target == f"{before}{middle}{after}" and is_canonical_integer(middle)
 
 
 def _build_image(key_map: KeyMap) -> Pattern:

@@ -310,8 +310,7 @@ class FindingWriter:
                 return [f"{known} it is {cases}"], [
                     f"write one rule for each {part.name}, with that text in its place"
                 ]
-        shown = ", ".join(values[:5]) + (", ..." if len(values) > 5 else "")
-        return [f"{known} it is {shown}"], []
+        return [f"{known} it is {listed(values, 5, 'or')}"], []
 
     def rewritten(self, key_map: KeyMap, lost: int, value: str) -> str:
         """The pattern with a literal in place of one part."""

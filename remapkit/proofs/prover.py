@@ -6,7 +6,6 @@ witnesses and `findings.py` reports them; this module decides which of them matt
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -24,6 +23,7 @@ from remapkit.proofs.model import Level, Proof
 from remapkit.proofs.witness import Answers, Witness
 from remapkit.rules.model import CompiledRules
 from remapkit.rules.pipeline import AddedTargets
+from remapkit.tensors.families import is_canonical_integer
 
 BUDGET = 20_000_000
 """Elementary steps that one proof may take: about ten seconds."""
@@ -173,13 +173,10 @@ class _Prover:
         return Proof(level, findings, witnesses, undecided, domain)
 
 
-_INDEX = re.compile(r"0|[1-9][0-9]*")
-
-
 def _find_shapes(keys: Iterable[str]) -> tuple[Pattern, ...]:
     """The keys as patterns, in which every segment that is an index may be any index; each shape once."""
     shapes = {
-        tuple(None if _INDEX.fullmatch(segment) else segment for segment in key.split(".")): None for key in keys
+        tuple(None if is_canonical_integer(segment) else segment for segment in key.split(".")): None for key in keys
     }
     found = []
     for shape in shapes:

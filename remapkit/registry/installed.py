@@ -1,4 +1,4 @@
-"""What is installed: rule packs and plugins, found by name, and never taken for one another.
+"""The installed rule packs and plugins, found by name.
 
 Packs are YAML files in `rules/` of a checkout, in the copy inside an installed remapkit, and in the `rules` folder of
 any plugin. Plugins are packages named by entry points of the group `remapkit.plugins`, or folders of
@@ -7,7 +7,6 @@ any plugin. Plugins are packages named by entry points of the group `remapkit.pl
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import MissingFile, UnreadableCheckpoint, UsageError
+from remapkit.diagnostics.wording import suggest_name
 
 GROUP = "remapkit.plugins"
 """The entry-point group of plugins: `wan = "my_package"` makes `wan.vae` mean the module `my_package.vae`."""
@@ -29,7 +29,7 @@ _PACKAGE = Path(__file__).parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A plugin: its name, the package it is imported as, and where it lies (None where that is not a folder)."""
+    """A plugin: its name, the package it is imported as, and its folder (None where it has none)."""
 
     name: str
     package: str
@@ -61,18 +61,18 @@ def plugins() -> tuple[Plugin, ...]:
     >>> [plugin.package for plugin in plugins() if plugin.name == "wan"]
     ['remapkit.plugins.wan']
     """
-    found = sorted((*_list_folder_plugins(), *_list_entry_point_plugins()), key=lambda plugin: plugin.name)
-    for one, other in pairwise(found):
+    ordered = sorted((*_list_folder_plugins(), *_list_entry_point_plugins()), key=lambda plugin: plugin.name)
+    for one, other in pairwise(ordered):
         if one.name == other.name:
             raise UsageError(
                 Diagnostic(
                     "RK602",
                     f"two plugins are named {one.name!r}",
                     notes=(f"{one.origin}\n{other.origin}",),
-                    help=("uninstall one of them: nothing is guessed from their order",),
+                    help=("uninstall one of them",),
                 )
             )
-    return tuple(found)
+    return tuple(ordered)
 
 
 def _list_folder_plugins() -> Iterator[Plugin]:
@@ -91,7 +91,7 @@ def _list_entry_point_plugins() -> Iterator[Plugin]:
 
 
 def find_folder(package: str) -> Path | None:
-    """Where a package lies, without importing it; None where it cannot be found, which its use will say."""
+    """The folder of a package, found without importing it; None where there is none, which its use will report."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
@@ -130,40 +130,39 @@ def find_rules(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if isinstance(name_or_path, Path) or path.suffix in (".yaml", ".yml") or "/" in text or path.is_file():
         return path
-    found = [pack for pack in packs() if pack.name == text]
-    if len(found) == 1:
-        return found[0].path
-    if found:
-        places = "\n".join(f"{pack.path} ({pack.origin})" for pack in found)
-        title = f"two packs are named {text!r}" if len(found) == 2 else f"{len(found)} packs are named {text!r}"
+    named = [pack for pack in packs() if pack.name == text]
+    if len(named) == 1:
+        return named[0].path
+    if named:
+        places = "\n".join(f"{pack.path} ({pack.origin})" for pack in named)
+        title = f"two packs are named {text!r}" if len(named) == 2 else f"{len(named)} packs are named {text!r}"
         raise UsageError(Diagnostic("RK602", title, notes=(places,), help=("name one by its path",)))
     names = [pack.name for pack in packs()]
-    close = difflib.get_close_matches(text, names, n=1)
-    help = f"did you mean {close[0]!r}?" if close else f"installed are: {', '.join(names) or 'none'}"
+    help = suggest_name(text, names, f"installed packs: {', '.join(names) or 'none'}")
     raise MissingFile(Diagnostic("RK601", f"there is no rule file and no pack named {text!r}", help=(help,)))
 
 
 def read_object(path: Path) -> Any:
     """The value of a small JSON file that the user named; raises `UsageError` (RK611)."""
-    from remapkit.files.strict_json import read_small_json
+    from remapkit.files.strict_json import read_json_file
 
     try:
-        return read_small_json(path)
+        return read_json_file(path)
     except UnreadableCheckpoint as error:
         (one,) = error.diagnostics
-        words = one.title if str(path) in one.title else f"{path}: {one.title}"
+        title = one.title if str(path) in one.title else f"{path}: {one.title}"
         kind = MissingFile if isinstance(error, FileNotFoundError) else UsageError
-        raise kind(Diagnostic("RK611", words, help=one.help)) from None
+        raise kind(Diagnostic("RK611", title, help=one.help)) from None
 
 
 def look_in_current_folder() -> None:
-    """`python -m` looks into the current folder, an installed command does not, and a model is often a file there."""
+    """Make modules of the current folder importable, as `python -m` does: a model is often a file there."""
     try:
-        here = str(Path.cwd())
+        folder = str(Path.cwd())
     except OSError:  # a folder that was deleted holds no module
         return
-    if not {"", here} & set(sys.path):
-        sys.path.append(here)
+    if not {"", folder} & set(sys.path):
+        sys.path.append(folder)
 
 
 @cache

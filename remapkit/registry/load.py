@@ -34,7 +34,9 @@ def load_rules(
         try:
             rules = compile_rules(reading.file, params, read_config(config))
         except InvalidRules as error:
-            problems += [each for each in error.diagnostics if not problems or each.severity is Severity.ERROR]
+            problems += [
+                problem for problem in error.diagnostics if not problems or problem.severity is Severity.ERROR
+            ]
         else:
             if not problems:
                 return rules
@@ -46,7 +48,7 @@ def read_config(config: str | Path | Mapping[str, Any] | None) -> Mapping[str, A
     if config is None or isinstance(config, Mapping):
         return config
     path = Path(config)
-    found = read_object(path)
-    if not isinstance(found, dict):
-        raise UsageError(Diagnostic("RK611", f"{path} holds a {type(found).__name__}, not a JSON object"))
-    return found
+    value = read_object(path)
+    if not isinstance(value, dict):
+        raise UsageError(Diagnostic("RK611", f"{path} holds a {type(value).__name__}, not a JSON object"))
+    return value

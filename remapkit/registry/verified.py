@@ -1,6 +1,6 @@
-"""Value witnesses: what was verified by value for a pack, kept beside it as `NAME.witness.json`.
+"""Witnesses: what was verified by value for a pack, kept beside it as `NAME.witness.json`.
 
-A witness names the digest of the rules it is for. Where the rules have changed since, it is stale, and says nothing.
+A witness names the digest of its rules. Where the rules have changed since, it is stale.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from remapkit.diagnostics.errors import UnreadableCheckpoint
-from remapkit.files.strict_json import read_small_json
+from remapkit.files.strict_json import read_json_file
 from remapkit.files.text import Opened, write_texts
 from remapkit.rules.model import CompiledRules
 
@@ -21,7 +21,7 @@ SUFFIX = ".witness.json"
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was verified, by which means, for which rules (`digest`), with which versions of what."""
+    """What was verified, by which means, for which rules (`digest`), with which versions of which libraries."""
 
     digest: str
     verified: tuple[Mapping[str, Any], ...]
@@ -31,11 +31,11 @@ class Verification:
         """A word for the table of packs: what was compared, or that it is stale."""
         if self.digest != rules.digest:
             return "stale"
-        return ", ".join(dict.fromkeys(str(each["by"]) for each in self.verified)) or "no"
+        return ", ".join(dict.fromkeys(str(entry["by"]) for entry in self.verified)) or "no"
 
 
 def witness_path(rules: Path) -> Path:
-    """Where the witness of a rule file lies: beside it.
+    """The path of a rule file's witness: beside it.
 
     >>> str(witness_path(Path("rules/wan22_pth.yaml")))
     'rules/wan22_pth.witness.json'
@@ -46,8 +46,8 @@ def witness_path(rules: Path) -> Path:
 def read_witness(rules: Path) -> Verification | None:
     """The witness of a rule file, None where there is none that can be read."""
     try:
-        found = read_small_json(witness_path(rules))
-        return Verification(str(found["digest"]), tuple(map(dict, found["verified"])), dict(found["versions"]))
+        witness = read_json_file(witness_path(rules))
+        return Verification(str(witness["digest"]), tuple(map(dict, witness["verified"])), dict(witness["versions"]))
     except (UnreadableCheckpoint, ValueError, KeyError, TypeError):
         return None
 
@@ -58,20 +58,19 @@ def write_witness(
     versions: Mapping[str, str],
     sources: Iterable[Path | Opened] = (),
 ) -> Path:
-    """Add what was verified to the witness of a rule file; what other rules had been verified for is forgotten."""
+    """Add what was verified to the witness of a rule file; entries for other rules (another digest) are removed."""
     assert rules.file.path is not None
     old = read_witness(rules.file.path)
-    kept = (
-        [each for each in old.verified if each["by"] != verified["by"]] if old and old.digest == rules.digest else []
-    )
-    found = {
+    current = old.verified if old is not None and old.digest == rules.digest else ()
+    kept = [entry for entry in current if entry["by"] != verified["by"]]
+    witness = {
         "rules": rules.name,
         "digest": rules.digest,
-        "verified": sorted([*kept, dict(verified)], key=lambda each: str(each["by"])),
+        "verified": sorted([*kept, dict(verified)], key=lambda entry: str(entry["by"])),
         "versions": dict(sorted(versions.items())),
     }
     path = witness_path(rules.file.path)
-    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
-    # A witness is made anew each time: whoever asks to keep it asks for that.
+    text = json.dumps(witness, indent=2, ensure_ascii=False) + "\n"
+    # A witness is replaced each time: the option that asks for one asks for that.
     write_texts({path: text}, force=True, sources=[rules.file.path, *sources])
     return path

@@ -9,7 +9,6 @@ is another tensor, so in `SIZES` a `//` that leaves a remainder is an error.
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import re
@@ -20,6 +19,7 @@ from fractions import Fraction
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span, Text
+from remapkit.diagnostics.wording import suggest_name
 
 _Value = int | Fraction
 _OPERATORS: Mapping[str, tuple[int, Callable[[_Value, _Value], _Value]]] = {
@@ -236,9 +236,8 @@ def check_names(expression: Expr, known: Mapping[str, object]) -> Diagnostic | N
     """The problem of an expression that uses a param which the file does not have (RK162), or None."""
     for name in expression.names:
         if name not in known:
-            close = difflib.get_close_matches(name, list(known), n=1)
             listed = f"params of this file: {', '.join(known)}" if known else f"add `params: {{{name}: ...}}`"
-            help = f"did you mean {close[0]!r}?" if close else listed
+            help = suggest_name(name, known, listed)
             labels = (Label(expression.span),) if expression.span else ()
             return Diagnostic("RK162", f"there is no param {name!r}", labels, (help,))
     return None

@@ -1,9 +1,9 @@
 """A rule file as its author wrote it: every value with its line and column, nothing compiled yet.
 
-`read` parses YAML into located nodes, validates them against the JSON Schema (the one truth of the structure) and
-returns a `RuleFile`, or raises `InvalidRules` with all problems of the file. `rules.compile_rules` takes it from
-there. `examine` does the same without raising, so that what is sound in a file that has problems can be compiled too,
-and everything be said at once.
+`read` parses YAML into located nodes, validates them against the JSON Schema (the only definition of the structure),
+and returns a `RuleFile`, or raises `InvalidRules` with all problems of the file; `rules.compile_rules` compiles it.
+`examine` does the same without raising, so that the sound part of a file with problems can be compiled too, and
+everything is reported at once.
 """
 
 from __future__ import annotations
@@ -134,12 +134,12 @@ def _examine_source(source: Source, path: Path | None) -> Reading:
         problems = (*problems, *written.find_empty_tests(root))
     problems = tuple(sorted(problems, key=lambda problem: problem.span.start if problem.span else len(source.text)))
     file = None
-    if isinstance(root, MapNode) and written.is_worth_a_look(root):
+    if isinstance(root, MapNode) and written.can_be_compiled(root):
         file = written.file(root, path)
     return Reading(file, problems)
 
 
-_SAYS_NOTHING_OF_TENSORS = ("name", "summary", "tests")
+_NOT_IN_DIGEST = ("name", "summary", "tests")
 
 
 def _compute_digest(root: MapNode) -> str:
@@ -152,10 +152,10 @@ def _compute_digest(root: MapNode) -> str:
     for key, node in root.entries:
         value: Any = to_plain_value(node)
         if key.value == "source" and isinstance(value, dict):
-            value = {name: each for name, each in value.items() if name != "keys"}
+            value = {name: field for name, field in value.items() if name != "keys"}
         if isinstance(value, list):
             value = sorted(value, key=_to_canonical_json)
-        if value and key.value not in _SAYS_NOTHING_OF_TENSORS:
+        if value and key.value not in _NOT_IN_DIGEST:
             meaning[key.value] = value
     return f"sha256:{hashlib.sha256(_to_canonical_json(meaning).encode()).hexdigest()}"
 
@@ -165,7 +165,7 @@ def _to_canonical_json(value: object) -> str:
 
 
 class _Written:
-    """Nodes to dataclasses: whatever has a problem is left out, and the rest is as the schema says."""
+    """Nodes to dataclasses: whatever has a problem is left out, and the rest matches the schema."""
 
     def __init__(self, source: Source, problems: Sequence[Diagnostic]) -> None:
         self.source = source
@@ -176,8 +176,8 @@ class _Written:
         start = key.span.start if key is not None else node.span.start
         return not any(start <= place < max(node.span.end, start + 1) for place in self.places)
 
-    def is_worth_a_look(self, root: MapNode) -> bool:
-        """Rules speak of tables: where one is broken, each rule that uses it would be called wrong too."""
+    def can_be_compiled(self, root: MapNode) -> bool:
+        """Whether rules can be compiled: where a table is broken, each rule that uses it would be reported too."""
         if not self.places:
             return True
         if self.more:
@@ -289,8 +289,8 @@ def _read_pattern(node: Node) -> WrittenPattern:
     where = tuple(_read_guard(key, value) for key, value in _list_entries(fields.get("where")))
     leaf = tuple(_get_text(item) for item in _list_items(fields["leaf"])) if "leaf" in fields else None
     neutral = fields.get("neutral")
-    said = isinstance(neutral, ScalarNode) and neutral.value == "true"
-    return WrittenPattern(surface, _get_text(fields[surface]), node.span, where, leaf, said)
+    is_neutral = isinstance(neutral, ScalarNode) and neutral.value == "true"
+    return WrittenPattern(surface, _get_text(fields[surface]), node.span, where, leaf, is_neutral)
 
 
 _PIPELINE_FIELDS = {"ops", "concat", "stack", "unstack", "split", "copy", "tie"}
@@ -373,5 +373,5 @@ def _read_table(key: ScalarNode, node: Node) -> WrittenTable:
     lossy = node.get("lossy") if isinstance(node, MapNode) and isinstance(entries, MapNode) else None
     if isinstance(entries, MapNode):
         node = entries
-    written = tuple(WrittenEntry(each.text, _get_text(value)) for each, value in _list_entries(node))
+    written = tuple(WrittenEntry(entry.text, _get_text(value)) for entry, value in _list_entries(node))
     return WrittenTable(key.text, written, isinstance(lossy, ScalarNode) and lossy.value == "true")

@@ -86,7 +86,7 @@ class WrittenPipeline:
 class WrittenRule:
     """One rule: pattern, guards, template and the captures it may forget.
 
-    `flow` is None for a rule that only renames. Where there is one, `pattern` and `to` are its first source and
+    `pipeline` is None for a rule that only renames. Where there is one, `pattern` and `to` are its first source and
     output.
     """
 
@@ -118,7 +118,7 @@ class WrittenParam:
 
 @dataclass(frozen=True, slots=True)
 class WrittenRequirement:
-    """One entry of `require`: what (`count` or `shape` of keys, or a `param`), of which name, and the numbers."""
+    """One entry of `require`: what (`count` or `shape` of keys, or a `param`), its name, and the numbers."""
 
     what: Literal["count", "shape", "param"]
     name: Text
@@ -202,10 +202,10 @@ class RuleFile:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What could be made of a text: its problems, and the file as far as it is sound.
+    """The result of reading a text: its problems, and the file as far as it is sound.
 
-    `file` is None where so much is wrong that a look at the rest would only bring follow-up errors. Else it lacks the
-    rules, keeps, drops and tests that have problems.
+    `file` is None where so much is wrong that compiling the rest would only report follow-up errors. Else it lacks
+    the rules, keeps, drops and tests that have problems.
     """
 
     file: RuleFile | None

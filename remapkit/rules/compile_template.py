@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterator, Mapping
@@ -12,11 +11,13 @@ from functools import lru_cache
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
+from remapkit.diagnostics.wording import suggest_name
 from remapkit.patterns.literals import check_literal_text, read_quoted
 from remapkit.patterns.pattern import Part, Pattern
 from remapkit.patterns.template import PLAIN_TEXT, CaptureItem, MapItem, Template, TemplateItem, TextItem
 from remapkit.rulefile.arithmetic import INDICES, BadNumber, Expr, Name, parse_expression
 from remapkit.rules.model import Table
+from remapkit.tensors.families import is_canonical_integer
 from remapkit.tensors.spec import find_name_problem
 
 _REFERENCE = re.compile(r"\\(?:[0-9]|g<)[^.{}]*", re.ASCII)
@@ -207,8 +208,7 @@ class _Compiler:
         part = self.pattern.capture(name.name)
         if part is None:
             known = [each.name for each in self.pattern.captures if each.name]
-            close = difflib.get_close_matches(name.name, known, n=1)
-            help = f"did you mean {close[0]!r}?" if close else f"the pattern captures {', '.join(known) or 'nothing'}"
+            help = suggest_name(name.name, known, f"the pattern captures {', '.join(known) or 'nothing'}")
             self.add_problem("RK151", f"{name.name!r} is not captured by the pattern", name.at, help)
         return part
 
@@ -216,8 +216,7 @@ class _Compiler:
         assert written.table is not None and part.name is not None
         table = self.tables.get(written.table)
         if table is None:
-            close = difflib.get_close_matches(written.table, list(self.tables), n=1)
-            help = f"did you mean {close[0]!r}?" if close else f"known tables: {', '.join(self.tables) or 'none'}"
+            help = suggest_name(written.table, self.tables, f"known tables: {', '.join(self.tables) or 'none'}")
             self.add_problem("RK103", f"there is no table {written.table!r}", written.table_at, help)
             return None
         bound = self._suggest_bound(part, table.name)
@@ -278,7 +277,7 @@ class _Compiler:
             self.add_problem("RK154", title, written.at, bound + " with your own bounds", about=part)
             return None
         for value in part.values:
-            if not (value.isascii() and value.isdigit() and str(int(value)) == value):
+            if not is_canonical_integer(value):
                 title = f"arithmetic needs a bounded integer, but {part.name!r} can be {value!r}"
                 self.add_problem("RK154", title, written.at, bound + " with your own bounds", about=part)
                 return None
@@ -314,8 +313,7 @@ class _Compiler:
     def check_forgotten(self, name: Text) -> None:
         known = [part.name for part in self.pattern.captures if part.name]
         if name.value not in known:
-            close = difflib.get_close_matches(name.value, known, n=1)
-            help = f"did you mean {close[0]!r}?" if close else f"the pattern captures {', '.join(known) or 'nothing'}"
+            help = suggest_name(name.value, known, f"the pattern captures {', '.join(known) or 'nothing'}")
             title = f"`forget` names {name.value!r}, which the pattern does not capture"
             self.problems.append(Diagnostic("RK153", title, (Label(name.span),), (help,)))
         elif name.value in self.used:

@@ -284,6 +284,7 @@ def _read_word(node: MapNode, name: str) -> Text:
 def is_integer_capture(part: Part) -> bool:
     """Whether every value of a part is an integer."""
     if part.values is not None:
+        # Not only canonical ones: experts may be numbered 00, 01, 02.
         return all(value.isascii() and value.isdigit() for value in part.values)
     return part.node == CANONICAL or _has_only_digits(part.node)
 

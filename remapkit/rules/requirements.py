@@ -21,17 +21,11 @@ from remapkit.rulefile.arithmetic import BadNumber
 from remapkit.rulefile.syntax import WrittenPattern, WrittenRequirement
 from remapkit.rulefile.yaml.nodes import ListNode, ScalarNode
 from remapkit.rules.model import CompiledRules, Requirement
+from remapkit.tensors.families import MAX_DIGITS
 from remapkit.tensors.spec import OPAQUE, StateDictSpec, TensorSpec
 
 ANY = "any"
 """A size that may be anything."""
-
-
-SHOWN = 5
-
-
-MAX_DIGITS = 18
-"""The longest index that is counted."""
 
 
 def read_requirements(
@@ -127,7 +121,7 @@ def find_unmet_requirements(rules: CompiledRules, source: StateDictSpec) -> Iter
 def _check_count(requirement: Requirement, wanted: tuple[object, ...], source: StateDictSpec) -> Iterator[Diagnostic]:
     assert requirement.reader is not None and requirement.by is not None
     written = {found[requirement.by] for fqn in source if (found := requirement.reader(fqn)) is not None}
-    # No model has 10^18 layers, so a longer number is a gap whatever it is; and Python refuses to read 5,000 digits.
+    # No model has 10^18 layers: such a number is a gap whatever it is.
     indices = sorted({int(text) if len(text) <= MAX_DIGITS else 10**MAX_DIGITS for text in written})
     number = indices[-1] + 1 if indices else 0
     if number in wanted and len(indices) == number:
@@ -153,9 +147,7 @@ def _check_shape(requirement: Requirement, wanted: tuple[object, ...], source: S
     wrong = [fqn for fqn in keys if source[fqn] is not OPAQUE and not _has_shape(source[fqn], wanted)]
     if wrong:
         found = list(source[wrong[0]].shape)
-        more = f", and {counted(len(wrong) - 1, 'more key')} differ" if len(wrong) > 1 else ""
-        if len(wrong) == 2:
-            more = ", and 1 more key differs"
+        more = f", and {counted(len(wrong) - 1, 'more key differs', 'more keys differ')}" if len(wrong) > 1 else ""
         title = f"{wrong[0]} must have the shape {shown}, got {found}{more}"
         yield _explain_unmet(requirement, title, "these rules are for another model", source, found)
 

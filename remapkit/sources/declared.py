@@ -14,7 +14,7 @@ from pathlib import Path
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import UnreadableCheckpoint, UsageError
 from remapkit.diagnostics.source import Text
-from remapkit.diagnostics.wording import escape_text
+from remapkit.diagnostics.wording import escape_line
 from remapkit.formats import open_checkpoint
 from remapkit.rulefile.syntax import RuleFile
 from remapkit.tensors.spec import StateDictSpec
@@ -46,7 +46,7 @@ def resolve_declared_path(file: RuleFile, written: Text) -> Path:
         "if you trust it, name the file yourself: --target-keys FILE, or --keys FILE for the source",
         f"or move it below {folder}",
     )
-    raise UsageError(Diagnostic("RK424", escape_text(title), (Label(written.span),), help))
+    raise UsageError(Diagnostic("RK424", escape_line(title), (Label(written.span),), help))
 
 
 def read_declared(path: Path) -> StateDictSpec:

@@ -1,4 +1,4 @@
-"""Key families: a header of hundreds of keys as a few dozen lines that say the same.
+"""Key families: a header of hundreds of keys as a few dozen lines, without loss.
 
 A family is a product: one set of words for each segment, and exactly the keys that choose one word from each set. So
 its pattern and its count say which keys it has, and nothing is lost by showing it instead of them.
@@ -16,8 +16,10 @@ from itertools import groupby
 
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
-_INTEGER = re.compile(r"0|[1-9][0-9]{0,17}")
-_NUMBERED = re.compile(r"(.*?[^0-9])(0|[1-9][0-9]{0,17})", re.DOTALL)
+MAX_DIGITS = 18
+"""The longest integer that is read from a key: it fits in 64 bits, and Python reads no text of 5,000 digits."""
+_INTEGER = re.compile(rf"0|[1-9][0-9]{{0,{MAX_DIGITS - 1}}}")
+_NUMBERED = re.compile(rf"(.*?[^0-9])({_INTEGER.pattern})", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def _join_boxes(
         if words is not None:
             if place <= len(box):
                 # One order for one set, or the same set met in two orders would count as two.
-                words.sort(key=int if is_index_word(words[0]) else first_seen.__getitem__)
+                words.sort(key=int if is_canonical_integer(words[0]) else first_seen.__getitem__)
                 box = (*box[:-place], tuple(words), *box[len(box) - place + 1 :])
             joined.append(box)
     return joined
@@ -116,16 +118,27 @@ def _join_boxes(
 def _mask_segment(box: tuple[tuple[str, ...], ...], place: int) -> object:
     if place > len(box):
         return box
-    return (*box[:-place], is_index_word(box[-place][0]), *box[len(box) - place + 1 :])
+    return (*box[:-place], is_canonical_integer(box[-place][0]), *box[len(box) - place + 1 :])
 
 
-def is_index_word(word: str) -> bool:
-    """Whether a segment is a number in canonical decimal form: an index.
+def is_canonical_integer(word: str) -> bool:
+    """Whether a word is the canonical decimal of an integer, `0|[1-9][0-9]*`, of at most `MAX_DIGITS` digits.
 
-    >>> [is_index_word(word) for word in ("0", "12", "012", "w1", "")]
+    >>> [is_canonical_integer(word) for word in ("0", "12", "012", "w1", "")]
     [True, True, False, False, False]
     """
     return _INTEGER.fullmatch(word) is not None
+
+
+def mask_indices(fqn: str) -> str:
+    """A key with its numbers left open: what the layers and experts of a model share.
+
+    Numbers with leading zeros count too: only what keys look like matters here.
+
+    >>> mask_indices("layers.31.attn.q.weight")
+    'layers.*.attn.q.weight'
+    """
+    return ".".join("*" if segment.isdecimal() else segment for segment in fqn.split("."))
 
 
 def _fill_families(boxes: Sequence[tuple[tuple[str, ...], ...]], spec: StateDictSpec) -> tuple[Family, ...]:
@@ -133,11 +146,12 @@ def _fill_families(boxes: Sequence[tuple[tuple[str, ...], ...]], spec: StateDict
     for number, box in enumerate(boxes):
         for fqn in _list_keys(box):
             members[fqn] = number
-    found: list[list[str]] = [[] for _ in boxes]
+    fqns_of_box: list[list[str]] = [[] for _ in boxes]
     for fqn in spec:
-        found[members[fqn]].append(fqn)
+        fqns_of_box[members[fqn]].append(fqn)
     filled = [
-        Family(box, tuple(fqns), tuple(spec[fqn] for fqn in fqns)) for box, fqns in zip(boxes, found, strict=True)
+        Family(box, tuple(fqns), tuple(spec[fqn] for fqn in fqns))
+        for box, fqns in zip(boxes, fqns_of_box, strict=True)
     ]
     order = {fqn: number for number, fqn in enumerate(spec)}
     return tuple(sorted(filled, key=lambda family: order[family.fqns[0]]))
@@ -156,7 +170,7 @@ def _list_keys(box: Sequence[Sequence[str]]) -> Iterable[str]:
 def _format_words(words: Sequence[str]) -> str:
     if len(words) == 1:
         return words[0]
-    if is_index_word(words[0]):
+    if is_canonical_integer(words[0]):
         return "{" + format_ranges([int(word) for word in words]) + "}"
     parts = [_NUMBERED.fullmatch(word) for word in words]
     prefixes = {part.group(1) for part in parts if part}

@@ -1,4 +1,4 @@
-"""Headers of state dicts and modules of torch."""
+"""Headers of torch modules and state dicts."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def get_dtype_name(dtype: torch.dtype) -> str:
 def header_of(module: nn.Module | Mapping[str, Any], name: str | None = None) -> StateDictSpec:
     """The header of a module (or of a state dict in memory): parameters and persistent buffers, in its order.
 
-    Weights that are one tensor under several FQNs are reported as tied. What a module keeps as non-tensor extra
-    state is no tensor, and left out.
+    Weights that are one tensor under several FQNs are reported as tied. Extra state that is not a tensor is
+    left out.
 
     >>> header = header_of(nn.Linear(3, 2, device="meta"))
     >>> header["weight"], header["bias"]
@@ -58,11 +58,11 @@ def header_of(module: nn.Module | Mapping[str, Any], name: str | None = None) ->
 
 
 def explain_no_tensors(state: Mapping[Any, Any]) -> Diagnostic:
-    """Why a mapping that was given as a state dict is none: it wraps one, or holds arrays."""
+    """Why a mapping is not a state dict: it wraps one, or holds arrays."""
     wrapped = [
         str(key)
         for key, value in state.items()
-        if isinstance(value, Mapping) and any(isinstance(each, torch.Tensor) for each in value.values())
+        if isinstance(value, Mapping) and any(isinstance(inner, torch.Tensor) for inner in value.values())
     ]
     kinds = sorted({type(value).__name__ for value in state.values()})
     help = [f"it wraps a state dict: give the value under {key!r}" for key in wrapped[:3]]

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remapkit.diagnostics.diagnostic import Diagnostic, escape_line
+from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
+from remapkit.diagnostics.wording import escape_line
 from remapkit.files.index_names import is_index
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move

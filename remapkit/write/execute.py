@@ -15,7 +15,7 @@ from pathlib import Path
 from remapkit.compute.move_bytes import Run, read_target_chunks
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedWrite
-from remapkit.diagnostics.wording import shown
+from remapkit.diagnostics.wording import named, shown
 from remapkit.files.atomic import ignore_interrupts
 from remapkit.files.errors import make_unwritable
 from remapkit.files.index_names import split_index_name
@@ -237,7 +237,7 @@ def _compare_targets(moves: Sequence[Move], reader: Reader, written: Reader, run
     header = written.header()
     wrong = [move.target for move in moves if not _is_same_target(move, reader, written, header.metadata, run)]
     if wrong:
-        names = "\n".join(map(shown, wrong[:5])) + (f"\n... and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        names = named(list(map(shown, wrong)))
         title = f"{len(wrong)} of {len(moves)} tensors were written incorrectly"
         raise _make_write_error(title, names)
 

@@ -37,7 +37,7 @@ from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import RemapkitError, UnreadableCheckpoint, UnwritableOutput
-from remapkit.diagnostics.wording import escape_text
+from remapkit.diagnostics.wording import escape_line, listed
 from remapkit.files.atomic import NewFile, ignore_interrupts, journal_path, sync_directory
 from remapkit.files.copy import BLOCK, Copier, write_all
 from remapkit.files.errors import FileFault, convert_os_error, make_unwritable
@@ -63,8 +63,7 @@ def make_header(moves: Sequence[Move], reader: SafetensorsReader, metadata: Mapp
     header = reader.header()
     left = [fqn for fqn in header if fqn not in names and header[fqn].nbytes]
     if left:
-        named = left[0] if len(left) == 1 else f"{left[0]} and {len(left) - 1} more"
-        raise _make_refusal(f"--in-place cannot drop tensors ({named}): the format allows no holes")
+        raise _make_refusal(f"--in-place cannot drop tensors ({listed(left, 1)}): the format allows no holes")
     tensors = ((names[fqn], spec) for fqn, spec in header.items() if fqn in names)
     return header_json(tensors, metadata)
 
@@ -303,7 +302,7 @@ def _drop_journal(path: Path, state: str) -> None:
         help = [f"to keep the file as it is now, remove the journal: rm {shlex.quote(str(journal))}"]
         if state == "is renamed":
             help.append(f"to restore the old names: remapkit recover {shlex.quote(str(path))}")
-        raise JournalLeft(Diagnostic("RK512", escape_text(title), notes=notes, help=tuple(help))) from error
+        raise JournalLeft(Diagnostic("RK512", escape_line(title), notes=notes, help=tuple(help))) from error
     sync_directory(path.parent)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedWrite
-from remapkit.diagnostics.wording import escape_text
+from remapkit.diagnostics.wording import escape_line
 from remapkit.files.atomic import Dress, NewFile, sync_directory
 from remapkit.files.errors import make_unwritable
 from remapkit.files.index_names import derive_output_name, derive_whole_name, is_index
@@ -89,4 +89,4 @@ def remove_replaced(paths: Sequence[Path], new: Path) -> None:
         )
         names = ", ".join(str(path) for path, _ in left)
         help = (f"remove it: readers may take it for the checkpoint: {names}",)
-        raise FailedWrite(Diagnostic("RK513", escape_text(title), help=help))
+        raise FailedWrite(Diagnostic("RK513", escape_line(title), help=help))

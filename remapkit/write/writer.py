@@ -11,7 +11,7 @@ from pathlib import Path
 from remapkit.compute.move_bytes import Run, read_target_chunks
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedWrite, RemapkitError, UnwritableOutput
-from remapkit.diagnostics.wording import escape_text, sized_part
+from remapkit.diagnostics.wording import escape_line, sized_part
 from remapkit.files.atomic import NewFile, check_space, check_targets, ignore_interrupts, sync_directory
 from remapkit.files.copy import Copier, ReadAhead, Writeback, expect_sequential, write_all
 from remapkit.files.errors import NO_SPACE, convert_os_error, make_no_space, make_unreadable
@@ -295,7 +295,7 @@ def _make_partial_error(index: Path, named: int, of: int, error: OSError) -> Fai
     title = f"{named} of {of} shards were replaced when the system refused: {describe_os_error(error)}"
     notes = (f"{index.name} was removed first, so that nothing looks complete",)
     help = ("remove the cause, then run the same command again",)
-    return FailedWrite(Diagnostic("RK514", escape_text(title), notes=notes, help=help, place=str(index)))
+    return FailedWrite(Diagnostic("RK514", escape_line(title), notes=notes, help=help, place=str(index)))
 
 
 def _allow_open_files(more: int) -> None:

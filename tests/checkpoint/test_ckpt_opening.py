@@ -96,7 +96,7 @@ def test_folders(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path) as reader:
         assert list(reader.header()) == ["w"]
     torch.save(STATE, tmp_path / "b.pth")
-    assert refusal(tmp_path).title == "a directory with 2 checkpoints: a.safetensors, b.pth"
+    assert refusal(tmp_path).title == "a directory with 2 checkpoints: a.safetensors and b.pth"
 
 
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_a_broken_shard_is_named_and_every_file_is_closed(tmp_path: Path) -> Non
 def test_an_index_that_says_a_name_twice(tmp_path: Path) -> None:
     index = write(tmp_path)
     index.write_text('{"weight_map": {"a": "x", "a": "y"}}')
-    assert "the name 'a' occurs twice" in refusal(index).title
+    assert "duplicate name 'a' in the file" in refusal(index).title
 
 
 def many(folder: Path, count: int) -> Path:

@@ -35,8 +35,8 @@ def test_upstreams_own_package_and_the_plugin_live_side_by_side(tmp_path: Path) 
     (tmp_path / "wan" / "__init__.py").write_text("UPSTREAM = True\n")
     code = (
         "import wan\n"
-        "from remapkit.models.reference import resolve_reference as resolve\n"
-        "vae = resolve('wan.vae:WanVAE')\n"
+        "from remapkit.models.reference import resolve_reference\n"
+        "vae = resolve_reference('wan.vae:WanVAE')\n"
         "assert wan.UPSTREAM and vae.__module__ == 'remapkit.plugins.wan.vae', vae.__module__\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=_environment(tmp_path))
@@ -45,7 +45,7 @@ def test_upstreams_own_package_and_the_plugin_live_side_by_side(tmp_path: Path) 
 def _environment(*folders: Path) -> dict[str, str]:
     import os
 
-    root = Path(library.__file__).parent.parent
+    root = Path(library.__file__).parents[2]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*folders, root)))}
 
 

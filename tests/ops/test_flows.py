@@ -113,7 +113,9 @@ def told(rules: RuleSet, *keys: str, shapes: dict[str, tuple[int, ...]] | None =
 
 def test_a_hole_in_a_stack_is_an_error_that_names_it() -> None:
     (text,) = told(rules_of(EXPERTS), "e.0.w", "e.1.w", "e.3.w")
-    assert text == ("RK340 r0: 1 source key missing for 1 target\nexperts: e has 0, 1, 3 but not 2; e.2.w is missing")
+    assert text == (
+        "RK340 r0: 1 source key missing for 1 target\nexperts: e has 0, 1 and 3 but not 2; e.2.w is missing"
+    )
 
 
 def test_a_stack_that_does_not_begin_at_0_is_an_error() -> None:

@@ -44,7 +44,7 @@ def test_a_factor_that_is_no_number(value: Any) -> None:
     (problem,) = refusal(kit.op({"scale": value})).diagnostics
     written = kit.written(value)
     assert (problem.code, problem.span and problem.span.text) == ("RK022", written)
-    assert problem.title.startswith("`scale` wants a number, and got")
+    assert problem.title.startswith("`scale` must be a number, got")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_an_example_that_cannot_be_shown_is_seen(monkeypatch: pytest.MonkeyPatch
     def shown(value: Any) -> str:
         return json.dumps(value) if isinstance(value, int) else str.__add__(value, "")
 
-    monkeypatch.setattr(explain, "emit_example", shown)
+    monkeypatch.setattr(explain, "emit_flow", shown)
     with pytest.raises(TypeError):
         for value in kit.VALUES:
             kit.judged(kit.rule_file(kit.op({"scale": value})))

@@ -6,15 +6,19 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import remapkit
 from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.authoring.new import new_rule_file
 from remapkit.diagnostics.errors import UsageError
+from remapkit.diagnostics.source import Source
 from remapkit.rulefile.read import read_text
-from remapkit.rulefile.yaml.emit import emit_scalar, quote_text
+from remapkit.rulefile.yaml.compose import compose
+from remapkit.rulefile.yaml.emit import emit_flow, emit_scalar, quote_text
+from remapkit.rulefile.yaml.scalars import classify_scalar
+from remapkit.rulefile.yaml.values import to_plain_value
 from remapkit.rules.selftest import run_tests
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
@@ -95,6 +99,36 @@ def test_the_candidates_are_rules_that_change_nothing_until_edited(
 def test_a_quoted_text_is_read_as_that_text(text: str) -> None:
     file = read_text(f"remapkit: 1\nname: t\nkeep: [x]\ntests:\n  ? {emit_scalar(text)}\n  : {quote_text(text)}\n")
     assert [(test.source.value, test.target and test.target.value) for test in file.tests] == [(text, text)]
+
+
+texts = st.sampled_from(["no", "y", "0", "-5", "x", "a: b", "1e3", "{a}", "it's"]) | st.text(
+    st.characters(exclude_categories=("Cs",))
+)
+scalars = (
+    texts
+    | st.booleans()
+    | st.none()
+    | st.integers(-(10**14), 10**14)
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3))
+
+
+@given(st.dictionaries(texts, values, min_size=1, max_size=3))
+@example({"scale": 1e20, "add": 5e-324})
+def test_data_in_one_line_is_read_as_that_data(value: dict[str, object]) -> None:
+    node, problems = compose(Source("flow.yaml", emit_flow(value)))
+    assert node is not None and not problems
+    assert to_plain_value(node) == integers_read(value)
+
+
+def integers_read(value: object) -> object:
+    """The value with the texts that are whole numbers as such; keys are always text."""
+    if isinstance(value, dict):
+        return {key: integers_read(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [integers_read(item) for item in value]
+    return int(value) if isinstance(value, str) and classify_scalar(value) == "integer" else value
 
 
 def test_a_new_file_for_the_wan_vae() -> None:

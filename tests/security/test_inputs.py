@@ -248,7 +248,7 @@ def test_D12_small_json(kind: str, command: str, tmp_path: Path, capsys: pytest.
 def test_D12_a_reader_that_takes_the_last_of_two_names_would_be_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(strictjson, "_build_object", dict)
+    monkeypatch.setattr(strictjson, "_find_duplicate", lambda pairs: None)
     with pytest.raises(AssertionError):
         test_D12_small_json("a name twice", "--config", tmp_path, capsys)
 
@@ -414,7 +414,7 @@ def test_D12_mutated_small_json(tmp_path: Path) -> None:
         path = tmp_path / "c.json"
         path.write_bytes(raw)
         try:
-            strictjson.read_small_json(path)
+            strictjson.read_json_file(path)
         except UnreadableCheckpoint as error:
             assert error.diagnostics[0].title.isprintable(), number
 

@@ -112,7 +112,7 @@ TARGETS: dict[str, Attack] = {
     "a target that is a function of a plugin": Attack(
         text(lambda: 'target: {model: "wan.vae:nn.init.zeros_", args: {}}\n'),
         "RK606",
-        "is no class derived from torch.nn.Module",
+        "is not a class derived from torch.nn.Module",
     ),
 }
 

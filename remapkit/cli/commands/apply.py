@@ -11,7 +11,7 @@ from remapkit.api.apply import Written, apply, choose_output
 from remapkit.cli.arguments import get_param_options, get_reading_options, get_target_options
 from remapkit.cli.progress import show_progress
 from remapkit.cli.render import CommandOutcome, TextTable
-from remapkit.diagnostics.wording import counted, human_bytes
+from remapkit.diagnostics.wording import counted, listed, sized
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move, describe_sources
 
@@ -71,7 +71,7 @@ def _describe_written(written: Written, *, in_place: bool) -> Iterator[str]:
         yield f"{written.files[0]} was restored first: an earlier rename of it was interrupted"
     if written.kept:
         yield f"resume: {written.kept} of {len(written.files) - 1} shards kept"
-    size = human_bytes(written.nbytes)
+    size = sized(written.nbytes)
     if in_place:
         yield f"renamed {written.tensors} tensors in {written.files[0]}"
         yield f"only the header was rewritten ({size} in {written.seconds:.2f} s)"
@@ -79,10 +79,9 @@ def _describe_written(written: Written, *, in_place: bool) -> Iterator[str]:
     for path in written.files:
         yield f"wrote {path}"
     if written.tied:
-        names = ", ".join(f"{other} = {kept}" for other, kept in list(written.tied.items())[:3])
-        more = f", ... and {len(written.tied) - 3} more" if len(written.tied) > 3 else ""
-        yield f"{len(written.tied)} tied names are recorded, not written ({names}{more}); --untie writes copies"
-    rate = human_bytes(written.nbytes / max(written.seconds, 1e-9))
+        names = listed((f"{other} = {kept}" for other, kept in written.tied.items()), 3)
+        yield f"{len(written.tied)} tied names are recorded, not written ({names}); --untie writes copies"
+    rate = sized(written.nbytes / max(written.seconds, 1e-9))
     yield f"{counted(written.tensors, 'tensor')}, {size} in {written.seconds:.2f} s ({rate}/s)"
     if written.verified:
         what = "what the rules make of the source" if any(move.ops for move in written.moves) else "the source's"

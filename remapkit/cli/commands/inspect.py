@@ -8,7 +8,7 @@ from collections import Counter
 from remapkit.api.inspect import Inspection, inspect
 from remapkit.cli.arguments import get_reading_options
 from remapkit.cli.render import CommandOutcome, TextTable
-from remapkit.diagnostics.wording import counted, human_bytes, shown
+from remapkit.diagnostics.wording import counted, shown, sized
 
 
 def run(args: Namespace) -> CommandOutcome:
@@ -22,7 +22,7 @@ def run(args: Namespace) -> CommandOutcome:
         f"{count} {dtype}" for dtype, count in Counter(spec.dtype for spec in header.values()).most_common()
     )
     numel = sum(spec.numel for spec in header.values())
-    total = f"{counted(len(header), 'tensor')} ({kinds}), {numel:,} elements, {human_bytes(header.nbytes)}"
+    total = f"{counted(len(header), 'tensor')} ({kinds}), {numel:,} elements, {sized(header.nbytes)}"
     tied = tuple(f"tied: {' = '.join(group)}" for group in header.tied)
     tied += tuple(f"recorded as tied: {shown(other)} = {shown(kept)}" for other, kept in header.recorded.items())
     metadata = tuple(f"metadata: {shown(key)} = {shown(value, 2000)}" for key, value in header.metadata.items())
@@ -57,7 +57,7 @@ def _make_family_table(found: Inspection) -> TextTable:
                 family.pattern,
                 family.dtypes_text,
                 family.shapes_text,
-                human_bytes(family.nbytes),
+                sized(family.nbytes),
             )
             for family in found.families
         ),

@@ -1,8 +1,7 @@
-"""What departs from the schema, in the words of the rule language."""
+"""Messages for what does not match the schema, in the words of the rule language."""
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
-from remapkit.diagnostics.wording import excerpt_of
+from remapkit.diagnostics.wording import excerpt_of, find_close_name, listed, shown, suggest_name
 from remapkit.rulefile.schema.text import schema_text
-from remapkit.rulefile.yaml.emit import emit_example
+from remapkit.rulefile.yaml.emit import emit_flow
 from remapkit.rulefile.yaml.nodes import BrokenNode, ListNode, MapNode, Node, ScalarNode
-from remapkit.rulefile.yaml.scalars import READ_AS
+from remapkit.rulefile.yaml.scalars import READ_AS, classify_scalar
 
 if TYPE_CHECKING:
     from jsonschema import ValidationError
@@ -63,11 +62,11 @@ class SchemaPlace:
         if isinstance(last, int):
             return f"entry {last + 1} of `{self.path[-2]}`"
         if section == "tables" and len(self.path) == 2:
-            return f"the table `{excerpt_of(str(last))[1:-1]}`"
+            return f"the table `{shown(str(last), 60)}`"
         return (
             f"the test of {excerpt_of(str(last))}"
             if section == "tests" and len(self.path) == 2
-            else f"`{excerpt_of(str(last))[1:-1]}`"
+            else f"`{shown(str(last), 60)}`"
         )
 
     @property
@@ -79,7 +78,7 @@ class SchemaPlace:
 
     @property
     def at(self) -> Span:
-        """What to underline for the whole: the key it stands under, or its own first key."""
+        """What to underline for the whole place: its key, or its first entry's."""
         if self.key is not None:
             return self.key.span
         if isinstance(self.node, MapNode) and self.node.entries:
@@ -89,7 +88,7 @@ class SchemaPlace:
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """What jsonschema found: the keyword that does not hold, its value and its schema, and the value it met."""
+    """What jsonschema found: the keyword that is violated, its value and its schema, and the value in the file."""
 
     keyword: str
     wanted: Any
@@ -121,9 +120,8 @@ def _explain_unknown_fields(place: SchemaPlace, error: Departure) -> Iterator[Di
     for key, _ in place.node.entries:
         if key.value in known:
             continue
-        close = _find_close_name(key.value, free) or _find_close_name(key.value, known)
-        listed = f"known here: {', '.join(known)}"
-        help = (f"did you mean `{close[0]}`?",) if close else (listed,)
+        fields = f"known fields: {', '.join(known)}"
+        help = (suggest_name(key.value, free, suggest_name(key.value, known, fields)),)
         name, colon, value = key.value.partition(":")
         if colon and value and name in known:
             help = (f"a space follows the colon: `{name}: {value}`",)
@@ -137,20 +135,17 @@ def _explain_missing_fields(place: SchemaPlace, error: Departure) -> Iterator[Di
         if place.node.key(name) is None and name not in _guess_fields(place.node, error.schema):
             field = error.schema["properties"][name]
             yours = "" if "const" in field else " with your own value"
-            how = f"add `{name}: {emit_example(field['examples'][0])}`{yours}"
+            how = f"add `{name}: {emit_flow(field['examples'][0])}`{yours}"
             yield Diagnostic(
                 "RK021", f"{place.name} lacks `{name}`", (Label(place.at),), (how, _describe_field(field))
             )
 
 
 def _guess_fields(node: MapNode, schema: Mapping[str, Any]) -> set[str]:
-    """The fields that misspelt ones were meant to be: to call them missing too would be saying it twice."""
+    """The fields that misspelt ones were meant to be: reporting them as missing too would say it twice."""
     known = list(schema["properties"])
-    return {name for key, _ in node.entries if key.value not in known for name in _find_close_name(key.value, known)}
-
-
-def _find_close_name(name: str, known: Sequence[str]) -> list[str]:
-    return difflib.get_close_matches(name.lower().strip(), known, n=1)
+    close = (find_close_name(key.value, known) for key, _ in node.entries if key.value not in known)
+    return {name for name in close if name is not None}
 
 
 def _describe_field(schema: Mapping[str, Any]) -> str:
@@ -160,8 +155,8 @@ def _describe_field(schema: Mapping[str, Any]) -> str:
 
 def _explain_choice(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if not isinstance(place.node, MapNode):
-        return  # `required` holds of what is no mapping, so that both surfaces do: its type is wrong, which is said
-    options = [name for each in error.wanted for name in each["required"]]
+        return  # `required` accepts what is not a mapping, so both branches match; its type is reported elsewhere
+    options = [name for option in error.wanted for name in option["required"]]
     present = [key for name in options if (key := place.node.key(name)) is not None]
     if len(present) > 1:
         names = " and ".join(f"`{key.value}`" for key in present)
@@ -195,8 +190,8 @@ def _explain_too_many(place: SchemaPlace, error: Departure) -> Iterator[Diagnost
         help = f"operations are a list, one an entry: write `- {second.value}: ...` on its own line"
         yield Diagnostic("RK022", f"{place.name} has two operations", (Label(second.span),), (help,))
     else:
-        help = f"for example `{place.path[-1]}: {emit_example(error.schema['examples'][0])}`"
-        title = f"{place.name} wants {error.wanted} entries, and not more"
+        help = f"for example `{place.path[-1]}: {emit_flow(error.schema['examples'][0])}`"
+        title = f"{place.name} must have at most {error.wanted} entries, got {len(error.got)}"
         yield Diagnostic("RK022", title, (Label(place.node.span),), (help,))
 
 
@@ -208,45 +203,40 @@ def _explain_lacking_all(place: SchemaPlace, error: Departure) -> Iterator[Diagn
         help = "add a rule under `rules:`, or name the keys to pass through under `keep:`"
         empty = place.node.key("rules") if isinstance(place.node, MapNode) else None
         label = Label(empty.span if empty else place.at)
-        yield Diagnostic("RK027", "there are no rules: every key would be refused", (label,), (help,))
+        yield Diagnostic("RK027", "the file has no rules: every key would be refused", (label,), (help,))
 
 
 def _explain_lone_field(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     assert isinstance(place.node, MapNode)
-    if "by" in error.wanted:
-        key = place.node.key("by")
-        yield Diagnostic(
-            "RK021", "`by` of no `count`", (Label(key.span if key else place.at),), ("add `count:`, or remove it",)
-        )
-        return
-    key = place.node.key("args")
-    help = "add `model:`, or remove them"
-    yield Diagnostic("RK021", "`args` of no model", (Label(key.span if key else place.at),), (help,))
+    for name, (needed,) in error.wanted.items():
+        if place.node.key(needed) is None and (key := place.node.key(name)) is not None:
+            help = f"add `{needed}:`, or remove `{name}`"
+            yield Diagnostic("RK021", f"`{name}` without `{needed}`", (Label(key.span),), (help,))
 
 
 def _explain_wrong_type(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     node = place.node
     types = [error.wanted] if isinstance(error.wanted, str) else list(error.wanted)
-    # Nothing at all is fine where a list or a mapping is wanted, but not what anybody would write on purpose.
-    wanted = _join_with_or([_TYPES[each] for each in types if each != "null" or types[0] == "string"])
+    # null is accepted in place of a list or a mapping, but nobody would write it on purpose.
+    wanted = _join_with_or([_TYPES[type_] for type_ in types if type_ != "null" or types[0] == "string"])
     label = Label(node.span if node.span.end > node.span.start else place.at)
     if place.path[:1] == ("tables",) and place.path[2:] == ("lossy",) and types != ["boolean"]:
         how = "write `{lossy: true, entries: {key: value, ...}}`"
-        yield Diagnostic("RK022", f"the lossy table `{place.path[1]}` lacks its `entries`", (label,), (how,))
+        yield Diagnostic("RK022", f"the lossy table `{place.path[1]}` has no `entries`", (label,), (how,))
         return
     help: str | None = (_suggest_scalar if isinstance(node, ScalarNode) else _suggest_quotes)(place, types)
     if help is None and place.path and "examples" in error.schema:
         begin = "- " if isinstance(place.path[-1], int) else f"{place.path[-1]}: "
-        help = f"for example `{begin}{emit_example(error.schema['examples'][0])}`"
+        help = f"for example `{begin}{emit_flow(error.schema['examples'][0])}`"
     if help is None:
         help = (
             _describe_field(error.schema) if place.path else "begin with `remapkit: 1` and `name: ...`, a line each"
         )
-    yield Diagnostic("RK022", f"{place.name} wants {wanted}, and got {_describe_node(node)}", (label,), (help,))
+    yield Diagnostic("RK022", f"{place.name} must be {wanted}, got {_describe_node(node)}", (label,), (help,))
 
 
 def _join_with_or(names: Sequence[str]) -> str:
-    if "text" in names[:1]:  # a whole number is welcome there, as the text that it is
+    if "text" in names[:1]:  # a whole number is accepted there, as the text that it is
         names = [name for name in names if name != "a whole number"]
     return f"{', '.join(names[:-1])} or {names[-1]}" if names[1:] else names[0]
 
@@ -265,7 +255,7 @@ def _suggest_scalar(place: SchemaPlace, types: Sequence[str]) -> str | None:
         return f"write a list: [{node.value}]"
     if "string" in types and node.kind in ("integer", "number", "boolean", "null"):
         return f"quote it: '{node.value}'"
-    if types == ["integer"] and node.kind == "text" and node.value.isdecimal():
+    if types == ["integer"] and node.kind == "text" and classify_scalar(node.value) == "integer":
         return f"write it without quotes: {node.value}"
     if "array" in types and node.kind in ("text", "integer") and "\n" not in node.span.text:
         inner = f"'{node.value}'" if set(node.value) & set("[]{},'\"") else node.span.text
@@ -282,31 +272,30 @@ def _suggest_quotes(place: SchemaPlace, types: Sequence[str]) -> str | None:
 
 
 def _explain_not_one_of(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
-    options = [str(each) for each in error.wanted]
+    options = [str(option) for option in error.wanted]
     value = place.node.value if isinstance(place.node, ScalarNode) else ""
-    close = _find_close_name(value, options)
-    help = f"did you mean `{close[0]}`?" if close else f"write one of {', '.join(options)}"
+    help = suggest_name(value, options, f"write one of {', '.join(options)}")
     got = (
         excerpt_of(value)
         if isinstance(place.node, ScalarNode) and place.node.kind == "text"
         else _describe_node(place.node)
     )
-    title = f"{place.name} is one of {', '.join(options)}, and not {got}"
+    title = f"{place.name} must be {listed(options, conjunction='or')}, got {got}"
     label = Label(place.node.span if place.node.span.end > place.node.span.start else place.at)
     yield Diagnostic("RK023", title, (label,), (help,))
 
 
 def _explain_version(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if isinstance(place.node, ScalarNode) and place.node.kind == "integer":
-        title = f"version {place.node.value} of the rule language is not known"
-        help = ("this remapkit reads version 1: write `remapkit: 1`, or install a newer remapkit",)
+        title = f"unknown version {place.node.value} of the rule language"
+        help = ("write `remapkit: 1`, or install a newer remapkit: this one reads version 1",)
         yield Diagnostic("RK025", title, (Label(place.node.span),), help)
 
 
 def _explain_empty(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if error.keyword == "minItems" and isinstance(place.node, ListNode) and place.node.items:
-        title = f"{place.name} wants {error.wanted} entries at least"
-        help = f"for example `{emit_example(error.schema['examples'][0])}`"
+        title = f"{place.name} must have at least {error.wanted} entries, got {len(error.got)}"
+        help = f"for example `{emit_flow(error.schema['examples'][0])}`"
         yield Diagnostic("RK026", title, (Label(place.node.span),), (help,))
         return
     what = {"minLength": "an empty text", "minItems": "an empty list", "minProperties": "an empty mapping"}
@@ -319,17 +308,17 @@ def _explain_empty(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]
 def _explain_bad_name(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if error.of_a_name and isinstance(place.node, MapNode):
         key = place.node.key(str(error.got))
-        at, what = (key.span if key else place.at), f"name for a {str(place.path[-1])[:-1]}"
-        help = "a table is named with letters, digits and _, and never `int`, which is a type"
+        at, what = (key.span if key else place.at), f"{str(place.path[-1])[:-1]} name"
+        help = "use letters, digits and _; `int` is the name of a type"
         if place.path[-1] == "params":
-            help = "a param is named with letters, digits and _"
+            help = "use letters, digits and _"
     else:
         at, what, help = (
             place.node.span,
             "name",
-            "a name has letters, digits, _, - and . and does not begin with - or .",
+            "use letters, digits, _, - and ., and do not begin with - or .",
         )
-    yield Diagnostic("RK028", f"{excerpt_of(str(error.got))} is no {what}", (Label(at),), (help,))
+    yield Diagnostic("RK028", f"{excerpt_of(str(error.got))} is not a valid {what}", (Label(at),), (help,))
 
 
 _EXPLAIN: Mapping[str, Callable[[SchemaPlace, Departure], Iterator[Diagnostic]]] = {

@@ -1,8 +1,8 @@
-"""Whether a value is as a schema says, and nothing else: a fast answer for the many files that have nothing wrong.
+"""Whether a value matches a schema, yes or no: a fast answer for the many files that have nothing wrong.
 
-The schema is compiled into functions, keyword by keyword. Only a plain yes counts: where the answer is no, jsonschema
-is asked, finds out what is wrong, and decides. A keyword that is not known here makes every answer no, so that the
-schema can grow without this. Importing and running jsonschema takes longer than the rest of reading a rule file.
+The schema is compiled into functions, keyword by keyword. Only a yes counts: where the answer is no, jsonschema
+decides, and finds what is wrong. A keyword that is not known here makes every answer no, so that the schema can grow
+without this module. Importing and running jsonschema takes longer than the rest of reading a rule file.
 
 Source: JSON Schema, draft 2020-12, as far as the schema of rule files uses it.
 """
@@ -66,8 +66,8 @@ def _refuse_any(_: Any) -> bool:
 
 def _join_checks(checks: list[Predicate]) -> Predicate:
     def check(value: Any) -> bool:
-        for each in checks:  # noqa: SIM110 - a generator would cost as much as the checks
-            if not each(value):
+        for part in checks:  # noqa: SIM110 - a generator would cost as much as the checks
+            if not part(value):
                 return False
         return True
 
@@ -78,7 +78,7 @@ def _compile_type(wanted: Any, _: Mapping[str, Any]) -> Predicate:
     names = [wanted] if isinstance(wanted, str) else wanted
     if not set(names) <= set(_TYPES):
         return _refuse_any
-    types = frozenset(each for name in names for each in _TYPES[name])
+    types = frozenset(type_ for name in names for type_ in _TYPES[name])
     return lambda value: type(value) in types
 
 
@@ -107,14 +107,16 @@ def _is_decidable(condition: Any) -> bool:
 
 
 def _compile_properties(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Predicate:
-    known = {name: _compile_schema(each, definitions) for name, each in schema.get("properties", {}).items()}
+    known = {
+        name: _compile_schema(subschema, definitions) for name, subschema in schema.get("properties", {}).items()
+    }
     rest = _compile_schema(schema.get("additionalProperties", True), definitions)
 
     def check(value: Any) -> bool:
         if type(value) is not dict:
             return True
-        for name, each in value.items():  # noqa: SIM110
-            if not known.get(name, rest)(each):
+        for name, field in value.items():  # noqa: SIM110
+            if not known.get(name, rest)(field):
                 return False
         return True
 
@@ -129,13 +131,13 @@ def _compile_required(wanted: Any, _: Mapping[str, Any]) -> Predicate:
 def _compile_one_of(wanted: Any, definitions: Mapping[str, Any]) -> Predicate:
     if not all(map(_is_decidable, wanted)):
         return _refuse_any
-    checks = [_compile_schema(each, definitions) for each in wanted]
-    return lambda value: sum([each(value) for each in checks]) == 1
+    checks = [_compile_schema(branch, definitions) for branch in wanted]
+    return lambda value: sum([check(value) for check in checks]) == 1
 
 
 def _compile_any_of(wanted: Any, definitions: Mapping[str, Any]) -> Predicate:
-    checks = [_compile_schema(each, definitions) for each in wanted]
-    return lambda value: any(each(value) for each in checks)
+    checks = [_compile_schema(branch, definitions) for branch in wanted]
+    return lambda value: any(check(value) for check in checks)
 
 
 def _compile_dependent(wanted: Any, _: Mapping[str, Any]) -> Predicate:
@@ -145,7 +147,7 @@ def _compile_dependent(wanted: Any, _: Mapping[str, Any]) -> Predicate:
 
 
 def _compile_enum(wanted: Any, _: Mapping[str, Any]) -> Predicate:
-    return lambda value: any(type(value) is type(each) and value == each for each in wanted)
+    return lambda value: any(type(value) is type(allowed) and value == allowed for allowed in wanted)
 
 
 def _compile_pattern(wanted: Any, _: Mapping[str, Any]) -> Predicate:
@@ -154,17 +156,17 @@ def _compile_pattern(wanted: Any, _: Mapping[str, Any]) -> Predicate:
 
 
 def _compile_items(wanted: Any, definitions: Mapping[str, Any]) -> Predicate:
-    each = _compile_schema(wanted, definitions)
-    return lambda value: type(value) is not list or all(map(each, value))
+    check_item = _compile_schema(wanted, definitions)
+    return lambda value: type(value) is not list or all(map(check_item, value))
 
 
 def _compile_names(wanted: Any, definitions: Mapping[str, Any]) -> Predicate:
-    each = _compile_schema(wanted, definitions)
-    return lambda value: type(value) is not dict or all(map(each, value))
+    check_name = _compile_schema(wanted, definitions)
+    return lambda value: type(value) is not dict or all(map(check_name, value))
 
 
 def _compile_all_of(wanted: Any, definitions: Mapping[str, Any]) -> Predicate:
-    return _join_checks([_compile_schema(each, definitions) for each in wanted])
+    return _join_checks([_compile_schema(branch, definitions) for branch in wanted])
 
 
 Sized = type[list[Any]] | type[str] | type[dict[str, Any]]

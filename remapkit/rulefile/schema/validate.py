@@ -1,7 +1,7 @@
-"""The structure of rule files: `rules-v1.schema.json` is the one truth, and this says in words where a file departs.
+"""Rule files validated against `rules-v1.schema.json`, the only definition of their structure.
 
-jsonschema finds out *that* something is wrong, and where (`error.validator` and `error.absolute_path`); its messages
-are never looked at. The words come from the nodes, which know their lines and columns.
+jsonschema finds *that* something is wrong, and where (`error.validator` and `error.absolute_path`); its messages are
+not used. Ours are made from the nodes, which know their lines and columns.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 def find_schema_problems(root: Node) -> tuple[Diagnostic, ...]:
     """Every departure of a file from the schema, in the order of the file."""
-    walked = to_schema_value(root)
-    if _load_fast_check()(walked):
+    value = to_schema_value(root)
+    if _load_fast_check()(value):
         return ()
-    errors = list(islice(_make_validator().iter_errors(walked), MAX_PROBLEMS + 1))
+    errors = list(islice(_make_validator().iter_errors(value), MAX_PROBLEMS + 1))
     problems: dict[Diagnostic, None] = {}
     for error in errors:
         for problem in explain_departure(SchemaPlace.of(root, tuple(error.absolute_path)), Departure.of(error)):
@@ -37,12 +37,12 @@ def find_schema_problems(root: Node) -> tuple[Diagnostic, ...]:
     version = next((problem for problem in problems if problem.code == "RK025"), None)
     if version is not None:
         return (version,)
-    found = sorted(problems, key=lambda problem: problem.span.start if problem.span else 0)
-    if len(found) > 1:
-        found = [problem for problem in found if problem.code != "RK027"]
+    ordered = sorted(problems, key=lambda problem: problem.span.start if problem.span else 0)
+    if len(ordered) > 1:
+        ordered = [problem for problem in ordered if problem.code != "RK027"]
     if len(errors) > MAX_PROBLEMS:
-        found = [*found[:MAX_PROBLEMS], explain_problem_limit()]
-    return tuple(found)
+        ordered = [*ordered[:MAX_PROBLEMS], explain_problem_limit()]
+    return tuple(ordered)
 
 
 @cache
@@ -61,7 +61,7 @@ def _make_validator() -> Draft202012Validator:
 def _inline_refs(schema: Any, definitions: Mapping[str, Any]) -> Any:
     """The schema with every `$ref` replaced by what it names: validates twice as fast."""
     if isinstance(schema, list):
-        return [_inline_refs(each, definitions) for each in schema]
+        return [_inline_refs(item, definitions) for item in schema]
     if not isinstance(schema, dict):
         return schema
     inlined = {key: _inline_refs(value, definitions) for key, value in schema.items() if key not in ("$defs", "$ref")}

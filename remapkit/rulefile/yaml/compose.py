@@ -17,7 +17,7 @@ import yaml
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Source, Span
-from remapkit.diagnostics.wording import excerpt_of
+from remapkit.diagnostics.wording import excerpt_of, shown
 from remapkit.rulefile.yaml.nodes import (
     BLOCK_HEADER,
     LOADER,
@@ -51,7 +51,7 @@ MAX_LENGTH = 100_000
 
 
 MAX_PROBLEMS = 100
-"""How many problems of the YAML, and of the structure, are said before the rest is only announced."""
+"""How many problems of the YAML, and of the structure, are shown; the rest is only announced."""
 
 
 MAX_DIGITS = 400
@@ -81,12 +81,12 @@ def decode(data: bytes, name: str) -> tuple[Source, tuple[Diagnostic, ...]]:
 def explain_size_limit(name: str, how: str = f"is larger than {MAX_BYTES // 1_000_000} MB") -> Diagnostic:
     """The refusal of a text beyond `MAX_BYTES` or `MAX_NODES`."""
     title = f"the rule file {how}"
-    help = ("is this a checkpoint or a manifest? A rule file of that size wants patterns instead of single keys",)
+    help = ("is this a checkpoint or a manifest? If not, write patterns instead of single keys",)
     return Diagnostic("RK012", title, place=name, help=help)
 
 
 def explain_problem_limit() -> Diagnostic:
-    """What is said instead of every further problem."""
+    """The message that stands for all further problems."""
     return Diagnostic("RK029", f"only the first {MAX_PROBLEMS} problems are shown")
 
 
@@ -110,21 +110,21 @@ def _find_forbidden_characters(source: Source) -> Iterator[Diagnostic]:
 def _explain_forbidden(character: str, first: bool, label: Label) -> Diagnostic:
     name = f"U+{ord(character):04X}"
     if character == "\0":
-        help = "a NUL never stands in a text file: is this a checkpoint, or a text saved as UTF-16?"
+        help = "text files have no NUL: is this a checkpoint, or a text saved as UTF-16?"
         return Diagnostic("RK005", "a NUL character", (label,), (help,))
     if character == "\ufeff":
         title = f"{'the file begins with' if first else 'there is'} a byte order mark ({name})"
         # libyaml counts the mark as a character: every column of the first line would be off by one.
         return Diagnostic("RK006", title, (label,), ("save the file as UTF-8 without a byte order mark",))
     if character == "\r":
-        help = "save the file with line ends LF or CRLF"
+        help = "save the file with LF or CRLF line ends"
         return Diagnostic("RK008", "a carriage return that does not end a line", (label,), (help,))
     what = "a control character"
     if character in "\u2028\u2029":
-        what = "a line separator that only some YAML readers take for the end of a line"
+        what = "a line separator that only some YAML parsers treat as the end of a line"
     elif "\u202a" <= character <= "\u2069":
-        what = "a character that changes the order in which others are shown"
-    help = f'remove it; where it is meant, write it as an escape in double quotes: "\\u{ord(character):04x}"'
+        what = "a character that reorders the text around it"
+    help = f'remove it, or write it as an escape in double quotes: "\\u{ord(character):04x}"'
     return Diagnostic("RK008", f"{what} ({name})", (label,), (help,))
 
 
@@ -132,7 +132,7 @@ def _find_directives(source: Source) -> Iterator[Diagnostic]:
     """`%YAML` and `%TAG` change how what follows is read, and parsers disagree about the ones they do not know."""
     line = re.compile(r"(?:[ \t]*+(?:#[^\n]*+)?\r?\n)*+(%[^\n\r]*+)").match(source.text)
     if line:
-        help = "rule files need none: remove the line"
+        help = "remove the line: rule files have no directives"
         yield Diagnostic("RK004", "a YAML directive", (Label(Span(source, *line.span(1))),), (help,))
 
 
@@ -160,7 +160,10 @@ def compose(source: Source) -> tuple[Node | None, tuple[Diagnostic, ...]]:
     tabs = find_tab_problems(source, composer.protected)
     if tabs:  # the parser in Python gives up there
         place = tabs[0].labels[0].span.start
-        return None, (*(each for each in composer.problems if each.span and each.span.start < place), *tabs)
+        return None, (
+            *(problem for problem in composer.problems if problem.span and problem.span.start < place),
+            *tabs,
+        )
     composer.problems.sort(key=lambda problem: problem.span.start if problem.span else 0)
     return root, tuple(composer.problems)
 
@@ -204,7 +207,14 @@ class _Composer:
         following = self.read_event()
         if not isinstance(following, yaml.StreamEndEvent):
             label = Label(Span(self.source, following.start_mark.index, following.start_mark.index + 3))
-            raise _Fatal(Diagnostic("RK010", "a second document begins here", (label,), ("one file, one rule file",)))
+            raise _Fatal(
+                Diagnostic(
+                    "RK010",
+                    "a second document begins here",
+                    (label,),
+                    ("remove it, or move it to a file of its own",),
+                )
+            )
         if isinstance(root, ScalarNode) and root.kind in ("empty", "null"):
             raise _Fatal(self.explain_empty_file())
         return root
@@ -266,7 +276,7 @@ class _Composer:
     def is_key(self, key: Node) -> bool:
         if isinstance(key, ListNode | MapNode):
             what = "a list" if isinstance(key, ListNode) else "a mapping"
-            help = "quote the key where it is meant as text: '{name}'"
+            help = "quote the key if it is meant as text: '{name}'"
             self.add_problem("RK015", f"{what} as a key", key.span, help)
             return False
         if not isinstance(key, ScalarNode):
@@ -277,14 +287,14 @@ class _Composer:
             at = Span(self.source, key.span.start, key.span.start + 1)
             self.add_problem("RK015", "a colon without a key before it", at, "write the key, or '' for an empty one")
         else:
-            title = f"the key {excerpt_of(key.value)[1:-1]} is {READ_AS[key.kind]} to YAML, not text"
+            title = f"the key {shown(key.value, 60)} is {READ_AS[key.kind]} to YAML, not text"
             self.add_problem("RK014", title, key.span, f"quote it: '{key.value}'")
         return False
 
     def refuse_duplicate(self, first: ScalarNode, again: ScalarNode) -> None:
         labels = (Label(first.span, "first here", primary=False), Label(again.span, "again here"))
-        help = "a reader would silently take one of them: merge the two, or remove one"
-        self.add_problem("RK002", f"the key {excerpt_of(again.value)} stands twice", labels, help)
+        help = "merge the two, or remove one: some YAML parsers silently use only one of them"
+        self.add_problem("RK002", f"duplicate key {excerpt_of(again.value)}", labels, help)
 
     def refuse_alias(self, span: Span) -> None:
         if span.text in self.aliases:
@@ -294,23 +304,23 @@ class _Composer:
             "a plain text that begins with * is an alias: quote it if it is meant as text",
             "rule files have no anchors and aliases: write the value out",
         )
-        self.add_problem("RK003", f"{excerpt_of(span.text)[1:-1]} is a YAML alias", span, *help)
+        self.add_problem("RK003", f"{shown(span.text, 60)} is a YAML alias", span, *help)
 
     def refuse_properties(self, event: Any) -> bool:
         """Whether the node has an anchor or a tag, each refused at its place; its span begins with them."""
         if event.anchor is None and event.tag is None:
             return False
-        here = event.start_mark.index
-        while match := PROPERTY.match(self.source.text, here):
-            span = Span(self.source, here, match.end(1))
-            name = excerpt_of(span.text)[1:-1]
+        place = event.start_mark.index
+        while match := PROPERTY.match(self.source.text, place):
+            span = Span(self.source, place, match.end(1))
+            name = shown(span.text, 60)
             if name.startswith("&"):
                 help = "a plain text that begins with & is an anchor: quote it if it is meant as text, else remove it"
                 self.add_problem("RK003", f"{name} is a YAML anchor", span, help)
             else:
                 help = "a plain text that begins with ! is a tag: quote it if it is meant as text, else remove it"
                 self.add_problem("RK004", f"{name} is a YAML tag", span, help)
-            here = match.end()
+            place = match.end()
         return True
 
     def compose_scalar(self, event: Any, span: Span, key: bool) -> Node:
@@ -346,13 +356,13 @@ class _Composer:
         if header is None:  # libyaml takes `|#` for a comment
             end = find_line_end(self.source, span.start)
             label = Label(Span(self.source, span.start, end))
-            raise _Fatal(Diagnostic("RK001", f"a text after {style}", (label,), ("begin the text on a new line",)))
+            raise _Fatal(Diagnostic("RK001", f"text after {style}", (label,), ("begin the text on a new line",)))
         self.protected.append((header.end(), span.end, True))
         return ScalarNode(locate_text(span, style, event.value), span, "text")
 
 
 def _locate_empty(span: Span) -> Span:
-    """Where nothing stands: right after what is before it, and not after the white space that follows."""
+    """The place of an empty value: right after what precedes it, before any white space."""
     place = span.start
     while place and span.source.text[place - 1] in " \r\n":
         place -= 1

@@ -1,17 +1,16 @@
-"""Texts as YAML: whatever a rule file that this program writes says, it is read back as the very same text."""
+"""The one writer of YAML: whatever it writes is read back as the very same value."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from remapkit.rulefile.yaml.scalars import classify_scalar
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*", re.ASCII)
 _ELSEWHERE = frozenset({"y", "n", "nan", "inf"})
-"""Words that some readers of YAML 1.1 take for something else than text."""
+"""Words that some readers of YAML 1.1 take for something other than text."""
 _LONGEST_KEY = 1000
 """YAML reads a key of more than 1,024 characters only after a question mark."""
 
@@ -48,48 +47,28 @@ def _escape_character(sign: str) -> str:
     return f"\\u{ord(sign):04x}" if ord(sign) < 0x10000 else f"\\U{ord(sign):08x}"
 
 
-def entry(key: str, value: str) -> str:
-    """A line (or two) of a mapping: a key and a value, both already written as YAML.
-
-    >>> entry("a.b", "[c, d]")
-    '  a.b: [c, d]'
-    """
-    return f"  {key}: {value}" if len(key) < _LONGEST_KEY else f"  ? {key}\n  : {value}"
-
-
-_INDEX = re.compile(r"0|[1-9][0-9]*")
-
-
 def emit_flow(value: object) -> str:
-    """Plain data as YAML in one line.
+    """Plain data as YAML in one line. A whole number in a text needs no quotes: rule files read it as that text.
 
-    >>> emit_flow({"rope": {"to": "half", "heads": "2*n"}}), emit_flow([0, "layers.{i}"])
-    ("{rope: {to: half, heads: '2*n'}}", "[0, 'layers.{i}']")
+    >>> emit_flow({"rope": {"to": "half", "heads": "2*n"}}), emit_flow([0, "1", "layers.{i}"])
+    ("{rope: {to: half, heads: '2*n'}}", "[0, 1, 'layers.{i}']")
     """
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {emit_flow(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{emit_flow(key)}: {emit_flow(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(emit_flow, value)) + "]"
-    return emit_flow_scalar(value) if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        return value if classify_scalar(value) == "integer" else emit_scalar(value)
+    written = json.dumps(value)
+    # 1e+20 without a point is text to some readers of YAML.
+    return written.replace("e", ".0e") if isinstance(value, float) and "." not in written else written
 
 
-def emit_flow_scalar(text: str) -> str:
-    """A text without quotes where every reader takes it for that text; this program's own reads an index as text."""
-    return text if _INDEX.fullmatch(text) else emit_scalar(text)
+def emit_entry(key: str, value: object) -> str:
+    """A line (or two) of a mapping below a section of the file.
 
-
-def emit_example(value: Any) -> str:
-    """A value as YAML in one line, for an example."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{emit_example(key)}: {emit_example(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(emit_example, value)) + "]"
-    if value is None or isinstance(value, int | float):
-        return json.dumps(value)
-    safe = (
-        classify_scalar(value) == "text"
-        and value[0].isalnum()
-        and not set(value) & set("{}[],#'\"\\*")
-        and ": " not in value
-    )
-    return str(value) if safe else f"'{value}'"
+    >>> emit_entry("a.b", ["c", "d"])
+    '  a.b: [c, d]'
+    """
+    name, written = emit_flow(key), emit_flow(value)
+    return f"  {name}: {written}" if len(name) < _LONGEST_KEY else f"  ? {name}\n  : {written}"

@@ -57,7 +57,7 @@ def _locate_flow(raw: str, style: str) -> list[int]:
         elif token.lastgroup == "blanks":
             places += range(*token.span())
         else:
-            breaks = [each.start() for each in _BREAK.finditer(raw, *token.span())]
+            breaks = [newline.start() for newline in _BREAK.finditer(raw, *token.span())]
             places += breaks[1:] if len(breaks) > 1 or token.lastgroup == "joined" else breaks
     return [*places, len(raw)]
 
@@ -85,9 +85,9 @@ def _locate_block(raw: str, value: str) -> list[int]:
     return [*places, places[-1] + 1 if places else len(raw)]
 
 
-def _count_newlines(value: str, here: int) -> int:
+def _count_newlines(value: str, start: int) -> int:
     """How many line breaks the value has from `here` on, before anything else."""
-    match = _NEWLINES.match(value, here)
+    match = _NEWLINES.match(value, start)
     return len(match.group()) if match else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from remapkit.diagnostics.source import Span
-from remapkit.diagnostics.wording import excerpt_of
+from remapkit.diagnostics.wording import shown
 from remapkit.rulefile.yaml.nodes import ScalarKind
 
 READ_AS = {
@@ -21,6 +21,7 @@ READ_AS = {
 
 _CANONICAL: tuple[tuple[ScalarKind, re.Pattern[str]], ...] = (
     ("empty", re.compile("")),
+    # At most 15 digits: readers of JSON and YAML that take numbers for floats read those exactly too.
     ("integer", re.compile(r"0|-?[1-9][0-9]{0,14}")),
     ("number", re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+(?:[eE][-+][0-9]+)?")),
     ("boolean", re.compile("true|false")),
@@ -41,11 +42,11 @@ _SURPRISING: tuple[tuple[str, re.Pattern[str]], ...] = (
 
 
 def classify_scalar(value: str) -> ScalarKind | None:
-    """What an unquoted scalar is, or None where some YAML would read it as something else than it looks like.
+    """What an unquoted scalar is, or None where some YAML parser reads it as something other than it looks like.
 
-    >>> [classify_scalar(each) for each in ("norm1", "0", "1.5", "true", "~", "")]
+    >>> [classify_scalar(text) for text in ("norm1", "0", "1.5", "true", "~", "")]
     ['text', 'integer', 'number', 'boolean', 'null', 'empty']
-    >>> [classify_scalar(each) for each in ("no", "1:30", "012", "0x10", "1e3", ".5", "2024-01-31", "<<")]
+    >>> [classify_scalar(text) for text in ("no", "1:30", "012", "0x10", "1e3", ".5", "2024-01-31", "<<")]
     [None, None, None, None, None, None, None, None]
     """
     for kind, pattern in _CANONICAL:
@@ -59,7 +60,7 @@ def classify_scalar(value: str) -> ScalarKind | None:
 
 def explain_ambiguous_scalar(value: str, span: Span, key: bool) -> tuple[str, Span, str]:
     what = next(what for what, pattern in _SURPRISING if pattern.fullmatch(value))
-    value = excerpt_of(value)[1:-1]
+    value = shown(value, 60)
     if key:
         help = f"quote it: '{value}'"
     elif what == "true or false":
@@ -68,4 +69,4 @@ def explain_ambiguous_scalar(value: str, span: Span, key: bool) -> tuple[str, Sp
     else:
         help = f"quote it if it is text: '{value}'"
         help += "; else write it as a plain decimal number" if "number" in what else ""
-    return f"some YAML reads {value} as {what}, and some as text", span, help
+    return f"some YAML parsers read {value} as {what}, others as text", span, help

@@ -1,4 +1,4 @@
-"""What is wrong with a text that is not YAML, in words."""
+"""Messages for texts that are not YAML."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def find_tab_problems(source: Source, protected: Iterable[tuple[int, int, bool]]
             return True
         return indents and kept[before][2]
 
-    found: list[int] = []
+    tabs: list[int] = []
     for line in re.finditer(r"[^\n]*\t[^\n]*", source.text):
         for sign in re.finditer(r"\t|(?<!\S)#", line.group()):
             place = line.start() + sign.start()
@@ -35,8 +35,8 @@ def find_tab_problems(source: Source, protected: Iterable[tuple[int, int, bool]]
             if sign.group() == "#" and free(place, False):
                 break
             if sign.group() == "\t" and free(place, indents):
-                found.append(place)
-    return [_explain_tab(source, found[0], len(found))] if found else []
+                tabs.append(place)
+    return [_explain_tab(source, tabs[0], len(tabs))] if tabs else []
 
 
 def _explain_tab(source: Source, place: int, count: int = 1) -> Diagnostic:
@@ -45,22 +45,22 @@ def _explain_tab(source: Source, place: int, count: int = 1) -> Diagnostic:
 
 
 def explain_syntax_error(source: Source, error: yaml.MarkedYAMLError) -> Diagnostic:
-    """In our own words, from the place of the error and what stands there: the two parsers use different ones."""
+    """Our own message, from the place of the error and the text there: the two parsers word theirs differently."""
     text = source.text
     marked = error.problem_mark or error.context_mark
-    here = min(marked.index, len(text)) if marked else len(text)
-    opened = error.context_mark.index if error.context_mark is not None else here
+    place = min(marked.index, len(text)) if marked else len(text)
+    opened = error.context_mark.index if error.context_mark is not None else place
     opener = text[opened : opened + 1]
-    tab = re.compile(r"[ ]*\t").match(text, text.rfind("\n", 0, here) + 1) or re.compile(r"\t").match(text, here)
+    tab = re.compile(r"[ ]*\t").match(text, text.rfind("\n", 0, place) + 1) or re.compile(r"\t").match(text, place)
     if tab:
         return _explain_tab(source, tab.end() - 1)
-    if here > MAX_DEPTH and not text[here - MAX_DEPTH - 1 : here].strip("{["):
-        return explain_depth_limit(source, here - 1)  # libyaml gives up by itself at 1,000
-    if opener in ("'", '"') and opened != here:
-        return _explain_quoted(source, opened, here)
+    if place > MAX_DEPTH and not text[place - MAX_DEPTH - 1 : place].strip("{["):
+        return explain_depth_limit(source, place - 1)  # libyaml gives up by itself at 1,000
+    if opener in ("'", '"') and opened != place:
+        return _explain_quoted(source, opened, place)
     if opener and opener in "*&!":
         return _explain_sigil(source, opened)
-    return _explain_unexpected(source, opened, here)
+    return _explain_unexpected(source, opened, place)
 
 
 def explain_depth_limit(source: Source, place: int) -> Diagnostic:
@@ -69,14 +69,14 @@ def explain_depth_limit(source: Source, place: int) -> Diagnostic:
     return Diagnostic("RK013", f"nested more than {MAX_DEPTH} levels deep", (label,), (help,))
 
 
-def _explain_quoted(source: Source, opened: int, here: int) -> Diagnostic:
+def _explain_quoted(source: Source, opened: int, end: int) -> Diagnostic:
     quote = source.text[opened]
-    backslash = next((place for place in (here, here - 1, here - 2) if source.text[place : place + 1] == "\\"), None)
-    if quote == '"' and here < len(source.text) and backslash is not None:
+    backslash = next((place for place in (end, end - 1, end - 2) if source.text[place : place + 1] == "\\"), None)
+    if quote == '"' and end < len(source.text) and backslash is not None:
         written = source.text[backslash : backslash + 2]
         help = f"use single quotes, where a backslash is a backslash, or write \\{written} for one"
         label = Label(Span(source, backslash, backslash + 2))
-        return Diagnostic("RK001", f"{written} is no escape that double quotes know", (label,), (help,))
+        return Diagnostic("RK001", f"invalid escape {written} in double quotes", (label,), (help,))
     help = "close it on the same line" + ("; within single quotes, '' is one quote" if quote == "'" else "")
     return Diagnostic("RK001", "a quote that is never closed", (Label(Span(source, opened, opened + 1)),), (help,))
 
@@ -88,77 +88,89 @@ def _explain_sigil(source: Source, place: int) -> Diagnostic:
     return Diagnostic(code, title, (Label(Span(source, place, place + 1)),), (_quote_line(source, place),))
 
 
-def _explain_unexpected(source: Source, opened: int, here: int) -> Diagnostic:
-    text = source.text
-    title, labels, helps = (
-        "this is not valid YAML",
-        [Label(_locate_token(source, here))],
-        ["check the indentation and the quotes"],
+def _explain_unexpected(source: Source, opened: int, place: int) -> Diagnostic:
+    """The message for a token that does not belong at `here`, in what begins at `opened`: the first that fits."""
+    title, labels, help = (
+        _explain_unquoted(source, place)
+        or _explain_brackets(source, opened, place)
+        or _explain_token(source, opened, place)
     )
-    opener, before, sign = text[opened : opened + 1], text[max(0, here - 1) : here], text[here : here + 1]
-    value = _find_value_start(source, here)
-    if (
-        value is not None
-        and value < here
-        and text[value] in "{["
-        and before in ("}", "]")
-        and sign not in ("", "\n", " ")
-    ):
-        title = f"a text that begins with {text[value]} must be quoted"
-        labels, helps = [Label(Span(source, value, find_line_end(source, value)))], [_quote_line(source, value)]
-    elif value is not None and text[value] in "'\"" and text[value + 1 : here].rstrip().endswith(text[value]):
-        title = "text after a closing quote"
-        helps = [
-            "within single quotes, '' is one quote" if text[value] == "'" else 'within double quotes, \\" is one'
-        ]
-    elif (
-        opener
-        and opener in "{["
-        and opened < here
-        and (braced := BRACED_TEXT.search(text, opened, find_line_end(source, here)))
-    ):
-        at = braced.start(1)
-        title = "a text with braces stands unquoted between braces"
-        labels = [Label(Span(source, at, at + len(braced.group(1))))]
-        helps = [f"quote it: '{braced.group(1)}'"]
-    elif opener and opener in "{[" and opened < here:
-        closer = {"{": "}", "[": "]"}[opener]
-        title = f"a {opener} that is never closed" if not sign else f"a , or {closer} is missing here"
-        labels = [Label(Span(source, opened, opened + 1), "opened here", primary=not sign)]
-        labels += [Label(_locate_token(source, here))] if sign else []
-        helps = [f"close it with {closer}; a text that begins with {opener} must be quoted"]
-    elif sign == ":":
-        title, labels, helps = _explain_colon(source, here)
-    elif sign == "-" and value == here:
-        title, helps = "a list begins on a line of its own", ["begin a new line, or quote it if it is text"]
-    elif sign and sign in "@`%?,]}":
-        title, helps = f"a plain text cannot begin with {sign}", [_quote_line(source, here)]
-    elif opener and opener in "|>":
-        title, helps = f"a plain text cannot begin with {opener}", [_quote_line(source, opened)]
-    elif _has_no_colon(source, opened):
-        title, helps = "a line without a colon", ["write `key: value`"]
-        labels = [Label(Span(source, opened, find_line_end(source, opened)))]
-    elif opened < here:
-        labels.insert(0, Label(_locate_token(source, opened), "within what begins here", primary=False))
-        title, helps = "this line does not fit what it stands in", ["indent it like its neighbours, with spaces"]
-    return Diagnostic("RK001", title, tuple(labels), tuple(helps))
+    return Diagnostic("RK001", title, tuple(labels), (help,))
 
 
-def _explain_colon(source: Source, here: int) -> tuple[str, list[Label], list[str]]:
-    begin = source.text.rfind("\n", 0, here) + 1
-    before = source.text[begin:here]
+_Words = tuple[str, list[Label], str]
+"""Title, labels and help of a message."""
+
+
+def _explain_unquoted(source: Source, place: int) -> _Words | None:
+    """A value that begins like a flow collection or a quoted text and goes on after its end."""
+    text, value = source.text, _find_value_start(source, place)
+    if value is None or value >= place:
+        return None
+    follows = text[place : place + 1] not in ("", "\n", " ")
+    if text[value] in "{[" and text[place - 1] in "}]" and follows:
+        label = Label(Span(source, value, find_line_end(source, value)))
+        return f"a text that begins with {text[value]} must be quoted", [label], _quote_line(source, value)
+    if text[value] in "'\"" and text[value + 1 : place].rstrip().endswith(text[value]):
+        one = "within single quotes, '' is one quote" if text[value] == "'" else 'within double quotes, \\" is one'
+        return "text after a closing quote", [Label(_locate_token(source, place))], one
+    return None
+
+
+def _explain_brackets(source: Source, opened: int, place: int) -> _Words | None:
+    """Something within `{` or `[` that was opened before."""
+    text = source.text
+    opener = text[opened : opened + 1]
+    if opener not in ("{", "[") or opened >= place:
+        return None
+    braced = BRACED_TEXT.search(text, opened, find_line_end(source, place))
+    if braced:
+        label = Label(Span(source, *braced.span(1)))
+        return "unquoted text with braces inside braces", [label], f"quote it: '{braced[1]}'"
+    closer = "}" if opener == "{" else "]"
+    ended = place >= len(text)
+    labels = [Label(Span(source, opened, opened + 1), "opened here", primary=ended)]
+    labels += [] if ended else [Label(_locate_token(source, place))]
+    title = f"a {opener} that is never closed" if ended else f"missing , or {closer}"
+    return title, labels, f"close it with {closer}; a text that begins with {opener} must be quoted"
+
+
+def _explain_token(source: Source, opened: int, place: int) -> _Words:
+    opener, sign = source.text[opened : opened + 1], source.text[place : place + 1]
+    label = Label(_locate_token(source, place))
+    if sign == ":":
+        return _explain_colon(source, place)
+    if sign == "-" and _find_value_start(source, place) == place:
+        return "a list must begin on a new line", [label], "begin a new line, or quote it if it is text"
+    if sign in tuple("@`%?,]}"):
+        return f"a plain text cannot begin with {sign}", [label], _quote_line(source, place)
+    if opener in ("|", ">"):
+        return f"a plain text cannot begin with {opener}", [label], _quote_line(source, opened)
+    if _has_no_colon(source, opened):
+        line = Label(Span(source, opened, find_line_end(source, opened)))
+        return "a line without a colon", [line], "write `key: value`"
+    if opened < place:
+        around = Label(_locate_token(source, opened), "inside what begins here", primary=False)
+        help = "indent it like its neighbours, with spaces"
+        return "this line does not fit the block around it", [around, label], help
+    return "this is not valid YAML", [label], "check the indentation and the quotes"
+
+
+def _explain_colon(source: Source, place: int) -> _Words:
+    begin = source.text.rfind("\n", 0, place) + 1
+    before = source.text[begin:place]
     key = begin + count_leading_spaces(before)
     if not before.strip():
-        return "a colon without a key before it", [Label(Span(source, here, here + 1))], ["write the key"]
+        return "a colon without a key before it", [Label(Span(source, place, place + 1))], "write the key"
     if re.search(r"[:{\[]", before):
         help = "quote the whole value, or begin a new line"
-        return "a second colon in one line: YAML would read a key here", [Label(Span(source, here, here + 1))], [help]
+        return "a second colon in one line: YAML would read a key here", [Label(Span(source, place, place + 1))], help
     help = "put the colon that is missing above, or indent this line like its neighbours"
-    return "this key is read as part of the value above it", [Label(Span(source, key, here + 1))], [help]
+    return "this key is read as part of the value above it", [Label(Span(source, key, place + 1))], help
 
 
 def _locate_token(source: Source, place: int) -> Span:
-    """What stands at a place, up to the next white space; the last line's end where the text has ended."""
+    """The token at a place, up to the next white space; the end of the last line where the text has ended."""
     if place >= len(source.text):
         place = len(source.text.rstrip())
     match = re.compile(r"[^\s,\[\]{}:]+|\S").match(source.text, place)
