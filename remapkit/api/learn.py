@@ -14,11 +14,11 @@ from remapkit.authoring.settle import By
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.log import log_diagnostics
-from remapkit.diagnostics.wording import counted, named
+from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.files.text import write_texts
 from remapkit.formats import Reader
 from remapkit.formats.manifest import manifest_json
-from remapkit.registry.installed import read_object
+from remapkit.registry.installed import read_user_json
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -118,7 +118,7 @@ def _pair_readers(a: Reader, b: Reader) -> Pairing:
 def _read_pairs(pairs: str | Path | Mapping[str, str], source: StateDictSpec, target: StateDictSpec) -> Pairing:
     """Pairs that somebody wrote, source key to target key; raises `UsageError` with every problem of them at once."""
     place = pairs if isinstance(pairs, str | Path) else "pairs"
-    value = read_object(Path(pairs)) if isinstance(pairs, str | Path) else pairs
+    value = read_user_json(Path(pairs)) if isinstance(pairs, str | Path) else pairs
     if not isinstance(value, Mapping) or not all(isinstance(fqn, str) for fqn in value.values()):
         raise UsageError(Diagnostic("RK611", f"{place} must be a JSON object from source keys to target keys"))
     by_target: dict[str, list[str]] = {}
@@ -139,7 +139,9 @@ def _read_pairs(pairs: str | Path | Mapping[str, str], source: StateDictSpec, ta
     wrong += [f"{' and '.join(fqns)} both become {other}" for other, fqns in by_target.items() if len(fqns) > 1]
     if wrong:
         raise UsageError(
-            Diagnostic("RK627", f"{place}: {counted(len(wrong), 'pair')} cannot be right", notes=(named(wrong),))
+            Diagnostic(
+                "RK627", f"{place}: {count_noun(len(wrong), 'pair')} cannot be right", notes=(list_names(wrong),)
+            )
         )
     only_a = tuple(fqn for fqn in source if fqn not in value)
     only_b = tuple(fqn for fqn in target if fqn not in by_target)
@@ -152,20 +154,20 @@ def _report_leftovers(learned: authoring.Learned, source: StateDictSpec, target:
     for by in By:
         pairs = [f"{fqn} -> {each.target}" for fqn, each in learned.settled.items() if each.by is by]
         if pairs:
-            title = f"values leave {counted(len(pairs), 'pair')} open; taken, because {by.value}"
-            found.append(Diagnostic("RK628", title, notes=(named(pairs),), severity=Severity.NOTE))
+            title = f"values leave {count_noun(len(pairs), 'pair')} open; taken, because {by.value}"
+            found.append(Diagnostic("RK628", title, notes=(list_names(pairs),), severity=Severity.NOTE))
     if learned.undecided:
-        title = f"{counted(len(learned.undecided), 'key')} undetermined: constants, or bytes that other keys have"
+        title = f"{count_noun(len(learned.undecided), 'key')} undetermined: constants, or bytes that other keys have"
         found.append(_make_warning("RK628", title, list(learned.undecided), source.name))
     if learned.open_b:
-        title = f"no rule leads to {counted(len(learned.open_b), 'key')} with an equal on the other side"
+        title = f"no rule leads to {count_noun(len(learned.open_b), 'key')} with an equal on the other side"
         found.append(_make_warning("RK628", title, list(learned.open_b), target.name))
     if learned.unsaid:
-        title = f"no rule can express {counted(len(learned.unsaid), 'pair')}"
+        title = f"no rule can express {count_noun(len(learned.unsaid), 'pair')}"
         found.append(_make_warning("RK656", title, list(learned.unsaid), source.name))
     for fqns, header in ((learned.only_a, source), (learned.only_b, target)):
         if fqns:
-            title = f"{counted(len(fqns), 'key')} of {len(header)} have no equal on the other side"
+            title = f"{count_noun(len(fqns), 'key')} of {len(header)} have no equal on the other side"
             found.append(_make_warning("RK629", title, list(fqns), header.name))
     return found
 
@@ -173,5 +175,11 @@ def _report_leftovers(learned: authoring.Learned, source: StateDictSpec, target:
 def _make_warning(code: str, title: str, fqns: list[str], place: str) -> Diagnostic:
     help = ("the rule file lists them in comments: write rules for them, or name them under `drop:`",)
     return Diagnostic(
-        code, title, notes=(named(fqns),), help=help, place=place, severity=Severity.WARNING, values={"keys": fqns}
+        code,
+        title,
+        notes=(list_names(fqns),),
+        help=help,
+        place=place,
+        severity=Severity.WARNING,
+        values={"keys": fqns},
     )

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from remapkit.files.source_file import split_evenly
-from remapkit.tensors.spec import DTYPE_BITS, StateDictSpec, TensorSpec
+from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 _PIECE = 1 << 20
 """About the most bytes of a tensor that are held at once."""

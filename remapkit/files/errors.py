@@ -14,7 +14,7 @@ from remapkit.diagnostics.errors import (
     UnreadableCheckpoint,
     UnwritableOutput,
 )
-from remapkit.diagnostics.wording import escape_line, shown
+from remapkit.diagnostics.wording import escape_line, show_key
 
 MAX_DIMS = 64
 """torch tensors have at most this many dimensions."""
@@ -57,7 +57,7 @@ def make_unreadable(
 
     `refused` is what the system said; the error is then an `OSError` too.
     """
-    place = None if path is None else str(path) if key is None else f"{path}: {shown(key)}"
+    place = None if path is None else str(path) if key is None else f"{path}: {show_key(key)}"
     kind = UnreadableCheckpoint
     if refused is not None:
         kind = MissingCheckpoint if isinstance(refused, FileNotFoundError) else RefusedRead

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remapkit.diagnostics.errors import UnreadableCheckpoint
-from remapkit.diagnostics.wording import sized
+from remapkit.diagnostics.wording import format_bytes
 from remapkit.files.errors import make_unreadable
 
 CHUNK = 1 << 18
@@ -157,7 +157,7 @@ class SourceFile:
                 self.fd = -1
 
     def __repr__(self) -> str:
-        return f"SourceFile({str(self.path)!r}, {sized(self.size)})"
+        return f"SourceFile({str(self.path)!r}, {format_bytes(self.size)})"
 
 
 def _take_stamp(status: os.stat_result) -> tuple[int, ...]:

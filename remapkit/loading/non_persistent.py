@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
-from remapkit.diagnostics.wording import named
+from remapkit.diagnostics.wording import list_names
 from remapkit.loading.module import LoadTarget, NonPersistent, SuppliedValue, make_target
 
 Factory = Callable[[], nn.Module]
@@ -56,7 +56,7 @@ def _count_values(fqns: Sequence[Any]) -> str:
 
 
 def _make_problem(title: str, fqns: Sequence[str], *help: str, said: Sequence[str] = ()) -> Diagnostic:
-    return Diagnostic("RK323", title, notes=(named(fqns), *said), help=help, values={"names": list(fqns)})
+    return Diagnostic("RK323", title, notes=(list_names(fqns), *said), help=help, values={"names": list(fqns)})
 
 
 def _diagnose_lost_values(target: LoadTarget, lost: Sequence[NonPersistent], said: Sequence[str]) -> Diagnostic:
@@ -64,7 +64,7 @@ def _diagnose_lost_values(target: LoadTarget, lost: Sequence[NonPersistent], sai
     return Diagnostic(
         "RK323",
         f"{_count_values(lost)} of {target.header.name} would stay on meta: no checkpoint has {them}",
-        notes=(named([value.description for value in lost]), *said),
+        notes=(list_names([value.description for value in lost]), *said),
         help=(
             f"pass factory=lambda: {target.header.name}(...) to build the module again and take these values from it",
             "or pass buffers={fqn: tensor}, or register them as persistent buffers",

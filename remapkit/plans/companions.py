@@ -21,7 +21,7 @@ from remapkit.companions.names import (
     is_companion_of,
 )
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
-from remapkit.diagnostics.wording import counted, listed, named
+from remapkit.diagnostics.wording import count_noun, join_words, list_names
 from remapkit.ops.base import Op
 from remapkit.ops.dtype import CastOp
 from remapkit.ops.join import FillOp, Join
@@ -103,12 +103,12 @@ class _Judge:
 
     def _report_fault(self, code: str, title: str, help: str, fault: _Fault) -> Diagnostic:
         severity = _SEVERITY.get(code, Severity.ERROR)
-        many = f" ({counted(len(fault.names), 'time')})" if len(fault.names) > 1 else ""
+        many = f" ({count_noun(len(fault.names), 'time')})" if len(fault.names) > 1 else ""
         return Diagnostic(
             code,
             f"{fault.rule.id}: {title}{many}",
             labels=(Label(fault.rule.span),) if fault.rule.span is not None else (),
-            notes=(named(fault.names),),
+            notes=(list_names(fault.names),),
             help=(help,) if help else (),
             severity=severity,
             place=self.source.name,
@@ -119,9 +119,9 @@ class _Judge:
 
     def _judge_weight(self, weight: str, companions: Sequence[str], move: Move) -> None:
         spec = self.source[weight]
-        shown = f"{weight} ({spec}), scaled by {listed(companions)}"
+        shown = f"{weight} ({spec}), scaled by {join_words(companions)}"
         if move.ops and not (_has_only_casts(move.ops) and spec.dtype.startswith(("F8_", "I8"))):
-            ops = listed(op.name for op in move.ops)
+            ops = join_words(op.name for op in move.ops)
             title = f"{ops} on a scaled weight, but not on its scales"
             help = "only rename the weight and its scales, or use the file before quantisation"
             self._add_fault("RK362", title, help, move.rule, shown)
@@ -142,13 +142,15 @@ class _Judge:
             return
         for image in images:
             if image.ops and not _is_value_kept(image.ops, spec):
-                title = f"{listed(op.name for op in image.ops)} on the scale of a weight changes the weight's value"
+                title = (
+                    f"{join_words(op.name for op in image.ops)} on the scale of a weight changes the weight's value"
+                )
                 help = f"only rename {companion}"
                 self._add_fault("RK363", title, help, image.rule, f"{companion} ({spec}) belongs to {weight}")
         if not any(self._is_companion(image.target, move.target) for image in images):
             title = "a weight and its scale no longer belong together"
             help = "move both to the same module, for example by one rule with a capture for the leaf"
-            away = listed(image.target for image in images)
+            away = join_words(image.target for image in images)
             self._add_fault("RK364", title, help, move.rule, f"{weight} -> {move.target}, but {companion} -> {away}")
 
     def _is_companion(self, companion: str, weight: str) -> bool:
@@ -180,7 +182,7 @@ class _Judge:
                 continue
             title = "a weight would be scaled by a tensor that did not scale it before"
             help = "choose another target for it, or move it to its own weight"
-            made = listed(image.sources) or "(no source)"
+            made = join_words(image.sources) or "(no source)"
             self._add_fault(
                 "RK364", title, help, image.rule, f"{made} -> {name}, beside {move.sources[0]} -> {move.target}"
             )
@@ -191,7 +193,7 @@ class _Judge:
         if not tensors:
             return
         images = self.of.get(alpha, [])
-        shown = f"{alpha} belongs to {listed(fqn for move in tensors[:2] for fqn in move.sources[:1])}"
+        shown = f"{alpha} belongs to {join_words(fqn for move in tensors[:2] for fqn in move.sources[:1])}"
         if not images:
             rule = self.dropped.get(alpha, tensors[0].rule)
             if rule.id in self.neutral:
@@ -205,12 +207,12 @@ class _Judge:
             if len(set(move.sources)) > 1 and any(isinstance(op, Join) for op in move.ops):
                 title = "adapters with alphas are joined, which changes their LoRA rank and so alpha / LoRA rank"
                 help = "keep the adapters apart, each with its alpha"
-                self._add_fault("RK362", title, help, move.rule, f"{listed(move.sources[:3])} -> {move.target}")
+                self._add_fault("RK362", title, help, move.rule, f"{join_words(move.sources[:3])} -> {move.target}")
             module = find_adapter_module(move.target)
             if module is not None and not any(image.target.startswith(module + ".") for image in images):
                 title = "an adapter and its alpha no longer belong together"
                 help = "move both to the same module"
-                away = listed(image.target for image in images)
+                away = join_words(image.target for image in images)
                 self._add_fault(
                     "RK364", title, help, move.rule, f"{move.sources[0]} -> {move.target}, but {alpha} -> {away}"
                 )

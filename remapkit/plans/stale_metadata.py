@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
-from remapkit.diagnostics.wording import counted, named
+from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.plans.moves import Move
 from remapkit.tensors.spec import StateDictSpec
 
@@ -89,13 +89,13 @@ def _find_existing(asked: Collection[tuple[str, bool]], fqns: Iterable[str]) -> 
 
 
 def _report_stale_entry(entry: str, names: list[str], source: StateDictSpec) -> Diagnostic:
-    count = counted(len(names), "name")
+    count = count_noun(len(names), "name")
     title = f"the metadata entry `{entry}` contains {count} that the rules change; it is copied unchanged"
     help = "correct the entry in the written file; whoever reads it would look for the old names"
     return Diagnostic(
         "RK369",
         title,
-        notes=(named(names),),
+        notes=(list_names(names),),
         help=(help,),
         severity=Severity.WARNING,
         place=source.name,

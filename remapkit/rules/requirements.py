@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
-from remapkit.diagnostics.wording import counted, listed
+from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.ops.calls import Arg, CallReader, evaluate_arg
 from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import Part, Pattern
@@ -42,7 +42,7 @@ def read_requirements(
         wanted = _read_wanted(entry, calls)
         reader, by = None, None
         if entry.what == "param" and entry.name.value not in params:
-            known = listed(params) or "none"
+            known = join_words(params) or "none"
             problems.append(
                 _explain_bad_entry(
                     f"there is no param {entry.name.value!r}", entry.name.span, f"params of this file: {known}"
@@ -81,12 +81,12 @@ def _find_counted_capture(
             return entry.by.value
         title = f"{entry.by.value!r} is not an integer capture of {entry.name.value}"
         problems.append(
-            _explain_bad_entry(title, entry.by.span, f"its integer captures: {listed(numbers) or 'none'}")
+            _explain_bad_entry(title, entry.by.span, f"its integer captures: {join_words(numbers) or 'none'}")
         )
     elif len(numbers) == 1:
         return numbers[0]
     elif numbers:
-        title = f"{entry.name.value} captures several integers, {listed(numbers)}; name the one to count"
+        title = f"{entry.name.value} captures several integers, {join_words(numbers)}; name the one to count"
         problems.append(_explain_bad_entry(title, entry.name.span, f"add `by: {numbers[0]}`"))
     else:
         title = f"{entry.name.value} captures no integer to count"
@@ -147,7 +147,7 @@ def _check_shape(requirement: Requirement, wanted: tuple[object, ...], source: S
     wrong = [fqn for fqn in keys if source[fqn] is not OPAQUE and not _has_shape(source[fqn], wanted)]
     if wrong:
         found = list(source[wrong[0]].shape)
-        more = f", and {counted(len(wrong) - 1, 'more key differs', 'more keys differ')}" if len(wrong) > 1 else ""
+        more = f", and {count_noun(len(wrong) - 1, 'more key differs', 'more keys differ')}" if len(wrong) > 1 else ""
         title = f"{wrong[0]} must have the shape {shown}, got {found}{more}"
         yield _explain_unmet(requirement, title, "these rules are for another model", source, found)
 

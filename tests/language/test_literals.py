@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import remapkit.patterns.literals as module
 from remapkit.api.ruleset import RuleSet, compile_rules
+from remapkit.authoring import invert_rule, write_inverse
 from remapkit.authoring import new as starting
-from remapkit.authoring import write_inverse
 from remapkit.authoring.learn import learn
 from remapkit.authoring.new import new_rule_file
 from remapkit.authoring.pair_by_value import Pairing
@@ -261,7 +261,7 @@ def test_new_learn_and_invert_write_names_that_are_read_back(fqns: list[str]) ->
     written_files_read_back(fqns)
 
 
-@pytest.mark.parametrize("writers", [(starting,), (write_inverse, inverting)], ids=["new", "invert"])
+@pytest.mark.parametrize("writers", [(starting,), (write_inverse, invert_rule)], ids=["new", "invert"])
 def test_a_writer_of_its_own_is_seen(writers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for writer in writers:
         monkeypatch.setattr(writer, "literal_text", lambda text: text.replace("{", "{{").replace("}", "}}"))

@@ -11,7 +11,7 @@ from remapkit.api.apply import Written, apply, choose_output
 from remapkit.cli.arguments import get_param_options, get_reading_options, get_target_options
 from remapkit.cli.progress import show_progress
 from remapkit.cli.render import CommandOutcome, TextTable
-from remapkit.diagnostics.wording import counted, listed, sized
+from remapkit.diagnostics.wording import count_noun, format_bytes, join_words
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move, describe_sources
 
@@ -71,7 +71,7 @@ def _describe_written(written: Written, *, in_place: bool) -> Iterator[str]:
         yield f"{written.files[0]} was restored first: an earlier rename of it was interrupted"
     if written.kept:
         yield f"resume: {written.kept} of {len(written.files) - 1} shards kept"
-    size = sized(written.nbytes)
+    size = format_bytes(written.nbytes)
     if in_place:
         yield f"renamed {written.tensors} tensors in {written.files[0]}"
         yield f"only the header was rewritten ({size} in {written.seconds:.2f} s)"
@@ -79,10 +79,10 @@ def _describe_written(written: Written, *, in_place: bool) -> Iterator[str]:
     for path in written.files:
         yield f"wrote {path}"
     if written.tied:
-        names = listed((f"{other} = {kept}" for other, kept in written.tied.items()), 3)
+        names = join_words((f"{other} = {kept}" for other, kept in written.tied.items()), 3)
         yield f"{len(written.tied)} tied names are recorded, not written ({names}); --untie writes copies"
-    rate = sized(written.nbytes / max(written.seconds, 1e-9))
-    yield f"{counted(written.tensors, 'tensor')}, {size} in {written.seconds:.2f} s ({rate}/s)"
+    rate = format_bytes(written.nbytes / max(written.seconds, 1e-9))
+    yield f"{count_noun(written.tensors, 'tensor')}, {size} in {written.seconds:.2f} s ({rate}/s)"
     if written.verified:
         what = "what the rules make of the source" if any(move.ops for move in written.moves) else "the source's"
         yield f"ok: read back; all {written.tensors} tensors equal {what}, byte for byte"

@@ -8,7 +8,7 @@ from collections import Counter
 from remapkit.api.inspect import Inspection, inspect
 from remapkit.cli.arguments import get_reading_options
 from remapkit.cli.render import CommandOutcome, TextTable
-from remapkit.diagnostics.wording import counted, shown, sized
+from remapkit.diagnostics.wording import count_noun, format_bytes, show_key
 
 
 def run(args: Namespace) -> CommandOutcome:
@@ -22,10 +22,12 @@ def run(args: Namespace) -> CommandOutcome:
         f"{count} {dtype}" for dtype, count in Counter(spec.dtype for spec in header.values()).most_common()
     )
     numel = sum(spec.numel for spec in header.values())
-    total = f"{counted(len(header), 'tensor')} ({kinds}), {numel:,} elements, {sized(header.nbytes)}"
+    total = f"{count_noun(len(header), 'tensor')} ({kinds}), {numel:,} elements, {format_bytes(header.nbytes)}"
     tied = tuple(f"tied: {' = '.join(group)}" for group in header.tied)
-    tied += tuple(f"recorded as tied: {shown(other)} = {shown(kept)}" for other, kept in header.recorded.items())
-    metadata = tuple(f"metadata: {shown(key)} = {shown(value, 2000)}" for key, value in header.metadata.items())
+    tied += tuple(
+        f"recorded as tied: {show_key(other)} = {show_key(kept)}" for other, kept in header.recorded.items()
+    )
+    metadata = tuple(f"metadata: {show_key(key)} = {show_key(value, 2000)}" for key, value in header.metadata.items())
     return CommandOutcome(
         data={
             "format": found.format,
@@ -57,7 +59,7 @@ def _make_family_table(found: Inspection) -> TextTable:
                 family.pattern,
                 family.dtypes_text,
                 family.shapes_text,
-                sized(family.nbytes),
+                format_bytes(family.nbytes),
             )
             for family in found.families
         ),

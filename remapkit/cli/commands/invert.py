@@ -6,7 +6,7 @@ from argparse import Namespace
 
 from remapkit.api.invert import invert
 from remapkit.cli.render import CommandOutcome
-from remapkit.diagnostics.wording import listed
+from remapkit.diagnostics.wording import join_words
 
 
 def run(args: Namespace) -> CommandOutcome:
@@ -15,7 +15,7 @@ def run(args: Namespace) -> CommandOutcome:
     if inverse.output is None:
         return CommandOutcome(data={}, raw=inverse.text)
     manifests = [str(path) for path in inverse.manifests]
-    copied = f", with {listed(manifests)} copied beside it" if manifests else ""
+    copied = f", with {join_words(manifests)} copied beside it" if manifests else ""
     return CommandOutcome(
         data={"output": str(inverse.output), "rules": inverse.rules, "manifests": manifests},
         text=(f"wrote {inverse.output}: the inverse of {inverse.rules}, proven for all keys{copied}",),

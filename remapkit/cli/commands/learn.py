@@ -9,7 +9,7 @@ from remapkit.api.learn import learn
 from remapkit.authoring.learn import Learned
 from remapkit.cli.arguments import get_reading_options
 from remapkit.cli.render import CommandOutcome
-from remapkit.diagnostics.wording import counted
+from remapkit.diagnostics.wording import count_noun
 
 
 def run(args: Namespace) -> CommandOutcome:
@@ -33,7 +33,7 @@ def run(args: Namespace) -> CommandOutcome:
         data={"output": str(output), **data},
         text=(
             f"wrote {output} with its manifests: rules, proven for all keys, that map "
-            f"{number} of {counted(len(report.source), 'key')} to {number} of {len(report.target)}",
+            f"{number} of {count_noun(len(report.source), 'key')} to {number} of {len(report.target)}",
             f"next: review it; `remapkit lint {output}` and `remapkit test {output}` check it again",
         ),
         diagnostics=report.diagnostics,

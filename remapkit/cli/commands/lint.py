@@ -7,7 +7,7 @@ from typing import Any
 
 from remapkit.api.lint import LintedFile, lint
 from remapkit.cli.render import CommandOutcome, TextTable
-from remapkit.diagnostics.wording import counted
+from remapkit.diagnostics.wording import count_noun
 
 
 def run(args: Namespace) -> CommandOutcome:
@@ -31,6 +31,6 @@ def _dump_file(file: LintedFile) -> dict[str, Any]:
 
 def _make_row(file: LintedFile) -> tuple[str, ...]:
     if file.rules is None or file.proof is None:
-        return str(file.path), "", "", "", counted(len(file.diagnostics), "problem")
+        return str(file.path), "", "", "", count_noun(len(file.diagnostics), "problem")
     counts = (str(len(group)) for group in (file.rules.rules, file.rules.keep, file.rules.drop))
     return str(file.path), *counts, f"{'ok' if file.ok else 'fails'}: {file.proof.verdict}"

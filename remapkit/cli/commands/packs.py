@@ -6,7 +6,7 @@ from argparse import Namespace
 
 from remapkit.api.packs import Pack, packs
 from remapkit.cli.render import CommandOutcome, TextTable
-from remapkit.diagnostics.wording import counted
+from remapkit.diagnostics.wording import count_noun
 from remapkit.registry.installed import plugins
 
 NAMES = ("name", "summary", "target", "by_value", "origin", "path")
@@ -30,5 +30,5 @@ def run(args: Namespace) -> CommandOutcome:
 
 def _make_row(pack: Pack) -> tuple[str, ...]:
     about = pack.describe()
-    broken = f"{counted(len(about.problems), 'problem')}: see `remapkit lint`" if about.problems else ""
+    broken = f"{count_noun(len(about.problems), 'problem')}: see `remapkit lint`" if about.problems else ""
     return pack.name, about.summary or broken, about.target, about.by_value, pack.origin, str(pack.path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from remapkit.api.verify import verify
 from remapkit.cli.arguments import get_param_options, parse_model_args
 from remapkit.cli.render import CommandOutcome, TextTable
-from remapkit.diagnostics.wording import counted
+from remapkit.diagnostics.wording import count_noun
 
 if TYPE_CHECKING:
     from remapkit.verification import Verdict
@@ -61,11 +61,11 @@ def _describe_verdict(rules: str, verdict: Verdict) -> str:
     if not verdict.ok:
         return f"{rules} is not verified by {verdict.by}"
     if not verdict.total:
-        same = f"{counted(len(verdict.tensors), 'tensor')} equal those of {verdict.other}, bit for bit"
+        same = f"{count_noun(len(verdict.tensors), 'tensor')} equal those of {verdict.other}, bit for bit"
         return f"{rules}: verified by value: {same}"
     rest = verdict.total - len(verdict.tensors)
-    left = f"; {counted(rest, 'tensor')} did not take part" if rest else ""
+    left = f"; {count_noun(rest, 'tensor')} did not take part" if rest else ""
     if kept := len(verdict.constants):
         made = f"as the constructor makes {'it' if kept == 1 else 'them'}"
-        left += f"; {counted(kept, 'dropped buffer')} assumed to be {made}"
+        left += f"; {count_noun(kept, 'dropped buffer')} assumed to be {made}"
     return f"{rules}: verified by value: {verdict.other} gives the same{left}"
