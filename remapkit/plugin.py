@@ -4,9 +4,9 @@ A plugin is a package that `wan.vae:WanVAE` can name: a folder of `plugins/`, or
 group `remapkit.plugins`. It imports `remapkit` and this module, nothing else of remapkit: everything else may move.
 
 * `show_error` prints a `RemapkitError` as the command line does, for plugins with a command of their own;
-* `named` lists names in a message, the first few of many;
-* `counted` says how many there are of a thing;
-* `sized` says a number of bytes;
+* `list_names` lists names in a message, the first few of many;
+* `count_noun` writes a number with its noun: `2 keys`;
+* `format_bytes` writes a number of bytes: `2.82 GB`;
 * `read_json_file` reads a small JSON file (a config) strictly: one meaning or a `RemapkitError`.
 """
 
@@ -15,13 +15,13 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from remapkit.diagnostics.wording import counted, named, sized
+from remapkit.diagnostics.wording import count_noun, format_bytes, list_names
 from remapkit.files.strict_json import read_json_file
 
 if TYPE_CHECKING:
     from remapkit.diagnostics.errors import RemapkitError
 
-__all__ = ["counted", "named", "read_json_file", "show_error", "sized"]
+__all__ = ["count_noun", "format_bytes", "list_names", "read_json_file", "show_error"]
 
 
 def show_error(error: RemapkitError) -> int:

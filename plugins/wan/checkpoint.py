@@ -13,7 +13,7 @@ from torch import nn
 
 import remapkit
 from remapkit import Diagnostic, FailedCheck, Plan, Reader, RuleSet, UnreadableCheckpoint, UsageError
-from remapkit.plugin import named, read_json_file
+from remapkit.plugin import list_names, read_json_file
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -115,11 +115,12 @@ def _recognize_layout(
     if fitting:
         found = ", ".join(each.name for each in fitting)
         title = f"the keys of this checkpoint fit several layouts of {cls.__name__}: {found}"
-        note = f"it holds {named(list(reader.header()))}, which those layouts name alike"
+        note = f"it holds {list_names(list(reader.header()))}, which those layouts name alike"
         help = ("say which it is with rules=",)
         raise UsageError(Diagnostic("RK646", title, notes=(note,), help=help, place=place))
     notes = tuple(
-        f"{each.name}: {len(each.strangers)} of {len(reader.header())} keys are not its own:\n{named(each.strangers)}"
+        f"{each.name}: {len(each.strangers)} of {len(reader.header())} keys are not its own:\n"
+        + list_names(each.strangers)
         for each in candidates
     )
     help = [_describe_other_generation(siblings, reader)]
@@ -181,4 +182,4 @@ def _refuse_strangers(chosen: _Candidate, names: frozenset[str], model: str) -> 
     if strangers:
         title = f"{len(strangers)} targets of {chosen.name} are no tensors of {model}"
         help = ("these rules lead to another model",)
-        raise FailedCheck([Diagnostic("RK311", title, notes=(named(strangers),), help=help)])
+        raise FailedCheck([Diagnostic("RK311", title, notes=(list_names(strangers),), help=help)])

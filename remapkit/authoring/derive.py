@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from remapkit.authoring.generalize import Copied, Example, Fixed, Looked, SegmentItem
 from remapkit.authoring.scaffold import list_guards, name_captures, write_bound
-from remapkit.diagnostics.wording import counted
+from remapkit.diagnostics.wording import count_noun
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.tree import literal
 from remapkit.patterns.unparse import unparse
@@ -170,7 +170,7 @@ def _write_lines(written: Sequence[_Rule], tables: _Tables) -> Iterator[tuple[st
 
 
 def _write_rule(rule: _Rule) -> Iterator[str]:
-    yield f"  # {counted(rule.count, 'key')}"
+    yield f"  # {count_noun(rule.count, 'key')}"
     yield f"  - id: {emit_scalar(rule.id)}"
     yield f"    {rule.surface}: {quote_text(rule.pattern)}"
     if rule.where:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
-from remapkit.diagnostics.wording import listed
+from remapkit.diagnostics.wording import join_words
 from remapkit.ops.calls import Call, to_plain_arg
 from remapkit.patterns.automaton import build_automaton
 from remapkit.patterns.charset import contains
@@ -95,9 +95,8 @@ def invert_rule(
     names = [part.name for part in rule.pattern.captures if part.name in together]
     cases = list(itertools.islice(itertools.product(*spaces), MAX_CASES + 1))
     if len(cases) > MAX_CASES:
-        title = (
-            f"{rule.id} has no inverse that could be written: {listed(map(str, names))} have too many combinations"
-        )
+        captures = join_words(map(str, names))
+        title = f"{rule.id} has no inverse that could be written: {captures} have too many combinations"
         help = (f"bound them to at most {MAX_CASES} combinations, or write one rule a case",)
         raise NoInverse(Diagnostic("RK213", title, _make_label(rule), help))
     found = []
@@ -165,7 +164,7 @@ def _invert_target(rule: Rule, tables: Tables, known: Mapping[str, Mapping[str, 
     assert rule.template is not None
     together = hanging_together(_make_key_map(rule))
     if together:
-        title = f"{rule.id} has no inverse that could be written: {listed(together)} hang together in its target"
+        title = f"{rule.id} has no inverse that could be written: {join_words(together)} hang together in its target"
         help = ("use each capture once, or write one rule a case",)
         raise NoInverse(Diagnostic("RK213", title, _make_label(rule), help))
     return _Inverter(rule, {}, tables, known).invert(rule.id)

@@ -20,7 +20,7 @@ from remapkit.authoring.scaffold import check_name_and_source, write_head
 from remapkit.authoring.settle import Alike, By, Settled, settle_keys
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, UsageError
-from remapkit.diagnostics.wording import counted, escape_line, listed, named
+from remapkit.diagnostics.wording import count_noun, escape_line, join_words, list_names
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.proofs.model import Level
@@ -168,13 +168,13 @@ def _account_for_keys(
 
 def _report_no_pairs(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Diagnostic:
     title = f"no tensor of {source.name} has the dtype, shape and bytes of one of {target.name} alone"
-    said = _map_distinct(pairing.alike, lambda others: listed(others, 3, "or"))
+    said = _map_distinct(pairing.alike, lambda others: join_words(others, 3, "or"))
     if pairing.alike:
         title = f"what {source.name} and {target.name} share tells no key apart: constants, or bytes of several keys"
     return Diagnostic(
         "RK625",
         title,
-        notes=(named([f"{fqn}: {said[fqn]}" for fqn in pairing.alike]),) if pairing.alike else (),
+        notes=(list_names([f"{fqn}: {said[fqn]}" for fqn in pairing.alike]),) if pairing.alike else (),
         help=(
             "give two checkpoints that hold the same weights: convert one by the means that you have now",
             "or write the pairs that you know into a JSON object, source key to target key: --pairs FILE",
@@ -308,8 +308,8 @@ def _find_problems(
 def _report_no_rules(count: int, problems: Sequence[Diagnostic]) -> Diagnostic:
     return Diagnostic(
         "RK655",
-        f"{counted(count, 'pair')} found, but no rules that say them can be proven: nothing is written",
-        notes=(named([problem.title for problem in problems]),) if problems else (),
+        f"{count_noun(count, 'pair')} found, but no rules that say them can be proven: nothing is written",
+        notes=(list_names([problem.title for problem in problems]),) if problems else (),
         help=("report this with the two headers (`remapkit inspect CKPT --manifest`)",),
     )
 
@@ -337,7 +337,7 @@ def _write_leftovers(source: StateDictSpec, target: StateDictSpec, learned: Lear
     for rest, header, what in ((learned.only_a, source, "source"), (learned.only_b, target, "target")):
         if rest:
             yield ""
-            count = f"{len(rest)} of {counted(len(header), 'key')}"
+            count = f"{len(rest)} of {count_noun(len(header), 'key')}"
             yield f"# In the {what} only, or computed on the way (fused, transposed, cast): {count}."
             yield from _write_families(header, rest)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
-from remapkit.diagnostics.wording import counted, escape_line
+from remapkit.diagnostics.wording import count_noun, escape_line
 from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import choice_text, literal_text
 from remapkit.patterns.tree import literal
@@ -108,7 +108,7 @@ class _Candidate:
 
     @property
     def count(self) -> str:
-        return counted(len(self.family.fqns), "key")
+        return count_noun(len(self.family.fqns), "key")
 
 
 def _make_candidates(other: StateDictSpec, same: StateDictSpec) -> tuple[_Candidate, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from remapkit.companions.names import can_have_companions
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
-from remapkit.diagnostics.wording import named
+from remapkit.diagnostics.wording import list_names
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.tensors.spec import OPAQUE, StateDictSpec
@@ -67,7 +67,7 @@ def remap_by_plan(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[s
     odd = [fqn for move in plan.moves if move.ops for fqn in move.sources if header[fqn] is OPAQUE]
     if odd:
         title = f"{len(odd)} values that operations need are no tensors"
-        problems.append(Diagnostic("RK344", title, notes=(named(odd),), help=("give a state dict of tensors",)))
+        problems.append(Diagnostic("RK344", title, notes=(list_names(odd),), help=("give a state dict of tensors",)))
     problems += [] if problems else _diagnose_target(rules, plan)
     if problems:
         raise FailedCheck(problems)

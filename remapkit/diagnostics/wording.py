@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 
-def sized(nbytes: float) -> str:
+def format_bytes(nbytes: float) -> str:
     """A number of bytes for people, in powers of ten.
 
-    >>> sized(16), sized(2_818_754_672), sized(4398046511104)
+    >>> format_bytes(16), format_bytes(2_818_754_672), format_bytes(4398046511104)
     ('16 B', '2.82 GB', '4.40 TB')
     """
     if nbytes < 1000:
@@ -21,13 +21,13 @@ def sized(nbytes: float) -> str:
     return f"{value:.3g} EB"
 
 
-def sized_part(done: int, total: int) -> str:
+def format_bytes_part(done: int, total: int) -> str:
     """How much of a number of bytes, in the unit of the whole.
 
-    >>> sized_part(1_100_000_000, 2_818_754_672), sized_part(0, 16)
+    >>> format_bytes_part(1_100_000_000, 2_818_754_672), format_bytes_part(0, 16)
     ('1.10 of 2.82 GB', '0 of 16 B')
     """
-    whole, unit = sized(total).split()
+    whole, unit = format_bytes(total).split()
     power = ("B", "kB", "MB", "GB", "TB", "PB", "EB").index(unit)
     decimals = len(whole.partition(".")[2])
     return f"{done / 1000**power:.{decimals}f} of {whole} {unit}"
@@ -49,25 +49,25 @@ def escape_line(text: str) -> str:
     )
 
 
-def shown(key: str, width: int = 200) -> str:
+def show_key(key: str, width: int = 200) -> str:
     """A key as messages show it: escaped, and cut where it is absurdly long."""
     text = escape_line(key)
     return text if len(text) <= width else f"{text[: width - 20]}... ({len(key)} characters)"
 
 
-def counted(number: int, noun: str, plural: str | None = None) -> str:
+def count_noun(number: int, noun: str, plural: str | None = None) -> str:
     """A number with its noun.
 
-    >>> counted(1, "key"), counted(2, "key"), counted(3, "entry", "entries")
+    >>> count_noun(1, "key"), count_noun(2, "key"), count_noun(3, "entry", "entries")
     ('1 key', '2 keys', '3 entries')
     """
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
-def listed(words: Iterable[str], limit: int | None = None, conjunction: str = "and") -> str:
+def join_words(words: Iterable[str], limit: int | None = None, conjunction: str = "and") -> str:
     """Words as a sentence has them, each once; at most `limit`, and how many more there are.
 
-    >>> listed(["a"]), listed(["a", "b", "c", "b"], conjunction="or"), listed("abcd", 2)
+    >>> join_words(["a"]), join_words(["a", "b", "c", "b"], conjunction="or"), join_words("abcd", 2)
     ('a', 'a, b or c', 'a, b and 2 more')
     """
     distinct = list(dict.fromkeys(words)) or [""]
@@ -81,10 +81,10 @@ SHOWN = 5
 """How many keys a message names before it only counts; JSON output always has them all."""
 
 
-def named(fqns: Sequence[str], limit: int = SHOWN) -> str:
+def list_names(fqns: Sequence[str], limit: int = SHOWN) -> str:
     """The first few keys, one a line, and how many more there are.
 
-    >>> print(named(["a", "b", "c"], 2))
+    >>> print(list_names(["a", "b", "c"], 2))
     a
     b
     ... and 1 more
@@ -114,10 +114,10 @@ def suggest_name(name: str, known: Iterable[str], otherwise: str = "") -> str:
     return f"did you mean {close!r}?" if close is not None else otherwise
 
 
-def excerpt_of(text: str, limit: int = 60) -> str:
+def quote_excerpt(text: str, limit: int = 60) -> str:
     """A text for a message: quoted, escaped, and cut where it is long.
 
-    >>> print(excerpt_of("a\\tb"), excerpt_of("x" * 100, 5))
+    >>> print(quote_excerpt("a\\tb"), quote_excerpt("x" * 100, 5))
     'a\\tb' 'xxxxx…'
     """
     return repr(text if len(text) <= limit else text[:limit] + "…")

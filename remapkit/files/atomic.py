@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from remapkit.diagnostics.wording import sized
+from remapkit.diagnostics.wording import format_bytes
 from remapkit.files.errors import convert_os_error, make_unwritable
 from remapkit.files.locks import LOCK_SUFFIX, is_named
 from remapkit.files.source_file import SourceFile
@@ -75,7 +75,7 @@ def check_space(folder: Path, name: str, needed: int) -> None:
     filesystem = os.statvfs(folder)
     free = filesystem.f_bavail * filesystem.f_frsize
     if needed > free:
-        raise make_unwritable("RK502", f"{name} needs {sized(needed)}, {folder} has {sized(free)} free")
+        raise make_unwritable("RK502", f"{name} needs {format_bytes(needed)}, {folder} has {format_bytes(free)} free")
 
 
 class NewFile:

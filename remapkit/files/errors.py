@@ -7,7 +7,7 @@ from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedWrite, UnreadableCheckpoint, UnwritableOutput
-from remapkit.diagnostics.wording import escape_line, shown
+from remapkit.diagnostics.wording import escape_line, show_key
 
 MAX_DIMS = 64
 """torch tensors have at most this many dimensions."""
@@ -43,7 +43,7 @@ def make_unreadable(
     notes: tuple[str, ...] = (),
 ) -> UnreadableCheckpoint:
     """The error for a checkpoint that cannot be read, with its file and key as the place."""
-    place = None if path is None else str(path) if key is None else f"{path}: {shown(key)}"
+    place = None if path is None else str(path) if key is None else f"{path}: {show_key(key)}"
     return UnreadableCheckpoint(Diagnostic(code, escape_line(title), help=help, notes=notes, place=place))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from remapkit.diagnostics.wording import sized
+from remapkit.diagnostics.wording import format_bytes
 from remapkit.files.errors import make_unreadable
 
 CHUNK = 1 << 18
@@ -152,7 +152,7 @@ class SourceFile:
                 self.fd = -1
 
     def __repr__(self) -> str:
-        return f"SourceFile({str(self.path)!r}, {sized(self.size)})"
+        return f"SourceFile({str(self.path)!r}, {format_bytes(self.size)})"
 
 
 def _take_stamp(status: os.stat_result) -> tuple[int, ...]:

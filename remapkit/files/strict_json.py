@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from remapkit.diagnostics.wording import shown, sized
+from remapkit.diagnostics.wording import format_bytes, show_key
 from remapkit.files.errors import FileFault
 from remapkit.files.source_file import SourceFile
 
@@ -30,9 +30,7 @@ MAX_TENSORS = 1_000_000
 
 def read_json(source: SourceFile) -> Any:
     """The value of a manifest or an index; raises `FileFault` (RK408)."""
-    if source.size > MAX_MANIFEST:
-        title = f"the file is {sized(source.size)}; a manifest or an index has at most {sized(MAX_MANIFEST)}"
-        raise FileFault("RK408", title)
+    _check_size(source, MAX_MANIFEST, "a manifest or an index has")
     return parse_json(source.read(0, source.size), digits=HEADER_DIGITS)
 
 
@@ -40,13 +38,18 @@ def read_json_file(path: Path, limit: int = MAX_SMALL) -> Any:
     """The value of a small JSON file; raises `UnreadableCheckpoint`: RK400 where it cannot be opened, RK408 else."""
     source = SourceFile(path)
     try:
-        if source.size > limit:
-            raise FileFault("RK408", f"the file is {sized(source.size)}; at most {sized(limit)} are read")
+        _check_size(source, limit, "such a file has")
         return parse_json(source.read(0, source.size))
     except FileFault as fault:
         raise fault.at(path) from None
     finally:
         source.close()
+
+
+def _check_size(source: SourceFile, limit: int, what: str) -> None:
+    if source.size > limit:
+        title = f"the file is {format_bytes(source.size)}; {what} at most {format_bytes(limit)}"
+        raise FileFault("RK408", title)
 
 
 def parse_json(
@@ -66,12 +69,12 @@ def parse_json(
     def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         built = dict(pairs)
         if len(built) != len(pairs) and (name := _find_duplicate(pairs)) is not None:
-            raise_fault(f"duplicate name {shown(name)!r} in {what}", name)
+            raise_fault(f"duplicate name {show_key(name)!r} in {what}", name)
         return built
 
     def parse_integer(written: str) -> int:
         if written.startswith("-") and not signed:
-            raise_fault(f"{what} holds the negative number {shown(written, 40)}")
+            raise_fault(f"{what} holds the negative number {show_key(written, 40)}")
         if len(written.lstrip("-")) > digits:
             raise_fault(f"{what} holds a number of {len(written)} digits")
         return int(written)

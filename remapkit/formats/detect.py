@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
-from remapkit.diagnostics.wording import counted, listed, shown
+from remapkit.diagnostics.wording import count_noun, join_words, show_key
 from remapkit.files.errors import FileFault, make_note, make_unreadable
 from remapkit.files.index_names import is_index
 from remapkit.files.source_file import SourceFile
@@ -61,7 +61,7 @@ def open_checkpoint(
     reader.notes += (*_note_contradictions(reader), *_note_empty(reader))
     if root not in (None, "", ".") and reader.format not in ("pth", "legacy pth", "sharded pth"):
         reader.close()
-        raise make_unreadable("RK406", f"--root {shown(str(root))}: a {reader.format} file has no wrappers", path)
+        raise make_unreadable("RK406", f"--root {show_key(str(root))}: a {reader.format} file has no wrappers", path)
     return reader
 
 
@@ -88,10 +88,10 @@ def _note_empty(reader: Reader) -> Iterator[Diagnostic]:
     empty = [fqn for fqn, spec in header.items() if 0 in spec.shape]
     if not empty:
         return
-    title = f"{counted(len(empty), 'tensor')} of {len(header)} {'has' if len(empty) == 1 else 'have'} no elements"
+    title = f"{count_noun(len(empty), 'tensor')} of {len(header)} {'has' if len(empty) == 1 else 'have'} no elements"
     help = "if ZeRO-3 wrote it, the weights are in other files: gather them first, with zero_to_fp32.py"
     severity = Severity.WARNING if len(empty) == len(header) else Severity.NOTE
-    notes = (listed(map(shown, empty), 3),)
+    notes = (join_words(map(show_key, empty), 3),)
     yield replace(make_note("RK422", title, reader.path, help=(help,)), notes=notes, severity=severity)
 
 
@@ -133,6 +133,6 @@ def _find_in_folder(folder: Path) -> Path:
         return found[0]
     if not found:
         raise make_unreadable("RK400", "a directory without a checkpoint", folder, help=("name the file itself",))
-    names = listed((file.name for file in found), 8)
+    names = join_words((file.name for file in found), 8)
     title = f"a directory with {len(found)} {'indexes' if indexes else 'checkpoints'}: {names}"
     raise make_unreadable("RK400", title, folder, help=("name the one that is meant",))

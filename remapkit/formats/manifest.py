@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from remapkit.diagnostics.wording import shown
+from remapkit.diagnostics.wording import show_key
 from remapkit.files.errors import MAX_DIMS, FileFault
 from remapkit.files.source_file import CHUNK, SourceFile
 from remapkit.files.strict_json import read_json
@@ -45,7 +45,7 @@ def parse_manifest(value: Any, name: str) -> StateDictSpec:
     if not isinstance(value, dict):
         _raise_fault(f"a manifest is a JSON object, not {_describe_kind(value)}")
     if words := _find_message(value):
-        title = f"a message, not a checkpoint: {shown(words)}"
+        title = f"a message, not a checkpoint: {show_key(words)}"
         raise FileFault("RK401", title, help=("the download failed: check the URL, and whether it needs a login",))
     tensors = {fqn: _parse_spec(fqn, entry) for fqn, entry in value.items() if fqn != "__metadata__"}
     metadata = value.get("__metadata__", {})
@@ -71,16 +71,16 @@ def _parse_spec(fqn: str, entry: Any) -> TensorSpec:
     if not isinstance(entry, dict):
         _raise_fault(f'expected {{"dtype": "F32", "shape": [...]}}, found {_describe_kind(entry)}', fqn)
     if entry.keys() != {"dtype", "shape"}:
-        _raise_fault(f"expected the fields dtype and shape, found {', '.join(map(shown, entry)) or 'none'}", fqn)
+        _raise_fault(f"expected the fields dtype and shape, found {', '.join(map(show_key, entry)) or 'none'}", fqn)
     dtype, shape = entry["dtype"], entry["shape"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        _raise_fault(f"unknown dtype {shown(str(dtype), 40)!r}", fqn, (f"one of {', '.join(DTYPE_BITS)}",))
+        _raise_fault(f"unknown dtype {show_key(str(dtype), 40)!r}", fqn, (f"one of {', '.join(DTYPE_BITS)}",))
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
         _raise_fault("`shape` must be a list of whole numbers", fqn)
     if len(shape) > MAX_DIMS:
         _raise_fault(f"a shape of {len(shape)} dimensions; tensors have at most {MAX_DIMS}", fqn)
     if math.prod(size for size in shape if size) * DTYPE_BITS[dtype] >= 1 << 66:
-        _raise_fault(f"the shape {shown(str(shape), 80)} overflows 64 bits", fqn)
+        _raise_fault(f"the shape {show_key(str(shape), 80)} overflows 64 bits", fqn)
     return TensorSpec(dtype, tuple(shape))
 
 

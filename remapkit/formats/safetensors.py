@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from json.encoder import encode_basestring
 from typing import Any, NoReturn
 
-from remapkit.diagnostics.wording import shown, sized
+from remapkit.diagnostics.wording import format_bytes, show_key
 from remapkit.files.errors import MAX_DIMS, FileFault
 from remapkit.files.source_file import CHUNK, Extent, SourceFile
 from remapkit.files.strict_json import HEADER_DIGITS, parse_json
@@ -80,13 +80,14 @@ HeaderEntry = tuple[TensorSpec, tuple[int, int]]
 def read_header(source: SourceFile) -> tuple[int, dict[str, str], dict[str, HeaderEntry]]:
     """Where the data starts, the metadata, and `fqn -> (spec, (start, end))` in the order of the data."""
     if source.size < 8:
-        _raise_fault(f"the file is {sized(source.size)}: a safetensors file starts with 8 bytes of length")
+        _raise_fault(f"the file is {format_bytes(source.size)}: a safetensors file starts with 8 bytes of length")
     length = int.from_bytes(source.read(0, 8), "little")
     if length > MAX_HEADER:
-        _raise_fault(f"the header would be {length} bytes ({sized(length)}); the format allows {sized(MAX_HEADER)}")
+        size = f"{length} bytes ({format_bytes(length)})"
+        _raise_fault(f"the header would be {size}; the format allows {format_bytes(MAX_HEADER)}")
     if length + 8 > source.size:
         hint = "the file is truncated: fetch it again"
-        _raise_fault(f"the header is {sized(length)}, the file only {sized(source.size)}", None, hint)
+        _raise_fault(f"the header is {format_bytes(length)}, the file only {format_bytes(source.size)}", None, hint)
     metadata, entries = parse_header(source.read(8, length), source.size - 8 - length)
     return 8 + length, metadata, entries
 
@@ -123,14 +124,14 @@ def _parse_entry(fqn: str, value: Any) -> HeaderEntry:
         _raise_fault("a tensor has exactly the fields dtype, shape and data_offsets", fqn)
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        _raise_fault(f"unknown dtype {shown(str(dtype), 40)!r}", fqn)
+        _raise_fault(f"unknown dtype {show_key(str(dtype), 40)!r}", fqn)
     for numbers, name in ((shape, "shape"), (offsets, "data_offsets")):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < _LIMIT for n in numbers):
             _raise_fault(f"`{name}` must be a list of whole numbers from 0 to 2^64 - 1", fqn)
     if len(shape) > MAX_DIMS:
         _raise_fault(f"a shape of {len(shape)} dimensions; tensors have at most {MAX_DIMS}", fqn)
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        _raise_fault(f"`data_offsets` must be [start, end] with start <= end, not {shown(str(offsets), 60)}", fqn)
+        _raise_fault(f"`data_offsets` must be [start, end] with start <= end, not {show_key(str(offsets), 60)}", fqn)
     spec = TensorSpec(dtype, tuple(shape))
     _check_size(fqn, spec, offsets[0], offsets[1])
     return spec, (offsets[0], offsets[1])
@@ -142,7 +143,7 @@ def _check_size(fqn: str, spec: TensorSpec, start: int, end: int) -> None:
     for dimension in spec.shape:
         elements *= dimension
         if elements >= _LIMIT:
-            _raise_fault(f"the shape {shown(str(list(spec.shape)), 80)} overflows 64 bits", fqn)
+            _raise_fault(f"the shape {show_key(str(list(spec.shape)), 80)} overflows 64 bits", fqn)
     bits = elements * DTYPE_BITS[spec.dtype]
     if bits >= _LIMIT:
         _raise_fault(f"{spec} overflows 64 bits", fqn)
@@ -206,5 +207,5 @@ def pad_header(raw: bytes, start_modulo: int = 0, block: int = 4096) -> bytes:
     padding = (start_modulo - 8 - len(raw)) % block
     length = len(raw) + padding
     if length > MAX_HEADER:
-        raise ValueError(f"the header would be {sized(length)}; the format allows {sized(MAX_HEADER)}")
+        raise ValueError(f"the header would be {format_bytes(length)}; the format allows {format_bytes(MAX_HEADER)}")
     return length.to_bytes(8, "little") + raw + b" " * padding

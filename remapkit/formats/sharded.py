@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.wording import listed, shown, sized
+from remapkit.diagnostics.wording import format_bytes, join_words, show_key
 from remapkit.files.errors import FileFault, make_note
 from remapkit.files.index_names import split_index_name
 from remapkit.files.source_file import CHUNK, Extent, SourceFile, describe_os_error
@@ -99,7 +99,7 @@ def parse_index(value: Any) -> dict[str, str]:
         if not isinstance(file, str):
             raise FileFault("RK407", "its shard is not a file name", key=fqn)
         if not _is_plain_name(file):
-            raise FileFault("RK407", f"shard {shown(file)!r} for {shown(fqn)!r} points outside the checkpoint")
+            raise FileFault("RK407", f"shard {show_key(file)!r} for {show_key(fqn)!r} points outside the checkpoint")
     return weight_map
 
 
@@ -122,7 +122,7 @@ def open_sharded(source: SourceFile, value: Any, options: Options) -> ShardedRea
         raise
     reader = ShardedReader(source.path, opened, weight_map, source)
     if unused := _find_unlisted(source.path, weight_map):
-        names = listed(map(shown, unused), 5)
+        names = join_words(map(show_key, unused), 5)
         reader.notes += (make_note("RK413", f"files beside the index that it does not name: {names}", source.path),)
     reader.notes += tuple(_note_wrong_total(source.path, value, reader.header()))
     return reader
@@ -146,9 +146,9 @@ def _open_shards(path: Path, weight_map: Mapping[str, str], options: Options, op
 
 def _make_missing_fault(missing: list[str], of: int) -> FileFault:
     if len(missing) == 1:
-        title = f"shard {shown(missing[0])!r} is missing"
+        title = f"shard {show_key(missing[0])!r} is missing"
     else:
-        names = listed((repr(shown(file)) for file in missing), 5)
+        names = join_words((repr(show_key(file)) for file in missing), 5)
         title = f"{len(missing)} of {of} shards are missing: {names}"
     return FileFault("RK407", title, help=("fetch what is missing again",))
 
@@ -160,10 +160,10 @@ def _open_shard(path: Path, file: str, folder: int, options: Options) -> Shard:
     source = SourceFile(path, name=file, dir_fd=folder, lasting=False)
     try:
         if target is not None and not _is_same_file(source, target):
-            raise FileFault("RK407", f"shard {shown(file)!r} is a link that changed while it was followed")
+            raise FileFault("RK407", f"shard {show_key(file)!r} is a link that changed while it was followed")
         reader = open_tensors(source, options)
         if reader is None:
-            raise FileFault("RK407", f"shard {shown(file)!r} is an index or a manifest, not a file of tensors")
+            raise FileFault("RK407", f"shard {show_key(file)!r} is an index or a manifest, not a file of tensors")
     except FileFault as fault:
         source.close()
         # What is wrong with a shard is said at the shard; what is wrong with the index, at the index.
@@ -184,10 +184,10 @@ def _resolve_link(path: Path, file: str) -> Path | None:
         target, home = path.resolve(strict=True), path.parent.resolve(strict=True)
     except (OSError, RuntimeError) as error:
         words = describe_os_error(error) if isinstance(error, OSError) else "it leads to itself"
-        raise FileFault("RK407", f"shard {shown(file)!r} is a link that cannot be followed: {words}") from error
+        raise FileFault("RK407", f"shard {show_key(file)!r} is a link that cannot be followed: {words}") from error
     blobs = find_cache_blobs(home)
     if not target.is_relative_to(home) and (blobs is None or target.parent != blobs):
-        title = f"shard {shown(file)!r} is a link that points outside the checkpoint: {target}"
+        title = f"shard {show_key(file)!r} is a link that points outside the checkpoint: {target}"
         raise FileFault("RK407", title, help=(FOLLOW_HELP,))
     return target
 
@@ -219,14 +219,14 @@ def _check_agreement(weight_map: Mapping[str, str], opened: Mapping[str, Shard])
     for file, shard in opened.items():
         for fqn in shard.header():
             if fqn in homes:
-                raise FileFault("RK407", f"in two shards: {shown(homes[fqn])} and {shown(file)}", key=fqn)
+                raise FileFault("RK407", f"in two shards: {show_key(homes[fqn])} and {show_key(file)}", key=fqn)
             homes[fqn] = file
             if fqn not in weight_map:
-                raise FileFault("RK407", f"in the shard {shown(file)}, but not in the index", key=fqn)
+                raise FileFault("RK407", f"in the shard {show_key(file)}, but not in the index", key=fqn)
     for fqn, file in weight_map.items():
         if homes.get(fqn) != file:
-            where = f"it is in {shown(homes[fqn])}" if fqn in homes else "it is in no shard"
-            raise FileFault("RK407", f"the index says {shown(file)}, but {where}", key=fqn)
+            where = f"it is in {show_key(homes[fqn])}" if fqn in homes else "it is in no shard"
+            raise FileFault("RK407", f"the index says {show_key(file)}, but {where}", key=fqn)
 
 
 def _note_wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator[Diagnostic]:
@@ -234,9 +234,9 @@ def _note_wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator
     metadata = value.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     if isinstance(total, int | float) and total != header.nbytes:
-        said = sized(int(total)) if 0 <= total < 1 << 63 else shown(str(total), 40)
-        title = f"the index says {said} of tensors, its shards hold {sized(header.nbytes)}"
-        if said == sized(header.nbytes):
+        said = format_bytes(int(total)) if 0 <= total < 1 << 63 else show_key(str(total), 40)
+        title = f"the index says {said} of tensors, its shards hold {format_bytes(header.nbytes)}"
+        if said == format_bytes(header.nbytes):
             title = f"the index says {total} bytes of tensors, its shards hold {header.nbytes}"
         yield make_note("RK423", title, path, help=("fetch it again where you are not sure that it is whole",))
 

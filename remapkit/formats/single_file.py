@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from remapkit.diagnostics.wording import sized
+from remapkit.diagnostics.wording import format_bytes
 from remapkit.files.atomic import journal_path
 from remapkit.files.errors import FileFault
 from remapkit.files.source_file import SourceFile
@@ -79,7 +79,8 @@ def _make_unsupported_fault(source: SourceFile, head: bytes) -> FileFault:
     length = int.from_bytes(head[:8], "little")
     if source.path.suffix == ".safetensors" or head[8:9] == b"{":
         if len(head) < 8 or length > MAX_HEADER:
-            title = f"the header would be {length} bytes ({sized(length)}); the format allows {sized(MAX_HEADER)}"
+            size = f"{length} bytes ({format_bytes(length)})"
+            title = f"the header would be {size}; the format allows {format_bytes(MAX_HEADER)}"
         else:
             title = "the header is not a JSON object: it must start with '{'"
         return FileFault("RK402", title, help=("is this a safetensors file?",))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from remapkit.diagnostics.wording import SHOWN, counted, listed, named, shown, sized
+from remapkit.diagnostics.wording import SHOWN, count_noun, format_bytes, join_words, list_names, show_key
 from remapkit.files.errors import FileFault
 from remapkit.formats.pickle.allowlist import is_allowed
 from remapkit.formats.pickle.values import (
@@ -97,7 +97,7 @@ def choose_state_dict(found: Found, root: str | None, strict: bool) -> StateDict
         raise _make_hostile_fault(found, walk)
     strange = [name for name in found.named if not is_allowed(name)]
     if strict and strange:
-        count = counted(len(strange), "global")
+        count = count_noun(len(strange), "global")
         title = f"--strict-pickle: the pickle names {count} that no state dict needs ({_list_first(strange)})"
         raise FileFault(
             "RK411", title, help=("leave --strict-pickle out: nothing that a pickle names is ever built",)
@@ -217,7 +217,7 @@ def _make_hostile_fault(found: Found, walk: _Walk) -> FileFault:
     for name in found.hostile:
         where = str(walk.hostile_path.get(name) or "")
         if where:
-            title = f"'{shown(where)}' is a {name} object, not a tensor"
+            title = f"'{show_key(where)}' is a {name} object, not a tensor"
             return FileFault("RK404", title, help=HOSTILE_HELP)
     names = " and ".join(found.hostile[:5])
     return FileFault("RK404", f"the pickle calls {names}", help=HOSTILE_HELP)
@@ -255,7 +255,7 @@ def _suggest_roots(walk: _Walk) -> tuple[str, ...]:
         return _suggest_state_dict(walk)
     if not models:
         return ("name the one that is meant with --root A.B; none of them looks like the weights of a model",)
-    roots = [f"--root {shown(each.path) or '.'}" for each in sorted(models, key=lambda each: -each.nbytes)[:4]]
+    roots = [f"--root {show_key(each.path) or '.'}" for each in sorted(models, key=lambda each: -each.nbytes)[:4]]
     more = ", …" if len(models) > 4 else ""
     return (
         f"choose one: {' or '.join(roots)}{more}" if len(roots) > 1 else f"choose one with --root, e.g. {roots[0]}",
@@ -275,13 +275,13 @@ def _explain_no_mapping(walk: _Walk) -> tuple[str, ...]:
     if walk.loose:
         notes.append(f"{walk.loose} tensors lie in lists or under keys that are not text")
     if walk.opaque:
-        notes.append(f"it holds {counted(walk.opaque.total(), 'object')} ({_list_common_names(walk.opaque)})")
+        notes.append(f"it holds {count_noun(walk.opaque.total(), 'object')} ({_list_common_names(walk.opaque)})")
     return tuple(notes)
 
 
 def _suggest_state_dict(walk: _Walk) -> tuple[str, ...]:
     if walk.modules:
-        own = "" if walk.modules.startswith("torch.") else f" (a {shown(walk.modules, 80)})"
+        own = "" if walk.modules.startswith("torch.") else f" (a {show_key(walk.modules, 80)})"
         return (f"a whole module was pickled{own}: save `model.state_dict()` instead",)
     return ()
 
@@ -298,7 +298,7 @@ def _find_candidate(walk: _Walk, root: str) -> Candidate:
     if fitting:
         raise FileFault("RK406", f"{len(fitting)} mappings of tensors lie at {root!r}")
     notes = (format_candidates(walk.candidates),) if walk.candidates else _explain_no_mapping(walk)
-    where = f"--root {shown(root)}" if root else "the top level"
+    where = f"--root {show_key(root)}" if root else "the top level"
     raise FileFault("RK406", f"no mapping of tensors at {where}", notes=notes)
 
 
@@ -336,8 +336,10 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
     for name, group in ordered:
         path = group[0].path if len(group) == 1 else f"{name} ({len(group)} mappings)"
         count = sum(c.tensors for c in group)
-        lines.append(f"{shown(path) or '.'}: {counted(count, 'tensor')}, {sized(sum(c.nbytes for c in group))}")
-    return named(lines, _SHOWN)
+        lines.append(
+            f"{show_key(path) or '.'}: {count_noun(count, 'tensor')}, {format_bytes(sum(c.nbytes for c in group))}"
+        )
+    return list_names(lines, _SHOWN)
 
 
 def _collect_tensors(candidate: Candidate) -> dict[str, Tensor]:
@@ -347,22 +349,24 @@ def _collect_tensors(candidate: Candidate) -> dict[str, Tensor]:
         if isinstance(value, Tensor):
             fqn = _check_key(key, candidate)
             if fqn in tensors:
-                raise FileFault("RK406", f"the key {shown(fqn)!r} occurs twice", key=fqn)
+                raise FileFault("RK406", f"the key {show_key(fqn)!r} occurs twice", key=fqn)
             tensors[fqn] = value
         elif isinstance(value, Opaque | Global) and not _is_extra(key, value):
-            raise _make_object_fault(value, shown(f"{candidate.path}.{name(key)}" if candidate.path else name(key)))
+            raise _make_object_fault(
+                value, show_key(f"{candidate.path}.{name(key)}" if candidate.path else name(key))
+            )
         elif isinstance(value, Storage):
-            raise FileFault("RK409", f"'{shown(name(key))}' is a bare storage, not a tensor")
+            raise FileFault("RK409", f"'{show_key(name(key))}' is a bare storage, not a tensor")
     return tensors
 
 
 def _make_object_fault(value: Opaque | Global, where: str) -> FileFault:
-    named = value.name if isinstance(value, Opaque) else str(value)
-    if " " in named:
+    list_names = value.name if isinstance(value, Opaque) else str(value)
+    if " " in list_names:
         # A tensor of a kind that is known and not read: its name says what, and mostly what to do.
         return FileFault("RK409", f"'{where}' is {describe_with_article(value)}, which is not read")
     help = ("it was not built; save it apart from the tensors, or name it `..._extra_state`",)
-    return FileFault("RK404", f"'{where}' is a {named} object, not a tensor", help=help)
+    return FileFault("RK404", f"'{where}' is a {list_names} object, not a tensor", help=help)
 
 
 def _is_extra(key: Any, value: Any) -> bool:
@@ -375,7 +379,7 @@ def _is_extra(key: Any, value: Any) -> bool:
 def _check_key(key: Any, candidate: Candidate) -> str:
     if not isinstance(key, str):
         text = repr(key) if isinstance(key, int | float | bool) else name(key)
-        raise FileFault("RK406", f"a tensor under the key {shown(text, 60)}, which is not text")
+        raise FileFault("RK406", f"a tensor under the key {show_key(text, 60)}, which is not text")
     if problem := find_name_problem(key):
         raise FileFault("RK406", f"a key {problem}", key=key)
     return key
@@ -383,16 +387,18 @@ def _check_key(key: Any, candidate: Candidate) -> str:
 
 def _describe_ignored(walk: _Walk, chosen: Candidate) -> Iterator[str]:
     if walk.opaque:
-        objects = counted(walk.opaque.total(), "object was", "objects were")
+        objects = count_noun(walk.opaque.total(), "object was", "objects were")
         yield f"{objects} ignored ({_list_common_names(walk.opaque)})"
     values = [(key, value) for key, value in chosen.items if not isinstance(value, Tensor | Opaque)]
     if values:
-        names = listed((f"{shown(name(key), 60)}: {describe_with_article(value)}" for key, value in values), SHOWN)
-        yield f"{counted(len(values), 'entry', 'entries')} beside the tensors ignored ({names})"
+        names = join_words(
+            (f"{show_key(name(key), 60)}: {describe_with_article(value)}" for key, value in values), SHOWN
+        )
+        yield f"{count_noun(len(values), 'entry', 'entries')} beside the tensors ignored ({names})"
     aside = [candidate for candidate in walk.candidates if walk.is_in_optimizer(candidate)]
     if aside and chosen not in aside:
         tensors = sum(candidate.tensors for candidate in aside)
-        yield f"the state of an optimizer was left aside ({counted(tensors, 'tensor')})"
+        yield f"the state of an optimizer was left aside ({count_noun(tensors, 'tensor')})"
     if walk.loose:
         yield f"{walk.loose} tensors in lists or under keys that are not text were ignored"
 
@@ -403,7 +409,7 @@ def _describe_unused(names: Sequence[str]) -> Iterator[str]:
 
 
 def _list_first(names: Sequence[str]) -> str:
-    return listed((shown(name, 80) for name in names), SHOWN)
+    return join_words((show_key(name, 80) for name in names), SHOWN)
 
 
 def _list_common_names(names: Counter[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
-from remapkit.diagnostics.wording import shown, sized
+from remapkit.diagnostics.wording import format_bytes, show_key
 from remapkit.files.errors import FileFault
 from remapkit.formats.pickle.values import Tensor
 from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
@@ -52,14 +52,14 @@ def check_view(fqn: str, tensor: Tensor, storage_bytes: int) -> TensorSpec:
         if any(value < 0 for value in values):
             raise FileFault("RK405", f"a negative {name}: {min(values)}", key=fqn)
         if any(value >= 1 << 63 for value in values):
-            raise FileFault("RK405", f"the {name} {shown(str(max(values)), 40)} overflows 64 bits", key=fqn)
+            raise FileFault("RK405", f"the {name} {show_key(str(max(values)), 40)} overflows 64 bits", key=fqn)
     itemsize = DTYPE_BITS[tensor.dtype] // 8
     # A 0 among the sizes does not help: other readers multiply from the left.
     if math.prod(size for size in tensor.shape if size) * itemsize >= 1 << 63:
-        raise FileFault("RK405", f"the shape {shown(str(list(tensor.shape)), 80)} overflows 64 bits", key=fqn)
+        raise FileFault("RK405", f"the shape {show_key(str(list(tensor.shape)), 80)} overflows 64 bits", key=fqn)
     if find_view_end(tensor) * itemsize > storage_bytes:
         title = (
-            f"the view ends at byte {find_view_end(tensor) * itemsize} of storage {shown(tensor.storage.key)!r}, "
+            f"the view ends at byte {find_view_end(tensor) * itemsize} of storage {show_key(tensor.storage.key)!r}, "
             f"which is {storage_bytes} bytes"
         )
         raise FileFault("RK405", title, key=fqn)
@@ -71,13 +71,13 @@ def check_expansion(fqn: str, tensor: Tensor, spec: TensorSpec, storage_bytes: i
     if spec.nbytes > storage_bytes + EXPAND_FREE:
         zero = 0 in [step for size, step in zip(tensor.shape, tensor.stride, strict=True) if size > 1]
         why = "stride 0" if zero else "overlapping strides"
-        what = f"a {_format_bytes(storage_bytes)} storage into {sized(spec.nbytes)} ({why})"
-        title = f"tensor {shown(fqn)!r} repeats {what}; refused"
+        what = f"a {_format_bytes(storage_bytes)} storage into {format_bytes(spec.nbytes)} ({why})"
+        title = f"tensor {show_key(fqn)!r} repeats {what}; refused"
         raise FileFault("RK410", title, key=fqn, help=("--allow-expand reads it all the same",))
 
 
 def _format_bytes(nbytes: int) -> str:
-    return f"{nbytes}-byte" if nbytes < 1000 else sized(nbytes)
+    return f"{nbytes}-byte" if nbytes < 1000 else format_bytes(nbytes)
 
 
 Read = Callable[[int, int], bytes | memoryview]

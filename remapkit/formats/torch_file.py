@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.wording import shown, sized
+from remapkit.diagnostics.wording import format_bytes, show_key
 from remapkit.files.errors import FileFault, make_note, make_unreadable
 from remapkit.files.source_file import CHUNK, Extent, SourceFile, describe_os_error
 from remapkit.files.strict_json import parse_json
@@ -89,7 +89,7 @@ class PthReader(FileReader):
         for fqn, tensor in self._tensors.items():
             stored = self._storages.get(tensor.storage.key)
             if stored is None:
-                raise FileFault("RK405", f"its storage {shown(tensor.storage.key)!r} is not in the file", key=fqn)
+                raise FileFault("RK405", f"its storage {show_key(tensor.storage.key)!r} is not in the file", key=fqn)
             _check_storage(tensor.storage, stored)
             specs[fqn] = check_view(fqn, tensor, stored.nbytes)
             if not options.allow_expand:
@@ -106,7 +106,7 @@ class PthReader(FileReader):
         inflated = sum(stored.nbytes for stored in self._storages.values() if stored.deflated)
         most = max(total, inflated)
         if most > 4 * self._source.size + EXPAND_FREE:
-            title = f"the file is {sized(self._source.size)} and its tensors {sized(most)}; refused"
+            title = f"the file is {format_bytes(self._source.size)} and its tensors {format_bytes(most)}; refused"
             raise FileFault("RK410", title, help=("--allow-expand reads it all the same",))
 
     def header(self) -> StateDictSpec:
@@ -178,9 +178,8 @@ class PthReader(FileReader):
         except FileFault as fault:
             raise fault.at(self.path) from None
         except OSError as error:
-            title = (
-                f"storage {shown(entry.name)!r} cannot be inflated to {sized(entry.size)}: {describe_os_error(error)}"
-            )
+            size, cause = format_bytes(entry.size), describe_os_error(error)
+            title = f"storage {show_key(entry.name)!r} cannot be inflated to {size}: {cause}"
             help = (f"make room in {tempfile.gettempdir()}, or set TMPDIR",)
             raise make_unreadable("RK400", title, self.path, help=help) from error
 
@@ -203,7 +202,7 @@ def _check_storage(storage: Storage, stored: _Stored) -> None:
     width = DTYPE_BITS[storage.dtype] // 8 if storage.dtype else 1
     claimed = storage.numel * width
     if claimed != stored.nbytes:
-        title = f"storage {shown(storage.key)!r} is {stored.nbytes} bytes, the pickle says {claimed}"
+        title = f"storage {show_key(storage.key)!r} is {stored.nbytes} bytes, the pickle says {claimed}"
         raise FileFault("RK405", title, help=("fetch it again; if a tool wrote it, the tool is wrong",))
 
 
@@ -254,7 +253,7 @@ def _find_prefix(entries: Mapping[str, ZipEntry]) -> str:
     if len(found) > 1:
         raise FileFault(
             "RK403",
-            f"the archive holds {len(found)} data.pkl: {', '.join(shown(name + 'data.pkl') for name in found)}",
+            f"the archive holds {len(found)} data.pkl: {', '.join(show_key(name + 'data.pkl') for name in found)}",
         )
     return found[0]
 
@@ -265,7 +264,7 @@ def _refuse_unsupported(source: SourceFile, entries: Mapping[str, ZipEntry], pre
         raise FileFault("RK409", title, help=("save `model.state_dict()` instead",))
     order = entries.get(prefix + "byteorder")
     if order is not None and (text := read_entry(source, order, 64)) != b"little":
-        title = f"byteorder {shown(repr(text.decode('latin-1')))}: only little-endian checkpoints are read"
+        title = f"byteorder {show_key(repr(text.decode('latin-1')))}: only little-endian checkpoints are read"
         raise FileFault("RK409", title, help=("save it again on a little-endian machine",))
 
 
@@ -274,7 +273,7 @@ def _read_data_pkl(source: SourceFile, entry: ZipEntry, entries: int) -> Found:
         data = read_entry(source, entry, _MAX_INFLATED_PICKLE)
         return _check_end(read_pickle(data, 0, entry.size, entries), entry.size)
     if entry.size > MAX_PICKLE:
-        raise PickleFault(f"data.pkl is {sized(entry.size)}; up to {sized(MAX_PICKLE)} are read")
+        raise PickleFault(f"data.pkl is {format_bytes(entry.size)}; up to {format_bytes(MAX_PICKLE)} are read")
     for _ in read_entry_chunks(source, entry):
         """Nothing is kept: this verifies the checksum."""
     end = entry.offset + entry.size
@@ -284,7 +283,7 @@ def _read_data_pkl(source: SourceFile, entry: ZipEntry, entries: int) -> Found:
 
 def _check_end(found: Found, end: int) -> Found:
     if found.end != end:
-        raise PickleFault(f"{sized(end - found.end)} follow the end of the pickle")
+        raise PickleFault(f"{format_bytes(end - found.end)} follow the end of the pickle")
     return found
 
 
@@ -326,22 +325,22 @@ def _locate_legacy_storages(source: SourceFile, keys: Found, widths: Mapping[str
     at = keys.end
     for key in keys.value:
         if key in storages:
-            raise FileFault("RK405", f"storage {shown(key)!r} is listed twice")
+            raise FileFault("RK405", f"storage {show_key(key)!r} is listed twice")
         if at + 8 > source.size:
             _raise_truncated(source)
         numel = int.from_bytes(source.read(at, 8), "little")
         if not widths.get(key):
             # Nothing that is read refers to it, but where the next one begins depends on it.
-            raise FileFault("RK405", f"storage {shown(key)!r} belongs to no tensor that can be read")
+            raise FileFault("RK405", f"storage {show_key(key)!r} belongs to no tensor that can be read")
         storages[key] = _Stored(numel * widths[key], at + 8)
         at += 8 + numel * widths[key]
         if at > source.size:
             _raise_truncated(source)
     if at != source.size:
-        raise FileFault("RK405", f"{sized(source.size - at)} follow the last storage")
+        raise FileFault("RK405", f"{format_bytes(source.size - at)} follow the last storage")
     return storages
 
 
 def _raise_truncated(source: SourceFile) -> NoReturn:
-    title = f"the file ends within its storages, at {sized(source.size)}: it is truncated"
+    title = f"the file ends within its storages, at {format_bytes(source.size)}: it is truncated"
     raise FileFault("RK405", title, help=("fetch it again",))

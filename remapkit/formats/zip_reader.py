@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
-from remapkit.diagnostics.wording import shown, sized
+from remapkit.diagnostics.wording import format_bytes, show_key
 from remapkit.files.errors import FileFault
 from remapkit.files.source_file import SourceFile
 
@@ -72,13 +72,13 @@ def read_archive(source: SourceFile) -> dict[str, ZipEntry]:
     entries: dict[str, ZipEntry] = {}
     for entry in _read_entries(source, directory):
         if entry.name in entries:
-            _raise_fault(f"two entries of one name: {shown(entry.name)!r}", entry.name)
+            _raise_fault(f"two entries of one name: {show_key(entry.name)!r}", entry.name)
         entries[entry.name] = entry
     lower: dict[str, str] = {}
     for name in entries:
         other = lower.setdefault(name.lower(), name)
         if other != name:
-            _raise_fault(f"the entries {shown(other)!r} and {shown(name)!r} differ only in case", name)
+            _raise_fault(f"the entries {show_key(other)!r} and {show_key(name)!r} differ only in case", name)
     _check_disjoint(source, entries, directory)
     return entries
 
@@ -126,7 +126,7 @@ def _read_entries(source: SourceFile, directory: _Directory) -> Iterator[ZipEntr
     if directory.count > MAX_ENTRIES:
         _raise_fault(f"the archive holds {directory.count} entries; up to {MAX_ENTRIES} are read")
     if not directory.count * _CENTRAL.size <= directory.size <= directory.count * _MAX_ENTRY:
-        _raise_fault(f"a zip directory of {sized(directory.size)} for {directory.count} entries")
+        _raise_fault(f"a zip directory of {format_bytes(directory.size)} for {directory.count} entries")
     raw = source.read(directory.offset, directory.size)
     at = 0
     for _ in range(directory.count):
@@ -234,7 +234,7 @@ def _locate_data(
     if local_crc != crc and not (local_flags & 8 and local_crc == 0):
         _raise_fault("the entry's local header has another checksum than the directory", name)
     if offset + packed > directory.offset:
-        _raise_fault(f"the entry lies outside the file: {sized(packed)} at {offset}", name)
+        _raise_fault(f"the entry lies outside the file: {format_bytes(packed)} at {offset}", name)
     return int(offset)
 
 
@@ -249,7 +249,7 @@ def _check_disjoint(source: SourceFile, entries: dict[str, ZipEntry], directory:
         if entry.header < end and before is not None:
             same = entry.header == before.header
             words = "lie in one place" if same else "overlap"
-            _raise_fault(f"the entries {shown(before.name)!r} and {shown(entry.name)!r} {words}", entry.name)
+            _raise_fault(f"the entries {show_key(before.name)!r} and {show_key(entry.name)!r} {words}", entry.name)
         _check_gap(source, before, end, entry.header)
         end, before = entry.offset + entry.packed, entry
     _check_gap(source, before, end, directory.offset)
@@ -260,18 +260,18 @@ def _check_gap(source: SourceFile, entry: ZipEntry | None, start: int, end: int)
     if start == end:
         return
     if entry is None:
-        _raise_fault(f"{sized(end - start)} lie before the first entry of the zip archive")
+        _raise_fault(f"{format_bytes(end - start)} lie before the first entry of the zip archive")
     raw = source.read(start, end - start) if entry.described and end - start <= 24 else b""
     raw = raw[4:] if len(raw) in (16, 24) and raw[:4] == b"PK\x07\x08" else raw
     forms = {12: "<3L", 20: "<L2Q"}
     if len(raw) not in forms or struct.unpack(forms[len(raw)], raw) != (entry.crc, entry.packed, entry.size):
-        _raise_fault(f"{sized(end - start)} follow the entry's data and belong to no entry", entry.name)
+        _raise_fault(f"{format_bytes(end - start)} follow the entry's data and belong to no entry", entry.name)
 
 
 def read_entry(source: SourceFile, entry: ZipEntry, limit: int) -> bytes:
     """The content of a small entry, whole, with its checksum verified; raises `FileFault` (RK403)."""
     if entry.size > limit:
-        _raise_fault(f"the entry is {sized(entry.size)}; {sized(limit)} are read", entry.name)
+        _raise_fault(f"the entry is {format_bytes(entry.size)}; {format_bytes(limit)} are read", entry.name)
     return b"".join(read_entry_chunks(source, entry))
 
 

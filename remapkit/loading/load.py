@@ -15,7 +15,7 @@ from torch import nn
 from remapkit.compute.move_bytes import Run
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck, UsageError
-from remapkit.diagnostics.wording import counted, named, sized
+from remapkit.diagnostics.wording import count_noun, format_bytes, list_names
 from remapkit.files.errors import make_unreadable
 from remapkit.formats.detect import open_checkpoint
 from remapkit.formats.reader import Reader
@@ -79,17 +79,17 @@ class Loaded:
         return sum(number for (old, new), number in self.casts.items() if new not in _EXACT.get(old, ()))
 
     def __str__(self) -> str:
-        parts = [f"{counted(self.tensors, 'tensor')} ({sized(self.nbytes)})"]
+        parts = [f"{count_noun(self.tensors, 'tensor')} ({format_bytes(self.nbytes)})"]
         parts += [f"{self.shared} without a copy"] if self.shared else []
         parts += [f"{self.copied} copied"] if self.copied else []
         parts += [
             f"{number} cast {old} -> {new}{_describe_rounding(old, new)}" for (old, new), number in self.casts.items()
         ]
-        parts += [f"{counted(len(self.dropped), 'key')} dropped"] if self.dropped else []
-        parts += [f"{counted(len(self.unexpected), 'unexpected key')} left out"] if self.unexpected else []
-        parts += [f"{counted(len(self.missing), 'missing key')} kept as they were"] if self.missing else []
-        parts += [f"{counted(len(self.tied), 'tied group')}"] if self.tied else []
-        parts += [f"{counted(len(self.rebuilt), 'value')} rebuilt"] if self.rebuilt else []
+        parts += [f"{count_noun(len(self.dropped), 'key')} dropped"] if self.dropped else []
+        parts += [f"{count_noun(len(self.unexpected), 'unexpected key')} left out"] if self.unexpected else []
+        parts += [f"{count_noun(len(self.missing), 'missing key')} kept as they were"] if self.missing else []
+        parts += [f"{count_noun(len(self.tied), 'tied group')}"] if self.tied else []
+        parts += [f"{count_noun(len(self.rebuilt), 'value')} rebuilt"] if self.rebuilt else []
         where = f" on {', '.join(self.devices)}" if self.devices else ""
         head = f"{self.checkpoint} -> {self.model} by {self.rules}"
         return f"{head}: {', '.join(parts)}{where}, {self.seconds:.3f} s"
@@ -289,12 +289,12 @@ def _check_plain_tensors(state: Mapping[str, torch.Tensor]) -> None:
     odd = {fqn: reason[0] for fqn, value in state.items() if (reason := explain_tensor_refusal(value))}
     problems = []
     if on_meta:
-        title = f"{counted(len(on_meta), 'tensor')} of the state dict on meta: there is no data to load"
-        problems.append(Diagnostic("RK329", title, notes=(named(on_meta),), values={"names": on_meta}))
+        title = f"{count_noun(len(on_meta), 'tensor')} of the state dict on meta: there is no data to load"
+        problems.append(Diagnostic("RK329", title, notes=(list_names(on_meta),), values={"names": on_meta}))
     if odd:
-        title = f"{counted(len(odd), 'tensor')} of the state dict not plain"
+        title = f"{count_noun(len(odd), 'tensor')} of the state dict not plain"
         lines = [f"{fqn}: {reason}" for fqn, reason in odd.items()]
-        problems.append(Diagnostic("RK329", title, notes=(named(lines),), values={"names": list(odd)}))
+        problems.append(Diagnostic("RK329", title, notes=(list_names(lines),), values={"names": list(odd)}))
     if problems:
         raise FailedCheck(problems)
 
@@ -302,5 +302,5 @@ def _check_plain_tensors(state: Mapping[str, torch.Tensor]) -> None:
 def _note_ignored(state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Iterator[Diagnostic]:
     others = [str(key) for key in state if key not in tensors]
     if others:
-        title = f"{counted(len(others), 'entry').replace('entrys', 'entries')} beside the tensors ignored"
-        yield Diagnostic("RK413", title, notes=(named(others),), severity=Severity.NOTE)
+        title = f"{count_noun(len(others), 'entry').replace('entrys', 'entries')} beside the tensors ignored"
+        yield Diagnostic("RK413", title, notes=(list_names(others),), severity=Severity.NOTE)

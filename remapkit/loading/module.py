@@ -18,7 +18,7 @@ from torch import nn
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
-from remapkit.diagnostics.wording import counted, named
+from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.loading.in_place import copy_values, find_held_names, restore_tensors
 from remapkit.tensors.from_torch import header_of
 from remapkit.tensors.spec import StateDictSpec, get_leaf
@@ -118,7 +118,7 @@ def make_target(model: nn.Module, assign: bool = False) -> LoadTarget:
     packed = [key for key in others if get_leaf(key) != _EXTRA]
     if packed:
         title = (
-            f"the state dict of {header.name} has {counted(len(packed), 'entry', 'entries')} without a tensor: "
+            f"the state dict of {header.name} has {count_noun(len(packed), 'entry', 'entries')} without a tensor: "
             "packed values cannot be assigned"
         )
         raise FailedCheck(_diagnose_refusal(title, packed, "load it with its own load_state_dict"))
@@ -152,7 +152,7 @@ def _find_unsupported(module: nn.Module, assign: bool) -> Iterator[Diagnostic]:
 
 
 def _diagnose_refusal(title: str, fqns: Sequence[str], help: str) -> Diagnostic:
-    return Diagnostic("RK324", title, notes=(named(fqns),), help=(help,), values={"names": list(fqns)})
+    return Diagnostic("RK324", title, notes=(list_names(fqns),), help=(help,), values={"names": list(fqns)})
 
 
 def _explain_module_refusal(module: nn.Module, assign: bool) -> tuple[str, str] | None:
@@ -272,7 +272,7 @@ def assign(
         _recompute_weights(target.module)
         if left := tuple(_find_meta_tensors(target.module, frozenset())):
             title = f"the hooks of {target.header.name} left tensors on meta; it is as it was before"
-            raise FailedCheck(Diagnostic("RK327", title, notes=(named([each.description for each in left]),)))
+            raise FailedCheck(Diagnostic("RK327", title, notes=(list_names([each.description for each in left]),)))
         pairs = restore_tensors(places)
         _retie_tensors(target.module, {id(new): old for old, new in pairs})
         copy_values(pairs)

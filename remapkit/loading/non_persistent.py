@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
-from remapkit.diagnostics.wording import named
+from remapkit.diagnostics.wording import list_names
 from remapkit.loading.module import LoadTarget, NonPersistent, SuppliedValue, make_target
 
 Factory = Callable[[], nn.Module]
@@ -54,7 +54,7 @@ def _count_values(fqns: Sequence[Any]) -> str:
 
 
 def _make_problem(title: str, fqns: Sequence[str], *help: str, said: Sequence[str] = ()) -> Diagnostic:
-    return Diagnostic("RK323", title, notes=(named(fqns), *said), help=help, values={"names": list(fqns)})
+    return Diagnostic("RK323", title, notes=(list_names(fqns), *said), help=help, values={"names": list(fqns)})
 
 
 def _diagnose_lost_values(target: LoadTarget, lost: Sequence[NonPersistent], said: Sequence[str]) -> Diagnostic:
@@ -62,7 +62,7 @@ def _diagnose_lost_values(target: LoadTarget, lost: Sequence[NonPersistent], sai
     return Diagnostic(
         "RK323",
         f"{_count_values(lost)} of {target.header.name} would be left on meta: no checkpoint has {them}",
-        notes=(named([each.description for each in lost]), *said),
+        notes=(list_names([each.description for each in lost]), *said),
         help=(
             f"factory=lambda: {target.header.name}(...) builds the module as you did, and takes just these from it",
             "or give them: buffers={fqn: tensor}; or register them as persistent buffers",

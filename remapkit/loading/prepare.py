@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.wording import counted, named
+from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.loading.in_place import find_shared_memory, has_overlap, has_shared_elements, merge_ranges
 from remapkit.loading.module import LoadTarget
 from remapkit.loading.sources import TensorValues, find_overlapping_targets, has_same_bytes, locate_tensor
@@ -98,18 +98,20 @@ def _diagnose_missing_on_meta(target: LoadTarget, check: Check) -> list[Diagnost
     lacking = [fqn for fqn in check.missing_keys if target.slots[fqn].value.is_meta]
     if not lacking:
         return []
-    title = f"{counted(len(lacking), 'missing key')} would be left on meta, strict=False or not"
+    title = f"{count_noun(len(lacking), 'missing key')} would be left on meta, strict=False or not"
     help = "build the module on a real device if these are to be initialised by it"
-    return [Diagnostic("RK310", title, (), (help,), (named(lacking),), values={"missing_keys": lacking})]
+    return [Diagnostic("RK310", title, (), (help,), (list_names(lacking),), values={"missing_keys": lacking})]
 
 
 def _diagnose_extra_states(target: LoadTarget) -> list[Diagnostic]:
     if not target.extra:
         return []
     keep = "keeps" if len(target.extra) == 1 else "keep"
-    title = f"{counted(len(target.extra), 'module')} {keep} extra state, which no checkpoint brings"
+    title = f"{count_noun(len(target.extra), 'module')} {keep} extra state, which no checkpoint brings"
     help = "extra_state='keep' leaves it as it is; set it yourself with set_extra_state"
-    return [Diagnostic("RK325", title, (), (help,), (named(target.extra),), values={"names": list(target.extra)})]
+    return [
+        Diagnostic("RK325", title, (), (help,), (list_names(target.extra),), values={"names": list(target.extra)})
+    ]
 
 
 def _name_kind(dtype: str) -> str:
@@ -124,8 +126,8 @@ def _diagnose_dtypes(moves: Mapping[str, Move], target: LoadTarget, wanted: Load
     unknown = [fqn for fqn, move in moves.items() if move.spec.dtype not in DTYPES]
     if unknown:
         names = ", ".join(sorted({moves[fqn].spec.dtype for fqn in unknown}))
-        title = f"torch has no dtype for {names}: {counted(len(unknown), 'tensor')} cannot be loaded"
-        yield Diagnostic("RK321", title, notes=(named(unknown),), values={"names": unknown})
+        title = f"torch has no dtype for {names}: {count_noun(len(unknown), 'tensor')} cannot be loaded"
+        yield Diagnostic("RK321", title, notes=(list_names(unknown),), values={"names": unknown})
     pairs = {fqn: (move.spec.dtype, target.header[fqn].dtype) for fqn, move in moves.items() if fqn not in unknown}
     crossed = {fqn: pair for fqn, pair in pairs.items() if _name_kind(pair[0]) != _name_kind(pair[1])}
     if crossed:
@@ -134,16 +136,18 @@ def _diagnose_dtypes(moves: Mapping[str, Move], target: LoadTarget, wanted: Load
             f"{target.header.name} holds {new} ({_name_kind(new)})"
             for fqn, (old, new) in crossed.items()
         ]
-        title = f"{counted(len(crossed), 'tensor')} of another kind of number than the model holds: that is no cast"
+        title = (
+            f"{count_noun(len(crossed), 'tensor')} of another kind of number than the model holds: that is no cast"
+        )
         help = "convert the checkpoint on purpose, or correct the rule that leads there"
-        yield Diagnostic("RK320", title, (), (help,), (named(lines),), values={"names": list(crossed)})
+        yield Diagnostic("RK320", title, (), (help,), (list_names(lines),), values={"names": list(crossed)})
     small = [fqn for fqn, (old, _) in pairs.items() if old.startswith("F8") and fqn not in crossed]
     if small and isinstance(wanted.dtype, torch.dtype):
         title = (
-            f"dtype={wanted.dtype} would cast {counted(len(small), 'tensor')} of 8-bit floats without their scales"
+            f"dtype={wanted.dtype} would cast {count_noun(len(small), 'tensor')} of 8-bit floats without their scales"
         )
         help = "dtype='model' leaves them as they are"
-        yield Diagnostic("RK326", title, (), (help,), (named(small),), values={"names": small})
+        yield Diagnostic("RK326", title, (), (help,), (list_names(small),), values={"names": small})
 
 
 def _list_tied_groups(moves: Mapping[str, Move], target: LoadTarget) -> Iterator[tuple[str, ...]]:
@@ -209,33 +213,33 @@ def _diagnose_copies(moves: Mapping[str, Move], target: LoadTarget, wanted: Load
     name = target.header.name
     if recast:
         lines = [f"{fqn} is {staying[fqn].dtype}" for fqn in recast]
-        title = f"dtype={asked}, but {name} holds {counted(len(recast), 'tensor')} of another dtype"
+        title = f"dtype={asked}, but {name} holds {count_noun(len(recast), 'tensor')} of another dtype"
         help = f"call model.to({asked}) first, leave dtype= out to cast to what the model holds, or pass assign=True"
-        yield Diagnostic("RK330", title, (), (help,), (named(lines),), values={"names": recast})
+        yield Diagnostic("RK330", title, (), (help,), (list_names(lines),), values={"names": recast})
     if elsewhere := _find_misplaced(target, wanted):
         lines = [f"{fqn} is on {device}" for fqn, device in elsewhere.items()]
-        title = f"device={str(wanted.device)!r}, but {name} has {counted(len(elsewhere), 'tensor')} elsewhere"
+        title = f"device={str(wanted.device)!r}, but {name} has {count_noun(len(elsewhere), 'tensor')} elsewhere"
         help = f"call model.to({str(wanted.device)!r}) first, leave device= out, or pass assign=True"
-        yield Diagnostic("RK331", title, (), (help,), (named(lines),), values={"names": list(elsewhere)})
+        yield Diagnostic("RK331", title, (), (help,), (list_names(lines),), values={"names": list(elsewhere)})
     if expanded := [fqn for fqn, held in staying.items() if has_shared_elements(held)]:
-        title = f"{counted(len(expanded), 'tensor')} of {name} cannot be copied into: elements share their memory"
+        title = f"{count_noun(len(expanded), 'tensor')} of {name} cannot be copied into: elements share their memory"
         help = "assign=True replaces them; or give them memory of their own, with clone()"
-        yield Diagnostic("RK332", title, (), (help,), (named(expanded),), values={"names": expanded})
+        yield Diagnostic("RK332", title, (), (help,), (list_names(expanded),), values={"names": expanded})
     elif torn := find_shared_memory(staying):
         pairs = [list(each) for each in torn]
-        title = f"{counted(len(pairs), 'pair')} of tensors of {name} share memory: one copy would undo another"
+        title = f"{count_noun(len(pairs), 'pair')} of tensors of {name} share memory: one copy would undo another"
         lines = [" and ".join(each) for each in pairs]
         help = "assign=True replaces them; or give them memory of their own, with clone()"
-        yield Diagnostic("RK332", title, (), (help,), (named(lines),), values={"names": pairs})
+        yield Diagnostic("RK332", title, (), (help,), (list_names(lines),), values={"names": pairs})
     wide = {fqn: (dtype, target.header[fqn].dtype) for fqn, dtype in brought.items() if dtype not in PLAIN_FLOATS}
     widths = {
         fqn: pair for fqn, pair in wide.items() if pair[0] != pair[1] and _name_kind(pair[0]) == _name_kind(pair[1])
     }
     if widths:
         lines = [f"{fqn}: the checkpoint brings {old}, {name} holds {new}" for fqn, (old, new) in widths.items()]
-        title = f"{counted(len(widths), 'tensor')} of another width than {name} holds: only floats are cast"
+        title = f"{count_noun(len(widths), 'tensor')} of another width than {name} holds: only floats are cast"
         help = "assign=True takes the checkpoint's; or convert the model's or the checkpoint's on purpose"
-        yield Diagnostic("RK333", title, (), (help,), (named(lines),), values={"names": list(widths)})
+        yield Diagnostic("RK333", title, (), (help,), (list_names(lines),), values={"names": list(widths)})
 
 
 def _find_misplaced(target: LoadTarget, wanted: LoadRequest) -> dict[str, str]:

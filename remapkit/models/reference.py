@@ -10,7 +10,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.wording import suggest_name
 from remapkit.models.isolation import isolate_guest
-from remapkit.registry.installed import Plugin, find_folder, look_in_current_folder, plugins
+from remapkit.registry.installed import Plugin, add_current_folder, find_folder, plugins
 
 
 def resolve_reference(reference: str) -> Callable[..., Any]:
@@ -21,7 +21,7 @@ def resolve_reference(reference: str) -> Callable[..., Any]:
     """
     module_name, attribute = _split_reference(reference)
     if reference.startswith("py:"):
-        look_in_current_folder()
+        add_current_folder()
     try:
         with isolate_guest():
             module = importlib.import_module(module_name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from remapkit.diagnostics.wording import counted
+from remapkit.diagnostics.wording import count_noun
 from remapkit.ops.steps import OpStep
 from remapkit.tensors.spec import DTYPE_BITS, TensorSpec
 
@@ -28,7 +28,7 @@ def normalize_dim(dim: int, spec: TensorSpec) -> int:
 
 
 def dims(rank: int) -> str:
-    return counted(rank, "dimension")
+    return count_noun(rank, "dimension")
 
 
 def describe_size(dim: int, size: int) -> str:
@@ -40,7 +40,7 @@ def describe_size(dim: int, size: int) -> str:
     noun = {0: "row", 1: "column"}.get(dim)
     if noun is None:
         return f"{size} elements of dimension {dim}"
-    return counted(size, noun)
+    return count_noun(size, noun)
 
 
 def infer(steps: Iterable[OpStep], spec: TensorSpec) -> TensorSpec:

@@ -15,7 +15,7 @@ from typing import Any
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span
-from remapkit.diagnostics.wording import excerpt_of
+from remapkit.diagnostics.wording import quote_excerpt
 from remapkit.ops import attention, base, dtype
 from remapkit.ops import shape as kinds
 from remapkit.rulefile.arithmetic import BadNumber, Expr, check_names, parse_expression
@@ -318,7 +318,7 @@ class CallReader:
         """A number with a fraction or an exponent; 0 where no float holds it, which is noted."""
         value = float(node.value)
         if math.isinf(value):
-            title = f"{excerpt_of(node.value)} is beyond the largest number there is, {sys.float_info.max:.3g}"
+            title = f"{quote_excerpt(node.value)} is beyond the largest number there is, {sys.float_info.max:.3g}"
             self.add_problem("RK163", title, node.span, "write a smaller number")
             return 0
         return value

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span, Text
-from remapkit.diagnostics.wording import SHOWN, listed, suggest_name
+from remapkit.diagnostics.wording import SHOWN, join_words, suggest_name
 from remapkit.patterns.literals import literal_text, read_word
 from remapkit.patterns.path import Problems, parse_path, read_range
 from remapkit.patterns.pattern import Part, Pattern, split_into_parts
@@ -145,7 +145,7 @@ def read_guard_values(
 def _describe_outside_values(
     part: Part, guard: WrittenGuard, outside: Sequence[Text], written: WrittenPattern, *, contradicts: bool
 ) -> Diagnostic:
-    values = listed((repr(text.value) for text in outside), SHOWN, "or")
+    values = join_words((repr(text.value) for text in outside), SHOWN, "or")
     place = guard.named.span if guard.named is not None else outside[0].span
     labels = (Label(written.text.at(*part.at), "can never be that", primary=False), Label(place))
     if contradicts:
@@ -183,13 +183,13 @@ def _drop_impossible_leaves(
     read = ((text, read_word(text, "a leaf", [])) for text in written.leaf)
     never = [text for text, word in read if word is None or word.value not in possible]
     if never:
-        listed = ", ".join(repr(text.value) for text in never)
+        join_words = ", ".join(repr(text.value) for text in never)
         labels = (Label(written.text.span, "no key of it ends so", primary=False), Label(never[0].span))
         if not possible:
-            title = f"the guard contradicts the pattern: no key can have the leaf {listed}"
+            title = f"the guard contradicts the pattern: no key can have the leaf {join_words}"
             problems.append(Diagnostic("RK143", title, labels, ("change the guard or the pattern",)))
         else:
-            title = f"no key of the pattern can have the leaf {listed}"
+            title = f"no key of the pattern can have the leaf {join_words}"
             help = ("remove it from the guard, or widen the pattern",)
             warnings.append(Diagnostic("RK142", title, labels, help, severity=Severity.WARNING))
     return replace(pattern, leaf=tuple(value for value in pattern.leaf if value in possible))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from remapkit.companions.names import find_scaled_weights
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
-from remapkit.diagnostics.wording import counted, named
+from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.ops.dtype import CastOp
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
@@ -52,13 +52,13 @@ def _report_small_floats(plan: ResolvedPlan) -> list[Diagnostic]:
     ]
     if not small:
         return []
-    title = f"{counted(len(small), 'tensor')} of 8-bit floats would be cast without their scales"
+    title = f"{count_noun(len(small), 'tensor')} of 8-bit floats would be cast without their scales"
     help = "leave --dtype out: scaled weights and their scales are converted together, or stay as they are"
     if not scaled:
         help = "leave --dtype out; the file has no scales for them: a rule may cast them, ops: [{cast: BF16}]"
     elif not any(move.spec.dtype.startswith("F8") for move in plan.moves):
-        title = f"{counted(len(small), 'scaled weight')} would be kept while the scales are cast"
-    return [Diagnostic("RK346", title, (), (help,), (named(small),), values={"names": small})]
+        title = f"{count_noun(len(small), 'scaled weight')} would be kept while the scales are cast"
+    return [Diagnostic("RK346", title, (), (help,), (list_names(small),), values={"names": small})]
 
 
 def _cast_move(move: Move, new: str) -> Move:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck
-from remapkit.diagnostics.wording import counted, find_close_name, named
+from remapkit.diagnostics.wording import count_noun, find_close_name, list_names
 from remapkit.ops.join import needs_values
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
@@ -93,7 +93,7 @@ class Check:
             raise FailedCheck(self.problems)
 
     def __str__(self) -> str:
-        verdict = "ok" if self.ok else counted(len(self.problems), "problem")
+        verdict = "ok" if self.ok else count_noun(len(self.problems), "problem")
         return (
             f"{self.plan.name} against {self.target.name}: {self.matched} of {len(self.target)} targets, "
             f"{len(self.missing_keys)} missing, {len(self.unexpected_keys)} unexpected, "
@@ -187,7 +187,7 @@ def check_known_keys(plan: ResolvedPlan, known: StateDictSpec) -> list[Diagnosti
             "RK316",
             f"{_count_keys(lacking)} of the {len(known)} that {plan.name} is known to read "
             f"{'is' if len(lacking) == 1 else 'are'} not in the checkpoint",
-            notes=(named(lacking),),
+            notes=(list_names(lacking),),
             help=(
                 "get the whole checkpoint; if it is meant to be smaller (fewer layers, one half), say --partial",
                 "with --model M or --target-keys F, the target decides instead",
@@ -201,7 +201,7 @@ def check_known_keys(plan: ResolvedPlan, known: StateDictSpec) -> list[Diagnosti
 def _report_missing_keys(check: Check) -> list[Diagnostic]:
     if not check.missing_keys:
         return []
-    notes = [named(check.missing_keys)]
+    notes = [list_names(check.missing_keys)]
     notes += _find_look_alikes(check)
     return [
         Diagnostic(
@@ -233,7 +233,7 @@ def _report_unexpected_keys(check: Check) -> list[Diagnostic]:
         Diagnostic(
             "RK311",
             f"{_count_keys(check.unexpected_keys)} unexpected: {check.target.name} has no such name",
-            notes=(named(check.unexpected_keys), f"made by {', '.join(rules)}"),
+            notes=(list_names(check.unexpected_keys), f"made by {', '.join(rules)}"),
             help=("correct the template of that rule, or name the source keys under `drop:`",),
             place=check.plan.source.name,
             values={"unexpected_keys": list(check.unexpected_keys)},
@@ -282,8 +282,8 @@ def _report_mismatches(
     return [
         Diagnostic(
             code,
-            counted(len(rows), f"{what} mismatch", f"{what} mismatches"),
-            notes=(named(lines),),
+            count_noun(len(rows), f"{what} mismatch", f"{what} mismatches"),
+            notes=(list_names(lines),),
             help=(help,),
             severity=severity,
             place=check.plan.source.name,
@@ -300,7 +300,7 @@ def _report_ties(check: Check) -> list[Diagnostic]:
         Diagnostic(
             "RK315",
             f"{_count_keys(list(check.satisfied_by_tie))} brought under another name of the same tied weight",
-            notes=(named(lines),),
+            notes=(list_names(lines),),
             severity=Severity.NOTE,
             place=check.target.name,
             values={"tied": dict(check.satisfied_by_tie)},
@@ -343,4 +343,4 @@ def _report_operations(check: Check) -> list[Diagnostic]:
 
 
 def _count_keys(fqns: Sequence[str]) -> str:
-    return counted(len(fqns), "key")
+    return count_noun(len(fqns), "key")

@@ -22,7 +22,7 @@ from remapkit.companions.names import (
     is_companion_of,
 )
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
-from remapkit.diagnostics.wording import counted, listed, named
+from remapkit.diagnostics.wording import count_noun, join_words, list_names
 from remapkit.ops.base import Op
 from remapkit.ops.dtype import CastOp, is_exact
 from remapkit.ops.join import FillOp, Join
@@ -107,12 +107,12 @@ class _Judge:
 
     def _report_fault(self, code: str, title: str, help: str, fault: _Fault) -> Diagnostic:
         severity = _SEVERITY.get(code, Severity.ERROR)
-        many = f" ({counted(len(fault.names), 'time')})" if len(fault.names) > 1 else ""
+        many = f" ({count_noun(len(fault.names), 'time')})" if len(fault.names) > 1 else ""
         return Diagnostic(
             code,
             f"{fault.rule.id}: {title}{many}",
             labels=(Label(fault.rule.span),) if fault.rule.span is not None else (),
-            notes=(named(fault.names),),
+            notes=(list_names(fault.names),),
             help=(help,) if help else (),
             severity=severity,
             place=self.source.name,
@@ -123,9 +123,9 @@ class _Judge:
 
     def _judge_weight(self, weight: str, companions: Sequence[str], move: Move) -> None:
         spec = self.source[weight]
-        shown = f"{weight} ({spec}), scaled by {listed(companions)}"
+        shown = f"{weight} ({spec}), scaled by {join_words(companions)}"
         if move.ops and not (_has_only_casts(move.ops) and spec.dtype.startswith(("F8_", "I8"))):
-            ops = listed(op.name for op in move.ops)
+            ops = join_words(op.name for op in move.ops)
             title = f"{ops} on a scaled weight: its scales would not follow"
             help = "rename the weight and its scales only, or take the file before it was quantised"
             self._add_fault("RK362", title, help, move.rule, shown)
@@ -146,15 +146,14 @@ class _Judge:
             return
         for image in images:
             if image.ops and not _is_value_kept(image.ops, spec):
-                title = (
-                    f"{listed(op.name for op in image.ops)} on what scales a weight: the weight means another value"
-                )
+                ops = join_words(op.name for op in image.ops)
+                title = f"{ops} on what scales a weight: the weight means another value"
                 help = f"rename {companion} only"
                 self._add_fault("RK363", title, help, image.rule, f"{companion} ({spec}) belongs to {weight}")
         if not any(self._is_companion(image.target, move.target) for image in images):
             title = "a weight and what scales it no longer belong together"
             help = "lead both to the same module, by one rule with a capture for the leaf for example"
-            away = listed(image.target for image in images)
+            away = join_words(image.target for image in images)
             self._add_fault("RK364", title, help, move.rule, f"{weight} -> {move.target}, but {companion} -> {away}")
 
     def _is_companion(self, companion: str, weight: str) -> bool:
@@ -186,7 +185,7 @@ class _Judge:
                 continue
             title = "a weight would be scaled by what did not scale it before"
             help = "give it another name, or lead it to the weight that it belongs to"
-            made = listed(image.sources) or "(no source)"
+            made = join_words(image.sources) or "(no source)"
             self._add_fault(
                 "RK364", title, help, image.rule, f"{made} -> {name}, beside {move.sources[0]} -> {move.target}"
             )
@@ -197,7 +196,7 @@ class _Judge:
         if not tensors:
             return
         images = self.of.get(alpha, [])
-        shown = f"{alpha} belongs to {listed(fqn for move in tensors[:2] for fqn in move.sources[:1])}"
+        shown = f"{alpha} belongs to {join_words(fqn for move in tensors[:2] for fqn in move.sources[:1])}"
         if not images:
             rule = self.dropped.get(alpha, tensors[0].rule)
             if rule.id in self.neutral:
@@ -211,12 +210,12 @@ class _Judge:
             if len(set(move.sources)) > 1 and any(isinstance(op, Join) for op in move.ops):
                 title = "adapters with alphas are joined: the LoRA rank, and with it alpha / LoRA rank, is another"
                 help = "keep the adapters apart, each with its alpha"
-                self._add_fault("RK362", title, help, move.rule, f"{listed(move.sources[:3])} -> {move.target}")
+                self._add_fault("RK362", title, help, move.rule, f"{join_words(move.sources[:3])} -> {move.target}")
             module = find_adapter_module(move.target)
             if module is not None and not any(image.target.startswith(module + ".") for image in images):
                 title = "an adapter and its alpha no longer belong together"
                 help = "lead both to the same module"
-                away = listed(image.target for image in images)
+                away = join_words(image.target for image in images)
                 self._add_fault(
                     "RK364", title, help, move.rule, f"{move.sources[0]} -> {move.target}, but {alpha} -> {away}"
                 )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
-from remapkit.diagnostics.wording import SHOWN, counted, listed, named
+from remapkit.diagnostics.wording import SHOWN, count_noun, join_words, list_names
 from remapkit.ops.base import Op, RefusedOp, infer_ops, normalize_dim
 from remapkit.ops.join import Join, SplitPart, TakeIndex, infer_move
 from remapkit.patterns.pattern import Pattern
@@ -135,18 +135,22 @@ class SourceGroups:
             if resolved.stacked is not None:
                 beyond += [fqns[0] for (index, _), fqns in group.found.items() if index >= resolved.stacked]
         if twice:
-            title = f"{pipeline.id}: {counted(len(twice), 'source')} twice: one would be lost"
+            title = f"{pipeline.id}: {count_noun(len(twice), 'source')} twice: one would be lost"
             help = "the keys differ in what the pattern does not capture: capture it, or narrow the pattern"
             yield self._make_problem(pipeline, "RK342", title, twice, help, "duplicates")
         if lacking:
             number = sum(each.number for each in lacking)
-            title = f"{pipeline.id}: {counted(number, 'source key')} missing for {counted(len(groups), 'target')}"
+            title = (
+                f"{pipeline.id}: {count_noun(number, 'source key')} missing for {count_noun(len(groups), 'target')}"
+            )
             notes = [note for each in lacking for note in each.notes]
             help = "get the whole checkpoint; nothing is stacked or put together with a hole"
             bounds = next((found for group in groups if (found := _explain_bounds(pipeline, group))), None)
             yield self._make_problem(pipeline, "RK340", title, notes, bounds or help, "missing")
         if beyond:
-            title = f"{pipeline.id}: {counted(len(beyond), 'source key')} more than the {resolved.stacked} of `count`"
+            title = (
+                f"{pipeline.id}: {count_noun(len(beyond), 'source key')} more than the {resolved.stacked} of `count`"
+            )
             yield self._make_problem(
                 pipeline, "RK343", title, beyond, "correct `count`, or the param it is made of", "beyond"
             )
@@ -158,7 +162,7 @@ class SourceGroups:
             code,
             title,
             labels=(Label(pipeline.span),),
-            notes=(named(lines),),
+            notes=(list_names(lines),),
             help=(help,),
             place=self.source.name,
             values={"rule": pipeline.id, what: list(lines)},
@@ -173,8 +177,8 @@ class SourceGroups:
         if pipeline.stack is not None:
             gaps = list(_find_gaps(indices, top))
             if gaps:
-                words = listed((_write_range(start, stop) for start, stop in gaps), SHOWN)
-                there = listed(map(str, indices), SHOWN)
+                words = join_words((_write_range(start, stop) for start, stop in gaps), SHOWN)
+                there = join_words(map(str, indices), SHOWN)
                 number = sum(stop - start for start, stop in gaps) * len(pipeline.patterns)
                 first = _render_source(pipeline.patterns[0], {**group.captures, pipeline.stack.by: str(gaps[0][0])})
                 note = f"{target}: {pipeline.stack.by} goes {there}, and lacks {words}: no {first}"
@@ -339,7 +343,7 @@ def _report_failure(pipeline: Pipeline, failure: _Failure, source: StateDictSpec
         failure.code,
         f"{pipeline.id}: {failure.title}{more}",
         labels=(Label(failure.span),) if failure.span is not None else (),
-        notes=(named(failure.notes),),
+        notes=(list_names(failure.notes),),
         help=failure.help,
         place=source.name,
         values={"rule": pipeline.id, "at": failure.notes},

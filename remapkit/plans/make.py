@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.wording import counted, named
+from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import UNMATCHED, Dropped, Move, RuleRef
 from remapkit.plans.problems import (
@@ -123,13 +123,13 @@ def _make_ref(rule: Rule) -> RuleRef:
 
 
 def _report_nothing_left(rules: CompiledRules, source: StateDictSpec) -> Diagnostic:
-    number = counted(len(source), "key")
+    number = count_noun(len(source), "key")
     title = f"nothing is left: {rules.name} drops all of the {number}: is this another layout?"
     if len(source) == 1:
         title = f"nothing is left: {rules.name} drops the only key: is this another layout?"
     help = [f"these rules read keys like {key}" for key in list_example_keys(rules)[:1]]
     help += ["see `remapkit explain RULES KEY` for where a rule stops"]
-    notes = (named(list(source)),)
+    notes = (list_names(list(source)),)
     values = {"dropped": list(source)}
     return Diagnostic("RK368", title, help=tuple(help), notes=notes, place=source.name, values=values)
 
@@ -149,8 +149,8 @@ def _report_packed_elements(source: StateDictSpec, moves: Sequence[Move]) -> lis
     return [
         Diagnostic(
             "RK425",
-            f"{counted(len(found), 'target')} would be computed from {names}, whose elements take no whole bytes",
-            notes=(named(list(found)),),
+            f"{count_noun(len(found), 'target')} would be computed from {names}, whose elements take no whole bytes",
+            notes=(list_names(list(found)),),
             help=("rename such tensors, or convert them to a wider dtype first",),
             place=source.name,
             values={"targets": list(found)},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
-from remapkit.diagnostics.wording import counted
+from remapkit.diagnostics.wording import count_noun
 from remapkit.plans.moves import Dropped, Move
 from remapkit.tensors.spec import StateDictSpec
 
@@ -79,11 +79,11 @@ class ResolvedPlan:
     def __str__(self) -> str:
         kept = len(self.moves) - self.renamed
         parts = [
-            counted(len(self.source), "key"),
+            count_noun(len(self.source), "key"),
             f"{self.renamed} renamed",
             f"{kept} kept",
             f"{len(self.dropped)} dropped",
         ]
         if self.problems:
-            parts.append(counted(len(self.problems), "problem"))
+            parts.append(count_noun(len(self.problems), "problem"))
         return f"{self.name}: {', '.join(parts)}"

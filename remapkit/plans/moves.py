@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from remapkit.diagnostics.source import Span
-from remapkit.diagnostics.wording import listed
+from remapkit.diagnostics.wording import join_words
 from remapkit.ops.base import Op
 from remapkit.tensors.spec import TensorSpec
 
@@ -54,4 +54,4 @@ def describe_sources(move: Move) -> str:
     >>> describe_sources(Move("t", ("a", "b", "c"), (), RuleRef("r"), TensorSpec("F32", (1,))))
     'a and 2 more'
     """
-    return listed(move.sources, 1) or "(no source)"
+    return join_words(move.sources, 1) or "(no source)"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
-from remapkit.diagnostics.wording import SHOWN, counted, listed, named
+from remapkit.diagnostics.wording import SHOWN, count_noun, join_words, list_names
 from remapkit.plans.moves import Move, describe_sources
 from remapkit.tensors.spec import StateDictSpec, find_name_problem
 
@@ -26,12 +26,12 @@ def report_impossible_targets(source: StateDictSpec, moves: Sequence[Move]) -> l
     found = {move.target: problem for move in moves if (problem := _find_name_problem(move.target))}
     if not found:
         return []
-    listed = [f"{fqn!r} {problem}" for fqn, problem in found.items()]
+    join_words = [f"{fqn!r} {problem}" for fqn, problem in found.items()]
     return [
         Diagnostic(
             "RK306",
-            f"{counted(len(found), 'target')} cannot be the name of a tensor",
-            notes=(named(listed),),
+            f"{count_noun(len(found), 'target')} cannot be the name of a tensor",
+            notes=(list_names(join_words),),
             help=("correct the template, or name the source keys under `drop:`",),
             place=source.name,
             values={"targets": list(found)},
@@ -57,8 +57,10 @@ def report_unmatched_keys(rules: CompiledRules, source: StateDictSpec, fqns: Seq
         if prefix:
             help.insert(0, f"without the prefix {prefix!r} they would match: strip it when the checkpoint is saved")
     else:
-        title = f"{counted(len(fqns), 'key')} of {len(source)} {'is' if len(fqns) == 1 else 'are'} matched by no rule"
-    notes = [named(fqns)]
+        title = (
+            f"{count_noun(len(fqns), 'key')} of {len(source)} {'is' if len(fqns) == 1 else 'are'} matched by no rule"
+        )
+    notes = [list_names(fqns)]
     notes += [near for fqn in fqns[:1] if (near := _find_near_miss(rules, fqn))]
     return [
         Diagnostic(
@@ -111,13 +113,13 @@ def report_ambiguous_matches(source: StateDictSpec, matches: Mapping[str, tuple[
             for number, match in enumerate(found)
             if match.rule.span is not None
         )
-        title = f"{counted(len(fqns), 'key')} matched by {listed(ids)}: one key, one rule"
+        title = f"{count_noun(len(fqns), 'key')} matched by {join_words(ids)}: one key, one rule"
         problems.append(
             Diagnostic(
                 "RK302",
                 title,
                 labels=labels,
-                notes=(named(fqns),),
+                notes=(list_names(fqns),),
                 help=("narrow one of the patterns, or guard it with `where:` or `leaf:`; order never decides",),
                 place=source.name,
                 values={"rules": list(ids), "keys": fqns},
@@ -151,7 +153,8 @@ def report_collisions(source: StateDictSpec, moves: Sequence[Move]) -> list[Diag
         problems.append(
             Diagnostic(
                 "RK303",
-                f"{sources} source keys land on {counted(len(groups), 'target key')}: the mapping is not injective",
+                f"{sources} source keys land on {count_noun(len(groups), 'target key')}: "
+                "the mapping is not injective",
                 labels=labels,
                 notes=tuple(_describe_collision(group) for group in groups[:SHOWN])
                 + ((f"... and {len(groups) - SHOWN} more",) if len(groups) > SHOWN else ()),
@@ -168,7 +171,7 @@ def report_collisions(source: StateDictSpec, moves: Sequence[Move]) -> list[Diag
 
 
 def _describe_collision(group: Sequence[Move]) -> str:
-    sources = named([f"{describe_sources(move)}  (by {move.rule})" for move in group])
+    sources = list_names([f"{describe_sources(move)}  (by {move.rule})" for move in group])
     return f"{sources}\n{'both' if len(group) == 2 else 'all'} become {group[0].target}"
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
-from remapkit.diagnostics.wording import counted, listed, named
+from remapkit.diagnostics.wording import count_noun, join_words, list_names
 from remapkit.patterns.literals import literal_text
 from remapkit.plans.model import ResolvedPlan, collect_records
 from remapkit.plans.moves import UNMATCHED, Move, RuleRef
@@ -110,18 +110,18 @@ def report_recorded(source: StateDictSpec, moves: Sequence[Move], led: Mapping[s
     dangling = [other for other, tensor in source.recorded.items() if tensor not in kept and other not in led]
     one = len(source.recorded) == 1
     title = (
-        f"{counted(len(source.recorded), 'name')} {'is' if one else 'are'} only recorded as a name of a tensor: "
+        f"{count_noun(len(source.recorded), 'name')} {'is' if one else 'are'} only recorded as a name of a tensor: "
         f"{'it stays a record' if one else 'they stay collect_records'}"
     )
     if dangling:
-        gone = listed(dict.fromkeys(source.recorded[other] for other in dangling))
+        gone = join_words(dict.fromkeys(source.recorded[other] for other in dangling))
         title += f", which names what the output does not have: {gone}"
     first = next(iter(dangling or source.recorded))
     return [
         Diagnostic(
             "RK420",
             title,
-            notes=(named([f"{other} = {kept}" for other, kept in source.recorded.items()]),),
+            notes=(list_names([f"{other} = {kept}" for other, kept in source.recorded.items()]),),
             help=(f"a tied tensor is kept by a rule that names it: {{path: {literal_text(first)}, to: ...}}",),
             place=source.name,
             severity=Severity.NOTE,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
-from remapkit.diagnostics.wording import counted
+from remapkit.diagnostics.wording import count_noun
 from remapkit.ops.base import Op
 from remapkit.ops.dtype import CastOp, is_exact
 from remapkit.ops.join import FillOp, Join, infer_join
@@ -25,7 +25,7 @@ def report_roundings(moves: Iterable[Move], source: StateDictSpec) -> list[Diagn
     notes = []
     for (old, new), count in counts.items():
         verb, whose = ("is", "its") if count == 1 else ("are", "their")
-        title = f"{counted(count, 'tensor')} {verb} cast from {old} to {new}, which rounds {whose} values"
+        title = f"{count_noun(count, 'tensor')} {verb} cast from {old} to {new}, which rounds {whose} values"
         if new == "F16" and old != "F16":
             title += "; what is beyond 65504 becomes infinite"
         values = {"from": old, "to": new, "count": count, "names": names[old, new]}

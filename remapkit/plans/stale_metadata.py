@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
-from remapkit.diagnostics.wording import counted, named
+from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
@@ -91,12 +91,14 @@ def _find_existing(asked: Collection[tuple[str, bool]], fqns: Iterable[str]) -> 
 
 
 def _report_stale_entry(entry: str, names: list[str], source: StateDictSpec) -> Diagnostic:
-    title = f"the metadata `{entry}` quotes {counted(len(names), 'name')} that the rules change: it stays as it was"
+    title = (
+        f"the metadata `{entry}` quotes {count_noun(len(names), 'name')} that the rules change: it stays as it was"
+    )
     help = "correct the entry in the written file, or whoever reads it looks for names that are gone"
     return Diagnostic(
         "RK369",
         title,
-        notes=(named(names),),
+        notes=(list_names(names),),
         help=(help,),
         severity=Severity.WARNING,
         place=source.name,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.source import Span
-from remapkit.diagnostics.wording import counted, listed
+from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.patterns.automaton import Automaton, build_automaton
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.pattern import Part
@@ -64,7 +64,7 @@ class FindingWriter:
     def _unasked(self, count: int) -> list[Diagnostic]:
         if not count:
             return []
-        title = f"{counted(count, 'pair')} of rules not looked at: there are faults enough"
+        title = f"{count_noun(count, 'pair')} of rules not looked at: there are faults enough"
         return [Diagnostic("RK209", title, help=("repair those above first",))]
 
     def _more(self, rest: Sequence[Diagnostic]) -> list[Diagnostic]:
@@ -103,7 +103,7 @@ class FindingWriter:
         return _split_target(key_map.target(key, match.captures) or "", items)
 
     def disagreement(self, witness: Witness) -> Diagnostic:
-        ids = listed(self.key_maps[number].rule_id for number in witness.key_maps)
+        ids = join_words(self.key_maps[number].rule_id for number in witness.key_maps)
         title = f"the proof and the matcher disagree about {ids}"
         note = "\n".join(map(repr, witness.keys))
         help = ("this is a bug in remapkit, not in the rules: please report it with these keys",)
@@ -254,7 +254,7 @@ class FindingWriter:
         return Diagnostic("RK206", title, labels, help, (note,), Severity.NOTE, values=self.values(witness))
 
     def undecided(self, fault: Fault, numbers: Sequence[int]) -> Diagnostic:
-        ids = listed(self.key_maps[number].rule_id for number in numbers) or "the rules"
+        ids = join_words(self.key_maps[number].rule_id for number in numbers) or "the rules"
         title = f"undecided: {_ASKED[fault].format(ids)}"
         help = ("simplify the patterns (fewer .*, shorter counted repeats)", "or go on with --allow-undecided")
         note = "the search was given up after its budget of steps; a plan still checks the keys at hand"
@@ -315,7 +315,7 @@ class FindingWriter:
                 return [f"{known} it is {cases}"], [
                     f"write one rule for each {part.name}, with that text in its place"
                 ]
-        return [f"{known} it is {listed(values, 5, 'or')}"], []
+        return [f"{known} it is {join_words(values, 5, 'or')}"], []
 
     def rewritten(self, key_map: KeyMap, lost: int, value: str) -> str:
         """The pattern with a literal in the place of one part."""

@@ -142,7 +142,7 @@ def find_rules(name_or_path: str | Path) -> Path:
     raise UsageError(Diagnostic("RK601", f"there is no rule file and no pack named {text!r}", help=(help,)))
 
 
-def read_object(path: Path) -> Any:
+def read_user_json(path: Path) -> Any:
     """The value of a small JSON file that the user named; raises `UsageError` (RK611)."""
     from remapkit.files.strict_json import read_json_file
 
@@ -154,7 +154,7 @@ def read_object(path: Path) -> Any:
         raise UsageError(Diagnostic("RK611", title, help=one.help)) from None
 
 
-def look_in_current_folder() -> None:
+def add_current_folder() -> None:
     """Make modules of the current folder importable, as `python -m` does: a model is often a file there."""
     try:
         folder = str(Path.cwd())

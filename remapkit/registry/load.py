@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import InvalidRules, UsageError
-from remapkit.registry.installed import find_rules, read_object
+from remapkit.registry.installed import find_rules, read_user_json
 
 if TYPE_CHECKING:
     from remapkit.rules.model import CompiledRules
@@ -48,7 +48,7 @@ def read_config(config: str | Path | Mapping[str, Any] | None) -> Mapping[str, A
     if config is None or isinstance(config, Mapping):
         return config
     path = Path(config)
-    value = read_object(path)
+    value = read_user_json(path)
     if not isinstance(value, dict):
         raise UsageError(Diagnostic("RK611", f"{path} holds a {type(value).__name__}, not a JSON object"))
     return value

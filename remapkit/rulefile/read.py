@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.diagnostics.source import Source, Span, Text
-from remapkit.diagnostics.wording import excerpt_of
+from remapkit.diagnostics.wording import quote_excerpt
 from remapkit.rulefile.schema.text import schema_text
 from remapkit.rulefile.schema.validate import find_schema_problems
 from remapkit.rulefile.syntax import (
@@ -256,7 +256,7 @@ class _Written:
             if isinstance(value, ScalarNode) and value.kind == "empty":
                 help = ("write the target key, or null to say that the key must be dropped",)
                 yield Diagnostic(
-                    "RK022", f"the test of {excerpt_of(key.value)} has no target", (Label(key.span),), help
+                    "RK022", f"the test of {quote_excerpt(key.value)} has no target", (Label(key.span),), help
                 )
 
 

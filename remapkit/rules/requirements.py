@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
-from remapkit.diagnostics.wording import counted, listed
+from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.ops.calls import Arg, CallReader, evaluate_arg
 from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import Part, Pattern
@@ -47,7 +47,7 @@ def read_requirements(
         wanted = _read_wanted(each, calls)
         reader, by = None, None
         if each.what == "param" and each.name.value not in params:
-            known = listed(params) or "none"
+            known = join_words(params) or "none"
             problems.append(
                 _explain_bad_entry(
                     f"there is no param {each.name.value!r}", each.name.span, f"the params are: {known}"
@@ -86,12 +86,12 @@ def _find_counted_capture(
             return each.by.value
         title = f"{each.by.value!r} is no integer that {each.name.value} captures"
         problems.append(
-            _explain_bad_entry(title, each.by.span, f"captured integers are: {listed(numbers) or 'none'}")
+            _explain_bad_entry(title, each.by.span, f"captured integers are: {join_words(numbers) or 'none'}")
         )
     elif len(numbers) == 1:
         return numbers[0]
     elif numbers:
-        title = f"which of {listed(numbers)} is to be counted?"
+        title = f"which of {join_words(numbers)} is to be counted?"
         problems.append(_explain_bad_entry(title, each.name.span, f"say it: by: {numbers[0]}"))
     else:
         title = f"{each.name.value} captures no integer to count"
@@ -152,7 +152,7 @@ def _check_shape(each: Requirement, wanted: tuple[object, ...], source: StateDic
     wrong = [fqn for fqn in keys if source[fqn] is not OPAQUE and not _has_shape(source[fqn], wanted)]
     if wrong:
         found = list(source[wrong[0]].shape)
-        more = f", and {counted(len(wrong) - 1, 'more key differs', 'more keys differ')}" if len(wrong) > 1 else ""
+        more = f", and {count_noun(len(wrong) - 1, 'more key differs', 'more keys differ')}" if len(wrong) > 1 else ""
         title = f"{wrong[0]} must have the shape {shown}, and has {found}{more}"
         yield _explain_unmet(each, title, "these rules are for another model than this one", source, found)
 

@@ -13,7 +13,7 @@ from torch import nn
 from remapkit.compute.torch_eager import run_plan
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
-from remapkit.diagnostics.wording import named
+from remapkit.diagnostics.wording import list_names
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
@@ -161,7 +161,7 @@ def _run_both(
         refused.append(f"{list(x.shape)}: {shapes[0]} from {type(source).__name__}, {shapes[1]} from the target")
     title = f"no input was found that {method} of both models takes and gives the same shapes for"
     help = "give the shape: --input 1,3,32,32, or --input 2,7:1000 for integers below 1000"
-    raise UsageError(Diagnostic("RK713", title, notes=(named(refused) or "none was tried",), help=(help,)))
+    raise UsageError(Diagnostic("RK713", title, notes=(list_names(refused) or "none was tried",), help=(help,)))
 
 
 def _compute_expected(

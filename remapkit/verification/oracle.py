@@ -9,7 +9,7 @@ import torch
 
 from remapkit.compute.rename import remap
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.wording import counted, named
+from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.spec import TensorSpec
 from remapkit.verification.forward import Verdict
@@ -43,7 +43,7 @@ def _diagnose_names(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: st
     title = f"{name} makes other names: {len(lacking)} that the rules do not, {len(beyond)} that only they make"
     lines = [f"only {name}: {fqn}" for fqn in lacking] + [f"only the rules: {fqn}" for fqn in beyond]
     values = {"missing_keys": lacking, "unexpected_keys": beyond}
-    return [Diagnostic("RK710", title, (), ("correct the templates",), (named(lines),), values=values)]
+    return [Diagnostic("RK710", title, (), ("correct the templates",), (list_names(lines),), values=values)]
 
 
 def _diagnose_values(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> list[Diagnostic]:
@@ -54,9 +54,9 @@ def _diagnose_values(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: s
             lines.append(f"{fqn}: {said}")
     if not wrong:
         return []
-    title = f"{counted(len(wrong), 'tensor')} of {len(ours)} differ from those of {name}"
+    title = f"{count_noun(len(wrong), 'tensor')} of {len(ours)} differ from those of {name}"
     help = "look at the operations of the rule that makes them: `remapkit explain`, `remapkit apply --dry-run`"
-    return [Diagnostic("RK711", title, (), (help,), (named(lines),), values={"names": wrong})]
+    return [Diagnostic("RK711", title, (), (help,), (list_names(lines),), values={"names": wrong})]
 
 
 def describe_difference(one: Any, other: Any) -> str | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from remapkit.compute.move_bytes import Run, read_target_chunks
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedWrite
-from remapkit.diagnostics.wording import named, shown
+from remapkit.diagnostics.wording import list_names, show_key
 from remapkit.files.atomic import ignore_interrupts
 from remapkit.files.errors import make_unwritable
 from remapkit.files.index_names import split_index_name
@@ -209,7 +209,7 @@ def _check_renamed(path: Path, moves: Sequence[Move]) -> None:
         header = renamed.header()
         wrong = [move.target for move in moves if header.tensors.get(move.target) != move.spec]
     if wrong:
-        raise _make_write_error(f"{len(wrong)} of {len(moves)} tensors were renamed wrong", shown(wrong[0]))
+        raise _make_write_error(f"{len(wrong)} of {len(moves)} tensors were renamed wrong", show_key(wrong[0]))
 
 
 def recover(path: str | Path) -> bool:
@@ -245,7 +245,7 @@ def _compare_targets(moves: Sequence[Move], reader: Reader, written: Reader, run
     header = written.header()
     wrong = [move.target for move in moves if not _is_same_target(move, reader, written, header.metadata, run)]
     if wrong:
-        names = named(list(map(shown, wrong)))
+        names = list_names(list(map(show_key, wrong)))
         title = f"{len(wrong)} of {len(moves)} tensors were written wrong"
         raise _make_write_error(title, names)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UnreadableCheckpoint, UnwritableOutput
-from remapkit.diagnostics.wording import escape_line, listed
+from remapkit.diagnostics.wording import escape_line, join_words
 from remapkit.files.atomic import NewFile, ignore_interrupts, journal_path, sync_directory
 from remapkit.files.copy import BLOCK, Copier, write_all
 from remapkit.files.errors import FileFault, convert_os_error, make_unwritable
@@ -49,7 +49,9 @@ def make_header(moves: Sequence[Move], reader: SafetensorsReader, metadata: Mapp
     header = reader.header()
     left = [fqn for fqn in header if fqn not in names and header[fqn].nbytes]
     if left:
-        raise _make_refusal(f"--in-place cannot leave tensors behind ({listed(left, 1)}): the format allows no holes")
+        raise _make_refusal(
+            f"--in-place cannot leave tensors behind ({join_words(left, 1)}): the format allows no holes"
+        )
     tensors = ((names[fqn], spec) for fqn, spec in header.items() if fqn in names)
     return header_json(tensors, metadata)
 

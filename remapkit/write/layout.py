@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from remapkit.diagnostics.wording import shown
+from remapkit.diagnostics.wording import show_key
 from remapkit.files.copy import BLOCK
 from remapkit.files.errors import MAX_DIMS, is_utf8, make_unwritable
 from remapkit.files.source_file import SourceFile
@@ -160,9 +160,8 @@ def check_dims(moves: Iterable[Move]) -> None:
     """Raise `UnwritableOutput` (RK505) for tensors that no reader takes back, this one included."""
     for move in moves:
         if len(move.spec.shape) > MAX_DIMS:
-            title = (
-                f"{shown(move.target)} would have {len(move.spec.shape)} dimensions; tensors have at most {MAX_DIMS}"
-            )
+            rank = len(move.spec.shape)
+            title = f"{show_key(move.target)} would have {rank} dimensions; tensors have at most {MAX_DIMS}"
             raise make_unwritable("RK505", title, help=("reshape it to fewer",))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from remapkit.compute.move_bytes import Run, read_target_chunks
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedWrite, UnwritableOutput
-from remapkit.diagnostics.wording import escape_line, sized_part
+from remapkit.diagnostics.wording import escape_line, format_bytes_part
 from remapkit.files.atomic import NewFile, check_space, check_targets, ignore_interrupts, sync_directory
 from remapkit.files.copy import Copier, ReadAhead, Writeback, expect_sequential, write_all
 from remapkit.files.errors import NO_SPACE, convert_os_error, make_no_space, make_unreadable
@@ -184,7 +184,7 @@ class Writer:
 
     def _make_failure(self, target: Path, error: OSError) -> UnwritableOutput:
         if error.errno in NO_SPACE:
-            return make_no_space(target, error, f" after {sized_part(self.done, self.total)}")
+            return make_no_space(target, error, f" after {format_bytes_part(self.done, self.total)}")
         return convert_os_error(target, error)
 
     def _advance(self, nbytes: int) -> None:

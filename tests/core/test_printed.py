@@ -19,7 +19,7 @@ from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics import diagnostic
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, render, to_github, to_json
 from remapkit.diagnostics.source import Source, Span
-from remapkit.diagnostics.wording import named
+from remapkit.diagnostics.wording import list_names
 
 HOSTILE = (
     "\n", "\r", "\x1b[2J", "\x1b]0;x\x07", "\x00", "\x7f", "\x85", "\x9b", "\u2028", "\u2029", "\u202e", "\u2066", "\u200f", "\udcff", "\ud800",
@@ -33,8 +33,8 @@ def diagnostics(draw: st.DrawFn) -> Diagnostic:
     source = Source(draw(texts), draw(texts))
     end = draw(st.integers(0, len(source.text)))
     labels = (Label(Span(source, 0, end), draw(texts)),) if draw(st.booleans()) else ()
-    # The lines of a note are the note's own: names are listed by `named`, which escapes theirs.
-    note = named(draw(st.lists(texts, min_size=1, max_size=3)))
+    # The lines of a note are the note's own: names are listed by `list_names`, which escapes theirs.
+    note = list_names(draw(st.lists(texts, min_size=1, max_size=3)))
     place = draw(texts) or None
     return Diagnostic("RK000", draw(texts), labels, (draw(texts),), (note,), place=place, values={"x": draw(texts)})
 

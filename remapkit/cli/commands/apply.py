@@ -15,7 +15,7 @@ from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.cli.sizes import parse_size
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
-from remapkit.diagnostics.wording import counted, listed, sized
+from remapkit.diagnostics.wording import count_noun, format_bytes, join_words
 from remapkit.files.index_names import is_index
 from remapkit.formats import Reader
 from remapkit.models.target import read_target_header
@@ -206,16 +206,16 @@ def _describe_written(job: Job, written: Written, restored: bool) -> Iterator[st
         yield f"resume: {written.kept} of {len(written.files) - 1} shards kept"
     if job.args.in_place:
         yield f"renamed {written.tensors} tensors in {written.files[0]}"
-        yield f"{sized(written.nbytes)} written in {written.seconds:.2f} s; the data is where it was"
+        yield f"{format_bytes(written.nbytes)} written in {written.seconds:.2f} s; the data is where it was"
         return
     for path in written.files:
         yield f"wrote {path}"
     if written.tied:
-        names = listed((f"{other} = {kept}" for other, kept in written.tied.items()), 3)
+        names = join_words((f"{other} = {kept}" for other, kept in written.tied.items()), 3)
         yield f"{len(written.tied)} tied names are recorded, not written ({names}); --untie writes copies"
-    rate = sized(written.nbytes / max(written.seconds, 1e-9))
-    size = sized(written.nbytes)
-    yield f"{counted(written.tensors, 'tensor')}, {size} in {written.seconds:.2f} s ({rate}/s)"
+    rate = format_bytes(written.nbytes / max(written.seconds, 1e-9))
+    size = format_bytes(written.nbytes)
+    yield f"{count_noun(written.tensors, 'tensor')}, {size} in {written.seconds:.2f} s ({rate}/s)"
     if written.verified:
         what = "what the rules make of the source" if any(move.ops for move in job.moves) else "the source's"
         yield f"ok: read back, all {written.tensors} tensors are {what}, byte for byte"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from remapkit.cli.commands.common import list_files_read, open_source
 from remapkit.cli.render import CommandOutcome, TextTable
-from remapkit.diagnostics.wording import counted, shown, sized
+from remapkit.diagnostics.wording import count_noun, format_bytes, show_key
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
 from remapkit.tensors.families import find_families
@@ -33,16 +33,18 @@ def run(args: Namespace) -> CommandOutcome:
         table = TextTable(
             (">keys", "family", "dtype", "shape", ">size"),
             tuple(
-                (str(len(each.fqns)), each.pattern, each.dtypes_text, each.shapes_text, sized(each.nbytes))
+                (str(len(each.fqns)), each.pattern, each.dtypes_text, each.shapes_text, format_bytes(each.nbytes))
                 for each in find_families(header)
             ),
         )
     what = f"{header.name}: {format}{f', state dict under {root!r}' if root else ''}"
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common())
-    total = f"{counted(len(header), 'tensor')} ({kinds}), {numel:,} elements, {sized(header.nbytes)}"
+    total = f"{count_noun(len(header), 'tensor')} ({kinds}), {numel:,} elements, {format_bytes(header.nbytes)}"
     tied = tuple(f"tied: {' = '.join(group)}" for group in header.tied)
-    tied += tuple(f"recorded as tied: {shown(other)} = {shown(kept)}" for other, kept in header.recorded.items())
-    metadata = tuple(f"metadata: {shown(key)} = {shown(value, 2000)}" for key, value in header.metadata.items())
+    tied += tuple(
+        f"recorded as tied: {show_key(other)} = {show_key(kept)}" for other, kept in header.recorded.items()
+    )
+    metadata = tuple(f"metadata: {show_key(key)} = {show_key(value, 2000)}" for key, value in header.metadata.items())
     manifest = {fqn: {"dtype": spec.dtype, "shape": list(spec.shape)} for fqn, spec in header.items()}
     return CommandOutcome(
         data={

@@ -10,7 +10,7 @@ from remapkit.authoring.invert import invert
 from remapkit.authoring.write_inverse import relocate_path
 from remapkit.cli.commands.common import list_files_read, list_rule_files, read_known_source
 from remapkit.cli.render import CommandOutcome
-from remapkit.diagnostics.wording import listed
+from remapkit.diagnostics.wording import join_words
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
 from remapkit.sources.declared import read_declared, resolve_declared_path
@@ -27,7 +27,7 @@ def run(args: Namespace) -> CommandOutcome:
     sources = [*list_files_read(args, but=("output",)), *list_rule_files(rules)]
     folders = list(dict.fromkeys(path.parent for path in manifests))
     write_texts({**manifests, output: text}, force=args.force, sources=sources, folders=folders)
-    copied = f", with {listed([str(path) for path in manifests])} copied beside it" if manifests else ""
+    copied = f", with {join_words([str(path) for path in manifests])} copied beside it" if manifests else ""
     return CommandOutcome(
         data={"output": str(output), "rules": rules.name, "manifests": [str(path) for path in manifests]},
         text=(f"wrote {output}: the inverse of {rules.name}, proven for all keys{copied}",),

@@ -13,11 +13,11 @@ from remapkit.cli.commands.common import list_files_read, open_sides
 from remapkit.cli.render import CommandOutcome
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import UsageError
-from remapkit.diagnostics.wording import counted, named
+from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.files.text import write_texts
 from remapkit.formats import Reader
 from remapkit.formats.manifest import manifest_json
-from remapkit.registry.installed import read_object
+from remapkit.registry.installed import read_user_json
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -46,7 +46,7 @@ def run(args: Namespace) -> CommandOutcome:
         data={"output": str(output), **_dump_learned(learned)},
         text=(
             f"wrote {output} with its manifests: rules, proven for all keys, that take "
-            f"{len(learned.pairs)} of {counted(len(source), 'key')} to {len(learned.pairs)} of {len(target)}",
+            f"{len(learned.pairs)} of {count_noun(len(source), 'key')} to {len(learned.pairs)} of {len(target)}",
             f"next: read it; `remapkit lint {output}` and `remapkit test {output}` say the same again",
         ),
         diagnostics=said,
@@ -86,7 +86,7 @@ def _pair_readers(a: Reader, b: Reader) -> Pairing:
 
 def _read_pairs(path: Path, source: StateDictSpec, target: StateDictSpec) -> Pairing:
     """Pairs that somebody wrote: a JSON object, source key to target key; every problem of it at once."""
-    value = read_object(path)
+    value = read_user_json(path)
     if not isinstance(value, dict) or not all(isinstance(fqn, str) for fqn in value.values()):
         raise UsageError(Diagnostic("RK611", f"{path} is no JSON object of source keys to target keys"))
     by_target: dict[str, list[str]] = {}
@@ -107,7 +107,7 @@ def _read_pairs(path: Path, source: StateDictSpec, target: StateDictSpec) -> Pai
     wrong += [f"{' and '.join(fqns)} both become {other}" for other, fqns in by_target.items() if len(fqns) > 1]
     if wrong:
         raise UsageError(
-            Diagnostic("RK627", f"{path}: {counted(len(wrong), 'pair')} cannot be", notes=(named(wrong),))
+            Diagnostic("RK627", f"{path}: {count_noun(len(wrong), 'pair')} cannot be", notes=(list_names(wrong),))
         )
     only_a = tuple(fqn for fqn in source if fqn not in value)
     only_b = tuple(fqn for fqn in target if fqn not in by_target)
@@ -120,20 +120,20 @@ def _report_leftovers(learned: Learned, source: StateDictSpec, target: StateDict
     for by in By:
         pairs = [f"{fqn} -> {each.target}" for fqn, each in learned.settled.items() if each.by is by]
         if pairs:
-            title = f"values leave {counted(len(pairs), 'pair')} open; taken, because {by.value}"
-            found.append(Diagnostic("RK628", title, notes=(named(pairs),), severity=Severity.NOTE))
+            title = f"values leave {count_noun(len(pairs), 'pair')} open; taken, because {by.value}"
+            found.append(Diagnostic("RK628", title, notes=(list_names(pairs),), severity=Severity.NOTE))
     if learned.undecided:
-        title = f"{counted(len(learned.undecided), 'key')} undetermined: constants, or bytes that other keys have"
+        title = f"{count_noun(len(learned.undecided), 'key')} undetermined: constants, or bytes that other keys have"
         found.append(_make_warning("RK628", title, list(learned.undecided), source.name))
     if learned.open_b:
-        title = f"{counted(len(learned.open_b), 'key')} with an equal on the other side that no rule leads to"
+        title = f"{count_noun(len(learned.open_b), 'key')} with an equal on the other side that no rule leads to"
         found.append(_make_warning("RK628", title, list(learned.open_b), target.name))
     if learned.unsaid:
-        title = f"{counted(len(learned.unsaid), 'pair')} that no rule can say"
+        title = f"{count_noun(len(learned.unsaid), 'pair')} that no rule can say"
         found.append(_make_warning("RK656", title, list(learned.unsaid), source.name))
     for fqns, header in ((learned.only_a, source), (learned.only_b, target)):
         if fqns:
-            title = f"{counted(len(fqns), 'key')} of {len(header)} have no equal on the other side"
+            title = f"{count_noun(len(fqns), 'key')} of {len(header)} have no equal on the other side"
             found.append(_make_warning("RK629", title, list(fqns), header.name))
     return found
 
@@ -141,5 +141,11 @@ def _report_leftovers(learned: Learned, source: StateDictSpec, target: StateDict
 def _make_warning(code: str, title: str, fqns: list[str], place: str) -> Diagnostic:
     help = ("the rule file lists them in comments: write rules for them, or name them under `drop:`",)
     return Diagnostic(
-        code, title, notes=(named(fqns),), help=help, place=place, severity=Severity.WARNING, values={"keys": fqns}
+        code,
+        title,
+        notes=(list_names(fqns),),
+        help=help,
+        place=place,
+        severity=Severity.WARNING,
+        values={"keys": fqns},
     )

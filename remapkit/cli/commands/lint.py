@@ -11,7 +11,7 @@ from remapkit.cli.commands.common import find_rule_paths, read_known_source
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, RemapkitError
-from remapkit.diagnostics.wording import counted
+from remapkit.diagnostics.wording import count_noun
 
 
 def run(args: Namespace) -> CommandOutcome:
@@ -38,7 +38,7 @@ def _lint_file(path: Path, *, allow_undecided: bool) -> tuple[list[Diagnostic], 
     try:
         rules = load(path)
     except InvalidRules as error:
-        verdict = counted(len(error.diagnostics), "problem")
+        verdict = count_noun(len(error.diagnostics), "problem")
         return list(error.diagnostics), (str(path), "", "", "", verdict), {"file": str(path), "ok": False}
     diagnostics, unread = list(rules.warnings), False
     try:

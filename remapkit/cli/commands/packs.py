@@ -7,7 +7,7 @@ from argparse import Namespace
 from remapkit.api.ruleset import load
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.errors import RemapkitError
-from remapkit.diagnostics.wording import counted
+from remapkit.diagnostics.wording import count_noun
 from remapkit.models.target import find_declared_target
 from remapkit.registry.installed import packs, plugins
 from remapkit.registry.verified import read_witness
@@ -25,7 +25,7 @@ def run(args: Namespace) -> CommandOutcome:
             rows.append(
                 (
                     pack.name,
-                    f"{counted(len(error.diagnostics), 'problem')}: see `remapkit lint`",
+                    f"{count_noun(len(error.diagnostics), 'problem')}: see `remapkit lint`",
                     "",
                     "",
                     pack.origin,

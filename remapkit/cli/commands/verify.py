@@ -21,7 +21,7 @@ from remapkit.cli.commands.common import (
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
-from remapkit.diagnostics.wording import counted
+from remapkit.diagnostics.wording import count_noun
 from remapkit.models.reference import resolve_reference
 from remapkit.models.target import TargetRef, find_declared_target, import_factory
 from remapkit.registry.installed import version
@@ -126,12 +126,14 @@ def _describe_verdict(rules: RuleSet, verdict: Verdict) -> str:
     if not verdict.ok:
         return f"{rules.name} is not verified by {verdict.by}"
     if not verdict.total:
-        same = f"{counted(len(verdict.tensors), 'tensor')} are those of {verdict.other}, bit for bit"
+        same = f"{count_noun(len(verdict.tensors), 'tensor')} are those of {verdict.other}, bit for bit"
         return f"{rules.name}: verified by value: {same}"
     rest = verdict.total - len(verdict.tensors)
-    left = f"; {counted(rest, 'tensor')} took no part in it" if rest else ""
+    left = f"; {count_noun(rest, 'tensor')} took no part in it" if rest else ""
     if kept := len(verdict.constants):
-        left += f"; {counted(kept, 'dropped buffer')} taken as the constructor makes {'it' if kept == 1 else 'them'}"
+        left += (
+            f"; {count_noun(kept, 'dropped buffer')} taken as the constructor makes {'it' if kept == 1 else 'them'}"
+        )
     return f"{rules.name}: verified by value: {verdict.other} gives the same{left}"
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from mmap import mmap
 from typing import Any
 
-from remapkit.diagnostics.wording import sized
+from remapkit.diagnostics.wording import format_bytes
 from remapkit.formats.pickle.denylist import is_hostile
 from remapkit.formats.pickle.values import MARK, Global, PickleFault
 
@@ -70,7 +70,7 @@ class Machine:
         start = self.pos
         if length > self.end - start:
             left = self.end - start
-            raise PickleFault(f"the pickle asks for {sized(length)} where {sized(left)} are left")
+            raise PickleFault(f"the pickle asks for {format_bytes(length)} where {format_bytes(left)} are left")
         self.pos = start + length
         return self.data[start : start + length]
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from remapkit.diagnostics.wording import shown, sized
+from remapkit.diagnostics.wording import format_bytes, show_key
 from remapkit.formats.pickle.calls import call_known, load_persistent, make_instance
 from remapkit.formats.pickle.machine import MAX_INT_BYTES, TEXT_OBJECT, Machine
 from remapkit.formats.pickle.values import MARK, MAX_TEXT, Mapping, Opaque, PickleFault, describe_kind
@@ -27,7 +27,9 @@ def _proto(machine: Machine) -> None:
 def _frame(machine: Machine) -> None:
     length = machine.read_number(8)
     if length > machine.end - machine.pos:
-        raise PickleFault(f"a frame of {sized(length)} where {sized(machine.end - machine.pos)} are left")
+        raise PickleFault(
+            f"a frame of {format_bytes(length)} where {format_bytes(machine.end - machine.pos)} are left"
+        )
 
 
 def _mark(machine: Machine) -> None:
@@ -65,7 +67,7 @@ def _parse_int(line: bytes) -> int:
     try:
         return int(line.rstrip(b"L").decode("ascii"))
     except ValueError:
-        raise PickleFault(f"{shown(repr(line), 40)} is no number") from None
+        raise PickleFault(f"{show_key(repr(line), 40)} is no number") from None
 
 
 def _long_line(machine: Machine) -> None:
@@ -77,7 +79,7 @@ def _float_line(machine: Machine) -> None:
     try:
         machine.push(float(line[:MAX_INT_BYTES]))
     except ValueError:
-        raise PickleFault(f"{shown(repr(line), 40)} is no number") from None
+        raise PickleFault(f"{show_key(repr(line), 40)} is no number") from None
 
 
 def _binint(machine: Machine) -> None:
@@ -96,7 +98,7 @@ def _push_long(width: int) -> Callable[[Machine], None]:
     def push(machine: Machine) -> None:
         length = machine.read_number(width)
         if length > MAX_INT_BYTES:
-            raise PickleFault(f"a number of {sized(length)}")
+            raise PickleFault(f"a number of {format_bytes(length)}")
         machine.objects -= length // TEXT_OBJECT
         machine.push(int.from_bytes(machine.read_bytes(length), "little", signed=True))
 
@@ -127,7 +129,7 @@ def _skip_bytes(machine: Machine, length: int, name: str) -> None:
         machine.read_bytes(length)
     machine.pos += length
     machine.objects -= 1
-    machine.push(Opaque(f"{name} of {sized(length)}", known=True))
+    machine.push(Opaque(f"{name} of {format_bytes(length)}", known=True))
 
 
 def _push_bytes(width: int, name: str) -> Callable[[Machine], None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
-from remapkit.diagnostics.wording import excerpt_of, find_close_name, listed, shown, suggest_name
+from remapkit.diagnostics.wording import find_close_name, join_words, quote_excerpt, show_key, suggest_name
 from remapkit.rulefile.schema.text import schema_text
 from remapkit.rulefile.yaml.emit import emit_flow
 from remapkit.rulefile.yaml.nodes import BrokenNode, ListNode, MapNode, Node, ScalarNode
@@ -62,18 +62,18 @@ class SchemaPlace:
         if isinstance(last, int):
             return f"entry {last + 1} of `{self.path[-2]}`"
         if section == "tables" and len(self.path) == 2:
-            return f"the table `{shown(str(last), 60)}`"
+            return f"the table `{show_key(str(last), 60)}`"
         return (
-            f"the test of {excerpt_of(str(last))}"
+            f"the test of {quote_excerpt(str(last))}"
             if section == "tests" and len(self.path) == 2
-            else f"`{shown(str(last), 60)}`"
+            else f"`{show_key(str(last), 60)}`"
         )
 
     @property
     def rule(self) -> str:
         id = self.node.get("id") if isinstance(self.node, MapNode) else None
         if isinstance(id, ScalarNode) and id.kind == "text" and id.value:
-            return f"the rule {excerpt_of(id.value)}"
+            return f"the rule {quote_excerpt(id.value)}"
         return f"rule {int(self.path[1]) + 1}"
 
     @property
@@ -126,7 +126,7 @@ def _explain_unknown_fields(place: SchemaPlace, error: Departure) -> Iterator[Di
         if colon and value and name in known:
             help = (f"a space follows the colon: `{name}: {value}`",)
         where = "" if not place.path else f" in {place.name}"
-        yield Diagnostic("RK020", f"unknown field {excerpt_of(key.value)}{where}", (Label(key.span),), help)
+        yield Diagnostic("RK020", f"unknown field {quote_excerpt(key.value)}{where}", (Label(key.span),), help)
 
 
 def _explain_missing_fields(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
@@ -276,11 +276,11 @@ def _explain_not_one_of(place: SchemaPlace, error: Departure) -> Iterator[Diagno
     value = place.node.value if isinstance(place.node, ScalarNode) else ""
     help = suggest_name(value, options, f"write one of {', '.join(options)}")
     got = (
-        excerpt_of(value)
+        quote_excerpt(value)
         if isinstance(place.node, ScalarNode) and place.node.kind == "text"
         else _describe_node(place.node)
     )
-    title = f"{place.name} must be {listed(options, conjunction='or')}, got {got}"
+    title = f"{place.name} must be {join_words(options, conjunction='or')}, got {got}"
     label = Label(place.node.span if place.node.span.end > place.node.span.start else place.at)
     yield Diagnostic("RK023", title, (label,), (help,))
 
@@ -318,7 +318,7 @@ def _explain_bad_name(place: SchemaPlace, error: Departure) -> Iterator[Diagnost
             "name",
             "use letters, digits, _, - and ., and do not begin with - or .",
         )
-    yield Diagnostic("RK028", f"{excerpt_of(str(error.got))} is not a valid {what}", (Label(at),), (help,))
+    yield Diagnostic("RK028", f"{quote_excerpt(str(error.got))} is not a valid {what}", (Label(at),), (help,))
 
 
 _EXPLAIN: Mapping[str, Callable[[SchemaPlace, Departure], Iterator[Diagnostic]]] = {

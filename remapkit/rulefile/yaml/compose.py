@@ -17,7 +17,7 @@ import yaml
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Source, Span
-from remapkit.diagnostics.wording import excerpt_of, shown
+from remapkit.diagnostics.wording import quote_excerpt, show_key
 from remapkit.rulefile.yaml.nodes import (
     BLOCK_HEADER,
     LOADER,
@@ -287,14 +287,14 @@ class _Composer:
             at = Span(self.source, key.span.start, key.span.start + 1)
             self.add_problem("RK015", "a colon without a key before it", at, "write the key, or '' for an empty one")
         else:
-            title = f"the key {shown(key.value, 60)} is {READ_AS[key.kind]} to YAML, not text"
+            title = f"the key {show_key(key.value, 60)} is {READ_AS[key.kind]} to YAML, not text"
             self.add_problem("RK014", title, key.span, f"quote it: '{key.value}'")
         return False
 
     def refuse_duplicate(self, first: ScalarNode, again: ScalarNode) -> None:
         labels = (Label(first.span, "first here", primary=False), Label(again.span, "again here"))
         help = "merge the two, or remove one: some YAML parsers silently use only one of them"
-        self.add_problem("RK002", f"duplicate key {excerpt_of(again.value)}", labels, help)
+        self.add_problem("RK002", f"duplicate key {quote_excerpt(again.value)}", labels, help)
 
     def refuse_alias(self, span: Span) -> None:
         if span.text in self.aliases:
@@ -304,7 +304,7 @@ class _Composer:
             "a plain text that begins with * is an alias: quote it if it is meant as text",
             "rule files have no anchors and aliases: write the value out",
         )
-        self.add_problem("RK003", f"{shown(span.text, 60)} is a YAML alias", span, *help)
+        self.add_problem("RK003", f"{show_key(span.text, 60)} is a YAML alias", span, *help)
 
     def refuse_properties(self, event: Any) -> bool:
         """Whether the node has an anchor or a tag, each refused at its place; its span begins with them."""
@@ -313,7 +313,7 @@ class _Composer:
         place = event.start_mark.index
         while match := PROPERTY.match(self.source.text, place):
             span = Span(self.source, place, match.end(1))
-            name = shown(span.text, 60)
+            name = show_key(span.text, 60)
             if name.startswith("&"):
                 help = "a plain text that begins with & is an anchor: quote it if it is meant as text, else remove it"
                 self.add_problem("RK003", f"{name} is a YAML anchor", span, help)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from remapkit.diagnostics.source import Span
-from remapkit.diagnostics.wording import shown
+from remapkit.diagnostics.wording import show_key
 from remapkit.rulefile.yaml.nodes import ScalarKind
 
 READ_AS = {
@@ -60,7 +60,7 @@ def classify_scalar(value: str) -> ScalarKind | None:
 
 def explain_ambiguous_scalar(value: str, span: Span, key: bool) -> tuple[str, Span, str]:
     what = next(what for what, pattern in _SURPRISING if pattern.fullmatch(value))
-    value = shown(value, 60)
+    value = show_key(value, 60)
     if key:
         help = f"quote it: '{value}'"
     elif what == "true or false":
