@@ -28,7 +28,7 @@ def show_error(error: RemapkitError) -> int:
     """Print the diagnostics of an error to stderr, as `remapkit` does, and return its exit code.
 
     >>> import remapkit
-    >>> show_error(remapkit.UsageError(remapkit.Diagnostic("RK600", "x must be y, got z")))
+    >>> show_error(remapkit.UsageError(remapkit.Diagnostic("RK609", "x must be y, got z")))
     2
     """
     from remapkit.cli import render
