@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from remapkit import Diagnostic, UsageError
-from remapkit.plugin import counted
+from remapkit.plugin import count_noun
 
 from .cache import WanCache
 from .config import VAEConfig
@@ -61,7 +61,7 @@ class Report:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        size = f"{counted(self.frames, 'frame')} of {self.height}x{self.width}"
+        size = f"{count_noun(self.frames, 'frame')} of {self.height}x{self.width}"
         worst = f", worst {_format_decibels(self.worst[0])} in frame {self.worst[1]}"
         lines = [
             f"{size} -> latent {list(self.latent)} -> back, by {self.model} in {self.dtype} on {self.device}",

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Self
 
 from remapkit.diagnostics.wording import format_bytes
-from remapkit.files.errors import convert_os_error, make_unwritable
+from remapkit.files.errors import convert_os_error, make_existing_error, make_unwritable
 from remapkit.files.locks import LOCK_SUFFIX, is_named
 from remapkit.files.source_file import SourceFile
 
@@ -38,8 +38,7 @@ def check_targets(paths: Sequence[Path], sources: Sequence[SourceFile], force: b
     targets = [_check_target(path, sources) for path in paths]
     existing = [] if force else [path for path, target in zip(paths, targets, strict=True) if target.exists()]
     if existing:
-        more = f" and {len(existing) - 1} more of its files exist" if len(existing) > 1 else " exists"
-        raise make_unwritable("RK500", f"{existing[0]}{more} (use --force)")
+        raise make_existing_error(existing)
     return targets
 
 
@@ -151,7 +150,7 @@ class NewFile:
             # What appeared under this name since it was checked stays.
             _rename_new(self.temporary, self.target)
         except FileExistsError:
-            raise make_unwritable("RK500", f"{self.target} exists (use --force)") from None
+            raise make_existing_error([self.target]) from None
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
@@ -108,6 +109,12 @@ def make_no_space(path: Path, error: OSError, after: str) -> UnwritableOutput:
     limits = {errno.EDQUOT: "the quota is used up", errno.EFBIG: "the limit on the size of a file was reached"}
     notes = (limits[error.errno],) if error.errno in limits else ()
     return make_unwritable("RK504", f"no space left on {path.parent}{after}; nothing was changed", notes=notes)
+
+
+def make_existing_error(paths: Sequence[Path], *, notes: tuple[str, ...] = ()) -> UnwritableOutput:
+    """The error for files that exist where `force` is not set (RK500)."""
+    more = f" and {len(paths) - 1} more of its files exist" if len(paths) > 1 else " exists"
+    return make_unwritable("RK500", f"{paths[0]}{more} (use --force)", notes=notes)
 
 
 def make_unwritable(

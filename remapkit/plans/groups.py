@@ -337,7 +337,7 @@ def _list_ties(moves: Sequence[Move], outputs: int) -> Iterator[tuple[str, ...]]
 
 
 def _report_failure(pipeline: Pipeline, failure: _Failure, source: StateDictSpec) -> Diagnostic:
-    more = "" if len(failure.notes) == 1 else f" ({len(failure.notes)} times)"
+    more = "" if len(failure.notes) == 1 else f" ({count_noun(len(failure.notes), 'time')})"
     return Diagnostic(
         failure.code,
         f"{pipeline.id}: {failure.title}{more}",

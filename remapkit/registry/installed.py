@@ -19,6 +19,7 @@ from typing import Any
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import MissingFile, UnreadableCheckpoint, UsageError
 from remapkit.diagnostics.wording import suggest_name
+from remapkit.files.strict_json import read_json_file
 
 GROUP = "remapkit.plugins"
 """The entry-point group of plugins: `wan = "my_package"` makes `wan.vae` mean the module `my_package.vae`."""
@@ -144,8 +145,6 @@ def find_rules(name_or_path: str | Path) -> Path:
 
 def read_user_json(path: Path) -> Any:
     """The value of a small JSON file that the user named; raises `UsageError` (RK611)."""
-    from remapkit.files.strict_json import read_json_file
-
     try:
         return read_json_file(path)
     except UnreadableCheckpoint as error:

@@ -13,7 +13,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedWrite
 from remapkit.diagnostics.wording import escape_line
 from remapkit.files.atomic import Dress, NewFile, sync_directory
-from remapkit.files.errors import make_unwritable
+from remapkit.files.errors import make_existing_error, make_unwritable
 from remapkit.files.index_names import derive_output_name, derive_whole_name, is_index
 from remapkit.files.source_file import SourceFile, describe_os_error
 
@@ -31,9 +31,8 @@ def find_other_layouts(folder: Path, names: Sequence[str], sources: Sequence[Sou
             help = ("write under another name, or into another folder",)
             raise make_unwritable("RK501", title, help=help)
     if replaced and not force:
-        more = f" and {len(replaced) - 1} more of its files exist" if len(replaced) > 1 else " exists"
         notes = (f"{names[-1]} is the same checkpoint in another layout; --force replaces it",)
-        raise make_unwritable("RK500", f"{replaced[0]}{more} (use --force)", notes=notes)
+        raise make_existing_error(replaced, notes=notes)
     return replaced
 
 

@@ -127,12 +127,13 @@ def test_every_text_of_a_pack_knows_its_place() -> None:
             assert text.span.text == text.value, "the shipped packs use neither escapes nor folds"
 
 
-def test_a_file_knows_where_it_lies(tmp_path: Path) -> None:
+def test_the_digest_is_that_of_the_meaning(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_bytes(b"remapkit: 1\r\nname: a\r\nkeep: [x] # \xc3\xa9\r\n")
     file = read(path)
     assert (file.path, file.source.name) == (path, str(path))
-    assert read(str(path)).digest == file.digest
+    assert file.digest == read_text("remapkit: 1\nname: b\nkeep:\n  - 'x'\n").digest
+    assert file.digest != read_text("remapkit: 1\nname: a\nkeep: [y]\n").digest
 
 
 MEANT = "remapkit: 1\nname: a\nrules:\n  - {id: r, path: 'a.{n:int}', to: 'b.{n}'}\n  - {id: s, path: c, to: d}\n"
