@@ -7,6 +7,7 @@ in a copy of the code, where the check must fail.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,26 @@ def test_a_planted_import_is_noticed(tmp_path: Path, name: str) -> None:
     assert code == 1, output
     broken = [row for row in output.splitlines() if "BROKEN" in row]
     assert any(contract in row for row in broken), output
+
+
+def test_the_picture_is_drawn_from_the_code() -> None:
+    """After a change of imports: `python docs/draw_house.py --write`."""
+    drawn = subprocess.run([sys.executable, ROOT / "docs/draw_house.py"], capture_output=True, text=True, check=True)
+    assert f"```mermaid\n{drawn.stdout}```" in (ROOT / "docs/architecture.md").read_text()
+
+
+def test_every_hop_of_the_key_is_in_the_code() -> None:
+    page = (ROOT / "docs/architecture.md").read_text().partition("## One key")[2]
+    hops = [line for line in page.splitlines() if re.match(r"\d+\. ", line)]
+    named = re.findall(r"`([\w/]+\.py)`(?: `(\w+)`)?", page)
+    assert 10 < len(hops) <= 20 and len(named) > 20
+    for file, name in named:
+        code = (ROOT / "remapkit" / file).read_text()
+        assert not name or re.search(rf"^(def|class) {name}\b", code, re.MULTILINE), (file, name)
+
+
+def test_the_page_fits_a_page() -> None:
+    assert len((ROOT / "docs/architecture.md").read_text().splitlines()) <= 100
 
 
 def test_the_page_names_every_folder() -> None:

@@ -289,7 +289,7 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
         put(dfa.SubsetDfa, "accepts", lambda self, state: state and not self._sets[state].isdisjoint(self.ends)),
         "domains",
     ),
-    "indices of known keys are not left free": (put(prove, "mask_indices", lambda fqn, *_: fqn), "domains"),
+    "indices of known keys are not left free": (put(prove, "is_canonical_integer", lambda segment: False), "domains"),
     "what passes through is not looked at": (put(Questions, "_pass_through", lambda *_: None), "random sets"),
     "what passes through may be matched": (
         put(
