@@ -11,8 +11,8 @@ help:
 	@echo "make demo   make $(VENV), install, and run the main job on a small Wan 2.2 VAE checkpoint"
 	@echo "make test   install the test extras; run lint, types and tests"
 	@echo "make test-fast      the tests without those that take more than a few seconds"
-	@echo "make test-portable  the tests with torch held to the plainest instructions"
-	@echo "make system-deps    install what some tests want beside Python, or say what that is"
+	@echo "make test-portable  run the tests with torch limited to baseline CPU instructions"
+	@echo "make system-deps    install the system programs that some tests need, or list them"
 	@echo "make build  a wheel and an sdist in dist/"
 	@echo "make clean  remove what these made"
 

@@ -1,1 +1,1 @@
-"""The public faces: `RuleSet` and `Plan` hold the data of the lower floors and delegate to them."""
+"""The public API: a function for each command, and `RuleSet` and `Plan` with their methods."""

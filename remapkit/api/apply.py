@@ -25,7 +25,14 @@ from remapkit.plans.moves import Move
 from remapkit.plans.target_check import TargetCheck, check_declared_target, skip_target_check
 from remapkit.sources.declared import read_declared_source
 from remapkit.write.apply import default_output, make_provenance, pause_collection, sort_by_target
-from remapkit.write.execute import KNOWN_SUFFIXES, WrittenFiles, choose_format, execute, recover, rename_in_place
+from remapkit.write.execute import (
+    KNOWN_SUFFIXES,
+    WrittenFiles,
+    choose_format,
+    recover,
+    rename_in_place,
+    write_checkpoint,
+)
 from remapkit.write.layout import split_ties
 
 
@@ -254,7 +261,7 @@ class _Output:
         if self.in_place:
             moves, recorded = split_ties(moves, plan.tied)
             return rename_in_place(moves, reader, metadata={**metadata, **recorded})
-        return execute(
+        return write_checkpoint(
             moves,
             reader,
             choose_output(source, self.path, self.to_format),

@@ -1,4 +1,4 @@
-"""`remapkit.check`: rules held against a source header and a target; nothing is written."""
+"""`remapkit.check`: checks rules against a source header and a target; nothing is written."""
 
 from __future__ import annotations
 
@@ -143,7 +143,10 @@ def _find_packs(model: object, *, has_source: bool) -> list[RuleSet]:
             Diagnostic(
                 "RK610",
                 f"no installed pack has the target {model}",
-                help=(f"packs lead to: {', '.join(known) or 'no model'}", "name the rules: remapkit check RULES ..."),
+                help=(
+                    f"targets of installed packs: {', '.join(known) or 'no model'}",
+                    "name the rules: remapkit check RULES ...",
+                ),
             )
         )
     return found

@@ -1,4 +1,4 @@
-"""What several functions of the API take: rules, checkpoints, a target, and which files a call reads."""
+"""Arguments that several functions of the API share: rules, checkpoints, a target, and which files a call reads."""
 
 from __future__ import annotations
 

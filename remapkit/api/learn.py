@@ -154,20 +154,20 @@ def _report_leftovers(learned: authoring.Learned, source: StateDictSpec, target:
     for by in By:
         pairs = [f"{fqn} -> {each.target}" for fqn, each in learned.settled.items() if each.by is by]
         if pairs:
-            title = f"values leave {count_noun(len(pairs), 'pair')} open; taken, because {by.value}"
+            title = f"{count_noun(len(pairs), 'pair')} cannot be decided by value; paired because {by.value}"
             found.append(Diagnostic("RK628", title, notes=(list_names(pairs),), severity=Severity.NOTE))
     if learned.undecided:
         title = f"{count_noun(len(learned.undecided), 'key')} undetermined: constants, or bytes that other keys have"
         found.append(_make_warning("RK628", title, list(learned.undecided), source.name))
     if learned.open_b:
-        title = f"no rule leads to {count_noun(len(learned.open_b), 'key')} with an equal on the other side"
+        title = f"no rule produces {count_noun(len(learned.open_b), 'key')} of B that have an equal tensor in A"
         found.append(_make_warning("RK628", title, list(learned.open_b), target.name))
     if learned.unsaid:
         title = f"no rule can express {count_noun(len(learned.unsaid), 'pair')}"
         found.append(_make_warning("RK656", title, list(learned.unsaid), source.name))
     for fqns, header in ((learned.only_a, source), (learned.only_b, target)):
         if fqns:
-            title = f"{count_noun(len(fqns), 'key')} of {len(header)} have no equal on the other side"
+            title = f"{count_noun(len(fqns), 'key')} of {len(header)} have no equal tensor in the other checkpoint"
             found.append(_make_warning("RK629", title, list(fqns), header.name))
     return found
 

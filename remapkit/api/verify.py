@@ -1,4 +1,4 @@
-"""`remapkit.verify`: rules held against values, by running both models or by an oracle."""
+"""`remapkit.verify`: checks rules by value, by running both models or by an oracle."""
 
 from __future__ import annotations
 

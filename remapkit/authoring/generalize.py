@@ -39,7 +39,7 @@ class Copied:
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
+class ComputedSegment:
     """A target segment that is arithmetic on source segments; `{0}` in `written` is the first of `places`."""
 
     places: tuple[int, ...]
@@ -54,7 +54,7 @@ class LookedUp:
     entries: tuple[tuple[str, str], ...]
 
 
-SegmentItem = Fixed | Copied | Computed | LookedUp
+SegmentItem = Fixed | Copied | ComputedSegment | LookedUp
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Example:
         """The source segments that must be bounded, because arithmetic or a table uses them."""
         bounded: set[int] = set()
         for item in self.items:
-            if isinstance(item, Computed):
+            if isinstance(item, ComputedSegment):
                 bounded.update(item.places)
             elif isinstance(item, LookedUp):
                 bounded.add(item.place)
@@ -247,7 +247,7 @@ def _explain_group(group: Sequence[str], split: SplitKeys) -> tuple[SegmentItem,
 
 
 def _list_places(item: SegmentItem) -> tuple[int, ...]:
-    if isinstance(item, Computed):
+    if isinstance(item, ComputedSegment):
         return item.places
     return (item.place,) if isinstance(item, Copied | LookedUp) else ()
 
@@ -274,7 +274,7 @@ def _explain_segment(
 
 def _find_arithmetic(
     wanted: Sequence[int], columns: Sequence[Sequence[str]], varying: Sequence[int]
-) -> Computed | None:
+) -> ComputedSegment | None:
     """The first of `n+c`, `i*k+j`, `n//k` and `n%k` that gives every wanted index.
 
     At most 63 strides for each pair of index segments are tried, and nearly all fail within a few keys.
@@ -288,7 +288,7 @@ def _find_arithmetic(
     for places, written, value in _list_expressions(numbers, wanted):
         rows = zip(*(numbers[place] for place in places), strict=True)
         if all(value(row) == found for row, found in zip(rows, wanted, strict=True)):
-            return Computed(places, written)
+            return ComputedSegment(places, written)
     return None
 
 

@@ -341,7 +341,7 @@ def _write_leftovers(source: StateDictSpec, target: StateDictSpec, learned: Lear
             yield from _write_families(source, fqns)
     if learned.undecided:
         yield ""
-        yield "# Values alone do not pair these (constants, bytes of several keys), and nothing else does:"
+        yield "# Values alone do not pair these (constants, bytes of several keys), and there is no other evidence:"
         yield from _write_families(source, tuple(learned.undecided))
     if learned.open_b:
         yield "# Target keys with an equal in the source that no rule produces:"

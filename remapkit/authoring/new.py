@@ -229,7 +229,7 @@ def _write_missing(missing: Sequence[Family], target: StateDictSpec | None) -> I
     if not missing or target is None:
         return
     count = sum(len(family.fqns) for family in missing)
-    yield f"# Target keys under no name of the source, which rules must produce: {count} of {len(target)}."
+    yield f"# Target keys that the source does not contain, which rules must produce: {count} of {len(target)}."
     for family in missing:
         yield f"#   {escape_line(family.pattern)}  # {len(family.fqns)} · {_describe_family(family)}"
     yield ""

@@ -18,8 +18,8 @@ from remapkit.rules.model import CompiledRules
 class By(enum.Enum):
     """What settled a pair that values leave open; completes the phrase "paired because ..."."""
 
-    RULE = "the rules for other keys map them so"
-    MODULE = "the rest of their module was paired so"
+    RULE = "the rules learned from other keys map them this way"
+    MODULE = "the rest of their module was paired this way"
     NAME = "both sides use the same name"
     NUMBER = "both sides hold the same single number, and no other key does"
 

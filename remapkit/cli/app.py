@@ -282,7 +282,9 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
         "--verify", action="store_true", help="read the output back and compare every tensor with its source"
     )
     parser.add_argument(
-        "--untie", action="store_true", help="write tied weights as copies instead of once and recorded"
+        "--untie",
+        action="store_true",
+        help="write tied weights as copies, not once with the other names in the metadata",
     )
     parser.add_argument("--force", action="store_true", help="replace the output if it exists")
     parser.add_argument(
@@ -392,7 +394,9 @@ def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
         default=1e-4,
         help="the largest difference of outputs to accept, relative to the largest value (default: 1e-4)",
     )
-    parser.add_argument("--write", action="store_true", help="keep the result beside the rules as their witness")
+    parser.add_argument(
+        "--write", action="store_true", help="save the result beside the rule file (NAME.witness.json)"
+    )
     _add_params(parser)
     _add_undecided(parser)
 

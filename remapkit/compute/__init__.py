@@ -1,3 +1,3 @@
-"""Operations run: on tensors in memory with torch (`torch_eager`), on files with numpy, piece by piece (`stream`)."""
+"""Runs operations on tensors, a box at a time."""
 
 from __future__ import annotations

@@ -243,7 +243,7 @@ class Squeezed(Lazy):
 
 
 @dataclass(slots=True)
-class Computed(Lazy):
+class ComputedTensor(Lazy):
     """Every element cast, scaled or added to."""
 
     spec: TensorSpec
@@ -371,8 +371,8 @@ def _apply_step(step: OpStep, inner: Lazy) -> Lazy:
     # Element-wise steps commute with a reshape, which is moved outwards: as the root it costs nothing
     # (`make_stripes`).
     if isinstance(inner, Reshaped):
-        return Reshaped(spec, Computed(TensorSpec(spec.dtype, inner.inner.spec.shape), inner.inner, step))
-    return Computed(spec, inner, step)
+        return Reshaped(spec, ComputedTensor(TensorSpec(spec.dtype, inner.inner.spec.shape), inner.inner, step))
+    return ComputedTensor(spec, inner, step)
 
 
 class Reshaped(Lazy):

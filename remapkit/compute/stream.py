@@ -13,7 +13,7 @@ import numpy as np
 
 from remapkit.compute.lazy import (
     Box,
-    Computed,
+    ComputedTensor,
     FileRange,
     Lazy,
     Leaf,
@@ -75,7 +75,7 @@ def make_stripes(lazy: Lazy, size: int = STRIPE) -> Iterator[memoryview]:
         return
     if isinstance(lazy, Permuted) and size == STRIPE:
         size = TRANSPOSED
-    if isinstance(lazy, Computed):
+    if isinstance(lazy, ComputedTensor):
         size = min(size, STRIPE // 8)  # each step of a calculation makes an array of its own
     itemsize = choose_word(lazy.spec.dtype).itemsize
     for box in split_into_boxes(lazy.spec.shape, max(1, size // itemsize)):
@@ -90,4 +90,4 @@ def fill_buffer(buffer: memoryview, chunks: Iterable[memoryview]) -> None:
     for chunk in chunks:
         buffer[at : at + len(chunk)] = chunk
         at += len(chunk)
-    assert at == len(buffer), f"{at} of {len(buffer)} bytes came"
+    assert at == len(buffer), f"{at} of {len(buffer)} bytes were read"

@@ -96,7 +96,7 @@ class NewFile:
         self.target = target
         self._force = force
         self._mode = mode
-        self._dress: Dress | None = None
+        self._dress: FileAttributes | None = None
         self.complete = kept is not None
         if kept is not None:
             self.temporary, self.fd = kept
@@ -128,7 +128,7 @@ class NewFile:
         self.rename()
         sync_directory(self.target.parent)
 
-    def set_dress(self, dress: Dress | None) -> None:
+    def set_dress(self, dress: FileAttributes | None) -> None:
         """Owner, mode and attributes for the file, where the one that it replaces will be gone by then."""
         self._dress = dress
 
@@ -138,7 +138,7 @@ class NewFile:
         Only now: until here nobody but its owner may read it. Owner, mode and extended attributes are those of the
         file that it replaces, or of `set_dress`; else `mode` and the umask say who may read it.
         """
-        dress = self._dress or Dress.of(self.target)
+        dress = self._dress or FileAttributes.of(self.target)
         if dress is None:
             os.fchmod(self.fd, self._mode & ~_read_umask())
         else:
@@ -182,7 +182,7 @@ def _create_temporary(target: Path) -> tuple[Path, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Dress:
+class FileAttributes:
     """What a file has besides its bytes: owner, group, mode, extended attributes."""
 
     owner: int

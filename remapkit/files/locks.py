@@ -1,4 +1,4 @@
-"""One writer an output: a lock that the system takes back when its process is gone.
+"""File locks: one process writes an output at a time.
 
 The lock is on a file beside the output, `.remapkit-<tag>.lock`. Whoever holds it removes it; one that a killed
 process left behind is locked by nobody, so the next writer takes it. A checkpoint as one file and the same checkpoint

@@ -120,8 +120,8 @@ def _find_size_problem(raw: bytes) -> str | None:
     """
     containers = raw.count(b"[") + raw.count(b"{")
     if containers > 3 * MAX_TENSORS + 100:
-        return f"opens {containers} lists and objects: more than {MAX_TENSORS} tensors have"
+        return f"opens {containers} lists and objects: more than {MAX_TENSORS} tensors could need"
     values = raw.count(b",")
     if values > 8 * MAX_TENSORS:
-        return f"holds {values} values: more than {MAX_TENSORS} tensors have"
+        return f"holds {values} values: more than {MAX_TENSORS} tensors could need"
     return None

@@ -1,4 +1,4 @@
-"""Imports that work where the process's working directory was deleted.
+"""Imports torch from another directory where the working directory was deleted.
 
 oneMKL asks for the working directory while torch loads it, and ends the process where there is none. Everything else
 stays in the directory that is gone: a relative path must lead to nothing, not to a file of another place.

@@ -125,7 +125,7 @@ def _compute_deltas(a: memoryview, dtype_a: str, b: memoryview, dtype_b: str) ->
     """|a - b| (0 where both are NaN or equal infinities) and where only one of them is NaN."""
     import numpy as np
 
-    x, y = decode(a, dtype_a), decode(b, dtype_b)
+    x, y = decode_tensor(a, dtype_a), decode_tensor(b, dtype_b)
     if x.dtype == y.dtype and x.dtype.kind in "iu":
         # Integers of 64 bits do not fit a float: their distance is exact in unsigned arithmetic.
         unsigned = x.astype("u8"), y.astype("u8")
@@ -140,12 +140,12 @@ def _compute_deltas(a: memoryview, dtype_a: str, b: memoryview, dtype_b: str) ->
     return distance, nan_x != nan_y
 
 
-def decode(data: memoryview, dtype: str) -> np.ndarray:
+def decode_tensor(data: memoryview, dtype: str) -> np.ndarray:
     """The values of packed elements: in numpy's own dtype where it has one, else as float32.
 
-    >>> decode(memoryview(bytes([0x80, 0x3F, 0x00, 0xC0])), "BF16").tolist()
+    >>> decode_tensor(memoryview(bytes([0x80, 0x3F, 0x00, 0xC0])), "BF16").tolist()
     [1.0, -2.0]
-    >>> decode(memoryview(bytes([0x38, 0x7E])), "F8_E4M3").tolist()
+    >>> decode_tensor(memoryview(bytes([0x38, 0x7E])), "F8_E4M3").tolist()
     [1.0, 448.0]
     """
     import numpy as np

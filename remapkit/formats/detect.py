@@ -1,4 +1,4 @@
-"""Which kind of checkpoint a path is, by its content, not by its suffix."""
+"""Opens any checkpoint: which kind it is follows from its content, not from its suffix."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from remapkit.files.index_names import is_index
 from remapkit.files.source_file import SourceFile
 from remapkit.files.strict_json import read_json
 from remapkit.formats.manifest import ManifestReader, parse_manifest
-from remapkit.formats.options import Options
+from remapkit.formats.options import ReadOptions
 from remapkit.formats.reader import Reader
 from remapkit.formats.safetensors import SafetensorsReader
 from remapkit.formats.sharded import ShardedReader, open_sharded
-from remapkit.formats.single_file import ask_safely, open_tensors
+from remapkit.formats.single_file import is_true_safely, open_tensors
 from remapkit.formats.torch_file import PthReader
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -55,8 +55,8 @@ def open_checkpoint(
     manifest F32 [2, 3]
     """
     path = Path(path)
-    options = Options(None if root is None else root.strip(), strict_pickle, allow_expand, follow_links)
-    reader = _open_file(_find_in_folder(path) if ask_safely(path.is_dir) else path, options)
+    options = ReadOptions(None if root is None else root.strip(), strict_pickle, allow_expand, follow_links)
+    reader = _open_file(_find_in_folder(path) if is_true_safely(path.is_dir) else path, options)
     reader.notes += (*_note_contradictions(reader), *_note_empty(reader))
     if root not in (None, "", ".") and reader.format not in ("pth", "legacy pth", "sharded pth"):
         reader.close()
@@ -94,7 +94,7 @@ def _note_empty(reader: Reader) -> Iterator[Diagnostic]:
     yield replace(make_note("RK422", title, reader.path, help=(help,)), notes=notes, severity=severity)
 
 
-def _open_file(path: Path, options: Options) -> Reader:
+def _open_file(path: Path, options: ReadOptions) -> Reader:
     source = SourceFile(path)
     try:
         return open_single(source, options)
@@ -106,12 +106,12 @@ def _open_file(path: Path, options: Options) -> Reader:
         raise
 
 
-def open_single(source: SourceFile, options: Options) -> AnyReader:
+def open_single(source: SourceFile, options: ReadOptions) -> AnyReader:
     """A reader for an open file; raises `FileFault` or `UnreadableCheckpoint`, and leaves closing to the caller."""
     return open_tensors(source, options) or _open_json(source, options)
 
 
-def _open_json(source: SourceFile, options: Options) -> ShardedReader | ManifestReader:
+def _open_json(source: SourceFile, options: ReadOptions) -> ShardedReader | ManifestReader:
     value = read_json(source)
     if "weight_map" in value and not isinstance(value["weight_map"], str):
         return open_sharded(source, value, options)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ReadOptions:
     """How a checkpoint is to be read: which wrapper of a pickle, and what is allowed."""
 
     root: str | None = None

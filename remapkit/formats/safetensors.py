@@ -44,7 +44,7 @@ class SafetensorsReader(FileReader):
         super().__init__(source.path, (source,))
         self._source = source
         try:
-            self.data_start, metadata, entries = read_header(source)
+            self.data_start, metadata, entries = read_safetensors_header(source)
         except FileFault as fault:
             raise fault.at(source.path) from None
         self._spans = {fqn: span for fqn, (_, span) in entries.items()}
@@ -70,7 +70,7 @@ class SafetensorsReader(FileReader):
 HeaderEntry = tuple[TensorSpec, tuple[int, int]]
 
 
-def read_header(source: SourceFile) -> tuple[int, dict[str, str], dict[str, HeaderEntry]]:
+def read_safetensors_header(source: SourceFile) -> tuple[int, dict[str, str], dict[str, HeaderEntry]]:
     """Where the data starts, the metadata, and `fqn -> (spec, (start, end))` in the order of the data."""
     if source.size < 8:
         _raise_fault(f"the file is {format_bytes(source.size)}: a safetensors file starts with 8 bytes of length")

@@ -20,7 +20,7 @@ from remapkit.diagnostics.wording import format_bytes, join_words, show_key
 from remapkit.files.errors import FileFault, make_note
 from remapkit.files.index_names import split_index_name
 from remapkit.files.source_file import CHUNK, Extent, SourceFile, describe_os_error
-from remapkit.formats.options import Options
+from remapkit.formats.options import ReadOptions
 from remapkit.formats.reader import FileReader
 from remapkit.formats.safetensors import SafetensorsReader
 from remapkit.formats.torch_file import PthReader
@@ -111,7 +111,7 @@ def _is_plain_name(file: str) -> bool:
     return bool(file) and file not in (".", "..") and not any(character in file for character in "/\\\0")
 
 
-def open_sharded(source: SourceFile, value: Any, options: Options) -> ShardedReader:
+def open_sharded(source: SourceFile, value: Any, options: ReadOptions) -> ShardedReader:
     """A reader over the shards that an index names; `source` is the index itself, `value` its JSON."""
     opened: dict[str, Shard] = {}
     try:
@@ -132,7 +132,7 @@ def open_sharded(source: SourceFile, value: Any, options: Options) -> ShardedRea
     return reader
 
 
-def _open_shards(path: Path, weight_map: Mapping[str, str], options: Options, opened: dict[str, Shard]) -> None:
+def _open_shards(path: Path, weight_map: Mapping[str, str], options: ReadOptions, opened: dict[str, Shard]) -> None:
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if not os.path.lexists(path.parent / file)]
     if missing:
@@ -157,7 +157,7 @@ def _make_missing_fault(missing: list[str], of: int) -> FileFault:
     return FileFault("RK407", title, help=("fetch what is missing again",))
 
 
-def _open_shard(path: Path, file: str, folder: int, options: Options) -> Shard:
+def _open_shard(path: Path, file: str, folder: int, options: ReadOptions) -> Shard:
     from remapkit.formats.single_file import open_tensors
 
     target = None if options.follow_links else _resolve_link(path, file)

@@ -10,7 +10,7 @@ from remapkit.diagnostics.wording import format_bytes
 from remapkit.files.atomic import journal_path
 from remapkit.files.errors import FileFault
 from remapkit.files.source_file import SourceFile
-from remapkit.formats.options import Options
+from remapkit.formats.options import ReadOptions
 from remapkit.formats.safetensors import MAX_HEADER, SafetensorsReader
 from remapkit.formats.torch_file import PthReader
 
@@ -31,7 +31,7 @@ _UNSUPPORTED: tuple[tuple[bytes, str, str], ...] = (
 )
 
 
-def ask_safely(ask: Callable[[], bool]) -> bool:
+def is_true_safely(ask: Callable[[], bool]) -> bool:
     """The answer, or False where the name is too long to ask; opening the file reports that."""
     try:
         return ask()
@@ -39,7 +39,7 @@ def ask_safely(ask: Callable[[], bool]) -> bool:
         return False
 
 
-def open_tensors(source: SourceFile, options: Options) -> SafetensorsReader | PthReader | None:
+def open_tensors(source: SourceFile, options: ReadOptions) -> SafetensorsReader | PthReader | None:
     """A reader for a file that contains tensors itself; None for what looks like JSON: an index or a manifest."""
     _check_journal(source.path)
     head = source.read(0, min(source.size, 512))
@@ -59,7 +59,7 @@ def open_tensors(source: SourceFile, options: Options) -> SafetensorsReader | Pt
 
 def _check_journal(path: Path) -> None:
     """Raise `FileFault` (RK415) for a file, or the target of a link, whose rename in place was interrupted."""
-    if ask_safely(journal_path(Path(os.path.realpath(path))).exists):
+    if is_true_safely(journal_path(Path(os.path.realpath(path))).exists):
         title = f"a rename in place of {path.name} was interrupted: its header may be half old and half new"
         raise FileFault("RK415", title, help=(f"restore it with `remapkit recover {path}`",))
 

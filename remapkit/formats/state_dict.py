@@ -1,4 +1,4 @@
-"""Which mapping of tensors in a pickle is the state dict: the only one there is, or the one that the user names.
+"""Chooses the state dict among the mappings of a pickle: the only one there is, or the one that the user names.
 
 A checkpoint may hold its state dict under a key, several state dicts, or an optimizer beside it. If there is exactly
 one mapping of tensors it is taken, and reported; nothing is guessed from names or from how many keys a dict has.

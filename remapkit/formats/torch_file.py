@@ -20,7 +20,7 @@ from remapkit.diagnostics.wording import format_bytes, show_key
 from remapkit.files.errors import FileFault, make_note, make_unreadable
 from remapkit.files.source_file import CHUNK, Extent, SourceFile, describe_os_error
 from remapkit.files.strict_json import parse_json
-from remapkit.formats.options import Options
+from remapkit.formats.options import ReadOptions
 from remapkit.formats.pickle.read import read_pickle
 from remapkit.formats.pickle.values import (
     PickleContent,
@@ -70,7 +70,7 @@ class PthReader(FileReader):
     of files that are refused by name, RK410 for tensors that repeat their storage into much more than it is.
     """
 
-    def __init__(self, source: SourceFile, format: str, options: Options) -> None:
+    def __init__(self, source: SourceFile, format: str, options: ReadOptions) -> None:
         super().__init__(source.path, (source,))
         self.format = format
         self._source = source
@@ -86,13 +86,13 @@ class PthReader(FileReader):
         self.root = state_dict.root
         self.notes = tuple(self._list_notes(state_dict, options))
 
-    def _list_notes(self, state_dict: StateDict, options: Options) -> Iterator[Diagnostic]:
+    def _list_notes(self, state_dict: StateDict, options: ReadOptions) -> Iterator[Diagnostic]:
         if state_dict.root and options.root is None:
             yield make_note("RK414", f"the state dict was found under {state_dict.root!r}", self.path)
         for text in state_dict.ignored:
             yield make_note("RK413", text, self.path)
 
-    def _build_header(self, options: Options, metadata: Mapping[str, str]) -> StateDictSpec:
+    def _build_header(self, options: ReadOptions, metadata: Mapping[str, str]) -> StateDictSpec:
         specs: dict[str, TensorSpec] = {}
         for fqn, tensor in self._tensors.items():
             stored = self._storages.get(tensor.storage.key)
@@ -114,7 +114,7 @@ class PthReader(FileReader):
         inflated = sum(stored.nbytes for stored in self._storages.values() if stored.deflated)
         most = max(total, inflated)
         if most > 4 * self._source.size + EXPAND_FREE:
-            title = f"the file is {format_bytes(self._source.size)} and its tensors {format_bytes(most)}; refused"
+            title = f"tensors of {format_bytes(most)} in a file of {format_bytes(self._source.size)} are refused"
             raise FileFault("RK410", title, help=("pass --allow-expand to read it anyway",))
 
     def header(self) -> StateDictSpec:
@@ -265,7 +265,7 @@ def _find_prefix(entries: Mapping[str, ZipEntry]) -> str:
     if len(prefixes) > 1:
         raise FileFault(
             "RK403",
-            f"the archive holds {len(prefixes)} data.pkl: "
+            f"the archive holds {len(prefixes)} files named data.pkl: "
             + ", ".join(show_key(name + "data.pkl") for name in prefixes),
         )
     return prefixes[0]

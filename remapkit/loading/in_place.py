@@ -1,4 +1,4 @@
-"""Values copied into the tensors that a module has, so that an optimizer, say, keeps the same ones.
+"""Copies values into a module's existing tensors, so that an optimizer keeps the same ones.
 
 The order makes it safe. First every new value is complete: in memory, on its device, in its dtype, and in memory of
 its own where it comes from a mapped file (a read error there is a signal) or from memory that is going to be written.
@@ -85,10 +85,10 @@ def locate_tensor(tensor: torch.Tensor) -> MemoryRange:
     return str(tensor.device), start, start + (last + 1) * tensor.element_size() * (tensor.numel() > 0)
 
 
-def merge_ranges(ranges: Iterable[MemoryRange]) -> list[MemoryRange]:
+def merge_memory_ranges(ranges: Iterable[MemoryRange]) -> list[MemoryRange]:
     """The same bytes as sorted ranges without overlaps.
 
-    >>> merge_ranges([("cpu", 4, 8), ("cpu", 0, 2), ("cpu", 5, 6), ("cpu", 7, 9), ("cpu", 3, 3)])
+    >>> merge_memory_ranges([("cpu", 4, 8), ("cpu", 0, 2), ("cpu", 5, 6), ("cpu", 7, 9), ("cpu", 3, 3)])
     [('cpu', 0, 2), ('cpu', 4, 9)]
     """
     merged: list[MemoryRange] = []
@@ -101,7 +101,7 @@ def merge_ranges(ranges: Iterable[MemoryRange]) -> list[MemoryRange]:
 
 
 def has_overlap(one: MemoryRange, others: Sequence[MemoryRange]) -> bool:
-    """Whether a range has bytes in common with one of the others, which `merge_ranges` gave. Logarithmic in them.
+    """Whether a range has bytes in common with one of the others (merged ones). Logarithmic in them.
 
     >>> others = [("cpu", 0, 2), ("cpu", 4, 9)]
     >>> has_overlap(("cpu", 2, 5), others), has_overlap(("cpu", 2, 4), others)

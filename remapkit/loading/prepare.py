@@ -16,10 +16,10 @@ from remapkit.loading.in_place import (
     has_overlap,
     has_shared_elements,
     locate_tensor,
-    merge_ranges,
+    merge_memory_ranges,
 )
 from remapkit.loading.module import LoadTarget
-from remapkit.loading.sources import TensorValues, find_overlapping_targets, has_same_bytes
+from remapkit.loading.sources import TensorValues, find_overlapping_targets, holds_same_bytes
 from remapkit.plans.check import Check, make_check
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
@@ -167,7 +167,7 @@ def _diagnose_torn_ties(moves: Mapping[str, Move], target: LoadTarget, values: T
         for other in others:
             if values.place(first) is not None and values.place(first) == values.place(other):
                 continue
-            if has_same_bytes(values.tensor(first).tensor, values.tensor(other).tensor):
+            if holds_same_bytes(values.tensor(first).tensor, values.tensor(other).tensor):
                 continue
             yield _describe_torn_tie(first, other, target.header.name)
             break
@@ -265,7 +265,7 @@ def _make_assignments(
     apart = find_overlapping_targets(firsts, values)
     helds = [target.slots[move.target].value for move in firsts]
     # Values must not share memory that the copies write to: a state dict may hold the module's own tensors.
-    written = merge_ranges(locate_tensor(held) for held in helds if is_filled_in_place(held, target, request))
+    written = merge_memory_ranges(locate_tensor(held) for held in helds if is_filled_in_place(held, target, request))
     for move, group, held in zip(firsts, groups, helds, strict=True):
         into = is_filled_in_place(held, target, request)
         place = values.place(move)

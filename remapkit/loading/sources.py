@@ -240,7 +240,7 @@ def find_overlapping_targets(moves: Iterable[Move], values: TensorValues) -> fro
     return frozenset(overlapping)
 
 
-def has_same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+def holds_same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors of one shape hold the same bytes."""
     if one.dtype != other.dtype:
         return False

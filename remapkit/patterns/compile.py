@@ -16,7 +16,7 @@ from remapkit.diagnostics.source import Span, Text
 from remapkit.diagnostics.wording import SHOWN, join_words, suggest_name
 from remapkit.patterns.automaton import find_possible_leaves
 from remapkit.patterns.literals import literal_text, read_word
-from remapkit.patterns.path import Problems, parse_path, read_range
+from remapkit.patterns.path import PathProblems, parse_path, read_range
 from remapkit.patterns.pattern import Part, Pattern, split_into_parts
 from remapkit.patterns.regex import parse_regex
 from remapkit.patterns.unparse import unparse
@@ -134,7 +134,7 @@ def read_guard_values(
     if named.value in tables:
         return tuple(Text(key, named.span) for key in tables[named.value])
     if ".." in named.value:
-        collector = Problems(named)
+        collector = PathProblems(named)
         values = read_range(named.value, collector, 0)
         problems += collector.found
         return None if values is None else tuple(Text(value, named.span) for value in values)

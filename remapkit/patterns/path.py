@@ -53,7 +53,7 @@ class _Token:
     end: int
 
 
-class Problems:
+class PathProblems:
     """Collects the problems of one path."""
 
     def __init__(self, text: Text) -> None:
@@ -77,7 +77,7 @@ def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, .
     >>> [part.name for part in parse_path(Text.of("layers.{n:int}.{leaf}"), {})]
     [None, 'n', None, 'leaf']
     """
-    problems = Problems(text)
+    problems = PathProblems(text)
     tokens = list(_tokenize_path(text, problems))
     parts: list[Part] = []
     names: dict[str, tuple[int, int]] = {}
@@ -109,7 +109,7 @@ def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, .
             if part.written == "**":
                 if len(segment.tokens) > 1:
                     help = f"put dots around it, or write {{{part.name}}} for the rest of one segment"
-                    problems.add("RK137", "`**` stands for whole segments", token.start, token.end, help)
+                    problems.add("RK137", "`**` must be a whole segment", token.start, token.end, help)
                 if deep is not None:
                     help = "a key could be split in several ways; bound one of them, or write the segments out"
                     problems.add("RK133", "two `**` in one path", token.start, token.end, help, earlier=deep)
@@ -140,7 +140,7 @@ def _split_segments(tokens: list[_Token], length: int) -> Iterator[_Segment]:
 
 
 def _check_literals(
-    text: Text, tokens: Sequence[_Token], tables: Mapping[str, Sequence[str]], problems: Problems
+    text: Text, tokens: Sequence[_Token], tables: Mapping[str, Sequence[str]], problems: PathProblems
 ) -> None:
     """Check the literal text of a path; its problem is reported once, before all others."""
     others = {(each.code, each.title) for each in problems.found}
@@ -166,7 +166,7 @@ def _check_literals(
     problems.found[:0] = [found] if found is not None else []
 
 
-def _tokenize_path(text: Text, problems: Problems) -> Iterator[_Token]:
+def _tokenize_path(text: Text, problems: PathProblems) -> Iterator[_Token]:
     here, value = 0, text.value
     while here < len(value):
         sign = value[here]
@@ -205,14 +205,14 @@ def _make_literal(text: str, start: int, end: int) -> Part:
     return Part(None, Seq(literal(text, start).items, (start, end)), (start, end), values=(text,))
 
 
-def _report_two_captures(captures: list[_Token], problems: Problems) -> None:
+def _report_two_captures(captures: list[_Token], problems: PathProblems) -> None:
     help = "put a dot between them, or use `match:` with classes that define where the first one ends"
     earlier = (captures[0].start, captures[0].end)
     for token in captures[1:]:
         problems.add("RK132", "two captures in one segment", token.start, token.end, help, earlier=earlier)
 
 
-def _read_capture(token: _Token, tables: Mapping[str, Sequence[str]], problems: Problems) -> Part | None:
+def _read_capture(token: _Token, tables: Mapping[str, Sequence[str]], problems: PathProblems) -> Part | None:
     name, colon, kind = token.value.partition(":")
     at = (token.start, token.end)
     if not (name.isascii() and name.isidentifier()):
@@ -241,7 +241,7 @@ def _read_capture(token: _Token, tables: Mapping[str, Sequence[str]], problems: 
     return None if values is None else replace(blank.restrict_to(values), written=kind)
 
 
-def read_range(kind: str, problems: Problems, start: int) -> tuple[str, ...] | None:
+def read_range(kind: str, problems: PathProblems, start: int) -> tuple[str, ...] | None:
     """The canonical decimals of a range like `0..47`."""
     low, _, high = kind.partition("..")
     end = start + len(kind)
@@ -267,7 +267,7 @@ def read_range(kind: str, problems: Problems, start: int) -> tuple[str, ...] | N
     return tuple(str(number) for number in range(int(low), int(high) + 1))
 
 
-def _read_choices(kind: str, problems: Problems, start: int) -> tuple[str, ...] | None:
+def _read_choices(kind: str, problems: PathProblems, start: int) -> tuple[str, ...] | None:
     written = _split_choices(kind)
     values = [unescape_quotes(found[1]) if (found := _CHOICE.fullmatch(each)) else each for each in written]
     here, good = start, True
@@ -313,7 +313,7 @@ def _split_choices(kind: str) -> list[str]:
 
 
 def _report_unknown_type(
-    name: str, kind: str, tables: Mapping[str, Sequence[str]], problems: Problems, start: int
+    name: str, kind: str, tables: Mapping[str, Sequence[str]], problems: PathProblems, start: int
 ) -> None:
     meant = "int" if re.fullmatch(r"(?:\\d|\[0-9\])[+*]?", kind) else kind
     kinds = "a type is int, a range (0..47), choices (a|b), ** or the name of a table"

@@ -128,7 +128,7 @@ class _Judge:
             return
         if move.ops and all(self.of.get(each) for each in companions):
             title = "a scaled weight is cast, but its scales are kept"
-            help = "whoever loads it must still multiply by them"
+            help = "code that loads it must still multiply by them"
             self._add_fault("RK365", title, help, move.rule, shown)
         for companion in companions:
             self._judge_companion(companion, weight, move)

@@ -1,4 +1,4 @@
-"""Names that a safetensors file only records as tied: which of them count as keys, and what happens to the rest.
+"""Tied names in the metadata of safetensors files: which of them become keys, and what happens to the rest.
 
 The format has no aliases. Its writers keep one name of a tied tensor and put `other: kept` into the metadata, where
 any other pair may be as well: `{"author": "w"}` beside a tensor `w` has the same form. So a record is only a
@@ -107,7 +107,7 @@ def report_recorded(source: StateDictSpec, moves: Sequence[Move], renamed: Mappi
     one = len(source.recorded) == 1
     title = (
         f"{count_noun(len(source.recorded), 'name is', 'names are')} only recorded as another name of a tensor"
-        f"; {'it stays a record' if one else 'they stay records'}"
+        f"; {'it is kept' if one else 'they are kept'} in the metadata only"
     )
     if dangling:
         gone = join_words(dict.fromkeys(source.recorded[other] for other in dangling))

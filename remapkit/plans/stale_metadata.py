@@ -91,7 +91,7 @@ def _find_existing(asked: Collection[tuple[str, bool]], fqns: Iterable[str]) -> 
 def _report_stale_entry(entry: str, names: list[str], source: StateDictSpec) -> Diagnostic:
     count = count_noun(len(names), "name")
     title = f"the metadata entry `{entry}` contains {count} that the rules change; it is copied unchanged"
-    help = "correct the entry in the written file; whoever reads it would look for the old names"
+    help = "correct the entry in the written file; programs that read it would look for the old names"
     return Diagnostic(
         "RK369",
         title,

@@ -91,10 +91,10 @@ def skip_target_check(rules: CompiledRules, *, unasked: bool = False) -> TargetC
 # --------------------------------------------------------------------------------------------------- other sizes
 
 
-def mask_indices(fqn: str) -> str:
+def make_layout_key(fqn: str) -> str:
     """A key with `*` for its numbers: what the layers and experts of a model share.
 
-    >>> mask_indices("layers.31.attn.q.weight")
+    >>> make_layout_key("layers.31.attn.q.weight")
     'layers.*.attn.q.weight'
     """
     return ".".join("*" if each.isdecimal() else each for each in fqn.split("."))
@@ -105,8 +105,8 @@ def is_another_size(source: Mapping[str, TensorSpec], known: StateDictSpec) -> b
     if any(fqn in known and spec is not OPAQUE and known[fqn].shape != spec.shape for fqn, spec in source.items()):
         return True
     more = [fqn for fqn in source if fqn not in known]
-    kinds = {mask_indices(fqn) for fqn in known} if more else set()
-    return any(mask_indices(fqn) in kinds for fqn in more)
+    kinds = {make_layout_key(fqn) for fqn in known} if more else set()
+    return any(make_layout_key(fqn) in kinds for fqn in more)
 
 
 def _check_layout(plan: ResolvedPlan, target: StateDictSpec, known: StateDictSpec) -> Check:
@@ -114,14 +114,14 @@ def _check_layout(plan: ResolvedPlan, target: StateDictSpec, known: StateDictSpe
     wanted: defaultdict[str, list[str]] = defaultdict(list)
     ranks: defaultdict[str, set[int]] = defaultdict(set)
     for fqn, spec in target.items():
-        wanted[mask_indices(fqn)].append(fqn)
-        ranks[mask_indices(fqn)].add(len(spec.shape))
-    brought = {mask_indices(move.target) for move in plan.moves}
+        wanted[make_layout_key(fqn)].append(fqn)
+        ranks[make_layout_key(fqn)].add(len(spec.shape))
+    brought = {make_layout_key(move.target) for move in plan.moves}
     exact = make_check(plan, target)
     flat = [
         Mismatch(move.target, ", ".join(move.sources), move.spec, target[wanted[kind][0]])
         for move in plan.moves
-        if (kind := mask_indices(move.target)) in wanted
+        if (kind := make_layout_key(move.target)) in wanted
         and len(move.spec.shape) not in ranks[kind]
         and not any(fqn in known and len(known[fqn].shape) != len(plan.source[fqn].shape) for fqn in move.sources)
     ]
@@ -130,7 +130,7 @@ def _check_layout(plan: ResolvedPlan, target: StateDictSpec, known: StateDictSpe
     return replace(
         exact,
         missing_keys=tuple(fqn for kind in lacking for fqn in wanted[kind]),
-        unexpected_keys=tuple(fqn for fqn in exact.unexpected_keys if mask_indices(fqn) not in wanted),
+        unexpected_keys=tuple(fqn for fqn in exact.unexpected_keys if make_layout_key(fqn) not in wanted),
         shape_mismatches=tuple(flat),
     )
 

@@ -25,7 +25,7 @@ PIECE_EDGES = 200_000
 """A pattern with more steps from one position to the next is not looked into."""
 
 
-class Alphabet:
+class LetterClasses:
     """The shared partition: masks of sets and characters, and a readable character of each class."""
 
     def __init__(self, sets: Iterable[Ranges]) -> None:
@@ -115,7 +115,7 @@ class Nfa:
 class Pieces:
     """Makes pieces over one partition, and remembers those of equal trees."""
 
-    def __init__(self, letters: Alphabet) -> None:
+    def __init__(self, letters: LetterClasses) -> None:
         self.letters = letters
         self._known: dict[PatternNode, Nfa] = {}
 
@@ -167,7 +167,7 @@ class Pieces:
         return len(piece.masks) - 1
 
 
-def joined(pieces: Sequence[Nfa]) -> Nfa:
+def concatenate(pieces: Sequence[Nfa]) -> Nfa:
     """One piece after the other."""
     whole = Nfa([], [], [], [], True)
     for piece in pieces:
@@ -185,7 +185,7 @@ def joined(pieces: Sequence[Nfa]) -> Nfa:
     return whole
 
 
-def reads(piece: Nfa, word: str, letters: Alphabet) -> bool:
+def reads(piece: Nfa, word: str, letters: LetterClasses) -> bool:
     """Whether a word belongs to the language; its characters must be ones the partition was made for."""
     if not word:
         return piece.nullable
@@ -197,7 +197,7 @@ def reads(piece: Nfa, word: str, letters: Alphabet) -> bool:
     return not set(piece.last).isdisjoint(at)
 
 
-def shortest_words(piece: Nfa, letters: Alphabet, count: int, budget: Budget) -> list[str]:
+def shortest_words(piece: Nfa, letters: LetterClasses, count: int, budget: Budget) -> list[str]:
     """The `count` shortest words, or all where there are fewer."""
     found = [""] if piece.nullable else []
     last = set(piece.last)

@@ -12,14 +12,14 @@ from typing import Literal as OneOf
 from remapkit.patterns.charset import singleton
 from remapkit.patterns.pattern import Pattern
 from remapkit.proofs import losses
-from remapkit.proofs.automata import characters, joined, shortest_words
+from remapkit.proofs.automata import characters, concatenate, shortest_words
 from remapkit.proofs.budget import Budget, Exhausted
 from remapkit.proofs.dfa import SubsetDfa, build_domain_dfa, walk
 from remapkit.proofs.keymap import KeyMap, Made, PatternOf, readings
 from remapkit.proofs.linear import (
-    Tools,
+    ProofContext,
     find_confused,
-    hanging_together,
+    find_dependent_captures,
     merge_captures,
     piece_of,
     variants,
@@ -28,24 +28,24 @@ from remapkit.proofs.linear import (
 from remapkit.proofs.linear_map import LinearMap
 from remapkit.proofs.product import (
     candidates,
-    cheapest,
     cheapest_of_line,
     cheapest_outside,
+    find_shortest_shared_word,
     meets,
     splits,
     two_spellings,
 )
-from remapkit.proofs.transducer import conflict, transducer, words_cut_twice
+from remapkit.proofs.transducer import find_conflict, transducer, words_cut_twice
 from remapkit.proofs.union import NetBuilder, UnionNfa
 from remapkit.proofs.witness import Answers, Fault, T, Witness
 
-SPELT_OUT = 1000
+MAX_COMBINATIONS = 1000
 """At most so many combinations of dependent captures are written out in order to compare two of them."""
 
-MOST = 50
+MAX_FAULTS = 50
 """After so many faults, or undecided questions, further pairs of rules are only counted."""
 
-TRIED = 100
+MAX_KEYS_TRIED = 100
 """At most so many keys that can be cut in several ways are tried, shortest first, where nothing else decides."""
 
 
@@ -58,7 +58,7 @@ class Questions:
         self.key_maps, self.budget, self.passes = key_maps, budget, passes
         more = [chars for pattern in domain for part in pattern.parts for chars in characters(part.node)]
         more += [singleton(sign) for pattern in domain for leaf in pattern.leaf or () for sign in f".{leaf}"]
-        self.tools = Tools.for_arrows(key_maps, more, budget)
+        self.tools = ProofContext.for_key_maps(key_maps, more, budget)
         self.domain = build_domain_dfa(domain, self.tools.letters, self.tools.pieces, budget) if domain else None
         self.answers = Answers()
         self.found: dict[int, tuple[LinearMap, ...]] = {}
@@ -122,7 +122,7 @@ class Questions:
     def _enough(self) -> bool:
         """Whether there are so many faults or undecided questions that more would not help."""
         faults = sum(each.fault != "open" and not each.admitted for each in self.answers.witnesses)
-        return faults >= MOST or sum(fault != "open" for fault, _ in self.answers.undecided) >= MOST
+        return faults >= MAX_FAULTS or sum(fault != "open" for fault, _ in self.answers.undecided) >= MAX_FAULTS
 
     def _first_of_each_source(self) -> set[int]:
         """One key map for each pattern: a rule that writes several targets matches a key once."""
@@ -132,7 +132,7 @@ class Questions:
         return set(first.values())
 
     def _ambiguous(self, one: int, other: int) -> None:
-        meeting = cheapest(self.sources, one, other, self.budget)
+        meeting = find_shortest_shared_word(self.sources, one, other, self.budget)
         assert meeting is not None
         key = meeting.text
         targets = tuple(losses.render_target(self.key_maps[number], key) for number in (one, other))
@@ -141,7 +141,7 @@ class Questions:
 
     def _covers(self, wide: int, narrow: int) -> bool:
         """Whether one key map matches every key of the other; False also if that takes too long to decide."""
-        pieces = [joined([piece_of(slot, self.tools) for slot in each.slots]) for each in self.found[wide]]
+        pieces = [concatenate([piece_of(slot, self.tools) for slot in each.slots]) for each in self.found[wide]]
         self.budget.ask(self.budget.total // 100)
         try:
             matched = SubsetDfa(pieces, self.tools.letters, self.budget)
@@ -166,13 +166,13 @@ class Questions:
             return True
         exact = self._exact(number)
         if all(variant.in_order for variant in exact):
-            found = conflict(transducer(exact, self.tools), self.tools.letters, self.budget)
+            found = find_conflict(transducer(exact, self.tools), self.tools.letters, self.budget)
             words: Iterable[str] = () if found is None else (found.text,)
             harmless = found is None
         else:
             words, harmless = words_cut_twice(net, number, self.budget), False
         for tried, key in enumerate(words):
-            if tried == TRIED:
+            if tried == MAX_KEYS_TRIED:
                 break
             witness = self._two_targets(number, key)
             if witness is not None:
@@ -187,7 +187,7 @@ class Questions:
         by_target: dict[tuple[str, ...], tuple[str, ...]] = {}
         for reading in readings(key_map.pattern, key):
             by_target.setdefault(
-                losses.identify_target(key_map, key, losses.name_captures(key_map, reading)), reading
+                losses.identify_target(key_map, key, losses.bind_captures(key_map, reading)), reading
             )
         taken = key_map.reader(key)
         if len(by_target) < 2 or taken is None:
@@ -212,7 +212,7 @@ class Questions:
 
     def _exact(self, number: int, *, folded: bool = True) -> tuple[LinearMap, ...]:
         key_map = self.key_maps[number]
-        if not hanging_together(key_map):
+        if not find_dependent_captures(key_map):
             return self._with_folded(number) if folded else self.found[number]
         return self._merged(number, variants(key_map, self.tools, self.domain, exact=True, folded=folded))
 
@@ -256,7 +256,7 @@ class Questions:
         builder = NetBuilder(self.tools)
         for number in (one, other):
             builder.targets(number, self._exact(number, folded=fault == "within"))
-        meeting = cheapest(builder.net, one, other, self.budget)
+        meeting = find_shortest_shared_word(builder.net, one, other, self.budget)
         if meeting is None:
             return
         keys = self._keys(builder.net, meeting.lines, meeting.positions, meeting.text)
@@ -338,14 +338,14 @@ class Questions:
             if not all(variant.in_order for variant in found):
                 raise Exhausted
             machine = transducer(found, self.tools, backwards=True)
-            pair = conflict(machine, self.tools.letters, self.budget, by_written=True)
+            pair = find_conflict(machine, self.tools.letters, self.budget, by_written=True)
             if pair is not None:
                 yield pair.written
             return
         yield from (keys for _, keys in self._losses(targets.net).values())
         if not splits(targets.net, number, self.budget):
             return
-        meeting = cheapest(targets.net, number, number, self.budget)
+        meeting = find_shortest_shared_word(targets.net, number, number, self.budget)
         if meeting is None:
             return
         keys = self._keys(targets.net, meeting.lines, meeting.positions, meeting.text)
@@ -389,7 +389,11 @@ class Questions:
         key_map = self.key_maps[number]
         net = self._net(number, admitted=True)
         lossy = any(line.losses for line in net.lines)
-        if not lossy and hanging_together(key_map) and (self.domain is not None or key_map.pattern.leaf is not None):
+        if (
+            not lossy
+            and find_dependent_captures(key_map)
+            and (self.domain is not None or key_map.pattern.leaf is not None)
+        ):
             # A guard may leave a slot one word on each path through it, but several once the paths are written out.
             lossy = any(line.losses for line in self._net(number, exact=True).lines)
         if lossy:
@@ -399,7 +403,7 @@ class Questions:
             return
         if losses.has_lossy_table(key_map) and splits(self._net(number, exact=True), number, self.budget):
             self._cheapest_within(number, blame=True)
-        pair = find_confused(key_map, self.tools) if hanging_together(key_map) else None
+        pair = find_confused(key_map, self.tools) if find_dependent_captures(key_map) else None
         if pair is not None and self._too_many(number):
             self._confused(number, pair)
         elif splits(net, number, self.budget) or pair is not None:
@@ -409,8 +413,8 @@ class Questions:
 
     def _too_many(self, number: int) -> bool:
         """Whether combinations of captures are too many to be spelt out and held against one another."""
-        captures, names = self.key_maps[number].pattern.captures, hanging_together(self.key_maps[number])
-        return math.prod(len(part.values or ()) for part in captures if part.name in names) > SPELT_OUT
+        captures, names = self.key_maps[number].pattern.captures, find_dependent_captures(self.key_maps[number])
+        return math.prod(len(part.values or ()) for part in captures if part.name in names) > MAX_COMBINATIONS
 
     def _confused(self, number: int, pair: tuple[Mapping[str, str], Mapping[str, str]]) -> None:
         """Two combinations that decide the same stretches: their two keys, all else being the same."""
@@ -418,7 +422,7 @@ class Questions:
         builder.targets(
             number, variants(self.key_maps[number], self.tools, self.domain, folded=True, exact=True, only=pair)
         )
-        meeting = cheapest(builder.net, number, number, self.budget)
+        meeting = find_shortest_shared_word(builder.net, number, number, self.budget)
         if meeting is None:
             # A guard forbids one of them, and the other combinations were not examined.
             raise Exhausted
@@ -434,7 +438,7 @@ class Questions:
         for admitted in (False, True) if losses.has_lossy_table(self.key_maps[number]) else (False,):
             found = exact if admitted else tuple(map(without_losses, exact))
             machine = transducer(found, self.tools, backwards=True)
-            pair = conflict(machine, self.tools.letters, self.budget, by_written=True)
+            pair = find_conflict(machine, self.tools.letters, self.budget, by_written=True)
             if pair is not None:
                 self._collision("within", (number,), pair.written)
 
@@ -462,7 +466,7 @@ class Questions:
     def _cheapest_within(self, number: int, *, blame: bool) -> None:
         """The smallest pair; `blame` says whether lossy tables may cause it."""
         net = self._net(number, exact=True, admitted=not blame)
-        meeting = cheapest(net, number, number, self.budget)
+        meeting = find_shortest_shared_word(net, number, number, self.budget)
         if meeting is None:
             return
         keys = self._keys(net, meeting.lines, meeting.positions, meeting.text)
@@ -476,7 +480,7 @@ class Questions:
     def _pass_through(self, numbers: Sequence[int]) -> None:
         """Can a key pass through unmatched onto the target of another?"""
         pieces = [
-            joined([piece_of(slot, self.tools) for slot in variant.slots])
+            concatenate([piece_of(slot, self.tools) for slot in variant.slots])
             for found in self.found.values()
             for variant in found
         ]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from remapkit.patterns.pattern import Pattern
-from remapkit.proofs.automata import Alphabet, Nfa, Pieces, joined
+from remapkit.proofs.automata import LetterClasses, Nfa, Pieces, concatenate
 from remapkit.proofs.budget import Budget
 
 
@@ -27,7 +27,7 @@ class Dfa(Protocol):
 class LeafDfa:
     """Keys whose last segment is one of some words: a trie of them, begun anew after each dot."""
 
-    def __init__(self, leaves: Iterable[str], letters: Alphabet) -> None:
+    def __init__(self, leaves: Iterable[str], letters: LetterClasses) -> None:
         dot = letters.character(".")
         self.start, self._lost = 0, 1
         edges: list[dict[str, int]] = [{}, {}]
@@ -56,7 +56,7 @@ class LeafDfa:
 class SubsetDfa:
     """The union of some pieces: the sets of positions that a key can have led to (the subset construction)."""
 
-    def __init__(self, pieces: Sequence[Nfa], letters: Alphabet, budget: Budget) -> None:
+    def __init__(self, pieces: Sequence[Nfa], letters: LetterClasses, budget: Budget) -> None:
         self.letters, self.budget = letters, budget
         self.masks: list[int] = []
         self.follow: list[list[int]] = []
@@ -149,7 +149,7 @@ def partition(positions: Iterable[int], masks: Sequence[int], everything: int) -
     return [*narrow.items(), *((mask, members) for mask, members in regions if members)]
 
 
-def walk(guide: Dfa, state: int, word: str, letters: Alphabet) -> int | None:
+def walk(guide: Dfa, state: int, word: str, letters: LetterClasses) -> int | None:
     """Where a word leads, or None."""
     here: int | None = state
     for character in word:
@@ -218,14 +218,14 @@ class Product:
         )
 
 
-def build_domain_dfa(domain: Sequence[Pattern], letters: Alphabet, pieces: Pieces, budget: Budget) -> Dfa:
+def build_domain_dfa(domain: Sequence[Pattern], letters: LetterClasses, pieces: Pieces, budget: Budget) -> Dfa:
     """The keys that match any of some patterns."""
     return SubsetDfa([_build_pattern_nfa(pattern, letters, pieces, budget) for pattern in domain], letters, budget)
 
 
-def _build_pattern_nfa(pattern: Pattern, letters: Alphabet, pieces: Pieces, budget: Budget) -> Nfa:
+def _build_pattern_nfa(pattern: Pattern, letters: LetterClasses, pieces: Pieces, budget: Budget) -> Nfa:
     """The keys of a pattern as one piece."""
-    whole = joined([pieces.of(part.node) for part in pattern.parts])
+    whole = concatenate([pieces.of(part.node) for part in pattern.parts])
     if pattern.leaf is None:
         return whole
     guide = LeafDfa(pattern.leaf, letters)

@@ -167,7 +167,7 @@ class FindingWriter:
             )
         severity = Severity.WARNING if witness.admitted else Severity.ERROR
         if witness.admitted:
-            notes.append(f"the rule file declares that this is intended, so it is not an error; {level}, at best")
+            notes.append(f"the rule file declares that this is intended: no error, but at most '{level}'")
         values = {**self.values(witness), "target": target}
         return Diagnostic("RK202", title, labels, tuple(help), tuple(notes), severity, values=values)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from remapkit.patterns.charset import Ranges, singleton
 from remapkit.patterns.template import CaptureItem, MapItem, TextItem
-from remapkit.proofs.automata import Alphabet, Nfa, Pieces, characters, joined, reads, shortest_words
+from remapkit.proofs.automata import LetterClasses, Nfa, Pieces, characters, concatenate, reads, shortest_words
 from remapkit.proofs.budget import Budget, Exhausted
 from remapkit.proofs.dfa import Dfa, IntersectionDfa, LeafDfa, Product, walk
 from remapkit.proofs.keymap import KeyMap, Made
@@ -37,10 +37,10 @@ MAX_LISTED = 50_000
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class ProofContext:
     """What all questions of one proof share: the partition of the alphabet, the automata, the budget."""
 
-    letters: Alphabet
+    letters: LetterClasses
     pieces: Pieces
     budget: Budget
     words: dict[int, tuple[str, ...]] = field(default_factory=dict)
@@ -59,9 +59,9 @@ class Tools:
         return len(self.values(mapping)) == len(mapping)
 
     @classmethod
-    def for_arrows(cls, key_maps: Iterable[KeyMap], more: Iterable[Ranges], budget: Budget) -> Tools:
+    def for_key_maps(cls, key_maps: Iterable[KeyMap], more: Iterable[Ranges], budget: Budget) -> ProofContext:
         """The tools for some key maps, and for further sets of characters that must be distinguished."""
-        letters = Alphabet(dict.fromkeys([*more, *(chars for key_map in key_maps for chars in _sets(key_map))]))
+        letters = LetterClasses(dict.fromkeys([*more, *(chars for key_map in key_maps for chars in _sets(key_map))]))
         return cls(letters, Pieces(letters), budget)
 
 
@@ -87,7 +87,7 @@ def _sets(key_map: KeyMap) -> Iterator[Ranges]:
 # ------------------------------------------------------------------------------------------------ from key maps
 
 
-def hanging_together(key_map: KeyMap) -> tuple[str, ...]:
+def find_dependent_captures(key_map: KeyMap) -> tuple[str, ...]:
     """The captures that the target cannot be said to depend on one by one."""
     if key_map.together is None:
         object.__setattr__(key_map, "together", _hanging_together(key_map))
@@ -116,9 +116,9 @@ def _hanging_together(key_map: KeyMap) -> tuple[str, ...]:
     return tuple(part.name for part in key_map.pattern.captures if part.name is not None and part.name in together)
 
 
-def find_confused(key_map: KeyMap, tools: Tools) -> tuple[Mapping[str, str], Mapping[str, str]] | None:
+def find_confused(key_map: KeyMap, tools: ProofContext) -> tuple[Mapping[str, str], Mapping[str, str]] | None:
     """The two shortest combinations of captures that hang together and decide the same stretches."""
-    names = hanging_together(key_map)
+    names = find_dependent_captures(key_map)
     items = [
         item for item in key_map.items or () if isinstance(item, CaptureItem | MapItem) and _depends(item, names)
     ]
@@ -131,7 +131,7 @@ def find_confused(key_map: KeyMap, tools: Tools) -> tuple[Mapping[str, str], Map
 
 def _confused(key_map: KeyMap) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
     """Each combination with the shortest earlier one that decides the same, shorter ones first."""
-    fixed, names = _constants(key_map), hanging_together(key_map)
+    fixed, names = _constants(key_map), find_dependent_captures(key_map)
     items = [
         item for item in key_map.items or () if isinstance(item, CaptureItem | MapItem) and _depends(item, names)
     ]
@@ -179,7 +179,7 @@ def _assignments(key_map: KeyMap, names: Sequence[str], limit: int = MAX_VARIANT
 
 def variants(
     key_map: KeyMap,
-    tools: Tools,
+    tools: ProofContext,
     domain: Dfa | None = None,
     *,
     exact: bool = False,
@@ -192,7 +192,7 @@ def variants(
     targets more than there are. With `folded`, folded captures count as part of the target. `only` are the
     combinations of such captures that are wanted, where not all are.
     """
-    names = hanging_together(key_map)
+    names = find_dependent_captures(key_map)
     found: list[LinearMap] = []
     combinations = only if only is not None else _assignments(key_map, names) if exact and names else ({},)
     for values in combinations:
@@ -211,14 +211,14 @@ def variants(
     return tuple(found)
 
 
-def _guide(key_map: KeyMap, tools: Tools, domain: Dfa | None) -> Dfa | None:
+def _guide(key_map: KeyMap, tools: ProofContext, domain: Dfa | None) -> Dfa | None:
     if key_map.pattern.leaf is None:
         return domain
     leaf = LeafDfa(key_map.pattern.leaf, tools.letters)
     return leaf if domain is None else IntersectionDfa(leaf, domain)
 
 
-def _slots(key_map: KeyMap, fixed: Mapping[str, str], tools: Tools) -> tuple[Variable, ...]:
+def _slots(key_map: KeyMap, fixed: Mapping[str, str], tools: ProofContext) -> tuple[Variable, ...]:
     slots = []
     for number, part in enumerate(key_map.pattern.parts):
         word = fixed.get(part.name) if part.name is not None else None
@@ -227,11 +227,11 @@ def _slots(key_map: KeyMap, fixed: Mapping[str, str], tools: Tools) -> tuple[Var
         slots.append(Variable(number, part.name, word, None if word is not None else tools.pieces.of(part.node)))
     if not key_map.identity:
         return tuple(slots)
-    whole = joined([piece_of(slot, tools) for slot in slots])
+    whole = concatenate([piece_of(slot, tools) for slot in slots])
     return (Variable(0, None, None, whole),)
 
 
-def piece_of(slot: Variable, tools: Tools) -> Nfa:
+def piece_of(slot: Variable, tools: ProofContext) -> Nfa:
     """The language of a slot, one word or many."""
     if slot.piece is not None:
         return slot.piece
@@ -244,7 +244,7 @@ def _target(
     fixed: Mapping[str, str],
     slots: Sequence[Variable],
     loose: Sequence[str],
-    tools: Tools,
+    tools: ProofContext,
     *,
     folded: bool,
 ) -> tuple[TargetPart, ...]:
@@ -301,7 +301,7 @@ def _mapped(
 # ------------------------------------------------------------------------------------------------ guards
 
 
-def _guarded(variant: LinearMap, guide: Dfa, tools: Tools) -> Iterator[LinearMap]:
+def _guarded(variant: LinearMap, guide: Dfa, tools: ProofContext) -> Iterator[LinearMap]:
     """One variant for each way through the guide that makes a difference to what follows.
 
     A reading decides its way, because the guide is deterministic: no reading belongs to two variants.
@@ -333,7 +333,7 @@ def _guarded(variant: LinearMap, guide: Dfa, tools: Tools) -> Iterator[LinearMap
 
 
 def _boundaries(
-    slots: Sequence[Variable], guide: Dfa, tools: Tools
+    slots: Sequence[Variable], guide: Dfa, tools: ProofContext
 ) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int], Product], list[dict[int, object]]]:
     """The states between the slots: where words lead, what variables lead to, and which states are alike there."""
     walked: dict[tuple[int, int], int] = {}
@@ -365,7 +365,7 @@ def _boundaries(
     return walked, products, groups
 
 
-def _narrowed(stretch: TargetPart, slots: Sequence[Variable], tools: Tools) -> TargetPart:
+def _narrowed(stretch: TargetPart, slots: Sequence[Variable], tools: ProofContext) -> TargetPart:
     """A table without the entries that the guarded slot cannot be."""
     if not isinstance(stretch, TableRef):
         return stretch
@@ -378,7 +378,7 @@ def _narrowed(stretch: TargetPart, slots: Sequence[Variable], tools: Tools) -> T
 # ------------------------------------------------------------------------------------------------ merging
 
 
-def merge_captures(variant: LinearMap, tools: Tools) -> LinearMap:
+def merge_captures(variant: LinearMap, tools: ProofContext) -> LinearMap:
     """The variant with stretches that stand in the target as they do in the source taken as one variable.
 
     `(.*)\\.(.*)` to `{a}.{b}` can be cut in several ways, and it does not matter: as one variable it is cut in one.
@@ -392,7 +392,7 @@ def merge_captures(variant: LinearMap, tools: Tools) -> LinearMap:
     while number < len(variant.slots):
         run = _run(variant, number, place)
         if run > number:
-            piece = joined([piece_of(slot, tools) for slot in variant.slots[number : run + 1]])
+            piece = concatenate([piece_of(slot, tools) for slot in variant.slots[number : run + 1]])
             gone.update(range(place[number] + 1, place[run] + 1))
             slots.append(Variable(variant.slots[number].part, None, None, piece))
         else:
@@ -424,7 +424,7 @@ def _run(variant: LinearMap, start: int, place: Mapping[int, int]) -> int:
     return end
 
 
-def find_losses(variant: LinearMap, tools: Tools) -> list[tuple[int, str, str]]:
+def find_losses(variant: LinearMap, tools: ProofContext) -> list[tuple[int, str, str]]:
     """The slots that can be several words and that the target does not show, with their two shortest words."""
     found = []
     for slot in variant.unused:

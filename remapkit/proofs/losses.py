@@ -71,7 +71,7 @@ def has_lossy_table(key_map: KeyMap) -> bool:
     return any(isinstance(item, MapItem) and item.table in key_map.lossy for item in key_map.items or ())
 
 
-def name_captures(key_map: KeyMap, reading: Sequence[str]) -> Mapping[str, str]:
+def bind_captures(key_map: KeyMap, reading: Sequence[str]) -> Mapping[str, str]:
     return {
         part.name: text for part, text in zip(key_map.pattern.parts, reading, strict=True) if part.name is not None
     }

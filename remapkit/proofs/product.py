@@ -1,7 +1,7 @@
 r"""The searches of the proofs, through the product of a `UnionNfa` with itself.
 
 Which key maps have a word in common (`candidates`, then `meets`)? Can a key map read a word in two ways that differ
-(`splits`)? And what is the cheapest such word (`cheapest`)?
+(`splits`)? And what is the cheapest such word (`find_shortest_shared_word`)?
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class SharedWord:
     positions: tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def cheapest(net: UnionNfa, one: int, other: int, budget: Budget) -> SharedWord | None:
+def find_shortest_shared_word(net: UnionNfa, one: int, other: int, budget: Budget) -> SharedWord | None:
     """The cheapest word that two key maps share; of one with itself, a word that it reads in two different ways.
 
     Dijkstra's algorithm over pairs of positions. The cost of a word is what both readings of it cost.

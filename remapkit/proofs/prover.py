@@ -42,10 +42,10 @@ def prove(rule_set: CompiledRules, *, budget: int = BUDGET, header: Iterable[str
     if not rule_set.add:
         return proof
     shapes = rule_set.domain or (_find_shapes(keys) if proof.level is Level.DOMAIN else ())
-    return _with_constants(proof, rule_set, found, shapes, budget)
+    return _prove_added(proof, rule_set, found, shapes, budget)
 
 
-def _with_constants(
+def _prove_added(
     proof: Proof, rule_set: CompiledRules, found: Sequence[KeyMap], shapes: Sequence[Pattern], budget: int
 ) -> Proof:
     """The proof including `add:`, whose targets no rule may produce as well.
@@ -68,7 +68,7 @@ def _with_constants(
         outside = bool(rule_set.domain) and not _in_domain(rule_set.domain, meeting.key)
         if meeting.key is None or outside:
             undecided.append((meeting.added.id, meeting.key_map.rule_id))
-        findings.append(_constant_met(meeting, is_undecided=meeting.key is None or outside))
+        findings.append(_report_added_clash(meeting, is_undecided=meeting.key is None or outside))
     refuted = any(finding.code == "RK207" for finding in findings)
     level = proof.level
     if refuted:
@@ -81,7 +81,7 @@ def _with_constants(
         level, domain = Level.KEYS, None
         entry, target = passing
         witnesses.append(Witness("open", (), (target,), (target,)))
-        findings.append(_constant_passed(rule_set, entry, target))
+        findings.append(_report_added_passing(rule_set, entry, target))
     return replace(
         proof,
         level=level,
@@ -92,7 +92,7 @@ def _with_constants(
     )
 
 
-def _constant_passed(rule_set: CompiledRules, entry: AddedTargets, target: str) -> Diagnostic:
+def _report_added_passing(rule_set: CompiledRules, entry: AddedTargets, target: str) -> Diagnostic:
     """An unmatched key may pass through onto a target of `add`."""
     span = rule_set.file.unmatched_span
     labels = (*((Label(span),) if span is not None else ()), Label(entry.span, f"adds {target}", primary=False))
@@ -109,7 +109,7 @@ def _in_domain(domain: Sequence[Pattern], key: str | None) -> bool:
     return key is not None and any(PatternMatcher(pattern)(key) is not None for pattern in domain)
 
 
-def _constant_met(meeting: AddedClash, *, is_undecided: bool) -> Diagnostic:
+def _report_added_clash(meeting: AddedClash, *, is_undecided: bool) -> Diagnostic:
     added, key_map = meeting.added, meeting.key_map
     labels: tuple[Label, ...] = (
         Label(added.span, f"adds {meeting.target}", primary=False),

@@ -13,9 +13,9 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from remapkit.proofs.automata import Alphabet, Nfa, shortest_words
+from remapkit.proofs.automata import LetterClasses, Nfa, shortest_words
 from remapkit.proofs.budget import Budget, Exhausted
-from remapkit.proofs.linear import Tools
+from remapkit.proofs.linear import ProofContext
 from remapkit.proofs.linear_map import Index, LinearMap, Separator, TableRef, VariableRef
 from remapkit.proofs.union import UnionNfa
 
@@ -39,7 +39,7 @@ class Transducer:
     written: set[str] = field(default_factory=set)
 
 
-def transducer(found: Iterable[LinearMap], tools: Tools, *, backwards: bool = False) -> Transducer:
+def transducer(found: Iterable[LinearMap], tools: ProofContext, *, backwards: bool = False) -> Transducer:
     """The key map as a transducer from source to target, or from target to source; its variants must be in order."""
     machine = Transducer()
     for variant in found:
@@ -48,7 +48,7 @@ def transducer(found: Iterable[LinearMap], tools: Tools, *, backwards: bool = Fa
 
 
 class _Line:
-    def __init__(self, machine: Transducer, tools: Tools, backwards: bool) -> None:
+    def __init__(self, machine: Transducer, tools: ProofContext, backwards: bool) -> None:
         self.machine, self.tools, self.backwards = machine, tools, backwards
         self.open: list[Edge] = []
         self.null: str | None = ""
@@ -137,7 +137,9 @@ _Delay = tuple[str, str] | None
 _State = tuple[int, int, _Delay]
 
 
-def conflict(machine: Transducer, letters: Alphabet, budget: Budget, *, by_written: bool = False) -> Conflict | None:
+def find_conflict(
+    machine: Transducer, letters: LetterClasses, budget: Budget, *, by_written: bool = False
+) -> Conflict | None:
     """The shortest word that is written in two ways, or None where there is none.
 
     `by_written` counts what is written instead of what is read.
@@ -146,7 +148,7 @@ def conflict(machine: Transducer, letters: Alphabet, budget: Budget, *, by_writt
 
 
 class _Search:
-    def __init__(self, machine: Transducer, letters: Alphabet, budget: Budget, by_written: bool) -> None:
+    def __init__(self, machine: Transducer, letters: LetterClasses, budget: Budget, by_written: bool) -> None:
         self.machine, self.budget, self.by_written = machine, budget, by_written
         self.signs = [*_signs(machine, letters), (letters.separator, SEPARATOR)]
         self.alive = _alive(machine, budget)
@@ -233,7 +235,7 @@ def _delayed(delay: _Delay, one: str, other: str) -> _Delay:
     return None
 
 
-def _signs(machine: Transducer, letters: Alphabet) -> Iterator[tuple[int, str]]:
+def _signs(machine: Transducer, letters: LetterClasses) -> Iterator[tuple[int, str]]:
     """Characters enough to show every difference: two of each class that this machine tells apart."""
     masks = [*machine.masks, *(letters.character(character) for character in machine.written)]
     return _two_of_each(list(dict.fromkeys(masks)), letters)
@@ -347,7 +349,7 @@ def _net_signs(net: UnionNfa, key_map: int) -> Iterator[tuple[int, str]]:
     return _two_of_each(list(dict.fromkeys(net.masks[low:high])), net.letters)
 
 
-def _two_of_each(masks: Sequence[int], letters: Alphabet) -> Iterator[tuple[int, str]]:
+def _two_of_each(masks: Sequence[int], letters: LetterClasses) -> Iterator[tuple[int, str]]:
     """Two characters, the most readable ones, of each class that these masks tell apart."""
     groups: dict[tuple[bool, ...], list[tuple[int, str]]] = {}
     for bit in range(len(letters.samples)):

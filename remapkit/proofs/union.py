@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from remapkit.patterns.finite import build_words_node
-from remapkit.proofs.automata import Alphabet, Nfa, shortest_words
-from remapkit.proofs.linear import Tools, find_losses
+from remapkit.proofs.automata import LetterClasses, Nfa, shortest_words
+from remapkit.proofs.linear import ProofContext, find_losses
 from remapkit.proofs.linear_map import AnyWord, Index, LinearMap, Separator, TableRef, Variable, VariableRef
 
 
@@ -23,7 +23,7 @@ class UnionNfa:
     in the net). `starts[a]` are the first positions of key map `a`, `nulls[a]` its lines that accept the empty word.
     """
 
-    letters: Alphabet
+    letters: LetterClasses
     masks: list[int] = field(default_factory=list)
     follow: list[list[int]] = field(default_factory=list)
     tags: list[int] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Member:
 class NetBuilder:
     """Puts key maps into a net, one after the other."""
 
-    def __init__(self, tools: Tools, *, admitted: bool = False) -> None:
+    def __init__(self, tools: ProofContext, *, admitted: bool = False) -> None:
         self.tools = tools
         self.admitted = admitted
         """Whether what tables that say so lose is left out."""

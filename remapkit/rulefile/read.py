@@ -1,4 +1,4 @@
-"""A rule file as its author wrote it: every value with its line and column, nothing compiled yet.
+"""Reads rule files: YAML to what its author wrote, every value with its line and column, nothing compiled yet.
 
 `read` parses YAML into located nodes, validates them against the JSON Schema (the only definition of the structure),
 and returns a `RuleFile`, or raises `InvalidRules` with all problems of the file; `rules.compile_rules` compiles it.

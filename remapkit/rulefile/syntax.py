@@ -1,4 +1,4 @@
-"""A rule file as its author wrote it: every value knows its place in the text."""
+"""What the author of a rule file wrote, as dataclasses: every value knows its place in the text."""
 
 from __future__ import annotations
 

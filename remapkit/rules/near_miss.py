@@ -1,4 +1,4 @@
-"""Where rules stopped reading a key, and which one came nearest to it."""
+"""Finds where rules stopped reading a key, and the rule that came nearest to matching it."""
 
 from __future__ import annotations
 

@@ -233,7 +233,7 @@ def _diagnose_difference(
     help = "check the rules that write there; a swap or a wrong operation before it shows in the first such module"
     if not is_rule:
         help = "compare what the two models compute there, and the buffers and constants that no rule carries over"
-        help += "; a rule that writes to the modules before, with the right shape, may still be wrong"
+        help += "; an earlier rule that writes the right shape may still be wrong"
     return Diagnostic("RK715", title, (), (help,), (place,), values={"relative_difference": apart})
 
 

@@ -1,4 +1,4 @@
-"""What `remapkit.apply` does besides writing: the order of moves, the default output, the provenance."""
+"""Helpers of `remapkit.apply`: the order of moves, the default output, the provenance in the metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moves and a reader become files. One target tensor at a time, or the kernel's copy of whole ranges.
+"""Writes moves to files: one target tensor at a time, or the kernel's copy of whole ranges.
 
 Nothing but the target is ever opened for writing, and it appears whole or not at all. `rename_in_place` is the one
 exception, and keeps a journal.
@@ -54,7 +54,7 @@ class WrittenFiles:
     """How many complete shards of a killed run were reused."""
 
 
-def execute(
+def write_checkpoint(
     moves: Sequence[Move],
     reader: Reader,
     out: str | Path,
@@ -212,7 +212,7 @@ def recover(path: str | Path) -> bool:
     return in_place.recover(Path(path))
 
 
-def verify(moves: Sequence[Move], reader: Reader, out: str | Path, *, run: Run | None = None) -> int:
+def compare_output(moves: Sequence[Move], reader: Reader, out: str | Path, *, run: Run | None = None) -> int:
     """Read `out` back and compare every target with its source, byte by byte; how many tensors were compared.
 
     Names that the output only records as tied are compared with the name that holds their bytes. Raises
@@ -260,10 +260,10 @@ __all__ = [
     "Run",
     "WrittenFiles",
     "choose_format",
-    "execute",
+    "compare_output",
     "find_tied_targets",
     "make_shard_stem",
     "recover",
     "rename_in_place",
-    "verify",
+    "write_checkpoint",
 ]

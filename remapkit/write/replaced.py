@@ -12,7 +12,7 @@ from pathlib import Path
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedWrite
 from remapkit.diagnostics.wording import escape_line
-from remapkit.files.atomic import Dress, NewFile, sync_directory
+from remapkit.files.atomic import FileAttributes, NewFile, sync_directory
 from remapkit.files.errors import make_existing_error, make_unwritable
 from remapkit.files.index_names import derive_output_name, derive_whole_name, is_index
 from remapkit.files.source_file import SourceFile, describe_os_error
@@ -61,7 +61,7 @@ def dress_files(files: Sequence[NewFile], replaced: Sequence[Path]) -> None:
     from the narrowest mode of the same kind (index or weights), else of the other: nobody may read more of a
     checkpoint because it is split in another way. Must be called before any of the old files is removed.
     """
-    dresses = [(path, Dress.of(path)) for path in (*(new.target for new in files), *replaced)]
+    dresses = [(path, FileAttributes.of(path)) for path in (*(new.target for new in files), *replaced)]
     old = [(path.name, worn) for path, worn in dresses if worn is not None]
     for new, (_, own) in zip(files, dresses, strict=False):
         kind = is_index(new.target.name)

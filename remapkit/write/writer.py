@@ -1,4 +1,4 @@
-"""Layouts become files: every piece written, checked, flushed, and only then named."""
+"""Writes laid-out files: every piece written, checked, flushed, and only then named."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from remapkit.formats import open_checkpoint
 from remapkit.plans.moves import Move, RuleRef
-from remapkit.write.execute import WrittenFiles, execute
+from remapkit.write.execute import WrittenFiles, write_checkpoint
 
 SUFFIX = "remapkit: 1\nname: prefix\nrules:\n  - {id: all, path: '{rest:**}', to: 'renamed.{rest}'}\n"
 LONGER = SUFFIX.replace("renamed", "a_much_longer_name_than_any_that_stood_there_before.so_that_it_cannot_fit")
@@ -41,7 +41,7 @@ def moves_for(path: Path, names: Mapping[str, str] | None = None, **options: boo
 
 def convert(source: Path, out: Path, names: Mapping[str, str] | None = None, **options: object) -> WrittenFiles:
     with open_checkpoint(source, allow_expand=True) as reader:
-        return execute(moves_for(source, names, allow_expand=True), reader, out, **options)  # type: ignore[arg-type]
+        return write_checkpoint(moves_for(source, names, allow_expand=True), reader, out, **options)  # type: ignore[arg-type]
 
 
 def read_back(files: Sequence[Path]) -> dict[str, torch.Tensor]:

@@ -25,7 +25,7 @@ from remapkit.tensors.spec import TensorSpec
 from remapkit.write import layout
 from remapkit.write import torch_zip as zipout
 from remapkit.write import writer as writing_module
-from remapkit.write.execute import verify
+from remapkit.write.execute import compare_output
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -323,12 +323,12 @@ def test_verify_finds_what_differs(tmp_path: Path) -> None:
     convert(tmp_path / "m.safetensors", tmp_path / "o.safetensors")
     moves = moves_for(tmp_path / "m.safetensors")
     with open_checkpoint(tmp_path / "m.safetensors") as reader:
-        assert verify(moves, reader, tmp_path / "o.safetensors") == 2
+        assert compare_output(moves, reader, tmp_path / "o.safetensors") == 2
         data = bytearray((tmp_path / "o.safetensors").read_bytes())
         data[-1] ^= 1
         (tmp_path / "o.safetensors").write_bytes(data)
         with pytest.raises(UnwritableOutput, match="1 of 2 tensors were written incorrectly") as caught:
-            verify(moves, reader, tmp_path / "o.safetensors")
+            compare_output(moves, reader, tmp_path / "o.safetensors")
     assert "renamed.b" in str(caught.value) and caught.value.exit_code == 1
 
 

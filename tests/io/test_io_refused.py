@@ -26,7 +26,7 @@ from remapkit.formats import Reader, open_checkpoint
 from remapkit.formats import single_file as opening
 from remapkit.ops.dtype import AddOp
 from remapkit.plans.moves import Move, RuleRef
-from remapkit.write.execute import execute
+from remapkit.write.execute import write_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
 NOBODY = 65534
@@ -485,5 +485,5 @@ def test_moves_without_a_way_to_compute_them_are_a_bug_not_a_file(source: Path, 
     with open_checkpoint(source) as reader:
         move = Move("a", ("a",), (AddOp(1.0),), RuleRef("all"), reader.header()["a"])
         with pytest.raises(RuntimeError, match="nobody runs this"):
-            execute([move], reader, out, run=fails)
+            write_checkpoint([move], reader, out, run=fails)
     assert everything_in(out.parent) == {}

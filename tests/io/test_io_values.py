@@ -36,7 +36,7 @@ def test_every_code_of_a_small_dtype_is_decoded_as_torch_does(dtype: str) -> Non
     if dtype == "BOOL":
         codes = b"\0\1"
     with np.errstate(invalid="ignore"):
-        found = torch.from_numpy(compare.decode(memoryview(codes), dtype).astype("f8"))
+        found = torch.from_numpy(compare.decode_tensor(memoryview(codes), dtype).astype("f8"))
     expected = as_torch(codes, dtype).to(torch.float64)
     assert torch.equal(found.nan_to_num(nan=123.25), expected.nan_to_num(nan=123.25))
 

@@ -61,7 +61,9 @@ def test_a_key_without_an_example_goes_nowhere_that_is_not_there(pairs: dict[str
 
 
 def test_a_planted_wrong_formula_does_not_get_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_find_arithmetic", lambda wanted, columns, varying: module.Computed((1,), "{0}+1"))
+    monkeypatch.setattr(
+        module, "_find_arithmetic", lambda wanted, columns, varying: module.ComputedSegment((1,), "{0}+1")
+    )
     pairs = {f"h.{n}.w": f"layers.{n + 2}.w" for n in range(4)}
     rules = learned(pairs)
     assert said(rules, pairs) == {source: [target] for source, target in pairs.items()} and len(rules.rules) == 4

@@ -234,7 +234,7 @@ stretches = st.builds(lambda where, ends: (where, ends[0], sum(ends)), st.sample
 
 @given(stretches.filter(lambda one: one[1] < one[2]), st.lists(stretches, max_size=8))
 def test_overlaps_are_those_of_each_with_each(one: inplace.MemoryRange, others: list[inplace.MemoryRange]) -> None:
-    assert inplace.has_overlap(one, inplace.merge_ranges(others)) == any(meets(one, other) for other in others)
+    assert inplace.has_overlap(one, inplace.merge_memory_ranges(others)) == any(meets(one, other) for other in others)
 
 
 def test_inference_tensors_and_inference_mode() -> None:

@@ -19,7 +19,7 @@ from remapkit.ops.byte_ranges import find_byte_ranges
 from remapkit.plans import groups as gather
 from remapkit.rulefile.read import read_text
 from remapkit.tensors.spec import TensorSpec
-from remapkit.write.execute import execute
+from remapkit.write.execute import write_checkpoint
 from remapkit.write.layout import CopyPiece, make_tensor_pieces
 from tests.ops.cases import raw
 from tests.ops.flows import Flowing, flowing
@@ -66,7 +66,7 @@ def test_files_get_the_same_bytes(
     with pytest.MonkeyPatch.context() as patch, open_checkpoint(given_path) as reader:
         patch.setattr(stream.make_stripes, "__defaults__", (stripe,))
         plan = rules.plan(reader.header())
-        execute(plan.moves, reader, folder / f"out.{suffix}", verify=True)
+        write_checkpoint(plan.moves, reader, folder / f"out.{suffix}", verify=True)
     out = folder / f"out.{suffix}"
     assert same(load_file(out) if suffix == "safetensors" else torch.load(out), case.expected)
 
@@ -95,7 +95,7 @@ def test_splits_and_stacks_along_the_first_dimension_are_copied_by_the_kernel(tm
         moves = rules.plan(reader.header()).moves
         for move in moves:
             assert all(isinstance(piece, CopyPiece) for piece in make_tensor_pieces(move, reader)), move.target
-        written = execute(moves, reader, tmp_path / "out.safetensors")
+        written = write_checkpoint(moves, reader, tmp_path / "out.safetensors")
     assert "gathered" not in written.how
 
 
@@ -193,8 +193,8 @@ def test_copies_are_their_own_and_ties_are_one(tmp_path: Path) -> None:
     save_file(state, tmp_path / "in.safetensors")
     with open_checkpoint(tmp_path / "in.safetensors") as reader:
         plan = rules.plan(reader.header())
-        execute(plan.moves, reader, tmp_path / "out.pth", tied=plan.tied)
-        execute(plan.moves, reader, tmp_path / "out.safetensors", tied=plan.tied)
+        write_checkpoint(plan.moves, reader, tmp_path / "out.pth", tied=plan.tied)
+        write_checkpoint(plan.moves, reader, tmp_path / "out.safetensors", tied=plan.tied)
     loaded = torch.load(tmp_path / "out.pth")
     assert loaded["e"].data_ptr() == loaded["f"].data_ptr() and loaded["b"].data_ptr() != loaded["c"].data_ptr()
     assert set(load_file(tmp_path / "out.safetensors")) == {"b", "c", "e", "h"}
@@ -220,7 +220,7 @@ add:
     assert same(rules({"a": torch.ones(1)}), expected)
     save_file({"a": torch.ones(1)}, tmp_path / "in.safetensors")
     with open_checkpoint(tmp_path / "in.safetensors") as reader:
-        execute(rules.plan(reader.header()).moves, reader, tmp_path / "out.safetensors")
+        write_checkpoint(rules.plan(reader.header()).moves, reader, tmp_path / "out.safetensors")
     assert same(load_file(tmp_path / "out.safetensors"), expected)
 
 

@@ -14,7 +14,7 @@ from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.formats.detect import open_checkpoint
 from remapkit.plans.cast import cast_plan
 from remapkit.rulefile.read import read_text
-from remapkit.write.execute import execute
+from remapkit.write.execute import write_checkpoint
 
 
 def rules_of(*rules: str) -> RuleSet:
@@ -26,7 +26,7 @@ def written(rules: RuleSet, source: Path, out: Path) -> dict[str, torch.Tensor]:
     with open_checkpoint(source) as reader:
         plan = rules.plan(reader.header())
         plan.raise_for_problems()
-        execute(plan.moves, reader, out, tied=plan.tied, force=True)
+        write_checkpoint(plan.moves, reader, out, tied=plan.tied, force=True)
     return load_file(out)
 
 
@@ -110,7 +110,7 @@ def test_a_cast_that_rounds_is_said_with_its_count(tmp_path: Path) -> None:
         assert [note.title for note in plan.warnings] == [
             "5 tensors are cast from F32 to BF16, which rounds their values"
         ]
-        execute(plan.moves, reader, tmp_path / "out.safetensors")
+        write_checkpoint(plan.moves, reader, tmp_path / "out.safetensors")
     found = load_file(tmp_path / "out.safetensors")
     assert all(torch.equal(found[f"{n}.weight"], state[f"{n}.w"].bfloat16()) for n in range(5))
     assert torch.equal(found["ids"], state["ids"])

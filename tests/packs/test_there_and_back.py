@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import remapkit
 from remapkit.cli.app import main
 from remapkit.formats.detect import open_checkpoint
-from remapkit.write.execute import execute
+from remapkit.write.execute import write_checkpoint
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["there", "ways back"])
@@ -39,5 +39,5 @@ def test_apply_and_then_apply_of_the_inverse_file(case: Case, tmp_path: Path) ->
         with open_checkpoint(tmp_path / f"{source}.safetensors") as reader:
             plan = remapkit.load(rules).plan(reader.header())
             plan.raise_for_problems()
-            execute(plan.moves, reader, tmp_path / f"{out}.safetensors", tied=plan.tied)
+            write_checkpoint(plan.moves, reader, tmp_path / f"{out}.safetensors", tied=plan.tied)
     assert main(["diff", str(tmp_path / "in.safetensors"), str(tmp_path / "back.safetensors")]) == 0

@@ -27,7 +27,7 @@ from remapkit.proofs import product as searches
 from remapkit.proofs import prover as prove
 from remapkit.proofs import transducer as delays
 from remapkit.proofs import union as nets
-from remapkit.proofs.automata import Alphabet
+from remapkit.proofs.automata import LetterClasses
 from remapkit.proofs.budget import Budget, Exhausted
 from remapkit.proofs.checks import Questions
 from remapkit.proofs.keymap import key_maps
@@ -160,7 +160,7 @@ def put(target: Any, name: str, value: Any) -> Patch:
     return lambda patch: patch.setattr(target, name, value)
 
 
-def _one_sample(self: Alphabet, mask: int) -> Iterator[str]:
+def _one_sample(self: LetterClasses, mask: int) -> Iterator[str]:
     yield from (samples[0] for bit, samples in enumerate(self.samples) if mask >> bit & 1)
 
 
@@ -186,16 +186,16 @@ def _without_wide(positions: Any, masks: Any, everything: int) -> Any:
 
 
 def _joined_without_nullable(patch: pytest.MonkeyPatch) -> None:
-    original = languages.joined
+    original = languages.concatenate
 
     def joined(pieces: Any) -> Any:
         whole = original(pieces)
         whole.nullable = False
         return whole
 
-    patch.setattr(variants, "joined", joined)
-    patch.setattr(questions, "joined", joined)
-    patch.setattr(dfa, "joined", joined)
+    patch.setattr(variants, "concatenate", joined)
+    patch.setattr(questions, "concatenate", joined)
+    patch.setattr(dfa, "concatenate", joined)
 
 
 def _not_merged_between(variant: Any, start: int, place: Any) -> int:
@@ -224,7 +224,7 @@ def _states_only(self: Budget, steps: int) -> None:
 
 def _first_reading(self: Questions, number: int, key: str) -> Witness | None:
     found = arrows_module.readings(self.key_maps[number].pattern, key)
-    targets = [self.key_maps[number].target(key, losses.name_captures(self.key_maps[number], each)) for each in found]
+    targets = [self.key_maps[number].target(key, losses.bind_captures(self.key_maps[number], each)) for each in found]
     other = next((n for n, target in enumerate(targets) if target != targets[-1]), None)
     if other is None:
         return None
@@ -241,7 +241,7 @@ original_variants = questions.variants
 original_outside = questions.cheapest_outside
 
 MUTANTS: dict[str, tuple[Patch, str]] = {
-    "one sample of a class": (put(Alphabet, "some", _one_sample), "sampled away"),
+    "one sample of a class": (put(LetterClasses, "some", _one_sample), "sampled away"),
     "no cut is ever found": (put(questions, "splits", lambda *_: False), "faults"),
     "cuts are taken for harmless": (put(Questions, "_cut_harmless", lambda *_: True), "faults"),
     "stretches are not told apart": (put(nets.NetBuilder, "_tagged", _same_tag), "faults"),
@@ -250,7 +250,7 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
         put(delays, "_delayed", lambda d, one, other: None if d is None else (d[0] + one, d[1] + other)),
         "proven",
     ),
-    "transducers never disagree": (put(questions, "conflict", lambda *_, **__: None), "random sets"),
+    "transducers never disagree": (put(questions, "find_conflict", lambda *_, **__: None), "random sets"),
     "what is between merged captures is not looked at": (
         put(variants, "_run", _not_merged_between),
         "random sets",
@@ -266,7 +266,8 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
     "only one shortest word": (put(variants, "shortest_words", lambda *_: [""]), "faults"),
     "captures never hang together": (
         lambda patch: (
-            [patch.setattr(module, "hanging_together", lambda _: ()) for module in (variants, questions)] and None
+            [patch.setattr(module, "find_dependent_captures", lambda _: ()) for module in (variants, questions)]
+            and None
         ),
         "proven",
     ),
@@ -325,7 +326,9 @@ EQUIVALENT: dict[str, Patch] = {
     ),
     # Which of two characters of one class is shown is a matter of taste.
     "the least readable character": put(
-        Alphabet, "pick", lambda self, mask: next((sign for bit, sign in reversed(self._best) if bit & mask), "|")
+        LetterClasses,
+        "pick",
+        lambda self, mask: next((sign for bit, sign in reversed(self._best) if bit & mask), "|"),
     ),
 }
 

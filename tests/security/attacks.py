@@ -121,7 +121,7 @@ PICKLES: dict[str, Attack] = {
     ),
     "STACK_GLOBAL from the memo": Attack(lambda: pth(mapping(x=FROM_MEMO)), "RK404", "posix.system"),
     "a dotted name that walks attributes": Attack(lambda: pth(mapping(x=DOTTED)), "RK404", "torch.os.system"),
-    "a hostile pickle that is broken besides": Attack(
+    "a hostile pickle that is also broken": Attack(
         lambda: archive(b"\x80\x02" + SYSTEM).bytes(), "RK404", "names posix.system, and is broken"
     ),
     "INST, the call of protocol 0": Attack(
@@ -132,7 +132,7 @@ PICKLES: dict[str, Attack] = {
     ),
     "an extension code": Attack(lambda: pth(b"\x82\x01"), "RK404", "an extension code, which stands for a global"),
     "a persistent id as text": Attack(lambda: pth(b"Pstorage\n"), "RK404", "a persistent id as text"),
-    "a persistent id that is no storage": Attack(
+    "a persistent id that is not a storage": Attack(
         lambda: pth(text("x") + b"Q"), "RK404", "a persistent id is a str, not a storage"
     ),
     "a buffer outside the pickle": Attack(lambda: pth(b"\x97"), "RK404", "a buffer outside the pickle"),
@@ -210,7 +210,7 @@ PICKLES: dict[str, Attack] = {
     ),
     "APPEND on a tensor": Attack(lambda: pth(tensor() + b"Na"), "RK404", "the pickle appends to a tensor"),
     "BUILD on a tensor": Attack(lambda: pth(tensor() + b"}b"), "RK404", "the pickle sets the state of a tensor"),
-    "a call of something that is no function": Attack(
+    "a call of something that is not a function": Attack(
         lambda: pth(tensor() + b")R"), "RK404", "the pickle calls a tensor"
     ),
     "a call without arguments": Attack(
@@ -329,7 +329,7 @@ TENSORS: dict[str, Attack] = {
         "RK404",
         "a tensor's offset, shape or stride is not made of whole numbers",
     ),
-    "a size that is no number": Attack(
+    "a size that is not a number": Attack(
         lambda: pth(
             mapping(
                 w=call(
@@ -354,10 +354,10 @@ TENSORS: dict[str, Attack] = {
         "RK405",
         "its storage '../data.pkl' is not in the file",
     ),
-    "a storage of a class that is no storage": Attack(
+    "a storage of a class that is not a storage": Attack(
         lambda: pth(mapping(w=tensor(of=storage(cls="posix.system")))), "RK404", "a storage's class is posix.system"
     ),
-    "a tensor over something that is no storage": Attack(
+    "a tensor over something that is not a storage": Attack(
         lambda: pth(mapping(w=tensor(of=text("x")))), "RK404", "a tensor's storage is a str"
     ),
     "an untyped storage without a dtype": Attack(
@@ -683,7 +683,7 @@ SAFETENSORS: dict[str, Attack] = {
     "bits that overflow": Attack(
         lambda: safetensors({"w": entry("F64", (1 << 61,))}, bytes(16)), "RK402", "overflows 64 bits"
     ),
-    "a size that is no whole number": Attack(
+    "a size that is not a whole number": Attack(
         lambda: safetensors({"w": entry(shape=(4.0,))}, bytes(16)), "RK402", "must be a list of whole numbers"
     ),
     "a size that is a boolean": Attack(

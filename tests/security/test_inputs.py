@@ -133,7 +133,7 @@ import sys, torch
 from pathlib import Path
 from remapkit import open_checkpoint, RemapkitError, load
 from remapkit.formats import strided as views
-from remapkit.write.execute import execute
+from remapkit.write.execute import write_checkpoint
 from remapkit.compute import stream
 views._STRIPE = 1 << 16
 stream.STRIPE, stream.TRANSPOSED = 1 << 16, 1 << 16 | 1
@@ -144,7 +144,7 @@ def cut(*_):
 with open_checkpoint(source) as reader:
     plan = load(rules).plan(reader)
     try:
-        execute(plan.moves, reader, out, progress=lambda *_: cut())
+        write_checkpoint(plan.moves, reader, out, progress=lambda *_: cut())
     except RemapkitError as error:
         print(error.diagnostics[0].code)
 print(sorted(path.name for path in out.parent.iterdir()))

@@ -1,4 +1,4 @@
-"""`remapkit check`: rules held against a source header and a target; the verdicts as a table and data."""
+"""`remapkit check`: checks rules against a source header and a target; shows the verdicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`remapkit lint`: rule files for themselves, over all keys; the verdicts as a table and data."""
+"""`remapkit lint`: checks and proves rule files on their own, over all keys."""
 
 from __future__ import annotations
 

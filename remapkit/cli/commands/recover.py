@@ -1,4 +1,4 @@
-"""`remapkit recover`: a file whose rename in place was interrupted becomes what it was."""
+"""`remapkit recover`: restores a file after an interrupted rename in place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`remapkit verify`: rules held against values, by running both models or by an oracle."""
+"""`remapkit verify`: checks rules by value, by running both models or by an oracle."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def _describe_verdict(rules: str, verdict: Verdict) -> str:
         same = f"{count_noun(len(verdict.tensors), 'tensor')} equal those of {verdict.other}, bit for bit"
         return f"{rules}: verified by value: {same}"
     rest = verdict.total - len(verdict.tensors)
-    left = f"; {count_noun(rest, 'tensor')} did not take part" if rest else ""
+    left = f"; {count_noun(rest, 'tensor')} not compared" if rest else ""
     if kept := len(verdict.constants):
         made = f"as the constructor makes {'it' if kept == 1 else 'them'}"
         left += f"; {count_noun(kept, 'dropped buffer')} assumed to be {made}"
-    return f"{rules}: verified by value: {verdict.other} gives the same{left}"
+    return f"{rules}: verified by value: {verdict.other} gives the same result{left}"
