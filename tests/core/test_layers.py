@@ -93,7 +93,7 @@ def test_every_hop_of_the_key_is_in_the_code() -> None:
 
 
 def test_the_page_fits_a_page() -> None:
-    assert len((ROOT / "docs/architecture.md").read_text().splitlines()) <= 100
+    assert len((ROOT / "docs/architecture.md").read_text().splitlines()) <= 110
 
 
 def test_the_page_names_every_folder() -> None:
