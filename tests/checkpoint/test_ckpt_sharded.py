@@ -119,7 +119,7 @@ def test_names_that_are_no_shard(file: Any, title: str, tmp_path: Path) -> None:
 
 def test_every_missing_shard_is_named(tmp_path: Path) -> None:
     index = write(tmp_path, weight_map={"a": "x1", "b": "x2", "c": TWO + ".safetensors"})
-    assert refusal(index).title == "2 of 3 shards are missing: 'x1', 'x2'"
+    assert refusal(index).title == "2 of 3 shards are missing: 'x1' and 'x2'"
 
 
 @pytest.mark.parametrize("target", ["../outside.safetensors", "/etc/hostname", "gone", "loop"])

@@ -159,7 +159,7 @@ def test_extra_state_and_settings_beside_the_tensors_are_left_aside_and_said(tmp
     with open_checkpoint(tmp_path / "m.pth") as reader:
         assert list(reader.header()) == ["w", "b"]
         texts = [note.title for note in reader.notes]
-    assert any("2 entries beside the tensors ignored (version: an int, name: a str)" in text for text in texts)
+    assert any("2 entries beside the tensors ignored (version: an int and name: a str)" in text for text in texts)
 
 
 NESTED = st.recursive(

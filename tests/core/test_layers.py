@@ -85,7 +85,7 @@ def test_the_picture_is_drawn_from_the_code() -> None:
 def test_every_hop_of_the_key_is_in_the_code() -> None:
     page = (ROOT / "docs/architecture.md").read_text().partition("## One key")[2]
     hops = [line for line in page.splitlines() if re.match(r"\d+\. ", line)]
-    named = re.findall(r"`([\w/]+\.py)`(?: `(\w+)`)?", page)
+    named = re.findall(r"`(?:remapkit/)?([\w/]+\.py)`(?: `(\w+)`)?", page)
     assert 10 < len(hops) <= 20 and len(named) > 20
     for file, name in named:
         code = (ROOT / "remapkit" / file).read_text()

@@ -86,7 +86,7 @@ def test_a_model_that_does_not_fit_in_memory() -> None:
         (ReadsValues, {}, "RK605", "meta device"),
         (Failing, {"width": 3}, "RK604", "width 3 is odd"),
         (Failing, {}, "RK607", "width"),
-        (dict, {}, "RK606", "not a torch module"),
+        (dict, {}, "RK606", "not a torch.nn.Module"),
     ],
 )
 def test_refusals_say_what_to_do(factory: object, args: dict[str, object], code: str, words: str) -> None:

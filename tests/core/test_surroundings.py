@@ -64,7 +64,7 @@ from remapkit.models import reference
 
 def plant(fault):
     if fault == "the working directory is asked for":
-        reference.look_in_current_folder = lambda: sys.path.append(os.getcwd())
+        reference.add_current_folder = lambda: sys.path.append(os.getcwd())
     elif fault == "torch is imported where there is none":
         cli._outlive_the_working_directory = lambda: None
     elif fault == "streams that are closed stay closed":

@@ -80,7 +80,7 @@ def test_a_true_requirement_is_silent(entry: str) -> None:
         ("{shape: w}", "RK021", "lacks `is`"),
         ("{is: 4}", "RK021", "requires nothing"),
         ("{shape: w, param: heads, is: [4]}", "RK024", "`shape` and `param`"),
-        ("{param: heads, by: x, is: 4}", "RK021", "`by` of no `count`"),
+        ("{param: heads, by: x, is: 4}", "RK021", "`by` without `count`"),
         ("{param: heads, is: []}", "RK026", "`is` is an empty list"),
         ("{parm: heads, is: 4}", "RK020", "parm"),
     ],

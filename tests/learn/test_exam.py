@@ -85,7 +85,7 @@ def test_without_the_replay_the_exam_fails(monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_the_proof_the_exam_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examples, "_find_problems", lambda rules, source, target: ([], set()))
     found = failing((7, 10, 34))
-    assert len(found) == 3 and all("two keys become one" in each[0] for each in found.values())
+    assert len(found) == 3 and all("two keys map to one target" in each[0] for each in found.values())
     a = {fqn: value(number) for number, fqn in enumerate(RAGGED)}
     with pytest.raises(AssertionError):
         said(a, {RAGGED[fqn]: tensor for fqn, tensor in a.items()})

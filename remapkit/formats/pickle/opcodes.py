@@ -28,7 +28,7 @@ def _frame(machine: Machine) -> None:
     length = machine.read_number(8)
     if length > machine.end - machine.pos:
         raise PickleFault(
-            f"a frame of {format_bytes(length)} but only {format_bytes(machine.end - machine.pos)} remain"
+            f"a frame of {format_bytes(length)}, but only {format_bytes(machine.end - machine.pos)} remain"
         )
 
 
