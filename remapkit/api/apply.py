@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from remapkit.api.inputs import Keys, NamedTarget, refuse_unproven
-from remapkit.api.ruleset import Config, Plan, RuleSet, RulesLike, resolve_rules
+from remapkit.api.ruleset import Config, Plan, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.api.sizes import parse_size
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.log import log_diagnostics
+from remapkit.diagnostics.wording import count_noun, format_bytes
 from remapkit.files.errors import make_unwritable
 from remapkit.files.index_names import is_index
 from remapkit.formats import Reader, open_checkpoint
@@ -52,7 +53,14 @@ class Written(WrittenFiles):
     restored: bool = False
     diagnostics: tuple[Diagnostic, ...] = ()
 
+    def __str__(self) -> str:
+        if not self.files:
+            return f"{self.plan}; nothing was written"
+        where = f"{self.files[-1]} and {len(self.files) - 1} more" if len(self.files) > 1 else str(self.files[0])
+        return f"{count_noun(self.tensors, 'tensor')}, {format_bytes(self.nbytes)}, written to {where}"
 
+
+@checked
 def apply(
     rules: RulesLike,
     source: str | Path,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from remapkit.api.inputs import Keys, NamedTarget, list_rules, refuse_unproven
-from remapkit.api.ruleset import Config, RuleSet, RulesLike, load, resolve_rules
+from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, load, resolve_rules
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.log import log_diagnostics
@@ -34,6 +34,9 @@ class CheckReport:
     checked: tuple[str, ...]
     diagnostics: tuple[Diagnostic, ...] = ()
 
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.checks))
+
     @property
     def ok(self) -> bool:
         """Whether every check passes."""
@@ -45,6 +48,7 @@ class CheckReport:
             raise FailedCheck(problems)
 
 
+@checked
 def check(
     rules: RulesLike | Sequence[RulesLike] = (),
     ckpt: str | Path | None = None,

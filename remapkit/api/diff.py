@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remapkit.api.inputs import open_sides
-from remapkit.api.ruleset import Config, RulesLike, resolve_rules
+from remapkit.api.ruleset import Config, RulesLike, checked, resolve_rules
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.files.source_file import CHUNK
 from remapkit.formats import Reader
@@ -28,6 +28,10 @@ class Diff:
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     tolerance: float = 0.0
+
+    def __str__(self) -> str:
+        only = f"{len(self.only_a)} only in a, {len(self.only_b)} only in b"
+        return f"{self.identical} of {self.total} tensors identical; {only}"
 
     @property
     def identical(self) -> int:
@@ -52,6 +56,7 @@ class Diff:
         return within and not self.only_a and not self.only_b
 
 
+@checked
 def diff(
     a: str | Path,
     b: str | Path,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from remapkit.api.ruleset import RulesLike, resolve_rules
+from remapkit.api.ruleset import RulesLike, checked, resolve_rules
 from remapkit.patterns.stopping import Stop
 from remapkit.rules.model import Match, Rule
 
@@ -24,12 +24,17 @@ class Explanation:
     stops: tuple[tuple[Rule, Stop], ...]
     unmatched: str
 
+    def __str__(self) -> str:
+        found = [f"{self.key} -> {match.target} ({match.rule.id})" for match in self.matches]
+        return "\n".join(found) or f"{self.key}: no rule matches (unmatched: {self.unmatched})"
+
     @property
     def ok(self) -> bool:
         """Whether one rule matches, or none and that is no error."""
         return len(self.matches) == 1 or (not self.matches and self.unmatched != "error")
 
 
+@checked
 def explain(rules: RulesLike, keys: str | Sequence[str]) -> tuple[Explanation, ...]:
     """Say for each source key which rule takes it, and where every other rule stops matching.
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remapkit.api.inputs import list_files_read
+from remapkit.api.ruleset import checked
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.log import log_diagnostics
+from remapkit.diagnostics.wording import count_noun, format_bytes
 from remapkit.files.text import write_texts
 from remapkit.formats import open_checkpoint
 from remapkit.formats.manifest import manifest_json
@@ -24,12 +26,17 @@ class Inspection:
     root: str
     diagnostics: tuple[Diagnostic, ...] = ()
 
+    def __str__(self) -> str:
+        size = format_bytes(self.header.nbytes)
+        return f"{self.header.name}: {self.format}, {count_noun(len(self.header), 'tensor')}, {size}"
+
     @property
     def families(self) -> tuple[Family, ...]:
         """The keys as key families: those that differ only in their numbers, or in a few words, together."""
         return find_families(self.header)
 
 
+@checked
 def inspect(
     checkpoint: str | Path,
     *,

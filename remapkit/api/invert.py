@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remapkit.api.inputs import list_files_read, list_rule_files
-from remapkit.api.ruleset import RuleSet, RulesLike, resolve_rules
+from remapkit.api.ruleset import RuleSet, RulesLike, checked, resolve_rules
 from remapkit.authoring.invert import invert as write_inverse
 from remapkit.authoring.write_inverse import relocate_path
 from remapkit.files.text import write_texts
@@ -26,7 +26,11 @@ class Inverse:
     output: Path | None = None
     manifests: tuple[Path, ...] = ()
 
+    def __str__(self) -> str:
+        return self.text
 
+
+@checked
 def invert(rules: RulesLike, output: str | Path | None = None, *, force: bool = False) -> Inverse:
     """Write the inverse of a rule file, proven for all keys.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remapkit.api.inputs import list_files_read, open_sides
+from remapkit.api.ruleset import checked
 from remapkit.authoring import learn as authoring
 from remapkit.authoring.pair_by_value import Pairing, pair_by_value
 from remapkit.authoring.settle import By
@@ -36,12 +37,17 @@ class LearnReport:
     output: Path | None = None
     diagnostics: tuple[Diagnostic, ...] = ()
 
+    def __str__(self) -> str:
+        pairs = len(self.learned.pairs)
+        return f"rules that map {pairs} of {len(self.source)} keys to {pairs} of {len(self.target)}"
+
     @property
     def text(self) -> str:
         """The rule file."""
         return self.learned.text
 
 
+@checked
 def learn(
     a: str | Path,
     b: str | Path,
@@ -167,7 +173,8 @@ def _report_leftovers(learned: authoring.Learned, source: StateDictSpec, target:
         found.append(_make_warning("RK656", title, list(learned.unsaid), source.name))
     for fqns, header in ((learned.only_a, source), (learned.only_b, target)):
         if fqns:
-            title = f"{count_noun(len(fqns), 'key')} of {len(header)} have no equal tensor in the other checkpoint"
+            verb = "has" if len(fqns) == 1 else "have"
+            title = f"{count_noun(len(fqns), 'key')} of {len(header)} {verb} no equal tensor in the other checkpoint"
             found.append(_make_warning("RK629", title, list(fqns), header.name))
     return found
 

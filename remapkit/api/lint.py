@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remapkit.api.inputs import find_rule_paths
-from remapkit.api.ruleset import RuleSet, load
+from remapkit.api.ruleset import RuleSet, checked, load
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, RemapkitError
 from remapkit.diagnostics.log import log_diagnostics
@@ -32,6 +32,9 @@ class LintReport:
 
     files: tuple[LintedFile, ...]
 
+    def __str__(self) -> str:
+        return "\n".join(f"{file.path}: {'ok' if file.ok else 'failed'}" for file in self.files)
+
     @property
     def ok(self) -> bool:
         """Whether every file passes."""
@@ -43,6 +46,7 @@ class LintReport:
         return tuple(diagnostic for file in self.files for diagnostic in file.diagnostics)
 
 
+@checked
 def lint(rules: str | Path | Sequence[str | Path] = (), *, allow_undecided: bool = False) -> LintReport:
     """Check rule files for themselves (schema, patterns, templates), and prove them over all keys.
 

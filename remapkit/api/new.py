@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from remapkit.api.inputs import list_files_read
-from remapkit.api.ruleset import Config
+from remapkit.api.ruleset import Config, checked
 from remapkit.authoring.new import new_rule_file
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
@@ -36,7 +36,11 @@ class NewRules:
     output: Path | None = None
     diagnostics: tuple[Diagnostic, ...] = ()
 
+    def __str__(self) -> str:
+        return self.text
 
+
+@checked
 def new(
     name: str,
     source: str | Path,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from remapkit.api.ruleset import checked
 from remapkit.files.errors import make_unreadable
 from remapkit.write import execute
 
 
+@checked
 def recover(file: str | Path) -> bool:
     """Restore a file whose rename in place was interrupted, to the byte, from the journal beside it.
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from remapkit.diagnostics.arguments import check_arguments
+from remapkit.diagnostics.wording import count_noun
 from remapkit.plans.model import ResolvedPlan
 from remapkit.rules.model import CompiledRules
 
@@ -26,6 +28,14 @@ Config = str | Path | Mapping[str, Any]
 """A config as a caller has it: the path of a JSON file, or its content."""
 
 T = TypeVar("T")
+
+checked = check_arguments(
+    RulesLike="CompiledRules | str | Path",
+    CompiledRules=CompiledRules,
+    Config="Mapping | str | Path",
+    Keys="Mapping | str | Path",
+)
+"""Refuses arguments that the annotations of a public function exclude."""
 
 
 def _make_face(of: Any, cls: type[T]) -> T:
@@ -79,6 +89,12 @@ class RuleSet(CompiledRules):
     >>> rules.match("encoder.downsamples.0.downsamples.2.resample.1.bias")[0].target
     'encoder.downsamples.0.downsampler.resample.1.bias'
     """
+
+    def __str__(self) -> str:
+        parts = [count_noun(len(self.rules), "rule")]
+        others = (("keep", self.keep), ("drop", self.drop))
+        parts += [f"{len(patterns)} {word}" for word, patterns in others if patterns]
+        return f"{self.name}: {', '.join(parts)}"
 
     @classmethod
     def of(cls, rules: CompiledRules) -> Self:
@@ -148,6 +164,7 @@ class RuleSet(CompiledRules):
         return remap(self, state_dict)
 
 
+@checked
 def load(
     name_or_path: str | Path,
     *,
@@ -171,6 +188,7 @@ def load(
     return RuleSet.of(load_rules(name_or_path, params=params, config=config))
 
 
+@checked
 def loads(text: str, *, params: Mapping[str, int] | None = None, config: Config | None = None) -> RuleSet:
     """Compile the text of a rule file; `params` and `config` are those of `load`.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remapkit.api.inputs import find_rule_paths
-from remapkit.api.ruleset import Config, RuleSet, resolve_rules
+from remapkit.api.ruleset import Config, RuleSet, checked, resolve_rules
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.models.target import diagnose_code_target, find_declared_target, read_target_header
@@ -41,6 +41,9 @@ class PackTests:
 
     packs: tuple[PackTest, ...]
 
+    def __str__(self) -> str:
+        return "\n".join(f"{pack.rules}: {'ok' if pack.ok else 'failed'}" for pack in self.packs)
+
     @property
     def ok(self) -> bool:
         """Whether every rule file passes."""
@@ -52,6 +55,7 @@ class PackTests:
         return tuple(problem for pack in self.packs for problem in pack.problems)
 
 
+@checked
 def test(
     rules: str | Path | Sequence[str | Path] = (),
     *,

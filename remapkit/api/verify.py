@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.api.inputs import Keys, list_files_read, list_rule_files, refuse_unproven
-from remapkit.api.ruleset import Config, RuleSet, RulesLike, resolve_rules
+from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.log import log_diagnostics
@@ -34,12 +34,19 @@ class VerifyReport:
     witness: Path | None = None
     diagnostics: tuple[Diagnostic, ...] = ()
 
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{self.rules}: {verdict.by} against {verdict.other}: {'the same' if verdict.ok else 'they differ'}"
+            for verdict in self.verdicts
+        )
+
     @property
     def ok(self) -> bool:
         """Whether all values are the same."""
         return all(verdict.ok for verdict in self.verdicts)
 
 
+@checked
 def verify(
     rules: RulesLike,
     *,
@@ -100,6 +107,8 @@ def verify(
     else:
         models = _find_models(rule_set, source, source_args, source_config, target, target_args, target_config)
         methods = [forward] if isinstance(forward, str) else list(forward)
+        if not methods:
+            raise UsageError(Diagnostic("RK609", "verify: `forward` must name at least one method, got none"))
         from remapkit.verification import verify_by_forward
 
         verdicts = verify_by_forward(rule_set, *models, methods, written=input, seed=seed, tolerance=tolerance)

@@ -6,6 +6,7 @@ Each is also the built-in exception that Python code would catch in its place:
 |---|---|---|
 | `InvalidRules`, `FailedCheck` | `ValueError` | 1 |
 | `UsageError`, `UnreadableCheckpoint` | `ValueError` | 2 |
+| `BadArgument` (a `UsageError`) | `TypeError` | 2 |
 | `MissingFile` (a `UsageError`), `MissingCheckpoint` (an `UnreadableCheckpoint`) | `FileNotFoundError` | 2 |
 | `RefusedRead` (an `UnreadableCheckpoint`) | `OSError` | 2 |
 | `UnwritableOutput` | `OSError` | 2 |
@@ -56,6 +57,10 @@ class UsageError(RemapkitError, ValueError):
     """A wrong argument, an unknown name, a model that cannot be built."""
 
     exit_code = 2
+
+
+class BadArgument(UsageError, TypeError):
+    """An argument of a wrong type, or a number out of its range."""
 
 
 class MissingFile(UsageError, FileNotFoundError):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from remapkit.diagnostics.arguments import check_arguments
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.wording import count_noun, join_words, show_key
 from remapkit.files.errors import FileFault, make_note, make_unreadable
@@ -27,6 +28,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 AnyReader = SafetensorsReader | PthReader | ShardedReader | ManifestReader
 
 
+@check_arguments()
 def open_checkpoint(
     path: str | Path,
     *,

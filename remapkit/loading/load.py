@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from remapkit.compute.move_bytes import Run
+from remapkit.diagnostics.arguments import check_arguments, describe_value
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.log import log_diagnostics
@@ -99,6 +100,7 @@ def _describe_rounding(old: str, new: str) -> str:
     return "" if is_exact_cast(old, new) else " (rounded)"
 
 
+@check_arguments()
 def load_into(
     model: nn.Module,
     ckpt: str | Path | Reader | Mapping[str, Any],
@@ -153,7 +155,7 @@ def load_into(
     (tensor([[3.]], grad_fn=<AddmmBackward0>), 2)
     """
     started = time.monotonic()
-    _check_types(model, ckpt, rules)
+    _check_types(model, ckpt, rules, factory, extra_state)
     request = LoadRequest(_resolve_device(device), _check_dtype(dtype), requires_grad, copy, assign)
     rule_set = _resolve_rules(rules)
     target = make_target(model, assign)
@@ -236,7 +238,7 @@ def _check_dtype(dtype: DtypeArgument) -> DtypeArgument:
     )
 
 
-def _check_types(model: object, ckpt: object, rules: object) -> None:
+def _check_types(model: object, ckpt: object, rules: object, factory: object, extra_state: object) -> None:
     """Refuse swapped and wrong arguments before anything is opened."""
     call = "load_into(model, ckpt, rules)"
     if not isinstance(model, nn.Module):
@@ -247,6 +249,10 @@ def _check_types(model: object, ckpt: object, rules: object) -> None:
         raise TypeError(f"{call}: `ckpt` must be a path, a reader or a state dict, got {type(ckpt).__name__}{hint}")
     if rules is not None and not isinstance(rules, CompiledRules | str | Path):
         raise TypeError(f"{call}: `rules` must be a RuleSet, a name or a path, got {type(rules).__name__}")
+    if extra_state not in ("refuse", "keep"):
+        raise TypeError(f"{call}: `extra_state` must be 'refuse' or 'keep', got {describe_value(extra_state)}")
+    if factory is not None and not callable(factory):
+        raise TypeError(f"{call}: `factory` must be a function, got {describe_value(factory)}")
 
 
 def _resolve_rules(rules: CompiledRules | str | Path | None) -> CompiledRules:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from remapkit.diagnostics.arguments import describe_value
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.models.reference import resolve_reference
@@ -138,4 +139,5 @@ def header(thing: object) -> StateDictSpec:
         return spec
     if isinstance(thing, type) and issubclass(thing, nn.Module):
         raise TypeError(f"the class {thing.__name__} has no header: build it first, for example on the meta device")
-    raise TypeError(f"no header in a {type(thing).__name__}: give a path, a header, a state dict or a module")
+    what = "a path, a header, a state dict or a module"
+    raise TypeError(f"a header is read from {what}, got {describe_value(thing)}")

@@ -138,6 +138,9 @@ def find_rules(name_or_path: str | Path) -> Path:
         places = "\n".join(f"{pack.path} ({pack.origin})" for pack in named)
         title = f"two packs are named {text!r}" if len(named) == 2 else f"{len(named)} packs are named {text!r}"
         raise UsageError(Diagnostic("RK602", title, notes=(places,), help=("name one by its path",)))
+    if path.is_dir():
+        help = "name the rule files in it, or the packs that you mean"
+        raise UsageError(Diagnostic("RK601", f"{text} is a directory, not a rule file", help=(help,)))
     names = [pack.name for pack in packs()]
     help = suggest_name(text, names, f"installed packs: {', '.join(names) or 'none'}")
     raise MissingFile(Diagnostic("RK601", f"there is no rule file and no pack named {text!r}", help=(help,)))

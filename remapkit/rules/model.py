@@ -85,6 +85,9 @@ class Rule:
     branch: int = 0
     reader: PatternMatcher = field(init=False, compare=False, repr=False)
 
+    def __repr__(self) -> str:
+        return f"Rule({self.id!r})"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "reader", PatternMatcher(self.pattern))
 
@@ -139,6 +142,9 @@ class CompiledRules:
     """Rules, keeps and drops."""
     matcher: SetMatcher = field(init=False, compare=False, repr=False)
     renamer: Renamer = field(init=False, compare=False, repr=False)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
 
     def __post_init__(self) -> None:
         everything = (*self.rules, *self.keep, *self.drop)

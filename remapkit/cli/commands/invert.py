@@ -13,7 +13,7 @@ def run(args: Namespace) -> CommandOutcome:
     """The text of the inverse, to a file or as the result itself."""
     inverse = invert(args.rules, None if args.output == "-" else args.output, force=args.force)
     if inverse.output is None:
-        return CommandOutcome(data={}, raw=inverse.text)
+        return CommandOutcome(data={"text": inverse.text}, raw=inverse.text)
     manifests = [str(path) for path in inverse.manifests]
     copied = f", with {join_words(manifests)} copied beside it" if manifests else ""
     return CommandOutcome(

@@ -71,6 +71,10 @@ def decode(data: bytes, name: str) -> tuple[Source, tuple[Diagnostic, ...]]:
     except UnicodeDecodeError as error:
         start = len(data[: error.start].decode("utf-8"))
         source = Source(name, data.decode("utf-8", "replace"))
+        if data[:4] == b"PK\x03\x04" or data[:1] == b"\x80" or data[8:9] == b"{":
+            title = f"{name} is a checkpoint, not a rule file"
+            help = "name the rule file first and the checkpoint second: remapkit apply RULES CHECKPOINT"
+            return source, (Diagnostic("RK007", title, help=(help,)),)
         help = "save the file as UTF-8"
         if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
             help = "it begins like UTF-16, which editors on Windows call Unicode: save it as UTF-8"
