@@ -31,7 +31,7 @@ class Explanation:
 
 
 def explain(rules: RulesLike, keys: str | Sequence[str]) -> tuple[Explanation, ...]:
-    """Say for each source key which rule takes it, and where every other rule stops matching.
+    """Explain for each source key which rule matches it, and where every other rule stops matching.
 
     Args:
         rules: A `RuleSet`, the name of an installed pack, or the path of a rule file.
