@@ -365,7 +365,7 @@ class _Inverter:
     def move_leaf_guard(
         self, pattern: list[str | InverseCapture]
     ) -> tuple[list[str | InverseCapture], tuple[str, ...] | None]:
-        """Move the leaf guard of the source to the captures or leaf that contain its last segment."""
+        """Turn the leaf guard of the source into a guard on the parts that contain its last segment."""
         source = self.given.pattern
         if source.leaf is None:
             return pattern, None
@@ -467,7 +467,7 @@ def _find_shift(entries: Mapping[str, str]) -> int | None:
 def _find_expression(name: str, column: Mapping[str, str]) -> str | None:
     """Return the `n//step`, `n%most` or `n//step%most` that maps every key to its value; None if none does.
 
-    `most` is one more than the largest value, which is right if every remainder occurs. So only the steps are searched:
+    `most` is one more than the largest value, which is right if every remainder occurs. So only steps are searched:
     at most 256 passes over the column.
     """
     if not (has_only_integers(column) and has_only_integers(column.values())):
