@@ -23,7 +23,7 @@ PACKS: Mapping[str, tuple[str, ...]] = {
     "WanVAE": ("wan22_pth", "wan22_diffusers"),
     "Wan21VAE": ("wan21_pth", "wan21_diffusers"),
 }
-"""The packs for each model. A checkpoint that one of them wrote is in the model's own layout."""
+"""The packs for each model. Checkpoints that they wrote are in the model's own layout."""
 OWN_LAYOUT = "the model's own layout"
 
 _HALVES = {"encoder": ("encoder.", "conv1."), "decoder": ("decoder.", "conv2.")}

@@ -143,7 +143,7 @@ class VAEConfig:
         return problems
 
     def _find_shortcut_problems(self) -> list[str]:
-        """Check that channels divide evenly for shortcuts; without shortcuts each upsampling halves the channels."""
+        """List the problems: shortcuts need channels that divide evenly; otherwise each upsampling halves them."""
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
             return []
         if not self.stage_shortcuts:

@@ -43,7 +43,7 @@ def relocate_path(rules: CompiledRules, path: str, folder: Path) -> str:
 
 
 class InverseWriter:
-    """Writes the rule file of an inverse, for the folder `beside` (None: paths stay unchanged)."""
+    """Writes the rule file of an inverse for the folder `beside` (None: paths stay unchanged)."""
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ _PACKAGE = Path(__file__).parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A plugin: its name, the package it is imported as, and its folder (None where it has none)."""
+    """A plugin: its name, the package it is imported as, and its folder (None if it has none)."""
 
     name: str
     package: str
