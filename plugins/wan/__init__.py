@@ -8,10 +8,10 @@ Wan 2.1 (16 latent channels, 8x8x4). Both are configurations of the same modules
 * `layers` norm, causal convolution, residual block, attention, resampling, patches;
 * `fast` the parts of the fast path, `kernel` its Triton kernel, `graphs` its CUDA graphs;
 * `coder` the stages, the encoder and the decoder; `latents` the statistics of latents;
-* `checks` weights and inputs checked before anything runs;
-* `tiling` large frames cut into overlapping tiles; `decoding` one call of `decode`, tile by tile;
+* `checks` checks of weights and inputs before anything runs;
+* `tiling` overlapping tiles of large frames; `decoding` one call of `decode`, tile by tile;
 * `checkpoint` from a file to a loaded model;
-* `vae` the models, and everything public;
+* `vae` the models and the public API;
 * `media` and `roundtrip` pictures and videos, for `python -m remapkit.plugins.wan roundtrip`.
 
 Nothing is imported here: finding the plugin must not import torch.

@@ -1,4 +1,4 @@
-"""`python -m remapkit.plugins.wan roundtrip video.mp4 -o out.mp4 --checkpoint CKPT`: see what the VAE loses."""
+"""`python -m remapkit.plugins.wan roundtrip video.mp4 -o out.mp4 --checkpoint CKPT`: shows what the VAE loses."""
 
 from __future__ import annotations
 

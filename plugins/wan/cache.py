@@ -1,10 +1,10 @@
-"""What is kept between calls that code one video.
+"""The state kept between calls that code one video.
 
 A causal convolution over time reads the last frames before its chunk. These frames, one small tensor per layer, are
 the whole state: with them, a video can be coded a few frames at a time with the same result as all at once.
 
-A `Stream` has the state of some layers, for the whole picture or for one tile; a `Rollout` has all streams of one
-direction (encoding or decoding) and what they are bound to; a `WanCache` has both directions.
+A `Stream` holds the state of some layers, for the whole picture or for one tile; a `Rollout` holds all streams of one
+direction (encoding or decoding) and what they are bound to; a `WanCache` holds both directions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Rollout", "RolloutKey", "Stream", "WanCache", "WanCacheError", "choo
 
 
 class WanCacheError(ValueError):
-    """The cache does not fit the call: another model, another size, or a previous call that failed half-way."""
+    """The cache does not fit the call: another model, another size, or a previous call that failed partway."""
 
 
 class Host(Protocol):
@@ -38,8 +38,8 @@ class Host(Protocol):
 class Stream:
     """The frames that some layers remember, of the whole picture or of one tile.
 
-    Invariant: without a host, `histories` has the frames. With a host, they are in `host.stream`, and `histories` and
-    `windows` of this stream are empty.
+    Invariant: without a host, `histories` holds the frames. With a host, they are in `host.stream`, and
+    `histories` and `windows` of this stream are empty.
     """
 
     chunks: int = 0
@@ -59,7 +59,7 @@ class Stream:
         return self.chunks == 0
 
     def extend(self, slot: str, x_BCTHW: Tensor, frames: int) -> Tensor:
-        """`x` with the `frames` frames before it prepended; the last `frames` of the result are kept under `slot`.
+        """Prepend the `frames` frames before `x`, and keep the last `frames` of the result under `slot`.
 
         Frames before the first one are zeros.
 
@@ -80,9 +80,9 @@ class Stream:
         return joined_BCTHW
 
     def prepare_window(self, slot: str, x_BCTHW: Tensor, frames: int) -> Tensor:
-        """The buffer of `slot` for a chunk like `x`: `frames` frames of history, then room for the chunk.
+        """Return the buffer of `slot` for a chunk like `x`: `frames` frames of history, then room for the chunk.
 
-        Once the chunk was written and used, `shift_window` makes it history. A buffer never shrinks.
+        Once the chunk has been written and used, `shift_window` makes it history. A buffer never shrinks.
 
         >>> stream, x = Stream(), torch.ones(1, 1, 1, 1, 1)
         >>> for value in (1.0, 5.0):
@@ -118,16 +118,16 @@ class Stream:
         if frames <= T:
             window_BCTHW[:, :, :frames].copy_(window_BCTHW[:, :, T:])
             return
-        # Source and destination overlap: copied frame by frame, front first, none is overwritten before it is read.
+        # Source and destination overlap: copying frame by frame, front first, reads each frame before overwriting it.
         for i in range(frames):
             window_BCTHW[:, :, i].copy_(window_BCTHW[:, :, T + i])
 
     def find_holder(self) -> Stream:
-        """The stream that holds the frames: this one, or its host's."""
+        """Return the stream that holds the frames: this one, or its host's."""
         return self if self.host is None else self.host.stream
 
     def lock_frames(self) -> AbstractContextManager[Any]:
-        """While this is held, the frames stay in place; otherwise another caller may evict them from the host."""
+        """Return a lock that keeps the frames in place; without it another caller may evict them from the host."""
         host = self.host
         return nullcontext() if host is None else host.lock
 
@@ -150,7 +150,7 @@ class Stream:
                 self.histories[slot] = history.detach()
 
     def change_histories(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Replace every remembered tensor by `change` of it."""
+        """Replace every remembered tensor by the result of `change`."""
         self.leave_host()
         self.histories = {slot: change(history) for slot, history in self.histories.items()}
         self.windows = {}
@@ -173,12 +173,12 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class RolloutKey:
-    """What the remembered frames belong to; a call with another key must not continue them."""
+    """Identifies what the remembered frames belong to; a call with another key must not continue them."""
 
     model: object
     """Identity of the model instance; compared with `is`."""
     label: str
-    """The model in words, for messages."""
+    """The model's name in messages."""
     batch: int
     height: int
     width: int
@@ -188,10 +188,10 @@ class RolloutKey:
     whole_stages: int
     """Decoder stages that run on the whole frame, before it is cut into tiles."""
     autocast: torch.dtype | None = None
-    """The dtype of autocast, which the remembered frames have then; None where it is off."""
+    """The dtype of autocast, which is then the dtype of the remembered frames; None if autocast is off."""
 
     def list_mismatches(self, other: RolloutKey) -> list[str]:
-        """The reasons, as text, why `other` cannot continue a rollout of `self`."""
+        """Return the reasons, as text, why `other` cannot continue a rollout of `self`."""
         problems = []
         if self.model is not other.model:
             problems.append(f"it was filled by another model instance ({self.label}), not by this {other.label}")
@@ -215,23 +215,23 @@ class RolloutKey:
 
 @dataclass(slots=True, eq=False)
 class Rollout:
-    """One direction (encoding or decoding) of one video: what it is bound to, its progress, its streams."""
+    """One direction (encoding or decoding) of one video: its key, its progress, its streams."""
 
     key: RolloutKey | None = None
     chunks: int = 0
     """Chunks coded so far, which is also the number of latent frames."""
     streams: dict[str, Stream] = field(default_factory=dict)
-    """`frame` for what runs on whole frames, and one stream per tile."""
+    """`frame` for the layers that run on whole frames, and one stream per tile."""
     is_torn: bool = False
     """A call failed within a chunk: some layers have advanced, others have not, so no call can continue."""
 
     def stream(self, part: str) -> Stream:
-        """The stream of a part of the picture, created on first use."""
+        """Return the stream of a part of the picture, created on first use."""
         return self.streams.setdefault(part, Stream())
 
     @contextmanager
     def advance(self, chunks: int) -> Iterator[None]:
-        """Surrounds the coding of some chunks, all tiles of them. If that raises, the rollout stays torn."""
+        """Enclose the coding of some chunks with all their tiles. If that raises, the rollout stays torn."""
         self.is_torn = True
         yield
         self.chunks += chunks
@@ -256,7 +256,7 @@ class Rollout:
         self.key = key
 
     def histories(self) -> Iterator[Tensor]:
-        """Every tensor that is remembered."""
+        """Yield every remembered tensor."""
         for stream in self.streams.values():
             with stream.lock_frames():
                 histories = list(stream.find_holder().histories.values())
@@ -272,12 +272,12 @@ class Rollout:
         return replace(self, streams={part: stream.clone() for part, stream in self.streams.items()})
 
     def change_histories(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Replace every remembered tensor by `change` of it."""
+        """Replace every remembered tensor by the result of `change`."""
         for stream in self.streams.values():
             stream.change_histories(change)
 
     def detach(self) -> None:
-        """Detach what is remembered from the autograd graph."""
+        """Detach the remembered frames from the autograd graph."""
         for stream in self.streams.values():
             stream.detach()
 
@@ -287,7 +287,7 @@ class WanCache:
 
     Encoding and decoding have separate state, so one cache serves both. The first use binds a direction to that model
     instance, batch, frame size, dtype and tiling; any other use raises `WanCacheError`. Gradients do not reach into
-    earlier calls: what is kept is detached.
+    earlier calls: kept frames are detached.
 
     >>> from remapkit.plugins.wan.vae import WanVAE
     >>> vae, cache = WanVAE(dim=8, dec_dim=12), WanCache()
@@ -320,7 +320,7 @@ class WanCache:
         return copy
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """Move the state in place, as `nn.Module.to` does: to follow a model, or to park a video on the CPU."""
+        """Move the state in place, as `nn.Module.to` does: to follow a model, or to keep a video on the CPU."""
         for rollout in (self.encoding, self.decoding):
             rollout.change_histories(lambda history: history.to(device, non_blocking=non_blocking))
         return self
@@ -336,7 +336,7 @@ class WanCache:
 
 
 def choose_cache(cache: WanCache | None) -> WanCache:
-    """The caller's cache, or a new one for this call alone."""
+    """Return the caller's cache, or a new one for this call alone."""
     if cache is None:
         return WanCache()
     if not isinstance(cache, WanCache):

@@ -23,7 +23,7 @@ PACKS: Mapping[str, tuple[str, ...]] = {
     "WanVAE": ("wan22_pth", "wan22_diffusers"),
     "Wan21VAE": ("wan21_pth", "wan21_diffusers"),
 }
-"""The packs for each model. A checkpoint that one of them wrote is in the model's own layout."""
+"""The packs for each model. Checkpoints that they wrote are in the model's own layout."""
 OWN_LAYOUT = "the model's own layout"
 
 _HALVES = {"encoder": ("encoder.", "conv1."), "decoder": ("decoder.", "conv2.")}
@@ -72,20 +72,20 @@ def load_vae(
             chosen = _Candidate(rule_set.name, rule_set, plan, ())
         vae = _build_on_meta(cls, {**_find_widths(cls, chosen.plan, reader.header().name), **config, **settings})
         _refuse_strangers(chosen, names, cls.__name__)
-        # A half model ignores the keys of the other half: they are known, and none of their bytes is read.
+        # A half model ignores the keys of the other half: they are known, and their bytes are never read.
         half = not (settings.get("encoder", True) and settings.get("decoder", True))
         remapkit.load_into(vae, reader, chosen.rules, strict=not half, **how)
     return vae
 
 
 def _find_vae_folder(path: Path) -> Path:
-    """`path`, or the folder `vae` in it where `path` is the folder of a whole diffusers pipeline."""
+    """Return `path`, or its folder `vae` if `path` is the folder of a whole diffusers pipeline."""
     inside = path / "vae"
     return inside if path.is_dir() and (path / "model_index.json").is_file() and inside.is_dir() else path
 
 
 def _read_diffusers_settings(path: Path) -> dict[str, Any]:
-    """Structure and statistics from a diffusers config beside the checkpoint; the widths come from the shapes."""
+    """Read structure and statistics from a diffusers config next to the checkpoint; widths come from shapes."""
     file = (path if path.is_dir() else path.parent) / "config.json"
     try:
         config = read_json_file(file)
@@ -106,7 +106,7 @@ def _build_on_meta(cls: type[Model], settings: Mapping[str, Any]) -> Model:
 def _recognize_layout(
     cls: type[nn.Module], siblings: Sequence[type[nn.Module]], reader: Reader, names: frozenset[str]
 ) -> _Candidate:
-    """The one layout that has all keys of the checkpoint. Raises `UsageError` where none or several have."""
+    """Return the layout that has all keys of the checkpoint. Raises `UsageError` if none or several have."""
     candidates = list(_list_candidates(cls.__name__, reader, names))
     fitting = [candidate for candidate in candidates if not candidate.strangers and candidate.plan.moves]
     if len(fitting) == 1:
@@ -145,7 +145,7 @@ def _make_identity_rules() -> RuleSet:
 
 
 def _describe_other_generation(siblings: Sequence[type[nn.Module]], reader: Reader) -> str:
-    """A hint where the checkpoint is of the other generation, the likeliest mistake; else an empty text."""
+    """Return a hint if the checkpoint is of the other generation, the likeliest mistake; else an empty text."""
     for other in siblings:
         name = other.__name__
         names = frozenset(_build_on_meta(other, {}).state_dict())
@@ -155,7 +155,7 @@ def _describe_other_generation(siblings: Sequence[type[nn.Module]], reader: Read
 
 
 def _find_widths(cls: type[Model], plan: Plan, place: str) -> dict[str, int]:
-    """Base widths, read from shapes. Where the tensor is missing, the published width stays."""
+    """Read base widths from shapes. If the tensor is missing, the published width applies."""
     shapes = {move.target: move.spec.shape for move in plan.moves}
     found = {
         setting: shapes[fqn][axis] for setting, (fqn, axis) in _WIDTHS.items() if len(shapes.get(fqn, ())) > axis

@@ -27,7 +27,7 @@ class WanNotLoadedError(RuntimeError):
 
 
 def find_placement(weights: Iterable[tuple[str, Tensor]], wanted: torch.device) -> tuple[torch.device, torch.dtype]:
-    """The one device and compute dtype of the weights. Raises `WanNotLoadedError`.
+    """Return the one device and compute dtype of the weights. Raises `WanNotLoadedError`.
 
     `wanted` is the device of the input: for an input on meta, weights may be on meta (only shapes are computed).
     """
@@ -38,7 +38,7 @@ def find_placement(weights: Iterable[tuple[str, Tensor]], wanted: torch.device) 
         total += 1
         device, dtype = weight.device, weight.dtype
         by_device.setdefault(str(device), []).append(fqn)
-        # Norms compute in fp32 whatever dtype their gamma has.
+        # Norms compute in fp32 regardless of the dtype of gamma.
         if not fqn.endswith(".gamma"):
             by_dtype.setdefault(str(dtype), []).append(fqn)
             compute = dtype
@@ -56,7 +56,7 @@ def find_placement(weights: Iterable[tuple[str, Tensor]], wanted: torch.device) 
 
 
 def check_input(what: What, x: Tensor, config: VAEConfig, device: torch.device, *, is_first: bool) -> None:
-    """Rank, channels, frames, size, dtype and device. Raises `WanInputError` with all problems at once."""
+    """Check rank, channels, frames, size, dtype and device. Raises `WanInputError` with all problems at once."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{what} must be a torch.Tensor, got {type(x).__name__}")
     problems = _find_shape_problems(what, tuple(x.shape), config, is_first=is_first)
@@ -109,7 +109,7 @@ def _suggest_lengths(length: int, config: VAEConfig) -> str:
 
 
 def check_values(what: What, x: Tensor) -> None:
-    """Refuse NaN, infinity, and a video in another range than [-1, 1]. Raises `WanInputError`.
+    """Refuse NaN, infinity, and a video with a range other than [-1, 1]. Raises `WanInputError`.
 
     Costs one pass over `x` and, on an accelerator, a synchronisation.
     """

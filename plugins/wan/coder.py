@@ -147,14 +147,14 @@ class Decoder(nn.Module):
         self.head = Head(channels, config.patch_channels)
 
     def begin(self, x_BCTHW: Tensor, stages: int, stream: Stream) -> Tensor:
-        """What needs the whole frame (attention), and the first `stages` stages."""
+        """Run the part that needs the whole frame (attention), and the first `stages` stages."""
         h_BCTHW: Tensor = self.middle(self.conv1(x_BCTHW, stream), stream)
         for stage in list(self.upsamples)[:stages]:
             h_BCTHW = stage(h_BCTHW, stream)
         return h_BCTHW
 
     def finish(self, h_BCTHW: Tensor, stages: int, stream: Stream) -> Tensor:
-        """The other stages, on the whole frame or a tile: only convolutions, so tiles differ only near borders."""
+        """Run the other stages on the whole frame or a tile: only convolutions, so tiles differ only near borders."""
         for stage in list(self.upsamples)[stages:]:
             h_BCTHW = stage(h_BCTHW, stream)
         out_BCTHW: Tensor = self.head(h_BCTHW, stream)

@@ -1,4 +1,4 @@
-"""The widths and constants that make one Wan VAE differ from another."""
+"""The widths and constants in which the Wan VAEs differ."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class VAEConfig:
         return int(2 ** sum(self.temporal_downsample))
 
     def locate_frames(self, start: int, chunk: int) -> slice:
-        """The frames of chunk `chunk` in the video of a call that starts at chunk `start`.
+        """Return the frames of chunk `chunk` in the video of a call that starts at chunk `start`.
 
         Chunk 0 is one frame, so chunk c > 0 begins at frame 1 + factor * (c - 1).
         """
@@ -143,7 +143,7 @@ class VAEConfig:
         return problems
 
     def _find_shortcut_problems(self) -> list[str]:
-        """Shortcuts need channels that divide evenly; without them each upsampling halves the channels."""
+        """List the problems: shortcuts need channels that divide evenly; otherwise each upsampling halves them."""
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
             return []
         if not self.stage_shortcuts:
@@ -169,5 +169,5 @@ def _is_count(value: object) -> bool:
 
 
 def _count_folded_cells(temporal: bool | None) -> int:
-    """How many cells a stage's resampling folds into one; `None` is the last stage, which does not resample."""
+    """Return how many cells a stage's resampling folds into one; `None` is the last stage, without resampling."""
     return 1 if temporal is None else 8 if temporal else 4

@@ -17,7 +17,7 @@ __all__ = ["Decoding", "RunStep", "StepName"]
 
 StepName = Literal["encode", "begin", "finish"]
 RunStep = Callable[[StepName, Tensor, int, Stream, Fast], Tensor]
-"""Runs one chunk through a part of the model: step, input, whole stages, stream, how to compute."""
+"""Runs one chunk through a part of the model. Arguments: step, input, whole stages, stream, fast setting."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +34,7 @@ class Decoding:
     fast: Fast
 
     def run(self, *, keep: bool) -> Tensor:
-        """The whole video. Without `keep` nobody continues it, so each tile's stream is dropped once done."""
+        """Return the whole video. Without `keep` it cannot be continued: each tile's stream is dropped once done."""
         start, chunks = self.rollout.chunks, self.latent_BCTHW.shape[2]
         video_BCTHW = self._make_canvas(self.config.locate_frames(start, start + chunks - 1).stop)
         parts = [video_BCTHW[:, :, self.config.locate_frames(start, start + t)] for t in range(chunks)]
@@ -55,7 +55,7 @@ class Decoding:
             yield chunk_BCTHW.clamp_(-1, 1) if self.clamp else chunk_BCTHW
 
     def _make_canvas(self, frames: int) -> Tensor:
-        """An empty video; zeros where there are several tiles, since these are added up."""
+        """Allocate the video; filled with zeros if there are several tiles, since tiles are added up."""
         B, _, _, H, W = self.latent_BCTHW.shape
         factor = self.config.spatial_factor
         empty = self.latent_BCTHW.new_empty if len(self.tiles) == 1 else self.latent_BCTHW.new_zeros
@@ -68,7 +68,7 @@ class Decoding:
             self._finish_tile(part_BCTHW, shared_BCTHW, index, tile)
 
     def _paint_by_tile(self, parts: list[Tensor]) -> None:
-        """Decode tile after tile: one tile's stream is in memory at a time, plus all shared features."""
+        """Decode tile by tile: one tile's stream is in memory at a time, plus all shared features."""
         shared = [self._begin_frame(t) for t in range(len(parts))]
         for index, tile in enumerate(self.tiles):
             for part_BCTHW, shared_BCTHW in zip(parts, shared, strict=True):
@@ -76,7 +76,7 @@ class Decoding:
             del self.rollout.streams[f"tile {index}"]
 
     def _begin_frame(self, t: int) -> Tensor:
-        """The features of latent frame `t` before the frame is cut, which all tiles share."""
+        """Compute the features of latent frame `t` before it is cut; all tiles share them."""
         latent_BCTHW = self.latent_BCTHW[:, :, t : t + 1]
         return self.run_step("begin", latent_BCTHW, self.whole_stages, self.rollout.stream("frame"), self.fast)
 

@@ -1,4 +1,4 @@
-"""How a model computes: the plain way, or faster ways with the same result.
+"""Settings for how a model computes: the plain way, or faster ways with the same result.
 
 `Fast` switches the parts one by one, so that each can be measured and compared with the plain way; "auto" picks them
 for the device. With gradients, everything is computed the plain way.
@@ -44,7 +44,7 @@ class Fast:
         windows: each causal convolution keeps one buffer for the frames before the chunk and the chunk itself. The
             layer before writes into it, and afterwards its last frames move to the front: nothing is concatenated,
             padded or cloned. Bit for bit the plain result. Costs memory: a chunk per convolution.
-        channels_last: weights and features with channels innermost, which CUDA's convolutions are fastest with. The
+        channels_last: weights and features with channels innermost, the fastest layout for CUDA's convolutions. The
             weights of the model change their memory layout at the first call.
         norm: RMS norm and SiLU as separate steps ("eager"), as one Triton kernel ("triton", with channels_last; eager
             steps where the layout does not fit), or through torch.compile ("compile").
@@ -83,7 +83,7 @@ PLAIN = Fast()
 def choose_fast(
     setting: Setting | Fast, device: torch.device, dtype: torch.dtype, *, grads: bool, graphs_work: bool
 ) -> Fast:
-    """How to compute on a device. Raises `WanFastError` if a requested part cannot run there."""
+    """Choose how to compute on a device. Raises `WanFastError` if a requested part cannot run there."""
     if grads or device.type == "meta" or setting == "off":
         return PLAIN
     if setting == "auto":
@@ -125,12 +125,12 @@ def is_interpreted() -> bool:
 
 
 def choose_memory_format(fast: Fast) -> torch.memory_format:
-    """The memory format of a video's features."""
+    """Return the memory format of a video's features."""
     return torch.channels_last_3d if fast.channels_last else torch.contiguous_format
 
 
 def lay_out_weights(modules: list[nn.Module], *, channels_last: bool) -> None:
-    """Give the weights of convolutions the memory format of the features; values, names and shapes stay."""
+    """Give the weights of convolutions the memory format of the features; values, names and shapes do not change."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d} if channels_last else {}
     # Outside inference mode: an inference tensor could not be trained later.
     with torch.inference_mode(False), torch.no_grad():
@@ -156,9 +156,9 @@ def autotune_cudnn(fast: Fast, device: torch.device) -> Iterator[None]:
 
 
 class _Benchmark:
-    """`torch.backends.cudnn.benchmark` is global: the first thread in sets it, the last one out restores it.
+    """The global `torch.backends.cudnn.benchmark`: set by the first thread to enter, restored by the last to leave.
 
-    If each thread restored what it had found, overlapping threads would leave it on.
+    If every thread restored the value that it found, overlapping threads would leave it on.
     """
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ _BENCHMARK = _Benchmark()
 
 
 def find_autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast on a device; None where it is off.
+    """Return the dtype of autocast on a device; None if it is off.
 
     >>> with torch.autocast("cpu", torch.bfloat16):
     ...     find_autocast_dtype(torch.device("cpu"))
@@ -196,7 +196,7 @@ def find_autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def compute_norm(x: Tensor, scale: Tensor, silu: bool) -> Tensor:
-    """RMS norm over dimension 1, then SiLU, in `scale`'s dtype: the reference for every fused version.
+    """Compute RMS norm over dimension 1, then SiLU, in `scale`'s dtype: the reference for every fused version.
 
     >>> compute_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([5.0, 10.0]), False)
     tensor([[3., 8.]])
@@ -209,5 +209,5 @@ def compute_norm(x: Tensor, scale: Tensor, silu: bool) -> Tensor:
 
 @cache
 def compile_norm() -> object:
-    """`compute_norm`, compiled once per process."""
+    """Return `compute_norm` compiled, once per process."""
     return torch.compile(compute_norm, dynamic=True)

@@ -1,18 +1,18 @@
-"""CUDA graphs: the steady chunk is recorded once and replayed; arenas decide which video may use them when.
+"""CUDA graphs: the steady chunk is recorded once and replayed; arenas control which video uses them at a time.
 
 A graph reads and writes fixed addresses. So each step of the model (encode a chunk, begin decoding one, finish it)
 has an `Arena`: fixed buffers for its input, its output and the frames that its layers remember. To run a step, a
-stream is admitted to the arena and its frames are copied in; the stream that was there before gets its frames
-copied out, if it still exists. While one video runs alone, the usual case, nothing is copied between chunks.
+stream is admitted to the arena and its frames are copied in; the previous stream gets its frames copied
+out, if it still exists. While one video runs alone, the usual case, nothing is copied between chunks.
 
 Invariant: an arena serves one caller at a time, and all arenas of a model are one resource, since their recordings
-share one memory pool. Whoever admits or evicts a stream, runs a chunk, or reads the frames of an admitted stream
-holds `Graphs.lock` (every arena's `lock` is that one) from the first access to the copy of the output. The lock
+share one memory pool. Code that admits or evicts a stream, runs a chunk, or reads the frames of an admitted stream
+holds `Graphs.lock` (every arena's `lock` is the same one) from the first access to the copy of the output. The lock
 orders threads; the `Fence` orders the work that they queue on different CUDA streams.
 
 Cost: each arena keeps the windows of its layers for as long as it exists (GBs at 704x1280, see docs/wan.md), plus
 its graph's share of the pool. Per chunk: one copy of the input and one of the output; per change of video: one copy
-of all remembered frames out and one in. An arena exists per step, for the size that was used last.
+of all remembered frames out and one in. There is one arena per step, for the size used last.
 
 Everything except the recording itself also runs on the CPU: see `Capture`.
 """
@@ -40,13 +40,13 @@ class Capture(Protocol):
     """Records the work of a function on tensors without executing it. Tests replace it to run on the CPU."""
 
     def can_record(self, device: torch.device) -> bool:
-        """Whether steps on that device can be recorded."""
+        """Whether steps on the device can be recorded."""
         ...
 
     def record(self, run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-        """A function that repeats the work of `run` on the same addresses, and the tensor that holds its result.
+        """Return a function that repeats the work of `run` on the same addresses, and the tensor with its result.
 
-        Raises `RuntimeError` where that cannot be recorded; the current CUDA stream is then the same as before.
+        Raises `RuntimeError` if that cannot be recorded; the current CUDA stream is then the same as before.
         """
         ...
 
@@ -100,9 +100,9 @@ def _restore_stream(device: torch.device) -> Iterator[None]:
 
 
 class Fence:
-    """Orders the work that callers queue on different CUDA streams: each waits for the one before it.
+    """Orders the work that callers queue on different CUDA streams: every caller waits for the previous one.
 
-    Does nothing on other devices, where work is done when a call returns. Callers hold `Graphs.lock`.
+    Does nothing on other devices, where work is finished when a call returns. Callers hold `Graphs.lock`.
     """
 
     def __init__(self) -> None:
@@ -149,7 +149,7 @@ class Fence:
 class Arena:
     """Fixed buffers of one step at one size, and the recording of its steady chunk.
 
-    `stream` holds the buffers. The tenant is the stream whose frames are in them at present: its `host` is this
+    `stream` holds the buffers. The tenant is the stream whose frames are currently in them: its `host` is this
     arena. The tenant is referenced weakly, so an arena does not keep the cache of an abandoned video alive.
 
     The first chunk of a video runs plainly, since it is shaped differently. The first steady chunk runs plainly
@@ -178,8 +178,8 @@ class Arena:
     def admit_stream(self, stream: Stream, queue: torch.cuda.Stream | None = None) -> None:
         """Make `stream` the tenant; `queue` is the CUDA stream of its caller.
 
-        The previous tenant gets its frames in new memory, allocated on the CUDA stream that it last came on: it goes
-        on using them there, and PyTorch reuses freed memory in the order of the stream that it was allocated on.
+        The previous tenant gets its frames in new memory, allocated on the CUDA stream of its last call: it continues
+        to use them there, and PyTorch reuses freed memory in the order of the stream of its allocation.
         """
         if stream.host is self:
             self._tenant_queue = queue
@@ -200,7 +200,7 @@ class Arena:
         self._tenant, self._tenant_queue = weakref.ref(stream), queue
 
     def vacate(self) -> None:
-        """Evict the tenant: copy its frames into memory of its own, if it still exists."""
+        """Evict the tenant: copy its frames into its own memory, if it still exists."""
         tenant = self._tenant() if self._tenant is not None else None
         if tenant is not None:
             with self._fence.take_turn(self._tenant_queue):
@@ -257,13 +257,13 @@ class Arena:
 
 
 def _make_pattern(out: Tensor) -> Tensor:
-    """Values that no model computes: they show that an output was not written."""
+    """Return values that no model computes: they reveal an output that was not written."""
     return torch.linspace(-3.7, 2.9, out.numel(), device=out.device).to(out.dtype).reshape(out.shape)
 
 
 @contextmanager
 def _disable_cast_cache() -> Iterator[None]:
-    """Autocast frees its cached casts of weights when its block ends; a recording would go on reading them."""
+    """Disable autocast's cache of cast weights: it is freed at the end of the block, but recordings still read it."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -295,7 +295,7 @@ class Graphs:
         self._fence = Fence()
 
     def run(self, name: str, key: Hashable, step: Step, x: Tensor, stream: Stream) -> Tensor:
-        """`step(x, stream)` in the arena `name`. Another key means another size or other weights: a new arena."""
+        """Run `step(x, stream)` in the arena `name`. Another key means another size or other weights: a new arena."""
         with self.lock:
             self._fence.enter(x.device)
             try:

@@ -48,7 +48,7 @@ def _norm_silu(
 
 
 def is_channels_last(x: Tensor, out: Tensor) -> bool:
-    """Whether both are [B, C, ...] with channels innermost and nothing between the cells of one batch element."""
+    """Whether both are [B, C, ...] with channels innermost and no gaps between the cells of one batch element."""
     same = x.shape == out.shape and x.dtype == out.dtype and x.dtype in _DTYPES and x.device == out.device
     return same and _has_dense_rows(x) and _has_dense_rows(out)
 
@@ -63,7 +63,7 @@ def _has_dense_rows(x: Tensor) -> bool:
 
 
 def norm_silu(x: Tensor, gamma: Tensor, out: Tensor, *, silu: bool) -> Tensor:
-    """Write the norm of `x` ([B, C, ...]) times `gamma` into `out`, with `silu` through SiLU."""
+    """Write the norm of `x` ([B, C, ...]) times `gamma` into `out`; with `silu`, apply SiLU."""
     B, C = x.shape[:2]
     rows = x[0, 0].numel()
     block_C = triton.next_power_of_2(C)

@@ -11,7 +11,7 @@ __all__ = ["LatentStatistics"]
 
 
 class LatentStatistics:
-    """Mean and std of each latent channel, on every device that was used.
+    """Mean and std of the latent channels, on every device used so far.
 
     They are made on first use rather than registered as buffers: no checkpoint has them, and a model built on meta
     must not be left with a buffer that has no values.
@@ -22,9 +22,9 @@ class LatentStatistics:
         self._by_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def on_device(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and std as [1, C, 1, 1, 1] in fp32."""
+        """Return mean and std as [1, C, 1, 1, 1] in fp32."""
         if device not in self._by_device:
-            # Outside inference mode: an inference tensor kept from a first call would break a later one under
+            # Outside inference mode: an inference tensor kept from the first call would break a later call under
             # autograd.
             with torch.inference_mode(False):
                 mean, std = (

@@ -95,7 +95,7 @@ class CausalConv3d(nn.Conv3d):
     def forward(  # type: ignore[override]
         self, x_BCTHW: Tensor, stream: Stream, norm: RMSNorm | None = None
     ) -> Tensor:
-        """The convolution of `norm(x)`, or of `x`."""
+        """Compute the convolution of `norm(x)`, or of `x`."""
         if not stream.fast.windows:
             x_BCTHW = x_BCTHW if norm is None else norm.compute_fast(x_BCTHW, stream.fast)
             return super().forward(stream.extend(self.slot, x_BCTHW, self.lookback))
@@ -105,7 +105,7 @@ class CausalConv3d(nn.Conv3d):
         return out_BCTHW
 
     def _fill_window(self, x_BCTHW: Tensor, stream: Stream, norm: RMSNorm | None) -> Tensor:
-        """The layer's window with the chunk in it."""
+        """Return the layer's window with the chunk written into it."""
         window_BCTHW = stream.prepare_window(self.slot, x_BCTHW, self.lookback)
         place_BCTHW = window_BCTHW[:, :, self.lookback :]
         if norm is None:
@@ -210,12 +210,12 @@ def _apply_per_frame(layer: Callable[[Tensor], Tensor], x_BCTHW: Tensor) -> Tens
 
 
 def add(h_BCTHW: Tensor, x_BCTHW: Tensor, fast: Fast) -> Tensor:
-    """`h + x`; on the fast path in the memory of `h`, which must not be used elsewhere."""
+    """Return `h + x`; on the fast path in the memory of `h`, which must not be used elsewhere."""
     return h_BCTHW.add_(x_BCTHW) if fast.windows else h_BCTHW + x_BCTHW
 
 
 def add_duplicate(h_BCTHW: Tensor, x_BCTHW: Tensor, fast: Fast, *, time: int, space: int, is_first: bool) -> Tensor:
-    """`h + duplicate_up(x)`; on the fast path by broadcasting, where duplicates repeat along whole axes."""
+    """Return `h + duplicate_up(x)`; on the fast path by broadcasting, if duplicates repeat along whole axes."""
     channels, cells = h_BCTHW.shape[1], (time, space, space)
     parts, rest = divmod(x_BCTHW.shape[1], channels)
     # Broadcasting works if the parts are exactly the cells of the first axes: then source channels vary along these

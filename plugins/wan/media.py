@@ -45,7 +45,7 @@ class Clip:
     has_sound: bool
 
     def read(self) -> Iterator[Tensor]:
-        """Frame after frame, [H, W, 3] in uint8. Raises `UsageError` where the file is broken."""
+        """Yield the frames, [H, W, 3] in uint8. Raises `UsageError` if the file is broken."""
         av = _import_av()
         with _translate_errors(av, self.path), av.open(str(self.path)) as container:
             for frame in container.decode(video=0):
@@ -95,13 +95,13 @@ class Writer:
         self._container.mux(self._stream.encode(frame))
 
     def finish(self) -> None:
-        """Write the frames that the encoder still holds back."""
+        """Write the frames that the encoder has buffered."""
         self._container.mux(self._stream.encode(None))
 
 
 @contextmanager
 def open_writer(path: Path, clip: Clip, height: int, width: int) -> Iterator[Writer]:
-    """A writer whose file appears only once it is complete. Raises `UnwritableOutput`."""
+    """Open a writer whose file appears only once it is complete. Raises `UnwritableOutput`."""
     av = _import_av()
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:

@@ -1,4 +1,4 @@
-"""`roundtrip`: a video encoded and decoded chunk by chunk, to look at what the VAE loses."""
+"""`roundtrip`: encodes and decodes a video chunk by chunk, to show what the VAE loses."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def roundtrip(options: Options) -> Report:
 
 
 def load_model(options: Options) -> WanVAE:
-    """The model of the checkpoint's generation. Raises `remapkit.RemapkitError`."""
+    """Load the model of the checkpoint's generation. Raises `remapkit.RemapkitError`."""
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -118,7 +118,7 @@ def load_model(options: Options) -> WanVAE:
     try:
         return WanVAE.from_checkpoint(options.checkpoint, options.rules, device=device, dtype=dtypes[options.dtype])
     except UsageError as error:
-        # Try Wan 2.1 only where the message suggests it; for any other checkpoint the message about 2.2 stands.
+        # Try Wan 2.1 only if the message suggests it; for any other checkpoint keep the message about 2.2.
         if not any("Wan21VAE" in text for each in error.diagnostics for text in each.help):
             raise
     return Wan21VAE.from_checkpoint(options.checkpoint, options.rules, device=device, dtype=dtypes[options.dtype])
@@ -139,7 +139,7 @@ def _check_output(options: Options, clip: Clip) -> None:
 
 
 def _cut_clip(clip: Clip, config: VAEConfig, options: Options) -> tuple[Clip, list[str]]:
-    """The part of the clip that the model can code; without `crop` that must be all of it."""
+    """Return the part of the clip that the model can code; without `crop` that must be the whole clip."""
     factor, step = config.spatial_factor, config.temporal_factor
     frames = clip.frames if options.max_frames is None else min(clip.frames, options.max_frames)
     cut = replace(
@@ -219,7 +219,7 @@ def _code_clip(
 
 
 def _split_chunks(frames: Iterator[Tensor], step: int) -> Iterator[Tensor]:
-    """One frame, then `step` at a time, as [T, H, W, 3]; an incomplete chunk at the end is dropped."""
+    """Yield one frame, then `step` at a time, as [T, H, W, 3]; an incomplete chunk at the end is dropped."""
     size = 1
     while len(chunk := list(islice(frames, size))) == size:
         yield torch.stack(chunk)
@@ -254,7 +254,7 @@ def _format_decibels(value: float) -> str:
 
 @contextmanager
 def _show_progress(title: str, frames: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, if that is a terminal."""
+    """Show a progress bar on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda count: None
         return

@@ -1,4 +1,4 @@
-"""Large frames cut into overlapping tiles, and the weights that blend the tiles."""
+"""Overlapping tiles of large frames, and the weights that blend the tiles."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Span:
     weights: tuple[float, ...]
 
     def scale_slice(self, factor: int) -> slice:
-        """The same part at `factor` times the latent's resolution."""
+        """Return the same part at `factor` times the latent's resolution."""
         return slice(self.start * factor, self.stop * factor)
 
 
@@ -39,11 +39,11 @@ class Tile:
         return self.rows.start, self.rows.stop, self.columns.start, self.columns.stop
 
     def cut_frame(self, x_BCTHW: Tensor, factor: int) -> Tensor:
-        """The tile's part, as a view, of a frame at `factor` times the latent's resolution."""
+        """Return the tile's part, as a view, of a frame at `factor` times the latent's resolution."""
         return x_BCTHW[..., self.rows.scale_slice(factor), self.columns.scale_slice(factor)]
 
     def weights(self, device: torch.device) -> Tensor:
-        """The weight of each pixel, [H, W] in fp32. Over all tiles, the weights of a pixel add up to one."""
+        """Return the weight of each pixel, [H, W] in fp32. Over all tiles, the weights of a pixel add up to one."""
         rows, columns = (torch.tensor(span.weights, device=device) for span in (self.rows, self.columns))
         return torch.outer(rows, columns)
 
@@ -55,8 +55,8 @@ class Tiling:
     All three are pixels of the video and multiples of the model's spatial factor (16 for Wan 2.2, 8 for Wan 2.1).
     Tiles are spaced evenly. The memory of the expensive stages depends on the tile size, not the frame size.
 
-    Attention and the first `whole_stages` stages of the decoder, which are cheap and reach far, run on whole frames
-    at low resolution. Only convolutions are tiled, and a tile is wrong only within their reach: 208, 96 or 48
+    Attention and the first `whole_stages` stages of the decoder, which are cheap and have a long reach, run on whole
+    frames at low resolution. Only convolutions are tiled, and a tile is wrong only within their reach: 208, 96 or 48
     pixels from its border with 0, 1 or 2 whole stages (Wan 2.1: half of that). So the outer 3/8 of an overlap are
     discarded and the inner 1/4 is blended linearly; with an overlap of 576, 256 or 128 only rounding differs.
     Relative error (||tiled - untiled|| / ||untiled||) of noise through random weights at small width, three tiles
@@ -93,7 +93,7 @@ class Tiling:
             raise ValueError("this tiling is impossible: " + "; ".join(problems))
 
     def tiles(self, height: int, width: int, config: VAEConfig) -> tuple[Tile, ...]:
-        """The tiles of a latent frame of `height` x `width` cells, row by row. Raises `ValueError`."""
+        """Return the tiles of a latent frame of `height` x `width` cells, row by row. Raises `ValueError`."""
         factor = config.spatial_factor
         sizes = {"height": self.height, "width": self.width, "overlap": self.overlap}
         problems = [
@@ -109,12 +109,12 @@ class Tiling:
 
 
 def make_whole_frame(height: int, width: int) -> tuple[Tile, ...]:
-    """A frame that is not cut: one tile without weights."""
+    """Return the tiles of an uncut frame: one tile without weights."""
     return (Tile(Span(0, height, ()), Span(0, width, ())),)
 
 
 def split_axis(length: int, tile: int, overlap: int, factor: int) -> tuple[Span, ...]:
-    """An axis of `length` cells as evenly spaced tiles that share at least `overlap` cells with their neighbours.
+    """Split an axis of `length` cells into evenly spaced tiles that share at least `overlap` cells.
 
     `factor` is the number of pixels per cell; each pixel gets a weight. Ramps are divided by their sum, since three
     tiles can overlap where spacing is uneven.
@@ -137,7 +137,7 @@ def split_axis(length: int, tile: int, overlap: int, factor: int) -> tuple[Span,
 
 
 def _make_ramp(bounds: list[tuple[int, int]], i: int, factor: int) -> list[float]:
-    """Weights of tile `i`, pixel by pixel: 1 inside, 0 near a border that a neighbour covers."""
+    """Return the weights of tile `i`, pixel by pixel: 1 inside, 0 near a border that a neighbour covers."""
     start, stop = bounds[i]
     before = (bounds[i - 1][1] - start) * factor if i > 0 else 0
     after = (stop - bounds[i + 1][0]) * factor if i + 1 < len(bounds) else 0
@@ -146,7 +146,7 @@ def _make_ramp(bounds: list[tuple[int, int]], i: int, factor: int) -> list[float
 
 
 def _weigh_pixel(pixel: int, overlap: int) -> float:
-    """0 in the first 3/8 of an overlap, 1 in the last 3/8 and after it, linear in between."""
+    """Return 0 in the first 3/8 of an overlap, 1 in the last 3/8 and after it, linear in between."""
     if pixel >= overlap:
         return 1.0
     return min(1.0, max(0.0, (pixel + 0.5 - overlap * 3 / 8) / (overlap / 4)))

@@ -55,7 +55,7 @@ class WanVAE(nn.Module):
 
     Videos are RGB in [-1, 1]; latents are the posterior's mean, normalised per channel with the published statistics,
     so encoding is deterministic. The first frame becomes one latent frame, then every four frames do. Both
-    directions work in such chunks, and with a `WanCache` they continue where the last call ended.
+    directions work in such chunks, and with a `WanCache` they continue from the end of the last call.
 
     Args:
         dim: base width of the encoder. Stage `i` is `dim * dim_mult[i]` wide.
@@ -71,8 +71,8 @@ class WanVAE(nn.Module):
         encoder, decoder: False leaves that half out; its weights are then not in the state dict.
 
     The model computes in the dtype of its weights (fp32, bf16, fp16); inputs of another floating dtype are cast. It
-    works under autograd: wrap inference in `torch.inference_mode()`. Without gradients it computes faster with the
-    same result, see `optimize`.
+    works under autograd: wrap inference in `torch.inference_mode()`. Without gradients it can compute faster with
+    the same result, see `optimize`.
 
     Raises `ValueError` for invalid settings, with every reason.
 
@@ -156,17 +156,17 @@ class WanVAE(nn.Module):
         train: bool = False,
         **settings: Any,
     ) -> Self:
-        """A loaded model. The load is planned and checked first; then every tensor goes straight to its place.
+        """Load a model. The load is planned and checked first; then every tensor is read directly into place.
 
         `path` is a file, a folder of diffusers (the VAE's, or the pipeline's), an index of shards, or an open reader.
         Without `rules` the layout is recognised by its keys: upstream's, diffusers', or the model's own as
         `remapkit apply` writes it. Widths (`dim`, `dec_dim`, `z_dim`) come from the shapes; all other `settings` from
-        the arguments, else from a diffusers config beside the checkpoint, else from the published model.
+        the arguments, else from a diffusers config next to the checkpoint, else from the published model.
         `encoder=False` or `decoder=False` loads one half; the bytes of the other half are never read.
 
         On the CPU the weights stay in the mapped file (`copy=True` reads them into memory); on CUDA they go through
         page-locked buffers and are cast there. `dtype=None` keeps the checkpoint's dtype. The model is frozen and in
-        eval mode unless `requires_grad` (None: as built) and `train` say otherwise.
+        eval mode unless `requires_grad` (None: as constructed) and `train` override that.
 
         Raises `remapkit.UsageError` (`RK645`: no layout fits, or only the other generation's; `RK646`: several fit;
         `RK647`: other input channels), `FailedCheck` (names or shapes), `UnreadableCheckpoint`, or `ValueError` for
@@ -196,11 +196,11 @@ class WanVAE(nn.Module):
     def optimize(self, fast: Setting | Fast = "auto") -> Self:
         """Choose how to compute wherever no gradients are needed; returns the model.
 
-        "auto" takes what the device offers: on CUDA all parts of `Fast` except torch.compile (Triton only if it is
-        installed); on the CPU the buffers, whose result is bit for bit the plain one, and for 16-bit weights channels
-        last. "off" computes the plain way. A `Fast` names the parts; one that cannot run raises `WanFastError` at the
-        next call. Caches stay valid across a change. Buffers and graphs of the previous setting are released, and
-        weights get their plain layout back.
+        "auto" selects what the device supports: on CUDA all parts of `Fast` except torch.compile (Triton only if
+        installed); on the CPU the buffers, whose result is bit for bit the plain one, and channels last for 16-bit
+        weights. "off" computes the plain way. A `Fast` names the parts; one that cannot run raises `WanFastError` at
+        the next call. Caches stay valid across a change. Buffers and graphs of the previous setting are released, and
+        the weights return to their plain layout.
 
         >>> WanVAE(dim=8, dec_dim=12).optimize(Fast(windows=True, norm="compile")).fast.norm
         'compile'
@@ -214,13 +214,13 @@ class WanVAE(nn.Module):
         return self
 
     def encode(self, video_BCTHW: Tensor, cache: WanCache | None = None, *, check_finite: bool = True) -> Tensor:
-        """The normalised latent of a video: `[B, 3, T, H, W]` -> `[B, z_dim, t, h, w]`.
+        """Encode a video to its normalised latent: `[B, 3, T, H, W]` -> `[B, z_dim, t, h, w]`.
 
-        With no cache, or at the cache's first use, T is 1 + 4k and t is 1 + k. Later calls with the same cache
+        Without a cache, or at the cache's first use, T is 1 + 4k and t is 1 + k. Later calls with the same cache
         continue the video: T is 4k and t is k. How a video is split over calls does not change the latent. H and W
         are multiples of 16. (4 and 16 are `config.temporal_factor` and `config.spatial_factor`.)
 
-        `check_finite=False` skips the pass over all values, which waits for the device.
+        `check_finite=False` skips the check of all values, which waits for the device.
 
         Raises `WanInputError` (shape, dtype, device, NaN or infinite values, values far outside [-1, 1]),
         `WanCacheError` (the cache belongs to another model, size or dtype) or `WanNotLoadedError` (weights on meta).
@@ -264,12 +264,12 @@ class WanVAE(nn.Module):
         tiling: Tiling | None = None,
         check_finite: bool = True,
     ) -> Tensor:
-        """The video of a normalised latent: `[B, z_dim, t, h, w]` -> `[B, 3, T, H, W]`.
+        """Decode a normalised latent to a video: `[B, z_dim, t, h, w]` -> `[B, 3, T, H, W]`.
 
-        With no cache, or at the cache's first use, T is 1 + 4(t-1); later calls with the same cache continue the
+        Without a cache, or at the cache's first use, T is 1 + 4(t-1); later calls with the same cache continue the
         video and T is 4t. How a latent is split over calls does not change the video.
 
-        The decoder's output is not bounded: values beyond [-1, 1] are returned as they are, unless `clamp=True`.
+        The decoder's output is not bounded: values outside [-1, 1] are returned unchanged, unless `clamp=True`.
         `tiling` decodes tile by tile, for frames that do not fit into memory.
 
         Raises the errors of `encode`.
@@ -295,7 +295,7 @@ class WanVAE(nn.Module):
         """Like `decode`, but yields the video as it is computed: one chunk `[B, 3, 1 or 4, H, W]` per latent frame.
 
         `latents` is one tensor, or an iterable of tensors that continue each other (a generator, for example). A
-        single tensor is checked right away, those of an iterable as they come. The iteration may stop after any
+        single tensor is checked immediately, those of an iterable when they arrive. The iteration may stop after any
         chunk: the cache can then continue from there.
 
         >>> vae = WanVAE(dim=8, dec_dim=12)
@@ -313,18 +313,18 @@ class WanVAE(nn.Module):
         return (chunk_BCTHW for job in jobs for chunk_BCTHW in job)
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """Encode and decode: the reconstruction of a video."""
+        """Encode and decode a video; return the reconstruction."""
         return self.decode(self.encode(video_BCTHW))
 
     def example_input(self, method: str) -> Tensor:
-        """A small random input for `encode`, `decode` or `forward`, two latent frames long; `verify` uses it."""
+        """Return a small random input for `encode`, `decode` or `forward`, two latent frames long, for `verify`."""
         factor = self.config.spatial_factor
         if method == "decode":
             return torch.rand(1, self.config.z_dim, 2, 2, 3) * 2 - 1
         return torch.rand(1, 3, 1 + self.config.temporal_factor, 2 * factor, 3 * factor) * 2 - 1
 
     def reference_output(self, source: nn.Module, method: str, x: Tensor) -> object:
-        """What diffusers' `AutoencoderKLWan` computes, in this class's convention: its latents are not normalised."""
+        """Return the output of diffusers' `AutoencoderKLWan`, with its latents normalised as in this class."""
         config = getattr(source, "config", None)
         if not hasattr(config, "latents_mean") or method not in ("encode", "decode"):
             return NotImplemented
@@ -333,14 +333,14 @@ class WanVAE(nn.Module):
         return (call(x).latent_dist.mean - mean) / std if method == "encode" else call(x * std + mean).sample
 
     def comparable_output(self, method: str, x: Tensor) -> object:
-        """What to compare with `reference_output`: diffusers clamps what it decodes, this class only on request."""
+        """Return what to compare with `reference_output`: diffusers clamps decoded videos, this class on request."""
         return self.decode(x, clamp=True) if method == "decode" else NotImplemented
 
     def extra_repr(self) -> str:
         return f"dim={self.config.dim}, dec_dim={self.config.dec_dim}, z_dim={self.config.z_dim}"
 
     def _run_step(self, name: StepName, x_BCTHW: Tensor, stages: int, stream: Stream, fast: Fast) -> Tensor:
-        """One chunk through a part of the model; `stream` holds the frames that it remembers afterwards."""
+        """Run one chunk through a part of the model; afterwards `stream` holds the frames to remember."""
         stream.fast = fast
         step = {"encode": self._encode_chunk, "begin": self._begin_chunk, "finish": self._finish_chunk}[name]
 
@@ -362,7 +362,7 @@ class WanVAE(nn.Module):
         return out_BCTHW
 
     def _encode_chunk(self, video_BCTHW: Tensor, _: int, stream: Stream) -> Tensor:
-        """One chunk of frames to one latent frame."""
+        """Encode one chunk of frames to one latent frame."""
         assert self.encoder is not None and self.conv1 is not None
         x_BCTHW = patchify(video_BCTHW, self.config.patch_size).contiguous(
             memory_format=choose_memory_format(stream.fast)
@@ -374,7 +374,7 @@ class WanVAE(nn.Module):
         return ((mu_BCTHW - mean) / std).to(video_BCTHW.dtype)
 
     def _begin_chunk(self, latent_BCTHW: Tensor, stages: int, stream: Stream) -> Tensor:
-        """One latent frame through the part of the decoder that needs the whole frame."""
+        """Run one latent frame through the part of the decoder that needs the whole frame."""
         assert self.decoder is not None and self.conv2 is not None
         mean, std = self._statistics.on_device(latent_BCTHW.device)
         z_BCTHW = (latent_BCTHW * std + mean).to(latent_BCTHW.dtype)
@@ -382,7 +382,7 @@ class WanVAE(nn.Module):
         return self.decoder.begin(self.conv2(z_BCTHW), stages, stream)
 
     def _finish_chunk(self, h_BCTHW: Tensor, stages: int, stream: Stream) -> Tensor:
-        """The rest of the decoder: one chunk of frames."""
+        """Run the rest of the decoder; return one chunk of frames."""
         assert self.decoder is not None
         h_BCTHW = h_BCTHW.contiguous(memory_format=choose_memory_format(stream.fast))
         return unpatchify(self.decoder.finish(h_BCTHW, stages, stream), self.config.patch_size)
@@ -390,7 +390,7 @@ class WanVAE(nn.Module):
     def _start_decoding(
         self, latent_BCTHW: Tensor, cache: WanCache | None, tiling: Tiling | None, *, clamp: bool, check_finite: bool
     ) -> Decoding:
-        """A checked call of `decode`."""
+        """Check a call of `decode`, and return it ready to run."""
         if self.decoder is None or self.conv2 is None:
             raise WanNotLoadedError("this WanVAE was built with decoder=False: it cannot decode")
         rollout = choose_cache(cache).decoding
@@ -399,7 +399,7 @@ class WanVAE(nn.Module):
         B, _, _, H, W = latent_BCTHW.shape
         factor = self.config.spatial_factor
         tiles = make_whole_frame(H, W) if tiling is None else tiling.tiles(H, W, self.config)
-        # A tiling that does not cut the frame is no tiling.
+        # A tiling that does not cut the frame is ignored.
         stages = 0 if tiling is None or len(tiles) == 1 else tiling.whole_stages
         rollout.bind_key(self._make_key((B, H * factor, W * factor), dtype, device, tiles, stages), device)
         if check_finite:
@@ -408,7 +408,7 @@ class WanVAE(nn.Module):
         return Decoding(self._run_step, self.config, latent_BCTHW.to(dtype), rollout, tiles, stages, clamp, fast)
 
     def _choose_fast(self, names: tuple[str, str], x: Tensor, device: torch.device, dtype: torch.dtype) -> Fast:
-        """How this call computes; the weights that it needs get the matching memory layout."""
+        """Choose how this call computes, and give the weights that it needs the matching memory layout."""
         half = [self.get_submodule(name) for name in names]
         weights = [weight for module in half for weight in module.parameters()]
         grads = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
@@ -416,13 +416,13 @@ class WanVAE(nn.Module):
             self._fast, device, dtype, grads=grads, graphs_work=self._graphs.capture.can_record(device)
         )
         if fast.channels_last:
-            # Under the lock: a recording of another thread reads the weights at their present addresses.
+            # Under the lock: a recording of another thread reads the weights at their current addresses.
             with self._graphs.lock:
                 lay_out_weights(half, channels_last=True)
         return fast
 
     def _list_weight_pointers(self, name: StepName) -> tuple[int, ...]:
-        """The addresses of a step's weights: part of a graph's key, since a graph reads exactly these addresses."""
+        """Return the addresses of a step's weights: part of a graph's key, since a graph reads these addresses."""
         half = (self.encoder, self.conv1) if name == "encode" else (self.decoder, self.conv2)
         return tuple(weight.data_ptr() for module in half if module is not None for weight in module.parameters())
 
@@ -445,7 +445,7 @@ class WanVAE(nn.Module):
         tiles: tuple[Tile, ...],
         stages: int = 0,
     ) -> RolloutKey:
-        """What a cache is bound to; `shape` is the batch, height and width of the video."""
+        """Make the key that a cache is bound to; `shape` is the batch, height and width of the video."""
         label = f"{type(self).__name__}({self.extra_repr()})"
         boxes = tuple(tile.box for tile in tiles)
         return RolloutKey(self._identity, label, *shape, dtype, boxes, stages, find_autocast_dtype(device))
@@ -455,7 +455,7 @@ class Wan21VAE(WanVAE):
     """The causal video VAE of Wan 2.1: `[B, 3, T, H, W]` <-> `[B, 16, 1+(T-1)/4, H/8, W/8]`.
 
     The same modules as `WanVAE` with one width for both halves, no patches and no shortcuts around the stages.
-    Arguments, methods and errors are those of `WanVAE`.
+    Arguments, methods and errors are the same as for `WanVAE`.
 
     Source: the VAE published with Wan 2.1 (`Wan2.1_VAE.pth`): 194 tensors, 126,892,531 parameters.
 

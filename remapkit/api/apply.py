@@ -41,8 +41,8 @@ from remapkit.write.layout import split_ties
 class Written(WrittenFiles):
     """What `apply` did: the files that it wrote, and the plan that they follow.
 
-    `moves` are those of the plan in the order in which they are written. `check` is the plan held against its target,
-    None where there is none; `checked` says how: `exact`, `layout` (only names and numbers of dimensions) or `no`.
+    `moves` are the plan's moves in the order of writing. `check` is the check of the plan against its target, None
+    if there is none; `checked` says how: `exact`, `layout` (only names and numbers of dimensions) or `no`.
     `restored` says that an interrupted rename of the file was undone first. After a dry run `files` is empty.
     """
 
@@ -95,14 +95,14 @@ def apply(
     Args:
         rules: A `RuleSet`, the name of an installed pack, or the path of a rule file.
         source: A checkpoint: `.pth`, `.safetensors`, an index of shards, or a folder that holds one.
-        output: The file to write; by default `source` with the suffix `.safetensors`, beside it.
-        to_format: `safetensors` or `pth`; by default what the suffix of `output` says.
+        output: The file to write; by default `source` with the suffix `.safetensors`, in the same folder.
+        to_format: `safetensors` or `pth`; by default given by the suffix of `output`.
         dry_run: Write nothing; the result has every move.
         dtype: Cast every plain float: `bf16`, `fp16`, `fp32` or `fp64`.
         in_place: Rename inside `source`, one safetensors file: only its header is written, under a journal.
         shard_size: Write shards of at most so many bytes (`"5GB"`, `"500MiB"`, a number) and their index.
         verify: Read the output back and compare every tensor with its source.
-        untie: Write tied weights as copies instead of once and recorded.
+        untie: Write tied weights as copies, not once with the other names in the metadata.
         force: Replace the output if it exists.
         partial: Accept a checkpoint that lacks keys that the rules are known to read.
         declared_target: Check the result against the target that the rules declare.
@@ -113,7 +113,7 @@ def apply(
         strict_dtype: Make a dtype mismatch an error.
         params, config: Values for the params of the rules; see `load`.
         root, strict_pickle, allow_expand, follow_links: How `source` is read; see `open_checkpoint`.
-        progress: Called with the bytes done and the bytes in total, again and again.
+        progress: Called repeatedly with the bytes done and the bytes in total.
 
     Returns:
         `Written`. Its `diagnostics`, warnings and notes, are logged too (logger `remapkit`).
@@ -121,11 +121,11 @@ def apply(
     Raises:
         UsageError: Arguments that do not fit together, or rules, a pack or a model that does not exist.
         InvalidRules: Rules that cannot be compiled or proven.
-        FailedCheck: Everything that is wrong with the plan. Nothing was written.
+        FailedCheck: The plan has errors, all of them listed. Nothing was written.
         UnreadableCheckpoint: A source that cannot be read.
         UnwritableOutput: An output that cannot be written, or exists (`OutputExists`). Nothing was changed.
 
-    An interrupt (`KeyboardInterrupt`) leaves every file as it was.
+    An interrupt (`KeyboardInterrupt`) leaves every file unchanged.
 
     >>> import pathlib, tempfile, torch, remapkit
     >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -144,7 +144,7 @@ def apply(
     with pause_collection(), ExitStack() as stack:
         rule_set = resolve_rules(rules, params, config)
         findings = refuse_unproven([rule_set], allow_undecided=allow_undecided)
-        # A reader refuses a half renamed file; only a caller who wants to change it wants it restored.
+        # A reader refuses a partly renamed file; restore it only for a caller that changes the file anyway.
         restored = in_place and not dry_run and recover(source)
         reading = {"strict_pickle": strict_pickle, "allow_expand": allow_expand, "follow_links": follow_links}
         reader = stack.enter_context(open_checkpoint(source, root=root, **reading))
@@ -155,7 +155,7 @@ def apply(
         plan = held.check.plan if held.check else plan
         moves = sort_by_target(plan, held.check.target if held.check else None)
         files = out.write(plan, moves, reader, source, make_provenance(rule_set, source))
-    # A dead rule is in the plan's warnings too.
+    # The plan reports dead rules in its warnings too.
     said = (finding for finding in findings if finding.code != "RK205")
     diagnostics = (*said, *reader.notes, *plan.warnings, *held.notes)
     log_diagnostics(diagnostics)
@@ -179,9 +179,9 @@ def _check_target(
     partial: bool,
     strict_dtype: bool,
 ) -> TargetCheck:
-    """Against the named target if there is one, else the declared one and the keys that the pack is known to read.
+    """Check against the named target, else the declared one and the keys that the pack is known to read.
 
-    Raises `FailedCheck` with everything that is wrong.
+    Raises `FailedCheck` with every problem.
     """
     target = named.read()
     lacking: list[Diagnostic] = []
@@ -190,7 +190,7 @@ def _check_target(
     else:
         known = read_declared_source(rules.file)
         lacking = check_known_keys(plan, known) if known is not None and not partial else []
-        # What lacks its sources is no target to be missed as well.
+        # A target whose sources are missing is not reported as missing too.
         partial = partial or bool(lacking) or bool(plan.problems)
         held = (
             check_declared_target(rules, plan, partial=partial, strict_dtype=strict_dtype)
@@ -205,7 +205,7 @@ def _check_target(
 
 @dataclass(frozen=True, slots=True)
 class _Output:
-    """How `apply` writes, as its caller asked for it; options that do not fit together are refused."""
+    """The options for writing; conflicting options are refused."""
 
     path: str | Path | None
     to_format: str | None
@@ -247,7 +247,7 @@ class _Output:
             raise UsageError(Diagnostic("RK609", title, help=("leave out --in-place, or the other options",)))
 
     def _check_format(self, path: str | Path) -> None:
-        """Refuse a name that says no format, or another than `to_format`."""
+        """Refuse a name without a known suffix, or with another format than `to_format`."""
         format = choose_format(path, self.to_format, shards=self.shard_size is not None)
         if Path(path).suffix.lower() in KNOWN_SUFFIXES and choose_format(path) != format:
             title = f"{path} is a name for {choose_format(path)}, but --to-format is {format}"
@@ -263,7 +263,7 @@ class _Output:
     ) -> WrittenFiles:
         if self.dry_run:
             return WrittenFiles((), 0, 0, 0.0)
-        # The source's own metadata without what became a key; the output makes its own records of tied names.
+        # The source's metadata without the names that became keys; the writer adds the records of tied names.
         own = {name: value for name, value in reader.header().metadata.items() if name not in plan.source}
         metadata = {**own, **collect_records(plan), **provenance}
         if self.in_place:
@@ -285,5 +285,5 @@ class _Output:
 
 
 def choose_output(source: Path, output: str | Path | None = None, to_format: str | None = None) -> Path:
-    """The file that `apply` writes: the one that is named, else the source's name with another suffix."""
+    """Return the file that `apply` writes: the named one, else the source's name with another suffix."""
     return Path(output) if output is not None else default_output(source, f".{to_format or 'safetensors'}")

@@ -24,9 +24,9 @@ from remapkit.tensors.spec import StateDictSpec
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What `check` found: one `Check` for each rule set, and `checked`, how each was held against its target.
+    """What `check` found: one `Check` per rule set, and `checked`, how each rule set was compared with its target.
 
-    That is `exact`, or `layout` where only names and numbers of dimensions could be (another size of the model).
+    `exact`, or `layout` where only names and numbers of dimensions could be compared (another size of the model).
     `diagnostics` are errors, warnings and notes of all checks, each once.
     """
 
@@ -67,10 +67,10 @@ def check(
     allow_expand: bool = False,
     follow_links: bool = False,
 ) -> CheckReport:
-    """Hold rules against a source header and a target; nothing is written.
+    """Check rules against a source header and a target; nothing is written.
 
     Args:
-        rules: A rule set, a pack's name or a path, or several; none: every installed pack whose target is `model`.
+        rules: A rule set, a pack's name or a path, or several. Default: every installed pack whose target is `model`.
         ckpt: The source: a checkpoint. By default the manifest that the rules declare.
         keys: The source instead: a manifest or a header.
         allow_undecided: Continue even if a proof over all keys is undecided.
@@ -123,15 +123,15 @@ def _make_report(held: Sequence[TargetCheck], findings: Sequence[Diagnostic]) ->
     pairs = [(each.check, each.how) for each in held if each.check is not None]
     found = [said for check, _ in pairs for said in (*check.problems, *check.warnings, *check.notes)]
     found += [note for each in held for note in each.notes]
-    # A dead rule is in a plan's warnings too.
+    # The plan reports dead rules in its warnings too.
     found += [finding for finding in findings if finding.code != "RK205"]
-    # Two packs that lead to one model have the same things to say about that model.
+    # Two packs for the same model report the same diagnostics about that model.
     diagnostics = tuple(each for number, each in enumerate(found) if each not in found[:number])
     return CheckReport(tuple(check for check, _ in pairs), tuple(how for _, how in pairs), diagnostics)
 
 
 def _find_packs(model: object, *, has_source: bool) -> list[RuleSet]:
-    """Every installed pack whose declared target is `model` (every pack with a target where none is named)."""
+    """Return the installed packs whose declared target is `model` (every pack with a target if none is named)."""
     if has_source:
         raise UsageError(
             Diagnostic("RK609", "which rules should be checked against this source?", help=("name them: RULES",))

@@ -22,7 +22,7 @@ from remapkit.tensors.spec import StateDictSpec
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """How two checkpoints differ: the `Difference` of every key that both have, and the keys that only one has."""
+    """How two checkpoints differ: the `Difference` of every common key, and the keys that only one of them has."""
 
     differences: Mapping[str, Difference]
     only_a: tuple[str, ...]
@@ -35,12 +35,12 @@ class Diff:
 
     @property
     def identical(self) -> int:
-        """How many tensors are the same: dtype, shape and bytes."""
+        """The number of tensors with equal dtype, shape and bytes."""
         return sum(difference.identical for difference in self.differences.values())
 
     @property
     def total(self) -> int:
-        """How many keys there are in both together."""
+        """The number of distinct keys in both."""
         return len(self.differences) + len(self.only_a) + len(self.only_b)
 
     @property
@@ -51,7 +51,7 @@ class Diff:
 
     @property
     def ok(self) -> bool:
-        """Whether both have the same keys and shapes, and no value is further apart than the tolerance."""
+        """Whether both have the same keys and shapes, and no difference of values exceeds the tolerance."""
         within = all(difference.is_within(self.tolerance) for difference in self.differences.values())
         return within and not self.only_a and not self.only_b
 
@@ -108,7 +108,7 @@ def diff(
         headers = [
             reader.header() if plan is None else plan.target for reader, plan in zip(readers, plans, strict=True)
         ]
-        # A name that one side only records as tied is compared where the other side has it.
+        # A name that one side only records as tied is compared if the other side has it.
         names_a, names_b = headers[0].with_recorded(headers[1]), headers[1].with_recorded(headers[0])
         side_a, side_b = _remap_side(readers[0], plans[0], names_a), _remap_side(readers[1], plans[1], names_b)
         both = [fqn for fqn in names_a if fqn in names_b]
@@ -126,14 +126,14 @@ def _plan_side(
     rule_set = resolve_rules(rules, params, config)
     plan = make_plan(rule_set, reader.header())
     plan.raise_for_problems()
-    # Keys that only one side has are what a difference shows; a target that does not exist is a fault of the rules.
+    # Keys of only one side are part of the result; a target that does not exist is a fault of the rules.
     if problems := check_declared_target(rule_set, plan, partial=True).problems:
         raise FailedCheck(problems)
     return plan
 
 
 def _remap_side(reader: Reader, plan: ResolvedPlan | None, names: StateDictSpec) -> Contents:
-    """The checkpoint under these names, or what rules would make of it."""
+    """Return the checkpoint under these names, or the result of the rules for it."""
     if plan is None:
         return _Named(reader, names)
     from remapkit.compute.remapped_reader import Remapped
@@ -143,7 +143,7 @@ def _remap_side(reader: Reader, plan: ResolvedPlan | None, names: StateDictSpec)
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """A checkpoint whose header has recorded names as keys too."""
+    """A checkpoint whose header includes recorded names as keys."""
 
     reader: Reader
     names: StateDictSpec

@@ -1,4 +1,4 @@
-"""`remapkit.explain`: which rule took a key, and where every other rule stopped matching."""
+"""`remapkit.explain`: which rule matches a key, and where every other rule stops matching."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from remapkit.rules.model import Match, Rule
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What rules make of one key.
+    """The result of rules for one key.
 
-    `matches` are the rules that match it, with captures and targets; `stops` says for every other rule how many
-    characters it could read, and what it expected there. `unmatched` is what happens to a key that no rule matches:
-    `error`, `keep` or `drop`.
+    `matches` are the rules that match it, with captures and targets; `stops` has for every other rule the number of
+    characters that it matched, and what it expected next. `unmatched` is the treatment of a key without a matching
+    rule: `error`, `keep` or `drop`.
     """
 
     key: str
@@ -30,13 +30,13 @@ class Explanation:
 
     @property
     def ok(self) -> bool:
-        """Whether one rule matches, or none and that is no error."""
+        """Whether exactly one rule matches, or none does and that is not an error."""
         return len(self.matches) == 1 or (not self.matches and self.unmatched != "error")
 
 
 @checked
 def explain(rules: RulesLike, keys: str | Sequence[str]) -> tuple[Explanation, ...]:
-    """Say for each source key which rule takes it, and where every other rule stops matching.
+    """Explain for each source key which rule matches it, and where every other rule stops matching.
 
     Args:
         rules: A `RuleSet`, the name of an installed pack, or the path of a rule file.

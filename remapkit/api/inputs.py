@@ -23,16 +23,16 @@ from remapkit.sources.declared import read_declared_source, resolve_declared_pat
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 Keys = str | Path | Mapping[str, TensorSpec]
-"""A header as a caller has it: the path of a manifest or a checkpoint, or names with their dtypes and shapes."""
+"""A header: the path of a manifest or a checkpoint, or names with their dtypes and shapes."""
 
 
 def list_rules(rules: RulesLike | Sequence[RulesLike]) -> list[RulesLike]:
-    """One rule set, or several, as a list."""
+    """Return one rule set, or several, as a list."""
     return [rules] if isinstance(rules, RulesLike) else list(rules)
 
 
 def find_rule_paths(names: Sequence[str | Path]) -> list[Path]:
-    """The rule files that are named, or every pack; raises `UsageError` with all names that lead to no file."""
+    """Return the named rule files, or every pack; raises `UsageError` with all names that have no file."""
     found: list[Path] = []
     problems: list[Diagnostic] = []
     kinds = set()
@@ -49,7 +49,7 @@ def find_rule_paths(names: Sequence[str | Path]) -> list[Path]:
 
 
 def prove_rules(rules: RuleSet) -> Proof:
-    """The proof over all keys; the declared source is read only where that proof leaves something to say."""
+    """Prove rules over all keys; the declared source is read only if that leaves something to report."""
     proof = rules.prove()
     if proof.level is Level.ALL or rules.file.source_keys is None:
         return proof
@@ -57,9 +57,9 @@ def prove_rules(rules: RuleSet) -> Proof:
 
 
 def refuse_unproven(rule_sets: Sequence[RuleSet], *, allow_undecided: bool) -> tuple[Diagnostic, ...]:
-    """Prove rule sets before anything is done with them; returns the findings that do not refuse.
+    """Prove rule sets before they are used; return the findings that are not errors.
 
-    Raises `InvalidRules` with all that is refuted or, unless `allow_undecided`, undecided.
+    Raises `InvalidRules` with everything refuted or, unless `allow_undecided`, undecided.
     """
     proofs = [prove_rules(rules) for rules in rule_sets]
     blocking = [finding for proof in proofs for finding in proof.blocking(allow_undecided=allow_undecided)]
@@ -73,7 +73,7 @@ def refuse_unproven(rule_sets: Sequence[RuleSet], *, allow_undecided: bool) -> t
 
 @dataclass(frozen=True, slots=True)
 class NamedTarget:
-    """The target that a caller names: a model by reference or as a module, or `keys`, a file or a header."""
+    """A target named by the caller: a model by reference or as a module, or `keys`, a file or a header."""
 
     model: object = None
     model_args: Mapping[str, Any] | None = None
@@ -91,11 +91,11 @@ class NamedTarget:
 
     @property
     def option(self) -> str | None:
-        """The option of the command line that names it; None where nothing does."""
+        """The command-line option that names it; None if no target is named."""
         return "--model" if self.model is not None else "--target-keys" if self.keys is not None else None
 
     def read(self) -> StateDictSpec | None:
-        """The header of the target; None where none is named."""
+        """Return the header of the target; None if no target is named."""
         if isinstance(self.model, str):
             return read_target_header(TargetRef(self.model, self.model_args or {}, self.model_config))
         named = self.keys if self.model is None else self.model
@@ -110,7 +110,7 @@ class NamedTarget:
 def open_sides(
     stack: ExitStack, a: str | Path, b: str | Path, root_a: str | None, root_b: str | None, **options: bool
 ) -> tuple[Reader, Reader]:
-    """Two checkpoints A and B, each with a root of its own, whose option messages then name."""
+    """Open two checkpoints A and B with separate roots; messages name the root option of the checkpoint concerned."""
     return (
         stack.enter_context(_open_side(a, root_a, "--root-a", options)),
         stack.enter_context(_open_side(b, root_b, "--root-b", options)),
@@ -133,10 +133,10 @@ def _name_option(problem: Diagnostic, option: str) -> Diagnostic:
 
 
 def list_files_read(arguments: Mapping[str, object], *readers: Reader, but: Sequence[str]) -> list[Path | SourceFile]:
-    """The files that a call reads and may not write: whatever its arguments name, and the readers' own files.
+    """Return the files that a call reads and may not write: those that its arguments name, and the readers' files.
 
-    `arguments` are all arguments of the call, `but` those that name what is written: so an argument that is added
-    later is covered too.
+    `arguments` are all arguments of the call, `but` those that name outputs: so arguments added later are covered
+    too.
     """
     words = [word for name, value in arguments.items() if name not in but for word in _list_words(value)]
     # `PREFIX=FILE` names a file as well.
@@ -144,7 +144,7 @@ def list_files_read(arguments: Mapping[str, object], *readers: Reader, but: Sequ
     files = [
         Path(part)
         for part in named
-        if os.path.isfile(part)  # noqa: PTH113 - a word too long for a path is no file
+        if os.path.isfile(part)  # noqa: PTH113 - a word too long for a path is not a file
     ]
     return [*files, *(source for reader in readers for source in reader.sources)]
 
@@ -163,7 +163,7 @@ def _list_words(value: object) -> Iterator[str]:
 
 
 def list_rule_files(rules: CompiledRules) -> list[Path]:
-    """The files that a rule set comes from: its own, and the manifest that it declares as its source."""
+    """Return the files of a rule set: the rule file, and the manifest that it declares as its source."""
     declared = [rules.file.source_keys]
     found = [resolve_declared_path(rules.file, written) for written in declared if written is not None]
     return found if rules.file.path is None else [rules.file.path, *found]

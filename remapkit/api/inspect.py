@@ -1,4 +1,4 @@
-"""`remapkit.inspect`: what a checkpoint holds, from its header alone."""
+"""`remapkit.inspect`: the content of a checkpoint, from its header alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Inspection:
 
     @property
     def families(self) -> tuple[Family, ...]:
-        """The keys as key families: those that differ only in their numbers, or in a few words, together."""
+        """The keys as key families: groups of keys that differ only in their numbers, or in a few words."""
         return find_families(self.header)
 
 

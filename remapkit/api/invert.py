@@ -18,7 +18,7 @@ from remapkit.sources.declared import read_declared, read_declared_source, resol
 class Inverse:
     """The inverse of the rules named `rules`: the `text` of a rule file, and the files that were written.
 
-    `manifests` are the copies of declared manifests that the file at `output` needs beside it.
+    `manifests` are the copies of declared manifests that the file at `output` needs in its folder.
     """
 
     rules: str
@@ -36,12 +36,12 @@ def invert(rules: RulesLike, output: str | Path | None = None, *, force: bool = 
 
     Args:
         rules: A `RuleSet`, the name of an installed pack, or the path of a rule file.
-        output: The file to write; without it only the text is made. Manifests that the rules declare are copied
-            beside it where it could not name them.
+        output: The file to write; without it only the text is returned. Declared manifests that the file could not
+            name are copied to its folder.
         force: Replace the files if they exist.
 
     Returns:
-        `Inverse`. `RuleSet.inverse()` gives the same rules compiled.
+        `Inverse`. `RuleSet.inverse()` returns the same rules compiled.
 
     Raises:
         InvalidRules: Rules that have no inverse; the message names the rule and the reason.
@@ -67,7 +67,7 @@ def invert(rules: RulesLike, output: str | Path | None = None, *, force: bool = 
 
 
 def _list_manifest_copies(rules: RuleSet, folder: Path) -> dict[Path, str]:
-    """The declared manifests that lie outside the folder of the inverse: where each is copied to, and its text."""
+    """Return the target path and the text of each declared manifest outside the folder of the inverse."""
     file = rules.file
     named = [file.source_keys, file.target.keys if file.target is not None else None]
     copies: dict[Path, str] = {}
@@ -81,7 +81,7 @@ def _list_manifest_copies(rules: RuleSet, folder: Path) -> dict[Path, str]:
 
 
 def _has_content(copy: Path, source: Path, content: str) -> bool:
-    """Whether a file is the manifest already, or has its bytes; what cannot be read has not."""
+    """Whether a file is the manifest already, or has the same bytes; False if it cannot be read."""
     try:
         return copy.samefile(source) or copy.read_bytes() == content.encode("utf-8")
     except OSError:

@@ -25,10 +25,10 @@ from remapkit.tensors.spec import StateDictSpec
 
 @dataclass(frozen=True, slots=True)
 class LearnReport:
-    """The rule file that `learn` derived, and what the two sides did not decide.
+    """The rule file that `learn` derived, and what the two sides leave undecided.
 
-    `learned` has the text and says of every key what became of it; `source` and `target` are the headers of A and B.
-    `output` is the file that was written, with its manifests beside it.
+    `learned` has the text and the result for every key; `source` and `target` are the headers of A and B. `output`
+    is the written file, with its manifests in `keys/` next to it.
     """
 
     learned: authoring.Learned
@@ -62,23 +62,24 @@ def learn(
     follow_links: bool = False,
     force: bool = False,
 ) -> LearnReport:
-    """Derive the rules that lead from A to B, two checkpoints that hold the same weights under other names.
+    """Derive the rules that map A to B, two checkpoints that hold the same weights under different names.
 
     Args:
         a, b: The checkpoints.
-        output: The file to write, with the manifests of both in `keys/` beside it; without it only the text is made.
+        output: The file to write, with the manifests of both in `keys/` next to it; without it only the text is
+            returned.
         name: The name of the pack; by default that of the file, else `learned`.
-        pairs: Which key of A is which of B, instead of comparing values: a mapping, or the path of one as JSON.
+        pairs: The key of B for each key of A, instead of comparing values: a mapping, or the path of one as JSON.
         root_a, root_b: Where the state dict is in a checkpoint that holds several.
         strict_pickle, allow_expand, follow_links: How both are read; see `open_checkpoint`.
         force: Replace the files if they exist.
 
     Returns:
-        `LearnReport`. The rules are proven for all keys. Its `diagnostics` name what values leave open; they are
+        `LearnReport`. The rules are proven for all keys. Its `diagnostics` list what values leave open; they are
         logged too (logger `remapkit`).
 
     Raises:
-        UsageError: Nothing tells two keys apart, no rules can be written that hold, or wrong `pairs`.
+        UsageError: Values pair no keys, no correct rules can be written, or `pairs` is wrong.
         UnreadableCheckpoint: A checkpoint that cannot be read.
         UnwritableOutput: A file that cannot be written, or exists (`OutputExists`). Nothing was changed.
 
@@ -122,7 +123,7 @@ def _pair_readers(a: Reader, b: Reader) -> Pairing:
 
 
 def _read_pairs(pairs: str | Path | Mapping[str, str], source: StateDictSpec, target: StateDictSpec) -> Pairing:
-    """Pairs that somebody wrote, source key to target key; raises `UsageError` with every problem of them at once."""
+    """Read pairs written by hand, source key to target key; raises `UsageError` with all problems at once."""
     place = pairs if isinstance(pairs, str | Path) else "pairs"
     value = read_user_json(Path(pairs)) if isinstance(pairs, str | Path) else pairs
     if not isinstance(value, Mapping) or not all(isinstance(fqn, str) for fqn in value.values()):

@@ -1,4 +1,4 @@
-"""`remapkit.lint`: rule files checked for themselves, and proven over all keys."""
+"""`remapkit.lint`: rule files checked on their own, and proven over all keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from remapkit.sources.declared import read_declared_source
 
 @dataclass(frozen=True, slots=True)
 class LintedFile:
-    """One rule file: its rules and their proof, None where it cannot be compiled."""
+    """One rule file: its rules and their proof, None if it cannot be compiled."""
 
     path: Path
     ok: bool
@@ -48,17 +48,17 @@ class LintReport:
 
 @checked
 def lint(rules: str | Path | Sequence[str | Path] = (), *, allow_undecided: bool = False) -> LintReport:
-    """Check rule files for themselves (schema, patterns, templates), and prove them over all keys.
+    """Check rule files on their own (schema, patterns, templates), and prove them over all keys.
 
     Args:
-        rules: A rule file, the name of an installed pack, or several; none: every installed pack.
+        rules: A rule file, the name of an installed pack, or several. Default: every installed pack.
         allow_undecided: Accept rules for which a proof over all keys is undecided.
 
     Returns:
         `LintReport`, also where a file fails: see its `ok`. Its `diagnostics` are logged too (logger `remapkit`).
 
     Raises:
-        UsageError: Every name that leads to no file.
+        UsageError: Names without a rule file, all of them listed.
 
     >>> report = lint("wan22_pth")
     >>> report.ok, report.files[0].proof.verdict

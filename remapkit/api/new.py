@@ -26,7 +26,7 @@ from remapkit.tensors.spec import StateDictSpec
 class NewRules:
     """The rule file that `new` made: its text, the manifest that it declares, and the file that was written.
 
-    `source` is the header it starts from, `model` the reference of the target's model where that was one.
+    `source` is the header it starts from, `model` the reference of the target if that is a model.
     """
 
     text: str
@@ -61,8 +61,8 @@ def new(
         name: The name of the pack.
         source: The checkpoint, or its manifest.
         target: A model (`plugin.module:Class` or `py:package.module:Class`), a checkpoint or a manifest.
-        output: The file to write, with the manifest of the source in `keys/` beside it; without it only the text is
-            made.
+        output: The file to write, with the manifest of the source in `keys/` next to it; without it only the text is
+            returned.
         model_args, model_config: Arguments and config of the model that `target` names.
         force: Replace the files if they exist.
         root, strict_pickle, allow_expand, follow_links: How `source` is read; see `open_checkpoint`.
@@ -94,7 +94,7 @@ def new(
     declared = None if manifest is None else os.path.relpath(manifest, Path() if output is None else output.parent)
     text = new_rule_file(name, header, declared, wanted, model)
     if output is not None:
-        # The manifest first: a rule file never names one that is not there.
+        # The manifest first: a rule file never names one that does not exist.
         beside = {Path(manifest): manifest_json(header)} if manifest and manifest != str(source) else {}
         folders = [path.parent for path in beside]
         write_texts({**beside, output: text}, force=force, sources=sources, folders=folders)
@@ -120,13 +120,13 @@ def _read_target(
 
 
 def _choose_manifest(name: str, source: str, output: Path | None) -> str | None:
-    """The manifest that the rule file declares: the source itself where it is one, else a new one in `keys/`."""
+    """Return the manifest that the rule file declares: the source if it is a manifest, else a new one in `keys/`."""
     if source.endswith(".json") and not is_index(source) and not _is_outside(source, output):
         return source
     return None if output is None else str(output.parent / "keys" / f"{name}.json")
 
 
 def _is_outside(path: str, output: Path | None) -> bool:
-    """Whether a rule file at `output` could not name the path: it names what is below it."""
+    """Whether a rule file at `output` could not name the path: it can only name files below its folder."""
     folder = os.path.realpath(output.parent if output else ".")
     return not Path(os.path.realpath(path)).is_relative_to(folder)

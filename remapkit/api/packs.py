@@ -1,4 +1,4 @@
-"""`remapkit.packs`: the installed packs, and what each of them is."""
+"""`remapkit.packs`: the installed packs and their descriptions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from remapkit.registry.verified import read_witness
 
 @dataclass(frozen=True, slots=True)
 class PackSummary:
-    """What a pack says of itself: a line, its declared target, and by what it was verified by value (`no`: nothing).
+    """The description of a pack: a line, its declared target, and how it was verified by value (`no`: not at all).
 
-    `problems` are what `lint` would say of rules that cannot be compiled; the others are then empty.
+    `problems` are the findings of `lint` for rules that cannot be compiled; the other fields are then empty.
     """
 
     summary: str = ""
@@ -27,14 +27,14 @@ class PackSummary:
 
 @dataclass(frozen=True, slots=True)
 class Pack(installed.PackFile):
-    """A rule pack: a rule file known by the name of its file, and who brought it."""
+    """A rule pack: a rule file, named after the file, and where it comes from."""
 
     def load(self) -> RuleSet:
-        """Its rules; raises `InvalidRules`."""
+        """Load its rules; raises `InvalidRules`."""
         return load(self.path)
 
     def describe(self) -> PackSummary:
-        """Its summary, target and verification; rules that cannot be compiled are no error here."""
+        """Return its summary, target and verification; rules that cannot be compiled are not an error here."""
         try:
             rules = self.load()
         except RemapkitError as error:
@@ -49,9 +49,9 @@ class Pack(installed.PackFile):
 
 
 def packs() -> tuple[Pack, ...]:
-    """Every installed pack, sorted by name.
+    """Return every installed pack, sorted by name.
 
-    Raises `UsageError` where two plugins have one name.
+    Raises `UsageError` if two plugins have the same name.
 
     >>> found = {pack.name: pack for pack in packs()}
     >>> found["wan22_pth"].describe().target

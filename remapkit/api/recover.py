@@ -12,13 +12,13 @@ from remapkit.write import execute
 
 @checked
 def recover(file: str | Path) -> bool:
-    """Restore a file whose rename in place was interrupted, to the byte, from the journal beside it.
+    """Restore a file after an interrupted rename in place, byte for byte, from the journal next to it.
 
     Args:
         file: The file that was given to `apply(..., in_place=True)`.
 
     Returns:
-        Whether there was something to restore.
+        Whether there was anything to restore.
 
     Raises:
         UnreadableCheckpoint: There is no such file (`MissingCheckpoint`).

@@ -1,7 +1,7 @@
-"""`RuleSet` and `Plan` as users call them: the data of the lower floors with the methods that reach across them.
+"""`RuleSet` and `Plan`, the user-facing classes: data of the lower floors, with methods that use several floors.
 
-Everything below works on `CompiledRules` and `ResolvedPlan`, which know nothing of proofs, targets or inverses.
-A face shares the data of what it stands for: nothing that was compiled is copied.
+Lower floors work on `CompiledRules` and `ResolvedPlan`, which know nothing of proofs, targets or inverses. A
+`RuleSet` or `Plan` shares the data of the object that it is made of: nothing compiled is copied.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from remapkit.rulefile.syntax import RuleFile
 
 RulesLike = CompiledRules | str | Path
-"""Rules as a caller has them: a `RuleSet`, the name of an installed pack, or the path of a rule file."""
+"""Rules: a `RuleSet`, the name of an installed pack, or the path of a rule file."""
 
 Config = str | Path | Mapping[str, Any]
-"""A config as a caller has it: the path of a JSON file, or its content."""
+"""A config: the path of a JSON file, or its content."""
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ checked = check_arguments(
 
 
 def _make_face(of: Any, cls: type[T]) -> T:
-    """The same data as an instance of a class that adds methods only."""
+    """Return the same data as an instance of a class that only adds methods."""
     if isinstance(of, cls):
         return of
     face = object.__new__(cls)
@@ -50,7 +50,7 @@ def _make_face(of: Any, cls: type[T]) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Plan(ResolvedPlan):
-    """Every move for one header, in the header's order, with what was dropped and what is wrong.
+    """The moves for one header, in the header's order, with the dropped keys and the problems.
 
     >>> import remapkit
     >>> plan = remapkit.load("wan22_pth").plan({"conv1.weight": remapkit.TensorSpec("F32", (96, 96, 1, 1, 1))})
@@ -60,7 +60,7 @@ class Plan(ResolvedPlan):
 
     @classmethod
     def of(cls, plan: ResolvedPlan) -> Self:
-        """The face of a plan."""
+        """Return a `Plan` that shares the data of a resolved plan."""
         return _make_face(plan, cls)
 
     def check(self, target: object, *, strict_dtype: bool = False) -> Check:
@@ -98,11 +98,11 @@ class RuleSet(CompiledRules):
 
     @classmethod
     def of(cls, rules: CompiledRules) -> Self:
-        """The face of compiled rules."""
+        """Return a `RuleSet` that shares the data of compiled rules."""
         return _make_face(rules, cls)
 
     def plan(self, source: object) -> Plan:
-        """Every move for a checkpoint: a path, a header, a mapping of `TensorSpec`s or a state dict of tensors.
+        """Plan the moves for a checkpoint: a path, a header, a mapping of `TensorSpec`s or a state dict of tensors.
 
         >>> import remapkit
         >>> print(remapkit.load("wan22_pth").plan({"conv1.bias": remapkit.TensorSpec("F32", (96,))}))
@@ -127,7 +127,7 @@ class RuleSet(CompiledRules):
         return prove(self, header=header)
 
     def inverse(self) -> RuleSet:
-        """The rule set that maps every target back to its source.
+        """Return the rule set that maps every target back to its source.
 
         Raises `InvalidRules`, with the rule and the reason, if there is none.
 
@@ -147,13 +147,14 @@ class RuleSet(CompiledRules):
         )
 
     def __call__(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """The state dict under its new keys; values are passed through as they are, so renames share storage.
+        """Return the state dict under its new keys; renamed values are passed through unchanged and share storage.
 
-        The result is checked against the manifest that the rule file declares as its target. A state dict that lacks
-        keys of the declared source (or whose rules declare none) counts as a part, of which no key is missing.
+        The result is checked against the manifest that the rule file declares as its target. If keys of the declared
+        source are missing (or the rules declare no source), the state dict counts as a part, and no target key is
+        reported as missing.
 
-        Raises `FailedCheck` with everything that is wrong: keys that no rule matches or several do, collisions,
-        scales that would be lost, names that the target does not have; `TypeError` if it is not a mapping of names.
+        Raises `FailedCheck` with every problem: keys that no rule or several rules match, collisions, scales that
+        would be lost, names that the target does not have; `TypeError` if it is not a mapping of names.
 
         >>> import remapkit
         >>> remapkit.load("wan22_pth")({"decoder.upsamples.0.upsamples.3.time_conv.bias": "any value"})
@@ -174,7 +175,7 @@ def load(
     """Read and compile a rule file: an installed pack's name, or a path.
 
     `params` are values for the params of the file; `config` is a model's config.json (or its content), where params
-    that name one of its entries are looked up.
+    that refer to an entry of it are looked up.
 
     Returns a `RuleSet`: call it on a state dict, or make a plan with it. Raises `InvalidRules` with every problem of
     the file, and `MissingFile` if there is no such file or pack.
@@ -208,16 +209,16 @@ def loads(text: str, *, params: Mapping[str, int] | None = None, config: Config 
 def compile_rules(
     rule_file: RuleFile, params: Mapping[str, int] | None = None, config: Mapping[str, Any] | None = None
 ) -> RuleSet:
-    """Compile a rule file that was read already; raises `InvalidRules` with all of its problems."""
+    """Compile a parsed rule file; raises `InvalidRules` with all of its problems."""
     from remapkit.rules import compile
 
     return RuleSet.of(compile.compile_rules(rule_file, params, config))
 
 
 def resolve_rules(rules: RulesLike, params: Mapping[str, int] | None = None, config: Config | None = None) -> RuleSet:
-    """The rules, loaded where they are given by name or path.
+    """Return the rules, loaded if they are given by name or path.
 
-    Raises what `load` raises, and `TypeError` where rules that are compiled already come with params or a config.
+    Raises what `load` raises, and `TypeError` if params or a config are passed with compiled rules.
     """
     if not isinstance(rules, CompiledRules):
         return load(rules, params=params, config=config)

@@ -6,7 +6,7 @@ from remapkit.rulefile.read import schema_text
 
 
 def schema() -> str:
-    """The JSON Schema of rule files, as text.
+    """Return the JSON Schema of rule files, as text.
 
     >>> import json
     >>> json.loads(schema())["$schema"]

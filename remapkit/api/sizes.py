@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes written with units."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(I?)B?", re.ASCII | re.IGNORECA
 
 
 def parse_size(size: str | int) -> int:
-    """A number of bytes; text is digits with a decimal (kB, MB, GB, TB) or binary (KiB, MiB, GiB, TiB) unit, or none.
+    """Parse a number of bytes: digits with a decimal (kB, MB, GB, TB) or binary (KiB, MiB, GiB, TiB) unit, or none.
 
     Raises `UsageError` (RK613) for anything else, and for less than one byte.
 

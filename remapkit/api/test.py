@@ -19,9 +19,9 @@ from remapkit.sources.declared import read_declared_source
 
 @dataclass(frozen=True, slots=True)
 class PackTest:
-    """How one rule file does: its own `tests`, and its declared source led to its declared target.
+    """The result for one rule file: its `tests`, and its rules applied from declared source to declared target.
 
-    `manifest` says in words what became of the declared source; `problems` are all that is wrong.
+    `manifest` describes the result for the declared source; `problems` lists everything wrong.
     """
 
     rules: str
@@ -31,7 +31,7 @@ class PackTest:
 
     @property
     def ok(self) -> bool:
-        """Whether every test holds and the manifests fit."""
+        """Whether every test passes and the manifests fit."""
         return not self.problems
 
 
@@ -65,14 +65,14 @@ def test(
     """Run the tests that rule files carry, and check their manifests end to end.
 
     Args:
-        rules: A rule file, the name of an installed pack, or several; none: every installed pack.
+        rules: A rule file, the name of an installed pack, or several. Default: every installed pack.
         params, config: Values for the params of the rules; see `load`.
 
     Returns:
-        `PackTests`, also where a test fails: see its `ok`. Its `diagnostics` are logged too (logger `remapkit`).
+        `PackTests`, also if a test fails: see its `ok`. Its `diagnostics` are logged too (logger `remapkit`).
 
     Raises:
-        UsageError: Every name that leads to no file; a declared model that cannot be built.
+        UsageError: Names without a rule file, all of them listed; a declared model that cannot be built.
         InvalidRules: Rules that cannot be compiled.
 
     >>> found = test("gpt2_hf")
@@ -85,7 +85,7 @@ def test(
     return report
 
 
-test.__test__ = False  # type: ignore[attr-defined]  # pytest takes functions that are called so for tests
+test.__test__ = False  # type: ignore[attr-defined]  # pytest would collect a function with this name as a test
 
 
 def _test_pack(rules: RuleSet) -> PackTest:
@@ -95,7 +95,7 @@ def _test_pack(rules: RuleSet) -> PackTest:
 
 
 def _check_manifest(rules: RuleSet) -> tuple[tuple[Diagnostic, ...], str]:
-    """The declared source through the rules to the declared target: its problems, and what became of it in words."""
+    """Apply the rules to the declared source and check the declared target; return the problems and a description."""
     source = read_declared_source(rules.file)
     if source is None:
         return (), "none declared"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from remapkit.verification import ModelRef, Verdict
 
 Reference = str | Callable[..., Any]
-"""A model or a converter as a caller has it: `plugin.module:Class`, `py:package.module:name`, or the thing itself."""
+"""A model or a converter: `plugin.module:Class`, `py:package.module:name`, or the object itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +78,18 @@ def verify(
         oracle: A converter from state dict to state dict, by reference or as a function.
         keys: For an oracle: the source as a manifest or a header; by default the manifest that the rules declare.
         seed: The seed of the random values.
-        tolerance: How far outputs may be apart, relative to the largest.
-        write: Keep the result beside the rules as their witness, if everything is the same.
+        tolerance: The largest difference of outputs that passes, relative to the largest value.
+        write: Save the result next to the rule file as its witness, if everything is the same.
         params, config: Values for the params of the rules; see `load`.
         allow_undecided: Continue even if a proof over all keys is undecided.
 
     Returns:
-        `VerifyReport`, also where values differ: see its `ok`. Its `diagnostics` are logged too (logger `remapkit`).
+        `VerifyReport`, also if values differ: see its `ok`. Its `diagnostics` are logged too (logger `remapkit`).
 
     Raises:
         UsageError: Arguments that do not fit together, or a model that cannot be built.
         InvalidRules: Rules that cannot be compiled or proven.
-        FailedCheck: The rules do not lead to the target model.
+        FailedCheck: The result of the rules does not fit the target model.
 
     >>> from remapkit import TensorSpec, loads
     >>> rules = loads("remapkit: 1\\nname: one\\nrules: [{id: a, path: 'a.{n:int}', to: 'b.{n}'}]")
@@ -125,7 +125,7 @@ def verify(
 
 
 def _resolve(reference: Reference) -> tuple[Callable[..., Any], str]:
-    """What a reference names, and its name."""
+    """Return the object that a reference names, and its name."""
     if isinstance(reference, str):
         return resolve_reference(reference), reference
     return reference, getattr(reference, "__qualname__", type(reference).__name__)
@@ -164,7 +164,7 @@ def _find_models(
     target_args: Mapping[str, Any] | None,
     target_config: Config | None,
 ) -> tuple[ModelRef, ModelRef]:
-    """The models to run; nothing is built yet. Raises `UsageError` where one is missing or may not be imported."""
+    """Return the models to run, not built yet. Raises `UsageError` if one is missing or may not be imported."""
     declared = find_declared_target(rules) if target is None else None
     if source is None or (target is None and (declared is None or declared.model is None)):
         lacking = "--source" if source is None else "--target"
@@ -173,7 +173,7 @@ def _find_models(
         raise UsageError(Diagnostic("RK609", title, help=(models, "or --oracle py:module:function")))
     from remapkit.verification import ModelRef
 
-    # What a rule file names is imported only where it may be, before anything else is built.
+    # Check that the model that a rule file names may be imported, before building anything else.
     named = declared or (TargetRef(target) if isinstance(target, str) else None)
     if named is not None:
         factory, name = import_factory(named, "--target"), str(named.model)

@@ -1,4 +1,4 @@
-"""The text of a learned rule file, and which of its lines express which generalised rule."""
+"""The text of a learned rule file, and which lines belong to which generalised rule."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DraftRule:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A text; `owners` has for each line, `ids` for each rule id, the number of the draft rule (-1 for none)."""
+    """A text; `owners` maps lines, `ids` maps rule ids to the number of the draft rule (-1 for none)."""
 
     text: str
     owners: tuple[int, ...]
@@ -43,7 +43,7 @@ class Draft:
 
 
 def write_draft(parts: Sequence[DraftRule], head: Sequence[str]) -> Draft:
-    """The rule file of these draft rules, after the lines of `head`."""
+    """Write the rule file of these draft rules, after the lines of `head`."""
     rules, tables = _make_rules(parts)
     lines = [*((line, -1) for line in head), *_write_lines(rules, tables)]
     text = "".join(f"{line}\n" for line, _ in lines)
@@ -55,7 +55,7 @@ _Tables = dict[str, tuple[tuple[str, str], ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """One rule as it will be written; `part` is the number of its draft rule, `to` is None under `keep:`."""
+    """One rule of the text; `part` is the number of its draft rule, `to` is None under `keep:`."""
 
     id: str
     part: int
@@ -72,7 +72,7 @@ def _make_rules(parts: Sequence[DraftRule]) -> tuple[list[_Rule], _Tables]:
     keeps = 0
     for number, part in enumerate(parts):
         if part.how is How.LITERAL or any("" in words for words in part.example.words):
-            # A path has no empty segments: such a key is written out, as a regular expression.
+            # A path has no empty segments: such a key is written as a regular expression.
             rules += [_make_literal_rule(pair, number, ids) for pair in part.example.pairs]
             continue
         rule = _make_rule(part, number, ids, tables)
@@ -131,7 +131,7 @@ def _write_target_segment(item: SegmentItem, names: Sequence[str], tables: _Tabl
 
 
 def _name_table(name: str, entries: tuple[tuple[str, str], ...], tables: _Tables) -> str:
-    """The name of the table with these entries; it is added if there is none yet."""
+    """Return the name of the table with these entries; add the table if it does not exist yet."""
     known = next((each for each, found in tables.items() if sorted(found) == sorted(entries)), None)
     if known is not None:
         return known
@@ -144,7 +144,7 @@ def _name_table(name: str, entries: tuple[tuple[str, str], ...], tables: _Tables
 
 
 def _write_lines(rules: Sequence[_Rule], tables: _Tables) -> Iterator[tuple[str, int]]:
-    """Every line, with the number of the draft rule that it belongs to."""
+    """Yield every line, with the number of its draft rule."""
     if tables:
         yield "tables:", -1
         for name, entries in tables.items():

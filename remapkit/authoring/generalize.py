@@ -1,8 +1,8 @@
 """Rules from examples: pairs of source and target keys, generalised to a few rules that map exactly these keys.
 
-Nothing is guessed from what names look like. A target segment is explained by source segments (a copy, a shifted or
+Nothing is guessed from the form of names. A target segment is explained by source segments (a copy, a shifted or
 folded index, an entry of a table) only if that holds for every pair; keys are joined into one rule only if every
-combination of their words occurs; what cannot be explained stays a rule for one key.
+combination of their words occurs; a key that cannot be explained gets a rule for itself.
 
 The search is greedy, so fewer rules may exist than it finds. Its invariant: every group of keys has an explanation
 (`_explain_group`).
@@ -21,7 +21,7 @@ Segments = tuple[str, ...]
 _FOLDS = range(2, 65)
 """The strides that are tried for `i*k+j`, `n//k` and `n%k`."""
 _LARGEST = 1000
-"""Arithmetic is enumerated when a rule is compiled: an index beyond this is only copied, or looked up."""
+"""Arithmetic is enumerated when a rule is compiled: larger indices are only copied or looked up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ SegmentItem = Fixed | Copied | ComputedSegment | LookedUp
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A rule as found: the words of each source segment, what makes each target segment, and the pairs it maps."""
+    """A generalised rule: the words of the source segments, the items of the target, and the pairs it maps."""
 
     words: tuple[Segments, ...]
     items: tuple[SegmentItem, ...]
@@ -83,7 +83,7 @@ class Example:
 
 
 def generalize(pairs: Mapping[str, str]) -> tuple[Example, ...]:
-    """A few rules that map exactly these pairs, in the order of their first keys.
+    """Return a few rules that map exactly these pairs, in the order of their first keys.
 
     >>> words = {"q": "query", "k": "key"}
     >>> pairs = {f"layers.{n}.{word}.w": f"h.{n}.attn.{words[word]}.w" for n in range(3) for word in words}
@@ -110,9 +110,9 @@ def generalize(pairs: Mapping[str, str]) -> tuple[Example, ...]:
 
 
 def split_example(example: Example, *, singly: bool = False) -> tuple[Example, ...]:
-    """An example as several that map the same pairs: one for each word, or one for the lower and the upper indices.
+    """Split an example into several that map the same pairs: one per word, or lower and upper indices.
 
-    `singly` makes one for each pair.
+    `singly` makes one per pair.
 
     >>> example, = generalize({f"l.{n}.{leaf}": f"h.{n}.{leaf}" for n in range(2) for leaf in "wb"})
     >>> [each.words[-1] for each in split_example(example)], len(split_example(example, singly=True))
@@ -152,7 +152,7 @@ def _make_example(group: Sequence[str], split: SplitKeys, pairs: Mapping[str, st
 
 
 def _list_words(group: Sequence[str], split: SplitKeys, side: int = 0) -> tuple[Segments, ...]:
-    """The distinct words of each segment: indices in ascending order, other words as first seen."""
+    """Return the distinct words of each segment: indices in ascending order, others in order of appearance."""
     columns = (tuple(dict.fromkeys(words)) for words in zip(*(split[fqn][side] for fqn in group), strict=True))
     return tuple(
         tuple(sorted(words, key=int)) if all(map(is_canonical_integer, words)) else words for words in columns
@@ -163,7 +163,7 @@ def _list_words(group: Sequence[str], split: SplitKeys, side: int = 0) -> tuple[
 
 
 def _split_group(group: list[str], split: SplitKeys) -> list[list[str]]:
-    """The group, or where one rule cannot map it: parts of it, split by the segment that gives the fewest.
+    """Return the group, or if one rule cannot map it, its parts, split by the segment that gives the fewest.
 
     Every split is by a segment with several words, so parts are smaller than the group and the recursion ends; a
     single key always has an explanation. Cost: for v segments with several words, v! passes over the group at worst;
@@ -185,10 +185,10 @@ def _split_group(group: list[str], split: SplitKeys) -> list[list[str]]:
 
 
 def _join_groups(groups: list[list[str]], from_the_end: int, split: SplitKeys) -> list[list[str]]:
-    """Join groups that differ only in the words of one segment, where one rule maps them all.
+    """Join groups that differ only in the words of one segment, if one rule maps them all.
 
     All their other segments have the same words, so in the joined group every combination of words occurs. (Indices
-    may differ: an index is written unbounded first, and `learn` narrows that where it takes too much.)
+    may differ: an index is first written unbounded, and `learn` narrows it if it matches too much.)
     """
     buckets: defaultdict[object, list[list[str]]] = defaultdict(list)
     for group in groups:
@@ -226,7 +226,7 @@ def _merge_bucket(bucket: list[list[str]], split: SplitKeys) -> list[list[str]]:
 
 
 def _explain_group(group: Sequence[str], split: SplitKeys) -> tuple[SegmentItem, ...] | None:
-    """What makes each target segment; None where that cannot be expressed, or a varying segment would be lost."""
+    """Return the item for each target segment; None if there is none, or a varying segment would be lost."""
     sources = [split[fqn][0] for fqn in group]
     targets = [split[fqn][1] for fqn in group]
     if len({len(words) for words in sources}) > 1 or len({len(words) for words in targets}) > 1:
@@ -257,7 +257,7 @@ def _explain_segment(
 ) -> SegmentItem | None:
     if len(set(wanted)) == 1:
         return Fixed(wanted[0])
-    # A segment that no other target segment uses yet is the likeliest source; of several the leftmost.
+    # The likeliest source is a segment that no other target segment uses yet; of several, the leftmost.
     for place in sorted(varying, key=lambda place: (place in used, place)):
         if tuple(columns[place]) == tuple(wanted):
             return Copied(place)
@@ -275,9 +275,9 @@ def _explain_segment(
 def _find_arithmetic(
     wanted: Sequence[int], columns: Sequence[Sequence[str]], varying: Sequence[int]
 ) -> ComputedSegment | None:
-    """The first of `n+c`, `i*k+j`, `n//k` and `n%k` that gives every wanted index.
+    """Return the first of `n+c`, `i*k+j`, `n//k` and `n%k` that gives all required indices.
 
-    At most 63 strides for each pair of index segments are tried, and nearly all fail within a few keys.
+    At most 63 strides per pair of index segments are tried, and nearly all fail within a few keys.
     """
     numbers = {
         place: values
@@ -310,7 +310,7 @@ def _list_expressions(numbers: Mapping[int, Sequence[int]], wanted: Sequence[int
 
 
 def _join_tables(items: Iterable[SegmentItem]) -> Iterator[SegmentItem]:
-    """Neighbouring lookups of one segment joined into one table: `norm1 -> residual.0`."""
+    """Join neighbouring lookups of one segment into one table: `norm1 -> residual.0`."""
     pending: LookedUp | None = None
     for item in items:
         if isinstance(item, LookedUp) and pending is not None and item.place == pending.place:

@@ -1,7 +1,7 @@
 """`remapkit invert`: the inverse of a rule set, which maps every target key back to its source key.
 
 It exists exactly when no varying part of a key is lost, every target can be split in one way, and no two rules share
-a target: what a proof shows. `invert_rule` inverts one rule, `write_inverse` writes the file; this module reads it
+a target; a proof shows this. `invert_rule` inverts one rule, `write_inverse` writes the file; this module reads it
 back and proves it.
 """
 
@@ -32,12 +32,12 @@ from remapkit.tensors.spec import StateDictSpec
 
 
 def invert(rule_set: CompiledRules, *, header: Iterable[str] | None = None, beside: Path | None = None) -> str:
-    """The inverse of a rule set as the text of a rule file.
+    """Return the inverse of a rule set as the text of a rule file.
 
-    `header` are known source keys, which are mapped there and back as a check; `beside` is the folder that the text
-    is meant for (paths in a rule file are relative to it; None leaves them as they are). Raises `InvalidRules` with
-    the reason, the rule and the witness where there is no inverse. The result is proven, and maps the target of every
-    test and of every known key back to its source.
+    `header` are known source keys, which are mapped there and back as a check; `beside` is the folder for the text
+    (paths in a rule file are relative to it; None leaves them unchanged). Raises `InvalidRules` with the reason, the
+    rule and the witness if there is no inverse. The result is proven, and maps the target of every test and of every
+    known key back to its source.
 
     >>> import remapkit
     >>> print(invert(remapkit.load("wan22_pth")).splitlines()[2])
@@ -99,7 +99,7 @@ def _refuse_lossy(rule_set: CompiledRules) -> None:
 
 
 def _check_inverse(rule_set: CompiledRules, text: str, keys: Sequence[str]) -> CompiledRules:
-    """The inverse, compiled and proven; it maps every known key and every test back."""
+    """Compile and prove the inverse, and check that it maps every known key and every test back."""
     name = f"the inverse of {rule_set.name}"
     try:
         inverse = compile_rules(read_text(text, name), collect_param_values(rule_set))
@@ -115,7 +115,7 @@ def _check_inverse(rule_set: CompiledRules, text: str, keys: Sequence[str]) -> C
         matches = rule_set.match(key)
         there = [match.target for match in matches]
         if any(match.rule.pipeline is not None for match in matches):
-            continue  # needs all sources of the rule at once: `_check_header` tries that
+            continue  # needs all sources of the rule at once: `_check_header` checks it
         back = [match.target for match in inverse.match(there[0])] if len(there) == 1 and there[0] else [key]
         if back != [key]:
             title = f"the inverse of {rule_set.name} does not map {key!r} back: {there} becomes {back}"
@@ -138,5 +138,5 @@ def _check_header(rule_set: CompiledRules, inverse: CompiledRules, header: State
 
 
 def collect_param_values(rule_set: CompiledRules) -> dict[str, int]:
-    """The params of a rule set that have values."""
+    """Return the params of a rule set that have values."""
     return {name: value for name, value in rule_set.params.items() if value is not None}

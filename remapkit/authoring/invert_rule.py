@@ -1,8 +1,8 @@
 """The inverse of one rule: its pattern, tables and operations reversed.
 
-The template becomes the pattern and the pattern becomes the template. What the template shows of each capture decides
-how the inverse recovers it: as it is, through an inverted table, by arithmetic, or, where several captures share one
-number, by enumerating their values.
+The template becomes the pattern and the pattern becomes the template. How the template uses a capture decides how the
+inverse recovers it: unchanged, through an inverted table, by arithmetic, or, if several captures share one number, by
+enumerating their values.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 MAX_CASES = 64
-"""A rule becomes at most so many inverse rules, one for each combination of captures that share a target segment."""
+"""The maximum of inverse rules per rule, one for each combination of captures that share a target segment."""
 
 
 class NoInverse(Exception):
-    """Why a rule has no inverse."""
+    """The reason why a rule has no inverse."""
 
     def __init__(self, *diagnostics: Diagnostic) -> None:
         super().__init__(diagnostics[0].title)
@@ -44,7 +44,7 @@ class NoInverse(Exception):
 
 @dataclass(frozen=True, slots=True)
 class InverseCapture:
-    """A capture of the inverse pattern; `values` are the words it can be (None: those of `part`)."""
+    """A capture of the inverse pattern; `values` are the words it can match (None: those of `part`)."""
 
     name: str
     part: Part | None
@@ -54,7 +54,7 @@ class InverseCapture:
 
 @dataclass(frozen=True, slots=True)
 class InverseRule:
-    """A rule of the inverse: the text and captures of its pattern, its template as written, its leaf guard."""
+    """A rule of the inverse: the text and captures of its pattern, the text of its template, its leaf guard."""
 
     id: str
     pattern: tuple[str | InverseCapture, ...]
@@ -71,7 +71,7 @@ class Tables:
     lossy: set[str] = field(default_factory=set)
 
     def name_table(self, name: str, entries: Mapping[str, str], *, lossy: bool = False) -> str:
-        """The name of a table with these entries: `name`, or with a number where another one has it."""
+        """Return the name of a table with these entries: `name`, with a number if that is taken by another table."""
         for number in itertools.count(1):
             chosen = name if number == 1 else f"{name}_{number}"
             if self.found.setdefault(chosen, dict(entries)) == dict(entries):
@@ -84,7 +84,7 @@ class Tables:
 def invert_rule(
     rule: Rule, key_map: KeyMap, tables: Tables, known: Mapping[str, Mapping[str, str]]
 ) -> list[InverseRule]:
-    """The inverse of one rule: one rule, or one for each combination of the captures that share a target segment."""
+    """Invert one rule: into one rule, or one per combination of the captures that share a target segment."""
     assert rule.template is not None
     together = find_dependent_captures(key_map)
     items = [item for item in rule.template.items if _has_capture(item, together)]
@@ -120,7 +120,7 @@ def _has_capture(item: TemplateItem, together: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class InversePipeline:
-    """The inverse of a rule with operations: what it joins, computes and splits, each as plain data for YAML."""
+    """The inverse of a rule with operations: its joins, operations and splits as plain data for YAML."""
 
     id: str
     sources: tuple[tuple[InverseRule, tuple[object, ...]], ...]
@@ -135,7 +135,7 @@ class InversePipeline:
 def invert_pipeline(
     rule_set: CompiledRules, pipeline: Pipeline, tables: Tables, known: Mapping[str, Mapping[str, str]]
 ) -> InversePipeline:
-    """The inverse of a rule with operations: sources and targets swap, operations are undone in reverse order."""
+    """Invert a rule with operations: sources and targets swap, operations are undone in reverse order."""
     rules = [rule for rule in rule_set.rules if rule.pipeline is pipeline]
     _refuse_one_way(pipeline)
     turned = [
@@ -161,7 +161,7 @@ def invert_pipeline(
 
 
 def _is_consistent_row(row: Sequence[InverseRule], first: Sequence[InverseRule]) -> bool:
-    """Whether all targets of one source give back the same key, with the patterns of those of the first source."""
+    """Whether all targets of one source recover the same key, with the patterns of the first source's targets."""
     same = all((one.pattern, one.leaf) == (other.pattern, other.leaf) for one, other in zip(row, first, strict=True))
     return same and all(each.to == row[0].to for each in row)
 
@@ -182,7 +182,7 @@ def _make_key_map(rule: Rule) -> KeyMap:
 
 
 def _refuse_one_way(pipeline: Pipeline) -> None:
-    """Raise with every part of a rule that cannot be undone."""
+    """Raise `NoInverse` with every part of a rule that cannot be undone."""
     problems = []
     for call in (*itertools.chain(*pipeline.before), *pipeline.ops, *itertools.chain(*pipeline.after)):
         if isinstance(reason := call.inverse, str):
@@ -223,7 +223,7 @@ def _dump_axis(axis: Axis | None) -> Mapping[str, object] | None:
 
 
 class _Inverter:
-    """Turns one rule round: items of the template become the pattern, parts of the pattern become the template.
+    """Inverts one rule: items of the template become the pattern, parts of the pattern become the template.
 
     `fixed` are captures with one known value; `together` are captures that share a target segment.
     """
@@ -301,7 +301,7 @@ class _Inverter:
         return self.invert_map(names[0], item, entries)
 
     def invert_map(self, name: str, item: MapItem, entries: Mapping[str, str]) -> InverseCapture:
-        """A table inverted, or arithmetic on one capture inverted."""
+        """Invert a table, or arithmetic on one capture."""
         if item.table is None:
             shift = _find_shift(entries)
             if shift is not None:
@@ -318,7 +318,7 @@ class _Inverter:
         return InverseCapture(name, None, tuple(entries), table)
 
     def separate_captures(self, names: Sequence[str], rows: Mapping[tuple[str, ...], str]) -> InverseCapture:
-        """Captures recovered from the one number that they were combined into: `i*4+j` gives `n//4`, `n%4`."""
+        """Recover captures from the number that they were combined into: `i*4+j` gives `n//4`, `n%4`."""
         number = next(name for name in ("n", "i", "index", "_".join(names)) if name not in self.names)
         self.names.add(number)
         for place, name in enumerate(names):
@@ -331,7 +331,7 @@ class _Inverter:
         return InverseCapture(number, None, tuple(rows.values()))
 
     def split(self, id: str) -> InverseRule | None:
-        """One capture recovered from several numbers: `n//4`, `n%4` give `a*4+b`. None where it is no such sum."""
+        """Recover one capture from several numbers: `n//4`, `n%4` give `a*4+b`. None if it is not such a sum."""
         (name,) = self.together
         assert self.given.template is not None
         part = self.given.pattern.capture(name)
@@ -365,7 +365,7 @@ class _Inverter:
     def move_leaf_guard(
         self, pattern: list[str | InverseCapture]
     ) -> tuple[list[str | InverseCapture], tuple[str, ...] | None]:
-        """The leaf guard of the source as a guard on what carries its last segment."""
+        """Turn the leaf guard of the source into a guard on the parts that contain its last segment."""
         source = self.given.pattern
         if source.leaf is None:
             return pattern, None
@@ -422,7 +422,7 @@ def _merge_text(pattern: Iterable[str | InverseCapture]) -> Iterator[str | Inver
 
 
 def _render_item(item: TemplateItem, name: str, value: str, fixed: Mapping[str, str]) -> str:
-    """What an item of the template that depends on one capture becomes for a value of it."""
+    """Render an item of the template that depends on one capture, for a value of that capture."""
     assert not isinstance(item, TextItem)
     if isinstance(item, CaptureItem):
         return value
@@ -430,10 +430,10 @@ def _render_item(item: TemplateItem, name: str, value: str, fixed: Mapping[str, 
 
 
 def _find_scales(rows: Mapping[str, tuple[str, ...]]) -> tuple[int, ...] | None:
-    """The factor of each number of a row, so that the products sum to the row's key; None where there are none.
+    """Return the factor of each number of a row, so that the products sum to the row's key; None if there are none.
 
     Every combination of the numbers must occur, zeros included: then the key of the row with a 1 in one place and 0
-    elsewhere is that place's factor, and one pass over the rows confirms all factors.
+    in the others is the factor of that place, and one pass over the rows confirms all factors.
     """
     if not (has_only_integers(rows) and all(has_only_integers(row) for row in rows.values())):
         return None
@@ -457,7 +457,7 @@ def has_only_integers(values: Iterable[str]) -> bool:
 
 
 def _find_shift(entries: Mapping[str, str]) -> int | None:
-    """The difference of value and key, if it is the same for all entries."""
+    """Return the difference of value and key, if it is the same for all entries."""
     if not (has_only_integers(entries) and has_only_integers(entries.values())):
         return None
     shifts = {int(value) - int(key) for key, value in entries.items()}
@@ -465,9 +465,9 @@ def _find_shift(entries: Mapping[str, str]) -> int | None:
 
 
 def _find_expression(name: str, column: Mapping[str, str]) -> str | None:
-    """`n//step`, `n%most` or `n//step%most` that gives each value from its key; None where none does.
+    """Return the `n//step`, `n%most` or `n//step%most` that maps every key to its value; None if none does.
 
-    `most` is one above the largest value, which is right if every remainder occurs. So only the steps are searched:
+    `most` is one more than the largest value, which is right if every remainder occurs. So only steps are searched:
     at most 256 passes over the column.
     """
     if not (has_only_integers(column) and has_only_integers(column.values())):

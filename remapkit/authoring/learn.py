@@ -1,8 +1,8 @@
 """`remapkit learn`: a rule file derived from two checkpoints with the same weights, or from pairs written by hand.
 
-The file is compiled, tried on every key of the source, proven for all keys, and put through its own tests before it
-is returned: a rule that does more than the examples is narrowed until it does not. What the rules do to keys that the
-source does not have (deeper models) is for the author to review.
+The file is compiled, tried on every key of the source, proven for all keys, and its tests are run before it is
+returned: a rule that does more than the examples is narrowed until it does not. The author has to review what the
+rules do to keys that the source does not have (deeper models).
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from remapkit.tensors.families import find_families
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, find_name_problem
 
 MAX_ROUNDS = 40
-"""After so many rounds of narrowing, whatever is still wrong is written key by key."""
+"""After this many rounds of narrowing, rules that are still wrong are written key by key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """A derived rule file, the pairs that it maps, and what the examples left open.
+    """A derived rule file, the pairs that it maps, and what the examples leave open.
 
     Every key of A is in one of `pairs`, `undecided`, `only_a` and `unsaid`; every key of B is the target of a pair,
-    or in one of `open_b` and `only_b`. `settled` are the pairs that values alone left open (constants, and bytes that
-    several keys hold), with what decided them. `undecided` are keys of A that nothing decides, with the free keys of
-    B that hold the same bytes; `open_b` are keys of B that have an equal in A, but that no rule produces; `only_a`
-    and `only_b` are keys without an equal on the other side; `unsaid` are pairs that no rule can express.
+    or in one of `open_b` and `only_b`. `settled` are the pairs that values alone leave open (constants, and bytes of
+    several keys), with the evidence for them. `undecided` are keys of A that nothing decides, with the free keys of
+    B that have the same bytes; `open_b` are keys of B that have an equal tensor in A, but that no rule produces;
+    `only_a` and `only_b` have no equal tensor on the other side; `unsaid` are pairs that no rule can express.
     """
 
     text: str
@@ -58,7 +58,7 @@ class Learned:
 
     @property
     def by_module(self) -> Mapping[str, str]:
-        """The pairs that were decided because everything else of their module went to one module."""
+        """The pairs that were decided because all other tensors of their module went to one module."""
         return {fqn: settled.target for fqn, settled in self.settled.items() if settled.by is By.MODULE}
 
 
@@ -70,10 +70,10 @@ def learn(
     source_ref: str | None = None,
     target_ref: str | None = None,
 ) -> Learned:
-    """The rule file for a pairing; its rules also decide pairs that values alone left open.
+    """Derive the rule file for a pairing; its rules also decide pairs that values alone leave open.
 
-    It lints, is proven for all keys, and passes its own tests. Raises `UsageError`: RK623 for an invalid name, RK625
-    where values pair no keys at all, RK655 where no rules can be written that hold.
+    It passes lint, is proven for all keys, and passes its tests. Raises `UsageError`: RK623 for an invalid name,
+    RK625 if values pair no keys at all, RK655 if no correct rules can be written.
 
     >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
     >>> pairs = {f"layers.{n}.{p}.w": f"h.{n}.{p}_proj.w" for n in range(3) for p in "qk"}
@@ -88,7 +88,7 @@ def learn(
         path: 'layers.{layer:int}.{part:part}.w'
     """
     check_name_and_source(name, source)
-    # The language cannot express the empty key, and no checkpoint may hold a name with control characters.
+    # The language cannot express the empty key, and checkpoints may not contain names with control characters.
     pairs = {fqn: other for fqn, other in pairing.pairs.items() if fqn and other and not find_name_problem(other)}
     fitting = _Fitting(name, source, target, source_ref, target_ref)
     pairs, settled = _settle_pairs(fitting, pairs, pairing)
@@ -103,7 +103,7 @@ def learn(
 def _settle_pairs(
     fitting: _Fitting, pairs: dict[str, str], pairing: Pairing
 ) -> tuple[dict[str, str], dict[str, Settled]]:
-    """The pairs with those that can be decided, and what decided each of these.
+    """Return the pairs including those that can be decided, and the evidence for the latter.
 
     Each round fits rules to the pairs so far and lets them, or weaker evidence, decide more keys. It ends: every
     round but the last takes at least one key out of `alike`. A round costs one fit: a few passes over the source.
@@ -124,7 +124,7 @@ def _settle_pairs(
 
 
 def _find_candidates(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Alike:
-    """What each unpaired key may map to: keys with equal bytes or, without values, with equal dtype and shape."""
+    """Find the candidates of unpaired keys: equal bytes or, without values, equal dtype and shape."""
     if pairing.by_value:
         return _map_distinct(pairing.alike, frozenset)
     free: defaultdict[TensorSpec, set[str]] = defaultdict(set)
@@ -137,9 +137,9 @@ _T = TypeVar("_T")
 
 
 def _map_distinct(alike: Mapping[str, tuple[str, ...]], made: Callable[[tuple[str, ...]], _T]) -> dict[str, _T]:
-    """`made` of the candidates of each key, called once for all keys that share one tuple of candidates.
+    """Apply `made` to the candidates of each key, once for all keys that share one tuple of candidates.
 
-    Thousands of biases may all be equal to thousands of others: one call a key would be quadratic.
+    Thousands of biases may all be equal to thousands of others: one call per key would be quadratic.
     """
     distinct = {id(others): others for others in alike.values()}
     found = {number: made(others) for number, others in distinct.items()}
@@ -194,7 +194,7 @@ def _report_no_pairs(source: StateDictSpec, target: StateDictSpec, pairing: Pair
 
 @dataclass(frozen=True, slots=True)
 class _Fitting:
-    """What a text must fit: two headers, and the manifests that the file will declare for them."""
+    """Fits a text to two headers and the manifests that the file will declare for them."""
 
     name: str
     source: StateDictSpec
@@ -203,20 +203,20 @@ class _Fitting:
     target_ref: str | None
 
     def fit_by_replay(self, pairs: Mapping[str, str], alike: Alike) -> Draft:
-        """The most general text that maps the pairs, and maps other keys to equal values only. Not proven."""
+        """Return the most general text that maps the pairs, and other keys to equal values only. Not proven."""
         return self.fit_rules(pairs, alike, proves=False)[0]
 
     def fit_by_proof(self, pairs: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-        """The most general text that maps the pairs and takes no other key, proven; with the pairs that it maps."""
+        """Return the most general proven text that maps the pairs and no other key, and the pairs that it maps."""
         draft, parts = self.fit_rules(pairs, {}, proves=True)
         return draft.text, {fqn: pairs[fqn] for part in parts for fqn, _ in part.example.pairs}
 
     def fit_rules(self, pairs: Mapping[str, str], alike: Alike, *, proves: bool) -> tuple[Draft, list[DraftRule]]:
         """Write rules, find the wrong ones, narrow these, until none is wrong.
 
-        It ends, since narrowing only goes down: any index, these indices, fewer keys, one literal key, nothing.
-        That could take a round for each key, so after `MAX_ROUNDS` wrong rules become single keys at once. A round
-        costs a pass over the source and, with `proves`, one proof.
+        It ends, since every step narrows: any index, these indices, fewer keys, one literal key, nothing. That could
+        take a round per key, so after `MAX_ROUNDS` wrong rules become single keys at once. A round costs a pass over
+        the source and, with `proves`, one proof.
         """
         parts = [DraftRule(example) for example in generalize(pairs)]
         problems: Sequence[Diagnostic] = ()
@@ -228,7 +228,7 @@ class _Fitting:
             wrong, problems = self.find_wrong_parts(draft, covered, alike, proves=proves)
             if not wrong:
                 return draft, parts
-            # The widest rules give way first: of a rule and a literal that take the same key, the rule.
+            # Narrow the widest rules first: if a rule and a literal match the same key, the rule.
             widest = min((parts[place].how for place in wrong), key=list(How).index)
             wrong = {place for place in wrong if parts[place].how is widest}
             parts = [
@@ -251,7 +251,7 @@ class _Fitting:
     def find_wrong_parts(
         self, draft: Draft, covered: Mapping[str, str], alike: Alike, *, proves: bool
     ) -> tuple[set[int], Sequence[Diagnostic]]:
-        """The numbers of the draft rules that are wrong, and what is wrong with them."""
+        """Return the numbers of the wrong draft rules, and their problems."""
         try:
             rules = compile_rules(read_text(draft.text, self.name))
         except InvalidRules as error:
@@ -266,7 +266,7 @@ class _Fitting:
 
 
 def _narrow_part(part: DraftRule, *, at_once: bool) -> Iterator[DraftRule]:
-    """What replaces a wrong rule: the same rule narrower, or several with fewer keys each, or nothing at all."""
+    """Yield the replacement of a wrong rule: a narrower rule, several rules with fewer keys, or nothing."""
     if part.how is How.FREE and not at_once:
         yield DraftRule(part.example, How.TIGHT)
     elif len(part.example.pairs) > 1:
@@ -276,7 +276,7 @@ def _narrow_part(part: DraftRule, *, at_once: bool) -> Iterator[DraftRule]:
 
 
 def _find_owners(draft: Draft, problems: Iterable[Diagnostic]) -> set[int]:
-    """The draft rules that the problems point at; all of them where the problems point at none."""
+    """Return the draft rules that the problems refer to; all rules if the problems refer to none."""
     lines = {label.span.line for problem in problems for label in problem.labels}
     owners = {draft.owners[line - 1] for line in lines if line <= len(draft.owners)} - {-1}
     return owners or set(draft.owners) - {-1}
@@ -285,7 +285,7 @@ def _find_owners(draft: Draft, problems: Iterable[Diagnostic]) -> set[int]:
 def _find_wrong_rules(
     rules: CompiledRules, source: StateDictSpec, covered: Mapping[str, str], alike: Alike
 ) -> set[str]:
-    """The ids of rules that map a key to anything but its equal, or two keys to one target: every key is tried."""
+    """Try every key; return the ids of rules that map a key to an unequal tensor, or two keys to one target."""
     wrong: set[str] = set()
     first: dict[str, str] = {}
     for fqn in source:
@@ -303,7 +303,7 @@ def _find_wrong_rules(
 def _find_problems(
     rules: CompiledRules, source: StateDictSpec, target: StateDictSpec
 ) -> tuple[list[Diagnostic], set[str]]:
-    """What lint, the proof over all keys and the file's own tests find, and the ids of the rules concerned."""
+    """Return the findings of lint, of the proof over all keys and of the file's tests, and the rule ids concerned."""
     declares = rules.file.source_keys is not None
     proof = prove(rules, header=source if declares else None)
     problems = [*rules.warnings, *proof.findings]
@@ -332,7 +332,7 @@ def _report_no_rules(count: int, problems: Sequence[Diagnostic]) -> Diagnostic:
 
 
 def _write_leftovers(source: StateDictSpec, target: StateDictSpec, learned: Learned) -> Iterator[str]:
-    """Comments with what the author has to check or to decide."""
+    """Yield comments on what the author has to check or decide."""
     for by in By:
         fqns = [fqn for fqn, settled in learned.settled.items() if settled.by is by]
         if fqns:

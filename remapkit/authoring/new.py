@@ -1,6 +1,6 @@
 """`remapkit new`: a rule file started from a real header.
 
-The file is valid as written: every key family passes through under `keep:`, and has a candidate rule in comments. The
+The file is valid as written: every key family passes through under `keep:`, and has a commented candidate rule. The
 author uncomments a candidate, edits its `to:`, and deletes the line under `keep:`.
 """
 
@@ -28,7 +28,7 @@ from remapkit.tensors.families import Family, find_families, is_canonical_intege
 from remapkit.tensors.spec import StateDictSpec
 
 MAX_TESTS = 100
-"""The most tests that are written: the first key of each family, up to this many."""
+"""The maximum number of tests: one per family, for its first key."""
 
 
 def new_rule_file(
@@ -38,10 +38,10 @@ def new_rule_file(
     target: StateDictSpec | None = None,
     target_ref: str | None = None,
 ) -> str:
-    """The text of a rule file for a source header and, if given, a target header.
+    """Return the text of a rule file for a source header and, if given, a target header.
 
     `source_ref` is the manifest that the file declares as its source, relative to the file; `target_ref` names the
-    target: a model (`plugin.module:Class`), or a manifest where it ends in `.json`. The text compiles without errors
+    target: a model (`plugin.module:Class`), or a manifest if it ends in `.json`. The text compiles without errors
     and maps every source key to itself. Raises `UsageError`: RK623 for an invalid name, RK624 for an empty source.
 
     >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
@@ -89,7 +89,7 @@ def _select_keys(spec: StateDictSpec, fqns: Iterable[str]) -> StateDictSpec:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A key family as a rule that changes nothing; `renamed` where the target has no such keys."""
+    """A key family as a rule that changes nothing; `renamed` if the target has no such keys."""
 
     family: Family
     id: str
@@ -136,7 +136,7 @@ def _write_segment(name: str, words: Sequence[str]) -> str:
 
 
 def write_bound(words: Sequence[str]) -> str | None:
-    """What bounds a capture to these words, inside its braces; None where only a list under `where:` can."""
+    """Return the text in braces that bounds a capture to these words; None if only a `where:` list can."""
     if len(words) > MAX_WORDS or any(choice_text(word) != word for word in words):
         return None
     if is_canonical_integer(words[0]):
@@ -147,7 +147,7 @@ def write_bound(words: Sequence[str]) -> str | None:
 
 
 def name_captures(segments: Sequence[tuple[str, ...]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """A capture name for each segment that varies or is empty, and '' for one that is the same word in all keys."""
+    """Return a capture name for each segment that varies or is empty, and '' for one that is constant."""
     taken: set[str] = set()
     return tuple(
         ("" if len(words) == 1 and words[0] else _name_capture(segments, place, taken), words)
@@ -156,7 +156,7 @@ def name_captures(segments: Sequence[tuple[str, ...]]) -> tuple[tuple[str, tuple
 
 
 def _name_capture(segments: Sequence[Sequence[str]], place: int, taken: set[str]) -> str:
-    """An index is named after what it counts (`layers.{layer:0..31}`), the last segment `leaf`, any other `part`."""
+    """Name an index after the segment before it (`layers.{layer:0..31}`), the last segment `leaf`, others `part`."""
     before = segments[place - 1] if place else ()
     name = "leaf" if place == len(segments) - 1 else "part"
     if is_canonical_integer(segments[place][0]):
@@ -167,7 +167,7 @@ def _name_capture(segments: Sequence[Sequence[str]], place: int, taken: set[str]
 
 
 def _make_id(family: Family, ids: set[str]) -> str:
-    """The words that all keys share, `encoder.downsamples.residual`; numbered where two families share them."""
+    """Return the words that all keys share, `encoder.downsamples.residual`; numbered if two families share them."""
     words = [words[0] for words in family.segments if len(words) == 1 and not is_canonical_integer(words[0])]
     return choose_name(".".join(filter(None, words)) or "all", ids, "-")
 
@@ -201,7 +201,7 @@ def _group_by_shapes(families: Sequence[Family]) -> Mapping[object, Sequence[Fam
 
 
 def _collect_shapes(family: Family) -> object:
-    """What stays the same when keys are renamed: the shapes, each as often as it occurs."""
+    """Return what renaming keys does not change: the multiset of shapes."""
     return tuple(sorted(spec.shape for spec in family.specs))
 
 

@@ -1,7 +1,7 @@
-"""Keys of two checkpoints paired by value: equal dtype, shape and bytes.
+"""Pairing of the keys of two checkpoints by value: equal dtype, shape and bytes.
 
-Tensors that several keys hold with equal bytes cannot be paired by value, and neither can constants (zeros, ones, one
-number), which may be equal by chance. They are reported as such, never paired by their position.
+Tensors whose bytes occur under several keys cannot be paired by value, nor can constants (zeros, ones, one number),
+which may be equal by chance. They are reported, never paired by position.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from remapkit.tensors.dtypes import DTYPE_BITS
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 _PIECE = 1 << 20
-"""About the most bytes of a tensor that are held at once."""
+"""The approximate maximum of a tensor's bytes in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """What values say: `pairs` are certain; `alike` has for other keys of A all keys of B with the same bytes.
+    """The result by value: `pairs` are certain; `alike` maps other keys of A to all keys of B with the same bytes.
 
-    `alike` holds constants too, even where there is one on each side; `numbers` are those of its keys that hold a
-    single number with all its digits (0.0371.., not 0 or 1). `recorded_a` and `recorded_b` are names that the side
-    only records as tied; they count as its keys. Pairs written by hand have `by_value` False: then nothing is known
+    `alike` includes constants, even if there is one on each side; `numbers` are those of its keys that hold a single
+    number with all its digits (0.0371.., not 0 or 1). `recorded_a` and `recorded_b` are names that the side only
+    records as tied; they count as its keys. For pairs written by hand `by_value` is False: then nothing is known
     about the values of the other keys.
     """
 
@@ -42,7 +42,7 @@ class Pairing:
 
 
 class PairableTensors(Protocol):
-    """What can be paired: an open checkpoint."""
+    """A source of tensors to pair: an open checkpoint."""
 
     def header(self) -> StateDictSpec:
         """Names, dtypes and shapes."""
@@ -54,10 +54,10 @@ class PairableTensors(Protocol):
 
 
 def pair_by_value(a: PairableTensors, b: PairableTensors) -> Pairing:
-    """The pairing of two open checkpoints; each is read once, in bounded memory.
+    """Pair two open checkpoints; both are read once, in bounded memory.
 
-    Two keys are paired where no other key on either side holds the same bytes, and these are not a constant. Bytes
-    are compared by a digest of 160 bits. Raises `UnreadableCheckpoint` where data is missing (a manifest has none).
+    Two keys are paired if no other key on either side has the same bytes, and these are not a constant. Bytes are
+    compared by a digest of 160 bits. Raises `UnreadableCheckpoint` if data is missing (a manifest has none).
     """
     in_a, in_b = _group_by_content(a), _group_by_content(b)
     recorded_a, recorded_b = _add_recorded(in_a, in_b, a.header(), b.header())
@@ -68,7 +68,7 @@ def pair_by_value(a: PairableTensors, b: PairableTensors) -> Pairing:
         if len(fqns) == len(others) == 1 and not content.is_constant:
             pairs[fqns[0]] = others[0]
         elif len(fqns) == len(others) == 2 and fqns[1] in recorded_a and others[1] in recorded_b:
-            # One tensor under two names on both sides, and both say which of them holds it.
+            # One tensor under two names on both sides, and both record which name holds it.
             pairs |= zip(fqns, others, strict=True)
         elif others:
             alike.update(dict.fromkeys(fqns, tuple(others)))
@@ -86,7 +86,7 @@ def pair_by_value(a: PairableTensors, b: PairableTensors) -> Pairing:
 class _Content(NamedTuple):
     """Equal for equal tensors.
 
-    `is_constant`: all elements are the same. `is_number`: there is one element, and it has all its digits.
+    `is_constant`: all elements are equal. `is_number`: there is one element, with all its digits.
     """
 
     spec: TensorSpec
@@ -98,9 +98,9 @@ class _Content(NamedTuple):
 def _add_recorded(
     in_a: Mapping[_Content, list[str]], in_b: Mapping[_Content, list[str]], a: StateDictSpec, b: StateDictSpec
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Add recorded names to a side where the other side has more names of that tensor than this one.
+    """Add recorded names to a side if the other side has more names of that tensor.
 
-    A record alone is no evidence, since metadata holds pairs of any meaning; nor is a name that both sides record.
+    A record alone is not evidence, since metadata may contain any pairs; nor is a name that both sides record.
     """
     candidates = [
         {fqn: kept for fqn, kept in one.recorded.items() if fqn not in other.recorded}
@@ -130,13 +130,13 @@ def _group_by_content(values: PairableTensors) -> Mapping[_Content, list[str]]:
 
 
 def _digest_tensor(values: PairableTensors, fqn: str, spec: TensorSpec) -> _Content:
-    """The digest of a tensor's bytes, and whether they only repeat its first element."""
+    """Compute the digest of a tensor's bytes, and whether they only repeat its first element."""
     width = math.lcm(DTYPE_BITS[spec.dtype], 8) // 8
     digest, first, is_constant = hashlib.blake2b(digest_size=20), b"", True
     for piece in split_evenly(values.chunks(fqn), width * (_PIECE // width)):
         digest.update(piece)
         first = first or bytes(piece[:width])
-        # The second element settles it for most tensors; only for the others the whole piece is compared.
+        # The second element decides for most tensors; only for the others the whole piece is compared.
         is_constant = is_constant and piece[width : 2 * width] in (first, b"")
         is_constant = is_constant and piece == first * (len(piece) // width)
     # The low half of a float is zero in 0, 1, 0.5 and other values that parameters are initialised with.

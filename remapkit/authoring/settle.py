@@ -1,7 +1,7 @@
-"""Pairs that values alone leave open: constants, and tensors that several keys hold with the same bytes.
+"""Pairs that values alone leave open: constants, and tensors whose bytes occur under several keys.
 
-Whatever is settled here has equal bytes on both sides. That it is the same weight is likely but not certain, so each
-such pair is reported.
+Every pair settled here has equal bytes on both sides. It is likely but not certain to be the same weight, so such
+pairs are reported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from remapkit.rules.model import CompiledRules
 
 
 class By(enum.Enum):
-    """What settled a pair that values leave open; completes the phrase "paired because ..."."""
+    """The evidence for a pair that values leave open; completes the phrase "paired because ..."."""
 
     RULE = "the rules learned from other keys map them this way"
     MODULE = "the rest of their module was paired this way"
@@ -26,7 +26,7 @@ class By(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The target of a key whose values are a constant or occur under several keys, and what settled it."""
+    """The target of a key whose values are constant or occur under several keys, and the evidence for it."""
 
     target: str
     by: By
@@ -38,10 +38,10 @@ Alike = Mapping[str, Collection[str]]
 def settle_keys(
     rules: CompiledRules | None, pairs: Mapping[str, str], alike: Alike, pairing: Pairing
 ) -> dict[str, Settled]:
-    """The keys of `alike` that the strongest evidence settles: rules, the rest of the module, names, numbers.
+    """Return the keys of `alike` that the strongest evidence settles: rules, the rest of the module, names, numbers.
 
-    `rules` is None where there is no pair yet. For pairs written by hand only rules count: there are no values to
-    back weaker evidence. One kind of evidence at a time: what it settles may let the rules decide the rest.
+    `rules` is None if there are no pairs yet. For pairs written by hand only rules count: there are no values to
+    support weaker evidence. One kind of evidence at a time: the new pairs may let the rules decide the rest.
     """
     found = _select_agreed(_propose_by_rules(rules, alike), pairs, alike) if rules is not None else {}
     if found or not pairing.by_value:
@@ -58,7 +58,7 @@ def settle_keys(
 
 
 def _select_agreed(proposed: Mapping[str, str], pairs: Mapping[str, str], alike: Alike) -> dict[str, str]:
-    """The proposed pairs with equal values whose target is free and proposed only once."""
+    """Return the proposed pairs with equal values whose target is free and proposed only once."""
     reached = set(pairs.values())
     found = {fqn: other for fqn, other in proposed.items() if other in alike[fqn] and other not in reached}
     twice = {other for other, count in Counter(found.values()).items() if count > 1}
@@ -66,7 +66,7 @@ def _select_agreed(proposed: Mapping[str, str], pairs: Mapping[str, str], alike:
 
 
 def _propose_by_rules(rules: CompiledRules, alike: Iterable[str]) -> dict[str, str]:
-    """The targets that the rules so far give to keys that share their values with others."""
+    """Propose the targets that the current rules give to keys that share their values with others."""
     found: dict[str, str] = {}
     for fqn in alike:
         targets = [match.target for match in rules.match(fqn)]
@@ -76,7 +76,7 @@ def _propose_by_rules(rules: CompiledRules, alike: Iterable[str]) -> dict[str, s
 
 
 def _propose_by_module(pairs: Mapping[str, str], alike: Iterable[str]) -> dict[str, str]:
-    """The bias goes where its weight went: if every paired leaf of a module kept its name and went to one module."""
+    """Pair the bias like its weight: if all paired leaves of a module kept their names and went to one module."""
     homes: defaultdict[str, set[str | None]] = defaultdict(set)
     for fqn, other in pairs.items():
         (module, _, leaf), (home, _, other_leaf) = fqn.rpartition("."), other.rpartition(".")
@@ -91,14 +91,14 @@ def _propose_by_module(pairs: Mapping[str, str], alike: Iterable[str]) -> dict[s
 
 
 def _propose_by_number(alike: Alike, numbers: Collection[str]) -> dict[str, str]:
-    """Tensors of one number that exactly one key has on each side."""
+    """Pair single-number tensors that occur under exactly one key on each side."""
     ones = {fqn: next(iter(others)) for fqn, others in alike.items() if fqn in numbers and len(others) == 1}
     holders = Counter(ones.values())
     return {fqn: other for fqn, other in ones.items() if holders[other] == 1}
 
 
 def _drop_contradicted(proposed: Mapping[str, str], pairs: Mapping[str, str]) -> dict[str, str]:
-    """The proposed pairs, without those whose module went elsewhere, or whose target module came from elsewhere."""
+    """Drop proposed pairs whose module went to another module, or whose target module came from another one."""
     to: defaultdict[str, set[str]] = defaultdict(set)
     came: defaultdict[str, set[str]] = defaultdict(set)
     for fqn, other in pairs.items():
@@ -114,7 +114,7 @@ def _drop_contradicted(proposed: Mapping[str, str], pairs: Mapping[str, str]) ->
 
 
 def _is_consistent(module: str, known: Collection[str] | None) -> bool:
-    # Keys without a module share nothing but that: no evidence either way.
+    # Keys without a module have nothing else in common: no evidence either way.
     return known is None or not module or module in known
 
 

@@ -25,9 +25,9 @@ _SUFFIX = "_inverse"
 
 
 def relocate_path(rules: CompiledRules, path: str, folder: Path) -> str:
-    """What a rule file in `folder` calls a file that the given rules name: `keys/NAME` if it is outside `folder`.
+    """Return the path by which a rule file in `folder` names a file of the rules: `keys/NAME` if it is outside.
 
-    A rule file may only name files below its own folder, so the caller copies such a manifest to that place.
+    A rule file may only name files below its own folder, so the caller copies such a manifest there.
     """
     given = rules.file.path
     if given is None:
@@ -43,7 +43,7 @@ def relocate_path(rules: CompiledRules, path: str, folder: Path) -> str:
 
 
 class InverseWriter:
-    """Writes the rule file of an inverse, for the folder `beside` (None: paths stay as they are)."""
+    """Writes the rule file of an inverse for the folder `beside` (None: paths stay unchanged)."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class InverseWriter:
         yield from self.write_tests()
 
     def write_ends(self) -> Iterator[str]:
-        """Source and target swap, as far as a target can be a source: a model is not a file of keys."""
+        """Swap source and target, if the target can be a source: a model is not a file of keys."""
         file = self.rules.file
         source = file.target.keys.value if file.target is not None and file.target.keys is not None else None
         if source or file.source_keys is not None or file.target is not None:
@@ -102,7 +102,7 @@ class InverseWriter:
             yield f"target: {{keys: {quote_text(self.relocate_path(file.source_keys.value))}}}"
 
     def relocate_path(self, path: str) -> str:
-        """A path of the given rule file, relative to the folder of the inverse."""
+        """Return a path of the given rule file, relative to the folder of the inverse."""
         return path if self.beside is None else relocate_path(self.rules, path, self.beside)
 
     def write_tables(self) -> Iterator[str]:
@@ -124,7 +124,7 @@ class InverseWriter:
             yield emit_entry(param.name.value, {**config, **given} if config else value)
 
     def write_requirements(self) -> Iterator[str]:
-        """Requirements on params still hold; those on keys are about target keys now, and become comments."""
+        """Keep requirements on params; those on source keys would now apply to target keys, and become comments."""
         held = [each for each in self.rules.file.require if each.what == "param"]
         left = [each.name.value for each in self.rules.file.require if each.what != "param"]
         if held or left:
@@ -143,7 +143,7 @@ class InverseWriter:
         return PatternText("".join(map(_write_regex, rule.pattern)), "match", leaf=rule.leaf)
 
     def write_pipeline(self, inverse: InversePipeline) -> Iterator[str]:
-        """A rule with operations, its entries in the order in which they are done."""
+        """Write a rule with operations, its entries in the order of execution."""
         yield f"- id: {emit_scalar(inverse.id)}"
         if inverse.concat is None:
             yield from (f"  {entry}" for entry in self.write_pattern(inverse.sources[0][0]).entries())
@@ -168,7 +168,7 @@ class InverseWriter:
             yield f"      - {emit_flow({'to': to, 'ops': ops}) if ops else quote_text(to)}"
 
     def write_path(self, rule: InverseRule) -> str | None:
-        """The pattern as a path, if that parses back to the same language; else None."""
+        """Return the pattern as a path, if that parses back to the same language; else None."""
         text = ""
         for each in rule.pattern:
             written = literal_text(each) if isinstance(each, str) else self.write_path_capture(each)
@@ -207,7 +207,7 @@ class InverseWriter:
         return f"{{{capture.name}:{'|'.join(values)}}}"
 
     def write_keep(self, rule: Rule) -> PatternText:
-        """A `keep` stays as it is; one that names a table, which is inverted now, is written as what it matches."""
+        """Copy a `keep`; one that names a table, which is now inverted, is written as a regular expression."""
         number = int(rule.id.removeprefix("keep[").removesuffix("]"))
         written: WrittenPattern = self.rules.file.keep[number]
         if any(part.table for part in rule.pattern.parts) or written.where:
@@ -222,7 +222,7 @@ class InverseWriter:
             yield from write_test(target, sources)
 
     def invert_tests(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Each target with its sources; for a rule with several sources only where the tests name all of them."""
+        """Yield targets with their sources; for a rule with several sources only if the tests name all of them."""
         joined: dict[str, dict[int, str]] = {}
         for test in self.rules.tests:
             found = self.rules.match(test.source.value)
@@ -259,7 +259,7 @@ def _strip_group(text: str) -> str:
 
 
 def _is_same_language(capture: InverseCapture, part: Part) -> bool:
-    """Whether a part that was read back matches exactly what the capture matches."""
+    """Whether a part that was read back matches exactly the same words as the capture."""
     wanted = capture.values if capture.part is None else capture.part.values
     if wanted is not None:
         return part.values is not None and set(part.values) == set(wanted)

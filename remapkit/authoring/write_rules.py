@@ -1,4 +1,4 @@
-"""The parts of a rule file that `new`, `learn` and `invert` write alike: head, patterns, rules, tables, tests."""
+"""The parts of a rule file that `new`, `learn` and `invert` share: head, patterns, rules, tables, tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from remapkit.tensors.spec import StateDictSpec
 
 @dataclass(frozen=True, slots=True)
 class PatternText:
-    """A pattern as the file will have it: `path:` or `match:`, with guards on its captures and its leaf."""
+    """A pattern to write: `path:` or `match:`, with guards on its captures and its leaf."""
 
     text: str
     surface: str = "path"
@@ -26,7 +26,7 @@ class PatternText:
     leaf: Sequence[str] | None = None
 
     def entries(self) -> Iterator[str]:
-        """The entries of a mapping, a line each.
+        """Yield the entries of a mapping, one per line.
 
         >>> list(PatternText("a.{b}", where={"b": ("u", "v")}).entries())
         ["path: 'a.{b}'", 'where: {b: [u, v]}']
@@ -38,7 +38,7 @@ class PatternText:
             yield f"leaf: {emit_flow([*map(literal_text, self.leaf)])}"
 
     def inline(self, *others: str) -> str:
-        """The pattern as an item of a list: bare where it is a path without guards and without `others`.
+        """Return the pattern as an item of a list: a plain string for a path without guards and `others`.
 
         >>> print(PatternText("a.{b}").inline(), PatternText("a|b", "match").inline("ops: [transpose]"))
         'a.{b}' {match: 'a|b', ops: [transpose]}
@@ -48,14 +48,14 @@ class PatternText:
 
 
 def write_rule(id: str, pattern: PatternText, to: str) -> Iterator[str]:
-    """The lines of a rule without operations, not indented: callers write it under `rules:` or into a comment."""
+    """Yield the lines of a rule without operations, not indented: for `rules:` or for a comment."""
     yield f"- id: {emit_scalar(id)}"
     yield from (f"  {entry}" for entry in pattern.entries())
     yield f"  to: {quote_text(to)}"
 
 
 def write_table(name: str, entries: Iterable[tuple[str, str]], *, lossy: bool) -> str:
-    """A line under `tables:`.
+    """Return a line under `tables:`.
 
     >>> write_table("slot", [("norm1", "residual.0")], lossy=False)
     '  slot: {norm1: residual.0}'
@@ -65,7 +65,7 @@ def write_table(name: str, entries: Iterable[tuple[str, str]], *, lossy: bool) -
 
 
 def write_test(source: str, targets: Sequence[str]) -> list[str]:
-    """The lines of a test: a key, and the key or keys that it must become."""
+    """Return the lines of a test: a key, and its target key or keys."""
     return emit_entry(source, targets[0] if len(targets) == 1 else list(targets)).split("\n")
 
 
@@ -73,7 +73,7 @@ def write_test(source: str, targets: Sequence[str]) -> list[str]:
 
 
 def check_name_and_source(name: str, source: StateDictSpec) -> None:
-    """Raise `UsageError` for a name that no pack can have (RK623), and for a header without tensors (RK624)."""
+    """Raise `UsageError` for an invalid pack name (RK623), and for a header without tensors (RK624)."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         help = ("use letters, digits, _, - and .; the first character must not be - or .",)
         raise UsageError(Diagnostic("RK623", f"{name!r} is not a valid pack name", help=help))
@@ -92,7 +92,7 @@ def write_head(
     takes_all: bool = True,
     reaches_all: bool = True,
 ) -> Iterator[str]:
-    """The lines before the rules. A manifest that the rules do not cover yet is declared in a comment only."""
+    """Yield the lines before the rules. A manifest that the rules do not cover yet is only declared in a comment."""
     arrow = f" -> {escape_line(target_ref or target.name)}" if target is not None else ""
     yield f"# yaml-language-server: $schema={SCHEMA_FILE.as_uri()}"
     yield "remapkit: 1"

@@ -1,1 +1,1 @@
-"""The command line: arguments, one module a command, rendering. What a command does is in `api/`."""
+"""The command line: arguments, one module per command, rendering. The work of the commands is in `api/`."""

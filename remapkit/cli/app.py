@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _outlive_the_working_directory() -> None:
-    """If the working directory is gone, import torch in another one: one of its libraries would end the process."""
+    """If the working directory was deleted, import torch in another one: one of its libraries would abort."""
     try:
         os.getcwd()  # noqa: PTH109 - pathlib is not imported yet
     except OSError:
@@ -51,10 +51,10 @@ def _outlive_the_working_directory() -> None:
 
 
 def _open_streams() -> None:
-    """Let closed streams (`2>&-`) go nowhere, and escape what an encoding lacks.
+    """Redirect closed streams (`2>&-`) to the null device, and escape characters that an encoding lacks.
 
-    A closed descriptor is filled first: otherwise the next file to be opened would get its number, and with it
-    whatever a library prints there.
+    Closed descriptors are filled first: otherwise the next opened file would get the number, and with it everything
+    that a library prints there.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -84,7 +84,7 @@ def _run_command(args: argparse.Namespace) -> int:
         found, exit_code = error, error.exit_code
         return _show_result(lambda: report.show_error(found.diagnostics, args.format, exit_code), exit_code)
     except KeyboardInterrupt:
-        # A command changes files in its last step, which no interrupt stops.
+        # A command changes files only in its last step, which ignores interrupts.
         print("interrupted: nothing was changed", file=sys.stderr)
         return EXIT_INTERRUPTED
     return _show_result(lambda: report.show_outcome(outcome, args.format), int(outcome.exit_code))
@@ -94,9 +94,9 @@ _FIRST, _STEP = 256 << 20, 128 << 10
 
 
 def _read_ahead(path: str) -> None:
-    """Have the kernel read the beginning of a checkpoint while this process still imports what it needs.
+    """Let the kernel read the beginning of a checkpoint while this process is still importing modules.
 
-    Only a hint, for a file that is not cached: otherwise a third of a second of the disk's time is lost.
+    Only a hint; for a file that is not cached it saves a third of a second of disk time.
     """
     from stat import S_ISREG
     from threading import Thread
@@ -123,7 +123,7 @@ def _show_result(show: Callable[[], None], exit_code: int) -> int:
         show()
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output went away (`| head`), which does not change the verdict.
+        # The reader of our output has exited (`| head`), which does not change the verdict.
         _silence_stdout()
     except OSError as error:
         _silence_stdout()
@@ -133,7 +133,7 @@ def _show_result(show: Callable[[], None], exit_code: int) -> int:
 
 
 def _silence_stdout() -> None:
-    """Discard what is still buffered: the interpreter would fail on it at its end."""
+    """Discard the buffered output: otherwise the interpreter would fail to flush it at exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -153,7 +153,7 @@ def _report_bug() -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Escapes what could steer a terminal in messages about wrong arguments."""
+    """Escapes terminal control characters in messages about wrong arguments."""
 
     def error(self, message: str) -> NoReturn:
         from remapkit.diagnostics.wording import escape_line
@@ -162,7 +162,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _VersionAction(argparse.Action):
-    """`--version`, looked up only when asked for: reading package metadata costs 25 ms."""
+    """`--version`, looked up only when requested: reading package metadata costs 25 ms."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from remapkit.registry.installed import version

@@ -1,4 +1,4 @@
-"""Values of options parsed: `--model-arg key=value`, `--param name=number`, and the groups that commands share."""
+"""Parsing of option values: `--model-arg key=value`, `--param name=number`, and the groups that commands share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from remapkit.diagnostics.errors import UsageError
 
 
 def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` pairs; a value that is JSON is read as such, anything else is a string.
+    """Parse `key=value` pairs; a value that is valid JSON is parsed, anything else is a string.
 
     >>> parse_model_args(["dim=8", "dim_mult=[1, 2]", "name=tiny"])
     {'dim': 8, 'dim_mult': [1, 2], 'name': 'tiny'}
@@ -32,7 +32,7 @@ def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_params(written: Sequence[str]) -> dict[str, int]:
-    """`name=number` as it was typed; raises `UsageError` (RK640) for anything else.
+    """Parse `name=number`; raises `UsageError` (RK640) for anything else.
 
     >>> parse_params(["heads=40"])
     {'heads': 40}
@@ -53,21 +53,21 @@ def parse_params(written: Sequence[str]) -> dict[str, int]:
 
 
 def get_param_options(args: Namespace) -> dict[str, Any]:
-    """`--param` and `--config` as keywords."""
+    """Return `--param` and `--config` as keywords."""
     return {"params": parse_params(args.param), "config": args.config}
 
 
 def get_model_options(args: Namespace) -> dict[str, Any]:
-    """`--model-arg` and `--model-config` as keywords."""
+    """Return `--model-arg` and `--model-config` as keywords."""
     return {"model_args": parse_model_args(args.model_arg), "model_config": args.model_config}
 
 
 def get_target_options(args: Namespace) -> dict[str, Any]:
-    """The options that name a target as keywords."""
+    """Return the options that name a target as keywords."""
     target = {"model": args.model, "target_keys": args.target_keys, "strict_dtype": args.strict_dtype}
     return {**target, **get_model_options(args)}
 
 
 def get_reading_options(args: Namespace) -> dict[str, Any]:
-    """The options that say how checkpoints are read, but for `--root`, as keywords."""
+    """Return the options for reading checkpoints, except `--root`, as keywords."""
     return {name: getattr(args, name) for name in ("strict_pickle", "allow_expand", "follow_links")}

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal: bytes, rate and time left. Silent in a pipe, and then costs nothing."""
+"""A progress bar on a terminal: bytes, rate and time left. Silent and free of cost in a pipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Advance = Callable[[int, int], None]
 
 @contextmanager
 def show_progress(title: Callable[[], str]) -> Iterator[Advance | None]:
-    """A bar on stderr from the first call on, for as long as the block runs; None where stderr is no terminal."""
+    """Show a bar on stderr from the first call to the end of the block; None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -1,10 +1,10 @@
-"""What a command shows: text for people, JSON for programs, annotations for GitHub.
+"""The output of commands: text for people, JSON for programs, annotations for GitHub.
 
 A command returns a `CommandOutcome`, plain data; only this module prints. Results go to stdout; warnings, notes and
-errors that kept a command from its result go to stderr. Colour only on a terminal, and never with `NO_COLOR` set.
+errors that prevent a result go to stderr. Colour is used only on a terminal, and never with `NO_COLOR` set.
 
-Text may come from anywhere: names of keys and files, metadata, rule files. It is escaped here and in
-`diagnostic.render`, where it is drawn, and nowhere else.
+Text may be untrusted: names of keys and files, metadata, rule files. It is escaped only here and in
+`diagnostic.render`, where it is printed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TextTable:
 
 @dataclass(frozen=True, slots=True)
 class CommandOutcome:
-    """What a command found: data for JSON, text and tables for people, messages for both."""
+    """The result of a command: data for JSON, text and tables for people, messages for both."""
 
     data: dict[str, Any]
     text: tuple[str | TextTable, ...] = ()
@@ -70,7 +70,7 @@ class CommandOutcome:
 
 
 def choose_style(stream: TextIO) -> Style:
-    """Colours where the stream is a terminal that wants them, else the text as it is."""
+    """Return a style with colours if the stream is a terminal and colours are not disabled, else without."""
     if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return plain
     return lambda role, text: f"\x1b[{_COLORS[role]}m{text}\x1b[0m" if role in _COLORS else text
@@ -98,7 +98,7 @@ def show_outcome(outcome: CommandOutcome, format: str = "text") -> None:
 
 
 def show_error(diagnostics: Sequence[Diagnostic], format: str, exit_code: int) -> None:
-    """Print what kept a command from its result: to stderr, or as the JSON document that stdout promises."""
+    """Print the errors that prevented a result: to stderr, or as the JSON document that programs expect on stdout."""
     if format == "json":
         data = {"ok": False, "exit_code": exit_code, "diagnostics": [to_json(d) for d in diagnostics]}
         print(format_json(data, sys.stdout.encoding))
@@ -113,7 +113,7 @@ def show_error(diagnostics: Sequence[Diagnostic], format: str, exit_code: int) -
 
 
 def show_diagnostics(diagnostics: Iterable[Diagnostic], stream: TextIO) -> None:
-    """Print diagnostics as text, an empty line between two."""
+    """Print diagnostics as text, separated by empty lines."""
     style = choose_style(stream)
     for number, diagnostic in enumerate(diagnostics):
         if number:
@@ -134,7 +134,7 @@ _SPECIAL = re.compile(r"[^\n -~]|##\[")
 
 
 def format_json(data: object, encoding: str | None = None) -> str:
-    r"""JSON to print: what is escaped in text is escaped here too, and so is what the stream's encoding lacks.
+    r"""Return JSON to print, with the same escapes as text, and with characters outside the encoding escaped.
 
     >>> print(format_json({"a\x1b": "\u202e"}))
     {
@@ -151,12 +151,12 @@ def format_json(data: object, encoding: str | None = None) -> str:
 
 def _escape_json(text: str, plain: bool) -> str:
     if text == "##[":
-        return "#\\u0023["  # "##[" is a command to build services
+        return "#\\u0023["  # "##[" starts a command to build services
     return text if plain and text.isprintable() else json.dumps(text)[1:-1] if text != "\x7f" else "\\u007f"
 
 
 def _write_raw(text: str) -> None:
-    """Print the text of a file, in UTF-8 whatever the terminal's encoding."""
+    """Print the text of a file as UTF-8, regardless of the terminal's encoding."""
     buffer = getattr(sys.stdout, "buffer", None)
     if buffer is None:
         sys.stdout.write(text)
@@ -192,7 +192,7 @@ def _print_table(table: TextTable) -> None:
         drawn.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
     for row in table.rows:
         drawn.add_row(*(Text(escape_line(cell)) for cell in row))
-    # A pipe has no width: what a program reads must not be folded at 80 columns.
+    # A pipe has no width: output for a program must not be wrapped at 80 columns.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 400)
     with console.capture() as capture:
         console.print(drawn)

@@ -1,7 +1,7 @@
-"""Modules built on the meta device, and the header of any module: names, dtypes and shapes, no memory.
+"""Models built on the meta device, and the header of any module: names, dtypes and shapes, no memory.
 
 A target is named `plugin.module:attr` (`wan.vae:WanVAE`), or `py:package.module:attr` for anything importable, class
-or factory. Building a model runs its code: a model reference is trusted the way an import is.
+or factory. Building a model runs its code: a model reference must be trusted like an import.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def build_on_meta(
     args: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Call a model's class or factory under `torch.device("meta")`: no memory is taken for its weights.
+    """Call a model's class or factory under `torch.device("meta")`: no memory is allocated for its weights.
 
     With a `config` (a JSON object), a transformers class gets its own config object, a diffusers class is built by
     `from_config`, and anything else gets the entries as keywords. `args` are keyword arguments on top.
@@ -50,7 +50,7 @@ def build_on_meta(
 
 
 def call_factory(factory: Callable[..., Any], args: dict[str, Any], config: Mapping[str, Any] | None) -> Any:
-    """Call a model's class or factory with keyword arguments, and a config in the way its library expects it."""
+    """Call a model's class or factory with keyword arguments, passing a config as its library expects it."""
     if config is None:
         return factory(**args)
     config_class = getattr(factory, "config_class", None)

@@ -1,4 +1,4 @@
-"""Isolation of code that is not ours: a model's module and its constructor."""
+"""Isolation of foreign code: a model's module and its constructor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def isolate_guest() -> Iterator[None]:
-    """Send what the code prints to stderr, as it is not a result of ours, and hide our command line from it.
+    """Redirect the code's output to stderr, since it is not part of our result, and hide our command line from it.
 
     >>> with isolate_guest():
     ...     print("loading ...")

@@ -14,7 +14,7 @@ from remapkit.registry.installed import Plugin, add_current_folder, find_folder,
 
 
 def resolve_reference(reference: str) -> Callable[..., Any]:
-    """The class or factory that `plugin.module:attr` or `py:package.module:attr` names. Imports it: runs its code.
+    """Return the class or factory that `plugin.module:attr` or `py:package.module:attr` names; imports the module.
 
     >>> resolve_reference("py:collections:OrderedDict").__name__
     'OrderedDict'
@@ -49,7 +49,7 @@ def resolve_reference(reference: str) -> Callable[..., Any]:
 
 
 def _split_reference(reference: str) -> tuple[str, str]:
-    """The full name of the module, and the attribute within it."""
+    """Return the full name of the module, and the attribute within it."""
     if reference.startswith("py:"):
         module, _, attribute = reference.removeprefix("py:").partition(":")
         if module and attribute:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class TargetRef:
     """A target by name: `model` with its arguments and config, or `keys`, the path of a manifest or checkpoint.
 
-    `declared` where only a rule file names it that is not an installed pack: such a file may come from anybody, so it
-    must not choose what is imported and called, and messages about its manifest do not show what that holds.
+    `declared` is set if only a rule file outside the installed packs names it: such a file is untrusted, so it must
+    not choose what is imported and called, and messages about its manifest do not show the content.
     """
 
     model: str | None = None
@@ -42,7 +42,7 @@ class TargetRef:
 
 
 def find_declared_target(rules: CompiledRules) -> TargetRef | None:
-    """The target that a rule file declares."""
+    """Return the target that a rule file declares."""
     written = rules.file.target
     if written is None:
         return None
@@ -55,14 +55,14 @@ def find_declared_target(rules: CompiledRules) -> TargetRef | None:
 
 
 def _is_installed(path: Path | None) -> bool:
-    """Whether a rule file is an installed pack, which is as trusted as the code that it was installed with."""
+    """Whether a rule file is an installed pack, which is as trusted as installed code."""
     return path is not None and any(path.resolve() == pack.path.resolve() for pack in packs())
 
 
 def diagnose_code_target(reference: TargetRef, option: str = "--model") -> Diagnostic | None:
-    """Why a target that a rule file declares is not imported: it could name, and have called, any module.
+    """Return why a declared target is not imported: a rule file could make any function of any module be called.
 
-    `option` is how the command at hand lets the user name it.
+    `option` is the option of the current command that names a target.
     """
     if not reference.declared or reference.model is None or not reference.model.startswith("py:"):
         return None
@@ -74,7 +74,7 @@ def diagnose_code_target(reference: TargetRef, option: str = "--model") -> Diagn
 
 
 def read_target_header(reference: TargetRef) -> StateDictSpec:
-    """The header of a target: its model is built on the meta device, its file's header is read."""
+    """Return the header of a target: build its model on the meta device, or read the header of its file."""
     if reference.model is None:
         assert reference.keys is not None
         return read_declared(reference.keys) if reference.declared else read_header(reference.keys)
@@ -87,7 +87,7 @@ def read_target_header(reference: TargetRef) -> StateDictSpec:
 
 
 def import_factory(reference: TargetRef, option: str = "--model") -> Callable[..., Any]:
-    """The class or factory of a target's model, imported: what the user named, or what a rule file may name.
+    """Import the class or factory of a target's model: any that the user named, or one that a rule file may name.
 
     A rule file may name a module class of a plugin, never a function. Raises `UsageError`: RK612, RK606, and
     what `resolve_reference` raises.
@@ -107,7 +107,7 @@ def import_factory(reference: TargetRef, option: str = "--model") -> Callable[..
 
 
 def header(thing: object) -> StateDictSpec:
-    """The header of whatever a caller of the library holds.
+    """Return the header of any source that the library accepts.
 
     A path (checkpoint or manifest), an open `Reader`, a `StateDictSpec`, a mapping of `TensorSpec`s, a state dict of
     tensors, or a `torch.nn.Module`, on the meta device or not.

@@ -2,7 +2,8 @@
 
 Packs are YAML files in `rules/` of a checkout, in the copy inside an installed remapkit, and in the `rules` folder of
 any plugin. Plugins are packages named by entry points of the group `remapkit.plugins`, or folders of
-`plugins/`, imported as `remapkit.plugins.<name>`. Two things of one name are an error that names both places.
+`plugins/`, imported as `remapkit.plugins.<name>`. Two packs or plugins with one name are an error that shows both
+places.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _PACKAGE = Path(__file__).parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A plugin: its name, the package it is imported as, and its folder (None where it has none)."""
+    """A plugin: its name, the package it is imported as, and its folder (None if it has none)."""
 
     name: str
     package: str
@@ -40,7 +41,7 @@ class Plugin:
 
 @dataclass(frozen=True, slots=True)
 class PackFile:
-    """A rule pack: a rule file known by the name of its file, and who brought it."""
+    """A rule pack: a rule file, named after the file, and where it comes from."""
 
     name: str
     path: Path
@@ -48,7 +49,7 @@ class PackFile:
 
 
 def find_home(folder: str) -> Path | None:
-    """The folder `rules` or `plugins` that belongs to this remapkit: the checkout's, else the installed copy."""
+    """Return the folder `rules` or `plugins` of this remapkit: the checkout's, else the installed copy."""
     checkout = _PACKAGE.parent
     if (checkout / "pyproject.toml").is_file() and (checkout / folder).is_dir():
         return checkout / folder
@@ -57,7 +58,7 @@ def find_home(folder: str) -> Path | None:
 
 
 def plugins() -> tuple[Plugin, ...]:
-    """Every plugin, sorted by name; two of one name are a `UsageError`.
+    """Return every plugin, sorted by name; two with the same name are a `UsageError`.
 
     >>> [plugin.package for plugin in plugins() if plugin.name == "wan"]
     ['remapkit.plugins.wan']
@@ -92,7 +93,7 @@ def _list_entry_point_plugins() -> Iterator[Plugin]:
 
 
 def find_folder(package: str) -> Path | None:
-    """The folder of a package, found without importing it; None where there is none, which its use will report."""
+    """Find the folder of a package without importing it; None if there is none, which is reported on use."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
@@ -102,7 +103,7 @@ def find_folder(package: str) -> Path | None:
 
 
 def packs() -> tuple[PackFile, ...]:
-    """Every installed pack, sorted by name.
+    """Return every installed pack, sorted by name.
 
     >>> "wan22_pth" in [pack.name for pack in packs()]
     True
@@ -126,7 +127,7 @@ def _list_folder_packs(folder: Path | None, origin: str) -> Iterator[PackFile]:
 
 
 def find_rules(name_or_path: str | Path) -> Path:
-    """The rule file that a name or a path means: a path where it looks like one or exists, else a pack's name."""
+    """Find the rule file of a name or a path: a path if it looks like one or exists, else a pack's name."""
     text = str(name_or_path)
     path = Path(name_or_path)
     if isinstance(name_or_path, Path) or path.suffix in (".yaml", ".yml") or "/" in text or path.is_file():
@@ -147,7 +148,7 @@ def find_rules(name_or_path: str | Path) -> Path:
 
 
 def read_user_json(path: Path) -> Any:
-    """The value of a small JSON file that the user named; raises `UsageError` (RK611)."""
+    """Read a small JSON file that the user named; raises `UsageError` (RK611)."""
     try:
         return read_json_file(path)
     except UnreadableCheckpoint as error:
@@ -161,7 +162,7 @@ def add_current_folder() -> None:
     """Make modules of the current folder importable, as `python -m` does: a model is often a file there."""
     try:
         folder = str(Path.cwd())
-    except OSError:  # a folder that was deleted holds no module
+    except OSError:  # a deleted folder contains no modules
         return
     if not {"", folder} & set(sys.path):
         sys.path.append(folder)
@@ -169,7 +170,7 @@ def add_current_folder() -> None:
 
 @cache
 def version() -> str:
-    """The version of remapkit itself."""
+    """Return the version of remapkit."""
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
 

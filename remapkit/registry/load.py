@@ -1,4 +1,4 @@
-"""Rule sets loaded by name or path, with params and a config."""
+"""Loading of rule sets by name or path, with params and a config."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def load_rules(
     params: Mapping[str, int] | None = None,
     config: str | Path | Mapping[str, Any] | None = None,
 ) -> CompiledRules:
-    """The compiled rules of an installed pack's name, or of a path.
+    """Return the compiled rules of an installed pack's name, or of a path.
 
-    `params` and `config` are those of `remapkit.load`, which says what is raised.
+    Params, config and exceptions are those of `remapkit.load`.
     """
     from remapkit.rulefile.read import examine
     from remapkit.rules.compile import compile_rules
@@ -30,7 +30,7 @@ def load_rules(
     reading = examine(find_rules(name_or_path))
     problems = list(reading.problems)
     if reading.file is not None:
-        # What is sound is compiled even where the structure has problems, so that all of the file are said at once.
+        # The valid parts are compiled even if the structure has problems, so that all problems are reported at once.
         try:
             rules = compile_rules(reading.file, params, read_config(config))
         except InvalidRules as error:
@@ -44,7 +44,7 @@ def load_rules(
 
 
 def read_config(config: str | Path | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """A model's config: a JSON object in a file, or its content. Raises `UsageError` (RK611)."""
+    """Read a model's config: a JSON object in a file, or its content. Raises `UsageError` (RK611)."""
     if config is None or isinstance(config, Mapping):
         return config
     path = Path(config)

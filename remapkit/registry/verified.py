@@ -1,6 +1,6 @@
-"""Witnesses: what was verified by value for a pack, kept beside it as `NAME.witness.json`.
+"""Witnesses: the record of what was verified by value for a pack, stored next to it as `NAME.witness.json`.
 
-A witness names the digest of its rules. Where the rules have changed since, it is stale.
+A witness contains the digest of its rules. If the rules have changed since, it is stale.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ SUFFIX = ".witness.json"
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was verified, by which means, for which rules (`digest`), with which versions of which libraries."""
+    """What was verified, how, for which rules (`digest`), and with which library versions."""
 
     digest: str
     verified: tuple[Mapping[str, Any], ...]
     versions: Mapping[str, str]
 
     def describe_state(self, rules: CompiledRules) -> str:
-        """A word for the table of packs: what was compared, or that it is stale."""
+        """Return a word for the table of packs: what was compared, or that the witness is stale."""
         if self.digest != rules.digest:
             return "stale"
         return ", ".join(dict.fromkeys(str(entry["by"]) for entry in self.verified)) or "no"
 
 
 def witness_path(rules: Path) -> Path:
-    """The path of a rule file's witness: beside it.
+    """Return the path of a rule file's witness, in the same folder.
 
     >>> str(witness_path(Path("rules/wan22_pth.yaml")))
     'rules/wan22_pth.witness.json'
@@ -44,7 +44,7 @@ def witness_path(rules: Path) -> Path:
 
 
 def read_witness(rules: Path) -> Verification | None:
-    """The witness of a rule file, None where there is none that can be read."""
+    """Return the witness of a rule file; None if there is none or it cannot be read."""
     try:
         witness = read_json_file(witness_path(rules))
         return Verification(str(witness["digest"]), tuple(map(dict, witness["verified"])), dict(witness["versions"]))
@@ -58,7 +58,7 @@ def write_witness(
     versions: Mapping[str, str],
     sources: Iterable[Path | Opened] = (),
 ) -> Path:
-    """Add what was verified to the witness of a rule file; entries for other rules (another digest) are removed."""
+    """Add a verification to the witness of a rule file; entries for other rules (another digest) are removed."""
     assert rules.file.path is not None
     old = read_witness(rules.file.path)
     current = old.verified if old is not None and old.digest == rules.digest else ()
@@ -71,6 +71,6 @@ def write_witness(
     }
     path = witness_path(rules.file.path)
     text = json.dumps(witness, indent=2, ensure_ascii=False) + "\n"
-    # A witness is replaced each time: the option that asks for one asks for that.
+    # An existing witness is always replaced: the option to write one implies that.
     write_texts({path: text}, force=True, sources=[rules.file.path, *sources])
     return path

@@ -1,4 +1,4 @@
-"""Values compared: two models that must compute the same, or a converter that must make the same tensors."""
+"""Comparison by value: two models that must compute the same, or a converter that must give the same tensors."""
 
 from __future__ import annotations
 

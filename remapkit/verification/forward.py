@@ -1,4 +1,4 @@
-"""Two models with the same values on the same input: do their outputs differ, and if so, from which module on?"""
+"""Comparison of two models with the same values on the same input: whether and from which module on they differ."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from remapkit.tensors.from_torch import header_of
 from remapkit.verification.models import find_constants, propose_inputs
 
 TOLERANCE = 1e-4
-"""How far outputs may differ, relative to the largest value: sums in another order, in single precision."""
+"""The passing difference relative to the largest value: room for another order of sums in single precision."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of a comparison: `by` what (`oracle`, or a method), with `other`, and which `tensors` took part."""
+    """The result of a comparison: `by` what (`oracle`, or a method), with `other`, and the compared `tensors`."""
 
     by: str
     other: str
@@ -37,7 +37,7 @@ class Verdict:
     apart: float = 0.0
     input: tuple[int, ...] = ()
     constants: tuple[str, ...] = ()
-    """Buffers of the source that the rules drop: taken to be what the constructor makes them."""
+    """Buffers of the source that the rules drop: assumed to have the values that the constructor gives them."""
 
     @property
     def ok(self) -> bool:
@@ -45,7 +45,7 @@ class Verdict:
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON, for the witness."""
+        """Return the verdict as JSON data, for the witness."""
         written: dict[str, Any] = {"by": self.by, "against": self.other, "tensors": len(self.tensors)}
         if self.input:
             written |= {"of": self.total, "input": list(self.input), "relative_difference": self.apart}
@@ -64,9 +64,9 @@ def verify_forward(
     seed: int = 0,
     tolerance: float = TOLERANCE,
 ) -> Verdict:
-    """Load the target with what the rules make of the source, and call the same method of both.
+    """Load the target with the result of the rules for the source, and call the same method of both.
 
-    Raises `FailedCheck` where the rules do not lead to the target, `UsageError` where no input fits both.
+    Raises `FailedCheck` if the result does not fit the target, `UsageError` if no input fits both.
     """
     state = {fqn: value for fqn, value in source.state_dict().items() if isinstance(value, torch.Tensor)}
     plan = make_plan(rules, header_of(source))
@@ -131,7 +131,7 @@ class _Watched:
     def _make_output_hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: Any, output: Any) -> None:
             if isinstance(output, torch.Tensor) and name not in self.outputs:
-                self.outputs[name] = output.detach().clone()  # what comes next may write into it
+                self.outputs[name] = output.detach().clone()  # later modules may write into it
 
         return hook
 
@@ -146,7 +146,7 @@ def _run_both(
     written: str | None,
     seed: int,
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    """The first input that both models take, and what they give."""
+    """Find the first input that both models accept, and return their outputs for it."""
     refused = []
     for x in propose_inputs((target, source), method, written, seed):
         try:
@@ -167,21 +167,21 @@ def _run_both(
 def _compute_expected(
     source: nn.Module, target: nn.Module, call: Callable[..., Any], method: str, x: Any
 ) -> list[torch.Tensor]:
-    """What the source computes, or what the target's `reference_output` makes of the source."""
+    """Return the output of the source, or the target's `reference_output` for it."""
     translate = getattr(target, "reference_output", None)
     given = translate(source, method, x) if callable(translate) else NotImplemented
     return list(collect_tensors(call(x) if given is NotImplemented else given))
 
 
 def _compute_actual(target: nn.Module, call: Callable[..., Any], method: str, x: Any) -> list[torch.Tensor]:
-    """What the target computes, or what its `comparable_output` gives for comparison."""
+    """Return the output of the target, or its `comparable_output`."""
     comparable = getattr(target, "comparable_output", None)
     given = comparable(method, x) if callable(comparable) else NotImplemented
     return list(collect_tensors(call(x) if given is NotImplemented else given))
 
 
 def collect_tensors(output: Any) -> Iterator[torch.Tensor]:
-    """Every floating tensor of what a model gave: of lists, mappings, output classes and distributions."""
+    """Yield every floating tensor in a model's output: in lists, mappings, output classes and distributions."""
     if isinstance(output, torch.Tensor):
         if output.is_floating_point():
             yield output
@@ -200,7 +200,7 @@ def collect_tensors(output: Any) -> Iterator[torch.Tensor]:
 
 
 def _measure_difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference, relative to the largest value; infinite where one of them is not finite."""
+    """Return the largest difference, relative to the largest value; infinite if a value is not finite."""
     if not (one.isfinite().all() and other.isfinite().all()):
         return float("inf")
     scale = max(one.abs().max().item(), 1e-30) if one.numel() else 1.0
@@ -208,21 +208,21 @@ def _measure_difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _find_used_tensors(target: nn.Module, outputs: Sequence[torch.Tensor]) -> tuple[str, ...]:
-    """The tensors that the outputs depend on, by their gradients; a verdict says nothing about the others."""
+    """Return the tensors that the outputs depend on, by gradient; a verdict covers no others."""
     parameters = {
         fqn: tensor for fqn, tensor in target.named_parameters(remove_duplicate=False) if tensor.requires_grad
     }
     outputs = [tensor for tensor in outputs if tensor.requires_grad]
     if not outputs or not parameters:
         return ()
-    # Different factors: what goes into a norm adds up to nothing otherwise.
+    # Different factors: with equal ones, the gradients of inputs to a norm would sum to zero.
     total = sum((output * torch.rand_like(output)).square().sum() for output in outputs)
     assert isinstance(total, torch.Tensor)
     grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     return tuple(fqn for fqn, grad in zip(parameters, grads, strict=True) if grad is not None and bool(grad.any()))
 
 
-# ---------------------------------------------------------------------------------------------- where they part
+# ---------------------------------------------------------------------------------------------- where they diverge
 
 
 def _diagnose_difference(
@@ -240,8 +240,8 @@ def _diagnose_difference(
 def find_first_difference(plan: ResolvedPlan, theirs: _Watched, ours: _Watched, tolerance: float) -> tuple[str, bool]:
     """The first module, in the order of calls, whose output differs from that of the module its tensors come from.
 
-    And whether a rule is to blame: only where the module was given what the source computes too. What differs before
-    a module is called was computed between the modules, by what no rule writes to.
+    Also returned: whether a rule is to blame, which holds only if the module had the same inputs as in the source.
+    Inputs that already differ were computed between the modules, by code that no rule writes to.
     """
     origin: dict[str, dict[str, str]] = {}
     for move in plan.moves:
@@ -277,7 +277,7 @@ def find_first_difference(plan: ResolvedPlan, theirs: _Watched, ours: _Watched, 
 def _has_same_inputs(
     theirs: Mapping[str, Sequence[torch.Tensor]], ours: Sequence[torch.Tensor], tolerance: float
 ) -> bool:
-    """Whether some module of the source had the same inputs: where two are swapped, it is not the counterpart."""
+    """Whether any module of the source had the same inputs: if two are swapped, it is not the counterpart."""
     given = [tensor for inputs in theirs.values() for tensor in inputs]
     return all(
         any(

@@ -1,4 +1,4 @@
-"""Models with random values: every tensor different, none so large that a deep model overflows."""
+"""Models with random values: every tensor different, values small enough that a deep model does not overflow."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MOST_BYTES = 8_000_000_000
 def build_random_model(
     make: Callable[[], Any], reference: str, seed: int, rules: CompiledRules | None = None
 ) -> nn.Module:
-    """A model on the CPU in single precision, in evaluation mode, every tensor filled with random values.
+    """Build a model on the CPU in single precision, in evaluation mode, every tensor filled with random values.
 
-    Constants that `rules` drop keep their values: see `find_constants`. `make` builds it on the meta device or not;
-    what is on meta is given memory first.
+    Constants that `rules` drop keep their values: see `find_constants`. `make` may build it on the meta device;
+    tensors on meta get memory first.
     """
     try:
         torch.manual_seed(seed)
@@ -52,7 +52,7 @@ def build_random_model(
 
 
 def randomize_model(model: nn.Module, seed: int, dropped: Collection[str] = ()) -> None:
-    """Random values for every floating tensor of a model's state dict, but for dropped constants."""
+    """Fill every floating tensor of a model's state dict with random values, except dropped constants."""
     generator = torch.Generator().manual_seed(seed)
     constant = find_constants(model, dropped)
     with torch.no_grad():
@@ -64,10 +64,10 @@ def randomize_model(model: nn.Module, seed: int, dropped: Collection[str] = ()) 
 
 
 def find_constants(model: nn.Module, dropped: Collection[str]) -> tuple[str, ...]:
-    """The buffers among these names that a constructor computes: masks, positions, frequencies.
+    """Return the buffers among these names that a constructor computes: masks, positions, frequencies.
 
-    Rules leave them behind where the other model computes its own. Parameters and the statistics of norms are
-    learned: one that is dropped is missing, whatever value it begins with, and random values show it.
+    Rules drop them if the other model computes its own. Parameters and the statistics of norms are learned: a
+    dropped one is missing, whatever its initial value, and random values reveal that.
 
     >>> find_constants(nn.BatchNorm1d(2), ["weight", "running_mean", "num_batches_tracked"])
     ('num_batches_tracked',)
@@ -83,7 +83,7 @@ def find_constants(model: nn.Module, dropped: Collection[str]) -> tuple[str, ...
 
 
 def _make_values(fqn: str, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    """Weights of unit gain; scales and variances around 1, all positive; biases small."""
+    """Return random values: weights of unit gain; scales and variances around 1, all positive; small biases."""
     if len(shape) >= 2 and math.prod(shape[1:]) > 1:
         return torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
     if get_leaf(fqn) == "bias":
@@ -92,7 +92,7 @@ def _make_values(fqn: str, shape: Sequence[int], generator: torch.Generator) -> 
 
 
 def make_random_state(header: StateDictSpec, seed: int) -> dict[str, torch.Tensor]:
-    """A state dict with this header and random values; tied names are one tensor."""
+    """Return a state dict with this header and random values; tied names share a tensor."""
     if header.nbytes > MOST_BYTES:
         title = f"{header.name} has {header.nbytes / 1e9:.1f} GB: too many to try values on"
         help = "name a small model (--source M --source-config FILE), or a manifest with smaller shapes (--keys FILE)"
@@ -121,10 +121,10 @@ def _make_random_tensor(fqn: str, spec: TensorSpec, generator: torch.Generator) 
 def propose_inputs(
     models: Sequence[nn.Module], method: str, written: str | None, seed: int
 ) -> Iterator[torch.Tensor]:
-    """Inputs to try a method on: the given shape, else what the models suggest.
+    """Yield inputs to try a method on: the given shape, else inputs that the models suggest.
 
-    A model may have `example_input(method)`, or `dummy_inputs` as those of transformers have; else its first
-    convolution, embedding or linear layer tells how many channels it reads.
+    A model may have `example_input(method)`, or `dummy_inputs` as transformers models do; else the channels are
+    those of its first convolution, embedding or linear layer.
     """
     generator = torch.Generator().manual_seed(seed)
     if written is not None:
@@ -147,7 +147,7 @@ def propose_inputs(
 
 
 def _parse_input(text: str, generator: torch.Generator) -> torch.Tensor:
-    """`1,3,32,32` is a tensor in [-1, 1); `2,7:1000` holds integers below 1000."""
+    """Parse an input: `1,3,32,32` is a tensor in [-1, 1); `2,7:1000` holds integers below 1000."""
     shape, _, below = text.partition(":")
     try:
         sizes = tuple(map(int, shape.split(",")))

@@ -1,4 +1,4 @@
-"""A plan against an oracle: a function from state dict to state dict that is known to be right."""
+"""Comparison of a plan with an oracle: a function from state dict to state dict that is known to be correct."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from remapkit.verification.forward import Verdict
 def verify_oracle(
     rules: CompiledRules, oracle: Callable[[Any], Any], state: Mapping[str, torch.Tensor], name: str
 ) -> Verdict:
-    """The rules and the oracle on the same state dict, every tensor compared bit for bit."""
+    """Apply the rules and the oracle to the same state dict, and compare every tensor bit for bit."""
     copies = {fqn: value.detach().clone() for fqn, value in state.items()}
     try:
         theirs = oracle(copies)
@@ -60,7 +60,7 @@ def _diagnose_values(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: s
 
 
 def describe_difference(one: Any, other: Any) -> str | None:
-    """How two tensors differ, None where they are the same to the bit."""
+    """Describe how two tensors differ; None if they are equal bit for bit."""
     if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
         return None if one is other or one == other else "one of them is not a tensor"
     if one.shape != other.shape or one.dtype != other.dtype:

@@ -1,4 +1,4 @@
-"""What `remapkit verify` does: both models built and run, or a converter asked, and with which versions of what."""
+"""The work of `remapkit verify`: build and run both models, or call a converter, and record library versions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from remapkit.verification.oracle import verify_oracle
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model that is not built yet: the class or factory, its name in messages, its arguments and its config."""
+    """A model not built yet: the class or factory, its name in messages, its arguments and its config."""
 
     factory: Callable[..., Any]
     name: str
@@ -33,7 +33,7 @@ class ModelRef:
     config: str | Path | Mapping[str, Any] | None = None
 
     def build(self, seed: int, rules: CompiledRules | None = None) -> nn.Module:
-        """The model with random values; see `build_random_model`."""
+        """Build the model with random values; see `build_random_model`."""
         return build_random_model(
             lambda: call_factory(self.factory, dict(self.args), read_config(self.config)), self.name, seed, rules
         )
@@ -46,7 +46,7 @@ def verify_by_oracle(
     origin: ModelRef | StateDictSpec,
     seed: int,
 ) -> Verdict:
-    """The rules and the oracle on one random state dict: a model's, or one of the tensors that a header names."""
+    """Compare rules and oracle on one random state dict: that of a model, or one with the tensors of a header."""
     if isinstance(origin, ModelRef):
         model = origin.build(seed)
         state = {fqn: value for fqn, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
@@ -65,7 +65,7 @@ def verify_by_forward(
     seed: int,
     tolerance: float,
 ) -> tuple[Verdict, ...]:
-    """Both models on one input, once for each method; the target starts from other random values than the source."""
+    """Run both models on one input, once per method; their initial random values differ."""
     theirs, ours = source.build(seed, rules), target.build(seed + 1)
     return tuple(
         verify_forward(rules, theirs, ours, method, written=written, seed=seed, tolerance=tolerance)
@@ -74,7 +74,7 @@ def verify_by_forward(
 
 
 def list_versions() -> dict[str, str]:
-    """remapkit, torch, and whatever else was imported that makes models or converts them."""
+    """Return the versions of remapkit, torch, and the imported libraries that build or convert models."""
     found = {"remapkit": version()}
     for name in ("torch", "diffusers", "transformers", "timm"):
         if name in sys.modules:

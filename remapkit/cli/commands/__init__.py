@@ -1,6 +1,6 @@
-"""The commands: one module each, with `run(args) -> CommandOutcome`. Nothing is printed here.
+"""The commands: one module per command, with `run(args) -> CommandOutcome`. Nothing is printed here.
 
-Each parses its arguments, calls the function of its name in `api/`, and describes the result.
+A command parses its arguments, calls the function of the same name in `api/`, and describes the result.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`remapkit apply`: prove, plan, check, write; what came of it as text and data."""
+"""`remapkit apply`: proves, plans, checks, writes; shows the result as text and data."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run(args: Namespace) -> CommandOutcome:
         return _describe_dry_run(written, target)
     return CommandOutcome(
         data={
-            # 50,000 moves as data are only made where they are printed.
+            # 50,000 moves are converted to data only if they are printed.
             **(dump_plan(written.plan) if args.format == "json" else {}),
             "target": target,
             "output": [str(path) for path in written.files],
@@ -105,12 +105,12 @@ def _describe_dry_run(written: Written, target: dict[str, Any]) -> CommandOutcom
 
 
 def _describe_rule(move: Move) -> str:
-    """The rule, and what it does to the value."""
+    """Return the rule, and its effect on the value."""
     return f"{move.rule.id} ({', '.join(op.name for op in move.ops)})" if move.ops else move.rule.id
 
 
 def dump_plan(plan: ResolvedPlan) -> dict[str, Any]:
-    """A plan as JSON."""
+    """Return a plan as JSON data."""
     return {
         "rules": plan.name,
         "source": plan.source.name,

@@ -14,7 +14,7 @@ COLUMNS = ("rules", "source", "target", ">matched", ">missing", ">unexpected", "
 
 
 def run(args: Namespace) -> CommandOutcome:
-    """The verdict only, for one rule file or for every pack that leads to the model."""
+    """Return the verdict for one rule file, or for every pack whose target is the model."""
     report = check(
         args.rules,
         args.ckpt,
@@ -49,7 +49,7 @@ def _make_row(each: Check) -> tuple[str, ...]:
 
 
 def dump_check(each: Check) -> dict[str, Any]:
-    """A check as JSON."""
+    """Return a check as JSON data."""
     return {
         "rules": each.plan.name,
         "source": each.plan.source.name,

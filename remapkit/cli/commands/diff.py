@@ -1,4 +1,4 @@
-"""`remapkit diff`: two checkpoints, key by key and value by value; the differences as a table and data."""
+"""`remapkit diff`: compares two checkpoints key by key and value by value; shows the differences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 
 def run(args: Namespace) -> CommandOutcome:
-    """Same keys, shapes, dtypes, values? Exit code 1 where not."""
+    """Compare keys, shapes, dtypes and values; exit code 1 if any differ."""
     found = diff(
         args.a,
         args.b,
@@ -49,7 +49,7 @@ def run(args: Namespace) -> CommandOutcome:
 
 
 def _list_only_in(name: str, fqns: Sequence[str]) -> list[tuple[str, str]]:
-    """Keys of one side as key families; JSON has every key."""
+    """List the keys of one side as key families; JSON has every key."""
     header = StateDictSpec(dict.fromkeys(fqns, TensorSpec("U8", (0,))))
     return [
         (family.pattern, f"only in {name}" + (f" ({len(family.fqns)} keys)" if len(family.fqns) > 1 else ""))

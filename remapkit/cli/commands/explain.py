@@ -1,4 +1,4 @@
-"""`remapkit explain`: which rule took a key, and where every other rule stopped matching."""
+"""`remapkit explain`: shows which rule matches a key, and where every other rule stops matching."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNMATCHED = {
 
 
 def run(args: Namespace) -> CommandOutcome:
-    """What every rule made of a key."""
+    """Show the result of every rule for a key."""
     found = explain(args.rules, args.keys)
     return CommandOutcome(
         data={"keys": list(map(_dump_explanation, found))},
@@ -53,7 +53,7 @@ def _describe_explanation(explanation: Explanation) -> Iterator[str | TextTable]
         captures = ", ".join(f"{name} = {value!r}" for name, value in match.captures.items())
         first, *more = match.targets or ("(dropped)",)
         yield f"  {match.rule.id} -> {first}"
-        # A rule that writes several targets: each below the first.
+        # A rule with several targets: the others below the first.
         yield from (f"{' ' * len(match.rule.id)}  and {target}" for target in more)
         yield f"    where {captures}" if captures else "    no captures"
     if len(matches) > 1:

@@ -12,7 +12,7 @@ from remapkit.diagnostics.wording import count_noun, format_bytes, show_key
 
 
 def run(args: Namespace) -> CommandOutcome:
-    """A header as key families, or key by key."""
+    """Show a header as key families, or key by key."""
     found = inspect(
         args.checkpoint, manifest=args.manifest, force=args.force, root=args.root, **get_reading_options(args)
     )

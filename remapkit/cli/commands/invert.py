@@ -1,4 +1,4 @@
-"""`remapkit invert`: the inverse rule file, or the reason why there is none."""
+"""`remapkit invert`: writes the inverse rule file, or reports why there is none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from remapkit.diagnostics.wording import join_words
 
 
 def run(args: Namespace) -> CommandOutcome:
-    """The text of the inverse, to a file or as the result itself."""
+    """Write the inverse to a file, or return its text as the result."""
     inverse = invert(args.rules, None if args.output == "-" else args.output, force=args.force)
     if inverse.output is None:
         return CommandOutcome(data={"text": inverse.text}, raw=inverse.text)

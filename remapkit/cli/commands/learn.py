@@ -13,7 +13,7 @@ from remapkit.diagnostics.wording import count_noun
 
 
 def run(args: Namespace) -> CommandOutcome:
-    """A rule file that says which key of A is which of B."""
+    """Derive a rule file that maps the keys of A to those of B."""
     report = learn(
         args.a,
         args.b,
@@ -55,7 +55,7 @@ def _dump_learned(learned: Learned) -> dict[str, object]:
 
 
 def _group_undecided(learned: Learned) -> list[dict[str, object]]:
-    """The keys that share their candidates, together: thousands of zeros may all have thousands."""
+    """Group keys by their candidates: thousands of constant tensors may all have the same thousands of candidates."""
     together: dict[int, list[str]] = {}
     for fqn, others in learned.undecided.items():
         together.setdefault(id(others), []).append(fqn)

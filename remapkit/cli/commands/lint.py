@@ -11,7 +11,7 @@ from remapkit.diagnostics.wording import count_noun
 
 
 def run(args: Namespace) -> CommandOutcome:
-    """Schema, compilation and the proofs over all keys."""
+    """Validate against the schema, compile, and prove over all keys."""
     report = lint(args.rules, allow_undecided=args.allow_undecided)
     return CommandOutcome(
         data={"files": list(map(_dump_file, report.files))},

@@ -10,7 +10,7 @@ from remapkit.cli.render import CommandOutcome
 
 
 def run(args: Namespace) -> CommandOutcome:
-    """A rule file started from a real header."""
+    """Start a rule file from a real header."""
     made = new(
         args.name,
         args.source,
@@ -36,6 +36,6 @@ def run(args: Namespace) -> CommandOutcome:
 
 
 def _write_check(made: NewRules, target: str | None) -> str:
-    """The command that checks the rules against what they are meant for."""
+    """Return the command that checks the rules against their intended target."""
     option = f"--target-keys {target}" if target and not made.model else f"--model {made.model or 'M'}"
     return f"remapkit check {made.output} {option}"

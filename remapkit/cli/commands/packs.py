@@ -1,4 +1,4 @@
-"""`remapkit packs`: what is installed, and from where."""
+"""`remapkit packs`: the installed packs and their sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMES = ("name", "summary", "target", "by_value", "origin", "path")
 
 
 def run(args: Namespace) -> CommandOutcome:
-    """What is installed, and from where."""
+    """List the installed packs and their sources."""
     rows = tuple(map(_make_row, packs()))
     found = plugins()
     return CommandOutcome(

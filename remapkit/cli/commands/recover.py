@@ -10,7 +10,7 @@ from remapkit.cli.render import CommandOutcome
 
 
 def run(args: Namespace) -> CommandOutcome:
-    """Restore the file from the journal beside it, to the byte."""
+    """Restore the file byte for byte from the journal next to it."""
     path = Path(args.file)
     restored = recover(path)
     words = "was restored to what it was before the rename" if restored else "has no journal; nothing to restore"

@@ -1,4 +1,4 @@
-"""`remapkit test`: the tests that rule files carry, and their manifests end to end."""
+"""`remapkit test`: runs the tests in rule files, and checks their manifests end to end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COLUMNS = ("rules", "tests", "manifest", "verdict")
 
 
 def run(args: Namespace) -> CommandOutcome:
-    """The packs' own tests, then their manifests end to end."""
+    """Run the tests of the packs, then check their manifests end to end."""
     report = test(args.rules, **get_param_options(args))
     rows = tuple(map(_make_row, report.packs))
     return CommandOutcome(

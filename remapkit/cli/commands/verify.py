@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def run(args: Namespace) -> CommandOutcome:
-    """Both models on the same input, or the oracle on the same state dict."""
+    """Run both models on the same input, or rules and oracle on the same state dict."""
     report = verify(
         args.rules,
         source=args.source,
