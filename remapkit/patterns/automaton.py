@@ -261,7 +261,7 @@ def build_alphabet(sets: Iterable[Ranges]) -> Alphabet:
 
 
 def build_masks(sets: Sequence[Ranges]) -> list[int]:
-    """Return each set's mask over the classes of their alphabet; two sets share a character iff their masks overlap."""
+    """Return the mask of each set over the classes of their alphabet; sets share a character iff their masks do."""
     distinct = list(dict.fromkeys(sets))
     known = _mask_sets(distinct, _partition_characters(distinct))
     return [known[chars] for chars in sets]
