@@ -145,8 +145,8 @@ _NOT_IN_DIGEST = ("name", "summary", "tests")
 def _compute_digest(root: MapNode) -> str:
     """Return `sha256:` and the hex digest of the meaning of the rules.
 
-    Comments, quotes, layout, the order of rules, the name of the pack, its tests and its declared manifests do not
-    count: none of these changes a byte of the output.
+    Comments, quotes, layout, the order of rules, the name of the pack, its tests and the manifest of its source do
+    not count: none of these changes a byte of the output.
     """
     meaning: dict[str, Any] = {}
     for key, node in root.entries:

@@ -48,7 +48,7 @@ def _escape_character(sign: str) -> str:
 
 
 def emit_flow(value: object) -> str:
-    """Write plain data as YAML on one line. Texts that are whole numbers need no quotes: rule files read them as text.
+    """Write plain data as YAML on one line. A text that is a whole number is unquoted: rule files read it as text.
 
     >>> emit_flow({"rope": {"to": "half", "heads": "2*n"}}), emit_flow([0, "1", "layers.{i}"])
     ("{rope: {to: half, heads: '2*n'}}", "[0, 1, 'layers.{i}']")
