@@ -1,1 +1,1 @@
-"""Companions: tensors that give another tensor its value, as scales and alphas do."""
+"""Companions: tensors that determine the value of another tensor, such as scales and alphas."""

@@ -1,8 +1,8 @@
 """Find companions by name: the scales and zero points of weights, and the alphas of adapters.
 
-A *scaled weight* is a tensor of 8-bit or packed numbers with a companion beside it; `input_scale` and `scale_input`
-belong to the input of a layer, not to its weight. An *adapter* is all tensors of one LoRA, LoHa or LoKr; its
-companion is the alpha. Only names and dtypes are used, because the shape of a scale proves nothing.
+A *scaled weight* is a tensor of 8-bit or packed numbers that has a companion; `input_scale` and `scale_input` belong
+to the input of a layer, not to its weight. An *adapter* is all tensors of one LoRA, LoHa or LoKr; its companion is
+the alpha. Only names and dtypes are used, because the shape of a scale proves nothing.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ COMPANION_SUFFIXES = (
     *("_zero_point", "_zeros", "_absmax", "_shape", "_g_idx", "_block_scale"),
     *(".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".scale", ".scales", ".zero_point"),
 )
-"""Appended to the name of a weight: `weight_scale`, `weight.absmax`."""
+"""Suffixes of the name of a weight: `weight_scale`, `weight.absmax`."""
 
 COMPANION_PREFIXES = ("scale_", "scales_", "zero_point_")
-"""Put before its last segment: `scale_weight`."""
+"""Prefixes of its last segment: `scale_weight`."""
 
 COMPANION_LEAVES = ("scale", "scales", "scale_inv", "zeros", "qzeros", "zero_point", "SCB", "g_idx", "scaling_factor")
-"""Last segments that belong to the weight of the same module: `m.scale` to `m.weight`."""
+"""Last segments of companions of the weight in the same module: `m.scale` scales `m.weight`."""
 
 WEIGHT_LEAVES = ("weight", "qweight", "weight_packed", "packed_weight", "W_q")
-"""The last segments that a bare `scale` belongs to."""
+"""Last segments of weights that a bare `scale` can belong to."""
 
 _PACKED = ("_packed", "_blocks", "_quantized", "_q")
 QUANT_STATE = ".quant_state."
-"""Between the name of a weight and those of its bitsandbytes state."""
+"""The text between the name of a weight and the names in its bitsandbytes state."""
 
 _ENDINGS = (*COMPANION_SUFFIXES, *(f".{each}" for each in COMPANION_LEAVES), ".alpha")
 _INSIDE = re.compile(r"(?:^|\.)(?:scales?|zero_point)_\w+$|\.quant_state\.")
@@ -43,7 +43,7 @@ _ADAPTER = re.compile(
 
 
 def can_have_companions(fqns: Iterable[str]) -> bool:
-    """Whether any key may be the name of a companion: a quick test, which may say yes too often but never no.
+    """Return whether any key may be the name of a companion: a quick test without false negatives.
 
     >>> can_have_companions(["a.weight", "a.bias"]), can_have_companions(["a.weight", "a.scale_weight"])
     (False, True)
@@ -52,7 +52,7 @@ def can_have_companions(fqns: Iterable[str]) -> bool:
 
 
 def list_spellings(weight: str) -> Iterator[str]:
-    """Every name that a companion of a weight may have, except those of bitsandbytes states.
+    """Yield every possible name of a companion of a weight, except bitsandbytes states.
 
     >>> [name for name in list_spellings("m.weight") if "scale" in name][:3]
     ['m.weight_scale', 'm.weight_scales', 'm.weight_scale_inv']
@@ -67,7 +67,7 @@ def list_spellings(weight: str) -> Iterator[str]:
 
 
 def find_companions(weight: str, fqns: Container[str]) -> tuple[str, ...]:
-    """The companions of a weight among names, except bitsandbytes states, whatever the dtype of the weight.
+    """Find the companions of a weight in `fqns`, except bitsandbytes states, regardless of the weight's dtype.
 
     >>> find_companions("m.weight", {"m.weight", "m.weight_scale_inv", "m.input_scale", "m.bias"})
     ('m.weight_scale_inv',)
@@ -76,12 +76,12 @@ def find_companions(weight: str, fqns: Container[str]) -> tuple[str, ...]:
 
 
 def is_companion_of(name: str, weight: str) -> bool:
-    """Whether a name is one that a companion of a weight may have."""
+    """Return whether a name is a possible name of a companion of a weight."""
     return name.startswith(weight + QUANT_STATE) or name in list_spellings(weight)
 
 
 def can_be_scaled(weight: str, spec: TensorSpec) -> bool:
-    """Whether the value of a tensor may depend on companions: 8-bit floats, or packed numbers."""
+    """Return whether the value of a tensor may depend on companions: 8-bit floats or packed numbers."""
     if spec.dtype.startswith(_SMALL) or spec.dtype in ("U8", "I8"):
         return bool(spec.shape)
     leaf = weight.rpartition(".")[2]
@@ -89,7 +89,7 @@ def can_be_scaled(weight: str, spec: TensorSpec) -> bool:
 
 
 def find_scaled_weights(header: Mapping[str, TensorSpec]) -> dict[str, tuple[str, ...]]:
-    """Every scaled weight of a header with its companions.
+    """Find every scaled weight of a header and its companions.
 
     >>> f8, one = TensorSpec("F8_E4M3", (8, 8)), TensorSpec("F32", ())
     >>> find_scaled_weights({"m.weight": f8, "m.scale_weight": one, "n.weight": f8, "n.scale_input": one})
@@ -104,12 +104,12 @@ def find_scaled_weights(header: Mapping[str, TensorSpec]) -> dict[str, tuple[str
             states[fqn.partition(QUANT_STATE)[0]].append(fqn)
     found = {fqn: (*find_companions(fqn, header), *states.get(fqn, ())) for fqn in header if fqn in weights}
     taken = {name for names in found.values() for name in names}
-    # A scale may have 8 bits itself; it is not a weight and has no companions.
+    # A scale may itself have 8 bits, but it is not a weight and has no companions.
     return {fqn: names for fqn, names in found.items() if names and fqn not in taken}
 
 
 def find_adapter_module(fqn: str) -> str | None:
-    """The module that a tensor of an adapter belongs to, None for any other tensor.
+    """Return the module that an adapter tensor belongs to, or None for any other tensor.
 
     >>> find_adapter_module("te_layers_0_q.lora_up.weight"), find_adapter_module("m.lora_A.default.weight")
     ('te_layers_0_q', 'm')
@@ -119,7 +119,7 @@ def find_adapter_module(fqn: str) -> str | None:
 
 
 def find_adapters(header: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Every alpha of a header with the tensors of its adapter.
+    """Find every alpha of a header and the tensors of its adapter.
 
     >>> find_adapters(["m.alpha", "m.lora_up.weight", "m.lora_down.weight", "beta.alpha"])
     {'m.alpha': ('m.lora_up.weight', 'm.lora_down.weight')}

@@ -1,12 +1,12 @@
 """Messages: what is wrong, where, with which values, and what to do next.
 
-A `Diagnostic` is plain data; `render` draws it as text with an excerpt, `to_json` as data, `to_github` as an
-annotation. Errors that a user can cause are subclasses of `RemapkitError`, carry every diagnostic that was
-collected, and know the exit code of the command line.
+A `Diagnostic` is plain data. `render` formats it as text with an excerpt, `to_json` as data, `to_github` as an
+annotation. Errors that a user can cause are subclasses of `RemapkitError`; they hold all collected diagnostics and
+the exit code of the command line.
 
-The codes are in ranges: RK0 rule files as text (YAML, schema), RK1 patterns, templates, tables, RK2 proofs over
-all keys, RK3 plans and checks, RK4 reading checkpoints, RK5 writing, RK6 models, plugins and usage, RK7 tests of
-packs. `docs/diagnostics.md` lists them all.
+Code ranges: RK0 rule files as text (YAML, schema), RK1 patterns, templates, tables, RK2 proofs over all keys, RK3
+plans and checks, RK4 reading checkpoints, RK5 writing, RK6 models, plugins and usage, RK7 tests of packs.
+`docs/diagnostics.md` lists all codes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import escape_line
 
 Style = Callable[[str, str], str]
-"""`style(role, text)` returns the text as it is drawn; roles are error, warning, note, help, frame and place."""
+"""`style(role, text)` returns the styled text; roles are error, warning, note, help, frame and place."""
 
 
 _MARGIN = 6
@@ -31,7 +31,7 @@ _WIDTH = 160
 
 
 class Severity(enum.Enum):
-    """How severe a diagnostic is: an error stops the command, a warning needs attention, a note informs."""
+    """The severity of a diagnostic: an error stops the command, a warning needs attention, a note informs."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -40,7 +40,7 @@ class Severity(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A place in a text, underlined, with a few words beside it (`^^^` where primary, `---` where not)."""
+    """An underlined position in a text with a short comment; primary labels use `^^^`, others `---`."""
 
     span: Span
     text: str = ""
@@ -51,8 +51,8 @@ class Label:
 class Diagnostic:
     """One message.
 
-    `place` names the place where there is no text to show (`model.pth: encoder.conv1.weight`); `values` are the
-    facts of the message for programs that read JSON.
+    `place` names the location if there is no text to show (`model.pth: encoder.conv1.weight`); `values` has the facts
+    of the message for programs that read JSON.
 
     >>> print(Diagnostic("RK310", "2 missing keys", place="model.pth", help=("add a rule",)))
     error[RK310]: 2 missing keys
@@ -71,7 +71,7 @@ class Diagnostic:
 
     @property
     def span(self) -> Span | None:
-        """The place of the first primary label."""
+        """The position of the first primary label."""
         return next((label.span for label in self.labels if label.primary), None)
 
     def __str__(self) -> str:
@@ -79,9 +79,9 @@ class Diagnostic:
 
 
 def disarm_line(line: str) -> str:
-    r"""A printed line with everything escaped that a build service takes for a command of a workflow.
+    r"""Escape everything in a printed line that a build service would interpret as a workflow command.
 
-    Source: GitHub's runner takes `::` at the beginning of a line (after spaces) and `##[` anywhere for one.
+    Source: GitHub's runner interprets `::` at the beginning of a line (after spaces) and `##[` anywhere.
 
     >>> disarm_line("  ::error::forged"), disarm_line("##[error]forged")
     ('  \\x3a:error::forged', '#\\x23[error]forged')
@@ -93,12 +93,12 @@ def disarm_line(line: str) -> str:
 
 
 def plain(role: str, text: str) -> str:
-    """The style without color."""
+    """Return the text unchanged: the style without color."""
     return text
 
 
 def render(diagnostic: Diagnostic, style: Style = plain) -> str:
-    """A diagnostic as text: title, place, excerpt with underlines, notes, help."""
+    """Format a diagnostic as text: title, position, excerpt with underlines, notes, help."""
     severity = diagnostic.severity.value
     head = style(severity, f"{severity}[{diagnostic.code}]") + style(
         "title", f": {disarm_line(escape_line(diagnostic.title))}"
@@ -151,7 +151,7 @@ def _render_bar(style: Style) -> str:
 
 
 def _cut_window(line: str, labels: Sequence[Label]) -> tuple[str, int]:
-    """The part of a long line that holds its labels, and how many characters were cut before it."""
+    """Return the part of a long line that contains its labels, and the number of characters cut before it."""
     if len(line) <= _WIDTH:
         return _blank_unprintable(line), 0
     first = min(label.span.column for label in labels) - 1
@@ -177,7 +177,7 @@ def _render_underline(label: Label, text: str, cut: int, style: Style) -> str:
 
 
 def _count_columns(text: str, count: int) -> int:
-    """How many columns of a terminal `count` characters take: wide ones two, combining marks none."""
+    """Return the terminal columns of the first `count` characters: wide ones take two, combining marks none."""
     if text.isascii():
         return count
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
@@ -185,7 +185,7 @@ def _count_columns(text: str, count: int) -> int:
 
 
 def to_json(diagnostic: Diagnostic) -> dict[str, Any]:
-    """A diagnostic as data: what `--format json` prints."""
+    """Return a diagnostic as data, as `--format json` prints it."""
     data: dict[str, Any] = {
         "code": diagnostic.code,
         "severity": diagnostic.severity.value,
@@ -218,10 +218,10 @@ def _label_to_json(label: Label) -> dict[str, Any]:
 
 
 def to_github(diagnostic: Diagnostic) -> str:
-    """A diagnostic as a workflow command that GitHub shows beside the line.
+    """Format a diagnostic as a workflow command, which GitHub shows next to the line.
 
-    Source: "Workflow commands for GitHub Actions": `%`, CR and LF are escaped everywhere, `:` and `,` in
-    properties too.
+    Source: "Workflow commands for GitHub Actions": `%`, CR and LF are escaped everywhere, `:` and `,` also in
+    properties.
 
     >>> to_github(Diagnostic("RK310", "2 missing keys", severity=Severity.NOTE))
     '::notice title=RK310::2 missing keys'
@@ -234,7 +234,7 @@ def to_github(diagnostic: Diagnostic) -> str:
     properties.append(f"title={_escape_property(diagnostic.code)}")
     parts = [diagnostic.title if span or not diagnostic.place else f"{diagnostic.place}: {diagnostic.title}"]
     parts += [label.text for label in diagnostic.labels if label.text]
-    # Notes and helps keep their lines; everything else is one line.
+    # Notes and help texts keep their line breaks; everything else is one line.
     lines = list(map(escape_line, parts))
     for word, texts in (("note", diagnostic.notes), ("help", diagnostic.help)):
         lines += [escape_line(line) for text in texts for line in f"{word}: {text}".split("\n")]

@@ -1,6 +1,6 @@
-"""The exceptions that remapkit raises for what a user can mend; each carries its diagnostics.
+"""The exceptions that remapkit raises for errors that a user can fix; all have `diagnostics`.
 
-Each is also the built-in exception that Python code would catch in its place:
+Each one is also a subclass of the corresponding built-in exception:
 
 | exception | is also | exit code |
 |---|---|---|
@@ -13,7 +13,7 @@ Each is also the built-in exception that Python code would catch in its place:
 | `OutputExists` (an `UnwritableOutput`) | `FileExistsError` | 2 |
 | `FailedWrite` (an `UnwritableOutput`) | `OSError` | 1 |
 
-So `except OSError` around code that may raise one of these must let `RemapkitError` pass first.
+So code that catches `OSError` around these must first re-raise `RemapkitError`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 class RemapkitError(Exception):
     """The base of every error that a user can cause; `diagnostics` holds all problems found, not only the first.
 
-    `exit_code` is the command line's: 1 where the input failed a check, 2 for bad usage or input that cannot be read.
+    `exit_code` is for the command line: 1 if the input failed a check, 2 for bad usage or unreadable input.
     """
 
     exit_code: ClassVar[int] = 1
@@ -38,7 +38,7 @@ class RemapkitError(Exception):
         super().__init__("\n\n".join(map(str, given)))
 
     def __str__(self) -> str:
-        # `OSError` has a text of its own, made of an error number and a file name.
+        # `OSError` would make its own text from an error number and a file name.
         return "\n\n".join(map(str, self.diagnostics))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -46,15 +46,15 @@ class RemapkitError(Exception):
 
 
 class InvalidRules(RemapkitError, ValueError):
-    """A rule file that cannot be read, compiled or proven."""
+    """A rule file cannot be read, compiled or proven."""
 
 
 class FailedCheck(RemapkitError, ValueError):
-    """A plan or a check that has problems: nothing was written or loaded."""
+    """A plan or a check has problems; nothing was written or loaded."""
 
 
 class UsageError(RemapkitError, ValueError):
-    """A wrong argument, an unknown name, a model that cannot be built."""
+    """An argument is wrong, a name is unknown, or a model cannot be built."""
 
     exit_code = 2
 
@@ -64,34 +64,34 @@ class BadArgument(UsageError, TypeError):
 
 
 class MissingFile(UsageError, FileNotFoundError):
-    """A rule file, a pack, a config or a list of pairs that does not exist."""
+    """A rule file, a pack, a config or a list of pairs does not exist."""
 
 
 class UnreadableCheckpoint(RemapkitError, ValueError):
-    """A checkpoint, an index or a manifest that is missing, broken or hostile."""
+    """A checkpoint, an index or a manifest is missing, broken or hostile."""
 
     exit_code = 2
 
 
 class MissingCheckpoint(UnreadableCheckpoint, FileNotFoundError):
-    """A checkpoint, an index or a manifest that does not exist."""
+    """A checkpoint, an index or a manifest does not exist."""
 
 
 class RefusedRead(UnreadableCheckpoint, OSError):
-    """A checkpoint that the system does not let us read."""
+    """The operating system denies reading a checkpoint."""
 
 
 class UnwritableOutput(RemapkitError, OSError):
-    """An output that cannot be written; nothing was changed."""
+    """An output cannot be written; nothing was changed."""
 
     exit_code = 2
 
 
 class OutputExists(UnwritableOutput, FileExistsError):
-    """An output that exists already and may not be replaced (`force`)."""
+    """An output already exists and may not be replaced (`force`)."""
 
 
 class FailedWrite(UnwritableOutput):
-    """An output that could be written, but is not what was meant: the disk failed, or what was read back differs."""
+    """An output was written but is wrong: the disk failed, or the data read back differs."""
 
     exit_code = 1

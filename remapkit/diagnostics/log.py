@@ -1,7 +1,7 @@
 """Messages through `logging`, for programs that use remapkit from Python: the logger is `remapkit`.
 
-Whatever a function reports in its result's `diagnostics` is logged too: notes as INFO, warnings as WARNING, findings
-that fail as ERROR. The command line prints diagnostics itself, and logs nothing.
+All `diagnostics` in the result of a function are also logged: notes as INFO, warnings as WARNING, failures as ERROR.
+The command line prints diagnostics itself and logs nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PRINTED = ContextVar("printed", default=False)
 
 @contextmanager
 def log_nothing() -> Iterator[None]:
-    """Within the block nothing is logged: somebody else prints what there is to say."""
+    """Log nothing within the block: the caller prints the diagnostics."""
     token = _PRINTED.set(True)
     try:
         yield
@@ -27,8 +27,8 @@ def log_nothing() -> Iterator[None]:
 
 
 def log_diagnostics(diagnostics: Iterable[Diagnostic]) -> None:
-    """Log each diagnostic as one record, whose `diagnostic` is the object itself."""
-    # Importing logging takes longer than most commands plan; where nobody has imported it, nobody listens.
+    """Log each diagnostic as one record, with the object as its attribute `diagnostic`."""
+    # Importing logging takes longer than most commands take to plan; if it is not imported, there are no handlers.
     if _PRINTED.get() or "logging" not in sys.modules:
         return
     import logging

@@ -1,8 +1,8 @@
 """Positions in texts: where in a file a value was read.
 
-Every message about a rule file points at a line and a column, so every value keeps its position: a `Source` is a
-whole text, a `Span` a part of it, and a `Text` a string value that knows the position of each of its characters, even
-where YAML's quoting moved them.
+Every message about a rule file points at a line and a column, so every value keeps its position. A `Source` is a
+whole text, a `Span` is a part of it, and a `Text` is a string value with the source position of each character, even
+if YAML quoting shifts them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """A text and the name it is shown under.
+    """A text and its display name.
 
     >>> source = Source("rules.yaml", "a: 1\\nb: 2\\n")
     >>> source.find_position(5)
@@ -34,13 +34,13 @@ class Source:
         object.__setattr__(self, "_starts", tuple(starts))
 
     def find_position(self, offset: int) -> tuple[int, int]:
-        """The line and the column, both counted from 1, of a character offset (clamped to the text)."""
+        """Return the line and column, both counted from 1, of a character offset (clamped to the text)."""
         offset = max(0, min(offset, len(self.text)))
         line = bisect_right(self._starts, offset)
         return line, offset - self._starts[line - 1] + 1
 
     def line(self, number: int) -> str:
-        """The text of a line, counted from 1, without its line end."""
+        """Return the text of a line, counted from 1, without its line end."""
         start = self._starts[number - 1]
         end = self._starts[number] if number < len(self._starts) else len(self.text)
         return self.text[start:end].rstrip("\r\n")
@@ -84,9 +84,9 @@ class Span:
 class Text:
     """A string value with the position of each of its characters.
 
-    `offsets[i]` is where character `i` of the value begins in the source, and `offsets[len(value)]` where the
-    last one ends: quotes, escapes and folded lines make value and source differ. Without `offsets` the
-    value is in the source as it is, from `span.start` on.
+    `offsets[i]` is where character `i` of the value begins in the source, and `offsets[len(value)]` where the last
+    one ends; value and source differ in quotes, escapes and folded lines. Without `offsets`, the source contains the
+    value verbatim at `span.start`.
 
     >>> text = Text.of(r"layers\\.(\\d+", "the pattern")
     >>> str(text.at(8))
@@ -99,11 +99,11 @@ class Text:
 
     @classmethod
     def of(cls, value: str, name: str = "<string>") -> Text:
-        """A text that was not read from a file: it is its own source."""
+        """Make a text that was not read from a file; it is its own source."""
         return cls(value, Source(name, value).whole())
 
     def at(self, start: int, end: int | None = None) -> Span:
-        """The span of `value[start:end]` (one character where `end` is left out) in the source."""
+        """Return the span of `value[start:end]` (one character if `end` is omitted) in the source."""
         end = start + 1 if end is None else end
         start, end = min(start, len(self.value)), min(end, len(self.value))
         if self.offsets is None:

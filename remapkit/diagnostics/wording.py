@@ -1,4 +1,4 @@
-"""The one way to say counts, sizes, lists and names in messages."""
+"""Format counts, sizes, lists and names for messages; all messages use these functions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def format_bytes(nbytes: float) -> str:
-    """A number of bytes for people, in powers of ten.
+    """Format a number of bytes for people, in powers of ten.
 
     >>> format_bytes(16), format_bytes(2_818_754_672), format_bytes(4398046511104)
     ('16 B', '2.82 GB', '4.40 TB')
@@ -22,7 +22,7 @@ def format_bytes(nbytes: float) -> str:
 
 
 def format_bytes_part(done: int, total: int) -> str:
-    """How much of a number of bytes, in the unit of the whole.
+    """Format a part of a number of bytes, in the unit of the total.
 
     >>> format_bytes_part(1_100_000_000, 2_818_754_672), format_bytes_part(0, 16)
     ('1.10 of 2.82 GB', '0 of 16 B')
@@ -34,9 +34,9 @@ def format_bytes_part(done: int, total: int) -> str:
 
 
 def escape_line(text: str) -> str:
-    r"""Text from anywhere as part of a line, with control and reordering characters and lone surrogates escaped.
+    r"""Make untrusted text safe within a line: escape control and reordering characters and lone surrogates.
 
-    A name must not steer a terminal, begin a line of its own or show itself backwards.
+    A name must not control a terminal, start a new line or display reversed.
 
     >>> escape_line("a\x1b[2J\nerror: b")
     'a\\x1b[2J\\nerror: b'
@@ -50,13 +50,13 @@ def escape_line(text: str) -> str:
 
 
 def show_key(key: str, width: int = 200) -> str:
-    """A key as messages show it: escaped, and cut where it is absurdly long."""
+    """Format a key for messages: escaped, and truncated to `width`."""
     text = escape_line(key)
     return text if len(text) <= width else f"{text[: width - 20]}... ({len(key)} characters)"
 
 
 def count_noun(number: int, noun: str, plural: str | None = None) -> str:
-    """A number with its noun.
+    """Format a number with its noun.
 
     >>> count_noun(1, "key"), count_noun(2, "key"), count_noun(3, "entry", "entries")
     ('1 key', '2 keys', '3 entries')
@@ -65,7 +65,7 @@ def count_noun(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def join_words(words: Iterable[str], limit: int | None = None, conjunction: str = "and") -> str:
-    """Words as a sentence has them, each once; at most `limit`, and how many more there are.
+    """Join distinct words for a sentence: at most `limit`, then the number of remaining ones.
 
     >>> join_words(["a"]), join_words(["a", "b", "c", "b"], conjunction="or"), join_words("abcd", 2)
     ('a', 'a, b or c', 'a, b and 2 more')
@@ -78,11 +78,11 @@ def join_words(words: Iterable[str], limit: int | None = None, conjunction: str 
 
 
 SHOWN = 5
-"""How many keys a message names before it only counts; JSON output always has them all."""
+"""The most keys that a message names; it only counts the rest. JSON output always has all of them."""
 
 
 def list_names(fqns: Sequence[str], limit: int = SHOWN) -> str:
-    """The first few keys, one a line, and how many more there are.
+    """List the first few keys, one per line, and the number of remaining ones.
 
     >>> print(list_names(["a", "b", "c"], 2))
     a
@@ -96,8 +96,8 @@ def list_names(fqns: Sequence[str], limit: int = SHOWN) -> str:
 
 
 def find_close_name(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a misspelt one is most like, None where it is like none."""
-    from difflib import get_close_matches  # 2 ms that only a mistake needs
+    """Return the known name closest to a misspelled one, or None if none is close."""
+    from difflib import get_close_matches  # takes 2 ms and is needed only after a mistake
 
     names = list(known)
     close = get_close_matches(name, names, n=1) or get_close_matches(name.lower().strip(), names, n=1)
@@ -105,7 +105,7 @@ def find_close_name(name: str, known: Iterable[str]) -> str | None:
 
 
 def suggest_name(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """The help for an unknown name: the known one that it is most like, or what to say where it is like none.
+    """Return the help for an unknown name: the closest known name, or `otherwise` if none is close.
 
     >>> suggest_name("pth", ["path", "match"]), suggest_name("x", ["path"], "known: path")
     ("did you mean 'path'?", 'known: path')
@@ -115,7 +115,7 @@ def suggest_name(name: str, known: Iterable[str], otherwise: str = "") -> str:
 
 
 def quote_excerpt(text: str, limit: int = 60) -> str:
-    """A text for a message: quoted, escaped, and cut where it is long.
+    """Format a text for a message: quoted, escaped, and truncated to `limit`.
 
     >>> print(quote_excerpt("a\\tb"), quote_excerpt("x" * 100, 5))
     'a\\tb' 'xxxxx…'

@@ -1,10 +1,10 @@
-r"""Patterns as automata: one state for every character of a pattern (Glushkov's construction).
+r"""Patterns as automata with one state per character of the pattern (Glushkov's construction).
 
 Source: V. M. Glushkov, "The abstract theory of automata" (1961); A. Brüggemann-Klein, "Regular expressions into
-finite automata" (1993), for what makes an expression strongly unambiguous.
+finite automata" (1993), for strong unambiguity.
 
-A state is a *position*: one occurrence of a character (or class) in the pattern. There are no empty steps, and every
-position is reachable and leads to an end, because no class of a pattern is empty.
+A state is a *position*: one occurrence of a character (or class) in the pattern. There are no empty transitions.
+Every position is reachable and can reach an accepting one, because no class of a pattern is empty.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq
 class Automaton:
     """The positions of a sequence of parts.
 
-    `chars[p]` is what position `p` reads and `part[p]` the part it belongs to; `first` are the positions that can
-    read the first character, `follow[p]` those that can read the next one after `p`, `last` those that can read the
-    last one. `nullable`: the empty key is accepted. `strong`: no word is derived in two ways by the same positions,
-    as in `(a*)*`.
+    Position `p` reads the characters `chars[p]` and belongs to part `part[p]`. `first` has the positions that can
+    read the first character, `follow[p]` those that can read the character after `p`, and `last` those that can read
+    the last character. `nullable`: the empty key is accepted. `strong`: no word has two derivations over the same
+    positions, as in `(a*)*`.
     """
 
     chars: tuple[Ranges, ...]
@@ -38,7 +38,7 @@ class Automaton:
 
 @dataclass(slots=True)
 class _Fragment:
-    """An automaton under construction: its ends, and in how many ways it can be empty (2: two or more)."""
+    """An automaton under construction: its ends, and the number of ways to derive the empty word (2: two or more)."""
 
     first: list[int]
     last: list[int]
@@ -46,11 +46,11 @@ class _Fragment:
 
 
 MAX_EDGES = 1_000_000
-"""The most edges between positions of an automaton that only serves to make matching fast."""
+"""The most edges between positions for automata that are only used to speed up matching."""
 
 
 class TooMany(Exception):
-    """An automaton, or a search through one, that outgrew its limit."""
+    """An automaton, or a search through one, exceeds its limit."""
 
 
 @dataclass(slots=True)
@@ -107,7 +107,7 @@ class _Builder:
         return _Fragment(inner.first, inner.last, self.count_ways(inner.empty + 1))
 
     def loop(self, inner: _Fragment) -> _Fragment:
-        """`inner`, once or more."""
+        """Return `inner` repeated once or more."""
         if inner.empty:
             self.strong = False
         self.spend(len(inner.last) * len(inner.first))
@@ -128,7 +128,7 @@ class _Builder:
             return self.join(whole, self.make_optional(looped) if node.low == 0 else looped)
         tail = _Fragment([], [], 1)
         for _ in range(node.high - node.low):
-            # x{0,3} is (x(x(x)?)?)?, built from the inside out: unlike x?x?x?, it reads each word in one way only.
+            # x{0,3} becomes (x(x(x)?)?)?, built from the inside out: unlike x?x?x?, it is unambiguous.
             tail = self.make_optional(self.join(self.build(node.item), tail))
         whole = _Fragment([], [], 1)
         for _ in range(node.low):
@@ -137,7 +137,7 @@ class _Builder:
 
 
 def build_automaton(parts: Sequence[Part], limit: int | None = None) -> Automaton:
-    """The automaton of parts, one after the other. Raises `TooMany` beyond a limit of edges between positions.
+    """Build the automaton of a sequence of parts. Raises `TooMany` if it needs more than `limit` edges.
 
     >>> from remapkit.patterns.pattern import SEGMENT
 
@@ -164,7 +164,7 @@ def build_automaton(parts: Sequence[Part], limit: int | None = None) -> Automato
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """The positions of one tree, numbered from a base on, for the caller to join with others."""
+    """The positions of one tree, numbered from a base, to be joined with others by the caller."""
 
     chars: list[Ranges]
     follow: list[list[int]]
@@ -175,7 +175,7 @@ class Fragment:
 
 
 def build_fragment(node: PatternNode, base: int, limit: int) -> Fragment | None:
-    """The positions of a tree, or None if there are more than `limit` edges between them."""
+    """Build the positions of a tree; return None if there are more than `limit` edges between them."""
     builder = _Builder(base=base, limit=limit)
     try:
         whole = builder.build(node)
@@ -189,7 +189,7 @@ def build_fragment(node: PatternNode, base: int, limit: int) -> Fragment | None:
 
 @dataclass(frozen=True, slots=True)
 class ReadPrefix:
-    """How far a key could be read: the length, the positions that read its last character, and whether it matched."""
+    """The longest readable prefix of a key: its length, the positions that read its last character, and the match."""
 
     length: int
     at: tuple[int, ...]
@@ -197,7 +197,7 @@ class ReadPrefix:
 
 
 def read_prefix(machine: Automaton, key: str) -> ReadPrefix:
-    """The longest beginning of a key that some key of the language begins with."""
+    """Read the longest prefix of `key` that is also a prefix of some key of the language."""
     at: tuple[int, ...] = ()
     following: Iterable[int] = machine.first
     for offset, character in enumerate(key):
@@ -211,7 +211,7 @@ def read_prefix(machine: Automaton, key: str) -> ReadPrefix:
 
 
 def find_possible_leaves(pattern: Pattern) -> frozenset[str]:
-    """The leaves that some key of the pattern can have; all of them if the pattern is too large to tell."""
+    """Return the leaves that keys of the pattern can have; all leaves if the pattern is too large to decide."""
     try:
         machine = build_automaton(pattern.parts, MAX_EDGES)
     except TooMany:
@@ -238,10 +238,10 @@ def _can_end_in(machine: Automaton, before: Sequence[Sequence[int]], leaf: str) 
 
 @dataclass(frozen=True, slots=True)
 class Alphabet:
-    """All characters, partitioned into classes that none of the sets in use distinguishes.
+    """A partition of all characters into classes: no set in use contains only some characters of a class.
 
-    A set of characters is a bit mask over the classes (`masks`); `samples[c]` are up to three characters of class
-    `c`, the most readable ones first.
+    A set of characters is a bit mask over the classes (`masks`); `samples[c]` has up to three characters of class
+    `c`, the most readable first.
     """
 
     masks: dict[Ranges, int]
@@ -249,7 +249,7 @@ class Alphabet:
 
 
 def build_alphabet(sets: Iterable[Ranges]) -> Alphabet:
-    """The coarsest partition for some sets of characters.
+    """Return the coarsest partition for the given sets of characters.
 
     >>> found = build_alphabet([((48, 57),), ((48, 48),)])
     >>> found.masks, found.samples
@@ -261,14 +261,14 @@ def build_alphabet(sets: Iterable[Ranges]) -> Alphabet:
 
 
 def build_masks(sets: Sequence[Ranges]) -> list[int]:
-    """The mask of each set over the classes of their alphabet: two sets share a character where their masks meet."""
+    """Return the mask of each set over the classes of their alphabet; sets share a character iff their masks do."""
     distinct = list(dict.fromkeys(sets))
     known = _mask_sets(distinct, _partition_characters(distinct))
     return [known[chars] for chars in sets]
 
 
 def _partition_characters(distinct: Sequence[Ranges]) -> dict[int, list[tuple[int, int]]]:
-    """The intervals of each class, by the set of sets (a mask over `distinct`) that its characters are in."""
+    """Return the intervals of each class, keyed by a mask of the sets in `distinct` that contain its characters."""
     changes: dict[int, int] = {0: 0}
     for number, chars in enumerate(distinct):
         for low, high in chars:
@@ -314,11 +314,11 @@ def _pick_samples(intervals: Sequence[tuple[int, int]]) -> str:
 
 
 def is_unambiguous(machine: Automaton) -> bool:
-    """Whether every key is read in at most one way, down to each repetition and branch.
+    """Return whether every key is read in at most one way, down to each repetition and branch.
 
-    This is what makes a backtracking matcher linear. Every position leads to an end, so two ways to come to one at an
-    offset would be two ways to read a whole key; hence there is at most one. False also if `MAX_PAIRS` steps do not
-    decide it.
+    This makes a backtracking matcher linear: every position can reach an accepting one, so two ways to reach a
+    position at the same offset would be two ways to read a whole key; hence there is at most one. Also returns False
+    if `MAX_PAIRS` steps do not decide it.
     """
     if not machine.strong:
         return False
@@ -332,7 +332,7 @@ def is_unambiguous(machine: Automaton) -> bool:
 
 
 MAX_PAIRS = 1_000_000
-"""The most steps through pairs of positions before a pattern counts as ambiguous: about a second."""
+"""The most steps through pairs of positions before a pattern counts as ambiguous (about a second)."""
 
 
 def _is_disjoint(positions: Sequence[int], mask: Sequence[int]) -> bool:
@@ -345,11 +345,11 @@ def _is_disjoint(positions: Sequence[int], mask: Sequence[int]) -> bool:
 
 
 def _has_two_runs(machine: Automaton, mask: Sequence[int]) -> bool:
-    """Whether two different runs accept one word.
+    """Return whether two different runs accept the same word.
 
-    Invariant: `seen` has the pairs of different positions in which two runs over one word can be. Every pair is
-    expanded once, so the search ends; it costs the product of both numbers of successors for each pair. Two runs that
-    meet again in one position are two readings, because every position leads to an end.
+    Invariant: `seen` has the pairs of different positions that two runs over one word can be in. Every pair is
+    expanded once, so the search ends; each costs the product of the numbers of successors. Two different runs that
+    meet in one position are two readings, because every position can reach an accepting one.
     """
     pending: list[tuple[int, int]] = []
     seen: set[tuple[int, int]] = set()

@@ -13,7 +13,7 @@ LAST = 0x10FFFF
 
 
 def merge_ranges(pairs: Iterable[tuple[int, int]]) -> Ranges:
-    """The sorted, merged form of intervals.
+    """Sort and merge intervals.
 
     >>> merge_ranges([(5, 9), (1, 2), (3, 3)])
     ((1, 3), (5, 9))
@@ -28,7 +28,7 @@ def merge_ranges(pairs: Iterable[tuple[int, int]]) -> Ranges:
 
 
 def complement(chars: Ranges) -> Ranges:
-    """Every other character.
+    """Return all characters that are not in the set.
 
     >>> complement(((0, 9), (11, 0x10FFFF)))
     ((10, 10),)
@@ -45,13 +45,13 @@ def complement(chars: Ranges) -> Ranges:
 
 
 def contains(chars: Ranges, character: str) -> bool:
-    """Whether a character belongs to a set."""
+    """Return whether a set contains a character."""
     code = ord(character)
     return any(low <= code <= high for low, high in chars)
 
 
 def singleton(character: str) -> Ranges:
-    """The set of one character."""
+    """Return the set of one character."""
     return ((ord(character), ord(character)),)
 
 

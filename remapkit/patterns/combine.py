@@ -1,14 +1,14 @@
-r"""Combine patterns into one regular expression by a trie, and decide which of them may be combined.
+r"""Combine patterns into one regular expression through a trie, and decide which patterns may be combined.
 
-Patterns with a common beginning share it, character by character and capture by capture, so that one walk reads a key
-for all of them. The trie is at the same time an automaton: a run through it that accepts a key is one reading of that
-key by one pattern. If no key has two such runs, then no two patterns match one key, their order does not matter, and
-a backtracking matcher comes to each place of the trie at each offset at most once (the lemma of
-`automaton.is_unambiguous`, for all patterns at once). `group_patterns` finds groups of patterns with this property.
+Patterns share their common prefixes, character by character and capture by capture, so that one walk reads a key for
+all of them. The trie is also an automaton: an accepting run over a key is one reading of that key by one pattern. If
+no key has two such runs, then no two patterns match the same key, their order does not matter, and a backtracking
+matcher visits each node of the trie at each offset at most once (the lemma of `automaton.is_unambiguous`, for all
+patterns at once). `group_patterns` finds groups of patterns with this property.
 
-The search for keys with two runs walks through pairs of positions and counts its steps. Beyond a limit it is tried
-once more from the ends of the keys, which separates patterns with different suffixes at once, and then given up: what
-is not known to be unambiguous is tried one pattern at a time.
+The search for keys with two runs walks through pairs of positions and counts its steps. If it exceeds a limit, it is
+repeated from the ends of the keys, which separates patterns with different suffixes immediately. If that fails too,
+the patterns that are not known to be unambiguous are matched one at a time.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq, 
 from remapkit.patterns.unparse import unparse, unparse_chars
 
 MAX_STEPS = 400_000
-"""The most pairs of positions that one search visits before it gives up: about a quarter of a second."""
+"""The most pairs of positions that one search visits before it gives up (about a quarter of a second)."""
 
 MAX_NESTING = 40
-"""The deepest nesting of branches in one expression; patterns that part deeper are written out without sharing."""
+"""The deepest nesting of branches in one expression; patterns that diverge deeper do not share their prefixes."""
 
 
 @dataclass(slots=True)
 class Branch:
-    """A node of the trie: the token that leads to it, its children, and the patterns that end there.
+    """A node of the trie: its token, its children, and the patterns that end at it.
 
-    `named`: the token is a capture; `below` counts the patterns that end here or further on.
+    `named`: the token is a capture; `below` counts the patterns that end at or below this node.
     """
 
     token: str = ""
@@ -49,7 +49,7 @@ _Token = tuple[str, PatternNode, bool]
 
 
 def build_trie(patterns: Iterable[tuple[int, Pattern]], *, reverse: bool = False) -> Branch:
-    """The trie of some patterns, given with their numbers; with `reverse`, of the patterns read backwards."""
+    """Build the trie of numbered patterns; with `reverse`, of the reversed patterns."""
     root = Branch()
     for number, pattern in patterns:
         here = root
@@ -65,10 +65,10 @@ def build_trie(patterns: Iterable[tuple[int, Pattern]], *, reverse: bool = False
 
 
 def _tokenize_pattern(pattern: Pattern) -> Iterator[_Token]:
-    """A pattern as tokens: single characters, captures, and other expressions.
+    """Yield the tokens of a pattern: single characters, captures, and other expressions.
 
-    Two tokens are equal exactly if their texts are; the parentheses keep a capture apart from an equal expression
-    that is not captured, which must not share a node with it.
+    Tokens are equal iff their texts are equal. The parentheses distinguish a capture from the same expression without
+    a capture: the two must not share a node.
     """
     for part in pattern.parts:
         if part.name is not None:
@@ -99,7 +99,7 @@ def _tokenize_reversed(pattern: Pattern) -> Iterator[_Token]:
 
 
 def _mirror_node(node: PatternNode) -> PatternNode:
-    """The tree of all words of a language, read backwards."""
+    """Return the tree of the reversed language."""
     if isinstance(node, Seq):
         return Seq(tuple(_mirror_node(item) for item in reversed(node.items)))
     if isinstance(node, Alt):
@@ -114,17 +114,17 @@ def _mirror_node(node: PatternNode) -> PatternNode:
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Patterns by number: `together` can be tried at once, group by group, those that are `alone` one at a time."""
+    """Pattern numbers: each group in `together` can be matched at once, those in `alone` only one at a time."""
 
     together: tuple[tuple[int, ...], ...]
     alone: tuple[int, ...]
 
 
 def group_patterns(patterns: Sequence[Pattern], limit: int = MAX_STEPS) -> Groups:
-    """Groups within which no key has two readings, neither by two patterns nor by one.
+    """Find groups in which no key has two readings, neither by two patterns nor by the same one.
 
-    A pattern that reads some key in several ways is alone. If no two patterns share a key there is one group. The
-    result is correct for every `limit`; with a small one, more patterns are alone.
+    A pattern that reads some key in several ways is alone. If no two patterns share a key, there is one group. The
+    result is correct for every `limit`; a smaller one leaves more patterns alone.
 
     >>> from remapkit.patterns.path import parse_path
     >>> from remapkit.diagnostics.source import Text
@@ -144,9 +144,9 @@ def group_patterns(patterns: Sequence[Pattern], limit: int = MAX_STEPS) -> Group
 def _group_decidable(
     patterns: Sequence[Pattern], numbers: list[int], limit: int, alone: list[int]
 ) -> Iterator[list[tuple[int, ...]]]:
-    """The groups of some patterns; if that takes too long, those that begin with a literal are grouped separately.
+    """Group patterns; if that takes too long, group those that begin with a literal separately.
 
-    It ends because both halves are smaller; patterns that cannot be divided any more are alone.
+    The recursion ends because both halves are smaller; patterns that cannot be divided further are alone.
     """
     if not numbers:
         return
@@ -164,11 +164,11 @@ def _group_decidable(
 
 
 MAX_SIZE = 1000
-"""The most characters of a pattern, with counted repeats written out; lists of words do not count."""
+"""The most characters of a pattern with counted repeats expanded; lists of words do not count."""
 
 
 def _is_large(pattern: Pattern) -> bool:
-    """Whether a pattern would use up the steps of all others."""
+    """Return whether a pattern would use up the step limit shared by all patterns."""
     return sum(count_positions(part.node) for part in pattern.parts if part.values is None) > MAX_SIZE
 
 
@@ -177,7 +177,7 @@ def _has_literal_start(pattern: Pattern) -> bool:
 
 
 def _color_groups(numbers: Sequence[int], pairs: set[tuple[int, int]]) -> list[tuple[int, ...]]:
-    """Assign each pattern to the first group without a pattern that it shares a key with (greedy colouring)."""
+    """Assign each pattern to the first group in which it shares no key with another pattern (greedy colouring)."""
     foes: dict[int, set[int]] = {}
     for one, other in pairs:
         foes.setdefault(one, set()).add(other)
@@ -204,7 +204,7 @@ class _Shared:
 
 
 def _find_shared_keys(patterns: Sequence[Pattern], numbers: Sequence[int], limit: int) -> _Shared | None:
-    """Search from the beginnings of the keys, then from their ends; None if both take too many steps."""
+    """Search from the beginnings of the keys, then from their ends; return None if both take too many steps."""
     for reverse in (False, True):
         positions = _Positions(build_trie(((number, patterns[number]) for number in numbers), reverse=reverse))
         if not positions.too_many and (found := positions.search(limit)) is not None:
@@ -215,12 +215,12 @@ def _find_shared_keys(patterns: Sequence[Pattern], numbers: Sequence[int], limit
 class _Positions:
     """The trie as an automaton of positions (Glushkov's construction), and the search through pairs of them.
 
-    `follow[0]` are the positions that keys begin with; `ends[p]` are the patterns whose keys may end after position
-    `p`, and `branch[p]` is the node of the trie that it belongs to.
+    `follow[0]` has the initial positions, `ends[p]` the patterns whose keys may end after position `p`, and
+    `branch[p]` the node of the trie that `p` belongs to.
 
     Invariant of the search: `seen` has only pairs of *different* positions that two runs over one text can be in.
-    Every pair enters `pending` once, so the search ends after at most as many turns as there are pairs; each costs
-    the product of the successors of both, which is what `steps` counts.
+    Every pair enters `pending` once, so there are at most as many iterations as pairs; each costs the product of the
+    numbers of successors, which `steps` counts.
     """
 
     def __init__(self, root: Branch) -> None:
@@ -244,7 +244,7 @@ class _Positions:
                 pending.append((child, self.add_token(child, last)))
 
     def add_token(self, child: Branch, before: list[int]) -> list[int]:
-        """Add the positions of a token after those before it; returns the positions at which the key may then be."""
+        """Add the positions of a token after `before`; return the positions that a key can be at after the token."""
         node = child.node
         if isinstance(node, Chars):
             first = last = [len(self.chars)]
@@ -261,7 +261,7 @@ class _Positions:
             self.follow += piece.follow
             first, last, empty = piece.first, piece.last, piece.nullable
             if not piece.strong:
-                # One run derives a word in two ways, as in `(a*)*`, which pairs of different positions cannot show.
+                # One run derives a word in two ways, as in `(a*)*`; pairs of different positions cannot detect this.
                 self.found.several_ways.update(_find_ends_below(child))
         self.branch += [child] * (len(self.chars) - len(self.branch))
         self.edges += len(before) * len(first)
@@ -277,10 +277,10 @@ class _Positions:
         self.steps, self.limit = 0, limit
         self.pending: list[tuple[int, int]] = []
         self.seen: set[tuple[int, int]] = set()
-        # Patterns that end at the same position share every key that leads there.
+        # Patterns that end at the same position share every key that ends there.
         for numbers in self.ends.values():
             self.add_conflicts(numbers, numbers)
-        # Two runs can only differ after a position that has two successors for one character.
+        # Two runs can diverge only after a position with two successors for the same character.
         for following in self.follow:
             self.split_run(following)
         while self.pending and self.steps <= limit:
@@ -291,7 +291,7 @@ class _Positions:
         return self.found if self.steps <= limit else None
 
     def split_run(self, positions: list[int]) -> None:
-        """Add the pairs of positions that one run can split into: successors that read the same character."""
+        """Add the pairs of positions that one run can split into: pairs of successors that share a character."""
         taken = 0
         for position in positions:
             if taken & self.mask[position]:
@@ -320,7 +320,7 @@ class _Positions:
 
     def add_pair(self, one: int, other: int) -> None:
         if one == other:
-            # Two different runs have met again: every pattern that ends from here on reads some key in two ways.
+            # Two different runs have met: every pattern that ends at or below this node reads some key in two ways.
             self.found.several_ways.update(_find_ends_below(self.branch[one]))
             return
         pair = (one, other) if one < other else (other, one)
@@ -329,7 +329,7 @@ class _Positions:
             self.pending.append(pair)
 
     def add_conflicts(self, left: Sequence[int], right: Sequence[int], *, apart: bool = False) -> None:
-        """Note the patterns that end in two runs over one key; `apart`: the runs are different."""
+        """Record the patterns that end in two runs over the same key; `apart`: the runs are different."""
         for one in left:
             for other in right:
                 self.steps += 1
@@ -354,8 +354,8 @@ def _find_ends_below(branch: Branch) -> Iterator[int]:
 class CombinedRegex:
     """One regular expression for several patterns.
 
-    After a match, `ends[found.lastindex]` is the number of the pattern that matched, and the groups of its captures
-    in order.
+    After a match, `ends[found.lastindex]` gives the number of the matched pattern and the groups of its captures, in
+    order.
     """
 
     text: str
@@ -363,10 +363,10 @@ class CombinedRegex:
 
 
 def write_expression(root: Branch) -> CombinedRegex:
-    r"""The trie as one expression: an alternation at each node where patterns part, and a group that marks each end.
+    r"""Write the trie as one expression: an alternation where patterns diverge, and a group that marks each end.
 
-    `re` reports the last group that took part in a match. So the last capture on the path to an end marks that end if
-    no other pattern uses the capture; otherwise an empty group after it does.
+    `re` reports the last group of a match. So the last capture on the path to an end marks that end if no other
+    pattern uses the capture; otherwise an empty group after it marks the end.
 
     >>> from remapkit.patterns.path import parse_path
     >>> from remapkit.diagnostics.source import Text
@@ -394,8 +394,8 @@ class _Writer:
         return CombinedRegex("".join(self.text), self.ends)
 
     def write_branch(self, here: Branch, groups: tuple[int, ...], own: bool, depth: int) -> None:
-        """Write the trie from one node on; `own`: the last of the groups belongs to one pattern only."""
-        # A chain of only children is written in a loop: a key of a thousand characters must not recurse that deep.
+        """Write the trie below a node; `own`: the last group belongs to only one pattern."""
+        # Chains of single children are written in a loop: a key of a thousand characters must not recurse that deep.
         while len(here.children) == 1 and not here.ends:
             (here,) = here.children.values()
             groups, own = self.write_token(here, groups, own)
@@ -425,7 +425,7 @@ class _Writer:
         return (*groups, self.count), child.below == 1
 
     def write_unshared(self, here: Branch, groups: tuple[int, ...]) -> None:
-        """Write every pattern from a node on separately, in an alternation that is not nested."""
+        """Write every pattern below a node separately, in one flat alternation."""
         self.text.append("(?:")
         pending: list[tuple[Branch, tuple[Branch, ...]]] = [(here, ())]
         first = True

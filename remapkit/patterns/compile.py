@@ -1,7 +1,7 @@
-r"""Compile written patterns: parse the surface, and make the guards part of the pattern.
+r"""Compile written patterns: parse the surface syntax and build the guards into the pattern.
 
-If a guard were checked after a key was split into captures, it would depend on how the key was split. So `where:`
-replaces the language of a capture by those listed values that it can have, and `leaf:` bounds the keys themselves.
+A guard that was checked after a key had been split into captures would depend on how the key was split. So `where:`
+restricts the language of a capture to the listed values that it can have, and `leaf:` restricts the keys themselves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from remapkit.rulefile.syntax import WrittenGuard, WrittenPattern
 from remapkit.rulefile.yaml.emit import emit_flow
 
 MAX_LETTERS = 200_000
-"""The most characters that the words of one guard may have in all."""
+"""The most characters in all words of one guard together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Compiled:
 
 
 def compile_pattern(written: WrittenPattern, tables: Mapping[str, Sequence[str]]) -> Compiled:
-    """The pattern of a rule with its guards; raises `InvalidRules` with all of its problems."""
+    """Compile the pattern of a rule with its guards; raises `InvalidRules` with all of its problems."""
     try:
         parts = (
             parse_path(written.text, tables)
@@ -66,7 +66,7 @@ def compile_pattern(written: WrittenPattern, tables: Mapping[str, Sequence[str]]
 
 
 def _check_words(written: WrittenPattern) -> list[Diagnostic]:
-    """The problems of the words in guards, which do not depend on the pattern."""
+    """Return the problems of the words in guards; these do not depend on the pattern."""
     problems: list[Diagnostic] = []
     for guard in written.where:
         for text in guard.values or ():
@@ -120,7 +120,7 @@ def _describe_unknown_capture(name: Text, names: Sequence[str | None], code: str
 def read_guard_values(
     guard: WrittenGuard, tables: Mapping[str, Sequence[str]], problems: list[Diagnostic]
 ) -> tuple[Text, ...] | None:
-    """The values that a guard allows: listed, a range, or the keys of a table; None if it has a problem."""
+    """Return the values that a guard allows (listed, a range, or the keys of a table); None if it has a problem."""
     if guard.values is not None:
         if not guard.values:
             title = f"the guard on {guard.capture.value!r} allows nothing"
@@ -178,7 +178,7 @@ def _read_leaves(written: WrittenPattern, problems: list[Diagnostic]) -> tuple[s
 def _drop_impossible_leaves(
     pattern: Pattern, written: WrittenPattern, problems: list[Diagnostic], warnings: list[Diagnostic]
 ) -> Pattern:
-    """The pattern without the leaves that none of its keys can have, which are reported."""
+    """Remove and report the leaves that no key of the pattern can have."""
 
     assert written.leaf is not None and pattern.leaf is not None
     possible = find_possible_leaves(pattern)

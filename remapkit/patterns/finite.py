@@ -1,4 +1,4 @@
-"""List the words of finite patterns, and make patterns of lists of words."""
+"""List the words of finite patterns, and make patterns from lists of words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_WORDS = 10_000
 
 
 def list_words(node: PatternNode, limit: int = MAX_WORDS) -> tuple[str, ...] | None:
-    """All words of a language, shortest first, or None if there are more than `limit`.
+    """Return all words of a language, shortest first, or None if there are more than `limit`.
 
     >>> list_words(Alt((literal("a"), Seq((literal("b"), Repeat(Chars(((48, 49),)), 0, 1))))))
     ('a', 'b', 'b0', 'b1')
@@ -111,14 +111,14 @@ def _repeat_words(node: Repeat, limit: int) -> set[str] | None:
 
 @lru_cache(maxsize=256)
 def build_words_node(values: tuple[str, ...]) -> PatternNode:
-    """A tree for a finite language that reads each word in one way: prefixes shared, equal continuations merged.
+    """Build an unambiguous tree for a finite language: prefixes are shared, equal continuations merged.
 
     >>> from remapkit.patterns.unparse import unparse
     >>> unparse(build_words_node(tuple(str(n) for n in range(48))))
     '(?:[05-9]|[1-3][0-9]?|4[0-7]?)'
     """
     if max(map(len, values), default=0) > MAX_NESTED:
-        # A trie of such words would be nested deeper than Python can recurse.
+        # A trie of words this long would be nested deeper than Python can recurse.
         return Alt(tuple(map(literal, values))) if len(values) > 1 else literal(values[0])
     trie: dict[str, object] = {}
     for value in values:

@@ -1,8 +1,9 @@
-r"""Literal text in paths, templates, guards and tables: how it is checked, and how it is written.
+r"""Check and write literal text in paths, templates, guards and tables.
 
-Text outside braces stands for itself. Characters that mean something else in regular expressions, globs and shells
-(`* ? \ ^ $ ( ) [ ] |`), spaces, quotes and invisible characters are refused there: `attn_*` would be proven, and
-match no key. A name that has them is written as a quoted literal: `layers{'[0]'}`, with `''` for a quote in it.
+Text outside braces is literal. Characters with a special meaning in regular expressions, globs and shells
+(`* ? \ ^ $ ( ) [ ] |`), spaces, quotes and invisible characters are rejected there: otherwise `attn_*` would pass the
+proof but match no key. A name with such characters is written as a quoted literal: `layers{'[0]'}`, with `''` for a
+quote inside it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _SHOWN = 5
 
 
 def is_plain(sign: str) -> bool:
-    """Whether a character stands for itself outside quoted literals (braces are for each surface to handle).
+    """Return whether a character is literal outside quoted literals (braces are left to the parsers).
 
     >>> [sign for sign in "a-é.*[ '" if not is_plain(sign)]
     ['*', '[', ' ', "'"]
@@ -33,7 +34,7 @@ def is_plain(sign: str) -> bool:
 
 
 def literal_text(name: str) -> str:
-    """A name written as literal text, for a path, a template, a guard or a table.
+    """Write a name as literal text, for a path, a template, a guard or a table.
 
     >>> literal_text("a.weight"), literal_text("x[0].w"), literal_text("it's {n}")
     ('a.weight', "x{'[0]'}.w", "it{'''s {n}'}")
@@ -50,7 +51,7 @@ def _write_segment(text: str) -> str:
 
 
 def choice_text(word: str, *, always: bool = False) -> str:
-    """A word as one of the choices of a capture: in quotes where it is not plain.
+    """Write a word as one of the choices of a capture, quoted if it is not plain.
 
     >>> choice_text("weight"), choice_text("w*")
     ('weight', "'w*'")
@@ -61,7 +62,7 @@ def choice_text(word: str, *, always: bool = False) -> str:
 
 
 def unescape_quotes(found: str) -> str:
-    """The text between the quotes of a quoted literal.
+    """Replace each `''` in the content of a quoted literal by one quote.
 
     >>> unescape_quotes("it''s")
     "it's"
@@ -70,7 +71,7 @@ def unescape_quotes(found: str) -> str:
 
 
 def read_quoted(text: Text, here: int, problems: list[Diagnostic]) -> tuple[str, int]:
-    """The text of the quoted literal at a place, and its end; an unclosed one extends to the end of the text."""
+    """Read the quoted literal at `here`; return its text and end. An unclosed one extends to the end of the text."""
     found = QUOTED.match(text.value, here)
     if found is not None and found[1]:
         return unescape_quotes(found[1]), found.end()
@@ -91,20 +92,20 @@ _PATTERNS = {
     ),
     "a leaf": ("`leaf:` lists words in full; to take others, leave it out and capture the last segment, {leaf}",),
 }
-"""What to do instead if a pattern was intended."""
+"""What to write instead if a pattern was intended."""
 TextRange = tuple[int, int]
-"""The place of literal text in a value: start and end."""
+"""The position of literal text in a value: start and end."""
 Works = Callable[[str], bool]
-"""Whether a spelling is valid in place of the one that is refused."""
+"""Whether a spelling is a valid replacement for the rejected one."""
 
 
 def check_literal_text(
     text: Text, what: str, stretches: Sequence[TextRange], works: Works, *, wildcards: bool = False
 ) -> Diagnostic | None:
-    """The problem of the literal text of a value (RK219), or None.
+    """Return the problem of the literal text of a value (RK219), or None.
 
-    `what` names the value, as `a path`; only spellings that pass `works` are suggested; `wildcards`: captures are
-    allowed, so one can be suggested for a `*`.
+    `what` describes the value, for example `a path`; only spellings that pass `works` are suggested. `wildcards`:
+    captures are allowed, so one can be suggested for a `*`.
     """
     places = [here for start, end in stretches for here in range(start, end) if not is_plain(text.value[here])]
     if not places:
@@ -120,7 +121,7 @@ def check_literal_text(
 
 
 def check_key_characters(text: Text, what: str, value: str) -> Diagnostic | None:
-    """The problem of a literal, quoted or not, with a character that no key may have (RK219), or None."""
+    """Return the problem (RK219) if a literal, quoted or not, has a character that no key may have, else None."""
     problem = find_name_problem(value)
     if problem is None:
         return None
@@ -128,7 +129,7 @@ def check_key_characters(text: Text, what: str, value: str) -> Diagnostic | None
 
 
 def read_word(text: Text, what: str, problems: list[Diagnostic]) -> Text | None:
-    """A word of literal text with its quoted literals read; None if it has a problem.
+    """Read a word of literal text, including quoted literals; return None if it has a problem.
 
     >>> found = []
     >>> read_word(Text.of("w{'*'}"), "a word of a guard", found).value, found
@@ -165,7 +166,7 @@ def read_word(text: Text, what: str, problems: list[Diagnostic]) -> Text | None:
 
 
 def _check_braces(text: Text, what: str, stretches: Sequence[TextRange]) -> Diagnostic | None:
-    """The problem of braces in a word, where there are no captures."""
+    """Return the problem of braces in a word; words have no captures."""
     places = [start for start, _ in stretches if text.value[start] in "{}"]
     if not places:
         return None
@@ -182,7 +183,7 @@ def _is_word(value: str) -> bool:
 
 
 def describe_sign(sign: str) -> str:
-    r"""A character in a message.
+    r"""Describe a character for a message.
 
     >>> describe_sign("*"), describe_sign(" "), describe_sign("\u200b")
     ("'*'", 'a space', 'U+200B')
@@ -197,7 +198,7 @@ def _join_places(places: Sequence[int]) -> Iterator[TextRange]:
 
 
 def _join_stretches(stretches: Sequence[TextRange]) -> list[TextRange]:
-    """Ranges that touch, joined."""
+    """Join adjacent ranges."""
     joined: list[TextRange] = []
     for start, end in stretches:
         if joined and joined[-1][1] == start:
@@ -228,7 +229,7 @@ def _suggest_spellings(text: Text, stretches: Sequence[TextRange], works: Works,
 
 
 def _escape_literals(value: str, stretches: Iterable[TextRange]) -> str:
-    """A value with its literal text as `literal_text` writes it."""
+    """Return a value with its literal text written by `literal_text`."""
     written, done = "", 0
     for start, end in stretches:
         written += value[done:start] + literal_text(value[start:end])
@@ -242,9 +243,9 @@ _WORDS = r"[\w-]+(?:\|[\w-]+)+"
 
 
 def _guess_spellings(value: str, stretches: Sequence[TextRange], wildcards: bool) -> tuple[str, ...]:
-    """What shell, glob and regular expression syntax probably means here; a second one for all keys below it.
+    """Guess the path meant by shell, glob or regular expression syntax, plus a second one for all keys below it.
 
-    Each field in braces is replaced by one private-use character meanwhile, so that its content is not changed.
+    Each field in braces is temporarily replaced by one private-use character, so that its content is not changed.
     """
     held: list[str] = []
     shape, done = "", 0
@@ -277,7 +278,7 @@ def _restore_braces(shapes: Iterable[str], held: Sequence[str]) -> tuple[str, ..
 
 
 def _strip_quotes(shape: str) -> str:
-    """The text without spaces and quotes around it."""
+    """Strip surrounding spaces and quotes."""
     shape = shape.strip()
     while len(shape) > 1 and shape[0] in _QUOTES and shape[-1] in _QUOTES:
         shape = shape[1:-1].strip()
@@ -285,7 +286,7 @@ def _strip_quotes(shape: str) -> str:
 
 
 def _convert_regexes(shape: str, taken: set[str]) -> str:
-    """Regular expressions that a capture can replace, and indices in brackets, as captures."""
+    """Replace indices in brackets, and regular expressions that have an equivalent capture, by captures."""
     shape = shape.removeprefix("^").removesuffix("$").replace(r"\.", ".").replace("..*", ".*")
     steps: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
         (r"\((?:\\d|\[0-9\])[+*]\)|(?:\\d|\[0-9\])[+*]", lambda _: f"{{{choose_name('n', taken)}:int}}"),
@@ -300,7 +301,7 @@ def _convert_regexes(shape: str, taken: set[str]) -> str:
 
 
 def _convert_globs(shape: str, taken: set[str]) -> str:
-    """Every `*` as a capture: of all following segments if it is the last segment or doubled, else of one."""
+    """Replace every `*` by a capture: of all following segments if it is the last segment or doubled, else of one."""
     segments = re.split(r"\.(?![^{}]*\})", shape)
     for number, segment in enumerate(segments):
         last = number == len(segments) - 1

@@ -1,12 +1,12 @@
-r"""Match keys by one pattern, or by a whole set of patterns at once, in time linear in the key.
+r"""Match keys against one pattern, or against a whole set of patterns at once, in time linear in the key.
 
-A pattern that reads every key in at most one way is given to `re`. A backtracking matcher then visits each pair of
-position and offset at most once, because two ways to the same pair would be two ways to read a whole key. For any
-other pattern `Program` follows the same priorities, but remembers the pairs that it has visited, as the bit-state
-matcher of R. Cox's RE2 does.
+A pattern that reads every key in at most one way is matched by `re`. A backtracking matcher then visits each pair of
+position and offset at most once, because two ways to reach the same pair would be two ways to read a whole key. All
+other patterns are matched by `Program`, which follows the same priorities but remembers the visited pairs, like the
+bit-state matcher of R. Cox's RE2.
 
-`SetMatcher` finds what a loop over all patterns would find: every one that matches. Patterns that share no key are
-tried as one expression (`combine.py`): at most one of them can match, so the one that is found is the only one.
+`SetMatcher` finds every pattern that matches, like a loop over all patterns. Patterns that share no key are combined
+into one expression (`combine.py`): at most one of them can match, so the first match is the only one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from remapkit.patterns.unparse import unparse
 
 
 class PatternMatcher:
-    """Matches keys by one pattern; compiled when first used."""
+    """A matcher of keys against one pattern; compiled on first use."""
 
     __slots__ = ("_engine", "pattern")
 
@@ -38,7 +38,7 @@ class PatternMatcher:
         return PatternMatcher, (self.pattern,)
 
     def __call__(self, fqn: str) -> dict[str, str] | None:
-        """The captures, or None if the pattern does not match the whole key."""
+        """Return the captures, or None if the pattern does not match the whole key."""
         engine = self._engine
         if engine is None:
             engine = self._engine = self._compile()
@@ -49,8 +49,8 @@ class PatternMatcher:
         return captures if leaf is None or fqn.rpartition(".")[2] in leaf else None
 
     def _compile(self) -> re.Pattern[str] | Program:
-        # `re` may take exponential time unless the pattern is unambiguous. If that is not decided within limits, the
-        # slower `Program` is used, whose time is bounded for every pattern.
+        # `re` may take exponential time unless the pattern is unambiguous. If that cannot be decided within limits,
+        # use the slower `Program`, whose time is bounded for every pattern.
         try:
             one_way = is_unambiguous(build_automaton(self.pattern.parts, MAX_EDGES))
         except TooMany:
@@ -64,7 +64,7 @@ def _match_by_re(engine: re.Pattern[str], fqn: str) -> dict[str, str] | None:
 
 
 def regex_text(pattern: Pattern) -> str:
-    """A pattern with its `where` guards as one regular expression."""
+    """Return a pattern with its `where` guards as one regular expression."""
     return "".join(
         unparse(part.node) if part.name is None else unparse(Group(part.name, part.node)) for part in pattern.parts
     )
@@ -78,7 +78,7 @@ Captures = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of one pattern in a combined expression: its number, its captures and their groups, and its leaves."""
+    """The end of a pattern in a combined expression: pattern number, captures with their groups, and leaves."""
 
     number: int
     names: tuple[str, ...]
@@ -88,14 +88,14 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Patterns that share no key, as one expression; `ends` by the last group of a match (`lastindex`)."""
+    """Patterns that share no key, as one expression; `ends` is keyed by the last group of a match (`lastindex`)."""
 
     engine: re.Pattern[str]
     ends: dict[int, End]
 
 
 class SetMatcher:
-    """Matches keys by every pattern of a set; compiled when first used.
+    """A matcher of keys against every pattern of a set; compiled on first use.
 
     >>> from remapkit.patterns.path import parse_path
     >>> from remapkit.diagnostics.source import Text
@@ -119,13 +119,13 @@ class SetMatcher:
 
     @property
     def engines(self) -> tuple[tuple[Together, ...], tuple[int, ...]]:
-        """The combined expressions, and the numbers of the patterns that are tried alone."""
+        """The combined expressions, and the numbers of the patterns that are matched one at a time."""
         if self._engines is None:
             self._engines = self._compile()
         return self._engines
 
     def match(self, fqn: str) -> tuple[tuple[int, Captures], ...]:
-        """The number and the captures of every pattern that matches the whole key, in the order of the patterns."""
+        """Return the number and captures of every pattern that matches the whole key, in pattern order."""
         together, alone = self._engines or self.engines
         found: list[tuple[int, Captures]] = []
         for each in together:
@@ -133,7 +133,7 @@ class SetMatcher:
             if hit is None:
                 continue
             end = each.ends[hit.lastindex or 0]
-            # No other pattern of the group can match instead: they share no key, not even without their leaf guards.
+            # No other pattern of the group can match instead: they share no key even without their leaf guards.
             if end.leaf is not None and fqn.rpartition(".")[2] not in end.leaf:
                 continue
             groups = end.groups
@@ -157,7 +157,7 @@ class SetMatcher:
             try:
                 together.append(self._compile_group(numbers))
             except (RecursionError, OverflowError):
-                # Together they are nested deeper than `re` can compile; each pattern by itself is not.
+                # Combined, they are nested deeper than `re` can compile; each pattern separately is not.
                 alone += numbers
         return tuple(together), tuple(sorted(alone))
 
@@ -173,13 +173,13 @@ class SetMatcher:
 
 
 KeyOutcome = Template | Literal["keep", "drop", "plan"]
-"""What happens to a key that a pattern matches; `plan`: more than a new name, so that only a plan can tell."""
+"""The outcome for a key that a pattern matches; `plan`: more than a rename, so only a plan can decide it."""
 
 _Write = tuple[str, tuple[int, ...]]
 
 
 class Renamer:
-    """The targets of many keys: what `match` gives, in one tight loop that makes no `Match` objects."""
+    """A renamer of many keys: same targets as `match`, in one tight loop that creates no `Match` objects."""
 
     __slots__ = ("_writes", "matcher", "outcomes")
 
@@ -192,10 +192,10 @@ class Renamer:
         return Renamer, (self.matcher, self.outcomes)
 
     def rename_keys(self, fqns: Iterable[str], unmatched: str = "error") -> list[str | None] | None:
-        """The target of each key, in order (None: the key is dropped).
+        """Return the target of each key, in order (None: the key is dropped).
 
-        None for all if some key is matched twice, or by a pattern whose outcome is `plan`, or not at all while
-        `unmatched` is `error`: only a plan can handle those.
+        Return None instead of a list if a key is matched twice, matched by a pattern whose outcome is `plan`, or
+        unmatched while `unmatched` is `error`: only a plan can handle those.
         """
         together, alone = self.matcher.engines
         writes = self._compile(together) if self._writes is None else self._writes
@@ -232,9 +232,9 @@ class Renamer:
         return targets
 
     def _compile(self, together: Sequence[Together]) -> list[_Write | None]:
-        """For each group that ends a match: the template for `%`, and the groups that it needs.
+        """Return, for each group that ends a match, the template for `%` and the groups that it needs.
 
-        None for a pattern that needs more than that: a table, a leaf guard, a key that is kept or dropped.
+        The entry is None for a pattern that needs more: a table, a leaf guard, or a key that is kept or dropped.
         """
         writes: list[_Write | None] = []
         if len(together) == 1:
@@ -254,22 +254,22 @@ def _compile_write(template: Template, end: End) -> _Write:
         "%s" if isinstance(item, CaptureItem) else "" if isinstance(item, MapItem) else item.text.replace("%", "%%")
         for item in template.items
     )
-    # `%` needs an argument: a template without captures gets the whole key, of which `%.0s` writes nothing.
+    # `%` needs an argument: a template without captures gets the whole key, and `%.0s` writes none of it.
     return (text, wanted) if wanted else (text + "%.0s", (0,))
 
 
 # ------------------------------------------------------------------------------------------------ one pattern
 
 CHARS, SPLIT, JUMP, SAVE, MATCH = range(5)
-"""Instructions: read one of some characters; try `argument` first, then `other`; jump; note the offset; end."""
+"""Instructions: read a character in a set; try `argument`, then `other`; jump; save the offset; end."""
 _Instruction = tuple[int, Any, int]
 
 
 class Program:
-    """A pattern as instructions, and a search through them that never visits a pair of place and offset twice.
+    """A pattern as instructions, with a search that never visits a pair of instruction and offset twice.
 
     `part[p]` is the part of the pattern that instruction `p` belongs to. The number of instructions is bounded by
-    `MAX_POSITIONS` of `tree.py`, because counted repeats are written out.
+    `MAX_POSITIONS` of `tree.py`, because counted repeats are expanded.
     """
 
     def __init__(self, pattern: Pattern) -> None:
@@ -332,15 +332,15 @@ class Program:
             self.code[split] = (SPLIT, split + 1, len(self.code))
 
     def find_captures(self, key: str) -> dict[str, str] | None:
-        """The captures of the first reading in the order of priorities, the one that `re.fullmatch` finds.
+        """Return the captures of the reading with the highest priority, the one that `re.fullmatch` finds.
 
-        Depth first: a pair of place and offset that was visited has failed, or is being tried, whatever the captures
-        are, so it is not tried again. Hence at most (instructions x (length + 1)) steps, and the search ends even
-        where a repeat reads nothing, because its second turn comes to a pair that was visited.
+        Depth first: a visited pair of instruction and offset has failed or is in progress, regardless of the
+        captures, so it is not tried again. Hence there are at most (instructions x (length + 1)) steps, and the
+        search ends even if a repeat reads nothing, because its second iteration reaches a visited pair.
         """
         visited: set[tuple[int, int]] = set()
         slots = [0] * (2 * len(self.names))
-        # An entry is a place to go to, or (if negative) a slot to restore once all ways through it have failed.
+        # An entry is an instruction to try, or (if negative) a slot to restore after all paths through it failed.
         pending: list[tuple[int, int]] = [(0, 0)]
         while pending:
             place, offset = pending.pop()

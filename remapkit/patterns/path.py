@@ -1,10 +1,10 @@
-r"""Parse the `path` surface, literal segments and captures, into the parts of `pattern.py`.
+r"""Parse the `path` surface syntax (literal segments and captures) into the parts of `pattern.py`.
 
     encoder.down_blocks.{stage:int}.resnets.{block:0..2}.{layer:layer}.{rest:**}
 
-`{name}` is one segment (or, beside literal text, the rest of one), `{name:int}` a canonical decimal, `{name:0..47}`
-one of a range, `{name:a|b}` one of several words, `{name:slots}` a key of the table `slots`, `{name:**}` one segment
-or more. `{{` and `}}` are the braces themselves, and `{'...'}` is a literal with any characters (`literals.py`).
+`{name}` is one segment (or, next to literal text, the rest of one), `{name:int}` a canonical decimal, `{name:0..47}`
+a number in a range, `{name:a|b}` one of several words, `{name:slots}` a key of the table `slots`, `{name:**}` one or
+more segments. `{{` and `}}` are literal braces, and `{'...'}` is a literal with any characters (`literals.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from remapkit.tensors.families import MAX_DIGITS, is_canonical_integer
 _TYPES = ("int", "**")
 _PLAIN = re.compile("[^{}.]+")
 _CAPTURE = re.compile(r"\{(?:[^{}']|'[^']*')*\}")
-"""A capture; choices in quotes may contain anything."""
+"""A capture; quoted choices may contain anything."""
 _PIECE = re.compile(r"(?:[^'|]|'[^']*'|'(?![^']*'))*")
 """A choice, up to the next `|` outside quotes."""
 _CHOICE = re.compile(r"'((?:[^']|'')+)'")
@@ -45,7 +45,7 @@ _CHOICE = re.compile(r"'((?:[^']|'')+)'")
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """A stretch of a path: `text` or `quoted` (both literal), `dot` or `capture`, at `start` to `end`."""
+    """A token of a path: `text` or `quoted` (both literal), `dot` or `capture`, from `start` to `end`."""
 
     kind: str
     value: str
@@ -54,7 +54,7 @@ class _Token:
 
 
 class PathProblems:
-    """Collects the problems of one path."""
+    """The collected problems of one path."""
 
     def __init__(self, text: Text) -> None:
         self.text = text
@@ -70,9 +70,9 @@ class PathProblems:
 
 
 def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, ...]:
-    """The parts of a path pattern; raises `InvalidRules` with all of its problems.
+    """Parse a path pattern into parts; raises `InvalidRules` with all of its problems.
 
-    `tables` are the known tables, by name, with their keys.
+    `tables` maps the names of the known tables to their keys.
 
     >>> [part.name for part in parse_path(Text.of("layers.{n:int}.{leaf}"), {})]
     [None, 'n', None, 'leaf']
@@ -142,7 +142,7 @@ def _split_segments(tokens: list[_Token], length: int) -> Iterator[_Segment]:
 def _check_literals(
     text: Text, tokens: Sequence[_Token], tables: Mapping[str, Sequence[str]], problems: PathProblems
 ) -> None:
-    """Check the literal text of a path; its problem is reported once, before all others."""
+    """Check the literal text of a path; its problem is reported once, before any others."""
     others = {(each.code, each.title) for each in problems.found}
 
     def works(value: str) -> bool:
@@ -242,7 +242,7 @@ def _read_capture(token: _Token, tables: Mapping[str, Sequence[str]], problems: 
 
 
 def read_range(kind: str, problems: PathProblems, start: int) -> tuple[str, ...] | None:
-    """The canonical decimals of a range like `0..47`."""
+    """Read the canonical decimals of a range like `0..47`."""
     low, _, high = kind.partition("..")
     end = start + len(kind)
     if max(len(low), len(high)) > MAX_DIGITS:
@@ -302,7 +302,7 @@ def _read_choices(kind: str, problems: PathProblems, start: int) -> tuple[str, .
 
 
 def _split_choices(kind: str) -> list[str]:
-    """Choices as written; a `|` in quotes is one of their characters."""
+    """Split choices, as written; a quoted `|` does not separate them."""
     pieces, here = [], 0
     while here <= len(kind):
         found = _PIECE.match(kind, here)
@@ -329,7 +329,7 @@ def _report_unknown_type(
 
 
 def _merge_literals(parts: list[Part]) -> tuple[Part, ...]:
-    """Adjacent literals as one."""
+    """Merge adjacent literals."""
     merged: list[Part] = []
     for part in parts:
         if part.name is None and merged and merged[-1].name is None:

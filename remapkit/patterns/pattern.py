@@ -1,4 +1,4 @@
-"""A compiled pattern: its parts in order, of which the named ones are captures."""
+"""Compiled patterns: sequences of parts; the named parts are captures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from remapkit.patterns.finite import build_words_node, list_words
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq
 
 CANONICAL = Alt((Chars(singleton("0")), Seq((Chars(((49, 57),)), Repeat(Chars(DIGITS), 0, None)))))
-"""A canonical decimal, `0|[1-9][0-9]*`: without a limit, unlike `is_canonical_integer`."""
+"""A canonical decimal, `0|[1-9][0-9]*`, without a limit (unlike `is_canonical_integer`)."""
 
 
 SEGMENT = Repeat(Chars(NOT_DOT), 1, None)
@@ -18,15 +18,15 @@ SEGMENT = Repeat(Chars(NOT_DOT), 1, None)
 
 
 SEGMENTS = Seq((SEGMENT, Repeat(Seq((Chars(singleton(".")), SEGMENT)), 0, None)))
-"""One segment or more."""
+"""One or more segments."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """A part of a pattern: a capture if it has a name, else text that is only matched.
 
-    `values` are all the words it can be, sorted, where there are at most `MAX_WORDS` of them; `table` is the table
-    whose keys it was bounded to; `written` is how the author wrote its type on the path surface (`int`, `0..47`).
+    `values` has all words that it can match, sorted, if there are at most `MAX_WORDS`; `table` is the table whose
+    keys bound it; `written` is its type as written on the path surface (`int`, `0..47`).
     """
 
     name: str | None
@@ -38,18 +38,18 @@ class Part:
 
     @property
     def is_constant(self) -> bool:
-        """Whether it can only be one word."""
+        """Whether it can match only one word."""
         return self.values is not None and len(self.values) == 1
 
     def restrict_to(self, values: tuple[str, ...], *, table: str | None = None) -> Part:
-        """The same part, restricted to some words."""
+        """Return the part restricted to the given words."""
         ordered = tuple(sorted(set(values), key=lambda word: (len(word), word)))
         return replace(self, node=build_words_node(ordered), values=ordered, table=table or self.table, written=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A compiled pattern: its parts, in order, and the leaves its keys may end in (None: any)."""
+    """A compiled pattern: its parts, in order, and the leaves that its keys may have (None: any)."""
 
     surface: str
     text: Text
@@ -63,12 +63,12 @@ class Pattern:
         return tuple(part for part in self.parts if part.name is not None)
 
     def capture(self, name: str) -> Part | None:
-        """The capture of that name."""
+        """Return the capture with the given name."""
         return next((part for part in self.parts if part.name == name), None)
 
 
 def split_into_parts(node: PatternNode) -> tuple[Part, ...]:
-    """The parts of a tree whose captures are all at its top level."""
+    """Split a tree into parts; all of its captures must be at the top level."""
     parts: list[Part] = []
     pending: list[PatternNode] = []
 

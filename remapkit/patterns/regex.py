@@ -1,8 +1,8 @@
-r"""Parse the `match` surface, a regular expression, into the trees of `tree.py`.
+r"""Parse the `match` surface syntax, a regular expression, into the trees of `tree.py`.
 
 The dialect is the regular part of Python's `re` with `re.ASCII`, matched against the whole key: literals, escapes,
-`.`, classes, groups, named captures, alternation, greedy quantifiers. Whatever it accepts means what it means to
-`re.fullmatch`; everything else is refused at its column, with a spelling to use instead.
+`.`, classes, groups, named captures, alternation, greedy quantifiers. Accepted expressions mean the same as in
+`re.fullmatch`; everything else is an error at its column, with a suggested replacement.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from remapkit.patterns.tree import MAX_POSITIONS, Alt, Chars, Group, PatternNode
 MAX_REPEAT = 1000
 """The highest bound of a counted repeat."""
 MAX_DEPTH = 100
-"""How deep groups may be nested."""
+"""The deepest nesting of groups."""
 
 _CLASSES: dict[str, Ranges] = {
     "d": DIGITS,
@@ -43,7 +43,7 @@ _ANCHORS = {"A": "the start", "Z": "the end", "z": "the end", "b": "a word bound
 _HEX = frozenset("0123456789abcdefABCDEF")
 
 _EXTENSIONS: tuple[tuple[str, str, str, str], ...] = (
-    # the text after "(?", code, what it is, what to write
+    # the text after "(?", code, name, what to write instead
     ("P=", "RK111", "a back-reference", "a regular pattern cannot repeat what it captured; list the values instead"),
     ("P>", "RK113", "a recursive call", "a regular pattern cannot call itself"),
     (
@@ -68,7 +68,7 @@ _EXTENSIONS: tuple[tuple[str, str, str, str], ...] = (
 
 
 class RefusedPattern(Exception):
-    """A pattern that cannot be compiled; carries the diagnostic."""
+    """A pattern cannot be compiled; has the diagnostic."""
 
     def __init__(self, diagnostic: Diagnostic) -> None:
         super().__init__(diagnostic.title)
@@ -76,7 +76,7 @@ class RefusedPattern(Exception):
 
 
 def parse_regex(text: Text) -> PatternNode:
-    r"""The tree of a regular expression; raises `InvalidRules` at the column of what it cannot accept.
+    r"""Parse a regular expression into a tree; raises `InvalidRules` at the column of anything unsupported.
 
     >>> from remapkit.patterns.unparse import unparse
     >>> unparse(parse_regex(Text.of(r"layers\.(?P<n>\d+)\.(q|k)")))
@@ -89,7 +89,7 @@ def parse_regex(text: Text) -> PatternNode:
 
 
 class _Parser:
-    """Recursive descent over one pattern; `here` is the next character."""
+    """A recursive-descent parser of one pattern; `here` is the next character."""
 
     def __init__(self, text: Text) -> None:
         self.text = text
@@ -237,7 +237,7 @@ class _Parser:
         return Group(name[0], item, (start, self.here))
 
     def parse_extension(self, start: int) -> tuple[str, int, int] | None:
-        """After `(?`: None for `(?:`, the name for `(?P<name>`; anything else is refused."""
+        """Parse the text after `(?`: return None for `(?:`, the name for `(?P<name>`; refuse anything else."""
         self.here += 1
         rest = self.value[self.here :]
         if rest.startswith(":"):
@@ -342,7 +342,7 @@ class _Parser:
         return Chars(chars, (start, self.here))
 
     def parse_member(self, opened: int) -> Ranges:
-        """One member of a class: a character, an escape or a range."""
+        """Parse one member of a class: a character, an escape or a range."""
         start = self.here
         low = self.parse_class_character(opened)
         if self.peek() != "-" or self.peek(2) in ("-", "-]"):

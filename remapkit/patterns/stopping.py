@@ -1,8 +1,8 @@
-r"""Where a pattern stopped reading a key, and what it expected there.
+r"""Find where a pattern stopped matching a key, and what it expected there.
 
-The pattern's instructions are walked breadth first, all places of one offset at a time (K. Thompson, "Regular
-expression search algorithm", 1968). That takes at most as many steps as there are instructions, times the length of
-the key; an automaton without empty steps can have quadratically many edges.
+The instructions of the pattern are walked breadth first, one offset at a time (K. Thompson, "Regular expression
+search algorithm", 1968). That takes at most (number of instructions x length of the key) steps, whereas an automaton
+without empty transitions can have quadratically many edges.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Stop:
 
 
 def find_stop(pattern: Pattern, fqn: str) -> Stop | None:
-    """Where a pattern stopped reading a key, or None if it matches.
+    """Return where a pattern stopped matching a key, or None if it matches.
 
     >>> from remapkit.patterns.pattern import CANONICAL, Part
 
@@ -85,7 +85,7 @@ def _check_leaf(pattern: Pattern, fqn: str) -> Stop | None:
 
 
 def _read_character(program: Program, places: Iterable[int], character: str) -> list[int]:
-    """The places after those that read a character; the answer is kept for each set, as many read the same one."""
+    """Return the instructions after those that read a character; the test is cached per set of characters."""
     known: dict[Ranges, bool] = {}
     found = []
     for place in places:
@@ -99,9 +99,9 @@ def _read_character(program: Program, places: Iterable[int], character: str) -> 
 
 
 def _reach_places(program: Program, starts: Iterable[int], most: int | None = None) -> tuple[list[int], bool]:
-    """The places that read the next character, by priority, and whether the key may end.
+    """Return the instructions that read the next character, by priority, and whether the key may end.
 
-    It stops once it has found more than `most` of them.
+    Stops after finding more than `most` of them.
     """
     found: list[int] = []
     ends = False
@@ -125,7 +125,7 @@ def _reach_places(program: Program, starts: Iterable[int], most: int | None = No
 
 
 def _describe_expected(program: Program, place: int) -> str:
-    """What a place expects: the whole word from there on, if there is only one."""
+    """Describe what an instruction expects: the whole word from there, if there is only one."""
     word = ""
     here: int | None = place
     while here is not None and program.part[here] == program.part[place] and _is_single(program.code[here][1]):

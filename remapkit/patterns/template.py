@@ -1,9 +1,8 @@
-"""Templates: the target key, written with the captures of a pattern.
+"""Templates: target keys, written with the captures of a pattern.
 
 `{name}` is a capture, `{name|table}` its value in a table, `{i*4+j}` integer arithmetic on bounded captures; `{{` and
-`}}` are the braces themselves, and `{'...'}` is a literal with any characters (`literals.py`). Tables and arithmetic
-become finite maps when they are compiled, so that no key can fail later, and everything can be proven and inverted by
-enumeration.
+`}}` are literal braces, and `{'...'}` is a literal with any characters (`literals.py`). Tables and arithmetic are
+compiled to finite maps, so that no key can fail later, and everything can be proven and inverted by enumeration.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ PLAIN_TEXT = re.compile("[^{}]+")
 
 @dataclass(frozen=True, slots=True)
 class TextItem:
-    """Text that every target has."""
+    """Text that is the same in every target."""
 
     text: str
 
@@ -33,9 +32,9 @@ class CaptureItem:
 
 @dataclass(frozen=True, slots=True)
 class MapItem:
-    """A finite map of captures to text: a table (`table` is its name) or an arithmetic expression.
+    """A finite map from captures to text: a table (`table` is its name) or an arithmetic expression.
 
-    `mapping` has one entry for each combination of values of the captures `names`.
+    `mapping` has one entry per combination of values of the captures `names`.
     """
 
     names: tuple[str, ...]
@@ -49,10 +48,10 @@ TemplateItem = TextItem | CaptureItem | MapItem
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A compiled template: its items in order, and the captures that it omits on purpose.
+    """A compiled template: its items in order, and the captures that it omits intentionally.
 
-    `format` is the same as a text for the operator `%`, with the name of each copied capture, and the number of each
-    of `maps`.
+    `format` is the same template as a format string for `%`; copied captures are referred to by name, and `maps` by
+    number.
     """
 
     text: Text
@@ -74,7 +73,7 @@ class Template:
         object.__setattr__(self, "format", format)
 
     def render(self, captures: Mapping[str, str | None]) -> str:
-        """The target key for some captures; one that is None is written as `{name}`.
+        """Return the target key for the given captures; a capture that is None is written as `{name}`.
 
         >>> template = Template(Text.of("x.{n}"), (TextItem("x."), CaptureItem("n")))
         >>> template.render({"n": "3"}), template.render({"n": None})

@@ -1,8 +1,8 @@
-"""Pattern trees: what both surfaces of the rule language (`match` and `path`) are parsed into.
+"""Pattern trees: the parsed form of both pattern syntaxes of the rule language (`match` and `path`).
 
-A pattern is a sequence of parts. A part is a regular language, and either has a name (a capture) or not. No capture
-is inside a repetition, an option, a branch or another capture, so that each reading gives every capture exactly one
-value, and a whole rule can be reasoned about as a concatenation of languages.
+A pattern is a sequence of parts. A part is a regular language and may have a name (then it is a capture). No capture
+is inside a repetition, an option, a branch or another capture. So each reading gives every capture exactly one value,
+and a whole rule can be treated as a concatenation of languages.
 
 The trees are built by `regex.py` and `path.py`, narrowed by `compile.py`, and read by `automaton.py`.
 """
@@ -15,20 +15,20 @@ from functools import lru_cache
 from remapkit.patterns.charset import Ranges, singleton
 
 MAX_LETTERS = 1_000_000
-"""A language whose words have more characters than this in all counts as unbounded."""
+"""A language whose words have more characters in total counts as unbounded."""
 
 
 MAX_NESTED = 60
-"""Words longer than this are written as alternatives that do not share their prefixes."""
+"""Longer words are written as alternatives without shared prefixes."""
 
 
 MAX_POSITIONS = 20_000
-"""The most characters a pattern may have once its counted repeats are written out."""
+"""The most characters a pattern may have after its counted repeats are expanded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chars:
-    """One character out of a set."""
+    """One character from a set."""
 
     chars: Ranges
     at: tuple[int, int] = field(default=(0, 0), compare=False)
@@ -36,7 +36,7 @@ class Chars:
 
 @dataclass(frozen=True, slots=True)
 class Seq:
-    """One thing after the other; the empty word where there is none."""
+    """A sequence of items; the empty word if there are none."""
 
     items: tuple[PatternNode, ...]
     at: tuple[int, int] = field(default=(0, 0), compare=False)
@@ -52,7 +52,7 @@ class Alt:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """`item`, at least `low` and at most `high` times (None: without an upper bound), as many as possible first."""
+    """`item`, at least `low` and at most `high` times (None: no upper bound); greedy."""
 
     item: PatternNode
     low: int
@@ -62,7 +62,7 @@ class Repeat:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A named capture; only parsers make it, and `split_into_parts` turns a tree with groups into parts."""
+    """A named capture; made only by parsers, and turned into parts by `split_into_parts`."""
 
     name: str
     item: PatternNode
@@ -76,7 +76,7 @@ EMPTY = Seq(())
 
 
 def literal(text: str, start: int = 0) -> Seq:
-    """The language of one word."""
+    """Return the language of one word."""
     items = [Chars(_one(character), (here, here + 1)) for here, character in enumerate(text, start)]
     return Seq(tuple(items), (start, start + len(text)))
 
@@ -85,7 +85,7 @@ _one = lru_cache(maxsize=1024)(singleton)
 
 
 def count_positions(node: PatternNode) -> int:
-    """How many characters the pattern has once counted repeats are written out."""
+    """Return the number of characters of a pattern after its counted repeats are expanded."""
     if isinstance(node, Chars):
         return 1
     if isinstance(node, Seq):

@@ -1,4 +1,4 @@
-"""Pattern trees written back as regular expressions."""
+"""Write pattern trees as regular expressions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NAMED = {9: r"\t", 10: r"\n", 11: r"\v", 12: r"\f", 13: r"\r"}
 
 
 def unparse(node: PatternNode) -> str:
-    r"""The tree as a regular expression, in the dialect it was parsed from; means the same to `re`, with any flags.
+    r"""Write a tree as a regular expression in the dialect of `regex.py`; it means the same to `re`, with any flags.
 
     >>> from remapkit.patterns.pattern import SEGMENTS
     >>> unparse(SEGMENTS)
@@ -51,7 +51,7 @@ def _unparse_quantifier(low: int, high: int | None) -> str:
 
 
 def unparse_chars(chars: Ranges) -> str:
-    """One character, or a class.
+    """Write one character, or a class.
 
     >>> from remapkit.patterns.charset import DIGITS, NOT_DOT, singleton
     >>> unparse_chars(DIGITS), unparse_chars(NOT_DOT), unparse_chars(singleton("."))

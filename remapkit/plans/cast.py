@@ -1,4 +1,4 @@
-"""`--dtype`: cast the floats of a whole plan."""
+"""`--dtype`: cast all floats of a plan."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from remapkit.plans.moves import Move
 from remapkit.plans.rounding import report_roundings
 
 PLAIN = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp64": "F64"}
-"""The values of `--dtype`, and their names in headers."""
+"""The values of `--dtype` and the header names of these dtypes."""
 
 
 def cast_plan(plan: ResolvedPlan, dtype: str) -> ResolvedPlan:
-    """The plan with every plain float cast to one dtype; integers and bools stay as they are.
+    """Return the plan with every plain float cast to one dtype; integers and bools are unchanged.
 
-    Raises `UsageError` (RK642) for another dtype. 8-bit floats are a problem of the plan (RK346): a cast would lose
-    their scales.
+    Raises `UsageError` (RK642) for an unsupported dtype. 8-bit floats become a problem of the plan (RK346), because a
+    cast would lose their scales.
 
     >>> from remapkit.plans.moves import Move, RuleRef
     >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
@@ -43,7 +43,7 @@ def cast_plan(plan: ResolvedPlan, dtype: str) -> ResolvedPlan:
 
 
 def _report_small_floats(plan: ResolvedPlan) -> list[Diagnostic]:
-    """Report 8-bit floats and scaled weights: a cast would change them without their scales, or only the scales."""
+    """Report 8-bit floats and scaled weights: a cast would change only the values or only the scales."""
     scaled = find_scaled_weights(plan.source)
     small = [
         move.target

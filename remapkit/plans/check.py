@@ -1,8 +1,8 @@
 """Check a plan against a target header: missing keys, unexpected keys and mismatches.
 
-The target is the header of a module built on the meta device, of another checkpoint, or a manifest: names, dtypes and
-shapes, no data. A check therefore says nothing about values; it counts the targets that could be swapped with another
-one unnoticed, so that nobody takes it for more than it is.
+The target is the header of a module built on the meta device, the header of another checkpoint, or a manifest: names,
+dtypes and shapes, no data. A check therefore does not verify values; to make this limit visible, it counts the
+targets that could be swapped unnoticed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from remapkit.tensors.spec import StateDictSpec, TensorSpec, get_leaf
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """One target whose shape or dtype differs: `brought` is what the plan produces, `wanted` what the target has."""
+    """A target whose shape or dtype differs: the plan produces `brought`, the target has `wanted`."""
 
     target: str
     source: str
@@ -35,11 +35,11 @@ class Mismatch:
 class Check:
     """The result of checking a plan against a target.
 
-    `missing_keys` and `unexpected_keys` have torch's meaning: of the target. `satisfied_by_tie` maps a target that
-    the plan does not produce to the tied name that it does. `interchangeable` counts the targets that share their
-    leaf and their shape with another target: a swap of those passes every check of names and shapes.
+    `missing_keys` and `unexpected_keys` are relative to the target, as in torch. `satisfied_by_tie` maps a target
+    that the plan does not produce to a tied name that it does produce. `interchangeable` counts the targets that
+    share their leaf and shape with another target: swapping those passes every check of names and shapes.
     `through_operations` are the targets of operations that keep the shape (a square transpose, rope, equal parts):
-    only values can show that these were done right.
+    only a comparison of values can verify these.
     """
 
     plan: ResolvedPlan
@@ -55,18 +55,18 @@ class Check:
 
     @property
     def matched(self) -> int:
-        """How many targets the plan produces with the right shape."""
+        """The number of targets that the plan produces with the right shape."""
         wrong = len(self.shape_mismatches)
         return len(self.target) - len(self.missing_keys) - len(self.satisfied_by_tie) - wrong
 
     @property
     def ok(self) -> bool:
-        """Whether there is no error."""
+        """Whether there are no errors."""
         return not self.problems
 
     @property
     def problems(self) -> tuple[Diagnostic, ...]:
-        """Every error of the plan and of the check."""
+        """All errors of the plan and of the check."""
         dtype = _report_dtype_mismatches(self, Severity.ERROR) if self.strict_dtype else []
         return (
             *self.plan.problems,
@@ -78,17 +78,17 @@ class Check:
 
     @property
     def warnings(self) -> tuple[Diagnostic, ...]:
-        """The warnings of the plan: unused rules and table entries, for example."""
+        """The warnings of the plan, for example about unused rules and table entries."""
         return self.plan.warnings
 
     @property
     def notes(self) -> tuple[Diagnostic, ...]:
-        """For information: tied weights, different dtypes, interchangeable targets."""
+        """Information on tied weights, different dtypes and interchangeable targets."""
         dtype = [] if self.strict_dtype else _report_dtype_mismatches(self, Severity.NOTE)
         return (*_report_ties(self), *dtype, *_report_interchangeable(self), *_report_operations(self))
 
     def raise_for_problems(self) -> None:
-        """Raise `FailedCheck` with every problem, if there is any."""
+        """Raise `FailedCheck` with all problems, if there are any."""
         if self.problems:
             raise FailedCheck(self.problems)
 
@@ -113,7 +113,7 @@ def make_check(plan: ResolvedPlan, target: StateDictSpec, *, strict_dtype: bool 
     """
     plan = add_recorded_moves(plan, target)
     moves = {move.target: move for move in plan.moves}
-    # A name that the target only records counts where the plan produces it, and is never missing.
+    # A name that the target only records counts if the plan produces it, and is never missing.
     target = target.with_recorded(fqn for fqn in target.recorded if fqn in moves)
     tied = _find_ties(target, moves)
     shapes, dtypes = _find_mismatches(moves, target)
@@ -136,7 +136,7 @@ def _needs_values(move: Move, source: StateDictSpec) -> bool:
 
 
 def _find_ties(target: StateDictSpec, moves: dict[str, Move]) -> dict[str, str]:
-    """For every tied name that the plan does not produce: the first of its other names that it does."""
+    """Map every tied name that the plan does not produce to the first of its other names that it does produce."""
     found = {}
     for group in target.tied:
         present = [fqn for fqn in group if fqn in moves]
@@ -160,7 +160,7 @@ def _find_mismatches(
 
 
 def count_interchangeable(target: StateDictSpec) -> int:
-    """How many targets share their leaf and shape with another one that is not tied to them.
+    """Count the targets that share their leaf and shape with another target that is not tied to them.
 
     >>> spec = TensorSpec("F32", (4,))
     >>> count_interchangeable(StateDictSpec({"a.weight": spec, "b.weight": spec, "b.bias": spec}))
@@ -175,13 +175,13 @@ def count_interchangeable(target: StateDictSpec) -> int:
 
 
 def check_known_keys(plan: ResolvedPlan, known: StateDictSpec) -> list[Diagnostic]:
-    """Report expected source keys that the checkpoint lacks: half a checkpoint would convert without a problem.
+    """Report expected source keys that the checkpoint lacks; otherwise half a checkpoint would convert silently.
 
-    Only names are compared, because the same layout comes in several widths.
+    Only names are compared, because the same layout exists in several widths.
     """
     lacking = [fqn for fqn in known if fqn not in plan.source]
     if not lacking or len(lacking) == len(known):
-        return []  # without a common name it is another layout, which the plan reports
+        return []  # no common names: a different layout, which the plan reports
     return [
         Diagnostic(
             "RK316",
@@ -216,7 +216,7 @@ def _report_missing_keys(check: Check) -> list[Diagnostic]:
 
 
 def _find_look_alikes(check: Check) -> list[str]:
-    """For the first missing key: the unexpected key that looks most like it, shape included."""
+    """Find the unexpected key most similar to the first missing key, including its shape."""
     first = check.missing_keys[0]
     produced = check.plan.target
     same = [fqn for fqn in check.unexpected_keys if produced[fqn].shape == check.target[first].shape]

@@ -1,8 +1,8 @@
-"""Find moves and drops that would change what a scaled weight or an adapter means, as far as a header shows it.
+"""Find moves and drops that would change the value of a scaled weight or an adapter, as far as a header shows it.
 
-A scaled weight means its numbers times its scales. It keeps its value where the weight and every companion are only
-renamed and still belong together under their new names; anything else is refused by name. In the same way, alpha
-divided by the LoRA rank is a factor of its adapter.
+The value of a scaled weight is its numbers times its scales. It is preserved if the weight and every companion are
+only renamed and still belong together under their new names; anything else is an error that names the tensors.
+Likewise, alpha divided by the LoRA rank is a factor of its adapter.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Judged:
 def judge_companions(
     source: StateDictSpec, moves: Sequence[Move], dropped: Sequence[Dropped], neutral: frozenset[str]
 ) -> Judged:
-    """Every way in which moves and drops would change scaled weights and adapters.
+    """Report every way in which moves and drops would change scaled weights and adapters.
 
-    `neutral` are the ids of the drops that the author declares to change nothing.
+    `neutral` has the ids of the drops that the author declares to have no effect.
     """
     if not (can_have_companions(source) or can_have_companions(move.target for move in moves)):
         return Judged()
@@ -55,7 +55,7 @@ def judge_companions(
 
 @dataclass(slots=True)
 class _Fault:
-    """The same fault of several tensors of one rule."""
+    """A fault shared by several tensors of one rule."""
 
     rule: RuleRef
     names: list[str] = field(default_factory=list)
@@ -134,7 +134,7 @@ class _Judge:
             self._judge_companion(companion, weight, move)
 
     def _judge_companion(self, companion: str, weight: str, move: Move) -> None:
-        """One companion of a weight that is kept as `move.target`."""
+        """Check one companion of a weight that becomes `move.target`."""
         spec = self.source[companion]
         images = self.of.get(companion, [])
         if not images:
@@ -154,7 +154,7 @@ class _Judge:
             self._add_fault("RK364", title, help, move.rule, f"{weight} -> {move.target}, but {companion} -> {away}")
 
     def _is_companion(self, companion: str, weight: str) -> bool:
-        """Whether it is named as one, or is in the same module and is named as the companion of no other weight."""
+        """Return whether its name marks it as one, or it is in the same module and its name fits no other weight."""
         if is_companion_of(companion, weight):
             return True
         same = companion.rpartition(".")[0] == weight.rpartition(".")[0]
@@ -170,7 +170,7 @@ class _Judge:
         self._add_fault("RK366", title, help, rule, shown)
 
     def _judge_strangers(self, move: Move) -> None:
-        """Scales whose new name makes them scale a weight that they did not scale before."""
+        """Report scales that apply to a different weight under their new name."""
         if len(move.sources) != 1 or not can_be_scaled(move.sources[0], self.source[move.sources[0]]):
             return
         own = self.scaled.get(move.sources[0], ())
@@ -226,12 +226,12 @@ def _has_only_casts(ops: Iterable[Op]) -> bool:
 
 
 def _is_one(ops: Sequence[Op]) -> bool:
-    """Whether a tensor is made of ones: a scale that changes nothing."""
+    """Return whether a tensor is created as all ones, that is, a scale without effect."""
     return bool(ops) and isinstance(ops[0], FillOp) and ops[0].value in ("ones", 1, 1.0)
 
 
 def _is_value_kept(ops: Iterable[Op], spec: TensorSpec) -> bool:
-    """Whether a companion means the same after its operations: an exact cast, or one number in another shape."""
+    """Return whether a companion keeps its value: an exact cast, or a single number in another shape."""
     dtype = spec.dtype
     for op in ops:
         if isinstance(op, CastOp) and is_exact_cast(dtype, op.dtype):

@@ -1,7 +1,7 @@
-"""Moves of rules with operations: sources are grouped by their captures, and the headers of targets inferred.
+"""Moves of rules with operations. Sources are grouped by their captures, and the target headers are inferred.
 
-A group has one source for each pattern of the rule and each index that it stacks, all with the same other captures.
-A missing or a duplicate source is an error that names it.
+A group has one source for each pattern of the rule and each stacked index, all with the same other captures. A
+missing or duplicate source is an error that names the source.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 @dataclass(slots=True)
 class Gathered:
-    """What pipelines make of a header: moves with their place in its order, ties, and problems."""
+    """The result of pipelines for a header: moves with their position in its order, ties, and problems."""
 
     moves: list[tuple[int, Move]] = field(default_factory=list)
     tied: list[tuple[str, ...]] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Gathered:
 
 @dataclass(slots=True)
 class _Group:
-    """The sources of one group by (index, branch); `place` is the number of the first one in the header."""
+    """The sources of one group by (index, branch); `place` is the position of the first one in the header."""
 
     captures: Mapping[str, str]
     place: int
@@ -51,7 +51,7 @@ class _Failure:
 
 
 class SourceGroups:
-    """Collects the keys that rules with operations match, and makes moves of them at the end."""
+    """A collector of the keys that rules with operations match; turns them into moves at the end."""
 
     def __init__(self, rules: CompiledRules, source: StateDictSpec) -> None:
         self.rules, self.source = rules, source
@@ -59,7 +59,7 @@ class SourceGroups:
         self.pipelines: dict[int, Pipeline] = {}
 
     def add_key(self, fqn: str, match: Match, place: int) -> None:
-        """One source key; `place` is its number in the header."""
+        """Add one source key; `place` is its position in the header."""
         pipeline = match.rule.pipeline
         assert pipeline is not None
         captures = dict(match.captures)
@@ -71,7 +71,7 @@ class SourceGroups:
         group.found[index, match.rule.branch].append(fqn)
 
     def gather_moves(self) -> Gathered:
-        """Every move, and every problem."""
+        """Return every move and every problem."""
         gathered = Gathered()
         for number, groups in self.groups.items():
             self._gather_pipeline(self.pipelines[number], list(groups.values()), gathered)
@@ -113,7 +113,7 @@ class SourceGroups:
     # -------------------------------------------------------------------------------------------- completeness
 
     def _list_wanted(self, pipeline: Pipeline, resolved: Resolved, group: _Group) -> list[tuple[int, int]]:
-        """Every index and branch that a group must have."""
+        """Return every index and branch that a group must have."""
         largest = max(index for index, _ in group.found) + 1
         count = largest if resolved.stacked is None else resolved.stacked
         return [(index, branch) for index in range(count) for branch in range(len(pipeline.patterns))]
@@ -170,7 +170,7 @@ class SourceGroups:
     def _list_missing(self, pipeline: Pipeline, resolved: Resolved, group: _Group) -> Iterator[_Lacking]:
         indices = sorted({index for index, _ in group.found})
         top = indices[-1] + 1 if resolved.stacked is None else resolved.stacked
-        # Rendered with the template of a source that exists: another one may not allow what this one captured.
+        # Render with the template of an existing source: another pattern may exclude what this one captured.
         here = min(branch for _, branch in group.found)
         target = pipeline.templates[here][0].render(_add_unstack_index(pipeline, group.captures))
         if pipeline.stack is not None:
@@ -200,7 +200,7 @@ class SourceGroups:
 
 
 def _explain_bounds(pipeline: Pipeline, group: _Group) -> str | None:
-    """What to do where a source can never exist, because its pattern excludes what another one captured."""
+    """Return the help for a source that can never exist because its pattern excludes another source's captures."""
     for pattern in pipeline.patterns:
         for name, value in group.captures.items():
             part = pattern.capture(name)
@@ -217,7 +217,7 @@ class _Lacking:
 
 
 def _find_gaps(indices: Sequence[int], top: int) -> Iterator[tuple[int, int]]:
-    """The ranges of indices below `top` that are missing."""
+    """Yield the ranges of missing indices below `top`."""
     expected = 0
     for index in [*(each for each in indices if each < top), top]:
         if index > expected:
@@ -230,7 +230,7 @@ def _write_range(start: int, stop: int) -> str:
 
 
 def _render_source(pattern: Pattern, captures: Mapping[str, str]) -> str:
-    """The source key for some captures, with `...` for what they do not determine."""
+    """Return the source key for the given captures, with `...` for parts that they do not determine."""
     words = []
     for part in pattern.parts:
         if part.name is not None:
@@ -250,7 +250,7 @@ def _make_moves(
     source: StateDictSpec,
     failures: dict[tuple[str, int], _Failure],
 ) -> Iterator[Move]:
-    """The moves of one complete group; where its tensors do not fit, a failure instead."""
+    """Return the moves of one complete group, or a failure if its tensors do not fit."""
     sources = tuple(fqns[0] for _, fqns in sorted(group.found.items()))
     specs = [source[fqn] for fqn in sources]
     ref = RuleRef(pipeline.id, pipeline.span)
@@ -283,7 +283,7 @@ def _describe_specs(sources: Sequence[str], specs: Sequence[TensorSpec]) -> str:
 
 
 def collect_shared_ops(pipeline: Pipeline, resolved: Resolved) -> tuple[Op, ...]:
-    """The operations that every target of a group shares."""
+    """Return the operations shared by all targets of a group."""
     if len(resolved.before) == 1 and pipeline.stack is None:
         return (*resolved.before[0], *resolved.ops)
     stack = pipeline.stack.dim if pipeline.stack is not None else None
@@ -295,7 +295,7 @@ def collect_shared_ops(pipeline: Pipeline, resolved: Resolved) -> tuple[Op, ...]
 def _list_unstack_ops(
     pipeline: Pipeline, resolved: Resolved, whole: TensorSpec
 ) -> Iterator[tuple[int, tuple[Op, ...]]]:
-    """Each index that `unstack` makes, with the operation that takes it."""
+    """Return each index that `unstack` makes, with the operation that selects it."""
     if pipeline.unstack is None:
         yield 0, ()
         return

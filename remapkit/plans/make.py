@@ -1,7 +1,7 @@
-"""Make a plan: every move for one concrete header, and every problem.
+"""Make a plan: every move and every problem for one concrete header.
 
-Pure: no file is opened and no data is read. Shapes and dtypes of the targets are inferred from the header, and all
-problems are collected before any is shown.
+Pure: no file is opened and no data is read. Target shapes and dtypes are inferred from the header, and all problems
+are collected before any is reported.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 
 def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorSpec]) -> ResolvedPlan:
-    """The plan of `rules` for one header; what is wrong with it is in `problems`, never raised."""
+    """Make the plan of `rules` for one header; errors are collected in its `problems`, never raised."""
 
     whole = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
     source, renamed = sort_recorded(rules, whole) if whole.recorded else (whole, {})
@@ -132,7 +132,7 @@ def _report_nothing_left(rules: CompiledRules, source: StateDictSpec) -> Diagnos
 
 
 def _report_packed_elements(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
-    """Operations on elements smaller than a byte: a slice or a transpose of them would split bytes."""
+    """Report operations on elements smaller than a byte: a slice or transpose would split bytes."""
     found = {
         move.target: spec.dtype
         for move in moves

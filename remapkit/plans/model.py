@@ -1,4 +1,4 @@
-"""A plan as data: every move for one header, with its problems and warnings."""
+"""A plan as data: every move for one header, with problems and warnings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from remapkit.tensors.spec import StateDictSpec
 
 
 def collect_records(plan: ResolvedPlan) -> dict[str, str]:
-    """The names that stay records, as `other -> kept` in target names; without those whose tensor is dropped."""
+    """Return the names that remain records, as `other -> kept` in target names; omit those of dropped tensors."""
     if not plan.recorded:
         return {}
     kept: dict[object, str] = {}
@@ -29,12 +29,12 @@ def collect_records(plan: ResolvedPlan) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedPlan:
-    """Every move for one header, in the header's order, with what is dropped, and its problems.
+    """Every move for one header, in header order, with the dropped keys and the problems.
 
-    `problems` are errors: a plan that has any is never executed. `warnings` are for a look: rules and table entries
-    that nothing used, for example. `tied` holds the groups of targets whose sources share one storage. `recorded` are
-    the moves of names that a safetensors file only records as tied and that no rule names, by those names:
-    `add_recorded_moves` adds them where a target has them.
+    `problems` are errors: a plan with problems is never executed. `warnings` should be reviewed, for example unused
+    rules and table entries. `tied` holds the groups of targets whose sources share one storage. `recorded` maps names
+    that a safetensors file only records as tied, and that no rule names, to their moves; `add_recorded_moves` adds
+    those that a target has.
 
     >>> import remapkit
     >>> plan = remapkit.load("wan22_pth").plan({"conv1.weight": remapkit.TensorSpec("F32", (96, 96, 1, 1, 1))})
@@ -53,7 +53,7 @@ class ResolvedPlan:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no error."""
+        """Whether there are no errors."""
         return not self.problems
 
     @property
@@ -64,11 +64,11 @@ class ResolvedPlan:
 
     @property
     def renamed(self) -> int:
-        """How many moves change the name."""
+        """The number of moves that change the name."""
         return sum(move.sources != (move.target,) for move in self.moves)
 
     def raise_for_problems(self) -> None:
-        """Raise `FailedCheck` with every problem, if there is any."""
+        """Raise `FailedCheck` with all problems, if there are any."""
         if self.problems:
             raise FailedCheck(self.problems)
 

@@ -1,4 +1,4 @@
-"""The parts of a plan: moves, drops, and the rule that made each."""
+"""The parts of a plan: moves, drops, and references to the rules that made them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from remapkit.tensors.spec import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class RuleRef:
-    """The rule that made a move: its id (`keep[0]` for the first `keep`) and its place in its file."""
+    """The rule that made a move: its id (`keep[0]` for the first `keep`) and its position in its file."""
 
     id: str
     span: Span | None = None
@@ -22,7 +22,7 @@ class RuleRef:
 
 
 UNMATCHED = RuleRef("unmatched")
-"""Stands for `unmatched: keep` and `unmatched: drop` where no rule took the key."""
+"""The reference used if no rule matched the key, so `unmatched: keep` or `unmatched: drop` applied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Dropped:
 
 
 def describe_sources(move: Move) -> str:
-    """The sources of a move in a few words.
+    """Describe the sources of a move briefly.
 
     >>> describe_sources(Move("t", ("a", "b", "c"), (), RuleRef("r"), TensorSpec("F32", (1,))))
     'a and 2 more'

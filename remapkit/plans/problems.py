@@ -20,7 +20,7 @@ def report_no_tensors(source: StateDictSpec) -> list[Diagnostic]:
 
 
 def report_impossible_targets(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
-    """Targets whose names a reader of the file would refuse."""
+    """Report targets whose names a reader of the file would reject."""
     found = {move.target: problem for move in moves if (problem := _find_name_problem(move.target))}
     if not found:
         return []
@@ -77,7 +77,7 @@ def list_example_keys(rules: CompiledRules) -> list[str]:
 
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "_fsdp_wrapped_module.", "_forward_module.")
-"""What DDP, torch.compile, Lightning, FSDP and DeepSpeed put before every key."""
+"""The prefixes that DDP, torch.compile, Lightning, FSDP and DeepSpeed add to every key."""
 
 
 def _find_wrapper_prefix(rules: CompiledRules, fqns: Sequence[str]) -> str | None:
@@ -186,9 +186,9 @@ def report_unused_rules(rules: CompiledRules, used: Mapping[str, int]) -> list[D
 def report_unused_entries(
     rules: CompiledRules, used: Mapping[str, int], entries: Iterable[tuple[str, str]]
 ) -> list[Diagnostic]:
-    """Unused entries of the tables that some key was looked up in.
+    """Report unused entries of tables that were used at least once.
 
-    A table that no key was looked up in belongs to rules that matched nothing, and those are reported already.
+    An unused table belongs to rules that matched nothing, which are reported already.
     """
     seen = set(entries)
     tables = {name for name, _ in seen}

@@ -1,9 +1,9 @@
-"""Tied names in the metadata of safetensors files: which of them become keys, and what happens to the rest.
+"""Tied names in the metadata of safetensors files: which become keys, and how the rest are handled.
 
-The format has no aliases. Its writers keep one name of a tied tensor and put `other: kept` into the metadata, where
-any other pair may be as well: `{"author": "w"}` beside a tensor `w` has the same form. So a record is only a
-candidate. It counts as a key where a rule names it or the target has it, and stays a record elsewhere: it never makes
-a tensor that nobody asked for, and is never an error.
+The format has no aliases. Writers keep one name of a tied tensor and add `other: kept` to the metadata, which may
+also hold unrelated pairs: in a file with a tensor `w`, `{"author": "w"}` has the same form. So a record is only a
+candidate. It counts as a key if a rule names it or the target has it; otherwise it remains a record: it never creates
+a tensor that was not requested, and is never an error.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from remapkit.rules.model import CompiledRules, Match, Rule
 from remapkit.tensors.spec import StateDictSpec
 
 _NOBODYS = "zqxjkv"
-"""A segment that is in no checkpoint: a pattern that takes it takes anything of that form."""
+"""A segment that no checkpoint contains: a pattern that accepts it accepts any key of that form."""
 
 
 def is_specific_match(rule: Rule, fqn: str) -> bool:
-    """Whether a rule names a key: it matches it, but not just any key with that many segments.
+    """Return whether a rule names a key: it matches this key but not every key with that many segments.
 
     >>> from remapkit.rulefile.read import read_text
     >>> from remapkit.rules.compile import compile_rules
@@ -38,7 +38,7 @@ def is_specific_match(rule: Rule, fqn: str) -> bool:
 
 
 def sort_recorded(rules: CompiledRules, header: StateDictSpec) -> tuple[StateDictSpec, dict[str, Move]]:
-    """The header with the recorded names that some rule names, and the moves of those that catch-all rules rename."""
+    """Return the header plus the recorded names that a rule names, and the moves of those that catch-alls rename."""
     taken: list[str] = []
     renamed: dict[str, Move] = {}
     for fqn, kept in header.recorded.items():
@@ -51,7 +51,7 @@ def sort_recorded(rules: CompiledRules, header: StateDictSpec) -> tuple[StateDic
 
 
 def _find_new_name(rules: CompiledRules, fqn: str, found: Sequence[Match]) -> tuple[str, RuleRef] | None:
-    """The new name and its rule, where exactly one rule renames the key and does nothing else."""
+    """Return the new name and its rule if exactly one rule renames the key and does nothing else."""
     if not found and rules.unmatched == "keep":
         return fqn, UNMATCHED
     if len(found) != 1 or found[0].target is None or found[0].rule.pipeline is not None:
@@ -60,7 +60,7 @@ def _find_new_name(rules: CompiledRules, fqn: str, found: Sequence[Match]) -> tu
 
 
 def replace_recorded_sources(moves: Iterable[Move], recorded: Mapping[str, str]) -> list[Move]:
-    """The moves with recorded names among their sources replaced by the names that hold the data."""
+    """Return the moves with recorded source names replaced by the names that hold the data."""
     return [
         replace(move, sources=tuple(recorded.get(fqn, fqn) for fqn in move.sources))
         if any(fqn in recorded for fqn in move.sources)
@@ -70,7 +70,7 @@ def replace_recorded_sources(moves: Iterable[Move], recorded: Mapping[str, str])
 
 
 def add_recorded_moves(plan: ResolvedPlan, names: Container[str]) -> ResolvedPlan:
-    """The plan with those recorded names as moves of their own whose target is among `names`."""
+    """Return the plan with an added move for each recorded name whose target is in `names`."""
     targets = {move.target for move in plan.moves}
     taken = {fqn: move for fqn, move in plan.recorded.items() if move.target in names and move.target not in targets}
     if not taken:
@@ -96,9 +96,9 @@ def add_recorded_moves(plan: ResolvedPlan, names: Container[str]) -> ResolvedPla
 
 
 def report_recorded(source: StateDictSpec, moves: Sequence[Move], renamed: Mapping[str, Move]) -> list[Diagnostic]:
-    """The note on names that stay records, and on those whose tensor the output does not have under its old name.
+    """Report names that remain records, and names whose tensor is not in the output under its old name.
 
-    `renamed` are those that catch-all rules rename: they are recorded under their new names.
+    `renamed` are the names that catch-all rules rename; they are recorded under their new names.
     """
     if not source.recorded:
         return []

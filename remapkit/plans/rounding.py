@@ -1,4 +1,4 @@
-"""Casts of a plan that lose something: values that are rounded, and values that become infinite."""
+"""Lossy casts of a plan: values that are rounded or become infinite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from remapkit.tensors.spec import StateDictSpec
 
 
 def report_roundings(moves: Iterable[Move], source: StateDictSpec) -> list[Diagnostic]:
-    """One note for each pair of dtypes between which values are rounded, with the count of tensors."""
+    """Return one note per pair of dtypes for which a cast rounds values, with the number of tensors."""
     counts: Counter[tuple[str, str]] = Counter()
     names: dict[tuple[str, str], list[str]] = {}
     for move in moves:

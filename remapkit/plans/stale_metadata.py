@@ -1,4 +1,4 @@
-"""Names in a file's `__metadata__` that the rules rename or drop, but that would stay unchanged there."""
+"""Find names in a file's `__metadata__` that become stale because the rules rename or drop those keys."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from remapkit.plans.moves import Move
 from remapkit.tensors.spec import StateDictSpec
 
 SUFFIXES = ("target_modules", "modules_to_save", "rank_pattern", "alpha_pattern", "exclude_modules", "ignore")
-"""Fields that name modules by the end of their path."""
+"""Fields that refer to modules by the end of their path."""
 
 DEEPEST = 32
 
 
 def report_stale_names(source: StateDictSpec, moves: Sequence[Move]) -> list[Diagnostic]:
-    """A warning for each entry of the metadata that contains names which are renamed or dropped.
+    """Return a warning for each metadata entry that contains renamed or dropped names.
 
     >>> from remapkit.plans.moves import Move, RuleRef
     >>> from remapkit.tensors.spec import TensorSpec
@@ -42,7 +42,7 @@ def report_stale_names(source: StateDictSpec, moves: Sequence[Move]) -> list[Dia
 
 
 def _parse_json(text: str) -> Any:
-    """The value of a JSON text, None for any other: an entry of the metadata may be anything."""
+    """Return the value of a JSON text, or None if it is not JSON: a metadata entry may be any text."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -50,7 +50,7 @@ def _parse_json(text: str) -> Any:
 
 
 def _list_texts(value: Any, end: bool, depth: int) -> Iterator[tuple[str, bool]]:
-    """Every text in a value, keys included, and whether it may be only the end of a name."""
+    """Yield every text in a value, keys included, and whether it may be only the end of a name."""
     if isinstance(value, str):
         yield value, end
     elif isinstance(value, dict) and depth < DEEPEST:
@@ -63,10 +63,10 @@ def _list_texts(value: Any, end: bool, depth: int) -> Iterator[tuple[str, bool]]
 
 
 def _find_existing(asked: Collection[tuple[str, bool]], fqns: Iterable[str]) -> set[tuple[str, bool]]:
-    """Which of the quoted names are keys or modules of these keys, or the ends of such a path.
+    """Return the quoted names that are keys, modules of these keys, or the ends of such paths.
 
     The cost is bounded: a key of a thousand segments has half a million runs of segments, so only those as long as a
-    quoted name are looked up, and keys of more than `DEEPEST` segments, which are in no model, are skipped.
+    quoted name are looked up, and keys of more than `DEEPEST` segments, which no model has, are skipped.
     """
     whole = {name for name, end in asked if not end}
     ends = {name for name, end in asked if end}

@@ -1,11 +1,11 @@
 """Check a plan against the target that its rule file declares.
 
-`apply`, `check`, `diff` and the state dict transform call `check_declared_target`. A target that the caller names
-(`--model`, `--target-keys`, the module of `load_into`) takes its place.
+`apply`, `check`, `diff` and the state dict transform call `check_declared_target`. A target given by the caller
+(`--model`, `--target-keys`, the module of `load_into`) replaces the declared one.
 
-A manifest is the header of one size of a model. If the rule file declares its source as well, and the checkpoint is
-another size of that source (other shapes, more layers), the manifest still says which names there are, apart from
-the numbers of layers and experts, and how many dimensions each has: only that is checked then. Nothing is imported.
+A manifest is the header of one size of a model. If the rule file also declares its source, and the checkpoint is
+another size of that source (other shapes, more layers), the manifest still determines the names, apart from layer and
+expert numbers, and the number of dimensions of each tensor: only that is checked then. Nothing is imported.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from remapkit.tensors.spec import OPAQUE, StateDictSpec, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class TargetCheck:
-    """A plan checked against a target, or the reason why it was not.
+    """The check of a plan against a target, or the reason why it was skipped.
 
-    `how` is `exact`, `layout` (another size: only names and numbers of dimensions) or `no`: then `check` is None, and
-    `notes` give the reason.
+    `how` is `exact`, `layout` (another size: only names and numbers of dimensions) or `no`, in which case `check` is
+    None and `notes` give the reason.
     """
 
     check: Check | None
@@ -36,14 +36,14 @@ class TargetCheck:
 
     @property
     def problems(self) -> tuple[Diagnostic, ...]:
-        """Every error of the check; none if nothing was checked."""
+        """All errors of the check; empty if nothing was checked."""
         return () if self.check is None else self.check.problems
 
 
 def check_declared_target(
     rules: CompiledRules, plan: ResolvedPlan, *, partial: bool = False, strict_dtype: bool = False
 ) -> TargetCheck:
-    """Check a plan against the target that its rules declare; a `partial` checkpoint may lack targets.
+    """Check a plan against the target that its rules declare; with `partial`, targets may be missing.
 
     Raises `UnreadableCheckpoint` for a declared manifest that cannot be read.
 
@@ -76,7 +76,7 @@ def check_declared_target(
 
 
 def skip_target_check(rules: CompiledRules, *, unasked: bool = False) -> TargetCheck:
-    """No check, with a note why: no target is declared, only a model is, or the caller asked for none."""
+    """Skip the check and note why: no target declared, only a model declared, or the caller requested no check."""
     written = rules.file.target
     model = written.model.value if written is not None and written.model is not None else None
     why = f"{rules.name} declares none; --target-keys FILE names one"
@@ -92,7 +92,7 @@ def skip_target_check(rules: CompiledRules, *, unasked: bool = False) -> TargetC
 
 
 def make_layout_key(fqn: str) -> str:
-    """A key with `*` for its numbers: what the layers and experts of a model share.
+    """Replace the numbers of a key by `*`, so that all layers and experts of a model share it.
 
     >>> make_layout_key("layers.31.attn.q.weight")
     'layers.*.attn.q.weight'
@@ -101,7 +101,7 @@ def make_layout_key(fqn: str) -> str:
 
 
 def is_another_size(source: Mapping[str, TensorSpec], known: StateDictSpec) -> bool:
-    """Whether a header is another size of the known layout: a known name with another shape, or more layers."""
+    """Return whether a header is another size of the known layout: a known name changed shape, or more layers."""
     if any(fqn in known and spec is not OPAQUE and known[fqn].shape != spec.shape for fqn, spec in source.items()):
         return True
     more = [fqn for fqn in source if fqn not in known]
@@ -110,7 +110,7 @@ def is_another_size(source: Mapping[str, TensorSpec], known: StateDictSpec) -> b
 
 
 def _check_layout(plan: ResolvedPlan, target: StateDictSpec, known: StateDictSpec) -> Check:
-    """A check of names apart from their numbers, and of the number of dimensions that the rules give to each."""
+    """Check names apart from their numbers, and the number of dimensions that the rules produce for each."""
     wanted: defaultdict[str, list[str]] = defaultdict(list)
     ranks: defaultdict[str, set[int]] = defaultdict(set)
     for fqn, spec in target.items():

@@ -1,7 +1,7 @@
-"""Compare the targets of `add:` with those of the rules: is there any key that maps to one of them?
+"""Compare the targets of `add:` with those of the rules: does any key map to one of them?
 
 An added target is one word, so the question is whether that word is in the image of a key map. The template is
-matched against the word; every reading gives captures, and these give a source key, which is then tried.
+matched against the word; every reading yields captures, and these yield a source key, which is then tested.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from remapkit.tensors.families import is_canonical_integer
 
 @dataclass(frozen=True, slots=True)
 class AddedClash:
-    """An added target that a rule produces too, from `key`; None if no key was found within the budget."""
+    """An added target that a rule also produces, from `key`; None if no key was found within the budget."""
 
     added: AddedTargets
     target: str
@@ -34,16 +34,16 @@ class AddedClash:
 
 
 class Meetings:
-    """Finds the key maps that may produce a target of an entry of `add`.
+    """A search for key maps that may produce a target of an entry of `add`.
 
-    All entries and key maps share one budget; a pair for which it does not suffice is reported with a key of None.
+    All entries and key maps share one budget; if it runs out for a pair, the pair is reported with a key of None.
     """
 
     def __init__(self, added: Sequence[AddedTargets], found: Sequence[KeyMap], budget: Budget) -> None:
         self.added, self.key_maps, self.budget = added, found, budget
 
     def found(self) -> Iterator[AddedClash]:
-        """The first target of each pair."""
+        """Yield the first shared target of each pair."""
         for entry in self.added:
             for key_map in self.key_maps:
                 if key_map.items is not None:
@@ -64,7 +64,7 @@ class Meetings:
         return None
 
     def passing(self, rule_set: CompiledRules, shapes: Sequence[Pattern]) -> tuple[AddedTargets, str] | None:
-        """A target of `add` that an unmatched key of the same name could pass through to; within `shapes`, if any."""
+        """Find a target of `add` that an unmatched key could pass through to, within `shapes` if there are any."""
         if rule_set.unmatched != "keep":
             return None
         readers = [PatternMatcher(pattern) for pattern in shapes]
@@ -78,7 +78,7 @@ class Meetings:
 
 
 def find_repeats(added: Sequence[AddedTargets]) -> Iterator[tuple[AddedTargets, AddedTargets, str]]:
-    """Two entries of `add` with one target."""
+    """Yield pairs of entries of `add` with the same target."""
     seen: dict[str, AddedTargets] = {}
     for entry in added:
         for target in entry.targets:
@@ -89,7 +89,7 @@ def find_repeats(added: Sequence[AddedTargets]) -> Iterator[tuple[AddedTargets, 
 
 
 class _Image:
-    """The targets of a key map as an automaton, to be compared with words."""
+    """The targets of a key map as an automaton, for comparison with words."""
 
     def __init__(self, key_map: KeyMap, budget: Budget) -> None:
         self.key_map, self.budget = key_map, budget
@@ -123,7 +123,7 @@ class _Image:
 
 
 def _before_first_gap(words: Sequence[str | None]) -> str:
-    """The text that every target begins with."""
+    """Return the text that every target begins with."""
     return "".join(itertools.takewhile(lambda word: word is not None, words))  # type: ignore[arg-type]
 
 
@@ -138,7 +138,7 @@ def _can_make(key_map: KeyMap, key: str, captures: Mapping[str, str], target: st
 
 
 def _build_image(key_map: KeyMap) -> Pattern:
-    """The targets of a key map as a pattern: one part for each item of its template."""
+    """Build a pattern for the targets of a key map: one part per item of its template."""
     parts = []
     for item in key_map.items or ():
         if isinstance(item, TextItem):
@@ -155,7 +155,7 @@ def _build_image(key_map: KeyMap) -> Pattern:
 
 
 def _captures(key_map: KeyMap, cut: Sequence[str]) -> Iterator[Mapping[str, str]]:
-    """The captures that produce a target split in one way; several if values are mapped to one."""
+    """Yield the captures that produce a target with a given split; several if a map is not injective."""
     ways: list[list[dict[str, str]]] = []
     for item, text in zip(key_map.items or (), cut, strict=True):
         if isinstance(item, CaptureItem):
@@ -170,7 +170,7 @@ def _captures(key_map: KeyMap, cut: Sequence[str]) -> Iterator[Mapping[str, str]
 
 
 def _key(key_map: KeyMap, captures: Mapping[str, str]) -> str:
-    """A source key with these captures, as short as possible otherwise."""
+    """Return a source key with these captures that is otherwise as short as possible."""
     parts = key_map.pattern.parts
     return "".join(
         captures.get(part.name, _shortest(part.node)) if part.name else _shortest(part.node) for part in parts

@@ -1,10 +1,10 @@
 """Regular languages for the proofs: small automata over one shared partition of the alphabet.
 
-A set of characters is a bit mask over the classes of that partition, so that "can both read one character" is one
-`&`. An `Nfa` is the language of one part of a key; a `Dfa` is an automaton that whole keys must also satisfy (a
-`leaf:` guard, a declared domain), and `Product` makes it part of an `Nfa`.
+A set of characters is a bit mask over the classes of that partition, so that "can both read the same character" is
+one `&`. An `Nfa` is the language of one part of a key; a `Dfa` is an automaton that whole keys must also satisfy (a
+`leaf:` guard, a declared domain), and `Product` combines it with an `Nfa`.
 
-Every search spends from a `Budget` of elementary steps, not of states, because the cost of a state is not bounded.
+Every search uses a `Budget` of elementary steps, not of states, because the cost of a state is not bounded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RANK: dict[str, int] = {chr(code): number for number, code in reversed(list(enu
 
 
 PIECE_EDGES = 200_000
-"""A pattern with more steps from one position to the next is not looked into."""
+"""A pattern with more edges between positions is not examined."""
 
 
 class LetterClasses:
@@ -34,18 +34,18 @@ class LetterClasses:
         self.samples = found.samples
         self.all = (1 << len(found.samples)) - 1
         self.separator = 1 << len(found.samples)
-        """A class of its own that no key has: what stands between a target and what counts as part of it."""
+        """A separate class that no key has: it separates a target from the captures that count as part of it."""
         self._known: dict[str, int] = {}
         two = [(1 << bit, sign) for bit, samples in enumerate(found.samples) for sign in samples[:2]]
         self._best = sorted(two, key=lambda each: self.rank(each[1]))
 
     @staticmethod
     def rank(character: str) -> int:
-        """How readable a character is: the lower the better."""
+        """Return the readability of a character: lower is better."""
         return _RANK.get(character, len(_RANK))
 
     def character(self, character: str) -> int:
-        """The mask of the class that a character belongs to: of it alone, where the partition has it as a set."""
+        """Return the mask of a character's class, which is only this character if the partition has it as a set."""
         mask = self._known.get(character)
         if mask is None:
             mask = self.masks.get(singleton(character))
@@ -57,7 +57,7 @@ class LetterClasses:
         return mask
 
     def mask(self, chars: Ranges) -> int:
-        """The mask of a set that the partition knows, or of characters that are classes of their own."""
+        """Return the mask of a set that is in the partition, or of characters that are separate classes."""
         known = self.masks.get(chars)
         if known is not None:
             return known
@@ -68,14 +68,14 @@ class LetterClasses:
         return found
 
     def pick(self, mask: int) -> str:
-        """The most readable character of a mask."""
+        """Return the most readable character of a mask."""
         return next((sign for bit, sign in self._best if bit & mask), "|")
 
     def some(self, mask: int) -> Iterator[str]:
-        """Two characters of every class of a mask (one where it has one), the most readable first.
+        """Yield two characters of every class of a mask (one if it has only one), the most readable first.
 
-        Two are enough: characters of one class can be exchanged for one another in every automaton, so what can be
-        shown with any number of them can be shown with two.
+        Two are enough: characters of one class are interchangeable in every automaton, so anything that can be shown
+        with any number of them can be shown with two.
         """
         for bit, sign in self._best:
             if bit & mask:
@@ -83,7 +83,7 @@ class LetterClasses:
 
 
 def characters(node: PatternNode) -> Iterator[Ranges]:
-    """Every set of characters in a tree."""
+    """Yield every set of characters in a tree."""
     pending = [node]
     while pending:
         each = pending.pop()
@@ -99,9 +99,9 @@ def characters(node: PatternNode) -> Iterator[Ranges]:
 
 @dataclass(slots=True)
 class Nfa:
-    """An automaton without empty steps: position `p` reads `masks[p]`; see `build_automaton.Automaton`.
+    """An automaton without empty transitions: position `p` reads `masks[p]`; see `build_automaton.Automaton`.
 
-    `labels` gives, for a piece that spells a finite list out, the label of the entry that ends at a position.
+    For a piece made of a finite list, `labels` has the label of the entry that ends at a position.
     """
 
     masks: list[int]
@@ -113,14 +113,14 @@ class Nfa:
 
 
 class Pieces:
-    """Makes pieces over one partition, and remembers those of equal trees."""
+    """A factory of pieces over one partition; caches the pieces of equal trees."""
 
     def __init__(self, letters: LetterClasses) -> None:
         self.letters = letters
         self._known: dict[PatternNode, Nfa] = {}
 
     def of(self, node: PatternNode) -> Nfa:
-        """The language of a tree."""
+        """Return the language of a tree."""
         found = self._known.get(node)
         if found is None:
             found = self._known[node] = self._made(node)
@@ -136,13 +136,13 @@ class Pieces:
         return Nfa(masks, list(machine.first), follow, sorted(machine.last), machine.nullable)
 
     def word(self, word: str) -> Nfa:
-        """The language of one word."""
+        """Return the language of one word."""
         masks = [self.letters.character(character) for character in word]
         follow = [[number + 1] for number in range(len(word) - 1)] + [[] for _ in word[:1]]
         return Nfa(masks, [0] if word else [], follow, [len(word) - 1] if word else [], not word)
 
     def build_words(self, entries: Iterable[tuple[str, str]]) -> Nfa:
-        """A finite language as a trie; each entry is a word and a label, and ends at a position of its own."""
+        """Build a finite language as a trie; each entry is a word and a label, and ends at a separate position."""
         piece = Nfa([], [], [], [], False)
         inner: dict[str, int] = {}
         for word, label in entries:
@@ -168,7 +168,7 @@ class Pieces:
 
 
 def concatenate(pieces: Sequence[Nfa]) -> Nfa:
-    """One piece after the other."""
+    """Concatenate pieces."""
     whole = Nfa([], [], [], [], True)
     for piece in pieces:
         here = len(whole.masks)
@@ -186,7 +186,7 @@ def concatenate(pieces: Sequence[Nfa]) -> Nfa:
 
 
 def reads(piece: Nfa, word: str, letters: LetterClasses) -> bool:
-    """Whether a word belongs to the language; its characters must be ones the partition was made for."""
+    """Return whether a word belongs to the language; the partition must have been made for its characters."""
     if not word:
         return piece.nullable
     at: Iterable[int] = ()
@@ -198,7 +198,7 @@ def reads(piece: Nfa, word: str, letters: LetterClasses) -> bool:
 
 
 def shortest_words(piece: Nfa, letters: LetterClasses, count: int, budget: Budget) -> list[str]:
-    """The `count` shortest words, or all where there are fewer."""
+    """Return the `count` shortest words, or all if there are fewer."""
     found = [""] if piece.nullable else []
     last = set(piece.last)
     layer: dict[str, set[int]] = {"": set()}
@@ -211,7 +211,7 @@ def shortest_words(piece: Nfa, letters: LetterClasses, count: int, budget: Budge
                     following.setdefault(word + character, set()).add(position)
         ended = [word for word, at in following.items() if at & last]
         found += ended
-        # A word that only repeats what another one can do from here on is needed only for its own sake.
+        # Keep at most `count` words per set of positions: their continuations are the same.
         layer = _enough(following, count)
     return found[:count]
 

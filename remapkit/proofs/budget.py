@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Exhausted(Exception):
-    """A question was not decided within its budget."""
+    """A question could not be decided within its budget."""
 
 
 class Budget:

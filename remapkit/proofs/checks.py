@@ -1,6 +1,6 @@
-"""The questions of a proof: which key maps share a key, which cut a key in two ways, and whose targets collide.
+"""The questions of a proof: which key maps share a key, split a key in two ways, or have colliding targets.
 
-Every answer is a `Witness`: concrete keys and their targets. Nothing here depends on messages or on rule files.
+Every answer is a `Witness`: concrete keys and their targets. Nothing here depends on messages or rule files.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from remapkit.proofs.union import NetBuilder, UnionNfa
 from remapkit.proofs.witness import Answers, Fault, T, Witness
 
 MAX_COMBINATIONS = 1000
-"""At most so many combinations of dependent captures are written out in order to compare two of them."""
+"""The most combinations of dependent captures that are enumerated for comparison."""
 
 MAX_FAULTS = 50
-"""After so many faults, or undecided questions, further pairs of rules are only counted."""
+"""After this many faults or undecided questions, further pairs of rules are only counted."""
 
 MAX_KEYS_TRIED = 100
-"""At most so many keys that can be cut in several ways are tried, shortest first, where nothing else decides."""
+"""The most keys with several splits that are tried, shortest first, if nothing else decides."""
 
 
 class Questions:
-    """All questions about some key maps; with a `domain`, only about the keys of its patterns."""
+    """All questions about a set of key maps; with a `domain`, only about the keys of its patterns."""
 
     def __init__(
         self, key_maps: Sequence[KeyMap], budget: Budget, domain: Sequence[Pattern] = (), *, passes: bool = False
@@ -66,7 +66,7 @@ class Questions:
         self.sources = UnionNfa(self.tools.letters)
 
     def run(self) -> Answers:
-        """Ask everything."""
+        """Answer all questions."""
         self._sources()
         self._ambiguities()
         targets = [number for number in self.found if self.key_maps[number].items is not None]
@@ -79,7 +79,7 @@ class Questions:
     def ask(
         self, fault: Fault, key_maps: tuple[int, ...], otherwise: T, question: Callable[..., T], *given: object
     ) -> T:
-        """The answer to one question, or `otherwise` if it takes too long; it is undecided then."""
+        """Return the answer to one question, or `otherwise` if it takes too long (then it is undecided)."""
         self.budget.ask()
         try:
             return question(*given)
@@ -120,12 +120,12 @@ class Questions:
                 self.ask("ambiguous", (one, other), None, self._ambiguous, one, other)
 
     def _enough(self) -> bool:
-        """Whether there are so many faults or undecided questions that more would not help."""
+        """Return whether there are so many faults or undecided questions that more would not help."""
         faults = sum(each.fault != "open" and not each.admitted for each in self.answers.witnesses)
         return faults >= MAX_FAULTS or sum(fault != "open" for fault, _ in self.answers.undecided) >= MAX_FAULTS
 
     def _first_of_each_source(self) -> set[int]:
-        """One key map for each pattern: a rule that writes several targets matches a key once."""
+        """Return one key map per pattern: a rule that writes several targets matches a key only once."""
         first: dict[PatternOf, int] = {}
         for number, key_map in enumerate(self.key_maps):
             first.setdefault(key_map.source, number)
@@ -140,7 +140,7 @@ class Questions:
         self.answers.witnesses.append(Witness("ambiguous", (one, other), (key,), targets, covered=covered))
 
     def _covers(self, wide: int, narrow: int) -> bool:
-        """Whether one key map matches every key of the other; False also if that takes too long to decide."""
+        """Return whether one key map matches every key of the other; also False if deciding that takes too long."""
         pieces = [concatenate([piece_of(slot, self.tools) for slot in each.slots]) for each in self.found[wide]]
         self.budget.ask(self.budget.total // 100)
         try:
@@ -152,7 +152,7 @@ class Questions:
     # -------------------------------------------------------------------------------------------- cuts
 
     def _one_way(self, number: int) -> bool:
-        """Whether the target of every key is one; where the cut matters a witness is found."""
+        """Return whether every key has only one target; if the target depends on the split, add a witness."""
         key_map = self.key_maps[number]
         if key_map.identity or not self.ask("cut", (number,), True, splits, self.sources, number, self.budget):
             return True
@@ -217,7 +217,7 @@ class Questions:
         return self._merged(number, variants(key_map, self.tools, self.domain, exact=True, folded=folded))
 
     def _merged(self, number: int, found: tuple[LinearMap, ...]) -> tuple[LinearMap, ...]:
-        """The linear maps, with captures merged if the key map can cut a key in several ways."""
+        """Return the linear maps, with captures merged if the key map can split a key in several ways."""
         return tuple(merge_captures(each, self.tools) for each in found) if number in self.several_cuts else found
 
     def _targets(self, numbers: Sequence[int]) -> None:
@@ -261,7 +261,7 @@ class Questions:
             return
         keys = self._keys(builder.net, meeting.lines, meeting.positions, meeting.text)
         if keys[0] == keys[1] and fault == "across":
-            # Both match this key, which is reported already and refuses the rules anyway.
+            # Both match this key, which is already reported as an error.
             return
         self._collision(fault, (one, other), keys, text=losses.get_shown_target(meeting.text, self.key_maps[one]))
 
@@ -297,10 +297,10 @@ class Questions:
     # -------------------------------------------------------------------------------------------- within one key map
 
     def _within(self, number: int) -> None:
-        """Can two keys of a key map become one? Each way in which they can has its own smallest pair.
+        """Find keys of one key map with the same target; each kind of collision has its own smallest pair.
 
-        Where the author admits that something is lost, the smallest pair may be one that is admitted, and hide
-        another: so those that agree in what is admitted are looked for by themselves.
+        If the author declares a loss, the smallest pair may be a declared one and hide another. So pairs that agree
+        in everything declared lossy are searched separately.
         """
         if self.key_maps[number].identity:
             return
@@ -312,7 +312,7 @@ class Questions:
             self._not_admitted(number)
 
     def _not_admitted(self, number: int) -> None:
-        """The smallest pair that agrees in every capture that the author says may be lost."""
+        """Find the smallest pair that agrees in every capture that the author declares lossy."""
         key_map = self.key_maps[number]
         names = tuple(dict.fromkeys((*key_map.forget, *losses.list_lossy_captures(key_map))))
         found = [keys for each in losses.split_by_captures(key_map, names) for keys in self._collides(number, each)]
@@ -321,11 +321,11 @@ class Questions:
         if told is not None:
             self._collision("within", (number,), told)
         elif found:
-            # Only other cuts of the keys collide, which this search does not see.
+            # Only other splits of the keys collide, which this search does not find.
             raise Exhausted
 
     def _collides(self, number: int, key_map: KeyMap) -> Iterator[tuple[str, str]]:
-        """Small pairs of keys of a key map, a part of that number, with one target; none where there are none."""
+        """Yield small pairs of keys with the same target, of a key map that is a part of key map `number`."""
         found = variants(key_map, self.tools, self.domain, exact=True, folded=True)
         found = tuple(merge_captures(each, self.tools) for each in found) if number in self.several_cuts else found
         sources, targets = NetBuilder(self.tools), NetBuilder(self.tools)
@@ -354,7 +354,7 @@ class Questions:
         yield keys
 
     def _counted_twice(self, number: int) -> None:
-        """Find two spellings of one index, as 1 and 01: `stack` orders by the number."""
+        """Find two spellings of one index, such as 1 and 01: `stack` sorts by the number."""
         key_map = self.key_maps[number]
         for name in key_map.folded:
             part = key_map.pattern.capture(name)
@@ -365,12 +365,12 @@ class Questions:
             keys = tuple(self._spell_key(key_map, name, word) for word in pair)
             inside = all(key_map.reader(key) is not None and self._inside(key) for key in keys)
             if not inside:
-                # A guard on the whole key may forbid this pair, or every such pair.
+                # A guard on the whole key may exclude this pair, or every such pair.
                 raise Exhausted
             self._collision("within", (number,), (keys[0], keys[1]), key_map.pattern.parts.index(part))
 
     def _spell_key(self, key_map: KeyMap, name: str, word: str) -> str:
-        """The shortest key in which a capture is a word."""
+        """Return the shortest key in which a capture is the given word."""
         texts = []
         for part in key_map.pattern.parts:
             piece = self.tools.pieces.of(part.node)
@@ -378,14 +378,14 @@ class Questions:
         return "".join(texts)
 
     def _inside(self, key: str) -> bool:
-        """Whether a key is one of the domain's."""
+        """Return whether a key is in the domain."""
         if self.domain is None:
             return True
         state = walk(self.domain, self.domain.start, key, self.tools.letters)
         return state is not None and self.domain.accepts(state)
 
     def _within_any(self, number: int) -> None:
-        """The smallest pairs, admitted or not."""
+        """Find the smallest pairs, declared or not."""
         key_map = self.key_maps[number]
         net = self._net(number, admitted=True)
         lossy = any(line.losses for line in net.lines)
@@ -394,7 +394,7 @@ class Questions:
             and find_dependent_captures(key_map)
             and (self.domain is not None or key_map.pattern.leaf is not None)
         ):
-            # A guard may leave a slot one word on each path through it, but several once the paths are written out.
+            # A guard may leave a slot one word per path, but several once the paths are enumerated.
             lossy = any(line.losses for line in self._net(number, exact=True).lines)
         if lossy:
             self._loss(number)
@@ -412,28 +412,28 @@ class Questions:
                 self._cheapest_within(number, blame=False)
 
     def _too_many(self, number: int) -> bool:
-        """Whether combinations of captures are too many to be spelt out and held against one another."""
+        """Return whether there are too many combinations of captures to enumerate and compare."""
         captures, names = self.key_maps[number].pattern.captures, find_dependent_captures(self.key_maps[number])
         return math.prod(len(part.values or ()) for part in captures if part.name in names) > MAX_COMBINATIONS
 
     def _confused(self, number: int, pair: tuple[Mapping[str, str], Mapping[str, str]]) -> None:
-        """Two combinations that decide the same stretches: their two keys, all else being the same."""
+        """Report the keys of two combinations that determine the same parts; the keys are otherwise equal."""
         builder = NetBuilder(self.tools, admitted=True)
         builder.targets(
             number, variants(self.key_maps[number], self.tools, self.domain, folded=True, exact=True, only=pair)
         )
         meeting = find_shortest_shared_word(builder.net, number, number, self.budget)
         if meeting is None:
-            # A guard forbids one of them, and the other combinations were not examined.
+            # A guard excludes one of them, and the other combinations were not examined.
             raise Exhausted
         self._collision("within", (number,), self._keys(builder.net, meeting.lines, meeting.positions, meeting.text))
 
     def _still_cut(self, number: int) -> bool:
-        """Whether keys can be cut in several ways even as merged (harmlessly, or this would not be asked)."""
+        """Return whether keys have several splits even after merging (only asked if these are harmless)."""
         return splits(self._net(number, source=True), number, self.budget)
 
     def _inverse_conflict(self, number: int) -> None:
-        """Source and target change sides: do all readings of a target come from one key?"""
+        """Check in the other direction that all readings of a target come from one key."""
         exact = self._exact(number)
         for admitted in (False, True) if losses.has_lossy_table(self.key_maps[number]) else (False,):
             found = exact if admitted else tuple(map(without_losses, exact))
@@ -443,12 +443,12 @@ class Questions:
                 self._collision("within", (number,), pair.written)
 
     def _loss(self, number: int) -> None:
-        """The smallest pairs that differ in what the target does not show: one for each part of the pattern."""
+        """Find the smallest pairs that differ only in what the target omits: one per part of the pattern."""
         for part, (_, keys) in sorted(self._losses(self._net(number, exact=True)).items()):
             self._collision("within", (number,), keys, part)
 
     def _losses(self, net: UnionNfa) -> dict[int, tuple[int, tuple[str, str]]]:
-        """The smallest pair, with its size, for each part that a net of targets does not show."""
+        """Return the smallest pair, with its size, for each part that the targets of a net omit."""
         best: dict[int, tuple[int, tuple[str, str]]] = {}
         for line, each in enumerate(net.lines):
             if not each.losses:
@@ -464,21 +464,21 @@ class Questions:
         return best
 
     def _cheapest_within(self, number: int, *, blame: bool) -> None:
-        """The smallest pair; `blame` says whether lossy tables may cause it."""
+        """Find the smallest pair; `blame`: lossy tables may cause it."""
         net = self._net(number, exact=True, admitted=not blame)
         meeting = find_shortest_shared_word(net, number, number, self.budget)
         if meeting is None:
             return
         keys = self._keys(net, meeting.lines, meeting.positions, meeting.text)
         if keys[0] == keys[1]:
-            # The same key, cut in two ways: neither a witness nor a proof.
+            # The same key, split in two ways: neither a witness nor a proof.
             raise Exhausted
         self._collision("within", (number,), keys, text=losses.get_shown_target(meeting.text, self.key_maps[number]))
 
     # -------------------------------------------------------------------------------------------- pass-through
 
     def _pass_through(self, numbers: Sequence[int]) -> None:
-        """Can a key pass through unmatched onto the target of another?"""
+        """Check whether an unmatched key can pass through onto the target of another key."""
         pieces = [
             concatenate([piece_of(slot, self.tools) for slot in variant.slots])
             for found in self.found.values()

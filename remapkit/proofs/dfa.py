@@ -11,21 +11,21 @@ from remapkit.proofs.budget import Budget
 
 
 class Dfa(Protocol):
-    """A deterministic automaton, worked out as it is walked."""
+    """A deterministic automaton, built lazily during a walk."""
 
     @property
     def start(self) -> int:
         """The state before the first character."""
 
     def steps(self, state: int) -> Sequence[tuple[int, int]]:
-        """(mask, next state): the masks are disjoint; what is in none of them leads nowhere."""
+        """Return (mask, next state) pairs; the masks are disjoint, and characters in none of them are rejected."""
 
     def accepts(self, state: int) -> bool:
-        """Whether a key may end here."""
+        """Return whether a key may end in this state."""
 
 
 class LeafDfa:
-    """Keys whose last segment is one of some words: a trie of them, begun anew after each dot."""
+    """Keys whose last segment is one of the given words: a trie of the words, restarted after each dot."""
 
     def __init__(self, leaves: Iterable[str], letters: LetterClasses) -> None:
         dot = letters.character(".")
@@ -54,7 +54,7 @@ class LeafDfa:
 
 
 class SubsetDfa:
-    """The union of some pieces: the sets of positions that a key can have led to (the subset construction)."""
+    """The union of several pieces, by the subset construction: states are sets of reachable positions."""
 
     def __init__(self, pieces: Sequence[Nfa], letters: LetterClasses, budget: Budget) -> None:
         self.letters, self.budget = letters, budget
@@ -94,7 +94,7 @@ class SubsetDfa:
 
 
 class IntersectionDfa:
-    """What two guides accept."""
+    """The keys that both of two guides accept."""
 
     def __init__(self, one: Dfa, other: Dfa) -> None:
         self.one, self.other = one, other
@@ -123,7 +123,7 @@ class IntersectionDfa:
 
 
 def partition(positions: Iterable[int], masks: Sequence[int], everything: int) -> list[tuple[int, list[int]]]:
-    """Positions grouped by what they read: (mask, those that read each character of it), the masks disjoint."""
+    """Group positions by the characters that they read: (mask, positions that read all of it), masks disjoint."""
     narrow: dict[int, list[int]] = {}
     wide: dict[int, list[int]] = {}
     for position in positions:
@@ -150,7 +150,7 @@ def partition(positions: Iterable[int], masks: Sequence[int], everything: int) -
 
 
 def walk(guide: Dfa, state: int, word: str, letters: LetterClasses) -> int | None:
-    """Where a word leads, or None."""
+    """Return the state after a word, or None."""
     here: int | None = state
     for character in word:
         mask = letters.character(character)
@@ -159,9 +159,9 @@ def walk(guide: Dfa, state: int, word: str, letters: LetterClasses) -> int | Non
 
 
 class Product:
-    """A piece walked beside a guide from one of its states: which states its words lead to, and by which words.
+    """A piece walked in parallel with a guide from one of its states: the reachable guide states and their words.
 
-    A node is (position, mask, state): `position` read a character of `mask`, and the guide is in `state` after it.
+    A node is (position, mask, state): `position` read a character of `mask`, after which the guide is in `state`.
     """
 
     def __init__(self, piece: Nfa, guide: Dfa, start: int, budget: Budget) -> None:
@@ -196,7 +196,7 @@ class Product:
         return entered
 
     def ending_in(self, ends: set[int]) -> Nfa:
-        """The words that lead from the start to one of these states."""
+        """Return the words that take the guide from the start to one of these states."""
         last = [number for number in self._at_end if self._keys[number][2] in ends]
         before: list[list[int]] = [[] for _ in self._keys]
         for number, following in enumerate(self._edges):
@@ -219,12 +219,12 @@ class Product:
 
 
 def build_domain_dfa(domain: Sequence[Pattern], letters: LetterClasses, pieces: Pieces, budget: Budget) -> Dfa:
-    """The keys that match any of some patterns."""
+    """Build the automaton of the keys that match any of the patterns."""
     return SubsetDfa([_build_pattern_nfa(pattern, letters, pieces, budget) for pattern in domain], letters, budget)
 
 
 def _build_pattern_nfa(pattern: Pattern, letters: LetterClasses, pieces: Pieces, budget: Budget) -> Nfa:
-    """The keys of a pattern as one piece."""
+    """Build one piece for the keys of a pattern."""
     whole = concatenate([pieces.of(part.node) for part in pattern.parts])
     if pattern.leaf is None:
         return whole

@@ -1,4 +1,4 @@
-"""The findings of a proof as messages: each witness is replayed by the real matcher, then reported with a fix."""
+"""The messages of a proof: each witness is replayed with the real matcher, then reported with a fix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from remapkit.proofs.witness import Fault, Witness
 from remapkit.rules.model import AMBIGUITY_HELP, CompiledRules, Rule
 
 MAX_TOLD = 50
-"""At most so many findings are shown; the rest is only counted."""
+"""The most findings that are shown; the rest is only counted."""
 OPEN_TITLE = "unmatched keys pass through, so the proof does not cover all keys"
 _ASKED = {
     "ambiguous": "whether {} can match one key",
@@ -29,7 +29,7 @@ _ASKED = {
 
 
 class FindingWriter:
-    """Writes diagnostics for witnesses."""
+    """A writer of diagnostics for witnesses."""
 
     def __init__(self, rules: CompiledRules, key_maps: Sequence[KeyMap], keys: Sequence[str]) -> None:
         self.rules, self.key_maps, self.keys = rules, key_maps, keys
@@ -45,7 +45,7 @@ class FindingWriter:
         level: str,
         unasked: int = 0,
     ) -> tuple[tuple[Diagnostic, ...], tuple[Witness, ...]]:
-        """The findings, and the witnesses that the real matcher confirms."""
+        """Return the findings, and the witnesses that the real matcher confirms."""
         findings: list[Diagnostic] = []
         shown: list[Witness] = []
         for each in witnesses:
@@ -75,7 +75,7 @@ class FindingWriter:
     # -------------------------------------------------------------------------------------------- replaying
 
     def is_replayed(self, witness: Witness) -> bool:
-        """Whether the rules themselves do with the keys what the witness claims."""
+        """Return whether the rules treat the keys as the witness claims."""
         key_maps = [self.key_maps[number] for number in witness.key_maps]
         if witness.fault == "ambiguous":
             return all(self.find_target(key_map, witness.keys[0]) is not None for key_map in key_maps)
@@ -93,7 +93,7 @@ class FindingWriter:
         return left is not None and right is not None and _can_meet(left, right)
 
     def find_target(self, key_map: KeyMap, key: str) -> TargetKey | None:
-        """The target of a key, if the real matcher gives the key to the rule of a key map; else None."""
+        """Return the target of a key if the real matcher matches it with the rule of the key map, else None."""
         match = self.by_key_map[key_map.kind, key_map.rule_id, key_map.branch].match(key)
         if match is None:
             return None
@@ -110,7 +110,7 @@ class FindingWriter:
     # -------------------------------------------------------------------------------------------- findings
 
     def finding(self, witness: Witness, level: str) -> Diagnostic:
-        """The message for one witness."""
+        """Return the message for one witness."""
         return {
             "ambiguous": self.ambiguous,
             "cut": self.cut,
@@ -177,7 +177,7 @@ class FindingWriter:
         return f"use {{{part.name}}} in `to:`, or replace it with its only value"
 
     def describe_two_spellings(self, witness: Witness, title: str, span: Span, note: str) -> Diagnostic:
-        """1 and 01 are one index of a stack: the fix is to allow one spelling, not to use the capture."""
+        """Report that 1 and 01 are the same index of a stack; the fix is to allow only one spelling."""
         key_map = self.key_maps[witness.key_maps[0]]
         assert witness.lost is not None
         part = key_map.pattern.parts[witness.lost]
@@ -192,7 +192,7 @@ class FindingWriter:
         return Diagnostic("RK202", title, labels, (help,), (note,), values=values)
 
     def has_guard(self, key_map: KeyMap, part: Part) -> bool:
-        """Whether `where:` bounds a capture."""
+        """Return whether `where:` bounds a capture."""
         written = next(each for each in self.rules.file.rules if each.id.value == key_map.rule_id)
         pattern = written.pattern if written.pipeline is None else written.pipeline.sources[key_map.branch].pattern
         return any(guard.capture.value == part.name for guard in pattern.where)
@@ -209,7 +209,7 @@ class FindingWriter:
         )
 
     def parts(self, witness: Witness, rule_id: str) -> Diagnostic:
-        """Two outputs of one rule with the same target."""
+        """Report two outputs of one rule with the same target."""
         title = f"two outputs of {rule_id} have one target, {witness.targets[0]}"
         help = ("give each output its own target",)
         return Diagnostic(
@@ -217,7 +217,7 @@ class FindingWriter:
         )
 
     def label_targets(self, witness: Witness) -> tuple[Label, ...]:
-        """The two templates with the same target."""
+        """Return labels for the two templates with the same target."""
         spans = [self.key_maps[number].to or self.key_maps[number].span for number in witness.key_maps]
         return tuple(
             Label(span, f"{key} -> {witness.targets[0]}", primary=number > 0)
@@ -263,7 +263,7 @@ class FindingWriter:
         return Diagnostic("RK205", title, labels, help, (), Severity.WARNING, values={"rule": key_map.rule_id})
 
     def describe_unread(self, dead: Iterable[int]) -> list[Diagnostic]:
-        """Warnings for rules that match no key of the declared source."""
+        """Return warnings for rules that match no key of the declared source."""
         if not self.keys:
             return []
         used = {match.rule.id for key in self.keys for match in self.rules.match(key)}
@@ -288,7 +288,7 @@ class FindingWriter:
     # -------------------------------------------------------------------------------------------- what is known
 
     def known_values(self, key_map: KeyMap, lost: int) -> tuple[list[str], list[str]]:
-        """The values of the lost part in the known keys as a note, and a fix if one value, or one a case, is all."""
+        """Return a note with the known values of the lost part, and a fix if there is only one, or one per case."""
         _, before, after = _core(key_map.pattern.parts[lost])
         found = [
             tuple(text[before : len(text) - after] if number == lost else text for number, text in enumerate(cuts[0]))
@@ -313,7 +313,7 @@ class FindingWriter:
         return [f"{known} it is {join_words(values, 5, 'or')}"], []
 
     def rewritten(self, key_map: KeyMap, lost: int, value: str) -> str:
-        """The pattern with a literal in place of one part."""
+        """Return the pattern with one part replaced by a literal."""
         text, (start, end) = key_map.pattern.text.value, _core(key_map.pattern.parts[lost])[0]
         if key_map.pattern.surface == "path":
             escaped = literal_text(value)
@@ -325,7 +325,7 @@ class FindingWriter:
         return f"{key_map.pattern.surface}: {text[:start]}{escaped}{text[end:]}"
 
     def replaced(self, key_map: KeyMap, part: Part, written: str) -> str:
-        """The pattern with other text in place of a capture."""
+        """Return the pattern with a capture replaced by other text."""
         text, (start, end) = key_map.pattern.text.value, part.at
         return f"{key_map.pattern.surface}: {text[:start]}{written}{text[end:]}"
 
@@ -353,7 +353,7 @@ class FindingWriter:
 
 
 def _core(part: Part) -> tuple[tuple[int, int], int, int]:
-    """The place of the part of a pattern without its fixed characters, and how many of those are before and after."""
+    """Return the position of a part without its fixed characters, and the numbers of those before and after it."""
     items = part.node.items if isinstance(part.node, Seq) else (part.node,)
     fixed = [isinstance(item, Chars) and item.chars[0][0] == item.chars[-1][1] for item in items]
     if part.name is not None or all(fixed):
@@ -371,7 +371,7 @@ TargetKey = tuple["str | Made", ...]
 
 
 def _split_target(target: str, made: Sequence[Made]) -> TargetKey:
-    """A target, split at each `{e}` that stands for an index which the rule makes."""
+    """Split a target at each `{e}`, the placeholder for an index that the rule makes."""
     found: list[str | Made] = []
     for each in made:
         before, _, target = target.partition(f"{{{each.name}}}")
@@ -380,7 +380,7 @@ def _split_target(target: str, made: Sequence[Made]) -> TargetKey:
 
 
 def _can_meet(one: TargetKey, other: TargetKey) -> bool:
-    """Whether two targets can be equal for some index of each: a search through the product of their automata.
+    """Return whether two targets can be equal for some index of each: search the product of their automata.
 
     It ends because each pair of positions is visited once.
     """

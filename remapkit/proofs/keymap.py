@@ -1,9 +1,9 @@
 r"""Key maps, the subject of the proofs: each maps the keys of one pattern to the targets of one template.
 
-A rule, a `keep` and a `drop` are one key map each. A rule with several sources or several targets is several,
-numbered by `branch`; a capture that an operation consumes on purpose (the index of a `stack`) is `folded`. Within a
-rule, branch and folded captures count as part of the target: the twelve experts that become one tensor do not
-collide. To other rules the target is the plain key.
+A rule, a `keep` or a `drop` is one key map. A rule with several sources or targets is several key maps, numbered by
+`branch`; a capture that an operation consumes intentionally (the index of a `stack`) is `folded`. Within a rule,
+branch and folded captures count as part of the target: twelve experts that become one tensor do not collide. In
+comparisons with other rules the target is the plain key.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from remapkit.patterns.tree import PatternNode
 from remapkit.rules.model import CompiledRules, Rule
 
 WHOLE = CaptureItem("")
-"""The item that stands for the whole key, as `keep` copies it."""
+"""The item for the whole key, which `keep` copies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A stretch of the target that comes from no capture: the index that `unstack` counts.
+    """A part of the target that does not come from a capture: the index made by `unstack`.
 
-    Any whole number, or one below `count` where the rule says how many there are.
+    Any whole number, or one below `count` if the rule gives the number of indices.
     """
 
     name: str
@@ -37,22 +37,23 @@ class Made:
 
     @property
     def node(self) -> PatternNode:
-        """Its language."""
+        """Return its language."""
         if self.count is None or self.count > MAX_WORDS:
             return CANONICAL
         return build_words_node(tuple(map(str, range(self.count))))
 
 
 PatternOf = tuple[str, str, int]
-"""One pattern of one rule, keep or drop: its kind, its name, and which of its patterns."""
+"""One pattern of one rule, keep or drop: its kind, its name, and the number of the pattern."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyMap:
-    """One source pattern to one target: `items` is None where the keys are dropped.
+    """A map from one source pattern to one target; `items` is None if the keys are dropped.
 
-    `forget` are the captures that the author leaves out on purpose, `lossy` the names of the tables that may send two
-    keys to one value; `to` is where the template stands. Rules of one `rule_id` belong together, see above.
+    `forget` are the captures that the author omits intentionally, `lossy` the names of the tables that may map two
+    keys to one value; `to` is the position of the template. Key maps with the same `rule_id` belong together, see
+    above.
     """
 
     rule_id: str
@@ -67,28 +68,28 @@ class KeyMap:
     to: Span | None = None
     reader: PatternMatcher = field(init=False, compare=False, repr=False)
     together: tuple[str, ...] | None = field(init=False, default=None, compare=False, repr=False)
-    """What `variants.hanging_together` found, once it was asked."""
+    """The cached result of `find_dependent_captures`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reader", PatternMatcher(self.pattern))
 
     @property
     def owner(self) -> tuple[str, str]:
-        """Whose it is: a rule may have the name that a keep goes by."""
+        """Its kind and name: a rule may have the same name as a keep."""
         return self.kind, self.rule_id
 
     @property
     def source(self) -> PatternOf:
-        """Which pattern of which rule: a rule that writes several targets has several key maps of one source."""
+        """Its rule and pattern: a rule that writes several targets has several key maps with the same source."""
         return self.kind, self.rule_id, self.branch
 
     @property
     def identity(self) -> bool:
-        """Whether every key stays as it is."""
+        """Whether every key is unchanged."""
         return self.items == (WHOLE,)
 
     def target(self, fqn: str, captures: Mapping[str, str]) -> str | None:
-        """The target for a reading of a key, None where it is dropped."""
+        """Return the target for a reading of a key, or None if it is dropped."""
         if self.items is None:
             return None
         text = []
@@ -105,7 +106,7 @@ class KeyMap:
 
 
 def readings(pattern: Pattern, fqn: str, limit: int = 200) -> tuple[tuple[str, ...], ...]:
-    """Every way in which a key is cut into the parts of a pattern, up to `limit` of them; none of a huge pattern.
+    """Return every way to split a key into the parts of a pattern, at most `limit`; none for a huge pattern.
 
     >>> from remapkit.patterns.pattern import SEGMENTS, Part
 
@@ -123,7 +124,7 @@ def readings(pattern: Pattern, fqn: str, limit: int = 200) -> tuple[tuple[str, .
     except TooMany:
         return ()
     count = len(pattern.parts)
-    # From the back: for each place in the key and each position, the ways to go on, as where each part ends.
+    # From the back: for each offset in the key and each position, the possible texts of the remaining parts.
     ways: dict[int, set[tuple[str, ...]]] = {p: {("",) * count} for p in machine.last}
     for index in range(len(fqn) - 1, -1, -1):
         character = fqn[index]
@@ -146,7 +147,7 @@ def _before(machine: Automaton, position: int) -> list[int]:
 
 
 def key_maps(rule_set: CompiledRules) -> tuple[KeyMap, ...]:
-    """Every rule, `keep` and `drop` as an key_map; a rule that writes several targets as one for each.
+    """Return the key maps of all rules, `keep`s and `drop`s; a rule with several targets has one per target.
 
     >>> import remapkit
     >>> [key_map.rule_id for key_map in key_maps(remapkit.load("wan22_pth"))][-2:]
@@ -183,7 +184,7 @@ def _key_maps(rule: Rule, lossy: tuple[str, ...], params: Mapping[str, int | Non
 
 
 def _made(items: tuple[TemplateItem, ...], made: Made | None) -> Iterator[tuple[TemplateItem | Made, ...]]:
-    """The items with what `unstack` counts: one stretch of its own, or spelt out where it is reckoned with."""
+    """Yield the items with the `unstack` index inserted: as one part, or enumerated if it is used in arithmetic."""
     if made is None:
         yield items
         return
@@ -200,7 +201,7 @@ def _names(item: CaptureItem | MapItem) -> tuple[str, ...]:
 
 
 def _with(item: TemplateItem, name: str, value: str) -> TemplateItem:
-    """An item for one value of a capture."""
+    """Return an item for one value of a capture."""
     if isinstance(item, TextItem) or name not in _names(item):
         return item
     if isinstance(item, CaptureItem):

@@ -1,8 +1,8 @@
 r"""Key maps as linear maps: a key is a sequence of words and independent variables, and so is its target.
 
-This is what makes the proofs simple. Guards on the whole key (`leaf:`, a domain) become part of the languages of the
-variables, and captures that depend on each other in the target (used twice, or in one number) are written out where
-needed, one linear map for each combination of their values.
+This makes the proofs simple. Guards on the whole key (`leaf:`, a domain) become part of the languages of the
+variables, and captures that depend on each other in the target (used twice, or in one number) are enumerated if
+needed, with one linear map per combination of their values.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from remapkit.proofs.linear_map import (
 )
 
 MAX_VARIANTS = 4096
-"""With more linear maps of one key map a question is undecided."""
+"""A question about a key map with more linear maps is undecided."""
 
 MAX_LISTED = 50_000
 """The most combinations of captures that are listed, if each is used only once."""
@@ -38,16 +38,16 @@ MAX_LISTED = 50_000
 
 @dataclass(frozen=True, slots=True)
 class ProofContext:
-    """What all questions of one proof share: the partition of the alphabet, the automata, the budget."""
+    """The data shared by all questions of one proof: the partition of the alphabet, the automata, the budget."""
 
     letters: LetterClasses
     pieces: Pieces
     budget: Budget
     words: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    """The values of the maps that were looked at, by the identity of the map: rules may share one."""
+    """The values of the maps examined so far, by the identity of the map: rules may share one."""
 
     def values(self, mapping: Mapping[tuple[str, ...], str]) -> tuple[str, ...]:
-        """The distinct values of a map, sorted."""
+        """Return the distinct values of a map, sorted."""
         found = self.words.get(id(mapping))
         if found is None:
             found = self.words[id(mapping)] = tuple(sorted(set(mapping.values())))
@@ -55,12 +55,12 @@ class ProofContext:
         return found
 
     def injective(self, mapping: Mapping[tuple[str, ...], str]) -> bool:
-        """Whether no two entries of a map have one value."""
+        """Return whether no two entries of a map have the same value."""
         return len(self.values(mapping)) == len(mapping)
 
     @classmethod
     def for_key_maps(cls, key_maps: Iterable[KeyMap], more: Iterable[Ranges], budget: Budget) -> ProofContext:
-        """The tools for some key maps, and for further sets of characters that must be distinguished."""
+        """Make the context for key maps and further sets of characters that must be distinguished."""
         letters = LetterClasses(dict.fromkeys([*more, *(chars for key_map in key_maps for chars in _sets(key_map))]))
         return cls(letters, Pieces(letters), budget)
 
@@ -88,7 +88,7 @@ def _sets(key_map: KeyMap) -> Iterator[Ranges]:
 
 
 def find_dependent_captures(key_map: KeyMap) -> tuple[str, ...]:
-    """The captures that the target cannot be said to depend on one by one."""
+    """Return the captures that the target does not depend on independently of each other."""
     if key_map.together is None:
         object.__setattr__(key_map, "together", _hanging_together(key_map))
     assert key_map.together is not None
@@ -109,7 +109,7 @@ def _hanging_together(key_map: KeyMap) -> tuple[str, ...]:
                 together.update(names)
     uses.update(key_map.folded)
     together.update(name for name, count in uses.items() if count > 1 and name not in fixed)
-    # What shares an item with one of them hangs on it too.
+    # Captures that share an item with a dependent one are dependent too.
     for item in key_map.items or ():
         if isinstance(item, MapItem) and together.intersection(item.names):
             together.update(name for name in item.names if name not in fixed)
@@ -117,7 +117,7 @@ def _hanging_together(key_map: KeyMap) -> tuple[str, ...]:
 
 
 def find_confused(key_map: KeyMap, tools: ProofContext) -> tuple[Mapping[str, str], Mapping[str, str]] | None:
-    """The two shortest combinations of captures that hang together and decide the same stretches."""
+    """Return the two shortest combinations of dependent captures that determine the same parts of the target."""
     names = find_dependent_captures(key_map)
     items = [
         item for item in key_map.items or () if isinstance(item, CaptureItem | MapItem) and _depends(item, names)
@@ -130,7 +130,7 @@ def find_confused(key_map: KeyMap, tools: ProofContext) -> tuple[Mapping[str, st
 
 
 def _confused(key_map: KeyMap) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
-    """Each combination with the shortest earlier one that decides the same, shorter ones first."""
+    """Yield each combination with the shortest earlier one that determines the same parts, shorter ones first."""
     fixed, names = _constants(key_map), find_dependent_captures(key_map)
     items = [
         item for item in key_map.items or () if isinstance(item, CaptureItem | MapItem) and _depends(item, names)
@@ -186,11 +186,11 @@ def variants(
     folded: bool = False,
     only: Sequence[Mapping[str, str]] | None = None,
 ) -> tuple[LinearMap, ...]:
-    """The variants of a key map.
+    """Return the variants of a key map.
 
-    Without `exact`, captures that hang together are taken to be independent: sources are then as they are, and
-    targets more than there are. With `folded`, folded captures count as part of the target. `only` are the
-    combinations of such captures that are wanted, where not all are.
+    Without `exact`, dependent captures are treated as independent: sources are then exact, but there may be more
+    targets than possible. With `folded`, folded captures count as part of the target. `only` limits the combinations
+    of dependent captures.
     """
     names = find_dependent_captures(key_map)
     found: list[LinearMap] = []
@@ -232,7 +232,7 @@ def _slots(key_map: KeyMap, fixed: Mapping[str, str], tools: ProofContext) -> tu
 
 
 def piece_of(slot: Variable, tools: ProofContext) -> Nfa:
-    """The language of a slot, one word or many."""
+    """Return the language of a slot, one word or many."""
     if slot.piece is not None:
         return slot.piece
     assert slot.word is not None
@@ -302,9 +302,9 @@ def _mapped(
 
 
 def _guarded(variant: LinearMap, guide: Dfa, tools: ProofContext) -> Iterator[LinearMap]:
-    """One variant for each way through the guide that makes a difference to what follows.
+    """Yield one variant for each path through the guide that affects the following slots.
 
-    A reading decides its way, because the guide is deterministic: no reading belongs to two variants.
+    The guide is deterministic, so a reading determines its path: no reading belongs to two variants.
     """
     slots = variant.slots
     walked, products, groups = _boundaries(slots, guide, tools)
@@ -335,7 +335,7 @@ def _guarded(variant: LinearMap, guide: Dfa, tools: ProofContext) -> Iterator[Li
 def _boundaries(
     slots: Sequence[Variable], guide: Dfa, tools: ProofContext
 ) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int], Product], list[dict[int, object]]]:
-    """The states between the slots: where words lead, what variables lead to, and which states are alike there."""
+    """Return the guide states between slots: after words, after variables, and which states are equivalent there."""
     walked: dict[tuple[int, int], int] = {}
     products: dict[tuple[int, int], Product] = {}
     reached = [{guide.start}]
@@ -366,7 +366,7 @@ def _boundaries(
 
 
 def _narrowed(stretch: TargetPart, slots: Sequence[Variable], tools: ProofContext) -> TargetPart:
-    """A table without the entries that the guarded slot cannot be."""
+    """Return a table without the entries that the guard excludes."""
     if not isinstance(stretch, TableRef):
         return stretch
     piece = slots[stretch.slot].piece
@@ -379,9 +379,9 @@ def _narrowed(stretch: TargetPart, slots: Sequence[Variable], tools: ProofContex
 
 
 def merge_captures(variant: LinearMap, tools: ProofContext) -> LinearMap:
-    """The variant with stretches that stand in the target as they do in the source taken as one variable.
+    """Merge each run of slots that the target copies unchanged into one variable.
 
-    `(.*)\\.(.*)` to `{a}.{b}` can be cut in several ways, and it does not matter: as one variable it is cut in one.
+    `(.*)\\.(.*)` to `{a}.{b}` can be split in several ways, which does not matter: as one variable it has one split.
     """
     place = {each.slot: number for number, each in enumerate(variant.target) if isinstance(each, VariableRef)}
     slots: list[Variable] = []
@@ -406,7 +406,7 @@ def merge_captures(variant: LinearMap, tools: ProofContext) -> LinearMap:
 
 
 def _run(variant: LinearMap, start: int, place: Mapping[int, int]) -> int:
-    """The last slot of the longest run from `start` on that is copied as it is; `start` where there is none."""
+    """Return the last slot of the longest run from `start` that is copied unchanged; `start` if there is none."""
     if start not in place:
         return start
     end, text, here = start, "", place[start]
@@ -425,7 +425,7 @@ def _run(variant: LinearMap, start: int, place: Mapping[int, int]) -> int:
 
 
 def find_losses(variant: LinearMap, tools: ProofContext) -> list[tuple[int, str, str]]:
-    """The slots that can be several words and that the target does not show, with their two shortest words."""
+    """Return the slots with several words that the target omits, with their two shortest words."""
     found = []
     for slot in variant.unused:
         assert slot.piece is not None
@@ -436,7 +436,7 @@ def find_losses(variant: LinearMap, tools: ProofContext) -> list[tuple[int, str,
 
 
 def without_losses(variant: LinearMap) -> LinearMap:
-    """The variant with one key for each value of the tables that say they are lossy."""
+    """Return the variant with one key per value of the tables that are declared lossy."""
     target = []
     for each in variant.target:
         if isinstance(each, TableRef) and each.lossy:

@@ -36,19 +36,19 @@ class TableRef:
 
 @dataclass(frozen=True, slots=True)
 class AnyWord:
-    """A part of the target that several captures determine: here any of its words, whatever their values."""
+    """A part of the target that several captures determine, approximated as any of its words."""
 
     words: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Separator:
-    """Separates a target from the folded captures that count as part of it."""
+    """A separator between a target and the folded captures that count as part of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """A part of the target that is an index whatever the source is: the one that `unstack` makes."""
+    """A part of the target that is an index independent of the source: the one made by `unstack`."""
 
     made: Made
 

@@ -1,4 +1,4 @@
-"""What two keys of one key map differ in, and whether the author declares it lossy (`forget`, lossy tables)."""
+"""Differences of two keys of one key map, and whether the author declares them lossy (`forget`, lossy tables)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from remapkit.patterns.template import CaptureItem, MapItem
 from remapkit.proofs.keymap import KeyMap, readings
 
 APART = 100
-"""At most so many combinations of values that may be lost are examined one by one."""
+"""The most combinations of lossy values that are examined individually."""
 
 
 def list_captures(item: CaptureItem | MapItem) -> tuple[str, ...]:
@@ -19,7 +19,7 @@ def list_captures(item: CaptureItem | MapItem) -> tuple[str, ...]:
 
 
 def list_lossy_captures(key_map: KeyMap) -> tuple[str, ...]:
-    """The captures that are looked up in a lossy table."""
+    """Return the captures that are looked up in a lossy table."""
     return tuple(
         name
         for item in key_map.items or ()
@@ -29,7 +29,7 @@ def list_lossy_captures(key_map: KeyMap) -> tuple[str, ...]:
 
 
 def is_admitted(key_map: KeyMap, keys: tuple[str, str]) -> bool:
-    """Whether two keys differ in a capture that the author declares lossy: then they never occur together."""
+    """Return whether two keys differ in a capture declared lossy; then they never occur together."""
     one, other = (key_map.reader(key) for key in keys)
     if one is None or other is None:
         return False
@@ -44,7 +44,7 @@ def is_admitted(key_map: KeyMap, keys: tuple[str, str]) -> bool:
 
 
 def split_by_captures(key_map: KeyMap, names: Sequence[str]) -> Iterator[KeyMap]:
-    """The key map split by the values of some captures; if there are too many, with those captures in the target."""
+    """Split a key map by the values of captures; if there are too many, add those captures to the target instead."""
     parts = [part for part in key_map.pattern.captures if part.name in names]
     spaces = [part.values for part in parts if part.values is not None]
     if len(spaces) < len(parts) or math.prod(map(len, spaces)) > APART:
@@ -63,7 +63,7 @@ def split_by_captures(key_map: KeyMap, names: Sequence[str]) -> Iterator[KeyMap]
 
 
 def get_shown_target(text: str, key_map: KeyMap) -> str | None:
-    """The text of a collision as a target; None if it has folded captures in it."""
+    """Return the text of a collision as a target, or None if it contains folded captures."""
     return None if key_map.folded else text
 
 
@@ -78,7 +78,7 @@ def bind_captures(key_map: KeyMap, reading: Sequence[str]) -> Mapping[str, str]:
 
 
 def identify_target(key_map: KeyMap, key: str, captures: Mapping[str, str]) -> tuple[str, ...]:
-    """The target, and the folded captures that count as part of it."""
+    """Return the target and the folded captures that count as part of it."""
     return (str(key_map.target(key, captures)), *(captures[name] for name in key_map.folded))
 
 
@@ -88,7 +88,7 @@ def render_target(key_map: KeyMap, key: str) -> str:
 
 
 def find_lost_part(key_map: KeyMap, keys: tuple[str, str]) -> int | None:
-    """The part in which two keys differ but their target does not, forgotten captures first; or None."""
+    """Return a part in which two keys differ but their targets do not (forgotten captures first), or None."""
     one, other = (readings(key_map.pattern, key, 1) for key in keys)
     if not one or not other:
         return None

@@ -1,4 +1,4 @@
-"""A proof as data: its level, and what it found."""
+"""A proof as data: its level and its findings."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from remapkit.proofs.witness import Witness
 
 
 class Level(enum.Enum):
-    """What is proven, and for which keys.
+    """The result of a proof, and the keys that it covers.
 
     `ALL`: for every possible key. `DOMAIN`: for the keys that the rule file declares, or for all keys that look like
-    those of the declared source, whatever their indices. `KEYS`: only for the keys at hand, which a plan checks one
-    by one. `REFUTED`: a witness shows a fault. `UNDECIDED`: a question took too long.
+    those of the declared source, with any indices. `KEYS`: only for the given keys, which a plan checks one by one.
+    `REFUTED`: a witness shows a fault. `UNDECIDED`: a question took too long.
     """
 
     ALL = "proven for all keys"
@@ -26,10 +26,11 @@ class Level(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What was proven about a rule set.
+    """The proof of a rule set.
 
-    `findings` are messages with codes RK2xx, `witnesses` the same as data (their `key_maps` are numbers of the rules,
-    keeps and drops of the rule set, in this order). `undecided` names the rules of each question that took too long.
+    `findings` are messages with codes RK2xx, `witnesses` the same findings as data (their `key_maps` are indices into
+    the rules, keeps and drops of the rule set, in this order). `undecided` names the rules of each question that took
+    too long.
 
     >>> import remapkit
     >>> proof = remapkit.load("wan22_pth").prove()
@@ -45,16 +46,16 @@ class Proof:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was refuted and nothing is undecided."""
+        """Whether nothing is refuted or undecided."""
         return self.level not in (Level.REFUTED, Level.UNDECIDED)
 
     @property
     def verdict(self) -> str:
-        """The level in words, with the domain where it is one."""
+        """The level in words, with the domain if there is one."""
         return f"{self.level.value} ({self.domain})" if self.domain else self.level.value
 
     def blocking(self, *, allow_undecided: bool = False) -> tuple[Diagnostic, ...]:
-        """The findings that refuse the rules."""
+        """Return the findings that make the rules invalid."""
         return tuple(
             finding
             for finding in self.findings

@@ -1,7 +1,7 @@
-r"""The searches of the proofs, through the product of a `UnionNfa` with itself.
+r"""The searches of the proofs through the product of a `UnionNfa` with itself.
 
-Which key maps have a word in common (`candidates`, then `meets`)? Can a key map read a word in two ways that differ
-(`splits`)? And what is the cheapest such word (`find_shortest_shared_word`)?
+Which key maps share a word (`candidates`, then `meets`)? Can a key map read a word in two different ways (`splits`)?
+What is the cheapest such word (`find_shortest_shared_word`)?
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from remapkit.proofs.union import UnionNfa
 
 
 def candidates(net: UnionNfa, budget: Budget) -> set[tuple[int, int]]:
-    """Pairs of key maps that may have a word in common; those that are not among them have none.
+    """Return the pairs of key maps that may share a word; all other pairs share none.
 
-    All key maps are walked at once, from the front and then from the back, while more than one can go on: what two
-    key maps share is a set that both are in. Where a walk grows too long, what is left of it counts as shared.
+    All key maps are walked at once, from the front and then from the back, while at least two can continue: two key
+    maps that share a word are together in some set. If a walk takes too long, the rest of it counts as shared.
     """
     everyone = sorted(net.starts)
     shared = {
@@ -42,7 +42,7 @@ def candidates(net: UnionNfa, budget: Budget) -> set[tuple[int, int]]:
         for each in following:
             before[each].append(position)
     back, _ = _walked(net.masks, before, sorted(net.ends), set(starts), owners, net.letters.all, limit, budget)
-    # Where one walk says nothing, because it was given up with everyone together, the other one is the answer.
+    # If one walk was stopped with all key maps together, it gives no information, and the other one is the answer.
     if frozenset(everyone) in forward:
         return shared | _in_one(back, budget)
     if frozenset(everyone) in back:
@@ -60,7 +60,7 @@ def _walked(
     limit: int,
     budget: Budget,
 ) -> tuple[set[frozenset[int]], bool]:
-    """Sets of key maps that came to one place together, and whether the walk came to its end."""
+    """Return the sets of key maps that reach an end, or the limit, together; and whether the walk was completed."""
     found: set[frozenset[int]] = set()
     seen: set[frozenset[int]] = set()
     pending: list[Iterable[int]] = [starts]
@@ -92,7 +92,7 @@ def _walked(
 
 
 def _in_one(sets: Iterable[frozenset[int]], budget: Budget) -> set[tuple[int, int]]:
-    """The pairs that are in one of some sets."""
+    """Return the pairs that are together in any of the sets."""
     found: set[tuple[int, int]] = set()
     largest: list[frozenset[int]] = []
     for each in sorted(sets, key=len, reverse=True):
@@ -106,7 +106,7 @@ def _in_one(sets: Iterable[frozenset[int]], budget: Budget) -> set[tuple[int, in
 
 
 def meets(net: UnionNfa, one: int, other: int, budget: Budget) -> bool:
-    """Whether two key maps have a word in common."""
+    """Return whether two key maps share a word."""
     if net.nulls[one] and net.nulls[other]:
         return True
     masks, follow, ends = net.masks, net.follow, net.ends
@@ -136,9 +136,9 @@ def meets(net: UnionNfa, one: int, other: int, budget: Budget) -> bool:
 
 
 def splits(net: UnionNfa, key_map: int, budget: Budget) -> bool:
-    """Whether some word of a key map has two readings that are tagged differently.
+    """Return whether some word of a key map has two readings with different tags.
 
-    A search from the places where two runs part; it is over at once where no two runs ever do.
+    Searches from the positions where two runs diverge; ends immediately if no runs ever do.
     """
     if len(net.nulls[key_map]) > 1:
         return True
@@ -192,7 +192,7 @@ def _overlapping(positions: Iterable[int], masks: Sequence[int]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SharedWord:
-    """A word that two lines read, and the positions by which each does."""
+    """A word that two lines read, and the positions of both readings."""
 
     text: str
     cost: int
@@ -201,9 +201,9 @@ class SharedWord:
 
 
 def find_shortest_shared_word(net: UnionNfa, one: int, other: int, budget: Budget) -> SharedWord | None:
-    """The cheapest word that two key maps share; of one with itself, a word that it reads in two different ways.
+    """Find the cheapest word shared by two key maps; for one and itself, a word that it reads in two different ways.
 
-    Dijkstra's algorithm over pairs of positions. The cost of a word is what both readings of it cost.
+    Dijkstra's algorithm over pairs of positions. The cost of a word is the sum of the costs of both readings.
     """
     best = _empty(net, one, other)
     masks, follow, costs = net.masks, net.follow, net.costs
@@ -265,7 +265,7 @@ def _traced(
 
 
 def cheapest_of_line(net: UnionNfa, line: int, budget: Budget) -> tuple[int, str, tuple[int, ...]]:
-    """The cheapest word of one line: its cost, the word and its positions."""
+    """Return the cheapest word of one line: its cost, the word and its positions."""
     key_map, base = net.lines[line].key_map, net.lines[line].base
     if line in net.nulls[key_map]:
         return base, "", ()
@@ -291,15 +291,15 @@ def cheapest_of_line(net: UnionNfa, line: int, budget: Budget) -> tuple[int, str
 
 
 _Outside = tuple[int, int | None, int | None]
-"""A position, the state of the matched keys (None where none can follow any more), and the state of the domain."""
+"""A position, the state of the matched keys (None if none can match any more), and the state of the domain."""
 
 
 def cheapest_outside(
     net: UnionNfa, key_map: int, matched: Dfa, domain: Dfa | None, budget: Budget
 ) -> tuple[str, tuple[int, ...], int] | None:
-    """The cheapest target of a key map that is a key of the domain and that no key map matches, or None.
+    """Find the cheapest target of a key map that is a key of the domain and that no key map matches, or None.
 
-    A target costs itself and the source key that it stands for. Returns it with its positions and its line.
+    The cost includes the target and its source key. Return the target with its positions and its line.
     """
     for line in net.nulls[key_map]:
         if not matched.accepts(matched.start) and (domain is None or domain.accepts(domain.start)):
@@ -347,7 +347,7 @@ def _moves(guide: Dfa | None, state: int | None, mask: int) -> list[tuple[int, i
 
 
 def _moves_or_none(guide: Dfa, state: int | None, mask: int) -> list[tuple[int, int | None]]:
-    """Where the characters of a mask lead; None for those that lead nowhere."""
+    """Return the next states for the characters of a mask; None for those without one."""
     if state is None:
         return [(mask, None)]
     moves: list[tuple[int, int | None]] = [(step & mask, to) for step, to in guide.steps(state) if step & mask]
@@ -361,9 +361,9 @@ def _moves_or_none(guide: Dfa, state: int | None, mask: int) -> list[tuple[int, 
 
 
 def two_spellings(node: PatternNode, budget: Budget) -> tuple[str, str] | None:
-    """The shortest two digit strings of a language that are one number, as 1 and 01; None where there are none.
+    """Return the two shortest digit strings of a language for the same number, such as 1 and 01, or None.
 
-    The longer one is the shorter one with more zeros before it: one run reads zeros alone, then both read the same.
+    The longer one has additional leading zeros: one run first reads these alone, then both runs read the same text.
 
     >>> from remapkit.patterns.pattern import CANONICAL
 
@@ -378,7 +378,7 @@ def two_spellings(node: PatternNode, budget: Budget) -> tuple[str, str] | None:
     except TooMany:
         raise Exhausted from None
     begun = _zeros(machine, budget)
-    # A state is a place of each run, -1 before the first character.
+    # A state is a position per run, -1 before the first character.
     pending: list[tuple[int, int, str, str]] = [(-1, place, "", zeros) for place, zeros in begun.items()]
     seen = {(one, other) for one, other, _, _ in pending}
     for one, other, word, longer in pending:
@@ -397,7 +397,7 @@ def two_spellings(node: PatternNode, budget: Budget) -> tuple[str, str] | None:
 
 
 def _zeros(machine: Automaton, budget: Budget) -> dict[int, str]:
-    """The places that one zero or more lead to, with the fewest."""
+    """Return the positions reachable by one or more zeros, with the fewest zeros."""
     found: dict[int, str] = {}
     layer, zeros = [-1], ""
     while layer:
@@ -414,5 +414,5 @@ def _after(machine: Automaton, place: int) -> Sequence[int]:
 
 
 def _digits(chars: Ranges) -> int:
-    """The digits of a set, as a mask."""
+    """Return the digits of a set as a mask."""
     return sum(1 << digit for digit in range(10) if contains(chars, str(digit)))

@@ -1,6 +1,6 @@
-"""Prove for all keys that rules are unambiguous and lose nothing, or show the shortest key for which they are not.
+"""Prove for all keys that rules are unambiguous and lose nothing, or find the shortest counterexample.
 
-This is decidable, because patterns are regular and templates are concatenations of captures. `checks.py` finds the
+This is decidable because patterns are regular and templates are concatenations of captures. `checks.py` finds the
 witnesses and `findings.py` reports them; this module decides which of them matter, and what is proven if none do.
 """
 
@@ -26,15 +26,15 @@ from remapkit.rules.pipeline import AddedTargets
 from remapkit.tensors.families import is_canonical_integer
 
 BUDGET = 20_000_000
-"""Elementary steps that one proof may take: about ten seconds."""
+"""The most elementary steps that one proof may take: about ten seconds."""
 
 
 def prove(rule_set: CompiledRules, *, budget: int = BUDGET, header: Iterable[str] | None = None) -> Proof:
     """Decide for every possible key whether the rules are unambiguous and lose nothing.
 
-    `header` are known source keys: a `StateDictSpec`, or their names. They show which rules are dead, whether a
-    literal would fix a fault, and for which shapes of keys the proof holds if it does not hold for all. Faults are in
-    the result, never raised; beyond `budget` elementary steps questions stay undecided.
+    `header` has known source keys: a `StateDictSpec`, or names. They show which rules are dead, whether a literal
+    would fix a fault, and for which shapes of keys the proof holds if it does not hold for all. Faults are returned,
+    never raised; beyond `budget` elementary steps, questions remain undecided.
     """
     keys = tuple(header) if header is not None else ()
     found = key_maps(rule_set)
@@ -48,9 +48,9 @@ def prove(rule_set: CompiledRules, *, budget: int = BUDGET, header: Iterable[str
 def _prove_added(
     proof: Proof, rule_set: CompiledRules, found: Sequence[KeyMap], shapes: Sequence[Pattern], budget: int
 ) -> Proof:
-    """The proof including `add:`, whose targets no rule may produce as well.
+    """Return the proof including `add:`: no rule may produce the same targets.
 
-    With `unmatched: keep` a key of such a name would pass through; `shapes` are the keys that the proof covers.
+    With `unmatched: keep`, a key with such a name would pass through; `shapes` are the keys that the proof covers.
     """
     findings = [
         Diagnostic(
@@ -93,7 +93,7 @@ def _prove_added(
 
 
 def _report_added_passing(rule_set: CompiledRules, entry: AddedTargets, target: str) -> Diagnostic:
-    """An unmatched key may pass through onto a target of `add`."""
+    """Report that an unmatched key may pass through onto a target of `add`."""
     span = rule_set.file.unmatched_span
     labels = (*((Label(span),) if span is not None else ()), Label(entry.span, f"adds {target}", primary=False))
     note = (
@@ -148,7 +148,7 @@ class _Prover:
     def in_domain(self, everywhere: Answers) -> Proof:
         within = self.answers(self.rules.domain)
         if everywhere.clean:
-            # Proven for all keys; but a rule that matches nothing in the domain is still dead.
+            # Proven for all keys, but a rule that matches nothing in the domain is still dead.
             return self.write_proof(Level.ALL, replace(everywhere, dead=within.dead))
         refuted = [each for each in within.witnesses if not each.admitted and each.fault != "open"]
         if refuted:
@@ -174,7 +174,7 @@ class _Prover:
 
 
 def _find_shapes(keys: Iterable[str]) -> tuple[Pattern, ...]:
-    """The keys as patterns, in which every segment that is an index may be any index; each shape once."""
+    """Convert keys to distinct patterns, in which every index segment matches any index."""
     shapes = {
         tuple(None if is_canonical_integer(segment) else segment for segment in key.split(".")): None for key in keys
     }

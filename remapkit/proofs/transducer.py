@@ -1,9 +1,9 @@
-r"""Key maps that can split a key in several ways: does the target depend on it, and can two keys have one target?
+r"""Key maps with several splits of a key: does the target depend on the split, and can two keys share a target?
 
-Where the variables have the same order in the target as in the source, both are read side by side, by a finite-state
-transducer. Two runs over one key may write at different times; what one of them is ahead by is the *delay*. All
-runs over one key write the same exactly when no pair of them ends with a delay, and then every pair of states has
-one delay only. Source: M.-P. Béal, O. Carton, C. Prieur, J. Sakarovitch, "Squaring transducers" (2003).
+If the variables have the same order in source and target, a finite-state transducer processes both in parallel. Two
+runs over one key may write at different times; the text that one is ahead by is the *delay*. All runs over one key
+write the same text iff no pair of them ends with a delay; then every pair of states has only one delay. Source: M.-P.
+Béal, O. Carton, C. Prieur, J. Sakarovitch, "Squaring transducers" (2003).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from remapkit.proofs.linear_map import Index, LinearMap, Separator, TableRef, Va
 from remapkit.proofs.union import UnionNfa
 
 SEPARATOR = "\ud800"
-"""Stands for what no key has: the end of a target, before what counts as part of it."""
+"""A character that no key has: the end of a target, before the captures that count as part of it."""
 
 Edge = tuple[int, str]
-"""A position, and what is written on the way to it."""
+"""A position, and the text written on the way to it."""
 
 
 @dataclass(slots=True)
 class Transducer:
-    """Positions that read a character and write it too (`writes[p]` is None), or write a word instead."""
+    """Positions that read a character and copy it (`writes[p]` is None) or write a word instead."""
 
     masks: list[int] = field(default_factory=list)
     writes: list[str | None] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Transducer:
 
 
 def transducer(found: Iterable[LinearMap], tools: ProofContext, *, backwards: bool = False) -> Transducer:
-    """The key map as a transducer from source to target, or from target to source; its variants must be in order."""
+    """Build a transducer from source to target, or target to source; the variants of the key map must be in order."""
     machine = Transducer()
     for variant in found:
         _Line(machine, tools, backwards).read(variant)
@@ -56,7 +56,7 @@ class _Line:
     def read(self, variant: LinearMap) -> None:
         targets = list(variant.target)
         if any(isinstance(each, Index) for each in targets):
-            # Writes one of many words, which no such transducer does; asked only where a key can be cut in two ways.
+            # It may write one of many words, which this transducer cannot; reached only if a key has several splits.
             raise Exhausted
         for number, slot in enumerate(variant.slots):
             if slot.word is not None:
@@ -72,7 +72,7 @@ class _Line:
             elif targets and isinstance(targets[0], TableRef) and targets[0].slot == number:
                 self.table(targets.pop(0))
             elif self.backwards:
-                # Not shown in the target, so a guard leaves it one word, or this would not be asked.
+                # Not in the target, so a guard leaves it only one word; otherwise this code is not reached.
                 self.wrote(shortest_words(slot.piece, self.tools.letters, 1, self.tools.budget)[0])
             else:
                 self.piece(slot.piece, [""] * len(slot.piece.masks))
@@ -127,7 +127,7 @@ class _Line:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """A word that two runs read, and the different things they write."""
+    """A word that two runs read, and the different texts that they write."""
 
     text: str
     written: tuple[str, str]
@@ -140,9 +140,9 @@ _State = tuple[int, int, _Delay]
 def find_conflict(
     machine: Transducer, letters: LetterClasses, budget: Budget, *, by_written: bool = False
 ) -> Conflict | None:
-    """The shortest word that is written in two ways, or None where there is none.
+    """Find the shortest word for which two runs write different texts, or None.
 
-    `by_written` counts what is written instead of what is read.
+    `by_written` counts the written text instead of the read text.
     """
     return _Search(machine, letters, budget, by_written).run()
 
@@ -171,7 +171,7 @@ class _Search:
             left, right, delay = state
             ends = self.machine.ends
             if left in ends and right in ends and (delay is None or delay[0] + ends[left] != delay[1] + ends[right]):
-                # What is written after the last character counts too, so a dearer word may still be cheaper.
+                # The text written after the last character counts too, so a later word may still be cheaper.
                 total = cost + (len(ends[left]) + len(ends[right]) if self.by_written else 0)
                 heapq.heappush(self.heap, (total, next(self.order), state, True))
             self.enter(state, self.machine.follow[left], self.machine.follow[right], delay, cost)
@@ -190,7 +190,7 @@ class _Search:
                 for bit, sign in self.signs:
                     if not bit & mask:
                         continue
-                    # A long delay is dear to keep.
+                    # A long delay is expensive to store.
                     self.budget.spend(1 if delay is None else 1 + len(delay[0]) + len(delay[1]))
                     one = out + (sign if writes[left] is None else str(writes[left]))
                     other = also + (sign if writes[right] is None else str(writes[right]))
@@ -224,7 +224,7 @@ class _Search:
 
 
 def _delayed(delay: _Delay, one: str, other: str) -> _Delay:
-    """What one run is ahead by after both wrote; None once they wrote different characters at one place."""
+    """Return the delay after both runs wrote; None if they wrote different characters at the same position."""
     if delay is None:
         return None
     left, right = delay[0] + one, delay[1] + other
@@ -236,13 +236,13 @@ def _delayed(delay: _Delay, one: str, other: str) -> _Delay:
 
 
 def _signs(machine: Transducer, letters: LetterClasses) -> Iterator[tuple[int, str]]:
-    """Characters enough to show every difference: two of each class that this machine tells apart."""
+    """Yield enough characters to show every difference: two of each class that this machine distinguishes."""
     masks = [*machine.masks, *(letters.character(character) for character in machine.written)]
     return _two_of_each(list(dict.fromkeys(masks)), letters)
 
 
 def _alive(machine: Transducer, budget: Budget) -> set[tuple[int, int]]:
-    """Pairs of positions that are reached together and can end together."""
+    """Return the pairs of positions that two runs can reach together and end from together."""
     masks, follow = machine.masks, machine.follow
     before: dict[tuple[int, int], list[tuple[int, int]]] = {}
     pending = [
@@ -273,14 +273,14 @@ _Pair = tuple[int, int, bool]
 
 
 def words_cut_twice(net: UnionNfa, key_map: int, budget: Budget) -> Iterator[str]:
-    """Keys that a key map can cut in several ways, shortest first, until the budget is spent."""
+    """Yield keys that a key map can split in several ways, shortest first, until the budget is spent."""
     if len(net.nulls[key_map]) > 1:
         yield ""
     edges, ends = _pairs(net, key_map, budget)
     left = _distances(edges, ends)
     signs = list(_net_signs(net, key_map))
     begin = (-1, -1, False)
-    # A key of a length is looked for only where one of that length can still be reached.
+    # Search for keys of a length only where a key of that length is still reachable.
     for length in range(left.get(begin, 0), left.get(begin, -1) + len(edges) + 1):
         layer: dict[str, set[_Pair]] = {"": {begin}}
         for depth in range(1, length + 1):
@@ -299,7 +299,7 @@ def words_cut_twice(net: UnionNfa, key_map: int, budget: Budget) -> Iterator[str
 
 
 def _pairs(net: UnionNfa, key_map: int, budget: Budget) -> tuple[dict[_Pair, list[tuple[int, _Pair]]], set[_Pair]]:
-    """Pairs of positions that one key can lead to, and whether the two runs differ by then; those it can end in."""
+    """Return the pairs of positions reachable by one key, and whether the runs differ; and the possible end pairs."""
     masks, follow, tags = net.masks, net.follow, net.tags
     begin = (-1, -1, False)
     edges: dict[_Pair, list[tuple[int, _Pair]]] = {begin: []}
@@ -326,7 +326,7 @@ def _pairs(net: UnionNfa, key_map: int, budget: Budget) -> tuple[dict[_Pair, lis
 
 
 def _distances(edges: dict[_Pair, list[tuple[int, _Pair]]], ends: set[_Pair]) -> dict[_Pair, int]:
-    """How many characters are at least to come from a pair to an end; pairs that lead to none are left out."""
+    """Return the fewest characters from each pair to an end; pairs that cannot reach an end are omitted."""
     before: dict[_Pair, list[_Pair]] = {}
     for pair, following in edges.items():
         for _, to in following:
@@ -350,7 +350,7 @@ def _net_signs(net: UnionNfa, key_map: int) -> Iterator[tuple[int, str]]:
 
 
 def _two_of_each(masks: Sequence[int], letters: LetterClasses) -> Iterator[tuple[int, str]]:
-    """Two characters, the most readable ones, of each class that these masks tell apart."""
+    """Yield the two most readable characters of each class that these masks distinguish."""
     groups: dict[tuple[bool, ...], list[tuple[int, str]]] = {}
     for bit in range(len(letters.samples)):
         signature = tuple(bool(mask >> bit & 1) for mask in masks)

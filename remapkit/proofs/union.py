@@ -1,7 +1,7 @@
-r"""The sources, or the targets, of many key maps as one automaton, which `product.py` searches.
+r"""The sources or targets of many key maps as one automaton, which `product.py` searches.
 
-A position of a target costs as many characters as it stands for in the source, so that the cheapest target that two
-key maps share is that of the smallest pair of keys.
+The cost of a target position is the number of source characters that it represents, so that the cheapest target
+shared by two key maps belongs to the smallest pair of keys.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from remapkit.proofs.linear_map import AnyWord, Index, LinearMap, Separator, Tab
 class UnionNfa:
     """A union of automata, one for each variant ("line") of each key map.
 
-    Position `p` reads `masks[p]`, costs `costs[p]`, and is tagged with the stretch it belongs to (`tags[p]`, unique
-    in the net). `starts[a]` are the first positions of key map `a`, `nulls[a]` its lines that accept the empty word.
+    Position `p` reads `masks[p]`, costs `costs[p]`, and has the tag of the part it belongs to (`tags[p]`, unique in
+    the net). `starts[a]` are the first positions of key map `a`, `nulls[a]` its lines that accept the empty word.
     """
 
     letters: LetterClasses
@@ -39,7 +39,7 @@ class UnionNfa:
     shortest: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def source(self, line: int, positions: Sequence[int], text: str) -> str:
-        """The shortest source key of a target that a line reads by these positions."""
+        """Return the shortest source key of a target that a line reads with these positions."""
         variant = self.lines[line].variant
         words = [slot.word if slot.word is not None else "" for slot in variant.slots]
         for slot in variant.unused:
@@ -55,7 +55,7 @@ class UnionNfa:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One variant in a net: whose it is, what it costs before its first character, and what its target loses."""
+    """One variant in a net: its key map, its cost before the first character, and the losses of its target."""
 
     key_map: int
     variant: LinearMap
@@ -64,16 +64,16 @@ class Member:
 
 
 class NetBuilder:
-    """Puts key maps into a net, one after the other."""
+    """A builder of a net from key maps."""
 
     def __init__(self, tools: ProofContext, *, admitted: bool = False) -> None:
         self.tools = tools
         self.admitted = admitted
-        """Whether what tables that say so lose is left out."""
+        """Whether the losses of tables declared lossy are ignored."""
         self.net = UnionNfa(tools.letters)
 
     def sources(self, key_map: int, found: Iterable[LinearMap]) -> None:
-        """The source keys of a key map."""
+        """Add the source keys of a key map."""
         begin = len(self.net.masks)
         for variant in found:
             self._line(Member(key_map, variant, 0))
@@ -85,7 +85,7 @@ class NetBuilder:
         return (self.tools.pieces.word(slot.word or "") if piece is None else piece), 1
 
     def targets(self, key_map: int, found: Iterable[LinearMap]) -> None:
-        """The target keys of a key map."""
+        """Add the target keys of a key map."""
         begin = len(self.net.masks)
         for variant in found:
             losses = tuple(find_losses(variant, self.tools))
@@ -154,14 +154,14 @@ class NetBuilder:
             net.nulls[net.lines[number].key_map].append(number)
 
     def _tagged(self, piece: Nfa, stretch: int) -> list[int]:
-        """A tag for the stretch, and another one for entries of a table that share their text with another."""
+        """Return a tag for the part, and separate tags for table entries that share their text with another."""
         net = self.net
         tag = len(net.stretches)
         net.stretches.append(stretch)
         tags = [tag] * len(piece.masks)
         if not piece.labels:
             return tags
-        # Two entries of one value end at two positions after the same prefix, reading the same character.
+        # Two entries with the same value end at two positions after the same prefix and read the same character.
         for before in (piece.first, *piece.follow):
             here: set[int] = set()
             for position in before:
@@ -174,7 +174,7 @@ class NetBuilder:
 
 
 def _some_of_each(entries: Iterable[tuple[str, str]], count: int) -> Iterator[tuple[str, str]]:
-    """(value, key) of a table, for each value with its shortest keys."""
+    """Yield (value, key) pairs of a table: each value with its shortest keys."""
     by_value: dict[str, list[str]] = {}
     for key, value in entries:
         by_value.setdefault(value, []).append(key)

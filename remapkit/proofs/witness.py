@@ -1,4 +1,4 @@
-"""Witnesses: the concrete keys that show a fault."""
+"""Witnesses: concrete keys that show a fault."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Witness:
     """Keys that show a fault.
 
     `ambiguous`: one key that two rules match. `cut`: one key with two readings (a text for each part of the pattern)
-    and their targets. `within`, `across`: two keys with one target. `open`: a key that a rule moves onto the
+    and their targets. `within`, `across`: two keys with the same target. `open`: a key that a rule maps to the
     target, and the target itself, which passes through unmatched. `lost` is the part of the pattern that the target
-    does not use, if that is the reason; `admitted`: the author declares it. `covered` are key maps all of whose keys
-    the other one matches too.
+    does not use, if that is the cause; `admitted`: the author declares the loss. `covered` are key maps whose keys
+    are all matched by the other one too.
     """
 
     fault: Fault
@@ -35,15 +35,15 @@ class Witness:
 
 @dataclass(slots=True)
 class Answers:
-    """The answers: witnesses, undecided questions (fault and key maps), and key maps that match no key."""
+    """All answers: witnesses, undecided questions (fault and key maps), and key maps that match no key."""
 
     witnesses: list[Witness] = field(default_factory=list)
     undecided: list[tuple[Fault, tuple[int, ...]]] = field(default_factory=list)
     dead: list[int] = field(default_factory=list)
     unasked: int = 0
-    """Pairs of key maps that were not examined, because there were too many faults already."""
+    """The number of pairs of key maps that were not examined because there were too many faults already."""
 
     @property
     def clean(self) -> bool:
-        """Whether every question was answered, and without a fault."""
+        """Whether every question was answered without a fault."""
         return not self.witnesses and not self.undecided and not self.unasked

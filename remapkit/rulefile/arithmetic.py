@@ -2,9 +2,9 @@
 
 heads: 32            sizes: [hidden, hidden, 4*hidden]            to: 'blocks.{i*4+j}.weight'
 
-Both are read by one parser and computed by one evaluator; a `Dialect` says what each may use. An operator means what
-it means in Python: `//` rounds the quotient down, and `%` is what that leaves. Only a size that is rounded unnoticed
-is another tensor, so in `SIZES` a `//` that leaves a remainder is an error.
+Both use the same parser and evaluator; a `Dialect` defines what each may use. Operators mean the same as in Python:
+`//` rounds the quotient down, and `%` is the remainder. Since a silently rounded size would be a different tensor, a
+`//` that leaves a remainder is an error in `SIZES`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OPERATORS: Mapping[str, tuple[int, Callable[[_Value, _Value], _Value]]] = {
     "//": (2, operator.floordiv),
     "%": (2, operator.mod),
 }
-"""How strongly each operator binds, and what it computes."""
+"""The precedence and the function of each operator."""
 _ROUNDING: Mapping[str, Callable[[_Value], int]] = {"floor(": math.floor, "ceil(": math.ceil}
 _TOKEN = re.compile(
     r"\s*(?:(\d+)|((?!(?:floor|ceil)\s*\()[A-Za-z_]\w*)|((?:floor|ceil)\s*\(|\*\*|//|[-+*/%()])|(\S))", re.ASCII
@@ -39,7 +39,7 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What arithmetic may use in one place, its limits (None: none), and the code and help of its messages.
+    """The features that arithmetic may use in one context, its limits (None: none), and its message code and help.
 
     `exact`: a `//` that leaves a remainder is an error.
     """
@@ -62,7 +62,7 @@ SIZES = Dialect(
     code="RK161",
     help="a number may use integers, params, parentheses, + - * / // %, floor(...) and ceil(...)",
 )
-"""The numbers of operations, evaluated once a plan."""
+"""The numbers of operations, evaluated once per plan."""
 
 INDICES = Dialect(
     frozenset({"+", "-", "*", "//", "%"}),
@@ -73,15 +73,15 @@ INDICES = Dialect(
     code="RK150",
     help="a field is {name}, {name|table}, or + - * // % with parentheses on integer captures; // rounds down",
 )
-"""The indices in target keys, evaluated for every combination of their captures: hence few operators."""
+"""The indices in target keys; few operators, because they are evaluated for every combination of captures."""
 
 
 class BadNumber(Exception):
-    """An expression that has no value, with a sentence about why."""
+    """An expression has no value; the message gives the reason."""
 
 
 class NoValue(BadNumber):
-    """An expression of parameters that nobody gave a value."""
+    """An expression uses params that have no value."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
@@ -90,7 +90,7 @@ class NoValue(BadNumber):
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A param or a capture in an expression, and its place in the text."""
+    """A param or a capture in an expression, and its position in the text."""
 
     name: str
     at: tuple[int, int] = field(compare=False)
@@ -98,7 +98,7 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Expr:
-    """An expression as written; `postfix` is what is evaluated: operands first, then their operator.
+    """An expression as written; `postfix` is the form to evaluate: operands first, then their operator.
 
     >>> parse_expression("2*heads + 1").value({"heads": 8})
     17
@@ -111,14 +111,14 @@ class Expr:
     dialect: Dialect = field(default=SIZES, repr=False)
     span: Span | None = field(default=None, compare=False, repr=False)
     names: tuple[str, ...] = field(init=False, compare=False, repr=False)
-    """The params or captures that it uses, each once, from left to right."""
+    """The distinct params or captures that it uses, from left to right."""
 
     def __post_init__(self) -> None:
         names = tuple(dict.fromkeys(item.name for item in self.postfix if isinstance(item, Name)))
         object.__setattr__(self, "names", names)
 
     def value(self, values: Mapping[str, int | None]) -> int:
-        """Its value; raises `NoValue` where a name has none, `BadNumber` where the arithmetic fails."""
+        """Evaluate it; raises `NoValue` if a name has no value, `BadNumber` if the arithmetic fails."""
         if None in map(values.get, self.names):
             raise NoValue(tuple(name for name in self.names if values.get(name) is None))
         stack: list[_Value] = []
@@ -155,7 +155,7 @@ class Expr:
 def parse_expression(text: str | Text, dialect: Dialect = SIZES, start: int = 0, end: int | None = None) -> Expr:
     """Parse an expression, or the part of a text from `start` to `end`.
 
-    Raises `InvalidRules` (RK161, or RK150 in a target key) where it cannot be read.
+    Raises `InvalidRules` (RK161, or RK150 in a target key) if it is malformed.
 
     >>> parse_expression("i*4 + j", INDICES).postfix[1:3]
     (4, '*')
@@ -168,12 +168,12 @@ def parse_expression(text: str | Text, dialect: Dialect = SIZES, start: int = 0,
 
 
 def _to_postfix(text: Text, dialect: Dialect, start: int, end: int) -> Iterator[int | Name | str]:
-    """Dijkstra's shunting-yard: operands go out as they come; an operator waits for those that bind more strongly.
+    """Convert to postfix with Dijkstra's shunting-yard: operands are output at once, operators by precedence.
 
-    Every token is moved once, so the cost is linear in the text, and nothing recurses on nested parentheses.
+    Every token is moved once, so the cost is linear in the text, and nested parentheses need no recursion.
     """
     waiting: list[tuple[str, int]] = []
-    """Operators and opening parentheses that are not out yet, with their places."""
+    """The stack of operators and opening parentheses not yet output, with their positions."""
     needs_operand, operators = True, 0
     for found in _TOKEN.finditer(text.value, start, start + len(text.value[start:end].rstrip())):
         number, name, sign, other = found.groups()
@@ -197,7 +197,7 @@ def _to_postfix(text: Text, dialect: Dialect, start: int, end: int) -> Iterator[
             if dialect.max_operators is not None and operators > dialect.max_operators:
                 title = f"an expression must have at most {dialect.max_operators} operators"
                 raise _refuse(text, dialect, title, (start, end), "write it shorter")
-            # Of equal strength the left one goes first: 8 - 2 - 1 is (8 - 2) - 1.
+            # Operators of equal precedence are left-associative: 8 - 2 - 1 is (8 - 2) - 1.
             while waiting and waiting[-1][0] in _OPERATORS and _OPERATORS[waiting[-1][0]][0] >= _OPERATORS[sign][0]:
                 yield waiting.pop()[0]
             waiting.append((sign, at[0]))
@@ -211,14 +211,14 @@ def _to_postfix(text: Text, dialect: Dialect, start: int, end: int) -> Iterator[
 
 
 def _is_known(token: str, dialect: Dialect) -> bool:
-    """Whether a dialect has an operator or a function; every dialect has operands and parentheses."""
+    """Return whether a dialect has a token; every dialect has operands and parentheses."""
     return token in ("", "(", ")") or token in dialect.operators
 
 
 def _close_parenthesis(
     text: Text, dialect: Dialect, waiting: list[tuple[str, int]], at: tuple[int, int]
 ) -> Iterator[str]:
-    """What waited since the parenthesis was opened, and the function that it belongs to."""
+    """Return the operators stacked since the opening parenthesis, and the function that it belongs to."""
     while waiting and not waiting[-1][0].endswith("("):
         yield waiting.pop()[0]
     if not waiting:
@@ -233,7 +233,7 @@ def _refuse(text: Text, dialect: Dialect, title: str, at: tuple[int, int], help:
 
 
 def check_names(expression: Expr, known: Mapping[str, object]) -> Diagnostic | None:
-    """The problem of an expression that uses a param which the file does not have (RK162), or None."""
+    """Return the problem (RK162) if an expression uses a param that the file does not define, else None."""
     for name in expression.names:
         if name not in known:
             listed = f"params of this file: {', '.join(known)}" if known else f"add `params: {{{name}: ...}}`"

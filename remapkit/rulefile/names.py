@@ -1,10 +1,10 @@
-"""Names for what is added to a rule file: rules, captures, tables."""
+"""Choose names for new rules, captures and tables in a rule file."""
 
 from __future__ import annotations
 
 
 def choose_name(name: str, taken: set[str], mark: str = "") -> str:
-    """The name, or the first of `name2`, `name3`, ... that is not taken; from now on it is.
+    """Return the name, or the first of `name2`, `name3`, ... that is not taken, and add it to `taken`.
 
     >>> taken = {"rest"}
     >>> choose_name("rest", taken), choose_name("rest", taken), choose_name("rest", taken, "-")

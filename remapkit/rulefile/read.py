@@ -1,9 +1,9 @@
-"""Reads rule files: YAML to what its author wrote, every value with its line and column, nothing compiled yet.
+"""Read rule files: parse YAML into dataclasses in which every value has its line and column, without compiling them.
 
 `read` parses YAML into located nodes, validates them against the JSON Schema (the only definition of the structure),
 and returns a `RuleFile`, or raises `InvalidRules` with all problems of the file; `rules.compile_rules` compiles it.
-`examine` does the same without raising, so that the sound part of a file with problems can be compiled too, and
-everything is reported at once.
+`examine` does the same without raising, so that the valid part of a file with problems can be compiled too and all
+problems are reported at once.
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ __all__ = [
 
 
 def read(path: Path | str) -> RuleFile:
-    """The rule file at a path.
+    """Read the rule file at a path.
 
-    Raises `InvalidRules` with every problem of its YAML and its structure, and `UsageError` where there is none.
+    Raises `InvalidRules` with every problem of its YAML and its structure, and `UsageError` if there is no such file.
     """
     return _raise_problems(examine(path))
 
 
 def read_text(text: str, name: str = "<string>") -> RuleFile:
-    """A rule file given as text; `name` is what messages call it.
+    """Read a rule file given as text; messages refer to it as `name`.
 
     >>> file = read_text("remapkit: 1\\nname: t\\nrules:\\n  - {id: q, path: 'h.{n}.q', to: 'layers.{n}.query'}\\n")
     >>> file.rules[0].to.value, str(file.rules[0].to.at(7, 10))
@@ -92,14 +92,14 @@ def _raise_problems(reading: Reading) -> RuleFile:
 
 
 def examine(path: Path | str) -> Reading:
-    """Like `read`, but with the problems of the text in the result instead of raised."""
+    """Read like `read`, but return the problems of the text in the result instead of raising them."""
     data = read_file_bytes(Path(path))
     source, problems = decode(data, str(path))
     return Reading(None, problems) if problems else _examine_source(source, Path(path))
 
 
 def examine_text(text: str, name: str = "<string>") -> Reading:
-    """Like `read_text`, but with the problems in the result instead of raised.
+    """Read like `read_text`, but return the problems in the result instead of raising them.
 
     >>> reading = examine_text("remapkit: 1\\nname: t\\nsumary: ...\\nkeep: ['{all:**}']\\n")
     >>> [problem.title for problem in reading.problems], len(reading.file.keep)
@@ -109,7 +109,7 @@ def examine_text(text: str, name: str = "<string>") -> Reading:
 
 
 def read_file_bytes(path: Path) -> bytes:
-    """The bytes of a rule file, of one that is too large only the beginning; raises `UsageError` (RK620 to RK622)."""
+    """Read the bytes of a rule file (if too large, only the beginning); raises `UsageError` (RK620 to RK622)."""
     help: tuple[str, ...] = ("check the path, or see `remapkit packs` for what is installed",)
     try:
         with path.open("rb") as file:
@@ -143,10 +143,10 @@ _NOT_IN_DIGEST = ("name", "summary", "tests")
 
 
 def _compute_digest(root: MapNode) -> str:
-    """`sha256:` and the hex digest of what the rules mean.
+    """Return `sha256:` and the hex digest of the meaning of the rules.
 
-    Comments, quotes and layout do not count, nor does the order of rules, the pack's name, its tests, or the manifest
-    that it says it was written for: none of these changes a byte of what the rules write.
+    Comments, quotes, layout, the order of rules, the name of the pack, its tests and the manifest of its source do
+    not count: none of these changes a byte of the output.
     """
     meaning: dict[str, Any] = {}
     for key, node in root.entries:
@@ -165,7 +165,7 @@ def _to_canonical_json(value: object) -> str:
 
 
 class _Written:
-    """Nodes to dataclasses: whatever has a problem is left out, and the rest matches the schema."""
+    """The conversion of nodes to dataclasses: anything with a problem is omitted, and the rest matches the schema."""
 
     def __init__(self, source: Source, problems: Sequence[Diagnostic]) -> None:
         self.source = source
@@ -177,7 +177,7 @@ class _Written:
         return not any(start <= place < max(node.span.end, start + 1) for place in self.places)
 
     def can_be_compiled(self, root: MapNode) -> bool:
-        """Whether rules can be compiled: where a table is broken, each rule that uses it would be reported too."""
+        """Return whether rules can be compiled: with a broken table, each rule that uses it would be reported too."""
         if not self.places:
             return True
         if self.more:
@@ -251,7 +251,7 @@ class _Written:
         return WrittenTarget(_get_optional_text(target.get("model")), args, _get_optional_text(target.get("keys")))
 
     def find_empty_tests(self, root: MapNode) -> Iterator[Diagnostic]:
-        """A forgotten target looks like null to YAML, and null means that the key must be dropped."""
+        """Report tests without a target: YAML reads it as null, which would mean that the key must be dropped."""
         for key, value in _list_entries(root.get("tests")):
             if isinstance(value, ScalarNode) and value.kind == "empty":
                 help = ("write the target key, or null to say that the key must be dropped",)
@@ -294,7 +294,7 @@ def _read_pattern(node: Node) -> WrittenPattern:
 
 
 _PIPELINE_FIELDS = {"ops", "concat", "stack", "unstack", "split", "copy", "tie"}
-"""The fields that make a rule more than a renaming."""
+"""The fields that make a rule more than a rename."""
 
 
 def _read_sources(node: MapNode, fields: dict[str, Node]) -> tuple[WrittenSource, ...]:

@@ -1,4 +1,4 @@
-"""What the author of a rule file wrote, as dataclasses: every value knows its place in the text."""
+"""The content of a rule file as written, as dataclasses in which every value has its position in the text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from remapkit.rulefile.yaml.nodes import MapNode, Node, ScalarNode
 
 @dataclass(frozen=True, slots=True)
 class WrittenGuard:
-    """One entry of `where`: the values a capture may have, listed, or named.
+    """One entry of `where`: the values that a capture may have, listed or named.
 
-    `values` are the listed ones (integers in their canonical decimal form); `named` is the other form, a string that
-    is a range (`0..47`) or the name of a table (its keys). Exactly one of the two is set.
+    `values` are listed values (integers in canonical decimal form); `named` is a range (`0..47`) or the name of a
+    table (its keys). Exactly one of the two is set.
     """
 
     capture: Text
@@ -28,7 +28,7 @@ class WrittenGuard:
 class WrittenPattern:
     """A pattern with its guards: `match` (a regular expression) or `path` (a path pattern).
 
-    `neutral`, of a `drop`, says that what it drops changes nothing: a scale of 1, an alpha equal to its LoRA rank.
+    `neutral` on a `drop` declares that the dropped tensors have no effect: a scale of 1, an alpha equal to its rank.
     """
 
     surface: Literal["match", "path"]
@@ -41,7 +41,7 @@ class WrittenPattern:
 
 @dataclass(frozen=True, slots=True)
 class WrittenOp:
-    """One operation: `transpose`, or `{name: arguments}`. The arguments are kept as the nodes they are."""
+    """One operation: `transpose`, or `{name: arguments}`. The arguments are kept as nodes."""
 
     name: Text
     args: Node | None
@@ -50,7 +50,7 @@ class WrittenOp:
 
 @dataclass(frozen=True, slots=True)
 class WrittenSource:
-    """One of the patterns that a rule reads, and what is done to what it brings."""
+    """One of the patterns that a rule reads, and the operations on its tensors."""
 
     pattern: WrittenPattern
     ops: tuple[WrittenOp, ...] = ()
@@ -58,7 +58,7 @@ class WrittenSource:
 
 @dataclass(frozen=True, slots=True)
 class WrittenOutput:
-    """One of the templates that a rule writes, and what is done to what goes there."""
+    """One of the templates that a rule writes, and the operations on its tensors."""
 
     to: Text
     ops: tuple[WrittenOp, ...] = ()
@@ -66,10 +66,10 @@ class WrittenOutput:
 
 @dataclass(frozen=True, slots=True)
 class WrittenPipeline:
-    """What a rule with operations does: sources, joined, changed, taken apart, to outputs.
+    """The operations of a rule: sources are joined, transformed and split into outputs.
 
-    `concat`, `stack`, `unstack` and `split` are the mappings with the numbers; `share` is set where every output gets
-    the whole value: `copy` or `tie`.
+    `concat`, `stack`, `unstack` and `split` are the mappings with the numbers; `share` is `copy` or `tie` if every
+    output gets the whole value.
     """
 
     sources: tuple[WrittenSource, ...]
@@ -84,10 +84,9 @@ class WrittenPipeline:
 
 @dataclass(frozen=True, slots=True)
 class WrittenRule:
-    """One rule: pattern, guards, template and the captures it may forget.
+    """One rule: pattern, guards, template and the captures that it may forget.
 
-    `pipeline` is None for a rule that only renames. Where there is one, `pattern` and `to` are its first source and
-    output.
+    `pipeline` is None for a rule that only renames; otherwise `pattern` and `to` are its first source and output.
     """
 
     id: Text
@@ -100,7 +99,7 @@ class WrittenRule:
 
 @dataclass(frozen=True, slots=True)
 class WrittenFill:
-    """One entry of `add`: targets that no source brings. `each` bounds the captures of `to`; `node` has the rest."""
+    """One entry of `add`: targets without a source. `each` bounds the captures of `to`; `node` has the rest."""
 
     to: Text
     node: MapNode
@@ -109,7 +108,7 @@ class WrittenFill:
 
 @dataclass(frozen=True, slots=True)
 class WrittenParam:
-    """A param: its value (a number or arithmetic on params, None where it must be given), its name in configs."""
+    """A param: its value (a number or arithmetic on params; None if it must be given) and its name in configs."""
 
     name: Text
     value: ScalarNode | None
@@ -118,7 +117,7 @@ class WrittenParam:
 
 @dataclass(frozen=True, slots=True)
 class WrittenRequirement:
-    """One entry of `require`: what (`count` or `shape` of keys, or a `param`), its name, and the numbers."""
+    """One entry of `require`: its kind (`count` or `shape` of keys, or a `param`), its name, and the numbers."""
 
     what: Literal["count", "shape", "param"]
     name: Text
@@ -137,7 +136,7 @@ class WrittenEntry:
 
     @property
     def span(self) -> Span:
-        """From the key's first to the value's last character."""
+        """The span from the first character of the key to the last of the value."""
         return Span(self.key.span.source, self.key.span.start, self.value.span.end)
 
 
@@ -152,7 +151,7 @@ class WrittenTable:
 
 @dataclass(frozen=True, slots=True)
 class WrittenTest:
-    """One test: a source key and the target key it must become, or None where it must be dropped.
+    """One test: a source key and its expected target key, or None if it must be dropped.
 
     `more` are the other targets of a rule that writes several.
     """
@@ -164,7 +163,7 @@ class WrittenTest:
 
 @dataclass(frozen=True, slots=True)
 class WrittenTarget:
-    """What the rules lead to: a model (with keyword arguments for its constructor), a manifest, or both."""
+    """The target of the rules: a model (with keyword arguments for its constructor), a manifest, or both."""
 
     model: Text | None
     model_args: tuple[tuple[str, object], ...]
@@ -173,9 +172,9 @@ class WrittenTarget:
 
 @dataclass(frozen=True, slots=True)
 class RuleFile:
-    """What the author wrote. `path` is None for a text that was not read from a file.
+    """A rule file as written. `path` is None for a text that was not read from a file.
 
-    `digest` is `sha256:` and the hex digest of what the rules mean, as canonical JSON.
+    `digest` is `sha256:` and the hex digest of the meaning of the rules, as canonical JSON.
     """
 
     source: Source
@@ -197,14 +196,14 @@ class RuleFile:
     add: tuple[WrittenFill, ...] = ()
     require: tuple[WrittenRequirement, ...] = ()
     folder: Path | None = None
-    """Where the files that it names lie, for a text that was derived from a rule file and has no path of its own."""
+    """The folder of the files that it names, for a text that was derived from a rule file and has no path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The result of reading a text: its problems, and the file as far as it is sound.
+    """The result of reading a text: its problems, and the valid part of the file.
 
-    `file` is None where so much is wrong that compiling the rest would only report follow-up errors. Else it lacks
+    `file` is None if so much is wrong that compiling the rest would only report follow-up errors. Otherwise it omits
     the rules, keeps, drops and tests that have problems.
     """
 

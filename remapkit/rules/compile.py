@@ -42,7 +42,7 @@ def compile_rules(
 ) -> CompiledRules:
     """Compile a rule file; raises `InvalidRules` with all of its problems.
 
-    `params` are values for its params; `config` is a model's config.json, in which the others are looked up.
+    `params` gives values for its params; any others are looked up in `config`, a model's config.json.
 
     >>> from remapkit.rulefile.read import read_text
     >>> rules = compile_rules(read_text("remapkit: 1\\nname: t\\nkeep: ['{all:**}']\\n"))
@@ -126,7 +126,7 @@ class _Compiler:
         return Table(written.name.value, entries, written.lossy, written.name.span)
 
     def compile_word(self, text: Text, what: str) -> str:
-        """A word of a table; one with a problem is returned as written, so that no other problem follows from it."""
+        """Read a word of a table; return it as written if it has a problem, so that no further problem follows."""
         read = read_word(text, what, self.problems)
         return text.value if read is None else read.value
 
@@ -142,7 +142,7 @@ class _Compiler:
         return pattern
 
     def note_lookups(self, to: Text) -> None:
-        """Count the tables that a template names as used, even if the template has problems."""
+        """Mark the tables that a template names as used, even if the template has problems."""
         self.used |= {name for name in self.tables if f"|{name}}}" in to.value.replace(" ", "")}
 
     def compile_target(self, to: Text, forget: tuple[Text, ...], pattern: Pattern) -> Template | None:
@@ -155,7 +155,7 @@ class _Compiler:
             return self.compile_pipeline_rules(written)
         pattern = self.compile_key_pattern(written.pattern)
         if pattern is None:
-            # Without its pattern the template is checked only for syntax, so that this is reported in the same round.
+            # Without a pattern, check only the template's syntax, so that its errors are reported in the same run.
             self.problems += find_syntax_problems(written.to)
             self.note_lookups(written.to)
             return ()
@@ -166,7 +166,7 @@ class _Compiler:
         return (Rule(written.id.value, "rule", pattern, template, written.span, uses),)
 
     def compile_pipeline_rules(self, written: WrittenRule) -> tuple[Rule, ...]:
-        """A rule with operations: one `Rule` for each of its patterns."""
+        """Compile a rule with operations into one `Rule` per pattern."""
         assert written.pipeline is not None
         before = len(self.problems)
         found = [self.compile_key_pattern(source.pattern) for source in written.pipeline.sources]
@@ -223,7 +223,7 @@ class _Compiler:
         return made if len(self.problems) == before else None
 
     def compile_fill(self, number: int, written: WrittenFill) -> AddedTargets | None:
-        """One entry of `add`."""
+        """Compile one entry of `add`."""
         before = len(self.problems)
         parts = []
         for guard in written.each:

@@ -1,4 +1,4 @@
-"""Compile target templates against a pattern: a field is a capture, a table lookup, or arithmetic on captures."""
+"""Compile target templates against a pattern. A field is a capture, a table lookup, or arithmetic on captures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_COMBINATIONS = 4096
 
 @lru_cache(maxsize=64)
 def _tabulate_expression(expression: Expr, spaces: tuple[tuple[str, ...], ...]) -> Mapping[tuple[str, ...], str]:
-    """The index for each combination of captures; raises `BadNumber` for the first one that has none."""
+    """Return the index for each combination of captures; raises `BadNumber` for the first without a valid index."""
     mapping: dict[tuple[str, ...], str] = {}
     for values in itertools.product(*spaces):
         captures = dict(zip(expression.names, map(int, values), strict=True))
@@ -59,7 +59,7 @@ class _Field:
 
 
 def _parse_field(text: Text, start: int, end: int) -> _Field:
-    """The field whose braces stand before `start` and at `end`; raises `InvalidRules` where it cannot be read."""
+    """Parse the field between the braces at `start - 1` and `end`; raises `InvalidRules` if it is malformed."""
     at = (start - 1, end + 1)
     written = text.value[start:end]
     if not written.strip():
@@ -70,7 +70,7 @@ def _parse_field(text: Text, start: int, end: int) -> _Field:
         return _Field(expression, None, at, at)
     after = text.value[bar + 1 : end]
     table = after.strip()
-    if not isinstance(expression.postfix[-1], Name):  # the last item is an operator, unless the operand is alone
+    if not isinstance(expression.postfix[-1], Name):  # a lone operand; otherwise the last item is an operator
         raise _refuse_field(text, "a table needs a capture, got an expression", (bar, end), "write {name|table}")
     if not table:
         raise _refuse_field(text, "'|' without a table", (bar, end), "write {name|table}")
@@ -123,7 +123,7 @@ def _parse_fields(text: Text) -> Iterator[str | _Field | Diagnostic]:
 
 
 def _judge_plain_text(text: Text, plain: list[tuple[int, int]]) -> Diagnostic | None:
-    """The problem of the literal text, unless RK158 describes it better: group references, and control characters."""
+    """Return the problem of the literal text; None if RK158 fits better (group references, control characters)."""
     if find_name_problem(text.value) is not None or any(_REFERENCE.search(text.value, *each) for each in plain):
         return None
     return check_literal_text(
@@ -132,7 +132,7 @@ def _judge_plain_text(text: Text, plain: list[tuple[int, int]]) -> Diagnostic | 
 
 
 def compile_template(text: Text, forget: tuple[Text, ...], pattern: Pattern, tables: Mapping[str, Table]) -> Template:
-    """The template of a rule; raises `InvalidRules` with all of its problems."""
+    """Compile the template of a rule; raises `InvalidRules` with all of its problems."""
     compiler = _Compiler(text, pattern, tables)
     items = compiler.items()
     compiler.check_uses(forget)
@@ -142,7 +142,7 @@ def compile_template(text: Text, forget: tuple[Text, ...], pattern: Pattern, tab
 
 
 def find_syntax_problems(text: Text) -> list[Diagnostic]:
-    """The problems of a template that do not depend on its pattern."""
+    """Return the problems of a template that do not depend on its pattern."""
     return [each for each in _parse_fields(text) if isinstance(each, Diagnostic)]
 
 

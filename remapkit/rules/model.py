@@ -19,9 +19,9 @@ from remapkit.rules.pipeline import AddedTargets, Pipeline
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One entry of `require`: `what` is `count`, `shape` or `param`, `name` the pattern or the param as written.
+    """One entry of `require`. `what` is `count`, `shape` or `param`; `name` is the pattern or param as written.
 
-    `wanted` has the sizes of a shape (None: any), or else the allowed numbers. `by` is the capture that is counted.
+    `wanted` holds the sizes of a shape (None: any size) or the allowed numbers. `by` is the capture to count.
     """
 
     what: str
@@ -38,15 +38,15 @@ RuleKind = Literal["rule", "keep", "drop"]
 AMBIGUITY_HELP = (
     "narrow one of the patterns, or guard it with `where:` or `leaf:`; rule order is never used as a tie-breaker"
 )
-"""What to do about a key that several rules match, which lint, plans and tests report."""
+"""Help text for a key that several rules match, reported by lint, plans and tests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A key matched by a rule: its captures, and its target key (None: the key is dropped).
+    """A key matched by a rule, with its captures and its target key (None: the key is dropped).
 
-    If the rule writes several targets, `target` is the first and `targets` has all of them; `{e}` in a target stands
-    for an index that `unstack` makes. `table_uses` are the entries of tables that were used, as (table, key).
+    If the rule writes several targets, `target` is the first and `targets` has all of them; `{e}` in a target is a
+    placeholder for an `unstack` index. `table_uses` lists the table entries used, as (table, key).
     """
 
     rule: Rule
@@ -55,7 +55,7 @@ class Match:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Every target key; none for a key that is dropped."""
+        """All target keys; empty if the key is dropped."""
         if self.rule.pipeline is None:
             return () if self.target is None else (self.target,)
         made = {} if self.rule.pipeline.unstack is None else {self.rule.pipeline.unstack.by: None}
@@ -70,9 +70,9 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One compiled rule, `keep` or `drop`; `tables` pairs captures with the tables that they are looked up in.
+    """One compiled rule, `keep` or `drop`; `tables` pairs captures with the tables used to look them up.
 
-    A rule with several patterns is several of these, one for each (`branch` numbers them), with one `pipeline`.
+    A rule with several patterns becomes one `Rule` per pattern, numbered by `branch`, all with the same `pipeline`.
     """
 
     id: str
@@ -92,7 +92,7 @@ class Rule:
         object.__setattr__(self, "reader", PatternMatcher(self.pattern))
 
     def match(self, fqn: str) -> Match | None:
-        """The match of a whole key, or None.
+        """Match a whole key; return None if it does not match.
 
         >>> from remapkit.rulefile.read import read_text
         >>> from remapkit.rules.compile import compile_rules
@@ -105,7 +105,7 @@ class Rule:
         return None if captures is None else Match(self, captures, self.target(fqn, captures))
 
     def target(self, fqn: str, captures: Mapping[str, str | None]) -> str | None:
-        """The target key for some captures (the first one of a rule that writes several)."""
+        """Return the target key for the given captures (the first one if the rule writes several)."""
         if self.kind == "drop":
             return None
         if self.pipeline is not None and self.pipeline.unstack is not None:
@@ -113,7 +113,7 @@ class Rule:
         return fqn if self.template is None else self.template.render(captures)
 
     def find_stop(self, fqn: str) -> Stop | None:
-        """Where the pattern stopped reading a key, or None if it matches."""
+        """Return where the pattern stopped matching a key, or None if it matches."""
         return find_stop(self.pattern, fqn)
 
 
@@ -139,7 +139,7 @@ class CompiledRules:
     params: Mapping[str, int | None] = field(default_factory=dict, hash=False)
     require: tuple[Requirement, ...] = ()
     everything: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
-    """Rules, keeps and drops."""
+    """All rules, `keep`s and `drop`s."""
     matcher: SetMatcher = field(init=False, compare=False, repr=False)
     renamer: Renamer = field(init=False, compare=False, repr=False)
 
@@ -160,7 +160,7 @@ class CompiledRules:
 
     @property
     def neutral(self) -> frozenset[str]:
-        """The ids of the drops that the author declares to change nothing."""
+        """The ids of the drops that the author declares to have no effect."""
         return frozenset(f"drop[{number}]" for number, each in enumerate(self.file.drop) if each.neutral)
 
     @property
@@ -174,7 +174,7 @@ class CompiledRules:
         return self.file.tests
 
     def match(self, fqn: str) -> tuple[Match, ...]:
-        """Every rule, `keep` and `drop` that matches the whole key."""
+        """Return the match of every rule, `keep` and `drop` that matches the whole key."""
         found = []
         for number, captures in self.matcher.match(fqn):
             rule = self.everything[number]
@@ -188,7 +188,7 @@ class CompiledRules:
 
 
 def _decide_outcome(rule: Rule) -> KeyOutcome:
-    """What happens to the keys of a rule."""
+    """Return what happens to the keys that a rule matches."""
     if rule.kind != "rule":
         return rule.kind
     return "plan" if rule.pipeline is not None or rule.template is None else rule.template
@@ -196,7 +196,7 @@ def _decide_outcome(rule: Rule) -> KeyOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A compiled table; `at` is the place of its name."""
+    """A compiled table; `at` is the position of its name."""
 
     name: str
     entries: Mapping[str, str] = field(hash=False)

@@ -1,4 +1,4 @@
-"""Finds where rules stopped reading a key, and the rule that came nearest to matching it."""
+"""Find where rules stopped matching a key, and which rule came closest to matching it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from remapkit.rules.model import Rule
 
 
 def list_stops(rules: Iterable[Rule], fqn: str) -> list[tuple[Rule, Stop]]:
-    """Every rule that does not match a key, and where it stopped, in the order of the rules."""
+    """Return every rule that does not match a key and where it stopped, in rule order."""
     return [(rule, stop) for rule in rules if (stop := rule.find_stop(fqn)) is not None]
 
 
 def find_nearest_rule(rules: Iterable[Rule], fqn: str) -> tuple[Rule, Stop] | None:
-    """The rule that read furthest into a key, the first of several; None where none could read a character.
+    """Return the rule that matched the longest prefix of a key (the first if tied); None if none matched anything.
 
     >>> from remapkit.rulefile.read import read_text
     >>> from remapkit.rules.compile import compile_rules

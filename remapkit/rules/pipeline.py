@@ -1,9 +1,9 @@
-"""Pipelines: rules with operations, compiled. Sources are joined, transformed and split, always in this order:
+"""Compiled pipelines: rules with operations. Sources are joined, transformed and split, always in this order:
 
     each source's own ops -> concat -> stack -> ops -> unstack -> split -> each target's own ops
 
-A pipeline is symbolic: its numbers may be params. `Pipeline.resolve` evaluates them, and `plans/groups.py` makes
-moves of the result.
+A pipeline is symbolic: its numbers may be params. `Pipeline.resolve` evaluates them, and `plans/groups.py` turns the
+result into moves.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from remapkit.tensors.spec import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """The dimension of an index: `stack` and `unstack`. `count` is how many there must be (None: any number)."""
+    """The index dimension of a `stack` or `unstack`. `count` is the required number of indices (None: any)."""
 
     dim: int
     by: str
@@ -40,7 +40,7 @@ class Axis:
     span: Span | None = field(default=None, compare=False, repr=False)
 
     def find_count(self, params: Params) -> int | None:
-        """How many there are, if the rule gives a number and its params have values."""
+        """Return the number of indices if the rule gives one and its params have values."""
         try:
             return _resolve_count(self, params)
         except BadNumber:
@@ -49,9 +49,9 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class SplitRule:
-    """Where a tensor is split, or joined: `sizes` are those of the parts, `equal` requires them to be the same.
+    """How a tensor is split or joined: `sizes` are the part sizes; `equal` requires equal parts.
 
-    A split without sizes has equal parts; a concat without them takes parts of any size.
+    Without sizes, a split makes equal parts and a concat accepts parts of any size.
     """
 
     dim: int
@@ -62,10 +62,10 @@ class SplitRule:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """What a rule does with values. `before` has the operations of each source, `after` those of each target.
+    """The operations of a rule on values. `before` has the operations of each source, `after` those of each target.
 
-    `templates[source][target]` are the target keys, in terms of the captures of each source's pattern. None of them
-    has the capture `stack.by` (it is folded); each of them has `unstack.by`, which no pattern has.
+    `templates[source][target]` are the target keys, in terms of the captures of each source's pattern. No template
+    has the capture `stack.by` (it is folded); every template has `unstack.by`, which no pattern has.
     """
 
     id: str
@@ -88,7 +88,7 @@ class Pipeline:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The params that it needs."""
+        """The names of the params that the pipeline needs."""
         calls = [*itertools.chain(*self.before, self.ops, *self.after)]
         numbers: list[Arg] = [arg for call in calls for _, arg in call.args]
         numbers += [axis.count for axis in (self.stack, self.unstack) if axis is not None]
@@ -96,7 +96,7 @@ class Pipeline:
         return tuple(dict.fromkeys(name for number in numbers for name in list_params(number)))
 
     def resolve(self, params: Params) -> Resolved:
-        """The pipeline with its numbers evaluated; raises `BadNumber` if the params do not allow that."""
+        """Return the pipeline with its numbers evaluated; raises `BadNumber` if the params do not allow that."""
         spans: dict[int, Span | None] = {}
 
         def resolve_calls(calls: tuple[Call, ...]) -> tuple[base.Op, ...]:
@@ -139,7 +139,7 @@ def _resolve_count(axis: Axis | None, params: Params) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A pipeline with numbers; `spans` are the places of its operations in the rule file, by identity."""
+    """A pipeline with its numbers evaluated; `spans` maps operations (by identity) to positions in the rule file."""
 
     before: tuple[tuple[base.Op, ...], ...]
     ops: tuple[base.Op, ...]
@@ -153,7 +153,7 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class AddedTargets:
-    """One entry of `add`, compiled: `targets` are all its target keys."""
+    """One compiled entry of `add`; `targets` has all its target keys."""
 
     id: str
     span: Span
@@ -164,7 +164,7 @@ class AddedTargets:
     template: Template | None = None
 
     def op(self, params: Params) -> join.FillOp:
-        """The operation that makes its value; raises `BadNumber` or `RefusedOp`."""
+        """Return the operation that creates its value; raises `BadNumber` or `RefusedOp`."""
         shape = tuple(int(evaluate_arg(size, params)) for size in self.shape)
         if shape and min(shape) < 0:
             raise BadNumber(f"a size must be at least 0, got the shape {list(shape)}")
@@ -182,17 +182,17 @@ class AddedTargets:
 
 
 class PipelineReader:
-    """Reads the numbers and operations of written pipelines; their problems go to `problems`."""
+    """Reader of the numbers and operations of written pipelines; adds their problems to `problems`."""
 
     def __init__(self, params: Mapping[str, object], problems: list[Diagnostic]) -> None:
         self.calls, self.problems = CallReader(params, problems), problems
 
     def add_problem(self, title: str, span: Span, *help: str, code: str = "RK164") -> None:
-        """Note a problem."""
+        """Add a problem."""
         self.problems.append(Diagnostic(code, title, (Label(span),), help))
 
     def read_axis(self, node: MapNode | None) -> Axis | None:
-        """`stack` or `unstack`."""
+        """Read `stack` or `unstack`."""
         if node is None:
             return None
         count = node.get("count")
@@ -204,7 +204,7 @@ class PipelineReader:
         return Axis(_read_integer(node, "dim"), _read_word(node, "by").value, number, node.span)
 
     def read_split(self, node: MapNode | None, parts: int) -> SplitRule | None:
-        """`split` or `concat`, with one size for each part."""
+        """Read `split` or `concat`, with one size per part."""
         if node is None:
             return None
         sizes = node.get("sizes")
@@ -225,7 +225,7 @@ class PipelineReader:
         return SplitRule(_read_integer(node, "dim"), numbers, equal, node.span)
 
     def check_captures(self, written: WrittenPipeline, patterns: list[Pattern]) -> None:
-        """Every pattern of a rule must have the same captures, `stack.by` be an integer, and `unstack.by` be new."""
+        """Check that all patterns have the same captures, `stack.by` is an integer, and `unstack.by` is new."""
         first = {part.name for part in patterns[0].captures}
         for pattern in patterns[1:]:
             other = {part.name for part in pattern.captures}
@@ -253,7 +253,7 @@ class PipelineReader:
             self.add_problem(title, by.span, "choose another name for the index")
 
     def _check_templates(self, written: WrittenPipeline) -> None:
-        """Check that no target has the index of `stack`, and that every target has the index of `unstack`."""
+        """Check that no target has the `stack` index and every target has the `unstack` index."""
         for output in written.outputs:
             if written.stack is not None and _has_name(output.to, by := _read_word(written.stack, "by").value):
                 title = f"`stack` joins every {by!r} into one tensor, so the target cannot have it"
@@ -282,9 +282,9 @@ def _read_word(node: MapNode, name: str) -> Text:
 
 
 def is_integer_capture(part: Part) -> bool:
-    """Whether every value of a part is an integer."""
+    """Return whether every value of a part is an integer."""
     if part.values is not None:
-        # Not only canonical ones: experts may be numbered 00, 01, 02.
+        # Leading zeros are allowed: experts may be numbered 00, 01, 02.
         return all(value.isascii() and value.isdigit() for value in part.values)
     return part.node == CANONICAL or _has_only_digits(part.node)
 
@@ -302,9 +302,9 @@ def _has_only_digits(node: PatternNode) -> bool:
 
 
 def make_template_pattern(pattern: Pattern, written: WrittenPipeline, count: int | None = None) -> Pattern:
-    """The pattern that templates are compiled against: without the index of `stack`, with the index of `unstack`.
+    """Return the pattern to compile templates against: without the `stack` index, with the `unstack` index.
 
-    The index is bounded by `count` if it is known how many `unstack` makes.
+    The `unstack` index is bounded by `count` if that is known.
     """
     parts = pattern.parts
     if written.stack is not None:
@@ -319,12 +319,12 @@ def make_template_pattern(pattern: Pattern, written: WrittenPipeline, count: int
 
 
 def make_fill_pattern(written: WrittenFill, parts: tuple[Part, ...]) -> Pattern:
-    """The captures of an entry of `add` as a pattern, for its template to be compiled against."""
+    """Return the captures of an entry of `add` as a pattern to compile its template against."""
     return Pattern("path", written.to, written.node.span, parts)
 
 
 def list_fill_targets(template: Template, parts: tuple[Part, ...]) -> Iterator[str]:
-    """Every target key of an entry of `add`."""
+    """Yield every target key of an entry of `add`."""
     spaces = [part.values or () for part in parts]
     for values in itertools.product(*spaces):
         yield template.render({str(part.name): value for part, value in zip(parts, values, strict=True)})

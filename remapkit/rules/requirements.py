@@ -1,8 +1,8 @@
-"""`require:`: what a rule file assumes of a checkpoint and of its params, and where that is false.
+"""`require:`: what a rule file assumes about a checkpoint and its params, and the check of these assumptions.
 
 require:
-  - {count: 'blocks.{i:int}.{rest:**}', is: 3}    # indices 0, 1, 2: all there, and no other
-  - {shape: 'head.weight', is: [classes, any]}    # every key of the pattern, and there is one
+  - {count: 'blocks.{i:int}.{rest:**}', is: 3}    # exactly the indices 0, 1 and 2
+  - {shape: 'head.weight', is: [classes, any]}    # every matching key; at least one
   - {param: heads, is: [8, 16]}                   # one of these
 """
 
@@ -25,7 +25,7 @@ from remapkit.tensors.families import MAX_DIGITS
 from remapkit.tensors.spec import OPAQUE, StateDictSpec, TensorSpec
 
 ANY = "any"
-"""A size that may be anything."""
+"""Any size."""
 
 
 def read_requirements(
@@ -36,7 +36,7 @@ def read_requirements(
     is_integer: Callable[[Part], bool],
     problems: list[Diagnostic],
 ) -> Iterator[Requirement]:
-    """The entries of `require`, compiled; their problems (RK371, and those of patterns) go to `problems`."""
+    """Compile the entries of `require`; their problems (RK371, and those of patterns) go to `problems`."""
     for entry in written:
         before = len(problems)
         wanted = _read_wanted(entry, calls)
@@ -99,7 +99,7 @@ def _explain_bad_entry(title: str, span: Span, help: str) -> Diagnostic:
 
 
 def find_unmet_requirements(rules: CompiledRules, source: StateDictSpec) -> Iterator[Diagnostic]:
-    """Every requirement that is false for a header and the params in force; unknown shapes are not checked."""
+    """Yield every requirement that a header or the current params do not meet; unknown shapes are not checked."""
     for requirement in rules.require if source else ():
         try:
             wanted = tuple(evaluate_arg(arg, rules.params) for arg in requirement.wanted)
@@ -121,7 +121,7 @@ def find_unmet_requirements(rules: CompiledRules, source: StateDictSpec) -> Iter
 def _check_count(requirement: Requirement, wanted: tuple[object, ...], source: StateDictSpec) -> Iterator[Diagnostic]:
     assert requirement.reader is not None and requirement.by is not None
     written = {found[requirement.by] for fqn in source if (found := requirement.reader(fqn)) is not None}
-    # No model has 10^18 layers: such a number is a gap whatever it is.
+    # No model has 10^18 layers, so a number this large is a gap whatever its exact value.
     indices = sorted({int(text) if len(text) <= MAX_DIGITS else 10**MAX_DIGITS for text in written})
     number = indices[-1] + 1 if indices else 0
     if number in wanted and len(indices) == number:

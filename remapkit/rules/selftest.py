@@ -1,4 +1,4 @@
-"""The tests that a rule file carries: source keys, and the target keys that they must become."""
+"""The tests in a rule file: source keys and the target keys expected for them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from remapkit.rules.near_miss import find_nearest_rule
 
 @dataclass(frozen=True, slots=True)
 class TestReport:
-    """How many tests there are, how many passed, and one problem for each that failed."""
+    """The number of tests, the number that passed, and one problem per failed test."""
 
-    __test__ = False  # pytest would collect it for its name
+    __test__ = False  # otherwise pytest would collect it because of its name
 
     total: int
     passed: int
@@ -29,7 +29,7 @@ class TestReport:
 
 
 def run_tests(rules: CompiledRules) -> TestReport:
-    """Run each test of a rule file by itself; a key that two rules match fails, and so does one that none matches.
+    """Run each test of a rule file separately; a key that no rule or more than one rule matches fails.
 
     >>> from remapkit.rulefile.read import read_text
     >>> from remapkit.rules.compile import compile_rules
@@ -59,7 +59,7 @@ def _find_failure(rules: CompiledRules, test: WrittenTest) -> Diagnostic | None:
 
 
 def _check_several(test: WrittenTest, got: Sequence[str], rule: Rule | None) -> Diagnostic | None:
-    """The failure of a test whose key becomes several keys, or should."""
+    """Return the failure of a test whose actual or expected result is several keys."""
     expected = [text.value for text in (test.target, *test.more) if text is not None]
     if list(got) == expected:
         return None
@@ -93,7 +93,7 @@ def _describe_expected(test: WrittenTest) -> str:
 
 
 def _locate_difference(test: WrittenTest, got: str | None) -> Span:
-    """The part of the expected key that differs from the target; the source key where the test expects a drop."""
+    """Return the part of the expected key that differs from the target, or the source key if a drop is expected."""
     if test.target is None:
         return test.source.span
     expected = test.target.value

@@ -1,7 +1,7 @@
-"""The manifests that a rule file declares, as source and as target: found beside the rule file, and read.
+"""Find and read the source and target manifests that a rule file declares.
 
-A rule file may come from anybody: only files below its own folder are read, and of one that is not a checkpoint
-nothing is shown.
+Rule files are untrusted: only files below the folder of the rule file are read, and the content of a file that is not
+a checkpoint is never shown.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from remapkit.tensors.spec import StateDictSpec
 
 
 def find_home_folder(file: RuleFile) -> Path:
-    """The folder that paths in a rule file are relative to: its own, with links resolved."""
+    """Return the folder that paths in a rule file are relative to: its own folder, with links resolved."""
     if file.path is not None:
         return Path(os.path.realpath(file.path)).parent
     return Path(os.path.realpath(file.folder or "."))
 
 
 def resolve_declared_path(file: RuleFile, written: Text) -> Path:
-    """The path of a file that a rule file names, relative to it.
+    """Return the path of a file that a rule file names, relative to the rule file.
 
-    Raises `UsageError` (RK424) for one outside the folder of the rule file, links followed: it would be read and
-    partly shown.
+    Raises `UsageError` (RK424) if it is outside the folder of the rule file after following links: it would be read
+    and partly shown.
     """
     folder = find_home_folder(file)
     path = folder / written.value
@@ -50,7 +50,7 @@ def resolve_declared_path(file: RuleFile, written: Text) -> Path:
 
 
 def read_declared(path: Path) -> StateDictSpec:
-    """The header of a file that a rule file names; an error message shows nothing of its content."""
+    """Read the header of a file that a rule file names; error messages show none of its content."""
     try:
         return read_header(path)
     except UnreadableCheckpoint as error:
@@ -66,9 +66,9 @@ def _hide_content(problem: Diagnostic, path: Path) -> Diagnostic:
 
 
 def read_declared_target(file: RuleFile) -> StateDictSpec | None:
-    """The header of the manifest that a rule file declares as its target, if there is one.
+    """Read the header of the manifest that a rule file declares as its target, if there is one.
 
-    A declared model without arguments may have a manifest beside the rule file, `keys/wan.vae.WanVAE.json` for
+    A declared model without arguments may have a manifest next to the rule file, `keys/wan.vae.WanVAE.json` for
     `model: wan.vae:WanVAE`, so that nothing needs to be imported.
     """
     written = file.target
@@ -85,7 +85,7 @@ def read_declared_target(file: RuleFile) -> StateDictSpec | None:
 
 
 def read_declared_source(file: RuleFile) -> StateDictSpec | None:
-    """The header of the manifest that a rule file declares as its source, if there is one."""
+    """Read the header of the manifest that a rule file declares as its source, if there is one."""
     written = file.source_keys
     return None if written is None else _read_manifest(file, written, "source")
 
@@ -101,18 +101,18 @@ def _read_manifest(file: RuleFile, written: Text, what: str) -> StateDictSpec:
 
 @lru_cache(maxsize=8)
 def _read_cached(path: Path, _changed: int, _size: int) -> StateDictSpec:
-    """A header, read again only when the time or the size of its file has changed."""
+    """Read a header; read it again only if the time or size of its file changes."""
     return read_declared(path)
 
 
 def _place_problem(problem: Diagnostic, path: Path, written: Text, what: str) -> Diagnostic:
-    """A problem of a declared manifest, shown at the place that declares it."""
+    """Return the problem of a declared manifest, located at its declaration."""
     title = f"the declared {what}: {problem.title}"
     help = (*problem.help, f"the path is relative to the rule file; remapkit looked in {path.parent}")
     return replace(problem, title=title, labels=(Label(written.span), *problem.labels), help=help)
 
 
 def read_header(path: Path, *, root: str | None = None) -> StateDictSpec:
-    """The header of a manifest or a checkpoint."""
+    """Read the header of a manifest or a checkpoint."""
     with open_checkpoint(path, root=root) as reader:
         return reader.header()

@@ -1,4 +1,4 @@
-"""Messages for what does not match the schema, in the words of the rule language."""
+"""Messages for schema violations, in the terms of the rule language."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class SchemaPlace:
-    """Where an error is: the node, and the keys and numbers that lead to it, with the key's own node."""
+    """The location of an error: the node, its path of keys and numbers, and the node of its key."""
 
     path: tuple[str | int, ...]
     node: Node
@@ -53,7 +53,7 @@ class SchemaPlace:
 
     @property
     def name(self) -> str:
-        """What the place is called in a sentence."""
+        """The name of the location in a sentence."""
         if not self.path:
             return "the rule file"
         section, last = self.path[0], self.path[-1]
@@ -78,7 +78,7 @@ class SchemaPlace:
 
     @property
     def at(self) -> Span:
-        """What to underline for the whole place: its key, or its first entry's."""
+        """The span to underline for the whole location: its key, or the key of its first entry."""
         if self.key is not None:
             return self.key.span
         if isinstance(self.node, MapNode) and self.node.entries:
@@ -88,7 +88,7 @@ class SchemaPlace:
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """What jsonschema found: the keyword that is violated, its value and its schema, and the value in the file."""
+    """A violation found by jsonschema: the violated keyword, its value, its schema, and the value in the file."""
 
     keyword: str
     wanted: Any
@@ -142,7 +142,7 @@ def _explain_missing_fields(place: SchemaPlace, error: Departure) -> Iterator[Di
 
 
 def _guess_fields(node: MapNode, schema: Mapping[str, Any]) -> set[str]:
-    """The fields that misspelt ones were meant to be: reporting them as missing too would say it twice."""
+    """Guess the fields meant by misspelled ones; reporting these as missing too would be a duplicate."""
     known = list(schema["properties"])
     close = (find_close_name(key.value, known) for key, _ in node.entries if key.value not in known)
     return {name for name in close if name is not None}
@@ -155,7 +155,7 @@ def _describe_field(schema: Mapping[str, Any]) -> str:
 
 def _explain_choice(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     if not isinstance(place.node, MapNode):
-        return  # `required` accepts what is not a mapping, so both branches match; its type is reported elsewhere
+        return  # `required` accepts non-mappings, so both branches match; the wrong type is reported elsewhere
     options = [name for option in error.wanted for name in option["required"]]
     present = [key for name in options if (key := place.node.key(name)) is not None]
     if len(present) > 1:
@@ -217,7 +217,7 @@ def _explain_lone_field(place: SchemaPlace, error: Departure) -> Iterator[Diagno
 def _explain_wrong_type(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     node = place.node
     types = [error.wanted] if isinstance(error.wanted, str) else list(error.wanted)
-    # null is accepted in place of a list or a mapping, but nobody would write it on purpose.
+    # null is accepted instead of a list or a mapping, but is not worth suggesting.
     wanted = _join_with_or([_TYPES[type_] for type_ in types if type_ != "null" or types[0] == "string"])
     label = Label(node.span if node.span.end > node.span.start else place.at)
     if place.path[:1] == ("tables",) and place.path[2:] == ("lossy",) and types != ["boolean"]:
@@ -236,7 +236,7 @@ def _explain_wrong_type(place: SchemaPlace, error: Departure) -> Iterator[Diagno
 
 
 def _join_with_or(names: Sequence[str]) -> str:
-    if "text" in names[:1]:  # a whole number is accepted there, as the text that it is
+    if "text" in names[:1]:  # a whole number is accepted there, as text
         names = [name for name in names if name != "a whole number"]
     return f"{', '.join(names[:-1])} or {names[-1]}" if names[1:] else names[0]
 
@@ -248,7 +248,7 @@ def _describe_node(node: Node) -> str:
 
 
 def _suggest_scalar(place: SchemaPlace, types: Sequence[str]) -> str | None:
-    """What to write instead of a scalar of the wrong kind."""
+    """Suggest what to write instead of a scalar of the wrong kind."""
     node = place.node
     assert isinstance(node, ScalarNode)
     if "array" in types and "string" in types and node.kind == "integer":
@@ -264,7 +264,7 @@ def _suggest_scalar(place: SchemaPlace, types: Sequence[str]) -> str | None:
 
 
 def _suggest_quotes(place: SchemaPlace, types: Sequence[str]) -> str | None:
-    """What to write instead of a mapping or a list that was meant as text: `to: {stage}`."""
+    """Suggest what to write instead of a mapping or list that was meant as text: `to: {stage}`."""
     written = place.node.span.text
     if "string" in types and written[:1] in ("{", "[") and "\n" not in written:
         return f"a text that begins with {written[0]} must be quoted: '{written}'"
@@ -337,4 +337,4 @@ _EXPLAIN: Mapping[str, Callable[[SchemaPlace, Departure], Iterator[Diagnostic]]]
     "required": _explain_missing_fields,
     "type": _explain_wrong_type,
 }
-"""The words for each keyword of JSON Schema that the schema uses."""
+"""The explanation of each JSON Schema keyword that the schema uses."""

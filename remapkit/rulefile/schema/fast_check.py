@@ -1,8 +1,9 @@
-"""Whether a value matches a schema, yes or no: a fast answer for the many files that have nothing wrong.
+"""Check quickly whether a value matches a schema: a fast path for the many files without mistakes.
 
-The schema is compiled into functions, keyword by keyword. Only a yes counts: where the answer is no, jsonschema
-decides, and finds what is wrong. A keyword that is not known here makes every answer no, so that the schema can grow
-without this module. Importing and running jsonschema takes longer than the rest of reading a rule file.
+The schema is compiled into functions, keyword by keyword. Only a positive result is final: after a negative one,
+jsonschema decides and finds the violations. A keyword unknown to this module makes every result negative, so the
+schema can grow without changes here. Importing and running jsonschema takes longer than the rest of reading a rule
+file.
 
 Source: JSON Schema, draft 2020-12, as far as the schema of rule files uses it.
 """
@@ -29,7 +30,7 @@ _NOTES = frozenset({"$schema", "$defs", "title", "description", "examples", "def
 
 
 def compile_check(schema: Mapping[str, Any]) -> Predicate:
-    """The check that a schema asks for.
+    """Compile a schema into a check.
 
     >>> check = compile_check({"type": "array", "items": {"type": "string", "minLength": 1}})
     >>> check(["a"]), check(["a", ""]), check("a")
@@ -89,7 +90,7 @@ def _compile_ref(wanted: Any, definitions: Mapping[str, Any]) -> Predicate:
 
 def _compile_if(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Predicate:
     condition = _compile_schema(schema["if"], definitions)
-    # A condition answers no to what it does not know, too, which would choose the wrong branch.
+    # A condition is also negative for unknown keywords, which would choose the wrong branch.
     if not _is_decidable(schema["if"]):
         return _refuse_any
     then, otherwise = (_compile_schema(schema.get(branch, True), definitions) for branch in ("then", "else"))
@@ -97,7 +98,7 @@ def _compile_if(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Pr
 
 
 def _is_decidable(condition: Any) -> bool:
-    """Whether a no to a condition is sure: only of types, required fields and the types of fields."""
+    """Return whether a negative result is reliable: the condition tests only types, required fields, field types."""
     return isinstance(condition, Mapping) and all(
         keyword == "required"
         or (keyword == "type" and set([wanted] if isinstance(wanted, str) else wanted) <= set(_TYPES))

@@ -8,5 +8,5 @@ SCHEMA_FILE = Path(__file__).with_name("rules-v1.schema.json")
 
 
 def schema_text() -> str:
-    """The JSON Schema of rule files, as it is shipped."""
+    """Return the JSON Schema of rule files, as shipped."""
     return SCHEMA_FILE.read_text(encoding="utf-8")

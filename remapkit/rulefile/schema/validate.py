@@ -1,7 +1,7 @@
-"""Rule files validated against `rules-v1.schema.json`, the only definition of their structure.
+"""Validate rule files against `rules-v1.schema.json`, the only definition of their structure.
 
-jsonschema finds *that* something is wrong, and where (`error.validator` and `error.absolute_path`); its messages are
-not used. Ours are made from the nodes, which know their lines and columns.
+jsonschema is used only to find violations and their locations (`error.validator` and `error.absolute_path`). Its
+messages are not used; ours are made from the nodes, which have lines and columns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def find_schema_problems(root: Node) -> tuple[Diagnostic, ...]:
-    """Every departure of a file from the schema, in the order of the file."""
+    """Return every violation of the schema, in file order."""
     value = to_schema_value(root)
     if _load_fast_check()(value):
         return ()
@@ -52,14 +52,14 @@ def _load_fast_check() -> Predicate:
 
 @cache
 def _make_validator() -> Draft202012Validator:
-    from jsonschema import Draft202012Validator  # 60 ms, and only rule files with mistakes need it
+    from jsonschema import Draft202012Validator  # takes 60 ms and is needed only for rule files with mistakes
 
     schema = json.loads(schema_text())
     return Draft202012Validator(_inline_refs(schema, schema["$defs"]))
 
 
 def _inline_refs(schema: Any, definitions: Mapping[str, Any]) -> Any:
-    """The schema with every `$ref` replaced by what it names: validates twice as fast."""
+    """Replace every `$ref` in the schema by its definition, which validates twice as fast."""
     if isinstance(schema, list):
         return [_inline_refs(item, definitions) for item in schema]
     if not isinstance(schema, dict):

@@ -1,9 +1,9 @@
-"""YAML text as located nodes: every scalar knows the place of each of its characters.
+"""Compose YAML text into located nodes, with the position of each character of every scalar.
 
-PyYAML only splits the text into events; what they mean is decided here, and strictly. Rule files are a small part of
-YAML, the part that every version of YAML reads alike: mappings, lists and scalars. Whatever could surprise is refused
-at its place: duplicate keys, anchors, tags, tabs, and plain scalars that some YAML reads as something other than text
-(`no`, `1:30`, `012`). Sources: YAML 1.1 and 1.2 (core schema), and PyYAML's implicit resolvers.
+PyYAML only splits the text into events; this module interprets them, strictly. Rule files use the small part of YAML
+that every version of YAML reads the same way: mappings, lists and scalars. Anything ambiguous is an error at its
+position: duplicate keys, anchors, tags, tabs, and plain scalars that some YAML versions do not read as text (`no`,
+`1:30`, `012`). Sources: YAML 1.1 and 1.2 (core schema), and PyYAML's implicit resolvers.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from remapkit.rulefile.yaml.syntax_errors import (
 )
 
 MAX_BYTES = 10_000_000
-"""The largest rule file that is read: about 50,000 rules."""
+"""The size limit of rule files: about 50,000 rules."""
 
 
 MAX_NODES = 500_000
-"""The most keys, values, lists and mappings that are read: some 10 seconds."""
+"""The most keys, values, lists and mappings that are read: about 10 seconds."""
 
 
 MAX_LENGTH = 100_000
@@ -51,7 +51,7 @@ MAX_LENGTH = 100_000
 
 
 MAX_PROBLEMS = 100
-"""How many problems of the YAML, and of the structure, are shown; the rest is only announced."""
+"""The most problems of the YAML, and of the structure, that are shown; the rest is only mentioned."""
 
 
 MAX_DIGITS = 400
@@ -59,7 +59,7 @@ MAX_DIGITS = 400
 
 
 def decode(data: bytes, name: str) -> tuple[Source, tuple[Diagnostic, ...]]:
-    """The bytes of a file as a source, and what is wrong with them: too many, or not UTF-8.
+    """Decode the bytes of a file; return the source and the problems: too large, or not UTF-8.
 
     >>> decode(b"name: \\xff", "rules.yaml")[1][0].title
     'byte 0xff is not UTF-8'
@@ -83,14 +83,14 @@ def decode(data: bytes, name: str) -> tuple[Source, tuple[Diagnostic, ...]]:
 
 
 def explain_size_limit(name: str, how: str = f"is larger than {MAX_BYTES // 1_000_000} MB") -> Diagnostic:
-    """The refusal of a text beyond `MAX_BYTES` or `MAX_NODES`."""
+    """Return the message for a text that exceeds `MAX_BYTES` or `MAX_NODES`."""
     title = f"the rule file {how}"
     help = ("is this a checkpoint or a manifest? If not, write patterns instead of single keys",)
     return Diagnostic("RK012", title, place=name, help=help)
 
 
 def explain_problem_limit() -> Diagnostic:
-    """The message that stands for all further problems."""
+    """Return the message that replaces all further problems."""
     return Diagnostic("RK029", f"only the first {MAX_PROBLEMS} problems are shown")
 
 
@@ -100,7 +100,7 @@ _FORBIDDEN = re.compile(
 
 
 def _find_forbidden_characters(source: Source) -> Iterator[Diagnostic]:
-    """One message for each kind of character that no rule file may hold, at the first of them."""
+    """Report each kind of character that rule files must not contain, at its first occurrence."""
     first: dict[str, int] = {}
     count: Counter[str] = Counter()
     for match in _FORBIDDEN.finditer(source.text):
@@ -118,7 +118,7 @@ def _explain_forbidden(character: str, first: bool, label: Label) -> Diagnostic:
         return Diagnostic("RK005", "a NUL character", (label,), (help,))
     if character == "\ufeff":
         title = f"{'the file begins with' if first else 'there is'} a byte order mark ({name})"
-        # libyaml counts the mark as a character: every column of the first line would be off by one.
+        # libyaml counts the mark as a character, so every column of the first line would be off by one.
         return Diagnostic("RK006", title, (label,), ("save the file as UTF-8 without a byte order mark",))
     if character == "\r":
         help = "save the file with LF or CRLF line ends"
@@ -133,7 +133,7 @@ def _explain_forbidden(character: str, first: bool, label: Label) -> Diagnostic:
 
 
 def _find_directives(source: Source) -> Iterator[Diagnostic]:
-    """`%YAML` and `%TAG` change how what follows is read, and parsers disagree about the ones they do not know."""
+    """Report directives: `%YAML` and `%TAG` change how the text is read, and parsers disagree about unknown ones."""
     line = re.compile(r"(?:[ \t]*+(?:#[^\n]*+)?\r?\n)*+(%[^\n\r]*+)").match(source.text)
     if line:
         help = "remove the line: rule files have no directives"
@@ -141,9 +141,9 @@ def _find_directives(source: Source) -> Iterator[Diagnostic]:
 
 
 def compose(source: Source) -> tuple[Node | None, tuple[Diagnostic, ...]]:
-    """The root node of a text, and everything that is wrong with it as YAML.
+    """Return the root node of a text and all of its YAML problems.
 
-    The node is None where the text cannot be read at all.
+    The node is None if the text cannot be read at all.
 
     >>> root, problems = compose(Source("rules.yaml", "name: 'wan'\\n"))
     >>> root.get("name").text.at(0).column, problems
@@ -162,7 +162,7 @@ def compose(source: Source) -> tuple[Node | None, tuple[Diagnostic, ...]]:
     except yaml.MarkedYAMLError as error:
         return None, (*composer.problems, explain_syntax_error(source, error))
     tabs = find_tab_problems(source, composer.protected)
-    if tabs:  # the parser in Python gives up there
+    if tabs:  # the pure Python parser stops there
         place = tabs[0].labels[0].span.start
         return None, (
             *(problem for problem in composer.problems if problem.span and problem.span.start < place),
@@ -179,7 +179,7 @@ class _Fatal(Exception):
 
 
 class _Composer:
-    """Events to nodes; `protected` are the stretches where tabs are content, and whether it is a block scalar."""
+    """Conversion of events to nodes; `protected`: ranges where tabs are content, and whether it is a block scalar."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -196,7 +196,7 @@ class _Composer:
         self.problems.append(Diagnostic(code, title, labels, help))
 
     def read_event(self) -> Any:
-        """The next event; PyYAML's stubs type its events too loosely to be of use."""
+        """Return the next event; PyYAML's stubs type events too loosely to be useful."""
         return self.loader.get_event()
 
     def span(self, event: Any) -> Span:
@@ -272,7 +272,7 @@ class _Composer:
         return MapNode(tuple(entries), self.find_collection_span(start, event, last), partial)
 
     def find_collection_span(self, start: int, end: Any, items: list[Node]) -> Span:
-        """A block collection ends with its last item: the parsers put its end after the blank lines that follow."""
+        """Return the span of a block collection, up to its last item; parsers include the blank lines after it."""
         flow = end.end_mark.index > end.start_mark.index
         stop = end.end_mark.index if flow or not items else items[-1].span.end
         return Span(self.source, start, max(start, stop))
@@ -311,7 +311,7 @@ class _Composer:
         self.add_problem("RK003", f"{show_key(span.text, 60)} is a YAML alias", span, *help)
 
     def refuse_properties(self, event: Any) -> bool:
-        """Whether the node has an anchor or a tag, each refused at its place; its span begins with them."""
+        """Report the anchor and tag of a node (its span begins with them); return whether there were any."""
         if event.anchor is None and event.tag is None:
             return False
         place = event.start_mark.index
@@ -357,7 +357,7 @@ class _Composer:
 
     def compose_block(self, event: Any, span: Span, style: str) -> Node:
         header = BLOCK_HEADER.match(self.source.text, span.start)
-        if header is None:  # libyaml takes `|#` for a comment
+        if header is None:  # libyaml reads `|#` as a comment
             end = find_line_end(self.source, span.start)
             label = Label(Span(self.source, span.start, end))
             raise _Fatal(Diagnostic("RK001", f"text after {style}", (label,), ("begin the text on a new line",)))
@@ -366,7 +366,7 @@ class _Composer:
 
 
 def _locate_empty(span: Span) -> Span:
-    """The place of an empty value: right after what precedes it, before any white space."""
+    """Return the position of an empty value: right after the preceding text, before any white space."""
     place = span.start
     while place and span.source.text[place - 1] in " \r\n":
         place -= 1

@@ -1,4 +1,4 @@
-"""The one writer of YAML: whatever it writes is read back as the very same value."""
+"""Write YAML; all of it is read back as exactly the same value. All YAML is written here."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from remapkit.rulefile.yaml.scalars import classify_scalar
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*", re.ASCII)
 _ELSEWHERE = frozenset({"y", "n", "nan", "inf"})
-"""Words that some readers of YAML 1.1 take for something other than text."""
+"""Words that some YAML 1.1 readers do not read as text."""
 _LONGEST_KEY = 1000
-"""YAML reads a key of more than 1,024 characters only after a question mark."""
+"""YAML requires a question mark before a key of more than 1,024 characters."""
 
 
 def emit_scalar(text: str) -> str:
-    r"""A text as a YAML scalar that every reader takes for that text, plain where nothing could be mistaken.
+    r"""Write a text as a YAML scalar that every reader reads as that text, unquoted if this is unambiguous.
 
     >>> print(*map(emit_scalar, ("conv1.weight", "no", "y", "it's", "a\tb", "1")))
     conv1.weight 'no' 'y' "it's" "a\tb" '1'
@@ -26,7 +26,7 @@ def emit_scalar(text: str) -> str:
 
 
 def quote_text(text: str) -> str:
-    """A text in single quotes, or in double quotes where it has what cannot be seen, or single quotes of its own.
+    """Quote a text: in single quotes, or in double quotes if it contains invisible characters or single quotes.
 
     >>> print(quote_text("{a}"), quote_text("tag\\U000e0001"))
     '{a}' "tag\\U000e0001"
@@ -48,7 +48,7 @@ def _escape_character(sign: str) -> str:
 
 
 def emit_flow(value: object) -> str:
-    """Plain data as YAML in one line. A whole number in a text needs no quotes: rule files read it as that text.
+    """Write plain data as YAML on one line. A text that is a whole number is unquoted: rule files read it as text.
 
     >>> emit_flow({"rope": {"to": "half", "heads": "2*n"}}), emit_flow([0, "1", "layers.{i}"])
     ("{rope: {to: half, heads: '2*n'}}", "[0, 1, 'layers.{i}']")
@@ -60,12 +60,12 @@ def emit_flow(value: object) -> str:
     if isinstance(value, str):
         return value if classify_scalar(value) == "integer" else emit_scalar(value)
     written = json.dumps(value)
-    # 1e+20 without a point is text to some readers of YAML.
+    # Some YAML readers read 1e+20, without a point, as text.
     return written.replace("e", ".0e") if isinstance(value, float) and "." not in written else written
 
 
 def emit_entry(key: str, value: object) -> str:
-    """A line (or two) of a mapping below a section of the file.
+    """Write one or two lines of a mapping below a section of the file.
 
     >>> emit_entry("a.b", ["c", "d"])
     '  a.b: [c, d]'

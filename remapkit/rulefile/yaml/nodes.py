@@ -1,4 +1,4 @@
-"""The nodes of a YAML text: scalars, lists and mappings with their places."""
+"""The nodes of a YAML text: scalars, lists and mappings with their positions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import yaml
 from remapkit.diagnostics.source import Span, Text
 
 MAX_DEPTH = 20
-"""How deep mappings and lists may be nested; the rule language needs 5."""
+"""The deepest nesting of mappings and lists; the rule language needs 5."""
 
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Splits text into events: libyaml's where PyYAML was built with it (20 times faster), else the one in Python."""
+"""The parser of text into events: libyaml if PyYAML was built with it (20 times faster), else pure Python."""
 
 
 ScalarKind = Literal["text", "integer", "number", "boolean", "null", "empty"]
@@ -23,7 +23,7 @@ ScalarKind = Literal["text", "integer", "number", "boolean", "null", "empty"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScalarNode:
-    """A scalar. `text` has its characters, `span` includes the quotes, `kind` is what a plain scalar is read as."""
+    """A scalar. `text` has its characters, `span` includes the quotes, `kind` is the type that YAML reads it as."""
 
     text: Text
     span: Span
@@ -44,24 +44,24 @@ class ListNode:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MapNode:
-    """A mapping with distinct keys, in their order; `partial` where some of its keys were refused."""
+    """A mapping with distinct keys, in order; `partial` if some of its keys were rejected."""
 
     entries: tuple[tuple[ScalarNode, Node], ...]
     span: Span
     partial: bool = False
 
     def key(self, name: str) -> ScalarNode | None:
-        """The key of that name, with its place."""
+        """Return the key with the given name, with its position."""
         return next((key for key, _ in self.entries if key.value == name), None)
 
     def get(self, name: str) -> Node | None:
-        """The value under that name."""
+        """Return the value of the given key."""
         return next((node for key, node in self.entries if key.value == name), None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BrokenNode:
-    """Stands for what was refused, so that the rest of the file can be looked at without saying it twice."""
+    """A placeholder for a rejected node, so that the rest of the file can be checked without duplicate messages."""
 
     span: Span
 
@@ -70,7 +70,7 @@ Node = ScalarNode | ListNode | MapNode | BrokenNode
 
 
 BRACED_TEXT = re.compile(r"[:,{\[]\s*([^\s'\"{}\[\],:#][^\s'\"{}\[\],]*\{[^\s,{}]*\}[^\s,}]*)")
-"""A plain text with braces in it, inside a mapping in braces: what a path that was not quoted looks like."""
+"""A plain text with braces inside a mapping in braces: probably an unquoted path."""
 
 
 BLOCK_HEADER = re.compile(r"[|>][-+1-9]{0,2}(?:[ \t]+#[^\n]*|[ \t\r]*)(?=\n|\Z)")

@@ -1,4 +1,4 @@
-"""Where each character of a scalar stands in its text."""
+"""Locate each character of a scalar in its source text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from remapkit.diagnostics.source import Span, Text
 
 
 def locate_text(span: Span, style: str, value: str) -> Text:
-    """The value with the place of each character; quotes are left out of its span."""
+    """Return the value with the position of each character; its span excludes the quotes."""
     source, start, end = span.source, span.start, span.end
     if style in ("'", '"'):
         start, end = start + 1, end - 1
@@ -46,9 +46,9 @@ _NEWLINES = re.compile(r"\n*")
 
 
 def _locate_flow(raw: str, style: str) -> list[int]:
-    """Where each character of a plain or quoted scalar begins, and where the last one ends.
+    """Return where each character of a plain or quoted scalar begins, and where the last one ends.
 
-    One line break within it is a space, n + 1 of them are n line breaks; the white space around them is nothing.
+    A single line break in it is a space, n + 1 line breaks are n; the white space around them is ignored.
     """
     places: list[int] = []
     for token in _FLOW_TOKENS[style].finditer(raw):
@@ -63,10 +63,9 @@ def _locate_flow(raw: str, style: str) -> list[int]:
 
 
 def _locate_block(raw: str, value: str) -> list[int]:
-    """Where each character of a literal (`|`) or folded (`>`) scalar begins, and where the last one ends.
+    """Return where each character of a literal (`|`) or folded (`>`) scalar begins, and where the last one ends.
 
-    The characters of a line are those of the value; only what a run of line ends becomes differs: nothing, a
-    space, or line breaks.
+    The characters within a line are those of the value; a run of line ends becomes nothing, a space, or line breaks.
     """
     lines = [(line.start(), line.group().rstrip("\r\n")) for line in re.finditer(r"[^\n]*\n|[^\n]+", raw)][1:]
     indent = _measure_indent([line for _, line in lines], value)
@@ -86,13 +85,13 @@ def _locate_block(raw: str, value: str) -> list[int]:
 
 
 def _count_newlines(value: str, start: int) -> int:
-    """How many line breaks the value has from `here` on, before anything else."""
+    """Return the number of consecutive line breaks in the value from `start`."""
     match = _NEWLINES.match(value, start)
     return len(match.group()) if match else 0
 
 
 def _measure_indent(lines: list[str], value: str) -> int:
-    """How far a block scalar is indented: its first line with content against the same line of the source."""
+    """Return the indentation of a block scalar: compare its first line with content with its source line."""
     content = value.lstrip("\n")
     blank = len(value) - len(content)
     if not content or blank >= len(lines):

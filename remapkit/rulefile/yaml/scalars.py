@@ -1,4 +1,4 @@
-"""Which kind a plain scalar is, and which ones some YAML reads differently."""
+"""Classify plain scalars, and find those that YAML versions read differently."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ READ_AS = {
     "null": "nothing (null)",
     "empty": "nothing",
 }
-"""What a kind of scalar is called in messages."""
+"""The name of each kind of scalar in messages."""
 
 
 _CANONICAL: tuple[tuple[ScalarKind, re.Pattern[str]], ...] = (
     ("empty", re.compile("")),
-    # At most 15 digits: readers of JSON and YAML that take numbers for floats read those exactly too.
+    # At most 15 digits: JSON and YAML readers that read numbers as floats read these exactly too.
     ("integer", re.compile(r"0|-?[1-9][0-9]{0,14}")),
     ("number", re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+(?:[eE][-+][0-9]+)?")),
     ("boolean", re.compile("true|false")),
@@ -42,7 +42,7 @@ _SURPRISING: tuple[tuple[str, re.Pattern[str]], ...] = (
 
 
 def classify_scalar(value: str) -> ScalarKind | None:
-    """What an unquoted scalar is, or None where some YAML parser reads it as something other than it looks like.
+    """Return the kind of an unquoted scalar, or None if YAML parsers disagree about it.
 
     >>> [classify_scalar(text) for text in ("norm1", "0", "1.5", "true", "~", "")]
     ['text', 'integer', 'number', 'boolean', 'null', 'empty']
@@ -52,7 +52,7 @@ def classify_scalar(value: str) -> ScalarKind | None:
     for kind, pattern in _CANONICAL:
         if pattern.fullmatch(value):
             return kind
-    # Whatever YAML reads as something else begins with one of these; most scalars do not, and this runs on each.
+    # Scalars that YAML does not read as text begin with one of these; this skips most scalars quickly.
     if value[0] not in "0123456789+-.<=yYnNtTfFoO":
         return "text"
     return None if any(pattern.fullmatch(value) for _, pattern in _SURPRISING) else "text"

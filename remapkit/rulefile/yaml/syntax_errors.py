@@ -1,4 +1,4 @@
-"""Messages for texts that are not YAML."""
+"""Messages for texts that are not valid YAML."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from remapkit.rulefile.yaml.positions import count_leading_spaces
 
 
 def find_tab_problems(source: Source, protected: Iterable[tuple[int, int, bool]]) -> list[Diagnostic]:
-    """The first tab outside quoted and block scalars and comments, where YAML readers disagree about them."""
+    """Report the first tab outside quoted and block scalars and comments, where YAML readers disagree about tabs."""
     if "\t" not in source.text:
         return []
     kept = sorted(protected)
@@ -45,7 +45,7 @@ def _explain_tab(source: Source, place: int, count: int = 1) -> Diagnostic:
 
 
 def explain_syntax_error(source: Source, error: yaml.MarkedYAMLError) -> Diagnostic:
-    """Our own message, from the place of the error and the text there: the two parsers word theirs differently."""
+    """Make a message from the position of the error and the text there; the two parsers' own messages differ."""
     text = source.text
     marked = error.problem_mark or error.context_mark
     place = min(marked.index, len(text)) if marked else len(text)
@@ -55,7 +55,7 @@ def explain_syntax_error(source: Source, error: yaml.MarkedYAMLError) -> Diagnos
     if tab:
         return _explain_tab(source, tab.end() - 1)
     if place > MAX_DEPTH and not text[place - MAX_DEPTH - 1 : place].strip("{["):
-        return explain_depth_limit(source, place - 1)  # libyaml gives up by itself at 1,000
+        return explain_depth_limit(source, place - 1)  # libyaml stops at 1,000
     if opener in ("'", '"') and opened != place:
         return _explain_quoted(source, opened, place)
     if opener and opener in "*&!":
@@ -89,7 +89,7 @@ def _explain_sigil(source: Source, place: int) -> Diagnostic:
 
 
 def _explain_unexpected(source: Source, opened: int, place: int) -> Diagnostic:
-    """The message for a token that does not belong at `here`, in what begins at `opened`: the first that fits."""
+    """Return the first fitting message for an unexpected token at `place` in the construct opened at `opened`."""
     title, labels, help = (
         _explain_unquoted(source, place)
         or _explain_brackets(source, opened, place)
@@ -103,7 +103,7 @@ _Words = tuple[str, list[Label], str]
 
 
 def _explain_unquoted(source: Source, place: int) -> _Words | None:
-    """A value that begins like a flow collection or a quoted text and goes on after its end."""
+    """Explain a value that begins like a flow collection or quoted text and continues after its end."""
     text, value = source.text, _find_value_start(source, place)
     if value is None or value >= place:
         return None
@@ -118,7 +118,7 @@ def _explain_unquoted(source: Source, place: int) -> _Words | None:
 
 
 def _explain_brackets(source: Source, opened: int, place: int) -> _Words | None:
-    """Something within `{` or `[` that was opened before."""
+    """Explain an error within an open `{` or `[`."""
     text = source.text
     opener = text[opened : opened + 1]
     if opener not in ("{", "[") or opened >= place:
@@ -170,7 +170,7 @@ def _explain_colon(source: Source, place: int) -> _Words:
 
 
 def _locate_token(source: Source, place: int) -> Span:
-    """The token at a place, up to the next white space; the end of the last line where the text has ended."""
+    """Return the token at a position, up to white space; at the end of the text, the end of its last line."""
     if place >= len(source.text):
         place = len(source.text.rstrip())
     match = re.compile(r"[^\s,\[\]{}:]+|\S").match(source.text, place)
@@ -183,7 +183,7 @@ def find_line_end(source: Source, place: int) -> int:
 
 
 def _find_value_start(source: Source, place: int) -> int | None:
-    """Where the value begins, after `key:` or `-`, that a place is within; None where there is none in its line."""
+    """Return where the value around a position begins, after `key:` or `-`; None if there is none in its line."""
     begin = source.text.rfind("\n", 0, place) + 1
     match = re.compile(r"[ ]*(?:- +)*(?:[\w.-]+: +)?(?=\S)").match(source.text, begin)
     return match.end() if match and begin < match.end() <= place else None

@@ -1,4 +1,4 @@
-"""Located nodes as plain JSON values."""
+"""Convert located nodes to plain JSON values."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from remapkit.rulefile.yaml.nodes import BrokenNode, ListNode, MapNode, Node, Sc
 
 
 class _Refused:
-    """The plain value of what was refused already: it has no type, and nothing more is said about it."""
+    """The plain value of an already rejected node: it has no type and causes no further messages."""
 
 
 def to_schema_value(node: Node) -> Any:
-    """The plain value that the schema looks at. Keys are always text."""
+    """Return the plain value to validate against the schema. Keys are always text."""
     if isinstance(node, MapNode):
         return {key.value: to_schema_value(value) for key, value in node.entries}
     if isinstance(node, ListNode):
@@ -27,14 +27,14 @@ def _convert_scalar(node: ScalarNode | BrokenNode) -> Any:
     if node.kind == "integer":
         return int(node.value)
     if node.kind == "number":
-        return Decimal(node.value)  # a float like 1.0 would be a whole number to JSON Schema
+        return Decimal(node.value)  # JSON Schema treats a float like 1.0 as a whole number
     if node.kind == "boolean":
         return node.value == "true"
     return node.value if node.kind == "text" else None
 
 
 def to_plain_value(node: Node) -> object:
-    """The value as Python would write it: `dict`, `list`, `str`, `int`, `float`, `bool` or None."""
+    """Return the plain Python value: `dict`, `list`, `str`, `int`, `float`, `bool` or None."""
     if isinstance(node, MapNode):
         return {key.value: to_plain_value(value) for key, value in node.entries}
     if isinstance(node, ListNode):
