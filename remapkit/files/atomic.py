@@ -133,7 +133,7 @@ class NewFile:
         self._dress = dress
 
     def rename(self) -> None:
-        """Set the mode of the file, then rename it; raises `UnwritableOutput` (RK500) if the name was taken meanwhile.
+        """Set the file's mode, then rename it; raises `UnwritableOutput` (RK500) if the name was taken meanwhile.
 
         The mode is set only here: until then only the owner may read the file. Owner, mode and extended attributes
         are those of the file that it replaces, or of `set_dress`; otherwise `mode` and the umask apply.

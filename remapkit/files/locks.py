@@ -1,7 +1,7 @@
 """File locks: one process writes an output at a time.
 
-The lock is on a file in the output's folder, `.remapkit-<tag>.lock`. The process that holds it removes it. A lock file
-that remains after a process was killed is not locked, so the next writer takes it. A checkpoint as one file and the
+The lock is on a file in the output's folder, `.remapkit-<tag>.lock`. The process that holds it removes it. A file that
+remains after a process was killed is not locked, so the next writer takes it. A checkpoint as one file and the
 same checkpoint as shards with their index are one output. A file that is written alone under a shard's name is a
 separate output that holds the lock of its checkpoint in shared mode: several processes may each write one shard, but
 not while another one writes, or removes, all of the shards.
@@ -50,7 +50,7 @@ def hold_locks(targets: Iterable[Path]) -> Iterator[None]:
 
 
 def _choose_locks(targets: Iterable[Path]) -> tuple[dict[Path, Path], dict[Path, Path]]:
-    """Return the exclusive and the shared locks, both as a mapping from the lock to the output as the user named it."""
+    """Return the exclusive and the shared locks: mappings from the lock to the output as the user named it."""
     outputs: dict[Path, Path] = {}
     for target in targets:
         known = target.parent / derive_whole_name(target.name)

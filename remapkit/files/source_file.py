@@ -78,7 +78,7 @@ class SourceFile:
 
     @contextlib.contextmanager
     def hold_open(self) -> Iterator[int]:
-        """Keep the descriptor open while the block runs, and return it.
+        """Yield the descriptor, and keep it open while the block runs.
 
         There may be more shards than a process may have open files: the least recently used ones are closed, and
         reopened when they are needed. The path must then still refer to the same file.

@@ -144,7 +144,7 @@ def _name_files(files: Sequence[NewFile]) -> None:
 
 
 def _link_second_name(target: Path, stack: contextlib.ExitStack) -> Path | None:
-    """Hard-link a file under a second name while the stack is open; None if there is no file or it cannot be linked."""
+    """Hard-link a file under a second name while the stack is open; None if it does not exist or cannot be linked."""
     second = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY_SUFFIX}")
     try:
         fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

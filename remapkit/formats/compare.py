@@ -100,7 +100,7 @@ def has_same_bytes(a: Contents, name_a: str, b: Contents, name_b: str) -> bool:
 
 
 def are_equal_streams(a: Iterator[memoryview], b: Iterator[memoryview]) -> bool:
-    """Return whether two streams of equal length have the same bytes, in pieces of any size; stops at a difference."""
+    """Return whether two streams of equal length, in pieces of any size, are equal; stops at a difference."""
     pairs = zip(split_evenly(a, CHUNK), split_evenly(b, CHUNK), strict=True)
     # Python compares memoryviews element by element, but bytes with one memcmp.
     return all(piece_a.tobytes() == piece_b.tobytes() for piece_a, piece_b in pairs)

@@ -39,13 +39,14 @@ def open_checkpoint(
 
     Shards are opened through their index, and a folder if it holds exactly one index or exactly one checkpoint.
 
-    `root` names the wrapper to use (`state_dict`, `a.b`, or `.` for the top level) if a pickle holds several mappings of
-    tensors. `strict_pickle` refuses pickles that name anything that a state dict does not need; `allow_expand` accepts
-    tensors that repeat a small storage into much more data. `follow_links` accepts shards that are links to any place;
-    without it a link must stay in the checkpoint's folder, or in the download cache that contains it.
+    `root` names the wrapper to use (`state_dict`, `a.b`, or `.` for the top level) if a pickle holds several
+    mappings of tensors. `strict_pickle` refuses pickles that name anything that a state dict does not need;
+    `allow_expand` accepts tensors that repeat a small storage into much more data. `follow_links` accepts shards
+    that are links to any place; without it a link must stay in the checkpoint's folder, or in the download cache
+    that contains it.
 
-    Raises `UnreadableCheckpoint` for anything else. Nothing that a file names is run or imported, and sizes in the file
-    are checked before memory is allocated.
+    Raises `UnreadableCheckpoint` for anything else. Nothing that a file names is run or imported, and sizes in the
+    file are checked before memory is allocated.
 
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp(), "keys.json")

@@ -41,7 +41,7 @@ class Reader(Protocol):
         ...
 
     def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
-        """Yield the tensor's bytes, contiguous, row-major and little-endian, in pieces of at most about `size` bytes."""
+        """Yield the tensor's bytes, contiguous, row-major and little-endian, in pieces of at most about `size`."""
         ...
 
     def crc32(self, fqn: str) -> int | None:

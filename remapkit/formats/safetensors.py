@@ -57,7 +57,7 @@ class SafetensorsReader(FileReader):
         return self._header
 
     def extent(self, fqn: str) -> Extent:
-        """Return the location of the tensor's bytes: always one range. A recorded name has the range of its tensor."""
+        """Return the range of the tensor's bytes: always one. A recorded name has the range of its tensor."""
         start, end = self._spans[self._header.recorded.get(fqn, fqn)]
         return Extent(self._source, self.data_start + start, end - start)
 

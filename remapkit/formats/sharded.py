@@ -4,8 +4,8 @@ Source: the convention of Hugging Face (`model.safetensors.index.json`, written 
 `split_torch_state_dict_into_shards` of huggingface_hub): `weight_map` maps each FQN to its shard in the index's
 folder, and `metadata.total_size` is the size of all tensors in bytes.
 
-An index may come from any source, so its file names are not trusted: they must be plain names, and are opened relative
-to the index's folder, never through a link that points outside it.
+An index may come from any source, so its file names are not trusted: they must be plain names, and are opened in the
+index's folder, never through a link that points outside it.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def _check_agreement(weight_map: Mapping[str, str], opened: Mapping[str, Shard])
 
 
 def _note_wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator[Diagnostic]:
-    """Yield a note if the total size in the index is not that of the shards; writers count tied weights differently."""
+    """Yield a note if the index gives another size than its shards; writers count tied weights differently."""
     metadata = value.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     if isinstance(total, int | float) and total != header.nbytes:

@@ -46,7 +46,7 @@ class _Path:
     depth: int
 
     def __str__(self) -> str:
-        """Return the path as text; long paths are cut at the front, so that memory does not grow with depth times keys."""
+        """Return the path as text, cut at the front if it is long: memory must not grow with depth times keys."""
         keys: list[str] = []
         path: _Path | None = self
         length = 0
@@ -383,7 +383,7 @@ def _make_object_fault(value: Opaque | Global, where: str) -> FileFault:
 
 
 def _is_extra(key: Any, value: Any) -> bool:
-    """Return whether a state dict may contain this non-tensor: torch's `_extra_state`, or a builtin without tensors."""
+    """Return whether a state dict may contain it: torch's `_extra_state`, or a builtin without tensors."""
     if isinstance(key, str) and get_leaf(key) == "_extra_state":
         return True
     return isinstance(value, Opaque) and value.known

@@ -94,8 +94,8 @@ _DENSE = 16 << 20
 def gather(read: Read, tensor: PickledTensor, size: int) -> Iterator[memoryview]:
     """Yield the bytes of a strided view, contiguous and row-major, in pieces of about `size` bytes.
 
-    Elements are moved as opaque words of their width, so every dtype is preserved bit for bit. Everything is read, not
-    mapped: if a mapped file became shorter meanwhile, that would end the process.
+    Elements are moved as opaque words of their width, so every dtype is preserved bit for bit. Everything is read,
+    not mapped: if a mapped file became shorter meanwhile, that would end the process.
     """
     import numpy as np
 

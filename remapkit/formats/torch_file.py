@@ -134,7 +134,7 @@ class PthReader(FileReader):
         return Extent(self._source, start, self._header[fqn].nbytes)
 
     def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
-        """Yield the tensor's bytes in pieces of about `size`; strided views are gathered, compressed storages inflated."""
+        """Yield the tensor's bytes in pieces of about `size`; gathers strided views, inflates compressed storages."""
         extent = self.extent(fqn)
         if extent is not None:
             yield from self._source.chunks(extent.offset, extent.length, size)
@@ -166,7 +166,7 @@ class PthReader(FileReader):
             raise fault.at(self.path) from None
 
     def _open_storage(self, key: str) -> Read:
-        """Return a function that reads a storage: from the file, or from the temporary file that it was inflated into."""
+        """Return a function that reads a storage, from the file or from the temporary file it was inflated into."""
         stored = self._storages[key]
         if stored.entry is not None and stored.deflated:
             if key not in self._inflated:

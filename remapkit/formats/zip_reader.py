@@ -2,8 +2,8 @@
 
 Source: PKWARE's APPNOTE.TXT; comments give its sections. Zip readers disagree about archives whose parts contradict
 each other, which lets one file show one content to a scanner and another to a loader. So contradictions are refused:
-duplicate names, entries that share or overlap bytes, a local header that differs from the directory, bytes outside the
-file. Names that differ only in case count as duplicates, because torch's reader ignores case.
+duplicate names, entries that share or overlap bytes, a local header that differs from the directory, bytes outside
+the file. Names that differ only in case count as duplicates, because torch's reader ignores case.
 """
 
 from __future__ import annotations
