@@ -1,6 +1,6 @@
 """File locks: one process writes an output at a time.
 
-The lock is on a file in the output's folder, `.remapkit-<tag>.lock`. The process that holds it removes it. A file that
+The lock is on a file in the output's folder, `.remapkit-<tag>.lock`. The process that holds it removes it. One that
 remains after a process was killed is not locked, so the next writer takes it. A checkpoint as one file and the
 same checkpoint as shards with their index are one output. A file that is written alone under a shard's name is a
 separate output that holds the lock of its checkpoint in shared mode: several processes may each write one shard, but

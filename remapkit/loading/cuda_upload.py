@@ -85,7 +85,7 @@ class Upload:
         self._readers = ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1))
 
     def tensor(self, extent: Extent, spec: TensorSpec) -> torch.Tensor:
-        """Return the extent's tensor on the device; its bytes are copied asynchronously, in the order of the queue."""
+        """Return the extent's tensor on the device; its bytes are copied asynchronously, in queue order."""
         target = torch.empty(extent.length, dtype=torch.uint8, device=self._device)
         done = 0
         while done < extent.length:

@@ -1,9 +1,9 @@
 """Copies values into a module's existing tensors, so that an optimizer keeps the same ones.
 
 The order makes it safe. First every new value is completed: in memory, on its device, in its dtype, and copied if it
-comes from a mapped file (where a read error raises a signal) or from memory that will be written to. Then the module's
-own loading assigns the new tensors, which can be undone. Only then the old tensors are put back under their names and
-receive the values, all in one call that can no longer fail for a known reason.
+comes from a mapped file (where a read error raises a signal) or from memory that will be written to. Then the
+module's own loading assigns the new tensors, which can be undone. Only then the old tensors are put back under their
+names and receive the values, all in one call that can no longer fail for a known reason.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def find_held_names(root: nn.Module, staying: Iterable[torch.Tensor]) -> tuple[H
 def restore_tensors(places: Sequence[HeldName]) -> list[Pair]:
     """Put each tensor back under its name, and return it with the one that replaced it meanwhile.
 
-    Nothing is done where the module's own loading wrote into its tensors; if it removed a name, or created a tensor of
-    another shape, its result is kept.
+    Nothing is done where the module's own loading wrote into its tensors; if it removed a name, or created a tensor
+    of another shape, its result is kept.
     """
     pairs = []
     for place in places:
@@ -65,7 +65,7 @@ def copy_values(pairs: Sequence[Pair]) -> None:
     for is_inference in (False, True):
         chosen = [pair for pair in pairs if pair[0].is_inference() == is_inference]
         if chosen:
-            with torch.inference_mode(is_inference), torch.no_grad():  # in this order: inference_mode changes whether gradients are enabled
+            with torch.inference_mode(is_inference), torch.no_grad():  # in this order: the first one sets grad mode
                 torch._foreach_copy_([held for held, _ in chosen], [new for _, new in chosen])
 
 
@@ -108,7 +108,7 @@ def has_overlap(one: MemoryRange, others: Sequence[MemoryRange]) -> bool:
     (True, False)
     """
     where, start, stop = one
-    before = bisect_left(others, (where, stop, stop))  # the number that begin before it ends: the last of them ends last
+    before = bisect_left(others, (where, stop, stop))  # how many begin before it ends: the last one ends last
     return before > 0 and others[before - 1][0] == where and start < others[before - 1][2]
 
 
@@ -116,7 +116,8 @@ def find_shared_memory(named: Mapping[str, torch.Tensor]) -> list[tuple[str, str
     """Return pairs of different tensors that share elements, such as a parameter and its transpose or a slice of it.
 
     One tensor under two names, and two views of exactly the same elements, are tied weights and not included. Tensors
-    whose ranges of memory overlap are compared element by element, so that the columns of one matrix are not reported.
+    whose ranges of memory overlap are compared element by element, so that the columns of one matrix are not
+    reported.
 
     >>> whole = torch.zeros(4, 4)
     >>> find_shared_memory({"a": whole, "b": whole.t()}), find_shared_memory({"a": whole[:, :2], "b": whole[:, 2:]})

@@ -40,11 +40,11 @@ from remapkit.tensors.spec import StateDictSpec
 class Loaded:
     """The result of `load_into`; `print` it for one paragraph.
 
-    `tensors` and `nbytes` count the tensors loaded from the checkpoint, in its dtypes, tied names once. `shared` of them
-    use the source's memory (the mapped file, or the given state dict), the others were copied. `casts` counts tensors by
-    (old, new) dtype. `dropped` are source keys that the rules drop, `unexpected` and `missing` the keys that
-    `strict=False` ignored, `tied` the groups of names that are one tensor, `rebuilt` the values that no checkpoint
-    contains and the module's constructor computed.
+    `tensors` and `nbytes` count the tensors loaded from the checkpoint, in its dtypes, tied names once. `shared` of
+    them use the source's memory (the mapped file, or the given state dict), the others were copied. `casts` counts
+    tensors by (old, new) dtype. `dropped` are source keys that the rules drop, `unexpected` and `missing` the keys
+    that `strict=False` ignored, `tied` the groups of names that are one tensor, `rebuilt` the values that no
+    checkpoint contains and the module's constructor computed.
     """
 
     checkpoint: str
@@ -122,26 +122,26 @@ def load_into(
     `ckpt` is a path, an open `Reader`, or a state dict in memory. `rules` is a `RuleSet`, a pack's name, a path, or
     None if the checkpoint uses the model's names. `root` names the wrapper to use if a pickle holds several.
 
-    A tensor that has memory is kept, and values are copied into it: optimizers, `DistributedDataParallel` and averages
-    of the weights keep the same object, memory, dtype, device and hooks. Tensors on meta are replaced by new ones;
-    `assign=True` replaces everything by new parameters, so create the optimizer afterwards. `requires_grad` is unchanged
-    unless `requires_grad=` is given, and names that were one tensor are one tensor again.
+    A tensor that has memory is kept, and values are copied into it: optimizers, `DistributedDataParallel` and
+    averages of the weights keep the same object, memory, dtype, device and hooks. Tensors on meta are replaced by new
+    ones; `assign=True` replaces everything by new parameters, so create the optimizer afterwards. `requires_grad` is
+    unchanged unless `requires_grad=` is given, and names that were one tensor are one tensor again.
 
-    New tensors on the CPU are not copied: they map the file copy-on-write. Training never writes to the file, but do not
-    overwrite it in place while the model is in use (renaming, replacing and deleting it is fine), or pass `copy=True`.
-    A state dict in memory is shared. All values for existing tensors are read into memory before they are copied. On
-    CUDA, bytes go through two page-locked buffers.
+    New tensors on the CPU are not copied: they map the file copy-on-write. Training never writes to the file, but do
+    not overwrite it in place while the model is in use (renaming, replacing and deleting it is fine), or pass
+    `copy=True`. A state dict in memory is shared. All values for existing tensors are read into memory before they
+    are copied. On CUDA, bytes go through two page-locked buffers.
 
     `device` is the device for the whole module; by default each tensor goes to the old one's device, from meta to the
     CPU. `dtype` casts the checkpoint's floating-point tensors (`"model"`: each to the model's dtype); by default new
     tensors keep the checkpoint's dtype. A kept tensor keeps its device and dtype, and it is an error if `device=` or
     `dtype=` request others. Floats, integers and bools are never cast into one another.
 
-    Nothing stays on meta. Values that only the constructor can compute (non-persistent buffers, plain tensors) come from
-    `buffers={fqn: tensor}` or from building the module again: by `factory()`, or from the config that models of
+    Nothing stays on meta. Values that only the constructor can compute (non-persistent buffers, plain tensors) come
+    from `buffers={fqn: tensor}` or from building the module again: by `factory()`, or from the config that models of
     transformers and diffusers have. `strict=False` ignores unexpected keys, and missing ones that are not on meta.
-    `extra_state="keep"` leaves extra state unchanged, which checkpoints cannot contain. `train` sets the training mode.
-    `run` replaces the function that computes operations on tensors of files.
+    `extra_state="keep"` leaves extra state unchanged, which checkpoints cannot contain. `train` sets the training
+    mode. `run` replaces the function that computes operations on tensors of files.
 
     Returns `Loaded`, whose notes are logged too. Raises `TypeError` for arguments of wrong types, `FailedCheck` with
     every problem, `UnreadableCheckpoint`, `InvalidRules` or `UsageError`; the model is then unchanged.

@@ -1,7 +1,7 @@
 """A module as a target: its slots, the tensors that cannot be loaded, and the one step that fills it.
 
-The module's own `load_state_dict(assign=True)` assigns the tensors, so that its hooks and overrides run as usual. What
-torch does not do is added: ties are kept, nothing stays on meta, and a step that fails is undone.
+The module's own `load_state_dict(assign=True)` assigns the tensors, so that its hooks and overrides run as usual.
+What torch does not do is added: ties are kept, nothing stays on meta, and a step that fails is undone.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class LoadTarget:
 def unwrap_module(model: nn.Module, assign: bool = False) -> nn.Module:
     """Return the module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`; loading it loads them.
 
-    `DistributedDataParallel` keeps references to the original tensors, so it is not unwrapped if `assign` replaces them.
+    `DistributedDataParallel` keeps references to the original tensors, so with `assign` it is not unwrapped.
 
     >>> layer = nn.Linear(2, 2)
     >>> unwrap_module(nn.DataParallel(layer)) is layer
@@ -231,7 +231,7 @@ def _has_meta_tensors(value: Any, covered: frozenset[int]) -> bool:
 
 
 def _find_reparametrizations(module: nn.Module) -> list[Any]:
-    """Return the hooks of the old weight_norm and spectral_norm, which compute a plain attribute before every forward."""
+    """Return the hooks of the old weight_norm and spectral_norm: they compute an attribute before every forward."""
     kinds = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
     return [hook for hook in module._forward_pre_hooks.values() if type(hook).__module__ in kinds]
 
@@ -348,7 +348,7 @@ def _undo_on_error(module: nn.Module) -> Iterator[None]:
 
 
 def _copy_tables(module: nn.Module) -> dict[str, Any]:
-    """Copy everything that is changed in place: the dicts of parameters and buffers, and lists and dicts of tensors."""
+    """Copy what is changed in place: the dicts of parameters and buffers, and lists and dicts of tensors."""
     return {
         name: value.copy()
         for name, value in vars(module).items()
@@ -359,7 +359,7 @@ def _copy_tables(module: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def _disable_swapping() -> Iterator[None]:
-    """Disable swapping while the block runs: a tensor under two names would be swapped twice, and so unchanged."""
+    """Disable swapping while the block runs: a tensor with two names would be swapped twice, which restores it."""
     swap = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(False)
     try:

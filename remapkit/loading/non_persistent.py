@@ -139,7 +139,7 @@ def _list_ancestors(owner: str) -> Iterator[str]:
 
 
 def _find_factory(module: nn.Module) -> Factory | None:
-    """Return a factory that builds a model of transformers or diffusers from its config, as their own loading does."""
+    """Return a factory that builds a model of transformers or diffusers from its config, as their loaders do."""
     kind, config = type(module), getattr(module, "config", None)
     config_class = getattr(kind, "config_class", None)
     if isinstance(config_class, type) and isinstance(config, config_class):

@@ -186,8 +186,9 @@ def _describe_torn_tie(first: Move, other: Move, model: str) -> Diagnostic:
 def is_filled_in_place(held: torch.Tensor, target: LoadTarget, request: LoadRequest) -> bool:
     """Return whether the values are copied into this tensor of the module; otherwise a new one replaces it.
 
-    Parameters with memory are filled in place: optimizers and others keep references to them. Buffers are too, but in a
-    module that is being built (some parameter is still on meta) a buffer follows `device=` and `dtype=` like `Module.to`.
+    Parameters with memory are filled in place: optimizers and others keep references to them. Buffers are too, but in
+    a module that is being built (some parameter is still on meta) a buffer follows `device=` and `dtype=` like
+    `Module.to`.
     """
     if request.assign or held.is_meta:
         return False

@@ -94,7 +94,7 @@ def _make_tensor(
 def _spread_tensor(
     assignment: Assignment, made: torch.Tensor, target: LoadTarget
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensor under every name: names that shared an object share the new one; parameters stay parameters."""
+    """Yield the tensor under every name: names that shared an object still do; parameters stay parameters."""
     objects: dict[int, torch.Tensor] = {}
     for fqn in assignment.targets:
         held = target.slots[fqn].value
@@ -112,7 +112,7 @@ def _wrap_as_held(held: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
 
 
 def _move_missing(plan: LoadPlan, device: torch.device | None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Move tensors that are not in the checkpoint to the device; names that shared an object share the new one."""
+    """Yield tensors that are not in the checkpoint, moved to the device; names that shared an object still do."""
     objects: dict[int, torch.Tensor] = {}
     for fqn in plan.kept:
         held = plan.target.slots[fqn].value

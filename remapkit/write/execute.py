@@ -71,11 +71,12 @@ def write_checkpoint(
 ) -> WrittenFiles:
     """Write the targets of `moves`, in their order, to `out`.
 
-    `format` is `safetensors` or `pth`; by default the suffix of `out` decides. With `shard_size` (bytes) the output is
-    `out` without its suffix plus `-00001-of-00003.safetensors` and so on, with an index, or one file if one is enough.
-    `tied` are groups of targets that share one storage (by default those whose sources do): a `.pth` keeps them tied,
-    safetensors writes one name of each group and records the others in its metadata, and `untie` writes copies. `run`
-    replaces the function that computes moves with operations. `verify` reads the output back before it gets its name.
+    `format` is `safetensors` or `pth`; by default the suffix of `out` decides. With `shard_size` (bytes) the output
+    is `out` without its suffix plus `-00001-of-00003.safetensors` and so on, with an index, or one file if one is
+    enough. `tied` are groups of targets that share one storage (by default those whose sources do): a `.pth` keeps
+    them tied, safetensors writes one name of each group and records the others in its metadata, and `untie` writes
+    copies. `run` replaces the function that computes moves with operations. `verify` reads the output back before it
+    gets its name.
 
     Raises `UnwritableOutput` (RK5xx) with nothing changed, `UnreadableCheckpoint` if the source changes meanwhile.
     """

@@ -16,10 +16,10 @@ first and the last:
 5. journal, new file;
 6. no journal, new file.
 
-`recover` turns states 2 to 5 into state 1: it removes the inserted blocks, writes the old header, flushes, and removes
-the journal last. If it is interrupted, the file is a mixture of old and new bytes, with or without the inserted
-blocks, which it accepts again (`Journal.can_restore`). So repeating it until it completes restores the old file, byte
-for byte.
+`recover` turns states 2 to 5 into state 1: it removes the inserted blocks, writes the old header, flushes, and
+removes the journal last. If it is interrupted, the file is a mixture of old and new bytes, with or without the
+inserted blocks, which it accepts again (`Journal.can_restore`). So repeating it until it completes restores the old
+file, byte for byte.
 """
 
 from __future__ import annotations

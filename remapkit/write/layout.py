@@ -138,7 +138,7 @@ def _find_element_width(move: Move) -> int:
 
 
 def lay_out_safetensors(name: str, moves: Sequence[Move], reader: Reader, metadata: Mapping[str, str]) -> FileLayout:
-    """Lay out one safetensors file. Its data starts at its first source byte's offset modulo the block size (`BLOCK`).
+    """Lay out one safetensors file. Its data starts at its first source byte's offset modulo the size of a `BLOCK`.
 
     Raises `UnwritableOutput` (RK505) for a dtype that the format has no name for.
     """
@@ -240,7 +240,7 @@ def lay_out_shards(
 
 
 def _split_into_shards(moves: Sequence[Move], shard_size: int) -> list[list[Move]]:
-    """Split the moves in order; a new shard begins if the next tensor does not fit. One that is too large is alone."""
+    """Split the moves in order; a shard ends where the next tensor does not fit. A tensor larger than it is alone."""
     groups: list[list[Move]] = [[]]
     room = shard_size
     for move in moves:

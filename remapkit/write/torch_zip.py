@@ -103,7 +103,7 @@ def _name_folder(name: str) -> str:
 
 
 def _lay_out_zip(records: Sequence[_Record]) -> tuple[list[Piece], list[Seal]]:
-    """Return the pieces of an archive, and the offsets for checksums that are known only after the data is written."""
+    """Return the pieces of an archive, and the offsets of checksums that are known only after the data is written."""
     pieces: list[Piece] = []
     places: list[tuple[int, int]] = []
     at = 0

@@ -67,8 +67,8 @@ class SmallPieces:
 class Writer:
     """One run: progress over all files, the copy methods used (`how`), and the number of reused shards (`kept`).
 
-    A sharded output whose run was killed is resumed: every completed shard is compared with its sources, and reused if
-    it contains what would be written. In either case files have temporary names while they are written.
+    A sharded output whose run was killed is resumed: every completed shard is compared with its sources, and reused
+    if it contains what would be written. In either case files have temporary names while they are written.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Writer:
         return tuple(paths)
 
     def _open_files(self, stack: contextlib.ExitStack, targets: Sequence[Path], force: bool) -> list[NewFile]:
-        """Open the files to write; first those that a killed run completed, because opening a new one would remove them."""
+        """Open the files to write; those that a killed run completed first: opening a new one would remove them."""
         _allow_open_files(2 * len(targets))
         for layout in self._layouts if self.shards else ():
             self._marks[layout.name] = make_fingerprint(layout, self._reader.sources) if layout.moves else ""
@@ -169,7 +169,7 @@ class Writer:
         return read_target_chunks(piece.move, self._reader, self._run)
 
     def _check_space(self, files: Sequence[NewFile]) -> None:
-        """Raise if there is not enough space; shared blocks need none, so a clone may still fit on a full filesystem."""
+        """Raise if space is insufficient; shared blocks need none, so a clone may fit on a full filesystem."""
         needed = sum(layout.nbytes for new, layout in zip(files, self._layouts, strict=True) if not new.complete)
         first = next(new for new in files if not new.complete)
         sources = [
@@ -214,8 +214,8 @@ class Writer:
     def _fill_file(self, fd: int, layout: FileLayout) -> None:
         """Write the pieces in order: small ones together, ranges of files by the kernel, the others through memory.
 
-        `at` is the offset of the next piece; everything before it is written or buffered in `small`. Checksums that are
-        known only after their pieces were read are written last.
+        `at` is the offset of the next piece; everything before it is written or buffered in `small`. Checksums that
+        are known only after their pieces were read are written last.
         """
         copier = Copier(fd, self._advance)
         self._writeback = Writeback(fd)
