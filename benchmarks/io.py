@@ -63,7 +63,7 @@ class Way:
 
 
 def make(folder: Path, gigabytes: float, tensors: int) -> None:
-    """Write the checkpoints in a separate process: this one stays small, so that it does not add to a child's peak."""
+    """Write the checkpoints in a separate process: this one stays small and does not add to a child's peak."""
     script = f"""
 import json, math, sys, torch
 from pathlib import Path

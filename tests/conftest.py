@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def work() -> Callable[[Callable[[], object]], int]:
-    """Counts the calls of Python and C functions during a call: a measure that does not depend on the machine's load."""
+    """Counts the Python and C functions called during a call: a measure that the machine's load does not change."""
 
     def count(do: Callable[[], object]) -> int:
         calls = 0

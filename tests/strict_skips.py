@@ -86,6 +86,6 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
 
 
 def wanted(config: pytest.Config) -> bool:
-    """Return whether the option, or the variable that CI services set, is on; False in a worker, which only reports."""
+    """Return whether the option or the variable of CI services is set; False in a worker, which only reports."""
     asked = config.getoption("--strict-skips") or os.environ.get("CI", "").lower() in ("1", "true", "yes")
     return bool(asked) and not hasattr(config, "workerinput")

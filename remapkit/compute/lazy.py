@@ -142,8 +142,8 @@ class FileRange(Lazy):
             )
             read_strided(self.bytes_at, out, start, steps)
             return
-        # Listed indices are read at once if they are dense enough, else one by one. Each call handles one dimension of
-        # indices and passes on a box with one fewer: the recursion is at most as deep as the number of dimensions.
+        # Listed indices are read at once if they are dense enough, else one by one. Each call handles one dimension
+        # of indices and passes on a box with one fewer: the recursion is no deeper than the number of dimensions.
         chosen = list_indices(box[listed])
         low, high = int(chosen.min()), int(chosen.max()) + 1
         if (high - low) * (out.nbytes // len(chosen)) <= max(BOUND, 4 * out.nbytes):

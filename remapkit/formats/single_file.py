@@ -45,7 +45,7 @@ def open_tensors(source: SourceFile, options: ReadOptions) -> SafetensorsReader 
     head = source.read(0, min(source.size, 512))
     if not head:
         raise FileFault("RK401", "the file is empty", help=("fetch it again",))
-    # Checked before zip: a header length of 0x04034b50 equals a zip signature, and safetensors checks nothing else.
+    # Checked before zip: a header length of 0x04034b50 equals a zip signature, and safetensors loaders read only it.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         return SafetensorsReader(source)
     if head[:4] == b"PK\x03\x04":

@@ -99,7 +99,7 @@ def find_families(spec: StateDictSpec) -> tuple[Family, ...]:
 def _join_boxes(
     boxes: Sequence[tuple[tuple[str, ...], ...]], place: int, first_seen: Mapping[str, int]
 ) -> list[tuple[tuple[str, ...], ...]]:
-    """Join boxes that differ only in the segment at `place` (from the end), in the order of the groups' first boxes."""
+    """Join boxes that differ only in the segment at `place` (from the end), in the order of their first boxes."""
     groups: dict[object, list[str]] = {}
     for box in boxes:
         groups.setdefault(_mask_segment(box, place), []).extend(box[-place] if place <= len(box) else ())

@@ -74,7 +74,7 @@ def _make_refusal(title: str) -> Exception:
 
 
 def check_no_links(path: Path, source: SourceFile) -> None:
-    """Raise `UnwritableOutput` (RK507) for a file with several hard links, which would all change."""
+    """Raise `UnwritableOutput` (RK507) for a symbolic link, or a file with several hard links: all would change."""
     if path.is_symlink():
         target = os.path.realpath(path)
         help = ("name that file if it is the one to change",)
@@ -194,7 +194,7 @@ class Journal:
         except FileFault:
             return False
         lengths = all(int.from_bytes(raw[:8], "little") == len(raw) - 8 for raw in (self.old, self.new))
-        # A rename may move tensors without elements: they have no bytes.
+        # A rename may drop tensors without elements: they have no bytes.
         held = [[entry for entry in header.values() if entry[0].nbytes] for header in (old, new)]
         return lengths and held[0] == held[1]
 
