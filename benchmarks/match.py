@@ -54,7 +54,7 @@ def rule_file(kind: str, count: int) -> str:
 
 
 def keys_for(kind: str, count: int, total: int) -> list[str]:
-    """Return distinct keys that the rules match, spread over all rules: mostly experts, as in a mixture of experts."""
+    """Return distinct keys that the rules match, spread over all rules: mostly keys of experts."""
     towers = max(1, count // len(KINDS))
     keys = []
     for number in range(total):

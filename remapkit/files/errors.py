@@ -66,7 +66,7 @@ def make_unreadable(
 
 
 def make_note(code: str, title: str, path: Path, *, help: tuple[str, ...] = ()) -> Diagnostic:
-    """A note about a checkpoint that was read."""
+    """Return a note about a checkpoint that was read."""
     return Diagnostic(code, escape_line(title), help=help, place=str(path), severity=Severity.NOTE)
 
 

@@ -142,7 +142,7 @@ class SourceFile:
             length -= len(piece)
 
     def has_changed(self) -> bool:
-        """Whether the file was written to since it was opened."""
+        """Return whether the file was written to since it was opened."""
         with self.hold_open() as fd:
             now = _take_stamp(os.fstat(fd))
         return _has_new_stamp(self.stamp, now)

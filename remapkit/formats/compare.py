@@ -95,7 +95,7 @@ def compare_tensor(a: Contents, name_a: str, b: Contents, name_b: str) -> Differ
 
 
 def has_same_bytes(a: Contents, name_a: str, b: Contents, name_b: str) -> bool:
-    """Whether two tensors of one dtype and shape have the same bytes."""
+    """Return whether two tensors of one dtype and shape have the same bytes."""
     return are_equal_streams(a.chunks(name_a), b.chunks(name_b))
 
 
