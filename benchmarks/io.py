@@ -1,4 +1,4 @@
-"""Converting a checkpoint by renaming: `remapkit apply` beside `cp` and what people do today.
+"""Converting a checkpoint by renaming: `remapkit apply` compared with `cp` and with common scripts.
 
     python benchmarks/io.py                      # 2.8 GB each, 5 rounds, warm cache
     python benchmarks/io.py --cold               # also with the page cache dropped before each run (needs root)
@@ -6,14 +6,14 @@
     python benchmarks/io.py --reflink /mnt/xfs   # also on a filesystem that shares blocks
     python benchmarks/io.py --reflink loop       # the same on an XFS in a file, mounted for it (needs root)
 
-Every way is a whole process, start-up included, and every output is fsynced before the clock stops, also that of
-`cp`. All ways of a case are run once a round in shuffled order; round 0 warms up and is dropped. Printed are medians,
-ratios to `cp` of the same round's file, and the process's peak resident memory, and where it ran. "work" is what
-remapkit itself says it took to write, start-up, reading of headers, planning and checking left out.
+Every method is a whole process, start-up included, and every output is fsynced before the clock stops, also that of
+`cp`. All methods of a case run once per round in shuffled order; round 0 warms up and is dropped. Printed are
+medians, ratios to `cp` of the same round's file, the process's peak resident memory, and the machine. "work" is the
+time for writing that remapkit reports, without start-up, reading of headers, planning and checking.
 
 Cases: `pth` and `safetensors` are the Wan 2.2 VAE's header (196 tensors) with random data, `many` 50,000 small
-tensors in 8 shards, `in place` a safetensors file whose header is rewritten where it is, `reflink` the same
-safetensors file on a filesystem that shares blocks.
+tensors in 8 shards, `in place` a safetensors file whose header is rewritten in place, `reflink` the same safetensors
+file on a filesystem that shares blocks.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to convert: a command, and what puts its input in place before the clock starts."""
+    """One method of converting: a command, and the preparation of its input before the clock starts."""
 
     name: str
     command: Sequence[str]
@@ -63,7 +63,7 @@ class Way:
 
 
 def make(folder: Path, gigabytes: float, tensors: int) -> None:
-    """The checkpoints, in a process of its own: this one stays small, so that a child's peak is its own."""
+    """Write the checkpoints in a separate process: this one stays small and does not add to a child's peak."""
     script = f"""
 import json, math, sys, torch
 from pathlib import Path
@@ -103,7 +103,7 @@ total = 2 * elements * count
 
 
 def python(*lines: str) -> list[str]:
-    """A process that does what people do today, and makes its output durable as the others do."""
+    """Return the command of a common script that flushes its output to the disk like the others."""
     durable = "import os; d = os.open(out, os.O_RDONLY); os.fsync(d)"
     return [sys.executable, "-c", "\n".join((*lines, durable))]
 
@@ -121,7 +121,7 @@ def rename(rules: Path) -> str:
 
 
 def cases(folder: Path) -> dict[str, list[Way]]:
-    """Every case with its ways; the first of each is `cp`."""
+    """Return every case with its methods; the first of each is `cp`."""
     pth, st, many, out = folder / "m.pth", folder / "m.safetensors", folder / "many", folder / "out"
     rules = ROOT / "rules" / "wan22_pth.yaml"
     result = out / "o.safetensors"
@@ -158,7 +158,7 @@ def cases(folder: Path) -> dict[str, list[Way]]:
         ],
         "many": [
             Way("cp", ["sh", "-c", f"cp {many}/* {out}/ && sync {out}/*"]),
-            # Not as JSON: 50,000 moves are 10 MB of it, which would be part of the time and of this process.
+            # Not as JSON: 50,000 moves are 10 MB of JSON, which would add to the time and to this process's memory.
             Way("remapkit apply", remap("apply", f"{folder}/experts.yaml", str(many), "-o", str(result))),
             Way(
                 "load_file + save_file",
@@ -263,7 +263,7 @@ def report(case: str, found: dict[str, list[Sample]]) -> dict[str, dict[str, flo
 
 @contextlib.contextmanager
 def sharing(place: str, folder: Path, nbytes: int) -> Iterator[Path]:
-    """A folder on a filesystem that shares blocks: the one that was named, or an XFS in a file, mounted meanwhile."""
+    """Yield a folder on a filesystem that shares blocks: the given one, or an XFS in a file, mounted temporarily."""
     if place != "loop":
         with tempfile.TemporaryDirectory(dir=place, prefix="remapkit-io-") as name:
             yield Path(name)
@@ -299,7 +299,7 @@ def reflink_ways(source: Path, folder: Path) -> list[Way]:
 
 
 def start_up(rounds: int) -> None:
-    """`remapkit --help` beside a Python that does nothing."""
+    """Compare `remapkit --help` with a Python that does nothing."""
     times: dict[str, list[float]] = {"bare": [], "help": []}
     commands = {"bare": [sys.executable, "-c", "pass"], "help": remap("--help")}
     for _ in range(rounds * 4 + 1):

@@ -1,12 +1,12 @@
-"""Loading a checkpoint into a module on meta: remapkit beside safetensors and torch, each in a process of its own.
+"""Loading a checkpoint into a module on meta: remapkit compared with safetensors and torch, in separate processes.
 
     python benchmarks/load.py                     # 2.8 GB, 5 rounds
     python benchmarks/load.py --gigabytes 0.1     # small
 
-Every way is run once a round, in shuffled order; round 0 warms the page cache and is dropped. `load` is the time
-until the module is loaded, `and touch` until one value of every page was read as well (a map that nobody touched has
-cost nothing yet), `peak` how much peak resident memory grew while loading. Printed are medians, ratios to the first
-way, and where it ran.
+Every method runs once per round, in shuffled order; round 0 warms the page cache and is dropped. `load` is the time
+until the module is loaded, `and touch` the time until one value of every page was read as well (a map that was not
+read yet has cost nothing), `peak` the growth of peak resident memory while loading. Printed are medians, ratios to
+the first method, and the machine.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CUDA_WAYS = {
 
 
 def build(layers: int) -> Any:
-    """The module: blocks of a wide weight, a bias and a norm."""
+    """Build the module: blocks of a wide weight, a bias and a norm."""
     from torch import nn
 
     blocks = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)) for _ in range(layers)]
@@ -57,7 +57,7 @@ def build(layers: int) -> Any:
 
 
 def write(layers: int, folder: Path) -> None:
-    """The same weights in both formats."""
+    """Write the same weights in both formats."""
     import torch
     from safetensors.torch import save_file
 
@@ -68,7 +68,7 @@ def write(layers: int, folder: Path) -> None:
 
 
 def ways(path: Path) -> dict[str, Callable[[Any], object]]:
-    """What each way does to a module on meta; to one that has memory where the name says "in place"."""
+    """Return the methods for a module on meta; those named "in place" get a module with memory."""
     import torch
     from safetensors.torch import load_file
 
@@ -100,13 +100,13 @@ def ways(path: Path) -> dict[str, Callable[[Any], object]]:
 
 
 def peak() -> int:
-    """Peak resident memory of this process in bytes."""
+    """Return the peak resident memory of this process in bytes."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
 
 
 def measure(way: str, layers: int, path: Path) -> dict[str, float]:
-    """One run: seconds to load, seconds until every page was touched too, growth of peak memory in bytes."""
+    """Measure one run: seconds to load, seconds until every page was read too, growth of peak memory in bytes."""
     import torch
 
     load = ways(path)[way]
@@ -114,7 +114,7 @@ def measure(way: str, layers: int, path: Path) -> dict[str, float]:
     load_small = ways(small)[way]
     with torch.device("cpu" if "in place" in way else "meta"):
         model, warm = build(layers), build(1)
-    load_small(warm)  # imports, and a CUDA context: not what is measured
+    load_small(warm)  # imports, and a CUDA context: not measured
     sync = torch.cuda.synchronize if "cuda" in way else lambda: None
     before = peak()
     started = time.perf_counter()
@@ -122,7 +122,7 @@ def measure(way: str, layers: int, path: Path) -> dict[str, float]:
     sync()
     loaded = time.perf_counter()
     at_load = peak()
-    # One float of each page of 4 KiB.
+    # One float per page of 4 KiB.
     total = sum(float(parameter.detach().view(-1)[::1024].sum()) for parameter in model.parameters())
     read = time.perf_counter()
     assert total == total, "NaN"
@@ -131,7 +131,7 @@ def measure(way: str, layers: int, path: Path) -> dict[str, float]:
 
 
 def run(way: str, layers: int, path: Path) -> dict[str, float]:
-    """The same in a process of its own."""
+    """Measure one run in a separate process."""
     command = [sys.executable, __file__, "--measure", way, "--layers", str(layers), "--path", str(path)]
     root = str(Path(__file__).resolve().parent.parent)
     done = subprocess.run(
@@ -144,7 +144,7 @@ def run(way: str, layers: int, path: Path) -> dict[str, float]:
 
 
 def report(results: dict[str, list[dict[str, float]]], nbytes: int, rounds: int) -> None:
-    """The table."""
+    """Print the table."""
     import torch
 
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
@@ -154,7 +154,7 @@ def report(results: dict[str, list[dict[str, float]]], nbytes: int, rounds: int)
         f"{os.cpu_count()} cores{gpu}"
     )
     print(f"{'':40}{'load':>10}{'':>8}{'and touch':>11}{'peak':>11}")
-    first = None  # seconds of the first way
+    first = None  # seconds of the first method
     for way, found in results.items():
         middle = {key: statistics.median(each[key] for each in found) for key in found[0]}
         first = first or middle["load"]
@@ -184,7 +184,7 @@ def main() -> None:
         write(1, folder)
         for suffix in (".safetensors", ".pth"):
             (folder / f"m{suffix}").rename(folder / f"small{suffix}")
-        # In a process of its own: the weights must not stay in this one's memory.
+        # In a separate process: the weights must not stay in this one's memory.
         here = [sys.executable, "-c", f"import load, pathlib; load.write({layers}, pathlib.Path({name!r}))"]
         subprocess.run(here, check=True, cwd=Path(__file__).parent)
         import torch

@@ -1,14 +1,14 @@
-"""Matching a million keys: remapkit beside the loop over rules and torch-state-bridge, each in a process of its own.
+"""Matching a million keys: remapkit compared with a loop over rules and torch-state-bridge, in separate processes.
 
     python benchmarks/match.py                   # 1,000,000 keys, 5 rounds: some minutes, most of them the loop's
     python benchmarks/match.py --keys 50000      # small
 
 The keys are those of a mixture of experts (`tower_3.layers.12.mlp.experts.77.w1.weight`), the rules path patterns
 that begin with literals, or `suffix` rules, `(.*)\\.leaf_7\\.(weight|bias)`, that only differ near their ends.
-`targets` is the matcher with its templates, which renames a state dict; `match` also says which rule took a key and
-what its captures read; `plan` adds every move, and all checks. `start` is the time from the bytes of the rule file to
-the first match: YAML, schema, compilation, the matcher. Ways that are slow get a sample of the keys, and are scaled
-up. Printed are medians and the best of the rounds, ratios to `targets`, and the growth of peak memory, a key.
+`targets` is the matcher with its templates, which renames a state dict; `match` also returns the rule of a key and
+its captures; `plan` adds every move, and all checks. `start` is the time from the bytes of the rule file to the first
+match: YAML, schema, compilation, the matcher. Slow methods get a sample of the keys, and are scaled up. Printed are
+medians and the best of the rounds, ratios to `targets`, and the growth of peak memory per key.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ KINDS = (
 
 
 def rule_file(kind: str, count: int) -> str:
-    """A rule file with so many rules."""
+    """Return a rule file with `count` rules."""
     rows = []
     for number in range(count):
         tower, (tail, to) = number // len(KINDS), KINDS[number % len(KINDS)]
@@ -54,7 +54,7 @@ def rule_file(kind: str, count: int) -> str:
 
 
 def keys_for(kind: str, count: int, total: int) -> list[str]:
-    """Distinct keys that the rules match, spread over all of them: mostly experts, as in a mixture of them."""
+    """Return distinct keys that the rules match, spread over all rules: mostly keys of experts."""
     towers = max(1, count // len(KINDS))
     keys = []
     for number in range(total):
@@ -69,7 +69,7 @@ def keys_for(kind: str, count: int, total: int) -> list[str]:
 
 
 def bridge(kind: str, count: int) -> Callable[[list[str]], object]:
-    """The same rules for torch-state-bridge."""
+    """Return the same rules for torch-state-bridge."""
     import torch_state_bridge as peer  # type: ignore[import-not-found]
 
     lines = []
@@ -85,7 +85,7 @@ def bridge(kind: str, count: int) -> Callable[[list[str]], object]:
 
 
 def work(way: str, kind: str, count: int, total: int) -> dict[str, float]:
-    """Seconds for all keys, seconds to start, and how many bytes of peak memory each key took."""
+    """Return seconds for all keys, seconds to start, and bytes of peak memory per key."""
     from remapkit.api.ruleset import compile_rules
     from remapkit.plans.make import make_plan
     from remapkit.rulefile.read import read_text

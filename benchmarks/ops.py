@@ -1,10 +1,10 @@
-"""Operations at the size of real checkpoints, beside torch: seconds, and the peak memory of the whole process.
+"""Operations at the size of real checkpoints, compared with torch: seconds, and the peak memory of the whole process.
 
     python benchmarks/ops.py                    # 8 GB of experts, a 2 GiB transpose, a cast, fused experts
     python benchmarks/ops.py --gigabytes 1      # smaller
 
-Each run is a process of its own; the peak is what the kernel counted for it (VmHWM), pages of mapped files included.
-torch loads with safetensors and saves with it, as scripts do.
+Each run is a separate process; the peak is the kernel's count (VmHWM), which includes pages of mapped files. torch
+loads and saves with safetensors, as scripts do.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ PEAK = '\nprint([l.split()[1] for l in open("/proc/self/status") if l.startswith
 
 
 def write(path: Path, tensors: dict[str, list[int]]) -> int:
-    """A safetensors file of fp32 tensors with pseudo-random bytes, written in pieces; its bytes."""
+    """Write a safetensors file of fp32 tensors with pseudo-random bytes, in pieces; return its size in bytes."""
     header, at = {}, 0
     for name, shape in tensors.items():
         size = 4
@@ -90,7 +90,7 @@ def write(path: Path, tensors: dict[str, list[int]]) -> int:
 
 
 def shapes(case: str, nbytes: int, experts: int) -> dict[str, list[int]]:
-    """Tensors of about so many bytes in all."""
+    """Return the shapes of tensors with about `nbytes` bytes in all."""
     if case in ("stack", "stack1", "gate_up"):
         names = [f"e.{e}.{w}" for e in range(experts) for w in ("wv" if case == "gate_up" else "w")]
         return {name: [max(8, nbytes // len(names) // 4 // 2048), 2048] for name in names}
@@ -101,7 +101,7 @@ def shapes(case: str, nbytes: int, experts: int) -> dict[str, list[int]]:
 
 
 def timed(command: list[str]) -> tuple[float, int]:
-    """Seconds, and the peak in MB, of a process."""
+    """Run a process; return its seconds and its peak in MB."""
     started = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - started
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def measure(case: str, folder: Path, args: argparse.Namespace) -> None:
-    """One case: ours, then torch's, then the two files compared."""
+    """Run one case: ours, then torch, then compare the two files."""
     source, ours, theirs = folder / "in.safetensors", folder / "ours.safetensors", folder / "torch.safetensors"
     tensors = shapes(case, int(args.gigabytes * 1e9), args.experts)
     nbytes = write(source, tensors)
@@ -151,7 +151,7 @@ def measure(case: str, folder: Path, args: argparse.Namespace) -> None:
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two files hold the same tensors."""
+    """Return whether two files contain the same tensors."""
     command = [sys.executable, "-m", "remapkit", "diff", str(one), str(other)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 

@@ -1,9 +1,9 @@
-"""How long a proof over all keys takes: rule sets like those of real models, of several sizes.
+"""The time of a proof over all keys: rule sets like those of real models, of several sizes.
 
     python benchmarks/prove.py [--repeat 5]
 
-Prints for each size the best and the median time of all checks together (compiling the rules is not part of it), the
-goal, and the machine. What is proven is asserted: a fast wrong answer does not count.
+Prints for each size the best and the median time of all checks together (without compiling the rules), the goal, and
+the machine. The results of the proofs are asserted: a fast wrong answer does not count.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def model_rules(count: int) -> RuleSet:
-    """Rules of a mixture of experts: blocks, experts, tables, choices, several captures each."""
+    """Return rules of a mixture of experts: blocks, experts, tables, choices, several captures each."""
     lines = [
         "remapkit: 1",
         "name: bench",
@@ -62,7 +62,7 @@ def _model_rule(number: int) -> Iterator[str]:
 
 
 def suffix_rules(count: int) -> RuleSet:
-    """Rules that begin with anything and differ only near their end."""
+    """Return rules that begin with any text and differ only near their end."""
     lines = ["remapkit: 1", "name: bench", "rules:"]
     for number in range(count):
         lines.append(f"  - id: r{number}")
@@ -82,7 +82,7 @@ def timed(rules: RuleSet, repeat: int) -> list[float]:
 
 
 def start_up() -> float:
-    """The whole process of `lint` on one pack, the interpreter's start included."""
+    """Return the time of a whole `lint` process on one pack, including the start of the interpreter."""
     command = [sys.executable, "-m", "remapkit", "lint", str(ROOT / "rules" / "wan22_pth.yaml")]
     seconds = []
     for _ in range(5):

@@ -1,17 +1,17 @@
-"""The Wan VAEs beside diffusers' `AutoencoderKLWan`: time, peak memory and error, the same weights in the same run.
+"""The Wan VAEs compared with diffusers' `AutoencoderKLWan`: time, peak memory and error, with the same weights.
 
 On a GPU, in full (704x1280, 61 and 121 frames, bf16, published widths):
 
     python benchmarks/wan_vae_cuda.py
 
-On a CPU it runs a small model on small frames, to show that it works and what the buffers save:
+On a CPU it runs a small model on small frames, to test it and to show the savings from buffers:
 
     python benchmarks/wan_vae_cuda.py --small
 
 Weights are random, with the published shapes, and go from diffusers to `WanVAE` through the pack `wan22_diffusers`.
-Times are medians: by CUDA events on a GPU, one way after the other; on a CPU the ways take turns, because others use
-it too. Errors are relative, ||out - ref|| / ||ref||, against the plain way in fp32. What does not fit is said, and
-the rest goes on. Nothing is written but the report.
+Times are medians: by CUDA events on a GPU, one method after the other; on a CPU the methods take turns, because other
+processes use it too. Errors are relative, ||out - ref|| / ||ref||, against the plain method in fp32. Cases that do
+not fit into memory are reported, and the others continue. Only the report is written.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Case:
 
 @dataclass
 class Result:
-    """What one way did in one direction; None where it could not."""
+    """The result of one method in one direction; None if it failed."""
 
     seconds: list[float]
     peak: int = 0
@@ -62,7 +62,7 @@ class Result:
 
 
 def main() -> int:
-    """Run every way on every size, in both directions, and print one table each."""
+    """Run every method on every size, in both directions, and print one table each."""
     args = _arguments()
     device = torch.device(args.device)
     print(_machine(device))
@@ -135,7 +135,7 @@ def _oracle(args: argparse.Namespace) -> nn.Module | None:
 
 
 def _random(model: nn.Module) -> nn.Module:
-    """Every tensor random; the last layer quieter, because diffusers clamps what it decodes."""
+    """Randomize every tensor; the last layer with smaller values, because diffusers clamps its output."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for fqn, parameter in model.named_parameters():
@@ -173,7 +173,7 @@ def _input(case: Case, direction: str, vae: WanVAE) -> Tensor:
 
 
 def _reference(args: argparse.Namespace, vae: WanVAE, direction: str, x: Tensor) -> Tensor:
-    """The plain way in fp32, on the same device, without TF32."""
+    """Return the result of the plain method in fp32, on the same device, without TF32."""
     matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     vae.optimize("off").float()
@@ -186,7 +186,7 @@ def _reference(args: argparse.Namespace, vae: WanVAE, direction: str, x: Tensor)
 
 @contextmanager
 def _converted(model: nn.Module | None, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """A model in a dtype for a while. fp32 -> bf16 -> fp32 would round the reference's weights: they are kept."""
+    """Convert a model to a dtype temporarily. fp32 -> bf16 -> fp32 would round the weights, so they are saved."""
     if model is None:
         yield
         return
@@ -200,7 +200,7 @@ def _converted(model: nn.Module | None, device: torch.device, dtype: torch.dtype
 def _ways(
     args: argparse.Namespace, ours: WanVAE, oracle: nn.Module | None, direction: str
 ) -> dict[str, tuple[Callable[[], object], Code]]:
-    """Name -> how to get ready for it, and the way itself."""
+    """Return for each name the preparation of the method, and the method itself."""
     on_gpu = args.device.startswith("cuda")
     settings: dict[str, Fast | str] = {
         "ours, plain": "off",
@@ -210,7 +210,7 @@ def _ways(
     }
     if on_gpu:
         kernels = {"+ fused norm (Triton)": "triton", "+ fused norm (torch.compile)": "compile"}
-        # torch.compile makes Triton kernels on CUDA too.
+        # torch.compile generates Triton kernels on CUDA too.
         for name, norm in kernels.items() if has_triton() else ():
             settings[name] = Fast(windows=True, channels_last=True, norm=norm, autotune=True)
         settings["+ graphs (auto)"] = "auto"
@@ -249,9 +249,9 @@ def _measure(
     reference: Tensor | None,
     device: torch.device,
 ) -> dict[str, Result]:
-    """Each way twice to warm up (and to record graphs) with its error, then the timed rounds."""
+    """Run each method twice to warm up (and to record graphs) with its error, then the timed rounds."""
     results = {name: Result([]) for name in ways}
-    # Turns make graphs and layouts anew each time: too much of a GPU's time, where nobody else is in the way.
+    # Taking turns rebuilds graphs and layouts each time: too slow on a GPU, where no other process interferes.
     turns = rounds if device.type == "cpu" else 1
     for turn in range(turns):
         for name, (ready, code) in ways.items():
@@ -311,7 +311,7 @@ def _table(case: Case, direction: str, results: dict[str, Result], device: torch
 
 
 class _Count(TorchDispatchMode):
-    """Operations, and bytes of the tensors that they make."""
+    """Counts operations, and the bytes of the tensors that they create."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -328,7 +328,7 @@ class _Count(TorchDispatchMode):
 
 
 def _operations(vae: WanVAE, device: torch.device, args: argparse.Namespace) -> None:
-    """What one steady chunk asks for, the plain way and with buffers; the same on every device."""
+    """Print the operations of one steady chunk, plain and with buffers; the same on every device."""
     print("\none steady chunk: calls, and bytes of new tensors")
     print("direction  way                cat  clone   copy    all   MB made   MB kept")
     vae.to(device, args.dtype)

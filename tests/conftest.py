@@ -1,6 +1,6 @@
-"""For all tests: one thread a process, since pytest-xdist already has a process a core, and no deadlines.
+"""Settings for all tests: one thread per process, because pytest-xdist runs one process per core, and no deadlines.
 
-Small convolutions are ten times slower where the threads of several processes wait for one another.
+Small convolutions are ten times slower if the threads of several processes wait for one another.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from tests import strict_skips
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell starts jobs in the background with Ctrl-C ignored, and so would be what the tests start.
+    # Shells start background jobs with Ctrl-C ignored, and processes that the tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("remapkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def work() -> Callable[[Callable[[], object]], int]:
-    """Counts what a call does, in calls of functions, Python's and C's: a measure that no busy machine changes."""
+    """Counts the Python and C functions called during a call: a measure that the machine's load does not change."""
 
     def count(do: Callable[[], object]) -> int:
         calls = 0

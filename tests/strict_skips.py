@@ -1,6 +1,6 @@
-"""Which tests may skip, and why: in CI, or with `--strict-skips`, any other skipped or xfailed test fails the run.
+"""Lists the tests that may skip, and why: in CI, or with `--strict-skips`, any other skip or xfail fails the run.
 
-A test that skips everywhere proves nothing, and nobody sees it: so each reason is named here, with its tests.
+A test that skips everywhere proves nothing, and nobody notices: so every reason is listed here, with its tests.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ALLOWED = (
 
 @dataclass(eq=False)
 class StrictSkips:
-    """Collects what was skipped, of the workers too, and fails the run for what is not in the table."""
+    """Collects skipped tests, also from the workers, and fails the run if one is not in the table."""
 
     allowed: tuple[Allowed, ...] = ALLOWED
     unknown: dict[tuple[str, str], None] = field(default_factory=dict)
@@ -86,6 +86,6 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
 
 
 def wanted(config: pytest.Config) -> bool:
-    """With the option, or where the variable that CI services set says so; never in a worker, which only reports."""
+    """Return whether the option or the variable of CI services is set; False in a worker, which only reports."""
     asked = config.getoption("--strict-skips") or os.environ.get("CI", "").lower() in ("1", "true", "yes")
     return bool(asked) and not hasattr(config, "workerinput")

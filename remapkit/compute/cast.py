@@ -12,7 +12,7 @@ from remapkit.tensors.elements import Array, decode_elements, encode_elements
 
 
 def calculate_block(step: Cast | Scale | Add, block: Array, dtype: str) -> Array:
-    """A block of raw elements of `dtype` after one step, raw again."""
+    """Apply one step to a block of raw elements of `dtype`; return raw elements."""
     if not block.ndim:  # numpy turns arrays without a dimension into scalars
         return calculate_block(step, block.reshape(1), dtype).reshape(())
     if isinstance(step, Cast):
@@ -27,7 +27,7 @@ def calculate_block(step: Cast | Scale | Add, block: Array, dtype: str) -> Array
 
 
 def cast_elements(block: Array, old: str, new: str) -> Array:
-    """Raw elements of one dtype as raw elements of another, rounded to the nearest, ties to even.
+    """Cast raw elements from one dtype to another, rounded to the nearest, ties to even.
 
     >>> cast_elements(np.array([1.0, 3.14159], "<f4").view("<u4"), "F32", "BF16")
     array([16256, 16457], dtype=uint16)

@@ -1,10 +1,11 @@
-"""Lazy tensors: any box of them can be read, and only the source elements that it needs are read for it.
+"""Lazy tensors: any box of one can be read, which reads only the source elements that it needs.
 
 `build_tree` turns the operations of a move into a tree of lazy tensors. Invariant: `read(box)` returns exactly what
-slicing the whole tensor would, and each node asks its inner ones only for boxes whose elements the result contains.
-So memory is a small multiple of the box (`Reshaped` is the exception: where its inner tensor is not contiguous it is
-computed as a whole, once), and reading ends because each node only asks nodes below it. Elements are opaque words of
-their width except where a cast or arithmetic needs numbers, so every dtype comes through to the bit.
+slicing the whole tensor would, and each node reads from its inner nodes only boxes whose elements the result
+contains. So memory is a small multiple of the box (`Reshaped` is the exception: if its inner tensor is not
+contiguous, it is computed as a whole, once), and reading ends because each node only reads from nodes below it.
+Elements are opaque words of their width except where a cast or arithmetic needs numbers, so every dtype is preserved
+bit for bit.
 """
 
 from __future__ import annotations
@@ -28,61 +29,61 @@ Along = slice | Array
 """The selection along one dimension: a slice of step 1 with both ends, or indices."""
 Box = tuple[Along, ...]
 BOUND = 16 << 20
-"""The most bytes that are read at once where only some of them are needed."""
+"""The most bytes that are read at once if only some of them are needed."""
 TILE = 1 << 18
-"""Bytes of a transposed box that are copied at once: they stay in the cache."""
+"""Bytes of a transposed box that are copied at once: they fit into the cache."""
 
 
 class Lazy:
-    """A tensor of which boxes can be read."""
+    """A tensor that is read in boxes."""
 
     spec: TensorSpec
 
     def read(self, box: Box) -> Array:
-        """The elements of a box, in any memory order."""
+        """Return the elements of a box, in any memory order."""
         raise NotImplementedError
 
 
 def count_elements(along: Along) -> int:
-    """How many elements are selected."""
+    """Return the number of selected elements."""
     return along.stop - along.start if isinstance(along, slice) else len(along)
 
 
 def measure_shape(box: Box) -> tuple[int, ...]:
-    """The shape of what a box reads."""
+    """Return the shape of a box."""
     return tuple(map(count_elements, box))
 
 
 def make_whole_box(spec: TensorSpec) -> Box:
-    """The box of everything."""
+    """Return the box of the whole tensor."""
     return tuple(slice(0, size) for size in spec.shape)
 
 
 def slice_along(along: Along, start: int, stop: int) -> Along:
-    """Elements `start` to `stop` of a selection."""
+    """Return elements `start` to `stop` of a selection."""
     return slice(along.start + start, along.start + stop) if isinstance(along, slice) else along[start:stop]
 
 
 def list_indices(along: Along) -> Array:
-    """A selection as indices."""
+    """Convert a selection to indices."""
     return np.arange(along.start, along.stop) if isinstance(along, slice) else along
 
 
 def simplify_indices(chosen: Array) -> Along:
-    """Indices as a slice where they follow one another."""
+    """Convert indices to a slice if they are consecutive."""
     if len(chosen) and chosen[-1] - chosen[0] == len(chosen) - 1 and (np.diff(chosen) == 1).all():
         return slice(int(chosen[0]), int(chosen[-1]) + 1)
     return chosen
 
 
 def put_box(out: Array, dim: int, place: slice | int, made: Array) -> None:
-    """Copy a box into its place along a dimension."""
-    # With the ellipsis numpy gives a view even of a single element, which it otherwise copies into a scalar.
+    """Copy a box to its position along a dimension."""
+    # With the ellipsis numpy returns a view even of a single element, which it would otherwise copy to a scalar.
     _copy_box(out[(*(slice(None),) * dim, place, ...)], made)
 
 
 def _copy_box(out: Array, made: Array) -> None:
-    """Copy. A transposed box goes tile by tile: whole columns would miss the cache for each element."""
+    """Copy a box. A transposed one is copied in tiles: whole columns would miss the cache for each element."""
     if made.ndim < 2 or made.strides[-1] == made.itemsize or not made.size:
         out[...] = made
         return
@@ -92,7 +93,7 @@ def _copy_box(out: Array, made: Array) -> None:
 
 
 def make_contiguous(made: Array) -> Array:
-    """A box as contiguous memory."""
+    """Return a box in contiguous memory."""
     if made.flags.c_contiguous:
         return made
     out = np.empty(made.shape, made.dtype)
@@ -108,7 +109,7 @@ class Leaf(Lazy):
     array: Array
 
     def read(self, box: Box) -> Array:
-        """A view where it can be one."""
+        """Return a view if possible, else a copy."""
         slices = [along if isinstance(along, slice) else slice(None) for along in box]
         index: tuple[Any, ...] = (*slices, ...)
         elements: Array = self.array[index]
@@ -126,7 +127,7 @@ class FileRange(Lazy):
     bytes_at: Read
 
     def read(self, box: Box) -> Array:
-        """The elements of a box; only they and what is close between them is read."""
+        """Return the elements of a box; reads only them and small gaps between them."""
         out = np.empty(measure_shape(box), choose_word(self.spec.dtype))
         if out.size:
             self._fill_box(out, box)
@@ -141,8 +142,8 @@ class FileRange(Lazy):
             )
             read_strided(self.bytes_at, out, start, steps)
             return
-        # All listed indices are read in one go where they are dense enough, else one by one. Each call handles one
-        # dimension of indices and passes on a box with one fewer: the recursion is at most as deep as the tensor.
+        # Listed indices are read at once if they are dense enough, else one by one. Each call handles one dimension
+        # of indices and passes on a box with one fewer: the recursion is no deeper than the number of dimensions.
         chosen = list_indices(box[listed])
         low, high = int(chosen.min()), int(chosen.max()) + 1
         if (high - low) * (out.nbytes // len(chosen)) <= max(BOUND, 4 * out.nbytes):
@@ -163,7 +164,7 @@ class Permuted(Lazy):
     order: tuple[int, ...]
 
     def read(self, box: Box) -> Array:
-        """The box of the inner tensor with its dimensions in the old order, transposed."""
+        """Read the inner box with the dimensions in their old order, and transpose it."""
         inner_box: list[Along] = [slice(0, 0)] * len(box)
         for dim, source in enumerate(self.order):
             inner_box[source] = box[dim]
@@ -180,7 +181,7 @@ class Picked(Lazy):
     chosen: Along
 
     def read(self, box: Box) -> Array:
-        """The inner tensor at the chosen indices."""
+        """Read the inner tensor at the chosen indices."""
         along = box[self.dim]
         if isinstance(self.chosen, slice):
             start = self.chosen.start
@@ -193,7 +194,7 @@ class Picked(Lazy):
 
 
 def _fill_part(out: Array, box: Box, dim: int, part: Lazy, start: int) -> None:
-    """Fill in the elements of a box that a part provides, which begins at `start` along a dimension."""
+    """Fill the elements of a box that lie in `part`, which begins at `start` along a dimension."""
     indices = list_indices(box[dim])
     inside = np.flatnonzero((indices >= start) & (indices < start + part.spec.shape[dim]))
     if not len(inside):
@@ -216,7 +217,7 @@ class Padded(Lazy):
     value: Array
 
     def read(self, box: Box) -> Array:
-        """The inner tensor's elements, and the value beyond its end."""
+        """Return the inner tensor's elements, and the value beyond its end."""
         out = np.empty(measure_shape(box), self.value.dtype)
         out[...] = self.value
         _fill_part(out, box, self.dim, self.inner, 0)
@@ -231,7 +232,7 @@ class Squeezed(Lazy):
     inner: Lazy
 
     def read(self, box: Box) -> Array:
-        """The inner box with the same elements, reshaped."""
+        """Read the inner box with the same elements, and reshape it."""
         long = iter(along for along, size in zip(box, self.spec.shape, strict=True) if size != 1)
         inner_box = tuple(slice(0, 1) if size == 1 else next(long) for size in self.inner.spec.shape)
         empty = any(count_elements(along) == 0 for along in box)
@@ -251,7 +252,7 @@ class ComputedTensor(Lazy):
     step: Cast | Scale | Add
 
     def read(self, box: Box) -> Array:
-        """The inner box, calculated."""
+        """Read the inner box, and apply the step."""
         return calculate_block(self.step, make_contiguous(self.inner.read(box)), self.inner.spec.dtype)
 
 
@@ -264,7 +265,7 @@ class Concatenated(Lazy):
     dim: int
 
     def read(self, box: Box) -> Array:
-        """The pieces of every part that the box touches."""
+        """Read the pieces of all parts that overlap the box."""
         out = np.empty(measure_shape(box), choose_word(self.spec.dtype))
         start = 0
         for part in self.parts:
@@ -282,7 +283,7 @@ class Stacked(Lazy):
     dim: int
 
     def read(self, box: Box) -> Array:
-        """The same box of every selected tensor."""
+        """Read the same box of every selected tensor."""
         out = np.empty(measure_shape(box), choose_word(self.spec.dtype))
         inner_box = (*box[: self.dim], *box[self.dim + 1 :])
         for place, index in enumerate(list_indices(box[self.dim])):
@@ -302,7 +303,7 @@ class FilledTensor(Lazy):
         return self.fill.spec
 
     def read(self, box: Box) -> Array:
-        """The values of a box, worked out from their indices."""
+        """Compute the values of a box from their indices."""
         shape, value = measure_shape(box), self.fill.value
         if value == "arange":
             strides = np.cumprod((1, *reversed(self.spec.shape[1:])))[::-1] if self.spec.shape else ()
@@ -324,7 +325,7 @@ class FilledTensor(Lazy):
 
 
 def build_tree(ops: Sequence[Op], sources: Sequence[Lazy]) -> Lazy:
-    """The tensor that the operations of a move make of its sources."""
+    """Build the lazy tensor that the operations of a move compute from its sources."""
     if ops and isinstance(ops[0], FillOp):
         return _chain_ops(ops[1:], FilledTensor(ops[0]))
     if ops and isinstance(ops[0], Join):
@@ -376,7 +377,7 @@ def _apply_step(step: OpStep, inner: Lazy) -> Lazy:
 
 
 class Reshaped(Lazy):
-    """Another shape for the same row-major order: a view where there is one, else computed as a whole when read."""
+    """Another shape for the same row-major order: a view if possible, else computed as a whole when read."""
 
     __slots__ = ("_made", "inner", "spec")
 
@@ -386,7 +387,7 @@ class Reshaped(Lazy):
         self._made: Lazy | None = None
 
     def read(self, box: Box) -> Array:
-        """A box of the reshaped tensor."""
+        """Return a box of the reshaped tensor."""
         if self._made is None:
             self._made = self._make_reshaped()
         return self._made.read(box)

@@ -8,11 +8,11 @@ from remapkit.formats.reader import Reader
 from remapkit.plans.moves import Move
 
 Run = Callable[[Move, Reader], Iterator[memoryview]]
-"""The bytes of a move with operations: contiguous, row-major, little-endian, in pieces of any size."""
+"""Yields the bytes of a move with operations: contiguous, row-major, little-endian, in pieces of any size."""
 
 
 def read_target_chunks(move: Move, reader: Reader, run: Run | None = None) -> Iterator[memoryview]:
-    """The bytes of a target: its source's, or what `run` (by default `stream_move`) makes of its sources."""
+    """Yield the bytes of a target: its source's, or those that `run` (by default `stream_move`) computes."""
     if not move.ops:
         return reader.chunks(move.sources[0])
     if run is None:

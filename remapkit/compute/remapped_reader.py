@@ -1,4 +1,4 @@
-"""A checkpoint as its plan would have it, without writing it: the header and the bytes of the targets."""
+"""A checkpoint as its plan would write it, without writing it: the header and the bytes of the targets."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from remapkit.tensors.spec import StateDictSpec
 
 
 class Remapped:
-    """The targets of a plan, read like a checkpoint; nothing is kept."""
+    """The targets of a plan, read like a checkpoint; nothing is cached."""
 
     def __init__(self, reader: Reader, plan: ResolvedPlan) -> None:
         self._reader, self._header = reader, plan.target
         self._moves = {move.target: move for move in plan.moves}
 
     def header(self) -> StateDictSpec:
-        """Names, dtypes and shapes of the targets."""
+        """Return names, dtypes and shapes of the targets."""
         return self._header
 
     def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
-        """The bytes of a target, made as they are asked for."""
+        """Yield the bytes of a target, computed on demand."""
         return split_evenly(read_target_chunks(self._moves[fqn], self._reader), size)

@@ -1,6 +1,6 @@
-"""A state dict in memory under its new keys: planned, checked against the declared target, then moved.
+"""Renames the keys of a state dict in memory: planned, checked against the declared target, then moved.
 
-torch is imported only where there are tensors, and then it is there already.
+torch is imported only if there are tensors, so it is always imported already.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from remapkit.rules.model import CompiledRules
 
 UNSAID = ("RK300", "RK306")
-"""Problems of files that a state dict in memory may have: it is empty, or has names that no file can have."""
+"""Problems of files that are allowed in memory: an empty state dict, and names that no file can have."""
 
 
 def remap(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """What `RuleSet.__call__` promises; a set of plain renames is carried out without a plan."""
+    """Implement `RuleSet.__call__`; plain renames are done without a plan."""
     _check_state_dict(state_dict)
     if not rules.has_operations and rules.file.target is None and not rules.require:
         targets = rules.renamer.rename_keys(state_dict, rules.unmatched)
@@ -35,7 +35,7 @@ def remap(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _rename_keys(targets: list[str | None], state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The values under their new keys; None where only a plan can tell what is wrong, or whether anything is."""
+    """Return the values under their new keys; None if a plan is needed to find out whether anything is wrong."""
     renamed = dict(zip(targets, state_dict.values(), strict=True))
     dropped = targets.count(None)
     if len(renamed) != len(targets) - dropped + bool(dropped) or can_have_companions(state_dict):
@@ -55,7 +55,7 @@ def _check_state_dict(state_dict: object) -> None:
 
 
 def remap_by_plan(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict under its new keys, operations run. Raises `FailedCheck` with everything that is wrong."""
+    """Rename the keys and run the operations by a plan. Raises `FailedCheck` with all problems."""
     header = _read_header(state_dict)
     plan = make_plan(rules, header)
     problems = [problem for problem in plan.problems if problem.code not in UNSAID]
@@ -77,7 +77,7 @@ def remap_by_plan(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[s
 
 
 def _read_header(state_dict: Mapping[str, Any]) -> StateDictSpec:
-    """Names, dtypes and shapes of the tensors; of other values only the names."""
+    """Return names, dtypes and shapes of the tensors; of other values only the names."""
     torch = sys.modules.get("torch")
     name = "the state dict"
     if torch is None or not any(isinstance(value, torch.Tensor) for value in state_dict.values()):
@@ -90,7 +90,7 @@ def _read_header(state_dict: Mapping[str, Any]) -> StateDictSpec:
 
 
 def _diagnose_target(rules: CompiledRules, plan: ResolvedPlan) -> list[Diagnostic]:
-    """Problems with the declared target; keys that are missing may be in another part of the checkpoint."""
+    """Return problems with the declared target; missing keys may be in another part of the checkpoint."""
     if rules.file.target is None or not plan.source:
         return []
     from remapkit.plans.target_check import check_declared_target

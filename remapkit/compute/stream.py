@@ -1,8 +1,8 @@
-"""Operations on files: the bytes of one target at a time, in stripes, without torch.
+"""Runs operations on files: computes the bytes of one target at a time, in stripes, without torch.
 
-Invariant: the stripes, one after the other, are the target, row-major; each is computed from just what it needs of
-the sources. So neither a stack of experts nor a transposed matrix is ever in memory as a whole. Sources are not
-mapped: reading a mapped file that was truncated meanwhile would end the process.
+Invariant: the concatenated stripes are the target, row-major; each is computed from only the source elements that it
+needs. So neither a stack of experts nor a transposed matrix is ever in memory as a whole. Sources are not mapped:
+reading a mapped file that was truncated meanwhile would end the process.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from remapkit.tensors.elements import choose_word
 from remapkit.tensors.spec import TensorSpec
 
 STRIPE = 16 << 20
-"""Bytes of a target that are made at once."""
+"""Bytes of a target that are computed at once."""
 TRANSPOSED = 48 << 20
-"""The same for a transposed target: every stripe of it touches the whole source."""
+"""The same for a transposed target: each of its stripes reads from the whole source."""
 PIECE = 1 << 18
-"""Bytes that are yielded at once: larger writes cost several times more on machines with slow first touch."""
+"""Bytes that are yielded at once: larger writes are several times slower where the first touch of memory is slow."""
 
 
 def stream_move(move: Move, reader: Reader) -> Iterator[memoryview]:
-    """The bytes of a target with operations: contiguous, row-major, little-endian, in pieces."""
+    """Yield the bytes of a target with operations: contiguous, row-major, little-endian, in pieces."""
     header = reader.header()
     sources = [_make_leaf(fqn, header[fqn], reader) for fqn in move.sources]
     return make_stripes(build_tree(move.ops, sources))
@@ -52,14 +52,14 @@ def _make_leaf(fqn: str, spec: TensorSpec, reader: Reader) -> Lazy:
 
 
 class _LateLeaf(Lazy):
-    """A source that is not one range of a file: read as a whole, when it is first needed."""
+    """A source that is not one range of a file: read as a whole on first use."""
 
     def __init__(self, fqn: str, spec: TensorSpec, reader: Reader) -> None:
         self.spec, self._fqn, self._reader = spec, fqn, reader
         self._leaf: Leaf | None = None
 
     def read(self, box: Box) -> np.ndarray:
-        """A box of what was read."""
+        """Return a box of the source."""
         if self._leaf is None:
             raw = np.empty(self.spec.nbytes, "u1")
             fill_buffer(raw.data, self._reader.chunks(self._fqn))
@@ -68,7 +68,7 @@ class _LateLeaf(Lazy):
 
 
 def make_stripes(lazy: Lazy, size: int = STRIPE) -> Iterator[memoryview]:
-    """The bytes of a tensor, row-major, made in stripes of about `size` bytes."""
+    """Yield the bytes of a tensor, row-major, computed in stripes of about `size` bytes."""
     if isinstance(lazy, Reshaped):
         lazy = lazy.inner  # the same bytes
     if 0 in lazy.spec.shape:
@@ -76,7 +76,7 @@ def make_stripes(lazy: Lazy, size: int = STRIPE) -> Iterator[memoryview]:
     if isinstance(lazy, Permuted) and size == STRIPE:
         size = TRANSPOSED
     if isinstance(lazy, ComputedTensor):
-        size = min(size, STRIPE // 8)  # each step of a calculation makes an array of its own
+        size = min(size, STRIPE // 8)  # each step of a calculation allocates an array
     itemsize = choose_word(lazy.spec.dtype).itemsize
     for box in split_into_boxes(lazy.spec.shape, max(1, size // itemsize)):
         made = make_contiguous(lazy.read(box)).reshape(-1).view("u1")
@@ -85,7 +85,7 @@ def make_stripes(lazy: Lazy, size: int = STRIPE) -> Iterator[memoryview]:
 
 
 def fill_buffer(buffer: memoryview, chunks: Iterable[memoryview]) -> None:
-    """Copy chunks one after the other into a buffer of exactly their size."""
+    """Copy consecutive chunks into a buffer of exactly their total size."""
     at = 0
     for chunk in chunks:
         buffer[at : at + len(chunk)] = chunk

@@ -1,4 +1,4 @@
-"""Operations on torch tensors in memory, one after the other; views wherever torch has them."""
+"""Runs operations on torch tensors in memory, one after the other; returns views where torch can."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OPAQUE: Mapping[int, torch.dtype] = {1: torch.uint8, 2: torch.int16, 4: torch.i
 
 
 def run_plan(plan: ResolvedPlan, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Every move of a plan. Names that the rules tie are one tensor; copies of one source are their own tensors."""
+    """Run every move of a plan. Names that the rules tie become one tensor; copies of a source are separate."""
     tie = {fqn: group[0] for group in plan.tied for fqn in group}
     made: dict[str, Any] = {}
     seen: set[str] = set()
@@ -40,9 +40,9 @@ def run_plan(plan: ResolvedPlan, state_dict: Mapping[str, Any]) -> dict[str, Any
 
 
 class Maker:
-    """Makes the tensors of moves with operations; what the parts of one split share is computed once.
+    """Computes the tensors of moves with operations; the common result of the parts of a split is computed once.
 
-    The parts of a split follow one another in a plan, so one remembered result is enough.
+    The parts of a split are adjacent in a plan, so caching one result is enough.
     """
 
     def __init__(self, state_dict: Mapping[str, torch.Tensor]) -> None:
@@ -50,7 +50,7 @@ class Maker:
         self._trunk: tuple[Any, torch.Tensor] | None = None
 
     def tensor(self, move: Move) -> torch.Tensor:
-        """The tensor of one move, on the device of its sources; a view of them where that can be."""
+        """Return the tensor of one move, on the device of its sources; a view of them if possible."""
         with torch.no_grad():
             cut = next((n for n, op in enumerate(move.ops) if isinstance(op, SplitPart | TakeIndex)), 0)
             if not cut:
@@ -63,7 +63,7 @@ class Maker:
 
 
 def run_ops(ops: Sequence[Op], sources: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The operations of a move on its sources.
+    """Run the operations of a move on its sources.
 
     >>> from remapkit.ops.attention import FlipHalves
     >>> run_ops((FlipHalves(),), [torch.tensor([1, 2, 3, 4])])
@@ -89,7 +89,7 @@ def _join_sources(join: Join, sources: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def chain_ops(ops: Sequence[Op], tensor: torch.Tensor) -> torch.Tensor:
-    """Operations on one tensor, one after the other."""
+    """Run operations on one tensor, one after the other."""
     for op in ops:
         for step in op.steps(TensorSpec(get_dtype_name(tensor.dtype), tuple(tensor.shape))):
             tensor = apply_step(step, tensor)
@@ -97,7 +97,7 @@ def chain_ops(ops: Sequence[Op], tensor: torch.Tensor) -> torch.Tensor:
 
 
 def apply_step(step: OpStep, tensor: torch.Tensor) -> torch.Tensor:
-    """One step."""
+    """Run one step."""
     if isinstance(step, Permute):
         return tensor.permute(step.order)
     if isinstance(step, Reshape):
@@ -110,7 +110,7 @@ def apply_step(step: OpStep, tensor: torch.Tensor) -> torch.Tensor:
         return torch.cat([_view_opaque(tensor), _view_opaque(more)], step.dim).view(tensor.dtype)
     if isinstance(step, Cast):
         return _cast_tensor(tensor, TORCH_DTYPES[step.dtype])
-    # In single precision: torch rounds the number itself to half precision for some of these, and not for others.
+    # In single precision: for some operations torch rounds the number itself to half precision, for others not.
     wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
     if isinstance(step, Scale):
         return (wide * step.factor).to(tensor.dtype)
@@ -120,7 +120,7 @@ def apply_step(step: OpStep, tensor: torch.Tensor) -> torch.Tensor:
 
 def _cast_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if dtype == torch.float8_e4m3fn != tensor.dtype:
-        # torch saturates since some version, and gave NaN before: clamped, all versions give what files get.
+        # Newer versions of torch saturate, older ones return NaN: clamped, all give the same result as for files.
         tensor = tensor.float().clamp(-DTYPES["F8_E4M3"].largest, DTYPES["F8_E4M3"].largest)
     return tensor.to(dtype)
 
@@ -133,13 +133,13 @@ def _pick_indices(step: Pick, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _view_opaque(tensor: torch.Tensor) -> torch.Tensor:
-    """The same bytes as integers: torch does not implement indexing and joining for every dtype."""
+    """View the same bytes as integers: torch does not implement indexing and joining for every dtype."""
     wanted = _OPAQUE.get(tensor.element_size())
     return tensor if wanted is None or tensor.dtype == torch.bool else tensor.view(wanted)
 
 
 def fill_tensor(fill: FillOp) -> torch.Tensor:
-    """The tensor that an entry of `add` describes."""
+    """Create the tensor that an entry of `add` describes."""
     shape, dtype = fill.spec.shape, TORCH_DTYPES[fill.spec.dtype]
     if fill.value == "zeros":
         return torch.zeros(shape, dtype=dtype)

@@ -1,1 +1,1 @@
-"""Files, whatever they hold: held open, copied, written atomically; strict JSON and small texts."""
+"""Files of any content: kept open for reading, copied, written atomically; strict JSON and small texts."""

@@ -1,8 +1,8 @@
 """New files that appear whole or not at all.
 
-A file is written under a temporary name beside its target, flushed to the disk, and only then given its name. A
-process that is killed leaves the old target, or none, and a temporary file that the next run removes: a living
-writer holds a lock on its own.
+A file is written under a temporary name in the target's folder, flushed to the disk, and only then renamed. A process
+that is killed leaves the old target, or none, and a temporary file. The next run removes such files: those of running
+writers are locked.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".remapkit-", ".tmp"
 
 
 def check_targets(paths: Sequence[Path], sources: Sequence[SourceFile], force: bool) -> list[Path]:
-    """The real paths of the targets (links are followed); raises where one must not or cannot be written.
+    """Return the real paths of the targets (links are followed).
 
-    Raises `UnwritableOutput`: RK500 where some exist and `force` is not set, RK501 where one is one of the sources,
-    RK503 where it is a directory or has none.
+    Raises `UnwritableOutput`: RK500 if some exist and `force` is not set, RK501 if one is also a source, RK503 if one
+    is a directory, or its directory does not exist.
     """
     targets = [_check_target(path, sources) for path in paths]
     existing = [] if force else [path for path, target in zip(paths, targets, strict=True) if target.exists()]
@@ -68,12 +68,12 @@ def _check_target(path: Path, sources: Sequence[SourceFile]) -> Path:
 
 
 def journal_path(path: Path) -> Path:
-    """The journal of a rename in place: beside the file, under a name of fixed length that always fits."""
+    """Return the path of the journal of a rename in place: in the file's folder, with a name of fixed length."""
     return path.with_name(f"{TEMPORARY_PREFIX}{zlib.crc32(os.fsencode(path.name)):08x}.journal")
 
 
 def check_space(folder: Path, name: str, needed: int) -> None:
-    """Raise `UnwritableOutput` (RK502) where the filesystem has less room than `needed` bytes."""
+    """Raise `UnwritableOutput` (RK502) if the filesystem has less than `needed` bytes free."""
     filesystem = os.statvfs(folder)
     free = filesystem.f_bavail * filesystem.f_frsize
     if needed > free:
@@ -81,7 +81,7 @@ def check_space(folder: Path, name: str, needed: int) -> None:
 
 
 class NewFile:
-    """A file that is being written. `commit` gives it its name; leaving the block without it removes it.
+    """A file that is being written. `commit` gives it its name; if the block ends without a commit, it is removed.
 
     >>> import pathlib, tempfile
     >>> target = pathlib.Path(tempfile.mkdtemp(), "out.bin")
@@ -109,12 +109,12 @@ class NewFile:
 
     @classmethod
     def resume(cls, target: Path, fingerprint: str, size: int, *, force: bool, mode: int = 0o666) -> Self | None:
-        """The file that a killed run with the same `fingerprint` completed, or None."""
+        """Return the file that a killed run with the same `fingerprint` completed, or None."""
         kept = _claim_completed(_completed_path(target, fingerprint), size)
         return None if kept is None else cls(target, force=force, mode=mode, kept=kept)
 
     def mark_complete(self, fingerprint: str) -> None:
-        """Mark the file, flushed, as complete: a run with this fingerprint takes it over if this one is killed."""
+        """Mark the flushed file as complete: if this run is killed, the next one with this fingerprint reuses it."""
         with contextlib.suppress(OSError):
             self.temporary = self.temporary.rename(_completed_path(self.target, fingerprint))
 
@@ -129,14 +129,14 @@ class NewFile:
         sync_directory(self.target.parent)
 
     def set_dress(self, dress: FileAttributes | None) -> None:
-        """Owner, mode and attributes for the file, where the one that it replaces will be gone by then."""
+        """Set owner, mode and attributes of the file, if the one that it replaces will be removed before `rename`."""
         self._dress = dress
 
     def rename(self) -> None:
-        """Give the file its mode, then its name; raises `UnwritableOutput` (RK500) where another took it meanwhile.
+        """Set the file's mode, then rename it; raises `UnwritableOutput` (RK500) if the name was taken meanwhile.
 
-        Only now: until here nobody but its owner may read it. Owner, mode and extended attributes are those of the
-        file that it replaces, or of `set_dress`; else `mode` and the umask say who may read it.
+        The mode is set only here: until then only the owner may read the file. Owner, mode and extended attributes
+        are those of the file that it replaces, or of `set_dress`; otherwise `mode` and the umask apply.
         """
         dress = self._dress or FileAttributes.of(self.target)
         if dress is None:
@@ -147,7 +147,7 @@ class NewFile:
             self.temporary.rename(self.target)
             return
         try:
-            # What appeared under this name since it was checked stays.
+            # A file that appeared under this name since the check is not overwritten.
             _rename_new(self.temporary, self.target)
         except FileExistsError:
             raise make_existing_error([self.target]) from None
@@ -174,7 +174,7 @@ def _create_temporary(target: Path) -> tuple[Path, int]:
             continue
         with contextlib.suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX)
-        # Between the open and the lock another process may have taken the file for a dead one's.
+        # Between the open and the lock another process may have removed the file as a leftover of a dead process.
         if os.fstat(fd).st_nlink:
             return temporary, fd
         os.close(fd)
@@ -183,7 +183,7 @@ def _create_temporary(target: Path) -> tuple[Path, int]:
 
 @dataclass(frozen=True, slots=True)
 class FileAttributes:
-    """What a file has besides its bytes: owner, group, mode, extended attributes."""
+    """The owner, group, mode and extended attributes of a file."""
 
     owner: int
     group: int
@@ -192,7 +192,7 @@ class FileAttributes:
 
     @classmethod
     def of(cls, path: Path) -> Self | None:
-        """That of a file, links followed; None where there is none."""
+        """Return the attributes of a file (links are followed), or None if it does not exist."""
         try:
             status = path.stat()
         except OSError as error:
@@ -208,7 +208,7 @@ class FileAttributes:
         return cls(status.st_uid, status.st_gid, status.st_mode & 0o7777, tuple(attributes))
 
     def apply_to(self, fd: int) -> None:
-        """Give it to an open file, as far as the system allows; the mode always."""
+        """Apply the attributes to an open file: the mode always, the others if the system allows it."""
         with contextlib.suppress(OSError):
             os.fchown(fd, self.owner, self.group)
         os.fchmod(fd, self.mode)
@@ -219,7 +219,7 @@ class FileAttributes:
 
 
 _CONTENT_ATTRIBUTES = ("security.ima", "security.evm", "security.capability")
-"""Attributes that say something of the old bytes, and would be wrong of the new ones."""
+"""Attributes that describe the old bytes, and would be wrong for the new ones."""
 
 
 def _read_umask() -> int:
@@ -227,7 +227,7 @@ def _read_umask() -> int:
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("Umask:"):
                 return int(line.split()[1], 8)
-    # The only other way to ask is to set it.
+    # The only other way to read the umask is to set it.
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
@@ -239,7 +239,7 @@ def _completed_path(target: Path, fingerprint: str) -> Path:
 
 
 def _claim_completed(path: Path, size: int) -> tuple[Path, int] | None:
-    """The file opened and locked, where it is ours alone, has this size, and no living process holds it."""
+    """Open and lock the file if it is ours alone, has this size, and no running process holds it; else None."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -261,7 +261,7 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def _rename_new(old: Path, new: Path) -> None:
-    """Rename in one step, and never over another file; raises `FileExistsError` where there is one."""
+    """Rename in one step without replacing a file; raises `FileExistsError` if `new` exists."""
     try:
         _rename_noreplace(old, new)
     except FileExistsError:
@@ -269,7 +269,7 @@ def _rename_new(old: Path, new: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_SUCH_RENAME:
             raise
-        # A link never replaces either. Filesystems without both have no way that is free of a race.
+        # A hard link never replaces a file either. On filesystems without both calls a race cannot be avoided.
         try:
             os.link(old, new)
         except OSError as refused:
@@ -292,7 +292,7 @@ def _rename_noreplace(old: Path, new: Path) -> None:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove the temporary files and the locks of dead processes: those that nobody holds a lock on."""
+    """Remove the temporary files and lock files of dead processes: those that no process has locked."""
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
             if entry.name.startswith(TEMPORARY_PREFIX) and entry.name.endswith((TEMPORARY_SUFFIX, LOCK_SUFFIX)):
@@ -304,7 +304,7 @@ def _remove_if_dead(path: Path) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between the open and the lock the name may have gone to a living process's file.
+            # Between the open and the lock a running process may have created a new file under this name.
             if is_named(fd, path):
                 path.unlink()
         finally:
@@ -323,7 +323,7 @@ def sync_directory(folder: Path) -> None:
 
 @contextlib.contextmanager
 def ignore_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C while the block runs: once files get their names it is too late."""
+    """Ignore Ctrl-C while the block runs: renaming several files must not stop halfway."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,8 @@
-"""Bytes from one file to another, by the fastest way the system has.
+"""Copies bytes from one file to another by the fastest method that the system supports.
 
-In this order: sharing the blocks (reflink, where the filesystem can and the offsets are aligned), `copy_file_range`,
-`sendfile`, and a loop over 256 KiB: larger buffers measured several times slower where first touch of memory is slow.
+Tried in this order: sharing blocks (reflink, if the filesystem supports it and the offsets are aligned),
+`copy_file_range`, `sendfile`, and a loop over 256 KiB: larger buffers measured several times slower where the first
+touch of memory is slow.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from remapkit.files.errors import make_unreadable
 from remapkit.files.source_file import CHUNK, SourceFile
 
 STEP = 16 << 20
-"""Bytes that the kernel copies at once: small enough for a progress bar to move and Ctrl-C to be heard."""
+"""Bytes that the kernel copies at once: small enough that progress and Ctrl-C work."""
 BLOCK = 4096
-"""What reflinks are aligned to on XFS and btrfs."""
+"""The alignment of reflinks on XFS and btrfs, in bytes."""
 AHEAD = 256 << 20
-"""How far the read-ahead runs before the copy."""
+"""How many bytes the read-ahead may be ahead of the copy."""
 _LOOK = 1 << 20
 _FICLONERANGE = 0x4020940D
 _CLONE_FROM = 1 << 16
@@ -39,15 +40,15 @@ _UNSUPPORTED_ERRNOS = {
 
 
 class AdvanceBytes(Protocol):
-    """Called with how many more bytes are written."""
+    """A callback that receives the number of bytes written since the last call."""
 
     def __call__(self, nbytes: int, /) -> None: ...
 
 
 class Copier:
-    """Copies stretches of files to one open file; what the filesystem refused once is not tried again.
+    """Copies ranges of files to one open file. A method that the filesystem refused once is not tried again.
 
-    `used` says how: a subset of reflink, copy_file_range, sendfile and loop.
+    `used` lists the methods used: a subset of reflink, copy_file_range, sendfile and loop.
     """
 
     def __init__(self, out: int, advance: AdvanceBytes) -> None:
@@ -62,9 +63,9 @@ class Copier:
         self.used: dict[str, None] = {}
 
     def can_clone(self, source: SourceFile) -> bool:
-        """Whether the filesystem shares blocks between the two files; found out by sharing the first.
+        """Return whether the filesystem can share blocks between the two files; tested by sharing the first block.
 
-        Only for a new file, which is empty again afterwards: what will be written may be shorter than a block.
+        Only for a new file, which is truncated again afterwards: its final content may be shorter than a block.
         """
         if not self._clones or source.size < BLOCK or not self._clone(source, 0, BLOCK, 0):
             return False
@@ -81,8 +82,8 @@ class Copier:
         self._copy_plain(source, offset, length, at)
 
     def _clone(self, source: SourceFile, offset: int, length: int, at: int) -> int:
-        """Share blocks with the source; how many bytes are shared, 0 where the filesystem cannot."""
-        # The last block may be partial only where the source ends too.
+        """Share blocks with the source; return the number of bytes shared, 0 if the filesystem cannot do it."""
+        # The last block may be partial only at the end of the source.
         if offset + length != source.size:
             length -= length % BLOCK
         if length <= 0:
@@ -123,7 +124,7 @@ class Copier:
             if done:
                 self.used[name] = None
                 return done
-            # Some filesystems answer 0 for what they cannot do; the loop tells that from a file that became shorter.
+            # Some filesystems return 0 if unsupported; the loop distinguishes that from a file that became shorter.
             del self._ways[0]
         return self._copy_loop(source, offset, length, at)
 
@@ -148,7 +149,7 @@ class Copier:
 
 
 def write_all(fd: int, data: bytes | memoryview, at: int) -> None:
-    """Write all of `data` at `at`: a single write may stop short."""
+    """Write all of `data` at offset `at`: a single write may be partial."""
     view = memoryview(data)
     while view:
         done = os.pwrite(fd, view, at)
@@ -157,9 +158,9 @@ def write_all(fd: int, data: bytes | memoryview, at: int) -> None:
 
 
 class Writeback:
-    """Has the disk write what the kernel has buffered while the copy goes on, so that the flush at the end is short.
+    """Starts writing buffered data to the disk during the copy, so that the flush at the end is short.
 
-    Measured: a copy of 1 GB with its flush takes 0.78 of the time. Only a hint, and only Linux has the call.
+    Measured: a copy of 1 GB with its flush takes 0.78 of the time. This is only a hint, and only on Linux.
     """
 
     def __init__(self, fd: int) -> None:
@@ -168,7 +169,7 @@ class Writeback:
         self._call = _load_sync_file_range()
 
     def advance(self, nbytes: int) -> None:
-        """Count `nbytes` more bytes as written; every 16 MiB the disk is asked to write them."""
+        """Count `nbytes` more bytes as written; every 16 MiB, start writing them to the disk."""
         self._waiting += nbytes
         if self._waiting >= STEP and self._call is not None:
             self._waiting = 0
@@ -190,11 +191,11 @@ def _load_sync_file_range() -> Callable[[int, int, int, int], int] | None:
 
 
 class ReadAhead:
-    """Has the kernel read what will be copied next while the last of it is written.
+    """Has the kernel read the next ranges while earlier ones are written.
 
-    `stretches` are (file, offset, length) in the order of the copy, `done()` how many of their bytes are copied; file
-    is None for bytes that are made here. What is cached already is left alone. Only a hint: whatever fails, the copy
-    reads for itself.
+    `stretches` are (file, offset, length) in the order of the copy, and `done()` returns how many of their bytes are
+    copied; file is None for generated bytes. Ranges that are cached already are skipped. This is only a hint: if it
+    fails, the copy reads the bytes itself.
     """
 
     def __init__(self, stretches: Iterable[tuple[SourceFile | None, int, int]], done: Callable[[], int]) -> None:
@@ -233,7 +234,7 @@ class ReadAhead:
             try:
                 os.preadv(fd, [bytearray(1)], offset + length - 1, os.RWF_NOWAIT)
             except BlockingIOError:
-                # The kernel reads no more at once than the device's read-ahead, often 128 KiB.
+                # The kernel reads at most the device's read-ahead at once, often 128 KiB.
                 for at in range(offset, offset + length, CHUNK):
                     os.posix_fadvise(fd, at, min(CHUNK, offset + length - at), os.POSIX_FADV_WILLNEED)
 

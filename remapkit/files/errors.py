@@ -1,4 +1,4 @@
-"""Errors about files: bare facts where they are found, one place that adds the file and the key."""
+"""Errors about files: raised without a path where they are detected; the path is added in one place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_DIMS = 64
 
 
 class FileFault(Exception):
-    """A bare fact about a file's content, raised where it is found; the opener adds the path (`at`)."""
+    """A problem in a file's content, raised without the path; the code that opened the file adds it (`at`)."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class FileFault(Exception):
         self.code, self.title, self.key, self.help, self.notes = code, title, key, help, notes
 
     def at(self, path: Path) -> UnreadableCheckpoint:
-        """The same fact as the error that users see."""
+        """Return the error for users, with the path."""
         refused = self.__cause__ if isinstance(self.__cause__, OSError) else None
         return make_unreadable(
             self.code, self.title, path, key=self.key, help=self.help, notes=self.notes, refused=refused
@@ -54,9 +54,9 @@ def make_unreadable(
     notes: tuple[str, ...] = (),
     refused: OSError | None = None,
 ) -> UnreadableCheckpoint:
-    """The error for a checkpoint that cannot be read, with its file and key as the place.
+    """Return the error for a checkpoint that cannot be read; its location is the file and the key.
 
-    `refused` is what the system said; the error is then an `OSError` too.
+    `refused` is the system's error; the result is then an `OSError` too.
     """
     place = None if path is None else str(path) if key is None else f"{path}: {show_key(key)}"
     kind = UnreadableCheckpoint
@@ -66,12 +66,12 @@ def make_unreadable(
 
 
 def make_note(code: str, title: str, path: Path, *, help: tuple[str, ...] = ()) -> Diagnostic:
-    """A note about a checkpoint that was read."""
+    """Return a note about a checkpoint that was read."""
     return Diagnostic(code, escape_line(title), help=help, place=str(path), severity=Severity.NOTE)
 
 
 def is_utf8(name: str) -> bool:
-    r"""Whether a file's name is text; Python keeps the bytes of others as lone surrogates.
+    r"""Return whether a file name is valid UTF-8; Python represents other bytes as lone surrogates.
 
     >>> is_utf8("a.pth"), is_utf8("a\udcff.pth")
     (True, False)
@@ -84,7 +84,7 @@ def is_utf8(name: str) -> bool:
 
 
 def convert_os_error(path: Path, error: OSError) -> UnwritableOutput:
-    """An error of the system as ours: RK504 for a full disk, RK509 for a failing one, RK503 for anything else."""
+    """Convert an error of the system: RK504 for a full disk, RK509 for a failing one, RK503 for anything else."""
     folder = path.parent
     if error.errno in NO_SPACE:
         return make_no_space(path, error, "")
@@ -101,18 +101,18 @@ def convert_os_error(path: Path, error: OSError) -> UnwritableOutput:
 
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""A full disk, a quota, a limit on the size of a file."""
+"""Errors for a full disk, an exceeded quota, and a limit on the size of a file."""
 
 
 def make_no_space(path: Path, error: OSError, after: str) -> UnwritableOutput:
-    """The error for a disk that filled up (RK504); `after` says how much was written."""
+    """Return the error for a full disk (RK504); `after` says how much was written."""
     limits = {errno.EDQUOT: "the quota is used up", errno.EFBIG: "the limit on the size of a file was reached"}
     notes = (limits[error.errno],) if error.errno in limits else ()
     return make_unwritable("RK504", f"no space left on {path.parent}{after}; nothing was changed", notes=notes)
 
 
 def make_existing_error(paths: Sequence[Path], *, notes: tuple[str, ...] = ()) -> UnwritableOutput:
-    """The error for files that exist where `force` is not set (RK500)."""
+    """Return the error for files that exist although `force` is not set (RK500)."""
     more = f" and {len(paths) - 1} more of its files exist" if len(paths) > 1 else " exists"
     return make_unwritable("RK500", f"{paths[0]}{more} (use --force)", notes=notes)
 
@@ -120,6 +120,6 @@ def make_existing_error(paths: Sequence[Path], *, notes: tuple[str, ...] = ()) -
 def make_unwritable(
     code: str, title: str, *, help: tuple[str, ...] = (), notes: tuple[str, ...] = ()
 ) -> UnwritableOutput:
-    """The error for an output that cannot be written: `OutputExists` where the code says that (RK500)."""
+    """Return the error for an output that cannot be written: `OutputExists` for RK500, else `UnwritableOutput`."""
     kind = OutputExists if code == "RK500" else UnwritableOutput
     return kind(Diagnostic(code, escape_line(title), help=help, notes=notes))

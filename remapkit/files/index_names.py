@@ -1,4 +1,4 @@
-"""The names of a checkpoint's files: which is an index, which a shard, and which output they belong to."""
+"""The file names of a checkpoint: indexes, shards, and the output that they belong to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SHARD = re.compile(r"(?s)(.+)-[0-9]{5,}-of-[0-9]{5,}((?:\.[A-Za-z0-9_-]+)?\.[^.
 
 
 def split_index_name(name: str) -> tuple[str, str]:
-    """The name of an index without what makes it one, and its variant; other names as they are.
+    """Split the name of an index into the name of its checkpoint and its variant; return other names unchanged.
 
     >>> split_index_name("model.safetensors.index.fp16.json"), split_index_name("model.safetensors.index.json")
     (('model.safetensors', '.fp16'), ('model.safetensors', ''))
@@ -21,7 +21,7 @@ def split_index_name(name: str) -> tuple[str, str]:
 
 
 def is_index(name: str) -> bool:
-    """Whether a file is named as an index is, with a variant or without.
+    """Return whether a file has the name of an index, with or without a variant.
 
     >>> is_index("model.safetensors.index.json"), is_index("model.safetensors.index.fp16.json"), is_index("m.json")
     (True, True, False)
@@ -30,9 +30,9 @@ def is_index(name: str) -> bool:
 
 
 def derive_whole_name(name: str) -> str:
-    """The name that an output has as one file, from its last file's: an index is the last of its shards.
+    """Return the name that an output would have as one file, from the name of its last file (an index comes last).
 
-    A file that is written alone is the whole output, also where it is named as a shard is.
+    A file that is written alone is the whole output, even if it has the name of a shard.
 
     >>> derive_whole_name("model.safetensors.index.json"), derive_whole_name("model.safetensors.index.fp16.json")
     ('model.safetensors', 'model.fp16.safetensors')
@@ -45,9 +45,9 @@ def derive_whole_name(name: str) -> str:
 
 
 def derive_output_name(name: str) -> str:
-    """The name that a checkpoint has as one file, from that of any of its files in any layout.
+    """Return the name that a checkpoint would have as one file, from the name of any of its files in any layout.
 
-    A variant stands before the number of a shard or, as older writers have it, after it.
+    A variant comes before the number of a shard or, with older writers, after it.
 
     >>> derive_output_name("model-00001-of-00003.safetensors"), derive_output_name("model.safetensors.index.json")
     ('model.safetensors', 'model.safetensors')

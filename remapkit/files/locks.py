@@ -1,10 +1,10 @@
 """File locks: one process writes an output at a time.
 
-The lock is on a file beside the output, `.remapkit-<tag>.lock`. Whoever holds it removes it; one that a killed
-process left behind is locked by nobody, so the next writer takes it. A checkpoint as one file and the same checkpoint
-as shards with their index are one output. A file that is written alone under a shard's name is an output of its own,
-and shares the lock of the checkpoint that it is a shard of: processes may write a shard each, but none of them while
-another writes, or removes, all of the shards.
+The lock is on a file in the output's folder, `.remapkit-<tag>.lock`. The process that holds it removes it. One that
+remains after a process was killed is not locked, so the next writer takes it. A checkpoint as one file and the
+same checkpoint as shards with their index are one output. A file that is written alone under a shard's name is a
+separate output that holds the lock of its checkpoint in shared mode: several processes may each write one shard, but
+not while another one writes, or removes, all of the shards.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from remapkit.files.index_names import derive_output_name, derive_whole_name
 LOCK_PREFIX, LOCK_SUFFIX = ".remapkit-", ".lock"
 _ATTEMPTS = 100
 _PATIENCE, _PAUSE = 20, 0.005
-"""How often, and after how many seconds, a lock is asked for that somebody holds."""
+"""How often a lock that another process holds is tried again, and the seconds between tries."""
 
 
 def lock_path(output: Path) -> Path:
-    """The lock of an output: in its folder, under a name of fixed length that always fits."""
+    """Return the path of an output's lock file: in its folder, with a name of fixed length."""
     tag = hashlib.sha256(os.fsencode(output.name)).hexdigest()[:16]
     return output.parent / f"{LOCK_PREFIX}{tag}{LOCK_SUFFIX}"
 
 
 @contextlib.contextmanager
 def hold_locks(targets: Iterable[Path]) -> Iterator[None]:
-    """Hold the locks of some outputs while the block runs: under the names as given, and where links lead.
+    """Hold the locks of some outputs while the block runs: of the names as given, and of the targets of links.
 
-    Filesystems without locks have none to hold. Raises `UnwritableOutput`: RK510 where another process writes one of
-    the outputs, RK503 where nothing can be written beside it.
+    On filesystems without locks, does nothing. Raises `UnwritableOutput`: RK510 if another process is writing one of
+    the outputs, RK503 if its folder is not writable.
     """
     alone, shared = _choose_locks(targets)
     with contextlib.ExitStack() as stack:
-        # In one order, so that of two processes that want the same locks one gets them all.
+        # Sorted, so that of two processes that request the same locks one gets all of them.
         for path in sorted(alone | shared):
             mode = fcntl.LOCK_EX if path in alone else fcntl.LOCK_SH
             stack.callback(_release_lock, path, _take_lock(path, (alone | shared)[path], mode))
@@ -50,7 +50,7 @@ def hold_locks(targets: Iterable[Path]) -> Iterator[None]:
 
 
 def _choose_locks(targets: Iterable[Path]) -> tuple[dict[Path, Path], dict[Path, Path]]:
-    """The locks to hold alone, and those to share, each with the output that it is of as the user knows it."""
+    """Return the exclusive and the shared locks: mappings from the lock to the output as the user named it."""
     outputs: dict[Path, Path] = {}
     for target in targets:
         known = target.parent / derive_whole_name(target.name)
@@ -60,7 +60,7 @@ def _choose_locks(targets: Iterable[Path]) -> tuple[dict[Path, Path], dict[Path,
     shared: dict[Path, Path] = {}
     for path, known in outputs.items():
         whole = path.parent / derive_output_name(path.name)
-        # Shards that are written with their index need no lock but that of all.
+        # Shards that are written with their index need only the lock of the whole output.
         if whole == path or whole not in outputs:
             alone[lock_path(path)] = known
         if whole not in outputs:
@@ -88,7 +88,7 @@ def _take_lock(path: Path, target: Path, mode: int) -> int | None:
             # The filesystem has no locks.
             _release_lock(path, fd)
             return None
-        # Between the open and the lock its holder may have removed it: then this is a lock that nobody else meets.
+        # Between the open and the lock its holder may have removed the file: no other process would see this lock.
         if is_named(fd, path):
             return fd
         os.close(fd)
@@ -96,9 +96,9 @@ def _take_lock(path: Path, target: Path, mode: int) -> int | None:
 
 
 def _lock_file(fd: int, mode: int) -> None:
-    """Lock an open file; raises `BlockingIOError` where somebody else goes on holding it.
+    """Lock an open file; raises `BlockingIOError` if another process keeps holding it.
 
-    Whoever removes what dead processes left holds a lock too, for an instant: that is no writer.
+    A process that removes the files of dead processes holds the lock for an instant too, without being a writer.
     """
     for _ in range(_PATIENCE):
         with contextlib.suppress(BlockingIOError):
@@ -113,14 +113,14 @@ def _open_lock(path: Path) -> int:
     try:
         return os.open(path, flags, 0o644)
     except PermissionError:
-        # Another user's file can still be locked where it can be read.
+        # Another user's file can still be locked if it is readable.
         if path.exists():
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         raise
 
 
 def is_named(fd: int, path: Path) -> bool:
-    """Whether an open file is still the one under this name."""
+    """Return whether this path still refers to the open file."""
     try:
         named = path.stat(follow_symlinks=False)
     except OSError:
@@ -130,9 +130,9 @@ def is_named(fd: int, path: Path) -> bool:
 
 
 def _release_lock(path: Path, fd: int | None) -> None:
-    """Remove the file while it is still locked: whoever waits at it finds out that it is no longer there.
+    """Remove the file while it is still locked: a process that waits for it then sees that it was removed.
 
-    One that others still share is left to the last of them.
+    A lock that other processes still share is removed by the last of them.
     """
     if fd is None:
         return
@@ -142,7 +142,7 @@ def _release_lock(path: Path, fd: int | None) -> None:
     except OSError as error:
         # Any other error: the filesystem has no locks.
         last = not isinstance(error, BlockingIOError)
-    # Between the two locks another process may have taken the file, and removed it.
+    # Between the two locks another process may have locked the file and removed it.
     if last and is_named(fd, path):
         with contextlib.suppress(OSError):
             path.unlink()

@@ -1,4 +1,4 @@
-"""A source file held open for the whole run: its identity, its bytes by range, and whether it changed."""
+"""A source file that stays open for the whole run: its identity, its bytes by range, and whether it changed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from remapkit.diagnostics.wording import format_bytes
 from remapkit.files.errors import make_unreadable
 
 CHUNK = 1 << 18
-"""Bytes read or written at once: larger buffers cost several times more on machines with slow first touch."""
+"""Bytes read or written at once: larger buffers are several times slower where the first touch of memory is slow."""
 
 
 class _Pool:
-    """The shards that are open just now, those that were used last at the end."""
+    """The shards that are open at the moment, the most recently used last."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.files: dict[int, SourceFile] = {}
 
     def make_room(self) -> None:
-        """Close what was not used for longest where a quarter of what a process may have open is taken."""
+        """Close the least recently used shards if a quarter of the process's limit on open files is used."""
         while len(self.files) >= find_open_limit():
             for key, file in self.files.items():
                 if file.park():
@@ -37,7 +37,7 @@ class _Pool:
 
 
 def find_open_limit() -> int:
-    """How many shards are open at once: outputs, libraries and other readers need descriptors too."""
+    """Return how many shards may be open at once: outputs, libraries and other readers need descriptors too."""
     try:
         import resource
 
@@ -51,10 +51,10 @@ _POOL = _Pool()
 
 
 class SourceFile:
-    """A regular file held open for reading, with what it looked like when it was opened.
+    """A regular file that is open for reading, with its status at the time it was opened.
 
-    Holding the descriptor rather than the path means that a file which is renamed or replaced meanwhile is still
-    the one whose header was read. Raises `UnreadableCheckpoint` (RK400) where the path cannot be opened or is not a
+    The descriptor, not the path, identifies the file: if the path is renamed or replaced meanwhile, reads still go to
+    the file whose header was read. Raises `UnreadableCheckpoint` (RK400) if the path cannot be opened or is not a
     regular file: a pipe or a device would block or never end.
     """
 
@@ -78,10 +78,10 @@ class SourceFile:
 
     @contextlib.contextmanager
     def hold_open(self) -> Iterator[int]:
-        """The descriptor, open for as long as the block lasts.
+        """Yield the descriptor, and keep it open while the block runs.
 
-        There may be more shards than files that a process may have open: those that were not used for longest are
-        closed, and opened again when they are. What is then found under the name must still be the same file.
+        There may be more shards than a process may have open files: the least recently used ones are closed, and
+        reopened when they are needed. The path must then still refer to the same file.
         """
         with _POOL.lock:
             if self.fd < 0 and self._open:
@@ -106,7 +106,7 @@ class SourceFile:
         _POOL.files[id(self)] = self
 
     def park(self) -> bool:
-        """Close the descriptor until it is needed again; False where it is in use."""
+        """Close the descriptor until it is needed again; return False if it is in use."""
         if self._pins:
             return False
         os.close(self.fd)
@@ -114,7 +114,7 @@ class SourceFile:
         return True
 
     def read(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes at `offset`; fewer are an error, because the size was known."""
+        """Return exactly `length` bytes at `offset`; fewer are an error, because the size was known."""
         pieces = []
         while length > 0:
             try:
@@ -134,7 +134,7 @@ class SourceFile:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def chunks(self, offset: int, length: int, size: int = CHUNK) -> Iterator[memoryview]:
-        """`length` bytes at `offset` in pieces of at most `size`."""
+        """Yield `length` bytes at `offset` in pieces of at most `size`."""
         while length > 0:
             piece = self.read(offset, min(size, length))
             yield memoryview(piece)
@@ -142,7 +142,7 @@ class SourceFile:
             length -= len(piece)
 
     def has_changed(self) -> bool:
-        """Whether the file was written to since it was opened."""
+        """Return whether the file was written to since it was opened."""
         with self.hold_open() as fd:
             now = _take_stamp(os.fstat(fd))
         return _has_new_stamp(self.stamp, now)
@@ -161,18 +161,18 @@ class SourceFile:
 
 
 def _take_stamp(status: os.stat_result) -> tuple[int, ...]:
-    """What changes when a file is written to: a time of modification can be set back, one of change cannot."""
+    """Return the fields that change when a file is written to: mtime can be set back, ctime cannot."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_nlink
 
 
 def _has_new_stamp(then: tuple[int, ...], now: tuple[int, ...]) -> bool:
-    # A name given to the file or taken from it moves its time of change as well, and changes the number of links.
+    # Adding or removing a hard link updates the ctime as well, and changes the number of links.
     return now[:4] != then[:4] or (now[4] != then[4] and now[5] == then[5])
 
 
 def _open_regular(path: Path, name: str | None, dir_fd: int | None) -> int:
     try:
-        # O_NONBLOCK: opening a named pipe would otherwise wait for a writer for ever.
+        # O_NONBLOCK: opening a named pipe would otherwise wait for a writer forever.
         fd = os.open(name or path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
     except FileNotFoundError as error:
         raise make_unreadable("RK400", f"no such file: {path}", refused=error) from error
@@ -187,7 +187,7 @@ def _open_regular(path: Path, name: str | None, dir_fd: int | None) -> int:
 
 
 def describe_os_error(error: OSError) -> str:
-    """What the system says, in lower case and without numbers: `permission denied`."""
+    """Return the system's message in lower case and without numbers: `permission denied`."""
     return (error.strerror or str(error)).lower()
 
 
@@ -206,7 +206,7 @@ class Extent:
 
 
 def split_evenly(chunks: Iterator[memoryview], size: int) -> Iterator[memoryview]:
-    """The same bytes in pieces of exactly `size`, but for the last."""
+    """Yield the same bytes in pieces of exactly `size`; the last one may be shorter."""
     kept = bytearray()
     for chunk in chunks:
         if not kept and len(chunk) == size:

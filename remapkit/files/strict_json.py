@@ -1,7 +1,7 @@
-"""The one reader of JSON: headers, manifests, indexes, configs, journals. One meaning or none, in bounded time.
+"""The only reader of JSON: headers, manifests, indexes, configs, journals. Refuses ambiguity, in bounded time.
 
-Refused: what is not a regular file (a pipe or a device would never end), what is larger than its kind ever is,
-duplicate names, numbers of hundreds of digits, NaN, and nesting that no such file has.
+Refused: anything but a regular file (a pipe or a device would never end), files larger than any real one of their
+kind, duplicate names, numbers of hundreds of digits, NaN, and nesting deeper than in any real file.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from remapkit.files.errors import FileFault
 from remapkit.files.source_file import SourceFile
 
 MAX_MANIFEST = 100_000_000
-"""The largest manifest or index that is read, in bytes; a manifest takes about 80 a tensor."""
+"""The largest manifest or index that is read, in bytes; a manifest takes about 80 bytes per tensor."""
 MAX_SMALL = 10_000_000
 """The largest config, list of pairs or witness, in bytes."""
 HEADER_DIGITS = 20
-"""2^64 has 20 digits: longer numbers mean nothing in a header."""
+"""2^64 has 20 digits: longer numbers are meaningless in a header."""
 _MAX_DIGITS = 400
-"""Digits of a whole number in any other file. One of a million would take minutes."""
+"""The most digits of an integer in any other file. Parsing a million digits would take minutes."""
 
 MAX_TENSORS = 1_000_000
-"""The most tensors of a file; each costs about 2 kB of memory."""
+"""The most tensors in a file; each costs about 2 kB of memory."""
 
 
 def read_json(source: SourceFile) -> Any:
-    """The value of a manifest or an index; raises `FileFault` (RK408)."""
+    """Parse a manifest or an index; raises `FileFault` (RK408)."""
     if source.size > MAX_MANIFEST:
         limit = format_bytes(MAX_MANIFEST)
         title = f"the file is {format_bytes(source.size)}; a manifest or an index has at most {limit}"
@@ -38,7 +38,7 @@ def read_json(source: SourceFile) -> Any:
 
 
 def read_json_file(path: Path, limit: int = MAX_SMALL) -> Any:
-    """The value of a small JSON file; raises `UnreadableCheckpoint`: RK400 where it cannot be opened, RK408 else."""
+    """Parse a small JSON file; raises `UnreadableCheckpoint`: RK400 if it cannot be opened, otherwise RK408."""
     source = SourceFile(path)
     try:
         if source.size > limit:
@@ -55,9 +55,9 @@ def read_json_file(path: Path, limit: int = MAX_SMALL) -> Any:
 def parse_json(
     raw: bytes, what: str = "the file", code: str = "RK408", *, digits: int = _MAX_DIGITS, signed: bool = True
 ) -> Any:
-    """The value that bytes hold; raises `FileFault` with `code`, which calls them `what`.
+    """Parse JSON; raises `FileFault` with `code`, whose message calls the bytes `what`.
 
-    Whole numbers have at most `digits` digits, and no minus (not even -0) where `signed` is False.
+    Integers have at most `digits` digits, and no minus (not even -0) if `signed` is False.
 
     >>> parse_json(b'{"a": [1, 2]}')
     {'a': [1, 2]}
@@ -88,7 +88,7 @@ def parse_json(
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise_fault(f"{what} is not UTF-8: byte {error.start}")
-    # Without a hook, numbers are read in C. Negative zero is the one of them that Python takes and a header may not.
+    # Without a hook, numbers are parsed in C. Python accepts -0, which a header must not contain.
     is_plain = (signed or b"-" not in raw) and not re.search(rb"[0-9]{%d}" % (digits + 1), raw)
     parse_int = None if is_plain else parse_integer
     try:
@@ -111,12 +111,12 @@ def _find_duplicate(pairs: list[tuple[str, Any]]) -> str | None:
 
 
 def _find_size_problem(raw: bytes) -> str | None:
-    """Why the JSON of a header, a manifest or an index would take far more memory than its bytes, or None.
+    """Return why the JSON of a header, a manifest or an index would take far more memory than its bytes, or None.
 
-    Counted before anything is parsed: `{}` is two bytes and becomes sixty-four, and much more with something in it.
+    Counted before parsing: `{}` is two bytes and becomes 64 in memory, and much more if it is not empty.
 
     >>> _find_size_problem(b"[" * 4_000_000)
-    'opens 4000000 lists and objects: more than 1000000 tensors have'
+    'opens 4000000 lists and objects: more than 1000000 tensors could need'
     """
     containers = raw.count(b"[") + raw.count(b"{")
     if containers > 3 * MAX_TENSORS + 100:

@@ -1,4 +1,4 @@
-"""The one writer of small texts: rule files, manifests, witnesses."""
+"""The only writer of small text files: rule files, manifests, witnesses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from remapkit.files.locks import hold_locks
 
 
 class Opened(Protocol):
-    """A file that is held open for reading, known by device and inode."""
+    """A file that is open for reading, identified by device and inode."""
 
     device: int
     inode: int
@@ -40,13 +40,12 @@ def write_texts(
     sources: Iterable[Path | Opened] = (),
     folders: Sequence[Path] = (),
 ) -> None:
-    """Write some texts, in this order: all of them or none, each whole or not at all.
+    """Write several text files, in this order: all of them or none, and none of them partially.
 
-    `sources` are the files that the command reads: none of them is ever written, whatever it is called here. A
-    symbolic link stays a link, and the file behind it is replaced; a replaced file keeps its mode. `folders` are made
-    where they are missing. Raises `UnwritableOutput` with nothing changed: RK500 where files exist and `force` is not
-    set, RK501 where one is a source, RK503 and RK504 where one cannot be written, RK510 where another process writes
-    it.
+    `sources` are the files that the command reads: they are never written, under any of their names. A symbolic link
+    stays a link, and its target is replaced; a replaced file keeps its mode. Missing `folders` are created. Raises
+    `UnwritableOutput` with nothing changed: RK500 if files exist and `force` is not set, RK501 if one is a source,
+    RK503 and RK504 if one cannot be written, RK510 if another process is writing it.
 
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp(), "keys.json")
@@ -85,7 +84,7 @@ def _check_names(files: Mapping[Path, str]) -> None:
 
 
 def _check_files(files: Mapping[Path, str], force: bool, sources: Iterable[Path | Opened]) -> None:
-    """Raise for every file that is a source, and for every one that exists where `force` is not set."""
+    """Report every file that is a source and, if `force` is not set, every file that exists."""
     read = set(_list_identities(sources))
     problems = []
     for path in files:
@@ -115,7 +114,7 @@ def _list_identities(sources: Iterable[Path | Opened]) -> Iterator[tuple[int, in
 
 @contextlib.contextmanager
 def _make_folder(folder: Path) -> Iterator[None]:
-    """The folder, made where it is missing; removed again where the block fails and nothing is in it."""
+    """Create the folder if it is missing; if the block fails and the folder is empty, remove it again."""
     try:
         folder.mkdir()
     except FileExistsError:
@@ -132,7 +131,7 @@ def _make_folder(folder: Path) -> Iterator[None]:
 
 
 def _name_files(files: Sequence[NewFile]) -> None:
-    """Give the files their names; where one of them fails, those before it get their old content back."""
+    """Give the files their names; if one fails, restore the old content of those before it."""
     with contextlib.ExitStack() as kept, contextlib.ExitStack() as undo:
         for new in files:
             old = _link_second_name(new.target, kept)
@@ -145,7 +144,7 @@ def _name_files(files: Sequence[NewFile]) -> None:
 
 
 def _link_second_name(target: Path, stack: contextlib.ExitStack) -> Path | None:
-    """Another name of a file, for as long as the stack is open: None where there is no file, or no way to that."""
+    """Hard-link a file under a second name while the stack is open; None if it does not exist or cannot be linked."""
     second = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY_SUFFIX}")
     try:
         fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -153,7 +152,7 @@ def _link_second_name(target: Path, stack: contextlib.ExitStack) -> Path | None:
         return None
     stack.callback(os.close, fd)
     try:
-        # Locked, so that nobody takes the second name for a dead process's.
+        # Locked, so that no other process removes the second name as a leftover of a dead process.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         os.link(target, second)
     except OSError:

@@ -1,7 +1,7 @@
 """Imports torch from another directory where the working directory was deleted.
 
-oneMKL asks for the working directory while torch loads it, and ends the process where there is none. Everything else
-stays in the directory that is gone: a relative path must lead to nothing, not to a file of another place.
+oneMKL reads the working directory while torch loads it, and ends the process if it was deleted. Everything else stays
+in the deleted directory: a relative path must fail, not open a file in another directory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import ModuleType
 
 
 def import_in_root(name: str) -> None:
-    """Have a module imported in the root directory, whenever that happens; nothing where it is imported already."""
+    """Make a later import of a module run in the root directory; do nothing if it is imported already."""
     if name not in sys.modules and not any(
         isinstance(finder, _Finder) and finder.name == name for finder in sys.meta_path
     ):
@@ -30,7 +30,7 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The module as it is found anyway, but with another loader; None for any other module."""
+        """Return the module's usual spec with our loader; None for any other module."""
         if fullname != self.name:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
@@ -40,7 +40,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """A loader that runs the module in the root directory, and is the real one in everything else."""
+    """A loader that runs the module in the root directory, and otherwise delegates to the real one."""
 
     def __init__(self, real: Loader) -> None:
         self._real = real
@@ -49,7 +49,7 @@ class _Loader(Loader):
         return getattr(self._real, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """The module, before it is run."""
+        """Create the module with the real loader."""
         return self._real.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
@@ -60,7 +60,7 @@ class _Loader(Loader):
 
 @contextlib.contextmanager
 def _enter_root() -> Iterator[None]:
-    # A directory that has lost its name can still be opened, and gone back to.
+    # A deleted directory can still be opened, and entered again.
     back = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.chdir("/")

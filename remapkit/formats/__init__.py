@@ -1,4 +1,4 @@
-"""Checkpoints: readers and writers, opened by content, not by suffix."""
+"""Readers and writers of checkpoint formats; files are recognized by content, not by suffix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values of two checkpoints, tensor by tensor, streaming: equal bytes are not decoded, the rest is.
+"""Compares the values of two checkpoints tensor by tensor, streaming: only bytes that differ are decoded.
 
 No torch: `tensors/elements.py` decodes the floats that numpy lacks.
 """
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     import numpy as np
 
 _ELEMENTS = 1 << 16
-"""Elements that are compared at once."""
+"""The number of elements compared at once."""
 
 
 class Contents(Protocol):
-    """What can be compared: a checkpoint, or what rules would make of one."""
+    """Anything comparable: a checkpoint, or a checkpoint with rules applied to it."""
 
     def header(self) -> StateDictSpec:
-        """Names, dtypes and shapes."""
+        """Return names, dtypes and shapes."""
         ...
 
     def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
-        """The tensor's bytes, row-major and little-endian, in pieces."""
+        """Yield the tensor's bytes, row-major and little-endian, in pieces."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How two tensors differ.
+    """The difference between two tensors.
 
-    `max_abs` is the largest |a - b|: 0.0 where every value is equal, `inf` where one is infinite and the other is
-    not, and None where shapes differ. A NaN equals a NaN of any payload; `nans` counts the places where only one of
-    the two is NaN, and `max_abs` is then NaN.
+    `max_abs` is the largest |a - b|: 0.0 if all values are equal, `inf` if one is infinite and the other is not, and
+    None if the shapes differ. A NaN equals a NaN of any payload; `nans` counts the elements where only one of the two
+    is NaN, and `max_abs` is then NaN.
     """
 
     a: str
@@ -53,15 +53,15 @@ class Difference:
 
     @property
     def identical(self) -> bool:
-        """Same dtype, same shape, same bytes."""
+        """Whether dtype, shape and bytes are the same."""
         return self.bytes_equal and self.spec_a == self.spec_b
 
     def is_within(self, tolerance: float = 0.0) -> bool:
-        """Same shape, and no value further apart than `tolerance`."""
+        """Return whether the shapes are the same and no two values differ by more than `tolerance`."""
         return self.max_abs is not None and not math.isnan(self.max_abs) and self.max_abs <= tolerance
 
     def describe(self) -> str:
-        """One line: what differs, and by how much."""
+        """Return one line that says what differs, and by how much."""
         parts = []
         if self.spec_a.shape != self.spec_b.shape:
             return f"shape {list(self.spec_a.shape)} and {list(self.spec_b.shape)}"
@@ -79,13 +79,13 @@ class Difference:
 
 
 def compare(a: Contents, b: Contents, names: Iterable[tuple[str, str]]) -> Iterator[Difference]:
-    """How each pair of tensors (a name in `a`, a name in `b`) differs, one at a time, in bounded memory."""
+    """Compare pairs of tensors (a name in `a`, a name in `b`) one at a time, in bounded memory."""
     for name_a, name_b in names:
         yield compare_tensor(a, name_a, b, name_b)
 
 
 def compare_tensor(a: Contents, name_a: str, b: Contents, name_b: str) -> Difference:
-    """How one tensor of `a` differs from one of `b`."""
+    """Compare one tensor of `a` with one of `b`."""
     spec_a, spec_b = a.header()[name_a], b.header()[name_b]
     if spec_a.shape != spec_b.shape:
         return Difference(name_a, name_b, spec_a, spec_b, None)
@@ -95,14 +95,14 @@ def compare_tensor(a: Contents, name_a: str, b: Contents, name_b: str) -> Differ
 
 
 def has_same_bytes(a: Contents, name_a: str, b: Contents, name_b: str) -> bool:
-    """Whether two tensors of one dtype and shape have the same bytes."""
+    """Return whether two tensors of one dtype and shape have the same bytes."""
     return are_equal_streams(a.chunks(name_a), b.chunks(name_b))
 
 
 def are_equal_streams(a: Iterator[memoryview], b: Iterator[memoryview]) -> bool:
-    """Whether two streams of as many bytes are equal, however they are cut into pieces; stops at a difference."""
+    """Return whether two streams of equal length, in pieces of any size, are equal; stops at a difference."""
     pairs = zip(split_evenly(a, CHUNK), split_evenly(b, CHUNK), strict=True)
-    # Python compares views element by element, bytes at once.
+    # Python compares memoryviews element by element, but bytes with one memcmp.
     return all(piece_a.tobytes() == piece_b.tobytes() for piece_a, piece_b in pairs)
 
 
@@ -122,12 +122,12 @@ def _compare_values(a: Contents, name_a: str, b: Contents, name_b: str) -> Diffe
 
 
 def _compute_deltas(a: memoryview, dtype_a: str, b: memoryview, dtype_b: str) -> tuple[np.ndarray, np.ndarray]:
-    """|a - b| (0 where both are NaN or equal infinities) and where only one of them is NaN."""
+    """Return |a - b| (0 where both are NaN or equal infinities), and a mask where only one of them is NaN."""
     import numpy as np
 
     x, y = decode_tensor(a, dtype_a), decode_tensor(b, dtype_b)
     if x.dtype == y.dtype and x.dtype.kind in "iu":
-        # Integers of 64 bits do not fit a float: their distance is exact in unsigned arithmetic.
+        # 64-bit integers do not fit into a float: their distance is exact in unsigned arithmetic.
         unsigned = x.astype("u8"), y.astype("u8")
         distance = np.where(x > y, unsigned[0] - unsigned[1], unsigned[1] - unsigned[0])
         return distance.astype("f8"), np.zeros(x.shape, dtype=bool)
@@ -141,7 +141,7 @@ def _compute_deltas(a: memoryview, dtype_a: str, b: memoryview, dtype_b: str) ->
 
 
 def decode_tensor(data: memoryview, dtype: str) -> np.ndarray:
-    """The values of packed elements: in numpy's own dtype where it has one, else as float32.
+    """Decode packed elements: to numpy's own dtype if it has one, else to float32.
 
     >>> decode_tensor(memoryview(bytes([0x80, 0x3F, 0x00, 0xC0])), "BF16").tolist()
     [1.0, -2.0]
@@ -159,7 +159,7 @@ def decode_tensor(data: memoryview, dtype: str) -> np.ndarray:
 
 
 def _unpack_codes(raw: np.ndarray, bits: int) -> np.ndarray:
-    """Elements of less than a byte, lowest bits first."""
+    """Unpack elements of less than a byte, lowest bits first."""
     import numpy as np
 
     stream = np.unpackbits(raw, bitorder="little")

@@ -1,4 +1,4 @@
-"""Opens any checkpoint: which kind it is follows from its content, not from its suffix."""
+"""Opens any checkpoint; the format is detected from the content, not from the suffix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from remapkit.formats.single_file import is_true_safely, open_tensors
 from remapkit.formats.torch_file import PthReader
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-"""How checkpoints are named; only used to find one in a folder."""
+"""The suffixes of checkpoints; only used to find one in a folder."""
 
 
 AnyReader = SafetensorsReader | PthReader | ShardedReader | ManifestReader
@@ -37,17 +37,18 @@ def open_checkpoint(
     allow_expand: bool = False,
     follow_links: bool = False,
 ) -> Reader:
-    """A reader for a checkpoint: safetensors, torch.save's zip or legacy format, or a manifest (which has no data).
+    """Open a checkpoint: safetensors, torch.save's zip or legacy format, or a manifest (which has no data).
 
-    Several files are opened by their index, and a folder where it holds exactly one index or exactly one checkpoint.
+    Shards are opened through their index, and a folder if it holds exactly one index or exactly one checkpoint.
 
-    `root` names the wrapper to take (`state_dict`, `a.b`, or `.` for the top level) where a pickle holds several
-    mappings of tensors. `strict_pickle` refuses pickles that name anything that no state dict needs; `allow_expand`
-    accepts tensors that repeat a small storage into much more data. `follow_links` reads shards that are links to
-    anywhere; without it a link must stay in the checkpoint's folder, or in the download cache that it is part of.
+    `root` names the wrapper to use (`state_dict`, `a.b`, or `.` for the top level) if a pickle holds several
+    mappings of tensors. `strict_pickle` refuses pickles that name anything that a state dict does not need;
+    `allow_expand` accepts tensors that repeat a small storage into much more data. `follow_links` accepts shards
+    that are links to any place; without it a link must stay in the checkpoint's folder, or in the download cache
+    that contains it.
 
-    Raises `UnreadableCheckpoint` for anything else. Nothing that a file names is run or imported, and no size that it
-    claims is allocated before it is checked.
+    Raises `UnreadableCheckpoint` for anything else. Nothing that a file names is run or imported, and sizes in the
+    file are checked before memory is allocated.
 
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp(), "keys.json")
@@ -67,7 +68,7 @@ def open_checkpoint(
 
 
 def _note_contradictions(reader: Reader) -> Iterator[Diagnostic]:
-    """Notes where content and name differ: a file named like one that cannot hold code may be a pickle."""
+    """Yield notes if content and name differ: a file named like a format without code may be a pickle."""
     shards = reader.shards.values() if isinstance(reader, ShardedReader) else ()
     for shard in shards:
         yield from _note_contradictions(shard)
@@ -84,7 +85,7 @@ def _note_contradictions(reader: Reader) -> Iterator[Diagnostic]:
 
 
 def _note_empty(reader: Reader) -> Iterator[Diagnostic]:
-    """Notes about tensors without elements: frameworks that partition parameters leave them as placeholders."""
+    """Yield notes about tensors without elements: frameworks that partition parameters save them as placeholders."""
     header = reader.header()
     empty = [fqn for fqn, spec in header.items() if 0 in spec.shape]
     if not empty:
@@ -109,7 +110,7 @@ def _open_file(path: Path, options: ReadOptions) -> Reader:
 
 
 def open_single(source: SourceFile, options: ReadOptions) -> AnyReader:
-    """A reader for an open file; raises `FileFault` or `UnreadableCheckpoint`, and leaves closing to the caller."""
+    """Return a reader for an open file; raises `FileFault` or `UnreadableCheckpoint`. The caller closes the file."""
     return open_tensors(source, options) or _open_json(source, options)
 
 
@@ -121,7 +122,7 @@ def _open_json(source: SourceFile, options: ReadOptions) -> ShardedReader | Mani
 
 
 def _find_in_folder(folder: Path) -> Path:
-    """The one index or the one checkpoint that a folder holds; raises `UnreadableCheckpoint` (RK400) otherwise."""
+    """Return the only index or the only checkpoint in a folder; otherwise raises `UnreadableCheckpoint` (RK400)."""
     try:
         files = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:

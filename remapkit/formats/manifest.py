@@ -22,9 +22,9 @@ def _raise_fault(title: str, key: str | None = None, help: tuple[str, ...] = ())
 
 
 def read_manifest(path: str | Path) -> StateDictSpec:
-    """The header that a manifest holds, in its order.
+    """Read the header in a manifest, in its order.
 
-    Raises `UnreadableCheckpoint`: RK400 where there is no such file, RK408 where it is not a manifest, with the key.
+    Raises `UnreadableCheckpoint`: RK400 if there is no such file, RK408 (with the key) if it is not a manifest.
 
     >>> import tempfile, pathlib
     >>> path = pathlib.Path(tempfile.mkdtemp(), "keys.json")
@@ -42,7 +42,7 @@ def read_manifest(path: str | Path) -> StateDictSpec:
 
 
 def parse_manifest(value: Any, name: str) -> StateDictSpec:
-    """The header that a manifest's JSON value holds; raises `FileFault` (RK408) that names the key."""
+    """Convert a manifest's JSON value to a header; raises `FileFault` (RK408) with the key."""
     if not isinstance(value, dict):
         _raise_fault(f"a manifest is a JSON object, not {_describe_kind(value)}")
     if words := _find_message(value):
@@ -56,7 +56,7 @@ def parse_manifest(value: Any, name: str) -> StateDictSpec:
 
 
 def _find_message(value: Mapping[str, Any]) -> str | None:
-    """What a server said instead of sending a file: `{"error": "Repository not found"}` and its like."""
+    """Return the error message that a server sent instead of a file, such as `{"error": "Repository not found"}`."""
     for key in ("error", "message", "detail", "errors"):
         message = value.get(key)
         message = message.get("message") if isinstance(message, dict) and "dtype" not in message else message
@@ -91,7 +91,7 @@ def _describe_kind(value: Any) -> str:
 
 
 def manifest_json(header: Mapping[str, TensorSpec]) -> str:
-    """A header as the text of a manifest, one tensor a line; names that are only recorded stay records.
+    """Format a header as a manifest, one tensor per line; recorded names stay in the metadata.
 
     >>> print(manifest_json({"w": TensorSpec("F32", (2,))}), end="")
     {
@@ -111,8 +111,8 @@ def manifest_json(header: Mapping[str, TensorSpec]) -> str:
 def write_manifest(header: Mapping[str, TensorSpec], path: str | Path, *, force: bool = False) -> None:
     """Write a header as a manifest; the same header gives the same bytes.
 
-    Raises `UnwritableOutput`: RK500 where the file exists and `force` is not set, RK503, RK504 and RK510 where it
-    cannot be written.
+    Raises `UnwritableOutput`: RK500 if the file exists and `force` is not set, RK503, RK504 and RK510 if it cannot be
+    written.
     """
     from remapkit.files.text import write_texts
 
@@ -120,7 +120,7 @@ def write_manifest(header: Mapping[str, TensorSpec], path: str | Path, *, force:
 
 
 class ManifestReader(FileReader):
-    """A manifest as a checkpoint without data: it can be planned and checked, not applied."""
+    """A manifest as a checkpoint without data: rules can be planned and checked on it, but not applied."""
 
     format = "manifest"
 
@@ -129,13 +129,13 @@ class ManifestReader(FileReader):
         self._header = header
 
     def header(self) -> StateDictSpec:
-        """Names, dtypes and shapes in the manifest's order."""
+        """Return names, dtypes and shapes in the manifest's order."""
         return self._header
 
     def extent(self, fqn: str) -> None:
-        """None: a manifest has no data."""
+        """Return None: a manifest has no data."""
 
     def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
-        """Raises `UnreadableCheckpoint` (RK408): a manifest has no data."""
+        """Raise `UnreadableCheckpoint` (RK408): a manifest has no data."""
         title = "a manifest has no data to move, only names, dtypes and shapes"
         raise FileFault("RK408", title, key=fqn).at(self.path)

@@ -1,4 +1,4 @@
-"""How a checkpoint is to be read: its root, and what is allowed."""
+"""Options for reading a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How a checkpoint is to be read: which wrapper of a pickle, and what is allowed."""
+    """Options for reading a checkpoint: the wrapper in a pickle, and what is allowed."""
 
     root: str | None = None
     strict_pickle: bool = False

@@ -1,4 +1,4 @@
-"""What every reader of a checkpoint provides: a header, byte extents, and the bytes of one tensor at a time."""
+"""The interface of all checkpoint readers: a header, byte extents, and the bytes of one tensor at a time."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from remapkit.tensors.spec import StateDictSpec
 class Reader(Protocol):
     """A checkpoint opened for reading.
 
-    No method imports torch. A reader is a context manager; after `close` its extents stay valid as facts, its
-    `chunks` do not.
+    No method imports torch. A reader is a context manager; after `close`, its extents stay valid, but `chunks` can no
+    longer be called.
     """
 
     path: Path
     format: str
     """`safetensors`, `sharded safetensors`, `pth`, `legacy pth`, `sharded pth` or `manifest` (which has no data)."""
     root: str
-    """The wrapper the state dict was found under, `a.b`; empty where it is the file's top level."""
+    """The wrapper that contains the state dict, such as `a.b`; empty for the file's top level."""
     notes: tuple[Diagnostic, ...]
-    """Notes for the user about the file: a wrapper taken, objects ignored."""
+    """Notes for the user about the file: a wrapper that was used, objects that were ignored."""
     sources: Sequence[SourceFile]
     """The files that are read; none of them may be a target."""
 
     def header(self) -> StateDictSpec:
-        """Names, dtypes, shapes and tied groups, in the file's order."""
+        """Return names, dtypes, shapes and tied groups, in the file's order."""
         ...
 
     def extent(self, fqn: str) -> Extent | None:
-        """Where the tensor's bytes are, or None where they are not one contiguous range of a file."""
+        """Return the location of the tensor's bytes, or None if they are not one contiguous range of a file."""
         ...
 
     def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
-        """The tensor's bytes, contiguous, row-major and little-endian, in pieces of at most about `size` bytes."""
+        """Yield the tensor's bytes, contiguous, row-major and little-endian, in pieces of at most about `size`."""
         ...
 
     def crc32(self, fqn: str) -> int | None:
-        """The checksum of the tensor's bytes where the file holds just that, else None."""
+        """Return the checksum of exactly the tensor's bytes if the file contains it, else None."""
         ...
 
     def check_unchanged(self) -> None:
-        """Raise `UnreadableCheckpoint` (RK412) where a file was written to since it was opened."""
+        """Raise `UnreadableCheckpoint` (RK412) if a file was written to since it was opened."""
         ...
 
     def check_sums(self) -> None:
-        """Read everything, and raise `UnreadableCheckpoint` (RK403) where a checksum of the file does not fit."""
+        """Read everything, and raise `UnreadableCheckpoint` (RK403) if a checksum in the file does not match."""
         ...
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class Reader(Protocol):
 
 
 class FileReader:
-    """What readers of files share: they hold their files, and close them."""
+    """The base of readers of files: keeps the files open, and closes them."""
 
     def __init__(self, path: Path, sources: Sequence[SourceFile]) -> None:
         self.path = path
@@ -80,14 +80,14 @@ class FileReader:
         self.sources = sources
 
     def crc32(self, fqn: str) -> int | None:
-        """None: most formats hold no checksums."""
+        """Return None: most formats have no checksums."""
         return None
 
     def check_sums(self) -> None:
-        """Nothing: most formats hold no checksums."""
+        """Do nothing: most formats have no checksums."""
 
     def check_unchanged(self) -> None:
-        """Raise `UnreadableCheckpoint` (RK412) where a file was written to since it was opened."""
+        """Raise `UnreadableCheckpoint` (RK412) if a file was written to since it was opened."""
         for source in self.sources:
             if source.has_changed():
                 raise make_unreadable("RK412", f"{source.path.name} changed while it was read", source.path)

@@ -1,7 +1,7 @@
 """The safetensors format: eight bytes of length, a JSON header, the data.
 
 Source: the section "Format" of the safetensors README (quoted below as README), and `Metadata::validate` and
-`TensorInfo` of its Rust library. Beyond that, this reader refuses what the library accepts and no writer makes:
+`TensorInfo` of its Rust library. This reader also refuses what the library accepts but no writer produces:
 duplicate names (which the README disallows), unknown fields, control characters in names.
 """
 
@@ -23,7 +23,7 @@ from remapkit.tensors.spec import MAX_NAME, StateDictSpec, TensorSpec, find_name
 MAX_HEADER = 100_000_000
 """The longest header the format allows, in bytes."""
 FORMAT_DTYPES = frozenset(DTYPE_BITS) - {"C128"}
-"""The names of the library's enum `Dtype`."""
+"""The names in the library's enum `Dtype`."""
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 1 << 64
 
@@ -33,9 +33,9 @@ def _raise_fault(title: str, key: str | None = None, *help: str) -> NoReturn:
 
 
 class SafetensorsReader(FileReader):
-    """One `.safetensors` file. Tensors come in the order of their data.
+    """A reader of one `.safetensors` file. Tensors are in the order of their data.
 
-    Raises `UnreadableCheckpoint` (RK402) where the header is not exactly what the format says.
+    Raises `UnreadableCheckpoint` (RK402) if the header does not conform exactly to the format.
     """
 
     format = "safetensors"
@@ -53,16 +53,16 @@ class SafetensorsReader(FileReader):
         self._header = StateDictSpec(tensors, metadata=metadata, name=source.path.name, recorded=recorded)
 
     def header(self) -> StateDictSpec:
-        """Names, dtypes and shapes in the order of the data."""
+        """Return names, dtypes and shapes in the order of the data."""
         return self._header
 
     def extent(self, fqn: str) -> Extent:
-        """Where the tensor's bytes are: always one range. A recorded name has those of its tensor."""
+        """Return the range of the tensor's bytes: always one. A recorded name has the range of its tensor."""
         start, end = self._spans[self._header.recorded.get(fqn, fqn)]
         return Extent(self._source, self.data_start + start, end - start)
 
     def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
-        """The tensor's bytes in pieces of at most `size`."""
+        """Yield the tensor's bytes in pieces of at most `size`."""
         extent = self.extent(fqn)
         return self._source.chunks(extent.offset, extent.length, size)
 
@@ -71,7 +71,7 @@ HeaderEntry = tuple[TensorSpec, tuple[int, int]]
 
 
 def read_safetensors_header(source: SourceFile) -> tuple[int, dict[str, str], dict[str, HeaderEntry]]:
-    """Where the data starts, the metadata, and `fqn -> (spec, (start, end))` in the order of the data."""
+    """Return the data's start, the metadata, and `fqn -> (spec, (start, end))` in the order of the data."""
     if source.size < 8:
         _raise_fault(f"the file is {format_bytes(source.size)}: a safetensors file starts with 8 bytes of length")
     # README: "8 bytes: N, an unsigned little-endian 64-bit integer, containing the size of the header"
@@ -89,14 +89,14 @@ def read_safetensors_header(source: SourceFile) -> tuple[int, dict[str, str], di
 
 
 def parse_header(raw: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str, HeaderEntry]]:
-    """A header's JSON, checked against the number of data bytes that follow it; raises `FileFault` (RK402)."""
+    """Parse a header and check it against the number of data bytes that follow it; raises `FileFault` (RK402)."""
     # README: "N bytes: a JSON UTF-8 string", which "MUST begin with a { character"; "Duplicate keys are disallowed."
     if raw[:1] != b"{":
         _raise_fault("the header is not a JSON object: it must start with '{'")
     fields = parse_json(raw, "the header", "RK402", digits=HEADER_DIGITS, signed=False)
     # README: "a special key __metadata__ is allowed to contain free form string-to-string map"
     metadata = _check_metadata(fields.pop("__metadata__", {}))
-    # An escape is the only way to a surrogate or a control character: the JSON itself must be UTF-8 without them.
+    # Surrogates and control characters can only come from escapes: the JSON itself must be UTF-8 without them.
     careful = b"\\" in raw or not raw.isascii()
     entries = {fqn: _parse_entry(fqn, value) for fqn, value in fields.items()}
     for fqn in entries:
@@ -153,10 +153,10 @@ def _check_size(fqn: str, spec: TensorSpec, start: int, end: int) -> None:
 
 
 def _sort_entries(entries: dict[str, HeaderEntry], data_bytes: int) -> dict[str, HeaderEntry]:
-    """The entries in the order of their data.
+    """Sort the entries by the order of their data, and check that they cover it.
 
-    README: "The byte buffer needs to be entirely indexed, and cannot contain holes." Sorted by their ends, and with
-    each beginning where the last one ended, they cover the buffer exactly once. An empty tensor keeps its place.
+    README: "The byte buffer needs to be entirely indexed, and cannot contain holes." If every entry, sorted by end,
+    begins where the one before it ended, they cover the buffer exactly once. Empty tensors keep their positions.
     """
     ordered = sorted(entries.items(), key=lambda item: item[1][1])
     position = 0
@@ -174,7 +174,7 @@ def _sort_entries(entries: dict[str, HeaderEntry], data_bytes: int) -> dict[str,
 
 
 def header_json(tensors: Iterable[tuple[str, TensorSpec]], metadata: Mapping[str, str]) -> bytes:
-    """The JSON of a header whose tensors follow each other in the given order, without length and padding.
+    """Return the JSON of a header whose tensors are contiguous in the given order, without length and padding.
 
     >>> header_json([("w", TensorSpec("F32", (2, 2)))], {})
     b'{"w":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}'
@@ -199,10 +199,10 @@ def _dump_json(value: Any) -> str:
 
 
 def pad_header(raw: bytes, start_modulo: int = 0, block: int = 4096) -> bytes:
-    """Length, JSON and as many spaces as it takes for the data to start at `start_modulo` modulo `block`.
+    """Return length, JSON, and enough spaces that the data starts at `start_modulo` modulo `block`.
 
-    The format allows trailing spaces. Data that starts at its source's offset modulo the block size can be shared
-    with the source by the filesystem instead of copied.
+    The format allows trailing spaces. If the data starts at its source's offset modulo the block size, the filesystem
+    can share it with the source instead of copying it.
 
     >>> len(pad_header(b"{}")), len(pad_header(b"{}", 8, 16))
     (4096, 24)

@@ -1,11 +1,11 @@
 """Checkpoints in several files, listed by an index: `{"metadata": {...}, "weight_map": {"<fqn>": "<file>"}}`.
 
 Source: the convention of Hugging Face (`model.safetensors.index.json`, written by transformers and by
-`split_torch_state_dict_into_shards` of huggingface_hub): `weight_map` maps each FQN to the shard beside the index
-that holds it, and `metadata.total_size` is the bytes of all tensors.
+`split_torch_state_dict_into_shards` of huggingface_hub): `weight_map` maps each FQN to its shard in the index's
+folder, and `metadata.total_size` is the size of all tensors in bytes.
 
-An index may come from anywhere, so its file names are not trusted: plain names only, opened relative to the index's
-own folder, never through a link that points out of it.
+An index may come from any source, so its file names are not trusted: they must be plain names, and are opened in the
+index's folder, never through a link that points outside it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ FOLLOW_HELP = "if you trust its source, pass --follow-links (in Python: open_che
 
 
 class ShardedReader(FileReader):
-    """A sharded checkpoint. Tensors come shard after shard, in the order of the shards' names.
+    """A reader of a sharded checkpoint. Tensors are in the order of the shards' names.
 
-    Raises `UnreadableCheckpoint` (RK407) where index and shards do not agree exactly.
+    Raises `UnreadableCheckpoint` (RK407) if the index and the shards do not match exactly.
     """
 
     def __init__(self, path: Path, shards: Mapping[str, Shard], index: Mapping[str, str], source: SourceFile) -> None:
@@ -57,21 +57,21 @@ class ShardedReader(FileReader):
         self.notes = tuple(note for shard in shards.values() for note in shard.notes)
 
     def header(self) -> StateDictSpec:
-        """Names, dtypes and shapes of all shards."""
+        """Return names, dtypes and shapes of all shards."""
         return self._header
 
     def extent(self, fqn: str) -> Extent | None:
-        """Where the tensor's bytes are in its shard."""
+        """Return the location of the tensor's bytes in its shard."""
         fqn = self._resolve_name(fqn)
         return self._home[fqn].extent(fqn)
 
     def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
-        """The tensor's bytes, from its shard."""
+        """Yield the tensor's bytes from its shard."""
         fqn = self._resolve_name(fqn)
         return self._home[fqn].chunks(fqn, size)
 
     def crc32(self, fqn: str) -> int | None:
-        """The checksum that the tensor's shard holds."""
+        """Return the tensor's checksum from its shard."""
         fqn = self._resolve_name(fqn)
         return self._home[fqn].crc32(fqn)
 
@@ -91,7 +91,7 @@ class ShardedReader(FileReader):
 
 
 def parse_index(value: Any) -> dict[str, str]:
-    """The `weight_map` of an index; raises `FileFault` (RK407)."""
+    """Return the `weight_map` of an index; raises `FileFault` (RK407)."""
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(weight_map, dict):
         raise FileFault("RK407", "an index must have an object `weight_map` that maps names to files")
@@ -112,7 +112,7 @@ def _is_plain_name(file: str) -> bool:
 
 
 def open_sharded(source: SourceFile, value: Any, options: ReadOptions) -> ShardedReader:
-    """A reader over the shards that an index names; `source` is the index itself, `value` its JSON."""
+    """Return a reader of the shards that an index names; `source` is the index file, `value` its JSON."""
     opened: dict[str, Shard] = {}
     try:
         weight_map = parse_index(value)
@@ -170,7 +170,7 @@ def _open_shard(path: Path, file: str, folder: int, options: ReadOptions) -> Sha
             raise FileFault("RK407", f"shard {show_key(file)!r} is an index or a manifest, not a file of tensors")
     except FileFault as fault:
         source.close()
-        # A fault of a shard is reported with the shard's path, a fault of the index with the index's.
+        # A fault in a shard is reported with the shard's path, a fault in the index with the path of the index.
         if fault.code == "RK407":
             raise
         raise fault.at(path) from None
@@ -181,7 +181,7 @@ def _open_shard(path: Path, file: str, folder: int, options: ReadOptions) -> Sha
 
 
 def _resolve_link(path: Path, file: str) -> Path | None:
-    """The target of a link, which must be within the folder or where a download cache keeps its files."""
+    """Return the target of a link, which must be in the folder or in the blobs folder of a download cache."""
     try:
         if not path.is_symlink():
             return None
@@ -197,11 +197,11 @@ def _resolve_link(path: Path, file: str) -> Path | None:
 
 
 def find_cache_blobs(home: Path) -> Path | None:
-    """The folder of file contents of the download cache that contains `home`, or None.
+    """Return the blobs folder of the download cache that contains `home`, or None.
 
     The layout of huggingface_hub: `snapshots/<revision>/[folders/]name -> ../../[../]blobs/<hash>`, at any depth
-    below the revision. `home` is a real path; a folder `blobs` that is a link could point anywhere, and does not
-    count.
+    below the revision. `home` is a real path; a folder `blobs` that is a link is not accepted, because it could point
+    anywhere.
     """
     for folder in home.parents:
         blobs = folder.parent / "blobs"
@@ -219,7 +219,7 @@ def _is_same_file(source: SourceFile, path: Path) -> bool:
 
 
 def _check_agreement(weight_map: Mapping[str, str], opened: Mapping[str, Shard]) -> None:
-    """Check that every name of the index is in its shard, and every tensor of a shard in the index, once."""
+    """Check that every name in the index is in its shard, and that every tensor of a shard is in the index once."""
     homes: dict[str, str] = {}
     for file, shard in opened.items():
         for fqn in shard.header():
@@ -235,7 +235,7 @@ def _check_agreement(weight_map: Mapping[str, str], opened: Mapping[str, Shard])
 
 
 def _note_wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator[Diagnostic]:
-    """A note where the index gives another size than its shards; writers differ in how they count tied weights."""
+    """Yield a note if the index gives another size than its shards; writers count tied weights differently."""
     metadata = value.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     if isinstance(total, int | float) and total != header.nbytes:
@@ -249,7 +249,7 @@ def _note_wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator
 def _find_unlisted(path: Path, weight_map: Mapping[str, str]) -> list[str]:
     files = set(weight_map.values())
     suffixes = {Path(file).suffix for file in files}
-    # A variant is part of the names of its shards: `model.fp16-00001-of-00002.safetensors`.
+    # A variant is part of the shards' names: `model.fp16-00001-of-00002.safetensors`.
     whole, variant = split_index_name(path.name)
     stem = (whole.rpartition(".")[0] or path.name) + variant
     try:

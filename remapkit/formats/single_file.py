@@ -1,4 +1,4 @@
-"""One file, opened as the format of its first bytes, whatever its suffix."""
+"""Opens one file; the format is detected from its first bytes, not from its suffix."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _UNSUPPORTED: tuple[tuple[bytes, str, str], ...] = (
 
 
 def is_true_safely(ask: Callable[[], bool]) -> bool:
-    """The answer, or False where the name is too long to ask; opening the file reports that."""
+    """Return the result of `ask`, or False if the file name is too long; opening the file reports that error."""
     try:
         return ask()
     except (OSError, ValueError):
@@ -40,12 +40,12 @@ def is_true_safely(ask: Callable[[], bool]) -> bool:
 
 
 def open_tensors(source: SourceFile, options: ReadOptions) -> SafetensorsReader | PthReader | None:
-    """A reader for a file that contains tensors itself; None for what looks like JSON: an index or a manifest."""
+    """Return a reader for a file that contains tensors; None for what looks like JSON: an index or a manifest."""
     _check_journal(source.path)
     head = source.read(0, min(source.size, 512))
     if not head:
         raise FileFault("RK401", "the file is empty", help=("fetch it again",))
-    # Before zip: a length of 0x04034b50 reads as the mark of a zip's first entry, and safetensors looks nowhere else.
+    # Checked before zip: a header length of 0x04034b50 equals a zip signature, and safetensors loaders read only it.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         return SafetensorsReader(source)
     if head[:4] == b"PK\x03\x04":
@@ -58,7 +58,7 @@ def open_tensors(source: SourceFile, options: ReadOptions) -> SafetensorsReader 
 
 
 def _check_journal(path: Path) -> None:
-    """Raise `FileFault` (RK415) for a file, or the target of a link, whose rename in place was interrupted."""
+    """Raise `FileFault` (RK415) if a rename in place of the file, or of the link's target, was interrupted."""
     if is_true_safely(journal_path(Path(os.path.realpath(path))).exists):
         title = f"a rename in place of {path.name} was interrupted: its header may be half old and half new"
         raise FileFault("RK415", title, help=(f"restore it with `remapkit recover {path}`",))

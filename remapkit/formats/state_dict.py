@@ -1,7 +1,7 @@
-"""Chooses the state dict among the mappings of a pickle: the only one there is, or the one that the user names.
+"""Chooses the state dict among the mappings in a pickle: the only one, or the one that the user names.
 
-A checkpoint may hold its state dict under a key, several state dicts, or an optimizer beside it. If there is exactly
-one mapping of tensors it is taken, and reported; nothing is guessed from names or from how many keys a dict has.
+A checkpoint may contain its state dict under a key, several state dicts, or an optimizer as well. If there is exactly
+one mapping of tensors, it is used and reported; nothing is guessed from names or from the number of keys.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _SHOWN = 12
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Path:
-    """A path as a chain to its parent, so that deep structures cost no copies."""
+    """A path as a linked list to its parent, so that deep structures need no copies."""
 
     parent: _Path | None
     key: Any
     depth: int
 
     def __str__(self) -> str:
-        """The path as text, cut at the front where it is long: memory must not grow with depth times keys."""
+        """Return the path as text, cut at the front if it is long: memory must not grow with depth times keys."""
         keys: list[str] = []
         path: _Path | None = self
         length = 0
@@ -62,13 +62,13 @@ class _Path:
 
 
 def format_key(key: Any) -> str:
-    """A key of a pickled dict as messages show it; what is neither text nor a number only by its kind."""
+    """Format a key of a pickled dict for messages; keys other than text and numbers by their type only."""
     return str(key) if isinstance(key, str | int) else f"<{describe_with_article(key)}>"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A mapping that holds tensors, and its place in the pickle."""
+    """A mapping that contains tensors, and its path in the pickle."""
 
     place: _Path
     items: Sequence[tuple[Any, Any]]
@@ -77,13 +77,13 @@ class Candidate:
 
     @property
     def path(self) -> str:
-        """Its place, `a.b`; empty for the top level."""
+        """The path, such as `a.b`; empty for the top level."""
         return str(self.place)
 
 
 @dataclass(frozen=True, slots=True)
 class StateDict:
-    """The chosen mapping: its tensors by FQN, where it was found, and what was ignored."""
+    """The chosen mapping: its tensors by FQN, its path, and what was ignored."""
 
     tensors: dict[str, PickledTensor]
     root: str
@@ -91,7 +91,7 @@ class StateDict:
 
 
 def choose_state_dict(content: PickleContent, root: str | None, strict: bool) -> StateDict:
-    """The state dict of a pickle; raises `FileFault` (RK404, RK406, RK411) where there is none, or more than one."""
+    """Return the state dict of a pickle; raises `FileFault` (RK404, RK406, RK411) if there is not exactly one."""
     walk = _Walk()
     walk.search(content.value)
     if content.hostile:
@@ -110,7 +110,7 @@ def choose_state_dict(content: PickleContent, root: str | None, strict: bool) ->
 
 
 class _Walk:
-    """One visit of every container: what is shared is visited once, however often it is reached."""
+    """A walk that visits every container once, even if several others contain it."""
 
     def __init__(self) -> None:
         self.candidates: list[Candidate] = []
@@ -122,16 +122,16 @@ class _Walk:
         self.hostile_path: dict[str, _Path] = {}
 
     def search(self, value: Any) -> None:
-        """Collect the mappings of tensors, and what is neither tensor nor plain value.
+        """Collect the mappings of tensors, and all objects that are neither tensors nor plain values.
 
-        Depth first, with a stack of its own. Every container is entered once, by identity, so the walk ends even
-        where a pickle contains itself, and takes time linear in the items of all containers.
+        Depth first, with an explicit stack. Every container is entered once, by identity, so the walk ends even if
+        a pickle contains itself, and takes time linear in the items of all containers.
         """
         self.top = value
         seen: set[int] = set()
         root = _Path(None, "", 0)
         self._visit(root, value)
-        # Iterators rather than lists of children: a list that holds one dict a million times costs nothing here.
+        # Iterators rather than lists of children: a list with the same dict a million times needs no extra memory.
         waiting = [(root, self._enter(root, value, seen))]
         while waiting:
             parent, children = waiting[-1]
@@ -182,7 +182,7 @@ class _Walk:
                 raise PickleFault(f"the pickle holds more than {_MAX_CANDIDATES} mappings of tensors")
 
     def is_in_optimizer(self, candidate: Candidate) -> bool:
-        """Whether a mapping of tensors is within the state of an optimizer."""
+        """Return whether a mapping of tensors is inside the state of an optimizer."""
         path: _Path | None = candidate.place
         while path is not None:
             if id(path) in self.optimizers:
@@ -192,7 +192,7 @@ class _Walk:
 
 
 def _is_optimizer(node: PickledDict) -> bool:
-    """Whether a mapping is what `torch.optim.Optimizer.state_dict` gives: `state`, `param_groups`, nothing else."""
+    """Return whether the keys are those of `torch.optim.Optimizer.state_dict`: only `state` and `param_groups`."""
     if len(node.items) != 2 or not all(isinstance(key, str) for key, _ in node.items):
         return False
     entries = dict(node.items)
@@ -214,7 +214,7 @@ def _is_node(value: Any) -> bool:
 
 
 def count_bytes(tensor: PickledTensor) -> int:
-    """The bytes of a tensor when packed; at most 2^62, since nothing has been checked yet."""
+    """Return the packed size of a tensor in bytes; capped at 2^62, because nothing has been checked yet."""
     return max(0, min(math.prod(tensor.shape) * (DTYPE_BITS[tensor.dtype] // 8), 1 << 62))
 
 
@@ -234,7 +234,7 @@ def _choose_candidate(walk: _Walk, root: str | None) -> Candidate:
         return _find_candidate(walk, "" if root == "." else root)
     models = [candidate for candidate in candidates if not walk.is_in_optimizer(candidate)]
     if len(models) == 1:
-        # The format of an optimizer is recognised exactly: ignoring it is not a guess.
+        # The format of an optimizer is recognized exactly: ignoring it is not a guess.
         return models[0]
     if candidates:
         help = _suggest_roots(walk)
@@ -254,7 +254,7 @@ _NO_MODEL = re.compile(
 
 
 def _suggest_roots(walk: _Walk) -> tuple[str, ...]:
-    """The roots that the user may want: not what a trainer keeps for itself beside the model."""
+    """Return roots that the user may mean: not the mappings that a trainer saves for its own use."""
     models = [
         candidate for candidate in walk.candidates if not walk.is_in_optimizer(candidate) and _can_be_model(candidate)
     ]
@@ -273,7 +273,7 @@ def _suggest_roots(walk: _Walk) -> tuple[str, ...]:
 
 
 def _can_be_model(candidate: Candidate) -> bool:
-    """Whether it has a tensor of at least one dimension under a name that is not a trainer's own."""
+    """Return whether it has a tensor of at least one dimension under a name that trainers do not use."""
     return not _NO_MODEL.search(candidate.path) and any(
         isinstance(value, PickledTensor) and value.shape and isinstance(key, str) and not _NO_MODEL.search(key)
         for key, value in candidate.items
@@ -299,7 +299,7 @@ def _suggest_state_dict(walk: _Walk) -> tuple[str, ...]:
 def _find_candidate(walk: _Walk, root: str) -> Candidate:
     fitting = [candidate for candidate in walk.candidates if candidate.path == root]
     if not fitting:
-        # One mapping under several names is one candidate, and is found by each of them.
+        # A mapping with several names is one candidate, and any of the names selects it.
         nodes = _find_nodes(walk.top, root)
         fitting = [candidate for candidate in walk.candidates if any(candidate.items is node.items for node in nodes)]
         fitting = [replace(candidate, place=_Path(_Path(None, "", 0), root, 1)) for candidate in fitting]
@@ -313,7 +313,7 @@ def _find_candidate(walk: _Walk, root: str) -> Candidate:
 
 
 def _find_nodes(top: Any, root: str) -> list[PickledDict | Opaque]:
-    """The mappings that a path leads to; keys may contain dots, so it may be read in several ways.
+    """Return the mappings that a path can refer to; keys may contain dots, so a path can be split in several ways.
 
     Each node is visited at most once for each position in the path, and at most `_MAX_CANDIDATES` times in all.
     """
@@ -339,7 +339,7 @@ def _find_nodes(top: Any, root: str) -> list[PickledDict | Opaque]:
 
 
 def format_candidates(candidates: Sequence[Candidate]) -> str:
-    """The mappings with their counts and sizes; those that differ only in a number are one line."""
+    """Format the mappings with their counts and sizes; those that differ only in a number share one line."""
     groups: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         name = mask_indices(candidate.path)
@@ -356,7 +356,7 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
 
 
 def _collect_tensors(candidate: Candidate) -> dict[str, PickledTensor]:
-    """The tensors of the chosen mapping; an object in a tensor's place is an error."""
+    """Return the tensors of the chosen mapping; an object in place of a tensor is an error."""
     tensors: dict[str, PickledTensor] = {}
     for key, value in candidate.items:
         if isinstance(value, PickledTensor):
@@ -376,14 +376,14 @@ def _collect_tensors(candidate: Candidate) -> dict[str, PickledTensor]:
 def _make_object_fault(value: Opaque | Global, where: str) -> FileFault:
     list_names = value.name if isinstance(value, Opaque) else str(value)
     if " " in list_names:
-        # A known kind of tensor that is not supported: its name says which, and often what to do.
+        # A known kind of tensor that is not supported: its description names it, and often says what to do.
         return FileFault("RK409", f"'{where}' is {describe_with_article(value)}, which is not supported")
     help = ("it was not built; save it in another file, or name it `..._extra_state`",)
     return FileFault("RK404", f"'{where}' is a {list_names} object, not a tensor", help=help)
 
 
 def _is_extra(key: Any, value: Any) -> bool:
-    """Whether a state dict may hold this beside tensors: torch's `_extra_state`, or a builtin without tensors."""
+    """Return whether a state dict may contain it: torch's `_extra_state`, or a builtin without tensors."""
     if isinstance(key, str) and get_leaf(key) == "_extra_state":
         return True
     return isinstance(value, Opaque) and value.known

@@ -1,4 +1,4 @@
-"""Tensors as views of storages: which are one range of bytes, which fit, and how the others are gathered."""
+"""Tensors as views of storages: checks their bounds, finds contiguous ones, and gathers the others."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 EXPAND_FREE = 64 << 20
-"""How many bytes views may repeat of their storages without `allow_expand`: small expanded buffers are common."""
+"""The bytes that views may add to their storages without `allow_expand`: small expanded buffers are common."""
 
 
 def is_contiguous(shape: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether the elements are contiguous and row-major; strides of dimensions of size 1 mean nothing.
+    """Return whether the elements are contiguous and row-major; strides of dimensions of size 1 are ignored.
 
     >>> is_contiguous((2, 3), (3, 1)), is_contiguous((2, 3), (1, 2)), is_contiguous((2, 1), (1, 7))
     (True, False, True)
@@ -38,7 +38,7 @@ def is_contiguous(shape: Sequence[int], stride: Sequence[int]) -> bool:
 
 
 def find_view_end(tensor: PickledTensor) -> int:
-    """One past the last element of the storage that the view touches; 0 where it has no elements."""
+    """Return the index after the last element of the storage that the view uses; 0 if it has no elements."""
     if 0 in tensor.shape:
         return 0
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
@@ -46,7 +46,7 @@ def find_view_end(tensor: PickledTensor) -> int:
 
 
 def check_view(fqn: str, tensor: PickledTensor, storage_bytes: int) -> TensorSpec:
-    """The spec of a view, which must be within its storage; raises `FileFault` (RK405) if it is not."""
+    """Return the spec of a view, which must be inside its storage; raises `FileFault` (RK405) if it is not."""
     if len(tensor.shape) != len(tensor.stride):
         raise FileFault("RK405", f"{len(tensor.shape)} dimensions, but {len(tensor.stride)} strides", key=fqn)
     for name, values in (("offset", (tensor.offset,)), ("size", tensor.shape), ("stride", tensor.stride)):
@@ -55,7 +55,7 @@ def check_view(fqn: str, tensor: PickledTensor, storage_bytes: int) -> TensorSpe
         if any(value >= 1 << 63 for value in values):
             raise FileFault("RK405", f"the {name} {show_key(str(max(values)), 40)} overflows 64 bits", key=fqn)
     itemsize = DTYPE_BITS[tensor.dtype] // 8
-    # A 0 among the sizes does not help: other readers multiply from the left.
+    # Sizes of 0 are ignored: other readers multiply from the left, and overflow before they reach the 0.
     if math.prod(size for size in tensor.shape if size) * itemsize >= 1 << 63:
         raise FileFault("RK405", f"the shape {show_key(str(list(tensor.shape)), 80)} overflows 64 bits", key=fqn)
     if find_view_end(tensor) * itemsize > storage_bytes:
@@ -68,7 +68,7 @@ def check_view(fqn: str, tensor: PickledTensor, storage_bytes: int) -> TensorSpe
 
 
 def check_expansion(fqn: str, tensor: PickledTensor, spec: TensorSpec, storage_bytes: int) -> None:
-    """Raise `FileFault` (RK410) for a view that repeats its storage into much more than it is."""
+    """Raise `FileFault` (RK410) for a view that repeats its storage into much more data."""
     if spec.nbytes > storage_bytes + EXPAND_FREE:
         zero = 0 in [step for size, step in zip(tensor.shape, tensor.stride, strict=True) if size > 1]
         why = "stride 0" if zero else "overlapping strides"
@@ -82,20 +82,20 @@ def _format_bytes(nbytes: int) -> str:
 
 
 Read = Callable[[int, int], bytes | memoryview]
-"""`length` bytes at an offset of a storage."""
+"""Returns `length` bytes at an offset of a storage; called as `read(offset, length)`."""
 _STRIPE = 64 << 20
-"""Bytes of a transposed target that are made at once: each stripe reads its whole storage."""
+"""Bytes of a transposed target that are gathered at once: each stripe reads its whole storage."""
 _NEAR = 1 << 18
-"""Elements within this many bytes are read in one go, whatever is between them."""
+"""Elements within this many bytes are read at once, including the bytes between them."""
 _DENSE = 16 << 20
-"""The same where at least a quarter of what is read is needed."""
+"""The same limit if at least a quarter of the bytes read is needed."""
 
 
 def gather(read: Read, tensor: PickledTensor, size: int) -> Iterator[memoryview]:
-    """The bytes of a strided view, contiguous and row-major, in pieces of about `size` bytes.
+    """Yield the bytes of a strided view, contiguous and row-major, in pieces of about `size` bytes.
 
-    Elements are moved as opaque words of their width, so every dtype comes through to the bit. Everything is read,
-    not mapped: a file that becomes shorter meanwhile would end the process where it is mapped.
+    Elements are moved as opaque words of their width, so every dtype is preserved bit for bit. Everything is read,
+    not mapped: if a mapped file became shorter meanwhile, that would end the process.
     """
     import numpy as np
 
@@ -104,7 +104,7 @@ def gather(read: Read, tensor: PickledTensor, size: int) -> Iterator[memoryview]
     if 0 in tensor.shape:
         return
     itemsize = DTYPE_BITS[tensor.dtype] // 8
-    # Without the dimensions of size 1: numpy before 2 has at most 32.
+    # Dimensions of size 1 are removed: numpy before 2 supports at most 32 dimensions.
     kept = [(size, step * itemsize) for size, step in zip(tensor.shape, tensor.stride, strict=True) if size > 1]
     shape, strides = tuple(size for size, _ in kept), tuple(step for _, step in kept)
     is_transposed = any(outer < inner for outer, inner in pairwise(step for step in strides if step))
@@ -119,7 +119,7 @@ def gather(read: Read, tensor: PickledTensor, size: int) -> Iterator[memoryview]
 
 
 def split_into_boxes(shape: Sequence[int], elements: int) -> Iterator[tuple[slice, ...]]:
-    """Boxes that follow one another in row-major order, each of at most `elements` elements (`elements` >= 1).
+    """Yield boxes that follow one another in row-major order, each of at most `elements` elements (`elements` >= 1).
 
     The last dimensions that fit are whole, the one before them is cut, and those before that are taken one by one.
 
@@ -142,11 +142,11 @@ def split_into_boxes(shape: Sequence[int], elements: int) -> Iterator[tuple[slic
 
 
 def read_strided(read: Read, out: np.ndarray, start: int, strides: Sequence[int]) -> None:
-    """Fill `out` with the elements that are `strides` bytes apart from `start` on, in bounded memory.
+    """Fill `out` with the elements that are `strides` bytes apart, beginning at `start`, in bounded memory.
 
-    What spans little is read in one go, with whatever is between the elements. Else the dimension of the largest span
-    is halved: each half has fewer elements, so the recursion ends, at the latest at a single element, which spans
-    nothing. It reads at most four times what it returns where elements are dense, and 256 kB for each that is alone.
+    A small span is read at once, including the bytes between the elements. Otherwise the dimension with the largest
+    span is halved: each half has fewer elements, so the recursion ends at the latest at a single element, whose span
+    is zero. Reads at most four times the result if elements are dense, and 256 kB for each isolated element.
     """
     import numpy as np
 

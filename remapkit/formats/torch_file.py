@@ -1,9 +1,9 @@
-"""Checkpoints of torch.save, read without torch: the zip format, and the legacy format before it.
+"""Reads checkpoints of torch.save without torch: the zip format, and the older legacy format.
 
 Source: torch/serialization.py. `_save` writes the zip archive: `data.pkl`, `byteorder`, `data/<key>` for each
-storage, and caffe2/serialize/inline_container.cc adds `version`. `_legacy_save` writes pickles one after the other
-(magic number, protocol version, system info, the object, the storages' keys), then each storage: a count and its
-bytes.
+storage, and caffe2/serialize/inline_container.cc adds `version`. `_legacy_save` writes consecutive pickles (magic
+number, protocol version, system info, the object, the storages' keys), then for each storage the number of elements
+and the bytes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MAX_PICKLE = 1 << 30
 
 
 METADATA = ".data/remapkit.json"
-"""Our record for metadata; torch's format has none, and its loader ignores it."""
+"""Our record for metadata; torch's format has no metadata, and its loader ignores the record."""
 
 
 _MAX_INFLATED_PICKLE = 64_000_000
@@ -54,7 +54,7 @@ _MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """A storage's bytes: a range of the file, or an entry that must be inflated first."""
+    """The location of a storage's bytes: a range of the file, or an entry that must be inflated first."""
 
     nbytes: int
     offset: int
@@ -63,11 +63,11 @@ class _Stored:
 
 
 class PthReader(FileReader):
-    """A file of torch.save. Tensors come in the order of the state dict.
+    """A reader of one file of torch.save. Tensors are in the order of the state dict.
 
     Raises `UnreadableCheckpoint`: RK403 for a broken zip, RK404 for a pickle that is broken or hostile, RK405 for
-    tensors that do not fit their storages, RK406 where not exactly one mapping of tensors is found, RK409 for kinds
-    of files that are refused by name, RK410 for tensors that repeat their storage into much more than it is.
+    tensors that do not fit their storages, RK406 if there is not exactly one mapping of tensors, RK409 for known
+    kinds of files that are not supported, RK410 for tensors that repeat their storage into much more data.
     """
 
     def __init__(self, source: SourceFile, format: str, options: ReadOptions) -> None:
@@ -108,7 +108,7 @@ class PthReader(FileReader):
         return StateDictSpec(specs, tied=tied, metadata=metadata, name=self.path.name)
 
     def _check_total(self, specs: Mapping[str, TensorSpec], tied: Sequence[Sequence[str]]) -> None:
-        """Many views of one storage, or deflated entries, must not expand a small file into a huge one either."""
+        """Check that many views of one storage, or deflated entries, do not expand a small file into a huge one."""
         repeated = {fqn for group in tied for fqn in group[1:]}
         total = sum(spec.nbytes for fqn, spec in specs.items() if fqn not in repeated)
         inflated = sum(stored.nbytes for stored in self._storages.values() if stored.deflated)
@@ -118,15 +118,15 @@ class PthReader(FileReader):
             raise FileFault("RK410", title, help=("pass --allow-expand to read it anyway",))
 
     def header(self) -> StateDictSpec:
-        """Names, dtypes, shapes and tied groups in the order of the state dict."""
+        """Return names, dtypes, shapes and tied groups in the order of the state dict."""
         return self._header
 
     def extent(self, fqn: str) -> Extent | None:
-        """Where the tensor's bytes are, or None for a strided view or a compressed storage."""
+        """Return the location of the tensor's bytes, or None for a strided view or a compressed storage."""
         tensor = self._tensors[fqn]
         stored = self._storages[tensor.storage.key]
         if not self._header[fqn].nbytes:
-            # The offset of an empty tensor means nothing, and may be anywhere.
+            # The offset of an empty tensor is meaningless, and may be outside the storage.
             return Extent(self._source, stored.offset, 0)
         if stored.deflated or not is_contiguous(tensor.shape, tensor.stride):
             return None
@@ -134,7 +134,7 @@ class PthReader(FileReader):
         return Extent(self._source, start, self._header[fqn].nbytes)
 
     def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
-        """The tensor's bytes in pieces of about `size`; strided views are gathered, compressed storages inflated."""
+        """Yield the tensor's bytes in pieces of about `size`; gathers strided views, inflates compressed storages."""
         extent = self.extent(fqn)
         if extent is not None:
             yield from self._source.chunks(extent.offset, extent.length, size)
@@ -147,7 +147,7 @@ class PthReader(FileReader):
         yield from gather(read, tensor, size)
 
     def crc32(self, fqn: str) -> int | None:
-        """The storage's checksum, where the tensor is its storage and the archive has one."""
+        """Return the storage's checksum if the tensor is the whole storage and the archive has a checksum."""
         stored = self._storages[self._tensors[fqn].storage.key]
         extent = self.extent(fqn)
         if extent is None or stored.entry is None or extent.length != stored.nbytes:
@@ -155,18 +155,18 @@ class PthReader(FileReader):
         return stored.entry.crc or None
 
     def check_sums(self) -> None:
-        """Read every storage that a tensor uses, and compare its checksum."""
+        """Read every storage that a tensor uses, and verify its checksum."""
         try:
             for key in dict.fromkeys(tensor.storage.key for tensor in self._tensors.values()):
                 entry = self._storages[key].entry
                 if entry is not None and entry.crc:
                     for _ in read_entry_chunks(self._source, entry):
-                        """Nothing is kept: `read_entry_chunks` compares at the end."""
+                        """The bytes are discarded: `read_entry_chunks` verifies the checksum at the end."""
         except FileFault as fault:
             raise fault.at(self.path) from None
 
     def _open_storage(self, key: str) -> Read:
-        """Reads of a storage: from the file as it is now, or from the temporary one that it was inflated into."""
+        """Return a function that reads a storage, from the file or from the temporary file it was inflated into."""
         stored = self._storages[key]
         if stored.entry is not None and stored.deflated:
             if key not in self._inflated:
@@ -176,7 +176,7 @@ class PthReader(FileReader):
         return lambda start, length: self._source.read(stored.offset + start, length)
 
     def _inflate(self, entry: ZipEntry) -> mmap.mmap:
-        """A compressed storage, inflated once into an unnamed temporary file: memory stays small."""
+        """Inflate a compressed storage, once, into an unnamed temporary file: memory stays small."""
         try:
             with tempfile.TemporaryFile() as file:
                 for piece in read_entry_chunks(self._source, entry):
@@ -194,7 +194,7 @@ class PthReader(FileReader):
             raise make_unreadable("RK400", title, self.path, help=help, refused=error) from error
 
     def close(self) -> None:
-        """Close the file; maps go when their last view does."""
+        """Close the file; maps are released with their last view."""
         self._inflated.clear()
         super().close()
 
@@ -242,7 +242,7 @@ def _read_zip(source: SourceFile) -> tuple[PickleContent, dict[str, _Stored], di
 
 
 def _read_metadata(source: SourceFile, entry: ZipEntry | None) -> dict[str, str]:
-    """The metadata that remapkit writes into its own files."""
+    """Read the metadata that remapkit writes into its files."""
     if entry is None:
         return {}
     try:
@@ -257,7 +257,7 @@ def _read_metadata(source: SourceFile, entry: ZipEntry | None) -> dict[str, str]
 
 
 def _find_prefix(entries: Mapping[str, ZipEntry]) -> str:
-    """What precedes `data.pkl`: the archive's folder, whose name means nothing."""
+    """Return the prefix of `data.pkl`: the archive's folder, whose name is arbitrary."""
     prefixes = [name.removesuffix("data.pkl") for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if not prefixes:
         title = "a zip archive without data.pkl: not a file of torch.save"
@@ -289,7 +289,7 @@ def _read_data_pkl(source: SourceFile, entry: ZipEntry, entries: int) -> PickleC
     if entry.size > MAX_PICKLE:
         raise PickleFault(f"data.pkl is {format_bytes(entry.size)}; at most {format_bytes(MAX_PICKLE)} are read")
     for _ in read_entry_chunks(source, entry):
-        """Nothing is kept: this verifies the checksum."""
+        """The bytes are discarded: this verifies the checksum."""
     end = entry.offset + entry.size
     with _map_file(source) as mapped:
         return _check_end(read_pickle(mapped, entry.offset, end, entries), end)
@@ -302,7 +302,7 @@ def _check_end(content: PickleContent, end: int) -> PickleContent:
 
 
 def _read_legacy(source: SourceFile) -> tuple[PickleContent, dict[str, _Stored], dict[str, str]]:
-    """Magic number, protocol version, system info, the object, the storages' keys; then the storages."""
+    """Read magic number, protocol version, system info, the object, the storages' keys; then the storages."""
     with _map_file(source) as data:
         return _read_legacy_pickles(source, data)
 
@@ -348,7 +348,7 @@ def _locate_legacy_storages(source: SourceFile, keys: PickleContent, widths: Map
         # is.
         numel = int.from_bytes(source.read(at, 8), "little")
         if not widths.get(key):
-            # Nothing that is read refers to it, but where the next one begins depends on it.
+            # No tensor refers to this storage, but the start of the next one depends on its size.
             raise FileFault("RK405", f"storage {show_key(key)!r} belongs to no tensor that can be read")
         storages[key] = _Stored(numel * widths[key], at + 8)
         at += 8 + numel * widths[key]

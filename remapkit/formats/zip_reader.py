@@ -1,9 +1,9 @@
-"""Zip archives as torch.save writes them, read strictly: one meaning or none.
+"""A strict reader of zip archives as torch.save writes them: ambiguous archives are refused.
 
-Source: PKWARE's APPNOTE.TXT, whose sections are named where they are read. Zip readers disagree about archives whose
-parts contradict each other, and that is how one file shows one content to a scanner and another to a loader. So
-contradictions are refused: duplicate names, entries that share or overlap bytes, a local header that differs from the
-directory, bytes outside the file. Names that differ only in case count as one, because torch's reader ignores case.
+Source: PKWARE's APPNOTE.TXT; comments give its sections. Zip readers disagree about archives whose parts contradict
+each other, which lets one file show one content to a scanner and another to a loader. So contradictions are refused:
+duplicate names, entries that share or overlap bytes, a local header that differs from the directory, bytes outside
+the file. Names that differ only in case count as duplicates, because torch's reader ignores case.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12 file header of the central dir
 _LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7 local file header
 _MAX_COMMENT = 65535
 MAX_ENTRIES = 1_000_000
-"""The most entries of an archive; each costs some hundred bytes of memory."""
+"""The most entries in an archive; each costs a few hundred bytes of memory."""
 _MAX_ENTRY = 2000
-"""Bytes of the directory that an entry may take on average: its name and the extra fields."""
+"""The most bytes of the directory that an entry may take on average, with its name and the extra fields."""
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 STORED, DEFLATED = 0, 8
 
@@ -38,9 +38,9 @@ def _raise_fault(title: str, key: str | None = None, *help: str) -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class ZipEntry:
-    """One file of an archive: `packed` bytes at `offset` that contain `size` bytes.
+    """One file in an archive: `packed` bytes at `offset` that decompress to `size` bytes.
 
-    `described`: checksum and sizes may follow the data again, in a data descriptor.
+    `described`: a data descriptor that repeats checksum and sizes may follow the data.
     """
 
     name: str
@@ -54,7 +54,7 @@ class ZipEntry:
 
     @property
     def is_stored(self) -> bool:
-        """Whether the bytes are there as they are, uncompressed."""
+        """Whether the bytes are uncompressed."""
         return self.method == STORED
 
 
@@ -66,7 +66,7 @@ class _Directory:
 
 
 def read_archive(source: SourceFile) -> dict[str, ZipEntry]:
-    """The entries of a zip archive by name, in its order; raises `FileFault` (RK403)."""
+    """Return the entries of a zip archive by name, in its order; raises `FileFault` (RK403)."""
     directory = _read_directory(source)
     entries: dict[str, ZipEntry] = {}
     for entry in _read_entries(source, directory):
@@ -83,8 +83,8 @@ def read_archive(source: SourceFile) -> dict[str, ZipEntry]:
 
 
 def _read_directory(source: SourceFile) -> _Directory:
-    # The end record is the last thing in the file but for a comment of at most 65,535 bytes. The last signature
-    # counts; a comment that contains one is caught by its length, which then does not reach the end of the file.
+    # Only a comment of at most 65,535 bytes may follow the end record. The last signature is used; if it is part of
+    # a comment, the comment length read from there does not reach the end of the file, which is refused.
     tail_start = max(0, source.size - _END.size - _MAX_COMMENT)
     tail = source.read(tail_start, source.size - tail_start)
     at = tail.rfind(b"PK\x05\x06")
@@ -158,7 +158,7 @@ def _read_entries(source: SourceFile, directory: _Directory) -> Iterator[ZipEntr
 
 
 def _widen_fields(extra: bytes, size: int, packed: int, header: int, disk: int) -> tuple[int, int, int, int]:
-    """The four fields, each from the zip64 extra field (4.5.3) where it is all ones in its header."""
+    """Return the four fields; those that are all ones in their header are read from the zip64 extra field (4.5.3)."""
     wide = [size == _MAX32, packed == _MAX32, header == _MAX32, disk == _MAX16]
     if not any(wide):
         return size, packed, header, disk
@@ -174,7 +174,7 @@ def _widen_fields(extra: bytes, size: int, packed: int, header: int, disk: int) 
 
 def _unpack_wide(field: bytes, narrow: tuple[int, int, int, int], wide: list[bool]) -> tuple[int, int, int, int]:
     values, at = list(narrow), 0
-    # 4.5.3: the order is fixed (original size, compressed size, header offset, disk), and what fits is left out.
+    # 4.5.3: the order is fixed (original size, compressed size, header offset, disk); fields that fit are omitted.
     for number, marked in enumerate(wide):
         if marked:
             width = 4 if number == 3 else 8
@@ -186,7 +186,7 @@ def _unpack_wide(field: bytes, narrow: tuple[int, int, int, int], wide: list[boo
 
 
 def _decode_name(raw: bytes) -> str:
-    # 4.4.4 says bit 11 for UTF-8, else code page 437; torch sets no bit and writes UTF-8.
+    # 4.4.4: bit 11 means UTF-8, otherwise code page 437; torch does not set the bit, but writes UTF-8.
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -213,7 +213,7 @@ def _locate_data(
     size: int,
     crc: int,
 ) -> int:
-    """Where the entry's bytes begin, by its local header, which must agree with the directory."""
+    """Return the offset of the entry's bytes from its local header, which must agree with the directory."""
     if header + _LOCAL.size + len(raw_name) > directory.offset:
         _raise_fault("the entry is outside the file", name)
     raw = source.read(header, _LOCAL.size + len(raw_name))
@@ -232,7 +232,7 @@ def _locate_data(
     if _MAX32 in (local_size, local_packed):
         extra = source.read(offset - extra_len, extra_len)
         local_size, local_packed, _, _ = _widen_fields(extra, local_size, local_packed, 0, 0)
-    # 4.4.4 bit 3: checksum and sizes follow the data (torch writes them so), and the local header may contain zeros.
+    # 4.4.4 bit 3: checksum and sizes follow the data (as torch writes them); the local header may contain zeros.
     unknown = {0, _MAX32} if local_flags & 8 else set()
     if (local_size != size and local_size not in unknown) or (local_packed != packed and local_packed not in unknown):
         _raise_fault(
@@ -246,10 +246,10 @@ def _locate_data(
 
 
 def _check_disjoint(source: SourceFile, entries: dict[str, ZipEntry], directory: _Directory) -> None:
-    """Every byte up to the directory belongs to exactly one entry. One sort, then one pass in the order of the file.
+    """Check that every byte before the directory belongs to exactly one entry: one sort, then one pass in file order.
 
-    One local header under two names is how a small file becomes a huge one; bytes that belong to no entry are where a
-    file hides what another reader finds.
+    A local header shared by two names lets a small file expand into a huge one; bytes outside all entries can hide
+    content that another reader finds.
     """
     end, before = 0, None
     for entry in sorted(entries.values(), key=lambda entry: entry.header):
@@ -263,30 +263,30 @@ def _check_disjoint(source: SourceFile, entries: dict[str, ZipEntry], directory:
 
 
 def _check_gap(source: SourceFile, entry: ZipEntry | None, start: int, end: int) -> None:
-    """Between an entry's data and what follows is nothing, or the entry's data descriptor."""
+    """Check that only the entry's data descriptor, if anything, follows its data."""
     if start == end:
         return
     if entry is None:
         _raise_fault(f"{format_bytes(end - start)} precede the first entry of the zip archive")
     raw = source.read(start, end - start) if entry.described and end - start <= 24 else b""
     raw = raw[4:] if len(raw) in (16, 24) and raw[:4] == b"PK\x07\x08" else raw
-    forms = {12: "<3L", 20: "<L2Q"}  # 4.3.9: crc-32 and the two sizes, which are of 8 bytes in zip64 archives
+    forms = {12: "<3L", 20: "<L2Q"}  # 4.3.9: crc-32 and the two sizes, which have 8 bytes in zip64 archives
     if len(raw) not in forms or struct.unpack(forms[len(raw)], raw) != (entry.crc, entry.packed, entry.size):
         _raise_fault(f"{format_bytes(end - start)} follow the entry's data and belong to no entry", entry.name)
 
 
 def read_entry(source: SourceFile, entry: ZipEntry, limit: int) -> bytes:
-    """The content of a small entry, whole, with its checksum verified; raises `FileFault` (RK403)."""
+    """Read the whole content of a small entry and verify its checksum; raises `FileFault` (RK403)."""
     if entry.size > limit:
         _raise_fault(f"the entry is {format_bytes(entry.size)}; at most {format_bytes(limit)} are read", entry.name)
     return b"".join(read_entry_chunks(source, entry))
 
 
 def read_entry_chunks(source: SourceFile, entry: ZipEntry, size: int = 1 << 18) -> Iterator[bytes]:
-    """The content of an entry in pieces of at most `size`, inflated where it is compressed.
+    """Yield the content of an entry in pieces of at most `size`, inflated if it is compressed.
 
-    Never gives more than the size the directory declares. Raises `FileFault` (RK403) where the content is shorter or
-    longer than that, is not a deflate stream, or has another checksum; a checksum of 0 means that none was written.
+    Never yields more than the size in the directory. Raises `FileFault` (RK403) if the content is shorter or longer,
+    is not a deflate stream, or has another checksum; a checksum of 0 means that none was written.
     """
     crc, total = 0, 0
     pieces = source.chunks(entry.offset, entry.packed, size)
@@ -313,8 +313,8 @@ def _inflate(pieces: Iterator[memoryview], entry: ZipEntry, size: int) -> Iterat
                 if out:
                     yield out
                 elif inflater.eof:
-                    break  # what is left over is refused below
-        # Input can run out while output is still waiting for room.
+                    break  # remaining input is refused below
+        # The input can be consumed while output is still buffered.
         while not inflater.eof and (out := inflater.decompress(b"", size)):
             yield out
     except zlib.error as error:

@@ -1,4 +1,4 @@
-"""Checkpoints loaded straight into modules: planned and checked first, then every tensor in one step."""
+"""Loads checkpoints directly into modules: planned and checked first, then all tensors in one step."""
 
 from __future__ import annotations
 

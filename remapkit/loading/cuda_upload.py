@@ -1,9 +1,10 @@
-"""Files to a device: one of two staging buffers is filled from the file while the other is copied to the device.
+"""Uploads files to a device: one staging buffer is filled from the file while another is copied to the device.
 
 The buffers are page-locked, so that the device copies from them while the host reads. Invariants: until a buffer is
-full, each of its bytes is written once (`used` only grows), small tensors side by side; a full buffer is written
-again only after the device has passed the mark behind its last copy. So no copy sees bytes of a later tensor. The
-cost is two buffers (64 MB) whatever the size of the checkpoint; the host waits only where it is a whole buffer ahead.
+full, each of its bytes is written once (`used` only grows), with small tensors packed next to each other; a full
+buffer is reused only after the device has passed the mark after its last copy. So no copy sees bytes of a later
+tensor. The cost is two buffers (64 MB) for a checkpoint of any size; the host waits only if it is a whole buffer
+ahead.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from remapkit.tensors.from_torch import TORCH_DTYPES
 from remapkit.tensors.spec import TensorSpec
 
 STAGE = 32 << 20
-"""Bytes of one staging buffer."""
+"""The size of one staging buffer in bytes."""
 _READERS = 4
 _SLICE = 4 << 20
 
@@ -38,11 +39,11 @@ class Queue(Protocol):
     """A device's queue of copies."""
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Copy bytes, now or later, in the order of the calls."""
+        """Copy bytes, possibly asynchronously, in the order of the calls."""
         ...
 
     def mark(self) -> Mark:
-        """The point after everything that was asked for."""
+        """Return the point after all copies queued so far."""
         ...
 
 
@@ -57,14 +58,14 @@ class CudaQueue:
         target.copy_(source, non_blocking=True)
 
     def mark(self) -> Mark:
-        """An event of the stream."""
+        """Record an event in the stream."""
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
 
 
 class _Stage:
-    """One staging buffer, how many of its bytes are in use, and the mark after which it is free again."""
+    """One staging buffer, the number of its bytes in use, and the mark after which it is free again."""
 
     def __init__(self, size: int, pinned: bool) -> None:
         self.tensor = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
@@ -74,7 +75,7 @@ class _Stage:
 
 
 class Upload:
-    """Tensors of files as tensors of a device."""
+    """Copies tensors from files to a device."""
 
     def __init__(self, device: torch.device, queue: Queue, *, size: int = STAGE, pinned: bool = True) -> None:
         self._device = device
@@ -84,7 +85,7 @@ class Upload:
         self._readers = ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1))
 
     def tensor(self, extent: Extent, spec: TensorSpec) -> torch.Tensor:
-        """The tensor that the extent holds; its bytes arrive when the device's queue gets there."""
+        """Return the extent's tensor on the device; its bytes are copied asynchronously, in queue order."""
         target = torch.empty(extent.length, dtype=torch.uint8, device=self._device)
         done = 0
         while done < extent.length:
@@ -96,9 +97,9 @@ class Upload:
         return target.view(TORCH_DTYPES[spec.dtype]).view(spec.shape)
 
     def _reserve_stage(self, wanted: int) -> tuple[_Stage, int]:
-        """A stage with room, and how many bytes of it (its last used ones) are the caller's."""
+        """Reserve up to `wanted` bytes; return the stage, and how many of its last used bytes are the caller's."""
         stage = self._stages[0]
-        if stage.used == self._size:  # full: mark the end of its copies, and wait for those of the other one
+        if stage.used == self._size:  # full: mark the end of its copies, and wait for the other stage's copies
             stage.free_after = self._queue.mark()
             self._stages.reverse()
             stage = self._stages[0]
@@ -110,7 +111,7 @@ class Upload:
         return stage, count
 
     def _read_extent(self, extent: Extent, done: int, view: memoryview) -> None:
-        """Several readers at once: one alone is slower than the bus."""
+        """Read with several threads at once: a single one is slower than the bus."""
         offset = extent.offset + done
         if len(view) <= _SLICE:
             read_into(extent.source, offset, view)
@@ -129,6 +130,6 @@ class Upload:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Also after an error: the readers write into the stages, and the device reads from them.
+        # Also after an error: the readers still write to the stages, and the device reads from them.
         self._readers.shutdown()
         self._queue.mark().synchronize()

@@ -1,9 +1,9 @@
 """Copies values into a module's existing tensors, so that an optimizer keeps the same ones.
 
-The order makes it safe. First every new value is complete: in memory, on its device, in its dtype, and in memory of
-its own where it comes from a mapped file (a read error there is a signal) or from memory that is going to be written.
-Then the module's own loading assigns the new tensors, which can be undone. Only then the old tensors are put back
-under their names and take the values, all in one call that has no reason left to fail.
+The order makes it safe. First every new value is completed: in memory, on its device, in its dtype, and copied if it
+comes from a mapped file (where a read error raises a signal) or from memory that will be written to. Then the
+module's own loading assigns the new tensors, which can be undone. Only then the old tensors are put back under their
+names and receive the values, all in one call that can no longer fail for a known reason.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from torch import nn
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-"""A tensor of the module, and the new one that holds its values."""
+"""A tensor of the module, and the new tensor with its values."""
 
 MemoryRange = tuple[str, int, int]
-"""A range of bytes: of what (a device's memory, or a mapped file), its start, its end."""
+"""A range of bytes: its space (a device's memory or a mapped file), start and end."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldName:
-    """A name under which one module holds a tensor that stays."""
+    """A name under which a module stores a tensor that is kept."""
 
     owner: nn.Module
     table: str
@@ -33,7 +33,7 @@ class HeldName:
 
 
 def find_held_names(root: nn.Module, staying: Iterable[torch.Tensor]) -> tuple[HeldName, ...]:
-    """Every name of these tensors, those outside the state dict too."""
+    """Return every name of these tensors, including names outside the state dict."""
     wanted = {id(tensor) for tensor in staying}
     return tuple(
         HeldName(module, table, name, value)
@@ -47,8 +47,8 @@ def find_held_names(root: nn.Module, staying: Iterable[torch.Tensor]) -> tuple[H
 def restore_tensors(places: Sequence[HeldName]) -> list[Pair]:
     """Put each tensor back under its name, and return it with the one that replaced it meanwhile.
 
-    A module whose own loading writes into its tensors has put nothing there, and one that took a name away, or made a
-    tensor of another shape, keeps what it made.
+    Nothing is done where the module's own loading wrote into its tensors; if it removed a name, or created a tensor
+    of another shape, its result is kept.
     """
     pairs = []
     for place in places:
@@ -65,12 +65,12 @@ def copy_values(pairs: Sequence[Pair]) -> None:
     for is_inference in (False, True):
         chosen = [pair for pair in pairs if pair[0].is_inference() == is_inference]
         if chosen:
-            with torch.inference_mode(is_inference), torch.no_grad():  # in this order: the first one sets gradients
+            with torch.inference_mode(is_inference), torch.no_grad():  # in this order: the first one sets grad mode
                 torch._foreach_copy_([held for held, _ in chosen], [new for _, new in chosen])
 
 
 def has_shared_elements(tensor: torch.Tensor) -> bool:
-    """Whether several elements are one place in memory, as `expand` makes them: they cannot take different values.
+    """Return whether several elements share one memory location, as after `expand`: they cannot differ.
 
     >>> has_shared_elements(torch.zeros(1).expand(3)), has_shared_elements(torch.zeros(3).t())
     (True, False)
@@ -79,14 +79,14 @@ def has_shared_elements(tensor: torch.Tensor) -> bool:
 
 
 def locate_tensor(tensor: torch.Tensor) -> MemoryRange:
-    """The range of memory from a tensor's first element to its last; empty where it has none."""
+    """Return the range of memory from a tensor's first element to its last; empty if it has no elements."""
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     start = tensor.data_ptr()
     return str(tensor.device), start, start + (last + 1) * tensor.element_size() * (tensor.numel() > 0)
 
 
 def merge_memory_ranges(ranges: Iterable[MemoryRange]) -> list[MemoryRange]:
-    """The same bytes as sorted ranges without overlaps.
+    """Merge ranges into sorted ranges without overlaps.
 
     >>> merge_memory_ranges([("cpu", 4, 8), ("cpu", 0, 2), ("cpu", 5, 6), ("cpu", 7, 9), ("cpu", 3, 3)])
     [('cpu', 0, 2), ('cpu', 4, 9)]
@@ -101,22 +101,23 @@ def merge_memory_ranges(ranges: Iterable[MemoryRange]) -> list[MemoryRange]:
 
 
 def has_overlap(one: MemoryRange, others: Sequence[MemoryRange]) -> bool:
-    """Whether a range has bytes in common with one of the others (merged ones). Logarithmic in them.
+    """Return whether a range overlaps one of the others, which must be merged. Takes logarithmic time.
 
     >>> others = [("cpu", 0, 2), ("cpu", 4, 9)]
     >>> has_overlap(("cpu", 2, 5), others), has_overlap(("cpu", 2, 4), others)
     (True, False)
     """
     where, start, stop = one
-    before = bisect_left(others, (where, stop, stop))  # how many begin before it ends: the last of them ends last
+    before = bisect_left(others, (where, stop, stop))  # how many begin before it ends: the last one ends last
     return before > 0 and others[before - 1][0] == where and start < others[before - 1][2]
 
 
 def find_shared_memory(named: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
-    """Pairs of different tensors that have elements in common, as a transposed or a sliced parameter has them.
+    """Return pairs of different tensors that share elements, such as a parameter and its transpose or a slice of it.
 
-    One tensor under two names, and two views of the very same elements, are tied weights, not this. Tensors whose
-    ranges of memory overlap are marked element by element, which tells the columns of one matrix from its rows.
+    One tensor under two names, and two views of exactly the same elements, are tied weights and not included. Tensors
+    whose ranges of memory overlap are compared element by element, so that the columns of one matrix are not
+    reported.
 
     >>> whole = torch.zeros(4, 4)
     >>> find_shared_memory({"a": whole, "b": whole.t()}), find_shared_memory({"a": whole[:, :2], "b": whole[:, 2:]})
@@ -149,7 +150,7 @@ def _is_same_view(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _has_common_element(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two views of one storage have an element in common; for different dtypes it is assumed."""
+    """Return whether two views of one storage share an element; assumed to be true for different dtypes."""
     if one.dtype != other.dtype:
         return True
     base = min(one.storage_offset(), other.storage_offset())

@@ -1,4 +1,4 @@
-"""`load_into`: plan, check, then load every tensor into its place, in one step that is undone if it fails."""
+"""`load_into`: plans, checks, then loads all tensors in one step that is undone if it fails."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from remapkit.tensors.spec import StateDictSpec
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What `load_into` did; `print` it for one paragraph.
+    """The result of `load_into`; `print` it for one paragraph.
 
-    `tensors` and `nbytes` count what the checkpoint brought, in its own dtypes, tied names once. `shared` of them are
-    the source's own bytes (the mapped file, or the given state dict), the others were copied. `casts` counts tensors
-    by (old, new) dtype. `dropped` are source keys that the rules drop, `unexpected` and `missing` what `strict=False`
-    let through, `tied` the groups of names that are one tensor, `rebuilt` the values that no checkpoint has and the
-    module's constructor gave.
+    `tensors` and `nbytes` count the tensors loaded from the checkpoint, in its dtypes, tied names once. `shared` of
+    them use the source's memory (the mapped file, or the given state dict), the others were copied. `casts` counts
+    tensors by (old, new) dtype. `dropped` are source keys that the rules drop, `unexpected` and `missing` the keys
+    that `strict=False` ignored, `tied` the groups of names that are one tensor, `rebuilt` the values that no
+    checkpoint contains and the module's constructor computed.
     """
 
     checkpoint: str
@@ -66,17 +66,17 @@ class Loaded:
 
     @property
     def copied(self) -> int:
-        """How many tensors were copied."""
+        """The number of tensors that were copied."""
         return self.tensors - self.shared
 
     @property
     def cast(self) -> int:
-        """How many tensors were cast."""
+        """The number of tensors that were cast."""
         return sum(self.casts.values())
 
     @property
     def rounded(self) -> int:
-        """How many tensors were cast to a dtype that cannot hold every value of the old one."""
+        """The number of tensors that were cast to a dtype that cannot represent every value of the old one."""
         return sum(number for (old, new), number in self.casts.items() if not is_exact_cast(old, new))
 
     def __str__(self) -> str:
@@ -122,28 +122,28 @@ def load_into(
     """Load a checkpoint into a module, on the meta device or not. Every problem is raised before anything changes.
 
     `ckpt` is a path, an open `Reader`, or a state dict in memory. `rules` is a `RuleSet`, a pack's name, a path, or
-    None where the names are the model's own. `root` names the wrapper to take where a pickle holds several.
+    None if the checkpoint uses the model's names. `root` names the wrapper to use if a pickle holds several.
 
-    A tensor that has memory stays and is copied into: optimizers, `DistributedDataParallel` and averages of the
-    weights keep the same object, memory, dtype, device and hooks. What is on meta is replaced by a new tensor;
-    `assign=True` replaces everything by new parameters, so make the optimizer afterwards. `requires_grad` stays
-    unless `requires_grad=` is given, and names that were one tensor are one tensor again.
+    A tensor that has memory is kept, and values are copied into it: optimizers, `DistributedDataParallel` and
+    averages of the weights keep the same object, memory, dtype, device and hooks. Tensors on meta are replaced by new
+    ones; `assign=True` replaces everything by new parameters, so create the optimizer afterwards. `requires_grad` is
+    unchanged unless `requires_grad=` is given, and names that were one tensor are one tensor again.
 
-    New tensors on the CPU are not copied: they are the file itself, mapped copy-on-write. Training never writes to
-    it, but do not overwrite it in place while the model lives (renaming, replacing and deleting it is fine), or pass
-    `copy=True`. A state dict in memory is shared. What is copied into existing tensors is read into memory first, all
-    of it. On CUDA, bytes go through two page-locked buffers.
+    New tensors on the CPU are not copied: they map the file copy-on-write. Training never writes to the file, but do
+    not overwrite it in place while the model is in use (renaming, replacing and deleting it is fine), or pass
+    `copy=True`. A state dict in memory is shared. All values for existing tensors are read into memory before they
+    are copied. On CUDA, bytes go through two page-locked buffers.
 
-    `device` is where the whole module will be; by default each tensor goes where the old one was, from meta to the
+    `device` is the device for the whole module; by default each tensor goes to the old one's device, from meta to the
     CPU. `dtype` casts the checkpoint's floating-point tensors (`"model"`: each to the model's dtype); by default new
-    tensors keep the checkpoint's dtype. A tensor that stays keeps its own device and dtype, and is an error where
-    `device=` or `dtype=` ask for others. Floats, integers and bools are never cast into one another.
+    tensors keep the checkpoint's dtype. A kept tensor keeps its device and dtype, and it is an error if `device=` or
+    `dtype=` request others. Floats, integers and bools are never cast into one another.
 
-    Nothing stays on meta. Values that only the constructor knows (non-persistent buffers, plain tensors) come from
-    `buffers={fqn: tensor}` or from building the module again: by `factory()`, or from the config that models of
-    transformers and diffusers carry. `strict=False` ignores unexpected keys, and missing ones that are not on meta.
-    `extra_state="keep"` leaves extra state unchanged, which checkpoints cannot bring. `train` sets the training mode.
-    `run` replaces the way in which operations on tensors of files are computed.
+    Nothing stays on meta. Values that only the constructor can compute (non-persistent buffers, plain tensors) come
+    from `buffers={fqn: tensor}` or from building the module again: by `factory()`, or from the config that models of
+    transformers and diffusers have. `strict=False` ignores unexpected keys, and missing ones that are not on meta.
+    `extra_state="keep"` leaves extra state unchanged, which checkpoints cannot contain. `train` sets the training
+    mode. `run` replaces the function that computes operations on tensors of files.
 
     Returns `Loaded`, whose notes are logged too. Raises `TypeError` for arguments of wrong types, `FailedCheck` with
     every problem, `UnreadableCheckpoint`, `InvalidRules` or `UsageError`; the model is then unchanged.
@@ -179,7 +179,7 @@ def load_into(
 
 
 def _summarize(plan: ResolvedPlan, load_plan: LoadPlan, report: TransferReport) -> Loaded:
-    """What was done, but for what was rebuilt and how long it took."""
+    """Return the result, without the rebuilt values and the duration."""
     return Loaded(
         checkpoint=plan.source.name,
         model=load_plan.target.header.name,
@@ -198,7 +198,7 @@ def _summarize(plan: ResolvedPlan, load_plan: LoadPlan, report: TransferReport) 
 
 
 def _check_flags(model: nn.Module, requires_grad: bool | None) -> None:
-    """Refuse to change `requires_grad` under `DistributedDataParallel`, which waits for the gradients it counted."""
+    """Raise if `requires_grad` would change under `DistributedDataParallel`, which waits for its known gradients."""
     if requires_grad is None or not any(
         isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()
     ):
@@ -238,8 +238,13 @@ def _check_dtype(dtype: DtypeArgument) -> DtypeArgument:
     )
 
 
+<<<<<<< HEAD
 def _check_types(model: object, ckpt: object, rules: object, factory: object, extra_state: object) -> None:
     """Refuse swapped and wrong arguments before anything is opened."""
+=======
+def _check_types(model: object, ckpt: object, rules: object) -> None:
+    """Raise `TypeError` for swapped or wrong arguments before anything is opened."""
+>>>>>>> eng3
     call = "load_into(model, ckpt, rules)"
     if not isinstance(model, nn.Module):
         got = f"the class {model.__name__}: build it first" if isinstance(model, type) else type(model).__name__

@@ -1,8 +1,7 @@
-"""A module as something to load into: its slots, what it cannot be loaded with, and the one step that fills it.
+"""A module as a target: its slots, the tensors that cannot be loaded, and the one step that fills it.
 
-The module's own `load_state_dict(assign=True)` does the assigning, so that its hooks and overrides run as they do
-for everybody. What torch leaves to the caller is added: ties hold, nothing stays on meta, and a step that fails is
-undone.
+The module's own `load_state_dict(assign=True)` assigns the tensors, so that its hooks and overrides run as usual.
+What torch does not do is added: ties are kept, nothing stays on meta, and a step that fails is undone.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _EXTRA = "_extra_state"
 
 @dataclass(frozen=True, slots=True)
 class ModuleSlot:
-    """One target: its key in the module's own state dict, and the tensor that is there now."""
+    """One target: its key in the module's own state dict, and its current tensor."""
 
     key: str
     value: torch.Tensor
@@ -38,7 +37,7 @@ class ModuleSlot:
 
 @dataclass(frozen=True, slots=True)
 class NonPersistent:
-    """A value that is on meta and that no checkpoint has: `kind` is parameter, buffer or attribute."""
+    """A value on meta that no checkpoint contains: `kind` is parameter, buffer or attribute."""
 
     fqn: str
     owner: str
@@ -47,7 +46,7 @@ class NonPersistent:
 
     @property
     def description(self) -> str:
-        """For messages."""
+        """The description for messages."""
         kinds = {"parameter": "a parameter outside the state dict", "buffer": "a non-persistent buffer"}
         return f"{self.fqn}  ({kinds.get(self.kind, 'a plain attribute')})"
 
@@ -61,22 +60,22 @@ class LoadTarget:
     slots: Mapping[str, ModuleSlot]
     extra: tuple[str, ...]
     is_being_built: bool
-    """Whether some parameter is on meta still."""
+    """Whether some parameter is still on meta."""
 
     @property
     def covered_ids(self) -> frozenset[int]:
-        """The identities of the tensors that the slots hold."""
+        """The ids of the tensors in the slots."""
         return frozenset(id(slot.value) for slot in self.slots.values())
 
     def find_meta_tensors(self) -> tuple[NonPersistent, ...]:
-        """The values on meta that are not in the state dict."""
+        """Return the values on meta that are not in the state dict."""
         return tuple(_find_meta_tensors(self.module, self.covered_ids))
 
 
 def unwrap_module(model: nn.Module, assign: bool = False) -> nn.Module:
-    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`; loading it is loading them.
+    """Return the module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`; loading it loads them.
 
-    The last one holds on to the tensors that it was built with: it is left where these are to be replaced.
+    `DistributedDataParallel` keeps references to the original tensors, so with `assign` it is not unwrapped.
 
     >>> layer = nn.Linear(2, 2)
     >>> unwrap_module(nn.DataParallel(layer)) is layer
@@ -102,9 +101,9 @@ def _is_distributed(module: nn.Module) -> bool:
 
 
 def make_target(model: nn.Module, assign: bool = False) -> LoadTarget:
-    """The module as a target; raises `FailedCheck` (RK324) for one whose tensors are not plain ones.
+    """Return the module as a target; raises `FailedCheck` (RK324) if its tensors are not plain ones.
 
-    With `assign`, also for one that something holds on to: every tensor of it will be replaced.
+    With `assign`, which replaces all tensors, raises also if something else keeps references to them.
     """
     module = unwrap_module(model, assign)
     if problems := list(_find_unsupported(module, assign)):
@@ -127,7 +126,7 @@ def make_target(model: nn.Module, assign: bool = False) -> LoadTarget:
 
 
 def _remove_compiled_prefix(key: str, compiled: set[str]) -> str:
-    """The key without what `torch.compile` puts into it for a submodule."""
+    """Return the key without the prefixes that `torch.compile` adds for submodules."""
     for prefix in sorted(compiled, key=len, reverse=True):
         if key.startswith(prefix):
             key = prefix.removesuffix(f"{_COMPILED}.") + key.removeprefix(prefix)
@@ -208,7 +207,7 @@ def _find_meta_tensors(module: nn.Module, covered: frozenset[int]) -> Iterator[N
 
 
 def _list_values(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Everything of one module that can hold tensors: parameters, buffers, and what it keeps as plain attributes."""
+    """Yield everything in one module that can contain tensors: parameters, buffers, and plain attributes."""
     computed = {hook.name for hook in _find_reparametrizations(module)}
     yield from module._parameters.items()
     yield from module._buffers.items()
@@ -218,7 +217,7 @@ def _list_values(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def find_tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors of an attribute: itself, or what a list, tuple or dict holds."""
+    """Yield the tensors of an attribute: itself, or those in a list, tuple or dict."""
     if isinstance(value, torch.Tensor):
         yield value
     elif type(value) in (list, tuple):
@@ -232,7 +231,7 @@ def _has_meta_tensors(value: Any, covered: frozenset[int]) -> bool:
 
 
 def _find_reparametrizations(module: nn.Module) -> list[Any]:
-    """The old weight_norm and spectral_norm: hooks that compute a plain attribute before every forward."""
+    """Return the hooks of the old weight_norm and spectral_norm: they compute an attribute before every forward."""
     kinds = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
     return [hook for hook in module._forward_pre_hooks.values() if type(hook).__module__ in kinds]
 
@@ -242,7 +241,7 @@ def _find_reparametrizations(module: nn.Module) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class SuppliedValue:
-    """A value for what no checkpoint brings: a buffer or an attribute of a submodule."""
+    """A value that no checkpoint contains: a buffer or an attribute of a submodule."""
 
     owner: str
     name: str
@@ -255,12 +254,12 @@ def assign(
     fills: Sequence[SuppliedValue],
     staying: Collection[str] = (),
 ) -> None:
-    """Put every tensor into its slot. Whatever fails, the module is then as it was before.
+    """Put every tensor into its slot. If anything fails, the module is unchanged.
 
-    The names of `staying` keep the tensors that they have, which take the values. That comes last and cannot fail by
-    what is known beforehand: until then every tensor is assigned, so that the module's own loading has had its say.
+    The names in `staying` keep their tensors, into which the values are copied. That happens last, and has no known
+    reason to fail: before it, every tensor is assigned, so that the module's own loading runs as usual.
 
-    Raises `FailedCheck` (RK327) with the error of the module's own loading, or what it left on meta.
+    Raises `FailedCheck` (RK327) with the error of the module's own loading, or with the values it left on meta.
     """
     with _undo_on_error(target.module), _disable_swapping():
         places = find_held_names(target.module, [target.slots[fqn].value for fqn in staying])
@@ -288,7 +287,7 @@ def _load_state(target: LoadTarget, tensors: Mapping[str, torch.Tensor]) -> None
     state: OrderedDict[str, torch.Tensor] = OrderedDict(
         (target.slots[fqn].key, tensor) for fqn, tensor in tensors.items()
     )
-    # The keys are those of the module as it is now: its version, so that nothing is migrated from an older one.
+    # The keys are those of the current module, so its current version is set: nothing is migrated from an older one.
     state._metadata = getattr(target.module.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
     left_out = {slot.key for fqn, slot in target.slots.items() if fqn not in tensors} | set(target.extra)
     result = target.module.load_state_dict(state, strict=False, assign=True)
@@ -298,7 +297,7 @@ def _load_state(target: LoadTarget, tensors: Mapping[str, torch.Tensor]) -> None
 
 
 def _retie_tensors(root: nn.Module, now: Mapping[int, torch.Tensor]) -> None:
-    """Names outside the state dict, and plain attributes, that were the same tensor go on being the same tensor."""
+    """Restore ties: names outside the state dict, and plain attributes, that were the same tensor stay the same."""
     for module in root.modules():
         for held in (module._parameters, module._buffers):
             for name, value in held.items():
@@ -321,7 +320,7 @@ def _replace_value(module: nn.Module, name: str, value: Any, now: Mapping[int, t
 
 
 def _recompute_weights(module: nn.Module) -> None:
-    """What the old weight_norm and spectral_norm compute from their parameters before a forward, computed now."""
+    """Compute now what the old weight_norm and spectral_norm compute from their parameters before each forward."""
     with torch.no_grad():
         for submodule in module.modules():
             for hook in _find_reparametrizations(submodule):
@@ -349,7 +348,7 @@ def _undo_on_error(module: nn.Module) -> Iterator[None]:
 
 
 def _copy_tables(module: nn.Module) -> dict[str, Any]:
-    """What is changed in place: the tables of parameters and buffers, and lists and dicts of tensors."""
+    """Copy what is changed in place: the dicts of parameters and buffers, and lists and dicts of tensors."""
     return {
         name: value.copy()
         for name, value in vars(module).items()
@@ -360,7 +359,7 @@ def _copy_tables(module: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def _disable_swapping() -> Iterator[None]:
-    """Without swapping: a tensor under two names would be swapped twice, back to what it was."""
+    """Disable swapping while the block runs: a tensor with two names would be swapped twice, which restores it."""
     swap = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(False)
     try:

@@ -1,8 +1,8 @@
-"""Values that no checkpoint has: non-persistent buffers and plain tensors that a module's constructor computes.
+"""Values that no checkpoint contains: non-persistent buffers and plain tensors that a constructor computes.
 
-A module built on meta has lost them, and only its constructor knows them. So it is built again on the CPU, with every
-parameter sent to meta as it is registered, and the values are taken from this twin, if its names and shapes are those
-of the module.
+A module built on meta lacks them, and only its constructor can compute them. So it is built again on the CPU, with
+every parameter moved to meta when it is registered, and the values are taken from this twin if its names and shapes
+are those of the module.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Factory = Callable[[], nn.Module]
 def rebuild_lost_values(
     target: LoadTarget, lost: Sequence[NonPersistent], factory: Factory | None, buffers: Mapping[str, torch.Tensor]
 ) -> tuple[list[SuppliedValue], list[Diagnostic]]:
-    """A value in host memory for everything that was lost, or a problem."""
+    """Return a value in host memory for everything in `lost`, or a problem."""
     needed = {value.fqn for value in lost}
     if unknown := [fqn for fqn in buffers if fqn not in needed]:
         title = f"buffers= names {_count_values(unknown)} that {target.header.name} does not have on meta"
@@ -89,7 +89,7 @@ def _read_value(module: nn.Module, name: str) -> Any:
 
 
 class _Twins:
-    """Modules built again, each at most once, and what failed."""
+    """Modules that were built again, each at most once, and the failures."""
 
     def __init__(self, target: LoadTarget, factory: Factory | None) -> None:
         self._module = target.module
@@ -99,7 +99,7 @@ class _Twins:
         self.said: list[str] = []
 
     def value(self, lost: NonPersistent) -> Any | None:
-        """The value of `lost` in the twin of a module around it; None where no twin fits."""
+        """Return the value of `lost` in the twin of a module that contains it; None if no twin fits."""
         for fqn in _list_ancestors(lost.owner):
             twin = self._find_twin(fqn)
             if twin is not None:
@@ -132,14 +132,14 @@ class _Twins:
 
 
 def _list_ancestors(owner: str) -> Iterator[str]:
-    """The modules around an owner, outermost first, and the owner itself."""
+    """Yield the modules that contain an owner, outermost first, then the owner itself."""
     parts = owner.split(".") if owner else []
     for depth in range(len(parts) + 1):
         yield ".".join(parts[:depth])
 
 
 def _find_factory(module: nn.Module) -> Factory | None:
-    """How transformers and diffusers build a model from the config that it carries: as their own loading does."""
+    """Return a factory that builds a model of transformers or diffusers from its config, as their loaders do."""
     kind, config = type(module), getattr(module, "config", None)
     config_class = getattr(kind, "config_class", None)
     if isinstance(config_class, type) and isinstance(config, config_class):
@@ -151,9 +151,9 @@ def _find_factory(module: nn.Module) -> Factory | None:
 
 
 def build_without_parameters(factory: Factory) -> nn.Module:
-    """What the factory builds on the CPU, with every parameter on meta: at most one of them takes memory at a time.
+    """Build a module on the CPU with all parameters on meta: at most one of them takes memory at a time.
 
-    The state of the random number generator is as before.
+    The state of the random number generator is restored.
 
     >>> twin = build_without_parameters(lambda: nn.BatchNorm1d(3))
     >>> twin.weight.is_meta, twin.running_var
@@ -168,7 +168,7 @@ def _keep_parameters_on_meta() -> Iterator[None]:
     this_thread = threading.get_ident()
 
     def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        # The hook is global: modules that other threads build meanwhile must not be changed.
+        # The hook is global: modules that other threads build at the same time must not be changed.
         if threading.get_ident() != this_thread or type(parameter) is not nn.Parameter or parameter.is_meta:
             return None
         return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
@@ -198,7 +198,7 @@ def _describe_difference(module: nn.Module, twin: Any) -> str:
 def _find_fitting_value(
     module: nn.Module, twin: nn.Module, lost: NonPersistent, covered: frozenset[int]
 ) -> Any | None:
-    """The twin's value, in the dtype that the module was built with; None where it does not fit or is not a value."""
+    """Return the twin's value, in the module's dtype; None if it does not fit or is not a value."""
     ours, theirs = _read_value(module, lost.name), _read_value(twin, lost.name)
     if lost.kind == "parameter" or type(ours) is not type(theirs):
         return None
@@ -213,7 +213,7 @@ def _find_fitting_value(
 
 
 def _take_value(ours: Any, theirs: Any, covered: frozenset[int]) -> Any:
-    """The twin's tensor where ours has no data and no checkpoint brings it; `ValueError` where it differs."""
+    """Return the twin's tensor if ours is on meta and in no checkpoint; raises `ValueError` if they do not match."""
     if not isinstance(ours, torch.Tensor) or not ours.is_meta or id(ours) in covered:
         return ours
     if not isinstance(theirs, torch.Tensor) or theirs.is_meta or theirs.shape != ours.shape:

@@ -1,4 +1,4 @@
-"""How a plan is loaded into a module: which tensor goes where, what is copied, and every problem."""
+"""Plans the loading of a checkpoint into a module: the target of each tensor, the copies, and all problems."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DtypeArgument = torch.dtype | Literal["model"] | None
 
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """What the caller asked for."""
+    """The caller's options."""
 
     device: torch.device | None
     dtype: DtypeArgument
@@ -42,7 +42,7 @@ class LoadRequest:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One tensor of the checkpoint and every slot that it fills: more than one where the model ties them."""
+    """One tensor of the checkpoint and the slots that it fills: more than one if the model ties them."""
 
     move: Move
     targets: tuple[str, ...]
@@ -50,7 +50,7 @@ class Assignment:
     dtype: torch.dtype
     own: bool
     into: bool
-    """Whether the values are copied into the module's own tensor; else a new one replaces it."""
+    """Whether the values are copied into the module's own tensor; otherwise a new one replaces it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class LoadPlan:
 
     @property
     def notes(self) -> tuple[Diagnostic, ...]:
-        """Those of the check, but for dtypes that loading casts to the model's."""
+        """The notes of the check, except those on dtypes that loading casts to the model's."""
         cast = {
             fqn
             for assignment in self.assignments
@@ -77,7 +77,7 @@ class LoadPlan:
 def plan_load(
     target: LoadTarget, plan: ResolvedPlan, values: TensorValues, request: LoadRequest, strict: bool, extra_state: str
 ) -> LoadPlan:
-    """The assignments, and every problem. Reads no data but that of tied names."""
+    """Plan the assignments and collect all problems. Reads no data except that of tied names."""
     check = make_check(plan, target.header)
     problems = list(check.problems)
     if not strict:
@@ -152,7 +152,7 @@ def _diagnose_dtypes(moves: Mapping[str, Move], target: LoadTarget, request: Loa
 
 
 def _list_tied_groups(moves: Mapping[str, Move], target: LoadTarget) -> Iterator[tuple[str, ...]]:
-    """The names of the model that are one tensor, wherever the checkpoint brings one of them."""
+    """Yield the groups of the model's names that are one tensor, if the checkpoint contains one of them."""
     tied = {fqn: group for group in target.header.tied for fqn in group}
     for fqn in moves:
         group = tied.get(fqn, (fqn,))
@@ -161,7 +161,7 @@ def _list_tied_groups(moves: Mapping[str, Move], target: LoadTarget) -> Iterator
 
 
 def _diagnose_torn_ties(moves: Mapping[str, Move], target: LoadTarget, values: TensorValues) -> Iterator[Diagnostic]:
-    """Names that the model holds as one tensor, and that the checkpoint brings with different values."""
+    """Report names that are one tensor in the model, but have different values in the checkpoint."""
     for group in _list_tied_groups(moves, target):
         first, *others = (moves[fqn] for fqn in group if fqn in moves)
         for other in others:
@@ -184,10 +184,11 @@ def _describe_torn_tie(first: Move, other: Move, model: str) -> Diagnostic:
 
 
 def is_filled_in_place(held: torch.Tensor, target: LoadTarget, request: LoadRequest) -> bool:
-    """Whether the values are copied into this tensor of the module; else a new one replaces it.
+    """Return whether the values are copied into this tensor of the module; otherwise a new one replaces it.
 
-    Parameters that have memory do: optimizers and others hold on to them. Buffers too, but in a module that is being
-    built (some parameter is on meta still) a buffer follows `device=` and `dtype=`, as `Module.to` would have it.
+    Parameters with memory are filled in place: optimizers and others keep references to them. Buffers are too, but in
+    a module that is being built (some parameter is still on meta) a buffer follows `device=` and `dtype=` like
+    `Module.to`.
     """
     if request.assign or held.is_meta:
         return False
@@ -199,7 +200,7 @@ def is_filled_in_place(held: torch.Tensor, target: LoadTarget, request: LoadRequ
 
 
 def _diagnose_copies(moves: Mapping[str, Move], target: LoadTarget, request: LoadRequest) -> Iterator[Diagnostic]:
-    """Problems of tensors that stay and cannot take the given values."""
+    """Report tensors that are kept but cannot take the given values."""
     staying = {fqn: held for fqn in moves if is_filled_in_place(held := target.slots[fqn].value, target, request)}
     brought = {fqn: moves[fqn].spec.dtype for fqn in staying if moves[fqn].spec.dtype in TORCH_DTYPES}
     asked = request.dtype
@@ -243,7 +244,7 @@ def _diagnose_copies(moves: Mapping[str, Move], target: LoadTarget, request: Loa
 
 
 def _find_misplaced(target: LoadTarget, request: LoadRequest) -> dict[str, str]:
-    """Tensors that stay where they are, although another device was asked for."""
+    """Return the tensors that are not moved, although another device was requested."""
     if request.device is None or request.assign:
         return {}
     parts: list[dict[str, torch.Tensor]] = [{**dict(target.module.named_parameters())}]
@@ -264,7 +265,7 @@ def _make_assignments(
     firsts = [next(moves[fqn] for fqn in group if fqn in moves) for group in groups]
     apart = find_overlapping_targets(firsts, values)
     helds = [target.slots[move.target].value for move in firsts]
-    # Values must not share memory that the copies write to: a state dict may hold the module's own tensors.
+    # Values must not share memory that the copies write to: a state dict may contain the module's own tensors.
     written = merge_memory_ranges(locate_tensor(held) for held in helds if is_filled_in_place(held, target, request))
     for move, group, held in zip(firsts, groups, helds, strict=True):
         into = is_filled_in_place(held, target, request)

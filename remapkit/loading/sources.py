@@ -1,8 +1,7 @@
-"""Where the tensors of a plan come from: mapped files, or a state dict in memory. Shared where that is safe.
+"""The sources of a plan's tensors: mapped files, or a state dict in memory. Memory is shared if that is safe.
 
-Files are mapped privately, copy on write: a write to a loaded tensor (a step of an optimizer, say) goes to memory of
-the process's own, never to the file. Pages that nobody writes to or reads take no memory that the system could not
-have back.
+Files are mapped privately, copy-on-write: a write to a loaded tensor (by an optimizer step, for example) goes to
+private memory of the process, never to the file. The system can reclaim pages that are not written to.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from remapkit.plans.moves import Move
 from remapkit.tensors.from_torch import TORCH_DTYPES, get_dtype_name
 from remapkit.tensors.spec import TensorSpec
 
-# Python names the flag from 3.13 on. Without it a private map of a file larger than memory is refused by systems that
-# count every page of it as if it were going to be written.
+# Python defines the flag since 3.13. Without it, systems that count every page of a private map as written refuse to
+# map a file larger than memory.
 _GENERIC = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64")
 _NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if _GENERIC else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A tensor in host memory; `shared` where it is the source's own bytes, `release` gives its pages back."""
+    """A tensor in host memory; `shared` if it uses the source's memory, `release` frees its pages."""
 
     tensor: torch.Tensor
     shared: bool
@@ -49,22 +48,22 @@ class TensorValues(Protocol):
     """The tensors that moves produce, from files or from memory."""
 
     is_mapped: bool
-    """Whether what is shared is a mapped file, where a failing disk raises a signal instead of an exception."""
+    """Whether shared memory is a mapped file, where a failing disk raises a signal instead of an exception."""
 
     def place(self, move: Move) -> MemoryRange | None:
-        """Where the bytes are that `tensor` would share, or None where it would copy."""
+        """Return the range of bytes that `tensor` would share, or None if it would copy."""
         ...
 
     def extent(self, move: Move) -> Extent | None:
-        """The range of a file that a device can be filled from, or None."""
+        """Return the range of a file that can be uploaded to a device, or None."""
         ...
 
     def tensor(self, move: Move, *, own: bool = False) -> Value:
-        """The tensor in host memory; with `own` never shared."""
+        """Return the tensor in host memory; with `own` never shared."""
         ...
 
     def check_unchanged(self) -> None:
-        """Raise `UnreadableCheckpoint` (RK412) where a file was written to meanwhile."""
+        """Raise `UnreadableCheckpoint` (RK412) if a file was written to meanwhile."""
         ...
 
 
@@ -79,15 +78,15 @@ class FileValues:
         self._maps: dict[SourceFile, mmap.mmap | None] = {}
 
     def place(self, move: Move) -> MemoryRange | None:
-        """The tensor's extent, where it can be mapped as it is."""
+        """Return the range of the tensor's extent if it can be mapped, else None."""
         extent = self.extent(move)
-        # A tensor that does not start at a multiple of its width cannot be used in the map.
+        # A tensor that does not start at a multiple of its element's width cannot be used from the map.
         if extent is None or not extent.length or extent.offset % TORCH_DTYPES[move.spec.dtype].itemsize:
             return None
         return f"file {id(extent.source)}", extent.offset, extent.offset + extent.length
 
     def extent(self, move: Move) -> Extent | None:
-        """The range of a file that holds the target: its source's, or a part of that."""
+        """Return the range of a file that contains the target: its source's, or a part of that."""
         if not move.ops:
             return self._reader.extent(move.sources[0])
         header = self._reader.header()
@@ -98,7 +97,7 @@ class FileValues:
         return Extent(extent.source, extent.offset + part.offset, part.length)
 
     def tensor(self, move: Move, *, own: bool = False) -> Value:
-        """A view of the mapped file where that is possible, else a copy."""
+        """Return a view of the mapped file if possible, else a copy."""
         place, extent = self.place(move), self.extent(move)
         mapped = self._map_file(extent.source) if place and extent and not own else None
         if mapped is None or extent is None:
@@ -108,7 +107,7 @@ class FileValues:
         return Value(flat.view(move.spec.shape), shared=True, release=lambda: _forget_pages(mapped, extent))
 
     def check_unchanged(self) -> None:
-        """As the reader does."""
+        """Check the reader's files."""
         self._reader.check_unchanged()
 
     def _map_file(self, source: SourceFile) -> mmap.mmap | None:
@@ -127,13 +126,13 @@ class FileValues:
 
 
 def view_bytes(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous uint8 tensor in host memory, for reading into."""
-    data: Any = tensor.numpy()  # a buffer, which types say only since Python 3.12
+    """Return the memory of a contiguous uint8 tensor on the host as a writable buffer."""
+    data: Any = tensor.numpy()  # a buffer; typed as one only since Python 3.12
     return memoryview(data)
 
 
 def _map_private(source: SourceFile) -> mmap.mmap | None:
-    """The whole file, mapped copy-on-write; None where its filesystem cannot map, so that it is read instead."""
+    """Map the whole file copy-on-write; None if its filesystem cannot map, so that it is read instead."""
     try:
         flags = mmap.MAP_PRIVATE | _NORESERVE
         with source.hold_open() as fd:
@@ -147,7 +146,7 @@ def _map_private(source: SourceFile) -> mmap.mmap | None:
 
 
 def _forget_pages(mapped: mmap.mmap, extent: Extent) -> None:
-    """Give back the pages of an extent that was read and is not needed any more."""
+    """Free the pages of an extent that is no longer needed."""
     start = -(-extent.offset // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (extent.offset + extent.length - start) // mmap.PAGESIZE * mmap.PAGESIZE
     if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
@@ -155,7 +154,7 @@ def _forget_pages(mapped: mmap.mmap, extent: Extent) -> None:
 
 
 def read_into(source: SourceFile, offset: int, buffer: memoryview) -> None:
-    """Fill the buffer from `offset` on; raises `UnreadableCheckpoint` where the file cannot be read, or ends."""
+    """Fill the buffer from `offset` on; raises `UnreadableCheckpoint` if the file cannot be read or is too short."""
     at = 0
     while at < len(buffer):
         try:
@@ -173,7 +172,7 @@ def read_into(source: SourceFile, offset: int, buffer: memoryview) -> None:
 
 
 class MemoryValues:
-    """The tensors of a state dict in memory: taken as they are, so that they share its storage."""
+    """The tensors of a state dict in memory, used without copying, so that they share its storage."""
 
     is_mapped = False
 
@@ -185,7 +184,7 @@ class MemoryValues:
         }
 
     def place(self, move: Move) -> MemoryRange | None:
-        """The range of memory of the tensor's elements."""
+        """Return the range of memory of the tensor's elements."""
         if move.ops:
             return self._locate_part(move)
         tensor = self._state[move.sources[0]]
@@ -194,10 +193,10 @@ class MemoryValues:
         return locate_tensor(tensor)
 
     def extent(self, move: Move) -> None:
-        """None: there is no file."""
+        """Return None: there is no file."""
 
     def tensor(self, move: Move, *, own: bool = False) -> Value:
-        """The tensor itself, detached; results of operations are new tensors, but for parts of one."""
+        """Return the tensor itself, detached; results of operations are new tensors, except parts of one."""
         if move.ops:
             made = self._maker.tensor(move)
             shared = self._locate_part(move) is not None and not own
@@ -206,7 +205,7 @@ class MemoryValues:
         return Value(tensor.clone() if own else tensor, shared=not own)
 
     def _locate_part(self, move: Move) -> MemoryRange | None:
-        """The memory of a target that is one range of a contiguous source."""
+        """Return the memory of a target that is one range of a contiguous source, else None."""
         part = find_single_range(move, self._specs)
         source = self._state[move.sources[part.source]] if part is not None else None
         if part is None or source is None or not source.is_contiguous() or source.is_meta:
@@ -215,11 +214,11 @@ class MemoryValues:
         return str(source.device), start, start + part.length
 
     def check_unchanged(self) -> None:
-        """Nothing: there is no file."""
+        """Do nothing: there is no file."""
 
 
 def find_single_range(move: Move, specs: Mapping[str, TensorSpec]) -> Range | None:
-    """The one range of one source that a target with operations consists of, or None."""
+    """Return the single range of one source that a target with operations consists of, or None."""
     if not move.sources:
         return None
     ranges = find_byte_ranges(move.ops, [specs[fqn] for fqn in move.sources])
@@ -227,7 +226,7 @@ def find_single_range(move: Move, specs: Mapping[str, TensorSpec]) -> Range | No
 
 
 def find_overlapping_targets(moves: Iterable[Move], values: TensorValues) -> frozenset[str]:
-    """The targets whose bytes overlap those of an earlier one: sharing them would tie what the model does not tie."""
+    """Return targets whose bytes overlap those of an earlier one: sharing would tie what the model does not tie."""
     places = [(place, move.target) for move in moves if (place := values.place(move)) is not None]
     overlapping = set()
     inside, end = "", 0
@@ -241,7 +240,7 @@ def find_overlapping_targets(moves: Iterable[Move], values: TensorValues) -> fro
 
 
 def holds_same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors of one shape hold the same bytes."""
+    """Return whether two tensors of one shape have the same bytes."""
     if one.dtype != other.dtype:
         return False
     flat = (one.contiguous().view(-1).view(torch.uint8), other.contiguous().view(-1).view(torch.uint8))

@@ -1,4 +1,4 @@
-"""Carries out a load plan: every tensor is made, on its device and in its dtype, then all are assigned at once."""
+"""Executes a load plan: all tensors are created, on their devices and in their dtypes, then assigned at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TransferReport:
 def execute_load(
     plan: LoadPlan, values: TensorValues, request: LoadRequest, fills: Sequence[SuppliedValue]
 ) -> TransferReport:
-    """Make every tensor, then assign all of them at once."""
+    """Create all tensors, then assign them at once."""
     report = TransferReport(0, Counter(), ())
     tensors: dict[str, torch.Tensor] = {}
     with ExitStack() as stack, torch.no_grad():
@@ -53,7 +53,7 @@ def execute_load(
 
 
 class _Uploads:
-    """One upload for each device, made when it is first needed."""
+    """One upload per device, created on first use."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -67,14 +67,14 @@ class _Uploads:
 
 
 def _is_staged(device: torch.device) -> bool:
-    """Whether page-locked buffers make copies to the device faster."""
+    """Return whether page-locked buffers make copies to the device faster."""
     return device.type == "cuda"
 
 
 def _make_tensor(
     assignment: Assignment, values: TensorValues, uploads: _Uploads, report: TransferReport
 ) -> torch.Tensor:
-    """The tensor on its device, in its dtype."""
+    """Return the tensor on its device, in its dtype."""
     brought = TORCH_DTYPES[assignment.move.spec.dtype]
     extent = values.extent(assignment.move) if _is_staged(assignment.device) else None
     if assignment.dtype != brought:
@@ -94,7 +94,7 @@ def _make_tensor(
 def _spread_tensor(
     assignment: Assignment, made: torch.Tensor, target: LoadTarget
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensor under every name: one object for names that were one object, a parameter where one was."""
+    """Yield the tensor under every name: names that shared an object still do; parameters stay parameters."""
     objects: dict[int, torch.Tensor] = {}
     for fqn in assignment.targets:
         held = target.slots[fqn].value
@@ -107,12 +107,12 @@ def _wrap_as_held(held: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
     if not isinstance(held, nn.Parameter):
         return made
     parameter = nn.Parameter(made, requires_grad=held.requires_grad)
-    vars(parameter).update(vars(held))  # marks that libraries put on parameters: no weight decay, parallel ranks
+    vars(parameter).update(vars(held))  # attributes that libraries set on parameters: no weight decay, parallel ranks
     return parameter
 
 
 def _move_missing(plan: LoadPlan, device: torch.device | None) -> Iterator[tuple[str, torch.Tensor]]:
-    """What the checkpoint does not bring, where it is not on the device yet; one object for each that was one."""
+    """Yield tensors that are not in the checkpoint, moved to the device; names that shared an object still do."""
     objects: dict[int, torch.Tensor] = {}
     for fqn in plan.kept:
         held = plan.target.slots[fqn].value
@@ -125,7 +125,7 @@ def _move_missing(plan: LoadPlan, device: torch.device | None) -> Iterator[tuple
 def _place_fills(
     fills: Sequence[SuppliedValue], target: LoadTarget, device: torch.device | None
 ) -> Iterator[SuppliedValue]:
-    """The rebuilt values where the rest of the module will be."""
+    """Yield the rebuilt values on the device of the rest of the module."""
     covered = target.covered_ids
     for fill in fills:
         yield SuppliedValue(fill.owner, fill.name, _move_value(fill.value, device or torch.device("cpu"), covered))
@@ -142,7 +142,7 @@ def _move_value(value: Any, device: torch.device, covered: frozenset[int]) -> An
 
 
 def _move_other_buffers(target: LoadTarget, device: torch.device | None) -> Iterator[SuppliedValue]:
-    """Buffers outside the state dict that hold values, but on another device than the one asked for."""
+    """Yield buffers outside the state dict that have values on another device, moved to the requested one."""
     covered = target.covered_ids
     for owner, module in target.module.named_modules() if device is not None else ():
         for name, value in module._buffers.items():

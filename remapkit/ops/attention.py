@@ -19,7 +19,7 @@ class FlipHalves(Op):
     name: ClassVar[str] = "flip_halves"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One reordering."""
+        """Return one reordering."""
         dim = normalize_dim(self.dim, spec)
         size = spec.shape[dim]
         if size % 2:
@@ -28,7 +28,7 @@ class FlipHalves(Op):
 
 
 def _check_heads(dim: int, spec: TensorSpec, wanted: int, written: str) -> int:
-    """The dimension, which must have exactly `wanted` elements."""
+    """Return the dimension; raises `RefusedOp` unless it has exactly `wanted` elements."""
     dim = normalize_dim(dim, spec)
     if spec.shape[dim] != wanted:
         title = f"{written} make {wanted}, but there are {describe_size(dim, spec.shape[dim])}, {list(spec.shape)}"
@@ -40,7 +40,7 @@ def _check_heads(dim: int, spec: TensorSpec, wanted: int, written: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Rope(Op):
-    """The order of rotary pairs within each head: neighbours (`interleaved`), or one from each half (`half`)."""
+    """Convert the order of rotary pairs in each head: adjacent (`interleaved`), or one from each half (`half`)."""
 
     to: str
     heads: int
@@ -49,7 +49,7 @@ class Rope(Op):
     name: ClassVar[str] = "rope"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One reordering."""
+        """Return one reordering."""
         written = f"{self.heads} heads of {self.head_dim}"
         dim = _check_heads(self.dim, spec, self.heads * self.head_dim, written)
         if self.head_dim % 2:
@@ -69,7 +69,7 @@ class Rope(Op):
 
 @dataclass(frozen=True, slots=True)
 class UngroupQkv(Op):
-    """Fused q, k and v of grouped-query attention, group by group (q..., k, v) -> all q, all k, all v."""
+    """Convert fused q, k, v of grouped-query attention: group by group (q..., k, v) -> all q, all k, all v."""
 
     heads: int
     kv_heads: int
@@ -78,7 +78,7 @@ class UngroupQkv(Op):
     name: ClassVar[str] = "ungroup_qkv"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One reordering."""
+        """Return one reordering."""
         dim = _check_groups(self, spec)
         share, size = self.heads // self.kv_heads, self.head_dim
         group = (share + 2) * size
@@ -91,7 +91,7 @@ class UngroupQkv(Op):
 
 @dataclass(frozen=True, slots=True)
 class GroupQkv(Op):
-    """All q, all k, all v -> group by group of grouped-query attention: its queries, its key, its value."""
+    """Convert fused q, k, v of grouped-query attention: all q, all k, all v -> group by group (q..., k, v)."""
 
     heads: int
     kv_heads: int
@@ -100,7 +100,7 @@ class GroupQkv(Op):
     name: ClassVar[str] = "group_qkv"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One reordering."""
+        """Return one reordering."""
         dim = _check_groups(self, spec)
         share, size = self.heads // self.kv_heads, self.head_dim
         k0, v0 = self.heads * size, (self.heads + self.kv_heads) * size

@@ -12,7 +12,7 @@ from remapkit.tensors.spec import TensorSpec
 
 
 class RefusedOp(Exception):
-    """An operation does not fit a tensor: one sentence with the numbers, and what to do."""
+    """Raised if an operation does not fit a tensor: one sentence with the numbers, and what to do."""
 
     def __init__(self, title: str, *help: str, code: str = "RK350") -> None:
         super().__init__(title)
@@ -21,7 +21,7 @@ class RefusedOp(Exception):
 
 
 def normalize_dim(dim: int, spec: TensorSpec) -> int:
-    """The dimension counted from 0; raises `RefusedOp` where it is out of range."""
+    """Return the dimension counted from 0; raises `RefusedOp` if it is out of range."""
     rank = len(spec.shape)
     if not -rank <= dim < rank:
         raise RefusedOp(
@@ -35,7 +35,7 @@ def count_dims(rank: int) -> str:
 
 
 def describe_size(dim: int, size: int) -> str:
-    """A size with the name of its dimension.
+    """Format a size with the name of its dimension.
 
     >>> describe_size(0, 84), describe_size(1, 3), describe_size(2, 5)
     ('84 rows', '3 columns', '5 elements of dimension 2')
@@ -47,7 +47,7 @@ def describe_size(dim: int, size: int) -> str:
 
 
 def infer(steps: Iterable[OpStep], spec: TensorSpec) -> TensorSpec:
-    """The header after all steps."""
+    """Return the header after all steps."""
     for step in steps:
         spec = step.infer(spec)
     return spec
@@ -60,20 +60,20 @@ class Op:
     name: ClassVar[str] = ""
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """The steps for a tensor of this header; raises `RefusedOp` where it does not fit."""
+        """Return the steps for a tensor with this header; raises `RefusedOp` if it does not fit."""
         raise NotImplementedError
 
     def infer(self, spec: TensorSpec) -> TensorSpec:
-        """The header of the result; raises `RefusedOp`."""
+        """Return the header of the result; raises `RefusedOp`."""
         return infer(self.steps(spec), spec)
 
     def keeps_shape(self, spec: TensorSpec) -> bool:
-        """Whether the shape stays the same, so that no check notices when the operation is left out or done twice."""
+        """Return whether the shape is unchanged: no check then notices if the operation is omitted or done twice."""
         return self.infer(spec).shape == spec.shape
 
 
 def infer_ops(ops: Iterable[Op], spec: TensorSpec) -> TensorSpec:
-    """The header after several operations on one tensor; raises `RefusedOp`."""
+    """Return the header after several operations on one tensor; raises `RefusedOp`."""
     for op in ops:
         if DTYPE_BITS[spec.dtype] < 8:
             raise RefusedOp(

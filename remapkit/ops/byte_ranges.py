@@ -1,7 +1,7 @@
-"""Which operations only move whole ranges of bytes: such a target is copied by the kernel, and no tensor is made.
+"""Finds operations that only move ranges of bytes: the kernel copies such a target, and no tensor is created.
 
-Arithmetic on headers alone: every source is one contiguous range of bytes, and each step maps a list of ranges to a
-list of ranges. Lists are given up beyond `MOST` ranges, so that the cost stays bounded; reading elements is then as
+This uses headers only: every source is one contiguous range of bytes, and each step maps a list of ranges to a list
+of ranges. Lists of more than `MOST` ranges are abandoned, so that the cost stays bounded; reading elements is then as
 fast.
 """
 
@@ -19,11 +19,11 @@ from remapkit.tensors.dtypes import DTYPE_BITS
 from remapkit.tensors.spec import TensorSpec
 
 FEW = 64
-"""Up to this many ranges are copied whatever their size; more of them must be `LONG` on average."""
+"""Up to this number, ranges of any size are copied; more ranges must be `LONG` on average."""
 LONG = 1 << 16
-"""Bytes of a long range."""
+"""The length of a long range in bytes."""
 MOST = 1 << 16
-"""The most ranges of one tensor."""
+"""The most ranges for one tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class _RangeTensor:
-    """A tensor as ranges of its sources, in row-major order; `starts` are where each begins."""
+    """A tensor as ranges of its sources, in row-major order; `starts` are their offsets in the tensor."""
 
     spec: TensorSpec
     ranges: tuple[Range, ...]
@@ -61,7 +61,7 @@ class _RangeTensor:
         return cls(spec, tuple(kept), tuple(starts))
 
     def cut_ranges(self, start: int, length: int) -> Iterator[Range]:
-        """The ranges that bytes `start` to `start + length` consist of."""
+        """Yield the ranges that bytes `start` to `start + length` consist of."""
         number = bisect_right(self.starts, start) - 1
         while length > 0:
             inside = start - self.starts[number]
@@ -72,7 +72,7 @@ class _RangeTensor:
 
 
 def find_byte_ranges(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> tuple[Range, ...] | None:
-    """The ranges of the sources that the result consists of, or None where its bytes must be made.
+    """Return the ranges of the sources that the result consists of, or None if its bytes must be computed.
 
     >>> from remapkit.ops.join import SplitPart
     >>> find_byte_ranges((SplitPart(0, 1, 3),), [TensorSpec("F32", (6, 2))])
@@ -124,7 +124,7 @@ def _count_outer(shape: Sequence[int], dim: int) -> int:
 
 
 def _count_inner_bytes(spec: TensorSpec, dim: int) -> int:
-    """The bytes of one element of a dimension."""
+    """Return the size of one index of a dimension in bytes."""
     return math.prod(spec.shape[dim + 1 :]) * DTYPE_BITS[spec.dtype] // 8
 
 
@@ -169,7 +169,7 @@ def _apply_join(join: Join, specs: Sequence[TensorSpec]) -> _RangeTensor | None:
 
 
 def _interleave_parts(parts: Sequence[_RangeTensor], dim: int, spec: TensorSpec) -> _RangeTensor | None:
-    """Tensors side by side: for each index of the dimensions before `dim`, a range of each."""
+    """Concatenate tensors along `dim`: for each index of the dimensions before it, a range of each tensor."""
     outer = _count_outer(parts[0].spec.shape, dim)
     if outer * len(parts) > MOST:
         return None

@@ -1,6 +1,6 @@
 """Operations as rule files write them: a name and arguments, some of them params.
 
-A `Call` is symbolic: `rope: {to: half, heads: n_heads, head_dim: 128}` has no number of heads yet. `Call.op` gives
+A `Call` is symbolic: `rope: {to: half, heads: n_heads, head_dim: 128}` has no number of heads yet. `Call.op` returns
 the operation for given params, `Call.inverse` the call that undoes it, or the reason why it cannot be undone.
 """
 
@@ -28,7 +28,7 @@ Params = Mapping[str, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An operation with its arguments, all of them present; numbers may be arithmetic on params."""
+    """An operation with all of its arguments; numbers may be arithmetic on params."""
 
     name: str
     args: tuple[tuple[str, Arg], ...] = ()
@@ -38,7 +38,7 @@ class Call:
         return dict(self.args)[name]
 
     def op(self, params: Params) -> base.Op:
-        """The operation itself; raises `NoValue` or `BadNumber` where the params do not give its numbers."""
+        """Return the operation; raises `NoValue` or `BadNumber` if the params do not determine its numbers."""
         values = {name: evaluate_arg(arg, params) for name, arg in self.args}
         checks = _FORMS[self.name].at_least
         for name, least in checks.items():
@@ -50,20 +50,20 @@ class Call:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The params that its arguments use."""
+        """Return the params that its arguments use."""
         return tuple(dict.fromkeys(name for _, arg in self.args for name in list_params(arg)))
 
     @property
     def inverse(self) -> Call | str:
-        """The call that undoes it, or a sentence that says why it cannot be undone."""
+        """Return the call that undoes it, or a sentence that says why it cannot be undone."""
         return _FORMS[self.name].inverse(self)
 
     def with_args(self, **args: Arg) -> Call:
-        """The same call with other arguments."""
+        """Return the same call with other arguments."""
         return Call(self.name, tuple((name, args.get(name, arg)) for name, arg in self.args))
 
     def to_plain(self) -> object:
-        """As YAML would have it, in its shortest form.
+        """Return the call as plain data for YAML, in its shortest form.
 
         >>> Call("transpose", (("dims", (0, 1)),)).to_plain(), Call("flip_halves", (("dim", 0),)).to_plain()
         ({'transpose': [0, 1]}, 'flip_halves')
@@ -79,21 +79,21 @@ class Call:
 
 
 def to_plain_arg(arg: Arg) -> Any:
-    """An argument as plain data."""
+    """Return an argument as plain data."""
     if isinstance(arg, tuple):
         return [to_plain_arg(item) for item in arg]
     return arg.text if isinstance(arg, Expr) else arg
 
 
 def evaluate_arg(arg: Arg, params: Params) -> Any:
-    """An argument with its arithmetic done."""
+    """Evaluate the arithmetic in an argument."""
     if isinstance(arg, tuple):
         return tuple(evaluate_arg(item, params) for item in arg)
     return arg.value(params) if isinstance(arg, Expr) else arg
 
 
 def list_params(arg: Arg) -> tuple[str, ...]:
-    """The params that an argument uses."""
+    """Return the params that an argument uses."""
     if isinstance(arg, tuple):
         return tuple(name for item in arg for name in list_params(item))
     return arg.names if isinstance(arg, Expr) else ()
@@ -104,12 +104,11 @@ Inverse = Callable[[Call], "Call | str"]
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How an operation is written: its arguments and their defaults, which one may be written without its name, and
-    its inverse.
+    """The written form of an operation: its arguments and their defaults, its short form, and its inverse.
 
-    `bare` where the name alone is enough; `short` the argument that may be written without its name, and `unwrap`
-    where one element of it may be written without a list. `words` are the arguments that are texts, all others are
-    numbers.
+    `bare` means that the name alone is enough; `short` is the argument that may be written without its name, and
+    `unwrap` means that a single element of it may be written without a list. `words` are the arguments that are
+    texts; all others are numbers.
     """
 
     args: tuple[tuple[str, Any], ...]
@@ -126,7 +125,7 @@ class _Form:
 
 
 class _Required:
-    """Stands for the default of a required argument."""
+    """The placeholder for the default of a required argument."""
 
 
 REQUIRED: Any = _Required()
@@ -268,22 +267,22 @@ OPERATIONS = tuple(_FORMS)
 
 
 class CallReader:
-    """Reads written operations; what is wrong goes to `problems`. `params` are the names that numbers may use."""
+    """Reads written operations and adds errors to `problems`. `params` are the names that numbers may use."""
 
     def __init__(self, params: Mapping[str, object], problems: list[Diagnostic]) -> None:
         self.params, self.problems = params, problems
 
     def add_problem(self, code: str, title: str, span: Span, *help: str) -> None:
-        """Note a problem."""
+        """Add a problem."""
         self.problems.append(Diagnostic(code, title, (Label(span),), help))
 
     def calls(self, written: Sequence[WrittenOp]) -> tuple[Call, ...]:
-        """Every operation that can be read."""
+        """Return all operations that can be read."""
         calls = (self.read_call(call) for call in written)
         return tuple(call for call in calls if call is not None)
 
     def read_call(self, written: WrittenOp) -> Call | None:
-        """One operation, or None where it has a problem."""
+        """Read one operation; return None if it has a problem."""
         name = written.name.value
         form = _FORMS[name]
         before = len(self.problems)
@@ -309,7 +308,7 @@ class CallReader:
         return self.read_arg(node, wrap=form.unwrap)
 
     def read_arg(self, node: Node, *, wrap: bool = False) -> Arg:
-        """One argument: a list, a number, or arithmetic on params."""
+        """Read one argument: a list, a number, or arithmetic on params."""
         if isinstance(node, ListNode):
             return tuple(self.read_arg(item) for item in node.items)
         assert isinstance(node, ScalarNode)
@@ -317,7 +316,7 @@ class CallReader:
         return (value,) if wrap else value
 
     def read_real(self, node: ScalarNode) -> float:
-        """A number with a fraction or an exponent; 0 where no float holds it, which is noted."""
+        """Read a number with a fraction or an exponent; if it does not fit a float, add a problem and return 0."""
         value = float(node.value)
         if math.isinf(value):
             title = f"{quote_excerpt(node.value)} is too large; the largest number is {sys.float_info.max:.3g}"
@@ -326,7 +325,7 @@ class CallReader:
         return value
 
     def read_number(self, node: ScalarNode) -> Arg:
-        """An integer, or arithmetic on params; 0 where it cannot be read, which is noted."""
+        """Read an integer, or arithmetic on params; if that fails, add a problem and return 0."""
         if node.kind == "integer":
             return int(node.value)
         try:
@@ -339,7 +338,7 @@ class CallReader:
         return expression if expression.names else _evaluate_constant(expression, self.problems)
 
     def _locate_argument(self, written: WrittenOp, name: str, otherwise: Span) -> Span:
-        """The span of an argument's value."""
+        """Return the span of an argument's value, else `otherwise`."""
         node = written.args.get(name) if isinstance(written.args, MapNode) else None
         return node.span if node is not None else otherwise
 

@@ -19,7 +19,7 @@ from remapkit.tensors.spec import TensorSpec
 
 
 def check_value(value: float, dtype: str) -> None:
-    """Refuse a value that a dtype cannot hold."""
+    """Raise `RefusedOp` for a value that a dtype cannot represent."""
     if dtype in CASTABLE_FLOATS:
         if abs(value) > DTYPES[dtype].largest:
             raise RefusedOp(f"{value} is beyond the largest {dtype}, {DTYPES[dtype].largest:g}")
@@ -40,7 +40,7 @@ class CastOp(Op):
     name: ClassVar[str] = "cast"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One cast."""
+        """Return one cast."""
         if self.old is not None and spec.dtype != self.old:
             raise RefusedOp(f"cast expects {self.old}, but the tensor is {spec.dtype}", code="RK352")
         both_floats = spec.dtype in CASTABLE_FLOATS and self.dtype in CASTABLE_FLOATS
@@ -50,32 +50,32 @@ class CastOp(Op):
         return (Cast(self.dtype),)
 
     def keeps_shape(self, spec: TensorSpec) -> bool:
-        """No: the dtype shows whether a cast was done."""
+        """Return False: the dtype shows whether a cast was done."""
         return False
 
 
 @dataclass(frozen=True, slots=True)
 class ScaleOp(Op):
-    """Every element times a number, rounded to the tensor's dtype."""
+    """Multiply every element by a number, rounded to the tensor's dtype."""
 
     factor: float
     name: ClassVar[str] = "scale"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One multiplication."""
+        """Return one multiplication."""
         _check_plain_float(self.name, spec)
         return (Scale(self.factor),)
 
 
 @dataclass(frozen=True, slots=True)
 class AddOp(Op):
-    """Every element plus a number, rounded to the tensor's dtype."""
+    """Add a number to every element, rounded to the tensor's dtype."""
 
     term: float
     name: ClassVar[str] = "add"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One addition."""
+        """Return one addition."""
         _check_plain_float(self.name, spec)
         return (Add(self.term),)
 

@@ -1,4 +1,4 @@
-"""Several sources into one target and one source into several: concat, stack, split, fills."""
+"""Operations with several sources or several targets: concat, stack, split, fills."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from remapkit.tensors.spec import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Join(Op):
-    """Several tensors become one: each through its branch's operations, then concatenated, then stacked.
+    """Join several tensors: run each branch's operations, then concatenate the branches, then stack the indices.
 
-    The tensors come index by index, and for each index branch by branch. `concat` and `stack` are dimensions, None
-    where there is only one branch or one index. `sizes` are those that the branches must have, or `equal` ones.
+    The tensors are ordered by index, then by branch. `concat` and `stack` are dimensions, or None if there is only
+    one branch or one index. `sizes` are the required sizes of the branches; with `equal`, they must be equal.
     """
 
     branches: tuple[tuple[Op, ...], ...]
@@ -31,7 +31,7 @@ class Join(Op):
 
 @dataclass(frozen=True, slots=True)
 class SplitPart(Op):
-    """Part `index` of a split along `dim` into `count` equal ones, or into ones of `sizes`."""
+    """Part `index` of a split along `dim` into `count` equal parts, or into parts of `sizes`."""
 
     dim: int
     index: int
@@ -41,11 +41,11 @@ class SplitPart(Op):
 
     @property
     def has_equals(self) -> bool:
-        """Whether another part has the same size, so that a swap of the two would go unnoticed."""
+        """Whether another part has the same size, so that swapping the two would not be noticed."""
         return self.count > 1 and (self.sizes is None or self.sizes.count(self.sizes[self.index]) > 1)
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One slice."""
+        """Return one slice."""
         dim = normalize_dim(self.dim, spec)
         size = spec.shape[dim]
         if self.sizes is None:
@@ -72,7 +72,7 @@ class TakeIndex(Op):
     name: ClassVar[str] = "unstack"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One slice, and one reshape."""
+        """Return one slice and one reshape."""
         dim = normalize_dim(self.dim, spec)
         pick = Pick(dim, (range(self.index, self.index + 1),))
         return pick, Reshape((*spec.shape[:dim], *spec.shape[dim + 1 :]))
@@ -80,7 +80,7 @@ class TakeIndex(Op):
 
 @dataclass(frozen=True, slots=True)
 class FillOp(Op):
-    """A tensor without a source: `zeros`, `ones`, `arange` (row-major, from 0), `tril`, or one number everywhere."""
+    """A tensor without a source: `zeros`, `ones`, `arange` (row-major, from 0), `tril`, or one number."""
 
     value: str | float
     spec: TensorSpec
@@ -88,7 +88,7 @@ class FillOp(Op):
 
 
 def infer_concat(specs: Sequence[TensorSpec], dim: int, names: Sequence[str] | None = None) -> TensorSpec:
-    """The header of tensors one after the other along `dim`; `names` are what messages call them."""
+    """Return the header of tensors concatenated along `dim`; `names` are their names in messages."""
     first, names = specs[0], names or [""] * len(specs)
     at = normalize_dim(dim, first)
     for spec, name in zip(specs, names, strict=True):
@@ -112,7 +112,7 @@ def _check_sizes(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) 
 
 
 def infer_stack(specs: Sequence[TensorSpec], dim: int, names: Sequence[str] | None = None) -> TensorSpec:
-    """The header of tensors of one shape as the elements of a new dimension `dim`."""
+    """Return the header of tensors of one shape stacked along a new dimension `dim`."""
     first, names = specs[0], names or [""] * len(specs)
     rank = len(first.shape) + 1
     at = normalize_dim(dim, TensorSpec(first.dtype, (1,) * rank))
@@ -126,7 +126,7 @@ def infer_stack(specs: Sequence[TensorSpec], dim: int, names: Sequence[str] | No
 
 def _check_same_dtype(first: TensorSpec, spec: TensorSpec, one: str, other: str) -> None:
     for name, tensor_spec in ((one, first), (other, spec)):
-        if DTYPE_BITS[tensor_spec.dtype] < 8:  # two elements share a byte: no byte range is one element's
+        if DTYPE_BITS[tensor_spec.dtype] < 8:  # two elements share a byte, so one element is not a range of bytes
             raise RefusedOp(
                 f"{name} is {tensor_spec.dtype}, whose elements are smaller than a byte; it can only be renamed",
                 code="RK352",
@@ -137,7 +137,7 @@ def _check_same_dtype(first: TensorSpec, spec: TensorSpec, one: str, other: str)
 
 
 def infer_join(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) -> TensorSpec:
-    """The header of what `join` makes of sources with these headers."""
+    """Return the header of the result of `join` for sources with these headers."""
     made = [infer_ops(join.branches[n % len(join.branches)], spec) for n, spec in enumerate(specs)]
     if join.concat is not None:
         width = len(join.branches)
@@ -151,7 +151,7 @@ def infer_join(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) ->
 
 
 def infer_move(ops: Sequence[Op], specs: Sequence[TensorSpec], names: Sequence[str]) -> TensorSpec:
-    """The header of a move: its operations on its sources' headers. Raises `RefusedOp`."""
+    """Return the header of a move: its operations applied to its sources' headers. Raises `RefusedOp`."""
     if ops and isinstance(ops[0], FillOp):
         return infer_ops(ops[1:], ops[0].spec)
     if ops and isinstance(ops[0], Join):
@@ -160,7 +160,7 @@ def infer_move(ops: Sequence[Op], specs: Sequence[TensorSpec], names: Sequence[s
 
 
 def needs_values(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> bool:
-    """Whether names and shapes cannot show that an operation was left out, done twice, or done in another order.
+    """Return whether names and shapes cannot show that an operation was omitted, done twice, or in another order.
 
     >>> from remapkit.ops.shape import Transpose
     >>> spec = TensorSpec("F32", (6, 6))

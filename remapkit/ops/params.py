@@ -1,4 +1,4 @@
-"""The params of a rule file and their values: given by the caller, else by a model's config, else by the file."""
+"""The params of a rule file and their values: from the caller, else from a model's config, else from the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def resolve_params(
     config: Mapping[str, Any] | None,
     problems: list[Diagnostic],
 ) -> dict[str, int | None]:
-    """Every param with its value, None where it has none yet. What is wrong in the file goes to `problems`.
+    """Return every param with its value, or None if it has none yet. Errors in the file are added to `problems`.
 
     Raises `UsageError` for a given param that the file does not have, and for a config that lacks one.
     """
@@ -60,7 +60,7 @@ def _check_given(given: Mapping[str, int], names: Mapping[str, WrittenParam]) ->
 def _read_own_value(
     param: WrittenParam, names: Mapping[str, object], problems: list[Diagnostic]
 ) -> int | Expr | None:
-    """The file's own value: a number, or arithmetic on other params."""
+    """Read the value in the file: a number, or arithmetic on other params."""
     if param.value is None:
         return None
     if param.value.kind == "integer":
@@ -97,7 +97,7 @@ def _evaluate_params(waiting: dict[str, Expr], values: dict[str, int | None], pr
 
 
 def _look_up_config(config: Mapping[str, Any], param: WrittenParam) -> int | None:
-    """The number under a dotted name of a config, None where there is none."""
+    """Return the number under a dotted name in a config, or None."""
     assert param.config is not None
     value: Any = config
     for step in param.config.value.split("."):

@@ -15,13 +15,13 @@ from remapkit.tensors.spec import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Transpose(Op):
-    """Swap two dimensions; without `dims`, the two of a matrix."""
+    """Swap two dimensions; without `dims`, those of a matrix."""
 
     dims: tuple[int, int] | None = None
     name: ClassVar[str] = "transpose"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One permutation."""
+        """Return one permutation."""
         if self.dims is None and len(spec.shape) != 2:
             title = (
                 f"transpose without dimensions needs a matrix, got {count_dims(len(spec.shape))}, {list(spec.shape)}"
@@ -41,7 +41,7 @@ class PermuteOp(Op):
     name: ClassVar[str] = "permute"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One permutation."""
+        """Return one permutation."""
         if len(self.order) != len(spec.shape):
             listed = count_dims(len(self.order))
             title = f"permute lists {listed}, but the tensor has {len(spec.shape)}, {list(spec.shape)}"
@@ -51,14 +51,14 @@ class PermuteOp(Op):
 
 @dataclass(frozen=True, slots=True)
 class ReshapeOp(Op):
-    """Another shape for the same elements; one size may be -1. `old`, if given, is the required old shape."""
+    """Give the same elements another shape; one size may be -1. `old`, if given, is the required old shape."""
 
     shape: tuple[int, ...]
     old: tuple[int, ...] | None = None
     name: ClassVar[str] = "reshape"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One reshape."""
+        """Return one reshape."""
         if self.old is not None and tuple(_resolve_shape(self.old, spec)) != spec.shape:
             raise RefusedOp(f"reshape expects {list(self.old)}, but the tensor is {list(spec.shape)}")
         return (Reshape(_resolve_shape(self.shape, spec)),)
@@ -84,7 +84,7 @@ class Squeeze(Op):
     name: ClassVar[str] = "squeeze"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One reshape."""
+        """Return one reshape."""
         removed = {normalize_dim(dim, spec) for dim in self.dims}
         for dim in sorted(removed):
             if spec.shape[dim] != 1:
@@ -101,7 +101,7 @@ class Unsqueeze(Op):
     name: ClassVar[str] = "unsqueeze"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One reshape."""
+        """Return one reshape."""
         rank = len(spec.shape) + len(self.dims)
         new = {normalize_dim(dim, TensorSpec(spec.dtype, (1,) * rank)) for dim in self.dims}
         if len(new) != len(self.dims):
@@ -120,7 +120,7 @@ class Slice(Op):
     name: ClassVar[str] = "slice"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One slice."""
+        """Return one slice."""
         dim = normalize_dim(self.dim, spec)
         size = spec.shape[dim]
         stop = size if self.stop is None else self.stop
@@ -141,7 +141,7 @@ class PadOp(Op):
     name: ClassVar[str] = "pad"
 
     def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """One pad."""
+        """Return one pad."""
         dim = normalize_dim(self.dim, spec)
         size = spec.shape[dim]
         if self.to < size:

@@ -1,7 +1,7 @@
 """Steps: the few primitives that every operation is composed of, with exact shapes. No tensor is touched here.
 
-A step takes one tensor. `Pick` covers whatever only chooses or reorders along one dimension: slices, swapped halves,
-rotary permutations, grouped heads.
+A step takes one tensor. `Pick` covers everything that only selects or reorders along one dimension: slices, swapped
+halves, rotary permutations, grouped heads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Permute:
     order: tuple[int, ...]
 
     def infer(self, spec: TensorSpec) -> TensorSpec:
-        """The header of the result."""
+        """Return the header of the result."""
         return replace(spec, shape=tuple(spec.shape[dim] for dim in self.order))
 
 
@@ -30,32 +30,32 @@ class Reshape:
     shape: tuple[int, ...]
 
     def infer(self, spec: TensorSpec) -> TensorSpec:
-        """The header of the result."""
+        """Return the header of the result."""
         return replace(spec, shape=self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """Along `dim`, the elements at the indices of all ranges, one range after the other."""
+    """Along `dim`, the elements at the indices of all ranges, in the order of the ranges."""
 
     dim: int
     ranges: tuple[range, ...]
 
     def infer(self, spec: TensorSpec) -> TensorSpec:
-        """The header of the result."""
+        """Return the header of the result."""
         return replace(spec, shape=with_size(spec.shape, self.dim, sum(map(len, self.ranges))))
 
 
 @dataclass(frozen=True, slots=True)
 class Pad:
-    """`after` more elements along `dim`, each `value`."""
+    """`after` more elements of `value` along `dim`."""
 
     dim: int
     after: int
     value: float
 
     def infer(self, spec: TensorSpec) -> TensorSpec:
-        """The header of the result."""
+        """Return the header of the result."""
         return replace(spec, shape=with_size(spec.shape, self.dim, spec.shape[self.dim] + self.after))
 
 
@@ -66,7 +66,7 @@ class Cast:
     dtype: str
 
     def infer(self, spec: TensorSpec) -> TensorSpec:
-        """The header of the result."""
+        """Return the header of the result."""
         return replace(spec, dtype=self.dtype)
 
 
@@ -77,7 +77,7 @@ class Scale:
     factor: float
 
     def infer(self, spec: TensorSpec) -> TensorSpec:
-        """The header of the result."""
+        """Return the header of the result."""
         return spec
 
 
@@ -88,7 +88,7 @@ class Add:
     term: float
 
     def infer(self, spec: TensorSpec) -> TensorSpec:
-        """The header of the result."""
+        """Return the header of the result."""
         return spec
 
 
@@ -96,5 +96,5 @@ OpStep = Permute | Reshape | Pick | Pad | Cast | Scale | Add
 
 
 def with_size(shape: Sequence[int], dim: int, size: int) -> tuple[int, ...]:
-    """The shape with another size of one dimension."""
+    """Return the shape with another size of one dimension."""
     return (*shape[:dim], size, *shape[dim + 1 :])

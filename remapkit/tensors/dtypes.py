@@ -10,9 +10,9 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class DtypeInfo:
-    """One dtype: its safetensors name, its width, and what other libraries call it (None where they have no such).
+    """One dtype: its safetensors name, its width, and its names in other libraries (None if they lack it).
 
-    `numpy` is a dtype that calculates with the elements as they are. `storage` is torch's class of typed storages,
+    `numpy` is a dtype that can calculate with the elements directly. `storage` is torch's class of typed storages,
     which pickles name. A float has `exponent_bits` and `mantissa_bits`, and `specials` says which of its bit patterns
     are not finite numbers: `ieee` those of the largest exponent (infinities and NaN), `fn` only all ones (NaN),
     `fnuz` only that of -0 (NaN; zero is unsigned), `finite` none. The last three are torch's suffixes.
@@ -30,7 +30,7 @@ class DtypeInfo:
 
     @property
     def is_signed(self) -> bool:
-        """Whether there are negative numbers: of floats, all but `F8_E8M0` have a sign bit."""
+        """Whether it has negative numbers: all floats except `F8_E8M0` have a sign bit."""
         if self.kind == "float":
             return 1 + self.exponent_bits + self.mantissa_bits == self.bits
         return self.kind in ("signed", "complex")
@@ -47,7 +47,7 @@ class DtypeInfo:
         return self.decode(self.largest_code)
 
     def decode(self, code: int) -> float:
-        """The value of a bit pattern of a float.
+        """Return the value of a bit pattern of a float.
 
         >>> DTYPES["BF16"].decode(0x3FC0), DTYPES["F8_E4M3"].largest, DTYPES["F8_E5M2"].decode(0xFC)
         (1.5, 448.0, -inf)
@@ -94,7 +94,7 @@ DTYPES: Mapping[str, DtypeInfo] = {
         DtypeInfo("C128", 128, "complex", "complex128", "<c16", "ComplexDoubleStorage"),
     )
 }
-"""By safetensors name; `C128` occurs only in `.pth` files."""
+"""All dtypes by safetensors name; `C128` occurs only in `.pth` files."""
 
 DTYPE_BITS: Mapping[str, int] = {row.name: row.bits for row in DTYPES.values()}
 """The width of an element in bits."""
@@ -102,22 +102,22 @@ DTYPE_BITS: Mapping[str, int] = {row.name: row.bits for row in DTYPES.values()}
 _FLOATS = [row for row in DTYPES.values() if row.kind == "float"]
 
 PLAIN_FLOATS = tuple(row.name for row in _FLOATS if row.bits >= 16)
-"""The floats that arithmetic is done on."""
+"""The floats that support arithmetic."""
 
 CASTABLE_FLOATS = tuple(row.name for row in _FLOATS if row.bits >= 8 and row.is_signed)
-"""The floats that are cast into one another. `F8_E8M0` holds scales, and the narrower ones share bytes."""
+"""The floats that can be cast to one another. `F8_E8M0` is for scales, and elements of narrower ones share bytes."""
 
 INTEGERS = tuple(row.name for row in DTYPES.values() if row.kind in ("signed", "unsigned"))
 
 BY_TORCH_NAME: Mapping[str, str] = {row.torch: row.name for row in DTYPES.values() if row.torch}
-"""safetensors' name of each dtype of torch."""
+"""The safetensors name of each torch dtype."""
 
 BY_STORAGE: Mapping[str, str] = {row.storage: row.name for row in DTYPES.values() if row.storage}
 """The dtype of the elements of each of torch's typed storages."""
 
 
 def is_exact_cast(old: str, new: str) -> bool:
-    """Whether a cast keeps every value: of a float its range, its precision, its infinities and its negative zero.
+    """Return whether a cast keeps every value: for floats the range, precision, infinities and negative zero.
 
     >>> is_exact_cast("BF16", "F32"), is_exact_cast("F32", "BF16"), is_exact_cast("I32", "I64")
     (True, False, True)
@@ -135,7 +135,7 @@ def is_exact_cast(old: str, new: str) -> bool:
 
 
 def get_integer_range(dtype: str) -> tuple[int, int]:
-    """The smallest and the largest value of an integer dtype, or of BOOL.
+    """Return the smallest and the largest value of an integer dtype, or of BOOL.
 
     >>> get_integer_range("I8"), get_integer_range("BOOL")
     ((-128, 127), (0, 1))

@@ -1,7 +1,7 @@
-"""Raw elements as numbers and back, with numpy alone: bit for bit what torch does, but for the payloads of NaN.
+"""Converts raw elements to numbers and back with numpy alone, bit for bit like torch, except for NaN payloads.
 
-bfloat16 and the 8-bit floats are computed here rather than by a library: their results must be those of torch, which
-saturates float8_e4m3fn at 448 where others give NaN.
+bfloat16 and the 8-bit floats are computed here rather than by a library: the results must be those of torch, which
+saturates float8_e4m3fn at 448 where others return NaN.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ WORDS: Mapping[int, np.dtype[Any]] = {
     8: np.dtype("<u8"),
     16: np.dtype("V16"),
 }
-"""Opaque elements by their width in bytes: whatever is only moved comes through to the bit."""
+"""Opaque elements by their width in bytes: elements that are only moved keep every bit."""
 
 
 def choose_word(dtype: str) -> np.dtype[Any]:
-    """The opaque element of a dtype."""
+    """Return the opaque element of a dtype."""
     return WORDS[DTYPES[dtype].bits // 8]
 
 
 def decode_elements(raw: Array, dtype: str) -> Array:
-    """The numbers that opaque elements hold: in numpy's own dtype where it has one, else as float32, all exact.
+    """Decode opaque elements exactly: to numpy's own dtype if it has one, else to float32.
 
     >>> decode_elements(np.array([0x3F80, 0xC000], "<u2"), "BF16").tolist()
     [1.0, -2.0]
@@ -46,11 +46,11 @@ def decode_elements(raw: Array, dtype: str) -> Array:
     return values
 
 
-@np.errstate(all="ignore")  # what overflows becomes infinite, as in torch, without a word
+@np.errstate(all="ignore")  # overflow gives infinity, as in torch, without a warning
 def encode_elements(values: Array, dtype: str) -> Array:
-    """Numbers as opaque elements, rounded to the nearest, ties to even.
+    """Encode numbers as opaque elements, rounded to the nearest, ties to even.
 
-    Like torch, narrow floats are made of single precision: a float64 is rounded to float32 first.
+    As in torch, narrow floats are converted from single precision: a float64 is rounded to float32 first.
 
     >>> encode_elements(np.array([1.0, 3.14159]), "BF16").tolist()
     [16256, 16457]
@@ -64,16 +64,16 @@ def encode_elements(values: Array, dtype: str) -> Array:
         return values.astype(row.numpy, copy=False).view(choose_word(dtype))
     bits = values.view("<u4")
     if dtype == "BF16":
-        half = ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)  # a tie rounds up only where that is even
+        half = ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)  # a tie rounds up only to an even result
         return np.where(np.isnan(values), np.uint32(0x7FC0), (bits + half) >> np.uint32(16)).astype("<u2")
-    carry = (bits & np.uint32(0xFFFF)) + np.uint32(0xFFFF)  # has bit 16 where any of the lower 16 is set
+    carry = (bits & np.uint32(0xFFFF)) + np.uint32(0xFFFF)  # has bit 16 set if any of the lower 16 bits is set
     codes: Array = np.take(_make_encoding(dtype), (bits | carry) >> np.uint32(16))
     return codes
 
 
 @cache
 def _make_decoding(dtype: str) -> Array:
-    """The value of each bit pattern of a small float."""
+    """Return the value of each bit pattern of a small float."""
     row = DTYPES[dtype]
     return np.array([row.decode(code) for code in range(1 << row.bits)], "<f4")
 
@@ -81,11 +81,11 @@ def _make_decoding(dtype: str) -> Array:
 @cache
 @np.errstate(all="ignore")
 def _make_encoding(dtype: str) -> Array:
-    """The 8-bit float for each float32, by its upper 16 bits, the last of them set where any lower bit is set.
+    """Return the 8-bit float for each float32, by its upper 16 bits, the last of them set if any lower bit is set.
 
-    That is rounding to odd, with 7 bits of mantissa. Rounding its result to the nearest gives what rounding once
-    would, since at least two bits more are kept than the 8-bit floats have: a value between two neighbours, or on
-    neither side of their midpoint, stays there.
+    That is rounding to odd, with 7 bits of mantissa. Rounding its result to the nearest gives the same as rounding
+    once, because it keeps at least two bits more than the 8-bit floats have: a value stays on its side of the
+    midpoint between two neighbors, or on the midpoint.
     """
     row = DTYPES[dtype]
     inputs = (np.arange(1 << 16, dtype="<u4") << np.uint32(16)).view("<f4")
@@ -94,7 +94,7 @@ def _make_encoding(dtype: str) -> Array:
     midpoints = np.append((finite[:-1] + finite[1:]) / 2, (3 * finite[-1] - finite[-2]) / 2)
     below = np.searchsorted(midpoints, np.abs(inputs), "left")
     codes = np.where(below % 2, np.searchsorted(midpoints, np.abs(inputs), "right"), below)
-    # Beyond the largest, `count` is infinity (ieee) or NaN (fnuz); torch saturates where there is no infinity (fn).
+    # Above the largest value, `count` is infinity (ieee) or NaN (fnuz); torch saturates without an infinity (fn).
     if row.specials == "fn":
         codes = np.minimum(codes, count - 1)
     negative = np.signbit(inputs) & ((codes != 0) | (row.specials != "fnuz"))

@@ -1,7 +1,7 @@
-"""Key families: a header of hundreds of keys as a few dozen lines, without loss.
+"""Key families: a lossless summary of hundreds of keys in a few dozen lines.
 
-A family is a product: one set of words for each segment, and exactly the keys that choose one word from each set. So
-its pattern and its count say which keys it has, and nothing is lost by showing it instead of them.
+A family is a product: one set of words per segment, and exactly the keys that combine one word from each set. So its
+pattern and its count determine its keys, and nothing is lost by showing the pattern instead.
 
     encoder.downsamples.{0..3}.downsamples.{0,1}.residual.{2,6}.{weight|bias}     32 keys
 """
@@ -17,17 +17,17 @@ from itertools import groupby
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 MAX_DIGITS = 18
-"""The longest integer that is read from a key: it fits in 64 bits, and Python reads no text of 5,000 digits."""
+"""The most digits of an integer in a key: it fits in 64 bits, and Python refuses to parse 5,000 digits."""
 _INTEGER = re.compile(rf"0|[1-9][0-9]{{0,{MAX_DIGITS - 1}}}")
 _NUMBERED = re.compile(rf"(.*?[^0-9])({_INTEGER.pattern})", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Keys that differ only in which word of a set stands in a segment.
+    """Keys that differ only in the words of their segments.
 
-    `segments` has the words of each segment, integers in their order, other words in the order of the header.
-    `fqns` are the keys in the header's order: as many as the product of the sets, no two the same.
+    `segments` contains the words of each segment, integers sorted, other words in the order of the header. `fqns` are
+    the keys in the header's order: all combinations of the sets, without duplicates.
     """
 
     segments: tuple[tuple[str, ...], ...]
@@ -41,24 +41,24 @@ class Family:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all its tensors."""
+        """The size of all its tensors in bytes."""
         return sum(spec.nbytes for spec in self.specs)
 
     @property
     def dtypes(self) -> Mapping[str, int]:
-        """How many tensors there are of each dtype."""
+        """The number of tensors of each dtype."""
         return Counter(spec.dtype for spec in self.specs)
 
     @property
     def dtypes_text(self) -> str:
-        """The dtypes in one line: `F32`, or `62 F8_E4M3, 2 F32` where there are several."""
+        """The dtypes in one line: `F32`, or `62 F8_E4M3, 2 F32` if there are several."""
         if len(self.dtypes) == 1:
             return self.specs[0].dtype
         return ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.items())
 
     @property
     def shapes_text(self) -> str:
-        """The shapes in one line, `160..640` where a dimension varies; one after the other where the rank varies."""
+        """The shapes in one line, `160..640` for a dimension that varies; a list of shapes if the rank varies."""
         ranks = sorted({len(spec.shape) for spec in self.specs}, reverse=True)
         return " ".join(
             _format_shapes([spec.shape for spec in self.specs if len(spec.shape) == rank]) for rank in ranks
@@ -72,10 +72,10 @@ class Family:
 
 
 def find_families(spec: StateDictSpec) -> tuple[Family, ...]:
-    """The keys of a header as families, in the order of their first keys. Every key is in exactly one.
+    """Group the keys of a header into families, in the order of their first keys. Every key is in exactly one.
 
-    Sets are joined from the last segment to the first, as long as all other segments are the same: first what a layer
-    has, then which layers have it. Numbers are never joined with words.
+    Sets are joined from the last segment to the first, if all other segments are the same: first the keys in a layer,
+    then the layers that have the same keys. Numbers are never joined with words.
 
     >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
     >>> keys = [f"layers.{n}.{part}.{leaf}" for n in range(4) for part in ("q", "k") for leaf in ("weight", "bias")]
@@ -99,7 +99,7 @@ def find_families(spec: StateDictSpec) -> tuple[Family, ...]:
 def _join_boxes(
     boxes: Sequence[tuple[tuple[str, ...], ...]], place: int, first_seen: Mapping[str, int]
 ) -> list[tuple[tuple[str, ...], ...]]:
-    """Boxes that differ only in the segment at `place` (from the end) as one, in the order of the first of each."""
+    """Join boxes that differ only in the segment at `place` (from the end), in the order of their first boxes."""
     groups: dict[object, list[str]] = {}
     for box in boxes:
         groups.setdefault(_mask_segment(box, place), []).extend(box[-place] if place <= len(box) else ())
@@ -108,7 +108,7 @@ def _join_boxes(
         words = groups.pop(_mask_segment(box, place), None)
         if words is not None:
             if place <= len(box):
-                # One order for one set, or the same set met in two orders would count as two.
+                # Sorted, so that the same set in two orders does not count as two sets.
                 words.sort(key=int if is_canonical_integer(words[0]) else first_seen.__getitem__)
                 box = (*box[:-place], tuple(words), *box[len(box) - place + 1 :])
             joined.append(box)
@@ -122,7 +122,7 @@ def _mask_segment(box: tuple[tuple[str, ...], ...], place: int) -> object:
 
 
 def is_canonical_integer(word: str) -> bool:
-    """Whether a word is the canonical decimal of an integer, `0|[1-9][0-9]*`, of at most `MAX_DIGITS` digits.
+    """Return whether a word is a canonical decimal integer, `0|[1-9][0-9]*`, of at most `MAX_DIGITS` digits.
 
     >>> [is_canonical_integer(word) for word in ("0", "12", "012", "w1", "")]
     [True, True, False, False, False]
@@ -131,9 +131,9 @@ def is_canonical_integer(word: str) -> bool:
 
 
 def mask_indices(fqn: str) -> str:
-    """A key with its numbers left open: what the layers and experts of a model share.
+    """Replace the numbers in a key by `*`: the keys of all layers and experts then look the same.
 
-    Numbers with leading zeros count too: only what keys look like matters here.
+    Numbers with leading zeros are replaced too: only the appearance of keys matters here.
 
     >>> mask_indices("layers.31.attn.q.weight")
     'layers.*.attn.q.weight'
@@ -180,7 +180,7 @@ def _format_words(words: Sequence[str]) -> str:
 
 
 def format_ranges(numbers: Iterable[int]) -> str:
-    """Distinct integers in one line, runs of three and more as ranges.
+    """Format distinct integers in one line, runs of three and more as ranges.
 
     >>> format_ranges([0, 1, 2, 3, 7, 8])
     '0..3,7,8'

@@ -17,11 +17,11 @@ from remapkit.tensors.spec import StateDictSpec, TensorSpec
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     name: getattr(torch, torch_name) for torch_name, name in BY_TORCH_NAME.items() if hasattr(torch, torch_name)
 }
-"""torch's dtype for each name of a header; the floats of less than a byte have none."""
+"""The torch dtype for each dtype name in a header; floats of less than a byte have none."""
 
 
 def get_dtype_name(dtype: torch.dtype) -> str:
-    """safetensors' name of a torch dtype.
+    """Return the safetensors name of a torch dtype.
 
     >>> get_dtype_name(torch.bfloat16)
     'BF16'
@@ -34,10 +34,9 @@ def get_dtype_name(dtype: torch.dtype) -> str:
 
 
 def header_of(module: nn.Module | Mapping[str, Any], name: str | None = None) -> StateDictSpec:
-    """The header of a module (or of a state dict in memory): parameters and persistent buffers, in its order.
+    """Return the header of a module (or of a state dict in memory): parameters and persistent buffers, in its order.
 
-    Weights that are one tensor under several FQNs are reported as tied. Extra state that is not a tensor is
-    left out.
+    FQNs that share one tensor are reported as tied. Extra state that is not a tensor is omitted.
 
     >>> header = header_of(nn.Linear(3, 2, device="meta"))
     >>> header["weight"], header["bias"]
@@ -58,7 +57,7 @@ def header_of(module: nn.Module | Mapping[str, Any], name: str | None = None) ->
 
 
 def explain_no_tensors(state: Mapping[Any, Any]) -> Diagnostic:
-    """Why a mapping is not a state dict: it wraps one, or holds arrays."""
+    """Explain why a mapping is not a state dict: it wraps one, or contains arrays."""
     wrapped = [
         str(key)
         for key, value in state.items()
@@ -80,7 +79,7 @@ def _group_tied(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], .
 
 
 def _identify_storage(tensor: torch.Tensor) -> object:
-    """What two tied tensors share: on meta (no storage to compare) and when empty, the tensor object itself."""
+    """Return a value that only tied tensors share: on meta (no storage to compare) and if empty, the object's id."""
     if tensor.is_meta or tensor.numel() == 0:
         return id(tensor)
     storage = tensor.untyped_storage().data_ptr()

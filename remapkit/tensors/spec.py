@@ -1,7 +1,7 @@
 """Headers without data: names, dtypes and shapes of tensors, and which of them share storage.
 
 The names of dtypes are those of the safetensors format (`F32`, `BF16`, `F8_E4M3`, ...), and a manifest is a header
-kept as JSON in the same form: `{"<fqn>": {"dtype": "F32", "shape": [160]}}`.
+saved as JSON in the same form: `{"<fqn>": {"dtype": "F32", "shape": [160]}}`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from remapkit.tensors.dtypes import DTYPE_BITS
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """The dtype (safetensors' name) and the shape of a tensor, without its data.
+    """The dtype (safetensors name) and the shape of a tensor, without its data.
 
     >>> TensorSpec("F32", (160, 12, 3, 3, 3)).nbytes
     207360
@@ -28,12 +28,12 @@ class TensorSpec:
 
     @property
     def numel(self) -> int:
-        """How many elements: 1 for a 0-dim tensor."""
+        """The number of elements: 1 for a 0-dim tensor."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes the elements take when packed, rounded up to a whole byte."""
+        """The size of the packed elements in bytes, rounded up."""
         return (self.numel * DTYPE_BITS[self.dtype] + 7) // 8
 
     def __str__(self) -> str:
@@ -42,12 +42,12 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class StateDictSpec(Mapping[str, TensorSpec]):
-    """A header: an ordered mapping FQN -> `TensorSpec`, with what else a file says about its tensors.
+    """A header: an ordered mapping FQN -> `TensorSpec`, with other information on the tensors of a file.
 
-    `tied` holds the groups of FQNs that share one storage with the same offset, shape and strides, `metadata`
-    the file's own `__metadata__`, and `name` what to call it in messages. `recorded` are names that the file has no
-    tensor of, but whose metadata reads as another name of one that it has: `other -> kept`. They are no keys; a plan
-    takes one where a rule or a target asks for it (`with_recorded`).
+    `tied` contains the groups of FQNs that share one storage with the same offset, shape and strides, `metadata` the
+    file's `__metadata__`, and `name` its name in messages. `recorded` maps names without a tensor to tensors of
+    which, according to the metadata, they are another name: `other -> kept`. They are not keys; a plan uses one only
+    if a rule or a target requests it (`with_recorded`).
 
     >>> header = StateDictSpec({"conv1.weight": TensorSpec("F32", (96, 96))}, name="tiny.pth")
     >>> header["conv1.weight"].shape, len(header), header.nbytes
@@ -71,11 +71,11 @@ class StateDictSpec(Mapping[str, TensorSpec]):
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all tensors, tied ones counted once a name."""
+        """The size of all tensors in bytes; tied ones count once per name."""
         return sum(spec.nbytes for spec in self.tensors.values())
 
     def with_recorded(self, names: Iterable[str]) -> StateDictSpec:
-        """The header with some of its recorded names as keys of their own, tied to the tensors that hold their data.
+        """Return the header with some recorded names as keys, tied to the tensors that contain their data.
 
         >>> header = StateDictSpec({"embed": TensorSpec("F32", (2,))}, recorded={"head": "embed", "author": "embed"})
         >>> header.with_recorded(["head"]).tied, list(header.with_recorded(["head"]))
@@ -95,10 +95,10 @@ class StateDictSpec(Mapping[str, TensorSpec]):
 
 
 def find_recorded_names(tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> dict[str, str]:
-    """The pairs of a file's metadata that may be names of tied tensors: `other -> kept`.
+    """Return the pairs in a file's metadata that may be names of tied tensors: `other -> kept`.
 
     The safetensors format has no aliases. Its writers keep one name of a tied tensor and put `other: kept` into the
-    metadata, among pairs of any other meaning; `{"author": "w"}` beside a tensor `w` looks the same.
+    metadata, among pairs of any other meaning: if there is a tensor `w`, `{"author": "w"}` looks the same.
 
     >>> find_recorded_names({"w": TensorSpec("F32", (2,))}, {"head": "w", "format": "pt", "who": "me"})
     {'head': 'w'}
@@ -116,16 +116,16 @@ def find_recorded_names(tensors: Mapping[str, TensorSpec], metadata: Mapping[str
 
 
 MAX_NAME = 1 << 16
-"""The longest name of a tensor, in bytes of UTF-8. The longest of a real checkpoint have a few hundred."""
+"""The longest name of a tensor, in bytes of UTF-8. The longest in real checkpoints have a few hundred."""
 
 OPAQUE = TensorSpec("BOOL", (0,))
-"""Stands for a value of which only the name is known; told by `is`, never by `==`."""
+"""The spec of a value of which only the name is known; compare it with `is`, never with `==`."""
 
 _REORDERING = frozenset({*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, 0x200E, 0x200F, 0x061C})
 
 
 def find_name_problem(fqn: str) -> str | None:
-    r"""Why a name cannot be an FQN, or None: its length, or characters that are in no honest checkpoint.
+    r"""Return why a name cannot be an FQN, or None: its length, or characters that no legitimate checkpoint has.
 
     >>> find_name_problem("encoder.conv1.weight"), find_name_problem("a\nb")
     (None, 'holds the control character U+000A')
@@ -146,7 +146,7 @@ def find_name_problem(fqn: str) -> str | None:
 
 
 def get_leaf(fqn: str) -> str:
-    """The last segment of an FQN.
+    """Return the last segment of an FQN.
 
     >>> get_leaf("encoder.conv1.weight"), get_leaf("weight")
     ('weight', 'weight')

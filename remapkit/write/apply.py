@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def pause_collection() -> Iterator[None]:
-    """No garbage collection: a plan of 50,000 moves holds no cycles, and walking it again and again takes a third."""
+    """Disable garbage collection: a plan of 50,000 moves has no cycles, and scanning it takes a third of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -34,7 +34,7 @@ def pause_collection() -> Iterator[None]:
 
 
 def sort_by_target(plan: ResolvedPlan, target: StateDictSpec | None) -> tuple[Move, ...]:
-    """The moves in the order of the target's names where it is known, else of the source's."""
+    """Sort the moves by the order of the target's names if the target is known, else keep the source's order."""
     if target is None:
         return plan.moves
     order = {fqn: number for number, fqn in enumerate(target)}
@@ -42,7 +42,7 @@ def sort_by_target(plan: ResolvedPlan, target: StateDictSpec | None) -> tuple[Mo
 
 
 def default_output(source: Path, suffix: str = ".safetensors") -> Path:
-    """`ckpt.pth` -> `ckpt.safetensors`; shards and folders have no such name, so one must be given."""
+    """Return the default output: `ckpt.pth` -> `ckpt.safetensors`; raises `UsageError` for shards and folders."""
     if source.is_dir() or is_index(source.name):
         raise UsageError(
             Diagnostic(
@@ -53,7 +53,7 @@ def default_output(source: Path, suffix: str = ".safetensors") -> Path:
 
 
 def make_provenance(rules: CompiledRules, source: Path) -> dict[str, str]:
-    """What the written file says about where it comes from. No time: the same input gives the same bytes."""
+    """Return the metadata on the origin of a file. It contains no time: the same input gives the same bytes."""
     return {
         "remapkit.rules": rules.name,
         "remapkit.digest": rules.digest,

@@ -1,6 +1,6 @@
-"""Writes moves to files: one target tensor at a time, or the kernel's copy of whole ranges.
+"""Writes moves to files: one target tensor at a time, or whole ranges copied by the kernel.
 
-Nothing but the target is ever opened for writing, and it appears whole or not at all. `rename_in_place` is the one
+Only the target is ever opened for writing, and it appears whole or not at all. `rename_in_place` is the only
 exception, and keeps a journal.
 """
 
@@ -37,10 +37,10 @@ FORMATS = ("safetensors", "pth")
 
 @dataclass(frozen=True, slots=True)
 class WrittenFiles:
-    """What was written: the files (an index last), how many tensors and bytes, and how the bytes went.
+    """The result of a write: the files (an index last), the numbers of tensors and bytes, and the methods used.
 
     `how` is a subset of reflink, copy_file_range, sendfile, loop (ranges of files), gathered (views, operations),
-    header, shifted (in place). `tied` maps the names that are recorded but not written to those that are.
+    header, shifted (in place). `tied` maps names that are only recorded to the names whose tensors are written.
     """
 
     files: tuple[Path, ...]
@@ -51,7 +51,7 @@ class WrittenFiles:
     tied: Mapping[str, str] = field(default_factory=dict)
     verified: bool = False
     kept: int = 0
-    """How many complete shards of a killed run were reused."""
+    """The number of complete shards of a killed run that were reused."""
 
 
 def write_checkpoint(
@@ -71,14 +71,14 @@ def write_checkpoint(
 ) -> WrittenFiles:
     """Write the targets of `moves`, in their order, to `out`.
 
-    `format` is `safetensors` or `pth`; by default the suffix of `out` decides. With `shard_size` (bytes) it is
-    `out` without its suffix, `-00001-of-00003.safetensors` and so on, with an index, or one file where one is enough.
-    `tied` are groups of targets that share one storage (by default those whose sources do): a `.pth` keeps them so,
-    safetensors keeps one name of each and records the others in its metadata, and `untie` writes copies. `run` makes
-    the tensors of moves with operations in another way than the usual one. `verify` reads the output back before it
+    `format` is `safetensors` or `pth`; by default the suffix of `out` decides. With `shard_size` (bytes) the output
+    is `out` without its suffix plus `-00001-of-00003.safetensors` and so on, with an index, or one file if one is
+    enough. `tied` are groups of targets that share one storage (by default those whose sources do): a `.pth` keeps
+    them tied, safetensors writes one name of each group and records the others in its metadata, and `untie` writes
+    copies. `run` replaces the function that computes moves with operations. `verify` reads the output back before it
     gets its name.
 
-    Raises `UnwritableOutput` (RK5xx) with nothing changed, `UnreadableCheckpoint` where the source changes meanwhile.
+    Raises `UnwritableOutput` (RK5xx) with nothing changed, `UnreadableCheckpoint` if the source changes meanwhile.
     """
     started = time.monotonic()
     out = Path(out)
@@ -103,9 +103,9 @@ def write_checkpoint(
 
 
 def choose_format(out: str | Path, format: str | None = None, *, shards: bool = False) -> str:
-    """The format of an output, `safetensors` or `pth`: the given one, else that of its suffix.
+    """Return the format of an output, `safetensors` or `pth`: the given one, else that of its suffix.
 
-    Shards get `.safetensors` after whatever name is given. Raises `UnwritableOutput` (RK511) where nothing says it.
+    Shards are always safetensors, whatever the name. Raises `UnwritableOutput` (RK511) if the format is unknown.
 
     >>> choose_format("model.safetensors"), choose_format("model.PT"), choose_format("model.v2", "pth")
     ('safetensors', 'pth', 'pth')
@@ -118,7 +118,7 @@ def choose_format(out: str | Path, format: str | None = None, *, shards: bool = 
     suffix = out.suffix.lower()
     if suffix in PTH_SUFFIXES:
         return "pth"
-    # A folder in the place of the file is refused for being one.
+    # A folder is refused later, with an error that says that it is a folder.
     if suffix == ".safetensors" or shards or os.path.isdir(out):  # noqa: PTH112 - any name may be asked
         return "safetensors"
     what = f"the suffix {out.suffix} is not known" if suffix else "the name has no suffix"
@@ -136,7 +136,7 @@ def _lay_out_files(
     shard_size: int | None,
     tied: Sequence[Sequence[str]],
 ) -> tuple[list[FileLayout], Mapping[str, str]]:
-    """The files to write, and the tied names that are only recorded."""
+    """Return the files to write, and the tied names that are only recorded."""
     if format == "pth":
         if shard_size is not None:
             raise make_unwritable(
@@ -144,7 +144,7 @@ def _lay_out_files(
             )
         return [lay_out_pth(out.name, moves, reader, metadata, tied)], {}
     kept, recorded = split_ties(moves, tied)
-    # transformers reads no file without this.
+    # transformers refuses files without this.
     described = {"format": "pt", **metadata, **recorded}
     if shard_size is not None:
         return lay_out_shards(make_shard_stem(out), kept, reader, described, shard_size), recorded
@@ -152,7 +152,7 @@ def _lay_out_files(
 
 
 def make_shard_stem(out: Path) -> str:
-    """The beginning of the names of shards.
+    """Return the common beginning of the shards' names.
 
     >>> make_shard_stem(Path("out/model.safetensors")), make_shard_stem(Path("model.safetensors.index.json"))
     ('model', 'model')
@@ -164,7 +164,7 @@ def make_shard_stem(out: Path) -> str:
 
 
 def find_tied_targets(moves: Sequence[Move], reader: Reader) -> list[list[str]]:
-    """The groups of targets whose sources share one storage with the same offset, shape and strides."""
+    """Return the groups of targets whose sources share one storage with the same offset, shape and strides."""
     by_source: dict[str, list[str]] = {}
     for move in moves:
         if not move.ops:
@@ -178,11 +178,11 @@ def rename_in_place(
 ) -> WrittenFiles:
     """Rename the tensors of one safetensors file by writing only its header; the data stays where it is.
 
-    Every tensor must be kept, and none computed. An interrupted run leaves the file as it was, or with a journal that
-    `recover` restores it from. The reader's own view of the file is outdated afterwards.
+    Every tensor must be kept, and none computed. An interrupted run leaves the file unchanged, or with a journal from
+    which `recover` restores it. Afterwards the reader's header is outdated.
 
-    Raises `UnwritableOutput` (RK507) where the file cannot be renamed in place: other formats, links to it, dropped
-    or computed tensors.
+    Raises `UnwritableOutput` (RK507) if the file cannot be renamed in place: other formats, links to it, dropped or
+    computed tensors.
     """
     started = time.monotonic()
     source = in_place.require_safetensors(reader)
@@ -205,18 +205,18 @@ def _check_renamed(path: Path, moves: Sequence[Move]) -> None:
 
 
 def recover(path: str | Path) -> bool:
-    """Restore a file whose rename in place was interrupted, to the byte; False where there is nothing to restore.
+    """Restore a file whose rename in place was interrupted, byte for byte; return False if there is no journal.
 
-    Raises `UnwritableOutput` (RK508) where the file is not the one that the journal describes.
+    Raises `UnwritableOutput` (RK508) if the file is not the one that the journal describes.
     """
     return in_place.recover(Path(path))
 
 
 def compare_output(moves: Sequence[Move], reader: Reader, out: str | Path, *, run: Run | None = None) -> int:
-    """Read `out` back and compare every target with its source, byte by byte; how many tensors were compared.
+    """Read `out` back and compare every target with its source, byte by byte; return the number of tensors.
 
-    Names that the output only records as tied are compared with the name that holds their bytes. Raises
-    `UnwritableOutput` (RK506) that names the tensors that differ, `UnreadableCheckpoint` where `out` cannot be read.
+    A name that the output only records as tied is compared with the tensor that it is tied to. Raises
+    `UnwritableOutput` (RK506) with the names of tensors that differ, `UnreadableCheckpoint` if `out` cannot be read.
     """
     with open_checkpoint(out, allow_expand=True) as written:
         _compare_targets(moves, reader, written, run)

@@ -1,9 +1,9 @@
-"""Renaming inside one safetensors file: only its header is written.
+"""Renames tensors inside one safetensors file: only its header is written.
 
-Where the filesystem can share blocks, a new file is made of a new header and the old data, and takes the old one's
-name: that is atomic. Elsewhere the header is overwritten under a journal. A header that has outgrown its place gets
-more room: whole blocks are inserted at the front of the file (Linux: fallocate with FALLOC_FL_INSERT_RANGE, on ext4
-and XFS). Where none of that works, or the file is small, it is written anew.
+If the filesystem can share blocks, a new file with the new header and the old data atomically replaces the old one.
+Otherwise the header is overwritten under a journal. If the new header is too long for its space, whole blocks are
+inserted at the front of the file (Linux: fallocate with FALLOC_FL_INSERT_RANGE, on ext4 and XFS). If none of that
+works, or the file is small, the whole file is rewritten.
 
 The journal (old header, new header, old size, inserted bytes) is on the disk before the file changes and is removed
 after the new header is on the disk. So a crash leaves one of these states, and readers refuse the file in all but the
@@ -12,13 +12,14 @@ first and the last:
 1. no journal, old file;
 2. journal, old file;
 3. journal, blocks inserted: zeros in front of the old header;
-4. journal, header partly written: every byte is that of 2 or 3, or the new one;
+4. journal, header partly written: every byte is either that of state 2 or 3, or the new one;
 5. journal, new file;
 6. no journal, new file.
 
-`recover` turns 2 to 5 into 1: it removes the inserted blocks, writes the old header, flushes, and removes the journal
-last. Interrupted itself it leaves a mixture of old and new bytes, with or without the inserted blocks, which it
-accepts again (`Journal.can_restore`). So repeated until it ends it gives the old file, byte for byte.
+`recover` turns states 2 to 5 into state 1: it removes the inserted blocks, writes the old header, flushes, and
+removes the journal last. If it is interrupted, the file is a mixture of old and new bytes, with or without the
+inserted blocks, which it accepts again (`Journal.can_restore`). So repeating it until it completes restores the old
+file, byte for byte.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ from remapkit.formats.safetensors import MAX_HEADER, SafetensorsReader, header_j
 from remapkit.plans.moves import Move
 
 REWRITE_BELOW = 1 << 20
-"""A file smaller than this is written anew: that is as fast, and needs no journal."""
+"""Files smaller than this (in bytes) are rewritten: that is as fast, and needs no journal."""
 _MAGIC = b"remapkit journal 1\n"
 _MAX_JOURNAL = 2 * MAX_HEADER + (1 << 16)
 _COLLAPSE, _INSERT = 0x08, 0x20
 
 
 def make_header(moves: Sequence[Move], reader: SafetensorsReader, metadata: Mapping[str, str]) -> bytes:
-    """The JSON of the new header: new names for the data, in its order. Raises `UnwritableOutput` (RK507)."""
+    """Return the JSON of the new header: new names, in the order of the data. Raises `UnwritableOutput` (RK507)."""
     if any(move.ops for move in moves):
         raise _make_refusal("--in-place only renames: this plan computes new values")
     names = {move.sources[0]: move.target for move in moves}
@@ -73,7 +74,7 @@ def _make_refusal(title: str) -> Exception:
 
 
 def check_no_links(path: Path, source: SourceFile) -> None:
-    """Raise `UnwritableOutput` (RK507) for a file that has other names too, which would all change."""
+    """Raise `UnwritableOutput` (RK507) for a symbolic link, or a file with several hard links: all would change."""
     if path.is_symlink():
         target = os.path.realpath(path)
         help = ("name that file if it is the one to change",)
@@ -85,9 +86,9 @@ def check_no_links(path: Path, source: SourceFile) -> None:
 
 
 def replace_header(path: Path, reader: SafetensorsReader, raw: bytes) -> tuple[str, int]:
-    """Give the file a new header; how it was done, and how many bytes were written.
+    """Replace the header of the file; return the method used, and the number of bytes written.
 
-    Raises `UnwritableOutput`; the file is then as it was, or has a journal that `recover` restores it from.
+    Raises `UnwritableOutput`; the file is then unchanged, or has a journal from which `recover` restores it.
     """
     source = reader.sources[0]
     try:
@@ -106,7 +107,7 @@ def replace_header(path: Path, reader: SafetensorsReader, raw: bytes) -> tuple[s
 
 
 def _clone_file(path: Path, source: SourceFile, data_start: int, raw: bytes) -> int:
-    """A new file of a new header and the old blocks; 0 where the filesystem cannot share blocks."""
+    """Write a new file with the new header and the old blocks; return 0 if the filesystem cannot share blocks."""
     header = pad_header(raw, data_start % BLOCK)
     with NewFile(path, force=True) as new:
         copier = Copier(new.fd, lambda nbytes: None)
@@ -140,7 +141,7 @@ def _commit_file(new: NewFile, source: SourceFile) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """How a file was before and will be: its size, the bytes inserted at its front, its old and its new header."""
+    """A file before and after a rename: its size, the bytes inserted at its front, its old and its new header."""
 
     file: str
     size: int
@@ -149,14 +150,14 @@ class Journal:
     new: bytes
 
     def pack(self) -> bytes:
-        """The journal as bytes, with a checksum."""
+        """Return the journal as bytes, with a checksum."""
         facts = json.dumps({"file": self.file, "size": self.size, "insert": self.insert}).encode("utf-8")
         body = struct.pack("<3Q", len(facts), len(self.old), len(self.new)) + facts + self.old + self.new
         return _MAGIC + struct.pack("<L", zlib.crc32(body)) + body
 
     @classmethod
     def unpack(cls, raw: bytes) -> Journal | None:
-        """The journal that bytes hold, or None where they are torn or not what a rename writes."""
+        """Parse a journal; return None if the bytes are incomplete or not what a rename writes."""
         head = len(_MAGIC)
         if raw[:head] != _MAGIC or len(raw) < head + 28:
             return None
@@ -176,10 +177,10 @@ class Journal:
         return journal if journal._is_sound() else None
 
     def _is_sound(self) -> bool:
-        """Whether it may be ours: two headers of the same tensors, whose lengths differ by whole blocks.
+        """Return whether it may be ours: two headers of the same tensors, whose lengths differ by whole blocks.
 
-        Whoever can write to a folder can put a journal into it. So what is not ours is refused, and what is accepted
-        can only do what a rename does.
+        Anyone who can write to a folder can put a journal into it. So any other content is refused, and an accepted
+        journal can only do what a rename does.
         """
         if type(self.file) is not str or type(self.size) is not int or type(self.insert) is not int:
             return False
@@ -193,12 +194,12 @@ class Journal:
         except FileFault:
             return False
         lengths = all(int.from_bytes(raw[:8], "little") == len(raw) - 8 for raw in (self.old, self.new))
-        # Tensors without elements may be left behind by a rename: they have no bytes.
+        # A rename may drop tensors without elements: they have no bytes.
         held = [[entry for entry in header.values() if entry[0].nbytes] for header in (old, new)]
         return lengths and held[0] == held[1]
 
     def can_restore(self, front: bytes, size: int) -> bool:
-        """Whether a file that begins with `front` is between the two states: every byte is the old or the new one."""
+        """Return whether a file that begins with `front` is between the two states: every byte is old or new."""
         inserted = size - self.size
         if inserted not in (0, self.insert):
             return False
@@ -209,7 +210,7 @@ class Journal:
 
 
 def _is_either(front: bytes, before: bytes, after: bytes) -> bool:
-    """Whether every byte is that of one of two texts: a block at a time, and byte by byte only in a torn block."""
+    """Return whether every byte is that of one of two texts; compares blocks, and single bytes in mixed blocks."""
     for at in range(0, len(front), BLOCK):
         piece, one, other = (text[at : at + BLOCK] for text in (front, before, after))
         if piece not in (one, other) and not all(
@@ -220,7 +221,7 @@ def _is_either(front: bytes, before: bytes, after: bytes) -> bool:
 
 
 def _overwrite_header(path: Path, source: SourceFile, data_start: int, raw: bytes) -> int:
-    """Overwrite the header under a journal; 0 where it does not fit and the filesystem cannot insert blocks."""
+    """Overwrite the header under a journal; return 0 if it does not fit and blocks cannot be inserted."""
     insert = _choose_insert_size(len(raw) + 8 - data_start)
     length = data_start + insert - 8
     if length > MAX_HEADER:
@@ -241,7 +242,7 @@ def _overwrite_header(path: Path, source: SourceFile, data_start: int, raw: byte
 
 
 def _write_under_journal(fd: int, path: Path, journal: Journal) -> bool:
-    """Write the journal, make room, write the header, drop the journal; False where there is no way to make room."""
+    """Write the journal, make room, write the header, remove the journal; return False if room cannot be made."""
     _write_journal(path, journal)
     try:
         if journal.insert and not _fallocate(fd, _INSERT, journal.insert):
@@ -265,7 +266,7 @@ def _write_under_journal(fd: int, path: Path, journal: Journal) -> bool:
 
 
 def _choose_insert_size(missing: int) -> int:
-    """Whole blocks for twice what is missing, so that the next rename fits."""
+    """Return the size of whole blocks for twice the missing bytes, so that the next rename fits."""
     return 0 if missing <= 0 else (2 * missing + BLOCK - 1) // BLOCK * BLOCK
 
 
@@ -275,7 +276,7 @@ def _lock_file(fd: int, path: Path) -> None:
     except BlockingIOError:
         raise make_unwritable("RK507", f"{path.name} is being rewritten by another process") from None
     except OSError:
-        """Some network filesystems have no locks; two renames of one file at once are then the user's to avoid."""
+        """Some network filesystems have no locks; the user must then avoid two renames of one file at once."""
 
 
 def _write_journal(path: Path, journal: Journal) -> None:
@@ -288,11 +289,11 @@ def _write_journal(path: Path, journal: Journal) -> None:
 
 
 class JournalLeft(UnwritableOutput):
-    """The file is whole, and its journal cannot be removed."""
+    """The file is complete, but its journal cannot be removed."""
 
 
 def _drop_journal(path: Path, state: str) -> None:
-    """Remove the journal; raises `JournalLeft` (RK512), which says what the file is now: `state`."""
+    """Remove the journal; raises `JournalLeft` (RK512), whose message describes the file by `state`."""
     journal = journal_path(path)
     try:
         journal.unlink()
@@ -307,12 +308,12 @@ def _drop_journal(path: Path, state: str) -> None:
 
 
 def _can_shift(fd: int) -> bool:
-    """Whether blocks can be inserted here: only Linux has the call, and its blocks must be ours."""
+    """Return whether blocks can be inserted: only on Linux, and only if the block size is ours."""
     return os.uname().sysname == "Linux" and BLOCK % os.fstatvfs(fd).f_bsize == 0
 
 
 def _fallocate(fd: int, mode: int, length: int) -> bool:
-    """Insert or collapse `length` bytes at the front of a file; False where the filesystem cannot."""
+    """Insert or collapse `length` bytes at the front of a file; return False if the filesystem cannot."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -328,10 +329,10 @@ def _fallocate(fd: int, mode: int, length: int) -> bool:
 
 
 def recover(path: Path) -> bool:
-    """Restore a file from its journal, to the byte; False where there is none. It may be interrupted and repeated.
+    """Restore a file from its journal, byte for byte; return False if there is none. May be interrupted and repeated.
 
-    Raises `UnwritableOutput` (RK507, RK508) where the file is not the one that the journal describes, or is being
-    rewritten just now.
+    Raises `UnwritableOutput` (RK507, RK508) if the file is not the one that the journal describes, or is being
+    rewritten at the moment.
     """
     path = Path(os.path.realpath(path))
     if not os.path.lexists(journal_path(path)):
@@ -359,7 +360,7 @@ def _recover_file(path: Path) -> bool:
 
 
 def _read_journal(path: Path) -> bytes | None:
-    """The bytes of a journal, or None for what cannot be one: a link, a pipe, a device, too many bytes."""
+    """Return the bytes of a journal, or None for what cannot be one: a link, a pipe, a device, too many bytes."""
     try:
         if path.is_symlink():
             return None
@@ -398,7 +399,7 @@ def _restore_header(fd: int, path: Path, journal: Journal) -> None:
 
 
 def require_safetensors(reader: Reader) -> SafetensorsReader:
-    """The reader, where it reads one safetensors file; raises `UnwritableOutput` (RK507) for any other."""
+    """Return the reader if it reads one safetensors file; raises `UnwritableOutput` (RK507) for any other."""
     if not isinstance(reader, SafetensorsReader):
         raise _make_refusal(f"--in-place renames inside one safetensors file, but this is {reader.format}")
     return reader

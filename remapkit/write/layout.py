@@ -1,9 +1,8 @@
-"""What an output file will consist of, byte by byte, before any is written.
+"""The layout of an output file, computed before anything is written.
 
 A layout is a list of pieces: bytes, ranges of source files, tensors that must be computed. It is computed from
-headers and extents alone, in time linear in their number. Invariant: the pieces, one after the other, are the file;
-so its size is known before it is opened, every offset in its header is final, and the same input gives the same
-bytes.
+headers and extents alone, in time linear in their number. Invariant: the concatenated pieces are the file; so its
+size is known before it is opened, every offset in its header is final, and the same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from remapkit.tensors.dtypes import DTYPE_BITS
 
 @dataclass(frozen=True, slots=True)
 class BytesPiece:
-    """Bytes that are written as they are."""
+    """Bytes that are written unchanged."""
 
     data: bytes
 
     @property
     def nbytes(self) -> int:
-        """How many bytes."""
+        """The number of bytes."""
         return len(self.data)
 
 
@@ -57,7 +56,7 @@ Piece = BytesPiece | CopyPiece | StreamPiece
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """The CRC-32 of a piece, known once it is written, goes to these places of the file (4 bytes each)."""
+    """The offsets in the file (4 bytes each) where a piece's CRC-32 is written once it is known."""
 
     piece: int
     places: tuple[int, ...]
@@ -65,7 +64,7 @@ class Seal:
 
 @dataclass(frozen=True, slots=True)
 class FileLayout:
-    """One output file: its name, its pieces in order, and the moves whose tensors it holds."""
+    """One output file: its name, its pieces in order, and the moves whose tensors it contains."""
 
     name: str
     pieces: tuple[Piece, ...]
@@ -79,10 +78,10 @@ class FileLayout:
 
 
 def make_fingerprint(layout: FileLayout, sources: Sequence[SourceFile]) -> str:
-    """32 hex digits for the content of a file: the bytes that are known, and where the others come from.
+    """Return 32 hex digits that identify the content of a file: its known bytes, and the sources of the others.
 
-    It identifies a file that a killed run completed, whose bytes are then compared. Empty where operations compute
-    something: comparing would cost as much as computing it.
+    It finds a file that a killed run completed, whose bytes are then compared. Empty if operations compute something:
+    comparing would cost as much as computing it.
     """
     import hashlib
 
@@ -101,10 +100,10 @@ def make_fingerprint(layout: FileLayout, sources: Sequence[SourceFile]) -> str:
 
 
 def split_ties(moves: Sequence[Move], tied: Iterable[Sequence[str]]) -> tuple[list[Move], dict[str, str]]:
-    """The moves with one name of each tied group, and what the others are tied to.
+    """Return the moves with one name of each tied group, and the names that the others are tied to.
 
     safetensors has no aliases. The first name in output order is kept; every other is recorded as `other -> kept`,
-    which is what `safetensors.torch.save_model` writes and `load_model` understands.
+    as `safetensors.torch.save_model` writes and `load_model` reads it.
     """
     position = {move.target: number for number, move in enumerate(moves)}
     recorded: dict[str, str] = {}
@@ -115,10 +114,10 @@ def split_ties(moves: Sequence[Move], tied: Iterable[Sequence[str]]) -> tuple[li
 
 
 def sort_for_alignment(moves: Sequence[Move]) -> list[Move]:
-    """The moves in their order if every tensor then starts at a multiple of its element's width, else widest first.
+    """Keep the moves in order if every tensor then starts at a multiple of its element's width, else widest first.
 
-    The format has no room for padding between tensors, so its own writer sorts by width; readers that map the file
-    need aligned tensors. Here the given order is kept if all tensors are aligned in it.
+    The format allows no padding between tensors, so its own writer sorts by width; readers that map the file need
+    aligned tensors. Here the given order is kept if all tensors are aligned in it.
 
     >>> from remapkit import TensorSpec
     >>> from remapkit.plans.moves import RuleRef
@@ -139,7 +138,7 @@ def _find_element_width(move: Move) -> int:
 
 
 def lay_out_safetensors(name: str, moves: Sequence[Move], reader: Reader, metadata: Mapping[str, str]) -> FileLayout:
-    """One safetensors file. Its data starts at its first source byte's offset modulo the block size, see `BLOCK`.
+    """Lay out one safetensors file. Its data starts at its first source byte's offset modulo the size of a `BLOCK`.
 
     Raises `UnwritableOutput` (RK505) for a dtype that the format has no name for.
     """
@@ -150,8 +149,8 @@ def lay_out_safetensors(name: str, moves: Sequence[Move], reader: Reader, metada
     data = _merge_pieces(piece for move in moves for piece in make_tensor_pieces(move, reader))
     first = next(iter(data), None)
     start = first.offset % BLOCK if isinstance(first, CopyPiece) else 0
-    # Filesystems share whole blocks: the data must start at the source's offset modulo the block size. Where that is
-    # not a multiple of 8 every tensor would be unaligned, which costs readers more than sharing saves.
+    # Filesystems share whole blocks: the data must start at the source's offset modulo the block size. If that is not
+    # a multiple of 8, every tensor would be unaligned, which costs readers more than sharing saves.
     try:
         header = pad_header(raw, start if start % 8 == 0 else 0)
     except ValueError as error:
@@ -160,7 +159,7 @@ def lay_out_safetensors(name: str, moves: Sequence[Move], reader: Reader, metada
 
 
 def check_dims(moves: Iterable[Move]) -> None:
-    """Raise `UnwritableOutput` (RK505) for tensors that no reader accepts, ours included."""
+    """Raise `UnwritableOutput` (RK505) for tensors with more dimensions than any reader accepts, ours included."""
     for move in moves:
         if len(move.spec.shape) > MAX_DIMS:
             rank = len(move.spec.shape)
@@ -176,7 +175,7 @@ def _check_dtypes(moves: Iterable[Move]) -> None:
 
 
 def make_tensor_piece(move: Move, reader: Reader) -> Piece:
-    """What a target's bytes are: a range of a source file, or something that must be made."""
+    """Return a target's bytes as one piece: a range of a source file, or a tensor that must be computed."""
     extent = reader.extent(move.sources[0]) if not move.ops else None
     if extent is None:
         return StreamPiece(move, move.spec.nbytes)
@@ -184,7 +183,7 @@ def make_tensor_piece(move: Move, reader: Reader) -> Piece:
 
 
 def make_tensor_pieces(move: Move, reader: Reader) -> list[Piece]:
-    """What a target's bytes are, piece by piece: operations that only move ranges of bytes are copies too."""
+    """Return a target's bytes as pieces: operations that only move ranges of bytes become copies."""
     if move.ops and move.sources:
         header = reader.header()
         ranges = find_byte_ranges(move.ops, [header[fqn] for fqn in move.sources])
@@ -196,9 +195,9 @@ def make_tensor_pieces(move: Move, reader: Reader) -> list[Piece]:
 
 
 def _merge_pieces(pieces: Iterable[Piece]) -> list[Piece]:
-    """The pieces without empty ones; ranges that follow each other in the file and in their source become one.
+    """Remove empty pieces, and merge ranges that are adjacent both in the file and in their source.
 
-    A rename of a whole file thus is one copy, which the filesystem can do by sharing blocks.
+    So a rename of a whole file is one copy, which the filesystem can do by sharing blocks.
     """
     merged: list[Piece] = []
     for piece in pieces:
@@ -220,10 +219,10 @@ def _merge_pieces(pieces: Iterable[Piece]) -> list[Piece]:
 def lay_out_shards(
     stem: str, moves: Sequence[Move], reader: Reader, metadata: Mapping[str, str], shard_size: int
 ) -> list[FileLayout]:
-    """Shards of at most `shard_size` bytes of tensors, filled in order, and the index last.
+    """Lay out shards of at most `shard_size` bytes of tensors, filled in order, and the index last.
 
     Source: the layout of Hugging Face's sharded checkpoints: `stem-00001-of-00003.safetensors` and
-    `stem.safetensors.index.json` with `metadata.total_size` and `weight_map`. What fits one shard is one file.
+    `stem.safetensors.index.json` with `metadata.total_size` and `weight_map`. If one shard is enough, it is one file.
     """
     groups = _split_into_shards(moves, shard_size)
     if not is_utf8(stem):
@@ -241,7 +240,7 @@ def lay_out_shards(
 
 
 def _split_into_shards(moves: Sequence[Move], shard_size: int) -> list[list[Move]]:
-    """The moves in order, a new shard wherever the next one does not fit; a tensor larger than a shard is alone."""
+    """Split the moves in order; a shard ends where the next tensor does not fit. A tensor larger than it is alone."""
     groups: list[list[Move]] = [[]]
     room = shard_size
     for move in moves:

@@ -1,7 +1,7 @@
-"""What an output replaces besides files of the same names: the same checkpoint in another layout.
+"""Finds and removes the files of the same checkpoint in another layout, which an output replaces too.
 
 `model.safetensors` and `model.safetensors.index.json` with its shards are one checkpoint, and so are shards of
-another count. Side by side, readers would take whichever they look for first.
+another count. If both existed, readers would open the one that they look for first.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from remapkit.files.source_file import SourceFile, describe_os_error
 
 
 def find_other_layouts(folder: Path, names: Sequence[str], sources: Sequence[SourceFile], force: bool) -> list[Path]:
-    """The files in `folder` that are one output with `names` and not among them: indexes first.
+    """Return the files in `folder` that belong to the same output as `names` but are not among them, indexes first.
 
-    Raises `UnwritableOutput`: RK501 where one of them is a source, RK500 where there are any and `force` is not set.
+    Raises `UnwritableOutput`: RK501 if one of them is a source, RK500 if there are any and `force` is not set.
     """
     replaced = _list_replaced(folder, names)
     read = {(source.device, source.inode) for source in sources}
@@ -56,10 +56,10 @@ def _read_identity(path: Path) -> tuple[int, int] | None:
 
 
 def dress_files(files: Sequence[NewFile], replaced: Sequence[Path]) -> None:
-    """Give every new file the mode and owner of the one that it replaces, a new name those of the replaced layout:
+    """Give every new file the mode and owner of the file that it replaces; a new name gets those of the old layout.
 
-    from the narrowest mode of the same kind (index or weights), else of the other: nobody may read more of a
-    checkpoint because it is split in another way. Must be called before any of the old files is removed.
+    That is the most restrictive mode of the same kind (index or weights), else of the other kind: a change of layout
+    must not make a checkpoint readable for more users. Must be called before any of the old files is removed.
     """
     dresses = [(path, FileAttributes.of(path)) for path in (*(new.target for new in files), *replaced)]
     old = [(path.name, worn) for path, worn in dresses if worn is not None]
@@ -70,9 +70,9 @@ def dress_files(files: Sequence[NewFile], replaced: Sequence[Path]) -> None:
 
 
 def remove_replaced(paths: Sequence[Path], new: Path) -> None:
-    """Remove the old layout, now that the new one has its name.
+    """Remove the old layout after the new one has its name.
 
-    A link goes, not what it leads to. Raises `FailedWrite` (RK513) with every file that could not be removed.
+    A link is removed, not its target. Raises `FailedWrite` (RK513) with every file that could not be removed.
     """
     left = []
     for path in paths:

@@ -1,4 +1,4 @@
-"""Checkpoints in the format of torch.save, laid out without torch and streamed.
+"""Lays out checkpoints in the format of torch.save for streaming, without torch.
 
 Source: torch/serialization.py (records `data.pkl`, `byteorder`, `data/<key>`, `version`), inline_container.cc of
 torch (storages aligned to 64 bytes by an extra field named FB) and PKWARE's APPNOTE.TXT, sections 4.3.7 to 4.3.16 and
@@ -30,7 +30,7 @@ _CENTRAL = struct.Struct("<4s6H3L5H2L")
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """One entry: its content, and its checksum where that is known before it is written."""
+    """One entry: its content, and its checksum if that is known before it is written."""
 
     name: str
     piece: Piece
@@ -44,7 +44,7 @@ def lay_out_pth(
     metadata: Mapping[str, str],
     tied: Iterable[Sequence[str]],
 ) -> FileLayout:
-    """One file in the format of torch.save; tied targets share one storage.
+    """Lay out one file in the format of torch.save; tied targets share one storage.
 
     Raises `UnwritableOutput` (RK505) for a dtype that torch has no name for.
     """
@@ -67,7 +67,7 @@ def lay_out_pth(
 
 
 def _assign_storage_keys(moves: Sequence[Move], tied: Iterable[Sequence[str]]) -> tuple[dict[str, str], list[Move]]:
-    """The storage of each target, and the moves whose data is written: the first of each tied group."""
+    """Return the storage of each target, and the moves whose data is written: the first of each tied group."""
     group_of = {name: number for number, group in enumerate(tied) for name in group}
     keys: dict[str, str] = {}
     of_group: dict[int, str] = {}
@@ -94,7 +94,7 @@ def _make_tensor_record(name: str, move: Move, reader: Reader) -> _Record:
 
 
 def _name_folder(name: str) -> str:
-    """The archive's folder as torch names it: the file without its suffix; `archive` where that is not UTF-8."""
+    """Return the archive's folder as torch names it: the file name without its suffix, or `archive` if not UTF-8."""
     stem = name.rpartition(".")[0] or name
     return stem if is_utf8(stem) else "archive"
 
@@ -103,7 +103,7 @@ def _name_folder(name: str) -> str:
 
 
 def _lay_out_zip(records: Sequence[_Record]) -> tuple[list[Piece], list[Seal]]:
-    """The pieces of an archive, and where checksums go that are only known once the data is written."""
+    """Return the pieces of an archive, and the offsets of checksums that are known only after the data is written."""
     pieces: list[Piece] = []
     places: list[tuple[int, int]] = []
     at = 0
@@ -124,7 +124,7 @@ def _lay_out_zip(records: Sequence[_Record]) -> tuple[list[Piece], list[Seal]]:
 
 def _make_local_header(record: _Record, at: int) -> bytes:
     name, size = record.name.encode("utf-8"), record.piece.nbytes
-    # 4.5.3: a local header with a zip64 field has both sizes in it, and all ones in their own places.
+    # 4.5.3: in a local header, a zip64 field contains both sizes, and the header's own size fields are all ones.
     wide = struct.pack("<HHQQ", 1, 16, size, size) if size >= _MAX32 else b""
     bare = at + _LOCAL.size + len(name) + len(wide) + 4
     padding = -bare % _ALIGNMENT
@@ -136,7 +136,7 @@ def _make_local_header(record: _Record, at: int) -> bytes:
 
 
 def _make_central_entry(record: _Record, header_at: int) -> bytes:
-    # 4.5.3: in the directory only the fields that are all ones are in the zip64 field, in this order.
+    # 4.5.3: in the directory, the zip64 field contains only the fields that are all ones, in this order.
     name, size = record.name.encode("utf-8"), record.piece.nbytes
     wide = b""
     if size >= _MAX32:
@@ -165,7 +165,7 @@ def _make_end_records(count: int, directory_at: int, at: int) -> bytes:
 
 
 def pickle_tensors(tensors: Iterable[tuple[str, TensorSpec, str]]) -> bytes:
-    """The pickle (protocol 2) of a dict of contiguous tensors, each given as name, spec and storage key."""
+    """Return the pickle (protocol 2) of a dict of contiguous tensors, given as name, spec and storage key."""
     parts = [b"\x80\x02}("]
     for fqn, spec, key in tensors:
         parts += [_pickle_text(fqn), _pickle_tensor(fqn, spec, key)]
@@ -196,7 +196,7 @@ def _pickle_tensor(fqn: str, spec: TensorSpec, key: str) -> bytes:
 
 
 def _compute_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Row-major strides, as torch counts them: a dimension of size 0 counts as 1.
+    """Return row-major strides as torch computes them: a dimension of size 0 counts as 1.
 
     >>> _compute_strides((2, 0, 3))
     (3, 3, 1)

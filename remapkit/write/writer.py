@@ -1,4 +1,4 @@
-"""Writes laid-out files: every piece written, checked, flushed, and only then named."""
+"""Writes files by their layouts: all pieces are written, checked and flushed before a file gets its name."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ Progress = Callable[[int, int], None]
 
 
 Inspect = Callable[[Path, FileLayout], None]
-"""Checks a file that is complete and on the disk, but not named yet; raises if it is wrong."""
+"""Checks a file that is complete and on the disk, but still has its temporary name; raises if it is wrong."""
 
 
 SMALL = 1 << 16
-"""Pieces up to this size are gathered in memory: a system call for each would cost more than its bytes."""
+"""Pieces up to this size are collected in memory: a system call for each would cost more than its bytes."""
 
 
 class SmallPieces:
-    """Small neighbouring pieces, written together."""
+    """A buffer of adjacent small pieces, which are written together."""
 
     def __init__(self, fd: int, advance: Callable[[int], None]) -> None:
         self._fd = fd
@@ -45,7 +45,7 @@ class SmallPieces:
         self.used: dict[str, None] = {}
 
     def add(self, piece: BytesPiece | CopyPiece, at: int) -> None:
-        """Take a piece that follows the last one, or is the first since `flush`."""
+        """Add a piece that follows the last one, or is the first since `flush`."""
         if not self._waiting:
             self._at = at
         if isinstance(piece, BytesPiece):
@@ -57,7 +57,7 @@ class SmallPieces:
             self.flush()
 
     def flush(self) -> None:
-        """Write the gathered pieces."""
+        """Write the collected pieces."""
         if self._waiting:
             write_all(self._fd, bytes(self._waiting), self._at)
             self._advance(len(self._waiting))
@@ -65,10 +65,10 @@ class SmallPieces:
 
 
 class Writer:
-    """One run: progress over all files, which ways the bytes went (`how`), and how many shards were `kept`.
+    """One run: progress over all files, the copy methods used (`how`), and the number of reused shards (`kept`).
 
-    A sharded output that was killed is resumed: every shard that it completed is compared with its sources, and
-    reused if it contains what would be written. Files that are being written have no name yet in either case.
+    A sharded output whose run was killed is resumed: every completed shard is compared with its sources, and reused
+    if it contains what would be written. In either case files have temporary names while they are written.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Writer:
 
     @property
     def shards(self) -> int:
-        """How many shards there are; 0 where the output is one file."""
+        """The number of shards; 0 if the output is one file."""
         return len(self._layouts) - 1
 
     def write(self, folder: Path, force: bool, inspect: Inspect | None) -> tuple[Path, ...]:
@@ -122,7 +122,7 @@ class Writer:
         return tuple(paths)
 
     def _open_files(self, stack: contextlib.ExitStack, targets: Sequence[Path], force: bool) -> list[NewFile]:
-        """The files to write, those that a killed run completed first: opening a new one removes its leftovers."""
+        """Open the files to write; those that a killed run completed first: opening a new one would remove them."""
         _allow_open_files(2 * len(targets))
         for layout in self._layouts if self.shards else ():
             self._marks[layout.name] = make_fingerprint(layout, self._reader.sources) if layout.moves else ""
@@ -138,7 +138,7 @@ class Writer:
         ]
 
     def _reuse_file(self, resumed: NewFile | None, layout: FileLayout, stack: contextlib.ExitStack) -> NewFile | None:
-        """The file if it contains, byte for byte, what would be written now; else it is removed."""
+        """Return the file if it contains, byte for byte, what would be written now; otherwise remove it."""
         if resumed is None:
             return None
         with contextlib.ExitStack() as own:
@@ -154,7 +154,7 @@ class Writer:
         at = 0
         for piece in layout.pieces:
             for chunk in self._read_expected(piece):
-                # Views are compared element by element, bytes at once.
+                # Python compares memoryviews element by element, but bytes with one memcmp.
                 if os.pread(fd, len(chunk), at) != chunk.tobytes():
                     return False
                 at += len(chunk)
@@ -169,7 +169,7 @@ class Writer:
         return read_target_chunks(piece.move, self._reader, self._run)
 
     def _check_space(self, files: Sequence[NewFile]) -> None:
-        """Refuse where space lacks; shared blocks need none, so a full filesystem may still take a clone."""
+        """Raise if space is insufficient; shared blocks need none, so a clone may fit on a full filesystem."""
         needed = sum(layout.nbytes for new, layout in zip(files, self._layouts, strict=True) if not new.complete)
         first = next(new for new in files if not new.complete)
         sources = [
@@ -212,10 +212,10 @@ class Writer:
                     new.mark_complete(mark)
 
     def _fill_file(self, fd: int, layout: FileLayout) -> None:
-        """Write the pieces in order: small ones gathered, ranges of files by the kernel, the others through memory.
+        """Write the pieces in order: small ones together, ranges of files by the kernel, the others through memory.
 
-        `at` is where the next piece begins; everything before it is written or waits in `small`. A checksum that is
-        only known once its piece was read is put into its places last.
+        `at` is the offset of the next piece; everything before it is written or buffered in `small`. Checksums that
+        are known only after their pieces were read are written last.
         """
         copier = Copier(fd, self._advance)
         self._writeback = Writeback(fd)
@@ -243,7 +243,7 @@ class Writer:
         self.how |= copier.used | small.used
 
     def _write_piece(self, fd: int, piece: Piece, at: int) -> int:
-        """Write a piece through memory, chunk by chunk; its CRC-32."""
+        """Write a piece through memory, chunk by chunk; return its CRC-32."""
         crc, end = 0, at + piece.nbytes
         for chunk in self._read_chunks(piece):
             write_all(fd, chunk, at)
@@ -261,8 +261,8 @@ class Writer:
 
 
 def _name_files(files: Sequence[NewFile], force: bool, indexes: Sequence[Path] = ()) -> None:
-    """Give the files their names. An old index is removed first, the new one named last: nothing looks complete
-    between.
+    """Give the files their names. The old index is removed first and the new one named last, so that the output never
+    looks complete in between.
 
     `indexes` are other indexes of the output, which may list the same shards: they are removed too.
     """
@@ -281,7 +281,7 @@ def _name_files(files: Sequence[NewFile], force: bool, indexes: Sequence[Path] =
             sync_directory(last.target.parent)
         last.rename()
     except BaseException as error:
-        # Without `force` nothing was replaced, so what has its name already can be taken back.
+        # Without `force` nothing was replaced, so files that have their names already can be removed again.
         for shard in () if force else named:
             shard.target.unlink(missing_ok=True)
         changed = named or not all(index.exists() for index in had)
@@ -299,7 +299,7 @@ def _make_partial_error(index: Path, named: int, of: int, error: OSError) -> Fai
 
 
 def _allow_open_files(more: int) -> None:
-    """Every shard is held open until all are complete: raise the soft limit where it is too low for that."""
+    """Raise the soft limit on open files if needed: every shard stays open until all are complete."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
