@@ -238,13 +238,8 @@ def _check_dtype(dtype: DtypeArgument) -> DtypeArgument:
     )
 
 
-<<<<<<< HEAD
 def _check_types(model: object, ckpt: object, rules: object, factory: object, extra_state: object) -> None:
-    """Refuse swapped and wrong arguments before anything is opened."""
-=======
-def _check_types(model: object, ckpt: object, rules: object) -> None:
     """Raise `TypeError` for swapped or wrong arguments before anything is opened."""
->>>>>>> eng3
     call = "load_into(model, ckpt, rules)"
     if not isinstance(model, nn.Module):
         got = f"the class {model.__name__}: build it first" if isinstance(model, type) else type(model).__name__
