@@ -1,0 +1,1 @@
+"""Models on the meta device, found by reference, and their headers."""

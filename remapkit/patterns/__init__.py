@@ -1,0 +1,1 @@
+"""Keys as regular languages: patterns, templates, and the matcher for all rules at once."""

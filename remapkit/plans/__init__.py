@@ -1,0 +1,1 @@
+"""Every move of one header, what stands in its way, and its check against a target."""

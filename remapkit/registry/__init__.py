@@ -1,0 +1,1 @@
+"""Installed packs and plugins, rule sets loaded by name, and what was verified for a pack."""

@@ -1,0 +1,1 @@
+"""YAML to located nodes to what an author wrote, and back: schema, arithmetic, the YAML writer."""

@@ -1,0 +1,1 @@
+"""What rule files declare as their source and target, as headers."""

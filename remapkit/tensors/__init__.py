@@ -1,0 +1,1 @@
+"""Dtypes, specs, headers and key families."""

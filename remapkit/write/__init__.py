@@ -1,0 +1,1 @@
+"""Writes checkpoints: layouts, files, shards, renames in place."""

@@ -1,0 +1,1 @@
+"""Reads the pickles of checkpoints without importing or calling anything."""

@@ -1,0 +1,1 @@
+"""The JSON Schema of rule files, and what departs from it in words."""
