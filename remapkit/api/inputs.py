@@ -7,20 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from remapkit.api.ruleset import Config, RuleSet, RulesLike
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, MissingFile, UnreadableCheckpoint, UsageError
-from remapkit.files.source_file import SourceFile
-from remapkit.formats import Reader, open_checkpoint
-from remapkit.models.target import TargetRef, header, read_target_header
 from remapkit.proofs.model import Level, Proof
 from remapkit.registry.installed import find_rules, packs
 from remapkit.rulefile.read import read_file_bytes
 from remapkit.rules.model import CompiledRules
 from remapkit.sources.declared import read_declared_source, resolve_declared_path
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from remapkit.files.source_file import SourceFile
+    from remapkit.formats import Reader
 
 Keys = str | Path | Mapping[str, TensorSpec]
 """A header: the path of a manifest or a checkpoint, or names with their dtypes and shapes."""
@@ -96,6 +97,8 @@ class NamedTarget:
 
     def read(self) -> StateDictSpec | None:
         """Return the header of the target; None if no target is named."""
+        from remapkit.models.target import TargetRef, header, read_target_header
+
         if isinstance(self.model, str):
             return read_target_header(TargetRef(self.model, self.model_args or {}, self.model_config))
         named = self.keys if self.model is None else self.model
@@ -118,6 +121,8 @@ def open_sides(
 
 
 def _open_side(path: str | Path, root: str | None, option: str, options: Mapping[str, bool]) -> Reader:
+    from remapkit.formats import open_checkpoint  # the readers, which `lint` does not need
+
     try:
         return open_checkpoint(Path(path), root=root, **options)
     except UnreadableCheckpoint as error:

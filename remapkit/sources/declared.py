@@ -15,7 +15,6 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import UnreadableCheckpoint, UsageError
 from remapkit.diagnostics.source import Text
 from remapkit.diagnostics.wording import escape_line
-from remapkit.formats import open_checkpoint
 from remapkit.rulefile.syntax import RuleFile
 from remapkit.tensors.spec import StateDictSpec
 
@@ -114,5 +113,7 @@ def _place_problem(problem: Diagnostic, path: Path, written: Text, what: str) ->
 
 def read_header(path: Path, *, root: str | None = None) -> StateDictSpec:
     """Read the header of a manifest or a checkpoint."""
+    from remapkit.formats import open_checkpoint  # the readers, which a proof does not need
+
     with open_checkpoint(path, root=root) as reader:
         return reader.header()
