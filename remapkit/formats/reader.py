@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Protocol, Self, runtime_checkable
 
 from remapkit.diagnostics.diagnostic import Diagnostic
@@ -31,6 +31,8 @@ class Reader(Protocol):
     """Notes for the user about the file: a wrapper that was used, objects that were ignored."""
     sources: Sequence[SourceFile]
     """The files that are read; none of them may be a target."""
+    shards: Mapping[str, Reader]
+    """The readers of the shards, by file name; empty for a single file."""
 
     def header(self) -> StateDictSpec:
         """Return names, dtypes, shapes and tied groups, in the file's order."""
@@ -78,6 +80,7 @@ class FileReader:
         self.root = ""
         self.notes: tuple[Diagnostic, ...] = ()
         self.sources = sources
+        self.shards: Mapping[str, Reader] = MappingProxyType({})
 
     def crc32(self, fqn: str) -> int | None:
         """Return None: most formats have no checksums."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.wording import format_bytes
 from remapkit.files.atomic import journal_path
@@ -12,7 +13,9 @@ from remapkit.files.errors import FileFault
 from remapkit.files.source_file import SourceFile
 from remapkit.formats.options import ReadOptions
 from remapkit.formats.safetensors import MAX_HEADER, SafetensorsReader
-from remapkit.formats.torch_file import PthReader
+
+if TYPE_CHECKING:
+    from remapkit.formats.torch_file import PthReader
 
 _UNSUPPORTED: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a git-lfs pointer, not the file it points to", "run `git lfs pull`"),
@@ -48,10 +51,11 @@ def open_tensors(source: SourceFile, options: ReadOptions) -> SafetensorsReader 
     # Checked before zip: a header length of 0x04034b50 equals a zip signature, and safetensors loaders read only it.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         return SafetensorsReader(source)
-    if head[:4] == b"PK\x03\x04":
-        return PthReader(source, "pth", options)
-    if head[:1] == b"\x80" or head.startswith(b"L1195470371460388"):
-        return PthReader(source, "legacy pth", options)
+    zipped = head[:4] == b"PK\x03\x04"
+    if zipped or head[:1] == b"\x80" or head.startswith(b"L1195470371460388"):
+        from remapkit.formats.torch_file import PthReader
+
+        return PthReader(source, "pth" if zipped else "legacy pth", options)
     if head.lstrip()[:1] == b"{":
         return None
     raise _make_unsupported_fault(source, head)
