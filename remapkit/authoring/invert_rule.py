@@ -21,7 +21,7 @@ from remapkit.patterns.literals import literal_text
 from remapkit.patterns.pattern import CANONICAL, Part
 from remapkit.patterns.template import CaptureItem, MapItem, TemplateItem, TextItem
 from remapkit.proofs.keymap import KeyMap
-from remapkit.proofs.linear import find_dependent_captures
+from remapkit.proofs.cases import find_correlated
 from remapkit.rules.model import CompiledRules, Rule
 from remapkit.rules.pipeline import Axis, Pipeline, SplitRule
 from remapkit.tensors.families import is_canonical_integer
@@ -86,7 +86,7 @@ def invert_rule(
 ) -> list[InverseRule]:
     """Invert one rule: into one rule, or one per combination of the captures that share a target segment."""
     assert rule.template is not None
-    together = find_dependent_captures(key_map)
+    together = find_correlated(key_map)
     items = [item for item in rule.template.items if _has_capture(item, together)]
     if not together:
         return [_Inverter(rule, {}, tables, known).invert(rule.id)]
@@ -168,7 +168,7 @@ def _is_consistent_row(row: Sequence[InverseRule], first: Sequence[InverseRule])
 
 def _invert_target(rule: Rule, tables: Tables, known: Mapping[str, Mapping[str, str]]) -> InverseRule:
     assert rule.template is not None
-    together = find_dependent_captures(_make_key_map(rule))
+    together = find_correlated(_make_key_map(rule))
     if together:
         title = f"the inverse of {rule.id} cannot be written: its target mixes {join_words(together)}"
         help = ("use each capture once, or write one rule for each case",)

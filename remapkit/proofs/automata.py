@@ -1,8 +1,8 @@
 """Regular languages for the proofs: small automata over one shared partition of the alphabet.
 
 A set of characters is a bit mask over the classes of that partition, so that "can both read the same character" is
-one `&`. An `Nfa` is the language of one part of a key; a `Dfa` is an automaton that whole keys must also satisfy (a
-`leaf:` guard, a declared domain), and `Product` combines it with an `Nfa`.
+one `&`. An `Nfa` is the language of one part of a key, with Glushkov's positions; `tagged.py` joins many of them into
+one automaton.
 
 Every search uses a `Budget` of elementary steps, not of states, because the cost of a state is not bounded.
 """
@@ -17,9 +17,13 @@ from remapkit.patterns.charset import Ranges, contains, singleton
 from remapkit.patterns.pattern import Part
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq
 from remapkit.proofs.budget import Budget, Exhausted
+from remapkit.proofs.search import Move, find_cheapest
 
 _RANK: dict[str, int] = {chr(code): number for number, code in reversed(list(enumerate(READABLE)))}
 
+
+SEPARATOR = "\ud800"
+"""A character that no key has: it separates the hidden outputs of a key map from its target."""
 
 PIECE_EDGES = 200_000
 """A pattern with more edges between positions is not examined."""
@@ -34,7 +38,7 @@ class LetterClasses:
         self.samples = found.samples
         self.all = (1 << len(found.samples)) - 1
         self.separator = 1 << len(found.samples)
-        """A separate class that no key has: it separates a target from the captures that count as part of it."""
+        """The class of `SEPARATOR`."""
         self._known: dict[str, int] = {}
         two = [(1 << bit, sign) for bit, samples in enumerate(found.samples) for sign in samples[:2]]
         self._best = sorted(two, key=lambda each: self.rank(each[1]))
@@ -68,8 +72,8 @@ class LetterClasses:
         return found
 
     def pick(self, mask: int) -> str:
-        """Return the most readable character of a mask."""
-        return next((sign for bit, sign in self._best if bit & mask), "|")
+        """Return the most readable character of a mask; `SEPARATOR` for the class that no key has."""
+        return next((sign for bit, sign in self._best if bit & mask), SEPARATOR)
 
     def some(self, mask: int) -> Iterator[str]:
         """Yield two characters of every class of a mask (one if it has only one), the most readable first.
@@ -101,7 +105,7 @@ def characters(node: PatternNode) -> Iterator[Ranges]:
 class Nfa:
     """An automaton without empty transitions: position `p` reads `masks[p]`; see `build_automaton.Automaton`.
 
-    For a piece made of a finite list, `labels` has the label of the entry that ends at a position.
+    For a piece made of a table, `labels` has the number of the entry that ends at a position.
     """
 
     masks: list[int]
@@ -109,58 +113,72 @@ class Nfa:
     follow: list[list[int]]
     last: list[int]
     nullable: bool
-    labels: dict[int, str] = field(default_factory=dict)
+    labels: dict[int, int] = field(default_factory=dict)
 
 
 class Pieces:
-    """A factory of pieces over one partition; caches the pieces of equal trees."""
+    """A factory of pieces over one partition; caches the pieces of equal trees, and pays for what it builds."""
 
-    def __init__(self, letters: LetterClasses) -> None:
-        self.letters = letters
+    def __init__(self, letters: LetterClasses, budget: Budget) -> None:
+        self.letters, self.budget = letters, budget
         self._known: dict[PatternNode, Nfa] = {}
+        self._tables: dict[tuple[str, ...], Nfa] = {}
 
     def of(self, node: PatternNode) -> Nfa:
         """Return the language of a tree."""
         found = self._known.get(node)
         if found is None:
-            found = self._known[node] = self._made(node)
+            found = self._known[node] = self._build(node)
         return found
 
-    def _made(self, node: PatternNode) -> Nfa:
+    def _build(self, node: PatternNode) -> Nfa:
         try:
-            machine = build_automaton((Part(None, node),), PIECE_EDGES)
+            machine = build_automaton((Part(None, node),), min(PIECE_EDGES, self.budget.rest))
         except TooMany:
             raise Exhausted from None
-        masks = [self.letters.mask(chars) for chars in machine.chars]
         follow = [list(each) for each in machine.follow]
+        self.budget.spend(len(follow) + sum(map(len, follow)))
+        masks = [self.letters.mask(chars) for chars in machine.chars]
         return Nfa(masks, list(machine.first), follow, sorted(machine.last), machine.nullable)
 
     def word(self, word: str) -> Nfa:
         """Return the language of one word."""
+        self.budget.spend(len(word))
         masks = [self.letters.character(character) for character in word]
         follow = [[number + 1] for number in range(len(word) - 1)] + [[] for _ in word[:1]]
         return Nfa(masks, [0] if word else [], follow, [len(word) - 1] if word else [], not word)
 
-    def build_words(self, entries: Iterable[tuple[str, str]]) -> Nfa:
-        """Build a finite language as a trie; each entry is a word and a label, and ends at a separate position."""
+    def table(self, words: tuple[str, ...]) -> Nfa:
+        """Return a list of words as a trie in which each entry ends at a position of its own, labelled by its number.
+
+        So two entries with one text are two readings of it. The empty word has no position, hence no label.
+        """
+        found = self._tables.get(words)
+        if found is None:
+            found = self._tables[words] = self._build_table(words)
+        return found
+
+    def _build_table(self, words: Iterable[str]) -> Nfa:
         piece = Nfa([], [], [], [], False)
-        inner: dict[str, int] = {}
-        for word, label in entries:
+        inner: dict[tuple[int, str], int] = {}
+        for number, word in enumerate(words):
+            self.budget.spend(len(word) + 1)
             if not word:
                 piece.nullable = True
                 continue
-            before = piece.first
-            for length in range(1, len(word)):
-                prefix = word[:length]
-                if prefix not in inner:
-                    inner[prefix] = self._position(piece, before, word[length - 1])
-                before = piece.follow[inner[prefix]]
-            end = self._position(piece, before, word[-1])
+            before, here = piece.first, -1
+            for character in word[:-1]:
+                step = here, character
+                if step not in inner:
+                    inner[step] = self._add(piece, before, character)
+                here = inner[step]
+                before = piece.follow[here]
+            end = self._add(piece, before, word[-1])
             piece.last.append(end)
-            piece.labels[end] = label
+            piece.labels[end] = number
         return piece
 
-    def _position(self, piece: Nfa, before: list[int], character: str) -> int:
+    def _add(self, piece: Nfa, before: list[int], character: str) -> int:
         piece.masks.append(self.letters.character(character))
         piece.follow.append([])
         before.append(len(piece.masks) - 1)
@@ -197,31 +215,38 @@ def reads(piece: Nfa, word: str, letters: LetterClasses) -> bool:
     return not set(piece.last).isdisjoint(at)
 
 
-def shortest_words(piece: Nfa, letters: LetterClasses, count: int, budget: Budget) -> list[str]:
-    """Return the `count` shortest words, or all if there are fewer."""
-    found = [""] if piece.nullable else []
+def find_two_shortest(piece: Nfa, letters: LetterClasses, budget: Budget) -> list[str]:
+    """Return the two shortest words, or the only one.
+
+    The second one is the shortest word that leaves the first: a state is a position and how much of the first word
+    was read so far, -1 once the reading has left it. So the cost is positions times length, not a count of words.
+    """
     last = set(piece.last)
-    layer: dict[str, set[int]] = {"": set()}
-    while layer and len(found) < count:
-        following: dict[str, set[int]] = {}
-        for word, at in layer.items():
-            for position in {each for p in at for each in piece.follow[p]} if word else piece.first:
-                for character in letters.some(piece.masks[position]):
-                    budget.spend(1)
-                    following.setdefault(word + character, set()).add(position)
-        ended = [word for word, at in following.items() if at & last]
-        found += ended
-        # Keep at most `count` words per set of positions: their continuations are the same.
-        layer = _enough(following, count)
-    return found[:count]
 
+    def follow_any(position: int) -> Iterator[Move[int]]:
+        for each in piece.follow[position] if position >= 0 else piece.first:
+            yield 1, each, letters.pick(piece.masks[each])
 
-def _enough(words: Mapping[str, set[int]], count: int) -> dict[str, set[int]]:
-    kept: dict[str, set[int]] = {}
-    seen: dict[frozenset[int], int] = {}
-    for word, at in words.items():
-        key = frozenset(at)
-        seen[key] = seen.get(key, 0) + 1
-        if seen[key] <= count:
-            kept[word] = at
-    return kept
+    def is_end(position: int) -> bool:
+        return position in last or (position < 0 and piece.nullable)
+
+    shortest = find_cheapest([(0, -1, "")], follow_any, is_end, budget)
+    if shortest is None:
+        return []
+    first = shortest[1]
+
+    def follow_other(state: tuple[int, int]) -> Iterator[Move[tuple[int, int]]]:
+        position, shared = state
+        for each in piece.follow[position] if position >= 0 else piece.first:
+            mask = piece.masks[each]
+            same = first[shared] if 0 <= shared < len(first) else None
+            if same is not None and letters.character(same) & mask:
+                yield 1, (each, shared + 1), same
+            if sign := next((sign for sign in letters.some(mask) if sign != same), ""):
+                yield 1, (each, -1), sign
+
+    def is_other(state: tuple[int, int]) -> bool:
+        return is_end(state[0]) and state[1] != len(first)
+
+    other = find_cheapest([(0, (-1, 0), "")], follow_other, is_other, budget)
+    return [first] if other is None else [first, other[1]]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 
 class Exhausted(Exception):
-    """A question could not be decided within its budget."""
+    """A question could not be decided: its budget is spent, or no method here decides it."""
 
 
 class Budget:
     """Elementary steps that may still be spent, in total and on the current question.
+
+    Building an automaton pays as well as walking one, so the limit holds from the first position on.
 
     >>> budget = Budget(100)
     >>> budget.ask(10)
@@ -23,6 +25,16 @@ class Budget:
     def __init__(self, total: int) -> None:
         self.total = self.left = total
         self.floor = 0
+
+    @property
+    def spent(self) -> int:
+        """The steps taken so far."""
+        return self.total - self.left
+
+    @property
+    def rest(self) -> int:
+        """The steps that the current question may still take."""
+        return max(0, self.left - self.floor)
 
     def ask(self, limit: int | None = None) -> None:
         """Start a question, which may spend `limit` steps (by default a tenth of the total)."""

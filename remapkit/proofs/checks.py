@@ -1,52 +1,65 @@
-"""The questions of a proof: which key maps share a key, split a key in two ways, or have colliding targets.
+"""The questions of a proof: which key maps share a key, read a key in two ways, or have colliding targets.
 
 Every answer is a `Witness`: concrete keys and their targets. Nothing here depends on messages or rule files.
+
+Two keys of one key map are compared by its *augmented* map: the target with the hidden outputs. Folded indices are
+hidden outputs, and so is what the author admits to lose (`forget`, lossy tables). A collision of the augmented map is
+a fault; one of the map without what is admitted is only what the author admits.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Literal as OneOf
 
-from remapkit.patterns.charset import singleton
 from remapkit.patterns.pattern import Pattern
-from remapkit.proofs import losses
-from remapkit.proofs.automata import characters, concatenate, shortest_words
+from remapkit.patterns.template import MapItem
+from remapkit.proofs import replay
+from remapkit.proofs.automata import SEPARATOR, concatenate, find_two_shortest
 from remapkit.proofs.budget import Budget, Exhausted
-from remapkit.proofs.dfa import SubsetDfa, build_domain_dfa, walk
-from remapkit.proofs.keymap import KeyMap, Made, PatternOf, readings
-from remapkit.proofs.linear import (
+from remapkit.proofs.case import Case
+from remapkit.proofs.cases import (
     ProofContext,
+    build_cases,
+    drop_admitted,
     find_confused,
-    find_dependent_captures,
-    merge_captures,
-    piece_of,
-    variants,
-    without_losses,
+    find_constants,
+    find_correlated,
+    list_assignments,
+    merge_copies,
+    read_slot,
 )
-from remapkit.proofs.linear_map import LinearMap
+from remapkit.proofs.dfa import SubsetDfa
+from remapkit.proofs.keymap import KeyMap, Made, PatternOf, readings
 from remapkit.proofs.product import (
-    candidates,
-    cheapest_of_line,
-    cheapest_outside,
+    find_candidates,
+    find_cheapest_outside,
+    find_pairs,
     find_shortest_shared_word,
+    list_ambiguous_words,
     meets,
+    pick_signs,
     splits,
-    two_spellings,
 )
-from remapkit.proofs.transducer import find_conflict, transducer, words_cut_twice
-from remapkit.proofs.union import NetBuilder, UnionNfa
+from remapkit.proofs.tagged import TaggedNfa
+from remapkit.proofs.transducer import Transducer
 from remapkit.proofs.witness import Answers, Fault, T, Witness
-
-MAX_COMBINATIONS = 1000
-"""The most combinations of dependent captures that are enumerated for comparison."""
 
 MAX_FAULTS = 50
 """After this many faults or undecided questions, further pairs of rules are only counted."""
 
 MAX_KEYS_TRIED = 100
-"""The most keys with several splits that are tried, shortest first, if nothing else decides."""
+"""The most keys with several readings that are tried, shortest first, if nothing else decides."""
+
+LARGE_GROUP = 10
+"""If more key maps than this match one key, further pairs of them are not examined: the key shows them all."""
+
+Pair = tuple[str, str]
+
+
+def _count_characters(keys: Pair) -> int:
+    return len(keys[0]) + len(keys[1])
 
 
 class Questions:
@@ -55,25 +68,27 @@ class Questions:
     def __init__(
         self, key_maps: Sequence[KeyMap], budget: Budget, domain: Sequence[Pattern] = (), *, passes: bool = False
     ) -> None:
-        self.key_maps, self.budget, self.passes = key_maps, budget, passes
-        more = [chars for pattern in domain for part in pattern.parts for chars in characters(part.node)]
-        more += [singleton(sign) for pattern in domain for leaf in pattern.leaf or () for sign in f".{leaf}"]
-        self.tools = ProofContext.for_key_maps(key_maps, more, budget)
-        self.domain = build_domain_dfa(domain, self.tools.letters, self.tools.pieces, budget) if domain else None
+        self.key_maps, self.budget, self.domain, self.passes = key_maps, budget, domain, passes
         self.answers = Answers()
-        self.found: dict[int, tuple[LinearMap, ...]] = {}
-        self.several_cuts: set[int] = set()
-        self.sources = UnionNfa(self.tools.letters)
+        self.cases: dict[int, tuple[Case, ...]] = {}
+        self.read_in_several_ways: set[int] = set()
 
     def run(self) -> Answers:
         """Answer all questions."""
-        self._sources()
-        self._ambiguities()
-        targets = [number for number in self.found if self.key_maps[number].items is not None]
-        exact = [number for number in targets if self._one_way(number)]
-        self._targets(exact)
+        everyone = tuple(range(len(self.key_maps)))
+        context = self.ask("cut", (), None, ProofContext.for_key_maps, self.key_maps, self.domain, self.budget)
+        if context is None:
+            return self.answers
+        self.context = context
+        self.sources = TaggedNfa(context.letters)
+        for number in everyone:
+            self.ask("cut", (number,), None, self._add_source, number)
+        self._find_ambiguities()
+        targets = [number for number in self.cases if self.key_maps[number].items is not None]
+        decided = [number for number in targets if self._has_one_target(number)]
+        self._find_collisions(decided)
         if self.passes:
-            self._pass_through(exact)
+            self._find_passing(decided)
         return self.answers
 
     def ask(
@@ -89,413 +104,419 @@ class Questions:
 
     # -------------------------------------------------------------------------------------------- source keys
 
-    def _sources(self) -> None:
-        builder = NetBuilder(self.tools)
-        self.sources = builder.net
-        for number, key_map in enumerate(self.key_maps):
-            found = self.ask("cut", (number,), None, variants, key_map, self.tools, self.domain)
-            if found is None:
-                continue
-            if not found:
-                self.answers.dead.append(number)
-                continue
-            if self.ask("cut", (number,), False, self._added, builder, number, found):
-                self.found[number] = found
+    def _add_source(self, number: int) -> None:
+        key_map = self.key_maps[number]
+        cases = build_cases(key_map, self.context)
+        if not cases:
+            self.answers.dead.append(number)
+            return
+        if key_map.has_source:
+            self.sources.add_sources(number, cases, self.context)
+        self.cases[number] = cases
 
-    def _added(self, builder: NetBuilder, number: int, found: tuple[LinearMap, ...]) -> bool:
-        builder.sources(number, found)
-        return True
-
-    def _ambiguities(self) -> None:
-        pairs = sorted(self.ask("ambiguous", (), set[tuple[int, int]](), candidates, self.sources, self.budget))
-        first = self._first_of_each_source()
+    def _find_ambiguities(self) -> None:
+        candidates = self.ask("ambiguous", (), set[tuple[int, int]](), find_candidates, self.sources, self.budget)
+        first = self._find_first_of_each_source()
+        pairs = [pair for pair in sorted(candidates) if first.issuperset(pair)]
+        groups: list[frozenset[int]] = []
         for place, (one, other) in enumerate(pairs):
-            if one not in first or other not in first:
+            if any(one in group and other in group for group in groups):
                 continue
-            if self._enough():
+            if self._has_enough():
                 self.answers.unasked += len(pairs) - place
                 return
-            met = self.ask("ambiguous", (one, other), None, meets, self.sources, one, other, self.budget)
-            if met:
-                self.ask("ambiguous", (one, other), None, self._ambiguous, one, other)
+            key = self.ask("ambiguous", (one, other), None, self._find_ambiguity, one, other)
+            if key is not None:
+                members = frozenset(number for number in first if self.key_maps[number].reader(key) is not None)
+                groups += [members] if len(members) > LARGE_GROUP else []
 
-    def _enough(self) -> bool:
+    def _has_enough(self) -> bool:
         """Return whether there are so many faults or undecided questions that more would not help."""
         faults = sum(each.fault != "open" and not each.admitted for each in self.answers.witnesses)
         return faults >= MAX_FAULTS or sum(fault != "open" for fault, _ in self.answers.undecided) >= MAX_FAULTS
 
-    def _first_of_each_source(self) -> set[int]:
+    def _find_first_of_each_source(self) -> set[int]:
         """Return one key map per pattern: a rule that writes several targets matches a key only once."""
         first: dict[PatternOf, int] = {}
-        for number, key_map in enumerate(self.key_maps):
-            first.setdefault(key_map.source, number)
+        for number in self.cases:
+            if self.key_maps[number].has_source:
+                first.setdefault(self.key_maps[number].source, number)
         return set(first.values())
 
-    def _ambiguous(self, one: int, other: int) -> None:
-        meeting = find_shortest_shared_word(self.sources, one, other, self.budget)
-        assert meeting is not None
-        key = meeting.text
-        targets = tuple(losses.render_target(self.key_maps[number], key) for number in (one, other))
-        covered = tuple(a for a, b in ((one, other), (other, one)) if self._covers(b, a))
-        self.answers.witnesses.append(Witness("ambiguous", (one, other), (key,), targets, covered=covered))
+    def _find_ambiguity(self, one: int, other: int) -> str | None:
+        if not meets(self.sources, one, other, self.budget):
+            return None
+        word = find_shortest_shared_word(self.sources, one, other, self.budget)
+        assert word is not None
+        targets = tuple(replay.render_target(self.key_maps[number], word.text) for number in (one, other))
+        covered = tuple(narrow for narrow, wide in ((one, other), (other, one)) if self._covers(wide, narrow))
+        self.answers.witnesses.append(Witness("ambiguous", (one, other), (word.text,), targets, covered=covered))
+        return word.text
 
     def _covers(self, wide: int, narrow: int) -> bool:
         """Return whether one key map matches every key of the other; also False if deciding that takes too long."""
-        pieces = [concatenate([piece_of(slot, self.tools) for slot in each.slots]) for each in self.found[wide]]
         self.budget.ask(self.budget.total // 100)
         try:
-            matched = SubsetDfa(pieces, self.tools.letters, self.budget)
-            return cheapest_outside(self.sources, narrow, matched, None, self.budget) is None
+            matched = self._build_matched([wide])
+            return find_cheapest_outside(self.sources, narrow, matched, None, self.budget) is None
         except Exhausted:
             return False
 
-    # -------------------------------------------------------------------------------------------- cuts
+    def _build_matched(self, numbers: Iterable[int]) -> SubsetDfa:
+        """Return the automaton of the keys that these key maps match."""
+        pieces = [
+            concatenate([read_slot(slot, self.context) for slot in case.slots])
+            for number in numbers
+            for case in self.cases[number]
+        ]
+        return SubsetDfa(pieces, self.context.letters, self.budget)
 
-    def _one_way(self, number: int) -> bool:
-        """Return whether every key has only one target; if the target depends on the split, add a witness."""
+    # -------------------------------------------------------------------------------------------- readings
+
+    def _has_one_target(self, number: int) -> bool:
+        """Return whether every key has only one target; if the target depends on the reading, add a witness."""
         key_map = self.key_maps[number]
-        if key_map.identity or not self.ask("cut", (number,), True, splits, self.sources, number, self.budget):
+        if key_map.identity or not key_map.has_source:
             return True
-        self.several_cuts.add(number)
-        self.found[number] = self._merged(number, self.found[number])
-        return self.ask("cut", (number,), False, self._cut_harmless, number)
+        if not self.ask("cut", (number,), True, splits, self.sources, number, self.budget):
+            return True
+        self.read_in_several_ways.add(number)
+        return self.ask("cut", (number,), False, self._is_reading_harmless, number)
 
-    def _cut_harmless(self, number: int) -> bool:
-        net = self._net(number, source=True)
+    def _merge(self, number: int, cases: tuple[Case, ...]) -> tuple[Case, ...]:
+        """Return the cases, with copied slots merged if the key map reads keys in several ways."""
+        if number not in self.read_in_several_ways:
+            return cases
+        return tuple(merge_copies(case, self.context) for case in cases)
+
+    def _is_reading_harmless(self, number: int) -> bool:
+        self.cases[number] = self._merge(number, self.cases[number])
+        cases = self._list_exact(number, self.key_maps[number].folded)
+        net = TaggedNfa(self.context.letters)
+        net.add_sources(number, cases, self.context, entries=all(case.in_order for case in cases))
         if not splits(net, number, self.budget):
             return True
-        exact = self._exact(number)
-        if all(variant.in_order for variant in exact):
-            found = find_conflict(transducer(exact, self.tools), self.tools.letters, self.budget)
-            words: Iterable[str] = () if found is None else (found.text,)
-            harmless = found is None
+        if all(case.in_order for case in cases):
+            conflict = Transducer(net, number, self.budget, backwards=False).find_conflict()
+            if conflict is None:
+                return True
+            words: Iterable[str] = (conflict.text,)
         else:
-            words, harmless = words_cut_twice(net, number, self.budget), False
-        for tried, key in enumerate(words):
-            if tried == MAX_KEYS_TRIED:
-                break
-            witness = self._two_targets(number, key)
+            graph = find_pairs(net, number, self.budget)
+            words = list_ambiguous_words(net, number, graph, pick_signs(net.masks, net), self.budget)
+        for key in islice(words, MAX_KEYS_TRIED):
+            witness = self._find_two_targets(number, key)
             if witness is not None:
                 self.answers.witnesses.append(witness)
                 return False
-        if not harmless:
-            raise Exhausted
-        return True
+        raise Exhausted
 
-    def _two_targets(self, number: int, key: str) -> Witness | None:
+    def _find_two_targets(self, number: int, key: str) -> Witness | None:
         key_map = self.key_maps[number]
         by_target: dict[tuple[str, ...], tuple[str, ...]] = {}
         for reading in readings(key_map.pattern, key):
             by_target.setdefault(
-                losses.identify_target(key_map, key, losses.bind_captures(key_map, reading)), reading
+                replay.identify_target(key_map, key, replay.bind_captures(key_map, reading)), reading
             )
         taken = key_map.reader(key)
         if len(by_target) < 2 or taken is None:
             return None
-        first = losses.identify_target(key_map, key, taken)
+        first = replay.identify_target(key_map, key, taken)
         other = next(target for target in by_target if target != first)
         return Witness("cut", (number,), (key,), (first[0], other[0]), (by_target[first], by_target[other]))
 
-    # -------------------------------------------------------------------------------------------- targets
+    # -------------------------------------------------------------------------------------------- one key map
 
-    def _net(self, number: int, *, source: bool = False, exact: bool = False, admitted: bool = False) -> UnionNfa:
-        found = self._exact(number) if exact else self._with_folded(number)
-        builder = NetBuilder(self.tools, admitted=admitted)
-        (builder.sources if source else builder.targets)(number, found)
-        return builder.net
+    def _list_exact(
+        self, number: int, hidden: Sequence[str] = (), *, quotient: bool = False, also: Sequence[str] = ()
+    ) -> tuple[Case, ...]:
+        """Return cases with one word for each correlated capture and each of `also`, as far as they are finite.
 
-    def _with_folded(self, number: int) -> tuple[LinearMap, ...]:
+        `quotient`: of combinations that the author admits to confuse, only one.
+        """
         key_map = self.key_maps[number]
-        if not key_map.folded:
-            return self.found[number]
-        return self._merged(number, variants(key_map, self.tools, self.domain, folded=True))
+        names = [
+            name
+            for name in dict.fromkeys((*find_correlated(key_map, hidden), *also))
+            if (part := key_map.pattern.capture(name)) is not None and part.values is not None
+        ]
+        fixed: Iterable[Mapping[str, str]] = ({},)
+        if names:
+            fixed = list_assignments(key_map, names, self.budget)
+            fixed = drop_admitted(key_map, (*hidden, *also), fixed) if quotient else fixed
+        return self._merge(number, build_cases(key_map, self.context, hidden=hidden, fixed=fixed, quotient=quotient))
 
-    def _exact(self, number: int, *, folded: bool = True) -> tuple[LinearMap, ...]:
+    def _find_within(self, number: int) -> None:
+        """Find keys of one key map with the same target; each kind of collision has its own smallest pair."""
         key_map = self.key_maps[number]
-        if not find_dependent_captures(key_map):
-            return self._with_folded(number) if folded else self.found[number]
-        return self._merged(number, variants(key_map, self.tools, self.domain, exact=True, folded=folded))
+        if key_map.identity or not key_map.has_source:
+            return
+        known = find_constants(key_map)
+        folded = [name for name in key_map.folded if name not in known]
+        forgotten = [name for name in key_map.forget if key_map.pattern.capture(name) and name not in known]
+        admits = bool(forgotten) or any(
+            isinstance(item, MapItem) and item.table in key_map.lossy for item in key_map.items or ()
+        )
+        losses = self._find_losses(self._merge(number, build_cases(key_map, self.context, hidden=folded)))
+        try:
+            pair = self._find_pair(number, tuple(dict.fromkeys((*folded, *forgotten))), losses, quotient=admits)
+            if pair is not None and admits and replay.is_admitted(key_map, pair):
+                # Tables that share a capture: this pair is admitted by one of them, but others may not be.
+                raise Exhausted
+            if pair is not None:
+                self._add_unless_loss(number, pair, losses)
+            pair = self._find_pair(number, folded, losses, quotient=False) if admits else None
+            if pair is not None and replay.is_admitted(key_map, pair):
+                self._add_unless_loss(number, pair, losses, admitted=True)
+        finally:
+            for part, smallest in sorted(losses.items()):
+                admitted = key_map.pattern.parts[part].name in key_map.forget
+                self._add_collision("within", (number,), smallest, lost=part, admitted=admitted)
 
-    def _merged(self, number: int, found: tuple[LinearMap, ...]) -> tuple[LinearMap, ...]:
-        """Return the linear maps, with captures merged if the key map can split a key in several ways."""
-        return tuple(merge_captures(each, self.tools) for each in found) if number in self.several_cuts else found
+    def _add_unless_loss(self, number: int, pair: Pair, losses: dict[int, Pair], *, admitted: bool = False) -> None:
+        """Report a pair of keys; if it shows a loss that is known already, the smaller of the two pairs does."""
+        key_map = self.key_maps[number]
+        part = replay.find_lost_part(key_map, pair) if admitted else replay.find_only_difference(key_map, pair)
+        if part is not None and part in losses:
+            losses[part] = min(losses[part], pair, key=_count_characters)
+        else:
+            self._add_collision("within", (number,), pair, admitted=admitted)
 
-    def _targets(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            self.ask("within", (number,), None, self._within, number)
-        builder = NetBuilder(self.tools, admitted=True)
-        for number in numbers:
-            self.ask("across", (number,), None, builder.targets, number, self.found[number])
-        net = builder.net
-        pairs = sorted(self.ask("across", (), set[tuple[int, int]](), candidates, net, self.budget))
-        for place, (one, other) in enumerate(pairs):
-            left, right = self.key_maps[one], self.key_maps[other]
-            if left.owner == right.owner or (left.identity and right.identity):
+    def _find_losses(self, cases: Iterable[Case]) -> dict[int, Pair]:
+        """Return each part of the pattern that the target does not use, with the smallest pair that differs in it.
+
+        The slots of a case are independent, so the shortest words of all the others complete a pair.
+        """
+        best: dict[int, Pair] = {}
+        for case in cases:
+            if not case.unused:
                 continue
-            if self._enough():
+            words = [
+                [slot.word]
+                if slot.piece is None
+                else find_two_shortest(slot.piece, self.context.letters, self.budget)
+                for slot in case.slots
+            ]
+            shortest = [str(each[0]) for each in words]
+            for slot in case.unused:
+                if len(words[slot]) > 1:
+                    longer = [*shortest[:slot], str(words[slot][1]), *shortest[slot + 1 :]]
+                    pair, part = (case.key(shortest), case.key(longer)), case.slots[slot].part
+                    best[part] = min(best.get(part, pair), pair, key=_count_characters)
+        return best
+
+    def _find_pair(
+        self, number: int, hidden: Sequence[str], losses: Mapping[int, Pair], *, quotient: bool
+    ) -> Pair | None:
+        """Return a smallest pair of keys of one key map with the same target and hidden outputs, or None.
+
+        First with loose cases, which are few. If even these have no word with two runs with different tags, every
+        part of a target can be told from it; then keys can share one only if two combinations of correlated captures
+        give all parts the same text. Otherwise with exact cases. Pairs that differ only in a part of `losses` are
+        known already.
+        """
+        key_map = self.key_maps[number]
+        cases = self._merge(number, build_cases(key_map, self.context, hidden=hidden, quotient=quotient))
+        if not any(case.loose for case in cases):
+            try:
+                return self._search_pair(number, cases, hidden, losses)
+            except Exhausted:
+                if not hidden:
+                    raise
+        elif not self._can_be_read_twice(number, cases):
+            confused = find_confused(key_map, hidden, self.budget, quotient=quotient)
+            if confused is None:
+                return None
+            cases = build_cases(key_map, self.context, hidden=hidden, fixed=confused)
+            pair = self._search_pair(number, self._merge(number, cases), hidden, losses)
+            if pair is not None:
+                return pair
+        try:
+            return self._search_pair(number, self._list_exact(number, hidden, quotient=quotient), hidden, losses)
+        except Exhausted:
+            # Not in order because of the hidden outputs: with a word for each of them, what is left may be.
+            exact = self._list_exact(number, hidden, quotient=quotient, also=hidden)
+            return self._search_pair(number, exact, hidden, losses)
+
+    def _can_be_read_twice(self, number: int, cases: Sequence[Case]) -> bool:
+        if self._reads_in_several_ways(number, cases):
+            return True
+        net = TaggedNfa(self.context.letters)
+        net.add_targets(number, cases, self.context)
+        return splits(net, number, self.budget)
+
+    def _reads_in_several_ways(self, number: int, cases: Sequence[Case]) -> bool:
+        """Return whether a key has several readings, though all have one target."""
+        if number not in self.read_in_several_ways:
+            return False
+        net = TaggedNfa(self.context.letters)
+        net.add_sources(number, cases, self.context)
+        return splits(net, number, self.budget)
+
+    def _search_pair(
+        self, number: int, cases: Sequence[Case], hidden: Sequence[str], losses: Mapping[int, Pair]
+    ) -> Pair | None:
+        """Return the smallest pair of keys that share a target of these cases, or None.
+
+        If a key has one reading, two runs over one target with different tags are two keys. If it has several that
+        all have one target, the map is still a function, and is injective iff its inverse is one.
+        """
+        if not cases:
+            return None
+        # With some captures given, a guard may leave a part more words than without.
+        further = [pair for part, pair in self._find_losses(cases).items() if part not in losses]
+        found = self._search_two_runs(number, cases, hidden)
+        return min([*further, *([found] if found else [])], key=_count_characters, default=None)
+
+    def _search_two_runs(self, number: int, cases: Sequence[Case], hidden: Sequence[str]) -> Pair | None:
+        net = TaggedNfa(self.context.letters)
+        net.add_targets(number, cases, self.context)
+        if self._reads_in_several_ways(number, cases):
+            if not all(case.in_order for case in cases):
+                raise Exhausted
+            conflict = Transducer(net, number, self.budget, backwards=True).find_conflict()
+            return None if conflict is None else conflict.written
+        if not splits(net, number, self.budget):
+            return None
+        word = find_shortest_shared_word(net, number, number, self.budget)
+        assert word is not None
+        pair = word.read_keys(net)
+        if pair[0] == pair[1] or any(case.loose for case in cases):
+            self._replay_pair(number, pair, hidden)
+        return pair
+
+    def _replay_pair(self, number: int, pair: Pair, hidden: Sequence[str]) -> None:
+        """Raise `Exhausted` unless two keys, found with loose cases, are two and have one target."""
+        key_map = self.key_maps[number]
+        read = [key_map.reader(key) for key in pair]
+        if pair[0] == pair[1] or None in read:
+            raise Exhausted
+        one, other = (
+            (key_map.target(key, captures or {}), *((captures or {})[name] for name in hidden))
+            for key, captures in zip(pair, read, strict=True)
+        )
+        if one != other:
+            raise Exhausted
+
+    def _add_collision(
+        self,
+        fault: Fault,
+        key_maps: tuple[int, ...],
+        keys: Pair,
+        *,
+        lost: int | None = None,
+        admitted: bool = False,
+        text: str | None = None,
+    ) -> None:
+        if len(key_maps) == 1:
+            if any(each.key_maps == key_maps and each.keys == keys for each in self.answers.witnesses):
+                return
+            if lost is None:
+                lost = replay.find_lost_part(self.key_maps[key_maps[0]], keys)
+        ordered = key_maps if len(key_maps) == 2 else key_maps * 2
+        targets = tuple(
+            replay.render_target(self.key_maps[number], key) for number, key in zip(ordered, keys, strict=True)
+        )
+        if text is not None:
+            targets = (text, text)
+        self.answers.witnesses.append(Witness(fault, key_maps, keys, targets, (), lost, admitted))
+
+    # -------------------------------------------------------------------------------------------- two key maps
+
+    def _find_collisions(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self.ask("within", (number,), None, self._find_within, number)
+        net = TaggedNfa(self.context.letters)
+        for number in numbers:
+            self.ask("across", (number,), None, net.add_targets, number, self.cases[number], self.context)
+        candidates = self.ask("across", (), set[tuple[int, int]](), find_candidates, net, self.budget)
+        pairs = [pair for pair in sorted(candidates) if self._may_not_share(*pair)]
+        for place, (one, other) in enumerate(pairs):
+            if self._has_enough():
                 self.answers.unasked += len(pairs) - place
                 break
-            self.ask("across", (one, other), None, self._across, net, one, other)
-        self._within_rules(numbers)
-
-    def _within_rules(self, numbers: Sequence[int]) -> None:
-        """Compare the key maps of one rule and one branch, where folded captures count as part of the target."""
+            self.ask("across", (one, other), None, self._find_shared_target, net, one, other)
         by_source: dict[PatternOf, list[int]] = {}
         for number in numbers:
             by_source.setdefault(self.key_maps[number].source, []).append(number)
         for members in by_source.values():
             for place, one in enumerate(members):
                 for other in members[place + 1 :]:
-                    self.ask("within", (one, other), None, self._pair, one, other, "within")
+                    self.ask("within", (one, other), None, self._compare, one, other, "within")
 
-    def _across(self, net: UnionNfa, one: int, other: int) -> None:
+    def _may_not_share(self, one: int, other: int) -> bool:
+        left, right = self.key_maps[one], self.key_maps[other]
+        return left.owner != right.owner and not (left.identity and right.identity)
+
+    def _find_shared_target(self, net: TaggedNfa, one: int, other: int) -> None:
         if meets(net, one, other, self.budget):
-            self._pair(one, other, "across")
+            self._compare(one, other, "across")
 
-    def _pair(self, one: int, other: int, fault: OneOf["within", "across"]) -> None:
-        builder = NetBuilder(self.tools)
+    def _compare(self, one: int, other: int, fault: OneOf["within", "across"]) -> None:
+        """Report the smallest pair of keys of two key maps with one target; within a rule, hidden outputs count."""
+        net, loose = TaggedNfa(self.context.letters), False
         for number in (one, other):
-            builder.targets(number, self._exact(number, folded=fault == "within"))
-        meeting = find_shortest_shared_word(builder.net, one, other, self.budget)
-        if meeting is None:
+            cases = self._list_best(number, self.key_maps[number].folded if fault == "within" else ())
+            loose = loose or any(case.loose for case in cases)
+            net.add_targets(number, cases, self.context)
+        word = find_shortest_shared_word(net, one, other, self.budget)
+        if word is None:
             return
-        keys = self._keys(builder.net, meeting.lines, meeting.positions, meeting.text)
-        if keys[0] == keys[1] and fault == "across":
+        target = word.text.rpartition(SEPARATOR)[2]
+        left, right = (
+            key if self.key_maps[number].has_source else target
+            for number, key in zip((one, other), word.read_keys(net), strict=True)
+        )
+        if left == right and fault == "across" and self.key_maps[one].has_source and self.key_maps[other].has_source:
             # Both match this key, which is already reported as an error.
             return
-        self._collision(fault, (one, other), keys, text=losses.get_shown_target(meeting.text, self.key_maps[one]))
+        if loose:
+            self._replay_target(one, left, target)
+            self._replay_target(other, right, target)
+        made = any(isinstance(item, Made) for number in (one, other) for item in self.key_maps[number].items or ())
+        self._add_collision(fault, (one, other), (left, right), text=target if made else None)
 
-    def _keys(
-        self, net: UnionNfa, lines: tuple[int, int], positions: tuple[tuple[int, ...], tuple[int, ...]], text: str
-    ) -> tuple[str, str]:
-        return net.source(lines[0], positions[0], text), net.source(lines[1], positions[1], text)
+    def _list_best(self, number: int, hidden: Sequence[str] = ()) -> tuple[Case, ...]:
+        """Return exact cases if there are not too many, else loose ones."""
+        try:
+            return self._list_exact(number, hidden)
+        except Exhausted:
+            return self._merge(number, build_cases(self.key_maps[number], self.context, hidden=hidden))
 
-    def _collision(
-        self,
-        fault: Fault,
-        key_maps: tuple[int, ...],
-        keys: tuple[str, str],
-        lost: int | None = None,
-        text: str | None = None,
-    ) -> None:
-        admitted = False
-        if len(key_maps) == 1:
-            key_map = self.key_maps[key_maps[0]]
-            if lost is None:
-                lost = losses.find_lost_part(key_map, keys)
-            admitted = losses.is_admitted(key_map, keys)
-            if any(each.key_maps == key_maps and each.keys == keys for each in self.answers.witnesses):
-                return
-        ordered = key_maps if len(key_maps) == 2 else key_maps * 2
-        targets = tuple(
-            losses.render_target(self.key_maps[number], key) for number, key in zip(ordered, keys, strict=True)
-        )
-        if text is not None and any(isinstance(item, Made) for item in self.key_maps[ordered[0]].items or ()):
-            targets = (text, text)
-        self.answers.witnesses.append(Witness(fault, key_maps, keys, targets, (), lost, admitted))
-
-    # -------------------------------------------------------------------------------------------- within one key map
-
-    def _within(self, number: int) -> None:
-        """Find keys of one key map with the same target; each kind of collision has its own smallest pair.
-
-        If the author declares a loss, the smallest pair may be a declared one and hide another. So pairs that agree
-        in everything declared lossy are searched separately.
-        """
-        if self.key_maps[number].identity:
-            return
-        before = len(self.answers.witnesses)
-        self._counted_twice(number)
-        self._within_any(number)
-        found = self.answers.witnesses[before:]
-        if found and all(each.admitted for each in found):
-            self._not_admitted(number)
-
-    def _not_admitted(self, number: int) -> None:
-        """Find the smallest pair that agrees in every capture that the author declares lossy."""
+    def _replay_target(self, number: int, key: str, target: str) -> None:
+        """Raise `Exhausted` unless a key, found with loose cases, has the target."""
         key_map = self.key_maps[number]
-        names = tuple(dict.fromkeys((*key_map.forget, *losses.list_lossy_captures(key_map))))
-        found = [keys for each in losses.split_by_captures(key_map, names) for keys in self._collides(number, each)]
-        found.sort(key=lambda keys: sum(map(len, keys)))
-        told = next((keys for keys in found if not losses.is_admitted(key_map, keys)), None)
-        if told is not None:
-            self._collision("within", (number,), told)
-        elif found:
-            # Only other splits of the keys collide, which this search does not find.
+        if key_map.has_source and not replay.has_target(key_map, key, target):
             raise Exhausted
-
-    def _collides(self, number: int, key_map: KeyMap) -> Iterator[tuple[str, str]]:
-        """Yield small pairs of keys with the same target, of a key map that is a part of key map `number`."""
-        found = variants(key_map, self.tools, self.domain, exact=True, folded=True)
-        found = tuple(merge_captures(each, self.tools) for each in found) if number in self.several_cuts else found
-        sources, targets = NetBuilder(self.tools), NetBuilder(self.tools)
-        if not found:
-            return
-        sources.sources(number, found)
-        targets.targets(number, found)
-        if splits(sources.net, number, self.budget):
-            yield from (keys for _, keys in self._losses(targets.net).values())
-            if not all(variant.in_order for variant in found):
-                raise Exhausted
-            machine = transducer(found, self.tools, backwards=True)
-            pair = find_conflict(machine, self.tools.letters, self.budget, by_written=True)
-            if pair is not None:
-                yield pair.written
-            return
-        yield from (keys for _, keys in self._losses(targets.net).values())
-        if not splits(targets.net, number, self.budget):
-            return
-        meeting = find_shortest_shared_word(targets.net, number, number, self.budget)
-        if meeting is None:
-            return
-        keys = self._keys(targets.net, meeting.lines, meeting.positions, meeting.text)
-        if keys[0] == keys[1]:
-            raise Exhausted
-        yield keys
-
-    def _counted_twice(self, number: int) -> None:
-        """Find two spellings of one index, such as 1 and 01: `stack` sorts by the number."""
-        key_map = self.key_maps[number]
-        for name in key_map.folded:
-            part = key_map.pattern.capture(name)
-            assert part is not None
-            pair = two_spellings(part.node, self.budget)
-            if pair is None:
-                continue
-            keys = tuple(self._spell_key(key_map, name, word) for word in pair)
-            inside = all(key_map.reader(key) is not None and self._inside(key) for key in keys)
-            if not inside:
-                # A guard on the whole key may exclude this pair, or every such pair.
-                raise Exhausted
-            self._collision("within", (number,), (keys[0], keys[1]), key_map.pattern.parts.index(part))
-
-    def _spell_key(self, key_map: KeyMap, name: str, word: str) -> str:
-        """Return the shortest key in which a capture is the given word."""
-        texts = []
-        for part in key_map.pattern.parts:
-            piece = self.tools.pieces.of(part.node)
-            texts.append(word if part.name == name else shortest_words(piece, self.tools.letters, 1, self.budget)[0])
-        return "".join(texts)
-
-    def _inside(self, key: str) -> bool:
-        """Return whether a key is in the domain."""
-        if self.domain is None:
-            return True
-        state = walk(self.domain, self.domain.start, key, self.tools.letters)
-        return state is not None and self.domain.accepts(state)
-
-    def _within_any(self, number: int) -> None:
-        """Find the smallest pairs, declared or not."""
-        key_map = self.key_maps[number]
-        net = self._net(number, admitted=True)
-        lossy = any(line.losses for line in net.lines)
-        if (
-            not lossy
-            and find_dependent_captures(key_map)
-            and (self.domain is not None or key_map.pattern.leaf is not None)
-        ):
-            # A guard may leave a slot one word per path, but several once the paths are enumerated.
-            lossy = any(line.losses for line in self._net(number, exact=True).lines)
-        if lossy:
-            self._loss(number)
-        if self._still_cut(number):
-            self._inverse_conflict(number)
-            return
-        if losses.has_lossy_table(key_map) and splits(self._net(number, exact=True), number, self.budget):
-            self._cheapest_within(number, blame=True)
-        pair = find_confused(key_map, self.tools) if find_dependent_captures(key_map) else None
-        if pair is not None and self._too_many(number):
-            self._confused(number, pair)
-        elif splits(net, number, self.budget) or pair is not None:
-            net = self._net(number, exact=True, admitted=True)
-            if splits(net, number, self.budget):
-                self._cheapest_within(number, blame=False)
-
-    def _too_many(self, number: int) -> bool:
-        """Return whether there are too many combinations of captures to enumerate and compare."""
-        captures, names = self.key_maps[number].pattern.captures, find_dependent_captures(self.key_maps[number])
-        return math.prod(len(part.values or ()) for part in captures if part.name in names) > MAX_COMBINATIONS
-
-    def _confused(self, number: int, pair: tuple[Mapping[str, str], Mapping[str, str]]) -> None:
-        """Report the keys of two combinations that determine the same parts; the keys are otherwise equal."""
-        builder = NetBuilder(self.tools, admitted=True)
-        builder.targets(
-            number, variants(self.key_maps[number], self.tools, self.domain, folded=True, exact=True, only=pair)
-        )
-        meeting = find_shortest_shared_word(builder.net, number, number, self.budget)
-        if meeting is None:
-            # A guard excludes one of them, and the other combinations were not examined.
-            raise Exhausted
-        self._collision("within", (number,), self._keys(builder.net, meeting.lines, meeting.positions, meeting.text))
-
-    def _still_cut(self, number: int) -> bool:
-        """Return whether keys have several splits even after merging (only asked if these are harmless)."""
-        return splits(self._net(number, source=True), number, self.budget)
-
-    def _inverse_conflict(self, number: int) -> None:
-        """Check in the other direction that all readings of a target come from one key."""
-        exact = self._exact(number)
-        for admitted in (False, True) if losses.has_lossy_table(self.key_maps[number]) else (False,):
-            found = exact if admitted else tuple(map(without_losses, exact))
-            machine = transducer(found, self.tools, backwards=True)
-            pair = find_conflict(machine, self.tools.letters, self.budget, by_written=True)
-            if pair is not None:
-                self._collision("within", (number,), pair.written)
-
-    def _loss(self, number: int) -> None:
-        """Find the smallest pairs that differ only in what the target omits: one per part of the pattern."""
-        for part, (_, keys) in sorted(self._losses(self._net(number, exact=True)).items()):
-            self._collision("within", (number,), keys, part)
-
-    def _losses(self, net: UnionNfa) -> dict[int, tuple[int, tuple[str, str]]]:
-        """Return the smallest pair, with its size, for each part that the targets of a net omit."""
-        best: dict[int, tuple[int, tuple[str, str]]] = {}
-        for line, each in enumerate(net.lines):
-            if not each.losses:
-                continue
-            cost, text, positions = cheapest_of_line(net, line, self.budget)
-            key = net.source(line, positions, text)
-            for part, shorter, longer in each.losses:
-                total = 2 * cost + len(longer) - len(shorter)
-                if part not in best or total < best[part][0]:
-                    net.shortest[line, part] = longer
-                    best[part] = (total, (key, net.source(line, positions, text)))
-                    net.shortest[line, part] = shorter
-        return best
-
-    def _cheapest_within(self, number: int, *, blame: bool) -> None:
-        """Find the smallest pair; `blame`: lossy tables may cause it."""
-        net = self._net(number, exact=True, admitted=not blame)
-        meeting = find_shortest_shared_word(net, number, number, self.budget)
-        if meeting is None:
-            return
-        keys = self._keys(net, meeting.lines, meeting.positions, meeting.text)
-        if keys[0] == keys[1]:
-            # The same key, split in two ways: neither a witness nor a proof.
-            raise Exhausted
-        self._collision("within", (number,), keys, text=losses.get_shown_target(meeting.text, self.key_maps[number]))
 
     # -------------------------------------------------------------------------------------------- pass-through
 
-    def _pass_through(self, numbers: Sequence[int]) -> None:
-        """Check whether an unmatched key can pass through onto the target of another key."""
-        pieces = [
-            concatenate([piece_of(slot, self.tools) for slot in variant.slots])
-            for found in self.found.values()
-            for variant in found
-        ]
-        matched = SubsetDfa(pieces, self.tools.letters, self.budget)
+    def _find_passing(self, numbers: Sequence[int]) -> None:
+        """Report the first rule onto whose targets an unmatched key can pass through, with its smallest pair."""
+        readers = [number for number in self.cases if self.key_maps[number].has_source]
+        matched = self.ask("open", (), None, self._build_matched, readers)
+        if matched is None:
+            return
+        by_owner: dict[tuple[str, str], list[int]] = {}
         for number in numbers:
             if not self.key_maps[number].identity:
-                self.ask("open", (number,), None, self._open, number, matched)
-            if self.answers.witnesses and self.answers.witnesses[-1].fault == "open":
+                by_owner.setdefault(self.key_maps[number].owner, []).append(number)
+        for members in by_owner.values():
+            found = [self.ask("open", (number,), None, self._find_open, number, matched) for number in members]
+            witnesses = [each for each in found if each is not None]
+            if witnesses:
+                self.answers.witnesses.append(min(witnesses, key=lambda each: sum(map(len, each.keys))))
                 return
 
-    def _open(self, number: int, matched: SubsetDfa) -> None:
-        builder = NetBuilder(self.tools)
-        builder.targets(number, self._exact(number, folded=False))
-        found = cheapest_outside(builder.net, number, matched, self.domain, self.budget)
-        if found is not None:
-            text, positions, line = found
-            key = builder.net.source(line, positions, text)
-            self.answers.witnesses.append(Witness("open", (number,), (key, text), (text, text)))
+    def _find_open(self, number: int, matched: SubsetDfa) -> Witness | None:
+        cases = self._list_best(number)
+        net = TaggedNfa(self.context.letters)
+        net.add_targets(number, cases, self.context)
+        found = find_cheapest_outside(net, number, matched, self.context.domain, self.budget)
+        if found is None:
+            return None
+        text, positions, line = found
+        key = net.read_source(line, positions, text) if self.key_maps[number].has_source else text
+        if any(case.loose for case in cases):
+            self._replay_target(number, key, text)
+        return Witness("open", (number,), (key, text), (text, text))

@@ -27,12 +27,13 @@ class Dfa(Protocol):
 class LeafDfa:
     """Keys whose last segment is one of the given words: a trie of the words, restarted after each dot."""
 
-    def __init__(self, leaves: Iterable[str], letters: LetterClasses) -> None:
+    def __init__(self, leaves: Iterable[str], letters: LetterClasses, budget: Budget) -> None:
         dot = letters.character(".")
         self.start, self._lost = 0, 1
         edges: list[dict[str, int]] = [{}, {}]
         self._ends = set[int]()
         for leaf in leaves:
+            budget.spend(len(leaf) + 1)
             here = self.start
             for character in leaf:
                 if character not in edges[here]:
@@ -64,6 +65,7 @@ class SubsetDfa:
         first: list[int] = []
         for piece in pieces:
             here = len(self.masks)
+            budget.spend(len(piece.masks))
             self.masks += piece.masks
             self.follow += [[here + position for position in each] for each in piece.follow]
             first += [here + position for position in piece.first]
@@ -96,8 +98,8 @@ class SubsetDfa:
 class IntersectionDfa:
     """The keys that both of two guides accept."""
 
-    def __init__(self, one: Dfa, other: Dfa) -> None:
-        self.one, self.other = one, other
+    def __init__(self, one: Dfa, other: Dfa, budget: Budget) -> None:
+        self.one, self.other, self.budget = one, other, budget
         self._pairs: list[tuple[int, int]] = []
         self._numbers: dict[tuple[int, int], int] = {}
         self.start = self._number((one.start, other.start))
@@ -110,11 +112,10 @@ class IntersectionDfa:
 
     def steps(self, state: int) -> Sequence[tuple[int, int]]:
         left, right = self._pairs[state]
+        ones, others = self.one.steps(left), self.other.steps(right)
+        self.budget.spend(len(ones) * len(others))
         return [
-            (mask & other, self._number((to, also)))
-            for mask, to in self.one.steps(left)
-            for other, also in self.other.steps(right)
-            if mask & other
+            (mask & other, self._number((to, also))) for mask, to in ones for other, also in others if mask & other
         ]
 
     def accepts(self, state: int) -> bool:
@@ -158,7 +159,7 @@ def walk(guide: Dfa, state: int, word: str, letters: LetterClasses) -> int | Non
     return here
 
 
-class Product:
+class GuidedPiece:
     """A piece walked in parallel with a guide from one of its states: the reachable guide states and their words.
 
     A node is (position, mask, state): `position` read a character of `mask`, after which the guide is in `state`.
@@ -228,6 +229,6 @@ def _build_pattern_nfa(pattern: Pattern, letters: LetterClasses, pieces: Pieces,
     whole = concatenate([pieces.of(part.node) for part in pattern.parts])
     if pattern.leaf is None:
         return whole
-    guide = LeafDfa(pattern.leaf, letters)
-    product = Product(whole, guide, guide.start, budget)
-    return product.ending_in({end for end in product.ends if guide.accepts(end)})
+    guide = LeafDfa(pattern.leaf, letters, budget)
+    guided = GuidedPiece(whole, guide, guide.start, budget)
+    return guided.ending_in({end for end in guided.ends if guide.accepts(end)})

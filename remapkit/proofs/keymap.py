@@ -1,25 +1,28 @@
 r"""Key maps, the subject of the proofs: each maps the keys of one pattern to the targets of one template.
 
-A rule, a `keep` or a `drop` is one key map. A rule with several sources or targets is several key maps, numbered by
-`branch`; a capture that an operation consumes intentionally (the index of a `stack`) is `folded`. Within a rule,
-branch and folded captures count as part of the target: twelve experts that become one tensor do not collide. In
-comparisons with other rules the target is the plain key.
+A rule, a `keep` or a `drop` is one key map, and so is an entry of `add`, which has targets and no source. A rule with
+several sources or targets is several key maps, numbered by `branch`; a capture that an operation consumes
+intentionally (the index of a `stack`) is `folded`. Within a rule, branch and folded captures are *hidden outputs*, as
+if they were part of the target: twelve experts that become one tensor do not collide. In comparisons with other rules
+the target is the plain key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
-from remapkit.diagnostics.source import Span
+from remapkit.diagnostics.source import Span, Text
 from remapkit.patterns.automaton import MAX_EDGES, Automaton, TooMany, build_automaton
 from remapkit.patterns.charset import contains
-from remapkit.patterns.finite import MAX_WORDS, build_words_node
+from remapkit.patterns.finite import build_words_node
 from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import CANONICAL, Pattern
 from remapkit.patterns.template import CaptureItem, MapItem, TemplateItem, TextItem
-from remapkit.patterns.tree import PatternNode
+from remapkit.patterns.tree import Alt, Chars, PatternNode, Seq
 from remapkit.rules.model import CompiledRules, Rule
+from remapkit.rules.pipeline import AddedTargets
 
 WHOLE = CaptureItem("")
 """The item for the whole key, which `keep` copies."""
@@ -27,20 +30,44 @@ WHOLE = CaptureItem("")
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A part of the target that does not come from a capture: the index made by `unstack`.
+    """A part of the target that does not come from a capture: the index made by `unstack`, or the targets of `add`.
 
-    Any whole number, or one below `count` if the rule gives the number of indices.
+    Any whole number, one below `count` if the rule gives the number of indices, or one of the `words`.
     """
 
     name: str
     count: int | None = None
+    words: tuple[str, ...] = ()
 
     @property
     def node(self) -> PatternNode:
         """Return its language."""
-        if self.count is None or self.count > MAX_WORDS:
-            return CANONICAL
-        return build_words_node(tuple(map(str, range(self.count))))
+        if self.words:
+            return build_words_node(self.words)
+        return CANONICAL if self.count is None else _build_range(self.count)
+
+
+@lru_cache(maxsize=64)
+def _build_range(count: int) -> PatternNode:
+    """Build the canonical integers below `count` as an automaton of their digits, whose size is that of one number.
+
+    >>> from remapkit.patterns.unparse import unparse
+    >>> unparse(_build_range(312))
+    '(?:[0-9]|[1-9][0-9]|[12][0-9]{2}|30[0-9]|31[01])'
+    """
+    top = str(count)
+    lengths = [Seq((_digits("1", "9"), *[_digits("0", "9")] * length)) for length in range(1, len(top) - 1)]
+    branches: list[PatternNode] = [_digits("0", "9"), *lengths] if len(top) > 1 else []
+    for place, digit in enumerate(top):
+        low = "1" if place == 0 and len(top) > 1 else "0"
+        if digit > low:
+            rest = [_digits("0", "9")] * (len(top) - place - 1)
+            branches.append(Seq((*map(_digits, top[:place], top[:place]), _digits(low, chr(ord(digit) - 1)), *rest)))
+    return branches[0] if len(branches) == 1 else Alt(tuple(branches))
+
+
+def _digits(low: str, high: str) -> PatternNode:
+    return Chars(((ord(low), ord(high)),))
 
 
 PatternOf = tuple[str, str, int]
@@ -67,8 +94,10 @@ class KeyMap:
     lossy: tuple[str, ...] = ()
     to: Span | None = None
     reader: PatternMatcher = field(init=False, compare=False, repr=False)
-    together: tuple[str, ...] | None = field(init=False, default=None, compare=False, repr=False)
-    """The cached result of `find_dependent_captures`."""
+    correlated: dict[tuple[str, ...], tuple[str, ...]] = field(
+        init=False, default_factory=dict, compare=False, repr=False
+    )
+    """The results of `find_correlated`, for the hidden outputs that it was asked with."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reader", PatternMatcher(self.pattern))
@@ -82,6 +111,11 @@ class KeyMap:
     def source(self) -> PatternOf:
         """Its rule and pattern: a rule that writes several targets has several key maps with the same source."""
         return self.kind, self.rule_id, self.branch
+
+    @property
+    def has_source(self) -> bool:
+        """Whether it reads keys: only an entry of `add` does not."""
+        return self.kind != "add"
 
     @property
     def identity(self) -> bool:
@@ -147,14 +181,21 @@ def _before(machine: Automaton, position: int) -> list[int]:
 
 
 def key_maps(rule_set: CompiledRules) -> tuple[KeyMap, ...]:
-    """Return the key maps of all rules, `keep`s and `drop`s; a rule with several targets has one per target.
+    """Return the key maps of all rules, `keep`s, `drop`s and entries of `add`; a rule has one for each target.
 
     >>> import remapkit
     >>> [key_map.rule_id for key_map in key_maps(remapkit.load("wan22_pth"))][-2:]
     ['keep[1]', 'keep[2]']
     """
     lossy = tuple(table.name.value for table in rule_set.file.tables if table.lossy)
-    return tuple(key_map for rule in rule_set.everything for key_map in _key_maps(rule, lossy, rule_set.params))
+    found = [key_map for rule in rule_set.everything for key_map in _key_maps(rule, lossy, rule_set.params)]
+    return (*found, *map(_add_map, rule_set.add))
+
+
+def _add_map(entry: AddedTargets) -> KeyMap:
+    nothing = Pattern("path", Text.of(""), entry.span, ())
+    items = (Made("add", words=tuple(sorted(set(entry.targets)))),)
+    return KeyMap(entry.id, "add", entry.span, nothing, items, to=entry.span)
 
 
 def _key_maps(rule: Rule, lossy: tuple[str, ...], params: Mapping[str, int | None]) -> Iterator[KeyMap]:

@@ -1,66 +1,62 @@
-r"""The searches of the proofs through the product of a `UnionNfa` with itself.
+r"""The product of a `TaggedNfa` with itself: pairs of runs over one word.
 
-Which key maps share a word (`candidates`, then `meets`)? Can a key map read a word in two different ways (`splits`)?
-What is the cheapest such word (`find_shortest_shared_word`)?
+Which key maps share a word (`find_candidates`, then `meets`)? Does a word have two runs with different tags
+(`splits`)? And the cheapest such word (`find_shortest_shared_word`), and the cheapest one that no key map matches.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from remapkit.patterns.automaton import MAX_EDGES, Automaton, TooMany, build_automaton
-from remapkit.patterns.charset import Ranges, contains
-from remapkit.patterns.pattern import Part
-from remapkit.patterns.tree import PatternNode
-from remapkit.proofs.budget import Budget, Exhausted
+from remapkit.proofs.budget import Budget
 from remapkit.proofs.dfa import Dfa, partition
-from remapkit.proofs.union import UnionNfa
+from remapkit.proofs.search import Move, find_cheapest
+from remapkit.proofs.tagged import TaggedNfa
 
 # ------------------------------------------------------------------------------------------------ which key maps meet
 
 
-def candidates(net: UnionNfa, budget: Budget) -> set[tuple[int, int]]:
+def find_candidates(net: TaggedNfa, budget: Budget) -> set[tuple[int, int]]:
     """Return the pairs of key maps that may share a word; all other pairs share none.
 
-    All key maps are walked at once, from the front and then from the back, while at least two can continue: two key
-    maps that share a word are together in some set. If a walk takes too long, the rest of it counts as shared.
+    All key maps are walked at once, from the front and then from the back, while at least two can continue.
+    Invariant: two key maps that share a word are together in some set of a complete walk, and in one of the sets
+    where an incomplete walk was stopped. The walk costs a few steps for each position where the key maps soon part,
+    as rules of one file do; it is stopped at 12 for each position, and what is left counts as shared.
     """
     everyone = sorted(net.starts)
-    shared = {
-        (one, other) for one in everyone if net.nulls[one] for other in everyone if net.nulls[other] and one < other
-    }
-    owners = [net.lines[line].key_map for line in net.line]
-    limit = 12 * len(net.masks) + 2000
+    empty = [number for number in everyone if net.nulls[number]]
+    shared = {(one, other) for place, one in enumerate(empty) for other in empty[place + 1 :]}
     starts = [position for each in net.starts.values() for position in each]
-    forward, complete = _walked(net.masks, net.follow, starts, net.ends, owners, net.letters.all, limit, budget)
+    limit = 12 * len(net.masks) + 2000
+    forward, complete = _walk_together(net, net.follow, starts, net.ends, limit, budget)
     if complete or not forward:
-        return shared | _in_one(forward, budget)
+        return shared | _list_pairs(forward, budget)
     before: list[list[int]] = [[] for _ in net.masks]
     for position, following in enumerate(net.follow):
+        budget.spend(len(following))
         for each in following:
             before[each].append(position)
-    back, _ = _walked(net.masks, before, sorted(net.ends), set(starts), owners, net.letters.all, limit, budget)
-    # If one walk was stopped with all key maps together, it gives no information, and the other one is the answer.
+    back, _ = _walk_together(net, before, sorted(net.ends), set(starts), limit, budget)
+    # A walk that was stopped with all key maps together says nothing; then the other one is the answer.
     if frozenset(everyone) in forward:
-        return shared | _in_one(back, budget)
+        return shared | _list_pairs(back, budget)
     if frozenset(everyone) in back:
-        return shared | _in_one(forward, budget)
-    return shared | (_in_one(forward, budget) & _in_one(back, budget))
+        return shared | _list_pairs(forward, budget)
+    return shared | (_list_pairs(forward, budget) & _list_pairs(back, budget))
 
 
-def _walked(
-    masks: Sequence[int],
+def _walk_together(
+    net: TaggedNfa,
     follow: Sequence[Sequence[int]],
     starts: Iterable[int],
     ends: set[int],
-    owners: Sequence[int],
-    everything: int,
     limit: int,
     budget: Budget,
 ) -> tuple[set[frozenset[int]], bool]:
     """Return the sets of key maps that reach an end, or the limit, together; and whether the walk was completed."""
+    owners = [net.owner(position) for position in range(len(net.masks))]
     found: set[frozenset[int]] = set()
     seen: set[frozenset[int]] = set()
     pending: list[Iterable[int]] = [starts]
@@ -71,27 +67,22 @@ def _walked(
             found.add(frozenset(owners[position] for position in following))
             budget.spend(len(pending) + 1)
             continue
-        groups = partition(following, masks, everything)
-        for _, group in groups:
+        for _, group in partition(following, net.masks, net.letters.all):
             spent += len(group)
-            if len(group) < 2:
-                continue
-            there = {owners[position] for position in group}
-            if len(there) < 2:
+            if len(group) < 2 or len({owners[position] for position in group}) < 2:
                 continue
             ended = {owners[position] for position in group if position in ends}
             if len(ended) > 1:
                 found.add(frozenset(ended))
             key = frozenset(group)
-            if key in seen:
-                continue
-            seen.add(key)
-            pending.append({each for position in group for each in follow[position]})
+            if key not in seen:
+                seen.add(key)
+                pending.append({each for position in group for each in follow[position]})
     budget.spend(spent)
     return found, spent <= limit
 
 
-def _in_one(sets: Iterable[frozenset[int]], budget: Budget) -> set[tuple[int, int]]:
+def _list_pairs(sets: Iterable[frozenset[int]], budget: Budget) -> set[tuple[int, int]]:
     """Return the pairs that are together in any of the sets."""
     found: set[tuple[int, int]] = set()
     largest: list[frozenset[int]] = []
@@ -105,80 +96,34 @@ def _in_one(sets: Iterable[frozenset[int]], budget: Budget) -> set[tuple[int, in
     return found
 
 
-def meets(net: UnionNfa, one: int, other: int, budget: Budget) -> bool:
+# ------------------------------------------------------------------------------------------------ pairs of runs
+
+
+def meets(net: TaggedNfa, one: int, other: int, budget: Budget) -> bool:
     """Return whether two key maps share a word."""
     if net.nulls[one] and net.nulls[other]:
         return True
-    masks, follow, ends = net.masks, net.follow, net.ends
-    count = len(masks)
-    seen: set[int] = set()
-    pending: list[int] = []
-    lefts, rights = net.starts[one], net.starts[other]
-    while True:
-        budget.spend(len(lefts) * len(rights) + 1)
-        for left in lefts:
-            mask = masks[left]
-            for right in rights:
-                if mask & masks[right]:
-                    code = left * count + right
-                    if code not in seen:
-                        if left in ends and right in ends:
-                            return True
-                        seen.add(code)
-                        pending.append(code)
-        if not pending:
-            return False
-        one, other = divmod(pending.pop(), count)
-        lefts, rights = follow[one], follow[other]
+    return _reaches_an_end(net, [(net.starts[one], net.starts[other], True)], budget)
 
 
-# ---------------------------------------------------------------------------------------------- one key map, two ways
+def splits(net: TaggedNfa, key_map: int, budget: Budget) -> bool:
+    """Return whether some word of a key map has two runs with different tags.
 
-
-def splits(net: UnionNfa, key_map: int, budget: Budget) -> bool:
-    """Return whether some word of a key map has two readings with different tags.
-
-    Searches from the positions where two runs diverge; ends immediately if no runs ever do.
+    The search begins where two runs diverge, so it ends at once if no runs ever do.
     """
     if len(net.nulls[key_map]) > 1:
         return True
-    masks, follow, ends, tags = net.masks, net.follow, net.ends, net.tags
     low, high = net.span[key_map]
     budget.spend(high - low + 1)
-    seen: set[tuple[int, int, bool]] = set()
-    pending: list[tuple[int, int, bool]] = []
-
-    def go(left: int, right: int, different: bool) -> bool:
-        different = different or tags[left] != tags[right]
-        if left == right or (left in ends and right in ends):
-            if different:
-                return True
-            if left == right:
-                return False
-        state = (left, right, different) if left < right else (right, left, different)
-        if state not in seen:
-            seen.add(state)
-            pending.append(state)
-        return False
-
-    for following in (net.starts[key_map], *follow[low:high]):
-        if len(following) > 1 and _overlapping(following, masks):
-            budget.spend(len(following) ** 2)
-            for number, left in enumerate(following):
-                for right in following[number + 1 :]:
-                    if masks[left] & masks[right] and go(left, right, False):
-                        return True
-    while pending:
-        one, other, different = pending.pop()
-        budget.spend(len(follow[one]) * len(follow[other]) + 1)
-        for left in follow[one]:
-            for right in follow[other]:
-                if masks[left] & masks[right] and go(left, right, different):
-                    return True
-    return False
+    seeds = [
+        (following, following, False)
+        for following in (net.starts[key_map], *net.follow[low:high])
+        if len(following) > 1 and _overlap(following, net.masks)
+    ]
+    return _reaches_an_end(net, seeds, budget)
 
 
-def _overlapping(positions: Iterable[int], masks: Sequence[int]) -> bool:
+def _overlap(positions: Iterable[int], masks: Sequence[int]) -> bool:
     seen = 0
     for position in positions:
         if seen & masks[position]:
@@ -187,115 +132,226 @@ def _overlapping(positions: Iterable[int], masks: Sequence[int]) -> bool:
     return False
 
 
+def _reaches_an_end(
+    net: TaggedNfa, seeds: Iterable[tuple[Sequence[int], Sequence[int], bool]], budget: Budget
+) -> bool:
+    """Return whether two runs from a seed read one word to the end, and are (or were from the start) different.
+
+    Invariant: `seen` has the pairs of positions that two runs over one word can be in, with whether their tags
+    differ so far; each is expanded once, and costs the product of its successors. Runs that meet in one position
+    share every end from there (each position can reach one), so they are decided there and then. The members of a
+    seed are two different positions: from one position on both sides, two runs have not diverged.
+    """
+    masks, follow, ends, tags, count = net.masks, net.follow, net.ends, net.tags, len(net.masks)
+    seen: set[int] = set()
+    pending: list[int] = []
+
+    def enter(lefts: Sequence[int], rights: Sequence[int], apart: bool, seed: bool) -> bool:
+        budget.spend(len(lefts) * len(rights) + 1)
+        for left in lefts:
+            mask, tag = masks[left], tags[left]
+            for right in rights:
+                if not mask & masks[right]:
+                    continue
+                different = apart or tag != tags[right]
+                if left == right or (left in ends and right in ends):
+                    if different and not (seed and left == right):
+                        return True
+                    if left == right:
+                        continue
+                code = 2 * (left * count + right if left < right else right * count + left) + different
+                if code not in seen:
+                    seen.add(code)
+                    pending.append(code)
+        return False
+
+    if any(enter(lefts, rights, different, True) for lefts, rights, different in seeds):
+        return True
+    while pending:
+        pair, different = divmod(pending.pop(), 2)
+        one, other = divmod(pair, count)
+        if enter(follow[one], follow[other], bool(different), False):
+            return True
+    return False
+
+
+Pair = tuple[int, int, bool]
+"""The positions of two runs over one word, and whether their tags differ so far."""
+
+BEGIN: Pair = (-1, -1, False)
+"""Two runs before their first character."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairGraph:
+    """The pairs from which two different runs over one word of a key map can end, and the masks between them.
+
+    `left[pair]` is the fewest characters from the pair to an end; it is 0 for the ends.
+    """
+
+    edges: dict[Pair, list[tuple[int, Pair]]]
+    left: dict[Pair, int]
+
+
+def find_pairs(net: TaggedNfa, key_map: int, budget: Budget) -> PairGraph:
+    """Return the pairs of different runs of one key map; each pair costs the product of its successors."""
+    masks, follow, tags = net.masks, net.follow, net.tags
+    edges: dict[Pair, list[tuple[int, Pair]]] = {BEGIN: []}
+    before: dict[Pair, list[Pair]] = {}
+    pending = [BEGIN]
+    while pending:
+        here = pending.pop()
+        one, other, apart = here
+        lefts, rights = (follow[one], follow[other]) if one >= 0 else (net.starts[key_map], net.starts[key_map])
+        budget.spend(len(lefts) * len(rights) + 1)
+        for left in lefts:
+            for right in rights:
+                mask = masks[left] & masks[right]
+                if not mask:
+                    continue
+                to = (left, right, apart or tags[left] != tags[right])
+                edges[here].append((mask, to))
+                before.setdefault(to, []).append(here)
+                if to not in edges:
+                    edges[to] = []
+                    pending.append(to)
+    layer = [pair for pair in edges if pair[2] and pair[0] in net.ends and pair[1] in net.ends]
+    left_over = dict.fromkeys(layer, 0)
+    for pair in layer:
+        for each in before.get(pair, ()):
+            if each not in left_over:
+                left_over[each] = left_over[pair] + 1
+                layer.append(each)
+    alive = {
+        pair: [(mask, to) for mask, to in following if to in left_over]
+        for pair, following in edges.items()
+        if pair in left_over
+    }
+    return PairGraph(alive, left_over)
+
+
+def list_ambiguous_words(
+    net: TaggedNfa, key_map: int, graph: PairGraph, signs: Sequence[tuple[int, str]], budget: Budget
+) -> Iterator[str]:
+    """Yield words of a key map with two different runs, shortest first, until the budget is spent.
+
+    A word of a length is followed only where a word of that length still ends, so every word kept is yielded.
+    """
+    if len(net.nulls[key_map]) > 1:
+        yield ""
+    if BEGIN not in graph.left:
+        return
+    for length in range(max(1, graph.left[BEGIN]), graph.left[BEGIN] + len(graph.edges) + 1):
+        layer: dict[str, set[Pair]] = {"": {BEGIN}}
+        for depth in range(1, length + 1):
+            following: dict[str, set[Pair]] = {}
+            for word, pairs in layer.items():
+                for mask, to in (edge for pair in sorted(pairs) for edge in graph.edges[pair]):
+                    budget.spend(1)
+                    if graph.left[to] > length - depth:
+                        continue
+                    for bit, sign in signs:
+                        budget.spend(1)
+                        if bit & mask:
+                            following.setdefault(word + sign, set()).add(to)
+            layer = following
+        yield from (word for word, pairs in layer.items() if any(graph.left[pair] == 0 for pair in pairs))
+
+
+def pick_signs(masks: Iterable[int], net: TaggedNfa) -> list[tuple[int, str]]:
+    """Return the two most readable characters of each class that these masks distinguish, with the class.
+
+    Two are enough: characters that no mask tells apart can be exchanged in every run, and a difference between two
+    runs is one between two characters, so what any number of them can show, two can.
+    """
+    letters = net.letters
+    distinct = list(dict.fromkeys(masks))
+    groups: dict[tuple[bool, ...], list[tuple[int, str]]] = {}
+    for bit in range(len(letters.samples)):
+        signature = tuple(bool(mask >> bit & 1) for mask in distinct)
+        groups.setdefault(signature, []).extend((1 << bit, sign) for sign in letters.some(1 << bit))
+    return [
+        member
+        for signature, members in groups.items()
+        if any(signature)
+        for member in sorted(members, key=lambda member: letters.rank(member[1]))[:2]
+    ]
+
+
 # ------------------------------------------------------------------------------------------------ the cheapest word
 
 
 @dataclass(frozen=True, slots=True)
 class SharedWord:
-    """A word that two lines read, and the positions of both readings."""
+    """A word that two lines read, and the positions of both runs."""
 
     text: str
-    cost: int
     lines: tuple[int, int]
     positions: tuple[tuple[int, ...], tuple[int, ...]]
 
+    def read_keys(self, net: TaggedNfa) -> tuple[str, str]:
+        """Return the source keys of both runs."""
+        one, other = (
+            net.read_source(line, positions, self.text)
+            for line, positions in zip(self.lines, self.positions, strict=True)
+        )
+        return one, other
 
-def find_shortest_shared_word(net: UnionNfa, one: int, other: int, budget: Budget) -> SharedWord | None:
-    """Find the cheapest word shared by two key maps; for one and itself, a word that it reads in two different ways.
 
-    Dijkstra's algorithm over pairs of positions. The cost of a word is the sum of the costs of both readings.
+_Pair = tuple[int, int, bool]
+
+
+def find_shortest_shared_word(net: TaggedNfa, one: int, other: int, budget: Budget) -> SharedWord | None:
+    """Find the cheapest word shared by two key maps; for one and itself, a word with two runs with different tags.
+
+    The cost of a word is the sum of the costs of both runs.
     """
-    best = _empty(net, one, other)
-    masks, follow, costs = net.masks, net.follow, net.costs
-    same = one == other
-    heap: list[tuple[int, int, int, bool]] = []
-    came: dict[tuple[int, int, bool], tuple[tuple[int, int, bool] | None, int]] = {}
+    masks, costs, tags, same = net.masks, net.costs, net.tags, one == other
 
-    def offer(left: int, right: int, different: bool, before: tuple[int, int, bool] | None, cost: int) -> None:
-        different = different or not same or net.tags[left] != net.tags[right]
-        state, total = (left, right, different), cost + costs[left] + costs[right]
-        if state not in came or came[state][1] > total:
-            came[state] = (before, total)
-            heapq.heappush(heap, (total, left, right, different))
+    def pair(lefts: Iterable[int], rights: Sequence[int], different: bool, base: bool) -> Iterator[Move[_Pair]]:
+        for left in lefts:
+            mask = masks[left]
+            budget.spend(len(rights))
+            for right in rights:
+                if both := mask & masks[right]:
+                    cost = costs[left] + costs[right]
+                    if base:
+                        cost += net.lines[net.line_of(left)].base + net.lines[net.line_of(right)].base
+                    state = (left, right, different or not same or tags[left] != tags[right])
+                    yield cost, state, net.letters.pick(both)
 
-    budget.spend(len(net.starts[one]) * len(net.starts[other]))
-    for left in net.starts[one]:
-        for right in net.starts[other]:
-            if masks[left] & masks[right]:
-                base = net.lines[net.line[left]].base + net.lines[net.line[right]].base
-                offer(left, right, False, None, base)
-    while heap:
-        total, left, right, different = heapq.heappop(heap)
-        state = (left, right, different)
-        if came[state][1] < total:
-            continue
-        if best is not None and best.cost <= total:
-            return best
-        if different and left in net.ends and right in net.ends:
-            return _traced(net, came, state, total)
-        budget.spend(len(follow[left]) * len(follow[right]) + 1)
-        for following in follow[left]:
-            for also in follow[right]:
-                if masks[following] & masks[also]:
-                    offer(following, also, different, state, total)
-    return best
+    def follow(state: _Pair) -> Iterator[Move[_Pair]]:
+        return pair(net.follow[state[0]], net.follow[state[1]], state[2], base=False)
+
+    def is_goal(state: _Pair) -> bool:
+        return state[2] and state[0] in net.ends and state[1] in net.ends
+
+    found = find_cheapest(pair(net.starts[one], net.starts[other], False, base=True), follow, is_goal, budget)
+    empty = _find_empty(net, one, other)
+    if empty is not None and (found is None or empty[0] <= found[0]):
+        return SharedWord("", empty[1], ((), ()))
+    if found is None:
+        return None
+    _, text, states = found
+    left, right = tuple(state[0] for state in states), tuple(state[1] for state in states)
+    return SharedWord(text, (net.line_of(left[0]), net.line_of(right[0])), (left, right))
 
 
-def _empty(net: UnionNfa, one: int, other: int) -> SharedWord | None:
+def _find_empty(net: TaggedNfa, one: int, other: int) -> tuple[int, tuple[int, int]] | None:
+    """Return the cheapest pair of lines that both accept the empty word."""
     pairs = [(left, right) for left in net.nulls[one] for right in net.nulls[other] if one != other or left < right]
-    found = [SharedWord("", net.lines[a].base + net.lines[b].base, (a, b), ((), ())) for a, b in pairs]
-    return min(found, key=lambda meeting: meeting.cost, default=None)
+    return min(((net.lines[a].base + net.lines[b].base, (a, b)) for a, b in pairs), default=None)
 
 
-def _traced(
-    net: UnionNfa,
-    came: dict[tuple[int, int, bool], tuple[tuple[int, int, bool] | None, int]],
-    state: tuple[int, int, bool],
-    cost: int,
-) -> SharedWord:
-    states = []
-    here: tuple[int, int, bool] | None = state
-    while here is not None:
-        states.append(here)
-        here = came[here][0]
-    states.reverse()
-    text = "".join(net.letters.pick(net.masks[left] & net.masks[right]) for left, right, _ in states)
-    left, right = tuple(each[0] for each in states), tuple(each[1] for each in states)
-    return SharedWord(text, cost, (net.line[left[0]], net.line[right[0]]), (left, right))
-
-
-def cheapest_of_line(net: UnionNfa, line: int, budget: Budget) -> tuple[int, str, tuple[int, ...]]:
-    """Return the cheapest word of one line: its cost, the word and its positions."""
-    key_map, base = net.lines[line].key_map, net.lines[line].base
-    if line in net.nulls[key_map]:
-        return base, "", ()
-    heap = [(base + net.costs[each], each, -1) for each in net.starts[key_map] if net.line[each] == line]
-    heapq.heapify(heap)
-    came: dict[int, int] = {}
-    while heap:
-        total, here, before = heapq.heappop(heap)
-        if here in came:
-            continue
-        came[here] = before
-        if here in net.ends:
-            path = [here]
-            while came[path[-1]] >= 0:
-                path.append(came[path[-1]])
-            path.reverse()
-            return total, "".join(net.letters.pick(net.masks[each]) for each in path), tuple(path)
-        budget.spend(len(net.follow[here]) + 1)
-        for each in net.follow[here]:
-            if each not in came:
-                heapq.heappush(heap, (total + net.costs[each], each, here))
-    raise AssertionError("a line without words")
+# ------------------------------------------------------------------------------------------------ unmatched words
 
 
 _Outside = tuple[int, int | None, int | None]
 """A position, the state of the matched keys (None if none can match any more), and the state of the domain."""
 
 
-def cheapest_outside(
-    net: UnionNfa, key_map: int, matched: Dfa, domain: Dfa | None, budget: Budget
+def find_cheapest_outside(
+    net: TaggedNfa, key_map: int, matched: Dfa, domain: Dfa | None, budget: Budget
 ) -> tuple[str, tuple[int, ...], int] | None:
     """Find the cheapest target of a key map that is a key of the domain and that no key map matches, or None.
 
@@ -304,49 +360,37 @@ def cheapest_outside(
     for line in net.nulls[key_map]:
         if not matched.accepts(matched.start) and (domain is None or domain.accepts(domain.start)):
             return "", (), line
-    heap: list[tuple[int, int, _Outside]] = []
-    came: dict[_Outside, tuple[_Outside | None, int, int]] = {}
 
-    def offer(position: int, before: _Outside | None, states: tuple[int | None, int | None], cost: int) -> None:
-        mask = net.masks[position]
-        for inside, to in _moves(domain, states[1], mask):
-            for reads, then in _moves_or_none(matched, states[0], inside):
-                budget.spend(1)
-                state, total = (position, then, to), cost + net.costs[position] + 1
-                if state not in came or came[state][1] > total:
-                    came[state] = (before, total, reads)
-                    heapq.heappush(heap, (total, len(came), state))
+    def enter(
+        positions: Iterable[int], taken: int | None, there: int | None, base: bool = False
+    ) -> Iterator[Move[_Outside]]:
+        for position in positions:
+            cost = net.costs[position] + 1 + (net.lines[net.line_of(position)].base if base else 0)
+            for inside, to in _move(domain, there, net.masks[position]):
+                for reads, then in _move_or_leave(matched, taken, inside):
+                    yield cost, (position, then, to), net.letters.pick(reads)
 
-    begin = (matched.start, domain.start if domain is not None else None)
-    for position in net.starts[key_map]:
-        offer(position, None, begin, net.lines[net.line[position]].base)
-    while heap:
-        total, _, state = heapq.heappop(heap)
-        if came[state][1] < total:
-            continue
+    def is_goal(state: _Outside) -> bool:
         position, taken, there = state
-        unmatched = taken is None or not matched.accepts(taken)
-        if position in net.ends and unmatched and (domain is None or (there is not None and domain.accepts(there))):
-            states: list[_Outside] = []
-            here: _Outside | None = state
-            while here is not None:
-                states.append(here)
-                here = came[here][0]
-            states.reverse()
-            text = "".join(net.letters.pick(came[each][2]) for each in states)
-            return text, tuple(each[0] for each in states), net.line[position]
-        for each in net.follow[position]:
-            offer(each, state, (taken, there), total)
-    return None
+        if position not in net.ends or (taken is not None and matched.accepts(taken)):
+            return False
+        return domain is None or (there is not None and domain.accepts(there))
+
+    starts = enter(net.starts[key_map], matched.start, domain.start if domain is not None else None, base=True)
+    found = find_cheapest(starts, lambda state: enter(net.follow[state[0]], *state[1:]), is_goal, budget)
+    if found is None:
+        return None
+    _, text, states = found
+    return text, tuple(state[0] for state in states), net.line_of(states[0][0])
 
 
-def _moves(guide: Dfa | None, state: int | None, mask: int) -> list[tuple[int, int | None]]:
+def _move(guide: Dfa | None, state: int | None, mask: int) -> list[tuple[int, int | None]]:
     if guide is None or state is None:
         return [(mask, None)]
     return [(step & mask, to) for step, to in guide.steps(state) if step & mask]
 
 
-def _moves_or_none(guide: Dfa, state: int | None, mask: int) -> list[tuple[int, int | None]]:
+def _move_or_leave(guide: Dfa, state: int | None, mask: int) -> list[tuple[int, int | None]]:
     """Return the next states for the characters of a mask; None for those without one."""
     if state is None:
         return [(mask, None)]
@@ -355,64 +399,3 @@ def _moves_or_none(guide: Dfa, state: int | None, mask: int) -> list[tuple[int, 
     for step, _ in moves:
         rest &= ~step
     return [*moves, (rest, None)] if rest else moves
-
-
-# ------------------------------------------------------------------------------------------------ numbers
-
-
-def two_spellings(node: PatternNode, budget: Budget) -> tuple[str, str] | None:
-    """Return the two shortest digit strings of a language for the same number, such as 1 and 01, or None.
-
-    The longer one has additional leading zeros: one run first reads these alone, then both runs read the same text.
-
-    >>> from remapkit.patterns.pattern import CANONICAL
-
-    >>> from remapkit.patterns.charset import DIGITS
-
-    >>> from remapkit.patterns.tree import Chars, Repeat
-    >>> two_spellings(Repeat(Chars(DIGITS), 1, None), Budget(10_000)), two_spellings(CANONICAL, Budget(10_000))
-    (('0', '00'), None)
-    """
-    try:
-        machine = build_automaton((Part(None, node),), MAX_EDGES)
-    except TooMany:
-        raise Exhausted from None
-    begun = _zeros(machine, budget)
-    # A state is a position per run, -1 before the first character.
-    pending: list[tuple[int, int, str, str]] = [(-1, place, "", zeros) for place, zeros in begun.items()]
-    seen = {(one, other) for one, other, _, _ in pending}
-    for one, other, word, longer in pending:
-        for left in _after(machine, one):
-            for right in _after(machine, other):
-                budget.spend(1)
-                both = _digits(machine.chars[left]) & _digits(machine.chars[right])
-                if not both or (left, right) in seen:
-                    continue
-                seen.add((left, right))
-                sign = str((both & -both).bit_length() - 1)
-                if left in machine.last and right in machine.last:
-                    return word + sign, longer + sign
-                pending.append((left, right, word + sign, longer + sign))
-    return None
-
-
-def _zeros(machine: Automaton, budget: Budget) -> dict[int, str]:
-    """Return the positions reachable by one or more zeros, with the fewest zeros."""
-    found: dict[int, str] = {}
-    layer, zeros = [-1], ""
-    while layer:
-        zeros += "0"
-        layer = [each for place in layer for each in _after(machine, place) if _digits(machine.chars[each]) & 1]
-        layer = [each for each in dict.fromkeys(layer) if each not in found]
-        budget.spend(len(layer) + 1)
-        found.update(dict.fromkeys(layer, zeros))
-    return found
-
-
-def _after(machine: Automaton, place: int) -> Sequence[int]:
-    return machine.first if place < 0 else machine.follow[place]
-
-
-def _digits(chars: Ranges) -> int:
-    """Return the digits of a set as a mask."""
-    return sum(1 << digit for digit in range(10) if contains(chars, str(digit)))
