@@ -12,6 +12,7 @@ from remapkit.patterns.automaton import Automaton, build_automaton
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.pattern import Part
 from remapkit.patterns.tree import Chars, Seq, literal
+from remapkit.proofs.fixes import Decide
 from remapkit.proofs.keymap import KeyMap, Made, readings
 from remapkit.proofs.witness import Fault, Witness
 from remapkit.rules.model import AMBIGUITY_HELP, CompiledRules, Rule
@@ -29,10 +30,18 @@ _ASKED = {
 
 
 class FindingWriter:
-    """A writer of diagnostics for witnesses."""
+    """A writer of diagnostics for witnesses; with `decide` they include fixes that were tried with it."""
 
-    def __init__(self, rules: CompiledRules, key_maps: Sequence[KeyMap], keys: Sequence[str]) -> None:
+    def __init__(
+        self,
+        rules: CompiledRules,
+        key_maps: Sequence[KeyMap],
+        keys: tuple[str, ...],
+        budget: int = 0,
+        decide: Decide | None = None,
+    ) -> None:
         self.rules, self.key_maps, self.keys = rules, key_maps, keys
+        self.budget, self.decide = budget, decide
         self.by_key_map: dict[tuple[str, str, int], Rule] = {
             (rule.kind, rule.id, rule.branch): rule for rule in rules.everything
         }

@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.source import Text
 from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import CANONICAL, Part, Pattern
 from remapkit.patterns.tree import literal
+from remapkit.proofs.added_findings import AddedFindingWriter
 from remapkit.proofs.added_targets import AddedClash, Meetings, find_repeats
 from remapkit.proofs.budget import Budget
 from remapkit.proofs.checks import Questions
-from remapkit.proofs.findings import OPEN_TITLE, FindingWriter
+from remapkit.proofs.findings import FindingWriter
+from remapkit.proofs.fixes import Decide
 from remapkit.proofs.keymap import KeyMap, key_maps
 from remapkit.proofs.model import Level, Proof
 from remapkit.proofs.witness import Answers, Witness
 from remapkit.rules.model import CompiledRules
-from remapkit.rules.pipeline import AddedTargets
 from remapkit.tensors.families import is_canonical_integer
 
 BUDGET = 20_000_000
@@ -36,39 +36,43 @@ def prove(rule_set: CompiledRules, *, budget: int = BUDGET, header: Iterable[str
     would fix a fault, and for which shapes of keys the proof holds if it does not hold for all. Faults are returned,
     never raised; beyond `budget` elementary steps, questions remain undecided.
     """
-    keys = tuple(header) if header is not None else ()
+    return _decide(rule_set, budget, tuple(header) if header is not None else (), _decide)
+
+
+def _decide(rule_set: CompiledRules, budget: int, keys: tuple[str, ...], decide: Decide | None = None) -> Proof:
+    """Prove rules; with `decide`, the findings include fixes, which it tries on edited copies of the rules."""
     found = key_maps(rule_set)
-    proof = _Prover(rule_set, found, budget, keys).run()
+    proof = _Prover(rule_set, found, budget, keys, decide).run()
     if not rule_set.add:
         return proof
     shapes = rule_set.domain or (_find_shapes(keys) if proof.level is Level.DOMAIN else ())
-    return _prove_added(proof, rule_set, found, shapes, budget)
+    writer = AddedFindingWriter(rule_set, keys, budget, decide)
+    return _prove_added(proof, rule_set, found, shapes, budget, writer)
 
 
 def _prove_added(
-    proof: Proof, rule_set: CompiledRules, found: Sequence[KeyMap], shapes: Sequence[Pattern], budget: int
+    proof: Proof,
+    rule_set: CompiledRules,
+    found: Sequence[KeyMap],
+    shapes: Sequence[Pattern],
+    budget: int,
+    writer: AddedFindingWriter,
 ) -> Proof:
     """Return the proof including `add:`: no rule may produce the same targets.
 
     With `unmatched: keep`, a key with such a name would pass through; `shapes` are the keys that the proof covers.
     """
-    findings = [
-        Diagnostic(
-            "RK207",
-            f"{one.id} and {other.id} add the same target {target}",
-            (Label(one.span, "first here", primary=False), Label(other.span, "again here")),
-            ("add it once",),
-        )
-        for one, other, target in find_repeats(rule_set.add)
-    ]
+    findings = writer.report_repeats(find_repeats(rule_set.add))
     undecided: list[tuple[str, ...]] = list(proof.undecided)
     witnesses = list(proof.witnesses)
     met = Meetings(rule_set.add, found, Budget(budget))
+    clashes: list[tuple[AddedClash, bool]] = []
     for meeting in met.found():
         outside = bool(rule_set.domain) and not _in_domain(rule_set.domain, meeting.key)
         if meeting.key is None or outside:
             undecided.append((meeting.added.id, meeting.key_map.rule_id))
-        findings.append(_report_added_clash(meeting, is_undecided=meeting.key is None or outside))
+        clashes.append((meeting, meeting.key is None or outside))
+    findings += writer.report_clashes(clashes)
     refuted = any(finding.code == "RK207" for finding in findings)
     level = proof.level
     if refuted:
@@ -81,7 +85,7 @@ def _prove_added(
         level, domain = Level.KEYS, None
         entry, target = passing
         witnesses.append(Witness("open", (), (target,), (target,)))
-        findings.append(_report_added_passing(rule_set, entry, target))
+        findings.append(writer.report_passing(entry, target))
     return replace(
         proof,
         level=level,
@@ -92,42 +96,21 @@ def _prove_added(
     )
 
 
-def _report_added_passing(rule_set: CompiledRules, entry: AddedTargets, target: str) -> Diagnostic:
-    """Report that an unmatched key may pass through onto a target of `add`."""
-    span = rule_set.file.unmatched_span
-    labels = (*((Label(span),) if span is not None else ()), Label(entry.span, f"adds {target}", primary=False))
-    note = (
-        f"{target}  would pass through unchanged, and collide with the one that {entry.id} adds\n"
-        "every plan still checks the keys of its checkpoint"
-    )
-    help = ("name these keys under `keep:` and remove `unmatched`, or declare `source: {domain: [...]}`",)
-    values = {"rules": [entry.id], "keys": [target], "targets": [target]}
-    return Diagnostic("RK206", OPEN_TITLE, labels, help, (note,), Severity.NOTE, values=values)
-
-
 def _in_domain(domain: Sequence[Pattern], key: str | None) -> bool:
     return key is not None and any(PatternMatcher(pattern)(key) is not None for pattern in domain)
 
 
-def _report_added_clash(meeting: AddedClash, *, is_undecided: bool) -> Diagnostic:
-    added, key_map = meeting.added, meeting.key_map
-    labels: tuple[Label, ...] = (
-        Label(added.span, f"adds {meeting.target}", primary=False),
-        Label(key_map.to or key_map.span, f"{meeting.key or 'a key?'} -> {meeting.target}"),
-    )
-    values = {"rules": [added.id, key_map.rule_id], "target": meeting.target, "keys": [meeting.key]}
-    if is_undecided:
-        title = f"undecided: whether a key of {key_map.rule_id} can map to {meeting.target}, which {added.id} adds"
-        help = ("bound the captures of the rule more tightly", "or continue with --allow-undecided")
-        return Diagnostic("RK200", title, labels, help, values=values)
-    title = f"a key of {key_map.rule_id} maps to {meeting.target}, which {added.id} adds"
-    advice = ("bound the captures of the rule, or do not add a target that a source provides",)
-    return Diagnostic("RK207", title, labels, advice, (f"{meeting.key}  (by {key_map.rule_id})",), values=values)
-
-
 class _Prover:
-    def __init__(self, rule_set: CompiledRules, found: Sequence[KeyMap], budget: int, keys: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        rule_set: CompiledRules,
+        found: Sequence[KeyMap],
+        budget: int,
+        keys: tuple[str, ...],
+        decide: Decide | None,
+    ) -> None:
         self.rules, self.key_maps, self.budget, self.keys = rule_set, found, budget, keys
+        self.decide = decide
         self.passes = rule_set.unmatched == "keep"
 
     def run(self) -> Proof:
@@ -164,7 +147,7 @@ class _Prover:
 
     def write_proof(self, level: Level, answers: Answers, domain: str | None = None) -> Proof:
         claim = level.value if level in (Level.ALL, Level.DOMAIN) else Level.KEYS.value
-        teller = FindingWriter(self.rules, self.key_maps, self.keys)
+        teller = FindingWriter(self.rules, self.key_maps, self.keys, self.budget, self.decide)
         hard = [each for each in answers.undecided if each[0] != "open"]
         findings, witnesses = teller.write_findings(answers.witnesses, hard, answers.dead, claim, answers.unasked)
         undecided = tuple(
