@@ -12,19 +12,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from remapkit.authoring.invert_numbers import find_expression, find_scales, find_shift
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
+from remapkit.diagnostics.source import Text
 from remapkit.diagnostics.wording import join_words
 from remapkit.ops.calls import Call, to_plain_arg
 from remapkit.patterns.automaton import build_automaton
 from remapkit.patterns.charset import contains
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.pattern import CANONICAL, Part
+from remapkit.patterns.regex import parse_regex
 from remapkit.patterns.template import CaptureItem, MapItem, TemplateItem, TextItem
-from remapkit.proofs.keymap import KeyMap
 from remapkit.proofs.cases import find_correlated
+from remapkit.proofs.keymap import KeyMap
 from remapkit.rules.model import CompiledRules, Rule
 from remapkit.rules.pipeline import Axis, Pipeline, SplitRule
-from remapkit.tensors.families import is_canonical_integer
 
 if TYPE_CHECKING:
     from remapkit.diagnostics.source import Span
@@ -44,12 +46,21 @@ class NoInverse(Exception):
 
 @dataclass(frozen=True, slots=True)
 class InverseCapture:
-    """A capture of the inverse pattern; `values` are the words it can match (None: those of `part`)."""
+    """A capture of the inverse pattern; `values` are the words it can match (None: those of `part`).
+
+    `regex` is the expression that the author wrote for exactly the language of `part`, if there is one.
+    """
 
     name: str
     part: Part | None
     values: tuple[str, ...] | None = None
     table: str | None = None
+    regex: str | None = None
+
+    @property
+    def words(self) -> tuple[str, ...] | None:
+        """All words that it can match; None if there are too many to list."""
+        return self.values if self.part is None else self.part.values
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +293,9 @@ class _Inverter:
             if item.name == self.made:
                 return InverseCapture(item.name, Part(item.name, CANONICAL, written="int"))
             self.back[item.name] = f"{{{item.name}}}"
-            return InverseCapture(item.name, self.given.pattern.capture(item.name))
+            part = self.given.pattern.capture(item.name)
+            assert part is not None
+            return InverseCapture(item.name, part, regex=self.find_regex(part))
         if self.made in item.names:
             raise self.unwritable("it does arithmetic on the index that `unstack` counts")
         names = [name for name in dict.fromkeys(item.names) if name not in self.fixed]
@@ -300,10 +313,17 @@ class _Inverter:
             raise self.unwritable("two entries of a table have one value, and only the domain decides which occurs")
         return self.invert_map(names[0], item, entries)
 
+    def find_regex(self, part: Part) -> str | None:
+        """Return the expression between the parentheses of a capture, unless a guard restricts it further."""
+        if self.given.pattern.surface != "match":
+            return None
+        inner = self.given.pattern.text.value[slice(*part.at)].removeprefix(f"(?P<{part.name}>").removesuffix(")")
+        return inner if parse_regex(Text.of(f"(?:{inner})")) == part.node else None
+
     def invert_map(self, name: str, item: MapItem, entries: Mapping[str, str]) -> InverseCapture:
         """Invert a table, or arithmetic on one capture."""
         if item.table is None:
-            shift = _find_shift(entries)
+            shift = find_shift(entries)
             if shift is not None:
                 self.back[name] = f"{{{name}}}" if not shift else f"{{{name}{shift:+d}}}"
                 return InverseCapture(name, None, tuple(entries))
@@ -323,7 +343,7 @@ class _Inverter:
         self.names.add(number)
         for place, name in enumerate(names):
             column = {text: values[place] for values, text in rows.items()}
-            expression = _find_expression(number, column)
+            expression = find_expression(number, column)
             if expression is None:
                 table = self.tables.name_table(f"{name}_of_{number}", column, lossy=True)
                 expression = f"{number}|{table}"
@@ -340,7 +360,7 @@ class _Inverter:
         rows = {
             value: tuple(_render_item(item, name, value, self.fixed) for item in items) for value in part.values or ()
         }
-        scales = _find_scales(rows)
+        scales = find_scales(rows)
         if scales is None:
             return None
         captures = []
@@ -391,10 +411,10 @@ class _Inverter:
             raise self.unwritable("its `leaf:` guard bounds a capture that goes through a table")
         if last.values is not None:
             inside = tuple(value for value in last.values if value.rpartition(".")[2] in leaf)
-            pattern[place] = replace(capture, part=last.restrict_to(inside))
+            pattern[place] = replace(capture, part=last.restrict_to(inside), regex=None)
             return pattern, None
         if not any(contains(chars, ".") for chars in build_automaton((last,)).chars):
-            pattern[place] = replace(capture, part=last.restrict_to(leaf))
+            pattern[place] = replace(capture, part=last.restrict_to(leaf), regex=None)
             return pattern, None
         text = pattern[place - 1] if place else "."
         if place == len(pattern) - 1 and isinstance(text, str) and text.endswith("."):
@@ -427,60 +447,6 @@ def _render_item(item: TemplateItem, name: str, value: str, fixed: Mapping[str, 
     if isinstance(item, CaptureItem):
         return value
     return item.mapping[tuple(value if each == name else fixed[each] for each in item.names)]
-
-
-def _find_scales(rows: Mapping[str, tuple[str, ...]]) -> tuple[int, ...] | None:
-    """Return the factor of each number of a row, so that the products sum to the row's key; None if there are none.
-
-    Every combination of the numbers must occur, zeros included: then the key of the row with a 1 in one place and 0
-    in the others is the factor of that place, and one pass over the rows confirms all factors.
-    """
-    if not (has_only_integers(rows) and all(has_only_integers(row) for row in rows.values())):
-        return None
-    columns = [sorted({int(text) for text in column}) for column in zip(*rows.values(), strict=True)]
-    whole = 1
-    for column in columns:
-        whole *= len(column)
-    by_row = {tuple(map(int, row)): int(key) for key, row in rows.items()}
-    if whole != len(by_row) or any(column[0] for column in columns) or by_row.get((0,) * len(columns)) != 0:
-        return None
-    units = [tuple(int(other == number) for other in range(len(columns))) for number in range(len(columns))]
-    if any(unit not in by_row for unit in units):
-        return None
-    scales = tuple(by_row[unit] for unit in units)
-    fits = all(sum(a * b for a, b in zip(row, scales, strict=True)) == key for row, key in by_row.items())
-    return scales if fits and all(scales) else None
-
-
-def has_only_integers(values: Iterable[str]) -> bool:
-    return all(map(is_canonical_integer, values))
-
-
-def _find_shift(entries: Mapping[str, str]) -> int | None:
-    """Return the difference of value and key, if it is the same for all entries."""
-    if not (has_only_integers(entries) and has_only_integers(entries.values())):
-        return None
-    shifts = {int(value) - int(key) for key, value in entries.items()}
-    return shifts.pop() if len(shifts) == 1 else None
-
-
-def _find_expression(name: str, column: Mapping[str, str]) -> str | None:
-    """Return the `n//step`, `n%most` or `n//step%most` that maps every key to its value; None if none does.
-
-    `most` is one more than the largest value, which is right if every remainder occurs. So only steps are searched:
-    at most 256 passes over the column.
-    """
-    if not (has_only_integers(column) and has_only_integers(column.values())):
-        return None
-    pairs = [(int(key), int(value)) for key, value in column.items()]
-    most = max(value for _, value in pairs) + 1
-    for step in range(1, 257):
-        quotients = [(key // step, value) for key, value in pairs]
-        if all(quotient == value for quotient, value in quotients):
-            return name if step == 1 else f"{name}//{step}"
-        if all(quotient % most == value for quotient, value in quotients):
-            return f"{name}%{most}" if step == 1 else f"{name}//{step}%{most}"
-    return None
 
 
 def _make_label(rule: Rule) -> tuple[Label, ...]:

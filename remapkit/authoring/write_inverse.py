@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from remapkit.authoring.invert_rule import InverseCapture, InversePipeline, InverseRule, Tables, has_only_integers
+from remapkit.authoring.invert_numbers import has_only_integers
+from remapkit.authoring.invert_rule import InverseCapture, InversePipeline, InverseRule, Tables
 from remapkit.authoring.write_rules import PatternText, write_rule, write_table, write_test
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
@@ -14,7 +15,7 @@ from remapkit.patterns.literals import choice_text, literal_text
 from remapkit.patterns.matcher import regex_text
 from remapkit.patterns.path import parse_path
 from remapkit.patterns.pattern import SEGMENT, Part
-from remapkit.patterns.tree import literal
+from remapkit.patterns.tree import Group, literal
 from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.syntax import WrittenPattern
 from remapkit.rulefile.yaml.emit import emit_entry, emit_flow, emit_scalar, quote_text
@@ -22,6 +23,9 @@ from remapkit.rulefile.yaml.values import to_plain_value
 from remapkit.rules.model import CompiledRules, Rule
 
 _SUFFIX = "_inverse"
+
+MAX_LISTED = 8
+"""The most words of a capture that are written into a regular expression instead of a guard."""
 
 
 def relocate_path(rules: CompiledRules, path: str, folder: Path) -> str:
@@ -140,7 +144,31 @@ class InverseWriter:
         path = self.write_path(rule) if rule.path else None
         if path is not None:
             return PatternText(path, leaf=rule.leaf)
-        return PatternText("".join(map(_write_regex, rule.pattern)), "match", leaf=rule.leaf)
+        where: dict[str, Sequence[str]] = {}
+        text = "".join(self.write_regex(each, where) for each in rule.pattern)
+        return PatternText(text, "match", where, rule.leaf)
+
+    def write_regex(self, each: str | InverseCapture, where: dict[str, Sequence[str]]) -> str:
+        """Return a piece of a regular expression; a capture with many words gets a guard in `where`.
+
+        An expression that lists words with a common prefix is compared with itself word by word: the proof of a
+        thousand words would take a million steps. A guard is compiled to a trie, where each prefix occurs once.
+        """
+        if isinstance(each, str):
+            return unparse(literal(each))
+        if each.regex is not None:
+            return f"(?P<{each.name}>{each.regex})"
+        words = each.words
+        if words is None:
+            assert each.part is not None
+            return unparse(Group(each.name, each.part.node))
+        listed = len(words) <= MAX_LISTED and len({word[:1] for word in words}) == len(words)
+        if listed or any("\n" in word for word in words):
+            return f"(?P<{each.name}>{'|'.join(unparse(literal(word)) for word in words)})"
+        bounds = _find_range(words)
+        named = each.table is not None and set(self.tables.found[each.table]) == set(words)
+        where[each.name] = (each.table if named else None) or bounds or words
+        return rf"(?P<{each.name}>\d+)" if bounds else f"(?P<{each.name}>.{'+' if all(words) else '*'})"
 
     def write_pipeline(self, inverse: InversePipeline) -> Iterator[str]:
         """Write a rule with operations, its entries in the order of execution."""
@@ -186,7 +214,7 @@ class InverseWriter:
         return text if same else None
 
     def write_path_capture(self, capture: InverseCapture) -> str | None:
-        values = capture.values if capture.part is None else capture.part.values
+        values = capture.words
         if capture.table is not None and tuple(self.tables.found[capture.table]) == values:
             return f"{{{capture.name}:{capture.table}}}"
         if capture.table is not None and set(self.tables.found[capture.table]) == set(values or ()):
@@ -199,9 +227,9 @@ class InverseWriter:
         written = capture.part.written if capture.part is not None else None
         if written is not None and set(written.split("|")) == set(values):
             return f"{{{capture.name}:{written}}}"
-        numbers = sorted(map(int, values)) if has_only_integers(values) else []
-        if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-            return f"{{{capture.name}:{numbers[0]}..{numbers[-1]}}}"
+        bounds = _find_range(values)
+        if bounds is not None:
+            return f"{{{capture.name}:{bounds}}}"
         if len(values) < 2 or any("." in value or choice_text(value) != value for value in values):
             return None
         return f"{{{capture.name}:{'|'.join(values)}}}"
@@ -243,24 +271,17 @@ def _write_ops(ops: Sequence[object]) -> list[str]:
     return [f"ops: {emit_flow(list(ops))}"] if ops else []
 
 
-def _write_regex(each: str | InverseCapture) -> str:
-    if isinstance(each, str):
-        return unparse(literal(each))
-    if each.part is not None and each.part.values is None:
-        return f"(?P<{each.name}>{_strip_group(unparse(each.part.node))})"
-    values = each.values if each.part is None else each.part.values
-    return f"(?P<{each.name}>{'|'.join(unparse(literal(value)) for value in values or ())})"
-
-
-def _strip_group(text: str) -> str:
-    """Remove a group around the whole text: inside a capture an alternation needs none."""
-    inner = text[3:-1]
-    return inner if text.startswith("(?:") and text.endswith(")") and not set("()").intersection(inner) else text
+def _find_range(words: Sequence[str]) -> str | None:
+    """Return the range `0..47` that has exactly these words."""
+    numbers = sorted(map(int, words)) if has_only_integers(words) else []
+    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]}..{numbers[-1]}"
+    return None
 
 
 def _is_same_language(capture: InverseCapture, part: Part) -> bool:
     """Whether a part that was read back matches exactly the same words as the capture."""
-    wanted = capture.values if capture.part is None else capture.part.values
+    wanted = capture.words
     if wanted is not None:
         return part.values is not None and set(part.values) == set(wanted)
     assert capture.part is not None

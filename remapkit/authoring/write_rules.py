@@ -18,7 +18,10 @@ from remapkit.tensors.spec import StateDictSpec
 
 @dataclass(frozen=True, slots=True)
 class PatternText:
-    """A pattern to write: `path:` or `match:`, with guards on its captures and its leaf."""
+    """A pattern to write: `path:` or `match:`, with guards on its captures and its leaf.
+
+    A guard is a list of words, or a range such as `0..47` as one text.
+    """
 
     text: str
     surface: str = "path"
@@ -33,7 +36,11 @@ class PatternText:
         """
         yield f"{self.surface}: {quote_text(self.text)}"
         if self.where:
-            yield f"where: {emit_flow({name: [*map(literal_text, words)] for name, words in self.where.items()})}"
+            guards = {
+                name: words if isinstance(words, str) else [*map(literal_text, words)]
+                for name, words in self.where.items()
+            }
+            yield f"where: {emit_flow(guards)}"
         if self.leaf is not None:
             yield f"leaf: {emit_flow([*map(literal_text, self.leaf)])}"
 

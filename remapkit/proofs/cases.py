@@ -264,7 +264,7 @@ def _take_one_key_per_value(case: Case) -> Case:
 
 def _find_guide(key_map: KeyMap, context: ProofContext) -> Dfa | None:
     if key_map.pattern.leaf is None:
-        return context.domain
+        return context.domain if key_map.has_source else None
     leaf = LeafDfa(key_map.pattern.leaf, context.letters, context.budget)
     return leaf if context.domain is None else IntersectionDfa(leaf, context.domain, context.budget)
 

@@ -12,13 +12,14 @@ from remapkit.patterns.automaton import Automaton, build_automaton
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.pattern import Part
 from remapkit.patterns.tree import Chars, Seq, literal
+from remapkit.proofs.added_findings import OPEN_TITLE, report_added
+from remapkit.proofs.fixes import Decide
 from remapkit.proofs.keymap import KeyMap, Made, readings
 from remapkit.proofs.witness import Fault, Witness
 from remapkit.rules.model import AMBIGUITY_HELP, CompiledRules, Rule
 
 MAX_TOLD = 50
 """The most findings that are shown; the rest is only counted."""
-OPEN_TITLE = "unmatched keys pass through, so the proof does not cover all keys"
 _ASKED = {
     "ambiguous": "whether {} can match one key",
     "cut": "whether the target depends on how {} splits a key into captures",
@@ -29,10 +30,18 @@ _ASKED = {
 
 
 class FindingWriter:
-    """A writer of diagnostics for witnesses."""
+    """A writer of diagnostics for witnesses; with `decide` they include fixes that were tried with it."""
 
-    def __init__(self, rules: CompiledRules, key_maps: Sequence[KeyMap], keys: Sequence[str]) -> None:
+    def __init__(
+        self,
+        rules: CompiledRules,
+        key_maps: Sequence[KeyMap],
+        keys: tuple[str, ...],
+        budget: int = 0,
+        decide: Decide | None = None,
+    ) -> None:
         self.rules, self.key_maps, self.keys = rules, key_maps, keys
+        self.budget, self.decide = budget, decide
         self.by_key_map: dict[tuple[str, str, int], Rule] = {
             (rule.kind, rule.id, rule.branch): rule for rule in rules.everything
         }
@@ -94,6 +103,8 @@ class FindingWriter:
 
     def find_target(self, key_map: KeyMap, key: str) -> TargetKey | None:
         """Return the target of a key if the real matcher matches it with the rule of the key map, else None."""
+        if not key_map.has_source:
+            return _split_target(key, ())
         match = self.by_key_map[key_map.kind, key_map.rule_id, key_map.branch].match(key)
         if match is None:
             return None
@@ -111,6 +122,8 @@ class FindingWriter:
 
     def finding(self, witness: Witness, level: str) -> Diagnostic:
         """Return the message for one witness."""
+        if any(not self.key_maps[number].has_source for number in witness.key_maps):
+            return report_added(self.rules, self.key_maps, witness)
         return {
             "ambiguous": self.ambiguous,
             "cut": self.cut,

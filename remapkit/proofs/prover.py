@@ -15,6 +15,7 @@ from remapkit.patterns.tree import literal
 from remapkit.proofs.budget import Budget
 from remapkit.proofs.checks import Questions
 from remapkit.proofs.findings import FindingWriter
+from remapkit.proofs.fixes import Decide
 from remapkit.proofs.keymap import KeyMap, key_maps
 from remapkit.proofs.model import Level, Proof
 from remapkit.proofs.witness import Answers
@@ -32,14 +33,26 @@ def prove(rule_set: CompiledRules, *, budget: int = BUDGET, header: Iterable[str
     would fix a fault, and for which shapes of keys the proof holds if it does not hold for all. Faults are returned,
     never raised; beyond `budget` elementary steps, questions remain undecided.
     """
-    keys = tuple(header) if header is not None else ()
+    return _decide(rule_set, budget, tuple(header) if header is not None else (), _decide)
+
+
+def _decide(rule_set: CompiledRules, budget: int, keys: tuple[str, ...], decide: Decide | None = None) -> Proof:
+    """Prove rules; with `decide`, the findings include fixes, which it tries on edited copies of the rules."""
     found = key_maps(rule_set)
-    return _Prover(rule_set, found, budget, keys).run()
+    return _Prover(rule_set, found, budget, keys, decide).run()
 
 
 class _Prover:
-    def __init__(self, rule_set: CompiledRules, found: Sequence[KeyMap], budget: int, keys: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        rule_set: CompiledRules,
+        found: Sequence[KeyMap],
+        budget: int,
+        keys: tuple[str, ...],
+        decide: Decide | None,
+    ) -> None:
         self.rules, self.key_maps, self.budget, self.keys = rule_set, found, budget, keys
+        self.decide = decide
         self.passes = rule_set.unmatched == "keep"
 
     def run(self) -> Proof:
@@ -76,7 +89,7 @@ class _Prover:
 
     def write_proof(self, level: Level, answers: Answers, domain: str | None = None) -> Proof:
         claim = level.value if level in (Level.ALL, Level.DOMAIN) else Level.KEYS.value
-        teller = FindingWriter(self.rules, self.key_maps, self.keys)
+        teller = FindingWriter(self.rules, self.key_maps, self.keys, self.budget, self.decide)
         hard = [each for each in answers.undecided if each[0] != "open"]
         findings, witnesses = teller.write_findings(answers.witnesses, hard, answers.dead, claim, answers.unasked)
         undecided = tuple(
