@@ -20,16 +20,18 @@ def report_added(rules: CompiledRules, key_maps: Sequence[KeyMap], witness: Witn
         return _report_passing(rules, one, target)
     if not one.has_source and not other.has_source:
         return _report_repeat(one, other, target)
-    (rule, key), (added, _) = sorted(
-        zip((one, other), witness.keys, strict=True), key=lambda each: not each[0].has_source
-    )
-    return _report_clash(rule, key, added, target)
+    rule, added = (one, other) if one.has_source else (other, one)
+    return _report_clash(rule, witness.keys[0], added, target)
 
 
 def _report_repeat(one: KeyMap, other: KeyMap, target: str) -> Diagnostic:
+    values = {"rules": [one.rule_id, other.rule_id], "target": target, "keys": []}
+    if one is other:
+        title = f"{one.rule_id} adds the target {target} twice"
+        return Diagnostic("RK207", title, (Label(one.span, "here"),), ("add it once",), values=values)
     title = f"{one.rule_id} and {other.rule_id} add the same target {target}"
     labels = (Label(one.span, "first here", primary=False), Label(other.span, "again here"))
-    return Diagnostic("RK207", title, labels, ("add it once",))
+    return Diagnostic("RK207", title, labels, ("add it once",), values=values)
 
 
 def _report_clash(rule: KeyMap, key: str, added: KeyMap, target: str) -> Diagnostic:

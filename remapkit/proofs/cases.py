@@ -343,7 +343,8 @@ def _build_target(
         return Free(slot.piece)
 
     for name in hidden:
-        target += [copy(name), Hidden()]
+        integer = name in known and name in key_map.folded
+        target += [str(int(known[name])) if integer else copy(name), Hidden()]
     for item in key_map.items or ():
         if isinstance(item, TextItem):
             target.append(item.text)

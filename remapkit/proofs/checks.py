@@ -249,6 +249,8 @@ class Questions:
     def _find_within(self, number: int) -> None:
         """Find keys of one key map with the same target; each kind of collision has its own smallest pair."""
         key_map = self.key_maps[number]
+        if not key_map.has_source:
+            self._find_repeat(number)
         if key_map.identity or not key_map.has_source:
             return
         known = find_constants(key_map)
@@ -257,9 +259,13 @@ class Questions:
         admits = bool(forgotten) or any(
             isinstance(item, MapItem) and item.table in key_map.lossy for item in key_map.items or ()
         )
+        hidden = tuple(dict.fromkeys((*folded, *forgotten)))
+        admitted_parts = {n for n, part in enumerate(key_map.pattern.parts) if part.name in key_map.forget}
         losses = self._find_losses(self._merge(number, build_cases(key_map, self.context, hidden=folded)))
+        if admits and losses and number in self.read_in_several_ways:
+            losses = self._replay_losses(number, losses, hidden)
         try:
-            pair = self._find_pair(number, tuple(dict.fromkeys((*folded, *forgotten))), losses, quotient=admits)
+            pair = self._find_pair(number, hidden, losses, quotient=admits)
             if pair is not None and admits and replay.is_admitted(key_map, pair):
                 # Tables that share a capture: this pair is admitted by one of them, but others may not be.
                 raise Exhausted
@@ -270,8 +276,7 @@ class Questions:
                 self._add_unless_loss(number, pair, losses, admitted=True)
         finally:
             for part, smallest in sorted(losses.items()):
-                admitted = key_map.pattern.parts[part].name in key_map.forget
-                self._add_collision("within", (number,), smallest, lost=part, admitted=admitted)
+                self._add_collision("within", (number,), smallest, lost=part, admitted=part in admitted_parts)
 
     def _add_unless_loss(self, number: int, pair: Pair, losses: dict[int, Pair], *, admitted: bool = False) -> None:
         """Report a pair of keys; if it shows a loss that is known already, the smaller of the two pairs does."""
@@ -281,6 +286,39 @@ class Questions:
             losses[part] = min(losses[part], pair, key=_count_characters)
         else:
             self._add_collision("within", (number,), pair, admitted=admitted)
+
+    def _find_repeat(self, number: int) -> None:
+        """Report a target that one entry of `add` has twice."""
+        (made,) = self.key_maps[number].items or ()
+        assert isinstance(made, Made)
+        seen: set[str] = set()
+        for word in made.words:
+            self.budget.spend(1)
+            if word in seen:
+                self.answers.witnesses.append(Witness("within", (number,), (), (word, word)))
+                return
+            seen.add(word)
+
+    def _replay_losses(self, number: int, losses: Mapping[int, Pair], hidden: Sequence[str]) -> dict[int, Pair]:
+        """Return the losses that the matcher bears out, if it may read a key in another way than a case does.
+
+        A pair that differs in a part that is not forgotten must do so for the matcher as well; otherwise others are
+        tried, with every combination of words of the forgotten captures. Raises `Exhausted` if none does.
+        """
+        key_map = self.key_maps[number]
+        found = {
+            part: pair
+            for part, pair in losses.items()
+            if replay.is_admitted(key_map, pair) == (key_map.pattern.parts[part].name in key_map.forget)
+        }
+        if len(found) < len(losses):
+            for case in self._list_exact(number, hidden, also=hidden):
+                for part, pair in self._find_losses([case]).items():
+                    if not replay.is_admitted(key_map, pair):
+                        found[part] = min(found.get(part, pair), pair, key=_count_characters)
+        if len(found) < len(losses):
+            raise Exhausted
+        return found
 
     def _find_losses(self, cases: Iterable[Case]) -> dict[int, Pair]:
         """Return each part of the pattern that the target does not use, with the smallest pair that differs in it.
@@ -402,7 +440,7 @@ class Questions:
         self,
         fault: Fault,
         key_maps: tuple[int, ...],
-        keys: Pair,
+        keys: tuple[str, ...],
         *,
         lost: int | None = None,
         admitted: bool = False,
@@ -412,13 +450,12 @@ class Questions:
             if any(each.key_maps == key_maps and each.keys == keys for each in self.answers.witnesses):
                 return
             if lost is None:
-                lost = replay.find_lost_part(self.key_maps[key_maps[0]], keys)
-        ordered = key_maps if len(key_maps) == 2 else key_maps * 2
-        targets = tuple(
-            replay.render_target(self.key_maps[number], key) for number, key in zip(ordered, keys, strict=True)
-        )
-        if text is not None:
-            targets = (text, text)
+                lost = replay.find_lost_part(self.key_maps[key_maps[0]], (keys[0], keys[1]))
+        targets: tuple[str, ...] = (text, text) if text is not None else ()
+        if text is None:
+            ordered = key_maps if len(key_maps) == 2 else key_maps * 2
+            pairs = zip(ordered, keys, strict=True)
+            targets = tuple(replay.render_target(self.key_maps[number], key) for number, key in pairs)
         self.answers.witnesses.append(Witness(fault, key_maps, keys, targets, (), lost, admitted))
 
     # -------------------------------------------------------------------------------------------- two key maps
@@ -463,18 +500,16 @@ class Questions:
         if word is None:
             return
         target = word.text.rpartition(SEPARATOR)[2]
-        left, right = (
-            key if self.key_maps[number].has_source else target
-            for number, key in zip((one, other), word.read_keys(net), strict=True)
-        )
-        if left == right and fault == "across" and self.key_maps[one].has_source and self.key_maps[other].has_source:
+        found = zip((one, other), word.read_keys(net), strict=True)
+        keys = tuple(key for number, key in found if self.key_maps[number].has_source)
+        if len(keys) == 2 and keys[0] == keys[1] and fault == "across":
             # Both match this key, which is already reported as an error.
             return
         if loose:
-            self._replay_target(one, left, target)
-            self._replay_target(other, right, target)
+            for number, key in zip((one, other), keys, strict=False):
+                self._replay_target(number, key, target)
         made = any(isinstance(item, Made) for number in (one, other) for item in self.key_maps[number].items or ())
-        self._add_collision(fault, (one, other), (left, right), text=target if made else None)
+        self._add_collision(fault, (one, other), keys, text=target if made else None)
 
     def _list_best(self, number: int, hidden: Sequence[str] = ()) -> tuple[Case, ...]:
         """Return exact cases if there are not too many, else loose ones."""
@@ -516,7 +551,9 @@ class Questions:
         if found is None:
             return None
         text, positions, line = found
-        key = net.read_source(line, positions, text) if self.key_maps[number].has_source else text
+        if not self.key_maps[number].has_source:
+            return Witness("open", (number,), (text,), (text,))
+        key = net.read_source(line, positions, text)
         if any(case.loose for case in cases):
             self._replay_target(number, key, text)
         return Witness("open", (number,), (key, text), (text, text))

@@ -86,6 +86,8 @@ class FindingWriter:
     def is_replayed(self, witness: Witness) -> bool:
         """Return whether the rules treat the keys as the witness claims."""
         key_maps = [self.key_maps[number] for number in witness.key_maps]
+        if any(not key_map.has_source for key_map in key_maps):
+            return self._is_added_replayed(key_maps, witness)
         if witness.fault == "ambiguous":
             return all(self.find_target(key_map, witness.keys[0]) is not None for key_map in key_maps)
         if witness.fault == "open":
@@ -101,10 +103,19 @@ class FindingWriter:
         left, right = self.find_target(key_maps[0], witness.keys[0]), self.find_target(key_maps[-1], witness.keys[1])
         return left is not None and right is not None and _can_meet(left, right)
 
+    def _is_added_replayed(self, key_maps: Sequence[KeyMap], witness: Witness) -> bool:
+        """Return whether an entry of `add` has the target, and the rule maps the key to it, or no rule matches it."""
+        target = witness.targets[-1]
+        if witness.fault == "open":
+            return not self.rules.match(target)
+        rules = [key_map for key_map in key_maps if key_map.has_source]
+        return all(
+            (found := self.find_target(rule, key)) is not None and _can_meet(found, (target,))
+            for rule, key in zip(rules, witness.keys, strict=True)
+        )
+
     def find_target(self, key_map: KeyMap, key: str) -> TargetKey | None:
         """Return the target of a key if the real matcher matches it with the rule of the key map, else None."""
-        if not key_map.has_source:
-            return _split_target(key, ())
         match = self.by_key_map[key_map.kind, key_map.rule_id, key_map.branch].match(key)
         if match is None:
             return None

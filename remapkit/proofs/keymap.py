@@ -194,7 +194,7 @@ def key_maps(rule_set: CompiledRules) -> tuple[KeyMap, ...]:
 
 def _add_map(entry: AddedTargets) -> KeyMap:
     nothing = Pattern("path", Text.of(""), entry.span, ())
-    items = (Made("add", words=tuple(sorted(set(entry.targets)))),)
+    items = (Made("add", words=entry.targets),)
     return KeyMap(entry.id, "add", entry.span, nothing, items, to=entry.span)
 
 
