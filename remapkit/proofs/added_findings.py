@@ -25,7 +25,7 @@ def report_added(rules: CompiledRules, key_maps: Sequence[KeyMap], witness: Witn
 
 
 def _report_repeat(one: KeyMap, other: KeyMap, target: str) -> Diagnostic:
-    values = {"rules": [one.rule_id, other.rule_id], "target": target, "keys": []}
+    values = {"rules": [one.rule_id, other.rule_id], "target": target}
     if one is other:
         title = f"{one.rule_id} adds the target {target} twice"
         return Diagnostic("RK207", title, (Label(one.span, "here"),), ("add it once",), values=values)
