@@ -155,7 +155,7 @@ class Questions:
 
     def _covers(self, wide: int, narrow: int) -> bool:
         """Return whether one key map matches every key of the other; also False if deciding that takes too long."""
-        self.budget.ask(self.budget.total // 100)
+        self.budget.ask(self.budget.total // 500)
         try:
             matched = self._build_matched([wide])
             return find_cheapest_outside(self.sources, narrow, matched, None, self.budget) is None
@@ -260,31 +260,35 @@ class Questions:
             isinstance(item, MapItem) and item.table in key_map.lossy for item in key_map.items or ()
         )
         hidden = tuple(dict.fromkeys((*folded, *forgotten)))
-        admitted_parts = {n for n, part in enumerate(key_map.pattern.parts) if part.name in key_map.forget}
         losses = self._find_losses(self._merge(number, build_cases(key_map, self.context, hidden=folded)))
         if admits and losses and number in self.read_in_several_ways:
             losses = self._replay_losses(number, losses, hidden)
+        further: list[tuple[Pair, bool]] = []
         try:
             pair = self._find_pair(number, hidden, losses, quotient=admits)
             if pair is not None and admits and replay.is_admitted(key_map, pair):
                 # Tables that share a capture: this pair is admitted by one of them, but others may not be.
                 raise Exhausted
-            if pair is not None:
-                self._add_unless_loss(number, pair, losses)
+            further += [(pair, False)] if pair is not None else []
             pair = self._find_pair(number, folded, losses, quotient=False) if admits else None
-            if pair is not None and replay.is_admitted(key_map, pair):
-                self._add_unless_loss(number, pair, losses, admitted=True)
+            further += [(pair, True)] if pair is not None and replay.is_admitted(key_map, pair) else []
         finally:
-            for part, smallest in sorted(losses.items()):
-                self._add_collision("within", (number,), smallest, lost=part, admitted=part in admitted_parts)
+            self._add_pairs(number, losses, further)
 
-    def _add_unless_loss(self, number: int, pair: Pair, losses: dict[int, Pair], *, admitted: bool = False) -> None:
-        """Report a pair of keys; if it shows a loss that is known already, the smaller of the two pairs does."""
+    def _add_pairs(self, number: int, losses: dict[int, Pair], further: Sequence[tuple[Pair, bool]]) -> None:
+        """Report the losses, then further pairs, admitted or not; one that shows a loss as well stands for it."""
         key_map = self.key_maps[number]
-        part = replay.find_lost_part(key_map, pair) if admitted else replay.find_only_difference(key_map, pair)
-        if part is not None and part in losses:
-            losses[part] = min(losses[part], pair, key=_count_characters)
-        else:
+        others = []
+        for pair, admitted in further:
+            part = replay.find_lost_part(key_map, pair) if admitted else replay.find_only_difference(key_map, pair)
+            if part is not None and part in losses:
+                losses[part] = min(losses[part], pair, key=_count_characters)
+            else:
+                others.append((pair, admitted))
+        for part, pair in sorted(losses.items()):
+            admitted = key_map.pattern.parts[part].name in key_map.forget
+            self._add_collision("within", (number,), pair, lost=part, admitted=admitted)
+        for pair, admitted in others:
             self._add_collision("within", (number,), pair, admitted=admitted)
 
     def _find_repeat(self, number: int) -> None:

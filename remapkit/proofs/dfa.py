@@ -80,7 +80,7 @@ class SubsetDfa:
     def steps(self, state: int) -> Sequence[tuple[int, int]]:
         if state not in self._steps:
             following = self._first if state == 0 else {q for p in self._sets[state] for q in self.follow[p]}
-            self.budget.spend(len(following) + 1)
+            self.budget.spend(4 * len(following) + 10)
             regions = partition(following, self.masks, self.letters.all)
             self._steps[state] = [(mask, self._number(frozenset(each))) for mask, each in regions]
         return self._steps[state]

@@ -8,5 +8,5 @@ from typing import TypeAlias
 from remapkit.proofs.model import Proof
 from remapkit.rules.model import CompiledRules
 
-Decide: TypeAlias = Callable[[CompiledRules, int, tuple[str, ...]], Proof]
+Decide: TypeAlias = Callable[[CompiledRules, int | None, tuple[str, ...]], Proof]
 """Proves rules within a budget of steps, given the known source keys, without looking for fixes."""

@@ -22,11 +22,14 @@ from remapkit.proofs.witness import Answers
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.families import is_canonical_integer
 
-BUDGET = 20_000_000
-"""The most elementary steps that one proof may take: about ten seconds."""
+BUDGET = 4_000_000
+"""The most elementary steps that the proof of a small rule file may take: a few seconds."""
+
+BUDGET_OF_KEY_MAP = 3_000
+"""The further steps for each key map: large rule files may take longer."""
 
 
-def prove(rule_set: CompiledRules, *, budget: int = BUDGET, header: Iterable[str] | None = None) -> Proof:
+def prove(rule_set: CompiledRules, *, budget: int | None = None, header: Iterable[str] | None = None) -> Proof:
     """Decide for every possible key whether the rules are unambiguous and lose nothing.
 
     `header` has known source keys: a `StateDictSpec`, or names. They show which rules are dead, whether a literal
@@ -36,9 +39,13 @@ def prove(rule_set: CompiledRules, *, budget: int = BUDGET, header: Iterable[str
     return _decide(rule_set, budget, tuple(header) if header is not None else (), _decide)
 
 
-def _decide(rule_set: CompiledRules, budget: int, keys: tuple[str, ...], decide: Decide | None = None) -> Proof:
+def _decide(
+    rule_set: CompiledRules, budget: int | None, keys: tuple[str, ...], decide: Decide | None = None
+) -> Proof:
     """Prove rules; with `decide`, the findings include fixes, which it tries on edited copies of the rules."""
     found = key_maps(rule_set)
+    if budget is None:
+        budget = BUDGET + BUDGET_OF_KEY_MAP * len(found)
     return _Prover(rule_set, found, budget, keys, decide).run()
 
 

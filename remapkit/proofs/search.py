@@ -11,6 +11,9 @@ from remapkit.proofs.budget import Budget
 
 State = TypeVar("State", bound=Hashable)
 
+MOVE = 8
+"""The steps that a move pays: it takes about as long as that many looks at a pair of positions."""
+
 Move = tuple[int, State, str]
 """A step: what it costs, where it leads, and the text that is read on the way."""
 
@@ -25,7 +28,7 @@ def find_cheapest(
 
     Dijkstra's algorithm. Invariant: a state is expanded once, at its final cost, because costs are not negative; so
     the search ends when the reachable states are used up. Of equal costs the first one found wins, so that the
-    answer does not depend on hashes. Every move pays one step.
+    answer does not depend on hashes. Every move pays `MOVE` steps.
 
     >>> moves = {"s": [(1, "a", "x"), (3, "b", "y")], "a": [(1, "b", "z")], "b": []}
     >>> find_cheapest([(0, "s", "")], moves.__getitem__, "b".__eq__, Budget(100))
@@ -38,7 +41,7 @@ def find_cheapest(
 
     def offer(moves: Iterable[Move[State]], cost: int, before: State | None) -> None:
         for step, state, text in moves:
-            budget.spend(1)
+            budget.spend(MOVE)
             total = cost + step
             if state not in best or best[state][0] > total:
                 best[state] = (total, before, text)
