@@ -2,56 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
+from remapkit.diagnostics.wording import join_words
 from remapkit.proofs.added_targets import AddedClash
-from remapkit.proofs.findings import OPEN_TITLE
-from remapkit.proofs.fixes import Decide
+from remapkit.proofs.edit_rules import write_words
+from remapkit.proofs.finding_base import CLOSE_HELP, OPEN_TITLE, SHOWN, FindingBase
+from remapkit.proofs.fixes import Decide, Edit, Fix
+from remapkit.proofs.keymap import KeyMap, readings
+from remapkit.rulefile.yaml.emit import emit_flow
 from remapkit.rules.model import CompiledRules
 from remapkit.rules.pipeline import AddedTargets
 
 
-class AddedFindingWriter:
-    """A writer of diagnostics about `add:`; with `decide` they include fixes that were tried with it."""
+class AddedFindingWriter(FindingBase):
+    """Writes diagnostics about `add:`."""
 
     def __init__(
         self, rules: CompiledRules, keys: tuple[str, ...], budget: int, decide: Decide | None = None
     ) -> None:
-        self.rules, self.keys, self.budget, self.decide = rules, keys, budget, decide
+        super().__init__(rules, (), keys, budget, decide)
 
     def report_repeats(self, repeats: Iterable[tuple[AddedTargets, AddedTargets, str]]) -> list[Diagnostic]:
         """Report entries of `add` that add the same target."""
-        return [
-            Diagnostic(
-                "RK207",
-                f"{one.id} and {other.id} add the same target {target}",
-                (Label(one.span, "first here", primary=False), Label(other.span, "again here")),
-                ("add it once",),
-            )
-            for one, other, target in repeats
-        ]
+        findings = []
+        for one, other, target in repeats:
+            labels = (Label(one.span, "first here", primary=False), Label(other.span, "again here"))
+            title = f"{one.id} and {other.id} add the same target {target}"
+            found = Diagnostic("RK207", title, labels, ("add it once",))
+            places = [("add", _number(each)) for each in (one, other)]
+            findings.append(self.offer_fixes(found, places, self.leave_out(other, frozenset(one.targets))))
+        return findings
 
     def report_clashes(self, clashes: Sequence[tuple[AddedClash, bool]]) -> list[Diagnostic]:
-        """Report targets of `add` that keys of a rule map to as well; True: it is undecided whether one does."""
-        return [self._report_clash(clash, is_undecided=is_undecided) for clash, is_undecided in clashes]
+        """Report targets of `add` that keys of rules map to as well; True: it is undecided whether one does."""
+        groups: dict[tuple[str, str, bool], list[AddedClash]] = {}
+        for clash, is_undecided in clashes:
+            groups.setdefault((clash.added.id, clash.target, is_undecided), []).append(clash)
+        return [
+            self._report_undecided(group) if is_undecided else self._report_group(group)
+            for (*_, is_undecided), group in groups.items()
+        ]
 
-    def _report_clash(self, meeting: AddedClash, *, is_undecided: bool) -> Diagnostic:
-        added, key_map = meeting.added, meeting.key_map
-        labels: tuple[Label, ...] = (
-            Label(added.span, f"adds {meeting.target}", primary=False),
-            Label(key_map.to or key_map.span, f"{meeting.key or 'a key?'} -> {meeting.target}"),
+    def _label_group(self, group: Sequence[AddedClash]) -> tuple[Label, ...]:
+        target = group[0].target
+        return (
+            Label(group[0].added.span, f"adds {target}", primary=False),
+            *(
+                Label(each.key_map.to or each.key_map.span, f"{each.key or 'a key?'} -> {target}")
+                for each in group[:SHOWN]
+            ),
         )
-        values = {"rules": [added.id, key_map.rule_id], "target": meeting.target, "keys": [meeting.key]}
-        if is_undecided:
-            title = (
-                f"undecided: whether a key of {key_map.rule_id} can map to {meeting.target}, which {added.id} adds"
+
+    def _report_undecided(self, group: Sequence[AddedClash]) -> Diagnostic:
+        added, target = group[0].added, group[0].target
+        ids = [each.key_map.rule_id for each in group]
+        title = (
+            f"undecided: whether a key of {join_words(ids, SHOWN, 'or')} can map to {target}, which {added.id} adds"
+        )
+        help = ("bound the captures of the rule more tightly", "or continue with --allow-undecided")
+        values = {"rules": [added.id, *ids], "target": target, "keys": [each.key for each in group]}
+        return Diagnostic("RK200", title, self._label_group(group), help, values=values)
+
+    def _report_group(self, group: Sequence[AddedClash]) -> Diagnostic:
+        added, target = group[0].added, group[0].target
+        ids = [each.key_map.rule_id for each in group]
+        title = f"a key of {ids[0]} maps to {target}, which {added.id} adds"
+        if len(group) > 1:
+            title = f"keys of {len(group)} rules map to {target}, which {added.id} adds"
+        lines = [f"{each.key}  (by {each.key_map.rule_id})" for each in group[:SHOWN]]
+        if len(group) > SHOWN:
+            lines.append(f"and {len(group) - SHOWN} more")
+        help = ("bound the captures of the rule, or do not add a target that a source provides",)
+        values = {"rules": [added.id, *ids], "target": target, "keys": [each.key for each in group]}
+        labels, notes = self._label_group(group), ("\n".join(lines),)
+        found = Diagnostic("RK207", title, labels, help, notes, values=values)
+        places = [self.proposer.find_entry(each.key_map) for each in group]
+        return self.offer_fixes(found, [("add", _number(added)), *places], self._part(group))
+
+    def _part(self, group: Sequence[AddedClash]) -> Iterator[Fix]:
+        """Yield edits after which a rule and an entry of `add` have no target in common."""
+        added, key_map, key = group[0].added, group[0].key_map, group[0].key
+        targets = frozenset(added.targets)
+        yield from self.leave_out(added, {group[0].target, *_vary(key_map, key or "")})
+        if len(group) == 1 and key is not None:
+            yield from self.proposer.exclude(key_map, key, lambda other: _target(key_map, other) in targets)
+
+    def leave_out(self, added: AddedTargets, targets: Collection[str]) -> Iterator[Fix]:
+        """Yield edits after which an entry of `add` no longer adds some targets."""
+        place = "add", _number(added)
+        written = self.rules.file.add[place[1]]
+        if all(target in targets for target in added.targets):
+            yield Fix(f"remove {added.id}", (Edit(place),))
+            return
+        if len(written.each) != 1 or added.template is None:
+            return
+        name = written.each[0].capture.value
+        values = self.proposer.get_value((*place, "each", name))
+        words = [str(word) for word in values] if isinstance(values, list) else _list_numbers(values)
+        left = [word for word in words if added.template.render({name: word}) not in targets]
+        if left and len(left) < len(words):
+            value = write_words(left)
+            yield Fix(
+                f"write `each: {emit_flow({name: value})}` in {added.id}", (Edit((*place, "each", name), value),)
             )
-            help = ("bound the captures of the rule more tightly", "or continue with --allow-undecided")
-            return Diagnostic("RK200", title, labels, help, values=values)
-        title = f"a key of {key_map.rule_id} maps to {meeting.target}, which {added.id} adds"
-        advice = ("bound the captures of the rule, or do not add a target that a source provides",)
-        return Diagnostic("RK207", title, labels, advice, (f"{meeting.key}  (by {key_map.rule_id})",), values=values)
 
     def report_passing(self, entry: AddedTargets, target: str) -> Diagnostic:
         """Report that an unmatched key may pass through onto a target of `add`."""
@@ -61,6 +116,30 @@ class AddedFindingWriter:
             f"{target}  would pass through unchanged, and collide with the one that {entry.id} adds\n"
             "every plan still checks the keys of its checkpoint"
         )
-        help = ("name these keys under `keep:` and remove `unmatched`, or declare `source: {domain: [...]}`",)
         values = {"rules": [entry.id], "keys": [target], "targets": [target]}
-        return Diagnostic("RK206", OPEN_TITLE, labels, help, (note,), Severity.NOTE, values=values)
+        found = Diagnostic("RK206", OPEN_TITLE, labels, (CLOSE_HELP,), (note,), Severity.NOTE, values=values)
+        return self.offer_fixes(found, [("add", _number(entry))], self.proposer.close())
+
+
+def _number(added: AddedTargets) -> int:
+    return int(added.id.removeprefix("add[").removesuffix("]"))
+
+
+def _target(key_map: KeyMap, key: str) -> str | None:
+    captures = key_map.reader(key)
+    return None if captures is None else key_map.target(key, captures)
+
+
+def _vary(key_map: KeyMap, key: str) -> Iterator[str]:
+    """Yield the targets of the keys that differ from a key in one bounded capture."""
+    for cut in readings(key_map.pattern, key, 1):
+        for number, part in enumerate(key_map.pattern.parts):
+            for word in part.values or ():
+                target = _target(key_map, "".join((*cut[:number], word, *cut[number + 1 :])))
+                if target is not None:
+                    yield target
+
+
+def _list_numbers(written: str) -> list[str]:
+    low, dots, high = str(written).partition("..")
+    return list(map(str, range(int(low), int(high) + 1))) if dots and low.isdigit() and high.isdigit() else []
