@@ -33,17 +33,18 @@ class AddedFindingWriter(FindingBase):
             found = Diagnostic("RK207", title, labels, ("add it once",))
             places = [("add", _number(each)) for each in (one, other)]
             findings.append(self.offer_fixes(found, places, self.leave_out(other, frozenset(one.targets))))
-        return findings
+        return self.try_fixes(findings)
 
     def report_clashes(self, clashes: Sequence[tuple[AddedClash, bool]]) -> list[Diagnostic]:
         """Report targets of `add` that keys of rules map to as well; True: it is undecided whether one does."""
         groups: dict[tuple[str, str, bool], list[AddedClash]] = {}
         for clash, is_undecided in clashes:
             groups.setdefault((clash.added.id, clash.target, is_undecided), []).append(clash)
-        return [
+        findings = [
             self._report_undecided(group) if is_undecided else self._report_group(group)
             for (*_, is_undecided), group in groups.items()
         ]
+        return self.try_fixes(findings)
 
     def _label_group(self, group: Sequence[AddedClash]) -> tuple[Label, ...]:
         target = group[0].target
@@ -118,7 +119,7 @@ class AddedFindingWriter(FindingBase):
         )
         values = {"rules": [entry.id], "keys": [target], "targets": [target]}
         found = Diagnostic("RK206", OPEN_TITLE, labels, (CLOSE_HELP,), (note,), Severity.NOTE, values=values)
-        return self.offer_fixes(found, [("add", _number(entry))], self.proposer.close())
+        return self.try_fix(self.offer_fixes(found, [("add", _number(entry))], self.proposer.close()))
 
 
 def _number(added: AddedTargets) -> int:

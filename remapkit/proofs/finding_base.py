@@ -50,14 +50,22 @@ class FindingBase:
         self.rules, self.key_maps, self.keys = rules, key_maps, keys
         self.tester = FixTester(rules, keys, budget, decide) if decide is not None else None
         self.proposer = Proposer(rules, key_maps, keys)
+        self.offers: dict[int, tuple[Diagnostic, tuple[Place, ...], Iterable[Fix], tuple[str, ...]]] = {}
 
     def offer_fixes(
         self, finding: Diagnostic, places: Sequence[Place], fixes: Iterable[Fix], always: Sequence[str] = ()
     ) -> Diagnostic:
-        """Replace the general advice of a finding with the fixes that work; keep it if there are none."""
-        if self.tester is None:
-            return finding
-        chosen = self.tester.choose(finding, places, fixes)
+        """Note candidates for fixes of a finding, for `try_fixes`; `always` is advice that is kept beside them."""
+        self.offers[id(finding)] = finding, tuple(places), fixes, tuple(always)
+        return finding
+
+    def try_fixes(self, findings: Sequence[Diagnostic]) -> list[Diagnostic]:
+        """Replace the general advice of findings with the fixes that work, where there are any."""
+        return [self.try_fix(each) if id(each) in self.offers else each for each in findings]
+
+    def try_fix(self, finding: Diagnostic) -> Diagnostic:
+        _, places, fixes, always = self.offers[id(finding)]
+        chosen = self.tester.choose(finding, places, fixes) if self.tester is not None else []
         if not chosen:
             return finding
         values = {**finding.values, "fixes": [fix.to_plain() for fix in chosen]}
@@ -122,7 +130,7 @@ class FindingBase:
         values = {"rule": key_map.rule_id}
         found = Diagnostic("RK205", title, labels, (help,), (), Severity.WARNING, values=values)
         place = self.proposer.find_entry(key_map)
-        fix = Fix(help.replace("it", key_map.rule_id, 1), (Edit(place),))
+        fix = Fix(help.replace("it", key_map.rule_id, 1), (Edit(place),), is_certain=True)
         return self.offer_fixes(found, (place,), (fix,))
 
     def describe_unread(self, dead: Iterable[int]) -> list[Diagnostic]:

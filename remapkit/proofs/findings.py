@@ -46,7 +46,10 @@ class FindingWriter(FindingBase):
         findings += self.undecided(undecided)
         findings += [self.dead(number) for number in dead]
         findings += self.describe_unread(dead)
-        return tuple(findings[:MAX_TOLD] + self._more(findings[MAX_TOLD:]) + self._unasked(unasked)), tuple(shown)
+        told = findings[:MAX_TOLD] + self._more(findings[MAX_TOLD:]) + self._unasked(unasked)
+        if self.tester is not None:
+            self.tester.expect_all(told)
+        return tuple(self.try_fixes(told)), tuple(shown)
 
     def group(self, witnesses: Iterable[Witness]) -> list[list[Witness]]:
         """Group the witnesses of rules that match one key, and those of rules with one target."""

@@ -25,8 +25,11 @@ Decide: TypeAlias = Callable[[CompiledRules, int, tuple[str, ...]], Proof]
 Place: TypeAlias = tuple[str | int, ...]
 """A path of keys and indices into the data of a rule file."""
 
-MAX_TRIES = 24
+MAX_TRIES = 32
 """The most edited files that are proven for the findings of one proof."""
+
+RULES_PER_TRY = 25
+"""A try with more rules than this counts as several."""
 
 MAX_FIXES = 2
 """The most fixes that are shown for one finding."""
@@ -50,11 +53,16 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Fix:
-    """What to change, in words and as edits. `narrows`: the rules match fewer keys, and are otherwise unchanged."""
+    """What to change, in words and as edits.
+
+    `narrows`: the rules match fewer keys, and are otherwise unchanged. `is_certain`: it cannot fail to work, so that
+    it need not be tried.
+    """
 
     words: str
     edits: tuple[Edit, ...]
     narrows: bool = False
+    is_certain: bool = False
 
     def to_plain(self) -> dict[str, object]:
         """Return the fix as data, for programs that apply it."""
@@ -104,7 +112,13 @@ class FixTester:
         self.rules, self.budget, self.decide = rules, budget // 20, decide
         self.keys = tuple(keys)
         self.left = MAX_TRIES
-        self.before: dict[tuple[frozenset[Place], bool], Kinds] = {}
+        self.whole: Kinds | None = None
+        self.before: dict[frozenset[Place], Kinds] = {}
+
+    def expect_all(self, findings: Iterable[Diagnostic]) -> None:
+        """Note the findings of the whole file, unless those about `add:` are still to come."""
+        if not self.rules.add:
+            self.whole = Counter((each.code, each.severity) for each in findings)
 
     @cached_property
     def data(self) -> dict[str, Any]:
@@ -132,20 +146,28 @@ class FixTester:
         return chosen
 
     def works(self, fix: Fix, finding: Diagnostic, concerned: frozenset[Place]) -> bool:
-        """Return whether a finding is gone after a fix, no error is new, and known keys are mapped as before."""
-        places = concerned if fix.narrows else self.all_places()
-        uses_keys = finding.code in ("RK205", "RK206")
-        if (places, uses_keys) not in self.before:
-            self.before[places, uses_keys] = self.count_findings(self.data, places, finding.code) or Counter()
-        before = self.before[places, uses_keys]
+        """Return whether a finding is gone after a fix, no error is new, and known keys are mapped as before.
+
+        A large file that is valid is not proven again for a warning: it may be read every day.
+        """
+        if fix.is_certain:
+            return self.leaves_tests(fix)
+        if finding.severity is not Severity.ERROR and len(self.all_places) > RULES_PER_TRY:
+            return False
+        places = concerned if fix.narrows else self.all_places
+        if places not in self.before:
+            is_known = places == self.all_places and self.whole is not None
+            self.before[places] = (self.whole if is_known else self.count_findings(self.data, places)) or Counter()
+        before = self.before[places]
         edited = apply_edits(self.mark_others(self.data, places), fix.edits)
-        after = self.count_findings(edited, None, finding.code, fix, places)
+        after = self.count_findings(edited, places, fix)
         if after is None:
             return False
         kind = (finding.code, finding.severity)
         errors = {each for each in (*before, *after) if each[1] is Severity.ERROR}
         return after[kind] < before[kind] and all(after[each] <= before[each] for each in errors)
 
+    @cached_property
     def all_places(self) -> frozenset[Place]:
         return frozenset((name, n) for name in _SECTIONS for n in range(len(self.data.get(name) or ())))
 
@@ -158,34 +180,33 @@ class FixTester:
             for name, value in data.items()
         }
 
+    def leaves_tests(self, fix: Fix) -> bool:
+        """Return whether a fix that removes something leaves a valid file, whose own tests are about the rest."""
+        removed = {edit.at for edit in fix.edits}
+        matches = (self.rules.match(key) for key in self.tested)
+        names = {self.name_place(place) for place in self.all_places - removed}
+        return bool(names) and all(found and all(match.rule.id in names for match in found) for found in matches)
+
     def count_findings(
-        self,
-        data: Mapping[str, Any],
-        places: frozenset[Place] | None,
-        code: str,
-        fix: Fix | None = None,
-        concerned: frozenset[Place] = frozenset(),
+        self, data: Mapping[str, Any], places: frozenset[Place], fix: Fix | None = None
     ) -> Kinds | None:
-        """Compile and prove a file; None if it does not compile, or does not map known keys as before."""
-        self.left -= 1
-        marked = self.mark_others(data, places) if places is not None else data
+        """Compile and prove rules; None if they do not compile, or do not map known keys as before a fix."""
+        self.left -= 1 + len(places) // RULES_PER_TRY
+        marked = self.mark_others(data, places) if fix is None else data
         shown = {
-            name: [each for each in value if each is not None]
-            if name in _SECTIONS and isinstance(value, list)
-            else value
+            name: [each for each in value if each is not None] if name in _SECTIONS and value is not None else value
             for name, value in marked.items()
             if name != "tests"
         }
+        text = emit_flow({name: value for name, value in shown.items() if value != []})
         params = {name: value for name, value in self.rules.params.items() if value is not None}
-        shown = {name: value for name, value in shown.items() if value != []}
         try:
-            rules = compile_rules(read_text(emit_flow(shown), self.rules.file.source.name), params)
+            rules = compile_rules(read_text(text, self.rules.file.source.name), params)
         except InvalidRules:
             return None
-        if fix is not None and not self.is_mapped_as_before(rules, concerned):
+        if fix is not None and not self.is_mapped_as_before(rules, places):
             return None
-        keys = self.keys if code in ("RK205", "RK206") else ()
-        proof = self.decide(rules, self.budget, keys)
+        proof = self.decide(rules, self.budget, self.keys)
         if any(each.code == "RK200" for each in proof.findings):
             # A search that runs out of steps is the only expensive one.
             self.left -= 4
@@ -201,7 +222,7 @@ class FixTester:
                 continue
             if not before and self.rules.unmatched != "keep":
                 continue
-            if not before and concerned != self.all_places():
+            if not before and concerned != self.all_places:
                 continue
             after = edited.match(key)
             passes = not after and edited.unmatched == "keep"

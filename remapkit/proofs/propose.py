@@ -359,7 +359,7 @@ class Proposer(RuleEditor):
             yield Fix(words, (Edit(("keep",), keep), Edit(("unmatched",))))
         elif not passing:
             words = "remove `unmatched: keep`, and name under `keep:` the keys that are to pass through"
-            yield Fix(words, (Edit(("unmatched",)),))
+            yield Fix(words, (Edit(("unmatched",)),), is_certain=True)
         yield from self.declare_domain()
 
 

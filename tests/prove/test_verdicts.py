@@ -207,7 +207,7 @@ def test_the_help_for_an_index_in_two_spellings_works(name: str) -> None:
 def test_the_help_for_an_index_in_two_spellings_of_a_guard_works() -> None:
     body = rule("path: 'a.{e}', where: {e: ['0', '00', 1]}, stack: {dim: 0, by: e}, to: b")
     (finding,) = prove(compiled(body)).findings
-    assert finding.help == ("allow only one spelling of each index 'e' in `where:`",)
+    assert finding.help == ("change `where: {e: 0..1}` in r",)
     assert prove(compiled(body.replace("'00', ", ""))).findings == ()
 
 
