@@ -112,7 +112,7 @@ class FindingBase:
         words = join_words(ids, SHOWN) or "any two rules"
         title = f"undecided: {stage.format(words)}"
         if len(asked) > 1:
-            title = f"undecided, {len(asked)} times: {stage.format(words)}"
+            title = f"undecided for {len(asked)} questions: {stage.format(words)}"
         note = "the search stopped after its budget of steps; a plan still checks the keys of its checkpoint"
         values = {"rules": words if len(asked) == 1 else ids, "asked": fault}
         labels = self.labels(numbers[:SHOWN])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
@@ -12,7 +11,6 @@ from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.patterns.pattern import Part
 from remapkit.proofs.edit_rules import core_of
 from remapkit.proofs.finding_base import CLOSE_HELP, OPEN_TITLE, SHOWN, FindingBase
-from remapkit.proofs.fixes import Fix
 from remapkit.proofs.keymap import KeyMap
 from remapkit.proofs.replay import TargetKey, can_meet, is_reading, make_target
 from remapkit.proofs.witness import Fault, Witness
@@ -234,16 +232,13 @@ class FindingWriter(FindingBase):
     def within(self, witness: Witness, level: str) -> Diagnostic:
         """Report two keys of one rule with one target."""
         key_map = self.key_maps[witness.key_maps[0]]
-        notes, always, literal = [_describe_pair(witness)], list[str](), list[Fix]()
+        notes, always = [_describe_pair(witness)], list[str]()
         labels = self.labels(witness.key_maps)
         if witness.lost is not None:
             part = key_map.pattern.parts[witness.lost]
             span = key_map.pattern.text.at(*core_of(part)[0])
-            known, values, hints = self.proposer.describe_known_values(key_map, witness.lost)
+            known, always = self.proposer.describe_known_values(key_map, witness.lost)
             notes += known
-            always += hints
-            if self.tester is not None and len(values) == 1:
-                literal.append(self.proposer.write_literal(key_map, witness.lost, values[0]))
             title, mark, help = self.describe_loss(key_map, part, span)
             labels = (
                 Label(span, mark),
@@ -261,7 +256,7 @@ class FindingWriter(FindingBase):
         values_ = {**self.values(witness), "target": witness.targets[0]}
         helps = tuple(always) or (help,)
         found = Diagnostic("RK202", title, labels, helps, tuple(notes), severity, values=values_)
-        fixes = itertools.chain(literal, self.proposer.list_fixes(witness))
+        fixes = self.proposer.list_fixes(witness)
         return self.offer_fixes(found, self.proposer.find_places(witness), fixes, always)
 
     def describe_loss(self, key_map: KeyMap, part: Part, span: Span) -> tuple[str, str, str]:

@@ -34,7 +34,7 @@ RULES_PER_TRY = 25
 MAX_FIXES = 2
 """The most fixes that are shown for one finding."""
 
-MAX_SAMPLES = 300
+MAX_SAMPLES = 1000
 """The most known keys that an edited file must map as before."""
 
 Kinds: TypeAlias = Counter[tuple[str, Severity]]
@@ -138,7 +138,7 @@ class FixTester:
     def choose(self, finding: Diagnostic, concerned: Iterable[Place], fixes: Iterable[Fix]) -> list[Fix]:
         """Return the first fixes after which a finding is gone and no error is new."""
         places, chosen = frozenset(concerned), list[Fix]()
-        for fix in fixes:
+        for fix in fixes if self.left > 0 else ():
             if len(chosen) == MAX_FIXES or self.left <= 0:
                 break
             if all(fix.edits != other.edits for other in chosen) and self.works(fix, finding, places):

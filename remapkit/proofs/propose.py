@@ -23,6 +23,9 @@ from remapkit.rulefile.yaml.emit import emit_flow
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.families import is_canonical_integer
 
+MAX_VARIED = 2000
+"""The most values of a capture that are tried one by one, and the most numbers of a range that is proposed."""
+
 MAX_LISTED = 12
 """The most words, leaves or shapes of keys that a fix lists."""
 
@@ -33,6 +36,8 @@ class Proposer(RuleEditor):
     def __init__(self, rules: CompiledRules, key_maps: Sequence[KeyMap], keys: Sequence[str]) -> None:
         super().__init__(rules)
         self.key_maps, self.keys = key_maps, keys
+        self.known: dict[int, list[tuple[str, Mapping[str, str]]]] = {}
+        """The known keys that each key map matches, by its `id`, with their captures."""
 
     # -------------------------------------------------------------------------------------------- by fault
 
@@ -55,7 +60,10 @@ class Proposer(RuleEditor):
         elif len(found) == 2:
             yield from self.fix_outputs(found[0], found[1])
         elif witness.lost is not None:
-            yield from self.fix_lost(found[0], found[0].pattern.parts[witness.lost], witness)
+            _, values = self.cut_known(found[0], witness.lost)
+            if len(values) == 1:
+                yield self.write_literal(found[0], witness.lost, values[0])
+            yield from self.fix_lost(found[0], found[0].pattern.parts[witness.lost])
         else:
             yield from self.fix_split(found[0], witness)
 
@@ -105,7 +113,7 @@ class Proposer(RuleEditor):
         for changed in (f"{before}{dot}{leaf}_2", f"{text}.2", f"second.{text}"):
             yield Fix(f"give the second output its own target: {changed}", (Edit(place, changed),))
 
-    def fix_lost(self, key_map: KeyMap, part: Part, witness: Witness) -> Iterator[Fix]:
+    def fix_lost(self, key_map: KeyMap, part: Part) -> Iterator[Fix]:
         """Use a part of the pattern that the target omits, or declare that it may be omitted."""
         text, place = key_map.pattern.text.value, self.find_template(key_map)
         if part.name is not None and part.name in key_map.folded:
@@ -236,25 +244,26 @@ class Proposer(RuleEditor):
                 continue
             word = cuts[0][number]
             if part.values is not None:
+                asked = clashes if len(part.values) <= MAX_VARIED else None
                 rest = [
                     other
                     for other in part.values
                     if other != word
-                    and not (clashes and clashes("".join((*cuts[0][:number], other, *cuts[0][number + 1 :]))))
+                    and not (asked and asked("".join((*cuts[0][:number], other, *cuts[0][number + 1 :]))))
                 ]
                 if rest:
                     yield self.restrict(key_map, part, rest)
                 continue
             seen = sorted({cut[part.name] for cut in known}, key=lambda text: (len(text), text))
             if seen and word not in seen:
-                if all(map(is_canonical_integer, seen)):
+                if all(map(is_canonical_integer, seen)) and int(seen[-1]) - int(seen[0]) < MAX_VARIED:
                     yield self.restrict(key_map, part, list(map(str, range(int(seen[0]), int(seen[-1]) + 1))))
                 if len(seen) <= MAX_LISTED:
                     yield self.restrict(key_map, part, seen)
             if part.node == SEGMENT and not is_canonical_integer(word):
                 yield from self.retype(key_map, part, "int")
-            if part.node == CANONICAL:
-                numbers = range(int(word)) if 0 < int(word) < 1000 else range(1, 1000)
+            if part.node == CANONICAL and len(word) < 4:
+                numbers = range(int(word)) if int(word) else range(1, 1000)
                 yield self.restrict(key_map, part, list(map(str, numbers)))
         yield from self.exclude_leaf(key_map, key)
 
@@ -271,8 +280,10 @@ class Proposer(RuleEditor):
 
     def list_known(self, key_map: KeyMap, clashes: Callable[[str], bool] | None) -> list[Mapping[str, str]]:
         """Return the captures of the known keys that only this pattern matches."""
-        found = ((key, key_map.reader(key)) for key in self.keys)
-        return [cut for key, cut in found if cut is not None and not (clashes is not None and clashes(key))]
+        if id(key_map) not in self.known:
+            found = ((key, key_map.reader(key)) for key in self.keys)
+            self.known[id(key_map)] = [(key, cut) for key, cut in found if cut is not None]
+        return [cut for key, cut in self.known[id(key_map)] if clashes is None or not clashes(key)]
 
     def narrow_classes(self, key_map: KeyMap) -> Iterator[Fix]:
         """Exclude from repeated characters the one that follows, or dots: `[^.]+` instead of `.+`."""
@@ -317,20 +328,22 @@ class Proposer(RuleEditor):
         if key_map.pattern.surface == "match" and escaped != text:
             yield self.rewrite(key_map, escaped)
 
-    def describe_known_values(self, key_map: KeyMap, lost: int) -> tuple[list[str], list[str], list[str]]:
-        """Return a note with the known values of a lost part, the values, and advice if they depend on a capture."""
+    def cut_known(self, key_map: KeyMap, lost: int) -> tuple[list[tuple[str, ...]], list[str]]:
+        """Split the known keys into parts; return also the different values of a lost part, without fixed text."""
         _, before, after = core_of(key_map.pattern.parts[lost])
         found = [
             tuple(text[before : len(text) - after] if number == lost else text for number, text in enumerate(cuts[0]))
             for key in self.keys
             if (cuts := readings(key_map.pattern, key, 2))
         ]
-        values = sorted({cut[lost] for cut in found}, key=lambda word: (len(word), word))
+        return found, sorted({cut[lost] for cut in found}, key=lambda word: (len(word), word))
+
+    def describe_known_values(self, key_map: KeyMap, lost: int) -> tuple[list[str], list[str]]:
+        """Return a note with the known values of a lost part, and advice if they depend on a capture."""
+        found, values = self.cut_known(key_map, lost)
         known = f"in the {len(self.keys)} known keys ({len(found)} of them match this rule)"
-        if not values:
-            return [], [], []
-        if len(values) == 1:
-            return [f"{known} it is always {values[0]}"], values, []
+        if len(values) < 2:
+            return [f"{known} it is always {value}" for value in values], []
         for number, part in enumerate(key_map.pattern.parts):
             if part.name is None or number == lost or part.values is None or len(part.values) < 2:
                 continue
@@ -338,8 +351,8 @@ class Proposer(RuleEditor):
             if 1 < len(by_case) <= 4 and all(by_case[cut[number]] == cut[lost] for cut in found):
                 cases = ", ".join(f"{value} where {part.name} is {case}" for case, value in by_case.items())
                 hint = f"write one rule for each {part.name}, with that text in its place"
-                return [f"{known} it is {cases}"], values, [hint]
-        return [f"{known} it is {join_words(values, 5, 'or')}"], values, []
+                return [f"{known} it is {cases}"], [hint]
+        return [f"{known} it is {join_words(values, 5, 'or')}"], []
 
     # -------------------------------------------------------------------------------------------- the whole file
 
