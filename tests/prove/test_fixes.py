@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prove_kit import sets
 
+import remapkit
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.proofs import fixes as fixing
@@ -351,3 +353,15 @@ def test_only_so_many_files_are_tried() -> None:
         proof = prove(compiled(rules(*lines)))
     assert len(proof.findings) == 40 and all(each.help for each in proof.findings)
     assert 0 < tried <= fixing.MAX_TRIES + 1
+
+
+def test_the_messages_of_the_page_are_real() -> None:
+    page = (Path(remapkit.__file__).parent.parent / "docs" / "diagnostics.md").read_text(encoding="utf-8")
+    proofs = page[page.index("### RK200") : page.index("### RK210")]
+    shown = [line for line in proofs.splitlines() if line.startswith(("error[", "      = "))]
+    assert len(shown) > 8
+    texts = [(text, []) for text, *_ in CASES.values()] + [(text, keys) for text, keys, *_ in KNOWN.values()]
+    texts.append((rules("match: '(?:(?:a?){1000}){20}', to: b"), []))
+    findings = [each for text, keys in texts for each in prove(compiled(text), header=keys).findings]
+    real = {line for each in findings for line in str(each).splitlines()}
+    assert [line for line in shown if line not in real] == []
