@@ -17,13 +17,15 @@ OPEN_TITLE = "unmatched keys pass through, so the proof does not cover all keys"
 CLOSE_HELP = "name these keys under `keep:` and remove `unmatched`, or declare `source: {domain: [...]}`"
 SHOWN = 3
 """The most rules and keys that a finding about several shows; the rest is counted."""
-_SIMPLER = "use narrower patterns: [^.]+ or \\d+ instead of .*, and shorter counted repeats"
 _ASKED: dict[Fault, tuple[str, str]] = {
     "ambiguous": (
         "whether {} can match one key",
         "begin their patterns with different text, or use narrower ones: [^.]+ instead of .*",
     ),
-    "cut": ("whether the target depends on how {} splits a key into captures", _SIMPLER),
+    "cut": (
+        "whether the target depends on how {} splits a key into captures",
+        "define where each capture ends: [^.]+ or \\d+ instead of .*; or keep the captures in their order in `to:`",
+    ),
     "within": (
         "whether two keys of {} can map to one target",
         "keep the captures in their order in `to:` with dots between them, or bound them with `where:`",

@@ -4,40 +4,30 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from remapkit.diagnostics.wording import join_words
-from remapkit.patterns.charset import complement, merge_ranges
 from remapkit.patterns.literals import literal_text
-from remapkit.patterns.pattern import CANONICAL, SEGMENT, Part
+from remapkit.patterns.pattern import SEGMENT, Part
 from remapkit.patterns.template import MapItem
-from remapkit.patterns.tree import Chars, Repeat, Seq
-from remapkit.patterns.unparse import unparse
-from remapkit.proofs.edit_rules import RuleEditor, core_of
+from remapkit.proofs.edit_rules import core_of
 from remapkit.proofs.fixes import Edit, Fix, Place
 from remapkit.proofs.keymap import KeyMap, readings
 from remapkit.proofs.losses import list_lossy_captures
+from remapkit.proofs.narrow import MAX_LISTED, Narrower
 from remapkit.proofs.witness import Witness
 from remapkit.rulefile.yaml.emit import emit_flow
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.families import is_canonical_integer
 
-MAX_VARIED = 2000
-"""The most values of a capture that are tried one by one, and the most numbers of a range that is proposed."""
 
-MAX_LISTED = 12
-"""The most words, leaves or shapes of keys that a fix lists."""
-
-
-class Proposer(RuleEditor):
+class Proposer(Narrower):
     """Finds candidates for fixes; `keys` are known source keys."""
 
     def __init__(self, rules: CompiledRules, key_maps: Sequence[KeyMap], keys: Sequence[str]) -> None:
-        super().__init__(rules)
-        self.key_maps, self.keys = key_maps, keys
-        self.known: dict[int, list[tuple[str, Mapping[str, str]]]] = {}
-        """The known keys that each key map matches, by its `id`, with their captures."""
+        super().__init__(rules, keys)
+        self.key_maps = key_maps
 
     # -------------------------------------------------------------------------------------------- by fault
 
@@ -52,7 +42,7 @@ class Proposer(RuleEditor):
         if witness.fault == "ambiguous":
             yield from self.fix_ambiguous(witness, found[0], found[1])
         elif witness.fault == "cut":
-            yield from self.narrow_classes(found[0])
+            yield from self.fix_cut(found[0], witness)
         elif witness.fault == "open":
             yield from self.close()
         elif witness.fault == "across":
@@ -102,6 +92,28 @@ class Proposer(RuleEditor):
                 prefix = literal_text(key.split(".")[0]) or literal_text(key_map.rule_id.split(".")[0])
                 fix = self.retarget(key_map, f"{prefix}.{self.get_value(place)}")
                 yield from () if fix is None else (fix,)
+
+    def fix_cut(self, key_map: KeyMap, witness: Witness) -> Iterator[Fix]:
+        """Make one of two readings impossible."""
+        yield from self.narrow_and_separate(key_map)
+        for number, part in enumerate(key_map.pattern.parts):
+            texts = [reading[number] for reading in witness.readings]
+            if part.name is None or part.values is None or texts[0] == texts[1]:
+                continue
+            for text in reversed(texts):
+                left = [word for word in part.values if word != text]
+                if 0 < len(left) <= MAX_LISTED:
+                    yield self.restrict(key_map, part, left)
+
+    def narrow_and_separate(self, key_map: KeyMap) -> Iterator[Fix]:
+        """Narrow the captures; if that is not enough, put dots between them in the target as well."""
+        narrowed = list(self.narrow_classes(key_map))
+        yield from narrowed
+        place = self.find_template(key_map)
+        if place is not None and "}{" in self.get_value(place):
+            changed = self.get_value(place).replace("}{", "}.{")
+            for fix in narrowed:
+                yield Fix(f"{fix.words} and to: {changed}", (*fix.edits, Edit(place, changed)))
 
     def fix_outputs(self, one: KeyMap, other: KeyMap) -> Iterator[Fix]:
         """Give two outputs of one rule different targets."""
@@ -188,7 +200,7 @@ class Proposer(RuleEditor):
                 fix = self.retarget(key_map, changed)
                 if fix is not None:
                     yield Fix(f"separate {pairs}: write to: {changed}", fix.edits)
-        yield from self.narrow_classes(key_map)
+        yield from self.narrow_and_separate(key_map)
         captures = [part for part in key_map.pattern.captures if part.node == SEGMENT]
         for part in captures:
             start, end = part.at
@@ -231,102 +243,7 @@ class Proposer(RuleEditor):
                 seen.setdefault(table.mapping[(word,)] if table is not None else word, word)
             yield self.restrict(key_map, part, list(seen.values()))
 
-    # -------------------------------------------------------------------------------------------- narrowing
-
-    def exclude(self, key_map: KeyMap, key: str, clashes: Callable[[str], bool] | None = None) -> Iterator[Fix]:
-        """Exclude a key from a pattern by restricting one of its captures, or its leaf."""
-        cuts = readings(key_map.pattern, key, 1)
-        if not cuts:
-            return
-        known = self.list_known(key_map, clashes)
-        for number, part in enumerate(key_map.pattern.parts):
-            if part.name is None:
-                continue
-            word = cuts[0][number]
-            if part.values is not None:
-                asked = clashes if len(part.values) <= MAX_VARIED else None
-                rest = [
-                    other
-                    for other in part.values
-                    if other != word
-                    and not (asked and asked("".join((*cuts[0][:number], other, *cuts[0][number + 1 :]))))
-                ]
-                if rest:
-                    yield self.restrict(key_map, part, rest)
-                continue
-            seen = sorted({cut[part.name] for cut in known}, key=lambda text: (len(text), text))
-            if seen and word not in seen:
-                if all(map(is_canonical_integer, seen)) and int(seen[-1]) - int(seen[0]) < MAX_VARIED:
-                    yield self.restrict(key_map, part, list(map(str, range(int(seen[0]), int(seen[-1]) + 1))))
-                if len(seen) <= MAX_LISTED:
-                    yield self.restrict(key_map, part, seen)
-            if part.node == SEGMENT and not is_canonical_integer(word):
-                yield from self.retype(key_map, part, "int")
-            if part.node == CANONICAL and len(word) < 4:
-                numbers = range(int(word)) if int(word) else range(1, 1000)
-                yield self.restrict(key_map, part, list(map(str, numbers)))
-        yield from self.exclude_leaf(key_map, key)
-
-    def exclude_leaf(self, key_map: KeyMap, key: str) -> Iterator[Fix]:
-        leaf = key.rpartition(".")[2]
-        leaves = key_map.pattern.leaf
-        if leaves is None:
-            leaves = tuple(dict.fromkeys(each.rpartition(".")[2] for each in self.keys if key_map.reader(each)))
-        left = [each for each in leaves if each != leaf]
-        if 0 < len(left) <= MAX_LISTED and (len(left) < len(leaves) or leaf not in leaves):
-            value = [literal_text(each) for each in left]
-            edit = self.set_guard(key_map, ("leaf",), value)
-            yield Fix(f"add `leaf: {emit_flow(value)}` to {key_map.rule_id}", (edit,), narrows=True)
-
-    def list_known(self, key_map: KeyMap, clashes: Callable[[str], bool] | None) -> list[Mapping[str, str]]:
-        """Return the captures of the known keys that only this pattern matches."""
-        if id(key_map) not in self.known:
-            found = ((key, key_map.reader(key)) for key in self.keys)
-            self.known[id(key_map)] = [(key, cut) for key, cut in found if cut is not None]
-        return [cut for key, cut in self.known[id(key_map)] if clashes is None or not clashes(key)]
-
-    def narrow_classes(self, key_map: KeyMap) -> Iterator[Fix]:
-        """Exclude from repeated characters the one that follows, or dots: `[^.]+` instead of `.+`."""
-        text = key_map.pattern.text.value
-        if key_map.pattern.surface != "match":
-            return
-        yield from self.escape_dots(key_map)
-        changed = text
-        parts = key_map.pattern.parts
-        for number in range(len(parts) - 2, -1, -1):
-            part, after = parts[number], parts[number + 1]
-            item = part.node.items[0] if isinstance(part.node, Seq) and len(part.node.items) == 1 else part.node
-            first = after.node.items[0] if isinstance(after.node, Seq) and after.node.items else after.node
-            if not (isinstance(item, Repeat) and isinstance(item.item, Chars) and isinstance(first, Chars)):
-                continue
-            chars = complement(merge_ranges([*complement(item.item.chars), *first.chars]))
-            if (
-                chars
-                and chars != item.item.chars
-                and part.name is not None
-                and part.name not in self.list_guards(key_map)
-            ):
-                written = f"(?P<{part.name}>{unparse(Repeat(Chars(chars), item.low, item.high))})"
-                yield self.rewrite(key_map, f"{text[: part.at[0]]}{written}{text[part.at[1] :]}")
-                changed = f"{changed[: part.at[0]]}{written}{changed[part.at[1] :]}"
-        if changed != text:
-            yield self.rewrite(key_map, changed)
-        segments = re.sub(r"(?<!\\)\.(?=[*+])", "[^.]", text)
-        if segments != text:
-            yield self.rewrite(key_map, segments)
-
-    def refuse_empty(self, key_map: KeyMap) -> Iterator[Fix]:
-        """Require at least one character at the end: `+` instead of `*`."""
-        changed = re.sub(r"(?<!\\)\*(?=\)?$)", "+", key_map.pattern.text.value)
-        if key_map.pattern.surface == "match" and changed != key_map.pattern.text.value:
-            yield self.rewrite(key_map, changed)
-
-    def escape_dots(self, key_map: KeyMap) -> Iterator[Fix]:
-        """Escape the dots of a regular expression that stand for any one character."""
-        text = key_map.pattern.text.value
-        escaped = re.sub(r"(\\.|\[(?:\\.|[^\]])*\])|\.(?![*+?{])", lambda found: found[1] or r"\.", text)
-        if key_map.pattern.surface == "match" and escaped != text:
-            yield self.rewrite(key_map, escaped)
+    # -------------------------------------------------------------------------------------------- what is known
 
     def cut_known(self, key_map: KeyMap, lost: int) -> tuple[list[tuple[str, ...]], list[str]]:
         """Split the known keys into parts; return also the different values of a lost part, without fixed text."""

@@ -208,6 +208,21 @@ CASES: dict[str, tuple[str, str, list[str]]] = {
         "RK204",
         [r"write match: (?P<a>.+)\.(?P<b>[^.x]+)x(?P<c>[^.]*)"],
     ),
+    "where two captures end": (
+        rules(r"match: '(?P<a>.*)\.(?P<b>.*)', to: '{b}/{a}'"),
+        "RK204",
+        [r"write match: (?P<a>[^\n./]*)\.(?P<b>[^\n./]*)"],
+    ),
+    "where two captures end, and what separates them": (
+        rules(r"match: '(?P<a>.*)\.(?P<b>.*)', to: '{b}{a}'"),
+        "RK204",
+        [r"write match: (?P<a>[^.]*)\.(?P<b>[^.]*) and to: {b}.{a}"],
+    ),
+    "one of two splits": (
+        rules("match: '(?P<a>a|aa)(?P<b>a|aa)', to: 'x{a}b{b}a'"),
+        "RK204",
+        ["add `where: {a: [aa]}` to r0"],
+    ),
     "a dead rule": (
         rules("path: 'a.{n}', to: 'b.{n}'", "path: 'c.{n}', to: 'd.{n}'", head="source: {domain: ['a.{n}']}\n"),
         "RK205",
