@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+QUESTION = 200_000
+"""The steps that one question may take even if that is much of a small budget."""
+
+
 class Exhausted(Exception):
     """A question could not be decided: its budget is spent, or no method here decides it."""
 
@@ -37,8 +41,8 @@ class Budget:
         return max(0, self.left - self.floor)
 
     def ask(self, limit: int | None = None) -> None:
-        """Start a question, which may spend `limit` steps (by default a tenth of the total)."""
-        self.floor = max(0, self.left - (self.total // 10 if limit is None else limit))
+        """Start a question, which may spend `limit` steps (by default a tenth of the total, or `QUESTION`)."""
+        self.floor = max(0, self.left - (max(self.total // 10, QUESTION) if limit is None else limit))
 
     def spend(self, steps: int) -> None:
         """Spend some steps; raises `Exhausted` if none are left."""

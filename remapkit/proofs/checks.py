@@ -10,12 +10,13 @@ a fault; one of the map without what is admitted is only what the author admits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Literal as OneOf
 
 from remapkit.patterns.pattern import Pattern
 from remapkit.patterns.template import MapItem
-from remapkit.proofs import replay
+from remapkit.proofs import concrete
 from remapkit.proofs.automata import SEPARATOR, concatenate, find_two_shortest
 from remapkit.proofs.budget import Budget, Exhausted
 from remapkit.proofs.case import Case
@@ -128,7 +129,10 @@ class Questions:
             key = self.ask("ambiguous", (one, other), None, self._find_ambiguity, one, other)
             if key is not None:
                 members = frozenset(number for number in first if self.key_maps[number].reader(key) is not None)
-                groups += [members] if len(members) > LARGE_GROUP else []
+                if len(members) > LARGE_GROUP:
+                    groups.append(members)
+                    witnesses = self.answers.witnesses
+                    witnesses[-1] = replace(witnesses[-1], matching=tuple(sorted(members)))
 
     def _has_enough(self) -> bool:
         """Return whether there are so many faults or undecided questions that more would not help."""
@@ -148,7 +152,7 @@ class Questions:
             return None
         word = find_shortest_shared_word(self.sources, one, other, self.budget)
         assert word is not None
-        targets = tuple(replay.render_target(self.key_maps[number], word.text) for number in (one, other))
+        targets = tuple(concrete.render_target(self.key_maps[number], word.text) for number in (one, other))
         covered = tuple(narrow for narrow, wide in ((one, other), (other, one)) if self._covers(wide, narrow))
         self.answers.witnesses.append(Witness("ambiguous", (one, other), (word.text,), targets, covered=covered))
         return word.text
@@ -216,12 +220,12 @@ class Questions:
         by_target: dict[tuple[str, ...], tuple[str, ...]] = {}
         for reading in readings(key_map.pattern, key):
             by_target.setdefault(
-                replay.identify_target(key_map, key, replay.bind_captures(key_map, reading)), reading
+                concrete.identify_target(key_map, key, concrete.bind_captures(key_map, reading)), reading
             )
         taken = key_map.reader(key)
         if len(by_target) < 2 or taken is None:
             return None
-        first = replay.identify_target(key_map, key, taken)
+        first = concrete.identify_target(key_map, key, taken)
         other = next(target for target in by_target if target != first)
         return Witness("cut", (number,), (key,), (first[0], other[0]), (by_target[first], by_target[other]))
 
@@ -266,12 +270,12 @@ class Questions:
         further: list[tuple[Pair, bool]] = []
         try:
             pair = self._find_pair(number, hidden, losses, quotient=admits)
-            if pair is not None and admits and replay.is_admitted(key_map, pair):
+            if pair is not None and admits and concrete.is_admitted(key_map, pair):
                 # Tables that share a capture: this pair is admitted by one of them, but others may not be.
                 raise Exhausted
             further += [(pair, False)] if pair is not None else []
             pair = self._find_pair(number, folded, losses, quotient=False) if admits else None
-            further += [(pair, True)] if pair is not None and replay.is_admitted(key_map, pair) else []
+            further += [(pair, True)] if pair is not None and concrete.is_admitted(key_map, pair) else []
         finally:
             self._add_pairs(number, losses, further)
 
@@ -280,7 +284,9 @@ class Questions:
         key_map = self.key_maps[number]
         others = []
         for pair, admitted in further:
-            part = replay.find_lost_part(key_map, pair) if admitted else replay.find_only_difference(key_map, pair)
+            part = (
+                concrete.find_lost_part(key_map, pair) if admitted else concrete.find_only_difference(key_map, pair)
+            )
             if part is not None and part in losses:
                 losses[part] = min(losses[part], pair, key=_count_characters)
             else:
@@ -313,12 +319,12 @@ class Questions:
         found = {
             part: pair
             for part, pair in losses.items()
-            if replay.is_admitted(key_map, pair) == (key_map.pattern.parts[part].name in key_map.forget)
+            if concrete.is_admitted(key_map, pair) == (key_map.pattern.parts[part].name in key_map.forget)
         }
         if len(found) < len(losses):
             for case in self._list_exact(number, hidden, also=hidden):
                 for part, pair in self._find_losses([case]).items():
-                    if not replay.is_admitted(key_map, pair):
+                    if not concrete.is_admitted(key_map, pair):
                         found[part] = min(found.get(part, pair), pair, key=_count_characters)
         if len(found) < len(losses):
             raise Exhausted
@@ -454,12 +460,12 @@ class Questions:
             if any(each.key_maps == key_maps and each.keys == keys for each in self.answers.witnesses):
                 return
             if lost is None:
-                lost = replay.find_lost_part(self.key_maps[key_maps[0]], (keys[0], keys[1]))
+                lost = concrete.find_lost_part(self.key_maps[key_maps[0]], (keys[0], keys[1]))
         targets: tuple[str, ...] = (text, text) if text is not None else ()
         if text is None:
             ordered = key_maps if len(key_maps) == 2 else key_maps * 2
             pairs = zip(ordered, keys, strict=True)
-            targets = tuple(replay.render_target(self.key_maps[number], key) for number, key in pairs)
+            targets = tuple(concrete.render_target(self.key_maps[number], key) for number, key in pairs)
         self.answers.witnesses.append(Witness(fault, key_maps, keys, targets, (), lost, admitted))
 
     # -------------------------------------------------------------------------------------------- two key maps
@@ -525,7 +531,7 @@ class Questions:
     def _replay_target(self, number: int, key: str, target: str) -> None:
         """Raise `Exhausted` unless a key, found with loose cases, has the target."""
         key_map = self.key_maps[number]
-        if key_map.has_source and not replay.has_target(key_map, key, target):
+        if key_map.has_source and not concrete.has_target(key_map, key, target):
             raise Exhausted
 
     # -------------------------------------------------------------------------------------------- pass-through

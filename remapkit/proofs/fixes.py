@@ -2,11 +2,243 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
 
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
+from remapkit.diagnostics.errors import InvalidRules
 from remapkit.proofs.model import Proof
+from remapkit.rulefile.read import read_text
+from remapkit.rulefile.yaml.compose import compose
+from remapkit.rulefile.yaml.emit import emit_flow
+from remapkit.rulefile.yaml.values import to_plain_value
+from remapkit.rules.compile import compile_rules
 from remapkit.rules.model import CompiledRules
 
 Decide: TypeAlias = Callable[[CompiledRules, int | None, tuple[str, ...]], Proof]
 """Proves rules within a budget of steps, given the known source keys, without looking for fixes."""
+
+Place: TypeAlias = tuple[str | int, ...]
+"""A path of keys and indices into the data of a rule file."""
+
+MAX_TRIES = 32
+"""The most edited files that are proven for the findings of one proof."""
+
+RULES_PER_TRY = 25
+"""A try with more rules than this counts as several."""
+
+MAX_FIXES = 2
+"""The most fixes that are shown for one finding."""
+
+MAX_SAMPLES = 1000
+"""The most known keys that an edited file must map as before."""
+
+Kinds: TypeAlias = Counter[tuple[str, Severity]]
+"""The number of findings of each code and severity."""
+
+_SECTIONS = ("rules", "keep", "drop", "add")
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A change of the data of a rule file: the value at a place is set, or removed if `value` is None."""
+
+    at: Place
+    value: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fix:
+    """What to change, in words and as edits.
+
+    `narrows`: the rules match fewer keys, and are otherwise unchanged. `is_certain`: it cannot fail to work, so that
+    it need not be tried.
+    """
+
+    words: str
+    edits: tuple[Edit, ...]
+    narrows: bool = False
+    is_certain: bool = False
+
+    def to_plain(self) -> dict[str, object]:
+        """Return the fix as data, for programs that apply it."""
+        return {"help": self.words, "edits": [{"at": list(each.at), "value": each.value} for each in self.edits]}
+
+
+def apply_edits(data: Mapping[str, Any], edits: Iterable[Edit]) -> dict[str, Any]:
+    """Return the data of a rule file with edits applied; places refer to the data before any edit.
+
+    >>> apply_edits({"rules": [1, 2, 3]}, [Edit(("rules", 0)), Edit(("rules", 2), 4), Edit(("source", "keys"), "k")])
+    {'rules': [2, 4], 'source': {'keys': 'k'}}
+    """
+    edited: dict[str, Any] = deepcopy(dict(data))
+    ordered = sorted(edits, key=lambda edit: edit.value is None)
+    removals = sorted((edit for edit in ordered if edit.value is None), key=lambda edit: repr(edit.at[:-1]))
+    removals.sort(key=lambda edit: edit.at[-1] if isinstance(edit.at[-1], int) else -1, reverse=True)
+    for edit in (*(edit for edit in ordered if edit.value is not None), *removals):
+        _apply_edit(edited, edit)
+    return edited
+
+
+def _apply_edit(data: Any, edit: Edit) -> None:
+    *steps, last = edit.at
+    for step in steps:
+        data = data.setdefault(step, {}) if isinstance(data, dict) else data[step]
+    if edit.value is not None:
+        data[last] = edit.value
+    else:
+        del data[last]
+
+
+def read_data(rules: CompiledRules) -> dict[str, Any]:
+    """Return the content of a rule file as plain data."""
+    root, _ = compose(rules.file.source)
+    data = to_plain_value(root) if root is not None else None
+    return data if isinstance(data, dict) else {}
+
+
+class FixTester:
+    """Applies fixes to copies of a rule file, and proves these.
+
+    A fix that only narrows rules cannot affect other rules; so only those that it concerns are proven, which takes
+    as long as they do. It ends because at most `MAX_TRIES` files are proven, each with a twentieth of the budget.
+    """
+
+    def __init__(self, rules: CompiledRules, keys: Sequence[str], budget: int, decide: Decide) -> None:
+        self.rules, self.budget, self.decide = rules, budget // 20, decide
+        self.keys = tuple(keys)
+        self.left = MAX_TRIES
+        self.whole: Kinds | None = None
+        self.before: dict[frozenset[Place], Kinds] = {}
+
+    def expect_all(self, findings: Iterable[Diagnostic]) -> None:
+        """Note the findings of the whole file, unless those about `add:` are still to come."""
+        if not self.rules.add:
+            self.whole = Counter((each.code, each.severity) for each in findings)
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """The content of the rule file as plain data."""
+        return read_data(self.rules)
+
+    @cached_property
+    def tested(self) -> frozenset[str]:
+        """The keys that the rule file's own tests map."""
+        return frozenset(test.source.value for test in self.rules.tests)
+
+    @cached_property
+    def samples(self) -> tuple[str, ...]:
+        """The keys that an edited file must map as before."""
+        return *self.keys[:: max(1, len(self.keys) // MAX_SAMPLES)], *sorted(self.tested)
+
+    def choose(self, finding: Diagnostic, concerned: Iterable[Place], fixes: Iterable[Fix]) -> list[Fix]:
+        """Return the first fixes after which a finding is gone and no error is new."""
+        places, chosen = frozenset(concerned), list[Fix]()
+        for fix in fixes if self.left > 0 else ():
+            if len(chosen) == MAX_FIXES or self.left <= 0:
+                break
+            if all(fix.edits != other.edits for other in chosen) and self.works(fix, finding, places):
+                chosen.append(fix)
+        return chosen
+
+    def works(self, fix: Fix, finding: Diagnostic, concerned: frozenset[Place]) -> bool:
+        """Return whether a finding is gone after a fix, no error is new, and known keys are mapped as before.
+
+        A large file that is valid is not proven again for a warning: it may be read every day.
+        """
+        if fix.is_certain:
+            return self.leaves_tests(fix)
+        if finding.severity is not Severity.ERROR and len(self.all_places) > RULES_PER_TRY:
+            return False
+        # A rule whose targets depend on the split was not compared with the others yet.
+        is_local = fix.narrows and finding.code not in ("RK200", "RK204")
+        places = concerned if is_local else self.all_places
+        if places not in self.before:
+            is_known = places == self.all_places and self.whole is not None
+            self.before[places] = (self.whole if is_known else self.count_findings(self.data, places)) or Counter()
+        before = self.before[places]
+        edited = apply_edits(self.mark_others(self.data, places), fix.edits)
+        after = self.count_findings(edited, places, fix)
+        if after is None:
+            return False
+        kind = (finding.code, finding.severity)
+        errors = {each for each in (*before, *after) if each[1] is Severity.ERROR}
+        return after[kind] < before[kind] and all(after[each] <= before[each] for each in errors)
+
+    @cached_property
+    def all_places(self) -> frozenset[Place]:
+        return frozenset((name, n) for name in _SECTIONS for n in range(len(self.data.get(name) or ())))
+
+    def mark_others(self, data: Mapping[str, Any], places: frozenset[Place]) -> dict[str, Any]:
+        """Return the data with None for each rule that is not among the given ones: their numbers stay the same."""
+        return {
+            name: [each if (name, number) in places else None for number, each in enumerate(value)]
+            if name in _SECTIONS and isinstance(value, list)
+            else value
+            for name, value in data.items()
+        }
+
+    def leaves_tests(self, fix: Fix) -> bool:
+        """Return whether a fix that removes something leaves a valid file, whose own tests are about the rest."""
+        removed = {edit.at for edit in fix.edits}
+        matches = (self.rules.match(key) for key in self.tested)
+        names = {self.name_place(place) for place in self.all_places - removed}
+        return bool(names) and all(found and all(match.rule.id in names for match in found) for found in matches)
+
+    def count_findings(
+        self, data: Mapping[str, Any], places: frozenset[Place], fix: Fix | None = None
+    ) -> Kinds | None:
+        """Compile and prove rules; None if they do not compile, or do not map known keys as before a fix."""
+        self.left -= 1 + len(places) // RULES_PER_TRY
+        marked = self.mark_others(data, places) if fix is None else data
+        shown = {
+            name: [each for each in value if each is not None] if name in _SECTIONS and value is not None else value
+            for name, value in marked.items()
+            if name != "tests"
+        }
+        text = emit_flow({name: value for name, value in shown.items() if value != []})
+        params = {name: value for name, value in self.rules.params.items() if value is not None}
+        try:
+            rules = compile_rules(read_text(text, self.rules.file.source.name), params)
+        except InvalidRules:
+            return None
+        if fix is not None and not self.is_mapped_as_before(rules, places):
+            return None
+        proof = self.decide(rules, self.budget, self.keys)
+        if any(each.code == "RK200" for each in proof.findings):
+            # A search that runs out of steps is the only expensive one.
+            self.left -= 4
+        return Counter((each.code, each.severity) for each in proof.findings)
+
+    def is_mapped_as_before(self, edited: CompiledRules, concerned: frozenset[Place]) -> bool:
+        """Return whether each known key still has one outcome, and each key of a test the same as before."""
+        names = {self.name_place(place) for place in concerned}
+        fixed = self.rules.file.target is not None
+        for key in self.samples:
+            before = self.rules.match(key)
+            if len(before) > 1 or any(match.rule.id not in names for match in before):
+                continue
+            if not before and self.rules.unmatched != "keep":
+                continue
+            if not before and concerned != self.all_places:
+                continue
+            after = edited.match(key)
+            passes = not after and edited.unmatched == "keep"
+            if len(after) != 1 and not (passes and not before):
+                return False
+            targets = [match.targets or None for match in before] or [(key,)]
+            now = [match.targets or None for match in after] or [(key,)]
+            if (fixed or key in self.tested) and targets != now:
+                return False
+        return True
+
+    def name_place(self, place: Place) -> str:
+        """Return the id of a rule, or the name of a `keep` or `drop`."""
+        section, number = place[0], place[1]
+        if section == "rules":
+            return self.rules.file.rules[int(number)].id.value
+        return f"{section}[{number}]"

@@ -12,6 +12,7 @@ from dataclasses import replace
 from remapkit.diagnostics.source import Text
 from remapkit.patterns.pattern import CANONICAL, Part, Pattern
 from remapkit.patterns.tree import literal
+from remapkit.proofs.added_findings import AddedFindingWriter
 from remapkit.proofs.budget import Budget
 from remapkit.proofs.checks import Questions
 from remapkit.proofs.findings import FindingWriter
@@ -96,13 +97,29 @@ class _Prover:
 
     def write_proof(self, level: Level, answers: Answers, domain: str | None = None) -> Proof:
         claim = level.value if level in (Level.ALL, Level.DOMAIN) else Level.KEYS.value
-        teller = FindingWriter(self.rules, self.key_maps, self.keys, self.budget, self.decide)
         hard = [each for each in answers.undecided if each[0] != "open"]
-        findings, witnesses = teller.write_findings(answers.witnesses, hard, answers.dead, claim, answers.unasked)
+        given = self.rules, self.key_maps, self.keys, self.budget, self.decide
+        findings, shown = FindingWriter(*given).write_findings(
+            [each for each in answers.witnesses if not self.is_added(each.key_maps)],
+            [each for each in hard if not self.is_added(each[1])],
+            answers.dead,
+            claim,
+            answers.unasked,
+        )
+        if self.rules.add:
+            about_added, shown_added = AddedFindingWriter(*given).write_added(
+                [each for each in answers.witnesses if self.is_added(each.key_maps)],
+                [numbers for _, numbers in hard if self.is_added(numbers)],
+            )
+            findings, shown = (*findings, *about_added), (*shown, *shown_added)
         undecided = tuple(
             tuple(self.key_maps[number].rule_id for number in numbers) for _, numbers in answers.undecided
         )
-        return Proof(level, findings, witnesses, undecided, domain)
+        return Proof(level, findings, shown, undecided, domain)
+
+    def is_added(self, numbers: Iterable[int]) -> bool:
+        """Return whether an entry of `add` is among some key maps."""
+        return any(not self.key_maps[number].has_source for number in numbers)
 
 
 def _find_shapes(keys: Iterable[str]) -> tuple[Pattern, ...]:

@@ -20,7 +20,7 @@ class Witness:
     and their targets. `within`, `across`: two keys with the same target. `open`: a key that a rule maps to the
     target, and the target itself, which passes through unmatched. `lost` is the part of the pattern that the target
     does not use, if that is the cause; `admitted`: the author declares the loss. `covered` are key maps whose keys
-    are all matched by the other one too.
+    are all matched by the other one too; `matching` are all key maps that match the key, if they are many.
     """
 
     fault: Fault
@@ -31,6 +31,7 @@ class Witness:
     lost: int | None = None
     admitted: bool = False
     covered: tuple[int, ...] = ()
+    matching: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)

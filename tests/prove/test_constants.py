@@ -69,8 +69,8 @@ def test_a_keep_and_a_second_entry_count_too() -> None:
         )
     )
     found = prove(kept)
-    assert [(each.code, each.values["target"]) for each in found.findings] == [("RK207", "h.5"), ("RK207", "z.2")]
-    assert found.findings[0].values["keys"] == ["h.5"]
+    assert [(each.code, each.values["target"]) for each in found.findings] == [("RK207", "z.2"), ("RK207", "h.5")]
+    assert found.findings[1].values["keys"] == ["h.5"]
 
 
 def test_outside_a_declared_domain_a_rule_does_not_meet_a_constant() -> None:
