@@ -23,7 +23,7 @@ from remapkit.patterns.literals import literal_text
 from remapkit.patterns.pattern import CANONICAL, Part
 from remapkit.patterns.regex import parse_regex
 from remapkit.patterns.template import CaptureItem, MapItem, TemplateItem, TextItem
-from remapkit.proofs.cases import find_correlated
+from remapkit.proofs.correlated import find_correlated
 from remapkit.proofs.keymap import KeyMap
 from remapkit.rules.model import CompiledRules, Rule
 from remapkit.rules.pipeline import Axis, Pipeline, SplitRule

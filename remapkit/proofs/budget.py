@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 QUESTION = 200_000
 """The steps that one question may take even if that is much of a small budget."""
 

@@ -49,7 +49,7 @@ def list_lossy_captures(key_map: KeyMap) -> tuple[str, ...]:
     )
 
 
-def is_admitted(key_map: KeyMap, keys: tuple[str, str]) -> bool:
+def is_admitted(key_map: KeyMap, keys: Sequence[str]) -> bool:
     """Return whether two keys differ in what the author admits to lose: a `forget`, or one value of a lossy table."""
     one, other = (key_map.reader(key) for key in keys)
     if one is None or other is None:
@@ -65,7 +65,7 @@ def is_admitted(key_map: KeyMap, keys: tuple[str, str]) -> bool:
     )
 
 
-def find_only_difference(key_map: KeyMap, keys: tuple[str, str]) -> int | None:
+def find_only_difference(key_map: KeyMap, keys: Sequence[str]) -> int | None:
     """Return the part in which two keys differ, or None if they differ in several."""
     one, other = (readings(key_map.pattern, key, 1) for key in keys)
     if not one or not other:
@@ -74,7 +74,7 @@ def find_only_difference(key_map: KeyMap, keys: tuple[str, str]) -> int | None:
     return differing[0] if len(differing) == 1 else None
 
 
-def find_lost_part(key_map: KeyMap, keys: tuple[str, str]) -> int | None:
+def find_lost_part(key_map: KeyMap, keys: Sequence[str]) -> int | None:
     """Return a part in which two keys differ but their targets do not (forgotten captures first), or None."""
     one, other = (readings(key_map.pattern, key, 1) for key in keys)
     if not one or not other:
