@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import re
@@ -228,6 +229,8 @@ def test_rules_that_begin_with_ever_longer_keys() -> None:
     rules = matches_of(*((f"{'a' * n}(?P<x>[0-9])", f"t{n}.{{x}}") for n in range(1, 200)))
     together, alone = rules.matcher.engines
     assert (len(together), alone) == (1, ())
+    depths = itertools.accumulate((sign == "(") - (sign == ")") for sign in together[0].engine.pattern)
+    assert max(depths) <= factor.MAX_NESTING + 2
     same_as_alone(rules, ["a" * n + end for n in (0, 1, 39, 40, 41, 42, 120, 199, 200) for end in ("3", "", "33")])
 
 
