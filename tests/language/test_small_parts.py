@@ -131,7 +131,7 @@ def test_what_is_read_in_one_way(text: str, one_way: bool) -> None:
         ({"match": "(?:a{0,200}){0,101}"}, ["RK119"]),
         ({"match": "(?:a{100}|b{100}){100}"}, []),
         ({"match": "(?:a{100}|b{101}){100}"}, ["RK119"]),
-        ({"path": "{n}", "leaf": [""]}, ["RK143"]),
+        ({"match": r"a\.", "leaf": [""]}, ["RK143"]),  # the leaf of `a.`, but no name of a leaf
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -151,6 +151,13 @@ def test_two_guards_on_one_capture() -> None:
     with pytest.raises(InvalidRules) as caught:
         compile_pattern(written, {})
     assert [each.code for each in caught.value.diagnostics] == ["RK145"]
+
+
+def test_a_guard_keeps_the_whole_values_that_the_capture_can_have() -> None:
+    found = compiled(match=r"(?P<n>\d+)\w*", where={"n": ["12", "1x", "x1", "2"]})
+    assert found.pattern.captures[0].values == ("2", "12")
+    assert [(each.code, "'1x' or 'x1'" in each.title) for each in found.warnings] == [("RK142", True)]
+    assert codes(match=r"(?P<n>\d+)\w*", where={"n": ["1x", "x1"]}) == ["RK141"]
 
 
 def test_impossible_leaves_are_no_part_of_the_pattern() -> None:

@@ -226,12 +226,36 @@ def test_percent_signs_and_braces_in_templates() -> None:
 
 def test_rules_that_begin_with_ever_longer_keys() -> None:
     """Deeper than `re` could nest alternations: beyond some depth the rest is written out unshared."""
-    rules = matches_of(*((f"{'a' * n}(?P<x>[0-9])", f"t{n}.{{x}}") for n in range(1, 200)))
+    rows = ((f"{'a' * n}(?P<x>[0-9])(?:b(?:c))?(?P<y>[d-f])", f"t{n}.{{x}}.{{y}}") for n in range(1, 200))
+    rules = matches_of(*rows)
     together, alone = rules.matcher.engines
     assert (len(together), alone) == (1, ())
     depths = itertools.accumulate((sign == "(") - (sign == ")") for sign in together[0].engine.pattern)
     assert max(depths) <= factor.MAX_NESTING + 2
-    same_as_alone(rules, ["a" * n + end for n in (0, 1, 39, 40, 41, 42, 120, 199, 200) for end in ("3", "", "33")])
+    same_as_alone(
+        rules, ["a" * n + end for n in (0, 1, 39, 40, 41, 42, 120, 199, 200) for end in ("3d", "4bcf", "", "3")]
+    )
+    assert rules.match("a" * 120 + "4bcf")[0].captures == {"x": "4", "y": "f"}
+
+
+def test_captures_of_long_tables_are_in_the_expression() -> None:
+    rules = paths_of(("l.{n:0..1500}.q", "t.{n}"), ("l.{n:0..1500}.k", "u.{n}"))
+    together, alone = rules.matcher.engines
+    assert (len(together), alone) == (1, ())
+    same_as_alone(rules, ["l.0.q", "l.1500.k", "l.1501.k"])
+
+
+@pytest.mark.parametrize("error", [RecursionError, OverflowError])
+def test_what_cannot_be_combined_is_matched_one_at_a_time(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: matcher.SetMatcher, numbers: Sequence[int]) -> matcher.Together:
+        raise error
+
+    monkeypatch.setattr(matcher.SetMatcher, "_compile_group", refuse)
+    rules = paths_of(("a.{x:int}", "t.{x}"), ("a.{y}", "u.{y}"), ("b", "c"))
+    assert rules.matcher.engines == ((), (0, 1, 2))
+    same_as_alone(rules, ["a.1", "a.b", "b", "c"])
 
 
 def test_a_set_is_plain_data() -> None:

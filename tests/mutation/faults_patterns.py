@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from tests.mutation.fault import Fault
 
-PATHS = ("tests/language/test_path_guard_template.py", "tests/language/test_literals.py")
+PATHS = (
+    "tests/language/test_small_parts.py",
+    "tests/language/test_path_guard_template.py",
+    "tests/language/test_literals.py",
+)
 SETS = ("tests/matcher/test_sets.py", "tests/matcher/test_safe_time.py", "tests/matcher/test_peers.py")
 STOPS = ("tests/language/test_rule_sets.py",)
 SMALL = (
@@ -378,7 +382,7 @@ FAULTS: tuple[Fault, ...] = (
         "min(start + 2 + number, here - 1)",
         "min(start + number, here - 1)",
         "a message points at the character of the file",
-        ("tests/language/test_small_parts.py", "tests/language/test_literals.py"),
+        PATHS,
     ),
     # ------------------------------------------------------------------------------------------------ matcher
     Fault(
