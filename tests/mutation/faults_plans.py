@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from tests.mutation.fault import Fault
 
-PLAN = ("tests/core/test_plan.py", "tests/core/test_plan_reports.py")
-CHECK = ("tests/core/test_check.py", "tests/judge/test_declared_target.py")
+PLAN = ("tests/core/test_plan_reports.py", "tests/core/test_plan.py")
+CHECK = ("tests/core/test_plan_checks.py", "tests/core/test_check.py", "tests/judge/test_declared_target.py")
 CAST = ("tests/core/test_plan_casts.py", "tests/judge/test_companions.py", "tests/ops/test_peers.py")
-COMPANIONS = ("tests/judge/test_companions.py",)
+COMPANIONS = ("tests/core/test_plan_companions.py", "tests/judge/test_companions.py")
 GROUPS = ("tests/core/test_plan_groups.py", "tests/ops/test_flows.py", "tests/ops/test_incomplete_families.py")
 RECORDED = ("tests/core/test_plan_recorded.py", "tests/io/test_io_recorded.py")
-METADATA = ("tests/judge/test_metadata_names.py",)
-TARGETS = ("tests/judge/test_declared_target.py",)
+METADATA = ("tests/core/test_plan_targets.py", "tests/judge/test_metadata_names.py")
+TARGETS = ("tests/core/test_plan_targets.py", "tests/judge/test_declared_target.py")
 
 FAULTS: tuple[Fault, ...] = (
     # ------------------------------------------------------------------------------------------------ cast
@@ -118,7 +118,7 @@ FAULTS: tuple[Fault, ...] = (
         "target.with_recorded(fqn for fqn in target.recorded if fqn in moves)",
         "target.with_recorded(target.recorded)",
         "a name that a target only records is never missing",
-        (*CHECK, *RECORDED),
+        RECORDED,
     ),
     Fault(
         "all rules produce what is unexpected",
