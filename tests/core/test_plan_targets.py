@@ -45,7 +45,6 @@ def test_a_value_without_a_shape_is_no_other_size() -> None:
     assert make_layout_key("l.0.x1.10") == "l.*.x1.*"
 
 
-JOIN = "rules: [{id: j, concat: {dim: 0, from: ['l.{i:int}.q', 'l.{i:int}.k']}, to: 'm.{i}'}]"
 KEEP = "rules: [{id: r, path: 'l.{i:int}.{x}', to: 'm.{i}.{x}'}]"
 RENAMED: Header = {fqn.replace("l.", "m.", 1): spec for fqn, spec in LAYERS.items()}
 
@@ -59,6 +58,13 @@ def test_what_is_made_from_a_value_without_a_shape_has_none(tmp_path: Path) -> N
     held = check_declared_target(rules, rules.plan(StateDictSpec(half)))
     assert [each.code for each in held.problems] == ["RK310"]
     assert check_declared_target(rules, rules.plan(StateDictSpec(half)), partial=True).problems == ()
+
+
+def test_what_is_added_has_its_shape(tmp_path: Path) -> None:
+    added = "\nadd: [{to: head, fill: zeros, shape: [2], dtype: F32}]"
+    rules = declared(tmp_path, KEEP + added, LAYERS, {**RENAMED, "head": ("F32", [4])})
+    plan = rules.plan(header(LAYERS))
+    assert [each.code for each in check_declared_target(rules, plan).problems] == ["RK312"]
 
 
 @pytest.mark.parametrize(

@@ -304,7 +304,7 @@ FAULTS: tuple[Fault, ...] = (
         "end = len(self.source)",
         "end = 0",
         "the targets of `add` come after those of the header",
-        GROUPS,
+        PLAN,
     ),
     Fault(
         "rules with operations come first",
@@ -312,7 +312,7 @@ FAULTS: tuple[Fault, ...] = (
         "gathered.moves += ((group.place, move) for move in made)",
         "gathered.moves += ((0, move) for move in made)",
         "moves are in the order of the header",
-        GROUPS,
+        PLAN,
     ),
     Fault(
         "a bound that allows the value",
@@ -561,11 +561,11 @@ FAULTS: tuple[Fault, ...] = (
         TARGETS,
     ),
     Fault(
-        "opaque only if all sources are",
+        "all of no sources are opaque",
         "plans/target_check.py",
         "if any(plan.source[fqn] is OPAQUE for fqn in move.sources)}",
         "if all(plan.source[fqn] is OPAQUE for fqn in move.sources)}",
-        "what is made from a value without a shape has no shape to check",
+        "the shape of a target that `add` makes is checked",
         TARGETS,
     ),
     Fault(
