@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
 from remapkit.patterns import automaton, compile
-from remapkit.patterns.automaton import build_automaton, is_unambiguous
+from remapkit.patterns.automaton import build_automaton, is_unambiguous, read_prefix
 from remapkit.patterns.charset import LAST, Ranges, complement, contains, merge_ranges
 from remapkit.patterns.compile import Compiled, compile_pattern
 from remapkit.patterns.finite import MAX_WORDS, build_words_node, list_words
 from remapkit.patterns.literals import read_word
+from remapkit.patterns.matcher import PatternMatcher, Program, regex_text
 from remapkit.patterns.path import parse_path
 from remapkit.patterns.pattern import Part
 from remapkit.patterns.template import CaptureItem, MapItem, Template, TextItem
@@ -111,6 +113,49 @@ def test_a_guard_on_a_capture_of_a_table_leaves_it_one() -> None:
 )
 def test_what_is_read_in_one_way(text: str, one_way: bool) -> None:
     assert is_unambiguous(build_automaton(compiled(match=text).pattern.parts)) == one_way
+
+
+EVERY_SHORT_KEY = ["".join(signs) for length in range(5) for signs in itertools.product("ab.-", repeat=length)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a?b",
+        "a{1,2}b",
+        "a{2,}b?",
+        "(?:a|ab)(?P<x>b?)",
+        "(?P<x>a*)(?P<y>[ab]*)",
+        "(?P<x>a?)(?:ab)?(?P<y>b?)",
+        "(?P<x>(?:a|ab)*)b?",
+        "(?:a+b)+",
+        "(?:a*)*b",
+        "(?:(?:a|b){2}){1,2}",
+        "[^a]",
+        "[a-]+",
+        r"(?P<x>[\w-]+)\.(?P<y>.*)",
+        r"(?P<x>.*)\.(?P<y>[^.]*)",
+        r"[\d\D]a",
+        r"[^\x01-a]",
+    ],
+)
+def test_every_reader_reads_every_short_key_as_re_does(text: str) -> None:
+    mine, theirs = compiled(match=text).pattern, re.compile(text, re.ASCII)
+    machine, program, printed = build_automaton(mine.parts), Program(mine), re.compile(regex_text(mine))
+    for key in EVERY_SHORT_KEY:
+        found = theirs.fullmatch(key)
+        wanted = None if found is None else found.groupdict()
+        again = printed.fullmatch(key)
+        assert read_prefix(machine, key).accepted == (wanted is not None)
+        assert PatternMatcher(mine)(key) == program.find_captures(key) == wanted
+        assert (None if again is None else again.groupdict()) == wanted
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 0), (0, 3), (7, 12), (98, 102)])
+def test_a_range_has_both_ends(low: int, high: int) -> None:
+    (part,) = compiled(path=f"{{n:{low}..{high}}}").pattern.parts
+    assert part.values == tuple(map(str, range(low, high + 1))) == list_words(part.node)
 
 
 # ------------------------------------------------------------------------------------------------ limits

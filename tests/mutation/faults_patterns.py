@@ -440,6 +440,7 @@ FAULTS: tuple[Fault, ...] = (
         "",
         "captures are those of the reading that was found",
         SMALL,
+        equivalent="no capture is in a repeat, so the path that matches sets every slot after all paths that failed",
     ),
     Fault(
         "a repeat goes on beyond its most",
