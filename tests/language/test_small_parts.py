@@ -26,6 +26,7 @@ from remapkit.patterns.pattern import Part
 from remapkit.patterns.template import CaptureItem, MapItem, Template, TextItem
 from remapkit.patterns.tree import Alt, literal
 from remapkit.rulefile.syntax import WrittenGuard
+from remapkit.tensors.families import MAX_DIGITS
 
 KEYS = {"slots": ("norm1", "conv.1")}
 
@@ -182,6 +183,13 @@ def test_a_range_has_both_ends(low: int, high: int) -> None:
 )
 def test_a_limit_holds_from_its_very_border_on(written: dict[str, Any], wanted: list[str]) -> None:
     assert codes(**written) == wanted
+
+
+@pytest.mark.parametrize("bounds", [f"{'1' * 5000}..2", f"1..{'2' * 5000}"], ids=["lower", "upper"])
+def test_a_bound_that_is_too_long_is_called_so(bounds: str) -> None:
+    with pytest.raises(InvalidRules) as caught:
+        compiled(path=f"{{n:{bounds}}}")
+    assert [each.title for each in caught.value.diagnostics] == [f"a bound must have at most {MAX_DIGITS} digits"]
 
 
 def test_the_characters_of_a_guard_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:

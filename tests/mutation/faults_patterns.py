@@ -488,7 +488,7 @@ FAULTS: tuple[Fault, ...] = (
         "patterns/path.py",
         "if max(len(low), len(high)) > MAX_DIGITS:",
         "if len(low) > MAX_DIGITS:",
-        "a bound of thousands of digits is refused before it is read",
+        "a bound of thousands of digits is called too long",
         SMALL,
     ),
     Fault(
