@@ -137,6 +137,7 @@ EVERY_SHORT_KEY = ["".join(signs) for length in range(5) for signs in itertools.
         "[a-]+",
         r"(?P<x>[\w-]+)\.(?P<y>.*)",
         r"(?P<x>.*)\.(?P<y>[^.]*)",
+        r"[!\-a]+",
         r"[\d\D]a",
         r"[^\x01-a]",
     ],
