@@ -8,8 +8,8 @@ Exits 1 if a fault survives that is not marked as equivalent, if one that is mar
 without any fault. The checkout is never edited: pytest runs in a process of its own, in which `plant.py` gives one
 module another source. Hypothesis draws the same examples in every run, so that the table is the same too.
 
-To add a fault, add an entry to the file of its folder (`faults_patterns.py`, `faults_plans.py`); for a new folder,
-add a file with such a list, and the list to `FAULTS` below. The form is described in `fault.py`:
+To add a fault, add an entry to the file that says so in its first line (`faults_*.py`); for a new folder, add a file
+with such a list, and the list to `FAULTS` below. The form is described in `fault.py`:
 
     Fault(
         "a range without its end",                      # the name: what the programmer did; unique
@@ -39,10 +39,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.mutation.fault import ROOT, Fault
+from tests.mutation.faults_checks import FAULTS as CHECKS
+from tests.mutation.faults_matching import FAULTS as MATCHING
 from tests.mutation.faults_patterns import FAULTS as PATTERNS
 from tests.mutation.faults_plans import FAULTS as PLANS
 
-FAULTS: tuple[Fault, ...] = (*PATTERNS, *PLANS)
+FAULTS: tuple[Fault, ...] = (*MATCHING, *PATTERNS, *PLANS, *CHECKS)
 
 LIMIT = 600
 """The seconds for one file of tests, after which a fault counts as noticed, because the tests do not end."""
