@@ -130,8 +130,8 @@ def _describe_expected(program: Program, place: int) -> str:
     here: int | None = place
     while here is not None and program.part[here] == program.part[place] and _is_single(program.code[here][1]):
         word += chr(program.code[here][1][0][0])
-        following, _ = _reach_places(program, [here + 1], 1)
-        here = following[0] if len(following) == 1 and len(word) < WORD_SHOWN else None
+        following, may_end = _reach_places(program, [here + 1], 1)
+        here = following[0] if len(following) == 1 and not may_end and len(word) < WORD_SHOWN else None
     if word:
         return repr(word)
     wanted = program.code[place][1]

@@ -135,6 +135,29 @@ def test_where_a_rule_stopped_in_words(key: str, offset: int, expected: str) -> 
     assert (stop.offset, stop.expected) == (offset, expected)
 
 
+@pytest.mark.parametrize(
+    ("match", "key", "expected"),
+    [
+        ("(?:ab|cd|ef|gh)", "x", "'ab' or 'cd' or 'ef' or 'gh'"),
+        ("(?:ab|cd|ef|gh|ij)", "x", "'ab' or 'cd' or 'ef' or 'gh' or ..."),
+        ("(?:ab|cd|ef|gh)?", "x", "'ab' or 'cd' or 'ef' or 'gh' or ..."),
+        ("(?:ab|cd|ef)?", "x", "'ab' or 'cd' or 'ef' or the end of the key"),
+        ("xa(?:b|c)d", "y", "'xa'"),
+        ("xab?", "y", "'xa'"),
+        ("xab?c", "y", "'xa'"),
+        ("(?:ab)+", "", "'ab'"),
+        (r"ab\.(?P<n>cd)\.x", "ay", "'b.'"),
+        (r"ab\.(?P<n>cd)\.x", "ab.y", "'cd'"),
+        (r"ab\.(?P<n>cd)\.x", "ab.cd", "'.x'"),
+        ("a{200}", "", repr("a" * 80)),
+    ],
+)
+def test_what_was_expected_is_a_word_that_every_key_has_there(match: str, key: str, expected: str) -> None:
+    names = "".join(f".{{{name}}}" for name in re.findall(r"\?P<(\w+)>", match))
+    stop = compiled([(match, "t" + names)]).rules[0].find_stop(key)
+    assert stop is not None and stop.expected == expected
+
+
 def test_a_wrong_leaf_is_named() -> None:
     found = rules(keep=[pattern(path="{all:**}", leaf=["weight", "bias"])])
     stop = found.keep[0].find_stop("a.b.gamma")

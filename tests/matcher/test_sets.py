@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import re
@@ -19,6 +20,7 @@ from remapkit.compute import rename as renaming
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.patterns import combine as factor
 from remapkit.patterns import matcher
+from remapkit.patterns.tree import count_positions
 
 KEYS = json.loads((Path(__file__).parent.parent / "data" / "checkpoint_keys.json").read_text(encoding="utf-8"))
 
@@ -210,6 +212,19 @@ def test_a_dot_is_a_dot() -> None:
 def test_leaves_are_looked_at() -> None:
     rules = paths_of(("a.{x}", "t.{x}", ("w",)), ("a.{x}", "u.{x}", ("b", "g")), ("b.{x}", "v.{x}", ("w",)))
     same_as_alone(rules, ["a.w", "a.b", "a.g", "a.x", "b.w", "b.b"])
+    apart = paths_of(("a.{x}", "t.{x}", ("w",)), ("b.{x}", "v.{x}", ("b", "w")))
+    assert len(apart.matcher.engines[0]) == 1
+    same_as_alone(apart, ["a.w", "a.b", "a.xw", "b.w", "b.b", "b.w.w"])
+
+
+def test_tables_are_looked_up() -> None:
+    rules = compiled(
+        [Twin("path", "a.{x:t}", "", "%s.{x|t}"), Twin("path", "b.{x:t}.{n:0..3}", "", "v.{x|t}.{n+1}%%")],
+        tables={"t": {"q": "query", "k": "key"}},
+    )
+    assert len(rules.matcher.engines[0]) == 1
+    same_as_alone(rules, ["a.q", "a.k", "a.v", "b.q.0", "b.k.3", "b.k.4"])
+    assert rules({"a.q": 0, "b.k.3": 1}) == {"%s.query": 0, "v.key.4%%": 1}
 
 
 def test_swapped_targets() -> None:
@@ -225,10 +240,38 @@ def test_percent_signs_and_braces_in_templates() -> None:
 
 def test_rules_that_begin_with_ever_longer_keys() -> None:
     """Deeper than `re` could nest alternations: beyond some depth the rest is written out unshared."""
-    rules = matches_of(*((f"{'a' * n}(?P<x>[0-9])", f"t{n}.{{x}}") for n in range(1, 200)))
+    rows = ((f"{'a' * n}(?P<x>[0-9])(?:b(?:c))?(?P<y>[d-f])", f"t{n}.{{x}}.{{y}}") for n in range(1, 200))
+    rules = matches_of(*rows)
     together, alone = rules.matcher.engines
     assert (len(together), alone) == (1, ())
-    same_as_alone(rules, ["a" * n + end for n in (0, 1, 39, 40, 41, 42, 120, 199, 200) for end in ("3", "", "33")])
+    depths = itertools.accumulate((sign == "(") - (sign == ")") for sign in together[0].engine.pattern)
+    assert max(depths) <= factor.MAX_NESTING + 2
+    same_as_alone(
+        rules, ["a" * n + end for n in (0, 1, 39, 40, 41, 42, 120, 199, 200) for end in ("3d", "4bcf", "", "3")]
+    )
+    assert rules.match("a" * 120 + "4bcf")[0].captures == {"x": "4", "y": "f"}
+
+
+def test_captures_of_long_tables_are_in_the_expression() -> None:
+    words = [f"{n * 7919 % 99991:05d}" for n in range(600)]  # nothing for their tree to share
+    rules = paths_of(*((f"l.{{n:{'|'.join(words)}}}.{end}", f"{end}.{{n}}") for end in "qk"))
+    assert count_positions(rules.rules[0].pattern.captures[0].node) > factor.MAX_SIZE
+    together, alone = rules.matcher.engines
+    assert (len(together), alone) == (1, ())
+    same_as_alone(rules, [f"l.{words[1]}.q", f"l.{words[599]}.k", "l.99999.k"])
+
+
+@pytest.mark.parametrize("error", [RecursionError, OverflowError])
+def test_what_cannot_be_combined_is_matched_one_at_a_time(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: matcher.SetMatcher, numbers: Sequence[int]) -> matcher.Together:
+        raise error
+
+    monkeypatch.setattr(matcher.SetMatcher, "_compile_group", refuse)
+    rules = paths_of(("a.{x:int}", "t.{x}"), ("a.{y}", "u.{y}"), ("b", "c"))
+    assert rules.matcher.engines == ((), (0, 1, 2))
+    same_as_alone(rules, ["a.1", "a.b", "b", "c"])
 
 
 def test_a_set_is_plain_data() -> None:
