@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
@@ -264,7 +265,13 @@ def read_range(kind: str, problems: PathProblems, start: int) -> tuple[str, ...]
         title = f"the range {kind} has more than {MAX_WORDS} values"
         problems.add("RK135", title, start, end, "write :int for any canonical integer")
         return None
-    return tuple(str(number) for number in range(int(low), int(high) + 1))
+    return _list_integers(int(low), int(high))
+
+
+@lru_cache(maxsize=64)
+def _list_integers(low: int, high: int) -> tuple[str, ...]:
+    """Return the integers of a range as text; equal ranges of a file share them."""
+    return tuple(map(str, range(low, high + 1)))
 
 
 def _read_choices(kind: str, problems: PathProblems, start: int) -> tuple[str, ...] | None:

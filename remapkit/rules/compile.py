@@ -17,10 +17,12 @@ from remapkit.ops.params import resolve_params
 from remapkit.patterns.compile import compile_pattern, read_guard_values
 from remapkit.patterns.literals import read_word
 from remapkit.patterns.pattern import SEGMENT, Part, Pattern
+from remapkit.patterns.steps import TooMany
 from remapkit.patterns.template import MapItem, Template
 from remapkit.rulefile.arithmetic import BadNumber, NoValue
 from remapkit.rulefile.syntax import RuleFile, WrittenFill, WrittenPattern, WrittenRule, WrittenTable
-from remapkit.rules.compile_template import compile_template, find_syntax_problems
+from remapkit.rules.compile_template import Tabulations, compile_template, find_syntax_problems
+from remapkit.rules.costs import CompileCosts
 from remapkit.rules.model import CompiledRules, Requirement, Rule, RuleKind, Table
 from remapkit.rules.pipeline import (
     AddedTargets,
@@ -36,6 +38,12 @@ from remapkit.rules.requirements import read_requirements
 MAX_ADDED = 100_000
 """The most tensors that one entry of `add` may create."""
 
+MAX_STEPS = 3_000_000
+"""The most steps that compiling a file may take: about three seconds."""
+
+TARGET_STEPS = 8
+"""The steps for one target of `add`."""
+
 
 def compile_rules(
     rule_file: RuleFile, params: Mapping[str, int] | None = None, config: Mapping[str, Any] | None = None
@@ -50,12 +58,15 @@ def compile_rules(
     ['keep[0]']
     """
     compiler = _Compiler(rule_file, params, config)
-    rules = tuple(rule for written in rule_file.rules for rule in compiler.compile_rule(written))
-    keep = compiler.compile_named("keep", rule_file.keep)
-    drop = compiler.compile_named("drop", rule_file.drop)
-    domain = compiler.compile_domain()
-    require = compiler.compile_requirements()
-    add = tuple(filter(None, (compiler.compile_fill(number, each) for number, each in enumerate(rule_file.add))))
+    try:
+        rules = tuple(rule for written in rule_file.rules for rule in compiler.compile_rule(written))
+        keep = compiler.compile_named("keep", rule_file.keep)
+        drop = compiler.compile_named("drop", rule_file.drop)
+        domain = compiler.compile_domain()
+        require = compiler.compile_requirements()
+        add = tuple(filter(None, (compiler.compile_fill(number, each) for number, each in enumerate(rule_file.add))))
+    except TooMany:
+        raise InvalidRules([*compiler.problems, compiler.costs.explain()]) from None
     compiler.check_ids()
     compiler.check_unused_tables()
     if compiler.problems:
@@ -89,6 +100,8 @@ class _Compiler:
         self.tables = {table.name.value: self.compile_table(table) for table in rule_file.tables}
         self.keys = {name: tuple(table.entries) for name, table in self.tables.items()}
         self.used: set[str] = set()
+        self.costs = CompileCosts(MAX_STEPS)
+        self.tabulations: Tabulations = {}
 
     def collect_problems(self, build: Callable[[], Any]) -> Any:
         try:
@@ -131,7 +144,7 @@ class _Compiler:
         return text.value if read is None else read.value
 
     def compile_key_pattern(self, written: WrittenPattern) -> Pattern | None:
-        compiled = self.collect_problems(lambda: compile_pattern(written, self.keys))
+        compiled = self.collect_problems(lambda: compile_pattern(written, self.keys, self.costs.steps))
         self.used |= {guard.named.value for guard in written.where if guard.named is not None}
         if compiled is None:
             self.used |= {name for name in self.tables if f":{name}}}" in written.text.value}
@@ -147,10 +160,13 @@ class _Compiler:
 
     def compile_target(self, to: Text, forget: tuple[Text, ...], pattern: Pattern) -> Template | None:
         self.note_lookups(to)
-        template: Template | None = self.collect_problems(lambda: compile_template(to, forget, pattern, self.tables))
+        template: Template | None = self.collect_problems(
+            lambda: compile_template(to, forget, pattern, self.tables, self.costs.steps, self.tabulations)
+        )
         return template
 
     def compile_rule(self, written: WrittenRule) -> tuple[Rule, ...]:
+        self.costs.begin(written.id.value, written.span)
         if written.pipeline is not None:
             return self.compile_pipeline_rules(written)
         pattern = self.compile_key_pattern(written.pattern)
@@ -224,12 +240,14 @@ class _Compiler:
 
     def compile_fill(self, number: int, written: WrittenFill) -> AddedTargets | None:
         """Compile one entry of `add`."""
+        self.costs.begin(f"add[{number}]", written.node.span)
         before = len(self.problems)
         parts = []
         for guard in written.each:
             values = read_guard_values(guard, self.keys, self.problems)
             if values is not None:
                 words = tuple(text.value for text in values)
+                self.costs.steps.spend(len(words))
                 at = (0, len(written.to.value))
                 parts.append(Part(guard.capture.value, SEGMENT, at).restrict_to(words))
             if guard.named is not None:
@@ -243,6 +261,7 @@ class _Compiler:
             help = ("bound `each` more tightly",)
             self.problems.append(Diagnostic("RK217", title, (Label(written.to.span),), help))
             return None
+        self.costs.steps.spend(TARGET_STEPS * count)
         pattern = make_fill_pattern(written, tuple(parts))
         template = self.compile_target(written.to, (), pattern)
         if template is None or len(self.problems) > before:
@@ -272,6 +291,7 @@ class _Compiler:
     def compile_named(self, kind: RuleKind, written: Iterable[WrittenPattern]) -> tuple[Rule, ...]:
         rules = []
         for number, each in enumerate(written):
+            self.costs.begin(f"{kind}[{number}]", each.span)
             pattern = self.compile_key_pattern(each)
             if pattern is not None:
                 rules.append(
@@ -280,7 +300,11 @@ class _Compiler:
         return tuple(rules)
 
     def compile_domain(self) -> tuple[Pattern, ...]:
-        return tuple(filter(None, (self.compile_key_pattern(each) for each in self.file.source_domain)))
+        patterns = []
+        for number, each in enumerate(self.file.source_domain):
+            self.costs.begin(f"source.domain[{number}]", each.span)
+            patterns.append(self.compile_key_pattern(each))
+        return tuple(pattern for pattern in patterns if pattern is not None)
 
     def compile_requirements(self) -> tuple[Requirement, ...]:
         calls, written = self.pipelines.calls, self.file.require
