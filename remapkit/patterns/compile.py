@@ -23,6 +23,7 @@ from remapkit.patterns.regex import parse_regex
 from remapkit.patterns.steps import Steps
 from remapkit.patterns.tree import count_nodes
 from remapkit.rulefile.syntax import WrittenGuard, WrittenPattern
+from remapkit.rulefile.yaml.compose import MAX_PROBLEMS
 from remapkit.rulefile.yaml.emit import emit_flow
 
 MAX_LETTERS = 200_000
@@ -37,7 +38,7 @@ MAX_STEPS = 10_000_000
 """The most steps for one pattern, if the caller does not count them for a whole file."""
 
 
-PATTERN_STEPS = 60
+PATTERN_STEPS = 140
 """The least number of steps for a pattern."""
 
 
@@ -81,6 +82,8 @@ def compile_pattern(
             continue
         guarded[name] = guard.capture.span
         steps.spend(len(parts))
+        if len(problems) >= MAX_PROBLEMS:
+            break
         parts = _apply_guard(parts, guard, written, tables, problems, warnings, steps)
     leaf = _read_leaves(written, problems)
     pattern = Pattern(written.surface, written.text, written.span, parts, leaf)
@@ -184,9 +187,14 @@ def read_guard_values(
             title = f"the guard on {guard.capture.value!r} allows nothing"
             problems.append(Diagnostic("RK141", title, (Label(guard.capture.span),), ("list the values",)))
             return None
-        words = [read_word(text, "a word of a guard", problems) for text in guard.values]
-        read = tuple(word for word in words if word is not None)
-        return read if len(read) == len(words) else None
+        read: list[Text] = []
+        for text in guard.values:
+            word = read_word(text, "a word of a guard", problems)
+            if word is not None:
+                read.append(word)
+            elif len(problems) >= MAX_PROBLEMS:
+                return None
+        return tuple(read) if len(read) == len(guard.values) else None
     assert guard.named is not None
     named = guard.named
     if named.value in tables:

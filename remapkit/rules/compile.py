@@ -11,7 +11,7 @@ from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.errors import InvalidRules
-from remapkit.diagnostics.source import Text
+from remapkit.diagnostics.source import Span, Text
 from remapkit.ops.base import RefusedOp
 from remapkit.ops.params import resolve_params
 from remapkit.patterns.compile import compile_pattern, read_guard_values
@@ -21,6 +21,7 @@ from remapkit.patterns.steps import TooMany
 from remapkit.patterns.template import MapItem, Template
 from remapkit.rulefile.arithmetic import BadNumber, NoValue
 from remapkit.rulefile.syntax import RuleFile, WrittenFill, WrittenPattern, WrittenRule, WrittenTable
+from remapkit.rulefile.yaml.compose import MAX_PROBLEMS, explain_problem_limit
 from remapkit.rules.compile_template import Tabulations, compile_template, find_syntax_problems
 from remapkit.rules.costs import CompileCosts
 from remapkit.rules.model import CompiledRules, Requirement, Rule, RuleKind, Table
@@ -69,8 +70,7 @@ def compile_rules(
         raise InvalidRules([*compiler.problems, compiler.costs.explain()]) from None
     compiler.check_ids()
     compiler.check_unused_tables()
-    if compiler.problems:
-        raise InvalidRules(compiler.problems)
+    compiler.raise_problems()
     tables = {name: table.entries for name, table in compiler.tables.items()}
     warnings = tuple(compiler.warnings)
     return CompiledRules(
@@ -102,6 +102,18 @@ class _Compiler:
         self.used: set[str] = set()
         self.costs = CompileCosts(MAX_STEPS)
         self.tabulations: Tabulations = {}
+
+    def begin(self, name: str, span: Span) -> None:
+        """Begin to compile an entry; raises `InvalidRules` if there are more problems than are shown."""
+        if len(self.problems) > MAX_PROBLEMS:
+            self.raise_problems()
+        self.costs.begin(name, span)
+
+    def raise_problems(self) -> None:
+        """Raise `InvalidRules` if there are problems, with at most `MAX_PROBLEMS` of them."""
+        more = [explain_problem_limit()] if len(self.problems) > MAX_PROBLEMS else []
+        if self.problems:
+            raise InvalidRules([*self.problems[:MAX_PROBLEMS], *more])
 
     def collect_problems(self, build: Callable[[], Any]) -> Any:
         try:
@@ -147,7 +159,7 @@ class _Compiler:
         compiled = self.collect_problems(lambda: compile_pattern(written, self.keys, self.costs.steps))
         self.used |= {guard.named.value for guard in written.where if guard.named is not None}
         if compiled is None:
-            self.used |= {name for name in self.tables if f":{name}}}" in written.text.value}
+            self.used |= _list_names(written.text.value, ":") & self.tables.keys()
             return None
         self.warnings += compiled.warnings
         pattern: Pattern = compiled.pattern
@@ -156,7 +168,7 @@ class _Compiler:
 
     def note_lookups(self, to: Text) -> None:
         """Mark the tables that a template names as used, even if the template has problems."""
-        self.used |= {name for name in self.tables if f"|{name}}}" in to.value.replace(" ", "")}
+        self.used |= _list_names(to.value.replace(" ", ""), "|") & self.tables.keys()
 
     def compile_target(self, to: Text, forget: tuple[Text, ...], pattern: Pattern) -> Template | None:
         self.note_lookups(to)
@@ -166,7 +178,7 @@ class _Compiler:
         return template
 
     def compile_rule(self, written: WrittenRule) -> tuple[Rule, ...]:
-        self.costs.begin(written.id.value, written.span)
+        self.begin(written.id.value, written.span)
         if written.pipeline is not None:
             return self.compile_pipeline_rules(written)
         pattern = self.compile_key_pattern(written.pattern)
@@ -240,7 +252,7 @@ class _Compiler:
 
     def compile_fill(self, number: int, written: WrittenFill) -> AddedTargets | None:
         """Compile one entry of `add`."""
-        self.costs.begin(f"add[{number}]", written.node.span)
+        self.begin(f"add[{number}]", written.node.span)
         before = len(self.problems)
         parts = []
         for guard in written.each:
@@ -291,7 +303,7 @@ class _Compiler:
     def compile_named(self, kind: RuleKind, written: Iterable[WrittenPattern]) -> tuple[Rule, ...]:
         rules = []
         for number, each in enumerate(written):
-            self.costs.begin(f"{kind}[{number}]", each.span)
+            self.begin(f"{kind}[{number}]", each.span)
             pattern = self.compile_key_pattern(each)
             if pattern is not None:
                 rules.append(
@@ -302,7 +314,7 @@ class _Compiler:
     def compile_domain(self) -> tuple[Pattern, ...]:
         patterns = []
         for number, each in enumerate(self.file.source_domain):
-            self.costs.begin(f"source.domain[{number}]", each.span)
+            self.begin(f"source.domain[{number}]", each.span)
             patterns.append(self.compile_key_pattern(each))
         return tuple(pattern for pattern in patterns if pattern is not None)
 
@@ -332,6 +344,11 @@ class _Compiler:
                 )
                 warning = Diagnostic("RK104", title, (Label(table.at),), help, severity=Severity.WARNING)
                 self.warnings.append(warning)
+
+
+def _list_names(text: str, before: str) -> set[str]:
+    """Return the texts between a sign and the next closing brace."""
+    return {piece.partition("}")[0] for piece in text.split(before)[1:]}
 
 
 def _list_all_table_uses(pattern: Pattern, templates: Iterable[Template]) -> tuple[tuple[str, str], ...]:

@@ -16,6 +16,7 @@ from remapkit.patterns.pattern import Part, Pattern
 from remapkit.patterns.steps import Steps
 from remapkit.patterns.template import PLAIN_TEXT, CaptureItem, MapItem, Template, TemplateItem, TextItem
 from remapkit.rulefile.arithmetic import INDICES, BadNumber, Expr, Name, parse_expression
+from remapkit.rulefile.yaml.compose import MAX_PROBLEMS, explain_problem_limit
 from remapkit.rules.model import Table
 from remapkit.tensors.families import is_canonical_integer
 from remapkit.tensors.spec import find_name_problem
@@ -180,6 +181,8 @@ class _Compiler:
         if about is not None:
             labels.append(Label(self.pattern.text.at(*about.at), "captured here", primary=False))
         self.problems.append(Diagnostic(code, title, tuple(labels), help))
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise InvalidRules([*self.problems, explain_problem_limit()])
 
     def items(self) -> tuple[TemplateItem, ...]:
         items: list[TemplateItem] = []

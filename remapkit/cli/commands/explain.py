@@ -68,5 +68,5 @@ def _describe_explanation(explanation: Explanation) -> Iterator[str | TextTable]
     if rows:
         yield TextTable(("other rules", "read up to", "expected there"), rows)
     if len(explanation.stops) > SHOWN:
-        more = count_noun(len(explanation.stops) - SHOWN, "other rule")
-        yield f"  and {more}, which stopped no later; --format json lists all"
+        further = count_noun(len(explanation.stops) - SHOWN, "other rule")
+        yield f"  and {further}, which stopped no later; --format json lists all"

@@ -39,11 +39,11 @@ from remapkit.rulefile.yaml.syntax_errors import (
 )
 
 MAX_BYTES = 10_000_000
-"""The size limit of rule files: about 50,000 rules."""
+"""The size limit of rule files."""
 
 
-MAX_NODES = 500_000
-"""The most keys, values, lists and mappings that are read: about 10 seconds."""
+MAX_NODES = 150_000
+"""The most keys, values, lists and mappings that are read: about three seconds."""
 
 
 MAX_LENGTH = 100_000
