@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -42,7 +43,7 @@ def fill(number: int, last: int) -> str:
 class Watched(Steps):
     """Steps that remember the counters made, and refuse to be overdrawn silently."""
 
-    made: list[Watched] = []
+    made: ClassVar[list[Watched]] = []
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
