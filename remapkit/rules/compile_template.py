@@ -94,7 +94,8 @@ def _parse_fields(text: Text) -> Iterator[str | _Field | Diagnostic]:
     value, here = text.value, 0
     pending = ""
     plain: list[tuple[int, int]] = []
-    while here < len(value):
+    unmatched = 0
+    while here < len(value) and unmatched < MAX_PROBLEMS:
         sign = value[here]
         if value[here : here + 2] in ("{{", "}}"):
             pending, here = pending + sign, here + 2
@@ -112,6 +113,7 @@ def _parse_fields(text: Text) -> Iterator[str | _Field | Diagnostic]:
             if sign == "}" or end < 0 or "{" in value[here + 1 : end]:
                 title = "unmatched '}'" if sign == "}" else "'{' is never closed"
                 help = (f"write {sign * 2} for the character itself",)
+                unmatched += 1
                 yield Diagnostic("RK150", title, (Label(text.at(here)),), help)
                 here += 1
                 continue
