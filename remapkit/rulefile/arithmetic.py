@@ -56,7 +56,7 @@ class Dialect:
 SIZES = Dialect(
     frozenset({*_OPERATORS, *_ROUNDING}),
     max_digits=18,
-    max_operators=1000,
+    max_operators=10_000,
     largest=1 << 62,
     exact=True,
     code="RK161",
@@ -144,7 +144,8 @@ class Expr:
             help = "round it with floor(a / b) or ceil(a / b)"
             raise BadNumber(f"{self.text}: {left} is not a multiple of {right}; {help}")
         value: _Value = _OPERATORS[sign][1](left, right)
-        if self.dialect.largest is not None and not -self.dialect.largest < value < self.dialect.largest:
+        largest = self.dialect.largest
+        if largest is not None and not (-largest < value < largest and value.denominator < largest):
             raise BadNumber(f"{self.text} is too large for a size")
         return value
 

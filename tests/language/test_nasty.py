@@ -79,7 +79,7 @@ def refused(text: str) -> list[str]:
             "the most steps: r",
         ),
         (HEAD + "keep: [" + ", ".join(f"a{n}" for n in range(30_000)) + "]\n", "RK012", "entries up to here"),
-        (HEAD + "keep: [a]\nparams: {p: '" + "1/3+" * 2000 + "1'}\n", "RK161", "at most 1000 operators"),
+        (HEAD + "keep: [a]\nparams: {p: '" + "1/3+" * 12_000 + "1'}\n", "RK161", "at most 10000 operators"),
     ],
     ids=["repeats", "add", "arithmetic", "patterns", "params"],
 )

@@ -42,7 +42,7 @@ MAX_BYTES = 10_000_000
 """The size limit of rule files."""
 
 
-MAX_NODES = 150_000
+MAX_NODES = 100_000
 """The most keys, values, lists and mappings that are read: about three seconds."""
 
 
