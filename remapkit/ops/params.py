@@ -77,23 +77,31 @@ def _read_own_value(
 
 
 def _evaluate_params(waiting: dict[str, Expr], values: dict[str, int | None], problems: list[Diagnostic]) -> None:
-    while waiting:
-        ready = [name for name, own in waiting.items() if not set(own.names) & set(waiting)]
-        if not ready:
-            name, own = next(iter(waiting.items()))
+    """Evaluate params in the order of their dependencies: each one once, when the last that it needs is known."""
+    lacks = {name: sum(each in waiting for each in own.names) for name, own in waiting.items()}
+    users: dict[str, list[str]] = {}
+    for name, own in waiting.items():
+        for each in own.names:
+            users.setdefault(each, []).append(name)
+    ready = [name for name, count in lacks.items() if not count]
+    for name in ready:
+        own = waiting.pop(name)
+        try:
+            values[name] = own.value(values)
+        except NoValue:
+            values[name] = None
+        except BadNumber as error:
             labels = (Label(own.span),) if own.span else ()
-            title = f"the param {name!r} depends on itself"
-            problems.append(Diagnostic("RK162", title, labels, ("give one of them a number",)))
-            return
-        for name in ready:
-            own = waiting.pop(name)
-            try:
-                values[name] = own.value(values)
-            except NoValue:
-                values[name] = None
-            except BadNumber as error:
-                labels = (Label(own.span),) if own.span else ()
-                problems.append(Diagnostic("RK161", str(error), labels, ("correct the arithmetic, or the params",)))
+            problems.append(Diagnostic("RK161", str(error), labels, ("correct the arithmetic, or the params",)))
+        for user in users.get(name, ()):
+            lacks[user] -= 1
+            if not lacks[user]:
+                ready.append(user)
+    if waiting:
+        name, own = next(iter(waiting.items()))
+        labels = (Label(own.span),) if own.span else ()
+        title = f"the param {name!r} depends on itself"
+        problems.append(Diagnostic("RK162", title, labels, ("give one of them a number",)))
 
 
 def _look_up_config(config: Mapping[str, Any], param: WrittenParam) -> int | None:

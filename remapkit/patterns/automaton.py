@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 
 from remapkit.patterns.charset import LAST, Ranges, contains, merge_ranges
 from remapkit.patterns.pattern import Part, Pattern
-from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq
+from remapkit.patterns.steps import Steps
+from remapkit.patterns.steps import TooMany as TooMany
+from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq, measure_common_prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,6 @@ MAX_EDGES = 1_000_000
 """The most edges between positions for automata that are only used to speed up matching."""
 
 
-class TooMany(Exception):
-    """An automaton, or a search through one, exceeds its limit."""
-
-
 @dataclass(slots=True)
 class _Builder:
     chars: list[Ranges] = field(default_factory=list)
@@ -63,13 +61,18 @@ class _Builder:
     base: int = 0
     edges: int = 0
     limit: int | None = None
+    steps: Steps | None = None
 
     def spend(self, edges: int) -> None:
         self.edges += edges
         if self.limit is not None and self.edges > self.limit:
             raise TooMany
+        if self.steps is not None:
+            self.steps.spend(edges + 1)
 
     def build(self, node: PatternNode) -> _Fragment:
+        if self.steps is not None:
+            self.steps.spend(1)
         if isinstance(node, Chars):
             self.chars.append(node.chars)
             self.part.append(self.here)
@@ -96,12 +99,15 @@ class _Builder:
         return min(count, 2)
 
     def join(self, left: _Fragment, right: _Fragment) -> _Fragment:
+        """Concatenate; the lists of both are used up, so that a long chain of options costs no copy for each."""
         self.spend(len(left.last) * len(right.first))
         for position in left.last:
             self.follow[position - self.base] += right.first
-        first = left.first + right.first if left.empty else left.first
-        last = left.last + right.last if right.empty else right.last
-        return _Fragment(first, last, self.count_ways(left.empty * right.empty))
+        if left.empty:
+            left.first += right.first
+        if right.empty:
+            right.last += left.last
+        return _Fragment(left.first, right.last, self.count_ways(left.empty * right.empty))
 
     def make_optional(self, inner: _Fragment) -> _Fragment:
         return _Fragment(inner.first, inner.last, self.count_ways(inner.empty + 1))
@@ -136,8 +142,10 @@ class _Builder:
         return self.join(whole, tail)
 
 
-def build_automaton(parts: Sequence[Part], limit: int | None = None) -> Automaton:
-    """Build the automaton of a sequence of parts. Raises `TooMany` if it needs more than `limit` edges.
+def build_automaton(parts: Sequence[Part], limit: int | None = None, steps: Steps | None = None) -> Automaton:
+    """Build the automaton of a sequence of parts.
+
+    Raises `TooMany` if it needs more than `limit` edges, or more steps than are left.
 
     >>> from remapkit.patterns.pattern import SEGMENT
 
@@ -146,7 +154,7 @@ def build_automaton(parts: Sequence[Part], limit: int | None = None) -> Automato
     >>> found.first, found.follow, found.last, found.part
     ((0,), ((1,), (2,), (2,)), frozenset({2}), (0, 0, 1))
     """
-    builder = _Builder(limit=limit)
+    builder = _Builder(limit=limit, steps=steps)
     whole = _Fragment([], [], 1)
     for number, part in enumerate(parts):
         builder.here = number
@@ -174,9 +182,9 @@ class Fragment:
     strong: bool
 
 
-def build_fragment(node: PatternNode, base: int, limit: int) -> Fragment | None:
-    """Build the positions of a tree; return None if there are more than `limit` edges between them."""
-    builder = _Builder(base=base, limit=limit)
+def build_fragment(node: PatternNode, base: int, limit: int, steps: Steps | None = None) -> Fragment | None:
+    """Build the positions of a tree; return None if there are more than `limit` edges, or no steps left."""
+    builder = _Builder(base=base, limit=limit, steps=steps)
     try:
         whole = builder.build(node)
     except TooMany:
@@ -210,27 +218,39 @@ def read_prefix(machine: Automaton, key: str) -> ReadPrefix:
     return ReadPrefix(len(key), at, accepted)
 
 
-def find_possible_leaves(pattern: Pattern) -> frozenset[str]:
-    """Return the leaves that keys of the pattern can have; all leaves if the pattern is too large to decide."""
+def find_possible_leaves(pattern: Pattern, steps: Steps) -> frozenset[str]:
+    """Return the leaves that keys of the pattern can have; all leaves if the pattern is too large to decide.
+
+    Raises `TooMany` if no steps are left. Leaves that end alike are read together, from their ends.
+    """
+    leaves = pattern.leaf or ()
     try:
-        machine = build_automaton(pattern.parts, MAX_EDGES)
+        machine = build_automaton(pattern.parts, MAX_EDGES, Steps(min(steps.left, 2 * MAX_EDGES)))
     except TooMany:
-        return frozenset(pattern.leaf or ())
+        steps.spend(MAX_EDGES)
+        return frozenset(leaves)
     before: list[list[int]] = [[] for _ in machine.chars]
     for position, following in enumerate(machine.follow):
+        steps.spend(len(following) + 1)
         for each in following:
             before[each].append(position)
-    return frozenset(leaf for leaf in pattern.leaf or () if _can_end_in(machine, before, leaf))
-
-
-def _can_end_in(machine: Automaton, before: Sequence[Sequence[int]], leaf: str) -> bool:
-    at: set[int] = set(machine.last)
-    for number, character in enumerate(reversed(leaf)):
-        at = {position for position in at if contains(machine.chars[position], character)}
-        if number == len(leaf) - 1 and any(position in machine.first for position in at):
-            return True
-        at = {each for position in at for each in before[position]}
-    return any(contains(machine.chars[position], ".") for position in at)
+    first = frozenset(machine.first)
+    found: list[str] = []
+    behind: list[frozenset[int]] = [machine.last]
+    """For each suffix of the last leaf, the positions that can come before it."""
+    last = ""
+    for leaf in sorted(leaves, key=lambda each: each[::-1]):
+        del behind[1 + measure_common_prefix(leaf[::-1], last[::-1]) :]
+        last = leaf
+        reads: Sequence[int] = ()
+        while len(behind) <= len(leaf):
+            at, character = behind[-1], leaf[-len(behind)]
+            reads = [position for position in at if contains(machine.chars[position], character)]
+            steps.spend(len(at) + sum(len(before[position]) for position in reads) + 1)
+            behind.append(frozenset(each for position in reads for each in before[position]))
+        if not first.isdisjoint(reads) or any(contains(machine.chars[position], ".") for position in behind[-1]):
+            found.append(leaf)
+    return frozenset(found)
 
 
 # ------------------------------------------------------------------------------------------------ alphabets
@@ -260,10 +280,19 @@ def build_alphabet(sets: Iterable[Ranges]) -> Alphabet:
     return Alphabet(_mask_sets(distinct, classes), tuple(_pick_samples(each) for each in classes.values()))
 
 
-def build_masks(sets: Sequence[Ranges]) -> list[int]:
-    """Return the mask of each set over the classes of their alphabet; sets share a character iff their masks do."""
+def build_masks(sets: Sequence[Ranges], steps: Steps | None = None) -> list[int]:
+    """Return the mask of each set over the classes of their alphabet; sets share a character iff their masks do.
+
+    Raises `TooMany` if no steps are left: each mask has one bit for every class.
+    """
     distinct = list(dict.fromkeys(sets))
-    known = _mask_sets(distinct, _partition_characters(distinct))
+    if steps is not None:
+        ranges = sum(map(len, distinct))
+        steps.spend(len(sets) + ranges * (1 + len(distinct) // 512))
+    classes = _partition_characters(distinct)
+    if steps is not None:
+        steps.spend(sum(signature.bit_count() * (1 + (len(distinct) + len(classes)) // 512) for signature in classes))
+    known = _mask_sets(distinct, classes)
     return [known[chars] for chars in sets]
 
 
@@ -313,22 +342,27 @@ def _pick_samples(intervals: Sequence[tuple[int, int]]) -> str:
 # ------------------------------------------------------------------------------------------------ one way or several
 
 
-def is_unambiguous(machine: Automaton) -> bool:
+def is_unambiguous(machine: Automaton, steps: Steps | None = None) -> bool:
     """Return whether every key is read in at most one way, down to each repetition and branch.
 
     This makes a backtracking matcher linear: every position can reach an accepting one, so two ways to reach a
     position at the same offset would be two ways to read a whole key; hence there is at most one. Also returns False
-    if `MAX_PAIRS` steps do not decide it.
+    if `MAX_PAIRS` steps, or those that are left, do not decide it.
     """
     if not machine.strong:
         return False
-    mask = build_masks(machine.chars)
-    if _is_disjoint(machine.first, mask) and all(_is_disjoint(each, mask) for each in machine.follow):
-        return True
+    within = Steps(MAX_PAIRS if steps is None else min(MAX_PAIRS, steps.left))
     try:
-        return not _has_two_runs(machine, mask)
+        mask = build_masks(machine.chars, within)
+        within.spend(sum(map(len, machine.follow)))
+        if _is_disjoint(machine.first, mask) and all(_is_disjoint(each, mask) for each in machine.follow):
+            return True
+        return not _has_two_runs(machine, mask, within)
     except TooMany:
         return False
+    finally:
+        if steps is not None:
+            steps.left -= within.spent
 
 
 MAX_PAIRS = 1_000_000
@@ -344,7 +378,7 @@ def _is_disjoint(positions: Sequence[int], mask: Sequence[int]) -> bool:
     return True
 
 
-def _has_two_runs(machine: Automaton, mask: Sequence[int]) -> bool:
+def _has_two_runs(machine: Automaton, mask: Sequence[int], steps: Steps) -> bool:
     """Return whether two different runs accept the same word.
 
     Invariant: `seen` has the pairs of different positions that two runs over one word can be in. Every pair is
@@ -355,6 +389,7 @@ def _has_two_runs(machine: Automaton, mask: Sequence[int]) -> bool:
     seen: set[tuple[int, int]] = set()
 
     def part(positions: Sequence[int]) -> None:
+        steps.spend(len(positions) * (len(positions) - 1) // 2)
         for number, one in enumerate(positions):
             for other in positions[number + 1 :]:
                 if mask[one] & mask[other]:
@@ -369,14 +404,11 @@ def _has_two_runs(machine: Automaton, mask: Sequence[int]) -> bool:
     part(machine.first)
     for following in machine.follow:
         part(following)
-    steps = 0
     while pending:
         one, other = pending.pop()
         if one in machine.last and other in machine.last:
             return True
-        steps += 1 + len(machine.follow[one]) * len(machine.follow[other])
-        if steps > MAX_PAIRS:
-            raise TooMany
+        steps.spend(1 + len(machine.follow[one]) * len(machine.follow[other]))
         for left in machine.follow[one]:
             for right in machine.follow[other]:
                 if mask[left] & mask[right]:

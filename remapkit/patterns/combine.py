@@ -20,6 +20,7 @@ from functools import lru_cache
 from remapkit.patterns.automaton import MAX_EDGES, build_fragment, build_masks
 from remapkit.patterns.charset import Ranges, singleton
 from remapkit.patterns.pattern import Pattern
+from remapkit.patterns.steps import Steps, TooMany
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq, count_positions
 from remapkit.patterns.unparse import unparse, unparse_chars
 
@@ -135,41 +136,59 @@ def group_patterns(patterns: Sequence[Pattern], limit: int = MAX_STEPS) -> Group
     Groups(together=((0, 1, 3), (2,)), alone=())
     """
     together: list[tuple[int, ...]] = []
-    alone = [number for number, pattern in enumerate(patterns) if _is_large(pattern)]
-    for numbers in _group_decidable(patterns, [n for n in range(len(patterns)) if n not in alone], limit, alone):
+    alone: list[int] = []
+    small: list[int] = []
+    left = MAX_TOKENS
+    for number, size in sorted(enumerate(map(_measure_size, patterns)), key=lambda each: each[1]):
+        left -= size
+        (small if left >= 0 and size <= MAX_SIZE else alone).append(number)
+    for numbers in _group_decidable(patterns, sorted(small), limit, Steps(BUILD_STEPS), alone):
         together += numbers
     return Groups(tuple(together), tuple(sorted(alone)))
 
 
 def _group_decidable(
-    patterns: Sequence[Pattern], numbers: list[int], limit: int, alone: list[int]
+    patterns: Sequence[Pattern], numbers: list[int], limit: int, steps: Steps, alone: list[int]
 ) -> Iterator[list[tuple[int, ...]]]:
     """Group patterns; if that takes too long, group those that begin with a literal separately.
+
+    `steps` are those to build automata, `limit` those of each search.
 
     The recursion ends because both halves are smaller; patterns that cannot be divided further are alone.
     """
     if not numbers:
         return
-    shared = _find_shared_keys(patterns, numbers, limit)
+    shared = _find_shared_keys(patterns, numbers, limit, steps)
     if shared is not None:
         alone += shared.several_ways
         yield _color_groups([number for number in numbers if number not in shared.several_ways], shared.pairs)
         return
     literal = [number for number in numbers if _has_literal_start(patterns[number])]
     if 0 < len(literal) < len(numbers):
-        yield from _group_decidable(patterns, literal, limit, alone)
-        yield from _group_decidable(patterns, sorted(set(numbers) - set(literal)), limit, alone)
+        yield from _group_decidable(patterns, literal, limit, steps, alone)
+        yield from _group_decidable(patterns, sorted(set(numbers) - set(literal)), limit, steps, alone)
     else:
         alone += numbers
 
 
 MAX_SIZE = 1000
-"""The most characters of a pattern with counted repeats expanded; lists of words do not count."""
+"""The most characters of a pattern with counted repeats expanded; longer ones are matched alone."""
 
 
-def _is_large(pattern: Pattern) -> bool:
-    """Return whether a pattern would use up the step limit shared by all patterns."""
-    return sum(count_positions(part.node) for part in pattern.parts if part.values is None) > MAX_SIZE
+MAX_TOKENS = 300_000
+"""The most characters of all patterns in one trie, of which each takes some 300 bytes; the longest are left out."""
+
+
+BUILD_STEPS = 2_000_000
+"""The most steps to build the automata of the searches."""
+
+
+def _measure_size(pattern: Pattern) -> int:
+    """Return the number of characters of a pattern with counted repeats expanded; captured lists of words count 1."""
+    return sum(
+        count_positions(part.node) if part.values is None else 1 if part.name is not None else len(part.values[0])
+        for part in pattern.parts
+    )
 
 
 def _has_literal_start(pattern: Pattern) -> bool:
@@ -203,10 +222,12 @@ class _Shared:
     several_ways: set[int] = field(default_factory=set)
 
 
-def _find_shared_keys(patterns: Sequence[Pattern], numbers: Sequence[int], limit: int) -> _Shared | None:
+def _find_shared_keys(
+    patterns: Sequence[Pattern], numbers: Sequence[int], limit: int, steps: Steps
+) -> _Shared | None:
     """Search from the beginnings of the keys, then from their ends; return None if both take too many steps."""
     for reverse in (False, True):
-        positions = _Positions(build_trie(((number, patterns[number]) for number in numbers), reverse=reverse))
+        positions = _Positions(build_trie(((number, patterns[number]) for number in numbers), reverse=reverse), steps)
         if not positions.too_many and (found := positions.search(limit)) is not None:
             return found
     return None
@@ -223,19 +244,22 @@ class _Positions:
     numbers of successors, which `steps` counts.
     """
 
-    def __init__(self, root: Branch) -> None:
+    def __init__(self, root: Branch, steps: Steps | None = None) -> None:
+        self.building = steps if steps is not None else Steps(BUILD_STEPS)
         self.chars: list[Ranges] = [()]
         self.follow: list[list[int]] = [[]]
         self.branch: list[Branch] = [root]
         self.ends: dict[int, list[int]] = {}
         self.found = _Shared()
-        self.edges = 0
         self.too_many = False
-        self.add_trie(root)
+        try:
+            self.add_trie(root)
+        except TooMany:
+            self.too_many = True
 
     def add_trie(self, root: Branch) -> None:
         pending: list[tuple[Branch, list[int]]] = [(root, [0])]
-        while pending and not self.too_many:
+        while pending:
             here, last = pending.pop()
             if here.ends:
                 for position in last:
@@ -253,10 +277,9 @@ class _Positions:
             empty = False
         else:
             assert node is not None
-            piece = build_fragment(node, len(self.chars), MAX_EDGES)
+            piece = build_fragment(node, len(self.chars), MAX_EDGES, self.building)
             if piece is None:
-                self.too_many = True
-                return []
+                raise TooMany
             self.chars += piece.chars
             self.follow += piece.follow
             first, last, empty = piece.first, piece.last, piece.nullable
@@ -264,16 +287,16 @@ class _Positions:
                 # One run derives a word in two ways, as in `(a*)*`; pairs of different positions cannot detect this.
                 self.found.several_ways.update(_find_ends_below(child))
         self.branch += [child] * (len(self.chars) - len(self.branch))
-        self.edges += len(before) * len(first)
-        if self.edges > MAX_EDGES:
-            self.too_many = True
-            return []
+        self.building.spend(len(before) * len(first) + 1)
         for position in before:
             self.follow[position] += first
         return last + before if empty else last
 
     def search(self, limit: int) -> _Shared | None:
-        self.mask = build_masks(self.chars)
+        try:
+            self.mask = build_masks(self.chars, self.building)
+        except TooMany:
+            return None
         self.steps, self.limit = 0, limit
         self.pending: list[tuple[int, int]] = []
         self.seen: set[tuple[int, int]] = set()
@@ -283,6 +306,8 @@ class _Positions:
         # Two runs can diverge only after a position with two successors for the same character.
         for following in self.follow:
             self.split_run(following)
+            if self.steps > limit:
+                return None
         while self.pending and self.steps <= limit:
             one, other = self.pending.pop()
             if one in self.ends and other in self.ends:
@@ -293,6 +318,7 @@ class _Positions:
     def split_run(self, positions: list[int]) -> None:
         """Add the pairs of positions that one run can split into: pairs of successors that share a character."""
         taken = 0
+        self.steps += len(positions) // 16
         for position in positions:
             if taken & self.mask[position]:
                 break

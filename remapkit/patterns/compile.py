@@ -16,15 +16,30 @@ from remapkit.diagnostics.source import Span, Text
 from remapkit.diagnostics.wording import SHOWN, join_words, suggest_name
 from remapkit.patterns.automaton import find_possible_leaves
 from remapkit.patterns.literals import literal_text, read_word
+from remapkit.patterns.matcher import Program, count_free_positions, make_engine, reads_one_way
 from remapkit.patterns.path import PathProblems, parse_path, read_range
 from remapkit.patterns.pattern import Part, Pattern, split_into_parts
 from remapkit.patterns.regex import parse_regex
-from remapkit.patterns.unparse import unparse
+from remapkit.patterns.steps import Steps
+from remapkit.patterns.tree import count_nodes
 from remapkit.rulefile.syntax import WrittenGuard, WrittenPattern
+from remapkit.rulefile.yaml.compose import MAX_PROBLEMS
 from remapkit.rulefile.yaml.emit import emit_flow
 
 MAX_LETTERS = 200_000
 """The most characters in all words of one guard together."""
+
+
+MAX_SEVERAL_WAYS = 1000
+"""The most characters, with counted repeats expanded, of a pattern that may read a key in several ways."""
+
+
+MAX_STEPS = 10_000_000
+"""The most steps for one pattern, if the caller does not count them for a whole file."""
+
+
+PATTERN_STEPS = 140
+"""The least number of steps for a pattern."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +50,25 @@ class Compiled:
     warnings: tuple[Diagnostic, ...] = ()
 
 
-def compile_pattern(written: WrittenPattern, tables: Mapping[str, Sequence[str]]) -> Compiled:
-    """Compile the pattern of a rule with its guards; raises `InvalidRules` with all of its problems."""
+def compile_pattern(
+    written: WrittenPattern, tables: Mapping[str, Sequence[str]], steps: Steps | None = None
+) -> Compiled:
+    """Compile the pattern of a rule with its guards.
+
+    Raises `InvalidRules` with all of its problems, and `TooMany` if it takes more steps than are left.
+    """
+    steps = steps if steps is not None else Steps(MAX_STEPS)
+    steps.spend(PATTERN_STEPS + len(written.text.value) // 4)
     try:
-        parts = (
-            parse_path(written.text, tables)
-            if written.surface == "path"
-            else split_into_parts(parse_regex(written.text))
-        )
+        if written.surface == "path":
+            parts = parse_path(written.text, tables)
+            # Equal lists of words share their tree, so the words themselves are cheap.
+            steps.spend(sum(len(part.values or ()) for part in parts) // 2)
+        else:
+            node = parse_regex(written.text)
+            steps.spend(count_nodes(node))
+            parts = split_into_parts(node, steps)
+            _refuse_slow_pattern(written, parts, steps)
     except InvalidRules as error:
         raise InvalidRules([*error.diagnostics, *_check_words(written)]) from None
     problems: list[Diagnostic] = []
@@ -55,14 +81,32 @@ def compile_pattern(written: WrittenPattern, tables: Mapping[str, Sequence[str]]
             problems.append(Diagnostic("RK145", f"two guards on the capture {name!r}", labels, ("merge them",)))
             continue
         guarded[name] = guard.capture.span
-        parts = _apply_guard(parts, guard, written, tables, problems, warnings)
+        steps.spend(len(parts))
+        if len(problems) >= MAX_PROBLEMS:
+            break
+        parts = _apply_guard(parts, guard, written, tables, problems, warnings, steps)
     leaf = _read_leaves(written, problems)
     pattern = Pattern(written.surface, written.text, written.span, parts, leaf)
     if leaf is not None and not problems:
-        pattern = _drop_impossible_leaves(pattern, written, problems, warnings)
+        pattern = _drop_impossible_leaves(pattern, written, problems, warnings, steps)
     if problems:
         raise InvalidRules(problems)
     return Compiled(pattern, tuple(warnings))
+
+
+def _refuse_slow_pattern(written: WrittenPattern, parts: Sequence[Part], steps: Steps) -> None:
+    """Refuse a long pattern that is not shown to read every key in one way: matching would take too long."""
+    if count_free_positions(parts) <= MAX_SEVERAL_WAYS or reads_one_way(parts, steps):
+        return
+    count = count_free_positions(parts)
+    title = (
+        f"the pattern has {count:,} characters with its counted repeats written out and may read keys in several ways"
+    )
+    help = (
+        f"at most {MAX_SEVERAL_WAYS:,} can be matched then: use + or * if the exact count does not matter, "
+        "or let the repeated parts begin differently from what follows them"
+    )
+    raise InvalidRules(Diagnostic("RK119", title, (Label(written.text.at(0, len(written.text.value))),), (help,)))
 
 
 def _check_words(written: WrittenPattern) -> list[Diagnostic]:
@@ -83,6 +127,7 @@ def _apply_guard(
     tables: Mapping[str, Sequence[str]],
     problems: list[Diagnostic],
     warnings: list[Diagnostic],
+    steps: Steps,
 ) -> tuple[Part, ...]:
     name = guard.capture.value
     part = next((part for part in parts if part.name == name), None)
@@ -93,21 +138,37 @@ def _apply_guard(
     values = read_guard_values(guard, tables, problems)
     if values is None:
         return parts
-    language = re.compile(unparse(part.node))
-    inside = tuple(text.value for text in values if language.fullmatch(text.value))
-    outside = [text for text in values if not language.fullmatch(text.value)]
+    steps.spend(2 * len(values))
+    engine = make_engine(Pattern("match", written.text, written.span, (part,)), steps)
+    inside: list[str] = []
+    outside: list[Text] = []
+    for text in values:
+        if _fits(engine, text.value, steps):
+            inside.append(text.value)
+        else:
+            outside.append(text)
     if outside:
         report = problems if not inside else warnings
         report.append(_describe_outside_values(part, guard, outside, written, contradicts=not inside))
     if not inside:
         return parts
-    if sum(map(len, inside)) > MAX_LETTERS:
+    letters = sum(map(len, inside))
+    steps.spend(letters // 8)
+    if letters > MAX_LETTERS:
         place = guard.named.span if guard.named is not None else guard.capture.span
         title = f"the guard on {name!r} must have at most {MAX_LETTERS:,} characters in all"
         problems.append(Diagnostic("RK218", title, (Label(place),), ("list fewer words",)))
         return parts
     table = guard.named.value if guard.named is not None and guard.named.value in tables else None
-    return tuple(each.restrict_to(inside, table=table) if each is part else each for each in parts)
+    return tuple(each.restrict_to(tuple(inside), table=table) if each is part else each for each in parts)
+
+
+def _fits(engine: re.Pattern[str] | Program, word: str, steps: Steps) -> bool:
+    """Return whether a word belongs to the language of a capture."""
+    if isinstance(engine, re.Pattern):
+        return engine.fullmatch(word) is not None
+    steps.spend(len(engine.code) * (len(word) + 1) // 4)
+    return engine.find_captures(word) is not None
 
 
 def _describe_unknown_capture(name: Text, names: Sequence[str | None], code: str, what: str) -> Diagnostic:
@@ -126,9 +187,14 @@ def read_guard_values(
             title = f"the guard on {guard.capture.value!r} allows nothing"
             problems.append(Diagnostic("RK141", title, (Label(guard.capture.span),), ("list the values",)))
             return None
-        words = [read_word(text, "a word of a guard", problems) for text in guard.values]
-        read = tuple(word for word in words if word is not None)
-        return read if len(read) == len(words) else None
+        read: list[Text] = []
+        for text in guard.values:
+            word = read_word(text, "a word of a guard", problems)
+            if word is not None:
+                read.append(word)
+            elif len(problems) >= MAX_PROBLEMS:
+                return None
+        return tuple(read) if len(read) == len(guard.values) else None
     assert guard.named is not None
     named = guard.named
     if named.value in tables:
@@ -176,22 +242,26 @@ def _read_leaves(written: WrittenPattern, problems: list[Diagnostic]) -> tuple[s
 
 
 def _drop_impossible_leaves(
-    pattern: Pattern, written: WrittenPattern, problems: list[Diagnostic], warnings: list[Diagnostic]
+    pattern: Pattern,
+    written: WrittenPattern,
+    problems: list[Diagnostic],
+    warnings: list[Diagnostic],
+    steps: Steps,
 ) -> Pattern:
     """Remove and report the leaves that no key of the pattern can have."""
 
     assert written.leaf is not None and pattern.leaf is not None
-    possible = find_possible_leaves(pattern)
+    possible = find_possible_leaves(pattern, steps)
     read = ((text, read_word(text, "a leaf", [])) for text in written.leaf)
     never = [text for text, word in read if word is None or word.value not in possible]
     if never:
-        join_words = ", ".join(repr(text.value) for text in never)
+        named = join_words((repr(text.value) for text in never), SHOWN, "or")
         labels = (Label(written.text.span, "no key of this pattern has it", primary=False), Label(never[0].span))
         if not possible:
-            title = f"the guard contradicts the pattern: no key can have the leaf {join_words}"
+            title = f"the guard contradicts the pattern: no key can have the leaf {named}"
             problems.append(Diagnostic("RK143", title, labels, ("change the guard or the pattern",)))
         else:
-            title = f"no key of the pattern can have the leaf {join_words}"
+            title = f"no key of the pattern can have the leaf {named}"
             help = ("remove it from the guard, or widen the pattern",)
             warnings.append(Diagnostic("RK142", title, labels, help, severity=Severity.WARNING))
     return replace(pattern, leaf=tuple(value for value in pattern.leaf if value in possible))

@@ -16,22 +16,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from remapkit.patterns.automaton import MAX_EDGES, TooMany, build_automaton, is_unambiguous
+from remapkit.patterns.automaton import MAX_EDGES, build_automaton, is_unambiguous
 from remapkit.patterns.charset import contains
 from remapkit.patterns.combine import build_trie, group_patterns, write_expression
-from remapkit.patterns.pattern import Pattern
+from remapkit.patterns.pattern import Part, Pattern
+from remapkit.patterns.steps import Steps, TooMany
 from remapkit.patterns.template import CaptureItem, MapItem, Template
-from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat
+from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, count_positions
 from remapkit.patterns.unparse import unparse
 
 
 class PatternMatcher:
-    """A matcher of keys against one pattern; compiled on first use."""
+    """A matcher of keys against one pattern; compiled on first use, which takes at most `steps`."""
 
-    __slots__ = ("_engine", "pattern")
+    __slots__ = ("_engine", "pattern", "steps")
 
-    def __init__(self, pattern: Pattern) -> None:
-        self.pattern = pattern
+    def __init__(self, pattern: Pattern, steps: Steps | None = None) -> None:
+        self.pattern, self.steps = pattern, steps
         self._engine: re.Pattern[str] | Program | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -41,21 +42,46 @@ class PatternMatcher:
         """Return the captures, or None if the pattern does not match the whole key."""
         engine = self._engine
         if engine is None:
-            engine = self._engine = self._compile()
+            engine = self._engine = make_engine(self.pattern, self.steps)
         captures = _match_by_re(engine, fqn) if isinstance(engine, re.Pattern) else engine.find_captures(fqn)
         if captures is None:
             return None
         leaf = self.pattern.leaf
         return captures if leaf is None or fqn.rpartition(".")[2] in leaf else None
 
-    def _compile(self) -> re.Pattern[str] | Program:
-        # `re` may take exponential time unless the pattern is unambiguous. If that cannot be decided within limits,
-        # use the slower `Program`, whose time is bounded for every pattern.
-        try:
-            one_way = is_unambiguous(build_automaton(self.pattern.parts, MAX_EDGES))
-        except TooMany:
-            one_way = False
-        return re.compile(regex_text(self.pattern)) if one_way else Program(self.pattern)
+
+def make_engine(pattern: Pattern, steps: Steps | None = None) -> re.Pattern[str] | Program:
+    """Return what matches a key safely: `re`, or `Program` where it is not shown that every key is read in one way.
+
+    `re` may take exponential time unless the pattern is unambiguous. If that cannot be decided within limits, use the
+    slower `Program`, whose time is bounded for every pattern.
+    """
+    return re.compile(regex_text(pattern)) if reads_one_way(pattern.parts, steps) else Program(pattern)
+
+
+def reads_one_way(parts: Sequence[Part], steps: Steps | None = None) -> bool:
+    """Return whether it is shown, within some steps, that every key is read in one way; then these are spent."""
+    within = Steps(MAX_STEPS if steps is None else min(MAX_STEPS, steps.left))
+    try:
+        return is_unambiguous(build_automaton(parts, MAX_EDGES, within), within)
+    except TooMany:
+        return False
+    finally:
+        if steps is not None:
+            steps.left -= within.spent
+
+
+MAX_STEPS = 2_000_000
+"""The most steps to find out whether one pattern reads every key in one way."""
+
+
+ALL_STEPS = 4_000_000
+"""The most steps to find this out for all patterns of a set; the others are matched by `Program`."""
+
+
+def count_free_positions(parts: Iterable[Part]) -> int:
+    """Return the number of characters of parts with counted repeats expanded; lists of words do not count."""
+    return sum(count_positions(part.node) for part in parts if part.values is None)
 
 
 def _match_by_re(engine: re.Pattern[str], fqn: str) -> dict[str, str] | None:
@@ -113,6 +139,9 @@ class SetMatcher:
         self.patterns = tuple(patterns)
         self.readers = tuple(readers) if readers is not None else tuple(map(PatternMatcher, self.patterns))
         self._engines: tuple[tuple[Together, ...], tuple[int, ...]] | None = None
+        steps = Steps(ALL_STEPS)
+        for reader in self.readers:
+            reader.steps = steps
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SetMatcher, (self.patterns, self.readers)
@@ -338,7 +367,8 @@ class Program:
         captures, so it is not tried again. Hence there are at most (instructions x (length + 1)) steps, and the
         search ends even if a repeat reads nothing, because its second iteration reaches a visited pair.
         """
-        visited: set[tuple[int, int]] = set()
+        visited: set[int] = set()
+        width = len(key) + 1
         slots = [0] * (2 * len(self.names))
         # An entry is an instruction to try, or (if negative) a slot to restore after all paths through it failed.
         pending: list[tuple[int, int]] = [(0, 0)]
@@ -347,8 +377,8 @@ class Program:
             if place < 0:
                 slots[-place - 1] = offset
                 continue
-            while (place, offset) not in visited:
-                visited.add((place, offset))
+            while (pair := place * width + offset) not in visited:
+                visited.add(pair)
                 kind, argument, other = self.code[place]
                 if kind == CHARS:
                     if offset == len(key) or not contains(argument, key[offset]):

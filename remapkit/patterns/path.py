@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
@@ -31,6 +33,7 @@ from remapkit.patterns.literals import (
 )
 from remapkit.patterns.pattern import CANONICAL, SEGMENT, SEGMENTS, Part
 from remapkit.patterns.tree import Seq, literal
+from remapkit.rulefile.yaml.compose import MAX_PROBLEMS, explain_problem_limit
 from remapkit.rulefile.yaml.emit import quote_text
 from remapkit.tensors.families import MAX_DIGITS, is_canonical_integer
 
@@ -67,6 +70,8 @@ class PathProblems:
         if earlier is not None:
             labels.insert(0, Label(self.text.at(*earlier), "the first one", primary=False))
         self.found.append(Diagnostic(code, title, tuple(labels), help))
+        if len(self.found) >= MAX_PROBLEMS:
+            raise InvalidRules([*self.found, explain_problem_limit()])
 
 
 def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, ...]:
@@ -264,13 +269,20 @@ def read_range(kind: str, problems: PathProblems, start: int) -> tuple[str, ...]
         title = f"the range {kind} has more than {MAX_WORDS} values"
         problems.add("RK135", title, start, end, "write :int for any canonical integer")
         return None
-    return tuple(str(number) for number in range(int(low), int(high) + 1))
+    return _list_integers(int(low), int(high))
+
+
+@lru_cache(maxsize=64)
+def _list_integers(low: int, high: int) -> tuple[str, ...]:
+    """Return the integers of a range as text; equal ranges of a file share them."""
+    return tuple(map(str, range(low, high + 1)))
 
 
 def _read_choices(kind: str, problems: PathProblems, start: int) -> tuple[str, ...] | None:
     written = _split_choices(kind)
     values = [unescape_quotes(found[1]) if (found := _CHOICE.fullmatch(each)) else each for each in written]
     here, good = start, True
+    seen: set[str] = set()
     for number, value in enumerate(values):
         length = len(written[number])
         where = (max(start, here - 1), here + length + 1) if not value else (here, here + length)
@@ -280,7 +292,7 @@ def _read_choices(kind: str, problems: PathProblems, start: int) -> tuple[str, .
         elif "." in value:
             help = "choices are parts of one segment; use a table, whose keys may contain dots, or two rules"
             problems.add("RK136", f"a dot in the choice {value!r}", *where, help)
-        elif value in values[:number]:
+        elif value in seen:
             problems.add("RK136", f"duplicate choice {value!r}", *where, "remove one")
         elif odd is not None:
             read = "|".join(
@@ -294,8 +306,10 @@ def _read_choices(kind: str, problems: PathProblems, start: int) -> tuple[str, .
         elif (hidden_in := check_key_characters(problems.text, "a choice", value)) is not None:
             problems.found.append(hidden_in)
         else:
+            seen.add(value)
             here += length + 1
             continue
+        seen.add(value)
         good = False
         here += length + 1
     return tuple(values) if good else None
@@ -331,14 +345,12 @@ def _report_unknown_type(
 def _merge_literals(parts: list[Part]) -> tuple[Part, ...]:
     """Merge adjacent literals."""
     merged: list[Part] = []
-    for part in parts:
-        if part.name is None and merged and merged[-1].name is None:
-            before = merged[-1]
-            assert isinstance(before.node, Seq) and isinstance(part.node, Seq)
-            assert before.values is not None and part.values is not None
-            at = (before.at[0], part.at[1])
-            node = Seq(before.node.items + part.node.items, at)
-            merged[-1] = Part(None, node, at, values=(before.values[0] + part.values[0],))
-        else:
-            merged.append(part)
+    for is_literal, group in groupby(parts, key=lambda part: part.name is None):
+        run = list(group)
+        if not is_literal or len(run) == 1:
+            merged += run
+            continue
+        text = "".join(part.values[0] for part in run if part.values)
+        at = (run[0].at[0], run[-1].at[1])
+        merged.append(Part(None, Seq(literal(text).items, at), at, values=(text,)))
     return tuple(merged)

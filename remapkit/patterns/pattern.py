@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from remapkit.diagnostics.source import Span, Text
 from remapkit.patterns.charset import DIGITS, NOT_DOT, singleton
-from remapkit.patterns.finite import build_words_node, list_words
+from remapkit.patterns.finite import build_words_node, list_words, order_words
+from remapkit.patterns.steps import Steps
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq
 
 CANONICAL = Alt((Chars(singleton("0")), Seq((Chars(((49, 57),)), Repeat(Chars(DIGITS), 0, None)))))
@@ -43,7 +44,7 @@ class Part:
 
     def restrict_to(self, values: tuple[str, ...], *, table: str | None = None) -> Part:
         """Return the part restricted to the given words."""
-        ordered = tuple(sorted(set(values), key=lambda word: (len(word), word)))
+        ordered = order_words(values)
         return replace(self, node=build_words_node(ordered), values=ordered, table=table or self.table, written=None)
 
 
@@ -67,15 +68,15 @@ class Pattern:
         return next((part for part in self.parts if part.name == name), None)
 
 
-def split_into_parts(node: PatternNode) -> tuple[Part, ...]:
-    """Split a tree into parts; all of its captures must be at the top level."""
+def split_into_parts(node: PatternNode, steps: Steps | None = None) -> tuple[Part, ...]:
+    """Split a tree into parts; its captures must be at the top level. Raises `TooMany` if no steps are left."""
     parts: list[Part] = []
     pending: list[PatternNode] = []
 
     def flush() -> None:
         if pending:
             whole = Seq(tuple(pending), (pending[0].at[0], pending[-1].at[1]))
-            parts.append(Part(None, whole, whole.at, values=list_words(whole)))
+            parts.append(Part(None, whole, whole.at, values=list_words(whole, steps=steps)))
             pending.clear()
 
     def walk(each: PatternNode) -> None:
@@ -84,7 +85,7 @@ def split_into_parts(node: PatternNode) -> tuple[Part, ...]:
                 walk(item)
         elif isinstance(each, Group):
             flush()
-            parts.append(Part(each.name, each.item, each.at, values=list_words(each.item)))
+            parts.append(Part(each.name, each.item, each.at, values=list_words(each.item, steps=steps)))
         elif isinstance(each, Alt) and len(each.branches) == 1:
             walk(each.branches[0])
         else:

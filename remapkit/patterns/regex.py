@@ -23,12 +23,15 @@ from remapkit.patterns.charset import (
     merge_ranges,
     singleton,
 )
-from remapkit.patterns.tree import MAX_POSITIONS, Alt, Chars, Group, PatternNode, Repeat, Seq, count_positions
+from remapkit.patterns.finite import join_alternatives
+from remapkit.patterns.tree import EMPTY, MAX_POSITIONS, Alt, Chars, Group, PatternNode, Repeat, Seq, count_positions
 
 MAX_REPEAT = 1000
 """The highest bound of a counted repeat."""
 MAX_DEPTH = 100
 """The deepest nesting of groups."""
+MANY = 32
+"""An alternation of this many plain words is written with shared prefixes."""
 
 _CLASSES: dict[str, Ranges] = {
     "d": DIGITS,
@@ -125,13 +128,18 @@ class _Parser:
         while self.peek() == "|":
             self.here += 1
             branches.append(self.parse_sequence())
-        return branches[0] if len(branches) == 1 else Alt(tuple(branches), (start, self.here))
+        if len(branches) == 1:
+            return branches[0]
+        joined = join_alternatives(branches) if len(branches) >= MANY else None
+        return joined if joined is not None else Alt(tuple(branches), (start, self.here))
 
     def parse_sequence(self) -> PatternNode:
         start = self.here
         items: list[PatternNode] = []
         while self.here < len(self.value) and self.peek() not in "|)":
-            items.append(self.parse_quantified())
+            item = self.parse_quantified()
+            if not isinstance(item, Seq) or item.items:
+                items.append(item)
         return items[0] if len(items) == 1 else Seq(tuple(items), (start, self.here))
 
     def parse_quantified(self) -> PatternNode:
@@ -154,7 +162,7 @@ class _Parser:
         if following in ("*", "{"):
             title = "a quantifier after a quantifier"
             raise self.refuse("RK118", title, self.here, self.here + 1, "group the inner one: (?:...)")
-        return Repeat(item, low, high, (start, self.here))
+        return _make_repeat(item, low, high, (start, self.here))
 
     def refuse_lazy(self, start: int) -> RefusedPattern:
         help = "drop the ?, and use a class that stops at the right place: `[^.]+` stops before the next dot"
@@ -400,3 +408,17 @@ class _Parser:
         why, help = reasons.get(inside, ("its text would be used twice", "capture the parts side by side"))
         title = f"the capture {node.name!r} is inside {inside}: {why}"
         return self.refuse("RK121", title, *node.at, help)
+
+
+def _make_repeat(item: PatternNode, low: int, high: int | None, at: tuple[int, int]) -> PatternNode:
+    """Return a repeat; a repeat of nothing is nothing, and a counted repeat of a counted repeat is one, if possible.
+
+    `(x{0,b}){c,d}` is `x{0,b*d}`, read in the same order; and if `x` is one character, `(x{1,b}){c,d}` is `x{c,b*d}`.
+    """
+    if item == EMPTY:
+        return item
+    match item:
+        case Repeat(inner, (0 | 1) as least, int(most)) if high is not None and most * high <= MAX_REPEAT:
+            if least == 0 or isinstance(inner, Chars):
+                return Repeat(inner, least * low, most * high, at)
+    return Repeat(item, low, high, at)

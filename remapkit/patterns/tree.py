@@ -77,11 +77,13 @@ EMPTY = Seq(())
 
 def literal(text: str, start: int = 0) -> Seq:
     """Return the language of one word."""
-    items = [Chars(_one(character), (here, here + 1)) for here, character in enumerate(text, start)]
-    return Seq(tuple(items), (start, start + len(text)))
+    return Seq(tuple(map(one_character, text)), (start, start + len(text)))
 
 
-_one = lru_cache(maxsize=1024)(singleton)
+@lru_cache(maxsize=1024)
+def one_character(character: str) -> Chars:
+    """Return the set of one character; literal text shares these, so a long one takes 8 bytes a character."""
+    return Chars(singleton(character))
 
 
 def count_positions(node: PatternNode) -> int:
@@ -95,3 +97,22 @@ def count_positions(node: PatternNode) -> int:
     if isinstance(node, Group):
         return count_positions(node.item)
     return count_positions(node.item) * max(1, node.low if node.high is None else node.high)
+
+
+def count_nodes(node: PatternNode) -> int:
+    """Return the number of nodes of a tree after its counted repeats are expanded: what one walk through it costs."""
+    if isinstance(node, Chars):
+        return 1
+    if isinstance(node, Seq):
+        return 1 + sum(map(count_nodes, node.items))
+    if isinstance(node, Alt):
+        return 1 + sum(map(count_nodes, node.branches))
+    if isinstance(node, Group):
+        return 1 + count_nodes(node.item)
+    return 1 + count_nodes(node.item) * max(1, node.low if node.high is None else node.high)
+
+
+def measure_common_prefix(one: str, other: str, start: int = 0) -> int:
+    """Return the number of characters with which both texts begin; they are known to agree before `start`."""
+    most = min(len(one), len(other))
+    return next((place for place in range(start, most) if one[place] != other[place]), most)

@@ -46,7 +46,7 @@ class Dialect:
 
     operators: frozenset[str]
     max_digits: int
-    max_operators: int | None
+    max_operators: int
     largest: int | None
     exact: bool
     code: str
@@ -56,7 +56,7 @@ class Dialect:
 SIZES = Dialect(
     frozenset({*_OPERATORS, *_ROUNDING}),
     max_digits=18,
-    max_operators=None,
+    max_operators=10_000,
     largest=1 << 62,
     exact=True,
     code="RK161",
@@ -144,7 +144,8 @@ class Expr:
             help = "round it with floor(a / b) or ceil(a / b)"
             raise BadNumber(f"{self.text}: {left} is not a multiple of {right}; {help}")
         value: _Value = _OPERATORS[sign][1](left, right)
-        if self.dialect.largest is not None and not -self.dialect.largest < value < self.dialect.largest:
+        largest = self.dialect.largest
+        if largest is not None and not (-largest < value < largest and value.denominator < largest):
             raise BadNumber(f"{self.text} is too large for a size")
         return value
 
@@ -194,7 +195,7 @@ def _to_postfix(text: Text, dialect: Dialect, start: int, end: int) -> Iterator[
             yield from _close_parenthesis(text, dialect, waiting, at)
         else:
             operators += 1
-            if dialect.max_operators is not None and operators > dialect.max_operators:
+            if operators > dialect.max_operators:
                 title = f"an expression must have at most {dialect.max_operators} operators"
                 raise _refuse(text, dialect, title, (start, end), "write it shorter")
             # Operators of equal precedence are left-associative: 8 - 2 - 1 is (8 - 2) - 1.

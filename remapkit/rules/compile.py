@@ -11,16 +11,19 @@ from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.errors import InvalidRules
-from remapkit.diagnostics.source import Text
+from remapkit.diagnostics.source import Span, Text
 from remapkit.ops.base import RefusedOp
 from remapkit.ops.params import resolve_params
 from remapkit.patterns.compile import compile_pattern, read_guard_values
 from remapkit.patterns.literals import read_word
 from remapkit.patterns.pattern import SEGMENT, Part, Pattern
+from remapkit.patterns.steps import TooMany
 from remapkit.patterns.template import MapItem, Template
 from remapkit.rulefile.arithmetic import BadNumber, NoValue
 from remapkit.rulefile.syntax import RuleFile, WrittenFill, WrittenPattern, WrittenRule, WrittenTable
-from remapkit.rules.compile_template import compile_template, find_syntax_problems
+from remapkit.rulefile.yaml.compose import MAX_PROBLEMS, explain_problem_limit
+from remapkit.rules.compile_template import Tabulations, compile_template, find_syntax_problems
+from remapkit.rules.costs import CompileCosts
 from remapkit.rules.model import CompiledRules, Requirement, Rule, RuleKind, Table
 from remapkit.rules.pipeline import (
     AddedTargets,
@@ -36,6 +39,12 @@ from remapkit.rules.requirements import read_requirements
 MAX_ADDED = 100_000
 """The most tensors that one entry of `add` may create."""
 
+MAX_STEPS = 3_000_000
+"""The most steps that compiling a file may take: about three seconds."""
+
+TARGET_STEPS = 8
+"""The steps for one target of `add`."""
+
 
 def compile_rules(
     rule_file: RuleFile, params: Mapping[str, int] | None = None, config: Mapping[str, Any] | None = None
@@ -50,16 +59,18 @@ def compile_rules(
     ['keep[0]']
     """
     compiler = _Compiler(rule_file, params, config)
-    rules = tuple(rule for written in rule_file.rules for rule in compiler.compile_rule(written))
-    keep = compiler.compile_named("keep", rule_file.keep)
-    drop = compiler.compile_named("drop", rule_file.drop)
-    domain = compiler.compile_domain()
-    require = compiler.compile_requirements()
-    add = tuple(filter(None, (compiler.compile_fill(number, each) for number, each in enumerate(rule_file.add))))
+    try:
+        rules = tuple(rule for written in rule_file.rules for rule in compiler.compile_rule(written))
+        keep = compiler.compile_named("keep", rule_file.keep)
+        drop = compiler.compile_named("drop", rule_file.drop)
+        domain = compiler.compile_domain()
+        require = compiler.compile_requirements()
+        add = tuple(filter(None, (compiler.compile_fill(number, each) for number, each in enumerate(rule_file.add))))
+    except TooMany:
+        raise InvalidRules([*compiler.problems, compiler.costs.explain()]) from None
     compiler.check_ids()
     compiler.check_unused_tables()
-    if compiler.problems:
-        raise InvalidRules(compiler.problems)
+    compiler.raise_problems()
     tables = {name: table.entries for name, table in compiler.tables.items()}
     warnings = tuple(compiler.warnings)
     return CompiledRules(
@@ -89,6 +100,20 @@ class _Compiler:
         self.tables = {table.name.value: self.compile_table(table) for table in rule_file.tables}
         self.keys = {name: tuple(table.entries) for name, table in self.tables.items()}
         self.used: set[str] = set()
+        self.costs = CompileCosts(MAX_STEPS)
+        self.tabulations: Tabulations = {}
+
+    def begin(self, name: str, span: Span) -> None:
+        """Begin to compile an entry; raises `InvalidRules` if there are more problems than are shown."""
+        if len(self.problems) > MAX_PROBLEMS:
+            self.raise_problems()
+        self.costs.begin(name, span)
+
+    def raise_problems(self) -> None:
+        """Raise `InvalidRules` if there are problems, with at most `MAX_PROBLEMS` of them."""
+        more = [explain_problem_limit()] if len(self.problems) > MAX_PROBLEMS else []
+        if self.problems:
+            raise InvalidRules([*self.problems[:MAX_PROBLEMS], *more])
 
     def collect_problems(self, build: Callable[[], Any]) -> Any:
         try:
@@ -131,10 +156,10 @@ class _Compiler:
         return text.value if read is None else read.value
 
     def compile_key_pattern(self, written: WrittenPattern) -> Pattern | None:
-        compiled = self.collect_problems(lambda: compile_pattern(written, self.keys))
+        compiled = self.collect_problems(lambda: compile_pattern(written, self.keys, self.costs.steps))
         self.used |= {guard.named.value for guard in written.where if guard.named is not None}
         if compiled is None:
-            self.used |= {name for name in self.tables if f":{name}}}" in written.text.value}
+            self.used |= _list_names(written.text.value, ":") & self.tables.keys()
             return None
         self.warnings += compiled.warnings
         pattern: Pattern = compiled.pattern
@@ -143,14 +168,17 @@ class _Compiler:
 
     def note_lookups(self, to: Text) -> None:
         """Mark the tables that a template names as used, even if the template has problems."""
-        self.used |= {name for name in self.tables if f"|{name}}}" in to.value.replace(" ", "")}
+        self.used |= _list_names(to.value.replace(" ", ""), "|") & self.tables.keys()
 
     def compile_target(self, to: Text, forget: tuple[Text, ...], pattern: Pattern) -> Template | None:
         self.note_lookups(to)
-        template: Template | None = self.collect_problems(lambda: compile_template(to, forget, pattern, self.tables))
+        template: Template | None = self.collect_problems(
+            lambda: compile_template(to, forget, pattern, self.tables, self.costs.steps, self.tabulations)
+        )
         return template
 
     def compile_rule(self, written: WrittenRule) -> tuple[Rule, ...]:
+        self.begin(written.id.value, written.span)
         if written.pipeline is not None:
             return self.compile_pipeline_rules(written)
         pattern = self.compile_key_pattern(written.pattern)
@@ -224,12 +252,14 @@ class _Compiler:
 
     def compile_fill(self, number: int, written: WrittenFill) -> AddedTargets | None:
         """Compile one entry of `add`."""
+        self.begin(f"add[{number}]", written.node.span)
         before = len(self.problems)
         parts = []
         for guard in written.each:
             values = read_guard_values(guard, self.keys, self.problems)
             if values is not None:
                 words = tuple(text.value for text in values)
+                self.costs.steps.spend(len(words))
                 at = (0, len(written.to.value))
                 parts.append(Part(guard.capture.value, SEGMENT, at).restrict_to(words))
             if guard.named is not None:
@@ -243,6 +273,7 @@ class _Compiler:
             help = ("bound `each` more tightly",)
             self.problems.append(Diagnostic("RK217", title, (Label(written.to.span),), help))
             return None
+        self.costs.steps.spend(TARGET_STEPS * count)
         pattern = make_fill_pattern(written, tuple(parts))
         template = self.compile_target(written.to, (), pattern)
         if template is None or len(self.problems) > before:
@@ -272,6 +303,7 @@ class _Compiler:
     def compile_named(self, kind: RuleKind, written: Iterable[WrittenPattern]) -> tuple[Rule, ...]:
         rules = []
         for number, each in enumerate(written):
+            self.begin(f"{kind}[{number}]", each.span)
             pattern = self.compile_key_pattern(each)
             if pattern is not None:
                 rules.append(
@@ -280,7 +312,11 @@ class _Compiler:
         return tuple(rules)
 
     def compile_domain(self) -> tuple[Pattern, ...]:
-        return tuple(filter(None, (self.compile_key_pattern(each) for each in self.file.source_domain)))
+        patterns = []
+        for number, each in enumerate(self.file.source_domain):
+            self.begin(f"source.domain[{number}]", each.span)
+            patterns.append(self.compile_key_pattern(each))
+        return tuple(pattern for pattern in patterns if pattern is not None)
 
     def compile_requirements(self) -> tuple[Requirement, ...]:
         calls, written = self.pipelines.calls, self.file.require
@@ -308,6 +344,11 @@ class _Compiler:
                 )
                 warning = Diagnostic("RK104", title, (Label(table.at),), help, severity=Severity.WARNING)
                 self.warnings.append(warning)
+
+
+def _list_names(text: str, before: str) -> set[str]:
+    """Return the texts between a sign and the next closing brace."""
+    return {piece.partition("}")[0] for piece in text.split(before)[1:]}
 
 
 def _list_all_table_uses(pattern: Pattern, templates: Iterable[Template]) -> tuple[tuple[str, str], ...]:

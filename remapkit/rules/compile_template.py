@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
@@ -14,8 +13,10 @@ from remapkit.diagnostics.source import Text
 from remapkit.diagnostics.wording import suggest_name
 from remapkit.patterns.literals import check_literal_text, read_quoted
 from remapkit.patterns.pattern import Part, Pattern
+from remapkit.patterns.steps import Steps
 from remapkit.patterns.template import PLAIN_TEXT, CaptureItem, MapItem, Template, TemplateItem, TextItem
 from remapkit.rulefile.arithmetic import INDICES, BadNumber, Expr, Name, parse_expression
+from remapkit.rulefile.yaml.compose import MAX_PROBLEMS, explain_problem_limit
 from remapkit.rules.model import Table
 from remapkit.tensors.families import is_canonical_integer
 from remapkit.tensors.spec import find_name_problem
@@ -28,8 +29,15 @@ MAX_COMBINATIONS = 4096
 """The most combinations of captures that one arithmetic expression may have."""
 
 
-@lru_cache(maxsize=64)
-def _tabulate_expression(expression: Expr, spaces: tuple[tuple[str, ...], ...]) -> Mapping[tuple[str, ...], str]:
+Tabulations = dict[tuple[Expr, tuple[tuple[str, ...], ...]], Mapping[tuple[str, ...], str]]
+"""The indices of each expression that a file has used, for each space of captures."""
+
+
+TEMPLATE_STEPS = 30
+"""The least number of steps for a template."""
+
+
+def _tabulate_expression(expression: Expr, spaces: Sequence[tuple[str, ...]]) -> Mapping[tuple[str, ...], str]:
     """Return the index for each combination of captures; raises `BadNumber` for the first without a valid index."""
     mapping: dict[tuple[str, ...], str] = {}
     for values in itertools.product(*spaces):
@@ -86,7 +94,8 @@ def _parse_fields(text: Text) -> Iterator[str | _Field | Diagnostic]:
     value, here = text.value, 0
     pending = ""
     plain: list[tuple[int, int]] = []
-    while here < len(value):
+    unmatched = 0
+    while here < len(value) and unmatched < MAX_PROBLEMS:
         sign = value[here]
         if value[here : here + 2] in ("{{", "}}"):
             pending, here = pending + sign, here + 2
@@ -104,6 +113,7 @@ def _parse_fields(text: Text) -> Iterator[str | _Field | Diagnostic]:
             if sign == "}" or end < 0 or "{" in value[here + 1 : end]:
                 title = "unmatched '}'" if sign == "}" else "'{' is never closed"
                 help = (f"write {sign * 2} for the character itself",)
+                unmatched += 1
                 yield Diagnostic("RK150", title, (Label(text.at(here)),), help)
                 here += 1
                 continue
@@ -131,9 +141,20 @@ def _judge_plain_text(text: Text, plain: list[tuple[int, int]]) -> Diagnostic | 
     )
 
 
-def compile_template(text: Text, forget: tuple[Text, ...], pattern: Pattern, tables: Mapping[str, Table]) -> Template:
-    """Compile the template of a rule; raises `InvalidRules` with all of its problems."""
-    compiler = _Compiler(text, pattern, tables)
+def compile_template(
+    text: Text,
+    forget: tuple[Text, ...],
+    pattern: Pattern,
+    tables: Mapping[str, Table],
+    steps: Steps,
+    tabulations: Tabulations,
+) -> Template:
+    """Compile the template of a rule; `tabulations` are those of the file so far.
+
+    Raises `InvalidRules` with all of its problems, and `TooMany` if it takes more steps than are left.
+    """
+    steps.spend(TEMPLATE_STEPS + len(text.value) // 4)
+    compiler = _Compiler(text, pattern, tables, steps, tabulations)
     items = compiler.items()
     compiler.check_uses(forget)
     if compiler.problems:
@@ -147,8 +168,12 @@ def find_syntax_problems(text: Text) -> list[Diagnostic]:
 
 
 class _Compiler:
-    def __init__(self, text: Text, pattern: Pattern, tables: Mapping[str, Table]) -> None:
+    def __init__(
+        self, text: Text, pattern: Pattern, tables: Mapping[str, Table], steps: Steps, tabulations: Tabulations
+    ) -> None:
         self.text, self.pattern, self.tables = text, pattern, tables
+        self.steps, self.tabulations = steps, tabulations
+        self.captures = {part.name: part for part in pattern.captures}
         self.problems: list[Diagnostic] = []
         self.used: dict[str, tuple[int, int]] = {}
         self.twice: dict[str, tuple[int, int]] = {}
@@ -158,6 +183,8 @@ class _Compiler:
         if about is not None:
             labels.append(Label(self.pattern.text.at(*about.at), "captured here", primary=False))
         self.problems.append(Diagnostic(code, title, tuple(labels), help))
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise InvalidRules([*self.problems, explain_problem_limit()])
 
     def items(self) -> tuple[TemplateItem, ...]:
         items: list[TemplateItem] = []
@@ -205,9 +232,10 @@ class _Compiler:
         return self.compile_arithmetic(expression, written)
 
     def find_capture(self, name: Name) -> Part | None:
-        part = self.pattern.capture(name.name)
+        part = self.captures.get(name.name)
         if part is None:
-            known = [each.name for each in self.pattern.captures if each.name]
+            known = [each for each in self.captures if each]
+            self.steps.spend(len(known))
             help = suggest_name(name.name, known, f"the pattern captures {', '.join(known) or 'nothing'}")
             self.add_problem("RK151", f"{name.name!r} is not captured by the pattern", name.at, help)
         return part
@@ -233,6 +261,7 @@ class _Compiler:
                 "RK102", title, written.at, "add it to the table, or bound the capture: " + bound, about=part
             )
             return None
+        self.steps.spend(len(part.values))
         mapping: dict[tuple[str, ...], str] = {(value,): table.entries[value] for value in part.values}
         return MapItem((part.name,), mapping, self.text.value[slice(*written.at)], table.name)
 
@@ -243,7 +272,7 @@ class _Compiler:
 
     def compile_arithmetic(self, expression: Expr, written: _Field) -> TemplateItem | None:
         names = expression.names
-        parts = [self.pattern.capture(name) for name in names]
+        parts = [self.captures.get(name) for name in names]
         spaces: list[tuple[str, ...]] = []
         for part in parts:
             assert part is not None
@@ -261,7 +290,11 @@ class _Compiler:
             )
             return None
         try:
-            mapping = _tabulate_expression(expression, tuple(spaces))
+            mapping = self.tabulations.get((expression, tuple(spaces)))
+            if mapping is None:
+                self.steps.spend(count * (3 + len(expression.postfix) // 2))
+                mapping = _tabulate_expression(expression, spaces)
+                self.tabulations[expression, tuple(spaces)] = mapping
         except BadNumber as error:
             self.add_problem("RK155", str(error), written.at, "bound the captures, or change the expression")
             return None
@@ -311,7 +344,8 @@ class _Compiler:
         self.problems.append(Diagnostic("RK152", title, labels, help))
 
     def check_forgotten(self, name: Text) -> None:
-        known = [part.name for part in self.pattern.captures if part.name]
+        known = [each for each in self.captures if each]
+        self.steps.spend(1 + len(known) // 8)
         if name.value not in known:
             help = suggest_name(name.value, known, f"the pattern captures {', '.join(known) or 'nothing'}")
             title = f"`forget` names {name.value!r}, which the pattern does not capture"

@@ -8,7 +8,10 @@ from typing import Any
 
 from remapkit.api.explain import Explanation, explain
 from remapkit.cli.render import CommandOutcome, TextTable
+from remapkit.diagnostics.wording import count_noun
 
+SHOWN = 50
+"""The most other rules that the text shows: those that read the most of the key."""
 UNMATCHED = {
     "error": "matched by no rule",
     "keep": "kept by `unmatched: keep`",
@@ -60,7 +63,10 @@ def _describe_explanation(explanation: Explanation) -> Iterator[str | TextTable]
         yield f"  fails: {len(matches)} rules match one key; rule order is never used as a tie-breaker"
     rows = tuple(
         (rule.id, f"{fqn[: stop.offset]}^", stop.expected)
-        for rule, stop in sorted(explanation.stops, key=lambda pair: -pair[1].offset)
+        for rule, stop in sorted(explanation.stops, key=lambda pair: -pair[1].offset)[:SHOWN]
     )
     if rows:
         yield TextTable(("other rules", "read up to", "expected there"), rows)
+    if len(explanation.stops) > SHOWN:
+        further = count_noun(len(explanation.stops) - SHOWN, "other rule")
+        yield f"  and {further}, which stopped no later; --format json lists all"

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
-from remapkit.diagnostics.source import Source, Span
+from remapkit.diagnostics.source import Source, Span, Text
 from remapkit.diagnostics.wording import quote_excerpt, show_key
 from remapkit.rulefile.yaml.nodes import (
     BLOCK_HEADER,
@@ -39,15 +39,19 @@ from remapkit.rulefile.yaml.syntax_errors import (
 )
 
 MAX_BYTES = 10_000_000
-"""The size limit of rule files: about 50,000 rules."""
+"""The size limit of rule files."""
 
 
-MAX_NODES = 500_000
-"""The most keys, values, lists and mappings that are read: about 10 seconds."""
+MAX_NODES = 100_000
+"""The most keys, values, lists and mappings that are read: about three seconds."""
 
 
 MAX_LENGTH = 100_000
 """The longest text, in characters."""
+
+
+MAX_LOCATED = 500_000
+"""The most characters of texts with escapes, quotes or line breaks inside, whose positions are stored one by one."""
 
 
 MAX_PROBLEMS = 100
@@ -185,7 +189,7 @@ class _Composer:
         self.source = source
         self.loader = LOADER(source.text)
         self.problems: list[Diagnostic] = []
-        self.count = 0
+        self.count = self.located = 0
         self.aliases: set[str] = set()
         self.protected: list[tuple[int, int, bool]] = []
 
@@ -337,10 +341,10 @@ class _Composer:
             return self.compose_block(event, span, style)
         if style:
             self.protected.append((span.start, span.end, False))
-            return ScalarNode(locate_text(span, style, event.value), span, "text")
+            return ScalarNode(self.locate(span, style, event.value), span, "text")
         if not event.value:
             span = _locate_empty(span)
-        text = locate_text(span, style, event.value)
+        text = self.locate(span, style, event.value)
         kind = classify_scalar(event.value)
         if kind in ("integer", "number") and len(event.value) > MAX_DIGITS:
             title = f"a number of {len(event.value):,} characters: at most {MAX_DIGITS} are read"
@@ -355,6 +359,15 @@ class _Composer:
             self.add_problem("RK014", *explain_ambiguous_scalar(event.value, span, key))
         return BrokenNode(span)
 
+    def locate(self, span: Span, style: str, value: str) -> Text:
+        """Return a value with the position of each of its characters; the positions of folded text are stored."""
+        text = locate_text(span, style, value)
+        self.located += len(text.offsets or ())
+        if self.located > MAX_LOCATED:
+            how = f"has texts with escapes or line breaks of more than {MAX_LOCATED:,} characters in all"
+            raise _Fatal(explain_size_limit(self.source.name, how))
+        return text
+
     def compose_block(self, event: Any, span: Span, style: str) -> Node:
         header = BLOCK_HEADER.match(self.source.text, span.start)
         if header is None:  # libyaml reads `|#` as a comment
@@ -362,7 +375,7 @@ class _Composer:
             label = Label(Span(self.source, span.start, end))
             raise _Fatal(Diagnostic("RK001", f"text after {style}", (label,), ("begin the text on a new line",)))
         self.protected.append((header.end(), span.end, True))
-        return ScalarNode(locate_text(span, style, event.value), span, "text")
+        return ScalarNode(self.locate(span, style, event.value), span, "text")
 
 
 def _locate_empty(span: Span) -> Span:

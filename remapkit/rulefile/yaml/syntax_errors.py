@@ -29,9 +29,11 @@ def find_tab_problems(source: Source, protected: Iterable[tuple[int, int, bool]]
 
     tabs: list[int] = []
     for line in re.finditer(r"[^\n]*\t[^\n]*", source.text):
-        for sign in re.finditer(r"\t|(?<!\S)#", line.group()):
+        text = line.group()
+        indent = count_leading_spaces(text)
+        for sign in re.finditer(r"\t|(?<!\S)#", text):
             place = line.start() + sign.start()
-            indents = not line.group()[: sign.start()].strip(" ")
+            indents = sign.start() <= indent
             if sign.group() == "#" and free(place, False):
                 break
             if sign.group() == "\t" and free(place, indents):
