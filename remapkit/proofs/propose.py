@@ -62,7 +62,7 @@ class Proposer(Narrower):
         same_rule = one.owner == other.owner
         for number in witness.covered:
             covered, by = (one, other) if number == witness.key_maps[0] else (other, one)
-            if same_rule:
+            if "concat" in self.find_pattern(covered):
                 yield from self.remove_source(covered)
             elif witness.targets[0] == witness.targets[1]:
                 yield self.remove(covered, f": {by.rule_id} gives its keys the same names")
@@ -76,7 +76,8 @@ class Proposer(Narrower):
         if not same_rule:
             for number in witness.covered:
                 covered, by = (one, other) if number == witness.key_maps[0] else (other, one)
-                yield self.remove(covered, f": {by.rule_id} matches all of its keys")
+                if "concat" not in self.find_pattern(covered):
+                    yield self.remove(covered, f": {by.rule_id} matches all of its keys")
             yield from (self.remove(each) for each in (one, other) if each.kind != "rule")
 
     def fix_across(self, witness: Witness, one: KeyMap, other: KeyMap) -> Iterator[Fix]:
