@@ -57,6 +57,12 @@ class Proposer(Narrower):
         else:
             yield from self.fix_split(found[0], witness)
 
+    def simplify(self, found: Sequence[KeyMap]) -> Iterator[Fix]:
+        """Yield candidates for a question that took too long."""
+        self.is_about_several = len({key_map.owner for key_map in found}) > 1
+        for key_map in found:
+            yield from self.narrow_classes(key_map)
+
     def fix_ambiguous(self, witness: Witness, one: KeyMap, other: KeyMap) -> Iterator[Fix]:
         key = witness.keys[0]
         same_rule = one.owner == other.owner
