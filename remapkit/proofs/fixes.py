@@ -90,6 +90,8 @@ def _apply_edit(data: Any, edit: Edit) -> None:
         data = data.setdefault(step, {}) if isinstance(data, dict) else data[step]
     if edit.value is not None:
         data[last] = edit.value
+    elif isinstance(data, dict):
+        data.pop(last, None)
     else:
         del data[last]
 

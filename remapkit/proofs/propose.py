@@ -150,17 +150,17 @@ class Proposer(Narrower):
             return
         yield from self.escape_dots(key_map)
         start, end = core_of(part)[0]
-        name = next(
-            f"x{n}" if n else "x" for n in range(100) if key_map.pattern.capture(f"x{n}" if n else "x") is None
-        )
+        taken = {each.name for each in key_map.pattern.captures}
+        name = next(name for n in itertools.count() if (name := f"x{n or ''}") not in taken)
         captured = f"{text[:start]}(?P<{name}>{text[start:end]}){text[end:]}"
         pattern = self.set_pattern(key_map, captured)
-        for target in self.insert_field(key_map, part, to, name):
-            words = f"use it in `to:`: write match: {captured} and to: {target}"
-            yield Fix(words, (pattern, Edit(place, target)))
+        uses = [
+            Fix(f"use it in `to:`: write match: {captured} and to: {target}", (pattern, Edit(place, target)))
+            for target in self.insert_field(key_map, part, to, name)
+        ]
         forget = Edit((*self.find_entry(key_map), "forget"), [*key_map.forget, name])
         words = f"if it never differs within one checkpoint, write match: {captured} and add `forget: [{name}]`"
-        yield Fix(words, (pattern, forget))
+        yield from (uses[0], Fix(words, (pattern, forget)), *uses[1:])
 
     def insert_field(self, key_map: KeyMap, part: Part, to: str, name: str) -> Iterator[str]:
         """Yield templates with one more field: after the field of the capture before it, or as the last segment."""
