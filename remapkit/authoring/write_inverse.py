@@ -162,10 +162,10 @@ class InverseWriter:
         if words is None:
             assert each.part is not None
             return unparse(Group(each.name, each.part.node))
-        listed = len(words) <= MAX_LISTED and len({word[:1] for word in words}) == len(words)
+        bounds = _find_range(words)
+        listed = bounds is None and len(words) <= MAX_LISTED and len({word[:1] for word in words}) == len(words)
         if listed or any("\n" in word for word in words):
             return f"(?P<{each.name}>{'|'.join(unparse(literal(word)) for word in words)})"
-        bounds = _find_range(words)
         named = each.table is not None and set(self.tables.found[each.table]) == set(words)
         where[each.name] = (each.table if named else None) or bounds or words
         return rf"(?P<{each.name}>\d+)" if bounds else f"(?P<{each.name}>.{'+' if all(words) else '*'})"

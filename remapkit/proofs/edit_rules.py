@@ -92,7 +92,7 @@ class RuleEditor:
 
     def say_where(self, key_map: KeyMap) -> str:
         """Return the words that name the rule to change, if the finding is about several."""
-        return f"in {key_map.rule_id}, " if self.is_about_several else ""
+        return f"in {self.name_pattern(key_map)}, " if self.is_about_several else ""
 
     def restrict(self, key_map: KeyMap, part: Part, words: Sequence[str]) -> Fix:
         """Return a fix that restricts a capture to some of its words."""
@@ -104,10 +104,13 @@ class RuleEditor:
             text = pattern.text.value
             edit = self.set_pattern(key_map, f"{text[:start]}{{{name}:{value}}}{text[end:]}")
             written = text[start:end]
-            return Fix(f"restrict {written} of {key_map.rule_id} to {{{name}:{value}}}", (edit,), narrows=True)
+            words_ = f"restrict {written} of {self.name_pattern(key_map)} to {{{name}:{value}}}"
+            return Fix(words_, (edit,), narrows=True)
         edit = self.set_guard(key_map, ("where", name), value)
         verb = "change" if guarded else "add"
-        words_ = f"{verb} `where: {emit_flow({name: value})}` {'in' if guarded else 'to'} {key_map.rule_id}"
+        words_ = (
+            f"{verb} `where: {emit_flow({name: value})}` {'in' if guarded else 'to'} {self.name_pattern(key_map)}"
+        )
         return Fix(words_, (edit,), narrows=True)
 
     def write_literal(self, key_map: KeyMap, lost: int, value: str) -> Fix:
@@ -125,6 +128,12 @@ class RuleEditor:
         forget = (Edit((*self.find_entry(key_map), "forget"), left or None),) if name in key_map.forget else ()
         also = f", and remove {name!r} from `forget:`" if forget else ""
         return self.rewrite(key_map, f"{text[:start]}{escaped}{text[end:]}", *forget, also=also)
+
+    def name_pattern(self, key_map: KeyMap) -> str:
+        """Return the id of a rule, with the source if it has several."""
+        if "concat" not in self.find_pattern(key_map):
+            return key_map.rule_id
+        return f"the source {key_map.pattern.text.value} of {key_map.rule_id}"
 
     def list_guards(self, key_map: KeyMap) -> tuple[str, ...]:
         written = self.get_value(self.find_pattern(key_map))
@@ -155,9 +164,8 @@ class RuleEditor:
             start, end = part.at
             text = key_map.pattern.text.value
             edit = self.set_pattern(key_map, f"{text[:start]}{{{part.name}:{kind}}}{text[end:]}")
-            yield Fix(
-                f"restrict {text[start:end]} of {key_map.rule_id} to {{{part.name}:{kind}}}", (edit,), narrows=True
-            )
+            words = f"restrict {text[start:end]} of {self.name_pattern(key_map)} to {{{part.name}:{kind}}}"
+            yield Fix(words, (edit,), narrows=True)
 
 
 def write_words(words: Sequence[str]) -> str | list[str]:

@@ -14,7 +14,7 @@ from remapkit.diagnostics.errors import InvalidRules
 from remapkit.proofs.model import Proof
 from remapkit.rulefile.read import read_text
 from remapkit.rulefile.yaml.compose import compose
-from remapkit.rulefile.yaml.emit import emit_flow
+from remapkit.rulefile.yaml.emit import emit_flow, quote_text
 from remapkit.rulefile.yaml.values import to_plain_value
 from remapkit.rules.compile import compile_rules
 from remapkit.rules.model import CompiledRules
@@ -90,6 +90,8 @@ def _apply_edit(data: Any, edit: Edit) -> None:
         data = data.setdefault(step, {}) if isinstance(data, dict) else data[step]
     if edit.value is not None:
         data[last] = edit.value
+    elif isinstance(data, dict):
+        data.pop(last, None)
     else:
         del data[last]
 
@@ -101,11 +103,24 @@ def read_data(rules: CompiledRules) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def write_data(value: object) -> str:
+    """Write the data of a rule file as YAML on one line.
+
+    >>> write_data({"to": "0", "fill": 0})
+    "{'to': '0', 'fill': 0}"
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{quote_text(str(key))}: {write_data(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(write_data, value)) + "]"
+    return quote_text(value) if isinstance(value, str) else emit_flow(value)
+
+
 class FixTester:
     """Applies fixes to copies of a rule file, and proves these.
 
-    A fix that only narrows rules cannot affect other rules; so only those that it concerns are proven, which takes
-    as long as they do. It ends because at most `MAX_TRIES` files are proven, each with a twentieth of the budget.
+    A fix that only narrows rules cannot make them collide with others; so in a large file only those that it concerns
+    are proven. It ends because at most `MAX_TRIES` files are proven, each with a twentieth of the budget.
     """
 
     def __init__(self, rules: CompiledRules, keys: Sequence[str], budget: int, decide: Decide) -> None:
@@ -154,8 +169,10 @@ class FixTester:
             return self.leaves_tests(fix)
         if finding.severity is not Severity.ERROR and len(self.all_places) > RULES_PER_TRY:
             return False
-        # A rule whose targets depend on the split was not compared with the others yet.
-        is_local = fix.narrows and finding.code not in ("RK200", "RK204")
+        # A rule whose targets depend on the split was not compared with the others yet; and of two collisions of two
+        # rules the first may have hidden the second. So all rules are proven where that is cheap.
+        is_large = len(self.all_places) > RULES_PER_TRY
+        is_local = is_large and fix.narrows and finding.code not in ("RK200", "RK204")
         places = concerned if is_local else self.all_places
         if places not in self.before:
             is_known = places == self.all_places and self.whole is not None
@@ -200,7 +217,7 @@ class FixTester:
             for name, value in marked.items()
             if name != "tests"
         }
-        text = emit_flow({name: value for name, value in shown.items() if value != []})
+        text = write_data({name: value for name, value in shown.items() if value != []})
         params = {name: value for name, value in self.rules.params.items() if value is not None}
         try:
             rules = compile_rules(read_text(text, self.rules.file.source.name), params)

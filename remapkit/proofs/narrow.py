@@ -77,7 +77,7 @@ class Narrower(RuleEditor):
         if 0 < len(left) <= MAX_LISTED and (len(left) < len(leaves) or leaf not in leaves):
             value = [literal_text(each) for each in left]
             edit = self.set_guard(key_map, ("leaf",), value)
-            yield Fix(f"add `leaf: {emit_flow(value)}` to {key_map.rule_id}", (edit,), narrows=True)
+            yield Fix(f"add `leaf: {emit_flow(value)}` to {self.name_pattern(key_map)}", (edit,), narrows=True)
 
     def list_known(self, key_map: KeyMap, clashes: Callable[[str], bool] | None) -> list[Mapping[str, str]]:
         """Return the captures of the known keys that only this pattern matches."""

@@ -57,12 +57,18 @@ class Proposer(Narrower):
         else:
             yield from self.fix_split(found[0], witness)
 
+    def simplify(self, found: Sequence[KeyMap]) -> Iterator[Fix]:
+        """Yield candidates for a question that took too long."""
+        self.is_about_several = len({key_map.owner for key_map in found}) > 1
+        for key_map in found:
+            yield from self.narrow_classes(key_map)
+
     def fix_ambiguous(self, witness: Witness, one: KeyMap, other: KeyMap) -> Iterator[Fix]:
         key = witness.keys[0]
         same_rule = one.owner == other.owner
         for number in witness.covered:
             covered, by = (one, other) if number == witness.key_maps[0] else (other, one)
-            if same_rule:
+            if "concat" in self.find_pattern(covered):
                 yield from self.remove_source(covered)
             elif witness.targets[0] == witness.targets[1]:
                 yield self.remove(covered, f": {by.rule_id} gives its keys the same names")
@@ -76,7 +82,8 @@ class Proposer(Narrower):
         if not same_rule:
             for number in witness.covered:
                 covered, by = (one, other) if number == witness.key_maps[0] else (other, one)
-                yield self.remove(covered, f": {by.rule_id} matches all of its keys")
+                if "concat" not in self.find_pattern(covered):
+                    yield self.remove(covered, f": {by.rule_id} matches all of its keys")
             yield from (self.remove(each) for each in (one, other) if each.kind != "rule")
 
     def fix_across(self, witness: Witness, one: KeyMap, other: KeyMap) -> Iterator[Fix]:
@@ -143,17 +150,17 @@ class Proposer(Narrower):
             return
         yield from self.escape_dots(key_map)
         start, end = core_of(part)[0]
-        name = next(
-            f"x{n}" if n else "x" for n in range(100) if key_map.pattern.capture(f"x{n}" if n else "x") is None
-        )
+        taken = {each.name for each in key_map.pattern.captures}
+        name = next(name for n in itertools.count() if (name := f"x{n or ''}") not in taken)
         captured = f"{text[:start]}(?P<{name}>{text[start:end]}){text[end:]}"
         pattern = self.set_pattern(key_map, captured)
-        for target in self.insert_field(key_map, part, to, name):
-            words = f"use it in `to:`: write match: {captured} and to: {target}"
-            yield Fix(words, (pattern, Edit(place, target)))
+        uses = [
+            Fix(f"use it in `to:`: write match: {captured} and to: {target}", (pattern, Edit(place, target)))
+            for target in self.insert_field(key_map, part, to, name)
+        ]
         forget = Edit((*self.find_entry(key_map), "forget"), [*key_map.forget, name])
         words = f"if it never differs within one checkpoint, write match: {captured} and add `forget: [{name}]`"
-        yield Fix(words, (pattern, forget))
+        yield from (uses[0], Fix(words, (pattern, forget)), *uses[1:])
 
     def insert_field(self, key_map: KeyMap, part: Part, to: str, name: str) -> Iterator[str]:
         """Yield templates with one more field: after the field of the capture before it, or as the last segment."""
