@@ -18,7 +18,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from key_oracle import Fault, Made, Pattern, Rule, RuleFile, Truth, can_meet, count_readings, read_pattern, read_rules
+from key_oracle import Fault, Made, Pattern, Rule, RuleFile, Truth, can_be, can_meet, count_readings, read_rules
 from rule_maker import files, is_plain, write_text
 
 import remapkit
@@ -113,11 +113,12 @@ def disagreements(data: Mapping[str, Any], proof: Proof, keys: int = KEYS) -> li
     file = read_rules(data)
     alphabet, length = choose_size(file, keys)
     claims = Claims.of(proof)
-    domain: Sequence[Pattern] = () if proof.level is Level.ALL else file.domain
-    truth = Truth(file, alphabet, length, domain)
+    truth = Truth(file, alphabet, length, () if proof.level is Level.ALL else file.domain)
+    # What is proven for keys like the known ones comes with the witnesses that are not like them.
+    by_header = proof.level is Level.DOMAIN and not file.domain
     return [
         *claims.problems,
-        *_false_levels(truth, claims),
+        *_false_levels(Truth(file, alphabet, length, file.shapes) if by_header else truth, claims),
         *_false_witnesses(truth, claims),
         *_false_findings(truth, claims),
         *_missed_faults(truth, claims),
@@ -168,7 +169,11 @@ def _disprove(truth: Truth, witness: Witness, rules: tuple[str, ...]) -> str:
     if witness.fault == "open":
         return _disprove_open(truth, witness, left)
     ends = left.make(witness.keys[0]), right.make(witness.keys[1])
-    pairs = [(a, b) for a in ends[0] for b in ends[1] if can_meet(a, b, truth.file.by_id)]
+    by_id = truth.file.by_id
+    for made, target in zip(ends, witness.targets, strict=True):
+        if not any(can_be(each, target, by_id) for each in made):
+            return f"no target {target!r}"
+    pairs = [(a, b) for a in ends[0] for b in ends[1] if can_meet(a, b, by_id)]
     if not pairs:
         return "targets differ"
     if witness.fault == "across":
@@ -190,7 +195,8 @@ def _disprove_cut(witness: Witness, rule: Rule) -> str:
     for source, pattern in enumerate(rule.sources):
         cuts = pattern.readings(witness.keys[0])
         made = [rule.targets(source, witness.keys[0], dict(zip(pattern.names, cut, strict=True))) for cut in cuts]
-        if any(each != made[0] for each in made):
+        texts = ["".join(reading) for reading in witness.readings]
+        if any(each != made[0] for each in made) and texts == list(witness.keys * 2):
             return ""
     return "one target"
 
@@ -204,8 +210,9 @@ def _disprove_open(truth: Truth, witness: Witness, rule: Rule) -> str:
 
 
 def _false_findings(truth: Truth, claims: Claims) -> list[str]:
-    """Findings that have no witness: targets that `add` makes too, rules that are dead."""
+    """Return the false ones among the findings without a witness: targets of `add`, and rules that are dead."""
     problems = []
+    used = {id for key in truth.file.header for id, _ in truth.file.matching(key)}
     for each in claims.proof.findings:
         values = each.values or {}
         if each.code == "RK205" and "domain" in each.title:
@@ -213,6 +220,8 @@ def _false_findings(truth: Truth, claims: Claims) -> list[str]:
             # Of a rule with several sources one may be dead.
             if truth.file.by_id[values["rule"]].is_alive(alive):
                 problems.append(f"dead: {values['rule']} is not")
+        if each.code == "RK205" and "source" in each.title and "domain" not in each.title and values["rule"] in used:
+            problems.append(f"unread: {values['rule']} is not")
         if each.code == "RK207" and "keys" in values:
             entry, id = values["rules"]
             key, target = values["keys"][0], values["target"]
@@ -261,6 +270,8 @@ def _larger_witnesses(truth: Truth, claims: Claims) -> list[str]:
     for kind, rules, admitted in {(w.fault, tuple(sorted(rules)), w.admitted) for w, rules in claims.witnesses}:
         if kind == "across" and truth.best("ambiguous", rules) is not None:
             continue
+        if kind not in ("ambiguous", "cut") and claims.is_cut(rules):
+            continue
         asked = (False, True) if admitted else (False,)
         best = truth.best(kind, rules, *asked)
         size = min(claims.sizes(kind, rules, *asked))
@@ -289,7 +300,7 @@ class Judgement:
 def judge(data: Mapping[str, Any], keys: int = KEYS) -> Judgement:
     """Prove a file, and hold what is claimed against the truth."""
     try:
-        proof = remapkit.loads(write_text(data)).prove()
+        proof = remapkit.loads(write_text(data)).prove(header=data.get("header"))
     except InvalidRules:
         return Judgement("refused")
     except Exception:

@@ -22,9 +22,25 @@ Tables = Mapping[str, Mapping[str, str]]
 Captures = Mapping[str, str]
 
 CANONICAL = "0|[1-9][0-9]*"
+CANONICAL_GROUP = f"(?:{CANONICAL})"
 TYPES = {"": r"[^.]+", "int": CANONICAL, "**": r"[^.]+(?:\.[^.]+)*"}
 INDICES = ("0", "1", "10", "11", "100")
 """The indices that are tried for an `unstack` without a count; witnesses may have any."""
+
+TOKEN = re.compile(r"(\{\{|\}\}|\{'(?:[^']|'')+'\}|[^{}]+)|\{([^{}]*)\}")
+"""Plain text, perhaps as a quoted literal or a doubled brace; or the content of braces."""
+
+
+def list_tokens(text: str) -> list[tuple[str, str]]:
+    """Cut a path or a template into plain text and the content of braces; one of the two is empty."""
+    return [(read_literal(plain), written) for plain, written in TOKEN.findall(text)]
+
+
+def read_literal(text: str) -> str:
+    if text in ("{{", "}}"):
+        return text[0]
+    return text[2:-2].replace("''", "'") if text.startswith("{'") else text
+
 
 # ------------------------------------------------------------------------------------------------ patterns
 
@@ -126,7 +142,7 @@ def _list_range(text: str) -> list[str]:
 
 def _read_path(text: str, tables: Tables) -> list[Part]:
     parts = []
-    for plain, field_text in re.findall(r"([^{}]+)|\{([^{}]*)\}", text):
+    for plain, field_text in list_tokens(text):
         if plain:
             parts.append(Part("", re.escape(plain)))
             continue
@@ -176,7 +192,7 @@ class Template:
 
     @classmethod
     def read(cls, text: str, tables: Tables) -> Template:
-        return cls(tuple(re.findall(r"([^{}]+)|\{([^{}]*)\}", text)), tables)
+        return cls(tuple(list_tokens(text)), tables)
 
     def render(self, captures: Captures) -> str:
         return "".join(plain or self._fill(written, captures) for plain, written in self.items)
@@ -292,6 +308,15 @@ class RuleFile:
     domain: tuple[Pattern, ...] = ()
     unmatched: str = "error"
     added: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    header: tuple[str, ...] = ()
+
+    @cached_property
+    def shapes(self) -> tuple[Pattern, ...]:
+        """Return patterns for the keys like those of the header, with any indices."""
+        return tuple(
+            Pattern((Part("", r"\.".join(CANONICAL_GROUP if fits(CANONICAL, s) else re.escape(s) for s in key.split("."))),))
+            for key in self.header
+        )
 
     @cached_property
     def by_id(self) -> dict[str, Rule]:
@@ -315,7 +340,7 @@ class RuleFile:
 
 
 def read_rules(data: Data) -> RuleFile:
-    """Read the plain data of a rule file that remapkit accepts."""
+    """Read the plain data of a rule file that remapkit accepts; `header` has known keys, which are no part of it."""
     written_tables = data.get("tables") or {}
     tables: dict[str, dict[str, str]] = {}
     for name, table in written_tables.items():
@@ -334,6 +359,7 @@ def read_rules(data: Data) -> RuleFile:
         tuple(read_pattern(each, tables) for each in domain),
         data.get("unmatched", "error"),
         tuple((f"add[{number}]", _list_added(each, tables)) for number, each in enumerate(data.get("add") or ())),
+        tuple(data.get("header") or ()),
     )
 
 
@@ -555,6 +581,17 @@ def can_meet(one: Made, other: Made, rules: Mapping[str, Rule]) -> bool:
     return bool(_common(one, rules[one.rule], other, rules[other.rule]))
 
 
+def can_be(made: Made, text: str, rules: Mapping[str, Rule]) -> bool:
+    """Return whether a target is a text, or is shown by it with the name of the index in braces."""
+    rule = rules[made.rule]
+    shown = f"{{{rule.unstack}}}"
+    if rule.outputs is not None and shown in text:
+        template = rule.outputs[made.output]
+        fields = [written for _, written in template.items if re.search(rf"\b{rule.unstack}\b", written)]
+        return fields == [rule.unstack] and text == template.render({**made.captures, rule.unstack: shown})
+    return _reads(text, _around(made, rule))
+
+
 def find_unbounded(rule: Rule) -> bool:
     """Return whether the rule makes targets with any index."""
     return bool(rule.unstack) and rule.indices is INDICES
@@ -596,4 +633,5 @@ def _overlay(texts: Sequence[tuple[str, ...]], size: int) -> str | None:
 def _reads(word: str, text: tuple[str, ...]) -> bool:
     if len(text) == 1:
         return word == text[0]
-    return fits(CANONICAL, word[len(text[0]) : len(word) - len(text[1])])
+    before, after = text
+    return word.startswith(before) and fits(CANONICAL, word[len(before) : len(word) - len(after)]) and word.endswith(after)

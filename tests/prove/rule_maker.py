@@ -16,7 +16,8 @@ Data = dict[str, Any]
 PIECES = (
     "a", "a*", "b?", "a|b", "[ab]", "[ab]*", "[ab.]*", "[^.]+", "aa?", "a*b?", "[ab]{2}", "(?:a|b0)*", "0|a",
     r"\d+", "[01]", r"\w", ".", ".*", ".+", "(?:ab)*", "(?:a|ab)", "(?:aa)*", "(?:ba)?", "a{1,2}", "[^.]*", "(?:a?b)*",
-    "(?:a*)*", "[a.]+", r"(?:a|\.a)", "a+", "(?:a|aa|b)", "|a",
+    "(?:a*)*", "[a.]+", r"(?:a|\.a)", "a+", "(?:a|aa|b)", "|a", r"\D", r"\S*", "[^a]", "[^.a]*", "[a-b0-1]", "a{2,}",
+    r"\W?", "(?:a|b){1,2}",
 )  # fmt: skip
 """What captures of a `match` may be."""
 INDEX_PIECES = (r"\d", r"[01]+", "0|1[01]*", "[01]{1,2}", "0?1", "0|1")
@@ -99,7 +100,7 @@ class Maker:
                 values = tuple(str(n) for n in range(int(where[name][0]), int(where[name][3]) + 1))
             elif self.chance(6):
                 piece = self.expression()
-                inside = [word for word in WORDS if fits(piece, word)]
+                inside = [word for word in ("", "a.b", *WORDS) if fits(piece, word)]
                 if inside:
                     where[name] = self.some(inside, 1 + self.pick(3))
                     values = tuple(where[name])
@@ -124,6 +125,7 @@ class Maker:
                 (":a|b", ("a", "b")), (":b|ab|a", ("a", "ab", "b")), (":**", None),
             ]  # fmt: skip
             kinds += [(f":{table}", tuple(entries)) for table, entries in self.tables.items()] * 2
+            kinds += [(":0..11", tuple(map(str, range(12)))), (":0..39", tuple(map(str, range(40))))][self.pick(9) :]
             kind, values = self.of(kinds)
             if kind == ":**" and deep:
                 kind = ""
@@ -134,13 +136,13 @@ class Maker:
             elif kind != ":**" and self.chance(8):
                 segment += self.of(("a", "b"))
             segments.append(segment)
-            if kind in ("", ":int") and self.chance(7):
-                words = ("0", "1") if kind else WORDS
+            if kind in ("", ":int", ":**") and self.chance(7):
+                words = {"": WORDS, ":int": ("0", "1"), ":**": ("a", "a.b", "b.a", "ab", "a.a.b")}[kind]
                 where[name] = self.some(words, 1 + self.pick(3))
                 values = tuple(where[name])
             captures.append(Capture(name, values))
         if self.chance(3) or not segments:
-            segments.insert(self.pick(len(segments) + 1), self.of(("a", "b", "x", "0")))
+            segments.insert(self.pick(len(segments) + 1), self.of(("a", "b", "x", "0") * 3 + ("{{", "a{'[0]'}")))
         return ({"path": ".".join(segments), **({"where": where} if where else {})}, captures)
 
     def pattern(self, names: Sequence[str]) -> tuple[Data, list[Capture]]:
@@ -166,8 +168,9 @@ class Maker:
         others = [each.name for each in captures if each.is_counted and each != capture]
         if others and self.chance(3):
             other = self.of(others)
-            return "{" + self.of((f"{name}*3+{other}", f"{name}*2+{other}", f"{name}+{other}")) + "}"
-        return "{" + self.of((f"{name}+1", f"{name}*2", f"{name}//2", f"{name}%2", f"3*({name}+1)", f"{name}+9")) + "}"
+            forms = (f"{name}*3+{other}", f"{name}*2+{other}", f"{name}+{other}", f"{name}*40+{other}", f"{other}*12+{name}")
+            return "{" + self.of(forms) + "}"
+        return "{" + self.of((f"{name}+1", f"{name}*2", f"{name}//2", f"{name}%2", f"3*({name}+1)", f"{name}+9", f"{name}%3")) + "}"
 
     def template(self, captures: Sequence[Capture], used: Sequence[Capture], *, shuffled: bool) -> str:
         fields = []
@@ -180,7 +183,7 @@ class Maker:
         text = ""
         for field in fields:
             if self.chance(2):
-                text += self.of((".", ".", "a", "b", "0", "a.", "y"))
+                text += self.of((".", ".", "a", "b", "0", "a.", "y", "{{", "{'[0]'}") if self.chance(4) else (".", "a", "b", "a."))
             text += field
         if not text or self.chance(3):
             text += self.of(("a", "b", ".y", "0", "y"))
@@ -200,7 +203,10 @@ class Maker:
             rule["stack"] = {"dim": 0, "by": folded, **({"count": 2} if self.chance(5) else {})}
         if operation in ("concat", "both"):
             sources = [{key: rule.pop(key) for key in ("match", "path", "where", "leaf") if key in rule}]
-            sources += [self.another(sources[0]) for _ in range(1 + self.chance(4))]
+            bounded = any(each.values is not None for each in captures)
+            for _ in range(1 + self.chance(4)):
+                fresh = not bounded and not folded and self.chance(3)
+                sources.append(self.pattern(names)[0] if fresh else self.another(sources[0]))
             rule["concat"] = {"dim": 0, "from": sources}
         if operation == "ops" or (operation and self.chance(12)):
             rule["ops"] = [self.of(OPS)]
@@ -225,23 +231,27 @@ class Maker:
     ) -> None:
         counted = [each for each in made if each in captures or each.name == "k"]
         if operation in ("split", "copy", "tie") or (operation == "both" and self.chance(3)):
-            texts = [self.template(counted, made, shuffled=shuffled) for _ in range(2)]
+            texts = [self.template(counted, made, shuffled=shuffled) for _ in range(2 + self.chance(5))]
             if not self.chance(4):
-                texts = [f"{text}{mark}" for text, mark in zip(texts, self.some(("q", ".v", "a", "b"), 2), strict=True)]
+                marks = self.some(("q", ".v", "a", "b"), len(texts))
+                texts = [f"{text}{mark}" for text, mark in zip(texts, marks, strict=True)]
             if operation in ("copy", "tie"):
                 rule[operation] = texts
             else:
-                into = [{"to": texts[0], "ops": ["transpose"]} if self.chance(4) else texts[0], texts[1]]
-                rule["split"] = {"dim": 0, "into": into, **({"sizes": [1, "p"]} if self.chance(4) else {})}
+                into = [{"to": texts[0], "ops": ["transpose"]} if self.chance(4) else texts[0], *texts[1:]]
+                sizes = {"sizes": [1, "p", 2][: len(texts)]} if self.chance(4) else {}
+                rule["split"] = {"dim": 0, "into": into, **sizes}
             return
         rule["to"] = self.template(counted, made, shuffled=shuffled)
 
     def fold(self, rule: Data) -> str:
         """Add the capture of a `stack` to a pattern."""
         if "match" in rule:
-            rule["match"] += self.of(("", r"\.", "x")) + f"(?P<e>{self.of(INDEX_PIECES)})"
+            mark, index = self.of(("", r"\.", "x")), f"(?P<e>{self.of(INDEX_PIECES)})"
+            rule["match"] = f"{index}{mark}{rule['match']}" if self.chance(4) else f"{rule['match']}{mark}{index}"
         else:
-            rule["path"] += self.of((".{e:int}", ".{e:0..2}", ".{e:0|1|00}", ".x{e:int}"))
+            index = self.of(("{e:int}", "{e:0..2}", "{e:0|1|00}", "x{e:int}"))
+            rule["path"] = f"{index}.{rule['path']}" if self.chance(4) else f"{rule['path']}.{index}"
         return "e"
 
     def another(self, source: Data) -> Data:
@@ -280,6 +290,9 @@ class Maker:
             data["add"] = [self.added() for _ in range(1 + self.chance(4))]
         if self.chance(4):
             data["unmatched"] = self.of(("keep", "keep", "drop"))
+        if self.chance(6):
+            words = ("a", "b", "0", "1", "ab", "x", "10")
+            data["header"] = [".".join(self.some(words, 1 + self.pick(3))) for _ in range(1 + self.pick(4))]
         if "'p'" in repr(rules):
             data["params"] = {"p": 2}
         self.add_tables(data)
@@ -319,8 +332,9 @@ class _Plain(yaml.SafeDumper):
 
 
 def write_text(data: Mapping[str, Any]) -> str:
-    """Write plain data as the text of a rule file."""
-    return yaml.dump(dict(data), Dumper=_Plain, sort_keys=False, width=1000, default_flow_style=None)
+    """Write plain data as the text of a rule file; its known keys are no part of it."""
+    data = {name: value for name, value in data.items() if name != "header"}
+    return yaml.dump(data, Dumper=_Plain, sort_keys=False, width=1000, default_flow_style=None)
 
 
 def seeded(seed: int) -> Maker:
