@@ -1,4 +1,4 @@
-"""Random rule files as plain data, with every feature of the rule language, over few characters and with short keys."""
+"""Random rule files as plain data, with every feature of the rule language, few characters and short keys."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Data = dict[str, Any]
 
 PIECES = (
     "a", "a*", "b?", "a|b", "[ab]", "[ab]*", "[ab.]*", "[^.]+", "aa?", "a*b?", "[ab]{2}", "(?:a|b0)*", "0|a",
-    r"\d+", "[01]", r"\w", ".", ".*", ".+", "(?:ab)*", "(?:a|ab)", "(?:aa)*", "(?:ba)?", "a{1,2}", "[^.]*", "(?:a?b)*",
-    "(?:a*)*", "[a.]+", r"(?:a|\.a)", "a+", "(?:a|aa|b)", "|a", r"\D", r"\S*", "[^a]", "[^.a]*", "[a-b0-1]", "a{2,}",
-    r"\W?", "(?:a|b){1,2}",
+    r"\d+", "[01]", r"\w", ".", ".*", ".+", "(?:ab)*", "(?:a|ab)", "(?:aa)*", "(?:ba)?", "a{1,2}", "[^.]*",
+    "(?:a?b)*", "(?:a*)*", "[a.]+", r"(?:a|\.a)", "a+", "(?:a|aa|b)", "|a", r"\D", r"\S*", "[^a]", "[^.a]*",
+    "[a-b0-1]", "a{2,}", r"\W?", "(?:a|b){1,2}",
 )  # fmt: skip
 """What captures of a `match` may be."""
 INDEX_PIECES = (r"\d", r"[01]+", "0|1[01]*", "[01]{1,2}", "0?1", "0|1")
@@ -37,7 +37,14 @@ TABLES: tuple[dict[str, str], ...] = (
     {"0": "0", "1": "0", "10": "1"},
     {"a.b": "a", "a": "b"},
 )
-OPS: tuple[Any, ...] = ("transpose", {"scale": 2}, {"cast": "F16"}, {"squeeze": 0}, {"reshape": ["p", -1]}, "flip_halves")
+OPS: tuple[Any, ...] = (
+    "transpose",
+    {"scale": 2},
+    {"cast": "F16"},
+    {"squeeze": 0},
+    {"reshape": ["p", -1]},
+    "flip_halves",
+)
 
 
 @dataclass(frozen=True)
@@ -168,9 +175,21 @@ class Maker:
         others = [each.name for each in captures if each.is_counted and each != capture]
         if others and self.chance(3):
             other = self.of(others)
-            forms = (f"{name}*3+{other}", f"{name}*2+{other}", f"{name}+{other}", f"{name}*40+{other}", f"{other}*12+{name}")
+            forms = (
+                f"{name}*3+{other}",
+                f"{name}*2+{other}",
+                f"{name}+{other}",
+                f"{name}*40+{other}",
+                f"{other}*12+{name}",
+            )
             return "{" + self.of(forms) + "}"
-        return "{" + self.of((f"{name}+1", f"{name}*2", f"{name}//2", f"{name}%2", f"3*({name}+1)", f"{name}+9", f"{name}%3")) + "}"
+        return (
+            "{"
+            + self.of(
+                (f"{name}+1", f"{name}*2", f"{name}//2", f"{name}%2", f"3*({name}+1)", f"{name}+9", f"{name}%3")
+            )
+            + "}"
+        )
 
     def template(self, captures: Sequence[Capture], used: Sequence[Capture], *, shuffled: bool) -> str:
         fields = []
@@ -183,7 +202,9 @@ class Maker:
         text = ""
         for field in fields:
             if self.chance(2):
-                text += self.of((".", ".", "a", "b", "0", "a.", "y", "{{", "{'[0]'}") if self.chance(4) else (".", "a", "b", "a."))
+                text += self.of(
+                    (".", ".", "a", "b", "0", "a.", "y", "{{", "{'[0]'}") if self.chance(4) else (".", "a", "b", "a.")
+                )
             text += field
         if not text or self.chance(3):
             text += self.of(("a", "b", ".y", "0", "y"))
@@ -324,7 +345,7 @@ class Maker:
                 data.setdefault("tables", {})[name] = {"lossy": True, "entries": dict(entries)} if lossy else entries
 
 
-class _Plain(yaml.SafeDumper):
+class _Plain(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
     """Writes what occurs twice in full: rule files have no anchors."""
 
     def ignore_aliases(self, data: object) -> bool:
