@@ -132,7 +132,10 @@ def _disprove(truth: Truth, witness: Witness, rules: tuple[str, ...]) -> str:
     pairs = [(a, b) for a, b in pairs if left.collide(a, b)]
     if left != right or not pairs:
         return "no fault"
-    if witness.admitted not in [left.is_admitted(a, b) and a.output == b.output for a, b in pairs]:
+    # Of a pair that meets through two outputs, or is declared by another output, both can be said.
+    admitted = {left.is_admitted(a, b, (a.output,)) and a.output == b.output for a, b in pairs}
+    admitted |= {left.is_admitted(a, b) for a, b in pairs}
+    if witness.admitted not in admitted:
         return "admitted, but an error" if not witness.admitted else "not admitted"
     return ""
 

@@ -192,8 +192,9 @@ class Truth:
     def _compare_within(self, rule: Rule, members: Sequence[Made]) -> None:
         """Compare the targets of one rule: of those that agree in all that is declared lossy, two suffice."""
         alike: dict[object, list[Made]] = defaultdict(list)
+        lossy = {name for output in range(len(rule.outputs or ())) for name, _ in rule.lossy_captures(output)}
+        declared = (*rule.forget, *sorted(lossy))
         for made in members:
-            declared = (*rule.forget, *(name for name, _ in rule.lossy_captures(made.output)))
             values = tuple(made.captures[name] for name in declared)
             same = alike[made.source, made.output, made.place, made.index if rule.unstack else "", values]
             if len(same) < 2:

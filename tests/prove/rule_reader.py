@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -284,11 +284,16 @@ class Rule:
             for made in self.targets(source, key, captures)
         ]
 
-    def is_admitted(self, one: Made, other: Made) -> bool:
-        """Return whether the author says that two keys never occur together."""
+    def is_admitted(self, one: Made, other: Made, outputs: Collection[int] | None = None) -> bool:
+        """Return whether the author says that two keys never occur together.
+
+        They differ in a capture under `forget`, or in one that a lossy table maps to one value; the tables are those
+        of some outputs, or of all.
+        """
         return any(one.captures[name] != other.captures[name] for name in self.forget) or any(
             one.captures[name] != other.captures[name] and table[one.captures[name]] == table[other.captures[name]]
-            for name, table in self.lossy_captures(one.output)
+            for output in outputs or range(len(self.outputs or ()))
+            for name, table in self.lossy_captures(output)
         )
 
     def lossy_captures(self, output: int) -> list[tuple[str, Mapping[str, str]]]:
