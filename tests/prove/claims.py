@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from key_oracle import Truth, Truths, can_be, can_meet
@@ -122,7 +122,7 @@ def _disprove(truth: Truth, witness: Witness, rules: tuple[str, ...]) -> str:
     ends = left.make(witness.keys[0]), right.make(witness.keys[1])
     by_id = truth.file.by_id
     for made, target in zip(ends, witness.targets, strict=True):
-        if not any(can_be(each, target, by_id) for each in made):
+        if not _has_target(made, target, by_id):
             return f"no target {target!r}"
     pairs = [(a, b) for a in ends[0] for b in ends[1] if can_meet(a, b, by_id)]
     if not pairs:
@@ -146,13 +146,24 @@ def _disprove_ambiguous(witness: Witness, left: Rule, right: Rule) -> str:
 
 
 def _disprove_cut(witness: Witness, rule: Rule) -> str:
+    """Return why no source has two readings with these two targets; the first is that of the reading that counts."""
+    key, by_id = witness.keys[0], {rule.id: rule}
+    if ["".join(reading) for reading in witness.readings] != [key, key]:
+        return "no readings"
     for source, pattern in enumerate(rule.sources):
-        cuts = pattern.readings(witness.keys[0])
-        made = [rule.targets(source, witness.keys[0], dict(zip(pattern.names, cut, strict=True))) for cut in cuts]
-        texts = ["".join(reading) for reading in witness.readings]
-        if any(each != made[0] for each in made) and texts == list(witness.keys * 2):
+        captures = pattern.captures(key)
+        taken = [] if captures is None else rule.targets(source, key, captures)
+        cuts = [dict(zip(pattern.names, cut, strict=True)) for cut in pattern.readings(key)]
+        others = [made for made in (rule.targets(source, key, cut) for cut in cuts) if made != taken]
+        if _has_target(taken, witness.targets[0], by_id) and any(
+            _has_target(other, witness.targets[1], by_id) for other in others
+        ):
             return ""
     return "one target"
+
+
+def _has_target(made: Iterable[Made], target: str, rules: Mapping[str, Rule]) -> bool:
+    return any(can_be(each, target, rules) for each in made)
 
 
 def _disprove_open(truth: Truth, witness: Witness, rule: Rule) -> str:

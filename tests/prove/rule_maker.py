@@ -231,7 +231,8 @@ class Maker:
             rule["concat"] = {"dim": 0, "from": sources}
         if operation == "ops" or (operation and self.chance(12)):
             rule["ops"] = [self.of(OPS)]
-        used = [capture for capture in captures if not self.chance(6)]
+        forgotten = self.of((6, 6, 6, 2))
+        used = [capture for capture in captures if not self.chance(forgotten)]
         made = list(used)
         if operation == "unstack" or (operation == "both" and self.chance(2)):
             count = self.of((None, None, 2, 3, "p"))
@@ -293,9 +294,10 @@ class Maker:
 
     # -------------------------------------------------------------------------------------------- files
 
-    def file(self) -> Data:
+    def file(self, *, plain: bool = False) -> Data:
+        """Make a file; `plain`: it only renames, keeps and drops."""
         data: Data = {"remapkit": 1, "name": "t"}
-        self.tables, self.plain = {}, self.chance(2)
+        self.tables, self.plain = {}, plain or self.chance(2)
         if self.chance(2):
             self.tables = {name: self.of(TABLES) for name in ("t", "u")[: 1 + self.chance(3)]}
         rules = [self.rule(f"r{number}") for number in range(self.of((1, 1, 1, 2, 2, 3)))]

@@ -43,9 +43,53 @@ def test_proofs_of_files_of_hypothesis_are_true(data: st.DataObject) -> None:
     assert judge(made, 1_500).wrong == (), write_text(made)
 
 
-# ------------------------------------------------------------------------------------------------ the oracle itself
+# ------------------------------------------------------------------------------------------------ what was found
 
 RULE = "remapkit: 1\nname: t\nrules: [{id: r, %s}]\n"
+ADD = "add: [{to: a, fill: zeros, shape: [1], dtype: F32}]\n"
+LOSSY = "tables: {t: {lossy: true, entries: {a: '', b: '', ab: b}}}\n"
+FOUND: dict[str, tuple[str, Level]] = {
+    "a loss behind an admitted one, by two values of a lossy table": (
+        RULE % "path: '{c:t}.{d:**}', to: '{c|t}{d}'" + LOSSY,
+        Level.REFUTED,
+    ),
+    "the smallest that passes through, of several outputs": (
+        RULE % "path: '{c:0..2}', copy: ['.b{c+9}', 'a{c}']" + "unmatched: keep\n",
+        Level.KEYS,
+    ),
+    "the smallest loss beside an admitted one": (
+        RULE % r"match: '(?P<a>\d)(?P<b>a?).*', to: '{a}', forget: [b]",
+        Level.REFUTED,
+    ),
+    "an index read in two ways with one value": (
+        RULE % "match: 'x.*(?P<e>0?1)', stack: {dim: 0, by: e}, to: b",
+        Level.REFUTED,
+    ),
+    "an index read in two ways with two values": (
+        RULE % "match: '(?P<e>1+)(?P<c>.*)', stack: {dim: 0, by: e}, to: b, forget: [c]",
+        Level.REFUTED,
+    ),
+    "what passes through beside what is admitted": (
+        RULE % "path: '{c:b|x}', to: b, forget: [c]" + ADD + "unmatched: keep\n",
+        Level.KEYS,
+    ),
+    "what passes through outside the domain": (
+        "remapkit: 1\nname: t\nunmatched: keep\nsource: {domain: [b]}\n" + ADD,
+        Level.DOMAIN,
+    ),
+}
+"""The smallest files with which random files were judged falsely."""
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_is_judged_as_it_is(name: str) -> None:
+    text, level = FOUND[name]
+    judged = judge(yaml.safe_load(text))
+    assert (judged.level, judged.wrong) == (level.value, ())
+
+
+# ------------------------------------------------------------------------------------------------ the oracle itself
+
 TRUE: dict[str, tuple[str, dict[tuple[str, bool], int]]] = {
     "nothing": (RULE % "path: 'a.{n}', to: 'b.{n}'", {}),
     "a loss": (RULE % r"match: 'a\d', to: b", {("within", False): 4}),
@@ -74,8 +118,7 @@ TRUE: dict[str, tuple[str, dict[tuple[str, bool], int]]] = {
         {("added", False): 1},
     ),
     "a lossy table": (
-        RULE % "path: '{c:t}.{d:**}', to: '{c|t}{d}'"
-        + "tables: {t: {lossy: true, entries: {a: '', ab: b, b: ''}}}\n",
+        RULE % "path: '{c:t}.{d:**}', to: '{c|t}{d}'" + LOSSY,
         {("within", True): 6, ("within", False): 8},
     ),
 }
