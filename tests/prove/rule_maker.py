@@ -16,7 +16,7 @@ Data = dict[str, Any]
 PIECES = (
     "a", "a*", "b?", "a|b", "[ab]", "[ab]*", "[ab.]*", "[^.]+", "aa?", "a*b?", "[ab]{2}", "(?:a|b0)*", "0|a",
     r"\d+", "[01]", r"\w", ".", ".*", ".+", "(?:ab)*", "(?:a|ab)", "(?:aa)*", "(?:ba)?", "a{1,2}", "[^.]*",
-    "(?:a?b)*", "(?:a*)*", "[a.]+", r"(?:a|\.a)", "a+", "(?:a|aa|b)", "|a", r"\D", r"\S*", "[^a]", "[^.a]*",
+    "(?:a?b)*", "(?:a*)*", "[a.]+", r"(?:a|\.a)", "a+", "(?:a|aa|b)", r"\D", r"\S*", "[^a]", "[^.a]*",
     "[a-b0-1]", "a{2,}", r"\W?", "(?:a|b){1,2}",
 )  # fmt: skip
 """What captures of a `match` may be."""
@@ -85,9 +85,10 @@ class Maker:
         if kind < 6:
             return self.of(PIECES)
         inner = f"(?:{self.expression(depth - 1)})"
-        if kind == 6:
+        # Where an iteration can be empty by an earlier branch, `re` ends the loop and takes no later branch.
+        if kind == 6 and ("|" not in inner or not fits(inner, "")):
             return inner + self.of(("*", "+", "?", "{1,2}", "{2}", "{0,2}"))
-        if kind == 7:
+        if kind < 8:
             return inner + f"(?:{self.expression(depth - 1)})"
         return f"{self.expression(depth - 1)}|{self.expression(depth - 1)}"
 
