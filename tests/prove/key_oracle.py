@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from rule_reader import CANONICAL, INDICES, Made, Part, Pattern, Rule, RuleFile, compiled, covers, fits, read_rules
+from rule_reader import CANONICAL, Made, Part, Pattern, Rule, RuleFile, compiled, covers, fits, read_rules
 
 # ------------------------------------------------------------------------------------------------ every key
 
@@ -254,8 +254,14 @@ class Truths:
 
 
 def can_meet(one: Made, other: Made, rules: Mapping[str, Rule]) -> bool:
-    """Return whether two targets are equal for some index of each that has no bound."""
-    return bool(_common(one, rules[one.rule], other, rules[other.rule]))
+    """Return whether two targets are equal for some index of each that has no bound.
+
+    The shortest common word has no more than one character besides those that the texts have: the length is bounded.
+    """
+    texts = [_around(one, rules[one.rule]), _around(other, rules[other.rule])]
+    lengths = sum(len(text) for text in itertools.chain(*texts))
+    words = (_overlay(texts, size) for size in range(lengths + 2))
+    return any(word is not None and all(_reads(word, text) for text in texts) for word in words)
 
 
 def can_be(made: Made, text: str, rules: Mapping[str, Rule]) -> bool:
@@ -269,24 +275,9 @@ def can_be(made: Made, text: str, rules: Mapping[str, Rule]) -> bool:
     return _reads(text, _around(made, rule))
 
 
-def find_unbounded(rule: Rule) -> bool:
-    """Return whether the rule makes targets with any index."""
-    return bool(rule.unstack) and rule.indices is INDICES
-
-
-def _common(one: Made, left: Rule, other: Made, right: Rule) -> bool:
-    texts = [_around(one, left), _around(other, right)]
-    lengths = sum(len(text) for text in itertools.chain(*texts))
-    for size in range(lengths + 2):
-        word = _overlay(texts, size)
-        if word is not None and all(_reads(word, text) for text in texts):
-            return True
-    return False
-
-
 def _around(made: Made, rule: Rule) -> tuple[str, ...]:
     """Return a target as one text, or as the text before and after its index."""
-    if not find_unbounded(rule) or rule.outputs is None:
+    if rule.outputs is None or not rule.has_any_index:
         return (made.target,)
     before, _, after = rule.outputs[made.output].render({**made.captures, rule.unstack: "\0"}).partition("\0")
     return before, after

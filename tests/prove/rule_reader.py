@@ -265,6 +265,11 @@ class Rule:
             for index in self.indices
         ]
 
+    @property
+    def has_any_index(self) -> bool:
+        """Return whether an `unstack` without a count makes its targets."""
+        return self.indices is INDICES
+
     def matches(self, key: str) -> bool:
         return any(pattern.matches(key) for pattern in self.sources)
 
