@@ -20,6 +20,8 @@ PIECES = (
     "[a-b0-1]", "a{2,}", r"\W?", "(?:a|b){1,2}",
 )  # fmt: skip
 """What captures of a `match` may be."""
+CLEAN = ("[^.]+", r"\d+", "[ab]+", "a|b", "[ab]*", r"\d", "a*")
+"""What they are in rules of which little is wrong: a single fault stands out."""
 INDEX_PIECES = (r"\d", r"[01]+", "0|1[01]*", "[01]{1,2}", "0?1", "0|1")
 """What the capture of a `stack` may be."""
 BETWEEN = ("a", "b", r"\.", r"\.", r"a\.", "0", "x")
@@ -66,6 +68,7 @@ class Maker:
         self.pick = pick
         self.tables: dict[str, dict[str, str]] = {}
         self.plain = False
+        self.clean = False
 
     def of(self, choices: Sequence[T]) -> T:
         return choices[self.pick(len(choices))]
@@ -95,8 +98,8 @@ class Maker:
     def match(self, names: Sequence[str]) -> tuple[Data, list[Capture]]:
         text, where, captures = "", Data(), []
         for name in names:
-            if self.chance(2):
-                text += self.of(BETWEEN)
+            if self.clean or self.chance(2):
+                text += self.of(BETWEEN) if not self.clean else r"\." if text else self.of(("", r"x\."))
             values: tuple[str, ...] | None = None
             if self.tables and self.chance(5):
                 table = self.of(sorted(self.tables))
@@ -113,12 +116,13 @@ class Maker:
                     where[name] = self.some(inside, 1 + self.pick(3))
                     values = tuple(where[name])
             else:
-                piece = self.expression() if self.chance(3) else self.of(PIECES)
+                pieces = CLEAN if self.clean else PIECES
+                piece = self.expression() if self.chance(3) and not self.clean else self.of(pieces)
             text += f"(?P<{name}>{piece})"
             captures.append(Capture(name, values))
         if self.chance(4):
             text += self.of(LOOSE)
-        if self.chance(8):
+        if self.chance(8) and not self.clean:
             text = self.of(LOOSE) + text
         return ({"match": text or "a", **({"where": where} if where else {})}, captures)
 
@@ -202,7 +206,9 @@ class Maker:
             fields = self.some(fields, len(fields))
         text = ""
         for field in fields:
-            if self.chance(2):
+            if self.clean:
+                text += "." if text else ""
+            elif self.chance(2):
                 text += self.of(
                     (".", ".", "a", "b", "0", "a.", "y", "{{", "{'[0]'}") if self.chance(4) else (".", "a", "b", "a.")
                 )
@@ -215,6 +221,7 @@ class Maker:
 
     def rule(self, id: str) -> Data:
         names = self.names()
+        self.clean = self.chance(2)
         operations = ("", "", "concat", "stack", "unstack", "split", "copy", "tie", "both", "ops")
         operation = "" if self.plain else self.of(operations)
         pattern, captures = self.pattern(names)
@@ -240,7 +247,7 @@ class Maker:
             rule["unstack"] = {"dim": 0, "by": "k", **({} if count is None else {"count": count})}
             number = 2 if count == "p" else count
             made.append(Capture("k", None if number is None else tuple(map(str, range(number)))))
-        shuffled = self.chance(4) or "unstack" in rule
+        shuffled = self.chance(4) or ("unstack" in rule and not self.clean)
         self.outputs(rule, operation, captures, made, shuffled)
         lost = [capture.name for capture in captures if capture not in used]
         if any(f"{{{name}" in str(rule.get("to", "")) for name in lost):
@@ -270,7 +277,8 @@ class Maker:
     def fold(self, rule: Data) -> str:
         """Add the capture of a `stack` to a pattern."""
         if "match" in rule:
-            mark, index = self.of(("", r"\.", "x")), f"(?P<e>{self.of(INDEX_PIECES)})"
+            mark = r"\." if self.clean else self.of(("", r"\.", "x"))
+            index = f"(?P<e>{self.of(INDEX_PIECES)})"
             rule["match"] = f"{index}{mark}{rule['match']}" if self.chance(4) else f"{rule['match']}{mark}{index}"
         else:
             index = self.of(("{e:int}", "{e:0..2}", "{e:0|1|00}", "x{e:int}"))
