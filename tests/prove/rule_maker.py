@@ -204,10 +204,10 @@ class Maker:
                 fields.append(self.field(captures, capture))
         if shuffled:
             fields = self.some(fields, len(fields))
-        text = ""
+        text, joint = "", self.of((".", ".", ""))
         for field in fields:
             if self.clean:
-                text += "." if text else ""
+                text += joint if text else ""
             elif self.chance(2):
                 text += self.of(
                     (".", ".", "a", "b", "0", "a.", "y", "{{", "{'[0]'}") if self.chance(4) else (".", "a", "b", "a.")
@@ -220,6 +220,8 @@ class Maker:
     # -------------------------------------------------------------------------------------------- rules
 
     def rule(self, id: str) -> Data:
+        if self.chance(12):
+            return self.adjacent(id)
         names = self.names()
         self.clean = self.chance(2)
         operations = ("", "", "concat", "stack", "unstack", "split", "copy", "tie", "both", "ops")
@@ -255,6 +257,15 @@ class Maker:
         if lost:
             rule["forget"] = lost
         return rule
+
+    def adjacent(self, id: str) -> Data:
+        """Make a rule with an admitted loss between captures that the target does not keep apart."""
+        free = ("a*", "[ab]*", "a+", "(?:ab?)*", "[^.]*", "b?")
+        lost = self.of(("[01]", r"\d", "b?", "[^.]", "a|b"))
+        between = self.of((r"\.", "", "x"))
+        text = f"(?P<c0>{self.of(free)}){between}(?P<c1>{lost}){between}(?P<c2>{self.of(free)})"
+        target = self.of(("{c0}{c2}", "{c2}{c0}", "y{c0}{c2}", "{c0}a{c2}", "{c0}.{c2}"))
+        return {"id": id, "match": text, "to": target, "forget": ["c1"]}
 
     def outputs(
         self, rule: Data, operation: str, captures: Sequence[Capture], made: Sequence[Capture], shuffled: bool
