@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from prove_kit import seeded
+from rule_maker import seeded
 
 from remapkit.diagnostics.source import Text
 from remapkit.patterns.pattern import Pattern, split_into_parts
@@ -39,7 +39,7 @@ def test_the_same_pairs_of_patterns_meet() -> None:
     agreed = met = 0
     for seed in range(250):
         maker = seeded(900_000 + seed)
-        one, other = (maker.tree(3).text for _ in range(2))
+        one, other = (maker.expression(3) for _ in range(2))
         if one == other:
             continue
         ours, witness = meet(one, other)

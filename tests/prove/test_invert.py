@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prove_kit import MadeRule, MadeSet, Maker, all_readings, sets
+from key_oracle import all_readings
+from rule_maker import Maker, seeded, write_text
+from rule_reader import RuleFile, covers, read_rules
 from test_proofs import PASSES, PROVEN, rules
 
 import remapkit
@@ -118,43 +119,40 @@ def test_without_an_inverse_the_reason_is_named(lines: list[str], head: str, cod
     assert [each.code for each in error.value.diagnostics][-len(codes) :] == codes
 
 
-def inside(made: MadeSet, keys: Iterable[str]) -> list[str]:
-    """The keys that the domain has."""
-    if not made.domain:
-        return list(keys)
-    domain = set().union(*(all_readings(MadeRule(parts, None), 4) for parts in made.domain))
-    return [key for key in keys if key in domain]
+def list_keys(file: RuleFile) -> list[str]:
+    """List the keys up to four characters that are renamed or kept."""
+    found = [all_readings(rule.sources[0], "ab.0", 4) for rule in file.rules if rule.kind != "drop"]
+    return [key for keys in found for key in keys if covers(file.domain, key)]
 
 
 def test_random_proven_sets_lead_back() -> None:
-    """Over every key up to a length of the sets that are proven and have an inverse that can be written."""
+    """Over every key up to a length of the files that are proven and have an inverse that can be written."""
     turned = 0
-    for _, made in sets(500_000, 700):
+    for seed in range(500_000, 500_700):
+        data = seeded(seed).file(plain=True)
         try:
-            given = made.compiled()
+            given = compile_rules(read_text(write_text(data)))
             inverse = given.inverse()
         except InvalidRules:
             continue
         turned += 1
-        assert inverse.prove().level is Level.ALL, made.text
-        for rule in made.rules:
-            for key in inside(made, all_readings(rule, 4)):
-                assert there_and_back(given, inverse, key) == [key], made.text
+        assert inverse.prove().level is Level.ALL, seed
+        for key in list_keys(read_rules(data)):
+            assert there_and_back(given, inverse, key) == [key], seed
     assert turned > 60
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_sets_of_hypothesis_lead_back(data: st.DataObject) -> None:
-    made = Maker(lambda count: data.draw(st.integers(0, count - 1))).rule_set()
+    made = Maker(lambda count: data.draw(st.integers(0, count - 1))).file(plain=True)
     try:
-        given = made.compiled()
+        given = compile_rules(read_text(write_text(made)))
         inverse = given.inverse()
     except InvalidRules:
         return
-    for rule in made.rules:
-        for key in inside(made, all_readings(rule, 4))[:40]:
-            assert there_and_back(given, inverse, key) == [key], made.text
+    for key in list_keys(read_rules(made))[:120]:
+        assert there_and_back(given, inverse, key) == [key], write_text(made)
 
 
 def test_names_that_yaml_or_python_would_misread() -> None:
