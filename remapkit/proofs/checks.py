@@ -60,6 +60,10 @@ class Questions:
         self._find_collisions(decided)
         if self.passes:
             self._find_passing(decided)
+        self.answers.witnesses = [
+            replace(each, rules=tuple(self.key_maps[number].rule_id for number in each.key_maps))
+            for each in self.answers.witnesses
+        ]
         return self.answers
 
     def ask(

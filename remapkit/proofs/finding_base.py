@@ -94,6 +94,11 @@ class FindingBase:
             values["readings"] = [list(reading) for reading in witness.readings]
         return values
 
+    def values_of(self, group: Sequence[Witness]) -> dict[str, object]:
+        """Return the values of the first witness, and the keys of all if there are several."""
+        others = {"witnesses": [list(each.keys) for each in group]} if len(group) > 1 else {}
+        return {**self.values(group[0]), **others}
+
     # -------------------------------------------------------------------------------------------- undecided, unused
 
     def undecided(self, questions: Iterable[tuple[Fault, tuple[int, ...]]]) -> list[Diagnostic]:

@@ -159,7 +159,7 @@ class FindingWriter(FindingBase):
             for number in each.covered:
                 covered, by = (left, right) if number == each.key_maps[0] else (right, left)
                 notes.append(f"{by.rule_id} matches every key that {covered.rule_id} matches")
-        values = {**self.values(witness), "rules": [self.key_maps[number].rule_id for number in numbers]}
+        values = {**self.values_of(group), "rules": [self.key_maps[number].rule_id for number in numbers]}
         return Diagnostic("RK201", title, labels, (AMBIGUITY_HELP,), tuple(notes), values=values)
 
     def list_matching(self, group: Sequence[Witness]) -> list[int]:
@@ -196,7 +196,7 @@ class FindingWriter(FindingBase):
             "change one of the targets, or narrow the pattern that matches more than intended",
             "if such keys never occur, declare those that can: `source: {domain: [...]}`",
         )
-        values = {**self.values(witness), "rules": ids}
+        values = {**self.values_of(group), "rules": ids}
         return Diagnostic("RK203", title, self.label_targets(group), help, self.list_pairs(group), values=values)
 
     def outputs(self, group: Sequence[Witness]) -> Diagnostic:
@@ -207,7 +207,7 @@ class FindingWriter(FindingBase):
         title = f"{'two' if count == 2 else count} outputs of {rule_id} have one target, {witness.targets[0]}"
         help = ("give each output its own target",)
         labels, notes = self.label_targets(group), self.list_pairs(group)
-        return Diagnostic("RK202", title, labels, help, notes, values=self.values(witness))
+        return Diagnostic("RK202", title, labels, help, notes, values=self.values_of(group))
 
     def list_pairs(self, group: Sequence[Witness]) -> tuple[str, ...]:
         """Return notes with the first few pairs of keys of a group."""

@@ -32,6 +32,8 @@ class Witness:
     admitted: bool = False
     covered: tuple[int, ...] = ()
     matching: tuple[int, ...] = ()
+    rules: tuple[str, ...] = ()
+    """The ids of the rules, keeps, drops or entries of `add` of its key maps."""
 
 
 @dataclass(slots=True)

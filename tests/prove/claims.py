@@ -57,20 +57,17 @@ class Claims:
     @classmethod
     def of(cls, proof: Proof) -> Claims:
         problems = [f"self-blame: {each.title}" for each in proof.findings if "disagree" in each.title]
-        left = list(proof.findings)
         found = []
         for witness in proof.witnesses:
-            finding = next((each for each in left if _is_about(each, witness)), None)
-            if finding is None:
-                problems.append(f"unnamed: no finding names {witness.fault} {witness.keys}")
-                continue
-            left.remove(finding)
-            rules = tuple(finding.values["rules"])
-            rules = rules[:1] if witness.fault == "within" else rules
-            found.append(Claim(witness.fault, rules, witness.keys, witness.targets, witness))
-        for values in (each.values or {} for each in left if each.code == "RK207"):
-            if "keys" in values:
-                found.append(Claim("added", tuple(values["rules"]), tuple(values["keys"]), (values["target"],)))
+            rules = witness.rules[:1] if witness.fault == "within" else witness.rules
+            added = [each for each in rules if each.startswith("add[")]
+            kind, keys, targets = witness.fault, witness.keys, witness.targets
+            if added and kind != "open":
+                kind, rules = "added", (added[0], next((each for each in rules if each not in added), added[-1]))
+                targets = targets[:1]
+            if not any(_is_about(each, CODES[kind], rules, keys) for each in proof.findings):
+                problems.append(f"unnamed: no finding names {kind} {keys}")
+            found.append(Claim(kind, rules, keys, targets, witness))
         return cls(proof, found, problems)
 
     def sizes(self, kind: str, rules: tuple[str, ...], *admitted: bool) -> list[int]:
@@ -89,9 +86,13 @@ class Claims:
         return any(each.kind == "cut" and each.rules[0] in rules for each in self.claims)
 
 
-def _is_about(finding: Diagnostic, witness: Witness) -> bool:
+def _is_about(finding: Diagnostic, code: str, rules: Sequence[str], keys: Sequence[str]) -> bool:
+    """Return whether a finding is about a fault; one about several has the keys of each."""
     values = finding.values or {}
-    return finding.code == CODES.get(witness.fault) and values.get("keys") == list(witness.keys)
+    known = [values.get("keys", []), *values.get("witnesses", [])]
+    if code == "RK207":
+        known += [[key] for key in values.get("keys", [])]
+    return finding.code == code and set(rules).issubset(values.get("rules", ())) and list(keys) in known
 
 
 def disagreements(truths: Truths, proof: Proof) -> list[str]:
