@@ -9,6 +9,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.patterns.pattern import Part
+from remapkit.proofs.concrete import bind_captures, identify_target
 from remapkit.proofs.edit_rules import core_of
 from remapkit.proofs.finding_base import CLOSE_HELP, OPEN_TITLE, SHOWN, FindingBase
 from remapkit.proofs.keymap import KeyMap
@@ -89,9 +90,10 @@ class FindingWriter(FindingBase):
                 target is not None and can_meet(target, (witness.keys[1],)) and not self.rules.match(witness.keys[1])
             )
         if witness.fault == "cut":
-            cuts = [each for each in witness.readings if is_reading(key_maps[0].pattern, witness.keys[0], each)]
-            one, other = witness.targets
-            return len(cuts) == 2 and one != other and self.find_target(key_maps[0], witness.keys[0]) is not None
+            key, key_map = witness.keys[0], key_maps[0]
+            cuts = [each for each in witness.readings if is_reading(key_map.pattern, key, each)]
+            ends = {identify_target(key_map, key, bind_captures(key_map, each)) for each in cuts}
+            return len(cuts) == 2 and len(ends) == 2 and self.find_target(key_map, key) is not None
         left, right = self.find_target(key_maps[0], witness.keys[0]), self.find_target(key_maps[-1], witness.keys[1])
         return left is not None and right is not None and can_meet(left, right)
 
@@ -277,7 +279,8 @@ class FindingWriter(FindingBase):
     def cut(self, witness: Witness) -> Diagnostic:
         """Report a key whose target depends on how it is split into captures."""
         key_map = self.key_maps[witness.key_maps[0]]
-        title = f"{key_map.rule_id} can match {witness.keys[0]!r} in two ways, with different targets"
+        what = "targets" if len(set(witness.targets)) > 1 else f"indices {join_words(key_map.folded)}"
+        title = f"{key_map.rule_id} can match {witness.keys[0]!r} in two ways, with different {what}"
         lines = [
             f"{_describe_captures(key_map, reading)} -> {target}"
             for reading, target in zip(witness.readings, witness.targets, strict=True)

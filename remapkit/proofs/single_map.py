@@ -13,10 +13,10 @@ from itertools import islice
 
 from remapkit.patterns.template import MapItem
 from remapkit.proofs import concrete
-from remapkit.proofs.automata import SEPARATOR, find_two_shortest
+from remapkit.proofs.automata import SEPARATOR, find_two_shortest, list_short_words
 from remapkit.proofs.budget import Exhausted
 from remapkit.proofs.case import Case
-from remapkit.proofs.cases import ProofContext, build_cases, merge_copies
+from remapkit.proofs.cases import ProofContext, build_cases, merge_copies, read_slot
 from remapkit.proofs.correlated import (
     drop_admitted,
     find_confused,
@@ -230,13 +230,23 @@ class SingleMap:
             if concrete.is_admitted(key_map, each.keys) == (key_map.pattern.parts[part].name in key_map.forget)
         }
         if len(found) < len(losses):
-            for case in self.list_exact(hidden, also=hidden):
-                for part, each in self._find_losses([case]).items():
-                    if not concrete.is_admitted(key_map, each.keys):
-                        found[part] = min(found.get(part, each), each, key=_count_characters)
+            for part, each in self._vary_losses(self.list_exact(hidden, also=hidden)):
+                if part in losses and not concrete.is_admitted(key_map, each.keys):
+                    found[part] = min(found.get(part, each), each, key=_count_characters)
         if len(found) < len(losses):
             raise Exhausted
         return found
+
+    def _vary_losses(self, cases: Iterable[Case]) -> Iterator[tuple[int, Collision]]:
+        """Yield pairs of keys that differ in a part that the target does not use, with several words of that part."""
+        for case in cases:
+            pieces = [read_slot(slot, self.context) for slot in case.slots]
+            words = [list_short_words(piece, self.context.letters, self.budget) for piece in pieces]
+            shortest = [each[0] for each in words]
+            for slot in case.unused:
+                for word in words[slot][1:]:
+                    other = [*shortest[:slot], word, *shortest[slot + 1 :]]
+                    yield case.slots[slot].part, Collision((case.key(shortest), case.key(other)))
 
     def _find_losses(self, cases: Iterable[Case]) -> dict[int, Collision]:
         """Return each part of the pattern that the target does not use, with the smallest pair that differs in it.
