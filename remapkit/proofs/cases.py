@@ -26,7 +26,7 @@ from remapkit.proofs.budget import Budget, Exhausted
 from remapkit.proofs.case import Case, Copy, Free, Hidden, Lookup, Slot, TargetPart
 from remapkit.proofs.correlated import MAX_CASES, find_constants, find_correlated
 from remapkit.proofs.dfa import Dfa, GuidedPiece, IntersectionDfa, LeafDfa, SubsetDfa, walk
-from remapkit.proofs.keymap import KeyMap, Made
+from remapkit.proofs.keymap import KeyMap, Made, list_names
 
 _ZEROS = Repeat(Chars(singleton("0")), 0, None)
 
@@ -99,24 +99,35 @@ def build_cases(
     hidden: Sequence[str] = (),
     fixed: Iterable[Mapping[str, str]] = ({},),
     quotient: bool = False,
+    front: bool = False,
 ) -> tuple[Case, ...]:
     """Return the cases of a key map: loose ones, or those with the words in `fixed` for some captures.
 
-    `hidden` are captures that count as part of the target: a folded one as an integer, the others as text. With
+    `hidden` are captures that count as part of the target: a folded one as an integer, the others as text. They stand
+    before the target, so that runs which differ there part at once; those behind all captures that the target uses
+    stand behind it, so that a transducer can write both, unless `front`. With
     `quotient`, lossy tables have only one key for each value.
     """
     context.budget.spend(1)
     guide = _find_guide(key_map, context)
     constants = find_constants(key_map)
     found: list[Case] = []
+    behind = () if front else find_behind(key_map, hidden)
     for words in fixed:
         known = {**constants, **words}
         for slots in _list_slots(key_map, known, hidden, context):
-            case = Case(slots, *_build_target(key_map, known, slots, hidden, context))
+            case = Case(slots, *_build_target(key_map, known, slots, hidden, behind, context))
             found += [case] if guide is None else _split_by_guide(case, guide, context)
             if len(found) > MAX_CASES:
                 raise Exhausted
     return tuple(map(_take_one_key_per_value, found)) if quotient else tuple(found)
+
+
+def find_behind(key_map: KeyMap, hidden: Sequence[str]) -> tuple[str, ...]:
+    """Return the hidden outputs that stand behind the target."""
+    place = {part.name: number for number, part in enumerate(key_map.pattern.parts)}
+    used = [place[name] for item in key_map.items or () for name in list_names(item) if name in place]
+    return tuple(name for name in hidden if used and place[name] > max(used))
 
 
 def _take_one_key_per_value(case: Case) -> Case:
@@ -195,7 +206,12 @@ def read_slot(slot: Slot, context: ProofContext) -> Nfa:
 
 
 def _build_target(
-    key_map: KeyMap, known: Mapping[str, str], slots: Sequence[Slot], hidden: Sequence[str], context: ProofContext
+    key_map: KeyMap,
+    known: Mapping[str, str],
+    slots: Sequence[Slot],
+    hidden: Sequence[str],
+    behind: Sequence[str],
+    context: ProofContext,
 ) -> tuple[tuple[TargetPart, ...], tuple[str, ...]]:
     """Return the hidden outputs and the target as parts, and the captures that are used more than once."""
     if key_map.identity:
@@ -215,9 +231,11 @@ def _build_target(
         assert slot.piece is not None
         return Free(slot.piece)
 
+    def hide(name: str) -> TargetPart:
+        return str(int(known[name])) if name in known and name in key_map.folded else copy(name)
+
     for name in hidden:
-        integer = name in known and name in key_map.folded
-        target += [str(int(known[name])) if integer else copy(name), Hidden()]
+        target += [] if name in behind else [hide(name), Hidden()]
     for item in key_map.items or ():
         if isinstance(item, TextItem):
             target.append(item.text)
@@ -228,6 +246,8 @@ def _build_target(
         else:
             lossy = item.table in key_map.lossy
             target.append(_look_up(item, known, place, correlated, context, lossy=lossy))
+    for name in behind:
+        target += [Hidden(), hide(name)]
     return tuple(target), tuple(correlated)
 
 

@@ -19,7 +19,7 @@ from remapkit.patterns.charset import contains
 from remapkit.patterns.finite import build_words_node
 from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import CANONICAL, Pattern
-from remapkit.patterns.template import CaptureItem, MapItem, TemplateItem, TextItem
+from remapkit.patterns.template import CaptureItem, TemplateItem, TextItem
 from remapkit.patterns.tree import Alt, Chars, PatternNode, Seq
 from remapkit.rules.model import CompiledRules, Rule
 from remapkit.rules.pipeline import AddedTargets
@@ -229,7 +229,7 @@ def _made(items: tuple[TemplateItem, ...], made: Made | None) -> Iterator[tuple[
     if made is None:
         yield items
         return
-    uses = [item for item in items if not isinstance(item, TextItem) and made.name in _names(item)]
+    uses = [item for item in items if not isinstance(item, TextItem) and made.name in list_names(item)]
     if len(uses) == 1 and isinstance(uses[0], CaptureItem):
         yield tuple(made if item == uses[0] else item for item in items)
         return
@@ -237,13 +237,16 @@ def _made(items: tuple[TemplateItem, ...], made: Made | None) -> Iterator[tuple[
         yield tuple(_with(item, made.name, str(number)) for item in items)
 
 
-def _names(item: CaptureItem | MapItem) -> tuple[str, ...]:
+def list_names(item: TemplateItem | Made) -> tuple[str, ...]:
+    """Return the captures that a part of a target depends on."""
+    if isinstance(item, TextItem | Made):
+        return ()
     return (item.name,) if isinstance(item, CaptureItem) else item.names
 
 
 def _with(item: TemplateItem, name: str, value: str) -> TemplateItem:
     """Return an item for one value of a capture."""
-    if isinstance(item, TextItem) or name not in _names(item):
+    if isinstance(item, TextItem) or name not in list_names(item):
         return item
     if isinstance(item, CaptureItem):
         return TextItem(value)

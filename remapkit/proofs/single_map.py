@@ -7,16 +7,17 @@ the map without what is admitted is only what the author admits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from remapkit.patterns.template import MapItem
+from remapkit.patterns.tree import Chars, Repeat
 from remapkit.proofs import concrete
 from remapkit.proofs.automata import SEPARATOR, find_two_shortest, list_short_words
 from remapkit.proofs.budget import Exhausted
 from remapkit.proofs.case import Case
-from remapkit.proofs.cases import ProofContext, build_cases, merge_copies, read_slot
+from remapkit.proofs.cases import ProofContext, build_cases, find_behind, merge_copies, read_slot
 from remapkit.proofs.correlated import (
     drop_admitted,
     find_confused,
@@ -72,16 +73,16 @@ class SingleMap:
         """Return cases with copied slots merged, if the key map reads keys in several ways."""
         return tuple(merge_copies(case, self.context) for case in cases) if self.has_several_readings else cases
 
-    def build(self, hidden: Sequence[str] = (), *, quotient: bool = False) -> tuple[Case, ...]:
+    def build(self, hidden: Sequence[str] = (), *, quotient: bool = False, front: bool = False) -> tuple[Case, ...]:
         """Return loose cases."""
-        return self.merge(build_cases(self.key_map, self.context, hidden=hidden, quotient=quotient))
+        return self.merge(build_cases(self.key_map, self.context, hidden=hidden, quotient=quotient, front=front))
 
     def list_best(self, hidden: Sequence[str] = ()) -> tuple[Case, ...]:
-        """Return exact cases if there are not too many, else loose ones."""
+        """Return exact cases if there are not too many, else loose ones; hidden outputs stand before the target."""
         try:
-            return self.list_exact(hidden)
+            return self.list_exact(hidden, front=True)
         except Exhausted:
-            return self.build(hidden)
+            return self.build(hidden, front=True)
 
     def _build_net(self, cases: Sequence[Case], *, source: bool = False, entries: bool = False) -> TaggedNfa:
         net = TaggedNfa(self.context.letters)
@@ -133,7 +134,12 @@ class SingleMap:
     # -------------------------------------------------------------------------------------------- two keys
 
     def list_exact(
-        self, hidden: Sequence[str] = (), *, quotient: bool = False, also: Sequence[str] = ()
+        self,
+        hidden: Sequence[str] = (),
+        *,
+        quotient: bool = False,
+        also: Sequence[str] = (),
+        front: bool = False,
     ) -> tuple[Case, ...]:
         """Return cases with one word for each correlated capture and each of `also`, as far as they are finite.
 
@@ -149,7 +155,8 @@ class SingleMap:
         if names:
             fixed = list_assignments(key_map, names, self.budget)
             fixed = drop_admitted(key_map, (*hidden, *also), fixed) if quotient else fixed
-        return self.merge(build_cases(key_map, self.context, hidden=hidden, fixed=fixed, quotient=quotient))
+        found = build_cases(key_map, self.context, hidden=hidden, fixed=fixed, quotient=quotient, front=front)
+        return self.merge(found)
 
     def find_collisions(self) -> Iterator[Collision]:
         """Yield keys with the same target; each kind of collision has its own smallest pair.
@@ -167,15 +174,19 @@ class SingleMap:
         admits = bool(forgotten) or any(
             isinstance(item, MapItem) and item.table in key_map.lossy for item in key_map.items or ()
         )
-        hidden = tuple(dict.fromkeys((*folded, *forgotten)))
+        # In the pattern's order, so that a transducer can write them.
+        hidden = tuple(
+            part.name for part in key_map.pattern.parts if part.name in {*folded, *forgotten} and part.name
+        )
         losses = self._find_losses(self.build(folded))
+        known_parts = frozenset(losses)
         if admits and losses and self.has_several_readings:
             losses = self._replay_losses(losses, hidden)
         found, undecided = list[Collision](), False
         try:
-            collision = self._find_collision(hidden, losses, quotient=admits)
+            collision = self._find_collision(hidden, known_parts, quotient=admits)
             found += [collision] if collision is not None else []
-            collision = self._find_collision(folded, losses, quotient=False) if admits else None
+            collision = self._find_collision(folded, known_parts, quotient=False) if admits else None
             if collision is not None and concrete.is_admitted(key_map, collision.keys):
                 found.append(replace(collision, admitted=True))
             # Tables that share a capture: a pair may be admitted by one of them, and others may not be.
@@ -224,6 +235,7 @@ class SingleMap:
         tried, with every combination of words of the forgotten captures. Raises `Exhausted` if none does.
         """
         key_map = self.key_map
+        losses = {part: each for part, each in losses.items() if not self._is_left_empty(part)}
         found = {
             part: each
             for part, each in losses.items()
@@ -236,6 +248,19 @@ class SingleMap:
         if len(found) < len(losses):
             raise Exhausted
         return found
+
+    def _is_left_empty(self, part: int) -> bool:
+        """Return whether the part before always takes what this one could: `.*`, say, before `x?`.
+
+        The matcher gives a repeat all characters that it can take, and this part may be empty.
+        """
+        parts = self.key_map.pattern.parts
+        node = parts[part - 1].node if part > 0 else None
+        if not isinstance(node, Repeat) or node.high is not None or not isinstance(node.item, Chars):
+            return False
+        taken = self.context.letters.mask(node.item.chars)
+        piece = self.context.pieces.of(parts[part].node)
+        return piece.nullable and not any(mask & ~taken for mask in piece.masks)
 
     def _vary_losses(self, cases: Iterable[Case]) -> Iterator[tuple[int, Collision]]:
         """Yield pairs of keys that differ in a part that the target does not use, with several words of that part."""
@@ -271,21 +296,19 @@ class SingleMap:
                     best[part] = min(best.get(part, found), found, key=_count_characters)
         return best
 
-    def _find_collision(
-        self, hidden: Sequence[str], losses: Mapping[int, Collision], *, quotient: bool
-    ) -> Collision | None:
+    def _find_collision(self, hidden: Sequence[str], known_parts: Set[int], *, quotient: bool) -> Collision | None:
         """Return a smallest pair of keys with the same target and hidden outputs, or None.
 
         First with loose cases, which are few. If even these have no word with two runs with different tags, every
         part of a target can be told from it; then keys can share one only if two combinations of correlated captures
-        give all parts the same text. Otherwise with exact cases. Pairs that differ only in a part of `losses` are
-        known already.
+        give all parts the same text. Otherwise with exact cases. Pairs that differ only in one of `known_parts`
+        are known already.
         """
         key_map = self.key_map
         cases = self.build(hidden, quotient=quotient)
         if not any(case.loose for case in cases):
             try:
-                return self._search(cases, hidden, losses)
+                return self._search(cases, hidden, known_parts)
             except Exhausted:
                 if not hidden:
                     raise
@@ -294,15 +317,15 @@ class SingleMap:
             if confused is None:
                 return None
             cases = build_cases(key_map, self.context, hidden=hidden, fixed=confused)
-            found = self._search(self.merge(cases), hidden, losses)
+            found = self._search(self.merge(cases), hidden, known_parts)
             if found is not None:
                 return found
         try:
-            return self._search(self.list_exact(hidden, quotient=quotient), hidden, losses)
+            return self._search(self.list_exact(hidden, quotient=quotient), hidden, known_parts)
         except Exhausted:
             # Not in order because of the hidden outputs: with a word for each of them, what is left may be.
             exact = self.list_exact(hidden, quotient=quotient, also=hidden)
-            return self._search(exact, hidden, losses)
+            return self._search(exact, hidden, known_parts)
 
     def _can_be_read_twice(self, cases: Sequence[Case]) -> bool:
         return self._has_several_readings(cases) or splits(self._build_net(cases), 0, self.budget)
@@ -311,9 +334,7 @@ class SingleMap:
         """Return whether a key has several readings in these cases, though all have one target."""
         return self.has_several_readings and splits(self._build_net(cases, source=True), 0, self.budget)
 
-    def _search(
-        self, cases: Sequence[Case], hidden: Sequence[str], losses: Mapping[int, Collision]
-    ) -> Collision | None:
+    def _search(self, cases: Sequence[Case], hidden: Sequence[str], known_parts: Set[int]) -> Collision | None:
         """Return the smallest pair of keys that share a target of these cases, or None.
 
         If a key has one reading, two runs over one target with different tags are two keys. If it has several that
@@ -322,7 +343,7 @@ class SingleMap:
         if not cases:
             return None
         # With some captures given, a guard may leave a part more words than without.
-        further = [each for part, each in self._find_losses(cases).items() if part not in losses]
+        further = [each for part, each in self._find_losses(cases).items() if part not in known_parts]
         found = self._search_two_runs(cases, hidden)
         return min([*further, *([found] if found else [])], key=_count_characters, default=None)
 
@@ -332,7 +353,7 @@ class SingleMap:
             if not all(case.in_order for case in cases):
                 raise Exhausted
             conflict = Transducer(net, 0, self.budget, backwards=True).find_conflict()
-            return None if conflict is None else self._make_collision(conflict.written, conflict.text)
+            return None if conflict is None else self._make_collision(conflict.written, conflict.text, hidden)
         if not splits(net, 0, self.budget):
             return None
         word = find_shortest_shared_word(net, 0, 0, self.budget)
@@ -340,11 +361,12 @@ class SingleMap:
         keys = word.read_keys(net)
         if keys[0] == keys[1] or any(case.loose for case in cases):
             self._replay(keys, hidden)
-        return self._make_collision(keys, word.text)
+        return self._make_collision(keys, word.text, hidden)
 
-    def _make_collision(self, keys: tuple[str, str], text: str) -> Collision:
+    def _make_collision(self, keys: tuple[str, str], text: str, hidden: Sequence[str]) -> Collision:
         made = any(isinstance(item, Made) for item in self.key_map.items or ())
-        return Collision(keys, text.rpartition(SEPARATOR)[2] if made else None)
+        before = len(hidden) - len(find_behind(self.key_map, hidden))
+        return Collision(keys, text.split(SEPARATOR)[before] if made else None)
 
     def _replay(self, keys: tuple[str, str], hidden: Sequence[str]) -> None:
         """Raise `Exhausted` unless two keys, found with loose cases, are two and have one target."""
