@@ -120,7 +120,9 @@ class FindingBase:
         title = f"undecided: {stage.format(words)}"
         if len(asked) > 1:
             title = f"undecided for {len(asked)} questions: {stage.format(words)}"
-        note = "the search stopped after its budget of steps; a plan still checks the keys of its checkpoint"
+        note = (
+            "neither a proof nor a counterexample was found within the budget of steps; a plan still checks its keys"
+        )
         values = {"rules": words if len(asked) == 1 else ids, "asked": fault}
         labels = self.labels(numbers[:SHOWN])
         return Diagnostic(

@@ -15,7 +15,6 @@ from remapkit.api.ruleset import compile_rules
 from remapkit.authoring.invert import invert
 from remapkit.authoring.invert_rule import InverseCapture
 from remapkit.authoring.write_inverse import InverseWriter
-from remapkit.diagnostics.errors import InvalidRules
 from remapkit.patterns.tree import literal
 from remapkit.patterns.unparse import unparse
 from remapkit.proofs.budget import Budget
@@ -178,5 +177,5 @@ def test_listing_the_words_would_be_noticed(kind: Kind, monkeypatch: pytest.Monk
     monkeypatch.setattr(InverseWriter, "write_regex", list_words)
     rule = write_rule(0, (kind,), (0,), path=False)
     given = compile_rules(read_text(f"remapkit: 1\nname: t\nrules:\n  - {rule}\n"))
-    with pytest.raises(InvalidRules):
-        invert(given)
+    text = invert(given)
+    assert count_steps(compile_rules(read_text(text))) > MOST * count_steps(given) or len(text) > 2000
