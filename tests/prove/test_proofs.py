@@ -20,8 +20,13 @@ from remapkit.proofs.witness import Witness
 from remapkit.rulefile.read import read_text
 
 
+HEAD = ("tables:", "source:", "unmatched:")
+
+
 def rules(*lines: str, head: str = "") -> RuleSet:
-    """Rules from lines of pipeline mappings; `id` is given by number where it is left out."""
+    """Rules from lines of pipeline mappings, with an `id` by number; lines of the head of the file come first."""
+    head += "".join(f"{line}\n" for line in lines if line.startswith(HEAD))
+    lines = tuple(line for line in lines if not line.startswith(HEAD))
     body = "".join(f"  - {{id: r{number}, {line}}}\n" for number, line in enumerate(lines))
     return compile_rules(read_text(f"remapkit: 1\nname: t\n{head}" + (f"rules:\n{body}" if lines else "")))
 
@@ -100,6 +105,13 @@ FAULTS = {
     "a class of characters that are nowhere written": (
         [r"match: '[^.]*(?P<x>[^.])[^.]*', to: '{x}'"],
         [("cut", ("ab",))],
+    ),
+    "a loss beside an admitted one of a table": (
+        [
+            "tables: {t: {lossy: true, entries: {a: x, b: x}}}",
+            "path: '{c:t}.{n:0..3}', to: '{c|t}.{n//2}.{n//2}'",
+        ],
+        [("within", ("a.0", "a.1")), ("within", ("a.0", "b.0"))],
     ),
     "the empty key": ([r"match: 'a*', to: 'x'"], [("within", ("", "a"))]),
 }
