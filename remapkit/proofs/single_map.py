@@ -316,7 +316,7 @@ class SingleMap:
             confused = find_confused(key_map, hidden, self.budget, quotient=quotient)
             if confused is None:
                 return None
-            cases = build_cases(key_map, self.context, hidden=hidden, fixed=confused)
+            cases = build_cases(key_map, self.context, hidden=hidden, fixed=confused, quotient=quotient)
             found = self._search(self.merge(cases), hidden, known_parts)
             if found is not None:
                 return found

@@ -22,8 +22,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the beginning of a value is enough",
         "patterns/compile.py",
-        "inside = tuple(text.value for text in values if language.fullmatch(text.value))",
-        "inside = tuple(text.value for text in values if language.match(text.value))",
+        "return engine.fullmatch(word) is not None",
+        "return engine.match(word) is not None",
         "a guard allows only values that the capture can have",
         PATHS,
     ),
@@ -46,7 +46,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the characters of a guard are not counted",
         "patterns/compile.py",
-        "if sum(map(len, inside)) > MAX_LETTERS:",
+        "if letters > MAX_LETTERS:",
         "if len(inside) > MAX_LETTERS:",
         "a guard has at most 200,000 characters in all",
         SMALL,
@@ -104,8 +104,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a range without its end",
         "patterns/path.py",
-        "range(int(low), int(high) + 1)",
-        "range(int(low), int(high))",
+        "map(str, range(low, high + 1))",
+        "map(str, range(low, high))",
         "0..47 includes both ends",
         PATHS,
     ),
@@ -152,8 +152,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "merged literals change places",
         "patterns/path.py",
-        "values=(before.values[0] + part.values[0],)",
-        "values=(part.values[0] + before.values[0],)",
+        "for part in run if part.values)",
+        "for part in reversed(run) if part.values)",
         "merged literals read as they are written",
         (*SETS, *PATHS),
     ),

@@ -19,9 +19,13 @@ from remapkit.proofs.prover import prove
 from remapkit.proofs.witness import Witness
 from remapkit.rulefile.read import read_text
 
+HEAD = ("tables:", "source:", "unmatched:")
+
 
 def rules(*lines: str, head: str = "") -> RuleSet:
-    """Rules from lines of pipeline mappings; `id` is given by number where it is left out."""
+    """Rules from lines of pipeline mappings, with an `id` by number; lines of the head of the file come first."""
+    head += "".join(f"{line}\n" for line in lines if line.startswith(HEAD))
+    lines = tuple(line for line in lines if not line.startswith(HEAD))
     body = "".join(f"  - {{id: r{number}, {line}}}\n" for number, line in enumerate(lines))
     return compile_rules(read_text(f"remapkit: 1\nname: t\n{head}" + (f"rules:\n{body}" if lines else "")))
 
@@ -55,6 +59,21 @@ PROVEN = {
     "leaves that keep rules apart": [
         "path: 'a.{rest:**}', leaf: [weight], to: 'b.{rest}'",
         "path: 'a.{rest:**}', leaf: [bias], to: 'b.{rest}'",
+    ],
+    "a table that a guard narrows": [
+        "tables: {t: {p: x, q: y}}",
+        "path: 'a.{c:t}', leaf: [p], to: '{c|t}'",
+        "path: b, to: y",
+    ],
+    "a capture beside a number of which it is a part": ["path: 'a.{i:0..3}.{j:0..4}', to: '{i}.{i*5+j}'"],
+    "the index of a stack beside another one": ["path: 'a.{e:int}.{c:int}', stack: {dim: 0, by: e}, to: '{c}'"],
+    "an index of an unstack below its count": [
+        "path: a, unstack: {dim: 0, by: n, count: 3}, to: 'b.{n}'",
+        "path: c, to: b.3",
+    ],
+    "a longer index of an unstack below its count": [
+        "path: a, unstack: {dim: 0, by: n, count: 12}, to: 'b.{n}'",
+        "path: c, to: b.12",
     ],
     "a loose target that is apart all the same": [
         "path: 'a.{n:0..3}', to: 'b.{n//2}.{n%2}'",
@@ -102,6 +121,72 @@ FAULTS = {
         [("cut", ("ab",))],
     ),
     "the empty key": ([r"match: 'a*', to: 'x'"], [("within", ("", "a"))]),
+    "a part that a key need not have": (
+        ["match: 'a(?P<b>x*)c', to: 'y{b}'", "path: ac, to: z"],
+        [("ambiguous", ("ac",))],
+    ),
+    "a cut between parts that are copied with other text": (
+        [r"match: '(?P<a>.*)\.(?P<b>.*)', to: '{a}/{b}'"],
+        [("cut", ("..",))],
+    ),
+    "a cut that shows at the end": (["match: '(?P<a>x?)x?', to: '{a}'"], [("cut", ("x",))]),
+    "targets that can be cut, of keys that can be": (
+        [r"match: '(?P<a>x*)(?P<b>x*)(?P<c>y*)\.(?P<d>y*)w', to: '{a}xx{b}{c}{d}'"],
+        [("within", ("y.w", ".yw"))],
+    ),
+    "an empty value of a table": (
+        ["tables: {t: {a: '', b: x}}", "path: '{c:t}.{d:**}', to: '{c|t}{d}'"],
+        [("within", ("a.xa", "b.a"))],
+    ),
+    "the smallest pair is not the first": (
+        ["path: 'a.{n:5|10|40|95}', to: 'b.{n%30}.{n%30}'"],
+        [("within", ("a.5", "a.95"))],
+    ),
+    "short keys of a table with a long value": (
+        ["tables: {t: {aaaa: p, b: qqq}}", "path: '{c:t}', to: '{c|t}'", "match: '(?P<x>p|q*)', to: '{x}'"],
+        [("across", ("b", "qqq"))],
+    ),
+    "long keys of a table with a short value": (
+        ["tables: {t: {aaa: p, b: qqqq}}", "path: '{c:t}', to: '{c|t}'", "match: '(?P<x>p|q*)', to: '{x}'"],
+        [("across", ("aaa", "p"))],
+    ),
+    "short keys that are looked up twice": (
+        ["tables: {t: {aaaa: x, b: yy}}", "path: '{c:t}', to: '{c|t}{c|t}'", "match: '(?P<z>x*|y*)', to: '{z}'"],
+        [("across", ("b", "yyyy"))],
+    ),
+    "two spellings of one index": (
+        [r"match: 'a\.(?P<e>\d+)', stack: {dim: 0, by: e}, to: b"],
+        [("within", ("a.0", "a.00"))],
+    ),
+    "two spellings of one index, beside what is forgotten": (
+        [
+            "match: '(?P<e>01|001|02)(?P<a>x*)(?P<b>x*)(?P<c>y|z)', stack: {dim: 0, by: e}, to: '{a}xx{b}', "
+            "forget: [c]"
+        ],
+        [("within", ("01y", "01z")), ("within", ("01y", "001y"))],
+    ),
+    "a loss beside an admitted one of a table": (
+        [
+            "tables: {t: {lossy: true, entries: {a: x, b: x}}}",
+            "path: '{c:t}.{n:0..3}', to: '{c|t}.{n//2}.{n//2}'",
+        ],
+        [("within", ("a.0", "a.1")), ("within", ("a.0", "b.0"))],
+    ),
+    "a cut beside what is forgotten": (
+        ["match: '(?P<u>a*)(?P<f>x?)(?P<v>a*)', to: 'k.{u}{v}', forget: [f]"],
+        [("within", ("", "x")), ("within", ("ax", "xa"))],
+    ),
+    "only what is forgotten": (
+        [
+            r"source: {domain: [{match: 'pa?\.'}, {match: 'q\.a?'}]}",
+            r"match: '(?P<f>p|q)(?P<y>a?)\.(?P<z>a?)', to: '{y}{z}', forget: [f]",
+        ],
+        [("within", ("p.", "q."))],
+    ),
+    "the smallest of several outputs": (
+        ["unmatched: keep", "path: '{c:0..2}', copy: ['.b{c+9}', 'a{c}']"],
+        [("open", ("0", "a0"))],
+    ),
 }
 
 
@@ -124,6 +209,20 @@ def test_an_ambiguity_says_which_rule_covers_the_other() -> None:
     assert witness.covered == (1,)
     (finding,) = prove(rules("path: 'a.{n}', to: 'b.{n}'", "path: 'a.{n:int}', to: 'c.{n}'")).findings
     assert "r0 matches every key that r1 matches" in finding.notes
+
+
+def test_rules_that_go_on_together_from_the_front_and_from_the_back_are_compared() -> None:
+    """Subsets grow exponentially from the front for half of these rules, and from the back for the others."""
+    lines = [
+        line
+        for n in (9, 10, 11)
+        for line in (
+            rf"match: '(?P<x>[ab]*a[ab]{{{n}}})', to: 'x{n}.{{x}}'",
+            rf"match: '(?P<y>[cd]{{{n}}}c[cd]*)', to: 'y{n}.{{y}}'",
+        )
+    ]
+    pairs = [witness.key_maps for witness in prove(rules(*lines)).witnesses if witness.fault == "ambiguous"]
+    assert pairs == [(0, 2), (0, 4), (1, 3), (1, 5), (2, 4), (3, 5)]
 
 
 def test_a_leaf_guard_is_part_of_the_language_wherever_the_leaf_lies() -> None:
@@ -161,6 +260,19 @@ def test_a_domain_takes_back_a_refutation_and_no_more() -> None:
     assert prove(rules(*lines, head=apart)).level is Level.DOMAIN
     together = "source: {domain: ['a.{n:int}', 'b.{rest:**}']}\n"
     assert [witness.keys for witness in prove(rules(*lines, head=together)).witnesses] == [("b.0",)]
+
+
+def test_guards_on_leaves_hold_within_the_domain() -> None:
+    lines = ["path: '{a}.{b}', leaf: [u, w], to: 'x.{a}.{b}'", "path: 'p.{m}', leaf: [v, w], to: 'y.{m}'"]
+    assert [witness.keys for witness in prove(rules(*lines)).witnesses] == [("p.w",)]
+    assert prove(rules(*lines, head="source: {domain: ['q.{b}', p.u, p.v]}\n")).level is Level.DOMAIN
+
+
+def test_the_beginning_of_a_key_of_the_domain_does_not_pass_through() -> None:
+    line = "path: 'a.{n:int}', to: 'b.{n}'"
+    for domain, level in (("b.{x}.w", Level.DOMAIN), ("b.{x}", Level.KEYS)):
+        head = f"unmatched: keep\nsource: {{domain: ['a.{{n:int}}', '{domain}']}}\n"
+        assert prove(rules(line, head=head)).level is level
 
 
 def test_a_loss_that_shows_only_once_combinations_are_spelt_out() -> None:
@@ -226,8 +338,9 @@ def test_admitting_one_loss_hides_no_other() -> None:
 # ------------------------------------------------------------------------------------------------ budgets
 
 
-def test_past_the_budget_a_question_is_undecided_and_refuses() -> None:
-    found = rules("path: 'a.{n:int}.{rest:**}', to: 'b.{n}.{rest}'", "path: 'a.{n}.w', to: 'c.{n}'")
+@pytest.mark.parametrize("head", ["", "source: {domain: ['a.{x:**}']}\n"])
+def test_past_the_budget_a_question_is_undecided_and_refuses(head: str) -> None:
+    found = rules("path: 'a.{n:int}.{rest:**}', to: 'b.{n}.{rest}'", "path: 'a.{n}.w', to: 'c.{n}'", head=head)
     proof = prove(found, budget=60)
     assert proof.level is Level.UNDECIDED and not proof.ok and proof.undecided
     assert {each.code for each in proof.blocking()} == {"RK200"}
@@ -292,6 +405,17 @@ def test_a_folded_capture_counts_as_part_of_the_target_within_its_rule() -> None
     assert ask(key_map("s", *stack)) == [("within", (0,))]
     # A folded capture that cannot be told from another does not save the rule.
     assert ask(key_map("s", "x.{n:int}.{e:int}.{f:int}", "y.", "{n}", folded=("e",))) == [("within", (0,))]
+
+
+def test_a_folded_capture_that_the_target_has_as_well_is_one() -> None:
+    """The index 12 of `1` and the index 2 of `11` both give 112, but they are two indices."""
+    assert ask(key_map("s", "x.{n:int}.{e:1..12}", "y.", "{n}", "{e}", folded=("e",))) == []
+
+
+def test_a_pair_that_only_captures_taken_apart_would_give_is_not_shown() -> None:
+    """As if 1 and 11 gave the same: one of them twice, or both."""
+    answers = Questions([key_map("s", "a.{n:int}", "{n}", "{n}")], Budget(1_000_000)).run()
+    assert (answers.witnesses, answers.undecided) == ([], [("within", (0,))])
 
 
 def test_to_other_rules_a_folded_target_is_the_plain_key() -> None:

@@ -222,6 +222,8 @@ def many(count: int, line: str) -> str:
 
 
 NASTY = {
+    "nested": (rule("match: '(?:(?:a?b?){25}){20}', to: b"), Level.UNDECIDED),
+    "optional": (rule("match: '(?P<a>(?:a?){1000})', to: 'b.{a}'"), Level.ALL),
     "long": (rule(rf"match: '(?P<a>\d{{3}}{'ab' * 2000})', to: 'b.{{a}}'"), Level.ALL),
     "longer": (rule(rf"match: '(?P<a>\d{{3}}{'ab' * 7500})', to: 'b.{{a}}'"), Level.ALL),
     "one key": (many(60, "match: '(?P<a>.*)x.*', to: 'b#.{a}'"), Level.REFUTED),
@@ -260,7 +262,10 @@ def test_hostile_files_are_answered_within_a_number_of_calls(name: str) -> None:
 
 
 LARGE = {
+    "optional": ("(?:a?){1000}", "a" * 40, "x", 40),
+    "nested": ("(?:(?:a?b?){25}){20}", "a" * 40, "x", 40),
     "the key ends": ("(?:a?){1000}y", "a" * 60, "", 60),
+    "in several ways": ("(?:[ab]{0,200}c?[ab]{0,200}){2}x", "abc" * 12, "y", 8),
 }
 
 
@@ -316,7 +321,7 @@ def nothing(*given: object, **named: object) -> None:
 
 
 PLANTED = {
-    "what is admitted hides the rest": (SingleMap, "_replay_losses", lambda self, losses, hidden: losses),
+    "no key is read in two ways": (SingleMap, "find_two_readings", nothing),
     "no pair of one rule is found": (SingleMap, "_find_collision", nothing),
     "sources of one rule are one": (
         questions.Questions,
