@@ -130,6 +130,14 @@ FAULTS = {
         [("cut", ("..",))],
     ),
     "a cut that shows at the end": (["match: '(?P<a>x?)x?', to: '{a}'"], [("cut", ("x",))]),
+    "a cut that shows once the runs are further apart": (
+        ["match: 'x*(?P<b>(?:xx)*)x?y', to: '{b}x'"],
+        [("cut", ("xxy",))],
+    ),
+    "a loss that the matcher reads as an admitted one at first": (
+        ["match: '(?P<n>a?)a*', to: b, forget: [n]"],
+        [("within", ("", "a")), ("within", ("a", "aa"))],
+    ),
     "targets that can be cut, of keys that can be": (
         [r"match: '(?P<a>x*)(?P<b>x*)(?P<c>y*)\.(?P<d>y*)w', to: '{a}xx{b}{c}{d}'"],
         [("within", ("y.w", ".yw"))],
