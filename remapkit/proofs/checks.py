@@ -43,6 +43,7 @@ class Questions:
         self.key_maps, self.budget, self.domain, self.passes = key_maps, budget, domain, passes
         self.answers = Answers()
         self.maps: dict[int, SingleMap] = {}
+        self.told: set[tuple[PatternOf, tuple[str, ...], int | None]] = set()
 
     def run(self) -> Answers:
         """Answer all questions."""
@@ -173,8 +174,12 @@ class Questions:
             targets = tuple(concrete.render_target(key_map, key) if text is None else text for key in found.keys)
             if not found.keys:
                 targets = (str(text), str(text))
-            witness = Witness("within", (number,), found.keys, targets, (), found.lost, found.admitted)
-            self.answers.witnesses.append(witness)
+            # Another output of the rule, or another index that it makes, may show the same.
+            told = key_map.source, found.keys, found.lost
+            if told not in self.told:
+                self.told.add(told)
+                witness = Witness("within", (number,), found.keys, targets, (), found.lost, found.admitted)
+                self.answers.witnesses.append(witness)
 
     # -------------------------------------------------------------------------------------------- two key maps
 
