@@ -18,7 +18,7 @@ from remapkit.patterns import automaton, compile
 from remapkit.patterns.automaton import build_automaton, is_unambiguous, read_prefix
 from remapkit.patterns.charset import LAST, Ranges, complement, contains, merge_ranges
 from remapkit.patterns.compile import Compiled, compile_pattern
-from remapkit.patterns.finite import MAX_WORDS, build_words_node, list_words
+from remapkit.patterns.finite import MAX_WORDS, build_words_node, join_alternatives, list_words
 from remapkit.patterns.literals import read_word
 from remapkit.patterns.matcher import PatternMatcher, Program, regex_text
 from remapkit.patterns.path import parse_path
@@ -159,6 +159,12 @@ def test_every_reader_reads_every_short_key_as_re_does(text: str) -> None:
 def test_a_range_has_both_ends(low: int, high: int) -> None:
     (part,) = compiled(path=f"{{n:{low}..{high}}}").pattern.parts
     assert part.values == tuple(map(str, range(low, high + 1))) == list_words(part.node)
+
+
+def test_alternatives_that_no_tree_takes_in_their_order_are_left_alone() -> None:
+    """`a` is tried before `ac`, but after `ab`, with which a tree would have to begin as well."""
+    assert join_alternatives([literal("ab"), literal("a"), literal("ac")]) is None
+    assert join_alternatives([literal("ab"), literal("ac"), literal("a")]) is not None
 
 
 # ------------------------------------------------------------------------------------------------ limits
