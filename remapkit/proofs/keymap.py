@@ -53,7 +53,7 @@ def _build_range(count: int) -> PatternNode:
 
     >>> from remapkit.patterns.unparse import unparse
     >>> unparse(_build_range(312))
-    '(?:[0-9]|[1-9][0-9]|[12][0-9]{2}|30[0-9]|31[01])'
+    '(?:[0-9]|[1-9][0-9]|[12][0-9][0-9]|30[0-9]|31[01])'
     """
     top = str(count)
     lengths = [Seq((_digits("1", "9"), *[_digits("0", "9")] * length)) for length in range(1, len(top) - 1)]

@@ -26,6 +26,7 @@ resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
 resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
 from pathlib import Path
 import numpy, encodings.cp437, encodings.latin_1, encodings.raw_unicode_escape, encodings.unicode_escape
+import remapkit.formats.torch_file, remapkit.formats.sharded
 from remapkit.formats import open_checkpoint
 from remapkit.diagnostics.errors import RemapkitError
 

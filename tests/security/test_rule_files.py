@@ -51,7 +51,7 @@ RULE_FILES: dict[str, Attack] = {
         text(lambda: HEAD + "# " + "x" * 10_000_000 + "\n" + RULE), "RK012", "the rule file is larger than 10 MB"
     ),
     "100,000 rules": Attack(
-        text(lambda: rules(100_000)), "RK012", "the rule file holds more than 100,000 keys and values"
+        text(lambda: rules(100_000)), "RK012", "the rule file holds more than 500,000 keys and values"
     ),
     "a text of a megabyte": Attack(
         text(lambda: HEAD + "summary: " + "x" * 1_000_000 + "\n" + RULE), "RK012", "100,000 characters"

@@ -42,8 +42,16 @@ MAX_BYTES = 10_000_000
 """The size limit of rule files."""
 
 
-MAX_NODES = 100_000
-"""The most keys, values, lists and mappings that are read: about three seconds."""
+MAX_NODES = 500_000
+"""The most keys, values, lists and mappings that are read."""
+
+
+NODES_OF_SHORT_FILE = 100_000
+"""The same for a file of few lines, which a person did not write: about three seconds."""
+
+
+NODES_OF_LINE = 20
+"""A longer file may have this many for each of its lines."""
 
 
 MAX_LENGTH = 100_000
@@ -190,6 +198,8 @@ class _Composer:
         self.loader = LOADER(source.text)
         self.problems: list[Diagnostic] = []
         self.count = self.located = 0
+        lines = source.text.count("\n") + 1
+        self.most = min(MAX_NODES, max(NODES_OF_SHORT_FILE, NODES_OF_LINE * lines))
         self.aliases: set[str] = set()
         self.protected: list[tuple[int, int, bool]] = []
 
@@ -236,8 +246,8 @@ class _Composer:
     def compose_node(self, event: Any, depth: int, key: bool = False) -> Node:
         span = self.span(event)
         self.count += 1
-        if self.count > MAX_NODES:
-            raise _Fatal(explain_size_limit(self.source.name, f"holds more than {MAX_NODES:,} keys and values"))
+        if self.count > self.most:
+            raise _Fatal(explain_size_limit(self.source.name, f"holds more than {self.most:,} keys and values"))
         if depth > MAX_DEPTH:
             raise _Fatal(explain_depth_limit(self.source, span.start))
         if isinstance(event, yaml.AliasEvent):
