@@ -75,6 +75,8 @@ class SingleMap:
 
     def build(self, hidden: Sequence[str] = (), *, quotient: bool = False, front: bool = False) -> tuple[Case, ...]:
         """Return loose cases."""
+        if not hidden and not quotient:
+            return self.cases
         return self.merge(build_cases(self.key_map, self.context, hidden=hidden, quotient=quotient, front=front))
 
     def list_best(self, hidden: Sequence[str] = ()) -> tuple[Case, ...]:
