@@ -244,10 +244,13 @@ class Proposer(Narrower):
             part = key_map.pattern.capture(name)
             if part is None or part.values is None or one.get(name) == other.get(name):
                 continue
-            table = next((i for i in key_map.items or () if isinstance(i, MapItem) and name in i.names), None)
+            tables = (item for item in key_map.items or () if isinstance(item, MapItem) and item.names == (name,))
+            table = next((item for item in tables if item.table in key_map.lossy), None)
+            if table is None:
+                continue
             seen = dict[str, str]()
             for word in part.values:
-                seen.setdefault(table.mapping[(word,)] if table is not None else word, word)
+                seen.setdefault(table.mapping[(word,)], word)
             yield self.restrict(key_map, part, list(seen.values()))
 
     # -------------------------------------------------------------------------------------------- what is known

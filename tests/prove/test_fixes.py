@@ -380,3 +380,11 @@ def test_the_messages_of_the_page_are_real() -> None:
     findings = [each for text, keys in texts for each in prove(compiled(text), header=keys).findings]
     real = {line for each in findings for line in str(each).splitlines()}
     assert [line for line in shown if line not in real] == []
+
+
+def test_a_capture_of_a_lossy_table_may_be_in_arithmetic_too() -> None:
+    text = (
+        "rules:\n  - {id: r, path: '{a:**}.{b:0..2}.{c:t}', tie: ['{a}{b+c}{c|u}', '{a}{c*2+b}']}\n"
+        "tables: {t: {'0': '', '1': '0'}, u: {lossy: true, entries: {'0': '0', '1': '0'}}}\n"
+    )
+    assert check_fixes(compiled(text))
