@@ -11,8 +11,10 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import PathFinder
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -85,11 +87,38 @@ def _list_folder_plugins() -> Iterator[Plugin]:
 
 
 def _list_entry_point_plugins() -> Iterator[Plugin]:
-    from importlib.metadata import entry_points  # 25 ms that most commands do not need
+    if not _may_name_plugins():
+        return
+    from importlib.metadata import entry_points
 
     for point in entry_points(group=GROUP):
         distribution = point.dist.name if point.dist else "an unknown distribution"
         yield Plugin(point.name, point.value, find_folder(point.value), f"{point.value} ({distribution})")
+
+
+def _may_name_plugins() -> bool:
+    """Say whether an installed distribution may have an entry point of our group; only a "no" is certain.
+
+    `importlib.metadata` takes 25 ms to import and reads the same files again to parse them. It still decides what a
+    plugin is, and where a distribution may be that is not in a folder of `sys.path`: in an archive, or where a finder
+    of another kind looks.
+    """
+    if any(finder is not PathFinder and hasattr(finder, "find_distributions") for finder in sys.meta_path):
+        return True
+    return any(_mentions_group(Path(place)) for place in sys.path)
+
+
+def _mentions_group(place: Path) -> bool:
+    """Say whether a folder of distributions mentions our group, or is a file, which only its finder can read."""
+    try:
+        infos = [path for path in place.iterdir() if path.name.lower().endswith("-info")]
+    except OSError:
+        return place.is_file()
+    for info in infos:
+        with suppress(OSError):  # most distributions have no entry points
+            if GROUP.encode() in (info / "entry_points.txt").read_bytes():
+                return True
+    return False
 
 
 def find_folder(package: str) -> Path | None:

@@ -6,6 +6,8 @@ import importlib.metadata
 import importlib.util
 import subprocess
 import sys
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,19 @@ from remapkit.models import reference
 from remapkit.registry import installed as library
 
 
-def fake_entry_points(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> None:
-    made = [importlib.metadata.EntryPoint(name, value, library.GROUP) for name, value in points]
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: made if group == library.GROUP else [])
+def install_distribution(monkeypatch: pytest.MonkeyPatch, folder: Path, *points: tuple[str, str]) -> None:
+    """Put a distribution with these entry points on the path, as `pip install` leaves it."""
+    info = folder / "theirs-1.0.dist-info"
+    info.mkdir(parents=True)
+    for name, text in describe_distribution(*points).items():
+        (info / name).write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def describe_distribution(*points: tuple[str, str]) -> dict[str, str]:
+    listed = "".join(f"{name} = {value}\n" for name, value in points)
+    metadata = "Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n"
+    return {"METADATA": metadata, "entry_points.txt": f"[{library.GROUP}]\n{listed}"}
 
 
 def test_the_shipped_plugin_and_packs_are_found() -> None:
@@ -49,8 +61,10 @@ def _environment(*folders: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*folders, root)))}
 
 
-def test_two_plugins_of_one_name_are_refused_with_both_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_entry_points(monkeypatch, ("wan", "somebody.wan"))
+def test_two_plugins_of_one_name_are_refused_with_both_places(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install_distribution(monkeypatch, tmp_path, ("wan", "somebody.wan"))
     with pytest.raises(UsageError) as caught:
         library.plugins()
     assert "two plugins are named 'wan'" in str(caught.value)
@@ -66,11 +80,45 @@ def test_a_plugin_from_an_entry_point_brings_models_and_packs(
     (package / "__init__.py").touch()
     (package / "model.py").write_text("class Net: ...\n")
     (package / "rules" / "theirs.yaml").write_text("remapkit: 1\nname: theirs\nkeep: ['{all:**}']\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    fake_entry_points(monkeypatch, ("their", "their_plugin"))
+    install_distribution(monkeypatch, tmp_path, ("their", "their_plugin"))
     assert reference.resolve_reference("their.model:Net").__name__ == "Net"
     assert library.find_rules("theirs") == package / "rules" / "theirs.yaml"
     assert {pack.origin for pack in library.packs() if pack.name == "theirs"} == {"plugin their"}
+
+
+def test_a_plugin_in_an_archive_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    archive = tmp_path / "theirs.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, text in describe_distribution(("their", "their_plugin")).items():
+            file.writestr(f"theirs-1.0.dist-info/{name}", text)
+    monkeypatch.syspath_prepend(str(archive))
+    assert {plugin.name for plugin in library.plugins()} == {"their", "wan"}
+
+
+def test_a_plugin_that_only_another_finder_knows_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_distribution(monkeypatch, tmp_path, ("their", "their_plugin"))
+    [found] = importlib.metadata.distributions(name="theirs")
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(tmp_path)])
+    assert [plugin.name for plugin in library.plugins()] == ["wan"]
+
+    class Finder(importlib.metadata.DistributionFinder):
+        def find_spec(self, *_: object) -> None: ...
+
+        def find_distributions(self, context: object = None) -> Iterator[importlib.metadata.Distribution]:
+            yield found
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder()])
+    assert [plugin.name for plugin in library.plugins()] == ["their", "wan"]
+
+
+def test_a_pack_is_found_without_reading_every_distribution(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from remapkit.registry.installed import find_rules\n"
+        "assert find_rules('wan22_pth').name == 'wan22_pth.yaml'\n"
+        "assert 'importlib.metadata' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=_environment(tmp_path))
 
 
 def test_two_packs_of_one_name_are_refused_with_both_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -78,8 +126,7 @@ def test_two_packs_of_one_name_are_refused_with_both_places(monkeypatch: pytest.
     (package / "rules").mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "rules" / "wan22_pth.yaml").touch()
-    monkeypatch.syspath_prepend(str(tmp_path))
-    fake_entry_points(monkeypatch, ("clashing", "clashing_plugin"))
+    install_distribution(monkeypatch, tmp_path, ("clashing", "clashing_plugin"))
     with pytest.raises(UsageError) as caught:
         library.find_rules("wan22_pth")
     assert "two packs are named 'wan22_pth'" in str(caught.value)
