@@ -199,7 +199,7 @@ if not TYPE_CHECKING:  # a type checker must see that `remapkit.lod` is a mistak
         if name == "plugins":
             return import_module("remapkit.plugins")
         if name == "__version__":
-            value = import_module("remapkit.registry.installed").version()
+            value = import_module("remapkit.diagnostics.version").VERSION
         elif name in _HOMES:
             value = getattr(import_module(f"remapkit.{_HOMES[name]}"), name)
         else:

@@ -141,12 +141,12 @@ def _silence_stdout() -> None:
 def _report_bug() -> int:
     import traceback
 
+    from remapkit.diagnostics.version import VERSION
     from remapkit.diagnostics.wording import escape_line
-    from remapkit.registry.installed import version
 
     print("\n".join(map(escape_line, traceback.format_exc().splitlines())), file=sys.stderr)
     print(
-        f"\nThis is a bug in remapkit {version()}, not in what you gave it. Please report it with the lines above.",
+        f"\nThis is a bug in remapkit {VERSION}, not in what you gave it. Please report it with the lines above.",
         file=sys.stderr,
     )
     return EXIT_BUG
@@ -165,9 +165,9 @@ class _VersionAction(argparse.Action):
     """`--version`, looked up only when requested: reading package metadata costs 25 ms."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from remapkit.registry.installed import version
+        from remapkit.diagnostics.version import VERSION
 
-        print(f"remapkit {version()}")
+        print(f"remapkit {VERSION}")
         parser.exit()
 
 

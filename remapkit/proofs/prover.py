@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.source import Text
 from remapkit.patterns.pattern import CANONICAL, Part, Pattern
 from remapkit.patterns.tree import literal
-from remapkit.proofs.added_findings import AddedFindingWriter
 from remapkit.proofs.budget import Budget
 from remapkit.proofs.checks import Questions
-from remapkit.proofs.findings import FindingWriter
-from remapkit.proofs.fixes import Decide
 from remapkit.proofs.keymap import KeyMap, key_maps
 from remapkit.proofs.model import Level, Proof
 from remapkit.proofs.witness import Answers
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.families import is_canonical_integer
+
+if TYPE_CHECKING:
+    from remapkit.proofs.fixes import Decide
 
 BUDGET = 4_000_000
 """The most elementary steps that the proof of a small rule file may take: a few seconds."""
@@ -96,6 +97,12 @@ class _Prover:
         return Questions(self.key_maps, Budget(self.budget), domain, passes=self.passes).run()
 
     def write_proof(self, level: Level, answers: Answers, domain: str | None = None) -> Proof:
+        if answers.clean and not answers.dead:
+            return Proof(level, domain=domain)
+        # Most runs have nothing to say; what writes and tries out fixes is a twentieth of the imports of `lint`.
+        from remapkit.proofs.added_findings import AddedFindingWriter
+        from remapkit.proofs.findings import FindingWriter
+
         claim = level.value if level in (Level.ALL, Level.DOMAIN) else Level.KEYS.value
         hard = [each for each in answers.undecided if each[0] != "open"]
         given = self.rules, self.key_maps, self.keys, self.budget, self.decide

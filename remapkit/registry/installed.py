@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from importlib.machinery import PathFinder
 from itertools import pairwise
 from pathlib import Path
@@ -195,15 +194,3 @@ def add_current_folder() -> None:
         return
     if not {"", folder} & set(sys.path):
         sys.path.append(folder)
-
-
-@cache
-def version() -> str:
-    """Return the version of remapkit."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed("remapkit")
-    except PackageNotFoundError:
-        return "0+unknown"

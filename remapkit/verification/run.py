@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from remapkit.diagnostics.version import VERSION
 from remapkit.models.build import call_factory
-from remapkit.registry.installed import version
 from remapkit.registry.load import read_config
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.spec import StateDictSpec
@@ -75,7 +75,7 @@ def verify_by_forward(
 
 def list_versions() -> dict[str, str]:
     """Return the versions of remapkit, torch, and the imported libraries that build or convert models."""
-    found = {"remapkit": version()}
+    found = {"remapkit": VERSION}
     for name in ("torch", "diffusers", "transformers", "timm"):
         if name in sys.modules:
             try:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
+from remapkit.diagnostics.version import VERSION
 from remapkit.diagnostics.wording import escape_line
 from remapkit.files.index_names import is_index
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
-from remapkit.registry.installed import version
 from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
@@ -58,5 +58,5 @@ def make_provenance(rules: CompiledRules, source: Path) -> dict[str, str]:
         "remapkit.rules": rules.name,
         "remapkit.digest": rules.digest,
         "remapkit.source": escape_line(source.name),
-        "remapkit.version": version(),
+        "remapkit.version": VERSION,
     }
