@@ -27,6 +27,7 @@ from remapkit.proofs.case import Case, Copy, Free, Hidden, Lookup, Slot, TargetP
 from remapkit.proofs.correlated import MAX_CASES, find_constants, find_correlated
 from remapkit.proofs.dfa import Dfa, GuidedPiece, IntersectionDfa, LeafDfa, SubsetDfa, walk
 from remapkit.proofs.keymap import KeyMap, Made, list_names
+from remapkit.proofs.preferred import PreferredReading
 
 _ZEROS = Repeat(Chars(singleton("0")), 0, None)
 
@@ -100,16 +101,17 @@ def build_cases(
     fixed: Iterable[Mapping[str, str]] = ({},),
     quotient: bool = False,
     front: bool = False,
+    reading: PreferredReading | None = None,
 ) -> tuple[Case, ...]:
     """Return the cases of a key map: loose ones, or those with the words in `fixed` for some captures.
 
     `hidden` are captures that count as part of the target: a folded one as an integer, the others as text. They stand
     before the target, so that runs which differ there part at once; those behind all captures that the target uses
     stand behind it, so that a transducer can write both, unless `front`. With
-    `quotient`, lossy tables have only one key for each value.
+    `quotient`, lossy tables have only one key for each value. With `reading`, no key has two readings.
     """
     context.budget.spend(1)
-    guide = _find_guide(key_map, context)
+    guides = [each for each in (reading, _find_guide(key_map, context)) if each is not None]
     constants = find_constants(key_map)
     found: list[Case] = []
     behind = () if front else find_behind(key_map, hidden)
@@ -117,7 +119,10 @@ def build_cases(
         known = {**constants, **words}
         for slots in _list_slots(key_map, known, hidden, context):
             case = Case(slots, *_build_target(key_map, known, slots, hidden, behind, context))
-            found += [case] if guide is None else _split_by_guide(case, guide, context)
+            split: Iterable[Case] = [case]
+            for guide in guides:
+                split = [part for each in split for part in _split_by_guide(each, guide, context)]
+            found += split
             if len(found) > MAX_CASES:
                 raise Exhausted
     return tuple(map(_take_one_key_per_value, found)) if quotient else tuple(found)
@@ -292,7 +297,7 @@ def _make_lookup(
 # ------------------------------------------------------------------------------------------------ guards
 
 
-def _split_by_guide(case: Case, guide: Dfa, context: ProofContext) -> Iterator[Case]:
+def _split_by_guide(case: Case, guide: Dfa | PreferredReading, context: ProofContext) -> Iterator[Case]:
     """Yield one case for each way through the guide that matters to the slots behind it.
 
     The guide is deterministic, so a reading of a key has one way: no reading belongs to two cases. Invariant of
@@ -326,7 +331,7 @@ def _split_by_guide(case: Case, guide: Dfa, context: ProofContext) -> Iterator[C
 
 
 def _find_boundaries(
-    slots: Sequence[Slot], guide: Dfa, context: ProofContext
+    slots: Sequence[Slot], guide: Dfa | PreferredReading, context: ProofContext
 ) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int], GuidedPiece], list[dict[int, object]]]:
     """Return the guide's states between slots: after words, after variables, and which are alike from there on."""
     walked: dict[tuple[int, int], int] = {}
@@ -334,16 +339,17 @@ def _find_boundaries(
     reached = [{guide.start}]
     for number, slot in enumerate(slots):
         following: set[int] = set()
+        here = guide.in_part(slot.part) if isinstance(guide, PreferredReading) else guide
         for state in sorted(reached[-1]):
             if slot.piece is None:
                 assert slot.word is not None
                 context.budget.spend(len(slot.word) + 1)
-                to = walk(guide, state, slot.word, context.letters)
+                to = walk(here, state, slot.word, context.letters)
                 if to is not None:
                     walked[number, state] = to
                     following.add(to)
             else:
-                guided[number, state] = GuidedPiece(slot.piece, guide, state, context.budget)
+                guided[number, state] = GuidedPiece(slot.piece, here, state, context.budget)
                 following |= guided[number, state].ends
         reached.append(following)
     groups: list[dict[int, object]] = [{} for _ in reached]

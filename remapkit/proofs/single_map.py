@@ -26,6 +26,7 @@ from remapkit.proofs.correlated import (
     list_assignments,
 )
 from remapkit.proofs.keymap import KeyMap, Made, readings
+from remapkit.proofs.preferred import PreferredReading
 from remapkit.proofs.product import find_pairs, find_shortest_shared_word, list_ambiguous_words, pick_signs, splits
 from remapkit.proofs.tagged import TaggedNfa
 from remapkit.proofs.transducer import Transducer
@@ -67,6 +68,7 @@ class SingleMap:
     def __init__(self, key_map: KeyMap, context: ProofContext) -> None:
         self.key_map, self.context, self.budget = key_map, context, context.budget
         self.has_several_readings = False
+        self.reading: PreferredReading | None = None
         self.cases = build_cases(key_map, context)
 
     def merge(self, cases: tuple[Case, ...]) -> tuple[Case, ...]:
@@ -77,7 +79,20 @@ class SingleMap:
         """Return loose cases."""
         if not hidden and not quotient:
             return self.cases
-        return self.merge(build_cases(self.key_map, self.context, hidden=hidden, quotient=quotient, front=front))
+        return self.merge(
+            build_cases(
+                self.key_map, self.context, hidden=hidden, quotient=quotient, front=front, reading=self.reading
+            )
+        )
+
+    def prefer(self) -> None:
+        """Leave each key only the reading that the matcher takes, if that takes few enough cases."""
+        try:
+            self.reading = PreferredReading(self.key_map.pattern, self.context.letters, self.budget)
+            self.cases = build_cases(self.key_map, self.context, reading=self.reading)
+            self.has_several_readings = False
+        except Exhausted:
+            self.reading = None
 
     def list_best(self, hidden: Sequence[str] = ()) -> tuple[Case, ...]:
         """Return exact cases if there are not too many, else loose ones; hidden outputs stand before the target."""
@@ -157,7 +172,15 @@ class SingleMap:
         if names:
             fixed = list_assignments(key_map, names, self.budget)
             fixed = drop_admitted(key_map, (*hidden, *also), fixed) if quotient else fixed
-        found = build_cases(key_map, self.context, hidden=hidden, fixed=fixed, quotient=quotient, front=front)
+        found = build_cases(
+            key_map,
+            self.context,
+            hidden=hidden,
+            fixed=fixed,
+            quotient=quotient,
+            front=front,
+            reading=self.reading,
+        )
         return self.merge(found)
 
     def find_collisions(self) -> Iterator[Collision]:
@@ -170,6 +193,8 @@ class SingleMap:
             yield from self._find_repeat()
         if key_map.identity or not key_map.has_source:
             return
+        if self.has_several_readings:
+            self.prefer()
         known = find_constants(key_map)
         folded = [name for name in key_map.folded if name not in known]
         forgotten = [name for name in key_map.forget if key_map.pattern.capture(name) and name not in known]
@@ -318,7 +343,9 @@ class SingleMap:
             confused = find_confused(key_map, hidden, self.budget, quotient=quotient)
             if confused is None:
                 return None
-            cases = build_cases(key_map, self.context, hidden=hidden, fixed=confused, quotient=quotient)
+            cases = build_cases(
+                key_map, self.context, hidden=hidden, fixed=confused, quotient=quotient, reading=self.reading
+            )
             found = self._search(self.merge(cases), hidden, known_parts)
             if found is not None:
                 return found
