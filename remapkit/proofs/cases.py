@@ -77,7 +77,7 @@ def _list_sets(key_map: KeyMap, budget: Budget) -> Iterator[Ranges]:
         elif isinstance(item, MapItem):
             budget.spend(len(item.mapping))
             text.update(*item.mapping.values())
-    yield from map(singleton, text)
+    yield from map(singleton, sorted(text))
 
 
 def _build_pattern(pattern: Pattern, pieces: Pieces) -> Nfa:

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from remapkit.patterns.matcher import Program
 from remapkit.patterns.template import CaptureItem, MapItem
-from remapkit.proofs.keymap import KeyMap, Made, readings
+from remapkit.proofs.keymap import KeyMap, Made
+
+
+def read_parts(key_map: KeyMap, key: str) -> tuple[str, ...] | None:
+    """Return the text of each part of the pattern in the reading that counts, or None if the key does not match."""
+    parts = key_map.pattern.parts
+    named = tuple(replace(part, name=f"part{number}") for number, part in enumerate(parts))
+    found = Program(replace(key_map.pattern, parts=named)).find_captures(key)
+    return None if found is None else tuple(found.values())
 
 
 def bind_captures(key_map: KeyMap, reading: Sequence[str]) -> Mapping[str, str]:
@@ -67,22 +77,22 @@ def is_admitted(key_map: KeyMap, keys: Sequence[str]) -> bool:
 
 def find_only_difference(key_map: KeyMap, keys: Sequence[str]) -> int | None:
     """Return the part in which two keys differ, or None if they differ in several."""
-    one, other = (readings(key_map.pattern, key, 1) for key in keys)
-    if not one or not other:
+    one, other = (read_parts(key_map, key) for key in keys)
+    if one is None or other is None:
         return None
-    differing = [number for number, text in enumerate(one[0]) if text != other[0][number]]
+    differing = [number for number, text in enumerate(one) if text != other[number]]
     return differing[0] if len(differing) == 1 else None
 
 
 def find_lost_part(key_map: KeyMap, keys: Sequence[str]) -> int | None:
     """Return a part in which two keys differ but their targets do not (forgotten captures first), or None."""
-    one, other = (readings(key_map.pattern, key, 1) for key in keys)
-    if not one or not other:
+    one, other = (read_parts(key_map, key) for key in keys)
+    if one is None or other is None:
         return None
     shown = {name for item in key_map.items or () if isinstance(item, CaptureItem) for name in (item.name,)}
     shown.update(name for item in key_map.items or () if isinstance(item, MapItem) for name in item.names)
     parts = key_map.pattern.parts
-    differing = [number for number in range(len(parts)) if one[0][number] != other[0][number]]
+    differing = [number for number in range(len(parts)) if one[number] != other[number]]
     forgotten = [number for number in differing if parts[number].name in key_map.forget]
     if forgotten:
         return forgotten[0]

@@ -168,7 +168,7 @@ def readings(pattern: Pattern, fqn: str, limit: int = 200) -> tuple[tuple[str, .
                 part = machine.part[position]
                 grown = {(*t[:part], character + t[part], *t[part + 1 :]) for t in tails}
                 for before in _before(machine, position) if index else ():
-                    following.setdefault(before, set()).update(list(grown)[:limit])
+                    following.setdefault(before, set()).update(sorted(grown)[:limit])
                 if not index and position in machine.first:
                     following.setdefault(-1, set()).update(grown)
         ways = following
