@@ -250,18 +250,3 @@ def find_two_shortest(piece: Nfa, letters: LetterClasses, budget: Budget) -> lis
 
     other = find_cheapest([(0, (-1, 0), "")], follow_other, is_other, budget)
     return [first] if other is None else [first, other[1]]
-
-
-def list_short_words(piece: Nfa, letters: LetterClasses, budget: Budget) -> list[str]:
-    """Return the shortest words, one for each first character that makes a difference, the shortest first."""
-    last = set(piece.last)
-
-    def follow(position: int) -> Iterator[Move[int]]:
-        for each in piece.follow[position]:
-            yield 1, each, letters.pick(piece.masks[each])
-
-    found = {""} if piece.nullable else set[str]()
-    for position in piece.first:
-        rest = find_cheapest([(0, position, "")], follow, last.__contains__, budget)
-        found.update(sign + rest[1] for sign in letters.some(piece.masks[position]) if rest is not None)
-    return sorted(found, key=lambda word: (len(word), word))

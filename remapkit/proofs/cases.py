@@ -13,7 +13,7 @@ Three things make captures depend on each other, and each has its price in the v
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from remapkit.patterns.charset import Ranges, singleton
@@ -26,7 +26,7 @@ from remapkit.proofs.budget import Budget, Exhausted
 from remapkit.proofs.case import Case, Copy, Free, Hidden, Lookup, Slot, TargetPart
 from remapkit.proofs.correlated import MAX_CASES, find_constants, find_correlated
 from remapkit.proofs.dfa import Dfa, GuidedPiece, IntersectionDfa, LeafDfa, SubsetDfa, walk
-from remapkit.proofs.keymap import KeyMap, Made, list_names
+from remapkit.proofs.keymap import KeyMap, Made
 from remapkit.proofs.preferred import PreferredReading
 
 _ZEROS = Repeat(Chars(singleton("0")), 0, None)
@@ -100,25 +100,22 @@ def build_cases(
     hidden: Sequence[str] = (),
     fixed: Iterable[Mapping[str, str]] = ({},),
     quotient: bool = False,
-    front: bool = False,
     reading: PreferredReading | None = None,
 ) -> tuple[Case, ...]:
     """Return the cases of a key map: loose ones, or those with the words in `fixed` for some captures.
 
     `hidden` are captures that count as part of the target: a folded one as an integer, the others as text. They stand
-    before the target, so that runs which differ there part at once; those behind all captures that the target uses
-    stand behind it, so that a transducer can write both, unless `front`. With
-    `quotient`, lossy tables have only one key for each value. With `reading`, no key has two readings.
+    before the target, so that runs which differ there part at once. With `quotient`, lossy tables have only one key
+    for each value; with `reading`, no key has two readings.
     """
     context.budget.spend(1)
     guides = [each for each in (reading, _find_guide(key_map, context)) if each is not None]
     constants = find_constants(key_map)
     found: list[Case] = []
-    behind = () if front else find_behind(key_map, hidden)
     for words in fixed:
         known = {**constants, **words}
         for slots in _list_slots(key_map, known, hidden, context):
-            case = Case(slots, *_build_target(key_map, known, slots, hidden, behind, context))
+            case = Case(slots, *_build_target(key_map, known, slots, hidden, context))
             split: Iterable[Case] = [case]
             for guide in guides:
                 split = [part for each in split for part in _split_by_guide(each, guide, context)]
@@ -126,13 +123,6 @@ def build_cases(
             if len(found) > MAX_CASES:
                 raise Exhausted
     return tuple(map(_take_one_key_per_value, found)) if quotient else tuple(found)
-
-
-def find_behind(key_map: KeyMap, hidden: Sequence[str]) -> tuple[str, ...]:
-    """Return the hidden outputs that stand behind the target."""
-    place = {part.name: number for number, part in enumerate(key_map.pattern.parts)}
-    used = [place[name] for item in key_map.items or () for name in list_names(item) if name in place]
-    return tuple(name for name in hidden if used and place[name] > max(used))
 
 
 def _take_one_key_per_value(case: Case) -> Case:
@@ -215,7 +205,6 @@ def _build_target(
     known: Mapping[str, str],
     slots: Sequence[Slot],
     hidden: Sequence[str],
-    behind: Sequence[str],
     context: ProofContext,
 ) -> tuple[tuple[TargetPart, ...], tuple[str, ...]]:
     """Return the hidden outputs and the target as parts, and the captures that are used more than once."""
@@ -240,7 +229,7 @@ def _build_target(
         return str(int(known[name])) if name in known and name in key_map.folded else copy(name)
 
     for name in hidden:
-        target += [] if name in behind else [hide(name), Hidden()]
+        target += [hide(name), Hidden()]
     for item in key_map.items or ():
         if isinstance(item, TextItem):
             target.append(item.text)
@@ -251,8 +240,6 @@ def _build_target(
         else:
             lossy = item.table in key_map.lossy
             target.append(_look_up(item, known, place, correlated, context, lossy=lossy))
-    for name in behind:
-        target += [Hidden(), hide(name)]
     return tuple(target), tuple(correlated)
 
 
@@ -387,22 +374,24 @@ def _narrow(part: TargetPart, slots: Sequence[Slot], context: ProofContext) -> T
 # ------------------------------------------------------------------------------------------------ merging
 
 
-def merge_copies(case: Case, context: ProofContext) -> Case:
-    """Merge each run of slots that the target copies unchanged into one slot.
+def merge_slots(case: Case, context: ProofContext) -> Case:
+    """Merge each run of slots that the target copies unchanged into one slot, and each run that it does not use.
 
     `(.*)\\.(.*)` to `{a}.{b}` can be cut in several ways, which does not matter: as one slot it has one.
     """
     place = {part.slot: number for number, part in enumerate(case.target) if isinstance(part, Copy)}
+    unused = set(case.unused)
     slots: list[Slot] = []
     taken: dict[int, int] = {}
     gone: set[int] = set()
     number = 0
     while number < len(case.slots):
-        end = _find_run_end(case, number, place)
+        end = _find_unused_end(case, number, unused) if number in unused else _find_run_end(case, number, place)
         if end > number:
             piece = concatenate([read_slot(slot, context) for slot in case.slots[number : end + 1]])
             context.budget.spend(len(piece.masks))
-            gone.update(range(place[number] + 1, place[end] + 1))
+            if number in place:
+                gone.update(range(place[number] + 1, place[end] + 1))
             slots.append(Slot(case.slots[number].part, None, None, piece))
         else:
             slots.append(case.slots[number])
@@ -418,6 +407,17 @@ def merge_copies(case: Case, context: ProofContext) -> Case:
             part = replace(part, slots=tuple(taken[slot] for slot in part.slots))
         target.append(part)
     return Case(tuple(slots), tuple(target), case.loose)
+
+
+def _find_unused_end(case: Case, start: int, unused: Set[int]) -> int:
+    """Return the last slot of the longest run of unused slots from `start`, with the words between them."""
+    end = start
+    for number in range(start + 1, len(case.slots)):
+        if number in unused:
+            end = number
+        elif case.slots[number].word is None:
+            break
+    return end
 
 
 def _find_run_end(case: Case, start: int, place: Mapping[int, int]) -> int:

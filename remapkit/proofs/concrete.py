@@ -64,8 +64,11 @@ def is_admitted(key_map: KeyMap, keys: Sequence[str]) -> bool:
     one, other = (key_map.reader(key) for key in keys)
     if one is None or other is None:
         return False
-    if any(one[name] != other[name] for name in key_map.forget):
-        return True
+    return any(one[name] != other[name] for name in key_map.forget) or is_table_loss(key_map, one, other)
+
+
+def is_table_loss(key_map: KeyMap, one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Return whether two readings, of which only captures of lossy tables matter, differ in keys with one value."""
     return any(
         any(one[name] != other[name] for name in item.names)
         and item.mapping[tuple([one[name] for name in item.names])]

@@ -85,7 +85,7 @@ class PreferredReading:
         return tuple(ordered)
 
     def _follow(self, place: int) -> tuple[int, ...]:
-        """Return the instructions that read a character or end the key, reached from one without reading, in order."""
+        """Return the instructions that read a character or end the key and are reached without reading, in order."""
         known = self._following.get(place)
         if known is not None:
             return known

@@ -6,7 +6,7 @@ Which key maps share a word (`find_candidates`, then `meets`)? Does a word have 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from remapkit.proofs.budget import Budget
@@ -301,10 +301,16 @@ class SharedWord:
 _Pair = tuple[int, int, bool]
 
 
-def find_shortest_shared_word(net: TaggedNfa, one: int, other: int, budget: Budget) -> SharedWord | None:
+def find_shortest_shared_word(
+    net: TaggedNfa,
+    one: int,
+    other: int,
+    budget: Budget,
+    leave_out: Callable[[int, int], bool] | None = None,
+) -> SharedWord | None:
     """Find the cheapest word shared by two key maps; for one and itself, a word with two runs with different tags.
 
-    The cost of a word is the sum of the costs of both runs.
+    The cost of a word is the sum of the costs of both runs. `leave_out` says which pairs of lines do not count.
     """
     masks, costs, tags, same = net.masks, net.costs, net.tags, one == other
 
@@ -313,7 +319,11 @@ def find_shortest_shared_word(net: TaggedNfa, one: int, other: int, budget: Budg
             mask = masks[left]
             budget.spend(len(rights))
             for right in rights:
-                if both := mask & masks[right]:
+                both = mask & masks[right]
+                # A run never leaves its line, so what the first positions say holds for whole runs.
+                if base and both and leave_out and leave_out(net.line_of(left), net.line_of(right)):
+                    continue
+                if both:
                     cost = costs[left] + costs[right]
                     if base:
                         cost += net.lines[net.line_of(left)].base + net.lines[net.line_of(right)].base
@@ -327,7 +337,7 @@ def find_shortest_shared_word(net: TaggedNfa, one: int, other: int, budget: Budg
         return state[2] and state[0] in net.ends and state[1] in net.ends
 
     found = find_cheapest(pair(net.starts[one], net.starts[other], False, base=True), follow, is_goal, budget)
-    empty = _find_empty(net, one, other)
+    empty = _find_empty(net, one, other, leave_out)
     if empty is not None and (found is None or empty[0] <= found[0]):
         return SharedWord("", empty[1], ((), ()))
     if found is None:
@@ -337,9 +347,16 @@ def find_shortest_shared_word(net: TaggedNfa, one: int, other: int, budget: Budg
     return SharedWord(text, (net.line_of(left[0]), net.line_of(right[0])), (left, right))
 
 
-def _find_empty(net: TaggedNfa, one: int, other: int) -> tuple[int, tuple[int, int]] | None:
+def _find_empty(
+    net: TaggedNfa, one: int, other: int, leave_out: Callable[[int, int], bool] | None
+) -> tuple[int, tuple[int, int]] | None:
     """Return the cheapest pair of lines that both accept the empty word."""
-    pairs = [(left, right) for left in net.nulls[one] for right in net.nulls[other] if one != other or left < right]
+    pairs = [
+        (left, right)
+        for left in net.nulls[one]
+        for right in net.nulls[other]
+        if (one != other or left < right) and not (leave_out and leave_out(left, right))
+    ]
     return min(((net.lines[a].base + net.lines[b].base, (a, b)) for a, b in pairs), default=None)
 
 

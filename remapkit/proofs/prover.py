@@ -97,7 +97,7 @@ class _Prover:
         return Questions(self.key_maps, Budget(self.budget), domain, passes=self.passes).run()
 
     def write_proof(self, level: Level, answers: Answers, domain: str | None = None) -> Proof:
-        if answers.clean and not answers.dead:
+        if answers.clean and not answers.dead and not self.keys:
             return Proof(level, domain=domain)
         # Most runs have nothing to say; what writes and tries out fixes is a twentieth of the imports of `lint`.
         from remapkit.proofs.added_findings import AddedFindingWriter

@@ -7,17 +7,17 @@ the map without what is admitted is only what the author admits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from remapkit.patterns.template import MapItem
-from remapkit.patterns.tree import Chars, Repeat
 from remapkit.proofs import concrete
-from remapkit.proofs.automata import SEPARATOR, find_two_shortest, list_short_words
+from remapkit.proofs.automata import SEPARATOR, find_two_shortest
 from remapkit.proofs.budget import Exhausted
 from remapkit.proofs.case import Case
-from remapkit.proofs.cases import ProofContext, build_cases, find_behind, merge_copies, read_slot
+from remapkit.proofs.cases import ProofContext, build_cases, merge_slots
+from remapkit.proofs.commuting import commutes
 from remapkit.proofs.correlated import (
     drop_admitted,
     find_confused,
@@ -71,35 +71,24 @@ class SingleMap:
         self.reading: PreferredReading | None = None
         self.cases = build_cases(key_map, context)
 
-    def merge(self, cases: tuple[Case, ...]) -> tuple[Case, ...]:
-        """Return cases with copied slots merged, if the key map reads keys in several ways."""
-        return tuple(merge_copies(case, self.context) for case in cases) if self.has_several_readings else cases
-
-    def build(self, hidden: Sequence[str] = (), *, quotient: bool = False, front: bool = False) -> tuple[Case, ...]:
-        """Return loose cases."""
-        if not hidden and not quotient:
-            return self.cases
-        return self.merge(
-            build_cases(
-                self.key_map, self.context, hidden=hidden, quotient=quotient, front=front, reading=self.reading
-            )
+    def build(
+        self,
+        hidden: Sequence[str] = (),
+        *,
+        fixed: Iterable[Mapping[str, str]] = ({},),
+        quotient: bool = False,
+    ) -> tuple[Case, ...]:
+        """Return loose cases, or those with some captures fixed."""
+        return build_cases(
+            self.key_map, self.context, hidden=hidden, fixed=fixed, quotient=quotient, reading=self.reading
         )
-
-    def prefer(self) -> None:
-        """Leave each key only the reading that the matcher takes, if that takes few enough cases."""
-        try:
-            self.reading = PreferredReading(self.key_map.pattern, self.context.letters, self.budget)
-            self.cases = build_cases(self.key_map, self.context, reading=self.reading)
-            self.has_several_readings = False
-        except Exhausted:
-            self.reading = None
 
     def list_best(self, hidden: Sequence[str] = ()) -> tuple[Case, ...]:
         """Return exact cases if there are not too many, else loose ones; hidden outputs stand before the target."""
         try:
-            return self.list_exact(hidden, front=True)
+            return self.list_exact(hidden)
         except Exhausted:
-            return self.build(hidden, front=True)
+            return self.build(hidden)
 
     def _build_net(self, cases: Sequence[Case], *, source: bool = False, entries: bool = False) -> TaggedNfa:
         net = TaggedNfa(self.context.letters)
@@ -114,19 +103,20 @@ class SingleMap:
     def find_two_readings(self) -> TwoReadings | None:
         """Return a smallest key whose target depends on its reading, if some key has several readings."""
         self.has_several_readings = True
-        self.cases = self.merge(self.cases)
-        cases = self.list_exact(self.key_map.folded)
+        cases = [merge_slots(case, self.context) for case in self.list_exact(self.key_map.folded)]
         in_order = all(case.in_order for case in cases)
         net = self._build_net(cases, source=True, entries=in_order)
         if not splits(net, 0, self.budget):
             return None
         if in_order:
-            conflict = Transducer(net, 0, self.budget, backwards=False).find_conflict()
+            conflict = Transducer(net, 0, self.budget).find_conflict()
             if conflict is None:
                 return None
             words: Iterable[str] = (conflict.text,)
         else:
             graph = find_pairs(net, 0, self.budget)
+            if commutes(net, graph, self.budget):
+                return None
             words = list_ambiguous_words(net, 0, graph, pick_signs(net.masks, net), self.budget)
         for key in islice(words, MAX_KEYS_TRIED):
             found = self._find_two_targets(key)
@@ -151,14 +141,9 @@ class SingleMap:
     # -------------------------------------------------------------------------------------------- two keys
 
     def list_exact(
-        self,
-        hidden: Sequence[str] = (),
-        *,
-        quotient: bool = False,
-        also: Sequence[str] = (),
-        front: bool = False,
+        self, hidden: Sequence[str] = (), *, quotient: bool = False, also: Sequence[str] = ()
     ) -> tuple[Case, ...]:
-        """Return cases with one word for each correlated capture and each of `also`, as far as they are finite.
+        """Return cases with one word for each correlated capture, and each of `also`, as far as they are finite.
 
         `quotient`: of combinations that the author admits to confuse, only one.
         """
@@ -171,17 +156,8 @@ class SingleMap:
         fixed: Iterable[Mapping[str, str]] = ({},)
         if names:
             fixed = list_assignments(key_map, names, self.budget)
-            fixed = drop_admitted(key_map, (*hidden, *also), fixed) if quotient else fixed
-        found = build_cases(
-            key_map,
-            self.context,
-            hidden=hidden,
-            fixed=fixed,
-            quotient=quotient,
-            front=front,
-            reading=self.reading,
-        )
-        return self.merge(found)
+            fixed = drop_admitted(key_map, hidden, fixed) if quotient else fixed
+        return self.build(hidden, fixed=fixed, quotient=quotient)
 
     def find_collisions(self) -> Iterator[Collision]:
         """Yield keys with the same target; each kind of collision has its own smallest pair.
@@ -194,21 +170,16 @@ class SingleMap:
         if key_map.identity or not key_map.has_source:
             return
         if self.has_several_readings:
-            self.prefer()
+            self.reading = PreferredReading(key_map.pattern, self.context.letters, self.budget)
         known = find_constants(key_map)
         folded = [name for name in key_map.folded if name not in known]
         forgotten = [name for name in key_map.forget if key_map.pattern.capture(name) and name not in known]
         admits = bool(forgotten) or any(
             isinstance(item, MapItem) and item.table in key_map.lossy for item in key_map.items or ()
         )
-        # In the pattern's order, so that a transducer can write them.
-        hidden = tuple(
-            part.name for part in key_map.pattern.parts if part.name in {*folded, *forgotten} and part.name
-        )
+        hidden = tuple(dict.fromkeys((*folded, *forgotten)))
         losses = self._find_losses(self.build(folded))
         known_parts = frozenset(losses)
-        if admits and losses and self.has_several_readings:
-            losses = self._replay_losses(losses, hidden)
         found, undecided = list[Collision](), False
         try:
             collision = self._find_collision(hidden, known_parts, quotient=admits)
@@ -255,51 +226,6 @@ class SingleMap:
                 return
             seen.add(word)
 
-    def _replay_losses(self, losses: Mapping[int, Collision], hidden: Sequence[str]) -> dict[int, Collision]:
-        """Return the losses that the matcher bears out, if it may read a key in another way than a case does.
-
-        A pair that differs in a part that is not forgotten must do so for the matcher as well; otherwise others are
-        tried, with every combination of words of the forgotten captures. Raises `Exhausted` if none does.
-        """
-        key_map = self.key_map
-        losses = {part: each for part, each in losses.items() if not self._is_left_empty(part)}
-        found = {
-            part: each
-            for part, each in losses.items()
-            if concrete.is_admitted(key_map, each.keys) == (key_map.pattern.parts[part].name in key_map.forget)
-        }
-        if len(found) < len(losses):
-            for part, each in self._vary_losses(self.list_exact(hidden, also=hidden)):
-                if part in losses and not concrete.is_admitted(key_map, each.keys):
-                    found[part] = min(found.get(part, each), each, key=_count_characters)
-        if len(found) < len(losses):
-            raise Exhausted
-        return found
-
-    def _is_left_empty(self, part: int) -> bool:
-        """Return whether the part before always takes what this one could: `.*`, say, before `x?`.
-
-        The matcher gives a repeat all characters that it can take, and this part may be empty.
-        """
-        parts = self.key_map.pattern.parts
-        node = parts[part - 1].node if part > 0 else None
-        if not isinstance(node, Repeat) or node.high is not None or not isinstance(node.item, Chars):
-            return False
-        taken = self.context.letters.mask(node.item.chars)
-        piece = self.context.pieces.of(parts[part].node)
-        return piece.nullable and not any(mask & ~taken for mask in piece.masks)
-
-    def _vary_losses(self, cases: Iterable[Case]) -> Iterator[tuple[int, Collision]]:
-        """Yield pairs of keys that differ in a part that the target does not use, with several words of that part."""
-        for case in cases:
-            pieces = [read_slot(slot, self.context) for slot in case.slots]
-            words = [list_short_words(piece, self.context.letters, self.budget) for piece in pieces]
-            shortest = [each[0] for each in words]
-            for slot in case.unused:
-                for word in words[slot][1:]:
-                    other = [*shortest[:slot], word, *shortest[slot + 1 :]]
-                    yield case.slots[slot].part, Collision((case.key(shortest), case.key(other)))
-
     def _find_losses(self, cases: Iterable[Case]) -> dict[int, Collision]:
         """Return each part of the pattern that the target does not use, with the smallest pair that differs in it.
 
@@ -332,61 +258,77 @@ class SingleMap:
         are known already.
         """
         key_map = self.key_map
+        if quotient and self.is_guided:
+            lossy = concrete.list_lossy_captures(key_map)
+            cases = self.list_exact(hidden, also=lossy)
+            return self._search(cases, hidden, known_parts, self._find_admitted(cases, lossy))
         cases = self.build(hidden, quotient=quotient)
         if not any(case.loose for case in cases):
-            try:
-                return self._search(cases, hidden, known_parts)
-            except Exhausted:
-                if not hidden:
-                    raise
-        elif not self._can_be_read_twice(cases):
+            return self._search(cases, hidden, known_parts)
+        if not splits(self._build_net(cases), 0, self.budget):
             confused = find_confused(key_map, hidden, self.budget, quotient=quotient)
             if confused is None:
                 return None
-            cases = build_cases(
-                key_map, self.context, hidden=hidden, fixed=confused, quotient=quotient, reading=self.reading
-            )
-            found = self._search(self.merge(cases), hidden, known_parts)
+            cases = self.build(hidden, fixed=confused, quotient=quotient)
+            found = self._search(cases, hidden, known_parts)
             if found is not None:
                 return found
-        try:
-            return self._search(self.list_exact(hidden, quotient=quotient), hidden, known_parts)
-        except Exhausted:
-            # Not in order because of the hidden outputs: with a word for each of them, what is left may be.
-            exact = self.list_exact(hidden, quotient=quotient, also=hidden)
-            return self._search(exact, hidden, known_parts)
+        return self._search(self.list_exact(hidden, quotient=quotient), hidden, known_parts)
 
-    def _can_be_read_twice(self, cases: Sequence[Case]) -> bool:
-        return self._has_several_readings(cases) or splits(self._build_net(cases), 0, self.budget)
+    @property
+    def is_guided(self) -> bool:
+        """Whether the words of a capture may depend on those of others: by a guard, a domain or the reading.
 
-    def _has_several_readings(self, cases: Sequence[Case]) -> bool:
-        """Return whether a key has several readings in these cases, though all have one target."""
-        return self.has_several_readings and splits(self._build_net(cases, source=True), 0, self.budget)
+        Then a key of a lossy table cannot stand for all keys with its value, as others may go with other words.
+        """
+        return self.reading is not None or self.key_map.pattern.leaf is not None or self.context.domain is not None
 
-    def _search(self, cases: Sequence[Case], hidden: Sequence[str], known_parts: Set[int]) -> Collision | None:
+    def _find_admitted(self, cases: Sequence[Case], lossy: Sequence[str]) -> Callable[[int, int], bool]:
+        """Return whether keys of two cases, by their numbers, differ in what the author admits to lose in tables.
+
+        Each case has one word for each capture that a lossy table uses.
+        """
+        words = [{slot.name: slot.word for slot in case.slots if slot.name in lossy} for case in cases]
+        known: dict[tuple[tuple[str, ...], tuple[str, ...]], bool] = {}
+        rows = [tuple(str(each.get(name)) for name in lossy) for each in words]
+
+        def is_admitted(one: int, other: int) -> bool:
+            pair = rows[one], rows[other]
+            if pair not in known:
+                left, right = (dict(zip(lossy, row, strict=True)) for row in pair)
+                known[pair] = concrete.is_table_loss(self.key_map, left, right)
+            return known[pair]
+
+        return is_admitted
+
+    def _search(
+        self,
+        cases: Sequence[Case],
+        hidden: Sequence[str],
+        known_parts: Set[int],
+        is_admitted: Callable[[int, int], bool] | None = None,
+    ) -> Collision | None:
         """Return the smallest pair of keys that share a target of these cases, or None.
 
-        If a key has one reading, two runs over one target with different tags are two keys. If it has several that
-        all have one target, the map is still a function, and is injective iff its inverse is one.
+        Each key has one reading in them, so two runs over one target with different tags are two keys.
+        `is_admitted` says of which cases the keys do not count as pairs.
         """
         if not cases:
             return None
         # With some captures given, a guard may leave a part more words than without.
         further = [each for part, each in self._find_losses(cases).items() if part not in known_parts]
-        found = self._search_two_runs(cases, hidden)
+        found = self._search_two_runs(cases, hidden, is_admitted)
         return min([*further, *([found] if found else [])], key=_count_characters, default=None)
 
-    def _search_two_runs(self, cases: Sequence[Case], hidden: Sequence[str]) -> Collision | None:
+    def _search_two_runs(
+        self, cases: Sequence[Case], hidden: Sequence[str], is_admitted: Callable[[int, int], bool] | None
+    ) -> Collision | None:
         net = self._build_net(cases)
-        if self._has_several_readings(cases):
-            if not all(case.in_order for case in cases):
-                raise Exhausted
-            conflict = Transducer(net, 0, self.budget, backwards=True).find_conflict()
-            return None if conflict is None else self._make_collision(conflict.written, conflict.text, hidden)
         if not splits(net, 0, self.budget):
             return None
-        word = find_shortest_shared_word(net, 0, 0, self.budget)
-        assert word is not None
+        word = find_shortest_shared_word(net, 0, 0, self.budget, is_admitted)
+        if word is None:
+            return None
         keys = word.read_keys(net)
         if keys[0] == keys[1] or any(case.loose for case in cases):
             self._replay(keys, hidden)
@@ -394,8 +336,7 @@ class SingleMap:
 
     def _make_collision(self, keys: tuple[str, str], text: str, hidden: Sequence[str]) -> Collision:
         made = any(isinstance(item, Made) for item in self.key_map.items or ())
-        before = len(hidden) - len(find_behind(self.key_map, hidden))
-        return Collision(keys, text.split(SEPARATOR)[before] if made else None)
+        return Collision(keys, text.split(SEPARATOR)[len(hidden)] if made else None)
 
     def _replay(self, keys: tuple[str, str], hidden: Sequence[str]) -> None:
         """Raise `Exhausted` unless two keys, found with loose cases, are two and have one target."""

@@ -79,29 +79,6 @@ def _get_text(part: object) -> str:
     return SEPARATOR if isinstance(part, Hidden) else FREE
 
 
-def _write_source(case: Case, unused: dict[int, str]) -> _Writing:
-    """Return what a run over the target writes: the source, with the shortest word of each unused slot."""
-    before: list[str] = []
-    own: list[str | tuple[str, ...] | None] = []
-    here = 0
-
-    def skip_to(end: int) -> str:
-        return "".join(
-            word if (word := case.slots[number].word) is not None else unused[number] for number in range(here, end)
-        )
-
-    for part in case.target:
-        if isinstance(part, Copy | Lookup):
-            slot = part.slot if isinstance(part, Copy) else part.slots[0]
-            before.append(skip_to(slot))
-            own.append(None if isinstance(part, Copy) else tuple(words[0] for words, _ in part.entries))
-            here = slot + 1
-        else:
-            before.append("")
-            own.append("")
-    return _Writing(tuple(before), tuple(own), skip_to(len(case.slots)))
-
-
 Lag = tuple[str, str] | None
 """What the left and the right run wrote beyond what both wrote; None: they differ for good."""
 
@@ -123,11 +100,9 @@ class Transducer:
     `net` has only this key map, and its cases are in order.
     """
 
-    def __init__(self, net: TaggedNfa, key_map: int, budget: Budget, *, backwards: bool) -> None:
-        self.net, self.key_map, self.budget, self.backwards = net, key_map, budget, backwards
-        self.writings = [
-            _write_source(line.case, line.unused) if backwards else _write_target(line.case) for line in net.lines
-        ]
+    def __init__(self, net: TaggedNfa, key_map: int, budget: Budget) -> None:
+        self.net, self.key_map, self.budget = net, key_map, budget
+        self.writings = [_write_target(line.case) for line in net.lines]
         self.graph = find_pairs(net, key_map, budget)
         written = {sign for writing in self.writings for sign in writing.list_characters()} - {SEPARATOR, FREE}
         masks = [*net.masks, *map(net.letters.character, sorted(written))]
@@ -171,8 +146,7 @@ class Transducer:
             for cost, to, sign, lag in self._move(pair, ahead):
                 yield cost, (to, lag, False), sign
             if pair != BEGIN and self.graph.left[pair] == 0 and not self._ends_equal(pair, ahead):
-                cost = sum(len(self._finish(position)) for position in pair[:2]) if self.backwards else 0
-                yield cost, (pair, ahead, True), ""
+                yield 0, (pair, ahead, True), ""
 
         def is_goal(state: _State) -> bool:
             return state[2]
@@ -192,7 +166,7 @@ class Transducer:
                 self.budget.spend(1 if ahead is None else 1 + len(ahead[0]) + len(ahead[1]))
                 if bit & mask:
                     one, other = self._step(here[0], to[0], sign), self._step(here[1], to[1], sign)
-                    yield len(one) + len(other) if self.backwards else 1, to, sign, _advance(ahead, one, other)
+                    yield 1, to, sign, _advance(ahead, one, other)
 
     def _step(self, before: int, position: int, sign: str) -> str:
         """Return what a run writes on its way from one position (-1: none yet) to another, which reads `sign`."""

@@ -14,7 +14,7 @@ ROOT = Path(remapkit.__file__).parent.parent
 TINY = ROOT / "tests" / "data" / "wan22_vae_tiny" / "upstream.pth"
 GOOD = "remapkit: 1\nname: t\nrules: [{id: r, path: 'a.{n:int}', to: 'b.{n}'}]\n"
 OVERLAP = f"{GOOD.removesuffix('}]' + chr(10))}}}, {{id: s, path: 'a.{{x}}', to: 'c.{{x}}'}}]\n"
-UNDECIDED = "remapkit: 1\nname: t\nrules: [{id: r, match: '(?P<a>x*)(?P<b>x*)', to: '{b}{a}'}]\n"
+UNDECIDED = "remapkit: 1\nname: t\nrules: [{id: r, match: '(?P<a>(?:xy)*)(?P<b>(?:xy)*)', to: '{b}{a}'}]\n"
 LOSSY = "remapkit: 1\nname: t\nrules: [{id: r, path: 'a.{n:int}.{m:int}', to: 'b.{n}', forget: [m]}]\n"
 OPEN = "remapkit: 1\nname: t\nrules: [{id: r, path: 'a.{n:int}', to: 'b.{n}'}]\nunmatched: keep\n"
 

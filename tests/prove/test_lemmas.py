@@ -6,7 +6,7 @@ import itertools
 import re
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from remapkit.api.ruleset import compile_rules
@@ -14,15 +14,18 @@ from remapkit.patterns.unparse import unparse
 from remapkit.proofs.automata import reads
 from remapkit.proofs.budget import Budget
 from remapkit.proofs.case import Case
-from remapkit.proofs.cases import ProofContext, build_cases, merge_copies, read_slot
+from remapkit.proofs.cases import ProofContext, build_cases, merge_slots, read_slot
+from remapkit.proofs.commuting import commutes
 from remapkit.proofs.keymap import KeyMap, key_maps, readings
-from remapkit.proofs.product import splits
+from remapkit.proofs.preferred import PreferredReading
+from remapkit.proofs.product import find_pairs, splits
 from remapkit.proofs.single_map import SingleMap
 from remapkit.proofs.tagged import TaggedNfa
 from remapkit.proofs.transducer import Transducer
 from remapkit.rulefile.read import read_text
 
 PIECES = ["a", "b", "a*", "b*", "a?", "[ab]", "[ab]*", "(?:ab)*", "a{1,2}", "(?:a|ab)"]
+UNARY = ["a*", "a", "a?", "a+", "b", "b?", "a{1,2}", "[ab]", "(?:aa)*", "b*"]
 KEYS = ["".join(word) for length in range(7) for word in itertools.product("ab", repeat=length)]
 
 
@@ -91,7 +94,7 @@ def test_readings_in_order_have_one_target_iff_the_transducer_is_a_function(
     target = "k" + "".join(f"{{c{number}}}{texts[number]}" for number in range(len(pieces)))
     key_map, context = make(pieces, target)
     cases = build_cases(key_map, context)
-    conflict = Transducer(build_net(cases, context, source=True), 0, context.budget, backwards=False).find_conflict()
+    conflict = Transducer(build_net(cases, context, source=True), 0, context.budget).find_conflict()
     targets = find_targets(key_map)
     wrong = [key for key, found in targets.items() if len(found) > 1]
     if conflict is None:
@@ -101,12 +104,44 @@ def test_readings_in_order_have_one_target_iff_the_transducer_is_a_function(
         assert len(conflict.text) == min(map(len, wrong), default=len(conflict.text))
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=4))
+def test_of_all_readings_the_preferred_one_is_the_matchers(pieces: list[str]) -> None:
+    """`re` takes the first reading that its search finds; every key that it matches has exactly one case with it."""
+    key_map, context = make(pieces, "k", f", forget: [{', '.join(f'c{number}' for number in range(len(pieces)))}]")
+    pattern = "".join(f"({piece})" for piece in pieces)
+    reading = PreferredReading(key_map.pattern, context.letters, context.budget)
+    cases = build_cases(key_map, context, reading=reading)
+    for key in KEYS:
+        found = re.fullmatch(pattern, key)
+        taken = [
+            each for each in readings(key_map.pattern, key) for case in cases if has_reading(case, each, context)
+        ]
+        assert taken == ([] if found is None else [found.groups()]), key
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(UNARY), min_size=2, max_size=4), st.data())
+def test_readings_that_commute_have_one_target(pieces: list[str], data: st.DataObject) -> None:
+    captures = data.draw(st.permutations([f"{{c{number}}}" for number in range(len(pieces))]))
+    used = captures[: data.draw(st.integers(1, len(captures)))]
+    texts = data.draw(st.lists(st.sampled_from(["", "a", "b"]), min_size=len(used) + 1, max_size=len(used) + 1))
+    target = "k" + texts[0] + "".join(capture + text for capture, text in zip(used, texts[1:], strict=True))
+    unused = [capture[1:-1] for capture in captures if capture not in used]
+    key_map, context = make(pieces, target, f", forget: [{', '.join(unused)}]")
+    net = build_net(build_cases(key_map, context), context, source=True)
+    graph = find_pairs(net, 0, context.budget)
+    event(shown := f"commutes: {commutes(net, graph, context.budget)}")
+    if shown == "commutes: True":
+        assert all(len(found) == 1 for found in find_targets(key_map).values())
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(PIECES[2:]), min_size=2, max_size=3))
 def test_merging_changes_neither_keys_nor_targets(pieces: list[str]) -> None:
     key_map, context = make(pieces, "".join(f"{{c{number}}}" for number in range(len(pieces))) + "k")
     (case,) = build_cases(key_map, context)
-    merged = merge_copies(case, context)
+    merged = merge_slots(case, context)
     assert [slot.word for slot in merged.slots] == [None]
     (whole,) = merged.slots
     for key in KEYS:

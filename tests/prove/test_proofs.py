@@ -136,7 +136,7 @@ FAULTS = {
     ),
     "a loss that the matcher reads as an admitted one at first": (
         ["match: '(?P<n>a?)a*', to: b, forget: [n]"],
-        [("within", ("", "a")), ("within", ("a", "aa"))],
+        [("within", ("a", "aa")), ("within", ("", "a"))],
     ),
     "targets that can be cut, of keys that can be": (
         [r"match: '(?P<a>x*)(?P<b>x*)(?P<c>y*)\.(?P<d>y*)w', to: '{a}xx{b}{c}{d}'"],
@@ -182,7 +182,7 @@ FAULTS = {
     ),
     "a cut beside what is forgotten": (
         ["match: '(?P<u>a*)(?P<f>x?)(?P<v>a*)', to: 'k.{u}{v}', forget: [f]"],
-        [("within", ("", "x")), ("within", ("ax", "xa"))],
+        [("within", ("ax", "xa")), ("within", ("", "x"))],
     ),
     "only what is forgotten": (
         [
@@ -365,7 +365,7 @@ def test_steps_are_counted_whatever_a_state_costs(budget: int) -> None:
 
 
 def test_a_harmless_cut_with_captures_that_change_places_is_undecided_not_refuted() -> None:
-    proof = prove(rules(r"match: '(?P<a>x*)(?P<b>x*)', to: '{b}{a}'"), budget=2_000_000)
+    proof = prove(rules(r"match: '(?P<a>(?:xy)*)(?P<b>(?:xy)*)', to: '{b}{a}'"), budget=2_000_000)
     assert (proof.level, proof.witnesses, proof.undecided) == (Level.UNDECIDED, (), (("r0",),))
 
 
