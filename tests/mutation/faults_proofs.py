@@ -7,6 +7,7 @@ from tests.mutation.fault import Fault
 SEARCH = ("tests/prove/test_search.py",)
 CONSTANTS = ("tests/prove/test_constants.py", "tests/prove/test_proofs.py")
 PROOFS = ("tests/prove/test_proofs.py", "tests/prove/test_constants.py")
+LEMMAS = ("tests/prove/test_lemmas.py", "tests/prove/test_proofs.py")
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
@@ -366,19 +367,98 @@ FAULTS: tuple[Fault, ...] = (
         PROOFS,
     ),
     Fault(
-        "an admitted loss hides the rest",
+        "all readings count",
         "proofs/single_map.py",
-        "        if admits and losses and self.has_several_readings:\n            losses = "
-        "self._replay_losses(losses, hidden)\n",
-        "",
+        "            self.reading = PreferredReading(key_map.pattern, self.context.letters, self.budget)\n",
+        "            pass\n",
         "a loss is judged by the reading of the matcher",
+        PROOFS,
+    ),
+    Fault(
+        "a path that went astray is as good as the reading",
+        "proofs/preferred.py",
+        "here = follows and self._part[place] == part",
+        "here = follows",
+        "only the matcher's reading is accepted",
+        LEMMAS,
+    ),
+    Fault(
+        "the last path wins",
+        "proofs/preferred.py",
+        "reached.setdefault(each, here)",
+        "reached[each] = here",
+        "of two paths at one place the first wins",
+        LEMMAS,
+    ),
+    Fault(
+        "a repeat is tried last",
+        "proofs/preferred.py",
+        "pending += [other, argument]",
+        "pending += [argument, other]",
+        "paths are in the order of the matcher's search",
+        LEMMAS,
+    ),
+    Fault(
+        "any path may end",
+        "proofs/preferred.py",
+        "next((follows for place, follows in self._states[state] if self._code[place][0] == MATCH), False)",
+        "any(follows for place, follows in self._states[state] if self._code[place][0] == MATCH)",
+        "the first path that ends is the matcher's",
+        LEMMAS,
+    ),
+    Fault(
+        "lengths are not compared",
+        "proofs/commuting.py",
+        "if ahead[to] != difference or (difference and graph.left[to] == 0):",
+        "if False:",
+        "readings with targets of two lengths have two targets",
+        LEMMAS,
+    ),
+    Fault(
+        "only ends are compared",
+        "proofs/commuting.py",
+        "if ahead[to] != difference or (difference and graph.left[to] == 0):",
+        "if difference and graph.left[to] == 0:",
+        "a pair with two differences ends with one that is not 0",
+        LEMMAS,
+    ),
+    Fault(
+        "any characters commute",
+        "proofs/commuting.py",
+        "if mask and (mask != 1 << bit or len(samples[bit]) > 1 or set(texts[line]) - set(samples[bit])):",
+        "if False:",
+        "only one repeated character commutes",
+        LEMMAS,
+    ),
+    Fault(
+        "texts commute with anything",
+        "proofs/commuting.py",
+        " or set(texts[line]) - set(samples[bit])",
+        "",
+        "the text between captures that move is that character",
+        LEMMAS,
+    ),
+    Fault(
+        "one key stands for a value whatever else depends on it",
+        "proofs/single_map.py",
+        "        if quotient and self.is_guided:\n",
+        "        if False:\n",
+        "keys of a lossy table stand for each other only where captures are independent",
+        PROOFS,
+    ),
+    Fault(
+        "admitted pairs count",
+        "proofs/single_map.py",
+        "find_shortest_shared_word(net, 0, 0, self.budget, is_admitted)",
+        "find_shortest_shared_word(net, 0, 0, self.budget)",
+        "pairs that a lossy table admits do not count",
         PROOFS,
     ),
     Fault(
         "what is forgotten is no hidden output",
         "proofs/single_map.py",
-        "if part.name in {*folded, *forgotten} and part.name",
-        "if part.name in folded and part.name",
+        "hidden = tuple(dict.fromkeys((*folded, *forgotten)))",
+        "hidden = tuple(folded)",
         "a forgotten capture is a hidden output",
         PROOFS,
     ),
@@ -394,8 +474,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "merging is left out",
         "proofs/single_map.py",
-        "if self.has_several_readings else cases",
-        "if False else cases",
+        "[merge_slots(case, self.context) for case in self.list_exact(self.key_map.folded)]",
+        "list(self.list_exact(self.key_map.folded))",
         "a cut that does not matter is proven",
         PROOFS,
     ),

@@ -128,7 +128,7 @@ def test_readings_that_commute_have_one_target(pieces: list[str], data: st.DataO
     texts = data.draw(st.lists(st.sampled_from(["", "a", "b"]), min_size=len(used) + 1, max_size=len(used) + 1))
     target = "k" + texts[0] + "".join(capture + text for capture, text in zip(used, texts[1:], strict=True))
     unused = [capture[1:-1] for capture in captures if capture not in used]
-    key_map, context = make(pieces, target, f", forget: [{', '.join(unused)}]")
+    key_map, context = make(pieces, target, f", forget: [{', '.join(unused)}]" if unused else "")
     net = build_net(build_cases(key_map, context), context, source=True)
     graph = find_pairs(net, 0, context.budget)
     event(shown := f"commutes: {commutes(net, graph, context.budget)}")

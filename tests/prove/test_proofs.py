@@ -44,6 +44,10 @@ PROVEN = {
         r"match: '(?P<c>\d)\.(?P<a>.*)\.(?P<b>.*)', to: '{a}.{b}.{c}'"
     ],
     "a cut that does not matter, though what is between changes": [r"match: '(?P<a>x*)(?P<b>x*)', to: 'y{a}{b}'"],
+    "captures of one character that change places": [r"match: '(?P<a>x*)(?P<b>x+)', to: '{b}xx{a}'"],
+    "captures of one character that change places beside others": [
+        r"match: '(?P<p>[^.]+)\.(?P<a>x?)(?P<b>x*)', to: '{p}.{b}x{a}'"
+    ],
     "runs that write at different times and end alike": [r"match: '(?P<a>x*)(?P<b>x*)', to: '{a}xx{b}'"],
     "targets that only captures taken apart would share": [
         "path: 'a.{n:0..5}', to: 'b.{n}.{n}'",
@@ -183,6 +187,25 @@ FAULTS = {
     "a cut beside what is forgotten": (
         ["match: '(?P<u>a*)(?P<f>x?)(?P<v>a*)', to: 'k.{u}{v}', forget: [f]"],
         [("within", ("ax", "xa")), ("within", ("", "x"))],
+    ),
+    "a key of a lossy table with other words than another of its value": (
+        [
+            "tables: {t: {lossy: true, entries: {a: '', ab: b, b: ''}}}",
+            "match: '(?P<c>[^.]+)(?P<d>b*)', where: {c: t}, to: '{c|t}{d}'",
+        ],
+        [("within", ("ab", "bb")), ("within", ("a", "b"))],
+    ),
+    "a key of a lossy table that the domain treats otherwise": (
+        [
+            "source: {domain: ['a.x', 'b.{d}', 'c.{d}']}",
+            "tables: {t: {lossy: true, entries: {a: k, b: k, c: kk}}}",
+            "match: '(?P<c>[^.]+)\\.(?P<d>.*)', where: {c: t}, to: '{c|t}{d}'",
+        ],
+        [("within", ("b.kx", "c.x")), ("within", ("a.x", "b.x"))],
+    ),
+    "readings that differ in what is not used": (
+        [r"match: '(?P<a>\d)(?P<b>\.+)(?P<c>x*)(?P<d>x*)', to: '{b}{a}', forget: [c, d]"],
+        [("within", ("0.", "0.x"))],
     ),
     "only what is forgotten": (
         [
