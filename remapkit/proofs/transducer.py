@@ -1,9 +1,8 @@
-r"""Key maps with several readings of a key: does the target depend on the reading, and can two keys share a target?
+r"""Key maps with several readings of a key: does the target depend on the reading?
 
-If the slots have the same order in source and target, a run that reads one side can write the other: a finite-state
+If the slots have the same order in source and target, a run that reads a key can write its target: a finite-state
 transducer. Its states are the positions of a `TaggedNfa`, and what it writes between two positions depends on their
-tags only. Is it a function, that is, do all runs over one word write the same? From source to target the answer says
-whether readings matter; from target to source, whether two keys share a target.
+tags only. The reading does not matter iff it is a function, that is, if all runs over one key write the same.
 
 Two runs over one word may write at different times; what one is ahead by is the *lag*. If the transducer is a
 function, every pair of positions from which both runs can end with one word has only one lag: with two, the same end
@@ -95,7 +94,7 @@ class Conflict:
 
 
 class Transducer:
-    """The runs over the sources of a key map that write targets, or over its targets that write sources.
+    """The runs over the sources of a key map that write its targets.
 
     `net` has only this key map, and its cases are in order.
     """
@@ -109,10 +108,7 @@ class Transducer:
         self.signs = [*pick_signs(masks, net), (net.letters.separator, SEPARATOR)]
 
     def find_conflict(self) -> Conflict | None:
-        """Return the smallest conflict, or None if the transducer is a function.
-
-        From target to source the smallest is the one with the shortest keys, which are written.
-        """
+        """Return the shortest conflict, or None if the transducer is a function."""
         nulls = sorted({self.writings[line].finish(-1) for line in self.net.nulls[self.key_map]}, key=len)
         if len(nulls) > 1:
             return Conflict("", (nulls[0], nulls[1]))
@@ -128,7 +124,7 @@ class Transducer:
         pending: list[tuple[Pair, Lag]] = [(BEGIN, ("", ""))] if BEGIN in self.graph.left else []
         while pending:
             here, ahead = pending.pop()
-            for _, pair, _, lag in self._move(here, ahead):
+            for pair, _, lag in self._move(here, ahead):
                 if lag is None or lags.get(pair, lag) != lag:
                     return False
                 if pair not in lags:
@@ -141,10 +137,14 @@ class Transducer:
     def _find_smallest(self) -> Conflict | None:
         """Search all lags, cheapest first: there is a conflict, so the search ends at the smallest one."""
 
+        # A step costs its character and what it adds to the distance to an end, which no step shortens by more than
+        # its character. So costs are not negative and order the words by length, and what leads on comes first (A*).
+        left = self.graph.left
+
         def follow(state: _State) -> Iterator[Move[_State]]:
             pair, ahead, _ = state
-            for cost, to, sign, lag in self._move(pair, ahead):
-                yield cost, (to, lag, False), sign
+            for to, sign, lag in self._move(pair, ahead):
+                yield 1 + left[to] - left[pair], (to, lag, False), sign
             if pair != BEGIN and self.graph.left[pair] == 0 and not self._ends_equal(pair, ahead):
                 yield 0, (pair, ahead, True), ""
 
@@ -159,14 +159,14 @@ class Transducer:
         pairs = [pair for pair, _, _ in states[1:-1]]
         return Conflict(text, (self._write(text, pairs, 0), self._write(text, pairs, 1)))
 
-    def _move(self, here: Pair, ahead: Lag) -> Iterator[tuple[int, Pair, str, Lag]]:
-        """Yield the cost, the next pair, the character that is read, and the next lag."""
+    def _move(self, here: Pair, ahead: Lag) -> Iterator[tuple[Pair, str, Lag]]:
+        """Yield the next pair, the character that is read, and the next lag."""
         for mask, to in self.graph.edges[here]:
             for bit, sign in self.signs:
                 self.budget.spend(1 if ahead is None else 1 + len(ahead[0]) + len(ahead[1]))
                 if bit & mask:
                     one, other = self._step(here[0], to[0], sign), self._step(here[1], to[1], sign)
-                    yield 1, to, sign, _advance(ahead, one, other)
+                    yield to, sign, _advance(ahead, one, other)
 
     def _step(self, before: int, position: int, sign: str) -> str:
         """Return what a run writes on its way from one position (-1: none yet) to another, which reads `sign`."""
