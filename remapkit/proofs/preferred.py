@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from remapkit.patterns.matcher import CHARS, JUMP, MATCH, SAVE, SPLIT, Program
+from remapkit.patterns.matcher import CHARS, JUMP, SAVE, SPLIT, Program
 from remapkit.patterns.pattern import Pattern
 from remapkit.proofs.automata import LetterClasses
 from remapkit.proofs.budget import Budget
@@ -36,7 +36,7 @@ class PreferredReading:
         self.letters, self.budget = letters, budget
         program = Program(pattern)
         budget.spend(len(program.code))
-        self._code, self._part = program.code, program.part
+        self._code, self._part, self._end = program.code, program.part, len(program.code) - 1
         self._following: dict[int, tuple[int, ...]] = {}
         self._masks = {
             place: letters.mask(argument) for place, (kind, argument, _) in enumerate(self._code) if kind == CHARS
@@ -67,8 +67,8 @@ class PreferredReading:
         return found
 
     def accepts(self, state: int) -> bool:
-        """Return whether the first path that may end here follows the reading."""
-        return next((follows for place, follows in self._states[state] if self._code[place][0] == MATCH), False)
+        """Return whether the path that ends here follows the reading; only the first that came there is left."""
+        return (self._end, True) in self._states[state]
 
     def _step(self, paths: Sequence[tuple[int, bool]], part: int) -> _Paths:
         """Return the paths after a character that each of these reads; none if no path follows the reading."""

@@ -7,7 +7,7 @@ the map without what is admitted is only what the author admits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -179,12 +179,11 @@ class SingleMap:
         )
         hidden = tuple(dict.fromkeys((*folded, *forgotten)))
         losses = self._find_losses(self.build(folded))
-        known_parts = frozenset(losses)
         found, undecided = list[Collision](), False
         try:
-            collision = self._find_collision(hidden, known_parts, quotient=admits)
+            collision = self._find_collision(hidden, losses, quotient=admits)
             found += [collision] if collision is not None else []
-            collision = self._find_collision(folded, known_parts, quotient=False) if admits else None
+            collision = self._find_collision(folded, losses, quotient=False) if admits else None
             if collision is not None and concrete.is_admitted(key_map, collision.keys):
                 found.append(replace(collision, admitted=True))
             # Tables that share a capture: a pair may be admitted by one of them, and others may not be.
@@ -249,31 +248,33 @@ class SingleMap:
                     best[part] = min(best.get(part, found), found, key=_count_characters)
         return best
 
-    def _find_collision(self, hidden: Sequence[str], known_parts: Set[int], *, quotient: bool) -> Collision | None:
+    def _find_collision(
+        self, hidden: Sequence[str], losses: dict[int, Collision], *, quotient: bool
+    ) -> Collision | None:
         """Return a smallest pair of keys with the same target and hidden outputs, or None.
 
         First with loose cases, which are few. If even these have no word with two runs with different tags, every
         part of a target can be told from it; then keys can share one only if two combinations of correlated captures
-        give all parts the same text. Otherwise with exact cases. Pairs that differ only in one of `known_parts`
-        are known already.
+        give all parts the same text. Otherwise with exact cases. Pairs that differ only in one of the parts of
+        `losses` are known already, but a smaller one may be found.
         """
         key_map = self.key_map
         if quotient and self.is_guided:
             lossy = concrete.list_lossy_captures(key_map)
             cases = self.list_exact(hidden, also=lossy)
-            return self._search(cases, hidden, known_parts, self._find_admitted(cases, lossy))
+            return self._search(cases, hidden, losses, self._find_admitted(cases, lossy))
         cases = self.build(hidden, quotient=quotient)
         if not any(case.loose for case in cases):
-            return self._search(cases, hidden, known_parts)
+            return self._search(cases, hidden, losses)
         if not splits(self._build_net(cases), 0, self.budget):
             confused = find_confused(key_map, hidden, self.budget, quotient=quotient)
             if confused is None:
                 return None
             cases = self.build(hidden, fixed=confused, quotient=quotient)
-            found = self._search(cases, hidden, known_parts)
+            found = self._search(cases, hidden, losses)
             if found is not None:
                 return found
-        return self._search(self.list_exact(hidden, quotient=quotient), hidden, known_parts)
+        return self._search(self.list_exact(hidden, quotient=quotient), hidden, losses)
 
     @property
     def is_guided(self) -> bool:
@@ -305,7 +306,7 @@ class SingleMap:
         self,
         cases: Sequence[Case],
         hidden: Sequence[str],
-        known_parts: Set[int],
+        losses: dict[int, Collision],
         is_admitted: Callable[[int, int], bool] | None = None,
     ) -> Collision | None:
         """Return the smallest pair of keys that share a target of these cases, or None.
@@ -315,8 +316,13 @@ class SingleMap:
         """
         if not cases:
             return None
-        # With some captures given, a guard may leave a part more words than without.
-        further = [each for part, each in self._find_losses(cases).items() if part not in known_parts]
+        # With some captures given, a guard may leave a part more words than without, and shorter ones in one case.
+        further = []
+        for part, each in self._find_losses(cases).items():
+            if part in losses:
+                losses[part] = min(losses[part], each, key=_count_characters)
+            else:
+                further.append(each)
         found = self._search_two_runs(cases, hidden, is_admitted)
         return min([*further, *([found] if found else [])], key=_count_characters, default=None)
 

@@ -399,14 +399,6 @@ FAULTS: tuple[Fault, ...] = (
         LEMMAS,
     ),
     Fault(
-        "any path may end",
-        "proofs/preferred.py",
-        "next((follows for place, follows in self._states[state] if self._code[place][0] == MATCH), False)",
-        "any(follows for place, follows in self._states[state] if self._code[place][0] == MATCH)",
-        "the first path that ends is the matcher's",
-        LEMMAS,
-    ),
-    Fault(
         "lengths are not compared",
         "proofs/commuting.py",
         "if ahead[to] != difference or (difference and graph.left[to] == 0):",

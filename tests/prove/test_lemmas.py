@@ -136,6 +136,17 @@ def test_readings_that_commute_have_one_target(pieces: list[str], data: st.DataO
         assert all(len(found) == 1 for found in find_targets(key_map).values())
 
 
+@pytest.mark.parametrize(
+    ("pieces", "target"), [(["a+", "(?:aa)*", "a+", "a"], "k{c3}{c0}a"), (["a+", "(?:aa)*", "a+", "a+"], "k{c0}")]
+)
+def test_readings_of_one_length_on_one_way_and_two_on_another_do_not_commute(pieces: list[str], target: str) -> None:
+    unused = [f"c{number}" for number in range(len(pieces)) if f"{{c{number}}}" not in target]
+    key_map, context = make(pieces, target, f", forget: [{', '.join(unused)}]")
+    net = build_net(build_cases(key_map, context), context, source=True)
+    assert not commutes(net, find_pairs(net, 0, context.budget), context.budget)
+    assert any(len(found) > 1 for found in find_targets(key_map).values())
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(PIECES[2:]), min_size=2, max_size=3))
 def test_merging_changes_neither_keys_nor_targets(pieces: list[str]) -> None:
