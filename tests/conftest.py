@@ -11,6 +11,9 @@ import sys
 from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Hundreds of processes are started, and two workers import everything: without `__pycache__`, each compiles it again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from fuzz import run
+from fuzz import judge, without_fixes
+from rule_maker import files
 
 from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.authoring.invert import invert
@@ -312,10 +313,6 @@ def test_an_automaton_is_given_up_while_it_is_built() -> None:
 # ------------------------------------------------------------------------------------------------ the sweep
 
 
-def list_disagreeing() -> set[int]:
-    return {number for number, judged in run(190, 120)[1] if judged.wrong}
-
-
 def nothing(*given: object, **named: object) -> None:
     return None
 
@@ -335,7 +332,8 @@ PLANTED = {
 def test_the_sweep_finds_planted_faults(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, attribute, fault = PLANTED[name]
     monkeypatch.setattr(owner, attribute, fault)
-    assert list_disagreeing()
+    with without_fixes():
+        assert any(judge(data).wrong for _, data in files(190, 120))
 
 
 # ------------------------------------------------------------------------------------------------ division
