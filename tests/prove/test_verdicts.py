@@ -6,8 +6,8 @@ through; indices as numbers; an index that the rule makes; inputs that are dear 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
+from cProfile import Profile
 from pathlib import Path
 from typing import TypeVar
 
@@ -240,18 +240,9 @@ NASTY = {
 
 def calls(question: Callable[[], T]) -> tuple[int, T]:
     """How many calls of Python functions an answer takes, counted and not timed; and the answer."""
-    count = 0
-
-    def counted(frame: object, event: str, arg: object) -> None:
-        nonlocal count
-        count += event == "call"
-
-    sys.setprofile(counted)
-    try:
+    with Profile(builtins=False, subcalls=False) as profile:
         answer = question()
-    finally:
-        sys.setprofile(None)
-    return count, answer
+    return sum(each.callcount for each in profile.getstats()), answer
 
 
 @pytest.mark.parametrize("name", NASTY)
