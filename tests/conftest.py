@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Hundreds of processes are started, and each worker imports everything: without `__pycache__` each compiles it again.
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -159,11 +159,15 @@ def serve() -> None:
     import remapkit.cli.commands.apply
     import remapkit.cli.commands.inspect
     import remapkit.cli.commands.recover
+    import remapkit.models.target
     import remapkit.write.execute  # noqa: F401
-    from remapkit.cli.app import main
+    from remapkit.cli import app
 
+    # Whatever is made once is made before the children are: the parser too, half the work of a small file.
+    parser = app._make_parser()
+    app._make_parser = lambda: parser
     with contextlib.redirect_stdout(io.StringIO()):
-        main(["lint", "wan22_pth"])  # whatever is made once is made before the children are
+        app.main(["lint", "wan22_pth"])
     for line in sys.stdin:
         command = json.loads(line)
         asked, ask = os.pipe()

@@ -292,7 +292,6 @@ def test_a_pth_is_a_sound_zip_with_aligned_storages(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_more_than_65535_entries_are_written_with_zip64(tmp_path: Path) -> None:
     header = header_json(((f"w{n}", TensorSpec("U8", (1,))) for n in range(66_000)), {})
     (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(66_000))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzz import without_fixes
 from rule_maker import files, write_text
 
 import remapkit
@@ -49,7 +50,9 @@ def check_fixes(given: CompiledRules, keys: Sequence[str] = ()) -> list[tuple[st
         found.append((finding.code, [fix["help"] for fix in fixes]))
         for fix in fixes:
             assert fix["help"] in finding.help
-            check_fix(prove(apply(given, fix), header=keys), finding, before, given.file.source.text + str(fix))
+            with without_fixes():
+                after = prove(apply(given, fix), header=keys)
+            check_fix(after, finding, before, given.file.source.text + str(fix))
     return found
 
 

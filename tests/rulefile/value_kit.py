@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from remapkit.api.ruleset import RuleSet, compile_rules
@@ -212,16 +214,27 @@ def with_key(document: Mapping[str, Any], path: Path, key: Any) -> str | None:
     return rule_file(pairs if len(path) == 1 else with_value(document, path[:-1], pairs))
 
 
-def every() -> Iterator[str]:
-    """Every value in the place of every node and key, each node missing, and each one twice."""
+def every(first: int = 0, step: int = 1) -> Iterator[str]:
+    """Every value in the place of every node and key, each node missing, and each one twice; or one in `step`."""
+    return (text for make in itertools.islice(_ways(), first, None, step) if (text := make()) is not None)
+
+
+def _ways() -> Iterator[Callable[[], str | None]]:
     for document in DOCUMENTS:
         for path in places(document):
-            yield rule_file(without(document, path))
-            yield twice(document, path)
+            yield partial(_without, document, path)
+            yield partial(twice, document, path)
             for value in VALUES:
-                yield rule_file(with_value(document, path, value))
-                if (text := with_key(document, path, value)) is not None:
-                    yield text
+                yield partial(_with_value, document, path, value)
+                yield partial(with_key, document, path, value)
+
+
+def _without(document: Mapping[str, Any], path: Path) -> str:
+    return rule_file(without(document, path))
+
+
+def _with_value(document: Mapping[str, Any], path: Path, value: Any) -> str:
+    return rule_file(with_value(document, path, value))
 
 
 def some(seed: int) -> str:
