@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import TypeAlias
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.wording import join_words
@@ -17,14 +17,8 @@ from remapkit.proofs.witness import Witness
 from remapkit.rulefile.yaml.emit import emit_flow
 from remapkit.rules.pipeline import AddedTargets
 
-
-class AddedClash(NamedTuple):
-    """A target of an entry of `add` that a key of a rule has as well; `key` is None if that is undecided."""
-
-    added: AddedTargets
-    target: str
-    key_map: KeyMap
-    key: str | None
+Clash: TypeAlias = tuple[KeyMap, str | None]
+"""A rule and its key that maps to a target of `add`; the key is None if it is undecided whether there is one."""
 
 
 class AddedFindingWriter(FindingBase):
@@ -40,21 +34,24 @@ class AddedFindingWriter(FindingBase):
     ) -> tuple[list[Diagnostic], list[Witness]]:
         """Return the findings about entries of `add`, and the witnesses that the real matcher confirms."""
         shown = [each for each in witnesses if self.is_replayed(each)]
-        passing, repeats, clashes = list[Diagnostic](), list[Diagnostic](), list[AddedClash]()
+        passing, repeats = list[Diagnostic](), list[Diagnostic]()
+        clashes: dict[tuple[str, str, bool], list[Clash]] = {}
         for each in shown:
             (added, *others), rules = self.divide(each.key_maps)
             target = each.targets[0]
             if each.fault == "open":
                 passing.append(self.report_passing(added, target))
             elif rules:
-                clashes.append(AddedClash(added, target, rules[0], each.keys[0]))
+                clashes.setdefault((added.id, target, False), []).append((rules[0], each.keys[0]))
             else:
                 repeats.append(self.report_repeat(added, (others or [added])[0], target))
         for numbers in undecided:
             (added, *_), rules = self.divide(numbers)
-            clashes += [AddedClash(added, added.targets[0], rule, None) for rule in rules]
+            for rule in rules:
+                clashes.setdefault((added.id, added.targets[0], True), []).append((rule, None))
+        groups = [self.report_clash(self.entries[id], target, found) for (id, target, _), found in clashes.items()]
         passing = self.try_fixes(passing)
-        return self.try_fixes([*repeats, *self.report_clashes(clashes)]) + passing, shown
+        return self.try_fixes([*repeats, *groups]) + passing, shown
 
     def divide(self, numbers: Iterable[int]) -> tuple[list[AddedTargets], list[KeyMap]]:
         """Divide key maps into entries of `add`, at least one, and rules."""
@@ -80,39 +77,30 @@ class AddedFindingWriter(FindingBase):
         places = [find_listed(each.id) for each in (one, other)]
         return self.offer_fixes(found, places, self.leave_out(other, frozenset(one.targets)))
 
-    def report_clashes(self, clashes: Iterable[AddedClash]) -> list[Diagnostic]:
-        """Report targets of `add` that keys of rules map to as well, or may map to."""
-        groups: dict[tuple[str, str, bool], list[AddedClash]] = {}
-        for clash in clashes:
-            groups.setdefault((clash.added.id, clash.target, clash.key is None), []).append(clash)
-        return [self.report_group(group) for group in groups.values()]
-
-    def report_group(self, group: Sequence[AddedClash]) -> Diagnostic:
-        """Report rules with one target of `add`."""
-        added, target, _, key = group[0]
-        ids = [each.key_map.rule_id for each in group]
-        spans = [each.key_map.to or each.key_map.span for each in group[:SHOWN]]
-        texts = [f"{each.key or 'a key?'} -> {target}" for each in group[:SHOWN]]
-        labels = mark([(added.span, f"adds {target}"), *zip(spans, texts, strict=True)])
-        values = {"rules": [added.id, *ids], "target": target, "keys": [each.key for each in group]}
-        if key is None:
+    def report_clash(self, added: AddedTargets, target: str, clashes: Sequence[Clash]) -> Diagnostic:
+        """Report that keys of rules map to a target of `add` as well, or may map to it."""
+        ids, keys = [key_map.rule_id for key_map, _ in clashes], [key for _, key in clashes]
+        others = [(each.to or each.span, f"{key or 'a key?'} -> {target}") for each, key in clashes[:SHOWN]]
+        labels = mark([(added.span, f"adds {target}"), *others])
+        values = {"rules": [added.id, *ids], "target": target, "keys": keys}
+        if None in keys:
             rules = join_words(ids, SHOWN, "or")
             title = f"undecided: whether a key of {rules} can map to {target}, which {added.id} adds"
             help = ("bound the captures of the rule more tightly", "or continue with --allow-undecided")
             return Diagnostic("RK200", title, labels, help, values=values)
-        subject = f"keys of {len(group)} rules map" if len(group) > 1 else f"a key of {ids[0]} maps"
+        subject = f"keys of {len(ids)} rules map" if len(ids) > 1 else f"a key of {ids[0]} maps"
         title = f"{subject} to {target}, which {added.id} adds"
-        note = "\n".join(count_rest([f"{each.key}  (by {each.key_map.rule_id})" for each in group]))
+        note = "\n".join(count_rest([f"{key}  (by {rule_id})" for rule_id, key in zip(ids, keys, strict=True)]))
         advice = ("bound the captures of the rule, or do not add a target that a source provides",)
         found = Diagnostic("RK207", title, labels, advice, (note,), values=values)
-        places = [find_listed(added.id), *(self.proposer.find_entry(each.key_map) for each in group)]
-        return self.offer_fixes(found, places, self.separate(group))
+        places = [find_listed(added.id), *(self.proposer.find_entry(key_map) for key_map, _ in clashes)]
+        return self.offer_fixes(found, places, self.separate(added, target, clashes))
 
-    def separate(self, group: Sequence[AddedClash]) -> Iterator[Fix]:
+    def separate(self, added: AddedTargets, target: str, clashes: Sequence[Clash]) -> Iterator[Fix]:
         """Yield edits after which a rule and an entry of `add` have no target in common."""
-        added, target, key_map, key = group[0]
+        key_map, key = clashes[0]
         yield from self.leave_out(added, {target, *_vary(key_map, key or "")})
-        if len(group) == 1 and key is not None:
+        if len(clashes) == 1 and key is not None:
             targets = frozenset(added.targets)
             yield from self.proposer.exclude(key_map, key, lambda other: read_target(key_map, other) in targets)
 
@@ -130,8 +118,8 @@ class AddedFindingWriter(FindingBase):
         left = [word for word in words if added.template.render({name: word}) not in targets]
         if left and len(left) < len(words):
             value = write_words(left)
-            words_ = f"write `each: {emit_flow({name: value})}` in {added.id}"
-            yield Fix(words_, (Edit((*place, "each", name), value),))
+            help = f"write `each: {emit_flow({name: value})}` in {added.id}"
+            yield Fix(help, (Edit((*place, "each", name), value),))
 
     def report_passing(self, added: AddedTargets, target: str) -> Diagnostic:
         """Report that an unmatched key may pass through onto a target of `add`."""

@@ -35,9 +35,6 @@ def is_reading(pattern: Pattern, key: str, texts: Sequence[str]) -> bool:
     return all(re.fullmatch(unparse(part.node), text) for part, text in zip(pattern.parts, texts, strict=True))
 
 
-# ------------------------------------------------------------------------------------------------ targets
-
-
 def identify_target(key_map: KeyMap, key: str, captures: Mapping[str, str]) -> tuple[str, ...]:
     """Return the target and the folded integers that count as part of it."""
     return (str(key_map.target(key, captures)), *(str(int(captures[name])) for name in key_map.folded))
@@ -99,9 +96,6 @@ def can_meet(one: TargetKey, other: TargetKey) -> bool:
 
 def _build_automaton(target: TargetKey) -> Automaton:
     return build_automaton([Part(None, literal(each) if isinstance(each, str) else each.node) for each in target])
-
-
-# ------------------------------------------------------------------------------------------------ losses
 
 
 def list_lossy_items(key_map: KeyMap) -> list[MapItem]:

@@ -8,15 +8,7 @@ from functools import cached_property
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.patterns.pattern import Part
-from remapkit.proofs.concrete import (
-    TargetKey,
-    bind_captures,
-    can_meet,
-    identify_target,
-    is_reading,
-    make_target,
-    read_target,
-)
+from remapkit.proofs import concrete
 from remapkit.proofs.edit_rules import find_core
 from remapkit.proofs.finding_base import SHOWN, FindingBase, count_rest, mark
 from remapkit.proofs.keymap import KeyMap
@@ -63,11 +55,12 @@ class FindingWriter(FindingBase):
         groups: dict[object, list[Witness]] = {}
         for each in witnesses:
             owners = {self.key_maps[number].owner for number in each.key_maps}
+            owner = owners.pop() if len(owners) == 1 else None
             kind: object = id(each)
             if each.fault == "ambiguous":
-                kind = each.fault, each.keys[0], len(owners) == 1 and owners.pop()
-            elif len(each.key_maps) == 2 and each.fault in ("across", "within"):
-                kind = each.fault, each.targets[0], each.fault == "within" and owners.pop()
+                kind = each.fault, each.keys[0], owner
+            elif len(each.key_maps) == 2:
+                kind = each.fault, each.targets[0], owner
             groups.setdefault(kind, []).append(each)
         return list(groups.values())
 
@@ -80,26 +73,27 @@ class FindingWriter(FindingBase):
 
     def is_replayed(self, witness: Witness) -> bool:
         """Return whether the rules treat the keys as the witness claims."""
-        key_maps, keys = [self.key_maps[number] for number in witness.key_maps], witness.keys
-        one = self.find_target(key_maps[0], keys[0])
-        if one is None:
+        first, last = (self.key_maps[witness.key_maps[place]] for place in (0, -1))
+        key, other_key = witness.keys[0], witness.keys[-1]
+        target = self.find_target(first, key)
+        if target is None:
             return False
         if witness.fault == "open":
-            return can_meet(one, (keys[1],)) and not self.rules.match(keys[1])
+            return concrete.can_meet(target, (other_key,)) and not self.rules.match(other_key)
         if witness.fault == "cut":
-            cuts = [each for each in witness.readings if is_reading(key_maps[0].pattern, keys[0], each)]
-            ends = {identify_target(key_maps[0], keys[0], bind_captures(key_maps[0], each)) for each in cuts}
+            cuts = [each for each in witness.readings if concrete.is_reading(first.pattern, key, each)]
+            ends = {concrete.identify_target(first, key, concrete.bind_captures(first, each)) for each in cuts}
             return len(cuts) == 2 and len(ends) == 2
-        other = self.find_target(key_maps[-1], keys[-1])
-        return other is not None and (witness.fault == "ambiguous" or can_meet(one, other))
+        other = self.find_target(last, other_key)
+        return other is not None and (witness.fault == "ambiguous" or concrete.can_meet(target, other))
 
-    def find_target(self, key_map: KeyMap, key: str) -> TargetKey | None:
+    def find_target(self, key_map: KeyMap, key: str) -> concrete.TargetKey | None:
         """Return the target of a key if the real matcher matches it with the rule of the key map, else None."""
         match = self.by_key_map[key_map.source].match(key)
-        return None if match is None else make_target(key_map, key, match.captures)
+        return None if match is None else concrete.make_target(key_map, key, match.captures)
 
     def disagreement(self, witness: Witness) -> Diagnostic:
-        ids = join_words(self.key_maps[number].rule_id for number in witness.key_maps)
+        ids = join_words(self.name_rules(witness.key_maps))
         title = f"the proof and the matcher disagree about {ids}"
         note = "\n".join(map(repr, witness.keys))
         help = ("this is a bug in remapkit, not in the rules: please report it with these keys",)
@@ -151,7 +145,7 @@ class FindingWriter(FindingBase):
         return Diagnostic("RK201", title, labels, (AMBIGUITY_HELP,), tuple(notes), values=values)
 
     def describe_target(self, number: int, key: str) -> str:
-        target = read_target(self.key_maps[number], key)
+        target = concrete.read_target(self.key_maps[number], key)
         return "dropped" if target is None else target
 
     def list_matching(self, group: Sequence[Witness]) -> list[int]:
@@ -244,7 +238,7 @@ class FindingWriter(FindingBase):
         title = f"{key_map.rule_id} can match {witness.keys[0]!r} in two ways, with different {what}"
         lines = []
         for reading, target in zip(witness.readings, witness.targets, strict=True):
-            captures = bind_captures(key_map, reading)
+            captures = concrete.bind_captures(key_map, reading)
             lines.append(f"{', '.join(f'{name} = {text!r}' for name, text in captures.items())} -> {target}")
         help = ("define where the first capture ends: with [^.]+ instead of .+, with a class, or with `where:`",)
         labels = self.labels(witness.key_maps)
