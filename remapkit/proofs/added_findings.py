@@ -9,9 +9,9 @@ from typing import TypeAlias
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.wording import join_words
 from remapkit.proofs.concrete import has_target, read_target
-from remapkit.proofs.edit_rules import find_listed, write_words
+from remapkit.proofs.edit_rules import write_words
 from remapkit.proofs.finding_base import SHOWN, FindingBase, count_rest, mark
-from remapkit.proofs.fixes import Edit, Fix
+from remapkit.proofs.fixes import Edit, Fix, Place
 from remapkit.proofs.keymap import KeyMap, readings
 from remapkit.proofs.witness import Witness
 from remapkit.rulefile.yaml.emit import emit_flow
@@ -59,6 +59,9 @@ class AddedFindingWriter(FindingBase):
         added = [self.entries[each.rule_id] for each in key_maps if not each.has_source]
         return added, [each for each in key_maps if each.has_source]
 
+    def find_place(self, added: AddedTargets) -> Place:
+        return self.proposer.entries["add", added.id]
+
     def is_replayed(self, witness: Witness) -> bool:
         """Return whether the rules treat the keys as the witness claims."""
         if witness.fault == "open":
@@ -74,7 +77,7 @@ class AddedFindingWriter(FindingBase):
             title, labels = f"{one.id} adds the target {target} twice", (Label(one.span),)
         values = {"rules": [one.id, other.id], "target": target}
         found = Diagnostic("RK207", title, labels, ("add it once",), values=values)
-        places = [find_listed(each.id) for each in (one, other)]
+        places = [self.find_place(each) for each in (one, other)]
         return self.offer_fixes(found, places, self.leave_out(other, frozenset(one.targets)))
 
     def report_clash(self, added: AddedTargets, target: str, clashes: Sequence[Clash]) -> Diagnostic:
@@ -93,7 +96,7 @@ class AddedFindingWriter(FindingBase):
         note = "\n".join(count_rest([f"{key}  (by {rule_id})" for rule_id, key in zip(ids, keys, strict=True)]))
         advice = ("bound the captures of the rule, or do not add a target that a source provides",)
         found = Diagnostic("RK207", title, labels, advice, (note,), values=values)
-        places = [find_listed(added.id), *(self.proposer.find_entry(key_map) for key_map, _ in clashes)]
+        places = [self.find_place(added), *(self.proposer.find_entry(key_map) for key_map, _ in clashes)]
         return self.offer_fixes(found, places, self.separate(added, target, clashes))
 
     def separate(self, added: AddedTargets, target: str, clashes: Sequence[Clash]) -> Iterator[Fix]:
@@ -106,7 +109,7 @@ class AddedFindingWriter(FindingBase):
 
     def leave_out(self, added: AddedTargets, targets: Collection[str]) -> Iterator[Fix]:
         """Yield edits after which an entry of `add` no longer adds some targets."""
-        place = find_listed(added.id)
+        place = self.find_place(added)
         if all(target in targets for target in added.targets):
             yield Fix(f"remove {added.id}", (Edit(place),))
             return
@@ -126,7 +129,7 @@ class AddedFindingWriter(FindingBase):
         fact = f"{target}  would pass through unchanged, and collide with the one that {added.id} adds"
         values = {"rules": [added.id], "keys": [target], "targets": [target]}
         found = self.describe_open(fact, [Label(added.span, f"adds {target}", primary=False)], values)
-        return self.offer_fixes(found, [find_listed(added.id)], self.proposer.close())
+        return self.offer_fixes(found, [self.find_place(added)], self.proposer.close())
 
 
 def _vary(key_map: KeyMap, key: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from remapkit.patterns.pattern import CANONICAL, SEGMENT, Part
 from remapkit.patterns.template import TextItem
 from remapkit.patterns.tree import Chars, Repeat, Seq, literal
 from remapkit.patterns.unparse import unparse
-from remapkit.proofs.fixes import Edit, Fix, Place, read_data
+from remapkit.proofs.fixes import Edit, Fix, Place, find_entries, read_data
 from remapkit.proofs.keymap import KeyMap, readings
 from remapkit.rulefile.yaml.emit import emit_flow
 from remapkit.rules.model import CompiledRules
@@ -46,9 +46,9 @@ class RuleEditor:
         return read_data(self.rules)
 
     @cached_property
-    def numbers(self) -> Mapping[str, int]:
-        """The place of each rule by its id."""
-        return {rule.id.value: number for number, rule in enumerate(self.rules.file.rules)}
+    def entries(self) -> Mapping[tuple[str, str], Place]:
+        """The place of each rule, `keep`, `drop` and entry of `add`, by its kind and its name."""
+        return find_entries(self.rules)
 
     def get_value(self, place: Place) -> Any:
         value: Any = self.data
@@ -58,7 +58,7 @@ class RuleEditor:
 
     def find_entry(self, key_map: KeyMap) -> Place:
         """Return the place of the rule, `keep` or `drop` of a key map."""
-        return ("rules", self.numbers[key_map.rule_id]) if key_map.kind == "rule" else find_listed(key_map.rule_id)
+        return self.entries[key_map.owner]
 
     def find_pattern(self, key_map: KeyMap) -> Place:
         """Return the place of the mapping or the text of a pattern."""
@@ -71,7 +71,7 @@ class RuleEditor:
         if key_map.kind != "rule":
             return None
         place = self.find_entry(key_map)
-        written, pipeline = self.get_value(place), self.rules.file.rules[self.numbers[key_map.rule_id]].pipeline
+        written, pipeline = self.get_value(place), self.rules.file.rules[int(place[1])].pipeline
         if pipeline is None or "to" in written:
             return *place, "to"
         number = [output.to.span for output in pipeline.outputs].index(key_map.to)  # type: ignore[arg-type]
@@ -281,16 +281,6 @@ class RuleEditor:
         dots = r"(\\.|\[(?:\\.|[^\]])*\])|\.(?![*+?{])"
         escaped = re.sub(dots, lambda found: found[1] or r"\.", key_map.pattern.text.value)
         yield from self.rewrite_match(key_map, escaped)
-
-
-def find_listed(name: str) -> Place:
-    """Return the place of an entry of a list by its name.
-
-    >>> find_listed("keep[1]")
-    ('keep', 1)
-    """
-    section, _, number = name.removesuffix("]").partition("[")
-    return section, int(number)
 
 
 def splice(text: str, at: tuple[int, int], written: str) -> str:

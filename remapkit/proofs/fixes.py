@@ -17,7 +17,7 @@ from remapkit.rulefile.yaml.compose import compose
 from remapkit.rulefile.yaml.emit import emit_flow, quote_text
 from remapkit.rulefile.yaml.values import to_plain_value
 from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import CompiledRules
+from remapkit.rules.model import CompiledRules, Match
 
 Decide: TypeAlias = Callable[[CompiledRules, int | None, tuple[str, ...]], Proof]
 """Proves rules within a budget of steps, given the known source keys, without looking for fixes."""
@@ -104,6 +104,17 @@ def read_data(rules: CompiledRules) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def find_entries(rules: CompiledRules) -> dict[tuple[str, str], Place]:
+    """Return the place of each rule, `keep`, `drop` and entry of `add`, by its kind and its name."""
+    places: dict[tuple[str, str], Place] = {
+        ("rule", rule.id.value): ("rules", number) for number, rule in enumerate(rules.file.rules)
+    }
+    for kind in ("keep", "drop", "add"):
+        for number in range(len(getattr(rules.file, kind))):
+            places[kind, f"{kind}[{number}]"] = kind, number
+    return places
+
+
 def write_data(value: object) -> str:
     """Write the data of a rule file as YAML on one line.
 
@@ -127,10 +138,12 @@ class FixTester:
     def __init__(self, rules: CompiledRules, keys: tuple[str, ...], budget: int, decide: Decide) -> None:
         self.rules, self.keys, self.budget, self.decide = rules, keys, budget // 20, decide
         self.left = MAX_TRIES
+        self.entries = find_entries(rules)
+        self.all_places = frozenset(self.entries.values())
         self.before: dict[frozenset[Place], Kinds] = {}
-        self.all_places = frozenset(
-            (name, number) for name in _SECTIONS for number in range(len(getattr(rules.file, name)))
-        )
+        self.tested = frozenset(test.source.value for test in rules.tests)
+        self.samples = *keys[:: max(1, len(keys) // MAX_SAMPLES)], *sorted(self.tested)
+        """The keys that an edited file must map as before."""
 
     def expect_all(self, findings: Iterable[Diagnostic]) -> None:
         """Note the findings of the whole file, unless those about `add:` are still to come."""
@@ -141,16 +154,6 @@ class FixTester:
     def data(self) -> dict[str, Any]:
         """The content of the rule file as plain data."""
         return read_data(self.rules)
-
-    @cached_property
-    def tested(self) -> frozenset[str]:
-        """The keys that the rule file's own tests map."""
-        return frozenset(test.source.value for test in self.rules.tests)
-
-    @cached_property
-    def samples(self) -> tuple[str, ...]:
-        """The keys that an edited file must map as before."""
-        return *self.keys[:: max(1, len(self.keys) // MAX_SAMPLES)], *sorted(self.tested)
 
     def choose(self, finding: Diagnostic, concerned: Iterable[Place], fixes: Iterable[Fix]) -> list[Fix]:
         """Return the first fixes after which a finding is gone and no error is new."""
@@ -187,9 +190,11 @@ class FixTester:
 
     def leaves_tests(self, fix: Fix) -> bool:
         """Return whether a fix that removes something leaves a valid file, whose own tests are about the rest."""
-        names = self.name_places(self.all_places - {edit.at for edit in fix.edits})
+        removed = {edit.at for edit in fix.edits}
+        if removed >= self.all_places:
+            return False
         matches = map(self.rules.match, self.tested)
-        return bool(names) and all(found and all(match.rule.id in names for match in found) for found in matches)
+        return all(found and removed.isdisjoint(map(self.find_place, found)) for found in matches)
 
     def count_findings(self, places: frozenset[Place], fix: Fix | None = None) -> Kinds | None:
         """Compile and prove the rules at some places, after a fix if one is given.
@@ -221,11 +226,10 @@ class FixTester:
 
     def is_mapped_as_before(self, edited: CompiledRules, concerned: frozenset[Place]) -> bool:
         """Return whether each known key still has one outcome, and each key of a test the same as before."""
-        names = self.name_places(concerned)
         passed = self.rules.unmatched == "keep" and concerned == self.all_places
         for key in self.samples:
             before, after = self.rules.match(key), edited.match(key)
-            if len(before) > 1 or not (before[0].rule.id in names if before else passed):
+            if len(before) > 1 or not (self.find_place(before[0]) in concerned if before else passed):
                 continue
             passes = not after and not before and edited.unmatched == "keep"
             if len(after) != 1 and not passes:
@@ -235,13 +239,8 @@ class FixTester:
                 return False
         return True
 
-    def name_places(self, places: Iterable[Place]) -> frozenset[str]:
-        """Return the ids of rules, and the names of `keep`s, `drop`s and entries of `add`."""
-        rules = self.rules.file.rules
-        return frozenset(
-            rules[int(number)].id.value if section == "rules" else f"{section}[{number}]"
-            for section, number, *_ in places
-        )
+    def find_place(self, match: Match) -> Place:
+        return self.entries[match.rule.kind, match.rule.id]
 
 
 def _count_kinds(findings: Iterable[Diagnostic]) -> Kinds:
