@@ -27,14 +27,10 @@ MAX_LISTED = 12
 
 
 class RuleEditor:
-    """Makes edits of a rule file, whose content is read only when a finding needs a fix.
+    """Makes edits of a rule file, whose content is read only when needed; `keys` are known source keys."""
 
-    `keys` are known source keys. `is_about_several`: words must name the rule to change.
-    """
-
-    def __init__(self, rules: CompiledRules, key_maps: Sequence[KeyMap], keys: Sequence[str]) -> None:
-        self.rules, self.key_maps, self.keys = rules, key_maps, keys
-        self.is_about_several = False
+    def __init__(self, rules: CompiledRules, keys: Sequence[str]) -> None:
+        self.rules, self.keys = rules, keys
         self.known: dict[int, list[tuple[str, Mapping[str, str]]]] = {}
         """The known keys that each key map matches, by its `id`, with their captures."""
 
@@ -104,23 +100,15 @@ class RuleEditor:
             return Edit(place, {"path": written, field[0]: {field[1]: value} if len(field) > 1 else value})
         return Edit((*place, *field), value)
 
-    def say_where(self, key_map: KeyMap) -> str:
-        """Return the words that name the rule to change, if the finding is about several."""
-        return f"in {self.name_pattern(key_map)}, " if self.is_about_several else ""
-
     def rewrite(self, key_map: KeyMap, text: str, *others: Edit, also: str = "") -> Fix:
         """Return a fix that replaces a pattern by a narrower one."""
-        words = f"{self.say_where(key_map)}write {key_map.pattern.surface}: {text}{also}"
+        words = f"write {key_map.pattern.surface}: {text}{also}"
         return Fix(words, (self.set_pattern(key_map, text), *others), narrows=True)
 
     def rewrite_match(self, key_map: KeyMap, text: str) -> Iterator[Fix]:
         """Yield a fix that replaces a regular expression by a narrower one, if they differ."""
         if key_map.pattern.surface == "match" and text != key_map.pattern.text.value:
             yield self.rewrite(key_map, text)
-
-    def retarget(self, key_map: KeyMap, place: Place, text: str) -> Fix:
-        """Return a fix that replaces a template."""
-        return Fix(f"{self.say_where(key_map)}write to: {text}", (Edit(place, text),))
 
     def write_literal(self, key_map: KeyMap, lost: int, value: str) -> Fix:
         """Return a fix that replaces a part of a pattern with the only text that is known for it."""

@@ -51,7 +51,7 @@ class FindingBase:
     ) -> None:
         self.rules, self.key_maps, self.keys = rules, key_maps, keys
         self.tester = FixTester(rules, keys, budget, decide) if decide is not None else None
-        self.proposer = Proposer(rules, key_maps, keys)
+        self.proposer = Proposer(rules, keys)
         self.offers: dict[int, tuple[Diagnostic, Sequence[Place], Iterable[Fix], Sequence[str]]] = {}
 
     def offer_fixes(

@@ -11,6 +11,7 @@ from remapkit.patterns.pattern import Part
 from remapkit.proofs import concrete
 from remapkit.proofs.edit_rules import find_core
 from remapkit.proofs.finding_base import SHOWN, FindingBase, count_rest, mark
+from remapkit.proofs.fixes import Fix
 from remapkit.proofs.keymap import KeyMap
 from remapkit.proofs.witness import Fault, Witness
 from remapkit.rules.model import AMBIGUITY_HELP, Rule
@@ -103,20 +104,25 @@ class FindingWriter(FindingBase):
 
     def finding(self, group: Sequence[Witness], level: str, *, is_complete: bool) -> Diagnostic:
         """Return the message for one witness, or for several about one key or one target."""
-        witness, always = group[0], list[str]()
+        witness = group[0]
         if witness.fault == "ambiguous":
-            found = self.ambiguous(group)
-        elif witness.fault == "cut":
-            found = self.cut(witness)
-        elif witness.fault == "open":
-            found = self.open(witness)
-        elif len(witness.key_maps) == 2:
-            found = self.one_target(group, is_complete=is_complete)
-        else:
-            found, always = self.within(witness, level)
+            return self.ambiguous(group)
+        if witness.fault == "cut":
+            return self.cut(witness)
+        if witness.fault == "open":
+            return self.open(witness)
+        if len(witness.key_maps) == 2:
+            return self.one_target(group, is_complete=is_complete)
+        return self.within(witness, level)
+
+    def offer(
+        self, found: Diagnostic, group: Sequence[Witness], fixes: Iterable[Fix], always: Sequence[str] = ()
+    ) -> Diagnostic:
+        """Note candidates for fixes of a finding about one witness: none help against a group."""
         if len(group) > 1:
             return found
-        return self.offer_fixes(found, self.proposer.find_places(witness), self.proposer.list_fixes(witness), always)
+        places = [self.proposer.find_entry(self.key_maps[number]) for number in group[0].key_maps]
+        return self.offer_fixes(found, places, fixes, always)
 
     # -------------------------------------------------------------------------------------------- two patterns
 
@@ -139,10 +145,17 @@ class FindingWriter(FindingBase):
         if len(numbers) > SHOWN:
             notes.append(f"the others are {join_words(ids[SHOWN:], SHOWN)}")
         for each in group[:SHOWN]:
-            for covered, by in self.proposer.list_covered(each):
+            for covered, by in self.list_covered(each):
                 notes.append(f"{by.rule_id} matches every key that {covered.rule_id} matches")
         values = {**self.values(group), "rules": ids}
-        return Diagnostic("RK201", title, labels, (AMBIGUITY_HELP,), tuple(notes), values=values)
+        found = Diagnostic("RK201", title, labels, (AMBIGUITY_HELP,), tuple(notes), values=values)
+        fixes = self.proposer.fix_ambiguous(group[0], one, other, self.list_covered(group[0]))
+        return self.offer(found, group, fixes)
+
+    def list_covered(self, witness: Witness) -> list[tuple[KeyMap, KeyMap]]:
+        """Return the key maps of an ambiguity whose keys the other one matches too, each with that one."""
+        one, other = (self.key_maps[number] for number in witness.key_maps)
+        return [(one, other) if number == witness.key_maps[0] else (other, one) for number in witness.covered]
 
     def describe_target(self, number: int, key: str) -> str:
         target = concrete.read_target(self.key_maps[number], key)
@@ -174,7 +187,8 @@ class FindingWriter(FindingBase):
         if one.owner == other.owner:
             title = f"{'two' if len(keys) == 2 else len(keys)} outputs of {one.rule_id} have one target, {target}"
             help: tuple[str, ...] = ("give each output its own target",)
-            return Diagnostic("RK202", title, labels, help, notes, values=values)
+            found = Diagnostic("RK202", title, labels, help, notes, values=values)
+            return self.offer(found, group, self.proposer.fix_outputs(other))
         values["rules"] = ids = self.name_rules(keys)
         subject = f"a key of {one.rule_id} and a key of {other.rule_id}"
         if len(ids) > 2:
@@ -183,7 +197,9 @@ class FindingWriter(FindingBase):
             "change one of the targets, or narrow the pattern that matches more than intended",
             "if such keys never occur, declare those that can: `source: {domain: [...]}`",
         )
-        return Diagnostic("RK203", f"{subject} map to one target, {target}", labels, help, notes, values=values)
+        title = f"{subject} map to one target, {target}"
+        found = Diagnostic("RK203", title, labels, help, notes, values=values)
+        return self.offer(found, group, self.proposer.fix_across(group[0], one, other))
 
     def list_keys(self, group: Sequence[Witness]) -> tuple[str, ...]:
         """Return a note with the keys of a witness, or the first few keys of several, and their target."""
@@ -193,26 +209,30 @@ class FindingWriter(FindingBase):
 
     # -------------------------------------------------------------------------------------------- one pattern
 
-    def within(self, witness: Witness, level: str) -> tuple[Diagnostic, list[str]]:
-        """Report two keys of one rule with one target; return also advice that holds beside any fixes."""
+    def within(self, witness: Witness, level: str) -> Diagnostic:
+        """Report two keys of one rule with one target."""
         key_map = self.key_maps[witness.key_maps[0]]
         notes, always, labels = list(self.list_keys([witness])), list[str](), self.labels(witness.key_maps)
         if witness.lost is not None:
             fact, help, labels = self.describe_loss(key_map, key_map.pattern.parts[witness.lost])
             known, always = self.proposer.describe_known_values(key_map, witness.lost)
             notes += known
+            fixes = self.proposer.fix_lost(key_map, witness.lost)
         elif witness.admitted:
             fact = f"a lossy table of {key_map.rule_id} maps two entries to one value"
             help = "give each entry its own value, or declare the keys that can occur with `source.domain`"
+            fixes = self.proposer.drop_lossy_words(key_map, witness)
         else:
             fact = f"the target of {key_map.rule_id} can be split in two ways"
             help = "separate the captures in the target by a dot, or by other text that none of them can contain"
+            fixes = self.proposer.fix_split(key_map)
         if witness.admitted:
             notes.append(f"the rule file declares that this is intended: no error, but at most '{level}'")
         title, helps = f"two keys map to one target: {fact}", tuple(always) or (help,)
         severity = Severity.WARNING if witness.admitted else Severity.ERROR
         values = {**self.values([witness]), "target": witness.targets[0]}
-        return Diagnostic("RK202", title, labels, helps, tuple(notes), severity, values=values), always
+        found = Diagnostic("RK202", title, labels, helps, tuple(notes), severity, values=values)
+        return self.offer(found, [witness], fixes, always)
 
     def describe_loss(self, key_map: KeyMap, part: Part) -> tuple[str, str, tuple[Label, ...]]:
         """Return a fact, general advice, and labels about a part that the target omits."""
@@ -221,11 +241,10 @@ class FindingWriter(FindingBase):
             fact = f"{key_map.rule_id} can spell one index {part.name!r} in two ways"
             help = f"allow only one spelling of each index {part.name!r}"
             return fact, help, (Label(span, "1 and 01 are the same index"),)
-        unused, help = (
-            f"the capture {part.name!r}",
-            f"use {{{part.name}}} in `to:`, or replace it with its only value",
-        )
-        if part.name is None:
+        if part.name is not None:
+            unused = f"the capture {part.name!r}"
+            help = f"use {{{part.name}}} in `to:`, or replace it with its only value"
+        else:
             unused = f"what {span.text} matched"
             help = "capture it and use it in `to:`, or replace it with the literal text"
         targets = [Label(key_map.to, "not used here", primary=False)] if key_map.to is not None else []
@@ -242,13 +261,15 @@ class FindingWriter(FindingBase):
             lines.append(f"{', '.join(f'{name} = {text!r}' for name, text in captures.items())} -> {target}")
         help = ("define where the first capture ends: with [^.]+ instead of .+, with a class, or with `where:`",)
         labels = self.labels(witness.key_maps)
-        return Diagnostic("RK204", title, labels, help, ("\n".join(lines),), values=self.values([witness]))
+        found = Diagnostic("RK204", title, labels, help, ("\n".join(lines),), values=self.values([witness]))
+        return self.offer(found, [witness], self.proposer.fix_cut(key_map, witness))
 
     def open(self, witness: Witness) -> Diagnostic:
         """Report that an unmatched key may pass through onto a target."""
         rule_id, (key, target) = self.key_maps[witness.key_maps[0]].rule_id, witness.keys
         fact = f"{key}  (by {rule_id}) becomes {target}\n{target}  would pass through unchanged, and collide"
-        return self.describe_open(fact, (), self.values([witness]))
+        found = self.describe_open(fact, (), self.values([witness]))
+        return self.offer(found, [witness], self.proposer.close())
 
 
 def _count_others(title: str, severity: Severity = Severity.ERROR) -> Diagnostic:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from remapkit.diagnostics.wording import join_words
@@ -23,41 +24,13 @@ from remapkit.tensors.families import is_canonical_integer
 class Proposer(RuleEditor):
     """Finds candidates for fixes."""
 
-    def find_places(self, witness: Witness) -> list[Place]:
-        """Return the entries of the rule file that a witness is about."""
-        return [self.find_entry(self.key_maps[number]) for number in witness.key_maps]
-
-    def list_covered(self, witness: Witness) -> list[tuple[KeyMap, KeyMap]]:
-        """Return the key maps of an ambiguity whose keys the other one matches too, each with that one."""
-        one, other = (self.key_maps[number] for number in witness.key_maps)
-        return [(one, other) if number == witness.key_maps[0] else (other, one) for number in witness.covered]
-
-    def list_fixes(self, witness: Witness) -> Iterator[Fix]:
-        """Yield candidates for a witness, the most likely first."""
-        one, other = (self.key_maps[witness.key_maps[place]] for place in (0, -1))
-        self.is_about_several = one.owner != other.owner
-        if witness.fault == "ambiguous":
-            yield from self.fix_ambiguous(witness, one, other)
-        elif witness.fault == "cut":
-            yield from self.fix_cut(one, witness)
-        elif witness.fault == "open":
-            yield from self.close()
-        elif witness.fault == "across":
-            yield from self.fix_across(witness, one, other)
-        elif one is not other:
-            yield from self.fix_outputs(other)
-        elif witness.lost is not None:
-            yield from self.fix_lost(one, witness.lost)
-        elif witness.admitted:
-            yield from self.drop_lossy_words(one, witness)
-        else:
-            yield from self.fix_split(one)
-
     # -------------------------------------------------------------------------------------------- two patterns
 
-    def fix_ambiguous(self, witness: Witness, one: KeyMap, other: KeyMap) -> Iterator[Fix]:
-        """Keep two patterns apart, or remove one of them."""
-        key, covered = witness.keys[0], self.list_covered(witness)
+    def fix_ambiguous(
+        self, witness: Witness, one: KeyMap, other: KeyMap, covered: Sequence[tuple[KeyMap, KeyMap]]
+    ) -> Iterator[Fix]:
+        """Keep two patterns apart, or remove one of them; `covered` pairs each that is not needed with the other."""
+        key, are_sources = witness.keys[0], one.owner == other.owner
         for narrow, wide in covered:
             if "concat" in self.find_pattern(narrow):
                 yield from self.remove_source(narrow)
@@ -66,11 +39,11 @@ class Proposer(RuleEditor):
         yield from self.exclude(one, key, partial(_matches, other))
         yield from self.exclude(other, key, partial(_matches, one))
         for each in (one, other):
-            yield from self.narrow_classes(each)
-            if not key:
-                yield from self.refuse_empty(each)
+            where = "" if are_sources else f"in {self.name_pattern(each)}, "
+            for fix in (*self.narrow_classes(each), *(self.refuse_empty(each) if not key else ())):
+                yield replace(fix, words=where + fix.words)
         yield from self.declare_domain()
-        if self.is_about_several:
+        if not are_sources:
             for narrow, wide in covered:
                 if "concat" not in self.find_pattern(narrow):
                     yield self.remove(narrow, f": {wide.rule_id} matches all of its keys")
@@ -89,7 +62,8 @@ class Proposer(RuleEditor):
             place = self.find_template(key_map)
             if place is not None:
                 prefix = literal_text(key.split(".")[0]) or literal_text(key_map.rule_id.split(".")[0])
-                yield self.retarget(key_map, place, f"{prefix}.{self.get_value(place)}")
+                changed = f"{prefix}.{self.get_value(place)}"
+                yield Fix(f"in {self.name_pattern(key_map)}, write to: {changed}", (Edit(place, changed),))
 
     def fix_outputs(self, second: KeyMap) -> Iterator[Fix]:
         """Give two outputs of one rule different targets."""
@@ -216,7 +190,8 @@ class Proposer(RuleEditor):
                 written = ".".join(f"{{{name}}}" for name in item.names)
                 if divided is not None:
                     written = f"{field}.{{{divided[1]}%{divided[2]}}}"
-                yield self.retarget(key_map, place, to.replace(field, written, 1))
+                changed = to.replace(field, written, 1)
+                yield Fix(f"write to: {changed}", (Edit(place, changed),))
 
     def drop_lossy_words(self, key_map: KeyMap, witness: Witness) -> Iterator[Fix]:
         """Exclude one of two words that a lossy table maps to one value."""
