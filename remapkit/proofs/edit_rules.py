@@ -100,10 +100,9 @@ class RuleEditor:
             return Edit(place, {"path": written, field[0]: {field[1]: value} if len(field) > 1 else value})
         return Edit((*place, *field), value)
 
-    def rewrite(self, key_map: KeyMap, text: str, *others: Edit, also: str = "") -> Fix:
+    def rewrite(self, key_map: KeyMap, text: str) -> Fix:
         """Return a fix that replaces a pattern by a narrower one."""
-        words = f"write {key_map.pattern.surface}: {text}{also}"
-        return Fix(words, (self.set_pattern(key_map, text), *others), narrows=True)
+        return Fix(f"write {key_map.pattern.surface}: {text}", (self.set_pattern(key_map, text),), narrows=True)
 
     def rewrite_match(self, key_map: KeyMap, text: str) -> Iterator[Fix]:
         """Yield a fix that replaces a regular expression by a narrower one, if they differ."""
@@ -121,11 +120,11 @@ class RuleEditor:
             opened = re.search(r"\(\?P<\w+>$", text[:start])
             if opened is not None and text[end : end + 1] == ")":
                 start, end = opened.start(), end + 1
-        changed = splice(text, (start, end), written)
+        fix = self.rewrite(key_map, splice(text, (start, end), written))
         if part.name not in key_map.forget:
-            return self.rewrite(key_map, changed)
-        also = f", and remove {part.name!r} from `forget:`"
-        return self.rewrite(key_map, changed, self.remove_from_forget(key_map, part), also=also)
+            return fix
+        words = f"{fix.words}, and remove {part.name!r} from `forget:`"
+        return Fix(words, (*fix.edits, self.remove_from_forget(key_map, part)), narrows=True)
 
     def remove_from_forget(self, key_map: KeyMap, part: Part) -> Edit:
         """Remove a capture from `forget:`."""
