@@ -3,192 +3,143 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
 
-from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
+from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.wording import join_words
-from remapkit.proofs.concrete import has_target
+from remapkit.proofs.concrete import has_target, read_parts, read_target
 from remapkit.proofs.edit_rules import write_words
-from remapkit.proofs.finding_base import CLOSE_HELP, OPEN_TITLE, SHOWN, FindingBase
-from remapkit.proofs.fixes import Edit, Fix
-from remapkit.proofs.keymap import KeyMap, readings
+from remapkit.proofs.finding_base import SHOWN, FindingBase, count_rest, mark
+from remapkit.proofs.fixes import Edit, Fix, Place
+from remapkit.proofs.keymap import KeyMap
 from remapkit.proofs.witness import Witness
 from remapkit.rulefile.yaml.emit import emit_flow
 from remapkit.rules.pipeline import AddedTargets
 
-
-@dataclass(frozen=True, slots=True)
-class AddedClash:
-    """A target of an entry of `add` that a key of a rule has as well; `key` is None if that is undecided."""
-
-    added: AddedTargets
-    target: str
-    key_map: KeyMap
-    key: str | None
+Clash: TypeAlias = tuple[KeyMap, str | None]
+"""A rule and its key that maps to a target of `add`; the key is None if it is undecided whether there is one."""
 
 
 class AddedFindingWriter(FindingBase):
     """Writes diagnostics about `add:`."""
+
+    @cached_property
+    def entries(self) -> dict[str, AddedTargets]:
+        """The entries of `add` by their ids."""
+        return {entry.id: entry for entry in self.rules.add}
 
     def write_added(
         self, witnesses: Iterable[Witness], undecided: Iterable[tuple[int, ...]]
     ) -> tuple[list[Diagnostic], list[Witness]]:
         """Return the findings about entries of `add`, and the witnesses that the real matcher confirms."""
         shown = [each for each in witnesses if self.is_replayed(each)]
-        entries = {entry.id: entry for entry in self.rules.add}
-        repeats, clashes, passing = list[tuple[AddedTargets, AddedTargets, str]](), list[AddedClash](), []
+        passing, repeats = list[Diagnostic](), list[Diagnostic]()
+        clashes: dict[tuple[str, str, bool], list[Clash]] = {}
         for each in shown:
-            one, other = self.key_maps[each.key_maps[0]], self.key_maps[each.key_maps[-1]]
+            (added, *others), rules = self.divide(each.key_maps)
+            target = each.targets[0]
             if each.fault == "open":
-                passing.append(self.report_passing(entries[one.rule_id], each.targets[0]))
-            elif not one.has_source and not other.has_source:
-                repeats.append((entries[one.rule_id], entries[other.rule_id], each.targets[0]))
+                passing.append(self.report_passing(added, target))
+            elif rules:
+                clashes.setdefault((added.id, target, False), []).append((rules[0], each.keys[0]))
             else:
-                clashes.append(self.make_clash(one, other, each.targets[0], each.keys[0]))
+                repeats.append(self.report_repeat(added, (others or [added])[0], target))
         for numbers in undecided:
-            if len(numbers) == 2:
-                one, other = (self.key_maps[number] for number in numbers)
-                if one.has_source or other.has_source:
-                    added = other if one.has_source else one
-                    clashes.append(self.make_clash(one, other, entries[added.rule_id].targets[0], None))
-        return [*self.report_repeats(repeats), *self.report_clashes(clashes), *passing], shown
+            (added, *_), rules = self.divide(numbers)
+            for rule in rules:
+                clashes.setdefault((added.id, added.targets[0], True), []).append((rule, None))
+        groups = [self.report_clash(self.entries[id], target, found) for (id, target, _), found in clashes.items()]
+        passing = self.try_fixes(passing)
+        return self.try_fixes([*repeats, *groups]) + passing, shown
 
-    def make_clash(self, one: KeyMap, other: KeyMap, target: str, key: str | None) -> AddedClash:
-        rule, added = (one, other) if one.has_source else (other, one)
-        entry = next(entry for entry in self.rules.add if entry.id == added.rule_id)
-        return AddedClash(entry, target, rule, key)
+    def divide(self, numbers: Iterable[int]) -> tuple[list[AddedTargets], list[KeyMap]]:
+        """Divide key maps into entries of `add`, at least one, and rules."""
+        key_maps = [self.key_maps[number] for number in numbers]
+        added = [self.entries[each.rule_id] for each in key_maps if not each.has_source]
+        return added, [each for each in key_maps if each.has_source]
+
+    def find_place(self, added: AddedTargets) -> Place:
+        return self.proposer.entries["add", added.id]
 
     def is_replayed(self, witness: Witness) -> bool:
         """Return whether the rules treat the keys as the witness claims."""
         if witness.fault == "open":
             return not self.rules.match(witness.targets[0])
-        rules = [self.key_maps[number] for number in witness.key_maps if self.key_maps[number].has_source]
-        return all(
-            has_target(key_map, key, target)
-            for key_map, key, target in zip(rules, witness.keys, witness.targets, strict=False)
-        )
+        _, rules = self.divide(witness.key_maps)
+        return all(map(has_target, rules, witness.keys, witness.targets))
 
-    def report_repeats(self, repeats: Iterable[tuple[AddedTargets, AddedTargets, str]]) -> list[Diagnostic]:
-        """Report entries of `add` that add the same target."""
-        findings = []
-        for one, other, target in repeats:
-            labels: tuple[Label, ...] = (
-                Label(one.span, "first here", primary=False),
-                Label(other.span, "again here"),
-            )
-            title = f"{one.id} and {other.id} add the same target {target}"
-            if one is other:
-                labels, title = (Label(one.span),), f"{one.id} adds the target {target} twice"
-            values = {"rules": [one.id, other.id], "target": target}
-            found = Diagnostic("RK207", title, labels, ("add it once",), values=values)
-            places = [("add", _number(each)) for each in dict.fromkeys((one, other))]
-            findings.append(self.offer_fixes(found, places, self.leave_out(other, frozenset(one.targets))))
-        return self.try_fixes(findings)
+    def report_repeat(self, one: AddedTargets, other: AddedTargets, target: str) -> Diagnostic:
+        """Report entries of `add` that add the same target, or one that adds it twice."""
+        title = f"{one.id} and {other.id} add the same target {target}"
+        labels = mark([(one.span, "first here"), (other.span, "again here")])
+        if one is other:
+            title, labels = f"{one.id} adds the target {target} twice", (Label(one.span),)
+        values = {"rules": [one.id, other.id], "target": target}
+        found = Diagnostic("RK207", title, labels, ("add it once",), values=values)
+        places = [self.find_place(each) for each in (one, other)]
+        return self.offer_fixes(found, places, self.leave_out(other, frozenset(one.targets)))
 
-    def report_clashes(self, clashes: Sequence[AddedClash]) -> list[Diagnostic]:
-        """Report targets of `add` that keys of rules map to as well, or may map to."""
-        groups: dict[tuple[str, str, bool], list[AddedClash]] = {}
-        for clash in clashes:
-            groups.setdefault((clash.added.id, clash.target, clash.key is None), []).append(clash)
-        findings = [
-            self._report_undecided(group) if is_undecided else self._report_group(group)
-            for (*_, is_undecided), group in groups.items()
-        ]
-        return self.try_fixes(findings)
+    def report_clash(self, added: AddedTargets, target: str, clashes: Sequence[Clash]) -> Diagnostic:
+        """Report that keys of rules map to a target of `add` as well, or may map to it."""
+        ids, keys = [key_map.rule_id for key_map, _ in clashes], [key for _, key in clashes]
+        others = [(each.to or each.span, f"{key or 'a key?'} -> {target}") for each, key in clashes[:SHOWN]]
+        labels = mark([(added.span, f"adds {target}"), *others])
+        values = {"rules": [added.id, *ids], "target": target, "keys": keys}
+        if None in keys:
+            rules = join_words(ids, SHOWN, "or")
+            title = f"undecided: whether a key of {rules} can map to {target}, which {added.id} adds"
+            help = ("bound the captures of the rule more tightly", "or continue with --allow-undecided")
+            return Diagnostic("RK200", title, labels, help, values=values)
+        subject = f"keys of {len(ids)} rules map" if len(ids) > 1 else f"a key of {ids[0]} maps"
+        title = f"{subject} to {target}, which {added.id} adds"
+        note = "\n".join(count_rest([f"{key}  (by {rule_id})" for rule_id, key in zip(ids, keys, strict=True)]))
+        advice = ("bound the captures of the rule, or do not add a target that a source provides",)
+        found = Diagnostic("RK207", title, labels, advice, (note,), values=values)
+        places = [self.find_place(added), *(self.proposer.find_entry(key_map) for key_map, _ in clashes)]
+        return self.offer_fixes(found, places, self.separate(added, target, clashes))
 
-    def _label_group(self, group: Sequence[AddedClash]) -> tuple[Label, ...]:
-        target = group[0].target
-        return (
-            Label(group[0].added.span, f"adds {target}", primary=False),
-            *(
-                Label(each.key_map.to or each.key_map.span, f"{each.key or 'a key?'} -> {target}")
-                for each in group[:SHOWN]
-            ),
-        )
-
-    def _report_undecided(self, group: Sequence[AddedClash]) -> Diagnostic:
-        added, target = group[0].added, group[0].target
-        ids = [each.key_map.rule_id for each in group]
-        title = (
-            f"undecided: whether a key of {join_words(ids, SHOWN, 'or')} can map to {target}, which {added.id} adds"
-        )
-        help = ("bound the captures of the rule more tightly", "or continue with --allow-undecided")
-        values = {"rules": [added.id, *ids], "target": target, "keys": [each.key for each in group]}
-        return Diagnostic("RK200", title, self._label_group(group), help, values=values)
-
-    def _report_group(self, group: Sequence[AddedClash]) -> Diagnostic:
-        added, target = group[0].added, group[0].target
-        ids = [each.key_map.rule_id for each in group]
-        title = f"a key of {ids[0]} maps to {target}, which {added.id} adds"
-        if len(group) > 1:
-            title = f"keys of {len(group)} rules map to {target}, which {added.id} adds"
-        lines = [f"{each.key}  (by {each.key_map.rule_id})" for each in group[:SHOWN]]
-        if len(group) > SHOWN:
-            lines.append(f"and {len(group) - SHOWN} more")
-        help = ("bound the captures of the rule, or do not add a target that a source provides",)
-        values = {"rules": [added.id, *ids], "target": target, "keys": [each.key for each in group]}
-        labels, notes = self._label_group(group), ("\n".join(lines),)
-        found = Diagnostic("RK207", title, labels, help, notes, values=values)
-        places = [self.proposer.find_entry(each.key_map) for each in group]
-        return self.offer_fixes(found, [("add", _number(added)), *places], self._part(group))
-
-    def _part(self, group: Sequence[AddedClash]) -> Iterator[Fix]:
+    def separate(self, added: AddedTargets, target: str, clashes: Sequence[Clash]) -> Iterator[Fix]:
         """Yield edits after which a rule and an entry of `add` have no target in common."""
-        added, key_map, key = group[0].added, group[0].key_map, group[0].key
-        targets = frozenset(added.targets)
-        yield from self.leave_out(added, {group[0].target, *_vary(key_map, key or "")})
-        if len(group) == 1 and key is not None:
-            yield from self.proposer.exclude(key_map, key, lambda other: _target(key_map, other) in targets)
+        key_map, key = clashes[0]
+        yield from self.leave_out(added, {target, *_vary(key_map, key or "")})
+        if len(clashes) == 1 and key is not None:
+            targets = frozenset(added.targets)
+            yield from self.proposer.exclude(key_map, key, lambda other: read_target(key_map, other) in targets)
 
     def leave_out(self, added: AddedTargets, targets: Collection[str]) -> Iterator[Fix]:
         """Yield edits after which an entry of `add` no longer adds some targets."""
-        place = "add", _number(added)
-        written = self.rules.file.add[place[1]]
+        place = self.find_place(added)
         if all(target in targets for target in added.targets):
             yield Fix(f"remove {added.id}", (Edit(place),))
             return
-        if len(written.each) != 1 or added.template is None:
+        each = self.proposer.get_value(place).get("each") or {}
+        if len(each) != 1 or added.template is None:
             return
-        name = written.each[0].capture.value
-        values = self.proposer.get_value((*place, "each", name))
+        ((name, values),) = each.items()
         words = [str(word) for word in values] if isinstance(values, list) else _list_numbers(values)
         left = [word for word in words if added.template.render({name: word}) not in targets]
         if left and len(left) < len(words):
             value = write_words(left)
-            yield Fix(
-                f"write `each: {emit_flow({name: value})}` in {added.id}", (Edit((*place, "each", name), value),)
-            )
+            help = f"write `each: {emit_flow({name: value})}` in {added.id}"
+            yield Fix(help, (Edit((*place, "each", name), value),))
 
-    def report_passing(self, entry: AddedTargets, target: str) -> Diagnostic:
+    def report_passing(self, added: AddedTargets, target: str) -> Diagnostic:
         """Report that an unmatched key may pass through onto a target of `add`."""
-        span = self.rules.file.unmatched_span
-        labels = (*((Label(span),) if span is not None else ()), Label(entry.span, f"adds {target}", primary=False))
-        note = (
-            f"{target}  would pass through unchanged, and collide with the one that {entry.id} adds\n"
-            "every plan still checks the keys of its checkpoint"
-        )
-        values = {"rules": [entry.id], "keys": [target], "targets": [target]}
-        found = Diagnostic("RK206", OPEN_TITLE, labels, (CLOSE_HELP,), (note,), Severity.NOTE, values=values)
-        return self.try_fix(self.offer_fixes(found, [("add", _number(entry))], self.proposer.close()))
-
-
-def _number(added: AddedTargets) -> int:
-    return int(added.id.removeprefix("add[").removesuffix("]"))
-
-
-def _target(key_map: KeyMap, key: str) -> str | None:
-    captures = key_map.reader(key)
-    return None if captures is None else key_map.target(key, captures)
+        fact = f"{target}  would pass through unchanged, and collide with the one that {added.id} adds"
+        values = {"rules": [added.id], "keys": [target], "targets": [target]}
+        found = self.describe_open(fact, [Label(added.span, f"adds {target}", primary=False)], values)
+        return self.offer_fixes(found, [self.find_place(added)], self.proposer.close())
 
 
 def _vary(key_map: KeyMap, key: str) -> Iterator[str]:
     """Yield the targets of the keys that differ from a key in one bounded capture."""
-    for cut in readings(key_map.pattern, key, 1):
-        for number, part in enumerate(key_map.pattern.parts):
-            for word in part.values or ():
-                target = _target(key_map, "".join((*cut[:number], word, *cut[number + 1 :])))
-                if target is not None:
-                    yield target
+    texts = read_parts(key_map, key) or ()
+    for number, part in enumerate(key_map.pattern.parts[: len(texts)]):
+        for word in part.values or ():
+            target = read_target(key_map, "".join((*texts[:number], word, *texts[number + 1 :])))
+            if target is not None:
+                yield target
 
 
 def _list_numbers(written: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from remapkit.rulefile.yaml.compose import compose
 from remapkit.rulefile.yaml.emit import emit_flow, quote_text
 from remapkit.rulefile.yaml.values import to_plain_value
 from remapkit.rules.compile import compile_rules
-from remapkit.rules.model import CompiledRules
+from remapkit.rules.model import CompiledRules, Match
 
 Decide: TypeAlias = Callable[[CompiledRules, int | None, tuple[str, ...]], Proof]
 """Proves rules within a budget of steps, given the known source keys, without looking for fixes."""
@@ -76,10 +76,11 @@ def apply_edits(data: Mapping[str, Any], edits: Iterable[Edit]) -> dict[str, Any
     {'rules': [2, 4], 'source': {'keys': 'k'}}
     """
     edited: dict[str, Any] = deepcopy(dict(data))
-    ordered = sorted(edits, key=lambda edit: edit.value is None)
-    removals = sorted((edit for edit in ordered if edit.value is None), key=lambda edit: repr(edit.at[:-1]))
+    given = list(edits)
+    removals = [edit for edit in given if edit.value is None]
+    # Of the entries of a list, the last is removed first: the numbers of the others stay the same until then.
     removals.sort(key=lambda edit: edit.at[-1] if isinstance(edit.at[-1], int) else -1, reverse=True)
-    for edit in (*(edit for edit in ordered if edit.value is not None), *removals):
+    for edit in (*(edit for edit in given if edit.value is not None), *removals):
         _apply_edit(edited, edit)
     return edited
 
@@ -103,6 +104,17 @@ def read_data(rules: CompiledRules) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def find_entries(rules: CompiledRules) -> dict[tuple[str, str], Place]:
+    """Return the place of each rule, `keep`, `drop` and entry of `add`, by its kind and its name."""
+    places: dict[tuple[str, str], Place] = {
+        ("rule", rule.id.value): ("rules", number) for number, rule in enumerate(rules.file.rules)
+    }
+    for kind in ("keep", "drop", "add"):
+        for number in range(len(getattr(rules.file, kind))):
+            places[kind, f"{kind}[{number}]"] = kind, number
+    return places
+
+
 def write_data(value: object) -> str:
     """Write the data of a rule file as YAML on one line.
 
@@ -123,32 +135,25 @@ class FixTester:
     are proven. It ends because at most `MAX_TRIES` files are proven, each with a twentieth of the budget.
     """
 
-    def __init__(self, rules: CompiledRules, keys: Sequence[str], budget: int, decide: Decide) -> None:
-        self.rules, self.budget, self.decide = rules, budget // 20, decide
-        self.keys = tuple(keys)
+    def __init__(self, rules: CompiledRules, keys: tuple[str, ...], budget: int, decide: Decide) -> None:
+        self.rules, self.keys, self.budget, self.decide = rules, keys, budget // 20, decide
         self.left = MAX_TRIES
-        self.whole: Kinds | None = None
+        self.entries = find_entries(rules)
+        self.all_places = frozenset(self.entries.values())
         self.before: dict[frozenset[Place], Kinds] = {}
+        self.tested = frozenset(test.source.value for test in rules.tests)
+        self.samples = *keys[:: max(1, len(keys) // MAX_SAMPLES)], *sorted(self.tested)
+        """The keys that an edited file must map as before."""
 
     def expect_all(self, findings: Iterable[Diagnostic]) -> None:
         """Note the findings of the whole file, unless those about `add:` are still to come."""
         if not self.rules.add:
-            self.whole = Counter((each.code, each.severity) for each in findings)
+            self.before[self.all_places] = _count_kinds(findings)
 
     @cached_property
     def data(self) -> dict[str, Any]:
         """The content of the rule file as plain data."""
         return read_data(self.rules)
-
-    @cached_property
-    def tested(self) -> frozenset[str]:
-        """The keys that the rule file's own tests map."""
-        return frozenset(test.source.value for test in self.rules.tests)
-
-    @cached_property
-    def samples(self) -> tuple[str, ...]:
-        """The keys that an edited file must map as before."""
-        return *self.keys[:: max(1, len(self.keys) // MAX_SAMPLES)], *sorted(self.tested)
 
     def choose(self, finding: Diagnostic, concerned: Iterable[Place], fixes: Iterable[Fix]) -> list[Fix]:
         """Return the first fixes after which a finding is gone and no error is new."""
@@ -167,57 +172,45 @@ class FixTester:
         """
         if fix.is_certain:
             return self.leaves_tests(fix)
-        if finding.severity is not Severity.ERROR and len(self.all_places) > RULES_PER_TRY:
+        is_large = len(self.all_places) > RULES_PER_TRY
+        if is_large and finding.severity is not Severity.ERROR:
             return False
         # A rule whose targets depend on the split was not compared with the others yet; and of two collisions of two
         # rules the first may have hidden the second. So all rules are proven where that is cheap.
-        is_large = len(self.all_places) > RULES_PER_TRY
         is_local = is_large and fix.narrows and finding.code not in ("RK200", "RK204")
         places = concerned if is_local else self.all_places
         if places not in self.before:
-            is_known = places == self.all_places and self.whole is not None
-            self.before[places] = (self.whole if is_known else self.count_findings(self.data, places)) or Counter()
-        before = self.before[places]
-        edited = apply_edits(self.mark_others(self.data, places), fix.edits)
-        after = self.count_findings(edited, places, fix)
+            self.before[places] = self.count_findings(places) or Counter()
+        before, after = self.before[places], self.count_findings(places, fix)
         if after is None:
             return False
         kind = (finding.code, finding.severity)
         errors = {each for each in (*before, *after) if each[1] is Severity.ERROR}
         return after[kind] < before[kind] and all(after[each] <= before[each] for each in errors)
 
-    @cached_property
-    def all_places(self) -> frozenset[Place]:
-        return frozenset((name, n) for name in _SECTIONS for n in range(len(self.data.get(name) or ())))
-
-    def mark_others(self, data: Mapping[str, Any], places: frozenset[Place]) -> dict[str, Any]:
-        """Return the data with None for each rule that is not among the given ones: their numbers stay the same."""
-        return {
-            name: [each if (name, number) in places else None for number, each in enumerate(value)]
-            if name in _SECTIONS and isinstance(value, list)
-            else value
-            for name, value in data.items()
-        }
-
     def leaves_tests(self, fix: Fix) -> bool:
         """Return whether a fix that removes something leaves a valid file, whose own tests are about the rest."""
         removed = {edit.at for edit in fix.edits}
-        matches = (self.rules.match(key) for key in self.tested)
-        names = {self.name_place(place) for place in self.all_places - removed}
-        return bool(names) and all(found and all(match.rule.id in names for match in found) for found in matches)
+        if removed >= self.all_places:
+            return False
+        matches = map(self.rules.match, self.tested)
+        return all(found and removed.isdisjoint(map(self.find_place, found)) for found in matches)
 
-    def count_findings(
-        self, data: Mapping[str, Any], places: frozenset[Place], fix: Fix | None = None
-    ) -> Kinds | None:
-        """Compile and prove rules; None if they do not compile, or do not map known keys as before a fix."""
+    def count_findings(self, places: frozenset[Place], fix: Fix | None = None) -> Kinds | None:
+        """Compile and prove the rules at some places, after a fix if one is given.
+
+        Returns None if they do not compile, or do not map known keys as before the fix.
+        """
         self.left -= 1 + len(places) // RULES_PER_TRY
-        marked = self.mark_others(data, places) if fix is None else data
-        shown = {
-            name: [each for each in value if each is not None] if name in _SECTIONS and value is not None else value
-            for name, value in marked.items()
-            if name != "tests"
-        }
-        text = write_data({name: value for name, value in shown.items() if value != []})
+        data = {name: value for name, value in self.data.items() if name != "tests"}
+        for name in _SECTIONS:
+            # Rules at other places become None, and are removed after the edits, which count them.
+            entries = data.get(name) or ()
+            data[name] = [each if (name, number) in places else None for number, each in enumerate(entries)]
+        edited = apply_edits(data, fix.edits if fix is not None else ())
+        for name in _SECTIONS:
+            edited[name] = [each for each in edited[name] if each is not None]
+        text = write_data({name: value for name, value in edited.items() if value != []})
         params = {name: value for name, value in self.rules.params.items() if value is not None}
         try:
             rules = compile_rules(read_text(text, self.rules.file.source.name), params)
@@ -225,37 +218,30 @@ class FixTester:
             return None
         if fix is not None and not self.is_mapped_as_before(rules, places):
             return None
-        proof = self.decide(rules, self.budget, self.keys)
-        if any(each.code == "RK200" for each in proof.findings):
+        findings = self.decide(rules, self.budget, self.keys).findings
+        if any(each.code == "RK200" for each in findings):
             # A search that runs out of steps is the only expensive one.
             self.left -= 4
-        return Counter((each.code, each.severity) for each in proof.findings)
+        return _count_kinds(findings)
 
     def is_mapped_as_before(self, edited: CompiledRules, concerned: frozenset[Place]) -> bool:
         """Return whether each known key still has one outcome, and each key of a test the same as before."""
-        names = {self.name_place(place) for place in concerned}
-        fixed = self.rules.file.target is not None
+        passed = self.rules.unmatched == "keep" and concerned == self.all_places
         for key in self.samples:
-            before = self.rules.match(key)
-            if len(before) > 1 or any(match.rule.id not in names for match in before):
+            before, after = self.rules.match(key), edited.match(key)
+            if len(before) > 1 or not (self.find_place(before[0]) in concerned if before else passed):
                 continue
-            if not before and self.rules.unmatched != "keep":
-                continue
-            if not before and concerned != self.all_places:
-                continue
-            after = edited.match(key)
-            passes = not after and edited.unmatched == "keep"
-            if len(after) != 1 and not (passes and not before):
+            passes = not after and not before and edited.unmatched == "keep"
+            if len(after) != 1 and not passes:
                 return False
-            targets = [match.targets or None for match in before] or [(key,)]
-            now = [match.targets or None for match in after] or [(key,)]
-            if (fixed or key in self.tested) and targets != now:
+            targets, now = ([match.targets or None for match in found] or [(key,)] for found in (before, after))
+            if (self.rules.file.target is not None or key in self.tested) and targets != now:
                 return False
         return True
 
-    def name_place(self, place: Place) -> str:
-        """Return the id of a rule, or the name of a `keep` or `drop`."""
-        section, number = place[0], place[1]
-        if section == "rules":
-            return self.rules.file.rules[int(number)].id.value
-        return f"{section}[{number}]"
+    def find_place(self, match: Match) -> Place:
+        return self.entries[match.rule.kind, match.rule.id]
+
+
+def _count_kinds(findings: Iterable[Diagnostic]) -> Kinds:
+    return Counter((each.code, each.severity) for each in findings)

@@ -260,7 +260,7 @@ class SingleMap:
         """
         key_map = self.key_map
         if quotient and self.is_guided:
-            lossy = concrete.list_lossy_captures(key_map)
+            lossy = [name for item in concrete.list_lossy_items(key_map) for name in item.names]
             cases = self.list_exact(hidden, also=lossy)
             return self._search(cases, hidden, losses, self._find_admitted(cases, lossy))
         cases = self.build(hidden, quotient=quotient)
