@@ -274,7 +274,7 @@ def _write_ops(ops: Sequence[object]) -> list[str]:
 def _find_range(words: Sequence[str]) -> str | None:
     """Return the range `0..47` that has exactly these words."""
     numbers = sorted(map(int, words)) if has_only_integers(words) else []
-    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+    if numbers and numbers == list(range(numbers[0], numbers[-1] + 1)):
         return f"{numbers[0]}..{numbers[-1]}"
     return None
 
