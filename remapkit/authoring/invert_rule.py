@@ -290,6 +290,9 @@ class _Inverter:
             if item.name in self.fixed:
                 return self.fixed[item.name]
             if self.made is not None and item.name == self.made.by:
+                if item.name in self.back:
+                    raise self.unwritable("it uses the index that `unstack` counts more than once")
+                self.back[item.name] = ""
                 return InverseCapture(item.name, _build_index(self.made))
             self.back[item.name] = f"{{{item.name}}}"
             part = self.given.pattern.capture(item.name)

@@ -87,9 +87,8 @@ class InverseWriter:
             yield from (f"  - {self.write_keep(kept).inline()}" for kept in self.rules.keep)
         if self.rules.add:
             yield from ("", "drop:")
-            yield from (
-                f"  - {quote_text(literal_text(target))}" for filled in self.rules.add for target in filled.targets
-            )
+            for target in (target for filled in self.rules.add for target in filled.targets):
+                yield f"  - {self.write_pattern(InverseRule('', (target,), '')).inline()}"
         yield from self.write_tests()
 
     def write_ends(self) -> Iterator[str]:
