@@ -22,7 +22,6 @@ from remapkit.authoring.write_inverse import InverseWriter
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.plans.make import make_plan
-from remapkit.proofs.keymap import key_maps
 from remapkit.proofs.model import Level
 from remapkit.proofs.prover import prove
 from remapkit.rulefile.read import read_text
@@ -50,11 +49,10 @@ def invert(rule_set: CompiledRules, *, header: Iterable[str] | None = None, besi
     known = rule_set.tables
     problems: list[Diagnostic] = []
     inverses: list[InverseRule | InversePipeline] = []
-    by_id = {key_map.rule_id: key_map for key_map in key_maps(rule_set)}
     for rule in rule_set.rules:
         try:
             if rule.pipeline is None:
-                inverses += invert_rule(rule, by_id[rule.id], tables, known)
+                inverses += invert_rule(rule, tables, known)
             elif rule.branch == 0:
                 inverses.append(invert_pipeline(rule_set, rule.pipeline, tables, known))
         except NoInverse as error:

@@ -8,17 +8,17 @@ enumerating their values.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from remapkit.authoring.invert_numbers import find_expression, find_scales, find_shift
+from remapkit.authoring.leaf_guard import build_guard_in, starts_segment
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Text
 from remapkit.diagnostics.wording import join_words
 from remapkit.ops.calls import Call, to_plain_arg
-from remapkit.patterns.automaton import build_automaton
-from remapkit.patterns.charset import contains
+from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.pattern import CANONICAL, Part
 from remapkit.patterns.regex import parse_regex
@@ -92,12 +92,11 @@ class Tables:
         raise AssertionError
 
 
-def invert_rule(
-    rule: Rule, key_map: KeyMap, tables: Tables, known: Mapping[str, Mapping[str, str]]
-) -> list[InverseRule]:
+def invert_rule(rule: Rule, tables: Tables, known: Mapping[str, Mapping[str, str]]) -> list[InverseRule]:
     """Invert one rule: into one rule, or one per combination of the captures that share a target segment."""
+    rule = replace(rule, pattern=build_guard_in(rule.pattern))
     assert rule.template is not None
-    together = find_correlated(key_map)
+    together = find_correlated(_make_key_map(rule))
     items = [item for item in rule.template.items if _has_capture(item, together)]
     if not together:
         return [_Inverter(rule, {}, tables, known).invert(rule.id)]
@@ -147,7 +146,9 @@ def invert_pipeline(
     rule_set: CompiledRules, pipeline: Pipeline, tables: Tables, known: Mapping[str, Mapping[str, str]]
 ) -> InversePipeline:
     """Invert a rule with operations: sources and targets swap, operations are undone in reverse order."""
-    rules = [rule for rule in rule_set.rules if rule.pipeline is pipeline]
+    rules = [
+        replace(rule, pattern=build_guard_in(rule.pattern)) for rule in rule_set.rules if rule.pipeline is pipeline
+    ]
     _refuse_one_way(pipeline)
     turned = [
         [
@@ -257,9 +258,7 @@ class _Inverter:
         self.back: dict[str, str] = {}
         """How each capture of the source is written in the template of the inverse."""
         self.names = {part.name for part in rule.pattern.captures}
-        self.made = (
-            rule.pipeline.unstack.by if rule.pipeline is not None and rule.pipeline.unstack is not None else None
-        )
+        self.made = rule.pipeline.unstack if rule.pipeline is not None else None
         if rule.pipeline is not None and rule.pipeline.folded is not None:
             self.back[rule.pipeline.folded] = f"{{{rule.pipeline.folded}}}"
 
@@ -267,8 +266,8 @@ class _Inverter:
         assert self.given.template is not None
         return self.finish_rule(id, [self.invert_item(item) for item in self.given.template.items])
 
-    def finish_rule(self, id: str, pattern: list[str | InverseCapture]) -> InverseRule:
-        pattern, leaf = self.move_leaf_guard(pattern)
+    def finish_rule(self, id: str, pattern: Sequence[str | InverseCapture]) -> InverseRule:
+        leaf = self.keep_leaf_guard(pattern)
         to = "".join(self.write_part(part) for part in self.given.pattern.parts)
         return InverseRule(id, tuple(_merge_text(pattern)), to, leaf, self.given.pattern.surface == "path")
 
@@ -290,19 +289,23 @@ class _Inverter:
         if isinstance(item, CaptureItem):
             if item.name in self.fixed:
                 return self.fixed[item.name]
-            if item.name == self.made:
-                return InverseCapture(item.name, Part(item.name, CANONICAL, written="int"))
+            if self.made is not None and item.name == self.made.by:
+                if item.name in self.back:
+                    raise self.unwritable("it uses the index that `unstack` counts more than once")
+                self.back[item.name] = ""
+                return InverseCapture(item.name, _build_index(self.made))
             self.back[item.name] = f"{{{item.name}}}"
             part = self.given.pattern.capture(item.name)
             assert part is not None
             return InverseCapture(item.name, part, regex=self.find_regex(part))
-        if self.made in item.names:
+        if self.made is not None and self.made.by in item.names:
             raise self.unwritable("it does arithmetic on the index that `unstack` counts")
         names = [name for name in dict.fromkeys(item.names) if name not in self.fixed]
+        words = [self.list_words(name) for name in item.names]
         rows = {
             tuple(values[item.names.index(name)] for name in names): text
             for values, text in item.mapping.items()
-            if all(self.fixed.get(name, value) == value for name, value in zip(item.names, values, strict=True))
+            if all(value in allowed for value, allowed in zip(values, words, strict=True))
         }
         if not names:
             return rows[()]
@@ -312,6 +315,12 @@ class _Inverter:
         if len(entries) < len(rows):
             raise self.unwritable("two entries of a table have one value, and only the domain decides which occurs")
         return self.invert_map(names[0], item, entries)
+
+    def list_words(self, name: str) -> Collection[str]:
+        """Return the words that a capture of a table or of arithmetic can be."""
+        part = self.given.pattern.capture(name)
+        assert part is not None and part.values is not None
+        return (self.fixed[name],) if name in self.fixed else frozenset(part.values)
 
     def find_regex(self, part: Part) -> str | None:
         """Return the expression between the parentheses of a capture, unless a guard restricts it further."""
@@ -382,49 +391,28 @@ class _Inverter:
 
     # -------------------------------------------------------------------------------------------- leaves
 
-    def move_leaf_guard(
-        self, pattern: list[str | InverseCapture]
-    ) -> tuple[list[str | InverseCapture], tuple[str, ...] | None]:
-        """Turn the leaf guard of the source into a guard on the parts that contain its last segment."""
-        source = self.given.pattern
-        if source.leaf is None:
-            return pattern, None
-        last, before = source.parts[-1], source.parts[-2] if len(source.parts) > 1 else None
-        word = self.fixed.get(last.name or "") or (last.values[0] if last.values and len(last.values) == 1 else None)
-        if word is not None and "." in word:
-            return pattern, None
-        alone = before is None or (before.values is not None and all(value.endswith(".") for value in before.values))
-        if word is None and alone and last.name is not None and last.name not in self.together:
-            return self.guard_capture(pattern, last, source.leaf)
-        raise self.unwritable("its `leaf:` guard bounds text that the target does not end with")
-
-    def guard_capture(
-        self, pattern: list[str | InverseCapture], last: Part, leaf: tuple[str, ...]
-    ) -> tuple[list[str | InverseCapture], tuple[str, ...] | None]:
-        places = [n for n, each in enumerate(pattern) if isinstance(each, InverseCapture) and each.name == last.name]
-        if not places:
-            raise self.unwritable("its `leaf:` guard bounds a capture that the target does not contain")
-        place = places[0]
-        capture = pattern[place]
-        assert isinstance(capture, InverseCapture)
-        if capture.part is None:
-            raise self.unwritable("its `leaf:` guard bounds a capture that goes through a table")
-        if last.values is not None:
-            inside = tuple(value for value in last.values if value.rpartition(".")[2] in leaf)
-            pattern[place] = replace(capture, part=last.restrict_to(inside), regex=None)
-            return pattern, None
-        if not any(contains(chars, ".") for chars in build_automaton((last,)).chars):
-            pattern[place] = replace(capture, part=last.restrict_to(leaf), regex=None)
-            return pattern, None
-        text = pattern[place - 1] if place else "."
-        if place == len(pattern) - 1 and isinstance(text, str) and text.endswith("."):
-            return pattern, leaf
+    def keep_leaf_guard(self, pattern: Sequence[str | InverseCapture]) -> tuple[str, ...] | None:
+        """Return the leaf guard of the source, which is also one of the target if both end in the same capture."""
+        leaf, parts = self.given.pattern.leaf, self.given.pattern.parts
+        if leaf is None:
+            return None
+        end, before = pattern[-1], pattern[-2] if len(pattern) > 1 else "."
+        same = isinstance(end, InverseCapture) and end.part is parts[-1] and isinstance(before, str)
+        if same and str(before).endswith(".") and starts_segment(parts[:-1]):
+            return leaf
         raise self.unwritable("its `leaf:` guard bounds text that the target does not end with")
 
     def unwritable(self, why: str) -> NoInverse:
         title = f"the inverse of {self.given.id} cannot be written: {why}"
         help = ("bound the capture itself, with choices or `where:`",)
         return NoInverse(Diagnostic("RK213", title, _make_label(self.given), help))
+
+
+def _build_index(axis: Axis) -> Part:
+    """Return the part that reads the index of an `unstack`: below its count, if that is a number."""
+    if not isinstance(axis.count, int) or axis.count > MAX_WORDS:
+        return Part(axis.by, CANONICAL, written="int")
+    return Part(axis.by, CANONICAL).restrict_to(tuple(map(str, range(axis.count))))
 
 
 def _merge_text(pattern: Iterable[str | InverseCapture]) -> Iterator[str | InverseCapture]:

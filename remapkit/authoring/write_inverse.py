@@ -87,9 +87,8 @@ class InverseWriter:
             yield from (f"  - {self.write_keep(kept).inline()}" for kept in self.rules.keep)
         if self.rules.add:
             yield from ("", "drop:")
-            yield from (
-                f"  - {quote_text(literal_text(target))}" for filled in self.rules.add for target in filled.targets
-            )
+            for target in (target for filled in self.rules.add for target in filled.targets):
+                yield f"  - {self.write_pattern(InverseRule('', (target,), '')).inline()}"
         yield from self.write_tests()
 
     def write_ends(self) -> Iterator[str]:
@@ -274,7 +273,7 @@ def _write_ops(ops: Sequence[object]) -> list[str]:
 def _find_range(words: Sequence[str]) -> str | None:
     """Return the range `0..47` that has exactly these words."""
     numbers = sorted(map(int, words)) if has_only_integers(words) else []
-    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+    if numbers and numbers == list(range(numbers[0], numbers[-1] + 1)):
         return f"{numbers[0]}..{numbers[-1]}"
     return None
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from remapkit.patterns.charset import LAST, Ranges, contains, merge_ranges
 from remapkit.patterns.pattern import Part, Pattern
-from remapkit.patterns.steps import Steps
+from remapkit.patterns.steps import Steps, is_shown
 from remapkit.patterns.steps import TooMany as TooMany
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, Seq, measure_common_prefix
 
@@ -349,20 +349,15 @@ def is_unambiguous(machine: Automaton, steps: Steps | None = None) -> bool:
     position at the same offset would be two ways to read a whole key; hence there is at most one. Also returns False
     if `MAX_PAIRS` steps, or those that are left, do not decide it.
     """
-    if not machine.strong:
-        return False
-    within = Steps(MAX_PAIRS if steps is None else min(MAX_PAIRS, steps.left))
-    try:
-        mask = build_masks(machine.chars, within)
-        within.spend(sum(map(len, machine.follow)))
-        if _is_disjoint(machine.first, mask) and all(_is_disjoint(each, mask) for each in machine.follow):
-            return True
-        return not _has_two_runs(machine, mask, within)
-    except TooMany:
-        return False
-    finally:
-        if steps is not None:
-            steps.left -= within.spent
+    return machine.strong and is_shown(lambda within: _is_one_way(machine, within), MAX_PAIRS, steps)
+
+
+def _is_one_way(machine: Automaton, steps: Steps) -> bool:
+    mask = build_masks(machine.chars, steps)
+    steps.spend(sum(map(len, machine.follow)))
+    if _is_disjoint(machine.first, mask) and all(_is_disjoint(each, mask) for each in machine.follow):
+        return True
+    return not _has_two_runs(machine, mask, steps)
 
 
 MAX_PAIRS = 1_000_000

@@ -20,7 +20,7 @@ from remapkit.patterns.automaton import MAX_EDGES, build_automaton, is_unambiguo
 from remapkit.patterns.charset import contains
 from remapkit.patterns.combine import build_trie, group_patterns, write_expression
 from remapkit.patterns.pattern import Part, Pattern
-from remapkit.patterns.steps import Steps, TooMany
+from remapkit.patterns.steps import Steps, is_shown
 from remapkit.patterns.template import CaptureItem, MapItem, Template
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat, count_positions
 from remapkit.patterns.unparse import unparse
@@ -61,14 +61,9 @@ def make_engine(pattern: Pattern, steps: Steps | None = None) -> re.Pattern[str]
 
 def reads_one_way(parts: Sequence[Part], steps: Steps | None = None) -> bool:
     """Return whether it is shown, within some steps, that every key is read in one way; then these are spent."""
-    within = Steps(MAX_STEPS if steps is None else min(MAX_STEPS, steps.left))
-    try:
-        return is_unambiguous(build_automaton(parts, MAX_EDGES, within), within)
-    except TooMany:
-        return False
-    finally:
-        if steps is not None:
-            steps.left -= within.spent
+    return is_shown(
+        lambda within: is_unambiguous(build_automaton(parts, MAX_EDGES, within), within), MAX_STEPS, steps
+    )
 
 
 MAX_STEPS = 2_000_000

@@ -23,13 +23,17 @@ from remapkit.patterns.charset import (
     merge_ranges,
     singleton,
 )
+from remapkit.patterns.empty_match import find_repeat_of_nothing, write_nothing_last
 from remapkit.patterns.finite import join_alternatives
 from remapkit.patterns.tree import EMPTY, MAX_POSITIONS, Alt, Chars, Group, PatternNode, Repeat, Seq, count_positions
+from remapkit.patterns.unparse import unparse
 
 MAX_REPEAT = 1000
 """The highest bound of a counted repeat."""
 MAX_DEPTH = 100
 """The deepest nesting of groups."""
+MAX_SHOWN = 60
+"""The longest repeat for which the message writes another one."""
 MANY = 32
 """An alternation of this many plain words is written with shared prefixes."""
 
@@ -118,7 +122,18 @@ class _Parser:
             help = f"at most {MAX_POSITIONS} can be proven: use + or * if the exact count does not matter"
             raise self.refuse("RK119", title, 0, len(self.value), help)
         self.check_captures(node, None)
+        if (repeat := find_repeat_of_nothing(node)) is not None:
+            raise self.refuse_repeat_of_nothing(repeat)
         return node
+
+    def refuse_repeat_of_nothing(self, repeat: Repeat) -> RefusedPattern:
+        start, end = repeat.at
+        help = "let what is repeated match at least one character"
+        if end - start <= MAX_SHOWN:
+            help = (
+                f"write {unparse(write_nothing_last(repeat))}: it matches the same keys, and takes as much as it can"
+            )
+        return self.refuse("RK110", "a repeat that prefers to match nothing", start, end, help)
 
     # -------------------------------------------------------------------------------------------- structure
 

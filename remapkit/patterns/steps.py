@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class TooMany(Exception):
     """Work would exceed its limit."""
@@ -35,3 +37,22 @@ class Steps:
     def spent(self) -> int:
         """The steps that are spent."""
         return self.limit - self.left
+
+
+def is_shown(check: Callable[[Steps], bool], most: int, steps: Steps | None) -> bool:
+    """Return what `check` finds in at most `most` steps, which are spent; False if they, or those left, are too few.
+
+    >>> steps = Steps(10)
+    >>> is_shown(lambda within: within.spend(7) is None, 8, steps), steps.left
+    (True, 3)
+    >>> is_shown(lambda within: within.spend(7) is None, 8, steps), steps.left
+    (False, 0)
+    """
+    within = Steps(most if steps is None else min(most, steps.left))
+    try:
+        return check(within)
+    except TooMany:
+        return False
+    finally:
+        if steps is not None:
+            steps.left -= within.spent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -102,6 +103,48 @@ def test_captures_are_cut_as_re_cuts_them(parts: list[tuple[bool, list[str]]], f
         assert Program(mine).find_captures(key) == expected
 
 
+@st.composite
+def repeats(draw: st.DrawFn, depth: int = 2) -> str:
+    """Draw repeats of what may match nothing, in every order of its ways."""
+    kind = draw(st.integers(0, 4 if depth else 0))
+    if kind == 0:
+        return draw(st.sampled_from(["a", "b", "a?", "", "ab"]))
+    if kind == 1:
+        return draw(repeats(depth=depth - 1)) + draw(repeats(depth=depth - 1))
+    if kind == 2:
+        return f"(?:{draw(repeats(depth=depth - 1))}|{draw(repeats(depth=depth - 1))})"
+    sign = draw(st.sampled_from(["*", "+", "?", "{2}", "{0,2}", "{1,3}", "{2,}"]))
+    return f"(?:{draw(repeats(depth=depth - 1))}){sign}"
+
+
+WORDS = ["".join(letters) for length in range(5) for letters in itertools.product("ab", repeat=length)]
+
+
+@settings(max_examples=250, deadline=None)
+@given(repeats(), st.sampled_from(["*", "+", "{2,}", "{0,2}", "{1,3}"]), repeats(depth=1))
+def test_repeats_of_what_may_be_nothing_are_cut_as_re_cuts_them(body: str, sign: str, rest: str) -> None:
+    """Those that are refused come with another spelling, which has the same words."""
+    text = f"(?P<x>(?:{body}){sign})(?P<y>{rest})(?P<z>[ab]*)"
+    try:
+        mine, theirs = compiled(text), re.compile(text)
+    except InvalidRules as error:
+        (problem,) = error.diagnostics
+        assert problem.code == "RK110" and problem.span is not None
+        written = problem.help[0].removeprefix("write ").rpartition(": it matches")[0]
+        if not written:
+            return
+        one, other = re.compile(problem.span.text), re.compile(written)
+        assert [word for word in WORDS if one.fullmatch(word)] == [word for word in WORDS if other.fullmatch(word)]
+        compiled(written)
+        return
+    reader, program = PatternMatcher(mine), Program(mine)
+    for word in WORDS:
+        hit = theirs.fullmatch(word)
+        expected = None if hit is None else hit.groupdict()
+        assert reader(word) == expected
+        assert program.find_captures(word) == expected
+
+
 @settings(max_examples=300, deadline=None)
 @given(regexes())
 def test_a_printed_pattern_is_read_back_as_the_same_tree_of_text(text: str) -> None:
@@ -156,6 +199,13 @@ REFUSED = [
     (r"a??", "RK110", 3),
     (r"a{2}?", "RK110", 5),
     (r"a++", "RK110", 3),
+    (r"b(?:|a)*", "RK110", 2),
+    (r"b(?:|a){0,2}", "RK110", 2),
+    (r"(?:a?|b)+", "RK110", 1),
+    (r"(?:a?(?:|b)){2,}", "RK110", 1),
+    (r"b(?:c(?:a*|b)*)*", "RK110", 6),
+    (r"(?:(?:|a)?b?)*", "RK110", 1),
+    (r"(?:|a)?(?:|a){2}(?:a|){0,2}(?:a|b|)*(?:a*b*)*(?:(?:)|a{0})*(?:b(?:|a))*", "", 0),
     (r"(?P<x>a)\1", "RK111", 9),
     (r"(?P<x>a)(?P=x)", "RK111", 9),
     (r"a(?=b)", "RK112", 2),

@@ -141,9 +141,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "what is not decided is read in one way",
-        "patterns/automaton.py",
-        "        return not _has_two_runs(machine, mask, within)\n    except TooMany:\n        return False",
-        "        return not _has_two_runs(machine, mask, within)\n    except TooMany:\n        return True",
+        "patterns/steps.py",
+        "    except TooMany:\n        return False",
+        "    except TooMany:\n        return True",
         "a pattern that was not decided is not handed to `re`",
         SMALL,
     ),

@@ -67,6 +67,31 @@ FAULTS: tuple[Fault, ...] = (
         "a leaf that no key can have is not part of the pattern",
         SMALL,
     ),
+    # ------------------------------------------------------------------------------------------------ empty_match
+    Fault(
+        "a branch after one that matches nothing is as good as before it",
+        "patterns/empty_match.py",
+        "first or any(each.something for each in ways[empty + 1 :])",
+        "first",
+        "a repeat that prefers to match nothing is refused",
+        ("tests/language/test_regex.py",),
+    ),
+    Fault(
+        "only repeats without end leave where nothing was matched",
+        "patterns/empty_match.py",
+        "if body.nothing_first and node.high not in (node.low, 1):",
+        "if body.nothing_first and node.high is None:",
+        "so is a counted one",
+        ("tests/language/test_regex.py",),
+    ),
+    Fault(
+        "the other spelling of a repeat takes the first item only",
+        "patterns/empty_match.py",
+        "ways = [Seq((item, *node.items[number + 1 :])) for number, item in starts if item is not None]",
+        "ways = [Seq((item, *node.items[1:])) for number, item in starts if item is not None and not number]",
+        "the spelling that the message gives has the same words",
+        ("tests/language/test_regex.py",),
+    ),
     # ------------------------------------------------------------------------------------------------ literals
     Fault(
         "a space is plain",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import remapkit
+from remapkit.diagnostics import wording
 from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.diagnostics.source import Text
 from remapkit.rulefile.read import examine_text, read, read_text, schema_text
@@ -342,11 +343,40 @@ def test_a_checkpoint_in_place_of_rules_is_said_shortly(tmp_path: Path) -> None:
     assert "checkpoint" in str(caught.value)
 
 
-def test_only_the_first_hundred_problems_are_shown() -> None:
-    keep = "".join(f"  - {{odd{number}: 1}}\n" for number in range(500))
-    problems = examine_text(f"remapkit: 1\nname: t\nkeep:\n{keep}").problems
+MANY = {
+    "entries of a list": "keep:\n" + "".join(f"  - {{odd{number}: 1}}\n" for number in range(500)),
+    "fields of the file": "".join(f"odd{number}: 1\n" for number in range(20_000)),
+    "fields of a rule": "rules:\n  - id: r\n" + "".join(f"    odd{number}: 1\n" for number in range(20_000)),
+    "fields of two rules": "rules:\n" + "  - {odd0: 1, odd1: 1}\n" * 99 + "  - {odd2: 1, odd3: 1}\n" * 400,
+    "tests": "tests:\n" + "".join(f"  t.{number}: [[odd]]\n" for number in range(2_000)),
+    "keys of a table": "tables:\n  t:\n" + "".join(f"    k{number}: [odd]\n" for number in range(2_000)),
+    "a key again and again": "rules:\n  - id: r\n" + "    odd: 1\n" * 20_000,
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_only_the_first_hundred_problems_are_shown(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are looked for no further: the words that are compared with known fields are counted."""
+    compared: list[str] = []
+
+    def find_close_name(word: str, known: Iterable[str]) -> str | None:
+        compared.append(word)
+        return None
+
+    monkeypatch.setattr(wording, "find_close_name", find_close_name)
+    monkeypatch.setattr(explain, "find_close_name", find_close_name)
+    text = f"remapkit: 1\nname: t\n{MANY[name]}"
+    problems = examine_text(text).problems
     assert len(problems) == yamlnodes.MAX_PROBLEMS + 1
     assert problems[-1].code == "RK029"
+    assert len(compared) <= 3 * yamlnodes.MAX_PROBLEMS
+    lines = [problem.span.line for problem in problems[:-1] if problem.span is not None]
+    assert lines == sorted(lines) and lines[-1] <= 110, "the first of the file"
+
+
+def test_an_unknown_version_is_the_only_problem_of_many() -> None:
+    text = "remapkit: 2\nname: t\n" + "".join(f"odd{number}: 1\n" for number in range(500))
+    assert [problem.code for problem in examine_text(text).problems] == ["RK025"]
 
 
 def rules_text(count: int) -> str:

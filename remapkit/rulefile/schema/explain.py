@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import find_close_name, join_words, quote_excerpt, show_key, suggest_name
 from remapkit.rulefile.schema.text import schema_text
+from remapkit.rulefile.yaml.compose import MAX_PROBLEMS
 from remapkit.rulefile.yaml.emit import emit_flow
 from remapkit.rulefile.yaml.nodes import BrokenNode, ListNode, MapNode, Node, ScalarNode
 from remapkit.rulefile.yaml.scalars import READ_AS, classify_scalar
@@ -144,7 +146,8 @@ def _explain_missing_fields(place: SchemaPlace, error: Departure) -> Iterator[Di
 def _guess_fields(node: MapNode, schema: Mapping[str, Any]) -> set[str]:
     """Guess the fields meant by misspelled ones; reporting these as missing too would be a duplicate."""
     known = list(schema["properties"])
-    close = (find_close_name(key.value, known) for key, _ in node.entries if key.value not in known)
+    unknown = itertools.islice((key.value for key, _ in node.entries if key.value not in known), MAX_PROBLEMS)
+    close = (find_close_name(name, known) for name in unknown)
     return {name for name in close if name is not None}
 
 

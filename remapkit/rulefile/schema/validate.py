@@ -6,10 +6,10 @@ messages are not used; ours are made from the nodes, which have lines and column
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
@@ -21,7 +21,7 @@ from remapkit.rulefile.yaml.nodes import Node
 from remapkit.rulefile.yaml.values import to_schema_value
 
 if TYPE_CHECKING:
-    from jsonschema import Draft202012Validator
+    from jsonschema import ValidationError
 
 
 def find_schema_problems(root: Node) -> tuple[Diagnostic, ...]:
@@ -29,20 +29,27 @@ def find_schema_problems(root: Node) -> tuple[Diagnostic, ...]:
     value = to_schema_value(root)
     if _load_fast_check()(value):
         return ()
-    errors = list(islice(_make_validator().iter_errors(value), MAX_PROBLEMS + 1))
+    errors = list(itertools.islice(_make_validator().iter_errors(value), MAX_PROBLEMS + 1))
+    # The version comes first: if it is unknown, nothing else is reported.
+    errors.sort(key=lambda error: error.validator != "const")
     problems: dict[Diagnostic, None] = {}
-    for error in errors:
-        for problem in explain_departure(SchemaPlace.of(root, tuple(error.absolute_path)), Departure.of(error)):
-            problems[problem] = None
+    for problem in itertools.chain.from_iterable(_explain_error(root, error) for error in errors):
+        problems[problem] = None
+        if len(problems) > MAX_PROBLEMS:
+            break
     version = next((problem for problem in problems if problem.code == "RK025"), None)
     if version is not None:
         return (version,)
     ordered = sorted(problems, key=lambda problem: problem.span.start if problem.span else 0)
     if len(ordered) > 1:
         ordered = [problem for problem in ordered if problem.code != "RK027"]
-    if len(errors) > MAX_PROBLEMS:
+    if max(len(errors), len(problems)) > MAX_PROBLEMS:
         ordered = [*ordered[:MAX_PROBLEMS], explain_problem_limit()]
     return tuple(ordered)
+
+
+def _explain_error(root: Node, error: ValidationError) -> Iterator[Diagnostic]:
+    return explain_departure(SchemaPlace.of(root, tuple(error.absolute_path)), Departure.of(error))
 
 
 @cache
@@ -51,11 +58,26 @@ def _load_fast_check() -> Predicate:
 
 
 @cache
-def _make_validator() -> Draft202012Validator:
-    from jsonschema import Draft202012Validator  # takes 60 ms and is needed only for rule files with mistakes
+def _make_validator() -> Any:
+    from jsonschema import Draft202012Validator, validators  # takes 60 ms; needed only for files with mistakes
 
     schema = json.loads(schema_text())
-    return Draft202012Validator(_inline_refs(schema, schema["$defs"]))
+    inlined = _inline_refs(schema, schema["$defs"])
+    extended = validators.extend(Draft202012Validator, {"additionalProperties": _find_further_fields})  # type: ignore[no-untyped-call]
+    return extended(inlined)
+
+
+def _find_further_fields(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[ValidationError]:
+    """Check the fields that `properties` lacks in their order; jsonschema takes them in the order of a set."""
+    from jsonschema import ValidationError
+
+    known = schema.get("properties", {})
+    further = [name for name in value if name not in known] if isinstance(value, dict) else []
+    if isinstance(wanted, Mapping):
+        for name in further:
+            yield from validator.descend(value[name], wanted, path=name)
+    elif further and not wanted:
+        yield ValidationError("unknown fields")
 
 
 def _inline_refs(schema: Any, definitions: Mapping[str, Any]) -> Any:
