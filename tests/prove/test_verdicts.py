@@ -184,9 +184,7 @@ def test_too_many_constants_are_refused(each: str) -> None:
 def test_a_guard_that_the_target_does_not_show_has_a_verdict_A20() -> None:
     rules = compiled(rule("path: 'a.{c}', leaf: [w], to: x, forget: [c]"))
     assert prove(rules).level is Level.ALL
-    with pytest.raises(InvalidRules) as caught:
-        invert(rules)
-    assert [each.code for each in caught.value.diagnostics] == ["RK213"]
+    assert "to: 'a.w'" in invert(rules)
 
 
 SPELT_TWICE = {
