@@ -135,8 +135,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a guard is forgotten",
         "proofs/cases.py",
-        "found += [case] if guide is None else _split_by_guide(case, guide, context)",
-        "found += [case]",
+        "            for guide in guides:\n",
+        "            for guide in guides[:0]:\n",
         "leaf guards and domains are part of the language",
         CONSTANTS,
     ),
@@ -175,8 +175,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "hidden outputs run into the target",
         "proofs/cases.py",
-        "[] if name in behind else [hide(name), Hidden()]",
-        "[] if name in behind else [hide(name)]",
+        "target += [hide(name), Hidden()]",
+        "target += [hide(name)]",
         "hidden outputs are separate from the target",
         PROOFS,
     ),
