@@ -18,6 +18,7 @@ from remapkit.ops.join import needs_values
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.plans.recorded import add_recorded_moves
+from remapkit.plans.roots import find_target_prefix
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, get_leaf
 
 
@@ -201,7 +202,8 @@ def _report_missing_keys(check: Check) -> list[Diagnostic]:
     if not check.missing_keys:
         return []
     notes = [list_names(check.missing_keys)]
-    notes += _find_look_alikes(check)
+    prefix = _describe_prefix(check)
+    notes += [prefix] if prefix else _find_look_alikes(check)
     return [
         Diagnostic(
             "RK310",
@@ -213,6 +215,17 @@ def _report_missing_keys(check: Check) -> list[Diagnostic]:
             values={"missing_keys": list(check.missing_keys)},
         )
     ]
+
+
+def _describe_prefix(check: Check) -> str | None:
+    """Return what to say if all targets differ from those of the model by one prefix."""
+    found = find_target_prefix(check.plan.target, check.target)
+    if found is None or found == ("", ""):
+        return None
+    remove, add = found
+    count = count_noun(len(check.plan.target), "target")
+    change = f"with {add!r} in front" if add else f"without {remove!r} in front"
+    return f"all {count} of the rules are names of {check.target.name} {change}: change the `to:` of the rules"
 
 
 def _find_look_alikes(check: Check) -> list[str]:

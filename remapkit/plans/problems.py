@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.wording import SHOWN, count_noun, join_words, list_names
 from remapkit.plans.moves import Move, describe_sources
+from remapkit.plans.roots import advise_roots
 from remapkit.rules.model import AMBIGUITY_HELP, CompiledRules, Match
 from remapkit.rules.near_miss import find_nearest_rule
 from remapkit.tensors.spec import StateDictSpec, find_name_problem
@@ -51,13 +52,11 @@ def report_unmatched_keys(rules: CompiledRules, source: StateDictSpec, fqns: Seq
         none = f"none of {len(fqns)} keys is" if len(fqns) > 1 else "the only key is not"
         title = f"{none} matched by a rule of {rules.name}: is this another layout?"
         help = [f"these rules read keys like {key}" for key in list_example_keys(rules)[:1]] or help
-        prefix = _find_wrapper_prefix(rules, fqns)
-        if prefix:
-            help.insert(0, f"without the prefix {prefix!r} they would match; strip it when the checkpoint is saved")
     else:
         title = (
             f"{count_noun(len(fqns), 'key')} of {len(source)} {'is' if len(fqns) == 1 else 'are'} matched by no rule"
         )
+    help = [*advise_roots(rules, list(source), fqns), *help]
     notes = [list_names(fqns)]
     notes += [near for fqn in fqns[:1] if (near := _describe_near_miss(rules, fqn))]
     return [
@@ -74,17 +73,6 @@ def report_unmatched_keys(rules: CompiledRules, source: StateDictSpec, fqns: Seq
 
 def list_example_keys(rules: CompiledRules) -> list[str]:
     return [test.source.value for test in rules.tests]
-
-
-WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "_fsdp_wrapped_module.", "_forward_module.")
-"""The prefixes that DDP, torch.compile, Lightning, FSDP and DeepSpeed add to every key."""
-
-
-def _find_wrapper_prefix(rules: CompiledRules, fqns: Sequence[str]) -> str | None:
-    for prefix in WRAPPER_PREFIXES:
-        if all(fqn.startswith(prefix) and rules.match(fqn.removeprefix(prefix)) for fqn in fqns):
-            return prefix
-    return None
 
 
 def _describe_near_miss(rules: CompiledRules, fqn: str) -> str | None:

@@ -1,0 +1,189 @@
+"""Find the part of a checkpoint that rules are about: the root under which its keys match.
+
+A root is a prefix of whole segments; under it, keys are shown without it. It is taken without a word from the user
+only if the rules leave no doubt (`find_roots`); otherwise the candidates are listed with what matches under each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from remapkit.diagnostics.wording import count_noun, join_words
+from remapkit.rules.model import CompiledRules
+
+MAX_DEPTH = 8
+"""The most segments of a root."""
+
+MAX_NEAR = 3
+"""The most roots that a message lists."""
+
+MAX_COUNTED = 40
+"""The most roots, those with the most keys first, under which all matches are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class RootFit:
+    """How well rules fit the keys under a root: keys, how many of them match, and how many keys are outside."""
+
+    root: str
+    keys: int
+    matched: int
+    outside: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every key under it is matched."""
+        return self.matched == self.keys
+
+    def __str__(self) -> str:
+        every = "all" if self.is_whole else f"{self.matched} of"
+        return f"{every} {count_noun(self.keys, 'key')} under {self.root!r} match"
+
+
+def group_by_root(fqns: Iterable[str]) -> dict[str, list[str]]:
+    """Return the keys under every root of at most `MAX_DEPTH` segments, without it, in their order.
+
+    >>> group_by_root(["net.a.w", "net.b", "step"])
+    {'net': ['a.w', 'b'], 'net.a': ['w']}
+    """
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for fqn in fqns:
+        end = -1
+        for _ in range(MAX_DEPTH):
+            end = fqn.find(".", end + 1)
+            if end < 0:
+                break
+            groups[fqn[:end]].append(fqn[end + 1 :])
+    return dict(groups)
+
+
+def fits_whole(rules: CompiledRules, fqns: Sequence[str], required: Collection[str] = ()) -> bool:
+    """Return whether rules fit all of some keys: each is matched, most by `rules:`, and no required one is missing.
+
+    A `keep:`, a `drop:` or `unmatched:` that takes anything is no evidence.
+    """
+    by_rule = 0
+    for fqn in fqns:
+        found = rules.match(fqn)
+        if not found and rules.unmatched == "error":
+            return False
+        by_rule += any(match.rule.kind == "rule" for match in found)
+    return 2 * by_rule > len(fqns) and set(required).issubset(fqns)
+
+
+def find_roots(rules: CompiledRules, fqns: Sequence[str], required: Collection[str] = ()) -> tuple[RootFit, ...]:
+    """Return every root under which rules fit all keys: "" alone if all keys fit as they are.
+
+    `required` are keys that must be there. Each key is matched at most once for each of its prefixes, and a root is
+    given up at its first key without a match.
+
+    >>> import remapkit
+    >>> rules = remapkit.loads("remapkit: 1\\nname: t\\nrules: [{id: r, path: 'layers.{i:int}.w', to: 'h.{i}.w'}]")
+    >>> find_roots(rules, ["model.net.layers.0.w", "model.net.layers.1.w", "model.head.b"])
+    (RootFit(root='model.net', keys=2, matched=2, outside=1),)
+    >>> find_roots(rules, ["layers.0.w"])
+    (RootFit(root='', keys=1, matched=1, outside=0),)
+    """
+    if fits_whole(rules, fqns, required):
+        return (RootFit("", len(fqns), len(fqns), 0),)
+    return tuple(
+        RootFit(root, len(inside), len(inside), len(fqns) - len(inside))
+        for root, inside in group_by_root(fqns).items()
+        if fits_whole(rules, inside, required)
+    )
+
+
+def list_near_roots(rules: CompiledRules, fqns: Sequence[str]) -> list[RootFit]:
+    """Return the roots under which the most keys match, best first, none without a match by one of `rules:`."""
+    groups = sorted(group_by_root(fqns).items(), key=lambda group: -len(group[1]))[:MAX_COUNTED]
+    found = []
+    for root, inside in groups:
+        matches = [rules.match(fqn) for fqn in inside]
+        if any(match.rule.kind == "rule" for each in matches for match in each):
+            matched = sum(map(bool, matches))
+            found.append(RootFit(root, len(inside), matched, len(fqns) - len(inside)))
+    return sorted(found, key=lambda fit: (not fit.is_whole, -fit.matched, fit.root))
+
+
+def find_strip(rules: CompiledRules, unmatched: Sequence[str]) -> str | None:
+    """Return a segment without which all unmatched keys match, wherever it stands in them.
+
+    Only segments that most of the keys have are tried.
+    """
+    counts = Counter(segment for fqn in unmatched for segment in set(fqn.split(".")) if not segment.isdecimal())
+    for segment, count in counts.most_common(MAX_COUNTED):
+        if count == len(unmatched) and all(rules.match(strip_segment(fqn, segment)) for fqn in unmatched):
+            return segment
+    return None
+
+
+def strip_segment(fqn: str, segment: str) -> str:
+    """Return a key without a segment, wherever it stands.
+
+    >>> strip_segment("module.layers.0.module.w", "module")
+    'layers.0.w'
+    """
+    return ".".join(each for each in fqn.split(".") if each != segment)
+
+
+def advise_roots(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[str]) -> list[str]:
+    """Return what to do about keys that do not match because of what stands around them; nothing if that is no help.
+
+    `fqns` are all keys.
+    """
+    near = [fit for fit in list_near_roots(rules, fqns) if fit.is_whole or 2 * fit.matched > fit.keys][:MAX_NEAR]
+    advice = [f"{fit}: --root {fit.root}" for fit in near]
+    if not any(fit.is_whole for fit in near) and (segment := find_strip(rules, unmatched)) is not None:
+        advice.insert(0, f"without the segment {segment!r} all of them match: --strip {segment}")
+    return advice
+
+
+def find_target_prefix(produced: Collection[str], wanted: Collection[str]) -> tuple[str, str] | None:
+    """Return the prefixes to remove from and to add to all produced keys so that each is wanted, or None.
+
+    At least one of the two is empty: only a prefix on one side is looked for.
+
+    >>> find_target_prefix(["encoder.x", "encoder.y"], ["model.encoder.x", "model.encoder.y"])
+    ('', 'model.')
+    >>> find_target_prefix(["net.x"], ["x"])
+    ('net.', '')
+    """
+    names = set(wanted)
+    first = next(iter(produced), None)
+    if first is None:
+        return None
+    if names.issuperset(produced):
+        return "", ""
+    added = dict.fromkeys(fqn.removesuffix(first) for fqn in names if fqn.endswith(f".{first}"))
+    for prefix in sorted(added, key=len):
+        if all(f"{prefix}{fqn}" in names for fqn in produced):
+            return "", prefix
+    for end in [place + 1 for place, sign in enumerate(first) if sign == "."]:
+        if all(fqn.startswith(first[:end]) and fqn[end:] in names for fqn in produced):
+            return first[:end], ""
+    return None
+
+
+def describe_outside(fqns: Iterable[str], root: str) -> str:
+    """Return how many keys a root leaves out, by their first segments.
+
+    >>> describe_outside(["net.w", "vae.a", "vae.b", "step"], "net")
+    '3 keys outside: vae (2) and step (1)'
+    """
+    outside: Counter[str] = Counter(fqn.split(".")[0] for fqn in fqns if not fqn.startswith(f"{root}."))
+    names = join_words((f"{name} ({count})" for name, count in outside.most_common()), 4)
+    return f"{count_noun(sum(outside.values()), 'key')} outside: {names}"
+
+
+def list_required(known: Mapping[str, object], rules: CompiledRules) -> tuple[str, ...]:
+    """Return the known source keys that must be there: those that the rules do not drop."""
+    return tuple(fqn for fqn in known if not _is_dropped(rules, fqn))
+
+
+def _is_dropped(rules: CompiledRules, fqn: str) -> bool:
+    found = rules.match(fqn)
+    if not found:
+        return rules.unmatched == "drop"
+    return all(match.rule.kind == "drop" for match in found)
