@@ -82,7 +82,7 @@ def apply(
     model_config: Config | None = None,
     target_keys: Keys | None = None,
     strict_dtype: bool = False,
-    params: Mapping[str, int] | None = None,
+    params: Mapping[str, int | Sequence[int]] | None = None,
     config: Config | None = None,
     root: str | None = None,
     strict_pickle: bool = False,

@@ -60,7 +60,7 @@ def check(
     model_config: Config | None = None,
     target_keys: Keys | None = None,
     strict_dtype: bool = False,
-    params: Mapping[str, int] | None = None,
+    params: Mapping[str, int | Sequence[int]] | None = None,
     config: Config | None = None,
     root: str | None = None,
     strict_pickle: bool = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ def diff(
     strict_pickle: bool = False,
     allow_expand: bool = False,
     follow_links: bool = False,
-    params: Mapping[str, int] | None = None,
+    params: Mapping[str, int | Sequence[int]] | None = None,
     config: Config | None = None,
     tolerance: float = 0.0,
 ) -> Diff:
@@ -119,7 +119,7 @@ def diff(
 
 
 def _plan_side(
-    reader: Reader, rules: RulesLike | None, params: Mapping[str, int] | None, config: Config | None
+    reader: Reader, rules: RulesLike | None, params: Mapping[str, int | Sequence[int]] | None, config: Config | None
 ) -> ResolvedPlan | None:
     if rules is None:
         return None

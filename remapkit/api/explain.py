@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from remapkit.api.ruleset import RulesLike, checked, resolve_rules
+from remapkit.api.ruleset import Config, RulesLike, checked, resolve_rules
 from remapkit.patterns.stopping import Stop
 from remapkit.rules.model import Match, Rule
 
@@ -35,12 +35,19 @@ class Explanation:
 
 
 @checked
-def explain(rules: RulesLike, keys: str | Sequence[str]) -> tuple[Explanation, ...]:
+def explain(
+    rules: RulesLike,
+    keys: str | Sequence[str],
+    *,
+    params: Mapping[str, int | Sequence[int]] | None = None,
+    config: Config | None = None,
+) -> tuple[Explanation, ...]:
     """Explain for each source key which rule matches it, and where every other rule stops matching.
 
     Args:
         rules: A `RuleSet`, the name of an installed pack, or the path of a rule file.
         keys: A source key, or several.
+        params, config: Values for the params of the rules; see `load`.
 
     Returns:
         One `Explanation` for each key.
@@ -52,7 +59,7 @@ def explain(rules: RulesLike, keys: str | Sequence[str]) -> tuple[Explanation, .
     >>> found.ok, found.matches[0].target
     (True, 'encoder.downsamples.0.downsampler.resample.1.bias')
     """
-    rule_set = resolve_rules(rules)
+    rule_set = resolve_rules(rules, params, config)
     return tuple(
         Explanation(
             fqn,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from remapkit.api.inputs import list_files_read, list_rule_files
-from remapkit.api.ruleset import RuleSet, RulesLike, checked, resolve_rules
+from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.authoring.invert import invert as write_inverse
 from remapkit.authoring.write_inverse import relocate_path
 from remapkit.files.text import write_texts
@@ -31,13 +32,22 @@ class Inverse:
 
 
 @checked
-def invert(rules: RulesLike, output: str | Path | None = None, *, force: bool = False) -> Inverse:
+def invert(
+    rules: RulesLike,
+    output: str | Path | None = None,
+    *,
+    params: Mapping[str, int | Sequence[int]] | None = None,
+    config: Config | None = None,
+    force: bool = False,
+) -> Inverse:
     """Write the inverse of a rule file, proven for all keys.
 
     Args:
         rules: A `RuleSet`, the name of an installed pack, or the path of a rule file.
         output: The file to write; without it only the text is returned. Declared manifests that the file could not
             name are copied to its folder.
+        params, config: Values for the params of the rules; see `load`. Names that depend on them are inverted for
+            these values.
         force: Replace the files if they exist.
 
     Returns:
@@ -54,7 +64,7 @@ def invert(rules: RulesLike, output: str | Path | None = None, *, force: bool = 
     'encoder.downsamples.0.downsamples.2.resample.1.bias'
     """
     arguments = dict(locals())
-    rule_set = resolve_rules(rules)
+    rule_set = resolve_rules(rules, params, config)
     folder = None if output is None else Path(output).parent
     text = write_inverse(rule_set, header=read_declared_source(rule_set.file), beside=folder)
     if output is None or folder is None:

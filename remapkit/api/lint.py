@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from remapkit.api.inputs import find_rule_paths
-from remapkit.api.ruleset import RuleSet, checked, load
+from remapkit.api.ruleset import Config, RuleSet, checked, load
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, RemapkitError
 from remapkit.diagnostics.log import log_diagnostics
@@ -47,11 +47,18 @@ class LintReport:
 
 
 @checked
-def lint(rules: str | Path | Sequence[str | Path] = (), *, allow_undecided: bool = False) -> LintReport:
+def lint(
+    rules: str | Path | Sequence[str | Path] = (),
+    *,
+    params: Mapping[str, int | Sequence[int]] | None = None,
+    config: Config | None = None,
+    allow_undecided: bool = False,
+) -> LintReport:
     """Check rule files on their own (schema, patterns, templates), and prove them over all keys.
 
     Args:
         rules: A rule file, the name of an installed pack, or several. Default: every installed pack.
+        params, config: Values for the params of the rules; see `load`. What is proven holds for these.
         allow_undecided: Accept rules for which a proof over all keys is undecided.
 
     Returns:
@@ -65,14 +72,17 @@ def lint(rules: str | Path | Sequence[str | Path] = (), *, allow_undecided: bool
     (True, 'proven for all keys')
     """
     names = [rules] if isinstance(rules, str | Path) else rules
-    report = LintReport(tuple(_lint_file(path, allow_undecided) for path in find_rule_paths(names)))
+    paths = find_rule_paths(names)
+    report = LintReport(tuple(_lint_file(path, params, config, allow_undecided) for path in paths))
     log_diagnostics(report.diagnostics)
     return report
 
 
-def _lint_file(path: Path, allow_undecided: bool) -> LintedFile:
+def _lint_file(
+    path: Path, params: Mapping[str, int | Sequence[int]] | None, config: Config | None, allow_undecided: bool
+) -> LintedFile:
     try:
-        rules = load(path)
+        rules = load(path, params=params, config=config)
     except InvalidRules as error:
         return LintedFile(path, False, diagnostics=error.diagnostics)
     unread: tuple[Diagnostic, ...] = ()

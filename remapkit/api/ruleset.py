@@ -6,7 +6,7 @@ Lower floors work on `CompiledRules` and `ResolvedPlan`, which know nothing of p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -169,7 +169,7 @@ class RuleSet(CompiledRules):
 def load(
     name_or_path: str | Path,
     *,
-    params: Mapping[str, int] | None = None,
+    params: Mapping[str, int | Sequence[int]] | None = None,
     config: Config | None = None,
 ) -> RuleSet:
     """Read and compile a rule file: an installed pack's name, or a path.
@@ -190,7 +190,9 @@ def load(
 
 
 @checked
-def loads(text: str, *, params: Mapping[str, int] | None = None, config: Config | None = None) -> RuleSet:
+def loads(
+    text: str, *, params: Mapping[str, int | Sequence[int]] | None = None, config: Config | None = None
+) -> RuleSet:
     """Compile the text of a rule file; `params` and `config` are those of `load`.
 
     Files that the text declares (manifests of its source and target) are looked up in the working directory. Raises
@@ -207,7 +209,9 @@ def loads(text: str, *, params: Mapping[str, int] | None = None, config: Config 
 
 
 def compile_rules(
-    rule_file: RuleFile, params: Mapping[str, int] | None = None, config: Mapping[str, Any] | None = None
+    rule_file: RuleFile,
+    params: Mapping[str, int | Sequence[int]] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> RuleSet:
     """Compile a parsed rule file; raises `InvalidRules` with all of its problems."""
     from remapkit.rules import compile
@@ -215,7 +219,9 @@ def compile_rules(
     return RuleSet.of(compile.compile_rules(rule_file, params, config))
 
 
-def resolve_rules(rules: RulesLike, params: Mapping[str, int] | None = None, config: Config | None = None) -> RuleSet:
+def resolve_rules(
+    rules: RulesLike, params: Mapping[str, int | Sequence[int]] | None = None, config: Config | None = None
+) -> RuleSet:
     """Return the rules, loaded if they are given by name or path.
 
     Raises what `load` raises, and `TypeError` if params or a config are passed with compiled rules.

@@ -59,7 +59,7 @@ class PackTests:
 def test(
     rules: str | Path | Sequence[str | Path] = (),
     *,
-    params: Mapping[str, int] | None = None,
+    params: Mapping[str, int | Sequence[int]] | None = None,
     config: Config | None = None,
 ) -> PackTests:
     """Run the tests that rule files carry, and check their manifests end to end.

@@ -63,7 +63,7 @@ def verify(
     seed: int = 0,
     tolerance: float = 1e-4,
     write: bool = False,
-    params: Mapping[str, int] | None = None,
+    params: Mapping[str, int | Sequence[int]] | None = None,
     config: Config | None = None,
     allow_undecided: bool = False,
 ) -> VerifyReport:

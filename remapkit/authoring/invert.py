@@ -24,6 +24,7 @@ from remapkit.diagnostics.errors import InvalidRules
 from remapkit.plans.make import make_plan
 from remapkit.proofs.model import Level
 from remapkit.proofs.prover import prove
+from remapkit.rulefile.arithmetic import ParamValue
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
 from remapkit.rules.model import CompiledRules
@@ -67,6 +68,10 @@ def invert(rule_set: CompiledRules, *, header: Iterable[str] | None = None, besi
 
 
 def _refuse_unproven(rule_set: CompiledRules, keys: tuple[str, ...]) -> None:
+    if not rule_set.everything and rule_set.key_params:
+        title = f"{rule_set.name} has no inverse: the ranges of all its rules are empty"
+        help = (f"give other values with --param ({', '.join(rule_set.key_params)})",)
+        raise InvalidRules(Diagnostic("RK210", title, help=help, place=rule_set.file.source.name))
     proof = prove(rule_set, header=keys)
     if proof.level is Level.ALL or (proof.level is Level.DOMAIN and not proof.witnesses):
         return
@@ -135,6 +140,6 @@ def _check_header(rule_set: CompiledRules, inverse: CompiledRules, header: State
         raise InvalidRules([Diagnostic("RK214", title, notes=notes, help=help), *back.problems])
 
 
-def collect_param_values(rule_set: CompiledRules) -> dict[str, int]:
+def collect_param_values(rule_set: CompiledRules) -> dict[str, ParamValue]:
     """Return the params of a rule set that have values."""
     return {name: value for name, value in rule_set.params.items() if value is not None}

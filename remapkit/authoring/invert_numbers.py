@@ -42,6 +42,14 @@ def find_shift(entries: Mapping[str, str]) -> int | None:
     return shifts.pop() if len(shifts) == 1 else None
 
 
+def find_mirror(entries: Mapping[str, str]) -> int | None:
+    """Return the sum of value and key, if it is the same for all entries."""
+    if not (has_only_integers(entries) and has_only_integers(entries.values())):
+        return None
+    sums = {int(value) + int(key) for key, value in entries.items()}
+    return sums.pop() if len(sums) == 1 else None
+
+
 def find_expression(name: str, column: Mapping[str, str]) -> str | None:
     """Return the `n//step`, `n%most` or `n//step%most` that maps every key to its value; None if none does.
 

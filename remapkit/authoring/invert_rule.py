@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from remapkit.authoring.invert_numbers import find_expression, find_scales, find_shift
+from remapkit.authoring.invert_numbers import find_expression, find_mirror, find_scales, find_shift
 from remapkit.authoring.leaf_guard import build_guard_in, starts_segment
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Text
@@ -335,6 +335,10 @@ class _Inverter:
             shift = find_shift(entries)
             if shift is not None:
                 self.back[name] = f"{{{name}}}" if not shift else f"{{{name}{shift:+d}}}"
+                return InverseCapture(name, None, tuple(entries))
+            mirror = find_mirror(entries)
+            if mirror is not None:
+                self.back[name] = f"{{{mirror}-{name}}}"
                 return InverseCapture(name, None, tuple(entries))
         whole = {value: key for key, value in self.known.get(item.table or "", {}).items()}
         turned = (

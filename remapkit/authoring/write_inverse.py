@@ -17,6 +17,7 @@ from remapkit.patterns.path import parse_path
 from remapkit.patterns.pattern import SEGMENT, Part
 from remapkit.patterns.tree import Group, literal
 from remapkit.patterns.unparse import unparse
+from remapkit.rulefile.arithmetic import ParamValue
 from remapkit.rulefile.syntax import WrittenPattern
 from remapkit.rulefile.yaml.emit import emit_entry, emit_flow, emit_scalar, quote_text
 from remapkit.rulefile.yaml.values import to_plain_value
@@ -119,22 +120,30 @@ class InverseWriter:
         if written:
             yield from ("", "params:")
         for param in written:
-            config = {"config": param.config.value} if param.config is not None else {}
-            value: object = None
-            if param.value is not None:
-                value = int(param.value.value) if param.value.kind == "integer" else param.value.value
+            names = [name.value for name in param.config]
+            config: dict[str, object] = {"config": names if len(names) > 1 else names[0]} if names else {}
+            value = to_plain_value(param.value) if param.value is not None else None
+            if param.name.value in self.rules.key_params:
+                value = _to_plain(self.rules.params[param.name.value])
             given = {"value": value} if value is not None else {}
             yield emit_entry(param.name.value, {**config, **given} if config else value)
 
     def write_requirements(self) -> Iterator[str]:
-        """Keep requirements on params; those on source keys would now apply to target keys, and become comments."""
+        """Keep requirements on params; those on source keys would now apply to target keys, and become comments.
+
+        The names of the inverse are those for the values in force of the params in keys: it requires these.
+        """
+        fixed = self.rules.key_params
         held = [each for each in self.rules.file.require if each.what == "param"]
         left = [each.name.value for each in self.rules.file.require if each.what != "param"]
-        if held or left:
+        if held or left or fixed:
             yield ""
         yield from (f"# Not carried over, because it is about keys of the other side: {name}" for name in left)
-        if held:
+        if held or fixed:
             yield "require:"
+        for name in fixed:
+            note = "the names of this inverse are those for this value"
+            yield f"  - {emit_flow({'param': name, 'is': _to_allowed(self.rules.params[name]), 'note': note})}"
         for each in held:
             entry: dict[str, object] = {"param": each.name.value, "is": to_plain_value(each.wanted)}
             yield f"  - {emit_flow({**entry, **({'note': each.note.value} if each.note is not None else {})})}"
@@ -264,6 +273,15 @@ class InverseWriter:
                     sources[found[0].rule.branch] = test.source.value
                     if len(sources) == len(pipeline.patterns):
                         yield target, tuple(sources[branch] for branch in sorted(sources))
+
+
+def _to_plain(value: ParamValue | None) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _to_allowed(value: ParamValue | None) -> object:
+    """Return the only value that a requirement allows: a list is one of a list of values."""
+    return [list(value)] if isinstance(value, tuple) else value
 
 
 def _write_ops(ops: Sequence[object]) -> list[str]:

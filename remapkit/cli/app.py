@@ -319,6 +319,7 @@ def _add_rule_commands(commands: Commands) -> None:  # type: ignore[valid-type]
     parser = _add_command(commands, "lint", "check rule files on their own, and prove them over all keys")
     parser.add_argument("rules", metavar="RULES", nargs="*", help=f"{_RULES} (default: every installed pack)")
     _add_undecided(parser)
+    _add_params(parser)
     parser = _add_command(commands, "test", "run the tests in rule files, and check their manifests end to end")
     parser.add_argument("rules", metavar="RULES", nargs="*", help=f"{_RULES} (default: every installed pack)")
     _add_params(parser)
@@ -327,11 +328,13 @@ def _add_rule_commands(commands: Commands) -> None:  # type: ignore[valid-type]
     )
     parser.add_argument("rules", metavar="RULES", help=_RULES)
     parser.add_argument("keys", metavar="KEY", nargs="+", help="a source key")
+    _add_params(parser)
 
     parser = _add_command(commands, "invert", "write the inverse of a rule file, or say why there is none")
     parser.add_argument("rules", metavar="RULES", help=_RULES)
     parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: stdout)")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+    _add_params(parser)
 
 
 def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-type]

@@ -31,24 +31,25 @@ def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
-def parse_params(written: Sequence[str]) -> dict[str, int]:
-    """Parse `name=number`; raises `UsageError` (RK640) for anything else.
+def parse_params(written: Sequence[str]) -> dict[str, int | Sequence[int]]:
+    """Parse `name=number` and `name=number,number`; raises `UsageError` (RK640) for anything else.
 
-    >>> parse_params(["heads=40"])
-    {'heads': 40}
+    >>> parse_params(["heads=40", "kv_heads=1,1,2", "offset=8,"])
+    {'heads': 40, 'kv_heads': (1, 1, 2), 'offset': (8,)}
     """
-    found: dict[str, int] = {}
+    found: dict[str, int | Sequence[int]] = {}
     for text in written:
         name, sign, value = text.partition("=")
+        numbers: tuple[int, ...] = ()
         try:
-            number = int(value)
+            numbers = tuple(map(int, value.removesuffix(",").split(",")))
         except ValueError:
             sign = ""
         if not sign or not name or name in found:
             what = "is given twice" if name in found else "must be NAME=NUMBER, with a whole number"
-            help = ("write it like --param heads=40",)
+            help = ("write it like --param heads=40, and a list like --param kv_heads=1,1,2",)
             raise UsageError(Diagnostic("RK640", f"--param {text} {what}", help=help))
-        found[name] = number
+        found[name] = numbers if "," in value else numbers[0]
     return found
 
 

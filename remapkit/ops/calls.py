@@ -17,13 +17,13 @@ from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import quote_excerpt
 from remapkit.ops import attention, base, dtype, shape
-from remapkit.rulefile.arithmetic import BadNumber, Expr, check_names, parse_expression
+from remapkit.rulefile.arithmetic import BadNumber, Expr, Values, check_names, parse_expression
 from remapkit.rulefile.syntax import WrittenOp
 from remapkit.rulefile.yaml.nodes import ListNode, MapNode, Node, ScalarNode
 from remapkit.tensors.dtypes import CASTABLE_FLOATS, is_exact_cast
 
 Arg = int | float | str | None | Expr | tuple["Arg", ...]
-Params = Mapping[str, int | None]
+Params = Values
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,39 +7,46 @@ from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules, UsageError
-from remapkit.diagnostics.wording import suggest_name
-from remapkit.rulefile.arithmetic import BadNumber, Expr, NoValue, check_names, parse_expression
+from remapkit.diagnostics.wording import join_words, suggest_name
+from remapkit.rulefile.arithmetic import (
+    BadNumber,
+    Expr,
+    NoValue,
+    ParamValue,
+    check_names,
+    describe_value,
+    parse_expression,
+)
 from remapkit.rulefile.syntax import WrittenParam
+from remapkit.rulefile.yaml.nodes import ListNode, ScalarNode
 from remapkit.tensors.families import is_canonical_integer
 
 
 def resolve_params(
     written: Sequence[WrittenParam],
-    given: Mapping[str, int] | None,
+    given: Mapping[str, int | Sequence[int]] | None,
     config: Mapping[str, Any] | None,
     problems: list[Diagnostic],
-) -> dict[str, int | None]:
+) -> dict[str, ParamValue | None]:
     """Return every param with its value, or None if it has none yet. Errors in the file are added to `problems`.
 
-    Raises `UsageError` for a given param that the file does not have, and for a config that lacks one.
+    Raises `UsageError` for a given param that the file does not have, and for a config that lacks one, or has two
+    values for one.
     """
     names = {param.name.value: param for param in written}
     _check_given(given or {}, names)
-    values: dict[str, int | None] = dict.fromkeys(names)
+    values: dict[str, ParamValue | None] = dict.fromkeys(names)
     waiting: dict[str, Expr] = {}
     for name, param in names.items():
         own = _read_own_value(param, names, problems)
         if given and name in given:
-            values[name] = given[name]
-        elif (
-            config is not None
-            and param.config is not None
-            and (configured := _look_up_config(config, param)) is not None
-        ):
+            number = given[name]
+            values[name] = number if isinstance(number, int) else tuple(number)
+        elif config is not None and (configured := _look_up_config(config, param)) is not None:
             values[name] = configured
         elif isinstance(own, Expr):
             waiting[name] = own
-        elif config is not None and param.config is not None:
+        elif config is not None and param.config:
             raise _make_lacking_error(param, own)
         else:
             values[name] = own
@@ -47,22 +54,25 @@ def resolve_params(
     return values
 
 
-def _check_given(given: Mapping[str, int], names: Mapping[str, WrittenParam]) -> None:
+def _check_given(given: Mapping[str, int | Sequence[int]], names: Mapping[str, WrittenParam]) -> None:
     for name, value in given.items():
         if name not in names:
             listed = f"these rules have: {', '.join(names)}" if names else "these rules have no params"
             help = suggest_name(name, names, listed)
             raise UsageError(Diagnostic("RK640", f"there is no param {name!r}", help=(help,)))
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise UsageError(Diagnostic("RK640", f"the param {name!r} must be an integer, got {value!r}"))
+        if _read_value(value) is None:
+            title = f"the param {name!r} must be an integer, or a list of integers, got {value!r:.60}"
+            raise UsageError(Diagnostic("RK640", title))
 
 
 def _read_own_value(
     param: WrittenParam, names: Mapping[str, object], problems: list[Diagnostic]
-) -> int | Expr | None:
-    """Read the value in the file: a number, or arithmetic on other params."""
+) -> ParamValue | Expr | None:
+    """Read the value in the file: a number, a list of numbers, or arithmetic on other params."""
     if param.value is None:
         return None
+    if isinstance(param.value, ListNode):
+        return tuple(int(item.value) for item in param.value.items if isinstance(item, ScalarNode))
     if param.value.kind == "integer":
         return int(param.value.value)
     try:
@@ -76,7 +86,9 @@ def _read_own_value(
     return expression if problem is None else None
 
 
-def _evaluate_params(waiting: dict[str, Expr], values: dict[str, int | None], problems: list[Diagnostic]) -> None:
+def _evaluate_params(
+    waiting: dict[str, Expr], values: dict[str, ParamValue | None], problems: list[Diagnostic]
+) -> None:
     """Evaluate params in the order of their dependencies: each one once, when the last that it needs is known."""
     lacks = {name: sum(each in waiting for each in own.names) for name, own in waiting.items()}
     users: dict[str, list[str]] = {}
@@ -104,35 +116,61 @@ def _evaluate_params(waiting: dict[str, Expr], values: dict[str, int | None], pr
         problems.append(Diagnostic("RK162", title, labels, ("give one of them a number",)))
 
 
-def _look_up_config(config: Mapping[str, Any], param: WrittenParam) -> int | None:
-    """Return the number under a dotted name in a config, or None."""
-    assert param.config is not None
-    value: Any = config
-    for step in param.config.value.split("."):
-        if isinstance(value, Mapping):
-            value = value.get(step)
-        elif isinstance(value, list) and is_canonical_integer(step) and int(step) < len(value):
-            value = value[int(step)]
+def _look_up_config(config: Mapping[str, Any], param: WrittenParam) -> ParamValue | None:
+    """Return the value under the names of a param in a config, or None; raises `UsageError` if two of them differ."""
+    found = {
+        name.value: value for name in param.config if (value := _look_up_name(config, param, name.value)) is not None
+    }
+    if len(set(found.values())) > 1:
+        shown = join_words(f"{name}: {describe_value(value)}" for name, value in found.items())
+        title = f"the config has several values for the param {param.name.value!r}: {shown}"
+        help = f"pass the right one: --param {param.name.value}={_write_option(next(iter(found.values())))}"
+        raise UsageError(Diagnostic("RK641", title, help=(help,)))
+    return next(iter(found.values()), None)
+
+
+def _look_up_name(config: Mapping[str, Any], param: WrittenParam, name: str) -> ParamValue | None:
+    """Return the number or the list under a dotted name in a config, or None."""
+    found: Any = config
+    for step in name.split("."):
+        if isinstance(found, Mapping):
+            found = found.get(step)
+        elif isinstance(found, list) and is_canonical_integer(step) and int(step) < len(found):
+            found = found[int(step)]
         else:
             return None
-    if value is None:
+    if found is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int):
+    value = _read_value(found)
+    if value is None:
         title = (
-            f"the param {param.name.value!r} must be an integer, but the config has {param.config.value}: {value!r}"
+            f"the param {param.name.value!r} must be an integer, or a list of integers, "
+            f"but the config has {name}: {found!r:.60}"
         )
         raise UsageError(Diagnostic("RK641", title, help=(f"pass --param {param.name.value}=NUMBER",)))
     return value
 
 
-def _make_lacking_error(param: WrittenParam, own: int | None) -> UsageError:
-    assert param.config is not None
+def _read_value(value: object) -> ParamValue | None:
+    """Return an integer, or a list of integers as a tuple; None for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, list | tuple) and value and all(type(item) is int for item in value):
+        return tuple(value)
+    return None
+
+
+def _make_lacking_error(param: WrittenParam, own: ParamValue | None) -> UsageError:
     name = param.name.value
-    help = [f"pass --param {name}={own if own is not None else 'NUMBER'}"]
+    help = [f"pass --param {name}={_write_option(own) if own is not None else 'NUMBER'}"]
     if own is not None:
-        help.append(f"the rule file's own value, {own}, may be that of another model, so it is not used by default")
-    return UsageError(
-        Diagnostic(
-            "RK641", f"the config has no {param.config.value}, which the param {name!r} reads", help=tuple(help)
-        )
-    )
+        shown = describe_value(own)
+        help.append(f"the rule file's own value, {shown}, may be that of another model, so it is not used by default")
+    names = join_words((each.value for each in param.config), conjunction="or")
+    title = f"the config has no {names}, which the param {name!r} reads"
+    return UsageError(Diagnostic("RK641", title, help=tuple(help)))
+
+
+def _write_option(value: ParamValue) -> str:
+    """Write a value as `--param` reads it."""
+    return str(value) if isinstance(value, int) else ",".join(map(str, value)) + "," * (len(value) == 1)

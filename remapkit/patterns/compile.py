@@ -17,8 +17,9 @@ from remapkit.diagnostics.wording import SHOWN, join_words, suggest_name
 from remapkit.patterns.automaton import find_possible_leaves
 from remapkit.patterns.literals import literal_text, read_word
 from remapkit.patterns.matcher import Program, count_free_positions, make_engine, reads_one_way
-from remapkit.patterns.path import PathProblems, parse_path, read_range
+from remapkit.patterns.path import parse_path
 from remapkit.patterns.pattern import Part, Pattern, split_into_parts
+from remapkit.patterns.ranges import NO_PARAMS, KeyParams, read_number, read_range
 from remapkit.patterns.regex import parse_regex
 from remapkit.patterns.steps import Steps
 from remapkit.patterns.tree import count_nodes
@@ -51,9 +52,12 @@ class Compiled:
 
 
 def compile_pattern(
-    written: WrittenPattern, tables: Mapping[str, Sequence[str]], steps: Steps | None = None
+    written: WrittenPattern,
+    tables: Mapping[str, Sequence[str]],
+    steps: Steps | None = None,
+    params: KeyParams = NO_PARAMS,
 ) -> Compiled:
-    """Compile the pattern of a rule with its guards.
+    """Compile the pattern of a rule with its guards; numbers in them may use `params`.
 
     Raises `InvalidRules` with all of its problems, and `TooMany` if it takes more steps than are left.
     """
@@ -61,7 +65,7 @@ def compile_pattern(
     steps.spend(PATTERN_STEPS + len(written.text.value) // 4)
     try:
         if written.surface == "path":
-            parts = parse_path(written.text, tables)
+            parts = parse_path(written.text, tables, params)
             # Equal lists of words share their tree, so the words themselves are cheap.
             steps.spend(sum(len(part.values or ()) for part in parts) // 2)
         else:
@@ -84,10 +88,10 @@ def compile_pattern(
         steps.spend(len(parts))
         if len(problems) >= MAX_PROBLEMS:
             break
-        parts = _apply_guard(parts, guard, written, tables, problems, warnings, steps)
+        parts = _apply_guard(parts, guard, written, tables, params, problems, warnings, steps)
     leaf = _read_leaves(written, problems)
     pattern = Pattern(written.surface, written.text, written.span, parts, leaf)
-    if leaf is not None and not problems:
+    if leaf is not None and not problems and not pattern.is_empty:
         pattern = _drop_impossible_leaves(pattern, written, problems, warnings, steps)
     if problems:
         raise InvalidRules(problems)
@@ -125,6 +129,7 @@ def _apply_guard(
     guard: WrittenGuard,
     written: WrittenPattern,
     tables: Mapping[str, Sequence[str]],
+    params: KeyParams,
     problems: list[Diagnostic],
     warnings: list[Diagnostic],
     steps: Steps,
@@ -135,9 +140,11 @@ def _apply_guard(
         names = [each.name for each in parts if each.name]
         problems.append(_describe_unknown_capture(guard.capture, names, "RK140", "guards"))
         return parts
-    values = read_guard_values(guard, tables, problems)
+    values = read_guard_values(guard, tables, problems, params)
     if values is None:
         return parts
+    if not values or part.values == ():  # a range that is empty for the params in force
+        return tuple(each.restrict_to(()) if each is part else each for each in parts)
     steps.spend(2 * len(values))
     engine = make_engine(Pattern("match", written.text, written.span, (part,)), steps)
     inside: list[str] = []
@@ -179,7 +186,10 @@ def _describe_unknown_capture(name: Text, names: Sequence[str | None], code: str
 
 
 def read_guard_values(
-    guard: WrittenGuard, tables: Mapping[str, Sequence[str]], problems: list[Diagnostic]
+    guard: WrittenGuard,
+    tables: Mapping[str, Sequence[str]],
+    problems: list[Diagnostic],
+    params: KeyParams = NO_PARAMS,
 ) -> tuple[Text, ...] | None:
     """Return the values that a guard allows (listed, a range, or the keys of a table); None if it has a problem."""
     if guard.values is not None:
@@ -199,13 +209,16 @@ def read_guard_values(
     named = guard.named
     if named.value in tables:
         return tuple(Text(key, named.span) for key in tables[named.value])
-    if ".." in named.value:
-        collector = PathProblems(named)
-        values = read_range(named.value, collector, 0)
-        problems += collector.found
-        return None if values is None else tuple(Text(value, named.span) for value in values)
+    try:
+        if ".." in named.value:
+            return tuple(Text(value, named.span) for value in read_range(named, 0, len(named.value), params))
+        if (number := read_number(named, 0, len(named.value), params)) is not None:
+            return (Text(number, named.span),)
+    except InvalidRules as error:
+        problems += error.diagnostics
+        return None
     how = f"write a list, {emit_flow([named.value])}, a range, 0..47, or the name of a table"
-    help = filter(None, [suggest_name(named.value, tables), how])
+    help = filter(None, [suggest_name(named.value, [*tables, *params.values]), how])
     title = f"{named.value!r} is neither a range nor a table"
     problems.append(Diagnostic("RK144", title, (Label(named.span),), tuple(help)))
     return None

@@ -155,7 +155,7 @@ def build_words_node(values: tuple[str, ...]) -> PatternNode:
     >>> unparse(build_words_node(tuple(str(n) for n in range(48))))
     '(?:[05-9]|[1-3][0-9]?|4[0-7]?)'
     """
-    return _share_prefixes(sorted(set(values)), 0, 0)
+    return _share_prefixes(sorted(set(values)), 0, 0) if values else Chars(())
 
 
 class _Unordered(Exception):

@@ -12,14 +12,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import groupby
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
 from remapkit.diagnostics.wording import suggest_name
-from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import (
     QUOTED,
     check_key_characters,
@@ -32,10 +30,10 @@ from remapkit.patterns.literals import (
     unescape_quotes,
 )
 from remapkit.patterns.pattern import CANONICAL, SEGMENT, SEGMENTS, Part
+from remapkit.patterns.ranges import NO_PARAMS, KeyParams, read_number, read_range
 from remapkit.patterns.tree import Seq, literal
 from remapkit.rulefile.yaml.compose import MAX_PROBLEMS, explain_problem_limit
 from remapkit.rulefile.yaml.emit import quote_text
-from remapkit.tensors.families import MAX_DIGITS, is_canonical_integer
 
 _TYPES = ("int", "**")
 _PLAIN = re.compile("[^{}.]+")
@@ -74,10 +72,10 @@ class PathProblems:
             raise InvalidRules([*self.found, explain_problem_limit()])
 
 
-def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, ...]:
+def parse_path(text: Text, tables: Mapping[str, Sequence[str]], params: KeyParams = NO_PARAMS) -> tuple[Part, ...]:
     """Parse a path pattern into parts; raises `InvalidRules` with all of its problems.
 
-    `tables` maps the names of the known tables to their keys.
+    `tables` maps the names of the known tables to their keys; `params` are those that numbers may use.
 
     >>> [part.name for part in parse_path(Text.of("layers.{n:int}.{leaf}"), {})]
     [None, 'n', None, 'leaf']
@@ -104,7 +102,7 @@ def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, .
             if token.kind != "capture":
                 parts.append(_make_literal(token.value, token.start, token.end))
                 continue
-            part = _read_capture(token, tables, problems)
+            part = _read_capture(token, tables, params, problems)
             if part is None or part.name is None:
                 continue
             if part.name in names:
@@ -120,7 +118,7 @@ def parse_path(text: Text, tables: Mapping[str, Sequence[str]]) -> tuple[Part, .
                     problems.add("RK133", "two `**` in one path", token.start, token.end, help, earlier=deep)
                 deep = deep or (token.start, token.end)
             parts.append(part)
-    _check_literals(text, tokens, tables, problems)
+    _check_literals(text, tokens, tables, params, problems)
     if problems.found:
         raise InvalidRules(problems.found)
     return _merge_literals(parts)
@@ -145,14 +143,18 @@ def _split_segments(tokens: list[_Token], length: int) -> Iterator[_Segment]:
 
 
 def _check_literals(
-    text: Text, tokens: Sequence[_Token], tables: Mapping[str, Sequence[str]], problems: PathProblems
+    text: Text,
+    tokens: Sequence[_Token],
+    tables: Mapping[str, Sequence[str]],
+    params: KeyParams,
+    problems: PathProblems,
 ) -> None:
     """Check the literal text of a path; its problem is reported once, before any others."""
     others = {(each.code, each.title) for each in problems.found}
 
     def works(value: str) -> bool:
         try:
-            return bool(parse_path(Text.of(value), tables))
+            return bool(parse_path(Text.of(value), tables, params))
         except InvalidRules as error:
             return {(each.code, each.title) for each in error.diagnostics} <= others
 
@@ -217,7 +219,9 @@ def _report_two_captures(captures: list[_Token], problems: PathProblems) -> None
         problems.add("RK132", "two captures in one segment", token.start, token.end, help, earlier=earlier)
 
 
-def _read_capture(token: _Token, tables: Mapping[str, Sequence[str]], problems: PathProblems) -> Part | None:
+def _read_capture(
+    token: _Token, tables: Mapping[str, Sequence[str]], params: KeyParams, problems: PathProblems
+) -> Part | None:
     name, colon, kind = token.value.partition(":")
     at = (token.start, token.end)
     if not (name.isascii() and name.isidentifier()):
@@ -235,47 +239,19 @@ def _read_capture(token: _Token, tables: Mapping[str, Sequence[str]], problems: 
     if kind in tables:
         part = blank.restrict_to(tuple(tables[kind]), table=kind)
         return replace(part, written=kind)
-    values: tuple[str, ...] | None
-    if ".." in kind and "'" not in kind:
-        values = read_range(kind, problems, start)
-    elif "|" in kind:
-        values = _read_choices(kind, problems, start)
-    else:
-        _report_unknown_type(name, kind, tables, problems, start)
-        return None
+    values: tuple[str, ...] | None = None
+    try:
+        if ".." in kind and "'" not in kind:
+            values = read_range(problems.text, start, start + len(kind), params)
+        elif "|" in kind:
+            values = _read_choices(kind, problems, start)
+        elif (number := read_number(problems.text, start, start + len(kind), params)) is not None:
+            values = (number,)
+        else:
+            _report_unknown_type(name, kind, [*tables], [*params.values], problems, start)
+    except InvalidRules as error:
+        problems.found += error.diagnostics
     return None if values is None else replace(blank.restrict_to(values), written=kind)
-
-
-def read_range(kind: str, problems: PathProblems, start: int) -> tuple[str, ...] | None:
-    """Read the canonical decimals of a range like `0..47`."""
-    low, _, high = kind.partition("..")
-    end = start + len(kind)
-    if max(len(low), len(high)) > MAX_DIGITS:
-        problems.add("RK135", f"a bound must have at most {MAX_DIGITS} digits", start, end, "write :int")
-        return None
-    if not (is_canonical_integer(low) and is_canonical_integer(high)):
-        problems.add(
-            "RK135",
-            f"{kind!r} is not a range of integers",
-            start,
-            end,
-            "write {n:0..47}, both ends included",
-        )
-        return None
-    if int(low) > int(high):
-        problems.add("RK135", f"the range {kind} is empty", start, end, f"write {high}..{low}")
-        return None
-    if int(high) - int(low) >= MAX_WORDS:
-        title = f"the range {kind} has more than {MAX_WORDS} values"
-        problems.add("RK135", title, start, end, "write :int for any canonical integer")
-        return None
-    return _list_integers(int(low), int(high))
-
-
-@lru_cache(maxsize=64)
-def _list_integers(low: int, high: int) -> tuple[str, ...]:
-    """Return the integers of a range as text; equal ranges of a file share them."""
-    return tuple(map(str, range(low, high + 1)))
 
 
 def _read_choices(kind: str, problems: PathProblems, start: int) -> tuple[str, ...] | None:
@@ -327,12 +303,13 @@ def _split_choices(kind: str) -> list[str]:
 
 
 def _report_unknown_type(
-    name: str, kind: str, tables: Mapping[str, Sequence[str]], problems: PathProblems, start: int
+    name: str, kind: str, tables: Sequence[str], params: Sequence[str], problems: PathProblems, start: int
 ) -> None:
     meant = "int" if re.fullmatch(r"(?:\\d|\[0-9\])[+*]?", kind) else kind
     kinds = "a type is int, a range (0..47), choices (a|b), ** or the name of a table"
+    kinds = kinds.replace(" or the", f", arithmetic on params ({params[-1]}) or the") if params else kinds
     known = f": {', '.join(tables)}" if tables else "; this file has no tables"
-    help = [*filter(None, [suggest_name(meant, [*_TYPES, *tables])]), kinds + known]
+    help = [*filter(None, [suggest_name(meant, [*_TYPES, *tables, *params])]), kinds + known]
     if kind and "." not in kind:
         found = QUOTED.fullmatch(f"{{{kind}}}")
         word = unescape_quotes(found[1]) if found is not None else kind

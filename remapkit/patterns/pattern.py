@@ -63,6 +63,11 @@ class Pattern:
         """The parts that have a name."""
         return tuple(part for part in self.parts if part.name is not None)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it matches no key, because a range is empty for the params in force."""
+        return any(part.values == () for part in self.parts)
+
     def capture(self, name: str) -> Part | None:
         """Return the capture with the given name."""
         return next((part for part in self.parts if part.name == name), None)

@@ -21,6 +21,7 @@ from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import CANONICAL, Pattern
 from remapkit.patterns.template import CaptureItem, TemplateItem, TextItem
 from remapkit.patterns.tree import Alt, Chars, PatternNode, Seq
+from remapkit.rulefile.arithmetic import Values
 from remapkit.rules.model import CompiledRules, Rule
 from remapkit.rules.pipeline import AddedTargets
 
@@ -198,7 +199,7 @@ def _add_map(entry: AddedTargets) -> KeyMap:
     return KeyMap(entry.id, "add", entry.span, nothing, items, to=entry.span)
 
 
-def _key_maps(rule: Rule, lossy: tuple[str, ...], params: Mapping[str, int | None]) -> Iterator[KeyMap]:
+def _key_maps(rule: Rule, lossy: tuple[str, ...], params: Values) -> Iterator[KeyMap]:
     if rule.template is None:
         items = None if rule.kind == "drop" else (WHOLE,)
         yield KeyMap(rule.id, rule.kind, rule.span, rule.pattern, items, to=rule.span)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def load_rules(
     name_or_path: str | Path,
     *,
-    params: Mapping[str, int] | None = None,
+    params: Mapping[str, int | Sequence[int]] | None = None,
     config: str | Path | Mapping[str, Any] | None = None,
 ) -> CompiledRules:
     """Return the compiled rules of an installed pack's name, or of a path.

@@ -1,10 +1,10 @@
 """Arithmetic on whole numbers: the numbers of operations, and the indices in target keys.
 
-heads: 32            sizes: [hidden, hidden, 4*hidden]            to: 'blocks.{i*4+j}.weight'
+heads: 32            sizes: [hidden, hidden, 4*hidden]            to: 'blocks.{i*4+offset[j]}.weight'
 
 Both use the same parser and evaluator; a `Dialect` defines what each may use. Operators mean the same as in Python:
 `//` rounds the quotient down, and `%` is the remainder. Since a silently rounded size would be a different tensor, a
-`//` that leaves a remainder is an error in `SIZES`.
+`//` that leaves a remainder is an error in `SIZES`. A param may be a list, of which an index selects one number.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from fractions import Fraction
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span, Text
-from remapkit.diagnostics.wording import suggest_name
+from remapkit.diagnostics.wording import count_noun, suggest_name
 
 _Value = int | Fraction
+ParamValue = int | tuple[int, ...]
+"""A number, or a list of numbers."""
+Values = Mapping[str, ParamValue | None]
+"""The values of params and captures by name; None: no value."""
 _OPERATORS: Mapping[str, tuple[int, Callable[[_Value, _Value], _Value]]] = {
     "+": (1, operator.add),
     "-": (1, operator.sub),
@@ -33,7 +37,9 @@ _OPERATORS: Mapping[str, tuple[int, Callable[[_Value, _Value], _Value]]] = {
 """The precedence and the function of each operator."""
 _ROUNDING: Mapping[str, Callable[[_Value], int]] = {"floor(": math.floor, "ceil(": math.ceil}
 _TOKEN = re.compile(
-    r"\s*(?:(\d+)|((?!(?:floor|ceil)\s*\()[A-Za-z_]\w*)|((?:floor|ceil)\s*\(|\*\*|//|[-+*/%()])|(\S))", re.ASCII
+    r"\s*(?:(\d+)|((?!(?:floor|ceil)\s*\()[A-Za-z_]\w*(?!\w|\s*\[))"
+    r"|((?:floor|ceil)\s*\(|[A-Za-z_]\w*\s*\[|\*\*|//|[-+*/%()\]])|(\S))",
+    re.ASCII,
 )
 
 
@@ -60,7 +66,7 @@ SIZES = Dialect(
     largest=1 << 62,
     exact=True,
     code="RK161",
-    help="a number may use integers, params, parentheses, + - * / // %, floor(...) and ceil(...)",
+    help="a number may use integers, params, list[index], parentheses, + - * / // %, floor(...) and ceil(...)",
 )
 """The numbers of operations, evaluated once per plan."""
 
@@ -97,6 +103,11 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
+class ListName(Name):
+    """A list in an expression: an operator on the index before it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Expr:
     """An expression as written; `postfix` is the form to evaluate: operands first, then their operator.
 
@@ -104,6 +115,8 @@ class Expr:
     17
     >>> parse_expression("128 * ceil(vocab / 128)").value({"vocab": 300})
     384
+    >>> parse_expression("64 * kv_heads[i+1]").value({"kv_heads": (1, 1, 2), "i": 1})
+    128
     """
 
     text: str
@@ -114,10 +127,11 @@ class Expr:
     """The distinct params or captures that it uses, from left to right."""
 
     def __post_init__(self) -> None:
-        names = tuple(dict.fromkeys(item.name for item in self.postfix if isinstance(item, Name)))
+        found = sorted((item for item in self.postfix if isinstance(item, Name)), key=lambda name: name.at)
+        names = tuple(dict.fromkeys(item.name for item in found))
         object.__setattr__(self, "names", names)
 
-    def value(self, values: Mapping[str, int | None]) -> int:
+    def value(self, values: Values) -> int:
         """Evaluate it; raises `NoValue` if a name has no value, `BadNumber` if the arithmetic fails."""
         if None in map(values.get, self.names):
             raise NoValue(tuple(name for name in self.names if values.get(name) is None))
@@ -125,8 +139,10 @@ class Expr:
         for item in self.postfix:
             if isinstance(item, int):
                 stack.append(item)
+            elif isinstance(item, ListName):
+                stack.append(_select_number(item.name, values[item.name], stack.pop()))
             elif isinstance(item, Name):
-                stack.append(values[item.name])  # type: ignore[arg-type]
+                stack.append(_require_number(item.name, values[item.name]))
             elif item in _ROUNDING:
                 stack.append(_ROUNDING[item](stack.pop()))
             else:
@@ -151,6 +167,29 @@ class Expr:
 
     def __str__(self) -> str:
         return self.text
+
+
+def describe_value(value: ParamValue | None) -> str:
+    """Write the value of a param.
+
+    >>> describe_value(8), describe_value((1, 1, 2))
+    ('8', '[1, 1, 2]')
+    """
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
+def _require_number(name: str, value: ParamValue | None) -> int:
+    if not isinstance(value, int):
+        raise BadNumber(f"{name} is a list of {count_noun(len(value or ()), 'number')}, used without an index")
+    return value
+
+
+def _select_number(name: str, numbers: ParamValue | None, index: _Value) -> int:
+    if not isinstance(numbers, tuple):
+        raise BadNumber(f"{name} is the number {numbers}, used with an index")
+    if index.denominator != 1 or not 0 <= index < len(numbers):
+        raise BadNumber(f"{name} has {count_noun(len(numbers), 'number')}, so there is no {name}[{index}]")
+    return numbers[int(index)]
 
 
 def parse_expression(text: str | Text, dialect: Dialect = SIZES, start: int = 0, end: int | None = None) -> Expr:
@@ -179,7 +218,7 @@ def _to_postfix(text: Text, dialect: Dialect, start: int, end: int) -> Iterator[
     for found in _TOKEN.finditer(text.value, start, start + len(text.value[start:end].rstrip())):
         number, name, sign, other = found.groups()
         at = found.span(found.lastindex or 0)
-        opens = sign is not None and sign.endswith("(")
+        opens = sign is not None and sign.endswith(("(", "["))
         token = "".join(sign.split()) if sign is not None else ""
         if other or needs_operand == (sign is not None and not opens) or not _is_known(token, dialect):
             help = "write params without braces" if other in ("{", "}") else dialect.help
@@ -191,7 +230,7 @@ def _to_postfix(text: Text, dialect: Dialect, start: int, end: int) -> Iterator[
             needs_operand = False
         elif opens:
             waiting.append((token, at[0]))
-        elif sign == ")":
+        elif sign in (")", "]"):
             yield from _close_parenthesis(text, dialect, waiting, at)
         else:
             operators += 1
@@ -206,27 +245,32 @@ def _to_postfix(text: Text, dialect: Dialect, start: int, end: int) -> Iterator[
     if needs_operand:
         raise _refuse(text, dialect, "the expression ends too early", (end, end + 1))
     for sign, place in reversed(waiting):
-        if sign.endswith("("):
-            raise _refuse(text, dialect, "'(' is never closed", (place, place + 1), "close it with )")
+        if sign.endswith(("(", "[")):
+            end = place + len(sign)
+            close = ")" if sign.endswith("(") else "]"
+            raise _refuse(text, dialect, f"{sign[-1]!r} is never closed", (end - 1, end), f"close it with {close}")
         yield sign
 
 
 def _is_known(token: str, dialect: Dialect) -> bool:
-    """Return whether a dialect has a token; every dialect has operands and parentheses."""
-    return token in ("", "(", ")") or token in dialect.operators
+    """Return whether a dialect has a token; every dialect has operands, parentheses and indices of lists."""
+    return token in ("", "(", ")", "]") or token.endswith("[") or token in dialect.operators
 
 
 def _close_parenthesis(
     text: Text, dialect: Dialect, waiting: list[tuple[str, int]], at: tuple[int, int]
-) -> Iterator[str]:
-    """Return the operators stacked since the opening parenthesis, and the function that it belongs to."""
-    while waiting and not waiting[-1][0].endswith("("):
+) -> Iterator[str | Name]:
+    """Return the operators stacked since the opening parenthesis, and the function or list that it belongs to."""
+    while waiting and not waiting[-1][0].endswith(("(", "[")):
         yield waiting.pop()[0]
-    if not waiting:
-        raise _refuse(text, dialect, "unmatched ')'", at)
-    opened = waiting.pop()[0]
+    closing = text.value[slice(*at)]
+    if not waiting or waiting[-1][0].endswith("[") != (closing == "]"):
+        raise _refuse(text, dialect, f"unmatched {closing!r}", at)
+    opened, start = waiting.pop()
     if opened in _ROUNDING:
         yield opened
+    elif opened.endswith("["):
+        yield ListName(opened[:-1], (start, start + len(opened) - 1))
 
 
 def _refuse(text: Text, dialect: Dialect, title: str, at: tuple[int, int], help: str | None = None) -> InvalidRules:

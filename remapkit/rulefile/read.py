@@ -344,8 +344,10 @@ def _read_op(node: Node) -> WrittenOp:
 
 def _read_param(key: ScalarNode, node: Node) -> WrittenParam:
     value = node.get("value") if isinstance(node, MapNode) else node
-    config = _get_optional_text(node.get("config")) if isinstance(node, MapNode) else None
-    return WrittenParam(key.text, value if isinstance(value, ScalarNode) else None, config)
+    config = node.get("config") if isinstance(node, MapNode) else None
+    written = config.items if isinstance(config, ListNode) else () if config is None else (config,)
+    names = tuple(map(_get_text, written))
+    return WrittenParam(key.text, value if isinstance(value, ScalarNode | ListNode) else None, names)
 
 
 def _read_fill(node: MapNode) -> WrittenFill:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.source import Source, Span, Text
-from remapkit.rulefile.yaml.nodes import MapNode, Node, ScalarNode
+from remapkit.rulefile.yaml.nodes import ListNode, MapNode, Node, ScalarNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +108,14 @@ class WrittenFill:
 
 @dataclass(frozen=True, slots=True)
 class WrittenParam:
-    """A param: its value (a number or arithmetic on params; None if it must be given) and its name in configs."""
+    """A param: its value (a number, a list of numbers, or arithmetic on params; None if it must be given).
+
+    `config` are its names in configs: the first that a config has counts.
+    """
 
     name: Text
-    value: ScalarNode | None
-    config: Text | None
+    value: ScalarNode | ListNode | None
+    config: tuple[Text, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
@@ -17,6 +17,7 @@ from remapkit.ops.params import resolve_params
 from remapkit.patterns.compile import compile_pattern, read_guard_values
 from remapkit.patterns.literals import read_word
 from remapkit.patterns.pattern import SEGMENT, Part, Pattern
+from remapkit.patterns.ranges import KeyParams
 from remapkit.patterns.steps import TooMany
 from remapkit.patterns.template import MapItem, Template
 from remapkit.rulefile.arithmetic import BadNumber, NoValue
@@ -47,7 +48,9 @@ TARGET_STEPS = 8
 
 
 def compile_rules(
-    rule_file: RuleFile, params: Mapping[str, int] | None = None, config: Mapping[str, Any] | None = None
+    rule_file: RuleFile,
+    params: Mapping[str, int | Sequence[int]] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> CompiledRules:
     """Compile a rule file; raises `InvalidRules` with all of its problems.
 
@@ -85,16 +88,18 @@ def compile_rules(
         add,
         compiler.params,
         require,
+        tuple(name for name in compiler.params if name in compiler.key_params.used),
     )
 
 
 class _Compiler:
     def __init__(
-        self, rule_file: RuleFile, params: Mapping[str, int] | None, config: Mapping[str, Any] | None
+        self, rule_file: RuleFile, params: Mapping[str, int | Sequence[int]] | None, config: Mapping[str, Any] | None
     ) -> None:
         self.file = rule_file
         self.problems: list[Diagnostic] = []
         self.params = resolve_params(rule_file.params, params, config, self.problems)
+        self.key_params = KeyParams(self.params)
         self.pipelines = PipelineReader(self.params, self.problems)
         self.warnings: list[Diagnostic] = []
         self.tables = {table.name.value: self.compile_table(table) for table in rule_file.tables}
@@ -111,6 +116,7 @@ class _Compiler:
 
     def raise_problems(self) -> None:
         """Raise `InvalidRules` if there are problems, with at most `MAX_PROBLEMS` of them."""
+        self.problems = list(_list_first_no_values(self.problems))
         more = [explain_problem_limit()] if len(self.problems) > MAX_PROBLEMS else []
         if self.problems:
             raise InvalidRules([*self.problems[:MAX_PROBLEMS], *more])
@@ -156,7 +162,9 @@ class _Compiler:
         return text.value if read is None else read.value
 
     def compile_key_pattern(self, written: WrittenPattern) -> Pattern | None:
-        compiled = self.collect_problems(lambda: compile_pattern(written, self.keys, self.costs.steps))
+        compiled = self.collect_problems(
+            lambda: compile_pattern(written, self.keys, self.costs.steps, self.key_params)
+        )
         self.used |= {guard.named.value for guard in written.where if guard.named is not None}
         if compiled is None:
             self.used |= _list_names(written.text.value, ":") & self.tables.keys()
@@ -173,7 +181,9 @@ class _Compiler:
     def compile_target(self, to: Text, forget: tuple[Text, ...], pattern: Pattern) -> Template | None:
         self.note_lookups(to)
         template: Template | None = self.collect_problems(
-            lambda: compile_template(to, forget, pattern, self.tables, self.costs.steps, self.tabulations)
+            lambda: compile_template(
+                to, forget, pattern, self.tables, self.costs.steps, self.tabulations, self.key_params
+            )
         )
         return template
 
@@ -188,7 +198,7 @@ class _Compiler:
             self.note_lookups(written.to)
             return ()
         template = self.compile_target(written.to, written.forget, pattern)
-        if template is None:
+        if template is None or pattern.is_empty:
             return ()
         uses = _list_table_uses(pattern, template)
         return (Rule(written.id.value, "rule", pattern, template, written.span, uses),)
@@ -200,7 +210,7 @@ class _Compiler:
         found = [self.compile_key_pattern(source.pattern) for source in written.pipeline.sources]
         patterns = [pattern for pattern in found if pattern is not None]
         pipeline = self.compile_pipeline(written, patterns) if len(patterns) == len(found) else None
-        if pipeline is None or len(self.problems) > before:
+        if pipeline is None or len(self.problems) > before or any(pattern.is_empty for pattern in patterns):
             return ()
         return tuple(
             Rule(
@@ -256,7 +266,7 @@ class _Compiler:
         before = len(self.problems)
         parts = []
         for guard in written.each:
-            values = read_guard_values(guard, self.keys, self.problems)
+            values = read_guard_values(guard, self.keys, self.problems, self.key_params)
             if values is not None:
                 words = tuple(text.value for text in values)
                 self.costs.steps.spend(len(words))
@@ -305,7 +315,7 @@ class _Compiler:
         for number, each in enumerate(written):
             self.begin(f"{kind}[{number}]", each.span)
             pattern = self.compile_key_pattern(each)
-            if pattern is not None:
+            if pattern is not None and not pattern.is_empty:
                 rules.append(
                     Rule(f"{kind}[{number}]", kind, pattern, None, each.span, _list_table_uses(pattern, None))
                 )
@@ -344,6 +354,16 @@ class _Compiler:
                 )
                 warning = Diagnostic("RK104", title, (Label(table.at),), help, severity=Severity.WARNING)
                 self.warnings.append(warning)
+
+
+def _list_first_no_values(problems: Iterable[Diagnostic]) -> Iterator[Diagnostic]:
+    """Yield the problems, but of those that lack the same param only the first: one value settles them all."""
+    lacking: set[str] = set()
+    for problem in problems:
+        names = set(problem.values.get("params", ())) if problem.code == "RK341" else set()
+        if not names or names - lacking:
+            yield problem
+        lacking |= names
 
 
 def _list_names(text: str, before: str) -> set[str]:

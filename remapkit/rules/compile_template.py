@@ -13,9 +13,10 @@ from remapkit.diagnostics.source import Text
 from remapkit.diagnostics.wording import suggest_name
 from remapkit.patterns.literals import check_literal_text, read_quoted
 from remapkit.patterns.pattern import Part, Pattern
+from remapkit.patterns.ranges import NO_PARAMS, KeyParams, explain_no_value
 from remapkit.patterns.steps import Steps
 from remapkit.patterns.template import PLAIN_TEXT, CaptureItem, MapItem, Template, TemplateItem, TextItem
-from remapkit.rulefile.arithmetic import INDICES, BadNumber, Expr, Name, parse_expression
+from remapkit.rulefile.arithmetic import INDICES, BadNumber, Expr, ListName, Name, NoValue, parse_expression
 from remapkit.rulefile.yaml.compose import MAX_PROBLEMS, explain_problem_limit
 from remapkit.rules.model import Table
 from remapkit.tensors.families import is_canonical_integer
@@ -29,31 +30,42 @@ MAX_COMBINATIONS = 4096
 """The most combinations of captures that one arithmetic expression may have."""
 
 
-Tabulations = dict[tuple[Expr, tuple[tuple[str, ...], ...]], Mapping[tuple[str, ...], str]]
-"""The indices of each expression that a file has used, for each space of captures."""
+Tabulations = dict[tuple[Expr, tuple[str, ...], tuple[tuple[str, ...], ...]], Mapping[tuple[str, ...], str]]
+"""The indices of each expression that a file has used, for each space of captures; params are those of the file."""
 
 
 TEMPLATE_STEPS = 30
 """The least number of steps for a template."""
 
 
-def _tabulate_expression(expression: Expr, spaces: Sequence[tuple[str, ...]]) -> Mapping[tuple[str, ...], str]:
+def _tabulate_expression(
+    expression: Expr, names: Sequence[str], spaces: Sequence[tuple[str, ...]], params: KeyParams
+) -> Mapping[tuple[str, ...], str]:
     """Return the index for each combination of captures; raises `BadNumber` for the first without a valid index."""
     mapping: dict[tuple[str, ...], str] = {}
     for values in itertools.product(*spaces):
-        captures = dict(zip(expression.names, map(int, values), strict=True))
+        captures = dict(zip(names, map(int, values), strict=True))
         try:
-            index = expression.value(captures)
+            index = params.evaluate(expression, captures)
+        except NoValue:
+            raise
         except BadNumber as error:
-            raise BadNumber(f"{error} for {_describe_values(captures)}") from None
+            raise BadNumber(f"{error}{_describe_values(expression, captures, params)}") from None
         if index < 0:
-            raise BadNumber(f"{expression} is {index} for {_describe_values(captures)}; an index must be at least 0")
+            where = _describe_values(expression, captures, params)
+            raise BadNumber(f"{expression} is {index}{where}; an index must be at least 0")
         mapping[values] = str(index)
     return mapping
 
 
-def _describe_values(values: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in values.items())
+def _describe_values(expression: Expr, captures: Mapping[str, int], params: KeyParams) -> str:
+    numbers = [f"{name} = {value}" for name, value in captures.items()]
+    numbers += [
+        f"{name} = {params.values[name]}"
+        for name in expression.names
+        if name not in captures and isinstance(params.values[name], int)
+    ]
+    return f" for {', '.join(numbers)}" if numbers else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +160,14 @@ def compile_template(
     tables: Mapping[str, Table],
     steps: Steps,
     tabulations: Tabulations,
+    params: KeyParams = NO_PARAMS,
 ) -> Template:
-    """Compile the template of a rule; `tabulations` are those of the file so far.
+    """Compile the template of a rule; `tabulations` are those of the file so far, `params` its params.
 
     Raises `InvalidRules` with all of its problems, and `TooMany` if it takes more steps than are left.
     """
     steps.spend(TEMPLATE_STEPS + len(text.value) // 4)
-    compiler = _Compiler(text, pattern, tables, steps, tabulations)
+    compiler = _Compiler(text, pattern, tables, steps, tabulations, params)
     items = compiler.items()
     compiler.check_uses(forget)
     if compiler.problems:
@@ -169,9 +182,15 @@ def find_syntax_problems(text: Text) -> list[Diagnostic]:
 
 class _Compiler:
     def __init__(
-        self, text: Text, pattern: Pattern, tables: Mapping[str, Table], steps: Steps, tabulations: Tabulations
+        self,
+        text: Text,
+        pattern: Pattern,
+        tables: Mapping[str, Table],
+        steps: Steps,
+        tabulations: Tabulations,
+        params: KeyParams,
     ) -> None:
-        self.text, self.pattern, self.tables = text, pattern, tables
+        self.text, self.pattern, self.tables, self.params = text, pattern, tables, params
         self.steps, self.tabulations = steps, tabulations
         self.captures = {part.name: part for part in pattern.captures}
         self.problems: list[Diagnostic] = []
@@ -214,31 +233,45 @@ class _Compiler:
     def compile_field(self, written: _Field) -> TemplateItem | None:
         expression = written.expression
         names = [item for item in expression.postfix if isinstance(item, Name)]
-        parts = [self.find_capture(name) for name in names]
-        if any(part is None for part in parts):
+        known = [self.is_known(name) for name in names]
+        if not all(known):
             return None
         for name in expression.names:
-            (self.twice if name in self.used else self.used)[name] = written.at
-        if list(expression.postfix) == names[:1]:
-            assert parts[0] is not None
-            if written.table is not None:
-                return self.compile_lookup(parts[0], written)
-            return CaptureItem(expression.names[0])
-        if len(expression.postfix) == 1:
+            if name in self.captures:
+                (self.twice if name in self.used else self.used)[name] = written.at
+        part = self.captures.get(names[0].name) if list(expression.postfix) == names[:1] else None
+        if written.table is not None and part is None:
+            title = f"a table needs a capture, got the param {expression.text!r}"
+            self.add_problem("RK150", title, written.at, "write {name|table}")
+            return None
+        if part is not None:
+            return self.compile_lookup(part, written) if written.table else CaptureItem(expression.names[0])
+        if not names and len(expression.postfix) == 1:
             title = f"{self.text.value[slice(*written.at)]} is a number, the same for every key, not a capture"
             help = "name a capture, (?P<name>...) or {name}; write a constant without braces"
             self.add_problem("RK159", title, written.at, help)
             return None
         return self.compile_arithmetic(expression, written)
 
-    def find_capture(self, name: Name) -> Part | None:
-        part = self.captures.get(name.name)
-        if part is None:
-            known = [each for each in self.captures if each]
-            self.steps.spend(len(known))
-            help = suggest_name(name.name, known, f"the pattern captures {', '.join(known) or 'nothing'}")
-            self.add_problem("RK151", f"{name.name!r} is not captured by the pattern", name.at, help)
-        return part
+    def is_known(self, name: Name) -> bool:
+        """Return whether a name is a capture or else a param; a list is a param. Add a problem if it is not."""
+        if isinstance(name, ListName) and name.name in self.captures:
+            title = f"{name.name!r} is a capture, so it has no index"
+            self.add_problem("RK151", title, name.at, "an index selects a number of a list under `params:`")
+            return False
+        if name.name in self.captures or name.name in self.params.values:
+            return True
+        known = [each for each in self.captures if each]
+        self.steps.spend(len(known))
+        captured = f"the pattern captures {', '.join(known) or 'nothing'}"
+        help = suggest_name(name.name, [*known, *self.params.values], captured)
+        nor = (
+            "is neither a capture of the pattern nor a param"
+            if self.params.values
+            else "is not captured by the pattern"
+        )
+        self.add_problem("RK151", f"{name.name!r} {nor}", name.at, help)
+        return False
 
     def compile_lookup(self, part: Part, written: _Field) -> MapItem | None:
         assert written.table is not None and part.name is not None
@@ -271,12 +304,10 @@ class _Compiler:
         return f"add `where: {{{part.name}: {table}}}`"
 
     def compile_arithmetic(self, expression: Expr, written: _Field) -> TemplateItem | None:
-        names = expression.names
-        parts = [self.captures.get(name) for name in names]
+        names = tuple(name for name in expression.names if name in self.captures)
         spaces: list[tuple[str, ...]] = []
-        for part in parts:
-            assert part is not None
-            values = self.list_integers(part, written)
+        for name in names:
+            values = self.list_integers(self.captures[name], written)
             if values is None:
                 return None
             spaces.append(values)
@@ -290,11 +321,15 @@ class _Compiler:
             )
             return None
         try:
-            mapping = self.tabulations.get((expression, tuple(spaces)))
+            mapping = self.tabulations.get((expression, names, tuple(spaces)))
             if mapping is None:
                 self.steps.spend(count * (3 + len(expression.postfix) // 2))
-                mapping = _tabulate_expression(expression, spaces)
-                self.tabulations[expression, tuple(spaces)] = mapping
+                mapping = _tabulate_expression(expression, names, spaces, self.params)
+                self.tabulations[expression, names, tuple(spaces)] = mapping
+        except NoValue as error:
+            what = self.text.value[slice(*written.at)]
+            self.problems.append(explain_no_value(error, what, self.text.at(*written.at)))
+            return None
         except BadNumber as error:
             self.add_problem("RK155", str(error), written.at, "bound the captures, or change the expression")
             return None

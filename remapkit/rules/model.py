@@ -13,6 +13,7 @@ from remapkit.patterns.matcher import KeyOutcome, PatternMatcher, Renamer, SetMa
 from remapkit.patterns.pattern import Pattern
 from remapkit.patterns.stopping import Stop, find_stop
 from remapkit.patterns.template import Template
+from remapkit.rulefile.arithmetic import Values
 from remapkit.rulefile.syntax import RuleFile, WrittenTest
 from remapkit.rules.pipeline import AddedTargets, Pipeline
 
@@ -136,8 +137,10 @@ class CompiledRules:
     domain: tuple[Pattern, ...] = ()
     warnings: tuple[Diagnostic, ...] = ()
     add: tuple[AddedTargets, ...] = ()
-    params: Mapping[str, int | None] = field(default_factory=dict, hash=False)
+    params: Values = field(default_factory=dict, hash=False)
     require: tuple[Requirement, ...] = ()
+    key_params: tuple[str, ...] = ()
+    """The params that patterns and templates use: with other values, these are other rules."""
     everything: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
     """All rules, `keep`s and `drop`s."""
     matcher: SetMatcher = field(init=False, compare=False, repr=False)

@@ -9,7 +9,7 @@ require:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
@@ -17,7 +17,7 @@ from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.ops.calls import Arg, CallReader, evaluate_arg
 from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import Part, Pattern
-from remapkit.rulefile.arithmetic import BadNumber
+from remapkit.rulefile.arithmetic import BadNumber, Values, describe_value
 from remapkit.rulefile.syntax import WrittenPattern, WrittenRequirement
 from remapkit.rulefile.yaml.nodes import ListNode, ScalarNode
 from remapkit.rules.model import CompiledRules, Requirement
@@ -30,7 +30,7 @@ ANY = "any"
 
 def read_requirements(
     written: Sequence[WrittenRequirement],
-    params: Mapping[str, int | None],
+    params: Values,
     compiled: Callable[[WrittenPattern], Pattern | None],
     calls: CallReader,
     is_integer: Callable[[Part], bool],
@@ -53,6 +53,9 @@ def read_requirements(
             reader = PatternMatcher(pattern) if pattern is not None else None
             if pattern is not None and entry.what == "count":
                 by = _find_counted_capture(entry, pattern, is_integer, problems)
+        if entry.what != "param" and any(isinstance(each, tuple) for each in wanted):
+            title = f"{entry.name.value} must be compared with numbers, got a list"
+            problems.append(_explain_bad_entry(title, entry.wanted.span, "only a param can be a list"))
         if entry.what == "shape" and not isinstance(entry.wanted, ListNode):
             title = f"the shape of {entry.name.value} must be a list, got one number"
             problems.append(_explain_bad_entry(title, entry.wanted.span, "list its sizes: `is: [8, any]`"))
@@ -65,10 +68,11 @@ def _read_wanted(entry: WrittenRequirement, calls: CallReader) -> tuple[Arg, ...
     if not isinstance(entry.wanted, ListNode):
         assert isinstance(entry.wanted, ScalarNode)
         return (calls.read_number(entry.wanted),)
-    items = [item for item in entry.wanted.items if isinstance(item, ScalarNode)]
     return tuple(
-        None if entry.what == "shape" and item.kind == "text" and item.value == ANY else calls.read_number(item)
-        for item in items
+        None
+        if entry.what == "shape" and isinstance(item, ScalarNode) and item.kind == "text" and item.value == ANY
+        else calls.read_arg(item)
+        for item in entry.wanted.items
     )
 
 
@@ -109,7 +113,7 @@ def find_unmet_requirements(rules: CompiledRules, source: StateDictSpec) -> Iter
         if requirement.what == "param":
             found = rules.params[requirement.name]
             if found not in wanted:
-                words = "but has no value" if found is None else f"got {found}"
+                words = "but has no value" if found is None else f"got {describe_value(found)}"
                 title = f"the param {requirement.name} must be {_join_with_or(wanted)}, {words}"
                 yield _explain_unmet(requirement, title, f"pass --param {requirement.name}=NUMBER", source, found)
         elif requirement.what == "count":
@@ -159,7 +163,7 @@ def _has_shape(spec: TensorSpec, wanted: tuple[object, ...]) -> bool:
 
 
 def _join_with_or(wanted: Sequence[object]) -> str:
-    *before, last = map(str, wanted)
+    *before, last = (describe_value(each) if isinstance(each, tuple) else str(each) for each in wanted)
     return f"{', '.join(before)} or {last}" if before else last
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -39,6 +40,14 @@ TABLES: tuple[dict[str, str], ...] = (
     {"0": "0", "1": "0", "10": "1"},
     {"a.b": "a", "a": "b"},
 )
+RANGES = (
+    ("0..1", ("0", "1")),
+    ("0..2", ("0", "1", "2")),
+    ("1..2", ("1", "2")),
+    ("0..p-1", ("0", "1")),
+    ("p//2..p", ("1", "2")),
+)
+"""Ranges of guards, and their numbers."""
 OPS: tuple[Any, ...] = (
     "transpose",
     {"scale": 2},
@@ -107,8 +116,7 @@ class Maker:
                 where[name] = table
                 values = tuple(value for value in values if fits(piece, value))
             elif self.chance(7):
-                piece, where[name] = r"\d+", self.of(("0..1", "0..2", "1..2"))
-                values = tuple(str(n) for n in range(int(where[name][0]), int(where[name][3]) + 1))
+                piece, (where[name], values) = r"\d+", self.of(RANGES)
             elif self.chance(6):
                 piece = self.expression()
                 inside = [word for word in ("", "a.b", *WORDS) if fits(piece, word)]
@@ -137,6 +145,7 @@ class Maker:
                 (":a|b", ("a", "b")), (":b|ab|a", ("a", "ab", "b")), (":**", None),
             ]  # fmt: skip
             kinds += [(f":{table}", tuple(entries)) for table, entries in self.tables.items()] * 2
+            kinds += [(":0..p", ("0", "1", "2")), (":p-1..p*2-1", ("1", "2", "3")), (":p-1", ("1",))][self.pick(5) :]
             kinds += [(":0..11", tuple(map(str, range(12)))), (":0..39", tuple(map(str, range(40))))][self.pick(9) :]
             kind, values = self.of(kinds)
             if kind == ":**" and deep:
@@ -186,12 +195,16 @@ class Maker:
                 f"{name}+{other}",
                 f"{name}*40+{other}",
                 f"{other}*12+{name}",
+                f"{name}*p+{other}",
             )
             return "{" + self.of(forms) + "}"
         return (
             "{"
             + self.of(
-                (f"{name}+1", f"{name}*2", f"{name}//2", f"{name}%2", f"3*({name}+1)", f"{name}+9", f"{name}%3")
+                (
+                    *(f"{name}+1", f"{name}*2", f"{name}//2", f"{name}%2", f"3*({name}+1)", f"{name}+9"),
+                    *(f"{name}%3", f"p*20-{name}", f"{name}+p", f"{name}//p"),
+                )
             )
             + "}"
         )
@@ -336,7 +349,7 @@ class Maker:
         if self.chance(6):
             words = ("a", "b", "0", "1", "ab", "x", "10")
             data["header"] = [".".join(self.some(words, 1 + self.pick(3))) for _ in range(1 + self.pick(4))]
-        if "'p'" in repr(rules):
+        if re.search(r"\bp\b", repr(data)):
             data["params"] = {"p": 2}
         self.add_tables(data)
         return data
@@ -348,12 +361,12 @@ class Maker:
     def added(self) -> Data:
         entry: Data = {"to": self.of(("a", "b", "a.", "ab", "0", "y", "a.y")), "fill": "zeros", "shape": [1]}
         if self.chance(2):
-            values = self.of(("0..1", ["a", "b"], *sorted(self.tables)))
+            values = self.of(("0..1", "0..p-1", ["a", "b"], *sorted(self.tables)))
             field = "{n}"
             if isinstance(values, str) and values in self.tables:
                 field = self.of(("{n}", f"{{n|{values}}}"))
-            elif values == "0..1":
-                field = self.of(("{n}", "{n+1}"))
+            elif values in ("0..1", "0..p-1"):
+                field = self.of(("{n}", "{n+1}", "{p-n}"))
             entry.update(to=self.of(("", "a", "a.")) + field + self.of(("", "y")), each={"n": values})
         return {**entry, "dtype": "F32"}
 

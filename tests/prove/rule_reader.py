@@ -63,7 +63,7 @@ class Part:
     def restrict_to(self, words: Iterable[str]) -> Part:
         # Longest first, as everything else that has a choice is greedy.
         kept = sorted({word for word in words if fits(self.expression, word)}, key=lambda word: (-len(word), word))
-        return Part(self.name, "|".join(map(re.escape, kept)), tuple(kept))
+        return Part(self.name, "|".join(map(re.escape, kept)) if kept else "(?!)", tuple(kept))
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,28 @@ def _list_words(guard: object, tables: Tables) -> list[str]:
 
 
 def _list_range(text: str) -> list[str]:
-    low, high = text.split("..")
-    return [str(number) for number in range(int(low), int(high) + 1)]
+    low, _, high = text.partition("..")
+    return [str(number) for number in range(_calculate(low), _calculate(high or low) + 1)]
+
+
+def _calculate(text: str) -> int:
+    return int(eval(text, {"__builtins__": {}}, {}))
+
+
+def put_in_params(value: Any, params: Data) -> Any:
+    """Write the params into the braces and ranges of plain data, as Python writes them."""
+    if isinstance(value, dict):
+        return {name: put_in_params(each, params) for name, each in value.items()}
+    if isinstance(value, list):
+        return [put_in_params(each, params) for each in value]
+    if not isinstance(value, str) or not params:
+        return value
+    name = re.compile(rf"\b(?:{'|'.join(params)})\b")
+
+    def write(found: re.Match[str]) -> str:
+        return name.sub(lambda each: f"({params[each[0]]})", found[0])
+
+    return re.sub(r"^[^{}]*\.\.[^{}]*$|\{[^{}']*\}", write, value)
 
 
 def _read_path(text: str, tables: Tables) -> list[Part]:
@@ -345,6 +365,7 @@ class RuleFile:
 
 def read_rules(data: Data) -> RuleFile:
     """Read the plain data of a rule file that remapkit accepts; `header` has known keys, which are no part of it."""
+    data = {**put_in_params({**data, "params": None}, data.get("params") or {}), "params": data.get("params")}
     written_tables = data.get("tables") or {}
     tables: dict[str, dict[str, str]] = {}
     for name, table in written_tables.items():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from remapkit.api.explain import Explanation, explain
+from remapkit.cli.arguments import get_param_options
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.wording import count_noun
 
@@ -21,7 +22,7 @@ UNMATCHED = {
 
 def run(args: Namespace) -> CommandOutcome:
     """Show the result of every rule for a key."""
-    found = explain(args.rules, args.keys)
+    found = explain(args.rules, args.keys, **get_param_options(args))
     return CommandOutcome(
         data={"keys": list(map(_dump_explanation, found))},
         text=tuple(part for explanation in found for part in _describe_explanation(explanation)),

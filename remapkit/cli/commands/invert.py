@@ -5,13 +5,15 @@ from __future__ import annotations
 from argparse import Namespace
 
 from remapkit.api.invert import invert
+from remapkit.cli.arguments import get_param_options
 from remapkit.cli.render import CommandOutcome
 from remapkit.diagnostics.wording import join_words
 
 
 def run(args: Namespace) -> CommandOutcome:
     """Write the inverse to a file, or return its text as the result."""
-    inverse = invert(args.rules, None if args.output == "-" else args.output, force=args.force)
+    output = None if args.output == "-" else args.output
+    inverse = invert(args.rules, output, force=args.force, **get_param_options(args))
     if inverse.output is None:
         return CommandOutcome(data={"text": inverse.text}, raw=inverse.text)
     manifests = [str(path) for path in inverse.manifests]

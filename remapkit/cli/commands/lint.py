@@ -6,13 +6,14 @@ from argparse import Namespace
 from typing import Any
 
 from remapkit.api.lint import LintedFile, lint
+from remapkit.cli.arguments import get_param_options
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.wording import count_noun
 
 
 def run(args: Namespace) -> CommandOutcome:
     """Validate against the schema, compile, and prove over all keys."""
-    report = lint(args.rules, allow_undecided=args.allow_undecided)
+    report = lint(args.rules, allow_undecided=args.allow_undecided, **get_param_options(args))
     return CommandOutcome(
         data={"files": list(map(_dump_file, report.files))},
         text=(TextTable(("file", ">rules", ">keep", ">drop", "verdict"), tuple(map(_make_row, report.files))),),
