@@ -20,6 +20,7 @@ from remapkit.patterns.matcher import Program, count_free_positions, make_engine
 from remapkit.patterns.path import PathProblems, parse_path, read_range
 from remapkit.patterns.pattern import Part, Pattern, split_into_parts
 from remapkit.patterns.regex import parse_regex
+from remapkit.patterns.segments import check_segments
 from remapkit.patterns.steps import Steps
 from remapkit.patterns.tree import count_nodes
 from remapkit.rulefile.syntax import WrittenGuard, WrittenPattern
@@ -85,6 +86,8 @@ def compile_pattern(
         if len(problems) >= MAX_PROBLEMS:
             break
         parts = _apply_guard(parts, guard, written, tables, problems, warnings, steps)
+    if written.surface == "path" and not problems:
+        problems += check_segments(written.text, parts, steps)
     leaf = _read_leaves(written, problems)
     pattern = Pattern(written.surface, written.text, written.span, parts, leaf)
     if leaf is not None and not problems:

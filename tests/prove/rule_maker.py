@@ -128,10 +128,11 @@ class Maker:
 
     def path(self, names: Sequence[str]) -> tuple[Data, list[Capture]]:
         segments, where, captures = [], Data(), []
-        deep = False
+        deep, before = False, ""
         for name in names:
             if self.chance(3):
                 segments.append(self.of(("a", "b", "x", "0")))
+                before = ""
             kinds: list[tuple[str, tuple[str, ...] | None]] = [
                 ("", None), ("", None), (":int", None), (":0..1", ("0", "1")), (":0..2", ("0", "1", "2")),
                 (":a|b", ("a", "b")), (":b|ab|a", ("a", "ab", "b")), (":**", None),
@@ -147,7 +148,12 @@ class Maker:
                 segment = self.of(("a", "b", "x")) + segment
             elif kind != ":**" and self.chance(8):
                 segment += self.of(("a", "b"))
-            segments.append(segment)
+            # Several captures in one segment: the first is bounded, so that many such paths are accepted.
+            if kind != ":**" and before not in ("", ":**") and self.chance(4):
+                segments[-1] += self.of(("x", "_", "a", "")) + segment
+            else:
+                segments.append(segment)
+            before = kind or self.of(("", ":"))
             if kind in ("", ":int", ":**") and self.chance(7):
                 words = {"": WORDS, ":int": ("0", "1"), ":**": ("a", "a.b", "b.a", "ab", "a.a.b")}[kind]
                 where[name] = self.some(words, 1 + self.pick(3))
