@@ -10,6 +10,7 @@ PATHS = (
     "tests/language/test_literals.py",
 )
 SEGMENTS = ("tests/language/test_segments.py",)
+ARITHMETIC = ("tests/prove/test_findings.py",)
 SETS = ("tests/matcher/test_sets.py", "tests/matcher/test_safe_time.py", "tests/matcher/test_peers.py")
 STOPS = ("tests/language/test_rule_sets.py",)
 SMALL = (
@@ -371,5 +372,30 @@ FAULTS: tuple[Fault, ...] = (
         "part.values[0].split()",
         "each segment is checked by itself",
         SEGMENTS,
+    ),
+    # ------------------------------------------------------------------------------------------------ arithmetic
+    Fault(
+        "arithmetic is blamed for a split",
+        "proofs/concrete.py",
+        "        elif left != right:\n            return None\n    return found",
+        "    return found",
+        "a target that can be split in two ways is said to be one",
+        ARITHMETIC,
+    ),
+    Fault(
+        "what arithmetic keeps may be forgotten",
+        "rules/compile_template.py",
+        "elif name.value in self.used and not _loses(items, name.value):",
+        "elif name.value in self.used and not items:",
+        "`forget` of what the template keeps is refused",
+        ARITHMETIC,
+    ),
+    Fault(
+        "what is used beside lossy arithmetic may be forgotten",
+        "rules/compile_template.py",
+        "if any(isinstance(item, CaptureItem) and item.name == name for item in items):",
+        "if False:",
+        "`forget` of what the template keeps is refused",
+        ARITHMETIC,
     ),
 )

@@ -257,9 +257,13 @@ class Maker:
             made.append(Capture("k", None if number is None else tuple(map(str, range(number)))))
         shuffled = self.chance(4) or ("unstack" in rule and not self.clean)
         self.outputs(rule, operation, captures, made, shuffled)
+        target = str(rule.get("to", ""))
         lost = [capture.name for capture in captures if capture not in used]
-        if any(f"{{{name}" in str(rule.get("to", "")) for name in lost):
+        if any(f"{{{name}" in target for name in lost):
             return rule
+        if self.chance(2):
+            # Arithmetic may lose what differs, and say so.
+            lost += [each.name for each in used if f"{{{each.name}%" in target or f"{{{each.name}//" in target]
         if lost:
             rule["forget"] = lost
         return rule
