@@ -15,6 +15,7 @@ from remapkit.patterns.literals import choice_text, literal_text
 from remapkit.patterns.matcher import regex_text
 from remapkit.patterns.path import parse_path
 from remapkit.patterns.pattern import SEGMENT, Part
+from remapkit.patterns.segments import reads_segments_one_way
 from remapkit.patterns.tree import Group, literal
 from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.arithmetic import ParamValue
@@ -214,6 +215,8 @@ class InverseWriter:
         try:
             parts = parse_path(Text.of(text), {name: tuple(entries) for name, entries in self.tables.found.items()})
         except InvalidRules:
+            return None
+        if not reads_segments_one_way(parts):
             return None
         named = {part.name: part for part in parts if part.name is not None}
         same = all(

@@ -21,6 +21,7 @@ from remapkit.patterns.path import parse_path
 from remapkit.patterns.pattern import Part, Pattern, split_into_parts
 from remapkit.patterns.ranges import NO_PARAMS, KeyParams, read_number, read_range
 from remapkit.patterns.regex import parse_regex
+from remapkit.patterns.segments import check_segments
 from remapkit.patterns.steps import Steps
 from remapkit.patterns.tree import count_nodes
 from remapkit.rulefile.syntax import WrittenGuard, WrittenPattern
@@ -89,6 +90,8 @@ def compile_pattern(
         if len(problems) >= MAX_PROBLEMS:
             break
         parts = _apply_guard(parts, guard, written, tables, params, problems, warnings, steps)
+    if written.surface == "path" and not problems:
+        problems += check_segments(written.text, parts, steps)
     leaf = _read_leaves(written, problems)
     pattern = Pattern(written.surface, written.text, written.span, parts, leaf)
     if leaf is not None and not problems and not pattern.is_empty:

@@ -2,9 +2,10 @@ r"""Parse the `path` surface syntax (literal segments and captures) into the par
 
     encoder.down_blocks.{stage:int}.resnets.{block:0..2}.{layer:layer}.{rest:**}
 
-`{name}` is one segment (or, next to literal text, the rest of one), `{name:int}` a canonical decimal, `{name:0..47}`
-a number in a range, `{name:a|b}` one of several words, `{name:slots}` a key of the table `slots`, `{name:**}` one or
-more segments. `{{` and `}}` are literal braces, and `{'...'}` is a literal with any characters (`literals.py`).
+`{name}` is one segment (or, next to other text, any part of one), `{name:int}` a canonical decimal, `{name:0..47}` a
+number in a range, `{name:a|b}` one of several words, `{name:slots}` a key of the table `slots`, `{name:**}` one or
+more segments. A segment may have several captures if every key is split in one way (`segments.py`). `{{` and `}}` are
+literal braces, and `{'...'}` is a literal with any characters (`literals.py`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from remapkit.patterns.literals import (
 )
 from remapkit.patterns.pattern import CANONICAL, SEGMENT, SEGMENTS, Part
 from remapkit.patterns.ranges import NO_PARAMS, KeyParams, read_number, read_range
+from remapkit.patterns.segments import reads_segments_one_way
 from remapkit.patterns.tree import Seq, literal
 from remapkit.rulefile.yaml.compose import MAX_PROBLEMS, explain_problem_limit
 from remapkit.rulefile.yaml.emit import quote_text
@@ -95,9 +97,6 @@ def parse_path(text: Text, tables: Mapping[str, Sequence[str]], params: KeyParam
                 else "write a key, `{name}` for a segment, `{all:**}` for any key"
             )
             problems.add("RK130", "an empty segment", max(0, segment.start - 1), segment.end, help)
-        captures = [token for token in segment.tokens if token.kind == "capture"]
-        if len(captures) > 1:
-            _report_two_captures(captures, problems)
         for token in segment.tokens:
             if token.kind != "capture":
                 parts.append(_make_literal(token.value, token.start, token.end))
@@ -154,7 +153,7 @@ def _check_literals(
 
     def works(value: str) -> bool:
         try:
-            return bool(parse_path(Text.of(value), tables, params))
+            return reads_segments_one_way(parse_path(Text.of(value), tables, params))
         except InvalidRules as error:
             return {(each.code, each.title) for each in error.diagnostics} <= others
 
@@ -210,13 +209,6 @@ def _tokenize_path(text: Text, problems: PathProblems) -> Iterator[_Token]:
 
 def _make_literal(text: str, start: int, end: int) -> Part:
     return Part(None, Seq(literal(text, start).items, (start, end)), (start, end), values=(text,))
-
-
-def _report_two_captures(captures: list[_Token], problems: PathProblems) -> None:
-    help = "put a dot between them, or use `match:` with classes that define where the first one ends"
-    earlier = (captures[0].start, captures[0].end)
-    for token in captures[1:]:
-        problems.add("RK132", "two captures in one segment", token.start, token.end, help, earlier=earlier)
 
 
 def _read_capture(

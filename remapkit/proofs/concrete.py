@@ -132,6 +132,27 @@ def is_table_loss(key_map: KeyMap, one: Mapping[str, str], other: Mapping[str, s
     return False
 
 
+def find_lossy_arithmetic(key_map: KeyMap, keys: Sequence[str]) -> MapItem | None:
+    """Return arithmetic that gives two keys one number although its captures differ, if no other field differs.
+
+    Then the arithmetic loses the difference; otherwise the target can be split into its fields in two ways.
+    """
+    one, other = (key_map.reader(key) for key in keys)
+    found: MapItem | None = None
+    for item in key_map.items or ():
+        if isinstance(item, TextItem):
+            continue
+        if one is None or other is None or isinstance(item, Made) or not {*list_names(item)} <= one.keys():
+            return None
+        left, right = (tuple(captures[name] for name in list_names(item)) for captures in (one, other))
+        if isinstance(item, MapItem) and item.mapping[left] == item.mapping[right]:
+            if found is None and left != right and item.table is None:
+                found = item
+        elif left != right:
+            return None
+    return found
+
+
 def find_only_difference(key_map: KeyMap, keys: Sequence[str]) -> int | None:
     """Return the part in which two keys differ, or None if they differ in several."""
     differing = _list_differences(key_map, keys)

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
+from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.patterns.pattern import Part
+from remapkit.patterns.template import MapItem
 from remapkit.proofs import concrete
 from remapkit.proofs.edit_rules import find_core
 from remapkit.proofs.finding_base import SHOWN, FindingBase, count_rest, mark
@@ -213,7 +215,10 @@ class FindingWriter(FindingBase):
         """Report two keys of one rule with one target."""
         key_map = self.key_maps[witness.key_maps[0]]
         notes, always, labels = list(self.list_keys([witness])), list[str](), self.labels(witness.key_maps)
-        if witness.lost is not None:
+        if (item := concrete.find_lossy_arithmetic(key_map, witness.keys)) is not None:
+            fact, help, labels = self.describe_arithmetic(key_map, item, witness)
+            fixes = self.proposer.fix_numbers(key_map)
+        elif witness.lost is not None:
             fact, help, labels = self.describe_loss(key_map, key_map.pattern.parts[witness.lost])
             known, always = self.proposer.describe_known_values(key_map, witness.lost)
             notes += known
@@ -233,6 +238,24 @@ class FindingWriter(FindingBase):
         values = {**self.values([witness]), "target": witness.targets[0]}
         found = Diagnostic("RK202", title, labels, helps, tuple(notes), severity, values=values)
         return self.offer(found, [witness], fixes, always)
+
+    def describe_arithmetic(
+        self, key_map: KeyMap, item: MapItem, witness: Witness
+    ) -> tuple[str, str, tuple[Label, ...]]:
+        """Return a fact, general advice, and labels about arithmetic that gives two keys one number."""
+        readings = [key_map.reader(key) or {} for key in witness.keys]
+        number = item.mapping[tuple(readings[0][name] for name in item.names)]
+        cases = (", ".join(f"{name} = {each[name]}" for name in item.names) for each in readings)
+        fact = f"{item.written} of {key_map.rule_id} is {number} for {join_words(cases, conjunction='and for')}"
+        names = join_words(item.names)
+        help = f"use what it leaves out in another field, or restrict {names} to values that give different numbers"
+        to = key_map.to
+        assert to is not None
+        at = to.source.text.find(item.written, to.start, to.end)
+        label = Label(Span(to.source, at, at + len(item.written)) if at >= 0 else to, "lost here")
+        captured = (key_map.pattern.capture(name) for name in item.names)
+        labels = (Label(key_map.pattern.text.at(*part.at), primary=False) for part in captured if part is not None)
+        return fact, help, (label, *labels)
 
     def describe_loss(self, key_map: KeyMap, part: Part) -> tuple[str, str, tuple[Label, ...]]:
         """Return a fact, general advice, and labels about a part that the target omits."""

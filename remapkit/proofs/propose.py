@@ -171,6 +171,29 @@ class Proposer(RuleEditor):
                     written = splice(key_map.pattern.text.value, part.at, f"{{{part.name}:int}}")
                     yield self.rewrite(key_map, written)
 
+    def fix_numbers(self, key_map: KeyMap) -> Iterator[Fix]:
+        """Fix arithmetic that gives two keys one number: see `fix_arithmetic`; or restrict or forget its capture."""
+        place = self.find_template(key_map)
+        if place is None:
+            return
+        yield from self.fix_arithmetic(key_map, place)
+        for item in key_map.items or ():
+            if not isinstance(item, MapItem) or item.table is not None or len(item.names) > 1:
+                continue
+            (name,) = item.names
+            part = key_map.pattern.capture(name)
+            numbers = dict[str, str]()
+            for word in (part.values or ()) if part is not None else ():
+                if item.mapping[(word,)] in numbers:
+                    break
+                numbers[item.mapping[(word,)]] = word
+            if part is not None and len(numbers) > 1:
+                yield self.restrict(key_map, part, list(numbers.values()))
+            if name not in key_map.forget:
+                edit = Edit((*self.find_entry(key_map), "forget"), [*key_map.forget, name])
+                words = f"if {name} never differs within one checkpoint, add `forget: [{name}]`"
+                yield Fix(words, (edit,), narrows=True)
+
     def fix_arithmetic(self, key_map: KeyMap, place: Place) -> Iterator[Fix]:
         """Make arithmetic injective: restrict a capture, add a remainder, or write the captures themselves."""
         to = self.get_value(place)

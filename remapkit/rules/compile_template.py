@@ -169,7 +169,7 @@ def compile_template(
     steps.spend(TEMPLATE_STEPS + len(text.value) // 4)
     compiler = _Compiler(text, pattern, tables, steps, tabulations, params)
     items = compiler.items()
-    compiler.check_uses(forget)
+    compiler.check_uses(forget, items)
     if compiler.problems:
         raise InvalidRules(compiler.problems)
     return Template(text, items, tuple(name.value for name in forget))
@@ -351,10 +351,10 @@ class _Compiler:
                 return None
         return part.values
 
-    def check_uses(self, forget: tuple[Text, ...]) -> None:
+    def check_uses(self, forget: tuple[Text, ...], items: Sequence[TemplateItem]) -> None:
         forgotten = {name.value for name in forget}
         for name in forget:
-            self.check_forgotten(name)
+            self.check_forgotten(name, items)
         for part in self.pattern.captures:
             assert part.name is not None
             if part.name in self.twice and part.values is None:
@@ -378,14 +378,22 @@ class _Compiler:
         )
         self.problems.append(Diagnostic("RK152", title, labels, help))
 
-    def check_forgotten(self, name: Text) -> None:
+    def check_forgotten(self, name: Text, items: Sequence[TemplateItem]) -> None:
         known = [each for each in self.captures if each]
         self.steps.spend(1 + len(known) // 8)
         if name.value not in known:
             help = suggest_name(name.value, known, f"the pattern captures {', '.join(known) or 'nothing'}")
             title = f"`forget` names {name.value!r}, which the pattern does not capture"
             self.problems.append(Diagnostic("RK153", title, (Label(name.span),), (help,)))
-        elif name.value in self.used:
+        elif name.value in self.used and not _loses(items, name.value):
             labels = (Label(self.text.at(*self.used[name.value]), "used here", primary=False), Label(name.span))
             title = f"`forget` names {name.value!r}, which the template uses"
             self.problems.append(Diagnostic("RK153", title, labels, ("remove it from `forget`",)))
+
+
+def _loses(items: Sequence[TemplateItem], name: str) -> bool:
+    """Return whether a template uses a capture only in arithmetic that gives several values one number."""
+    if any(isinstance(item, CaptureItem) and item.name == name for item in items):
+        return False
+    maps = [item for item in items if isinstance(item, MapItem) and name in item.names]
+    return all(item.table is None and len(set(item.mapping.values())) < len(item.mapping) for item in maps)

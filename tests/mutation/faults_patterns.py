@@ -9,6 +9,8 @@ PATHS = (
     "tests/language/test_path_guard_template.py",
     "tests/language/test_literals.py",
 )
+SEGMENTS = ("tests/language/test_segments.py",)
+ARITHMETIC = ("tests/prove/test_findings.py",)
 SETS = ("tests/matcher/test_sets.py", "tests/matcher/test_safe_time.py", "tests/matcher/test_peers.py")
 STOPS = ("tests/language/test_rule_sets.py",)
 SMALL = (
@@ -164,14 +166,6 @@ FAULTS: tuple[Fault, ...] = (
         "if not (is_canonical_integer(low) and is_canonical_integer(high)):",
         "if not (is_canonical_integer(low) or is_canonical_integer(high)):",
         "both bounds are canonical decimals",
-        PATHS,
-    ),
-    Fault(
-        "two captures in one segment",
-        "patterns/path.py",
-        "if len(captures) > 1:",
-        "if len(captures) > 2:",
-        "a segment has at most one capture",
         PATHS,
     ),
     Fault(
@@ -337,5 +331,71 @@ FAULTS: tuple[Fault, ...] = (
         "not isinstance(node, Seq)",
         "(?:a*)* is printed with its group",
         SMALL,
+    ),
+    # ------------------------------------------------------------------------------------------------ segments
+    Fault(
+        "segments are not checked",
+        "patterns/compile.py",
+        "problems += check_segments(written.text, parts, steps)",
+        "pass",
+        "a segment that can be split in two ways is refused",
+        SEGMENTS,
+    ),
+    Fault(
+        "runs that give a character to two parts count as one",
+        "patterns/segments.py",
+        "apart or label[here] != label[there]",
+        "apart",
+        "two cuts are found",
+        SEGMENTS,
+    ),
+    Fault(
+        "two runs are apart once they are in two positions",
+        "patterns/segments.py",
+        "if pair[2] and pair[0] in last",
+        "if pair[0] != pair[1] and pair[0] in last",
+        "two runs that end in one position are two cuts",
+        SEGMENTS,
+    ),
+    Fault(
+        "the search goes deep first",
+        "patterns/segments.py",
+        "self.pending.append(pair)",
+        "self.pending.insert(len(self.reached) // 2, pair)",
+        "the key that is shown is the shortest",
+        SEGMENTS,
+    ),
+    Fault(
+        "a dot in the text before a segment does not end one",
+        "patterns/segments.py",
+        'part.values[0].split(".")',
+        "part.values[0].split()",
+        "each segment is checked by itself",
+        SEGMENTS,
+    ),
+    # ------------------------------------------------------------------------------------------------ arithmetic
+    Fault(
+        "arithmetic is blamed for a split",
+        "proofs/concrete.py",
+        "        elif left != right:\n            return None\n    return found",
+        "    return found",
+        "a target that can be split in two ways is said to be one",
+        ARITHMETIC,
+    ),
+    Fault(
+        "what arithmetic keeps may be forgotten",
+        "rules/compile_template.py",
+        "elif name.value in self.used and not _loses(items, name.value):",
+        "elif name.value in self.used and not items:",
+        "`forget` of what the template keeps is refused",
+        ARITHMETIC,
+    ),
+    Fault(
+        "what is used beside lossy arithmetic may be forgotten",
+        "rules/compile_template.py",
+        "if any(isinstance(item, CaptureItem) and item.name == name for item in items):",
+        "if False:",
+        "`forget` of what the template keeps is refused",
+        ARITHMETIC,
     ),
 )

@@ -136,10 +136,11 @@ class Maker:
 
     def path(self, names: Sequence[str]) -> tuple[Data, list[Capture]]:
         segments, where, captures = [], Data(), []
-        deep = False
+        deep, before = False, ""
         for name in names:
             if self.chance(3):
                 segments.append(self.of(("a", "b", "x", "0")))
+                before = ""
             kinds: list[tuple[str, tuple[str, ...] | None]] = [
                 ("", None), ("", None), (":int", None), (":0..1", ("0", "1")), (":0..2", ("0", "1", "2")),
                 (":a|b", ("a", "b")), (":b|ab|a", ("a", "ab", "b")), (":**", None),
@@ -156,7 +157,12 @@ class Maker:
                 segment = self.of(("a", "b", "x")) + segment
             elif kind != ":**" and self.chance(8):
                 segment += self.of(("a", "b"))
-            segments.append(segment)
+            # Several captures in one segment: the first is bounded, so that many such paths are accepted.
+            if kind != ":**" and before not in ("", ":**") and self.chance(4):
+                segments[-1] += self.of(("x", "_", "a", "")) + segment
+            else:
+                segments.append(segment)
+            before = kind or self.of(("", ":"))
             if kind in ("", ":int", ":**") and self.chance(7):
                 words = {"": WORDS, ":int": ("0", "1"), ":**": ("a", "a.b", "b.a", "ab", "a.a.b")}[kind]
                 where[name] = self.some(words, 1 + self.pick(3))
@@ -264,9 +270,13 @@ class Maker:
             made.append(Capture("k", None if number is None else tuple(map(str, range(number)))))
         shuffled = self.chance(4) or ("unstack" in rule and not self.clean)
         self.outputs(rule, operation, captures, made, shuffled)
+        target = str(rule.get("to", ""))
         lost = [capture.name for capture in captures if capture not in used]
-        if any(f"{{{name}" in str(rule.get("to", "")) for name in lost):
+        if any(f"{{{name}" in target for name in lost):
             return rule
+        if self.chance(2):
+            # Arithmetic may lose what differs, and say so.
+            lost += [each.name for each in used if f"{{{each.name}%" in target or f"{{{each.name}//" in target]
         if lost:
             rule["forget"] = lost
         return rule

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from test_fixes import FILL, compiled, rules
 
-from remapkit.diagnostics.diagnostic import to_json
+from remapkit.diagnostics.diagnostic import Severity, to_json
+from remapkit.diagnostics.errors import InvalidRules
 from remapkit.proofs.finding_base import SHOWN
 from remapkit.proofs.findings import FindingWriter
 from remapkit.proofs.keymap import key_maps
+from remapkit.proofs.model import Level
 from remapkit.proofs.prover import prove
 from remapkit.proofs.witness import Fault, Witness
 
@@ -53,6 +55,51 @@ def test_three_rules_with_one_target_are_counted_exactly() -> None:
     (finding,) = prove(compiled(rules(*(f"path: 'a{n}.{{x}}', to: 'b.{{x}}'" for n in range(3))))).findings
     assert finding.title == "keys of 3 rules map to one target, b.a"
     assert finding.notes == ("a0.a\na1.a\na2.a\nall become b.a",)
+
+
+ARITHMETIC = [
+    ("path: 'a.{n:0..7}.{w}', to: 'b.{n//4}.{w}'", "{n//4} of r0 is 0 for n = 0 and for n = 1", "{n//4}"),
+    ("path: 'a.{n:0..7}.{w}', to: 'b.{w}.{ n % 4 }'", "{ n % 4 } of r0 is 0 for n = 0 and for n = 4", "{ n % 4 }"),
+    (
+        "path: 'a.{i:0..3}.{j:0..2}', to: 'b.{i*2+j}'",
+        "{i*2+j} of r0 is 2 for i = 0, j = 2 and for i = 1, j = 0",
+        "{i*2+j}",
+    ),
+    (
+        "path: 'a.{i:0..3}.{j:0..2}', copy: ['c.{i}.{j}', 'b.{i//2}.{j}']",
+        "{i//2} of r0 is 0 for i = 0 and for i = 1",
+        "{i//2}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "fact", "field"), ARITHMETIC, ids=[row[2] for row in ARITHMETIC])
+def test_arithmetic_that_loses_is_named(body: str, fact: str, field: str) -> None:
+    (finding,) = prove(compiled(rules(body))).findings
+    assert (finding.code, finding.title) == ("RK202", f"two keys map to one target: {fact}")
+    assert finding.span is not None and finding.span.text == field
+
+
+def test_arithmetic_that_loses_nothing_is_not_blamed() -> None:
+    (finding,) = prove(compiled(rules("path: 'a.{i:0..11}.{j:0..11}', to: 'b.{i+1}{j}'"))).findings
+    assert "can be split in two ways" in finding.title
+
+
+def test_a_loss_in_arithmetic_can_be_admitted() -> None:
+    """Only what differs in that capture alone is: another loss beside it is still an error."""
+    body = "path: 'a.{i:0..7}.{j:0..3}', to: 'b.{i//4}.%s', forget: [i]"
+    proof = prove(compiled(rules(body % "{j}")))
+    assert proof.level is Level.KEYS
+    assert [each.severity for each in proof.findings] == [Severity.WARNING]
+    proof = prove(compiled(rules(body % "{j//2}")))
+    assert proof.level is Level.REFUTED
+    assert "{j//2} of r0" in proof.findings[0].title
+
+
+@pytest.mark.parametrize("field", ["{i+1}", "{i}.{i//4}", "{i//4}.{i+1}"])
+def test_what_arithmetic_keeps_cannot_be_forgotten(field: str) -> None:
+    with pytest.raises(InvalidRules, match="RK153"):
+        compiled(rules(f"path: 'a.{{i:0..7}}', to: 'b.{field}', forget: [i]"))
 
 
 def test_outputs_with_one_target_are_one_finding() -> None:

@@ -141,7 +141,16 @@ CASES: dict[str, tuple[str, str, list[str]]] = {
         "RK202",
         ["separate {a} and {b}, {b} and {c}: write to: {a}.{b}.{c}"],
     ),
-    "half a quotient": (rules("path: 'a.{n:0..3}', to: 'b.{n//2}'"), "RK202", ["write to: b.{n//2}.{n%2}"]),
+    "half a quotient": (
+        rules("path: 'a.{n:0..3}', to: 'b.{n//2}'"),
+        "RK202",
+        ["write to: b.{n//2}.{n%2}", "if n never differs within one checkpoint, add `forget: [n]`"],
+    ),
+    "a remainder": (
+        rules("path: 'a.{n:0..7}', to: 'b.{n%4}'"),
+        "RK202",
+        ["write to: b.{n}", "restrict {n:0..7} of r0 to {n:0..3}"],
+    ),
     "a step that is too small": (
         rules("path: 'a.{i:0..3}.{j:0..4}', to: 'b.{i*4+j}'"),
         "RK202",
