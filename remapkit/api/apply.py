@@ -11,6 +11,7 @@ from typing import Any
 from remapkit.api.inputs import Keys, NamedTarget, refuse_unproven
 from remapkit.api.ruleset import Config, Plan, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.api.sizes import parse_size
+from remapkit.compute.move_bytes import refuse_unequal_merges
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.log import log_diagnostics
@@ -262,6 +263,8 @@ class _Output:
         provenance: Mapping[str, str],
     ) -> WrittenFiles:
         if self.dry_run:
+            if reader.format != "manifest":
+                refuse_unequal_merges(moves, reader)
             return WrittenFiles((), 0, 0, 0.0)
         # The source's metadata without the names that became keys; the writer adds the records of tied names.
         own = {name: value for name, value in reader.header().metadata.items() if name not in plan.source}

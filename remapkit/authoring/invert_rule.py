@@ -17,7 +17,7 @@ from remapkit.authoring.leaf_guard import build_guard_in, starts_segment
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Text
 from remapkit.diagnostics.wording import join_words
-from remapkit.ops.calls import Call, to_plain_arg
+from remapkit.ops.calls import Arg, Call, to_plain_arg
 from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.pattern import CANONICAL, Part
@@ -25,8 +25,9 @@ from remapkit.patterns.regex import parse_regex
 from remapkit.patterns.template import CaptureItem, MapItem, TemplateItem, TextItem
 from remapkit.proofs.correlated import find_correlated
 from remapkit.proofs.keymap import KeyMap
+from remapkit.rules.axes import Axis
 from remapkit.rules.model import CompiledRules, Rule
-from remapkit.rules.pipeline import Axis, Pipeline, SplitRule
+from remapkit.rules.pipeline import Pipeline, SplitRule
 
 if TYPE_CHECKING:
     from remapkit.diagnostics.source import Span
@@ -130,7 +131,10 @@ def _has_capture(item: TemplateItem, together: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class InversePipeline:
-    """The inverse of a rule with operations: its joins, operations and splits as plain data for YAML."""
+    """The inverse of a rule with operations: its joins, operations and splits as plain data for YAML.
+
+    `merge` and `copy` are mappings with `by`, empty ones if the sources or targets are listed.
+    """
 
     id: str
     sources: tuple[tuple[InverseRule, tuple[object, ...]], ...]
@@ -140,6 +144,8 @@ class InversePipeline:
     stack: Mapping[str, object] | None = None
     unstack: Mapping[str, object] | None = None
     split: Mapping[str, object] | None = None
+    merge: Mapping[str, object] | None = None
+    copy: Mapping[str, object] | None = None
 
 
 def invert_pipeline(
@@ -165,10 +171,12 @@ def invert_pipeline(
         sources=tuple((rule, _invert_calls(calls)) for rule, calls in zip(turned[0], pipeline.after, strict=True)),
         targets=tuple((row[0].to, _invert_calls(calls)) for row, calls in zip(turned, pipeline.before, strict=True)),
         ops=_invert_calls(pipeline.ops),
-        concat=_dump_split(pipeline.split, "equal"),
+        concat=_dump_split(pipeline.split, pipeline.spread, "equal"),
         stack=_dump_axis(pipeline.unstack),
         unstack=_dump_axis(pipeline.stack),
-        split=_dump_split(pipeline.concat, None),
+        split=_dump_split(pipeline.concat, pipeline.family, None),
+        merge=(_dump_axis(pipeline.spread) or {}) if pipeline.share is not None else None,
+        copy=(_dump_axis(pipeline.family) or {}) if pipeline.merge else None,
     )
 
 
@@ -200,14 +208,15 @@ def _refuse_one_way(pipeline: Pipeline) -> None:
         if isinstance(reason := call.inverse, str):
             label = Label(call.span if call.span is not None else pipeline.span)
             problems.append(Diagnostic("RK215", f"{pipeline.id} has no inverse: {reason}", (label,), (_ONE_WAY,)))
-    if pipeline.share is not None:
-        title = f"{pipeline.id} has no inverse: it writes one tensor under {len(pipeline.after)} names"
-        help = "choose the name to read: write the inverse rule yourself, and drop the other names"
-        problems.append(Diagnostic("RK215", title, (Label(pipeline.span),), (help,)))
     if pipeline.concat is not None and pipeline.concat.sizes is None and not pipeline.concat.equal:
         title = f"{pipeline.id} has no inverse: the sizes of its concat parts are not given"
         help = "write `sizes: equal`, or the size of each: `sizes: [hidden, hidden, 4*hidden]`"
         problems.append(Diagnostic("RK215", title, (Label(pipeline.concat.span or pipeline.span),), (help,)))
+    several = pipeline.stack if pipeline.stack is not None and len(pipeline.stack.by) > 1 else None
+    for axis in (each for each in (several, pipeline.family) if each is not None and each.count is None):
+        title = f"{pipeline.id} has no inverse: it does not say how many {join_words(axis.by)} `{axis.word}` joins"
+        help = f"add `count: {'8' if len(axis.by) == 1 else '[2, 4]'}`, with your own numbers"
+        problems.append(Diagnostic("RK215", title, (Label(axis.span or pipeline.span),), (help,)))
     if problems:
         raise NoInverse(*problems)
 
@@ -220,18 +229,26 @@ def _invert_calls(calls: Sequence[Call]) -> tuple[object, ...]:
     return tuple(each.to_plain() for each in inverses if not isinstance(each, str))
 
 
-def _dump_split(split: SplitRule | None, otherwise: str | None) -> Mapping[str, object] | None:
+def _dump_split(split: SplitRule | None, axis: Axis | None, otherwise: str | None) -> Mapping[str, object] | None:
     if split is None:
         return None
     sizes = to_plain_arg(split.sizes) if split.sizes is not None else otherwise
-    return {"dim": split.dim, **({"sizes": sizes} if sizes is not None else {})}
+    numbers = dict(_dump_axis(axis) or {})
+    if isinstance(sizes, list | tuple) and axis is not None and len(axis.by) == 1:
+        numbers.pop("count")  # the number of sizes
+    return {"dim": split.dim, **numbers, **({"sizes": sizes} if sizes is not None else {})}
 
 
 def _dump_axis(axis: Axis | None) -> Mapping[str, object] | None:
     if axis is None:
         return None
-    count = {"count": to_plain_arg(axis.count)} if axis.count is not None else {}
-    return {"dim": axis.dim, "by": axis.by, **count}
+    dim = {"dim": axis.dim} if axis.dim is not None else {}
+    count = {"count": _dump_list(tuple(map(to_plain_arg, axis.count)))} if axis.count is not None else {}
+    return {**dim, "by": _dump_list(axis.by), **count}
+
+
+def _dump_list(values: Sequence[object]) -> object:
+    return values[0] if len(values) == 1 else list(values)
 
 
 class _Inverter:
@@ -258,9 +275,16 @@ class _Inverter:
         self.back: dict[str, str] = {}
         """How each capture of the source is written in the template of the inverse."""
         self.names = {part.name for part in rule.pattern.captures}
-        self.made = rule.pipeline.unstack if rule.pipeline is not None else None
-        if rule.pipeline is not None and rule.pipeline.folded is not None:
-            self.back[rule.pipeline.folded] = f"{{{rule.pipeline.folded}}}"
+        axes = (rule.pipeline.unstack, rule.pipeline.spread) if rule.pipeline is not None else ()
+        self.made = {
+            name: count
+            for axis in axes
+            if axis is not None
+            for name, count in zip(axis.by, axis.count or (None,) * len(axis.by), strict=True)
+        }
+        """The indices that the rule counts, with the number of their values."""
+        if rule.pipeline is not None:
+            self.back.update({name: f"{{{name}}}" for name in rule.pipeline.folded})
 
     def invert(self, id: str) -> InverseRule:
         assert self.given.template is not None
@@ -289,17 +313,17 @@ class _Inverter:
         if isinstance(item, CaptureItem):
             if item.name in self.fixed:
                 return self.fixed[item.name]
-            if self.made is not None and item.name == self.made.by:
+            if item.name in self.made:
                 if item.name in self.back:
-                    raise self.unwritable("it uses the index that `unstack` counts more than once")
+                    raise self.unwritable(f"it uses {item.name!r}, which it counts, more than once")
                 self.back[item.name] = ""
-                return InverseCapture(item.name, _build_index(self.made))
+                return InverseCapture(item.name, _build_index(item.name, self.made[item.name]))
             self.back[item.name] = f"{{{item.name}}}"
             part = self.given.pattern.capture(item.name)
             assert part is not None
             return InverseCapture(item.name, part, regex=self.find_regex(part))
-        if self.made is not None and self.made.by in item.names:
-            raise self.unwritable("it does arithmetic on the index that `unstack` counts")
+        if counted := [name for name in item.names if name in self.made]:
+            raise self.unwritable(f"it does arithmetic on {counted[0]!r}, which it counts")
         names = [name for name in dict.fromkeys(item.names) if name not in self.fixed]
         words = [self.list_words(name) for name in item.names]
         rows = {
@@ -412,11 +436,11 @@ class _Inverter:
         return NoInverse(Diagnostic("RK213", title, _make_label(self.given), help))
 
 
-def _build_index(axis: Axis) -> Part:
-    """Return the part that reads the index of an `unstack`: below its count, if that is a number."""
-    if not isinstance(axis.count, int) or axis.count > MAX_WORDS:
-        return Part(axis.by, CANONICAL, written="int")
-    return Part(axis.by, CANONICAL).restrict_to(tuple(map(str, range(axis.count))))
+def _build_index(name: str, count: Arg) -> Part:
+    """Return the part that reads an index that the rule counts: below its count, if that is a number."""
+    if not isinstance(count, int) or count > MAX_WORDS:
+        return Part(name, CANONICAL, written="int")
+    return Part(name, CANONICAL).restrict_to(tuple(map(str, range(count))))
 
 
 def _merge_text(pattern: Iterable[str | InverseCapture]) -> Iterator[str | InverseCapture]:

@@ -182,27 +182,37 @@ class InverseWriter:
     def write_pipeline(self, inverse: InversePipeline) -> Iterator[str]:
         """Write a rule with operations, its entries in the order of execution."""
         yield f"- id: {emit_scalar(inverse.id)}"
-        if inverse.concat is None:
+        if len(inverse.sources) == 1:
             yield from (f"  {entry}" for entry in self.write_pattern(inverse.sources[0][0]).entries())
+            if inverse.concat is not None:
+                yield f"  concat: {emit_flow(inverse.concat)}"
+            if inverse.merge is not None:
+                yield f"  merge: {emit_flow(inverse.merge)}"
         else:
-            yield "  concat:"
-            yield from (f"    {name}: {emit_flow(value)}" for name, value in inverse.concat.items())
-            yield "    from:"
+            yield "  concat:" if inverse.concat is not None else "  merge:"
+            yield from (f"    {name}: {emit_flow(value)}" for name, value in (inverse.concat or {}).items())
+            yield from (["    from:"] if inverse.concat is not None else [])
+            indent = "      " if inverse.concat is not None else "    "
             for rule, ops in inverse.sources:
-                yield f"      - {self.write_pattern(rule).inline(*_write_ops(ops))}"
+                yield f"{indent}- {self.write_pattern(rule).inline(*_write_ops(ops))}"
         if inverse.stack is not None:
             yield f"  stack: {emit_flow(inverse.stack)}"
         yield from (f"  {entry}" for entry in _write_ops(inverse.ops))
         if inverse.unstack is not None:
             yield f"  unstack: {emit_flow(inverse.unstack)}"
-        if inverse.split is None:
+        if len(inverse.targets) == 1:
+            if inverse.split is not None:
+                yield f"  split: {emit_flow(inverse.split)}"
+            if inverse.copy is not None:
+                yield f"  copy: {emit_flow(inverse.copy)}"
             yield f"  to: {quote_text(inverse.targets[0][0])}"
             return
-        yield "  split:"
-        yield from (f"    {name}: {emit_flow(value)}" for name, value in inverse.split.items())
-        yield "    into:"
+        yield "  split:" if inverse.split is not None else "  copy:"
+        yield from (f"    {name}: {emit_flow(value)}" for name, value in (inverse.split or {}).items())
+        yield from (["    into:"] if inverse.split is not None else [])
+        indent = "      " if inverse.split is not None else "    "
         for to, ops in inverse.targets:
-            yield f"      - {emit_flow({'to': to, 'ops': ops}) if ops else quote_text(to)}"
+            yield f"{indent}- {emit_flow({'to': to, 'ops': ops}) if ops else quote_text(to)}"
 
     def write_path(self, rule: InverseRule) -> str | None:
         """Return the pattern as a path, if that parses back to the same language; else None."""
@@ -270,7 +280,7 @@ class InverseWriter:
             pipeline = found[0].rule.pipeline
             if pipeline is None:
                 yield test.target.value, (test.source.value,)
-            elif pipeline.stack is None and pipeline.unstack is None:
+            elif not pipeline.folded and not pipeline.made:
                 for target in found[0].targets:
                     sources = joined.setdefault(target, {})
                     sources[found[0].rule.branch] = test.source.value

@@ -335,6 +335,8 @@ def build_tree(ops: Sequence[Op], sources: Sequence[Lazy]) -> Lazy:
 
 def _join_sources(join: Join, sources: Sequence[Lazy]) -> Lazy:
     width = len(join.branches)
+    if join.merge:
+        sources, width = sources[::width], 1
     made = [_chain_ops(join.branches[n % width], source) for n, source in enumerate(sources)]
     if join.concat is not None:
         made = [_concatenate_parts(made[at : at + width], join.concat) for at in range(0, len(made), width)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+from remapkit.compute.merged import find_unequal_merges, get_merge, read_with_ops
+from remapkit.diagnostics.errors import FailedCheck
 from remapkit.formats.reader import Reader
 from remapkit.plans.moves import Move
 
@@ -20,3 +22,11 @@ def read_target_chunks(move: Move, reader: Reader, run: Run | None = None) -> It
 
         return stream_move(move, reader)
     return run(move, reader)
+
+
+def refuse_unequal_merges(moves: Sequence[Move], reader: Reader) -> None:
+    """Compare all tensors that are merged; raises `FailedCheck` (RK347) if two that must be equal differ."""
+    if any(get_merge(move) for move in moves):
+        header = reader.header()
+        if problems := find_unequal_merges(moves, header, read_with_ops(reader), header.name):
+            raise FailedCheck(problems)

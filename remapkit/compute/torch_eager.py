@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from remapkit.compute.merged import find_unequal_merges, get_merge
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import FailedCheck
 from remapkit.ops.base import Op
 from remapkit.ops.join import FillOp, Join, SplitPart, TakeIndex
 from remapkit.ops.steps import Add, Cast, OpStep, Pad, Permute, Pick, Reshape, Scale
@@ -20,7 +23,12 @@ _OPAQUE: Mapping[int, torch.dtype] = {1: torch.uint8, 2: torch.int16, 4: torch.i
 
 
 def run_plan(plan: ResolvedPlan, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Run every move of a plan. Names that the rules tie become one tensor; copies of a source are separate."""
+    """Run every move of a plan. Names that the rules tie become one tensor; copies of a source are separate.
+
+    Raises `FailedCheck` (RK347) if tensors to merge differ.
+    """
+    if problems := find_unequal_tensors(plan.moves, state_dict, plan.source.name):
+        raise FailedCheck(problems)
     tie = {fqn: group[0] for group in plan.tied for fqn in group}
     made: dict[str, Any] = {}
     seen: set[str] = set()
@@ -37,6 +45,23 @@ def run_plan(plan: ResolvedPlan, state_dict: Mapping[str, Any]) -> dict[str, Any
             made[move.target] = value.detach().clone() if copied else value
             seen.add(move.sources[0])
     return made
+
+
+def find_unequal_tensors(moves: Sequence[Move], state_dict: Mapping[str, Any], place: str) -> list[Diagnostic]:
+    """Return a problem for each rule that merges tensors of a state dict that differ; on meta there are no values."""
+
+    def read(fqn: str, ops: Sequence[Op]) -> Iterator[memoryview]:
+        made = chain_ops(ops, state_dict[fqn].detach()).contiguous().cpu()
+        raw: Any = made.view(-1).view(torch.uint8).numpy()
+        yield memoryview(raw)
+
+    merging = [move for move in moves if get_merge(move) and not any(state_dict[fqn].is_meta for fqn in move.sources)]
+    specs = {
+        fqn: TensorSpec(get_dtype_name(state_dict[fqn].dtype), tuple(state_dict[fqn].shape))
+        for move in merging
+        for fqn in move.sources
+    }
+    return find_unequal_merges(merging, specs, read, place)
 
 
 class Maker:
@@ -79,6 +104,8 @@ def run_ops(ops: Sequence[Op], sources: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _join_sources(join: Join, sources: Sequence[torch.Tensor]) -> torch.Tensor:
     width = len(join.branches)
+    if join.merge:
+        sources, width = sources[::width], 1
     made = [chain_ops(join.branches[n % width], source) for n, source in enumerate(sources)]
     dtype = made[0].dtype
     made = [_view_opaque(tensor) for tensor in made]
@@ -153,4 +180,4 @@ def fill_tensor(fill: FillOp) -> torch.Tensor:
     return torch.full(shape, fill.value, dtype=torch.int64 if integral else torch.float64).to(dtype)  # type: ignore[arg-type]
 
 
-__all__ = ["Maker", "apply_step", "chain_ops", "fill_tensor", "run_ops", "run_plan"]
+__all__ = ["Maker", "apply_step", "chain_ops", "fill_tensor", "find_unequal_tensors", "run_ops", "run_plan"]

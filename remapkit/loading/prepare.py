@@ -77,7 +77,7 @@ class LoadPlan:
 def plan_load(
     target: LoadTarget, plan: ResolvedPlan, values: TensorValues, request: LoadRequest, strict: bool, extra_state: str
 ) -> LoadPlan:
-    """Plan the assignments and collect all problems. Reads no data except that of tied names."""
+    """Plan the assignments and collect all problems. Reads no data except that of tied or merged names."""
     check = make_check(plan, target.header)
     problems = list(check.problems)
     if not strict:
@@ -91,6 +91,7 @@ def plan_load(
     problems += _diagnose_copies(moves, target, request)
     assignments: tuple[Assignment, ...] = ()
     if not problems:
+        problems += values.find_unequal_merges(tuple(moves.values()))
         problems += _diagnose_torn_ties(moves, target, values)
         assignments = tuple(_make_assignments(moves, target, values, request))
     brought = {fqn for assignment in assignments for fqn in assignment.targets}

@@ -10,15 +10,17 @@ import mmap
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from remapkit.compute.merged import find_unequal_merges, read_with_ops
 from remapkit.compute.move_bytes import Run, read_target_chunks
 from remapkit.compute.stream import fill_buffer
-from remapkit.compute.torch_eager import Maker
+from remapkit.compute.torch_eager import Maker, find_unequal_tensors
+from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.files.errors import make_unreadable
 from remapkit.files.source_file import Extent, SourceFile, describe_os_error
@@ -60,6 +62,10 @@ class TensorValues(Protocol):
 
     def tensor(self, move: Move, *, own: bool = False) -> Value:
         """Return the tensor in host memory; with `own` never shared."""
+        ...
+
+    def find_unequal_merges(self, moves: Sequence[Move]) -> list[Diagnostic]:
+        """Compare all tensors that are merged; return a problem for each rule whose tensors differ."""
         ...
 
     def check_unchanged(self) -> None:
@@ -105,6 +111,11 @@ class FileValues:
         dtype = TORCH_DTYPES[move.spec.dtype]
         flat = torch.frombuffer(mapped, dtype=dtype, count=move.spec.numel, offset=extent.offset)
         return Value(flat.view(move.spec.shape), shared=True, release=lambda: _forget_pages(mapped, extent))
+
+    def find_unequal_merges(self, moves: Sequence[Move]) -> list[Diagnostic]:
+        """Compare the tensors of the files."""
+        header = self._reader.header()
+        return find_unequal_merges(moves, header, read_with_ops(self._reader), header.name)
 
     def check_unchanged(self) -> None:
         """Check the reader's files."""
@@ -212,6 +223,10 @@ class MemoryValues:
             return None
         start = source.data_ptr() + part.offset
         return str(source.device), start, start + part.length
+
+    def find_unequal_merges(self, moves: Sequence[Move]) -> list[Diagnostic]:
+        """Compare the tensors of the state dict."""
+        return find_unequal_tensors(moves, self._state, "a state dict in memory")
 
     def check_unchanged(self) -> None:
         """Do nothing: there is no file."""

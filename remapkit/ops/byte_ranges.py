@@ -148,6 +148,8 @@ def _apply_join(join: Join, specs: Sequence[TensorSpec]) -> _RangeTensor | None:
     width = len(join.branches)
     parts = []
     for number, spec in enumerate(specs):
+        if join.merge and number % width:
+            continue  # equal to the first of its branches, which is taken
         part = _apply_ops(join.branches[number % width], _lay_source(number, spec))
         if part is None:
             return None

@@ -1,4 +1,4 @@
-"""Operations with several sources or several targets: concat, stack, split, fills."""
+"""Operations with several sources or several targets: concat, merge, stack, split, fills."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ class Join(Op):
     """Join several tensors: run each branch's operations, then concatenate the branches, then stack the indices.
 
     The tensors are ordered by index, then by branch. `concat` and `stack` are dimensions, or None if there is only
-    one branch or one index. `sizes` are the required sizes of the branches; with `equal`, they must be equal.
+    one branch or one index. `sizes` are the required sizes of the branches; with `equal`, they must be equal. With
+    `merge` all branches must give the same bytes, which whoever runs the operation has to compare first
+    (`compute/merged.py`), and the first is taken.
     """
 
     branches: tuple[tuple[Op, ...], ...]
@@ -26,6 +28,7 @@ class Join(Op):
     stack: int | None
     sizes: tuple[int, ...] | None = None
     equal: bool = False
+    merge: bool = False
     name: ClassVar[str] = "join"
 
 
@@ -111,6 +114,19 @@ def _check_sizes(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) 
             )
 
 
+def infer_merge(specs: Sequence[TensorSpec], names: Sequence[str]) -> TensorSpec:
+    """Return the header of tensors of one dtype and shape, of which one is taken."""
+    first = specs[0]
+    for spec, name in zip(specs, names, strict=True):
+        _check_same_dtype(first, spec, names[0], name)
+        if spec.shape != first.shape:
+            title = (
+                f"{name} is {list(spec.shape)} but {names[0]} is {list(first.shape)}; merged tensors must be equal"
+            )
+            raise RefusedOp(title, "join them with `concat` if each has a part of the whole", code="RK353")
+    return first
+
+
 def infer_stack(specs: Sequence[TensorSpec], dim: int, names: Sequence[str] | None = None) -> TensorSpec:
     """Return the header of tensors of one shape stacked along a new dimension `dim`."""
     first, names = specs[0], names or [""] * len(specs)
@@ -138,9 +154,12 @@ def _check_same_dtype(first: TensorSpec, spec: TensorSpec, one: str, other: str)
 
 def infer_join(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) -> TensorSpec:
     """Return the header of the result of `join` for sources with these headers."""
-    made = [infer_ops(join.branches[n % len(join.branches)], spec) for n, spec in enumerate(specs)]
-    if join.concat is not None:
-        width = len(join.branches)
+    width = len(join.branches)
+    made = [infer_ops(join.branches[n % width], spec) for n, spec in enumerate(specs)]
+    if join.merge:
+        made = [infer_merge(made[at : at + width], names[at : at + width]) for at in range(0, len(made), width)]
+        names = names[::width]
+    elif join.concat is not None:
         groups = [slice(at, at + width) for at in range(0, len(made), width)]
         firsts = [names[group][0] for group in groups]
         for group in groups:
@@ -175,7 +194,8 @@ def needs_values(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> bool:
     if ops and isinstance(ops[0], Join):
         made = [infer_ops(ops[0].branches[n % len(ops[0].branches)], spec) for n, spec in enumerate(specs)]
         branches = zip(itertools.cycle(ops[0].branches), specs, strict=False)
-        if len(set(made)) < len(made) or any(needs_values(branch, [spec]) for branch, spec in branches):
+        joined = made[:: len(ops[0].branches)] if ops[0].merge else made  # merged tensors are compared anyway
+        if len(set(joined)) < len(joined) or any(needs_values(branch, [spec]) for branch, spec in branches):
             return True
         spec, rest = infer_join(ops[0], specs, [""] * len(specs)), ops[1:]
     else:

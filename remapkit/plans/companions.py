@@ -204,7 +204,7 @@ class _Judge:
             self._add_fault("RK366", title, help, rule, shown)
             return
         for move in tensors:
-            if len(set(move.sources)) > 1 and any(isinstance(op, Join) for op in move.ops):
+            if len(set(move.sources)) > 1 and any(isinstance(op, Join) and not op.merge for op in move.ops):
                 title = "adapters with alphas are joined, which changes their LoRA rank and so alpha / LoRA rank"
                 help = "keep the adapters apart, each with its alpha"
                 self._add_fault("RK362", title, help, move.rule, f"{join_words(move.sources[:3])} -> {move.target}")

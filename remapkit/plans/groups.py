@@ -1,11 +1,14 @@
 """Moves of rules with operations. Sources are grouped by their captures, and the target headers are inferred.
 
-A group has one source for each pattern of the rule and each stacked index, all with the same other captures. A
-missing or duplicate source is an error that names the source.
+A group has one source for each pattern of the rule and each joined index, all with the same other captures. A missing
+or duplicate source is an error that names the source. Without a `count`, a group may stack any number of indices; but
+all groups of a rule must join or merge the same number, because nothing else shows that the last rank is missing.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +21,7 @@ from remapkit.ops.join import Join, SplitPart, TakeIndex, infer_move
 from remapkit.patterns.pattern import Pattern
 from remapkit.plans.moves import Move, RuleRef
 from remapkit.rulefile.arithmetic import BadNumber, NoValue
+from remapkit.rules.axes import describe_counts
 from remapkit.rules.model import CompiledRules, Match
 from remapkit.rules.pipeline import AddedTargets, Pipeline, Resolved
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
@@ -32,13 +36,17 @@ class Gathered:
     problems: list[Diagnostic] = field(default_factory=list)
 
 
+_Position = tuple[int, ...]
+"""The position of a source in its group: an index for each folded capture, then the number of its pattern."""
+
+
 @dataclass(slots=True)
 class _Group:
-    """The sources of one group by (index, branch); `place` is the position of the first one in the header."""
+    """The sources of one group by position; `place` is the position of the first one in the header."""
 
     captures: Mapping[str, str]
     place: int
-    found: defaultdict[tuple[int, int], list[str]] = field(default_factory=lambda: defaultdict(list))
+    found: defaultdict[_Position, list[str]] = field(default_factory=lambda: defaultdict(list))
 
 
 @dataclass(slots=True)
@@ -63,12 +71,12 @@ class SourceGroups:
         pipeline = match.rule.pipeline
         assert pipeline is not None
         captures = dict(match.captures)
-        index = int(captures.pop(pipeline.stack.by)) if pipeline.stack is not None else 0
+        indices = [int(captures.pop(name)) for name in pipeline.folded]
         self.pipelines[id(pipeline)] = pipeline
         groups = self.groups.setdefault(id(pipeline), {})
         key = tuple(sorted(captures.items()))
         group = groups.setdefault(key, _Group(captures, place))
-        group.found[index, match.rule.branch].append(fqn)
+        group.found[*indices, match.rule.branch].append(fqn)
 
     def gather_moves(self) -> Gathered:
         """Return every move and every problem."""
@@ -84,11 +92,15 @@ class SourceGroups:
         resolved = self._resolve_pipeline(pipeline, gathered.problems)
         if resolved is None:
             return
-        whole = [group for group in groups if not self._is_incomplete(pipeline, resolved, group)]
-        gathered.problems += self._report_holes(pipeline, resolved, [group for group in groups if group not in whole])
+        family = _count_family(pipeline, resolved, groups)
+        tops = [_count_positions(pipeline, resolved, group, family) for group in groups]
+        broken = [_is_broken(group, top) for group, top in zip(groups, tops, strict=True)]
+        whole = [group for group, is_broken in zip(groups, broken, strict=True) if not is_broken]
+        holes = [pair for pair, is_broken in zip(zip(groups, tops, strict=True), broken, strict=True) if is_broken]
+        gathered.problems += self._report_holes(pipeline, holes)
         failures: dict[tuple[str, int], _Failure] = {}
         for group in whole:
-            made = list(_make_moves(pipeline, resolved, group, self.source, failures))
+            made = list(_make_moves(pipeline, resolved, group, math.prod(family), self.source, failures))
             gathered.moves += ((group.place, move) for move in made)
             if pipeline.share == "tie" and len(made) > 1:
                 gathered.tied += _list_ties(made, len(pipeline.templates[0]))
@@ -112,28 +124,12 @@ class SourceGroups:
 
     # -------------------------------------------------------------------------------------------- completeness
 
-    def _list_wanted(self, pipeline: Pipeline, resolved: Resolved, group: _Group) -> list[tuple[int, int]]:
-        """Return every index and branch that a group must have."""
-        largest = max(index for index, _ in group.found) + 1
-        count = largest if resolved.stacked is None else resolved.stacked
-        return [(index, branch) for index in range(count) for branch in range(len(pipeline.patterns))]
-
-    def _is_incomplete(self, pipeline: Pipeline, resolved: Resolved, group: _Group) -> bool:
-        # A key like experts.4000000000 must not build a list of four billion: compare the numbers of indices first.
-        indices = {index for index, _ in group.found}
-        if len(indices) != max(indices) + 1 or any(len(fqns) > 1 for fqns in group.found.values()):
-            return True
-        if resolved.stacked is not None and len(indices) != resolved.stacked:
-            return True
-        return sorted(group.found) != self._list_wanted(pipeline, resolved, group)
-
-    def _report_holes(self, pipeline: Pipeline, resolved: Resolved, groups: Sequence[_Group]) -> Iterator[Diagnostic]:
+    def _report_holes(self, pipeline: Pipeline, groups: Sequence[tuple[_Group, _Position]]) -> Iterator[Diagnostic]:
         twice, lacking, beyond = [], [], []
-        for group in groups:
+        for group, tops in groups:
             twice += [" and ".join(fqns) for fqns in group.found.values() if len(fqns) > 1]
-            lacking += list(self._list_missing(pipeline, resolved, group))
-            if resolved.stacked is not None:
-                beyond += [fqns[0] for (index, _), fqns in group.found.items() if index >= resolved.stacked]
+            lacking += list(_list_missing(pipeline, group, tops))
+            beyond += [fqns[0] for position, fqns in group.found.items() if not _is_inside(position, tops)]
         if twice:
             match = "matches" if len(twice) == 1 else "match"
             title = f"{pipeline.id}: {count_noun(len(twice), 'source')} {match} twice; only one of each could be kept"
@@ -145,11 +141,13 @@ class SourceGroups:
                 f"{pipeline.id}: {count_noun(number, 'source key')} missing for {count_noun(len(groups), 'target')}"
             )
             notes = [note for each in lacking for note in each.notes]
-            help = "get the whole checkpoint; remapkit does not stack or concatenate with entries missing"
-            bounds = next((found for group in groups if (found := _explain_bounds(pipeline, group))), None)
+            verb = "merge" if pipeline.merge else "stack or concatenate"
+            help = f"get the whole checkpoint; remapkit does not {verb} with entries missing"
+            bounds = next((found for group, _ in groups if (found := _explain_bounds(pipeline, group))), None)
             yield self._make_problem(pipeline, "RK340", title, notes, bounds or help, "missing")
         if beyond:
-            title = f"{pipeline.id}: {count_noun(len(beyond), 'source key')} beyond the `count` of {resolved.stacked}"
+            counts = describe_counts(groups[0][1][:-1])
+            title = f"{pipeline.id}: {count_noun(len(beyond), 'source key')} beyond the `count` of {counts}"
             yield self._make_problem(
                 pipeline, "RK343", title, beyond, "correct `count`, or the param it is computed from", "beyond"
             )
@@ -167,36 +165,71 @@ class SourceGroups:
             values={"rule": pipeline.id, what: list(lines)},
         )
 
-    def _list_missing(self, pipeline: Pipeline, resolved: Resolved, group: _Group) -> Iterator[_Lacking]:
-        indices = sorted({index for index, _ in group.found})
-        top = indices[-1] + 1 if resolved.stacked is None else resolved.stacked
-        # Render with the template of an existing source: another pattern may exclude what this one captured.
-        here = min(branch for _, branch in group.found)
-        target = pipeline.templates[here][0].render(_add_unstack_index(pipeline, group.captures))
-        if pipeline.stack is not None:
-            gaps = list(_find_gaps(indices, top))
-            if gaps:
-                words = join_words((_write_range(start, stop) for start, stop in gaps), SHOWN)
-                there = join_words(map(str, indices), SHOWN)
-                number = sum(stop - start for start, stop in gaps) * len(pipeline.patterns)
-                first = _render_source(pipeline.patterns[0], {**group.captures, pipeline.stack.by: str(gaps[0][0])})
-                note = f"{target}: {pipeline.stack.by} has {there} but not {words}; {first} is missing"
-                yield _Lacking(number, [note])
-        absent = [
-            (index, branch)
-            for index in indices
-            for branch in range(len(pipeline.patterns))
-            if (index, branch) not in group.found and index < top
-        ]
-        if absent:
-            by = pipeline.folded
-            keys = [
-                _render_source(
-                    pipeline.patterns[branch], {**group.captures, **({by: str(index)} if by is not None else {})}
-                )
-                for index, branch in absent
-            ]
-            yield _Lacking(len(absent), [f"{key} (for {target})" for key in keys])
+
+def _count_family(pipeline: Pipeline, resolved: Resolved, groups: Sequence[_Group]) -> _Position:
+    """Return the number of values of each capture of `concat` or `merge`, or the number of patterns."""
+    if pipeline.family is None:
+        return (len(pipeline.patterns),)
+    if resolved.gathered is not None:
+        return resolved.gathered
+    width = len(pipeline.family.by)
+    found = [position[-1 - width : -1] for group in groups for position in group.found]
+    return tuple(max(column) + 1 for column in zip(*found, strict=True))
+
+
+def _count_positions(pipeline: Pipeline, resolved: Resolved, group: _Group, family: _Position) -> _Position:
+    """Return the number of values that each entry of a position must have in a group."""
+    stacked: _Position = ()
+    if pipeline.stack is not None:
+        columns = zip(*group.found, strict=True)
+        stacked = resolved.stacked or tuple(
+            max(column) + 1 for _, column in zip(pipeline.stack.by, columns, strict=False)
+        )
+    return (*stacked, *family) if pipeline.family is None else (*stacked, *family, 1)
+
+
+def _is_inside(position: _Position, tops: _Position) -> bool:
+    return all(index < top for index, top in zip(position, tops, strict=True))
+
+
+def _is_broken(group: _Group, tops: _Position) -> bool:
+    """Return whether a source is missing, twice there, or beyond a `count`."""
+    # A key like experts.4000000000 must not build a list of four billion: the numbers are compared first.
+    if len(group.found) != math.prod(tops) or any(len(fqns) > 1 for fqns in group.found.values()):
+        return True
+    return not all(_is_inside(position, tops) for position in group.found)
+
+
+def _list_missing(pipeline: Pipeline, group: _Group, tops: _Position) -> Iterator[_Lacking]:
+    inside = [position for position in group.found if _is_inside(position, tops)]
+    number = math.prod(tops) - len(inside)
+    if not number:
+        return
+    # Render with the template of an existing source: another pattern may exclude what this one captured.
+    here = min(branch for *_, branch in group.found)
+    target = pipeline.templates[here][0].render({**group.captures, **dict.fromkeys(pipeline.made)})
+    notes = []
+    known = [sorted({position[place] for position in group.found}) for place in range(len(tops))]
+    for place, name in enumerate(pipeline.folded):
+        gaps = list(_find_gaps(known[place], tops[place]))
+        if gaps:
+            words = join_words((_write_range(start, stop) for start, stop in gaps), SHOWN)
+            there = join_words(map(str, known[place]), SHOWN)
+            first = (*(indices[0] for indices in known[:place]), gaps[0][0])
+            key = _render_position(pipeline, group, (*first, *(indices[0] for indices in known[len(first) : -1]), 0))
+            notes.append(f"{target}: {name} has {there} but not {words}; {key} is missing")
+    seen = [[index for index in indices if index < top] for indices, top in zip(known, tops, strict=True)]
+    # With several indices there may be far more positions than sources: only the first ones are looked through.
+    grid = itertools.islice(itertools.product(*seen[:-1], range(tops[-1])), (len(group.found) + SHOWN) * tops[-1])
+    absent = [each for each in grid if each not in group.found]
+    notes += [f"{_render_position(pipeline, group, position)} (for {target})" for position in absent]
+    yield _Lacking(number, notes)
+
+
+def _render_position(pipeline: Pipeline, group: _Group, position: _Position) -> str:
+    """Return the key of a source that a group lacks."""
+    indices = dict(zip(pipeline.folded, map(str, position), strict=False))
+    return _render_source(pipeline.patterns[position[-1]], {**group.captures, **indices})
 
 
 def _explain_bounds(pipeline: Pipeline, group: _Group) -> str | None:
@@ -247,6 +280,7 @@ def _make_moves(
     pipeline: Pipeline,
     resolved: Resolved,
     group: _Group,
+    width: int,
     source: StateDictSpec,
     failures: dict[tuple[str, int], _Failure],
 ) -> Iterator[Move]:
@@ -255,25 +289,20 @@ def _make_moves(
     specs = [source[fqn] for fqn in sources]
     ref = RuleRef(pipeline.id, pipeline.span)
     try:
-        trunk = collect_shared_ops(pipeline, resolved)
+        trunk = collect_shared_ops(pipeline, resolved, width)
         whole = infer_move(trunk, specs, sources)
-        for number, tail in _list_unstack_ops(pipeline, resolved, whole):
-            captures = dict(group.captures)
-            if pipeline.unstack is not None:
-                captures[pipeline.unstack.by] = str(number)
-            for output, branch in enumerate(resolved.after):
-                target = pipeline.templates[0][output].render(captures)
-                part = _make_split_op(pipeline, resolved, output)
-                ops = (*trunk, *tail, *part, *branch)
-                spec = infer_ops((*tail, *part, *branch), whole)
-                yield Move(target, sources, ops, ref, spec)
+        for place, tail in _list_unstack_ops(pipeline, resolved, whole):
+            for index, output, part in _list_outputs(pipeline, resolved):
+                target = pipeline.templates[0][output].render({**group.captures, **place, **index})
+                ops = (*trunk, *tail, *part)
+                yield Move(target, sources, ops, ref, infer_ops((*tail, *part), whole))
     except RefusedOp as refused:
-        place = resolved.spans.get(id(refused.op)) or _find_span(pipeline, refused.op)
+        at = resolved.spans.get(id(refused.op)) or _find_span(pipeline, refused.op)
         failure = failures.setdefault(
-            (refused.title, place.start if place else 0),
-            _Failure(refused.title, refused.help, refused.code, place, []),
+            (refused.title, at.start if at else 0),
+            _Failure(refused.title, refused.help, refused.code, at, []),
         )
-        target = pipeline.templates[0][0].render(_add_unstack_index(pipeline, group.captures))
+        target = pipeline.templates[0][0].render({**group.captures, **dict.fromkeys(pipeline.made)})
         failure.notes.append(f"{_describe_specs(sources, specs)} -> {target}")
 
 
@@ -282,42 +311,54 @@ def _describe_specs(sources: Sequence[str], specs: Sequence[TensorSpec]) -> str:
     return f"{sources[0]} ({specs[0]}){more}"
 
 
-def collect_shared_ops(pipeline: Pipeline, resolved: Resolved) -> tuple[Op, ...]:
-    """Return the operations shared by all targets of a group."""
-    if len(resolved.before) == 1 and pipeline.stack is None:
+def collect_shared_ops(pipeline: Pipeline, resolved: Resolved, width: int) -> tuple[Op, ...]:
+    """Return the operations shared by all targets of a group; `width` tensors are concatenated or merged."""
+    if width == 1 and pipeline.stack is None:
         return (*resolved.before[0], *resolved.ops)
     stack = pipeline.stack.dim if pipeline.stack is not None else None
     concat = pipeline.concat.dim if pipeline.concat is not None else None
     equal = pipeline.concat is not None and pipeline.concat.equal
-    return (Join(resolved.before, concat, stack, resolved.joined, equal), *resolved.ops)
+    before = resolved.before if pipeline.family is None else resolved.before * width
+    return (Join(before, concat, stack, resolved.joined, equal, pipeline.merge), *resolved.ops)
 
 
 def _list_unstack_ops(
     pipeline: Pipeline, resolved: Resolved, whole: TensorSpec
-) -> Iterator[tuple[int, tuple[Op, ...]]]:
-    """Return each index that `unstack` makes, with the operation that selects it."""
-    if pipeline.unstack is None:
-        yield 0, ()
+) -> Iterator[tuple[dict[str, str], tuple[Op, ...]]]:
+    """Return the indices of each tensor that `unstack` makes, with the operation that selects it."""
+    axis = pipeline.unstack
+    if axis is None:
+        yield {}, ()
         return
-    size = whole.shape[normalize_dim(pipeline.unstack.dim, whole)]
+    assert axis.dim is not None
+    size = whole.shape[normalize_dim(axis.dim, whole)]
     if not size:
         title = f"nothing to unstack: the dimension has 0 elements, in {list(whole.shape)}"
         raise RefusedOp(title, "if the key should have no target, name it under `drop:`")
-    if resolved.unstacked is not None and size != resolved.unstacked:
-        title = f"`count` is {resolved.unstacked}, got {size} elements to unstack in {list(whole.shape)}"
+    counts = resolved.unstacked or (size,)
+    if math.prod(counts) != size:
+        title = f"`count` is {describe_counts(counts)}, got {size} elements to unstack in {list(whole.shape)}"
         raise RefusedOp(title, "correct `count`, or the param it is computed from")
-    for index in range(size):
-        yield index, (TakeIndex(pipeline.unstack.dim, index),)
+    for number, place in enumerate(itertools.product(*map(range, counts))):
+        yield dict(zip(axis.by, map(str, place), strict=True)), (TakeIndex(axis.dim, number),)
 
 
-def _make_split_op(pipeline: Pipeline, resolved: Resolved, output: int) -> tuple[Op, ...]:
+def _list_outputs(pipeline: Pipeline, resolved: Resolved) -> Iterator[tuple[dict[str, str], int, tuple[Op, ...]]]:
+    """Return for each output the indices that `split` or `copy` counts, its template and its operations."""
+    if pipeline.spread is None:
+        for output, branch in enumerate(resolved.after):
+            yield {}, output, (*_make_split_op(pipeline, resolved, output, len(resolved.after)), *branch)
+        return
+    counts = resolved.spread or ()
+    for number, place in enumerate(itertools.product(*map(range, counts))):
+        indices = dict(zip(pipeline.spread.by, map(str, place), strict=True))
+        yield indices, 0, (*_make_split_op(pipeline, resolved, number, math.prod(counts)), *resolved.after[0])
+
+
+def _make_split_op(pipeline: Pipeline, resolved: Resolved, output: int, count: int) -> tuple[Op, ...]:
     if pipeline.split is None:
         return ()
-    return (SplitPart(pipeline.split.dim, output, len(resolved.after), resolved.sizes),)
-
-
-def _add_unstack_index(pipeline: Pipeline, captures: Mapping[str, str]) -> dict[str, str | None]:
-    return {**captures, **({pipeline.unstack.by: None} if pipeline.unstack is not None else {})}
+    return (SplitPart(pipeline.split.dim, output, count, resolved.sizes),)
 
 
 def _find_span(pipeline: Pipeline, op: Op | None) -> Span | None:

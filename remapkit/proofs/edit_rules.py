@@ -60,8 +60,14 @@ class RuleEditor:
     def find_pattern(self, key_map: KeyMap) -> Place:
         """Return the place of the mapping or the text of a pattern."""
         place = self.find_entry(key_map)
-        inside = key_map.kind == "rule" and "concat" in self.get_value(place)
-        return (*place, "concat", "from", key_map.branch) if inside else place
+        written = self.get_value(place) if key_map.kind == "rule" else {}
+        if "from" in (written.get("concat") or {}):
+            return (*place, "concat", "from", key_map.branch)
+        return (*place, "merge", key_map.branch) if isinstance(written.get("merge"), list) else place
+
+    def is_source(self, key_map: KeyMap) -> bool:
+        """Return whether a pattern is one of several sources of a rule."""
+        return self.find_pattern(key_map) != self.find_entry(key_map)
 
     def find_template(self, key_map: KeyMap) -> Place | None:
         """Return the place of the text of a template; None for a `keep` or `drop`."""
@@ -83,7 +89,7 @@ class RuleEditor:
 
     def name_pattern(self, key_map: KeyMap) -> str:
         """Return the id of a rule, with the source if it has several."""
-        if "concat" not in self.find_pattern(key_map):
+        if not self.is_source(key_map):
             return key_map.rule_id
         return f"the source {key_map.pattern.text.value} of {key_map.rule_id}"
 
@@ -138,7 +144,7 @@ class RuleEditor:
         return Fix(f"remove {key_map.rule_id}{why}", (Edit(self.find_entry(key_map)),), narrows=True)
 
     def remove_source(self, key_map: KeyMap) -> Iterator[Fix]:
-        """Remove one source of a `concat`; if only one is left, the rule reads that one directly."""
+        """Remove one source of a `concat` or `merge`; if only one is left, the rule reads that one directly."""
         place = self.find_pattern(key_map)
         words = f"remove the source {key_map.pattern.text.value}"
         sources = self.get_value(place[:-1])
@@ -147,10 +153,10 @@ class RuleEditor:
             return
         other = sources[1 - key_map.branch]
         fields = {"path": other} if isinstance(other, str) else other
-        rule = place[:2]
+        rule, joined = place[:2], str(place[2])
         if set(fields).isdisjoint(self.get_value(rule)):
             sets = (Edit((*rule, name), value) for name, value in fields.items())
-            yield Fix(f"{words}, and read the other one without `concat`", (Edit((*rule, "concat")), *sets))
+            yield Fix(f"{words}, and read the other one without `{joined}`", (Edit((*rule, joined)), *sets))
 
     # -------------------------------------------------------------------------------------------- fewer values
 

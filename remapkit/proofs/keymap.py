@@ -1,15 +1,15 @@
 r"""Key maps, the subject of the proofs: each maps the keys of one pattern to the targets of one template.
 
 A rule, a `keep` or a `drop` is one key map, and so is an entry of `add`, which has targets and no source. A rule with
-several sources or targets is several key maps, numbered by `branch`; a capture that an operation consumes
-intentionally (the index of a `stack`) is `folded`. Within a rule, branch and folded captures are *hidden outputs*, as
-if they were part of the target: twelve experts that become one tensor do not collide. In comparisons with other rules
-the target is the plain key.
+several sources or targets is several key maps, numbered by `branch`; captures that an operation consumes
+intentionally (the indices of `stack`, or of `concat` or `merge` with `by`) are `folded`. Within a rule, branch and
+folded captures are *hidden outputs*, as if they were part of the target: twelve experts that become one tensor do not
+collide. In comparisons with other rules the target is the plain key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -31,7 +31,8 @@ WHOLE = CaptureItem("")
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A part of the target that does not come from a capture: the index made by `unstack`, or the targets of `add`.
+    """A part of the target that does not come from a capture: an index that `unstack`, `split` or `copy` counts, or
+    the targets of `add`.
 
     Any whole number, one below `count` if the rule gives the number of indices, or one of the `words`.
     """
@@ -205,10 +206,9 @@ def _key_maps(rule: Rule, lossy: tuple[str, ...], params: Values) -> Iterator[Ke
         yield KeyMap(rule.id, rule.kind, rule.span, rule.pattern, items, to=rule.span)
         return
     pipeline = rule.pipeline
-    made = None
-    if pipeline is not None and pipeline.unstack is not None:
-        made = Made(pipeline.unstack.by, pipeline.unstack.find_count(params))
-    folded = (pipeline.folded,) if pipeline is not None and pipeline.folded is not None else ()
+    counts = pipeline.find_made_counts(params) if pipeline is not None else {}
+    made = [Made(name, count) for name, count in counts.items()]
+    folded = pipeline.folded if pipeline is not None else ()
     for template in pipeline.templates[rule.branch] if pipeline is not None else (rule.template,):
         for written in _made(template.items, made):
             yield KeyMap(
@@ -225,17 +225,18 @@ def _key_maps(rule: Rule, lossy: tuple[str, ...], params: Values) -> Iterator[Ke
             )
 
 
-def _made(items: tuple[TemplateItem, ...], made: Made | None) -> Iterator[tuple[TemplateItem | Made, ...]]:
-    """Yield the items with the `unstack` index inserted: as one part, or enumerated if it is used in arithmetic."""
-    if made is None:
+def _made(items: tuple[TemplateItem | Made, ...], made: Sequence[Made]) -> Iterator[tuple[TemplateItem | Made, ...]]:
+    """Yield the items with each counted index inserted: as one part, or enumerated if it is used in arithmetic."""
+    if not made:
         yield items
         return
-    uses = [item for item in items if not isinstance(item, TextItem) and made.name in list_names(item)]
+    first, rest = made[0], made[1:]
+    uses = [item for item in items if first.name in list_names(item)]
     if len(uses) == 1 and isinstance(uses[0], CaptureItem):
-        yield tuple(made if item == uses[0] else item for item in items)
+        yield from _made(tuple(first if item == uses[0] else item for item in items), rest)
         return
-    for number in range(made.count or 0):
-        yield tuple(_with(item, made.name, str(number)) for item in items)
+    for number in range(first.count or 0):
+        yield from _made(tuple(_with(item, first.name, str(number)) for item in items), rest)
 
 
 def list_names(item: TemplateItem | Made) -> tuple[str, ...]:
@@ -245,9 +246,9 @@ def list_names(item: TemplateItem | Made) -> tuple[str, ...]:
     return (item.name,) if isinstance(item, CaptureItem) else item.names
 
 
-def _with(item: TemplateItem, name: str, value: str) -> TemplateItem:
+def _with(item: TemplateItem | Made, name: str, value: str) -> TemplateItem | Made:
     """Return an item for one value of a capture."""
-    if isinstance(item, TextItem) or name not in list_names(item):
+    if isinstance(item, TextItem | Made) or name not in list_names(item):
         return item
     if isinstance(item, CaptureItem):
         return TextItem(value)

@@ -32,7 +32,7 @@ class Proposer(RuleEditor):
         """Keep two patterns apart, or remove one of them; `covered` pairs each that is not needed with the other."""
         key, are_sources = witness.keys[0], one.owner == other.owner
         for narrow, wide in covered:
-            if "concat" in self.find_pattern(narrow):
+            if self.is_source(narrow):
                 yield from self.remove_source(narrow)
             elif witness.targets[0] == witness.targets[1]:
                 yield self.remove(narrow, f": {wide.rule_id} gives its keys the same names")
@@ -45,7 +45,7 @@ class Proposer(RuleEditor):
         yield from self.declare_domain()
         if not are_sources:
             for narrow, wide in covered:
-                if "concat" not in self.find_pattern(narrow):
+                if not self.is_source(narrow):
                     yield self.remove(narrow, f": {wide.rule_id} matches all of its keys")
             yield from (self.remove(each) for each in (one, other) if each.kind != "rule")
 

@@ -293,21 +293,24 @@ def _read_pattern(node: Node) -> WrittenPattern:
     return WrittenPattern(surface, _get_text(fields[surface]), node.span, where, leaf, is_neutral)
 
 
-_PIPELINE_FIELDS = {"ops", "concat", "stack", "unstack", "split", "copy", "tie"}
+_PIPELINE_FIELDS = {"ops", "concat", "merge", "stack", "unstack", "split", "copy", "tie"}
 """The fields that make a rule more than a rename."""
 
 
 def _read_sources(node: MapNode, fields: dict[str, Node]) -> tuple[WrittenSource, ...]:
-    concat = fields.get("concat")
-    if not isinstance(concat, MapNode):
+    concat, merge = fields.get("concat"), fields.get("merge")
+    several = concat.get("from") if isinstance(concat, MapNode) else None
+    if several is None and isinstance(merge, ListNode):
+        several = merge
+    if several is None:
         return (WrittenSource(_read_pattern(node)),)
-    return tuple(WrittenSource(_read_pattern(item), _read_ops(item)) for item in _list_items(concat.get("from")))
+    return tuple(WrittenSource(_read_pattern(item), _read_ops(item)) for item in _list_items(several))
 
 
 def _read_outputs(fields: dict[str, Node]) -> tuple[WrittenOutput, ...]:
-    split = fields.get("split")
-    several = split.get("into") if isinstance(split, MapNode) else fields.get("copy") or fields.get("tie")
-    if several is None:
+    split, copy = fields.get("split"), fields.get("copy")
+    several = split.get("into") if isinstance(split, MapNode) else copy or fields.get("tie")
+    if not isinstance(several, ListNode):
         return (WrittenOutput(_get_text(fields["to"])),)
     return tuple(
         WrittenOutput(item.text)
@@ -326,8 +329,15 @@ def _read_pipeline(
         if isinstance(node := fields.get(name), MapNode)
     }
     share: Literal["copy", "tie"] | None = "copy" if "copy" in fields else "tie" if "tie" in fields else None
+    merge, copy = fields.get("merge"), fields.get("copy")
     return WrittenPipeline(
-        sources, outputs, tuple(map(_read_op, _list_items(fields.get("ops")))), share=share, **parts
+        sources,
+        outputs,
+        tuple(map(_read_op, _list_items(fields.get("ops")))),
+        share=share,
+        merge=merge if isinstance(merge, MapNode | ListNode) else None,
+        copy=copy if isinstance(copy, MapNode) else None,
+        **parts,
     )
 
 

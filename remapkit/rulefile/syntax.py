@@ -69,7 +69,7 @@ class WrittenPipeline:
     """The operations of a rule: sources are joined, transformed and split into outputs.
 
     `concat`, `stack`, `unstack` and `split` are the mappings with the numbers; `share` is `copy` or `tie` if every
-    output gets the whole value.
+    output gets the whole value. `merge` is a mapping or the list of its sources, `copy` a mapping with `by`.
     """
 
     sources: tuple[WrittenSource, ...]
@@ -80,6 +80,8 @@ class WrittenPipeline:
     unstack: MapNode | None = None
     split: MapNode | None = None
     share: Literal["copy", "tie"] | None = None
+    merge: MapNode | ListNode | None = None
+    copy: MapNode | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
@@ -23,6 +24,7 @@ from remapkit.patterns.template import MapItem, Template
 from remapkit.rulefile.arithmetic import BadNumber, NoValue
 from remapkit.rulefile.syntax import RuleFile, WrittenFill, WrittenPattern, WrittenRule, WrittenTable
 from remapkit.rulefile.yaml.compose import MAX_PROBLEMS, explain_problem_limit
+from remapkit.rulefile.yaml.nodes import MapNode
 from remapkit.rules.compile_template import Tabulations, compile_template, find_syntax_problems
 from remapkit.rules.costs import CompileCosts
 from remapkit.rules.model import CompiledRules, Requirement, Rule, RuleKind, Table
@@ -230,34 +232,39 @@ class _Compiler:
         pipeline, read = written.pipeline, self.pipelines
         assert pipeline is not None
         before = len(self.problems)
+        read.check_single_join(pipeline)
         read.check_captures(pipeline, patterns)
         if len(self.problems) > before:
             return None
         forget = written.forget
         templates = []
-        unstack = read.read_axis(pipeline.unstack)
-        count = unstack.find_count(self.params) if unstack is not None else None
-        for pattern in patterns:
-            seen = len(self.problems)
-            against = make_template_pattern(pattern, pipeline, count)
-            row = [self.compile_target(each.to, forget, against) for each in pipeline.outputs]
-            if len(self.problems) > seen:
-                break
-            templates.append(tuple(each for each in row if each is not None))
+        concat, split = pipeline.concat, pipeline.split
         made = Pipeline(
             id=written.id.value,
             span=written.span,
             patterns=tuple(patterns),
-            templates=tuple(templates),
+            templates=(),
             before=tuple(read.calls.calls(each.ops) for each in pipeline.sources),
             after=tuple(read.calls.calls(each.ops) for each in pipeline.outputs),
             ops=read.calls.calls(pipeline.ops),
-            concat=read.read_split(pipeline.concat, len(pipeline.sources)),
-            stack=read.read_axis(pipeline.stack),
-            unstack=unstack,
-            split=read.read_split(pipeline.split, len(pipeline.outputs)),
+            concat=read.read_split(concat, None if _has_family(concat) else len(pipeline.sources)),
+            stack=read.read_axis("stack", pipeline.stack),
+            unstack=read.read_axis("unstack", pipeline.unstack),
+            split=read.read_split(split, None if _has_family(split) else len(pipeline.outputs)),
             share=pipeline.share,
+            merge=pipeline.merge is not None,
+            family=read.read_axis("concat", concat) or read.read_axis("merge", pipeline.merge),
+            spread=read.read_axis("split", split) or read.read_axis("copy", pipeline.copy),
         )
+        counts = made.find_made_counts(self.params)
+        for pattern in patterns:
+            seen = len(self.problems)
+            against = make_template_pattern(pattern, pipeline, counts)
+            row = [self.compile_target(each.to, forget, against) for each in pipeline.outputs]
+            if len(self.problems) > seen:
+                break
+            templates.append(tuple(each for each in row if each is not None))
+        made = replace(made, templates=tuple(templates))
         return made if len(self.problems) == before else None
 
     def compile_fill(self, number: int, written: WrittenFill) -> AddedTargets | None:
@@ -364,6 +371,10 @@ def _list_first_no_values(problems: Iterable[Diagnostic]) -> Iterator[Diagnostic
         if not names or names - lacking:
             yield problem
         lacking |= names
+
+
+def _has_family(node: MapNode | None) -> bool:
+    return node is not None and node.get("by") is not None
 
 
 def _list_names(text: str, before: str) -> set[str]:

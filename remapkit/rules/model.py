@@ -47,7 +47,8 @@ class Match:
     """A key matched by a rule, with its captures and its target key (None: the key is dropped).
 
     If the rule writes several targets, `target` is the first and `targets` has all of them; `{e}` in a target is a
-    placeholder for an `unstack` index. `table_uses` lists the table entries used, as (table, key).
+    placeholder for an index that `unstack`, `split` or `copy` counts. `table_uses` lists the table entries used, as
+    (table, key).
     """
 
     rule: Rule
@@ -59,7 +60,7 @@ class Match:
         """All target keys; empty if the key is dropped."""
         if self.rule.pipeline is None:
             return () if self.target is None else (self.target,)
-        made = {} if self.rule.pipeline.unstack is None else {self.rule.pipeline.unstack.by: None}
+        made = dict.fromkeys(self.rule.pipeline.made)
         return tuple(
             each.render({**self.captures, **made}) for each in self.rule.pipeline.templates[self.rule.branch]
         )
@@ -109,8 +110,8 @@ class Rule:
         """Return the target key for the given captures (the first one if the rule writes several)."""
         if self.kind == "drop":
             return None
-        if self.pipeline is not None and self.pipeline.unstack is not None:
-            captures = {**captures, self.pipeline.unstack.by: None}
+        if self.pipeline is not None and self.pipeline.made:
+            captures = {**captures, **dict.fromkeys(self.pipeline.made)}
         return fqn if self.template is None else self.template.render(captures)
 
     def find_stop(self, fqn: str) -> Stop | None:

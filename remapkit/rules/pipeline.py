@@ -1,6 +1,6 @@
 """Compiled pipelines: rules with operations. Sources are joined, transformed and split, always in this order:
 
-    each source's own ops -> concat -> stack -> ops -> unstack -> split -> each target's own ops
+    each source's own ops -> concat or merge -> stack -> ops -> unstack -> split or copy -> each target's own ops
 
 A pipeline is symbolic: its numbers may be params. `Pipeline.resolve` evaluates them, and `plans/groups.py` turns the
 result into moves.
@@ -9,6 +9,7 @@ result into moves.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from typing import Literal
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span, Text
+from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.ops import base, dtype, join
 from remapkit.ops.calls import Arg, Call, CallReader, Params, evaluate_arg, list_params
 from remapkit.patterns.charset import DIGITS
@@ -26,25 +28,17 @@ from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat
 from remapkit.rulefile.arithmetic import BadNumber
 from remapkit.rulefile.syntax import WrittenFill, WrittenPipeline
 from remapkit.rulefile.yaml.nodes import ListNode, MapNode, ScalarNode
+from remapkit.rules.axes import (
+    MAX_PARTS,
+    Axis,
+    describe_counts,
+    list_joining,
+    list_making,
+    list_scalars,
+    read_names,
+)
 from remapkit.tensors.dtypes import CASTABLE_FLOATS
 from remapkit.tensors.spec import TensorSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """The index dimension of a `stack` or `unstack`. `count` is the required number of indices (None: any)."""
-
-    dim: int
-    by: str
-    count: Arg = None
-    span: Span | None = field(default=None, compare=False, repr=False)
-
-    def find_count(self, params: Params) -> int | None:
-        """Return the number of indices if the rule gives one and its params have values."""
-        try:
-            return _resolve_count(self, params)
-        except BadNumber:
-            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +58,9 @@ class SplitRule:
 class Pipeline:
     """The operations of a rule on values. `before` has the operations of each source, `after` those of each target.
 
-    `templates[source][target]` are the target keys, in terms of the captures of each source's pattern. No template
-    has the capture `stack.by` (it is folded); every template has `unstack.by`, which no pattern has.
+    `templates[source][target]` are the target keys, in terms of the captures of each source's pattern. `family` is
+    `by` of `concat` or `merge`, `spread` that of `split` or `copy`. No template has a capture of `stack.by` or
+    `family.by` (they are folded); every template has those of `unstack.by` and `spread.by`, which no pattern has.
     """
 
     id: str
@@ -80,18 +75,32 @@ class Pipeline:
     unstack: Axis | None = None
     split: SplitRule | None = None
     share: Literal["copy", "tie"] | None = None
+    merge: bool = False
+    family: Axis | None = None
+    spread: Axis | None = None
 
     @property
-    def folded(self) -> str | None:
-        """The capture whose values become one dimension."""
-        return self.stack.by if self.stack is not None else None
+    def folded(self) -> tuple[str, ...]:
+        """The captures whose values are joined into one tensor, in the order of the joined sources."""
+        return tuple(name for axis in (self.stack, self.family) if axis is not None for name in axis.by)
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The captures that only the targets have: each target has an index of one tensor."""
+        return tuple(name for axis in (self.unstack, self.spread) if axis is not None for name in axis.by)
+
+    def find_made_counts(self, params: Params) -> dict[str, int | None]:
+        """Return for each capture of `made` the number of its values, if that is known."""
+        axes = [axis for axis in (self.unstack, self.spread) if axis is not None]
+        return {name: count for axis in axes for name, count in zip(axis.by, axis.find_counts(params), strict=True)}
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the params that the pipeline needs."""
         calls = [*itertools.chain(*self.before, self.ops, *self.after)]
         numbers: list[Arg] = [arg for call in calls for _, arg in call.args]
-        numbers += [axis.count for axis in (self.stack, self.unstack) if axis is not None]
+        axes = (self.stack, self.family, self.unstack, self.spread)
+        numbers += [count for axis in axes if axis is not None for count in axis.count or ()]
         numbers += [size for each in (self.split, self.concat) if each is not None for size in each.sizes or ()]
         return tuple(dict.fromkeys(name for number in numbers for name in list_params(number)))
 
@@ -111,8 +120,10 @@ class Pipeline:
             before=tuple(map(resolve_calls, self.before)),
             ops=resolve_calls(self.ops),
             after=tuple(map(resolve_calls, self.after)),
-            stacked=_resolve_count(self.stack, params),
-            unstacked=_resolve_count(self.unstack, params),
+            stacked=_resolve_counts(self.stack, params),
+            unstacked=_resolve_counts(self.unstack, params),
+            gathered=_resolve_counts(self.family, params, self.concat),
+            spread=_resolve_counts(self.spread, params, self.split),
             sizes=_resolve_sizes(self.split, params),
             joined=_resolve_sizes(self.concat, params),
             spans=spans,
@@ -128,13 +139,16 @@ def _resolve_sizes(split: SplitRule | None, params: Params) -> tuple[int, ...] |
     return sizes
 
 
-def _resolve_count(axis: Axis | None, params: Params) -> int | None:
-    if axis is None or axis.count is None:
+def _resolve_counts(axis: Axis | None, params: Params, parts: SplitRule | None = None) -> tuple[int, ...] | None:
+    """Return the numbers of values, which `sizes` of the parts must agree with."""
+    counts = axis.resolve_counts(params) if axis is not None else None
+    if axis is None or counts is None:
         return None
-    count = int(evaluate_arg(axis.count, params))
-    if count < 1:
-        raise BadNumber(f"`count` must be at least 1, got {count}")
-    return count
+    if parts is not None and parts.sizes is not None and len(parts.sizes) != math.prod(counts):
+        raise BadNumber(f"`sizes` has {len(parts.sizes)} entries, but `count` is {describe_counts(counts)}")
+    if axis.word in ("split", "copy") and math.prod(counts) > MAX_PARTS:
+        raise BadNumber(f"`count` must make at most {MAX_PARTS:,} targets, got {math.prod(counts):,}")
+    return counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +158,10 @@ class Resolved:
     before: tuple[tuple[base.Op, ...], ...]
     ops: tuple[base.Op, ...]
     after: tuple[tuple[base.Op, ...], ...]
-    stacked: int | None
-    unstacked: int | None
+    stacked: tuple[int, ...] | None
+    unstacked: tuple[int, ...] | None
+    gathered: tuple[int, ...] | None
+    spread: tuple[int, ...] | None
     sizes: tuple[int, ...] | None
     joined: tuple[int, ...] | None
     spans: dict[int, Span | None]
@@ -191,20 +207,46 @@ class PipelineReader:
         """Add a problem."""
         self.problems.append(Diagnostic(code, title, (Label(span),), help))
 
-    def read_axis(self, node: MapNode | None) -> Axis | None:
-        """Read `stack` or `unstack`."""
-        if node is None:
+    def read_axis(self, word: str, node: MapNode | ListNode | None) -> Axis | None:
+        """Read the captures of `stack`, `unstack`, `concat`, `split`, `merge` or `copy`: its `by` and `count`."""
+        if not isinstance(node, MapNode) or node.get("by") is None:
             return None
-        count = node.get("count")
-        number = self.calls.read_number(count) if isinstance(count, ScalarNode) else None
-        if isinstance(number, int) and isinstance(count, ScalarNode) and number < 1:
-            self.add_problem(
-                f"`count` must be at least 1, got {number}", count.span, "count the entries", code="RK216"
-            )
-        return Axis(_read_integer(node, "dim"), _read_word(node, "by").value, number, node.span)
+        names, count, sizes = read_names(node), node.get("count"), node.get("sizes")
+        numbers: list[Arg] = []
+        for item in list_scalars(count):
+            number = self.calls.read_number(item)
+            numbers.append(number)
+            if isinstance(number, int) and number < 1:
+                self.add_problem(
+                    f"`count` must be at least 1, got {number}", item.span, "count the entries", code="RK216"
+                )
+        if count is not None and len(numbers) != len(names):
+            title = f"`count` must have {count_noun(len(names), 'entry', 'entries')}, got {len(numbers)}"
+            self.add_problem(title, count.span, f"one for each of {join_words(name.value for name in names)}")
+        if count is None and isinstance(sizes, ListNode) and len(names) == 1:
+            numbers = [len(sizes.items)]
+        known = math.prod(number for number in numbers if isinstance(number, int))
+        if (
+            isinstance(sizes, ListNode)
+            and all(isinstance(each, int) for each in numbers)
+            and known != len(sizes.items)
+        ):
+            help = "one size for each part, or leave `sizes` out"
+            self.add_problem(f"`sizes` must have {known} entries, got {len(sizes.items)}", sizes.span, help)
+        if not numbers and (word in ("split", "copy") or (word == "unstack" and len(names) > 1)):
+            help = f"add `count: {'8' if len(names) == 1 else '[2, 4]'}`, with your own numbers"
+            self.add_problem(f"`{word}` by {join_words(name.value for name in names)} needs `count`", node.span, help)
+        dim = node.get("dim")
+        return Axis(
+            word,
+            tuple(name.value for name in names),
+            int(dim.value) if isinstance(dim, ScalarNode) else None,
+            tuple(numbers) if numbers else None,
+            node.span,
+        )
 
-    def read_split(self, node: MapNode | None, parts: int) -> SplitRule | None:
-        """Read `split` or `concat`, with one size per part."""
+    def read_split(self, node: MapNode | None, parts: int | None) -> SplitRule | None:
+        """Read `split` or `concat`, with one size per part (None: as many as `count` says)."""
         if node is None:
             return None
         sizes = node.get("sizes")
@@ -216,7 +258,7 @@ class PipelineReader:
                 if isinstance(number, int) and number < 1:
                     help = "give each part its own number of elements, or leave `sizes` out for equal parts"
                     self.add_problem(f"a size must be at least 1, got {number}", item.span, help, code="RK216")
-            if len(numbers) != parts:
+            if parts is not None and len(numbers) != parts:
                 self.add_problem(
                     f"`sizes` must have {parts} entries, got {len(numbers)}",
                     sizes.span,
@@ -225,7 +267,7 @@ class PipelineReader:
         return SplitRule(_read_integer(node, "dim"), numbers, equal, node.span)
 
     def check_captures(self, written: WrittenPipeline, patterns: list[Pattern]) -> None:
-        """Check that all patterns have the same captures, `stack.by` is an integer, and `unstack.by` is new."""
+        """Check that all patterns have the same captures, joined ones are integers, and counted ones are new."""
         first = {part.name for part in patterns[0].captures}
         for pattern in patterns[1:]:
             other = {part.name for part in pattern.captures}
@@ -235,34 +277,61 @@ class PipelineReader:
                 title = f"all sources of a rule must have the same captures, but {lacking[0]!r} is only in one"
                 help = ("sources are joined by their captures: use the same names in each pattern",)
                 self.problems.append(Diagnostic("RK164", title, labels, help))
-        if written.stack is not None:
-            by = _read_word(written.stack, "by")
-            for part in (pattern.capture(by.value) for pattern in patterns):
-                if part is None:
-                    title = f"`by` of `stack` must be a capture, got {by.value!r}"
-                    known = ", ".join(sorted(map(str, first))) or "nothing"
-                    self.add_problem(title, by.span, f"the pattern captures {known}")
-                    break
-                if not is_integer_capture(part):
-                    title = f"`by` of `stack` must be an integer, but {by.value!r} may be other text"
-                    self.add_problem(title, by.span, f"write {{{by.value}:int}} in the path, or \\d+ in the regex")
-                    break
-        self._check_templates(written)
-        if written.unstack is not None and (by := _read_word(written.unstack, "by")).value in first:
-            title = f"`by` of `unstack` must be a new name, but the pattern captures {by.value!r}"
-            self.add_problem(title, by.span, "choose another name for the index")
+        joining, making = list(list_joining(written)), list(list_making(written))
+        self._check_axes(joining, making)
+        for word, by in ((word, name) for word, node in joining for name in read_names(node)):
+            self._check_index(word, by, patterns)
+        self._check_templates(written, joining, making)
+        for word, by in ((word, name) for word, node in making for name in read_names(node)):
+            if by.value in first:
+                title = f"`by` of `{word}` must be a new name, but the pattern captures {by.value!r}"
+                self.add_problem(title, by.span, "choose another name for the index")
 
-    def _check_templates(self, written: WrittenPipeline) -> None:
-        """Check that no target has the `stack` index and every target has the `unstack` index."""
+    def _check_axes(self, joining: list[tuple[str, MapNode]], making: list[tuple[str, MapNode]]) -> None:
+        """Check that no capture is joined or made twice."""
+        for axes in (joining, making):
+            seen: dict[str, Text] = {}
+            for name in (name for _, node in axes for name in read_names(node)):
+                if name.value in seen:
+                    title = f"{name.value!r} is in `by` twice"
+                    self.add_problem(title, name.span, "each capture counts one thing: remove one, or name another")
+                seen.setdefault(name.value, name)
+
+    def _check_index(self, word: str, by: Text, patterns: list[Pattern]) -> None:
+        """Check that a joined capture is an integer in every pattern."""
+        for part in (pattern.capture(by.value) for pattern in patterns):
+            if part is None:
+                title = f"`by` of `{word}` must be a capture, got {by.value!r}"
+                known = ", ".join(sorted(str(each.name) for each in patterns[0].captures)) or "nothing"
+                self.add_problem(title, by.span, f"the pattern captures {known}")
+                return
+            if not is_integer_capture(part):
+                title = f"`by` of `{word}` must be an integer, but {by.value!r} may be other text"
+                self.add_problem(title, by.span, f"write {{{by.value}:int}} in the path, or \\d+ in the regex")
+                return
+
+    def _check_templates(
+        self, written: WrittenPipeline, joining: list[tuple[str, MapNode]], making: list[tuple[str, MapNode]]
+    ) -> None:
+        """Check that no target has a joined index and every target has the made ones."""
         for output in written.outputs:
-            if written.stack is not None and _has_name(output.to, by := _read_word(written.stack, "by").value):
-                title = f"`stack` joins every {by!r} into one tensor, so the target cannot have it"
-                self.add_problem(title, output.to.span, f"remove {{{by}}} from the target")
-            if written.unstack is not None and not _has_name(
-                output.to, by := _read_word(written.unstack, "by").value
-            ):
-                title = f"`unstack` makes one tensor for each {by!r}, so the target must have it"
-                self.add_problem(title, output.to.span, f"add {{{by}}} to the target")
+            for word, by in ((word, name.value) for word, node in joining for name in read_names(node)):
+                if _has_name(output.to, by):
+                    title = f"`{word}` joins every {by!r} into one tensor, so the target cannot have it"
+                    self.add_problem(title, output.to.span, f"remove {{{by}}} from the target")
+            for word, by in ((word, name.value) for word, node in making for name in read_names(node)):
+                if not _has_name(output.to, by):
+                    title = f"`{word}` makes one tensor for each {by!r}, so the target must have it"
+                    self.add_problem(title, output.to.span, f"add {{{by}}} to the target")
+
+    def check_single_join(self, written: WrittenPipeline) -> None:
+        """Check that a rule joins in one way, and makes several targets in one way."""
+        pairs = (("concat", written.concat, "merge", written.merge), ("split", written.split, "copy", written.copy))
+        for one, first, other, second in pairs:
+            if first is not None and second is not None:
+                what = "joins its sources" if one == "concat" else "makes its targets"
+                title = f"a rule {what} in one way, got `{one}` and `{other}`"
+                self.add_problem(title, second.span, "write two packs, one after the other, or remove one of the two")
 
 
 def _has_name(to: Text, name: str) -> bool:
@@ -273,12 +342,6 @@ def _read_integer(node: MapNode, name: str) -> int:
     value = node.get(name)
     assert isinstance(value, ScalarNode)
     return int(value.value)
-
-
-def _read_word(node: MapNode, name: str) -> Text:
-    value = node.get(name)
-    assert isinstance(value, ScalarNode)
-    return value.text
 
 
 def is_integer_capture(part: Part) -> bool:
@@ -301,20 +364,17 @@ def _has_only_digits(node: PatternNode) -> bool:
     return bool(node.items) and all(map(_has_only_digits, node.items))
 
 
-def make_template_pattern(pattern: Pattern, written: WrittenPipeline, count: int | None = None) -> Pattern:
-    """Return the pattern to compile templates against: without the `stack` index, with the `unstack` index.
+def make_template_pattern(pattern: Pattern, written: WrittenPipeline, counts: Mapping[str, int | None]) -> Pattern:
+    """Return the pattern to compile templates against: without joined indices, with those that operations make.
 
-    The `unstack` index is bounded by `count` if that is known.
+    Made indices are bounded by `counts` if all of these are known and few enough to be listed.
     """
-    parts = pattern.parts
-    if written.stack is not None:
-        by = _read_word(written.stack, "by").value
-        parts = tuple(replace(part, name=None) if part.name == by else part for part in parts)
-    if written.unstack is not None:
-        made = Part(_read_word(written.unstack, "by").value, CANONICAL, (0, 0), written="int")
-        if count is not None and count <= MAX_WORDS:
-            made = made.restrict_to(tuple(map(str, range(count))))
-        parts = (*parts, made)
+    joined = {name.value for _, node in list_joining(written) for name in read_names(node)}
+    parts = tuple(replace(part, name=None) if part.name in joined else part for part in pattern.parts)
+    few = math.prod(count or 1 for count in counts.values()) <= MAX_WORDS
+    for name, count in counts.items():
+        made = Part(name, CANONICAL, (0, 0), written="int")
+        parts = (*parts, made.restrict_to(tuple(map(str, range(count)))) if few and count is not None else made)
     return replace(pattern, parts=parts)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from remapkit.compute.move_bytes import Run, read_target_chunks
+from remapkit.compute.move_bytes import Run, read_target_chunks, refuse_unequal_merges
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedWrite
 from remapkit.diagnostics.wording import list_names, show_key
@@ -78,7 +78,8 @@ def write_checkpoint(
     copies. `run` replaces the function that computes moves with operations. `verify` reads the output back before it
     gets its name.
 
-    Raises `UnwritableOutput` (RK5xx) with nothing changed, `UnreadableCheckpoint` if the source changes meanwhile.
+    Raises `UnwritableOutput` (RK5xx) with nothing changed, `UnreadableCheckpoint` if the source changes meanwhile,
+    `FailedCheck` (RK347) before anything is written if tensors to merge differ.
     """
     started = time.monotonic()
     out = Path(out)
@@ -89,6 +90,7 @@ def write_checkpoint(
     inspect = _make_inspector(reader, run) if verify else None
     if verify:
         reader.check_sums()
+    refuse_unequal_merges(moves, reader)
     files = writer.write(out.parent, force, inspect)
     return WrittenFiles(
         files=files,

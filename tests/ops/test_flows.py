@@ -229,7 +229,7 @@ add:
 
 def test_a_planted_blindness_for_holes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """What another tool does: experts 0, 1 and 3 are taken for 0, 1 and 2."""
-    monkeypatch.setattr(gather.SourceGroups, "_is_incomplete", lambda *args: False)
+    monkeypatch.setattr(gather, "_is_broken", lambda *args: False)
     assert not list(told(rules_of(EXPERTS), "e.0.w", "e.1.w", "e.3.w"))
 
 
@@ -237,7 +237,7 @@ def test_a_planted_order_of_text_is_found(monkeypatch: pytest.MonkeyPatch) -> No
     rules = rules_of(EXPERTS)
     state = {f"e.{n}.w": torch.full((1,), float(n)) for n in range(11)}
     assert rules(state)["experts"].view(-1).tolist() == list(range(11))
-    monkeypatch.setattr(gather.SourceGroups, "_is_incomplete", lambda *args: False)
+    monkeypatch.setattr(gather, "_is_broken", lambda *args: False)
     by_text = lambda items: sorted(items, key=lambda pair: str(pair[0][0]))  # noqa: E731
     monkeypatch.setattr(gather, "sorted", by_text, raising=False)
     with pytest.raises(AssertionError):

@@ -74,7 +74,7 @@ def choose_size(file: RuleFile, keys: int) -> tuple[str, int]:
         wild |= part.words is None and re.search(r"(?<!\\)\.|\[\^|\\[wSDW]", part.expression) is not None
     if wild:
         signs |= {sign for rule in file.rules for output in rule.outputs or () for sign in output.signs} & set(SIGNS)
-        signs |= set("01") if any(rule.unstack for rule in file.rules) else set()
+        signs |= set("01") if any(rule.made for rule in file.rules) else set()
         signs |= {sign for _, targets in file.added for target in targets for sign in target} & set(SIGNS)
     alphabet = "".join(sorted(signs))
     length = MAX_LENGTH
@@ -196,7 +196,7 @@ class Truth:
         declared = (*rule.forget, *sorted(lossy))
         for made in members:
             values = tuple(made.captures[name] for name in declared)
-            same = alike[made.source, made.output, made.place, made.index if rule.unstack else "", values]
+            same = alike[made.source, made.output, made.place, made.index, values]
             if len(same) < 2:
                 same.append(made)
         chosen = sorted(itertools.chain(*alike.values()), key=lambda made: len(made.key))[:60]
@@ -265,13 +265,19 @@ def can_meet(one: Made, other: Made, rules: Mapping[str, Rule]) -> bool:
 
 
 def can_be(made: Made, text: str, rules: Mapping[str, Rule]) -> bool:
-    """Return whether a target is a text, or is shown by it with the name of the index in braces."""
+    """Return whether a target is a text, or is shown by it with the names of the indices in braces.
+
+    An index that the target uses once, as it is, is shown by its name.
+    """
     rule = rules[made.rule]
-    shown = f"{{{rule.unstack}}}"
-    if rule.outputs is not None and shown in text:
+    if rule.outputs is not None:
         template = rule.outputs[made.output]
-        fields = [written for _, written in template.items if re.search(rf"\b{rule.unstack}\b", written)]
-        return fields == [rule.unstack] and text == template.render({**made.captures, rule.unstack: shown})
+        counted = dict(zip(rule.made, made.index, strict=True))
+        for name in rule.made:
+            if [written for _, written in template.items if re.search(rf"\b{name}\b", written)] == [name]:
+                counted[name] = f"{{{name}}}"
+        if any(f"{{{name}}}" in text for name in rule.made):
+            return text == template.render({**made.captures, **counted})
     return _reads(text, _around(made, rule))
 
 
@@ -279,7 +285,8 @@ def _around(made: Made, rule: Rule) -> tuple[str, ...]:
     """Return a target as one text, or as the text before and after its index."""
     if rule.outputs is None or not rule.has_any_index:
         return (made.target,)
-    before, _, after = rule.outputs[made.output].render({**made.captures, rule.unstack: "\0"}).partition("\0")
+    counted = {**dict(zip(rule.made, made.index, strict=True)), rule.unstack: "\0"}
+    before, _, after = rule.outputs[made.output].render({**made.captures, **counted}).partition("\0")
     return before, after
 
 

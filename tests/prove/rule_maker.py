@@ -243,7 +243,7 @@ class Maker:
             return self.adjacent(id)
         names = self.names()
         self.clean = self.chance(2)
-        operations = ("", "", "concat", "stack", "unstack", "split", "copy", "tie", "both", "ops")
+        operations = ("", "", "concat", "stack", "unstack", "split", "copy", "tie", "both", "ops", "family", "merge")
         operation = "" if self.plain else self.of(operations)
         pattern, captures = self.pattern(names)
         rule: Data = {"id": id, **pattern}
@@ -258,6 +258,20 @@ class Maker:
                 fresh = not bounded and not folded and self.chance(3)
                 sources.append(self.pattern(names)[0] if fresh else self.another(sources[0]))
             rule["concat"] = {"dim": 0, "from": sources}
+        if operation == "merge":
+            rule["merge"] = [{key: rule.pop(key) for key in ("match", "path", "where", "leaf") if key in rule}]
+            rule["merge"] += [self.another(rule["merge"][0]) for _ in range(1 + self.chance(4))]
+        if operation == "family" or (operation == "stack" and self.chance(4)):
+            folded = [self.fold(rule, name) for name in ("t", "s")[: 1 + self.chance(3)]]
+            by = folded[0] if len(folded) == 1 else folded
+            if self.chance(2):
+                rule["merge"] = {"by": by}
+            else:
+                rule["concat"] = {
+                    "dim": 0,
+                    "by": by,
+                    **({"sizes": [1, 2]} if self.chance(4) and len(folded) == 1 else {}),
+                }
         if operation == "ops" or (operation and self.chance(12)):
             rule["ops"] = [self.of(OPS)]
         forgotten = self.of((6, 6, 6, 2))
@@ -268,6 +282,8 @@ class Maker:
             rule["unstack"] = {"dim": 0, "by": "k", **({} if count is None else {"count": count})}
             number = 2 if count == "p" else count
             made.append(Capture("k", None if number is None else tuple(map(str, range(number)))))
+        if operation == "family" and self.chance(3):
+            self.spread(rule, made)
         shuffled = self.chance(4) or ("unstack" in rule and not self.clean)
         self.outputs(rule, operation, captures, made, shuffled)
         target = str(rule.get("to", ""))
@@ -293,7 +309,7 @@ class Maker:
     def outputs(
         self, rule: Data, operation: str, captures: Sequence[Capture], made: Sequence[Capture], shuffled: bool
     ) -> None:
-        counted = [each for each in made if each in captures or each.name == "k"]
+        counted = [each for each in made if each in captures or each.name in ("k", "m", "n")]
         if operation in ("split", "copy", "tie") or (operation == "both" and self.chance(3)):
             texts = [self.template(counted, made, shuffled=shuffled) for _ in range(2 + self.chance(5))]
             if not self.chance(4):
@@ -308,16 +324,30 @@ class Maker:
             return
         rule["to"] = self.template(counted, made, shuffled=shuffled)
 
-    def fold(self, rule: Data) -> str:
-        """Add the capture of a `stack` to a pattern."""
+    def spread(self, rule: Data, made: list[Capture]) -> None:
+        """Add indices that `split` or `copy` counts."""
+        names, numbers = ("m", "n")[: 1 + self.chance(3)], [self.of((1, 2, 3)), 2]
+        counts: list[Any] = numbers[: len(names)]
+        if numbers[0] == 2 and self.chance(2):
+            counts[0] = "p"
+        several = len(names) > 1
+        by = {"by": list(names) if several else names[0], "count": counts if several else counts[0]}
+        if self.chance(2):
+            rule["copy"] = by
+        else:
+            rule["split"] = {"dim": 0, **by}
+        made += [Capture(name, tuple(map(str, range(n)))) for name, n in zip(names, numbers, strict=False)]
+
+    def fold(self, rule: Data, name: str = "e") -> str:
+        """Add a capture that `stack`, `concat` or `merge` joins tensors by to a pattern."""
         if "match" in rule:
             mark = r"\." if self.clean else self.of(("", r"\.", "x"))
-            index = f"(?P<e>{self.of(INDEX_PIECES)})"
+            index = f"(?P<{name}>{self.of(INDEX_PIECES)})"
             rule["match"] = f"{index}{mark}{rule['match']}" if self.chance(4) else f"{rule['match']}{mark}{index}"
         else:
-            index = self.of(("{e:int}", "{e:0..2}", "{e:0|1|00}", "x{e:int}"))
+            index = self.of(("{%s:int}", "{%s:0..2}", "{%s:0|1|00}", "x{%s:int}")) % name
             rule["path"] = f"{index}.{rule['path']}" if self.chance(4) else f"{rule['path']}.{index}"
-        return "e"
+        return name
 
     def another(self, source: Data) -> Data:
         """Return another source of a rule, with the same captures."""
@@ -414,5 +444,5 @@ def files(seed: int, count: int) -> Iterator[tuple[int, Data]]:
 
 def is_plain(data: Mapping[str, Any]) -> bool:
     """Return whether a file only renames, keeps and drops."""
-    operations = {"concat", "stack", "unstack", "split", "copy", "tie", "ops"}
+    operations = {"concat", "merge", "stack", "unstack", "split", "copy", "tie", "ops"}
     return "add" not in data and not any(operations & set(rule) for rule in data.get("rules") or ())

@@ -246,7 +246,7 @@ class Template:
 class Made:
     """One target of one key: `rule` is an id; `source` and `output` are places within the rule.
 
-    `index` is that of an `unstack`; `place` that of a `stack`, as a number.
+    `index` has the indices of `unstack`, `split` and `copy`; `place` those of `stack`, `concat`, `merge`, as numbers.
     """
 
     rule: str
@@ -254,8 +254,8 @@ class Made:
     output: int
     key: str
     target: str
-    place: int = 0
-    index: str = ""
+    place: tuple[int, ...] = ()
+    index: tuple[str, ...] = ()
     captures: Captures = field(default_factory=dict, compare=False)
 
 
@@ -269,26 +269,23 @@ class Rule:
     outputs: tuple[Template, ...] | None = None
     forget: tuple[str, ...] = ()
     lossy: tuple[str, ...] = ()
-    stack: str = ""
+    folded: tuple[str, ...] = ()
     unstack: str = ""
-    indices: tuple[str, ...] = ("",)
+    made: tuple[str, ...] = ()
+    indices: tuple[tuple[str, ...], ...] = ((),)
+    has_any_index: bool = False
+    """Whether an `unstack` without a count makes its targets."""
 
     def targets(self, source: int, key: str, captures: Captures) -> list[Made]:
         if self.outputs is None:
             return [Made(self.id, source, 0, key, key, captures=captures)] if self.kind == "keep" else []
-        place = int(captures[self.stack]) if self.stack else 0
+        place = tuple(int(captures[name]) for name in self.folded)
         return [
-            Made(
-                self.id, source, number, key, output.render({**captures, self.unstack: index}), place, index, captures
-            )
+            Made(self.id, source, number, key, output.render({**captures, **counted}), place, index, captures)
             for number, output in enumerate(self.outputs)
             for index in self.indices
+            for counted in [dict(zip(self.made, index, strict=True))]
         ]
-
-    @property
-    def has_any_index(self) -> bool:
-        """Return whether an `unstack` without a count makes its targets."""
-        return self.indices is INDICES
 
     def matches(self, key: str) -> bool:
         return any(pattern.matches(key) for pattern in self.sources)
@@ -325,13 +322,13 @@ class Rule:
         if self.outputs is None:
             return []
         template = self.outputs[output]
-        found = [(name, table) for name, table in template.lookups() if table in self.lossy and name != self.unstack]
+        found = [(name, table) for name, table in template.lookups() if table in self.lossy and name not in self.made]
         return [(name, template.tables[table]) for name, table in found]
 
     def collide(self, one: Made, other: Made) -> bool:
         """Return whether two of its targets, which are equal, should not be.
 
-        Sources of one `concat` share their targets on purpose, and so do the keys of one `stack`.
+        Sources of one `concat` share their targets on purpose, and so do the keys that are joined by an index.
         """
         if one.source != other.source:
             return False
@@ -393,16 +390,20 @@ def _read_known(segment: str) -> str:
 
 
 def _read_rule(written: Data, tables: Tables, lossy: tuple[str, ...], params: Data) -> Rule:
-    sources = written["concat"]["from"] if "concat" in written else [written]
+    sources = [written]
+    if isinstance(written.get("merge"), list):
+        sources = written["merge"]
+    elif "from" in (written.get("concat") or {}):
+        sources = written["concat"]["from"]
     outputs = (
         [written["to"]] if "to" in written else written.get("copy") or written.get("tie") or written["split"]["into"]
     )
     unstack = written.get("unstack") or {}
-    indices: tuple[str, ...] = ("",)
-    if unstack:
-        count = unstack.get("count")
+    spaces, any_index = [], False
+    for name, count in _list_indices(written, ("unstack", "split", "copy")):
         count = params.get(count) if isinstance(count, str) else count
-        indices = INDICES if count is None else tuple(map(str, range(count)))
+        any_index |= count is None
+        spaces.append((name, INDICES if count is None else tuple(map(str, range(count)))))
     return Rule(
         written["id"],
         "rule",
@@ -410,10 +411,21 @@ def _read_rule(written: Data, tables: Tables, lossy: tuple[str, ...], params: Da
         tuple(Template.read(each if isinstance(each, str) else each["to"], tables) for each in outputs),
         tuple(written.get("forget") or ()),
         lossy,
-        (written.get("stack") or {}).get("by", ""),
+        tuple(name for name, _ in _list_indices(written, ("stack", "concat", "merge"))),
         unstack.get("by", ""),
-        indices,
+        tuple(name for name, _ in spaces),
+        tuple(itertools.product(*(values for _, values in spaces))),
+        any_index,
     )
+
+
+def _list_indices(written: Data, fields: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the captures of `by` of some operations, with the count of each (None where there is none)."""
+    for each in (written.get(name) for name in fields):
+        if isinstance(each, dict) and "by" in each:
+            by, count = each["by"], each.get("count")
+            names, counts = ([by], [count]) if isinstance(by, str) else (by, count or [None] * len(by))
+            yield from zip(names, counts, strict=True)
 
 
 def _list_added(written: Data, tables: Tables) -> tuple[str, ...]:

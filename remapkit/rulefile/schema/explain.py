@@ -172,6 +172,11 @@ def _explain_choice(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic
     elif options[0] == "count":
         help = "add `count: 'layers.{n:int}.{rest:**}'`, `shape: 'head.weight'` or `param: heads`"
         yield Diagnostic("RK021", f"{place.name} requires nothing", (Label(place.at),), (help,))
+    elif options[0] in ("from", "into"):
+        word = str(place.path[-1])
+        several = "from: ['layers.{i:int}.q', 'layers.{i:int}.k']" if word == "concat" else "into: ['q.{i}', 'k.{i}']"
+        help = f"add `{several}`, or `by: t` for parts that are numbered by a capture"
+        yield Diagnostic("RK021", f"`{word}` has neither `{options[0]}` nor `by`", (Label(place.at),), (help,))
     elif options[0] == "to":
         rule = json.loads(schema_text())["$defs"]["rule"]
         yield from _explain_missing_fields(place, replace(error, wanted=["to"], schema=rule))
@@ -181,7 +186,9 @@ def _explain_choice(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic
 
 
 _ONE_OF = {
-    "match": "a rule reads one pattern, or joins several with `concat`: remove one",
+    "match": "a rule reads one pattern, or joins several with `concat` or `merge`: remove one",
+    "from": "`from` lists several patterns, `by` counts the keys of one: remove one",
+    "into": "`into` lists several targets, `by` counts those of one template: remove one",
     "count": "an entry requires one thing: write the others as entries of their own",
     "to": "a rule has one of `to`, `split`, `copy` and `tie`: remove one",
 }
