@@ -235,6 +235,7 @@ class _Compiler:
             return None
         forget = written.forget
         templates = []
+        read.admit_captures(pipeline, patterns)
         unstack = read.read_axis(pipeline.unstack)
         count = unstack.find_count(self.params) if unstack is not None else None
         for pattern in patterns:
@@ -258,6 +259,7 @@ class _Compiler:
             split=read.read_split(pipeline.split, len(pipeline.outputs)),
             share=pipeline.share,
         )
+        read.admit_captures(None, [])
         return made if len(self.problems) == before else None
 
     def compile_fill(self, number: int, written: WrittenFill) -> AddedTargets | None:

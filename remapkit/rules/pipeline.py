@@ -95,8 +95,15 @@ class Pipeline:
         numbers += [size for each in (self.split, self.concat) if each is not None for size in each.sizes or ()]
         return tuple(dict.fromkeys(name for number in numbers for name in list_params(number)))
 
+    def list_captures(self, params: Params) -> tuple[str, ...]:
+        """Return the captures that its numbers use, so that they differ by key."""
+        return tuple(name for name in self.names if name not in params)
+
     def resolve(self, params: Params) -> Resolved:
-        """Return the pipeline with its numbers evaluated; raises `BadNumber` if the params do not allow that."""
+        """Return the pipeline with its numbers evaluated; raises `BadNumber` if the params do not allow that.
+
+        `params` has the captures too, if the numbers use any (`list_captures`).
+        """
         spans: dict[int, Span | None] = {}
 
         def resolve_calls(calls: tuple[Call, ...]) -> tuple[base.Op, ...]:
@@ -251,6 +258,18 @@ class PipelineReader:
         if written.unstack is not None and (by := _read_word(written.unstack, "by")).value in first:
             title = f"`by` of `unstack` must be a new name, but the pattern captures {by.value!r}"
             self.add_problem(title, by.span, "choose another name for the index")
+
+    def admit_captures(self, written: WrittenPipeline | None, patterns: list[Pattern]) -> None:
+        """Let numbers use the integer captures of a rule (None: of no rule), except the index that `stack` counts."""
+        by = None if written is None or written.stack is None else _read_word(written.stack, "by").value
+        admitted: dict[str, str | None] = {}
+        for part in patterns[0].captures if written is not None else ():
+            same = [pattern.capture(str(part.name)) for pattern in patterns]
+            is_number = all(each is not None and is_integer_capture(each) for each in same)
+            admitted[str(part.name)] = None if is_number else "may be other text than an integer"
+        if by in admitted:
+            admitted[by] = "is counted by `stack`, so it has several values"
+        self.calls.captures = admitted
 
     def _check_templates(self, written: WrittenPipeline) -> None:
         """Check that no target has the `stack` index and every target has the `unstack` index."""
