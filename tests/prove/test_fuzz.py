@@ -180,7 +180,7 @@ def with_keys(proof: Proof, change: Callable[[str], str]) -> Proof:
     changed = {each.keys: (*each.keys[:-1], *map(change, each.keys[-1:])) for each in proof.witnesses}
     findings = [
         replace(each, values={**each.values, "keys": list(changed[tuple(each.values["keys"])])})
-        if each.values and tuple(each.values.get("keys") or ()) in changed
+        if each.values and each.values.get("keys") and tuple(each.values["keys"]) in changed
         else each
         for each in proof.findings
     ]
