@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.inputs import Keys, NamedTarget, refuse_unproven
+from remapkit.api.inputs import Keys, NamedTarget, count_proven_params, refuse_unproven
 from remapkit.api.ruleset import Config, Plan, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.api.sizes import parse_size
 from remapkit.compute.move_bytes import refuse_unequal_merges
@@ -149,6 +149,7 @@ def apply(
         restored = in_place and not dry_run and recover(source)
         reading = {"strict_pickle": strict_pickle, "allow_expand": allow_expand, "follow_links": follow_links}
         reader = stack.enter_context(open_checkpoint(source, root=root, **reading))
+        rule_set = count_proven_params(rule_set, reader.header(), allow_undecided=allow_undecided)
         plan = make_plan(rule_set, reader.header())
         if dtype is not None:
             plan = cast_plan(plan, dtype)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.inputs import Keys, NamedTarget, list_rules, refuse_unproven
+from remapkit.api.inputs import Keys, NamedTarget, count_proven_params, list_rules, refuse_unproven
 from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, load, resolve_rules
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
@@ -113,7 +113,11 @@ def check(
         with open_checkpoint(ckpt, root=root, **reading) as reader:
             return reader.header()
 
-    held = [_check_rules(rules, read_source, named, strict_dtype) for rules in rule_sets]
+    def count(rules: RuleSet) -> tuple[RuleSet, StateDictSpec]:
+        source = read_source(rules)
+        return count_proven_params(rules, source, allow_undecided=allow_undecided), source
+
+    held = [_check_rules(rules, count, named, strict_dtype) for rules in rule_sets]
     report = _make_report(held, findings)
     log_diagnostics(report.diagnostics)
     return report
@@ -162,7 +166,10 @@ def _find_model(rules: RuleSet) -> str | None:
 
 
 def _check_rules(
-    rules: RuleSet, read_source: Callable[[RuleSet], StateDictSpec], named: NamedTarget, strict_dtype: bool
+    rules: RuleSet,
+    count: Callable[[RuleSet], tuple[RuleSet, StateDictSpec]],
+    named: NamedTarget,
+    strict_dtype: bool,
 ) -> TargetCheck:
     declared = None if named.option else find_declared_target(rules)
     if named.option is None and declared is None:
@@ -173,7 +180,8 @@ def _check_rules(
                 help=("name it with --model M or --target-keys FILE, or declare `target:` in the rule file",),
             )
         )
-    plan = make_plan(rules, read_source(rules))
+    rules, source = count(rules)
+    plan = make_plan(rules, source)
     if declared is not None and declared.model is None:
         return check_declared_target(rules, plan, strict_dtype=strict_dtype)
     target = read_target_header(declared) if declared is not None else named.read()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from remapkit.api.ruleset import Config, RulesLike, checked, resolve_rules
 from remapkit.patterns.stopping import Stop
@@ -23,6 +23,8 @@ class Explanation:
     matches: tuple[Match, ...]
     stops: tuple[tuple[Rule, Stop], ...]
     unmatched: str
+    params: Mapping[str, int | tuple[int, ...] | None] = field(default_factory=dict, hash=False)
+    """The params that keys depend on, with the values that these results are for."""
 
     def __str__(self) -> str:
         found = [f"{self.key} -> {match.target} ({match.rule.id})" for match in self.matches]
@@ -66,6 +68,7 @@ def explain(
             tuple(rule_set.match(fqn)),
             tuple((rule, stop) for rule in rule_set.everything if (stop := rule.find_stop(fqn)) is not None),
             rule_set.unmatched,
+            {name: rule_set.params[name] for name in rule_set.key_params},
         )
         for fqn in ([keys] if isinstance(keys, str) else keys)
     )

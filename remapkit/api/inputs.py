@@ -15,6 +15,7 @@ from remapkit.diagnostics.errors import InvalidRules, MissingFile, UnreadableChe
 from remapkit.proofs.model import Level, Proof
 from remapkit.registry.installed import find_rules, packs
 from remapkit.rulefile.read import read_file_bytes
+from remapkit.rules.counted import count_params
 from remapkit.rules.model import CompiledRules
 from remapkit.sources.declared import read_declared_source, resolve_declared_path
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
@@ -55,6 +56,15 @@ def prove_rules(rules: RuleSet) -> Proof:
     if proof.level is Level.ALL or rules.file.source_keys is None:
         return proof
     return rules.prove(header=read_declared_source(rules.file))
+
+
+def count_proven_params(rules: RuleSet, header: StateDictSpec, *, allow_undecided: bool) -> RuleSet:
+    """Return the rules with the params that are counted in a header: proven, if these have other values there."""
+    counted = count_params(rules, header)
+    if counted is rules:
+        return rules
+    refuse_unproven([RuleSet.of(counted)], allow_undecided=allow_undecided)
+    return RuleSet.of(counted)
 
 
 def refuse_unproven(rule_sets: Sequence[RuleSet], *, allow_undecided: bool) -> tuple[Diagnostic, ...]:

@@ -17,7 +17,7 @@ from remapkit.authoring.leaf_guard import build_guard_in, starts_segment
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Text
 from remapkit.diagnostics.wording import join_words
-from remapkit.ops.calls import Arg, Call, to_plain_arg
+from remapkit.ops.calls import Arg, Call, rename_captures, to_plain_arg
 from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.pattern import CANONICAL, Part
@@ -156,16 +156,18 @@ def invert_pipeline(
         replace(rule, pattern=build_guard_in(rule.pattern)) for rule in rule_set.rules if rule.pipeline is pipeline
     ]
     _refuse_one_way(pipeline)
-    turned = [
+    inverters = [
         [
-            _invert_target(replace(rule, template=template), tables, known)
+            _make_inverter(replace(rule, template=template), tables, known)
             for template in pipeline.templates[rule.branch]
         ]
         for rule in rules
     ]
+    turned = [[each.invert(each.given.id) for each in row] for row in inverters]
     if not all(_is_consistent_row(row, turned[0]) for row in turned):
         title = f"the inverse of {pipeline.id} cannot be written: its sources bound the same capture differently"
         raise NoInverse(Diagnostic("RK213", title, (Label(pipeline.span),), ("bound it alike in each source",)))
+    pipeline = _rename_captures(pipeline, inverters[0][0], pipeline.list_captures(rule_set.params))
     return InversePipeline(
         id=pipeline.id,
         sources=tuple((rule, _invert_calls(calls)) for rule, calls in zip(turned[0], pipeline.after, strict=True)),
@@ -186,14 +188,55 @@ def _is_consistent_row(row: Sequence[InverseRule], first: Sequence[InverseRule])
     return same and all(each.to == row[0].to for each in row)
 
 
-def _invert_target(rule: Rule, tables: Tables, known: Mapping[str, Mapping[str, str]]) -> InverseRule:
+def _rename_captures(pipeline: Pipeline, inverter: _Inverter, used: Sequence[str]) -> Pipeline:
+    """Return a pipeline whose numbers use the captures of the inverse: `kv_heads[i]` becomes `kv_heads[(i-1)]`."""
+    names: dict[str, str] = {}
+    for name in used:
+        written = inverter.back[name][1:-1] if name in inverter.back else inverter.fixed.get(name, "|")
+        if "|" in written or "//" in written or "%" in written:
+            title = f"the inverse of {pipeline.id} cannot be written: its numbers use {name!r}, which targets encode"
+            raise NoInverse(
+                Diagnostic("RK213", title, (Label(pipeline.span),), (f"write {{{name}}} in the targets",))
+            )
+        names[name] = written
+    if all(name == written for name, written in names.items()):
+        return pipeline
+
+    def rename_calls(calls: Sequence[Call]) -> tuple[Call, ...]:
+        return tuple(call.rename_captures(names) for call in calls)
+
+    def rename_sizes(split: SplitRule | None) -> SplitRule | None:
+        if split is None or split.sizes is None:
+            return split
+        return replace(split, sizes=tuple(rename_captures(size, names) for size in split.sizes))
+
+    def rename_count(axis: Axis | None) -> Axis | None:
+        if axis is None or axis.count is None:
+            return axis
+        return replace(axis, count=tuple(rename_captures(each, names) for each in axis.count))
+
+    return replace(
+        pipeline,
+        before=tuple(map(rename_calls, pipeline.before)),
+        ops=rename_calls(pipeline.ops),
+        after=tuple(map(rename_calls, pipeline.after)),
+        concat=rename_sizes(pipeline.concat),
+        split=rename_sizes(pipeline.split),
+        stack=rename_count(pipeline.stack),
+        unstack=rename_count(pipeline.unstack),
+        family=rename_count(pipeline.family),
+        spread=rename_count(pipeline.spread),
+    )
+
+
+def _make_inverter(rule: Rule, tables: Tables, known: Mapping[str, Mapping[str, str]]) -> _Inverter:
     assert rule.template is not None
     together = find_correlated(_make_key_map(rule))
     if together:
         title = f"the inverse of {rule.id} cannot be written: its target mixes {join_words(together)}"
         help = ("use each capture once, or write one rule for each case",)
         raise NoInverse(Diagnostic("RK213", title, _make_label(rule), help))
-    return _Inverter(rule, {}, tables, known).invert(rule.id)
+    return _Inverter(rule, {}, tables, known)
 
 
 def _make_key_map(rule: Rule) -> KeyMap:

@@ -124,7 +124,8 @@ class InverseWriter:
             names = [name.value for name in param.config]
             config: dict[str, object] = {"config": names if len(names) > 1 else names[0]} if names else {}
             value = to_plain_value(param.value) if param.value is not None else None
-            if param.name.value in self.rules.key_params:
+            # The keys that a param is counted by are those of the other side.
+            if param.name.value in self.rules.key_params or param.count is not None:
                 value = _to_plain(self.rules.params[param.name.value])
             given = {"value": value} if value is not None else {}
             yield emit_entry(param.name.value, {**config, **given} if config else value)

@@ -15,6 +15,7 @@ from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import list_names
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
+from remapkit.rules.counted import count_params
 from remapkit.tensors.spec import OPAQUE, StateDictSpec
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ UNSAID = ("RK300", "RK306")
 def remap(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Implement `RuleSet.__call__`; plain renames are done without a plan."""
     _check_state_dict(state_dict)
-    if not rules.has_operations and rules.file.target is None and not rules.require:
+    if not rules.has_operations and rules.file.target is None and not rules.require and not rules.counted:
         targets = rules.renamer.rename_keys(state_dict, rules.unmatched)
         if targets is not None and (renamed := _rename_keys(targets, state_dict)) is not None:
             return renamed
@@ -57,6 +58,7 @@ def _check_state_dict(state_dict: object) -> None:
 def remap_by_plan(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Rename the keys and run the operations by a plan. Raises `FailedCheck` with all problems."""
     header = _read_header(state_dict)
+    rules = count_params(rules, header)
     plan = make_plan(rules, header)
     problems = [problem for problem in plan.problems if problem.code not in UNSAID]
     if not rules.has_operations:

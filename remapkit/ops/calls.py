@@ -7,6 +7,7 @@ the operation for given params, `Call.inverse` the call that undoes it, or the r
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +63,10 @@ class Call:
         """Return the same call with other arguments."""
         return Call(self.name, tuple((name, args.get(name, arg)) for name, arg in self.args))
 
+    def rename_captures(self, names: Mapping[str, str]) -> Call:
+        """Return the same call with other expressions for some of the names in its numbers."""
+        return self.with_args(**{name: rename_captures(arg, names) for name, arg in self.args})
+
     def to_plain(self) -> object:
         """Return the call as plain data for YAML, in its shortest form.
 
@@ -76,6 +81,23 @@ class Call:
             value = given[form.short]
             return {self.name: value[0] if form.unwrap and isinstance(value, list) and len(value) == 1 else value}
         return {self.name: given}
+
+
+def rename_captures(arg: Arg, names: Mapping[str, str]) -> Arg:
+    """Return an argument with other expressions for some of its names.
+
+    >>> str(rename_captures(parse_expression("64 * kv_heads[i]"), {"i": "j-1"}))
+    '64 * kv_heads[(j-1)]'
+    """
+    if isinstance(arg, tuple):
+        return tuple(rename_captures(item, names) for item in arg)
+    if not isinstance(arg, Expr) or not names.keys() & set(arg.names):
+        return arg
+    return parse_expression(re.sub(r"[A-Za-z_]\w*", lambda found: _bracket(names.get(found[0], found[0])), arg.text))
+
+
+def _bracket(text: str) -> str:
+    return text if text.isidentifier() or text.isdigit() else f"({text})"
 
 
 def to_plain_arg(arg: Arg) -> Any:
@@ -267,10 +289,15 @@ OPERATIONS = tuple(_FORMS)
 
 
 class CallReader:
-    """Reads written operations and adds errors to `problems`. `params` are the names that numbers may use."""
+    """Reads written operations and adds errors to `problems`. `params` are the names that numbers may use.
+
+    `captures` are those of the rule that is being read, which numbers may use too: each with the reason why it is no
+    number, or None if it is one. A param hides a capture of its name.
+    """
 
     def __init__(self, params: Mapping[str, object], problems: list[Diagnostic]) -> None:
         self.params, self.problems = params, problems
+        self.captures: Mapping[str, str | None] = {}
 
     def add_problem(self, code: str, title: str, span: Span, *help: str) -> None:
         """Add a problem."""
@@ -333,9 +360,21 @@ class CallReader:
         except InvalidRules as error:
             self.problems += error.diagnostics
             return 0
-        if (problem := check_names(expression, self.params)) is not None:
+        if (problem := self._check_names(expression)) is not None:
             self.problems.append(problem)
         return expression if expression.names else _evaluate_constant(expression, self.problems)
+
+    def _check_names(self, expression: Expr) -> Diagnostic | None:
+        """Return the problem (RK162) if an expression uses what is neither a param nor a capture that is a number."""
+        for name in expression.names:
+            reason = None if name in self.params else self.captures.get(name)
+            if reason is not None:
+                labels = (Label(expression.span),) if expression.span else ()
+                return Diagnostic(
+                    "RK162", f"{name!r} {reason}", labels, ("numbers may use params and integer captures",)
+                )
+        usable = [name for name, reason in self.captures.items() if reason is None]
+        return check_names(expression, self.params, usable)
 
     def _locate_argument(self, written: WrittenOp, name: str, otherwise: Span) -> Span:
         """Return the span of an argument's value, else `otherwise`."""

@@ -27,8 +27,11 @@ def resolve_params(
     given: Mapping[str, int | Sequence[int]] | None,
     config: Mapping[str, Any] | None,
     problems: list[Diagnostic],
+    counts: Mapping[str, int] | None = None,
 ) -> dict[str, ParamValue | None]:
     """Return every param with its value, or None if it has none yet. Errors in the file are added to `problems`.
+
+    `counts` are the values of params that were counted in a checkpoint; what is given and a config come first.
 
     Raises `UsageError` for a given param that the file does not have, and for a config that lacks one, or has two
     values for one.
@@ -42,11 +45,13 @@ def resolve_params(
         if given and name in given:
             number = given[name]
             values[name] = number if isinstance(number, int) else tuple(number)
-        elif config is not None and (configured := _look_up_config(config, param)) is not None:
+        elif config is not None and (configured := look_up_config(config, param)) is not None:
             values[name] = configured
+        elif counts and name in counts:
+            values[name] = counts[name]
         elif isinstance(own, Expr):
             waiting[name] = own
-        elif config is not None and param.config:
+        elif config is not None and param.config and param.count is None:
             raise _make_lacking_error(param, own)
         else:
             values[name] = own
@@ -116,7 +121,7 @@ def _evaluate_params(
         problems.append(Diagnostic("RK162", title, labels, ("give one of them a number",)))
 
 
-def _look_up_config(config: Mapping[str, Any], param: WrittenParam) -> ParamValue | None:
+def look_up_config(config: Mapping[str, Any], param: WrittenParam) -> ParamValue | None:
     """Return the value under the names of a param in a config, or None; raises `UsageError` if two of them differ."""
     found = {
         name.value: value for name in param.config if (value := _look_up_name(config, param, name.value)) is not None

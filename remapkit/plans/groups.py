@@ -24,6 +24,7 @@ from remapkit.rulefile.arithmetic import BadNumber, NoValue
 from remapkit.rules.axes import describe_counts
 from remapkit.rules.model import CompiledRules, Match
 from remapkit.rules.pipeline import AddedTargets, Pipeline, Resolved
+from remapkit.tensors.families import MAX_DIGITS
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 
@@ -89,29 +90,41 @@ class SourceGroups:
         return gathered
 
     def _gather_pipeline(self, pipeline: Pipeline, groups: Sequence[_Group], gathered: Gathered) -> None:
-        resolved = self._resolve_pipeline(pipeline, gathered.problems)
-        if resolved is None:
-            return
+        failures: dict[tuple[str, int], _Failure] = {}
+        wrong: list[tuple[BadNumber, str]] = []
+        varying = pipeline.list_captures(self.rules.params)
+        for numbers, members in _split_groups(varying, groups):
+            try:
+                resolved = pipeline.resolve({**self.rules.params, **numbers})
+            except BadNumber as error:
+                wrong += ((error, fqns[0]) for member in members for fqns in list(member.found.values())[:1])
+                continue
+            self._gather_groups(pipeline, resolved, members, gathered, failures)
+        if wrong:
+            keys = [key for _, key in wrong] if varying else []
+            found = _report_bad_number(pipeline.id, pipeline.span, wrong[0][0], self.source.name, keys)
+            gathered.problems.append(found)
+        gathered.problems += (_report_failure(pipeline, each, self.source) for each in failures.values())
+
+    def _gather_groups(
+        self,
+        pipeline: Pipeline,
+        resolved: Resolved,
+        groups: Sequence[_Group],
+        gathered: Gathered,
+        failures: dict[tuple[str, int], _Failure],
+    ) -> None:
         family = _count_family(pipeline, resolved, groups)
         tops = [_count_positions(pipeline, resolved, group, family) for group in groups]
         broken = [_is_broken(group, top) for group, top in zip(groups, tops, strict=True)]
         whole = [group for group, is_broken in zip(groups, broken, strict=True) if not is_broken]
         holes = [pair for pair, is_broken in zip(zip(groups, tops, strict=True), broken, strict=True) if is_broken]
         gathered.problems += self._report_holes(pipeline, holes)
-        failures: dict[tuple[str, int], _Failure] = {}
         for group in whole:
             made = list(_make_moves(pipeline, resolved, group, math.prod(family), self.source, failures))
             gathered.moves += ((group.place, move) for move in made)
             if pipeline.share == "tie" and len(made) > 1:
                 gathered.tied += _list_ties(made, len(pipeline.templates[0]))
-        gathered.problems += (_report_failure(pipeline, each, self.source) for each in failures.values())
-
-    def _resolve_pipeline(self, pipeline: Pipeline, problems: list[Diagnostic]) -> Resolved | None:
-        try:
-            return pipeline.resolve(self.rules.params)
-        except BadNumber as error:
-            problems.append(_report_bad_number(pipeline.id, pipeline.span, error, self.source.name))
-            return None
 
     def _make_added_moves(self, filled: AddedTargets, problems: list[Diagnostic]) -> Iterator[Move]:
         try:
@@ -230,6 +243,22 @@ def _render_position(pipeline: Pipeline, group: _Group, position: _Position) -> 
     """Return the key of a source that a group lacks."""
     indices = dict(zip(pipeline.folded, map(str, position), strict=False))
     return _render_source(pipeline.patterns[position[-1]], {**group.captures, **indices})
+
+
+def _split_groups(
+    names: Sequence[str], groups: Sequence[_Group]
+) -> Iterator[tuple[Mapping[str, int], Sequence[_Group]]]:
+    """Yield the groups in which some captures have the same values, with these values."""
+    if not names:
+        yield {}, groups
+        return
+    alike: defaultdict[tuple[str, ...], list[_Group]] = defaultdict(list)
+    for group in groups:
+        alike[tuple(group.captures[name] for name in names)].append(group)
+    for words, members in alike.items():
+        # No list and no tensor has 10^18 entries, so the exact value of a number this large does not matter.
+        numbers = (int(word) if len(word) <= MAX_DIGITS else 10**MAX_DIGITS for word in words)
+        yield dict(zip(names, numbers, strict=True)), members
 
 
 def _explain_bounds(pipeline: Pipeline, group: _Group) -> str | None:
@@ -390,9 +419,11 @@ def _report_failure(pipeline: Pipeline, failure: _Failure, source: StateDictSpec
     )
 
 
-def _report_bad_number(id: str, span: Span, error: BadNumber, place: str) -> Diagnostic:
+def _report_bad_number(id: str, span: Span, error: BadNumber, place: str, keys: Sequence[str] = ()) -> Diagnostic:
+    """Report that numbers have no value; `keys` are the sources concerned, if it depends on the source."""
     if isinstance(error, NoValue):
         title = f"{id} needs the param {error.names[0]!r}, which has no value"
         help = (f"pass --param {error.names[0]}=NUMBER, or --config config.json if the rules name its entry",)
         return Diagnostic("RK341", title, (Label(span),), help, place=place, values={"params": list(error.names)})
-    return Diagnostic("RK341", f"{id}: {error}", (Label(span),), ("correct the params",), place=place)
+    notes = (list_names(keys),) if keys else ()
+    return Diagnostic("RK341", f"{id}: {error}", (Label(span),), ("correct the params",), notes, place=place)

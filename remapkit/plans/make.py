@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.plans.companions import judge_companions
 from remapkit.plans.groups import Gathered, SourceGroups
@@ -28,6 +29,7 @@ from remapkit.plans.problems import (
 from remapkit.plans.recorded import replace_recorded_sources, report_recorded, sort_recorded
 from remapkit.plans.rounding import report_roundings
 from remapkit.plans.stale_metadata import report_stale_names
+from remapkit.rules.counted import count_params, report_counts
 from remapkit.rules.model import CompiledRules, Match, Rule
 from remapkit.rules.requirements import find_unmet_requirements
 from remapkit.tensors.dtypes import DTYPE_BITS
@@ -38,6 +40,10 @@ def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorS
     """Make the plan of `rules` for one header; errors are collected in its `problems`, never raised."""
 
     whole = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
+    try:
+        rules = count_params(rules, whole)
+    except InvalidRules as error:
+        return ResolvedPlan(rules.name, whole, (), problems=error.diagnostics)
     source, renamed = sort_recorded(rules, whole) if whole.recorded else (whole, {})
     matches = {fqn: rules.match(fqn) for fqn in source}
     moves, dropped, unmatched, gathered = _decide_moves(rules, source, matches)
@@ -70,6 +76,7 @@ def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorS
                 *report_roundings(moves, source),
                 *judged.warnings,
                 *report_stale_names(source, moves),
+                *report_counts(rules, whole, whole.name),
             )
             if source
             else ()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -277,12 +277,13 @@ def _refuse(text: Text, dialect: Dialect, title: str, at: tuple[int, int], help:
     return InvalidRules(Diagnostic(dialect.code, title, (Label(text.at(*at)),), (help or dialect.help,)))
 
 
-def check_names(expression: Expr, known: Mapping[str, object]) -> Diagnostic | None:
-    """Return the problem (RK162) if an expression uses a param that the file does not define, else None."""
+def check_names(expression: Expr, known: Mapping[str, object], captures: Sequence[str] = ()) -> Diagnostic | None:
+    """Return the problem (RK162) if an expression uses a name that is not known, else None."""
     for name in expression.names:
-        if name not in known:
+        if name not in known and name not in captures:
             listed = f"params of this file: {', '.join(known)}" if known else f"add `params: {{{name}: ...}}`"
-            help = suggest_name(name, known, listed)
+            listed += f"; integer captures: {', '.join(captures)}" if captures else ""
+            help = suggest_name(name, [*known, *captures], listed)
             labels = (Label(expression.span),) if expression.span else ()
             return Diagnostic("RK162", f"there is no param {name!r}", labels, (help,))
     return None

@@ -357,7 +357,9 @@ def _read_param(key: ScalarNode, node: Node) -> WrittenParam:
     config = node.get("config") if isinstance(node, MapNode) else None
     written = config.items if isinstance(config, ListNode) else () if config is None else (config,)
     names = tuple(map(_get_text, written))
-    return WrittenParam(key.text, value if isinstance(value, ScalarNode | ListNode) else None, names)
+    fields = _map_fields(node)
+    count, by = _get_optional_text(fields.get("count")), _get_optional_text(fields.get("by"))
+    return WrittenParam(key.text, value if isinstance(value, ScalarNode | ListNode) else None, names, count, by)
 
 
 def _read_fill(node: MapNode) -> WrittenFill:

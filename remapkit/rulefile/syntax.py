@@ -112,12 +112,15 @@ class WrittenFill:
 class WrittenParam:
     """A param: its value (a number, a list of numbers, or arithmetic on params; None if it must be given).
 
-    `config` are its names in configs: the first that a config has counts.
+    `config` are its names in configs: the first that a config has counts. `count` is a pattern: its value is one more
+    than the largest index among the keys of the checkpoint, of the capture `by` if there are several.
     """
 
     name: Text
     value: ScalarNode | ListNode | None
     config: tuple[Text, ...] = ()
+    count: Text | None = None
+    by: Text | None = None
 
 
 @dataclass(frozen=True, slots=True)

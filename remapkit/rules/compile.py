@@ -14,9 +14,10 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span, Text
 from remapkit.ops.base import RefusedOp
-from remapkit.ops.params import resolve_params
+from remapkit.ops.params import look_up_config, resolve_params
 from remapkit.patterns.compile import compile_pattern, read_guard_values
 from remapkit.patterns.literals import read_word
+from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import SEGMENT, Part, Pattern
 from remapkit.patterns.ranges import KeyParams
 from remapkit.patterns.steps import TooMany
@@ -27,7 +28,7 @@ from remapkit.rulefile.yaml.compose import MAX_PROBLEMS, explain_problem_limit
 from remapkit.rulefile.yaml.nodes import MapNode
 from remapkit.rules.compile_template import Tabulations, compile_template, find_syntax_problems
 from remapkit.rules.costs import CompileCosts
-from remapkit.rules.model import CompiledRules, Requirement, Rule, RuleKind, Table
+from remapkit.rules.model import CompiledRules, CountedParam, Requirement, Rule, RuleKind, Table
 from remapkit.rules.pipeline import (
     AddedTargets,
     Pipeline,
@@ -37,7 +38,7 @@ from remapkit.rules.pipeline import (
     make_fill_pattern,
     make_template_pattern,
 )
-from remapkit.rules.requirements import read_requirements
+from remapkit.rules.requirements import find_counted_capture, read_requirements
 
 MAX_ADDED = 100_000
 """The most tensors that one entry of `add` may create."""
@@ -53,23 +54,26 @@ def compile_rules(
     rule_file: RuleFile,
     params: Mapping[str, int | Sequence[int]] | None = None,
     config: Mapping[str, Any] | None = None,
+    counts: Mapping[str, int] | None = None,
 ) -> CompiledRules:
     """Compile a rule file; raises `InvalidRules` with all of its problems.
 
-    `params` gives values for its params; any others are looked up in `config`, a model's config.json.
+    `params` gives values for its params; any others are looked up in `config`, a model's config.json, then in
+    `counts`, those that were counted in a checkpoint.
 
     >>> from remapkit.rulefile.read import read_text
     >>> rules = compile_rules(read_text("remapkit: 1\\nname: t\\nkeep: ['{all:**}']\\n"))
     >>> [rule.id for rule in rules.keep]
     ['keep[0]']
     """
-    compiler = _Compiler(rule_file, params, config)
+    compiler = _Compiler(rule_file, params, config, counts)
     try:
         rules = tuple(rule for written in rule_file.rules for rule in compiler.compile_rule(written))
         keep = compiler.compile_named("keep", rule_file.keep)
         drop = compiler.compile_named("drop", rule_file.drop)
         domain = compiler.compile_domain()
         require = compiler.compile_requirements()
+        counted = tuple(compiler.compile_counts())
         add = tuple(filter(None, (compiler.compile_fill(number, each) for number, each in enumerate(rule_file.add))))
     except TooMany:
         raise InvalidRules([*compiler.problems, compiler.costs.explain()]) from None
@@ -91,16 +95,23 @@ def compile_rules(
         compiler.params,
         require,
         tuple(name for name in compiler.params if name in compiler.key_params.used),
+        counted,
+        (params, config),
     )
 
 
 class _Compiler:
     def __init__(
-        self, rule_file: RuleFile, params: Mapping[str, int | Sequence[int]] | None, config: Mapping[str, Any] | None
+        self,
+        rule_file: RuleFile,
+        params: Mapping[str, int | Sequence[int]] | None,
+        config: Mapping[str, Any] | None,
+        counts: Mapping[str, int] | None,
     ) -> None:
         self.file = rule_file
         self.problems: list[Diagnostic] = []
-        self.params = resolve_params(rule_file.params, params, config, self.problems)
+        self.params = resolve_params(rule_file.params, params, config, self.problems, counts)
+        self.given, self.config = params or {}, config
         self.key_params = KeyParams(self.params)
         self.pipelines = PipelineReader(self.params, self.problems)
         self.warnings: list[Diagnostic] = []
@@ -239,6 +250,7 @@ class _Compiler:
         forget = written.forget
         templates = []
         concat, split = pipeline.concat, pipeline.split
+        read.admit_captures(pipeline, patterns)
         made = Pipeline(
             id=written.id.value,
             span=written.span,
@@ -265,6 +277,7 @@ class _Compiler:
                 break
             templates.append(tuple(each for each in row if each is not None))
         made = replace(made, templates=tuple(templates))
+        read.admit_captures(None, [])
         return made if len(self.problems) == before else None
 
     def compile_fill(self, number: int, written: WrittenFill) -> AddedTargets | None:
@@ -334,6 +347,25 @@ class _Compiler:
             self.begin(f"source.domain[{number}]", each.span)
             patterns.append(self.compile_key_pattern(each))
         return tuple(pattern for pattern in patterns if pattern is not None)
+
+    def compile_counts(self) -> Iterator[CountedParam]:
+        """Yield the params that a checkpoint decides; the patterns of others are checked too."""
+        for param in self.file.params:
+            if param.count is None:
+                continue
+            self.begin(f"params.{param.name.value}", param.count.span)
+            name = param.name.value
+            written = WrittenPattern("path", param.count, param.count.span)
+            # Without params: no count depends on another.
+            found = self.collect_problems(lambda: compile_pattern(written, self.keys, self.costs.steps))  # noqa: B023
+            if found is None:
+                continue
+            where = f"the param {name!r}"
+            by = find_counted_capture(param.count, param.by, found.pattern, is_integer_capture, self.problems, where)
+            if by is None or name in self.given:
+                continue
+            if self.config is None or look_up_config(self.config, param) is None:
+                yield CountedParam(name, param.count, PatternMatcher(found.pattern), by)
 
     def compile_requirements(self) -> tuple[Requirement, ...]:
         calls, written = self.pipelines.calls, self.file.require

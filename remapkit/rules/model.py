@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.source import Span
+from remapkit.diagnostics.source import Span, Text
 from remapkit.ops.calls import Arg
 from remapkit.patterns.matcher import KeyOutcome, PatternMatcher, Renamer, SetMatcher
 from remapkit.patterns.pattern import Pattern
@@ -32,6 +32,16 @@ class Requirement:
     reader: PatternMatcher | None = None
     by: str | None = None
     note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CountedParam:
+    """A param that is counted in the header of a checkpoint: one more than the largest index `by` of a pattern."""
+
+    name: str
+    text: Text
+    reader: PatternMatcher
+    by: str
 
 
 RuleKind = Literal["rule", "keep", "drop"]
@@ -142,6 +152,12 @@ class CompiledRules:
     require: tuple[Requirement, ...] = ()
     key_params: tuple[str, ...] = ()
     """The params that patterns and templates use: with other values, these are other rules."""
+    counted: tuple[CountedParam, ...] = ()
+    """The params whose values a checkpoint has: neither given nor in a config. `rules/counted.py` puts them in."""
+    inputs: tuple[Mapping[str, int | Sequence[int]] | None, Mapping[str, Any] | None] = field(
+        default=(None, None), hash=False, compare=False, repr=False
+    )
+    """The params and the config that these rules were compiled with."""
     everything: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
     """All rules, `keep`s and `drop`s."""
     matcher: SetMatcher = field(init=False, compare=False, repr=False)

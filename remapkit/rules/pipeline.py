@@ -104,8 +104,15 @@ class Pipeline:
         numbers += [size for each in (self.split, self.concat) if each is not None for size in each.sizes or ()]
         return tuple(dict.fromkeys(name for number in numbers for name in list_params(number)))
 
+    def list_captures(self, params: Params) -> tuple[str, ...]:
+        """Return the captures that its numbers use, so that they differ by key."""
+        return tuple(name for name in self.names if name not in params)
+
     def resolve(self, params: Params) -> Resolved:
-        """Return the pipeline with its numbers evaluated; raises `BadNumber` if the params do not allow that."""
+        """Return the pipeline with its numbers evaluated; raises `BadNumber` if the params do not allow that.
+
+        `params` has the captures too, if the numbers use any (`list_captures`).
+        """
         spans: dict[int, Span | None] = {}
 
         def resolve_calls(calls: tuple[Call, ...]) -> tuple[base.Op, ...]:
@@ -309,6 +316,19 @@ class PipelineReader:
                 title = f"`by` of `{word}` must be an integer, but {by.value!r} may be other text"
                 self.add_problem(title, by.span, f"write {{{by.value}:int}} in the path, or \\d+ in the regex")
                 return
+
+    def admit_captures(self, written: WrittenPipeline | None, patterns: list[Pattern]) -> None:
+        """Let numbers use the integer captures of a rule (None: of no rule), except the indices that it joins."""
+        joining = list(list_joining(written)) if written is not None else []
+        admitted: dict[str, str | None] = {}
+        for part in patterns[0].captures if written is not None else ():
+            same = [pattern.capture(str(part.name)) for pattern in patterns]
+            is_number = all(each is not None and is_integer_capture(each) for each in same)
+            admitted[str(part.name)] = None if is_number else "may be other text than an integer"
+        for word, by in ((word, name.value) for word, node in joining for name in read_names(node)):
+            if by in admitted:
+                admitted[by] = f"is counted by `{word}`, so it has several values"
+        self.calls.captures = admitted
 
     def _check_templates(
         self, written: WrittenPipeline, joining: list[tuple[str, MapNode]], making: list[tuple[str, MapNode]]

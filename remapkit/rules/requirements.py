@@ -9,10 +9,10 @@ require:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
-from remapkit.diagnostics.source import Span
+from remapkit.diagnostics.source import Span, Text
 from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.ops.calls import Arg, CallReader, evaluate_arg
 from remapkit.patterns.matcher import PatternMatcher
@@ -52,7 +52,7 @@ def read_requirements(
             pattern = compiled(WrittenPattern("path", entry.name, entry.name.span))
             reader = PatternMatcher(pattern) if pattern is not None else None
             if pattern is not None and entry.what == "count":
-                by = _find_counted_capture(entry, pattern, is_integer, problems)
+                by = find_counted_capture(entry.name, entry.by, pattern, is_integer, problems, "`require`")
         if entry.what != "param" and any(isinstance(each, tuple) for each in wanted):
             title = f"{entry.name.value} must be compared with numbers, got a list"
             problems.append(_explain_bad_entry(title, entry.wanted.span, "only a param can be a list"))
@@ -76,30 +76,42 @@ def _read_wanted(entry: WrittenRequirement, calls: CallReader) -> tuple[Arg, ...
     )
 
 
-def _find_counted_capture(
-    entry: WrittenRequirement, pattern: Pattern, is_integer: Callable[[Part], bool], problems: list[Diagnostic]
+def find_counted_capture(
+    name: Text,
+    by: Text | None,
+    pattern: Pattern,
+    is_integer: Callable[[Part], bool],
+    problems: list[Diagnostic],
+    where: str,
 ) -> str | None:
+    """Return the capture to count: `by`, or the only integer; add a problem (RK371) if there is none."""
     numbers = [str(part.name) for part in pattern.captures if is_integer(part)]
-    if entry.by is not None:
-        if entry.by.value in numbers:
-            return entry.by.value
-        title = f"{entry.by.value!r} is not an integer capture of {entry.name.value}"
-        problems.append(
-            _explain_bad_entry(title, entry.by.span, f"its integer captures: {join_words(numbers) or 'none'}")
-        )
+    if by is not None:
+        if by.value in numbers:
+            return by.value
+        title = f"{by.value!r} is not an integer capture of {name.value}"
+        help = f"its integer captures: {join_words(numbers) or 'none'}"
+        problems.append(_explain_bad_entry(title, by.span, help, where))
     elif len(numbers) == 1:
         return numbers[0]
     elif numbers:
-        title = f"{entry.name.value} captures several integers, {join_words(numbers)}; name the one to count"
-        problems.append(_explain_bad_entry(title, entry.name.span, f"add `by: {numbers[0]}`"))
+        title = f"{name.value} captures several integers, {join_words(numbers)}; name the one to count"
+        problems.append(_explain_bad_entry(title, name.span, f"add `by: {numbers[0]}`", where))
     else:
-        title = f"{entry.name.value} captures no integer to count"
-        problems.append(_explain_bad_entry(title, entry.name.span, "write {i:int} for the index"))
+        title = f"{name.value} captures no integer to count"
+        problems.append(_explain_bad_entry(title, name.span, "write {i:int} for the index", where))
     return None
 
 
-def _explain_bad_entry(title: str, span: Span, help: str) -> Diagnostic:
-    return Diagnostic("RK371", f"`require`: {title}", (Label(span),), (help,))
+def _explain_bad_entry(title: str, span: Span, help: str, where: str = "`require`") -> Diagnostic:
+    return Diagnostic("RK371", f"{where}: {title}", (Label(span),), (help,))
+
+
+def list_indices(reader: PatternMatcher, by: str, keys: Iterable[str]) -> list[int]:
+    """Return the indices that a pattern captures in some keys, in order."""
+    written = {found[by] for fqn in keys if (found := reader(fqn)) is not None}
+    # No model has 10^18 layers, so a number this large is a gap whatever its exact value.
+    return sorted({int(text) if len(text) <= MAX_DIGITS else 10**MAX_DIGITS for text in written})
 
 
 def find_unmet_requirements(rules: CompiledRules, source: StateDictSpec) -> Iterator[Diagnostic]:
@@ -124,9 +136,7 @@ def find_unmet_requirements(rules: CompiledRules, source: StateDictSpec) -> Iter
 
 def _check_count(requirement: Requirement, wanted: tuple[object, ...], source: StateDictSpec) -> Iterator[Diagnostic]:
     assert requirement.reader is not None and requirement.by is not None
-    written = {found[requirement.by] for fqn in source if (found := requirement.reader(fqn)) is not None}
-    # No model has 10^18 layers, so a number this large is a gap whatever its exact value.
-    indices = sorted({int(text) if len(text) <= MAX_DIGITS else 10**MAX_DIGITS for text in written})
+    indices = list_indices(requirement.reader, requirement.by, source)
     number = indices[-1] + 1 if indices else 0
     if number in wanted and len(indices) == number:
         return

@@ -202,6 +202,7 @@ class Maker:
                 f"{name}*40+{other}",
                 f"{other}*12+{name}",
                 f"{name}*p+{other}",
+                f"{name}+o[{other}%2]",
             )
             return "{" + self.of(forms) + "}"
         return (
@@ -389,8 +390,8 @@ class Maker:
         if self.chance(6):
             words = ("a", "b", "0", "1", "ab", "x", "10")
             data["header"] = [".".join(self.some(words, 1 + self.pick(3))) for _ in range(1 + self.pick(4))]
-        if re.search(r"\bp\b", repr(data)):
-            data["params"] = {"p": 2}
+        if re.search(r"\b[po]\b", repr(data)):
+            data["params"] = {"p": 2, "o": [0, 3]}
         self.add_tables(data)
         return data
 

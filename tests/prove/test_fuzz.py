@@ -177,10 +177,10 @@ def without_first(proof: Proof) -> Proof:
 
 def with_keys(proof: Proof, change: Callable[[str], str]) -> Proof:
     """Change the last key of each witness, in its finding too."""
-    changed = {each.keys: (*each.keys[:-1], change(each.keys[-1])) for each in proof.witnesses}
+    changed = {each.keys: (*each.keys[:-1], *map(change, each.keys[-1:])) for each in proof.witnesses}
     findings = [
         replace(each, values={**each.values, "keys": list(changed[tuple(each.values["keys"])])})
-        if each.values and tuple(each.values.get("keys") or ()) in changed
+        if each.values and each.values.get("keys") and tuple(each.values["keys"]) in changed
         else each
         for each in proof.findings
     ]

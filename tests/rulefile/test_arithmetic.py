@@ -14,7 +14,8 @@ from remapkit.diagnostics.errors import InvalidRules
 from remapkit.rulefile import arithmetic
 from remapkit.rulefile.arithmetic import INDICES, SIZES, BadNumber, Dialect, parse_expression
 
-VALUES = {"i": 7, "j": 2, "heads": 12}
+NUMBERS = {"i": 7, "j": 2, "heads": 12}
+VALUES: dict[str, int | tuple[int, ...]] = {**NUMBERS, "row": (3, 0, 5)}
 
 
 class _Rounded(Exception):
@@ -50,6 +51,16 @@ class _Number(Fraction):
         return type(self)(Fraction(self) % Fraction(other))
 
 
+class _Row:
+    """The list, which takes whole indices from 0."""
+
+    def __init__(self, number: type[_Number]) -> None:
+        self.number = number
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.number({Fraction(0): 3, Fraction(1): 0, Fraction(2): 5}[Fraction(index)])
+
+
 class _Exact(_Number):
     exact = True
 
@@ -57,7 +68,9 @@ class _Exact(_Number):
 def expression(rng: random.Random, dialect: Dialect, depth: int = 0) -> str:
     """A random expression, blanks and parentheses included."""
     if depth > 3 or rng.random() < 0.25:
-        return rng.choice([*VALUES, str(rng.randint(0, 20))])
+        return rng.choice([*NUMBERS, str(rng.randint(0, 20))])
+    if rng.random() < 0.12:
+        return f"row{rng.choice(['', ' '])}[{rng.choice(['0', '2', 'j-1', expression(rng, dialect, depth + 1)])}]"
     if dialect is SIZES and rng.random() < 0.15:
         return f"{rng.choice(['floor', 'ceil'])}{rng.choice(['', ' '])}({expression(rng, dialect, depth + 1)})"
     sign = rng.choice(sorted(each for each in dialect.operators if not each.endswith("(")))
@@ -69,12 +82,13 @@ def expression(rng: random.Random, dialect: Dialect, depth: int = 0) -> str:
 def in_python(text: str, dialect: Dialect) -> int | None:
     """What Python makes of it: None where that is no whole number, or where it may not be rounded."""
     number = _Exact if dialect.exact else _Number
-    names = {name: number(value) for name, value in VALUES.items()}
+    names: dict[str, Any] = {name: number(value) for name, value in NUMBERS.items()}
+    names["row"] = _Row(number)
     literals = "".join(f"n({each})" if each.isdigit() else each for each in _split(text))
     functions = {"n": number, "floor": lambda x: number(math.floor(x)), "ceil": lambda x: number(math.ceil(x))}
     try:
         value = Fraction(eval(literals, {"__builtins__": {}}, {**names, **functions}))
-    except (ZeroDivisionError, _Rounded):
+    except (ZeroDivisionError, KeyError, _Rounded):
         return None
     return int(value) if value.denominator == 1 else None
 
@@ -146,6 +160,12 @@ def test_only_a_size_must_divide_exactly() -> None:
         ("", SIZES, "the expression ends too early", 1),
         ("(i + 1", INDICES, "'(' is never closed", 1),
         ("i) + 1", SIZES, "unmatched ')'", 2),
+        ("(row[i) + 1", SIZES, "unmatched ')'", 7),
+        ("(i] + 1", INDICES, "unmatched ']'", 3),
+        ("row[i", INDICES, "'[' is never closed", 4),
+        ("row[]", SIZES, "unexpected ']'", 5),
+        ("row[0][1]", SIZES, "unexpected '['", 7),
+        ("2[1]", INDICES, "unexpected '['", 2),
         ("9" * 10, INDICES, "a number must have at most 9 digits", 1),
         ("9" * 19, SIZES, "a number must have at most 18 digits", 1),
         ("+".join("i" * 102), INDICES, "an expression must have at most 100 operators", 1),

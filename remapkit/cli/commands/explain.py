@@ -10,6 +10,7 @@ from remapkit.api.explain import Explanation, explain
 from remapkit.cli.arguments import get_param_options
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.wording import count_noun
+from remapkit.rulefile.arithmetic import describe_value
 
 SHOWN = 50
 """The most other rules that the text shows: those that read the most of the key."""
@@ -33,6 +34,7 @@ def run(args: Namespace) -> CommandOutcome:
 def _dump_explanation(explanation: Explanation) -> dict[str, Any]:
     return {
         "key": explanation.key,
+        **({"params": dict(explanation.params)} if explanation.params else {}),
         "matches": [
             {
                 "rule": match.rule.id,
@@ -51,6 +53,9 @@ def _dump_explanation(explanation: Explanation) -> dict[str, Any]:
 def _describe_explanation(explanation: Explanation) -> Iterator[str | TextTable]:
     fqn, matches = explanation.key, explanation.matches
     yield fqn
+    if explanation.params:
+        values = (f"{name} = {describe_value(value)}" for name, value in explanation.params.items())
+        yield f"  with {', '.join(values)}"
     if not matches:
         yield f"  {UNMATCHED[explanation.unmatched]}"
     for match in matches:

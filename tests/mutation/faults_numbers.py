@@ -1,0 +1,166 @@
+"""Faults in the numbers of rules: params in keys, in lists, from configs, and counted in checkpoints."""
+
+from __future__ import annotations
+
+from tests.mutation.fault import Fault
+
+KEYS = ("tests/numbers/test_key_params.py",)
+LISTS = ("tests/numbers/test_lists.py",)
+CONFIG = ("tests/numbers/test_config.py",)
+COUNTED = ("tests/numbers/test_counted.py",)
+
+FAULTS: tuple[Fault, ...] = (
+    Fault(
+        "a range that is empty for some params is an error",
+        "patterns/ranges.py",
+        "if first > last + has_params:",
+        "if first > last:",
+        "a rule for all layers but the last takes no key of a model with one",
+        KEYS,
+    ),
+    Fault(
+        "a range with params reaches one further",
+        "patterns/ranges.py",
+        "return _list_integers(first, last)",
+        "return _list_integers(first, last + has_params)",
+        "both ends are those that Python calculates",
+        KEYS,
+    ),
+    Fault(
+        "a param hides a capture in a template",
+        "patterns/ranges.py",
+        "{**self.values, **(captures or {})}",
+        "{**(captures or {}), **self.values}",
+        "old files with a param and a capture of one name mean the capture in a template",
+        KEYS,
+    ),
+    Fault(
+        "the params that keys use are not noted",
+        "patterns/ranges.py",
+        "self.used.update(name for name in expression.names if name not in (captures or ()))",
+        "self.used.update(())",
+        "an inverse requires the values that its names are made for",
+        KEYS,
+    ),
+    Fault(
+        "a rule with an empty range stays",
+        "rules/compile.py",
+        "if template is None or pattern.is_empty:",
+        "if template is None:",
+        "a rule whose range is empty is left out",
+        KEYS,
+    ),
+    Fault(
+        "a guard with an empty range guards nothing",
+        "patterns/compile.py",
+        "if not values or part.values == ():",
+        "if part.values == ():",
+        "a guard whose range is empty allows nothing",
+        KEYS,
+    ),
+    Fault(
+        "the inverse of a mirrored index is shifted",
+        "authoring/invert_numbers.py",
+        "sums = {int(value) + int(key) for",
+        "sums = {int(value) - int(key) for",
+        "{levels-1-i} is its own inverse",
+        KEYS,
+        equivalent="then the sums differ and a table is written, which maps the same keys",
+    ),
+    Fault(
+        "the last of the names of a config counts",
+        "ops/params.py",
+        "if len(set(found.values())) > 1:",
+        "if len(set(found.values())) > 2:",
+        "two names of a param in one config must agree",
+        CONFIG,
+    ),
+    Fault(
+        "a list with a boolean is a list of numbers",
+        "ops/params.py",
+        "all(type(item) is int for item in value)",
+        "all(isinstance(item, int) for item in value)",
+        "True is not a number",
+        CONFIG,
+    ),
+    Fault(
+        "a list is indexed from its end",
+        "rulefile/arithmetic.py",
+        "or not 0 <= index < len(numbers)",
+        "or not -len(numbers) <= index < len(numbers)",
+        "an index is at least 0",
+        ("tests/rulefile/test_arithmetic.py",),
+    ),
+    Fault(
+        "one index too many",
+        "rulefile/arithmetic.py",
+        "or not 0 <= index < len(numbers)",
+        "or not 0 <= index <= len(numbers)",
+        "an index beyond the list is an error with its length",
+        LISTS,
+    ),
+    Fault(
+        "a bracket closes a parenthesis",
+        "rulefile/arithmetic.py",
+        'if not waiting or waiting[-1][0].endswith("[") != (closing == "]"):',
+        "if not waiting:",
+        "a parenthesis is closed by a parenthesis, an index by a bracket",
+        ("tests/rulefile/test_arithmetic.py",),
+    ),
+    Fault(
+        "all groups have the numbers of the first",
+        "plans/groups.py",
+        "alike[tuple(group.captures[name] for name in names)].append(group)",
+        "alike[tuple(groups[0].captures[name] for name in names)].append(group)",
+        "each layer has its own sizes",
+        LISTS,
+    ),
+    Fault(
+        "the inverse has the captures of the rule",
+        "authoring/invert_rule.py",
+        "if all(name == written for name, written in names.items()):",
+        "if names is not None:",
+        "an index that is shifted in a target is shifted back in the numbers of the inverse",
+        LISTS,
+    ),
+    Fault(
+        "the index of a stack is a number",
+        "rules/pipeline.py",
+        "if by in admitted:",
+        "if by is None:",
+        "the index that stack counts has several values",
+        LISTS,
+    ),
+    Fault(
+        "a config comes after the checkpoint",
+        "rules/compile.py",
+        "if self.config is None or look_up_config(self.config, param) is None:",
+        "if self.config is None or look_up_config(self.config, param) is not None:",
+        "what a config says comes before what is counted",
+        COUNTED,
+    ),
+    Fault(
+        "the largest index is the count",
+        "rules/counted.py",
+        "indices[0] + 1 for",
+        "indices[0] for",
+        "a count is one more than the largest index",
+        COUNTED,
+    ),
+    Fault(
+        "a state dict is renamed without a count",
+        "compute/rename.py",
+        " and not rules.counted:",
+        ":",
+        "params are counted in a state dict too",
+        COUNTED,
+    ),
+    Fault(
+        "what is counted is not proven",
+        "api/inputs.py",
+        "    refuse_unproven([RuleSet.of(counted)], allow_undecided=allow_undecided)\n",
+        "",
+        "apply and check prove the rules for the values that they found",
+        COUNTED,
+    ),
+)
