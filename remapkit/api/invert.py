@@ -8,6 +8,7 @@ from pathlib import Path
 from remapkit.api.inputs import list_files_read, list_rule_files
 from remapkit.api.ruleset import RuleSet, RulesLike, checked, resolve_rules
 from remapkit.authoring.invert import invert as write_inverse
+from remapkit.authoring.invert import list_lost
 from remapkit.authoring.write_inverse import relocate_path
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
@@ -18,26 +19,31 @@ from remapkit.sources.declared import read_declared, read_declared_source, resol
 class Inverse:
     """The inverse of the rules named `rules`: the `text` of a rule file, and the files that were written.
 
-    `manifests` are the copies of declared manifests that the file at `output` needs in its folder.
+    `manifests` are the copies of declared manifests that the file at `output` needs in its folder. `lost` names what
+    the rules drop, so that the inverse does not restore it.
     """
 
     rules: str
     text: str
     output: Path | None = None
     manifests: tuple[Path, ...] = ()
+    lost: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.text
 
 
 @checked
-def invert(rules: RulesLike, output: str | Path | None = None, *, force: bool = False) -> Inverse:
+def invert(
+    rules: RulesLike, output: str | Path | None = None, *, partial: bool = False, force: bool = False
+) -> Inverse:
     """Write the inverse of a rule file, proven for all keys.
 
     Args:
         rules: A `RuleSet`, the name of an installed pack, or the path of a rule file.
         output: The file to write; without it only the text is returned. Declared manifests that the file could not
             name are copied to its folder.
+        partial: If the rules drop keys, write the inverse of the rest; `lost` names them.
         force: Replace the files if they exist.
 
     Returns:
@@ -56,14 +62,16 @@ def invert(rules: RulesLike, output: str | Path | None = None, *, force: bool = 
     arguments = dict(locals())
     rule_set = resolve_rules(rules)
     folder = None if output is None else Path(output).parent
-    text = write_inverse(rule_set, header=read_declared_source(rule_set.file), beside=folder)
+    known = read_declared_source(rule_set.file)
+    text = write_inverse(rule_set, header=known, beside=folder, partial=partial)
+    lost = tuple(map(str, list_lost(rule_set, known or ())))
     if output is None or folder is None:
-        return Inverse(rule_set.name, text)
+        return Inverse(rule_set.name, text, lost=lost)
     manifests = _list_manifest_copies(rule_set, folder)
     sources = [*list_files_read(arguments, but=("output",)), *list_rule_files(rule_set)]
     folders = list(dict.fromkeys(path.parent for path in manifests))
     write_texts({**manifests, Path(output): text}, force=force, sources=sources, folders=folders)
-    return Inverse(rule_set.name, text, Path(output), tuple(manifests))
+    return Inverse(rule_set.name, text, Path(output), tuple(manifests), lost)
 
 
 def _list_manifest_copies(rules: RuleSet, folder: Path) -> dict[Path, str]:
