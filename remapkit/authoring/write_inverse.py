@@ -122,6 +122,8 @@ class InverseWriter:
             yield ""
         if file.target is not None and file.target.model is not None:
             yield f"# The source is what a {file.target.model.value} saves."
+        elif file.target is not None and file.target.config is not None:
+            yield f"# The source is what the model of {quote_text(file.target.config.value)} saves."
         if source:
             yield f"source: {{keys: {quote_text(self.relocate_path(source))}}}"
         if file.source_keys is not None and any(each.keys for each in self.lost):
