@@ -349,7 +349,7 @@ FAULTS: tuple[Fault, ...] = (
         "a checkpoint with more layers is another size",
         TARGETS,
     ),
-    # ------------------------------------------------------------------------------------------------ declared configs
+    # ------------------------------------------------------------------------------------------------ configs
     Fault(
         "any text in a config is a class",
         "models/target.py",
