@@ -161,8 +161,8 @@ def _find_packs(model: object, *, has_source: bool) -> list[RuleSet]:
 
 
 def _find_model(rules: RuleSet) -> str | None:
-    target = rules.file.target
-    return target.model.value if target and target.model else None
+    target = find_declared_target(rules)
+    return target.model if target is not None else None
 
 
 def _check_rules(

@@ -178,7 +178,7 @@ def _list_words(value: object) -> Iterator[str]:
 
 
 def list_rule_files(rules: CompiledRules) -> list[Path]:
-    """Return the files of a rule set: the rule file, and the manifest that it declares as its source."""
-    declared = [rules.file.source_keys]
+    """Return the files of a rule set: the rule file, its declared source, and the config of its declared target."""
+    declared = [rules.file.source_keys, rules.file.target.config if rules.file.target is not None else None]
     found = [resolve_declared_path(rules.file, written) for written in declared if written is not None]
     return found if rules.file.path is None else [rules.file.path, *found]

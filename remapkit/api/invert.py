@@ -9,6 +9,7 @@ from pathlib import Path
 from remapkit.api.inputs import list_files_read, list_rule_files
 from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.authoring.invert import invert as write_inverse
+from remapkit.authoring.invert import list_lost
 from remapkit.authoring.write_inverse import relocate_path
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
@@ -19,13 +20,15 @@ from remapkit.sources.declared import read_declared, read_declared_source, resol
 class Inverse:
     """The inverse of the rules named `rules`: the `text` of a rule file, and the files that were written.
 
-    `manifests` are the copies of declared manifests that the file at `output` needs in its folder.
+    `manifests` are the copies of declared manifests that the file at `output` needs in its folder. `lost` names what
+    the rules drop, so that the inverse does not restore it.
     """
 
     rules: str
     text: str
     output: Path | None = None
     manifests: tuple[Path, ...] = ()
+    lost: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -38,6 +41,7 @@ def invert(
     *,
     params: Mapping[str, int | Sequence[int]] | None = None,
     config: Config | None = None,
+    partial: bool = False,
     force: bool = False,
 ) -> Inverse:
     """Write the inverse of a rule file, proven for all keys.
@@ -48,6 +52,7 @@ def invert(
             name are copied to its folder.
         params, config: Values for the params of the rules; see `load`. Names that depend on them are inverted for
             these values.
+        partial: If the rules drop keys, write the inverse of the rest; `lost` names them.
         force: Replace the files if they exist.
 
     Returns:
@@ -66,14 +71,16 @@ def invert(
     arguments = dict(locals())
     rule_set = resolve_rules(rules, params, config)
     folder = None if output is None else Path(output).parent
-    text = write_inverse(rule_set, header=read_declared_source(rule_set.file), beside=folder)
+    known = read_declared_source(rule_set.file)
+    text = write_inverse(rule_set, header=known, beside=folder, partial=partial)
+    lost = tuple(map(str, list_lost(rule_set, known or ())))
     if output is None or folder is None:
-        return Inverse(rule_set.name, text)
+        return Inverse(rule_set.name, text, lost=lost)
     manifests = _list_manifest_copies(rule_set, folder)
     sources = [*list_files_read(arguments, but=("output",)), *list_rule_files(rule_set)]
     folders = list(dict.fromkeys(path.parent for path in manifests))
     write_texts({**manifests, Path(output): text}, force=force, sources=sources, folders=folders)
-    return Inverse(rule_set.name, text, Path(output), tuple(manifests))
+    return Inverse(rule_set.name, text, Path(output), tuple(manifests), lost)
 
 
 def _list_manifest_copies(rules: RuleSet, folder: Path) -> dict[Path, str]:

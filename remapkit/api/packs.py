@@ -37,10 +37,10 @@ class Pack(installed.PackFile):
         """Return its summary, target and verification; rules that cannot be compiled are not an error here."""
         try:
             rules = self.load()
+            target = find_declared_target(rules)
         except RemapkitError as error:
             return PackSummary(problems=error.diagnostics)
         witness = read_witness(self.path)
-        target = find_declared_target(rules)
         return PackSummary(
             summary=rules.file.summary.value if rules.file.summary else "",
             target=str(target) if target else "",

@@ -126,8 +126,8 @@ class RuleSet(CompiledRules):
 
         return prove(self, header=header)
 
-    def inverse(self) -> RuleSet:
-        """Return the rule set that maps every target back to its source.
+    def inverse(self, *, partial: bool = False) -> RuleSet:
+        """Return the rule set that maps every target back to its source; `partial`: every target that is not dropped.
 
         Raises `InvalidRules`, with the rule and the reason, if there is none.
 
@@ -141,7 +141,7 @@ class RuleSet(CompiledRules):
         from remapkit.rules.compile import compile_rules
         from remapkit.sources.declared import find_home_folder
 
-        file = read_text(invert(self), f"the inverse of {self.name}")
+        file = read_text(invert(self, partial=partial), f"the inverse of {self.name}")
         return RuleSet.of(
             compile_rules(replace(file, folder=find_home_folder(self.file)), collect_param_values(self))
         )

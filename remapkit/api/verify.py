@@ -181,7 +181,8 @@ def _find_models(
         assert target is not None
         factory, name = _resolve(target)
     arguments = {**(named.args if named is not None else {}), **(target_args or {})}
+    config = named.config if named is not None and target_config is None else target_config
     return (
         ModelRef(*_resolve(source), source_args or {}, source_config),
-        ModelRef(factory, name, arguments, target_config),
+        ModelRef(factory, name, arguments, config),
     )

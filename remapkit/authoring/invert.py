@@ -7,7 +7,7 @@ back and proves it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from remapkit.authoring.invert_rule import (
@@ -18,7 +18,7 @@ from remapkit.authoring.invert_rule import (
     invert_pipeline,
     invert_rule,
 )
-from remapkit.authoring.write_inverse import InverseWriter
+from remapkit.authoring.write_inverse import InverseWriter, Lost
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.plans.make import make_plan
@@ -31,11 +31,37 @@ from remapkit.rules.model import CompiledRules
 from remapkit.tensors.spec import StateDictSpec
 
 
-def invert(rule_set: CompiledRules, *, header: Iterable[str] | None = None, beside: Path | None = None) -> str:
+def list_lost(rule_set: CompiledRules, keys: Iterable[str] = ()) -> tuple[Lost, ...]:
+    """Return what a rule set drops, with those of the known keys that it drops.
+
+    >>> import remapkit
+    >>> rules = remapkit.loads("remapkit: 1\\nname: t\\nkeep: [w]\\ndrop: ['{m:**}.mask']\\n")
+    >>> print(*list_lost(rules, ["w", "a.mask"]))
+    '{m:**}.mask' (drop[0]): a.mask
+    """
+    known: dict[str, list[str]] = {}
+    for key in keys:
+        matches = rule_set.match(key)
+        for rule in [match.rule.id for match in matches if match.target is None] if matches else ["unmatched"]:
+            known.setdefault(rule, []).append(key)
+    lost = [Lost(rule.id, rule.pattern.text.value, tuple(known.get(rule.id, ()))) for rule in rule_set.drop]
+    if rule_set.unmatched == "drop":
+        lost.append(Lost("unmatched", None, tuple(known.get("unmatched", ()))))
+    return tuple(lost)
+
+
+def invert(
+    rule_set: CompiledRules,
+    *,
+    header: Iterable[str] | None = None,
+    beside: Path | None = None,
+    partial: bool = False,
+) -> str:
     """Return the inverse of a rule set as the text of a rule file.
 
     `header` are known source keys, which are mapped there and back as a check; `beside` is the folder for the text
-    (paths in a rule file are relative to it; None leaves them unchanged). Raises `InvalidRules` with the reason, the
+    (paths in a rule file are relative to it; None leaves them unchanged). `partial`: if keys are dropped, return the
+    inverse of the rest, which names them. Raises `InvalidRules` with the reason, the
     rule and the witness if there is no inverse. The result is proven, and maps the target of every test and of every
     known key back to its source.
 
@@ -45,7 +71,8 @@ def invert(rule_set: CompiledRules, *, header: Iterable[str] | None = None, besi
     """
     keys = tuple(header) if header is not None else ()
     _refuse_unproven(rule_set, keys)
-    _refuse_lossy(rule_set)
+    lost = list_lost(rule_set, keys)
+    _refuse_lossy(rule_set, partial=partial)
     tables = Tables()
     known = rule_set.tables
     problems: list[Diagnostic] = []
@@ -60,10 +87,10 @@ def invert(rule_set: CompiledRules, *, header: Iterable[str] | None = None, besi
             problems += error.diagnostics
     if problems:
         raise InvalidRules(problems)
-    text = InverseWriter(rule_set, inverses, tables, beside).text()
+    text = InverseWriter(rule_set, inverses, tables, beside, lost).text()
     inverse = _check_inverse(rule_set, text, keys)
     if isinstance(header, StateDictSpec) and rule_set.has_operations:
-        _check_header(rule_set, inverse, header)
+        _check_header(rule_set, inverse, header, {key for each in lost for key in each.keys})
     return text
 
 
@@ -85,17 +112,20 @@ def _refuse_unproven(rule_set: CompiledRules, keys: tuple[str, ...]) -> None:
     raise InvalidRules([Diagnostic("RK210", title, help=help, place=rule_set.file.source.name), *proof.findings])
 
 
-def _refuse_lossy(rule_set: CompiledRules) -> None:
+def _refuse_lossy(rule_set: CompiledRules, *, partial: bool) -> None:
     problems = []
-    for rule in rule_set.drop:
+    rest = (
+        "`remapkit invert --partial` (in Python, `partial=True`) writes the inverse of the rest, and names these keys"
+    )
+    for rule in () if partial else rule_set.drop:
         title = f"{rule_set.name} has no inverse: {rule.id} drops tensors, which nothing can restore"
-        help = ("remove the `drop` for an inverse that serves checkpoints without these keys",)
+        help: tuple[str, ...] = (rest,)
         problems.append(Diagnostic("RK211", title, (Label(rule.pattern.text.span),), help))
-    if rule_set.unmatched != "error":
+    if rule_set.unmatched == "keep" or (rule_set.unmatched == "drop" and not partial):
         span = rule_set.file.unmatched_span
         what = "pass through" if rule_set.unmatched == "keep" else "are dropped"
         title = f"{rule_set.name} has no inverse: keys that no rule matches {what}"
-        help = ("list those keys under `keep:` and remove `unmatched`",)
+        help = ("list those keys under `keep:` and remove `unmatched`", *([rest] if what == "are dropped" else []))
         problems.append(Diagnostic("RK212", title, (Label(span),) if span is not None else (), help))
     if problems:
         raise InvalidRules(problems)
@@ -126,15 +156,21 @@ def _check_inverse(rule_set: CompiledRules, text: str, keys: Sequence[str]) -> C
     return inverse
 
 
-def _check_header(rule_set: CompiledRules, inverse: CompiledRules, header: StateDictSpec) -> None:
-    """Map a known header there and back, shapes and dtypes included; skipped if the rules do not fit the header."""
+def _check_header(
+    rule_set: CompiledRules, inverse: CompiledRules, header: StateDictSpec, lost: Collection[str]
+) -> None:
+    """Map a known header there and back, shapes and dtypes included; skipped if the rules do not fit the header.
+
+    `lost` are its keys that the rules drop.
+    """
     there = make_plan(rule_set, header)
     if not there.ok:
         return
     back = make_plan(inverse, there.target)
-    if dict(back.target) != dict(header) or not back.ok:
+    kept = {key: spec for key, spec in header.items() if key not in lost}
+    if dict(back.target) != kept or not back.ok:
         title = f"the inverse of {rule_set.name} does not restore {header.name}"
-        differing = sorted(set(header.items()) ^ set(back.target.items()), key=str)[:5]
+        differing = sorted(set(kept.items()) ^ set(back.target.items()), key=str)[:5]
         notes = ("\n".join(f"{fqn}: {spec}" for fqn, spec in differing),) if differing else ()
         help = ("the messages below are about the inverse that was tried",)
         raise InvalidRules([Diagnostic("RK214", title, notes=notes, help=help), *back.problems])

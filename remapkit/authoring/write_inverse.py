@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from remapkit.authoring.invert_numbers import has_only_integers
@@ -11,6 +12,7 @@ from remapkit.authoring.invert_rule import InverseCapture, InversePipeline, Inve
 from remapkit.authoring.write_rules import PatternText, write_rule, write_table, write_test
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
+from remapkit.diagnostics.wording import escape_line, join_words
 from remapkit.patterns.literals import choice_text, literal_text
 from remapkit.patterns.matcher import regex_text
 from remapkit.patterns.path import parse_path
@@ -28,6 +30,24 @@ _SUFFIX = "_inverse"
 
 MAX_LISTED = 8
 """The most words of a capture that are written into a regular expression instead of a guard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Keys that no inverse restores: a `drop` and its pattern, or `unmatched` without one; `keys` are those known."""
+
+    entry: str
+    pattern: str | None
+    keys: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        what = "keys that no rule matches" if self.pattern is None else f"{quote_text(self.pattern)} ({self.entry})"
+        known = f": {join_words(map(escape_line, self.keys), MAX_SHOWN)}" if self.keys else ""
+        return what + known
+
+
+MAX_SHOWN = 5
+"""The most lost keys of one entry that are named."""
 
 
 def relocate_path(rules: CompiledRules, path: str, folder: Path) -> str:
@@ -57,8 +77,9 @@ class InverseWriter:
         inverses: Sequence[InverseRule | InversePipeline],
         tables: Tables,
         beside: Path | None,
+        lost: Sequence[Lost] = (),
     ) -> None:
-        self.rules, self.inverses, self.tables, self.beside = rule_set, inverses, tables, beside
+        self.rules, self.inverses, self.tables, self.beside, self.lost = rule_set, inverses, tables, beside, lost
 
     def text(self) -> str:
         return "\n".join(self.write_lines()) + "\n"
@@ -66,6 +87,7 @@ class InverseWriter:
     def write_lines(self) -> Iterator[str]:
         name = self.rules.name
         yield f"# The inverse of {name}, written by `remapkit invert`."
+        yield from (f"# Not restored, because {name} drops it: {each}" for each in self.lost)
         yield "remapkit: 1"
         yield f"name: {name.removesuffix(_SUFFIX) if name.endswith(_SUFFIX) else name + _SUFFIX}"
         if self.rules.file.summary is not None:
@@ -101,9 +123,13 @@ class InverseWriter:
             yield ""
         if file.target is not None and file.target.model is not None:
             yield f"# The source is what a {file.target.model.value} saves."
+        elif file.target is not None and file.target.config is not None:
+            yield f"# The source is what the model of {quote_text(file.target.config.value)} saves."
         if source:
             yield f"source: {{keys: {quote_text(self.relocate_path(source))}}}"
-        if file.source_keys is not None:
+        if file.source_keys is not None and any(each.keys for each in self.lost):
+            yield f"# No target: {quote_text(file.source_keys.value)} has keys that are not restored."
+        elif file.source_keys is not None:
             yield f"target: {{keys: {quote_text(self.relocate_path(file.source_keys.value))}}}"
 
     def relocate_path(self, path: str) -> str:

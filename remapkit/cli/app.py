@@ -333,6 +333,7 @@ def _add_rule_commands(commands: Commands) -> None:  # type: ignore[valid-type]
     parser = _add_command(commands, "invert", "write the inverse of a rule file, or say why there is none")
     parser.add_argument("rules", metavar="RULES", help=_RULES)
     parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: stdout)")
+    parser.add_argument("--partial", action="store_true", help="if keys are dropped, write the inverse of the rest")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     _add_params(parser)
 

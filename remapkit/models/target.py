@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostics.arguments import describe_value
-from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.models.reference import resolve_reference
 from remapkit.registry.installed import packs
 from remapkit.registry.load import read_config
-from remapkit.sources.declared import read_declared, read_header, resolve_declared_path
+from remapkit.sources.declared import read_declared, read_declared_config, read_header, resolve_declared_path
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
+    from remapkit.diagnostics.source import Text
     from remapkit.rules.model import CompiledRules
 
 
@@ -46,12 +47,30 @@ def find_declared_target(rules: CompiledRules) -> TargetRef | None:
     written = rules.file.target
     if written is None:
         return None
-    if written.model is not None:
+    if written.model is not None or written.config is not None:
         declared = not _is_installed(rules.file.path)
-        return TargetRef(model=written.model.value, args=dict(written.model_args), declared=declared)
+        config = read_declared_config(rules.file, written.config) if written.config is not None else None
+        model = written.model.value if written.model is not None else _name_class(config or {}, written.config)
+        return TargetRef(model, dict(written.model_args), config, declared=declared)
     if written.keys is None:
         return None
     return TargetRef(keys=resolve_declared_path(rules.file, written.keys), declared=True)
+
+
+def _name_class(config: Mapping[str, Any], written: Text | None) -> str:
+    """Return the reference of the class that a config names; raises `UsageError` (RK611) if it names none.
+
+    >>> _name_class({"architectures": ["GPT2Model"]}, None), _name_class({"_class_name": "AutoencoderKL"}, None)
+    ('py:transformers:GPT2Model', 'py:diffusers:AutoencoderKL')
+    """
+    listed = config.get("architectures")
+    named = listed[0] if isinstance(listed, list) and listed else None
+    for library, name in (("transformers", named), ("diffusers", config.get("_class_name"))):
+        if isinstance(name, str) and name.isascii() and name.isidentifier():
+            return f"py:{library}:{name}"
+    title = "the declared config does not name the class of its model, under `architectures` or `_class_name`"
+    help = ("name it too: target: {model: 'py:package.module:Class', config: FILE}",)
+    raise UsageError(Diagnostic("RK611", title, (Label(written.span),) if written is not None else (), help))
 
 
 def _is_installed(path: Path | None) -> bool:
@@ -67,7 +86,8 @@ def diagnose_code_target(reference: TargetRef, option: str = "--model") -> Diagn
     if not reference.declared or reference.model is None or not reference.model.startswith("py:"):
         return None
     title = f"the rule file names code to import and call: {reference.model}"
-    help = [f"if you trust it, pass {option} {reference.model}"]
+    config = f" {option}-config FILE" if reference.config is not None else ""
+    help = [f"if you trust it, pass {option} {reference.model}{config}"]
     if option == "--model":
         help.append("a manifest needs no code: --target-keys FILE")
     return Diagnostic("RK612", title, help=tuple(help))

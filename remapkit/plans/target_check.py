@@ -84,6 +84,9 @@ def skip_target_check(rules: CompiledRules, *, unasked: bool = False) -> TargetC
         why = "--no-target"
     elif model is not None:
         why = f"{rules.name} declares only the model {model}, which is imported only with --model {model}"
+    elif written is not None and written.config is not None and written.keys is None:
+        config = written.config.value
+        why = f"{rules.name} declares only the model of {config}; --model M --model-config FILE names it"
     title = f"the result is not checked against a target: {why}"
     return TargetCheck(None, "no", (Diagnostic("RK360", title, severity=Severity.NOTE),))
 

@@ -248,7 +248,8 @@ class _Written:
         if target is None:
             return None
         args = tuple((key.value, to_plain_value(node)) for key, node in _list_entries(target.get("args")))
-        return WrittenTarget(_get_optional_text(target.get("model")), args, _get_optional_text(target.get("keys")))
+        model, keys, config = (_get_optional_text(target.get(name)) for name in ("model", "keys", "config"))
+        return WrittenTarget(model, args, keys, config)
 
     def find_empty_tests(self, root: MapNode) -> Iterator[Diagnostic]:
         """Report tests without a target: YAML reads it as null, which would mean that the key must be dropped."""

@@ -171,11 +171,15 @@ class WrittenTest:
 
 @dataclass(frozen=True, slots=True)
 class WrittenTarget:
-    """The target of the rules: a model (with keyword arguments for its constructor), a manifest, or both."""
+    """The target of the rules: a model (with keyword arguments for its constructor), a manifest, or both.
+
+    `config` is the path of the model's config.json, which names its class if `model` is None.
+    """
 
     model: Text | None
     model_args: tuple[tuple[str, object], ...]
     keys: Text | None
+    config: Text | None = None
 
 
 @dataclass(frozen=True, slots=True)

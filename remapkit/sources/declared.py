@@ -10,11 +10,13 @@ import os
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import UnreadableCheckpoint, UsageError
 from remapkit.diagnostics.source import Text
 from remapkit.diagnostics.wording import escape_line
+from remapkit.files.strict_json import read_json_file
 from remapkit.rulefile.syntax import RuleFile
 from remapkit.tensors.spec import StateDictSpec
 
@@ -75,7 +77,7 @@ def read_declared_target(file: RuleFile) -> StateDictSpec | None:
         return None
     if written.keys is not None:
         return _read_manifest(file, written.keys, "target")
-    if written.model is None or written.model_args or file.path is None:
+    if written.model is None or written.model_args or written.config is not None or file.path is None:
         return None
     if "/" in written.model.value or "\\" in written.model.value:
         return None
@@ -87,6 +89,21 @@ def read_declared_source(file: RuleFile) -> StateDictSpec | None:
     """Read the header of the manifest that a rule file declares as its source, if there is one."""
     written = file.source_keys
     return None if written is None else _read_manifest(file, written, "source")
+
+
+def read_declared_config(file: RuleFile, written: Text) -> dict[str, Any]:
+    """Read the config.json that a rule file declares for its target; a message shows none of its content."""
+    path = resolve_declared_path(file, written)
+    problem = "it is not a JSON object"
+    try:
+        content = read_json_file(path)
+    except UnreadableCheckpoint as error:
+        content, problem = None, "there is no such file" if isinstance(error, FileNotFoundError) else problem
+    if isinstance(content, dict):
+        return content
+    title = f"the declared config {escape_line(written.value)} cannot be read: {problem}"
+    help = (f"the path is relative to the rule file; remapkit looked in {path.parent}",)
+    raise UsageError(Diagnostic("RK611", title, (Label(written.span),), help))
 
 
 def _read_manifest(file: RuleFile, written: Text, what: str) -> StateDictSpec:

@@ -72,9 +72,10 @@ def test_a_result_that_is_not_the_target_is_refused(
     [
         ("", [], "t declares none"),
         ("target: {model: 'py:os:system'}\n", [], "the model py:os:system, which is imported only with"),
+        ("target: {config: c.json}\n", [], "declares only the model of c.json"),
         ("target: {keys: t.json}\n", ["--no-target"], "--no-target"),
     ],
-    ids=["none", "model", "unasked"],
+    ids=["none", "model", "config", "unasked"],
 )
 def test_what_is_not_checked_is_said(
     target: str, options: list[str], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

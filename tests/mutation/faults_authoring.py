@@ -7,6 +7,8 @@ from tests.mutation.fault import Fault
 INVERSES = ("tests/prove/test_invert.py",)
 FILES = ("tests/rulefile/test_rulefile.py",)
 
+INVERSES = ("tests/prove/test_invert.py",)
+
 FAULTS: tuple[Fault, ...] = (
     Fault(
         "a leaf begins with its capture",
@@ -55,5 +57,29 @@ FAULTS: tuple[Fault, ...] = (
         "pass",
         "an unknown version is the only problem that is told",
         FILES,
+    ),
+    Fault(
+        "dropped keys are lost without being asked",
+        "authoring/invert.py",
+        "for rule in () if partial else rule_set.drop:",
+        "for rule in ():",
+        "rules that drop something have no inverse unless the rest is asked for",
+        INVERSES,
+    ),
+    Fault(
+        "keys that pass through may be lost too",
+        "authoring/invert.py",
+        'if rule_set.unmatched == "keep" or (',
+        'if (rule_set.unmatched == "keep" and not partial) or (',
+        "only dropped keys may be lost",
+        INVERSES,
+    ),
+    Fault(
+        "the target of a partial inverse still has what is lost",
+        "authoring/write_inverse.py",
+        "if file.source_keys is not None and any(each.keys for each in self.lost):",
+        "if file.source_keys is not None and not file.source_keys:",
+        "a partial inverse is not held against keys that it cannot restore",
+        INVERSES,
     ),
 )

@@ -11,6 +11,8 @@ RECORDED = ("tests/core/test_plan_recorded.py", "tests/io/test_io_recorded.py")
 METADATA = ("tests/core/test_plan_targets.py", "tests/judge/test_metadata_names.py")
 TARGETS = ("tests/core/test_plan_targets.py", "tests/judge/test_declared_target.py")
 
+CONFIGS = ("tests/judge/test_declared_config.py",)
+
 FAULTS: tuple[Fault, ...] = (
     # ------------------------------------------------------------------------------------------------ cast
     Fault(
@@ -346,5 +348,30 @@ FAULTS: tuple[Fault, ...] = (
         "return False",
         "a checkpoint with more layers is another size",
         TARGETS,
+    ),
+    # ------------------------------------------------------------------------------------------------ configs
+    Fault(
+        "any text in a config is a class",
+        "models/target.py",
+        "if isinstance(name, str) and name.isascii() and name.isidentifier():",
+        "if isinstance(name, str):",
+        "a config names a class, nothing else",
+        CONFIGS,
+    ),
+    Fault(
+        "a config is read from anywhere",
+        "sources/declared.py",
+        "    path = resolve_declared_path(file, written)\n    problem =",
+        "    path = find_home_folder(file) / written.value\n    problem =",
+        "only files below the folder of a rule file are read",
+        CONFIGS,
+    ),
+    Fault(
+        "the class of a config is trusted",
+        "models/target.py",
+        "return TargetRef(model, dict(written.model_args), config, declared=declared)",
+        "return TargetRef(model, dict(written.model_args), config, declared=declared and config is None)",
+        "a rule file that is not installed chooses no code",
+        CONFIGS,
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ from remapkit.api.ruleset import RuleSet, compile_rules
 from remapkit.authoring.invert import invert
 from remapkit.cli.app import main
 from remapkit.diagnostics.errors import InvalidRules
+from remapkit.formats.manifest import manifest_json
 from remapkit.proofs.model import Level
 from remapkit.rulefile.read import read_text
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 
 def there_and_back(given: RuleSet, inverse: RuleSet, key: str) -> list[str | None]:
@@ -147,6 +150,95 @@ def test_without_an_inverse_the_reason_is_named(lines: list[str], head: str, cod
     with pytest.raises(InvalidRules) as error:
         invert(rules(*lines, head=head))
     assert [each.code for each in error.value.diagnostics][-len(codes) :] == codes
+
+
+# ------------------------------------------------------------------------------------------------ the rest
+
+MASKS = """remapkit: 1
+name: masks
+source: {keys: keys/all.json}
+rules: [{id: r, path: 'h.{n:int}.{leaf:weight|bias}', to: 'blocks.{n}.{leaf}'}]
+%s
+tests: {h.1.weight: blocks.1.weight, h.1.mask: null}
+"""
+MASKED = {key: TensorSpec("F32", (2,)) for key in ("h.0.weight", "h.0.mask", "h.1.weight", "h.1.mask")}
+
+
+@pytest.fixture
+def masks(tmp_path: Path) -> Callable[..., Path]:
+    def write(dropped: str, keys: Mapping[str, TensorSpec] = MASKED) -> Path:
+        path = tmp_path / "masks.yaml"
+        path.write_text(MASKS % dropped)
+        (tmp_path / "keys").mkdir(exist_ok=True)
+        (tmp_path / "keys" / "all.json").write_text(manifest_json(StateDictSpec(dict(keys))))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("dropped", "named"),
+    [
+        ("drop: ['{m:**}.mask', 'v.old']", ("'{m:**}.mask' (drop[0]): h.0.mask and h.1.mask", "'v.old' (drop[1])")),
+        ("unmatched: drop", ("keys that no rule matches: h.0.mask and h.1.mask",)),
+    ],
+    ids=["B26", "unmatched"],
+)
+def test_the_rest_has_an_inverse_that_names_what_is_lost(
+    dropped: str, named: tuple[str, ...], masks: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = masks(dropped)
+    with pytest.raises(InvalidRules, match="--partial"):
+        remapkit.invert(path)
+    output = path.parent / "back.yaml"
+    assert main(["invert", str(path), "--partial", "-o", str(output)]) == 0
+    shown = capsys.readouterr().out
+    made = remapkit.invert(path, partial=True)
+    assert made.lost == named
+    for each in named:
+        assert f"not restored, because masks drops it: {each}\n" in shown
+        assert f"# Not restored, because masks drops it: {each}\n" in output.read_text()
+    back = remapkit.load(output)
+    assert back.prove().level is Level.ALL
+    assert back.file.target is None
+    assert [match.target for match in back.match("blocks.1.bias")] == ["h.1.bias"]
+    assert remapkit.test(output).ok
+    assert remapkit.load(path).inverse(partial=True).match("blocks.1.bias")[0].target == "h.1.bias"
+
+
+def test_the_target_stays_where_no_known_key_is_lost(masks: Callable[..., Path]) -> None:
+    kept = {key: spec for key, spec in MASKED.items() if "mask" not in key}
+    made = remapkit.invert(masks("drop: ['{m:**}.mask']", kept), partial=True)
+    assert "target: {keys: 'keys/all.json'}" in made.text
+    assert made.lost == ("'{m:**}.mask' (drop[0])",)
+
+
+def test_only_dropped_keys_may_be_lost() -> None:
+    for lines, head, code in (
+        (["path: 'a.{n:int}.{m:int}', to: 'b.{n}', forget: [m]"], "", "RK210"),
+        (["path: 'a.{n}', to: 'c.{n}'"], "unmatched: keep\nsource: {domain: ['a.{n}', 'b.{n}']}\n", "RK212"),
+    ):
+        with pytest.raises(InvalidRules) as error:
+            invert(rules(*lines, head=head), partial=True)
+        assert error.value.diagnostics[0].code == code
+
+
+def test_random_sets_that_drop_lead_back_for_the_rest() -> None:
+    turned = 0
+    for seed in range(510_000, 510_600):
+        data = seeded(seed).file(plain=True)
+        if "drop" not in data and data.get("unmatched") != "drop":
+            continue
+        try:
+            given = compile_rules(read_text(write_text(data)))
+            inverse = given.inverse(partial=True)
+        except InvalidRules:
+            continue
+        turned += 1
+        assert inverse.prove().level is Level.ALL, seed
+        for key in list_keys(read_rules(data)):
+            assert there_and_back(given, inverse, key) == [key], seed
+    assert turned > 15
 
 
 def list_keys(file: RuleFile) -> list[str]:
