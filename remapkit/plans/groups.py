@@ -27,6 +27,10 @@ from remapkit.rules.pipeline import AddedTargets, Pipeline, Resolved
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 
+MAX_ABSENT = 1000
+"""At least so many missing sources of a group are listed, if there are so many."""
+
+
 @dataclass(slots=True)
 class Gathered:
     """The result of pipelines for a header: moves with their position in its order, ties, and problems."""
@@ -220,7 +224,7 @@ def _list_missing(pipeline: Pipeline, group: _Group, tops: _Position) -> Iterato
             notes.append(f"{target}: {name} has {there} but not {words}; {key} is missing")
     seen = [[index for index in indices if index < top] for indices, top in zip(known, tops, strict=True)]
     # With several indices there may be far more positions than sources: only the first ones are looked through.
-    grid = itertools.islice(itertools.product(*seen[:-1], range(tops[-1])), (len(group.found) + SHOWN) * tops[-1])
+    grid = itertools.islice(itertools.product(*seen[:-1], range(tops[-1])), (len(group.found) + MAX_ABSENT) * tops[-1])
     absent = [each for each in grid if each not in group.found]
     notes += [f"{_render_position(pipeline, group, position)} (for {target})" for position in absent]
     yield _Lacking(number, notes)
