@@ -215,7 +215,9 @@ def _refuse_one_way(pipeline: Pipeline) -> None:
     several = pipeline.stack if pipeline.stack is not None and len(pipeline.stack.by) > 1 else None
     for axis in (each for each in (several, pipeline.family) if each is not None and each.count is None):
         title = f"{pipeline.id} has no inverse: it does not say how many {join_words(axis.by)} `{axis.word}` joins"
-        help = f"add `count: {'8' if len(axis.by) == 1 else '[2, 4]'}`, with your own numbers"
+        help = "add `count: 8`, with your own number"
+        if len(axis.by) > 1:
+            help = "add `count: [2, 4]`, with your own numbers"
         problems.append(Diagnostic("RK215", title, (Label(axis.span or pipeline.span),), (help,)))
     if problems:
         raise NoInverse(*problems)

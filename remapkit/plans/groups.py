@@ -26,7 +26,6 @@ from remapkit.rules.model import CompiledRules, Match
 from remapkit.rules.pipeline import AddedTargets, Pipeline, Resolved
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
-
 MAX_ABSENT = 1000
 """At least so many missing sources of a group are listed, if there are so many."""
 
@@ -224,8 +223,10 @@ def _list_missing(pipeline: Pipeline, group: _Group, tops: _Position) -> Iterato
             notes.append(f"{target}: {name} has {there} but not {words}; {key} is missing")
     seen = [[index for index in indices if index < top] for indices, top in zip(known, tops, strict=True)]
     # With several indices there may be far more positions than sources: only the first ones are looked through.
-    grid = itertools.islice(itertools.product(*seen[:-1], range(tops[-1])), (len(group.found) + MAX_ABSENT) * tops[-1])
-    absent = [each for each in grid if each not in group.found]
+    grid = itertools.product(*seen[:-1], range(tops[-1]))
+    absent = [
+        each for each in itertools.islice(grid, (len(group.found) + MAX_ABSENT) * tops[-1]) if each not in group.found
+    ]
     notes += [f"{_render_position(pipeline, group, position)} (for {target})" for position in absent]
     yield _Lacking(number, notes)
 

@@ -234,7 +234,9 @@ class PipelineReader:
             help = "one size for each part, or leave `sizes` out"
             self.add_problem(f"`sizes` must have {known} entries, got {len(sizes.items)}", sizes.span, help)
         if not numbers and (word in ("split", "copy") or (word == "unstack" and len(names) > 1)):
-            help = f"add `count: {'8' if len(names) == 1 else '[2, 4]'}`, with your own numbers"
+            help = "add `count: 8`, with your own number"
+            if len(names) > 1:
+                help = "add `count: [2, 4]`, with your own numbers"
             self.add_problem(f"`{word}` by {join_words(name.value for name in names)} needs `count`", node.span, help)
         dim = node.get("dim")
         return Axis(
@@ -331,7 +333,9 @@ class PipelineReader:
             if first is not None and second is not None:
                 what = "joins its sources" if one == "concat" else "makes its targets"
                 title = f"a rule {what} in one way, got `{one}` and `{other}`"
-                self.add_problem(title, second.span, "write two packs, one after the other, or remove one of the two")
+                self.add_problem(
+                    title, second.span, "use two rule files, one after the other, or remove one of the two"
+                )
 
 
 def _has_name(to: Text, name: str) -> bool:
