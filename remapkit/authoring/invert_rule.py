@@ -208,7 +208,10 @@ def _refuse_one_way(pipeline: Pipeline) -> None:
         if isinstance(reason := call.inverse, str):
             label = Label(call.span if call.span is not None else pipeline.span)
             problems.append(Diagnostic("RK215", f"{pipeline.id} has no inverse: {reason}", (label,), (_ONE_WAY,)))
-    if pipeline.concat is not None and pipeline.concat.sizes is None and not pipeline.concat.equal:
+    if len(set(pipeline.order)) < len(pipeline.order):
+        title = f"{pipeline.id} has no inverse: it reads one source several times"
+        problems.append(Diagnostic("RK215", title, (Label(pipeline.span),), (_ONE_WAY,)))
+    elif pipeline.concat is not None and pipeline.concat.sizes is None and not pipeline.concat.equal:
         title = f"{pipeline.id} has no inverse: the sizes of its concat parts are not given"
         help = "write `sizes: equal`, or the size of each: `sizes: [hidden, hidden, 4*hidden]`"
         problems.append(Diagnostic("RK215", title, (Label(pipeline.concat.span or pipeline.span),), (help,)))

@@ -102,8 +102,9 @@ class SourceGroups:
         holes = [pair for pair, is_broken in zip(zip(groups, tops, strict=True), broken, strict=True) if is_broken]
         gathered.problems += self._report_holes(pipeline, holes)
         failures: dict[tuple[str, int], _Failure] = {}
+        width = len(pipeline.order) if pipeline.family is None else math.prod(family)
         for group in whole:
-            made = list(_make_moves(pipeline, resolved, group, math.prod(family), self.source, failures))
+            made = list(_make_moves(pipeline, resolved, group, width, self.source, failures))
             gathered.moves += ((group.place, move) for move in made)
             if pipeline.share == "tie" and len(made) > 1:
                 gathered.tied += _list_ties(made, len(pipeline.templates[0]))
@@ -291,6 +292,9 @@ def _make_moves(
 ) -> Iterator[Move]:
     """Return the moves of one complete group, or a failure if its tensors do not fit."""
     sources = tuple(fqns[0] for _, fqns in sorted(group.found.items()))
+    if pipeline.family is None:
+        step = len(pipeline.patterns)
+        sources = tuple(sources[at + number] for at in range(0, len(sources), step) for number in pipeline.order)
     specs = [source[fqn] for fqn in sources]
     ref = RuleRef(pipeline.id, pipeline.span)
     try:

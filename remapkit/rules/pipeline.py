@@ -56,9 +56,10 @@ class SplitRule:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """The operations of a rule on values. `before` has the operations of each source, `after` those of each target.
+    """The operations of a rule on values. `before` has the operations of each part, `after` those of each target.
 
-    `templates[source][target]` are the target keys, in terms of the captures of each source's pattern. `family` is
+    `order` has the pattern that each part of a `concat` or `merge` reads: several parts may read one.
+    `templates[pattern][target]` are the target keys, in terms of the captures of each source's pattern. `family` is
     `by` of `concat` or `merge`, `spread` that of `split` or `copy`. No template has a capture of `stack.by` or
     `family.by` (they are folded); every template has those of `unstack.by` and `spread.by`, which no pattern has.
     """
@@ -78,6 +79,7 @@ class Pipeline:
     merge: bool = False
     family: Axis | None = None
     spread: Axis | None = None
+    order: tuple[int, ...] = (0,)
 
     @property
     def folded(self) -> tuple[str, ...]:

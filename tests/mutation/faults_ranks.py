@@ -103,4 +103,20 @@ FAULTS: tuple[Fault, ...] = (
         "of several indices the last one counts fastest",
         RANKS,
     ),
+    Fault(
+        "parts in the order of their patterns",
+        "plans/groups.py",
+        "for number in pipeline.order)",
+        "for number in sorted(pipeline.order))",
+        "a source may be read several times, anywhere",
+        RANKS,
+    ),
+    Fault(
+        "zeros are what is there times zero",
+        "ops/shape.py",
+        "return (Pick(0, (range(0),)), Pad(0, spec.shape[0], 0))",
+        "return ()",
+        "a part of zeros is zero",
+        RANKS,
+    ),
 )

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import remapkit
+from remapkit.cli import app as cli
 from remapkit.diagnostics.errors import FailedCheck, InvalidRules
 from remapkit.proofs.model import Level
 from tests.ops.cases import FLOATS, LAYOUT_DTYPES, opaque, random_tensor, raw
@@ -345,6 +346,44 @@ def test_experts_by_rank_are_renamed_or_stacked_in_the_order_of_rank_and_expert(
     assert "`count` is 2 x 4 = 8, got 6 elements to unstack" in refused(taken, {"w1": torch.zeros(6, 2)})
 
 
+# ------------------------------------------------------------------------------------------ one source several times
+
+WHISPER = """
+  - id: qkv
+    concat: {dim: 0, from: ['h.{i:int}.q.bias', {path: 'h.{i:int}.q.bias', ops: [zeros]}, 'h.{i:int}.v.bias']}
+    to: 'h.{i}.qkv.bias'
+  - id: swapped
+    concat: {dim: 0, from: [{path: w.a, ops: [{slice: {start: 2}}]}, {path: w.a, ops: [{slice: {stop: 2}}]}]}
+    to: w.b
+  - {id: none, path: x.scale, ops: [zeros], to: x.zero}
+"""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_part_may_be_zeros_and_a_source_may_be_read_twice(way: str, tmp_path: Path) -> None:
+    state = {
+        f"h.{i}.{name}.bias": random_tensor("BF16", (3,), 2 * i + (name == "v")) for i in (0, 1) for name in "qv"
+    }
+    state |= {"w.a": random_tensor("F32", (5, 2), 7), "x.scale": torch.tensor(float("nan"))}
+    expected = {"w.b": torch.cat([state["w.a"][2:], state["w.a"][:2]]), "x.zero": torch.tensor(0.0)}
+    for i in (0, 1):
+        q, v = state[f"h.{i}.q.bias"], state[f"h.{i}.v.bias"]
+        expected[f"h.{i}.qkv.bias"] = torch.cat([q, torch.zeros(3, dtype=torch.bfloat16), v])
+    source = save(state, tmp_path / "in.pth")
+    assert outcome(way, HEAD + WHISPER.removeprefix("\n"), source, tmp_path, found(state)) == found(expected)
+
+
+def test_a_source_that_is_read_twice_has_no_inverse_and_is_missed_once() -> None:
+    rules = rules_of("id: x, concat: {dim: 0, sizes: equal, from: [a, b, {path: a, ops: [flip_halves]}]}, to: c")
+    assert rules.prove().level is Level.ALL
+    with pytest.raises(InvalidRules, match="x has no inverse: it reads one source several times"):
+        rules.inverse()
+    assert "1 source key missing for 1 target" in refused(rules, {"b": torch.zeros(2)})
+    assert "b has 2 elements along dimension 0, but a has 4" in refused(
+        rules, {"a": torch.zeros(4), "b": torch.zeros(2)}
+    )
+
+
 # ------------------------------------------------------------------------------------------ the inverses of copies
 
 
@@ -362,6 +401,12 @@ def test_the_inverse_of_a_copy_or_a_tie_merges(word: str) -> None:
     there["c.1"] = there["c.1"].clone(memory_format=torch.contiguous_format)
     there["c.1"].view(torch.uint8)[0] ^= 1
     assert "c.1 differs from b.1" in refused(inverse, there)
+
+
+def test_explain_says_what_joins_a_key(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(f"{HEAD}  - {{{NORM}}}\n")
+    assert cli.main(["explain", str(tmp_path / "r.yaml"), "tp1.0"]) == 0
+    assert "    merge joins the keys that differ only in t\n" in capsys.readouterr().out
 
 
 def test_the_parts_of_a_split_by_a_count_are_joined_again() -> None:
