@@ -9,7 +9,6 @@ from pathlib import Path
 
 from remapkit.api.inputs import open_sides
 from remapkit.api.ruleset import Config, RulesLike, checked, resolve_rules
-from remapkit.compute.move_bytes import refuse_unequal_merges
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.files.source_file import CHUNK
 from remapkit.formats import Reader
@@ -139,7 +138,6 @@ def _remap_side(reader: Reader, plan: ResolvedPlan | None, names: StateDictSpec)
         return _Named(reader, names)
     from remapkit.compute.remapped_reader import Remapped
 
-    refuse_unequal_merges(plan.moves, reader)
     return Remapped(reader, add_recorded_moves(plan, names))
 
 

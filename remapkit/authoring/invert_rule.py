@@ -251,14 +251,19 @@ def _refuse_one_way(pipeline: Pipeline) -> None:
         if isinstance(reason := call.inverse, str):
             label = Label(call.span if call.span is not None else pipeline.span)
             problems.append(Diagnostic("RK215", f"{pipeline.id} has no inverse: {reason}", (label,), (_ONE_WAY,)))
-    if pipeline.concat is not None and pipeline.concat.sizes is None and not pipeline.concat.equal:
+    if len(set(pipeline.order)) < len(pipeline.order):
+        title = f"{pipeline.id} has no inverse: it reads one source several times"
+        problems.append(Diagnostic("RK215", title, (Label(pipeline.span),), (_ONE_WAY,)))
+    elif pipeline.concat is not None and pipeline.concat.sizes is None and not pipeline.concat.equal:
         title = f"{pipeline.id} has no inverse: the sizes of its concat parts are not given"
         help = "write `sizes: equal`, or the size of each: `sizes: [hidden, hidden, 4*hidden]`"
         problems.append(Diagnostic("RK215", title, (Label(pipeline.concat.span or pipeline.span),), (help,)))
     several = pipeline.stack if pipeline.stack is not None and len(pipeline.stack.by) > 1 else None
     for axis in (each for each in (several, pipeline.family) if each is not None and each.count is None):
         title = f"{pipeline.id} has no inverse: it does not say how many {join_words(axis.by)} `{axis.word}` joins"
-        help = f"add `count: {'8' if len(axis.by) == 1 else '[2, 4]'}`, with your own numbers"
+        help = "add `count: 8`, with your own number"
+        if len(axis.by) > 1:
+            help = "add `count: [2, 4]`, with your own numbers"
         problems.append(Diagnostic("RK215", title, (Label(axis.span or pipeline.span),), (help,)))
     if problems:
         raise NoInverse(*problems)

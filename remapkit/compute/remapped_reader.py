@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from remapkit.compute.move_bytes import read_target_chunks
+from remapkit.compute.move_bytes import read_target_chunks, refuse_unequal_merges
 from remapkit.files.source_file import CHUNK, split_evenly
 from remapkit.formats.reader import Reader
 from remapkit.plans.model import ResolvedPlan
@@ -12,9 +12,13 @@ from remapkit.tensors.spec import StateDictSpec
 
 
 class Remapped:
-    """The targets of a plan, read like a checkpoint; nothing is cached."""
+    """The targets of a plan, read like a checkpoint; nothing is cached.
+
+    Raises `FailedCheck` (RK347) if tensors to merge differ.
+    """
 
     def __init__(self, reader: Reader, plan: ResolvedPlan) -> None:
+        refuse_unequal_merges(plan.moves, reader)
         self._reader, self._header = reader, plan.target
         self._moves = {move.target: move for move in plan.moves}
 

@@ -238,6 +238,7 @@ _FORMS: Mapping[str, _Form] = {
         short="dims",
         unwrap=True,
     ),
+    "zeros": _Form((), lambda a: shape.Zeros(), _refuse_inverse("zeros replaces every element"), bare=True),
     "slice": _Form(
         (*_DIM, ("start", 0), ("stop", None)),
         lambda a: shape.Slice(a["dim"], a["start"], a["stop"]),

@@ -1,4 +1,4 @@
-"""Operations on shapes: transpose, permute, reshape, squeeze, unsqueeze, slice, pad."""
+"""Operations on shapes: transpose, permute, reshape, squeeze, unsqueeze, slice, pad, zeros."""
 
 from __future__ import annotations
 
@@ -47,6 +47,19 @@ class PermuteOp(Op):
             title = f"permute lists {listed}, but the tensor has {len(spec.shape)}, {list(spec.shape)}"
             raise RefusedOp(title, "list every dimension once")
         return (Permute(self.order),)
+
+
+@dataclass(frozen=True, slots=True)
+class Zeros(Op):
+    """Replace every element by zero; none of them is read."""
+
+    name: ClassVar[str] = "zeros"
+
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
+        """Return steps that keep no row, and pad with as many: a NaN times 0 would not be 0."""
+        if not spec.shape:
+            return (Reshape((1,)), Pick(0, (range(0),)), Pad(0, 1, 0), Reshape(()))
+        return (Pick(0, (range(0),)), Pad(0, spec.shape[0], 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,9 @@ from remapkit.rules.pipeline import AddedTargets, Pipeline, Resolved
 from remapkit.tensors.families import MAX_DIGITS
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
+MAX_ABSENT = 1000
+"""At least so many missing sources of a group are listed, if there are so many."""
+
 
 @dataclass(slots=True)
 class Gathered:
@@ -120,8 +123,9 @@ class SourceGroups:
         whole = [group for group, is_broken in zip(groups, broken, strict=True) if not is_broken]
         holes = [pair for pair, is_broken in zip(zip(groups, tops, strict=True), broken, strict=True) if is_broken]
         gathered.problems += self._report_holes(pipeline, holes)
+        width = len(pipeline.order) if pipeline.family is None else math.prod(family)
         for group in whole:
-            made = list(_make_moves(pipeline, resolved, group, math.prod(family), self.source, failures))
+            made = list(_make_moves(pipeline, resolved, group, width, self.source, failures))
             gathered.moves += ((group.place, move) for move in made)
             if pipeline.share == "tie" and len(made) > 1:
                 gathered.tied += _list_ties(made, len(pipeline.templates[0]))
@@ -233,8 +237,10 @@ def _list_missing(pipeline: Pipeline, group: _Group, tops: _Position) -> Iterato
             notes.append(f"{target}: {name} has {there} but not {words}; {key} is missing")
     seen = [[index for index in indices if index < top] for indices, top in zip(known, tops, strict=True)]
     # With several indices there may be far more positions than sources: only the first ones are looked through.
-    grid = itertools.islice(itertools.product(*seen[:-1], range(tops[-1])), (len(group.found) + SHOWN) * tops[-1])
-    absent = [each for each in grid if each not in group.found]
+    grid = itertools.product(*seen[:-1], range(tops[-1]))
+    absent = [
+        each for each in itertools.islice(grid, (len(group.found) + MAX_ABSENT) * tops[-1]) if each not in group.found
+    ]
     notes += [f"{_render_position(pipeline, group, position)} (for {target})" for position in absent]
     yield _Lacking(number, notes)
 
@@ -315,6 +321,9 @@ def _make_moves(
 ) -> Iterator[Move]:
     """Return the moves of one complete group, or a failure if its tensors do not fit."""
     sources = tuple(fqns[0] for _, fqns in sorted(group.found.items()))
+    if pipeline.family is None:
+        step = len(pipeline.patterns)
+        sources = tuple(sources[at + number] for at in range(0, len(sources), step) for number in pipeline.order)
     specs = [source[fqn] for fqn in sources]
     ref = RuleRef(pipeline.id, pipeline.span)
     try:

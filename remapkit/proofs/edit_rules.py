@@ -61,9 +61,13 @@ class RuleEditor:
         """Return the place of the mapping or the text of a pattern."""
         place = self.find_entry(key_map)
         written = self.get_value(place) if key_map.kind == "rule" else {}
-        if "from" in (written.get("concat") or {}):
-            return (*place, "concat", "from", key_map.branch)
-        return (*place, "merge", key_map.branch) if isinstance(written.get("merge"), list) else place
+        field: Place = ("concat", "from") if "from" in (written.get("concat") or {}) else ("merge",)
+        if field == ("merge",) and not isinstance(written.get("merge"), list):
+            return place
+        pipeline = self.rules.file.rules[int(place[1])].pipeline
+        assert pipeline is not None
+        contents = [source.pattern.content for source in pipeline.sources]
+        return (*place, *field, contents.index(list(dict.fromkeys(contents))[key_map.branch]))
 
     def is_source(self, key_map: KeyMap) -> bool:
         """Return whether a pattern is one of several sources of a rule."""
@@ -151,7 +155,7 @@ class RuleEditor:
         if len(sources) > 2:
             yield Fix(words, (Edit(place),))
             return
-        other = sources[1 - key_map.branch]
+        other = sources[1 - int(place[-1])]
         fields = {"path": other} if isinstance(other, str) else other
         rule, joined = place[:2], str(place[2])
         if set(fields).isdisjoint(self.get_value(rule)):

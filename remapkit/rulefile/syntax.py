@@ -38,6 +38,15 @@ class WrittenPattern:
     leaf: tuple[Text, ...] | None = None
     neutral: bool = False
 
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What is written, without its position: two patterns of one content are one."""
+        guards = tuple(
+            (guard.capture.value, tuple(text.value for text in guard.values or ()), guard.named and guard.named.value)
+            for guard in self.where
+        )
+        return self.surface, self.text.value, guards, tuple(text.value for text in self.leaf or ())
+
 
 @dataclass(frozen=True, slots=True)
 class WrittenOp:
@@ -69,7 +78,8 @@ class WrittenPipeline:
     """The operations of a rule: sources are joined, transformed and split into outputs.
 
     `concat`, `stack`, `unstack` and `split` are the mappings with the numbers; `share` is `copy` or `tie` if every
-    output gets the whole value. `merge` is a mapping or the list of its sources, `copy` a mapping with `by`.
+    output gets the whole value. Several sources may read one pattern. `merge` is a mapping or the list of its
+    sources, `copy` a mapping with `by`.
     """
 
     sources: tuple[WrittenSource, ...]

@@ -23,7 +23,14 @@ from remapkit.patterns.ranges import KeyParams
 from remapkit.patterns.steps import TooMany
 from remapkit.patterns.template import MapItem, Template
 from remapkit.rulefile.arithmetic import BadNumber, NoValue
-from remapkit.rulefile.syntax import RuleFile, WrittenFill, WrittenPattern, WrittenRule, WrittenTable
+from remapkit.rulefile.syntax import (
+    RuleFile,
+    WrittenFill,
+    WrittenPattern,
+    WrittenPipeline,
+    WrittenRule,
+    WrittenTable,
+)
 from remapkit.rulefile.yaml.compose import MAX_PROBLEMS, explain_problem_limit
 from remapkit.rulefile.yaml.nodes import MapNode
 from remapkit.rules.compile_template import Tabulations, compile_template, find_syntax_problems
@@ -220,7 +227,9 @@ class _Compiler:
         """Compile a rule with operations into one `Rule` per pattern."""
         assert written.pipeline is not None
         before = len(self.problems)
-        found = [self.compile_key_pattern(source.pattern) for source in written.pipeline.sources]
+        unique = {source.pattern.content: source.pattern for source in reversed(written.pipeline.sources)}
+        order = list(dict.fromkeys(source.pattern.content for source in written.pipeline.sources))
+        found = [self.compile_key_pattern(unique[content]) for content in order]
         patterns = [pattern for pattern in found if pattern is not None]
         pipeline = self.compile_pipeline(written, patterns) if len(patterns) == len(found) else None
         if pipeline is None or len(self.problems) > before or any(pattern.is_empty for pattern in patterns):
@@ -267,6 +276,7 @@ class _Compiler:
             merge=pipeline.merge is not None,
             family=read.read_axis("concat", concat) or read.read_axis("merge", pipeline.merge),
             spread=read.read_axis("split", split) or read.read_axis("copy", pipeline.copy),
+            order=_number_patterns(pipeline),
         )
         counts = made.find_made_counts(self.params)
         for pattern in patterns:
@@ -403,6 +413,13 @@ def _list_first_no_values(problems: Iterable[Diagnostic]) -> Iterator[Diagnostic
         if not names or names - lacking:
             yield problem
         lacking |= names
+
+
+def _number_patterns(written: WrittenPipeline) -> tuple[int, ...]:
+    """Return for each source the number of its pattern, among those that differ."""
+    contents = [source.pattern.content for source in written.sources]
+    numbers = {content: number for number, content in enumerate(dict.fromkeys(contents))}
+    return tuple(numbers[content] for content in contents)
 
 
 def _has_family(node: MapNode | None) -> bool:

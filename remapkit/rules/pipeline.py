@@ -56,9 +56,10 @@ class SplitRule:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """The operations of a rule on values. `before` has the operations of each source, `after` those of each target.
+    """The operations of a rule on values. `before` has the operations of each part, `after` those of each target.
 
-    `templates[source][target]` are the target keys, in terms of the captures of each source's pattern. `family` is
+    `order` has the pattern that each part of a `concat` or `merge` reads: several parts may read one.
+    `templates[pattern][target]` are the target keys, in terms of the captures of each source's pattern. `family` is
     `by` of `concat` or `merge`, `spread` that of `split` or `copy`. No template has a capture of `stack.by` or
     `family.by` (they are folded); every template has those of `unstack.by` and `spread.by`, which no pattern has.
     """
@@ -78,6 +79,7 @@ class Pipeline:
     merge: bool = False
     family: Axis | None = None
     spread: Axis | None = None
+    order: tuple[int, ...] = (0,)
 
     @property
     def folded(self) -> tuple[str, ...]:
@@ -241,7 +243,9 @@ class PipelineReader:
             help = "one size for each part, or leave `sizes` out"
             self.add_problem(f"`sizes` must have {known} entries, got {len(sizes.items)}", sizes.span, help)
         if not numbers and (word in ("split", "copy") or (word == "unstack" and len(names) > 1)):
-            help = f"add `count: {'8' if len(names) == 1 else '[2, 4]'}`, with your own numbers"
+            help = "add `count: 8`, with your own number"
+            if len(names) > 1:
+                help = "add `count: [2, 4]`, with your own numbers"
             self.add_problem(f"`{word}` by {join_words(name.value for name in names)} needs `count`", node.span, help)
         dim = node.get("dim")
         return Axis(
@@ -351,7 +355,9 @@ class PipelineReader:
             if first is not None and second is not None:
                 what = "joins its sources" if one == "concat" else "makes its targets"
                 title = f"a rule {what} in one way, got `{one}` and `{other}`"
-                self.add_problem(title, second.span, "write two packs, one after the other, or remove one of the two")
+                self.add_problem(
+                    title, second.span, "use two rule files, one after the other, or remove one of the two"
+                )
 
 
 def _has_name(to: Text, name: str) -> bool:

@@ -29,8 +29,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "an index beyond the count",
         "authoring/invert_rule.py",
-        "map(str, range(axis.count))",
-        "map(str, range(axis.count + 1))",
+        "map(str, range(count))",
+        "map(str, range(count + 1))",
         "the inverse of an unstack reads the indices below its count",
         INVERSES,
     ),

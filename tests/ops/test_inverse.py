@@ -61,8 +61,16 @@ def test_there_and_back_every_byte_is_the_same(case: Flowing) -> None:
         ("path: 'a.{n:int}', ops: [{pad: {to: 9}}], to: 'b.{n}'", "how many elements there were before"),
         ("path: 'a.{n:int}', ops: [{cast: BF16}], to: 'b.{n}'", "does not say from which dtype"),
         ("path: 'a.{n:int}', ops: [{cast: {from: F32, to: BF16}}], to: 'b.{n}'", "so it cannot be undone"),
-        ("path: 'a.{n:int}', copy: ['b.{n}', 'c.{n}']", "one tensor under 2 names"),
-        ("path: 'a.{n:int}', tie: ['b.{n}', 'c.{n}']", "one tensor under 2 names"),
+        ("path: 'a.{n:int}.{t:int}', merge: {by: t}, to: 'b.{n}'", "does not say how many t `merge` joins"),
+        (
+            "path: 'a.{n:int}.{t:int}', concat: {dim: 0, by: t, sizes: equal}, to: 'b.{n}'",
+            "does not say how many t `concat` joins",
+        ),
+        (
+            "path: 'a.{t:int}', concat: {dim: 0, by: t, count: 2}, to: b",
+            "the sizes of its concat parts are not given",
+        ),
+        ("path: 'a.{r:int}.{e:int}', stack: {dim: 0, by: [r, e]}, to: b", "how many r and e `stack` joins"),
         (
             "concat: {dim: 0, from: ['a.{n:int}', 'd.{n:int}']}, to: 'b.{n}'",
             "the sizes of its concat parts are not given",

@@ -258,6 +258,8 @@ class Maker:
             for _ in range(1 + self.chance(4)):
                 fresh = not bounded and not folded and self.chance(3)
                 sources.append(self.pattern(names)[0] if fresh else self.another(sources[0]))
+            if self.chance(5):
+                sources.insert(self.pick(len(sources) + 1), {**self.of(sources), "ops": ["zeros"]})
             rule["concat"] = {"dim": 0, "from": sources}
         if operation == "merge":
             rule["merge"] = [{key: rule.pop(key) for key in ("match", "path", "where", "leaf") if key in rule}]

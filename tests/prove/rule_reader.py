@@ -395,6 +395,7 @@ def _read_rule(written: Data, tables: Tables, lossy: tuple[str, ...], params: Da
         sources = written["merge"]
     elif "from" in (written.get("concat") or {}):
         sources = written["concat"]["from"]
+    distinct = {repr({name: value for name, value in each.items() if name != "ops"}): each for each in sources}
     outputs = (
         [written["to"]] if "to" in written else written.get("copy") or written.get("tie") or written["split"]["into"]
     )
@@ -407,7 +408,7 @@ def _read_rule(written: Data, tables: Tables, lossy: tuple[str, ...], params: Da
     return Rule(
         written["id"],
         "rule",
-        tuple(read_pattern(each, tables) for each in sources),
+        tuple(read_pattern(each, tables) for each in distinct.values()),
         tuple(Template.read(each if isinstance(each, str) else each["to"], tables) for each in outputs),
         tuple(written.get("forget") or ()),
         lossy,

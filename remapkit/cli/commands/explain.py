@@ -9,7 +9,7 @@ from typing import Any
 from remapkit.api.explain import Explanation, explain
 from remapkit.cli.arguments import get_param_options
 from remapkit.cli.render import CommandOutcome, TextTable
-from remapkit.diagnostics.wording import count_noun
+from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.rulefile.arithmetic import describe_value
 
 SHOWN = 50
@@ -65,6 +65,10 @@ def _describe_explanation(explanation: Explanation) -> Iterator[str | TextTable]
         # A rule with several targets: the others below the first.
         yield from (f"{' ' * len(match.rule.id)}  and {target}" for target in more)
         yield f"    where {captures}" if captures else "    no captures"
+        pipeline = match.rule.pipeline
+        for axis in (pipeline.family, pipeline.stack) if pipeline is not None else ():
+            if axis is not None:
+                yield f"    {axis.word} joins the keys that differ only in {join_words(axis.by)}"
     if len(matches) > 1:
         yield f"  fails: {len(matches)} rules match one key; rule order is never used as a tie-breaker"
     rows = tuple(

@@ -115,6 +115,10 @@ def explain_departure(place: SchemaPlace, error: Departure) -> Iterator[Diagnost
 _SAY_THAT_SOMETHING_IS_MISSING = ("required", "minProperties", "oneOf", "anyOf", "dependentRequired")
 
 
+_MEANT = {"regex": "match", "regexp": "match"}
+"""Words of other tools for fields, which are spelled like none of ours or like a wrong one."""
+
+
 def _explain_unknown_fields(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
     assert isinstance(place.node, MapNode)
     known = list(error.schema["properties"])
@@ -124,6 +128,8 @@ def _explain_unknown_fields(place: SchemaPlace, error: Departure) -> Iterator[Di
             continue
         fields = f"known fields: {', '.join(known)}"
         help = (suggest_name(key.value, free, suggest_name(key.value, known, fields)),)
+        if (meant := _MEANT.get(key.value.lower())) in known:
+            help = (f"did you mean {meant!r}?",)
         name, colon, value = key.value.partition(":")
         if colon and value and name in known:
             help = (f"a space follows the colon: `{name}: {value}`",)
