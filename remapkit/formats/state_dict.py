@@ -218,15 +218,15 @@ def _suggest_state_dict(walk: Walk) -> tuple[str, ...]:
 
 
 def _find_mapping(walk: Walk, root: str) -> _Chosen:
-    """Return what lies under a root: a mapping, joined with those nested in it, or a prefix of its keys."""
-    reached = _find_nodes(walk.top, root)
-    nodes = [node for node, at in reached if at > len(root)]
-    if len(nodes) > 1:
-        raise FileFault("RK406", f"{len(nodes)} mappings of tensors are at {root!r}")
-    for node, at in sorted(reached, key=lambda pair: -pair[1]):
-        chosen = _join_mapping(walk, root, node, lambda path, nested: is_optimizer(nested))
-        if at <= len(root):
-            chosen = _take_below(chosen, f"{root[at:]}.")
+    """Return what lies under a root: all tensors whose joined names start with it.
+
+    A root inside a list, an object or an optimizer is not the start of a joined name, but the path of a mapping.
+    """
+    prefix = f"{root}." if root else ""
+    reached = [(walk.top, 0)] if isinstance(walk.top, PickledDict) else []
+    nodes = _find_nodes(walk.top, root)
+    for node, at in (*reached, *sorted(nodes, key=lambda pair: -pair[1])):
+        chosen = _take_below(_join_mapping(walk, root, node, lambda path, nested: is_optimizer(nested)), prefix[at:])
         if any(isinstance(key, str) and isinstance(value, PickledTensor) for _, key, value in chosen.entries):
             return chosen
     notes = (format_candidates(walk.candidates),) if walk.candidates else _explain_no_mapping(walk)
@@ -237,6 +237,8 @@ def _find_mapping(walk: Walk, root: str) -> _Chosen:
 
 def _take_below(chosen: _Chosen, prefix: str) -> _Chosen:
     """Return the entries whose names start with a prefix, without it."""
+    if not prefix:
+        return chosen
     entries = tuple(
         ("", f"{before}{key}"[len(prefix) :], value)
         for before, key, value in chosen.entries
