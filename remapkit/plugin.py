@@ -7,6 +7,7 @@ group `remapkit.plugins`. It imports `remapkit` and this module, nothing else of
 * `list_names` lists names in a message, the first few of many;
 * `count_noun` writes a number with its noun: `2 keys`;
 * `format_bytes` writes a number of bytes: `2.82 GB`;
+* `open_source` opens a checkpoint as the commands do, with `ReadOptions(root=..., strip=(...,))`;
 * `read_json_file` reads a small JSON file (a config) strictly: one meaning or a `RemapkitError`.
 """
 
@@ -17,11 +18,21 @@ from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.wording import count_noun, format_bytes, list_names
 from remapkit.files.strict_json import read_json_file
+from remapkit.formats.options import ReadOptions
+from remapkit.sources.open import open_source
 
 if TYPE_CHECKING:
     from remapkit.diagnostics.errors import RemapkitError
 
-__all__ = ["count_noun", "format_bytes", "list_names", "read_json_file", "show_error"]
+__all__ = [
+    "ReadOptions",
+    "count_noun",
+    "format_bytes",
+    "list_names",
+    "open_source",
+    "read_json_file",
+    "show_error",
+]
 
 
 def show_error(error: RemapkitError) -> int:

@@ -13,7 +13,7 @@ from torch import nn
 
 import remapkit
 from remapkit import Diagnostic, FailedCheck, Plan, Reader, RuleSet, UnreadableCheckpoint, UsageError
-from remapkit.plugin import list_names, read_json_file
+from remapkit.plugin import ReadOptions, list_names, open_source, read_json_file
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -46,6 +46,7 @@ def load_vae(
     rules: RuleSet | str | Path | None,
     *,
     root: str | None,
+    strip: Sequence[str],
     siblings: Sequence[type[nn.Module]],
     settings: Mapping[str, Any],
     **how: Any,
@@ -53,20 +54,21 @@ def load_vae(
     """Implements `WanVAE.from_checkpoint`. Nothing is allocated before layout, widths and names are checked."""
     with ExitStack() as stack:
         config: dict[str, Any] = {}
+        rule_set = rules if rules is None or isinstance(rules, RuleSet) else remapkit.load(rules)
         if isinstance(path, Reader):
             reader = path
         else:
             place = _find_vae_folder(Path(path))
             config = _read_diffusers_settings(place)
-            reader = stack.enter_context(remapkit.open_checkpoint(place, root=root))
+            declared = None if rule_set is None else rule_set.file
+            reader = stack.enter_context(open_source(place, ReadOptions(root, strip=tuple(strip)), rules=declared))
         header = reader.header()
         # Names do not depend on widths, so the names of any width recognise the layout.
         structure = {key: value for key, value in (config | dict(settings)).items() if key not in _HALVES}
         names = frozenset(_build_on_meta(cls, {**structure, "encoder": True, "decoder": True}).state_dict())
-        if rules is None:
+        if rule_set is None:
             chosen = _recognize_layout(cls, siblings, reader, names)
         else:
-            rule_set = rules if isinstance(rules, RuleSet) else remapkit.load(rules)
             plan = rule_set.plan(header)
             plan.raise_for_problems()
             chosen = _Candidate(rule_set.name, rule_set, plan, ())

@@ -151,6 +151,7 @@ class WanVAE(nn.Module):
         encoder: bool = True,
         decoder: bool = True,
         root: str | None = None,
+        strip: Sequence[str] = (),
         copy: bool = False,
         requires_grad: bool | None = False,
         train: bool = False,
@@ -158,7 +159,8 @@ class WanVAE(nn.Module):
     ) -> Self:
         """Load a model. The load is planned and checked first; then every tensor is read directly into place.
 
-        `path` is a file, a folder of diffusers (the VAE's, or the pipeline's), an index of shards, or an open reader.
+        `path` is a file, a folder of diffusers (the VAE's, or the pipeline's), an index of shards, or an open reader;
+        `root` and `strip` say where its state dict is, and which segments are taken out of its keys.
         Without `rules` the layout is recognised by its keys: upstream's, diffusers', or the model's own as
         `remapkit apply` writes it. Widths (`dim`, `dec_dim`, `z_dim`) come from the shapes; all other `settings` from
         the arguments, else from a diffusers config next to the checkpoint, else from the published model.
@@ -184,7 +186,7 @@ class WanVAE(nn.Module):
         settings |= {"encoder": encoder, "decoder": decoder}
         how = {"device": device, "dtype": dtype, "copy": copy, "requires_grad": requires_grad, "train": train}
         siblings = [other for other in (WanVAE, Wan21VAE) if other is not cls]
-        vae = load_vae(cls, path, rules, root=root, siblings=siblings, settings=settings, **how)
+        vae = load_vae(cls, path, rules, root=root, strip=strip, siblings=siblings, settings=settings, **how)
         assert isinstance(vae, cls)
         return vae
 

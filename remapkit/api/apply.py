@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.inputs import Keys, NamedTarget, count_proven_params, refuse_unproven
+from remapkit.api.inputs import Keys, NamedTarget, count_proven_params, make_read_options, refuse_unproven
 from remapkit.api.ruleset import Config, Plan, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.api.sizes import parse_size
 from remapkit.compute.move_bytes import refuse_unequal_merges
@@ -18,7 +18,7 @@ from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import count_noun, format_bytes
 from remapkit.files.errors import make_unwritable
 from remapkit.files.index_names import is_index
-from remapkit.formats import Reader, open_checkpoint
+from remapkit.formats import Reader
 from remapkit.plans.cast import cast_plan
 from remapkit.plans.check import Check, check_known_keys, make_check
 from remapkit.plans.make import make_plan
@@ -26,6 +26,7 @@ from remapkit.plans.model import ResolvedPlan, collect_records
 from remapkit.plans.moves import Move
 from remapkit.plans.target_check import TargetCheck, check_declared_target, skip_target_check
 from remapkit.sources.declared import read_declared_source
+from remapkit.sources.open import open_source
 from remapkit.write.apply import default_output, make_provenance, pause_collection, sort_by_target
 from remapkit.write.execute import (
     KNOWN_SUFFIXES,
@@ -86,6 +87,7 @@ def apply(
     params: Mapping[str, int | Sequence[int]] | None = None,
     config: Config | None = None,
     root: str | None = None,
+    strip: Sequence[str] = (),
     strict_pickle: bool = False,
     allow_expand: bool = False,
     follow_links: bool = False,
@@ -113,7 +115,7 @@ def apply(
         target_keys: The target instead: a manifest, a checkpoint or a header.
         strict_dtype: Make a dtype mismatch an error.
         params, config: Values for the params of the rules; see `load`.
-        root, strict_pickle, allow_expand, follow_links: How `source` is read; see `open_checkpoint`.
+        root, strip, strict_pickle, allow_expand, follow_links: How `source` is read; see `open_checkpoint`.
         progress: Called repeatedly with the bytes done and the bytes in total.
 
     Returns:
@@ -147,8 +149,8 @@ def apply(
         findings = refuse_unproven([rule_set], allow_undecided=allow_undecided)
         # A reader refuses a partly renamed file; restore it only for a caller that changes the file anyway.
         restored = in_place and not dry_run and recover(source)
-        reading = {"strict_pickle": strict_pickle, "allow_expand": allow_expand, "follow_links": follow_links}
-        reader = stack.enter_context(open_checkpoint(source, root=root, **reading))
+        options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
+        reader = stack.enter_context(open_source(source, options, rules=rule_set.file))
         rule_set = count_proven_params(rule_set, reader.header(), allow_undecided=allow_undecided)
         plan = make_plan(rule_set, reader.header())
         if dtype is not None:

@@ -7,18 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.inputs import Keys, NamedTarget, count_proven_params, list_rules, refuse_unproven
+from remapkit.api.inputs import (
+    Keys,
+    NamedTarget,
+    count_proven_params,
+    list_rules,
+    make_read_options,
+    refuse_unproven,
+)
 from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, load, resolve_rules
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.log import log_diagnostics
-from remapkit.formats import open_checkpoint
 from remapkit.models.target import find_declared_target, header, read_target_header
 from remapkit.plans.check import Check, make_check
 from remapkit.plans.make import make_plan
 from remapkit.plans.target_check import TargetCheck, check_declared_target
 from remapkit.registry.installed import packs
 from remapkit.sources.declared import read_declared_source
+from remapkit.sources.open import open_source
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -63,6 +70,7 @@ def check(
     params: Mapping[str, int | Sequence[int]] | None = None,
     config: Config | None = None,
     root: str | None = None,
+    strip: Sequence[str] = (),
     strict_pickle: bool = False,
     allow_expand: bool = False,
     follow_links: bool = False,
@@ -80,7 +88,7 @@ def check(
         target_keys: The target instead: a manifest, a checkpoint or a header.
         strict_dtype: Make a dtype mismatch an error.
         params, config: Values for the params of the rules; see `load`.
-        root, strict_pickle, allow_expand, follow_links: How `ckpt` is read; see `open_checkpoint`.
+        root, strip, strict_pickle, allow_expand, follow_links: How `ckpt` is read; see `open_checkpoint`.
 
     Returns:
         `CheckReport`, also where a check fails: see its `ok`, or call `raise_for_problems`.
@@ -103,14 +111,17 @@ def check(
     if not rule_sets:
         rule_sets = _find_packs(model, has_source=ckpt is not None or keys is not None)
     findings = refuse_unproven(rule_sets, allow_undecided=allow_undecided)
-    reading = {"strict_pickle": strict_pickle, "allow_expand": allow_expand, "follow_links": follow_links}
+    options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
+    notes: list[Diagnostic] = []
 
     def read_source(rules: RuleSet) -> StateDictSpec:
-        if keys is not None:
+        if isinstance(keys, Mapping):
             return header(keys)
-        if ckpt is None:
+        path = keys or ckpt
+        if path is None:
             return _read_declared_source(rules)
-        with open_checkpoint(ckpt, root=root, **reading) as reader:
+        with open_source(path, options, rules=rules.file) as reader:
+            notes.extend(note for note in reader.notes if note not in notes)
             return reader.header()
 
     def count(rules: RuleSet) -> tuple[RuleSet, StateDictSpec]:
@@ -119,6 +130,7 @@ def check(
 
     held = [_check_rules(rules, count, named, strict_dtype) for rules in rule_sets]
     report = _make_report(held, findings)
+    report = _make_report(held, (*findings, *notes))
     log_diagnostics(report.diagnostics)
     return report
 

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from remapkit.api.inputs import open_sides
-from remapkit.api.ruleset import Config, RulesLike, checked, resolve_rules
+from remapkit.api.inputs import Side, make_read_options, open_sides
+from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.files.source_file import CHUNK
 from remapkit.formats import Reader
@@ -65,6 +65,7 @@ def diff(
     rules_b: RulesLike | None = None,
     root_a: str | None = None,
     root_b: str | None = None,
+    strip: Sequence[str] = (),
     strict_pickle: bool = False,
     allow_expand: bool = False,
     follow_links: bool = False,
@@ -78,7 +79,7 @@ def diff(
         a, b: The checkpoints.
         rules_a, rules_b: Remap the keys of this side first.
         root_a, root_b: Where the state dict is in a checkpoint that holds several.
-        strict_pickle, allow_expand, follow_links: How both are read; see `open_checkpoint`.
+        strip, strict_pickle, allow_expand, follow_links: How both are read; see `open_checkpoint`.
         params, config: Values for the params of the rules; see `load`.
         tolerance: The largest |difference| that passes.
 
@@ -98,13 +99,12 @@ def diff(
     >>> found.ok, found.max_abs, found.only_b
     (False, 0.5, ('b',))
     """
-    reading = {"strict_pickle": strict_pickle, "allow_expand": allow_expand, "follow_links": follow_links}
+    options = make_read_options(None, strip, strict_pickle, allow_expand, follow_links)
     with ExitStack() as stack:
-        readers = open_sides(stack, a, b, root_a, root_b, **reading)
-        plans = [
-            _plan_side(reader, rules, params, config)
-            for reader, rules in zip(readers, (rules_a, rules_b), strict=True)
-        ]
+        rule_sets = [None if rules is None else resolve_rules(rules, params, config) for rules in (rules_a, rules_b)]
+        files = [None if rules is None else rules.file for rules in rule_sets]
+        readers = open_sides(stack, Side(a, root_a, files[0]), Side(b, root_b, files[1]), options)
+        plans = [_plan_side(reader, rules) for reader, rules in zip(readers, rule_sets, strict=True)]
         headers = [
             reader.header() if plan is None else plan.target for reader, plan in zip(readers, plans, strict=True)
         ]
@@ -118,16 +118,13 @@ def diff(
     return Diff(dict(zip(both, differences, strict=True)), only_a, only_b, tolerance)
 
 
-def _plan_side(
-    reader: Reader, rules: RulesLike | None, params: Mapping[str, int | Sequence[int]] | None, config: Config | None
-) -> ResolvedPlan | None:
+def _plan_side(reader: Reader, rules: RuleSet | None) -> ResolvedPlan | None:
     if rules is None:
         return None
-    rule_set = resolve_rules(rules, params, config)
-    plan = make_plan(rule_set, reader.header())
+    plan = make_plan(rules, reader.header())
     plan.raise_for_problems()
     # Keys of only one side are part of the result; a target that does not exist is a fault of the rules.
-    if problems := check_declared_target(rule_set, plan, partial=True).problems:
+    if problems := check_declared_target(rules, plan, partial=True).problems:
         raise FailedCheck(problems)
     return plan
 

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 from remapkit.api.ruleset import Config, RuleSet, RulesLike
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, MissingFile, UnreadableCheckpoint, UsageError
+from remapkit.diagnostics.wording import escape_line
+from remapkit.formats.options import ReadOptions
 from remapkit.proofs.model import Level, Proof
 from remapkit.registry.installed import find_rules, packs
 from remapkit.rulefile.read import read_file_bytes
+from remapkit.rulefile.syntax import RuleFile
 from remapkit.rules.counted import count_params
 from remapkit.rules.model import CompiledRules
 from remapkit.sources.declared import read_declared_source, resolve_declared_path
@@ -120,21 +123,45 @@ class NamedTarget:
 # --------------------------------------------------------------------------------------------------- checkpoints
 
 
-def open_sides(
-    stack: ExitStack, a: str | Path, b: str | Path, root_a: str | None, root_b: str | None, **options: bool
-) -> tuple[Reader, Reader]:
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of two checkpoints: its path, its root, and the rule file that remaps it."""
+
+    path: str | Path
+    root: str | None = None
+    rules: RuleFile | None = None
+
+
+def make_read_options(
+    root: str | None,
+    strip: Sequence[str],
+    strict_pickle: bool = False,
+    allow_expand: bool = False,
+    follow_links: bool = False,
+) -> ReadOptions:
+    """Return the options for reading a checkpoint; raises `UsageError` (RK609) for a `strip` that is no segment."""
+    wrong = [segment for segment in strip if not isinstance(segment, str) or not segment or "." in segment]
+    if wrong:
+        title = f"--strip {wrong[0]} must be one segment of a key, without dots"
+        raise UsageError(
+            Diagnostic("RK609", escape_line(title), help=("pass each segment with a --strip of its own",))
+        )
+    return ReadOptions(root, strict_pickle, allow_expand, follow_links, tuple(strip))
+
+
+def open_sides(stack: ExitStack, a: Side, b: Side, options: ReadOptions) -> tuple[Reader, Reader]:
     """Open two checkpoints A and B with separate roots; messages name the root option of the checkpoint concerned."""
     return (
-        stack.enter_context(_open_side(a, root_a, "--root-a", options)),
-        stack.enter_context(_open_side(b, root_b, "--root-b", options)),
+        stack.enter_context(_open_side(a, "--root-a", options)),
+        stack.enter_context(_open_side(b, "--root-b", options)),
     )
 
 
-def _open_side(path: str | Path, root: str | None, option: str, options: Mapping[str, bool]) -> Reader:
-    from remapkit.formats import open_checkpoint  # the readers, which `lint` does not need
+def _open_side(side: Side, option: str, options: ReadOptions) -> Reader:
+    from remapkit.sources.open import open_source  # the readers, which `lint` does not need
 
     try:
-        return open_checkpoint(Path(path), root=root, **options)
+        return open_source(side.path, replace(options, root=side.root), rules=side.rules)
     except UnreadableCheckpoint as error:
         raise type(error)([_name_option(problem, option) for problem in error.diagnostics]) from None
 

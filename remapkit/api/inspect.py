@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from remapkit.api.inputs import list_files_read
+from remapkit.api.inputs import list_files_read, make_read_options
 from remapkit.api.ruleset import checked
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import count_noun, format_bytes
 from remapkit.files.text import write_texts
-from remapkit.formats import open_checkpoint
 from remapkit.formats.manifest import manifest_json
+from remapkit.sources.open import open_source
 from remapkit.tensors.families import Family, find_families
 from remapkit.tensors.spec import StateDictSpec
 
@@ -43,6 +44,7 @@ def inspect(
     manifest: str | Path | None = None,
     force: bool = False,
     root: str | None = None,
+    strip: Sequence[str] = (),
     strict_pickle: bool = False,
     allow_expand: bool = False,
     follow_links: bool = False,
@@ -53,7 +55,7 @@ def inspect(
         checkpoint: A `.pth`, `.safetensors`, an index of shards, a manifest, or a folder that holds one.
         manifest: Also write the header to this file, as a manifest.
         force: Replace that file if it exists.
-        root, strict_pickle, allow_expand, follow_links: How it is read; see `open_checkpoint`.
+        root, strip, strict_pickle, allow_expand, follow_links: How it is read; see `open_checkpoint`.
 
     Returns:
         `Inspection`. Its `diagnostics` are logged too (logger `remapkit`).
@@ -70,8 +72,8 @@ def inspect(
     ('pth', ['layers.{0..2}.weight'])
     """
     arguments = dict(locals())
-    reading = {"strict_pickle": strict_pickle, "allow_expand": allow_expand, "follow_links": follow_links}
-    with open_checkpoint(checkpoint, root=root, **reading) as reader:
+    options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
+    with open_source(checkpoint, options) as reader:
         found = Inspection(reader.header(), reader.format, reader.root, tuple(reader.notes))
         sources = list_files_read(arguments, reader, but=("manifest",))
     if manifest is not None:

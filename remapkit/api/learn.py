@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from remapkit.api.inputs import list_files_read, open_sides
+from remapkit.api.inputs import Side, list_files_read, make_read_options, open_sides
 from remapkit.api.ruleset import checked
 from remapkit.authoring import learn as authoring
 from remapkit.authoring.pair_by_value import Pairing, pair_by_value
@@ -57,6 +57,7 @@ def learn(
     pairs: str | Path | Mapping[str, str] | None = None,
     root_a: str | None = None,
     root_b: str | None = None,
+    strip: Sequence[str] = (),
     strict_pickle: bool = False,
     allow_expand: bool = False,
     follow_links: bool = False,
@@ -71,7 +72,7 @@ def learn(
         name: The name of the pack; by default that of the file, else `learned`.
         pairs: The key of B for each key of A, instead of comparing values: a mapping, or the path of one as JSON.
         root_a, root_b: Where the state dict is in a checkpoint that holds several.
-        strict_pickle, allow_expand, follow_links: How both are read; see `open_checkpoint`.
+        strip, strict_pickle, allow_expand, follow_links: How both are read; see `open_checkpoint`.
         force: Replace the files if they exist.
 
     Returns:
@@ -95,9 +96,9 @@ def learn(
     arguments = dict(locals())
     name = name or ("learned" if output is None else Path(output).stem)
     output = None if output is None else Path(output)
-    reading = {"strict_pickle": strict_pickle, "allow_expand": allow_expand, "follow_links": follow_links}
+    options = make_read_options(None, strip, strict_pickle, allow_expand, follow_links)
     with ExitStack() as stack:
-        readers = open_sides(stack, a, b, root_a, root_b, **reading)
+        readers = open_sides(stack, Side(a, root_a), Side(b, root_b), options)
         source, target = (reader.header() for reader in readers)
         sources = list_files_read(arguments, *readers, but=("output",))
         pairing = _pair_readers(*readers) if pairs is None else _read_pairs(pairs, source, target)

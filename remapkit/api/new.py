@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.inputs import list_files_read
+from remapkit.api.inputs import list_files_read, make_read_options
 from remapkit.api.ruleset import Config, checked
 from remapkit.authoring.new import new_rule_file
 from remapkit.diagnostics.diagnostic import Diagnostic
@@ -16,9 +16,9 @@ from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.files.index_names import is_index
 from remapkit.files.text import write_texts
-from remapkit.formats import open_checkpoint
 from remapkit.formats.manifest import manifest_json
 from remapkit.models.target import TargetRef, read_target_header
+from remapkit.sources.open import open_source
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -51,6 +51,7 @@ def new(
     model_config: Config | None = None,
     force: bool = False,
     root: str | None = None,
+    strip: Sequence[str] = (),
     strict_pickle: bool = False,
     allow_expand: bool = False,
     follow_links: bool = False,
@@ -65,7 +66,7 @@ def new(
             returned.
         model_args, model_config: Arguments and config of the model that `target` names.
         force: Replace the files if they exist.
-        root, strict_pickle, allow_expand, follow_links: How `source` is read; see `open_checkpoint`.
+        root, strip, strict_pickle, allow_expand, follow_links: How `source` is read; see `open_checkpoint`.
 
     Returns:
         `NewRules`. Its `diagnostics` are logged too (logger `remapkit`).
@@ -83,8 +84,8 @@ def new(
     """
     arguments = dict(locals())
     output = None if output is None else Path(output)
-    reading = {"strict_pickle": strict_pickle, "allow_expand": allow_expand, "follow_links": follow_links}
-    with open_checkpoint(source, root=root, **reading) as reader:
+    options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
+    with open_source(source, options) as reader:
         header, notes = reader.header(), tuple(reader.notes)
         sources = list_files_read(arguments, reader, but=("output",))
     model = str(target) if target is not None and _is_model(str(target)) else None

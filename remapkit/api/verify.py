@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remapkit.api.inputs import Keys, list_files_read, list_rule_files, refuse_unproven
+from remapkit.api.inputs import Keys, list_files_read, list_rule_files, make_read_options, refuse_unproven
 from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.log import log_diagnostics
+from remapkit.formats.options import ReadOptions
 from remapkit.models.reference import resolve_reference
 from remapkit.models.target import TargetRef, find_declared_target, header, import_factory
 from remapkit.registry.verified import write_witness
 from remapkit.sources.declared import read_declared_source
+from remapkit.sources.open import open_source
 from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ def verify(
     input: str | None = None,
     oracle: Reference | None = None,
     keys: Keys | None = None,
+    root: str | None = None,
+    strip: Sequence[str] = (),
     seed: int = 0,
     tolerance: float = 1e-4,
     write: bool = False,
@@ -77,6 +81,7 @@ def verify(
         input: The shape of the input: `1,3,32,32`, or `2,7:1000` for integers below 1000.
         oracle: A converter from state dict to state dict, by reference or as a function.
         keys: For an oracle: the source as a manifest or a header; by default the manifest that the rules declare.
+        root, strip: How a checkpoint that `keys` names is read; see `open_checkpoint`.
         seed: The seed of the random values.
         tolerance: The largest difference of outputs that passes, relative to the largest value.
         write: Save the result next to the rule file as its witness, if everything is the same.
@@ -98,12 +103,15 @@ def verify(
     (True, ('b.0',))
     """
     arguments = dict(locals())
+    options = make_read_options(root, strip)
     rule_set = resolve_rules(rules, params, config)
     findings = refuse_unproven([rule_set], allow_undecided=allow_undecided)
     if write and rule_set.file.path is None:
         raise UsageError(Diagnostic("RK609", "--write keeps the witness beside a rule file, but there is none"))
     if oracle is not None:
-        verdicts = _verify_by_oracle(rule_set, oracle, source, source_args, source_config, keys, seed)
+        verdicts = _verify_by_oracle(
+            rule_set, oracle, source, source_args, source_config, _read_keys(rule_set, keys, options), seed
+        )
     else:
         models = _find_models(rule_set, source, source_args, source_config, target, target_args, target_config)
         methods = [forward] if isinstance(forward, str) else list(forward)
@@ -131,13 +139,23 @@ def _resolve(reference: Reference) -> tuple[Callable[..., Any], str]:
     return reference, getattr(reference, "__qualname__", type(reference).__name__)
 
 
+def _read_keys(rules: RuleSet, keys: Keys | None, options: ReadOptions) -> StateDictSpec | None:
+    """Return the named header, else that of the manifest that the rules declare, if there is one."""
+    if keys is None:
+        return read_declared_source(rules.file)
+    if isinstance(keys, Mapping):
+        return header(keys)
+    with open_source(keys, options, rules=rules.file) as reader:
+        return reader.header()
+
+
 def _verify_by_oracle(
     rules: RuleSet,
     oracle: Reference,
     source: Reference | None,
     source_args: Mapping[str, Any] | None,
     source_config: Config | None,
-    keys: Keys | None,
+    known: StateDictSpec | None,
     seed: int,
 ) -> tuple[Verdict, ...]:
     from remapkit.verification import ModelRef, verify_by_oracle
@@ -146,7 +164,6 @@ def _verify_by_oracle(
     if source is not None:
         origin: ModelRef | StateDictSpec = ModelRef(*_resolve(source), source_args or {}, source_config)
     else:
-        known = header(keys) if keys is not None else read_declared_source(rules.file)
         if known is None:
             title = f"which tensors should {rules.name} be verified on? It declares no source"
             help = ("name a model with --source M, or a manifest with --keys FILE",)

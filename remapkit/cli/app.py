@@ -228,11 +228,22 @@ def _add_params(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", metavar="A.B", help="the state dict to take from a checkpoint that holds several")
+    _add_root(parser)
     _add_reading_options(parser)
 
 
+def _add_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", metavar="A.B", help="the mapping, or the prefix of keys, that is the state dict")
+
+
+def _add_strip(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--strip", metavar="NAME", action="append", default=[], help="take this segment out of every key; repeatable"
+    )
+
+
 def _add_reading_options(parser: argparse.ArgumentParser) -> None:
+    _add_strip(parser)
     parser.add_argument(
         "--strict-pickle",
         action="store_true",
@@ -352,8 +363,8 @@ def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-
     parser.add_argument("b", metavar="B", help=_CKPT)
     parser.add_argument("--rules-a", metavar="R", help="remap the keys of A first")
     parser.add_argument("--rules-b", metavar="R", help="remap the keys of B first")
-    parser.add_argument("--root-a", metavar="A.B", help="the state dict to take from A")
-    parser.add_argument("--root-b", metavar="A.B", help="the state dict to take from B")
+    parser.add_argument("--root-a", metavar="A.B", help="the mapping or the prefix of keys to take from A")
+    parser.add_argument("--root-b", metavar="A.B", help="the mapping or the prefix of keys to take from B")
     _add_reading_options(parser)
     _add_params(parser)
     parser.add_argument(
@@ -390,6 +401,8 @@ def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
     )
     parser.add_argument("--oracle", metavar="py:module:function", help="a converter from state dict to state dict")
     parser.add_argument("--keys", metavar="FILE", help="for an oracle: the source's manifest (default: the pack's)")
+    _add_root(parser)
+    _add_strip(parser)
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="the seed of the random values (default: 0)")
     parser.add_argument(
         "--tolerance",
@@ -434,8 +447,8 @@ def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-t
         metavar="FILE",
         help="read pairs from a JSON object, source key to target key; values are not read",
     )
-    parser.add_argument("--root-a", metavar="A.B", help="the state dict to take from A")
-    parser.add_argument("--root-b", metavar="A.B", help="the state dict to take from B")
+    parser.add_argument("--root-a", metavar="A.B", help="the mapping or the prefix of keys to take from A")
+    parser.add_argument("--root-b", metavar="A.B", help="the mapping or the prefix of keys to take from B")
     _add_reading_options(parser)
     parser.add_argument("--force", action="store_true", help="replace the files if they exist")
     _add_command(commands, "packs", "list the installed packs and plugins, and where they come from")

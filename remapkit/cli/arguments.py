@@ -71,4 +71,4 @@ def get_target_options(args: Namespace) -> dict[str, Any]:
 
 def get_reading_options(args: Namespace) -> dict[str, Any]:
     """Return the options for reading checkpoints, except `--root`, as keywords."""
-    return {name: getattr(args, name) for name in ("strict_pickle", "allow_expand", "follow_links")}
+    return {name: getattr(args, name) for name in ("strip", "strict_pickle", "allow_expand", "follow_links")}

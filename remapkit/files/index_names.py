@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 _INDEX = re.compile(r"\.index(\.[A-Za-z0-9_-]+)?\.json")
-_SHARD = re.compile(r"(?s)(.+)-[0-9]{5,}-of-[0-9]{5,}((?:\.[A-Za-z0-9_-]+)?\.[^.]+)")
+_SHARD = re.compile(r"(?s)(.+)-([0-9]{5,})-of-([0-9]{5,})((?:\.[A-Za-z0-9_-]+)?\.[^.]+)")
+_MAX_SHARDS = 100_000
 
 
 def split_index_name(name: str) -> tuple[str, str]:
@@ -57,4 +61,59 @@ def derive_output_name(name: str) -> str:
     ('pytorch_model.bin', 'rules.yaml', 'README')
     """
     shard = _SHARD.fullmatch(name)
-    return derive_whole_name(name) if shard is None or is_index(name) else shard[1] + shard[2]
+    return derive_whole_name(name) if shard is None or is_index(name) else shard[1] + shard[4]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSet:
+    """The files of one checkpoint that are numbered `-00001-of-00004`, and the names of those that are missing."""
+
+    files: tuple[Path, ...]
+    missing: tuple[str, ...]
+
+
+def find_shard_set(files: Sequence[Path]) -> ShardSet | None:
+    """Return the set of shards that all of these files belong to; None if there is no such set.
+
+    Shards are numbered from 1, or from 0 if there is one with this number.
+
+    >>> found = find_shard_set([Path(f"m-0000{n}-of-00003.safetensors") for n in (1, 3)])
+    >>> [file.name for file in found.files], found.missing
+    (['m-00001-of-00003.safetensors', 'm-00003-of-00003.safetensors'], ('m-00002-of-00003.safetensors',))
+    >>> find_shard_set([Path("m-00001-of-00002.safetensors"), Path("n.safetensors")]) is None
+    True
+    """
+    shards = [_SHARD.fullmatch(file.name) for file in files]
+    parts = {(shard[1], shard[3], shard[4]) if shard else None for shard in shards}
+    if len(parts) != 1 or None in parts:
+        return None
+    found = {int(shard[2]): (file, len(shard[2])) for file, shard in zip(files, shards, strict=True) if shard}
+    ((stem, of, suffix),) = (part for part in parts if part)
+    first = 0 if 0 in found else 1
+    total = int(of)
+    if total > _MAX_SHARDS or not all(first <= number < first + total for number in found):
+        return None
+    width = max(width for _, width in found.values())
+    missing = (number for number in range(first, first + total) if number not in found)
+    names = tuple(f"{stem}-{number:0{width}d}-of-{of}{suffix}" for number in missing)
+    return ShardSet(tuple(found[number][0] for number in sorted(found)), names)
+
+
+def is_first_shard(name: str) -> bool:
+    """Return whether a file is the first of several shards.
+
+    >>> is_first_shard("m-00001-of-00003.safetensors"), is_first_shard("m-00002-of-00003.safetensors")
+    (True, False)
+    """
+    shard = _SHARD.fullmatch(name)
+    return shard is not None and int(shard[2]) < 2 and int(shard[3]) > 1
+
+
+def is_same_set(name: str, other: str) -> bool:
+    """Return whether two files are shards of one set.
+
+    >>> is_same_set("m-00001-of-00003.bin", "m-00003-of-00003.bin"), is_same_set("m-00001-of-00003.bin", "m.bin")
+    (True, False)
+    """
+    one, two = _SHARD.fullmatch(name), _SHARD.fullmatch(other)
+    return one is not None and two is not None and one.group(1, 3, 4) == two.group(1, 3, 4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +11,20 @@ from remapkit.diagnostics.arguments import check_arguments
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.wording import count_noun, join_words, show_key
 from remapkit.files.errors import FileFault, make_note, make_unreadable
-from remapkit.files.index_names import is_index
+from remapkit.files.index_names import (
+    ShardSet,
+    derive_output_name,
+    find_shard_set,
+    is_first_shard,
+    is_index,
+    is_same_set,
+)
 from remapkit.files.source_file import SourceFile
 from remapkit.files.strict_json import read_json
 from remapkit.formats.manifest import ManifestReader, parse_manifest
-from remapkit.formats.options import ReadOptions
+from remapkit.formats.options import ReadOptions, clean_root
 from remapkit.formats.reader import Reader
+from remapkit.formats.renamed import rename_reader
 from remapkit.formats.single_file import is_true_safely, open_tensors
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -36,16 +44,20 @@ def open_checkpoint(
     path: str | Path,
     *,
     root: str | None = None,
+    strip: Sequence[str] = (),
     strict_pickle: bool = False,
     allow_expand: bool = False,
     follow_links: bool = False,
 ) -> Reader:
     """Open a checkpoint: safetensors, torch.save's zip or legacy format, or a manifest (which has no data).
 
-    Shards are opened through their index, and a folder if it holds exactly one index or exactly one checkpoint.
+    Shards are opened through their index, or all together without one; a folder is opened if it holds exactly one
+    checkpoint.
 
-    `root` names the wrapper to use (`state_dict`, `a.b`, or `.` for the top level) if a pickle holds several
-    mappings of tensors. `strict_pickle` refuses pickles that name anything that a state dict does not need;
+    `root` names the state dict in a checkpoint that holds more: a mapping in a pickle (`state_dict`), a prefix of the
+    keys of any file (`model.diffusion_model`), or both in one path; `.` is the top level. `strip` names segments that
+    are taken out of every key, wherever they are: `("module",)`. `strict_pickle` refuses pickles that name anything
+    that a state dict does not need;
     `allow_expand` accepts tensors that repeat a small storage into much more data. `follow_links` accepts shards
     that are links to any place; without it a link must stay in the checkpoint's folder, or in the download cache
     that contains it.
@@ -60,13 +72,19 @@ def open_checkpoint(
     ...     print(reader.format, reader.header()["w"])
     manifest F32 [2, 3]
     """
-    path = Path(path)
-    options = ReadOptions(None if root is None else root.strip(), strict_pickle, allow_expand, follow_links)
-    reader = _open_file(_find_in_folder(path) if is_true_safely(path.is_dir) else path, options)
+    return open_with_options(Path(path), ReadOptions(root, strict_pickle, allow_expand, follow_links, tuple(strip)))
+
+
+def open_with_options(path: Path, options: ReadOptions, *, joined: bool = False) -> Reader:
+    """Open a checkpoint; `joined` opens all shards if the path is the first of several without an index."""
+    if options.root is not None:
+        options = replace(options, root=clean_root(options.root))
+    reader = _open_path(path, options, joined)
+    root = options.root or ""
+    # A pickle is opened under the root; of shards, perhaps under the first part of it.
+    rest = root[len(reader.root) :].lstrip(".") if f"{root}.".startswith(f"{reader.root}.") else root
+    reader = rename_reader(reader, rest if reader.root else root, options.strip)
     reader.notes += (*_note_contradictions(reader), *_note_empty(reader))
-    if root not in (None, "", ".") and reader.format not in ("pth", "legacy pth", "sharded pth"):
-        reader.close()
-        raise make_unreadable("RK406", f"--root {show_key(str(root))}: a {reader.format} file has no wrappers", path)
     return reader
 
 
@@ -99,6 +117,29 @@ def _note_empty(reader: Reader) -> Iterator[Diagnostic]:
     yield replace(make_note("RK422", title, reader.path, help=(help,)), notes=notes, severity=severity)
 
 
+def _open_path(path: Path, options: ReadOptions, joined: bool) -> Reader:
+    if is_true_safely(path.is_dir):
+        found = _find_in_folder(path)
+    else:
+        found = (_find_other_shards(path) if joined else None) or path
+    if isinstance(found, Path):
+        return _open_file(found, options)
+    from remapkit.formats.sharded import open_shard_set
+
+    return open_shard_set(found, options)
+
+
+def _find_other_shards(path: Path) -> ShardSet | None:
+    """Return the set that a file is the first shard of; None if it is no shard, or an index lists the shards."""
+    if not is_first_shard(path.name) or not is_true_safely(path.is_file):
+        return None
+    whole = derive_output_name(path.name)
+    beside = [file for file in _list_files(path.parent) if derive_output_name(file.name) == whole]
+    if any(is_index(file.name) for file in beside):
+        return None
+    return find_shard_set([file for file in beside if is_same_set(file.name, path.name)])
+
+
 def _open_file(path: Path, options: ReadOptions) -> Reader:
     source = SourceFile(path)
     try:
@@ -125,19 +166,28 @@ def _open_json(source: SourceFile, options: ReadOptions) -> ShardedReader | Mani
     return ManifestReader(source, parse_manifest(value, source.path.name))
 
 
-def _find_in_folder(folder: Path) -> Path:
-    """Return the only index or the only checkpoint in a folder; otherwise raises `UnreadableCheckpoint` (RK400)."""
-    try:
-        files = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        title = f"cannot read the directory: {(error.strerror or '').lower()}"
-        raise make_unreadable("RK400", title, folder, refused=error) from error
+def _find_in_folder(folder: Path) -> Path | ShardSet:
+    """Return the only index, the only checkpoint or the only set of shards in a folder.
+
+    Raises `UnreadableCheckpoint`: RK400 if there is none, or several.
+    """
+    files = _list_files(folder)
     indexes = [file for file in files if is_index(file.name)]
     candidates = indexes or [file for file in files if file.suffix in SUFFIXES]
     if len(candidates) == 1:
         return candidates[0]
+    if (shards := find_shard_set(candidates)) is not None:
+        return shards
     if not candidates:
         raise make_unreadable("RK400", "a directory without a checkpoint", folder, help=("name the file itself",))
     names = join_words((file.name for file in candidates), 8)
     title = f"a directory with {len(candidates)} {'indexes' if indexes else 'checkpoints'}: {names}"
     raise make_unreadable("RK400", title, folder, help=("name one of them",))
+
+
+def _list_files(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        title = f"cannot read the directory: {(error.strerror or '').lower()}"
+        raise make_unreadable("RK400", title, folder, refused=error) from error

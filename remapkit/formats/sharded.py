@@ -11,14 +11,16 @@ index's folder, never through a link that points outside it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.diagnostics.wording import format_bytes, join_words, show_key
 from remapkit.files.errors import FileFault, make_note
-from remapkit.files.index_names import split_index_name
+from remapkit.files.index_names import ShardSet, derive_output_name, split_index_name
 from remapkit.files.source_file import CHUNK, Extent, SourceFile, describe_os_error
 from remapkit.formats.options import ReadOptions
 from remapkit.formats.reader import FileReader
@@ -36,8 +38,9 @@ class ShardedReader(FileReader):
     Raises `UnreadableCheckpoint` (RK407) if the index and the shards do not match exactly.
     """
 
-    def __init__(self, path: Path, shards: Mapping[str, Shard], index: Mapping[str, str], source: SourceFile) -> None:
-        super().__init__(path, (source, *(shard.sources[0] for shard in shards.values())))
+    def __init__(self, path: Path, shards: Mapping[str, Shard], source: SourceFile | None) -> None:
+        index = () if source is None else (source,)
+        super().__init__(path, (*index, *(shard.sources[0] for shard in shards.values())))
         self.format = "sharded pth" if any(shard.format != "safetensors" for shard in shards.values()) else ""
         self.format = self.format or "sharded safetensors"
         self.shards = shards
@@ -53,8 +56,11 @@ class ShardedReader(FileReader):
             metadata.update(header.metadata)
             tied.extend(header.tied)
         recorded = find_recorded_names(tensors, metadata)
-        self._header = StateDictSpec(tensors, tuple(tied), metadata, path.name, recorded)
+        name = path.name if source is not None else derive_output_name(path.name)
+        self._header = StateDictSpec(tensors, tuple(tied), metadata, name, recorded)
         self.notes = tuple(note for shard in shards.values() for note in shard.notes)
+        roots = {shard.root for shard in shards.values()}
+        self.root = roots.pop() if len(roots) == 1 else ""
 
     def header(self) -> StateDictSpec:
         """Return names, dtypes and shapes of all shards."""
@@ -116,15 +122,18 @@ def open_sharded(source: SourceFile, value: Any, options: ReadOptions) -> Sharde
     opened: dict[str, Shard] = {}
     try:
         weight_map = parse_index(value)
-        _open_shards(source.path, weight_map, options, opened)
-        _check_agreement(weight_map, opened)
+        files = sorted(set(weight_map.values()))
+        missing = [file for file in files if not os.path.lexists(source.path.parent / file)]
+        if missing:
+            raise _make_missing_fault(missing, len(files))
+        _open_under_root(source.path.parent, files, options, opened, lambda: _check_agreement(weight_map, opened))
     except FileFault as fault:
         _close_shards(opened)
         raise fault.at(source.path) from None
     except BaseException:
         _close_shards(opened)
         raise
-    reader = ShardedReader(source.path, opened, weight_map, source)
+    reader = ShardedReader(source.path, opened, source)
     if unused := _find_unlisted(source.path, weight_map):
         names = join_words(map(show_key, unused), 5)
         reader.notes += (make_note("RK413", f"files beside the index that it does not list: {names}", source.path),)
@@ -132,18 +141,69 @@ def open_sharded(source: SourceFile, value: Any, options: ReadOptions) -> Sharde
     return reader
 
 
-def _open_shards(path: Path, weight_map: Mapping[str, str], options: ReadOptions, opened: dict[str, Shard]) -> None:
-    files = sorted(set(weight_map.values()))
-    missing = [file for file in files if not os.path.lexists(path.parent / file)]
-    if missing:
-        raise _make_missing_fault(missing, len(files))
+def open_shard_set(shards: ShardSet, options: ReadOptions) -> ShardedReader:
+    """Return a reader of a complete set of shards without an index.
+
+    Raises `UnreadableCheckpoint` (RK407) if shards are missing, if two have one key, or if their state dicts lie
+    under different roots.
+    """
+    path, total = shards.files[0], len(shards.files) + len(shards.missing)
+    opened: dict[str, Shard] = {}
     try:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if shards.missing:
+            raise _make_missing_fault(list(shards.missing), total)
+        files = [file.name for file in shards.files]
+        _open_under_root(path.parent, files, options, opened, lambda: _check_same_root(opened))
+    except FileFault as fault:
+        _close_shards(opened)
+        raise fault.at(path) from None
+    except BaseException:
+        _close_shards(opened)
+        raise
+    reader = ShardedReader(path, opened, None)
+    title = f"{total} shards without an index were read as one checkpoint"
+    reader.notes += (make_note("RK419", title, path.parent),)
+    return reader
+
+
+def _check_same_root(opened: Mapping[str, Shard]) -> None:
+    """Check that no tensor is in two shards, and that the state dicts of all shards are under one root."""
+    _find_homes(opened)
+    roots = {shard.root: file for file, shard in opened.items()}
+    if len(roots) > 1:
+        (first, one), (other, two) = list(roots.items())[:2]
+        title = f"the state dict is under {first!r} in {show_key(one)}, but under {other!r} in {show_key(two)}"
+        raise FileFault("RK407", title, help=("choose a root that all shards have: --root A.B",))
+
+
+def _open_under_root(
+    home: Path, files: list[str], options: ReadOptions, opened: dict[str, Shard], check: Callable[[], None]
+) -> None:
+    """Open the shards under the root, a mapping in each of them; else without it: a prefix of all keys together.
+
+    Only some of the shards may have keys with the prefix.
+    """
+    try:
+        _open_files(home, files, options, opened)
+        check()
+    except (FileFault, UnreadableCheckpoint) as fault:
+        codes = {fault.code} if isinstance(fault, FileFault) else {problem.code for problem in fault.diagnostics}
+        if not options.root or not codes <= {"RK407", "RK416"}:
+            raise
+        _close_shards(opened)
+        opened.clear()
+        _open_files(home, files, replace(options, root=None), opened)
+        check()
+
+
+def _open_files(home: Path, files: list[str], options: ReadOptions, opened: dict[str, Shard]) -> None:
+    try:
+        folder = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise FileFault("RK400", f"cannot read the directory of the shards: {describe_os_error(error)}") from error
     try:
         for file in files:
-            opened[file] = _open_shard(path.parent / file, file, folder, options)
+            opened[file] = _open_shard(home / file, file, folder, options)
     finally:
         os.close(folder)
 
@@ -220,18 +280,25 @@ def _is_same_file(source: SourceFile, path: Path) -> bool:
 
 def _check_agreement(weight_map: Mapping[str, str], opened: Mapping[str, Shard]) -> None:
     """Check that every name in the index is in its shard, and that every tensor of a shard is in the index once."""
+    homes = _find_homes(opened)
+    for fqn, file in homes.items():
+        if fqn not in weight_map:
+            raise FileFault("RK407", f"in the shard {show_key(file)}, but not in the index", key=fqn)
+    for fqn, file in weight_map.items():
+        if homes.get(fqn) != file:
+            where = f"it is in {show_key(homes[fqn])}" if fqn in homes else "it is in no shard"
+            raise FileFault("RK407", f"the index says {show_key(file)}, but {where}", key=fqn)
+
+
+def _find_homes(opened: Mapping[str, Shard]) -> dict[str, str]:
+    """Return the shard of every tensor; raises `FileFault` (RK407) for one in two shards."""
     homes: dict[str, str] = {}
     for file, shard in opened.items():
         for fqn in shard.header():
             if fqn in homes:
                 raise FileFault("RK407", f"in two shards: {show_key(homes[fqn])} and {show_key(file)}", key=fqn)
             homes[fqn] = file
-            if fqn not in weight_map:
-                raise FileFault("RK407", f"in the shard {show_key(file)}, but not in the index", key=fqn)
-    for fqn, file in weight_map.items():
-        if homes.get(fqn) != file:
-            where = f"it is in {show_key(homes[fqn])}" if fqn in homes else "it is in no shard"
-            raise FileFault("RK407", f"the index says {show_key(file)}, but {where}", key=fqn)
+    return homes
 
 
 def _note_wrong_total(path: Path, value: Any, header: StateDictSpec) -> Iterator[Diagnostic]:

@@ -1,20 +1,20 @@
 """Chooses the state dict among the mappings in a pickle: the only one, or the one that the user names.
 
 A checkpoint may contain its state dict under a key, several state dicts, or an optimizer as well. If there is exactly
-one mapping of tensors, it is used and reported; nothing is guessed from names or from the number of keys.
+one mapping of tensors, it is used and reported. Mappings nested in one are joined with dots, and what a trainer saves
+for its own use is no state dict; nothing else is guessed from names or from the number of keys.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from remapkit.diagnostics.wording import SHOWN, count_noun, format_bytes, join_words, list_names, show_key
 from remapkit.files.errors import FileFault
+from remapkit.formats.join_nested import Named, join_nested
 from remapkit.formats.pickle.allowlist import is_allowed
 from remapkit.formats.pickle.values import (
     HOSTILE_HELP,
@@ -24,61 +24,33 @@ from remapkit.formats.pickle.values import (
     PickledDict,
     PickledStorage,
     PickledTensor,
-    PickleFault,
     describe_with_article,
 )
-from remapkit.tensors.dtypes import DTYPE_BITS
+from remapkit.formats.pickle.walk import (
+    MAX_CANDIDATES,
+    Candidate,
+    Place,
+    Walk,
+    format_key,
+    is_node,
+    is_optimizer,
+    list_children,
+)
+from remapkit.formats.renamed import describe_outside, make_missing_root
 from remapkit.tensors.families import mask_indices
+from remapkit.tensors.roots import Root, is_trainers_own, list_roots
 from remapkit.tensors.spec import find_name_problem, get_leaf
 
-_MAX_DEPTH = 200
-_MAX_PATH = 2000
-_MAX_CANDIDATES = 100_000
 _SHOWN = 12
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Path:
-    """A path as a linked list to its parent, so that deep structures need no copies."""
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The entries of the chosen mapping and of those nested in it; `parts` are the identities of their items."""
 
-    parent: _Path | None
-    key: Any
-    depth: int
-
-    def __str__(self) -> str:
-        """Return the path as text, cut at the front if it is long: memory must not grow with depth times keys."""
-        keys: list[str] = []
-        path: _Path | None = self
-        length = 0
-        while path is not None and path.parent is not None:
-            key = format_key(path.key)
-            length += len(key) + 1
-            if length > _MAX_PATH:
-                keys.append("…")
-                break
-            keys.append(key)
-            path = path.parent
-        return ".".join(reversed(keys))
-
-
-def format_key(key: Any) -> str:
-    """Format a key of a pickled dict for messages; keys other than text and numbers by their type only."""
-    return str(key) if isinstance(key, str | int) else f"<{describe_with_article(key)}>"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
-    """A mapping that contains tensors, and its path in the pickle."""
-
-    place: _Path
-    items: Sequence[tuple[Any, Any]]
-    tensors: int
-    nbytes: int
-
-    @property
-    def path(self) -> str:
-        """The path, such as `a.b`; empty for the top level."""
-        return str(self.place)
+    path: str
+    entries: tuple[Named, ...]
+    parts: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +64,7 @@ class StateDict:
 
 def choose_state_dict(content: PickleContent, root: str | None, strict: bool) -> StateDict:
     """Return the state dict of a pickle; raises `FileFault` (RK404, RK406, RK411) if there is not exactly one."""
-    walk = _Walk()
+    walk = Walk()
     walk.search(content.value)
     if content.hostile:
         raise _make_hostile_fault(content, walk)
@@ -103,122 +75,13 @@ def choose_state_dict(content: PickleContent, root: str | None, strict: bool) ->
         raise FileFault(
             "RK411", title, help=("leave out --strict-pickle: nothing that a pickle names is ever imported",)
         )
-    candidate = _choose_candidate(walk, root)
-    tensors = _collect_tensors(candidate)
+    chosen = _choose_mapping(walk) if root is None else _find_mapping(walk, "" if root == "." else root)
+    tensors = _collect_tensors(chosen)
     unused = [name for name in strange if name not in walk.opaque and name not in walk.hostile_path]
-    return StateDict(tensors, candidate.path, (*_describe_ignored(walk, candidate), *_describe_unused(unused)))
+    return StateDict(tensors, chosen.path, (*_describe_ignored(walk, chosen), *_describe_unused(unused)))
 
 
-class _Walk:
-    """A walk that visits every container once, even if several others contain it."""
-
-    def __init__(self) -> None:
-        self.candidates: list[Candidate] = []
-        self.top: Any = None
-        self.optimizers: dict[int, _Path] = {}
-        self.opaque: Counter[str] = Counter()
-        self.loose = 0
-        self.modules: str | None = None
-        self.hostile_path: dict[str, _Path] = {}
-
-    def search(self, value: Any) -> None:
-        """Collect the mappings of tensors, and all objects that are neither tensors nor plain values.
-
-        Depth first, with an explicit stack. Every container is entered once, by identity, so the walk ends even if
-        a pickle contains itself, and takes time linear in the items of all containers.
-        """
-        self.top = value
-        seen: set[int] = set()
-        root = _Path(None, "", 0)
-        self._visit(root, value)
-        # Iterators rather than lists of children: a list with the same dict a million times needs no extra memory.
-        waiting = [(root, self._enter(root, value, seen))]
-        while waiting:
-            parent, children = waiting[-1]
-            for key, child in children:
-                if not _is_node(child):
-                    continue
-                path = _Path(parent, key, parent.depth + 1)
-                self._visit(path, child)
-                if id(child) not in seen:
-                    waiting.append((path, self._enter(path, child, seen)))
-                    break
-            else:
-                waiting.pop()
-
-    def _enter(self, path: _Path, node: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
-        children = _list_children(node)
-        if children is None:
-            return iter(())
-        seen.add(id(node))
-        if path.depth > _MAX_DEPTH:
-            raise PickleFault(f"the pickle is nested more than {_MAX_DEPTH} levels deep")
-        self._note_mapping(path, node)
-        return children
-
-    def _visit(self, path: _Path, node: Any) -> None:
-        if isinstance(node, Opaque):
-            self._note_opaque(path, node)
-        elif isinstance(node, PickledTensor) and not isinstance(path.key, str):
-            self.loose += 1
-        elif isinstance(node, Global):
-            self.hostile_path.setdefault(str(node), path)
-
-    def _note_opaque(self, path: _Path, node: Opaque) -> None:
-        if not node.known:
-            self.opaque[node.name] += 1
-            self.hostile_path.setdefault(node.name, path)
-            if node.module or node.name.startswith("torch.nn.modules."):
-                self.modules = self.modules or node.name
-
-    def _note_mapping(self, path: _Path, node: Any) -> None:
-        items = node.items if isinstance(node, PickledDict | Opaque) else None
-        if isinstance(node, PickledDict) and _is_optimizer(node):
-            self.optimizers[id(path)] = path
-        tensors = [value for key, value in items or () if isinstance(value, PickledTensor) and isinstance(key, str)]
-        if items is not None and tensors:
-            self.candidates.append(Candidate(path, items, len(tensors), sum(map(count_bytes, tensors))))
-            if len(self.candidates) > _MAX_CANDIDATES:
-                raise PickleFault(f"the pickle holds more than {_MAX_CANDIDATES} mappings of tensors")
-
-    def is_in_optimizer(self, candidate: Candidate) -> bool:
-        """Return whether a mapping of tensors is inside the state of an optimizer."""
-        path: _Path | None = candidate.place
-        while path is not None:
-            if id(path) in self.optimizers:
-                return True
-            path = path.parent
-        return False
-
-
-def _is_optimizer(node: PickledDict) -> bool:
-    """Return whether the keys are those of `torch.optim.Optimizer.state_dict`: only `state` and `param_groups`."""
-    if len(node.items) != 2 or not all(isinstance(key, str) for key, _ in node.items):
-        return False
-    entries = dict(node.items)
-    return entries.keys() == {"state", "param_groups"} and isinstance(entries["param_groups"], list)
-
-
-def _list_children(node: Any) -> Iterator[tuple[Any, Any]] | None:
-    if isinstance(node, PickledDict):
-        return iter(node.items)
-    if isinstance(node, Opaque):
-        return iter(node.items) if node.items else None
-    if isinstance(node, list | tuple):
-        return iter(enumerate(node))
-    return None
-
-
-def _is_node(value: Any) -> bool:
-    return isinstance(value, PickledDict | Opaque | PickledTensor | Global | list | tuple)
-
-
-def count_bytes(tensor: PickledTensor) -> int:
-    """Return the packed size of a tensor in bytes; capped at 2^62, because nothing has been checked yet."""
-    return max(0, min(math.prod(tensor.shape) * (DTYPE_BITS[tensor.dtype] // 8), 1 << 62))
-
-
-def _make_hostile_fault(content: PickleContent, walk: _Walk) -> FileFault:
+def _make_hostile_fault(content: PickleContent, walk: Walk) -> FileFault:
     for name in content.hostile:
         where = str(walk.hostile_path.get(name) or "")
         if where:
@@ -228,18 +91,20 @@ def _make_hostile_fault(content: PickleContent, walk: _Walk) -> FileFault:
     return FileFault("RK404", f"the pickle calls {names}", help=HOSTILE_HELP)
 
 
-def _choose_candidate(walk: _Walk, root: str | None) -> Candidate:
-    candidates = walk.candidates
-    if root is not None:
-        return _find_candidate(walk, "" if root == "." else root)
-    models = [candidate for candidate in candidates if not walk.is_in_optimizer(candidate)]
+def _choose_mapping(walk: Walk) -> _Chosen:
+    """Return the only mapping that can be the state dict, or one whose nested mappings are its parts."""
+    models = [candidate for candidate in walk.candidates if not walk.is_in_optimizer(candidate)]
     if len(models) == 1:
         # The format of an optimizer is recognized exactly: ignoring it is not a guess.
-        return models[0]
-    if candidates:
+        return _take_alone(models[0])
+    likely = [candidate for candidate in models if _can_be_model(candidate)]
+    chosen = _join_parts(walk, models, likely) if likely else None
+    if chosen is not None:
+        return chosen
+    if walk.candidates:
         help = _suggest_roots(walk)
-        title = f"{len(candidates)} mappings of tensors: which one is the state dict?"
-        raise FileFault("RK406", title, notes=(format_candidates(candidates),), help=help)
+        title = f"{len(walk.candidates)} mappings of tensors: which one is the state dict?"
+        raise FileFault("RK406", title, notes=(format_candidates(walk.candidates),), help=help)
     raise FileFault(
         "RK406",
         "the file holds no mapping of tensors",
@@ -248,12 +113,68 @@ def _choose_candidate(walk: _Walk, root: str | None) -> Candidate:
     )
 
 
-_NO_MODEL = re.compile(
-    r"(?:^|[._])(?:optim\w*|\w*schedulers?|\w*rng_states?|callbacks?|grad_scaler|scaler|amp|loops)(?:[._]|$)"
-)
+def _take_alone(candidate: Candidate) -> _Chosen:
+    entries = tuple(("", key, value) for key, value in candidate.items)
+    return _Chosen(candidate.path, entries, frozenset([id(candidate.items)]))
 
 
-def _suggest_roots(walk: _Walk) -> tuple[str, ...]:
+def _join_parts(walk: Walk, models: Sequence[Candidate], likely: Sequence[Candidate]) -> _Chosen | None:
+    """Return the mapping that all likely ones are parts of, joined; None if they are several state dicts.
+
+    The file's top level is never such a mapping: what lies there side by side are models, not parts of one. Nor is
+    one in which two parts have the same names: the second is a copy, such as averaged weights.
+    """
+    place = _find_common_place([candidate.place for candidate in likely])
+    above = place.list_ancestors()[1:-1]
+    if any(candidate.place is path for candidate in models for path in above):
+        return None
+    if len(likely) == 1 and (place.parent is None or not isinstance(place.node, PickledDict)):
+        return _take_alone(likely[0])
+    path = str(place)
+    if place.parent is None or not isinstance(place.node, PickledDict) or path.startswith("…"):
+        return None
+    direct = likely[0].place is place
+    chosen = _join_mapping(
+        walk, path, place.node, lambda path, node: is_optimizer(node) or (not direct and is_trainers_own(path))
+    )
+    whole = all(id(candidate.items) in chosen.parts for candidate in likely)
+    return chosen if whole and not _has_copies(chosen.entries) else None
+
+
+def _find_common_place(places: Sequence[Place]) -> Place:
+    """Return the innermost path that contains all of them."""
+    common = places[0].list_ancestors()
+    for place in places[1:]:
+        ancestors = place.list_ancestors()
+        common = [path for path, other in zip(common, ancestors, strict=False) if path is other]
+    return common[-1]
+
+
+def _join_mapping(walk: Walk, path: str, node: PickledDict, skip: Callable[[str, PickledDict], bool]) -> _Chosen:
+    parts = {id(node.items)}
+
+    def is_left_out(path: str, nested: PickledDict) -> bool:
+        left_out = skip(path, nested)
+        if not left_out:
+            parts.add(id(nested.items))
+        return left_out
+
+    entries = tuple(join_nested(node, walk.holders, is_left_out))
+    return _Chosen(path, entries, frozenset(parts))
+
+
+def _has_copies(entries: Iterable[Named]) -> bool:
+    """Return whether two nested mappings have the same names, at least two."""
+    names: dict[str, set[str]] = {}
+    for prefix, key, value in entries:
+        first, _, rest = prefix.partition(".")
+        if prefix and isinstance(value, PickledTensor):
+            names.setdefault(first, set()).add(f"{rest}{key}")
+    found = [frozenset(each) for each in names.values() if len(each) > 1]
+    return len(found) > len(set(found))
+
+
+def _suggest_roots(walk: Walk) -> tuple[str, ...]:
     """Return roots that the user may mean: not the mappings that a trainer saves for its own use."""
     models = [
         candidate for candidate in walk.candidates if not walk.is_in_optimizer(candidate) and _can_be_model(candidate)
@@ -274,13 +195,13 @@ def _suggest_roots(walk: _Walk) -> tuple[str, ...]:
 
 def _can_be_model(candidate: Candidate) -> bool:
     """Return whether it has a tensor of at least one dimension under a name that trainers do not use."""
-    return not _NO_MODEL.search(candidate.path) and any(
-        isinstance(value, PickledTensor) and value.shape and isinstance(key, str) and not _NO_MODEL.search(key)
+    return not is_trainers_own(candidate.path) and any(
+        isinstance(value, PickledTensor) and value.shape and isinstance(key, str) and not is_trainers_own(key)
         for key, value in candidate.items
     )
 
 
-def _explain_no_mapping(walk: _Walk) -> tuple[str, ...]:
+def _explain_no_mapping(walk: Walk) -> tuple[str, ...]:
     notes = []
     if walk.loose:
         notes.append(f"{walk.loose} tensors are in lists or under keys that are not text")
@@ -289,51 +210,81 @@ def _explain_no_mapping(walk: _Walk) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _suggest_state_dict(walk: _Walk) -> tuple[str, ...]:
+def _suggest_state_dict(walk: Walk) -> tuple[str, ...]:
     if walk.modules:
         own = "" if walk.modules.startswith("torch.") else f" (a {show_key(walk.modules, 80)})"
         return (f"a whole module was pickled{own}: save `model.state_dict()` instead",)
     return ()
 
 
-def _find_candidate(walk: _Walk, root: str) -> Candidate:
-    fitting = [candidate for candidate in walk.candidates if candidate.path == root]
-    if not fitting:
-        # A mapping with several names is one candidate, and any of the names selects it.
-        nodes = _find_nodes(walk.top, root)
-        fitting = [candidate for candidate in walk.candidates if any(candidate.items is node.items for node in nodes)]
-        fitting = [replace(candidate, place=_Path(_Path(None, "", 0), root, 1)) for candidate in fitting]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise FileFault("RK406", f"{len(fitting)} mappings of tensors are at {root!r}")
-    notes = (format_candidates(walk.candidates),) if walk.candidates else _explain_no_mapping(walk)
-    where = f"--root {show_key(root)}" if root else "the top level"
-    raise FileFault("RK406", f"no mapping of tensors at {where}", notes=notes)
+def _find_mapping(walk: Walk, root: str) -> _Chosen:
+    """Return what lies under a root: all tensors whose joined names start with it.
 
-
-def _find_nodes(top: Any, root: str) -> list[PickledDict | Opaque]:
-    """Return the mappings that a path can refer to; keys may contain dots, so a path can be split in several ways.
-
-    Each node is visited at most once for each position in the path, and at most `_MAX_CANDIDATES` times in all.
+    A root inside a list, an object or an optimizer is not the start of a joined name, but the path of a mapping.
     """
-    nodes: dict[int, PickledDict | Opaque] = {}
+    prefix = f"{root}." if root else ""
+    reached = [(walk.top, 0)] if isinstance(walk.top, PickledDict) else []
+    nodes = _find_nodes(walk.top, root)
+    for node, at in (*reached, *sorted(nodes, key=lambda pair: -pair[1])):
+        chosen = _take_below(_join_mapping(walk, root, node, lambda path, nested: is_optimizer(nested)), prefix[at:])
+        if any(isinstance(key, str) and isinstance(value, PickledTensor) for _, key, value in chosen.entries):
+            return chosen
+    notes = (format_candidates(walk.candidates),) if walk.candidates else _explain_no_mapping(walk)
+    if not root:
+        raise FileFault("RK416", "no mapping of tensors at the top level", notes=notes)
+    raise make_missing_root(root, _list_all_roots(walk), notes)
+
+
+def _take_below(chosen: _Chosen, prefix: str) -> _Chosen:
+    """Return the entries whose names start with a prefix, without it."""
+    if not prefix:
+        return chosen
+    entries = tuple(
+        ("", f"{before}{key}"[len(prefix) :], value)
+        for before, key, value in chosen.entries
+        if isinstance(key, str) and f"{before}{key}".startswith(prefix)
+    )
+    return _Chosen(chosen.path, entries, frozenset())
+
+
+def _list_all_roots(walk: Walk) -> tuple[Root, ...]:
+    """Return the roots that may be a model's: the mappings, and the prefixes of their keys."""
+    models = [
+        candidate for candidate in walk.candidates if not walk.is_in_optimizer(candidate) and _can_be_model(candidate)
+    ]
+    paths = {candidate.path: candidate for candidate in models[:_SHOWN]}
+    return list_roots(
+        f"{path}.{key}" if path else key
+        for path, candidate in paths.items()
+        for key, value in candidate.items
+        if isinstance(key, str) and isinstance(value, PickledTensor)
+    )
+
+
+def _find_nodes(top: Any, root: str) -> list[tuple[PickledDict, int]]:
+    """Return the mappings that a path, or the start of it, can refer to, and where its rest begins.
+
+    Keys may contain dots, so a path can be split in several ways. Each node is visited at most once for each position
+    in the path, and at most `MAX_CANDIDATES` times in all.
+    """
+    nodes: dict[tuple[int, int], tuple[PickledDict, int]] = {}
     seen: set[tuple[int, int]] = set()
-    waiting = [(top, 0)]
+    waiting = [(top, 0 if root else 1)]
     while waiting:
         node, at = waiting.pop()
-        if at > len(root):
-            if isinstance(node, PickledDict | Opaque):
-                nodes[id(node)] = node
-            continue
-        children = _list_children(node)
-        if children is None or (id(node), at) in seen or len(seen) > _MAX_CANDIDATES:
+        children = list_children(node)
+        if children is None or (id(node), at) in seen or len(seen) > MAX_CANDIDATES:
             continue
         seen.add((id(node), at))
+        if isinstance(node, PickledDict | Opaque):
+            mapping = node if isinstance(node, PickledDict) else PickledDict(node.items or [])
+            nodes[id(node), at] = (mapping, at)
+        if at > len(root):
+            continue
         for key, child in children:
             text = format_key(key)
             end = at + len(text)
-            if _is_node(child) and root.startswith(text, at) and root[end : end + 1] in ("", "."):
+            if is_node(child) and root.startswith(text, at) and root[end : end + 1] in ("", "."):
                 waiting.append((child, end + 1))
     return list(nodes.values())
 
@@ -355,19 +306,18 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
     return list_names(lines, _SHOWN)
 
 
-def _collect_tensors(candidate: Candidate) -> dict[str, PickledTensor]:
+def _collect_tensors(chosen: _Chosen) -> dict[str, PickledTensor]:
     """Return the tensors of the chosen mapping; an object in place of a tensor is an error."""
     tensors: dict[str, PickledTensor] = {}
-    for key, value in candidate.items:
+    for prefix, key, value in chosen.entries:
         if isinstance(value, PickledTensor):
-            fqn = _check_key(key, candidate)
+            fqn = _check_key(prefix, key)
             if fqn in tensors:
                 raise FileFault("RK406", f"duplicate key {show_key(fqn)!r}", key=fqn)
             tensors[fqn] = value
         elif isinstance(value, Opaque | Global) and not _is_extra(key, value):
-            raise _make_object_fault(
-                value, show_key(f"{candidate.path}.{format_key(key)}" if candidate.path else format_key(key))
-            )
+            root = f"{chosen.path}." if chosen.path else ""
+            raise _make_object_fault(value, show_key(f"{root}{prefix}{format_key(key)}"))
         elif isinstance(value, PickledStorage):
             raise FileFault("RK409", f"'{show_key(format_key(key))}' is a bare storage, not a tensor")
     return tensors
@@ -389,30 +339,48 @@ def _is_extra(key: Any, value: Any) -> bool:
     return isinstance(value, Opaque) and value.known
 
 
-def _check_key(key: Any, candidate: Candidate) -> str:
+def _check_key(prefix: str, key: Any) -> str:
     if not isinstance(key, str):
         text = repr(key) if isinstance(key, int | float | bool) else format_key(key)
         raise FileFault("RK406", f"a tensor under the key {show_key(text, 60)}, which is not text")
-    if problem := find_name_problem(key):
-        raise FileFault("RK406", f"a key {problem}", key=key)
-    return key
+    if problem := find_name_problem(fqn := prefix + key):
+        raise FileFault("RK406", f"a key {problem}", key=fqn)
+    return fqn
 
 
-def _describe_ignored(walk: _Walk, chosen: Candidate) -> Iterator[str]:
+def _describe_ignored(walk: Walk, chosen: _Chosen) -> Iterator[str]:
     if walk.opaque:
         objects = count_noun(walk.opaque.total(), "object was", "objects were")
         yield f"{objects} ignored ({_list_common_names(walk.opaque)})"
-    values = [(key, value) for key, value in chosen.items if not isinstance(value, PickledTensor | Opaque)]
+    values = [entry for entry in chosen.entries if not isinstance(entry[2], PickledTensor | Opaque)]
     if values:
-        entries = (f"{show_key(format_key(key), 60)}: {describe_with_article(value)}" for key, value in values)
+        entries = (
+            f"{show_key(prefix + format_key(key), 60)}: {describe_with_article(v)}" for prefix, key, v in values
+        )
         count = count_noun(len(values), "entry", "entries")
         yield f"{count} beside the tensors ignored ({join_words(entries, SHOWN)})"
     aside = [candidate for candidate in walk.candidates if walk.is_in_optimizer(candidate)]
-    if aside and chosen not in aside:
+    if aside and not any(id(candidate.items) in chosen.parts for candidate in aside):
         tensors = sum(candidate.tensors for candidate in aside)
         yield f"the state of an optimizer was ignored ({count_noun(tensors, 'tensor')})"
+    if outside := _count_outside(walk, chosen):
+        yield describe_outside(chosen.path, outside)
     if walk.loose:
         yield f"{walk.loose} tensors in lists or under keys that are not text were ignored"
+
+
+def _count_outside(walk: Walk, chosen: _Chosen) -> Counter[str]:
+    """Count the tensors that are neither chosen nor an optimizer's, by the first key of their paths."""
+    outside: Counter[str] = Counter()
+    taken = {id(value) for _, _, value in chosen.entries}
+    for candidate in walk.candidates:
+        if id(candidate.items) in chosen.parts or walk.is_in_optimizer(candidate):
+            continue
+        path = candidate.place.list_ancestors()[1:2]
+        for key, value in candidate.items:
+            if isinstance(key, str) and isinstance(value, PickledTensor) and id(value) not in taken:
+                outside[format_key(path[0].key) if path else key.partition(".")[0]] += 1
+    return outside
 
 
 def _describe_unused(names: Sequence[str]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +17,11 @@ from remapkit.diagnostics.arguments import check_arguments, describe_value
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.log import log_diagnostics
-from remapkit.diagnostics.wording import count_noun, format_bytes, list_names
-from remapkit.files.errors import make_unreadable
-from remapkit.formats.detect import open_checkpoint
+from remapkit.diagnostics.wording import count_noun, format_bytes, list_names, show_key
+from remapkit.files.errors import FileFault, make_unreadable
+from remapkit.formats.options import ReadOptions, clean_root
 from remapkit.formats.reader import Reader
+from remapkit.formats.renamed import rename_keys
 from remapkit.loading.module import explain_tensor_refusal, make_target
 from remapkit.loading.non_persistent import Factory, rebuild_lost_values
 from remapkit.loading.prepare import DtypeArgument, LoadPlan, LoadRequest, plan_load
@@ -30,8 +31,10 @@ from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.registry.load import load_rules
 from remapkit.rulefile.read import read_text
+from remapkit.rulefile.syntax import RuleFile
 from remapkit.rules.compile import compile_rules
 from remapkit.rules.model import CompiledRules
+from remapkit.sources.open import complete_strip, open_source
 from remapkit.tensors.dtypes import PLAIN_FLOATS, is_exact_cast
 from remapkit.tensors.from_torch import TORCH_DTYPES, explain_no_tensors, header_of
 from remapkit.tensors.spec import StateDictSpec
@@ -109,6 +112,7 @@ def load_into(
     device: torch.device | str | int | None = None,
     dtype: DtypeArgument = None,
     root: str | None = None,
+    strip: Sequence[str] = (),
     strict: bool = True,
     requires_grad: bool | None = None,
     train: bool | None = None,
@@ -122,7 +126,8 @@ def load_into(
     """Load a checkpoint into a module, on the meta device or not. Every problem is raised before anything changes.
 
     `ckpt` is a path, an open `Reader`, or a state dict in memory. `rules` is a `RuleSet`, a pack's name, a path, or
-    None if the checkpoint uses the model's names. `root` names the wrapper to use if a pickle holds several.
+    None if the checkpoint uses the model's names. `root` and `strip` say where the state dict is, and which
+    segments are taken out of its keys, as in `open_checkpoint`; torch's private names are taken out by themselves.
 
     A tensor that has memory is kept, and values are copied into it: optimizers, `DistributedDataParallel` and
     averages of the weights keep the same object, memory, dtype, device and hooks. Tensors on meta are replaced by new
@@ -157,11 +162,12 @@ def load_into(
     started = time.monotonic()
     _check_types(model, ckpt, rules, factory, extra_state)
     request = LoadRequest(_resolve_device(device), _check_dtype(dtype), requires_grad, copy, assign)
+    options = ReadOptions(None if root is None else clean_root(root), strip=tuple(strip))
     rule_set = _resolve_rules(rules)
     target = make_target(model, assign)
     _check_flags(model, requires_grad)
     with ExitStack() as stack:
-        source, values, notes = _open_source(ckpt, root, run, stack)
+        source, values, notes = _open_values(ckpt, options, run, stack, rule_set.file, target.header)
         plan = make_plan(rule_set, source)
         load_plan = plan_load(target, plan, values, request, strict, extra_state)
         lost = target.find_meta_tensors()
@@ -264,31 +270,47 @@ def _resolve_rules(rules: CompiledRules | str | Path | None) -> CompiledRules:
     return load_rules(rules)
 
 
-def _open_source(
-    ckpt: str | Path | Reader | Mapping[str, Any], root: str | None, run: Run | None, stack: ExitStack
+def _open_values(
+    ckpt: str | Path | Reader | Mapping[str, Any],
+    options: ReadOptions,
+    run: Run | None,
+    stack: ExitStack,
+    rules: RuleFile,
+    known: Iterable[str],
 ) -> tuple[StateDictSpec, TensorValues, tuple[Diagnostic, ...]]:
+    """Return the checkpoint's header and values; torch's private names stay where `known` names have them."""
+    root = options.root
     if isinstance(ckpt, Mapping):
-        if root not in (None, "", "."):
-            raise UsageError(Diagnostic("RK632", f"root={root!r}: a state dict in memory has no wrappers"))
         tensors = {fqn: value for fqn, value in ckpt.items() if isinstance(value, torch.Tensor)}
         _check_plain_tensors(tensors)
         if ckpt and not tensors:
             raise FailedCheck(explain_no_tensors(ckpt))
-        return (
-            header_of(tensors, "a state dict in memory"),
-            MemoryValues(tensors),
-            tuple(_note_ignored(ckpt, tensors)),
-        )
+        notes = tuple(_note_ignored(ckpt, tensors))
+        tensors = _rename_state(tensors, complete_strip(options, rules, known))
+        return header_of(tensors, "a state dict in memory"), MemoryValues(tensors), notes
     if isinstance(ckpt, str | Path):
-        reader = stack.enter_context(open_checkpoint(ckpt, root=root))
+        reader = stack.enter_context(open_source(ckpt, options, rules=rules, spoken=known))
     else:
         reader = ckpt
+        if options.strip:
+            title = f"strip={list(options.strip)}: the reader is open already"
+            raise UsageError(Diagnostic("RK632", title, help=("pass strip= to open_checkpoint",)))
         if root not in (None, reader.root):
             raise UsageError(Diagnostic("RK632", f"root={root!r}: the reader was opened under {reader.root!r}"))
     if reader.format == "manifest":
         title = "a manifest has no data to load, only names, dtypes and shapes"
         raise make_unreadable("RK408", title, reader.path)
     return reader.header(), FileValues(reader, run), reader.notes
+
+
+def _rename_state(state: dict[str, torch.Tensor], options: ReadOptions) -> dict[str, torch.Tensor]:
+    """Return the tensors below the root, without the segments to strip; raises `UsageError` (RK416, RK417)."""
+    try:
+        names = rename_keys(map(str, state), options.root or "", options.strip).names
+    except FileFault as fault:
+        key = "" if fault.key is None else f"{show_key(fault.key)}: "
+        raise UsageError(Diagnostic(fault.code, f"{key}{fault.title}", help=fault.help, notes=fault.notes)) from None
+    return {name: state[fqn] for name, fqn in names.items()}
 
 
 def _check_plain_tensors(state: Mapping[str, torch.Tensor]) -> None:

@@ -213,6 +213,8 @@ class _Written:
             params=tuple(_read_param(key, node) for key, node in _list_entries(fields.get("params"))),
             add=tuple(_read_fill(node) for node in self.items(fields.get("add")) if isinstance(node, MapNode)),
             require=tuple(_read_requirement(node) for node in self.items(fields.get("require"))),
+            source_root=_read_texts(source.get("root")) if source else (),
+            source_strip=_read_texts(source.get("strip")) if source else (),
         )
 
     def items(self, node: Node | None) -> Iterator[Node]:
@@ -276,6 +278,11 @@ def _list_items(node: Node | None) -> tuple[Node, ...]:
 def _get_text(node: Node) -> Text:
     assert isinstance(node, ScalarNode)
     return node.text
+
+
+def _read_texts(node: Node | None) -> tuple[Text, ...]:
+    """Return one text, or a list of them, as a tuple."""
+    return tuple(map(_get_text, node.items if isinstance(node, ListNode) else () if node is None else (node,)))
 
 
 def _get_optional_text(node: Node | None) -> Text | None:

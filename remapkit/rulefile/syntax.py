@@ -217,6 +217,8 @@ class RuleFile:
     params: tuple[WrittenParam, ...] = ()
     add: tuple[WrittenFill, ...] = ()
     require: tuple[WrittenRequirement, ...] = ()
+    source_root: tuple[Text, ...] = ()
+    source_strip: tuple[Text, ...] = ()
     folder: Path | None = None
     """The folder of the files that it names, for a text that was derived from a rule file and has no path."""
 

@@ -12,7 +12,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.version import VERSION
 from remapkit.diagnostics.wording import escape_line
-from remapkit.files.index_names import is_index
+from remapkit.files.index_names import is_first_shard, is_index
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.tensors.spec import StateDictSpec
@@ -43,7 +43,7 @@ def sort_by_target(plan: ResolvedPlan, target: StateDictSpec | None) -> tuple[Mo
 
 def default_output(source: Path, suffix: str = ".safetensors") -> Path:
     """Return the default output: `ckpt.pth` -> `ckpt.safetensors`; raises `UsageError` for shards and folders."""
-    if source.is_dir() or is_index(source.name):
+    if source.is_dir() or is_index(source.name) or is_first_shard(source.name):
         raise UsageError(
             Diagnostic(
                 "RK609", f"where should the remapped shards of {source} go?", help=("name a file with -o OUT",)

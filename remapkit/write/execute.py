@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from remapkit.compute.move_bytes import Run, read_target_chunks, refuse_unequal_merges
@@ -23,6 +23,7 @@ from remapkit.files.locks import hold_locks
 from remapkit.formats.compare import are_equal_streams
 from remapkit.formats.detect import open_checkpoint
 from remapkit.formats.reader import Reader
+from remapkit.formats.renamed import RenamedReader
 from remapkit.plans.moves import Move
 from remapkit.write import in_place
 from remapkit.write.layout import FileLayout, lay_out_safetensors, lay_out_shards, split_ties
@@ -187,6 +188,8 @@ def rename_in_place(
     computed tensors.
     """
     started = time.monotonic()
+    if isinstance(reader, RenamedReader):
+        moves, reader = [replace(move, sources=reader.list_old_names(move.sources)) for move in moves], reader.reader
     source = in_place.require_safetensors(reader)
     path = source.path
     in_place.check_no_links(path, source.sources[0])

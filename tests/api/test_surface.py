@@ -118,7 +118,15 @@ def test_import_costs_nothing() -> None:
 def test_the_set_for_plugins_is_small() -> None:
     from remapkit import plugin
 
-    assert plugin.__all__ == ["count_noun", "format_bytes", "list_names", "read_json_file", "show_error"]
+    assert plugin.__all__ == [
+        "ReadOptions",
+        "count_noun",
+        "format_bytes",
+        "list_names",
+        "open_source",
+        "read_json_file",
+        "show_error",
+    ]
 
 
 USE = """

@@ -97,8 +97,11 @@ def test_several_candidates_are_listed_and_chosen_by_name(zipped: bool, tmp_path
         with open_checkpoint(path, root=root) as reader:
             assert reader.root == root
             assert b"".join(reader.chunks("b")) == torch.full((3,), value).numpy().tobytes()
-    assert refusal(path, root="emma").title == "no mapping of tensors at --root emma"
-    assert refusal(path, root=".").title == "no mapping of tensors at the top level"
+    missing = refusal(path, root="emma")
+    assert (missing.code, missing.title) == ("RK416", "no tensors at --root emma")
+    assert missing.help == ("did you mean --root ema?",)
+    with open_checkpoint(path, root=".") as reader:
+        assert sorted(reader.header()) == ["ema.shadow.b", "ema.shadow.w", "model.b", "model.w"]
 
 
 def test_an_optimizer_is_never_taken_for_the_model(tmp_path: Path) -> None:

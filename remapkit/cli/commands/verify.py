@@ -28,6 +28,8 @@ def run(args: Namespace) -> CommandOutcome:
         input=args.input,
         oracle=args.oracle,
         keys=args.keys,
+        root=args.root,
+        strip=args.strip,
         seed=args.seed,
         tolerance=args.tolerance,
         write=args.write,

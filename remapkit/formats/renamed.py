@@ -1,0 +1,205 @@
+"""A reader that shows the tensors of another one under other names: those below a root, without some segments."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.wording import count_noun, join_words, list_names, show_key
+from remapkit.files.errors import FileFault, make_note
+from remapkit.files.source_file import CHUNK, Extent
+from remapkit.formats.reader import FileReader, Reader
+from remapkit.tensors.roots import Root, list_roots, suggest_roots
+from remapkit.tensors.spec import StateDictSpec, find_recorded_names
+
+
+@dataclass(frozen=True, slots=True)
+class Renaming:
+    """The names below a root without some segments: `names` maps each new name to the old one, in the old order.
+
+    `outside` counts the keys that are not below the root by their first segment, `stripped` the keys that each
+    segment was taken out of.
+    """
+
+    names: Mapping[str, str]
+    outside: Mapping[str, int] = field(default_factory=dict)
+    stripped: Mapping[str, int] = field(default_factory=dict)
+
+
+def rename_keys(fqns: Iterable[str], root: str = "", strip: Collection[str] = ()) -> Renaming:
+    """Return the names below `root`, without the segments in `strip`.
+
+    Raises `FileFault`: RK416 if there is no name below the root, RK417 if two names become one or nothing is left of
+    a name.
+
+    >>> found = rename_keys(["net.module.w", "net.b", "ema.w", "step"], "net", ["module"])
+    >>> found.names, found.outside, found.stripped
+    ({'w': 'net.module.w', 'b': 'net.b'}, {'ema': 1, 'step': 1}, {'module': 1})
+    """
+    fqns = list(fqns)
+    prefix = f"{root}." if root else ""
+    below = [fqn for fqn in fqns if fqn.startswith(prefix)] if root else fqns
+    if root and not below:
+        raise make_missing_root(root, list_roots(fqns))
+    outside = Counter(fqn.partition(".")[0] for fqn in fqns if not fqn.startswith(prefix)) if root else {}
+    names: dict[str, str] = {}
+    stripped: Counter[str] = Counter()
+    clashes: list[tuple[str, str]] = []
+    # A segment that no name contains, not even as a part of a segment, costs one search of the text of all names.
+    text = "\n".join(below) if strip else ""
+    wanted = frozenset(segment for segment in strip if segment in text)
+    for fqn in below:
+        name = fqn[len(prefix) :]
+        if wanted and any(segment in name for segment in wanted):
+            name = _strip_segments(name, wanted, stripped)
+        if names.setdefault(name, fqn) != fqn:
+            clashes.append((names[name], fqn))
+    if "" in names:
+        title = "nothing is left of this key without its segments " + join_words(map(repr, sorted(wanted)), 5)
+        raise FileFault("RK417", title, key=names[""], help=("strip less",))
+    if clashes:
+        raise _make_clash_fault(clashes, prefix, stripped)
+    return Renaming(names, outside, stripped)
+
+
+def _strip_segments(name: str, wanted: Collection[str], stripped: Counter[str]) -> str:
+    segments = name.split(".")
+    kept = [segment for segment in segments if segment not in wanted]
+    if len(kept) == len(segments):
+        return name
+    stripped.update({segment for segment in segments if segment in wanted})
+    return ".".join(kept)
+
+
+def _make_clash_fault(clashes: Sequence[tuple[str, str]], prefix: str, stripped: Mapping[str, int]) -> FileFault:
+    segments = join_words(map(repr, stripped), 5)
+    first, other = (show_key(fqn) for fqn in clashes[0])
+    title = f"{first} and {other} become one key without {segments}"
+    more = [f"{show_key(first)} and {show_key(other)}" for first, other in clashes[1:]]
+    help = ("strip less, or choose one of the two with --root",)
+    return FileFault("RK417", title, help=help, notes=(list_names(more),) if more else ())
+
+
+def make_missing_root(root: str, roots: Sequence[Root], notes: tuple[str, ...] = ()) -> FileFault:
+    """Return the error (RK416) for a root that a checkpoint does not have, with those that it has."""
+    near = suggest_roots(roots, root)
+    if near:
+        help = (f"did you mean {' or '.join(f'--root {show_key(path)}' for path in near)}?",)
+    elif roots:
+        help = (f"roots with most keys: {join_words((show_key(root.path) for root in roots), 6)}",)
+    else:
+        help = ("its keys have no prefixes: leave out --root",)
+    return FileFault("RK416", f"no tensors at --root {show_key(root)}", help=help, notes=notes)
+
+
+def describe_outside(root: str, outside: Mapping[str, int]) -> str:
+    """Say how many keys lie outside a root, and under which first segments.
+
+    >>> describe_outside("model", {"ema": 12, "step": 1})
+    "13 tensors outside 'model' were left out (ema: 12 and step: 1)"
+    """
+    total = sum(outside.values())
+    ordered = sorted(outside.items(), key=lambda item: -item[1])
+    where = join_words((f"{show_key(segment, 60)}: {count}" for segment, count in ordered), 5)
+    was = "was" if total == 1 else "were"
+    return f"{count_noun(total, 'tensor')} outside {show_key(root)!r} {was} left out ({where})"
+
+
+def rename_reader(reader: Reader, root: str = "", strip: Collection[str] = ()) -> Reader:
+    """Return a reader of the tensors below a root, without some segments; the reader itself if that is the same.
+
+    Raises `UnreadableCheckpoint` (RK416, RK417), and closes the reader.
+    """
+    try:
+        renaming = rename_keys(reader.header(), root, strip)
+    except FileFault as fault:
+        reader.close()
+        raise fault.at(reader.path) from None
+    if not root and not renaming.stripped:
+        return reader
+    return RenamedReader(reader, root, renaming)
+
+
+class RenamedReader(FileReader):
+    """A reader that shows the tensors of another one under other names; it closes the other one too.
+
+    No byte is copied: extents and chunks are those of the other reader. Names that the metadata record as tied are
+    renamed with their tensors, also in the metadata.
+    """
+
+    def __init__(self, reader: Reader, root: str, renaming: Renaming) -> None:
+        super().__init__(reader.path, reader.sources)
+        self.format = reader.format
+        self.root = ".".join(filter(None, (reader.root, root)))
+        self.shards = reader.shards
+        self.notes = (*reader.notes, *_list_notes(reader.path, self.root, renaming))
+        self.reader = reader
+        self._names = dict(renaming.names)
+        self._header = self._build_header(reader.header(), root, renaming)
+
+    def _build_header(self, header: StateDictSpec, root: str, renaming: Renaming) -> StateDictSpec:
+        tensors = {name: header.tensors[fqn] for name, fqn in renaming.names.items()}
+        new = {fqn: name for name, fqn in renaming.names.items()}
+        groups = (tuple(new[fqn] for fqn in group if fqn in new) for group in header.tied)
+        tied = tuple(group for group in groups if len(group) > 1)
+        metadata = dict(header.metadata)
+        for other, kept in header.recorded.items():
+            if kept in new and (name := _rename_one(other, root, renaming.stripped)) and name not in tensors:
+                del metadata[other]
+                metadata[name] = new[kept]
+                self._names[name] = other
+        recorded = find_recorded_names(tensors, metadata)
+        return StateDictSpec(
+            tensors, tied, metadata, header.name, {n: k for n, k in recorded.items() if n in self._names}
+        )
+
+    def list_old_names(self, fqns: Iterable[str]) -> tuple[str, ...]:
+        """Return the names that the other reader has for these names."""
+        return tuple(self._names[fqn] for fqn in fqns)
+
+    def header(self) -> StateDictSpec:
+        """Return the tensors' new names, in the order of the file."""
+        return self._header
+
+    def extent(self, fqn: str) -> Extent | None:
+        """Return the location of the tensor's bytes."""
+        return self.reader.extent(self._names[fqn])
+
+    def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
+        """Yield the tensor's bytes."""
+        return self.reader.chunks(self._names[fqn], size)
+
+    def crc32(self, fqn: str) -> int | None:
+        """Return the checksum of the tensor's bytes if the file contains it."""
+        return self.reader.crc32(self._names[fqn])
+
+    def check_unchanged(self) -> None:
+        """Raise `UnreadableCheckpoint` (RK412) if a file was written to since it was opened."""
+        self.reader.check_unchanged()
+
+    def check_sums(self) -> None:
+        """Compare all checksums of the other reader."""
+        self.reader.check_sums()
+
+    def close(self) -> None:
+        """Close the other reader."""
+        self.reader.close()
+
+
+def _rename_one(fqn: str, root: str, stripped: Collection[str]) -> str:
+    """Return the new name of a recorded name; empty if it is outside the root."""
+    if root and not fqn.startswith(f"{root}."):
+        return ""
+    name = fqn[len(root) + 1 :] if root else fqn
+    return ".".join(segment for segment in name.split(".") if segment not in stripped)
+
+
+def _list_notes(path: Path, root: str, renaming: Renaming) -> Iterator[Diagnostic]:
+    if renaming.outside:
+        yield make_note("RK413", describe_outside(root, renaming.outside), path)
+    if renaming.stripped:
+        parts = (f"{show_key(segment)!r} out of {count_noun(n, 'key')}" for segment, n in renaming.stripped.items())
+        yield make_note("RK418", f"names of wrappers were taken out: {join_words(parts, 5)}", path)
