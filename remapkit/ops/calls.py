@@ -17,7 +17,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import quote_excerpt
-from remapkit.ops import attention, base, dtype, shape
+from remapkit.ops import attention, base, dtype, rearrange, reorder, shape
 from remapkit.rulefile.arithmetic import BadNumber, Expr, Values, check_names, parse_expression
 from remapkit.rulefile.syntax import WrittenOp
 from remapkit.rulefile.yaml.nodes import ListNode, MapNode, Node, ScalarNode
@@ -41,13 +41,19 @@ class Call:
     def op(self, params: Params) -> base.Op:
         """Return the operation; raises `NoValue` or `BadNumber` if the params do not determine its numbers."""
         values = {name: evaluate_arg(arg, params) for name, arg in self.args}
-        checks = _FORMS[self.name].at_least
+        form = _FORMS[self.name]
+        checks = dict.fromkeys(self.sizes, 1) if form.sizes else form.at_least
         for name, least in checks.items():
             value = values[name]
             for number in value if isinstance(value, tuple) else (value,):
                 if number is not None and number < least and not (number == -1 and self.name == "reshape"):
                     raise BadNumber(f"`{name}` of {self.name} must be at least {least}, got {number}")
-        return _FORMS[self.name].make(values)
+        return form.make(values)
+
+    @property
+    def sizes(self) -> dict[str, Arg]:
+        """Return the arguments whose names the author chose: the sizes of axes."""
+        return {name: arg for name, arg in self.args if _FORMS[self.name].get_default(name) is UNKNOWN}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,7 +136,7 @@ class _Form:
 
     `bare` means that the name alone is enough; `short` is the argument that may be written without its name, and
     `unwrap` means that a single element of it may be written without a list. `words` are the arguments that are
-    texts; all others are numbers.
+    texts; all others are numbers. `sizes` means that it takes further arguments, whose names the author chooses.
     """
 
     args: tuple[tuple[str, Any], ...]
@@ -141,16 +147,18 @@ class _Form:
     unwrap: bool = False
     at_least: Mapping[str, int] = field(default_factory=dict)
     words: tuple[str, ...] = ()
+    sizes: bool = False
 
     def get_default(self, name: str) -> Any:
-        return dict(self.args)[name]
+        return dict(self.args).get(name, UNKNOWN)
 
 
-class _Required:
-    """The placeholder for the default of a required argument."""
+class _Placeholder:
+    """The default of an argument that has none."""
 
 
-REQUIRED: Any = _Required()
+REQUIRED: Any = _Placeholder()
+UNKNOWN: Any = _Placeholder()
 
 
 def _keep_call(call: Call) -> Call:
@@ -200,6 +208,41 @@ def _undo_scale(call: Call) -> Call | str:
 
 def _undo_rope(call: Call) -> Call:
     return call.with_args(to="interleaved" if call["to"] == "half" else "half")
+
+
+def _undo_rearrange(call: Call) -> Call | str:
+    pattern = str(call["pattern"])
+    unknown = rearrange.parse_pattern(pattern).find_open(call.sizes, after=True)
+    if unknown:
+        listed = " and ".join(map(repr, unknown))
+        return f"rearrange joins {listed} without their sizes: give all but one of them"
+    return call.with_args(pattern=rearrange.swap_sides(pattern))
+
+
+def _make_rearrange(args: dict[str, Any]) -> base.Op:
+    sizes = tuple((name, size) for name, size in args.items() if name != "pattern")
+    return rearrange.Rearrange(args["pattern"], sizes)
+
+
+def _undo_roll(call: Call) -> Call:
+    by = call["by"]
+    if isinstance(by, int):
+        return call.with_args(by=-by)
+    assert isinstance(by, Expr)
+    negated = by.text.removeprefix("0 - (").removesuffix(")") if _NEGATED.fullmatch(by.text) else f"0 - ({by.text})"
+    return call.with_args(by=parse_expression(negated))
+
+
+_NEGATED = re.compile(r"0 - \([^()]*\)")
+
+
+def _undo_index(call: Call) -> Call | str:
+    order = call["order"]
+    assert isinstance(order, tuple)
+    places = {number: place for place, number in enumerate(order)}
+    if len(places) < len(order) or set(places) != set(range(len(order))):
+        return f"index {list(order)} leaves elements out or repeats them, which cannot be undone"
+    return call.with_args(order=tuple(places[number] for number in range(len(order))))
 
 
 _DIM = (("dim", 0),)
@@ -252,6 +295,17 @@ _FORMS: Mapping[str, _Form] = {
         at_least={"to": 0},
     ),
     "flip_halves": _Form(_DIM, lambda a: attention.FlipHalves(a["dim"]), _keep_call, bare=True),
+    "flip": _Form(_DIM, lambda a: reorder.Flip(a["dim"]), _keep_call, bare=True),
+    "roll": _Form((*_DIM, ("by", REQUIRED)), lambda a: reorder.Roll(a["dim"], a["by"]), _undo_roll),
+    "index": _Form(
+        (*_DIM, ("order", REQUIRED)),
+        lambda a: reorder.Index(a["dim"], a["order"]),
+        _undo_index,
+        at_least={"order": 0},
+    ),
+    "rearrange": _Form(
+        (("pattern", REQUIRED),), _make_rearrange, _undo_rearrange, short="pattern", words=("pattern",), sizes=True
+    ),
     "rope": _Form(
         (("to", REQUIRED), ("heads", REQUIRED), ("head_dim", REQUIRED), *_DIM),
         lambda a: attention.Rope(a["to"], a["heads"], a["head_dim"], a["dim"]),
@@ -315,8 +369,8 @@ class CallReader:
         form = _FORMS[name]
         before = len(self.problems)
         given = self._read_args(form, written.args)
-        args = tuple((key, given.get(key, default)) for key, default in form.args)
-        call = Call(name, args, written.span)
+        args = {**dict(form.args), **given}
+        call = Call(name, tuple(args.items()), written.span)
         if len(self.problems) == before:
             self._check_call(call, written)
         return call if len(self.problems) == before else None
@@ -385,6 +439,8 @@ class CallReader:
     def _check_call(self, call: Call, written: WrittenOp) -> None:
         """Check what does not depend on a tensor."""
         span = written.args.span if written.args is not None else written.span
+        if call.name == "rearrange":
+            return self._check_rearrange(call, written)
         if call.name == "permute":
             order = call["order"]
             assert isinstance(order, tuple)
@@ -417,6 +473,24 @@ class CallReader:
         except BadNumber as error:
             if not call.names:
                 self.add_problem("RK163", str(error), span, "correct the number")
+
+    def _check_rearrange(self, call: Call, written: WrittenOp) -> None:
+        node = written.args.get("pattern") if isinstance(written.args, MapNode) else written.args
+        assert isinstance(node, ScalarNode)
+        try:
+            rearrange.check_sizes(node.value, call.sizes)
+        except rearrange.UnknownAxis as bad:
+            assert isinstance(written.args, MapNode)
+            keys = {key.value: key for key, _ in written.args.entries}
+            self.add_problem("RK168", bad.title, keys[bad.name].span, bad.help)
+        except rearrange.BadPattern as bad:
+            self.add_problem("RK168", bad.title, node.text.at(*bad.at), bad.help)
+        for name, size in call.sizes.items():
+            if isinstance(size, int) and size < 1:
+                title = f"the size of {name!r} must be at least 1, got {size}"
+                self.add_problem(
+                    "RK216", title, self._locate_argument(written, name, node.span), "count the elements along it"
+                )
 
 
 def _evaluate_constant(expression: Expr, problems: list[Diagnostic]) -> int:

@@ -43,12 +43,13 @@ from tests.mutation.faults_authoring import FAULTS as AUTHORING
 from tests.mutation.faults_checks import FAULTS as CHECKS
 from tests.mutation.faults_matching import FAULTS as MATCHING
 from tests.mutation.faults_numbers import FAULTS as NUMBERS
+from tests.mutation.faults_ops import FAULTS as OPS
 from tests.mutation.faults_patterns import FAULTS as PATTERNS
 from tests.mutation.faults_plans import FAULTS as PLANS
 from tests.mutation.faults_proofs import FAULTS as PROOFS
 from tests.mutation.faults_ranks import FAULTS as RANKS
 
-FAULTS: tuple[Fault, ...] = (*PROOFS, *MATCHING, *PATTERNS, *PLANS, *CHECKS, *AUTHORING, *NUMBERS, *RANKS)
+FAULTS: tuple[Fault, ...] = (*PROOFS, *MATCHING, *PATTERNS, *PLANS, *CHECKS, *AUTHORING, *NUMBERS, *RANKS, *OPS)
 
 LIMIT = 600
 """The seconds for one file of tests, after which a fault counts as noticed, because the tests do not end."""

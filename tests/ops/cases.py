@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,6 +180,95 @@ def _along(x: torch.Tensor, dim: int, change: Callable[[torch.Tensor], torch.Ten
 
 
 @st.composite
+def turns(draw: Draw) -> Case:
+    shape = draw(shapes)
+    dim, at = _dim(draw, len(shape))
+    size = shape[at]
+    kind = draw(st.sampled_from(("flip", "roll", "index")))
+    if kind == "flip":
+        written: Any = "flip" if at == 0 and draw(st.booleans()) else {"flip": {"dim": dim}}
+        return _layout(draw, shape, written, lambda x: x.flip(at))
+    if kind == "roll":
+        by = draw(st.integers(-7, 7))
+        number: Any = draw(st.sampled_from((by, "n", "n + 0")))
+        return _layout(draw, shape, {"roll": {"dim": dim, "by": number}}, lambda x: x.roll(by, at), {"n": by})
+    orders = st.permutations(range(size)) | st.lists(st.integers(0, size - 1), min_size=1, max_size=6)
+    order = draw(orders)
+    if sorted(order) == list(range(len(order))) and len(order) < size:  # which is refused: it looks like all of them
+        order = [*order, size - 1]
+    return _layout(draw, shape, {"index": {"dim": dim, "order": order}}, lambda x: x[(slice(None),) * at + (order,)])
+
+
+def _in_groups(draw: Draw, axes: Sequence[str], rest: bool) -> list[tuple[str, ...]]:
+    """Axes in parentheses or not, with dimensions of size 1 among them, and `...` somewhere."""
+    groups: list[tuple[str, ...]] = []
+    for axis in axes:
+        if groups and draw(st.booleans()):
+            groups[-1] = (*groups[-1], axis)
+        else:
+            groups.append((axis,))
+    for extra in draw(st.sampled_from(((), (), ((),), ((), ())))):
+        groups.insert(draw(st.integers(0, len(groups))), extra)
+    if rest:
+        groups.insert(draw(st.integers(0, len(groups))), ("...",))
+    return groups
+
+
+def _write_side(draw: Draw, groups: Sequence[tuple[str, ...]]) -> str:
+    def write(group: tuple[str, ...]) -> str:
+        if not group:
+            return draw(st.sampled_from(("1", "()")))
+        return group[0] if len(group) == 1 and draw(st.booleans() | st.just(True)) else f"({' '.join(group)})"
+
+    return " ".join("..." if group == ("...",) else write(group) for group in groups)
+
+
+@st.composite
+def rearrangements(draw: Draw) -> Case:
+    axes = draw(st.permutations(("a", "b", "head_2", "two", "Q")))[: draw(st.integers(1, 5))]
+    sizes = {axis: draw(st.integers(1, 3)) for axis in axes}
+    rest = draw(st.sampled_from((None, None, (), (2,), (1, 2))))
+    left = _in_groups(draw, axes, rest is not None)
+    same = draw(st.booleans())  # the same dimensions, their axes in another order
+    groups = [tuple(draw(st.permutations(group))) for group in left]
+    right = draw(st.permutations(groups)) if same else _in_groups(draw, draw(st.permutations(axes)), rest is not None)
+    given = {axis: sizes[axis] for group in left for axis in (group[1:] if len(group) > 1 else ()) if axis != "..."}
+    given.update({axis: sizes[axis] for axis in axes if axis not in given and draw(st.booleans())})
+    numbers = {axis: f"n{at}" if at % 2 else size for at, (axis, size) in enumerate(given.items())}
+    params = {f"n{at}": size for at, size in enumerate(given.values()) if at % 2}
+    shape: tuple[int, ...] = ()
+    for group in left:
+        shape += rest or () if group == ("...",) else (math.prod(sizes[axis] for axis in group),)
+    pattern = f"{_write_side(draw, left)} -> {_write_side(draw, right)}"
+    written = {"pattern": pattern, **numbers} if numbers or draw(st.booleans()) else pattern
+    sizes.update({f"...{at}": size for at, size in enumerate(rest or ())})
+    sides = [_spell_out(side, len(rest or ())) for side in (left, right)]
+    return _layout(draw, shape, {"rearrange": written}, lambda x: rearranged(x, sides[0], sides[1], sizes), params)
+
+
+def _spell_out(groups: Sequence[tuple[str, ...]], rest: int) -> list[tuple[str, ...]]:
+    """The groups with an axis for each dimension of `...`."""
+    more = [(f"...{at}",) for at in range(rest)]
+    return [each for group in groups for each in (more if group == ("...",) else [group])]
+
+
+def rearranged(
+    x: torch.Tensor, left: Sequence[tuple[str, ...]], right: Sequence[tuple[str, ...]], sizes: Mapping[str, int]
+) -> torch.Tensor:
+    """The definition of rearrange: every element by its index along each axis, one by one."""
+    out = torch.empty([math.prod(sizes[axis] for axis in group) for group in right], dtype=x.dtype)
+    for values in itertools.product(*(range(size) for size in sizes.values())):
+        index = dict(zip(sizes, values, strict=True))
+        there, here = (
+            tuple(sum(index[axis] * math.prod(sizes[inner] for inner in group[at + 1 :])
+                      for at, axis in enumerate(group)) for group in side)
+            for side in (right, left)
+        )  # fmt: skip
+        out[there] = x[here]
+    return out
+
+
+@st.composite
 def ropes(draw: Draw) -> Case:
     heads, half = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     shape = list(draw(shapes))
@@ -250,6 +341,8 @@ LAYOUTS = {
     "slice": slices(),
     "pad": pads(),
     "flip_halves": flips(),
+    "turns": turns(),
+    "rearrange": rearrangements(),
     "rope": ropes(),
     "qkv": qkvs(),
 }

@@ -135,6 +135,30 @@ def flipped(x: Any) -> Any:
     return chosen(x, dim, [*range(half, 2 * half), *range(half)])
 
 
+def rolled(by: int) -> Make:
+    def make(x: Any) -> Any:
+        dim = dim_of(0, x.ndim)
+        size = x.shape[dim]
+        return chosen(x, dim, [(index - by) % size for index in range(size)])
+
+    return make
+
+
+def indexed(order: Sequence[int], dim: int = 0, *, whole: bool = False) -> Make:
+    def make(x: Any) -> Any:
+        at = dim_of(dim, x.ndim)
+        need(x.shape[at] == len(order) if whole else x.shape[at] > max(order))
+        return chosen(x, at, order)
+
+    return make
+
+
+def taken_apart(x: Any) -> Any:
+    dim = dim_of(0, x.ndim)
+    need(x.shape[dim] % 2 == 0)
+    return chosen(x, dim, [*range(0, x.shape[dim], 2), *range(1, x.shape[dim], 2)])
+
+
 def roped(x: Any) -> Any:
     dim = dim_of(0, x.ndim)
     need(x.shape[dim] == 4)
@@ -236,6 +260,16 @@ EDGES: tuple[Edge, ...] = (
     one("slice from two on", {"slice": {"dim": 0, "start": 2}}, from_two_on),
     one("pad", {"pad": {"dim": 0, "to": 4}}, padded, dtypes=_PADDED),
     one("flip_halves", "flip_halves", flipped),
+    one("flip", "flip", lambda x: chosen(x, dim_of(0, x.ndim), range(x.shape[0])[::-1])),
+    one("flip last", {"flip": {"dim": -1}}, lambda x: chosen(x, dim_of(-1, x.ndim), range(x.shape[-1])[::-1])),
+    one("roll", {"roll": {"by": 1}}, rolled(1)),
+    one("roll back", {"roll": {"dim": 0, "by": -5}}, rolled(-5)),
+    one("index", {"index": {"order": [0, 2, 1, 3]}}, indexed([0, 2, 1, 3], whole=True)),
+    one("index of some", {"index": {"dim": -1, "order": [1, 1]}}, indexed([1, 1], -1)),
+    one("rearrange", {"rearrange": "a b -> b a"}, transposed),
+    one("rearrange within", {"rearrange": {"pattern": "(a two) ... -> (two a) ...", "two": 2}}, taken_apart),
+    one("rearrange to none", {"rearrange": "1 ... -> ..."}, squeezed),
+    one("rearrange of nothing", {"rearrange": "... -> ... 1"}, lambda x: x.reshape((*x.shape, 1))),
     one("rope half", {"rope": {"to": "half", "heads": 1, "head_dim": 4}}, roped),
     one("rope interleaved", {"rope": {"to": "interleaved", "heads": 1, "head_dim": 4}}, roped),
     one("ungroup_qkv", {"ungroup_qkv": {"heads": 2, "kv_heads": 1, "head_dim": 1}}, grouped((0, 1, 2, 3))),

@@ -122,6 +122,14 @@ DOCUMENTS: tuple[dict[str, Any], ...] = (
     op({"rope": {"to": "interleaved", "heads": 1, "head_dim": "d"}}, {"flip_halves": {"dim": 0}}, params=PARAMS),
     op({"ungroup_qkv": {"heads": "h", "kv_heads": "k", "head_dim": 1, "dim": 0}}, params=PARAMS),
     op({"group_qkv": {"heads": "h//1", "kv_heads": 1, "head_dim": "d - 3"}}, params=PARAMS),
+    op(
+        "flip",
+        {"flip": {"dim": 0}},
+        {"roll": {"dim": 0, "by": "h"}},
+        {"index": {"dim": 0, "order": [1, 0]}},
+        params={"h": 1},
+    ),
+    op({"rearrange": "a -> a 1"}, {"rearrange": {"pattern": "(a h) 1 -> h a", "h": "h"}}, params={"h": 2}),
     op({"cast": {"from": "F32", "to": "BF16"}}, {"cast": "F32"}, {"scale": 0.5}, {"scale": 2}, {"add": -1.5}),
 )
 
