@@ -24,6 +24,7 @@ from remapkit.plans.check import Check, check_known_keys, make_check
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan, collect_records
 from remapkit.plans.moves import Move
+from remapkit.plans.roots import choose_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target, skip_target_check
 from remapkit.sources.declared import read_declared_source
 from remapkit.sources.open import open_source
@@ -152,7 +153,11 @@ def apply(
         options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
         reader = stack.enter_context(open_source(source, options, rules=rule_set.file))
         rule_set = count_proven_params(rule_set, reader.header(), allow_undecided=allow_undecided)
-        plan = make_plan(rule_set, reader.header())
+        plan = make_plan(rule_set, reader.header(), reader.root)
+        if root is None and (fit := choose_root(rule_set, plan, partial=partial)) is not None:
+            reader = take_root(reader, fit)
+            rule_set = count_proven_params(rule_set, reader.header(), allow_undecided=allow_undecided)
+            plan = make_plan(rule_set, reader.header(), reader.root)
         if dtype is not None:
             plan = cast_plan(plan, dtype)
         held = _check_target(rule_set, plan, named, declared_target, partial=partial, strict_dtype=strict_dtype)

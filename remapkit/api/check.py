@@ -22,6 +22,7 @@ from remapkit.diagnostics.log import log_diagnostics
 from remapkit.models.target import find_declared_target, header, read_target_header
 from remapkit.plans.check import Check, make_check
 from remapkit.plans.make import make_plan
+from remapkit.plans.roots import choose_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target
 from remapkit.registry.installed import packs
 from remapkit.sources.declared import read_declared_source
@@ -114,22 +115,23 @@ def check(
     options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
     notes: list[Diagnostic] = []
 
-    def read_source(rules: RuleSet) -> StateDictSpec:
+    def read_source(rules: RuleSet) -> tuple[StateDictSpec, str]:
         if isinstance(keys, Mapping):
-            return header(keys)
+            return header(keys), ""
         path = keys or ckpt
         if path is None:
-            return _read_declared_source(rules)
+            return _read_declared_source(rules), ""
         with open_source(path, options, rules=rules.file) as reader:
+            fit = choose_root(rules, make_plan(rules, reader.header())) if root is None else None
+            reader = take_root(reader, fit) if fit is not None else reader
             notes.extend(note for note in reader.notes if note not in notes)
-            return reader.header()
+            return reader.header(), reader.root
 
-    def count(rules: RuleSet) -> tuple[RuleSet, StateDictSpec]:
-        source = read_source(rules)
-        return count_proven_params(rules, source, allow_undecided=allow_undecided), source
+    def count(rules: RuleSet) -> tuple[RuleSet, StateDictSpec, str]:
+        source, found_root = read_source(rules)
+        return count_proven_params(rules, source, allow_undecided=allow_undecided), source, found_root
 
     held = [_check_rules(rules, count, named, strict_dtype) for rules in rule_sets]
-    report = _make_report(held, findings)
     report = _make_report(held, (*findings, *notes))
     log_diagnostics(report.diagnostics)
     return report
@@ -179,7 +181,7 @@ def _find_model(rules: RuleSet) -> str | None:
 
 def _check_rules(
     rules: RuleSet,
-    count: Callable[[RuleSet], tuple[RuleSet, StateDictSpec]],
+    count: Callable[[RuleSet], tuple[RuleSet, StateDictSpec, str]],
     named: NamedTarget,
     strict_dtype: bool,
 ) -> TargetCheck:
@@ -192,8 +194,8 @@ def _check_rules(
                 help=("name it with --model M or --target-keys FILE, or declare `target:` in the rule file",),
             )
         )
-    rules, source = count(rules)
-    plan = make_plan(rules, source)
+    rules, source, root = count(rules)
+    plan = make_plan(rules, source, root)
     if declared is not None and declared.model is None:
         return check_declared_target(rules, plan, strict_dtype=strict_dtype)
     target = read_target_header(declared) if declared is not None else named.read()

@@ -121,7 +121,7 @@ def diff(
 def _plan_side(reader: Reader, rules: RuleSet | None) -> ResolvedPlan | None:
     if rules is None:
         return None
-    plan = make_plan(rules, reader.header())
+    plan = make_plan(rules, reader.header(), reader.root)
     plan.raise_for_problems()
     # Keys of only one side are part of the result; a target that does not exist is a fault of the rules.
     if problems := check_declared_target(rules, plan, partial=True).problems:

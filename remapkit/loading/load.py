@@ -29,6 +29,7 @@ from remapkit.loading.sources import FileValues, MemoryValues, TensorValues
 from remapkit.loading.transfer import TransferReport, execute_load
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
+from remapkit.plans.roots import choose_root
 from remapkit.registry.load import load_rules
 from remapkit.rulefile.read import read_text
 from remapkit.rulefile.syntax import RuleFile
@@ -169,6 +170,9 @@ def load_into(
     with ExitStack() as stack:
         source, values, notes = _open_values(ckpt, options, run, stack, rule_set.file, target.header)
         plan = make_plan(rule_set, source)
+        if root is None and (fit := choose_root(rule_set, plan)) is not None:
+            source, values, more = values.take_root(fit)
+            notes, plan = (*notes, *more), make_plan(rule_set, source)
         load_plan = plan_load(target, plan, values, request, strict, extra_state)
         lost = target.find_meta_tensors()
         fills, unfilled = rebuild_lost_values(target, lost, factory, buffers or {})

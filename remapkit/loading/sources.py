@@ -28,8 +28,9 @@ from remapkit.formats.reader import Reader
 from remapkit.loading.in_place import MemoryRange, locate_tensor
 from remapkit.ops.byte_ranges import Range, find_byte_ranges
 from remapkit.plans.moves import Move
-from remapkit.tensors.from_torch import TORCH_DTYPES, get_dtype_name
-from remapkit.tensors.spec import TensorSpec
+from remapkit.plans.roots import RootFit, describe_choice, take_root
+from remapkit.tensors.from_torch import TORCH_DTYPES, get_dtype_name, header_of
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 # Python defines the flag since 3.13. Without it, systems that count every page of a private map as written refuse to
 # map a file larger than memory.
@@ -51,6 +52,10 @@ class TensorValues(Protocol):
 
     is_mapped: bool
     """Whether shared memory is a mapped file, where a failing disk raises a signal instead of an exception."""
+
+    def take_root(self, fit: RootFit) -> tuple[StateDictSpec, TensorValues, tuple[Diagnostic, ...]]:
+        """Return the header and the values under a root that was chosen, and the notes that say so."""
+        ...
 
     def place(self, move: Move) -> MemoryRange | None:
         """Return the range of bytes that `tensor` would share, or None if it would copy."""
@@ -82,6 +87,11 @@ class FileValues:
         self._reader = reader
         self._run = run
         self._maps: dict[SourceFile, mmap.mmap | None] = {}
+
+    def take_root(self, fit: RootFit) -> tuple[StateDictSpec, FileValues, tuple[Diagnostic, ...]]:
+        """Return the header and the values under a root that was chosen, and the notes that say so."""
+        reader = take_root(self._reader, fit)
+        return reader.header(), FileValues(reader, self._run), tuple(reader.notes[len(self._reader.notes) :])
 
     def place(self, move: Move) -> MemoryRange | None:
         """Return the range of the tensor's extent if it can be mapped, else None."""
@@ -193,6 +203,13 @@ class MemoryValues:
         self._specs = {
             fqn: TensorSpec(get_dtype_name(value.dtype), tuple(value.shape)) for fqn, value in state.items()
         }
+
+    def take_root(self, fit: RootFit) -> tuple[StateDictSpec, MemoryValues, tuple[Diagnostic, ...]]:
+        """Return the header and the values under a root that was chosen, and the note that says so."""
+        prefix = f"{fit.root}."
+        inside = {fqn.removeprefix(prefix): each for fqn, each in self._state.items() if fqn.startswith(prefix)}
+        name = "a state dict in memory"
+        return header_of(inside, name), MemoryValues(inside), (describe_choice(fit, name),)
 
     def place(self, move: Move) -> MemoryRange | None:
         """Return the range of memory of the tensor's elements."""

@@ -36,8 +36,11 @@ from remapkit.tensors.dtypes import DTYPE_BITS
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 
-def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorSpec]) -> ResolvedPlan:
-    """Make the plan of `rules` for one header; errors are collected in its `problems`, never raised."""
+def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorSpec], root: str = "") -> ResolvedPlan:
+    """Make the plan of `rules` for one header; errors are collected in its `problems`, never raised.
+
+    `root` is where the header was found in its file; messages name it.
+    """
 
     whole = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
     try:
@@ -52,7 +55,7 @@ def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorS
         *report_no_tensors(source),
         *report_impossible_targets(source, moves),
         *_report_packed_elements(source, moves),
-        *report_unmatched_keys(rules, source, unmatched),
+        *report_unmatched_keys(rules, source, unmatched, root),
         *report_ambiguous_matches(source, matches),
         *gathered.problems,
         *report_collisions(source, moves),

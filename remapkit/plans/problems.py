@@ -44,7 +44,9 @@ def _find_name_problem(fqn: str) -> str | None:
     return find_name_problem(fqn)
 
 
-def report_unmatched_keys(rules: CompiledRules, source: StateDictSpec, fqns: Sequence[str]) -> list[Diagnostic]:
+def report_unmatched_keys(
+    rules: CompiledRules, source: StateDictSpec, fqns: Sequence[str], root: str
+) -> list[Diagnostic]:
     if not fqns:
         return []
     help = ["add a rule for them, or name them under `keep:` or `drop:`"]
@@ -56,7 +58,7 @@ def report_unmatched_keys(rules: CompiledRules, source: StateDictSpec, fqns: Seq
         title = (
             f"{count_noun(len(fqns), 'key')} of {len(source)} {'is' if len(fqns) == 1 else 'are'} matched by no rule"
         )
-    help = [*advise_roots(rules, list(source), fqns), *help]
+    help = [*advise_roots(rules, list(source), fqns, root), *help]
     notes = [list_names(fqns)]
     notes += [near for fqn in fqns[:1] if (near := _describe_near_miss(rules, fqn))]
     return [

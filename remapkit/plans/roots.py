@@ -6,15 +6,18 @@ only if the rules leave no doubt (`find_roots`); otherwise the candidates are li
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from remapkit.diagnostics.wording import count_noun, join_words
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
+from remapkit.diagnostics.wording import count_noun
+from remapkit.formats.reader import Reader
+from remapkit.formats.renamed import rename_reader
+from remapkit.plans.model import ResolvedPlan
 from remapkit.rules.model import CompiledRules
-
-MAX_DEPTH = 8
-"""The most segments of a root."""
+from remapkit.sources.declared import read_declared_source
+from remapkit.tensors.roots import list_roots
 
 MAX_NEAR = 3
 """The most roots that a message lists."""
@@ -38,25 +41,25 @@ class RootFit:
         return self.matched == self.keys
 
     def __str__(self) -> str:
+        if self.keys == 1:
+            return f"the only key under {self.root!r} matches"
         every = "all" if self.is_whole else f"{self.matched} of"
         return f"{every} {count_noun(self.keys, 'key')} under {self.root!r} match"
 
 
-def group_by_root(fqns: Iterable[str]) -> dict[str, list[str]]:
-    """Return the keys under every root of at most `MAX_DEPTH` segments, without it, in their order.
+def group_by_root(fqns: Sequence[str]) -> dict[str, list[str]]:
+    """Return the keys under every root that they may have, without it, in their order; see `list_roots`.
 
     >>> group_by_root(["net.a.w", "net.b", "step"])
     {'net': ['a.w', 'b'], 'net.a': ['w']}
     """
-    groups: defaultdict[str, list[str]] = defaultdict(list)
+    groups: dict[str, list[str]] = {root.path: [] for root in list_roots(fqns)}
     for fqn in fqns:
-        end = -1
-        for _ in range(MAX_DEPTH):
+        end = fqn.find(".")
+        while end >= 0 and (inside := groups.get(fqn[:end])) is not None:
+            inside.append(fqn[end + 1 :])
             end = fqn.find(".", end + 1)
-            if end < 0:
-                break
-            groups[fqn[:end]].append(fqn[end + 1 :])
-    return dict(groups)
+    return groups
 
 
 def fits_whole(rules: CompiledRules, fqns: Sequence[str], required: Collection[str] = ()) -> bool:
@@ -128,13 +131,13 @@ def strip_segment(fqn: str, segment: str) -> str:
     return ".".join(each for each in fqn.split(".") if each != segment)
 
 
-def advise_roots(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[str]) -> list[str]:
+def advise_roots(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[str], root: str = "") -> list[str]:
     """Return what to do about keys that do not match because of what stands around them; nothing if that is no help.
 
-    `fqns` are all keys.
+    `fqns` are all keys, and `root` is where they were found.
     """
     near = [fit for fit in list_near_roots(rules, fqns) if fit.is_whole or 2 * fit.matched > fit.keys][:MAX_NEAR]
-    advice = [f"{fit}: --root {fit.root}" for fit in near]
+    advice = [f"{fit}: --root {'.'.join(filter(None, (root, fit.root)))}" for fit in near]
     if not any(fit.is_whole for fit in near) and (segment := find_strip(rules, unmatched)) is not None:
         advice.insert(0, f"without the segment {segment!r} all of them match: --strip {segment}")
     return advice
@@ -166,17 +169,6 @@ def find_target_prefix(produced: Collection[str], wanted: Collection[str]) -> tu
     return None
 
 
-def describe_outside(fqns: Iterable[str], root: str) -> str:
-    """Return how many keys a root leaves out, by their first segments.
-
-    >>> describe_outside(["net.w", "vae.a", "vae.b", "step"], "net")
-    '3 keys outside: vae (2) and step (1)'
-    """
-    outside: Counter[str] = Counter(fqn.split(".")[0] for fqn in fqns if not fqn.startswith(f"{root}."))
-    names = join_words((f"{name} ({count})" for name, count in outside.most_common()), 4)
-    return f"{count_noun(sum(outside.values()), 'key')} outside: {names}"
-
-
 def list_required(known: Mapping[str, object], rules: CompiledRules) -> tuple[str, ...]:
     """Return the known source keys that must be there: those that the rules do not drop."""
     return tuple(fqn for fqn in known if not _is_dropped(rules, fqn))
@@ -187,3 +179,34 @@ def _is_dropped(rules: CompiledRules, fqn: str) -> bool:
     if not found:
         return rules.unmatched == "drop"
     return all(match.rule.kind == "drop" for match in found)
+
+
+def choose_root(rules: CompiledRules, plan: ResolvedPlan, *, partial: bool = False) -> RootFit | None:
+    """Return the root to take without a word from the user, None to leave the keys as they are.
+
+    It is the only one under which all keys fit. The plan of the keys as they are says whether one is needed at all:
+    if each key matched, and one of them a rule, nothing is searched. With `partial`, declared keys may be missing.
+    """
+    ids = {rule.id for rule in rules.rules}
+    needed = any(problem.code == "RK301" for problem in plan.problems) or (
+        bool(ids) and not any(move.rule.id in ids for move in plan.moves)
+    )
+    if not needed or rules.file.source_root:
+        return None
+    known = None if partial else read_declared_source(rules.file)
+    fits = find_roots(rules, list(plan.source), list_required(known, rules) if known is not None else ())
+    return fits[0] if len(fits) == 1 and fits[0].root else None
+
+
+def take_root(reader: Reader, fit: RootFit) -> Reader:
+    """Return the reader under a root that was chosen, with a note that says so."""
+    found = rename_reader(reader, fit.root)
+    found.notes += (describe_choice(fit, str(reader.path)),)
+    return found
+
+
+def describe_choice(fit: RootFit, place: str) -> Diagnostic:
+    """Return the note about a root that was chosen."""
+    title = f"{fit}, and none under another root fits: it was taken"
+    help = ("for the keys as they are: --root .",)
+    return Diagnostic("RK414", title, help=help, severity=Severity.NOTE, place=place)

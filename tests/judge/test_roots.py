@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import remapkit
+from remapkit.diagnostics.errors import FailedCheck
 from remapkit.plans.make import make_plan
 from remapkit.plans.roots import find_roots, find_strip, find_target_prefix, list_required, strip_segment
 from remapkit.rules.model import CompiledRules
@@ -32,7 +35,9 @@ nested = st.builds(
     lambda inside, prefix, outside: list(dict.fromkeys([*(f"{prefix}{fqn}" for fqn in inside), *outside])),
     st.lists(st.sampled_from([f"layers.{i}.{leaf}" for i in "012" for leaf in "wb"]), min_size=1, unique=True),
     st.sampled_from(["", "net.", "model.net.", "layers.", "layers.0."]),
-    st.lists(st.sampled_from(["step", "net", "vae.w", "ema.layers.0.w", "opt.layers"]), max_size=3, unique=True),
+    st.lists(
+        st.sampled_from(["step", "net", "vae.w", "ema.layers.0.w", "optimizer.layers"]), max_size=3, unique=True
+    ),
 )
 
 
@@ -53,6 +58,9 @@ def test_a_root_fits_iff_all_keys_under_it_match_most_by_rules(
         return all(kinds) and 2 * sum(any(each) for each in kinds) > len(inside) and set(required) <= set(inside)
 
     roots = {fqn[: match.start()] for fqn in fqns for match in re.finditer(r"\.", fqn)}
+    roots = {
+        root for root in roots if not re.search(r"(^|\.)(\d+|optimizer)(\.|$)", root)
+    }  # layers, and a trainer's own
     wanted = {
         root for root in roots if fits([fqn.removeprefix(f"{root}.") for fqn in fqns if fqn.startswith(f"{root}.")])
     }
@@ -95,7 +103,7 @@ def test_a_key_that_would_be_dropped_is_not_required() -> None:
             ["layers.0.module.w", "layers.1.module.b"],
             "without the segment 'module' all of them match: --strip module",
         ),
-        (["a.layers.0.w", "b.layers.0.w"], "all 1 key under 'b' match: --root b"),
+        (["a.layers.0.w", "b.layers.0.w"], "the only key under 'b' matches: --root b"),
     ],
 )
 def test_unmatched_keys_name_the_option_that_helps(fqns: list[str], help: str) -> None:
@@ -122,3 +130,51 @@ def test_missing_keys_say_that_only_a_prefix_differs() -> None:
     check = plan.check(spec("model.h.0.w", "model.h.1.w"))
     (missing,) = [each for each in check.problems if each.code == "RK310"]
     assert any("with 'model.' in front" in note for note in missing.notes)
+
+
+def write(path: Path, *fqns: str) -> Path:
+    torch.save({fqn: torch.full((2,), float(number)) for number, fqn in enumerate(fqns)}, path)
+    return path
+
+
+def test_the_only_root_that_fits_is_taken_and_said(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.pth", "step", "vae.x", "model.net.layers.0.w", "model.net.layers.1.b")
+    written = remapkit.apply(load(), source, tmp_path / "o.safetensors", declared_target=False)
+    assert written.tensors == 2
+    said = {each.code: each.title for each in written.diagnostics}
+    assert said["RK414"] == "all 2 keys under 'model.net' match, and none under another root fits: it was taken"
+    with remapkit.open_checkpoint(written.files[0]) as reader:
+        assert bytes(next(reader.chunks("h.1.b"))) == torch.full((2,), 3.0).numpy().tobytes()
+
+
+@pytest.mark.parametrize("fqns", [("a.layers.0.w", "b.layers.0.w"), ("a.layers.0.w", "a.norm")])
+def test_no_root_is_taken_where_several_or_none_fit(fqns: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(FailedCheck) as caught:
+        remapkit.apply(load(), write(tmp_path / "a.pth", *fqns), tmp_path / "o.safetensors")
+    assert caught.value.diagnostics[0].code == "RK301"
+    assert not (tmp_path / "o.safetensors").exists()
+
+
+@pytest.mark.parametrize("root", [None, "model", "."])
+def test_what_the_message_says_works(root: str | None, tmp_path: Path) -> None:
+    source = write(tmp_path / "a.pth", "model.a.layers.0.w", "model.b.layers.0.w")
+    with pytest.raises(FailedCheck) as caught:
+        remapkit.apply(load(), source, tmp_path / "o.safetensors", root=root)
+    advised = [text.partition("--root ")[2] for text in caught.value.diagnostics[0].help if "--root " in text]
+    assert advised == ["model.a", "model.b"]
+    for each in advised:
+        assert remapkit.apply(load(), source, tmp_path / "o.safetensors", root=each, force=True).tensors == 1
+
+
+def test_check_and_load_into_take_the_root_too(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.pth", "net.layers.0.w", "net.layers.1.w", "step")
+    report = remapkit.check(load(), ckpt=source, target_keys={"h.0.w": SPEC, "h.1.w": SPEC})
+    assert report.ok
+    model = torch.nn.Module()
+    model.h = torch.nn.ModuleList([torch.nn.Module(), torch.nn.Module()])
+    for each in model.h:
+        each.w = torch.nn.Parameter(torch.zeros(2))
+    for checkpoint in (source, torch.load(source)):
+        loaded = remapkit.load_into(model, checkpoint, load())
+        assert "RK414" in [note.code for note in loaded.notes]
+        assert model.h[1].w.tolist() == [1.0, 1.0]
