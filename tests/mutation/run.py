@@ -45,8 +45,9 @@ from tests.mutation.faults_matching import FAULTS as MATCHING
 from tests.mutation.faults_patterns import FAULTS as PATTERNS
 from tests.mutation.faults_plans import FAULTS as PLANS
 from tests.mutation.faults_proofs import FAULTS as PROOFS
+from tests.mutation.faults_sources import FAULTS as SOURCES
 
-FAULTS: tuple[Fault, ...] = (*PROOFS, *MATCHING, *PATTERNS, *PLANS, *CHECKS, *AUTHORING)
+FAULTS: tuple[Fault, ...] = (*PROOFS, *MATCHING, *PATTERNS, *PLANS, *CHECKS, *AUTHORING, *SOURCES)
 
 LIMIT = 600
 """The seconds for one file of tests, after which a fault counts as noticed, because the tests do not end."""
