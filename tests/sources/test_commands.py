@@ -196,3 +196,15 @@ def test_a_root_of_one_side_is_named_by_its_option(tmp_path: Path, capsys: pytes
     source = str(save_prefixed(tmp_path))
     assert main(["diff", source, source, "--root-b", "diffusion_model"]) == 2
     assert "did you mean --root-b model.diffusion_model?" in capsys.readouterr().err
+
+
+def test_the_page_on_the_language_is_true(tmp_path: Path) -> None:
+    page = (Path(remapkit.__file__).parent.parent / "docs" / "rule-language.md").read_text(encoding="utf-8")
+    (text,) = [block for block in page.split("```yaml\n")[1:] if block.startswith("remapkit: 1\nname: unet\n")]
+    (tmp_path / "unet.yaml").write_text(text.partition("```")[0])
+    for key in ("model.diffusion_model.module.in.weight", "in.weight"):
+        save_file({key: torch.ones(2)}, tmp_path / "m.safetensors")
+        out = remapkit.apply(
+            tmp_path / "unet.yaml", tmp_path / "m.safetensors", tmp_path / "o.safetensors", force=True
+        )
+        assert [move.target for move in out.moves] == ["input.weight"]

@@ -1,0 +1,91 @@
+"""Faults in `remapkit/sources/` and in the readers' roots: which part of a checkpoint is read, and its names."""
+
+from __future__ import annotations
+
+from tests.mutation.fault import Fault
+
+ROOTS = ("tests/sources/test_roots.py",)
+COMMANDS = ("tests/sources/test_commands.py",)
+
+FAULTS: tuple[Fault, ...] = (
+    Fault(
+        "a root ends within a segment",
+        "formats/renamed.py",
+        'prefix = f"{root}." if root else ""',
+        "prefix = root",
+        "a root is whole segments",
+        ROOTS,
+    ),
+    Fault(
+        "two keys become one in silence",
+        "formats/renamed.py",
+        "    if clashes:\n",
+        "    if False:\n",
+        "keys that become one are an error",
+        ROOTS,
+    ),
+    Fault(
+        "parts of segments are stripped",
+        "formats/renamed.py",
+        "kept = [segment for segment in segments if segment not in wanted]",
+        "kept = [segment for segment in segments if not any(part in segment for part in wanted)]",
+        "only whole segments are taken out",
+        ROOTS,
+    ),
+    Fault(
+        "records keep their old names",
+        "formats/renamed.py",
+        "metadata[name] = new[kept]",
+        "metadata[name] = kept",
+        "names that are recorded as tied follow their tensors",
+        ROOTS,
+    ),
+    Fault(
+        "the bytes of another key",
+        "formats/renamed.py",
+        "return self.reader.extent(self._names[fqn])",
+        "return self.reader.extent(next(iter(self._names.values())))",
+        "a renamed tensor has its own bytes",
+        COMMANDS,
+    ),
+    Fault(
+        "copies are joined",
+        "formats/state_dict.py",
+        "return chosen if whole and not _has_copies(chosen.entries) else None",
+        "return chosen if whole else None",
+        "averaged weights beside the weights are not a part of them",
+        ROOTS,
+    ),
+    Fault(
+        "an optimizer's names are a root",
+        "tensors/roots.py",
+        "return _TRAINERS_OWN.search(path) is not None",
+        "return False",
+        "no help proposes what a trainer keeps",
+        ROOTS,
+    ),
+    Fault(
+        "an incomplete set is read",
+        "formats/sharded.py",
+        "        if shards.missing:\n",
+        "        if False:\n",
+        "missing shards are an error",
+        ROOTS,
+    ),
+    Fault(
+        "rules never see a private name",
+        "sources/open.py",
+        "private = [name for name in PRIVATE_NAMES if name not in said]",
+        "private = list(PRIVATE_NAMES)",
+        "rules that speak of a private name see it",
+        ROOTS,
+    ),
+    Fault(
+        "the first root, whether it exists or not",
+        "sources/open.py",
+        'if any(problem.code != "RK416" for problem in error.diagnostics):',
+        "if error.diagnostics:",
+        "of several roots the first that exists is taken",
+        ROOTS,
+    ),
+)
