@@ -413,11 +413,7 @@ class _Inverter:
                 self.back[name] = f"{{{mirror}-{name}}}"
                 return InverseCapture(name, None, tuple(entries))
         whole = {value: key for key, value in self.known.get(item.table or "", {}).items()}
-        turned = (
-            dict(entries)
-            if len(whole) != len(entries)
-            else {value: whole[value] for value in whole if value in entries}
-        )
+        turned = whole if whole == entries else dict(entries)
         table = self.tables.name_table(item.table or f"{name}_back", turned)
         self.back[name] = f"{{{name}|{table}}}"
         return InverseCapture(name, None, tuple(entries), table)

@@ -65,12 +65,12 @@ def test_what_is_said_of_a_config_with_two_numbers_or_none() -> None:
 
 def test_the_inverse_keeps_the_names_and_the_lists() -> None:
     text = (
-        "remapkit: 1\nname: t\nparams:\n  n: {config: [a, b], value: 4}\n  k: {config: c, value: [1, 2]}\n"
-        "rules: [{id: r, path: 'x', ops: [{reshape: {from: [n], to: ['k[1]', -1]}}], to: 'y'}]\n"
+        "remapkit: 1\nname: t\nparams:\n  size: {config: [a, b], value: 4}\n  k: {config: c, value: [1, 2]}\n"
+        "rules: [{id: r, path: 'x', ops: [{reshape: {from: [size], to: ['k[1]', -1]}}], to: 'y'}]\n"
     )
     written = remapkit.invert(remapkit.loads(text)).text
-    assert "n: {config: [a, b], value: 4}" in written and "k: {config: c, value: [1, 2]}" in written
-    assert remapkit.loads(written, config={"b": 6, "c": [5]}).params == {"n": 6, "k": (5,)}
+    assert "size: {config: [a, b], value: 4}" in written and "k: {config: c, value: [1, 2]}" in written
+    assert remapkit.loads(written, config={"b": 6, "c": [5]}).params == {"size": 6, "k": (5,)}
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,9 @@ def test_a_state_dict_a_diff_and_a_check_count_too(
 
 
 def test_plain_renames_of_a_state_dict_count() -> None:
+    """Also where the values of the file would give each key a target."""
     text = write_rule("y.{n-1-i}", value=1)
+    assert remapkit.loads(write_rule("y.{n-1-i}", value=5))({"x.0": 0, "x.1": 1}) == {"y.1": 0, "y.0": 1}
     assert remapkit.loads(text)({"x.0": 0, "x.1": 1, "x.2": 2}) == {"y.2": 0, "y.1": 1, "y.0": 2}
 
 
