@@ -9,7 +9,7 @@ shortest key and both of its cuts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Text
@@ -21,6 +21,7 @@ from remapkit.patterns.pattern import CANONICAL, SEGMENT, Part
 from remapkit.patterns.steps import Steps, is_shown
 from remapkit.patterns.tree import literal
 from remapkit.patterns.unparse import unparse_chars
+from remapkit.rulefile.yaml.compose import MAX_PROBLEMS
 
 MAX_STEPS = 100_000
 """The most steps to find out whether a path that is about to be suggested or written splits every key in one way."""
@@ -31,20 +32,24 @@ _Pair = tuple[int, int, bool]
 """The positions of two runs over one text (-1: the start), and whether they have given a character to two parts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """The parts of one segment of a path, and the shortest text that fits before and after it."""
-
-    parts: tuple[Part, ...]
-    before: str = ""
-    after: str = ""
-
-
 def check_segments(text: Text, parts: Sequence[Part], steps: Steps) -> list[Diagnostic]:
     """Return the problems (RK132) of segments whose captures can be cut in several ways; may raise `TooMany`."""
-    shared = [each for each in _split_segments(parts) if sum(part.name is not None for part in each.parts) > 1]
-    found = ((each, find_two_cuts(each.parts, steps)) for each in shared)
-    return [_describe_cuts(text, segment, *cuts) for segment, cuts in found if cuts is not None]
+    if sum(part.name is not None for part in parts) < 2:
+        return []
+    pieces = list(_list_pieces(parts))
+    dots = [place for place, piece in enumerate(pieces) if piece is None]
+    problems = []
+    for start, end in zip((0, *(place + 1 for place in dots)), (*dots, len(pieces)), strict=True):
+        segment = [piece for piece in pieces[start:end] if piece is not None]
+        if sum(piece.name is not None for piece in segment) < 2:
+            continue
+        cuts = find_two_cuts(segment, steps)
+        if cuts is not None:
+            context = (_write_shortest(pieces[:start]), _write_shortest(pieces[end:]))
+            problems.append(_describe_cuts(text, segment, cuts, context))
+            if len(problems) == MAX_PROBLEMS:
+                break
+    return problems
 
 
 def reads_segments_one_way(parts: Sequence[Part]) -> bool:
@@ -52,28 +57,23 @@ def reads_segments_one_way(parts: Sequence[Part]) -> bool:
     return is_shown(lambda within: not check_segments(Text.of(""), parts, within), MAX_STEPS, None)
 
 
-def _split_segments(parts: Sequence[Part]) -> Iterator[Segment]:
-    """Yield the segments of a path: its literal text is cut at dots."""
-    pieces: list[Part | None] = []
+def _list_pieces(parts: Sequence[Part]) -> Iterator[Part | None]:
+    """Yield the parts of a path, its literal text cut at dots; None stands for a dot."""
     for part in parts:
         if part.name is not None or part.values is None:
-            pieces.append(part)
+            yield part
             continue
         for number, piece in enumerate(part.values[0].split(".")):
-            pieces += [None] if number else []
-            pieces += [replace(part, node=literal(piece), values=(piece,))] if piece else []
-    start = 0
-    for end in (*(place for place, piece in enumerate(pieces) if piece is None), len(pieces)):
-        before, after = (
-            "".join("." if piece is None else _find_shortest(piece) for piece in some)
-            for some in (pieces[:start], pieces[end:])
-        )
-        yield Segment(tuple(piece for piece in pieces[start:end] if piece is not None), before, after)
-        start = end + 1
+            yield from [None] if number else []
+            yield from [replace(part, node=literal(piece), values=(piece,))] if piece else []
+
+
+def _write_shortest(pieces: Sequence[Part | None]) -> str:
+    """Return a shortest text that fits parts of a path."""
+    return "".join("." if piece is None else _find_shortest(piece) for piece in pieces)
 
 
 def _find_shortest(part: Part) -> str:
-    """Return a shortest word of a part of a path."""
     if part.values is not None:
         return min(part.values, key=lambda word: (len(word), word), default="")
     return "0" if part.node == CANONICAL else "a"
@@ -175,9 +175,9 @@ class _TwoRuns:
 _ORDER = {code: place for place, code in reversed(list(enumerate(READABLE)))}
 
 
-def _describe_cuts(text: Text, segment: Segment, one: Cut, other: Cut) -> Diagnostic:
-    parts = segment.parts
-    key = segment.before + "".join(one) + segment.after
+def _describe_cuts(text: Text, parts: Sequence[Part], cuts: tuple[Cut, Cut], context: tuple[str, str]) -> Diagnostic:
+    one, other = cuts
+    key = context[0] + "".join(one) + context[1]
     captures = [number for number, part in enumerate(parts) if part.name is not None]
     differing = [number for number in captures if one[number] != other[number]]
     title = f"the captures of one segment can split {key!r} in two ways"
@@ -195,5 +195,5 @@ def _describe_cuts(text: Text, segment: Segment, one: Cut, other: Cut) -> Diagno
             chars = unparse_chars(complement(merge_ranges([*singleton("."), *singleton(sign)])))
             help.append(f"if {name} never contains {describe_sign(sign)}, use `match:` with (?P<{name}>{chars}+)")
             break
-    help.append("if `to:` leaves the text as it is, use one capture for all of it")
+    help.append("if they need not be told apart, use one capture for all of it")
     return Diagnostic("RK132", title, labels, tuple(help), ("\n".join(lines), "this is the shortest such key"))

@@ -151,6 +151,12 @@ def test_a_large_segment_costs_steps_in_proportion() -> None:
     assert steps.spent < 300_000
 
 
+def test_a_path_of_many_segments_costs_steps_in_proportion() -> None:
+    steps = Steps(3_000_000)
+    compile_pattern(pattern(path=".".join(f"{{a{n}:int}}x{{b{n}}}" for n in range(1000))), {}, steps)
+    assert steps.spent < 300_000
+
+
 @pytest.mark.parametrize(
     ("path", "to"),
     [
