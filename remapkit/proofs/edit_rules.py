@@ -66,8 +66,7 @@ class RuleEditor:
             return place
         pipeline = self.rules.file.rules[int(place[1])].pipeline
         assert pipeline is not None
-        contents = [source.pattern.content for source in pipeline.sources]
-        return (*place, *field, contents.index(list(dict.fromkeys(contents))[key_map.branch]))
+        return (*place, *field, pipeline.order.index(key_map.branch))
 
     def is_source(self, key_map: KeyMap) -> bool:
         """Return whether a pattern is one of several sources of a rule."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.source import Source, Span, Text
 from remapkit.rulefile.yaml.nodes import ListNode, MapNode, Node, ScalarNode
+from remapkit.rulefile.yaml.values import to_plain_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,23 @@ class WrittenPipeline:
     share: Literal["copy", "tie"] | None = None
     merge: MapNode | ListNode | None = None
     copy: MapNode | None = None
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The number of the pattern that each source reads: sources with other operations may read one pattern.
+
+        Two that are the same in all respects are a slip (q, q, v for q, k, v): they keep patterns of their own, which
+        then match one key.
+        """
+        seen: Counter[object] = Counter()
+        numbers: dict[object, int] = {}
+        found = []
+        for source in self.sources:
+            ops = repr([(op.name.value, op.args and to_plain_value(op.args)) for op in source.ops])
+            pattern = source.pattern.content
+            found.append(numbers.setdefault((pattern, seen[pattern, ops]), len(numbers)))
+            seen[pattern, ops] += 1
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

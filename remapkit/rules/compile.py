@@ -27,7 +27,6 @@ from remapkit.rulefile.syntax import (
     RuleFile,
     WrittenFill,
     WrittenPattern,
-    WrittenPipeline,
     WrittenRule,
     WrittenTable,
 )
@@ -227,9 +226,9 @@ class _Compiler:
         """Compile a rule with operations into one `Rule` per pattern."""
         assert written.pipeline is not None
         before = len(self.problems)
-        unique = {source.pattern.content: source.pattern for source in reversed(written.pipeline.sources)}
-        order = list(dict.fromkeys(source.pattern.content for source in written.pipeline.sources))
-        found = [self.compile_key_pattern(unique[content]) for content in order]
+        numbers = written.pipeline.order
+        distinct = [written.pipeline.sources[numbers.index(number)].pattern for number in range(max(numbers) + 1)]
+        found = [self.compile_key_pattern(pattern) for pattern in distinct]
         patterns = [pattern for pattern in found if pattern is not None]
         pipeline = self.compile_pipeline(written, patterns) if len(patterns) == len(found) else None
         if pipeline is None or len(self.problems) > before or any(pattern.is_empty for pattern in patterns):
@@ -276,7 +275,7 @@ class _Compiler:
             merge=pipeline.merge is not None,
             family=read.read_axis("concat", concat) or read.read_axis("merge", pipeline.merge),
             spread=read.read_axis("split", split) or read.read_axis("copy", pipeline.copy),
-            order=_number_patterns(pipeline),
+            order=pipeline.order,
         )
         counts = made.find_made_counts(self.params)
         for pattern in patterns:
@@ -413,13 +412,6 @@ def _list_first_no_values(problems: Iterable[Diagnostic]) -> Iterator[Diagnostic
         if not names or names - lacking:
             yield problem
         lacking |= names
-
-
-def _number_patterns(written: WrittenPipeline) -> tuple[int, ...]:
-    """Return for each source the number of its pattern, among those that differ."""
-    contents = [source.pattern.content for source in written.sources]
-    numbers = {content: number for number, content in enumerate(dict.fromkeys(contents))}
-    return tuple(numbers[content] for content in contents)
 
 
 def _has_family(node: MapNode | None) -> bool:

@@ -98,8 +98,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the first index counts fastest",
         "plans/groups.py",
-        "for _, fqns in sorted(group.found.items()))\n    specs",
-        "for _, fqns in sorted(group.found.items(), key=lambda pair: pair[0][::-1]))\n    specs",
+        "sources = tuple(fqns[0] for _, fqns in sorted(group.found.items()))",
+        "sources = tuple(fqns[0] for _, fqns in sorted(group.found.items(), key=lambda pair: pair[0][::-1]))",
         "of several indices the last one counts fastest",
         RANKS,
     ),

@@ -50,7 +50,18 @@ from tests.mutation.faults_proofs import FAULTS as PROOFS
 from tests.mutation.faults_ranks import FAULTS as RANKS
 from tests.mutation.faults_sources import FAULTS as SOURCES
 
-FAULTS: tuple[Fault, ...] = (*PROOFS, *MATCHING, *PATTERNS, *PLANS, *CHECKS, *AUTHORING, *NUMBERS, *RANKS, *OPS, *SOURCES)
+FAULTS: tuple[Fault, ...] = (
+    *PROOFS,
+    *MATCHING,
+    *PATTERNS,
+    *PLANS,
+    *CHECKS,
+    *AUTHORING,
+    *NUMBERS,
+    *RANKS,
+    *OPS,
+    *SOURCES,
+)
 
 LIMIT = 600
 """The seconds for one file of tests, after which a fault counts as noticed, because the tests do not end."""

@@ -395,7 +395,11 @@ def _read_rule(written: Data, tables: Tables, lossy: tuple[str, ...], params: Da
         sources = written["merge"]
     elif "from" in (written.get("concat") or {}):
         sources = written["concat"]["from"]
-    distinct = {repr({name: value for name, value in each.items() if name != "ops"}): each for each in sources}
+    distinct: dict[str, Data] = {}
+    for number, each in enumerate(sources):
+        pattern = repr({name: value for name, value in each.items() if name != "ops"})
+        again = sources[:number].count(each)  # the same with the same operations: matches what the first one matches
+        distinct.setdefault(f"{pattern} {again}", each)
     outputs = (
         [written["to"]] if "to" in written else written.get("copy") or written.get("tie") or written["split"]["into"]
     )
