@@ -208,6 +208,9 @@ def _refuse_one_way(pipeline: Pipeline) -> None:
         title = f"{pipeline.id} has no inverse: the sizes of its concat parts are not given"
         help = "write `sizes: equal`, or the size of each: `sizes: [hidden, hidden, 4*hidden]`"
         problems.append(Diagnostic("RK215", title, (Label(pipeline.concat.span or pipeline.span),), (help,)))
+    if pipeline.combine is not None:
+        title = f"{pipeline.id} has no inverse: {pipeline.combine.kind} rounds, and what it read is not kept"
+        problems.append(Diagnostic("RK215", title, (Label(pipeline.combine.span or pipeline.span),), (_ONE_WAY,)))
     if problems:
         raise NoInverse(*problems)
 

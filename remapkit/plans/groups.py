@@ -289,7 +289,7 @@ def collect_shared_ops(pipeline: Pipeline, resolved: Resolved) -> tuple[Op, ...]
     stack = pipeline.stack.dim if pipeline.stack is not None else None
     concat = pipeline.concat.dim if pipeline.concat is not None else None
     equal = pipeline.concat is not None and pipeline.concat.equal
-    return (Join(resolved.before, concat, stack, resolved.joined, equal), *resolved.ops)
+    return (Join(resolved.before, concat, stack, resolved.joined, equal, resolved.combine), *resolved.ops)
 
 
 def _list_unstack_ops(
@@ -325,6 +325,8 @@ def _find_span(pipeline: Pipeline, op: Op | None) -> Span | None:
         return pipeline.split.span
     if isinstance(op, TakeIndex) and pipeline.unstack is not None:
         return pipeline.unstack.span
+    if op is None and pipeline.combine is not None:
+        return pipeline.combine.span
     return pipeline.span
 
 

@@ -16,6 +16,7 @@ from remapkit.patterns.unparse import unparse
 from remapkit.proofs.concrete import read_parts
 from remapkit.proofs.fixes import Edit, Fix, Place, find_entries, read_data
 from remapkit.proofs.keymap import KeyMap
+from remapkit.rulefile.read import COMBINED
 from remapkit.rulefile.yaml.emit import emit_flow
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.families import is_canonical_integer
@@ -60,8 +61,11 @@ class RuleEditor:
     def find_pattern(self, key_map: KeyMap) -> Place:
         """Return the place of the mapping or the text of a pattern."""
         place = self.find_entry(key_map)
-        inside = key_map.kind == "rule" and "concat" in self.get_value(place)
-        return (*place, "concat", "from", key_map.branch) if inside else place
+        written = self.get_value(place) if key_map.kind == "rule" else {}
+        if "concat" in written:
+            return (*place, "concat", "from", key_map.branch)
+        second = next((name for name in COMBINED if name in written), None)
+        return (*place, second, COMBINED[second]) if second is not None and key_map.branch else place
 
     def find_template(self, key_map: KeyMap) -> Place | None:
         """Return the place of the text of a template; None for a `keep` or `drop`."""
@@ -83,7 +87,7 @@ class RuleEditor:
 
     def name_pattern(self, key_map: KeyMap) -> str:
         """Return the id of a rule, with the source if it has several."""
-        if "concat" not in self.find_pattern(key_map):
+        if len(self.find_pattern(key_map)) == len(self.find_entry(key_map)):
             return key_map.rule_id
         return f"the source {key_map.pattern.text.value} of {key_map.rule_id}"
 

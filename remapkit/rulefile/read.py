@@ -228,7 +228,7 @@ class _Written:
         fields = _map_fields(node)
         forget = tuple(_get_text(item) for item in _list_items(fields.get("forget")))
         sources, outputs = _read_sources(node, fields), _read_outputs(fields)
-        pipeline = _read_pipeline(fields, sources, outputs) if _PIPELINE_FIELDS & set(fields) else None
+        pipeline = _read_pipeline(node, fields, sources, outputs) if _PIPELINE_FIELDS & set(fields) else None
         return WrittenRule(_get_text(fields["id"]), sources[0].pattern, outputs[0].to, node.span, forget, pipeline)
 
     def read_tests(self, node: Node | None) -> Iterator[WrittenTest]:
@@ -293,14 +293,18 @@ def _read_pattern(node: Node) -> WrittenPattern:
     return WrittenPattern(surface, _get_text(fields[surface]), node.span, where, leaf, is_neutral)
 
 
-_PIPELINE_FIELDS = {"ops", "concat", "stack", "unstack", "split", "copy", "tie"}
+COMBINED = {"multiply": "by", "divide": "by", "dequantize": "scale"}
+"""Arithmetic with a second source: the field of a rule, and the field in it with the pattern of that source."""
+_PIPELINE_FIELDS = {"ops", "concat", "stack", "unstack", "split", "copy", "tie", *COMBINED}
 """The fields that make a rule more than a rename."""
 
 
 def _read_sources(node: MapNode, fields: dict[str, Node]) -> tuple[WrittenSource, ...]:
     concat = fields.get("concat")
     if not isinstance(concat, MapNode):
-        return (WrittenSource(_read_pattern(node)),)
+        seconds = (_map_fields(fields[name])[source] for name, source in COMBINED.items() if name in fields)
+        more = (WrittenSource(_read_pattern(item), _read_ops(item)) for item in seconds)
+        return WrittenSource(_read_pattern(node)), *more
     return tuple(WrittenSource(_read_pattern(item), _read_ops(item)) for item in _list_items(concat.get("from")))
 
 
@@ -318,16 +322,24 @@ def _read_outputs(fields: dict[str, Node]) -> tuple[WrittenOutput, ...]:
 
 
 def _read_pipeline(
-    fields: dict[str, Node], sources: tuple[WrittenSource, ...], outputs: tuple[WrittenOutput, ...]
+    rule: MapNode, fields: dict[str, Node], sources: tuple[WrittenSource, ...], outputs: tuple[WrittenOutput, ...]
 ) -> WrittenPipeline:
     parts = {
         name: node
         for name in ("concat", "stack", "unstack", "split")
         if isinstance(node := fields.get(name), MapNode)
     }
+    combined = tuple(
+        (key.text, item) for key, item in rule.entries if key.value in COMBINED and isinstance(item, MapNode)
+    )
     share: Literal["copy", "tie"] | None = "copy" if "copy" in fields else "tie" if "tie" in fields else None
     return WrittenPipeline(
-        sources, outputs, tuple(map(_read_op, _list_items(fields.get("ops")))), share=share, **parts
+        sources,
+        outputs,
+        tuple(map(_read_op, _list_items(fields.get("ops")))),
+        share=share,
+        combined=combined,
+        **parts,
     )
 
 

@@ -68,7 +68,8 @@ class WrittenOutput:
 class WrittenPipeline:
     """The operations of a rule: sources are joined, transformed and split into outputs.
 
-    `concat`, `stack`, `unstack` and `split` are the mappings with the numbers; `share` is `copy` or `tie` if every
+    `concat`, `stack`, `unstack` and `split` are the mappings with the numbers, `combined` those of arithmetic with a
+    second source, by the name of the operation; `share` is `copy` or `tie` if every
     output gets the whole value.
     """
 
@@ -80,6 +81,7 @@ class WrittenPipeline:
     unstack: MapNode | None = None
     split: MapNode | None = None
     share: Literal["copy", "tie"] | None = None
+    combined: tuple[tuple[Text, MapNode], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,6 +247,7 @@ class _Compiler:
             unstack=unstack,
             split=read.read_split(pipeline.split, len(pipeline.outputs)),
             share=pipeline.share,
+            combine=read.read_combine(pipeline),
         )
         return made if len(self.problems) == before else None
 
