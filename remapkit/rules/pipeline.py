@@ -251,7 +251,7 @@ class PipelineReader:
         """Read `multiply`, `divide` or `dequantize`."""
         if len(written.combined) + (written.concat is not None) > 1:
             name = written.combined[-1][0]
-            help = "join or combine in one rule, and the rest where the checkpoint is read again"
+            help = "keep one of them, and do the rest with a second rule file"
             self.add_problem("a rule has one of `concat`, `multiply`, `divide` and `dequantize`", name.span, help)
             return None
         if not written.combined:

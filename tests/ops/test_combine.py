@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+import remapkit
 from remapkit.api.ruleset import compile_rules
 from remapkit.cli.app import main
 from remapkit.compute.lazy import FileRange, Leaf, build_tree
@@ -208,6 +210,26 @@ def test_what_does_not_fit_is_named_before_anything_moves(
     (problem,) = caught.value.diagnostics
     assert (problem.code, problem.title) == (code, f"w: {title}")
     assert problem.span is not None and problem.span.text.startswith("{scale:")
+
+
+def test_the_examples_of_the_docs() -> None:
+    page = (Path(remapkit.__file__).parent.parent / "docs" / "operations.md").read_text(encoding="utf-8")
+    (example,) = re.findall(
+        r"```yaml\n(.*?)```", page.split("## With a second tensor")[1].split("\n## ")[0], re.DOTALL
+    )
+    state = {
+        "a.weight": torch.randn(130, 140).to(torch.float8_e4m3fn),
+        "a.weight_scale_inv": torch.rand(2, 2),
+        "b.qweight": torch.randn(3, 2).to(torch.float8_e5m2),
+        "b.row_scale": torch.rand(3),
+        "c.proj": torch.randn(3, 2),
+        "c.gain": torch.rand(1, 2),
+    }
+    made = compile_rules(read_text(f"remapkit: 1\nname: t\nrules:\n{example}"))(state)
+    blocks = spread(state["a.weight_scale_inv"], (130, 140), (128, 128))
+    assert torch.equal(made["a.weight"], (state["a.weight"].float() * blocks).bfloat16())
+    assert torch.equal(made["b.weight"], state["b.qweight"].float() * state["b.row_scale"][:, None])
+    assert torch.equal(made["c.proj"], state["c.proj"] * state["c.gain"])
 
 
 def test_a_row_of_scales_is_not_taken_for_a_column() -> None:
