@@ -126,7 +126,7 @@ class _Judge:
             ops = join_words(op.name for op in move.ops)
             title = f"{ops} on a scaled weight, but not on its scales"
             help = (
-                "only rename the weight and its scales, or `dequantize` it in the same rule, with all of its scales"
+                "only rename the weight and its scales, or `dequantize` the weight with all of its scales"
             )
             self._add_fault("RK362", title, help, move.rule, shown)
             return

@@ -10,11 +10,11 @@ COMBINED = ("tests/ops/test_combine.py",)
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
-        "a scale in the precision of the result",
+        "doubles in single precision",
         "ops/combine.py",
         'return "F64" if wide else "F32"',
-        'return "F64" if wide or first.dtype == "F32" else "F32"',
-        "single precision is rounded as torch rounds it",
+        'return "F32"',
+        "F64 is calculated in double precision",
         COMBINED,
     ),
     Fault(
@@ -52,7 +52,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a listed dimension with the scales of a range",
         "compute/lazy.py",
-        "if spread.shape[dim] > 1 and self.widths[dim] > 1 or not isinstance(box[dim], slice):",
+        "if (spread.shape[dim] > 1 and self.widths[dim] > 1) or not isinstance(box[dim], slice):",
         "if spread.shape[dim] > 1 and self.widths[dim] > 1:",
         "listed rows have their own scales",
         COMBINED,
