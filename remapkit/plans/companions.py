@@ -125,9 +125,7 @@ class _Judge:
         if move.ops and not (_has_only_casts(move.ops) and spec.dtype.startswith(("F8_", "I8"))):
             ops = join_words(op.name for op in move.ops)
             title = f"{ops} on a scaled weight, but not on its scales"
-            help = (
-                "only rename the weight and its scales, or `dequantize` the weight with all of its scales"
-            )
+            help = "only rename the weight and its scales, or `dequantize` the weight with all of its scales"
             self._add_fault("RK362", title, help, move.rule, shown)
             return
         if move.ops and all(self.of.get(each) for each in companions):
