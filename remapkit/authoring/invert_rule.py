@@ -265,6 +265,9 @@ def _refuse_one_way(pipeline: Pipeline) -> None:
         if len(axis.by) > 1:
             help = "add `count: [2, 4]`, with your own numbers"
         problems.append(Diagnostic("RK215", title, (Label(axis.span or pipeline.span),), (help,)))
+    if pipeline.combine is not None:
+        title = f"{pipeline.id} has no inverse: {pipeline.combine.kind} rounds, and what it read is not kept"
+        problems.append(Diagnostic("RK215", title, (Label(pipeline.combine.span or pipeline.span),), (_ONE_WAY,)))
     if problems:
         raise NoInverse(*problems)
 

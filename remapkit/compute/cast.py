@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from remapkit.ops.combine import Combine
 from remapkit.ops.steps import Add, Cast, Scale
 from remapkit.tensors.elements import Array, decode_elements, encode_elements
+from remapkit.tensors.spec import TensorSpec
 
 
 def calculate_block(step: Cast | Scale | Add, block: Array, dtype: str) -> Array:
@@ -24,6 +26,19 @@ def calculate_block(step: Cast | Scale | Add, block: Array, dtype: str) -> Array
         if isinstance(step, Scale):
             return encode_elements(values * values.dtype.type(step.factor), dtype)
         return encode_elements(values + values.dtype.type(step.term), dtype)
+
+
+def combine_blocks(combine: Combine, block: Array, spread: Array, specs: tuple[TensorSpec, ...]) -> Array:
+    """Multiply or divide raw elements by others, whose shape broadcasts; `specs` are those of both and the result."""
+    first, second, made = specs
+    wide = "<f8" if combine.find_precision(first, second) == "F64" else "<f4"
+    with np.errstate(all="ignore"):
+        values, by = (
+            decode_elements(np.atleast_1d(raw), spec.dtype).astype(wide)
+            for raw, spec in ((block, first), (spread, second))
+        )
+        values = values / by if combine.kind == "divide" else values * by
+        return encode_elements(values, made.dtype).reshape(block.shape)
 
 
 def cast_elements(block: Array, old: str, new: str) -> Array:

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from remapkit.compute.cast import calculate_block
+from remapkit.compute.cast import calculate_block, combine_blocks
 from remapkit.formats.strided import Read, read_strided
 from remapkit.ops.base import Op
+from remapkit.ops.combine import Combine
 from remapkit.ops.join import FillOp, Join, infer_concat, infer_stack
 from remapkit.ops.steps import Add, Cast, OpStep, Pad, Permute, Pick, Reshape, Scale
 from remapkit.tensors.elements import Array, choose_word, encode_elements
@@ -257,6 +258,31 @@ class ComputedTensor(Lazy):
 
 
 @dataclass(slots=True)
+class Combined(Lazy):
+    """Arithmetic of two tensors, the second one spread over the first."""
+
+    spec: TensorSpec
+    first: Lazy
+    second: Lazy
+    combine: Combine
+    widths: tuple[int, ...]
+
+    def read(self, box: Box) -> Array:
+        """Read the inner box, and the elements of the second tensor that apply to it."""
+        shape = measure_shape(box)
+        if 0 in shape:
+            return np.empty(shape, choose_word(self.spec.dtype))
+        places = [list_indices(along) // width for along, width in zip(box, self.widths, strict=True)]
+        near = tuple(slice(int(place.min()), int(place.max()) + 1) for place in places)
+        spread = make_contiguous(self.second.read(near))
+        for dim, (place, along) in enumerate(zip(places, near, strict=True)):
+            if (spread.shape[dim] > 1 and self.widths[dim] > 1) or not isinstance(box[dim], slice):
+                spread = np.take(spread, place - along.start, dim)
+        specs = (self.first.spec, self.second.spec, self.spec)
+        return combine_blocks(self.combine, make_contiguous(self.first.read(box)), spread, specs)
+
+
+@dataclass(slots=True)
 class Concatenated(Lazy):
     """Tensors one after the other along a dimension."""
 
@@ -340,6 +366,8 @@ def _join_sources(join: Join, sources: Sequence[Lazy]) -> Lazy:
     made = [_chain_ops(join.branches[n % width], source) for n, source in enumerate(sources)]
     if join.concat is not None:
         made = [_concatenate_parts(made[at : at + width], join.concat) for at in range(0, len(made), width)]
+    if join.combine is not None:
+        made = [_combine_pair(join.combine, made[at], made[at + 1]) for at in range(0, len(made), 2)]
     if join.stack is None:
         return made[0]
     spec = infer_stack([part.spec for part in made], join.stack)
@@ -349,6 +377,14 @@ def _join_sources(join: Join, sources: Sequence[Lazy]) -> Lazy:
 def _concatenate_parts(parts: Sequence[Lazy], dim: int) -> Lazy:
     spec = infer_concat([part.spec for part in parts], dim)
     return Concatenated(spec, parts, dim % len(spec.shape))
+
+
+def _combine_pair(combine: Combine, first: Lazy, second: Lazy) -> Lazy:
+    widths = combine.find_widths(first.spec, second.spec)
+    spec = combine.infer(first.spec, second.spec)
+    if len(second.spec.shape) != len(spec.shape):  # one element
+        second = Reshaped(TensorSpec(second.spec.dtype, (1,) * len(spec.shape)), second)
+    return Combined(spec, first, second, combine, widths)
 
 
 def _chain_ops(ops: Sequence[Op], inner: Lazy) -> Lazy:

@@ -13,6 +13,7 @@ import numpy as np
 
 from remapkit.compute.lazy import (
     Box,
+    Combined,
     ComputedTensor,
     FileRange,
     Lazy,
@@ -75,7 +76,7 @@ def make_stripes(lazy: Lazy, size: int = STRIPE) -> Iterator[memoryview]:
         return
     if isinstance(lazy, Permuted) and size == STRIPE:
         size = TRANSPOSED
-    if isinstance(lazy, ComputedTensor):
+    if isinstance(lazy, ComputedTensor | Combined):
         size = min(size, STRIPE // 8)  # each step of a calculation allocates an array
     itemsize = choose_word(lazy.spec.dtype).itemsize
     for box in split_into_boxes(lazy.spec.shape, max(1, size // itemsize)):

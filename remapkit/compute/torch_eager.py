@@ -11,6 +11,7 @@ from remapkit.compute.merged import find_unequal_merges, get_merge
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.ops.base import Op
+from remapkit.ops.combine import Combine
 from remapkit.ops.join import FillOp, Join, SplitPart, TakeIndex
 from remapkit.ops.steps import Add, Cast, OpStep, Pad, Permute, Pick, Reshape, Scale
 from remapkit.plans.model import ResolvedPlan
@@ -107,12 +108,29 @@ def _join_sources(join: Join, sources: Sequence[torch.Tensor]) -> torch.Tensor:
     if join.merge:
         sources, width = sources[::width], 1
     made = [chain_ops(join.branches[n % width], source) for n, source in enumerate(sources)]
+    if join.combine is not None:
+        made = [_combine_pair(join.combine, made[at], made[at + 1]) for at in range(0, len(made), 2)]
     dtype = made[0].dtype
     made = [_view_opaque(tensor) for tensor in made]
     if join.concat is not None:
         made = [torch.cat(made[at : at + width], join.concat) for at in range(0, len(made), width)]
     whole = made[0] if join.stack is None else torch.stack(made, join.stack)
     return whole.view(dtype)
+
+
+def _combine_pair(combine: Combine, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    one, other = (TensorSpec(get_dtype_name(each.dtype), tuple(each.shape)) for each in (first, second))
+    widths, made = combine.find_widths(one, other), combine.infer(one, other)
+    wide = TORCH_DTYPES[combine.find_precision(one, other)]
+    spread = second.to(first.device, wide)
+    if spread.dim() != first.dim():  # one element
+        spread = spread.reshape((1,) * first.dim())
+    for dim, (width, size) in enumerate(zip(widths, first.shape, strict=True)):
+        if width > 1 and spread.shape[dim] > 1:
+            spread = spread.repeat_interleave(width, dim).narrow(dim, 0, size)
+    values = first.to(wide)
+    values = values / spread if combine.kind == "divide" else values * spread
+    return values.to(TORCH_DTYPES[made.dtype])
 
 
 def chain_ops(ops: Sequence[Op], tensor: torch.Tensor) -> torch.Tensor:

@@ -145,6 +145,8 @@ def _pick_ranges(step: Pick, laid: _RangeTensor) -> Iterator[Range]:
 
 
 def _apply_join(join: Join, specs: Sequence[TensorSpec]) -> _RangeTensor | None:
+    if join.combine is not None:
+        return None
     width = len(join.branches)
     parts = []
     for number, spec in enumerate(specs):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from remapkit.ops.base import Op, RefusedOp, describe_size, infer_ops, normalize_dim
+from remapkit.ops.combine import Combine
 from remapkit.ops.steps import OpStep, Pick, Reshape, with_size
 from remapkit.tensors.dtypes import DTYPE_BITS
 from remapkit.tensors.spec import TensorSpec
@@ -15,7 +16,7 @@ from remapkit.tensors.spec import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Join(Op):
-    """Join several tensors: run each branch's operations, then concatenate the branches, then stack the indices.
+    """Join several tensors: run each branch's operations, then concatenate or combine the branches, then stack.
 
     The tensors are ordered by index, then by branch. `concat` and `stack` are dimensions, or None if there is only
     one branch or one index. `sizes` are the required sizes of the branches; with `equal`, they must be equal. With
@@ -29,6 +30,7 @@ class Join(Op):
     sizes: tuple[int, ...] | None = None
     equal: bool = False
     merge: bool = False
+    combine: Combine | None = None
     name: ClassVar[str] = "join"
 
 
@@ -166,6 +168,10 @@ def infer_join(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) ->
             _check_sizes(join, made[group], names[group])
         made = [infer_concat(made[group], join.concat, names[group]) for group in groups]
         names = firsts
+    if join.combine is not None:
+        pairs = range(0, len(made), 2)
+        made = [join.combine.infer(made[at], made[at + 1], names[at : at + 2]) for at in pairs]
+        names = names[::2]
     return made[0] if join.stack is None else infer_stack(made, join.stack, names)
 
 
@@ -194,6 +200,8 @@ def needs_values(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> bool:
     if ops and isinstance(ops[0], Join):
         made = [infer_ops(ops[0].branches[n % len(ops[0].branches)], spec) for n, spec in enumerate(specs)]
         branches = zip(itertools.cycle(ops[0].branches), specs, strict=False)
+        if ops[0].combine is not None:
+            return True
         joined = made[:: len(ops[0].branches)] if ops[0].merge else made  # merged tensors are compared anyway
         if len(set(joined)) < len(joined) or any(needs_values(branch, [spec]) for branch, spec in branches):
             return True

@@ -84,6 +84,8 @@ class _Judge:
     def judge_moves(self) -> Judged:
         for weight, companions in self.scaled.items():
             for move in self.of.get(weight, ()):
+                if _is_dequantized(move, weight, companions):
+                    continue
                 self._judge_weight(weight, companions, move)
         for move in self.moves:
             self._judge_strangers(move)
@@ -123,7 +125,7 @@ class _Judge:
         if move.ops and not (_has_only_casts(move.ops) and spec.dtype.startswith(("F8_", "I8"))):
             ops = join_words(op.name for op in move.ops)
             title = f"{ops} on a scaled weight, but not on its scales"
-            help = "only rename the weight and its scales, or use the file before quantisation"
+            help = "only rename the weight and its scales, or `dequantize` the weight with all of its scales"
             self._add_fault("RK362", title, help, move.rule, shown)
             return
         if move.ops and all(self.of.get(each) for each in companions):
@@ -219,6 +221,17 @@ class _Judge:
 
 
 _SEVERITY: Mapping[str, Severity] = {"RK365": Severity.WARNING, "RK367": Severity.NOTE}
+
+
+def _is_dequantized(move: Move, weight: str, companions: Sequence[str]) -> bool:
+    """Return whether a move multiplies a weight by its only companion: its value is then in the result."""
+    join = move.ops[0] if move.ops else None
+    if not isinstance(join, Join) or join.combine is None or join.combine.kind != "dequantize":
+        return False
+    if not all(isinstance(op, Squeeze | Unsqueeze) for branch in join.branches for op in branch):
+        return False
+    place = move.sources.index(weight)
+    return place % 2 == 0 and move.sources[place + 1 : place + 2] == tuple(companions)
 
 
 def _has_only_casts(ops: Iterable[Op]) -> bool:

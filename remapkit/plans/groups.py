@@ -357,7 +357,7 @@ def collect_shared_ops(pipeline: Pipeline, resolved: Resolved, width: int) -> tu
     concat = pipeline.concat.dim if pipeline.concat is not None else None
     equal = pipeline.concat is not None and pipeline.concat.equal
     before = resolved.before if pipeline.family is None else resolved.before * width
-    return (Join(before, concat, stack, resolved.joined, equal, pipeline.merge), *resolved.ops)
+    return (Join(before, concat, stack, resolved.joined, equal, pipeline.merge, resolved.combine), *resolved.ops)
 
 
 def _list_unstack_ops(
@@ -404,6 +404,8 @@ def _find_span(pipeline: Pipeline, op: Op | None) -> Span | None:
         return pipeline.split.span
     if isinstance(op, TakeIndex) and pipeline.unstack is not None:
         return pipeline.unstack.span
+    if op is None and pipeline.combine is not None:
+        return pipeline.combine.span
     return pipeline.span
 
 

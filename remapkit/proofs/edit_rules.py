@@ -16,6 +16,7 @@ from remapkit.patterns.unparse import unparse
 from remapkit.proofs.concrete import read_parts
 from remapkit.proofs.fixes import Edit, Fix, Place, find_entries, read_data
 from remapkit.proofs.keymap import KeyMap
+from remapkit.rulefile.read import COMBINED
 from remapkit.rulefile.yaml.emit import emit_flow
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.families import is_canonical_integer
@@ -61,6 +62,9 @@ class RuleEditor:
         """Return the place of the mapping or the text of a pattern."""
         place = self.find_entry(key_map)
         written = self.get_value(place) if key_map.kind == "rule" else {}
+        second = next((name for name in COMBINED if name in written), None)
+        if second is not None:
+            return (*place, second, COMBINED[second]) if key_map.branch else place
         field: Place = ("concat", "from") if "from" in (written.get("concat") or {}) else ("merge",)
         if field == ("merge",) and not isinstance(written.get("merge"), list):
             return place
@@ -92,7 +96,7 @@ class RuleEditor:
 
     def name_pattern(self, key_map: KeyMap) -> str:
         """Return the id of a rule, with the source if it has several."""
-        if not self.is_source(key_map):
+        if len(self.find_pattern(key_map)) == len(self.find_entry(key_map)):
             return key_map.rule_id
         return f"the source {key_map.pattern.text.value} of {key_map.rule_id}"
 

@@ -34,7 +34,7 @@ class Proposer(RuleEditor):
         for narrow, wide in covered:
             if self.is_source(narrow):
                 yield from self.remove_source(narrow)
-            elif witness.targets[0] == witness.targets[1]:
+            elif witness.targets[0] == witness.targets[1] and not are_sources:
                 yield self.remove(narrow, f": {wide.rule_id} gives its keys the same names")
         yield from self.exclude(one, key, partial(_matches, other))
         yield from self.exclude(other, key, partial(_matches, one))

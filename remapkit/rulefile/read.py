@@ -230,7 +230,7 @@ class _Written:
         fields = _map_fields(node)
         forget = tuple(_get_text(item) for item in _list_items(fields.get("forget")))
         sources, outputs = _read_sources(node, fields), _read_outputs(fields)
-        pipeline = _read_pipeline(fields, sources, outputs) if _PIPELINE_FIELDS & set(fields) else None
+        pipeline = _read_pipeline(node, fields, sources, outputs) if _PIPELINE_FIELDS & set(fields) else None
         return WrittenRule(_get_text(fields["id"]), sources[0].pattern, outputs[0].to, node.span, forget, pipeline)
 
     def read_tests(self, node: Node | None) -> Iterator[WrittenTest]:
@@ -301,7 +301,9 @@ def _read_pattern(node: Node) -> WrittenPattern:
     return WrittenPattern(surface, _get_text(fields[surface]), node.span, where, leaf, is_neutral)
 
 
-_PIPELINE_FIELDS = {"ops", "concat", "merge", "stack", "unstack", "split", "copy", "tie"}
+COMBINED = {"multiply": "by", "divide": "by", "dequantize": "scale"}
+"""Arithmetic with a second source: the field of a rule, and the field in it with the pattern of that source."""
+_PIPELINE_FIELDS = {"ops", "concat", "merge", "stack", "unstack", "split", "copy", "tie", *COMBINED}
 """The fields that make a rule more than a rename."""
 
 
@@ -311,7 +313,9 @@ def _read_sources(node: MapNode, fields: dict[str, Node]) -> tuple[WrittenSource
     if several is None and isinstance(merge, ListNode):
         several = merge
     if several is None:
-        return (WrittenSource(_read_pattern(node)),)
+        seconds = (_map_fields(fields[name])[source] for name, source in COMBINED.items() if name in fields)
+        more = (WrittenSource(_read_pattern(item), _read_ops(item)) for item in seconds)
+        return WrittenSource(_read_pattern(node)), *more
     return tuple(WrittenSource(_read_pattern(item), _read_ops(item)) for item in _list_items(several))
 
 
@@ -329,13 +333,16 @@ def _read_outputs(fields: dict[str, Node]) -> tuple[WrittenOutput, ...]:
 
 
 def _read_pipeline(
-    fields: dict[str, Node], sources: tuple[WrittenSource, ...], outputs: tuple[WrittenOutput, ...]
+    rule: MapNode, fields: dict[str, Node], sources: tuple[WrittenSource, ...], outputs: tuple[WrittenOutput, ...]
 ) -> WrittenPipeline:
     parts = {
         name: node
         for name in ("concat", "stack", "unstack", "split")
         if isinstance(node := fields.get(name), MapNode)
     }
+    combined = tuple(
+        (key.text, item) for key, item in rule.entries if key.value in COMBINED and isinstance(item, MapNode)
+    )
     share: Literal["copy", "tie"] | None = "copy" if "copy" in fields else "tie" if "tie" in fields else None
     merge, copy = fields.get("merge"), fields.get("copy")
     return WrittenPipeline(
@@ -345,6 +352,7 @@ def _read_pipeline(
         share=share,
         merge=merge if isinstance(merge, MapNode | ListNode) else None,
         copy=copy if isinstance(copy, MapNode) else None,
+        combined=combined,
         **parts,
     )
 

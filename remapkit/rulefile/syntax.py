@@ -79,7 +79,8 @@ class WrittenOutput:
 class WrittenPipeline:
     """The operations of a rule: sources are joined, transformed and split into outputs.
 
-    `concat`, `stack`, `unstack` and `split` are the mappings with the numbers; `share` is `copy` or `tie` if every
+    `concat`, `stack`, `unstack` and `split` are the mappings with the numbers; `combined` are those of
+    arithmetic with a second source, by the name of the operation; `share` is `copy` or `tie` if every
     output gets the whole value. Several sources may read one pattern. `merge` is a mapping or the list of its
     sources, `copy` a mapping with `by`.
     """
@@ -94,6 +95,7 @@ class WrittenPipeline:
     share: Literal["copy", "tie"] | None = None
     merge: MapNode | ListNode | None = None
     copy: MapNode | None = None
+    combined: tuple[tuple[Text, MapNode], ...] = ()
 
     @property
     def order(self) -> tuple[int, ...]:

@@ -276,6 +276,7 @@ class _Compiler:
             family=read.read_axis("concat", concat) or read.read_axis("merge", pipeline.merge),
             spread=read.read_axis("split", split) or read.read_axis("copy", pipeline.copy),
             order=pipeline.order,
+            combine=read.read_combine(pipeline),
         )
         counts = made.find_made_counts(self.params)
         for pattern in patterns:

@@ -1,6 +1,7 @@
 """Compiled pipelines: rules with operations. Sources are joined, transformed and split, always in this order:
 
-    each source's own ops -> concat or merge -> stack -> ops -> unstack -> split or copy -> each target's own ops
+    each source's own ops -> concat, merge, multiply, divide or dequantize -> stack -> ops
+        -> unstack -> split or copy -> each target's own ops
 
 A pipeline is symbolic: its numbers may be params. `Pipeline.resolve` evaluates them, and `plans/groups.py` turns the
 result into moves.
@@ -20,6 +21,7 @@ from remapkit.diagnostics.source import Span, Text
 from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.ops import base, dtype, join
 from remapkit.ops.calls import Arg, Call, CallReader, Params, evaluate_arg, list_params
+from remapkit.ops.combine import Combine, Kind
 from remapkit.patterns.charset import DIGITS
 from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.pattern import CANONICAL, Part, Pattern
@@ -55,6 +57,23 @@ class SplitRule:
 
 
 @dataclass(frozen=True, slots=True)
+class CombineRule:
+    """Arithmetic of the first source with the second; `block` has the sizes of blocks along the last dimensions."""
+
+    kind: Kind
+    to: str | None
+    block: tuple[Arg, ...]
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+    def resolve(self, params: Params) -> Combine:
+        """Return the operation; raises `BadNumber`."""
+        block = tuple(int(evaluate_arg(size, params)) for size in self.block)
+        if block and min(block) < 1:
+            raise BadNumber(f"a size of `block` must be at least 1, got {min(block)}")
+        return Combine(self.kind, self.to, block)
+
+
+@dataclass(frozen=True, slots=True)
 class Pipeline:
     """The operations of a rule on values. `before` has the operations of each part, `after` those of each target.
 
@@ -80,6 +99,7 @@ class Pipeline:
     family: Axis | None = None
     spread: Axis | None = None
     order: tuple[int, ...] = (0,)
+    combine: CombineRule | None = None
 
     @property
     def folded(self) -> tuple[str, ...]:
@@ -104,6 +124,7 @@ class Pipeline:
         axes = (self.stack, self.family, self.unstack, self.spread)
         numbers += [count for axis in axes if axis is not None for count in axis.count or ()]
         numbers += [size for each in (self.split, self.concat) if each is not None for size in each.sizes or ()]
+        numbers += self.combine.block if self.combine is not None else ()
         return tuple(dict.fromkeys(name for number in numbers for name in list_params(number)))
 
     def list_captures(self, params: Params) -> tuple[str, ...]:
@@ -135,6 +156,7 @@ class Pipeline:
             spread=_resolve_counts(self.spread, params, self.split),
             sizes=_resolve_sizes(self.split, params),
             joined=_resolve_sizes(self.concat, params),
+            combine=self.combine.resolve(params) if self.combine is not None else None,
             spans=spans,
         )
 
@@ -173,6 +195,7 @@ class Resolved:
     spread: tuple[int, ...] | None
     sizes: tuple[int, ...] | None
     joined: tuple[int, ...] | None
+    combine: Combine | None
     spans: dict[int, Span | None]
 
 
@@ -276,6 +299,26 @@ class PipelineReader:
                     "one size for each part",
                 )
         return SplitRule(_read_integer(node, "dim"), numbers, equal, node.span)
+
+    def read_combine(self, written: WrittenPipeline) -> CombineRule | None:
+        """Read `multiply`, `divide` or `dequantize`."""
+        if len(written.combined) + (written.concat is not None) > 1:
+            name = written.combined[-1][0]
+            help = "keep one of them, and do the rest with a second rule file"
+            self.add_problem("a rule has one of `concat`, `multiply`, `divide` and `dequantize`", name.span, help)
+            return None
+        if not written.combined:
+            return None
+        ((name, node),) = written.combined
+        block, to = node.get("block"), node.get("to")
+        sizes = block.items if isinstance(block, ListNode) else ()
+        numbers = tuple(self.calls.read_number(item) for item in sizes if isinstance(item, ScalarNode))
+        for number, item in zip(numbers, sizes, strict=True):
+            if isinstance(number, int) and number < 1:
+                help = "give the number of elements that share one scale"
+                self.add_problem(f"a size of `block` must be at least 1, got {number}", item.span, help, code="RK216")
+        kind: Kind = name.value  # type: ignore[assignment]
+        return CombineRule(kind, to.value if isinstance(to, ScalarNode) else None, numbers, node.span)
 
     def check_captures(self, written: WrittenPipeline, patterns: list[Pattern]) -> None:
         """Check that all patterns have the same captures, joined ones are integers, and counted ones are new."""

@@ -6,7 +6,81 @@ from tests.mutation.fault import Fault
 
 PATTERNS = ("tests/ops/test_rearrange.py", "tests/ops/test_ops.py")
 
+COMBINED = ("tests/ops/test_combine.py",)
+
 FAULTS: tuple[Fault, ...] = (
+    Fault(
+        "doubles in single precision",
+        "ops/combine.py",
+        'return "F64" if wide else "F32"',
+        'return "F32"',
+        "F64 is calculated in double precision",
+        COMBINED,
+    ),
+    Fault(
+        "blocks without the last, shorter one",
+        "ops/combine.py",
+        "math.ceil(size / widths[-1])",
+        "size // widths[-1]",
+        "the last block may be shorter",
+        COMBINED,
+    ),
+    Fault(
+        "a scale of one element for blocks",
+        "ops/combine.py",
+        "if not self.block and second.numel == 1:",
+        "if second.numel == 1:",
+        "with `block`, each block has its own scale",
+        COMBINED,
+    ),
+    Fault(
+        "a row of scales for each row or each column",
+        "ops/combine.py",
+        "        if tuple(wanted) != shape:",
+        "        if math.prod(wanted) != second.numel and tuple(wanted) != shape:",
+        "nothing is concluded from the number of scales",
+        COMBINED,
+    ),
+    Fault(
+        "scales from the start of their tensor",
+        "compute/lazy.py",
+        "np.take(spread, place - along.start, dim)",
+        "np.take(spread, place % spread.shape[dim], dim)",
+        "each stripe has its own scales",
+        COMBINED,
+    ),
+    Fault(
+        "a listed dimension with the scales of a range",
+        "compute/lazy.py",
+        "if (spread.shape[dim] > 1 and self.widths[dim] > 1) or not isinstance(box[dim], slice):",
+        "if spread.shape[dim] > 1 and self.widths[dim] > 1:",
+        "listed rows have their own scales",
+        COMBINED,
+    ),
+    Fault(
+        "one of two companions is enough",
+        "plans/companions.py",
+        "move.sources[place + 1 : place + 2] == tuple(companions)",
+        "move.sources[place + 1] in companions",
+        "a weight with two scales is not dequantized by one of them",
+        COMBINED,
+    ),
+    Fault(
+        "the bytes of the first source for the product",
+        "ops/byte_ranges.py",
+        "if join.combine is not None:",
+        "if False:",
+        "a product is computed",
+        COMBINED,
+    ),
+    Fault(
+        "an inverse of a product",
+        "authoring/invert_rule.py",
+        "if pipeline.combine is not None:",
+        "if pipeline.combine is None and pipeline.share is not None:",
+        "what rounds has no inverse",
+        COMBINED,
+    ),
     Fault(
         "axes of a dimension with the fastest first",
         "ops/rearrange.py",

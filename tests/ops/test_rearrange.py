@@ -1,4 +1,6 @@
-"""`rearrange`, `flip`, `roll`, `index`: patterns as they are read, jobs from public reports, and what is in memory."""
+"""`rearrange`, `flip`, `roll`, `index`: patterns as they are read, jobs from reports, and what is in memory."""
+
+# ruff: noqa: E501 - tables of cases, one line each
 
 from __future__ import annotations
 

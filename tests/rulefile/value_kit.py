@@ -129,6 +129,22 @@ DOCUMENTS: tuple[dict[str, Any], ...] = (
         {"index": {"dim": 0, "order": [1, 0]}},
         params={"h": 1},
     ),
+    rules(
+        {"id": "m", "path": "a.{n:int}.w", "multiply": {"by": "a.{n:int}.s"}, "to": "a.{n}"},
+        {
+            "id": "d",
+            "path": "b.{n:int}.w",
+            "divide": {"by": {"path": "b.{n:int}.s", "ops": [{"unsqueeze": 0}]}},
+            "to": "b.{n}",
+        },
+        {
+            "id": "q",
+            "path": "c.{n:int}.w",
+            "dequantize": {"scale": "c.{n:int}.s", "block": [2, "h"], "to": "BF16"},
+            "to": "c.{n}",
+        },
+        params={"h": 2},
+    ),
     op({"rearrange": "a -> a 1"}, {"rearrange": {"pattern": "(a h) 1 -> h a", "h": "h"}}, params={"h": 2}),
     op({"cast": {"from": "F32", "to": "BF16"}}, {"cast": "F32"}, {"scale": 0.5}, {"scale": 2}, {"add": -1.5}),
 )
