@@ -88,7 +88,7 @@ def test_a_root_shows_exactly_what_lies_below_it(tree: dict[str, Any], tmp_path_
             assert refuse(folder / name, root=root).code == "RK416"
 
 
-SEGMENTS = st.sampled_from(["module", "modules", "_orig_mod", "a", "b", "0"])
+SEGMENTS = st.sampled_from(["module", "modules", "xmodule", "_orig_mod", "a", "b", "0"])
 KEYS = st.lists(st.lists(SEGMENTS, min_size=1, max_size=4).map(".".join), unique=True, min_size=1, max_size=8)
 
 
