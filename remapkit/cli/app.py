@@ -222,7 +222,7 @@ def _add_params(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=NUMBER",
         action="append",
         default=[],
-        help="set a number that the rules name under params",
+        help="set a number that the rules name under params; for a list: NAME=1,1,2",
     )
     parser.add_argument("--config", metavar="FILE", help="look up params in a model's config.json")
 

@@ -10,7 +10,6 @@ from remapkit.api.explain import Explanation, explain
 from remapkit.cli.arguments import get_param_options
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.wording import count_noun, join_words
-from remapkit.rulefile.arithmetic import describe_value
 
 SHOWN = 50
 """The most other rules that the text shows: those that read the most of the key."""
@@ -54,7 +53,10 @@ def _describe_explanation(explanation: Explanation) -> Iterator[str | TextTable]
     fqn, matches = explanation.key, explanation.matches
     yield fqn
     if explanation.params:
-        values = (f"{name} = {describe_value(value)}" for name, value in explanation.params.items())
+        plain = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in explanation.params.items()
+        }
+        values = (f"{name} = {value}" for name, value in plain.items())
         yield f"  with {', '.join(values)}"
     if not matches:
         yield f"  {UNMATCHED[explanation.unmatched]}"
