@@ -38,7 +38,7 @@ def rename_keys(fqns: Iterable[str], root: str = "", strip: Collection[str] = ()
     a name.
 
     >>> found = rename_keys(["net.module.w", "net.b", "ema.w", "step"], "net", ["module"])
-    >>> found.names, found.outside, found.stripped
+    >>> found.names, dict(found.outside), found.stripped
     ({'w': 'net.module.w', 'b': 'net.b'}, {'ema': 1, 'step': 1}, {'module': 1})
     """
     fqns = list(fqns)
