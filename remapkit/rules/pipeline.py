@@ -260,12 +260,14 @@ class PipelineReader:
         known = math.prod(number for number in numbers if isinstance(number, int))
         if (
             isinstance(sizes, ListNode)
+            and numbers
             and all(isinstance(each, int) for each in numbers)
             and known != len(sizes.items)
         ):
             help = "one size for each part, or leave `sizes` out"
             self.add_problem(f"`sizes` must have {known} entries, got {len(sizes.items)}", sizes.span, help)
-        if not numbers and (word in ("split", "copy") or (word == "unstack" and len(names) > 1)):
+        needed = word in ("split", "copy") or isinstance(sizes, ListNode) or (word == "unstack" and len(names) > 1)
+        if needed and not numbers:
             help = "add `count: 8`, with your own number"
             if len(names) > 1:
                 help = "add `count: [2, 4]`, with your own numbers"
@@ -275,7 +277,7 @@ class PipelineReader:
             word,
             tuple(name.value for name in names),
             int(dim.value) if isinstance(dim, ScalarNode) else None,
-            tuple(numbers) if numbers else None,
+            tuple(numbers) if len(numbers) == len(names) else None,  # another number of them is reported above
             node.span,
         )
 

@@ -355,6 +355,7 @@ WHISPER = """
   - id: swapped
     concat: {dim: 0, from: [{path: w.a, ops: [{slice: {start: 2}}]}, {path: w.a, ops: [{slice: {stop: 2}}]}]}
     to: w.b
+  - {id: around, concat: {dim: 0, from: [w.c, w.d, {path: w.c, ops: [flip_halves]}]}, to: w.e}
   - {id: none, path: x.scale, ops: [zeros], to: x.zero}
 """
 
@@ -369,6 +370,8 @@ def test_a_part_may_be_zeros_and_a_source_may_be_read_twice(way: str, tmp_path: 
     for i in (0, 1):
         q, v = state[f"h.{i}.q.bias"], state[f"h.{i}.v.bias"]
         expected[f"h.{i}.qkv.bias"] = torch.cat([q, torch.zeros(3, dtype=torch.bfloat16), v])
+    state |= {"w.c": torch.tensor([1.0, 2.0]), "w.d": torch.tensor([3.0])}
+    expected["w.e"] = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0])
     source = save(state, tmp_path / "in.pth")
     assert outcome(way, HEAD + WHISPER.removeprefix("\n"), source, tmp_path, found(state)) == found(expected)
 
