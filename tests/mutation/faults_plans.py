@@ -6,6 +6,7 @@ from tests.mutation.fault import Fault
 
 PLAN = ("tests/core/test_plan_reports.py", "tests/core/test_plan.py")
 GROUPS = ("tests/core/test_plan_groups.py", "tests/ops/test_flows.py", "tests/ops/test_incomplete_families.py")
+ROOTS = ("tests/judge/test_roots.py",)
 RECORDED = ("tests/core/test_plan_recorded.py", "tests/io/test_io_recorded.py")
 
 FAULTS: tuple[Fault, ...] = (
@@ -165,12 +166,44 @@ FAULTS: tuple[Fault, ...] = (
         PLAN,
     ),
     Fault(
-        "one key with the prefix is enough",
-        "plans/problems.py",
-        "if all(fqn.startswith(prefix) and",
-        "if any(fqn.startswith(prefix) and",
-        "a prefix is named only if all keys have it",
-        PLAN,
+        "a key without a match does not count",
+        "plans/roots.py",
+        '        if not found and rules.unmatched == "error":\n            return False\n',
+        "",
+        "a root fits only if all keys under it match",
+        ROOTS,
+    ),
+    Fault(
+        "what is kept is evidence",
+        "plans/roots.py",
+        'by_rule += any(match.rule.kind == "rule" for match in found)',
+        "by_rule += bool(found)",
+        "a keep or a drop is no evidence for a root",
+        ROOTS,
+    ),
+    Fault(
+        "keys may be missing under a root",
+        "plans/roots.py",
+        " and set(required).issubset(fqns)",
+        "",
+        "required keys are under the root",
+        ROOTS,
+    ),
+    Fault(
+        "the first root is taken",
+        "plans/roots.py",
+        "return fits[0] if len(fits) == 1 and fits[0].root else None",
+        "return fits[0] if fits and fits[0].root else None",
+        "of several roots none is taken",
+        ROOTS,
+    ),
+    Fault(
+        "advice forgets where the keys were found",
+        "plans/roots.py",
+        "{'.'.join(filter(None, (root, fit.root)))}",
+        "{fit.root}",
+        "the root that a message names works",
+        ROOTS,
     ),
     Fault(
         "sources are counted by their targets",
