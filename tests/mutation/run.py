@@ -66,7 +66,7 @@ FAULTS: tuple[Fault, ...] = (
 LIMIT = 600
 """The seconds for one file of tests, after which a fault counts as noticed, because the tests do not end."""
 
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
