@@ -173,6 +173,11 @@ def flips(draw: Draw) -> Case:
     return _layout(draw, tuple(shape), written, lambda x: torch.cat(x.chunk(2, at)[::-1], at))
 
 
+@st.composite
+def nothings(draw: Draw) -> Case:
+    return _layout(draw, draw(shapes), "zeros", torch.zeros_like)
+
+
 def _along(x: torch.Tensor, dim: int, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """What `change` makes of the rows, done along another dimension."""
     moved = x.movedim(dim, 0).contiguous()
@@ -342,6 +347,7 @@ LAYOUTS = {
     "pad": pads(),
     "flip_halves": flips(),
     "turns": turns(),
+    "zeros": nothings(),
     "rearrange": rearrangements(),
     "rope": ropes(),
     "qkv": qkvs(),
