@@ -88,7 +88,7 @@ def find_two_cuts(parts: Sequence[Part], steps: Steps) -> tuple[Cut, Cut] | None
     >>> find("{a}_{b}")
     (('a', '_', '_a'), ('a_', '_', 'a'))
     >>> find("{i:int}_{b}"), find("{i:int}{j:int}")
-    (None, (('1', '', '10'), ('11', '', '0')))
+    (None, (('1', '10'), ('11', '0')))
     """
     machine = build_automaton(parts, None, steps)
     alphabet = build_alphabet(machine.chars)

@@ -395,6 +395,7 @@ def _read_rule(written: Data, tables: Tables, lossy: tuple[str, ...], params: Da
         sources = written["merge"]
     elif "from" in (written.get("concat") or {}):
         sources = written["concat"]["from"]
+    sources = [{"path": each} if isinstance(each, str) else each for each in sources]
     distinct: dict[str, Data] = {}
     for number, each in enumerate(sources):
         pattern = repr({name: value for name, value in each.items() if name != "ops"})
