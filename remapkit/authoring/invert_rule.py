@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from remapkit.authoring.invert_numbers import find_expression, find_mirror, find_scales, find_shift
 from remapkit.authoring.leaf_guard import build_guard_in, starts_segment
+from remapkit.authoring.rename_numbers import rename_numbers
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Text
 from remapkit.diagnostics.wording import join_words
-from remapkit.ops.calls import Arg, Call, rename_captures, to_plain_arg
+from remapkit.ops.calls import Arg, Call, to_plain_arg
 from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.pattern import CANONICAL, Part
@@ -202,31 +203,7 @@ def _rename_captures(pipeline: Pipeline, inverter: _Inverter, used: Sequence[str
     if all(name == written for name, written in names.items()):
         return pipeline
 
-    def rename_calls(calls: Sequence[Call]) -> tuple[Call, ...]:
-        return tuple(call.rename_captures(names) for call in calls)
-
-    def rename_sizes(split: SplitRule | None) -> SplitRule | None:
-        if split is None or split.sizes is None:
-            return split
-        return replace(split, sizes=tuple(rename_captures(size, names) for size in split.sizes))
-
-    def rename_count(axis: Axis | None) -> Axis | None:
-        if axis is None or axis.count is None:
-            return axis
-        return replace(axis, count=tuple(rename_captures(each, names) for each in axis.count))
-
-    return replace(
-        pipeline,
-        before=tuple(map(rename_calls, pipeline.before)),
-        ops=rename_calls(pipeline.ops),
-        after=tuple(map(rename_calls, pipeline.after)),
-        concat=rename_sizes(pipeline.concat),
-        split=rename_sizes(pipeline.split),
-        stack=rename_count(pipeline.stack),
-        unstack=rename_count(pipeline.unstack),
-        family=rename_count(pipeline.family),
-        spread=rename_count(pipeline.spread),
-    )
+    return rename_numbers(pipeline, names)
 
 
 def _make_inverter(rule: Rule, tables: Tables, known: Mapping[str, Mapping[str, str]]) -> _Inverter:

@@ -99,11 +99,8 @@ def rename_captures(arg: Arg, names: Mapping[str, str]) -> Arg:
         return tuple(rename_captures(item, names) for item in arg)
     if not isinstance(arg, Expr) or not names.keys() & set(arg.names):
         return arg
-    return parse_expression(re.sub(r"[A-Za-z_]\w*", lambda found: _bracket(names.get(found[0], found[0])), arg.text))
-
-
-def _bracket(text: str) -> str:
-    return text if text.isidentifier() or text.isdigit() else f"({text})"
+    written = {name: text if text.isidentifier() or text.isdigit() else f"({text})" for name, text in names.items()}
+    return parse_expression(re.sub(r"[A-Za-z_]\w*", lambda found: written.get(found[0], found[0]), arg.text))
 
 
 def to_plain_arg(arg: Arg) -> Any:
