@@ -8,6 +8,7 @@ group `remapkit.plugins`. It imports `remapkit` and this module, nothing else of
 * `count_noun` writes a number with its noun: `2 keys`;
 * `format_bytes` writes a number of bytes: `2.82 GB`;
 * `open_source` opens a checkpoint as the commands do, with `ReadOptions(root=..., strip=(...,))`;
+* `read_under_roots` yields an open checkpoint under each prefix that may be the root of its state dict;
 * `read_json_file` reads a small JSON file (a config) strictly: one meaning or a `RemapkitError`.
 """
 
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from remapkit.diagnostics.wording import count_noun, format_bytes, list_names
 from remapkit.files.strict_json import read_json_file
 from remapkit.formats.options import ReadOptions
-from remapkit.sources.open import open_source
+from remapkit.sources.open import open_source, read_under_roots
 
 if TYPE_CHECKING:
     from remapkit.diagnostics.errors import RemapkitError
@@ -31,6 +32,7 @@ __all__ = [
     "list_names",
     "open_source",
     "read_json_file",
+    "read_under_roots",
     "show_error",
 ]
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import remapkit
 from remapkit import Diagnostic, FailedCheck, Plan, Reader, RuleSet, UnreadableCheckpoint, UsageError
-from remapkit.plugin import ReadOptions, list_names, open_source, read_json_file
+from remapkit.plugin import ReadOptions, list_names, open_source, read_json_file, read_under_roots
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -67,6 +67,7 @@ def load_vae(
         structure = {key: value for key, value in (config | dict(settings)).items() if key not in _HALVES}
         names = frozenset(_build_on_meta(cls, {**structure, "encoder": True, "decoder": True}).state_dict())
         if rule_set is None:
+            reader = reader if root is not None else _find_root(cls, reader, names)
             chosen = _recognize_layout(cls, siblings, reader, names)
         else:
             plan = rule_set.plan(header)
@@ -105,12 +106,28 @@ def _build_on_meta(cls: type[Model], settings: Mapping[str, Any]) -> Model:
         return cls(**settings)
 
 
+def _find_root(cls: type[nn.Module], reader: Reader, names: frozenset[str]) -> Reader:
+    """Return the checkpoint under the only root where all keys fit one layout; unchanged if they fit as they are."""
+    if any(_fits(candidate) for candidate in _list_candidates(cls.__name__, reader, names)):
+        return reader
+    inside = [
+        found
+        for found in read_under_roots(reader)
+        if any(_fits(candidate) for candidate in _list_candidates(cls.__name__, found, names))
+    ]
+    return inside[0] if len(inside) == 1 else reader
+
+
+def _fits(candidate: _Candidate) -> bool:
+    return not candidate.strangers and bool(candidate.plan.moves)
+
+
 def _recognize_layout(
     cls: type[nn.Module], siblings: Sequence[type[nn.Module]], reader: Reader, names: frozenset[str]
 ) -> _Candidate:
     """Return the layout that has all keys of the checkpoint. Raises `UsageError` if none or several have."""
     candidates = list(_list_candidates(cls.__name__, reader, names))
-    fitting = [candidate for candidate in candidates if not candidate.strangers and candidate.plan.moves]
+    fitting = [candidate for candidate in candidates if _fits(candidate)]
     if len(fitting) == 1:
         return fitting[0]
     place = reader.header().name

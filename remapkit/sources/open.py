@@ -13,7 +13,9 @@ from remapkit.diagnostics.errors import UnreadableCheckpoint
 from remapkit.formats.detect import open_with_options
 from remapkit.formats.options import ReadOptions
 from remapkit.formats.reader import Reader
+from remapkit.formats.renamed import rename_reader
 from remapkit.rulefile.syntax import RuleFile, WrittenPattern
+from remapkit.tensors.roots import list_roots
 
 PRIVATE_NAMES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """The names under which torch's wrappers keep the wrapped module: of torch.compile, FSDP and checkpointing."""
@@ -51,6 +53,20 @@ def open_source(
                 if any(problem.code != "RK416" for problem in error.diagnostics):
                     raise
     return open_with_options(Path(path), options, joined=True)
+
+
+def read_under_roots(reader: Reader) -> Iterator[Reader]:
+    """Yield an open checkpoint under each prefix of its keys that may be a root, those with most keys first.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "keys.json")
+    >>> _ = path.write_text('{"net.h.w": {"dtype": "F32", "shape": [2]}, "step": {"dtype": "I64", "shape": []}}')
+    >>> with open_source(path) as reader:
+    ...     print([(found.root, list(found.header())) for found in read_under_roots(reader)])
+    [('net', ['h.w']), ('net.h', ['w'])]
+    """
+    for root in list_roots(reader.header()):
+        yield rename_reader(reader, root.path)
 
 
 def complete_strip(options: ReadOptions, rules: RuleFile | None, spoken: Iterable[str]) -> ReadOptions:

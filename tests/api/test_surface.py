@@ -125,6 +125,7 @@ def test_the_set_for_plugins_is_small() -> None:
         "list_names",
         "open_source",
         "read_json_file",
+        "read_under_roots",
         "show_error",
     ]
 

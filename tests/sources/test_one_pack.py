@@ -68,7 +68,8 @@ def test_one_pack_reads_a_checkpoint_however_it_lies(write: Callable[[State, Pat
     specs = {fqn: remapkit.TensorSpec("F32", tuple(value.shape)) for fqn, value in wanted.items()}
     assert remapkit.check(rules, ckpt=source, target_keys=specs).ok
 
-    model = resolve_reference("wan.vae:WanVAE").from_checkpoint(DATA)
+    model = resolve_reference("wan.vae:WanVAE").from_checkpoint(source)
+    assert all(torch.equal(value, wanted[fqn]) for fqn, value in model.state_dict().items())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
