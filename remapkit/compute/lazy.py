@@ -60,11 +60,6 @@ def make_whole_box(spec: TensorSpec) -> Box:
     return tuple(slice(0, size) for size in spec.shape)
 
 
-def slice_along(along: Along, start: int, stop: int) -> Along:
-    """Return elements `start` to `stop` of a selection."""
-    return slice(along.start + start, along.start + stop) if isinstance(along, slice) else along[start:stop]
-
-
 def list_indices(along: Along) -> Array:
     """Convert a selection to indices."""
     return np.arange(along.start, along.stop) if isinstance(along, slice) else along

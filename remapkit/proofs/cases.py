@@ -1,9 +1,10 @@
 r"""Cases: a key map as a union of maps whose captures are independent, which is what the searches can read.
 
-Three things make captures depend on each other, and each has its price in the verdict:
+Four things make captures depend on each other, and each has its price in the verdict:
 
 * A guard on the whole key (`leaf:`, a domain). A deterministic automaton of the guard cuts a key in one way only, so
   one case for each way through its states is exact: no key belongs to two cases.
+* The reading that the matcher takes, of a pattern with several (`preferred.py`): a guard on readings, split likewise.
 * A finite map of several captures. It is one `Lookup` of several slots, exact, if nothing else uses them.
 * A capture that the target uses several times (`{n//4}.{n%4}`, `{p}.{p}`): *correlated*. Either every use may be any
   of its words (`loose`: more targets than there are, so "proven" stands and a collision must be replayed), or, with

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from remapkit.patterns.pattern import Pattern
-from remapkit.proofs.automata import LetterClasses, Nfa, Pieces, concatenate
+from remapkit.proofs.automata import LetterClasses, Nfa
 from remapkit.proofs.budget import Budget
 
 
@@ -217,18 +216,3 @@ class GuidedPiece:
             [new[number] for number in last],
             self._piece.nullable and self._start in ends,
         )
-
-
-def build_domain_dfa(domain: Sequence[Pattern], letters: LetterClasses, pieces: Pieces, budget: Budget) -> Dfa:
-    """Build the automaton of the keys that match any of the patterns."""
-    return SubsetDfa([_build_pattern_nfa(pattern, letters, pieces, budget) for pattern in domain], letters, budget)
-
-
-def _build_pattern_nfa(pattern: Pattern, letters: LetterClasses, pieces: Pieces, budget: Budget) -> Nfa:
-    """Build one piece for the keys of a pattern."""
-    whole = concatenate([pieces.of(part.node) for part in pattern.parts])
-    if pattern.leaf is None:
-        return whole
-    guide = LeafDfa(pattern.leaf, letters, budget)
-    guided = GuidedPiece(whole, guide, guide.start, budget)
-    return guided.ending_in({end for end in guided.ends if guide.accepts(end)})
