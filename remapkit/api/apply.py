@@ -152,12 +152,10 @@ def apply(
         restored = in_place and not dry_run and recover(source)
         options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
         reader = stack.enter_context(open_source(source, options, rules=rule_set.file))
-        rule_set = count_proven_params(rule_set, reader.header(), allow_undecided=allow_undecided)
-        plan = make_plan(rule_set, reader.header(), reader.root)
+        rule_set, plan = _make_plan(rule_set, reader, allow_undecided)
         if root is None and (fit := choose_root(rule_set, plan, partial=partial)) is not None:
             reader = take_root(reader, fit)
-            rule_set = count_proven_params(rule_set, reader.header(), allow_undecided=allow_undecided)
-            plan = make_plan(rule_set, reader.header(), reader.root)
+            rule_set, plan = _make_plan(rule_set, reader, allow_undecided)
         if dtype is not None:
             plan = cast_plan(plan, dtype)
         held = _check_target(rule_set, plan, named, declared_target, partial=partial, strict_dtype=strict_dtype)
@@ -177,6 +175,12 @@ def apply(
         restored=restored,
         diagnostics=diagnostics,
     )
+
+
+def _make_plan(rules: RuleSet, reader: Reader, allow_undecided: bool) -> tuple[RuleSet, ResolvedPlan]:
+    """Return the rules with the params that are counted in the checkpoint, proven again, and their plan."""
+    rules = count_proven_params(rules, reader.header(), allow_undecided=allow_undecided)
+    return rules, make_plan(rules, reader.header(), reader.root)
 
 
 def _check_target(
