@@ -213,21 +213,43 @@ class Questions:
             self._compare(one, other, "across")
 
     def _compare(self, one: int, other: int, fault: OneOf["within", "across"]) -> None:
-        """Report the smallest pair of keys of two key maps with one target; within a rule, hidden outputs count."""
+        """Report the smallest pair of keys of two key maps with one target.
+
+        Within a rule hidden outputs count, and what is admitted is asked apart: a pair that differs in what the
+        author says may be lost must not hide one that does not.
+        """
+        left, right = self.key_maps[one], self.key_maps[other]
+        hidden = left.folded if fault == "within" else ()
+        found = self._find_shared(one, other, fault, hidden)
+        if found is None or (fault == "across" and len(found.keys) == 2 and found.keys[0] == found.keys[1]):
+            # Two rules that match one key: that is already reported as an error.
+            return
+        admitted = fault == "within" and any(concrete.is_admitted(each, found.keys) for each in (left, right))
+        lost = concrete.find_lost_part(left, found.keys) if admitted else None
+        self.answers.witnesses.append(replace(found, lost=lost, admitted=admitted))
+        if admitted:
+            strict = self._find_shared(one, other, fault, concrete.list_losable(left, right))
+            if strict is not None:
+                self.answers.witnesses.append(strict)
+            elif concrete.list_lossy_items(left) or concrete.list_lossy_items(right):
+                # Keys with two values of a lossy table are not admitted by it, and may meet nonetheless.
+                raise Exhausted
+
+    def _find_shared(
+        self, one: int, other: int, fault: OneOf["within", "across"], hidden: Sequence[str]
+    ) -> Witness | None:
+        """Return the smallest pair of keys of two key maps with one target, and the same hidden outputs, if any."""
         net, loose = TaggedNfa(self.context.letters), False
         for number in (one, other):
-            cases = self.maps[number].list_best(self.key_maps[number].folded if fault == "within" else ())
+            cases = self.maps[number].list_best(hidden)
             loose = loose or any(case.loose for case in cases)
             net.add_targets(number, cases, self.context)
         word = find_shortest_shared_word(net, one, other, self.budget)
         if word is None:
-            return
+            return None
         target = word.text.rpartition(SEPARATOR)[2]
         found = zip((one, other), word.read_keys(net), strict=True)
         keys = tuple(key for number, key in found if self.key_maps[number].has_source)
-        if len(keys) == 2 and keys[0] == keys[1] and fault == "across":
-            # Both match this key, which is already reported as an error.
-            return
         if loose:
             for number, key in zip((one, other), keys, strict=False):
                 self._replay_target(number, key, target)
@@ -236,7 +258,7 @@ class Questions:
         if not made:
             pairs = zip((one, other), keys, strict=True)
             targets = [concrete.render_target(self.key_maps[number], key) for number, key in pairs]
-        self.answers.witnesses.append(Witness(fault, (one, other), keys, tuple(targets)))
+        return Witness(fault, (one, other), keys, tuple(targets))
 
     def _replay_target(self, number: int, key: str, target: str) -> None:
         """Raise `Exhausted` unless a key, found with loose cases, has the target."""

@@ -115,8 +115,22 @@ def list_lossy_items(key_map: KeyMap) -> list[MapItem]:
     return [item for item in key_map.items or () if isinstance(item, MapItem) and item.table in key_map.lossy]
 
 
+def list_losable(*key_maps: KeyMap) -> tuple[str, ...]:
+    """Return the captures in which keys must agree for their collision not to be admitted, folded ones included."""
+    names: dict[str, None] = {}
+    for key_map in key_maps:
+        lossy = (name for item in list_lossy_items(key_map) for name in item.names)
+        for name in (*key_map.folded, *key_map.forget, *lossy):
+            part = key_map.pattern.capture(name)
+            if part is not None and not part.is_constant:
+                names[name] = None
+    return tuple(names)
+
+
 def is_admitted(key_map: KeyMap, keys: Sequence[str]) -> bool:
     """Return whether two keys differ in what the author admits to lose: a `forget`, or one value of a lossy table."""
+    if not key_map.has_source:
+        return False
     one, other = (key_map.reader(key) for key in keys)
     if one is None or other is None:
         return False

@@ -63,7 +63,7 @@ class FindingWriter(FindingBase):
             if each.fault == "ambiguous":
                 kind = each.fault, each.keys[0], owner
             elif len(each.key_maps) == 2:
-                kind = each.fault, each.targets[0], owner
+                kind = each.fault, each.targets[0], owner, each.admitted
             groups.setdefault(kind, []).append(each)
         return list(groups.values())
 
@@ -114,7 +114,7 @@ class FindingWriter(FindingBase):
         if witness.fault == "open":
             return self.open(witness)
         if len(witness.key_maps) == 2:
-            return self.one_target(group, is_complete=is_complete)
+            return self.one_target(group, level, is_complete=is_complete)
         return self.within(witness, level)
 
     def offer(
@@ -179,7 +179,7 @@ class FindingWriter(FindingBase):
                 numbers.append(number)
         return sorted(numbers)
 
-    def one_target(self, group: Sequence[Witness], *, is_complete: bool) -> Diagnostic:
+    def one_target(self, group: Sequence[Witness], level: str, *, is_complete: bool) -> Diagnostic:
         """Report rules whose keys have one target, or outputs of one rule."""
         one, other = (self.key_maps[number] for number in group[0].key_maps)
         target, values, notes = group[0].targets[0], self.values(group), self.list_keys(group)
@@ -189,7 +189,10 @@ class FindingWriter(FindingBase):
         if one.owner == other.owner:
             title = f"{'two' if len(keys) == 2 else len(keys)} outputs of {one.rule_id} have one target, {target}"
             help: tuple[str, ...] = ("give each output its own target",)
-            found = Diagnostic("RK202", title, labels, help, notes, values=values)
+            severity = Severity.ERROR
+            if group[0].admitted:
+                notes, severity = (*notes, describe_admission(level)), Severity.WARNING
+            found = Diagnostic("RK202", title, labels, help, notes, severity, values=values)
             return self.offer(found, group, self.proposer.fix_outputs(other))
         values["rules"] = ids = self.name_rules(keys)
         subject = f"a key of {one.rule_id} and a key of {other.rule_id}"
@@ -232,7 +235,7 @@ class FindingWriter(FindingBase):
             help = "separate the captures in the target by a dot, or by other text that none of them can contain"
             fixes = self.proposer.fix_split(key_map)
         if witness.admitted:
-            notes.append(f"the rule file declares that this is intended: no error, but at most '{level}'")
+            notes.append(describe_admission(level))
         title, helps = f"two keys map to one target: {fact}", tuple(always) or (help,)
         severity = Severity.WARNING if witness.admitted else Severity.ERROR
         values = {**self.values([witness]), "target": witness.targets[0]}
@@ -297,3 +300,8 @@ class FindingWriter(FindingBase):
 
 def _count_others(title: str, severity: Severity = Severity.ERROR) -> Diagnostic:
     return Diagnostic("RK209", title, help=("fix those above first",), severity=severity)
+
+
+def describe_admission(level: str) -> str:
+    """Return a note about what `forget` or a lossy table admits, with the level that can be reached nonetheless."""
+    return f"the rule file declares that this is intended: no error, but at most '{level}'"
