@@ -496,6 +496,22 @@ FAULTS: tuple[Fault, ...] = (
         PROOFS,
     ),
     Fault(
+        "between outputs nothing is admitted",
+        "proofs/checks.py",
+        'admitted = fault == "within" and any(',
+        "admitted = False and any(",
+        "what the author gives up is no error between two outputs either",
+        ("tests/prove/test_fuzz.py",),
+    ),
+    Fault(
+        "an admitted pair of outputs ends the search",
+        "proofs/checks.py",
+        "strict = self._find_shared(one, other, fault, concrete.list_losable(left, right))",
+        "strict = None",
+        "an admitted pair hides none that is not",
+        ("tests/prove/test_fuzz.py",),
+    ),
+    Fault(
         "only the first output passes",
         "proofs/checks.py",
         "self.answers.witnesses.append(min(witnesses, key=lambda each: sum(map(len, each.keys))))",

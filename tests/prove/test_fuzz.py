@@ -75,6 +75,14 @@ FOUND: dict[str, tuple[str, Level]] = {
         RULE % "path: '{c:b|x}', to: b, forget: [c]" + ADD + "unmatched: keep\n",
         Level.KEYS,
     ),
+    "an admitted loss between two outputs": (
+        RULE % "path: '{c:0..9}', unstack: {dim: 0, by: k, count: 3}, to: '{k+c}', forget: [c]",
+        Level.KEYS,
+    ),
+    "one between two outputs that is not, behind an admitted one": (
+        RULE % "path: '{c:0..9}.{a:0|10}', unstack: {dim: 0, by: k, count: 11}, to: '{k+c+a}', forget: [c]",
+        Level.REFUTED,
+    ),
     "what passes through outside the domain": (
         "remapkit: 1\nname: t\nunmatched: keep\nsource: {domain: [b]}\n" + ADD,
         Level.DOMAIN,
