@@ -80,7 +80,7 @@ FOUND: dict[str, tuple[str, Level]] = {
         Level.KEYS,
     ),
     "one between two outputs that is not, behind an admitted one": (
-        RULE % "path: '{c:0..9}.{a:0|10}', unstack: {dim: 0, by: k, count: 11}, to: '{k+c+a}', forget: [c]",
+        RULE % "path: '{c:0..9}.{a:0|10|11}', unstack: {dim: 0, by: k, count: 2}, to: '{k+c+a}', forget: [c]",
         Level.REFUTED,
     ),
     "what passes through outside the domain": (
