@@ -18,7 +18,7 @@ from remapkit.authoring.rename_numbers import rename_numbers
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Text
 from remapkit.diagnostics.wording import join_words
-from remapkit.ops.calls import Arg, Call, to_plain_arg
+from remapkit.ops.calls import Arg, Call, list_params, to_plain_arg
 from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.pattern import CANONICAL, Part
@@ -26,6 +26,7 @@ from remapkit.patterns.regex import parse_regex
 from remapkit.patterns.template import CaptureItem, MapItem, TemplateItem, TextItem
 from remapkit.proofs.correlated import find_correlated
 from remapkit.proofs.keymap import KeyMap
+from remapkit.rulefile.arithmetic import SIZE
 from remapkit.rules.axes import Axis
 from remapkit.rules.model import CompiledRules, Rule
 from remapkit.rules.pipeline import Pipeline, SplitRule
@@ -260,7 +261,8 @@ def _invert_calls(calls: Sequence[Call]) -> tuple[object, ...]:
 def _dump_split(split: SplitRule | None, axis: Axis | None, otherwise: str | None) -> Mapping[str, object] | None:
     if split is None:
         return None
-    sizes = to_plain_arg(split.sizes) if split.sizes is not None else otherwise
+    sized = any(SIZE in list_params(size) for size in split.sizes or ())  # the inverse joins parts of any size
+    sizes = None if sized else to_plain_arg(split.sizes) if split.sizes is not None else otherwise
     numbers = dict(_dump_axis(axis) or {})
     if isinstance(sizes, list | tuple) and axis is not None and len(axis.by) == 1:
         numbers.pop("count")  # the number of sizes

@@ -35,9 +35,8 @@ from remapkit.rulefile.yaml.nodes import MapNode
 from remapkit.rules.compile_template import Tabulations, compile_template, find_syntax_problems
 from remapkit.rules.costs import CompileCosts
 from remapkit.rules.model import CompiledRules, CountedParam, Requirement, Rule, RuleKind, Table
-from remapkit.rules.pipeline import (
-    AddedTargets,
-    Pipeline,
+from remapkit.rules.pipeline import AddedTargets, Pipeline
+from remapkit.rules.pipeline_reader import (
     PipelineReader,
     is_integer_capture,
     list_fill_targets,
@@ -270,7 +269,7 @@ class _Compiler:
             concat=read.read_split(concat, None if _has_family(concat) else len(pipeline.sources)),
             stack=read.read_axis("stack", pipeline.stack),
             unstack=read.read_axis("unstack", pipeline.unstack),
-            split=read.read_split(split, None if _has_family(split) else len(pipeline.outputs)),
+            split=read.read_split(split, None if _has_family(split) else len(pipeline.outputs), sized=True),
             share=pipeline.share,
             merge=pipeline.merge is not None,
             family=read.read_axis("concat", concat) or read.read_axis("merge", pipeline.merge),

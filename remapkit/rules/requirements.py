@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span, Text
 from remapkit.diagnostics.wording import count_noun, join_words
-from remapkit.ops.calls import Arg, CallReader, evaluate_arg
+from remapkit.ops.call_reader import CallReader
+from remapkit.ops.calls import Arg, evaluate_arg
 from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import Part, Pattern
 from remapkit.rulefile.arithmetic import BadNumber, Values, describe_value
