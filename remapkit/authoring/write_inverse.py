@@ -162,8 +162,8 @@ class InverseWriter:
         The names of the inverse are those for the values in force of the params in keys: it requires these.
         """
         fixed = self.rules.key_params
-        held = [each for each in self.rules.file.require if each.what == "param"]
-        left = [each.name.value for each in self.rules.file.require if each.what != "param"]
+        held = [each for each in self.rules.file.require if each.what in ("param", "that")]
+        left = [each.name.value for each in self.rules.file.require if each.what not in ("param", "that")]
         if held or left or fixed:
             yield ""
         yield from (f"# Not carried over, because it is about keys of the other side: {name}" for name in left)
@@ -173,7 +173,8 @@ class InverseWriter:
             note = "the names of this inverse are those for this value"
             yield f"  - {emit_flow({'param': name, 'is': _to_allowed(self.rules.params[name]), 'note': note})}"
         for each in held:
-            entry: dict[str, object] = {"param": each.name.value, "is": to_plain_value(each.wanted)}
+            entry: dict[str, object] = {each.what: each.name.value}
+            entry |= {"is": to_plain_value(each.wanted)} if each.what == "param" else {}
             yield f"  - {emit_flow({**entry, **({'note': each.note.value} if each.note is not None else {})})}"
 
     def write_pattern(self, rule: InverseRule) -> PatternText:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
-from remapkit.diagnostics.source import Span
+from remapkit.diagnostics.source import Span, Text
 from remapkit.diagnostics.wording import quote_excerpt
 from remapkit.ops import base, rearrange
 from remapkit.ops.calls import FORMS, Arg, Call, Form, to_plain_arg
@@ -84,8 +84,12 @@ class CallReader:
         """Read an integer, or arithmetic on params; if that fails, add a problem and return 0."""
         if node.kind == "integer":
             return int(node.value)
+        return self.read_expression(node.text, 0, len(node.text.value), sized=sized)
+
+    def read_expression(self, text: Text, start: int, end: int, *, sized: bool = False) -> Arg:
+        """Read arithmetic on params in a part of a text; if that fails, add a problem and return 0."""
         try:
-            expression = parse_expression(node.text)
+            expression = parse_expression(text, start=start, end=end)
         except InvalidRules as error:
             self.problems += error.diagnostics
             return 0

@@ -164,7 +164,7 @@ def test_a_split_in_sizes_has_an_inverse_and_an_operation_has_none() -> None:
 
 def test_params_and_captures_named_size_keep_their_meaning() -> None:
     rules = remapkit.loads(
-        HEAD + "params: {size: 3, floor: [4, 5]}\nrules:\n"
-        "  - {id: r, path: 'a.{i:int}', to: 'b.{i}', ops: [{reshape: [size, 'floor[0]', 'size(0)//size//floor[0]']}]}\n"
+        HEAD + "params: {size: 3, n: [4, 5]}\nrules:\n"
+        "  - {id: r, path: 'a.{i:int}', to: 'b.{i}', ops: [{reshape: [size, 'n[0]', 'size(0)//size//n[0]']}]}\n"
     )
     assert rules.plan({"a.1": remapkit.TensorSpec("F32", (24,))}).target["b.1"].shape == (3, 4, 2)
