@@ -302,7 +302,7 @@ def _read_pattern(node: Node) -> WrittenPattern:
     return WrittenPattern(surface, _get_text(fields[surface]), node.span, where, leaf, is_neutral)
 
 
-COMBINED = {"multiply": "by", "divide": "by", "dequantize": "scale"}
+COMBINED = {"multiply": "by", "divide": "by", "dequantize": "scale", "fold_weight_norm": "g"}
 """Arithmetic with a second source: the field of a rule, and the field in it with the pattern of that source."""
 _PIPELINE_FIELDS = {"ops", "concat", "merge", "stack", "unstack", "split", "copy", "tie", *COMBINED}
 """The fields that make a rule more than a rename."""

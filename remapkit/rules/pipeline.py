@@ -49,11 +49,15 @@ Sized = tuple[SplitRule, tuple[tuple[str, ParamValue], ...]]
 
 @dataclass(frozen=True, slots=True)
 class CombineRule:
-    """Arithmetic of the first source with the second; `block` has the sizes of blocks along the last dimensions."""
+    """Arithmetic of the first source with the second; `block` has the sizes of blocks along the last dimensions.
+
+    `dim` is that of `fold_weight_norm` (None: the norm of the whole tensor).
+    """
 
     kind: Kind
     to: str | None
     block: tuple[Arg, ...]
+    dim: int | None = None
     span: Span | None = field(default=None, compare=False, repr=False)
 
     def resolve(self, params: Params) -> Combine:
@@ -61,7 +65,7 @@ class CombineRule:
         block = tuple(int(evaluate_arg(size, params)) for size in self.block)
         if block and min(block) < 1:
             raise BadNumber(f"a size of `block` must be at least 1, got {min(block)}")
-        return Combine(self.kind, self.to, block)
+        return Combine(self.kind, self.to, block, self.dim)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from remapkit.patterns.finite import MAX_WORDS
 from remapkit.patterns.pattern import CANONICAL, Part, Pattern
 from remapkit.patterns.template import Template
 from remapkit.patterns.tree import Alt, Chars, Group, PatternNode, Repeat
+from remapkit.rulefile.read import COMBINED
 from remapkit.rulefile.syntax import WrittenFill, WrittenPipeline
-from remapkit.rulefile.yaml.nodes import ListNode, MapNode, ScalarNode
+from remapkit.rulefile.yaml.nodes import ListNode, MapNode, Node, ScalarNode
 from remapkit.rules.axes import (
     Axis,
     list_joining,
@@ -109,11 +110,13 @@ class PipelineReader:
         return SplitRule(_read_integer(node, "dim"), numbers, equal, node.span)
 
     def read_combine(self, written: WrittenPipeline) -> CombineRule | None:
-        """Read `multiply`, `divide` or `dequantize`."""
+        """Read `multiply`, `divide`, `dequantize` or `fold_weight_norm`."""
         if len(written.combined) + (written.concat is not None) > 1:
             name = written.combined[-1][0]
             help = "keep one of them, and do the rest with a second rule file"
-            self.add_problem("a rule has one of `concat`, `multiply`, `divide` and `dequantize`", name.span, help)
+            self.add_problem(
+                f"a rule has one of {join_words(f'`{each}`' for each in ('concat', *COMBINED))}", name.span, help
+            )
             return None
         if not written.combined:
             return None
@@ -126,7 +129,20 @@ class PipelineReader:
                 help = "give the number of elements that share one scale"
                 self.add_problem(f"a size of `block` must be at least 1, got {number}", item.span, help, code="RK216")
         kind: Kind = name.value  # type: ignore[assignment]
-        return CombineRule(kind, to.value if isinstance(to, ScalarNode) else None, numbers, node.span)
+        to_dtype = to.value if isinstance(to, ScalarNode) else None
+        return CombineRule(kind, to_dtype, numbers, self._read_norm_dim(node.get("dim")), node.span)
+
+    def _read_norm_dim(self, node: Node | None) -> int | None:
+        """Read the dimension of `fold_weight_norm`: 0 by default, None for `all`."""
+        if not isinstance(node, ScalarNode):
+            return 0
+        if node.kind == "integer" and int(node.value) >= 0:
+            return int(node.value)
+        if node.value != "all":
+            title = f"`dim` must be a dimension from 0, or `all`, got {node.value}"
+            help = "`all` is the norm of the whole tensor, which torch's weight_norm calls None or -1"
+            self.add_problem(title, node.span, help, code="RK216")
+        return None
 
     def check_captures(self, written: WrittenPipeline, patterns: list[Pattern]) -> None:
         """Check that all patterns have the same captures, joined ones are integers, and counted ones are new."""
