@@ -117,7 +117,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "the inverse has the captures of the rule",
-        "authoring/invert_rule.py",
+        "authoring/invert_pipeline.py",
         "if all(name == written for name, written in names.items()):",
         "if names is not None:",
         "an index that is shifted in a target is shifted back in the numbers of the inverse",
@@ -125,7 +125,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "the index of a stack is a number",
-        "rules/pipeline.py",
+        "rules/pipeline_reader.py",
         "if by in admitted:",
         "if by is None:",
         "the index that stack counts has several values",

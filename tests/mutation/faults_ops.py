@@ -75,7 +75,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "an inverse of a product",
-        "authoring/invert_rule.py",
+        "authoring/invert_pipeline.py",
         "if pipeline.combine is not None:",
         "if pipeline.combine is None and pipeline.share is not None:",
         "what rounds has no inverse",
