@@ -294,9 +294,8 @@ def test_a_table_that_is_not_injective() -> None:
     many = table("slot", {f"k{n}": f"v{n % 1000}" for n in range(2000)})
     (problem,) = found_in(lambda: rules(rule("r", "{s|slot}", path="{s:slot}"), tables=[many]))
     assert problem.title.endswith("two keys map to 'v0', and 999 more keys have the value of another")
-    assert problem.notes == (
-        "k1001 -> v1, as k1\nk1002 -> v2, as k2\nk1003 -> v3, as k3\nk1004 -> v4, as k4\nk1005 -> v5, as k5\n... and 994 more",
-    )
+    shown = [f"k{n + 1000} -> v{n}, as k{n}" for n in range(1, 6)]
+    assert problem.notes == ("\n".join([*shown, "... and 994 more"]),)
     lossy = table("slot", {"0": "norm1", "3": "norm1"}, lossy=True)
     assert rules(rule("r", "{s|slot}", path="{s:slot}"), tables=[lossy]).match("3")[0].target == "norm1"
 

@@ -168,3 +168,19 @@ def test_params_and_captures_named_size_keep_their_meaning() -> None:
         "  - {id: r, path: 'a.{i:int}', to: 'b.{i}', ops: [{reshape: [size, 'n[0]', 'size(0)//size//n[0]']}]}\n"
     )
     assert rules.plan({"a.1": remapkit.TensorSpec("F32", (24,))}).target["b.1"].shape == (3, 4, 2)
+
+
+def test_the_example_of_the_docs(tmp_path: Path) -> None:
+    page = (Path(remapkit.__file__).parent.parent / "docs" / "operations.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(remapkit: 1\nname: sizes\n.*?)```", page, re.DOTALL)
+    rules = remapkit.loads(example)
+    (tmp_path / "r.yaml").write_text(example)
+    assert rules.prove().level.name == "ALL" and main(["test", str(tmp_path / "r.yaml")]) == 0
+    fused = torch.arange(24.0).reshape(8, 3)
+    made = rules({"embed.weight": torch.ones(70, 2), "h.0.fused": fused})
+    assert made["embed.weight"].shape == (128, 2) and made["embed.weight"].sum() == 140
+    assert [made[f"h.0.{name}"].tolist() for name in ("gate", "up", "rest")] == [
+        fused[:2].tolist(),
+        fused[2:4].tolist(),
+        fused[4:].tolist(),
+    ]

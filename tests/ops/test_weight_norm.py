@@ -196,3 +196,44 @@ def test_dtypes_without_arithmetic_are_refused() -> None:
         remapkit.loads(HEAD + "  - {id: w, path: v, fold_weight_norm: {g: g}, to: w}\n")(
             {"v": torch.zeros(2, 2).to(torch.float8_e4m3fn), "g": torch.zeros(2, 1)}
         )
+
+
+def test_the_example_of_the_docs_is_proven_and_has_a_partial_inverse(tmp_path: Path) -> None:
+    page = (Path(remapkit.__file__).parent.parent / "docs" / "operations.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(remapkit: 1\nname: vocoder\n.*?)```", page, re.DOTALL)
+    rules = remapkit.loads(example)
+    (tmp_path / "r.yaml").write_text(example)
+    assert rules.prove().level.name == "ALL" and main(["test", str(tmp_path / "r.yaml")]) == 0
+    with pytest.raises(InvalidRules, match="fold has no inverse: fold_weight_norm rounds"):
+        remapkit.invert(rules)
+    inverse = remapkit.invert(rules, partial=True)
+    assert inverse.lost == ("'{m:**}.weight_v' and '{m:**}.weight_g' (fold)",)
+    assert f"# Not restored, because its operations have no inverse: {inverse.lost[0]}\n" in inverse.text
+    back = remapkit.loads(inverse.text)({"a.weight": torch.zeros(2), "a.bias": torch.ones(2)})
+    assert list(back) == ["a.bias"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "targets"),
+    [
+        ("path: 'p.{i:int}', ops: [{pad: {to: 8}}], to: 'q.{i}'", ["q.0", "q.1"]),
+        ("path: 'p.{i:int}', ops: [{cast: BF16}], split: {dim: 0, into: ['x.{i}', 'y.{i}']}", ["x.0", "y.3"]),
+        ("path: 'p.{i:int}', ops: [{slice: {stop: 1}}], unstack: {dim: 0, by: e}, to: 'q.{i}.{e}'", ["q.0.0"]),
+        ("path: 'p.{i:int}', stack: {dim: 0, by: i}, ops: [{add: 1}], to: q", ["q"]),
+    ],
+)
+def test_a_rule_without_an_inverse_is_left_out_by_name(rule: str, targets: list[str]) -> None:
+    text = (
+        HEAD + f"  - {{id: lost, {rule}}}\n  - {{id: r, path: 'r.{{i:int}}', to: 's.{{i}}'}}\ntests: {{r.0: s.0}}\n"
+    )
+    rules = remapkit.loads(text)
+    inverse = remapkit.loads(remapkit.invert(rules, partial=True).text)
+    assert inverse.prove().level.name == "ALL"
+    state = {name: torch.zeros(2, 2) for name in (*targets, "s.5")}
+    assert list(inverse(state)) == ["r.5"]
+
+
+def test_nothing_is_left_where_every_rule_is_lossy() -> None:
+    rules = remapkit.loads(HEAD + "  - {id: lost, path: a, ops: [{pad: {to: 8}}], to: b}\n")
+    with pytest.raises(InvalidRules, match="lost has no inverse: pad"):
+        remapkit.invert(rules, partial=True)
