@@ -26,6 +26,7 @@ from remapkit.ops.base import Op
 from remapkit.ops.dtype import CastOp
 from remapkit.ops.join import FillOp, Join
 from remapkit.ops.shape import ReshapeOp, Squeeze, Unsqueeze
+from remapkit.plans.follow import can_follow, describe_op, find_follow_fault
 from remapkit.plans.moves import Dropped, Move, RuleRef
 from remapkit.tensors.dtypes import is_exact_cast
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
@@ -84,7 +85,7 @@ class _Judge:
     def judge_moves(self) -> Judged:
         for weight, companions in self.scaled.items():
             for move in self.of.get(weight, ()):
-                if _is_dequantized(move, weight, companions):
+                if _is_dequantized(move, weight, companions) or self._judge_following(weight, move):
                     continue
                 self._judge_weight(weight, companions, move)
         for move in self.moves:
@@ -134,6 +135,23 @@ class _Judge:
             self._add_fault("RK365", title, help, move.rule, shown)
         for companion in companions:
             self._judge_companion(companion, weight, move)
+
+    def _judge_following(self, weight: str, move: Move) -> bool:
+        """Return whether an operation on a scaled weight was judged together with the moves of its scales."""
+        kinds = [self.scaled.get(fqn, ()) for fqn in move.sources]
+        names = [name for each in kinds for name in each]
+        if not all(name in self.of for name in names) or {len(each) for each in kinds} != {len(kinds[0]) or 1}:
+            return False
+        if not can_follow(move.ops, self.source[weight], names):
+            return False
+        for scales in zip(*kinds, strict=True) if weight == move.sources[0] else ():
+            images = [each for each in self.of[scales[0]] if self._is_companion(each.target, move.target)]
+            if fault := find_follow_fault(move, scales, images, self.source):
+                shown = f"{', '.join(move.sources[:2])} ({self.source[weight]}), scaled by {join_words(scales, 2)}"
+                title = f"{describe_op(move.ops[0])} of a scaled weight: {fault}"
+                help = "or `dequantize` the weight with its scale first: the result is a plain float"
+                self._add_fault("RK362", title, help, move.rule, shown)
+        return True
 
     def _judge_companion(self, companion: str, weight: str, move: Move) -> None:
         """Check one companion of a weight that becomes `move.target`."""

@@ -51,7 +51,7 @@ def _find_roundings(move: Move, source: StateDictSpec) -> Iterator[tuple[str, st
 
 
 def _trace_casts(ops: Iterable[Op], dtype: str) -> Iterator[tuple[str, str]]:
-    """Yield the casts that may round. Operations that calculate or fill give any value; all others only move values."""
+    """Yield the casts that may round: what calculates or fills gives any value, all else only moves values."""
     exact = dtype  # a dtype that has every value there is at this point: a cast from BF16 to F64 adds none
     for op in ops:
         if isinstance(op, CastOp):

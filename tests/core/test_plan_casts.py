@@ -102,7 +102,7 @@ def test_what_is_joined_and_then_cast() -> None:
 
 @pytest.mark.parametrize("start", ["F16", "BF16", "F32"])
 def test_a_chain_of_casts_is_noted_exactly_if_a_value_changes(start: str) -> None:
-    """Every pattern of 16 bits (in F32: random ones) through every chain of three: exact as far as nothing is noted."""
+    """Every pattern of 16 bits (in F32: random ones) through every chain of three."""
     bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
     values = bits.view(TORCH_DTYPES[start]) if start != "F32" else torch.randn(1 << 12)
     values = values[values.isfinite()]
