@@ -37,6 +37,7 @@ def combine_blocks(combine: Combine, block: Array, spread: Array, specs: tuple[T
             decode_elements(np.atleast_1d(raw), spec.dtype).astype(wide)
             for raw, spec in ((block, first), (spread, second))
         )
+        by = by / by.dtype.type(combine.find_over(first)) if combine.over != 1 else by
         values = values / by if combine.kind == "divide" else values * by
         return encode_elements(values, made.dtype).reshape(block.shape)
 

@@ -128,7 +128,7 @@ def _combine_pair(combine: Combine, first: torch.Tensor, second: torch.Tensor) -
         double = (first.cpu() if first.device.type == "mps" else first).double()
         norms = double.square().sum(others, keepdim=True).sqrt() if others else double.abs()
         second = second.to(norms.device).double().reshape(norms.shape) / norms
-    spread = second.to(first.device, wide)
+    spread = second.to(first.device, wide) / combine.find_over(one)
     if spread.dim() != first.dim():  # one element
         spread = spread.reshape((1,) * first.dim())
     for dim, (width, size) in enumerate(zip(widths, first.shape, strict=True)):

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 from remapkit.diagnostics.wording import join_words
 from remapkit.ops.base import RefusedOp
+from remapkit.rulefile.arithmetic import SIZE, BadNumber, Expr, ParamValue
 from remapkit.tensors.dtypes import PLAIN_FLOATS
 from remapkit.tensors.spec import TensorSpec
 
@@ -23,18 +24,28 @@ Kind = Literal["multiply", "divide", "dequantize", "fold_weight_norm"]
 
 
 @dataclass(frozen=True, slots=True)
+class SizedNumber:
+    """A number that uses `size(k)` of the first tensor, and the values of the other names in it."""
+
+    expression: Expr
+    values: tuple[tuple[str, ParamValue], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Combine:
     """The first tensor times the second, or divided by it: calculated in single precision and rounded once to `to`.
 
     Without `to`, the result has the first one's dtype; F64 is calculated in double precision. `block` is the number
     of elements along each of the last dimensions that share one element of the second tensor. `fold_weight_norm`
-    takes a norm for each index of `dim`, over all other dimensions, or one for the whole tensor (None).
+    takes a norm for each index of `dim`, over all other dimensions, or one for the whole tensor (None). `multiply`
+    divides the second tensor by `over` first.
     """
 
     kind: Kind
     to: str | None = None
     block: tuple[int, ...] = ()
     dim: int | None = None
+    over: int | SizedNumber = 1
     name: ClassVar[str] = "combine"
 
     def infer(self, first: TensorSpec, second: TensorSpec, names: Sequence[str] = ("", "")) -> TensorSpec:
@@ -47,8 +58,22 @@ class Combine:
                 raise RefusedOp(title, "cast it first, or rename it without an operation", code="RK352")
         if self.kind == "fold_weight_norm":
             self._check_norms(first, second, names)
+        self.find_over(first)
         self.find_widths(first, second, names)
         return TensorSpec(self.to or first.dtype, first.shape)
+
+    def find_over(self, first: TensorSpec) -> int:
+        """Return the number that the second tensor is divided by; raises `RefusedOp` if the sizes give none."""
+        over = self.over
+        try:
+            number = (
+                over if isinstance(over, int) else over.expression.value({**dict(over.values), SIZE: first.shape})
+            )
+        except BadNumber as error:
+            raise RefusedOp(f"{self.kind}: {error}") from None
+        if number < 1:
+            raise RefusedOp(f"`over` must be at least 1, got {number}")
+        return number
 
     def _check_norms(self, first: TensorSpec, second: TensorSpec, names: Sequence[str]) -> None:
         """Raise `RefusedOp` unless the second tensor has one element for each norm of the first."""

@@ -17,10 +17,10 @@ from typing import Literal
 from remapkit.diagnostics.source import Span
 from remapkit.ops import base, dtype, join
 from remapkit.ops.calls import Arg, Call, Params, evaluate_arg, list_params, take_values
-from remapkit.ops.combine import Combine, Kind
+from remapkit.ops.combine import Combine, Kind, SizedNumber
 from remapkit.patterns.pattern import Pattern
 from remapkit.patterns.template import Template
-from remapkit.rulefile.arithmetic import SIZE, BadNumber, ParamValue
+from remapkit.rulefile.arithmetic import SIZE, BadNumber, Expr, ParamValue
 from remapkit.rules.axes import (
     MAX_PARTS,
     Axis,
@@ -51,13 +51,14 @@ Sized = tuple[SplitRule, tuple[tuple[str, ParamValue], ...]]
 class CombineRule:
     """Arithmetic of the first source with the second; `block` has the sizes of blocks along the last dimensions.
 
-    `dim` is that of `fold_weight_norm` (None: the norm of the whole tensor).
+    `dim` is that of `fold_weight_norm` (None: the norm of the whole tensor), `over` that of `multiply`.
     """
 
     kind: Kind
     to: str | None
     block: tuple[Arg, ...]
     dim: int | None = None
+    over: Arg = 1
     span: Span | None = field(default=None, compare=False, repr=False)
 
     def resolve(self, params: Params) -> Combine:
@@ -65,7 +66,12 @@ class CombineRule:
         block = tuple(int(evaluate_arg(size, params)) for size in self.block)
         if block and min(block) < 1:
             raise BadNumber(f"a size of `block` must be at least 1, got {min(block)}")
-        return Combine(self.kind, self.to, block, self.dim)
+        over: int | SizedNumber = 1
+        if isinstance(self.over, Expr) and SIZE in self.over.names:
+            over = SizedNumber(self.over, take_values([name for name in self.over.names if name != SIZE], params))
+        else:
+            over = int(evaluate_arg(self.over, params))
+        return Combine(self.kind, self.to, block, self.dim, over)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +125,7 @@ class Pipeline:
         axes = (self.stack, self.family, self.unstack, self.spread)
         numbers += [count for axis in axes if axis is not None for count in axis.count or ()]
         numbers += [size for each in (self.split, self.concat) if each is not None for size in each.sizes or ()]
-        numbers += self.combine.block if self.combine is not None else ()
+        numbers += (*self.combine.block, self.combine.over) if self.combine is not None else ()
         return tuple(dict.fromkeys(name for number in numbers for name in list_params(number)))
 
     def list_captures(self, params: Params) -> tuple[str, ...]:

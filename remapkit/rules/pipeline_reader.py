@@ -130,7 +130,12 @@ class PipelineReader:
                 self.add_problem(f"a size of `block` must be at least 1, got {number}", item.span, help, code="RK216")
         kind: Kind = name.value  # type: ignore[assignment]
         to_dtype = to.value if isinstance(to, ScalarNode) else None
-        return CombineRule(kind, to_dtype, numbers, self._read_norm_dim(node.get("dim")), node.span)
+        over = node.get("over")
+        number = self.calls.read_number(over, sized=True) if isinstance(over, ScalarNode) else 1
+        if isinstance(over, ScalarNode) and isinstance(number, int) and number < 1:
+            help = "divide by the LoRA rank, for example: `size(1)` of an up matrix"
+            self.add_problem(f"`over` must be at least 1, got {number}", over.span, help, code="RK216")
+        return CombineRule(kind, to_dtype, numbers, self._read_norm_dim(node.get("dim")), number, node.span)
 
     def _read_norm_dim(self, node: Node | None) -> int | None:
         """Read the dimension of `fold_weight_norm`: 0 by default, None for `all`."""

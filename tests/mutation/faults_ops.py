@@ -9,6 +9,7 @@ PATTERNS = ("tests/ops/test_rearrange.py", "tests/ops/test_ops.py")
 COMBINED = ("tests/ops/test_combine.py",)
 NORMS = ("tests/ops/test_weight_norm.py",)
 SCALES = ("tests/judge/test_scales_follow.py",)
+ALPHAS = ("tests/judge/test_alphas_fold.py",)
 CASTS = ("tests/core/test_plan_casts.py",)
 
 FAULTS: tuple[Fault, ...] = (
@@ -283,5 +284,29 @@ FAULTS: tuple[Fault, ...] = (
         'elif op.name in ("scale", "pad"):',
         "what is calculated may round again",
         CASTS,
+    ),
+    Fault(
+        "an alpha that is not divided",
+        "compute/cast.py",
+        "if combine.over != 1 else by",
+        "if combine.over == 1 else by",
+        "`over` divides the second tensor",
+        ALPHAS,
+    ),
+    Fault(
+        "any rank of an alpha",
+        "plans/companions.py",
+        "        elif over != rank:\n",
+        "        elif over < 1:\n",
+        "an alpha is divided by its LoRA rank",
+        ALPHAS,
+    ),
+    Fault(
+        "an alpha that is folded twice",
+        "plans/companions.py",
+        "if len(folds) > 1 or len(self.of.get(alpha, [])) > 1:",
+        "if len(self.of.get(alpha, [])) > 9:",
+        "an alpha is folded into one tensor, and not kept",
+        ALPHAS,
     ),
 )
