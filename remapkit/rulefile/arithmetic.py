@@ -51,7 +51,7 @@ _TOKEN = re.compile(
 class Dialect:
     """The features that arithmetic may use in one context, its limits (None: none), and its message code and help.
 
-    `exact`: a `//` that leaves a remainder is an error.
+    `exact`: a `//` that leaves a remainder is an error. `sized`: it has `size(k)`.
     """
 
     operators: frozenset[str]
@@ -61,16 +61,18 @@ class Dialect:
     exact: bool
     code: str
     help: str
+    sized: bool = False
 
 
 SIZES = Dialect(
-    frozenset({*_OPERATORS, *_ROUNDING, SIZE}),
+    frozenset({*_OPERATORS, *_ROUNDING}),
     max_digits=18,
     max_operators=10_000,
     largest=1 << 62,
     exact=True,
     code="RK161",
     help="a number may use integers, params, list[index], size(k), parentheses, + - * / // %, floor(...), ceil(...)",
+    sized=True,
 )
 """The numbers of operations, evaluated once per plan."""
 
@@ -243,7 +245,7 @@ def _to_postfix(text: Text, dialect: Dialect, start: int, end: int) -> Iterator[
         at = found.span(found.lastindex or 0)
         opens = sign is not None and sign.endswith(("(", "["))
         token = "".join(sign.split()) if sign is not None else ""
-        known = _is_known(SIZE if name and name.endswith(")") else token, dialect)
+        known = dialect.sized if name and name.endswith(")") else _is_known(token, dialect)
         if other or needs_operand == (sign is not None and not opens) or not known:
             help = "write params without braces" if other in ("{", "}") else dialect.help
             if other and other.startswith("size"):
