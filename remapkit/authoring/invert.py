@@ -10,14 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from remapkit.authoring.invert_rule import (
-    InversePipeline,
-    InverseRule,
-    NoInverse,
-    Tables,
-    invert_pipeline,
-    invert_rule,
-)
+from remapkit.authoring.invert_pipeline import InversePipeline, invert_pipeline, invert_targets, list_one_way
+from remapkit.authoring.invert_rule import InverseRule, NoInverse, Tables, invert_rule
 from remapkit.authoring.write_inverse import InverseWriter, Lost
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
@@ -28,11 +22,12 @@ from remapkit.rulefile.arithmetic import ParamValue
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
 from remapkit.rules.model import CompiledRules
+from remapkit.rules.pipeline import Pipeline
 from remapkit.tensors.spec import StateDictSpec
 
 
 def list_lost(rule_set: CompiledRules, keys: Iterable[str] = ()) -> tuple[Lost, ...]:
-    """Return what a rule set drops, with those of the known keys that it drops.
+    """Return what a rule set drops or changes for good, with those of the known keys that are lost so.
 
     >>> import remapkit
     >>> rules = remapkit.loads("remapkit: 1\\nname: t\\nkeep: [w]\\ndrop: ['{m:**}.mask']\\n")
@@ -42,12 +37,20 @@ def list_lost(rule_set: CompiledRules, keys: Iterable[str] = ()) -> tuple[Lost, 
     known: dict[str, list[str]] = {}
     for key in keys:
         matches = rule_set.match(key)
-        for rule in [match.rule.id for match in matches if match.target is None] if matches else ["unmatched"]:
+        for rule in [match.rule.id for match in matches] if matches else ["unmatched"]:
             known.setdefault(rule, []).append(key)
-    lost = [Lost(rule.id, rule.pattern.text.value, tuple(known.get(rule.id, ()))) for rule in rule_set.drop]
+    lost = [Lost(rule.id, (rule.pattern.text.value,), tuple(known.get(rule.id, ()))) for rule in rule_set.drop]
     if rule_set.unmatched == "drop":
-        lost.append(Lost("unmatched", None, tuple(known.get("unmatched", ()))))
+        lost.append(Lost("unmatched", (), tuple(known.get("unmatched", ()))))
+    for pipeline in _list_one_way_rules(rule_set):
+        texts = tuple(pattern.text.value for pattern in pipeline.patterns)
+        lost.append(Lost(pipeline.id, texts, tuple(known.get(pipeline.id, ())), one_way=True))
     return tuple(lost)
+
+
+def _list_one_way_rules(rule_set: CompiledRules) -> list[Pipeline]:
+    rules = (rule.pipeline for rule in rule_set.rules if rule.branch == 0 and rule.pipeline is not None)
+    return [pipeline for pipeline in rules if list_one_way(pipeline)]
 
 
 def invert(
@@ -60,10 +63,10 @@ def invert(
     """Return the inverse of a rule set as the text of a rule file.
 
     `header` are known source keys, which are mapped there and back as a check; `beside` is the folder for the text
-    (paths in a rule file are relative to it; None leaves them unchanged). `partial`: if keys are dropped, return the
-    inverse of the rest, which names them. Raises `InvalidRules` with the reason, the
-    rule and the witness if there is no inverse. The result is proven, and maps the target of every test and of every
-    known key back to its source.
+    (paths in a rule file are relative to it; None leaves them unchanged). `partial`: if keys are dropped, or the
+    operations of a rule have no inverse, return the inverse of the rest, which names them. Raises `InvalidRules`
+    with the reason, the rule and the witness if there is no inverse. The result is proven, and maps the target of
+    every test and of every known key back to its source.
 
     >>> import remapkit
     >>> print(invert(remapkit.load("wan22_pth")).splitlines()[2])
@@ -77,8 +80,15 @@ def invert(
     known = rule_set.tables
     problems: list[Diagnostic] = []
     inverses: list[InverseRule | InversePipeline] = []
+    left: list[InverseRule] = []
+    one_way = {id(pipeline) for pipeline in _list_one_way_rules(rule_set)} if partial else set()
+    if len({rule.id for rule in rule_set.rules}) == len(one_way) and not rule_set.keep:
+        one_way = set()  # nothing would be left: the reasons say more
     for rule in rule_set.rules:
         try:
+            if rule.pipeline is not None and id(rule.pipeline) in one_way:
+                left += invert_targets(rule_set, rule.pipeline, tables, known) if rule.branch == 0 else []
+                continue
             if rule.pipeline is None:
                 inverses += invert_rule(rule, tables, known)
             elif rule.branch == 0:
@@ -87,7 +97,7 @@ def invert(
             problems += error.diagnostics
     if problems:
         raise InvalidRules(problems)
-    text = InverseWriter(rule_set, inverses, tables, beside, lost).text()
+    text = InverseWriter(rule_set, inverses, tables, beside, lost, left).text()
     inverse = _check_inverse(rule_set, text, keys)
     if isinstance(header, StateDictSpec) and rule_set.has_operations:
         _check_header(rule_set, inverse, header, {key for each in lost for key in each.keys})

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remapkit.authoring.invert_numbers import has_only_integers
-from remapkit.authoring.invert_rule import InverseCapture, InversePipeline, InverseRule, Tables
+from remapkit.authoring.invert_pipeline import InversePipeline
+from remapkit.authoring.invert_rule import InverseCapture, InverseRule, Tables
 from remapkit.authoring.write_rules import PatternText, write_rule, write_table, write_test
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Text
@@ -34,14 +35,19 @@ MAX_LISTED = 8
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Keys that no inverse restores: a `drop` and its pattern, or `unmatched` without one; `keys` are those known."""
+    """Keys that no inverse restores: a `drop` or a one-way rule with its patterns, or `unmatched` without one.
+
+    `keys` are those known.
+    """
 
     entry: str
-    pattern: str | None
+    patterns: tuple[str, ...]
     keys: tuple[str, ...] = ()
+    one_way: bool = False
 
     def __str__(self) -> str:
-        what = "keys that no rule matches" if self.pattern is None else f"{quote_text(self.pattern)} ({self.entry})"
+        listed = join_words(map(quote_text, self.patterns))
+        what = f"{listed} ({self.entry})" if self.patterns else "keys that no rule matches"
         known = f": {join_words(map(escape_line, self.keys), MAX_SHOWN)}" if self.keys else ""
         return what + known
 
@@ -78,8 +84,11 @@ class InverseWriter:
         tables: Tables,
         beside: Path | None,
         lost: Sequence[Lost] = (),
+        left: Sequence[InverseRule] = (),
     ) -> None:
         self.rules, self.inverses, self.tables, self.beside, self.lost = rule_set, inverses, tables, beside, lost
+        self.left = left
+        """The patterns of targets that are dropped, because their rules have no inverse."""
 
     def text(self) -> str:
         return "\n".join(self.write_lines()) + "\n"
@@ -87,7 +96,9 @@ class InverseWriter:
     def write_lines(self) -> Iterator[str]:
         name = self.rules.name
         yield f"# The inverse of {name}, written by `remapkit invert`."
-        yield from (f"# Not restored, because {name} drops it: {each}" for each in self.lost)
+        for each in self.lost:
+            reason = "its operations have no inverse" if each.one_way else f"{name} drops it"
+            yield f"# Not restored, because {reason}: {each}"
         yield "remapkit: 1"
         yield f"name: {name.removesuffix(_SUFFIX) if name.endswith(_SUFFIX) else name + _SUFFIX}"
         if self.rules.file.summary is not None:
@@ -109,11 +120,15 @@ class InverseWriter:
         if self.rules.keep:
             yield from ("", "keep:")
             yield from (f"  - {self.write_keep(kept).inline()}" for kept in self.rules.keep)
-        if self.rules.add:
+        added = [InverseRule("", (target,), "") for filled in self.rules.add for target in filled.targets]
+        if added or self.left:
             yield from ("", "drop:")
-            for target in (target for filled in self.rules.add for target in filled.targets):
-                yield f"  - {self.write_pattern(InverseRule('', (target,), '')).inline()}"
+            yield from (f"  - {self.write_pattern(each).inline()}" for each in (*added, *self.left))
         yield from self.write_tests()
+
+    def is_lost(self, rule: str) -> bool:
+        """Return whether a rule has no inverse."""
+        return any(each.one_way and each.entry == rule for each in self.lost)
 
     def write_ends(self) -> Iterator[str]:
         """Swap source and target, if the target can be a source: a model is not a file of keys."""
@@ -162,8 +177,8 @@ class InverseWriter:
         The names of the inverse are those for the values in force of the params in keys: it requires these.
         """
         fixed = self.rules.key_params
-        held = [each for each in self.rules.file.require if each.what == "param"]
-        left = [each.name.value for each in self.rules.file.require if each.what != "param"]
+        held = [each for each in self.rules.file.require if each.what in ("param", "that")]
+        left = [each.name.value for each in self.rules.file.require if each.what not in ("param", "that")]
         if held or left or fixed:
             yield ""
         yield from (f"# Not carried over, because it is about keys of the other side: {name}" for name in left)
@@ -173,7 +188,8 @@ class InverseWriter:
             note = "the names of this inverse are those for this value"
             yield f"  - {emit_flow({'param': name, 'is': _to_allowed(self.rules.params[name]), 'note': note})}"
         for each in held:
-            entry: dict[str, object] = {"param": each.name.value, "is": to_plain_value(each.wanted)}
+            entry: dict[str, object] = {each.what: each.name.value}
+            entry |= {"is": to_plain_value(each.wanted)} if each.what == "param" else {}
             yield f"  - {emit_flow({**entry, **({'note': each.note.value} if each.note is not None else {})})}"
 
     def write_pattern(self, rule: InverseRule) -> PatternText:
@@ -307,7 +323,7 @@ class InverseWriter:
             pipeline = found[0].rule.pipeline
             if pipeline is None:
                 yield test.target.value, (test.source.value,)
-            elif not pipeline.folded and not pipeline.made:
+            elif not pipeline.folded and not pipeline.made and not self.is_lost(pipeline.id):
                 for target in found[0].targets:
                     sources = joined.setdefault(target, {})
                     sources[found[0].rule.branch] = test.source.value

@@ -37,8 +37,24 @@ def combine_blocks(combine: Combine, block: Array, spread: Array, specs: tuple[T
             decode_elements(np.atleast_1d(raw), spec.dtype).astype(wide)
             for raw, spec in ((block, first), (spread, second))
         )
+        by = by / by.dtype.type(combine.find_over(first)) if combine.over != 1 else by
         values = values / by if combine.kind == "divide" else values * by
         return encode_elements(values, made.dtype).reshape(block.shape)
+
+
+def square_elements(block: Array, dtype: str) -> Array:
+    """Return the squares of raw elements in double precision."""
+    values = decode_elements(np.atleast_1d(block), dtype).astype("<f8").reshape(block.shape)
+    with np.errstate(all="ignore"):
+        squares: Array = values * values
+    return squares
+
+
+def divide_norms(raw: Array, squares: Array, specs: tuple[TensorSpec, TensorSpec]) -> Array:
+    """Return raw lengths divided by norms, whose `squares` have their shape; `specs` are before and after."""
+    lengths = decode_elements(np.atleast_1d(raw), specs[0].dtype).astype("<f8").reshape(squares.shape)
+    with np.errstate(all="ignore"):
+        return encode_elements(np.atleast_1d(lengths / np.sqrt(squares)), specs[1].dtype).reshape(squares.shape)
 
 
 def cast_elements(block: Array, old: str, new: str) -> Array:

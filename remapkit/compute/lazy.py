@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from remapkit.compute.cast import calculate_block, combine_blocks
-from remapkit.formats.strided import Read, read_strided
+from remapkit.compute.cast import calculate_block, combine_blocks, divide_norms, square_elements
+from remapkit.formats.strided import Read, read_strided, split_into_boxes
 from remapkit.ops.base import Op
 from remapkit.ops.combine import Combine
 from remapkit.ops.join import FillOp, Join, infer_concat, infer_stack
@@ -278,6 +278,33 @@ class Combined(Lazy):
 
 
 @dataclass(slots=True)
+class NormFactors(Lazy):
+    """The factors of `fold_weight_norm`: each length divided by its norm, in the shape of the norms.
+
+    The first read reads the whole weight once, in boxes of a fixed size, so that the sums do not depend on who asks.
+    """
+
+    spec: TensorSpec
+    weight: Lazy
+    lengths: Lazy
+    dim: int | None
+    _made: Array | None = None
+
+    def read(self, box: Box) -> Array:
+        """Return the factors of a box."""
+        if self._made is None:
+            squares = np.zeros(self.spec.shape, "<f8")
+            for part in split_into_boxes(self.weight.spec.shape, BOUND // 64):
+                block = square_elements(make_contiguous(self.weight.read(part)), self.weight.spec.dtype)
+                others = tuple(dim for dim in range(block.ndim) if dim != self.dim)
+                place = tuple(part[dim] if dim == self.dim else slice(None) for dim in range(block.ndim))
+                squares[place] += block.sum(others, keepdims=True)
+            raw = self.lengths.read(make_whole_box(self.lengths.spec))
+            self._made = divide_norms(raw, squares, (self.lengths.spec, self.spec))
+        return Leaf(self.spec, self._made).read(box)
+
+
+@dataclass(slots=True)
 class Concatenated(Lazy):
     """Tensors one after the other along a dimension."""
 
@@ -375,8 +402,12 @@ def _concatenate_parts(parts: Sequence[Lazy], dim: int) -> Lazy:
 
 
 def _combine_pair(combine: Combine, first: Lazy, second: Lazy) -> Lazy:
-    widths = combine.find_widths(first.spec, second.spec)
     spec = combine.infer(first.spec, second.spec)
+    if combine.kind == "fold_weight_norm":
+        shape = tuple(size if dim == combine.dim else 1 for dim, size in enumerate(spec.shape))
+        factors = TensorSpec(combine.find_precision(first.spec, second.spec), shape)
+        second, combine = NormFactors(factors, first, second, combine.dim), Combine("multiply")
+    widths = combine.find_widths(first.spec, second.spec)
     if len(second.spec.shape) != len(spec.shape):  # one element
         second = Reshaped(TensorSpec(second.spec.dtype, (1,) * len(spec.shape)), second)
     return Combined(spec, first, second, combine, widths)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from remapkit.companions.names import can_have_companions
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.files.source_file import CHUNK, split_evenly
@@ -58,7 +59,8 @@ def find_unequal_merges(
             if names not in families:
                 families.add(names)
                 failures.setdefault(move.rule, []).extend(_describe_family(names, join.branches, specs, read))
-    return [_report_rule(rule, lines, place) for rule, lines in failures.items() if lines]
+    scales = {move.rule for move in moves if get_merge(move) is not None and can_have_companions(move.sources)}
+    return [_report_rule(rule, lines, place, rule in scales) for rule, lines in failures.items() if lines]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +107,17 @@ def _describe_difference(difference: Difference) -> str:
     return f"{text}, {difference.nans} of which {'is' if difference.nans == 1 else 'are'} NaN in only one of the two"
 
 
-def _report_rule(rule: RuleRef, lines: list[str], place: str) -> Diagnostic:
+def _report_rule(rule: RuleRef, lines: list[str], place: str, is_scale: bool) -> Diagnostic:
+    help = "find out which one is right; then rename that one and drop the others, instead of merging them"
+    if is_scale:
+        help = "weights with unequal scales cannot be joined: `dequantize` each with its scale first"
     return Diagnostic(
         "RK347",
         f"{rule}: {count_noun(len(lines), 'tensor')} to merge {'differs' if len(lines) == 1 else 'differ'}; "
         "only equal tensors can be merged",
         labels=(Label(rule.span),) if rule.span is not None else (),
         notes=(list_names(lines),),
-        help=("find out which one is right; then rename that one and drop the others, instead of merging them",),
+        help=(help,),
         place=place,
         values={"rule": rule.id, "differing": lines},
     )

@@ -122,7 +122,13 @@ def _combine_pair(combine: Combine, first: torch.Tensor, second: torch.Tensor) -
     one, other = (TensorSpec(get_dtype_name(each.dtype), tuple(each.shape)) for each in (first, second))
     widths, made = combine.find_widths(one, other), combine.infer(one, other)
     wide = TORCH_DTYPES[combine.find_precision(one, other)]
-    spread = second.to(first.device, wide)
+    if combine.kind == "fold_weight_norm":
+        others = [dim for dim in range(first.dim()) if dim != combine.dim]
+        # In double precision, as for files: sums in another order then give the same factors. (MPS has no doubles.)
+        double = (first.cpu() if first.device.type == "mps" else first).double()
+        norms = double.square().sum(others, keepdim=True).sqrt() if others else double.abs()
+        second = second.to(norms.device).double().reshape(norms.shape) / norms
+    spread = second.to(first.device, wide) / combine.find_over(one)
     if spread.dim() != first.dim():  # one element
         spread = spread.reshape((1,) * first.dim())
     for dim, (width, size) in enumerate(zip(widths, first.shape, strict=True)):

@@ -6,22 +6,17 @@ the operation for given params, `Call.inverse` the call that undoes it, or the r
 
 from __future__ import annotations
 
-import math
 import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from remapkit.diagnostics.diagnostic import Diagnostic, Label
-from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span
-from remapkit.diagnostics.wording import quote_excerpt
 from remapkit.ops import attention, base, dtype, rearrange, reorder, shape
-from remapkit.rulefile.arithmetic import BadNumber, Expr, Values, check_names, parse_expression
-from remapkit.rulefile.syntax import WrittenOp
-from remapkit.rulefile.yaml.nodes import ListNode, MapNode, Node, ScalarNode
+from remapkit.ops.steps import OpStep
+from remapkit.rulefile.arithmetic import SIZE, BadNumber, Expr, NoValue, ParamValue, Values, parse_expression
 from remapkit.tensors.dtypes import CASTABLE_FLOATS, is_exact_cast
+from remapkit.tensors.spec import TensorSpec
 
 Arg = int | float | str | None | Expr | tuple["Arg", ...]
 Params = Values
@@ -39,9 +34,14 @@ class Call:
         return dict(self.args)[name]
 
     def op(self, params: Params) -> base.Op:
-        """Return the operation; raises `NoValue` or `BadNumber` if the params do not determine its numbers."""
+        """Return the operation; raises `NoValue` or `BadNumber` if the params do not determine its numbers.
+
+        Numbers with `size(k)` are evaluated for each tensor, unless `params` have a shape.
+        """
+        if SIZE in self.names and SIZE not in params:
+            return SizedOp(self, take_values([name for name in self.names if name != SIZE], params))
         values = {name: evaluate_arg(arg, params) for name, arg in self.args}
-        form = _FORMS[self.name]
+        form = FORMS[self.name]
         checks = dict.fromkeys(self.sizes, 1) if form.sizes else form.at_least
         for name, least in checks.items():
             value = values[name]
@@ -53,7 +53,7 @@ class Call:
     @property
     def sizes(self) -> dict[str, Arg]:
         """Return the arguments whose names the author chose: the sizes of axes."""
-        return {name: arg for name, arg in self.args if _FORMS[self.name].get_default(name) is UNKNOWN}
+        return {name: arg for name, arg in self.args if FORMS[self.name].get_default(name) is UNKNOWN}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,7 +63,9 @@ class Call:
     @property
     def inverse(self) -> Call | str:
         """Return the call that undoes it, or a sentence that says why it cannot be undone."""
-        return _FORMS[self.name].inverse(self)
+        if SIZE in self.names:
+            return f"{self.name} uses size(k), and nothing keeps the sizes of the tensor before it: use params"
+        return FORMS[self.name].inverse(self)
 
     def with_args(self, **args: Arg) -> Call:
         """Return the same call with other arguments."""
@@ -79,7 +81,7 @@ class Call:
         >>> Call("transpose", (("dims", (0, 1)),)).to_plain(), Call("flip_halves", (("dim", 0),)).to_plain()
         ({'transpose': [0, 1]}, 'flip_halves')
         """
-        form = _FORMS[self.name]
+        form = FORMS[self.name]
         given = {name: to_plain_arg(arg) for name, arg in self.args if form.get_default(name) != arg}
         if not given and form.bare:
             return self.name
@@ -87,6 +89,42 @@ class Call:
             value = given[form.short]
             return {self.name: value[0] if form.unwrap and isinstance(value, list) and len(value) == 1 else value}
         return {self.name: given}
+
+
+def take_values(names: Iterable[str], params: Params) -> tuple[tuple[str, ParamValue], ...]:
+    """Return the values of some names; raises `NoValue` if one has none."""
+    values = [(name, params.get(name)) for name in names]
+    if lacking := tuple(name for name, value in values if value is None):
+        raise NoValue(lacking)
+    return tuple((name, value) for name, value in values if value is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class SizedOp(base.Op):
+    """An operation whose numbers use `size(k)`: they are evaluated for each tensor that it gets."""
+
+    call: Call
+    values: tuple[tuple[str, ParamValue], ...]
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The name of the operation."""
+        return self.call.name
+
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
+        """Return the steps of the operation for the sizes of this tensor."""
+        return self.find_op(spec).steps(spec)
+
+    def find_op(self, spec: TensorSpec) -> base.Op:
+        """Return the operation for a tensor; raises `RefusedOp` if its sizes give no numbers."""
+        try:
+            return self.call.op({**dict(self.values), SIZE: spec.shape})
+        except BadNumber as error:
+            raise base.RefusedOp(str(error), "size(k) counts dimensions from 0; -1 is the last") from None
+
+
+_NAME = re.compile(r"[A-Za-z_]\w*(?!\w|\s*\()", re.ASCII)
+"""A param, a list or a capture in an expression, not a function."""
 
 
 def rename_captures(arg: Arg, names: Mapping[str, str]) -> Arg:
@@ -100,7 +138,7 @@ def rename_captures(arg: Arg, names: Mapping[str, str]) -> Arg:
     if not isinstance(arg, Expr) or not names.keys() & set(arg.names):
         return arg
     written = {name: text if text.isidentifier() or text.isdigit() else f"({text})" for name, text in names.items()}
-    return parse_expression(re.sub(r"[A-Za-z_]\w*", lambda found: written.get(found[0], found[0]), arg.text))
+    return parse_expression(_NAME.sub(lambda found: written.get(found[0], found[0]), arg.text))
 
 
 def to_plain_arg(arg: Arg) -> Any:
@@ -128,7 +166,7 @@ Inverse = Callable[[Call], "Call | str"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
+class Form:
     """The written form of an operation: its arguments and their defaults, its short form, and its inverse.
 
     `bare` means that the name alone is enough; `short` is the argument that may be written without its name, and
@@ -254,77 +292,77 @@ def _make_qkv(kind: type[attention.UngroupQkv] | type[attention.GroupQkv]) -> Ca
     return make
 
 
-_FORMS: Mapping[str, _Form] = {
-    "transpose": _Form((("dims", None),), lambda a: shape.Transpose(a["dims"]), _keep_call, short="dims", bare=True),
-    "permute": _Form((("order", REQUIRED),), lambda a: shape.PermuteOp(a["order"]), _undo_permute, short="order"),
-    "reshape": _Form(
+FORMS: Mapping[str, Form] = {
+    "transpose": Form((("dims", None),), lambda a: shape.Transpose(a["dims"]), _keep_call, short="dims", bare=True),
+    "permute": Form((("order", REQUIRED),), lambda a: shape.PermuteOp(a["order"]), _undo_permute, short="order"),
+    "reshape": Form(
         (("from", None), ("to", REQUIRED)),
         lambda a: shape.ReshapeOp(a["to"], a["from"]),
         _undo_reshape,
         short="to",
         at_least={"from": 0, "to": 0},
     ),
-    "squeeze": _Form(
+    "squeeze": Form(
         (("dims", REQUIRED),),
         lambda a: shape.Squeeze(a["dims"]),
         lambda call: Call("unsqueeze", call.args),
         short="dims",
         unwrap=True,
     ),
-    "unsqueeze": _Form(
+    "unsqueeze": Form(
         (("dims", REQUIRED),),
         lambda a: shape.Unsqueeze(a["dims"]),
         lambda call: Call("squeeze", call.args),
         short="dims",
         unwrap=True,
     ),
-    "zeros": _Form((), lambda a: shape.Zeros(), _refuse_inverse("zeros replaces every element"), bare=True),
-    "slice": _Form(
+    "zeros": Form((), lambda a: shape.Zeros(), _refuse_inverse("zeros replaces every element"), bare=True),
+    "slice": Form(
         (*_DIM, ("start", 0), ("stop", None)),
         lambda a: shape.Slice(a["dim"], a["start"], a["stop"]),
         _refuse_inverse("slice drops elements, which cannot be restored"),
         at_least={"start": 0, "stop": 0},
     ),
-    "pad": _Form(
+    "pad": Form(
         (*_DIM, ("to", REQUIRED), ("value", 0)),
         lambda a: shape.PadOp(a["dim"], a["to"], a["value"]),
         _refuse_inverse("pad does not say how many elements there were before"),
         at_least={"to": 0},
     ),
-    "flip_halves": _Form(_DIM, lambda a: attention.FlipHalves(a["dim"]), _keep_call, bare=True),
-    "flip": _Form(_DIM, lambda a: reorder.Flip(a["dim"]), _keep_call, bare=True),
-    "roll": _Form((*_DIM, ("by", REQUIRED)), lambda a: reorder.Roll(a["dim"], a["by"]), _undo_roll),
-    "index": _Form(
+    "flip_halves": Form(_DIM, lambda a: attention.FlipHalves(a["dim"]), _keep_call, bare=True),
+    "flip": Form(_DIM, lambda a: reorder.Flip(a["dim"]), _keep_call, bare=True),
+    "roll": Form((*_DIM, ("by", REQUIRED)), lambda a: reorder.Roll(a["dim"], a["by"]), _undo_roll),
+    "index": Form(
         (*_DIM, ("order", REQUIRED)),
         lambda a: reorder.Index(a["dim"], a["order"]),
         _undo_index,
         at_least={"order": 0},
     ),
-    "rearrange": _Form(
+    "rearrange": Form(
         (("pattern", REQUIRED),), _make_rearrange, _undo_rearrange, short="pattern", words=("pattern",), sizes=True
     ),
-    "rope": _Form(
+    "rope": Form(
         (("to", REQUIRED), ("heads", REQUIRED), ("head_dim", REQUIRED), *_DIM),
         lambda a: attention.Rope(a["to"], a["heads"], a["head_dim"], a["dim"]),
         _undo_rope,
         at_least={"heads": 1, "head_dim": 2},
         words=("to",),
     ),
-    "ungroup_qkv": _Form(
+    "ungroup_qkv": Form(
         _HEADS, _make_qkv(attention.UngroupQkv), lambda call: Call("group_qkv", call.args), at_least=_HEADS_FROM
     ),
-    "group_qkv": _Form(
+    "group_qkv": Form(
         _HEADS, _make_qkv(attention.GroupQkv), lambda call: Call("ungroup_qkv", call.args), at_least=_HEADS_FROM
     ),
-    "cast": _Form(
+    "cast": Form(
         (("from", None), ("to", REQUIRED)),
         lambda a: dtype.CastOp(a["to"], a["from"]),
         _undo_cast,
         short="to",
         words=("from", "to"),
     ),
-    "scale": _Form((("factor", REQUIRED),), lambda a: dtype.ScaleOp(float(a["factor"])), _undo_scale, short="factor"),
-    "add": _Form(
+    "scale": Form((("factor", REQUIRED),), lambda a: dtype.ScaleOp(float(a["factor"])), _undo_scale, short="factor"),
+    "add": Form(
         (("term", REQUIRED),),
         lambda a: dtype.AddOp(float(a["term"])),
         _refuse_inverse("add rounds: x + 1 - 1 is not x for every float"),
@@ -333,167 +371,5 @@ _FORMS: Mapping[str, _Form] = {
 }
 """Every operation on one tensor, by its name in rule files."""
 
-OPERATIONS = tuple(_FORMS)
+OPERATIONS = tuple(FORMS)
 """The names of all operations on one tensor."""
-
-
-# -------------------------------------------------------------------------------------------- from written to calls
-
-
-class CallReader:
-    """Reads written operations and adds errors to `problems`. `params` are the names that numbers may use.
-
-    `captures` are those of the rule that is being read, which numbers may use too: each with the reason why it is no
-    number, or None if it is one. A param hides a capture of its name.
-    """
-
-    def __init__(self, params: Mapping[str, object], problems: list[Diagnostic]) -> None:
-        self.params, self.problems = params, problems
-        self.captures: Mapping[str, str | None] = {}
-
-    def add_problem(self, code: str, title: str, span: Span, *help: str) -> None:
-        """Add a problem."""
-        self.problems.append(Diagnostic(code, title, (Label(span),), help))
-
-    def calls(self, written: Sequence[WrittenOp]) -> tuple[Call, ...]:
-        """Return all operations that can be read."""
-        calls = (self.read_call(call) for call in written)
-        return tuple(call for call in calls if call is not None)
-
-    def read_call(self, written: WrittenOp) -> Call | None:
-        """Read one operation; return None if it has a problem."""
-        name = written.name.value
-        form = _FORMS[name]
-        before = len(self.problems)
-        given = self._read_args(form, written.args)
-        args = {**dict(form.args), **given}
-        call = Call(name, tuple(args.items()), written.span)
-        if len(self.problems) == before:
-            self._check_call(call, written)
-        return call if len(self.problems) == before else None
-
-    def _read_args(self, form: _Form, node: Node | None) -> dict[str, Arg]:
-        if node is None:
-            return {}
-        if isinstance(node, MapNode):
-            return {key.value: self._read_argument(form, key.value, value) for key, value in node.entries}
-        assert form.short is not None
-        return {form.short: self._read_argument(form, form.short, node)}
-
-    def _read_argument(self, form: _Form, name: str, node: Node) -> Arg:
-        if name in form.words:
-            assert isinstance(node, ScalarNode)
-            return node.value
-        return self.read_arg(node, wrap=form.unwrap)
-
-    def read_arg(self, node: Node, *, wrap: bool = False) -> Arg:
-        """Read one argument: a list, a number, or arithmetic on params."""
-        if isinstance(node, ListNode):
-            return tuple(self.read_arg(item) for item in node.items)
-        assert isinstance(node, ScalarNode)
-        value: Arg = self.read_real(node) if node.kind == "number" else self.read_number(node)
-        return (value,) if wrap else value
-
-    def read_real(self, node: ScalarNode) -> float:
-        """Read a number with a fraction or an exponent; if it does not fit a float, add a problem and return 0."""
-        value = float(node.value)
-        if math.isinf(value):
-            title = f"{quote_excerpt(node.value)} is too large; the largest number is {sys.float_info.max:.3g}"
-            self.add_problem("RK163", title, node.span, "write a smaller number")
-            return 0
-        return value
-
-    def read_number(self, node: ScalarNode) -> Arg:
-        """Read an integer, or arithmetic on params; if that fails, add a problem and return 0."""
-        if node.kind == "integer":
-            return int(node.value)
-        try:
-            expression = parse_expression(node.text)
-        except InvalidRules as error:
-            self.problems += error.diagnostics
-            return 0
-        if (problem := self._check_names(expression)) is not None:
-            self.problems.append(problem)
-        return expression if expression.names else _evaluate_constant(expression, self.problems)
-
-    def _check_names(self, expression: Expr) -> Diagnostic | None:
-        """Return the problem (RK162) if an expression uses what is neither a param nor a capture that is a number."""
-        for name in expression.names:
-            reason = None if name in self.params else self.captures.get(name)
-            if reason is not None:
-                labels = (Label(expression.span),) if expression.span else ()
-                return Diagnostic(
-                    "RK162", f"{name!r} {reason}", labels, ("numbers may use params and integer captures",)
-                )
-        usable = [name for name, reason in self.captures.items() if reason is None]
-        return check_names(expression, self.params, usable)
-
-    def _locate_argument(self, written: WrittenOp, name: str, otherwise: Span) -> Span:
-        """Return the span of an argument's value, else `otherwise`."""
-        node = written.args.get(name) if isinstance(written.args, MapNode) else None
-        return node.span if node is not None else otherwise
-
-    def _check_call(self, call: Call, written: WrittenOp) -> None:
-        """Check what does not depend on a tensor."""
-        span = written.args.span if written.args is not None else written.span
-        if call.name == "rearrange":
-            return self._check_rearrange(call, written)
-        if call.name == "permute":
-            order = call["order"]
-            assert isinstance(order, tuple)
-            if sorted(map(repr, order)) != sorted(map(repr, range(len(order)))):
-                title = f"{to_plain_arg(order)} is not an order of {len(order)} dimensions"
-                self.add_problem("RK163", title, span, "list every dimension once, from 0: permute: [2, 0, 1]")
-        elif call.name == "transpose" and isinstance(dims := call["dims"], tuple):
-            if len(dims) != 2 or dims[0] == dims[1]:
-                self.add_problem("RK163", "transpose swaps two dimensions", span, "name both: transpose: [0, 1]")
-        elif call.name == "reshape":
-            for side in (call["from"], call["to"]):
-                if isinstance(side, tuple) and sum(size == -1 for size in side) > 1:
-                    self.add_problem("RK163", "only one size can be -1", span, "write all other sizes as numbers")
-        elif (
-            call.name == "slice" and isinstance(start := call["start"], int) and isinstance(stop := call["stop"], int)
-        ):
-            if 0 <= stop <= start:
-                title = f"`stop` must be greater than `start`, got start {start} and stop {stop}"
-                self.add_problem(
-                    "RK216", title, self._locate_argument(written, "stop", span), "a slice keeps start to stop - 1"
-                )
-        elif call.name == "scale" and call["factor"] == 0:
-            self.add_problem(
-                "RK163", "scale by 0 makes every value 0", span, "name the targets under `add:` with fill: zeros"
-            )
-        try:
-            call.op(dict.fromkeys(self.params))
-        except base.RefusedOp as refused:
-            self.add_problem("RK163", refused.title, span, *refused.help)
-        except BadNumber as error:
-            if not call.names:
-                self.add_problem("RK163", str(error), span, "correct the number")
-
-    def _check_rearrange(self, call: Call, written: WrittenOp) -> None:
-        node = written.args.get("pattern") if isinstance(written.args, MapNode) else written.args
-        assert isinstance(node, ScalarNode)
-        try:
-            rearrange.check_sizes(node.value, call.sizes)
-        except rearrange.UnknownAxis as bad:
-            assert isinstance(written.args, MapNode)
-            keys = {key.value: key for key, _ in written.args.entries}
-            self.add_problem("RK168", bad.title, keys[bad.name].span, bad.help)
-        except rearrange.BadPattern as bad:
-            self.add_problem("RK168", bad.title, node.text.at(*bad.at), bad.help)
-        for name, size in call.sizes.items():
-            if isinstance(size, int) and size < 1:
-                title = f"the size of {name!r} must be at least 1, got {size}"
-                self.add_problem(
-                    "RK216", title, self._locate_argument(written, name, node.span), "count the elements along it"
-                )
-
-
-def _evaluate_constant(expression: Expr, problems: list[Diagnostic]) -> int:
-    try:
-        return expression.value({})
-    except BadNumber as error:
-        labels = (Label(expression.span),) if expression.span else ()
-        problems.append(Diagnostic("RK161", str(error), labels, ("correct the arithmetic",)))
-        return 0

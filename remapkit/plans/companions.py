@@ -7,6 +7,7 @@ Likewise, alpha divided by the LoRA rank is a factor of its adapter.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from remapkit.ops.base import Op
 from remapkit.ops.dtype import CastOp
 from remapkit.ops.join import FillOp, Join
 from remapkit.ops.shape import ReshapeOp, Squeeze, Unsqueeze
+from remapkit.plans.follow import can_follow, describe_op, find_follow_fault
 from remapkit.plans.moves import Dropped, Move, RuleRef
 from remapkit.tensors.dtypes import is_exact_cast
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
@@ -84,7 +86,7 @@ class _Judge:
     def judge_moves(self) -> Judged:
         for weight, companions in self.scaled.items():
             for move in self.of.get(weight, ()):
-                if _is_dequantized(move, weight, companions):
+                if _is_dequantized(move, weight, companions) or self._judge_following(weight, move):
                     continue
                 self._judge_weight(weight, companions, move)
         for move in self.moves:
@@ -134,6 +136,23 @@ class _Judge:
             self._add_fault("RK365", title, help, move.rule, shown)
         for companion in companions:
             self._judge_companion(companion, weight, move)
+
+    def _judge_following(self, weight: str, move: Move) -> bool:
+        """Return whether an operation on a scaled weight was judged together with the moves of its scales."""
+        kinds = [self.scaled.get(fqn, ()) for fqn in move.sources]
+        names = [name for each in kinds for name in each]
+        if not all(name in self.of for name in names) or {len(each) for each in kinds} != {len(kinds[0]) or 1}:
+            return False
+        if not can_follow(move.ops, self.source[weight], names):
+            return False
+        for scales in zip(*kinds, strict=True) if weight == move.sources[0] else ():
+            images = [each for each in self.of[scales[0]] if self._is_companion(each.target, move.target)]
+            if fault := find_follow_fault(move, scales, images, self.source):
+                shown = f"{', '.join(move.sources[:2])} ({self.source[weight]}), scaled by {join_words(scales, 2)}"
+                title = f"{describe_op(move.ops[0])} of a scaled weight: {fault}"
+                help = "or `dequantize` the weight with its scale first: the result is a plain float"
+                self._add_fault("RK362", title, help, move.rule, shown)
+        return True
 
     def _judge_companion(self, companion: str, weight: str, move: Move) -> None:
         """Check one companion of a weight that becomes `move.target`."""
@@ -194,6 +213,9 @@ class _Judge:
     def _judge_alpha(self, alpha: str, tensors: Sequence[Move]) -> None:
         if not tensors:
             return
+        if any(_reads_alpha(move, alpha) for move in tensors):
+            self._judge_folded(alpha, tensors)
+            return
         images = self.of.get(alpha, [])
         shown = f"{alpha} belongs to {join_words(fqn for move in tensors[:2] for fqn in move.sources[:1])}"
         if not images:
@@ -219,6 +241,24 @@ class _Judge:
                     "RK364", title, help, move.rule, f"{move.sources[0]} -> {move.target}, but {alpha} -> {away}"
                 )
 
+    def _judge_folded(self, alpha: str, tensors: Sequence[Move]) -> None:
+        """Check that an alpha, divided by the LoRA rank, is multiplied into one tensor, and nowhere else."""
+        folds = [move for move in tensors if _reads_alpha(move, alpha)]
+        (*_, fold) = folds
+        rank = _find_lora_rank(fold.sources[0], self.source)
+        join = fold.ops[0]
+        assert isinstance(join, Join) and join.combine is not None
+        over = join.combine.find_over(self.source[fold.sources[0]])
+        title = None
+        if len(folds) > 1 or len(self.of.get(alpha, [])) > 1:
+            title = "an alpha must be folded into one tensor of its adapter, and not be kept"
+        elif over != rank:
+            known = f"its LoRA rank, {rank}" if rank is not None else "a LoRA rank, which this tensor does not show"
+            title = f"an alpha must be divided by {known}, got `over: {over}`"
+        if title is not None:
+            help = "multiply the up matrix: `multiply: {by: '{m}.alpha', over: size(1)}`, and rename the others"
+            self._add_fault("RK362", title, help, fold.rule, f"{fold.sources[0]} and {alpha} -> {fold.target}")
+
 
 _SEVERITY: Mapping[str, Severity] = {"RK365": Severity.WARNING, "RK367": Severity.NOTE}
 
@@ -232,6 +272,22 @@ def _is_dequantized(move: Move, weight: str, companions: Sequence[str]) -> bool:
         return False
     place = move.sources.index(weight)
     return place % 2 == 0 and move.sources[place + 1 : place + 2] == tuple(companions)
+
+
+def _reads_alpha(move: Move, alpha: str) -> bool:
+    """Return whether a move multiplies one tensor by an alpha, and does nothing else before that."""
+    join = move.ops[0] if move.ops else None
+    is_product = isinstance(join, Join) and join.combine is not None and join.combine.kind == "multiply"
+    return is_product and isinstance(join, Join) and not any(join.branches) and move.sources[1:] == (alpha,)
+
+
+def _find_lora_rank(fqn: str, header: Mapping[str, TensorSpec]) -> int | None:
+    """Return the LoRA rank that the shape of an up or down matrix shows."""
+    shape = header[fqn].shape
+    if len(shape) < 2:
+        return None
+    found = re.search(r"lora(?:_linear_layer|_embedding)?[._](up|down|mid|A|B)(?:\.|$)", fqn)
+    return None if found is None else shape[1] if found[1] in ("up", "B") else shape[0]
 
 
 def _has_only_casts(ops: Iterable[Op]) -> bool:

@@ -330,7 +330,7 @@ def _make_moves(
         trunk = collect_shared_ops(pipeline, resolved, width)
         whole = infer_move(trunk, specs, sources)
         for place, tail in _list_unstack_ops(pipeline, resolved, whole):
-            for index, output, part in _list_outputs(pipeline, resolved):
+            for index, output, part in _list_outputs(pipeline, resolved, infer_ops(tail, whole)):
                 target = pipeline.templates[0][output].render({**group.captures, **place, **index})
                 ops = (*trunk, *tail, *part)
                 yield Move(target, sources, ops, ref, infer_ops((*tail, *part), whole))
@@ -381,22 +381,28 @@ def _list_unstack_ops(
         yield dict(zip(axis.by, map(str, place), strict=True)), (TakeIndex(axis.dim, number),)
 
 
-def _list_outputs(pipeline: Pipeline, resolved: Resolved) -> Iterator[tuple[dict[str, str], int, tuple[Op, ...]]]:
-    """Return for each output the indices that `split` or `copy` counts, its template and its operations."""
+def _list_outputs(
+    pipeline: Pipeline, resolved: Resolved, spec: TensorSpec
+) -> Iterator[tuple[dict[str, str], int, tuple[Op, ...]]]:
+    """Return for each output the indices that `split` or `copy` counts, its template and its operations.
+
+    `spec` is the header of the tensor that is split.
+    """
+    sizes = resolved.find_sizes(spec)
     if pipeline.spread is None:
         for output, branch in enumerate(resolved.after):
-            yield {}, output, (*_make_split_op(pipeline, resolved, output, len(resolved.after)), *branch)
+            yield {}, output, (*_make_split_op(pipeline, sizes, output, len(resolved.after)), *branch)
         return
     counts = resolved.spread or ()
     for number, place in enumerate(itertools.product(*map(range, counts))):
         indices = dict(zip(pipeline.spread.by, map(str, place), strict=True))
-        yield indices, 0, (*_make_split_op(pipeline, resolved, number, math.prod(counts)), *resolved.after[0])
+        yield indices, 0, (*_make_split_op(pipeline, sizes, number, math.prod(counts)), *resolved.after[0])
 
 
-def _make_split_op(pipeline: Pipeline, resolved: Resolved, output: int, count: int) -> tuple[Op, ...]:
+def _make_split_op(pipeline: Pipeline, sizes: tuple[int, ...] | None, output: int, count: int) -> tuple[Op, ...]:
     if pipeline.split is None:
         return ()
-    return (SplitPart(pipeline.split.dim, output, count, resolved.sizes),)
+    return (SplitPart(pipeline.split.dim, output, count, sizes),)
 
 
 def _find_span(pipeline: Pipeline, op: Op | None) -> Span | None:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
+from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import SHOWN, count_noun, join_words, list_names
 from remapkit.plans.moves import Move, describe_sources
 from remapkit.plans.roots import advise_roots
@@ -159,18 +160,16 @@ def _describe_collision(group: Sequence[Move]) -> str:
 
 
 def report_unused_rules(rules: CompiledRules, used: Mapping[str, int]) -> list[Diagnostic]:
-    return [
-        Diagnostic(
-            "RK304",
-            f"{rule.id} matched no key",
-            labels=(Label(rule.span),) if rule.span else (),
-            help=("remove it, or run `remapkit explain` to see where it stops matching",),
-            severity=Severity.WARNING,
-            values={"rule": rule.id},
-        )
-        for rule in rules.everything
-        if not used.get(rule.id) and not rule.branch
+    unused = [rule for rule in rules.everything if not used.get(rule.id) and not rule.branch]
+    help = ("remove it, or run `remapkit explain` to see where it stops matching",)
+    found = [
+        _warn_unused("RK304", f"{rule.id} matched no key", rule.span, help, {"rule": rule.id})
+        for rule in unused[:SHOWN]
     ]
+    if more := [rule.id for rule in unused[SHOWN:]]:
+        title = f"{count_noun(len(more), 'more rule')} matched no key"
+        found.append(_warn_unused("RK304", title, None, (), {"rules": more}, list_names(more)))
+    return found
 
 
 def report_unused_entries(
@@ -182,17 +181,32 @@ def report_unused_entries(
     """
     seen = set(entries)
     tables = {name for name, _ in seen}
-    return [
-        Diagnostic(
-            "RK305",
-            f"no key uses the entry {entry.key.value!r} of the table {table.name.value!r}",
-            labels=(Label(entry.span),),
-            help=("remove it unless other checkpoints of this layout need it",),
-            severity=Severity.WARNING,
-            values={"table": table.name.value, "key": entry.key.value},
-        )
+    unused = [
+        (table.name.value, entry)
         for table in rules.file.tables
         if table.name.value in tables
         for entry in table.entries
         if (table.name.value, entry.key.value) not in seen
     ]
+    help = ("remove it unless other checkpoints of this layout need it",)
+    found = [
+        _warn_unused(
+            "RK305",
+            f"no key uses the entry {entry.key.value!r} of the table {table!r}",
+            entry.span,
+            help,
+            {"table": table, "key": entry.key.value},
+        )
+        for table, entry in unused[:SHOWN]
+    ]
+    if more := [f"{table}: {entry.key.value}" for table, entry in unused[SHOWN:]]:
+        title = f"no key uses {count_noun(len(more), 'more entry', 'more entries')} of the tables"
+        found.append(_warn_unused("RK305", title, None, (), {"entries": more}, list_names(more)))
+    return found
+
+
+def _warn_unused(
+    code: str, title: str, span: Span | None, help: tuple[str, ...], values: Mapping[str, object], *notes: str
+) -> Diagnostic:
+    labels = (Label(span),) if span is not None else ()
+    return Diagnostic(code, title, labels, help, notes, Severity.WARNING, values=dict(values))

@@ -51,8 +51,13 @@ def _find_roundings(move: Move, source: StateDictSpec) -> Iterator[tuple[str, st
 
 
 def _trace_casts(ops: Iterable[Op], dtype: str) -> Iterator[tuple[str, str]]:
+    """Yield the casts that may round: what calculates or fills gives any value, all else only moves values."""
+    exact = dtype  # a dtype that has every value there is at this point: a cast from BF16 to F64 adds none
     for op in ops:
         if isinstance(op, CastOp):
-            if not is_exact_cast(dtype, op.dtype):
+            if not is_exact_cast(exact, op.dtype):
                 yield dtype, op.dtype
+                exact = op.dtype
             dtype = op.dtype
+        elif op.name in ("scale", "add", "pad"):
+            exact = dtype

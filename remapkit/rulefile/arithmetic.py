@@ -5,6 +5,7 @@ heads: 32            sizes: [hidden, hidden, 4*hidden]            to: 'blocks.{i
 Both use the same parser and evaluator; a `Dialect` defines what each may use. Operators mean the same as in Python:
 `//` rounds the quotient down, and `%` is the remainder. Since a silently rounded size would be a different tensor, a
 `//` that leaves a remainder is an error in `SIZES`. A param may be a list, of which an index selects one number.
+`size(k)` is the size of dimension k of the tensor that an operation gets.
 """
 
 from __future__ import annotations
@@ -36,9 +37,12 @@ _OPERATORS: Mapping[str, tuple[int, Callable[[_Value, _Value], _Value]]] = {
 }
 """The precedence and the function of each operator."""
 _ROUNDING: Mapping[str, Callable[[_Value], int]] = {"floor(": math.floor, "ceil(": math.ceil}
+SIZE = "size()"
+"""The name under which `Values` have the shape of the tensor at hand; no param and no capture can have it."""
+_SIZE_CALL = re.compile(r"size\s*\(\s*(-?\d{1,4})\s*\)", re.ASCII)
 _TOKEN = re.compile(
-    r"\s*(?:(\d+)|((?!(?:floor|ceil)\s*\()[A-Za-z_]\w*(?!\w|\s*\[))"
-    r"|((?:floor|ceil)\s*\(|[A-Za-z_]\w*\s*\[|\*\*|//|[-+*/%()\]])|(\S))",
+    r"\s*(?:(\d+)|(size\s*\(\s*-?\d{1,4}\s*\)|(?!(?:floor|ceil|size)\s*\()[A-Za-z_]\w*(?!\w|\s*\[))"
+    r"|((?:floor|ceil)\s*\(|[A-Za-z_]\w*\s*\[|\*\*|//|[-+*/%()\]])|(size\s*\(|\S))",
     re.ASCII,
 )
 
@@ -47,7 +51,7 @@ _TOKEN = re.compile(
 class Dialect:
     """The features that arithmetic may use in one context, its limits (None: none), and its message code and help.
 
-    `exact`: a `//` that leaves a remainder is an error.
+    `exact`: a `//` that leaves a remainder is an error. `sized`: it has `size(k)`.
     """
 
     operators: frozenset[str]
@@ -57,6 +61,7 @@ class Dialect:
     exact: bool
     code: str
     help: str
+    sized: bool = False
 
 
 SIZES = Dialect(
@@ -66,7 +71,8 @@ SIZES = Dialect(
     largest=1 << 62,
     exact=True,
     code="RK161",
-    help="a number may use integers, params, list[index], parentheses, + - * / // %, floor(...) and ceil(...)",
+    help="a number may use integers, params, list[index], size(k), parentheses, + - * / // %, floor(...), ceil(...)",
+    sized=True,
 )
 """The numbers of operations, evaluated once per plan."""
 
@@ -108,6 +114,13 @@ class ListName(Name):
 
 
 @dataclass(frozen=True, slots=True)
+class SizeOf(Name):
+    """`size(dim)` in an expression: the size of a dimension of the tensor at hand; -1 is the last one."""
+
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
 class Expr:
     """An expression as written; `postfix` is the form to evaluate: operands first, then their operator.
 
@@ -117,6 +130,8 @@ class Expr:
     384
     >>> parse_expression("64 * kv_heads[i+1]").value({"kv_heads": (1, 1, 2), "i": 1})
     128
+    >>> parse_expression("size(0) // 2 + size(-1)").value({SIZE: (6, 4, 5)})
+    8
     """
 
     text: str
@@ -141,6 +156,8 @@ class Expr:
                 stack.append(item)
             elif isinstance(item, ListName):
                 stack.append(_select_number(item.name, values[item.name], stack.pop()))
+            elif isinstance(item, SizeOf):
+                stack.append(_select_size(item.dim, values[item.name]))
             elif isinstance(item, Name):
                 stack.append(_require_number(item.name, values[item.name]))
             elif item in _ROUNDING:
@@ -184,6 +201,14 @@ def _require_number(name: str, value: ParamValue | None) -> int:
     return value
 
 
+def _select_size(dim: int, shape: ParamValue | None) -> int:
+    assert isinstance(shape, tuple)
+    if not -len(shape) <= dim < len(shape):
+        dims = count_noun(len(shape), "dimension")
+        raise BadNumber(f"there is no size({dim}) in a tensor of {dims}, {list(shape)}")
+    return shape[dim]
+
+
 def _select_number(name: str, numbers: ParamValue | None, index: _Value) -> int:
     if not isinstance(numbers, tuple):
         raise BadNumber(f"{name} is the number {numbers}, used with an index")
@@ -220,13 +245,17 @@ def _to_postfix(text: Text, dialect: Dialect, start: int, end: int) -> Iterator[
         at = found.span(found.lastindex or 0)
         opens = sign is not None and sign.endswith(("(", "["))
         token = "".join(sign.split()) if sign is not None else ""
-        if other or needs_operand == (sign is not None and not opens) or not _is_known(token, dialect):
+        known = dialect.sized if name and name.endswith(")") else _is_known(token, dialect)
+        if other or needs_operand == (sign is not None and not opens) or not known:
             help = "write params without braces" if other in ("{", "}") else dialect.help
+            if other and other.startswith("size"):
+                help = "size(k) is the size of dimension k, a plain number: size(0), size(1), size(-1) for the last"
             raise _refuse(text, dialect, f"unexpected {found[found.lastindex or 0]!r}", at, help)
         if number and len(number) > dialect.max_digits:
             raise _refuse(text, dialect, f"a number must have at most {dialect.max_digits} digits", at)
         if sign is None:
-            yield int(number) if number else Name(name, at)
+            called = _SIZE_CALL.fullmatch(name or "")
+            yield int(number) if number else SizeOf(SIZE, at, int(called[1])) if called else Name(name, at)
             needs_operand = False
         elif opens:
             waiting.append((token, at[0]))
@@ -277,9 +306,20 @@ def _refuse(text: Text, dialect: Dialect, title: str, at: tuple[int, int], help:
     return InvalidRules(Diagnostic(dialect.code, title, (Label(text.at(*at)),), (help or dialect.help,)))
 
 
-def check_names(expression: Expr, known: Mapping[str, object], captures: Sequence[str] = ()) -> Diagnostic | None:
-    """Return the problem (RK162) if an expression uses a name that is not known, else None."""
+def check_names(
+    expression: Expr, known: Mapping[str, object], captures: Sequence[str] = (), *, sized: bool = False
+) -> Diagnostic | None:
+    """Return the problem (RK162) if an expression uses a name that is not known, else None.
+
+    `sized`: it may use `size(k)`, because there is a tensor.
+    """
     for name in expression.names:
+        if name == SIZE and sized:
+            continue
+        if name == SIZE:
+            title = "there is no tensor here whose sizes size(k) could be"
+            help = "size(k) works in the numbers of `ops` and in the `sizes` of `split`; elsewhere use params"
+            return Diagnostic("RK162", title, (Label(expression.span),) if expression.span else (), (help,))
         if name not in known and name not in captures:
             listed = f"params of this file: {', '.join(known)}" if known else f"add `params: {{{name}: ...}}`"
             listed += f"; integer captures: {', '.join(captures)}" if captures else ""

@@ -22,6 +22,7 @@ from remapkit.rulefile.schema.text import schema_text
 from remapkit.rulefile.schema.validate import find_schema_problems
 from remapkit.rulefile.syntax import (
     Reading,
+    RequirementKind,
     RuleFile,
     WrittenEntry,
     WrittenFill,
@@ -301,7 +302,7 @@ def _read_pattern(node: Node) -> WrittenPattern:
     return WrittenPattern(surface, _get_text(fields[surface]), node.span, where, leaf, is_neutral)
 
 
-COMBINED = {"multiply": "by", "divide": "by", "dequantize": "scale"}
+COMBINED = {"multiply": "by", "divide": "by", "dequantize": "scale", "fold_weight_norm": "g"}
 """Arithmetic with a second source: the field of a rule, and the field in it with the pattern of that source."""
 _PIPELINE_FIELDS = {"ops", "concat", "merge", "stack", "unstack", "split", "copy", "tie", *COMBINED}
 """The fields that make a rule more than a rename."""
@@ -385,11 +386,12 @@ def _read_fill(node: MapNode) -> WrittenFill:
 
 def _read_requirement(node: Node) -> WrittenRequirement:
     fields = _map_fields(node)
-    what: Literal["count", "shape", "param"] = (
-        "count" if "count" in fields else "shape" if "shape" in fields else "param"
-    )
+    what = next(kind for kind in _REQUIREMENTS if kind in fields)
     by, note = _get_optional_text(fields.get("by")), _get_optional_text(fields.get("note"))
-    return WrittenRequirement(what, _get_text(fields[what]), fields["is"], node.span, by, note)
+    return WrittenRequirement(what, _get_text(fields[what]), fields.get("is", fields[what]), node.span, by, note)
+
+
+_REQUIREMENTS: tuple[RequirementKind, ...] = ("count", "shape", "dtype", "param", "that")
 
 
 def _read_guard(key: ScalarNode, value: Node) -> WrittenGuard:

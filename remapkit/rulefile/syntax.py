@@ -154,11 +154,17 @@ class WrittenParam:
     by: Text | None = None
 
 
+RequirementKind = Literal["count", "shape", "dtype", "param", "that"]
+
+
 @dataclass(frozen=True, slots=True)
 class WrittenRequirement:
-    """One entry of `require`: its kind (`count` or `shape` of keys, or a `param`), its name, and the numbers."""
+    """One entry of `require`: its kind, its name, and what must be.
 
-    what: Literal["count", "shape", "param"]
+    The name is a pattern of keys (`count`, `shape`, `dtype`), a `param`, or the condition itself (`that`).
+    """
+
+    what: RequirementKind
     name: Text
     wanted: Node
     span: Span

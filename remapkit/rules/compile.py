@@ -13,6 +13,7 @@ from typing import Any
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.source import Span, Text
+from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.ops.base import RefusedOp
 from remapkit.ops.params import look_up_config, resolve_params
 from remapkit.patterns.compile import compile_pattern, read_guard_values
@@ -25,6 +26,7 @@ from remapkit.patterns.template import MapItem, Template
 from remapkit.rulefile.arithmetic import BadNumber, NoValue
 from remapkit.rulefile.syntax import (
     RuleFile,
+    WrittenEntry,
     WrittenFill,
     WrittenPattern,
     WrittenRule,
@@ -35,9 +37,8 @@ from remapkit.rulefile.yaml.nodes import MapNode
 from remapkit.rules.compile_template import Tabulations, compile_template, find_syntax_problems
 from remapkit.rules.costs import CompileCosts
 from remapkit.rules.model import CompiledRules, CountedParam, Requirement, Rule, RuleKind, Table
-from remapkit.rules.pipeline import (
-    AddedTargets,
-    Pipeline,
+from remapkit.rules.pipeline import AddedTargets, Pipeline
+from remapkit.rules.pipeline_reader import (
     PipelineReader,
     is_integer_capture,
     list_fill_targets,
@@ -149,7 +150,8 @@ class _Compiler:
 
     def compile_table(self, written: WrittenTable) -> Table:
         entries: dict[str, str] = {}
-        by_value: dict[str, Any] = {}
+        by_value: dict[str, WrittenEntry] = {}
+        equal: list[tuple[WrittenEntry, WrittenEntry, str]] = []
         for entry in written.entries:
             key, value = (
                 self.compile_word(entry.key, "a key of a table"),
@@ -160,19 +162,11 @@ class _Compiler:
                 self.problems.append(Diagnostic("RK221", title, (Label(entry.key.span),), ("remove one",)))
                 continue
             if value in by_value and not written.lossy:
-                first = by_value[value]
-                labels = (
-                    Label(first.span, f"{first.key.value} -> {value}", primary=False),
-                    Label(entry.span, f"{key} -> {value}"),
-                )
-                title = f"the table {written.name.value!r} is not injective: two keys map to {value!r}"
-                help = (
-                    f"keys that differ only in {first.key.value} and {key} would map to one target",
-                    "give each its own value, or add `lossy: true` if both never occur together",
-                )
-                self.problems.append(Diagnostic("RK101", title, labels, help))
+                equal.append((by_value[value], entry, value))
             by_value.setdefault(value, entry)
             entries[key] = value
+        if equal:
+            self.problems.append(_explain_equal_values(written.name.value, equal))
         return Table(written.name.value, entries, written.lossy, written.name.span)
 
     def compile_word(self, text: Text, what: str) -> str:
@@ -270,7 +264,7 @@ class _Compiler:
             concat=read.read_split(concat, None if _has_family(concat) else len(pipeline.sources)),
             stack=read.read_axis("stack", pipeline.stack),
             unstack=read.read_axis("unstack", pipeline.unstack),
-            split=read.read_split(split, None if _has_family(split) else len(pipeline.outputs)),
+            split=read.read_split(split, None if _has_family(split) else len(pipeline.outputs), sized=True),
             share=pipeline.share,
             merge=pipeline.merge is not None,
             family=read.read_axis("concat", concat) or read.read_axis("merge", pipeline.merge),
@@ -403,6 +397,24 @@ class _Compiler:
                 )
                 warning = Diagnostic("RK104", title, (Label(table.at),), help, severity=Severity.WARNING)
                 self.warnings.append(warning)
+
+
+def _explain_equal_values(table: str, equal: Sequence[tuple[WrittenEntry, WrittenEntry, str]]) -> Diagnostic:
+    """Report the keys of a table whose value an earlier key has: the first at its place, all others in a note."""
+    first, entry, value = equal[0]
+    labels = (
+        Label(first.span, f"{first.key.value} -> {value}", primary=False),
+        Label(entry.span, f"{entry.key.value} -> {value}"),
+    )
+    title = f"the table {table!r} is not injective: two keys map to {value!r}"
+    others = [f"{each.key.value} -> {value}, as {one.key.value}" for one, each, value in equal[1:]]
+    if others:
+        title += f", and {count_noun(len(others), 'more key has', 'more keys have')} the value of another"
+    help = (
+        f"keys that differ only in {first.key.value} and {entry.key.value} would map to one target",
+        "give each its own value, or add `lossy: true` if both never occur together",
+    )
+    return Diagnostic("RK101", title, labels, help, (list_names(others),) if others else ())
 
 
 def _list_first_no_values(problems: Iterable[Diagnostic]) -> Iterator[Diagnostic]:

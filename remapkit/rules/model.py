@@ -14,24 +14,26 @@ from remapkit.patterns.pattern import Pattern
 from remapkit.patterns.stopping import Stop, find_stop
 from remapkit.patterns.template import Template
 from remapkit.rulefile.arithmetic import Values
-from remapkit.rulefile.syntax import RuleFile, WrittenTest
+from remapkit.rulefile.syntax import RequirementKind, RuleFile, WrittenTest
 from remapkit.rules.pipeline import AddedTargets, Pipeline
 
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One entry of `require`. `what` is `count`, `shape` or `param`; `name` is the pattern or param as written.
+    """One entry of `require`. `name` is the pattern, the param or the condition as written.
 
-    `wanted` holds the sizes of a shape (None: any size) or the allowed numbers. `by` is the capture to count.
+    `wanted` holds the sizes of a shape (None: any size), the allowed dtypes or numbers, or the two sides of a
+    condition, which `sign` compares. `by` is the capture to count.
     """
 
-    what: str
+    what: RequirementKind
     name: str
     wanted: tuple[Arg, ...]
     span: Span
     reader: PatternMatcher | None = None
     by: str | None = None
     note: str | None = None
+    sign: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

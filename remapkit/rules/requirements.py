@@ -3,29 +3,37 @@
 require:
   - {count: 'blocks.{i:int}.{rest:**}', is: 3}    # exactly the indices 0, 1 and 2
   - {shape: 'head.weight', is: [classes, any]}    # every matching key; at least one
+  - {dtype: 'head.weight', is: [BF16, F16]}
   - {param: heads, is: [8, 16]}                   # one of these
+  - {that: heads % kv_heads == 0}
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span, Text
-from remapkit.diagnostics.wording import count_noun, join_words
-from remapkit.ops.calls import Arg, CallReader, evaluate_arg
+from remapkit.diagnostics.wording import count_noun, join_words, suggest_name
+from remapkit.ops.call_reader import CallReader
+from remapkit.ops.calls import Arg, evaluate_arg, list_params
 from remapkit.patterns.matcher import PatternMatcher
 from remapkit.patterns.pattern import Part, Pattern
-from remapkit.rulefile.arithmetic import BadNumber, Values, describe_value
+from remapkit.rulefile.arithmetic import SIZE, BadNumber, Expr, Values, describe_value
 from remapkit.rulefile.syntax import WrittenPattern, WrittenRequirement
-from remapkit.rulefile.yaml.nodes import ListNode, ScalarNode
+from remapkit.rulefile.yaml.nodes import ListNode, Node, ScalarNode
 from remapkit.rules.model import CompiledRules, Requirement
+from remapkit.tensors.dtypes import DTYPES
 from remapkit.tensors.families import MAX_DIGITS
 from remapkit.tensors.spec import OPAQUE, StateDictSpec, TensorSpec
 
 ANY = "any"
 """Any size."""
+_OF_KEYS = ("count", "shape", "dtype")
+"""The requirements whose names are patterns of keys."""
 
 
 def read_requirements(
@@ -39,16 +47,12 @@ def read_requirements(
     """Compile the entries of `require`; their problems (RK371, and those of patterns) go to `problems`."""
     for entry in written:
         before = len(problems)
-        wanted = _read_wanted(entry, calls)
+        wanted = tuple(_read_condition(entry, calls) if entry.what == "that" else _read_wanted(entry, calls))
         reader, by = None, None
         if entry.what == "param" and entry.name.value not in params:
-            known = join_words(params) or "none"
-            problems.append(
-                _explain_bad_entry(
-                    f"there is no param {entry.name.value!r}", entry.name.span, f"params of this file: {known}"
-                )
-            )
-        if entry.what != "param":
+            help = suggest_name(entry.name.value, params, f"params of this file: {join_words(params) or 'none'}")
+            problems.append(_explain_bad_entry(f"there is no param {entry.name.value!r}", entry.name.span, help))
+        if entry.what in _OF_KEYS:
             pattern = compiled(WrittenPattern("path", entry.name, entry.name.span))
             reader = PatternMatcher(pattern) if pattern is not None else None
             if pattern is not None and entry.what == "count":
@@ -61,19 +65,57 @@ def read_requirements(
             problems.append(_explain_bad_entry(title, entry.wanted.span, "list its sizes: `is: [8, any]`"))
         if len(problems) == before:
             note = entry.note.value if entry.note is not None else None
-            yield Requirement(entry.what, entry.name.value, wanted, entry.span, reader, by, note)
+            sign = _find_sign(entry.name) if entry.what == "that" else None
+            yield Requirement(entry.what, entry.name.value, wanted, entry.span, reader, by, note, sign and sign[0])
 
 
-def _read_wanted(entry: WrittenRequirement, calls: CallReader) -> tuple[Arg, ...]:
-    if not isinstance(entry.wanted, ListNode):
-        assert isinstance(entry.wanted, ScalarNode)
-        return (calls.read_number(entry.wanted),)
-    return tuple(
-        None
-        if entry.what == "shape" and isinstance(item, ScalarNode) and item.kind == "text" and item.value == ANY
-        else calls.read_arg(item)
-        for item in entry.wanted.items
-    )
+def _read_wanted(entry: WrittenRequirement, calls: CallReader) -> Iterator[Arg]:
+    for item in entry.wanted.items if isinstance(entry.wanted, ListNode) else (entry.wanted,):
+        if entry.what == "dtype":
+            yield _read_dtype(item, calls)
+        elif entry.what == "shape" and isinstance(item, ScalarNode) and item.kind == "text" and item.value == ANY:
+            yield None
+        else:
+            yield calls.read_arg(item, sized=entry.what == "shape")
+
+
+def _read_dtype(node: Node, calls: CallReader) -> str | None:
+    name = node.value if isinstance(node, ScalarNode) else ""
+    if name not in DTYPES:
+        help = suggest_name(name.upper(), DTYPES, f"dtypes: {', '.join(DTYPES)}")
+        calls.problems.append(_explain_bad_entry(f"there is no dtype {name!r}", node.span, help))
+    return name
+
+
+_SIGNS: Mapping[str, Callable[[int, int], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+def _find_sign(text: Text) -> tuple[str, int] | None:
+    """Return the only sign that compares in a condition, and its position; None if there are none or several."""
+    found = list(re.finditer("[=!<>]=|[<>]|=", text.value))
+    return (found[0][0], found[0].start()) if len(found) == 1 and found[0][0] in _SIGNS else None
+
+
+def _read_condition(entry: WrittenRequirement, calls: CallReader) -> Iterator[Arg]:
+    """Yield both sides of a condition."""
+    if not entry.wanted.span.start <= entry.name.span.start < entry.wanted.span.end:
+        title = "a condition is complete, got another value under `is`"
+        calls.problems.append(_explain_bad_entry(title, entry.wanted.span, "write it in one: `that: heads % 8 == 0`"))
+    sign = _find_sign(entry.name)
+    if sign is None:
+        title = f"a condition must compare two numbers with one of {join_words(_SIGNS)}"
+        help = "for example `that: heads % kv_heads == 0`; several conditions are several entries"
+        calls.problems.append(_explain_bad_entry(title, entry.name.span, help))
+        return
+    for start, end in ((0, sign[1]), (sign[1] + len(sign[0]), len(entry.name.value))):
+        yield calls.read_expression(entry.name, start, end)
 
 
 def find_counted_capture(
@@ -118,20 +160,45 @@ def find_unmet_requirements(rules: CompiledRules, source: StateDictSpec) -> Iter
     """Yield every requirement that a header or the current params do not meet; unknown shapes are not checked."""
     for requirement in rules.require if source else ():
         try:
-            wanted = tuple(evaluate_arg(arg, rules.params) for arg in requirement.wanted)
+            if requirement.what == "count":
+                yield from _check_count(requirement, _evaluate_all(requirement, rules.params), source)
+            elif requirement.what == "shape":
+                yield from _check_shape(requirement, rules.params, source)
+            elif requirement.what == "dtype":
+                yield from _check_dtype(requirement, source)
+            elif requirement.what == "that":
+                yield from _check_condition(requirement, rules.params, source)
+            else:
+                yield from _check_param(requirement, rules.params, source)
         except BadNumber as error:
             yield _explain_unmet(requirement, f"{error}", "pass --param NAME=NUMBER", source, None)
-            continue
-        if requirement.what == "param":
-            found = rules.params[requirement.name]
-            if found not in wanted:
-                words = "but has no value" if found is None else f"got {describe_value(found)}"
-                title = f"the param {requirement.name} must be {_join_with_or(wanted)}, {words}"
-                yield _explain_unmet(requirement, title, f"pass --param {requirement.name}=NUMBER", source, found)
-        elif requirement.what == "count":
-            yield from _check_count(requirement, wanted, source)
-        else:
-            yield from _check_shape(requirement, wanted, source)
+
+
+def _check_param(requirement: Requirement, params: Values, source: StateDictSpec) -> Iterator[Diagnostic]:
+    found, wanted = params[requirement.name], _evaluate_all(requirement, params)
+    if found not in wanted:
+        words = "but has no value" if found is None else f"got {describe_value(found)}"
+        title = f"the param {requirement.name} must be {_join_with_or(wanted)}, {words}"
+        yield _explain_unmet(requirement, title, f"pass --param {requirement.name}=NUMBER", source, found)
+
+
+def _check_condition(requirement: Requirement, params: Values, source: StateDictSpec) -> Iterator[Diagnostic]:
+    left, right = _evaluate_all(requirement, params)
+    assert isinstance(left, int) and isinstance(right, int) and requirement.sign is not None
+    if _SIGNS[requirement.sign](left, right):
+        return
+    names = dict.fromkeys(name for arg in requirement.wanted for name in list_params(arg))
+    sides = zip(requirement.wanted, (left, right), strict=True)
+    values = {arg.text: str(value) for arg, value in sides if isinstance(arg, Expr)}
+    values |= {name: describe_value(params[name]) for name in names}
+    got = join_words(f"{text} is {value}" for text, value in values.items())
+    title = f"{requirement.name} must hold, but {got}"
+    help = "pass the model's own params, --param NAME=NUMBER or --config config.json, or use the rules for this model"
+    yield _explain_unmet(requirement, title, help, source, [left, right])
+
+
+def _evaluate_all(requirement: Requirement, params: Values) -> tuple[object, ...]:
+    return tuple(evaluate_arg(arg, params) for arg in requirement.wanted)
 
 
 def _check_count(requirement: Requirement, wanted: tuple[object, ...], source: StateDictSpec) -> Iterator[Diagnostic]:
@@ -150,19 +217,46 @@ def _check_count(requirement: Requirement, wanted: tuple[object, ...], source: S
     yield _explain_unmet(requirement, title, "these rules are for another model", source, number)
 
 
-def _check_shape(requirement: Requirement, wanted: tuple[object, ...], source: StateDictSpec) -> Iterator[Diagnostic]:
+def _check_shape(requirement: Requirement, params: Values, source: StateDictSpec) -> Iterator[Diagnostic]:
+    shown = f"the shape [{', '.join(_show_size(size, params) for size in requirement.wanted)}]"
+
+    def fits(spec: TensorSpec) -> bool:
+        return _has_shape(spec, _evaluate_all(requirement, {**params, SIZE: spec.shape}))
+
+    yield from _check_keys(requirement, shown, fits, lambda spec: list(spec.shape), source)
+
+
+def _show_size(size: Arg, params: Values) -> str:
+    if size is None:
+        return ANY
+    return str(size if SIZE in list_params(size) else evaluate_arg(size, params))
+
+
+def _check_dtype(requirement: Requirement, source: StateDictSpec) -> Iterator[Diagnostic]:
+    wanted = requirement.wanted
+    shown = f"the dtype {_join_with_or(wanted)}"
+    yield from _check_keys(requirement, shown, lambda spec: spec.dtype in wanted, lambda spec: spec.dtype, source)
+
+
+def _check_keys(
+    requirement: Requirement,
+    shown: str,
+    fits: Callable[[TensorSpec], bool],
+    show: Callable[[TensorSpec], object],
+    source: StateDictSpec,
+) -> Iterator[Diagnostic]:
+    """Check every key of a pattern, of which there must be one."""
     assert requirement.reader is not None
     keys = [fqn for fqn in source if requirement.reader(fqn) is not None]
-    shown = f"[{', '.join(ANY if size is None else str(size) for size in wanted)}]"
     if not keys:
-        title = f"{requirement.name} must have the shape {shown}, but the checkpoint has no such key"
+        title = f"{requirement.name} must have {shown}, but the checkpoint has no such key"
         yield _explain_unmet(requirement, title, "these rules are for another model", source, None)
         return
-    wrong = [fqn for fqn in keys if source[fqn] is not OPAQUE and not _has_shape(source[fqn], wanted)]
+    wrong = [fqn for fqn in keys if source[fqn] is not OPAQUE and not fits(source[fqn])]
     if wrong:
-        found = list(source[wrong[0]].shape)
+        found = show(source[wrong[0]])
         more = f", and {count_noun(len(wrong) - 1, 'more key differs', 'more keys differ')}" if len(wrong) > 1 else ""
-        title = f"{wrong[0]} must have the shape {shown}, got {found}{more}"
+        title = f"{wrong[0]} must have {shown}, got {found}{more}"
         yield _explain_unmet(requirement, title, "these rules are for another model", source, found)
 
 

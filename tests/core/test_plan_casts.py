@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import itertools
 
+import pytest
+import torch
+
+import remapkit
 from remapkit.plans.cast import cast_plan
+from remapkit.tensors.dtypes import is_exact_cast
+from remapkit.tensors.from_torch import TORCH_DTYPES
 from tests.core.plan_kit import F8, ONE, SMALL, codes, planned
 
 KEEP = "keep: ['{all:**}']"
@@ -92,3 +98,26 @@ def test_what_is_joined_and_then_cast() -> None:
     body = "rules: [{id: r, concat: {dim: 0, from: [a, b]}, ops: [{cast: F16}], to: c}]"
     assert roundings(body, {"a": SMALL, "b": SMALL}) == {("F32", "F16"): ["c"]}
     assert roundings("keep: [a]", {"a": SMALL}) == {}
+
+
+@pytest.mark.parametrize("start", ["F16", "BF16", "F32"])
+def test_a_chain_of_casts_is_noted_exactly_if_a_value_changes(start: str) -> None:
+    """Every pattern of 16 bits (in F32: random ones) through every chain of three."""
+    bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
+    values = bits.view(TORCH_DTYPES[start]) if start != "F32" else torch.randn(1 << 12)
+    values = values[values.isfinite()]
+    for chain in itertools.product(PLAIN, repeat=3):
+        ops = ", ".join(f"{{cast: {dtype}}}" for dtype in chain)
+        rules = remapkit.loads(f"remapkit: 1\nname: t\nrules: [{{id: r, path: a, ops: [{ops}], to: b}}]\n")
+        noted = [each.values for each in rules.plan({"a": values}).warnings if each.code == "RK345"]
+        made = rules({"a": values})["b"]
+        changed = not torch.equal(made.double(), values.double())
+        assert bool(noted) == changed or (noted and not is_exact_cast(start, chain[0])), (start, chain, noted)
+
+
+@pytest.mark.parametrize("op", ["{scale: 1.1}", "{add: 1}", "{pad: {to: 8, value: 0.3}}", "{pad: {to: 'size(0)+1'}}"])
+def test_what_is_calculated_between_casts_may_round_again(op: str) -> None:
+    plan = planned(
+        f"rules: [{{id: r, path: a, ops: [{{cast: F64}}, {op}, {{cast: F32}}], to: b}}]", {"a": ("BF16", [4])}
+    )
+    assert [(each.values["from"], each.values["to"]) for each in plan.warnings] == [("F64", "F32")]

@@ -109,3 +109,23 @@ def test_unused_entries_are_those_of_tables_in_use() -> None:
     assert unused("l.q") == [("used", "k")]
     assert unused("l.q", "m.v") == [("used", "k"), ("other", "q")]
     assert unused("l.k", "l.q", "m.q") == [("other", "v")]
+
+
+def test_many_unused_rules_and_entries_are_five_and_a_number() -> None:
+    rules = "".join(f"  - {{id: r{n}, path: 'x{n}', to: 'y{n}'}}\n" for n in range(40))
+    entries = ", ".join(f"k{n}: v{n}" for n in range(40))
+    body = f"tables: {{t: {{{entries}}}}}\nrules:\n{rules}  - {{id: u, path: 'u.{{s:t}}', to: 'u.{{s|t}}'}}\n"
+    warnings = planned(body, {"u.k0": SMALL}).warnings
+    named = [each for each in warnings if each.labels]
+    assert [each.values.get("rule", each.values.get("key")) for each in named] == [
+        *(f"r{n}" for n in range(5)),
+        *(f"k{n}" for n in range(1, 6)),
+    ]
+    assert [each.title for each in warnings if not each.labels] == [
+        "35 more rules matched no key",
+        "no key uses 34 more entries of the tables",
+    ]
+    assert warnings[5].values["rules"] == [f"r{n}" for n in range(5, 40)]
+    assert planned(body, {"u.k0": SMALL, **{f"x{n}": SMALL for n in range(5, 40)}}).warnings[4].values == {
+        "rule": "r4"
+    }

@@ -77,7 +77,7 @@ def test_a_true_requirement_is_silent(entry: str) -> None:
         ("{count: '{a:int}.{b}', by: b, is: 4}", "RK371", "'b' is not an integer capture"),
         ("{shape: w, is: 4}", "RK371", "must be a list, got one number"),
         ("{shape: w, is: [hidden]}", "RK162", "hidden"),
-        ("{shape: w}", "RK021", "lacks `is`"),
+        ("{shape: w}", "RK021", "`shape` without `is`"),
         ("{is: 4}", "RK021", "requires nothing"),
         ("{shape: w, param: heads, is: [4]}", "RK024", "`shape` and `param`"),
         ("{param: heads, by: x, is: 4}", "RK021", "`by` without `count`"),

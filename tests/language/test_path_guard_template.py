@@ -291,6 +291,11 @@ def test_a_table_that_is_not_injective() -> None:
     problem = found_in(lambda: rules(rule("r", "{s|slot}", path="{s:slot}"), tables=[written]))[0]
     assert problem.code == "RK101"
     assert [(label.text, label.primary) for label in problem.labels] == [("0 -> norm1", False), ("3 -> norm1", True)]
+    many = table("slot", {f"k{n}": f"v{n % 1000}" for n in range(2000)})
+    (problem,) = found_in(lambda: rules(rule("r", "{s|slot}", path="{s:slot}"), tables=[many]))
+    assert problem.title.endswith("two keys map to 'v0', and 999 more keys have the value of another")
+    shown = [f"k{n + 1000} -> v{n}, as k{n}" for n in range(1, 6)]
+    assert problem.notes == ("\n".join([*shown, "... and 994 more"]),)
     lossy = table("slot", {"0": "norm1", "3": "norm1"}, lossy=True)
     assert rules(rule("r", "{s|slot}", path="{s:slot}"), tables=[lossy]).match("3")[0].target == "norm1"
 

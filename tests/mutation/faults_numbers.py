@@ -8,6 +8,8 @@ KEYS = ("tests/numbers/test_key_params.py",)
 LISTS = ("tests/numbers/test_lists.py",)
 CONFIG = ("tests/numbers/test_config.py",)
 COUNTED = ("tests/numbers/test_counted.py",)
+SIZES = ("tests/numbers/test_sizes.py",)
+CONDITIONS = ("tests/numbers/test_conditions.py",)
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
@@ -117,7 +119,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "the inverse has the captures of the rule",
-        "authoring/invert_rule.py",
+        "authoring/invert_pipeline.py",
         "if all(name == written for name, written in names.items()):",
         "if names is not None:",
         "an index that is shifted in a target is shifted back in the numbers of the inverse",
@@ -125,7 +127,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "the index of a stack is a number",
-        "rules/pipeline.py",
+        "rules/pipeline_reader.py",
         "if by in admitted:",
         "if by is None:",
         "the index that stack counts has several values",
@@ -162,5 +164,61 @@ FAULTS: tuple[Fault, ...] = (
         "",
         "apply and check prove the rules for the values that they found",
         COUNTED,
+    ),
+    Fault(
+        "the size of the dimension before",
+        "rulefile/arithmetic.py",
+        "return shape[dim]",
+        "return shape[dim - 1]",
+        "size(k) is the size of dimension k",
+        SIZES,
+    ),
+    Fault(
+        "a size(k) without a tensor",
+        "rulefile/arithmetic.py",
+        "        if name == SIZE and sized:\n",
+        "        if name == SIZE:\n",
+        "where there is no tensor size(k) is refused",
+        SIZES,
+    ),
+    Fault(
+        "the sizes of a split before unstack",
+        "plans/groups.py",
+        "in _list_outputs(pipeline, resolved, infer_ops(tail, whole))",
+        "in _list_outputs(pipeline, resolved, infer_ops(resolved.before[0], source[sources[0]]))",
+        "a split has the sizes of what it splits",
+        SIZES,
+    ),
+    Fault(
+        "an inverse with the sizes of the other side",
+        "ops/calls.py",
+        "        if SIZE in self.names:\n            return f",
+        "        if SIZE in self.names and self.name == 'pad':\n            return f",
+        "an operation with size(k) has no inverse",
+        SIZES,
+    ),
+    Fault(
+        "a comparison that is another",
+        "rules/requirements.py",
+        '"<=": operator.le,',
+        '"<=": operator.lt,',
+        "a condition compares as Python does",
+        CONDITIONS,
+    ),
+    Fault(
+        "one key of a pattern is checked",
+        "rules/requirements.py",
+        "for fqn in keys if source[fqn] is not OPAQUE and not fits(source[fqn])]",
+        "for fqn in keys[:1] if source[fqn] is not OPAQUE and not fits(source[fqn])]",
+        "every key of a pattern has the shape and the dtype",
+        CONDITIONS,
+    ),
+    Fault(
+        "an inverse without the conditions",
+        "authoring/write_inverse.py",
+        'if each.what in ("param", "that")]',
+        'if each.what in ("param",)]',
+        "the inverse keeps conditions on params",
+        CONDITIONS,
     ),
 )

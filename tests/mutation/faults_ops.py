@@ -7,6 +7,10 @@ from tests.mutation.fault import Fault
 PATTERNS = ("tests/ops/test_rearrange.py", "tests/ops/test_ops.py")
 
 COMBINED = ("tests/ops/test_combine.py",)
+NORMS = ("tests/ops/test_weight_norm.py",)
+SCALES = ("tests/judge/test_scales_follow.py",)
+ALPHAS = ("tests/judge/test_alphas_fold.py",)
+CASTS = ("tests/core/test_plan_casts.py",)
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
@@ -75,7 +79,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "an inverse of a product",
-        "authoring/invert_rule.py",
+        "authoring/invert_pipeline.py",
         "if pipeline.combine is not None:",
         "if pipeline.combine is None and pipeline.share is not None:",
         "what rounds has no inverse",
@@ -192,5 +196,117 @@ FAULTS: tuple[Fault, ...] = (
         "order=tuple(order)",
         "the inverse of an order is another order",
         ("tests/ops/test_ops.py",),
+    ),
+    Fault(
+        "norms over the wrong dimensions",
+        "compute/lazy.py",
+        "others = tuple(dim for dim in range(block.ndim) if dim != self.dim)",
+        "others = tuple(dim for dim in range(block.ndim) if dim == self.dim)",
+        "a norm is over all dimensions but one",
+        NORMS,
+    ),
+    Fault(
+        "the norm of the last box",
+        "compute/lazy.py",
+        "squares[place] += block.sum",
+        "squares[place] = block.sum",
+        "norms are sums over the whole weight",
+        NORMS,
+    ),
+    Fault(
+        "a norm that is squared",
+        "compute/cast.py",
+        "lengths / np.sqrt(squares)",
+        "lengths / squares",
+        "a weight is divided by its norm",
+        NORMS,
+    ),
+    Fault(
+        "lengths of another dimension",
+        "ops/combine.py",
+        "if second.shape == shapes[self.dim] if self.dim is not None else second.numel == 1:",
+        "if second.numel == math.prod(shapes[self.dim or 0]):",
+        "each norm has one length, in its dimension",
+        NORMS,
+    ),
+    Fault(
+        "a partial inverse that keeps the targets of lost rules",
+        "authoring/invert.py",
+        "InverseWriter(rule_set, inverses, tables, beside, lost, left)",
+        "InverseWriter(rule_set, inverses, tables, beside, lost)",
+        "the inverse of the rest drops what it cannot restore",
+        NORMS,
+    ),
+    Fault(
+        "rows of one scale each are rows",
+        "plans/follow.py",
+        "if all(alike) and long:",
+        "if all(alike):",
+        "one row with one scale may be a block",
+        SCALES,
+    ),
+    Fault(
+        "any scale is shared",
+        "plans/follow.py",
+        "return op.stack is None and scale.numel == 1 and len(scale.shape) < 2",
+        "return op.stack is None",
+        "only one scale for a whole tensor is shared",
+        SCALES,
+    ),
+    Fault(
+        "scales in another order",
+        "plans/follow.py",
+        "if any(image.ops == move.ops and image.sources == tuple(scales) for image in images):",
+        "if any(image.ops == move.ops for image in images):",
+        "scales are joined in the order of their weights",
+        SCALES,
+    ),
+    Fault(
+        "scales that are cut elsewhere",
+        "plans/follow.py",
+        "if any(image.ops == move.ops and image.sources == tuple(scales) for image in images):",
+        "if any(image.sources == tuple(scales) for image in images):",
+        "scales are cut where their weights are",
+        SCALES,
+    ),
+    Fault(
+        "a cast through a wider dtype rounds",
+        "plans/rounding.py",
+        "if not is_exact_cast(exact, op.dtype):",
+        "if not is_exact_cast(dtype, op.dtype):",
+        "a value that came from BF16 is exact in F32, also through F64",
+        CASTS,
+    ),
+    Fault(
+        "a sum is as exact as before",
+        "plans/rounding.py",
+        'elif op.name in ("scale", "add", "pad"):',
+        'elif op.name in ("scale", "pad"):',
+        "what is calculated may round again",
+        CASTS,
+    ),
+    Fault(
+        "an alpha that is not divided",
+        "compute/cast.py",
+        "if combine.over != 1 else by",
+        "if combine.over == 1 else by",
+        "`over` divides the second tensor",
+        ALPHAS,
+    ),
+    Fault(
+        "any rank of an alpha",
+        "plans/companions.py",
+        "        elif over != rank:\n",
+        "        elif over < 1:\n",
+        "an alpha is divided by its LoRA rank",
+        ALPHAS,
+    ),
+    Fault(
+        "an alpha that is folded twice",
+        "plans/companions.py",
+        "if len(folds) > 1 or len(self.of.get(alpha, [])) > 1:",
+        "if len(self.of.get(alpha, [])) > 9:",
+        "an alpha is folded into one tensor, and not kept",
+        ALPHAS,
     ),
 )

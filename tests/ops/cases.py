@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from remapkit.ops.calls import Call, CallReader
+from remapkit.ops.call_reader import CallReader
+from remapkit.ops.calls import Call
 from remapkit.rulefile.read import read_text
 from remapkit.rulefile.syntax import WrittenOp
 from remapkit.tensors.from_torch import TORCH_DTYPES, get_dtype_name

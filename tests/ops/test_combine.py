@@ -215,9 +215,8 @@ def test_what_does_not_fit_is_named_before_anything_moves(
 
 def test_the_examples_of_the_docs() -> None:
     page = (Path(remapkit.__file__).parent.parent / "docs" / "operations.md").read_text(encoding="utf-8")
-    (example,) = re.findall(
-        r"```yaml\n(.*?)```", page.split("## With a second tensor")[1].split("\n## ")[0], re.DOTALL
-    )
+    section = page.split("## With a second tensor")[1].split("\n## ")[0]
+    example = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)[0]
     state = {
         "a.weight": torch.randn(130, 140).to(torch.float8_e4m3fn),
         "a.weight_scale_inv": torch.rand(2, 2),

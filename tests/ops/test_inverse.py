@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 import remapkit
 from remapkit.api.ruleset import RuleSet, compile_rules
-from remapkit.authoring import invert_rule
+from remapkit.authoring import invert_pipeline
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.registry.installed import find_home
 from remapkit.rulefile.read import read_text
@@ -124,5 +124,5 @@ rules:
     state = {"a.0": random_tensor("F32", (8, 8), 1)}
     rules = compiled(text)
     assert raw(rules.inverse()(rules(state))["a.0"]) == raw(state["a.0"])
-    monkeypatch.setattr(invert_rule, "_invert_calls", forwards)
+    monkeypatch.setattr(invert_pipeline, "_invert_calls", forwards)
     assert raw(rules.inverse()(rules(state))["a.0"]) != raw(state["a.0"])
