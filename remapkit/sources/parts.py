@@ -92,10 +92,16 @@ def _check(item: object) -> str | Path:
 
 
 def _expand(item: str | Path) -> Iterator[Part]:
-    if is_mount(str(item)):
-        yield from _expand_mount(parse_mount(str(item)))
-    else:
+    if not is_mount(str(item)):
         yield Part("", Path(item))
+        return
+    mount = parse_mount(str(item))
+    file = str(mount.file)
+    if not mount.file.list_names() and not os.path.lexists(file):
+        # `lr=0.1/model.pt` may be meant as a path.
+        note = f"{show_key(str(item))!r} was read as PREFIX=FILE; no file has the whole name either"
+        raise make_unreadable("RK400", f"no such file: {file}", notes=(note,), refused=FileNotFoundError())
+    yield from _expand_mount(mount)
 
 
 def _expand_mount(mount: Mount, folder: Path | None = None) -> Iterator[Part]:
