@@ -48,10 +48,8 @@ def list_parts(source: SourceLike, rules: RuleFile | None = None) -> tuple[Part,
     Raises `BadArgument` for what is no source, `UsageError` (RK426) for a malformed mount, and
     `UnreadableCheckpoint` (RK407, RK427, RK428, RK429) if files do not fit or are missing.
 
-    >>> [(part.prefix, str(part.path)) for part in list_parts(["vae.=vae.pth", "unet.pth"])]
+    >>> [(part.prefix, str(part.path)) for part in list_parts({"vae.": "vae.pth", "": "unet.pth"})]
     [('vae.', 'vae.pth'), ('', 'unet.pth')]
-    >>> list_parts({"vae.": "vae.pth"}) == list_parts("vae.=vae.pth")
-    True
     """
     if isinstance(source, Sequence) and not isinstance(source, str) and len(source) == 1:
         source = _check(source[0])
@@ -71,7 +69,7 @@ def find_only_path(source: SourceLike) -> Path | None:
 
     Nothing is opened.
 
-    >>> find_only_path(["unet.pth"]), find_only_path("vae.=vae.pth"), find_only_path(["vae.pth", "unet.pth"])
+    >>> find_only_path(["unet.pth"]), find_only_path({"vae.": "vae.pth"}), find_only_path(["vae.pth", "unet.pth"])
     (PosixPath('unet.pth'), None, None)
     """
     parts = list_parts(source)
