@@ -12,7 +12,9 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
+
+from remapkit.cli.store_once import StoreOnce
 
 EXIT_UNABLE = 2
 EXIT_BUG = 3
@@ -153,19 +155,6 @@ def _report_bug() -> int:
     return EXIT_BUG
 
 
-class _StoreOnce(argparse.Action):
-    """Stores a file, and refuses a second one: it would replace the first without a word."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, args: argparse.Namespace, value: Any, option: Any = None
-    ) -> None:
-        if getattr(args, self.dest) is not None:
-            parser.error(
-                f"{option} takes one file or one mount PREFIX=FILE, got two: {getattr(args, self.dest)}, {value}"
-            )
-        setattr(args, self.dest, value)
-
-
 class _Parser(argparse.ArgumentParser):
     """Escapes terminal control characters in messages about wrong arguments."""
 
@@ -222,7 +211,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target-keys",
         metavar="FILE",
-        action=_StoreOnce,
+        action=StoreOnce,
         help="use a manifest or a checkpoint as the target instead",
     )
     parser.add_argument("--strict-dtype", action="store_true", help="report a dtype mismatch as an error, not a note")
@@ -253,15 +242,6 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="A.B", help="the mapping, or the prefix of keys, that is the state dict")
-
-
-def _add_metadata_from(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--metadata-from",
-        metavar="FILE",
-        action=_StoreOnce,
-        help="where the metadata of several CKPTs contradict each other, keep those of FILE",
-    )
 
 
 def _add_more_files(parser: argparse.ArgumentParser) -> None:
@@ -305,7 +285,12 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
     parser = _add_command(commands, "apply", "prove, plan and check, then write the checkpoint under its new keys")
     parser.add_argument("rules", metavar="RULES", help=_RULES)
     parser.add_argument("checkpoint", metavar="CKPT", nargs="+", help=_SOURCE)
-    _add_metadata_from(parser)
+    parser.add_argument(
+        "--metadata-from",
+        metavar="FILE",
+        action=StoreOnce,
+        help="where the metadata of several CKPTs contradict each other, keep those of FILE",
+    )
     parser.add_argument(
         "-o", "--output", metavar="OUT", help="the file to write (default: CKPT with .safetensors, beside it)"
     )
