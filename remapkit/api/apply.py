@@ -106,12 +106,12 @@ def apply(
         source: A checkpoint: `.pth`, `.safetensors`, an index of shards, or a folder that holds one.
         output: The file to write; by default `source` with the suffix `.safetensors`, in the same folder. Or several:
             mounts, `"vae.=vae.safetensors"` or `"tp{t}.=rank{t:02d}.pth"`, in a sequence, or as a mapping from
-            prefixes to files. Each takes the keys that begin with its prefix, without it; a plain file takes the rest.
+            prefixes to files. Each takes the keys that begin with its prefix, without it; a plain file the rest.
         to_format: `safetensors` or `pth`, for every output; by default given by its suffix.
         dry_run: Write nothing; the result has every move.
         dtype: Cast every plain float: `bf16`, `fp16`, `fp32` or `fp64`.
         in_place: Rename inside `source`, one safetensors file: only its header is written, under a journal.
-        shard_size: Write shards of at most so many bytes (`"5GB"`, `"500MiB"`, a number) and their index, per output.
+        shard_size: Write shards of at most so many bytes (`"5GB"`, `"500MiB"`, a number) and an index, per output.
         verify: Read the output back and compare every tensor with its source.
         untie: Write tied weights as copies, not once with the other names in the metadata.
         force: Replace the output if it exists.

@@ -40,7 +40,7 @@ FORMATS = ("safetensors", "pth")
 
 @dataclass(frozen=True, slots=True)
 class WrittenFiles:
-    """The result of a write: the files (an index after its shards), the numbers of tensors and bytes, and the methods used.
+    """The result of a write: the files (an index after its shards), numbers of tensors and bytes, the methods used.
 
     `how` is a subset of reflink, copy_file_range, sendfile, loop (ranges of files), gathered (views, operations),
     header, shifted (in place). `tied` maps names that are only recorded to the names whose tensors are written.

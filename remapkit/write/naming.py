@@ -34,8 +34,8 @@ class FinishedOutput:
 def name_outputs(outputs: Sequence[FinishedOutput], force: bool) -> None:
     """Give the files of all outputs their names, and remove the layouts that they replace.
 
-    Interrupts must be ignored meanwhile. Raises `OSError` with everything as it was; `FailedWrite` RK514 if files were
-    replaced that could not be restored, RK513 if an old layout cannot be removed.
+    Interrupts must be ignored meanwhile. Raises `OSError` with everything unchanged; `FailedWrite`: RK514 if files
+    were replaced that could not be restored, RK513 if an old layout cannot be removed.
     """
     for output in outputs:
         dress_files(output.files, output.replaced)

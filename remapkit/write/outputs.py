@@ -94,10 +94,10 @@ class _Taken:
 def divide_moves(mounts: Sequence[Mount], moves: Sequence[Move]) -> tuple[Output, ...]:
     """Return one output for each mount, and for each combination of its numbers; their order is that of both.
 
-    A key goes to the output with the longest prefix that it begins with. Time: the number of keys times that of mounts.
+    A key goes to the output with the longest prefix that it begins with. Time: number of keys x number of mounts.
 
-    Raises `UnwritableOutput` with all problems: RK515 if no output takes a key, RK516 if an output takes no key, RK518
-    if a key without its prefix is not a name.
+    Raises `UnwritableOutput` with all problems: RK515 if no output takes a key, RK516 if an output takes no key,
+    RK518 if a key without its prefix is not a name.
 
     >>> from remapkit import TensorSpec
     >>> from remapkit.plans.moves import RuleRef
@@ -164,11 +164,12 @@ def _report_untaken(untaken: Sequence[str], total: int) -> list[Diagnostic]:
     if not untaken:
         return []
     title = f"{len(untaken)} of {count_noun(total, 'key')} {'goes' if len(untaken) == 1 else 'go'} to no output"
-    help = (f"name a file for the rest: -o FILE; or one for the prefix: -o {_propose_mount(untaken)!r}",)
+    mount = _propose_mount(untaken)
+    help = ("name a file for the rest: -o FILE" + (f"; or one for the prefix: -o {mount!r}" if mount else ""),)
     return [Diagnostic("RK515", title, notes=(list_names(untaken),), help=help, values={"keys": list(untaken)})]
 
 
-def _propose_mount(fqns: Sequence[str]) -> str:
+def _propose_mount(fqns: Sequence[str]) -> str | None:
     """Return a mount for the most frequent first segment, with `{t}` if several segments differ in one number."""
     heads: dict[str, int] = {}
     patterns: dict[str, set[str]] = {}
@@ -179,7 +180,7 @@ def _propose_mount(fqns: Sequence[str]) -> str:
             heads[pattern] = heads.get(pattern, 0) + 1
             patterns.setdefault(pattern, set()).add(head)
     if not heads:
-        return "PREFIX=FILE"
+        return None
     best = max(heads, key=heads.__getitem__)
     name = best if len(patterns[best]) > 1 else min(patterns[best])
     return f"{name}.={name}.safetensors"
@@ -189,8 +190,12 @@ def _report_wrong_names(mounts: Sequence[Mount], wrong: Mapping[int, Sequence[st
     problems = []
     for number, fqns in wrong.items():
         prefix = str(mounts[number].prefix)
-        title = f"without {prefix!r}, {count_noun(len(fqns), 'key')} would have no name, or one that begins with a dot"
-        help = (f"end the prefix with a dot: -o '{prefix}.=FILE'" if not prefix.endswith(".") else "shorten the prefix",)
+        title = (
+            f"without {prefix!r}, {count_noun(len(fqns), 'key')} would have no name, or one that begins with a dot"
+        )
+        help = (
+            f"end the prefix with a dot: -o '{prefix}.=FILE'" if not prefix.endswith(".") else "shorten the prefix",
+        )
         problems.append(Diagnostic("RK518", escape_line(title), notes=(list_names(fqns),), help=help))
     return problems
 
@@ -202,7 +207,9 @@ def _report_empty(mount: Mount, moves: Sequence[Move]) -> Diagnostic:
         title = f"other outputs take every key: nothing would be written to {mount.file}"
     begin = (f"{move.target.partition('.')[0]}." for move in moves if "." in move.target)
     notes = (f"keys begin with {join_words(map(show_key, begin), 8)}",) if moves else ()
-    return Diagnostic("RK516", escape_line(title), notes=notes, help=("correct the prefix, or leave out this output",))
+    return Diagnostic(
+        "RK516", escape_line(title), notes=notes, help=("correct the prefix, or leave out this output",)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ ties and records
@@ -217,8 +224,8 @@ def make_outputs(
 ) -> tuple[Output, ...]:
     """Divide the moves of a plan, and give each output its ties and its metadata.
 
-    Names that are tied, or that metadata records as tied, stay so where one file has both; a file that has only one of
-    them has a tensor of its own. Every file has the metadata of the source and the provenance. Raises as
+    Names that are tied, or that metadata records as tied, stay so where one file has both; a file that has only one
+    of them has a tensor of its own. Every file has the metadata of the source and the provenance. Raises as
     `divide_moves` does.
     """
     records = collect_records(plan)
@@ -260,16 +267,30 @@ def _find_record_copies(mounts: Sequence[Mount], records: Mapping[str, str], pla
 
 def report_shared_ties(outputs: Sequence[Output], plan: ResolvedPlan) -> list[Diagnostic]:
     """Return a note on tied names that go to several outputs: each of these has a copy."""
-    if len(outputs) < 2:
+    groups = [*plan.tied, *((kept, other) for other, kept in collect_records(plan).items())]
+    if len(outputs) < 2 or not groups:
         return []
     owners = _find_owners(outputs)
-    groups = [*plan.tied, *((kept, other) for other, kept in collect_records(plan).items())]
-    shared = [group for group in groups if len({owners[fqn] for fqn in group if fqn in owners}) > 1]
+    sources = {move.target: move.sources for move in (*plan.recorded.values(), *plan.moves)}
+    shared = [group for group in groups if _is_torn(group, owners, sources)]
     if not shared:
         return []
     title = f"{count_noun(len(shared), 'tied weight')} in several outputs: each of them has a copy"
     notes = (list_names([" = ".join(group) for group in shared]),)
     return [Diagnostic("RK519", title, notes=notes, severity=Severity.NOTE)]
+
+
+def _is_torn(group: Sequence[str], owners: Mapping[str, int], sources: Mapping[str, tuple[str, ...]]) -> bool:
+    """Return whether a file lacks one of the tied names: of the source's, or of the rule's if these have one source.
+
+    Ranks that each have a copy of both names keep the tie.
+    """
+    found: dict[int, set[object]] = {}
+    by_source = len({sources[fqn] for fqn in group}) > 1
+    for fqn in group:
+        if fqn in owners:
+            found.setdefault(owners[fqn], set()).add(sources[fqn] if by_source else fqn)
+    return len(found) > 1 and any(names != set().union(*found.values()) for names in found.values())
 
 
 def _find_owners(outputs: Sequence[Output]) -> dict[str, int]:

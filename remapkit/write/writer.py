@@ -18,7 +18,15 @@ from remapkit.files.errors import NO_SPACE, convert_os_error, make_no_space, mak
 from remapkit.files.locks import hold_locks
 from remapkit.files.source_file import CHUNK
 from remapkit.formats.reader import Reader
-from remapkit.write.layout import BytesPiece, CopyPiece, FileLayout, OutputLayout, Piece, StreamPiece, make_fingerprint
+from remapkit.write.layout import (
+    BytesPiece,
+    CopyPiece,
+    FileLayout,
+    OutputLayout,
+    Piece,
+    StreamPiece,
+    make_fingerprint,
+)
 from remapkit.write.naming import FinishedOutput, name_outputs
 from remapkit.write.targets import check_folders, check_outputs
 
