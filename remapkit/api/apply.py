@@ -289,7 +289,7 @@ class _Output:
         if self.in_place:
             mounts = read_outputs(source)
         elif self.mounts is not None or not self.dry_run:
-            mounts = self.mounts or read_outputs(choose_output(source, self.to_format))
+            mounts = self.mounts or choose_outputs(source, None, self.to_format)
         else:
             return ()
         # The source's metadata without the names that became keys; the writer adds the records of tied names.
@@ -320,6 +320,6 @@ class _Output:
         )
 
 
-def choose_output(source: Path, to_format: str | None = None) -> Path:
-    """Return the file that `apply` writes if none is named: the source's name with another suffix."""
-    return default_output(source, f".{to_format or 'safetensors'}")
+def choose_outputs(source: Path, output: OutputsLike | None, to_format: str | None = None) -> tuple[Mount, ...]:
+    """Return the outputs of `apply`: the named ones, else the source's name with another suffix."""
+    return read_outputs(default_output(source, f".{to_format or 'safetensors'}") if output is None else output)

@@ -192,7 +192,7 @@ def _lay_out_files(
     tied = () if untie else output.tied
     if format == "pth":
         if shard_size is not None:
-            title = "--shard-size writes safetensors, not .pth" + ("" if len(output.prefix) == 0 else f": {out}")
+            title = f"--shard-size writes safetensors, not .pth: {out}"
             raise make_unwritable("RK505", title, help=("leave one of them out",))
         return [lay_out_pth(out.name, moves, reader, metadata, tied)], {}
     kept, recorded = split_ties(moves, tied)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from remapkit.diagnostics.arguments import describe_value
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
-from remapkit.diagnostics.errors import UnwritableOutput, UsageError
+from remapkit.diagnostics.errors import BadArgument, UnwritableOutput, UsageError
 from remapkit.diagnostics.wording import count_noun, escape_line, join_words, list_names, show_key
 from remapkit.plans.model import ResolvedPlan, collect_records
 from remapkit.plans.moves import Move
@@ -58,10 +59,16 @@ def read_outputs(given: OutputsLike) -> tuple[Mount, ...]:
 
 
 def _read_pair(prefix: str, path: str | Path) -> Mount:
+    if not isinstance(prefix, str) or not isinstance(path, str | Path):
+        title = f"`output` must map prefixes to paths, got {describe_value(prefix)}: {describe_value(path)}"
+        raise BadArgument(Diagnostic("RK609", title))
     return parse_mount(f"{prefix}={path}") if prefix else _name_file(str(path))
 
 
 def _read_output(given: str | Path) -> Mount:
+    if not isinstance(given, str | Path):
+        title = f"`output` must have paths in it, got {describe_value(given)}"
+        raise BadArgument(Diagnostic("RK609", title))
     if isinstance(given, Path) or not is_mount(given) or _is_path(given):
         return _name_file(str(given))
     return parse_mount(given)

@@ -12,7 +12,7 @@ from pathlib import Path
 from remapkit.compute.move_bytes import Run, read_target_chunks
 from remapkit.diagnostics.errors import RemapkitError, UnwritableOutput
 from remapkit.diagnostics.wording import format_bytes_part
-from remapkit.files.atomic import NewFile, check_space, ignore_interrupts
+from remapkit.files.atomic import NewFile, check_space, ignore_interrupts, remove_stale
 from remapkit.files.copy import Copier, ReadAhead, Writeback, expect_sequential, write_all
 from remapkit.files.errors import NO_SPACE, convert_os_error, make_no_space, make_unreadable
 from remapkit.files.locks import hold_locks
@@ -142,6 +142,9 @@ class Writer:
             resumed = NewFile.resume(target, mark, layout.nbytes, force=force) if mark else None
             kept.append(self._reuse_file(resumed, layout, stack))
         self.kept = sum(new is not None for new in kept)
+        # Opening a file removes the leftovers of dead processes, but perhaps none is opened; ours are locked.
+        for folder in {target.parent for target in targets} if self.kept else ():
+            remove_stale(folder)
         return [
             new or stack.enter_context(NewFile(target, force=force))
             for new, target in zip(kept, targets, strict=True)

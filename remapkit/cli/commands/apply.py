@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.apply import Written, apply, choose_output
+from remapkit.api.apply import Written, apply, choose_outputs
 from remapkit.cli.arguments import get_param_options, get_reading_options, get_target_options
 from remapkit.cli.progress import show_progress
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.wording import count_noun, format_bytes, join_words
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move, describe_sources
-from remapkit.write.outputs import read_outputs
 
 
 def run(args: Namespace) -> CommandOutcome:
@@ -65,9 +64,8 @@ def run(args: Namespace) -> CommandOutcome:
 
 
 def _describe_writing(args: Namespace) -> str:
-    if args.output is None:
-        return f"writing {choose_output(Path(args.checkpoint), args.to_format).name}"
-    return f"writing {join_words((Path(str(mount.file)).name for mount in read_outputs(args.output)), 2)}"
+    outputs = choose_outputs(Path(args.checkpoint), args.output, args.to_format)
+    return f"writing {join_words((Path(str(mount.file)).name for mount in outputs), 2)}"
 
 
 def _describe_written(written: Written, *, in_place: bool) -> Iterator[str]:
