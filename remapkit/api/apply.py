@@ -40,7 +40,14 @@ from remapkit.write.execute import (
     write_outputs,
 )
 from remapkit.write.layout import split_ties
-from remapkit.write.outputs import Output, OutputsLike, make_outputs, read_outputs, report_shared_ties
+from remapkit.write.outputs import (
+    Output,
+    OutputsLike,
+    explain_prefixes,
+    make_outputs,
+    read_outputs,
+    report_shared_ties,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +174,10 @@ def apply(
             rule_set, plan = _make_plan(rule_set, reader, allow_undecided)
         if dtype is not None:
             plan = cast_plan(plan, dtype)
-        held = _check_target(rule_set, plan, named, declared_target, partial=partial, strict_dtype=strict_dtype)
+        try:
+            held = _check_target(rule_set, plan, named, declared_target, partial=partial, strict_dtype=strict_dtype)
+        except FailedCheck as error:
+            raise FailedCheck(explain_prefixes(mounts or (), error.diagnostics)) from None
         plan = held.check.plan if held.check else plan
         moves = sort_by_target(plan, held.check.target if held.check else None)
         outputs = out.divide(plan, moves, reader, source, make_provenance(rule_set, source))

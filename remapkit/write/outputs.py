@@ -219,6 +219,28 @@ def _report_empty(mount: Mount, moves: Sequence[Move]) -> Diagnostic:
     )
 
 
+def explain_prefixes(mounts: Sequence[Mount], problems: Sequence[Diagnostic]) -> list[Diagnostic]:
+    """Return the problems of a check; if the target lacks only the prefixes of the outputs, RK311 says so."""
+    missing = {fqn for each in problems if each.code == "RK310" for fqn in each.values["missing_keys"]}
+    starts = [_find_literal_start(mount) for mount in mounts]
+    explained = []
+    for problem in problems:
+        keys = problem.values["unexpected_keys"] if problem.code == "RK311" else ()
+        found = ((fqn, _find_mount(mounts, starts, fqn)) for fqn in keys)
+        used = {
+            mount[0] for fqn, mount in found if mount is not None and mount[1] and fqn[len(mount[1]) :] in missing
+        }
+        if used:
+            prefixes = join_words((str(mounts[number].prefix) for number in sorted(used)), 5)
+            help = (
+                f"names are compared before the prefixes of the outputs ({escape_line(prefixes)}) are taken off: name "
+                "a target that has them, with --target-keys, or leave out the check (--no-target)",
+            )
+            problem = replace(problem, help=help)
+        explained.append(problem)
+    return explained
+
+
 # ------------------------------------------------------------------------------------------------ ties and records
 
 

@@ -506,19 +506,27 @@ def test_wrong_outputs_have_one_message_and_write_nothing(
     monkeypatch.chdir(source.parent)
     pack = str(rules(source.parent, KEEP))
     before = everything_in(source.parent)
-    outputs = [
-        part for text in arguments[:4] if not text.startswith("--") and "MB" not in text for part in ("-o", text)
-    ]
-    options = [text for text in arguments if text.startswith("--") or text in ("1MB",)]
-    if "--to-format" in options:
-        options.append("pth")
-        outputs = outputs[:4]
+    cut = next((n for n, text in enumerate(arguments) if text.startswith("--")), len(arguments))
+    outputs, options = [f"-o{text}" for text in arguments[:cut]], arguments[cut:]
     if dry and code in ("RK501", "RK505"):
         return  # a dry run looks at names, not at the disk or the layout
     assert main(["apply", pack, source.name, *outputs, *options, *(["--dry-run"] if dry else [])]) == 2
     errors = capsys.readouterr().err
     assert f"error[{code}]" in errors and said in errors and errors.count("error[") == 1
     assert everything_in(source.parent) == before
+
+
+def test_a_target_without_the_prefixes_is_named_as_such(case: Any, keep: remapkit.RuleSet) -> None:
+    source, outputs = case
+    target = {"w": remapkit.TensorSpec("F32", (25_000,))}
+    with pytest.raises(remapkit.FailedCheck) as caught:
+        remapkit.apply(keep, source, outputs, target_keys=target)
+    problems = {each.code: each for each in caught.value.diagnostics}
+    assert set(problems) == {"RK310", "RK311"}
+    assert "before the prefixes of the outputs (a., b. and c.) are taken off" in problems["RK311"].help[0]
+    with pytest.raises(remapkit.FailedCheck) as caught:
+        remapkit.apply(keep, source, source.with_name("o.pth"), target_keys=target)
+    assert "prefixes of the outputs" not in str(caught.value)
 
 
 def test_a_dry_run_says_what_goes_where(case: Any, capsys: pytest.CaptureFixture[str]) -> None:
