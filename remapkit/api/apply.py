@@ -8,7 +8,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.inputs import Keys, NamedTarget, count_proven_params, make_read_options, refuse_unproven
+from remapkit.api.inputs import (
+    Keys,
+    NamedTarget,
+    count_proven_params,
+    make_read_options,
+    refuse_unproven,
+)
 from remapkit.api.ruleset import Config, Plan, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.api.sizes import parse_size
 from remapkit.compute.move_bytes import refuse_unequal_merges
@@ -27,8 +33,10 @@ from remapkit.plans.moves import Move
 from remapkit.plans.roots import choose_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target, skip_target_check
 from remapkit.sources.declared import read_declared_source
-from remapkit.sources.mounts import Mount
+from remapkit.sources.joined import JoinedReader, refuse_contradictions
+from remapkit.sources.mounts import Mount, SourceLike
 from remapkit.sources.open import open_source
+from remapkit.sources.parts import find_only_path, list_parts
 from remapkit.write.apply import default_output, make_provenance, pause_collection, sort_by_target
 from remapkit.write.execute import (
     KNOWN_SUFFIXES,
@@ -78,7 +86,7 @@ class Written(WrittenFiles):
 @checked
 def apply(
     rules: RulesLike,
-    source: str | Path,
+    source: SourceLike,
     output: OutputsLike | None = None,
     *,
     to_format: str | None = None,
@@ -104,13 +112,15 @@ def apply(
     strict_pickle: bool = False,
     allow_expand: bool = False,
     follow_links: bool = False,
+    metadata_from: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Written:
     """Prove the rules, plan, check, and write the checkpoint `source` under its new keys.
 
     Args:
         rules: A `RuleSet`, the name of an installed pack, or the path of a rule file.
-        source: A checkpoint: `.pth`, `.safetensors`, an index of shards, or a folder that holds one.
+        source: A checkpoint: `.pth`, `.safetensors`, an index of shards, or a folder that holds one; or several
+            files: a list, a mount `PREFIX=FILE`, a path for each prefix; see `open_checkpoint`.
         output: The file to write; by default `source` with the suffix `.safetensors`, in the same folder. Or several:
             mounts, `"vae.=vae.safetensors"` or `"tp{t}.=rank{t:02d}.pth"`, in a sequence, or as a mapping from
             prefixes to files. Each takes the keys that begin with its prefix, without it; a plain file the rest.
@@ -131,6 +141,7 @@ def apply(
         strict_dtype: Make a dtype mismatch an error.
         params, config: Values for the params of the rules; see `load`.
         root, strip, strict_pickle, allow_expand, follow_links: How `source` is read; see `open_checkpoint`.
+        metadata_from: The file whose metadata are kept where those of several files contradict each other.
         progress: Called repeatedly with the bytes done and the bytes in total.
 
     Returns:
@@ -160,14 +171,16 @@ def apply(
     if named.option and not declared_target:
         title = f"--no-target and {named.option} contradict each other"
         raise UsageError(Diagnostic("RK609", title, help=("pass only one of them",)))
-    source = Path(source)
+    out.check_source(source)
     with pause_collection(), ExitStack() as stack:
         rule_set = resolve_rules(rules, params, config)
         findings = refuse_unproven([rule_set], allow_undecided=allow_undecided)
         # A reader refuses a partly renamed file; restore it only for a caller that changes the file anyway.
-        restored = in_place and not dry_run and recover(source)
+        restored = in_place and not dry_run and recover(find_single_file(source))
         options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
-        reader = stack.enter_context(open_source(source, options, rules=rule_set.file))
+        reader = stack.enter_context(open_source(source, options, rules=rule_set.file, metadata_from=metadata_from))
+        refuse_contradictions(reader)
+        provenance = make_provenance(rule_set, name_source(source, reader))
         rule_set, plan = _make_plan(rule_set, reader, allow_undecided)
         if root is None and (fit := choose_root(rule_set, plan, partial=partial)) is not None:
             reader = take_root(reader, fit)
@@ -180,7 +193,7 @@ def apply(
             raise FailedCheck(explain_prefixes(mounts or (), error.diagnostics)) from None
         plan = held.check.plan if held.check else plan
         moves = sort_by_target(plan, held.check.target if held.check else None)
-        outputs = out.divide(plan, moves, reader, source, make_provenance(rule_set, source))
+        outputs = out.divide(plan, moves, reader, source, provenance)
         files = out.write(plan, moves, reader, outputs)
     # The plan reports dead rules in its warnings too.
     said = (finding for finding in findings if finding.code != "RK205")
@@ -271,6 +284,13 @@ class _Output:
             if "{" not in Path(path).suffix:
                 self._check_format(path)
 
+    def check_source(self, source: SourceLike) -> None:
+        """Raise `UsageError` (RK609) if several files are read, but no output is named."""
+        if self.in_place:
+            find_single_file(source)
+        elif self.mounts is None and not self.dry_run:
+            choose_outputs(source, None, self.to_format)
+
     def _refuse_beside_in_place(self) -> None:
         options = {
             "output": self.mounts,
@@ -293,11 +313,16 @@ class _Output:
             raise make_unwritable("RK511", title, help=("leave out --to-format, or give the file another suffix",))
 
     def divide(
-        self, plan: ResolvedPlan, moves: Sequence[Move], reader: Reader, source: Path, provenance: Mapping[str, str]
+        self,
+        plan: ResolvedPlan,
+        moves: Sequence[Move],
+        reader: Reader,
+        source: SourceLike,
+        provenance: Mapping[str, str],
     ) -> tuple[Output, ...]:
         """Return what goes to which output; nothing for a dry run that names none."""
         if self.in_place:
-            mounts = read_outputs(source)
+            mounts = read_outputs(find_single_file(source))
         elif self.mounts is not None or not self.dry_run:
             mounts = self.mounts or choose_outputs(source, None, self.to_format)
         else:
@@ -330,6 +355,30 @@ class _Output:
         )
 
 
-def choose_outputs(source: Path, output: OutputsLike | None, to_format: str | None = None) -> tuple[Mount, ...]:
-    """Return the outputs of `apply`: the named ones, else the source's name with another suffix."""
-    return read_outputs(default_output(source, f".{to_format or 'safetensors'}") if output is None else output)
+def choose_outputs(source: SourceLike, output: OutputsLike | None, to_format: str | None = None) -> tuple[Mount, ...]:
+    """Return the outputs of `apply`: the named ones, else the source's name with another suffix.
+
+    Raises `UsageError` (RK609) if none is named and the source is several files.
+    """
+    if output is not None:
+        return read_outputs(output)
+    if (path := find_only_path(source)) is None:
+        title = "a mount, or several files, are read: where should the result go?"
+        raise UsageError(Diagnostic("RK609", title, help=("name a file with -o OUT",)))
+    return read_outputs(default_output(path, f".{to_format or 'safetensors'}"))
+
+
+def find_single_file(source: SourceLike) -> Path:
+    """Return the path of a source that is one file under no prefix; raises `UsageError` (RK609) for any other."""
+    if (path := find_only_path(source)) is not None:
+        return path
+    title = "--in-place renames inside one file, without a prefix; the source is a mount, or several files"
+    raise UsageError(Diagnostic("RK609", title, help=("leave out --in-place, and name an output: -o OUT",)))
+
+
+def name_source(source: SourceLike, reader: Reader) -> str:
+    """Return the names of the files that were read, each with its prefix, for the metadata of what is made of it."""
+    if not isinstance(reader, JoinedReader):
+        return list_parts(source)[0].first.name
+    names = ((member.prefix, member.reader.path.name) for member in reader.members)
+    return ", ".join(f"{prefix}={name}" if prefix else name for prefix, name in names)

@@ -233,8 +233,8 @@ def explain_prefixes(mounts: Sequence[Mount], problems: Sequence[Diagnostic]) ->
         if used:
             prefixes = join_words((str(mounts[number].prefix) for number in sorted(used)), 5)
             help = (
-                f"names are compared before the prefixes of the outputs ({escape_line(prefixes)}) are taken off: name "
-                "a target that has them, with --target-keys, or leave out the check (--no-target)",
+                f"names are compared before the prefixes of the outputs ({escape_line(prefixes)}) are taken off: "
+                "name a target that has them, with --target-keys, or leave out the check (--no-target)",
             )
             problem = replace(problem, help=help)
         explained.append(problem)

@@ -251,6 +251,31 @@ def test_one_file_becomes_a_pipeline_folder(tmp_path: Path, capsys: pytest.Captu
     assert "5 tensors" in said and "all 5 tensors equal" in said
 
 
+def test_a_pipeline_folder_becomes_one_file_again(tmp_path: Path, keep: remapkit.RuleSet) -> None:
+    source, state = make_pipeline(tmp_path)
+    parts = {f"{part}.": tmp_path / part / "model.safetensors" for part in PARTS}
+    remapkit.apply(keep, source, parts)
+    back = remapkit.apply(keep, parts, tmp_path / "back.safetensors", verify=True)
+    assert bytes_of(load_file(back.files[0])) == bytes_of(state)
+    one = remapkit.apply(keep, tmp_path / "back.safetensors", {"": tmp_path / "x.safetensors"}, target_keys=source)
+    assert bytes_of(load_file(one.files[0])) == bytes_of(state)
+
+
+def test_two_files_with_the_same_keys_become_one_and_two_again(tmp_path: Path, keep: remapkit.RuleSet) -> None:
+    files = {f"{name}.": tmp_path / f"{name}_noise.safetensors" for name in ("high", "low")}
+    states = {prefix: {"blocks.0.w": torch.randn(8, 8), "blocks.0.b": torch.randn(8)} for prefix in files}
+    for prefix, path in files.items():
+        save_file(states[prefix], path)
+    remapkit.apply(keep, files, tmp_path / "both.pth")
+    assert sorted(torch.load(tmp_path / "both.pth", weights_only=True)) == sorted(
+        prefix + fqn for prefix, state in states.items() for fqn in state
+    )
+    again = {prefix: path.with_name(f"again_{path.name}") for prefix, path in files.items()}
+    remapkit.apply(keep, tmp_path / "both.pth", again)
+    for prefix, path in again.items():
+        assert bytes_of(load_file(path)) == bytes_of(states[prefix])
+
+
 def test_the_order_is_that_of_the_target(tmp_path: Path, keep: remapkit.RuleSet) -> None:
     source, state = make_pipeline(tmp_path)
     order = sorted(state, reverse=True)
@@ -294,6 +319,12 @@ def test_one_file_becomes_ranks_and_one_file_again(tmp_path: Path) -> None:
         assert torch.equal(found["layers.1.wq.weight"], state["layers.1.wq.weight"][2 * rank : 2 * rank + 2])
         together |= {f"tp{rank}.{fqn}": tensor for fqn, tensor in found.items()}
     assert bytes_of(ranks.inverse()(together)) == bytes_of(state)
+    mount = f"tp{{t}}.={tmp_path}/consolidated.{{t}}.pth"
+    back = remapkit.apply(ranks.inverse(), mount, tmp_path / "back.pth", verify=True)
+    assert bytes_of(torch.load(back.files[0], weights_only=True)) == bytes_of(state)
+    # And from several files to several files, in one run.
+    twice = remapkit.apply(remapkit.loads(KEEP), mount, f"tp{{t}}.={tmp_path}/again.{{t}}.safetensors")
+    assert bytes_of(load_file(twice.files[1])) == bytes_of(torch.load(written.files[1], weights_only=True))
 
 
 # ------------------------------------------------------------------------------------------------ ties

@@ -37,6 +37,7 @@ def run(args: Namespace) -> CommandOutcome:
             **get_target_options(args),
             **get_param_options(args),
             root=args.root,
+            metadata_from=args.metadata_from,
             **get_reading_options(args),
             progress=bar,
         )
@@ -64,7 +65,7 @@ def run(args: Namespace) -> CommandOutcome:
 
 
 def _describe_writing(args: Namespace) -> str:
-    outputs = choose_outputs(Path(args.checkpoint), args.output, args.to_format)
+    outputs = choose_outputs(args.checkpoint, args.output, args.to_format)
     return f"writing {join_words((Path(str(mount.file)).name for mount in outputs), 2)}"
 
 
