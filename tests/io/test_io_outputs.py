@@ -1,14 +1,11 @@
-"""Several outputs in one run: who takes which key, files read back by torch and safetensors, all or nothing."""
+"""Several outputs in one run: who takes which key, files read back by torch and safetensors, ties."""
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +13,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from io_kit import chosen, everything_in, leftovers, raw, read_back, rules
-from nursery import Nursery
+from io_kit import KEEP, bytes_of, everything_in, raw, read_back, rules
 from safetensors.torch import load_file, save_file
 
 import remapkit
 from remapkit.cli.app import main
-from remapkit.diagnostics.errors import OutputExists, UnwritableOutput, UsageError
-from remapkit.files import atomic
+from remapkit.diagnostics.errors import UnwritableOutput, UsageError
 from remapkit.plans.moves import Move, RuleRef
 from remapkit.tensors.spec import TensorSpec
 from remapkit.write.outputs import divide_moves, read_outputs
 from remapkit.write.targets import find_same_output
 
-KEEP = "remapkit: 1\nname: keep\nunmatched: keep\nkeep: ['{all:**}']\n"
 RANKS = """remapkit: 1
 name: ranks
 rules:
@@ -37,15 +31,6 @@ rules:
   - {id: column, path: '{m:**}.wq.weight', split: {dim: 0, by: t, count: 2, sizes: equal}, to: 'tp{t}.{m}.wq.weight'}
   - {id: norm, path: '{m:**}.norm.weight', copy: {by: t, count: 2}, to: 'tp{t}.{m}.norm.weight'}
 """
-
-
-@pytest.fixture
-def keep(tmp_path: Path) -> remapkit.RuleSet:
-    return remapkit.loads(KEEP)
-
-
-def bytes_of(state: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
-    return {fqn: raw(tensor) for fqn, tensor in state.items()}
 
 
 # ------------------------------------------------------------------------------------------------ who takes what
@@ -379,277 +364,3 @@ def test_ranks_that_all_have_both_names_tear_no_tie(tmp_path: Path) -> None:
     assert "RK519" not in {each.code for each in written.diagnostics}
     found = torch.load(tmp_path / "r1.pth", weights_only=True)
     assert len({tensor.data_ptr() for tensor in found.values()}) == 1 and len(found) == 3
-
-
-# ------------------------------------------------------------------------------------------------ all or nothing
-
-
-@pytest.fixture
-def case(tmp_path: Path) -> Iterator[tuple[Path, dict[str, Path]]]:
-    """A source of 3 x 100 kB, and three outputs of which the second is in another folder."""
-    source = tmp_path / "in.safetensors"
-    save_file({f"{part}.w": torch.randn(25_000) for part in "abc"}, source)
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    places = {"a.": "one/a.pth", "b.": "two/b.safetensors", "c.": "one/c.pth"}
-    yield source, {prefix: tmp_path / place for prefix, place in places.items()}
-
-
-def see(outputs: Mapping[str, Path]) -> list[dict[str, bytes]]:
-    return [everything_in(folder) for folder in sorted({path.parent for path in outputs.values()})]
-
-
-def stop_in_second(error: BaseException) -> Callable[[int, int], None]:
-    """A progress that raises within the second of three files."""
-
-    def progress(done: int, total: int) -> None:
-        if 0.45 * total < done < 0.6 * total:
-            raise error
-
-    return progress
-
-
-@pytest.mark.parametrize("old", [False, True])
-@pytest.mark.parametrize(
-    ("error", "match"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), r"RK504.*no space left on .*/two after 1\d\d of 30\d kB"),
-        (OSError(errno.EIO, "Input/output error"), "RK509"),
-        (KeyboardInterrupt(), None),
-    ],
-)
-def test_an_error_in_the_second_file_changes_nothing(
-    old: bool, error: BaseException, match: str | None, case: Any, keep: remapkit.RuleSet, monkeypatch: Any
-) -> None:
-    from remapkit.files import copy as copying
-
-    monkeypatch.setattr(copying, "STEP", 10_000)
-    source, outputs = case
-    if old:
-        remapkit.apply(keep, source, outputs)
-        save_file({f"{part}.w": torch.randn(25_000) for part in "abc"}, source)
-    before = see(outputs)
-    with pytest.raises(UnwritableOutput if match else KeyboardInterrupt) as caught:
-        remapkit.apply(keep, source, outputs, force=old, progress=stop_in_second(error))
-    if match:
-        assert re.search(match, str(caught.value))
-    assert see(outputs) == before
-
-
-def refuse_rename(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    rename, count = atomic.NewFile.rename, itertools.count(1)
-
-    def refused(self: atomic.NewFile) -> None:
-        if next(count) == number:
-            raise OSError(errno.EIO, "Input/output error")
-        rename(self)
-
-    monkeypatch.setattr(atomic.NewFile, "rename", refused)
-
-
-@pytest.mark.parametrize("shards", [False, True])
-@pytest.mark.parametrize("old", [False, True])
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_a_rename_that_the_system_refuses_is_undone(
-    number: int, old: bool, shards: bool, case: Any, keep: remapkit.RuleSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, outputs = case
-    options: dict[str, Any] = {"shard_size": 1000} if shards else {}
-    if shards:
-        outputs = {prefix: path.with_suffix(".safetensors") for prefix, path in outputs.items()}
-        save_file({f"{part}.{n}": torch.randn(200) for part in "abc" for n in range(2)}, source)
-    if old:
-        remapkit.apply(keep, source, outputs, **options)
-    before = see(outputs)
-    refuse_rename(monkeypatch, number)
-    with pytest.raises(UnwritableOutput, match="RK509"):
-        remapkit.apply(keep, source, outputs, force=old, **options)
-    assert see(outputs) == before
-
-
-def test_without_hard_links_the_message_names_what_was_replaced(
-    case: Any, keep: remapkit.RuleSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, outputs = case
-    remapkit.apply(keep, source, outputs)
-
-    def no_links(*_: object, **__: object) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", no_links)
-    refuse_rename(monkeypatch, 3)
-    with pytest.raises(UnwritableOutput) as caught:
-        remapkit.apply(keep, source, outputs, force=True)
-    (problem,) = caught.value.diagnostics
-    assert problem.code == "RK514" and problem.title.startswith("2 of 3 files were replaced")
-    assert problem.notes == (f"{outputs['a.']}\n{outputs['b.']}",)
-    assert all(read_back([path]) for path in outputs.values()), "each one is whole"
-
-
-def test_existing_outputs_are_all_named_and_none_is_touched(case: Any, keep: remapkit.RuleSet) -> None:
-    source, outputs = case
-    for prefix in ("a.", "b."):
-        outputs[prefix].write_text("old")
-    before = see(outputs)
-    with pytest.raises(OutputExists) as caught:
-        remapkit.apply(keep, source, outputs)
-    assert str(outputs["a."]) in str(caught.value) and str(outputs["b."]) in str(caught.value)
-    assert "2 of 3 outputs exist" in str(caught.value)
-    outputs["b."].unlink()
-    with pytest.raises(OutputExists, match=r"a\.pth exists"):
-        remapkit.apply(keep, source, outputs)
-    outputs["a."].unlink()
-    assert see(outputs) == [{}, {}] and before[0] == {"a.pth": b"old"}
-
-
-def test_missing_folders_are_all_named(case: Any, keep: remapkit.RuleSet) -> None:
-    source, outputs = case
-    for folder in {path.parent for path in outputs.values()}:
-        shutil.rmtree(folder)
-    with pytest.raises(UnwritableOutput, match=r"one and .*two") as caught:
-        remapkit.apply(keep, source, outputs)
-    assert "mkdir -p" in str(caught.value)
-
-
-WRONG = [
-    (["a.=1.pth", "b.=2.pth"], "RK515", "1 of 3 keys goes to no output"),
-    (["a.=1.pth", "b.=2.pth", "c.=3.pth", "d.=4.pth"], "RK516", "no key begins with 'd.'"),
-    (["a.=1.pth", "b.=2.pth", "c.=3.pth", "rest.pth"], "RK516", "other outputs take every key"),
-    (["a.=1.pth", "b.=./1.pth", "c.=2.pth"], "RK517", "would write 1.pth"),
-    (["a=1.pth", "2.pth"], "RK518", "end the prefix with a dot"),
-    (["a.w=1.pth", "2.pth"], "RK518", "1 key would have no name"),
-    (["a.=1.gguf", "2.pth"], "RK511", "cannot tell the format"),
-    (["a.={t}.pth", "2.pth"], "RK426", ""),
-    (["a.=in.safetensors", "2.pth"], "RK501", "same file"),
-    (["a.=", "2.pth"], "RK426", ""),
-    (["a.=1.safetensors", "2.pth", "--shard-size", "1MB"], "RK505", "2.pth"),
-    (["a.=1.pth", "2.safetensors", "--to-format", "pth"], "RK511", "2.safetensors"),
-    (["a.=in.pth", "2.pth", "--in-place"], "RK609", "--output"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "code", "said"), WRONG)
-@pytest.mark.parametrize("dry", [False, True])
-def test_wrong_outputs_have_one_message_and_write_nothing(
-    arguments: list[str], code: str, said: str, dry: bool, case: Any, monkeypatch: Any, capsys: Any
-) -> None:
-    source, _ = case
-    monkeypatch.chdir(source.parent)
-    pack = str(rules(source.parent, KEEP))
-    before = everything_in(source.parent)
-    cut = next((n for n, text in enumerate(arguments) if text.startswith("--")), len(arguments))
-    outputs, options = [f"-o{text}" for text in arguments[:cut]], arguments[cut:]
-    if dry and code in ("RK501", "RK505"):
-        return  # a dry run looks at names, not at the disk or the layout
-    assert main(["apply", pack, source.name, *outputs, *options, *(["--dry-run"] if dry else [])]) == 2
-    errors = capsys.readouterr().err
-    assert f"error[{code}]" in errors and said in errors and errors.count("error[") == 1
-    assert everything_in(source.parent) == before
-
-
-def test_a_target_without_the_prefixes_is_named_as_such(case: Any, keep: remapkit.RuleSet) -> None:
-    source, outputs = case
-    target = {"w": remapkit.TensorSpec("F32", (25_000,))}
-    with pytest.raises(remapkit.FailedCheck) as caught:
-        remapkit.apply(keep, source, outputs, target_keys=target)
-    problems = {each.code: each for each in caught.value.diagnostics}
-    assert set(problems) == {"RK310", "RK311"}
-    assert "before the prefixes of the outputs (a., b. and c.) are taken off" in problems["RK311"].help[0]
-    with pytest.raises(remapkit.FailedCheck) as caught:
-        remapkit.apply(keep, source, source.with_name("o.pth"), target_keys=target)
-    assert "prefixes of the outputs" not in str(caught.value)
-
-
-def test_a_dry_run_says_what_goes_where(case: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    source, outputs = case
-    options = [f"-o{prefix}={path}" for prefix, path in outputs.items()]
-    assert main(["apply", str(rules(source.parent, KEEP)), str(source), *options, "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"{path}: 1 tensor" in said for path in outputs.values())
-    assert see(outputs) == [{}, {}]
-
-
-# ------------------------------------------------------------------------------------------------ killed
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    process = Nursery()
-    yield process
-    process.close()
-
-
-def make_killed(folder: Path, *, old: bool, nursery: Nursery) -> tuple[list[object], Callable[[], None], Any, Any]:
-    """A command, what puts its folder back, and the content of each output before and after."""
-    inputs, out = folder / "in", folder / "out"
-    inputs.mkdir()
-    out.mkdir()
-    save_file({f"{part}.w": torch.randn(2000) for part in "abc"}, inputs / "m.safetensors")
-    files = [f"-o{part}.={out}/{part}.safetensors" for part in "abc"]
-    arguments: list[object] = ["apply", rules(inputs, KEEP), inputs / "m.safetensors", *files]
-    before = {}
-    if old:
-        before = {f"{part}.safetensors": part.encode() for part in "abc"}
-        arguments.append("--force")
-
-    def reset() -> None:
-        for path in out.iterdir():
-            path.unlink()
-        for name, data in before.items():
-            (out / name).write_bytes(data)
-
-    reset()
-    assert nursery.run(*arguments)["code"] == 0
-    return arguments, reset, before, everything_in(out)
-
-
-def killed_at(
-    numbers: list[int], arguments: Any, reset: Any, before: Any, after: Any, out: Path, run: Any
-) -> set[str]:
-    """Kill the run at each step: every file is whole; the next run ends, and nothing is left over."""
-    seen = set()
-    for number in numbers:
-        reset()
-        assert run(*arguments, die_at=number)["killed"]
-        found = {name: data for name, data in everything_in(out).items() if not name.startswith(".remapkit-")}
-        states = {name: found.get(name) for name in after}
-        for name, data in states.items():
-            assert data in (before.get(name), after[name]), f"{name} is neither old nor new at step {number}"
-        new = sum(data == after[name] for name, data in states.items())
-        seen.add("old" if new == 0 else "new" if new == len(after) else "between")
-        done = run(*arguments, *([] if "--force" in arguments else ["--force"]))
-        assert done["code"] == 0 and everything_in(out) == after, done["out"]
-        assert leftovers(out) == []
-    return seen
-
-
-@pytest.mark.parametrize("old", [False, True])
-def test_killed_at_some_steps(old: bool, memory_path: Path, nursery: Nursery) -> None:
-    arguments, reset, before, after = make_killed(memory_path, old=old, nursery=nursery)
-    reset()
-    steps = nursery.run(*arguments)["steps"]
-    seen = killed_at(chosen(steps, 24, 30), arguments, reset, before, after, memory_path / "out", nursery.run)
-    assert seen == {"old", "between", "new"}, "a machine that dies between two renames leaves whole files"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("old", [False, True])
-def test_killed_at_every_step(old: bool, memory_path: Path, nursery: Nursery) -> None:
-    arguments, reset, before, after = make_killed(memory_path, old=old, nursery=nursery)
-    reset()
-    steps = nursery.run(*arguments)["steps"]
-    killed_at([*range(1, steps + 1)], arguments, reset, before, after, memory_path / "out", nursery.run)
-
-
-def test_a_killed_run_is_resumed(memory_path: Path, nursery: Nursery) -> None:
-    arguments, reset, _, after = make_killed(memory_path, old=False, nursery=nursery)
-    out = memory_path / "out"
-    reset()
-    for number in range(nursery.run(*arguments)["steps"], 0, -1):
-        reset()
-        nursery.run(*arguments, die_at=number)
-        names = everything_in(out)
-        if len([name for name in names if len(name) > 40]) == 2 and not after.keys() & names.keys():
-            break
-    done = nursery.run(*arguments, "--verify")
-    assert "resume: 2 of 3 files kept" in done["out"] and everything_in(out) == after

@@ -5,6 +5,8 @@ from __future__ import annotations
 from tests.mutation.fault import Fault
 
 OUTPUTS = ("tests/io/test_io_outputs.py",)
+WHOLE = ("tests/io/test_io_outputs_whole.py",)
+KILLED = ("tests/io/test_io_outputs_killed.py",)
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
@@ -37,7 +39,7 @@ FAULTS: tuple[Fault, ...] = (
         "[_report_empty(mounts[number], moves) for number in range(len(mounts)) if number not in used]",
         "[]",
         "each output takes a key",
-        OUTPUTS,
+        WHOLE,
     ),
     Fault(
         "a name may begin with a dot",
@@ -45,7 +47,7 @@ FAULTS: tuple[Fault, ...] = (
         'if not name or name.startswith("."):',
         "if not name:",
         "what is left of a key is a name",
-        OUTPUTS,
+        WHOLE,
     ),
     Fault(
         "ranks in the order of their texts",
@@ -101,7 +103,7 @@ FAULTS: tuple[Fault, ...] = (
         "            existing.append((paths[-1], error))\n",
         "            raise error\n",
         "all outputs that exist are named",
-        OUTPUTS,
+        WHOLE,
     ),
     Fault(
         "a rename that succeeded is not undone",
@@ -109,7 +111,7 @@ FAULTS: tuple[Fault, ...] = (
         "        self._undo.callback(put_back, new.target, old, existed)\n",
         "",
         "all outputs get their names, or none",
-        OUTPUTS,
+        WHOLE,
     ),
     Fault(
         "an old index is not put back",
@@ -117,7 +119,7 @@ FAULTS: tuple[Fault, ...] = (
         "            put_back(index, old, existed=True)",
         "            return",
         "what was removed is restored",
-        OUTPUTS,
+        WHOLE,
     ),
     Fault(
         "what cannot be restored is not said",
@@ -125,7 +127,7 @@ FAULTS: tuple[Fault, ...] = (
         "            self._lost.append(new.target)\n",
         "            pass\n",
         "files that were replaced are named",
-        OUTPUTS,
+        WHOLE,
     ),
     Fault(
         "a file gets its name as soon as it is written",
@@ -133,7 +135,7 @@ FAULTS: tuple[Fault, ...] = (
         "                new.flush()\n                if mark:\n",
         "                new.flush()\n                new.rename()\n                if mark:\n",
         "no file gets its name before all are complete",
-        OUTPUTS,
+        WHOLE,
     ),
     Fault(
         "a full disk is reported for the first output",
@@ -141,7 +143,7 @@ FAULTS: tuple[Fault, ...] = (
         "                self._filling = new\n",
         "",
         "the message names the folder that is full",
-        OUTPUTS,
+        WHOLE,
     ),
     Fault(
         "leftovers stay if every file is resumed",
@@ -149,7 +151,7 @@ FAULTS: tuple[Fault, ...] = (
         "for folder in {target.parent for target in targets} if self.kept else ():",
         "for folder in ():",
         "the next run removes what a killed one left",
-        OUTPUTS,
+        KILLED,
     ),
     Fault(
         "an output has the order of the source",
@@ -165,6 +167,6 @@ FAULTS: tuple[Fault, ...] = (
         "            problem = replace(problem, help=help)\n",
         "            pass\n",
         "the help says that names are compared with their prefixes",
-        OUTPUTS,
+        WHOLE,
     ),
 )
