@@ -147,7 +147,9 @@ def _expand_declared(rules: RuleFile, folder: Path) -> Iterator[Part]:
             yield from _expand_mount(mount, folder)
         except UnreadableCheckpoint as error:
             others = [show_key(file.name) for file in list_checkpoints(folder)]
-            help = (f"to read {join_words(others, 3)} instead, name it as the source",) if others else ()
-            note = f"the rule file declares the files that it reads: {show_key(text.value)}"
-            said = [replace(each, notes=(*each.notes, note), help=(*each.help, *help)) for each in error.diagnostics]
+            note = f"the rule file says which files of a folder it reads: {show_key(text.value)}"
+            said = [replace(each, notes=(*each.notes, note)) for each in error.diagnostics]
+            if others:
+                help = (f"to read {join_words(others, 3, 'or')} instead, name it as the source",)
+                said = [replace(each, help=help) for each in said]
             raise type(error)(said) from None
