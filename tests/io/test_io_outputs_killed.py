@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import torch
 from io_kit import KEEP, chosen, everything_in, leftovers, rules
 from nursery import Nursery
 from safetensors.torch import save_file
+
+import remapkit
+from remapkit.files.atomic import NewFile
+from remapkit.write import writer as writing
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +99,27 @@ def test_a_killed_run_is_resumed(memory_path: Path, nursery: Nursery) -> None:
             break
     done = nursery.run(*arguments, "--verify")
     assert "resume: 2 of 3 files kept" in done["out"] and everything_in(out) == after
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_leftovers_go_even_if_every_file_is_resumed(memory_path: Path, keep: remapkit.RuleSet) -> None:
+    source = memory_path / "in.safetensors"
+    save_file({f"{part}.w": torch.randn(200) for part in "ab"}, source)
+    outputs = {f"{part}.": memory_path / f"{part}.safetensors" for part in "ab"}
+
+    def kill(*_: object) -> None:
+        raise _Killed
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(writing, "name_outputs", kill)
+        patched.setattr(NewFile, "__exit__", lambda self, *_: os.close(self.fd))
+        with pytest.raises(_Killed):
+            remapkit.apply(keep, source, outputs)
+    # The second name of a file that was to be replaced.
+    (memory_path / ".remapkit-1-00.tmp").write_text("old")
+    assert len(leftovers(memory_path)) == 3
+    assert remapkit.apply(keep, source, outputs).kept == 2
+    assert leftovers(memory_path) == []
