@@ -48,10 +48,8 @@ def list_parts(source: SourceLike, rules: RuleFile | None = None) -> tuple[Part,
     Raises `BadArgument` for what is no source, `UsageError` (RK426) for a malformed mount, and
     `UnreadableCheckpoint` (RK407, RK427, RK428, RK429) if files do not fit or are missing.
 
-    >>> [(part.prefix, str(part.path)) for part in list_parts(["vae.=vae.pth", "unet.pth"])]
+    >>> [(part.prefix, str(part.path)) for part in list_parts({"vae.": "vae.pth", "": "unet.pth"})]
     [('vae.', 'vae.pth'), ('', 'unet.pth')]
-    >>> list_parts({"vae.": "vae.pth"}) == list_parts("vae.=vae.pth")
-    True
     """
     if isinstance(source, Sequence) and not isinstance(source, str) and len(source) == 1:
         source = _check(source[0])
@@ -71,7 +69,7 @@ def find_only_path(source: SourceLike) -> Path | None:
 
     Nothing is opened.
 
-    >>> find_only_path(["unet.pth"]), find_only_path("vae.=vae.pth"), find_only_path(["vae.pth", "unet.pth"])
+    >>> find_only_path(["unet.pth"]), find_only_path({"vae.": "vae.pth"}), find_only_path(["vae.pth", "unet.pth"])
     (PosixPath('unet.pth'), None, None)
     """
     parts = list_parts(source)
@@ -92,10 +90,16 @@ def _check(item: object) -> str | Path:
 
 
 def _expand(item: str | Path) -> Iterator[Part]:
-    if is_mount(str(item)):
-        yield from _expand_mount(parse_mount(str(item)))
-    else:
+    if not is_mount(str(item)):
         yield Part("", Path(item))
+        return
+    mount = parse_mount(str(item))
+    file = str(mount.file)
+    if not mount.file.list_names() and not os.path.lexists(file):
+        # `lr=0.1/model.pt` may be meant as a path.
+        note = f"{show_key(str(item))!r} was read as PREFIX=FILE; no file has the whole name either"
+        raise make_unreadable("RK400", f"no such file: {file}", notes=(note,), refused=FileNotFoundError())
+    yield from _expand_mount(mount)
 
 
 def _expand_mount(mount: Mount, folder: Path | None = None) -> Iterator[Part]:

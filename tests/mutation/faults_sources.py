@@ -102,7 +102,7 @@ FAULTS: tuple[Fault, ...] = (
         "a capture twice has two numbers",
         "sources/mounts.py",
         "if numbers.setdefault(capture.name, number) != number:",
-        "if False:",
+        "if numbers.setdefault(capture.name, number) < 0:",
         "a capture that is written twice is one number",
         MOUNTS,
     ),

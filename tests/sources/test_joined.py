@@ -404,3 +404,31 @@ def test_declared_files_are_checked_where_they_are_written(written: str, tmp_pat
 def test_what_is_no_source_is_an_error_at_once(source: Any) -> None:
     with pytest.raises((UsageError, UnreadableCheckpoint)):
         remapkit.inspect(source)
+
+
+def test_a_path_with_an_equals_sign_that_does_not_exist_says_how_it_was_read(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    problem = refuse("lr=0.1/m.pt")
+    assert (problem.code, problem.title) == ("RK400", "no such file: 0.1/m.pt")
+    assert problem.notes == ("'lr=0.1/m.pt' was read as PREFIX=FILE; no file has the whole name either",)
+    Path("lr=0.1").mkdir()
+    save({"w": tensor()}, Path("lr=0.1/m.pt"))
+    with open_source("lr=0.1/m.pt") as reader:
+        assert list(reader.header()) == ["w"]
+
+
+def test_a_folder_of_numbered_files_proposes_the_mount(ranks: tuple[Path, Any]) -> None:
+    folder, _ = ranks
+    (help,) = refuse(folder).help
+    mount = f"tp{{t}}.={folder}/c.{{t}}.pth"
+    assert help == f"name one of them, or read all of them, each under a prefix: '{mount}'"
+    with open_source(mount) as reader:
+        assert len(reader.header()) == 6
+
+
+def test_a_target_is_named_once(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["check", "r.yaml", "--target-keys", "a.pth", "--target-keys", "b.pth"])
+    assert "--target-keys takes one file or one mount PREFIX=FILE, got two: a.pth, b.pth" in capsys.readouterr().err
