@@ -13,7 +13,7 @@ time for writing that remapkit reports, without start-up, reading of headers, pl
 
 Cases: `pth` and `safetensors` are the Wan 2.2 VAE's header (196 tensors) with random data, `many` 50,000 small
 tensors in 8 shards, `in place` a safetensors file whose header is rewritten in place, `reflink` the same safetensors
-file on a filesystem that shares blocks.
+file on a filesystem that shares blocks. "three outputs" writes encoder, decoder and the rest to a file each.
 """
 
 from __future__ import annotations
@@ -125,6 +125,7 @@ def cases(folder: Path) -> dict[str, list[Way]]:
     pth, st, many, out = folder / "m.pth", folder / "m.safetensors", folder / "many", folder / "out"
     rules = ROOT / "rules" / "wan22_pth.yaml"
     result = out / "o.safetensors"
+    parts = [f"-oencoder.={out}/e.safetensors", f"-odecoder.={out}/d.safetensors", f"-o{out}/r.safetensors"]
     load = f"from safetensors.torch import load_file, save_file; import torch; out = {str(result)!r}; src = "
 
     def copied() -> None:
@@ -151,6 +152,7 @@ def cases(folder: Path) -> dict[str, list[Way]]:
         "safetensors": [
             Way("cp", ["sh", "-c", f"cp {st} {out}/c && sync {out}/c"]),
             Way("remapkit apply", apply(str(rules), str(st), "-o", str(result))),
+            Way("remapkit apply, three outputs", apply(str(rules), str(st), *parts)),
             Way(
                 "load_file + save_file",
                 python(load + repr(str(st)), rename(rules), "save_file(rules(load_file(src)), out)"),

@@ -28,13 +28,13 @@ from remapkit.formats import Reader
 from remapkit.plans.cast import cast_plan
 from remapkit.plans.check import Check, check_known_keys, make_check
 from remapkit.plans.make import make_plan
-from remapkit.plans.model import ResolvedPlan, collect_records
+from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.plans.roots import choose_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target, skip_target_check
 from remapkit.sources.declared import read_declared_source
 from remapkit.sources.joined import JoinedReader, refuse_contradictions
-from remapkit.sources.mounts import SourceLike
+from remapkit.sources.mounts import Mount, SourceLike
 from remapkit.sources.open import open_source
 from remapkit.sources.parts import find_only_path, list_parts
 from remapkit.write.apply import default_output, make_provenance, pause_collection, sort_by_target
@@ -43,23 +43,34 @@ from remapkit.write.execute import (
     WrittenFiles,
     choose_format,
     recover,
+    refuse_same_output,
     rename_in_place,
-    write_checkpoint,
+    write_outputs,
 )
 from remapkit.write.layout import split_ties
+from remapkit.write.outputs import (
+    Output,
+    OutputsLike,
+    explain_prefixes,
+    make_outputs,
+    read_outputs,
+    report_shared_ties,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written(WrittenFiles):
     """What `apply` did: the files that it wrote, and the plan that they follow.
 
-    `moves` are the plan's moves in the order of writing. `check` is the check of the plan against its target, None
+    `moves` are the plan's moves in the order of writing, and `outputs` the targets that go to each output, with their
+    prefixes. `check` is the check of the plan against its target, None
     if there is none; `checked` says how: `exact`, `layout` (only names and numbers of dimensions) or `no`.
     `restored` says that an interrupted rename of the file was undone first. After a dry run `files` is empty.
     """
 
     plan: Plan
     moves: tuple[Move, ...]
+    outputs: Mapping[Path, tuple[str, ...]]
     check: Check | None
     checked: str
     restored: bool = False
@@ -76,7 +87,7 @@ class Written(WrittenFiles):
 def apply(
     rules: RulesLike,
     source: SourceLike,
-    output: str | Path | None = None,
+    output: OutputsLike | None = None,
     *,
     to_format: str | None = None,
     dry_run: bool = False,
@@ -110,12 +121,14 @@ def apply(
         rules: A `RuleSet`, the name of an installed pack, or the path of a rule file.
         source: A checkpoint: `.pth`, `.safetensors`, an index of shards, or a folder that holds one; or several
             files: a list, a mount `PREFIX=FILE`, a path for each prefix; see `open_checkpoint`.
-        output: The file to write; by default `source` with the suffix `.safetensors`, in the same folder.
-        to_format: `safetensors` or `pth`; by default given by the suffix of `output`.
+        output: The file to write; by default `source` with the suffix `.safetensors`, in the same folder. Or several:
+            mounts, `"vae.=vae.safetensors"` or `"tp{t}.=rank{t:02d}.pth"`, in a sequence, or as a mapping from
+            prefixes to files. Each takes the keys that begin with its prefix, without it; a plain file the rest.
+        to_format: `safetensors` or `pth`, for every output; by default given by its suffix.
         dry_run: Write nothing; the result has every move.
         dtype: Cast every plain float: `bf16`, `fp16`, `fp32` or `fp64`.
         in_place: Rename inside `source`, one safetensors file: only its header is written, under a journal.
-        shard_size: Write shards of at most so many bytes (`"5GB"`, `"500MiB"`, a number) and their index.
+        shard_size: Write shards of at most so many bytes (`"5GB"`, `"500MiB"`, a number) and an index, per output.
         verify: Read the output back and compare every tensor with its source.
         untie: Write tied weights as copies, not once with the other names in the metadata.
         force: Replace the output if it exists.
@@ -139,7 +152,8 @@ def apply(
         InvalidRules: Rules that cannot be compiled or proven.
         FailedCheck: The plan has errors, all of them listed. Nothing was written.
         UnreadableCheckpoint: A source that cannot be read.
-        UnwritableOutput: An output that cannot be written, or exists (`OutputExists`). Nothing was changed.
+        UnwritableOutput: An output that cannot be written, or exists (`OutputExists`), keys that no output takes.
+            Nothing was changed.
 
     An interrupt (`KeyboardInterrupt`) leaves every file unchanged.
 
@@ -151,7 +165,8 @@ def apply(
     >>> written.files[0].name, written.tensors, [diagnostic.code for diagnostic in written.diagnostics]
     ('new.safetensors', 1, ['RK360'])
     """
-    out = _Output(output, to_format, dry_run, in_place, shard_size, verify, untie, force, progress)
+    mounts = None if output is None else read_outputs(output)
+    out = _Output(mounts, to_format, dry_run, in_place, shard_size, verify, untie, force, progress)
     named = NamedTarget(model, model_args, model_config, target_keys)
     if named.option and not declared_target:
         title = f"--no-target and {named.option} contradict each other"
@@ -172,18 +187,24 @@ def apply(
             rule_set, plan = _make_plan(rule_set, reader, allow_undecided)
         if dtype is not None:
             plan = cast_plan(plan, dtype)
-        held = _check_target(rule_set, plan, named, declared_target, partial=partial, strict_dtype=strict_dtype)
+        try:
+            held = _check_target(rule_set, plan, named, declared_target, partial=partial, strict_dtype=strict_dtype)
+        except FailedCheck as error:
+            raise FailedCheck(explain_prefixes(mounts or (), error.diagnostics)) from None
         plan = held.check.plan if held.check else plan
         moves = sort_by_target(plan, held.check.target if held.check else None)
-        files = out.write(plan, moves, reader, source, provenance)
+        outputs = out.divide(plan, moves, reader, source, provenance)
+        files = out.write(plan, moves, reader, outputs)
     # The plan reports dead rules in its warnings too.
     said = (finding for finding in findings if finding.code != "RK205")
-    diagnostics = (*said, *reader.notes, *plan.warnings, *held.notes)
+    shared = () if untie else report_shared_ties(outputs, plan)
+    diagnostics = (*said, *reader.notes, *plan.warnings, *held.notes, *shared)
     log_diagnostics(diagnostics)
     return Written(
         **{each.name: getattr(files, each.name) for each in fields(files)},
         plan=Plan.of(plan),
         moves=moves,
+        outputs={output.path: tuple(output.prefix + move.target for move in output.moves) for output in outputs},
         check=held.check,
         checked=held.how,
         restored=restored,
@@ -234,7 +255,7 @@ def _check_target(
 class _Output:
     """The options for writing; conflicting options are refused."""
 
-    path: str | Path | None
+    mounts: tuple[Mount, ...] | None
     to_format: str | None
     dry_run: bool
     in_place: bool
@@ -246,29 +267,33 @@ class _Output:
 
     def __post_init__(self) -> None:
         """Raise `UsageError` (RK609, RK613) or `UnwritableOutput` (RK511) before anything is read."""
-        if self.path is not None and str(self.path) in ("", "-"):
-            help = ("a checkpoint is written beside its final place and then renamed; name a file",)
-            raise UsageError(Diagnostic("RK609", f"-o {str(self.path)!r} is not a file name", help=help))
+        paths = [str(mount.file) for mount in self.mounts or ()]
+        for path in paths:
+            if path in ("", "-"):
+                help = ("a checkpoint is written beside its final place and then renamed; name a file",)
+                raise UsageError(Diagnostic("RK609", f"-o {path!r} is not a file name", help=help))
         if self.in_place:
             self._refuse_beside_in_place()
         if self.shard_size is not None:
             parse_size(self.shard_size)
-        elif self.path is not None and is_index(Path(self.path).name):
-            title = f"{self.path} is the name of an index of shards"
-            raise UsageError(Diagnostic("RK609", title, help=("set the size of the shards: --shard-size 5GB",)))
-        if self.path is not None:
-            self._check_format(self.path)
+        for path in paths:
+            if self.shard_size is None and is_index(Path(path).name):
+                title = f"{path} is the name of an index of shards"
+                raise UsageError(Diagnostic("RK609", title, help=("set the size of the shards: --shard-size 5GB",)))
+            # A suffix with a number in it is known only with the keys.
+            if "{" not in Path(path).suffix:
+                self._check_format(path)
 
     def check_source(self, source: SourceLike) -> None:
         """Raise `UsageError` (RK609) if several files are read, but no output is named."""
         if self.in_place:
             find_single_file(source)
-        elif not self.dry_run:
-            choose_output(source, self.path, self.to_format)
+        elif self.mounts is None and not self.dry_run:
+            choose_outputs(source, None, self.to_format)
 
     def _refuse_beside_in_place(self) -> None:
         options = {
-            "output": self.path,
+            "output": self.mounts,
             "to-format": self.to_format,
             "shard-size": self.shard_size,
             "verify": self.verify,
@@ -280,44 +305,67 @@ class _Output:
             title = f"--in-place writes no other file and moves no data; it cannot be used with {', '.join(given)}"
             raise UsageError(Diagnostic("RK609", title, help=("leave out --in-place, or the other options",)))
 
-    def _check_format(self, path: str | Path) -> None:
+    def _check_format(self, path: str) -> None:
         """Refuse a name without a known suffix, or with another format than `to_format`."""
         format = choose_format(path, self.to_format, shards=self.shard_size is not None)
         if Path(path).suffix.lower() in KNOWN_SUFFIXES and choose_format(path) != format:
             title = f"{path} is a name for {choose_format(path)}, but --to-format is {format}"
             raise make_unwritable("RK511", title, help=("leave out --to-format, or give the file another suffix",))
 
-    def write(
+    def divide(
         self,
         plan: ResolvedPlan,
         moves: Sequence[Move],
         reader: Reader,
         source: SourceLike,
         provenance: Mapping[str, str],
+    ) -> tuple[Output, ...]:
+        """Return what goes to which output; nothing for a dry run that names none."""
+        if self.in_place:
+            mounts = read_outputs(find_single_file(source))
+        elif self.mounts is not None or not self.dry_run:
+            mounts = self.mounts or choose_outputs(source, None, self.to_format)
+        else:
+            return ()
+        # The source's metadata without the names that became keys; the writer adds the records of tied names.
+        own = {name: value for name, value in reader.header().metadata.items() if name not in plan.source}
+        outputs = make_outputs(mounts, moves, plan, own, provenance)
+        refuse_same_output(outputs, self.shard_size is not None)
+        return outputs
+
+    def write(
+        self, plan: ResolvedPlan, moves: Sequence[Move], reader: Reader, outputs: Sequence[Output]
     ) -> WrittenFiles:
         if self.dry_run:
             if reader.format != "manifest":
                 refuse_unequal_merges(moves, reader)
             return WrittenFiles((), 0, 0, 0.0)
-        # The source's metadata without the names that became keys; the writer adds the records of tied names.
-        own = {name: value for name, value in reader.header().metadata.items() if name not in plan.source}
-        metadata = {**own, **collect_records(plan), **provenance}
         if self.in_place:
-            moves, recorded = split_ties(moves, plan.tied)
-            return rename_in_place(moves, reader, metadata={**metadata, **recorded})
-        return write_checkpoint(
-            moves,
+            renamed, recorded = split_ties(outputs[0].moves, outputs[0].tied)
+            return rename_in_place(renamed, reader, metadata={**outputs[0].metadata, **recorded})
+        return write_outputs(
+            outputs,
             reader,
-            choose_output(source, self.path, self.to_format),
-            format=self.to_format or ("safetensors" if self.path is None else None),
-            metadata=metadata,
+            format=self.to_format or ("safetensors" if self.mounts is None else None),
             shard_size=None if self.shard_size is None else parse_size(self.shard_size),
-            tied=plan.tied,
             untie=self.untie,
             verify=self.verify,
             force=self.force,
             progress=self.progress,
         )
+
+
+def choose_outputs(source: SourceLike, output: OutputsLike | None, to_format: str | None = None) -> tuple[Mount, ...]:
+    """Return the outputs of `apply`: the named ones, else the source's name with another suffix.
+
+    Raises `UsageError` (RK609) if none is named and the source is several files.
+    """
+    if output is not None:
+        return read_outputs(output)
+    if (path := find_only_path(source)) is None:
+        title = "a mount, or several files, are read: where should the result go?"
+        raise UsageError(Diagnostic("RK609", title, help=("name a file with -o OUT",)))
+    return read_outputs(default_output(path, f".{to_format or 'safetensors'}"))
 
 
 def find_single_file(source: SourceLike) -> Path:
@@ -334,16 +382,3 @@ def name_source(source: SourceLike, reader: Reader) -> str:
         return list_parts(source)[0].first.name
     names = ((member.prefix, member.reader.path.name) for member in reader.members)
     return ", ".join(f"{prefix}={name}" if prefix else name for prefix, name in names)
-
-
-def choose_output(source: SourceLike, output: str | Path | None = None, to_format: str | None = None) -> Path:
-    """Return the file that `apply` writes: the named one, else the source's name with another suffix.
-
-    Raises `UsageError` (RK609) if the source is several files.
-    """
-    if output is not None:
-        return Path(output)
-    if (path := find_only_path(source)) is None:
-        title = "a mount, or several files, are read: where should the result go?"
-        raise UsageError(Diagnostic("RK609", title, help=("name a file with -o OUT",)))
-    return default_output(path, f".{to_format or 'safetensors'}")

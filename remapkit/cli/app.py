@@ -292,7 +292,12 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
         help="where the metadata of several CKPTs contradict each other, keep those of FILE",
     )
     parser.add_argument(
-        "-o", "--output", metavar="OUT", help="the file to write (default: CKPT with .safetensors, beside it)"
+        "-o",
+        "--output",
+        metavar="OUT",
+        action="append",
+        help="the file to write (default: CKPT with .safetensors, beside it); repeatable as PREFIX=FILE, such as "
+        "vae.=vae.safetensors or tp{t}.=rank{t:02d}.pth: FILE gets the keys that begin with PREFIX, without it",
     )
     parser.add_argument(
         "--to-format",

@@ -311,6 +311,38 @@ def _remove_if_dead(path: Path) -> None:
             os.close(fd)
 
 
+def link_second_name(target: Path, stack: contextlib.ExitStack) -> Path | None:
+    """Hard-link a file under a second name while the stack is open; None if it does not exist or cannot be linked."""
+    second = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY_SUFFIX}")
+    try:
+        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    stack.callback(os.close, fd)
+    try:
+        # Locked, so that no other process removes the second name as a leftover of a dead process.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.link(target, second)
+    except OSError:
+        return None
+    stack.callback(_remove_file, second)
+    return second
+
+
+def _remove_file(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def put_back(target: Path, old: Path | None, existed: bool) -> None:
+    """Undo a rename: restore the file from its second name, or remove the target if there was none."""
+    with contextlib.suppress(OSError):
+        if old is not None:
+            old.replace(target)
+        elif not existed:
+            target.unlink(missing_ok=True)
+
+
 def sync_directory(folder: Path) -> None:
     """Wait until the names in a folder are on the disk."""
     with contextlib.suppress(OSError):

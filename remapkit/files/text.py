@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,11 +13,11 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import OutputExists, UnwritableOutput
 from remapkit.diagnostics.wording import escape_line
 from remapkit.files.atomic import (
-    TEMPORARY_PREFIX,
-    TEMPORARY_SUFFIX,
     NewFile,
     check_targets,
     ignore_interrupts,
+    link_second_name,
+    put_back,
     sync_directory,
 )
 from remapkit.files.copy import write_all
@@ -134,41 +133,10 @@ def _name_files(files: Sequence[NewFile]) -> None:
     """Give the files their names; if one fails, restore the old content of those before it."""
     with contextlib.ExitStack() as kept, contextlib.ExitStack() as undo:
         for new in files:
-            old = _link_second_name(new.target, kept)
+            old = link_second_name(new.target, kept)
             existed = new.target.exists()
             new.rename()
-            undo.callback(_put_back, new.target, old, existed)
+            undo.callback(put_back, new.target, old, existed)
         undo.pop_all()
         for folder in dict.fromkeys(new.target.parent for new in files):
             sync_directory(folder)
-
-
-def _link_second_name(target: Path, stack: contextlib.ExitStack) -> Path | None:
-    """Hard-link a file under a second name while the stack is open; None if it does not exist or cannot be linked."""
-    second = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY_SUFFIX}")
-    try:
-        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
-    stack.callback(os.close, fd)
-    try:
-        # Locked, so that no other process removes the second name as a leftover of a dead process.
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        os.link(target, second)
-    except OSError:
-        return None
-    stack.callback(_remove_file, second)
-    return second
-
-
-def _remove_file(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
-
-
-def _put_back(target: Path, old: Path | None, existed: bool) -> None:
-    with contextlib.suppress(OSError):
-        if old is not None:
-            old.replace(target)
-        elif not existed:
-            target.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Writes moves to files: one target tensor at a time, or whole ranges copied by the kernel.
 
-Only the target is ever opened for writing, and it appears whole or not at all. `rename_in_place` is the only
+Only the targets are ever opened for writing, and they appear whole or not at all. `rename_in_place` is the only
 exception, and keeps a journal.
 """
 
@@ -26,7 +26,9 @@ from remapkit.formats.reader import Reader
 from remapkit.formats.renamed import RenamedReader
 from remapkit.plans.moves import Move
 from remapkit.write import in_place
-from remapkit.write.layout import FileLayout, lay_out_safetensors, lay_out_shards, split_ties
+from remapkit.write.layout import FileLayout, OutputLayout, lay_out_safetensors, lay_out_shards, split_ties
+from remapkit.write.outputs import Output
+from remapkit.write.targets import find_same_output
 from remapkit.write.torch_zip import lay_out_pth
 from remapkit.write.writer import Progress, Writer, forget_cached
 
@@ -38,7 +40,7 @@ FORMATS = ("safetensors", "pth")
 
 @dataclass(frozen=True, slots=True)
 class WrittenFiles:
-    """The result of a write: the files (an index last), the numbers of tensors and bytes, and the methods used.
+    """The result of a write: the files (an index after its shards), numbers of tensors and bytes, the methods used.
 
     `how` is a subset of reflink, copy_file_range, sendfile, loop (ranges of files), gathered (views, operations),
     header, shifted (in place). `tied` maps names that are only recorded to the names whose tensors are written.
@@ -52,7 +54,7 @@ class WrittenFiles:
     tied: Mapping[str, str] = field(default_factory=dict)
     verified: bool = False
     kept: int = 0
-    """The number of complete shards of a killed run that were reused."""
+    """The number of complete files of a killed run that were reused."""
 
 
 def write_checkpoint(
@@ -82,20 +84,55 @@ def write_checkpoint(
     Raises `UnwritableOutput` (RK5xx) with nothing changed, `UnreadableCheckpoint` if the source changes meanwhile,
     `FailedCheck` (RK347) before anything is written if tensors to merge differ.
     """
+    groups = tied if tied is not None else find_tied_targets(moves, reader)
+    return write_outputs(
+        [Output(Path(out), tuple(moves), metadata=metadata or {}, tied=groups)],
+        reader,
+        format=format,
+        shard_size=shard_size,
+        force=force,
+        untie=untie,
+        progress=progress,
+        verify=verify,
+        run=run,
+    )
+
+
+def write_outputs(
+    outputs: Sequence[Output],
+    reader: Reader,
+    *,
+    format: str | None = None,
+    shard_size: int | None = None,
+    force: bool = False,
+    untie: bool = False,
+    progress: Progress | None = None,
+    verify: bool = False,
+    run: Run | None = None,
+) -> WrittenFiles:
+    """Write several checkpoints, all or none of them; see `write_checkpoint` for the options and the errors.
+
+    All files of all outputs are complete and flushed before the first one gets its name. `files` are in the order of
+    `outputs`; `tied` has the names with their prefixes. Raises `UnwritableOutput` (RK517) if two outputs would write
+    one file.
+    """
     started = time.monotonic()
-    out = Path(out)
-    format = choose_format(out, format, shards=shard_size is not None)
-    groups = [] if untie else tied if tied is not None else find_tied_targets(moves, reader)
-    layouts, recorded = _lay_out_files(moves, reader, out, format, metadata or {}, shard_size, groups)
+    refuse_same_output(outputs, shard_size is not None)
+    layouts: list[OutputLayout] = []
+    recorded: dict[str, str] = {}
+    for output in outputs:
+        files, names = _lay_out_files(output, reader, format, shard_size, untie)
+        layouts.append(OutputLayout(output.path.parent, tuple(files)))
+        recorded |= {output.prefix + other: output.prefix + kept for other, kept in names.items()}
     writer = Writer(reader, layouts, progress, run)
     inspect = _make_inspector(reader, run) if verify else None
     if verify:
         reader.check_sums()
-    refuse_unequal_merges(moves, reader)
-    files = writer.write(out.parent, force, inspect)
+    refuse_unequal_merges([move for output in outputs for move in output.moves], reader)
+    written = writer.write(force, inspect)
     return WrittenFiles(
-        files=files,
-        tensors=len(moves) - len(recorded),
+        files=written,
+        tensors=sum(len(output.moves) for output in outputs) - len(recorded),
         nbytes=writer.total,
         seconds=time.monotonic() - started,
         how=tuple(writer.how),
@@ -103,6 +140,22 @@ def write_checkpoint(
         verified=verify,
         kept=writer.kept,
     )
+
+
+def refuse_same_output(outputs: Sequence[Output], shards: bool) -> None:
+    """Raise `UnwritableOutput` (RK517) if two outputs would write one file, or are one checkpoint in two layouts."""
+    if len(outputs) < 2:
+        return
+    names = [f"{make_shard_stem(output.path)}.safetensors" if shards else output.path.name for output in outputs]
+    both = find_same_output([output.path for output in outputs], names)
+    if both is None:
+        return
+    one, other = (outputs[number] for number in both)
+    title = f"two outputs, {one.prefix!r} and {other.prefix!r}, would write {other.path}"
+    if one.path != other.path:
+        title = f"the outputs {one.path} and {other.path} are the same file, or two layouts of one checkpoint"
+    help = ("give each output another file name, or another folder",)
+    raise make_unwritable("RK517", title, help=help)
 
 
 def choose_format(out: str | Path, format: str | None = None, *, shards: bool = False) -> str:
@@ -131,20 +184,16 @@ def choose_format(out: str | Path, format: str | None = None, *, shards: bool = 
 
 
 def _lay_out_files(
-    moves: Sequence[Move],
-    reader: Reader,
-    out: Path,
-    format: str,
-    metadata: Mapping[str, str],
-    shard_size: int | None,
-    tied: Sequence[Sequence[str]],
+    output: Output, reader: Reader, format: str | None, shard_size: int | None, untie: bool
 ) -> tuple[list[FileLayout], Mapping[str, str]]:
     """Return the files to write, and the tied names that are only recorded."""
+    out, moves, metadata = output.path, output.moves, output.metadata
+    format = choose_format(out, format, shards=shard_size is not None)
+    tied = () if untie else output.tied
     if format == "pth":
         if shard_size is not None:
-            raise make_unwritable(
-                "RK505", "--shard-size writes safetensors, not .pth", help=("leave one of them out",)
-            )
+            title = f"--shard-size writes safetensors, not .pth: {out}"
+            raise make_unwritable("RK505", title, help=("leave one of them out",))
         return [lay_out_pth(out.name, moves, reader, metadata, tied)], {}
     kept, recorded = split_ties(moves, tied)
     # transformers refuses files without this.
@@ -269,6 +318,8 @@ __all__ = [
     "find_tied_targets",
     "make_shard_stem",
     "recover",
+    "refuse_same_output",
     "rename_in_place",
     "write_checkpoint",
+    "write_outputs",
 ]

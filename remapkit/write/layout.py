@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from remapkit.diagnostics.wording import show_key
 from remapkit.files.copy import BLOCK
@@ -75,6 +76,14 @@ class FileLayout:
     def nbytes(self) -> int:
         """The size of the file."""
         return sum(piece.nbytes for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLayout:
+    """The files of one output, all in one folder: a single one, or shards and their index last."""
+
+    folder: Path
+    files: tuple[FileLayout, ...]
 
 
 def make_fingerprint(layout: FileLayout, sources: Sequence[SourceFile]) -> str:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from remapkit.compute.move_bytes import Run, read_target_chunks
-from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import FailedWrite, RemapkitError, UnwritableOutput
-from remapkit.diagnostics.wording import escape_line, format_bytes_part
-from remapkit.files.atomic import NewFile, check_space, check_targets, ignore_interrupts, sync_directory
+from remapkit.diagnostics.errors import RemapkitError, UnwritableOutput
+from remapkit.diagnostics.wording import format_bytes_part
+from remapkit.files.atomic import NewFile, check_space, ignore_interrupts, remove_stale
 from remapkit.files.copy import Copier, ReadAhead, Writeback, expect_sequential, write_all
 from remapkit.files.errors import NO_SPACE, convert_os_error, make_no_space, make_unreadable
-from remapkit.files.index_names import is_index
 from remapkit.files.locks import hold_locks
-from remapkit.files.source_file import CHUNK, describe_os_error
+from remapkit.files.source_file import CHUNK
 from remapkit.formats.reader import Reader
-from remapkit.write.layout import BytesPiece, CopyPiece, FileLayout, Piece, StreamPiece, make_fingerprint
-from remapkit.write.replaced import dress_files, find_other_layouts, remove_replaced
+from remapkit.write.layout import (
+    BytesPiece,
+    CopyPiece,
+    FileLayout,
+    OutputLayout,
+    Piece,
+    StreamPiece,
+    make_fingerprint,
+)
+from remapkit.write.naming import FinishedOutput, name_outputs
+from remapkit.write.targets import check_folders, check_outputs
 
 Progress = Callable[[int, int], None]
 """`progress(done, total)`, both in bytes."""
@@ -67,41 +75,40 @@ class SmallPieces:
 class Writer:
     """One run: progress over all files, the copy methods used (`how`), and the number of reused shards (`kept`).
 
-    A sharded output whose run was killed is resumed: every completed shard is compared with its sources, and reused
+    A run of several files that was killed is resumed: every completed file is compared with its sources, and reused
     if it contains what would be written. In either case files have temporary names while they are written.
     """
 
     def __init__(
-        self, reader: Reader, layouts: Sequence[FileLayout], progress: Progress | None, run: Run | None
+        self, reader: Reader, outputs: Sequence[OutputLayout], progress: Progress | None, run: Run | None
     ) -> None:
-        self.total = sum(layout.nbytes for layout in layouts)
+        self._outputs = outputs
+        self._layouts = [layout for output in outputs for layout in output.files]
+        self.total = sum(layout.nbytes for layout in self._layouts)
         self.done = 0
         self.kept = 0
         self.how: dict[str, None] = {}
         self._reader = reader
-        self._layouts = layouts
         self._progress = progress
         self._run = run
-        self._marks: dict[str, str] = {}
+        self._marks = [""] * len(self._layouts)
+        self._filling: NewFile | None = None
         self._writeback: Writeback | None = None
 
-    @property
-    def shards(self) -> int:
-        """The number of shards; 0 if the output is one file."""
-        return len(self._layouts) - 1
-
-    def write(self, folder: Path, force: bool, inspect: Inspect | None) -> tuple[Path, ...]:
-        """Write every file, then give all of them their names, the index last.
+    def write(self, force: bool, inspect: Inspect | None) -> tuple[Path, ...]:
+        """Write every file, then give all of them their names: an index after its shards.
 
         Raises `UnwritableOutput` (RK5xx) or `UnreadableCheckpoint` (RK4xx), with nothing changed.
         """
-        names = [layout.name for layout in self._layouts]
-        paths = [folder / name for name in names]
+        paths = [[output.folder / layout.name for layout in output.files] for output in self._outputs]
+        every = list(itertools.chain(*paths))
+        sources = self._reader.sources
         with contextlib.ExitStack() as stack:
-            stack.enter_context(hold_locks(paths))
-            targets = check_targets(paths, self._reader.sources, force)
-            replaced = find_other_layouts(folder, names, self._reader.sources, force)
-            for source in self._reader.sources:
+            check_folders(every)
+            stack.enter_context(hold_locks(every))
+            found = check_outputs(paths, sources, force)
+            targets = [target for output in found for target in output.targets]
+            for source in sources:
                 expect_sequential(source)
             try:
                 files = self._open_files(stack, targets, force)
@@ -111,27 +118,33 @@ class Writer:
                 for new, layout in zip(files, self._layouts, strict=True):
                     if inspect is not None:
                         inspect(new.temporary, layout)
+                rest = iter(files)
+                finished = [
+                    FinishedOutput(tuple(itertools.islice(rest, len(output.targets))), output.replaced)
+                    for output in found
+                ]
                 with ignore_interrupts():
-                    dress_files(files, replaced)
-                    _name_files(files, force, [path for path in replaced if is_index(path.name)])
-                    remove_replaced(replaced, paths[-1])
+                    name_outputs(finished, force)
             except RemapkitError:
                 raise
             except OSError as error:
                 raise self._make_failure(targets[0], error) from error
-        return tuple(paths)
+        return tuple(every)
 
     def _open_files(self, stack: contextlib.ExitStack, targets: Sequence[Path], force: bool) -> list[NewFile]:
         """Open the files to write; those that a killed run completed first: opening a new one would remove them."""
         _allow_open_files(2 * len(targets))
-        for layout in self._layouts if self.shards else ():
-            self._marks[layout.name] = make_fingerprint(layout, self._reader.sources) if layout.moves else ""
+        if len(self._layouts) > 1:
+            sources = self._reader.sources
+            self._marks = [make_fingerprint(layout, sources) if layout.moves else "" for layout in self._layouts]
         kept: list[NewFile | None] = []
-        for target, layout in zip(targets, self._layouts, strict=True):
-            mark = self._marks.get(layout.name)
+        for target, layout, mark in zip(targets, self._layouts, self._marks, strict=True):
             resumed = NewFile.resume(target, mark, layout.nbytes, force=force) if mark else None
             kept.append(self._reuse_file(resumed, layout, stack))
         self.kept = sum(new is not None for new in kept)
+        # Opening a file removes the leftovers of dead processes, but perhaps none is opened; ours are locked.
+        for folder in {target.parent for target in targets} if self.kept else ():
+            remove_stale(folder)
         return [
             new or stack.enter_context(NewFile(target, force=force))
             for new, target in zip(kept, targets, strict=True)
@@ -169,14 +182,18 @@ class Writer:
         return read_target_chunks(piece.move, self._reader, self._run)
 
     def _check_space(self, files: Sequence[NewFile]) -> None:
-        """Raise if space is insufficient; shared blocks need none, so a clone may fit on a full filesystem."""
-        needed = sum(layout.nbytes for new, layout in zip(files, self._layouts, strict=True) if not new.complete)
-        first = next(new for new in files if not new.complete)
-        sources = [
-            piece.source for layout in self._layouts for piece in layout.pieces if isinstance(piece, CopyPiece)
-        ]
-        if not (sources and Copier(first.fd, lambda _: None).can_clone(sources[0])):
-            check_space(first.target.parent, self._layouts[0].name, needed)
+        """Raise if a filesystem lacks space; shared blocks need none, so a clone may fit on a full one."""
+        by_device: dict[int, list[tuple[NewFile, FileLayout]]] = {}
+        for new, layout in zip(files, self._layouts, strict=True):
+            if not new.complete:
+                by_device.setdefault(os.fstat(new.fd).st_dev, []).append((new, layout))
+        for group in by_device.values():
+            first, layout = group[0]
+            pieces = itertools.chain.from_iterable(layout.pieces for _, layout in group)
+            source = next((piece.source for piece in pieces if isinstance(piece, CopyPiece)), None)
+            if source is None or not Copier(first.fd, lambda _: None).can_clone(source):
+                name = layout.name if len(self._outputs) == 1 else f"the output of {len(self._outputs)} checkpoints"
+                check_space(first.target.parent, name, sum(layout.nbytes for _, layout in group))
 
     def _check_unchanged(self) -> None:
         for source in self._reader.sources:
@@ -185,6 +202,7 @@ class Writer:
                 raise make_unreadable("RK412", title, source.path)
 
     def _make_failure(self, target: Path, error: OSError) -> UnwritableOutput:
+        target = self._filling.target if self._filling is not None else target
         if error.errno in NO_SPACE:
             return make_no_space(target, error, f" after {format_bytes_part(self.done, self.total)}")
         return convert_os_error(target, error)
@@ -197,19 +215,22 @@ class Writer:
             self._progress(self.done, self.total)
 
     def _fill_files(self, files: Sequence[NewFile]) -> None:
-        todo = [(new, layout) for new, layout in zip(files, self._layouts, strict=True) if not new.complete]
+        every = zip(files, self._layouts, self._marks, strict=True)
+        todo = [(new, layout, mark) for new, layout, mark in every if not new.complete]
         skipped = self.done
         copies = (
             (piece.source, piece.offset, piece.nbytes) if isinstance(piece, CopyPiece) else (None, 0, piece.nbytes)
-            for _, layout in todo
+            for _, layout, _ in todo
             for piece in layout.pieces
         )
         with ReadAhead(copies, lambda: self.done - skipped):
-            for new, layout in todo:
+            for new, layout, mark in todo:
+                self._filling = new
                 self._fill_file(new.fd, layout)
                 new.flush()
-                if mark := self._marks.get(layout.name):
+                if mark:
                     new.mark_complete(mark)
+        self._filling = None
 
     def _fill_file(self, fd: int, layout: FileLayout) -> None:
         """Write the pieces in order: small ones together, ranges of files by the kernel, the others through memory.
@@ -258,44 +279,6 @@ class Writer:
         if not isinstance(piece, BytesPiece):
             self.how["loop" if isinstance(piece, CopyPiece) else "gathered"] = None
         return self._read_expected(piece)
-
-
-def _name_files(files: Sequence[NewFile], force: bool, indexes: Sequence[Path] = ()) -> None:
-    """Give the files their names. The old index is removed first and the new one named last, so that the output never
-    looks complete in between.
-
-    `indexes` are other indexes of the output, which may list the same shards: they are removed too.
-    """
-    *shards, last = files
-    named: list[NewFile] = []
-    had = [index for index in (last.target, *indexes) if index.exists()]
-    try:
-        if shards and force:
-            for index in had:
-                index.unlink(missing_ok=True)
-            sync_directory(last.target.parent)
-        for shard in shards:
-            shard.rename()
-            named.append(shard)
-        if shards:
-            sync_directory(last.target.parent)
-        last.rename()
-    except BaseException as error:
-        # Without `force` nothing was replaced, so files that have their names already can be removed again.
-        for shard in () if force else named:
-            shard.target.unlink(missing_ok=True)
-        changed = named or not all(index.exists() for index in had)
-        if force and changed and isinstance(error, OSError) and not isinstance(error, RemapkitError):
-            raise _make_partial_error(last.target, len(named), len(shards), error) from error
-        raise
-    sync_directory(last.target.parent)
-
-
-def _make_partial_error(index: Path, named: int, of: int, error: OSError) -> FailedWrite:
-    title = f"{named} of {of} shards were replaced when the system refused: {describe_os_error(error)}"
-    notes = (f"{index.name} was removed first, so that nothing looks complete",)
-    help = ("remove the cause, then run the same command again",)
-    return FailedWrite(Diagnostic("RK514", escape_line(title), notes=notes, help=help, place=str(index)))
 
 
 def _allow_open_files(more: int) -> None:

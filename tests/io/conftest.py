@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import remapkit
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 
@@ -22,3 +24,9 @@ def memory_path(tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(dir=shared, prefix="remapkit-test-") as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def keep() -> remapkit.RuleSet:
+    """Rules that keep every key."""
+    return remapkit.loads("remapkit: 1\nname: keep\nunmatched: keep\nkeep: ['{all:**}']\n")

@@ -17,11 +17,16 @@ SUFFIX = "remapkit: 1\nname: prefix\nrules:\n  - {id: all, path: '{rest:**}', to
 LONGER = SUFFIX.replace("renamed", "a_much_longer_name_than_any_that_stood_there_before.so_that_it_cannot_fit")
 UNCHANGED = "remapkit: 1\nname: unchanged\nunmatched: keep\nrules:\n"
 UNCHANGED += "  - {id: one, path: 'layer.{n:int}.weight', to: 'block.{n}.weight'}\n"
+KEEP = "remapkit: 1\nname: keep\nunmatched: keep\nkeep: ['{all:**}']\n"
 
 
 def raw(tensor: torch.Tensor) -> bytes:
     """A tensor's bytes, whatever its dtype and layout."""
     return bytes(tensor.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8).numpy())
+
+
+def bytes_of(state: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
+    return {fqn: raw(tensor) for fqn, tensor in state.items()}
 
 
 def rules(folder: Path, text: str = SUFFIX, name: str = "rules.yaml") -> Path:

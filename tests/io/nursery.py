@@ -106,6 +106,7 @@ def watch(steps: Steps) -> None:
 def plant(fault: str) -> None:
     from remapkit.files import atomic, locks
     from remapkit.write import in_place as inplace
+    from remapkit.write import naming
     from remapkit.write import writer as writing
 
     if fault == "straight to the target":
@@ -128,16 +129,18 @@ def plant(fault: str) -> None:
             )
         )
     elif fault == "index first":
-        name_all = writing._name_files
-        writing._name_files = lambda files, *_: name_all([files[-1], *files[:-1]], True)
+        name_all = writing.name_outputs
+        writing.name_outputs = lambda outputs, _: name_all(
+            [naming.FinishedOutput((each.files[-1], *each.files[:-1])) for each in outputs], True
+        )
     elif fault == "old index stays":
-        writing._name_files = lambda files, *_: [new.rename() for new in files]  # type: ignore[misc]
+        writing.name_outputs = lambda outputs, _: [new.rename() for each in outputs for new in each.files]  # type: ignore[misc]
     elif fault == "resume trusts any shard":
         writing.Writer._has_content = lambda self, fd, layout: True  # type: ignore[method-assign]
     elif fault == "no lock":
         locks._take_lock = lambda *_: None
     elif fault == "other layouts stay":
-        writing.remove_replaced = lambda paths, new: None
+        naming.remove_replaced = lambda paths, new: None
     elif fault:
         raise ValueError(fault)
 

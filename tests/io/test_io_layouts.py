@@ -32,7 +32,7 @@ from remapkit.files.index_names import derive_output_name
 from remapkit.files.source_file import SourceFile
 from remapkit.formats import open_checkpoint
 from remapkit.write import in_place as inplace
-from remapkit.write import replaced
+from remapkit.write import naming, replaced
 from remapkit.write import writer as writing
 from remapkit.write.execute import PTH_SUFFIXES, choose_format
 
@@ -245,7 +245,7 @@ def test_an_index_of_a_variant_is_gone_before_its_shards_are_replaced(
 def interrupted(source: Path, out: Path) -> None:
     """Shards completed as a killed run leaves them: under their temporary names, and no name given."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(writing, "_name_files", _killed)
+        patched.setattr(writing, "name_outputs", _killed)
         patched.setattr(NewFile, "__exit__", lambda self, *_: os.close(self.fd))
         with pytest.raises(_Killed):
             write(source, out, "four", force=False)
@@ -413,7 +413,7 @@ def test_a_private_layout_stays_private_in_every_other(old: str, new: str, sourc
 def test_modes_that_are_looked_at_too_late_are_found(
     old: str, new: str, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "dress_files", lambda files, replaced: None)
+    monkeypatch.setattr(naming, "dress_files", lambda files, replaced: None)
     with pytest.raises(AssertionError):
         private_stays_private(source, out, old, new)
 

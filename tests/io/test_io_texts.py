@@ -124,7 +124,7 @@ def test_several_texts_are_written_together_or_not_at_all(
     with pytest.raises(UnwritableOutput, match="nothing was changed"):
         write_texts(dict.fromkeys(paths, "new"), force=force)
     assert everything_in(tmp_path) == before
-    monkeypatch.setattr(text, "_put_back", lambda *_: None)
+    monkeypatch.setattr(text, "put_back", lambda *_: None)
     with pytest.raises(UnwritableOutput):
         write_texts(dict.fromkeys(paths, "new"), force=force)
     assert (everything_in(tmp_path) == before) == (number == 0), "what puts nothing back is found"

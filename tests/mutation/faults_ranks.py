@@ -34,7 +34,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "files are written without a comparison",
         "write/execute.py",
-        "    refuse_unequal_merges(moves, reader)\n",
+        "    refuse_unequal_merges([move for output in outputs for move in output.moves], reader)\n",
         "",
         "nothing is written if merged tensors differ",
         RANKS,

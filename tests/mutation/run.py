@@ -44,6 +44,7 @@ from tests.mutation.faults_checks import FAULTS as CHECKS
 from tests.mutation.faults_matching import FAULTS as MATCHING
 from tests.mutation.faults_numbers import FAULTS as NUMBERS
 from tests.mutation.faults_ops import FAULTS as OPS
+from tests.mutation.faults_outputs import FAULTS as OUTPUTS
 from tests.mutation.faults_patterns import FAULTS as PATTERNS
 from tests.mutation.faults_plans import FAULTS as PLANS
 from tests.mutation.faults_proofs import FAULTS as PROOFS
@@ -60,6 +61,7 @@ FAULTS: tuple[Fault, ...] = (
     *NUMBERS,
     *RANKS,
     *OPS,
+    *OUTPUTS,
     *SOURCES,
 )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from remapkit.api.apply import Written, apply, choose_output
+from remapkit.api.apply import Written, apply, choose_outputs
 from remapkit.cli.arguments import get_param_options, get_reading_options, get_target_options
 from remapkit.cli.progress import show_progress
 from remapkit.cli.render import CommandOutcome, TextTable
@@ -49,6 +50,7 @@ def run(args: Namespace) -> CommandOutcome:
             **(dump_plan(written.plan) if args.format == "json" else {}),
             "target": target,
             "output": [str(path) for path in written.files],
+            "outputs": {str(path): len(names) for path, names in written.outputs.items()},
             "tensors": written.tensors,
             "bytes": written.nbytes,
             "seconds": written.seconds,
@@ -63,21 +65,26 @@ def run(args: Namespace) -> CommandOutcome:
 
 
 def _describe_writing(args: Namespace) -> str:
-    return f"writing {choose_output(args.checkpoint, args.output, args.to_format).name}"
+    outputs = choose_outputs(args.checkpoint, args.output, args.to_format)
+    return f"writing {join_words((Path(str(mount.file)).name for mount in outputs), 2)}"
 
 
 def _describe_written(written: Written, *, in_place: bool) -> Iterator[str]:
     if written.restored:
         yield f"{written.files[0]} was restored first: an earlier rename of it was interrupted"
     if written.kept:
-        yield f"resume: {written.kept} of {len(written.files) - 1} shards kept"
+        one = len(written.outputs) == 1
+        files = f"{len(written.files) - 1} shards" if one else f"{len(written.files)} files"
+        yield f"resume: {written.kept} of {files} kept"
     size = format_bytes(written.nbytes)
     if in_place:
         yield f"renamed {written.tensors} tensors in {written.files[0]}"
         yield f"only the header was rewritten ({size} in {written.seconds:.2f} s)"
         return
     for path in written.files:
-        yield f"wrote {path}"
+        # The tensors of a file are counted below if it is the only output.
+        number = written.outputs.get(path) if len(written.outputs) > 1 else None
+        yield f"wrote {path}" + (f" ({count_noun(len(number), 'tensor')})" if number is not None else "")
     if written.tied:
         names = join_words((f"{other} = {kept}" for other, kept in written.tied.items()), 3)
         yield f"{len(written.tied)} tied names are recorded, not written ({names}); --untie writes copies"
@@ -93,15 +100,28 @@ def _describe_dry_run(written: Written, target: dict[str, Any]) -> CommandOutcom
     rows = tuple((describe_sources(move), move.target, str(move.spec), _describe_rule(move)) for move in moves)
     rows += tuple((gone.fqn, "(dropped)", str(plan.source[gone.fqn]), gone.rule.id) for gone in plan.dropped)
     return CommandOutcome(
-        data={**dump_plan(plan), "dry_run": True, "target": target},
+        data={
+            **dump_plan(plan),
+            "dry_run": True,
+            "target": target,
+            "outputs": {str(path): len(names) for path, names in written.outputs.items()},
+        },
         text=(
             TextTable(("source", "target", "tensor", "rule"), rows),
             str(plan),
             *((str(written.check),) if written.check else ()),
+            *_describe_outputs(written),
             "nothing was written (--dry-run)",
         ),
         diagnostics=written.diagnostics,
     )
+
+
+def _describe_outputs(written: Written) -> Iterator[str]:
+    """Say what several outputs would have."""
+    if len(written.outputs) > 1:
+        for path, names in written.outputs.items():
+            yield f"{path}: {count_noun(len(names), 'tensor')}"
 
 
 def _describe_rule(move: Move) -> str:
