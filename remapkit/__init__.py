@@ -50,7 +50,6 @@ if TYPE_CHECKING:
         UnwritableOutput,
         UsageError,
     )
-    from remapkit.formats.detect import open_checkpoint
     from remapkit.formats.reader import Reader
     from remapkit.loading import Loaded, load_into
     from remapkit.models.target import header
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
     from remapkit.proofs.model import Level, Proof
     from remapkit.proofs.witness import Witness
     from remapkit.registry.installed import Plugin, plugins
+    from remapkit.sources.open import open_checkpoint
     from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
     __version__: str
@@ -118,7 +118,7 @@ _HOMES = {
     "load_into": "loading",
     "loads": "api.ruleset",
     "new": "api.new",
-    "open_checkpoint": "formats.detect",
+    "open_checkpoint": "sources.open",
     "packs": "api.packs",
     "recover": "api.recover",
     "schema": "api.schema",

@@ -13,7 +13,15 @@ from torch import nn
 
 import remapkit
 from remapkit import Diagnostic, FailedCheck, Plan, Reader, RuleSet, UnreadableCheckpoint, UsageError
-from remapkit.plugin import ReadOptions, list_names, open_source, read_json_file, read_under_roots
+from remapkit.plugin import (
+    ReadOptions,
+    SourceLike,
+    find_only_path,
+    list_names,
+    open_source,
+    read_json_file,
+    read_under_roots,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -42,7 +50,7 @@ class _Candidate:
 
 def load_vae(
     cls: type[Model],
-    path: str | Path | Reader,
+    path: SourceLike | Reader,
     rules: RuleSet | str | Path | None,
     *,
     root: str | None,
@@ -58,8 +66,9 @@ def load_vae(
         if isinstance(path, Reader):
             reader = path
         else:
-            place = _find_vae_folder(Path(path))
-            config = _read_diffusers_settings(place)
+            only = find_only_path(path)
+            place = path if only is None else _find_vae_folder(only)
+            config = {} if only is None else _read_diffusers_settings(_find_vae_folder(only))
             declared = None if rule_set is None else rule_set.file
             reader = stack.enter_context(open_source(place, ReadOptions(root, strip=tuple(strip)), rules=declared))
         header = reader.header()

@@ -36,6 +36,7 @@ from .tiling import Tile, Tiling, make_whole_frame
 
 if TYPE_CHECKING:
     from remapkit import Reader, RuleSet
+    from remapkit.plugin import SourceLike
 
 __all__ = [
     "Fast",
@@ -143,7 +144,7 @@ class WanVAE(nn.Module):
     @classmethod
     def from_checkpoint(
         cls,
-        path: str | Path | Reader,
+        path: SourceLike | Reader,
         rules: RuleSet | str | Path | None = None,
         *,
         device: torch.device | str | int | None = None,
@@ -159,8 +160,8 @@ class WanVAE(nn.Module):
     ) -> Self:
         """Load a model. The load is planned and checked first; then every tensor is read directly into place.
 
-        `path` is a file, a folder of diffusers (the VAE's, or the pipeline's), an index of shards, or an open reader;
-        `root` and `strip` say where its state dict is, and which segments are taken out of its keys.
+        `path` is a file or several, a folder of diffusers (the VAE's, or the pipeline's), an index of shards, or an
+        open reader; `root` and `strip` say where its state dict is, and which segments are taken out of its keys.
         Without `rules` the layout is recognised by its keys: upstream's, diffusers', or the model's own as
         `remapkit apply` writes it. Widths (`dim`, `dec_dim`, `z_dim`) come from the shapes; all other `settings` from
         the arguments, else from a diffusers config next to the checkpoint, else from the published model.

@@ -8,7 +8,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.inputs import Keys, NamedTarget, count_proven_params, make_read_options, refuse_unproven
+from remapkit.api.inputs import (
+    Keys,
+    NamedTarget,
+    count_proven_params,
+    make_read_options,
+    refuse_unproven,
+)
 from remapkit.api.ruleset import Config, Plan, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.api.sizes import parse_size
 from remapkit.compute.move_bytes import refuse_unequal_merges
@@ -27,7 +33,10 @@ from remapkit.plans.moves import Move
 from remapkit.plans.roots import choose_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target, skip_target_check
 from remapkit.sources.declared import read_declared_source
+from remapkit.sources.joined import JoinedReader, refuse_contradictions
+from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source
+from remapkit.sources.parts import find_only_path, list_parts
 from remapkit.write.apply import default_output, make_provenance, pause_collection, sort_by_target
 from remapkit.write.execute import (
     KNOWN_SUFFIXES,
@@ -66,7 +75,7 @@ class Written(WrittenFiles):
 @checked
 def apply(
     rules: RulesLike,
-    source: str | Path,
+    source: SourceLike,
     output: str | Path | None = None,
     *,
     to_format: str | None = None,
@@ -92,13 +101,15 @@ def apply(
     strict_pickle: bool = False,
     allow_expand: bool = False,
     follow_links: bool = False,
+    metadata_from: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Written:
     """Prove the rules, plan, check, and write the checkpoint `source` under its new keys.
 
     Args:
         rules: A `RuleSet`, the name of an installed pack, or the path of a rule file.
-        source: A checkpoint: `.pth`, `.safetensors`, an index of shards, or a folder that holds one.
+        source: A checkpoint: `.pth`, `.safetensors`, an index of shards, or a folder that holds one; or several
+            files: a list, a mount `PREFIX=FILE`, a path for each prefix; see `open_checkpoint`.
         output: The file to write; by default `source` with the suffix `.safetensors`, in the same folder.
         to_format: `safetensors` or `pth`; by default given by the suffix of `output`.
         dry_run: Write nothing; the result has every move.
@@ -117,6 +128,7 @@ def apply(
         strict_dtype: Make a dtype mismatch an error.
         params, config: Values for the params of the rules; see `load`.
         root, strip, strict_pickle, allow_expand, follow_links: How `source` is read; see `open_checkpoint`.
+        metadata_from: The file whose metadata are kept where those of several files contradict each other.
         progress: Called repeatedly with the bytes done and the bytes in total.
 
     Returns:
@@ -144,14 +156,16 @@ def apply(
     if named.option and not declared_target:
         title = f"--no-target and {named.option} contradict each other"
         raise UsageError(Diagnostic("RK609", title, help=("pass only one of them",)))
-    source = Path(source)
+    out.check_source(source)
     with pause_collection(), ExitStack() as stack:
         rule_set = resolve_rules(rules, params, config)
         findings = refuse_unproven([rule_set], allow_undecided=allow_undecided)
         # A reader refuses a partly renamed file; restore it only for a caller that changes the file anyway.
-        restored = in_place and not dry_run and recover(source)
+        restored = in_place and not dry_run and recover(find_single_file(source))
         options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
-        reader = stack.enter_context(open_source(source, options, rules=rule_set.file))
+        reader = stack.enter_context(open_source(source, options, rules=rule_set.file, metadata_from=metadata_from))
+        refuse_contradictions(reader)
+        provenance = make_provenance(rule_set, name_source(source, reader))
         rule_set, plan = _make_plan(rule_set, reader, allow_undecided)
         if root is None and (fit := choose_root(rule_set, plan, partial=partial)) is not None:
             reader = take_root(reader, fit)
@@ -161,7 +175,7 @@ def apply(
         held = _check_target(rule_set, plan, named, declared_target, partial=partial, strict_dtype=strict_dtype)
         plan = held.check.plan if held.check else plan
         moves = sort_by_target(plan, held.check.target if held.check else None)
-        files = out.write(plan, moves, reader, source, make_provenance(rule_set, source))
+        files = out.write(plan, moves, reader, source, provenance)
     # The plan reports dead rules in its warnings too.
     said = (finding for finding in findings if finding.code != "RK205")
     diagnostics = (*said, *reader.notes, *plan.warnings, *held.notes)
@@ -245,6 +259,13 @@ class _Output:
         if self.path is not None:
             self._check_format(self.path)
 
+    def check_source(self, source: SourceLike) -> None:
+        """Raise `UsageError` (RK609) if several files are read, but no output is named."""
+        if self.in_place:
+            find_single_file(source)
+        elif not self.dry_run:
+            choose_output(source, self.path, self.to_format)
+
     def _refuse_beside_in_place(self) -> None:
         options = {
             "output": self.path,
@@ -271,7 +292,7 @@ class _Output:
         plan: ResolvedPlan,
         moves: Sequence[Move],
         reader: Reader,
-        source: Path,
+        source: SourceLike,
         provenance: Mapping[str, str],
     ) -> WrittenFiles:
         if self.dry_run:
@@ -299,6 +320,30 @@ class _Output:
         )
 
 
-def choose_output(source: Path, output: str | Path | None = None, to_format: str | None = None) -> Path:
-    """Return the file that `apply` writes: the named one, else the source's name with another suffix."""
-    return Path(output) if output is not None else default_output(source, f".{to_format or 'safetensors'}")
+def find_single_file(source: SourceLike) -> Path:
+    """Return the path of a source that is one file under no prefix; raises `UsageError` (RK609) for any other."""
+    if (path := find_only_path(source)) is not None:
+        return path
+    title = "--in-place renames inside one file, without a prefix; the source is a mount, or several files"
+    raise UsageError(Diagnostic("RK609", title, help=("leave out --in-place, and name an output: -o OUT",)))
+
+
+def name_source(source: SourceLike, reader: Reader) -> str:
+    """Return the names of the files that were read, each with its prefix, for the metadata of what is made of it."""
+    if not isinstance(reader, JoinedReader):
+        return list_parts(source)[0].first.name
+    names = ((member.prefix, member.reader.path.name) for member in reader.members)
+    return ", ".join(f"{prefix}={name}" if prefix else name for prefix, name in names)
+
+
+def choose_output(source: SourceLike, output: str | Path | None = None, to_format: str | None = None) -> Path:
+    """Return the file that `apply` writes: the named one, else the source's name with another suffix.
+
+    Raises `UsageError` (RK609) if the source is several files.
+    """
+    if output is not None:
+        return Path(output)
+    if (path := find_only_path(source)) is None:
+        title = "a mount, or several files, are read: where should the result go?"
+        raise UsageError(Diagnostic("RK609", title, help=("name a file with -o OUT",)))
+    return default_output(path, f".{to_format or 'safetensors'}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from remapkit.api.inputs import (
     Keys,
     NamedTarget,
     count_proven_params,
+    is_header,
     list_rules,
     make_read_options,
     refuse_unproven,
@@ -26,6 +26,7 @@ from remapkit.plans.roots import choose_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target
 from remapkit.registry.installed import packs
 from remapkit.sources.declared import read_declared_source
+from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source
 from remapkit.tensors.spec import StateDictSpec
 
@@ -59,9 +60,9 @@ class CheckReport:
 @checked
 def check(
     rules: RulesLike | Sequence[RulesLike] = (),
-    ckpt: str | Path | None = None,
+    ckpt: SourceLike | None = None,
     *,
-    keys: Keys | None = None,
+    keys: Keys | SourceLike | None = None,
     allow_undecided: bool = False,
     model: object = None,
     model_args: Mapping[str, Any] | None = None,
@@ -80,7 +81,8 @@ def check(
 
     Args:
         rules: A rule set, a pack's name or a path, or several. Default: every installed pack whose target is `model`.
-        ckpt: The source: a checkpoint. By default the manifest that the rules declare.
+        ckpt: The source: a checkpoint, or several files; see `open_checkpoint`. By default the manifest that the
+            rules declare.
         keys: The source instead: a manifest or a header.
         allow_undecided: Continue even if a proof over all keys is undecided.
         model: The target: `plugin.module:Class`, `py:package.module:Class` or a `torch.nn.Module`. By default the one
@@ -116,9 +118,9 @@ def check(
     notes: list[Diagnostic] = []
 
     def read_source(rules: RuleSet) -> tuple[StateDictSpec, str]:
-        if isinstance(keys, Mapping):
+        if is_header(keys):
             return header(keys), ""
-        path = keys or ckpt
+        path = cast("SourceLike | None", keys or ckpt)
         if path is None:
             return _read_declared_source(rules), ""
         with open_source(path, options, rules=rules.file) as reader:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from remapkit.api.inputs import Side, make_read_options, open_sides
 from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
@@ -17,6 +16,7 @@ from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.recorded import add_recorded_moves
 from remapkit.plans.target_check import check_declared_target
+from remapkit.sources.mounts import SourceLike
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -58,8 +58,8 @@ class Diff:
 
 @checked
 def diff(
-    a: str | Path,
-    b: str | Path,
+    a: SourceLike,
+    b: SourceLike,
     *,
     rules_a: RulesLike | None = None,
     rules_b: RulesLike | None = None,
@@ -76,7 +76,7 @@ def diff(
     """Compare two checkpoints: keys, shapes, dtypes and values.
 
     Args:
-        a, b: The checkpoints.
+        a, b: The checkpoints, each one or several files; see `open_checkpoint`.
         rules_a, rules_b: Remap the keys of this side first.
         root_a, root_b: Where the state dict is in a checkpoint that holds several.
         strip, strict_pickle, allow_expand, follow_links: How both are read; see `open_checkpoint`.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from remapkit.api.ruleset import Config, RuleSet, RulesLike
 from remapkit.diagnostics.diagnostic import Diagnostic
@@ -21,6 +21,7 @@ from remapkit.rulefile.syntax import RuleFile
 from remapkit.rules.counted import count_params
 from remapkit.rules.model import CompiledRules
 from remapkit.sources.declared import read_declared_source, resolve_declared_path
+from remapkit.sources.mounts import SourceLike, is_path_mapping
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -123,11 +124,16 @@ class NamedTarget:
 # --------------------------------------------------------------------------------------------------- checkpoints
 
 
+def is_header(keys: object) -> TypeGuard[Mapping[str, TensorSpec]]:
+    """Return whether `keys` is a header, not a path or a path for each prefix."""
+    return isinstance(keys, Mapping) and not is_path_mapping(keys)
+
+
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of two checkpoints: its path, its root, and the rule file that remaps it."""
+    """One of two checkpoints: its path or paths, its root, and the rule file that remaps it."""
 
-    path: str | Path
+    path: SourceLike
     root: str | None = None
     rules: RuleFile | None = None
 

@@ -13,6 +13,7 @@ from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import count_noun, format_bytes
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
+from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source
 from remapkit.tensors.families import Family, find_families
 from remapkit.tensors.spec import StateDictSpec
@@ -39,7 +40,7 @@ class Inspection:
 
 @checked
 def inspect(
-    checkpoint: str | Path,
+    checkpoint: SourceLike,
     *,
     manifest: str | Path | None = None,
     force: bool = False,
@@ -52,7 +53,8 @@ def inspect(
     """Read a checkpoint's header: names, dtypes, shapes, ties, metadata.
 
     Args:
-        checkpoint: A `.pth`, `.safetensors`, an index of shards, a manifest, or a folder that holds one.
+        checkpoint: A `.pth`, `.safetensors`, an index of shards, a manifest, or a folder that holds one; or several
+            files.
         manifest: Also write the header to this file, as a manifest.
         force: Replace that file if it exists.
         root, strip, strict_pickle, allow_expand, follow_links: How it is read; see `open_checkpoint`.

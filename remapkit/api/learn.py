@@ -20,6 +20,7 @@ from remapkit.files.text import write_texts
 from remapkit.formats import Reader
 from remapkit.formats.manifest import manifest_json
 from remapkit.registry.installed import read_user_json
+from remapkit.sources.mounts import SourceLike
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -49,8 +50,8 @@ class LearnReport:
 
 @checked
 def learn(
-    a: str | Path,
-    b: str | Path,
+    a: SourceLike,
+    b: SourceLike,
     output: str | Path | None = None,
     *,
     name: str | None = None,
@@ -66,7 +67,7 @@ def learn(
     """Derive the rules that map A to B, two checkpoints that hold the same weights under different names.
 
     Args:
-        a, b: The checkpoints.
+        a, b: The checkpoints, each one or several files; see `open_checkpoint`.
         output: The file to write, with the manifests of both in `keys/` next to it; without it only the text is
             returned.
         name: The name of the pack; by default that of the file, else `learned`.

@@ -13,6 +13,7 @@ from remapkit.diagnostics.errors import InvalidRules, RemapkitError
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.proofs.model import Proof
 from remapkit.sources.declared import read_declared_source
+from remapkit.sources.mounts import parse_declared_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ def _lint_file(
     header = None
     try:
         header = read_declared_source(rules.file)
+        parse_declared_files(rules.file)
     except RemapkitError as error:
         unread = error.diagnostics
     proof = rules.prove(header=header)

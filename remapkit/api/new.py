@@ -18,7 +18,9 @@ from remapkit.files.index_names import is_index
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
 from remapkit.models.target import TargetRef, read_target_header
+from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source
+from remapkit.sources.parts import find_only_path
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -43,7 +45,7 @@ class NewRules:
 @checked
 def new(
     name: str,
-    source: str | Path,
+    source: SourceLike,
     target: str | Path | None = None,
     output: str | Path | None = None,
     *,
@@ -60,7 +62,7 @@ def new(
 
     Args:
         name: The name of the pack.
-        source: The checkpoint, or its manifest.
+        source: The checkpoint, one or several files, or its manifest.
         target: A model (`plugin.module:Class` or `py:package.module:Class`), a checkpoint or a manifest.
         output: The file to write, with the manifest of the source in `keys/` next to it; without it only the text is
             returned.
@@ -91,12 +93,13 @@ def new(
     model = str(target) if target is not None and _is_model(str(target)) else None
     wanted = _read_target(target, model, model_args, model_config)
     header = header.with_recorded(wanted or ())
-    manifest = _choose_manifest(name, str(source), output)
+    only = find_only_path(source)
+    manifest = _choose_manifest(name, "" if only is None else str(only), output)
     declared = None if manifest is None else os.path.relpath(manifest, Path() if output is None else output.parent)
     text = new_rule_file(name, header, declared, wanted, model)
     if output is not None:
         # The manifest first: a rule file never names one that does not exist.
-        beside = {Path(manifest): manifest_json(header)} if manifest and manifest != str(source) else {}
+        beside = {Path(manifest): manifest_json(header)} if manifest and manifest != str(only) else {}
         folders = [path.parent for path in beside]
         write_texts({**beside, output: text}, force=force, sources=sources, folders=folders)
     log_diagnostics(notes)

@@ -34,6 +34,7 @@ checked = check_arguments(
     CompiledRules=CompiledRules,
     Config="Mapping | str | Path",
     Keys="Mapping | str | Path",
+    SourceLike="Sequence | Mapping | str | Path",
 )
 """Refuses arguments that the annotations of a public function exclude."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from remapkit.api.inputs import Keys, list_files_read, list_rule_files, make_read_options, refuse_unproven
+from remapkit.api.inputs import Keys, is_header, list_files_read, list_rule_files, make_read_options, refuse_unproven
 from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
@@ -17,6 +17,7 @@ from remapkit.models.reference import resolve_reference
 from remapkit.models.target import TargetRef, find_declared_target, header, import_factory
 from remapkit.registry.verified import write_witness
 from remapkit.sources.declared import read_declared_source
+from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source
 from remapkit.tensors.spec import StateDictSpec
 
@@ -61,7 +62,7 @@ def verify(
     forward: str | Sequence[str] = "forward",
     input: str | None = None,
     oracle: Reference | None = None,
-    keys: Keys | None = None,
+    keys: Keys | SourceLike | None = None,
     root: str | None = None,
     strip: Sequence[str] = (),
     seed: int = 0,
@@ -139,13 +140,13 @@ def _resolve(reference: Reference) -> tuple[Callable[..., Any], str]:
     return reference, getattr(reference, "__qualname__", type(reference).__name__)
 
 
-def _read_keys(rules: RuleSet, keys: Keys | None, options: ReadOptions) -> StateDictSpec | None:
+def _read_keys(rules: RuleSet, keys: Keys | SourceLike | None, options: ReadOptions) -> StateDictSpec | None:
     """Return the named header, else that of the manifest that the rules declare, if there is one."""
     if keys is None:
         return read_declared_source(rules.file)
-    if isinstance(keys, Mapping):
+    if is_header(keys):
         return header(keys)
-    with open_source(keys, options, rules=rules.file) as reader:
+    with open_source(cast("SourceLike", keys), options, rules=rules.file) as reader:
         return reader.header()
 
 

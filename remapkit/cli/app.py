@@ -20,6 +20,7 @@ EXIT_INTERRUPTED = 130
 _RULES = "a rule file, or the name of an installed pack"
 _MODEL = "plugin.module:Class (wan.vae:WanVAE) or py:package.module:Class; importing a model runs its code"
 _CKPT = "a checkpoint: .pth, .safetensors, an index.json of shards, or a folder that holds one"
+_SOURCE = f"{_CKPT}; several are joined; PREFIX=FILE puts PREFIX before its keys ('tp{{t}}.=consolidated.{{t}}.pth')"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +73,7 @@ def _run_command(args: argparse.Namespace) -> int:
     from importlib import import_module
 
     if args.command == "apply" and not (args.dry_run or args.in_place):
-        _read_ahead(args.checkpoint)
+        _read_ahead(args.checkpoint[0])
     from remapkit.cli import render as report
     from remapkit.diagnostics.errors import RemapkitError
     from remapkit.diagnostics.log import log_nothing
@@ -236,6 +237,20 @@ def _add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="A.B", help="the mapping, or the prefix of keys, that is the state dict")
 
 
+def _add_metadata_from(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--metadata-from",
+        metavar="FILE",
+        help="where the metadata of several CKPTs contradict each other, keep those of FILE",
+    )
+
+
+def _add_more_files(parser: argparse.ArgumentParser) -> None:
+    for side in ("a", "b"):
+        help = f"a further file of {side.upper()}, or a mount PREFIX=FILE; repeatable"
+        parser.add_argument(f"--more-{side}", metavar="FILE", action="append", default=[], help=help)
+
+
 def _add_strip(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strip", metavar="NAME", action="append", default=[], help="take this segment out of every key; repeatable"
@@ -270,7 +285,8 @@ def _add_undecided(parser: argparse.ArgumentParser) -> None:
 def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
     parser = _add_command(commands, "apply", "prove, plan and check, then write the checkpoint under its new keys")
     parser.add_argument("rules", metavar="RULES", help=_RULES)
-    parser.add_argument("checkpoint", metavar="CKPT", help=_CKPT)
+    parser.add_argument("checkpoint", metavar="CKPT", nargs="+", help=_SOURCE)
+    _add_metadata_from(parser)
     parser.add_argument(
         "-o", "--output", metavar="OUT", help="the file to write (default: CKPT with .safetensors, beside it)"
     )
@@ -318,8 +334,13 @@ def _add_check(commands: Commands) -> None:  # type: ignore[valid-type]
         "rules", metavar="RULES", nargs="*", help=f"{_RULES} (default: every pack whose target is --model)"
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--ckpt", metavar="C", help=f"the source: {_CKPT} (default: the pack's own manifest)")
-    source.add_argument("--keys", metavar="FILE", help="the source: a manifest")
+    source.add_argument(
+        "--ckpt",
+        metavar="C",
+        action="append",
+        help=f"the source: {_CKPT} (default: the pack's own manifest); PREFIX=FILE is a mount; repeatable",
+    )
+    source.add_argument("--keys", metavar="FILE", action="append", help="the source: a manifest; repeatable")
     _add_undecided(parser)
     _add_model(parser)
     _add_params(parser)
@@ -351,7 +372,7 @@ def _add_rule_commands(commands: Commands) -> None:  # type: ignore[valid-type]
 
 def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-type]
     parser = _add_command(commands, "inspect", "show a checkpoint's header as key families, with dtypes and sizes")
-    parser.add_argument("checkpoint", metavar="CKPT", help=_CKPT)
+    parser.add_argument("checkpoint", metavar="CKPT", nargs="+", help=_SOURCE)
     parser.add_argument("--all", action="store_true", help="print every key on a line of its own")
     parser.add_argument("--manifest", metavar="FILE", help="also write the header as a manifest")
     parser.add_argument("--force", action="store_true", help="replace the manifest if it exists")
@@ -359,8 +380,9 @@ def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-
     parser = _add_command(commands, "recover", "restore a file whose rename in place was interrupted")
     parser.add_argument("file", metavar="FILE", help="the file that was given to apply --in-place")
     parser = _add_command(commands, "diff", "compare two checkpoints: keys, shapes, dtypes and values")
-    parser.add_argument("a", metavar="A", help=_CKPT)
-    parser.add_argument("b", metavar="B", help=_CKPT)
+    parser.add_argument("a", metavar="A", help=f"{_CKPT}, or a mount PREFIX=FILE")
+    parser.add_argument("b", metavar="B", help="the other checkpoint")
+    _add_more_files(parser)
     parser.add_argument("--rules-a", metavar="R", help="remap the keys of A first")
     parser.add_argument("--rules-b", metavar="R", help="remap the keys of B first")
     parser.add_argument("--root-a", metavar="A.B", help="the mapping or the prefix of keys to take from A")
@@ -400,7 +422,12 @@ def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
         "--input", metavar="SHAPE", help="the input's shape: 1,3,32,32, or 2,7:1000 for integers < 1000"
     )
     parser.add_argument("--oracle", metavar="py:module:function", help="a converter from state dict to state dict")
-    parser.add_argument("--keys", metavar="FILE", help="for an oracle: the source's manifest (default: the pack's)")
+    parser.add_argument(
+        "--keys",
+        metavar="FILE",
+        action="append",
+        help="for an oracle: the source's manifest (default: the pack's); repeatable",
+    )
     _add_root(parser)
     _add_strip(parser)
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="the seed of the random values (default: 0)")
@@ -431,15 +458,23 @@ def _parse_tolerance(text: str) -> float:
 def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-type]
     parser = _add_command(commands, "new", "start a rule file from a real checkpoint")
     parser.add_argument("name", metavar="NAME", help="the name of the pack")
-    parser.add_argument("--from", dest="source", metavar="CKPT", required=True, help=f"the source: {_CKPT}")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="CKPT",
+        action="append",
+        required=True,
+        help=f"the source: {_CKPT}; PREFIX=FILE is a mount; repeatable",
+    )
     parser.add_argument("--to", dest="target", metavar="M", help=f"the target: {_MODEL}; or a checkpoint or manifest")
     _add_model_arguments(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: NAME.yaml; - for stdout)")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     _add_source_options(parser)
     parser = _add_command(commands, "learn", "derive a rule file from two checkpoints that hold the same weights")
-    parser.add_argument("a", metavar="A", help=f"the source: {_CKPT}")
+    parser.add_argument("a", metavar="A", help=f"the source: {_CKPT}, or a mount PREFIX=FILE")
     parser.add_argument("b", metavar="B", help="the same weights under the names of the target")
+    _add_more_files(parser)
     parser.add_argument("--name", help="the name of the pack (default: that of the file, or learned)")
     parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: NAME.yaml; - for stdout)")
     parser.add_argument(

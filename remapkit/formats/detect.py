@@ -75,11 +75,16 @@ def open_checkpoint(
     return open_with_options(Path(path), ReadOptions(root, strict_pickle, allow_expand, follow_links, tuple(strip)))
 
 
-def open_with_options(path: Path, options: ReadOptions, *, joined: bool = False) -> Reader:
-    """Open a checkpoint; `joined` opens all shards if the path is the first of several without an index."""
+def open_with_options(
+    path: Path | ShardSet, options: ReadOptions, *, joined: bool = False, lasting: bool = True
+) -> Reader:
+    """Open a checkpoint; `joined` opens all shards if the path is the first of several without an index.
+
+    Without `lasting` the file may be closed and opened again meanwhile: there may be more than may be open at once.
+    """
     if options.root is not None:
         options = replace(options, root=clean_root(options.root))
-    reader = _open_path(path, options, joined)
+    reader = _open_path(path, options, joined, lasting)
     root = options.root or ""
     # A pickle is opened under the root; of shards, perhaps under the first part of it.
     rest = root[len(reader.root) :].lstrip(".") if f"{root}.".startswith(f"{reader.root}.") else root
@@ -117,13 +122,15 @@ def _note_empty(reader: Reader) -> Iterator[Diagnostic]:
     yield replace(make_note("RK422", title, reader.path, help=(help,)), notes=notes, severity=severity)
 
 
-def _open_path(path: Path, options: ReadOptions, joined: bool) -> Reader:
-    if is_true_safely(path.is_dir):
-        found = _find_in_folder(path)
-    else:
-        found = (_find_other_shards(path) if joined else None) or path
+def _open_path(path: Path | ShardSet, options: ReadOptions, joined: bool, lasting: bool) -> Reader:
+    found = path
+    if isinstance(path, Path):
+        if is_true_safely(path.is_dir):
+            found = _find_in_folder(path)
+        else:
+            found = (_find_other_shards(path) if joined else None) or path
     if isinstance(found, Path):
-        return _open_file(found, options)
+        return _open_file(found, options, lasting)
     from remapkit.formats.sharded import open_shard_set
 
     return open_shard_set(found, options)
@@ -140,8 +147,8 @@ def _find_other_shards(path: Path) -> ShardSet | None:
     return find_shard_set([file for file in beside if is_same_set(file.name, path.name)])
 
 
-def _open_file(path: Path, options: ReadOptions) -> Reader:
-    source = SourceFile(path)
+def _open_file(path: Path, options: ReadOptions, lasting: bool) -> Reader:
+    source = SourceFile(path, lasting=lasting)
     try:
         return open_single(source, options)
     except FileFault as fault:
@@ -171,9 +178,8 @@ def _find_in_folder(folder: Path) -> Path | ShardSet:
 
     Raises `UnreadableCheckpoint`: RK400 if there is none, or several.
     """
-    files = _list_files(folder)
-    indexes = [file for file in files if is_index(file.name)]
-    candidates = indexes or [file for file in files if file.suffix in SUFFIXES]
+    candidates = list_checkpoints(folder)
+    indexes = [file for file in candidates if is_index(file.name)]
     if len(candidates) == 1:
         return candidates[0]
     if (shards := find_shard_set(candidates)) is not None:
@@ -183,6 +189,12 @@ def _find_in_folder(folder: Path) -> Path | ShardSet:
     names = join_words((file.name for file in candidates), 8)
     title = f"a directory with {len(candidates)} {'indexes' if indexes else 'checkpoints'}: {names}"
     raise make_unreadable("RK400", title, folder, help=("name one of them",))
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the indexes in a folder, else the files that have a checkpoint's suffix."""
+    files = _list_files(folder)
+    return [file for file in files if is_index(file.name)] or [file for file in files if file.suffix in SUFFIXES]
 
 
 def _list_files(folder: Path) -> list[Path]:

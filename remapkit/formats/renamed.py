@@ -6,7 +6,7 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic
@@ -14,8 +14,8 @@ from remapkit.diagnostics.wording import count_noun, join_words, list_names, sho
 from remapkit.files.errors import FileFault, make_note
 from remapkit.files.source_file import CHUNK, Extent
 from remapkit.formats.reader import FileReader, Reader
-from remapkit.tensors.roots import Root, list_roots, suggest_roots
-from remapkit.tensors.spec import StateDictSpec, find_recorded_names
+from remapkit.tensors.roots import Root, list_roots, split_prefixes, suggest_roots
+from remapkit.tensors.spec import OPAQUE, StateDictSpec, find_recorded_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +41,28 @@ def rename_keys(fqns: Iterable[str], root: str = "", strip: Collection[str] = ()
     >>> found.names, dict(found.outside), found.stripped
     ({'w': 'net.module.w', 'b': 'net.b'}, {'ema': 1, 'step': 1}, {'module': 1})
     """
-    fqns = list(fqns)
-    prefix = f"{root}." if root else ""
-    below = [fqn for fqn in fqns if fqn.startswith(prefix)] if root else fqns
-    if root and not below:
-        raise make_missing_root(root, list_roots(fqns))
+    names = fqns if isinstance(fqns, StateDictSpec) else list(fqns)
+    fqns = list(names)
+    below = new = fqns
     outside: Counter[str] = Counter()
-    if len(below) < len(fqns):
-        outside.update(fqn.partition(".")[0] for fqn in fqns if not fqn.startswith(prefix))
-    new = [fqn[len(prefix) :] for fqn in below] if prefix else below
+    if root:
+        prefix = f"{root}."
+        pairs = split_prefixes(names)
+        inside = [(mount, name) for mount, name in pairs if name.startswith(prefix)]
+        if not inside:
+            raise make_missing_root(root, list_roots(names))
+        below = [mount + name for mount, name in inside]
+        new = [mount + name[len(prefix) :] for mount, name in inside]
+        if len(below) < len(fqns):
+            outside.update(name.partition(".")[0] for _, name in pairs if not name.startswith(prefix))
     new, stripped = _strip_segments(new, strip)
-    names = dict(zip(new, below, strict=True))
-    if names.get(""):  # a file may have a tensor whose name is empty; that is another matter
+    found = dict(zip(new, below, strict=True))
+    if found.get(""):  # a file may have a tensor whose name is empty; that is another matter
         title = "nothing is left of this key without its segments " + join_words(map(repr, sorted(stripped)), 5)
-        raise FileFault("RK417", title, key=names[""], help=("strip less",))
-    if len(names) < len(below):
+        raise FileFault("RK417", title, key=found[""], help=("strip less",))
+    if len(found) < len(below):
         raise _make_clash_fault(new, below, stripped)
-    return Renaming(names, outside, stripped)
+    return Renaming(found, outside, stripped)
 
 
 def _strip_segments(names: list[str], strip: Collection[str]) -> tuple[list[str], dict[str, int]]:
@@ -156,14 +161,26 @@ class RenamedReader(FileReader):
         groups = (tuple(new[fqn] for fqn in group if fqn in new) for group in header.tied)
         tied = tuple(group for group in groups if len(group) > 1)
         metadata = dict(header.metadata)
+        first = {
+            mount + name: (mount, name)
+            for mount, name in split_prefixes(replace(header, tensors=dict.fromkeys(header.recorded, OPAQUE)))
+        }
         for other, kept in header.recorded.items():
-            if kept in new and (name := _rename_one(other, root, renaming.stripped)) and name not in tensors:
+            mount, rest = first.get(other, ("", other))
+            name = _rename_one(rest, root, renaming.stripped)
+            name = mount + name if name else ""
+            if kept in new and name and name not in tensors:
                 del metadata[other]
                 metadata[name] = new[kept]
                 self._names[name] = other
         recorded = find_recorded_names(tensors, metadata)
         return StateDictSpec(
-            tensors, tied, metadata, header.name, {n: k for n, k in recorded.items() if n in self._names}
+            tensors,
+            tied,
+            metadata,
+            header.name,
+            {n: k for n, k in recorded.items() if n in self._names},
+            header.prefixes,
         )
 
     def list_old_names(self, fqns: Iterable[str]) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from remapkit.rulefile.read import read_text
 from remapkit.rulefile.syntax import RuleFile
 from remapkit.rules.compile import compile_rules
 from remapkit.rules.model import CompiledRules
+from remapkit.sources.mounts import SourceLike, is_path_mapping
 from remapkit.sources.open import complete_strip, open_source
 from remapkit.tensors.dtypes import PLAIN_FLOATS, is_exact_cast
 from remapkit.tensors.from_torch import TORCH_DTYPES, explain_no_tensors, header_of
@@ -107,7 +108,7 @@ def _describe_rounding(old: str, new: str) -> str:
 @check_arguments()
 def load_into(
     model: nn.Module,
-    ckpt: str | Path | Reader | Mapping[str, Any],
+    ckpt: SourceLike | Reader | Mapping[str, Any],
     rules: CompiledRules | str | Path | None = None,
     *,
     device: torch.device | str | int | None = None,
@@ -126,9 +127,10 @@ def load_into(
 ) -> Loaded:
     """Load a checkpoint into a module, on the meta device or not. Every problem is raised before anything changes.
 
-    `ckpt` is a path, an open `Reader`, or a state dict in memory. `rules` is a `RuleSet`, a pack's name, a path, or
-    None if the checkpoint uses the model's names. `root` and `strip` say where the state dict is, and which
-    segments are taken out of its keys, as in `open_checkpoint`; torch's private names are taken out by themselves.
+    `ckpt` is a path, several files (see `open_checkpoint`), an open `Reader`, or a state dict in memory. `rules` is a
+    `RuleSet`, a pack's name, a path, or None if the checkpoint uses the model's names. `root` and `strip` say where
+    the state dict is, and which segments are taken out of its keys, as in `open_checkpoint`; torch's private names
+    are taken out by themselves.
 
     A tensor that has memory is kept, and values are copied into it: optimizers, `DistributedDataParallel` and
     averages of the weights keep the same object, memory, dtype, device and hooks. Tensors on meta are replaced by new
@@ -254,7 +256,7 @@ def _check_types(model: object, ckpt: object, rules: object, factory: object, ex
     if not isinstance(model, nn.Module):
         got = f"the class {model.__name__}: build it first" if isinstance(model, type) else type(model).__name__
         raise TypeError(f"{call}: `model` must be a torch.nn.Module, got {got}")
-    if not isinstance(ckpt, str | Path | Mapping) and not hasattr(ckpt, "chunks"):
+    if not isinstance(ckpt, str | Path | Mapping | Sequence) and not hasattr(ckpt, "chunks"):
         hint = ": call `.state_dict()` on it first" if isinstance(ckpt, nn.Module) else ""
         raise TypeError(f"{call}: `ckpt` must be a path, a reader or a state dict, got {type(ckpt).__name__}{hint}")
     if rules is not None and not isinstance(rules, CompiledRules | str | Path):
@@ -275,7 +277,7 @@ def _resolve_rules(rules: CompiledRules | str | Path | None) -> CompiledRules:
 
 
 def _open_values(
-    ckpt: str | Path | Reader | Mapping[str, Any],
+    ckpt: SourceLike | Reader | Mapping[str, Any],
     options: ReadOptions,
     run: Run | None,
     stack: ExitStack,
@@ -284,7 +286,7 @@ def _open_values(
 ) -> tuple[StateDictSpec, TensorValues, tuple[Diagnostic, ...]]:
     """Return the checkpoint's header and values; torch's private names stay where `known` names have them."""
     root = options.root
-    if isinstance(ckpt, Mapping):
+    if isinstance(ckpt, Mapping) and not is_path_mapping(ckpt):
         tensors = {fqn: value for fqn, value in ckpt.items() if isinstance(value, torch.Tensor)}
         _check_plain_tensors(tensors)
         if ckpt and not tensors:
@@ -292,7 +294,7 @@ def _open_values(
         notes = tuple(_note_ignored(ckpt, tensors))
         tensors = _rename_state(tensors, complete_strip(options, rules, known))
         return header_of(tensors, "a state dict in memory"), MemoryValues(tensors), notes
-    if isinstance(ckpt, str | Path):
+    if isinstance(ckpt, str | Path | Sequence | Mapping):
         reader = stack.enter_context(open_source(ckpt, options, rules=rules, spoken=known))
     else:
         reader = ckpt

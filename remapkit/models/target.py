@@ -14,6 +14,7 @@ from remapkit.models.reference import resolve_reference
 from remapkit.registry.installed import packs
 from remapkit.registry.load import read_config
 from remapkit.sources.declared import read_declared, read_declared_config, read_header, resolve_declared_path
+from remapkit.sources.mounts import is_path_mapping
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ def import_factory(reference: TargetRef, option: str = "--model") -> Callable[..
 def header(thing: object) -> StateDictSpec:
     """Return the header of any source that the library accepts.
 
-    A path (checkpoint or manifest), an open `Reader`, a `StateDictSpec`, a mapping of `TensorSpec`s, a state dict of
-    tensors, or a `torch.nn.Module`, on the meta device or not.
+    A path (checkpoint or manifest), several files (see `open_checkpoint`), an open `Reader`, a `StateDictSpec`, a
+    mapping of `TensorSpec`s, a state dict of tensors, or a `torch.nn.Module`, on the meta device or not.
 
     Raises `UnreadableCheckpoint` for a file that cannot be read, `FailedCheck` for a mapping without tensors, and
     `TypeError` for anything else.
@@ -140,8 +141,8 @@ def header(thing: object) -> StateDictSpec:
     """
     if isinstance(thing, StateDictSpec):
         return thing
-    if isinstance(thing, str | Path):
-        return read_header(Path(thing))
+    if isinstance(thing, str | Path | list | tuple) or is_path_mapping(thing):
+        return read_header(thing)
     if hasattr(thing, "chunks") and hasattr(thing, "header"):
         spec = thing.header()  # an open reader
         assert isinstance(spec, StateDictSpec)

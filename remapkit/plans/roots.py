@@ -17,7 +17,7 @@ from remapkit.formats.renamed import rename_reader
 from remapkit.plans.model import ResolvedPlan
 from remapkit.rules.model import CompiledRules
 from remapkit.sources.declared import read_declared_source
-from remapkit.tensors.roots import list_roots
+from remapkit.tensors.roots import list_roots, split_prefixes
 
 MAX_NEAR = 3
 """The most roots that a message lists."""
@@ -47,22 +47,24 @@ class RootFit:
         return f"{every} {count_noun(self.keys, 'key')} under {self.root!r} match"
 
 
-def group_by_root(fqns: Sequence[str]) -> dict[str, list[str]]:
+def group_by_root(fqns: Collection[str]) -> dict[str, list[str]]:
     """Return the keys under every root that they may have, without it, in their order; see `list_roots`.
+
+    The root of a header's keys lies behind the prefix that their file is mounted under, which stays.
 
     >>> group_by_root(["net.a.w", "net.b", "step"])
     {'net': ['a.w', 'b'], 'net.a': ['w']}
     """
     groups: dict[str, list[str]] = {root.path: [] for root in list_roots(fqns)}
-    for fqn in fqns:
+    for mount, fqn in split_prefixes(fqns):
         end = fqn.find(".")
         while end >= 0 and (inside := groups.get(fqn[:end])) is not None:
-            inside.append(fqn[end + 1 :])
+            inside.append(mount + fqn[end + 1 :])
             end = fqn.find(".", end + 1)
     return groups
 
 
-def fits_whole(rules: CompiledRules, fqns: Sequence[str], required: Collection[str] = ()) -> bool:
+def fits_whole(rules: CompiledRules, fqns: Collection[str], required: Collection[str] = ()) -> bool:
     """Return whether rules fit all of some keys: each is matched, most by `rules:`, and no required one is missing.
 
     A `keep:`, a `drop:` or `unmatched:` that takes anything is no evidence.
@@ -76,7 +78,7 @@ def fits_whole(rules: CompiledRules, fqns: Sequence[str], required: Collection[s
     return 2 * by_rule > len(fqns) and set(required).issubset(fqns)
 
 
-def find_roots(rules: CompiledRules, fqns: Sequence[str], required: Collection[str] = ()) -> tuple[RootFit, ...]:
+def find_roots(rules: CompiledRules, fqns: Collection[str], required: Collection[str] = ()) -> tuple[RootFit, ...]:
     """Return every root under which rules fit all keys: "" alone if all keys fit as they are.
 
     `required` are keys that must be there. Each key is matched at most once for each of its prefixes, and a root is
@@ -194,7 +196,7 @@ def choose_root(rules: CompiledRules, plan: ResolvedPlan, *, partial: bool = Fal
     if not needed or rules.file.source_root:
         return None
     known = None if partial else read_declared_source(rules.file)
-    fits = find_roots(rules, list(plan.source), list_required(known, rules) if known is not None else ())
+    fits = find_roots(rules, plan.source, list_required(known, rules) if known is not None else ())
     return fits[0] if len(fits) == 1 and fits[0].root else None
 
 

@@ -215,6 +215,7 @@ class _Written:
             require=tuple(_read_requirement(node) for node in self.items(fields.get("require"))),
             source_root=_read_texts(source.get("root")) if source else (),
             source_strip=_read_texts(source.get("strip")) if source else (),
+            source_files=_read_texts(source.get("files")) if source else (),
         )
 
     def items(self, node: Node | None) -> Iterator[Node]:

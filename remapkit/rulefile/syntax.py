@@ -240,6 +240,7 @@ class RuleFile:
     require: tuple[WrittenRequirement, ...] = ()
     source_root: tuple[Text, ...] = ()
     source_strip: tuple[Text, ...] = ()
+    source_files: tuple[Text, ...] = ()
     folder: Path | None = None
     """The folder of the files that it names, for a text that was derived from a rule file and has no path."""
 

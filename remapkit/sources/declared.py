@@ -18,6 +18,7 @@ from remapkit.diagnostics.source import Text
 from remapkit.diagnostics.wording import escape_line
 from remapkit.files.strict_json import read_json_file
 from remapkit.rulefile.syntax import RuleFile
+from remapkit.sources.mounts import SourceLike
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -128,9 +129,9 @@ def _place_problem(problem: Diagnostic, path: Path, written: Text, what: str) ->
     return replace(problem, title=title, labels=(Label(written.span), *problem.labels), help=help)
 
 
-def read_header(path: Path, *, root: str | None = None) -> StateDictSpec:
+def read_header(source: SourceLike, *, root: str | None = None) -> StateDictSpec:
     """Read the header of a manifest or a checkpoint."""
-    from remapkit.formats import open_checkpoint  # the readers, which a proof does not need
+    from remapkit.sources.open import open_checkpoint  # the readers, which a proof does not need
 
-    with open_checkpoint(path, root=root) as reader:
+    with open_checkpoint(source, root=root) as reader:
         return reader.header()

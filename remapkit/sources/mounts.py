@@ -10,15 +10,20 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeGuard
 
-from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import UnreadableCheckpoint, UsageError
+from remapkit.diagnostics.diagnostic import Diagnostic, Label
+from remapkit.diagnostics.errors import InvalidRules, UnreadableCheckpoint, UsageError
 from remapkit.diagnostics.wording import escape_line, join_words, show_key
 from remapkit.files.errors import make_unreadable
 from remapkit.files.source_file import describe_os_error
+from remapkit.rulefile.syntax import RuleFile
+from remapkit.tensors.spec import find_name_problem
+
+SourceLike = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
+"""A checkpoint: a path, a mount `PREFIX=FILE`, several of them, or a path or a pattern for each prefix."""
 
 MAX_FILES = 10_000
 """The most files that one mount reads."""
@@ -125,6 +130,11 @@ class MountedFile:
     numbers: Mapping[str, int]
 
 
+def is_path_mapping(value: object) -> TypeGuard[Mapping[str, str | Path]]:
+    """Return whether a value has a path for each prefix: it is no header and no state dict."""
+    return isinstance(value, Mapping) and any(isinstance(path, str | os.PathLike) for path in value.values())
+
+
 def is_mount(text: str) -> bool:
     """Return whether a text that names a source is a mount: it has a `=`, and there is no file of this name.
 
@@ -149,8 +159,17 @@ def parse_mount(text: str) -> Mount:
     prefix, sign, file = text.partition("=")
     if not sign:
         raise _make_malformed(text, "it has no '='", "write PREFIX=FILE")
+    return make_mount(prefix, file)
+
+
+def make_mount(prefix: str, path: str | Path) -> Mount:
+    """Return the mount of a file or a pattern under a prefix; raises `UsageError` (RK426) if it is malformed."""
+    file = str(path)
+    text = f"{prefix}={file}"
     if not file:
         raise _make_malformed(text, "no file follows the '='", "write PREFIX=FILE")
+    if problem := find_name_problem(prefix):
+        raise _make_malformed(text, f"its prefix {problem}", "no key can start with it")
     mount = Mount(_parse_text(text, prefix), _parse_file(text, prefix, file))
     if widths := [part for part in mount.prefix.parts if isinstance(part, Capture) and part.width is not None]:
         help = f"write {{{widths[0].name}}} in it; {widths[0]} may stand in the name of the file"
@@ -200,6 +219,28 @@ _NO_SIGN_HELP = "put a letter, a dot or a dash between two captures"
 def _make_malformed(text: str, problem: str, help: str) -> UsageError:
     title = f"{show_key(text)!r} is no mount: {problem}"
     return UsageError(Diagnostic("RK426", escape_line(title), help=(escape_line(help),)))
+
+
+def parse_declared_files(rules: RuleFile) -> tuple[Mount, ...]:
+    """Return the mounts that a rule file declares; raises `InvalidRules` (RK426) with all that are malformed.
+
+    A rule file is untrusted: its patterns stay in the folder that the user names.
+    """
+    mounts, problems = [], []
+    for text in rules.source_files:
+        try:
+            mount = parse_mount(text.value if "=" in text.value else f"={text.value}")
+            file = str(mount.file)
+            if file.startswith(("/", "~")) or ".." in file.split("/"):
+                title = f"{show_key(text.value)!r} leads out of the folder"
+                help = ("write a path below the folder that is read",)
+                raise UsageError(Diagnostic("RK426", title, help=help))
+            mounts.append(mount)
+        except UsageError as error:
+            problems += [replace(problem, labels=(Label(text.span),)) for problem in error.diagnostics]
+    if problems:
+        raise InvalidRules(problems)
+    return tuple(mounts)
 
 
 # ---------------------------------------------------------------------------------------------- the files that fit
@@ -308,6 +349,8 @@ def _make_no_fit(mount: Mount, segment: NumberedText, place: Path) -> Unreadable
 
 def _suggest_pattern(segment: NumberedText, there: Sequence[str]) -> tuple[str, ...]:
     """Return the help that shows how the nearest names are written as a pattern."""
+    from difflib import get_close_matches  # takes 2 ms and is needed only after a mistake
+
     captures = [part for part in segment.parts if isinstance(part, Capture)]
     patterns = set(there[:1000])
     for entry in there[:1000]:

@@ -1,38 +1,90 @@
-"""Opens a checkpoint as rules see it: its files, then the root, then the segments that wrappers leave in keys.
+"""Opens a checkpoint as rules see it: per file the root and the segments that wrappers leave, then all files joined.
 
 A step is named by the caller, else by the rule file under `source:`. torch's private names go by themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from remapkit.diagnostics.errors import UnreadableCheckpoint
+from remapkit.diagnostics.arguments import check_arguments
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UnreadableCheckpoint, UsageError
+from remapkit.diagnostics.wording import escape_line, join_words
 from remapkit.formats.detect import open_with_options
 from remapkit.formats.options import ReadOptions
 from remapkit.formats.reader import Reader
 from remapkit.formats.renamed import rename_reader
 from remapkit.rulefile.syntax import RuleFile, WrittenPattern
+from remapkit.sources.joined import Member, join_readers, label_files, name_roots
+from remapkit.sources.mounts import SourceLike
+from remapkit.sources.parts import Part, list_parts
 from remapkit.tensors.roots import list_roots
 
 PRIVATE_NAMES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """The names under which torch's wrappers keep the wrapped module: of torch.compile, FSDP and checkpointing."""
 
 
+@check_arguments(SourceLike="str | Path | Sequence | Mapping")
+def open_checkpoint(
+    source: SourceLike,
+    *,
+    root: str | None = None,
+    strip: Sequence[str] = (),
+    strict_pickle: bool = False,
+    allow_expand: bool = False,
+    follow_links: bool = False,
+) -> Reader:
+    """Open a checkpoint: safetensors, torch.save's zip or legacy format, or a manifest (which has no data).
+
+    Shards are opened through their index, or all together without one; a folder is opened if it holds exactly one
+    checkpoint. Several files are read as one: a list of paths, or a mount, `PREFIX=FILE`, that shows the keys of a
+    file under a prefix. `tp{t}.=consolidated.{t}.pth` opens every file that fits. A mapping has a path for each
+    prefix.
+
+    `root` names the state dict in a checkpoint that holds more: a mapping in a pickle (`state_dict`), a prefix of the
+    keys of any file (`model.diffusion_model`), or both in one path; `.` is the top level. `strip` names segments that
+    are taken out of every key, wherever they are: `("module",)`. Both apply to each file, before its prefix.
+    `strict_pickle` refuses pickles that name anything that a state dict does not need; `allow_expand` accepts tensors
+    that repeat a small storage into much more data. `follow_links` accepts shards that are links to any place;
+    without it a link must stay in the checkpoint's folder, or in the download cache that contains it.
+
+    Raises `UnreadableCheckpoint` for anything else. Nothing that a file names is run or imported, and sizes in the
+    file are checked before memory is allocated.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "keys.json")
+    >>> _ = path.write_text('{"w": {"dtype": "F32", "shape": [2, 3]}}')
+    >>> with open_checkpoint(path) as reader:
+    ...     print(reader.format, reader.header()["w"])
+    manifest F32 [2, 3]
+    >>> with open_checkpoint({"vae.": path, "unet.": path}) as reader:
+    ...     print(list(reader.header()))
+    ['vae.w', 'unet.w']
+    """
+    options = ReadOptions(root, strict_pickle, allow_expand, follow_links, tuple(strip))
+    return _open_parts(list_parts(source), options, joined=False)
+
+
 def open_source(
-    path: str | Path,
+    source: SourceLike,
     options: ReadOptions | None = None,
     *,
     rules: RuleFile | None = None,
     spoken: Iterable[str] = (),
+    metadata_from: str | Path | None = None,
 ) -> Reader:
     """Open a checkpoint under the root and without the segments that the options or the rule file name.
 
-    Of several roots in a rule file the first that the checkpoint has is taken, and none if it has none of them.
-    torch's private names are taken out of the keys, unless the rules or the names in `spoken` contain them. The first
-    shard of several without an index opens all of them.
+    Of several roots in a rule file the first that the checkpoint has is taken, and none if it has none of them; files
+    of one mount have the same root. torch's private names are taken out of the keys, unless the rules or the names in
+    `spoken` contain them. The first shard of several without an index opens all of them. `metadata_from` is the file
+    whose metadata are kept where those of several contradict each other.
 
     Raises `UnreadableCheckpoint`.
 
@@ -45,14 +97,117 @@ def open_source(
     ['h.w'] ['RK413', 'RK418']
     """
     options = complete_strip(options or ReadOptions(), rules, spoken)
-    if options.root is None and rules is not None:
-        for root in rules.source_root:
-            try:
-                return open_with_options(Path(path), replace(options, root=root.value), joined=True)
-            except UnreadableCheckpoint as error:
-                if any(problem.code != "RK416" for problem in error.diagnostics):
-                    raise
-    return open_with_options(Path(path), options, joined=True)
+    roots = [root.value for root in rules.source_root] if rules is not None and options.root is None else []
+    return _open_parts(list_parts(source, rules), options, roots, metadata_from)
+
+
+def _open_parts(
+    parts: Sequence[Part],
+    options: ReadOptions,
+    roots: Sequence[str] = (),
+    metadata_from: str | Path | None = None,
+    *,
+    joined: bool = True,
+) -> Reader:
+    """Open the parts of a source, joined if they are several or under a prefix."""
+    chosen = _find_chosen(parts, metadata_from)
+    if len(parts) == 1 and not parts[0].prefix:
+        return _open_group(parts, options, roots, joined=joined)[0]
+    labels = label_files([part.first for part in parts])
+    members: list[Member] = []
+    try:
+        for _, group in itertools.groupby(zip(parts, labels, strict=True), key=lambda pair: pair[0].mount or pair[1]):
+            some, names = zip(*group, strict=True)
+            readers = _open_group(some, options, roots, joined=joined, many=len(parts) > MAX_LASTING)
+            opened = [
+                Member(part.prefix, name, reader) for part, name, reader in zip(some, names, readers, strict=True)
+            ]
+            members += opened
+            if some[0].mount is not None and (error := name_roots(opened)):
+                raise error
+    except UnreadableCheckpoint as error:
+        _close_members(members)
+        raise _add_where_the_root_is(error, parts, options) from None
+    except BaseException:
+        _close_members(members)
+        raise
+    return join_readers(members, members[chosen] if chosen is not None else None)
+
+
+def _close_members(members: Iterable[Member]) -> None:
+    for member in members:
+        member.reader.close()
+
+
+def _find_chosen(parts: Sequence[Part], metadata_from: str | Path | None) -> int | None:
+    """Return the place of the file whose metadata are kept; raises `UsageError` (RK609) if it is no part."""
+    if metadata_from is None:
+        return None
+    wanted = os.path.realpath(metadata_from)
+    for number, part in enumerate(parts):
+        if os.path.realpath(part.first) == wanted:
+            return number
+    title = f"--metadata-from {metadata_from} is none of the files that are read"
+    names = join_words((str(part.first) for part in parts), 4)
+    raise UsageError(Diagnostic("RK609", escape_line(title), help=(f"name one of them: {escape_line(names)}",)))
+
+
+def _open_group(
+    parts: Sequence[Part], options: ReadOptions, roots: Sequence[str], *, joined: bool, many: bool = False
+) -> list[Reader]:
+    """Open the files of one mount, or a single file, all under one root: the first of `roots` that is there, if any.
+
+    State dicts that are nested to different depths are read from where all of them begin.
+    """
+
+    def open_all(root: str | None) -> list[Reader]:
+        readers: list[Reader] = []
+        try:
+            for part in parts:
+                here = replace(options, root=root)
+                alone = joined and part.mount is None
+                readers.append(open_with_options(part.path, here, joined=alone, lasting=not many))
+        except BaseException:
+            for reader in readers:
+                reader.close()
+            raise
+        return readers
+
+    for root in roots:
+        try:
+            return open_all(root)
+        except UnreadableCheckpoint as error:
+            if any(problem.code != "RK416" for problem in error.diagnostics):
+                raise
+    readers = open_all(options.root)
+    found = [reader.root.split(".") for reader in readers]
+    if options.root is None and len(set(map(tuple, found))) > 1:
+        together = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*found, strict=False))
+        common = ".".join(segments[0] for segments in together)
+        if common:
+            for reader in readers:
+                reader.close()
+            return open_all(common)
+    return readers
+
+
+def _add_where_the_root_is(
+    error: UnreadableCheckpoint, parts: Sequence[Part], options: ReadOptions
+) -> UnreadableCheckpoint:
+    """Return the error of one file of several; a root that it lacks may be there in others."""
+    if len(parts) == 1 or options.root is None or error.diagnostics[0].code != "RK416":
+        return error
+    there = []
+    for part, label in zip(parts, label_files([part.first for part in parts]), strict=True):
+        with contextlib.suppress(UnreadableCheckpoint), open_with_options(part.path, options, lasting=False):
+            there.append(label)
+    note = f"the root is looked for in each of the {len(parts)} files"
+    note += f"; it is in {join_words(there, 3)} only" if there else ", and is in none of them"
+    return type(error)([replace(each, notes=(*each.notes, note)) for each in error.diagnostics])
+
+
+MAX_LASTING = 64
+"""The most files of one source that stay open all the time."""
 
 
 def read_under_roots(reader: Reader) -> Iterator[Reader]:

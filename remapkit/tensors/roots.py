@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from remapkit.tensors.spec import StateDictSpec
+
 _MAX_DEPTH = 8
 """Roots of more segments are not listed: names from a file may have thousands of segments."""
 _TRAINERS_OWN = re.compile(
@@ -33,18 +35,35 @@ def is_trainers_own(path: str) -> bool:
     return _TRAINERS_OWN.search(path) is not None
 
 
+def split_prefixes(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return each name as the prefix that its file is mounted under, if the names are a header's, and the rest.
+
+    >>> split_prefixes(StateDictSpec({"tp0.a.w": None, "tp1.a.w": None}, prefixes=("tp0.", "tp1.")))
+    [('tp0.', 'a.w'), ('tp1.', 'a.w')]
+    >>> split_prefixes(["tp0.a.w"])
+    [('', 'tp0.a.w')]
+    """
+    prefixes = names.prefixes if isinstance(names, StateDictSpec) else ("",)
+    if prefixes == ("",):
+        return [("", name) for name in names]
+    longest_first = sorted({*prefixes, ""}, key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, longest_first)))
+    cuts = ((name, found.end()) for name in names if (found := pattern.match(name)))
+    return [(name[:end], name[end:]) for name, end in cuts]
+
+
 def list_roots(names: Iterable[str]) -> tuple[Root, ...]:
     """Return the prefixes that may be a root, those with most keys first, the outer one first among equals.
 
-    A header is an iterable of names too. A prefix with a number is a layer, not a root, and what a trainer saves for
-    its own use is never one.
+    A header is an iterable of names too; its roots lie behind the prefixes of its mounts. A prefix with a number is a
+    layer, not a root, and what a trainer saves for its own use is never one.
 
     >>> [(root.path, root.keys) for root in list_roots(["net.unet.in.weight", "net.unet.h.0.bias", "step"])]
     [('net', 2), ('net.unet', 2), ('net.unet.in', 1), ('net.unet.h', 1)]
     """
     counts: Counter[str] = Counter()
     # Keys of one module share their prefixes: each module's prefixes are listed once.
-    modules = Counter(name.rpartition(".")[0] for name in names)
+    modules = Counter(name.rpartition(".")[0] for _, name in split_prefixes(names))
     for module, count in modules.items():
         path = ""
         for segment in module.split(".", _MAX_DEPTH)[:_MAX_DEPTH] if module else ():

@@ -47,7 +47,8 @@ class StateDictSpec(Mapping[str, TensorSpec]):
     `tied` contains the groups of FQNs that share one storage with the same offset, shape and strides, `metadata` the
     file's `__metadata__`, and `name` its name in messages. `recorded` maps names without a tensor to tensors of
     which, according to the metadata, they are another name: `other -> kept`. They are not keys; a plan uses one only
-    if a rule or a target requests it (`with_recorded`).
+    if a rule or a target requests it (`with_recorded`). `prefixes` are those that files were mounted under: a root
+    lies behind one of them.
 
     >>> header = StateDictSpec({"conv1.weight": TensorSpec("F32", (96, 96))}, name="tiny.pth")
     >>> header["conv1.weight"].shape, len(header), header.nbytes
@@ -59,6 +60,7 @@ class StateDictSpec(Mapping[str, TensorSpec]):
     metadata: Mapping[str, str] = field(default_factory=dict)
     name: str = "<header>"
     recorded: Mapping[str, str] = field(default_factory=dict)
+    prefixes: tuple[str, ...] = ("",)
 
     def __getitem__(self, fqn: str) -> TensorSpec:
         return self.tensors[fqn]

@@ -52,11 +52,11 @@ def default_output(source: Path, suffix: str = ".safetensors") -> Path:
     return source.with_suffix(suffix)
 
 
-def make_provenance(rules: CompiledRules, source: Path) -> dict[str, str]:
+def make_provenance(rules: CompiledRules, source: str) -> dict[str, str]:
     """Return the metadata on the origin of a file. It contains no time: the same input gives the same bytes."""
     return {
         "remapkit.rules": rules.name,
         "remapkit.digest": rules.digest,
-        "remapkit.source": escape_line(source.name),
+        "remapkit.source": escape_line(source),
         "remapkit.version": VERSION,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from remapkit.api.apply import Written, apply, choose_output
@@ -37,6 +36,7 @@ def run(args: Namespace) -> CommandOutcome:
             **get_target_options(args),
             **get_param_options(args),
             root=args.root,
+            metadata_from=args.metadata_from,
             **get_reading_options(args),
             progress=bar,
         )
@@ -63,7 +63,7 @@ def run(args: Namespace) -> CommandOutcome:
 
 
 def _describe_writing(args: Namespace) -> str:
-    return f"writing {choose_output(Path(args.checkpoint), args.output, args.to_format).name}"
+    return f"writing {choose_output(args.checkpoint, args.output, args.to_format).name}"
 
 
 def _describe_written(written: Written, *, in_place: bool) -> Iterator[str]:

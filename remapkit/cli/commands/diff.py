@@ -15,8 +15,8 @@ from remapkit.tensors.spec import StateDictSpec, TensorSpec
 def run(args: Namespace) -> CommandOutcome:
     """Compare keys, shapes, dtypes and values; exit code 1 if any differ."""
     found = diff(
-        args.a,
-        args.b,
+        [args.a, *args.more_a],
+        [args.b, *args.more_b],
         rules_a=args.rules_a,
         rules_b=args.rules_b,
         root_a=args.root_a,

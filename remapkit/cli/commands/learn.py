@@ -15,8 +15,8 @@ from remapkit.diagnostics.wording import count_noun
 def run(args: Namespace) -> CommandOutcome:
     """Derive a rule file that maps the keys of A to those of B."""
     report = learn(
-        args.a,
-        args.b,
+        [args.a, *args.more_a],
+        [args.b, *args.more_b],
         None if args.output == "-" else Path(args.output or f"{args.name or 'learned'}.yaml"),
         name=args.name,
         pairs=args.pairs,

@@ -28,7 +28,7 @@ def run(args: Namespace) -> CommandOutcome:
         data={"output": str(made.output), "manifest": made.manifest},
         text=(
             f"wrote {made.output}: one commented candidate rule for each key family of {made.source.name}",
-            *([manifest] if made.manifest != args.source else []),
+            *([manifest] if [made.manifest] != args.source else []),
             f"next: edit it, then run `remapkit lint {made.output}` and `{_write_check(made, args.target)}`",
         ),
         diagnostics=made.diagnostics,
