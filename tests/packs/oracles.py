@@ -105,8 +105,8 @@ def join_llama_ranks(state: Mapping[str, Tensor], embedding: int, heads: int, kv
 
 
 def llama2_ranks(state: Mapping[str, Tensor]) -> State:
-    """The heads of Llama 2 13B."""
-    return join_llama_ranks(state, 1, 40, 40)
+    """The heads of Llama 2 7B."""
+    return join_llama_ranks(state, 1, 32, 32)
 
 
 def llama3_ranks(state: Mapping[str, Tensor]) -> State:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from layouts import MetaLlama, parted_by_meta
 from pack_kit import KEYS, ROPE, State, differing, planted, swap
+from safetensors.torch import load_file
 from test_values import TOKENS, TOLERANCE, randomised
 from torch import nn
 
@@ -62,11 +63,12 @@ class Numbers:
 
 SMALL = Numbers()
 GROUPED = Numbers(kv_heads=2)
+DEEP = Numbers(layers=32)
 PUBLISHED = {
-    "llama2_ranks": (Numbers(32000, 5120, 40, 40, 40, 13824), 2),
-    "llama3_ranks": (Numbers(128256, 4096, 32, 32, 8, 14336), 1),
+    "llama2_ranks": Numbers(32000, 4096, 32, 32, 32, 11008),
+    "llama3_ranks": Numbers(128256, 4096, 32, 32, 8, 14336),
 }
-"""Llama 2 13B and Llama 3 8B: the sizes of the manifests, and in how many ranks they are published."""
+"""Llama 2 7B and Llama 3 8B, published in one rank: the sizes of the manifests."""
 
 
 def small_parts(pack: str, numbers: Numbers, ranks: int) -> State:
@@ -84,12 +86,12 @@ def small_parts(pack: str, numbers: Numbers, ranks: int) -> State:
 
 @pytest.mark.parametrize("pack", PACKS)
 def test_the_manifests_are_those_of_the_models(pack: str) -> None:
-    numbers, ranks = PUBLISHED[pack]
+    numbers = PUBLISHED[pack]
     with torch.device("meta"):
         meta, target = numbers.meta().state_dict(), numbers.transformers().state_dict()
-        parts = parted_by_meta(meta, ranks, PACKS[pack])
+        parts = parted_by_meta(meta, 1, PACKS[pack])
     source = {fqn: spec.shape for fqn, spec in remapkit.header(KEYS / f"{pack}.json").items()}
-    buffers = {f"tp{rank}.rope.freqs": (64,) for rank in range(ranks)} if pack == "llama2_ranks" else {}
+    buffers = {"tp0.rope.freqs": (64,)} if pack == "llama2_ranks" else {}
     assert source == {fqn: tuple(part.shape) for fqn, part in parts.items()} | buffers
     made = {fqn: spec.shape for fqn, spec in remapkit.header(KEYS / f"{pack[:6]}_hf.json").items()}
     assert made == {fqn: tuple(tensor.shape) for fqn, tensor in target.items()}
@@ -101,7 +103,7 @@ def test_every_number_of_ranks_gives_the_published_model(pack: str, ranks: int) 
     rules = remapkit.load(pack)
     assert rules.prove().level is Level.ALL and rules.unmatched == "error"
     with torch.device("meta"):
-        parts = parted_by_meta(PUBLISHED[pack][0].meta().bfloat16().state_dict(), ranks, PACKS[pack])
+        parts = parted_by_meta(PUBLISHED[pack].meta().bfloat16().state_dict(), ranks, PACKS[pack])
     plan = rules.plan(header_of(parts))
     plan.check(KEYS / f"{pack[:6]}_hf.json").raise_for_problems()
     assert dict(plan.target) == dict(remapkit.header(KEYS / f"{pack[:6]}_hf.json"))
@@ -147,6 +149,69 @@ def test_the_inverse_for_other_ranks_than_those_of_the_manifest_declares_no_targ
         assert main(["invert", "llama3_ranks", "--param", f"ranks={ranks}"]) == 0
         out = capsys.readouterr().out
         assert said in out and told[5 - ranks] not in out
+
+
+# ------------------------------------------------------------------------------------------ files
+
+
+def save_ranks(parts: State, folder: Path) -> Path:
+    """As Meta publishes them: one file for each rank, without prefixes, beside other files."""
+    folder.mkdir()
+    for rank in range(len({fqn.split(".")[0] for fqn in parts})):
+        own = {fqn.removeprefix(f"tp{rank}."): part for fqn, part in parts.items() if fqn.startswith(f"tp{rank}.")}
+        torch.save(own, folder / f"consolidated.{rank:02d}.pth")
+    (folder / "params.json").write_text('{"dim": 32}')
+    return folder
+
+
+def given(numbers: Numbers) -> list[str]:
+    return [word for name, value in numbers.params.items() for word in ("--param", f"{name}={value}")]
+
+
+@pytest.mark.parametrize("mounted", [False, True], ids=["folder", "mount"])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("pack", PACKS)
+def test_the_published_files_become_one_model(pack: str, ranks: int, mounted: bool, tmp_path: Path) -> None:
+    """The pack knows the names of the files in a folder; a mount says them."""
+    parts = {fqn: part.bfloat16() for fqn, part in small_parts(pack, DEEP, ranks).items()}
+    folder = save_ranks(parts, tmp_path / "in")
+    source = f"tp{{t}}.={folder}/consolidated.{{t}}.pth" if mounted else str(folder)
+    assert main(["check", pack, "--ckpt", source, *given(DEEP)]) == 0
+    assert main(["apply", pack, source, "-o", str(tmp_path / "out.safetensors"), *given(DEEP)]) == 0
+    wanted = oracles.join_llama_ranks(
+        {fqn: part.float() for fqn, part in parts.items()}, PACKS[pack], DEEP.heads, DEEP.kv_heads
+    )
+    found = load_file(tmp_path / "out.safetensors")
+    assert differing(found, {fqn: tensor.bfloat16() for fqn, tensor in wanted.items()}) == []
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_ranks_are_loaded_into_transformers_model(pack: str, tmp_path: Path) -> None:
+    parts = small_parts(pack, DEEP, 2)
+    target = DEEP.transformers()
+    remapkit.load_into(target, save_ranks(parts, tmp_path / "in"), remapkit.load(pack, params=DEEP.params))
+    wanted = oracles.join_llama_ranks(parts, PACKS[pack], DEEP.heads, DEEP.kv_heads)
+    assert differing(target.state_dict(), wanted) == []
+
+
+def test_a_rank_that_is_missing_or_disagrees_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_ranks(small_parts("llama3_ranks", DEEP, 4), tmp_path / "in")
+    out = tmp_path / "out.safetensors"
+    words = ["apply", "llama3_ranks", str(folder), "-o", str(out), *given(DEEP)]
+    norm = torch.load(folder / "consolidated.03.pth")
+    torch.save({**norm, "norm.weight": norm["norm.weight"] + 1}, folder / "consolidated.03.pth")
+    assert main(words) == 1 and not out.exists()
+    said = capsys.readouterr().err
+    assert "RK347" in said and "tp3.norm.weight differs from tp0.norm.weight in 32 of 32 elements" in said
+    # A gap shows in the names of the files; nothing but the heads shows that the last one is missing.
+    for rank, code, what in ((1, 2, "t = 1 is missing"), (3, 1, "4 heads of 8 make 32, but there are 24 rows")):
+        there = folder / f"consolidated.{rank:02d}.pth"
+        there.rename(tmp_path / "away")
+        assert main(words) == code and not out.exists()
+        assert what in capsys.readouterr().err
+        (tmp_path / "away").rename(there)
 
 
 FAULTS = {
