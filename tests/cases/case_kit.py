@@ -16,7 +16,7 @@ HEAD = "remapkit: 1\nname: case\n"
 
 @dataclass(frozen=True)
 class Job:
-    """Rules that do a job: what they read, and the tensors that must come out, made with torch from the definition."""
+    """Rules that do a job: what they read, and what must come out, made with torch from the definition."""
 
     name: str
     rules: str
