@@ -12,7 +12,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_UNABLE = 2
 EXIT_BUG = 3
@@ -153,6 +153,19 @@ def _report_bug() -> int:
     return EXIT_BUG
 
 
+class _StoreOnce(argparse.Action):
+    """Stores a file, and refuses a second one: it would replace the first without a word."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, args: argparse.Namespace, value: Any, option: Any = None
+    ) -> None:
+        if getattr(args, self.dest) is not None:
+            parser.error(
+                f"{option} takes one file or one mount PREFIX=FILE, got two: {getattr(args, self.dest)}, {value}"
+            )
+        setattr(args, self.dest, value)
+
+
 class _Parser(argparse.ArgumentParser):
     """Escapes terminal control characters in messages about wrong arguments."""
 
@@ -206,7 +219,12 @@ def _add_command(commands: Commands, name: str, help: str) -> argparse.ArgumentP
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="M", help=f"the target model: {_MODEL}")
     _add_model_arguments(parser)
-    parser.add_argument("--target-keys", metavar="FILE", help="use a manifest or a checkpoint as the target instead")
+    parser.add_argument(
+        "--target-keys",
+        metavar="FILE",
+        action=_StoreOnce,
+        help="use a manifest or a checkpoint as the target instead",
+    )
     parser.add_argument("--strict-dtype", action="store_true", help="report a dtype mismatch as an error, not a note")
 
 
@@ -241,6 +259,7 @@ def _add_metadata_from(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metadata-from",
         metavar="FILE",
+        action=_StoreOnce,
         help="where the metadata of several CKPTs contradict each other, keep those of FILE",
     )
 

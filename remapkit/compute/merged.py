@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.wording import count_noun, list_names
@@ -14,6 +15,7 @@ from remapkit.formats.reader import Reader
 from remapkit.ops.base import Op, infer_ops
 from remapkit.ops.join import Join
 from remapkit.plans.moves import Move, RuleRef
+from remapkit.sources.joined import show_with_file
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 ReadOps = Callable[[str, Sequence[Op]], Iterator[memoryview]]
@@ -40,11 +42,22 @@ def read_with_ops(reader: Reader) -> ReadOps:
     return read
 
 
+def find_unequal_in_files(moves: Sequence[Move], reader: Reader) -> list[Diagnostic]:
+    """Compare all tensors of a checkpoint that are merged; return a problem for each rule."""
+    header = reader.header()
+    return find_unequal_merges(moves, header, read_with_ops(reader), header.name, partial(show_with_file, reader))
+
+
 def find_unequal_merges(
-    moves: Sequence[Move], specs: Mapping[str, TensorSpec], read: ReadOps, place: str
+    moves: Sequence[Move],
+    specs: Mapping[str, TensorSpec],
+    read: ReadOps,
+    place: str,
+    show: Callable[[str], str] = str,
 ) -> list[Diagnostic]:
     """Compare all sources that are merged with the first of their family; return a problem for each rule.
 
+    `show` says how a message names a tensor.
     Reads each of these tensors once, in bounded memory, and a second time if it differs.
     """
     failures: dict[RuleRef, list[str]] = {}
@@ -57,7 +70,9 @@ def find_unequal_merges(
             names = move.sources[at : at + width]
             if names not in families:
                 families.add(names)
-                failures.setdefault(move.rule, []).extend(_describe_family(names, join.branches, specs, read))
+                failures.setdefault(move.rule, []).extend(
+                    _describe_family(_Branches(names, join.branches, specs, read), show)
+                )
     return [_report_rule(rule, lines, place) for rule, lines in failures.items() if lines]
 
 
@@ -79,15 +94,13 @@ class _Branches:
         return split_evenly(self.read(self.names[int(fqn)], self.branches[int(fqn)]), size)
 
 
-def _describe_family(
-    names: tuple[str, ...], branches: tuple[tuple[Op, ...], ...], specs: Mapping[str, TensorSpec], read: ReadOps
-) -> Iterator[str]:
-    family = _Branches(names, branches, specs, read)
+def _describe_family(family: _Branches, show: Callable[[str], str]) -> Iterator[str]:
+    names, branches = family.names, family.branches
     for number in range(1, len(names)):
         if (names[number], branches[number]) != (names[0], branches[0]):
             difference = compare_tensor(family, "0", family, str(number))
             if not difference.bytes_equal:
-                yield f"{names[number]} differs from {names[0]} {_describe_difference(difference)}"
+                yield f"{show(names[number])} differs from {show(names[0])} {_describe_difference(difference)}"
 
 
 def _describe_difference(difference: Difference) -> str:

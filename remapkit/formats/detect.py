@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.arguments import check_arguments
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
-from remapkit.diagnostics.wording import count_noun, join_words, show_key
+from remapkit.diagnostics.wording import count_noun, escape_line, join_words, show_key
 from remapkit.files.errors import FileFault, make_note, make_unreadable
 from remapkit.files.index_names import (
     ShardSet,
@@ -188,7 +189,17 @@ def _find_in_folder(folder: Path) -> Path | ShardSet:
         raise make_unreadable("RK400", "a directory without a checkpoint", folder, help=("name the file itself",))
     names = join_words((file.name for file in candidates), 8)
     title = f"a directory with {len(candidates)} {'indexes' if indexes else 'checkpoints'}: {names}"
-    raise make_unreadable("RK400", title, folder, help=("name one of them",))
+    raise make_unreadable("RK400", title, folder, help=_suggest_names(folder, [file.name for file in candidates]))
+
+
+def _suggest_names(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the help for several checkpoints in a folder: numbered ones can be read together."""
+    patterns = {re.sub("[0-9]+", "{t}", name) for name in names}
+    pattern = patterns.pop()
+    if patterns or pattern.count("{t}") != 1:
+        return ("name one of them",)
+    mount = escape_line(f"tp{{t}}.={folder / pattern}")
+    return (f"name one of them, or read all of them, each under a prefix: '{mount}'",)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -46,15 +46,14 @@ def rename_keys(fqns: Iterable[str], root: str = "", strip: Collection[str] = ()
     below = new = fqns
     outside: Counter[str] = Counter()
     if root:
-        prefix = f"{root}."
-        pairs = split_prefixes(names)
-        inside = [(mount, name) for mount, name in pairs if name.startswith(prefix)]
-        if not inside:
+        below, new = _cut_root(names, f"{root}.")
+        if not below:
             raise make_missing_root(root, list_roots(names))
-        below = [mount + name for mount, name in inside]
-        new = [mount + name[len(prefix) :] for mount, name in inside]
         if len(below) < len(fqns):
-            outside.update(name.partition(".")[0] for _, name in pairs if not name.startswith(prefix))
+            inside = set(below)
+            outside.update(
+                name.partition(".")[0] for mount, name in split_prefixes(names) if mount + name not in inside
+            )
     new, stripped = _strip_segments(new, strip)
     found = dict(zip(new, below, strict=True))
     if found.get(""):  # a file may have a tensor whose name is empty; that is another matter
@@ -63,6 +62,15 @@ def rename_keys(fqns: Iterable[str], root: str = "", strip: Collection[str] = ()
     if len(found) < len(below):
         raise _make_clash_fault(new, below, stripped)
     return Renaming(found, outside, stripped)
+
+
+def _cut_root(names: Collection[str], prefix: str) -> tuple[list[str], list[str]]:
+    """Return the names below a root, and the same without it; it lies behind the prefix of a mount, which stays."""
+    if not isinstance(names, StateDictSpec) or names.prefixes == ("",):
+        below = [name for name in names if name.startswith(prefix)]
+        return below, [name[len(prefix) :] for name in below]
+    inside = [(mount, name) for mount, name in split_prefixes(names) if name.startswith(prefix)]
+    return [mount + name for mount, name in inside], [mount + name[len(prefix) :] for mount, name in inside]
 
 
 def _strip_segments(names: list[str], strip: Collection[str]) -> tuple[list[str], dict[str, int]]:

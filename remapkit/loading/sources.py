@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from remapkit.compute.merged import find_unequal_merges, read_with_ops
+from remapkit.compute.merged import find_unequal_in_files
 from remapkit.compute.move_bytes import Run, read_target_chunks
 from remapkit.compute.stream import fill_buffer
 from remapkit.compute.torch_eager import Maker, find_unequal_tensors
@@ -124,8 +124,7 @@ class FileValues:
 
     def find_unequal_merges(self, moves: Sequence[Move]) -> list[Diagnostic]:
         """Compare the tensors of the files."""
-        header = self._reader.header()
-        return find_unequal_merges(moves, header, read_with_ops(self._reader), header.name)
+        return find_unequal_in_files(moves, self._reader)
 
     def check_unchanged(self) -> None:
         """Check the reader's files."""

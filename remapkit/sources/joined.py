@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -212,9 +212,6 @@ def _prefix_records(member: Member) -> dict[str, str]:
     }
 
 
-_CHOOSE = "choose the file whose entries are kept: --metadata-from FILE"
-
-
 def _list_notes(reader: JoinedReader) -> Iterator[Diagnostic]:
     if len(reader.members) > 1:
         title = f"{count_noun(len(reader.members), 'file')} were read as one checkpoint"
@@ -224,7 +221,8 @@ def _list_notes(reader: JoinedReader) -> Iterator[Diagnostic]:
         title = (
             f"{count_noun(len(reader.contradictions), 'entry', 'entries')} of the metadata left out: the files differ"
         )
-        note = make_note("RK431", title, reader.path, help=(_CHOOSE,))
+        help = ("`remapkit apply` needs to be told whose entries are kept: --metadata-from FILE",)
+        note = make_note("RK431", title, reader.path, help=help)
         yield replace(note, notes=(list_names([str(each) for each in reader.contradictions]),))
 
 
@@ -246,16 +244,17 @@ def refuse_contradictions(reader: Reader) -> None:
     if found:
         title = f"the files contradict each other in {count_noun(len(found), 'entry', 'entries')} of their metadata"
         notes = (list_names([str(each) for each in found]),)
-        raise FailedCheck(Diagnostic("RK431", title, notes=notes, help=(_CHOOSE,), place=str(reader.path)))
+        help = ("choose the file whose entries are kept: --metadata-from FILE",)
+        raise FailedCheck(Diagnostic("RK431", title, notes=notes, help=help, place=str(reader.path)))
 
 
-def find_files_of(reader: Reader, fqns: Iterable[str]) -> tuple[str, ...]:
-    """Return the files of some keys of joined checkpoints, as messages call them; nothing for a single one."""
-    if isinstance(reader, RenamedReader):
-        return find_files_of(reader.reader, reader.list_old_names(fqns))
-    if not isinstance(reader, JoinedReader):
-        return ()
-    return tuple(dict.fromkeys(reader.find_member(fqn)[0].label for fqn in fqns))
+def show_with_file(reader: Reader, fqn: str) -> str:
+    """Return a key as messages name it, with its file if the reader joins several."""
+    inner, name = reader, fqn
+    while isinstance(inner, RenamedReader):
+        (name,) = inner.list_old_names([name])
+        inner = inner.reader
+    return f"{fqn} ({inner.find_member(name)[0].label})" if isinstance(inner, JoinedReader) else fqn
 
 
 def join_readers(members: Sequence[Member], chosen: Member | None = None) -> JoinedReader:

@@ -92,10 +92,16 @@ def _check(item: object) -> str | Path:
 
 
 def _expand(item: str | Path) -> Iterator[Part]:
-    if is_mount(str(item)):
-        yield from _expand_mount(parse_mount(str(item)))
-    else:
+    if not is_mount(str(item)):
         yield Part("", Path(item))
+        return
+    mount = parse_mount(str(item))
+    file = str(mount.file)
+    if not mount.file.list_names() and not os.path.lexists(file):
+        # `lr=0.1/model.pt` may be meant as a path.
+        note = f"{show_key(str(item))!r} was read as PREFIX=FILE; no file has the whole name either"
+        raise make_unreadable("RK400", f"no such file: {file}", notes=(note,), refused=FileNotFoundError())
+    yield from _expand_mount(mount)
 
 
 def _expand_mount(mount: Mount, folder: Path | None = None) -> Iterator[Part]:
@@ -147,7 +153,9 @@ def _expand_declared(rules: RuleFile, folder: Path) -> Iterator[Part]:
             yield from _expand_mount(mount, folder)
         except UnreadableCheckpoint as error:
             others = [show_key(file.name) for file in list_checkpoints(folder)]
-            help = (f"to read {join_words(others, 3)} instead, name it as the source",) if others else ()
-            note = f"the rule file declares the files that it reads: {show_key(text.value)}"
-            said = [replace(each, notes=(*each.notes, note), help=(*each.help, *help)) for each in error.diagnostics]
+            note = f"the rule file says which files of a folder it reads: {show_key(text.value)}"
+            said = [replace(each, notes=(*each.notes, note)) for each in error.diagnostics]
+            if others:
+                help = (f"to read {join_words(others, 3, 'or')} instead, name it as the source",)
+                said = [replace(each, help=help) for each in said]
             raise type(error)(said) from None

@@ -30,6 +30,8 @@ RENAMED = {
     "target-arg": "target_args",
     "param": "params",
     "no-target": "declared_target",  # said positively
+    "more-a": "a",
+    "more-b": "b",
     "checkpoint": "source",  # of apply; that of inspect has its own name
 }
 
@@ -120,7 +122,9 @@ def test_the_set_for_plugins_is_small() -> None:
 
     assert plugin.__all__ == [
         "ReadOptions",
+        "SourceLike",
         "count_noun",
+        "find_only_path",
         "format_bytes",
         "list_names",
         "open_source",

@@ -50,10 +50,22 @@ def write_shards(state: State, folder: Path) -> Path:
     return folder
 
 
+def write_two_files(state: State, folder: Path) -> list[Path]:
+    """The two halves of the model in files of different formats, both below one prefix."""
+    fqns = list(state)
+    halves = [{fqn: state[fqn].clone() for fqn in fqns[number::2]} for number in range(2)]
+    torch.save({**prefix(halves[0], "model.vae."), "step": torch.tensor(3)}, folder / "first.ckpt")
+    safetensors.torch.save_file(prefix(halves[1], "model.vae."), folder / "second.safetensors")
+    return [folder / "first.ckpt", folder / "second.safetensors"]
+
+
 @pytest.mark.parametrize(
-    "write", [write_plain, write_below_a_prefix, write_wrapped, write_beside_an_optimizer, write_shards]
+    "write",
+    [write_plain, write_below_a_prefix, write_wrapped, write_beside_an_optimizer, write_shards, write_two_files],
 )
-def test_one_pack_reads_a_checkpoint_however_it_lies(write: Callable[[State, Path], Path], tmp_path: Path) -> None:
+def test_one_pack_reads_a_checkpoint_however_it_lies(
+    write: Callable[[State, Path], Path | list[Path]], tmp_path: Path
+) -> None:
     state = torch.load(DATA)
     (tmp_path / "in").mkdir()
     source = write(state, tmp_path / "in")

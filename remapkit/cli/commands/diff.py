@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from remapkit.api.diff import diff
 from remapkit.cli.arguments import get_param_options, get_reading_options
 from remapkit.cli.render import CommandOutcome, TextTable
+from remapkit.diagnostics.wording import join_words
 from remapkit.tensors.families import find_families
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
@@ -25,13 +26,14 @@ def run(args: Namespace) -> CommandOutcome:
         **get_param_options(args),
         tolerance=args.tolerance,
     )
+    name_a, name_b = (join_words(names, 2) for names in ([args.a, *args.more_a], [args.b, *args.more_b]))
     changed = {fqn: each.describe() for fqn, each in found.differences.items() if not each.identical}
-    rows = [*changed.items(), *_list_only_in(args.a, found.only_a), *_list_only_in(args.b, found.only_b)]
+    rows = [*changed.items(), *_list_only_in(name_a, found.only_a), *_list_only_in(name_b, found.only_b)]
     text: list[str | TextTable] = [TextTable(("key", "difference"), tuple(rows))] if rows else []
     largest = f", max |Δ| = {found.max_abs:g}" if found.differences else ""
     text.append(f"{found.identical} of {found.total} tensors identical{largest}")
     if found.only_a or found.only_b:
-        text.append(f"{len(found.only_a)} only in {args.a}, {len(found.only_b)} only in {args.b}")
+        text.append(f"{len(found.only_a)} only in {name_a}, {len(found.only_b)} only in {name_b}")
     if found.only_a and found.only_b and not (args.rules_a or args.rules_b):
         text.append("two layouts of one model? `--rules-a R` or `--rules-b R` remaps the keys of one side first")
     return CommandOutcome(
