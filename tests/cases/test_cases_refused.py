@@ -124,7 +124,7 @@ TARGETS = (
 
 
 @pytest.mark.parametrize("row", TARGETS, ids=[row[0] for row in TARGETS])
-def test_a_declared_target_holds_for_every_face(row: tuple, tmp_path: Path) -> None:  # type: ignore[type-arg]
+def test_a_declared_target_holds_for_apply_and_check(row: tuple, tmp_path: Path) -> None:  # type: ignore[type-arg]
     _, body, source, target, code, said = row
     state = {fqn: torch.zeros(shape) for fqn, shape in source.items()}
     save_file({fqn: torch.zeros(shape) for fqn, shape in target.items()}, tmp_path / "t.safetensors")
