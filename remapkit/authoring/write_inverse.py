@@ -25,7 +25,10 @@ from remapkit.rulefile.arithmetic import ParamValue
 from remapkit.rulefile.syntax import WrittenPattern
 from remapkit.rulefile.yaml.emit import emit_entry, emit_flow, emit_scalar, quote_text
 from remapkit.rulefile.yaml.values import to_plain_value
+from remapkit.rules.compile import compile_rules
+from remapkit.rules.counted import count_params
 from remapkit.rules.model import CompiledRules, Rule
+from remapkit.sources.declared import read_declared_source
 
 _SUFFIX = "_inverse"
 
@@ -72,6 +75,20 @@ def relocate_path(rules: CompiledRules, path: str, folder: Path) -> str:
     # Two manifests with the same name in two folders would become one file: prefix them with their folders.
     name = seen.name if len(same) < 2 else "_".join(part for part in Path(path).parts if part not in ("..", "/"))
     return f"keys/{name}"
+
+
+def describe_other_counts(rules: CompiledRules) -> list[str]:
+    """Return `NAME = NUMBER` for each counted param of the declared source that was given another value."""
+    given, config = rules.inputs
+    names = [
+        each.name.value for each in rules.file.params if each.count is not None and each.name.value in (given or {})
+    ]
+    known = read_declared_source(rules.file) if names else None
+    if known is None:
+        return []
+    others = {name: value for name, value in (given or {}).items() if name not in names}
+    there = count_params(compile_rules(rules.file, others, config), known).params
+    return [f"{name} = {there[name]}" for name in names if there[name] != rules.params[name]]
 
 
 class InverseWriter:
@@ -142,9 +159,14 @@ class InverseWriter:
             yield f"# The source is what the model of {quote_text(file.target.config.value)} saves."
         if source:
             yield f"source: {{keys: {quote_text(self.relocate_path(source))}}}"
-        if file.source_keys is not None and any(each.keys for each in self.lost):
+        if file.source_keys is None:
+            return
+        counts = describe_other_counts(self.rules)
+        if any(each.keys for each in self.lost):
             yield f"# No target: {quote_text(file.source_keys.value)} has keys that are not restored."
-        elif file.source_keys is not None:
+        elif counts:
+            yield f"# No target: {quote_text(file.source_keys.value)} has {join_words(counts)}."
+        else:
             yield f"target: {{keys: {quote_text(self.relocate_path(file.source_keys.value))}}}"
 
     def relocate_path(self, path: str) -> str:

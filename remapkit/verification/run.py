@@ -13,10 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from remapkit.compute.merged import get_merge
 from remapkit.diagnostics.version import VERSION
 from remapkit.models.build import call_factory
+from remapkit.plans.make import make_plan
 from remapkit.registry.load import read_config
+from remapkit.rules.counted import count_params
 from remapkit.rules.model import CompiledRules
+from remapkit.tensors.from_torch import header_of
 from remapkit.tensors.spec import StateDictSpec
 from remapkit.verification.forward import Verdict, verify_forward
 from remapkit.verification.models import build_random_model, make_random_state
@@ -51,8 +55,26 @@ def verify_by_oracle(
         model = origin.build(seed)
         state = {fqn: value for fqn, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     else:
-        state = make_random_state(origin, seed)
+        state = equalize_merged(rules, make_random_state(origin, seed))
     return verify_oracle(rules, oracle, state, name)
+
+
+def equalize_merged(rules: CompiledRules, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the state dict with equal values for tensors that `merge` requires to be equal: random ones differ.
+
+    Sources with different operations of their own are left as they are.
+    """
+    header = header_of(state, "the random state dict")
+    equal = dict(state)
+    for move in make_plan(count_params(rules, header), header).moves:
+        if (join := get_merge(move)) is None:
+            continue
+        width = len(join.branches)
+        for number, fqn in enumerate(move.sources):
+            first = move.sources[number - number % width]
+            if fqn != first and join.branches[number % width] == join.branches[0]:
+                equal[fqn] = equal[first].clone()
+    return equal
 
 
 def verify_by_forward(

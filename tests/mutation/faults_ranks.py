@@ -119,4 +119,20 @@ FAULTS: tuple[Fault, ...] = (
         "a part of zeros is zero",
         RANKS,
     ),
+    Fault(
+        "random copies of a tensor that is merged differ",
+        "verification/run.py",
+        "equal[fqn] = equal[first].clone()",
+        "equal[fqn] = equal[fqn].clone()",
+        "an oracle is asked about ranks that agree",
+        ("tests/verification/test_verification.py",),
+    ),
+    Fault(
+        "the inverse for other ranks declares the manifest's",
+        "authoring/write_inverse.py",
+        "for name in names if there[name] != rules.params[name]]",
+        "for name in names if there[name] == rules.params[name]]",
+        "a manifest of one rank is no target for the inverse for four",
+        ("tests/packs/test_llama_ranks.py",),
+    ),
 )

@@ -9,7 +9,7 @@ Shapes: B batch, T tokens, D width, H heads, F head_dim, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +160,25 @@ class MetaLlama(nn.Module):
         for layer in self.layers:
             x_BTD = layer(x_BTD, turns_TF)
         return self.output(self.norm(x_BTD))
+
+
+def parted_by_meta(state: Mapping[str, Tensor], ranks: int, embedding: int) -> dict[str, Tensor]:
+    """The state dict of a `MetaLlama` in the parts of its ranks, under `tp0.`, `tp1.` ...
+
+    As the model's parallel layers are defined: a column-parallel map has some of its rows (it makes some of the
+    outputs), a row-parallel map some of its columns, and a norm is the same everywhere. The embedding is parted along
+    dimension 1 in Llama 2, along dimension 0 (the vocabulary) in Llama 3.
+    """
+    found = {}
+    for fqn, tensor in state.items():
+        module = fqn.split(".")[-2]
+        dim = {"tok_embeddings": embedding, "wo": 1, "w2": 1}.get(module, 0)
+        whole = module.endswith("norm")
+        for rank in range(ranks):
+            size = tensor.shape[dim] // ranks
+            part = tensor if whole else tensor.narrow(dim, rank * size, size)
+            found[f"tp{rank}.{fqn}"] = part.clone()
+    return found
 
 
 def embedded(x_B: Tensor, width: int = 256) -> Tensor:

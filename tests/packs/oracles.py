@@ -73,13 +73,45 @@ def _to_half_split(fqn: str, tensor: Tensor, heads: int, groups: int) -> Tensor:
     from transformers.core_model_loading import PermuteForRope
     from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
-    config = LlamaConfig(num_attention_heads=groups)
+    config = LlamaConfig(num_attention_heads=groups, hidden_size=tensor.shape[0])
     (one,) = PermuteForRope().convert({fqn: [tensor]}, [fqn], [fqn], config=config).values()
     gguf = LlamaTensorProcessor({"num_attention_heads": heads, "num_key_value_heads": groups})
     other = gguf.process(tensor.numpy(), ".attn_k." if groups != heads else ".attn_q.").weights
     assert isinstance(one, Tensor)
     assert (one.numpy() == other).all(), f"two converters of transformers disagree on {fqn}"
     return one
+
+
+_LLAMA_RANKS = {"wo": 1, "w2": 1} | dict.fromkeys(("wq", "wk", "wv", "w1", "w3", "output"), 0)
+"""The dimension along which the ranks of Meta's release have a part of a matrix; every rank has the norms whole."""
+
+
+def join_llama_ranks(state: Mapping[str, Tensor], embedding: int, heads: int, kv_heads: int) -> State:
+    """The ranks joined with torch, then `llama_meta`; `embedding` is the dimension along which its parts lie."""
+    import torch
+
+    dims = {**_LLAMA_RANKS, "tok_embeddings": embedding}
+    parts: dict[str, list[Tensor]] = {}
+    for rank in range(len({fqn.split(".")[0] for fqn in state})):
+        for fqn, tensor in state.items():
+            if fqn.startswith(f"tp{rank}.") and not fqn.endswith("rope.freqs"):
+                parts.setdefault(fqn.partition(".")[2], []).append(tensor)
+    whole = {}
+    for fqn, tensors in parts.items():
+        dim = dims.get(fqn.split(".")[-2])
+        whole[fqn] = tensors[0] if dim is None else torch.cat(tensors, dim)
+        assert dim is not None or all(torch.equal(tensor, tensors[0]) for tensor in tensors), fqn
+    return llama_meta(whole, heads, kv_heads)
+
+
+def llama2_ranks(state: Mapping[str, Tensor]) -> State:
+    """The heads of Llama 2 7B."""
+    return join_llama_ranks(state, 1, 32, 32)
+
+
+def llama3_ranks(state: Mapping[str, Tensor]) -> State:
+    """The heads of Llama 3 8B."""
+    return join_llama_ranks(state, 0, 32, 8)
 
 
 def mixtral_per_expert(state: Mapping[str, Tensor]) -> State:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from backwards import BACK
+from layouts import MetaLlama, parted_by_meta
 from pack_kit import CASES, Case, Shape, shapes
 
 from remapkit.cli.app import main
@@ -147,9 +148,19 @@ def of_the_vaes(folder: Path) -> Iterator[list[str]]:
         yield ["verify", f"{version}_pth", "--oracle", f"py:chains:{version}_pth", "--keys", keys]
 
 
+def of_llama_ranks(folder: Path) -> Iterator[list[str]]:
+    """The packs of Llama in ranks: two layers of four ranks, with the heads of the published models."""
+    for name, kv_heads in (("llama2_ranks", 32), ("llama3_ranks", 8)):
+        model = MetaLlama(40, 256, 2, 32, kv_heads, 8, 48).state_dict()
+        parts = parted_by_meta(model, 4, int(name == "llama2_ranks"))
+        keys = str(manifest({fqn: tuple(part.shape) for fqn, part in parts.items()}, folder / f"{name}.json"))
+        yield ["verify", name, "--oracle", f"py:oracles:{name}", "--keys", keys, "--param", "hidden=256"]
+
+
 def commands(folder: Path) -> Iterator[list[str]]:
     """Every command line."""
     yield from of_the_vaes(folder)
+    yield from of_llama_ranks(folder)
     for case in CASES:
         for name in (case.pack, case.back):
             yield arguments(case, name, folder)

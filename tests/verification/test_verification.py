@@ -17,7 +17,8 @@ from remapkit.cli.app import main
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.registry.verified import read_witness, witness_path
 from remapkit.rulefile.read import read_text
-from remapkit.verification import make_random_state, verify_forward, verify_oracle
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
+from remapkit.verification import make_random_state, verify_by_oracle, verify_forward, verify_oracle
 from remapkit.verification.models import build_random_model
 
 WIDTH = 8
@@ -279,6 +280,41 @@ def test_an_oracle_of_another_layout_fails_with_its_own_words() -> None:
     assert problem.code == "RK714" and "KeyError" in problem.notes[0]
     (problem,) = verify_oracle(compiled(RIGHT), lambda sd: {"a": 1}, state(), "py:oracle").problems
     assert problem.code == "RK710"
+
+
+MERGED = """
+remapkit: 1
+name: ranks
+rules:
+  - {id: w, path: 'tp{t:int}.w', concat: {dim: 0, by: t}, to: w}
+  - {id: norm, path: 'tp{t:int}.norm.{i:int}', merge: {by: t}, stack: {dim: 0, by: i}, to: norms}
+  - {id: head, merge: [head, tied], to: head}
+"""
+
+
+def join_ranks(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The converter for `MERGED`; random parts stay different."""
+    assert not torch.equal(state["tp0.w"], state["tp1.w"]) and not torch.equal(
+        state["tp0.norm.0"], state["tp0.norm.1"]
+    )
+    norms = torch.stack([state["tp2.norm.0"], state["tp1.norm.1"]])
+    return {"w": torch.cat([state[f"tp{t}.w"] for t in range(3)]), "norms": norms, "head": state["tied"].clone()}
+
+
+def test_an_oracle_is_asked_about_ranks_that_agree() -> None:
+    """Random copies of one tensor would differ. Those with other operations first stay random, and are refused."""
+    shapes = {
+        f"tp{t}.{name}": shape
+        for t in range(3)
+        for name, shape in (("w", (2, 3)), ("norm.0", (4,)), ("norm.1", (4,)))
+    }
+    shapes |= {"head": (3, 3), "tied": (3, 3)}
+    header = StateDictSpec({fqn: TensorSpec("F32", shape) for fqn, shape in shapes.items()})
+    verdict = verify_by_oracle(compiled(MERGED), join_ranks, "py:join_ranks", header, 0)
+    assert verdict.ok and verdict.tensors == ("w", "norms", "head")
+    with pytest.raises(FailedCheck, match="tied differs from head"):
+        transposed = MERGED.replace("tied]", "{path: tied, ops: [transpose]}]")
+        verify_by_oracle(compiled(transposed), join_ranks, "py:join_ranks", header, 0)
 
 
 # -------------------------------------------------------------------------------------------- the command, witnesses
