@@ -26,6 +26,7 @@ from remapkit.plans.model import ResolvedPlan, collect_records
 from remapkit.plans.moves import Move
 from remapkit.plans.roots import choose_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target, skip_target_check
+from remapkit.registry.identify import hint_layout
 from remapkit.sources.declared import read_declared_source
 from remapkit.sources.open import open_source
 from remapkit.write.apply import default_output, make_provenance, pause_collection, sort_by_target
@@ -202,7 +203,7 @@ def _check_target(
         held = TargetCheck(make_check(plan, target, strict_dtype=strict_dtype), "exact")
     else:
         known = read_declared_source(rules.file)
-        lacking = check_known_keys(plan, known) if known is not None and not partial else []
+        lacking = check_known_keys(rules, plan, known) if known is not None and not partial else []
         # A target whose sources are missing is not reported as missing too.
         partial = partial or bool(lacking) or bool(plan.problems)
         held = (
@@ -212,7 +213,7 @@ def _check_target(
         )
     problems = held.problems if held.check is not None else plan.problems
     if problems or lacking:
-        raise FailedCheck([*problems, *lacking])
+        raise FailedCheck(hint_layout([*problems, *lacking], plan.source, rules.name))
     return held
 
 

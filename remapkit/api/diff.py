@@ -17,6 +17,7 @@ from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.recorded import add_recorded_moves
 from remapkit.plans.target_check import check_declared_target
+from remapkit.registry.identify import hint_layout
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -122,7 +123,8 @@ def _plan_side(reader: Reader, rules: RuleSet | None) -> ResolvedPlan | None:
     if rules is None:
         return None
     plan = make_plan(rules, reader.header(), reader.root)
-    plan.raise_for_problems()
+    if plan.problems:
+        raise FailedCheck(hint_layout(plan.problems, reader.header(), rules.name))
     # Keys of only one side are part of the result; a target that does not exist is a fault of the rules.
     if problems := check_declared_target(rules, plan, partial=True).problems:
         raise FailedCheck(problems)

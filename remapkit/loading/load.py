@@ -30,6 +30,7 @@ from remapkit.loading.transfer import TransferReport, execute_load
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.roots import choose_root
+from remapkit.registry.identify import hint_layout
 from remapkit.registry.load import load_rules
 from remapkit.rulefile.read import read_text
 from remapkit.rulefile.syntax import RuleFile
@@ -177,7 +178,7 @@ def load_into(
         lost = target.find_meta_tensors()
         fills, unfilled = rebuild_lost_values(target, lost, factory, buffers or {})
         if problems := (*load_plan.problems, *unfilled):
-            raise FailedCheck(problems)
+            raise FailedCheck(hint_layout(problems, source, rule_set.name))
         report = execute_load(load_plan, values, request, fills)
     if train is not None:
         model.train(train)

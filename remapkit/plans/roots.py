@@ -42,9 +42,9 @@ class RootFit:
 
     def __str__(self) -> str:
         if self.keys == 1:
-            return f"the only key under {self.root!r} matches"
+            return f"the only key under root {self.root!r} matches"
         every = "all" if self.is_whole else f"{self.matched} of"
-        return f"{every} {count_noun(self.keys, 'key')} under {self.root!r} match"
+        return f"{every} {count_noun(self.keys, 'key')} match under root {self.root!r}"
 
 
 def group_by_root(fqns: Sequence[str]) -> dict[str, list[str]]:
@@ -146,7 +146,7 @@ def advise_roots(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[
 def find_target_prefix(produced: Collection[str], wanted: Collection[str]) -> tuple[str, str] | None:
     """Return the prefixes to remove from and to add to all produced keys so that each is wanted, or None.
 
-    At least one of the two is empty: only a prefix on one side is looked for.
+    At least one of the two is empty: only a prefix on one side is looked for, among at most `MAX_COUNTED`.
 
     >>> find_target_prefix(["encoder.x", "encoder.y"], ["model.encoder.x", "model.encoder.y"])
     ('', 'model.')
@@ -160,10 +160,10 @@ def find_target_prefix(produced: Collection[str], wanted: Collection[str]) -> tu
     if names.issuperset(produced):
         return "", ""
     added = dict.fromkeys(fqn.removesuffix(first) for fqn in names if fqn.endswith(f".{first}"))
-    for prefix in sorted(added, key=len):
+    for prefix in sorted(added, key=lambda prefix: (len(prefix), prefix))[:MAX_COUNTED]:
         if all(f"{prefix}{fqn}" in names for fqn in produced):
             return "", prefix
-    for end in [place + 1 for place, sign in enumerate(first) if sign == "."]:
+    for end in [place + 1 for place, sign in enumerate(first) if sign == "."][:MAX_COUNTED]:
         if all(fqn.startswith(first[:end]) and fqn[end:] in names for fqn in produced):
             return first[:end], ""
     return None
