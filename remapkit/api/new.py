@@ -58,6 +58,8 @@ def new(
 ) -> NewRules:
     """Start a rule file from a real checkpoint: one commented candidate rule for each key family.
 
+    Families whose names differ from those of `target` only by a prefix or a segment have a rule.
+
     Args:
         name: The name of the pack.
         source: The checkpoint, or its manifest.
@@ -93,7 +95,15 @@ def new(
     header = header.with_recorded(wanted or ())
     manifest = _choose_manifest(name, str(source), output)
     declared = None if manifest is None else os.path.relpath(manifest, Path() if output is None else output.parent)
-    text = new_rule_file(name, header, declared, wanted, model)
+    text = new_rule_file(
+        name,
+        header,
+        declared,
+        wanted,
+        model,
+        target_args=model_args,
+        target_config=_name_config(model_config, output),
+    )
     if output is not None:
         # The manifest first: a rule file never names one that does not exist.
         beside = {Path(manifest): manifest_json(header)} if manifest and manifest != str(source) else {}
@@ -125,6 +135,13 @@ def _choose_manifest(name: str, source: str, output: Path | None) -> str | None:
     if source.endswith(".json") and not is_index(source) and not _is_outside(source, output):
         return source
     return None if output is None else str(output.parent / "keys" / f"{name}.json")
+
+
+def _name_config(config: Config | None, output: Path | None) -> str | None:
+    """Return the path of a config as the rule file can name it; None if it is no file below its folder."""
+    if config is None or isinstance(config, Mapping) or _is_outside(str(config), output):
+        return None
+    return os.path.relpath(config, Path() if output is None else output.parent)
 
 
 def _is_outside(path: str, output: Path | None) -> bool:
