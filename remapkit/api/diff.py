@@ -16,6 +16,7 @@ from remapkit.formats.compare import Contents, Difference, compare
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.recorded import add_recorded_moves
+from remapkit.plans.roots import choose_root, take_root
 from remapkit.plans.target_check import check_declared_target
 from remapkit.registry.identify import hint_layout
 from remapkit.tensors.spec import StateDictSpec
@@ -104,8 +105,12 @@ def diff(
     with ExitStack() as stack:
         rule_sets = [None if rules is None else resolve_rules(rules, params, config) for rules in (rules_a, rules_b)]
         files = [None if rules is None else rules.file for rules in rule_sets]
-        readers = open_sides(stack, Side(a, root_a, files[0]), Side(b, root_b, files[1]), options)
-        plans = [_plan_side(reader, rules) for reader, rules in zip(readers, rule_sets, strict=True)]
+        readers: Sequence[Reader] = open_sides(stack, Side(a, root_a, files[0]), Side(b, root_b, files[1]), options)
+        sides = [
+            _plan_side(reader, rules, root)
+            for reader, rules, root in zip(readers, rule_sets, (root_a, root_b), strict=True)
+        ]
+        readers, plans = [reader for reader, _ in sides], [plan for _, plan in sides]
         headers = [
             reader.header() if plan is None else plan.target for reader, plan in zip(readers, plans, strict=True)
         ]
@@ -119,16 +124,20 @@ def diff(
     return Diff(dict(zip(both, differences, strict=True)), only_a, only_b, tolerance)
 
 
-def _plan_side(reader: Reader, rules: RuleSet | None) -> ResolvedPlan | None:
+def _plan_side(reader: Reader, rules: RuleSet | None, root: str | None) -> tuple[Reader, ResolvedPlan | None]:
+    """Return a side under its only root where its rules fit, if no other is named, and their plan."""
     if rules is None:
-        return None
+        return reader, None
     plan = make_plan(rules, reader.header(), reader.root)
+    if root is None and (fit := choose_root(rules, plan)) is not None:
+        reader = take_root(reader, fit)
+        plan = make_plan(rules, reader.header(), reader.root)
     if plan.problems:
         raise FailedCheck(hint_layout(plan.problems, reader.header(), rules.name))
     # Keys of only one side are part of the result; a target that does not exist is a fault of the rules.
     if problems := check_declared_target(rules, plan, partial=True).problems:
         raise FailedCheck(problems)
-    return plan
+    return reader, plan
 
 
 def _remap_side(reader: Reader, plan: ResolvedPlan | None, names: StateDictSpec) -> Contents:

@@ -41,7 +41,7 @@ class RemapkitError(Exception):
         if isinstance(self, OSError):
             kinds = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST}
             known = (each for kind, each in kinds.items() if isinstance(self, kind))
-            self.errno = next(known, number)
+            object.__setattr__(self, "errno", next(known, number))
 
     def __str__(self) -> str:
         # `OSError` would make its own text from an error number and a file name.
