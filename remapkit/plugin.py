@@ -8,7 +8,9 @@ group `remapkit.plugins`. It imports `remapkit` and this module, nothing else of
 * `count_noun` writes a number with its noun: `2 keys`;
 * `format_bytes` writes a number of bytes: `2.82 GB`;
 * `open_source` opens a checkpoint as the commands do, with `ReadOptions(root=..., strip=(...,))`;
+* `show_below` shows an open checkpoint below a root and without segments;
 * `read_under_roots` yields an open checkpoint under each prefix that may be the root of its state dict;
+* `describe_layouts` says which installed packs some names are those of;
 * `read_json_file` reads a small JSON file (a config) strictly: one meaning or a `RemapkitError`.
 """
 
@@ -20,7 +22,8 @@ from typing import TYPE_CHECKING
 from remapkit.diagnostics.wording import count_noun, format_bytes, list_names
 from remapkit.files.strict_json import read_json_file
 from remapkit.formats.options import ReadOptions
-from remapkit.sources.open import open_source, read_under_roots
+from remapkit.registry.identify import describe_layouts
+from remapkit.sources.open import open_source, read_under_roots, show_below
 
 if TYPE_CHECKING:
     from remapkit.diagnostics.errors import RemapkitError
@@ -28,11 +31,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ReadOptions",
     "count_noun",
+    "describe_layouts",
     "format_bytes",
     "list_names",
     "open_source",
     "read_json_file",
     "read_under_roots",
+    "show_below",
     "show_error",
 ]
 

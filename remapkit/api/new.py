@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,16 @@ from typing import Any
 from remapkit.api.inputs import list_files_read, make_read_options
 from remapkit.api.ruleset import Config, checked
 from remapkit.authoring.new import new_rule_file
-from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.log import log_diagnostics
+from remapkit.diagnostics.wording import escape_line, join_words
 from remapkit.files.index_names import is_index
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
 from remapkit.models.target import TargetRef, read_target_header
 from remapkit.sources.open import open_source
+from remapkit.tensors.roots import list_roots
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -90,6 +92,7 @@ def new(
     with open_source(source, options) as reader:
         header, notes = reader.header(), tuple(reader.notes)
         sources = list_files_read(arguments, reader, but=("output",))
+    notes += tuple(_note_roots(header, root))
     model = str(target) if target is not None and _is_model(str(target)) else None
     wanted = _read_target(target, model, model_args, model_config)
     header = header.with_recorded(wanted or ())
@@ -111,6 +114,15 @@ def new(
         write_texts({**beside, output: text}, force=force, sources=sources, folders=folders)
     log_diagnostics(notes)
     return NewRules(text, header, manifest, model, output, notes)
+
+
+def _note_roots(header: StateDictSpec, root: str | None) -> Iterator[Diagnostic]:
+    """Yield a note on the roots of all keys; without rules none of them is taken."""
+    roots = [each.path for each in list_roots(header) if each.keys == len(header)]
+    if root is None and roots and len(header) > 1:
+        title = f"all {len(header)} keys are under root {join_words(map(repr, roots), 3)}"
+        help = (f"to write rules for names without it: --root {roots[0]}",)
+        yield Diagnostic("RK318", escape_line(title), help=help, severity=Severity.NOTE, place=header.name)
 
 
 def _is_model(target: str) -> bool:

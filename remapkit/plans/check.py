@@ -239,6 +239,8 @@ def _advise_prefix(check: Check) -> list[str]:
     root = remove.removesuffix(".")
     one = number == 1
     every = f"the only {what}" if one else f"all {number} {several}"
+    if any(segment.isdecimal() for segment in add.split(".")):
+        return []  # a layer, not the model
     if add:
         verb, be = ("is", "a name") if one else ("are", "names")
         change = "`remapkit new NAME --from CKPT --to M` writes rules that add it"

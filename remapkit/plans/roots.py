@@ -6,12 +6,13 @@ only if the rules leave no doubt (`find_roots`); otherwise the candidates are li
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
-from remapkit.diagnostics.wording import count_noun
+from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.formats.reader import Reader
 from remapkit.formats.renamed import rename_reader
 from remapkit.plans.model import ResolvedPlan
@@ -21,6 +22,9 @@ from remapkit.tensors.roots import list_roots
 
 MAX_NEAR = 3
 """The most roots that a message lists."""
+
+MAX_STRIPPED = 8
+"""The most segments, those in most keys first, that are tried as names of wrappers."""
 
 MAX_COUNTED = 40
 """The most roots, those with the most keys first, under which all matches are counted."""
@@ -110,25 +114,32 @@ def list_near_roots(rules: CompiledRules, fqns: Sequence[str]) -> list[RootFit]:
     return sorted(found, key=lambda fit: (not fit.is_whole, -fit.matched, fit.root))
 
 
-def find_strip(rules: CompiledRules, unmatched: Sequence[str]) -> str | None:
-    """Return a segment without which all unmatched keys match, wherever it stands in them.
+def find_strip(rules: CompiledRules, unmatched: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the segments, at most two, without which all unmatched keys match, wherever they stand in them.
 
-    Only segments that most of the keys have are tried.
+    Only the `MAX_STRIPPED` segments that most keys have are tried, each choice up to the first key that it fails.
+
+    >>> import remapkit
+    >>> rules = remapkit.loads("remapkit: 1\\nname: t\\nkeep: ['layers.{i:int}.w']")
+    >>> find_strip(rules, ["module.layers.0.w", "module.layers.1.default.w"])
+    ('module', 'default')
     """
     counts = Counter(segment for fqn in unmatched for segment in set(fqn.split(".")) if not segment.isdecimal())
-    for segment, count in counts.most_common(MAX_COUNTED):
-        if count == len(unmatched) and all(rules.match(strip_segment(fqn, segment)) for fqn in unmatched):
-            return segment
+    common = [segment for segment, _ in counts.most_common(MAX_STRIPPED)]
+    for number in (1, 2):
+        for segments in itertools.combinations(common, number):
+            if all(rules.match(strip_segments(fqn, segments)) for fqn in unmatched):
+                return segments
     return None
 
 
-def strip_segment(fqn: str, segment: str) -> str:
-    """Return a key without a segment, wherever it stands.
+def strip_segments(fqn: str, segments: Collection[str]) -> str:
+    """Return a key without some segments, wherever they stand.
 
-    >>> strip_segment("module.layers.0.module.w", "module")
+    >>> strip_segments("module.layers.0.module.w", ["module"])
     'layers.0.w'
     """
-    return ".".join(each for each in fqn.split(".") if each != segment)
+    return ".".join(each for each in fqn.split(".") if each not in segments)
 
 
 def advise_roots(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[str], root: str = "") -> list[str]:
@@ -138,8 +149,10 @@ def advise_roots(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[
     """
     near = [fit for fit in list_near_roots(rules, fqns) if fit.is_whole or 2 * fit.matched > fit.keys][:MAX_NEAR]
     advice = [f"{fit}: --root {'.'.join(filter(None, (root, fit.root)))}" for fit in near]
-    if not any(fit.is_whole for fit in near) and (segment := find_strip(rules, unmatched)) is not None:
-        advice.insert(0, f"without the segment {segment!r} all of them match: --strip {segment}")
+    if not any(fit.is_whole for fit in near) and (segments := find_strip(rules, unmatched)) is not None:
+        options = " ".join(f"--strip {segment}" for segment in segments)
+        named = f"segment{'s' if len(segments) > 1 else ''} {join_words(map(repr, segments))}"
+        advice.insert(0, f"without the {named} all of them match: {options}")
     return advice
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import remapkit
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.plans.make import make_plan
-from remapkit.plans.roots import find_roots, find_strip, find_target_prefix, list_required, strip_segment
+from remapkit.plans.roots import find_roots, find_strip, find_target_prefix, list_required, strip_segments
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
@@ -77,7 +77,7 @@ def test_a_segment_that_is_in_the_way_is_found(inside: list[str], segment: str, 
     for fqn, place in zip(inside, places, strict=False):
         parts = fqn.split(".")
         wrapped.append(".".join([*parts[:place], segment, *parts[place:]]))
-    assert [strip_segment(fqn, segment) for fqn in wrapped] == inside[: len(wrapped)]
+    assert [strip_segments(fqn, [segment]) for fqn in wrapped] == inside[: len(wrapped)]
     assert find_strip(rules, wrapped) is not None
 
 
@@ -102,6 +102,10 @@ def test_a_key_that_would_be_dropped_is_not_required() -> None:
         (
             ["layers.0.module.w", "layers.1.module.b"],
             "without the segment 'module' all of them match: --strip module",
+        ),
+        (
+            ["module.layers.0.w", "x.module.layers.1.w"],
+            "without the segments 'module' and 'x' all of them match: --strip module --strip x",
         ),
         (["a.layers.0.w", "b.layers.0.w"], "the only key under root 'b' matches: --root b"),
     ],
