@@ -79,11 +79,8 @@ _MAPPINGS = frozenset({"model-arg", "source-arg", "target-arg", "param"})
 _METAVARS = frozenset({"M", "C", "FILE", "NAME", "NUMBER", "SHAPE", "SIZE", "R", "T", "N", "D", "value"})
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?|\[.*\]")
 _NUMBERS = re.compile(r"\d+(?:,\d+)+")
-_PROSE = re.compile(
-    "a|and|are|at|beside|cannot|contradict|gives|if|in|instead|is|it|keeps|must|name|names|need|needs|of|only|or|out|"
-    "renames|replaces|that|the|to|two|with|writes|would|you"
-)
-"""The words of messages after an option that is only mentioned."""
+_PROSE = re.compile("and|are|is|need|or|out|writes")
+"""The words of messages after an option that is only mentioned; never after `--root` or `--strip`."""
 _COMMAND = re.compile(r"`remapkit [^`]*`|remapkit (?:check|inspect|recover|apply) [^,;`]*")
 _NAMED = re.compile(
     r"(?<![\w'`/.-])(?:--(?P<name>[a-z]+(?:-[a-z]+)*)|(?P<out>-o\b))(?![\w-])"
@@ -120,7 +117,8 @@ def _write_keyword(found: re.Match[str]) -> str:
     keyword = VALUES[option]
     if value is None:
         return f"{keyword}="
-    if _PROSE.fullmatch(value) or (option == "output" and value[0] not in "'\""):
+    named = option in _LISTS or option in _TEXTS
+    if (not named and _PROSE.fullmatch(value)) or (option == "output" and value[0] not in "'\""):
         return f"{keyword}= {value}"
     if option in _MAPPINGS:
         name, _, inner = value.partition("=")

@@ -117,20 +117,30 @@ def list_near_roots(rules: CompiledRules, fqns: Sequence[str]) -> list[RootFit]:
 def find_strip(rules: CompiledRules, unmatched: Sequence[str]) -> tuple[str, ...] | None:
     """Return the segments, at most two, without which all unmatched keys match, wherever they stand in them.
 
-    Only the `MAX_STRIPPED` segments that most keys have are tried, each choice up to the first key that it fails.
+    No two keys may become one. Only the `MAX_STRIPPED` segments that most keys have are tried, each choice up
+    to the first key that it fails.
 
     >>> import remapkit
     >>> rules = remapkit.loads("remapkit: 1\\nname: t\\nkeep: ['layers.{i:int}.w']")
     >>> find_strip(rules, ["module.layers.0.w", "module.layers.1.default.w"])
     ('module', 'default')
     """
-    counts = Counter(segment for fqn in unmatched for segment in set(fqn.split(".")) if not segment.isdecimal())
+    segments = (segment for fqn in unmatched for segment in dict.fromkeys(fqn.split(".")))
+    counts = Counter(segment for segment in segments if not segment.isdecimal())
     common = [segment for segment, _ in counts.most_common(MAX_STRIPPED)]
-    for number in (1, 2):
-        for segments in itertools.combinations(common, number):
-            if all(rules.match(strip_segments(fqn, segments)) for fqn in unmatched):
-                return segments
-    return None
+    choices = (choice for number in (1, 2) for choice in itertools.combinations(common, number))
+    return next((choice for choice in choices if _match_without(rules, unmatched, choice)), None)
+
+
+def _match_without(rules: CompiledRules, fqns: Sequence[str], segments: Collection[str]) -> bool:
+    """Return whether all keys match without some segments, and stay different; ends at the first that does not."""
+    seen: set[str] = set()
+    for fqn in fqns:
+        short = strip_segments(fqn, segments)
+        if short in seen or not rules.match(short):
+            return False
+        seen.add(short)
+    return True
 
 
 def strip_segments(fqn: str, segments: Collection[str]) -> str:
@@ -149,7 +159,8 @@ def advise_roots(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[
     """
     near = [fit for fit in list_near_roots(rules, fqns) if fit.is_whole or 2 * fit.matched > fit.keys][:MAX_NEAR]
     advice = [f"{fit}: --root {'.'.join(filter(None, (root, fit.root)))}" for fit in near]
-    if not any(fit.is_whole for fit in near) and (segments := find_strip(rules, unmatched)) is not None:
+    all_below = any(fit.is_whole and not fit.outside for fit in near)
+    if not all_below and (segments := find_strip(rules, unmatched)) is not None:
         options = " ".join(f"--strip {segment}" for segment in segments)
         named = f"segment{'s' if len(segments) > 1 else ''} {join_words(map(repr, segments))}"
         advice.insert(0, f"without the {named} all of them match: {options}")

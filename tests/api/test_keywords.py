@@ -75,6 +75,7 @@ def test_no_message_in_python_names_an_option(file: str, text: str) -> None:
         ("--root net", "root='net'"),
         ("--root 'a b'", "root='a b'"),
         ("--root .", "root='.'"),
+        ("--root is", "root='is'"),
         ("--root-b M", "root_b='M'"),
         ("--strip module", "strip=['module']"),
         ("--model M", "model=M"),

@@ -121,11 +121,13 @@ def test_the_set_for_plugins_is_small() -> None:
     assert plugin.__all__ == [
         "ReadOptions",
         "count_noun",
+        "describe_layouts",
         "format_bytes",
         "list_names",
         "open_source",
         "read_json_file",
         "read_under_roots",
+        "show_below",
         "show_error",
     ]
 

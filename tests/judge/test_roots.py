@@ -104,8 +104,8 @@ def test_a_key_that_would_be_dropped_is_not_required() -> None:
             "without the segment 'module' all of them match: --strip module",
         ),
         (
-            ["module.layers.0.w", "x.module.layers.1.w"],
-            "without the segments 'module' and 'x' all of them match: --strip module --strip x",
+            ["module.layers.0.w", "module.layers.1.default.w"],
+            "without the segments 'module' and 'default' all of them match: --strip module --strip default",
         ),
         (["a.layers.0.w", "b.layers.0.w"], "the only key under root 'b' matches: --root b"),
     ],
