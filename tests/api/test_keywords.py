@@ -54,6 +54,7 @@ def list_messages() -> Iterator[tuple[str, str]]:
                 text = "".join(each.value if isinstance(each, ast.Constant) else "x.y" for each in node.values)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner | docs:
                 text = node.value
+            text = re.sub(r"(--[a-z]+)-x\.y", r"\1-a", text)
             if re.search(r"(?<![\w-])--[a-z]", text.replace("--x.y", "")):
                 yield str(path.relative_to(ROOT)), text
 
