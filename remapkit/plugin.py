@@ -9,7 +9,9 @@ group `remapkit.plugins`. It imports `remapkit` and this module, nothing else of
 * `format_bytes` writes a number of bytes: `2.82 GB`;
 * `open_source` opens a checkpoint as the commands do, with `ReadOptions(root=..., strip=(...,))`;
 * `SourceLike` is what it opens: a path, a mount, several of them; `find_only_path` returns the path of a single one;
+* `show_below` shows an open checkpoint below a root and without segments;
 * `read_under_roots` yields an open checkpoint under each prefix that may be the root of its state dict;
+* `describe_layouts` says which installed packs some names are those of;
 * `read_json_file` reads a small JSON file (a config) strictly: one meaning or a `RemapkitError`.
 """
 
@@ -21,8 +23,9 @@ from typing import TYPE_CHECKING
 from remapkit.diagnostics.wording import count_noun, format_bytes, list_names
 from remapkit.files.strict_json import read_json_file
 from remapkit.formats.options import ReadOptions
+from remapkit.registry.identify import describe_layouts
 from remapkit.sources.mounts import SourceLike
-from remapkit.sources.open import open_source, read_under_roots
+from remapkit.sources.open import open_source, read_under_roots, show_below
 from remapkit.sources.parts import find_only_path
 
 if TYPE_CHECKING:
@@ -32,12 +35,14 @@ __all__ = [
     "ReadOptions",
     "SourceLike",
     "count_noun",
+    "describe_layouts",
     "find_only_path",
     "format_bytes",
     "list_names",
     "open_source",
     "read_json_file",
     "read_under_roots",
+    "show_below",
     "show_error",
 ]
 

@@ -16,11 +16,13 @@ from remapkit import Diagnostic, FailedCheck, Plan, Reader, RuleSet, UnreadableC
 from remapkit.plugin import (
     ReadOptions,
     SourceLike,
+    describe_layouts,
     find_only_path,
     list_names,
     open_source,
     read_json_file,
     read_under_roots,
+    show_below,
 )
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -63,14 +65,15 @@ def load_vae(
     with ExitStack() as stack:
         config: dict[str, Any] = {}
         rule_set = rules if rules is None or isinstance(rules, RuleSet) else remapkit.load(rules)
+        options = ReadOptions(root, strip=tuple(strip))
+        declared = None if rule_set is None else rule_set.file
         if isinstance(path, Reader):
-            reader = path
+            reader = show_below(path, options, rules=declared)
         else:
             only = find_only_path(path)
             place = path if only is None else _find_vae_folder(only)
             config = {} if only is None else _read_diffusers_settings(_find_vae_folder(only))
-            declared = None if rule_set is None else rule_set.file
-            reader = stack.enter_context(open_source(place, ReadOptions(root, strip=tuple(strip)), rules=declared))
+            reader = stack.enter_context(open_source(place, options, rules=declared))
         header = reader.header()
         # Names do not depend on widths, so the names of any width recognise the layout.
         structure = {key: value for key, value in (config | dict(settings)).items() if key not in _HALVES}
@@ -119,12 +122,22 @@ def _find_root(cls: type[nn.Module], reader: Reader, names: frozenset[str]) -> R
     """Return the checkpoint under the only root where all keys fit one layout; unchanged if they fit as they are."""
     if any(_fits(candidate) for candidate in _list_candidates(cls.__name__, reader, names)):
         return reader
-    inside = [
+    inside = _find_fitting_roots(cls, reader, names)
+    return inside[0] if len(inside) == 1 else reader
+
+
+def _find_fitting_roots(cls: type[nn.Module], reader: Reader, names: frozenset[str]) -> list[Reader]:
+    return [
         found
         for found in read_under_roots(reader)
         if any(_fits(candidate) for candidate in _list_candidates(cls.__name__, found, names))
     ]
-    return inside[0] if len(inside) == 1 else reader
+
+
+def _list_roots(cls: type[nn.Module], reader: Reader, names: frozenset[str]) -> str:
+    """Return a help that lists the roots under which all keys fit a layout; empty if there are none."""
+    found = [f"root={inside.root!r}" for inside in _find_fitting_roots(cls, reader, names)]
+    return f"all keys fit a layout under several roots; choose one: {' or '.join(found[:4])}" if found else ""
 
 
 def _fits(candidate: _Candidate) -> bool:
@@ -151,7 +164,8 @@ def _recognize_layout(
         f"{each.name}: {len(each.strangers)} of {total} keys are not in it:\n{list_names(each.strangers)}"
         for each in candidates
     )
-    help = [_describe_other_generation(siblings, reader)]
+    help = [_list_roots(cls, reader, names), _describe_other_generation(siblings, reader)]
+    help = help if any(help) else [describe_layouts(reader.header()) or ""]
     help.append("pass a rule file with rules=, or start one with `remapkit new`")
     title = f"the keys of this checkpoint fit no layout of {cls.__name__}"
     raise UsageError(Diagnostic("RK645", title, notes=notes, help=tuple(filter(None, help)), place=place))

@@ -32,11 +32,13 @@ from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.plans.roots import choose_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target, skip_target_check
+from remapkit.registry.identify import hint_layout
 from remapkit.sources.declared import read_declared_source
 from remapkit.sources.joined import JoinedReader, refuse_contradictions
 from remapkit.sources.mounts import Mount, SourceLike
 from remapkit.sources.open import open_source
 from remapkit.sources.parts import find_only_path, list_parts
+from remapkit.tensors.spec import StateDictSpec
 from remapkit.write.apply import default_output, make_provenance, pause_collection, sort_by_target
 from remapkit.write.execute import (
     KNOWN_SUFFIXES,
@@ -80,7 +82,8 @@ class Written(WrittenFiles):
         if not self.files:
             return f"{self.plan}; nothing was written"
         where = f"{self.files[-1]} and {len(self.files) - 1} more" if len(self.files) > 1 else str(self.files[0])
-        return f"{count_noun(self.tensors, 'tensor')}, {format_bytes(self.nbytes)}, written to {where}"
+        unchecked = ", not checked against a target" if self.check is None else ""
+        return f"{count_noun(self.tensors, 'tensor')}, {format_bytes(self.nbytes)}, written to {where}{unchecked}"
 
 
 @checked
@@ -237,18 +240,30 @@ def _check_target(
         held = TargetCheck(make_check(plan, target, strict_dtype=strict_dtype), "exact")
     else:
         known = read_declared_source(rules.file)
-        lacking = check_known_keys(plan, known) if known is not None and not partial else []
+        lacking = check_known_keys(rules, plan, known) if known is not None and not partial else []
         # A target whose sources are missing is not reported as missing too.
         partial = partial or bool(lacking) or bool(plan.problems)
-        held = (
-            check_declared_target(rules, plan, partial=partial, strict_dtype=strict_dtype)
-            if declared_target
-            else skip_target_check(rules, unasked=True)
-        )
+        held = _check_declared(rules, plan, declared_target, partial=partial, strict_dtype=strict_dtype)
     problems = held.problems if held.check is not None else plan.problems
     if problems or lacking:
-        raise FailedCheck([*problems, *lacking])
+        raise FailedCheck(hint_layout([*problems, *lacking], plan.source, rules.name))
     return held
+
+
+def _check_declared(
+    rules: RuleSet, plan: ResolvedPlan, declared_target: bool, *, partial: bool, strict_dtype: bool
+) -> TargetCheck:
+    """Check against the declared target. A model of transformers or diffusers is built from its declared config."""
+    if not declared_target:
+        return skip_target_check(rules, "--no-target")
+    target: StateDictSpec | str | None = None
+    if rules.file.target is not None and rules.file.target.config is not None:
+        from remapkit.models.target import read_config_target  # imports torch
+
+        target = read_config_target(rules)
+    if isinstance(target, str):
+        return skip_target_check(rules, target)
+    return check_declared_target(rules, plan, target=target, partial=partial, strict_dtype=strict_dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,16 @@ from remapkit.api.inputs import (
     refuse_unproven,
 )
 from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, load, resolve_rules
-from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.log import log_diagnostics
+from remapkit.diagnostics.wording import count_noun, join_words, suggest_name
 from remapkit.models.target import find_declared_target, header, read_target_header
 from remapkit.plans.check import Check, make_check
 from remapkit.plans.make import make_plan
 from remapkit.plans.roots import choose_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target
+from remapkit.registry.identify import describe_layouts, hint_layout
 from remapkit.registry.installed import packs
 from remapkit.sources.declared import read_declared_source
 from remapkit.sources.mounts import SourceLike
@@ -53,8 +55,8 @@ class CheckReport:
 
     def raise_for_problems(self) -> None:
         """Raise `FailedCheck` with every problem of every check, if there is any."""
-        if problems := [problem for check in self.checks for problem in check.problems]:
-            raise FailedCheck(problems)
+        if not self.ok:
+            raise FailedCheck([each for each in self.diagnostics if each.severity is Severity.ERROR])
 
 
 @checked
@@ -80,7 +82,8 @@ def check(
     """Check rules against a source header and a target; nothing is written.
 
     Args:
-        rules: A rule set, a pack's name or a path, or several. Default: every installed pack whose target is `model`.
+        rules: A rule set, a pack's name or a path, or several. Default: every installed pack whose target is `model`;
+            with a source, the only one of them that fits it.
         ckpt: The source: a checkpoint, or several files; see `open_checkpoint`. By default the manifest that the
             rules declare.
         keys: The source instead: a manifest or a header.
@@ -97,7 +100,9 @@ def check(
         `CheckReport`, also where a check fails: see its `ok`, or call `raise_for_problems`.
 
     Raises:
-        UsageError: Arguments that do not fit together; no source or no target; a model that cannot be built.
+        UsageError: Arguments that do not fit together; no source or no target; a model that cannot be built; several
+            packs that fit.
+        FailedCheck: No rules are given, and none of the packs for `model` fits the source.
         InvalidRules: Rules that cannot be compiled or proven.
         UnreadableCheckpoint: A source or a target that cannot be read.
 
@@ -111,8 +116,9 @@ def check(
     if ckpt is not None and keys is not None:
         raise UsageError(Diagnostic("RK609", "--ckpt and --keys are two sources", help=("pass only one of them",)))
     rule_sets = [resolve_rules(each, params, config) for each in list_rules(rules)]
+    choose = not rule_sets and (ckpt is not None or keys is not None)
     if not rule_sets:
-        rule_sets = _find_packs(model, has_source=ckpt is not None or keys is not None)
+        rule_sets = _find_packs(model, has_source=choose)
     findings = refuse_unproven(rule_sets, allow_undecided=allow_undecided)
     options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
     notes: list[Diagnostic] = []
@@ -134,6 +140,10 @@ def check(
         return count_proven_params(rules, source, allow_undecided=allow_undecided), source, found_root
 
     held = [_check_rules(rules, count, named, strict_dtype) for rules in rule_sets]
+    if choose:
+        number, note = _choose_fitting(held, str(model))
+        held, notes = [held[number]], [note, *notes]
+        findings = refuse_unproven([rule_sets[number]], allow_undecided=allow_undecided)
     report = _make_report(held, (*findings, *notes))
     log_diagnostics(report.diagnostics)
     return report
@@ -141,7 +151,10 @@ def check(
 
 def _make_report(held: Sequence[TargetCheck], findings: Sequence[Diagnostic]) -> CheckReport:
     pairs = [(each.check, each.how) for each in held if each.check is not None]
-    found = [said for check, _ in pairs for said in (*check.problems, *check.warnings, *check.notes)]
+    found: list[Diagnostic] = []
+    for check, _ in pairs:
+        found += hint_layout(check.problems, check.plan.source, check.plan.name)
+        found += (*check.warnings, *check.notes)
     found += [note for each in held for note in each.notes]
     # The plan reports dead rules in its warnings too.
     found += [finding for finding in findings if finding.code != "RK205"]
@@ -151,29 +164,73 @@ def _make_report(held: Sequence[TargetCheck], findings: Sequence[Diagnostic]) ->
 
 
 def _find_packs(model: object, *, has_source: bool) -> list[RuleSet]:
-    """Return the installed packs whose declared target is `model` (every pack with a target if none is named)."""
-    if has_source:
-        raise UsageError(
-            Diagnostic("RK609", "which rules should be checked against this source?", help=("name them: RULES",))
-        )
+    """Return the installed packs whose declared target is `model` (every pack with a target if none is named).
+
+    Without a source, only packs that declare one.
+    """
+    if has_source and not isinstance(model, str):
+        help = ("name them: RULES; or the model whose packs should be tried: --model plugin.module:Class",)
+        raise UsageError(Diagnostic("RK609", "which rules should be checked against this source?", help=help))
     rule_sets = [load(pack.path) for pack in packs()]
-    with_target = [rules for rules in rule_sets if find_declared_target(rules) is not None and rules.file.source_keys]
+    with_target = [rules for rules in rule_sets if find_declared_target(rules) is not None]
     if model is None:
-        return with_target
+        return [rules for rules in with_target if rules.file.source_keys]
     found = [rules for rules in with_target if _find_model(rules) == model]
-    if not found:
-        known = sorted({reference for rules in with_target if (reference := _find_model(rules))})
-        raise UsageError(
-            Diagnostic(
-                "RK610",
-                f"no installed pack has the target {model}",
-                help=(
-                    f"targets of installed packs: {', '.join(known) or 'no model'}",
-                    "name the rules: remapkit check RULES ...",
-                ),
-            )
+    with_source = [rules for rules in found if rules.file.source_keys]
+    if with_source or (found and has_source):
+        return found if has_source else with_source
+    if found:
+        names = join_words([rules.name for rules in found])
+        title = f"on which checkpoint should {names} for {model} be checked? `source: {{keys: FILE}}` is not declared"
+        help = ("name the checkpoint: --ckpt C, or its manifest: --keys FILE",)
+        raise UsageError(Diagnostic("RK609", title, help=help))
+    known = sorted({reference for rules in with_target if (reference := _find_model(rules))})
+    raise UsageError(
+        Diagnostic(
+            "RK610",
+            f"no installed pack has the target {model}",
+            help=(
+                suggest_name(str(model), known, f"targets of installed packs: {', '.join(known) or 'no model'}"),
+                "name the rules: remapkit check RULES ...",
+            ),
         )
-    return found
+    )
+
+
+def _choose_fitting(held: Sequence[TargetCheck], model: str) -> tuple[int, Diagnostic]:
+    """Return the only check that passes, and a note that says so; else raise, and say how far off each pack is."""
+    checks = [each.check for each in held if each.check is not None]
+    fitting = [number for number, check in enumerate(checks) if check.ok]
+    names = [checks[number].plan.name for number in fitting]
+    source = checks[0].plan.source.name
+    if len(fitting) == 1:
+        title = f"{names[0]} is the only one of {count_noun(len(held), 'pack')} for {model} that fits"
+        return fitting[0], Diagnostic("RK614", title, severity=Severity.NOTE, place=source)
+    if fitting:
+        title = f"{len(fitting)} packs for {model} fit: {join_words(names)}"
+        help = ("name the one that you mean: RULES",)
+        raise UsageError(Diagnostic("RK615", title, help=help, place=source))
+    notes = tuple(f"{check.plan.name}: {_describe_distance(check)}" for check in checks)
+    keys = checks[0].plan.source
+    own = set(keys) <= set(checks[0].target)
+    hints = [f"its keys are names of {model}: there is nothing to convert" if own else "pass other rules: RULES"]
+    if (layout := describe_layouts(keys)) is not None:
+        hints.insert(0, layout)
+    title = f"no pack for {model} fits"
+    raise FailedCheck(Diagnostic("RK615", title, notes=notes, help=tuple(hints), place=source))
+
+
+def _describe_distance(check: Check) -> str:
+    """Return how far a pack is from fitting: `3 of 20 keys matched by no rule, 2 keys missing`."""
+    unmatched = sum(len(each.values["unmatched"]) for each in check.plan.problems if each.code == "RK301")
+    others = [each.title for each in check.plan.problems if each.code != "RK301"]
+    counts = (
+        (unmatched, f"of {len(check.plan.source)} keys matched by no rule"),
+        (len(check.missing_keys), f"of {len(check.target)} names of the model missing"),
+        (len(check.unexpected_keys), "unexpected"),
+        (len(check.shape_mismatches), "with another shape"),
+    )
+    return "; ".join([", ".join(f"{number} {what}" for number, what in counts if number), *others[:1]])
 
 
 def _find_model(rules: RuleSet) -> str | None:

@@ -8,26 +8,35 @@ from dataclasses import dataclass
 
 from remapkit.api.inputs import Side, make_read_options, open_sides
 from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck
+from remapkit.diagnostics.log import log_diagnostics
+from remapkit.diagnostics.wording import count_noun
 from remapkit.files.source_file import CHUNK
 from remapkit.formats import Reader
 from remapkit.formats.compare import Contents, Difference, compare
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.recorded import add_recorded_moves
+from remapkit.plans.roots import choose_root, find_target_prefix, take_root
 from remapkit.plans.target_check import check_declared_target
+from remapkit.registry.identify import describe_layouts, hint_layout
 from remapkit.sources.mounts import SourceLike
 from remapkit.tensors.spec import StateDictSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """How two checkpoints differ: the `Difference` of every common key, and the keys that only one of them has."""
+    """How two checkpoints differ: the `Difference` of every common key, and the keys that only one of them has.
+
+    `diagnostics` are notes on what would make the keys of both the same.
+    """
 
     differences: Mapping[str, Difference]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     tolerance: float = 0.0
+    diagnostics: tuple[Diagnostic, ...] = ()
 
     def __str__(self) -> str:
         only = f"{len(self.only_a)} only in a, {len(self.only_b)} only in b"
@@ -103,8 +112,12 @@ def diff(
     with ExitStack() as stack:
         rule_sets = [None if rules is None else resolve_rules(rules, params, config) for rules in (rules_a, rules_b)]
         files = [None if rules is None else rules.file for rules in rule_sets]
-        readers = open_sides(stack, Side(a, root_a, files[0]), Side(b, root_b, files[1]), options)
-        plans = [_plan_side(reader, rules) for reader, rules in zip(readers, rule_sets, strict=True)]
+        readers: Sequence[Reader] = open_sides(stack, Side(a, root_a, files[0]), Side(b, root_b, files[1]), options)
+        sides = [
+            _plan_side(reader, rules, root)
+            for reader, rules, root in zip(readers, rule_sets, (root_a, root_b), strict=True)
+        ]
+        readers, plans = [reader for reader, _ in sides], [plan for _, plan in sides]
         headers = [
             reader.header() if plan is None else plan.target for reader, plan in zip(readers, plans, strict=True)
         ]
@@ -115,18 +128,42 @@ def diff(
         differences = list(compare(side_a, side_b, [(fqn, fqn) for fqn in both]))
     only_a = tuple(fqn for fqn in names_a if fqn not in names_b)
     only_b = tuple(fqn for fqn in names_b if fqn not in names_a)
-    return Diff(dict(zip(both, differences, strict=True)), only_a, only_b, tolerance)
+    hints = tuple(_list_hints(names_a, names_b, rule_sets)) if only_a and only_b else ()
+    log_diagnostics(hints)
+    return Diff(dict(zip(both, differences, strict=True)), only_a, only_b, tolerance, hints)
 
 
-def _plan_side(reader: Reader, rules: RuleSet | None) -> ResolvedPlan | None:
+def _list_hints(
+    names_a: StateDictSpec, names_b: StateDictSpec, rules: Sequence[RuleSet | None]
+) -> Iterator[Diagnostic]:
+    """Yield which root, or else which packs, would make the names of the two sides the same."""
+    for one, other, side, used in ((names_a, names_b, "b", rules[1]), (names_b, names_a, "a", rules[0])):
+        prefix = (find_target_prefix(one, other) or ("", ""))[1]
+        if prefix and used is None:
+            root, count = prefix.removesuffix("."), count_noun(len(one), "key")
+            title = f"all {count} of {one.name} are there in {other.name} under root {root!r}"
+            yield Diagnostic("RK318", title, help=(f"--root-{side} {root}",), severity=Severity.NOTE)
+            return
+    for names, side, used in ((names_a, "a", rules[0]), (names_b, "b", rules[1])):
+        if used is None and (layout := describe_layouts(names)) is not None:
+            help = (f"--rules-{side} R remaps them first",)
+            yield Diagnostic("RK318", layout, help=help, severity=Severity.NOTE, place=names.name)
+
+
+def _plan_side(reader: Reader, rules: RuleSet | None, root: str | None) -> tuple[Reader, ResolvedPlan | None]:
+    """Return a side under its only root where its rules fit, if no other is named, and their plan."""
     if rules is None:
-        return None
+        return reader, None
     plan = make_plan(rules, reader.header(), reader.root)
-    plan.raise_for_problems()
+    if root is None and (fit := choose_root(rules, plan)) is not None:
+        reader = take_root(reader, fit)
+        plan = make_plan(rules, reader.header(), reader.root)
+    if plan.problems:
+        raise FailedCheck(hint_layout(plan.problems, reader.header(), rules.name))
     # Keys of only one side are part of the result; a target that does not exist is a fault of the rules.
     if problems := check_declared_target(rules, plan, partial=True).problems:
         raise FailedCheck(problems)
-    return plan
+    return reader, plan
 
 
 def _remap_side(reader: Reader, plan: ResolvedPlan | None, names: StateDictSpec) -> Contents:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from remapkit.api.ruleset import Config, RulesLike, checked, resolve_rules
+from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
+from remapkit.formats.options import ReadOptions
 from remapkit.patterns.stopping import Stop
 from remapkit.rules.model import Match, Rule
+from remapkit.sources.open import complete_strip
+from remapkit.tensors.roots import list_roots
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +19,8 @@ class Explanation:
 
     `matches` are the rules that match it, with captures and targets; `stops` has for every other rule the number of
     characters that it matched, and what it expected next. `unmatched` is the treatment of a key without a matching
-    rule: `error`, `keep` or `drop`.
+    rule: `error`, `keep` or `drop`. `name` is the key as the rules see it, below `root` and without the segments that
+    are taken out.
     """
 
     key: str
@@ -25,6 +29,8 @@ class Explanation:
     unmatched: str
     params: Mapping[str, int | tuple[int, ...] | None] = field(default_factory=dict, hash=False)
     """The params that keys depend on, with the values that these results are for."""
+    root: str = ""
+    name: str = ""
 
     def __str__(self) -> str:
         found = [f"{self.key} -> {match.target} ({match.rule.id})" for match in self.matches]
@@ -46,6 +52,9 @@ def explain(
 ) -> tuple[Explanation, ...]:
     """Explain for each source key which rule matches it, and where every other rule stops matching.
 
+    A key is read as `apply` would read it: below a root that the rules declare, else below the only one under which a
+    rule matches, and without the segments that are taken out.
+
     Args:
         rules: A `RuleSet`, the name of an installed pack, or the path of a rule file.
         keys: A source key, or several.
@@ -62,13 +71,32 @@ def explain(
     (True, 'encoder.downsamples.0.downsampler.resample.1.bias')
     """
     rule_set = resolve_rules(rules, params, config)
-    return tuple(
-        Explanation(
-            fqn,
-            tuple(rule_set.match(fqn)),
-            tuple((rule, stop) for rule in rule_set.everything if (stop := rule.find_stop(fqn)) is not None),
-            rule_set.unmatched,
-            {name: rule_set.params[name] for name in rule_set.key_params},
-        )
-        for fqn in ([keys] if isinstance(keys, str) else keys)
+    return tuple(_explain_key(rule_set, fqn) for fqn in ([keys] if isinstance(keys, str) else keys))
+
+
+def _explain_key(rules: RuleSet, fqn: str) -> Explanation:
+    root, name = _find_name(rules, fqn)
+    return Explanation(
+        fqn,
+        tuple(rules.match(name)),
+        tuple((rule, stop) for rule in rules.everything if (stop := rule.find_stop(name)) is not None),
+        rules.unmatched,
+        {param: rules.params[param] for param in rules.key_params},
+        root,
+        name,
     )
+
+
+def _find_name(rules: RuleSet, fqn: str) -> tuple[str, str]:
+    """Return the root of a key, and the key as the rules see it: a declared root, else the only one that helps."""
+    strip = complete_strip(ReadOptions(), rules.file, ()).strip
+    name = ".".join(segment for segment in fqn.split(".") if segment not in strip) or fqn
+    declared = [text.value for text in rules.file.source_root]
+    for root in declared:
+        if name.startswith(f"{root}."):
+            return root, name[len(root) + 1 :]
+    if rules.match(name) or declared:
+        return "", name
+    roots = [root.path for root in list_roots([name])]
+    found = [root for root in roots if any(each.rule.kind == "rule" for each in rules.match(name[len(root) + 1 :]))]
+    return (found[0], name[len(found[0]) + 1 :]) if len(found) == 1 else ("", name)

@@ -149,9 +149,7 @@ def make_read_options(
     wrong = [segment for segment in strip if not isinstance(segment, str) or not segment or "." in segment]
     if wrong:
         title = f"--strip {wrong[0]} must be one segment of a key, without dots"
-        raise UsageError(
-            Diagnostic("RK609", escape_line(title), help=("pass each segment with a --strip of its own",))
-        )
+        raise UsageError(Diagnostic("RK609", escape_line(title), help=("pass each segment with its own --strip",)))
     return ReadOptions(root, strict_pickle, allow_expand, follow_links, tuple(strip))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 from remapkit.api.inputs import list_files_read, make_read_options
 from remapkit.api.ruleset import Config, checked
 from remapkit.authoring.new import new_rule_file
-from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.log import log_diagnostics
+from remapkit.diagnostics.wording import escape_line, join_words
 from remapkit.files.index_names import is_index
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
@@ -21,6 +22,7 @@ from remapkit.models.target import TargetRef, read_target_header
 from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source
 from remapkit.sources.parts import find_only_path
+from remapkit.tensors.roots import list_roots
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -60,6 +62,8 @@ def new(
 ) -> NewRules:
     """Start a rule file from a real checkpoint: one commented candidate rule for each key family.
 
+    Families whose names differ from those of `target` only by a prefix or a segment have a rule.
+
     Args:
         name: The name of the pack.
         source: The checkpoint, one or several files, or its manifest.
@@ -90,13 +94,22 @@ def new(
     with open_source(source, options) as reader:
         header, notes = reader.header(), tuple(reader.notes)
         sources = list_files_read(arguments, reader, but=("output",))
+    notes += tuple(_note_roots(header, root))
     model = str(target) if target is not None and _is_model(str(target)) else None
     wanted = _read_target(target, model, model_args, model_config)
     header = header.with_recorded(wanted or ())
     only = find_only_path(source)
     manifest = _choose_manifest(name, "" if only is None else str(only), output)
     declared = None if manifest is None else os.path.relpath(manifest, Path() if output is None else output.parent)
-    text = new_rule_file(name, header, declared, wanted, model)
+    text = new_rule_file(
+        name,
+        header,
+        declared,
+        wanted,
+        model,
+        target_args=model_args,
+        target_config=_name_config(model_config, output),
+    )
     if output is not None:
         # The manifest first: a rule file never names one that does not exist.
         beside = {Path(manifest): manifest_json(header)} if manifest and manifest != str(only) else {}
@@ -104,6 +117,15 @@ def new(
         write_texts({**beside, output: text}, force=force, sources=sources, folders=folders)
     log_diagnostics(notes)
     return NewRules(text, header, manifest, model, output, notes)
+
+
+def _note_roots(header: StateDictSpec, root: str | None) -> Iterator[Diagnostic]:
+    """Yield a note on the roots of all keys; without rules none of them is taken."""
+    roots = [each.path for each in list_roots(header) if each.keys == len(header)]
+    if root is None and roots and len(header) > 1:
+        title = f"all {len(header)} keys are under root {join_words(map(repr, roots), 3)}"
+        help = (f"to write rules for names without it: --root {roots[0]}",)
+        yield Diagnostic("RK318", escape_line(title), help=help, severity=Severity.NOTE, place=header.name)
 
 
 def _is_model(target: str) -> bool:
@@ -128,6 +150,13 @@ def _choose_manifest(name: str, source: str, output: Path | None) -> str | None:
     if source.endswith(".json") and not is_index(source) and not _is_outside(source, output):
         return source
     return None if output is None else str(output.parent / "keys" / f"{name}.json")
+
+
+def _name_config(config: Config | None, output: Path | None) -> str | None:
+    """Return the path of a config as the rule file can name it; None if it is no file below its folder."""
+    if config is None or isinstance(config, Mapping) or _is_outside(str(config), output):
+        return None
+    return os.path.relpath(config, Path() if output is None else output.parent)
 
 
 def _is_outside(path: str, output: Path | None) -> bool:

@@ -124,9 +124,7 @@ def _refuse_unproven(rule_set: CompiledRules, keys: tuple[str, ...]) -> None:
 
 def _refuse_lossy(rule_set: CompiledRules, *, partial: bool) -> None:
     problems = []
-    rest = (
-        "`remapkit invert --partial` (in Python, `partial=True`) writes the inverse of the rest, and names these keys"
-    )
+    rest = "--partial writes the inverse of the rest, and names these keys"
     for rule in () if partial else rule_set.drop:
         title = f"{rule_set.name} has no inverse: {rule.id} drops tensors, which nothing can restore"
         help: tuple[str, ...] = (rest,)

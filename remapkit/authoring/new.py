@@ -1,7 +1,8 @@
 """`remapkit new`: a rule file started from a real header.
 
-The file is valid as written: every key family passes through under `keep:`, and has a commented candidate rule. The
-author uncomments a candidate, edits its `to:`, and deletes the line under `keep:`.
+The file is valid as written: a key family whose names differ from those of the target only by a prefix or a segment
+has a rule; every other one passes through under `keep:`, and has a commented candidate rule. The author uncomments a
+candidate, edits its `to:`, and deletes the line under `keep:`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from remapkit.authoring.find_prefix import Change, find_changes
 from remapkit.authoring.write_rules import (
     PatternText,
     check_name_and_source,
@@ -27,6 +29,11 @@ from remapkit.rulefile.names import choose_name
 from remapkit.tensors.families import Family, find_families, is_canonical_integer
 from remapkit.tensors.spec import StateDictSpec
 
+CANDIDATES_HELP = (
+    "# One candidate rule per key family. To rename a family, uncomment its rule, edit `to:`, and delete its",
+    "# line under `keep:`. `{part:a|b}` matches one of the words, `{n:0..3}` a number, `{rest:**}` the rest.",
+)
+
 MAX_TESTS = 100
 """The maximum number of tests: one per family, for its first key."""
 
@@ -37,12 +44,18 @@ def new_rule_file(
     source_ref: str | None = None,
     target: StateDictSpec | None = None,
     target_ref: str | None = None,
+    *,
+    target_args: Mapping[str, object] | None = None,
+    target_config: str | None = None,
 ) -> str:
     """Return the text of a rule file for a source header and, if given, a target header.
 
     `source_ref` is the manifest that the file declares as its source, relative to the file; `target_ref` names the
-    target: a model (`plugin.module:Class`), or a manifest if it ends in `.json`. The text compiles without errors
-    and maps every source key to itself. Raises `UsageError`: RK623 for an invalid name, RK624 for an empty source.
+    target: a model (`plugin.module:Class`), or a manifest if it ends in `.json`; `target_args` and `target_config`
+    are those of the model. The text compiles without errors and maps every source key to itself, or to the target key
+    that differs from it only by a prefix or a segment.
+
+    Raises `UsageError`: RK623 for an invalid name, RK624 for an empty source.
 
     >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
     >>> keys = [f"layers.{n}.attn.q.weight" for n in range(4)]
@@ -67,14 +80,16 @@ def new_rule_file(
     target_keys = set(target or ())
     same = _select_keys(source, [fqn for fqn in source if fqn in target_keys])
     renamed = _select_keys(source, [fqn for fqn in source if fqn not in target_keys])
-    candidates = _make_candidates(renamed, same)
-    missing = (
-        find_families(_select_keys(target, [fqn for fqn in target if fqn not in source]))
-        if target is not None
-        else ()
+    lacking = _select_keys(target or source, [fqn for fqn in target or () if fqn not in source])
+    candidates = _make_candidates(renamed, same, lacking)
+    made = {fqn for candidate in candidates for fqn in candidate.targets}
+    missing = find_families(
+        _select_keys(lacking, [fqn for fqn in target or () if fqn in lacking and fqn not in made])
     )
     lines = [
-        *write_head(name, source, source_ref, target, target_ref),
+        *write_head(
+            name, source, source_ref, target, target_ref, target_args=target_args, target_config=target_config
+        ),
         *_write_rules(candidates, missing, target),
         *_write_keeps(candidates, target),
         *_write_tests(candidates),
@@ -89,34 +104,44 @@ def _select_keys(spec: StateDictSpec, fqns: Iterable[str]) -> StateDictSpec:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A key family as a rule that changes nothing; `renamed` if the target has no such keys."""
+    """A key family as a rule; `renamed` if the target has no such keys, `change` if it has them under other names."""
 
     family: Family
     id: str
     pattern: PatternText
     to: str
     renamed: bool
+    change: Change | None = None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The target keys that its rule produces; none if it only passes through."""
+        return tuple(self.change.apply(fqn) or "" for fqn in self.family.fqns) if self.change is not None else ()
 
     @property
     def count(self) -> str:
         return count_noun(len(self.family.fqns), "key")
 
 
-def _make_candidates(renamed: StateDictSpec, same: StateDictSpec) -> tuple[_Candidate, ...]:
+def _make_candidates(renamed: StateDictSpec, same: StateDictSpec, lacking: StateDictSpec) -> tuple[_Candidate, ...]:
     ids: set[str] = set()
-    return tuple(
-        _make_candidate(family, header is renamed, ids)
-        for header in (renamed, same)
-        for family in find_families(header)
+    families = find_families(renamed)
+    changes = find_changes(families, lacking) if lacking else {}
+    return (
+        *(_make_candidate(family, True, ids, changes.get(family)) for family in families),
+        *(_make_candidate(family, False, ids) for family in find_families(same)),
     )
 
 
 # ------------------------------------------------------------------------------------------------ patterns
 
 
-def _make_candidate(family: Family, renamed: bool, ids: set[str]) -> _Candidate:
+def _make_candidate(family: Family, renamed: bool, ids: set[str], change: Change | None = None) -> _Candidate:
     names = name_captures(family.segments)
-    to = ".".join(f"{{{name}}}" if name else literal_text(words[0]) for name, words in names)
+    parts = [f"{{{name}}}" if name else literal_text(words[0]) for name, words in names]
+    if change is not None:
+        parts = [*map(literal_text, change.added), *change.keep(family.fqns[0].split("."), parts)]
+    to = ".".join(parts)
     if any("" in words for words in family.segments):
         # A path has no empty segments; a regular expression can match them.
         segments = (f"(?P<{name}>[^.]*)" if name else unparse(literal(words[0])) for name, words in names)
@@ -125,7 +150,7 @@ def _make_candidate(family: Family, renamed: bool, ids: set[str]) -> _Candidate:
         path = ".".join(_write_segment(name, words) for name, words in names)
         guards = {name: words for name, words in names if name and write_bound(words) is None}
         pattern = PatternText(path, where=guards)
-    return _Candidate(family, _make_id(family, ids), pattern, to, renamed)
+    return _Candidate(family, _make_id(family, ids), pattern, to, renamed, change)
 
 
 def _write_segment(name: str, words: Sequence[str]) -> str:
@@ -179,17 +204,27 @@ def _write_rules(
     candidates: Sequence[_Candidate], missing: Sequence[Family], target: StateDictSpec | None
 ) -> Iterator[str]:
     alike = _group_by_shapes(missing)
-    yield "# One candidate rule per key family. To rename a family, uncomment its rule, edit `to:`, and delete its"
-    yield "# line under `keep:`. `{part:a|b}` matches one of the words, `{n:0..3}` a number, `{rest:**}` the rest."
+    found = [candidate for candidate in candidates if candidate.change is not None]
+    others = [
+        candidate for candidate in candidates if candidate.change is None and (target is None or candidate.renamed)
+    ]
+    if found:
+        yield "# The names that differ from those of the target only by a prefix or a segment have a rule."
+    if others or not found:
+        yield from CANDIDATES_HELP
     yield "rules:"
-    renamed = [candidate for candidate in candidates if target is None or candidate.renamed]
-    for candidate in renamed:
+    for candidate in found:
+        yield f"  # {candidate.count} · {_describe_family(candidate.family)}"
+        yield from (f"  {line}" for line in write_rule(candidate.id, candidate.pattern, candidate.to))
+    if found:
+        yield ""
+    for candidate in others:
         yield f"  # {candidate.count} · {_describe_family(candidate.family)}"
         yield from (f"  # {line}" for line in write_rule(candidate.id, candidate.pattern, candidate.to))
         for family in alike.get(_collect_shapes(candidate.family), ())[:2]:
             yield f"  #   # as many target keys have these shapes: {escape_line(family.pattern)}"
         yield ""
-    if not renamed:
+    if not found and not others:
         yield ""
 
 
@@ -206,9 +241,12 @@ def _collect_shapes(family: Family) -> object:
 
 
 def _write_keeps(candidates: Sequence[_Candidate], target: StateDictSpec | None) -> Iterator[str]:
+    kept = [candidate for candidate in candidates if candidate.change is None]
+    if not kept:
+        return
     yield "# Passed through unchanged. Delete a line when a rule above takes its keys."
     yield "keep:"
-    for candidate in candidates:
+    for candidate in kept:
         note = candidate.count
         if target is not None:
             note += ", not in the target under this name" if candidate.renamed else ", in the target too"
@@ -221,7 +259,7 @@ def _write_tests(candidates: Sequence[_Candidate]) -> Iterator[str]:
     yield "tests:"
     for candidate in candidates[:MAX_TESTS]:
         fqn = candidate.family.fqns[0]
-        yield from write_test(fqn, [fqn])
+        yield from write_test(fqn, candidate.targets[:1] or [fqn])
     yield ""
 
 

@@ -116,6 +116,12 @@ class InverseWriter:
         for each in self.lost:
             reason = "its operations have no inverse" if each.one_way else f"{name} drops it"
             yield f"# Not restored, because {reason}: {each}"
+        if roots := [text.value for text in self.rules.file.source_root]:
+            words = join_words(map(escape_line, roots), MAX_SHOWN)
+            yield f"# The targets are names below the root of {name}'s source: not under {words}."
+        if segments := [text.value for text in self.rules.file.source_strip]:
+            words = join_words(map(escape_line, segments), MAX_SHOWN)
+            yield f"# Not restored, because {name} takes them out of its source's keys: {words}."
         yield "remapkit: 1"
         yield f"name: {name.removesuffix(_SUFFIX) if name.endswith(_SUFFIX) else name + _SUFFIX}"
         if self.rules.file.summary is not None:

@@ -98,8 +98,13 @@ def write_head(
     *,
     takes_all: bool = True,
     reaches_all: bool = True,
+    target_args: Mapping[str, object] | None = None,
+    target_config: str | None = None,
 ) -> Iterator[str]:
-    """Yield the lines before the rules. A manifest that the rules do not cover yet is only declared in a comment."""
+    """Yield the lines before the rules. A manifest that the rules do not cover yet is only declared in a comment.
+
+    `target_args` and `target_config` are the arguments and the config of a model that `target_ref` names.
+    """
     arrow = f" -> {escape_line(target_ref or target.name)}" if target is not None else ""
     yield f"# yaml-language-server: $schema={SCHEMA_FILE.as_uri()}"
     yield "remapkit: 1"
@@ -117,7 +122,9 @@ def write_head(
         kind = "keys" if target_ref.endswith(".json") else "model"
         if not reaches_all:
             yield "# No rule produces some of these keys yet. Once rules produce all of them, uncomment this."
-        yield f"{'' if reaches_all else '# '}target: {{{kind}: {emit_scalar(target_ref)}}}"
+        written = {kind: target_ref, "args": dict(target_args or {}), "config": target_config}
+        declared = emit_flow({name: value for name, value in written.items() if value})
+        yield f"{'' if reaches_all else '# '}target: {declared}"
     else:
         yield '# target: {model: "plugin.module:Class"}'
     yield ""

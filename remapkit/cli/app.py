@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_streams()
     _outlive_the_working_directory()
     parser = _make_parser()
+    _Parser.format = _find_format(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(arguments)
     if args.command is None:
         parser.print_help()
@@ -156,12 +158,29 @@ def _report_bug() -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Escapes terminal control characters in messages about wrong arguments."""
+    """Escapes terminal control characters in messages about wrong arguments, and prints them in the wanted format."""
+
+    format: str | None = None
 
     def error(self, message: str) -> NoReturn:
         from remapkit.diagnostics.wording import escape_line
 
-        super().error("\n".join(map(escape_line, message.split("\n"))))
+        lines = list(map(escape_line, message.split("\n")))
+        if self.format is not None:
+            from remapkit.cli.render import show_error
+            from remapkit.diagnostics.diagnostic import Diagnostic
+
+            help = (f"see `{self.prog} --help`",)
+            show_error((Diagnostic("RK609", " ".join(lines), help=help),), self.format, EXIT_UNABLE)
+            self.exit(EXIT_UNABLE)
+        super().error("\n".join(lines))
+
+
+def _find_format(arguments: Sequence[str]) -> str | None:
+    """Return the format that programs read, if the arguments name one; they may be wrong otherwise."""
+    written = [each.removeprefix("--format=") for each in arguments if each.startswith("--format=")]
+    written += [after for each, after in itertools.pairwise(arguments) if each == "--format"]
+    return next((each for each in written if each in ("json", "github")), None)
 
 
 class _VersionAction(argparse.Action):

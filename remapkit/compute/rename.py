@@ -13,6 +13,7 @@ from remapkit.companions.names import can_have_companions
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import list_names
+from remapkit.files.errors import FileFault
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.rules.counted import count_params
@@ -28,11 +29,27 @@ UNSAID = ("RK300", "RK306")
 def remap(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Implement `RuleSet.__call__`; plain renames are done without a plan."""
     _check_state_dict(state_dict)
+    if any(isinstance(value, dict) for value in state_dict.values()):
+        state_dict = _join_nested(state_dict)
     if not rules.has_operations and rules.file.target is None and not rules.require and not rules.counted:
         targets = rules.renamer.rename_keys(state_dict, rules.unmatched)
         if targets is not None and (renamed := _rename_keys(targets, state_dict)) is not None:
             return renamed
     return remap_by_plan(rules, state_dict)
+
+
+def _join_nested(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the tensors of nested dicts under joined names, as a file with these dicts has them."""
+    if "torch" not in sys.modules:
+        return state_dict  # then there are no tensors
+    from remapkit.formats.nested_memory import join_state_dict
+    from remapkit.tensors.from_torch import get_shape
+
+    try:
+        joined = join_state_dict(state_dict, get_shape)
+    except FileFault as fault:
+        raise FailedCheck(Diagnostic(fault.code, fault.title, help=fault.help, notes=fault.notes)) from None
+    return state_dict if joined is None else joined.tensors
 
 
 def _rename_keys(targets: list[str | None], state_dict: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import enum
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from remapkit.diagnostics.keywords import name_keywords
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import escape_line
 
@@ -75,7 +76,9 @@ class Diagnostic:
         return next((label.span for label in self.labels if label.primary), None)
 
     def __str__(self) -> str:
-        return render(self)
+        """Return the text for Python: with keywords in the place of options."""
+        help = tuple(map(name_keywords, self.help))
+        return render(replace(self, title=name_keywords(self.title), help=help))
 
 
 def disarm_line(line: str) -> str:

@@ -18,6 +18,7 @@ So code that catches `OSError` around these must first re-raise `RemapkitError`.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -27,22 +28,27 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 class RemapkitError(Exception):
     """The base of every error that a user can cause; `diagnostics` holds all problems found, not only the first.
 
-    `exit_code` is for the command line: 1 if the input failed a check, 2 for bad usage or unreadable input.
+    `exit_code` is for the command line: 1 if the input failed a check, 2 for bad usage or unreadable input. `number`
+    is the system's error number: the `errno` of those that are an `OSError` too.
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, diagnostics: Diagnostic | Iterable[Diagnostic]) -> None:
+    def __init__(self, diagnostics: Diagnostic | Iterable[Diagnostic], number: int | None = None) -> None:
         given = (diagnostics,) if isinstance(diagnostics, Diagnostic) else tuple(diagnostics)
         self.diagnostics: tuple[Diagnostic, ...] = given
         super().__init__("\n\n".join(map(str, given)))
+        if isinstance(self, OSError):
+            kinds = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST}
+            known = (each for kind, each in kinds.items() if isinstance(self, kind))
+            object.__setattr__(self, "errno", next(known, number))
 
     def __str__(self) -> str:
         # `OSError` would make its own text from an error number and a file name.
         return "\n\n".join(map(str, self.diagnostics))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.diagnostics,)
+        return type(self), (self.diagnostics, getattr(self, "errno", None))
 
 
 class InvalidRules(RemapkitError, ValueError):

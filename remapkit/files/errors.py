@@ -62,7 +62,8 @@ def make_unreadable(
     kind = UnreadableCheckpoint
     if refused is not None:
         kind = MissingCheckpoint if isinstance(refused, FileNotFoundError) else RefusedRead
-    return kind(Diagnostic(code, escape_line(title), help=help, notes=notes, place=place))
+    number = None if refused is None else refused.errno
+    return kind(Diagnostic(code, escape_line(title), help=help, notes=notes, place=place), number)
 
 
 def make_note(code: str, title: str, path: Path, *, help: tuple[str, ...] = ()) -> Diagnostic:
@@ -96,6 +97,8 @@ def convert_os_error(path: Path, error: OSError) -> UnwritableOutput:
     if error.errno == errno.EISDIR:
         return make_unwritable("RK503", f"{path} is a directory", help=("name a file",))
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        if folder.is_dir():  # /proc, for example, has its own files only
+            return make_unwritable("RK503", f"no file can be created in {folder}", help=("write to another folder",))
         return make_unwritable("RK503", f"there is no directory {folder}", help=("create it first",))
     return make_unwritable("RK503", f"cannot write {path}: {(error.strerror or str(error)).lower()}")
 

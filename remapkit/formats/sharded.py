@@ -29,7 +29,7 @@ from remapkit.formats.torch_file import PthReader
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, find_name_problem, find_recorded_names
 
 Shard = SafetensorsReader | PthReader
-FOLLOW_HELP = "if you trust its source, pass --follow-links (in Python: open_checkpoint(..., follow_links=True))"
+FOLLOW_HELP = "if you trust its source, pass --follow-links"
 
 
 class ShardedReader(FileReader):

@@ -19,6 +19,7 @@ from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import count_noun, format_bytes, list_names, show_key
 from remapkit.files.errors import FileFault, make_unreadable
+from remapkit.formats.nested_memory import JoinedState, join_state_dict
 from remapkit.formats.options import ReadOptions, clean_root
 from remapkit.formats.reader import Reader
 from remapkit.formats.renamed import rename_keys
@@ -30,15 +31,16 @@ from remapkit.loading.transfer import TransferReport, execute_load
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.roots import choose_root
+from remapkit.registry.identify import hint_layout
 from remapkit.registry.load import load_rules
 from remapkit.rulefile.read import read_text
 from remapkit.rulefile.syntax import RuleFile
 from remapkit.rules.compile import compile_rules
 from remapkit.rules.model import CompiledRules
 from remapkit.sources.mounts import SourceLike, is_path_mapping
-from remapkit.sources.open import complete_strip, open_source
+from remapkit.sources.open import complete_strip, open_source, show_below
 from remapkit.tensors.dtypes import PLAIN_FLOATS, is_exact_cast
-from remapkit.tensors.from_torch import TORCH_DTYPES, explain_no_tensors, header_of
+from remapkit.tensors.from_torch import TORCH_DTYPES, explain_no_tensors, get_shape, header_of
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -179,7 +181,7 @@ def load_into(
         lost = target.find_meta_tensors()
         fills, unfilled = rebuild_lost_values(target, lost, factory, buffers or {})
         if problems := (*load_plan.problems, *unfilled):
-            raise FailedCheck(problems)
+            raise FailedCheck(hint_layout(problems, source, rule_set.name))
         report = execute_load(load_plan, values, request, fills)
     if train is not None:
         model.train(train)
@@ -285,28 +287,43 @@ def _open_values(
     known: Iterable[str],
 ) -> tuple[StateDictSpec, TensorValues, tuple[Diagnostic, ...]]:
     """Return the checkpoint's header and values; torch's private names stay where `known` names have them."""
-    root = options.root
     if isinstance(ckpt, Mapping) and not is_path_mapping(ckpt):
+        joined = _join_nested(ckpt, options.root)
+        if joined is not None:
+            options, ckpt = replace(options, root=""), joined.tensors
         tensors = {fqn: value for fqn, value in ckpt.items() if isinstance(value, torch.Tensor)}
         _check_plain_tensors(tensors)
         if ckpt and not tensors:
             raise FailedCheck(explain_no_tensors(ckpt))
-        notes = tuple(_note_ignored(ckpt, tensors))
+        notes = (*_note_joined(joined), *_note_ignored(ckpt, tensors))
         tensors = _rename_state(tensors, complete_strip(options, rules, known))
         return header_of(tensors, "a state dict in memory"), MemoryValues(tensors), notes
     if isinstance(ckpt, str | Path | Sequence | Mapping):
         reader = stack.enter_context(open_source(ckpt, options, rules=rules, spoken=known))
     else:
-        reader = ckpt
-        if options.strip:
-            title = f"strip={list(options.strip)}: the reader is open already"
-            raise UsageError(Diagnostic("RK632", title, help=("pass strip= to open_checkpoint",)))
-        if root not in (None, reader.root):
-            raise UsageError(Diagnostic("RK632", f"root={root!r}: the reader was opened under {reader.root!r}"))
+        reader = show_below(ckpt, options, rules=rules, spoken=known)
     if reader.format == "manifest":
         title = "a manifest has no data to load, only names, dtypes and shapes"
         raise make_unreadable("RK408", title, reader.path)
     return reader.header(), FileValues(reader, run), reader.notes
+
+
+def _join_nested(state: Mapping[str, Any], root: str | None) -> JoinedState | None:
+    """Return the tensors of nested dicts as a file with these dicts has them; None if there are none."""
+    if not any(isinstance(value, Mapping) for value in state.values()):
+        return None
+    try:
+        return join_state_dict(state, get_shape, root)
+    except FileFault as fault:
+        raise UsageError(Diagnostic(fault.code, fault.title, help=fault.help, notes=fault.notes)) from None
+
+
+def _note_joined(joined: JoinedState | None) -> Iterator[Diagnostic]:
+    if joined is not None and joined.root:
+        title = f"the state dict was found under {joined.root!r}"
+        yield Diagnostic("RK414", title, severity=Severity.NOTE)
+    for title in joined.ignored if joined is not None else ():
+        yield Diagnostic("RK413", title, severity=Severity.NOTE)
 
 
 def _rename_state(state: dict[str, torch.Tensor], options: ReadOptions) -> dict[str, torch.Tensor]:

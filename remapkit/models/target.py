@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,26 @@ def read_target_header(reference: TargetRef) -> StateDictSpec:
 
     config = read_config(reference.config) if reference.config else None
     return header_of(build_on_meta(factory, reference.model, reference.args, config), name=str(reference))
+
+
+def read_config_target(rules: CompiledRules) -> StateDictSpec | str | None:
+    """Return the header of the model whose config a rule file declares, or the reason why it is not built.
+
+    None if no config is declared, or a manifest beside it, which needs no model. Only what may be imported is, and
+    only if it is installed. Raises `UsageError` for a config or a model that is wrong.
+    """
+    written = rules.file.target
+    if written is None or written.config is None or written.keys is not None:
+        return None
+    reference = find_declared_target(rules)
+    assert reference is not None and reference.model is not None
+    said = f"{rules.name} declares the model of {written.config.value}"
+    if diagnose_code_target(reference) is not None:
+        return f"{said}, which a rule file may not import: --model {reference.model} --model-config FILE"
+    library = reference.model.split(":")[1].partition(".")[0] if reference.model.startswith("py:") else None
+    if library is not None and find_spec(library) is None:
+        return f"{said}, but {library} is not installed"
+    return read_target_header(reference)
 
 
 def import_factory(reference: TargetRef, option: str = "--model") -> Callable[..., Any]:

@@ -18,7 +18,8 @@ from remapkit.ops.join import needs_values
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.plans.recorded import add_recorded_moves
-from remapkit.plans.roots import find_target_prefix
+from remapkit.plans.roots import find_target_prefix, list_required
+from remapkit.rules.model import CompiledRules
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, get_leaf
 
 
@@ -175,23 +176,29 @@ def count_interchangeable(target: StateDictSpec) -> int:
     return sum(len(group) for group in groups.values() if len(group) > 1)
 
 
-def check_known_keys(plan: ResolvedPlan, known: StateDictSpec) -> list[Diagnostic]:
+def check_known_keys(rules: CompiledRules, plan: ResolvedPlan, known: StateDictSpec) -> list[Diagnostic]:
     """Report expected source keys that the checkpoint lacks; otherwise half a checkpoint would convert silently.
 
-    Only names are compared, because the same layout exists in several widths.
+    Only names are compared, because the same layout exists in several widths. A key that would be dropped may be
+    missing.
     """
-    lacking = [fqn for fqn in known if fqn not in plan.source]
-    if not lacking or len(lacking) == len(known):
+    lacking = [fqn for fqn in list_required(known, rules) if fqn not in plan.source]
+    if not lacking or not any(fqn in plan.source for fqn in known):
         return []  # no common names: a different layout, which the plan reports
+    help = [
+        "get the whole checkpoint; if a partial checkpoint is intended, pass --partial",
+        "or name the target to check against instead: --model M or --target-keys FILE",
+    ]
+    if (found := find_target_prefix(lacking, plan.source)) is not None and found[1]:
+        root = found[1].removesuffix(".")
+        them = "it is" if len(lacking) == 1 else f"all {len(lacking)} are"
+        help.insert(0, f"{them} there under root {root!r}: --root {root}")
     return [
         Diagnostic(
             "RK316",
             f"the checkpoint lacks {len(lacking)} of the {len(known)} keys that {plan.name} expects",
             notes=(list_names(lacking),),
-            help=(
-                "get the whole checkpoint; if a partial checkpoint is intended, pass --partial",
-                "or name the target to check against instead: --model M or --target-keys FILE",
-            ),
+            help=tuple(help),
             place=plan.source.name,
             values={"lacking": lacking, "known": known.name},
         )
@@ -201,31 +208,49 @@ def check_known_keys(plan: ResolvedPlan, known: StateDictSpec) -> list[Diagnosti
 def _report_missing_keys(check: Check) -> list[Diagnostic]:
     if not check.missing_keys:
         return []
-    notes = [list_names(check.missing_keys)]
-    prefix = _describe_prefix(check)
-    notes += [prefix] if prefix else _find_look_alikes(check)
+    advice = _advise_prefix(check)
     return [
         Diagnostic(
             "RK310",
             f"{_count_keys(check.missing_keys)} missing: no key of the checkpoint maps to "
             f"{'it' if len(check.missing_keys) == 1 else 'them'}",
-            notes=tuple(notes),
-            help=("add a rule for them, or run `remapkit explain RULES KEY` to see what the rules make of a key",),
+            notes=(list_names(check.missing_keys), *(() if advice else _find_look_alikes(check))),
+            help=(
+                *advice,
+                "add a rule for them, or run `remapkit explain RULES KEY` to see what the rules make of a key",
+            ),
             place=check.target.name,
             values={"missing_keys": list(check.missing_keys)},
         )
     ]
 
 
-def _describe_prefix(check: Check) -> str | None:
-    """Return what to say if all targets differ from those of the model by one prefix."""
-    found = find_target_prefix(check.plan.target, check.target)
-    if found is None or found == ("", ""):
-        return None
-    remove, add = found
-    count = count_noun(len(check.plan.target), "target")
-    change = f"with {add!r} in front" if add else f"without {remove!r} in front"
-    return f"all {count} of the rules are names of {check.target.name} {change}: change the `to:` of the rules"
+def _advise_prefix(check: Check) -> list[str]:
+    """Return what to do if the targets and the names of the model differ by one prefix, on one of the two sides."""
+    produced, model = check.plan.target, check.target.name
+    renames = any(move.sources != (move.target,) for move in check.plan.moves)
+    remove, add = find_target_prefix(produced, check.target) or ("", "")
+    number, what, several = len(produced), "key", "keys"
+    if not remove and not add:
+        # The checkpoint may have more than the model: then all names of the model are under the prefix.
+        wanted = [fqn for fqn in check.target if fqn not in check.satisfied_by_tie]
+        remove = (find_target_prefix(wanted, produced) or ("", ""))[1]
+        number, what, several = len(wanted), f"name of {model}", f"names of {model}"
+    root = remove.removesuffix(".")
+    one = number == 1
+    every = f"the only {what}" if one else f"all {number} {several}"
+    if any(segment.isdecimal() for segment in add.split(".")):
+        return []  # a layer, not the model
+    if add:
+        verb, be = ("is", "a name") if one else ("are", "names")
+        change = "`remapkit new NAME --from CKPT --to M` writes rules that add it"
+        change = "put it in front of each `to:` of the rules" if renames else change
+        return [f"{every} {verb} {be} of {model} with {add!r} in front: {change}"]
+    match = "matches" if one else "match"
+    if root and renames:
+        return [f"{every} {match} without {remove!r} in front: remove it from each `to:` of the rules"]
+    below = ".".join(filter(None, (check.plan.root, root)))
+    return [f"{every} {match} under root {root!r}: --root {below}"] if root else []
 
 
 def _find_look_alikes(check: Check) -> list[str]:
@@ -246,7 +271,10 @@ def _report_unexpected_keys(check: Check) -> list[Diagnostic]:
             "RK311",
             f"{_count_keys(check.unexpected_keys)} unexpected: {check.target.name} has no such key",
             notes=(list_names(check.unexpected_keys), f"produced by {', '.join(rules)}"),
-            help=("correct the template of that rule, or name the source keys under `drop:`",),
+            help=(
+                *(() if check.missing_keys else _advise_prefix(check)),
+                "correct the template of that rule, or name the source keys under `drop:`",
+            ),
             place=check.plan.source.name,
             values={"unexpected_keys": list(check.unexpected_keys)},
         )

@@ -46,7 +46,7 @@ def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorS
     try:
         rules = count_params(rules, whole)
     except InvalidRules as error:
-        return ResolvedPlan(rules.name, whole, (), problems=error.diagnostics)
+        return ResolvedPlan(rules.name, whole, (), problems=error.diagnostics, root=root)
     source, renamed = sort_recorded(rules, whole) if whole.recorded else (whole, {})
     matches = {fqn: rules.match(fqn) for fqn in source}
     moves, dropped, unmatched, gathered = _decide_moves(rules, source, matches)
@@ -87,6 +87,7 @@ def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorS
         + tuple(report_recorded(source, moves, renamed)),
         tied=(*_list_ties(source, moves), *gathered.tied),
         recorded=renamed,
+        root=root,
     )
 
 

@@ -34,7 +34,7 @@ class ResolvedPlan:
     `problems` are errors: a plan with problems is never executed. `warnings` should be reviewed, for example unused
     rules and table entries. `tied` holds the groups of targets whose sources share one storage. `recorded` maps names
     that a safetensors file only records as tied, and that no rule names, to their moves; `add_recorded_moves` adds
-    those that a target has.
+    those that a target has. `root` is where the header was found in its file.
 
     >>> import remapkit
     >>> plan = remapkit.load("wan22_pth").plan({"conv1.weight": remapkit.TensorSpec("F32", (96, 96, 1, 1, 1))})
@@ -50,6 +50,7 @@ class ResolvedPlan:
     warnings: tuple[Diagnostic, ...] = ()
     tied: tuple[tuple[str, ...], ...] = ()
     recorded: Mapping[str, Move] = field(default_factory=dict)
+    root: str = ""
 
     @property
     def ok(self) -> bool:

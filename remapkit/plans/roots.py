@@ -6,12 +6,13 @@ only if the rules leave no doubt (`find_roots`); otherwise the candidates are li
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
-from remapkit.diagnostics.wording import count_noun
+from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.formats.reader import Reader
 from remapkit.formats.renamed import rename_reader
 from remapkit.plans.model import ResolvedPlan
@@ -21,6 +22,9 @@ from remapkit.tensors.roots import list_roots, split_prefixes
 
 MAX_NEAR = 3
 """The most roots that a message lists."""
+
+MAX_STRIPPED = 8
+"""The most segments, those in most keys first, that are tried as names of wrappers."""
 
 MAX_COUNTED = 40
 """The most roots, those with the most keys first, under which all matches are counted."""
@@ -42,9 +46,9 @@ class RootFit:
 
     def __str__(self) -> str:
         if self.keys == 1:
-            return f"the only key under {self.root!r} matches"
+            return f"the only key under root {self.root!r} matches"
         every = "all" if self.is_whole else f"{self.matched} of"
-        return f"{every} {count_noun(self.keys, 'key')} under {self.root!r} match"
+        return f"{every} {count_noun(self.keys, 'key')} match under root {self.root!r}"
 
 
 def group_by_root(fqns: Collection[str]) -> dict[str, list[str]]:
@@ -112,25 +116,42 @@ def list_near_roots(rules: CompiledRules, fqns: Sequence[str]) -> list[RootFit]:
     return sorted(found, key=lambda fit: (not fit.is_whole, -fit.matched, fit.root))
 
 
-def find_strip(rules: CompiledRules, unmatched: Sequence[str]) -> str | None:
-    """Return a segment without which all unmatched keys match, wherever it stands in them.
+def find_strip(rules: CompiledRules, unmatched: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the segments, at most two, without which all unmatched keys match, wherever they stand in them.
 
-    Only segments that most of the keys have are tried.
+    No two keys may become one. Only the `MAX_STRIPPED` segments that most keys have are tried, each choice up
+    to the first key that it fails.
+
+    >>> import remapkit
+    >>> rules = remapkit.loads("remapkit: 1\\nname: t\\nkeep: ['layers.{i:int}.w']")
+    >>> find_strip(rules, ["module.layers.0.w", "module.layers.1.default.w"])
+    ('module', 'default')
     """
-    counts = Counter(segment for fqn in unmatched for segment in set(fqn.split(".")) if not segment.isdecimal())
-    for segment, count in counts.most_common(MAX_COUNTED):
-        if count == len(unmatched) and all(rules.match(strip_segment(fqn, segment)) for fqn in unmatched):
-            return segment
-    return None
+    segments = (segment for fqn in unmatched for segment in dict.fromkeys(fqn.split(".")))
+    counts = Counter(segment for segment in segments if not segment.isdecimal())
+    common = [segment for segment, _ in counts.most_common(MAX_STRIPPED)]
+    choices = (choice for number in (1, 2) for choice in itertools.combinations(common, number))
+    return next((choice for choice in choices if _match_without(rules, unmatched, choice)), None)
 
 
-def strip_segment(fqn: str, segment: str) -> str:
-    """Return a key without a segment, wherever it stands.
+def _match_without(rules: CompiledRules, fqns: Sequence[str], segments: Collection[str]) -> bool:
+    """Return whether all keys match without some segments, and stay different; ends at the first that does not."""
+    seen: set[str] = set()
+    for fqn in fqns:
+        short = strip_segments(fqn, segments)
+        if short in seen or not rules.match(short):
+            return False
+        seen.add(short)
+    return True
 
-    >>> strip_segment("module.layers.0.module.w", "module")
+
+def strip_segments(fqn: str, segments: Collection[str]) -> str:
+    """Return a key without some segments, wherever they stand.
+
+    >>> strip_segments("module.layers.0.module.w", ["module"])
     'layers.0.w'
     """
-    return ".".join(each for each in fqn.split(".") if each != segment)
+    return ".".join(each for each in fqn.split(".") if each not in segments)
 
 
 def advise_roots(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[str], root: str = "") -> list[str]:
@@ -140,15 +161,18 @@ def advise_roots(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[
     """
     near = [fit for fit in list_near_roots(rules, fqns) if fit.is_whole or 2 * fit.matched > fit.keys][:MAX_NEAR]
     advice = [f"{fit}: --root {'.'.join(filter(None, (root, fit.root)))}" for fit in near]
-    if not any(fit.is_whole for fit in near) and (segment := find_strip(rules, unmatched)) is not None:
-        advice.insert(0, f"without the segment {segment!r} all of them match: --strip {segment}")
+    all_below = any(fit.is_whole and not fit.outside for fit in near)
+    if not all_below and (segments := find_strip(rules, unmatched)) is not None:
+        options = " ".join(f"--strip {segment}" for segment in segments)
+        named = f"segment{'s' if len(segments) > 1 else ''} {join_words(map(repr, segments))}"
+        advice.insert(0, f"without the {named} all of them match: {options}")
     return advice
 
 
 def find_target_prefix(produced: Collection[str], wanted: Collection[str]) -> tuple[str, str] | None:
     """Return the prefixes to remove from and to add to all produced keys so that each is wanted, or None.
 
-    At least one of the two is empty: only a prefix on one side is looked for.
+    At least one of the two is empty: only a prefix on one side is looked for, among at most `MAX_COUNTED`.
 
     >>> find_target_prefix(["encoder.x", "encoder.y"], ["model.encoder.x", "model.encoder.y"])
     ('', 'model.')
@@ -162,10 +186,10 @@ def find_target_prefix(produced: Collection[str], wanted: Collection[str]) -> tu
     if names.issuperset(produced):
         return "", ""
     added = dict.fromkeys(fqn.removesuffix(first) for fqn in names if fqn.endswith(f".{first}"))
-    for prefix in sorted(added, key=len):
+    for prefix in sorted(added, key=lambda prefix: (len(prefix), prefix))[:MAX_COUNTED]:
         if all(f"{prefix}{fqn}" in names for fqn in produced):
             return "", prefix
-    for end in [place + 1 for place, sign in enumerate(first) if sign == "."]:
+    for end in [place + 1 for place, sign in enumerate(first) if sign == "."][:MAX_COUNTED]:
         if all(fqn.startswith(first[:end]) and fqn[end:] in names for fqn in produced):
             return first[:end], ""
     return None

@@ -19,6 +19,7 @@ from remapkit.plans.check import Check, Mismatch, make_check
 from remapkit.plans.model import ResolvedPlan
 from remapkit.rules.model import CompiledRules
 from remapkit.sources.declared import read_declared_source, read_declared_target
+from remapkit.tensors.families import mask_indices
 from remapkit.tensors.spec import OPAQUE, StateDictSpec, TensorSpec
 
 
@@ -41,9 +42,16 @@ class TargetCheck:
 
 
 def check_declared_target(
-    rules: CompiledRules, plan: ResolvedPlan, *, partial: bool = False, strict_dtype: bool = False
+    rules: CompiledRules,
+    plan: ResolvedPlan,
+    *,
+    target: StateDictSpec | None = None,
+    partial: bool = False,
+    strict_dtype: bool = False,
 ) -> TargetCheck:
     """Check a plan against the target that its rules declare; with `partial`, targets may be missing.
+
+    `target` is the header of a declared model, which the caller built; by default the declared manifest is read.
 
     Raises `UnreadableCheckpoint` for a declared manifest that cannot be read.
 
@@ -53,7 +61,7 @@ def check_declared_target(
     >>> check_declared_target(rules, plan).how
     'exact'
     """
-    target = read_declared_target(rules.file)
+    target = target or read_declared_target(rules.file)
     if target is None:
         return skip_target_check(rules)
     known = read_declared_source(rules.file)
@@ -75,18 +83,16 @@ def check_declared_target(
     )
 
 
-def skip_target_check(rules: CompiledRules, *, unasked: bool = False) -> TargetCheck:
-    """Skip the check and note why: no target declared, only a model declared, or the caller requested no check."""
+def skip_target_check(rules: CompiledRules, why: str | None = None) -> TargetCheck:
+    """Skip the check and note why; by default because no target is declared, or only a model."""
     written = rules.file.target
-    model = written.model.value if written is not None and written.model is not None else None
-    why = f"{rules.name} declares none; --target-keys FILE names one"
-    if unasked:
-        why = "--no-target"
-    elif model is not None:
-        why = f"{rules.name} declares only the model {model}, which is imported only with --model {model}"
-    elif written is not None and written.config is not None and written.keys is None:
+    if why is None and written is not None and written.config is not None and written.keys is None:
         config = written.config.value
         why = f"{rules.name} declares only the model of {config}; --model M --model-config FILE names it"
+    elif why is None and written is not None and written.model is not None:
+        model = written.model.value
+        why = f"{rules.name} declares only the model {model}, which is imported only with --model {model}"
+    why = why or f"{rules.name} declares none; --target-keys FILE names one"
     title = f"the result is not checked against a target: {why}"
     return TargetCheck(None, "no", (Diagnostic("RK360", title, severity=Severity.NOTE),))
 
@@ -94,22 +100,13 @@ def skip_target_check(rules: CompiledRules, *, unasked: bool = False) -> TargetC
 # --------------------------------------------------------------------------------------------------- other sizes
 
 
-def make_layout_key(fqn: str) -> str:
-    """Replace the numbers of a key by `*`, so that all layers and experts of a model share it.
-
-    >>> make_layout_key("layers.31.attn.q.weight")
-    'layers.*.attn.q.weight'
-    """
-    return ".".join("*" if each.isdecimal() else each for each in fqn.split("."))
-
-
 def is_another_size(source: Mapping[str, TensorSpec], known: StateDictSpec) -> bool:
     """Return whether a header is another size of the known layout: a known name changed shape, or more layers."""
     if any(fqn in known and spec is not OPAQUE and known[fqn].shape != spec.shape for fqn, spec in source.items()):
         return True
     more = [fqn for fqn in source if fqn not in known]
-    kinds = {make_layout_key(fqn) for fqn in known} if more else set()
-    return any(make_layout_key(fqn) in kinds for fqn in more)
+    kinds = {mask_indices(fqn) for fqn in known} if more else set()
+    return any(mask_indices(fqn) in kinds for fqn in more)
 
 
 def _check_layout(plan: ResolvedPlan, target: StateDictSpec, known: StateDictSpec) -> Check:
@@ -117,14 +114,14 @@ def _check_layout(plan: ResolvedPlan, target: StateDictSpec, known: StateDictSpe
     wanted: defaultdict[str, list[str]] = defaultdict(list)
     ranks: defaultdict[str, set[int]] = defaultdict(set)
     for fqn, spec in target.items():
-        wanted[make_layout_key(fqn)].append(fqn)
-        ranks[make_layout_key(fqn)].add(len(spec.shape))
-    brought = {make_layout_key(move.target) for move in plan.moves}
+        wanted[mask_indices(fqn)].append(fqn)
+        ranks[mask_indices(fqn)].add(len(spec.shape))
+    brought = {mask_indices(move.target) for move in plan.moves}
     exact = make_check(plan, target)
     flat = [
         Mismatch(move.target, ", ".join(move.sources), move.spec, target[wanted[kind][0]])
         for move in plan.moves
-        if (kind := make_layout_key(move.target)) in wanted
+        if (kind := mask_indices(move.target)) in wanted
         and len(move.spec.shape) not in ranks[kind]
         and not any(fqn in known and len(known[fqn].shape) != len(plan.source[fqn].shape) for fqn in move.sources)
     ]
@@ -133,7 +130,7 @@ def _check_layout(plan: ResolvedPlan, target: StateDictSpec, known: StateDictSpe
     return replace(
         exact,
         missing_keys=tuple(fqn for kind in lacking for fqn in wanted[kind]),
-        unexpected_keys=tuple(fqn for fqn in exact.unexpected_keys if make_layout_key(fqn) not in wanted),
+        unexpected_keys=tuple(fqn for fqn in exact.unexpected_keys if mask_indices(fqn) not in wanted),
         shape_mismatches=tuple(flat),
     )
 

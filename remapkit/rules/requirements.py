@@ -35,6 +35,9 @@ ANY = "any"
 _OF_KEYS = ("count", "shape", "dtype")
 """The requirements whose names are patterns of keys."""
 
+_ANOTHER = "these rules are for another model"
+_INCOMPLETE = "the checkpoint is incomplete, or these rules are for another model"
+
 
 def read_requirements(
     written: Sequence[WrittenRequirement],
@@ -207,14 +210,18 @@ def _check_count(requirement: Requirement, wanted: tuple[object, ...], source: S
     number = indices[-1] + 1 if indices else 0
     if number in wanted and len(indices) == number:
         return
+    help = _ANOTHER
     if len(indices) != number:
+        help = "get the whole checkpoint"
         there = set(indices)
         first = next(index for index in itertools.count() if index not in there)
         gap = f"{requirement.by} = {first} is missing (the last is {number - 1})"
         title = f"{requirement.name} must count {_join_with_or(wanted)} without a gap, but {gap}"
     else:
         title = f"{requirement.name} must count {_join_with_or(wanted)}, got {number}"
-    yield _explain_unmet(requirement, title, "these rules are for another model", source, number)
+        if any(isinstance(each, int) and each > number for each in wanted):
+            help = _INCOMPLETE
+    yield _explain_unmet(requirement, title, help, source, number)
 
 
 def _check_shape(requirement: Requirement, params: Values, source: StateDictSpec) -> Iterator[Diagnostic]:
@@ -250,14 +257,14 @@ def _check_keys(
     keys = [fqn for fqn in source if requirement.reader(fqn) is not None]
     if not keys:
         title = f"{requirement.name} must have {shown}, but the checkpoint has no such key"
-        yield _explain_unmet(requirement, title, "these rules are for another model", source, None)
+        yield _explain_unmet(requirement, title, _INCOMPLETE, source, None)
         return
     wrong = [fqn for fqn in keys if source[fqn] is not OPAQUE and not fits(source[fqn])]
     if wrong:
         found = show(source[wrong[0]])
         more = f", and {count_noun(len(wrong) - 1, 'more key differs', 'more keys differ')}" if len(wrong) > 1 else ""
         title = f"{wrong[0]} must have {shown}, got {found}{more}"
-        yield _explain_unmet(requirement, title, "these rules are for another model", source, found)
+        yield _explain_unmet(requirement, title, _ANOTHER, source, found)
 
 
 def _has_shape(spec: TensorSpec, wanted: tuple[object, ...]) -> bool:

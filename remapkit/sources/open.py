@@ -16,10 +16,11 @@ from remapkit.diagnostics.arguments import check_arguments
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UnreadableCheckpoint, UsageError
 from remapkit.diagnostics.wording import escape_line, join_words
+from remapkit.files.errors import FileFault
 from remapkit.formats.detect import open_with_options
 from remapkit.formats.options import ReadOptions
 from remapkit.formats.reader import Reader
-from remapkit.formats.renamed import rename_reader
+from remapkit.formats.renamed import RenamedReader, rename_keys, rename_reader
 from remapkit.rulefile.syntax import RuleFile, WrittenPattern
 from remapkit.sources.joined import Member, join_readers, label_files, name_roots
 from remapkit.sources.mounts import SourceLike
@@ -249,3 +250,23 @@ def _collect_patterns(rules: RuleFile) -> Iterator[WrittenPattern]:
         if rule.pipeline is not None:
             yield from (source.pattern for source in rule.pipeline.sources)
     yield from (*rules.keep, *rules.drop, *rules.source_domain)
+
+
+def show_below(
+    reader: Reader, options: ReadOptions, *, rules: RuleFile | None = None, spoken: Iterable[str] = ()
+) -> Reader:
+    """Return an open checkpoint under a root and without segments, as `open_source` would; it stays the caller's.
+
+    A root that the reader was opened under already is none below it. Raises `UnreadableCheckpoint` (RK416, RK417).
+    """
+    options = complete_strip(options, rules, spoken)
+    declared = [text.value for text in rules.source_root] if rules is not None else []
+    roots = declared if options.root is None else [options.root]
+    names = reader.header()
+    there = [root for root in roots if any(fqn.startswith(f"{root}.") for fqn in names)]
+    root = there[0] if there else "" if options.root in (None, "", reader.root) else options.root
+    try:
+        renaming = rename_keys(names, root or "", options.strip)
+    except FileFault as fault:
+        raise fault.at(reader.path) from None
+    return RenamedReader(reader, root or "", renaming) if root or renaming.stripped else reader

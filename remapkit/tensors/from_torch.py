@@ -33,6 +33,17 @@ def get_dtype_name(dtype: torch.dtype) -> str:
     return name
 
 
+def get_shape(value: object) -> tuple[str, tuple[int, ...]] | None:
+    """Return the dtype and the shape of a tensor, None for other values. A dtype that has no name counts as U8.
+
+    >>> get_shape(torch.zeros(2, 3)), get_shape("text")
+    (('F32', (2, 3)), None)
+    """
+    if not isinstance(value, torch.Tensor):
+        return None
+    return BY_TORCH_NAME.get(str(value.dtype).removeprefix("torch."), "U8"), tuple(value.shape)
+
+
 def header_of(module: nn.Module | Mapping[str, Any], name: str | None = None) -> StateDictSpec:
     """Return the header of a module (or of a state dict in memory): parameters and persistent buffers, in its order.
 

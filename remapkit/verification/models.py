@@ -35,7 +35,7 @@ def build_random_model(
         raise
     except Exception as error:
         said = f"{type(error).__name__}: {error}".strip()
-        help = "give its arguments or a config: --source-arg key=value, --source-config FILE (--target-... likewise)"
+        help = "give its arguments or a config: --source-arg key=value, --source-config FILE, or those of the target"
         raise UsageError(Diagnostic("RK604", f"{reference} cannot be built", notes=(said,), help=(help,))) from error
     if not isinstance(model, nn.Module):
         title = f"{reference} returned a {type(model).__name__}, not a torch module"

@@ -31,7 +31,7 @@ def find_other_layouts(folder: Path, names: Sequence[str], sources: Sequence[Sou
             help = ("write under another name, or into another folder",)
             raise make_unwritable("RK501", title, help=help)
     if replaced and not force:
-        notes = (f"{names[-1]} is the same checkpoint in another layout; --force replaces it",)
+        notes = (f"{names[-1]} is the same checkpoint in another layout, and would be replaced",)
         raise make_existing_error(replaced, notes=notes)
     return replaced
 

@@ -125,11 +125,13 @@ def test_the_set_for_plugins_is_small() -> None:
         "SourceLike",
         "count_noun",
         "find_only_path",
+        "describe_layouts",
         "format_bytes",
         "list_names",
         "open_source",
         "read_json_file",
         "read_under_roots",
+        "show_below",
         "show_error",
     ]
 

@@ -112,10 +112,27 @@ def test_all_problems_are_reported_at_once() -> None:
 
 def test_a_half_checkpoint_is_seen_from_the_known_keys() -> None:
     known = StateDictSpec({f"src.{name}": F32 for name in ("a", "b", "c")}, name="known")
-    problems = check_known_keys(plan_to({"a": F32, "b": F32}), known)
+    rules = remapkit.loads("remapkit: 1\nname: t\nkeep: ['src.{x}']\n")
+    problems = check_known_keys(rules, plan_to({"a": F32, "b": F32}), known)
     assert [problem.code for problem in problems] == ["RK316"]
     assert problems[0].values["lacking"] == ["src.c"]
-    assert check_known_keys(plan_to({"a": F32, "b": F32, "c": F32, "extra": F32}), known) == []
+    assert check_known_keys(rules, plan_to({"a": F32, "b": F32, "c": F32, "extra": F32}), known) == []
+
+
+def test_a_known_key_that_would_be_dropped_may_be_missing() -> None:
+    known = StateDictSpec({f"src.{name}": F32 for name in ("a", "b", "mask")}, name="known")
+    rules = remapkit.loads("remapkit: 1\nname: t\nkeep: ['src.{x:a|b}']\ndrop: [src.mask]\n")
+    assert check_known_keys(rules, plan_to({"a": F32, "b": F32}), known) == []
+    (problem,) = check_known_keys(rules, plan_to({"a": F32}), known)
+    assert problem.values["lacking"] == ["src.b"]
+
+
+def test_known_keys_under_a_root_are_said() -> None:
+    known = StateDictSpec({f"src.{name}": F32 for name in ("a", "b", "c")}, name="known")
+    rules = remapkit.loads("remapkit: 1\nname: t\nkeep: ['{x:**}']\n")
+    source = StateDictSpec(dict.fromkeys(("src.a", "net.src.b", "net.src.c"), F32), name="file")
+    (problem,) = check_known_keys(rules, rules.plan(source), known)
+    assert problem.help[0] == "all 2 are there under root 'net': --root net"
 
 
 def test_plans_and_checks_of_the_library() -> None:

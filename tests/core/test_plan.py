@@ -169,7 +169,7 @@ def test_another_layout_is_said_once_and_short() -> None:
 
 def test_a_wrapper_prefix_is_named() -> None:
     plan = plan_of(rules_of((r"enc\.(?P<k>\w+)", "e.{k}")), "module.enc.a", "module.enc.b")
-    assert "all 2 keys under 'module' match: --root module" in str(plan.problems[0])
+    assert "all 2 keys match under root 'module': root='module'" in str(plan.problems[0])
 
 
 def test_rules_and_table_entries_that_nothing_used_are_reported() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import remapkit
-from remapkit.plans.target_check import check_declared_target, is_another_size, make_layout_key
+from remapkit.plans.target_check import check_declared_target, is_another_size
+from remapkit.tensors.families import mask_indices
 from remapkit.tensors.spec import OPAQUE, StateDictSpec
 from tests.core.plan_kit import SMALL, Header, header, planned
 
@@ -42,7 +43,7 @@ def test_another_size_has_another_shape_or_more_layers(found: Header, wanted: bo
 
 def test_a_value_without_a_shape_is_no_other_size() -> None:
     assert not is_another_size({"l.0.q": OPAQUE}, header(LAYERS))
-    assert make_layout_key("l.0.x1.10") == "l.*.x1.*"
+    assert mask_indices("l.0.x1.10") == "l.*.x1.*"
 
 
 KEEP = "rules: [{id: r, path: 'l.{i:int}.{x}', to: 'm.{i}.{x}'}]"

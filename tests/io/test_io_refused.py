@@ -75,7 +75,7 @@ def test_the_output_exists(source: Path, out: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_file_that_appears_while_writing_is_not_replaced(source: Path, out: Path) -> None:
-    with pytest.raises(UnwritableOutput, match=r"exists \(use --force\)"):
+    with pytest.raises(UnwritableOutput, match=r"exists \(use force=True\)"):
         convert(source, out, progress=lambda done, total: out.write_text("precious"))
     assert everything_in(out.parent) == {out.name: b"precious"}
 
@@ -93,7 +93,7 @@ def test_renaming_without_the_system_call(source: Path, out: Path, monkeypatch: 
 
     monkeypatch.setattr(atomic, "_rename_noreplace", missing)
     convert(source, out)
-    with pytest.raises(UnwritableOutput, match=r"exists \(use --force\)"):
+    with pytest.raises(UnwritableOutput, match=r"exists \(use force=True\)"):
         convert(source, out.with_name("p.safetensors"), progress=lambda *_: out.with_name("p.safetensors").touch())
     assert sorted(everything_in(out.parent)) == ["o.safetensors", "p.safetensors"]
     assert out.stat().st_nlink == 1

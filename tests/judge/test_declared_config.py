@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import remapkit
 from remapkit.api.packs import Pack
 from remapkit.authoring.invert import invert
 from remapkit.cli.app import main
-from remapkit.diagnostics.errors import UsageError
+from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.formats.manifest import manifest_json
 from remapkit.models import target as targets
 from remapkit.models.target import find_declared_target, read_target_header
@@ -83,6 +84,28 @@ def test_a_pack_is_checked_against_the_class_of_its_config(
     assert dict(check.target) == dict(remapkit.header(build(config)))
     write(folder, {**config, "n_layer": 3} if "n_layer" in config else {**config, "num_decoder_blocks": [1, 2]})
     assert not remapkit.check(path).ok
+
+
+@pytest.mark.parametrize("config", [GPT2, AUTOENCODER], ids=["transformers", "diffusers"])
+def test_apply_holds_the_result_against_the_class_of_a_config(
+    config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not installed is not built, and that is said."""
+    path, model = write(folder, config), build(config)
+    write_source(folder, model)
+    monkeypatch.setattr(targets, "_is_installed", lambda path: True)
+    torch.save({f"model.{fqn}": value for fqn, value in model.state_dict().items()}, folder / "a.pth")
+    written = remapkit.apply(path, folder / "a.pth", folder / "o.safetensors")
+    assert written.checked == "exact" and written.check is not None
+    assert dict(written.check.target) == dict(remapkit.header(model))
+    (folder / "there.yaml").write_text((RULES % "{config: configs/model.json}").replace("'{rest}'", "'x.{rest}'"))
+    with pytest.raises(FailedCheck, match="RK310"):
+        remapkit.apply(path, folder / "a.pth", folder / "p.safetensors")
+    monkeypatch.setattr(targets, "find_spec", lambda name: None)
+    written = remapkit.apply(path, folder / "a.pth", folder / "p.safetensors")
+    assert written.checked == "no" and "not checked against a target" in str(written)
+    (note,) = [each for each in written.diagnostics if each.code == "RK360"]
+    assert note.title.endswith("fusers is not installed" if "_class_name" in config else "formers is not installed")
 
 
 def test_another_class_can_be_named_for_a_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

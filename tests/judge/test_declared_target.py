@@ -72,7 +72,7 @@ def test_a_result_that_is_not_the_target_is_refused(
     [
         ("", [], "t declares none"),
         ("target: {model: 'py:os:system'}\n", [], "the model py:os:system, which is imported only with"),
-        ("target: {config: c.json}\n", [], "declares only the model of c.json"),
+        ("target: {config: c.json}\n", [], "the model of c.json, which a rule file may not import"),
         ("target: {keys: t.json}\n", ["--no-target"], "--no-target"),
     ],
     ids=["none", "model", "config", "unasked"],
@@ -81,6 +81,7 @@ def test_what_is_not_checked_is_said(
     target: str, options: list[str], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest(tmp_path / "t.json", W)
+    (tmp_path / "c.json").write_text('{"architectures": ["GPT2Model"]}')
     rules = rule_file(tmp_path / "t.yaml", target + RENAME)
     file = safetensors(tmp_path / "a.safetensors", {"a.w": ("F32", [4, 4])})
     assert (

@@ -12,8 +12,108 @@ METADATA = ("tests/core/test_plan_targets.py", "tests/judge/test_metadata_names.
 TARGETS = ("tests/core/test_plan_targets.py", "tests/judge/test_declared_target.py")
 
 CONFIGS = ("tests/judge/test_declared_config.py",)
+HINTS = ("tests/judge/test_identify.py",)
+PREFIXES = ("tests/learn/test_new_prefix.py",)
+KEYWORDS = ("tests/api/test_keywords.py",)
 
 FAULTS: tuple[Fault, ...] = (
+    # ------------------------------------------------------------------------------------------------ hints
+    Fault(
+        "numbers tell layouts apart",
+        "registry/identify.py",
+        "kinds = Counter(map(mask_indices, names)) if",
+        "kinds = Counter(names) if",
+        "a layout is known in every size",
+        HINTS,
+    ),
+    Fault(
+        "a pack that knows most keys is said to know all",
+        "registry/identify.py",
+        "return not self.foreign and 2 * self.lacking <= self.known",
+        "return 2 * self.foreign <= self.keys and 2 * self.lacking <= self.known",
+        "keys are a pack's only if all of them are",
+        HINTS,
+    ),
+    Fault(
+        "the pack in use is proposed",
+        "registry/identify.py",
+        "(parts[0].root, parts[0].lacking) and fit.pack != but]",
+        "(parts[0].root, parts[0].lacking)]",
+        "no help names the pack that failed",
+        HINTS,
+    ),
+    Fault(
+        "any number of names is compared",
+        "registry/identify.py",
+        "if not 0 < len(kinds) <= MAX_KINDS:",
+        "if not kinds:",
+        "identification is bounded",
+        HINTS,
+    ),
+    Fault(
+        "the first pack of a model is taken",
+        "api/check.py",
+        "    if len(fitting) == 1:\n",
+        "    if fitting:\n",
+        "several packs that fit are an error",
+        HINTS,
+    ),
+    Fault(
+        "what would be dropped must be there",
+        "plans/check.py",
+        "lacking = [fqn for fqn in list_required(known, rules) if fqn not in plan.source]",
+        "lacking = [fqn for fqn in known if fqn not in plan.source]",
+        "a key that would be dropped may be missing",
+        CHECK,
+    ),
+    Fault(
+        "a declared config is not read",
+        "api/apply.py",
+        "    if rules.file.target is not None and rules.file.target.config is not None:\n",
+        "    if False:\n",
+        "apply checks against the model of a declared config",
+        CONFIGS,
+    ),
+    Fault(
+        "one of two targets that are alike",
+        "authoring/find_prefix.py",
+        "rivals = [each for each in ordered[1:] if counts[each] == counts[ordered[0]]]",
+        "rivals: list[Change] = []",
+        "`new` does not choose between two prefixes",
+        PREFIXES,
+    ),
+    Fault(
+        "any shape",
+        "authoring/find_prefix.py",
+        'getattr(free.get(fqn), "shape", None) == spec.shape for',
+        "fqn in free for",
+        "a target has the shape of its source",
+        PREFIXES,
+    ),
+    Fault(
+        "a layer is a prefix",
+        "authoring/find_prefix.py",
+        "if not any(segment.isdecimal() for segment in (*removed, *added)):",
+        "if removed or added:",
+        "a prefix has no number",
+        PREFIXES,
+    ),
+    Fault(
+        "flags are values",
+        "diagnostics/keywords.py",
+        '    "no-target": "declared_target=False",',
+        '    "no-target": "no_target=True",',
+        "a message names keywords that the function has",
+        KEYWORDS,
+    ),
+    Fault(
+        "a word of the sentence is a value",
+        "diagnostics/keywords.py",
+        're.compile("and|are|is|need|or|out|writes")',
+        're.compile("and|are|is|or|out|writes")',
+        "an option that is only mentioned takes no value",
+        KEYWORDS,
+    ),
     # ------------------------------------------------------------------------------------------------ cast
     Fault(
         "what has the dtype is cast to it",
@@ -99,7 +199,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "another layout is half a checkpoint",
         "plans/check.py",
-        "if not lacking or len(lacking) == len(known):",
+        "if not lacking or not any(fqn in plan.source for fqn in known):",
         "if not lacking:",
         "a checkpoint of another layout is not said to lack keys",
         CHECK,
@@ -344,7 +444,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "more layers are no other size",
         "plans/target_check.py",
-        "return any(make_layout_key(fqn) in kinds for fqn in more)",
+        "return any(mask_indices(fqn) in kinds for fqn in more)",
         "return False",
         "a checkpoint with more layers is another size",
         TARGETS,

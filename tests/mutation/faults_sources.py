@@ -8,8 +8,66 @@ ROOTS = ("tests/sources/test_roots.py",)
 COMMANDS = ("tests/sources/test_commands.py",)
 MOUNTS = ("tests/sources/test_mounts.py",)
 JOINED = ("tests/sources/test_joined.py",)
+MEMORY = ("tests/sources/test_nested_memory.py",)
+EVERYWHERE = ("tests/sources/test_same_everywhere.py",)
 
 FAULTS: tuple[Fault, ...] = (
+    Fault(
+        "extra state is a part of the weights",
+        "formats/nested_memory.py",
+        'extra = isinstance(key, str) and get_leaf(key) == "_extra_state"',
+        "extra = False",
+        "extra state in memory is left alone",
+        MEMORY,
+    ),
+    Fault(
+        "a named root is not passed on",
+        "formats/nested_memory.py",
+        "chosen = choose_state_dict(PickleContent(value, 0, ()), root, False)",
+        "chosen = choose_state_dict(PickleContent(value, 0, ()), None, False)",
+        "nested dicts are read under the root that is named",
+        MEMORY,
+    ),
+    Fault(
+        "an open reader has no declared root",
+        "sources/open.py",
+        "roots = declared if options.root is None else [options.root]",
+        "roots = [] if options.root is None else [options.root]",
+        "a declared root is taken from an open reader too",
+        MEMORY,
+    ),
+    Fault(
+        "explain takes any root",
+        "api/explain.py",
+        "if rules.match(name) or declared:",
+        "if rules.match(name):",
+        "where roots are declared, no other is taken",
+        EVERYWHERE,
+    ),
+    Fault(
+        "diff names the root on the wrong side",
+        "api/diff.py",
+        '((names_a, names_b, "b", rules[1]), (names_b, names_a, "a", rules[0]))',
+        '((names_a, names_b, "a", rules[1]), (names_b, names_a, "b", rules[0]))',
+        "the option of a hint is that of the side it is about",
+        EVERYWHERE,
+    ),
+    Fault(
+        "an error without its number",
+        "diagnostics/errors.py",
+        "kinds = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST}",
+        "kinds = {FileNotFoundError: errno.ENOENT}",
+        "errors of the system have their numbers",
+        EVERYWHERE,
+    ),
+    Fault(
+        "text for programs",
+        "cli/app.py",
+        'return next((each for each in written if each in ("json", "github")), None)',
+        "return None",
+        "wrong arguments are JSON under --format json",
+        EVERYWHERE,
+    ),
     Fault(
         "a root ends within a segment",
         "formats/renamed.py",

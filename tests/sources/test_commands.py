@@ -157,7 +157,7 @@ def test_a_state_dict_in_memory_has_roots_and_segments_too() -> None:
     state = {f"net.module.{name}": value for name, value in torch.nn.Linear(2, 2).state_dict().items()}
     remapkit.load_into(linear, {**state, "step": torch.tensor(1)}, root="net", strip=["module"])
     assert torch.equal(linear.weight, state["net.module.weight"])
-    with pytest.raises(remapkit.UsageError, match=r"RK416.*no tensors at --root nett"):
+    with pytest.raises(remapkit.UsageError, match=r"RK416.*no tensors at root='nett'"):
         remapkit.load_into(linear, state, root="nett")
 
 

@@ -34,7 +34,7 @@ def run(args: Namespace) -> CommandOutcome:
     text.append(f"{found.identical} of {found.total} tensors identical{largest}")
     if found.only_a or found.only_b:
         text.append(f"{len(found.only_a)} only in {name_a}, {len(found.only_b)} only in {name_b}")
-    if found.only_a and found.only_b and not (args.rules_a or args.rules_b):
+    if found.only_a and found.only_b and not (args.rules_a or args.rules_b or found.diagnostics):
         text.append("two layouts of one model? `--rules-a R` or `--rules-b R` remaps the keys of one side first")
     return CommandOutcome(
         data={
@@ -46,6 +46,7 @@ def run(args: Namespace) -> CommandOutcome:
             "differences": changed,
         },
         text=tuple(text),
+        diagnostics=found.diagnostics,
         failed=not found.ok,
     )
 

@@ -33,6 +33,7 @@ def run(args: Namespace) -> CommandOutcome:
 def _dump_explanation(explanation: Explanation) -> dict[str, Any]:
     return {
         "key": explanation.key,
+        **({"read_as": explanation.name, "root": explanation.root} if explanation.name != explanation.key else {}),
         **({"params": dict(explanation.params)} if explanation.params else {}),
         "matches": [
             {
@@ -52,6 +53,10 @@ def _dump_explanation(explanation: Explanation) -> dict[str, Any]:
 def _describe_explanation(explanation: Explanation) -> Iterator[str | TextTable]:
     fqn, matches = explanation.key, explanation.matches
     yield fqn
+    if explanation.name != fqn:
+        where = f" below the root {explanation.root!r}" if explanation.root else " without the names of wrappers"
+        yield f"  read as {explanation.name}{where}"
+    fqn = explanation.name
     if explanation.params:
         plain = {
             name: list(value) if isinstance(value, tuple) else value for name, value in explanation.params.items()

@@ -27,7 +27,7 @@ def run(args: Namespace) -> CommandOutcome:
     return CommandOutcome(
         data={"output": str(made.output), "manifest": made.manifest},
         text=(
-            f"wrote {made.output}: one commented candidate rule for each key family of {made.source.name}",
+            f"wrote {made.output}: a rule, or a commented candidate, for each key family of {made.source.name}",
             *([manifest] if [made.manifest] != args.source else []),
             f"next: edit it, then run `remapkit lint {made.output}` and `{_write_check(made, args.target)}`",
         ),

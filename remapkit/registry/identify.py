@@ -1,0 +1,141 @@
+"""Identify the layout of a checkpoint: the installed packs whose declared source has its names, under which root.
+
+Only names are compared, with their numbers left open: a pack's manifest is of one size of its model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import RemapkitError
+from remapkit.diagnostics.wording import count_noun, join_words
+from remapkit.registry.installed import packs
+from remapkit.rulefile.read import examine
+from remapkit.sources.declared import read_declared_source
+from remapkit.tensors.families import mask_indices
+from remapkit.tensors.roots import list_roots
+
+MAX_NAMES = 200_000
+"""Checkpoints with more tensors are not identified."""
+MAX_KINDS = 5_000
+"""Nor are those whose names still differ in more ways when their numbers are left open."""
+MAX_ROOTS = 40
+"""The most roots, those with most keys first, under which a layout is looked for."""
+
+HINTED = ("RK301", "RK368", "RK310", "RK311", "RK316", "RK370")
+"""The problems that a checkpoint of another layout has."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackFit:
+    """How the names under a root fit the declared source of a pack: `keys` in all, `foreign` of them not its own.
+
+    `known` counts the names of the pack, those that differ in numbers once, and `lacking` those of them that the
+    checkpoint does not have.
+    """
+
+    pack: str
+    root: str
+    keys: int
+    foreign: int
+    known: int
+    lacking: int
+
+    @property
+    def is_part(self) -> bool:
+        """Whether all names are the pack's, and at least half of the pack's names are there."""
+        return not self.foreign and 2 * self.lacking <= self.known
+
+
+def identify_layout(names: Iterable[str]) -> tuple[PackFit, ...]:
+    """Return the packs that know at least half of the names, under their best root: the best first.
+
+    The empty root wins where it fits as well. Every root and every pack is looked at once.
+
+    >>> import remapkit
+    >>> names = [f"{test.source.value}" for test in remapkit.load("wan22_pth").tests]
+    >>> identify_layout(f"net.{name}" for name in names)[0].root
+    'net'
+    """
+    names = list(names)
+    kinds = Counter(map(mask_indices, names)) if len(names) <= MAX_NAMES else Counter[str]()
+    if not 0 < len(kinds) <= MAX_KINDS:
+        return ()
+    roots = ("", *(root.path for root in list_roots(names)[:MAX_ROOTS]))
+    inside = {root: {kind: kinds[full] for full, kind in _list_kinds(kinds, root)} for root in roots}
+    found = []
+    for pack, known in _list_layouts():
+        fits = [_compare(pack, root, below, known) for root, below in inside.items()]
+        best = min(fits, key=_rank)
+        if 2 * best.foreign <= best.keys and best.foreign < best.keys:
+            found.append(best)
+    return tuple(sorted(found, key=_rank))
+
+
+def _list_kinds(kinds: Iterable[str], root: str) -> Iterator[tuple[str, str]]:
+    prefix = f"{root}." if root else ""
+    return ((kind, kind[len(prefix) :]) for kind in kinds if kind.startswith(prefix))
+
+
+def _compare(pack: str, root: str, kinds: Mapping[str, int], known: frozenset[str]) -> PackFit:
+    foreign = sum(count for kind, count in kinds.items() if kind not in known)
+    return PackFit(pack, root, sum(kinds.values()), foreign, len(known), len(known.difference(kinds)))
+
+
+def _rank(fit: PackFit) -> tuple[object, ...]:
+    return fit.foreign + fit.lacking, fit.root.count(".") + bool(fit.root), fit.root, fit.pack
+
+
+def _list_layouts() -> Iterator[tuple[str, frozenset[str]]]:
+    for pack in packs():
+        if known := _read_layout(pack.path, pack.path.stat().st_mtime_ns):
+            yield pack.name, known
+
+
+@lru_cache(maxsize=256)
+def _read_layout(path: Path, _changed: int) -> frozenset[str]:
+    """Return the names of a pack's declared source, numbers left open; none if it cannot be read or declares none."""
+    try:
+        file = examine(path).file
+        known = read_declared_source(file) if file is not None else None
+    except RemapkitError:
+        return frozenset()
+    return frozenset(map(mask_indices, known or ()))
+
+
+def describe_layouts(names: Iterable[str], but: str = "") -> str | None:
+    """Return which packs these names are those of, except the pack `but`; None if there is none.
+
+    >>> import remapkit
+    >>> from remapkit.sources.declared import read_declared_source
+    >>> known = read_declared_source(remapkit.load("wan22_pth").file)
+    >>> describe_layouts([f"net.{fqn}" for fqn in known])
+    "these keys are those of pack wan22_pth under root 'net': --root net"
+    """
+    parts = [fit for fit in identify_layout(names) if fit.is_part]
+    found = [fit for fit in parts if (fit.root, fit.lacking) == (parts[0].root, parts[0].lacking) and fit.pack != but]
+    if not found:
+        return None
+    root, lacking = found[0].root, found[0].lacking
+    less = f", {count_noun(lacking, 'name')} of which {'is' if lacking == 1 else 'are'} not there" if lacking else ""
+    where = f" under root {root!r}: --root {root}" if root else ""
+    return f"these keys are those of {_name_packs([fit.pack for fit in found])}{less}{where}"
+
+
+def _name_packs(names: Sequence[str]) -> str:
+    return f"pack{'s' if len(names) > 1 else ''} {join_words(names)}"
+
+
+def hint_layout(problems: Sequence[Diagnostic], names: Iterable[str], rules: str) -> tuple[Diagnostic, ...]:
+    """Return problems of some rules with a checkpoint; the first of those in `HINTED` says whose layout it is."""
+    place = next((number for number, problem in enumerate(problems) if problem.code in HINTED), None)
+    hint = describe_layouts(names, rules) if place is not None else None
+    if place is None or hint is None:
+        return tuple(problems)
+    hinted = replace(problems[place], help=(hint, *problems[place].help))
+    return (*problems[:place], hinted, *problems[place + 1 :])
