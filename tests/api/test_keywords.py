@@ -21,7 +21,7 @@ ONLY_COMMANDS = {"help", "format", "all", "manifest"}
 
 def list_options() -> Iterator[tuple[str, str, bool]]:
     """Every option of every command: the command, the option's name, and whether it takes a value."""
-    parser = app._make_parser()
+    parser = app.make_parser()
     (commands,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
     for command, sub in commands.choices.items():
         for action in sub._actions:

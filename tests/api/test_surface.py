@@ -38,7 +38,7 @@ RENAMED = {
 
 def options_of(command: str) -> list[str]:
     """The names of a command's arguments, without dashes."""
-    parser = app._make_parser()
+    parser = app.make_parser()
     (commands,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
     return [
         max(action.option_strings, key=len).lstrip("-") if action.option_strings else action.dest

@@ -167,8 +167,8 @@ def serve() -> None:
     from remapkit.cli import app
 
     # Whatever is made once is made before the children are: the parser too, half the work of a small file.
-    parser = app._make_parser()
-    app._make_parser = lambda: parser
+    parser = app.make_parser()
+    app.make_parser = lambda: parser
     with contextlib.redirect_stdout(io.StringIO()):
         app.main(["lint", "wan22_pth"])
     for line in sys.stdin:

@@ -62,7 +62,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "text for programs",
-        "cli/app.py",
+        "cli/parser.py",
         'return next((each for each in written if each in ("json", "github")), None)',
         "return None",
         "wrong arguments are JSON under --format json",
