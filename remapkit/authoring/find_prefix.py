@@ -107,10 +107,10 @@ def _compare(one: Segments, other: Segments) -> set[Change]:
         common += 1
     removed, added = one[: len(one) - common], other[: len(other) - common]
     found = set()
-    if not any(segment.isdecimal() for segment in (*removed, *added)):
+    if not any(segment.isdecimal() or not segment for segment in (*removed, *added)):
         found.add(Change(removed, added))
     for segment in set(one) - set(other):
-        if not segment.isdecimal() and tuple(each for each in one if each != segment) == other:
+        if segment and not segment.isdecimal() and tuple(each for each in one if each != segment) == other:
             found.add(Change(without=segment))
     # A segment that is only in front is a prefix.
     return {change for change in found if change.without is None or one[0] != change.without or one.count(one[0]) > 1}

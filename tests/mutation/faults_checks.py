@@ -93,7 +93,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a layer is a prefix",
         "authoring/find_prefix.py",
-        "if not any(segment.isdecimal() for segment in (*removed, *added)):",
+        "if not any(segment.isdecimal() or not segment for segment in (*removed, *added)):",
         "if removed or added:",
         "a prefix has no number",
         PREFIXES,
