@@ -51,6 +51,7 @@ VALUES: Mapping[str, str] = {
             "config",
             "ckpt",
             "keys",
+            "metadata-from",
             "tolerance",
             "source",
             "source-config",
@@ -65,6 +66,8 @@ VALUES: Mapping[str, str] = {
         )
     },
     "from": "source",
+    "more-a": "a",
+    "more-b": "b",
     "to": "target",
     "model-arg": "model_args",
     "source-arg": "source_args",
