@@ -71,15 +71,15 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a root ends within a segment",
         "formats/renamed.py",
-        'prefix = f"{root}." if root else ""',
-        "prefix = root",
+        'below, new = _cut_root(names, f"{root}.")',
+        "below, new = _cut_root(names, root)",
         "a root is whole segments",
         ROOTS,
     ),
     Fault(
         "two keys become one in silence",
         "formats/renamed.py",
-        "if len(names) < len(below):",
+        "if len(found) < len(below):",
         "if False:",
         "keys that become one are an error",
         ROOTS,
