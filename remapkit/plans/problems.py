@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.source import Span
-from remapkit.diagnostics.wording import SHOWN, count_noun, join_words, list_names
+from remapkit.diagnostics.wording import SHOWN, count_noun, join_words, list_names, show_key
 from remapkit.plans.moves import Move, describe_sources
 from remapkit.plans.roots import advise_roots
 from remapkit.rules.model import AMBIGUITY_HELP, CompiledRules, Match
@@ -55,6 +55,11 @@ def report_unmatched_keys(
         none = f"none of {len(fqns)} keys is" if len(fqns) > 1 else "the only key is not"
         title = f"{none} matched by a rule of {rules.name}: is this another layout?"
         help = [f"these rules read keys like {key}" for key in list_example_keys(rules)[:1]] or help
+        if rules.file.source_files and not any(source.prefixes):
+            mounts = join_words([show_key(text.value) for text in rules.file.source_files])
+            help += [
+                f"the rule file reads the files of a folder as {mounts}: name the folder as the source, or a mount"
+            ]
     else:
         title = (
             f"{count_noun(len(fqns), 'key')} of {len(source)} {'is' if len(fqns) == 1 else 'are'} matched by no rule"

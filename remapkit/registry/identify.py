@@ -19,6 +19,7 @@ from remapkit.rulefile.read import examine
 from remapkit.sources.declared import read_declared_source
 from remapkit.tensors.families import mask_indices
 from remapkit.tensors.roots import list_roots
+from remapkit.tensors.spec import StateDictSpec
 
 MAX_NAMES = 200_000
 """Checkpoints with more tensors are not identified."""
@@ -122,6 +123,8 @@ def describe_layouts(names: Iterable[str], but: str = "") -> str | None:
     if not found:
         return None
     root, lacking = found[0].root, found[0].lacking
+    if root and isinstance(names, StateDictSpec) and any(names.prefixes):
+        return None  # a root is looked for in each file, before its keys get the prefix of a mount
     less = f", {count_noun(lacking, 'name')} of which {'is' if lacking == 1 else 'are'} not there" if lacking else ""
     where = f" under root {root!r}: --root {root}" if root else ""
     return f"these keys are those of {_name_packs([fit.pack for fit in found])}{less}{where}"

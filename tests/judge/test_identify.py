@@ -18,7 +18,7 @@ from remapkit.registry.identify import describe_layouts, hint_layout, identify_l
 from remapkit.registry.installed import packs
 from remapkit.sources.declared import read_declared_source
 from remapkit.tensors.families import mask_indices
-from remapkit.tensors.spec import TensorSpec
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 DATA: Mapping[str, list[str]] = json.loads(
     (Path(__file__).parents[1] / "data" / "checkpoint_keys.json").read_text(encoding="utf-8")
@@ -123,6 +123,24 @@ def test_a_wrong_pack_is_told_which_is_right(command: str, tmp_path: Path) -> No
             remapkit.diff(source, source, rules_a="wan22_pth")
         else:
             remapkit.load_into(torch.nn.Linear(1, 1), source, "wan22_pth")
+
+
+def test_no_root_is_named_that_is_the_prefix_of_a_mount() -> None:
+    layout = read_declared_source(remapkit.load("wan22_pth").file)
+    assert layout is not None
+    tensors = {f"{prefix}{fqn}": SPEC for prefix in ("tp0.", "tp1.") for fqn in layout}
+    assert "--root tp0" in str(describe_layouts(StateDictSpec(tensors)))
+    assert describe_layouts(StateDictSpec(tensors, prefixes=("tp0.", "tp1."))) is None
+
+
+def test_a_file_of_a_folder_that_rules_mount_is_told_how_to_read_the_folder() -> None:
+    rules = remapkit.load("llama3_ranks")
+    (problem,) = [each for each in rules.plan(StateDictSpec({"norm.weight": SPEC})).problems if each.code == "RK301"]
+    said = "the rule file reads the files of a folder as tp{t}.=consolidated.{t}.pth: name the folder as the source"
+    assert any(said in each for each in problem.help)
+    mounted = StateDictSpec({"tp0norm.weight": SPEC}, prefixes=("tp0",))
+    (problem,) = [each for each in rules.plan(mounted).problems if each.code == "RK301"]
+    assert not any(said in each for each in problem.help)
 
 
 # ------------------------------------------------------------------------------------ check --ckpt C --model M
