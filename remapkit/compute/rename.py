@@ -13,7 +13,6 @@ from remapkit.companions.names import can_have_companions
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import list_names
-from remapkit.files.errors import FileFault
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.rules.counted import count_params
@@ -42,13 +41,10 @@ def _join_nested(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the tensors of nested dicts under joined names, as a file with these dicts has them."""
     if "torch" not in sys.modules:
         return state_dict  # then there are no tensors
-    from remapkit.formats.nested_memory import join_state_dict
+    from remapkit.formats.nested_memory import join_nested
     from remapkit.tensors.from_torch import get_shape
 
-    try:
-        joined = join_state_dict(state_dict, get_shape)
-    except FileFault as fault:
-        raise FailedCheck(Diagnostic(fault.code, fault.title, help=fault.help, notes=fault.notes)) from None
+    joined = join_nested(state_dict, get_shape)
     return state_dict if joined is None else joined.tensors
 
 

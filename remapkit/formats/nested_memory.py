@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import FailedCheck
+from remapkit.files.errors import FileFault
 from remapkit.formats.pickle.values import Opaque, PickleContent, PickledDict, PickledStorage, PickledTensor
 from remapkit.formats.state_dict import choose_state_dict
 from remapkit.tensors.spec import get_leaf
@@ -45,6 +48,18 @@ def join_state_dict(
     chosen = choose_state_dict(PickleContent(value, 0, ()), root, False)
     tensors = {fqn: mirror.originals[id(stand_in)] for fqn, stand_in in chosen.tensors.items()}
     return JoinedState(tensors, chosen.root, chosen.ignored)
+
+
+def join_nested(
+    state: Mapping[Any, Any], shape_of: Callable[[Any], Shape | None], root: str | None = None
+) -> JoinedState | None:
+    """Return `join_state_dict` of a caller's state dict; None if no value is a mapping. Raises `FailedCheck`."""
+    if not any(isinstance(value, Mapping) for value in state.values()):
+        return None
+    try:
+        return join_state_dict(state, shape_of, root)
+    except FileFault as fault:
+        raise FailedCheck(Diagnostic(fault.code, fault.title, help=fault.help, notes=fault.notes)) from None
 
 
 class _Mirror:

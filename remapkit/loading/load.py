@@ -19,7 +19,7 @@ from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import count_noun, format_bytes, list_names, show_key
 from remapkit.files.errors import FileFault, make_unreadable
-from remapkit.formats.nested_memory import JoinedState, join_state_dict
+from remapkit.formats.nested_memory import JoinedState, join_nested
 from remapkit.formats.options import ReadOptions, clean_root
 from remapkit.formats.reader import Reader
 from remapkit.formats.renamed import rename_keys
@@ -288,7 +288,7 @@ def _open_values(
 ) -> tuple[StateDictSpec, TensorValues, tuple[Diagnostic, ...]]:
     """Return the checkpoint's header and values; torch's private names stay where `known` names have them."""
     if isinstance(ckpt, Mapping) and not is_path_mapping(ckpt):
-        joined = _join_nested(ckpt, options.root)
+        joined = join_nested(ckpt, get_shape, options.root)
         if joined is not None:
             options, ckpt = replace(options, root=""), joined.tensors
         tensors = {fqn: value for fqn, value in ckpt.items() if isinstance(value, torch.Tensor)}
@@ -306,16 +306,6 @@ def _open_values(
         title = "a manifest has no data to load, only names, dtypes and shapes"
         raise make_unreadable("RK408", title, reader.path)
     return reader.header(), FileValues(reader, run), reader.notes
-
-
-def _join_nested(state: Mapping[str, Any], root: str | None) -> JoinedState | None:
-    """Return the tensors of nested dicts as a file with these dicts has them; None if there are none."""
-    if not any(isinstance(value, Mapping) for value in state.values()):
-        return None
-    try:
-        return join_state_dict(state, get_shape, root)
-    except FileFault as fault:
-        raise UsageError(Diagnostic(fault.code, fault.title, help=fault.help, notes=fault.notes)) from None
 
 
 def _note_joined(joined: JoinedState | None) -> Iterator[Diagnostic]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from remapkit.diagnostics.arguments import describe_value
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import FailedCheck, UsageError
+from remapkit.formats.nested_memory import join_nested
 from remapkit.models.reference import resolve_reference
 from remapkit.registry.installed import packs
 from remapkit.registry.load import read_config
@@ -152,7 +153,8 @@ def header(thing: object) -> StateDictSpec:
     """Return the header of any source that the library accepts.
 
     A path (checkpoint or manifest), several files (see `open_checkpoint`), an open `Reader`, a `StateDictSpec`, a
-    mapping of `TensorSpec`s, a state dict of tensors, or a `torch.nn.Module`, on the meta device or not.
+    mapping of `TensorSpec`s, a state dict of tensors (nested dicts are joined with dots, as in files), or a
+    `torch.nn.Module`, on the meta device or not.
 
     Raises `UnreadableCheckpoint` for a file that cannot be read, `FailedCheck` for a mapping without tensors, and
     `TypeError` for anything else.
@@ -172,10 +174,11 @@ def header(thing: object) -> StateDictSpec:
         return StateDictSpec(dict(thing))
     from torch import nn
 
-    from remapkit.tensors.from_torch import explain_no_tensors, header_of
+    from remapkit.tensors.from_torch import explain_no_tensors, get_shape, header_of
 
     if isinstance(thing, nn.Module | Mapping):
-        spec = header_of(thing)
+        joined = join_nested(thing, get_shape) if isinstance(thing, Mapping) else None
+        spec = header_of(thing if joined is None else joined.tensors)
         if isinstance(thing, Mapping) and not spec:
             raise FailedCheck(explain_no_tensors(thing))
         return spec

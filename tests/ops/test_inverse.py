@@ -33,11 +33,12 @@ def test_the_inverse_of_a_pack_gives_the_same_header_back(name: str) -> None:
     source = remapkit.header(RULES / rules.file.source_keys.value)
     there = rules.plan(source)
     assert there.ok, there.problems
-    inverse = rules.inverse()
+    kept = {fqn: spec for fqn, spec in source.items() if fqn not in {each.fqn for each in there.dropped}}
+    inverse = rules.inverse(partial=len(kept) < len(source))
     back = inverse.plan(there.target)
     assert back.ok, back.problems
-    assert dict(back.target) == dict(source)
-    again = inverse.inverse().plan(source)
+    assert dict(back.target) == kept
+    again = inverse.inverse().plan(kept)
     moves = lambda plan: {move.target: (move.sources, move.ops, move.spec) for move in plan.moves}  # noqa: E731
     assert moves(again) == moves(there)
 

@@ -204,7 +204,8 @@ def test_a_rank_that_is_missing_or_disagrees_leaves_nothing(
     torch.save({**norm, "norm.weight": norm["norm.weight"] + 1}, folder / "consolidated.03.pth")
     assert main(words) == 1 and not out.exists()
     said = capsys.readouterr().err
-    assert "RK347" in said and "tp3.norm.weight differs from tp0.norm.weight in 32 of 32 elements" in said
+    three, first = "tp3.norm.weight (consolidated.03.pth)", "tp0.norm.weight (consolidated.00.pth)"
+    assert "RK347" in said and f"{three} differs from {first} in 32 of 32 elements" in said
     # A gap shows in the names of the files; nothing but the heads shows that the last one is missing.
     for rank, code, what in ((1, 2, "t = 1 is missing"), (3, 1, "4 heads of 8 make 32, but there are 24 rows")):
         there = folder / f"consolidated.{rank:02d}.pth"
