@@ -14,9 +14,27 @@ TARGETS = ("tests/core/test_plan_targets.py", "tests/judge/test_declared_target.
 CONFIGS = ("tests/judge/test_declared_config.py",)
 HINTS = ("tests/judge/test_identify.py",)
 PREFIXES = ("tests/learn/test_new_prefix.py",)
+LAYERS = ("tests/core/test_known_layers.py",)
 KEYWORDS = ("tests/api/test_keywords.py",)
 
 FAULTS: tuple[Fault, ...] = (
+    # ----------------------------------------------------------------------------------------------- layers
+    Fault(
+        "a hole among the layers is no hole",
+        "plans/layers.py",
+        "sorted(found | set(range(min(max(found) + 1, len(found) + 1))))",
+        "sorted(found)",
+        "every layer up to the last must be there",
+        LAYERS,
+    ),
+    Fault(
+        "blocks that differ are layers",
+        "plans/layers.py",
+        "equal = len(found) > 1 and all(each == found.get(0) for each in found.values())",
+        "equal = len(found) > 1",
+        "only equal layers may be missing",
+        LAYERS,
+    ),
     # ------------------------------------------------------------------------------------------------ hints
     Fault(
         "numbers tell layouts apart",
