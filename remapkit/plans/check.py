@@ -20,6 +20,7 @@ from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.plans.recorded import add_recorded_moves
 from remapkit.plans.roots import find_target_prefix, list_required
+from remapkit.plans.shape_advice import advise_shapes
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, get_leaf
 
@@ -298,13 +299,16 @@ def _report_unexpected_keys(check: Check) -> list[Diagnostic]:
 
 
 def _report_shape_mismatches(check: Check) -> list[Diagnostic]:
+    rows = ((each.target, each.brought.shape, each.wanted.shape) for each in check.shape_mismatches)
+    advice, explained = advise_shapes(rows)
     return _report_mismatches(
         "RK312",
         "shape",
         [(each, str(list(each.brought.shape)), str(list(each.wanted.shape))) for each in check.shape_mismatches],
         check,
         Severity.ERROR,
-        "the model is configured differently, or two tensors are swapped",
+        *advice,
+        *(() if explained else ("the model is configured differently, or two tensors are swapped",)),
     )
 
 
@@ -325,7 +329,7 @@ def _report_mismatches(
     rows: Sequence[tuple[Mismatch, str, str]],
     check: Check,
     severity: Severity,
-    help: str,
+    *help: str,
 ) -> list[Diagnostic]:
     if not rows:
         return []
@@ -340,7 +344,7 @@ def _report_mismatches(
             code,
             count_noun(len(rows), f"{what} mismatch", f"{what} mismatches"),
             notes=(list_names(lines),),
-            help=(help,),
+            help=help,
             severity=severity,
             place=check.plan.source.name,
             values={what: values},

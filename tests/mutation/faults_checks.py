@@ -19,6 +19,14 @@ KEYWORDS = ("tests/api/test_keywords.py",)
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
+        "a slice is proposed for the larger size",
+        "plans/shape_advice.py",
+        "start: 0, stop: {new}",
+        "start: 0, stop: {old}",
+        "what a message proposes works",
+        ("tests/core/test_shape_advice.py",),
+    ),
+    Fault(
         "a lost prefix may give a key that is there",
         "plans/roots.py",
         'f"{prefix}{fqn}" not in fqns and any(',
