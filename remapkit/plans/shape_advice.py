@@ -49,7 +49,8 @@ def advise_shapes(pairs: Iterable[tuple[str, Shape, Shape]]) -> tuple[list[str],
     >>> advise_shapes([("embed.w", (34, 8), (32, 8))])[0][0]
     'if the last 2 of dimension 0 are padding, remove them in the rule: ops: [{slice: {dim: 0, start: 0, stop: 32}}]'
     """
-    advice, others = [], []
+    advice: list[str] = []
+    others: list[tuple[int | None, Shape, Shape]] = []
     for target, brought, wanted in pairs:
         grids = find_grids(brought, wanted) if "pos" in target.lower() else None
         if grids is None:
