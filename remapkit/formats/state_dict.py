@@ -327,13 +327,13 @@ def _collect_tensors(chosen: _Chosen) -> dict[str, PickledTensor]:
 def _refuse_partitioned(walk: Walk, chosen: _Chosen, tensors: dict[str, PickledTensor]) -> None:
     """Raise if the parameters are elsewhere: ZeRO stage 3 leaves a tensor of shape [0] in place of each.
 
-    DeepSpeed's own files name themselves by their top level; buffers are whole in them. A state dict that was saved
-    alone is one if all of its tensors, two or more, are empty.
+    DeepSpeed's own files name themselves by their top level; buffers are whole in them. Without these names, a
+    `module` is one if all of its tensors, two or more, are empty. Empty tensors elsewhere are tensors.
     """
     empty = [fqn for fqn, tensor in tensors.items() if tensor.shape == (0,)]
     top = walk.top.items if isinstance(walk.top, PickledDict) else []
     of_deepspeed = any(key in ("ds_version", "param_shapes") for key, _ in top if isinstance(key, str))
-    if not empty or not (of_deepspeed or 1 < len(empty) == len(tensors)):
+    if not empty or not (of_deepspeed or (chosen.path == "module" and 1 < len(empty) == len(tensors))):
         return
     where = f" under {show_key(chosen.path)!r}" if chosen.path else ""
     number = f"{len(empty)} of {count_noun(len(tensors), 'tensor')}{where} {'is' if len(empty) == 1 else 'are'} empty"

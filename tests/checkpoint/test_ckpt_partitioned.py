@@ -39,15 +39,20 @@ def test_partitioned_parameters_are_refused(buffers: bool, root: str | None, tmp
     assert "zero_to_fp32.py" in problem.help[0] and "0.weight" in problem.notes[0]
 
 
-def test_a_state_dict_that_was_saved_alone_is_refused_if_all_is_empty(tmp_path: Path) -> None:
-    torch.save(make_partitioned(False, False)["module"], tmp_path / "a.pth")
+def test_a_module_without_deepspeeds_own_entries_is_refused_if_all_is_empty(tmp_path: Path) -> None:
+    torch.save(make_partitioned(False, False), tmp_path / "a.pth")
     with pytest.raises(remapkit.UnreadableCheckpoint, match="ZeRO stage 3"):
         remapkit.header(tmp_path / "a.pth")
 
 
 def test_an_empty_tensor_among_others_is_a_tensor(tmp_path: Path) -> None:
     for number, state in enumerate(
-        ({"a": EMPTY}, {"a": EMPTY, "b": EMPTY, "c": torch.ones(1)}, {"a": EMPTY.view(0, 4)})
+        (
+            {"a": EMPTY},
+            {"a": EMPTY, "b": EMPTY},
+            {"a": EMPTY, "b": EMPTY, "c": torch.ones(1)},
+            {"a": EMPTY.view(0, 4)},
+        )
     ):
         torch.save(state, tmp_path / f"{number}.pth")
         assert list(remapkit.header(tmp_path / f"{number}.pth")) == list(state)
