@@ -95,8 +95,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "what would be dropped must be there",
         "plans/check.py",
-        "lacking = [fqn for fqn in list_required(known, rules) if fqn not in plan.source]",
-        "lacking = [fqn for fqn in known if fqn not in plan.source]",
+        "required = list_required(known, rules)\n",
+        "required = tuple(known)\n",
         "a key that would be dropped may be missing",
         CHECK,
     ),
